@@ -8,8 +8,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from kdpl.benchmark.archive import SUFFIX, unpack
-from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
-from kdpl.data.storage import stays_inside
+from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet, stays_inside
 from kdpl.errors import ConfigError, DataError, reason
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.network import require_hub

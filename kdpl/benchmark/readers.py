@@ -11,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, ValidationError
 
 from kdpl.data.decoding import PUBLISHED, open_image
 from kdpl.data.splits import Reader, Record, Splits
-from kdpl.data.storage import find_images, stays_inside
+from kdpl.data.storage import find_images
 from kdpl.errors import DataError
 
 Layout = Literal["split_file", "aircraft", "imagenet", "class_folders", "numbered_folders"]
@@ -146,6 +146,13 @@ class BenchmarkSet(Reader):
     def _remedy(self) -> str:
         command = f"python -m kdpl data download {self.benchmark.name} --root {self.root}"
         return f"{command} tells how" if self.benchmark.layout == "imagenet" else command
+
+
+def stays_inside(path: str) -> bool:
+    """Return whether a relative path names something below a folder, on any system."""
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    drive = PureWindowsPath(path).drive
+    return bool(parts) and parts[0] != "/" and ".." not in parts and not drive
 
 
 def _inside(path: str) -> str:

@@ -18,9 +18,8 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, Precision
 from kdpl.classifier.sources import Item, printable, read_items
 from kdpl.classifier.tables import Journal, Row, encode_embedding, write_csv, write_embeddings
-from kdpl.data.archives import kind_of
+from kdpl.data.archives import is_archive, require_archives
 from kdpl.data.parallel import cores, progress_bar
-from kdpl.data.storage import stamp
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path
 from kdpl.tasks import DecisionRule, Predicted, Task
@@ -131,7 +130,10 @@ class BulkPrediction:
             with path.open("rb") as content:
                 digest.update(hashlib.file_digest(content, "blake2b").digest())
         # a shard that was written again may have other images at other positions
-        names = [f"{printable(s)} {stamp(s)}" if kind_of(s) else printable(s) for s in self.sources]
+        names = []
+        for source in self.sources:
+            stamp = f" {require_archives(source).stamp(source)}" if is_archive(source) else ""
+            names.append(printable(source) + stamp)
         images = hashlib.blake2b("\0".join(names).encode(), digest_size=16)
         return {
             "classifier": digest.hexdigest(),
@@ -151,7 +153,7 @@ class BulkPrediction:
         settings = (self.top_k, self.batch_size, self.workers, self.precision, self.rule)
         predictions = self.classifier.predictions(items, opened, *settings)
         # the number of images in a shard is known only after reading it
-        total = None if any(map(kind_of, self.sources)) else len(self.sources) - skip
+        total = None if any(map(is_archive, self.sources)) else len(self.sources) - skip
         start = time.perf_counter()
         count = unreadable = 0
         with progress_bar(show_bar) as bar:

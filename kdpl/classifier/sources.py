@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from kdpl.data.archives import kind_of
+from kdpl.data.archives import is_archive, require_archives
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.sources import find_files, open_source
 from kdpl.data.storage import read_list
@@ -72,8 +72,10 @@ def part_of(sources: Sequence[str], part: str | None) -> list[str]:
 def read_items(sources: Sequence[str]) -> Iterator[Item]:
     """Yield all images, those in shards in the order of the shard."""
     for source in sources:
-        kind = kind_of(source)
-        yield from (Item(*each) for each in kind.read(source)) if kind else [Item(source)]
+        if is_archive(source):
+            yield from (Item(*each) for each in require_archives(source).read(source))
+        else:
+            yield Item(source)
 
 
 def printable(name: str) -> str:

@@ -2,14 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
-from typing import Any, overload
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Self, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from kdpl.data.shard_image import ShardImage
 from kdpl.data.storage import is_url
 
 ROW = np.dtype(
@@ -20,7 +19,24 @@ ROW = np.dtype(
 Indices = npt.NDArray[np.int64]
 
 _CHUNK = 2**14
-_FEW = 8  # files of a folder that are asked for one by one whether they are links
+
+
+class ShardImage(str):
+    """An image in a ``shard``, as ``SHARD/member``: ``size`` bytes from ``offset`` on."""
+
+    __slots__ = ("offset", "shard", "size")
+    shard: str
+    offset: int
+    size: int
+
+    def __new__(cls, shard: str, name: str, offset: int, size: int) -> Self:
+        """Create the name and attach the position."""
+        image = super().__new__(cls, f"{shard}/{name}")
+        image.shard, image.offset, image.size = shard, offset, size
+        return image
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardImage, (self.shard, self[len(self.shard) + 1 :], self.offset, self.size)
 
 
 class Names(Sequence[str]):
@@ -50,42 +66,35 @@ class Names(Sequence[str]):
         while some := list(islice(names, _CHUNK)):
             numbers = []
             for name in some:
-                offset = size = 0
                 if isinstance(name, ShardImage):
-                    folder, file, offset, size = (
-                        f"{name.shard}/",
-                        name[len(name.shard) + 1 :],
-                        name.offset,
-                        name.size,
-                    )
+                    folder, place = f"{name.shard}/", (name.offset, name.size)
                 else:
-                    folder = folder_of(name)
-                    file = name[len(folder) :]
-                start = len(text)
-                text += file.encode("utf-8", "surrogatepass")
+                    folder, place = folder_of(name), (0, 0)
+                file = name[len(folder) :].encode("utf-8", "surrogatepass")
                 number = folders.setdefault(folder, len(folders))
-                numbers.append((start, len(text) - start, number, offset, size))
+                numbers.append((len(text), len(file), number, *place))
+                text += file
             rows.append(np.array(numbers, ROW))
         return cls(np.frombuffer(text, np.uint8), np.concatenate(rows), tuple(folders))
 
     @classmethod
     def joined(cls, parts: Iterable["Names"]) -> "Names":
         """Concatenate several; the folders used come part by part, in the order within each."""
-        parts = [part for part in parts if len(part)]
-        # in place from here on, for the sake of memory
-        rows = np.concatenate([np.empty(0, ROW), *(part.rows for part in parts)])
-        texts, folders, end, row = [np.empty(0, np.uint8)], dict[str, int](), 0, 0
-        for part in parts:
-            moved, numbers = rows[row : row + len(part)], np.zeros(len(part.folders), np.int32)
-            for number in np.unique(moved["folder"]).tolist():
-                numbers[number] = folders.setdefault(part.folders[number], len(folders))
-            moved["folder"] = numbers[moved["folder"]]
-            # of the text only what these use, which may be some of many
-            first, last = int(moved["start"].min()), int((moved["start"] + moved["length"]).max())
+        texts, rows = [np.empty(0, np.uint8)], [np.empty(0, ROW)]
+        folders, end = dict[str, int](), 0
+        for part in filter(len, parts):
+            # of text and folders only what these use, which may be some of many
+            first = int(part.rows["start"].min())
+            last = int((part.rows["start"] + part.rows["length"]).max())
+            used, folder = np.unique(part.rows["folder"], return_inverse=True)
+            numbers = [folders.setdefault(part.folders[each], len(folders)) for each in used]
+            moved = part.rows.copy()
+            moved["folder"] = np.array(numbers)[folder]
             moved["start"] += end - first
             texts.append(part.text[first:last])
-            end, row = end + last - first, row + len(part)
-        return cls(np.concatenate(texts), rows, tuple(folders))
+            rows.append(moved)
+            end += last - first
+        return cls(np.concatenate(texts), np.concatenate(rows), tuple(folders))
 
     def take(self, indices: npt.NDArray[Any] | slice) -> "Names":
         """Return some, by their indices or by a bool for each."""
@@ -96,11 +105,9 @@ class Names(Sequence[str]):
     @overload
     def __getitem__(self, index: slice) -> "Names": ...
     def __getitem__(self, index: int | slice) -> "str | Names":
-        return (
-            self.take(index)
-            if isinstance(index, slice)
-            else next(self._read(self.rows[index, None]))
-        )
+        if isinstance(index, slice):
+            return self.take(index)
+        return next(self._read(self.rows[index, None]))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -117,10 +124,8 @@ class Names(Sequence[str]):
     def _read(self, rows: npt.NDArray[Any]) -> Iterator[str]:
         text = self.text.data
         for start, length, folder, offset, size in rows.tolist():
-            name, at = (
-                str(text[start : start + length], "utf-8", "surrogatepass"),
-                self.folders[folder],
-            )
+            name = str(text[start : start + length], "utf-8", "surrogatepass")
+            at = self.folders[folder]
             yield ShardImage(at[:-1], name, offset, size) if offset else at + name
 
 
@@ -129,35 +134,54 @@ def folder_of(path: str) -> str:
     return path[: path.rfind("/") + 1]
 
 
-def places(names: Names) -> Iterator[str]:
+def places(names: Iterable[str]) -> Iterator[str]:
     """Yield each file's canonical path, the same for all its names; URLs stay as they are.
 
     The names may be absolute, relative, or through a link.
     """
-    within, links = _resolved(names)
-    return (os.path.realpath(place) if place in links else place for place in within)
+    folders: dict[str, tuple[str, frozenset[str]]] = {}
+    for name in names:
+        folder = folder_of(name)
+        if folder not in folders:
+            folders[folder] = _resolved(folder)
+        real, links = folders[folder]
+        file = name[len(folder) :]
+        yield os.path.realpath(real + file) if file in links else real + file
 
 
-def distinct(names: Names, key: Callable[[Names], Iterable[str]] = places) -> Names:
-    """Keep the first of those names that have the same key."""
-    hashes = np.fromiter(map(hash, key(names)), np.int64, len(names))
+def _resolved(folder: str) -> tuple[str, frozenset[str]]:
+    """The canonical path of a folder, with the slash behind it, and the links in it."""
+    if is_url(folder):
+        return folder, frozenset()
+    real = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
+    try:
+        # unlike a question for each file, a listing of the folder is a few system calls
+        with os.scandir(real) as entries:
+            return real, frozenset(entry.name for entry in entries if entry.is_symlink())
+    except OSError:
+        return real, frozenset()
+
+
+def distinct(names: Names) -> Names:
+    """Keep the first name of each file."""
+    hashes = np.fromiter(map(hash, places(names)), np.int64, len(names))
     _, which, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     again = np.flatnonzero(counts[which] > 1)
     seen, keep = set[str](), np.ones(len(names), bool)
-    for index, each in zip(again.tolist(), key(names.take(again)), strict=True):
-        keep[index] = each not in seen
-        seen.add(each)
+    for index, place in zip(again.tolist(), places(names.take(again)), strict=True):
+        keep[index] = place not in seen
+        seen.add(place)
     return select(names, keep)
 
 
 def unlisted(names: Names, known: Iterable[str]) -> Names:
     """Keep those names that are not among the known ones, under any name."""
-    (folders, _), (within, links) = _resolved(listed := Names.of(known)), _resolved(names)
-    there = frozenset(places(listed))
-    # of millions of names only those in the same folders can be among them
-    near = {*folders.folders, *map(folder_of, chain(there, links))}
-    asked = np.array([folder in near for folder in within.folders], bool)[names.rows["folder"]]
-    keep = np.ones(len(names), bool)
+    there = frozenset(places(known))
+    # of millions of names only those in the same folders, or behind links, can be among them
+    near = frozenset(map(folder_of, there))
+    asked_folders = [real in near or bool(links) for real, links in map(_resolved, names.folders)]
+    asked = np.array(asked_folders, bool)[names.rows["folder"]]
+    keep = ~asked
     keep[asked] = [place not in there for place in places(names.take(asked))]
     return select(names, keep)
 
@@ -179,31 +203,3 @@ def digest_of(sources: Sequence[str]) -> str:
         name = source[len(base) :].replace(os.sep, "/").lstrip("/")
         digest.update(name.encode(errors="surrogateescape") + b"\0")  # a path need not be UTF-8
     return digest.hexdigest()
-
-
-def _resolved(names: Names) -> tuple[Names, set[str]]:
-    """The names below canonical folders, and those of them that are links."""
-    folder, single = names.rows["folder"], names.rows["offset"] == 0
-    used = np.bincount(folder, minlength=len(names.folders)).tolist()
-    files = np.bincount(folder[single], minlength=len(names.folders))
-    real = [
-        os.path.join(os.path.realpath(each), "") if count and not is_url(each) else each  # noqa: PTH118
-        for each, count in zip(names.folders, used, strict=True)
-    ]
-    within = Names(names.text, names.rows, real)
-    links = {
-        link
-        for number in np.flatnonzero(files >= _FEW).tolist()
-        for link in _links_in(real[number])
-    }
-    links.update(filter(os.path.islink, within.take((files < _FEW)[folder] & single)))
-    return within, links
-
-
-def _links_in(folder: str) -> Iterator[str]:
-    try:
-        # unlike a question for each file, a listing of the folder is a few system calls
-        with os.scandir(folder) as entries:
-            yield from (folder + entry.name for entry in entries if entry.is_symlink())
-    except OSError:
-        return

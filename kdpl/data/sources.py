@@ -9,12 +9,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from kdpl.data.archives import unfold
+from kdpl.data.archives import require_archives, unfold
 from kdpl.data.decoding import Decoding, open_image
-from kdpl.data.names import Names, distinct
-from kdpl.data.shard_image import ShardImage
+from kdpl.data.names import Names, ShardImage, distinct
 from kdpl.data.splits import Reader
-from kdpl.data.storage import is_url, read, read_list, resolve
+from kdpl.data.storage import expand_braces, is_url, read_list, resolve
 from kdpl.errors import DataError
 
 
@@ -60,9 +59,13 @@ def find_unlabeled(where: str | Sequence[str]) -> Names:
 
 def find_files(where: Sequence[str]) -> Iterator[str]:
     """Find image files and shards of several places, in order; see ``find_unlabeled``."""
-    for place in where:
+    for place in (each.removeprefix("file://") for each in where):
+        if is_url(place):
+            for url in expand_braces(place):
+                yield from require_archives(url).find(url)
+            continue
         for file in resolve(place):
-            if file.lower().endswith(".txt") and not is_url(file):
+            if file.lower().endswith(".txt"):
                 yield from _listed(Path(file))
             else:
                 yield file
@@ -73,19 +76,25 @@ def open_source(source: str, decoding: Decoding = Decoding()) -> Image.Image:
 
     DataError if it is missing or unreadable.
     """
-    content = content_of(source) if isinstance(source, ShardImage) or is_url(source) else None
+    content = content_of(source) if _is_elsewhere(source) else None
     return open_image(source, content, decoding)
 
 
 def content_of(source: str) -> bytes:
     """Read the bytes of an image file; DataError if it is missing or unreadable."""
+    if _is_elsewhere(source):
+        return require_archives(source).content(source)
     try:
-        return source.read() if isinstance(source, ShardImage) else read(source)
+        return Path(source).read_bytes()
     except OSError as error:
         problem = f"image {source} cannot be read ({error.strerror or error})"
         raise DataError(
             f"{problem}: restore the file, or read the dataset again without it"
         ) from error
+
+
+def _is_elsewhere(source: str) -> bool:
+    return isinstance(source, ShardImage) or is_url(source)
 
 
 def digest_of_content(content: bytes) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from PIL.Image import Image
 
 from kdpl.data.decoding import Decoding
-from kdpl.data.names import Names, distinct
+from kdpl.data.names import Names, select
 from kdpl.errors import DataError
 from kdpl.runtime.class_names import ClassText, composed, fault_of_name
 
@@ -63,8 +63,10 @@ class Splits:
     @property
     def sources(self) -> Names:
         """All images, each once: test, validation, training, unlabelled."""
-        labeled = (record.source for record in chain(self.test, self.val, self.train))
-        return distinct(Names.joined([Names.of(labeled), Names.of(self.unlabeled or ())]), key=iter)
+        labeled = dict.fromkeys(record.source for record in chain(self.test, self.val, self.train))
+        others = Names.of(self.unlabeled or ())
+        others = select(others, (source not in labeled for source in others))
+        return Names.joined([Names.of(labeled), others])
 
     @property
     def pool(self) -> Names:

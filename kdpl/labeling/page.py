@@ -18,10 +18,9 @@ from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import EvaluationImages
 from kdpl.data.inference import infer
 from kdpl.data.loader import LazyLoader
-from kdpl.data.names import unlisted
+from kdpl.data.names import ShardImage, unlisted
 from kdpl.data.parallel import progress_bar
 from kdpl.data.sampling import share_of
-from kdpl.data.shard_image import ShardImage
 from kdpl.data.sources import content_of
 from kdpl.data.splits import Record
 from kdpl.errors import ArtifactError, ConfigError, DataError

@@ -1,24 +1,74 @@
-"""The core's interface to archives, for tar shards.
+"""The core's interface to archives and URLs, for tar shards.
 
 Training shuffles images and resumes in the middle of an epoch, so shards are not streamed: they are
 indexed once, and a view is one read of an image's own bytes, or of the piece of its shard that
 ``kdpl/shards/pieces.py`` gives it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from kdpl.data.archives import Archives
-from kdpl.data.names import Names
-from kdpl.data.storage import is_shard
-from kdpl.shards.pieces import arrange
-from kdpl.shards.reader import read_shard
-
-
-def _index(shards: Sequence[str]) -> Mapping[str, Names]:
-    # imports torch, which takes seconds
-    from kdpl.shards.index import index_shards
-
-    return index_shards(shards)
+from kdpl.data.archives import Archives, Pool
+from kdpl.data.names import Names, ShardImage
+from kdpl.errors import DataError, reason
+from kdpl.shards import remote
+from kdpl.shards.pieces import InPiece, arrange
+from kdpl.shards.reader import read_shard, require_size
+from kdpl.shards.spool import read_within
 
 
-SHARDS = Archives(is_shard, _index, read_shard, arrange)
+class Shards(Archives):
+    """Tar shards by path or URL, and images behind URLs."""
+
+    def is_one(self, path: str) -> bool:
+        """Return whether a path or URL is that of a shard, by its ending."""
+        return remote.is_shard(path)
+
+    def index(self, files: Sequence[str]) -> Mapping[str, Names]:
+        """Find the images of each of several different shards, see ``index_shards``."""
+        # imports torch, which takes seconds
+        from kdpl.shards.index import index_shards
+
+        return index_shards(files)
+
+    def read(self, file: str) -> Iterator[tuple[str, bytes | None, str | None]]:
+        """Read a shard from beginning to end, see ``read_shard``."""
+        return read_shard(file)
+
+    def content(self, source: str) -> bytes:
+        """Read the bytes of an image in a shard, or of a file behind a URL.
+
+        DataError if it is too large, or the file is missing, unreachable or truncated.
+        """
+        if not isinstance(source, ShardImage):
+            return remote.read(source)
+        shard, offset, size = source.shard, source.offset, source.size
+        require_size(source, size)
+        try:
+            if isinstance(source, InPiece):
+                found = read_within(shard, offset, size, source.piece)
+            else:
+                found = remote.read(shard, offset, size)
+        except OSError as error:
+            raise DataError(
+                f"shard {shard} cannot be read ({reason(error)}): restore it"
+            ) from error
+        if len(found) < size:
+            raise DataError(
+                f"shard {shard} ends within {source}: restore the shard that the run began with"
+            )
+        return found
+
+    def stamp(self, file: str) -> str:
+        """Return text that changes when a shard does."""
+        return remote.stamp(file)
+
+    def pool(self, names: Names) -> Pool:
+        """Arrange images for training in pieces, see ``arrange``."""
+        return arrange(names)
+
+    def find(self, url: str) -> Iterator[str]:
+        """Find images and shards behind a URL, which may be a pattern."""
+        return remote.find(url)
+
+
+SHARDS = Shards()

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdpl.data.names import ROW, Names, folder_of
+from kdpl.data.names import ROW, Names, ShardImage, folder_of
 from kdpl.data.parallel import progress_bar
-from kdpl.data.shard_image import ShardImage
-from kdpl.data.storage import COMPRESSED_ENDINGS, is_url, open_file, stamp
+from kdpl.data.storage import is_url
 from kdpl.errors import ArtifactError, DataError
 from kdpl.runtime.artifacts import read_tensors, write_tensors
 from kdpl.shards.reader import UNREADABLE, fault_of, images_of, open_tar
+from kdpl.shards.remote import COMPRESSED_ENDINGS, open_file, stamp
 
 INDEX_FILE = ".kdpl-shards.safetensors"
 

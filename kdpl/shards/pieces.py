@@ -7,9 +7,8 @@ from functools import partial
 import numpy as np
 
 from kdpl.data.archives import Pool, Shuffle
-from kdpl.data.names import Indices, Names
-from kdpl.data.shard_image import ShardImage
-from kdpl.shards.spool import Piece, read_within
+from kdpl.data.names import Indices, Names, ShardImage
+from kdpl.shards.spool import Piece
 
 WINDOW = 64
 """Pieces whose images are mixed with each other."""
@@ -38,9 +37,6 @@ class InPiece(ShardImage):
 
     __slots__ = ("piece",)
     piece: Piece
-
-    def _content(self) -> bytes:
-        return read_within(self.shard, self.offset, self.size, self.piece)
 
 
 class InPieces(Sequence[str]):

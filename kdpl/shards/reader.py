@@ -5,12 +5,16 @@ import lzma
 import tarfile
 import zlib
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import IO, Literal
 
-from kdpl.data.shard_image import require_size
-from kdpl.data.storage import is_below, is_image, open_file
+from kdpl.data.storage import is_image
 from kdpl.errors import DataError, reason
 from kdpl.runtime.tar import Member
+from kdpl.shards.remote import open_file
+
+LARGEST_IMAGE = 2**29
+"""Most bytes of an image in a shard: half a gigabyte, more than Pillow accepts undecoded."""
 
 UNREADABLE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
 
@@ -42,7 +46,7 @@ def images_of(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             member.isreg()
             and not member.issparse()
             and is_image(member.name)
-            and is_below(member.name)
+            and _is_below(member.name)
         ):
             yield member
     # tarfile takes a header that is truncated or damaged for the end
@@ -72,3 +76,18 @@ def read_shard(path: str) -> Iterator[tuple[str, bytes | None, str | None]]:
         yield path, None, fault_of(path, error)
     except DataError as error:
         yield path, None, str(error)
+
+
+def require_size(name: str, size: int) -> None:
+    """Refuse to read more than an image has into memory, by a DataError."""
+    if size > LARGEST_IMAGE:
+        raise DataError(
+            f"image {name} has {size} bytes, expected at most {LARGEST_IMAGE}: leave it out"
+        )
+
+
+def _is_below(path: str) -> bool:
+    """Return whether a path is relative and leads to nothing above its start."""
+    path = path.replace("\\", "/")
+    parts = PurePosixPath(path).parts
+    return bool(parts) and not path.startswith("/") and ".." not in parts

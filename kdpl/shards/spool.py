@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
-from kdpl.data.storage import is_url, read
+from kdpl.data.storage import is_url
 from kdpl.errors import DataError, reason
+from kdpl.shards.remote import read
 
 MOST_PIECES = 256
 """Pieces behind URLs that are kept, and pieces that a process remembers to have fetched."""

@@ -1,10 +1,7 @@
 import pytest
 from runs import noise
-from world import refused
-from zoo import encoded
 
-from kdpl.data.sources import find_unlabeled, open_source
-from kdpl.errors import ConfigError, DataError
+from kdpl.data.sources import find_unlabeled
 
 
 @pytest.fixture
@@ -31,22 +28,3 @@ def test_places_of_every_kind_come_in_their_order_each_image_once(places, given,
     given = [each.format(places) for each in given]
     found = find_unlabeled(given if len(given) > 1 else given[0])
     assert [source.removeprefix(f"{places}/") for source in found] == expected
-
-
-def test_images_behind_urls_are_listed_and_opened():
-    import fsspec
-
-    files = fsspec.filesystem("memory")
-    files.pipe("/photos/x/1.png", encoded(7))
-    files.pipe("/photos/x/.hidden.png", b"")
-    try:
-        (found,) = find_unlabeled("memory://photos/x")
-        assert open_source(found).tobytes() == noise(9, 7, seed=7).tobytes()
-        (same,) = find_unlabeled("memory://photos/*/*.png")
-        assert same == found
-        with refused(DataError, r"memory://photos/gone has no images"):
-            find_unlabeled("memory://photos/gone")
-    finally:
-        files.rm("/photos", recursive=True)
-    with refused(ConfigError, "nonsense://x cannot be opened"):
-        find_unlabeled("nonsense://x")

@@ -13,7 +13,7 @@ from runs import fit_teacher, folder_fit, image_folder, noise, refused, rows_of
 from zoo import write_shard
 
 from kdpl.__main__ import main
-from kdpl.data.sources import find_unlabeled, open_source
+from kdpl.data.sources import content_of, find_unlabeled, open_source
 from kdpl.labeling import page as suggestions
 from kdpl.labeling.page import Suggestion, Suggestions
 from kdpl.report.run_folder import Run
@@ -273,7 +273,7 @@ def test_images_in_shards_are_copied_for_the_table_to_name(tmp_path):
         rows_of(tmp_path / "out/labels.csv"), [*members, members[0]], strict=True
     ):
         assert Path(row["image"]).parent == tmp_path / "out/images"
-        assert Path(row["image"]).read_bytes() == member.read()
+        assert Path(row["image"]).read_bytes() == content_of(member)
 
 
 def test_a_page_of_hostile_names_shows_them_and_is_whole(tmp_path):

@@ -9,7 +9,7 @@ from zoo import add, encoded, write_shard
 
 from kdpl.classifier.sources import read_items
 from kdpl.data.sources import find_unlabeled, open_source
-from kdpl.errors import DataError
+from kdpl.errors import ConfigError, DataError
 from kdpl.shards import index as shard_index
 from kdpl.shards.index import INDEX_FILE, index_shards
 
@@ -86,6 +86,25 @@ def test_what_lies_behind_a_url_is_listed_and_read_in_part(places, monkeypatch):
             find_unlabeled("memory://store/gone.tar")
     finally:
         files.rm("/store", recursive=True)
+
+
+def test_images_behind_urls_are_listed_and_opened():
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    files.pipe("/photos/x/1.png", encoded(7))
+    files.pipe("/photos/x/.hidden.png", b"")
+    try:
+        (found,) = find_unlabeled("memory://photos/x")
+        assert open_source(found).tobytes() == noise(9, 7, seed=7).tobytes()
+        (same,) = find_unlabeled("memory://photos/*/*.png")
+        assert same == found
+        with world.refused(DataError, r"memory://photos/gone has no images"):
+            find_unlabeled("memory://photos/gone")
+    finally:
+        files.rm("/photos", recursive=True)
+    with world.refused(ConfigError, "nonsense://x cannot be opened"):
+        find_unlabeled("nonsense://x")
 
 
 def test_members_that_leave_the_folder_or_are_not_files_are_ignored(tmp_path):

@@ -1,0 +1,96 @@
+"""Files behind URLs through fsspec, found by patterns and read whole or in part.
+
+Functions that take a URL raise a ConfigError if it is of a kind that cannot be opened, and a
+DataError if it does not exist or cannot be reached.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from kdpl.data.storage import is_image, is_url, plain, required
+from kdpl.errors import ConfigError, DataError, reason
+
+COMPRESSED_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+
+def is_shard(path: str) -> bool:
+    """Return whether a path is that of a tar archive, by its ending."""
+    return plain(path).endswith((".tar", *COMPRESSED_ENDINGS))
+
+
+def find(url: str) -> Iterator[str]:
+    """Find images and shards of a folder or pattern; the URL itself if it is one of these."""
+    is_pattern = "*" in url
+    if not is_pattern and (is_shard(url) or is_image(url) or plain(url).endswith(".txt")):
+        return iter([url])
+
+    with _store(url) as (files, name):
+        urls = [
+            files.unstrip_protocol(each)
+            for each in sorted(files.glob(name) if is_pattern else files.find(name))
+        ]
+    return required(
+        url, (each for each in urls if is_image(each) or (is_pattern and is_shard(each)))
+    )
+
+
+def open_file(path: str) -> IO[bytes]:
+    """Open a file by path or URL to read bytes from any position; OSError if that fails."""
+    if not is_url(path):
+        return Path(path).open("rb")
+    with _store(path) as (files, name):
+        file: IO[bytes] = files.open(name, "rb")
+    return file
+
+
+def read(path: str, start: int = 0, size: int | None = None) -> bytes:
+    """Read a file, or up to ``size`` bytes from ``start`` on; OSError as ``open_file``."""
+    if not is_url(path):
+        with Path(path).open("rb", buffering=0) as file:
+            file.seek(start)
+            return file.read(-1 if size is None else size)
+    end = None if size is None else start + size
+    with _store(path) as (files, name):
+        content: bytes = files.cat_file(name, start=start or None, end=end)
+    # a web server that ignores ranges sends the whole file
+    return content if size is None or len(content) <= size else content[start:end]
+
+
+def stamp(path: str) -> str:
+    """Return text that changes when a file does; empty if the file is missing.
+
+    The text has the size and time, or what the file's store provides instead.
+    """
+    try:
+        if not is_url(path):
+            status = Path(path).stat()
+            return f"{status.st_size} {status.st_mtime_ns}"
+        with _store(path) as (files, name):
+            info = files.info(name)
+    except (OSError, DataError):
+        return ""
+    keys = ("size", "ETag", "etag", "mtime", "LastModified", "created")
+    return " ".join(str(info[key]) for key in keys if info.get(key) is not None)
+
+
+@contextmanager
+def _store(url: str) -> Iterator[tuple[Any, str]]:
+    """Yield a URL's file system and its name in it; errors in the block become DataErrors."""
+    # takes a fifth of a second, which most commands have no use for
+    from fsspec.core import url_to_fs
+
+    try:
+        files, name = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"{url} cannot be opened ({reason(error)}): install what it needs, or give a path"
+        ) from error
+    try:
+        yield files, name
+    except FileNotFoundError as error:
+        raise DataError(f"{url} does not exist: check the address") from error
+    except Exception as error:  # each store raises its own
+        problem = f"{url} cannot be reached ({type(error).__name__}: {reason(error)})"
+        raise DataError(f"{problem}: check address, network and credentials") from error
