@@ -177,7 +177,8 @@ def test_a_finished_student_is_tested_with_further_class_vectors_of_its_teacher_
 def test_both_towers_are_compiled_if_asked_for(tmp_path, monkeypatch):
     widths = []
     monkeypatch.setattr(
-        "kdpl.clip.image.ClassTokenTower.compile_parts", lambda tower: widths.append(tower.width)
+        "kdpl.clip.class_token.ClassTokenTower.compile_parts",
+        lambda tower: widths.append(tower.width),
     )
     world.fit(new_student(tmp_path, compile=True), tmp_path, limit_train_batches=1)
     assert widths == [32, 48], "the student's and the teacher's"

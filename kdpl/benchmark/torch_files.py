@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from kdpl.clip.torch_files import is_torchscript
 from kdpl.errors import ArtifactError, reason
 
 
@@ -38,10 +37,6 @@ def read_torch_file(path: Path) -> Any:
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist: check the path")
-    if is_torchscript(path):
-        raise ArtifactError(
-            f"{path} is a TorchScript archive, expected a checkpoint: give the authors' own file"
-        )
     try:
         names = get_unsafe_globals_in_checkpoint(str(path))
         with safe_globals(

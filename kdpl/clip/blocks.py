@@ -1,4 +1,4 @@
-"""Vision transformers unlike CLIP's: timm's, EVA's, and open_clip's with another pooling."""
+"""Vision transformers of any kind, with prompts beside the tokens of their blocks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -7,17 +7,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from kdpl.clip.image import PromptableImageTower
+from kdpl.clip.image import ImageTower
+from kdpl.errors import ConfigError
 
 Enter = Callable[[int, Tensor], Tensor]
 
 
-class BlocksTower(PromptableImageTower):
-    """A vision transformer of any kind, whose module does everything but the prompts.
+class PromptableImageTower(ImageTower):
+    """A vision transformer, whose module does everything but the prompts.
 
-    The prompts enter right before the first block and leave after the last one, so that embedding,
-    pooling and head see the tokens of the image alone. Rotary position embeddings leave them as
-    they are.
+    Its blocks take tokens [B, L, W], beside which prompts can stand. The prompts enter right before
+    the first block and leave after the last one, so that embedding, pooling and head see the tokens
+    of the image alone. Rotary position embeddings leave them as they are.
     """
 
     @property
@@ -32,12 +33,6 @@ class BlocksTower(PromptableImageTower):
         trunk = getattr(self.visual, "trunk", None)
         return int(self.visual.transformer.width if trunk is None else trunk.embed_dim)
 
-    @property
-    def _before_patches(self) -> int:
-        """Number of class and register tokens, which come before those of the patches."""
-        trunk = getattr(self.visual, "trunk", None)
-        return 1 if trunk is None else int(trunk.num_prefix_tokens)
-
     def compile_parts(self) -> None:
         """Compile attention and MLP of each block in place, between which the prompts enter."""
         for block in self.blocks:
@@ -45,7 +40,11 @@ class BlocksTower(PromptableImageTower):
             block.mlp.compile()
 
     def with_prompts(self, images: Tensor, prompts: Tensor) -> Tensor:
-        """Encode images [B, 3, S, S] with prompts [J, n, W]."""
+        """Encode images [B, 3, S, S] with prompts [J, n, W] in the first J blocks: [B, embed_dim].
+
+        Layer 0's prompts are appended to the tokens of the image; at the next layers they are
+        replaced by that layer's.
+        """
         depth, length, _ = prompts.shape
 
         def enter(layer: int, x: Tensor) -> Tensor:
@@ -58,16 +57,32 @@ class BlocksTower(PromptableImageTower):
             return cast(Tensor, self(images))
 
     def patch_sums(self, images: Tensor, depth: int) -> Tensor:
-        """Sum the mean patch token over images [B, 3, S, S] at the first J layers: [J, W]."""
+        """Sum the mean patch token over images [B, 3, S, S] at each layer's prompts: [J, W].
+
+        The sums are taken where the prompts of each layer enter.
+        """
         sums: list[Tensor] = []
+        # class and register tokens come before those of the patches
+        trunk = getattr(self.visual, "trunk", None)
+        first = 1 if trunk is None else trunk.num_prefix_tokens
 
         def look(_: int, x: Tensor) -> Tensor:
-            sums.append(x[:, self._before_patches :].float().mean(dim=1).sum(dim=0))
+            sums.append(x[:, first:].float().mean(dim=1).sum(dim=0))
             return x
 
         with _watched(self.blocks[:depth], look, 0):
             self(images)
         return torch.stack(sums)
+
+
+def promptable(tower: ImageTower) -> PromptableImageTower:
+    """Narrow a tower to one that takes prompts; a ConfigError for a convolutional network."""
+    if not isinstance(tower, PromptableImageTower):
+        raise ConfigError(
+            f"an image tower of kind {type(tower.visual).__name__} has no tokens that prompts "
+            "could stand beside: set vision_prompts.depth to 0, or use a vision transformer"
+        )
+    return tower
 
 
 @contextmanager

@@ -11,9 +11,10 @@ import open_clip
 import timm
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
-from kdpl.clip.blocks import BlocksTower
+from kdpl.clip.blocks import PromptableImageTower
+from kdpl.clip.class_token import ClassTokenTower
 from kdpl.clip.identity import Preprocessing
-from kdpl.clip.image import ClassTokenTower, ImageTower
+from kdpl.clip.image import ImageTower
 from kdpl.clip.text import PromptableTextTower, TextTower
 from kdpl.clip.whole_text import WholeTextTower
 from kdpl.errors import WeightsError
@@ -53,7 +54,7 @@ def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) 
     if isinstance(trunk, timm.models.VisionTransformer | timm.models.Eva) or isinstance(
         visual, VisionTransformer
     ):
-        return BlocksTower(visual, preprocessing, config)
+        return PromptableImageTower(visual, preprocessing, config)
     # a convolutional network: encodes images, and has no tokens that prompts could stand beside
     return ImageTower(visual, preprocessing, config)
 

@@ -30,12 +30,13 @@ class ClipConfig:
             such as ``timm:mobilenetv4_conv_small``.
         pretrained: A pretrained tag (``openai``), a weights file (.safetensors, .pt, .pth, .bin),
             or ``random``; None for an address, and for timm's own weights.
-        quick_gelu: The activation that a weights file was trained with, needed where the file does
-            not say it: true for QuickGELU (OpenAI, MetaCLIP, DFN), false for GELU (LAION,
-            DataComp).
-        mean: Per-channel mean of the images in [0, 1] that a weights file was trained on. This and
-            the next two are needed where the model's pretrained weights differ in them and no
-            ``open_clip_config.json`` lies beside the file.
+        quick_gelu: The activation that the weights were trained with, needed with a weights file:
+            true for QuickGELU (OpenAI, MetaCLIP, DFN), false for GELU (LAION, DataComp). None: as
+            open_clip knows it.
+        mean: Per-channel mean of the images in [0, 1] that the weights were trained on. None for
+            this and the next two: as open_clip or the ``open_clip_config.json`` beside a weights
+            file says. They are needed with a file without it if the model's pretrained weights
+            differ in them.
         std: Their standard deviation.
         resize_mode: Their resizing, see ``Preprocessing``.
         image_size: Edge in pixels of the images that a network of timm is to take; None: as it was

@@ -7,7 +7,6 @@ open_clip's layout, or from the registry, which packages extend by the entry poi
 
 import difflib
 import hashlib
-import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,7 +23,7 @@ from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleToken
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 
-from kdpl.clip.address import FOLDER, Source, is_address, source_of
+from kdpl.clip.address import ADDRESSES, FOLDER, read_model_config
 from kdpl.clip.families import (
     DEFAULT_IMAGE_SIZE,
     ModelConfig,
@@ -37,23 +36,15 @@ from kdpl.clip.image import ImageTower
 from kdpl.clip.text import TextTower
 from kdpl.clip.timm_model import TIMM, TimmTower, build_network, load_network
 from kdpl.clip.tokens import Tokenizer
-from kdpl.clip.weights import StateDict, Weights, load_weights, read_weights, read_weights_of
+from kdpl.clip.weights import StateDict, Weights, load_weights, read_weights
 from kdpl.errors import ConfigError, WeightsError, reason
 from kdpl.runtime.network import hub_or_cache
-from kdpl.runtime.resizing import Interpolation
 
 # METHOD: PromptSRC's text regulariser averages over the first 60 of the 80 published templates
 PROMPTSRC_TEMPLATES: tuple[Callable[[str], str], ...] = tuple(OPENAI_IMAGENET_TEMPLATES[:60])
 
 # the smallest text tower that open_clip builds, where the image tower alone is wanted
 _NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
-_MODEL_OPTIONS = (
-    "embed_dim",
-    "quick_gelu",
-    "init_logit_scale",
-    "init_logit_bias",
-    "nonscalar_logit_scale",
-)
 
 
 @dataclass(frozen=True)
@@ -124,13 +115,14 @@ def load_clip(config: ClipConfig) -> Clip:
     Raises:
         WeightsError: Model, tokenizer or weights cannot be loaded, or do not fit each other.
     """
-    source = _source(config)
-    tokenize = _tokenizer(source)  # before anything large is built or fetched
-    hugging_face = source.config["text_cfg"].get("hf_model_name")
-    with _transformers(source, "text tower", hugging_face) if hugging_face else nullcontext():
-        model = _build(source.config)
-    image = _image_half(model, config, source, ("",))
-    tower = text_tower(source.name, model, tokenize.start)
+    model_config = _model_config(config)
+    text = model_config["text_cfg"]
+    tokenize = _tokenizer(config.model, text)  # before anything large is built or fetched
+    hugging_face = text.get("hf_model_name")
+    with _transformers(config.model, "text tower", hugging_face) if hugging_face else nullcontext():
+        model = _build(model_config)
+    image = _image_half(model, config, model_config, ("",))
+    tower = text_tower(config.model, model, tokenize.start)
     digest = fingerprint(tower.state_dict().items())
     return Clip(**vars(image), text_tower=tower, tokenize=tokenize, text_fingerprint=digest)
 
@@ -142,9 +134,9 @@ def load_image_clip(config: ClipConfig) -> ImageClip:
         digest = fingerprint(network.visual.state_dict().items())
         identity = ClipIdentity(config.model, config.pretrained or config.model, False, digest)
         return ImageClip(network, None, identity, network.preprocessing)
-    source = _source(config)
-    model = _build({**source.config, "text_cfg": _NO_TEXT})
-    return _image_half(model, config, source, ("visual.", "logit_scale"))
+    model_config = _model_config(config)
+    model = _build({**model_config, "text_cfg": _NO_TEXT})
+    return _image_half(model, config, model_config, ("visual.", "logit_scale"))
 
 
 def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
@@ -166,28 +158,25 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def _source(config: ClipConfig) -> Source:
+def _model_config(config: ClipConfig) -> ModelConfig:
+    """Find the model config of a CLIP, with the activation that its weights were trained with."""
     name = config.model
-    if config.image_size is not None and not name.startswith(TIMM):
+    if name.startswith(TIMM):
+        raise WeightsError(
+            f"{name} is no CLIP and cannot read class names: use it as a student, "
+            "and a CLIP as teacher"
+        )
+    if config.image_size is not None:
         raise ConfigError(
             f"{name} is a CLIP, which takes images of its own size: remove clip.image_size"
         )
     _load_registrations()
     if name in _REGISTRY:
-        source = Source(name, _REGISTRY[name][0])
-    elif name.startswith(TIMM):
-        raise WeightsError(
-            f"{name} is no CLIP and cannot read class names: use it as a student, "
-            "and a CLIP as teacher"
-        )
-    elif is_address(name):
-        source = source_of(name)
+        found = _REGISTRY[name][0]
+    elif name.startswith(ADDRESSES):
+        found = read_model_config(name)
     elif name in open_clip.list_models():
-        tag = open_clip.get_pretrained_cfg(name, config.pretrained or "")
-        # the activation that the weights were trained with, of which the model's name need not say
-        # anything
-        activation = {"quick_gelu": True} if tag.get("quick_gelu") else {}
-        source = Source(name, {**open_clip.get_model_config(name), **activation})
+        found = open_clip.get_model_config(name)
     else:
         known = [*_REGISTRY, *open_clip.list_models()]
         close = difflib.get_close_matches(name, known, n=3) or known[:3]
@@ -196,115 +185,93 @@ def _source(config: ClipConfig) -> Source:
             f"{', '.join(close)}, or the address of "
             f"one in open_clip's layout, hf-hub:OWNER/NAME or {FOLDER}PATH"
         )
-    require_image_tower(name, source.config)
-    return source
+    require_image_tower(name, found)
+    # the name of a model need not say with which activation its weights were trained
+    tag = open_clip.get_pretrained_cfg(name, config.pretrained or "")
+    trained = tag.get("quick_gelu") or None if config.quick_gelu is None else config.quick_gelu
+    return found if trained is None else {**found, "quick_gelu": trained}
 
 
-def _tokenizer(source: Source) -> Tokenizer:
-    text = source.config["text_cfg"]
-    name, options = text.get("hf_tokenizer_name"), dict(text.get("tokenizer_kwargs") or {})
+def _tokenizer(model: str, text: Mapping[str, Any]) -> Tokenizer:
+    """Make the tokenizer that the text part of a model config describes."""
+    place, options = text.get("hf_tokenizer_name"), text.get("tokenizer_kwargs") or {}
     length = text.get("context_length", DEFAULT_CONTEXT_LENGTH)
-    if not name:
-        # open_clip reads the vocabulary, which takes longer than a small CLIP, when it is imported
-        of_import = partial(open_clip.tokenize, context_length=length)
-        return Tokenizer(
-            SimpleTokenizer(context_length=length, **options) if options else of_import
-        )
-    where = str(source.folder) if source.is_local else name
-    with _transformers(source, "tokenizer", where):
-        return Tokenizer(
-            HFTokenizer(where, length, tokenizer_mode=text.get("tokenizer_mode"), **options)
-        )
+    if place:
+        with _transformers(model, "tokenizer", place):
+            mode = text.get("tokenizer_mode")
+            return Tokenizer(HFTokenizer(place, length, tokenizer_mode=mode, **options))
+    if options:
+        return Tokenizer(SimpleTokenizer(context_length=length, **options))
+    # open_clip reads the vocabulary, which takes longer than a small CLIP, when it is imported
+    return Tokenizer(partial(open_clip.tokenize, context_length=length))
 
 
 @contextmanager
-def _transformers(source: Source, kind: str, place: str) -> Iterator[None]:
+def _transformers(model: str, kind: str, place: str) -> Iterator[None]:
     """Say in one sentence what transformers could not get from a folder, or from the hub."""
-    what = f"{kind} {place!r}"
     try:
-        import transformers  # noqa: F401
+        import transformers  # noqa: F401 - before the hub is asked
+
+        with nullcontext() if Path(place).is_dir() else hub_or_cache():
+            yield
     except ImportError as error:
         raise WeightsError(
-            f"the {what} of {source.name} needs the package transformers: pip install "
+            f"the {kind} {place!r} of {model} needs the package transformers: pip install "
             "'kdpl[transformers]'"
         ) from error
-    try:
-        with _without_notes_of_torchao(), nullcontext() if Path(place).is_dir() else hub_or_cache():
-            yield
     except Exception as error:  # whatever the hub client or a file's parser raises
-        remedy = f"fetch the model where there is a network, and give its folder as {FOLDER}PATH"
-        if source.is_local:
-            remedy = (
-                f"put the files of its repository into {source.folder}, of a text tower config.json"
-            )
         raise WeightsError(
-            f"cannot load the {what} of {source.name} ({reason(error)}): {remedy}"
+            f"cannot load the {kind} {place!r} of {model} ({reason(error)}): fetch the model and "
+            "the files of its text tower where there is a network, and give their folder as "
+            f"{FOLDER}PATH"
         ) from error
-
-
-@contextmanager
-def _without_notes_of_torchao() -> Iterator[None]:
-    """Suppress the warnings of torchao, which transformers imports if it is installed."""
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _build(model_config: ModelConfig) -> Any:
     # weights come from where the config says, and not from a hub while the model is built; a CoCa's
     # decoder is not used
-    changes: dict[str, dict[str, Any]] = {
-        "vision_cfg": {"timm_model_pretrained": False, "output_tokens": False},
-        "text_cfg": {"hf_model_pretrained": False, "output_tokens": False},
-    }
-    parts = {key: {**model_config[key], **changed} for key, changed in changes.items()}
-    options = {key: model_config[key] for key in _MODEL_OPTIONS if key in model_config}
-    is_separate = [
-        *map(model_config.get, ("custom_text", "multimodal_cfg")),
-        parts["text_cfg"].get("hf_model_name"),
-    ]
+    vision = {**model_config["vision_cfg"], "timm_model_pretrained": False, "output_tokens": False}
+    text = {**model_config["text_cfg"], "hf_model_pretrained": False, "output_tokens": False}
+    options = {**model_config, "vision_cfg": vision, "text_cfg": text}
+    has_own_text = [options.pop("custom_text", False), options.pop("multimodal_cfg", False)]
+    model = open_clip.CLIP
+    if any([*has_own_text, text.get("hf_model_name")]):
+        model = open_clip.CustomTextCLIP
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return (open_clip.CustomTextCLIP if any(is_separate) else open_clip.CLIP)(
-            **options, **parts
-        )
+        return model(**options)
 
 
 def _image_half(
-    model: Any, config: ClipConfig, source: Source, parts: tuple[str, ...]
+    model: Any, config: ClipConfig, model_config: ModelConfig, parts: tuple[str, ...]
 ) -> ImageClip:
     """Load the weights whose names begin with one of ``parts``, and wrap the image tower."""
-    quick_gelu = bool(source.config.get("quick_gelu", False))
-    _, registered = _REGISTRY.get(config.model, (None, None))
-    if config.pretrained == RANDOM:
+    name, tag = config.model, config.pretrained or config.model
+    registered = _REGISTRY[name][1] if name in _REGISTRY else {}
+    if tag == RANDOM:
         warnings.warn(
-            f"{config.model} has random weights (pretrained: {RANDOM}): good for tests alone",
-            stacklevel=3,
+            f"{name} has random weights (pretrained: {RANDOM}): good for tests alone", stacklevel=3
         )
         weights = Weights(model.state_dict(), RANDOM)
-    elif source.folder is not None:
-        weights = read_weights_of(source, config)
-    elif registered and (load := registered.get(config.pretrained or "")):
-        weights = Weights(load(), f"{config.model} {config.pretrained}")
+    elif tag in registered:
+        weights = Weights(registered[tag](), f"{name} {tag}")
     else:
-        weights = read_weights(config, quick_gelu, sorted(registered) if registered else None)
-    load_weights(model, weights, config.model, parts)
-    size = int(source.config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE))
-    mean, std = (tuple(weights.images[key]) for key in ("mean", "std"))
-    interpolation: Interpolation = (
-        "bilinear" if weights.images["interpolation"] == "bilinear" else "bicubic"
+        tags = sorted(registered) or open_clip.list_pretrained_tags_by_model(name)
+        weights = read_weights(config, tags)
+    load_weights(model, weights, name, parts)
+    images = dict(weights.images)
+    images |= {key: value for key, value in vars(config).items() if key in images and value}
+    preprocessing = Preprocessing(
+        int(model_config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE)),
+        tuple(images["mean"]),
+        tuple(images["std"]),
+        images["resize_mode"],
+        images["interpolation"],
     )
-    preprocessing = Preprocessing(size, mean, std, weights.images["resize_mode"], interpolation)
     digest = fingerprint(model.visual.state_dict().items())
     return ImageClip(
-        image_tower=image_tower(model.visual, source.config, preprocessing),
+        image_tower=image_tower(model.visual, model_config, preprocessing),
         logit_scale=math.exp(model.logit_scale.item()),
-        identity=ClipIdentity(config.model, config.pretrained or config.model, quick_gelu, digest),
+        identity=ClipIdentity(name, tag, bool(model_config.get("quick_gelu")), digest),
         preprocessing=preprocessing,
     )

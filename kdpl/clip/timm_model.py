@@ -114,7 +114,7 @@ def _load_file(network: Any, path: Path, classifier: Any, name: str) -> None:
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
     state = {
         k: v
-        for k, v in read_state(path)[0].items()
+        for k, v in read_state(path).items()
         if not k.startswith(tuple(f"{head}." for head in heads))
     }
     problem = mismatch(network.state_dict(), state)

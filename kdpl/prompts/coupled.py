@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdpl.clip.image import ImageTower, promptable
+from kdpl.clip.blocks import promptable
+from kdpl.clip.image import ImageTower
 from kdpl.clip.loading import ImageClip
 from kdpl.errors import ConfigError
 from kdpl.prompts.independent import IndependentPrompts

@@ -5,9 +5,9 @@ With prompts in one tower alone this is VPT or CoOp; with none it is the zero-sh
 
 from torch import Tensor
 
-from kdpl.clip.image import ImageTower, PromptableImageTower
+from kdpl.clip.image import ImageTower
 from kdpl.clip.loading import Clip, ImageClip
-from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, PromptableTextTower, TextTower
+from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
 from kdpl.errors import ConfigError
 from kdpl.prompts.method import PromptConfig, PromptMethod, normalized
 from kdpl.prompts.text import TextPrompts
@@ -29,8 +29,6 @@ class IndependentPrompts(PromptMethod):
             raise ConfigError(
                 "with text_prompts.depth 0 the class names need words before them: give context"
             )
-        if isinstance(clip, Clip) and (vision.depth or text.depth):
-            _require_prompts(clip)
         self.vision_prompts: VisionPrompts | None = None
         self.text_prompts: TextPrompts | None = None
         if vision.depth:
@@ -59,19 +57,3 @@ class IndependentPrompts(PromptMethod):
         return normalized(
             tower(texts) if prompts is None else prompts(tower, texts, classes_at_once)
         )
-
-
-def _require_prompts(clip: Clip) -> None:
-    """Raise a ConfigError if neither tower takes prompts.
-
-    The error of one tower would advise to prompt the other.
-    """
-    image, text = clip.image_tower, clip.text_tower
-    if isinstance(image, PromptableImageTower) or isinstance(text, PromptableTextTower):
-        return
-    raise ConfigError(
-        f"{clip.identity.model} takes no prompts, neither in its image tower "
-        f"({type(image.visual).__name__}) nor in its text tower ({type(text.text).__name__}): use "
-        "it untuned, with configs/teacher/zero_shot.yaml after the teacher's config, or use "
-        "another CLIP"
-    )
