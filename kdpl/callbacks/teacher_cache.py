@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Protocol, cast
@@ -14,11 +14,9 @@ from torch import Tensor
 from kdpl.class_vectors import FrozenTeacher
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.domain import domain_of
-from kdpl.data.feature_cache import FeatureCache, Manifest, require_same_views
+from kdpl.data.feature_cache import VIEWS, FeatureCache, Manifest, cache_folders
 from kdpl.data.feature_filling import Work, fill
 from kdpl.data.names import Names
-from kdpl.data.parallel import progress_bar
-from kdpl.data.teacher_caches import cache_folders
 from kdpl.runtime.messages import inform
 from kdpl.targets.teachers import Teachers
 
@@ -59,16 +57,12 @@ class FillTeacherCache(Callback):
         folders = cache_folders(str(data.teacher_cache), student.teachers.describe())
         for number, (folder, teacher) in enumerate(folders):
             # further teachers see the views of the first
-            views, seed = (
-                (caches[0].manifest.views, caches[0].manifest.view_seed)
-                if caches
-                else (self.views, None)
-            )
-            wanted = views or max(trainer.max_epochs or 0, 0)
-            needed = data.cache_settings.manifest(teacher, data.pool.images, wanted, seed)
+            views = caches[0].manifest if caches else None
+            wanted = self.views or max(trainer.max_epochs or 0, 0)
+            needed = data.cache_manifest(teacher, data.pool.images, wanted, views)
             images = data.unlabeled_images(needed.resizing)
-            caches.append(_fill_and_open(trainer, student, number, folder, needed, images, views))
-            require_same_views(caches)
+            same = VIEWS if views else ["views"] if self.views else []
+            caches.append(_fill_and_open(trainer, student, number, folder, needed, images, same))
         data.opened_caches = caches
 
 
@@ -87,17 +81,18 @@ def cache_beside(
     None if it does not exist and cannot be written.
     """
     data = domain_of(trainer)
-    seed = pool.manifest.view_seed
-    needed = data.cache_settings.manifest(
-        student.teachers.describe()[number], Names.of(images), views, seed
-    )
+    teacher = student.teachers.describe()[number]
+    same_views = pool.manifest.model_copy(update={"views": views})
+    needed = data.cache_manifest(teacher, Names.of(images), same_views=same_views)
     # another few-shot sample has a cache of its own
-    digest = hashlib.sha256(f"{needed.sources} {views} {seed}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{needed.sources} {views} {needed.view_seed}".encode()).hexdigest()[
+        :16
+    ]
     folder = pool.folder / f"labelled-{digest}"
     if not folder.exists() and not os.access(pool.folder, os.W_OK):
         return None
     labeled = data.images_of(images, needed.resizing)
-    return _fill_and_open(trainer, student, number, folder, needed, labeled, views)
+    return _fill_and_open(trainer, student, number, folder, needed, labeled, VIEWS)
 
 
 def _fill_and_open(
@@ -107,24 +102,15 @@ def _fill_and_open(
     folder: Path,
     needed: Manifest,
     images: UnlabeledImages,
-    views: int | None,
+    same: Collection[str],
 ) -> FeatureCache:
     data = domain_of(trainer)
     processes = (trainer.global_rank, trainer.world_size)
     encode = teacher_encoder(trainer, student, number)
     work = Work(images, encode, data.eval_batch_size, data.num_workers, *processes)
-    with progress_bar(shown=trainer.is_global_zero) as progress:
-        task = progress.add_task("teacher's features", total=None)
-
-        def show(done: int, total: int) -> None:
-            # the processes share the work evenly
-            progress.update(
-                task, completed=done * trainer.world_size, total=total * trainer.world_size
-            )
-
-        done = fill(folder, needed, work, views, show)
+    done = fill(folder, needed, work, same)
     trainer.strategy.barrier("kdpl cache")
-    cache = FeatureCache.open(folder, needed, *processes)
+    cache = FeatureCache.open(folder, needed, same)
     manifest = cache.manifest
     inform(
         f"teacher cache {folder}: complete, {manifest.images} images, {manifest.views} views of "

@@ -16,17 +16,16 @@ from kdpl.data.augmentation import Augmentation, build_augmentation, resize_and_
 from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
 from kdpl.data.decoding import Decoding
-from kdpl.data.feature_cache import CachedImages, FeatureCache
+from kdpl.data.feature_cache import VIEWS, CachedImages, FeatureCache, Manifest, cache_folders
 from kdpl.data.labels import ClassProtocol, EvaluationSplit, Labels
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.names import Names
-from kdpl.data.needs import Needs, TrainSplit, needs_of
+from kdpl.data.needs import Needs, TeacherDescription, TrainSplit, needs_of
 from kdpl.data.parallel import cores
 from kdpl.data.pool import UnlabeledPool
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading
 from kdpl.data.splits import Reader, Splits
-from kdpl.data.teacher_caches import CacheSettings, cache_folders
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.messages import inform
@@ -170,7 +169,6 @@ class DomainDataModule(LightningDataModule):
         self.teacher_cache = teacher_cache
         self.fill_teacher_cache = fill_teacher_cache
         self.seed = seed
-        self.cache_settings = CacheSettings(self.dataset, reader.decoding, self.augmentation, seed)
         self.opened_caches: list[FeatureCache] = []
 
         minimums = {
@@ -393,11 +391,37 @@ class DomainDataModule(LightningDataModule):
         if self.teacher_cache is None or self.trainer is None or self.trainer.max_epochs == 0:
             return []
         if not self.opened_caches:
-            folders = cache_folders(self.teacher_cache, self._needs.teachers())
-            self.opened_caches = self.cache_settings.open(
-                folders, self.pool.images, *self._processes()
-            )
+            images, caches = self.pool.images, list[FeatureCache]()
+            for folder, teacher in cache_folders(self.teacher_cache, self._needs.teachers()):
+                views = caches[0].manifest if caches else None
+                needed = self.cache_manifest(teacher, images, 0, views)
+                caches.append(FeatureCache.open(folder, needed, VIEWS if views else ()))
+            self.opened_caches = caches
         return self.opened_caches
+
+    def cache_manifest(
+        self,
+        teacher: TeacherDescription,
+        images: Names,
+        views: int = 0,
+        same_views: Manifest | None = None,
+    ) -> Manifest:
+        """Describe the cache of a teacher's features that a run needs.
+
+        It has so many ``views`` of each image (0: any number), of the run's seed, or the same ones
+        as another cache.
+        """
+        return Manifest.of(
+            teacher=teacher.fingerprint,
+            width=teacher.width,
+            dataset=self.dataset,
+            sources=images,
+            resizing=teacher.resizing,
+            decoding=self.decoding,
+            augmentation=self.augmentation,
+            view_seed=same_views.view_seed if same_views else self.seed,
+            views=same_views.views if same_views else views,
+        )
 
     def _batches_done(self) -> int:
         return (

@@ -2,14 +2,13 @@
 
 A cache of V views of N images is a folder with ``manifest.json`` and shards. Shard s,
 ``shard-00000.npy`` and so on, is a float16 array [n, V, D] with the normalised features of images
-s·n, s·n + 1, …; ``shard-00000.json`` holds its checksum. A shard takes its name once it is
-complete, so filling resumes at the first one that is missing. View v of an image is the one that
-the augmentation draws for the cache's seed in epoch v; its pixels are not stored.
+s·n, s·n + 1, …. A shard takes its name once it is complete, so filling resumes at the first one
+that is missing. View v of an image is the one that the augmentation draws for the cache's seed in
+epoch v; its pixels are not stored.
 """
 
 import json
-import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,11 +26,14 @@ from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.decoding import PUBLISHED, Decoding
 from kdpl.data.names import digest_of
+from kdpl.data.needs import TeacherDescription
 from kdpl.errors import DataError, reason
 from kdpl.runtime.artifacts import describe
 from kdpl.runtime.resizing import Resizing
 
 MANIFEST, SHARD = "manifest.json", "shard-{:05d}.npy"
+VIEWS = ("views", "view_seed")
+"""Fields of a manifest that say which views a cache has."""
 
 _MOST_SHARDS = 256  # each is an open file in each worker process
 _FEATURES_PER_SHARD = 8192  # in a cache of few images, so that an interruption loses little
@@ -102,13 +104,13 @@ class Manifest(BaseModel):
         )
 
     @classmethod
-    def load(cls, folder: Path, needed: "Manifest", views: int | None = None) -> "Manifest":
+    def load(cls, folder: Path, needed: "Manifest", same: Collection[str] = ()) -> "Manifest":
         """Read the manifest of a cache.
 
         DataError if it is missing, damaged, of another version or of other data or settings.
 
         ``needed`` is the manifest that a run would write; number and seed of the views may differ,
-        unless the cache must have so many ``views`` of each image.
+        unless the ``same`` are asked for, of ``VIEWS``.
         """
         file = folder / MANIFEST
         if not file.is_file():
@@ -129,18 +131,13 @@ class Manifest(BaseModel):
             raise DataError(
                 f"{problem}: remove the folder {folder} and fill the cache again"
             ) from error
-        for name in _MUST_AGREE:
+        for name in (*_MUST_AGREE, *same):
             theirs, ours = getattr(manifest, name), getattr(needed, name)
             if theirs != ours:
                 problem = (
                     f"is of something else ({name} is {theirs!r:.500} there and {ours!r:.500} here)"
                 )
                 raise DataError(f"the teacher cache {folder} {problem}: {_OTHER_FOLDER}")
-        if views is not None and manifest.views != views:
-            problem = f"has {manifest.views} views of each image, expected {views}"
-            raise DataError(
-                f"the teacher cache {folder} {problem}: leave --views out, or {_OTHER_FOLDER}"
-            )
         return manifest
 
     def shards(self, folder: Path) -> dict[Path, range]:
@@ -164,27 +161,21 @@ class FeatureCache:
         return {**vars(self), "_shards": {}}
 
     @classmethod
-    def open(
-        cls,
-        folder: Path,
-        needed: Manifest,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> "FeatureCache":
+    def open(cls, folder: Path, needed: Manifest, same: Collection[str] = ()) -> "FeatureCache":
         """Open a cache; DataError if it is missing, of something else, damaged or incomplete.
 
-        For the checksums the shards are read once: process ``rank`` reads every ``world_size``-th.
+        ``needed`` and ``same`` are as for ``Manifest.load``.
         """
         if not folder.exists():
             raise DataError(f"the teacher cache {folder} does not exist: {_FILL}")
-        manifest = Manifest.load(folder, needed)
+        manifest = Manifest.load(folder, needed, same)
         shards = manifest.shards(folder)
         missing = sum(not path.is_file() for path in shards)
         if missing:
             problem = f"is incomplete, {missing} of {len(shards)} shards are missing"
             raise DataError(f"the teacher cache {folder} {problem}: {_FILL}")
-        for path, indices in list(shards.items())[rank::world_size]:
-            _require_intact(path, (len(indices), manifest.views, manifest.width))
+        for path, indices in shards.items():
+            _require_shape(path, (len(indices), manifest.views, manifest.width))
         return cls(folder, manifest)
 
     def read(self, view: int, index: int) -> npt.NDArray[np.float16]:
@@ -203,18 +194,13 @@ class FeatureCache:
         )
 
 
-def require_same_views(caches: Sequence[FeatureCache]) -> None:
-    """Raise a DataError if the caches of several teachers have other views than the first one's."""
-    seen = [(cache.manifest.views, cache.manifest.view_seed) for cache in caches]
-    for cache, views in zip(caches, seen, strict=True):
-        if views != seen[0]:
-            differing = ", but ".join(
-                "{} of each image with seed {}".format(*each) for each in (seen[0], views)
-            )
-            raise DataError(
-                f"the teacher caches {caches[0].folder} and {cache.folder} have different views "
-                f"({differing}): remove one of the two, and fill it again together with the other"
-            )
+def cache_folders(
+    folder: str, teachers: Sequence[TeacherDescription]
+) -> list[tuple[Path, TeacherDescription]]:
+    """Return the folder of each teacher's cache (FOLDER, FOLDER.2, …), and its description."""
+    first = Path(folder).expanduser()
+    further = (Path(f"{first}.{number}") for number in range(2, len(teachers) + 1))
+    return list(zip((first, *further), teachers, strict=True))
 
 
 @dataclass(eq=False)
@@ -240,15 +226,12 @@ class CachedImages(Dataset[UnlabeledBatch]):
         return len(self.images)
 
 
-def _require_intact(path: Path, shape: tuple[int, ...]) -> None:
+def _require_shape(path: Path, shape: tuple[int, ...]) -> None:
     try:
         features = np.load(path, mmap_mode="r", allow_pickle=False)
-        expected = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["crc32"]
         if features.dtype != np.float16 or features.shape != shape:
             raise ValueError(f"it is {features.dtype} {features.shape}, expected float16 {shape}")
-        if zlib.crc32(np.ascontiguousarray(features).data) != expected:
-            raise ValueError("its checksum differs")
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path} is damaged ({reason(error)}): remove {path.name} and {_FILL}"
         ) from error

@@ -2,10 +2,9 @@
 
 import contextlib
 import json
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,10 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from kdpl.data.batches import Batch
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.feature_cache import MANIFEST, Manifest
-from kdpl.data.inference import infer
 from kdpl.data.loader import load_all_views
+from kdpl.data.parallel import progress_bar
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path, write_text
 
@@ -42,13 +40,7 @@ class Work:
     world_size: int = 1
 
 
-def fill(
-    folder: Path,
-    needed: Manifest,
-    work: Work,
-    views: int | None = None,
-    on_progress: Callable[[int, int], object] = lambda done, total: None,  # noqa: ARG005
-) -> int:
+def fill(folder: Path, needed: Manifest, work: Work, same: Collection[str] = ()) -> int:
     """Compute the shards that a cache lacks; returns how many features this process computed.
 
     Args:
@@ -56,9 +48,7 @@ def fill(
         needed: The manifest of the cache; number and seed of the views count only where it does not
             exist yet.
         work: How this process computes its share.
-        views: Views of each image that the cache must have; None: any number.
-        on_progress: Called after each batch with the numbers of features computed and to be
-            computed here.
+        same: What else must be as needed, see ``Manifest.load``.
 
     Raises:
         ConfigError: The cache does not exist, and ``needed`` has no number of views.
@@ -66,59 +56,56 @@ def fill(
             not finite.
     """
     _make(folder, needed)
-    manifest = Manifest.load(folder, needed, views)
+    manifest = Manifest.load(folder, needed, same)
+    first = work.rank == 0
     try:
-        with (
-            FileLock(folder / ".lock").acquire(timeout=0)
-            if work.rank == 0
-            else contextlib.nullcontext()
-        ):
+        with FileLock(folder / ".lock").acquire(timeout=0) if first else contextlib.nullcontext():
             missing = [shard for shard in manifest.shards(folder).items() if not shard[0].is_file()]
-            missing = missing[work.rank :: work.world_size]
-            done, total = 0, sum(len(indices) for _, indices in missing) * manifest.views
-            batches = _load_views(work, manifest, [indices for _, indices in missing])
-            encoded = infer(partial(_encode, work), batches, torch.device("cpu"))
-            for path, indices in missing:
-                features = np.empty(
-                    (len(indices), manifest.views, manifest.width), dtype=np.float16
-                )
-                flat, filled = features.reshape(-1, manifest.width), 0
-                while filled < len(flat):
-                    rows, _ = next(encoded)
-                    flat[filled : filled + len(rows)] = rows
-                    filled, done = filled + len(rows), done + len(rows)
-                    on_progress(done, total)
-                if not np.isfinite(features).all():
-                    numbers = f"{indices[0]} to {indices[-1]}"
-                    problem = (
-                        f"the teacher's features of unlabelled images {numbers} are not finite"
-                    )
-                    raise DataError(
-                        f"{problem}: check its weights and prompts, or set "
-                        "trainer.precision to 32-true"
-                    )
-                _write(path, features)
-            return done
+            return _fill_shards(dict(missing[work.rank :: work.world_size]), manifest, work)
     except Timeout as error:
         raise DataError(
             f"the teacher cache {folder} is being filled by another command: wait until it ends"
         ) from error
 
 
-def _encode(work: Work, images: Tensor) -> npt.NDArray[np.float16]:
+def _fill_shards(shards: dict[Path, range], manifest: Manifest, work: Work) -> int:
+    at_once = max(1, work.batch_size // manifest.views)
+    images = replace(work.images, view=replace(work.images.view, seed=manifest.view_seed))
+    batches = batches_of(shards.values(), at_once)
+    loader = load_all_views(images, manifest.views, batches, work.num_workers)
+    encoded = (_encode(batch.images, work) for batch in loader)
+    total = sum(map(len, shards.values())) * manifest.views
+    with progress_bar(shown=work.rank == 0) as progress:
+        bar = progress.add_task("teacher's features", total=total)
+        for path, indices in shards.items():
+            parts = []
+            for part in islice(encoded, -(-len(indices) // at_once)):
+                parts.append(part)
+                progress.advance(bar, len(part))
+            features = np.concatenate(parts).reshape(len(indices), manifest.views, manifest.width)
+            if not np.isfinite(features).all():
+                numbers = f"{indices[0]} to {indices[-1]}"
+                raise DataError(
+                    f"the teacher's features of unlabelled images {numbers} are not finite: check "
+                    "its weights and prompts, or set trainer.precision to 32-true"
+                )
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                np.save(file, features)
+    return total
+
+
+def batches_of(shards: Iterable[range], at_once: int) -> Iterator[list[int]]:
+    """Yield batches of images, one by one as there may be millions, none across a shard's end."""
+    for indices in shards:
+        for start in range(0, len(indices), at_once):
+            yield list(indices[start : start + at_once])
+
+
+@torch.no_grad()
+def _encode(images: Tensor, work: Work) -> npt.NDArray[np.float16]:
     """Encode all views of some images, uint8 [images, V, 3, S, S], to float16 [images · V, D]."""
     parts = torch.split(images.flatten(0, 1), work.batch_size)
     return np.concatenate([work.encode(part).half().cpu().numpy() for part in parts])
-
-
-def _load_views(work: Work, manifest: Manifest, shards: Iterable[range]) -> Iterator[Batch]:
-    """Load batches of whole images, uint8 [images, V, 3, S, S], none across a shard's border."""
-    at_once = max(1, work.batch_size // manifest.views)
-    starts = ((indices, start) for indices in shards for start in range(0, len(indices), at_once))
-    images = replace(work.images, view=replace(work.images.view, seed=manifest.view_seed))
-    # one by one, since there may be millions
-    batches = (list(indices[start : start + at_once]) for indices, start in starts)
-    yield from load_all_views(images, manifest.views, batches, work.num_workers)
 
 
 def _make(folder: Path, needed: Manifest) -> None:
@@ -138,10 +125,3 @@ def _make(folder: Path, needed: Manifest) -> None:
             "folder, or remove it"
         )
     write_text(folder / MANIFEST, json.dumps(needed.model_dump(), indent=2, ensure_ascii=False))
-
-
-def _write(path: Path, features: npt.NDArray[np.float16]) -> None:
-    # the checksum first: a shard that exists is complete
-    write_text(path.with_suffix(".json"), json.dumps({"crc32": zlib.crc32(features.data)}))
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, features)

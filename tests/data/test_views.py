@@ -184,7 +184,7 @@ def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pi
         4,
         0,
     )
-    manifest = data.cache_settings.manifest(
+    manifest = data.cache_manifest(
         TeacherDescription("t", 3, student.resizing), data.pool.images, 1
     )
     fill(tmp_path / "cache", manifest, work)
