@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -9,8 +10,8 @@ from runs import refused
 
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
-from kdpl.classifier.export import Difference
-from kdpl.classifier.formats import formats
+from kdpl.formats.export import Difference
+from kdpl.formats.format import formats
 
 METADATA_FILE = pytest.importorskip("kdpl.formats.runtime_files").METADATA_FILE
 
@@ -94,16 +95,16 @@ def test_a_file_that_differs_too_much_is_not_kept(
     code = export(classifier, "torch", out, f"--check={digits}", "--tolerance=-1")
     refused(capsys, code, "60 of 60 images", "was not kept", "--tolerance")
     monkeypatch.setattr(
-        "kdpl.classifier.export.compare",
+        "kdpl.formats.export.compare",
         lambda *_: Difference(images=1, same=1, logits=float("nan")),
     )
     refused(capsys, export(classifier, "torch", out), "logits off by at most nan")
     monkeypatch.setattr(
-        "kdpl.classifier.export.compare", lambda *_: Difference(images=100, same=97, logits=0.1)
+        "kdpl.formats.export.compare", lambda *_: Difference(images=100, same=97, logits=0.1)
     )
     known = formats()
     fake = known["onnx-int8"]._replace(write=lambda *args: args[2].touch(), load=lambda _: None)
-    monkeypatch.setattr("kdpl.classifier.formats.formats", lambda: {**known, "onnx-int8": fake})
+    monkeypatch.setattr("kdpl.formats.format.formats", lambda: {**known, "onnx-int8": fake})
     quantized = tmp_path / "q.onnx"
     code = export(classifier, "onnx-int8", quantized, f"--calibration={digits}")
     refused(
@@ -121,7 +122,7 @@ def test_a_file_that_differs_too_much_is_not_kept(
     quantized.unlink()
     capsys.readouterr()
     sides = Difference(images=100, same=100, logits=0.0, scores=0.2, same_side=97, names="unknown")
-    monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: sides)
+    monkeypatch.setattr("kdpl.formats.export.compare", lambda *_: sides)
     refused(
         capsys,
         export(classifier, "torch", out),
@@ -230,3 +231,14 @@ def test_a_missing_package_is_named(
     monkeypatch.setitem(sys.modules, package, None)
     code = export(classifier, kind, tmp_path / name, f"--calibration={tmp_path}")
     refused(capsys, code, f"needs {package}", f"pip install 'kdpl[{extra}]'")
+
+
+def test_a_file_that_does_not_exist_is_named_before_torch_is_imported(classifier):
+    args = ["export", str(classifier), "--format=torch", "--out=c.pt2", "--add-classes=gone"]
+    code = (
+        "import sys; sys.modules['torch'] = None; from kdpl.__main__ import main; "
+        f"sys.exit(main({args}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "--add-classes gone does not exist" in done.stderr
