@@ -1,27 +1,27 @@
 """Prediction in bulk: images in, a table of predictions out."""
 
 import hashlib
-import os
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, Precision
 from kdpl.classifier.sources import Item, printable, read_items
-from kdpl.classifier.tables import Journal, Row, encode_embedding, write_csv, write_embeddings
+from kdpl.classifier.tables import Row, write_csv, write_table
 from kdpl.data.archives import is_archive, require_archives
-from kdpl.data.parallel import cores, progress_bar
+from kdpl.data.parallel import progress_bar
 from kdpl.errors import ConfigError, DataError
-from kdpl.runtime.files import atomic_path
+from kdpl.runtime.faults import mark
+from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines, write_text
 from kdpl.tasks import DecisionRule, Predicted, Task
 
 
@@ -57,32 +57,38 @@ def to_row(task: Task, path: str, predicted: Predicted | DataError, names: Seque
     return row | task.cells(predicted, names)
 
 
+@dataclass(frozen=True)
 class BulkPrediction:
     """Classification of image files and shards into a table, one row for each image, in order.
 
-    An unreadable image gets a row with the reason. ``workers`` None is one thread for each
-    processor core.
+    An unreadable image gets a row with the reason.
+
+    Attributes:
+        classifier: The classifier.
+        sources: Image files and shards.
+        top_k: Classes for each image.
+        batch_size: Images per batch.
+        workers: Threads that decode; None: one for each processor core.
+        precision: Arithmetic of the image tower.
+        rule: Which classes are named.
+        embeddings: Adds the column ``embedding``, the encoder's features.
     """
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        sources: Sequence[str],
-        top_k: int,
-        batch_size: int,
-        workers: int | None,
-        precision: Precision,
-        rule: DecisionRule = DecisionRule(),
-    ) -> None:
-        self.classifier, self.sources, self.precision, self.rule = (
-            classifier,
-            sources,
-            precision,
-            rule,
-        )
-        self.top_k = min(top_k, len(classifier.class_names))
-        self.batch_size, self.workers = batch_size, workers or cores()
-        self.columns = columns(classifier.task, self.top_k, rule)
+    classifier: Classifier
+    sources: Sequence[str]
+    top_k: int
+    batch_size: int
+    workers: int | None
+    precision: Precision
+    rule: DecisionRule = DecisionRule()
+    embeddings: bool = False
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the table."""
+        top_k = min(self.top_k, len(self.classifier.class_names))
+        names = columns(self.classifier.task, top_k, self.rule)
+        return [*names, "embedding"] if self.embeddings else names
 
     def print(self) -> None:
         """Write CSV to standard output."""
@@ -90,80 +96,90 @@ class BulkPrediction:
         write_csv(sys.stdout, self._rows(0, show_bar=not sys.stdout.isatty()), self.columns)
         sys.stdout.flush()
 
-    def write(self, out: Path, files: Sequence[Path], embeddings: Path | None = None) -> None:
-        """Write a table, or resume one of the same classifier (``files``) and the same images.
+    def write(self, out: Path) -> None:
+        """Write a table, or resume one of the same classifier, images and options.
 
-        The rows of ``embeddings`` are those of the table.
+        The rows so far are JSON lines in ``OUT.partial``, below a line that identifies the job.
         """
-        job = self._job(files)
-        with ExitStack() as stack:
-            beside = os.path.relpath(embeddings, out.parent) if embeddings is not None else None
-            journal = stack.enter_context(Journal(out, {**job, "embeddings": beside}))
-            reserved = None
-            if embeddings is not None:
-                table = os.path.relpath(out, embeddings.parent)
-                reserved = stack.enter_context(Journal(embeddings, {**job, "table": table}))
-            if journal.finished:
-                if reserved is not None and not reserved.finished:
-                    raise ConfigError(
-                        f"{out} is finished and {embeddings} is missing: remove {out} to write both"
-                    )
-                print(
-                    f"{out} is finished: remove it to classify these images again", file=sys.stderr
+        if out.exists():
+            raise ConfigError(f"--out {out} exists already: choose another --out, or remove it")
+        so_far = out.with_name(f"{out.name}.partial")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out.with_name(f".{out.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"another process is writing {out}: wait for it, or write another file"
+            ) from None
+        try:
+            self._append_rows(so_far, self._begin(so_far))
+            with atomic_path(out) as temporary, so_far.open(encoding="utf-8") as lines:
+                next(lines)  # the job
+                write_table(temporary, map(json.loads, lines), self.columns)
+            so_far.unlink()
+            Path(lock.lock_file).unlink()
+        finally:
+            lock.release()
+
+    def _begin(self, so_far: Path) -> int:
+        """Return the number of rows that are there already."""
+        job = self._job() + "\n"
+        lines = cut_to_whole_lines(so_far) if so_far.exists() else 0
+        if not lines:
+            write_text(so_far, job)
+            return 0
+        with so_far.open(encoding="utf-8") as file:
+            if file.readline() != job:
+                raise ConfigError(
+                    f"{so_far} is of another classifier, other images or other options: remove "
+                    "it, or write another file"
                 )
-                return
-            if journal.done:
-                print(f"resuming after {journal.done} images", file=sys.stderr)
-            rows = self._rows(journal.done, embed=reserved is not None)
+        return lines - 1
+
+    def _append_rows(self, so_far: Path, done: int) -> None:
+        if done:
+            print(f"resuming after {done} images", file=sys.stderr)
+        rows = self._rows(done)
+        try:
             while group := list(islice(rows, self.batch_size)):
-                journal.write(group)
-            if reserved is not None:
-                shape = (journal.done, self.classifier.vectors.vectors.shape[1])
-                with atomic_path(reserved.out) as temporary:
-                    write_embeddings(temporary, journal.rows(), shape)
-                reserved.finished = True
-            journal.finish(self.columns)
+                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in group)
+                append(so_far, text)
+        except BaseException as error:
+            mark(error, f"the predictions so far are kept in {so_far}")
+            raise
 
-    def _job(self, files: Sequence[Path]) -> dict[str, Any]:
-        digest = hashlib.blake2b(digest_size=16)
-        for path in files:
-            with path.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "blake2b").digest())
+    def _job(self) -> str:
+        """Return a digest of all that determines the rows."""
+        known = self.classifier
         # a shard that was written again may have other images at other positions
-        names = []
-        for source in self.sources:
-            stamp = f" {require_archives(source).stamp(source)}" if is_archive(source) else ""
-            names.append(printable(source) + stamp)
-        images = hashlib.blake2b("\0".join(names).encode(), digest_size=16)
-        return {
-            "classifier": digest.hexdigest(),
-            "images": images.hexdigest(),
-            "top_k": self.top_k,
-            "precision": self.precision,
-            # as it is read back from JSON
-            "rule": {**asdict(self.rule), "scores": [*self.rule.scores]}
-            if self.rule != DecisionRule()
-            else None,
-        }
+        shards = filter(is_archive, self.sources)
+        stamps = [require_archives(shard).stamp(shard) for shard in shards]
+        parts = (
+            *(known.fingerprint(), known.class_names, known.decoding),
+            *(list(self.sources), stamps, self.columns, self.precision, self.rule),
+        )
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-    def _rows(self, skip: int, show_bar: bool = True, embed: bool = False) -> Iterator[Row]:
+    def _rows(self, skip: int, show_bar: bool = True) -> Iterator[Row]:
         """Yield rows, with a bar on a terminal, and a line on standard error at the end."""
         items = islice(read_items(self.sources), skip, None)
         opened = partial(Item.open, decoding=self.classifier.decoding)
         settings = (self.top_k, self.batch_size, self.workers, self.precision, self.rule)
         predictions = self.classifier.predictions(items, opened, *settings)
         # the number of images in a shard is known only after reading it
-        total = None if any(map(is_archive, self.sources)) else len(self.sources) - skip
-        start = time.perf_counter()
+        total = None if any(map(kind_of, self.sources)) else len(self.sources) - skip
+        names, start = self.columns, time.perf_counter()
         count = unreadable = 0
         with progress_bar(show_bar) as bar:
             for item, predicted in bar.track(predictions, total, description="classifying"):
                 count += 1
-                row = to_row(self.classifier.task, printable(item.name), predicted, self.columns)
+                row = to_row(self.classifier.task, printable(item.name), predicted, names)
                 if isinstance(predicted, DataError):
                     unreadable += 1
-                elif embed:
-                    row["embedding"] = encode_embedding(predicted.embedding.numpy())
+                elif self.embeddings:
+                    # as many digits as float32 has
+                    row["embedding"] = [round(each, 7) for each in predicted.embedding.tolist()]
                 yield row
         errors = f", {unreadable} of them unreadable" if unreadable else ""
         print(

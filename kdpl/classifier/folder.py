@@ -28,7 +28,6 @@ from kdpl.runtime.files import atomic_path
 from kdpl.runtime.run_folder import CLASSIFIER_FILES, CLASSIFIER_REMEDY, require_classifier
 
 _CONFIG, _WEIGHTS = CLASSIFIER_FILES
-_WITH_LABEL_HEAD = 2  # the version of classifiers with a second head, which is gone
 # of a classifier's files, and of those that are kept beside it
 _ENDINGS = (".json", ".safetensors")
 
@@ -119,11 +118,6 @@ class Stored(NamedTuple):
             raise ArtifactError(
                 f"{source} is damaged ({reason(error)}): {CLASSIFIER_REMEDY}"
             ) from error
-        if isinstance(config, dict) and config.get("version") == _WITH_LABEL_HEAD:
-            raise ArtifactError(
-                f"{source} has a second head for labels, which this version of kdpl does not "
-                "support: distil the student again, without label_weight"
-            )
         settings = parse_metadata(_Settings, config, source, CLASSIFIER_REMEDY)
         vectors = ClassVectors.from_fields(own, settings.class_vectors, source, CLASSIFIER_REMEDY)
         width = vectors.vectors.shape[1]

@@ -22,7 +22,7 @@ from kdpl.data.decoding import Decoding
 from kdpl.data.parallel import cores
 from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.prompts.student_encoder import StudentEncoder
-from kdpl.runtime.ahead import Batch, TopK, classify_ahead
+from kdpl.runtime.ahead import classify_ahead
 from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Prediction, Task
 
 T = TypeVar("T")
@@ -239,21 +239,24 @@ class Classifier(nn.Module):
             return self.prepare(open_item(item))
 
         @torch.inference_mode()
-        def network(images: Tensor) -> Batch:
+        def network(images: Tensor) -> list[Predicted]:
             device = self.head.class_vectors.device
             if device.type == "cuda":
                 images = images.pin_memory()  # so that the copy does not wait for the batch before
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 features = self.encoder(images.to(device, non_blocking=True))
                 logits = self.logits(features)
-            top = self.task.probabilities(logits).topk(top_k, dim=1)
-            shown = self.task.probabilities(logits / rule.temperature).gather(1, top.indices)
-            scores = self.scores(features)
-            return Batch(torch.cat([top.values, shown], dim=1), top.indices, features, scores)
+            deciding, labels = self.task.probabilities(logits).topk(top_k, dim=1)
+            shown = self.task.probabilities(logits / rule.temperature).gather(1, labels)
+            tops = map(decide, labels.tolist(), deciding.tolist(), shown.tolist())
+            scores = {name: score.tolist() for name, score in self.scores(features).items()}
+            own = ({name: values[i] for name, values in scores.items()} for i in range(len(images)))
+            return list(map(Predicted, tops, features.cpu(), own))
 
-        def decide(top: TopK) -> list[Prediction]:
-            deciding, shown = top.probabilities[:top_k], top.probabilities[top_k:]
-            named = self.task.decide(top.labels, deciding, rule)
+        def decide(
+            labels: list[int], deciding: list[float], shown: list[float]
+        ) -> list[Prediction]:
+            named = self.task.decide(labels, deciding, rule)
             if not named:
                 return [Prediction(None, shown[0])]
             names = [self.class_names[label] for label in named]
@@ -261,13 +264,7 @@ class Classifier(nn.Module):
 
         store_frozen(self.encoder, dtype)
         try:
-            for item, top in classify_ahead(
-                items, prepare, network, batch_size, workers or cores()
-            ):
-                if isinstance(top, DataError):
-                    yield item, top
-                else:
-                    yield item, Predicted(decide(top), top.features, top.scores)
+            yield from classify_ahead(items, prepare, network, batch_size, workers or cores())
         finally:
             store_frozen(self.encoder, torch.float32)
 

@@ -11,7 +11,7 @@ from kdpl.data.archives import is_archive, require_archives
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.sources import find_files, open_source
 from kdpl.data.storage import read_list
-from kdpl.errors import ConfigError, DataError, visible
+from kdpl.errors import DataError, visible
 
 MAX_UPLOAD_PIXELS = 50_000_000
 """Largest image that demo and service decode, as the largest photographs of telephones."""
@@ -48,25 +48,6 @@ def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> lis
             "there are no images to classify: give image files, folders, shards or a --list of them"
         )
     return sources
-
-
-def part_of(sources: Sequence[str], part: str | None) -> list[str]:
-    """Return part ``I/N`` of the sources, or raise a ConfigError for any other form.
-
-    All N parts in order are the sources.
-    """
-    if part is None:
-        return list(sources)
-    try:
-        number, count = (int(each) for each in part.split("/"))
-    except ValueError:
-        number = count = 0
-    if not 1 <= number <= count:
-        raise ConfigError(
-            f"--part is {part}, expected I/N with I from 1 to N: give for example 1/8 to 8/8"
-        )
-    start, end = (len(sources) * each // count for each in (number - 1, number))
-    return list(sources[start:end])
 
 
 def read_items(sources: Sequence[str]) -> Iterator[Item]:

@@ -15,9 +15,8 @@ def predict(
     images: list[str] = [],  # noqa: B006
     *,
     list: str | None = None,
-    part: str | None = None,
     out: str | None = None,
-    embeddings: str | None = None,
+    embeddings: bool = False,
     add_classes: str | None = None,
     top_k: PositiveInt = 1,
     batch_size: PositiveInt = 64,
@@ -37,10 +36,8 @@ def predict(
             'a/**/*.jpg', and .txt lists, whose paths are relative to the list's folder
         list: file with one path of an image or shard on each line, relative to the working
             directory
-        part: classify only part I of N of the images, given as I/N, as one of an array of jobs
         out: table to write, .csv, .jsonl or .parquet, instead of CSV on standard output
-        embeddings: file for the encoder's features of the images, .npy or .parquet, in the order of
-            the table's rows; NaN, or null, for an unreadable image
+        embeddings: add the column embedding, the encoder's features, to a .jsonl or .parquet table
         add_classes: class vectors of further classes, written by the class-vectors command
         top_k: classes for each image, in columns
         batch_size: images per batch
@@ -51,42 +48,32 @@ def predict(
             most GPUs
     """
     # what imports torch, which takes seconds, comes after all checks of paths
-    from kdpl.classifier.sources import find_sources, part_of
-    from kdpl.classifier.tables import EMBEDDING_FORMATS, require_format
+    from kdpl.classifier.sources import find_sources
+    from kdpl.classifier.tables import require_format
 
     require_classifier(Path(classifier))
     require_file("--add-classes", add_classes)
-    if add_classes is not None and rule.makers:
+    if add_classes is not None and rule.make is not None:
         raise ConfigError(
             "options that reject images, name sets or score them rest on images of the run, which "
             "have none of the added classes: leave out --add-classes"
         )
     table = output_file("--out", out) if out is not None else None
     if table is not None:
-        require_format(table)
-    features = output_file("--embeddings", embeddings) if embeddings is not None else None
-    if features is not None:
-        require_format(features, "--embeddings", EMBEDDING_FORMATS)
-        if table is None or table.resolve() == features.resolve():
-            raise ConfigError(
-                "--embeddings needs a table that says whose they are, in a file of "
-                "its own: give --out"
-            )
-    sources = part_of(find_sources(images, Path(list) if list is not None else None), part)
+        require_format(table, embeddings)
+    elif embeddings:
+        raise ConfigError("--embeddings needs a table in a file: give --out")
+    sources = find_sources(images, Path(list) if list is not None else None)
 
     from kdpl.classifier.bulk import BulkPrediction, load_classifier
 
     loaded = load_classifier(classifier, add_classes, device)
+    decided = rule.of(loaded, top_k)
     bulk = BulkPrediction(
-        loaded, sources, top_k, batch_size, workers, precision, rule.of(loaded, top_k)
+        loaded, sources, top_k, batch_size, workers, precision, decided, embeddings
     )
     if table is None:
         bulk.print()
     else:
-        files = sorted(
-            file for file in Path(classifier).iterdir() if file.suffix in (".json", ".safetensors")
-        )
-        bulk.write(
-            table, [*files, *([Path(add_classes)] if add_classes is not None else [])], features
-        )
+        bulk.write(table)
     return 0

@@ -1,5 +1,5 @@
+import json
 import random
-import re
 import subprocess
 import sys
 import tarfile
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from runs import rows_of
 from zoo import odd_photo
@@ -77,23 +78,62 @@ def test_a_killed_command_resumes_with_each_image_once_in_order(
     assert not partial.exists()
 
 
-def test_a_finished_table_stays_and_another_job_is_refused(classifier, pictures, tmp_path, capsys):
+def interrupt(monkeypatch, at):
+    """Raise KeyboardInterrupt as the image of this number is opened; returns the images so far."""
+    plain, calls = Item.open, []
+
+    def stops(item, decoding):
+        calls.append(item)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return plain(item, decoding=decoding)
+
+    monkeypatch.setattr(Item, "open", stops)
+    return calls
+
+
+def test_a_finished_table_stays(classifier, pictures, tmp_path, capsys):
     out = tmp_path / "table.jsonl"
     assert predict(classifier, pictures, out) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
     before, changed = out.read_bytes(), out.stat().st_mtime_ns
-    capsys.readouterr()
-    assert predict(classifier, pictures, out, "--batch-size=3") == 0
-    assert f"{out} is finished: remove it" in capsys.readouterr().err
+    assert predict(classifier, pictures, out) == 1
+    assert f"--out {out} exists already" in capsys.readouterr().err
     assert (out.read_bytes(), out.stat().st_mtime_ns) == (before, changed)
-    assert predict(classifier, pictures, out, "--top-k=2") == 1
-    assert predict(classifier, pictures / "18.png", out) == 1
-    assert predict(classifier, pictures, out, "--precision=bf16-mixed") == 1
-    assert re.findall("differ in ([a-z_]+)", capsys.readouterr().err) == [
-        "top_k",
-        "images",
-        "precision",
+
+
+def test_an_interrupted_table_is_resumed_by_the_same_job_alone(
+    classifier, pictures, tmp_path, monkeypatch, capsys
+):
+    out, calls = tmp_path / "table.jsonl", interrupt(monkeypatch, at=30)
+    so_far, options = tmp_path / "table.jsonl.partial", ("--batch-size=2", "--workers=1")
+    assert predict(classifier, pictures, out, *options) == 130
+    assert f"the predictions so far are kept in {so_far}" in capsys.readouterr().err
+    with so_far.open("a") as file:
+        file.write('{"path": "half')
+    before = so_far.read_bytes()
+    assert not out.exists()
+    for other in (
+        (pictures, "--top-k=2"),
+        (pictures / "18.png",),
+        (pictures, "--precision=bf16-mixed"),
+    ):
+        assert predict(classifier, other[0], out, *other[1:]) == 1
+        assert f"{so_far} is of another classifier, other images or" in capsys.readouterr().err
+        assert before.startswith(so_far.read_bytes())
+    # how fast it is may change
+    assert predict(classifier, pictures, out, "--batch-size=3") == 0
+    assert "resuming after" in capsys.readouterr().err
+    assert len(calls) < 70
+    assert [Path(json.loads(line)["path"]).stem for line in out.open()] == [
+        f"{i:02}" for i in range(60)
     ]
-    assert out.read_bytes() == before
+
+
+def test_one_process_at_a_time_writes(classifier, pictures, tmp_path, capsys):
+    with FileLock(tmp_path / ".table.csv.lock"):
+        assert predict(classifier, pictures, tmp_path / "table.csv") == 1
+    assert "another process is writing" in capsys.readouterr().err
 
 
 def test_files_and_shards_are_opened_as_in_training(classifier, tmp_path):
@@ -116,18 +156,6 @@ def test_files_and_shards_are_opened_as_in_training(classifier, tmp_path):
     assert probabilities[0] != pytest.approx(probabilities[-1], abs=1e-3)
 
 
-def test_the_parts_in_order_are_the_complete_table(classifier, pictures, tmp_path):
-    tables = {part: tmp_path / f"{part[0]}.csv" for part in ("1/1", "1/4", "2/4", "3/4", "4/4")}
-    tables["1/1"] = tmp_path / "all.csv"
-    for part, table in tables.items():
-        assert predict(classifier, pictures, table, f"--part={part}", "--batch-size=7") == 0
-    complete, *parts = (
-        [(row["path"], row["class"]) for row in rows_of(table)] for table in tables.values()
-    )
-    assert [len(part) for part in parts] == [15] * 4
-    assert [row for part in parts for row in part] == complete
-
-
 def test_predict_and_the_classifier_predict_as_the_student_in_its_test(
     classifier, student_run, tmp_path
 ):
@@ -147,126 +175,46 @@ def test_predict_and_the_classifier_predict_as_the_student_in_its_test(
     torch.testing.assert_close(logits.softmax(dim=1).amax(dim=1), saved, atol=2e-6, rtol=0)
 
 
-# --- embeddings ---
-
-
 def embeddings_of(file):
-    """The rows of a file of embeddings as an array, NaN where there is none."""
-    if file.suffix == ".npy":
-        return np.load(file, mmap_mode="r")
+    """The embeddings in a table as lists, None where there is none."""
+    if file.suffix == ".jsonl":
+        return [json.loads(line)["embedding"] for line in file.open()]
     column = pytest.importorskip("pyarrow.parquet").read_table(file)["embedding"]
     # pyarrow 23 does not read lists of a fixed length back if one is null
     assert str(column.type) in ("list<element: float>", "list<item: float>")
-    return np.array(
-        [[np.nan] * len(column[0]) if row is None else row for row in column.to_pylist()], "f4"
-    )
+    return column.to_pylist()
 
 
-@pytest.mark.parametrize("ending", [".npy", ".parquet"])
-@pytest.mark.parametrize("table", ["table.csv", "table.jsonl"])
-def test_embeddings_are_the_encoders_features_in_the_order_of_the_table(
-    ending, table, classifier, pictures, tmp_path
+@pytest.mark.parametrize("name", ["table.jsonl", "table.parquet"])
+def test_embeddings_are_the_encoders_features(
+    name, classifier, pictures, tmp_path, monkeypatch, capsys
 ):
-    out, file, loaded = tmp_path / table, tmp_path / f"e{ending}", Classifier.load(classifier)
-    assert predict(classifier, pictures, tmp_path / f"alone_{table}", "--batch-size=7") == 0
-    assert predict(classifier, pictures, out, f"--embeddings={file}", "--batch-size=7") == 0
-    assert out.read_bytes() == (tmp_path / f"alone_{table}").read_bytes()
-    found, paths = embeddings_of(file), sorted(pictures.iterdir())
-    assert (found.dtype, len(found)) == (np.float32, 60)
+    out, loaded = tmp_path / name, Classifier.load(classifier)
+    options = ("--embeddings", "--batch-size=7", "--workers=1")
+    with monkeypatch.context() as patch:
+        interrupt(patch, at=50)
+        assert predict(classifier, pictures, out, *options) == 130
+    assert predict(classifier, pictures, out, *options) == 0
+    assert "resuming after" in capsys.readouterr().err
+    found, paths = embeddings_of(out), sorted(pictures.iterdir())
+    assert found.pop(17) is None
     images = [loaded.prepare(Image.open(path)) for path in paths if path.stem != "17"]
     with torch.no_grad():
         expected = loaded.encoder(torch.stack(images)).numpy()
-    np.testing.assert_allclose(np.delete(found, 17, axis=0), expected, atol=1e-5)
-    assert np.isnan(found[17]).all()
-    if ending == ".parquet":
-        table = pytest.importorskip("pyarrow.parquet").read_table(file)
-        assert table["path"].to_pylist() == [str(path) for path in paths]
-    assert sorted(path.name for path in tmp_path.glob("*.partial")) == []
-
-
-@pytest.mark.parametrize("ending", [".npy", ".parquet"])
-def test_embeddings_of_an_interrupted_command_are_resumed(
-    ending, classifier, pictures, tmp_path, monkeypatch, capsys
-):
-    out, file, plain, calls = tmp_path / "table.csv", tmp_path / f"e{ending}", Item.open, []
-
-    def stops(item, decoding):
-        calls.append(item)
-        if len(calls) == 30:
-            raise KeyboardInterrupt
-        return plain(item, decoding=decoding)
-
-    options = (f"--embeddings={file}", "--batch-size=2", "--workers=1")
-    monkeypatch.setattr(Item, "open", stops)
-    assert predict(classifier, pictures, out, *options) == 130
-    assert "so far are kept in" in capsys.readouterr().err
-    assert not out.exists()
-    assert not file.exists()
-    assert predict(classifier, pictures, out) == 1
-    assert "may differ in embeddings" in capsys.readouterr().err
-    assert predict(classifier, pictures, out, *options) == 0
-    assert "resuming after" in capsys.readouterr().err
-    assert len(calls) < 70
-    assert (
-        predict(
-            classifier, pictures, tmp_path / "once.csv", f"--embeddings={tmp_path}/once{ending}"
-        )
-        == 0
-    )
-    np.testing.assert_allclose(
-        embeddings_of(file), embeddings_of(tmp_path / f"once{ending}"), atol=1e-5
-    )
-
-
-def test_a_command_that_ends_between_both_files_writes_them_again(
-    classifier, pictures, tmp_path, monkeypatch
-):
-    out, file = tmp_path / "table.csv", tmp_path / "e.npy"
-
-    def stops(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("kdpl.classifier.tables.write_table", stops)
-        assert predict(classifier, pictures, out, f"--embeddings={file}") == 130
-    before = file.read_bytes()
-    assert not out.exists()
-    assert predict(classifier, pictures, out, f"--embeddings={file}") == 0
-    assert len(rows_of(out)) == 60
-    assert file.read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir() if "job" not in path.name) == [
-        "e.npy",
-        "table.csv",
-    ]
-
-
-def test_a_file_of_embeddings_belongs_to_one_table(classifier, pictures, tmp_path, capsys):
-    out, file = tmp_path / "table.csv", tmp_path / "e.npy"
-    file.write_bytes(b"precious")
-    assert predict(classifier, pictures, out, f"--embeddings={file}") == 1
-    assert f"{file} may differ in classifier, images" in capsys.readouterr().err
-    assert file.read_bytes() == b"precious"
-    file.unlink()
-    assert predict(classifier, pictures, out, f"--embeddings={file}") == 0
-    assert predict(classifier, pictures, tmp_path / "other.csv", f"--embeddings={file}") == 1
-    assert f"{file} may differ in table" in capsys.readouterr().err
-    file.unlink()
-    assert predict(classifier, pictures, out, f"--embeddings={file}") == 1
-    assert f"{out} is finished and {file} is missing: remove {out}" in capsys.readouterr().err
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--embeddings=e.npy"], "--embeddings needs a table"),
-        (["--embeddings=e.parquet", "--out=./e.parquet"], "--embeddings needs a table"),
+        (["--embeddings"], "--embeddings needs a table"),
         (
-            ["--embeddings=e.csv", "--out=t.csv"],
-            "--embeddings e.csv has an unknown ending, expected one of .npy, ",
+            ["--embeddings", "--out=t.csv"],
+            "--out t.csv has an unknown ending, expected one of .jsonl, .parquet for",
         ),
     ],
 )
-def test_embeddings_without_a_table_or_of_an_unknown_kind_are_refused(
+def test_embeddings_without_a_table_or_in_csv_are_refused(
     options, words, classifier, pictures, capsys
 ):
     assert main(["predict", str(classifier), str(pictures), *options]) == 1

@@ -1,10 +1,9 @@
 from pathlib import Path
 
-import pytest
 from world import refused
 
-from kdpl.classifier.sources import find_sources, part_of
-from kdpl.errors import ConfigError, DataError
+from kdpl.classifier.sources import find_sources
+from kdpl.errors import DataError
 
 
 def test_files_folders_patterns_and_lists_come_in_the_order_given(tmp_path):
@@ -34,9 +33,3 @@ def test_files_folders_patterns_and_lists_come_in_the_order_given(tmp_path):
 def test_a_list_that_does_not_exist_is_named():
     with refused(DataError, r"gone\.txt does not exist"):
         find_sources([], Path("gone.txt"))
-
-
-@pytest.mark.parametrize("part", ["0/3", "4/3", "1", "a/b", "1/2/3"])
-def test_an_invalid_part_is_named(part):
-    with refused(ConfigError, f"--part is {part}, expected I/N"):
-        part_of([], part)

@@ -156,8 +156,7 @@ def test_added_classes_are_among_the_predictions(classifier, teacher_run, digits
         (["C"], ["no images"]),
         (["gone", "D/z.png"], ["gone", "classifier"]),
         (["C", "D/z.png", "gone.png"], ["gone.png", "does not exist"]),
-        (["C", "D", "--top-k=0"], ["top_k"]),
-        (["C", "D", "--part=3/2"], ["--part"]),
+        (["C", "D", "--top-k=0"], ["--top-k"]),
         (["C", "D", "--device=tpu"], ["device"]),
         (["C", "D", "--out=."], ["--out . is a folder"]),
         (["C", "D", "--add-classes=gone"], ["gone does not exist"]),
@@ -178,10 +177,6 @@ def test_a_wrong_argument_is_named(args, words, classifier, digits, tmp_path, mo
         (["predict", "C", "gone.png"], "gone.png does not exist"),
         (["predict", "C", "D", "--list=gone.txt"], "gone.txt"),
         (["predict", "C", "D", "--add-classes=gone"], "--add-classes gone does not exist"),
-        (
-            ["export", "C", "--format=torch", "--out=c.pt2", "--add-classes=gone"],
-            "--add-classes gone does not exist",
-        ),
     ],
 )
 def test_a_path_that_does_not_exist_is_named_before_torch_is_imported(
