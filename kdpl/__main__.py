@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(requeued, file=sys.stderr)
         return slurm.REQUEUED
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, BrokenPipeError) and faults.reader_is_gone():
+        if isinstance(error, BrokenPipeError):
+            # nothing reads the output, as behind head; Python would say so once more at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _PIPE_CLOSED
         message = None if debug else faults.sentence(error)
         if message is None:

@@ -101,16 +101,16 @@ def install_entry_points(folder, name, version, groups):
 @contextmanager
 def interrupted_at(step):
     """Interrupt ``run`` as it begins the step of this number, counted from 1."""
-    began, original = [], kdpl.cli.fit.run_command
+    began, original = [], kdpl.cli.fit.run_stage
 
-    def command(args, check_only=False, **more):
-        began.extend([] if check_only else [args])
+    def stage(command, options, values, check_only):
+        began.extend([] if check_only else [command])
         if len(began) == step:
             raise KeyboardInterrupt
-        return original(args, check_only, **more)
+        original(command, options, values, check_only)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdpl.cli.fit.run_command", command)
+        patch.setattr("kdpl.cli.fit.run_stage", stage)
         yield
 
 

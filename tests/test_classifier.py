@@ -72,19 +72,6 @@ def test_logits_are_the_plain_ones_before_and_after_a_round_trip(
     assert not read.training
 
 
-def test_a_classifier_with_a_second_head_is_refused_in_a_sentence(folder):
-    file = folder / "classifier.json"
-    config = {
-        **json.loads(file.read_text()),
-        "version": 2,
-        "label_head": {"alpha": 0.3, "beta": 2.0},
-    }
-    file.write_text(json.dumps(config))
-    match = f"the classifier {folder} has a second head for labels, which this version of kdpl does not support: distil"
-    with world.refused(ArtifactError, match):
-        Classifier.load(folder)
-
-
 @pytest.mark.parametrize(
     ("model", "settings"),
     [

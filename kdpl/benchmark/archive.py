@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdpl.errors import DataError, KdplError, reason
-from kdpl.runtime.tar import Member
 
 SUFFIX = re.compile(r"\.(zip|tar|tgz|tar\.(gz|bz2|xz))$", re.IGNORECASE)
 
@@ -32,7 +31,7 @@ def unpack(archive: Path, folder: Path, is_own: Callable[[str], bool]) -> None:
             with zipfile.ZipFile(archive) as packed:
                 size = sum(member.file_size for member in packed.infolist())
         else:
-            with tarfile.open(archive, tarinfo=Member) as opened:
+            with tarfile.open(archive) as opened:
                 size = sum(member.size for member in opened)
         _require_room(archive, folder, size)
         folder.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from pydantic import (
 
 from kdpl.benchmark.published import METHODS
 from kdpl.errors import ConfigError
-from kdpl.runtime.configs import read_config, require_configs
+from kdpl.runtime.configs import read_config
 
 Protocol = Literal["few_shot", "base_to_novel", "cross_dataset", "domain_generalization"]
 Stage = Literal["teacher", "student"]
@@ -261,7 +261,8 @@ def dataset_name(dataset: str) -> str:
 def read_campaign(file: Path) -> Campaign:
     """Read a campaign's file; a ConfigError if it, or one that it names, is missing or invalid."""
     campaign = parse_campaign(read_config(str(file)), file)
-    require_configs(campaign.config_files())
+    for each in campaign.config_files():
+        read_config(each)
     return campaign
 
 

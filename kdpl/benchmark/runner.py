@@ -14,7 +14,7 @@ from kdpl.benchmark.campaign import Campaign
 from kdpl.benchmark.tasks import FITS, RESULT_FILE, Result, Task
 from kdpl.metrics import ACCURACY_COLUMNS, test_key
 from kdpl.runtime import slurm
-from kdpl.runtime.configs import config_files, has_callback, read_config
+from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.files import write_text
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, LOCK_FILE
@@ -196,5 +196,5 @@ def result_of(campaign: Campaign, task: Task) -> Result:
         images=images,
         transductive=task.run.protocol == "base_to_novel"
         and campaign.rows[task.run.row].stage == "student",
-        selected_on_test=has_callback(config, "BestOnBaseTest"),
+        selected_on_test="BestOnBaseTest" in str(config.get("trainer")),
     )

@@ -1,7 +1,5 @@
 """Checkpoints of a run, and how a run may resume.
 
-There are the last one and, until the run is finished, the one before it.
-
 A checkpoint holds all parameters and persistent buffers that no ``kdpl.clip.Frozen`` carries,
 optimiser and progress, the state of callbacks, and what modules and callbacks add in
 ``on_save_checkpoint``: fingerprints of CLIP and teachers, and the views.
@@ -18,8 +16,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from kdpl.data.domain import domain_of
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.runtime.files import atomic_path
-from kdpl.runtime.messages import warn
-from kdpl.runtime.run_folder import CHECKPOINTS_FOLDER, LAST, PREVIOUS, handed_over
+from kdpl.runtime.run_folder import CHECKPOINTS_FOLDER, LAST
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -48,12 +45,6 @@ class RunCheckpoint(ModelCheckpoint):
         if not trainer.is_last_batch:
             super().on_train_batch_end(trainer, *args)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the checkpoint before the last one once the run is finished."""
-        folder = Path(trainer.default_root_dir)
-        if trainer.is_global_zero and handed_over(folder):
-            (folder / PREVIOUS).unlink(missing_ok=True)
-
 
 class SameSteps(Callback):
     """Refuses to resume a run with another number of images in a step of all processes together.
@@ -80,19 +71,9 @@ class SameSteps(Callback):
         before, now = state_dict["images_per_step"], self._batch_size * self._processes
         if 0 in (before, now) or before == now:
             return
-        each, rest = divmod(before, self._processes)
-        change = (
-            f"trainer.devices to a divisor of {before}"
-            if rest
-            else f"data.init_args.batch_size to {each}"
-        )
-        several = (
-            f" ({self._batch_size} on each of {self._processes} processes)"
-            if self._processes > 1
-            else ""
-        )
         raise ConfigError(
-            f"the run took {before} images a step, and would take {now}{several} now: set {change}"
+            f"the run took {before} images a step, and would take {now} now: set "
+            f"data.init_args.batch_size times the number of processes to {before}"
         )
 
 
@@ -101,51 +82,16 @@ class CheckpointFiles(TorchCheckpointIO):
 
     The previous one thus survives a kill or a full disk.
 
-    Lightning writes to the system's temporary folder first, and a rename across disks is a copy. A
-    ``last.ckpt`` that exists becomes ``previous.ckpt``.
+    Lightning writes to the system's temporary folder first, and a rename across disks is a copy.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         """Write a checkpoint; called on one process."""
-        path = Path(path)
-        with atomic_path(path) as temporary:
-            torch.save(checkpoint, temporary)
-            if path.name == Path(LAST).name and path.is_file():
-                _keep(path, path.with_name(Path(PREVIOUS).name))
-
-
-def _keep(last: Path, previous: Path) -> None:
-    """Link the last checkpoint to a second name, so that one exists at every moment."""
-    previous.unlink(missing_ok=True)
-    try:
-        previous.hardlink_to(last)
-    except OSError:
-        # a file system without hard links
-        last.replace(previous)
-
-
-def newest(folder: Path) -> Path | None:
-    """Return the newest intact checkpoint of a run, or None; an ArtifactError if all are damaged.
-
-    A damaged one is named in a warning, and the one before it is returned.
-    """
-    damaged: ArtifactError | None = None
-    for file in (folder / LAST, folder / PREVIOUS):
-        if not file.is_file():
-            continue
-        try:
-            require_intact(file)
-        except ArtifactError as error:
-            damaged = error
-        else:
-            if damaged is not None:
-                warn(f"{str(damaged).split(': ')[0]}; resuming from the one before it, {file}")
-            return file
-    if damaged is not None:
-        raise damaged
-    return None
+        # torch's own writer raises an error without a number on a full disk
+        with atomic_path(Path(path)) as temporary, temporary.open("wb", buffering=0) as file:
+            torch.save(checkpoint, file)
 
 
 def require_intact(file: Path) -> None:

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from kdpl.runtime import slurm
 from kdpl.runtime.faults import handle_sigterm, mark
 from kdpl.runtime.loggers import finish_logging
-from kdpl.runtime.run_folder import LAST, PREVIOUS
+from kdpl.runtime.run_folder import LAST
 
 _STEPS_BETWEEN_TALKS = 10
 _GRACE_SECONDS = 5
@@ -102,10 +102,8 @@ class InterruptionHandler(Callback):
             processes.clear()
         if trainer.state.fn != "fit" or isinstance(exception, slurm.Requeued | slurm.RequeueError):
             return
-        files = [Path(trainer.default_root_dir) / name for name in (LAST, PREVIOUS)]
-        kept = next(
-            (f"{file} is kept" for file in files if file.is_file()), "there is no checkpoint yet"
-        )
+        last = Path(trainer.default_root_dir) / LAST
+        kept = f"{last} is kept" if last.is_file() else "there is no checkpoint yet"
         mark(exception, f"after {trainer.global_step} steps; {kept}")
 
     def _note_processes(self, trainer: Trainer) -> None:

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from kdpl.errors import ConfigError
 from kdpl.runtime.files import write_text
-from kdpl.runtime.run_folder import CONFIG_FILE, LAST, PREVIOUS
+from kdpl.runtime.run_folder import CONFIG_FILE
 
 # where and how a run is computed or shown
 _MAY_CHANGE = (
@@ -42,8 +42,7 @@ _MAY_CHANGE = (
 class RunConfig(SaveConfigCallback):
     """Writes the config of a fit into the run's folder and hands it to the loggers, once.
 
-    Validation and test leave the config of the fit alone, and so does a fit that fails before its
-    first checkpoint.
+    Validation and test leave the config of the fit alone.
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
@@ -59,15 +58,6 @@ class RunConfig(SaveConfigCallback):
             self.save_config(trainer, pl_module, "fit")
 
     on_fit_end = on_train_start
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Remove the config again unless there is a checkpoint to resume from."""
-        folder = Path(trainer.default_root_dir)
-        begun = any((folder / name).is_file() for name in (LAST, PREVIOUS))
-        if trainer.is_global_zero and self.already_saved and not begun:
-            (folder / CONFIG_FILE).unlink(missing_ok=True)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file atomically; called on one process."""

@@ -168,7 +168,7 @@ class BulkPrediction:
         settings = (self.top_k, self.batch_size, self.workers, self.precision, self.rule)
         predictions = self.classifier.predictions(items, opened, *settings)
         # the number of images in a shard is known only after reading it
-        total = None if any(map(kind_of, self.sources)) else len(self.sources) - skip
+        total = None if any(map(is_archive, self.sources)) else len(self.sources) - skip
         names, start = self.columns, time.perf_counter()
         count = unreadable = 0
         with progress_bar(show_bar) as bar:

@@ -1,19 +1,16 @@
 """Parsers of commands, from their signatures and docstrings; imports no torch or Lightning."""
 
+import argparse
 import inspect
-from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse as parse_docstring
-from jsonargparse import ArgumentParser
 
 from kdpl.errors import ConfigError
 from kdpl.runtime import plugins
-from kdpl.runtime.faults import in_one_line
 
 if TYPE_CHECKING:
     from kdpl.classifier import Classifier
@@ -25,8 +22,6 @@ else:
     MakeRule = Callable
 
 Command = Callable[..., int]
-
-_ALIKE = 0.75  # of two names, 1 for the same
 
 _SETTINGS = "settings"
 """Parameter that takes the options that are not the command's own, to be handed on."""
@@ -40,30 +35,31 @@ class Rule:
     """Options that decide what is predicted for an image.
 
     Attributes:
-        makers: Those of which options are given.
-        given: These options, as text.
+        make: Makes the rule; None if none of these options is given.
+        given: The options, as text.
     """
 
-    makers: tuple[MakeRule, ...] = ()
+    make: MakeRule | None = None
     given: str = ""
 
     def of(self, classifier: "Classifier", top_k: int = 1) -> "DecisionRule":
-        """Return the rule for a classifier, or raise a ConfigError.
-
-        That is if two packages would make it, or ``top_k`` would cut its sets.
-        """
+        """Return the rule for a classifier; a ConfigError if ``top_k`` would cut its sets."""
         from kdpl.tasks import DecisionRule
 
-        if len(self.makers) > 1:
-            raise ConfigError(
-                "the options ask two packages for a rule: leave out those of one of them"
-            )
-        rule = self.makers[0](classifier) if self.makers else DecisionRule()
+        rule = self.make(classifier) if self.make is not None else DecisionRule()
         if rule.set_threshold is not None and top_k > 1:
             raise ConfigError(
                 f"{self.given} lists as many classes as an image needs: leave out --top-k"
             )
         return rule
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises a ConfigError, instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the error of wrong arguments."""
+        raise ConfigError(f"{message}: {self.prog} --help tells more")
 
 
 def call(command: Command, argv: Sequence[str], prog: str) -> int:
@@ -77,113 +73,97 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     Args:
         command: A typed function with a Google docstring. Positional parameters become positional
             arguments, where a list takes any number; keyword-only ones become options, where a list
-            may be repeated and a bool is a flag. A last parameter ``settings`` takes all options
-            that are not the command's own, and one called ``rule`` those of rooms that decide what
-            is predicted.
-        argv: Its arguments; an option may be written with underscores instead of hyphens.
+            may be repeated and a bool is a flag. A parameter ``settings`` takes all options that
+            are not the command's own, with what follows them; one called ``rule`` takes those of
+            rooms that decide what is predicted.
+        argv: Its arguments.
         prog: Name of the command, for help and errors.
     """
     parser = build_parser(command, prog)
-    own, others = _split(command, argv)
-    names = [name.replace("_", "-") for name in _parameters(command)]
-    hands_on = _SETTINGS in inspect.signature(command).parameters
-    # settings that are handed on have a section, but for those of the run itself, which are like
-    # none of these
-    hint = did_you_mean([arg for arg in others if not (hands_on and "." in arg)], names)
-    if hint or (others and not hands_on):
-        missing = next((arg for arg in others if arg.startswith("--")), others[0]).partition("=")[0]
-        raise ConfigError(
-            f"{prog} has no option {missing}: {hint or f'{prog} --help lists those there are'}"
-        )
-    try:
-        options = vars(parser.parse_args(own))
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(f"{in_one_line(error)}: {prog} --help tells more") from error
-    if _SETTINGS in inspect.signature(command).parameters:
-        options[_SETTINGS] = others
-    if _RULE in inspect.signature(command).parameters:
+    parameters = inspect.signature(command).parameters
+    own, settings = list(argv), list[str]()
+    if _SETTINGS in parameters:
+        own, settings = _split(argv, {"--help", *map(_option, _parameters(command))})
+    options = vars(parser.parse_intermixed_args(own))
+    if _SETTINGS in parameters:
+        options[_SETTINGS] = settings
+    if _RULE in parameters:
         options[_RULE] = _pop_rule(options)
     return options
 
 
-def _pop_rule(options: dict[str, Any]) -> Rule:
-    makers, given = list[MakeRule](), list[str]()
-    for function in plugins.load_all("predict").values():
-        defaults = {
-            name: each.default for name, each in inspect.signature(function).parameters.items()
-        }
-        own = {name: options.pop(name) for name in defaults}
-        changed = {name: value for name, value in own.items() if value != defaults[name]}
-        if changed:
-            makers.append(function(**own))
-        for name, value in changed.items():
-            given.append(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}"))
-    return Rule(tuple(makers), " ".join(given))
-
-
-def did_you_mean(args: Sequence[str], known: Sequence[str]) -> str | None:
-    """Return advice on the first unknown option that resembles a known one, or None.
-
-    ``known`` are names without dashes. An option may lack the sections before its own name.
-    """
-    for name in (arg[2:].partition("=")[0] for arg in args if arg.startswith("--")):
-        section, dot, own = name.rpartition(".")
-        within = [each for each in known if each.startswith(section + dot)]
-        # of the same name in several sections, the first
-        by_own = {each.rpartition(".")[2]: each for each in reversed(within)}
-        near = [] if name in known else get_close_matches(own, by_own, n=1, cutoff=_ALIKE)
-        if near:
-            return f"did you mean --{by_own[near[0]]}"
-    return None
-
-
-def build_parser(command: Command, prog: str) -> ArgumentParser:
+def build_parser(command: Command, prog: str) -> Parser:
     """Build the parser of a command; see ``parse``."""
-    doc = parse_docstring(inspect.getdoc(command) or "")
-    parser = ArgumentParser(
+    docs = [parse_docstring(inspect.getdoc(each) or "") for each in _functions(command)]
+    helps = {each.arg_name: each.description or "" for doc in docs for each in doc.params}
+    about = filter(None, (docs[0].short_description, docs[0].long_description))
+    parser = Parser(
         prog=prog,
-        exit_on_error=False,
         allow_abbrev=False,
-        description="\n\n".join(filter(None, (doc.short_description, doc.long_description))),
-        formatter_class=RawDescriptionHelpFormatter,
+        description="\n\n".join(about),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    described = [
-        parse_docstring(inspect.getdoc(function) or "") for function in _functions(command)
-    ]
-    helps = {
-        each.arg_name: " ".join((each.description or "").split())
-        for doc in described
-        for each in doc.params
-    }
     for name, (parameter, kind) in _parameters(command).items():
         positional = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
         required = parameter.default is inspect.Parameter.empty
-        names = [name] if positional else [f"--{name.replace('_', '-')}"]
-        default_text = (
-            ""
-            if parameter.default in (None, [], False) or required
-            else f" (default: {parameter.default})"
-        )
-        # argparse formats a help with %
-        text = (helps.get(name, "").rstrip(".") + default_text).replace("%", "%%")
-        # as in argparse's own lines, but for a word such as YAML
-        shown = text if text[1:2].isupper() else text[:1].lower() + text[1:]
-        how: dict[str, Any] = {"help": shown}
-        if not required and positional:
-            how["nargs"] = "?"  # and None, for which jsonargparse knows no default
-        elif not required:
+        how = _how(kind, positional, required)
+        if not required:
             how["default"] = parameter.default
         elif not positional:
             how["required"] = True
-        if kind is bool:
-            how["action"] = "store_true"
-        elif get_origin(kind) is list:
-            how |= {"type": get_args(kind)[0], "nargs": "+" if required or not positional else "*"}
-            how |= {} if positional else {"action": "extend"}
-        else:
-            how["type"] = kind
-        parser.add_argument(*names, **how)
+        text = " ".join(helps.get(name, "").split()).rstrip(".")
+        if not required and parameter.default not in (None, [], False):
+            text += f" (default: {parameter.default})"
+        # argparse formats a help with %
+        how["help"] = text.replace("%", "%%")
+        parser.add_argument(name if positional else _option(name), **how)
     return parser
+
+
+def _how(kind: Any, positional: bool, required: bool) -> dict[str, Any]:
+    """Return the settings of an argument that its type determines."""
+    if kind is bool:
+        return {"action": "store_true"}
+    if get_origin(kind) is list:
+        some = "+" if required or not positional else "*"
+        action = {} if positional else {"action": "extend"}
+        return {"type": get_args(kind)[0], "nargs": some, **action}
+    optional = {"nargs": "?"} if positional and not required else {}
+    if get_origin(kind) is Literal:
+        return {"choices": get_args(kind), **optional}
+    # of a type or None, the type
+    return {"type": next(iter(get_args(kind)), kind), **optional}
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _split(argv: Sequence[str], known: set[str]) -> tuple[list[str], list[str]]:
+    """Separate a command's own arguments from those that it hands on, and what follows them."""
+    own, others = list[str](), list[str]()
+    target = own
+    for arg in argv:
+        if arg.startswith("--"):
+            target = own if arg.partition("=")[0] in known else others
+        target.append(arg)
+    return own, others
+
+
+def _pop_rule(options: dict[str, Any]) -> Rule:
+    """Take the options of rooms out of those of a command."""
+    rule = Rule()
+    for function in plugins.load_all("predict").values():
+        parameters = inspect.signature(function).parameters
+        own = {name: options.pop(name) for name in parameters}
+        given = [
+            _option(name) + ("" if value is True else f" {value}")
+            for name, value in own.items()
+            if value != parameters[name].default
+        ]
+        if given:
+            rule = Rule(function(**own), " ".join(given))
+    return rule
 
 
 def _functions(command: Command) -> list[Callable[..., Any]]:
@@ -201,34 +181,6 @@ def _parameters(command: Command) -> dict[str, tuple[inspect.Parameter, Any]]:
             if name not in (_SETTINGS, _RULE):
                 parameters[name] = parameter, hints[name]
     return parameters
-
-
-def _split(command: Command, argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separate a command's own arguments from those that it hands on.
-
-    The positional ones come first: argparse does not take a list of them once options stand
-    between.
-    """
-    hints = {name: kind for name, (_, kind) in _parameters(command).items()}
-    names = {*hints, "help", "print_shtab"}
-    positional: list[str] = []
-    options: list[str] = []
-    others: list[str] = []
-    target, values = positional, 0.0
-    for arg in argv:
-        if arg.startswith("--") and len(arg) > 2:
-            name, equals, value = arg[2:].partition("=")
-            key = name.replace("-", "_")
-            target = options if key in names else others
-            target.append(f"--{key.replace('_', '-')}{equals}{value}" if key in names else arg)
-            several = key in names and get_origin(hints.get(key)) is list
-            values = 0 if equals or hints.get(key) is bool else float("inf") if several else 1
-        elif values:
-            target.append(arg)
-            values -= 1
-        else:
-            positional.append(arg)
-    return positional + options, others
 
 
 def require_file(option: str, value: str | None) -> None:

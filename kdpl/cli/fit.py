@@ -1,6 +1,7 @@
 """``python -m kdpl fit``, ``validate`` and ``test``: LightningCLI over modules and datamodule."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -8,9 +9,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from kdpl.cli.stage_cli import Command, KdplCLI
 from kdpl.errors import ConfigError, reason
-from kdpl.runtime.configs import config_files, require_configs, with_config_files
+from kdpl.runtime.configs import config_files, read_config, with_config_files
 from kdpl.runtime.faults import in_one_sentence
 from kdpl.runtime.messages import quiet_libraries
+
+MakeStage = Callable[[Command, Sequence[str], bool, ExitStack], KdplCLI]
 
 _ABOUT = {
     "fit": "Train one stage: the teacher's prompts, or the student. An interrupted fit is resumed "
@@ -40,12 +43,8 @@ max_epochs, logger
 """
 
 
-def run_command(
-    args: Sequence[str],
-    check_only: bool = False,
-    make: Callable[[Command, Sequence[str], bool, ExitStack], KdplCLI] = KdplCLI,
-) -> int:
-    """Run ``fit``, ``validate`` or ``test``; returns 0.
+def run_command(args: Sequence[str], check_only: bool = False, make: MakeStage = KdplCLI) -> int:
+    """Run ``fit``, ``validate`` or ``test`` with arguments of the command line; returns 0.
 
     Args:
         args: The command and its arguments.
@@ -60,9 +59,33 @@ def run_command(
         raise ConfigError(
             f"{command} needs to know what to do: give --config FILE (--help tells more)"
         )
-    quiet_libraries()
     options = with_config_files(["--help" if arg == "--full_help" else arg for arg in args[1:]])
-    require_configs(config_files(options))
+    for file in config_files(options):
+        read_config(file)
+    run_stage(command, options, check_only=check_only, make=make)
+    return 0
+
+
+def run_stage(
+    command: Command,
+    options: Sequence[str],
+    values: Mapping[str, Any] | None = None,
+    check_only: bool = False,
+    make: MakeStage = KdplCLI,
+) -> None:
+    """Run ``fit``, ``validate`` or ``test``, or check its settings only.
+
+    Args:
+        command: What to run.
+        options: Config files and settings, as text of the command line.
+        values: Further settings, as a tree like a config's, which win over the options.
+        check_only: As of ``run_command``.
+        make: As of ``run_command``.
+    """
+    quiet_libraries()
+    if values is not None:
+        # parsed together with the options, which may lack what is required
+        options = [*options, f"--config={json.dumps(values)}"]
     try:
         with ExitStack() as at_end:
             with in_one_sentence():
@@ -78,4 +101,3 @@ def run_command(
         if isinstance(error.__context__, KeyboardInterrupt):
             raise error.__context__ from None
         raise
-    return 0

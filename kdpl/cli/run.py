@@ -1,23 +1,23 @@
-"""``python -m kdpl run``: both stages and their tests in order, each as its own command."""
+"""``python -m kdpl run``: both stages and their tests in order."""
 
 import argparse
 import gc
-import hashlib
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt
 
 from kdpl.errors import ConfigError, KdplError, visible
 from kdpl.runtime import plugins, slurm
-from kdpl.runtime.configs import find_config, read_config, require_configs
+from kdpl.runtime.configs import find_config, read_config
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import write_text
 from kdpl.runtime.run_folder import (
@@ -30,50 +30,47 @@ from kdpl.runtime.run_folder import (
     STAGE_FOLDERS,
 )
 
-_NO_PROMPTS = (
-    "--model.init_args.method=independent",
-    "--model.init_args.vision_prompts.depth=0",
-    "--model.init_args.text_prompts.depth=0",
-)
+_NO_PROMPTS = {
+    "method": "independent",
+    "vision_prompts": {"depth": 0},
+    "text_prompts": {"depth": 0},
+}
 # the teacher of no labels, as configs/teacher/zero_shot.yaml says for fit
-_ZERO_SHOT = (
-    *_NO_PROMPTS,
-    "--model.init_args.averaging=null",
-    "--trainer.max_epochs=0",
-    "--trainer.limit_train_batches=0",
-)
-_SHOTS, _TARGET, _LOSS = (
+_ZERO_SHOT = {
+    "model": {"init_args": {**_NO_PROMPTS, "averaging": None}},
+    "trainer": {"max_epochs": 0, "limit_train_batches": 0},
+}
+_SHOTS, _MODEL, _TARGET, _LOSS = (
     "data.init_args.shots",
+    "model.init_args.clip.model",
     "model.init_args.target",
     "model.init_args.loss.kind",
 )
-_TEACHER = "model.init_args.teacher"
 _REFINED = "refined"  # a target that a room brings
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One command of the run; its result exists once it is done."""
+    """A stage's fit, or a test; its result exists once it is done."""
 
     title: str
-    args: tuple[str, ...]
+    command: Literal["fit", "test"]
     result: Path
+    options: list[str]
+    # settings that win over the options
+    values: dict[str, Any]
     # for a zero-shot test, the folder of the stage whose CLIP is tested
     clip_of: Path | None = None
 
-    @property
-    def clip(self) -> dict[str, Any]:
-        """The settings of the CLIP that a zero-shot test is of."""
-        config = read_config(str(cast(Path, self.clip_of) / CONFIG_FILE))
-        return cast(dict[str, Any], config["model"]["init_args"]["clip"])
+    def run(self, check_only: bool = False) -> None:
+        """Run it, or check its settings only."""
+        from kdpl.cli.fit import run_stage
 
-    @property
-    def done(self) -> bool:
-        """True if its result exists, or none is due, as for a timm network before distillation."""
-        from kdpl.clip.timm_model import TIMM
-
-        fitted = self.clip_of is not None and (self.clip_of / CONFIG_FILE).is_file()
-        return self.result.exists() or (fitted and str(self.clip["model"]).startswith(TIMM))
+        values = {"out": str(self.result.parent), **self.values}
+        if self.clip_of is not None:
+            clip = read_config(str(self.clip_of / CONFIG_FILE))["model"]["init_args"]["clip"]
+            values["model"] = {"init_args": {**_NO_PROMPTS, "clip": clip}}
+        run_stage(self.command, self.options, values, check_only)
 
 
 def run(
@@ -109,46 +106,47 @@ def run(
     """
     from rich.console import Console
 
-    from kdpl.cli.fit import run_command
     from kdpl.cli.run_summary import summarize
     from kdpl.runtime.lock import RunLock
     from kdpl.runtime.messages import process_rank
 
-    folders = {None: config, "teacher": teacher, "student": student}
-    configs = [[find_config(each, folder) for each in files] for folder, files in folders.items()]
-    configs.append([find_config(each, "teacher") for each in teacher2])
-    require_configs(itertools.chain(*configs))
+    configs = {
+        "shared": [find_config(each) for each in config],
+        "teacher": [find_config(each, "teacher") for each in teacher],
+        "teacher2": [find_config(each, "teacher") for each in teacher2],
+        "student": [find_config(each, "student") for each in student],
+    }
+    for file in itertools.chain(*configs.values()):
+        read_config(file)
     folder = Path(out)
     _require_own_folder(folder)
     settings = [f"--{_SHOTS}={shots}", *settings] if shots is not None else settings
-    steps = _steps(folder, configs, [f"--seed_everything={seed}", *settings])
-    digests = [
-        [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files] for files in configs
-    ]
-    orders = {"configs": digests, "seed": seed, "settings": settings}
-    known = (
-        json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        if (folder / RUN_FILE).is_file()
-        else orders
-    )
+    steps = _steps(folder, configs, seed, settings)
     os.environ.setdefault("WANDB_RUN_GROUP", folder.name)
     # the stages are runs of their own
     os.environ.pop("WANDB_RUN_ID", None)
     first = process_rank() == 0
-    unfinished = any(not step.done for step in _doable(steps, folder))
+
+    def due(step: _Step) -> bool:
+        # the tests come last, when the student's run says which images there are
+        return not step.result.exists() and (step.command == "fit" or _has_test_images(folder))
+
+    unfinished = any(map(due, steps))
     with ExitStack() as at_end:
         if first and unfinished:
             at_end.callback(RunLock(folder).release)
         # the student's settings as well, before the teacher is tuned
         for step in steps:
-            if step.args[0] == "fit" and (known != orders or not step.result.exists()):
-                run_command(step.args, check_only=True)
+            if step.command == "fit":
+                step.run(check_only=True)
         if first and unfinished:
-            write_text(folder / RUN_FILE, json.dumps(orders, indent=2))
+            about = {"configs": configs, "seed": seed, "settings": settings}
+            write_text(folder / RUN_FILE, json.dumps(about, indent=2))
         console = Console(quiet=not first)
-        for number, step in enumerate(_doable(steps, folder), start=1):
+        for number, step in enumerate(steps, start=1):
             try:
-                _do(step, f"[bold]{number}/{len(steps)} {step.title}", console, folder)
+                if due(step):
+                    _do(step, f"[bold]{number}/{len(steps)} {step.title}", console, folder)
             except (Exception, KeyboardInterrupt) as error:
                 if number > 1:
                     mark(error, f"step {number - 1} of {len(steps)} is finished and kept")
@@ -160,63 +158,61 @@ def run(
     return 0
 
 
-def _steps(out: Path, configs: Sequence[Sequence[str]], more: list[str]) -> list[_Step]:
-    shared, teacher_configs, student_configs, teacher2_configs = configs
+def _steps(
+    out: Path, configs: Mapping[str, Sequence[str]], seed: int, settings: Sequence[str]
+) -> list[_Step]:
+    from kdpl.clip.timm_model import TIMM
+
     teacher, teacher2, student = (out / stage for stage in STAGE_FOLDERS)
-    labels = str(_given([*shared, *teacher_configs], more, _SHOTS)) != "0"
+    of_teacher, of_student = (
+        [*configs["shared"], *configs[each]] for each in ("teacher", "student")
+    )
+    labels = str(_given(of_teacher, settings, _SHOTS)) != "0"
 
-    def fit(
-        title: str,
-        stage: Path,
-        configs: Sequence[str],
-        result: str,
-        *own: str,
-        last: Sequence[str] = (),
-    ) -> _Step:
-        files = (f"--config={file}" for file in (*shared, *configs))
-        return _Step(title, ("fit", *files, f"--out={stage}", *own, *more, *last), stage / result)
+    def fit(stage: Path, title: str, result: str, values: Mapping[str, Any]) -> _Step:
+        files = [f"--config={file}" for file in (*configs["shared"], *configs[stage.name])]
+        options = [*files, f"--seed_everything={seed}", *settings]
+        return _Step(title, "fit", stage / result, options, dict(values))
 
-    def test(title: str, stage: Path) -> _Step:
-        return _Step(title, ("test", f"--config={stage / CONFIG_FILE}"), stage / RESULTS_FILE)
-
-    def zero_shot(title: str, stage: Path) -> _Step:
-        # the teacher's config without prompts is the zero-shot CLIP, here with the stage's own CLIP
-        folder = out / "zero_shot" / stage.name
-        args = ("test", f"--config={teacher / CONFIG_FILE}", *_NO_PROMPTS, f"--out={folder}")
-        return _Step(title, args, folder / RESULTS_FILE, clip_of=stage)
-
-    def tune(name: str, stage: Path, configs: Sequence[str]) -> _Step:
+    def tune(stage: Path, name: str) -> _Step:
         tuning = f"tune the {name}" if labels else f"no labels, the {name} is the original CLIP"
-        # after the options for both stages, such as the student's number of epochs
-        last = () if labels else _ZERO_SHOT
-        return fit(
-            f"stage 1: {tuning}, freeze class vectors",
-            stage,
-            configs,
-            CLASS_VECTORS_FILE,
-            last=last,
+        title = f"stage 1: {tuning}, freeze class vectors"
+        return fit(stage, title, CLASS_VECTORS_FILE, {} if labels else _ZERO_SHOT)
+
+    def test(stage: Path, name: str) -> _Step:
+        options = [f"--config={stage / CONFIG_FILE}"]
+        return _Step(f"test the {name}", "test", stage / RESULTS_FILE, options, {})
+
+    def zero_shot(stage: Path) -> _Step:
+        # the teacher's config without prompts is the zero-shot CLIP, here with the stage's own CLIP
+        title = f"test the {stage.name}'s original CLIP (zero-shot)"
+        result = out / "zero_shot" / stage.name / RESULTS_FILE
+        return _Step(
+            title, "test", result, [f"--config={teacher / CONFIG_FILE}"], {}, clip_of=stage
         )
 
-    own = [*shared, *student_configs]
+    model = str(_given(of_student, settings, _MODEL))
+    two = bool(configs["teacher2"])
+    learn: dict[str, Any] = {"teacher": [str(teacher), str(teacher2)] if two else str(teacher)}
     # a distance of features has no target
-    refined = (
-        not labels and _given(own, [], _TARGET) is None and _given(own, [], _LOSS) in (None, "kl")
+    has_target = _given(of_student, [], _TARGET) or _given(of_student, [], _LOSS) not in (
+        None,
+        "kl",
     )
-    refined = refined and _REFINED in plugins.plugins("targets")
-    both = json.dumps([str(teacher), str(teacher2)])
-    options = [f"--{_TEACHER}={both if teacher2_configs else teacher}"]
-    options += [f"--{_TARGET}={_REFINED}"] if refined else []
+    if not labels and not has_target and _REFINED in plugins.plugins("targets"):
+        learn["target"] = _REFINED
     distil = "stage 2: distil the student, write the classifier"
     # all fits before the tests: without test images there is still a classifier
     return [
-        tune("teacher", teacher, teacher_configs),
-        *([tune("second teacher", teacher2, teacher2_configs)] if teacher2_configs else []),
-        fit(distil, student, student_configs, CLASSIFIER_FOLDER, *options),
-        test("test the teacher", teacher),
-        *([test("test the second teacher", teacher2)] if teacher2_configs else []),
-        test("test the student", student),
-        *([zero_shot("test the teacher's original CLIP (zero-shot)", teacher)] if labels else []),
-        zero_shot("test the student's original CLIP (zero-shot)", student),
+        tune(teacher, "teacher"),
+        *([tune(teacher2, "second teacher")] if two else []),
+        fit(student, distil, CLASSIFIER_FOLDER, {"model": {"init_args": learn}}),
+        test(teacher, "teacher"),
+        *([test(teacher2, "second teacher")] if two else []),
+        test(student, "student"),
+        *([zero_shot(teacher)] if labels else []),
+        # a timm network is no CLIP before it is distilled
+        *([] if model.startswith(TIMM) else [zero_shot(student)]),
     ]
 
 
@@ -235,17 +231,7 @@ def _given(files: Sequence[str], options: Sequence[str], key: str) -> Any:
     return next((each for each in known if each is not None), None) if value is None else value
 
 
-def _doable(steps: Sequence[_Step], out: Path) -> Iterator[_Step]:
-    """The steps one after another, without those that test where there are no test images."""
-    tested: bool | None = None
-    for step in steps:
-        if step.args[0] == "test" and not step.done:
-            tested = _has_test_images(out) if tested is None else tested
-            if not tested:
-                continue
-        yield step
-
-
+@cache
 def _has_test_images(out: Path) -> bool:
     from kdpl.data.domain import build_data
 
@@ -260,11 +246,8 @@ def _has_test_images(out: Path) -> bool:
 
 
 def _do(step: _Step, title: str, console: Any, out: Path) -> None:
-    from kdpl.cli.fit import run_command
     from kdpl.runtime.messages import process_rank
 
-    if step.done:
-        return
     # one process asks, as the others may have got the notice a moment later
     if process_rank() == 0 and slurm.signalled():
         raise slurm.requeue(str(out))
@@ -274,20 +257,13 @@ def _do(step: _Step, title: str, console: Any, out: Path) -> None:
         # the images are the same, and need not be decoded once more
         own.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(decoded, own)
-    args = list(step.args)
-    if step.clip_of is not None:
-        args.append(f"--model.init_args.clip={json.dumps(step.clip)}")
-    run_command(args)
+    step.run()
     # a trainer and its model refer to each other; the next step needs the GPU's memory
     gc.collect()
 
 
 def _require_own_folder(out: Path) -> None:
-    """Refuse a file, or a folder that contains anything other than a run."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(
-            f"--out {out} is a file, expected a folder or a new name: choose another --out"
-        )
+    """Refuse a folder that contains anything other than a run."""
     # a stage may exist already, imported for example
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
     foreign = [name for name in names if not name.startswith(".") and name not in STAGE_FOLDERS]

@@ -1,16 +1,13 @@
 """LightningCLI for stages: a run has a folder, a seed, and its own callbacks and loggers."""
 
 import atexit
-from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar
 
 from jsonargparse.typing import PositiveInt
-from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -23,22 +20,18 @@ from kdpl.callbacks.checkpoints import (
     CheckpointFiles,
     RunCheckpoint,
     SameSteps,
-    newest,
     require_intact,
 )
 from kdpl.callbacks.finite_loss import FiniteLoss
 from kdpl.callbacks.preemption import InterruptionHandler, Requeue
 from kdpl.callbacks.results import SaveTestResults
-from kdpl.callbacks.run_config import RunConfig, flatten, require_same_settings
+from kdpl.callbacks.run_config import RunConfig, require_same_settings
 from kdpl.callbacks.teacher_cache import FillTeacherCache
 from kdpl.callbacks.throughput import Throughput
-from kdpl.cli.arguments import did_you_mean
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.needs import needs_of
 from kdpl.errors import ConfigError, KdplError, reason
 from kdpl.runtime import slurm
-from kdpl.runtime.configs import config_files, read_config
-from kdpl.runtime.faults import in_one_line
 from kdpl.runtime.lock import RunLock
 from kdpl.runtime.loggers import finish_logging, place_loggers
 from kdpl.runtime.messages import inform, process_rank
@@ -47,9 +40,6 @@ from kdpl.runtime.run_folder import (
     CLASS_VECTORS_FILE,
     CONFIG_FILE,
     LAST,
-    LOCK_FILE,
-    PREVIOUS,
-    RUN_FILE,
     handed_over,
 )
 
@@ -68,7 +58,6 @@ class KdplCLI(LightningCLI):
         self.check_only = check_only
         self.finished = False
         self._refused: KdplError | None = None
-        self._args = list(args)
         self._at_end = at_end
         super().__init__(
             LightningModule,
@@ -89,7 +78,7 @@ class KdplCLI(LightningCLI):
                 "allow_abbrev": False,
                 "prog": f"python -m kdpl {self.command}",
             },
-            args=self._args,
+            args=list(args),
             run=False,
             auto_configure_optimizers=False,
             # checkpoints hold no settings that could override those of the command line
@@ -118,21 +107,8 @@ class KdplCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, suggest the option that was meant, and refuse a seed that cannot be repeated."""
-        try:
-            super().parse_arguments(parser, args)
-        except (ArgumentError, ValueError) as error:
-            in_files = (
-                f"--{name}"
-                for file in config_files(self._args)
-                for name in flatten(read_config(file))
-            )
-            hint = did_you_mean(
-                [*self._args, *in_files], [*parser.get_defaults().keys(), *_own_settings()]
-            )
-            if hint is None:
-                raise
-            raise ConfigError(f"{in_one_line(error)}: {hint}") from error
+        """Parse, and refuse a seed that cannot be repeated."""
+        super().parse_arguments(parser, args)
         seed = self.config.seed_everything
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise ConfigError(
@@ -145,17 +121,8 @@ class KdplCLI(LightningCLI):
         if not self.config.out:
             raise ConfigError("the run has no folder to write to: give --out FOLDER")
         folder = Path(self.config.out)
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(
-                f"--out {folder} is a file, expected a folder or a new name: choose another --out"
-            )
-        self._require_own_folder(folder)
         if self.command == "fit":
             self._begin(folder)
-        elif process_rank() == 0 and not self.check_only and (folder / LOCK_FILE).is_file():
-            # removes what a killed test left; beside a fit, a test needs no lock
-            with suppress(ConfigError):
-                self._at_end.callback(RunLock(folder, patience=0).release)
         # the config as given: the rest is worked out anew each time, and config.yaml must not keep
         # it
         self._given = self.config.clone()
@@ -181,26 +148,19 @@ class KdplCLI(LightningCLI):
         if first and not handed_over(folder):
             self._at_end.callback(RunLock(folder).release)
         self.finished = handed_over(folder)
-        if first and self.finished:
-            (folder / PREVIOUS).unlink(missing_ok=True)
-        begun = self.finished or any((folder / name).is_file() for name in (LAST, PREVIOUS))
+        begun = self.finished or (folder / LAST).is_file()
         file = folder / CONFIG_FILE
         if begun and file.is_file():
             require_same_settings(file, self.parser.dump(self.config, skip_none=False))
 
     def _choose_checkpoint(self, folder: Path) -> None:
-        if self.config.ckpt_path is not None:
-            require_intact(Path(self.config.ckpt_path))
+        given, last = self.config.ckpt_path, folder / LAST
+        if given is None and not last.is_file():
             return
-        # a fit may resume from the checkpoint before a damaged one, but a test is of the last one
-        # or of none
-        last = folder / LAST if (folder / LAST).is_file() else None
-        if self.command != "fit" and last is not None:
-            require_intact(last)
-        checkpoint = newest(folder) if self.command == "fit" else last
-        if checkpoint is not None:
-            self.config.ckpt_path = str(checkpoint)
-            inform(f"{'resuming from' if self.command == 'fit' else 'using'} {checkpoint}")
+        require_intact(Path(given or last))
+        if given is None:
+            self.config.ckpt_path = str(last)
+            inform(f"{'resuming from' if self.command == 'fit' else 'using'} {last}")
 
     def require_stage(self, stage: type[LightningModule], name: str) -> None:
         """Refuse settings that are not those of a stage, whose folder of configs has this name."""
@@ -226,14 +186,11 @@ class KdplCLI(LightningCLI):
         try:
             return kind(*args, **settings)
         except Exception as error:
-            what = "logger" if issubclass(kind, Logger) else "callback"
-            problem = f"the {what} {kind.__name__} cannot be built ({reason(error)})"
-            remedy = (
-                "install what it needs, correct its settings, or leave it out of the trainer's "
-                f"{what}s"
-            )
+            remedy = "install what it needs, correct its settings, or leave it out"
             self._refused = (
-                error if isinstance(error, KdplError) else ConfigError(f"{problem}: {remedy}")
+                error
+                if isinstance(error, KdplError)
+                else ConfigError(f"{kind.__name__} cannot be built ({reason(error)}): {remedy}")
             )
             raise self._refused from error
 
@@ -254,15 +211,15 @@ class KdplCLI(LightningCLI):
                 # after those that save
                 callbacks.append(Requeue())
         self.trainer_defaults["callbacks"] = callbacks
-        started_by: TorchElasticEnvironment | SLURMEnvironment | None = None
+        slurm.require_srun()
         plugins = self.config_init.trainer.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
-        if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
-            slurm.require_srun()
-            started_by = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else None
-            if started_by is None and SLURMEnvironment.detect():
-                started_by = SLURMEnvironment(auto_requeue=False)
-                plugins = [*plugins, started_by]
+        started_by: TorchElasticEnvironment | SLURMEnvironment | None = None
+        if TorchElasticEnvironment.detect():
+            started_by = TorchElasticEnvironment()
+        elif SLURMEnvironment.detect():
+            started_by = SLURMEnvironment(auto_requeue=False)
+            plugins = [*plugins, started_by]
         made = super().instantiate_trainer(plugins=[*plugins, CheckpointFiles()], **kwargs)
         if started_by is not None:
             # Lightning asks this later, and of a single device never
@@ -344,42 +301,7 @@ class KdplCLI(LightningCLI):
     def _trains(self) -> bool:
         return any(p.requires_grad for p in self.model.parameters())
 
-    def _require_own_folder(self, folder: Path) -> None:
-        """Refuse a folder that holds something else.
-
-        That is a whole run, or the run that a copied config is from.
-        """
-        if self.command == "fit" and (folder / RUN_FILE).is_file():
-            raise ConfigError(
-                f"{folder} holds a whole run, whose stages have folders of their own: choose "
-                "another --out"
-            )
-        if any(arg.partition("=")[0] == "--out" for arg in self._args):
-            return
-        for file in map(Path, config_files(self._args)):
-            at = file.absolute().parent
-            of_a_run = file.name == CONFIG_FILE and ((at / LAST).is_file() or handed_over(at))
-            if of_a_run and at.resolve() != folder.resolve():
-                raise ConfigError(
-                    f"{file} is the config of a run in {folder} but lies in another folder, as if "
-                    "it was copied or "
-                    f"moved: give --out {at} for this folder, or --out {folder} for that one"
-                )
-
 
 def _leave_group() -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def _own_settings() -> Iterator[str]:
-    """Yield names of the settings of datamodule and stages, and of their dataclasses."""
-    for section, name in (
-        ("data", "DomainDataModule"),
-        ("model", "TeacherPromptTuning"),
-        ("model", "StudentDistillation"),
-    ):
-        for setting, kind in get_type_hints(resolve_name(f"kdpl.{name}").__init__).items():
-            for each in filter(is_dataclass, (kind, *get_args(kind))):
-                yield from (f"{section}.init_args.{setting}.{field.name}" for field in fields(each))
-            yield f"{section}.init_args.{setting}"

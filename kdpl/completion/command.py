@@ -2,10 +2,8 @@
 
 from typing import Literal
 
-from jsonargparse import ArgumentParser
-
 from kdpl.cli import STAGES, command_names, find_command
-from kdpl.cli.arguments import build_parser
+from kdpl.cli.arguments import Parser, build_parser
 from kdpl.errors import ConfigError
 
 _OPTIONS = ("config", "out", "seed_everything", "ckpt_path", "checkpoint_every", "print_config")
@@ -23,14 +21,16 @@ def completion(shell: Literal["bash", "zsh", "tcsh"]) -> int:
         import shtab
     except ImportError as error:
         raise ConfigError("completion needs shtab: pip install 'kdpl[completion]'") from error
-    parser = ArgumentParser(prog="kdpl")
-    commands = parser.add_subcommands()
+    parser = Parser(prog="kdpl")
+    commands = parser.add_subparsers()
     for name in command_names():
-        own = (
-            ArgumentParser() if name in STAGES else build_parser(find_command(name), f"kdpl {name}")
-        )
-        for option in _OPTIONS if name in STAGES else ():
-            own.add_argument(f"--{option}")
-        commands.add_subcommand(name, own, help=own.description or f"{name} a stage")
+        if name in STAGES:
+            own = commands.add_parser(name, help=f"{name} a stage")
+            for option in _OPTIONS:
+                own.add_argument(f"--{option}")
+        else:
+            built = build_parser(find_command(name), f"kdpl {name}")
+            about = (built.description or "").replace("%", "%%")
+            commands.add_parser(name, help=about, parents=[built], add_help=False)
     print(shtab.complete(parser, shell))
     return 0

@@ -24,8 +24,9 @@ from kdpl.classifier import Classifier
 from kdpl.classifier.companion import Companion, Evidence
 from kdpl.data.batches import EvaluationBatch
 from kdpl.data.inference import infer
+from kdpl.doubt.beside import OfClassifier, read_of_classifier
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.runtime.artifacts import STRICT, OfClassifier, read_of_classifier, write_tensors
+from kdpl.runtime.artifacts import STRICT, write_tensors
 from kdpl.runtime.predictions import spread
 from kdpl.tasks import MULTI_CLASS
 

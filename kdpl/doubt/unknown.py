@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from kdpl.classifier import Classifier
 from kdpl.classifier.companion import Companion, Evidence
 from kdpl.data.augmentation import GivenImage
+from kdpl.doubt.beside import OfClassifier, read_of_classifier
 from kdpl.doubt.words import distant_words
 from kdpl.errors import ArtifactError
-from kdpl.runtime.artifacts import STRICT, OfClassifier, read_of_classifier, write_tensors
+from kdpl.runtime.artifacts import STRICT, write_tensors
 from kdpl.runtime.class_names import ClassName
 from kdpl.tasks import MULTI_CLASS
 

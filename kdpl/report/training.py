@@ -14,7 +14,6 @@ from kdpl.metrics import FIDELITY, UNSEEN
 from kdpl.report.charts import line_chart
 from kdpl.report.pictures import panels
 from kdpl.report.run_folder import Run, Stage
-from kdpl.runtime.configs import has_callback
 
 # share of agreement from which on a student is as good as its targets
 _FOLLOWS = 0.9
@@ -45,7 +44,7 @@ def training(run: Run) -> dict[str, Any]:
         "sizes": sizes,
         "sizes_gap": gap,
         "chosen_on_test": "student" in stages
-        and has_callback(stages["student"].config, "BestOnBaseTest"),
+        and "BestOnBaseTest" in str(stages["student"].config.get("trainer")),
         "labels_for": _labels_for(student or {}),
         "fidelity": _fidelity(run.student),
         "transductive": student is not None and data.get("protocol") == "base_to_novel",

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import pydantic.dataclasses
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import safe_open
 from safetensors.torch import save
@@ -89,30 +88,6 @@ def parse_metadata(kind: type[T], fields: Mapping[str, Any], source: str, remedy
         raise ArtifactError(
             f"{source} has an invalid field '{where}' ({what}): {remedy}"
         ) from error
-
-
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
-class OfClassifier:
-    """The fields of a file that is kept beside a classifier: its fingerprint."""
-
-    classifier: Annotated[str, Field(pattern="^[0-9a-f]+$", max_length=200)]
-
-
-C = TypeVar("C", bound=OfClassifier)
-
-
-def read_of_classifier(
-    path: Path, kind: str, version: int, fields_of: type[C], classifier: str, remedy: str
-) -> tuple[dict[str, Tensor], C]:
-    """Read the tensors and fields of a file that is kept beside a classifier.
-
-    It is an ArtifactError if the file is damaged, or of another classifier than this fingerprint's.
-    """
-    tensors, read = read_tensors(path, kind, version, remedy)
-    fields = parse_metadata(fields_of, read, str(path), remedy)
-    if fields.classifier != classifier:
-        raise ArtifactError(f"{path} is of another classifier than {path.parent}: {remedy}")
-    return tensors, fields
 
 
 def describe(value: object) -> str:

@@ -1,7 +1,6 @@
 """Files and folders that are complete or not there at all."""
 
 import csv
-import errno
 import fnmatch
 import os
 import shutil
@@ -10,10 +9,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdpl.errors import DataError, KdplError
+from kdpl.errors import DataError
 from kdpl.runtime.faults import FULL
 
-_LEAST_FREE = 2**16  # bytes
 _SUFFIX = ".unfinished"
 
 
@@ -27,50 +25,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # a folder of its own, so that the temporary thing may be a file or a folder
-        with (
-            tempfile.TemporaryDirectory(
-                dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX
-            ) as scratch,
-            # within: once the scratch folder is removed, there may be room again
-            _naming(path),
-        ):
+        with tempfile.TemporaryDirectory(
+            dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX
+        ) as scratch:
             temporary = Path(scratch) / path.name
             yield temporary
-            # safetensors and archives make files that others may not read: give them the mode of
-            # any other new file
-            example = Path(scratch) / "example"
-            example.touch()
-            for written in (temporary, *temporary.rglob("*")):
-                if written.is_file():
-                    written.chmod(example.stat().st_mode)
-                    _write_through(written)
-            _take_place(temporary, path, Path(scratch) / "replaced")
-
-
-def _write_through(path: Path) -> None:
-    """Write a file through to the disk before it is renamed.
-
-    Otherwise, a power failure would leave the name without content.
-    """
-    with path.open("rb") as file:
-        try:
-            os.fsync(file.fileno())
-        except OSError as error:
-            # file systems without it
-            if error.errno != errno.EINVAL:
-                raise
-
-
-def _take_place(new: Path, path: Path, replaced: Path) -> None:
-    """Rename a file or folder; a folder that has the name is moved away first."""
-    if path.is_dir():
-        path.rename(replaced)
-    try:
-        new.replace(path)
-    except BaseException:
-        if replaced.exists() and not path.exists():
-            replaced.rename(path)
-        raise
+            # written through to the disk before the rename: after a power failure, there could be
+            # the name without its content
+            for written in filter(Path.is_file, (temporary, *temporary.rglob("*"))):
+                with written.open("rb") as file:
+                    os.fsync(file.fileno())
+            if path.is_dir():
+                path.rename(Path(scratch) / "replaced")
+            temporary.replace(path)
 
 
 def read_text(path: Path, what: str, newline: str | None = None) -> str:
@@ -142,16 +109,10 @@ def remove_leftovers(folder: Path, but_with: str) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Name the file in the error of a full disk, which the system and libraries leave out."""
+    """Name the file in the error of a full disk, which the system leaves out."""
     try:
         yield
-    except KdplError:
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    except Exception as error:
-        number = error.errno if isinstance(error, OSError) else None
-        # safetensors and torch raise their own errors on a full disk
-        if number is None and shutil.disk_usage(path.parent).free < _LEAST_FREE:
-            number = errno.ENOSPC
-        if number not in FULL:
-            raise
-        raise OSError(number, os.strerror(number), str(path)) from error

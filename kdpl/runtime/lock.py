@@ -18,19 +18,16 @@ _LEASE_SECONDS = 150
 class RunLock:
     """The lock of a run's folder, held until it is released or the process ends, however it ends.
 
-    Args:
-        folder: The run's folder; created if it does not exist.
-        patience: Seconds until a ConfigError; None waits as long as the lock of a killed process
-            may stay.
+    The folder is created if it does not exist. A ConfigError if another process holds the lock for
+    longer than that of a killed one may stay.
     """
 
-    def __init__(self, folder: Path, patience: float | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / LOCK_FILE)
         try:
-            usual = _LEASE_SECONDS if slurm.in_job() else _PATIENCE_SECONDS
-            self._lock.acquire(timeout=usual if patience is None else patience)
+            self._lock.acquire(timeout=_LEASE_SECONDS if slurm.in_job() else _PATIENCE_SECONDS)
         except Timeout as error:
             raise ConfigError(
                 f"another process is running into {folder}: wait until it ends, or choose another "

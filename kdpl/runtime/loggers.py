@@ -28,7 +28,7 @@ class MetricsCSV(Logger):
     def __init__(self, save_dir: str = ".") -> None:
         super().__init__()
         self._save_dir = save_dir
-        self._columns: list[str] = []
+        self._begun = False
 
     @property
     def name(self) -> str:
@@ -53,35 +53,33 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Append a row, with new columns for new metrics."""
         path = Path(self._save_dir) / METRICS_FILE
-        row: dict[str, Any] = {
-            "step": step if step is not None else "",
-            **{k: float(v) for k, v in metrics.items()},
-        }
+        row: dict[str, Any] = {"step": "" if step is None else step}
+        row |= {name: float(value) for name, value in metrics.items()}
         if "epoch" in row:
-            row["epoch"] = int(metrics["epoch"])
-        if not self._columns and path.is_file():
+            row["epoch"] = int(row["epoch"])
+        if path.is_file() and not self._begun:
             cut_to_whole_lines(path)
-            self._columns = _read(path)[0]
-        new = [key for key in row if key not in self._columns]
-        if new:
-            # a test of the same run may have added some of its own
-            there, before = _read(path) if path.is_file() else ([], [])
-            self._columns = [*there, *(key for key in (*self._columns, *new) if key not in there)]
-            rows: list[dict[str, Any]] = [*before, row]
-            write_rows(
-                path,
-                [self._columns, *([each.get(key, "") for key in self._columns] for each in rows)],
-            )
-        else:
+        self._begun = True
+        # a test of the same run may have added columns since the last row
+        columns = _columns(path) if path.is_file() else []
+        if row.keys() <= set(columns):
             line = io.StringIO(newline="")
-            csv.DictWriter(line, self._columns).writerow(row)
+            csv.DictWriter(line, columns).writerow(row)
             append(path, line.getvalue())
+        else:
+            rows = [*(_read(path) if path.is_file() else []), row]
+            columns += [name for name in row if name not in columns]
+            write_rows(path, [columns, *([each.get(key, "") for key in columns] for each in rows)])
 
 
-def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def _columns(path: Path) -> list[str]:
     with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        return list(reader.fieldnames or []), list(reader)
+        return next(csv.reader(file), [])
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
@@ -90,7 +88,7 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
     The value is the last one of its step.
     """
     curves: dict[str, dict[int, float]] = {}
-    for row in _read(path)[1]:
+    for row in _read(path):
         for key, value in row.items():
             if key != "step" and value and row["step"]:
                 curves.setdefault(key, {})[int(row["step"])] = float(value)

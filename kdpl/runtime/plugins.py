@@ -9,8 +9,6 @@ from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from importlib.util import find_spec
 from typing import Any, cast
 
-from kdpl.errors import ConfigError, reason
-
 
 def plugins(group: str) -> dict[str, EntryPoint]:
     """Return the entry points of ``kdpl.GROUP`` by name, in the order of their names.
@@ -30,16 +28,8 @@ def _installed(path: tuple[str, ...]) -> EntryPoints:  # noqa: ARG001 - what is 
 
 
 def load(group: str, name: str) -> Any:
-    """Import what an entry point names, or raise a ConfigError if it cannot be imported."""
-    entry = plugins(group)[name]
-    try:
-        return entry.load()
-    except (ImportError, AttributeError) as error:
-        package = entry.dist.name if entry.dist is not None else "its package"
-        raise ConfigError(
-            f"kdpl.{group} {name!r} cannot be loaded from {entry.value} ({reason(error)}): install "
-            f"{package} again"
-        ) from error
+    """Import what an entry point names."""
+    return plugins(group)[name].load()
 
 
 def load_all(group: str) -> dict[str, Any]:

@@ -29,8 +29,6 @@ SUMMARY_FILE = "results.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 LAST = f"{CHECKPOINTS_FOLDER}/last.ckpt"
 """The newest checkpoint, from which an interrupted run resumes."""
-PREVIOUS = f"{CHECKPOINTS_FOLDER}/previous.ckpt"
-"""The checkpoint before it, kept until the run is finished, in case the newest is damaged."""
 
 
 def handed_over(folder: Path) -> bool:

@@ -10,7 +10,6 @@ from typing import IO, Literal
 
 from kdpl.data.storage import is_image
 from kdpl.errors import DataError, reason
-from kdpl.runtime.tar import Member
 from kdpl.shards.remote import open_file
 
 LARGEST_IMAGE = 2**29
@@ -27,8 +26,8 @@ def fault_of(shard: str, error: Exception) -> str:
 
 
 def open_tar(file: IO[bytes], mode: Literal["r:", "r:*"]) -> tarfile.TarFile:
-    """Open a shard safely; mode ``r:*`` opens compressed ones too."""
-    return tarfile.open(fileobj=file, mode=mode, tarinfo=Member)
+    """Open a shard; mode ``r:*`` opens compressed ones too."""
+    return tarfile.open(fileobj=file, mode=mode)
 
 
 def images_of(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

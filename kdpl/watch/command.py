@@ -59,7 +59,7 @@ def watch(
             "give for example 1%"
         )
     loaded = load_classifier(classifier, None, "auto")
-    decided = rule.of(loaded) if rule.makers else None
+    decided = rule.of(loaded) if rule.make is not None else None
     if against:
         pool = read_batch(loaded, references, "--against").sample.draw(MAX_IMAGES)
     else:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from kdpl.classifier.companion import Companion, Evidence
+from kdpl.doubt.beside import OfClassifier, read_of_classifier
 from kdpl.errors import ArtifactError
-from kdpl.runtime.artifacts import OfClassifier, read_of_classifier, write_tensors
+from kdpl.runtime.artifacts import write_tensors
 
 KIND = "a sample of the training pool"
 VERSION = 1

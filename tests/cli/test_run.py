@@ -6,12 +6,21 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import DATA, SHORT, STAGES, configs, error_line, files_of, fit_student, fit_teacher
+from runs import (
+    DATA,
+    SHORT,
+    STAGES,
+    configs,
+    error_line,
+    files_of,
+    fit_student,
+    fit_teacher,
+    interrupted_at,
+)
 from runs import test as run_test
 from slurm_job import pretend
 from soak.comparison import differences
 
-import kdpl.cli.fit
 from kdpl import StudentDistillation
 from kdpl.__main__ import main
 from kdpl.data import reading
@@ -111,7 +120,7 @@ def test_other_settings_are_refused_by_name(finished, capsys):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["run"], ["teacher, student, out", "run --help"]),
+        (["run"], ["--teacher, --student, --out", "run --help"]),
         ([*RUN, "--out=out", "--teacher=gone.yaml"], ["gone.yaml", "does not exist"]),
         ([*RUN, "--out=out", "--student=broken.yaml"], ["broken.yaml", "not YAML"]),
         ([*RUN, "--out=out", "--student=misspelt.yaml"], ["kd_wieght"]),
@@ -154,18 +163,8 @@ def test_what_takes_long_is_announced_and_an_interruption_early_in_stage_2_says_
 @pytest.mark.slow
 @pytest.mark.parametrize("step", range(2, STEPS + 1))
 def test_a_run_interrupted_between_any_two_steps_is_resumed(step, finished, tmp_path, capsys):
-    out, began = tmp_path / "out", []
-    original = kdpl.cli.fit.run_command
-
-    def command(args, check_only=False, **more):
-        if not check_only:
-            began.append(args)
-            if len(began) == step:
-                raise KeyboardInterrupt
-        return original(args, check_only, **more)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdpl.cli.fit.run_command", command)
+    out = tmp_path / "out"
+    with interrupted_at(step):
         assert run_into(out) == 130
     kept = f"interrupted: rerun the same command to resume (step {step - 1} of {STEPS} is finished and kept)\n"
     assert capsys.readouterr().err.endswith(kept)
@@ -213,8 +212,8 @@ def test_a_notice_of_slurm_requeues_the_job_and_no_step_begins(tmp_path, monkeyp
     asked, begun = pretend(monkeypatch, tmp_path), []
     monkeypatch.setattr(slurm, "signalled", lambda: bool(begun))
     monkeypatch.setattr(
-        "kdpl.cli.fit.run_command",
-        lambda args, check_only=False: None if check_only else begun.append(args),
+        "kdpl.cli.fit.run_stage",
+        lambda command, *_: _[-1] or begun.append(command),
     )
     assert main([*RUN, f"--out={tmp_path / 'out'}"]) == slurm.REQUEUED
     assert asked.read_text() == "requeue 17\n"

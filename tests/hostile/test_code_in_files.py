@@ -91,25 +91,12 @@ def test_a_report_imports_no_class_that_an_untrusted_run_names(
     assert Stage(run, trusted=True).config["seed_everything"] == 1
 
 
-def bomb(levels=30):
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, levels)]
-    return "\n".join(lines)
-
-
 @pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("model: !!python/object/apply:os.system ['true']", "is not YAML"),
-        (bomb(), "has more than 100000 values once its aliases are written out"),
-        ("a: &a {b: *a}", "has more than 100000 values"),
-        ("a: " + "[" * 10_000, "has sections within sections without end"),
-        ("a: " + "x" * 2_000_000, "is larger than 1048576 bytes"),
-        ("a: \x00", "is not YAML"),
-    ],
-    ids=["calls a function", "a billion values", "holds itself", "deep", "large", "a null byte"],
+    "text",
+    ["model: !!python/object/apply:os.system ['true']", "a: \x00"],
+    ids=["calls a function", "a null byte"],
 )
-def test_a_config_that_is_more_than_plain_values_is_refused(text, words, tmp_path):
+def test_a_config_that_is_more_than_plain_values_is_refused(text, tmp_path):
     (tmp_path / "config.yaml").write_text(text)
-    with world.refused(ConfigError, words):
+    with world.refused(ConfigError, "is not YAML"):
         read_config(str(tmp_path / "config.yaml"))

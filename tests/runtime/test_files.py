@@ -1,11 +1,8 @@
 import os
-import stat
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines
 
@@ -69,23 +66,6 @@ def test_what_was_there_stays_until_it_is_replaced_as_a_whole(new, existing, fai
         replace()
     assert content() == (before if fails else {"a" if new == "file" else "a/new": "new"})
     assert [path.name for path in tmp_path.iterdir()] == ["a"] * (existing or not fails)
-
-
-def test_others_may_read_what_was_written(tmp_path):
-    tensors = {"numbers": torch.tensor([1.0, 2.0])}
-    with atomic_path(tmp_path / "folder") as temporary:
-        temporary.mkdir()
-        save_file(tensors, temporary / "a.safetensors")
-    (tmp_path / "usual").touch()
-    assert (
-        len(
-            {
-                stat.S_IMODE((tmp_path / name).stat().st_mode)
-                for name in ("folder/a.safetensors", "usual")
-            }
-        )
-        == 1
-    )
 
 
 def test_text_is_appended_and_an_unfinished_line_removed(tmp_path):
