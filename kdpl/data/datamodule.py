@@ -60,8 +60,8 @@ class DomainDataModule(LightningDataModule):
         unlabeled: Places of unlabelled images (``folder`` and ``table``): folders, patterns, lists
             and shards, see ``kdpl/data/sources.py``; None: the table's rows without a label, those
             of the folder ``unlabeled`` in root, or the training images without labels.
-        class_names: JSON or CSV file that maps class folders or labels to names, and texts for the
-            text tower (``folder`` and ``table``), or a .txt list of them; None: they are the names.
+        class_names: CSV file that maps class folders or labels to names, and texts for the text
+            tower (``folder`` and ``table``), or a .txt list of them; None: they are the names.
             Without labelled training images, its classes are those of the dataset.
         class_text: Text that the text tower reads for a class, with ``{}`` instead of the name or
             text (``folder`` and ``table``).

@@ -71,8 +71,8 @@ def init(
         unlabeled: Further images without labels: a folder, a pattern, a .txt list, .tar shards or a
             URL.
         class_names: File with the names of all classes, where the folders or labels say too little,
-            or there are none: a .csv with lines such as 0,zero, a .json, or, where no image has a
-            label, a .txt with a name on each line.
+            or there are none: a .csv with lines such as 0,zero, or, where no image has a label, a
+            .txt with a name on each line.
         labels: Table with the columns image and label, as suggest writes it for you to fill in: its
             labels replace those of PATH, and an image whose label is empty has none.
         shots: Labelled images a class to train on, at most; by default all of them.

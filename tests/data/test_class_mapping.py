@@ -15,12 +15,11 @@ def written(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("names.json", '{"n02": "crane, the bird", "n01": "tench"}'),
         ("names.csv", 'n02,"crane, the bird"\nn01,tench\n'),
         ("names.CSV", '\ufefffolder,name\r\n"n01", tench \r\n\r\nn02,"crane, the bird"\r\n'),
     ],
 )
-def test_json_and_csv_map_folder_to_name(tmp_path, name, content):
+def test_csv_maps_folder_to_name(tmp_path, name, content):
     path = written(tmp_path, name, content)
     assert read_class_mapping(path, FOLDERS) == {
         "n01": ClassName("tench"),
@@ -31,10 +30,6 @@ def test_json_and_csv_map_folder_to_name(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        (
-            "names.json",
-            '{"n02": {"name": "shark", "text": "shark, a large fish."}, "n01": "tench"}',
-        ),
         ("names.csv", 'label,name,text\nn02,shark,"shark, a large fish."\nn01,tench,\n'),
     ],
 )
@@ -54,10 +49,6 @@ def test_a_class_may_have_a_text_beside_its_name(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        (
-            "names.json",
-            '{"n01": {"name": "tench", "text": []}, "n02": {"name": "shark", "text": ["a fish.", " ", "jaws"]}}',
-        ),
         ("names.csv", "label,name,text,text,text\nn02,shark,a fish.,,jaws\nn01,tench,,,\n"),
     ],
 )
@@ -70,7 +61,6 @@ def test_a_class_may_have_several_texts(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.json", '{"e\\u0301": {"name": "E\\u0301", "text": ["e\\u0301 1", "e\\u0301 2"]}}'),
         ("a.csv", "label,name,text,text\ne\u0301,E\u0301,e\u0301 1,e\u0301 2\n"),
     ],
 )
@@ -94,39 +84,24 @@ def test_a_text_around_all_names_needs_no_file_but_one_place_for_the_name():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", '{"n01": "tench"}', "lacks class 'n02': name the dataset's classes, .*"),
+        ("a.csv", "n01,tench\n", "lacks class 'n02': name the dataset's classes, .*"),
         (
-            "a.json",
-            '{"n01": "a", "n02": "b", "n3": "c"}',
+            "a.csv",
+            "n01,a\nn02,b\nn3,c\n",
             "names class 'n3', which the dataset does not have: .*",
         ),
-        (
-            "a.json",
-            '{"n01": "a", "n02": "a"}',
-            "gives classes 'n01' and 'n02' the same name 'a': .*",
-        ),
-        (
-            "a.json",
-            '{"n01": "a", "n01": "b", "n02": "c"}',
-            "cannot be read as JSON: it has 'n01' twice, keep one",
-        ),
-        ("a.json", '{"n01": "a", "n02": " "}', "gives class 'n02' an empty name: .*"),
-        ("a.json", '["n01", "n02"]', "cannot be read as JSON: expected one object .*"),
-        pytest.param("a.json", '{"n01": ' + "[" * 10_000, "cannot be read as JSON: .*", id="deep"),
+        ("a.csv", "n01,a\nn02,a\n", "gives classes 'n01' and 'n02' the same name 'a': .*"),
+        ("a.csv", "n01,a\nn01,b\nn02,c\n", "has 'n01' twice: keep one"),
+        ("a.csv", "n01,a\nn02, \n", "gives class 'n02' an empty name: .*"),
         (
             "a.csv",
             "label,name,text\nn01,a,b\nn02,c\n",
-            "cannot be read as CSV: row 3 has 2 columns where class, .*",
+            "cannot be read as CSV: row 3 has 2 columns, expected 3: .*",
         ),
         (
             "a.csv",
             "label,name,text,text\nn01,a,b\n",
-            "cannot be read as CSV: row 2 has 3 .* class, name and 2 texts .*",
-        ),
-        (
-            "a.json",
-            '{"n01": {"name": "a", "text": ["b", 3]}, "n02": "c"}',
-            "cannot be read as JSON: expected .* texts",
+            "cannot be read as CSV: row 2 has 3 columns, expected 4: .*",
         ),
         ("a.csv", b"n01,a\nn02,K\xe4fer\n", r"is not in UTF-8 \(line 2\): save it as UTF-8"),
         ("a.txt", b"n01\nn02\xe4\n", r"is not in UTF-8 \(line 2\): save it as UTF-8"),
@@ -134,18 +109,18 @@ def test_a_text_around_all_names_needs_no_file_but_one_place_for_the_name():
         (
             "a.csv",
             "n01,a, b\nn02,c\n",
-            "cannot be read as CSV: row 1 has 3 columns where class and name .*: put a value with a comma in quotes",
+            "cannot be read as CSV: row 1 has 3 columns, expected 2: put a value with a comma in quotes",
         ),
-        ("a.xml", "n01 a", r"is of an unknown kind: give a \.txt, \.json or \.csv file"),
-        ("a.txt", "n01\nn02\nn01\n", "cannot be read as TXT: it has 'n01' twice, keep one"),
+        ("a.xml", "n01 a", r"is of an unknown kind: give a \.txt or \.csv file"),
+        ("a.txt", "n01\nn02\nn01\n", "has 'n01' twice: keep one"),
         (
             "a.txt",
             "jos\u00e9\njose\u0301\n",
-            "cannot be read as TXT: it has 'jos\u00e9' twice, keep one",
+            "has 'jos\u00e9' twice: keep one",
         ),
         (
-            "a.json",
-            '{"n01": "jos\u00e9", "n02": "jose\u0301"}',
+            "a.csv",
+            "n01,jos\u00e9\nn02,jose\u0301\n",
             "gives classes 'n01' and 'n02' the same name .*",
         ),
         ("a.txt", "n01\n", "lacks class 'n02': name the dataset's classes, .*"),
@@ -169,11 +144,6 @@ def test_faults_are_one_sentence_that_names_the_file(tmp_path, name, content, me
         ),
         ("names.csv", "n02,tench\nn01,ant\n", ["tench", "ant"]),
         ("names.csv", "n02,tench,\nn01,ant, ,\n", ["tench", "ant"]),
-        (
-            "names.json",
-            '{"n02": "tench", "n01": {"name": "ant", "text": "ant, red"}}',
-            ["tench", "ant"],
-        ),
     ],
 )
 def test_without_labels_the_classes_are_those_of_the_file_in_its_order(

@@ -3,7 +3,6 @@
 ``FUZZ_INPUTS`` says how many files of each kind are tried.
 """
 
-import json
 import os
 import random
 import zipfile
@@ -59,7 +58,7 @@ READERS = {
     Unknown.file: lambda file: Unknown.read(file.parent, "ab", 24),
     "targets.safetensors": PoolTargets.load,
     "published.pt": read_torch_file,
-    "names.json": lambda file: read_class_mapping(file, ["a", "b"]),
+    "names.csv": lambda file: read_class_mapping(file, ["a", "b"]),
     "table.csv": lambda file: Table(str(file)).read(),
     "image.png": lambda file: open_image(str(file)),
     "image.jpeg": lambda file: open_image(str(file)),
@@ -106,9 +105,7 @@ def folder(tmp_path_factory, clip_of):
         folder / "targets.safetensors"
     )
     torch.save({"a": torch.ones(3), "b": [1, "x"], "c": random.Random}, folder / "published.pt")
-    (folder / "names.json").write_text(
-        json.dumps({"a": "cat", "b": {"name": "dog", "text": "a dog"}})
-    )
+    (folder / "names.csv").write_text("label,name,text\na,cat,\nb,dog,a dog\n")
     (folder / "table.csv").write_text(
         "image,label,split\na.png,cat,\nb.png,cat,test\nc.png,dog,train\n"
     )

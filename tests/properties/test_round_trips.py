@@ -1,5 +1,4 @@
 import csv
-import json
 import os
 
 import pytest
@@ -32,15 +31,8 @@ mappings = st.lists(
 
 @given(mappings)
 @example([("label", "name", None), ("folder", "text", None)])
-def test_class_names_come_back_from_either_kind_of_file(folder, rows):
+def test_class_names_come_back_from_a_file(folder, rows):
     expected = {key: ClassName(name, text) for key, name, text in rows}
-    objects = {
-        key: name if text is None else {"name": name, "text": text} for key, name, text in rows
-    }
-    for ascii_only in (True, False):
-        content = json.dumps(objects, ensure_ascii=ascii_only)
-        (folder / "names.json").write_text(content, encoding="utf-8")
-        assert read_class_mapping(folder / "names.json", expected) == expected
     write_rows(
         folder / "names.csv", [("label", "name", "text"), *((k, n, t or "") for k, n, t in rows)]
     )

@@ -212,20 +212,14 @@ def test_names_that_say_nothing_and_the_augmentation_are_pointed_out_and_the_nex
     assert ("no GPU was found: " in out) == (not gpu)
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("names.csv", 'label,name,text\n7,tench,"tench, a fish"\nclass_07,hen,\n'),
-        ("names.json", '{"7": {"name": "tench", "text": "tench, a fish"}, "class_07": "hen"}'),
-    ],
-)
 def test_words_for_such_names_are_read_from_a_file_and_a_run_takes_them(
-    name, text, tmp_path, capsys, monkeypatch
+    tmp_path, capsys, monkeypatch
 ):
+    text = 'label,name,text\n7,tench,"tench, a fish"\nclass_07,hen,\n'
     plain_folders(tmp_path / "pets", classes=("7", "class_07"))
-    (tmp_path / name).write_text(text)
+    (tmp_path / "names.csv").write_text(text)
     monkeypatch.chdir(tmp_path)
-    assert init("pets", "out", f"--class-names={name}") == 0
+    assert init("pets", "out", "--class-names=names.csv") == 0
     assert "tell the text tower nothing" not in capsys.readouterr().out
     monkeypatch.chdir("/")
     splits = splits_of(tmp_path / "out")
@@ -519,7 +513,7 @@ def test_what_needs_labels_says_so_where_there_are_none(tmp_path):
             ["--class-names=one.txt"],
             "has one class, 'cat', expected several: write a name on each line",
         ),
-        ("loose", ["--class-names=odd.json"], "has a class name that"),
+        ("loose", ["--class-names=odd.csv"], "has a class name that"),
         ("loose", ["--class-names=none.txt"], "none.txt names no class: write a name on each line"),
         ("untested", ["--class-names=one.txt"], "one.txt lacks class 'dog'"),
         ("bare.csv", [], "no row with a label: "),
@@ -556,7 +550,7 @@ def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(
     picture(tmp_path / "untested/test/dog/1.png", 1, 1, 2)
     for name, text in {"names": "cat\ndog\n", "one": "cat\n", "none": "\n"}.items():
         (tmp_path / f"{name}.txt").write_text(text)
-    (tmp_path / "odd.json").write_text('{"1": "cat", "2": "dog\\nline"}')
+    (tmp_path / "odd.csv").write_text("1,cat\n2,dog\x07bell\n")
     (tmp_path / "bare.csv").write_text("image,label\nloose/1.png,\n")
     (tmp_path / "few.csv").write_text("cat,a cat\n")
     (tmp_path / "more.csv").write_text("cat,a cat\ndog,a dog\neel,an eel\n")

@@ -38,9 +38,9 @@ class Table(OwnImages):
         table = Path(self.root).expanduser()
         records: dict[str, list[tuple[str, str]]] = {split: [] for split in _SPLITS}
         without_label, split_of = list[str](), dict[str, str]()
-        for number, (image, label, split) in enumerate(
-            read_rows(table, not self.class_names), start=1
-        ):
+        rows = read_rows(table, not self.class_names)
+        for number, (image, label, split) in enumerate(rows, start=1):
+            source = image if is_url(image) else os.path.normpath(table.parent / image)
             fault = None
             if not image:
                 fault = "names no image: fill in the column image, or remove the row"
@@ -48,8 +48,7 @@ class Table(OwnImages):
                 fault = f"has split {split!r}: use {', '.join(_SPLITS)}, or nothing"
             elif split != "train" and not label:
                 fault = f"has split {split!r} and no label: label it, or leave split empty"
-            source = image if is_url(image) else os.path.normpath(table.parent / image)
-            if source in split_of and not fault:
+            elif source in split_of:
                 fault = (
                     f"names {image} again, which is in {split_of[source]} already: "
                     "keep one row for each image"
@@ -129,10 +128,7 @@ def _csv_columns(table: Path) -> dict[str, list[str]]:
                 problem = (
                     f"line {lines.line_num} of {table} has {len(row)} values, expected {len(names)}"
                 )
-                raise DataError(
-                    f'{problem}: put a value with a comma in quotes, as in "Prunus '
-                    'avium, wild cherry"'
-                )
+                raise DataError(f"{problem}: put a value with a comma in quotes")
             if cells:
                 rows.append(cells + [""] * (len(names) - len(cells)))
     except csv.Error as error:

@@ -96,8 +96,8 @@ def test_two_spellings_of_one_name_in_unicode_are_one_class_of_files_under_their
         "train/zoe/3.png",
     ]
     make(tmp_path, *made)
-    (tmp_path / "names.json").write_text('{"jose\\u0301": "Jose\\u0301", "zoe": "Zoe"}')
-    splits = Folder(str(tmp_path), class_names=str(tmp_path / "names.json")).read()
+    (tmp_path / "names.csv").write_text("jose\u0301,Jose\u0301\nzoe,Zoe\n", encoding="utf-8")
+    splits = Folder(str(tmp_path), class_names=str(tmp_path / "names.csv")).read()
     assert splits.class_names == ("Jos\u00e9", "Zoe")
     found = [
         (record.source.removeprefix(f"{tmp_path}/"), record.label)

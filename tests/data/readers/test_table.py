@@ -119,7 +119,7 @@ def test_what_is_not_such_a_table_is_one_sentence(name, content, match, tmp_path
 
 
 COMMA = "Prunus avium, wild cherry"
-UNQUOTED = 'line {} of .*x.csv has 3 values, expected 2: put a value with a comma in quotes, as in "Prunus avium'
+UNQUOTED = "line {} of .*x.csv has 3 values, expected 2: put a value with a comma in quotes"
 
 
 @pytest.mark.parametrize("line", [2, 3, 5])
