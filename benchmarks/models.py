@@ -58,14 +58,11 @@ def page() -> str:
 def _counts(
     what: str, known: Iterable[str], grades: dict[catalogue.CatalogueEntry, str]
 ) -> list[str]:
-    """Rows of how many pairs have each grade; a refusal's grade is its reason."""
+    """Rows of how many pairs have each grade."""
     counts = Counter(dict.fromkeys(known, 0))
     for each, grade in grades.items():
         counts[grade] += len(each.tags)
-    return [
-        f"| {what if grade in known else 'refused: '}{grade} | {count} |"
-        for grade, count in counts.items()
-    ]
+    return [f"| {what}{grade} | {count} |" for grade, count in counts.items()]
 
 
 def main() -> None:

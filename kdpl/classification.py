@@ -13,7 +13,7 @@ from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
 from kdpl.data.needs import Needs
 from kdpl.errors import WeightsError
-from kdpl.metrics import TRAIN_LOSS, DomainAccuracy, test_key, train_key, val_key
+from kdpl.metrics import DomainAccuracy, test_key, train_key, val_key
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.runtime import plugins
 from kdpl.runtime.resizing import Resizing
@@ -145,12 +145,10 @@ class ClassifyingModule(LightningModule, ABC):
         ``loss`` appears in the progress bar.
         """
         for name, value in values.items():
-            key = train_key(name)
-            shown = key == TRAIN_LOSS
             self.log(
-                key,
+                train_key(name),
                 value.detach(),
-                shown,
+                prog_bar=name == "loss",
                 on_step=False,
                 on_epoch=True,
                 sync_dist=True,

@@ -87,11 +87,9 @@ def build_optimizer(
         )
     trained: list[Any] = [p for p in parameters if p.requires_grad]
     if not config.decay_vectors:
+        matrices = [p for p in trained if p.ndim >= 2]
         vectors = [p for p in trained if p.ndim < 2]
-        trained = [
-            {"params": [p for p in trained if p.ndim >= 2]},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
+        trained = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     optimizer: Optimizer
     if config.optimizer == "sgd":
         optimizer = SGD(
@@ -100,10 +98,15 @@ def build_optimizer(
     else:
         optimizer = AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
     warmup = config.warmup_steps
-    if warmup is not None and steps is not None:
-        by_step = LambdaLR(optimizer, lambda step: step_factor(step, steps, warmup))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": by_step, "interval": "step"}}
-    schedule = LambdaLR(
-        optimizer, lambda e: learning_rate(e, epochs, config.lr, config.warmup_lr) / config.lr
-    )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+    def factor(at: int) -> float:
+        if warmup is not None and steps is not None:
+            return step_factor(at, steps, warmup)
+        return learning_rate(at, epochs, config.lr, config.warmup_lr) / config.lr
+
+    interval = "epoch" if warmup is None or steps is None else "step"
+    schedule = LambdaLR(optimizer, factor)
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": schedule, "interval": interval},
+    }

@@ -7,9 +7,8 @@ from importlib.resources import files
 
 import timm
 
-from kdpl.clip.families import DEFAULT_IMAGE_SIZE, ModelConfig, require_image_tower
+from kdpl.clip.families import DEFAULT_IMAGE_SIZE, ModelConfig
 from kdpl.clip.loading import count_image_parameters, known_models
-from kdpl.errors import WeightsError
 
 PARAMETERS_FILE = "image_parameters.json"
 """Parameters of open_clip's image towers, which take minutes to count.
@@ -41,10 +40,10 @@ class CatalogueEntry:
 
     model: str
     tags: tuple[str, ...]
-    image_size: int | list[int]
+    image_size: int
     parameters: int  # of the image tower
-    teacher: str  # the prompts that it takes as a teacher, or why it is refused
-    student: str  # what is trained of it as a student, or why it is refused
+    teacher: str  # the prompts that it takes as a teacher
+    student: str  # what is trained of it as a student
     extra: str  # the extra of kdpl that it needs as a teacher, or ""
     licence: str
 
@@ -65,7 +64,7 @@ def catalogue(word: str = "") -> list[CatalogueEntry]:
             extra = (
                 "transformers" if text.get("hf_tokenizer_name") or text.get("hf_model_name") else ""
             )
-            about = (size, parameters, *grades(model, config), extra)
+            about = (size, parameters, *grades(config), extra)
             entries += [
                 CatalogueEntry(model, tuple(some), *about, each)
                 for each, some in by_licence.items()
@@ -73,12 +72,8 @@ def catalogue(word: str = "") -> list[CatalogueEntry]:
     return entries
 
 
-def grades(model: str, config: ModelConfig) -> tuple[str, str]:
+def grades(config: ModelConfig) -> tuple[str, str]:
     """Return what a model is good for as a teacher and as a student, by its config alone."""
-    try:
-        require_image_tower(model, config)
-    except WeightsError as error:
-        return str(error), str(error)
     visual, text = takes_visual_prompts(config), takes_text_prompts(config)
     teacher = " + ".join(["text"] * text + ["visual"] * visual)
     return teacher or "zero-shot", "prompts" if visual else "projector"

@@ -5,7 +5,7 @@ frozen, so that prompts can be put between their layers: no parameter of theirs 
 unless the whole tower is trained.
 """
 
-from kdpl.clip.blocks import PromptableImageTower, promptable
+from kdpl.clip.blocks import PromptableImageTower
 from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Preprocessing
 from kdpl.clip.image import ImageTower
 from kdpl.clip.loading import (
@@ -20,17 +20,15 @@ from kdpl.clip.modules import (
     CosineHead,
     Float32Module,
     Frozen,
-    Trained,
     cosine_logits,
     store_frozen,
 )
-from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
+from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts
 from kdpl.clip.timm_model import TimmTower
-from kdpl.clip.tokens import Tokenizer
 
 __all__ = [
     "CLASSES_AT_ONCE", "PROMPTSRC_TEMPLATES", "RANDOM", "ArrangedTexts", "Clip", "ClipConfig",
     "ClipIdentity", "CosineHead", "Float32Module", "Frozen", "ImageClip", "ImageTower",
-    "Preprocessing", "PromptableImageTower", "TextTower", "TimmTower", "Tokenizer", "Trained",
-    "cosine_logits", "load_clip", "load_image_clip", "promptable", "register_model", "store_frozen",
+    "Preprocessing", "PromptableImageTower", "TimmTower", "cosine_logits", "load_clip",
+    "load_image_clip", "register_model", "store_frozen",
 ]  # fmt: skip

@@ -82,15 +82,6 @@ def text_tower(name: str, model: Any, start: int) -> TextTower:
     return TextTower(text)
 
 
-def require_image_tower(name: str, config: ModelConfig) -> None:
-    """Raise a WeightsError for images that are not square."""
-    if isinstance(config["vision_cfg"].get("image_size"), list | tuple):
-        raise WeightsError(
-            f"{name} cannot be used, because its images are not square: use a CLIP such as "
-            "ViT-B-16 or ViT-L-14"
-        )
-
-
 DEFAULT_IMAGE_SIZE = 224  # open_clip's, where a config does not say it
 
 MOST_LAYERS = 256
@@ -100,16 +91,16 @@ _LARGEST = 1_000_000  # of any size; the memory for tensors of it is checked by 
 
 
 def require_modest(config: ModelConfig, image_size: int) -> None:
-    """Raise a ValueError for settings of an artifact that are not safe to build.
+    """Raise an error for settings of an artifact that are not safe to build.
 
     They would build endlessly, or make timm fetch or look up a model.
 
     ``config`` is the image part of a model config, said to be for square images of ``image_size``
     pixels.
     """
-    vision = config.get("vision_cfg")
-    if not isinstance(vision, dict) or config.keys() - {"embed_dim", "vision_cfg", "quick_gelu"}:
-        raise ValueError("image_config has unknown settings, or none of an image tower")
+    vision = config["vision_cfg"]
+    if config.keys() - {"embed_dim", "vision_cfg", "quick_gelu"}:
+        raise ValueError("image_config has unknown settings")
     for name, value in {**config, "vision_cfg": None, **vision}.items():
         values = value if isinstance(value, list) else [value]
         limit = MOST_LAYERS if name == "layers" else _LARGEST
@@ -117,15 +108,10 @@ def require_modest(config: ModelConfig, image_size: int) -> None:
             raise ValueError(f"setting '{name[:80]}' of image_config is out of range")
     if vision.get("image_size", DEFAULT_IMAGE_SIZE) != image_size:
         raise ValueError(f"image_config is not for images of {image_size} pixels")
-    timm_name = vision.get("timm_model_name") or vision.get("timm", "vit_base_patch16_224")
-    # names such as hf-hub:owner/model would be fetched
-    if (
-        not isinstance(timm_name, str)
-        or ":" in timm_name
-        or "/" in timm_name
-        or not timm.is_model(timm_name)
-    ):
-        raise ValueError("image_config names a model that timm does not know")
+    for key in {"timm", "timm_model_name"} & vision.keys():
+        # one such as hf-hub:owner/model would be fetched, and one with a slash read from a folder
+        if {*":/\\"} & {*vision[key]} or not timm.is_model(vision[key]):
+            raise ValueError("image_config names a model that timm does not know")
 
 
 def _is_plain(value: object, limit: int) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import pydantic.dataclasses
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from kdpl.runtime.artifacts import STRICT, Text
 from kdpl.runtime.resizing import CropPct, Interpolation, Resizing
@@ -82,13 +82,8 @@ class Preprocessing:
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=3, max_length=3)]
     resize_mode: ResizeMode = "shortest"
     interpolation: Interpolation = "bicubic"
-    crop_pct: CropPct = 1.0
-
-    @model_serializer(mode="wrap")
-    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave ``crop_pct`` out if it is 1, so that the files of CLIPs do not change."""
-        fields = cast(dict[str, Any], dump(self))
-        return {name: value for name, value in fields.items() if (name, value) != ("crop_pct", 1.0)}
+    # left out of the files of CLIPs
+    crop_pct: Annotated[CropPct, Field(exclude_if=lambda share: share == 1)] = 1.0
 
     @property
     def resizing(self) -> Resizing:

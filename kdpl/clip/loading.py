@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from kdpl.clip.families import (
     DEFAULT_IMAGE_SIZE,
     ModelConfig,
     image_tower,
-    require_image_tower,
     text_tower,
 )
 from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Preprocessing
@@ -38,6 +36,7 @@ from kdpl.clip.timm_model import TIMM, TimmTower, build_network, load_network
 from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.weights import StateDict, Weights, load_weights, read_weights
 from kdpl.errors import ConfigError, WeightsError, reason
+from kdpl.runtime import plugins
 from kdpl.runtime.network import hub_or_cache
 
 # METHOD: PromptSRC's text regulariser averages over the first 60 of the 80 published templates
@@ -84,8 +83,8 @@ def register_model(
 
 
 def _load_registrations() -> None:
-    for entry in entry_points(group="kdpl.models"):
-        entry.load()()
+    for register in plugins.load_all("models").values():
+        register()
 
 
 def known_models() -> dict[str, tuple[ModelConfig, list[str]]]:
@@ -185,7 +184,6 @@ def _model_config(config: ClipConfig) -> ModelConfig:
             f"{', '.join(close)}, or the address of "
             f"one in open_clip's layout, hf-hub:OWNER/NAME or {FOLDER}PATH"
         )
-    require_image_tower(name, found)
     # the name of a model need not say with which activation its weights were trained
     tag = open_clip.get_pretrained_cfg(name, config.pretrained or "")
     trained = tag.get("quick_gelu") or None if config.quick_gelu is None else config.quick_gelu

@@ -8,19 +8,13 @@ import timm
 import torch
 from torch import nn
 
-from kdpl.clip.identity import RANDOM, ClipConfig, Preprocessing, ResizeMode
+from kdpl.clip.identity import RANDOM, ClipConfig, Preprocessing
 from kdpl.clip.image import ImageTower
-from kdpl.clip.weights import mismatch, read_state
-from kdpl.errors import ConfigError, WeightsError, reason
+from kdpl.clip.weights import read_state, require_weights
+from kdpl.errors import WeightsError, reason
 from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
 
 TIMM = "timm:"
-
-_RESIZE_MODES: dict[str, ResizeMode] = {
-    "center": "shortest",
-    "squash": "squash",
-    "border": "border",
-}
 
 
 class TimmTower(ImageTower):
@@ -50,33 +44,22 @@ def load_network(config: ClipConfig) -> TimmTower:
     """Load ``timm:NAME`` with timm's, a file's or random weights; a WeightsError if that fails."""
     name = config.model.removeprefix(TIMM)
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3) or [
-            "mobilenetv4_conv_small",
-            "resnet18",
-        ]
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise WeightsError(
-            f"timm has no model called {name!r}: use one of its names, such as {', '.join(close)}"
+            f"timm has no model called {name!r}: use one of its names, such as "
+            f"{', '.join([*close, 'resnet18'])}"
         )
     about: Any = timm.get_pretrained_cfg(name)
-    size = about.input_size[-1] if config.image_size is None else config.image_size
-    if size < 1:
-        raise ConfigError(
-            f"clip.image_size is {size}, expected 1 or more pixels: leave it out for "
-            "the network's own"
-        )
-    if config.pretrained is None:
-        network = _fetch(name, size)
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            network = build_network(name, size)
-        if config.pretrained != RANDOM:
-            _load_file(network, Path(config.pretrained), about.classifier, config.model)
-    preprocessing = preprocessing_of(name, size)
+    size = config.image_size or about.input_size[-1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = _fetch(name, size) if config.pretrained is None else build_network(name, size)
+    if config.pretrained not in (None, RANDOM):
+        _load_file(network, Path(str(config.pretrained)), about.classifier, config.model)
     width = int(getattr(network, "head_hidden_size", None) or network.num_features)
     return TimmTower(
         network,
-        preprocessing,
+        preprocessing_of(name, size),
         {"embed_dim": width, "vision_cfg": {"timm": name, "image_size": size}},
     )
 
@@ -87,9 +70,10 @@ def preprocessing_of(name: str, image_size: int) -> Preprocessing:
     It crops less at the network's test size than at its training size.
     """
     about: Any = timm.get_pretrained_cfg(name)
-    mode, crop_pct = _RESIZE_MODES[about.crop_mode], about.crop_pct
+    crop_pct = about.crop_pct
     if about.test_input_size == (3, image_size, image_size):
         crop_pct = about.test_crop_pct or crop_pct
+    mode: Any = "shortest" if about.crop_mode == "center" else about.crop_mode
     interpolation: Any = "bilinear" if about.interpolation == "bilinear" else "bicubic"
     return Preprocessing(image_size, about.mean, about.std, mode, interpolation, crop_pct)
 
@@ -106,20 +90,13 @@ def _fetch(name: str, image_size: int) -> Any:
         ) from error
 
 
-def _load_file(network: Any, path: Path, classifier: Any, name: str) -> None:
+def _load_file(network: Any, path: Path, classifier: str | tuple[str, ...], name: str) -> None:
     if not path.is_file():
         raise WeightsError(
             f"weights file {path} does not exist: give a file, {RANDOM}, or nothing for timm's own"
         )
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
-    state = {
-        k: v
-        for k, v in read_state(path).items()
-        if not k.startswith(tuple(f"{head}." for head in heads))
-    }
-    problem = mismatch(network.state_dict(), state)
-    if problem is not None:
-        raise WeightsError(
-            f"{path} does not hold the weights of {name} ({problem}): use the model it was made for"
-        )
+    heads = (classifier,) if isinstance(classifier, str) else classifier or ()
+    prefixes = tuple(f"{head}." for head in heads)
+    state = {k: v for k, v in read_state(path).items() if not k.startswith(prefixes)}
+    require_weights(network.state_dict(), state, str(path), name)
     network.load_state_dict(state)

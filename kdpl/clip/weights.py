@@ -26,9 +26,8 @@ _OPENAI = {
     "interpolation": "bicubic",
 }
 
-# of no use here: a mask that is built, positions that transformers builds, a sigmoid's bias, a
-# CoCa's decoder
-_UNUSED = ("attn_mask", "text.transformer.embeddings.position_ids", "logit_bias", "text_decoder.")
+# of no use here: positions that transformers builds, a sigmoid's bias, a CoCa's decoder
+_UNUSED = ("text.transformer.embeddings.position_ids", "logit_bias", "text_decoder.")
 
 
 class Weights(NamedTuple):
@@ -150,16 +149,20 @@ def load_weights(
     # some files write the one number as a list of one
     if "logit_scale" in state and state["logit_scale"].numel() == 1:
         state["logit_scale"] = state["logit_scale"].reshape(own["logit_scale"].shape)
-    # old checkpoints of batch norms do not count their batches, and nothing of ours asks for the
-    # count
-    own = {k: v for k, v in own.items() if k in state or not k.endswith("num_batches_tracked")}
+    require_weights(own, state, weights.source, name)
+    model.load_state_dict(state, strict=False)
+
+
+def require_weights(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str, name: str
+) -> None:
+    """Raise a WeightsError unless the weights of a source fit a model's own."""
     problem = mismatch(own, state)
     if problem is not None:
         raise WeightsError(
-            f"{weights.source} does not hold the weights of {name} ({problem}): use the model it "
-            "was made for"
+            f"{source} does not hold the weights of {name} ({problem}): use the model it was made "
+            "for"
         )
-    model.load_state_dict(state, strict=False)
 
 
 def mismatch(own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> str | None:

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from kdpl.clip.blocks import promptable
-from kdpl.clip.image import ImageTower
 from kdpl.clip.loading import ImageClip
 from kdpl.errors import ConfigError
 from kdpl.prompts.independent import IndependentPrompts
-from kdpl.prompts.method import PromptConfig, PromptMethod, normalized
+from kdpl.prompts.method import PromptConfig, PromptMethod
 from kdpl.prompts.vision import require_size
 
 
@@ -57,23 +56,13 @@ class CoupledPrompts(IndependentPrompts):
                 [mapped(layer) for mapped, layer in zip(self.maps, layers, strict=True)]
             )
 
-    def encode_images(self, tower: ImageTower, images: Tensor) -> Tensor:
-        """Encode images [B, 3, S, S] with mapped prompts; normalised, float32 [B, embed_dim]."""
-        tokens = self.tokens
-        return normalized(
-            tower(images) if tokens is None else promptable(tower).with_prompts(images, tokens)
-        )
-
     def saved(self) -> dict[str, Tensor]:
         """Copies of the text prompts and of the visual prompts that follow from them."""
-        tensors = {
-            name: tensor for name, tensor in super().saved().items() if not name.startswith("maps.")
-        }
-        return (
-            tensors
-            if self.tokens is None
-            else tensors | {"vision_prompts.tokens": self.tokens.detach().clone()}
-        )
+        tensors = {k: v for k, v in super().saved().items() if not k.startswith("maps.")}
+        tokens = self.tokens
+        if tokens is not None:
+            tensors["vision_prompts.tokens"] = tokens.detach().clone()
+        return tensors
 
     @classmethod
     def restore(cls, *saved: Any) -> PromptMethod:

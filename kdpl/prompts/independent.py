@@ -5,6 +5,7 @@ With prompts in one tower alone this is VPT or CoOp; with none it is the zero-sh
 
 from torch import Tensor
 
+from kdpl.clip.blocks import promptable
 from kdpl.clip.image import ImageTower
 from kdpl.clip.loading import Clip, ImageClip
 from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
@@ -43,11 +44,17 @@ class IndependentPrompts(PromptMethod):
         """True without text prompts."""
         return self.text_prompts is None
 
+    @property
+    def tokens(self) -> Tensor | None:
+        """The visual prompts, float32 [J, n, W], or None."""
+        return None if self.vision_prompts is None else self.vision_prompts.tokens
+
     def encode_images(self, tower: ImageTower, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] with visual prompts; normalised, float32 [B, embed_dim]."""
-        return normalized(
-            tower(images) if self.vision_prompts is None else self.vision_prompts(tower, images)
-        )
+        tokens = self.tokens
+        if tokens is None:
+            return normalized(tower(images))
+        return normalized(promptable(tower).with_prompts(images, tokens))
 
     def encode_texts(
         self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, signature
-from itertools import islice
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -116,9 +115,9 @@ class PromptMethod(Float32Module):
         A ConfigError if the subclass keeps one in no attribute of its name, or it is not JSON.
         """
         variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-        own = islice(
-            signature(type(self)).parameters.values(), len(signature(PromptMethod).parameters), None
-        )
+        own = [*signature(type(self)).parameters.values()][
+            len(signature(PromptMethod).parameters) :
+        ]
         names = [parameter.name for parameter in own if parameter.kind not in variadic]
         try:
             settings = {name: getattr(self, name) for name in names}

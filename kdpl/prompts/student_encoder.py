@@ -181,7 +181,7 @@ def read_encoder(
         require_modest(settings.image_config, settings.preprocessing.image_size)
         # without memory first: the settings may ask for any size, where the file has few numbers
         with torch.device("meta"):
-            require_tensors(encoder_tensors(build()), tensors)
+            _require_tensors(encoder_tensors(build()), tensors)
         encoder = build()
         for module, prefix in ((encoder.tower.module.visual, "tower."), (encoder, "encoder.")):
             module.load_state_dict(
@@ -192,14 +192,12 @@ def read_encoder(
     return encoder
 
 
-def require_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+def _require_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Raise a ValueError unless tensors are finite and match one's own names, shapes and types."""
     problem = mismatch(own, tensors)
     if problem is not None:
         raise ValueError(problem)
     for name, tensor in tensors.items():
-        if (
-            tensor.is_floating_point() != own[name].is_floating_point()
-            or not tensor.isfinite().all()
-        ):
+        same_kind = tensor.is_floating_point() == own[name].is_floating_point()
+        if not (same_kind and tensor.isfinite().all()):
             raise ValueError(f"tensor '{name}' has numbers of another type, or that are not finite")

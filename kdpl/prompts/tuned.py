@@ -1,6 +1,7 @@
 """TunedPrompts: the result of stage 1, as the later stages and commands read it."""
 
 import json
+import operator
 from dataclasses import field
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated, Any, cast
 
 import pydantic.dataclasses
 import torch
-from pydantic import AfterValidator, JsonValue, TypeAdapter
+from pydantic import AfterValidator, Field, JsonValue, TypeAdapter
 from torch import Tensor
 
 from kdpl.clip.identity import ClipConfig, ClipIdentity, LogitScale, Preprocessing
@@ -46,7 +47,9 @@ class PromptSettings(TeacherSettings):
 
     method: Text  # name or class path
     # those that it has of its own
-    method_settings: dict[str, JsonValue] = field(default_factory=dict)
+    method_settings: Annotated[dict[str, JsonValue], Field(exclude_if=operator.not_)] = field(
+        default_factory=dict
+    )
     vision: Annotated[PromptConfig, AfterValidator(_modest)]
     text: Annotated[PromptConfig, AfterValidator(_modest)]
     text_fingerprint: Text
@@ -88,19 +91,14 @@ class TunedPrompts(PromptSettings):
         """Fingerprint of the tuned teacher: its prompts and their use, and both towers' weights."""
         # without prompts to tell them apart, the words alone make two teachers of one CLIP
         words = f"{self.method} {self.vision} {self.text} {self.context!r} {self.text_fingerprint}"
-        words += (
-            f" {json.dumps(self.method_settings, sort_keys=True)}" if self.method_settings else ""
-        )
-        return (
-            fingerprint([*self.tensors.items(), (words, torch.empty(0))])[:16]
-            + self.clip.fingerprint[:16]
-        )
+        if self.method_settings:
+            words += f" {json.dumps(self.method_settings, sort_keys=True)}"
+        digest = fingerprint([*self.tensors.items(), (words, torch.empty(0))])
+        return digest[:16] + self.clip.fingerprint[:16]
 
     def save(self, path: Path) -> None:
         """Write the file, atomically."""
         settings = TypeAdapter(PromptSettings).dump_python(self, mode="json")
-        if not self.method_settings:
-            del settings["method_settings"]
         write_tensors(path, KIND, VERSION, self.tensors, {**settings, "teacher": self.teacher})
 
     @classmethod

@@ -151,13 +151,6 @@ def test_it_may_stay_frozen_under_the_projector(tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_images_without_pixels_are_refused():
-    with world.refused(
-        ConfigError, r"clip\.image_size is 0, expected 1 or more pixels: leave it out"
-    ):
-        load_image_clip(ClipConfig("timm:test_resnet", "random", image_size=0))
-
-
 def test_it_takes_no_prompts(tmp_path):
     with world.refused(
         ConfigError, r"of kind ResNet has no tokens .*: set vision_prompts\.depth to 0"
