@@ -15,6 +15,7 @@ from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.clip import Frozen
 from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.datasets import RandomView, UnlabeledImages
+from kdpl.data.decoding import Decoding
 from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest
 from kdpl.data.feature_filling import Work, fill
 from kdpl.data.loader import LazyLoader, TrainSampler
@@ -34,6 +35,7 @@ def manifest_of(images: UnlabeledImages, width: int) -> Manifest:
         dataset="folder",
         sources=images.sources,
         resizing=view.resizing,
+        decoding=Decoding(),
         augmentation=view.augmentation,
         view_seed=view.seed,
         views=1,

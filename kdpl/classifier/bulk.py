@@ -17,7 +17,7 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, Precision
 from kdpl.classifier.sources import Item, printable, read_items
 from kdpl.classifier.tables import Row, write_csv, write_table
-from kdpl.data.archives import is_archive, require_archives
+from kdpl.data.archives import archives
 from kdpl.data.parallel import progress_bar
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.faults import mark
@@ -153,8 +153,8 @@ class BulkPrediction:
         """Return a digest of all that determines the rows."""
         known = self.classifier
         # a shard that was written again may have other images at other positions
-        shards = filter(is_archive, self.sources)
-        stamps = [require_archives(shard).stamp(shard) for shard in shards]
+        shards = filter(archives().is_one, self.sources)
+        stamps = [archives().stamp(shard) for shard in shards]
         parts = (
             *(known.fingerprint(), known.class_names, known.decoding),
             *(list(self.sources), stamps, self.columns, self.precision, self.rule),
@@ -168,7 +168,7 @@ class BulkPrediction:
         settings = (self.top_k, self.batch_size, self.workers, self.precision, self.rule)
         predictions = self.classifier.predictions(items, opened, *settings)
         # the number of images in a shard is known only after reading it
-        total = None if any(map(is_archive, self.sources)) else len(self.sources) - skip
+        total = None if any(map(archives().is_one, self.sources)) else len(self.sources) - skip
         names, start = self.columns, time.perf_counter()
         count = unreadable = 0
         with progress_bar(show_bar) as bar:

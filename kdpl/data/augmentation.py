@@ -110,7 +110,7 @@ class RandomResizedCrop(Augmentation):
     """Crop of random area and aspect ratio, resized, with a random flip, as published.
 
     Args:
-        scale: Smallest and largest area of the crop, as a share of the image's.
+        scale: Smallest and largest area of the crop, as a share of the image's, in (0, 1].
         ratio: Smallest and largest width / height of the crop; drawn uniformly in its logarithm.
         flip: Probability of a horizontal flip.
     """
@@ -121,18 +121,6 @@ class RandomResizedCrop(Augmentation):
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
     ) -> None:
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ConfigError(
-                f"scale of RandomResizedCrop must be two rising shares in (0, 1], not {scale}"
-            )
-        if not 0 < ratio[0] <= ratio[1]:
-            raise ConfigError(
-                f"ratio of RandomResizedCrop must be two rising positive numbers, not {ratio}"
-            )
-        if not 0 <= flip <= 1:
-            raise ConfigError(
-                f"flip of RandomResizedCrop must be a probability from 0 to 1, not {flip}"
-            )
         self.scale = scale
         self.ratio = ratio
         self.flip = flip
@@ -181,15 +169,6 @@ class LightAffine(Augmentation):
     def __init__(
         self, degrees: float = 7.0, scale: tuple[float, float] = (0.9, 1.1), translate: float = 0.05
     ) -> None:
-        if degrees < 0 or translate < 0:
-            raise ConfigError(
-                "degrees and translate of LightAffine must be at least 0, not "
-                f"{degrees} and {translate}"
-            )
-        if not 0 < scale[0] <= scale[1]:
-            raise ConfigError(
-                f"scale of LightAffine must be two rising positive numbers, not {scale}"
-            )
         self.degrees = degrees
         self.scale = scale
         self.translate = translate

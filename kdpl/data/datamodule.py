@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from PIL.Image import Image
 from torch.utils.data import DataLoader
 
-from kdpl.data.archives import pool_of
+from kdpl.data.archives import archives
 from kdpl.data.augmentation import Augmentation, build_augmentation, resize_and_crop, to_tensor
 from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
@@ -264,7 +264,7 @@ class DomainDataModule(LightningDataModule):
     def _unlabeled_dataloader(
         self, resizing: Resizing, rank: int, world_size: int, teacher_resizings: Sequence[Resizing]
     ) -> DataLoader[UnlabeledBatch]:
-        caches, pool = self.teacher_caches, pool_of(self.pool.used)
+        caches, pool = self.teacher_caches, archives().pool(self.pool.used)
 
         # the views that the cache has, or views for student and teachers: each resizing once, in
         # their order
@@ -376,7 +376,7 @@ class DomainDataModule(LightningDataModule):
 
         They serve to fill a teacher cache or to prepare targets.
         """
-        return UnlabeledImages(pool_of(self.pool.images).sources, self.view(resizing))
+        return UnlabeledImages(archives().pool(self.pool.images).sources, self.view(resizing))
 
     def images_of(self, sources: Sequence[str], resizing: Resizing) -> UnlabeledImages:
         """Views of given images, without their labels: of labelled ones, to prepare targets."""

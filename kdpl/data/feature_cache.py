@@ -24,11 +24,10 @@ from torch.utils.data import Dataset
 from kdpl.data.augmentation import Augmentation
 from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.datasets import UnlabeledImages
-from kdpl.data.decoding import PUBLISHED, Decoding
+from kdpl.data.decoding import Decoding
 from kdpl.data.names import digest_of
 from kdpl.data.needs import TeacherDescription
 from kdpl.errors import DataError, reason
-from kdpl.runtime.artifacts import describe
 from kdpl.runtime.resizing import Resizing
 
 MANIFEST, SHARD = "manifest.json", "shard-{:05d}.npy"
@@ -77,7 +76,7 @@ class Manifest(BaseModel):
     images: PositiveInt
     sources: str
     resizing: Resizing
-    decoding: Decoding = PUBLISHED
+    decoding: Decoding
     augmentation: dict[str, Any]
     view_seed: NonNegativeInt
     views: NonNegativeInt
@@ -122,14 +121,9 @@ class Manifest(BaseModel):
         except ValidationError as error:
             fault = error.errors()[0]
             where = ".".join(map(str, fault["loc"])) or "the file"
-            problem = f"{file} is damaged ({where}: {fault['msg']:.200})"
-            if where == "version":
-                problem = (
-                    f"the teacher cache {folder} has format version {describe(fault['input'])}, "
-                    f"this kdpl reads version {needed.version}"
-                )
             raise DataError(
-                f"{problem}: remove the folder {folder} and fill the cache again"
+                f"{file} is damaged, or of another version ({where}: {fault['msg']:.200}): remove "
+                f"the folder {folder} and fill the cache again"
             ) from error
         for name in (*_MUST_AGREE, *same):
             theirs, ours = getattr(manifest, name), getattr(needed, name)

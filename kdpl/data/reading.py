@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kdpl.data.archives import pool_of
+from kdpl.data.archives import archives
 from kdpl.data.names import Names, select
 from kdpl.data.parallel import in_parallel
 from kdpl.data.sampling import hold_out, keep_apart, require_apart
@@ -61,7 +61,7 @@ class Checked(BaseModel):
         """
         skipped, digests = dict[str, str](), dict[str, str]()
         contents = set[str]()
-        arranged = pool_of(Names.of(sources)).sources
+        arranged = archives().pool(Names.of(sources)).sources
         results = in_parallel(
             partial(try_decoding, decode=decode), arranged, "looking at all images"
         )

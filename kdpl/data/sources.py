@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from kdpl.data.archives import require_archives, unfold
+from kdpl.data.archives import archives, unfold
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.names import Names, ShardImage, distinct
 from kdpl.data.splits import Reader
@@ -62,7 +62,7 @@ def find_files(where: Sequence[str]) -> Iterator[str]:
     for place in (each.removeprefix("file://") for each in where):
         if is_url(place):
             for url in expand_braces(place):
-                yield from require_archives(url).find(url)
+                yield from archives().find(url)
             continue
         for file in resolve(place):
             if file.lower().endswith(".txt"):
@@ -83,7 +83,7 @@ def open_source(source: str, decoding: Decoding = Decoding()) -> Image.Image:
 def content_of(source: str) -> bytes:
     """Read the bytes of an image file; DataError if it is missing or unreadable."""
     if _is_elsewhere(source):
-        return require_archives(source).content(source)
+        return archives().content(source)
     try:
         return Path(source).read_bytes()
     except OSError as error:

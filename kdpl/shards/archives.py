@@ -63,8 +63,8 @@ class Shards(Archives):
         return remote.stamp(file)
 
     def pool(self, names: Names) -> Pool:
-        """Arrange images for training in pieces, see ``arrange``."""
-        return arrange(names)
+        """Arrange images for training, in pieces if some are in shards, see ``arrange``."""
+        return arrange(names) if names.rows["offset"].any() else Pool(names)
 
     def find(self, url: str) -> Iterator[str]:
         """Find images and shards behind a URL, which may be a pattern."""

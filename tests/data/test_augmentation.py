@@ -102,20 +102,7 @@ def test_light_affine_shifts_magnifies_and_turns_about_the_centre():
     assert turned[11, 11] == 0
 
 
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (
-            lambda: build_augmentation("cutmix"),
-            "augmentation 'cutmix' is unknown: choose one of random_resized_crop",
-        ),
-        (lambda: RandomResizedCrop(scale=(0.5, 1.1)), "scale of RandomResizedCrop"),
-        (lambda: RandomResizedCrop(ratio=(2.0, 1.0)), "ratio of RandomResizedCrop"),
-        (lambda: RandomResizedCrop(flip=1.5), "flip of RandomResizedCrop"),
-        (lambda: LightAffine(degrees=-1), "degrees and translate of LightAffine"),
-        (lambda: LightAffine(scale=(0.0, 1.0)), "scale of LightAffine"),
-    ],
-)
-def test_settings_out_of_range_are_refused(build, message):
-    with pytest.raises(ConfigError, match=f"^{message}"):
-        build()
+def test_an_unknown_name_is_refused():
+    said = "^augmentation 'cutmix' is unknown: choose one of random_resized_crop"
+    with pytest.raises(ConfigError, match=said):
+        build_augmentation("cutmix")

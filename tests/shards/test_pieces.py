@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from zoo import add
 
 from kdpl import DomainDataModule
-from kdpl.data.archives import pool_of
+from kdpl.data.archives import archives
 from kdpl.data.augmentation import to_tensor
 from kdpl.data.batches import LabeledBatch
 from kdpl.data.loader import LazyLoader, TrainSampler
@@ -167,8 +167,8 @@ def test_images_are_read_alone_where_most_of_a_piece_is_something_else(pool, tmp
 def test_a_pool_of_files_has_no_pieces_and_one_of_both_has_files_among_them(pool):
     names, _ = pool
     files = Names.of(f"photos/{number}.jpg" for number in range(200))
-    assert pool_of(files) == (files, None)
-    both = pool_of(Names.joined([files, names])).sources
+    assert archives().pool(files) == (files, None)
+    both = archives().pool(Names.joined([files, names])).sources
     assert both.starts.tolist() == [0, 64, 128, 192]
     assert both[3] == "photos/3.jpg"
     assert content_of(both[203]) == content(3)
