@@ -22,14 +22,8 @@ IMAGES_PER_SECOND = "train/images_per_s"
 DATA_WAIT = "train/data_wait"
 POOL_KEPT = "pool/kept"
 
-FIDELITY = "val/fidelity"
-"""Share of the unseen unlabelled images for which student and target predict the same class."""
-
-TARGET_KL = "val/kl"
-"""Mean KL divergence of target and student on these images, in nats for each image."""
-
-UNSEEN = "pool/unseen"
-"""Number of these images."""
+# of student and target on unseen images, see kdpl.callbacks.Fidelity, and the number of these
+FIDELITY, TARGET_KL, UNSEEN = "val/fidelity", "val/kl", "pool/unseen"
 
 _ALL, _BASE, _NOVEL = range(3)
 

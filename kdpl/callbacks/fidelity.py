@@ -1,39 +1,26 @@
 """How well a student agrees with its target on unlabelled images that it has not seen."""
 
 from collections.abc import Collection
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from kdpl.callbacks.teacher_cache import Distillation, teacher_encoder
+from kdpl.classification import ClassifyingModule
 from kdpl.data.augmentation import NoAugmentation
 from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
-from kdpl.data.loader import EvaluationSampler, LazyLoader
+from kdpl.data.loader import LazyLoader
 from kdpl.data.needs import needs_of
-from kdpl.errors import ConfigError, DataError
+from kdpl.errors import ConfigError
 from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
-from kdpl.targets import Target
-from kdpl.tasks import Task
-
-
-class _Student(Distillation, Protocol):
-    """The module of stage 2."""
-
-    target: Target
-    task: Task
-
-    @property
-    def resizing(self) -> Resizing: ...
-
-    def class_logits(self, images: Tensor) -> Tensor: ...
 
 
 class Fidelity(Callback):
@@ -41,12 +28,10 @@ class Fidelity(Callback):
 
     Logs ``val/fidelity``, the share of these images for which both predict the same class, and
     ``val/kl``, the mean of KL(target ‖ student) in nats, in each epoch in which validation runs, or
-    would run if there were labelled images for it. No label takes part, so that ``val/fidelity`` is
-    what a ``ModelCheckpoint`` can choose by where there are none.
+    would run if there were labelled images for it. ``UnlabeledPool.hold_out`` chooses the images.
 
-    Teacher and student see the images under the evaluation transform. The targets are computed
-    once, before the first step, for which the teacher is loaded, even if the views of distillation
-    are in a cache. See ``UnlabeledPool.hold_out`` for the choice of the images.
+    Both see them under the evaluation transform. The targets are computed once, before the first
+    step, for which the teacher is loaded, even if there is a cache of its features of other views.
     """
 
     def __init__(self) -> None:
@@ -55,12 +40,7 @@ class Fidelity(Callback):
         self._batches: DataLoader[UnlabeledBatch] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hold images out before a fit.
-
-        Raises:
-            ConfigError: The module is not a student.
-            DataError: The pool is too small, or labelled images are missing.
-        """
+        """Hold images out before a fit; a ConfigError for a teacher's."""
         if stage != "fit":
             return
         if needs_of(pl_module).split != "unlabeled":
@@ -71,29 +51,24 @@ class Fidelity(Callback):
         data = domain_of(trainer)
         labeled = [*data.labels.tuning("labeled"), *data.labels.tuning("val")]
         data.pool.hold_out(record.source for record in labeled)
+        inform(f"fidelity: {len(data.pool.unseen)} unlabelled images are held out of distillation")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the targets of this process's share of the images."""
-        student, data = cast(_Student, pl_module), domain_of(trainer)
-        if not len(data.pool.unseen):
-            raise DataError(
-                "pool_filter leaves out all images that Fidelity holds out: remove one of the two"
-            )
+        student, own = cast(Distillation, pl_module), needs_of(pl_module).resizing
         teachers = student.teachers.read()
         resizings = [teacher.vectors.preprocessing.resizing for teacher in teachers]
         encoders = [teacher_encoder(trainer, student, number) for number in range(len(teachers))]
 
         self._epoch, self._targets = -1, []
-        for batch in _loader(trainer, student.resizing, {*resizings} - {student.resizing}):
-            views = {student.resizing: batch.images, **batch.teacher_views}
+        for batch in _loader(trainer, {*resizings} - {own}):
+            views = {own: batch.images, **batch.teacher_views}
             parts = [encode(views[to]) for encode, to in zip(encoders, resizings, strict=True)]
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 predicted = student.teachers.logits(torch.cat(parts, dim=1))
                 target = student.target.logits(predicted, batch.indices.to(student.device))
             self._targets.append(target.float().cpu())
-
-        self._batches = _loader(trainer, student.resizing)
-        inform(f"fidelity: {len(data.pool.unseen)} unlabelled images are held out of distillation")
+        self._batches = _loader(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure beside the accuracies on labelled images."""
@@ -108,17 +83,17 @@ class Fidelity(Callback):
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch = trainer.current_epoch
-        student, batches = cast(_Student, pl_module), self._batches or ()
+        student = cast(ClassifyingModule, pl_module)
 
         def classify(images: Tensor) -> Tensor:
             with trainer.precision_plugin.forward_context():
                 return student.class_logits(images).float()
 
         # agreements, nats and images of this process, then those of all
-        sums = torch.zeros(3, device=pl_module.device)
-        modes = {module: module.training for module in pl_module.modules()}
-        pl_module.eval()
-        outputs = infer(classify, batches, pl_module.device)
+        sums = torch.zeros(3, device=student.device)
+        modes = {module: module.training for module in student.modules()}
+        student.eval()
+        outputs = infer(classify, self._batches or (), student.device)
         for (logits, _), target in zip(outputs, self._targets, strict=True):
             target = target.to(logits.device)
             # a divergence is divided by images and classes
@@ -127,29 +102,17 @@ class Fidelity(Callback):
             sums += torch.stack([agreements, nats, nats.new_tensor(len(logits))])
         for module, was_training in modes.items():
             module.training = was_training
-        agreed, nats, images = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        agreed, nats, images = trainer.strategy.reduce(sums, reduce_op="sum")
 
-        pl_module.log(FIDELITY, agreed / images, prog_bar=True)
-        pl_module.log_dict({TARGET_KL: nats / images, UNSEEN: images})
-
-
-class _OneView(Dataset[UnlabeledBatch]):
-    """The only view of each image, under the evaluation transform."""
-
-    def __init__(self, images: UnlabeledImages) -> None:
-        self.images = images
-
-    def __getitem__(self, index: int) -> UnlabeledBatch:
-        return self.images[index, 0]
+        student.log(FIDELITY, agreed / images, prog_bar=True)
+        student.log_dict({TARGET_KL: nats / images, UNSEEN: images})
 
 
-def _loader(
-    trainer: Trainer, resizing: Resizing, others: Collection[Resizing] = ()
-) -> DataLoader[UnlabeledBatch]:
+def _loader(trainer: Trainer, others: Collection[Resizing] = ()) -> DataLoader[UnlabeledBatch]:
     """Load this process's share of the unseen images, also as ``others``, teachers, take them."""
-    data = domain_of(trainer)
+    data, own = domain_of(trainer), needs_of(trainer.lightning_module).resizing
     unseen = data.pool.unseen
-    view = RandomView(data.splits.open_image, NoAugmentation(), resizing, data.seed)
-    images = _OneView(UnlabeledImages(data.pool.images.take(unseen), view, unseen, others))
-    sampler = EvaluationSampler(len(unseen), trainer.global_rank, trainer.world_size)
-    return LazyLoader(images, sampler, data.eval_batch_size, data.num_workers)
+    view = RandomView(data.splits.open_image, NoAugmentation(), own, data.seed)
+    images = UnlabeledImages(data.pool.images.take(unseen), view, unseen, others)
+    keys = [(i, 0) for i in range(trainer.global_rank, len(unseen), trainer.world_size)]
+    return LazyLoader(images, keys, data.eval_batch_size, data.num_workers)

@@ -18,13 +18,14 @@ from kdpl.data.feature_cache import VIEWS, FeatureCache, Manifest, cache_folders
 from kdpl.data.feature_filling import Work, fill
 from kdpl.data.names import Names
 from kdpl.runtime.messages import inform
-from kdpl.targets.teachers import Teachers
+from kdpl.targets import Target, Teachers
 
 
 class Distillation(Protocol):
     """The part of the stage-2 module that concerns its teachers."""
 
     teachers: Teachers
+    target: Target
 
     @property
     def device(self) -> torch.device:

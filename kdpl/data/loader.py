@@ -8,7 +8,7 @@ from itertools import chain, cycle, islice, repeat
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from kdpl.data.archives import Shuffle
 from kdpl.data.batches import Batch, BatchT, collate
@@ -126,7 +126,7 @@ class LazyLoader(DataLoader[BatchT]):
     def __init__(
         self,
         dataset: Dataset[BatchT],
-        sampler: Sampler[Any],
+        sampler: Iterable[Any],
         batch_size: int,
         num_workers: int,
         batches_done: Callable[[], int] = lambda: 0,

@@ -66,13 +66,8 @@ class UnlabeledPool:
     def hold_out(self, labeled: Iterable[str]) -> None:
         """Hold 5 % of the images out of distillation, from 100 to 5,000, drawn by the seed.
 
-        To be called before the training loader is made, and before images are left out.
-
-        Args:
-            labeled: Images that are not held out, under any name.
-
-        Raises:
-            DataError: It would be more than half of the images, or too many of them are labelled.
+        ``labeled`` images are not held out, under any name. To be called before the training
+        loader is made, and before images are left out. A DataError if it would be more than half.
         """
         images = len(self.targeted)
         wanted = min(max(round(_UNSEEN * images), _FEWEST_UNSEEN), _MOST_UNSEEN)

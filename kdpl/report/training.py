@@ -62,28 +62,14 @@ def _labels_for(student: dict[str, Any]) -> str:
     )
 
 
-class Agreement(NamedTuple):
-    """Share of so many unseen images for which student and target predict the same.
-
-    ``follows`` tells whether that is enough for the targets to be what limits the student.
-    """
-
-    share: float
-    images: int
-    follows: bool
-
-
-def _fidelity(student: Stage | None) -> Agreement | None:
+def _fidelity(student: Stage | None) -> dict[str, Any] | None:
     """Read what the last epoch of a student measured, None if nothing."""
     try:
         curves = {} if student is None else student.curves
-    except KdplError:
-        # the learning curves say why
+        (_, share), (_, images) = curves[FIDELITY][-1], curves[UNSEEN][-1]
+    except (KdplError, KeyError):
         return None
-    if FIDELITY not in curves or UNSEEN not in curves:
-        return None
-    (_, share), (_, images) = curves[FIDELITY][-1], curves[UNSEEN][-1]
-    return Agreement(share, int(images), share >= _FOLLOWS)
+    return {"share": share, "images": int(images), "follows": share >= _FOLLOWS}
 
 
 def _split_sizes(run: Run) -> dict[str, int]:

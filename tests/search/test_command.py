@@ -1,0 +1,116 @@
+"""The choice of what of a student is trained, by its fidelity."""
+
+import re
+
+import pytest
+import yaml
+from runs import DATA, SHORT, STUDENT, TEACHER, configs, curves_of, interrupted_at
+
+from kdpl.__main__ import main
+from kdpl.cli.fit import run_command
+
+# of 4 epochs a quarter, which is at least 2
+SETTINGS = [*DATA, *STUDENT, *SHORT, "--trainer.max_epochs=4"]
+NAMES = ("configured", "tower_0.001", "tower_0.01")
+
+
+def search(teacher, out, *more):
+    given = [f"--model.init_args.teacher={teacher}", f"--out={out}", "--lr", "0.001", "0.01"]
+    return main(["search", *SETTINGS, *given, *more])
+
+
+def rows_in(text):
+    rows = re.findall(r"^\| (\w[\w.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    return {name: (float(share), float(kl)) for name, share, kl in rows}
+
+
+@pytest.fixture(scope="module")
+def whole(teacher_run, tmp_path_factory):
+    """The folder of a search that was not interrupted; no test changes it."""
+    out = tmp_path_factory.mktemp("search") / "out"
+    assert search(teacher_run, out) == 0
+    return out
+
+
+def settings_of(run):
+    return yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
+
+
+def test_the_candidate_that_agrees_most_becomes_a_config(whole, teacher_run, tmp_path, capsys):
+    curves = {name: curves_of(whole / name) for name in NAMES}
+    last = {name: (c["val/fidelity"][-1][1], -c["val/kl"][-1][1]) for name, c in curves.items()}
+    best = max(last, key=last.get)
+    chosen = yaml.safe_load((whole / "best.yaml").read_text())["model"]["init_args"]
+    wanted = settings_of(whole / best)
+    assert chosen == {name: wanted[name] for name in ("fine_tune", "vision_prompts", "optim")}
+
+    # each was measured once, after its last epoch, on as many images
+    for each in curves.values():
+        assert len(each["val/fidelity"]) == 1
+        assert each["pool/unseen"][-1][1] == 100
+        assert [epoch for _, epoch in each["epoch"]][-1] == 1
+
+    # finished candidates are not fitted again
+    assert search(teacher_run, whole) == 0
+    said = capsys.readouterr()
+    assert said.err.count("is finished: nothing to do") == 3
+    assert "2 epochs each; the 3 candidates together cost 1.5 times the fit of 4" in said.err
+    assert "agrees on % of 100" in said.out
+    assert f"{best} is written to {whole}/best.yaml" in said.out
+    shown = {name: (round(100 * share, 1), round(-kl, 3)) for name, (share, kl) in last.items()}
+    assert rows_in(said.out) == shown
+
+    # after the student's config, it is that candidate
+    given = [f"--model.init_args.teacher={teacher_run}", f"--out={tmp_path / 'fit'}"]
+    more = ["--config", f"{whole}/best.yaml", "--trainer.max_epochs=1"]
+    assert run_command(["fit", *SETTINGS, *given, *more]) == 0
+    assert settings_of(tmp_path / "fit")["optim"] == wanted["optim"]
+
+
+def test_the_towers_are_trained_without_prompts(whole):
+    assert settings_of(whole / "configured")["vision_prompts"]["depth"] == 2
+    for name, rate in (("tower_0.001", 0.001), ("tower_0.01", 0.01)):
+        settings = settings_of(whole / name)
+        assert settings["fine_tune"]
+        assert settings["vision_prompts"]["depth"] == 0
+        assert settings["optim"]["optimizer"] == "adamw"
+        assert settings["optim"]["lr"] == rate
+
+
+def test_an_interrupted_search_goes_on_with_the_candidate_that_was_next(
+    whole, teacher_run, tmp_path, capsys
+):
+    with interrupted_at(3):
+        assert search(teacher_run, tmp_path) == 130
+    assert not (tmp_path / "best.yaml").exists()
+    assert search(teacher_run, tmp_path) == 0
+    assert capsys.readouterr().err.count("is finished: nothing to do") == 2
+    assert (tmp_path / "best.yaml").read_text() == (whole / "best.yaml").read_text()
+
+
+def test_a_candidate_that_diverges_is_left_out_and_no_label_is_needed(
+    teacher_run, tmp_path, capsys
+):
+    given = [f"--model.init_args.teacher={teacher_run}", f"--out={tmp_path}", "--lr=1e30"]
+    options = [*configs("student/fidelity.yaml"), "--data.init_args.shots=0", "--epochs=2"]
+    assert main(["search", *SETTINGS, *given, *options]) == 0
+    said = capsys.readouterr()
+    assert "tower_1e+30 is left out: " in said.err
+    assert rows_in(said.out).keys() == {"configured"}
+    assert "val/acc" not in curves_of(tmp_path / "configured")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "search needs the settings of a student's fit"),
+        ([*DATA, *TEACHER], "the settings are those of kdpl.TeacherPromptTuning, expected"),
+        (
+            [*SETTINGS, "--model.init_args.teacher=T", "--trainer.max_epochs=-1"],
+            "the number of epochs is unknown: set trainer.max_epochs",
+        ),
+    ],
+)
+def test_other_settings_are_refused(args, words, tmp_path, capsys):
+    assert main(["search", *args, f"--out={tmp_path}"]) == 1
+    assert words in capsys.readouterr().err
