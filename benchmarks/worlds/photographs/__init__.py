@@ -1,0 +1,1 @@
+"""Photographs of scenes and clothes, and small CLIPs of weights that packages ship."""
