@@ -264,7 +264,8 @@ def _image_half(
         tuple(images["mean"]),
         tuple(images["std"]),
         images["resize_mode"],
-        images["interpolation"],
+        # as open_clip, which may have drawn it anew for each image in training
+        "bilinear" if images["interpolation"] == "bilinear" else "bicubic",
     )
     digest = fingerprint(model.visual.state_dict().items())
     return ImageClip(

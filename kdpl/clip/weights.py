@@ -1,7 +1,6 @@
 """Weights of a CLIP, from a pretrained tag or a file, checked against the model before loading."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +80,7 @@ def _fetch(config: ClipConfig, tag: Mapping[str, Any]) -> Path:
     """Fetch the weights of a pretrained tag, unless they are in the cache, or a WeightsError."""
     repository, _, file = str(tag.get("hf_hub", "")).rpartition("/")
     try:
-        with hub_or_cache() if repository else nullcontext():
+        with hub_or_cache():
             return Path(open_clip.download_pretrained(tag))
     except Exception as error:  # whatever the hub client, a proxy or the disk raises
         files = file or f"{HF_SAFE_WEIGHTS_NAME} and {CONFIG_FILE}"

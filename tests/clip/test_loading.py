@@ -162,6 +162,19 @@ class TestTags:
         expected = first + world.weights(NAME)["visual.positional_embedding"][1].double()
         assert relative_error(clip.image_tower.embed(images)[:, 1], expected) < 1e-5
 
+    @pytest.mark.filterwarnings("ignore:.*random weights")
+    @pytest.mark.parametrize("pretrained", ["hub", world.TAG, "random"])
+    def test_what_the_config_sets_wins_for_weights_of_any_source(self, pretrained, tag):
+        given = {"mean": (0.1, 0.2, 0.3), "resize_mode": "squash", "quick_gelu": True}
+        clip = load_image_clip(ClipConfig(NAME, pretrained, **given))
+        expected = Preprocessing(32, (0.1, 0.2, 0.3), open_clip.OPENAI_DATASET_STD, "squash")
+        assert clip.preprocessing == expected
+        assert clip.identity.quick_gelu
+
+    def test_an_interpolation_that_training_drew_is_bicubic(self, tag):
+        tag.update(interpolation="random")
+        assert load_image_clip(ClipConfig(NAME, "hub")).preprocessing.interpolation == "bicubic"
+
     @pytest.mark.parametrize(
         ("model", "changes", "match"),
         [
