@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -92,25 +93,22 @@ def _watched(blocks: list[Any], enter: Enter, length: int) -> Iterator[None]:
     The last ``length`` tokens are dropped at the end.
     """
 
-    def before(layer: int) -> Callable[..., Any]:
-        def hook(
-            _: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-            if kwargs.get("rope") is not None:
-                kwargs = {**kwargs, "rope": _pad_rope(kwargs["rope"], length)}
-            return (enter(layer, args[0]), *args[1:]), kwargs
+    def before(
+        layer: int, _: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        if kwargs.get("rope") is not None:
+            kwargs = {**kwargs, "rope": _pad_rope(kwargs["rope"], length)}
+        return (enter(layer, args[0]), *args[1:]), kwargs
 
-        return hook
+    def after(_: Any, __: Any, x: Tensor) -> Tensor:
+        return x[:, :-length]
 
     with ExitStack() as hooks:
         for layer, block in enumerate(blocks):
-            hooks.callback(block.register_forward_pre_hook(before(layer), with_kwargs=True).remove)
+            handle = block.register_forward_pre_hook(partial(before, layer), with_kwargs=True)
+            hooks.callback(handle.remove)
         if length:
-            hooks.callback(
-                blocks[-1]
-                .register_forward_hook(lambda _, __, x: cast(Tensor, x)[:, :-length])
-                .remove
-            )
+            hooks.callback(blocks[-1].register_forward_hook(after).remove)
         yield
 
 
