@@ -64,12 +64,19 @@ BERT = {
 """Settings of a small text tower of Hugging Face."""
 
 
-def write_with_bert(path, vision=None):
-    """Write a CLIP whose text tower is a BERT by its name on the hub, with all that it needs in the folder."""
+def write_with_bert(path, vision=None, **text):
+    """Write a CLIP whose text tower is a BERT by its name on the hub, with all that it needs in the folder.
+
+    ``text`` are some settings of the text tower.
+    """
     pytest.importorskip("transformers").BertConfig(**BERT).save_pretrained(path)
-    text = {"hf_model_name": "somebody/bert", "hf_pooler_type": "cls_pooler", "hf_proj_type": "mlp"}
+    named = {
+        "hf_model_name": "somebody/bert",
+        "hf_pooler_type": "cls_pooler",
+        "hf_proj_type": "mlp",
+    }
     built = {"hf_model_name": str(path), "hf_model_pretrained": False}
-    return write_siglip(path, vision, built, **text)
+    return write_siglip(path, vision, built, **{**named, **text})
 
 
 def write_siglip(path, vision=None, built=None, **text):

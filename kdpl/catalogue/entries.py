@@ -93,10 +93,9 @@ def takes_visual_prompts(config: ModelConfig) -> bool:
 def takes_text_prompts(config: ModelConfig) -> bool:
     """Return True if a model's text tower takes prompts, by its config alone.
 
-    Text towers of Hugging Face models and of CoCa models take none.
+    Text towers of CoCa models take none, those of Hugging Face models at their input alone.
     """
-    text = config["text_cfg"]
-    return not text.get("hf_model_name") and not text.get("embed_cls")
+    return not config["text_cfg"].get("embed_cls")
 
 
 def licence(model: str, tag: str) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 
 import open_clip
 import timm
+from open_clip.hf_model import HFTextEncoder
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
 from kdpl.clip.blocks import PromptableImageTower
 from kdpl.clip.class_token import ClassTokenTower
+from kdpl.clip.hugging_face_text import HuggingFaceTextTower
 from kdpl.clip.identity import Preprocessing
 from kdpl.clip.image import ImageTower
 from kdpl.clip.text import PromptableTextTower, TextTower
@@ -73,12 +75,14 @@ def text_tower(name: str, model: Any, start: int) -> TextTower:
             return WholeTextTower(text, pool, start, end)
         if pool in ("argmax", "eos"):
             return PromptableTextTower(text, start, end)
+    if isinstance(text, HFTextEncoder):
+        return HuggingFaceTextTower(text, start)
     if isinstance(text, open_clip.CLIP):
         raise WeightsError(
             f"{name} cannot be a teacher, because its text tower is of no known kind: set "
             "custom_text in it"
         )
-    # a module of its own, such as a Hugging Face model or a CoCa's: encodes texts as they are
+    # a module of its own, such as a CoCa's: encodes texts as they are
     return TextTower(text)
 
 

@@ -102,6 +102,8 @@ class PromptableTextTower(TextTower):
         end: The end-of-text id; None: the highest of the vocabulary.
     """
 
+    takes_deep_prompts = True
+
     def __init__(self, text: Any, start: int = 1, end: int | None = None) -> None:
         FrozenTower.__init__(self)
         self.transformer = text.transformer
@@ -226,13 +228,18 @@ class PromptableTextTower(TextTower):
         return self._project(self.ln_final(x))
 
 
-def promptable_text(tower: TextTower) -> PromptableTextTower:
-    """Narrow a tower to one that takes prompts, or a ConfigError."""
+def promptable_text(tower: TextTower, depth: int = 1) -> PromptableTextTower:
+    """Narrow a tower to one that takes prompts in its first ``depth`` layers, or a ConfigError."""
     if not isinstance(tower, PromptableTextTower):
         raise ConfigError(
             f"a text tower of kind {type(tower.text).__name__} takes no prompts: set "
             "text_prompts.depth to 0 and give "
             "a context, or use a CLIP with open_clip's own text transformer"
+        )
+    if depth > 1 and not tower.takes_deep_prompts:
+        raise ConfigError(
+            f"a text tower of kind {type(tower.text).__name__} takes prompts at its input alone, "
+            f"not in {depth} layers: set text_prompts.depth to 1"
         )
     return tower
 

@@ -68,7 +68,8 @@ class TextPrompts(Float32Module):
 
     Args:
         length: Context tokens, n.
-        depth: Layers with prompts of their own, J; at least 1 and at most the tower's.
+        depth: Layers with prompts of their own, J; at least 1 and at most the tower's. A tower of
+            Hugging Face takes 1.
         context: Words whose token embeddings start the context, at least ``length`` tokens: the
             first ``length`` are learnt, the others stay words. None draws N(0, 0.02²).
     """
@@ -77,7 +78,7 @@ class TextPrompts(Float32Module):
         self, length: int, depth: int, context: str | None, tower: TextTower, tokenize: Tokenizer
     ) -> None:
         super().__init__()
-        tower = promptable_text(tower)
+        tower = promptable_text(tower, depth)
         require_size(length, depth, len(tower.blocks), "text")
         if context is None:
             start = torch.randn(length, tower.width) * INIT_STD

@@ -51,7 +51,8 @@ def test_the_rules_agree_with_what_open_clip_builds(name):
     visual = image_tower(model.visual, config, PREPROCESSING)
     assert takes_visual_prompts(config) == isinstance(visual, PromptableImageTower)
     if config["text_cfg"].get("hf_model_name"):
-        assert not takes_text_prompts(config)
+        # tests/clip/test_hugging_face_text.py prompts one
+        assert takes_text_prompts(config)
     else:
         assert takes_text_prompts(config) == isinstance(
             text_tower(name, model, 1), PromptableTextTower
@@ -81,7 +82,7 @@ def entry_of(model, tag):
         ("RN50-quickgelu", "openai", "text", "projector", ""),
         ("MobileCLIP-S1", "datacompdr", "text", "projector", ""),
         ("coca_ViT-B-32", "laion2b_s13b_b90k", "visual", "prompts", ""),
-        ("roberta-ViT-B-32", "laion2b_s12b_b32k", "visual", "prompts", "transformers"),
+        ("roberta-ViT-B-32", "laion2b_s12b_b32k", "text + visual", "prompts", "transformers"),
         ("tiny-resnet", "glyphs", "text", "projector", ""),
     ],
 )

@@ -7,8 +7,8 @@ from huggingface_hub import constants
 from PIL import Image
 from plain import relative_error
 from runs import DATA, SHORT, STAGES, TEACHER, configs, error_line, noise
-from safetensors.torch import save_file
-from siglip import SIZE, write_siglip, write_with_bert
+from safetensors.torch import load_file, save_file
+from siglip import BERT, SIZE, write_siglip, write_with_bert
 
 from kdpl import Classifier
 from kdpl.__main__ import main
@@ -107,17 +107,13 @@ def test_other_weights_beside_an_address_are_refused(folder):
         load_clip(ClipConfig(f"local-dir:{folder.path}", "webli"))
 
 
-def test_a_text_tower_of_hugging_face_in_the_folder_encodes_names_and_takes_no_prompts(tmp_path):
+def test_a_text_tower_of_hugging_face_in_the_folder_encodes_names_and_takes_a_context(tmp_path):
     written = write_with_bert(tmp_path / "biomed")
     clip = load_clip(ClipConfig(f"local-dir:{written.path}"))
     ids = clip.tokenize(["a sea horse", "crab"])
     features = clip.text_tower(clip.text_tower.arrange(ids))
     assert relative_error(features, written.model.encode_text(ids)) < 1e-5
-    with world.refused(
-        ConfigError,
-        r"text tower of kind HFTextEncoder takes no prompts: set text_prompts\.depth to 0",
-    ):
-        TextPrompts(1, 1, None, clip.text_tower, clip.tokenize)
+    assert TextPrompts(1, 1, None, clip.text_tower, clip.tokenize).context.shape == (1, 24)
 
 
 def test_a_text_tower_that_the_folder_lacks_is_named(tmp_path):
@@ -134,14 +130,14 @@ RESNET = {"image_size": SIZE, "layers": [1, 1, 1, 1], "width": 4, "head_width": 
 def test_a_clip_that_takes_no_prompts_is_refused_with_the_config_that_uses_it_untuned(
     tmp_path, capsys
 ):
-    address = f"local-dir:{write_with_bert(tmp_path / 'clip', vision=RESNET).path}"
+    address = f"local-dir:{write_siglip(tmp_path / 'clip', RESNET, embed_cls=True).path}"
     fit = ["fit", *DATA, *TEACHER, *SHORT, f"--out={tmp_path / 'out'}"]
     clip = [f"--model.init_args.clip={{model: '{address}', pretrained: null}}"]
     vision, text = (
         "--model.init_args.vision_prompts.depth=0",
         "--model.init_args.text_prompts.depth=0",
     )
-    for less, kind in (([], "image tower of kind ModifiedResNet"), ([vision], "HFTextEncoder")):
+    for less, kind in (([], "image tower of kind ModifiedResNet"), ([vision], "TextTransformer")):
         assert main([*fit, *clip, *less]) == 1
         error_line(capsys, kind, "prompts.depth to 0")
     assert main([*fit, *clip, vision, text]) == 1
@@ -151,6 +147,19 @@ def test_a_clip_that_takes_no_prompts_is_refused_with_the_config_that_uses_it_un
     )
     assert main([*fit, *clip, *configs("teacher/zero_shot.yaml")]) == 0
     assert (tmp_path / "out/class_vectors.safetensors").is_file()
+
+
+def test_a_context_alone_is_tuned_before_a_text_tower_of_hugging_face(tmp_path, capsys):
+    folder = write_with_bert(tmp_path / "clip", vision=RESNET).path
+    out = tmp_path / "out"
+    fit = ["fit", *DATA, *TEACHER, *SHORT, *configs("teacher/coop.yaml"), f"--out={out}"]
+    fit.append(f"--model.init_args.clip={{model: 'local-dir:{folder}', pretrained: null}}")
+    assert main([*fit, "--model.init_args.text_prompts.depth=2"]) == 1
+    error_line(capsys, "HFTextEncoder", "not in 2 layers: set text_prompts.depth to 1")
+    assert main(fit) == 0
+    prompts = load_file(out / "prompts.safetensors")
+    assert prompts["text_prompts.context"].shape[1] == BERT["hidden_size"]
+    assert (out / "class_vectors.safetensors").is_file()
 
 
 def test_a_size_of_images_is_for_networks_of_timm_alone(folder):

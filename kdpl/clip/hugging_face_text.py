@@ -1,0 +1,50 @@
+"""Text towers of Hugging Face transformers, which take a learnt context at their input."""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from kdpl.clip.text import TextTower
+from kdpl.clip.whole_text import WholeTextTower
+
+
+class HuggingFaceTextTower(WholeTextTower):
+    """An encoder of transformers that pools its tokens, as BiomedCLIP's PubMedBERT.
+
+    It adds positions and applies its layers itself, so that prompts can enter at its input alone.
+
+    Args:
+        text: open_clip's ``HFTextEncoder``.
+        start: Position of the first token of a text: 1 after a class token, 0 without one.
+    """
+
+    takes_deep_prompts = False
+
+    def __init__(self, text: Any, start: int = 1) -> None:
+        # the modules of open_clip's own transformers are not there
+        TextTower.__init__(self, text)
+        self.start = start
+
+    def cast_weights(self) -> Iterator[nn.Parameter]:
+        """Yield nothing: what transformers casts under autocast differs between its models."""
+        yield from TextTower.cast_weights(self)
+
+    @property
+    def token_embedding(self) -> Any:
+        """The embedding of tokens, before positions and layer norm."""
+        return self.text.transformer.get_input_embeddings()
+
+    @property
+    def blocks(self) -> list[Any]:
+        """The whole encoder, as one block that prompts can enter."""
+        return [self.text.transformer]
+
+    def _encode(self, ids: Tensor, context: Tensor | None, deep: Tensor | None) -> Tensor:
+        del deep  # none
+        if context is None:
+            return cast(Tensor, self.text(ids))
+        tokens = self._insert(context, self.token_embedding(ids))
+        mask = (ids != self.text.config.pad_token_id).long()
+        output = self.text.transformer(inputs_embeds=tokens, attention_mask=mask)
+        return cast(Tensor, self.text.proj(self.text.pooler(output, mask)))
