@@ -62,7 +62,7 @@ def git(folder, *arguments):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A repository of 65 cats, of which two files are the same image, 70 dogs, and things of no class."""
+    """A repository of 65 cats, two of them the same image, 70 dogs, one image of both, and things of no class."""
     folder = tmp_path_factory.mktemp("clones") / "pets"
     for number in range(65):
         place = folder / ("train" if number % 2 else "more") / "cats"
@@ -72,6 +72,8 @@ def clone(tmp_path_factory):
         place = folder / "train/dogs"
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{number}.JPG").write_bytes(photo(1000 + number))
+    for both in ("train/cats/both.jpg", "train/dogs/both.jpg"):
+        (folder / both).write_bytes(photo(4000))
     for other in ("train/notes.txt", "train/mice/1.jpg", "else/cats/1.jpg"):
         (folder / other).parent.mkdir(parents=True, exist_ok=True)
         (folder / other).write_bytes(photo(5000))

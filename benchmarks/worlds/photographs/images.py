@@ -4,9 +4,11 @@ import csv
 import io
 import subprocess
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
 from PIL import Image
@@ -82,7 +84,7 @@ def write_set(name: str, repository: Path, out: Path) -> None:
         repository: Clone of its repository, with or without a work tree; only its HEAD is read.
         out: Folder to write, which must not exist. ``train``, ``val`` and ``test`` have a folder
             for each class; ``unlabeled`` has none, and its classes are in ``unlabeled.csv``, for
-            measurements alone.
+            measurements alone. An image that is in two classes is left out.
 
     Raises:
         DataError: If the repository cannot be read, or has too few images of a class.
@@ -94,11 +96,13 @@ def write_set(name: str, repository: Path, out: Path) -> None:
         if class_name is not None:
             # identical images are one
             images[class_name][sha256(content).hexdigest()] = content
+    classes_of = Counter(chain.from_iterable(images.values()))
 
     with atomic_path(out) as unfinished:
         rows = []
         for class_name, by_digest in images.items():
-            for split, digests in split_images(list(by_digest), photos.unlabeled).items():
+            own = [digest for digest in by_digest if classes_of[digest] == 1]
+            for split, digests in split_images(own, photos.unlabeled).items():
                 for digest in digests:
                     # neither a folder nor a name may tell the class of an unlabelled image
                     folder = "" if split == "unlabeled" else class_name
