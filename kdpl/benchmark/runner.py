@@ -1,5 +1,6 @@
 """Runs the missing tasks of a campaign in turn, beside other processes that do the same."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -13,11 +14,17 @@ from filelock import FileLock, Timeout
 from kdpl.benchmark.campaign import Campaign
 from kdpl.benchmark.tasks import FITS, RESULT_FILE, Result, Task
 from kdpl.metrics import ACCURACY_COLUMNS, test_key
-from kdpl.runtime import slurm
+from kdpl.runtime import plugins, slurm
 from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.files import write_text
 from kdpl.runtime.predictions import read_results
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, LOCK_FILE
+from kdpl.runtime.run_folder import (
+    CLASS_VECTORS_FILE,
+    CLASSIFIER_FOLDER,
+    LOCK_FILE,
+    PROBE_FILE,
+    PROBE_FOLDER,
+)
 
 Command = Callable[[Sequence[str], Path], int]
 """Runs a command of kdpl, given its arguments and the log to append to.
@@ -166,10 +173,37 @@ def _run(campaign: Campaign, task: Task, command: Command) -> str | None:
     if code > 0:
         return last_error(task.log, logged)
     if task.kind == "test":
-        write_text(task.folder / RESULT_FILE, result_of(campaign, task).model_dump_json(indent=2))
+        result = result_of(campaign, task)
+        _save_probe(task, result, command)
+        write_text(task.folder / RESULT_FILE, result.model_dump_json(indent=2))
     if not task.done():
         return f"it ended without {task.result}: start the same command again to resume it"
     return None
+
+
+def _save_probe(task: Task, result: Result, command: Command) -> None:
+    """Let ``compare`` fit a linear probe of the run's network, unless another row's run has it.
+
+    There is none without labels, or of other classes than the labels'.
+    """
+    labelled = result.protocol in ("few_shot", "base_to_novel") and result.setting != "shots_0"
+    if not labelled or "compare" not in plugins.plugins("commands"):
+        return
+    settings = read_config(config_files(task.args)[0])["model"]["init_args"]
+    for file in task.folder.parent.glob(f"*/{PROBE_FOLDER}/*/{RESULT_FILE}"):
+        about = json.loads(file.with_name(PROBE_FILE).read_bytes())
+        if about["clip"] == settings["clip"]:
+            return
+    if command(["compare", str(task.folder), "--trust"], task.log) in _INTERRUPTED:
+        raise KeyboardInterrupt
+    folder = task.folder / PROBE_FOLDER / ("student" if settings.get("teacher") else "teacher")
+    if metrics := read_results(folder):
+        images = int(metrics.pop("images"))
+        title = f"linear probe: {json.loads((folder / PROBE_FILE).read_bytes())['network']}"
+        changes = {"row": title, "title": title, "metrics": metrics, "images": images}
+        flags = {"probe": True, "transductive": False, "selected_on_test": False}
+        probe = result.model_copy(update=changes | flags)
+        write_text(folder / RESULT_FILE, probe.model_dump_json(indent=2))
 
 
 def last_error(log: Path, begin: int = 0) -> str:

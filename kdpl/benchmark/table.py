@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from kdpl.benchmark.campaign import Campaign, dataset_name
+from kdpl.benchmark.campaign import Campaign, CampaignRow, dataset_name
 from kdpl.benchmark.published import METHODS, METRICS, Figures
 from kdpl.benchmark.tasks import Result
 from kdpl.metrics import test_key
@@ -120,8 +120,24 @@ def tables(campaign: Campaign, results: Iterable[Result]) -> list[ResultTable]:
     return made
 
 
+def _with_probes(campaign: Campaign, results: Sequence[Result]) -> tuple[Campaign, set[str]]:
+    """Add a row to a campaign for each linear probe; returns the names of these rows as well."""
+    probes = [r for r in results if r.probe and r.dataset in map(dataset_name, campaign.datasets)]
+    rows = dict(campaign.rows)
+    for name in dict.fromkeys(r.row for r in probes):
+        own = [r for r in probes if r.row == name]
+        shots = {int(r.setting.removeprefix("shots_")) for r in own if r.setting}
+        protocols = {r.protocol for r in own}
+        rows[name] = CampaignRow.model_validate(
+            {"teacher": name, "protocols": [*protocols], "shots": [*shots]}
+        )
+    return campaign.model_copy(update={"rows": rows}), {r.row for r in probes}
+
+
 class _Maker:
     def __init__(self, campaign: Campaign, results: Iterable[Result]) -> None:
+        results = list(results)
+        campaign, self.probes = _with_probes(campaign, results)
         self.campaign = campaign
         self.results = [r for r in results if r.row in campaign.rows and r.seed in campaign.seeds]
         self.values: dict[tuple[str, ...], dict[int, float]] = {}
@@ -171,6 +187,9 @@ class _Maker:
         )
 
     def _runs(self, row: str, column: Column) -> bool:
+        if row in self.probes and column.metric in (_NOVEL, _HM):
+            # it knows the base classes alone
+            return False
         shots = int(column.setting.removeprefix("shots_")) if column.setting else None
         return self.campaign.rows[row].runs(column.protocol, shots)
 

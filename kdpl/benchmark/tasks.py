@@ -48,6 +48,7 @@ class Result(Coordinates):
 
     ``transductive``: unlabelled images of novel classes were seen in training.
     ``selected_on_test``: the epoch was chosen by its accuracy on the base classes' test images.
+    ``probe``: it is that of a linear probe of the run's network, whose title is also its row.
     """
 
     title: str
@@ -55,6 +56,7 @@ class Result(Coordinates):
     images: int
     transductive: bool
     selected_on_test: bool
+    probe: bool = False
 
 
 def read_all(out: Path) -> Iterator[Result]:

@@ -14,6 +14,7 @@ from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import (
     CLASSIFIER_FOLDER,
     FIGURES_FOLDER,
+    PROBE_FOLDER,
     REPORT_FILE,
     RESULTS_FILE,
     SUMMARY_FILE,
@@ -31,6 +32,8 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
         "second teacher": out / "teacher2",
         "student's CLIP, zero-shot": out / "zero_shot" / "student",
         "student, distilled": out / "student",
+        "linear probe of the teacher's CLIP": out / PROBE_FOLDER / "teacher",
+        "linear probe of the student's network": out / PROBE_FOLDER / "student",
     }
     tested = {title: folder for title, folder in rows.items() if (folder / RESULTS_FILE).is_file()}
     results = {title: read_results(folder) for title, folder in tested.items()}
@@ -58,7 +61,7 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
 def _table(results: Mapping[str, dict[str, float]]) -> Any:
     columns = {test_key(name): title for name, title in ACCURACY_COLUMNS.items()}
     columns = {
-        key: title for key, title in columns.items() if all(key in row for row in results.values())
+        key: title for key, title in columns.items() if any(key in row for row in results.values())
     }
     some = next(iter(results.values()))
     held_out = ", held out of the labelled ones" if some.get("held_out") else ""
@@ -73,5 +76,5 @@ def _table(results: Mapping[str, dict[str, float]]) -> Any:
     for title in columns.values():
         table.add_column(title, justify="right")
     for title, row in results.items():
-        table.add_row(title, *(f"{100 * row[key]:.1f}" for key in columns))
+        table.add_row(title, *(f"{100 * row[key]:.1f}" if key in row else "" for key in columns))
     return table

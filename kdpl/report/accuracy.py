@@ -19,6 +19,7 @@ from kdpl.errors import ArtifactError, KdplError
 from kdpl.metrics import ACCURACY_TITLES, test_key
 from kdpl.report.charts import interval_chart
 from kdpl.report.pairs import choose_examples, disagreements
+from kdpl.report.probes import Probe, linear_probe
 from kdpl.report.run_folder import Run, Stage
 from kdpl.runtime.predictions import ImagePrediction
 
@@ -35,6 +36,8 @@ _TITLES = {
     "second_teacher": "second teacher",
     "student_clip": "student's original CLIP (zero-shot)",
     "student": "distilled student",
+    "teacher_probe": "linear probe of the teacher's CLIP",
+    "student_probe": "linear probe of the student's network",
 }
 
 
@@ -58,22 +61,29 @@ class ModelRow(NamedTuple):
 
 def accuracies(run: Run) -> dict[str, Any]:
     """Collect the accuracies of all tested models; raises an ArtifactError if there are none."""
-    rows, gaps, images = [], [], 0
+    rows: list[ModelRow] = []
+    gaps, images = [], 0
+    main = "teacher" if run.student is None else "student"
     titles = {**_TITLES, "teacher": _TITLES["teacher_clip"]} if run.untuned else {**_TITLES}
     for key, title in titles.items():
-        stage: Stage | None = getattr(run, key)
+        role, _, kind = key.partition("_")
+        if kind == "probe" and not (role in run.stages and main in {row.key for row in rows}):
+            continue
+        stage: Stage | None = None if kind == "probe" else getattr(run, key)
         if (key == "teacher_clip" and run.untuned) or (key == "second_teacher" and stage is None):
             continue
-        if stage is None:
+        if stage is None and kind != "probe":
             gaps.append(f"{title}: not part of {run.folder}")
             continue
         try:
-            rows.append(ModelRow(key, title, _values(run, stage)))
-            images = len(stage.predictions)
+            test = stage or linear_probe(run, role)
+            rows.append(ModelRow(key, title, _values(run, test)))
+            images = max(images, len(test.predictions))
         except KdplError as error:
             gaps.append(f"{title}: {error}")
     if not rows:
         raise ArtifactError(f"nothing of {run.folder} was tested: {'; '.join(gaps)}")
+    over_all = [row for row in rows if "acc" in row.values]
     return {
         "columns": {
             k: title for k, title in ACCURACY_TITLES.items() if any(k in row.values for row in rows)
@@ -82,13 +92,33 @@ def accuracies(run: Run) -> dict[str, Any]:
         "images": images,
         "gaps": gaps,
         "chart": interval_chart(
-            [(r.title, r.values["acc"].value, *r.values["acc"].interval) for r in rows]
+            [(r.title, r.values["acc"].value, *r.values["acc"].interval) for r in over_all]
         ),
         "difference": _difference(run),
+        "below": below_probes(rows),
     }
 
 
-def _values(run: Run, stage: Stage) -> dict[str, Accuracy]:
+def below_probes(rows: Sequence[ModelRow]) -> str | None:
+    """Say in one sentence that the student is less accurate than a linear probe, and what to do."""
+    found = {row.key: row.values for row in rows}
+    student, better, own = found.get("student", {}), [], ""
+    for role, network in {"student": "its own network", "teacher": "the teacher's CLIP"}.items():
+        for key, probe in found.get(f"{role}_probe", {}).items():
+            if key in student and student[key].value < probe.value:
+                better.append(f"of {network} ({100 * probe.value:.1f} %)")
+                images = "test images of the base classes" if key == "base_acc" else "test images"
+                own = f"{100 * student[key].value:.1f} % of the {images}"
+    if not better:
+        return None
+    return (
+        f"The student classifies {own} correctly, less than logistic regression with the same "
+        f"labels on the frozen features {' and '.join(better)}: add --student refined, or let "
+        "python -m kdpl search choose what of it is trained (docs/targets.md)."
+    )
+
+
+def _values(run: Run, stage: Stage | Probe) -> dict[str, Accuracy]:
     try:
         num_base = run.vectors.num_base or 0
     except KdplError:

@@ -1,5 +1,6 @@
 """``python -m kdpl report RUN``: the report of a run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from kdpl.cli.arguments import output_file
@@ -32,7 +33,7 @@ def report(run: str, *, out: str | None = None, trust: bool = False) -> int:
     from kdpl.runtime.messages import inform, quiet_libraries
 
     quiet_libraries()
-    opened = Run.find(folder, trust)
+    opened = replace(Run.find(folder, trust), read_only=out is not None)
     inform("making the report: loading and timing both encoders")
     html = render(opened)
     write_text(path, html)

@@ -20,6 +20,7 @@ from kdpl.report.run_folder import Run
 from kdpl.report.training import learning_curves, training
 from kdpl.runtime import plugins
 from kdpl.runtime.class_names import shorten
+from kdpl.runtime.messages import inform
 from kdpl.version import __version__
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -59,6 +60,9 @@ def render(run: Run) -> str:
     rooms: dict[str, Section] = plugins.load_all("report")
     makers = _SECTIONS | {name: section.make for name, section in rooms.items()}
     sections = {name: _section(make, run) for name, make in makers.items()}
+    accuracy = sections["accuracy"]["data"]
+    if accuracy is not None and accuracy["below"] is not None:
+        inform(accuracy["below"])
     name = run.folder.resolve().name
     return fill("report.html.jinja", sections=sections, rooms=rooms, untuned=run.untuned, name=name)
 

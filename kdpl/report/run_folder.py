@@ -128,7 +128,8 @@ def _read(file: Path, read: Callable[[], Read]) -> Read:
 class Run:
     """Stages of a run, None if missing: teacher, student, and the tests of their original CLIPs.
 
-    Each property raises a KdplError if what it reads is missing or damaged.
+    With ``read_only``, nothing is written into its folder. Each property raises a KdplError if what
+    it reads is missing or damaged.
     """
 
     folder: Path
@@ -137,6 +138,7 @@ class Run:
     teacher_clip: Stage | None = None
     student_clip: Stage | None = None
     second_teacher: Stage | None = None
+    read_only: bool = False
 
     @classmethod
     def find(cls, folder: Path, trusted: bool = False) -> "Run":

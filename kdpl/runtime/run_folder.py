@@ -17,6 +17,8 @@ FIGURES_FOLDER = "figures"
 RESULTS_FILE = "test.json"
 PREDICTIONS_FILE = "test_predictions.csv"
 REPORT_FILE = "report.html"
+PROBE_FOLDER = "probe"
+PROBE_FILE = "probe.json"
 LOCK_FILE = ".lock"
 
 RUN_FILE = "run.json"

@@ -130,9 +130,17 @@ def test_a_table_is_printed_and_written_in_all_formats(whole, tmp_path, capsys):
     for figure in METHODS["promptkd"].by_dataset["dtd"].values():
         assert f"[{figure:.2f}, " in line
     rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
-    assert len(rows) == 2 * 3
+    assert len(rows) == 4 * 3
     metrics = {r.row: r.metrics for r in read_all(out)}
-    for row in rows:
+    # linear probes know the base classes alone
+    known = [row for row in rows if row["mean"]]
+    assert [row["row"].partition(",")[0] for row in known] == [
+        *["teacher"] * 3,
+        *["student"] * 3,
+        "linear probe: tiny-student",
+        "linear probe: tiny-teacher",
+    ]
+    for row in known:
         assert float(row["mean"]) == pytest.approx(
             100 * metrics[row["row"]][row["metric"]], abs=1e-4
         )
@@ -223,7 +231,7 @@ def test_a_campaign_can_start_from_published_teachers(data, tmp_path, capsys):
     )
     command = [file, data, out, *FEW, "--seeds", "1", "--datasets", "dtd"]
     assert benchmark(*command) == 0, capsys.readouterr()
-    assert sorted(r.row for r in read_all(out)) == ["student", "teacher"]
+    assert sorted(r.row for r in read_all(out) if not r.probe) == ["student", "teacher"]
     assert (out / "base_to_novel/dtd/seed_1/teacher/import.json").is_file()
     file.write_text(file.read_text().replace("{dataset}.pt", "other.pt"))
     capsys.readouterr()

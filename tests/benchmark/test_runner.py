@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,11 @@ class Commands:
     """Stands for processes: leaves the files of each command, and records what was run."""
 
     def __init__(self, fail=(), code=1):
-        self.ran, self.fail, self.code = [], fail, code
+        self.ran, self.probed, self.fail, self.code = [], [], fail, code
 
     def __call__(self, args, log):
+        if args[0] == "compare":
+            return self.compare(Path(args[1]))
         folder = Path(next(arg for arg in args if arg.startswith("--out=")).removeprefix("--out="))
         name = f"{folder.parent.name}/{folder.name}/{args[0]}"
         self.ran.append(name)
@@ -39,11 +42,27 @@ class Commands:
             (folder / "test.json").write_text(json.dumps({"images": 7, **METRICS}))
         else:
             chosen = [{"class_path": "kdpl.benchmark.choice.BestOnBaseTest", "init_args": {}}]
-            settings = {"trainer": {"callbacks": chosen if "student" in name else None}}
+            settings = {
+                "trainer": {"callbacks": chosen if "student" in name else None},
+                "model": {"init_args": {"clip": {"model": folder.name}}},
+            }
+            if folder.name == "student":
+                settings["model"]["init_args"]["teacher"] = str(folder.with_name("teacher"))
             (folder / "config.yaml").write_text(yaml.safe_dump(settings))
             (
                 folder / ("classifier" if folder.name == "student" else "class_vectors.safetensors")
             ).touch()
+        return 0
+
+    def compare(self, run):
+        self.probed.append(f"{run.parent.name}/{run.name}")
+        if self.probed[-1] in self.fail:
+            return self.code
+        probe = run / "probe" / run.name
+        probe.mkdir(parents=True, exist_ok=True)
+        (probe / "test.json").write_text(json.dumps({"images": 4, "test/base_acc": 0.75}))
+        about = {"network": f"tiny-{run.name}", "clip": {"model": run.name}}
+        (probe / "probe.json").write_text(json.dumps(about))
         return 0
 
 
@@ -76,7 +95,7 @@ def test_everything_is_run_once_and_in_order_and_then_nothing_more(tmp_path):
 def test_a_result_has_its_coordinates(tmp_path):
     run(tmp_path, Commands())
     results = {(r.dataset, r.seed, r.row): r for r in read_all(tmp_path)}
-    assert len(results) == 8
+    assert len(results) == 8 + 8
     place = {
         "protocol": "base_to_novel",
         "setting": "",
@@ -85,7 +104,7 @@ def test_a_result_has_its_coordinates(tmp_path):
         "row": "student",
     }
     found = {"title": "student, distilled", "metrics": METRICS, "images": 7}
-    marks = {"transductive": True, "selected_on_test": True}
+    marks = {"transductive": True, "selected_on_test": True, "probe": False}
     assert results["oxford_pets", 2, "student"].model_dump() == {**place, **found, **marks}
     teacher = results["dtd", 1, "teacher"]
     assert (teacher.title, teacher.transductive, teacher.selected_on_test) == (
@@ -93,6 +112,55 @@ def test_a_result_has_its_coordinates(tmp_path):
         False,
         False,
     )
+
+
+def test_the_linear_probe_of_each_network_is_a_result_of_its_own(tmp_path):
+    commands = Commands(fail=["seed_2/student"])
+    assert run(tmp_path, commands) == []
+    assert (
+        commands.probed
+        == [f"seed_{seed}/{row}" for seed in (1, 2) for row in ("teacher", "student")] * 2
+    )
+    probes = {(r.dataset, r.seed, r.row): r for r in read_all(tmp_path) if r.probe}
+    assert {(seed, row) for _, seed, row in probes} == {
+        (1, "linear probe: tiny-teacher"),
+        (1, "linear probe: tiny-student"),
+        (2, "linear probe: tiny-teacher"),
+    }
+    probe = probes["dtd", 1, "linear probe: tiny-student"]
+    assert (probe.metrics, probe.images) == ({"test/base_acc": 0.75}, 4)
+    assert (probe.transductive, probe.selected_on_test) == (False, False)
+
+
+def test_a_network_that_another_row_has_is_not_probed_again(tmp_path):
+    tasks = plan(WHOLE, tmp_path)
+    other = tmp_path / DTD_1 / "other/probe/teacher"
+    other.mkdir(parents=True)
+    (other / "results.json").touch()
+    (other / "probe.json").write_text('{"network": "same", "clip": {"model": "teacher"}}')
+    commands = Commands()
+    run(tmp_path, commands, tasks=[task for task in tasks if task.name.startswith(DTD_1)])
+    assert commands.probed == ["seed_1/student"]
+
+
+def test_an_interrupted_probe_leaves_the_test_to_be_done_again(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Commands(fail=["seed_1/teacher"], code=130))
+    assert not (tmp_path / DTD_1 / "teacher/results.json").exists()
+    # it was killed before the probe became a result
+    again = Commands()
+    again.compare(tmp_path / DTD_1 / "teacher")
+    assert run(tmp_path, again) == []
+    assert again.ran[0] == "seed_1/teacher/test"
+    assert (tmp_path / DTD_1 / "teacher/probe/teacher/results.json").exists()
+
+
+@pytest.mark.parametrize(("protocol", "setting"), [("few_shot", "shots_0"), ("cross_dataset", "")])
+def test_without_labels_of_the_classes_there_is_no_probe(protocol, setting, tmp_path):
+    commands, (fit, test, *_) = Commands(), plan(WHOLE, tmp_path)
+    changed = test.run.model_copy(update={"protocol": protocol, "setting": setting})
+    assert run(tmp_path, commands, tasks=[fit, replace(test, run=changed)]) == []
+    assert commands.probed == []
 
 
 def test_a_failure_keeps_back_only_those_that_need_it(tmp_path):

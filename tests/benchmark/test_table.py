@@ -238,3 +238,29 @@ def test_latex_is_a_tabular_with_rules_between_datasets():
     ):
         assert line in text.splitlines()
     assert text.count(r"\midrule") == 3
+
+
+def probe(dataset, seed, protocol="base_to_novel", setting="", **metrics):
+    name = "linear probe: tiny-student"
+    return result(dataset, seed, name, protocol, setting, title=name, probe=True, metrics=metrics)
+
+
+def test_a_linear_probe_is_a_line_beside_the_rows_of_its_runs():
+    probes = [probe("dtd", seed, **{"test/base_acc": 0.6 + 0.1 * seed}) for seed in (1, 2)]
+    # a second run of the same network has the same
+    (made,) = tables(campaign(), [*RESULTS, *probes, probes[0]])
+    lines = [line.title for line in made.lines if line.group == "dtd"]
+    assert lines == ["teacher", "**student**", "linear probe: tiny-student"]
+    # it knows the base classes alone
+    assert text_of(made, "dtd", "linear probe")[2:] == ["75.00 ± 7.07", "", ""]
+    assert text_of(made, "oxford\\_pets", "linear probe")[2:] == ["missing (0 of 2 seeds)", "", ""]
+    (without,) = tables(campaign(), RESULTS)
+    assert not [line for line in without.lines if "probe" in line.title]
+
+
+def test_a_linear_probe_is_missing_only_where_there_are_labels():
+    settings = {"protocols": ["few_shot"], "datasets": ["dtd"], "shots": [0, 4], "seeds": [1]}
+    (made,) = tables(
+        campaign(**settings), [probe("dtd", 1, "few_shot", "shots_4", **{"test/acc": 0.5})]
+    )
+    assert text_of(made, "", "linear probe")[1:] == ["", "50.0"]

@@ -1,12 +1,14 @@
 import json
+import re
 import shutil
+from dataclasses import replace
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from report_pages import put_together
+from report_pages import Page, change_vectors, make, put_together
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
@@ -15,8 +17,17 @@ from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.data.readers import digits
 from kdpl.data.sampling import few_shot
 from kdpl.errors import DataError
-from kdpl.report.accuracy import bootstrap_difference, wilson
-from kdpl.report.baselines import STRENGTHS, Features, fit_probe
+from kdpl.report.accuracy import (
+    Accuracy,
+    ModelRow,
+    below_probes,
+    bootstrap_difference,
+    wilson,
+)
+from kdpl.report.probes import STRENGTHS, Features, fit_probe, linear_probe
+from kdpl.report.run_folder import Run
+from kdpl.runtime.configs import find_config
+from kdpl.runtime.plugins import plugins
 from kdpl.runtime.predictions import read_predictions, read_results
 
 CLIPS = {name: f"tiny-{name}, weights glyphs" for name in ("teacher", "student")}
@@ -159,11 +170,8 @@ def test_runs_with_the_same_clips_and_labels_have_the_same_baselines(run, compar
     assert notes == compared[1]
 
 
-def without_scikit_learn(patch, _):
-    patch.setattr("kdpl.report.baselines.find_spec", Mock(return_value=None))
-
-
-def without_data(patch, _):
+def without_data(patch, run):
+    shutil.rmtree(run / "probe")
     patch.setattr(
         "kdpl.data.readers.digits.Digits.read",
         Mock(side_effect=DataError("dataset digits is gone")),
@@ -178,10 +186,6 @@ def without_labels(_, run):
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
-        (
-            without_scikit_learn,
-            "no linear probe, because scikit-learn is not installed: pip install",
-        ),
         (without_data, "no linear probe of the teacher's CLIP for run: dataset digits is gone"),
         (without_labels, "no linear probe of the teacher's CLIP for run: shots is 0"),
     ],
@@ -207,3 +211,91 @@ def test_a_stages_folder_has_no_zero_shot_accuracy_and_its_teachers_labels(run, 
 def test_baselines_can_be_left_out(kind, rows, run):
     shown, _ = compare(run, f"--baselines={kind}")
     assert len(shown) == rows
+
+
+def test_a_probe_is_kept_in_the_folder_and_not_fitted_again(run, compared, tmp_path, monkeypatch):
+    kept = shutil.copytree(run, tmp_path / "kept")
+    for role, clip in CLIPS.items():
+        row = compared[0][f"linear probe: {clip}, 160 labels"]
+        accuracy = read_results(kept / "probe" / role)["test/acc"]
+        assert row["accuracy"] == pytest.approx(100 * accuracy, abs=1e-4)
+        assert correct_of(kept / "probe" / role).mean() == pytest.approx(accuracy)
+    monkeypatch.setattr("kdpl.report.probes.load_image_clip", Mock(side_effect=AssertionError))
+    shown, notes = compare(shutil.copytree(kept, tmp_path / "run"))
+    assert (shown, notes) == compared
+    # other labels are another probe
+    config = kept / "teacher/config.yaml"
+    config.write_text(config.read_text().replace("    shots: 16\n", "    shots: 8\n"))
+    with pytest.raises(AssertionError):
+        compare(kept)
+
+
+def test_under_base_to_novel_a_probe_is_of_the_base_classes(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("probe"))
+    for stage in ("teacher", "student"):
+        file = copy / stage / "config.yaml"
+        file.write_text(file.read_text().replace("protocol: all\n", "protocol: base_to_novel\n"))
+    change_vectors(copy / "student", num_base=5)
+    probe = linear_probe(Run.find(copy), "student")
+    assert (list(probe.results), probe.about["labels"]) == (["test/base_acc"], 80)
+
+    splits = digits.read_digits()
+    labeled, _ = few_shot(splits.train, splits.val, 16, None, 1)
+    train, test = ([r for r in records if r.label < 5] for records in (labeled, splits.test))
+    assert [p.source for p in probe.predictions] == [r.source for r in test]
+    x, z = (plain_features("tiny-student", [r.source for r in each]) for each in (train, test))
+    model = LogisticRegression(C=probe.about["C"], max_iter=1000).fit(x, [r.label for r in train])
+    expected = model.score(z, [r.label for r in test])
+    assert probe.results["test/base_acc"] == pytest.approx(expected, abs=0.0021)  # a test image
+
+
+@pytest.mark.parametrize(("student", "words"), [(0.95, None), (0.9, "teacher"), (0.5, "both")])
+def test_a_student_below_a_probe_is_said_first_with_both_figures_and_what_to_do(student, words):
+    def row(key, value):
+        return ModelRow(key, key, {"acc": Accuracy(value, (0.0, 1.0))})
+
+    probes = [row("teacher_probe", 0.94), row("student_probe", 0.876)]
+    said = below_probes([row("student", student), *probes])
+    if words is None:
+        assert said is None
+        return
+    assert f"classifies {100 * student:.1f} % of the test images correctly" in said
+    assert "of the teacher's CLIP (94.0 %): add --student refined" in said
+    assert ("of its own network (87.6 %) and" in said) is (words == "both")
+    assert below_probes(probes) is None
+
+
+def test_what_is_to_be_done_about_a_student_below_a_probe_is_there():
+    said = below_probes(
+        [
+            ModelRow(key, key, {"acc": Accuracy(value, (0.0, 1.0))})
+            for key, value in {"student": 0.1, "student_probe": 0.2}.items()
+        ]
+    )
+    for name in re.findall(r"--student (\w+)", said):
+        assert find_config(name, "student")
+    (command,) = re.findall(r"python -m kdpl (\w+)", said)
+    assert command in plugins("commands")
+
+
+def test_the_report_says_it_above_everything_else(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    capsys.readouterr()
+    header = Page(make(copy)).texts["header"]
+    own = 100 * read_results(copy / "student")["test/acc"]
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "logistic" in line]
+    assert said.startswith(f"The student classifies {own:.1f} % of the test images correctly, less")
+    assert said in header
+    assert header.index(said) < header.index("accuracy of the student")
+
+
+def test_random_weights_and_too_many_labels_have_no_probe(run, monkeypatch):
+    found = replace(Run.find(run), read_only=True)
+    monkeypatch.setattr("kdpl.report.probes._stored", lambda *_: None)
+    with monkeypatch.context() as patch:
+        patch.setattr("kdpl.report.probes.clip_of", lambda _: ClipConfig("tiny-student", "random"))
+        with pytest.raises(DataError, match="not pretrained"):
+            linear_probe(found, "student")
+    monkeypatch.setattr("kdpl.report.probes._MOST_TERMS", 1599)
+    with pytest.raises(DataError, match="160 labelled images"):
+        linear_probe(found, "student")
