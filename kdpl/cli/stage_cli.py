@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from jsonargparse.typing import PositiveInt
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -13,7 +13,6 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
 from torch import distributed
 
 from kdpl.callbacks.checkpoints import (
@@ -30,7 +29,7 @@ from kdpl.callbacks.teacher_cache import FillTeacherCache
 from kdpl.callbacks.throughput import Throughput
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.needs import needs_of
-from kdpl.errors import ConfigError, KdplError, reason
+from kdpl.errors import ConfigError
 from kdpl.runtime import slurm
 from kdpl.runtime.lock import RunLock
 from kdpl.runtime.loggers import finish_logging, place_loggers
@@ -45,8 +44,6 @@ from kdpl.runtime.run_folder import (
 
 Command = Literal["fit", "validate", "test"]
 
-_Part = TypeVar("_Part", Logger, Callback)
-
 
 class KdplCLI(LightningCLI):
     """LightningCLI with a run's folder, a seed for the data too, and loggers in that folder."""
@@ -57,7 +54,6 @@ class KdplCLI(LightningCLI):
         self.command: Command = command
         self.check_only = check_only
         self.finished = False
-        self._refused: KdplError | None = None
         self._at_end = at_end
         super().__init__(
             LightningModule,
@@ -101,8 +97,6 @@ class KdplCLI(LightningCLI):
             help="steps between checkpoints in an epoch",
         )
         parser.set_defaults({"data": {"class_path": "kdpl.DomainDataModule"}})
-        for kind in (Logger, Callback):
-            parser.add_instantiator(self._build, kind)
         parser.link_arguments("out", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
@@ -174,25 +168,7 @@ class KdplCLI(LightningCLI):
         """Build nothing for a run that is finished, or of which only the settings are checked."""
         if self.finished or self.check_only:
             return
-        try:
-            super().instantiate_classes()
-        except ValueError:
-            if self._refused is not None:
-                raise self._refused  # noqa: B904 - it has its cause already
-            raise
-
-    def _build(self, kind: type[_Part], *args: Any, **settings: Any) -> _Part:
-        """Build a logger or callback; keep the error, which jsonargparse drops within lists."""
-        try:
-            return kind(*args, **settings)
-        except Exception as error:
-            remedy = "install what it needs, correct its settings, or leave it out"
-            self._refused = (
-                error
-                if isinstance(error, KdplError)
-                else ConfigError(f"{kind.__name__} cannot be built ({reason(error)}): {remedy}")
-            )
-            raise self._refused from error
+        super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has."""

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,9 +21,8 @@ T = TypeVar("T")
 
 
 def config_files(args: Sequence[str]) -> list[str]:
-    """Return the files that a command's arguments name with ``--config``."""
-    files = [after for arg, after in pairwise(args) if arg == "--config"]
-    return files + [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
+    """Return the files that a command's arguments name with ``--config=``."""
+    return [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
 
 
 @cache
@@ -65,13 +63,15 @@ def find_config(value: str, folder: str | None = None) -> str:
 
 
 def with_config_files(args: Sequence[str]) -> list[str]:
-    """Replace names that a command's ``--config`` arguments give by files; see ``find_config``."""
-    expanded: list[str] = []
-    for arg in args:
-        if arg.startswith("--config="):
-            arg = f"--config={find_config(arg.removeprefix('--config='))}"
-        expanded.append(find_config(arg) if expanded[-1:] == ["--config"] else arg)
-    return expanded
+    """Write each ``--config NAME`` as ``--config=FILE``; see ``find_config``."""
+    rest = iter(args)
+    joined = [f"{arg}={next(rest, '')}" if arg == "--config" else arg for arg in rest]
+    return [
+        f"--config={find_config(arg.removeprefix('--config='))}"
+        if arg.startswith("--config=")
+        else arg
+        for arg in joined
+    ]
 
 
 def read_config(name: str) -> dict[str, Any]:

@@ -77,20 +77,22 @@ def in_one_sentence() -> Iterator[None]:
     except KdplError:
         raise
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, KdplError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is not None:
-            raise cause from error
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+            causes.append(cause)
+        own = next((each for each in causes if isinstance(each, KdplError)), None)
+        if own is not None:
+            raise own from error
         if isinstance(error, ModuleNotFoundError):
             raise ConfigError(
                 f"a package is missing ({reason(error)}): install it, or change the setting that "
                 "asks for it"
             ) from error
         if isinstance(error, ArgumentError | ValueError):
-            # the parser reports on settings within settings in lines below each other
+            # a parser of settings within settings names the one that is wrong
+            told = [error, *(each for each in causes if isinstance(each, ArgumentError))][-1]
             raise ConfigError(
-                f"{' '.join(str(error).split())}: correct the config or the command line "
+                f"{' '.join(str(told).split())}: correct the config or the command line "
                 "(--print_config shows all settings)"
             ) from error
         raise

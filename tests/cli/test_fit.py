@@ -69,11 +69,11 @@ EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_a
         ("trainer: {devices: 0}", ["devices"]),
         (
             f"trainer: {{logger: {COMET}}}",
-            ["CometLogger cannot be built (", "comet-ml", "install"],
+            ["comet-ml", "install"],
         ),
         (
             f"trainer: {{logger: [{CSV}, {COMET}]}}",
-            ["CometLogger cannot be built (", "comet-ml", "install"],
+            ["comet-ml", "install"],
         ),
         (
             f"trainer: {{logger: [{CSV}, {{class_path: {TENSORBOARD}, init_args: {{foo: 1}}}}]}}",
@@ -81,7 +81,7 @@ EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_a
         ),
         (
             f"trainer: {{callbacks: [{EARLY_STOPPING}]}}",
-            ["EarlyStopping cannot be built (", "`mode`"],
+            ["`mode` can be min, max, got up"],
         ),
         pytest.param(
             "trainer: {accelerator: gpu}",

@@ -42,13 +42,11 @@ def test_names_after_config_become_files_and_other_arguments_stay():
         "a.yaml",
     ]
     assert with_config_files(args) == [
-        "--config",
-        cpu,
+        f"--config={cpu}",
         f"--config={cpu}",
         "--out",
         "trainer/cpu",
-        "--config",
-        "a.yaml",
+        "--config=a.yaml",
     ]
 
 
