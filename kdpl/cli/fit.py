@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from kdpl.cli import COMMANDS
 from kdpl.cli.stage_cli import Command, KdplCLI
 from kdpl.errors import ConfigError, reason
 from kdpl.runtime.configs import config_files, read_config, with_config_files
@@ -15,16 +16,11 @@ from kdpl.runtime.messages import quiet_libraries
 
 MakeStage = Callable[[Command, Sequence[str], bool, ExitStack], KdplCLI]
 
-_ABOUT = {
-    "fit": "Train one stage: the teacher's prompts, or the student. An interrupted fit is resumed "
-    "by the same command.",
-    "validate": "Accuracies of a run on the validation images.",
-    "test": "Accuracies, predictions and pictures of a run on the test images.",
-}
 _HELP = """\
 usage: python -m kdpl {command} --config FILE … --out FOLDER [SETTINGS]
 
-{about}
+{about}; an interrupted command is resumed by
+the same command
 
   --config FILE          settings, such as a run's config.yaml, or the name of a config \
 that ships with kdpl, as in
@@ -53,7 +49,7 @@ def run_command(args: Sequence[str], check_only: bool = False, make: MakeStage =
     """
     command: Any = args[0]
     if {"-h", "--help"} & {*args}:
-        print(_HELP.format(command=command, about=_ABOUT[command]), end="")
+        print(_HELP.format(command=command, about=COMMANDS[command][1]), end="")
         return 0
     if len(args) == 1:
         raise ConfigError(

@@ -82,7 +82,7 @@ def read_config(name: str) -> dict[str, Any]:
         raise ConfigError(f"config {name} {fault}: check the path")
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         what = " ".join(str(error).split())
         raise ConfigError(f"config {name} is not YAML ({what}): correct it") from error
     if not isinstance(settings, dict):
