@@ -62,7 +62,7 @@ def test_missing_data_weights_and_files_are_named_before_anything_is_started(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], "required: out: "),
+        ([], "required: --out: "),
         (["--seeds", "5"], "seed 5.* 1, 2"),
         (["--datasets", "dtd", "pets"], "pets"),
         (["--rows", "pupil"], "pupil"),
