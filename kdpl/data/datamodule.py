@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from PIL.Image import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from kdpl.data.archives import archives
+from kdpl.data.archives import Shuffle, archives
 from kdpl.data.augmentation import Augmentation, build_augmentation, resize_and_crop, to_tensor
-from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch
+from kdpl.data.batches import BatchT, EvaluationBatch, LabeledBatch, UnlabeledBatch
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
 from kdpl.data.decoding import Decoding
 from kdpl.data.feature_cache import VIEWS, CachedImages, FeatureCache, Manifest, cache_folders
 from kdpl.data.labels import ClassProtocol, EvaluationSplit, Labels
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
-from kdpl.data.names import Names
+from kdpl.data.names import Indices, Names
 from kdpl.data.needs import Needs, TeacherDescription, TrainSplit, needs_of
 from kdpl.data.parallel import cores
 from kdpl.data.pool import UnlabeledPool
@@ -218,9 +218,7 @@ class DomainDataModule(LightningDataModule):
         """Batches of the split that the trainer's module asks for."""
         needs = self._needs
         teacher_resizings = [teacher.resizing for teacher in needs.teachers()]
-        return self.train_dataloader_for(
-            needs.split, needs.resizing, *self._processes(), teacher_resizings
-        )
+        return self.train_dataloader_for(needs.split, needs.resizing, teacher_resizings)
 
     def val_dataloader(self) -> DataLoader[EvaluationBatch] | list[EvaluationBatch]:
         """Return validation batches; without such a split an empty list, to skip validation."""
@@ -233,12 +231,7 @@ class DomainDataModule(LightningDataModule):
         return self.evaluation_dataloader_for("test", self._needs.resizing, *self._processes())
 
     def train_dataloader_for(
-        self,
-        split: TrainSplit,
-        resizing: Resizing,
-        rank: int = 0,
-        world_size: int = 1,
-        teacher_resizings: Sequence[Resizing] = (),
+        self, split: TrainSplit, resizing: Resizing, teacher_resizings: Sequence[Resizing] = ()
     ) -> DataLoader[LabeledBatch] | DataLoader[UnlabeledBatch]:
         """Training batches without a trainer, of the kind that the split has.
 
@@ -247,38 +240,30 @@ class DomainDataModule(LightningDataModule):
         ``teacher_resizings`` that differs. The epoch is set on the loader's ``sampler``.
         """
         if split == "labeled":
-            return self._labeled_dataloader(resizing, rank, world_size)
-        return self._unlabeled_dataloader(resizing, rank, world_size, teacher_resizings)
-
-    def _labeled_dataloader(
-        self, resizing: Resizing, rank: int, world_size: int
-    ) -> DataLoader[LabeledBatch]:
-        records = self.labels.training()
-        labels = np.array([record.label for record in records]) if self.balance_classes else None
-        dataset = LabeledImages(records, self.view(resizing))
-        sampler = TrainSampler(
-            len(dataset), self.batch_size, self.seed, rank, world_size, labels=labels
-        )
-        return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
-
-    def _unlabeled_dataloader(
-        self, resizing: Resizing, rank: int, world_size: int, teacher_resizings: Sequence[Resizing]
-    ) -> DataLoader[UnlabeledBatch]:
-        caches, pool = self.teacher_caches, archives().pool(self.pool.used)
+            records = self.labels.training()
+            labels = np.array([record.label for record in records])
+            dataset = LabeledImages(records, self.view(resizing))
+            return self._loader(dataset, len(dataset), labels if self.balance_classes else None)
 
         # the views that the cache has, or views for student and teachers: each resizing once, in
         # their order
+        caches, pool = self.teacher_caches, archives().pool(self.pool.used)
         view = self.view(resizing, caches[0].manifest.view_seed if caches else None)
-        others = (
-            ()
-            if caches
-            else tuple(dict.fromkeys(each for each in teacher_resizings if each != resizing))
-        )
+        others = () if caches else teacher_resizings
+        others = tuple(dict.fromkeys(each for each in others if each != resizing))
         images = UnlabeledImages(pool.sources, view, self.pool.chosen, others)
+        seen = CachedImages(images, caches) if caches else images
+        return self._loader(seen, len(images), shuffle=pool.shuffle)
 
-        dataset = CachedImages(images, caches) if caches else images
+    def _loader(
+        self,
+        dataset: Dataset[BatchT],
+        size: int,
+        labels: Indices | None = None,
+        shuffle: Shuffle | None = None,
+    ) -> LazyLoader[BatchT]:
         sampler = TrainSampler(
-            len(images), self.batch_size, self.seed, rank, world_size, pool.shuffle
+            size, self.batch_size, self.seed, *self._processes(), shuffle, labels
         )
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from kdpl.errors import ConfigError, DataError
+from kdpl.errors import ConfigError, DataError, reason
 
 # Pillow goes by the content and not by the name, and gives some formats, such as EPS, to other
 # programs
@@ -136,13 +136,9 @@ def opened(path: str, content: bytes | None = None) -> Iterator[Image.Image]:
         ) from error
     except Exception as error:  # Pillow's decoders raise any error on damaged bytes
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = (
-            "no format that Pillow knows"
-            if unknown
-            else str(error).rstrip(".") or type(error).__name__
-        )
+        why = "no format that Pillow knows" if unknown else reason(error)
         raise DataError(
-            f"image {path} cannot be read ({reason}): replace or remove the file"
+            f"image {path} cannot be read ({why}): replace or remove the file"
         ) from error
 
 

@@ -52,8 +52,8 @@ def fill(folder: Path, needed: Manifest, work: Work, same: Collection[str] = ())
 
     Raises:
         ConfigError: The cache does not exist, and ``needed`` has no number of views.
-        DataError: The folder holds something else, another command fills the cache, or a feature is
-            not finite.
+        DataError: The cache is of something else, another command fills it, or a feature is not
+            finite.
     """
     _make(folder, needed)
     manifest = Manifest.load(folder, needed, same)
@@ -114,14 +114,5 @@ def _make(folder: Path, needed: Manifest) -> None:
     if not needed.views:
         raise ConfigError(
             f"the number of views in the teacher cache {folder} is unknown: set trainer.max_epochs"
-        )
-    # another process of the same command may be ahead
-    own = (".", MANIFEST, "shard-")
-    if folder.is_file() or (
-        folder.is_dir() and not all(path.name.startswith(own) for path in folder.iterdir())
-    ):
-        raise DataError(
-            f"{folder} holds something else than a teacher cache: choose another "
-            "folder, or remove it"
         )
     write_text(folder / MANIFEST, json.dumps(needed.model_dump(), indent=2, ensure_ascii=False))

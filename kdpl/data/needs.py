@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, cast
 
-from kdpl.errors import ConfigError
 from kdpl.runtime.resizing import Resizing
 
 TrainSplit = Literal["labeled", "unlabeled"]
@@ -41,7 +40,6 @@ class Needs:
     teachers: Callable[[], Sequence[TeacherDescription]] = tuple
 
 
-@runtime_checkable
 class HasNeeds(Protocol):
     """A LightningModule that ``DomainDataModule`` can make batches for."""
 
@@ -52,10 +50,5 @@ class HasNeeds(Protocol):
 
 
 def needs_of(module: object) -> Needs:
-    """Return what a module needs; a ConfigError if it does not say so."""
-    if not isinstance(module, HasNeeds) or not isinstance(module.needs, Needs):
-        raise ConfigError(
-            f"{type(module).__name__} does not say which images it needs: give it a property needs "
-            "that returns kdpl.data.needs.Needs"
-        )
-    return module.needs
+    """Return what a module needs."""
+    return cast(HasNeeds, module).needs

@@ -111,7 +111,8 @@ def test_training_on_shards_is_the_same_for_any_number_of_workers_and_processes_
         datamodule = DomainDataModule(
             "folder", **own, batch_size=batch_size, num_workers=num_workers, seed=3
         )
-        return datamodule.train_dataloader_for("unlabeled", Resizing(40), rank, world_size)
+        monkeypatch.setattr(datamodule, "_processes", lambda: (rank, world_size))
+        return datamodule.train_dataloader_for("unlabeled", Resizing(40))
 
     alone = batches()
     seen = [pair for batch in alone for pair in zip(batch.images, batch.indices, strict=True)]
