@@ -110,9 +110,13 @@ class ClassifyingModule(LightningModule, ABC):
         """
         if not any(p.requires_grad for p in self.parameters()):
             return None
-        by_steps = self.optim.warmup_steps is not None
-        steps = self.trainer.estimated_stepping_batches if by_steps else None
-        return build_optimizer(self.parameters(), self.optim, self.trainer.max_epochs, steps)
+        return build_optimizer(
+            self.parameters(),
+            self.optim,
+            self.trainer.max_epochs,
+            # asked for later: it makes the training loader, before the images are chosen
+            lambda: self.trainer.estimated_stepping_batches,
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note a digest of the image tower's weights, which the checkpoint does not hold."""

@@ -1,7 +1,7 @@
 """Optimiser and learning-rate schedule of both stages: by epochs, as published, or by steps."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,7 +62,7 @@ def build_optimizer(
     parameters: Iterable[Parameter],
     config: OptimConfig,
     epochs: int | None,
-    steps: float | None = None,
+    steps: Callable[[], float] | None = None,
 ) -> OptimizerLRSchedulerConfig:
     """Build the optimiser over those parameters that require gradients, and its schedule.
 
@@ -70,8 +70,8 @@ def build_optimizer(
         parameters: All parameters of the module.
         config: The settings.
         epochs: Epochs of the training.
-        steps: Steps of the training, which ``warmup_steps`` needs; infinite without a number of
-            epochs.
+        steps: Returns the steps of the training, which ``warmup_steps`` needs; called after the
+            warm-up.
 
     Raises:
         ConfigError: The number of epochs is unknown, or a learning rate is out of range.
@@ -101,7 +101,7 @@ def build_optimizer(
 
     def factor(at: int) -> float:
         if warmup is not None and steps is not None:
-            return step_factor(at, steps, warmup)
+            return step_factor(at, steps() if at > warmup else math.inf, warmup)
         return learning_rate(at, epochs, config.lr, config.warmup_lr) / config.lr
 
     interval = "epoch" if warmup is None or steps is None else "step"

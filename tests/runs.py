@@ -100,14 +100,14 @@ def install_entry_points(folder, name, version, groups):
 
 @contextmanager
 def interrupted_at(step):
-    """Interrupt ``run`` as it begins the step of this number, counted from 1."""
+    """Interrupt ``run`` or ``search`` as it begins the step of this number, counted from 1."""
     began, original = [], kdpl.cli.fit.run_stage
 
-    def stage(command, options, values, check_only):
+    def stage(command, options, values=None, check_only=False, **more):
         began.extend([] if check_only else [command])
         if len(began) == step:
             raise KeyboardInterrupt
-        original(command, options, values, check_only)
+        original(command, options, values, check_only, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdpl.cli.fit.run_stage", stage)

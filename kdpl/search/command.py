@@ -39,7 +39,7 @@ def search(
     from kdpl.cli.stage_cli import KdplCLI
     from kdpl.errors import ConfigError, TrainingError
     from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
-    from kdpl.runtime.configs import has_callback, read_config
+    from kdpl.runtime.configs import read_config
     from kdpl.runtime.files import write_text
     from kdpl.runtime.loggers import read_metrics
     from kdpl.runtime.markdown import markdown_rows
@@ -70,7 +70,7 @@ def search(
             super().before_instantiate_classes()
 
         def own_callbacks(self) -> list[Callback]:
-            given = has_callback(self.config.as_dict(), Fidelity.__name__)
+            given = Fidelity.__name__ in str(self.config.trainer.callbacks)
             return [*super().own_callbacks(), *([] if given else [Fidelity()])]
 
     measured = dict[str, tuple[float, float, float]]()

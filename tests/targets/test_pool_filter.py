@@ -12,6 +12,7 @@ from kdpl.callbacks.teacher_cache import FillTeacherCache
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.errors import ConfigError, DataError
+from kdpl.optim import OptimConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
@@ -31,10 +32,21 @@ class Seen(Callback):
 
 
 def distil(
-    teacher, folder, share=0.3, batch_size=7, callbacks=(), ckpt_path=None, data=(), **options
+    teacher,
+    folder,
+    share=0.3,
+    batch_size=7,
+    callbacks=(),
+    ckpt_path=None,
+    data=(),
+    optim=OptimConfig(),
+    **options,
 ):
     """Fit a student for two epochs in a folder; returns its record, which also has the steps' images."""
-    student, seen = world.make_student(teacher, kd_weight=20, pool_filter=share), Seen()
+    student, seen = (
+        world.make_student(teacher, kd_weight=20, pool_filter=share, optim=optim),
+        Seen(),
+    )
     domain = world.digits(batch_size, **{**POOL, **dict(data)})
     record = world.fit(student, folder, 2, [seen, *callbacks], domain, ckpt_path, **options)
     record.seen = seen.steps
@@ -80,6 +92,11 @@ def test_images_below_the_quantile_of_the_labelled_ones_are_left_out(
     assert record.logged["pool/kept"] == pytest.approx(len(kept) / len(indices))
 
 
+def test_a_schedule_by_steps_changes_nothing_of_what_is_left_out(teacher_folder, whole, tmp_path):
+    record = distil(teacher_folder, tmp_path, optim=OptimConfig(warmup_steps=2))
+    assert record.seen == whole[0].seen
+
+
 def cached(teacher, folder, cache, views=None, **options):
     """``distil`` from a cache, which is filled where ``views`` are given."""
     data = {"teacher_cache": str(cache), "fill_teacher_cache": views is not None}
@@ -96,6 +113,11 @@ def test_a_cache_of_too_few_views_changes_nothing_of_what_is_left_out(
     assert record.losses == pytest.approx(whole[0].losses, rel=2e-3)
     assert left_out(tmp_path) == left_out(whole[1])
     assert not list((tmp_path / "cache").glob("labelled-*"))
+
+
+def test_a_schedule_by_steps_does_not_read_a_cache_before_it_is_filled(teacher_folder, tmp_path):
+    cache, optim = tmp_path / "cache", OptimConfig(warmup_steps=2)
+    assert cached(teacher_folder, tmp_path, cache, views=2, share=None, optim=optim).losses
 
 
 def test_beside_a_cache_the_features_of_labelled_images_are_kept_and_no_teacher_is_loaded(
