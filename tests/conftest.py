@@ -11,8 +11,6 @@ import torch
 import world
 from plain import PlainClip
 
-from kdpl.data.readers import digits
-
 # Files that import what only an extra brings. Elsewhere single tests call pytest.importorskip. The environment for
 # development has every extra, which test_project.py checks, so that nothing is left out there.
 IMPORTED = {
@@ -20,7 +18,6 @@ IMPORTED = {
     "litserve": ["serve"],
     "matplotlib": ["report/test_pictures.py"],
     "onnxruntime": ["formats/test_export.py"],
-    "sklearn": ["data/readers/test_digits.py", "report/test_baselines.py", "test_benchmarks.py"],
 }
 collect_ignore = [
     file for module, files in IMPORTED.items() if find_spec(module) is None for file in files
@@ -42,15 +39,6 @@ def _brief_timing_of_encoders():
         if find_spec("kdpl.report") is not None:
             patch.setattr("kdpl.report.cost._SECONDS", 0)
         yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _digits_of_an_extra():
-    """Skip a test that reads the handwritten digits where scikit-learn is not installed."""
-    if find_spec("sklearn") is None:
-        digits._arrays = cache(
-            lambda: pytest.importorskip("sklearn", reason="needs the extra quickstart")
-        )
 
 
 @pytest.fixture(scope="session")

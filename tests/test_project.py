@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import DATA, SHORT, TEACHER, error_line, image_folder
+from runs import error_line, image_folder
 
 import kdpl
 from kdpl.__main__ import main
@@ -169,25 +169,14 @@ def test_versions_are_the_same_in_all_files():
         (["demo", "{classifier}", "--no-browser"], "demo"),
         (["serve", "{classifier}"], "serve"),
         (["completion", "bash"], "completion"),
-        (["fit", *DATA, *TEACHER, *SHORT, "--out={folder}/digits"], "quickstart"),
     ],
 )
 def test_commands_name_the_extra_that_they_lack(
     command, extra, classifier, tmp_path, monkeypatch, capsys
 ):
     image_folder(tmp_path / "pets")
-    for module in (
-        "pyarrow",
-        "pyarrow.parquet",
-        "gradio",
-        "litserve",
-        "shtab",
-        "sklearn",
-        "sklearn.datasets",
-    ):
+    for module in ("pyarrow", "pyarrow.parquet", "gradio", "litserve", "shtab"):
         monkeypatch.setitem(sys.modules, module, None)
-    digits = sys.modules["kdpl.data.readers.digits"]
-    monkeypatch.setattr(digits, "_arrays", digits._arrays.__wrapped__)
     capsys.readouterr()
     assert main([word.format(classifier=classifier, folder=tmp_path) for word in command]) == 1
     assert f"pip install 'kdpl[{extra}]'" in error_line(capsys)

@@ -11,6 +11,7 @@ import torch
 import world
 from PIL import Image
 from runs import refused, start_process
+from sklearn.datasets import load_digits
 
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
@@ -22,7 +23,7 @@ def digits(tmp_path_factory):
     """A folder of five digits, some of them in subfolders, with a file that is not an image."""
     folder = tmp_path_factory.mktemp("digits")
     (folder / "b" / "deep").mkdir(parents=True)
-    images = pytest.importorskip("sklearn.datasets").load_digits().images
+    images = load_digits().images
     for i, name in enumerate(
         ["z.png", "a, with comma.png", "b/1.jpg", "b/deep/2.png", "b/deep/10.PNG"]
     ):

@@ -10,6 +10,7 @@ import torch
 import world
 from doubting import predict
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
@@ -134,7 +135,7 @@ def test_a_wanted_error_and_sets_at_once_are_refused(sure, many):
 def photos(tmp_path_factory):
     """The digits of the test set in a folder for each class."""
     folder = tmp_path_factory.mktemp("photos")
-    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    digits = load_digits()
     for i in range(1400, 1700):
         place = folder / world.DIGITS[digits.target[i]]
         place.mkdir(exist_ok=True)

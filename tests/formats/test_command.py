@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from runs import refused
+from sklearn.datasets import load_digits
 
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
@@ -19,7 +20,7 @@ METADATA_FILE = pytest.importorskip("kdpl.formats.runtime_files").METADATA_FILE
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
-    for i, image in enumerate(pytest.importorskip("sklearn.datasets").load_digits().images[:60]):
+    for i, image in enumerate(load_digits().images[:60]):
         Image.fromarray((image * 15).astype(np.uint8)).resize((30, 34)).save(folder / f"{i:02}.png")
     return folder
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.nn import functional as F
 
 from kdpl.labeling import choice as labeling
@@ -70,7 +71,6 @@ def groups(a_class, classes=3, seed=5, noise=0.1):
 
 
 def test_each_image_gets_the_probability_of_a_discriminant_without_its_fold():
-    discriminant = pytest.importorskip("sklearn.discriminant_analysis").LinearDiscriminantAnalysis
     features, labels = groups(
         10
     )  # as many of each class in a fold, or else scikit-learn weights the covariances
@@ -81,7 +81,7 @@ def test_each_image_gets_the_probability_of_a_discriminant_without_its_fold():
         count[labels[i]] += 1
     for i in range(30):
         rest = [j for j in range(30) if fold[j] != fold[i]]
-        model = discriminant(solver="lsqr", shrinkage=0.5, priors=[1 / 3] * 3)
+        model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.5, priors=[1 / 3] * 3)
         model.fit(features[rest].double().numpy(), labels[rest].numpy())
         expected = model.predict_proba(features[[i]].double().numpy())[0]
         np.testing.assert_allclose(found[i].numpy(), expected, atol=1e-4)

@@ -12,7 +12,6 @@ from PIL import Image, ImageOps
 
 from kdpl.data.decoding import PUBLISHED
 from kdpl.data.splits import Reader, Record, Splits
-from kdpl.errors import DataError
 
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -29,7 +28,7 @@ class Digits(Reader):
 
 
 def read_digits() -> Splits:
-    """Read 700 training, 198 validation and 899 test images; DataError without scikit-learn."""
+    """Read 700 training, 198 validation and 899 test images."""
     labels = _arrays()[1]
     order = np.random.RandomState(0).permutation(len(labels))
     records = tuple(Record(f"digits/{i:04d}", int(labels[i])) for i in order)
@@ -48,11 +47,7 @@ def open_digit(source: str) -> Image.Image:
 @cache
 def _arrays() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """All images, uint8 [1797, 8, 8], and their labels."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError(
-            "dataset digits needs scikit-learn: pip install 'kdpl[quickstart]'"
-        ) from error
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target
