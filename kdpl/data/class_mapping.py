@@ -39,7 +39,7 @@ def name_classes(
             f"class_text is {class_text!r}, expected a text with one {{}}: give "
             f"'{{}}, a type of pet'"
         )
-    given = read_class_mapping(Path(class_names).expanduser(), keys) if class_names else {}
+    given = read_class_mapping(Path(class_names), keys) if class_names else {}
     named = [given.get(key, ClassName(key)) for key in keys]
     names = tuple(each.name for each in named)
     if class_text is None and all(each.text is None for each in named):
@@ -52,14 +52,6 @@ def name_classes(
         return around.replace("{}", _without_stop(named.text) if named.text else named.name)
 
     return names, tuple(map(read, named))
-
-
-def list_classes(class_names: str, used: Iterable[str]) -> list[str]:
-    """List the classes of a file, in its order, for a dataset whose training images have no labels.
-
-    DataError if it lacks a class that is ``used``; otherwise see ``read_class_mapping``.
-    """
-    return [*read_class_mapping(Path(class_names).expanduser(), used, complete=False)]
 
 
 def _without_stop(text: str) -> str:
@@ -76,6 +68,7 @@ def read_class_mapping(
     those that it has. DataError if the file cannot be read, lacks a class, names another or none,
     or gives two classes the same name.
     """
+    path = path.expanduser()
     kind = path.suffix.lower()
     if kind not in (".csv", ".txt"):
         raise DataError(f"class names file {path} is of an unknown kind: give a .txt or .csv file")

@@ -171,18 +171,6 @@ class DomainDataModule(LightningDataModule):
         self.seed = seed
         self.opened_caches: list[FeatureCache] = []
 
-        minimums = {
-            "shots": 0,
-            "val_shots": 1,
-            "batch_size": 1,
-            "eval_batch_size": 1,
-            "num_workers": 0,
-            "seed": 0,
-        }
-        for name, minimum in minimums.items():
-            if (value := getattr(self, name)) is not None and value < minimum:
-                raise ConfigError(f"{name} must be at least {minimum}, not {value}")
-
     def prepare_data(self) -> None:
         """Decode all images once before training, on one process, while the others wait."""
         inform(f"reading dataset {self.dataset}")

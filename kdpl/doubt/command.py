@@ -44,9 +44,7 @@ def calibrate(
     require_classifier(Path(classifier))
     labeled = _labeled(Path(images).expanduser())
     keys = {label for _, label in labeled}
-    names = (
-        read_class_mapping(Path(class_names).expanduser(), keys) if class_names is not None else {}
-    )
+    names = read_class_mapping(Path(class_names), keys) if class_names is not None else {}
     named = {key: names[key].name if names else key for key in keys}
 
     from functools import partial

@@ -6,7 +6,7 @@ It may also have unlabelled images.
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdpl.data.class_mapping import list_classes, name_classes
+from kdpl.data.class_mapping import name_classes, read_class_mapping
 from kdpl.data.sources import OwnImages, find_unlabeled
 from kdpl.data.splits import Record, Splits
 from kdpl.data.storage import find_images
@@ -85,7 +85,8 @@ class Folder(OwnImages):
                     f"{top}/train/<class>/, or write a list "
                     "of the classes, give it as class_names, and set shots to 0"
                 )
-            folders = list_classes(self.class_names, folders)
+            named = read_class_mapping(Path(self.class_names), folders, complete=False)
+            folders = list(named)
             where = where or str(top)
         names, texts = name_classes(folders, self.class_names, self.class_text)
         train, val, test = (

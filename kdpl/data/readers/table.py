@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-from kdpl.data.class_mapping import list_classes, name_classes
+from kdpl.data.class_mapping import name_classes, read_class_mapping
 from kdpl.data.names import Names, unlisted
 from kdpl.data.sources import OwnImages, find_unlabeled
 from kdpl.data.splits import Record, Splits
@@ -62,7 +62,8 @@ class Table(OwnImages):
                 without_label.append(source)
         keys = sorted({label for rows in records.values() for _, label in rows})
         if self.class_names and not records["train"] and (without_label or self.unlabeled):
-            keys = list_classes(self.class_names, keys)
+            named = read_class_mapping(Path(self.class_names), keys, complete=False)
+            keys = list(named)
         if not keys:
             raise DataError(
                 f"{table} has no row with a label: fill in the column label for a few images of "
