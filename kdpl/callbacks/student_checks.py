@@ -71,25 +71,16 @@ def views_of(trainer: Trainer) -> tuple[int, int | None]:
 
 
 class EnoughImages(Callback):
-    """Refuses a batch of one image, and warns of a small one for the projector's batch norm."""
+    """Warns of a small batch for the projector's batch norm."""
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Count the images of the first batch, those of all processes together."""
         images = len(batch.images) * trainer.world_size
-        if batch_idx or images >= _PUBLISHED_BATCH:
-            return
-        remedy = (
-            "set data.init_args.batch_size so that all processes together take "
-            f"{_PUBLISHED_BATCH} or more"
-        )
-        if images == 1:
-            raise ConfigError(
-                f"a batch has one image, but the projector's batch norm needs several: {remedy}"
-            )
-        if trainer.global_step == 0:
+        if trainer.global_step == 0 and batch_idx == 0 and images < _PUBLISHED_BATCH:
             warn(
                 f"the projector's batch norm has {images} images at a time, which costs accuracy: "
-                f"{remedy}"
+                "set data.init_args.batch_size so that all processes together take "
+                f"{_PUBLISHED_BATCH} or more"
             )

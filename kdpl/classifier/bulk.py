@@ -153,11 +153,16 @@ class BulkPrediction:
         """Return a digest of all that determines the rows."""
         known = self.classifier
         # a shard that was written again may have other images at other positions
-        shards = filter(archives().is_one, self.sources)
-        stamps = [archives().stamp(shard) for shard in shards]
+        stamps = [archives().stamp(each) for each in self.sources if archives().is_one(each)]
+        images = [*self.sources, *stamps]
         parts = (
-            *(known.fingerprint(), known.class_names, known.decoding),
-            *(list(self.sources), stamps, self.columns, self.precision, self.rule),
+            known.fingerprint(),
+            known.class_names,
+            known.decoding,
+            images,
+            self.columns,
+            self.precision,
+            self.rule,
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
