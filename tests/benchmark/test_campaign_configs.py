@@ -9,6 +9,8 @@ import yaml
 from campaigns import ROOT
 from runs import SHORT
 
+from benchmarks.worlds.photographs.clips import RECIPES
+from benchmarks.worlds.photographs.images import SETS as PHOTOGRAPHS
 from kdpl.__main__ import main
 from kdpl.benchmark.campaign import read_campaign
 from kdpl.benchmark.protocols import plan
@@ -65,6 +67,18 @@ def test_every_campaign_has_known_datasets_and_settings_that_parse(name):
         dataset = settings.data.init_args.dataset
         assert (dataset if isinstance(dataset, str) else "letters") == task.run.dataset
         assert isinstance(dataset, str) or dataset.class_path == LETTERS
+
+
+def test_the_campaign_of_photographs_reads_the_folders_that_its_command_writes():
+    file = ROOT / "benchmarks/worlds/photographs/campaign.yaml"
+    tasks = plan(read_campaign(file), Path("out"), "data")
+    assert {task.run.dataset for task in tasks} == PHOTOGRAPHS.keys()
+    for task in one_of_each_kind(tasks):
+        settings = settings_of(task)
+        data, clip = settings.data.init_args, settings.model.init_args.clip
+        root = f"runs/photographs/data/{task.run.dataset}"
+        assert (data.dataset, data.root, clip.pretrained) == ("folder", root, None)
+        assert clip.model.removeprefix("local-dir:runs/photographs/clips/") in RECIPES
 
 
 def settings_by_dataset(name, row, datasets=None):
