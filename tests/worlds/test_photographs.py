@@ -175,7 +175,7 @@ def features():
 
 
 def plain_cosines(classifier, mean, ridge, features, texts):
-    """Cosines of images and texts, one text and class at a time, by ridge regression and a Cholesky-free root."""
+    """Cosines [N, C] by ridge regression in one space, without a root, and one image and text at a time."""
     units = [text / text.norm() for text in classifier.texts.double()]
     centre = sum(units) / len(units)
     direction = centre / centre.norm()

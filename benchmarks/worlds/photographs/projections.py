@@ -89,8 +89,8 @@ def choose_settings(
 ) -> tuple[float, float]:
     """Choose the ridge and the scale of cosines by cross-validation over classes, without labels.
 
-    The projections are fitted without every tenth class and have to predict those from their names:
-    the loss is the cross-entropy with the classifier's own probabilities of them.
+    The projections are fitted without one part of the classes, and have to predict these from their
+    names: the loss is the cross-entropy with the classifier's own probabilities of them.
 
     Args:
         classifier: The classifier.
