@@ -217,6 +217,14 @@ def test_with_a_cache_the_targets_are_still_those_of_the_evaluation_view(
     assert record.logged["val/kl"] == pytest.approx(nats, rel=1e-4)
 
 
+def test_in_mixed_precision_it_is_nearly_the_same(whole, teacher_folder, tmp_path):
+    callback = Fidelity()
+    distil(teacher_folder, tmp_path, callback, epochs=1, trainer={"precision": "bf16-mixed"})
+    targets = torch.cat(callback._targets)
+    assert targets.dtype == torch.float32
+    assert (targets - whole[0].targets).abs().max() < 0.05 * whole[0].targets.abs().max()
+
+
 def test_several_teachers_each_see_an_image_in_their_own_size(teacher_folder, tmp_path):
     options = {"more_teachers": [str(write_teacher(tmp_path, "test-large"))]}
     record = distil(teacher_folder, tmp_path / "run", Fidelity(), epochs=1, **options)
