@@ -69,15 +69,12 @@ class UnlabeledPool:
         ``labeled`` images are not held out, under any name. To be called before the training
         loader is made, and before images are left out. A DataError if it would be more than half.
         """
-        images = len(self.targeted)
+        images, known = len(self.targeted), frozenset(places(Names.of(labeled)))
         wanted = min(max(round(_UNSEEN * images), _FEWEST_UNSEEN), _MOST_UNSEEN)
-        known = frozenset(places(Names.of(labeled)))
 
         # enough of them even if all labelled ones are among the first
         drawn = generator(self.seed, "unseen").permutation(self.targeted)[: wanted + len(known)]
-        is_free = [place not in known for place in places(self.images.take(drawn))]
-        unseen = drawn[is_free][:wanted]
-
+        unseen = drawn[[place not in known for place in places(self.images.take(drawn))]][:wanted]
         if 2 * wanted > images or len(unseen) < wanted:
             raise DataError(
                 f"the pool has {images} images, too few to hold {wanted} without a label out of "

@@ -66,7 +66,7 @@ def search(
             own = int(epochs or max(2, -(-all_epochs // 4)))
             trainer.max_epochs = trainer.check_val_every_n_epoch = own
             cost = f"{len(candidates) * own / all_epochs:.2g} times the fit of {all_epochs}"
-            inform(f"{own} epochs each; the {len(candidates)} candidates together cost {cost}")
+            inform(f"{name}: {own} epochs each; the {len(candidates)} candidates cost {cost}")
             super().before_instantiate_classes()
 
         def own_callbacks(self) -> list[Callback]:
@@ -75,7 +75,6 @@ def search(
 
     measured = dict[str, tuple[float, float, float]]()
     for name, options in candidates.items():
-        inform(f"candidate {name}")
         folder = Path(out, name)
         own = [f"--model.init_args.{key}={value}" for key, value in options.items()]
         try:
@@ -99,8 +98,6 @@ def search(
         file = Path(out, "best.yaml")
         write_text(file, yaml.safe_dump({"model": {"init_args": kept}}, sort_keys=False))
         head = ["", f"agrees on % of {measured[best][2]:.0f}", "KL, nats"]
-        rows = [
-            [name, f"{100 * share:.1f}", f"{-kl:.3f}"] for name, (share, kl, _) in measured.items()
-        ]
+        rows = [[name, f"{100 * at[0]:.1f}", f"{-at[1]:.3f}"] for name, at in measured.items()]
         print(*markdown_rows([head, *rows], 2), f"{best} is written to {file}", sep="\n")
     return 0

@@ -54,7 +54,7 @@ def test_the_candidate_that_agrees_most_becomes_a_config(whole, teacher_run, tmp
     assert search(teacher_run, whole) == 0
     said = capsys.readouterr()
     assert said.err.count("is finished: nothing to do") == 3
-    assert "2 epochs each; the 3 candidates together cost 1.5 times the fit of 4" in said.err
+    assert "tower_0.01: 2 epochs each; the 3 candidates cost 1.5 times the fit of 4" in said.err
     assert "agrees on % of 100" in said.out
     assert f"{best} is written to {whole}/best.yaml" in said.out
     shown = {name: (round(100 * share, 1), round(-kl, 3)) for name, (share, kl) in last.items()}
