@@ -1,1 +1,1 @@
-"""Exported files of a classifier, which run without kdpl: how each format is written and run."""
+"""Further formats of exported files: how each is written and run."""

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from kdpl.formats.format import ONNX_EXTRAS, Format, load_onnx
+from kdpl.classifier.formats import ONNX_EXTRAS, Format, load_onnx
 from kdpl.formats.onnx_files import write_half_onnx, write_int8_onnx
 from kdpl.formats.runtime_files import (
     load_executorch,

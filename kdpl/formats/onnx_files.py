@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kdpl.classifier import Classifier
-from kdpl.formats.export import INPUT, InputType, as_input, metadata, quiet
-from kdpl.formats.format import write_onnx
+from kdpl.classifier.export import INPUT, InputType, as_input, metadata, quiet
+from kdpl.classifier.formats import write_onnx
 
 _PRODUCTS = ("Gemm", "MatMul")
 _BFLOAT16_CONVOLUTIONS = 22

@@ -1,4 +1,4 @@
-"""What every format of exported files has, and ONNX."""
+"""ONNX, the format that the core exports to, and what every format of exported files has."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -8,9 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from kdpl.classifier.model import Classifier
-from kdpl.errors import ConfigError
-from kdpl.formats.export import (
+from kdpl.classifier.export import (
     BATCHES,
     INPUT,
     ExportedModel,
@@ -20,6 +18,8 @@ from kdpl.formats.export import (
     program,
     quiet,
 )
+from kdpl.classifier.model import Classifier
+from kdpl.errors import ConfigError
 from kdpl.runtime import plugins
 
 
@@ -84,8 +84,8 @@ ONNX = Format(".onnx", write_onnx, load_onnx, ONNX_EXTRAS)
 
 
 def formats() -> dict[str, Format]:
-    """Return all formats by name, the entry points ``kdpl.formats``."""
-    return plugins.load_all("formats")
+    """Return all formats by name: ONNX, and those of the entry points ``kdpl.formats``."""
+    return {"onnx": ONNX, **plugins.load_all("formats")}
 
 
 def require_format(name: str, out: Path, has_calibration: bool) -> Format:
