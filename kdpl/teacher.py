@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import Callback
 from torch import Tensor
 
@@ -61,7 +62,7 @@ class AveragingConfig:
     """
 
     mean: float = 15.0
-    std: float = 1.0
+    std: PositiveFloat = 1.0
 
 
 class TeacherPromptTuning(ClassifyingModule):

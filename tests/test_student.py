@@ -127,6 +127,13 @@ def test_a_batch_below_the_published_one_is_warned_of(images, said, tmp_path, ca
     assert said in warned
 
 
+def test_a_batch_of_one_image_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"one image.*batch_size"):
+        world.fit(
+            new_student(tmp_path), tmp_path, domain=world.TinyDomain(num_base=3, batch_size=1)
+        )
+
+
 # a random student is pulled far by one step of the published weight
 SETTINGS = {"kd_weight": 20, "optim": OptimConfig(lr=0.01)}
 

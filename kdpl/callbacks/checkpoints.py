@@ -95,15 +95,17 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def require_intact(file: Path) -> None:
-    """Raise a ConfigError for a missing checkpoint, an ArtifactError for a damaged one."""
+    """Raise a ConfigError for a missing checkpoint, an ArtifactError for a damaged or other one."""
     if not file.is_file():
         raise ConfigError(
             f"checkpoint {file} does not exist: give the file of a run's checkpoint as --ckpt_path"
         )
     try:
-        torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zipfile and torch each raise their own
         raise ArtifactError(
             f"checkpoint {file} is damaged ({reason(error)}): remove it to start over, or give "
             "another --ckpt_path"
         ) from error
+    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+        raise ArtifactError(f"{file} is not a run's checkpoint: give one written by fit")

@@ -7,6 +7,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import LightningDataModule, Trainer
 from PIL.Image import Image
 from torch.utils.data import DataLoader, Dataset
@@ -115,15 +116,15 @@ class DomainDataModule(LightningDataModule):
         scan: bool | None = None,
         skip_list: str | None = None,
         protocol: ClassProtocol = "all",
-        shots: int | None = 16,
-        val_shots: int | None = 4,
+        shots: NonNegativeInt | None = 16,
+        val_shots: PositiveInt | None = 4,
         unlabeled_share: float = 1.0,
         allow_fewer_shots: bool = False,
         balance_classes: bool = False,
         augmentation: Augmentation | str = "random_resized_crop",
-        batch_size: int = 8,
-        eval_batch_size: int = 64,
-        num_workers: int | None = None,
+        batch_size: PositiveInt = 8,
+        eval_batch_size: PositiveInt = 64,
+        num_workers: NonNegativeInt | None = None,
         teacher_cache: str | None = None,
         fill_teacher_cache: bool = False,
         seed: int = 1,

@@ -161,6 +161,8 @@ class Reading:
     _checked: Checked | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.bad_images not in ("error", "skip"):
+            raise ConfigError(f"bad_images {self.bad_images!r} is unknown: choose error or skip")
         if self.held_out is not None and not 0 < self.held_out < 1:
             raise ConfigError(
                 f"held_out must be above 0 and below 1, not {self.held_out}: leave it out for none"

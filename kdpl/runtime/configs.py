@@ -79,7 +79,9 @@ def read_config(name: str) -> dict[str, Any]:
     file = Path(name)
     if not file.is_file():
         fault = "is a folder" if file.is_dir() else "does not exist"
-        raise ConfigError(f"config {name} {fault}: check the path")
+        shipped = name.removeprefix("configs/").removesuffix(".yaml")
+        hint = f", or give {shipped}, which ships with kdpl" if shipped in shipped_configs() else ""
+        raise ConfigError(f"config {name} {fault}: check the path{hint}")
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:

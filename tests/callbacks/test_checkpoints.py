@@ -55,13 +55,17 @@ def test_a_disk_that_fills_up_leaves_the_one_before(tmp_path, monkeypatch):
     assert epochs_in(tmp_path) == {"last": 1}
 
 
-def test_a_missing_or_damaged_one_is_named(tmp_path):
+def test_a_missing_damaged_or_foreign_one_is_named(tmp_path):
     file = tmp_path / "x.ckpt"
     with world.refused(ConfigError, "does not exist"):
         require_intact(file)
     file.write_bytes(b"PK")
     with world.refused(ArtifactError, r"x\.ckpt is damaged"):
         require_intact(file)
+    for foreign in ({"weights": torch.zeros(2)}, torch.zeros(2)):
+        torch.save(foreign, file)
+        with world.refused(ArtifactError, "is not a run's checkpoint: give one written by fit"):
+            require_intact(file)
 
 
 def test_checkpoints_can_be_left_out(tmp_path):

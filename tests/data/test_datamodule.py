@@ -354,6 +354,7 @@ def test_base_to_novel_needs_two_classes(folder):
             "fill_teacher_cache fills a folder, but teacher_cache names none: set it",
         ),
         ({"held_out": 1.0}, "held_out"),
+        ({"bad_images": "ignore"}, "bad_images 'ignore' is unknown: choose error or skip"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused_at_once(options, message):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import yaml
-from runs import CONFIGS, SHORT
+from runs import CONFIGS, SHORT, error_line
 
 from kdpl.__main__ import main
 from kdpl.errors import ConfigError
@@ -70,6 +70,17 @@ def test_a_name_that_there_is_not_is_refused_with_the_nearest_ones(value, folder
     with pytest.raises(ConfigError) as refused:
         find_config(value, folder)
     assert all(word in str(refused.value) for word in words)
+
+
+def test_the_path_of_a_config_that_ships_is_answered_with_its_name_elsewhere(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config=configs/trainer/cpu.yaml", "--out=out"]) == 1
+    error_line(
+        capsys,
+        "configs/trainer/cpu.yaml does not exist: check the path, or give trainer/cpu, which ships",
+    )
 
 
 def test_both_stages_and_a_fit_take_names_in_any_folder_and_a_run_is_the_same_as_with_paths(
