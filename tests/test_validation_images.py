@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom, multinomial
+from scipy.stats import binom
 
 from kdpl.doubt.held_out import HeldOutScores, fit_temperature
 from kdpl.doubt.unknown import USUAL, usual_rank
 from kdpl.errors import ConfigError
-from kdpl.refinement.target import Refined
 from kdpl.survey.command import ENOUGH
 from kdpl.watch.two_samples import QUESTIONS, above_usual
 
@@ -102,30 +101,6 @@ def test_the_limit_of_unknown_holds_from_as_many_images_as_the_page_says():
     row = row_of("--unknown")
     assert row.startswith(f"{enough} | with V images, fewer than {enough}, a share of 1/(V + 1)")
     assert row.endswith(f"{100 * above(5):.0f} % for 5 images")
-
-
-def test_refined_targets_are_decided_on_as_many_images_as_the_page_says():
-    def taken(gained, lost, images):
-        right = [torch.tensor([1.0] * gained + [0.0] * lost + [1.0] * (images - gained - lost))]
-        right.insert(0, torch.tensor([0.0] * gained + [1.0] * (images - gained)))
-        return Refined()._decide(*right, [torch.ones(2)] * 2, 16)[0]
-
-    def chance(images):
-        total, lost = 0.0, 0
-        for gained in range(images // 5):
-            # the more are gained, the more may be lost
-            while taken(gained, lost, images):
-                lost += 1
-            counts = [[gained, each, images - gained - each] for each in range(lost)]
-            total += multinomial.pmf(counts, images, [0.08, 0.035, 0.885]).sum() if counts else 0
-        return f"{100 * total:.0f} %"
-
-    row = row_of("targets.md")
-    assert row.startswith(
-        f"{least(lambda images: taken(images, 0, images))} | where they correct 8 % of the"
-    )
-    assert "spoil 3.5 %" in row
-    assert row.endswith(f"{chance(198)} of the draws of 198 images, in {chance(400)} of 400")
 
 
 def test_the_fourth_question_is_answered_with_as_many_images_as_the_page_says():

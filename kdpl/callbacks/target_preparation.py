@@ -12,16 +12,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdpl.callbacks.teacher_cache import Distillation, cache_beside, teacher_encoder
+from kdpl.clip import ImageTower
 from kdpl.data.domain import domain_of
+from kdpl.data.feature_cache import FeatureCache
 from kdpl.data.inference import infer
 from kdpl.data.loader import load_all_views
 from kdpl.data.parallel import progress_bar
 from kdpl.errors import DataError
 from kdpl.metrics import POOL_KEPT
+from kdpl.prompts.method import normalized
 from kdpl.runtime.messages import inform
+from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import LEFT_OUT_FILE
 from kdpl.targets import Target
-from kdpl.targets.inputs import TargetInputs
+from kdpl.targets.inputs import Encoder, TargetInputs
 from kdpl.targets.pool_filter import filter_pool
 
 
@@ -78,10 +82,22 @@ class PrepareTargets(Callback):
 
 def _inputs(trainer: Trainer, student: Distillation) -> TargetInputs:
     data = domain_of(trainer)
+    teachers = student.teachers.read()
 
     # what every process can compute with the others
     def features(images: Sequence[str] | None, views: int, teacher: int = 0) -> Tensor:
-        return _mean_features(trainer, student, images, views, teacher)
+        return _teacher_features(trainer, student, images, views, teacher)
+
+    def encode(
+        encoder: Encoder, resizing: Resizing, images: Sequence[str] | None, views: int
+    ) -> Tensor:
+        return _mean_features(
+            trainer, student, images, views, resizing, lambda own: normalized(encoder(own))
+        )
+
+    def tower() -> ImageTower:
+        student.load_teachers()
+        return cast(ImageTower, teachers[0].tower)
 
     def on_first_process(function: Callable[[], object]) -> None:
         if trainer.is_global_zero:
@@ -92,7 +108,8 @@ def _inputs(trainer: Trainer, student: Distillation) -> TargetInputs:
     return TargetInputs(
         folder=Path(trainer.default_root_dir),
         resumes=trainer.ckpt_path is not None,
-        teachers=[teacher.vectors for teacher in student.teachers.read()],
+        teachers=[teacher.vectors for teacher in teachers],
+        tuned=any(teacher.tuned for teacher in teachers),
         class_names=data.class_names,
         num_base=data.num_base,
         pool=data.pool.images,
@@ -100,39 +117,50 @@ def _inputs(trainer: Trainer, student: Distillation) -> TargetInputs:
         labeled=data.labels.tuning("labeled"),
         val=data.labels.tuning("val"),
         features=features,
+        encode=encode,
+        tower=tower,
         predict=student.teachers.logits,
         device=student.device,
         on_first_process=on_first_process,
     )
 
 
-def _mean_features(
+def _teacher_features(
     trainer: Trainer, student: Distillation, images: Sequence[str] | None, views: int, number: int
 ) -> Tensor:
-    """Implement ``FeatureFunction``: each process computes or reads its share, and all get all.
+    """Implement ``FeatureFunction``.
 
     Features come from the teacher's cache if that has enough views of the pool, and those of
     labelled images from a cache beside it; otherwise the teacher runs.
     """
-    # the images, and how the teacher takes them
     data = domain_of(trainer)
-    vectors = student.teachers.read()[number].vectors
-    resizing = vectors.preprocessing.resizing
-    if images is None:
-        dataset, indices = data.unlabeled_images(resizing), data.pool.targeted
-    else:
-        dataset, indices = data.images_of(images, resizing), np.arange(len(images))
-
-    # where their features are cached
     cache = data.teacher_caches[number] if data.teacher_caches else None
     if cache is not None and cache.manifest.views < views:
         cache = None
     if cache is not None and images is not None:
         cache = cache_beside(trainer, student, number, cache, images, views)
+    resizing = student.teachers.read()[number].vectors.preprocessing.resizing
+    encoder = teacher_encoder(trainer, student, number)
+    return _mean_features(trainer, student, images, views, resizing, encoder, cache)
 
-    # the share of this process, read or computed
+
+def _mean_features(
+    trainer: Trainer,
+    student: Distillation,
+    images: Sequence[str] | None,
+    views: int,
+    resizing: Resizing,
+    encoder: Encoder,
+    cache: FeatureCache | None = None,
+) -> Tensor:
+    """Encode images, or read them from a cache: each process does its share, and all get all."""
+    data = domain_of(trainer)
+    if images is None:
+        dataset, indices = data.unlabeled_images(resizing), data.pool.targeted
+    else:
+        dataset, indices = data.images_of(images, resizing), np.arange(len(images))
     own = indices[trainer.global_rank :: trainer.world_size].tolist()
-    features = torch.zeros(len(indices), vectors.vectors.shape[1], device=student.device)
+
     with progress_bar(shown=trainer.is_global_zero) as progress:
         if cache is not None:
             rows = progress.track(own, description="features from the cache")
@@ -141,15 +169,17 @@ def _mean_features(
             at_once = max(1, data.eval_batch_size // views)
             chunks = [own[start : start + at_once] for start in range(0, len(own), at_once)]
             loader = load_all_views(dataset, views, chunks, data.num_workers)
-            encode = teacher_encoder(trainer, student, number)
 
             def mean_over_views(images: Tensor) -> Tensor:
-                return encode(images.flatten(0, 1)).view(len(images), views, -1).mean(dim=1)
+                return encoder(images.flatten(0, 1)).view(len(images), views, -1).mean(dim=1)
 
-            batches = progress.track(loader, description="teacher's features")
+            batches = progress.track(loader, description="features of images")
             parts = [means for means, _ in infer(mean_over_views, batches, student.device)]
 
-    # the shares of all processes together
+    # the shares of all processes together; one without an image learns the width from the others
+    width = torch.tensor(parts[0].shape[1] if parts else 0, device=student.device)
+    width = trainer.strategy.reduce(width, reduce_op="max")
+    features = torch.zeros(len(indices), int(width), device=student.device)
     features[trainer.global_rank :: trainer.world_size] = torch.cat([features[:0], *parts])
     total: Tensor = trainer.strategy.reduce(features, reduce_op="sum")
     return F.normalize(total, dim=1)

@@ -50,22 +50,29 @@ class ClassTokenTower(PromptableImageTower):
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] into unnormalised features [B, embed_dim], without prompts."""
-        return self._encode(self.embed(images), ())
+        return self._project(self.pooled(images))
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S] into normed class tokens [B, W], without prompts."""
+        return self._pool(self.embed(images), ())
 
     def with_prompts(self, images: Tensor, prompts: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] with prompts [J, n, W]; the first enter before ``ln_pre``."""
         x = self.embed(images)
-        return self._encode(x, prompts.to(x.dtype).unbind())
+        return self._project(self._pool(x, prompts.to(x.dtype).unbind()))
 
-    def _encode(self, x: Tensor, prompts: Sequence[Tensor]) -> Tensor:
-        """Encode embedded images [B, L, W] with the prompts [n, W] of the first layers."""
+    def _project(self, pooled: Tensor) -> Tensor:
+        return cast(Tensor, pooled @ self.visual.proj)
+
+    def _pool(self, x: Tensor, prompts: Sequence[Tensor]) -> Tensor:
+        """Run embedded images [B, L, W] with the prompts [n, W] of the first layers: [B, W]."""
         length = x.shape[1]
         for layer in range(len(self.blocks)):
             if layer < len(prompts):
                 own = prompts[layer].to(x.dtype).expand(x.shape[0], -1, -1)
                 x = torch.cat([x[:, :length], own], dim=1)
             x = self.run_block(layer, self.norm(x) if layer == 0 else x)
-        return cast(Tensor, self.visual.ln_post(x[:, 0]) @ self.visual.proj)
+        return cast(Tensor, self.visual.ln_post(x[:, 0]))
 
     def patch_sums(self, images: Tensor, depth: int) -> Tensor:
         """Sum the mean patch token over images [B, 3, S, S] at the first J layers: [J, W]."""

@@ -72,7 +72,22 @@ class ImageTower(FrozenTower):
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised."""
+        return cast(Tensor, self.visual(self._input(images)))
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S] into features [B, W] before the joint space, not normalised.
+
+        W is the tower's own width. Where open_clip's module does not tell them apart, they are the
+        features of the joint space.
+        """
+        # open_clip's module of a timm network and a projection, which may have to pool as well
+        trunk, head = getattr(self.visual, "trunk", None), getattr(self.visual, "head", None)
+        if trunk is None or hasattr(head, "pool"):
+            return cast(Tensor, self(images))
+        return cast(Tensor, trunk(self._input(images)))
+
+    def _input(self, images: Tensor) -> Tensor:
         pixels = self.pixels(images).to(next(self.visual.parameters()).dtype)
         if self.memory_format == torch.channels_last:
             pixels = pixels.contiguous(memory_format=self.memory_format)
-        return cast(Tensor, self.visual(pixels))
+        return cast(Tensor, pixels)

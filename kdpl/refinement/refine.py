@@ -20,22 +20,26 @@ _LEAST_VARIANCE = 1e-6
 _LEAST_MASS = 1e-6
 _INNER = 5
 
+# weights of Gaussians, neighbours and predictions (ω, γ, λ) that were best over all worlds, with at
+# most one label a class, and with more (docs/targets.md)
+_FEW = ((0.3, 3.0, 0.3),)
+_MORE = ((0.03, 3.0, 1.0), (0.1, 3.0, 0.3))
+
 
 @dataclass
 class RefinementConfig:
-    """Settings of the refinement of a teacher's predictions on the unlabelled images.
+    """Settings of the refinement of predictions on the unlabelled images.
 
     Attributes:
-        mode: ``auto`` takes it only where McNemar's exact test on labelled validation images shows
-            that it is better; without validation images where the teacher saw at most one label a
-            class; ``always``.
+        mode: ``auto`` takes the refinement that is best for labelled images that it did not see, or
+            none; ``always`` takes the first of ``candidates``.
         views: Views of an image, whose mean feature stands for it.
         neighbors: k, nearest neighbours of an image by cosine.
-        graph: γ, weight of what the neighbours are assigned to.
+        graph: γ, weight of what the neighbours are assigned to; None: that of the candidates, as
+            for the next two.
         likelihood: ω, weight of the classes' Gaussians. Below 1, as the D dimensions of a feature
-            depend on each other; None: 0.3 where the teacher saw at most one label a class, and
-            0.03 where its predictions are better.
-        prior: λ, weight of the teacher's own predictions.
+            depend on each other.
+        prior: λ, weight of the predictions that are refined.
         rounds: Rounds, of five updates of the assignments and one of the Gaussians each.
         share: a, the refined assignment's share of the target, p ∝ teacher^(1−a) · assignment^a.
         search: ``exact`` search of neighbours, or ``faiss``, approximate and for pools beyond some
@@ -45,9 +49,9 @@ class RefinementConfig:
     mode: Literal["auto", "always"] = "auto"
     views: int = 16
     neighbors: int = 5
-    graph: float = 3.0
+    graph: float | None = None
     likelihood: float | None = None
-    prior: float = 0.3
+    prior: float | None = None
     rounds: int = 15
     share: float = 1.0
     search: Literal["exact", "faiss"] = "exact"
@@ -72,13 +76,18 @@ class RefinementConfig:
                 f"{self.share}: correct it"
             )
 
-    def for_shots(self, shots: float) -> "RefinementConfig":
-        """With a number for ``likelihood``, by the labels a class that the teacher saw."""
-        return (
-            self
-            if self.likelihood is not None
-            else replace(self, likelihood=0.03 if shots > 1 else 0.3)
-        )
+    def candidates(self, shots: float) -> list["RefinementConfig"]:
+        """Return settings with all weights, the best first, by the labels a class."""
+        filled = []
+        for likelihood, graph, prior in _FEW if shots <= 1 else _MORE:
+            each = replace(
+                self,
+                likelihood=likelihood if self.likelihood is None else self.likelihood,
+                graph=graph if self.graph is None else self.graph,
+                prior=prior if self.prior is None else self.prior,
+            )
+            filled += [each] if each not in filled else []
+        return filled
 
 
 def nearest(features: Tensor, k: int, search: str = "exact") -> tuple[Tensor, Tensor]:
@@ -167,7 +176,8 @@ def refine(
     Returns:
         The assignments z, float32 [N, C].
     """
-    weight = config.for_shots(0).likelihood or 0.0
+    (config, *_) = config.candidates(0)
+    likelihood, graph, prior = config.likelihood or 0, config.graph or 0, config.prior or 0
     labels = torch.full((len(features),), -1, device=features.device) if labels is None else labels
     known = torch.nonzero(labels >= 0).flatten()
     fixed = F.one_hot(labels[known], predictions.shape[1]).float()
@@ -178,16 +188,16 @@ def refine(
     for done in range(1, config.rounds + 1):
         means, variances = _fit(features, z, parts)
         fields = torch.empty_like(z)
-        precision = weight / variances
+        precision = likelihood / variances
         bias = 0.5 * (means * means * precision).sum(dim=1)
         for part in parts:
             # the terms of log N that are the same for all classes cancel in the softmax
             gaussians = features[part].float() @ (means * precision).T - bias
             fields[part] = (
-                gaussians + config.prior * predictions[part].float().clamp_min(_LEAST_PRIOR).log()
+                gaussians + prior * predictions[part].float().clamp_min(_LEAST_PRIOR).log()
             )
         for _ in range(_INNER):
-            z = torch.sparse.mm(neighbors, z).mul_(config.graph).add_(fields)
+            z = torch.sparse.mm(neighbors, z).mul_(graph).add_(fields)
             for part in parts:
                 z[part] = z[part].softmax(dim=1)
             z[known] = fixed

@@ -1,29 +1,29 @@
-"""Refined targets: the teacher's predictions, corrected by the shape of the unlabelled images."""
+"""Refined targets: the teacher's predictions, corrected by labels and by the unlabelled images."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
+from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.data.names import digest_of
 from kdpl.data.parallel import progress_bar
 from kdpl.data.reading import digest_names
 from kdpl.data.splits import Record
 from kdpl.errors import ArtifactError, ConfigError
+from kdpl.refinement.experts import Assigned, Evidence, assign
 from kdpl.refinement.pool_targets import POOL_TARGETS_FILE, Moved, PoolTargets
-from kdpl.refinement.refine import RefinementConfig, affinity, nearest, refine
+from kdpl.refinement.refine import RefinementConfig
 from kdpl.runtime.messages import inform
 from kdpl.targets import Target
 from kdpl.targets.inputs import TargetInputs
 from kdpl.tasks import MULTI_CLASS
 
-_FEW = 1  # labels a class up to which it helped in all that was measured: docs/targets.md
-_LEVEL = 0.05  # of the test: so often at most is it taken where it is no better
 _SHOWN = 60  # images that moved
 _FLOOR = 1e-3  # of probability, spread over all classes: assignments are nearly one-hot
 
@@ -32,12 +32,20 @@ _FLOOR = 1e-3  # of probability, spread over all classes: assignments are nearly
 class Refined(RefinementConfig, Target):
     """Mix of the teacher's prediction and assignment z, p ∝ teacher^(1−a) · z^a (docs/targets.md).
 
-    The unlabelled images are assigned to classes before the first step. The teacher's features are
-    normalised means over some views. Labelled images take part with their labels; so do validation
-    images without theirs, on which McNemar's exact test decides if the result is better. Written to
+    The unlabelled images are assigned to classes before the first step: the teacher's predictions
+    and those of a probe on an encoder's features, weighted by the labels, are refined on the pool.
+    Features are normalised means over some views. Labelled images take part with their labels;
+    validation images take part without theirs, which help to choose. Written to
     ``pool_targets.safetensors`` in the run's folder, it is read from there when the run is resumed.
-    Settings are those of ``RefinementConfig``.
+
+    Attributes:
+        encoder: Whose features probe, neighbours and Gaussians are of: ``tower``, those of the
+            first teacher's image tower before it projects them into the joint space, without
+            prompts; ``teacher``, the teachers' own, which a cache may have; or another CLIP or
+            network of timm, as for a student's ``clip``. Others are as of ``RefinementConfig``.
     """
+
+    encoder: ClipConfig | Literal["tower", "teacher"] = "tower"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,13 +76,13 @@ class Refined(RefinementConfig, Target):
             "class_vectors": _digest([vectors.vectors for vectors in inputs.teachers]),
             "pool": digest_of(inputs.pool),
             "labels": digest_names(known),
-            "settings": asdict(self),
+            "settings": json.loads(json.dumps(asdict(self))),
         }
         if not file.is_file():
             further, labels = _further_images(inputs)
-            features = self._features(inputs, further)
+            text, features = self._encode(inputs, further)
             inputs.on_first_process(
-                lambda: self._assign(inputs, features, labels, needed).save(file)
+                lambda: self._assign(inputs, text, features, labels, needed).save(file)
             )
 
         targets = PoolTargets.load(file)
@@ -107,52 +115,71 @@ class Refined(RefinementConfig, Target):
             rows[targets.images] = torch.arange(len(targets.images))
             self._rows = rows.to(device)
 
-    def _features(self, inputs: TargetInputs, further: Sequence[Record]) -> Tensor:
-        """The teachers' features side by side, of pool and further images, [N, D_1 + … + D_M]."""
-        sources, each = [record.source for record in further], []
-        for number in range(len(inputs.teachers)):
-            parts = [inputs.features(None, self.views, number)]
-            parts += [inputs.features(sources, self.views, number)] if sources else []
-            each.append(torch.cat(parts))
-        return torch.cat(each, dim=1)
+    def _encode(self, inputs: TargetInputs, further: Sequence[Record]) -> tuple[Tensor, Tensor]:
+        """Return the teachers' log probabilities and the encoder's features, [N, C] and [N, D].
+
+        They are of pool and further images.
+        """
+        sources = [record.source for record in further]
+        groups = [None, sources] if sources else [None]
+        teachers = range(len(inputs.teachers))
+        own = [
+            torch.cat([inputs.features(each, self.views, number) for each in groups])
+            for number in teachers
+        ]
+        features = torch.cat(own, dim=1)
+        text = MULTI_CLASS.log_probabilities(inputs.predict(features))
+        if self.encoder == "teacher":
+            return text, features
+
+        tower = (
+            inputs.tower()
+            if isinstance(self.encoder, str)
+            else load_image_clip(self.encoder).image_tower.to(inputs.device).eval()
+        )
+        resizing = tower.preprocessing.resizing
+        encoded = [inputs.encode(tower.pooled, resizing, each, self.views) for each in groups]
+        return text, torch.cat(encoded)
 
     def _assign(
-        self, inputs: TargetInputs, features: Tensor, known: list[int], needed: dict[str, Any]
+        self,
+        inputs: TargetInputs,
+        text: Tensor,
+        features: Tensor,
+        known: list[int],
+        needed: dict[str, Any],
     ) -> PoolTargets:
-        """Refine, and decide if students learn the result; ``known`` are labels, −1 for none."""
-        predicted = MULTI_CLASS.probabilities(inputs.predict(features))
-        features /= len(inputs.teachers) ** 0.5
+        """Assign the images, and decide if students learn that; ``known`` are labels, −1: none."""
         n, first = len(inputs.indices), len(features) - len(inputs.val)
         labels = torch.tensor(known, device=features.device)
-        shots = len(inputs.labeled) / max(len({record.label for record in inputs.labeled}), 1)
+        held_out = torch.full_like(labels, -1)
+        held_out[first:] = torch.tensor([record.label for record in inputs.val])
         with progress_bar() as progress:
             inform(
                 f"refining the predictions of {n} unlabelled images, {(labels >= 0).sum()} "
                 "labels are seen"
             )
-            neighbors = affinity(*nearest(features, self.neighbors, self.search))
-            task = progress.add_task("refinement", total=self.rounds)
-            z = refine(
-                *(features, predicted, neighbors, labels, self.for_shots(shots)),
-                lambda done: progress.update(task, completed=done),
+            task = progress.add_task("refinement", total=None)
+            assigned = assign(
+                Evidence(features, text, labels, held_out, trusted=not inputs.tuned),
+                self,
+                lambda done, total: progress.update(task, completed=done, total=total),
             )
 
-        truth = torch.tensor(
-            [record.label for record in inputs.val], device=z.device, dtype=torch.long
+        # how many images of the pool changed their class
+        before, after = (
+            MULTI_CLASS.labels(each[:n]).cpu() for each in (text, assigned.assignments)
         )
-        right = [(MULTI_CLASS.labels(each[first:]) == truth).float() for each in (predicted, z)]
-        before, after = (MULTI_CLASS.labels(each[:n]).cpu() for each in (predicted, z))
         classes = len(inputs.class_names)
         counts = [torch.bincount(each, minlength=classes) for each in (before, after)]
-        taken, reason = self._decide(right[0], right[1], counts, shots)
-
+        taken, reason = self._decide(assigned, counts)
         moved = torch.nonzero(before != after).flatten()
         shown = moved[torch.linspace(0, len(moved) - 1, min(_SHOWN, len(moved))).long()].tolist()
         return PoolTargets(
             **needed,
             share=self.share if taken else 0.0,
             reason=reason,
-            accuracy=(right[0].mean().item(), right[1].mean().item()) if len(truth) else None,
+            accuracy=assigned.right,
             before=tuple(counts[0].tolist()),
             after=tuple(counts[1].tolist()),
             moved=len(moved),
@@ -160,46 +187,22 @@ class Refined(RefinementConfig, Target):
                 Moved(int(inputs.indices[i]), int(before[i]), int(after[i])) for i in shown
             ),
             images=torch.from_numpy(np.asarray(inputs.indices)).long(),
-            assignments=z[:n].half().cpu(),
+            assignments=assigned.assignments[:n].half().cpu(),
         )
 
-    def _decide(
-        self, teacher: Tensor, refined: Tensor, counts: list[Tensor], shots: float
-    ) -> tuple[bool, str]:
-        """Decide on taking the assignments, by their accuracy on held-out images and by counts.
-
-        ``counts`` are those of the pool's images before and after, and ``shots`` the labelled
-        images a class.
-        """
-        n = len(teacher)
-        measured, p_value = "there are no held-out labels to measure it on", 1.0
-        if n:
-            gained, lost = (int((a > b).sum()) for a, b in ((refined, teacher), (teacher, refined)))
-            if gained:
-                # McNemar's exact test: were it no better, each image would be as probable on either
-                # side
-                p_value = binomtest(gained, gained + lost, alternative="greater").pvalue
-            after, before = (100 * each.mean() for each in (refined, teacher))
-            shares = (
-                f"{after:.1f} % of {n} validation images, "
-                f"the predictions before it on {before:.1f} %"
-            )
-            measured = f"it is right on {shares} ({gained} gained, {lost} lost, p = {p_value:.2g})"
+    def _decide(self, assigned: Assigned, counts: list[Tensor]) -> tuple[bool, str]:
+        """Decide on taking the assignments; ``counts`` are the pool's images before and after."""
+        what = assigned.describe()
         if self.mode == "always":
-            return True, f"taken, as mode is always; {measured}"
-        if n:
-            return (
-                (True, f"taken: {measured}")
-                if p_value <= _LEVEL
-                else (False, f"not taken: {measured}")
-            )
+            return True, f"taken, as mode is always: {what}"
+        if assigned.right is not None:
+            before, after = assigned.right
+            return after >= before, f"{'taken' if after >= before else 'not taken'}: {what}"
         emptied = int(((counts[0] > 0) & (counts[1] == 0)).sum())
-        if emptied:
+        if emptied and assigned.strength is None:
             left = f"{emptied} class{'es' if emptied > 1 else ''}"
-            return False, f"not taken: it leaves {left} without an image, and {measured}"
-        if shots > _FEW:
-            return False, f"not taken: {measured}, and with more than one label a class it may harm"
-        return True, f"taken: {measured}, and there is at most one label a class"
+            return False, f"not taken: it leaves {left} without an image, {what}"
+        return True, f"taken: {what}"
 
 
 def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int]]:

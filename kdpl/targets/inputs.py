@@ -9,8 +9,13 @@ import torch
 from torch import Tensor
 
 from kdpl.class_vectors import ClassVectors
+from kdpl.clip import ImageTower
 from kdpl.data.names import Indices, Names
 from kdpl.data.splits import Record
+from kdpl.runtime.resizing import Resizing
+
+Encoder = Callable[[Tensor], Tensor]
+"""Encodes images uint8 [B, 3, S, S] on the device into features [B, D]."""
 
 
 class FeatureFunction(Protocol):
@@ -28,6 +33,27 @@ class FeatureFunction(Protocol):
         ...
 
 
+class EncodeFunction(Protocol):
+    """Returns the features that an encoder of the caller's makes of images."""
+
+    def __call__(
+        self,
+        encoder: Encoder,
+        resizing: Resizing,
+        images: Sequence[str] | None,
+        views: int,
+    ) -> Tensor:
+        """Return normalised mean features over the first views of each image, float32 [N, D].
+
+        Args:
+            encoder: The encoder.
+            resizing: How it takes images.
+            images: As for ``FeatureFunction``.
+            views: Views of each image.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class TargetInputs:
     """Inputs of ``Target.prepare`` before the first step of a fit, the same on every process.
@@ -36,6 +62,7 @@ class TargetInputs:
         folder: The run's folder.
         resumes: Whether the fit resumes from a checkpoint.
         teachers: Class vectors of each teacher, the first one's first.
+        tuned: Whether a teacher was tuned on labels, so that it may have seen those of ``labeled``.
         class_names: The names of the C classes, by label.
         num_base: Number of base classes, which come first; None without such a split.
         pool: Sources of all unlabelled images.
@@ -44,6 +71,8 @@ class TargetInputs:
         labeled: Labelled training images of the classes that the teacher was tuned on.
         val: Validation images of these classes.
         features: Function that returns a teacher's features of images.
+        encode: Function that returns another encoder's features of images.
+        tower: Function that returns the first teacher's image tower, loading it if need be.
         predict: Function that returns the teachers' logits [N, C] of their features side by side,
             [N, D_1 + … + D_M].
         device: Where the targets are used.
@@ -53,6 +82,7 @@ class TargetInputs:
     folder: Path
     resumes: bool
     teachers: Sequence[ClassVectors]
+    tuned: bool
     class_names: tuple[str, ...]
     num_base: int | None
     pool: Names
@@ -60,6 +90,8 @@ class TargetInputs:
     labeled: Sequence[Record]
     val: Sequence[Record]
     features: FeatureFunction
+    encode: EncodeFunction
+    tower: Callable[[], ImageTower]
     predict: Callable[[Tensor], Tensor]
     device: torch.device
     on_first_process: Callable[[Callable[[], object]], None]

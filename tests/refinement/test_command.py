@@ -54,7 +54,7 @@ def test_a_second_start_says_that_it_is_done_and_changes_nothing(
     written, teacher_run, capsys, monkeypatch
 ):
     out, printed = written
-    monkeypatch.setattr(refined_target, "refine", None)
+    monkeypatch.setattr(refined_target, "assign", None)
     before = without_lock(out)
     assert main(["refine", *options(teacher_run, out)]) == 0
     said = capsys.readouterr()
@@ -70,7 +70,7 @@ def test_a_fit_learns_them_and_is_not_touched_afterwards(
     out = tmp_path / "student"
     out.mkdir()
     (out / POOL_TARGETS_FILE).write_bytes((written[0] / POOL_TARGETS_FILE).read_bytes())
-    monkeypatch.setattr(refined_target, "refine", None)
+    monkeypatch.setattr(refined_target, "assign", None)
     assert main(["fit", *options(teacher_run, out, REFINED, "--seed_everything=2")]) == 1
     error_line(
         capsys,
@@ -96,7 +96,7 @@ def test_interrupted_it_leaves_nothing_behind(teacher_run, tmp_path, monkeypatch
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(refined_target, "refine", interrupt)
+    monkeypatch.setattr(refined_target, "assign", interrupt)
     assert main(["refine", *options(teacher_run, tmp_path / "out")]) == 130
     assert not (tmp_path / "out").exists()
 

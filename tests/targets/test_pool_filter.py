@@ -131,7 +131,7 @@ def test_beside_a_cache_the_features_of_labelled_images_are_kept_and_no_teacher_
     assert len(list(cache.glob("labelled-*"))) == 1
 
     with monkeypatch.context() as patch:
-        patch.setattr(TunedPrompts, "load", None)
+        patch.setattr(TunedPrompts, "load_image_clip", None)
         second = cached(teacher_folder, tmp_path / "second", cache)
     assert second.losses == first.losses
     assert left_out(tmp_path / "second") == left_out(tmp_path / "first")

@@ -1,0 +1,348 @@
+"""Experts: the teacher's text and a probe on features, weighted by labels that neither saw.
+
+p ∝ Π_m p_m^{w_m}. The weights, the probe's strength and the refinement on the pool are chosen by
+predictions of labelled images that were held out of both. Pure tensors.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdpl.refinement.refine import RefinementConfig, affinity, nearest, refine
+from kdpl.tasks import MULTI_CLASS
+
+STRENGTHS = (30.0, 3.0, 300.0)
+"""Inverse regularisations of the probe that are tried; the first where nothing can be tried."""
+
+PRIOR = 1.0
+"""Penalty of half the squared distance of each weight from 1, beside the log loss of the images."""
+
+COST = 0.5
+"""Nats of log loss that an expert must save to have a weight (docs/targets.md)."""
+
+_FOLDS = 5
+
+
+class Probe(NamedTuple):
+    """Linear classifier of the S classes that its images were of.
+
+    Attributes:
+        weight: float [D, S].
+        bias: float [S].
+        classes: Their labels, int64 [S].
+    """
+
+    weight: Tensor
+    bias: Tensor
+    classes: Tensor
+
+    def log_probabilities(self, features: Tensor) -> Tensor:
+        """Return the logarithms of the probabilities of its classes, float [N, S]."""
+        return MULTI_CLASS.log_probabilities(features @ self.weight + self.bias)
+
+
+def standardize(features: Tensor) -> Tensor:
+    """Return features float [N, D] with mean 0 and, over all dimensions, variance 1 in sum."""
+    centered = features.float() - features.float().mean(dim=0)
+    scale = (centered.std(dim=0) + 1e-6) * features.shape[1] ** 0.5
+    return torch.div(centered, scale)
+
+
+def fit_probe(features: Tensor, labels: Tensor, strength: float) -> Probe:
+    """Fit a logistic regression: strength · Σ_i −log p_i(y_i) + ½ Σ w², the bias not penalised.
+
+    Args:
+        features: Features of labelled images, float [n, D].
+        labels: Their labels, [n].
+        strength: Inverse of the regularisation.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    seen = _classes_of(labels)
+    if len(seen) == 1:
+        return Probe(features.new_zeros(features.shape[1], 1), features.new_zeros(1), seen)
+    rows, basis = features.double(), None
+    if rows.shape[0] < rows.shape[1]:
+        # the weights of the minimum lie in the span of the images, which has fewer dimensions
+        left, values, basis = torch.linalg.svd(rows, full_matrices=False)
+        rows = left * values
+    model = LogisticRegression(C=strength, max_iter=1000, tol=1e-6)
+    model.fit(rows.cpu().numpy(), labels.cpu().numpy())
+    weight, bias = (
+        torch.from_numpy(each).to(rows.device) for each in (model.coef_.T, model.intercept_)
+    )
+    if len(seen) == 2:
+        # scikit-learn has the weights of the second class alone, against 0 of the first
+        weight, bias = (F.pad(each, (1, 0)) for each in (weight, bias))
+    weight = weight if basis is None else basis.T @ weight
+    return Probe(weight.to(features), bias.to(features), seen)
+
+
+def combine(text: Tensor, probe: Tensor, classes: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return the logarithms of p ∝ text^{w_0} · probe^{w_1} of all C classes, float [N, C].
+
+    Classes that no label is of keep the text's probability, and the others share the rest.
+
+    Args:
+        text: The teacher's log probabilities, float [N, C].
+        probe: Those of the probe's classes, float [N, S].
+        classes: Labels of these classes, [S].
+        weights: w of text and probe.
+    """
+    own = text[:, classes]
+    mixed = MULTI_CLASS.log_probabilities(weights[0] * own + weights[1] * probe)
+    return text.index_copy(1, classes, mixed + own.logsumexp(dim=1, keepdim=True))
+
+
+def fit_weights(log_probabilities: Tensor, labels: Tensor) -> tuple[tuple[float, ...], float]:
+    """Fit weights of experts by the log loss of predictions that did not see the labels.
+
+    Each set of experts minimises Σ_i −log p_i(y_i) + ``PRIOR`` / 2 · Σ_m (w_m − 1)² over w ≥ 0, a
+    convex problem. The set with the least value is taken, where each expert has to earn ``COST``;
+    the others have weight 0.
+
+    Args:
+        log_probabilities: Those of each expert, float [M, n, S].
+        labels: Labels among the S classes, [n].
+
+    Returns:
+        The weights [M], and the value of the set.
+    """
+    experts = log_probabilities.double().cpu().numpy()
+    y, images = labels.cpu().numpy(), np.arange(len(labels))
+
+    def fit(chosen: list[int]) -> tuple[list[float], float]:
+        def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            logits = np.tensordot(weights, experts[chosen], 1)
+            totals = logsumexp(logits, axis=1, keepdims=True)
+            residual = np.exp(logits - totals)
+            residual[images, y] -= 1
+            away = weights - 1
+            value = (totals[:, 0] - logits[images, y]).sum() + PRIOR / 2 * (away**2).sum()
+            return value, (experts[chosen] * residual).sum(axis=(1, 2)) + PRIOR * away
+
+        bounds = [(0, None)] * len(chosen)
+        found = minimize(loss, np.ones(len(chosen)), jac=True, method="L-BFGS-B", bounds=bounds)
+        weights = dict(zip(chosen, found.x.tolist(), strict=True))
+        value = float(found.fun) + COST * len(chosen)
+        return [weights.get(m, 0.0) for m in range(len(experts))], value
+
+    sets = [
+        list(each)
+        for n in range(1, len(experts) + 1)
+        for each in combinations(range(len(experts)), n)
+    ]
+    weights, value = min(map(fit, sets), key=lambda fitted: fitted[1])
+    return tuple(weights), value
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of N images, labelled, unlabelled, and for validation.
+
+    Attributes:
+        features: An encoder's features, float [N, D].
+        text: The teacher's log probabilities, float [N, C].
+        labels: Classes of labelled images, whose assignment stays the label, and −1, int64 [N].
+        held_out: Classes of validation images, whose labels only choose, and −1, int64 [N].
+        trusted: Whether the teacher has not seen the labels, as a zero-shot one; otherwise
+            validation images alone tell how good it is.
+    """
+
+    features: Tensor
+    text: Tensor
+    labels: Tensor
+    held_out: Tensor
+    trusted: bool
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """Assignments of images to classes, and how they were chosen.
+
+    Attributes:
+        assignments: Probabilities, float [N, C].
+        weights: Those of text and probe.
+        strength: The probe's; None without labels.
+        refinement: Settings of the refinement; None where the experts alone were better.
+        right: Shares of the images that chose on which the teacher and the result are right; None
+            without such images.
+        judges: Number of these images.
+    """
+
+    assignments: Tensor
+    weights: tuple[float, ...]
+    strength: float | None
+    refinement: RefinementConfig | None
+    right: tuple[float, float] | None
+    judges: int
+
+    def describe(self) -> str:
+        """Return the choice and how good it is, as a clause."""
+        parts = []
+        if self.strength is not None:
+            text, probe = self.weights
+            parts.append(f"weights {text:.2f} of the teacher, {probe:.2f} of the probe")
+        if self.refinement is None:
+            parts.append("not refined, as that was no better")
+        else:
+            own = self.refinement
+            parts.append(f"refined with ω {own.likelihood}, γ {own.graph}, λ {own.prior}")
+        if self.right is None:
+            parts.append("there are no labels to measure it on")
+        else:
+            before, after = (100 * share for share in self.right)
+            parts.append(
+                f"right on {after:.1f} % of {self.judges} labelled images that it had not seen, "
+                f"the teacher on {before:.1f} %"
+            )
+        return "; ".join(parts)
+
+
+class _Split(NamedTuple):
+    """Labels [N] that experts may see, and images that judge them, which may not be of these."""
+
+    labels: Tensor
+    judges: Tensor
+
+
+def assign(
+    evidence: Evidence,
+    config: RefinementConfig,
+    on_step: Callable[[int, int], object] = lambda done, total: None,  # noqa: ARG005
+) -> Assigned:
+    """Assign images to classes by the experts, refined on all images where that is better.
+
+    Each labelled image judges experts and refinements that were made without its label, in five
+    folds, and each validation image those that were made of all labels. Probe and weights are
+    those of the least log loss, the refinement is that of the most images that are right.
+
+    Args:
+        evidence: What is known.
+        config: Settings of the refinement, of which ``candidates`` are tried.
+        on_step: Called with the number of refinements done, and of all.
+    """
+    splits = _splits(evidence)
+    features = standardize(evidence.features)
+    unit = F.normalize(features, dim=1)
+    neighbors = affinity(*nearest(unit, config.neighbors, config.search))
+
+    # the experts, weighted
+    strength, weights, predictions = _experts(evidence, splits, features)
+
+    # refinements of their predictions, and these themselves
+    shots = _per_class(evidence.labels)
+    tried: list[RefinementConfig | None] = [*config.candidates(shots)]
+    judged = [split for split in splits if len(split.judges)]
+    if config.mode == "auto" and judged:
+        tried.append(None)
+    else:
+        tried = tried[:1]
+    total = len(tried) * len(splits)
+    truth = torch.where(evidence.labels >= 0, evidence.labels, evidence.held_out)
+    results, right = [], []
+    for number, candidate in enumerate(tried):
+        hits = 0
+        for k, (split, predicted) in enumerate(zip(splits, predictions, strict=True)):
+            z = _refined(unit, predicted, neighbors, split.labels, candidate)
+            hits += int((MULTI_CLASS.labels(z[split.judges]) == truth[split.judges]).sum())
+            on_step(number * len(splits) + k + 1, total)
+        results.append(z)  # of the last split, which has all labels
+        right.append(hits)
+    best = right.index(max(right))
+
+    judges = torch.cat([split.judges for split in splits])
+    shares = None
+    if len(judges):
+        before = MULTI_CLASS.labels(evidence.text[judges]) == truth[judges]
+        shares = before.float().mean().item(), right[best] / len(judges)
+    return Assigned(results[best], weights, strength, tried[best], shares, len(judges))
+
+
+def _experts(
+    evidence: Evidence, splits: list[_Split], features: Tensor
+) -> tuple[float | None, tuple[float, ...], list[Tensor]]:
+    """Return strength, weights, and the weighted predictions [N, C] of each split."""
+    seen = _classes_of(evidence.labels)
+    if not len(seen):
+        return None, (1.0,), [MULTI_CLASS.probabilities(evidence.text) for _ in splits]
+    truth = torch.where(evidence.labels >= 0, evidence.labels, evidence.held_out)
+    judges = [split.judges[torch.isin(truth[split.judges], seen)] for split in splits]
+    any_judges = sum(map(len, judges)) > 0
+
+    def fitted(strength: float) -> list[Tensor]:
+        known = [split.labels >= 0 for split in splits]
+        probes = [
+            fit_probe(features[rows], split.labels[rows], strength)
+            for rows, split in zip(known, splits, strict=True)
+        ]
+        return [probe.log_probabilities(features) for probe in probes]
+
+    # the least log loss on images that the experts have not seen
+    options = []
+    for strength in STRENGTHS if any_judges else STRENGTHS[:1]:
+        probes = fitted(strength)
+        weights: tuple[float, ...] = (1.0, 1.0)
+        loss = 0.0
+        if any_judges:
+            rows = torch.cat(judges)
+            text = MULTI_CLASS.log_probabilities(evidence.text[rows][:, seen])
+            probe = torch.cat([each[of] for each, of in zip(probes, judges, strict=True)])
+            labels = torch.searchsorted(seen, truth[rows])
+            weights, loss = fit_weights(torch.stack([text, probe]), labels)
+        options.append((loss, strength, weights, probes))
+    _, strength, weights, probes = min(options, key=lambda option: option[0])
+    mixed = [combine(evidence.text, probe, seen, weights).exp() for probe in probes]
+    return strength, weights, mixed
+
+
+def _refined(
+    unit: Tensor,
+    predicted: Tensor,
+    neighbors: Tensor,
+    labels: Tensor,
+    config: RefinementConfig | None,
+) -> Tensor:
+    """Refine predictions [N, C] with these settings; None only sets the labelled images' labels."""
+    known = labels >= 0
+    predicted = predicted.clone()
+    predicted[known] = F.one_hot(labels[known], predicted.shape[1]).to(predicted)
+    return predicted if config is None else refine(unit, predicted, neighbors, labels, config)
+
+
+def _splits(evidence: Evidence) -> list[_Split]:
+    """The folds of the labels, unless the teacher has seen them; last, all labels."""
+    labels = evidence.labels
+    whole = _Split(labels, torch.nonzero(evidence.held_out >= 0).flatten())
+    if not evidence.trusted or not (labels >= 0).any():
+        return [whole]
+    # the place of each image within its class, by a feature and not by the order of the images; a
+    # class with one image has none to spare
+    known = torch.nonzero(labels >= 0).flatten()
+    known = known[evidence.features[known, 0].argsort()]
+    one_hot = F.one_hot(labels[known])
+    places = (one_hot.cumsum(dim=0) * one_hot).sum(dim=1) - 1
+    spare = (one_hot.sum(dim=0) > 1)[labels[known]]
+    folds = torch.full_like(labels, -1)
+    folds[known[spare]] = places[spare] % _FOLDS
+    parts = [torch.nonzero(folds == fold).flatten() for fold in range(_FOLDS)]
+    return [*(_Split(labels.index_fill(0, part, -1), part) for part in parts if len(part)), whole]
+
+
+def _classes_of(labels: Tensor) -> Tensor:
+    """The classes that there are labels of, in order; −1 is none."""
+    return torch.nonzero(torch.bincount(labels[labels >= 0])).flatten()
+
+
+def _per_class(labels: Tensor) -> float:
+    """Labelled images a class, of the classes that have any."""
+    return int((labels >= 0).sum()) / max(len(_classes_of(labels)), 1)

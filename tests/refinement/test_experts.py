@@ -1,0 +1,287 @@
+"""Experts: a probe beside the teacher's text, weighted by labels that neither saw."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from torch.nn import functional as F
+
+from kdpl.refinement import experts
+from kdpl.refinement.experts import (
+    COST,
+    PRIOR,
+    Evidence,
+    assign,
+    combine,
+    fit_probe,
+    fit_weights,
+    standardize,
+)
+from kdpl.refinement.refine import RefinementConfig, affinity, nearest, refine
+
+CLASSES = 4
+
+
+def world(images=160, width=12, shots=5, seed=0, text=1.0, spread=1.1):
+    """Gaussian classes, of which ``shots`` images each are labelled; returns evidence and all true classes."""
+    draw = torch.Generator().manual_seed(seed)
+    truth = torch.arange(images) % CLASSES
+    centres = torch.randn(CLASSES, width, generator=draw)
+    features = centres[truth] + spread * torch.randn(images, width, generator=draw)
+    logits = text * F.one_hot(truth, CLASSES) + torch.randn(images, CLASSES, generator=draw)
+    labels = torch.where(torch.arange(images) < shots * CLASSES, truth, -1)
+    return Evidence(
+        features, logits.log_softmax(dim=1), labels, torch.full_like(labels, -1), trusted=True
+    ), truth
+
+
+def accuracy(scores, truth, evidence):
+    free = evidence.labels < 0
+    return (scores.argmax(dim=1) == truth)[free].float().mean().item()
+
+
+@pytest.mark.parametrize(("images", "strength"), [(160, 3.0), (160, 300.0), (9, 30.0)])
+def test_the_probe_is_scikit_learns_logistic_regression(images, strength):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    evidence, truth = world(width=20)
+    rows = slice(0, images)
+    probe = fit_probe(evidence.features[rows], truth[rows], strength)
+    plain = linear_model.LogisticRegression(C=strength, max_iter=20_000, tol=1e-9)
+    plain.fit(evidence.features[rows].double().numpy(), truth[rows].numpy())
+    expected = plain.predict_proba(evidence.features.double().numpy())
+    assert probe.classes.tolist() == plain.classes_.tolist()
+    assert np.abs(probe.log_probabilities(evidence.features).exp().numpy() - expected).max() < 1e-3
+
+
+def test_a_probe_of_two_classes_and_of_one():
+    evidence, truth = world(width=20)
+    for classes in (2, 1):
+        rows = truth < classes
+        probe = fit_probe(evidence.features[rows], truth[rows], 10.0)
+        assert probe.classes.tolist() == [*range(classes)]
+        predicted = probe.log_probabilities(evidence.features[rows])
+        assert predicted.shape == (40 * classes, classes)
+        assert (predicted.argmax(dim=1) == truth[rows]).float().mean() > 0.9
+
+
+def test_experts_are_multiplied_and_classes_without_a_label_keep_their_probability():
+    draw = torch.Generator().manual_seed(0)
+    text = torch.randn(7, 5, generator=draw).log_softmax(dim=1)
+    classes = torch.tensor([0, 2, 3])
+    probe = torch.randn(7, 3, generator=draw).log_softmax(dim=1)
+    made = combine(text, probe, classes, (0.3, 1.7)).exp()
+    for row, own, other in zip(made, text.exp(), probe.exp(), strict=True):
+        products = [own[c] ** 0.3 * other[i] ** 1.7 for i, c in enumerate(classes)]
+        mass = own[classes].sum()
+        for i, c in enumerate(classes):
+            assert row[c].item() == pytest.approx(
+                (mass * products[i] / sum(products)).item(), abs=1e-6
+            )
+        assert row[[1, 4]].tolist() == pytest.approx(own[[1, 4]].tolist(), abs=1e-6)
+
+
+def test_weights_minimise_log_loss_and_penalty():
+    evidence, truth = world()
+    other = torch.randn(160, CLASSES, generator=torch.Generator().manual_seed(9)).log_softmax(dim=1)
+    both = torch.stack([evidence.text, other])
+
+    def loss(weights):
+        logits = sum(w * each.double() for w, each in zip(weights, both, strict=True))
+        log_loss = sum(
+            -(row - row.exp().sum().log())[y] for row, y in zip(logits, truth, strict=True)
+        )
+        return log_loss.item() + PRIOR / 2 * sum((w - 1) ** 2 for w in weights)
+
+    weights, least = fit_weights(both, truth)
+    # the noise does not earn its cost, and the text alone is as good as the least along its axis
+    assert least == pytest.approx(loss(weights) - PRIOR / 2 + COST, rel=1e-6)
+    assert weights[1] == 0
+    for i in range(2):  # convex: no better along either axis
+        along = minimize_scalar(
+            lambda w, i=i: loss([w if j == i else each for j, each in enumerate(weights)]),
+            bounds=(0, 5),
+            method="bounded",
+        )
+        saved = 0 if i == 0 else COST
+        assert along.fun >= loss(weights) - saved - PRIOR / 2 - 1e-4
+
+
+def test_an_expert_that_saves_less_than_its_cost_has_no_weight(monkeypatch):
+    evidence, truth = world(shots=6)
+    other = (0.3 * F.one_hot(truth, CLASSES) + torch.randn(160, CLASSES)).log_softmax(dim=1)
+    both = torch.stack([evidence.text, other])
+    monkeypatch.setattr(experts, "COST", 0.0)
+    free = fit_weights(both, truth)
+    alone = fit_weights(both[:1], truth)
+    assert free[0][1] > 0
+    monkeypatch.setattr(experts, "COST", alone[1] - free[1] + 0.01)
+    assert fit_weights(both, truth)[0] == (alone[0][0], 0.0)
+    monkeypatch.setattr(experts, "COST", alone[1] - free[1] - 0.01)
+    assert fit_weights(both, truth)[0] == pytest.approx(free[0])
+
+
+def plainly(evidence, config, strength, weights):
+    """All folds by hand: what each refinement, and none, is right on, and its assignments with all labels."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    x = standardize(evidence.features)
+    unit = F.normalize(x, dim=1)
+    neighbors = affinity(*nearest(unit, config.neighbors))
+    labeled = sorted(
+        torch.nonzero(evidence.labels >= 0).flatten().tolist(),
+        key=lambda i: evidence.features[i, 0],
+    )
+    folds, places = {}, {}
+    for i in labeled:
+        y = int(evidence.labels[i])
+        folds[i] = places.setdefault(y, 0) % 5
+        places[y] += 1
+
+    def predicted(held_out, settings):
+        seen = [i for i in labeled if i not in held_out]
+        probe = linear_model.LogisticRegression(C=strength, max_iter=20_000, tol=1e-9)
+        probe.fit(x[seen].double().numpy(), evidence.labels[seen].numpy())
+        logs = torch.tensor(probe.predict_log_proba(x.double().numpy())).float()
+        mixed = (weights[0] * evidence.text + weights[1] * logs).softmax(dim=1)
+        known = torch.full_like(evidence.labels, -1)
+        known[seen] = evidence.labels[seen]
+        mixed[seen] = F.one_hot(evidence.labels[seen], CLASSES).float()
+        return mixed if settings is None else refine(unit, mixed, neighbors, known, settings)
+
+    right, results = [], []
+    for settings in (*config.candidates(len(labeled) / CLASSES), None):
+        hits = 0
+        for fold in range(5):
+            held_out = [i for i in labeled if folds[i] == fold]
+            z = predicted(held_out, settings)
+            hits += int((z[held_out].argmax(dim=1) == evidence.labels[held_out]).sum())
+        right.append(hits)
+        results.append(predicted([], settings))
+    return right, results
+
+
+def test_all_folds_and_the_result_are_those_of_a_plain_implementation():
+    evidence, _ = world(shots=6)
+    config = RefinementConfig(neighbors=4, rounds=4)
+    made = assign(evidence, config)
+    right, results = plainly(evidence, config, made.strength, made.weights)
+    best = right.index(max(right))
+    assert made.judges == 24
+    assert made.right[1] == right[best] / 24
+    assert (made.assignments - results[best]).abs().max() < 2e-3
+
+
+def test_no_label_judges_what_saw_it(monkeypatch):
+    evidence, _ = world(shots=3)
+    seen = []
+    fit = fit_probe
+
+    def watched(features, labels, strength):
+        seen.append({tuple(row) for row in features.tolist()})
+        return fit(features, labels, strength)
+
+    monkeypatch.setattr(experts, "fit_probe", watched)
+    assign(evidence, RefinementConfig(rounds=1))
+    rows = {tuple(row) for row in standardize(evidence.features)[:12].tolist()}
+    folds = [rows - each for each in seen[:4]]
+    assert [len(fold) for fold in folds] == [4, 4, 4, 0]
+    assert set().union(*folds) == rows
+
+
+def test_the_order_of_the_images_does_not_matter():
+    evidence, _ = world(shots=4)
+    order = torch.randperm(160, generator=torch.Generator().manual_seed(3))
+    rows = {
+        name: getattr(evidence, name)[order] for name in ("features", "text", "labels", "held_out")
+    }
+    first, second = (
+        assign(each, RefinementConfig()) for each in (evidence, replace(evidence, **rows))
+    )
+    assert first.weights == pytest.approx(second.weights, abs=1e-4)
+    assert first.refinement == second.refinement
+    assert (first.assignments[order] - second.assignments).abs().max() < 1e-3
+
+
+def test_without_labels_the_teachers_predictions_are_refined():
+    evidence, _ = world(shots=0)
+    made = assign(evidence, RefinementConfig())
+    unit = F.normalize(standardize(evidence.features), dim=1)
+    (settings,) = RefinementConfig().candidates(0)
+    expected = refine(unit, evidence.text.exp(), affinity(*nearest(unit, 5)), None, settings)
+    assert (made.assignments - expected).abs().max() < 1e-5
+    assert (made.strength, made.weights, made.right) == (None, (1.0,), None)
+
+
+def test_a_tuned_teacher_is_judged_by_validation_images_alone():
+    evidence, truth = world(shots=5)
+    tuned = replace(evidence, trusted=False)
+    unjudged = assign(tuned, RefinementConfig())
+    assert (unjudged.weights, unjudged.right, unjudged.judges) == ((1.0, 1.0), None, 0)
+    assert unjudged.refinement == RefinementConfig().candidates(5)[0]
+
+    held_out = torch.where(torch.arange(160) >= 140, truth, -1)
+    judged = assign(replace(tuned, held_out=held_out), RefinementConfig())
+    assert judged.judges == 20
+    assert judged.weights != (1.0, 1.0)
+    assert (judged.assignments[140:].argmax(dim=1) != truth[140:]).any() or judged.right[1] == 1
+
+
+def test_a_class_with_one_label_is_never_without_it():
+    evidence, _ = world(shots=3)
+    labels = evidence.labels.clone()
+    labels[[4, 8]] = -1  # class 0 has one label left
+    made = assign(replace(evidence, labels=labels), RefinementConfig(rounds=2))
+    assert made.judges == 9
+    assert made.assignments[0].tolist() == [1, 0, 0, 0]
+
+
+def test_classes_of_no_label_are_left_to_the_teacher():
+    evidence, truth = world(shots=5, text=3.0)
+    labels = torch.where(evidence.labels < 2, evidence.labels, -1)
+    made = assign(replace(evidence, labels=labels), RefinementConfig())
+    novel = truth >= 2
+    assert (made.assignments.argmax(dim=1) == truth)[novel].float().mean() > 0.85
+
+
+def mean_weights(draws, **null):
+    rows = []
+    for seed in range(draws):
+        evidence, truth = world(images=200, shots=8, seed=seed, text=3.0, spread=1.4)
+        draw = torch.Generator().manual_seed(seed)
+        if "text" in null:
+            evidence = replace(evidence, text=evidence.text[torch.randperm(200, generator=draw)])
+        if "features" in null:
+            evidence = replace(
+                evidence, features=torch.randn(evidence.features.shape, generator=draw)
+            )
+        made = assign(evidence, RefinementConfig())
+        probe = fit_probe(standardize(evidence.features)[:32], truth[:32], made.strength)
+        alone = probe.log_probabilities(standardize(evidence.features))
+        scores = [
+            accuracy(each, truth, evidence) for each in (evidence.text, alone, made.assignments)
+        ]
+        rows.append([*made.weights, *scores])
+    return np.mean(rows, axis=0)
+
+
+def test_a_useless_expert_gets_a_weight_near_0_and_costs_at_most_a_point():
+    for null, useless in (({"text": True}, 0), ({"features": True}, 1)):
+        *weights, text, probe, result = mean_weights(10, **null)
+        assert weights[useless] < 0.1
+        assert weights[1 - useless] > 1
+        assert result >= max(text, probe) - 0.01
+
+
+def test_each_weight_that_is_set_is_the_only_one_tried():
+    pairs = itertools.product(
+        (0, 4), ({}, {"graph": 1.0}, {"graph": 1.0, "likelihood": 0.2, "prior": 0.5})
+    )
+    for shots, own in pairs:
+        for each in RefinementConfig(**own).candidates(shots):
+            assert all(getattr(each, name) == value for name, value in own.items())
+            assert None not in (each.graph, each.likelihood, each.prior)
+        assert len(RefinementConfig(**own).candidates(shots)) == (
+            1 if len(own) == 3 or not shots else 2
+        )
