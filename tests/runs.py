@@ -17,6 +17,7 @@ from PIL import Image
 import kdpl.cli.fit
 from kdpl.__main__ import main
 from kdpl.callbacks.throughput import Throughput
+from kdpl.classifier.sources import Item
 from kdpl.runtime.loggers import read_metrics
 from kdpl.runtime.run_folder import METRICS_FILE
 
@@ -240,3 +241,17 @@ def reachable(value, seen=None):
     for child in children:
         reachable(child, seen)
     return seen
+
+
+def interrupt_predict(monkeypatch, at):
+    """Raise KeyboardInterrupt as predict opens the image of this number; returns the images so far."""
+    plain, calls = Item.open, []
+
+    def stops(item, decoding):
+        calls.append(item)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return plain(item, decoding=decoding)
+
+    monkeypatch.setattr(Item, "open", stops)
+    return calls

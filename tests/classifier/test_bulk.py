@@ -11,12 +11,11 @@ import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
-from runs import rows_of
+from runs import interrupt_predict, rows_of
 from zoo import odd_photo
 
 from kdpl import Classifier
 from kdpl.__main__ import main
-from kdpl.classifier.sources import Item
 from kdpl.data.decoding import PUBLISHED, Decoding, open_image
 from kdpl.data.readers.digits import open_digit
 
@@ -78,20 +77,6 @@ def test_a_killed_command_resumes_with_each_image_once_in_order(
     assert not partial.exists()
 
 
-def interrupt(monkeypatch, at):
-    """Raise KeyboardInterrupt as the image of this number is opened; returns the images so far."""
-    plain, calls = Item.open, []
-
-    def stops(item, decoding):
-        calls.append(item)
-        if len(calls) == at:
-            raise KeyboardInterrupt
-        return plain(item, decoding=decoding)
-
-    monkeypatch.setattr(Item, "open", stops)
-    return calls
-
-
 def test_a_finished_table_stays(classifier, pictures, tmp_path, capsys):
     out = tmp_path / "table.jsonl"
     assert predict(classifier, pictures, out) == 0
@@ -105,7 +90,7 @@ def test_a_finished_table_stays(classifier, pictures, tmp_path, capsys):
 def test_an_interrupted_table_is_resumed_by_the_same_job_alone(
     classifier, pictures, tmp_path, monkeypatch, capsys
 ):
-    out, calls = tmp_path / "table.jsonl", interrupt(monkeypatch, at=30)
+    out, calls = tmp_path / "table.jsonl", interrupt_predict(monkeypatch, at=30)
     so_far, options = tmp_path / "table.jsonl.partial", ("--batch-size=2", "--workers=1")
     assert predict(classifier, pictures, out, *options) == 130
     assert f"the predictions so far are kept in {so_far}" in capsys.readouterr().err
@@ -192,7 +177,7 @@ def test_embeddings_are_the_encoders_features(
     out, loaded = tmp_path / name, Classifier.load(classifier)
     options = ("--embeddings", "--batch-size=7", "--workers=1")
     with monkeypatch.context() as patch:
-        interrupt(patch, at=50)
+        interrupt_predict(patch, at=50)
         assert predict(classifier, pictures, out, *options) == 130
     assert predict(classifier, pictures, out, *options) == 0
     assert "resuming after" in capsys.readouterr().err

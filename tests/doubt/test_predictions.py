@@ -266,7 +266,7 @@ def test_predict_leaves_the_class_of_a_rejected_image_empty_and_lists_sets(folde
 
 
 def test_predict_keeps_the_error_for_each_class_and_names_those_that_are_always_rejected(
-    folder, photos, capsys
+    folder, photos, capsys, monkeypatch
 ):
     read, paths = Classifier.load(folder), sorted(map(str, photos.rglob("*.png")))[::10]
     of_paths = [row[0].class_name for row in read.predict(paths)]
@@ -290,17 +290,27 @@ def test_predict_keeps_the_error_for_each_class_and_names_those_that_are_always_
         "--max-error=5%",
         "--per-class",
         f"--out={folder.parent}/t.csv",
+        "--batch-size=2",
+        "--workers=1",
     ]
-    assert main(arguments) == main(arguments) == 0
+    with monkeypatch.context() as patch:
+        runs.interrupt_predict(patch, at=15)
+        assert main(arguments) == 130
+    assert main(arguments) == 0
+    assert "resuming after" in capsys.readouterr().err
 
 
-def test_a_table_is_resumed_only_by_the_same_rule(folder, photos, capsys):
+def test_a_table_is_resumed_only_by_the_same_rule(folder, photos, capsys, monkeypatch):
     out = folder.parent / "table.csv"
     arguments = ["predict", str(folder), str(photos / "one"), f"--out={out}"]
-    assert main([*arguments, "--calibrated"]) == 0
-    assert main([*arguments, "--calibrated"]) == 0
+    arguments += ["--batch-size=2", "--workers=1"]
+    with monkeypatch.context() as patch:
+        runs.interrupt_predict(patch, at=15)
+        assert main([*arguments, "--calibrated"]) == 130
     capsys.readouterr()
-    runs.refused(capsys, main(arguments), "may differ in rule")
+    runs.refused(capsys, main(arguments), f"{out}.partial is of another classifier, other images")
+    assert main([*arguments, "--calibrated"]) == 0
+    assert "resuming after" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
