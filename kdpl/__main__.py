@@ -1,6 +1,7 @@
 """``python -m kdpl``: dispatch commands, each of which is imported only when it is called."""
 
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -45,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(requeued, file=sys.stderr)
         return slurm.REQUEUED
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, BrokenPipeError):
-            # nothing reads the output, as behind head; Python would say so once more at exit
+        if isinstance(error, BrokenPipeError) and not _is_read(sys.stdout.fileno()):
+            # as behind head; Python would say so once more at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _PIPE_CLOSED
         message = None if debug else faults.sentence(error)
@@ -64,6 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             # this process is about to end: whoever ends a job or a group of processes may ask for
             # it once more
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _is_read(file: int) -> bool:
+    """Return whether something reads an open file; other pipes may have broken."""
+    watch = select.poll()
+    watch.register(file, select.POLLOUT)
+    return not any(event & select.POLLERR for _, event in watch.poll(0))
 
 
 def _run(args: list[str]) -> int:

@@ -74,8 +74,11 @@ def test_an_error_is_one_line_unless_debug_asks_for_its_traceback(
             main(args)
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError(), OSError(5, "no file")])
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError(), BrokenPipeError(32, "Broken pipe"), OSError(5, "no file")]
+)
 def test_a_bug_is_not_hidden(error, monkeypatch):
     raising(monkeypatch, error)
+    monkeypatch.setattr("kdpl.__main__._is_read", lambda _: True)
     with pytest.raises(type(error)):
         main(["fit"])
