@@ -5,6 +5,7 @@ optimiser and progress, the state of callbacks, and what modules and callbacks a
 ``on_save_checkpoint``: fingerprints of CLIP and teachers, and the views.
 """
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,11 @@ class CheckpointFiles(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         """Write a checkpoint; called on one process."""
-        # torch's own writer raises an error without a number on a full disk
-        with atomic_path(Path(path)) as temporary, temporary.open("wb", buffering=0) as file:
-            torch.save(checkpoint, file)
+        # not by torch, whose error of a full disk has no number
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with atomic_path(Path(path)) as temporary:
+            temporary.write_bytes(content.getbuffer())
 
 
 def require_intact(file: Path) -> None:

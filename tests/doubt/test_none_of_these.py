@@ -96,7 +96,7 @@ def test_predict_adds_the_column_if_asked_to(folder, pictures, tmp_path, capsys)
     expected = none_of_these(Classifier.load(folder), pictures).tolist()
     assert [float(row["unknown"]) for row in rows] == pytest.approx(expected, abs=1e-4)
     capsys.readouterr()
-    runs.refused(capsys, main([*command, f"--out={tmp_path}/t.csv"]), "may differ in rule")
+    runs.refused(capsys, main([*command, f"--out={tmp_path}/t.csv"]), "exists already")
     (tmp_path / "more").touch()
     runs.refused(
         capsys,
@@ -179,7 +179,7 @@ def fitted(folder, images=40, **negatives):
         Image.fromarray(each.permute(1, 2, 0).numpy())
         for each in world.images_of(torch.arange(images), seed=2)
     ]
-    domain.pool = SimpleNamespace(sample=lambda n: pool[:n], left_out=())
+    domain.pool = SimpleNamespace(sample=lambda n: pool[:n], left_out=(), unseen=())
     domain.splits = SimpleNamespace(train=pool, open_image=lambda image: image)
     world.fit(world.make_student(folder), folder, domain=domain)
     return Classifier.load(folder / "classifier")
