@@ -11,9 +11,17 @@ from kdpl.errors import ConfigError
 
 
 def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
-    """Return the weights w_e ∝ N(e; mean, std) of epochs e = 1..epochs, which sum to 1."""
+    """Return the weights w_e ∝ N(e; mean, std) of epochs e = 1..epochs, which sum to 1.
+
+    A ConfigError if all are 0.
+    """
     densities = [math.exp(-0.5 * ((e - mean) / std) ** 2) for e in range(1, epochs + 1)]
     total = sum(densities)
+    if total == 0:
+        raise ConfigError(
+            f"prompt averaging around epoch {mean} ± {std} has no weight in epochs 1 to {epochs}: "
+            "set averaging.mean within the training"
+        )
     return [d / total for d in densities]
 
 

@@ -22,11 +22,18 @@ def test_weights_are_the_normal_density_and_sum_to_one(epochs, mean, std):
     assert weights == pytest.approx((expected / expected.sum()).tolist(), rel=1e-12)
 
 
-def test_an_average_over_an_unknown_number_of_epochs_is_refused_before_the_first_step(tmp_path):
+@pytest.mark.parametrize(
+    ("epochs", "mean", "match"),
+    [
+        (20, 500, "around epoch 500 ± 1 has no weight in epochs 1 to 20"),
+        (-1, 15, "set trainer.max_epochs"),
+    ],
+)
+def test_an_average_that_cannot_be_is_refused_before_the_first_step(epochs, mean, match, tmp_path):
     none = PromptConfig(depth=0)
-    clip, averaging = ClipConfig("test-student", world.TAG), AveragingConfig(mean=15, std=1)
+    clip, averaging = ClipConfig("test-student", world.TAG), AveragingConfig(mean, std=1)
     teacher = TeacherPromptTuning(
         clip, vision_prompts=PromptConfig(2, 1), text_prompts=none, averaging=averaging
     )
-    with world.refused(ConfigError, "set trainer.max_epochs"):
-        world.fit(teacher, tmp_path, -1, [world.NoStep()], max_steps=5)
+    with world.refused(ConfigError, match):
+        world.fit(teacher, tmp_path, epochs, [world.NoStep()], max_steps=5)
