@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from benchmarks.measuring import alternate, median, peak_memory
 from benchmarks.settings import Settings
+from kdpl.refinement.experts import Evidence, assign
 from kdpl.refinement.refine import RefinementConfig, affinity, nearest, refine
 
-_CONFIG = RefinementConfig(rounds=3, likelihood=0.3)
+_CONFIG = RefinementConfig(rounds=3, likelihood=0.3, graph=3.0, prior=0.3)
 _SHARPNESS = 60.0
 
 Measured = tuple[str, float, str, float | None, float | None]
@@ -59,7 +60,7 @@ def refinements(settings: Settings) -> list[Measured]:
 
 def _measured(settings: Settings) -> list[Measured]:
     settings.prepare()
-    return [*_large(settings), *_small(settings)]
+    return [*_large(settings), *_small(settings), *_experts(settings)]
 
 
 def _large(settings: Settings) -> Iterator[Measured]:
@@ -137,3 +138,24 @@ def _small(settings: Settings) -> Iterator[Measured]:
         None,
         1e-3,
     )
+
+
+def _experts(settings: Settings) -> Iterator[Measured]:
+    images, classes, width = (300, 5, 32) if settings.small else (10_000, 100, 1280)
+    device = settings.torch_device
+    features, predictions = (each.to(device) for each in pool(images, classes, width))
+    # the classes of the pool come in turns, so that the first images are 16 of each
+    numbers = torch.arange(images, device=device)
+    labels = torch.where(numbers < 16 * classes, numbers % classes, -1)
+    evidence = Evidence(features, predictions.log(), labels, torch.full_like(labels, -1), True)
+    seconds: list[float] = []
+
+    def run() -> None:
+        start = time.perf_counter()
+        assign(evidence, RefinementConfig())
+        seconds.append(time.perf_counter() - start)
+
+    peak = peak_memory(lambda: run, device)["peak"]
+    name = f"experts and refinement of {images:,} images of {classes:,} classes, 16 labels each"
+    yield f"{name}: all folds", seconds[-1], "s", None, 300.0
+    yield f"{name}: peak memory", peak / 1e9, "GB", None, 3.0

@@ -163,8 +163,11 @@ class StudentDistillation(ClassifyingModule):
     def training_step(self, batch: UnlabeledBatch, batch_idx: int) -> Tensor:
         """Compute the loss on unlabelled images."""
         # what the teacher makes of the views, now or from its cache, and the target of that
-        teacher_features = self.teachers.features_of(batch, self.resizing)
-        target_logits = self.target.logits(self.teachers.logits(teacher_features), batch.indices)
+        teacher_features = predicted = batch.images.new_empty(0)
+        if self.target.uses_teacher:
+            teacher_features = self.teachers.features_of(batch, self.resizing)
+            predicted = self.teachers.logits(teacher_features)
+        target_logits = self.target.logits(predicted, batch.indices)
 
         # the student on the same views
         features = self.encoder(batch.images)

@@ -94,7 +94,7 @@ def test_operations_are_counted_by_the_book_and_not_run():
 
 def test_dense_matrices_refine_to_what_kdpl_does():
     features, predictions = refinement.pool(200, 6, 16)
-    config = RefinementConfig(neighbors=4, likelihood=0.2, rounds=2)
+    config = RefinementConfig(neighbors=4, likelihood=0.2, rounds=2, graph=3.0, prior=0.3)
     found = refine(features, predictions, affinity(*nearest(features, 4)), None, config)
     assert (refinement.dense(features, predictions, config) - found).abs().max() < 1e-5
     assert (found.argmax(dim=1) != predictions.argmax(dim=1)).any()

@@ -7,7 +7,7 @@ predictions of labelled images that were held out of both. Pure tensors.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from kdpl.tasks import MULTI_CLASS
 STRENGTHS = (30.0, 3.0, 300.0)
 """Inverse regularisations of the probe that are tried; the first where nothing can be tried."""
 
-PRIOR = 1.0
+PRIOR = 3.0
 """Penalty of half the squared distance of each weight from 1, beside the log loss of the images."""
 
 COST = 0.5
@@ -107,40 +107,40 @@ def fit_weights(log_probabilities: Tensor, labels: Tensor) -> tuple[tuple[float,
     """Fit weights of experts by the log loss of predictions that did not see the labels.
 
     Each set of experts minimises Σ_i −log p_i(y_i) + ``PRIOR`` / 2 · Σ_m (w_m − 1)² over w ≥ 0, a
-    convex problem. The set with the least value is taken, where each expert has to earn ``COST``;
-    the others have weight 0.
+    convex problem. The set with the least log loss is taken, where each expert has to save
+    ``COST``; the others have weight 0.
 
     Args:
         log_probabilities: Those of each expert, float [M, n, S].
         labels: Labels among the S classes, [n].
 
     Returns:
-        The weights [M], and the value of the set.
+        The weights [M], and the log loss with the costs.
     """
     experts = log_probabilities.double().cpu().numpy()
     y, images = labels.cpu().numpy(), np.arange(len(labels))
 
+    def loss(weights: NDArray[np.float64], own: NDArray[np.float64]) -> tuple[float, Any]:
+        logits = np.tensordot(weights, own, 1)
+        totals = logsumexp(logits, axis=1, keepdims=True)
+        residual = np.exp(logits - totals)
+        residual[images, y] -= 1
+        return (totals[:, 0] - logits[images, y]).sum(), (own * residual).sum(axis=(1, 2))
+
+    def penalised(weights: NDArray[np.float64], own: NDArray[np.float64]) -> tuple[float, Any]:
+        value, gradient = loss(weights, own)
+        away = weights - 1
+        return value + PRIOR / 2 * (away**2).sum(), gradient + PRIOR * away
+
     def fit(chosen: list[int]) -> tuple[list[float], float]:
-        def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            logits = np.tensordot(weights, experts[chosen], 1)
-            totals = logsumexp(logits, axis=1, keepdims=True)
-            residual = np.exp(logits - totals)
-            residual[images, y] -= 1
-            away = weights - 1
-            value = (totals[:, 0] - logits[images, y]).sum() + PRIOR / 2 * (away**2).sum()
-            return value, (experts[chosen] * residual).sum(axis=(1, 2)) + PRIOR * away
-
-        bounds = [(0, None)] * len(chosen)
-        found = minimize(loss, np.ones(len(chosen)), jac=True, method="L-BFGS-B", bounds=bounds)
+        own, start, bounds = experts[chosen], np.ones(len(chosen)), [(0, None)] * len(chosen)
+        found = minimize(penalised, start, own, "L-BFGS-B", jac=True, bounds=bounds)
         weights = dict(zip(chosen, found.x.tolist(), strict=True))
-        value = float(found.fun) + COST * len(chosen)
-        return [weights.get(m, 0.0) for m in range(len(experts))], value
+        value = loss(found.x, own)[0] + COST * len(chosen)
+        return [weights.get(m, 0.0) for m in range(len(experts))], float(value)
 
-    sets = [
-        list(each)
-        for n in range(1, len(experts) + 1)
-        for each in combinations(range(len(experts)), n)
-    ]
+    everyone = range(len(experts))
+    sets = [list(each) for n in everyone for each in combinations(everyone, n + 1)]
     weights, value = min(map(fit, sets), key=lambda fitted: fitted[1])
     return tuple(weights), value
 

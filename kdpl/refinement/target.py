@@ -52,6 +52,11 @@ class Refined(RefinementConfig, Target):
         self._share_taken: float | None = None
         self._rows = self._log_assignments = torch.empty(0)
 
+    @property
+    def uses_teacher(self) -> bool:
+        """False once assignments are taken with ``share`` 1."""
+        return self._share_taken != 1
+
     def logits(self, predicted: Tensor, indices: Tensor) -> Tensor:
         """Return logits of the target [B, C]; a ConfigError before ``prepare``."""
         if self._share_taken is None:
@@ -62,6 +67,8 @@ class Refined(RefinementConfig, Target):
         if not self._share_taken:
             return predicted
         assigned = self._log_assignments[self._rows[indices]].float()
+        if not self.uses_teacher:
+            return assigned
         return self._share_taken * assigned + (
             1 - self._share_taken
         ) * MULTI_CLASS.log_probabilities(predicted)

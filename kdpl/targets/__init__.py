@@ -19,12 +19,17 @@ class Target:
     def prepare(self, inputs: TargetInputs) -> None:
         """Set up what ``logits`` needs, once, before the first step of a fit; here nothing."""
 
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether ``logits`` depends on the teacher's prediction; otherwise no teacher runs."""
+        return True
+
     def logits(self, predicted: Tensor, indices: Tensor) -> Tensor:
         """Return logits of the target distribution, such as log probabilities, [B, C].
 
         Args:
             predicted: The teacher's logits of the views, float32 [B, C]; of several teachers those
-                of their mean.
+                of their mean; empty if the target does not use them.
             indices: Indices of the images in the list of unlabelled images, [B].
         """
         return predicted

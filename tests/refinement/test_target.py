@@ -18,6 +18,7 @@ from kdpl.refinement.refine import RefinementConfig
 from kdpl.refinement.target import Refined
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
+from kdpl.targets import Teachers
 
 POOL = {
     "shots": 2,
@@ -188,6 +189,13 @@ def test_a_resumed_run_and_a_second_start_read_the_file(teacher, whole, monkeypa
     )
     assert distil(teacher, folder).losses == record.losses[:2]
     assert (folder / POOL_TARGETS_FILE).stat().st_mtime_ns == before
+
+
+def test_no_teacher_runs_while_a_student_learns_assignments_alone(
+    teacher, whole, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Teachers, "features_of", None)
+    assert distil(teacher, tmp_path, epochs=2).losses == whole[0].losses
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,174 @@
+"""What refined targets make of labels, against ten lines of scikit-learn: ``python -m benchmarks.experts --help``.
+
+For each number of labels a class, on the test images and over seeds: the zero-shot teacher; a logistic regression on the
+frozen features of the student's network, and of the teacher's; and a linear student on the student's frozen features, which
+learns the refined targets of the unlabelled images. Features are those of the evaluation transform, or means over views.
+The settings of the refinement are kdpl's own; no test image chooses anything.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdpl.class_vectors import ClassVectors
+from kdpl.clip import ClipConfig, ImageTower, load_image_clip
+from kdpl.data.augmentation import resize_and_crop, to_tensor
+from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.domain import build_data
+from kdpl.data.splits import Record
+from kdpl.prompts.tuned import TunedPrompts
+from kdpl.refinement.experts import STRENGTHS, Evidence, assign, fit_probe, standardize
+from kdpl.refinement.refine import RefinementConfig
+from kdpl.runtime.configs import read_config
+from kdpl.runtime.messages import quiet_libraries
+from kdpl.runtime.run_folder import PROMPTS_FILE
+
+_PENALTY = 0.05  # half the squared weights of the linear student, beside the sum of its losses
+_FLOOR = 1e-3
+
+
+@torch.no_grad()
+def encode(
+    tower: ImageTower, data: DomainDataModule, records: Sequence[Record], views: int
+) -> tuple[Tensor, Tensor]:
+    """Return features before the projection and normalised features of the joint space, both as means over views.
+
+    With 0 views they are of the evaluation transform.
+    """
+    resizing = tower.preprocessing.resizing
+    view = data.view(resizing)
+    pooled, joint = [], []
+    for start in range(0, len(records), 64):
+        images = [data.splits.open_image(record.source) for record in records[start : start + 64]]
+        if views:
+            drawn = [
+                [
+                    view.make(each, view.draw(each, start + i, number))
+                    for i, each in enumerate(images)
+                ]
+                for number in range(views)
+            ]
+        else:
+            drawn = [[to_tensor(resize_and_crop(each, resizing)) for each in images]]
+        batches = [torch.stack(each) for each in drawn]
+        pooled.append(
+            torch.stack([F.normalize(tower.pooled(each).float(), dim=1) for each in batches]).mean(
+                dim=0
+            )
+        )
+        joint.append(
+            torch.stack([F.normalize(tower(each).float(), dim=1) for each in batches]).mean(dim=0)
+        )
+    return torch.cat(pooled), F.normalize(torch.cat(joint), dim=1)
+
+
+def linear_student(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit a linear classifier to the distributions [N, C] of images, by L-BFGS; returns weight and bias."""
+    weight = torch.zeros(features.shape[1], targets.shape[1], requires_grad=True)
+    bias = torch.zeros(targets.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=150, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(features @ weight + bias, targets, reduction="sum")
+        loss = loss + _PENALTY * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight.detach(), bias.detach()
+
+
+def measure(
+    config: str,
+    teacher: str,
+    student: ClipConfig,
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    views: int,
+) -> None:
+    """Print a row of the table for each number of labels."""
+    vectors = ClassVectors.of_teacher(teacher)
+    towers = [
+        TunedPrompts.load(Path(teacher) / PROMPTS_FILE).load_image_clip().image_tower.eval(),
+        load_image_clip(student).image_tower.eval(),
+    ]
+    data = build_data([read_config(config)["data"]], [])
+    # the pool of a domain has no labels: all labelled training images count as its images as well
+    train, test = list(data.splits.train), list(data.splits.test)
+    sources = {record.source for record in train}
+    pool = [*train, *(Record(each, -1) for each in data.splits.pool if each not in sources)]
+    (own, joint), (small, _) = (encode(tower, data, pool, views) for tower in towers)
+    (own_test, joint_test), (small_test, _) = (encode(tower, data, test, 0) for tower in towers)
+    text, text_test = (
+        (vectors.logit_scale * each @ vectors.vectors.T).log_softmax(dim=1)
+        for each in (joint, joint_test)
+    )
+    truth = torch.tensor([record.label for record in test])
+
+    def accuracy(scores: Tensor) -> float:
+        return 100 * (scores.argmax(dim=1) == truth).float().mean().item()
+
+    x, y = (
+        standardize(torch.cat(each)).split([len(pool), len(test)])
+        for each in ((own, own_test), (small, small_test))
+    )
+    for number in shots:
+        rows = []
+        for seed in seeds:
+            sample = build_data(
+                [read_config(config)["data"]],
+                [f"--data.init_args.shots={number}", f"--data.init_args.seed={seed}"],
+            )
+            labeled = {record.source: record.label for record in sample.labels.tuning("labeled")}
+            labels = torch.tensor([labeled.get(record.source, -1) for record in pool])
+            made = assign(
+                Evidence(own, text, labels, torch.full_like(labels, -1), trusted=True),
+                RefinementConfig(),
+            )
+            weight, bias = linear_student(
+                y[0], (1 - _FLOOR) * made.assignments + _FLOOR / len(vectors.class_names)
+            )
+            row = [accuracy(text_test), accuracy(y[1] @ weight + bias)]
+            for features in (y, x) if number else ():
+                probe = fit_probe(features[0][labels >= 0], labels[labels >= 0], STRENGTHS[0])
+                row.append(accuracy(probe.log_probabilities(features[1])))
+            rows.append(row)
+        cells = [f"{mean(each):.1f} ± {stdev(each):.1f}" for each in zip(*rows, strict=True)]
+        zero_shot, linear, *probes = cells
+        print(
+            f"| {Path(config).stem} | {number} | {zero_shot.split()[0]} | {' | '.join(probes or ('', ''))} | **{linear}** |",
+            flush=True,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table of a domain."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.experts", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--data", required=True, help="config of a domain")
+    parser.add_argument("--teacher", required=True, help="folder of a zero-shot teacher's run")
+    parser.add_argument("--student", required=True, help="model of the student's network")
+    parser.add_argument("--pretrained", help="its weights")
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--shots", type=int, nargs="+", default=[0, 1, 2, 4, 16])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--views", type=int, default=0)
+    options = parser.parse_args(argv)
+    quiet_libraries()
+    student = ClipConfig(options.student, options.pretrained, image_size=options.image_size)
+    print(
+        "| domain | labels a class | teacher, zero-shot | regression, student's network | regression, teacher's network | linear student of refined targets |"
+    )
+    print("|---|--:|--:|--:|--:|--:|")
+    measure(options.data, options.teacher, student, options.shots, options.seeds, options.views)
+
+
+if __name__ == "__main__":
+    main()
