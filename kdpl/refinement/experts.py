@@ -4,6 +4,7 @@ p ∝ Π_m p_m^{w_m}. The weights, the probe's strength and the refinement on th
 predictions of labelled images that were held out of both. Pure tensors.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -76,7 +77,10 @@ def fit_probe(features: Tensor, labels: Tensor, strength: float) -> Probe:
         left, values, basis = torch.linalg.svd(rows, full_matrices=False)
         rows = left * values
     model = LogisticRegression(C=strength, max_iter=1000, tol=1e-6)
-    model.fit(rows.cpu().numpy(), labels.cpu().numpy())
+    with warnings.catch_warnings():
+        # that classes are many for so few images, and that separable ones have no largest weights
+        warnings.simplefilter("ignore", UserWarning)
+        model.fit(rows.cpu().numpy(), labels.cpu().numpy())
     weight, bias = (
         torch.from_numpy(each).to(rows.device) for each in (model.coef_.T, model.intercept_)
     )

@@ -113,8 +113,9 @@ def test_an_interrupted_run_is_resumed(finished, tmp_path, monkeypatch, capsys):
     assert "step 1 of 5 is finished and kept" in capsys.readouterr().err
     assert run_into(tmp_path / "out") == 0
     assert "1/5" not in capsys.readouterr().out
-    # the configs name the folder
+    # the configs and the record of the command name the folder
     assert set(differences(finished, tmp_path / "out")) == {
+        "run.json differs",
         "teacher/config.yaml differs",
         "student/config.yaml differs",
     }
