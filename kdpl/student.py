@@ -196,8 +196,12 @@ class StudentDistillation(ClassifyingModule):
 
     @property
     def needs(self) -> Needs:
-        """Unlabelled images, and their views for the teachers."""
-        return Needs("unlabeled", self.resizing, self.teachers.describe)
+        """Unlabelled images, and their views for teachers that run in training steps."""
+        return Needs(
+            "unlabeled",
+            self.resizing,
+            self.teachers.describe if self.target.uses_teacher else tuple,
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the CLIP and the teachers, which are not part of the checkpoint."""

@@ -31,7 +31,8 @@ class Fidelity(Callback):
     would run if there were labelled images for it. ``UnlabeledPool.hold_out`` chooses the images.
 
     Both see them under the evaluation transform. The targets are computed once, before the first
-    step, for which the teacher is loaded, even if there is a cache of its features of other views.
+    step, for which a teacher that they depend on is loaded, even if there is a cache of its
+    features of other views.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class Fidelity(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the targets of this process's share of the images."""
         student, own = cast(Distillation, pl_module), needs_of(pl_module).resizing
-        teachers = student.teachers.read()
+        teachers = student.teachers.read() if student.target.uses_teacher else []
         resizings = [teacher.vectors.preprocessing.resizing for teacher in teachers]
         encoders = [teacher_encoder(trainer, student, number) for number in range(len(teachers))]
 
@@ -64,8 +65,10 @@ class Fidelity(Callback):
         for batch in _loader(trainer, {*resizings} - {own}):
             views = {own: batch.images, **batch.teacher_views}
             parts = [encode(views[to]) for encode, to in zip(encoders, resizings, strict=True)]
+            predicted = torch.empty(0)
             with torch.no_grad(), trainer.precision_plugin.forward_context():
-                predicted = student.teachers.logits(torch.cat(parts, dim=1))
+                if parts:
+                    predicted = student.teachers.logits(torch.cat(parts, dim=1))
                 target = student.target.logits(predicted, batch.indices.to(student.device))
             self._targets.append(target.float().cpu())
         self._batches = _loader(trainer)

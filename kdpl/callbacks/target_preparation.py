@@ -11,7 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdpl.callbacks.teacher_cache import Distillation, cache_beside, teacher_encoder
+from kdpl.callbacks.teacher_cache import (
+    Distillation,
+    cache_beside,
+    load_teacher,
+    teacher_encoder,
+)
 from kdpl.clip import ImageTower
 from kdpl.data.domain import domain_of
 from kdpl.data.feature_cache import FeatureCache
@@ -91,13 +96,14 @@ def _inputs(trainer: Trainer, student: Distillation) -> TargetInputs:
     def encode(
         encoder: Encoder, resizing: Resizing, images: Sequence[str] | None, views: int
     ) -> Tensor:
-        return _mean_features(
-            trainer, student, images, views, resizing, lambda own: normalized(encoder(own))
-        )
+        def encoded(own: Tensor) -> Tensor:
+            with trainer.precision_plugin.forward_context():
+                return normalized(encoder(own))
+
+        return _mean_features(trainer, student, images, views, resizing, encoded)
 
     def tower() -> ImageTower:
-        student.load_teachers()
-        return cast(ImageTower, teachers[0].tower)
+        return cast(ImageTower, load_teacher(trainer, student, 0).tower)
 
     def on_first_process(function: Callable[[], object]) -> None:
         if trainer.is_global_zero:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Collection, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -120,22 +120,24 @@ def _fill_and_open(
     return cache
 
 
+def load_teacher(trainer: Trainer, student: Distillation, number: int) -> FrozenTeacher:
+    """Load a teacher in the precision of the training, unless that was done.
+
+    Of several teachers it is the one of this ``number``.
+    """
+    student.load_teachers()
+    teacher = student.teachers.read()[number]
+    # outside the precision's context, in which weights would be rounded as they are read
+    trainer.precision_plugin.convert_module(teacher)
+    student.apply_precision()
+    return teacher
+
+
 def teacher_encoder(
     trainer: Trainer, student: Distillation, number: int
 ) -> Callable[[Tensor], Tensor]:
-    """Return a teacher's encoder of images on the CPU, as in training; it loads on its first call.
-
-    Of several teachers it is that of the one of this ``number``.
-    """
-
-    @cache
-    def load() -> FrozenTeacher:
-        student.load_teachers()
-        teacher = student.teachers.read()[number]
-        # outside the precision's context, in which weights would be rounded as they are read
-        trainer.precision_plugin.convert_module(teacher)
-        student.apply_precision()
-        return teacher
+    """Return the encoder of ``load_teacher``, of images on the CPU; it loads on its first call."""
+    load = cache(partial(load_teacher, trainer, student, number))
 
     def encode(images: Tensor) -> Tensor:
         teacher = load()

@@ -168,6 +168,11 @@ class Evidence:
     held_out: Tensor
     trusted: bool
 
+    @property
+    def truth(self) -> Tensor:
+        """Classes of labelled and validation images, and −1, [N]."""
+        return torch.where(self.labels >= 0, self.labels, self.held_out)
+
 
 @dataclass(frozen=True)
 class Assigned:
@@ -244,15 +249,11 @@ def assign(
     strength, weights, predictions = _experts(evidence, splits, features)
 
     # refinements of their predictions, and these themselves
-    shots = _per_class(evidence.labels)
-    tried: list[RefinementConfig | None] = [*config.candidates(shots)]
-    judged = [split for split in splits if len(split.judges)]
-    if config.mode == "auto" and judged:
-        tried.append(None)
-    else:
-        tried = tried[:1]
+    judges, truth = torch.cat([split.judges for split in splits]), evidence.truth
+    tried: list[RefinementConfig | None] = [*config.candidates(_per_class(evidence.labels))]
+    # without a label that judges, the first is taken
+    tried = [*tried, None] if config.mode == "auto" and len(judges) else tried[:1]
     total = len(tried) * len(splits)
-    truth = torch.where(evidence.labels >= 0, evidence.labels, evidence.held_out)
     results, right = [], []
     for number, candidate in enumerate(tried):
         hits = 0
@@ -264,7 +265,6 @@ def assign(
         right.append(hits)
     best = right.index(max(right))
 
-    judges = torch.cat([split.judges for split in splits])
     shares = None
     if len(judges):
         before = MULTI_CLASS.labels(evidence.text[judges]) == truth[judges]
@@ -279,7 +279,7 @@ def _experts(
     seen = _classes_of(evidence.labels)
     if not len(seen):
         return None, (1.0,), [MULTI_CLASS.probabilities(evidence.text) for _ in splits]
-    truth = torch.where(evidence.labels >= 0, evidence.labels, evidence.held_out)
+    truth = evidence.truth
     judges = [split.judges[torch.isin(truth[split.judges], seen)] for split in splits]
     any_judges = sum(map(len, judges)) > 0
 
@@ -317,10 +317,10 @@ def _refined(
     config: RefinementConfig | None,
 ) -> Tensor:
     """Refine predictions [N, C] with these settings; None only sets the labelled images' labels."""
-    known = labels >= 0
-    predicted = predicted.clone()
-    predicted[known] = F.one_hot(labels[known], predicted.shape[1]).to(predicted)
-    return predicted if config is None else refine(unit, predicted, neighbors, labels, config)
+    if config is not None:
+        return refine(unit, predicted, neighbors, labels, config)
+    fixed = F.one_hot(labels.clamp_min(0), predicted.shape[1]).to(predicted)
+    return torch.where((labels >= 0)[:, None], fixed, predicted)
 
 
 def _splits(evidence: Evidence) -> list[_Split]:

@@ -30,6 +30,7 @@ def search(
     """
     import gc
     from pathlib import Path
+    from pkgutil import resolve_name
 
     import yaml
     from lightning.pytorch import Callback
@@ -70,8 +71,9 @@ def search(
             super().before_instantiate_classes()
 
         def own_callbacks(self) -> list[Callback]:
-            given = Fidelity.__name__ in str(self.config.trainer.callbacks)
-            return [*super().own_callbacks(), *([] if given else [Fidelity()])]
+            given = [each.class_path for each in self.config.trainer.callbacks or ()]
+            own = [] if any(resolve_name(each) is Fidelity for each in given) else [Fidelity()]
+            return [*super().own_callbacks(), *own]
 
     measured = dict[str, tuple[float, float, float]]()
     for name, options in candidates.items():

@@ -3,12 +3,13 @@
 import pytest
 import torch
 import world
+from lightning.pytorch import Callback
 from plain import normalized
 from torch.nn import functional as F
 
 from kdpl.callbacks.teacher_cache import FillTeacherCache
 from kdpl.class_vectors import ClassVectors
-from kdpl.clip import ClipConfig, load_image_clip
+from kdpl.clip import ClipConfig, ImageTower, load_image_clip
 from kdpl.errors import ArtifactError
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.refinement import target as refined_target
@@ -194,8 +195,34 @@ def test_a_resumed_run_and_a_second_start_read_the_file(teacher, whole, monkeypa
 def test_no_teacher_runs_while_a_student_learns_assignments_alone(
     teacher, whole, tmp_path, monkeypatch
 ):
+    class NoViews(Callback):
+        """Sees that no views are made for teachers."""
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            assert pl_module.needs.teachers() == ()
+            assert batch.teacher_views == {}
+
     monkeypatch.setattr(Teachers, "features_of", None)
-    assert distil(teacher, tmp_path, epochs=2).losses == whole[0].losses
+    assert distil(teacher, tmp_path, [NoViews()], epochs=2).losses == whole[0].losses
+
+
+def test_another_encoder_runs_in_the_precision_of_the_training(teacher, tmp_path, monkeypatch):
+    kinds = []
+    pooled = ImageTower.pooled
+
+    def watched(tower, images):
+        kinds.append(torch.is_autocast_enabled("cpu"))
+        return pooled(tower, images)
+
+    monkeypatch.setattr(ImageTower, "pooled", watched)
+    encoder = ClipConfig("timm:test_resnet", "random", image_size=32)
+    options = {
+        "refinement": {"encoder": encoder, "views": 1},
+        "trainer": {"precision": "bf16-mixed"},
+    }
+    distil(teacher, tmp_path, **options)
+    assert kinds
+    assert all(kinds)
 
 
 @pytest.mark.parametrize(
