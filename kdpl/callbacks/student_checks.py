@@ -49,7 +49,7 @@ class SameViews(Callback):
             did, remedy = ("no ", "out of") if not self._held_out else ("", "in")
             raise ConfigError(
                 f"the run has held {did}images out of distillation until now: leave "
-                f"kdpl.callbacks.Fidelity {remedy} trainer.callbacks, or choose another --out"
+                f"kdpl.fidelity.Fidelity {remedy} trainer.callbacks, or choose another --out"
             )
 
 

@@ -79,7 +79,7 @@ class UnlabeledPool:
             raise DataError(
                 f"the pool has {images} images, too few to hold {wanted} without a label out of "
                 "distillation, at most half of them: add unlabelled images, or leave "
-                "kdpl.callbacks.Fidelity out of trainer.callbacks"
+                "kdpl.fidelity.Fidelity out of trainer.callbacks"
             )
         self.unseen = np.sort(unseen)
 

@@ -17,11 +17,11 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdpl.benchmark.choice import BestOnBaseTest
-from kdpl.callbacks.fidelity import Fidelity
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.clip import ClipConfig
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.doubt.held_out import HeldOutScores
+from kdpl.fidelity import Fidelity
 from kdpl.progress.bar import ProgressBar
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.vision import VisionPrompts

@@ -35,10 +35,10 @@ def search(
     import yaml
     from lightning.pytorch import Callback
 
-    from kdpl.callbacks import Fidelity
     from kdpl.cli.fit import run_command
     from kdpl.cli.stage_cli import KdplCLI
     from kdpl.errors import ConfigError, TrainingError
+    from kdpl.fidelity import Fidelity
     from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
     from kdpl.runtime.configs import read_config
     from kdpl.runtime.files import write_text

@@ -7,12 +7,12 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from world import refused
 
-from kdpl.callbacks import Fidelity
 from kdpl.callbacks.teacher_cache import FillTeacherCache
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.sampling import generator
 from kdpl.errors import ConfigError, DataError
+from kdpl.fidelity import Fidelity
 from kdpl.targets import Target
 
 POOL = {"shots": 2, "unlabeled_share": 0.5}  # 20 labelled images, 350 unlabelled ones
