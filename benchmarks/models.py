@@ -10,11 +10,14 @@ import open_clip
 
 from kdpl.catalogue import entries as catalogue
 from kdpl.clip.loading import count_image_parameters
+from kdpl.clip.versions import list_models
 from kdpl.runtime.files import write_text
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "all_models.md"
-NAMES = list(dict.fromkeys(name for name, _ in open_clip.list_pretrained()))
+_USABLE = {*list_models()}
+PAIRS = [pair for pair in open_clip.list_pretrained() if pair[0] in _USABLE]
+NAMES = list(dict.fromkeys(name for name, _ in PAIRS))
 TEACHERS = ("text + visual", "text", "visual", "zero-shot")
 STUDENTS = ("prompts", "projector")
 

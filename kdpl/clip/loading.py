@@ -34,6 +34,7 @@ from kdpl.clip.image import ImageTower
 from kdpl.clip.text import TextTower
 from kdpl.clip.timm_model import TIMM, TimmTower, build_network, load_network
 from kdpl.clip.tokens import Tokenizer
+from kdpl.clip.versions import list_models, require_clip, text_settings
 from kdpl.clip.weights import StateDict, Weights, load_weights, read_weights
 from kdpl.errors import ConfigError, WeightsError, reason
 from kdpl.runtime import plugins
@@ -94,7 +95,8 @@ def known_models() -> dict[str, tuple[ModelConfig, list[str]]]:
     """
     _load_registrations()
     registered = {name: (config, list(weights)) for name, (config, weights) in _REGISTRY.items()}
-    tagged = dict.fromkeys(name for name, _ in open_clip.list_pretrained())
+    usable = {*list_models()}
+    tagged = dict.fromkeys(name for name, _ in open_clip.list_pretrained() if name in usable)
     tags_of = open_clip.list_pretrained_tags_by_model
     models = {name: (open_clip.get_model_config(name), tags_of(name)) for name in tagged}
     return {**models, **registered}
@@ -177,13 +179,14 @@ def _model_config(config: ClipConfig) -> ModelConfig:
     elif name in open_clip.list_models():
         found = open_clip.get_model_config(name)
     else:
-        known = [*_REGISTRY, *open_clip.list_models()]
+        known = [*_REGISTRY, *list_models()]
         close = difflib.get_close_matches(name, known, n=3) or known[:3]
         raise WeightsError(
             f"no CLIP model is called {name!r}: use a name of open_clip, such as "
             f"{', '.join(close)}, or the address of "
             f"one in open_clip's layout, hf-hub:OWNER/NAME or {FOLDER}PATH"
         )
+    require_clip(name, found)
     # the name of a model need not say with which activation its weights were trained
     tag = open_clip.get_pretrained_cfg(name, config.pretrained or "")
     trained = tag.get("quick_gelu") or None if config.quick_gelu is None else config.quick_gelu
@@ -192,7 +195,8 @@ def _model_config(config: ClipConfig) -> ModelConfig:
 
 def _tokenizer(model: str, text: Mapping[str, Any]) -> Tokenizer:
     """Make the tokenizer that the text part of a model config describes."""
-    place, options = text.get("hf_tokenizer_name"), text.get("tokenizer_kwargs") or {}
+    place, options = text.get("hf_tokenizer_name"), {**(text.get("tokenizer_kwargs") or {})}
+    options.pop("trust_remote_code", None)  # a downloaded config has no say in that
     length = text.get("context_length", DEFAULT_CONTEXT_LENGTH)
     if place:
         with _transformers(model, "tokenizer", place):
@@ -229,7 +233,8 @@ def _build(model_config: ModelConfig) -> Any:
     # weights come from where the config says, and not from a hub while the model is built; a CoCa's
     # decoder is not used
     vision = {**model_config["vision_cfg"], "timm_model_pretrained": False, "output_tokens": False}
-    text = {**model_config["text_cfg"], "hf_model_pretrained": False, "output_tokens": False}
+    text = text_settings(model_config["text_cfg"])
+    text |= {"hf_model_pretrained": False, "output_tokens": False}
     options = {**model_config, "vision_cfg": vision, "text_cfg": text}
     has_own_text = [options.pop("custom_text", False), options.pop("multimodal_cfg", False)]
     model = open_clip.CLIP

@@ -9,6 +9,10 @@ from torch import Tensor, nn
 
 from kdpl.errors import ConfigError
 
+_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_CAST_NAMES = ("proj", "text_projection", *_ATTENTION)
+"""Weights of modules that are not layers of torch, such as the attention of open_clip 4."""
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -131,7 +135,7 @@ class FrozenTower(nn.Module):
         for module in self.modules():
             is_layer = isinstance(module, layers) and type(module).__module__.startswith(own)
             for name, parameter in module.named_parameters(recurse=False):
-                if (is_layer and name != "in_proj_bias") or name in ("proj", "text_projection"):
+                if (is_layer and name != "in_proj_bias") or name in _CAST_NAMES:
                     yield parameter
 
     def train(self, mode: bool = True) -> "FrozenTower":

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from kdpl.clip import ClipConfig, Preprocessing, load_clip, load_image_clip
 from kdpl.clip.loading import fingerprint
+from kdpl.clip.versions import list_models
 from kdpl.clip.weights import preprocessing_of_file
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.prompts import VisionPrompts
@@ -195,7 +196,9 @@ class TestTags:
         built = []
         monkeypatch.setattr("kdpl.clip.loading._build", built.append)
         monkeypatch.setattr("kdpl.clip.loading._image_half", lambda *_: None)
-        for model, name in open_clip.list_pretrained():
+        usable = {*list_models()}
+        pairs = [pair for pair in open_clip.list_pretrained() if pair[0] in usable]
+        for model, name in pairs:
             load_image_clip(ClipConfig(model, name))
             either = (open_clip.get_model_config(model), open_clip.get_pretrained_cfg(model, name))
             assert built[-1].get("quick_gelu", False) == any(
