@@ -54,6 +54,9 @@ def to_row(task: Task, path: str, predicted: Predicted | DataError, names: Seque
     row: Row = {**dict.fromkeys(names), "path": path}
     if isinstance(predicted, DataError):
         return {**row, "error": str(predicted)}
+    if "embedding" in row:
+        # as many digits as float32 has
+        row["embedding"] = [round(each, 7) for each in predicted.embedding.tolist()]
     return row | task.cells(predicted, names)
 
 
@@ -182,9 +185,6 @@ class BulkPrediction:
                 row = to_row(self.classifier.task, printable(item.name), predicted, names)
                 if isinstance(predicted, DataError):
                     unreadable += 1
-                elif self.embeddings:
-                    # as many digits as float32 has
-                    row["embedding"] = [round(each, 7) for each in predicted.embedding.tolist()]
                 yield row
         errors = f", {unreadable} of them unreadable" if unreadable else ""
         print(

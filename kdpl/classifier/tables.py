@@ -30,7 +30,7 @@ def require_format(path: Path, embeddings: bool = False) -> None:
             "give another"
         )
     if path.suffix == ".parquet":
-        _pyarrow()
+        pyarrow_of("a .parquet file")
 
 
 def write_table(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
@@ -55,8 +55,9 @@ def write_csv(file: TextIO, rows: Iterable[Row], names: Sequence[str]) -> None:
         writer.writerow(f"{value:.6f}" if isinstance(value, float) else value for value in values)
 
 
-def _write_parquet(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
-    arrow = _pyarrow()
+def arrow_schema(names: Sequence[str]) -> Any:
+    """Return the types of these columns, as a ``pyarrow.Schema``."""
+    arrow = pyarrow_of("a .parquet file")
 
     def kind(name: str) -> Any:
         if name == "embedding":
@@ -65,17 +66,23 @@ def _write_parquet(path: Path, rows: Iterable[Row], names: Sequence[str]) -> Non
         is_text = name.startswith(("path", "class", "error"))
         return arrow.string() if is_text else arrow.float64()
 
-    schema, remaining = arrow.schema([(name, kind(name)) for name in names]), iter(rows)
+    return arrow.schema([(name, kind(name)) for name in names])
+
+
+def _write_parquet(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
+    arrow = pyarrow_of("a .parquet file")
+    schema, remaining = arrow_schema(names), iter(rows)
     with arrow.parquet.ParquetWriter(path, schema) as writer:
         while group := list(islice(remaining, _ROW_GROUP)):
             writer.write_table(arrow.Table.from_pylist(group, schema=schema))
 
 
-def _pyarrow() -> Any:
+def pyarrow_of(what: str) -> Any:
+    """Return pyarrow; a ConfigError that says what needs it, if it is missing."""
     try:
         import pyarrow.parquet
     except ImportError as error:
         raise ConfigError(
-            "a .parquet file needs pyarrow: pip install 'kdpl[parquet]', or write another"
+            f"{what} needs pyarrow: pip install 'kdpl[parquet]', or use .csv or .jsonl"
         ) from error
     return pyarrow

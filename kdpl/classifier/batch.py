@@ -1,0 +1,140 @@
+"""Prediction on batches of columns, for engines such as Ray Data, Daft and Spark."""
+
+import threading
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+
+from kdpl.classifier import Classifier, Precision
+from kdpl.classifier.bulk import columns, load_classifier, to_row
+from kdpl.classifier.sources import Item
+from kdpl.classifier.tables import arrow_schema, pyarrow_of
+from kdpl.errors import ConfigError, reason
+from kdpl.tasks import DecisionRule
+
+# a pixel: fills up batches, since processors round products of few rows in another way
+_BLANK = Item("", b"P6 1 1 255 \0\0\0")
+
+# an engine may call from several threads, and precision and torch's threads belong to the process
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@dataclass
+class BatchPredictor:
+    """Classifies batches of rows, as an engine for distributed data calls it.
+
+    The classifier is loaded on first use, once in each process that this object is sent to.
+
+    Args:
+        classifier: Folder of a classifier, which each machine has to see.
+        top_k: Classes for each image.
+        batch_size: Images that go through the network at once. Batches of the engine are filled up
+            to a multiple of it, so that a prediction does not depend on how rows are grouped.
+        workers: Threads that decode and classify; 1, since engines run a process for each core.
+        device: ``cpu``, ``cuda``, or ``auto``, which is a GPU if there is one.
+        precision: Arithmetic of the image tower.
+        rule: Which classes are named, such as one of ``kdpl.doubt.decision_rule``.
+        embeddings: Adds the column ``embedding``, the encoder's features.
+    """
+
+    classifier: str
+    top_k: int = 1
+    batch_size: int = 64
+    workers: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "32-true"
+    rule: DecisionRule = DecisionRule()
+    embeddings: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "loaded"}
+
+    @cached_property
+    def loaded(self) -> Classifier:
+        """The classifier."""
+        return load_classifier(self.classifier, None, self.device)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of ``python -m kdpl predict`` with these options."""
+        top_k = min(self.top_k, len(self.loaded.class_names))
+        names = columns(self.loaded.task, top_k, self.rule)
+        return [*names, "embedding"] if self.embeddings else names
+
+    @property
+    def schema(self) -> Any:
+        """These columns with their types, a ``pyarrow.Schema``."""
+        return arrow_schema(self.columns)
+
+    def __call__(self, batch: Any) -> Any:
+        """Classify the images of a batch.
+
+        Args:
+            batch: Columns of one length, as a mapping to NumPy or Arrow arrays, an Arrow table or
+                record batch, or a DataFrame of pandas. The image is in ``bytes``, or, where that is
+                missing or null, in the file or URL ``path``.
+
+        Returns:
+            A ``pyarrow.Table`` with a row for each, in order: the columns of ``schema``, and those
+            of the batch besides ``path`` and ``bytes``, unchanged. An image that cannot be read has
+            the reason in ``error``.
+
+        Raises:
+            ConfigError: The batch has neither column, or one that predictions have as well.
+        """
+        arrow = pyarrow_of("a BatchPredictor")
+        try:
+            given = arrow.table(batch)
+        except (arrow.ArrowException, TypeError) as error:
+            raise ConfigError(
+                f"the batch cannot be read as columns ({reason(error)}): give a mapping to arrays "
+                "of one dimension, an Arrow table or a DataFrame"
+            ) from error
+        names, others = self.columns, [n for n in given.column_names if n not in ("path", "bytes")]
+        if len(others) == given.num_columns:
+            raise ConfigError(
+                f"the batch has the columns {', '.join(others) or 'none'}, expected path or bytes: "
+                "rename the one with the images"
+            )
+        if taken := [name for name in others if name in names]:
+            raise ConfigError(
+                f"the batch has a column {taken[0]!r}, which predictions have as well: rename it"
+            )
+        paths, contents = (
+            given[name].to_pylist() if name in given.column_names else [None] * given.num_rows
+            for name in ("path", "bytes")
+        )
+        rows = self._rows([*map(_item, paths, contents)], names)
+        for row, path in zip(rows, paths, strict=True):
+            row["path"] = None if path is None else str(path)
+        predicted = arrow.Table.from_pylist(rows, schema=arrow_schema(names))
+        for name in others:
+            predicted = predicted.append_column(given.schema.field(name), given[name])
+        return predicted
+
+    def _rows(self, items: list[Item], names: list[str]) -> list[dict[str, Any]]:
+        filled = items + [_BLANK] * (-len(items) % self.batch_size)
+        opened = partial(Item.open, decoding=self.loaded.decoding)
+        settings = (self.top_k, self.batch_size, self.workers, self.precision, self.rule)
+        with _ONE_AT_A_TIME:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                predictions = list(self.loaded.predictions(filled, opened, *settings))
+            finally:
+                torch.set_num_threads(threads)
+        return [
+            to_row(self.loaded.task, item.name, predicted, names)
+            for item, predicted in islice(predictions, len(items))
+        ]
+
+
+def _item(path: str | None, content: bytes | None) -> Item:
+    if content is not None:
+        return Item(path or "without a path", content)
+    if not path:
+        return Item("", error="the row has neither path nor bytes: fill in one of them")
+    return Item(str(path).removeprefix("file://"))
