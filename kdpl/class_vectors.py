@@ -10,19 +10,22 @@ import torch
 from pydantic import Discriminator, Field, Tag, TypeAdapter
 from torch import Tensor, nn
 
-from kdpl.clip import Clip, CosineHead, ImageTower
+from kdpl.clip import ClassScores, Clip, CosineHead, ImageTower
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.prompts import PromptConfig, PromptMethod
 from kdpl.prompts.tuned import TeacherSettings, TunedPrompts
 from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
 from kdpl.runtime.class_names import ClassName, ClassText, composed
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
+from kdpl.tasks import MULTI_CLASS
 
 KIND = "class vectors"
 VERSION = 1
 
 _REMEDY = "run stage 1 again, or give the class_vectors.safetensors of a teacher's run folder"
 
+
+_IF_GIVEN = Field(exclude_if=lambda value: value is None)
 
 _ClassText = Annotated[
     Annotated[Text, Tag("text")] | Annotated[tuple[Text, ...], Field(min_length=1), Tag("texts")],
@@ -40,6 +43,12 @@ class VectorSettings(TeacherSettings):
     teacher: Text  # fingerprint
     # what the text tower read, for some classes several texts; None where that was the names
     class_texts: tuple[_ClassText, ...] | None = None
+    # what the labels were for; scale and bias of each class's logit where classes are decided alone
+    task: Annotated[Text, Field(exclude_if=lambda name: name == MULTI_CLASS.name)] = (
+        MULTI_CLASS.name
+    )
+    scales: Annotated[tuple[float, ...] | None, _IF_GIVEN] = None
+    biases: Annotated[tuple[float, ...] | None, _IF_GIVEN] = None
 
 
 @pydantic.dataclasses.dataclass(
@@ -54,6 +63,17 @@ class ClassVectors(VectorSettings):
     def texts(self) -> tuple[ClassText, ...]:
         """Text that the text tower read for each class: its text or texts, or its name."""
         return self.class_texts or self.class_names
+
+    def head(self) -> CosineHead:
+        """Return what makes logits of features, with scale and bias of each class if there are."""
+        if self.scales is None or self.biases is None:
+            return CosineHead(self.vectors)
+        return CosineHead(self.vectors, torch.tensor(self.scales), torch.tensor(self.biases))
+
+    def scored(self, task: str, scores: ClassScores) -> "ClassVectors":
+        """Return the same class vectors for a task, by name, and its scores of classes."""
+        scales, biases = (tuple(each.detach().cpu().tolist()) for each in scores.values())
+        return replace(self, task=task, scales=scales, biases=biases)
 
     @classmethod
     def of(
@@ -99,6 +119,11 @@ class ClassVectors(VectorSettings):
                 f"{tuple(vectors.shape)} for "
                 f"{count} class names, expected float32 [{count}, D]: {remedy}"
             )
+        for each in (read.scales, read.biases):
+            if each is not None and len(each) != count:
+                raise ArtifactError(
+                    f"{source} has {len(each)} scales or biases for {count} classes: {remedy}"
+                )
         if read.num_base is not None and read.num_base > count:
             raise ArtifactError(
                 f"{source} has {read.num_base} base classes of {count} classes: {remedy}"
@@ -153,6 +178,14 @@ class ClassVectors(VectorSettings):
                 f"the classifier knows its classes by text features of {self.clip.model} and not "
                 f"of its teacher {made.clip.model}: classes can be added only to one distilled "
                 "with text_features: teacher"
+            )
+
+    def require_task(self, task: str, source: str) -> None:
+        """Raise an ArtifactError if they are for another task than the data's; names ``source``."""
+        if task != self.task:
+            raise ArtifactError(
+                f"the class vectors of {source} are for {self.task} labels, the data have {task} "
+                "ones: run stage 1 on these data, with the same label_separator"
             )
 
     def require_names(
@@ -214,7 +247,7 @@ class FrozenTeacher(nn.Module):
         super().__init__()
         self.folder = folder
         self.vectors = vectors
-        self.head = CosineHead(vectors.vectors)
+        self.head = vectors.head()
         self.tower: ImageTower | None = None
         self.prompts: PromptMethod | None = None
 

@@ -1,25 +1,32 @@
 """The part that both stages share: classifying labelled images of a domain, and logging."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypedDict
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import Metric
 
-from kdpl.clip import ImageClip, store_frozen
+from kdpl.clip import ClassScores, ImageClip, store_frozen
 from kdpl.data.batches import EvaluationBatch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
 from kdpl.data.needs import Needs
+from kdpl.data.tasks import build_task
 from kdpl.errors import WeightsError
-from kdpl.metrics import DomainAccuracy, test_key, train_key, val_key
+from kdpl.metrics import test_key, train_key, val_key
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.runtime import plugins
 from kdpl.runtime.resizing import Resizing
 from kdpl.tasks import MULTI_CLASS, Task
 
 _CLIP_KEY = "kdpl_clip"
+
+# unlabelled images whose logits say where the scores of classes begin, and how many at once
+_STARTING_IMAGES, _AT_ONCE = 256, 64
 
 
 def room_callbacks(module: LightningModule) -> list[Callback]:
@@ -29,8 +36,22 @@ def room_callbacks(module: LightningModule) -> list[Callback]:
     ]
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode within the context, without gradients."""
+    modes = {each: each.training for each in module.modules()}
+    module.eval()
+    with torch.no_grad():
+        yield
+    for each, was_training in modes.items():
+        each.training = was_training
+
+
 class EvalOutput(TypedDict):
-    """Output of a step: logits [B, C], labels [B] and the images' positions in their split, [B]."""
+    """Output of a step: logits [B, C], labels and the images' positions in their split, [B].
+
+    Labels are as of ``EvaluationBatch``.
+    """
 
     logits: Tensor
     labels: Tensor
@@ -47,17 +68,19 @@ class ClassifyingModule(LightningModule, ABC):
     """
 
     task: Task = MULTI_CLASS
+    scores: ClassScores | None  # where classes are decided by themselves
     optim: OptimConfig
     logit_scale: float
     loss_terms: dict[str, Tensor]  # of the last step, by name, without gradients
-    val_metrics: DomainAccuracy
-    test_metrics: DomainAccuracy
+    val_metrics: Metric
+    test_metrics: Metric
 
     def __init__(self, clip: ImageClip, compile: bool = False) -> None:
         super().__init__()
         self.compiles = compile
         if compile:
             clip.image_tower.compile_parts()
+        self.scores = None
         self.clip = clip.identity
         self.preprocessing = clip.preprocessing
         if clip.logit_scale is not None:
@@ -83,14 +106,47 @@ class ClassifyingModule(LightningModule, ABC):
         """Classify images uint8 [B, 3, S, S] into logits [B, C] over all classes of the domain."""
 
     def setup(self, stage: str) -> None:
-        """Make the metrics for the base/novel split.
+        """Take over the data's task, and make its metrics for the base/novel split.
 
         The frozen weights are stored in the trainer's precision.
         """
-        num_base = self.domain.num_base
+        domain = self.domain
+        self.task = build_task(domain.task, **self.task_settings)
+        if self.task.per_class and self.scores is None:
+            own = domain.tuning_class_names if self.needs.split == "labeled" else domain.class_names
+            self.scores = ClassScores(len(domain.class_names), len(own))
+        num_base = domain.num_base
         self.val_metrics = self.task.accuracy(num_base)
         self.test_metrics = self.task.accuracy(num_base)
         self.apply_precision()
+
+    @property
+    def task_settings(self) -> dict[str, Any]:
+        """Settings of the task, arguments of its class."""
+        return {}
+
+    def scored(self, logits: Tensor) -> Tensor:
+        """Return logits [B, K] of the first K classes with scale and bias, if they have some."""
+        return logits if self.scores is None else self.scores(logits)
+
+    def start_scores(self) -> None:
+        """Begin the scores of classes at the logits of unlabelled images, unless it is resumed."""
+        splits = self.domain.splits
+        if self.scores is None or self.trainer.ckpt_path or not (splits.train or splits.unlabeled):
+            return
+        images = self.domain.preview(_STARTING_IMAGES, self.resizing).to(self.device)
+        with evaluating(self), self.trainer.precision_plugin.forward_context():
+            parts = torch.split(images, _AT_ONCE)
+            logits = [self.class_logits(part).float() for part in parts]
+        self.scores.start_at(torch.cat(logits))
+
+    def on_fit_start(self) -> None:
+        """Begin the scores of classes."""
+        self.start_scores()
+
+    def on_test_start(self) -> None:
+        """Begin the scores of classes of a CLIP that is tested as it is."""
+        self.start_scores()
 
     def apply_precision(self) -> None:
         """Store the frozen weights that autocast casts in its dtype; float32 without autocast."""
@@ -138,7 +194,7 @@ class ClassifyingModule(LightningModule, ABC):
         """Classify a batch of the test split."""
         return self._evaluate(batch, self.test_metrics)
 
-    def _evaluate(self, batch: EvaluationBatch, metrics: DomainAccuracy) -> EvalOutput:
+    def _evaluate(self, batch: EvaluationBatch, metrics: Metric) -> EvalOutput:
         logits = self.class_logits(batch.images).float()
         metrics.update(logits, batch.labels)
         return {"logits": logits, "labels": batch.labels, "indices": batch.indices}

@@ -17,6 +17,15 @@ ACCURACY_TITLES = {
 ACCURACY_COLUMNS = {"acc": "all", "base_acc": "base", "novel_acc": "novel", "hm": "HM"}
 """The same with short titles, for columns."""
 
+MULTILABEL_COLUMNS = {
+    "map": "mAP",
+    "base_map": "base mAP",
+    "novel_map": "novel mAP",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+}
+"""Metrics of several labels an image that a summary shows, and their short titles."""
+
 TRAIN_LOSS = "train/loss"
 IMAGES_PER_SECOND = "train/images_per_s"
 DATA_WAIT = "train/data_wait"

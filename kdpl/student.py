@@ -110,7 +110,7 @@ class StudentDistillation(ClassifyingModule):
         self._require_consistent(text_features, len(folders), trains_tower)
 
         # the teachers, of which nothing but the first one's class vectors is read yet
-        self.teachers = Teachers(folders, class_vectors, self.task)
+        self.teachers = Teachers(folders, class_vectors)
         self.teacher_folder = self.teachers.first.folder
         self.shared_vectors = self.teachers.first.vectors
         if loaded.logit_scale is None:
@@ -131,12 +131,14 @@ class StudentDistillation(ClassifyingModule):
     def setup(self, stage: str) -> None:
         """Check the classes; for a fit, read all teachers, and load them unless they are cached."""
         self.shared_vectors.require_names(self.domain.class_names, "the student's teacher")
+        self.shared_vectors.require_task(self.domain.task, "the student's teacher")
         if stage == "fit":
             # before a checkpoint is restored, which is compared with all of them
             self.teachers.read()
             if self.domain.teacher_cache is None:
                 self.load_teachers()
         super().setup(stage)
+        self.teachers.task = self.task
 
     def load_teachers(self) -> None:
         """Load image tower and prompts of each teacher, unless that was done."""
@@ -154,11 +156,12 @@ class StudentDistillation(ClassifyingModule):
         return [*checks, *self.preparations(), *room_callbacks(self), SaveClassifier()]
 
     def on_fit_start(self) -> None:
-        """Move the prompts to the mean patch tokens if asked to, unless the run is resumed."""
+        """Begin scores and, if asked to, prompts at unlabelled images, unless it is resumed."""
         at_mean = self.vision_prompts.init == "mean_token" and self.encoder.prompts is not None
         if at_mean and self.trainer.ckpt_path is None:
             images = self.domain.preview(_PREVIEW_IMAGES, self.resizing)
             self.encoder.init_at_mean_tokens(images.to(self.device))
+        super().on_fit_start()
 
     def training_step(self, batch: UnlabeledBatch, batch_idx: int) -> Tensor:
         """Compute the loss on unlabelled images."""
@@ -191,8 +194,7 @@ class StudentDistillation(ClassifyingModule):
         return self._logits(self.encoder(images))
 
     def _logits(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.head.module(features, self.logit_scale)
-        return logits
+        return self.scored(self.head.module(features, self.logit_scale))
 
     @property
     def needs(self) -> Needs:
@@ -224,7 +226,11 @@ class StudentDistillation(ClassifyingModule):
         Puts the frozen weights of the encoder back into float32, in place.
         """
         store_frozen(self.encoder, torch.float32)
-        return Classifier(self.encoder, self.vectors, self.logit_scale, self.clip, decoding)
+        vectors = self.vectors
+        if self.scores is not None:
+            vectors = vectors.scored(self.task.name, self.scores)
+        own = (self.encoder, vectors, self.logit_scale, self.clip, decoding)
+        return Classifier(*own, task=self.task)
 
     def _require_consistent(self, text_features: str, teachers: int, trains_tower: bool) -> None:
         """Raise a ConfigError for settings that are out of range or contradict each other."""

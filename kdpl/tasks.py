@@ -4,12 +4,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics import Metric
 
+from kdpl.errors import ConfigError
 from kdpl.losses import distillation_kl
 from kdpl.metrics import DomainAccuracy
 
@@ -69,8 +71,36 @@ class Task(ABC):
 
     Nothing else knows how logits become probabilities, labels and losses, but for methods that are
     defined for one task alone. Both modules have one as ``task``, which the student passes to its
-    ``Teachers``, and ``Classifier`` has the same.
+    ``Teachers``, and ``Classifier`` has the same. The dataset decides which: ``kdpl.data.tasks``.
+
+    Attributes:
+        name: Its name, in datasets and artifacts.
+        per_class: Whether each class is decided by itself. Its logit then has a scale and a bias
+            that are learned, see ``kdpl.clip.ClassScores``.
     """
+
+    name: ClassVar[str]
+    per_class: ClassVar[bool] = False
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a classifier's folder keeps of it, as JSON: arguments of its class."""
+        return {}
+
+    def metadata(self, num_classes: int) -> dict[str, str]:
+        """Return what exported files say of it, as JSON by name."""
+        return {}
+
+    def require_classes(self, num_classes: int) -> None:
+        """Raise a ConfigError if its settings are for another number of classes."""
+        return
+
+    def ranked(self, top_k: int, num_classes: int, rule: "DecisionRule") -> int:
+        """Return how many of the most probable classes ``decide`` needs."""
+        return min(top_k, num_classes) if rule.set_threshold is None else num_classes
+
+    def undecided(self, probability: float) -> list[Prediction]:
+        """Return the predictions where ``decide`` chose none, given the largest probability."""
+        return [Prediction(None, probability)]
 
     @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -84,8 +114,11 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def accuracy(self, num_base: int | None) -> DomainAccuracy:
-        """Return the metric of logits and labels, over all classes and over base and novel ones."""
+    def accuracy(self, num_base: int | None) -> Metric:
+        """Return the metric of logits and labels, over all classes and over base and novel ones.
+
+        It computes values by name, which are logged.
+        """
 
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -101,11 +134,17 @@ class Task(ABC):
 
     @abstractmethod
     def labels(self, scores: Tensor) -> Tensor:
-        """Return predictions for logits or probabilities [..., C], in the form of the labels."""
+        """Return predictions for scores [..., C], in the form of the labels.
+
+        Scores are logits, or of one class an image also probabilities.
+        """
 
     @abstractmethod
     def same(self, scores: Tensor, others: Tensor) -> Tensor:
-        """Return for which images two tensors of scores [B, C] predict the same, bool [B]."""
+        """Return for which images two tensors of scores [B, C] predict the same, bool [B].
+
+        Scores are as for ``labels``.
+        """
 
     @abstractmethod
     def decide(
@@ -130,6 +169,8 @@ class Task(ABC):
 
 class MultiClass(Task):
     """Each image is of one class: softmax over all of them."""
+
+    name: ClassVar[str] = "multiclass"
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Compute the cross entropy with labels int64 [B]."""
@@ -197,3 +238,12 @@ class MultiClass(Task):
 
 MULTI_CLASS = MultiClass()
 """The only task built in."""
+
+
+def require_one_class(task: str, what: str) -> None:
+    """Raise a ConfigError unless a task, by name, is that of images of one class each."""
+    if task != MULTI_CLASS.name:
+        raise ConfigError(
+            f"{what} is defined for images of one class each, and this is a {task} task: do "
+            "without it"
+        )

@@ -5,6 +5,7 @@ IVLP, CoOp, VPT, MaPLe and the zero-shot CLIP are settings of the same module; s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import PositiveFloat
@@ -90,6 +91,9 @@ class TeacherPromptTuning(ClassifyingModule):
             activations are kept for the backward pass; those of more are recomputed in chunks.
             Limits memory and does not change the result.
         compile: Compile the image tower.
+        label_loss: Loss of several labels an image, a sum over classes: the binary
+            ``cross_entropy``; or ``asymmetric`` (arXiv 2009.14119), which has less of the many
+            classes that an image lacks. Images of one class each have the cross entropy.
 
     Raises:
         ConfigError: The settings do not fit each other or the CLIP.
@@ -112,6 +116,7 @@ class TeacherPromptTuning(ClassifyingModule):
         optim: OptimConfig = OptimConfig(),
         classes_at_once: int = CLASSES_AT_ONCE,
         compile: bool = False,
+        label_loss: Literal["cross_entropy", "asymmetric"] = "cross_entropy",
     ) -> None:
         # the whole CLIP, which stays frozen
         inform(f"loading {clip}")
@@ -131,12 +136,18 @@ class TeacherPromptTuning(ClassifyingModule):
         self.averaging = averaging
         self.optim = optim
         self.classes_at_once = classes_at_once
+        self.label_loss = label_loss
 
         # what is trained
         make_prompts = prompt_method(method) if isinstance(method, str) else method
         self.prompts = make_prompts(vision_prompts, text_prompts, context, loaded)
         self.prompts.settings()  # refuses those that could not be saved, before anything is trained
         self._class_vectors: Tensor | None = None
+
+    @property
+    def task_settings(self) -> dict[str, Any]:
+        """The loss on several labels."""
+        return {"loss": self.label_loss}
 
     @property
     def needs(self) -> Needs:
@@ -154,6 +165,7 @@ class TeacherPromptTuning(ClassifyingModule):
 
     def on_fit_start(self) -> None:
         """Precompute token ids and frozen text features, unless there are no steps to train."""
+        super().on_fit_start()
         if self.trainer.max_epochs == 0:
             return
         domain = self.domain
@@ -184,7 +196,7 @@ class TeacherPromptTuning(ClassifyingModule):
             text = self.prompts.encode_texts(
                 self.text_tower.module, self.tuning_texts, self.classes_at_once
             )
-        logits = cosine_logits(features, text, self.logit_scale)
+        logits = self.scored(cosine_logits(features, text, self.logit_scale))
 
         # the loss on the labels, and how far the prompts are from the frozen CLIP
         terms = {"ce": self.task.loss(logits, batch.labels)}
@@ -197,6 +209,8 @@ class TeacherPromptTuning(ClassifyingModule):
                 terms["image"] = weights.image * feature_l1(features, frozen)
             if weights.logits:
                 zero_shot = cosine_logits(frozen, self.zero_shot_text, self.logit_scale)
+                if self.scores is not None:
+                    zero_shot = self.scores.centered(zero_shot)
                 terms["logits"] = weights.logits * self.task.divergence(logits, zero_shot)
         loss = torch.stack(list(terms.values())).sum()
 
@@ -226,7 +240,7 @@ class TeacherPromptTuning(ClassifyingModule):
         if self._class_vectors is None:
             self._class_vectors = self.encode_names(self.domain.class_texts)
         features = self.prompts.encode_images(self.image_tower.module, images)
-        return cosine_logits(features, self._class_vectors, self.logit_scale)
+        return self.scored(cosine_logits(features, self._class_vectors, self.logit_scale))
 
     def tuned_prompts(self) -> TunedPrompts:
         """Return the prompts as stage 2 reads them."""
@@ -238,6 +252,7 @@ class TeacherPromptTuning(ClassifyingModule):
         """Freeze all class names of the domain into class vectors, with the current prompts."""
         domain = self.domain
         names, texts = domain.class_names, domain.class_texts
-        return ClassVectors.of(
+        vectors = ClassVectors.of(
             self.tuned_prompts(), self.encode_names(texts).cpu(), names, domain.num_base, texts
         )
+        return vectors if self.scores is None else vectors.scored(self.task.name, self.scores)

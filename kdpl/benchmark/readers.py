@@ -286,9 +286,8 @@ def _read_numbered_folders(dataset: BenchmarkSet) -> Splits:
             )
     folders.sort(key=int)
     records = _records(dataset, dataset.images, folders)
-    return _splits(
-        dataset, names, [], [], [Record(source, int(folders[label])) for source, label in records]
-    )
+    tested = [Record(record.source, int(folders[record.single])) for record in records]
+    return _splits(dataset, names, [], [], tested)
 
 
 def _splits(

@@ -21,16 +21,17 @@ class SaveTestResults(Callback):
     """Writes each test image's prediction, and the accuracies, into the run's folder.
 
     The accuracies mark a finished test, and so are written last, after all other callbacks used the
-    predictions.
+    predictions. Those of several labels an image are written by the room of their task.
     """
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, int, int, float, int | None]] = []
+        self._images = 0
         self._metrics: dict[str, float] | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier test."""
-        self._rows, self._metrics = [], None
+        self._rows, self._images, self._metrics = [], 0, None
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object
@@ -39,6 +40,9 @@ class SaveTestResults(Callback):
         evaluated = cast(EvalOutput, outputs)
         logits, labels = evaluated["logits"], evaluated["labels"]
         num_base, task = domain_of(trainer).num_base, cast(ClassifyingModule, pl_module).task
+        self._images += len(labels)
+        if task.per_class:
+            return
         probability, predicted = task.probabilities(logits).max(dim=1)
         columns = (c.tolist() for c in (evaluated["indices"], labels, predicted, probability))
         half: Iterable[int | None] = repeat(None, len(labels))
@@ -49,6 +53,7 @@ class SaveTestResults(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather and write the predictions."""
         rows = gather(self._rows, trainer.world_size)
+        images = sum(gather([self._images], trainer.world_size))
         if trainer.is_global_zero:
             data = domain_of(trainer)
             folder = Path(trainer.default_root_dir)
@@ -62,13 +67,14 @@ class SaveTestResults(Callback):
             }
             if data.splits.held_out:
                 metrics["held_out"] = True
-            write_predictions(folder, predictions)
-            self._rows, self._metrics = rows, metrics
+            if not cast(ClassifyingModule, pl_module).task.per_class:
+                write_predictions(folder, predictions)
+            self._images, self._metrics = images, metrics
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the accuracies; not reached if another callback failed."""
         if self._metrics is not None:
-            write_results(Path(trainer.default_root_dir), len(self._rows), self._metrics)
+            write_results(Path(trainer.default_root_dir), self._images, self._metrics)
             self._metrics = None
 
 

@@ -64,7 +64,7 @@ def metadata(classifier: Classifier, input_type: InputType, batch: str = "batch"
         "both edges" if images.resize_mode == "squash" else f"the {images.resize_mode} edge",
     )
     numbers = "uint8 in 0..255" if input_type == "uint8" else "float32 in 0..1"
-    further: dict[str, str] = {}
+    further = classifier.task.metadata(len(classifier.class_names))
     for companion in classifier.companions.values():
         further |= companion.metadata(len(classifier.class_names))
     return {

@@ -1,12 +1,15 @@
 """The folder of a classifier: classifier.json, model.safetensors and files of scores."""
 
 import json
-from collections.abc import Iterable
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic.dataclasses
-from pydantic import Field, TypeAdapter
+import torch
+from pydantic import Field, JsonValue, TypeAdapter
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -24,7 +27,7 @@ from kdpl.prompts.student_encoder import (
     read_encoder,
 )
 from kdpl.runtime.artifacts import STRICT, parse_metadata
-from kdpl.runtime.files import atomic_path
+from kdpl.runtime.files import atomic_path, write_text
 from kdpl.runtime.run_folder import CLASSIFIER_FILES, CLASSIFIER_REMEDY, require_classifier
 
 _CONFIG, _WEIGHTS = CLASSIFIER_FILES
@@ -42,6 +45,18 @@ class _Settings(EncoderSettings):
     logit_scale: LogitScale
     class_vectors: dict[str, Any]
     decoding: Decoding = PUBLISHED
+    # settings of the task of the class vectors, such as thresholds
+    task: Annotated[dict[str, JsonValue], Field(exclude_if=operator.not_)] = field(
+        default_factory=dict
+    )
+
+
+def keep_task(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Replace the settings of a classifier's task, such as thresholds, in its folder."""
+    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    write_text(
+        folder / _CONFIG, json.dumps({**config, "task": settings}, indent=2, ensure_ascii=False)
+    )
 
 
 class Stored(NamedTuple):
@@ -52,14 +67,17 @@ class Stored(NamedTuple):
     logit_scale: float
     clip: ClipIdentity
     decoding: Decoding
+    task: dict[str, Any]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all weights and the class vectors, by name."""
         return {**encoder_tensors(self.encoder), "class_vectors": self.vectors.vectors}
 
     def fingerprint(self) -> str:
-        """Digest of all weights and class vectors."""
-        return fingerprint(self.tensors().items())
+        """Digest of all weights and class vectors, and of what classes have beside these."""
+        scores = {"scales": self.vectors.scales, "biases": self.vectors.biases}
+        further = {name: torch.tensor(each) for name, each in scores.items() if each is not None}
+        return fingerprint({**self.tensors(), **further}.items())
 
     def write(self, folder: Path, beside: Iterable[Companion]) -> None:
         """Write a folder, atomically, in place of a classifier; an ArtifactError for any other."""
@@ -88,12 +106,13 @@ class Stored(NamedTuple):
             logit_scale=self.logit_scale,
             class_vectors=self.vectors.fields(),
             decoding=self.decoding,
+            task=self.task,
         )
         config = TypeAdapter(_Settings).dump_python(settings, mode="json")
         tensors = {
             name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()
         }
-        digest = fingerprint(tensors.items())
+        digest = self.fingerprint()
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             # not by save_file, whose error of a full disk has no number
@@ -122,4 +141,5 @@ class Stored(NamedTuple):
         vectors = ClassVectors.from_fields(own, settings.class_vectors, source, CLASSIFIER_REMEDY)
         width = vectors.vectors.shape[1]
         encoder = read_encoder(settings, tensors, width, source, CLASSIFIER_REMEDY)
-        return cls(encoder, vectors, settings.logit_scale, settings.clip, settings.decoding)
+        used = (settings.logit_scale, settings.clip, settings.decoding, settings.task)
+        return cls(encoder, vectors, *used)

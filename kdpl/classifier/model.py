@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier.companion import Companion, companion_kinds
 from kdpl.classifier.folder import Stored
-from kdpl.clip import ClipIdentity, CosineHead, Preprocessing, store_frozen
+from kdpl.clip import ClipIdentity, Preprocessing, store_frozen
 from kdpl.data.augmentation import GivenImage, open_given, resize_and_crop, to_tensor
 from kdpl.data.decoding import Decoding
 from kdpl.data.parallel import cores
-from kdpl.errors import ArtifactError, ConfigError, DataError
+from kdpl.data.tasks import build_task
+from kdpl.errors import ArtifactError, ConfigError, DataError, reason
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.runtime.ahead import classify_ahead
-from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Prediction, Task
+from kdpl.runtime.run_folder import CLASSIFIER_REMEDY
+from kdpl.tasks import DecisionRule, Predicted, Prediction, Task, require_one_class
 
 T = TypeVar("T")
 
@@ -45,7 +47,7 @@ class Classifier(nn.Module):
     name.
     """
 
-    task: Task = MULTI_CLASS
+    task: Task
 
     def __init__(
         self,
@@ -55,15 +57,18 @@ class Classifier(nn.Module):
         clip: ClipIdentity,
         decoding: Decoding = Decoding(),
         companions: Mapping[str, Companion] | None = None,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.vectors = vectors
-        self.head = CosineHead(vectors.vectors)
+        self.head = vectors.head()
         self.logit_scale = logit_scale
         self.clip = clip
         self.decoding = decoding
         self.companions = dict(companions or {})
+        self.task = build_task(vectors.task) if task is None else task
+        self.task.require_classes(len(vectors.class_names))
         self.eval()
 
     @property
@@ -114,8 +119,9 @@ class Classifier(nn.Module):
         """Return a classifier with further, novel classes behind its own, and the same encoder.
 
         An ArtifactError if the class vectors come from another teacher, or have a class that is
-        already here.
+        already here, or classes have scales and biases that were learned.
         """
+        require_one_class(self.task.name, "adding classes")
         self.vectors.require_teacher(vectors)
         double = [name for name in vectors.class_names if name in self.class_names]
         if double:
@@ -155,7 +161,8 @@ class Classifier(nn.Module):
                 ``kdpl.doubt.decision_rule``.
 
         Returns:
-            For each image, in order, its predictions, most probable first.
+            For each image, in order, its predictions, most probable first. With several labels an
+            image, these are all classes at or above their thresholds, possibly none.
 
         Raises:
             ConfigError: ``images`` is one image, a number is below 1, or the precision is unknown.
@@ -233,7 +240,7 @@ class Classifier(nn.Module):
                 f"precision is {precision!r}, expected one of {', '.join(_TYPES)}: correct it"
             )
         dtype, num_classes = _TYPES[precision], len(self.class_names)
-        top_k = min(top_k, num_classes) if rule.set_threshold is None else num_classes
+        top_k = self.task.ranked(top_k, num_classes, rule)
 
         def prepare(item: T) -> Tensor:
             return self.prepare(open_item(item))
@@ -258,9 +265,9 @@ class Classifier(nn.Module):
         ) -> list[Prediction]:
             named = self.task.decide(labels, deciding, rule)
             if not named:
-                return [Prediction(None, shown[0])]
-            names = [self.class_names[label] for label in named]
-            return list(map(Prediction, names, shown))
+                return self.task.undecided(shown[0])
+            probability = dict(zip(labels, shown, strict=True))
+            return [Prediction(self.class_names[label], probability[label]) for label in named]
 
         store_frozen(self.encoder, dtype)
         try:
@@ -287,13 +294,22 @@ class Classifier(nn.Module):
 
     @property
     def _stored(self) -> Stored:
-        return Stored(self.encoder, self.vectors, self.logit_scale, self.clip, self.decoding)
+        own = (self.encoder, self.vectors, self.logit_scale, self.clip, self.decoding)
+        return Stored(*own, self.task.settings())
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read a classifier's folder, offline; an ArtifactError if missing, damaged or too new."""
         folder, stored = Path(folder), Stored.read(Path(folder))
-        classifier, width = cls(*stored), stored.vectors.vectors.shape[1]
+        width = stored.vectors.vectors.shape[1]
+        try:
+            task = build_task(stored.vectors.task, **stored.task)
+            classifier = cls(*stored[:-1], task=task)
+        except (TypeError, ConfigError) as error:
+            raise ArtifactError(
+                f"the classifier {folder} cannot be read (task: {reason(error)}): "
+                f"{CLASSIFIER_REMEDY}"
+            ) from error
         kinds = {n: kind for n, kind in companion_kinds().items() if (folder / kind.file).is_file()}
         # reads all weights
         digest = stored.fingerprint() if kinds else ""

@@ -7,10 +7,11 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt
@@ -200,7 +201,8 @@ def _steps(
         None,
         "kl",
     )
-    if not labels and not has_target and _REFINED in plugins.plugins("targets"):
+    refines = _REFINED in plugins.plugins("targets") and not _several(of_student, settings)
+    if not labels and not has_target and refines:
         learn["target"] = _REFINED
     distil = "stage 2: distil the student, write the classifier"
     # all fits before the tests: without test images there is still a classifier
@@ -230,6 +232,22 @@ def _given(files: Sequence[str], options: Sequence[str], key: str) -> Any:
     value = parser.parse_known_args(options)[0].value
     known = (tree.get(key, tree.get(f"{key}.class_path")) for tree in reversed(trees))
     return next((each for each in known if each is not None), None) if value is None else value
+
+
+def _several(files: Sequence[str], options: Sequence[str]) -> bool:
+    """Return whether images have several labels, for which targets are not refined."""
+    from kdpl.data.readers.registry import readers
+    from kdpl.data.splits import Reader
+
+    if _given(files, options, "data.init_args.label_separator") is not None:
+        return True
+    name = str(_given(files, options, "data.init_args.dataset"))
+    kind: Any = readers().get(name)
+    if kind is None and "." in name:
+        with suppress(ImportError, AttributeError, ValueError):
+            # what is wrong with it is for the fit to say
+            kind = resolve_name(name)
+    return isinstance(kind, type) and issubclass(kind, Reader) and kind.task != Reader.task
 
 
 def _has_test_images(out: Path) -> bool:

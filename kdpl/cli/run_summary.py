@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from kdpl.metrics import ACCURACY_COLUMNS, test_key
+from kdpl.metrics import ACCURACY_COLUMNS, MULTILABEL_COLUMNS, test_key
 from kdpl.runtime.files import write_text
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import (
@@ -59,17 +59,21 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
 
 
 def _table(results: Mapping[str, dict[str, float]]) -> Any:
-    columns = {test_key(name): title for name, title in ACCURACY_COLUMNS.items()}
+    titles = {**MULTILABEL_COLUMNS, **ACCURACY_COLUMNS}
+    columns = {test_key(name): title for name, title in titles.items()}
     columns = {
         key: title for key, title in columns.items() if any(key in row for row in results.values())
     }
     some = next(iter(results.values()))
     held_out = ", held out of the labelled ones" if some.get("held_out") else ""
     transductive = "transductive: unlabelled images of novel classes were seen in distillation"
+    what = "mAP and F1" if test_key("map") in some else "accuracy"
     table = Table(
-        title=f"accuracy on {some['images']:.0f} test images{held_out}, %",
+        title=f"{what} on {some['images']:.0f} test images{held_out}, %",
         title_justify="left",
-        caption=transductive if test_key("novel_acc") in columns else None,
+        caption=transductive
+        if {test_key("novel_acc"), test_key("novel_map")} & columns.keys()
+        else None,
         caption_justify="left",
     )
     table.add_column("")

@@ -17,6 +17,7 @@ from kdpl.clip.loading import (
     register_model,
 )
 from kdpl.clip.modules import (
+    ClassScores,
     CosineHead,
     Float32Module,
     Frozen,
@@ -27,8 +28,8 @@ from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts
 from kdpl.clip.timm_model import TimmTower
 
 __all__ = [
-    "CLASSES_AT_ONCE", "PROMPTSRC_TEMPLATES", "RANDOM", "ArrangedTexts", "Clip", "ClipConfig",
-    "ClipIdentity", "CosineHead", "Float32Module", "Frozen", "ImageClip", "ImageTower",
-    "Preprocessing", "PromptableImageTower", "TimmTower", "cosine_logits", "load_clip",
-    "load_image_clip", "register_model", "store_frozen",
+    "CLASSES_AT_ONCE", "PROMPTSRC_TEMPLATES", "RANDOM", "ArrangedTexts", "ClassScores", "Clip",
+    "ClipConfig", "ClipIdentity", "CosineHead", "Float32Module", "Frozen", "ImageClip",
+    "ImageTower", "Preprocessing", "PromptableImageTower", "TimmTower", "cosine_logits",
+    "load_clip", "load_image_clip", "register_model", "store_frozen",
 ]  # fmt: skip

@@ -145,17 +145,73 @@ class FrozenTower(nn.Module):
 
 
 class CosineHead(Float32Module):
-    """Frozen class vectors, normalised float32 [C, D]; logits are scaled cosine similarities."""
+    """Frozen class vectors, normalised float32 [C, D]; logits are scaled cosine similarities.
+
+    Where each class is decided by itself, logits have a scale and a bias of the class, [C] each.
+    """
 
     class_vectors: Tensor
+    scales: Tensor | None
+    biases: Tensor | None
 
-    def __init__(self, class_vectors: Tensor) -> None:
+    def __init__(
+        self, class_vectors: Tensor, scales: Tensor | None = None, biases: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.register_buffer("class_vectors", class_vectors.clone())
+        self.register_buffer("scales", scales)
+        self.register_buffer("biases", biases)
 
     def forward(self, features: Tensor, logit_scale: float) -> Tensor:
         """Logits [B, C] of normalised features, float32 [B, D]."""
-        return cosine_logits(features, self.class_vectors, logit_scale)
+        logits = cosine_logits(features, self.class_vectors, logit_scale)
+        if self.scales is None or self.biases is None:
+            return logits
+        return self.scales * logits + self.biases
+
+
+class ClassScores(Float32Module):
+    """Learned scale and bias of each class, by which logits l become log odds z = a·(l - m) + b.
+
+    Args:
+        num_classes: Number C of all classes.
+        num_learned: Number of those that are learned, which come first; the others have their mean.
+    """
+
+    center: Tensor
+
+    def __init__(self, num_classes: int, num_learned: int) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(num_learned))
+        self.bias = nn.Parameter(torch.zeros(num_learned))
+        self.register_buffer("center", torch.zeros(num_classes))
+
+    @torch.no_grad()
+    def start_at(self, logits: Tensor) -> None:
+        """Set m to a standard deviation above the mean of each class's logits [N, C].
+
+        Logits of a CLIP differ far less between images than between classes: without labels, an
+        image has a class if it is clearly more like it than most images are.
+        """
+        self.center.copy_(logits.mean(dim=0) + logits.std(dim=0, correction=0))
+
+    def values(self) -> tuple[Tensor, Tensor]:
+        """Return the scale a and the bias b - a·m of each class, [C] each."""
+        scales = self._of_all(self.log_scale).exp()
+        return scales, self._of_all(self.bias) - scales * self.center
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return the log odds of logits [B, K] of the first K classes."""
+        scales, biases = self.values()
+        return scales[: logits.shape[1]] * logits + biases[: logits.shape[1]]
+
+    def centered(self, logits: Tensor) -> Tensor:
+        """Return l - m of logits [B, K], the log odds before anything is learned."""
+        return logits - self.center[: logits.shape[1]]
+
+    def _of_all(self, learned: Tensor) -> Tensor:
+        others = len(self.center) - len(learned)
+        return torch.cat([learned, learned.mean().expand(others)])
 
 
 def cosine_logits(features: Tensor, class_vectors: Tensor, logit_scale: float) -> Tensor:

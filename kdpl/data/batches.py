@@ -39,7 +39,8 @@ class LabeledBatch(Batch):
     """Views of labelled images.
 
     Attributes:
-        labels: int64 [B], indices of the class names.
+        labels: int64 [B], indices of the class names; with several labels an image, float32 [B, C]
+            of 0 and 1 for the C classes that are tuned on.
     """
 
     labels: Tensor
@@ -67,7 +68,8 @@ class EvaluationBatch(Batch):
     """Labelled images under the evaluation transform.
 
     Attributes:
-        labels: int64 [B], indices of the class names.
+        labels: int64 [B], indices of the class names; with several labels an image, float32 [B, C]
+            of 0 and 1 for all C classes.
         indices: int64 [B], the images' in their split.
     """
 

@@ -26,12 +26,13 @@ from kdpl.data.parallel import cores
 from kdpl.data.pool import UnlabeledPool
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading
-from kdpl.data.splits import Reader, Splits
+from kdpl.data.splits import Label, Reader, Splits
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import DECODED_FILE
+from kdpl.tasks import MULTI_CLASS
 
 _WORKERS = 4
 
@@ -66,6 +67,8 @@ class DomainDataModule(LightningDataModule):
             Without labelled training images, its classes are those of the dataset.
         class_text: Text that the text tower reads for a class, with ``{}`` instead of the name or
             text (``folder`` and ``table``).
+        label_separator: Character between the labels of an image (``table``), each of which may
+            then have several or none; None: each image is of one class.
         background: Colour [red, green, blue], 0 to 255, on which transparent images are put
             (``folder`` and ``table``); None: white. The benchmark's images lose their transparency,
             and their orientation tags are not followed.
@@ -110,6 +113,7 @@ class DomainDataModule(LightningDataModule):
         unlabeled: list[str] | str | None = None,
         class_names: str | None = None,
         class_text: str | None = None,
+        label_separator: str | None = None,
         background: tuple[int, int, int] | None = None,
         held_out: float | None = None,
         bad_images: BadImages = "error",
@@ -134,7 +138,11 @@ class DomainDataModule(LightningDataModule):
         self.prepare_data_per_node = False
 
         # the dataset, which is read later
-        named = {"class_names": class_names, "class_text": class_text}
+        named = {
+            "class_names": class_names,
+            "class_text": class_text,
+            "label_separator": label_separator,
+        }
         reader = build_reader(
             dataset, root=root, unlabeled=unlabeled, background=background, **named
         )
@@ -146,6 +154,11 @@ class DomainDataModule(LightningDataModule):
         if not 0 < unlabeled_share <= 1:
             raise ConfigError(
                 f"unlabeled_share must be above 0 and at most 1, not {unlabeled_share}"
+            )
+        if balance_classes and reader.task != MULTI_CLASS.name:
+            raise ConfigError(
+                "balance_classes draws images of one class each, and these data have several "
+                "labels an image: set balance_classes to false"
             )
         if fill_teacher_cache and teacher_cache is None:
             raise ConfigError(
@@ -230,9 +243,11 @@ class DomainDataModule(LightningDataModule):
         """
         if split == "labeled":
             records = self.labels.training()
-            labels = np.array([record.label for record in records])
-            dataset = LabeledImages(records, self.view(resizing))
-            return self._loader(dataset, len(dataset), labels if self.balance_classes else None)
+            labels = None
+            if self.balance_classes:
+                labels = np.array([record.single for record in records])
+            dataset = LabeledImages(records, self.view(resizing), len(self.tuning_class_names))
+            return self._loader(dataset, len(dataset), labels)
 
         # the views that the cache has, or views for student and teachers: each resizing once, in
         # their order
@@ -271,7 +286,8 @@ class DomainDataModule(LightningDataModule):
                 f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes"
             )
             raise ConfigError(f"{problem}: set trainer.devices to {len(records)} or fewer")
-        dataset = EvaluationImages(records, self.splits.open_image, resizing)
+        classes = self.tuning_class_names if split == "labeled" else self.class_names
+        dataset = EvaluationImages(records, self.splits.open_image, resizing, len(classes))
         sampler = EvaluationSampler(len(records), rank, world_size)
         return LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers)
 
@@ -305,6 +321,11 @@ class DomainDataModule(LightningDataModule):
         return self.reading.reader.decoding
 
     @property
+    def task(self) -> str:
+        """Name of the task that the labels are for, see ``kdpl.data.tasks``."""
+        return self.reading.reader.task
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The names of all classes, by label."""
         return self.splits.class_names
@@ -324,7 +345,7 @@ class DomainDataModule(LightningDataModule):
         """The names that the teacher is tuned on, by label: the base classes, or all."""
         return self.labels.tuning_class_names
 
-    def test_item(self, index: int) -> tuple[str, Image, int]:
+    def test_item(self, index: int) -> tuple[str, Image, Label]:
         """Source, RGB image in its own size, and label of a test image."""
         source, label = self.splits.test[index]
         return source, self.splits.open_image(source), label

@@ -11,10 +11,19 @@ from kdpl.data.augmentation import Augmentation, Parameters, resize_and_crop, to
 from kdpl.data.batches import Batch, EvaluationBatch, LabeledBatch, UnlabeledBatch
 from kdpl.data.names import Indices
 from kdpl.data.sampling import generator
-from kdpl.data.splits import Record
+from kdpl.data.splits import Label, Record
 from kdpl.runtime.resizing import Resizing
 
 OpenImage = Callable[[str], Image]
+
+
+def label_tensor(label: Label, num_classes: int) -> torch.Tensor:
+    """Return a label as int64 [], or several labels of C classes as 0 and 1, float32 [C]."""
+    if not isinstance(label, tuple):
+        return torch.tensor(label)
+    has = torch.zeros(num_classes)
+    has[list(label)] = 1
+    return has
 
 
 @dataclass
@@ -48,15 +57,19 @@ class RandomView:
 
 @dataclass(eq=False)
 class LabeledImages(Dataset[LabeledBatch]):
-    """Random views of labelled images, by (index, epoch)."""
+    """Random views of labelled images, by (index, epoch).
+
+    ``num_classes`` is needed for several labels an image.
+    """
 
     records: Sequence[Record]
     view: RandomView
+    num_classes: int = 0
 
     def __getitem__(self, key: tuple[int, int]) -> LabeledBatch:
         index, epoch = key
         source, label = self.records[index]
-        return LabeledBatch(self.view(source, index, epoch), torch.tensor(label))
+        return LabeledBatch(self.view(source, index, epoch), label_tensor(label, self.num_classes))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -105,16 +118,17 @@ class AllViews(Dataset[Batch]):
 
 @dataclass(eq=False)
 class EvaluationImages(Dataset[EvaluationBatch]):
-    """Labelled images under the evaluation transform."""
+    """Labelled images under the evaluation transform; ``num_classes`` as of ``LabeledImages``."""
 
     records: Sequence[Record]
     open_image: OpenImage
     resizing: Resizing
+    num_classes: int = 0
 
     def __getitem__(self, index: int) -> EvaluationBatch:
         source, label = self.records[index]
         image = to_tensor(resize_and_crop(self.open_image(source), self.resizing))
-        return EvaluationBatch(image, torch.tensor(label), torch.tensor(index))
+        return EvaluationBatch(image, label_tensor(label, self.num_classes), torch.tensor(index))
 
     def __len__(self) -> int:
         return len(self.records)

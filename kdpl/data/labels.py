@@ -51,7 +51,11 @@ class Labels:
 
     @cached_property
     def _sample(self) -> tuple[list[Record], list[Record]]:
-        return few_shot(self.splits.train, self.splits.val, self.shots, self.val_shots, self.seed)
+        train = self.splits.train
+        if train and isinstance(train[0].label, tuple):
+            # no image is chosen for a label that no stage may see
+            train = tuple(with_labels(train, range(len(self.tuning_class_names))))
+        return few_shot(train, self.splits.val, self.shots, self.val_shots, self.seed)
 
     def training(self) -> list[Record]:
         """Return labelled training images of the tuning classes; DataError if there are none."""

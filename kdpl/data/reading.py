@@ -19,7 +19,7 @@ from kdpl.data.names import Names, select
 from kdpl.data.parallel import in_parallel
 from kdpl.data.sampling import hold_out, keep_apart, require_apart
 from kdpl.data.sources import OwnImages, decode_and_digest
-from kdpl.data.splits import Reader, Record, Splits
+from kdpl.data.splits import Reader, Record, Splits, labels_of
 from kdpl.data.storage import read_list
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path
@@ -298,8 +298,9 @@ def leave_out(splits: Splits, sources: Collection[str], left: str = "that can be
         tuple(record for record in records if record.source not in gone)
         for records in (splits.train, splits.val, splits.test)
     )
-    trained = {record.label for record in train}
-    for label in sorted({record.label for record in splits.train} - trained):
+    trained = {label for record in train for label in labels_of(record)}
+    before = {label for record in splits.train for label in labels_of(record)}
+    for label in sorted(before - trained):
         problem = (
             f"class {splits.class_names[label]!r} of {splits.origin} has no training image {left}"
         )

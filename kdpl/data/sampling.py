@@ -5,12 +5,12 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Container, Hashable, Iterable, Sequence
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 
 from kdpl.data.names import Indices, Names, places, unlisted
-from kdpl.data.splits import Record, Splits
+from kdpl.data.splits import Record, Splits, labels_of
 from kdpl.errors import DataError
 
 Labeled = TypeVar("Labeled", bound=tuple[str, Hashable])
@@ -49,7 +49,7 @@ def few_shot(
     val_shots: int | None,
     seed: int,
 ) -> tuple[list[Record], list[Record]]:
-    """Draw the k-shot sample that the field uses for a seed.
+    """Draw the k-shot sample that the field uses for a seed; see ``_sample_sets`` for label sets.
 
     One stream of Python's ``random`` serves the training list first and the validation list after
     it. The classes come in the order of their first image in the list, and a class with fewer
@@ -92,8 +92,17 @@ def base_count(num_classes: int) -> int:
 
 
 def with_labels(records: Iterable[Record], labels: Container[int]) -> list[Record]:
-    """Those records whose label is among ``labels``, in their order."""
-    return [record for record in records if record.label in labels]
+    """Those records whose label is among ``labels``, in their order.
+
+    Of images with several labels all, with those of their labels.
+    """
+    return [
+        Record(record.source, tuple(each for each in record.label if each in labels))
+        if isinstance(record.label, tuple)
+        else record
+        for record in records
+        if isinstance(record.label, tuple) or record.label in labels
+    ]
 
 
 def share_of(num_images: int, share: float, seed: int) -> Indices:
@@ -111,6 +120,9 @@ def held_out_of(images: Iterable[tuple[str, Hashable]], share: float) -> set[str
     They are the same every time, a share above 0 and below 1; at least one is drawn, and at least
     one stays.
     """
+    images = list(images)
+    if any(isinstance(label, tuple) for _, label in images):
+        return _held_out_of_sets(images, share)
     chosen: set[str] = set()
     for items in by_label(images):
         number = min(len(items) - 1, max(1, round(share * len(items))))
@@ -172,13 +184,19 @@ def keep_apart(splits: Splits) -> tuple[Splits, int]:
 
 
 def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: int) -> None:
-    """Refuse labelled images of which a class has fewer than ``shots``, by a DataError."""
-    counts = Counter(record.label for record in records)
+    """Refuse labelled images of which a class has fewer than ``shots``, by a DataError.
+
+    With several labels an image, also if fewer lack a class.
+    """
+    records = list(records)
+    counts = Counter(label for record in records for label in labels_of(record))
+    sets = any(isinstance(record.label, tuple) for record in records)
     for label, name in enumerate(class_names):
-        if counts[label] < shots:
-            problem = (
-                f"class {name!r} has {counts[label]} training images where shots asks for {shots}"
-            )
+        lacking = len(records) - counts[label] if sets else shots
+        if min(counts[label], lacking) < shots:
+            what = "has" if counts[label] < shots else "is lacked by"
+            number = min(counts[label], lacking)
+            problem = f"class {name!r} {what} {number} training images where shots asks for {shots}"
             raise DataError(
                 f"{problem}: lower shots, or set allow_fewer_shots: true to take what there is"
             )
@@ -187,6 +205,8 @@ def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: 
 def _sample(records: Sequence[Record], shots: int | None, stream: random.Random) -> list[Record]:
     if shots is None:
         return list(records)
+    if any(isinstance(record.label, tuple) for record in records):
+        return _sample_sets(records, shots, stream)
     classes = by_label(records)
     return [
         record
@@ -201,3 +221,59 @@ def by_label(images: Iterable[Labeled]) -> Collection[list[Labeled]]:
     for image in images:
         classes[image[1]].append(image)
     return classes.values()
+
+
+def _sample_sets(records: Sequence[Record], shots: int, stream: random.Random) -> list[Record]:
+    """Draw images with several labels: of each class ``shots`` that have it, as many that lack it.
+
+    The classes come by label, and each draws only what the images drawn before leave to be wanted,
+    so that no image is drawn twice. A class of fewer images gives all that it has.
+    """
+    having = _images_of_classes(records)
+    drawn: dict[int, None] = {}
+
+    def draw(candidates: Iterable[int], wanted: int) -> None:
+        left = [image for image in candidates if image not in drawn]
+        drawn.update(dict.fromkeys(stream.sample(left, min(wanted, len(left)))))
+
+    for images in having.values():
+        known = sum(image in images for image in drawn)
+        if known < shots:
+            draw(images, shots - known)
+        lacking = sum(image not in images for image in drawn)
+        if lacking < shots:
+            draw((i for i in range(len(records)) if i not in images), shots - lacking)
+    return [records[image] for image in drawn]
+
+
+def _held_out_of_sets(images: Sequence[tuple[str, Hashable]], share: float) -> set[str]:
+    """As ``held_out_of`` for label sets: of each class the share, beginning with the rarest one.
+
+    Images of none of the classes come last (Sechidis et al., "On the stratification of multi-label
+    data", ECML 2011).
+    """
+    stream = random.Random(0)  # noqa: S311
+    having: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for number, (_, labels) in enumerate(images):
+        for label in cast(tuple[Hashable, ...], labels) or (None,):
+            having[label].append(number)
+    rarest = sorted(having.items(), key=lambda item: (item[0] is None, len(item[1])))
+
+    held_out: set[int] = set()
+    decided: set[int] = set()
+    for _, members in rarest:
+        wanted = min(len(members) - 1, max(1, round(share * len(members))))
+        wanted -= len(held_out.intersection(members))
+        free = [number for number in members if number not in decided]
+        held_out.update(stream.sample(free, max(0, min(wanted, len(free)))))
+        decided.update(members)
+    return {images[number][0] for number in held_out}
+
+
+def _images_of_classes(records: Sequence[Record]) -> dict[int, dict[int, None]]:
+    """The positions of the images that have a class, by label, rising."""
+    having: defaultdict[int, dict[int, None]] = defaultdict(dict)
+    for image, record in enumerate(records):
+        for label in labels_of(record):
+            having[label][image] = None
+    return dict(sorted(having.items()))

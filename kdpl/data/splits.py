@@ -10,15 +10,37 @@ from PIL.Image import Image
 
 from kdpl.data.decoding import Decoding
 from kdpl.data.names import Names, select
-from kdpl.errors import DataError
+from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.class_names import ClassText, composed, fault_of_name
+from kdpl.tasks import MULTI_CLASS
+
+Label = int | tuple[int, ...]
+"""Index into the class names; of a dataset with several labels an image, their rising indices."""
 
 
 class Record(NamedTuple):
-    """Labelled image: source for ``open_image``, usually a path, and index into the class names."""
+    """Labelled image: source for ``open_image``, usually a path, and its label.
+
+    With several labels an image, the label ``()`` says that it is of none of the classes.
+    """
 
     source: str
-    label: int
+    label: Label
+
+    @property
+    def single(self) -> int:
+        """The label as that of the one class; a ConfigError for several labels."""
+        if isinstance(self.label, tuple):
+            raise ConfigError(
+                f"{self.source} has several labels, but this is for images of one class each: "
+                "do without it on these data"
+            )
+        return self.label
+
+
+def labels_of(record: Record) -> tuple[int, ...]:
+    """Return all labels of an image, which are one or, of an image with several, any number."""
+    return record.label if isinstance(record.label, tuple) else (record.label,)
 
 
 @dataclass(frozen=True)
@@ -93,9 +115,11 @@ class Reader(ABC):
     Attributes:
         own: Whether the images are somebody's own, which are all decoded before the first fit.
         decoding: How image files are opened, which the classifier takes over.
+        task: Name of the task that the labels are for, see ``kdpl.data.tasks``.
     """
 
     own: bool = True
+    task: str = MULTI_CLASS.name
     decoding: Decoding = Decoding()
 
     @abstractmethod

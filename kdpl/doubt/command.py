@@ -51,8 +51,10 @@ def calibrate(
 
     from kdpl.classifier.bulk import load_classifier
     from kdpl.doubt.held_out import HeldOutScores, classify
+    from kdpl.tasks import require_one_class
 
     loaded = load_classifier(classifier, None, device)
+    require_one_class(loaded.task.name, "calibrate")
     numbers = {name: number for number, name in enumerate(loaded.class_names)}
     if unknown := sorted({*named.values()} - numbers.keys()):
         raise DataError(
@@ -86,7 +88,11 @@ def _labeled(images: Path) -> list[tuple[str, str]]:
     else:
         splits = Table(str(images)).read()
         records = [part for part in (splits.train, splits.val, splits.test) if part]
-        labeled = [(path, splits.class_names[label]) for part in records for path, label in part]
+        labeled = [
+            (record.source, splits.class_names[record.single])
+            for part in records
+            for record in part
+        ]
         several = len(records) > 1
     if several:
         raise DataError(

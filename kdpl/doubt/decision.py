@@ -8,7 +8,7 @@ from kdpl.classifier import Classifier
 from kdpl.doubt.held_out import REMEDY, TEMPERATURES, held_out_of
 from kdpl.doubt.unknown import NAME, unknown_of
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.tasks import DecisionRule
+from kdpl.tasks import DecisionRule, require_one_class
 
 
 def decision_rule(
@@ -37,6 +37,8 @@ def decision_rule(
         ArtifactError: The classifier has no scores of held-out images, or of being none of the
             classes.
     """
+    if per_class or unknown or calibrated or (max_error, sets) != (None, None):
+        require_one_class(classifier.task.name, "doubt about predictions")
     if per_class and max_error is None:
         raise ConfigError(
             "per_class keeps an error for each class, but none is wanted: give max_error"

@@ -95,6 +95,8 @@ class HeldOutScores(Companion):
     def made_from(cls, evidence: Evidence) -> Self | None:
         """Take the scores of the validation images, if there are any."""
         held_out = evidence.held_out
+        if evidence.vectors.task != MULTI_CLASS.name:
+            return None
         return None if held_out is None else cls.of(held_out.logits, held_out.labels)
 
     def __len__(self) -> int:

@@ -107,6 +107,9 @@ class SaveLogitSketch(Callback):
     ) -> None:
         """Summarise the logits of a batch."""
         evaluated = cast(EvalOutput, outputs)
+        if evaluated["labels"].ndim > 1:
+            # several labels an image
+            return
         self._parts.append((evaluated["indices"].cpu(), LogitSketch.of(evaluated["logits"].cpu())))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

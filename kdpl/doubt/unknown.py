@@ -132,7 +132,7 @@ class Unknown(nn.Module, Companion):
     @classmethod
     def made_from(cls, evidence: Evidence) -> Self | None:
         """Learn what is usual from the sample of the pool; None where that has too few images."""
-        if len(evidence.kept) < MIN_IMAGES:
+        if len(evidence.kept) < MIN_IMAGES or evidence.vectors.task != MULTI_CLASS.name:
             return None
         features = torch.stack([each.embedding for each in evidence.kept])
         known = None if evidence.held_out is None else evidence.held_out.features.cpu()

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kdpl.callbacks.teacher_cache import Distillation, teacher_encoder
-from kdpl.classification import ClassifyingModule
+from kdpl.classification import ClassifyingModule, evaluating
 from kdpl.data.augmentation import NoAugmentation
 from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.datasets import RandomView, UnlabeledImages
@@ -94,17 +94,14 @@ class Fidelity(Callback):
 
         # agreements, nats and images of this process, then those of all
         sums = torch.zeros(3, device=student.device)
-        modes = {module: module.training for module in student.modules()}
-        student.eval()
         outputs = infer(classify, self._batches or (), student.device)
-        for (logits, _), target in zip(outputs, self._targets, strict=True):
-            target = target.to(logits.device)
-            # a divergence is divided by images and classes
-            nats = student.task.divergence(logits, target) * logits.numel()
-            agreements = student.task.same(logits, target).sum()
-            sums += torch.stack([agreements, nats, nats.new_tensor(len(logits))])
-        for module, was_training in modes.items():
-            module.training = was_training
+        with evaluating(student):
+            for (logits, _), target in zip(outputs, self._targets, strict=True):
+                target = target.to(logits.device)
+                # a divergence is divided by images and classes
+                nats = student.task.divergence(logits, target) * logits.numel()
+                agreements = student.task.same(logits, target).sum()
+                sums += torch.stack([agreements, nats, nats.new_tensor(len(logits))])
         agreed, nats, images = trainer.strategy.reduce(sums, reduce_op="sum")
 
         student.log(FIDELITY, agreed / images, prog_bar=True)

@@ -31,7 +31,7 @@ from kdpl.report.page import fill
 from kdpl.report.run_folder import Run
 from kdpl.runtime.files import atomic_path, write_rows, write_text
 from kdpl.runtime.messages import inform
-from kdpl.tasks import MULTI_CLASS
+from kdpl.tasks import MULTI_CLASS, require_one_class
 
 TABLE, PAGE = "labels.csv", "suggestions.html"
 
@@ -85,6 +85,7 @@ class Suggestions:
         folder, data = run.teacher.folder, run.data
         vectors = ClassVectors.of_teacher(str(folder))
         vectors.require_names(data.class_names, str(folder))
+        require_one_class(data.task, "suggest")
         labeled = known_labels(data)
         pool = unlisted(data.pool.images, (record.source for record in labeled))
         number = (
@@ -162,7 +163,7 @@ def _doubtful(
     """Labels that are rather wrong than right; and what was not checked."""
     if not labeled:
         return [], ["there are no labels to check"]
-    labels = torch.tensor([record.label for record in labeled], device=features.device)
+    labels = torch.tensor([record.single for record in labeled], device=features.device)
     wrong, probabilities = wrong_labels(
         scores_without_own_label(features, labels, len(class_names)), labels
     )
@@ -179,10 +180,10 @@ def _doubtful(
 def _suggestion(record: Record, probabilities: Tensor, class_names: Sequence[str]) -> Suggestion:
     """The most probable class other than the label, of probabilities [C]."""
     others = probabilities.clone()
-    if record.label >= 0:
-        others[record.label] = -1
+    if record.single >= 0:
+        others[record.single] = -1
     likely = int(MULTI_CLASS.labels(others))
-    label = class_names[record.label] if record.label >= 0 else ""
+    label = class_names[record.single] if record.single >= 0 else ""
     return Suggestion(record.source, label, class_names[likely], others[likely].item())
 
 

@@ -22,7 +22,7 @@ from kdpl.refinement.refine import RefinementConfig
 from kdpl.runtime.messages import inform
 from kdpl.targets import Target
 from kdpl.targets.inputs import TargetInputs
-from kdpl.tasks import MULTI_CLASS
+from kdpl.tasks import MULTI_CLASS, require_one_class
 
 _SHOWN = 60  # images that moved
 _FLOOR = 1e-3  # of probability, spread over all classes: assignments are nearly one-hot
@@ -74,7 +74,11 @@ class Refined(RefinementConfig, Target):
         ) * MULTI_CLASS.log_probabilities(predicted)
 
     def prepare(self, inputs: TargetInputs) -> None:
-        """Refine, or read earlier results; ArtifactError if of other data or settings."""
+        """Refine, or read earlier results; ArtifactError if of other data or settings.
+
+        A ConfigError for several labels an image.
+        """
+        require_one_class(inputs.teachers[0].task, "target: refined")
         file = inputs.folder / POOL_TARGETS_FILE
         known = (f"{record.label} {record.source}" for record in (*inputs.labeled, *inputs.val))
         needed = {
@@ -160,7 +164,7 @@ class Refined(RefinementConfig, Target):
         n, first = len(inputs.indices), len(features) - len(inputs.val)
         labels = torch.tensor(known, device=features.device)
         held_out = torch.full_like(labels, -1)
-        held_out[first:] = torch.tensor([record.label for record in inputs.val])
+        held_out[first:] = torch.tensor([record.single for record in inputs.val])
         with progress_bar() as progress:
             inform(
                 f"refining the predictions of {n} unlabelled images, {(labels >= 0).sum()} "
@@ -217,7 +221,7 @@ def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int]]:
 
     They are the labelled images that are not in the pool, and then the validation images.
     """
-    label_of = {record.source: record.label for record in inputs.labeled}
+    label_of = {record.source: record.single for record in inputs.labeled}
     pool = inputs.pool.take(inputs.indices) if label_of else ()
     in_pool = {source: i for i, source in enumerate(pool) if source in label_of}
     outside = [record for record in inputs.labeled if record.source not in in_pool]
@@ -225,7 +229,7 @@ def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int]]:
     labels = [-1] * len(inputs.indices)
     for source, i in in_pool.items():
         labels[i] = label_of[source]
-    labels += [record.label for record in outside] + [-1] * len(inputs.val)
+    labels += [record.single for record in outside] + [-1] * len(inputs.val)
     return [*outside, *inputs.val], labels
 
 

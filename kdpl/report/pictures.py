@@ -26,6 +26,7 @@ from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.predictions import ImagePrediction, read_predictions, spread
 from kdpl.runtime.run_folder import FIGURES_FOLDER, METRICS_FILE
 from kdpl.student import StudentDistillation
+from kdpl.tasks import MULTI_CLASS
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 
@@ -58,7 +59,7 @@ class DrawPictures(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the predictions, beside those of the teacher if there are any."""
-        if not self._can_draw(trainer):
+        if domain_of(trainer).task != MULTI_CLASS.name or not self._can_draw(trainer):
             return
         try:
             teacher = (

@@ -140,12 +140,12 @@ def _fit(run: Run, data: DomainDataModule, config: ClipConfig) -> Probe:
     records = [
         (i, record)
         for i, record in enumerate(tested.splits.test)
-        if num_base is None or record.label < num_base
+        if num_base is None or record.single < num_base
     ]
     predicted = model.predict(test.values).tolist()
     sure = model.predict_proba(test.values).max(axis=1).tolist()
     for (i, record), p, q in zip(records, predicted, sure, strict=True):
-        y = record.label
+        y = record.single
         predictions.append(ImagePrediction(i, record.source, names[y], names[p], q, y, p))
     accuracy = sum(p.correct for p in predictions) / len(predictions)
     return Probe(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from kdpl.errors import ArtifactError
 from kdpl.runtime.files import write_rows, write_text
 from kdpl.runtime.run_folder import PREDICTIONS_FILE, RESULTS_FILE
 
@@ -52,12 +53,20 @@ def write_predictions(folder: Path, predictions: Iterable[ImagePrediction]) -> N
 
 
 def read_predictions(folder: Path) -> list[ImagePrediction]:
-    """Read a run's predictions; empty if it was not tested yet."""
+    """Read a run's predictions; empty if it was not tested yet.
+
+    An ArtifactError for those of several labels an image, which have other columns.
+    """
     file = folder / PREDICTIONS_FILE
     if not file.is_file():
         return []
     with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
         rows = list(csv.DictReader(lines))
+    if rows and "label" not in rows[0]:
+        raise ArtifactError(
+            f"{file} has predictions of several labels an image, expected one class for each: read "
+            f"{RESULTS_FILE} and per_class.csv beside it instead"
+        )
     # only paths may hold bytes that are not UTF-8: this raises where a class name does
     "".join(row["label"] + row["prediction"] for row in rows).encode()
     return [

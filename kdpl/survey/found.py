@@ -88,10 +88,11 @@ def _find_in_table(table: Path, class_names: str | None) -> list[FoundImage]:
     labels = {each.name: label for label, each in named.items()}
     test = HELD_OUT if splits.held_out else "test"
     parts = {"train": splits.train, "val": splits.val, test: splits.test}
+    names = splits.class_names
     images = [
-        FoundImage(source, labels.get(name := splits.class_names[label], name), split)
+        FoundImage(record.source, labels.get(name := names[record.single], name), split)
         for split, rows in parts.items()
-        for source, label in rows
+        for record in rows
     ]
     return images + [FoundImage(source, "", "train") for source in splits.unlabeled or ()]
 

@@ -29,16 +29,17 @@ class Teachers(Frozen[nn.ModuleList]):
     Args:
         folders: Run folders of the teachers. The student has the class vectors of the first.
         class_vectors: File of other class vectors of the first teacher; None: those in its folder.
+
+    Attributes:
         task: The student's task, by which the predictions of several teachers are averaged.
     """
 
-    def __init__(
-        self, folders: Sequence[str], class_vectors: str | None = None, task: Task = MULTI_CLASS
-    ) -> None:
+    task: Task = MULTI_CLASS
+
+    def __init__(self, folders: Sequence[str], class_vectors: str | None = None) -> None:
         folder, *more = folders
         vectors = ClassVectors.of_teacher(folder, class_vectors)
         super().__init__(nn.ModuleList([FrozenTeacher(Path(folder), vectors)]))
-        self.task = task
         self._unread = [Path(each) for each in more]
 
     @property

@@ -49,6 +49,7 @@ def watch(
 
     from kdpl.classifier.bulk import load_classifier
     from kdpl.runtime.messages import inform
+    from kdpl.tasks import require_one_class
     from kdpl.watch.batches import MIN_IMAGES, compare_batches, read_batch, render
     from kdpl.watch.image_sample import MAX_IMAGES, REMEDY, ImageSample
     from kdpl.watch.two_samples import LEAST_RATE, QUANTILE
@@ -59,6 +60,7 @@ def watch(
             "give for example 1%"
         )
     loaded = load_classifier(classifier, None, "auto")
+    require_one_class(loaded.task.name, "watch")
     decided = rule.of(loaded) if rule.make is not None else None
     if against:
         pool = read_batch(loaded, references, "--against").sample.draw(MAX_IMAGES)

@@ -15,6 +15,7 @@ from kdpl.classifier.companion import Companion, Evidence
 from kdpl.doubt.beside import OfClassifier, read_of_classifier
 from kdpl.errors import ArtifactError
 from kdpl.runtime.artifacts import write_tensors
+from kdpl.tasks import MULTI_CLASS
 
 KIND = "a sample of the training pool"
 VERSION = 1
@@ -45,6 +46,8 @@ class ImageSample(Companion):
     def made_from(cls, evidence: Evidence) -> Self | None:
         """Take it from the sample of the pool that the classifier has learned from."""
         if not evidence.pool or not evidence.trained:
+            return None
+        if evidence.vectors.task != MULTI_CLASS.name:
             return None
         return cls.of(evidence.pool, evidence.vectors.class_names).draw(MAX_IMAGES)
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -18,6 +19,11 @@ from kdpl.runtime.files import read_text
 HELD_OUT = "held_out"
 """Split of test images that were set aside by chance."""
 
+UNKNOWN = "?"
+"""Cell of an image without a label, where an empty one is of an image of none of the classes."""
+
+_SEPARATORS = ",;|"
+
 _UNLABELED = "the unlabelled images"
 
 _SPLITS = ("train", "val", "test", HELD_OUT)
@@ -31,22 +37,40 @@ class Table(OwnImages):
     drawn from the labelled ones by ``init``, because there were no others. The classes are the
     sorted labels, or, where no training image has one, those of the file ``class_names``. Relative
     paths begin at the table's folder; URLs are taken as they are.
+
+    With a ``label_separator``, a label is a list of any number of classes: an empty one says that
+    the image is of none of them, and ``?`` or, in a Parquet file, a missing value that it has no
+    label.
     """
+
+    label_separator: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_separator is not None:
+            if len(self.label_separator) != 1:
+                raise ConfigError(
+                    f"label_separator is {self.label_separator!r}, expected one character: set it "
+                    "to the one between two labels, such as ';'"
+                )
+            self.task = "multilabel"
 
     def read(self) -> Splits:
         """Read the dataset, in the order of the rows."""
         table = Path(self.root).expanduser()
-        records: dict[str, list[tuple[str, str]]] = {split: [] for split in _SPLITS}
+        records: dict[str, list[tuple[str, tuple[str, ...]]]] = {split: [] for split in _SPLITS}
         without_label, split_of = list[str](), dict[str, str]()
-        rows = read_rows(table, not self.class_names)
-        for number, (image, label, split) in enumerate(rows, start=1):
+        rows = read_rows(table, not self.class_names, self.label_separator)
+        _require_task(table, [cell for _, cell, _ in rows], self.label_separator)
+        for number, (image, cell, split) in enumerate(rows, start=1):
             source = image if is_url(image) else os.path.normpath(table.parent / image)
+            label = split_cell(cell, self.label_separator)
             fault = None
             if not image:
                 fault = "names no image: fill in the column image, or remove the row"
             elif split not in _SPLITS:
                 fault = f"has split {split!r}: use {', '.join(_SPLITS)}, or nothing"
-            elif split != "train" and not label:
+            elif split != "train" and label is None:
                 fault = f"has split {split!r} and no label: label it, or leave split empty"
             elif source in split_of:
                 fault = (
@@ -55,12 +79,12 @@ class Table(OwnImages):
                 )
             if fault:
                 raise DataError(f"row {number} of {table} {fault}")
-            split_of[source] = split if label else _UNLABELED
-            if label:
+            split_of[source] = split if label is not None else _UNLABELED
+            if label is not None:
                 records[split].append((source, label))
             else:
                 without_label.append(source)
-        keys = sorted({label for rows in records.values() for _, label in rows})
+        keys = sorted({each for rows in records.values() for _, label in rows for each in label})
         if self.class_names and not records["train"] and (without_label or self.unlabeled):
             named = read_class_mapping(Path(self.class_names), keys, complete=False)
             keys = list(named)
@@ -75,9 +99,14 @@ class Table(OwnImages):
                 f"{table} has images of split test and of split {HELD_OUT}: use one of the two"
             )
         labels = {key: label for label, key in enumerate(keys)}
+        several = self.label_separator is not None
+
+        def record(source: str, own: tuple[str, ...]) -> Record:
+            numbers = tuple(sorted(labels[key] for key in own))
+            return Record(source, numbers if several else numbers[0])
+
         train, val, test, held_out = (
-            tuple(Record(source, labels[key]) for source, key in records[split])
-            for split in _SPLITS
+            tuple(record(source, label) for source, label in records[split]) for split in _SPLITS
         )
         unlabeled = Names.of(without_label)
         if self.unlabeled:
@@ -89,8 +118,24 @@ class Table(OwnImages):
         return Splits(f"table {table}", names, *parts, class_texts=texts, held_out=bool(held_out))
 
 
-def read_rows(table: Path, labeled: bool) -> list[tuple[str, str, str]]:
+def split_cell(cell: str, separator: str | None) -> tuple[str, ...] | None:
+    """Return the classes that a label names, of which without a separator there is one.
+
+    None: the image has no label.
+    """
+    if separator is None:
+        return (cell,) if cell else None
+    if cell == UNKNOWN:
+        return None
+    return tuple(dict.fromkeys(filter(None, map(str.strip, cell.split(separator)))))
+
+
+def read_rows(
+    table: Path, labeled: bool, separator: str | None = None
+) -> list[tuple[str, str, str]]:
     """Read image, label in composed form, and split of each row; an empty split is ``train``.
+
+    With a ``separator`` of several labels, a missing one is ``?``.
 
     DataError if it cannot be read, lacks the column ``image`` or, with ``labeled``, ``label``, or a
     row has a value beyond the columns, as a comma without quotes makes it.
@@ -101,7 +146,11 @@ def read_rows(table: Path, labeled: bool) -> list[tuple[str, str, str]]:
         )
     if not table.is_file():
         raise DataError(f"table {table} does not exist: check root")
-    columns = _parquet_columns(table) if table.suffix.lower() == ".parquet" else _csv_columns(table)
+    columns = (
+        _parquet_columns(table, separator)
+        if table.suffix.lower() == ".parquet"
+        else _csv_columns(table)
+    )
     for name in ("image", "label")[: 1 + labeled]:
         if name not in columns:
             problem = f"has no column {name!r} but {', '.join(map(visible, columns)) or 'none'}"
@@ -112,6 +161,30 @@ def read_rows(table: Path, labeled: bool) -> list[tuple[str, str, str]]:
     splits = [split or "train" for split in columns.get("split", none)]
     labels = map(composed, columns.get("label", none))
     return list(zip(columns["image"], labels, splits, strict=True))
+
+
+def _require_task(table: Path, cells: Sequence[str], separator: str | None) -> None:
+    """Raise a DataError if labels are lists and there is no separator, or the other way round."""
+    if separator is not None:
+        labels = [split_cell(cell, separator) for cell in cells]
+        known = [cell for cell, label in zip(cells, labels, strict=True) if label is not None]
+        if known and all(label is None or len(label) == 1 for label in labels):
+            example = next((cell for cell in known if {*cell} & {*_SEPARATORS}), known[0])
+            raise DataError(
+                f"column label of {table} has one label in each row, such as {visible(example)!r}, "
+                f"but label_separator is {separator!r}: leave it out, or correct it"
+            )
+        return
+    single = {*cells}
+    for cell in cells:
+        for mark in {*cell} & {*_SEPARATORS}:
+            parts = split_cell(cell, mark) or ()
+            if len(parts) > 1 and {*parts} <= single:
+                raise DataError(
+                    f"column label of {table} has {visible(cell)!r}, whose parts are labels of "
+                    f"other rows: set data.init_args.label_separator to {mark!r}, or rename the "
+                    "class"
+                )
 
 
 def _csv_columns(table: Path) -> dict[str, list[str]]:
@@ -139,7 +212,7 @@ def _csv_columns(table: Path) -> dict[str, list[str]]:
     return {name: [row[names.index(name)] for row in rows] for name in names}
 
 
-def _parquet_columns(table: Path) -> dict[str, list[str]]:
+def _parquet_columns(table: Path, separator: str | None) -> dict[str, list[str]]:
     try:
         from pyarrow.parquet import ParquetFile
 
@@ -152,7 +225,17 @@ def _parquet_columns(table: Path) -> dict[str, list[str]]:
         raise DataError(
             f"table {table} cannot be read ({reason(error)}): write it again"
         ) from error
-    return {name.strip(): [_text(value) for value in values] for name, values in columns.items()}
+    texts = {name.strip(): [_text(value) for value in values] for name, values in columns.items()}
+    if separator is not None and "label" in texts:
+        labels = next(values for name, values in columns.items() if name.strip() == "label")
+        texts["label"] = [_list_text(value, separator) for value in labels]
+    return texts
+
+
+def _list_text(value: object, separator: str) -> str:
+    if value is None or value != value:
+        return UNKNOWN
+    return separator.join(map(_text, value)) if isinstance(value, list) else _text(value)
 
 
 def _text(value: object) -> str:

@@ -1,0 +1,25 @@
+"""The task that a dataset's labels are for, by name; rooms bring further ones."""
+
+from typing import Any
+
+from kdpl.errors import ConfigError
+from kdpl.runtime import plugins
+from kdpl.tasks import MULTI_CLASS, Task
+
+
+def build_task(name: str, **settings: Any) -> Task:
+    """Build a task: ``multiclass``, or one of the entry points ``kdpl.tasks``, with its settings.
+
+    A ConfigError if it is unknown.
+    """
+    if name == MULTI_CLASS.name:
+        return MULTI_CLASS
+    kinds = plugins.load_all("tasks")
+    if name not in kinds:
+        known = ", ".join([MULTI_CLASS.name, *kinds])
+        raise ConfigError(
+            f"task {name!r} is not installed, which these labels are for: add its room, or use "
+            f"labels for {known}"
+        )
+    task: Task = kinds[name](**settings)
+    return task

@@ -1,0 +1,134 @@
+"""Thresholds from validation images before a test and for the classifier, and a test's tables."""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
+
+from kdpl.callbacks.handover import Handover
+from kdpl.callbacks.results import gather
+from kdpl.classification import ClassifyingModule, EvalOutput, evaluating
+from kdpl.data.domain import domain_of
+from kdpl.data.inference import infer
+from kdpl.data.splits import labels_of
+from kdpl.multilabel.metrics import class_scores, decisions
+from kdpl.multilabel.task import SEPARATOR, MultiLabel
+from kdpl.multilabel.thresholds import choose
+from kdpl.runtime.files import write_rows
+from kdpl.runtime.messages import inform
+from kdpl.runtime.run_folder import PREDICTIONS_FILE
+
+PER_CLASS_FILE = "per_class.csv"
+"""Scores of each class on the test images, in a run's folder."""
+
+
+def callbacks(module: LightningModule) -> list[Callback]:
+    """Return the callback of a fit or test; entry point of ``kdpl.callbacks``."""
+    return [SeveralLabels()] if isinstance(module, ClassifyingModule) else []
+
+
+class SeveralLabels(Handover):
+    """Chooses thresholds, and writes a test's predictions; idle for images of one class each.
+
+    The thresholds of classes are those of the best F1 on the validation images, as the student is
+    at its end, or as the module is that is tested. Novel classes have the mean of the base ones.
+    Without validation images all are 0.5.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def ended_early(self) -> None:
+        """Leave it to the classifier to say so."""
+
+    def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
+        """Choose the thresholds that the classifier takes over, before it is written."""
+        _choose(trainer, cast(ClassifyingModule, pl_module))
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose the thresholds of the test's metrics, when the scores of classes have begun."""
+        self._rows = []
+        _choose(trainer, cast(ClassifyingModule, pl_module))
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object
+    ) -> None:
+        """Keep index, logits and labels of each image."""
+        if isinstance(cast(ClassifyingModule, pl_module).task, MultiLabel):
+            row = cast(EvalOutput, outputs)
+            self._rows.append((row["indices"].cpu(), row["logits"].cpu(), row["labels"].cpu()))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather and write the predictions, and the scores of each class."""
+        task = cast(ClassifyingModule, pl_module).task
+        parts = gather(self._rows, trainer.world_size)
+        if not isinstance(task, MultiLabel) or not trainer.is_global_zero or not parts:
+            return
+        indices, logits, targets = (torch.cat(column) for column in zip(*parts, strict=True))
+        data, folder = domain_of(trainer), Path(trainer.default_root_dir)
+        names = data.class_names
+
+        def joined(labels: list[int]) -> str:
+            return SEPARATOR.join(names[label] for label in labels)
+
+        rows: list[tuple[object, ...]] = []
+        decided, probabilities = decisions(logits, task.thresholds), task.probabilities(logits)
+        for place in indices.argsort().tolist():
+            record = data.splits.test[int(indices[place])]
+            predicted = torch.nonzero(decided[place]).flatten().tolist()
+            numbers = SEPARATOR.join(f"{each:.6f}" for each in probabilities[place].tolist())
+            known = joined([*labels_of(record)])
+            rows.append((int(indices[place]), record.source, known, joined(predicted), numbers))
+        columns = ("index", "source", "labels", "predicted", "probabilities")
+        write_rows(folder / PREDICTIONS_FILE, [columns, *rows])
+
+        scores = class_scores(logits, targets, task.thresholds)
+        thresholds = task.thresholds_of(len(names))
+        per_class = zip(names, scores.positives.tolist(), thresholds, strict=True)
+        measured = torch.stack(scores[1:], dim=1).tolist()
+        table: list[tuple[object, ...]] = [
+            (*each, *("" if number != number else f"{number:.6f}" for number in numbers))
+            for each, numbers in zip(per_class, measured, strict=True)
+        ]
+        heading = ("class", "positives", "threshold", "ap", "precision", "recall", "f1")
+        write_rows(folder / PER_CLASS_FILE, [heading, *table])
+
+
+def _choose(trainer: Trainer, module: ClassifyingModule) -> None:
+    """Give a module's task the thresholds of its validation images, on all processes the same."""
+    task, data = module.task, domain_of(trainer)
+    if not isinstance(task, MultiLabel):
+        return
+
+    def classify(images: Tensor) -> Tensor:
+        with trainer.precision_plugin.forward_context():
+            return module.class_logits(images).float()
+
+    own = []
+    with evaluating(module):
+        for logits, batch in infer(classify, data.val_dataloader(), module.device):
+            own.append((batch.indices, logits.cpu(), batch.labels))
+    parts = gather(own, trainer.world_size)
+    if not parts:
+        inform("there are no validation images, so that the threshold of each class is 0.5")
+        return
+    _, logits, targets = (torch.cat(column) for column in zip(*parts, strict=True))
+
+    # no label of a novel class plays a part
+    count = len(data.tuning_class_names)
+    chosen = choose(logits[:, :count], targets[:, :count])
+    thresholds = [each.value for each in chosen]
+    mean = float(torch.tensor(thresholds).mean())
+    thresholds += [mean] * (len(data.class_names) - count)
+    missing = [name for name, each in zip(data.class_names, chosen, strict=False) if each.problem]
+    if missing:
+        inform(
+            f"no validation image has the class {missing[0]!r}"
+            f"{f' and {len(missing) - 1} others' if len(missing) > 1 else ''}: threshold 0.5"
+        )
+    module.task = task.with_thresholds(thresholds)
+    module.test_metrics = module.task.accuracy(data.num_base).to(module.device)

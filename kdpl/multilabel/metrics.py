@@ -1,0 +1,112 @@
+"""Average precision of each class, and F1 at thresholds, over all, base and novel classes."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_average_precision
+from torchmetrics.utilities import dim_zero_cat
+
+from kdpl.metrics import harmonic_mean
+
+
+class ClassScores(NamedTuple):
+    """Scores of each class, float64 [C]; NaN where they are undefined.
+
+    A class that no image has, has no average precision, recall and F1.
+    """
+
+    positives: Tensor
+    average_precision: Tensor
+    precision: Tensor
+    recall: Tensor
+    f1: Tensor
+
+
+class MultiLabelMetrics(Metric):
+    """Mean average precision, and macro and micro F1 at thresholds.
+
+    ``map`` and ``macro_f1`` are means over the classes that at least one image has; ``micro_f1`` is
+    of all decisions. With ``num_base``, ``base_…`` and ``novel_…`` are of the base and the novel
+    classes of all images, and ``hm`` is the harmonic mean of ``base_map`` and ``novel_map``. All
+    are fractions, and NaN where no class has an image. ``thresholds`` are of each class; None: 0.5.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    logits: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(
+        self,
+        num_base: int | None = None,
+        thresholds: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_base = num_base
+        self.thresholds = thresholds
+        self.add_state("logits", [], dist_reduce_fx="cat")
+        self.add_state("targets", [], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Keep logits and labels, 0 or 1, of a batch, [B, C] both."""
+        self.logits.append(logits)
+        self.targets.append(labels)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the values by name."""
+        logits, targets = dim_zero_cat(self.logits), dim_zero_cat(self.targets)
+        scores = class_scores(logits, targets, self.thresholds)
+        decided = decisions(logits, self.thresholds)
+        parts = {"": slice(None)}
+        if self.num_base is not None:
+            parts |= {"base_": slice(self.num_base), "novel_": slice(self.num_base, None)}
+
+        values: dict[str, Tensor] = {}
+        for name, part in parts.items():
+            values[f"{name}map"] = scores.average_precision[part].nanmean()
+            values[f"{name}macro_f1"] = scores.f1[part].nanmean()
+            values[f"{name}micro_f1"] = _f1(decided[:, part].flatten(), targets[:, part].flatten())
+        if self.num_base is not None:
+            values["hm"] = harmonic_mean(values["base_map"], values["novel_map"])
+        return {name: value.float() for name, value in values.items()}
+
+
+def decisions(logits: Tensor, thresholds: Sequence[float] | None) -> Tensor:
+    """Return which classes are predicted for logits [N, C], bool [N, C]."""
+    limits = [0.5] * logits.shape[1] if thresholds is None else thresholds
+    return logits.float().sigmoid() >= torch.tensor(limits, device=logits.device)
+
+
+def class_scores(
+    logits: Tensor, targets: Tensor, thresholds: Sequence[float] | None
+) -> ClassScores:
+    """Compute the scores of each class from logits and labels, 0 or 1, [N, C] both."""
+    decided, has = decisions(logits, thresholds), targets.bool()
+    positives, hits = has.sum(dim=0), (decided & has).sum(dim=0).double()
+
+    # of float64 probabilities, in which hardly any two differ that are equal as such
+    probabilities = logits.double().sigmoid()
+    nothing = probabilities.new_tensor(torch.nan)
+    precisions = [
+        binary_average_precision(probabilities[:, c], has[:, c].long()) if positives[c] else nothing
+        for c in range(logits.shape[1])
+    ]
+    return ClassScores(
+        positives,
+        torch.stack([each.double() for each in precisions]),
+        hits / decided.sum(dim=0),
+        hits / positives,
+        torch.stack([_f1(decided[:, c], has[:, c]) for c in range(logits.shape[1])]),
+    )
+
+
+def _f1(decided: Tensor, has: Tensor) -> Tensor:
+    """F1 of decisions and labels [N]; NaN if nothing has a label."""
+    has = has.bool()
+    hits = (decided & has).sum().double()
+    score = 2 * hits / (decided.sum() + has.sum())
+    return torch.where(has.any(), score, torch.nan)

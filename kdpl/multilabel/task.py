@@ -1,0 +1,169 @@
+"""The task of images with any number of labels: each class is decided by itself."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdpl.errors import ConfigError
+from kdpl.multilabel.metrics import MultiLabelMetrics
+from kdpl.tasks import DecisionRule, Predicted, Prediction, Task
+
+LossKind = Literal["cross_entropy", "asymmetric"]
+
+SEPARATOR = ";"
+"""Between the names of an image's classes in tables."""
+
+_DEFAULT = 0.5
+
+# of the asymmetric loss, as published
+_GAMMA_NEGATIVE, _GAMMA_POSITIVE, _CLIP = 4, 1, 0.05
+
+
+class MultiLabel(Task):
+    """Each image is of any number of classes; logits are log odds, and probabilities their sigmoid.
+
+    Args:
+        thresholds: Probability from which on an image has a class, of each class; None: 0.5.
+        loss: Loss on labels: binary ``cross_entropy``, or ``asymmetric``.
+    """
+
+    name: ClassVar[str] = "multilabel"
+    per_class: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        thresholds: Sequence[float] | None = None,
+        loss: LossKind = "cross_entropy",
+    ) -> None:
+        numbers = thresholds is None or all(isinstance(each, int | float) for each in thresholds)
+        if not numbers or not all(0 <= each <= 1 for each in thresholds or ()):
+            raise ConfigError(
+                f"thresholds are {thresholds}, expected numbers from 0 to 1: correct them"
+            )
+        self.thresholds = None if thresholds is None else tuple(thresholds)
+        self.loss_kind = loss
+
+    def with_thresholds(self, thresholds: Sequence[float]) -> "MultiLabel":
+        """Return the same task with other thresholds."""
+        return MultiLabel(thresholds, self.loss_kind)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the thresholds."""
+        return {} if self.thresholds is None else {"thresholds": list(self.thresholds)}
+
+    def metadata(self, num_classes: int) -> dict[str, str]:
+        """Return the task's name, and a threshold for each class."""
+        return {"task": self.name, "thresholds": json.dumps(self.thresholds_of(num_classes))}
+
+    def require_classes(self, num_classes: int) -> None:
+        """Raise a ConfigError for another number of thresholds than classes."""
+        if self.thresholds is not None and len(self.thresholds) != num_classes:
+            raise ConfigError(
+                f"there are {len(self.thresholds)} thresholds for {num_classes} classes: choose "
+                "them again (python -m kdpl thresholds)"
+            )
+
+    def thresholds_of(self, num_classes: int) -> list[float]:
+        """Return the threshold of each class."""
+        return [_DEFAULT] * num_classes if self.thresholds is None else list(self.thresholds)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss on labels, 0 or 1, float [B, C]: a sum over classes."""
+        if self.loss_kind == "asymmetric":
+            return asymmetric_loss(logits, labels)
+        return binary_cross_entropy(logits, labels)
+
+    def divergence(self, logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
+        """Compute ``bernoulli_kl``."""
+        return bernoulli_kl(logits, target_logits, temperature)
+
+    def accuracy(self, num_base: int | None) -> MultiLabelMetrics:
+        """Return mean average precision, and F1 at the thresholds."""
+        return MultiLabelMetrics(num_base, self.thresholds)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Compute the sigmoid."""
+        return logits.sigmoid()
+
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """Compute the logarithm of the sigmoid."""
+        return F.logsigmoid(logits)
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """Compute the log odds of Σ_m p_m / M."""
+        return F.logsigmoid(logits).logsumexp(dim=0) - F.logsigmoid(-logits).logsumexp(dim=0)
+
+    def labels(self, scores: Tensor) -> Tensor:
+        """Return which classes the images of logits [..., C] have, bool [..., C]."""
+        thresholds = torch.tensor(self.thresholds_of(scores.shape[-1]), device=scores.device)
+        return self.probabilities(scores.float()) >= thresholds
+
+    def same(self, scores: Tensor, others: Tensor) -> Tensor:
+        """Compare the sets of classes."""
+        return (self.labels(scores) == self.labels(others)).all(dim=-1)
+
+    def ranked(self, top_k: int, num_classes: int, rule: DecisionRule) -> int:
+        """Return the number of classes: each may be one of the image's."""
+        return num_classes
+
+    def undecided(self, probability: float) -> list[Prediction]:
+        """Return nothing: an image may have no class."""
+        return []
+
+    def decide(
+        self, labels: Sequence[int], deciding: Sequence[float], rule: DecisionRule
+    ) -> Sequence[int]:
+        """Choose the classes at or above their thresholds, those of the rule if it has some."""
+        thresholds = rule.class_thresholds or self.thresholds_of(len(labels))
+        ranked = zip(labels, deciding, strict=True)
+        return [label for label, probability in ranked if probability >= thresholds[label]]
+
+    def columns(self, top_k: int, rule: DecisionRule) -> list[str]:
+        """Return ``labels``, the names, and ``scores``, their probabilities, for any ``top_k``."""
+        return ["labels", "scores", *rule.scores]
+
+    def cells(self, predicted: Predicted, columns: Sequence[str]) -> dict[str, Any]:
+        """Return names and probabilities, the most probable first, and further scores."""
+        cells: dict[str, Any] = {
+            "labels": SEPARATOR.join(str(each.class_name) for each in predicted.top),
+            "scores": SEPARATOR.join(str(round(each.probability, 6)) for each in predicted.top),
+        }
+        named = predicted.scores.items()
+        return cells | {name: round(score, 6) for name, score in named if name in columns}
+
+
+def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute the binary cross entropy, a sum over classes and a mean over images [B, C]."""
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / len(logits)
+
+
+def asymmetric_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute the asymmetric loss (arXiv 2009.14119, eq. 7), a sum over classes, mean over images.
+
+    -(1 - p)^γ₊ log p for classes that an image has, and -q^γ₋ log(1 - q) with q = max(p - 0.05, 0)
+    for others, which are many and mostly easy: γ₊ = 1, γ₋ = 4.
+    """
+    probabilities = logits.sigmoid()
+    shifted = (probabilities - _CLIP).clamp_min(0)
+    having = (1 - probabilities) ** _GAMMA_POSITIVE * F.logsigmoid(logits)
+    lacking = shifted**_GAMMA_NEGATIVE * torch.log1p(-shifted)
+    return -(labels * having + (1 - labels) * lacking).sum() / len(logits)
+
+
+def bernoulli_kl(logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Compute τ² · Σ KL(target ‖ prediction) / (B·C) of each image and class by itself, a scalar.
+
+    Args:
+        logits: Log odds [B, C].
+        target_logits: Those of the target [B, C], finite and without gradient.
+        temperature: τ, which divides both.
+    """
+    own, target = logits / temperature, target_logits / temperature
+    having = target.sigmoid() * (F.logsigmoid(target) - F.logsigmoid(own))
+    lacking = (-target).sigmoid() * (F.logsigmoid(-target) - F.logsigmoid(-own))
+    return (having + lacking).sum() / math.prod(logits.shape) * temperature**2

@@ -1,0 +1,129 @@
+"""Thresholds of classes from held-out images: best F1, or a wanted precision or recall."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import beta
+from torch import Tensor
+
+DEFAULT = 0.5
+CONFIDENCE = 0.95
+"""Probability, over the draw of the held-out images, with which a precision or recall is kept."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What thresholds are for.
+
+    Attributes:
+        precision: Share of an image's predictions of a class that shall be right; None: any.
+        recall: Share of a class's images that shall be found; None: any. Of both at most one is
+            given; with neither, F1 is as large as possible.
+        confidence: Probability with which it is kept.
+    """
+
+    precision: float | None = None
+    recall: float | None = None
+    confidence: float = CONFIDENCE
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The threshold of a class, a float32 number, and if need be why it is not what was wanted."""
+
+    value: float
+    problem: str | None = None
+
+
+def choose(logits: Tensor, targets: Tensor, wanted: Wanted = Wanted()) -> list[Threshold]:
+    """Choose a threshold for each class from logits and labels, 0 or 1, of N images, [N, C] both.
+
+    A class without an image gets 0.5. A threshold is between two probabilities of held-out images,
+    so that rounding does not matter.
+
+    With a wanted ``precision``, thresholds are tested from the strictest one, whose accepted images
+    could show it if all were right, until a Clopper-Pearson bound is below it (fixed-sequence
+    testing, arXiv 2110.01052): which numbers of images are tested does not depend on labels. With a
+    wanted ``recall``, the threshold accepts the fewest images of the class whose share among all of
+    them has a bound that reaches it.
+    """
+    probabilities = logits.float().sigmoid().cpu()
+    has = targets.bool().cpu()
+    return [_of_class(probabilities[:, c], has[:, c], wanted) for c in range(logits.shape[1])]
+
+
+def _of_class(probabilities: Tensor, has: Tensor, wanted: Wanted) -> Threshold:
+    if not has.any():
+        return Threshold(DEFAULT, "no held-out image has it")
+    order = probabilities.argsort(descending=True, stable=True)
+    falling, own = probabilities[order], has[order]
+    if wanted.precision is not None:
+        return _for_precision(falling, own, wanted.precision, wanted.confidence)
+    if wanted.recall is not None:
+        return _for_recall(falling, own, wanted.recall, wanted.confidence)
+
+    # accepting the first k images, of which several with the same probability are accepted at once
+    counts = torch.arange(1, len(own) + 1)
+    scores = 2 * own.cumsum(0) / (counts + own.sum())
+    ends = torch.cat([falling[1:] < falling[:-1], torch.tensor([True])])
+    best = int(torch.where(ends, scores, -1.0).max(dim=0).indices)
+    return Threshold(_between(falling, best + 1))
+
+
+def _for_precision(falling: Tensor, own: Tensor, wanted: float, confidence: float) -> Threshold:
+    hits = own.cumsum(0).tolist()
+    least = math.ceil(math.log(1 - confidence) / math.log(wanted))
+    chosen: int | None = None
+    for count in _ends(falling, least):
+        if _lower(hits[count - 1], count, confidence) < wanted:
+            break
+        chosen = count
+    if chosen is not None:
+        return Threshold(_between(falling, chosen))
+
+    bounds = {count: _lower(hits[count - 1], count, confidence) for count in _ends(falling, 1)}
+    best = max(bounds, key=lambda count: (bounds[count], count))
+    return Threshold(
+        _between(falling, best),
+        f"no threshold shows a precision of {wanted:.3g}, the best shows {bounds[best]:.3g}",
+    )
+
+
+def _for_recall(falling: Tensor, own: Tensor, wanted: float, confidence: float) -> Threshold:
+    found = torch.nonzero(own).flatten()
+    number = len(found)
+    bounds = [_lower(hits, number, confidence) for hits in range(1, number + 1)]
+    hits = next((k for k, bound in enumerate(bounds, start=1) if bound >= wanted), number)
+    # as many images as have at least the probability of the last of these
+    count = int((falling >= falling[found[hits - 1]]).sum())
+    if bounds[hits - 1] >= wanted:
+        return Threshold(_between(falling, count))
+    return Threshold(
+        _between(falling, count),
+        f"its {number} held-out images do not show a recall of {wanted:.3g}, the best is "
+        f"{bounds[-1]:.3g}",
+    )
+
+
+def _ends(falling: Tensor, least: int) -> list[int]:
+    """The numbers of images from ``least`` on that a threshold can accept."""
+    last = len(falling)
+    return [
+        count
+        for count in range(max(1, least), last + 1)
+        if count == last or falling[count] < falling[count - 1]
+    ]
+
+
+def _between(falling: Tensor, count: int) -> float:
+    """A float32 threshold that accepts the first ``count`` images alone."""
+    last = float(falling[count - 1])
+    below = float(falling[count]) if count < len(falling) else 0.0
+    middle = float(torch.tensor((last + below) / 2))
+    return middle if below < middle <= last else last
+
+
+def _lower(hits: int, count: int, confidence: float) -> float:
+    """The one-sided Clopper-Pearson bound of a share, of which so many were seen."""
+    return 0.0 if hits == 0 else float(beta.ppf(1 - confidence, hits, count - hits + 1))

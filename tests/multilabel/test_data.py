@@ -1,0 +1,172 @@
+"""Tables of several labels, sampling by class, and batches."""
+
+import random
+
+import pytest
+import torch
+import world
+
+from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.datasets import label_tensor
+from kdpl.data.readers.table import Table
+from kdpl.data.sampling import few_shot, hold_out, require_shots, with_labels
+from kdpl.data.splits import Record, Splits
+from kdpl.errors import ConfigError, DataError
+from kdpl.runtime.resizing import Resizing
+
+
+def table_of(folder, *lines):
+    path = folder / "t.csv"
+    path.write_text("\n".join(["image,label,split", *lines]) + "\n")
+    return str(path)
+
+
+def labels_in(records):
+    return {record.source.rpartition("/")[2]: record.label for record in records}
+
+
+def test_a_cell_is_a_set_an_empty_one_none_of_the_classes_and_a_question_mark_no_label(tmp_path):
+    lines = (
+        "a.png,cat;dog,",
+        "b.png,,",
+        "c.png,?,",
+        "d.png, dog ;dog,",
+        "e.png,fox,test",
+        "f.png,,test",
+    )
+    reader = Table(table_of(tmp_path, *lines), label_separator=";")
+    assert reader.task == "multilabel"
+    splits = reader.read()
+    assert splits.class_names == ("cat", "dog", "fox")
+    assert labels_in(splits.train) == {"a.png": (0, 1), "b.png": (), "d.png": (1,)}
+    assert labels_in(splits.test) == {"e.png": (2,), "f.png": ()}
+    assert [source.rpartition("/")[2] for source in splits.unlabeled] == ["c.png"]
+
+
+def test_a_parquet_table_has_lists_and_its_missing_values_are_no_labels(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    columns = {"image": ["a", "b", "c", "d"], "label": [["cat", "dog"], [], None, ["dog"]]}
+    write_table(arrow.table(columns), tmp_path / "t.parquet")
+    splits = Table(str(tmp_path / "t.parquet"), label_separator="|").read()
+    assert labels_in(splits.train) == {"a": (0, 1), "b": (), "d": (1,)}
+    assert len(splits.unlabeled) == 1
+    columns["label"] = ["cat|dog", "", None, "dog"]
+    write_table(arrow.table(columns), tmp_path / "t.parquet")
+    again = Table(str(tmp_path / "t.parquet"), label_separator="|").read()
+    assert again.train == splits.train
+    assert again.unlabeled == splits.unlabeled
+
+
+def test_one_label_in_each_row_given_as_several_is_refused_with_an_example(tmp_path):
+    lines = ["a.png,cat;dog,", "b.png,fox,"]
+    with world.refused(
+        DataError, r"column label of .*t\.csv has one label in each row, such as 'cat;dog'"
+    ):
+        Table(table_of(tmp_path, *lines), label_separator=",").read()
+
+
+def test_several_labels_given_as_one_are_refused_with_an_example(tmp_path):
+    lines = ["a.png,cat;dog,", "b.png,dog,", "c.png,cat,"]
+    with world.refused(
+        DataError, r"column label of .*t\.csv has 'cat;dog', .*label_separator to ';'"
+    ):
+        Table(table_of(tmp_path, *lines)).read()
+    # a name with a comma is one
+    fine = ['a.png,"tench, a fish",', "b.png,dog,"]
+    assert Table(table_of(tmp_path, *fine)).read().class_names == ("dog", "tench, a fish")
+
+
+def test_a_separator_is_one_character():
+    with world.refused(ConfigError, "expected one character"):
+        Table("t.csv", label_separator=", ")
+    with world.refused(ConfigError, "expected one character"):
+        Table("t.csv", label_separator="")
+
+
+def test_labels_become_zeros_and_ones():
+    assert label_tensor(3, 5).tolist() == 3
+    assert label_tensor((0, 3), 5).tolist() == [1, 0, 0, 1, 0]
+    assert label_tensor((), 2).tolist() == [0, 0]
+
+
+def random_records(count, classes, seed):
+    draw = random.Random(seed)  # noqa: S311
+    return [
+        Record(str(i), tuple(c for c in range(classes) if draw.random() < 0.15 + 0.1 * c))
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sample_has_k_images_with_each_class_and_k_without_and_none_twice(seed):
+    records = random_records(200, 5, seed)
+    sample, val = few_shot(records, records[:50], 8, 2, seed)
+    assert len({record.source for record in sample}) == len(sample)
+    for c in range(5):
+        having = sum(c in record.label for record in sample)
+        assert having >= 8
+        assert len(sample) - having >= 8
+        assert sum(c in record.label for record in val) >= 2
+    # no image is superfluous: at most k with and k without for each class
+    assert len(sample) <= 2 * 8 * 5
+    assert few_shot(records, records[:50], 8, 2, seed) == (sample, val)
+    assert few_shot(records, records[:50], 8, 2, seed + 1)[0] != sample
+
+
+def test_too_few_images_with_or_without_a_class_are_refused():
+    records = [Record("a", (0,)), Record("b", (0, 1)), Record("c", (0,))]
+    with world.refused(
+        DataError, "class 'x' is lacked by 0 training images where shots asks for 1"
+    ):
+        require_shots(records, ["x", "y"], 1)
+    records = [Record("a", ()), Record("b", (1,)), Record("c", (0,)), Record("d", (0,))]
+    with world.refused(DataError, "class 'y' has 1 training images where shots asks for 2"):
+        require_shots(records, ["x", "y"], 2)
+
+
+def test_labels_of_other_classes_are_taken_away_and_their_images_stay():
+    records = [Record("a", (0, 2)), Record("b", (2,)), Record("c", 1)]
+    assert with_labels(records, range(2)) == [Record("a", (0,)), Record("b", ()), Record("c", 1)]
+
+
+def test_held_out_images_are_a_share_of_each_class():
+    records = random_records(300, 6, 0)
+    splits = Splits("x", tuple("abcdef"), tuple(records), (), (), None, open)
+    apart = hold_out(splits, 0.25)
+    assert hold_out(splits, 0.25) == apart
+    assert {*apart.test} | {*apart.train} == {*records}
+    for c in range(6):
+        whole = sum(c in record.label for record in records)
+        test = sum(c in record.label for record in apart.test)
+        assert abs(test - 0.25 * whole) <= max(3, 0.15 * whole)
+        assert 0 < test < whole
+
+
+def test_no_label_of_a_novel_class_is_in_a_training_batch(table):
+    data = DomainDataModule(
+        "table",
+        str(table),
+        label_separator=";",
+        protocol="base_to_novel",
+        shots=4,
+        num_workers=0,
+        scan=False,
+    )
+    assert data.task == "multilabel"
+    records = data.labels.training()
+    assert all(
+        isinstance(record.label, tuple) and {*record.label} <= {0, 1, 2} for record in records
+    )
+    batch = next(iter(data.train_dataloader_for("labeled", Resizing(16))))
+    assert batch.labels.shape == (8, 3)
+    assert batch.labels.dtype == torch.float32
+    tested = next(iter(data.evaluation_dataloader_for("test", Resizing(16))))
+    assert tested.labels.shape == (24, 5)
+    assert tested.labels[:, 3:].any()
+
+
+def test_classes_of_several_labels_are_not_balanced(table):
+    with world.refused(ConfigError, "balance_classes draws images of one class each"):
+        DomainDataModule("table", str(table), label_separator=";", balance_classes=True)

@@ -1,0 +1,108 @@
+"""A whole run on several labels an image, and the use of its classifier."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from kdpl import Classifier
+from kdpl.__main__ import main
+from kdpl.class_vectors import ClassVectors
+from kdpl.errors import ArtifactError
+from kdpl.runtime.predictions import read_predictions, read_results
+
+NAMES = ("four", "one", "three", "two", "zero")
+
+
+def rows_of(path):
+    with path.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_a_run_tests_all_four_models_by_average_precision_and_f1(run):
+    names = {"map", "macro_f1", "micro_f1"}
+    halves = {f"{half}_{name}" for half in ("base", "novel") for name in names}
+    for stage in ("teacher", "student", "zero_shot/teacher", "zero_shot/student"):
+        results = read_results(run / stage)
+        assert results.pop("images") == 24
+        assert {name.removeprefix("test/") for name in results} == {"hm", *names, *halves}
+        assert all(0 <= value <= 1 for value in results.values())
+
+
+def test_scale_and_bias_are_learned_and_novel_classes_have_the_mean_of_base_ones(run):
+    vectors = ClassVectors.load(run / "student" / "class_vectors.safetensors")
+    assert vectors.task == "multilabel"
+    assert len({*vectors.scales[:3]}) == 3
+    mean = math.exp(sum(map(math.log, vectors.scales[:3])) / 3)
+    assert vectors.scales[3:] == pytest.approx((mean, mean), rel=1e-5)
+
+
+def test_the_predictions_of_a_test_are_those_of_the_classifier(run, table):
+    predictions = rows_of(run / "student" / "test_predictions.csv")
+    assert [int(row["index"]) for row in predictions] == list(range(24))
+    known = {str(table.parent / row["image"]): row["label"] for row in rows_of(table)}
+    assert all(row["labels"] == known[row["source"]] for row in predictions)
+
+    classifier = Classifier.load(run / "student" / "classifier")
+    assert len(classifier.task.thresholds) == 5
+    predicted = classifier.predict([row["source"] for row in predictions])
+    named = [sorted(each.class_name for each in one) for one in predicted]
+    assert named == [sorted(filter(None, row["predicted"].split(";"))) for row in predictions]
+
+    per_class = rows_of(run / "student" / "per_class.csv")
+    assert [row["class"] for row in per_class] == [*NAMES]
+    thresholds = [float(row["threshold"]) for row in per_class]
+    assert thresholds == pytest.approx(classifier.task.thresholds)
+    average = sum(float(row["ap"]) for row in per_class) / 5
+    assert read_results(run / "student")["test/map"] == pytest.approx(average, abs=1e-5)
+
+
+def test_what_reads_one_class_for_each_image_refuses_the_predictions(run):
+    with pytest.raises(ArtifactError, match="several labels an image"):
+        read_predictions(run / "student")
+    assert main(["report", str(run)]) != 0
+    assert main(["suggest", str(run), f"--out={run}_suggested"]) != 0
+
+
+def test_predict_writes_names_and_probabilities(run, table, tmp_path):
+    folder = run / "student" / "classifier"
+    assert (
+        main(["predict", str(folder), str(table.parent / "test0.png"), f"--out={tmp_path}/p.csv"])
+        == 0
+    )
+    row = rows_of(tmp_path / "p.csv")[0]
+    assert [*row] == ["path", "labels", "scores", "error"]
+    assert row["labels"].count(";") == row["scores"].count(";")
+    for option in ("--max-error=0.1", "--unknown", "--sets=0.9", "--calibrated"):
+        assert main(["predict", str(folder), str(table), option]) != 0
+
+
+def test_an_exported_file_has_the_labels_of_the_classifier(run, table, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    folder, file = run / "student" / "classifier", tmp_path / "c.onnx"
+    assert main(["export", str(folder), "--format=onnx", f"--out={file}"]) == 0
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["task"] == "multilabel"
+    names, thresholds = json.loads(about["class_names"]), json.loads(about["thresholds"])
+
+    classifier = Classifier.load(folder)
+    paths = [table.parent / row["image"] for row in rows_of(table) if row["split"] == "test"]
+    images = torch.stack([classifier.prepare(Image.open(path)) for path in paths])
+    _, probabilities = session.run(None, {"images": images.numpy()})
+    for own, predicted in zip(probabilities.tolist(), classifier.predict(paths), strict=True):
+        exported = [name for name, p, t in zip(names, own, thresholds, strict=True) if p >= t]
+        assert sorted(exported) == sorted(each.class_name for each in predicted)
+
+
+def test_a_classifier_with_thresholds_of_other_classes_is_refused(run, tmp_path):
+    folder = tmp_path / "classifier"
+    Classifier.load(run / "student" / "classifier").save(folder)
+    config = json.loads((folder / "classifier.json").read_text())
+    for task in ({"thresholds": [0.5]}, {"limits": [0.5] * 5}, {"thresholds": ["high"] * 5}):
+        (folder / "classifier.json").write_text(json.dumps({**config, "task": task}))
+        with pytest.raises(ArtifactError, match="task"):
+            Classifier.load(folder)

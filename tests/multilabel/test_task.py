@@ -1,0 +1,148 @@
+"""The task's maths against plain loops and scikit-learn."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import world
+from sklearn.metrics import average_precision_score, f1_score
+
+from kdpl.errors import ConfigError
+from kdpl.multilabel.metrics import MultiLabelMetrics, class_scores
+from kdpl.multilabel.task import MultiLabel, asymmetric_loss, bernoulli_kl
+from kdpl.tasks import DecisionRule, Predicted, Prediction, require_one_class
+
+DRAW = torch.Generator().manual_seed(0)
+LOGITS = 3 * torch.randn(6, 4, generator=DRAW)
+TARGETS = 3 * torch.randn(6, 4, generator=DRAW)
+LABELS = (torch.rand(6, 4, generator=DRAW) < 0.4).float()
+TASK = MultiLabel()
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def pairs(*tensors):
+    return zip(*(tensor.double().flatten().tolist() for tensor in tensors), strict=True)
+
+
+def test_the_loss_is_the_binary_cross_entropy_summed_over_classes():
+    expected = -sum(
+        y * math.log(sigmoid(z)) + (1 - y) * math.log(1 - sigmoid(z))
+        for z, y in pairs(LOGITS, LABELS)
+    )
+    assert TASK.loss(LOGITS, LABELS).item() == pytest.approx(expected / 6, rel=1e-5)
+
+
+def test_the_asymmetric_loss_is_that_of_the_paper():
+    def one(z, y):
+        p = sigmoid(z)
+        q = max(p - 0.05, 0)
+        return -(1 - p) * math.log(p) if y else -(q**4) * math.log(1 - q)
+
+    expected = sum(one(z, y) for z, y in pairs(LOGITS, LABELS)) / 6
+    assert asymmetric_loss(LOGITS, LABELS).item() == pytest.approx(expected, rel=1e-5)
+    loss = MultiLabel(loss="asymmetric").loss(LOGITS, LABELS)
+    assert loss.item() == asymmetric_loss(LOGITS, LABELS).item()
+
+
+def test_the_asymmetric_loss_has_finite_gradients_at_extreme_logits():
+    logits = torch.tensor([[-200.0, 200.0, -200.0, 200.0]], requires_grad=True)
+    asymmetric_loss(logits, torch.tensor([[0.0, 0.0, 1.0, 1.0]])).backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_divergence_is_the_kl_of_each_class_by_itself(temperature):
+    def one(z, t):
+        p, q = sigmoid(t / temperature), sigmoid(z / temperature)
+        return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+    expected = temperature**2 * sum(one(z, t) for z, t in pairs(LOGITS, TARGETS)) / 24
+    assert TASK.divergence(LOGITS, TARGETS, temperature).item() == pytest.approx(expected, rel=1e-5)
+    assert bernoulli_kl(LOGITS, LOGITS).item() == 0
+
+
+def test_the_mean_of_predictions_is_that_of_their_probabilities():
+    mean = TASK.mean(torch.stack([LOGITS, TARGETS]))
+    expected = [(sigmoid(z) + sigmoid(t)) / 2 for z, t in pairs(LOGITS, TARGETS)]
+    assert mean.sigmoid().flatten().tolist() == pytest.approx(expected, rel=1e-5)
+    assert TASK.log_probabilities(mean).exp().flatten().tolist() == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+def test_labels_are_the_classes_at_or_above_their_thresholds():
+    task = MultiLabel([0.5, 0.9, 0.0, 1.0])
+    logits = torch.tensor([[0.0, 2.0, -50.0, 3.0], [-0.1, 2.3, 0.0, 200.0]])
+    assert task.labels(logits).tolist() == [[True, False, True, False], [False, True, True, True]]
+    assert task.same(logits, logits).tolist() == [True, True]
+    assert task.same(logits, logits.flip(0)).tolist() == [False, False]
+    ranked = task.probabilities(logits).topk(4, dim=1)
+    named = [
+        sorted(task.decide(labels, shown, DecisionRule()))
+        for labels, shown in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
+    ]
+    assert named == [[0, 2], [1, 2, 3]]
+    everything = DecisionRule(class_thresholds=[0.0] * 4)
+    assert len(task.decide(ranked.indices[0].tolist(), ranked.values[0].tolist(), everything)) == 4
+
+
+def test_a_table_has_names_and_probabilities_in_one_cell_each():
+    columns = TASK.columns(3, DecisionRule())
+    assert columns == ["labels", "scores"]
+    predicted = Predicted(
+        [Prediction("cat", 0.9), Prediction("dog", 0.61234567)], torch.empty(0), {}
+    )
+    assert TASK.cells(predicted, columns) == {"labels": "cat;dog", "scores": "0.9;0.612346"}
+    assert TASK.cells(Predicted([], torch.empty(0), {}), columns) == {"labels": "", "scores": ""}
+
+
+def test_thresholds_out_of_range_or_of_other_classes_are_refused():
+    with world.refused(ConfigError, "expected numbers from 0 to 1"):
+        MultiLabel([0.5, 1.5])
+    with world.refused(ConfigError, "2 thresholds for 3 classes"):
+        MultiLabel([0.5, 0.5]).require_classes(3)
+    with world.refused(ConfigError, "watch is defined for images of one class each"):
+        require_one_class("multilabel", "watch")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_metrics_are_those_of_scikit_learn_with_ties_and_empty_classes(seed):
+    draw = np.random.default_rng(seed)
+    # few different values, so that there are ties
+    logits = draw.integers(-6, 7, size=(40, 7)) / 2
+    labels = (draw.random((40, 7)) < 0.2).astype(int)
+    labels[:, 2] = 0
+    thresholds = draw.choice([0.2, 0.5, 0.7], size=7)
+    decided = 1 / (1 + np.exp(-logits)) >= thresholds
+    having = [c for c in range(7) if labels[:, c].any()]
+    precisions = {c: average_precision_score(labels[:, c], logits[:, c]) for c in having}
+    f1 = {c: f1_score(labels[:, c], decided[:, c]) for c in having}
+
+    scores = class_scores(torch.tensor(logits), torch.tensor(labels), thresholds.tolist())
+    assert scores.average_precision.isnan().tolist() == [c not in having for c in range(7)]
+    assert scores.average_precision[having].tolist() == pytest.approx([*precisions.values()])
+    assert scores.f1[having].tolist() == pytest.approx([*f1.values()])
+
+    metric = MultiLabelMetrics(4, thresholds.tolist())
+    for part in np.array_split(np.arange(40), 3):
+        metric.update(torch.tensor(logits[part]).float(), torch.tensor(labels[part]).float())
+    values = {name: value.item() for name, value in metric.compute().items()}
+    halves = {"": range(7), "base_": range(4), "novel_": range(4, 7)}
+    for half, classes in halves.items():
+        own = [c for c in classes if c in having]
+        assert values[f"{half}map"] == pytest.approx(np.mean([precisions[c] for c in own]))
+        assert values[f"{half}macro_f1"] == pytest.approx(np.mean([f1[c] for c in own]))
+        micro = f1_score(labels[:, [*classes]], decided[:, [*classes]], average="micro")
+        assert values[f"{half}micro_f1"] == pytest.approx(micro)
+    base, novel = values["base_map"], values["novel_map"]
+    assert values["hm"] == pytest.approx(2 * base * novel / (base + novel))
+
+
+def test_no_class_with_an_image_gives_nothing_and_not_0():
+    metric = MultiLabelMetrics()
+    metric.update(LOGITS, torch.zeros_like(LABELS))
+    assert all(math.isnan(value) for value in metric.compute().values())
