@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -75,6 +75,7 @@ class BulkPrediction:
         precision: Arithmetic of the image tower.
         rule: Which classes are named.
         embeddings: Adds the column ``embedding``, the encoder's features.
+        write_rows: Writes the rows into a file, by its path, the rows and their columns.
     """
 
     classifier: Classifier
@@ -85,6 +86,7 @@ class BulkPrediction:
     precision: Precision
     rule: DecisionRule = DecisionRule()
     embeddings: bool = False
+    write_rows: Callable[[Path, Iterable[Row], Sequence[str]], None] = write_table
 
     @property
     def columns(self) -> list[str]:
@@ -119,7 +121,7 @@ class BulkPrediction:
             self._append_rows(so_far, self._begin(so_far))
             with atomic_path(out) as temporary, so_far.open(encoding="utf-8") as lines:
                 next(lines)  # the job
-                write_table(temporary, map(json.loads, lines), self.columns)
+                self.write_rows(temporary, map(json.loads, lines), self.columns)
             so_far.unlink()
             Path(lock.lock_file).unlink()
         finally:

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from PIL import Image
@@ -15,6 +15,7 @@ from kdpl.data.names import Names, ShardImage, distinct
 from kdpl.data.splits import Reader
 from kdpl.data.storage import expand_braces, is_url, read_list, resolve
 from kdpl.errors import DataError
+from kdpl.runtime import plugins
 
 
 @dataclass
@@ -76,14 +77,14 @@ def open_source(source: str, decoding: Decoding = Decoding()) -> Image.Image:
 
     DataError if it is missing or unreadable.
     """
-    content = content_of(source) if _is_elsewhere(source) else None
+    content = None if _reader_of(source) is None else content_of(source)
     return open_image(source, content, decoding)
 
 
 def content_of(source: str) -> bytes:
     """Read the bytes of an image file; DataError if it is missing or unreadable."""
-    if _is_elsewhere(source):
-        return archives().content(source)
+    if read := _reader_of(source):
+        return read(source)
     try:
         return Path(source).read_bytes()
     except OSError as error:
@@ -93,8 +94,18 @@ def content_of(source: str) -> bytes:
         ) from error
 
 
-def _is_elsewhere(source: str) -> bool:
-    return isinstance(source, ShardImage) or is_url(source)
+def _reader_of(source: str) -> Callable[[str], bytes] | None:
+    """Return what reads a source that is not a file; None for a path."""
+    for mark, read in _marked().items():
+        if mark in source:
+            return read
+    return archives().content if isinstance(source, ShardImage) or is_url(source) else None
+
+
+@cache
+def _marked() -> dict[str, Callable[[str], bytes]]:
+    """What reads sources with a mark in their names, by entry points ``kdpl.sources``."""
+    return {m: read for some in plugins.load_all("sources").values() for m, read in some.items()}
 
 
 def digest_of_content(content: bytes) -> str:

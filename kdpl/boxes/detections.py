@@ -1,0 +1,146 @@
+"""Boxes in the JSON of MegaDetector, SpeciesNet and COCO, and predictions written beside them."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import ExifTags
+
+from kdpl.boxes.crops import Box, enlarge, fault_of, name_of
+from kdpl.classifier.tables import Row
+from kdpl.data.decoding import opened
+from kdpl.data.storage import is_url
+from kdpl.errors import DataError
+from kdpl.runtime.files import read_text
+
+_DETECTED = {"1": "animal", "2": "person", "3": "vehicle"}
+
+
+class Found(NamedTuple):
+    """A box in a file of detections: image, place, category, and the JSON object that it is."""
+
+    image: str
+    box: Box
+    category: str
+    confidence: float
+    entry: dict[str, Any]
+
+
+@dataclass
+class Detections:
+    """The content of a file of detections.
+
+    Attributes:
+        data: Its JSON.
+        boxes: The boxes, in the order of the file.
+    """
+
+    data: dict[str, Any]
+    boxes: list[Found]
+
+    @classmethod
+    def read(cls, file: Path, folder: str | None = None) -> "Detections":
+        """Read a file; a DataError if it is missing, damaged, or of another format.
+
+        Images lie in ``folder``, a path or URL, by default that of the file.
+        """
+        top = str(file.parent.absolute()) if folder is None else folder
+        try:
+            data = json.loads(read_text(file, "file of detections"))
+            if "annotations" in data:
+                return cls(data, list(_of_coco(data, top)))
+            key, name = ("predictions", "filepath") if "predictions" in data else ("images", "file")
+            categories = data.get("detection_categories", _DETECTED)
+            return cls(data, list(_of_photos(data[key], name, categories, top)))
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise DataError(
+                f"{file} is not what MegaDetector, SpeciesNet or COCO have ({why:.200}): correct it"
+            ) from error
+
+    def choose(
+        self, margin: float, min_confidence: float, only: Sequence[str]
+    ) -> tuple[list[tuple[str, Found]], list[str]]:
+        """Choose boxes; return each with the name of its crop, and why others have none."""
+        chosen, faults = list[tuple[str, Found]](), list[str]()
+        for found in self.boxes:
+            if found.confidence < min_confidence or (only and found.category not in only):
+                continue
+            if fault := fault_of(found.box):
+                faults.append(f"{name_of(found.image, found.box)} {fault}")
+            else:
+                chosen.append((name_of(found.image, enlarge(found.box, margin)), found))
+        return chosen, faults
+
+    def write_rows(
+        self, path: Path, rows: Iterable[Row], names: Sequence[str], found: Iterable[Found]
+    ) -> None:
+        """Write the file, with the predictions of a table's rows in the objects of their boxes.
+
+        MegaDetector's are pairs of a category's number and its probability, those of the other
+        formats lists of classes and of scores. A box that cannot be read has a ``failure``.
+        """
+        in_pairs = "detection_categories" in self.data
+        categories = self.data.setdefault("classification_categories", {}) if in_pairs else {}
+        numbers = {name: number for number, name in categories.items()}
+        ranks = [name.removeprefix("probability") for name in names if "probability" in name]
+        for row, each in zip(rows, found, strict=True):
+            classes = [name for rank in ranks if (name := row[f"class{rank}"]) is not None]
+            scores = [row[f"probability{rank}"] for rank in ranks[: len(classes)]]
+            for name in classes:
+                if name not in numbers:
+                    numbers[name] = str(1 + max(map(int, categories), default=-1))
+                    categories[numbers[name]] = name
+            if row["error"] is not None:
+                each.entry["failure"] = row["error"]
+            elif in_pairs:
+                pairs = zip(classes, scores, strict=True)
+                each.entry["classifications"] = [[numbers[name], score] for name, score in pairs]
+            else:
+                each.entry["classifications"] = {"classes": classes, "scores": scores}
+        path.write_text(json.dumps(self.data, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _of_photos(
+    photos: Iterable[dict[str, Any]], key: str, categories: Mapping[str, str], folder: str
+) -> Iterator[Found]:
+    for photo in photos:
+        path = _placed(folder, photo[key])
+        for entry in photo.get("detections") or ():
+            left, top, width, height = map(float, entry["bbox"])
+            category = categories.get(entry["category"], entry["category"])
+            yield Found(path, (left, top, width, height), category, float(entry["conf"]), entry)
+
+
+def _of_coco(data: dict[str, Any], folder: str) -> Iterator[Found]:
+    images = {image["id"]: image for image in data["images"]}
+    names = {category["id"]: category["name"] for category in data["categories"]}
+    for entry in data["annotations"]:
+        image = images[entry["image_id"]]
+        path, wide, high = _placed(folder, image["file_name"]), image["width"], image["height"]
+        if _is_of_stored_image(path, wide, high):
+            raise DataError(
+                f"image {path} has the size {wide} × {high} only before its orientation tag turns "
+                "it, expected boxes of upright images: write it upright, without the tag"
+            )
+        left, top, width, height = map(float, entry["bbox"])
+        box = (left / wide, top / high, width / wide, height / high)
+        yield Found(path, box, names[entry["category_id"]], float(entry.get("score", 1)), entry)
+
+
+@cache
+def _is_of_stored_image(path: str, width: int, height: int) -> bool:
+    if is_url(path) or not Path(path).is_file():
+        return False
+    with opened(path) as image:
+        # from 5 on, a tag exchanges width and height
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return turned and width != height and image.size == (width, height)
+
+
+def _placed(folder: str, file: str) -> str:
+    file = file.replace("\\", "/")
+    return file if is_url(file) or file.startswith("/") else f"{folder.rstrip('/')}/{file}"
