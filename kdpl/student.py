@@ -174,26 +174,39 @@ class StudentDistillation(ClassifyingModule):
 
         # the student on the same views
         features = self.encoder(batch.images)
-        logits = self._logits(features)
+        logits = self.logits(features)
 
         # how far apart they are
         if self.loss.kind == "kl":
             distance = self.task.divergence(logits, target_logits, self.loss.temperature)
         else:
             distance = FEATURE_LOSSES[self.loss.kind](features, teacher_features)
-        loss = self.loss.weight * distance
+        terms: dict[str, Tensor] = {self.loss.kind: self.loss.weight * distance}
+        terms |= self.further_terms(batch.images, features, target_logits)
+        loss = torch.stack(list(terms.values())).sum()
 
         # what is checked to be finite, and what is logged
-        self.loss_terms = {self.loss.kind: loss.detach()}
+        self.loss_terms = {name: term.detach() for name, term in terms.items()}
+        parts = {f"loss_{name}": term for name, term in terms.items()} if len(terms) > 1 else {}
         agreement = self.task.same(logits, target_logits).float().mean()
-        self.log_training(len(batch.images), loss=loss, agreement=agreement)
+        self.log_training(len(batch.images), loss=loss, agreement=agreement, **parts)
         return loss
+
+    def further_terms(
+        self, images: Tensor, features: Tensor, target_logits: Tensor
+    ) -> dict[str, Tensor]:
+        """Return scalars by name that a subclass adds to the loss, of what a step has; here none.
+
+        The shapes are [B, 3, S, S], [B, D] and [B, C].
+        """
+        return {}
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Classify images uint8 [B, 3, S, S] into logits [B, C], with ``logit_scale``."""
-        return self._logits(self.encoder(images))
+        return self.logits(self.encoder(images))
 
-    def _logits(self, features: Tensor) -> Tensor:
+    def logits(self, features: Tensor) -> Tensor:
+        """Return logits [B, C] of features [B, D], with ``logit_scale``."""
         return self.scored(self.head.module(features, self.logit_scale))
 
     @property

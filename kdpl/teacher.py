@@ -29,7 +29,7 @@ from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1
 from kdpl.optim import OptimConfig
-from kdpl.prompts import MethodFactory, PromptConfig, prompt_method
+from kdpl.prompts import MethodFactory, PromptConfig, PromptMethod, prompt_method
 from kdpl.prompts.method import normalized
 from kdpl.prompts.text import ensemble_features
 from kdpl.prompts.tuned import TunedPrompts
@@ -141,6 +141,12 @@ class TeacherPromptTuning(ClassifyingModule):
         # what is trained
         make_prompts = prompt_method(method) if isinstance(method, str) else method
         self.prompts = make_prompts(vision_prompts, text_prompts, context, loaded)
+        self.has_own_loss = type(self.prompts).own_loss is not PromptMethod.own_loss
+        if self.has_own_loss and regularizers != RegularizerWeights(0, 0, 0):
+            raise ConfigError(
+                f"regularizers are of PromptSRC's loss, and {type(self.prompts).__name__} has one "
+                "of its own: set regularizers.text, image and logits to 0"
+            )
         self.prompts.settings()  # refuses those that could not be saved, before anything is trained
         self._class_vectors: Tensor | None = None
 
@@ -186,6 +192,28 @@ class TeacherPromptTuning(ClassifyingModule):
 
     def training_step(self, batch: LabeledBatch, batch_idx: int) -> Tensor:
         """Compute the loss on labelled images."""
+        terms = self._own_loss(batch) if self.has_own_loss else self._regularized_loss(batch)
+        loss = torch.stack(list(terms.values())).sum()
+
+        # what is checked to be finite, and what is logged
+        self.loss_terms = {name: term.detach() for name, term in terms.items()}
+        parts = {f"loss_{name}": term for name, term in terms.items()} if len(terms) > 1 else {}
+        self.log_training(len(batch.images), loss=loss, **parts)
+        return loss
+
+    def _own_loss(self, batch: LabeledBatch) -> dict[str, Tensor]:
+        """Return the terms of the prompt method's own loss by name."""
+        return self.prompts.own_loss(
+            (self.image_tower.module, batch.images),
+            (self.text_tower.module, self.tuning_texts),
+            self.classes_at_once,
+            lambda features, text: self.task.loss(
+                self.scored(cosine_logits(features, text, self.logit_scale)), batch.labels
+            ),
+        )
+
+    def _regularized_loss(self, batch: LabeledBatch) -> dict[str, Tensor]:
+        """Return the terms of PromptSRC's loss by name."""
         tower, weights = self.image_tower.module, self.regularizers
 
         # images and class names with the prompts
@@ -212,13 +240,7 @@ class TeacherPromptTuning(ClassifyingModule):
                 if self.scores is not None:
                     zero_shot = self.scores.centered(zero_shot)
                 terms["logits"] = weights.logits * self.task.divergence(logits, zero_shot)
-        loss = torch.stack(list(terms.values())).sum()
-
-        # what is checked to be finite, and what is logged
-        self.loss_terms = {name: term.detach() for name, term in terms.items()}
-        parts = {f"loss_{name}": term for name, term in terms.items()} if len(terms) > 1 else {}
-        self.log_training(len(batch.images), loss=loss, **parts)
-        return loss
+        return terms
 
     def require_texts(self, texts: Sequence[ClassText]) -> None:
         """Raise a ConfigError if a text is too long for the text tower."""

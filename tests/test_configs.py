@@ -83,12 +83,20 @@ def fit_over(base, name, out, *more, clip="test-deep"):
     assert main(["fit", *DATA, *configs(base, name), *model, f"--out={out}", *more]) == 0
 
 
+# the layers of the random CLIP are nine
+FEWER_LAYERS = {"teacher/mmrl.yaml": ["--model.init_args.method.init_args.first_layer=3"]}
+
+
 @pytest.mark.parametrize("name", TEACHERS)
 def test_a_teachers_config_runs(name, tmp_path):
     # the published averages are those of later epochs
     one_epoch = [*ONE_EPOCH, "--model.init_args.averaging={mean: 1, std: 1}"]
     fit_over(
-        PUBLISHED_TEACHER, name, tmp_path, *(one_epoch if name != "teacher/zero_shot.yaml" else [])
+        PUBLISHED_TEACHER,
+        name,
+        tmp_path,
+        *(one_epoch if name != "teacher/zero_shot.yaml" else []),
+        *FEWER_LAYERS.get(name, []),
     )
     assert len(ClassVectors.load(tmp_path / "class_vectors.safetensors").class_names) == 10
 
@@ -113,6 +121,10 @@ def test_a_students_config_runs(name, tmp_path, teacher_run):
             else []
         )
         given += ["--model.init_args.target.views=1"]
+    if name == "student/mergetune.yaml":
+        finished = tmp_path / "finished"
+        fit_over(PUBLISHED_STUDENT, PUBLISHED_STUDENT, finished, *given, clip=clip)
+        given += [f"--model.init_args.start={finished}"]
     fit_over(PUBLISHED_STUDENT, name, tmp_path, *given, clip=clip)
     assert len(Classifier.load(tmp_path / "classifier").class_names) == 10
 
@@ -196,6 +208,15 @@ teacher/maple.yaml:
   averaging: null
   optim: {optimizer: sgd, lr: 0.0035, momentum: 0.9, weight_decay: 0.0005, warmup_lr: 1.0e-5}
   max_epochs: 5
+  batch_size: 4
+teacher/mmrl.yaml:
+  clip: {model: ViT-B-16-quickgelu, pretrained: openai, quick_gelu: null}
+  vision_prompts: {length: 5, depth: 7}
+  text_prompts: {length: 5, depth: 7}
+  regularizers: {text: 0.0, image: 0.0, logits: 0.0}
+  averaging: null
+  optim: {optimizer: adamw, lr: 0.001, weight_decay: 0.0005, warmup_lr: 1.0e-5}
+  max_epochs: 10
   batch_size: 4
 teacher/vit_b16.yaml teacher/cross_dataset.yaml:
   vision_prompts: {length: 4, depth: 3}

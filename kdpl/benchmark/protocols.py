@@ -144,6 +144,8 @@ class _Planner:
         own = [*row.configs, *(file for each in exceptions for file in getattr(each, row.stage))]
         configs = [config_of(dataset), *overlays, *self.campaign.configs, *own]
         args = [f"--config={file}" for file in configs]
+        if row.stage == "teacher":
+            options = [*options, *(one for each in exceptions for one in each.teacher_options)]
         args += [*self._root_of(dataset), *options, *row.options, *self.options]
         trainers = [read_config(file).get("trainer") or {} for file in own]
         if [trainer["max_epochs"] for trainer in trainers if "max_epochs" in trainer][-1:] == [0]:

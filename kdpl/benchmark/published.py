@@ -3,9 +3,10 @@
 Each method's figures are those of its ViT-B/16, PromptKD's those of a ViT-B/16 under a ViT-L/14.
 
 Source: PromptKD, arXiv 2403.02781, the table of base-to-novel results over the eleven datasets; the
-other methods' figures are those that it compares with. All are as printed: for StanfordCars and
-UCF101 the harmonic mean is not that of the two accuracies beside it, which would be 83.08 and
-85.83.
+other methods' figures are those that it compares with, and those of MMRL and of PromptKD with
+ATPrompt are from the list github.com/zhengli97/Awesome-Prompt-Adapter-Learning-for-VLMs by
+PromptKD's authors. All are as printed: for StanfordCars and UCF101 the harmonic mean is not that of
+the two accuracies beside it, which would be 83.08 and 85.83.
 """
 
 from collections.abc import Mapping
@@ -38,6 +39,8 @@ METHODS: Mapping[str, Method] = {
     "cocoop": Method("CoCoOp", _figures(80.47, 71.69, 75.83)),
     "maple": Method("MaPLe", _figures(82.28, 75.14, 78.55)),
     "promptsrc": Method("PromptSRC", _figures(84.26, 76.10, 79.97)),
+    "mmrl": Method("MMRL", _figures(85.68, 77.16, 81.20)),
+    "promptkd_atprompt": Method("PromptKD with ATPrompt", _figures(87.05, 81.82, 84.35)),
     "promptkd": Method(
         "PromptKD",
         _figures(86.96, 80.73, 83.73),

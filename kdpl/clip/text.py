@@ -147,15 +147,16 @@ class PromptableTextTower(TextTower):
             texts: The texts, which begin with the start token and the words that ``context``
                 replaces.
             context: Learnt prompts of layer 0, [n, W], at positions start..start + n - 1.
-            deep: Learnt prompts of the next layers, [J - 1, n, W], at the same positions.
+            deep: Learnt prompts of the next layers, [J - 1, m, W], at the last m of the same
+                positions.
             classes_at_once: Texts whose activations are kept at a time for the backward pass; the
                 result is the same.
         """
-        prefix = self._embed(texts.prefix[None], 0)
+        prefix = self.embed(texts.prefix[None], 0)
         if context is not None:
             places = self.positional_embedding[self.start : self.start + len(context)]
             prefix = self._insert(context.to(prefix.dtype) + places.to(prefix.dtype), prefix)
-        shared = self._shared(prefix, deep)
+        shared = self._shared(prefix, deep, self._deep_start(context, deep))
         order, encode, parts = torch.cat(texts.places), self._rest, [list(texts.rests)]
         if len(order) > classes_at_once:
             parts = [[part] for rest in texts.rests for part in torch.split(rest, classes_at_once)]
@@ -164,31 +165,40 @@ class PromptableTextTower(TextTower):
         features = torch.cat([encode(part, shared) for part in parts])
         return texts.averaged(torch.zeros_like(features).index_copy(0, order, features))
 
-    def _embed(self, ids: Tensor, start: int) -> Tensor:
+    def embed(self, ids: Tensor, start: int) -> Tensor:
+        """Embed token ids [B, L] that stand at positions from ``start`` on, [B, L, W]."""
         tokens: Tensor = self.token_embedding(ids)
         positions: Tensor = self.positional_embedding[start : start + ids.shape[1]]
         return tokens + positions.to(tokens.dtype)
 
-    def _insert(self, prompts: Tensor, x: Tensor) -> Tensor:
-        """Replace the first n tokens of texts [B, L, W] with prompts [n, W]."""
-        own = prompts.to(x.dtype).expand(len(x), -1, -1)
-        return torch.cat([x[:, : self.start], own, x[:, self.start + len(prompts) :]], dim=1)
+    def _deep_start(self, context: Tensor | None, deep: Tensor | None) -> int:
+        """Return the position of the first deep prompt."""
+        if context is None or deep is None:
+            return self.start
+        return self.start + len(context) - deep.shape[1]
 
-    def _project(self, pooled: Tensor) -> Tensor:
+    def _insert(self, prompts: Tensor, x: Tensor, start: int | None = None) -> Tensor:
+        """Replace tokens of texts [B, L, W], by default the first, with prompts [n, W]."""
+        start = self.start if start is None else start
+        own = prompts.to(x.dtype).expand(len(x), -1, -1)
+        return torch.cat([x[:, :start], own, x[:, start + len(prompts) :]], dim=1)
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """Project pooled tokens [B, W] into the joint space, [B, embed_dim]."""
         projection = self.text_projection
         if isinstance(projection, nn.Linear):
             return cast(Tensor, projection(pooled))
         return pooled if projection is None else pooled @ projection
 
-    def _shared(self, x: Tensor, deep: Tensor | None) -> list[_KeysValues]:
+    def _shared(self, x: Tensor, deep: Tensor | None, start: int) -> list[_KeysValues]:
         """Compute keys and values of the shared tokens [1, P, W] at every layer.
 
-        Each is [1, heads, P, W / heads].
+        Each is [1, heads, P, W / heads]. Deep prompts stand at ``start``.
         """
         layers: list[_KeysValues] = []
         for layer, block in enumerate(self.blocks):
             if deep is not None and 0 < layer <= len(deep):
-                x = self._insert(deep[layer - 1], x)
+                x = self._insert(deep[layer - 1], x, start)
             q, k, v = split_heads(block, in_projection(block, block.ln_1(x)))
             layers.append((k, v))
             if layer < len(self.blocks) - 1:  # the last layer's output is not used
@@ -204,7 +214,7 @@ class PromptableTextTower(TextTower):
         """
         before, sizes = shared[0][0].shape[2], [group.numel() for group in groups]
         masks = [_mask(group.shape[1], before, group.device) for group in groups]
-        x = torch.cat([self._embed(group, before).flatten(0, 1) for group in groups])
+        x = torch.cat([self.embed(group, before).flatten(0, 1) for group in groups])
         last = len(self.blocks) - 1
         for layer, (block, keys_values) in enumerate(zip(self.blocks, shared, strict=True)):
             attended, projected = [], torch.split(in_projection(block, block.ln_1(x)), sizes)
@@ -225,7 +235,7 @@ class PromptableTextTower(TextTower):
                 parts = zip(groups, torch.split(x, sizes), strict=True)
                 x = torch.cat([part.view(*group.shape, -1)[:, -1] for group, part in parts])
             x = finish(block, x, torch.cat(attended))
-        return self._project(self.ln_final(x))
+        return self.project(self.ln_final(x))
 
 
 def promptable_text(tower: TextTower, depth: int = 1) -> PromptableTextTower:

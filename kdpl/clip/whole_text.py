@@ -60,8 +60,9 @@ class WholeTextTower(PromptableTextTower):
         if context is not None:
             x = self._insert(context, x)
         x = x + self.positional_embedding[: ids.shape[1]].to(x.dtype)
+        start = self._deep_start(context, deep)
         for layer, block in enumerate(self.blocks):
             if deep is not None and 0 < layer <= len(deep):
-                x = self._insert(deep[layer - 1], x)
+                x = self._insert(deep[layer - 1], x, start)
             x = run_block(block, x)
-        return self._project(text_global_pool(self.ln_final(x), ids, self.pool_type, self.end))
+        return self.project(text_global_pool(self.ln_final(x), ids, self.pool_type, self.end))

@@ -95,6 +95,20 @@ class PromptMethod(Float32Module):
         del classes_at_once
         return normalized(tower(texts))
 
+    def own_loss(
+        self,
+        images: tuple[ImageTower, Tensor],
+        texts: tuple[TextTower, ArrangedTexts],
+        classes_at_once: int,
+        label_loss: Callable[[Tensor, Tensor], Tensor],
+    ) -> dict[str, Tensor]:
+        """Return the terms of a loss, scalars by name, which a teacher has instead of PromptSRC's.
+
+        It is called if a subclass overrides it, with labelled images and the class names that it is
+        tuned on, and their towers. ``label_loss`` takes features [B, D] and [C, D].
+        """
+        raise NotImplementedError
+
     @torch.no_grad()
     def encode_names(
         self, names: Sequence[ClassText], tower: TextTower, tokenize: Tokenizer

@@ -27,6 +27,8 @@ LETTERS = "benchmarks.worlds.letters.Letters"
 # fits and tests of the campaigns, over 3 seeds and 2 rows
 SIZES = {
     "base_to_novel": (3 * 11 * 2, 3 * 11 * 2),
+    "atprompt": (3 * 11 * 2, 3 * 11 * 2),
+    "mmrl": (3 * 11 * 2, 3 * 11 * 2),
     "few_shot": (3 * 11 * 5 * 2, 3 * 11 * 5 * 2),
     "cross_dataset": (3 * (1 + 10), 3 * 10 * 2),
     "domain_generalization": (3 * 2, 3 * 5 * 2),
@@ -114,6 +116,32 @@ def test_settings_that_differ_by_dataset_are_the_published_ones():
     assert averaging == {dataset: (45, 5) if dataset in late else (30, 30) for dataset in teachers}
     assert len(averaging) == 11
     assert {settings.trainer.max_epochs for settings in teachers.values()} == {50}
+
+
+def test_published_methods_have_the_settings_of_each_dataset_on_their_teachers_alone():
+    some = ["oxford_flowers", "stanford_cars", "imagenet", "eurosat"]
+    found = settings_by_dataset("atprompt", "teacher", some)
+    methods = [found[name].model.init_args.method for name in some]
+    assert [method.init_args.attributes for method in methods] == [
+        ["color", "habitat", "growth"],
+        ["luxury"],
+        ["color", "shape"],
+        ["habitat"],
+    ]
+    student = settings_by_dataset("atprompt", "student", ["oxford_flowers"])["oxford_flowers"]
+    assert student.model.init_args.loss.weight == 200
+    for row, combine in (("both", True), ("class_alone", False)):
+        found = settings_by_dataset("mmrl", row, some)
+        methods = [found[name].model.init_args.method.init_args for name in some]
+        assert [(each.weight, each.width) for each in methods] == [
+            (4, 512),
+            (7, 512),
+            (0.5, 512),
+            (0.01, 2048),
+        ]
+        assert {each.combine for each in methods} == {combine}
+        assert [found[name].trainer.max_epochs for name in some] == [10, 10, 5, 10]
+        assert [found[name].data.init_args.batch_size for name in some] == [4, 4, 32, 4]
 
 
 @pytest.mark.parametrize("name", ["cross_dataset", "domain_generalization"])

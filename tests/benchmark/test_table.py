@@ -98,6 +98,12 @@ def test_published_figures_are_complete_and_their_average_takes_the_harmonic_mea
         again = harmonic_mean(each["test/base_acc"], each["test/novel_acc"])
         assert again == pytest.approx(printed_otherwise.get(name, each["test/hm"]), abs=0.011), name
     assert published_average("promptkd", ["dtd", "digits"]) == {}
+    # of others the average of the eleven is known alone
+    assert published_average("mmrl", [*figures]) == METHODS["mmrl"].average
+    assert published_average("mmrl", ["dtd"]) == {}
+    for name in ("mmrl", "promptkd_atprompt"):
+        base, novel, mean = METHODS[name].average.values()
+        assert harmonic_mean(base, novel) == pytest.approx(mean, abs=0.011), name
 
 
 def test_a_row_stands_where_it_is_run_alone():
@@ -130,8 +136,8 @@ def test_missing_runs_are_named_by_the_number_of_seeds_that_are_there():
 def test_other_methods_stand_below_the_average_of_the_eleven_datasets_alone():
     (made,) = tables(campaign(datasets=list(METHODS["promptkd"].by_dataset)), [])
     assert text_of(made, "average", "CoOp, published")[2:] == ["82.69", "63.22", "71.66"]
-    others = [f"{name}, published" for name in ("CLIP", "CoOp", "CoCoOp", "MaPLe", "PromptSRC")]
-    assert [line.title for line in made.lines[-5:]] == others
+    names = ("CLIP", "CoOp", "CoCoOp", "MaPLe", "PromptSRC", "MMRL", "PromptKD with ATPrompt")
+    assert [line.title for line in made.lines[-7:]] == [f"{name}, published" for name in names]
     assert "CoOp" not in markdown(tables(campaign(), []))
 
 

@@ -1,0 +1,1 @@
+"""Published prompt methods beside PromptSRC's, and continued distillation; one file each."""

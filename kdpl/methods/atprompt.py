@@ -1,0 +1,122 @@
+"""Text prompts with the names of attributes in them (ATPrompt, arXiv 2412.09442).
+
+Published are the shallow version with CoOp and the deep one with MaPLe. How the authors combine it
+with PromptKD, their best figure, their code does not show; here it is the text prompt of any
+teacher with independent prompts.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from kdpl.clip import Clip, ImageClip
+from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower, promptable_text
+from kdpl.clip.tokens import Tokenizer
+from kdpl.errors import ConfigError
+from kdpl.prompts import IndependentPrompts, PromptConfig, TextPrompts
+from kdpl.prompts.text import flat_texts, prompt_texts, tokenize_prompts
+from kdpl.runtime.class_names import ClassText
+
+_ATTRIBUTE_STD = 0.01
+
+
+class AttributeTextPrompts(TextPrompts):
+    """A context that begins with attributes, each of which has learnt tokens before its name.
+
+    The sequence is ``[start][m tokens][name] … [m tokens][name][context][class name]["."][end]``.
+    Names of attributes keep their embeddings. At each of the following ``depth - 1`` layers the
+    context alone is replaced; the attributes' tokens and names flow. The learnt
+    ``attribute_tokens`` are float32 [A, m, W], from N(0, 0.01²).
+    """
+
+    def __init__(
+        self,
+        attributes: Sequence[str],
+        attribute_length: int,
+        length: int,
+        depth: int,
+        context: str | None,
+        tower: TextTower,
+        tokenize: Tokenizer,
+    ) -> None:
+        super().__init__(length, depth, context, tower, tokenize)
+        names = [tokenize.words(name) for name in attributes]
+        self.lengths = [len(ids) for ids in names]
+        self.register_buffer("names", torch.cat(names), persistent=False)
+        width = self.context.shape[1]
+        self.attribute_tokens = nn.Parameter(
+            torch.randn(len(names), attribute_length, width) * _ATTRIBUTE_STD
+        )
+
+    def forward(
+        self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE
+    ) -> Tensor:
+        """Encode arranged texts as ``TextPrompts`` does, not normalised, [C, embed_dim]."""
+        tower = promptable_text(tower)
+        embedded = tower.token_embedding(cast(Tensor, self.names)).split(self.lengths)
+        parts = [
+            part for pair in zip(self.attribute_tokens, embedded, strict=True) for part in pair
+        ]
+        whole = torch.cat([*parts, self.context])
+        return cast(Tensor, tower(texts, whole, self.deep, classes_at_once))
+
+
+class AttributePrompts(IndependentPrompts):
+    """Independent prompts whose text prompts have attributes.
+
+    ``text_prompts.depth`` 1 is the shallow version, and a larger one the deep version.
+
+    Args:
+        vision: Size of the visual prompts.
+        text: Size of the text prompts without the attributes.
+        context: Words that the context starts from; None for noise, as published.
+        clip: As for ``PromptMethod``.
+        attributes: Names of the attributes, one word or more each.
+        attribute_length: Learnt tokens before each attribute; None: as many as the context has, as
+            published.
+
+    Raises:
+        ConfigError: The attributes are missing or empty, or the sizes do not fit the CLIP.
+    """
+
+    def __init__(
+        self,
+        vision: PromptConfig,
+        text: PromptConfig,
+        context: str | None,
+        clip: ImageClip,
+        attributes: list[str],
+        attribute_length: int | None = None,
+    ) -> None:
+        # without text prompts, which are made below; their words are then not looked at
+        super().__init__(vision, PromptConfig(depth=0), context or "", clip)
+        self.text_config = text
+        self.context = context
+        self.attributes = attributes
+        self.attribute_length = text.length if attribute_length is None else attribute_length
+
+        named = all(name.strip() for name in attributes)
+        if not attributes or not named or not text.depth or self.attribute_length < 1:
+            raise ConfigError(
+                f"attributes is {attributes}, text_prompts.depth {text.depth} and the tokens "
+                f"before an attribute {self.attribute_length}, expected names, and 1 or more: "
+                "correct them"
+            )
+        if isinstance(clip, Clip):
+            sizes = self.attribute_length, text.length, text.depth
+            self.text_prompts = AttributeTextPrompts(
+                self.attributes, *sizes, context, clip.text_tower, clip.tokenize
+            )
+
+    def arrange(
+        self, names: Sequence[ClassText], tower: TextTower, tokenize: Tokenizer
+    ) -> ArrangedTexts:
+        """Tokenise C class names behind attributes and context; errors as of the base class."""
+        placeholder = " ".join(["X"] * self.attribute_length)
+        words = [f"{placeholder} {name}" for name in self.attributes]
+        context = self.context or " ".join(["X"] * self.text_config.length)
+        texts, counts = flat_texts(names)
+        before = " ".join([*words, context])
+        return tokenize_prompts(tokenize, prompt_texts(before, 0, texts), tower, counts)
