@@ -90,7 +90,7 @@ def write_siglip(path, vision=None, built=None, **text):
     config = {**CONFIG, "vision_cfg": vision or CONFIG["vision_cfg"], "text_cfg": {**_TEXT, **text}}
     about = {"model_cfg": config, "preprocess_cfg": PREPROCESSING}
     (path / "open_clip_config.json").write_text(json.dumps(about))
-    _write_tokenizer(path)
+    write_tokenizer(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         parts = {**config, "text_cfg": {**config["text_cfg"], **(built or {})}}
@@ -101,7 +101,8 @@ def write_siglip(path, vision=None, built=None, **text):
     return Folder(path, model)
 
 
-def _write_tokenizer(path):
+def write_tokenizer(path, **settings):
+    """Write a tokenizer of whole words, as transformers reads it; ``settings`` go into its config."""
     # of the extra transformers
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -115,4 +116,4 @@ def _write_tokenizer(path):
     tokenizer.save(str(path / "tokenizer.json"))
     # as SigLIP's, texts are padded with their end
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "</s>", "eos_token": "</s>"}
-    (path / "tokenizer_config.json").write_text(json.dumps(about))
+    (path / "tokenizer_config.json").write_text(json.dumps({**about, **settings}))

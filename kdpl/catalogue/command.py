@@ -66,8 +66,8 @@ def models(word: str | None = None) -> int:
     console.print(
         "px: edge of the images. million: parameters of the image tower. as teacher: prompts that "
         "it takes, and the extra of kdpl that it needs. as student: what is trained, and the "
-        "projector always. A student may also be a network of timm: timm:NAME. More: "
-        "docs/models.md",
+        "projector always. A student may also be a network of timm: timm:NAME, and both an "
+        "image-text model of transformers: hf:OWNER/NAME. More: docs/models.md",
         style="dim", highlight=False,
     )  # fmt: skip
     return 0

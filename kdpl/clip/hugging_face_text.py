@@ -44,7 +44,13 @@ class HuggingFaceTextTower(WholeTextTower):
         del deep  # none
         if context is None:
             return cast(Tensor, self.text(ids))
-        tokens = self._insert(context, self.token_embedding(ids))
-        mask = (ids != self.text.config.pad_token_id).long()
-        output = self.text.transformer(inputs_embeds=tokens, attention_mask=mask)
-        return cast(Tensor, self.text.proj(self.text.pooler(output, mask)))
+
+        def enter(_: nn.Module, __: tuple[Tensor, ...], tokens: Tensor) -> Tensor:
+            return self._insert(context, tokens)
+
+        # not all towers take embeddings in place of ids, by which some of them pool
+        hook = self.token_embedding.register_forward_hook(enter)
+        try:
+            return cast(Tensor, self.text(ids))
+        finally:
+            hook.remove()

@@ -69,6 +69,24 @@ class Clip(ImageClip):
     text_fingerprint: str
 
 
+@dataclass(frozen=True)
+class Source:
+    """Models of another library: functions as this file's own of the same names."""
+
+    load_clip: Callable[[ClipConfig], Clip]
+    load_image_clip: Callable[[ClipConfig], ImageClip]
+    # from an image part of a config whose ``vision_cfg`` has the scheme as a key
+    build_image_tower: Callable[[ModelConfig, Preprocessing], ImageTower]
+
+
+_SOURCES: dict[str, Source] = {}
+
+
+def register_source(scheme: str, source: Source) -> None:
+    """Make models known to configs by addresses that begin with ``SCHEME:``."""
+    _SOURCES[scheme] = source
+
+
 _REGISTRY: dict[str, tuple[ModelConfig, Mapping[str, Callable[[], StateDict]]]] = {}
 
 
@@ -86,6 +104,11 @@ def register_model(
 def _load_registrations() -> None:
     for register in plugins.load_all("models").values():
         register()
+
+
+def _source(config: ClipConfig) -> Source | None:
+    _load_registrations()
+    return _SOURCES.get(config.model.partition(":")[0])
 
 
 def known_models() -> dict[str, tuple[ModelConfig, list[str]]]:
@@ -116,6 +139,8 @@ def load_clip(config: ClipConfig) -> Clip:
     Raises:
         WeightsError: Model, tokenizer or weights cannot be loaded, or do not fit each other.
     """
+    if source := _source(config):
+        return source.load_clip(config)
     model_config = _model_config(config)
     text = model_config["text_cfg"]
     tokenize = _tokenizer(config.model, text)  # before anything large is built or fetched
@@ -135,6 +160,8 @@ def load_image_clip(config: ClipConfig) -> ImageClip:
         digest = fingerprint(network.visual.state_dict().items())
         identity = ClipIdentity(config.model, config.pretrained or config.model, False, digest)
         return ImageClip(network, None, identity, network.preprocessing)
+    if source := _source(config):
+        return source.load_image_clip(config)
     model_config = _model_config(config)
     model = _build({**model_config, "text_cfg": _NO_TEXT})
     return _image_half(model, config, model_config, ("visual.", "logit_scale"))
@@ -142,6 +169,9 @@ def load_image_clip(config: ClipConfig) -> ImageClip:
 
 def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
     """Build an image tower from an open_clip model config, with weights still to be loaded."""
+    _load_registrations()
+    for scheme in _SOURCES.keys() & model_config["vision_cfg"].keys():
+        return _SOURCES[scheme].build_image_tower(model_config, preprocessing)
     name = model_config["vision_cfg"].get("timm")
     if name is not None:
         return TimmTower(build_network(name, preprocessing.image_size), preprocessing, model_config)

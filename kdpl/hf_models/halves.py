@@ -1,0 +1,74 @@
+"""The two halves of an image-text model of transformers."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+
+class _Half(nn.Module):
+    """One tower of a model, with what projects its features; it shares the model's weights."""
+
+    def __init__(self, model: Any, is_text: bool) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            self.model = type(model)(model.config)
+        for name, child in model.named_children():
+            setattr(self.model, name, child if name.startswith("text_") == is_text else None)
+        for name, _ in model.named_parameters(recurse=False):  # scale and bias of logits
+            setattr(self.model, name, None)
+
+
+class ImageHalf(_Half):
+    """An image tower, from normalised pixels to features."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model, is_text=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised."""
+        return _features(self.model.get_image_features(pixel_values=pixels))
+
+
+class TextHalf(_Half):
+    """A text tower, as ``kdpl.clip.hugging_face_text`` expects open_clip's.
+
+    Args:
+        model: The whole model.
+        padding: The id of padding, which is hidden from the text; None if the model was trained to
+            read it, as SigLIP.
+        ends: Tokens at the end of a text that have this id as well.
+    """
+
+    def __init__(self, model: Any, padding: int | None, ends: int) -> None:
+        super().__init__(model, is_text=True)
+        self.padding = padding
+        self.ends = ends
+
+    @property
+    def transformer(self) -> "TextHalf":
+        """The whole tower, as one block."""
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the embedding of tokens."""
+        size = self.model.config.text_config.vocab_size
+        return next(
+            module
+            for module in self.modules()
+            if isinstance(module, nn.Embedding) and module.num_embeddings == size
+        )
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Encode token ids [N, context_length] into features [N, embed_dim], not normalised."""
+        mask = None
+        if self.padding is not None:
+            counts = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+            lengths = (counts * (ids != self.padding)).amax(dim=1, keepdim=True) + self.ends
+            mask = (counts <= lengths).long()
+        return _features(self.model.get_text_features(input_ids=ids, attention_mask=mask))
+
+
+def _features(output: Any) -> Tensor:
+    # transformers 4 returns the features, 5 an output that holds them
+    return cast(Tensor, output if isinstance(output, Tensor) else output.pooler_output)

@@ -1,0 +1,353 @@
+"""Image-text models of transformers with random weights, in folders as its ``save_pretrained`` writes them."""
+
+import json
+import sys
+from typing import NamedTuple
+
+import pytest
+import torch
+import world
+from huggingface_hub import constants
+from PIL import Image
+from plain import relative_error
+from runs import DATA, SHORT, TEACHER, configs, error_line, noise
+from siglip import write_tokenizer
+
+from kdpl import Classifier
+from kdpl.__main__ import main
+from kdpl.clip import ClipConfig, Preprocessing, load_clip, load_image_clip
+from kdpl.clip.families import require_modest
+from kdpl.clip.loading import build_image_tower
+from kdpl.clip.modules import Frozen
+from kdpl.errors import ConfigError, WeightsError
+from kdpl.hf_models.loading import KINDS
+from kdpl.prompts import TextPrompts
+from kdpl.prompts.tuned import TunedPrompts
+
+transformers = pytest.importorskip("transformers")
+
+SIZE = 32
+STAGES = ("teacher", "student")
+NAMES = ["sea horse", "crab", "blue whale of the sea"]
+CLASSES = ["sea horse", "crab", "blue whale"]
+LAYERS = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+VISION = {**LAYERS, "image_size": SIZE, "patch_size": 8}
+TEXT = {**LAYERS, "vocab_size": 32, "max_position_embeddings": 20, "pad_token_id": 1}
+# SigLIP's tower reads its padding; the others pool at the end of a text, or hide the padding
+READS_PADDING = ("siglip",)
+
+
+class Written(NamedTuple):
+    path: object
+    model: object
+
+    @property
+    def address(self):
+        return f"hf:{self.path}"
+
+
+def write(path, kind):
+    """Write a small model of a kind with random weights, a tokenizer and an image processor."""
+    width = {"siglip": "projection_size"}.get(kind, "projection_dim")
+    dim = 24 if kind in ("tipsv2", "siglip") else 20
+    ids = {"bos_token_id": 0, "eos_token_id": 1}
+    settings = transformers.AutoConfig.for_model(
+        kind,
+        text_config={**TEXT, width: dim, **ids},
+        vision_config={**VISION, "projection_dim": dim},
+        projection_dim=dim,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = transformers.AutoModel.from_config(settings).eval()
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(path)
+    inputs = ["input_ids"] if kind in READS_PADDING else ["input_ids", "attention_mask"]
+    write_tokenizer(path, model_input_names=inputs)
+    processor = transformers.SiglipImageProcessor(
+        size={"height": SIZE, "width": SIZE}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    if kind not in READS_PADDING:
+        edge = {"height": SIZE, "width": SIZE}
+        processor = transformers.CLIPImageProcessor(size={"shortest_edge": 40}, crop_size=edge)
+    processor.save_pretrained(path)
+    return Written(path, transformers.AutoModel.from_pretrained(path).eval())
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Folders by kind, each written once."""
+    root, found = tmp_path_factory.mktemp("models"), {}
+
+    def get(kind):
+        if kind not in found:
+            found[kind] = write(root / kind, kind)
+        return found[kind]
+
+    return get
+
+
+@pytest.fixture
+def images():
+    return world.images_of(torch.tensor([0, 1, 2]), seed=5)
+
+
+def features(output):
+    return (output if torch.is_tensor(output) else output.pooler_output).detach()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_are_those_of_transformers(kind, written, images):
+    found = written(kind)
+    clip = load_clip(ClipConfig(found.address))
+    about = clip.preprocessing
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (about.mean, about.std))
+    pixels = (images / 255 - mean) / std
+    expected = features(found.model.get_image_features(pixel_values=pixels))
+    assert relative_error(clip.image_tower(images), expected) < 1e-5
+    assert clip.image_tower.embed_dim == expected.shape[1]
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(found.path)
+    inputs = tokenizer(NAMES, padding="max_length", max_length=20, return_tensors="pt")
+    inputs = {name: inputs[name] for name in tokenizer.model_input_names}
+    assert ("attention_mask" in inputs) == (kind not in READS_PADDING)
+    ids = clip.tokenize(NAMES)
+    assert torch.equal(ids, inputs["input_ids"])
+    text = clip.text_tower(clip.text_tower.arrange(ids))
+    assert relative_error(text, features(found.model.get_text_features(**inputs))) < 1e-5
+    assert text.shape[1] == clip.image_tower.embed_dim
+
+    own = getattr(found.model, "logit_scale", None)
+    scale = 1 / found.model.temperature if own is None else own.exp()
+    assert clip.logit_scale == pytest.approx(scale.item(), rel=1e-6)
+    assert load_image_clip(ClipConfig(found.address, found.address)).identity == clip.identity
+
+
+def test_images_are_prepared_as_the_processor_says(written):
+    squashed = load_image_clip(ClipConfig(written("siglip").address)).preprocessing
+    assert squashed == Preprocessing(SIZE, (0.5,) * 3, (0.5,) * 3, "squash", "bilinear")
+    cropped = load_image_clip(ClipConfig(written("clip").address, mean=(0.1, 0.2, 0.3)))
+    about = cropped.preprocessing
+    assert (about.mean, about.resize_mode, about.interpolation) == (
+        (0.1, 0.2, 0.3),
+        "shortest",
+        "bicubic",
+    )
+    assert (about.image_size, about.resizing.edge) == (SIZE, 40)
+
+
+@pytest.mark.parametrize("resized", [*range(224, 420, 7), 289])
+def test_the_edge_before_a_crop_is_kept_in_its_share(resized):
+    assert (
+        Preprocessing(224, (0.5,) * 3, (0.5,) * 3, crop_pct=224 / resized).resizing.edge == resized
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("at_once", [128, 2])
+def test_a_context_stands_in_place_of_words_and_learns(kind, at_once, written):
+    found = written(kind)
+    clip = load_clip(ClipConfig(found.address))
+    tower = clip.text_tower
+    texts = tower.arrange(clip.tokenize([f"a photo of {name}" for name in CLASSES]))
+    prompts = TextPrompts(3, 1, "a photo of", tower, clip.tokenize)
+    assert relative_error(prompts(tower, texts, at_once), tower(texts)) < 1e-5
+    # in a model whose words a, photo and of have the learnt vectors as embeddings, words do the same
+    moved = world.disturbed(prompts, 0.5)
+    learnt = moved(tower, texts, at_once)
+    with torch.no_grad():
+        words, table = clip.tokenize.words("a photo of"), tower.token_embedding.weight
+        before = table[words].clone()
+        table[words] = moved.context
+        expected = tower(texts)
+        table[words] = before
+    assert relative_error(learnt, expected) < 1e-5
+    assert relative_error(learnt, tower(texts)) > 1e-3, "the prompts must matter"
+    learnt.square().sum().backward()
+    assert moved.context.grad.abs().min() > 0
+    with world.refused(ConfigError, "takes prompts at its input alone, not in 2 layers: set"):
+        TextPrompts(3, 2, "a photo of", tower, clip.tokenize)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_tower_is_built_again_from_its_config(kind, written, images):
+    tower = load_image_clip(ClipConfig(written(kind).address)).image_tower
+    config = json.loads(json.dumps(tower.config))
+    require_modest(config, SIZE)
+    again = build_image_tower(config, tower.preprocessing)
+    again.visual.load_state_dict(tower.visual.state_dict())
+    assert torch.equal(again(images), tower(images))
+    assert not any("text" in name for name in tower.visual.state_dict())
+    with torch.device("meta"):
+        shapes = build_image_tower(config, tower.preprocessing).visual.state_dict()
+    assert shapes.keys() == tower.visual.state_dict().keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_stored_in_autocasts_type_change_no_bit(kind, written, images):
+    tower = load_image_clip(ClipConfig(written(kind).address)).image_tower
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = tower(images)
+        Frozen(tower).store_in(torch.bfloat16)
+        assert torch.equal(tower(images), expected)
+
+
+def test_random_weights_are_the_same_each_time(written):
+    config = ClipConfig(written("siglip").address, "random")
+    with pytest.warns(UserWarning, match="has random weights"):
+        first, second = load_clip(config), load_clip(config)
+    assert first.identity == second.identity
+    assert first.text_fingerprint == second.text_fingerprint
+    assert first.identity.fingerprint != load_clip(ClipConfig(config.model)).identity.fingerprint
+
+
+def test_a_repository_in_the_hubs_cache_serves_without_a_network(written, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--someone--siglip" / "snapshots" / ("a" * 40)
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(written("siglip").path)
+    (tmp_path / "models--someone--siglip" / "refs").mkdir()
+    (tmp_path / "models--someone--siglip" / "refs" / "main").write_text("a" * 40)
+    for module in (constants, transformers.utils.hub.constants):
+        monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path))
+    clip = load_clip(ClipConfig("hf:someone/siglip"))
+    assert (
+        clip.text_fingerprint == load_clip(ClipConfig(written("siglip").address)).text_fingerprint
+    )
+    with world.refused(WeightsError, r"cannot load the config of hf:someone/other \(.*hf:PATH;"):
+        load_clip(ClipConfig("hf:someone/other"))
+
+
+def change(path, **values):
+    file = path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def pickle_alone(path):
+    from safetensors.torch import load_file
+
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+
+
+def leave_out_a_tensor(path):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path / "model.safetensors")
+    del tensors["vision_model.post_layernorm.weight"]
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+
+
+BAD = {
+    "no image-text model": (
+        lambda path: change(path, model_type="bert"),
+        r"is a 'bert': use an image-text model of one of the types aimv2, .*siglip",
+    ),
+    "patches of any number": (
+        lambda path: change(path, model_type="siglip2"),
+        "is a 'siglip2': use an image-text model",
+    ),
+    "code of its own": (
+        lambda path: change(path, model_type="odd", auto_map={"AutoModel": "odd.Odd"}),
+        "needs code from a repository, which is never run: use",
+    ),
+    "attention of others": (
+        lambda path: change(path, text_config={"attn_implementation": "someone/kernel"}),
+        "needs code from a repository, which is never run: use",
+    ),
+    "pickled weights alone": (pickle_alone, r"cannot load the safetensors weights of hf:.* \(.*\)"),
+    "a tensor too few": (
+        leave_out_a_tensor,
+        r"weights of hf:.* \(tensor 'vision_model.post_layernorm.weight' is missing\)",
+    ),
+    "no config": (lambda path: (path / "config.json").unlink(), r"hf:.*: (fetch|use) "),
+    "no tokenizer": (
+        lambda path: [(path / f"tokenizer{end}.json").unlink() for end in ("", "_config")],
+        "cannot load the tokenizer of hf:",
+    ),
+    "no image processor": (
+        lambda path: (path / "preprocessor_config.json").unlink(),
+        "cannot load the image processor of hf:",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_folder_that_kdpl_cannot_use_is_refused_in_one_sentence(what, tmp_path):
+    path, (damage, match) = write(tmp_path / "model", "siglip").path, BAD[what]
+    damage(path)
+    with world.refused(WeightsError, match):
+        load_clip(ClipConfig(f"hf:{path}"))
+
+
+def test_settings_of_other_models_and_a_missing_package_are_refused(written, monkeypatch):
+    address = written("siglip").address
+    with world.refused(ConfigError, "has its own weights, not 'webli': remove clip.pretrained"):
+        load_clip(ClipConfig(address, "webli"))
+    for setting in ({"quick_gelu": True}, {"image_size": 64}):
+        with world.refused(ConfigError, "remove clip.quick_gelu and clip.image_size"):
+            load_image_clip(ClipConfig(address, **setting))
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with world.refused(WeightsError, r"needs the package transformers: pip install 'kdpl\[trans"):
+        load_clip(ClipConfig(address))
+
+
+@pytest.mark.parametrize("odd", [{"hf": "bert"}, {"attn_implementation": "someone/kernel"}])
+def test_a_config_of_another_kind_is_never_built(odd, written):
+    tower = load_image_clip(ClipConfig(written("siglip").address)).image_tower
+    config = {**tower.config, "vision_cfg": {**tower.config["vision_cfg"], **odd}}
+    with pytest.raises(ValueError, match="builds no image tower of kind"):
+        build_image_tower(config, tower.preprocessing)
+
+
+def settings_for(tmp_path, stage, address):
+    """Write a config of one stage with such a model, which takes no visual prompts."""
+    file = tmp_path / f"{stage}.yaml"
+    clip = f"{{model: '{address}', pretrained: null}}"
+    file.write_text(f"model: {{init_args: {{clip: {clip}, vision_prompts: {{depth: 0}}}}}}")
+    return file
+
+
+def test_a_context_is_tuned_and_frozen_into_class_vectors(written, tmp_path, capsys):
+    teacher = settings_for(tmp_path, "teacher", written("siglip").address)
+    fit = ["fit", *DATA, *TEACHER, *SHORT, f"--config={teacher}", f"--out={tmp_path / 'out'}"]
+    assert main(fit) == 1
+    error_line(capsys, "TextHalf", "set text_prompts.depth to 1")
+    assert main([*fit, *configs("teacher/coop.yaml")]) == 0
+    prompts = TunedPrompts.load(tmp_path / "out" / "prompts.safetensors")
+    assert prompts.tensors["text_prompts.context"].shape[1] == LAYERS["hidden_size"]
+    assert (tmp_path / "out" / "class_vectors.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_run_with_such_a_teacher_and_student_predicts_and_is_exported(written, tmp_path):
+    files = {stage: settings_for(tmp_path, stage, written("siglip").address) for stage in STAGES}
+    normal = tmp_path / "normal.yaml"
+    normal.write_text("model: {init_args: {vision_prompts: {init: normal}}}")
+    coop = configs("teacher/coop.yaml")[0].partition("=")[2]
+    stages = [
+        *(f"--teacher={file}" for file in ("quickstart", files["teacher"], coop)),
+        *(f"--student={file}" for file in ("quickstart", files["student"], normal)),
+    ]
+    out = tmp_path / "out"
+    assert main(["run", *DATA, *stages, *SHORT, f"--out={out}"]) == 0
+
+    folder = out / "student" / "classifier"
+    classifier = Classifier.load(folder)
+    paths = [str(tmp_path / f"{seed}.png") for seed in range(3)]
+    for seed, path in enumerate(paths):
+        noise(40, 30, seed=seed).save(path)
+    exported = tmp_path / "c.onnx"
+    assert main(["export", str(folder), "--format", "onnx", f"--out={exported}"]) == 0
+    session = pytest.importorskip("onnxruntime").InferenceSession(exported)
+    prepared = torch.stack([classifier.prepare(Image.open(path)) for path in paths])
+    (probabilities,) = session.run(["probabilities"], {"images": prepared.numpy()})
+    for row, ((name, probability),) in zip(probabilities, classifier.predict(paths), strict=True):
+        assert name == classifier.class_names[row.argmax()]
+        assert probability == pytest.approx(row.max(), abs=1e-4)
