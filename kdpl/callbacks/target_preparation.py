@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,7 +22,8 @@ from kdpl.clip import ImageTower
 from kdpl.data.domain import domain_of
 from kdpl.data.feature_cache import FeatureCache
 from kdpl.data.inference import infer
-from kdpl.data.loader import load_all_views
+from kdpl.data.loader import load_all_views, load_crops
+from kdpl.data.names import Names
 from kdpl.data.parallel import progress_bar
 from kdpl.errors import DataError
 from kdpl.metrics import POOL_KEPT
@@ -102,6 +104,13 @@ def _inputs(trainer: Trainer, student: Distillation) -> TargetInputs:
 
         return _mean_features(trainer, student, images, views, resizing, encoded)
 
+    def crops(
+        crop: Callable[[Image], Tensor],
+        summarize: Callable[[Tensor], Tensor],
+        images: Sequence[str] | None = None,
+    ) -> Tensor:
+        return _summaries_of_crops(trainer, student, crop, summarize, images)
+
     def tower() -> ImageTower:
         return cast(ImageTower, load_teacher(trainer, student, 0).tower)
 
@@ -113,6 +122,7 @@ def _inputs(trainer: Trainer, student: Distillation) -> TargetInputs:
     # what is known of the run, the dataset and the labels
     return TargetInputs(
         folder=Path(trainer.default_root_dir),
+        teacher_folder=student.teachers.first.folder,
         resumes=trainer.ckpt_path is not None,
         teachers=[teacher.vectors for teacher in teachers],
         tuned=any(teacher.tuned for teacher in teachers),
@@ -124,6 +134,7 @@ def _inputs(trainer: Trainer, student: Distillation) -> TargetInputs:
         val=data.labels.tuning("val"),
         features=features,
         encode=encode,
+        crops=crops,
         tower=tower,
         predict=student.teachers.logits,
         device=student.device,
@@ -182,10 +193,46 @@ def _mean_features(
             batches = progress.track(loader, description="features of images")
             parts = [means for means, _ in infer(mean_over_views, batches, student.device)]
 
-    # the shares of all processes together; one without an image learns the width from the others
+    return F.normalize(_joined(trainer, student, parts, len(indices)), dim=1)
+
+
+def _summaries_of_crops(
+    trainer: Trainer,
+    student: Distillation,
+    crop: Callable[[Image], Tensor],
+    summarize: Callable[[Tensor], Tensor],
+    images: Sequence[str] | None,
+) -> Tensor:
+    """Implement ``CropFunction``: each process does its share, and all get all.
+
+    The crops of an image are encoded by themselves, so that its summary is the same bit for bit
+    whatever the other images and the number of processes.
+    """
+    data = domain_of(trainer)
+    indices = data.pool.targeted if images is None else np.arange(len(images))
+    sources = data.pool.images if images is None else Names.of(images)
+    loader = load_crops(
+        sources.take(indices[trainer.global_rank :: trainer.world_size]),
+        data.splits.open_image,
+        crop,
+        data.num_workers,
+    )
+    encoder = teacher_encoder(trainer, student, 0)
+    with progress_bar(shown=trainer.is_global_zero) as progress:
+        batches = progress.track(loader, description="crops of images")
+        parts = [
+            summarize(features)[None].float()
+            for features, _ in infer(encoder, batches, student.device)
+        ]
+    return _joined(trainer, student, parts, len(indices))
+
+
+def _joined(trainer: Trainer, student: Distillation, parts: list[Tensor], images: int) -> Tensor:
+    """Return the rows [images, K] of all processes together, of which ``parts`` are this one's."""
+    # a process without an image learns the width from the others
     width = torch.tensor(parts[0].shape[1] if parts else 0, device=student.device)
     width = trainer.strategy.reduce(width, reduce_op="max")
-    features = torch.zeros(len(indices), int(width), device=student.device)
-    features[trainer.global_rank :: trainer.world_size] = torch.cat([features[:0], *parts])
-    total: Tensor = trainer.strategy.reduce(features, reduce_op="sum")
-    return F.normalize(total, dim=1)
+    rows = torch.zeros(images, int(width), device=student.device)
+    rows[trainer.global_rank :: trainer.world_size] = torch.cat([rows[:0], *parts])
+    total: Tensor = trainer.strategy.reduce(rows, reduce_op="sum")
+    return total

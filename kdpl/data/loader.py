@@ -3,16 +3,17 @@
 The samplers are distributed ones, so that Lightning does not shard them once more.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, cycle, islice, repeat
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from kdpl.data.archives import Shuffle
 from kdpl.data.batches import Batch, BatchT, collate
-from kdpl.data.datasets import AllViews, UnlabeledImages
+from kdpl.data.datasets import AllViews, OpenImage, UnlabeledImages
 from kdpl.data.names import Indices
 from kdpl.data.sampling import balanced, generator
 
@@ -173,5 +174,39 @@ def load_all_views(
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         # of its own, so that torch's global one stays where it is
+        generator=torch.Generator(),
+    )
+
+
+class _Crops(Dataset[Batch]):
+    def __init__(
+        self,
+        sources: Sequence[str],
+        open_image: OpenImage,
+        crop: Callable[[Image], torch.Tensor],
+    ) -> None:
+        self.sources = sources
+        self.open_image = open_image
+        self.crop = crop
+
+    def __getitem__(self, index: int) -> Batch:
+        return Batch(self.crop(self.open_image(self.sources[index])))
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+
+def load_crops(
+    sources: Sequence[str],
+    open_image: OpenImage,
+    crop: Callable[[Image], torch.Tensor],
+    num_workers: int,
+) -> DataLoader[Batch]:
+    """Load the crops of one image at a time, uint8 [V, 3, S, S], in the order of ``sources``."""
+    return DataLoader(
+        _Crops(sources, open_image, crop),
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from kdpl.class_vectors import ClassVectors
@@ -54,12 +55,33 @@ class EncodeFunction(Protocol):
         ...
 
 
+class CropFunction(Protocol):
+    """Returns what a function of the first teacher's features makes of crops of each image."""
+
+    def __call__(
+        self,
+        crop: Callable[[Image], Tensor],
+        summarize: Callable[[Tensor], Tensor],
+        images: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Return summaries of all images, float32 [N, K].
+
+        Args:
+            crop: Makes the V crops of an RGB image as the teacher takes them, uint8 [V, 3, S, S];
+                it is sent to worker processes.
+            summarize: Of the normalised features [V, D] of an image's crops, float [K].
+            images: As for ``FeatureFunction``.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class TargetInputs:
     """Inputs of ``Target.prepare`` before the first step of a fit, the same on every process.
 
     Attributes:
         folder: The run's folder.
+        teacher_folder: The run's folder of the first teacher.
         resumes: Whether the fit resumes from a checkpoint.
         teachers: Class vectors of each teacher, the first one's first.
         tuned: Whether a teacher was tuned on labels, so that it may have seen those of ``labeled``.
@@ -72,6 +94,7 @@ class TargetInputs:
         val: Validation images of these classes.
         features: Function that returns a teacher's features of images.
         encode: Function that returns another encoder's features of images.
+        crops: Function that returns summaries of the first teacher's features of crops of images.
         tower: Function that returns the first teacher's image tower, loading it if need be.
         predict: Function that returns the teachers' logits [N, C] of their features side by side,
             [N, D_1 + … + D_M].
@@ -80,6 +103,7 @@ class TargetInputs:
     """
 
     folder: Path
+    teacher_folder: Path
     resumes: bool
     teachers: Sequence[ClassVectors]
     tuned: bool
@@ -91,6 +115,7 @@ class TargetInputs:
     val: Sequence[Record]
     features: FeatureFunction
     encode: EncodeFunction
+    crops: CropFunction
     tower: Callable[[], ImageTower]
     predict: Callable[[Tensor], Tensor]
     device: torch.device
