@@ -42,11 +42,11 @@ def choose(logits: Tensor, targets: Tensor, wanted: Wanted = Wanted()) -> list[T
     A class without an image gets 0.5. A threshold is between two probabilities of held-out images,
     so that rounding does not matter.
 
-    With a wanted ``precision``, thresholds are tested from the strictest one, whose accepted images
-    could show it if all were right, until a Clopper-Pearson bound is below it (fixed-sequence
-    testing, arXiv 2110.01052): which numbers of images are tested does not depend on labels. With a
-    wanted ``recall``, the threshold accepts the fewest images of the class whose share among all of
-    them has a bound that reaches it.
+    With a wanted ``precision``, thresholds are tested from those that accept few images on, each
+    until a Clopper-Pearson bound is below it, and the errors are shared by as many starts (the
+    multi-start fixed-sequence testing of arXiv 2110.01052): which numbers of images are tested does
+    not depend on labels. With a wanted ``recall``, the threshold accepts the fewest images of the
+    class whose share among all of them has a bound that reaches it.
     """
     probabilities = logits.float().sigmoid().cpu()
     has = targets.bool().cpu()
@@ -72,17 +72,26 @@ def _of_class(probabilities: Tensor, has: Tensor, wanted: Wanted) -> Threshold:
 
 
 def _for_precision(falling: Tensor, own: Tensor, wanted: float, confidence: float) -> Threshold:
-    hits = own.cumsum(0).tolist()
-    least = math.ceil(math.log(1 - confidence) / math.log(wanted))
-    chosen: int | None = None
-    for count in _ends(falling, least):
-        if _lower(hits[count - 1], count, confidence) < wanted:
-            break
-        chosen = count
-    if chosen is not None:
-        return Threshold(_between(falling, chosen))
+    hits, counts = own.cumsum(0).tolist(), _counts(falling)
 
-    bounds = {count: _lower(hits[count - 1], count, confidence) for count in _ends(falling, 1)}
+    # so few images show it if all are right; twice as many, and so on
+    least = math.ceil(math.log(1 - confidence) / math.log(wanted))
+    wide = [least << doubled for doubled in range(32) if least << doubled <= len(own)]
+    starts = sorted({next(i for i, count in enumerate(counts) if count >= n) for n in wide})
+    starts = starts or [len(counts) - 1]
+
+    # each start has its part of the errors, and leads on until a bound is too low
+    level = 1 - (1 - confidence) / len(starts)
+    bounds = {counts[i]: _lower(hits[counts[i] - 1], counts[i], level) for i in starts}
+    shown = list[int]()
+    for i in starts:
+        for count in counts[i:]:
+            if _lower(hits[count - 1], count, level) < wanted:
+                break
+            shown.append(count)
+    if shown:
+        return Threshold(_between(falling, max(shown)))
+
     best = max(bounds, key=lambda count: (bounds[count], count))
     return Threshold(
         _between(falling, best),
@@ -106,14 +115,11 @@ def _for_recall(falling: Tensor, own: Tensor, wanted: float, confidence: float) 
     )
 
 
-def _ends(falling: Tensor, least: int) -> list[int]:
-    """The numbers of images from ``least`` on that a threshold can accept."""
+def _counts(falling: Tensor) -> list[int]:
+    """The numbers of images that a threshold can accept, of falling probabilities."""
     last = len(falling)
-    return [
-        count
-        for count in range(max(1, least), last + 1)
-        if count == last or falling[count] < falling[count - 1]
-    ]
+    ends = torch.nonzero(falling[1:] < falling[:-1]).flatten() + 1
+    return [*ends.tolist(), last]
 
 
 def _between(falling: Tensor, count: int) -> float:

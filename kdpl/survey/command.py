@@ -13,7 +13,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from kdpl.cli.arguments import share
 from kdpl.data.class_mapping import ClassName, read_class_mapping
-from kdpl.data.readers.table import HELD_OUT, Table
+from kdpl.data.readers.table import HELD_OUT, UNKNOWN, Table
 from kdpl.data.storage import is_url
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.class_names import fault_of_name
@@ -53,6 +53,7 @@ def init(
     out: str,
     unlabeled: list[str] = [],  # noqa: B006 - read from the signature, never changed
     class_names: str | None = None,
+    label_separator: str | None = None,
     labels: str | None = None,
     shots: NonNegativeInt | None = None,
     val_share: str | None = None,
@@ -73,6 +74,9 @@ def init(
         class_names: File with the names of all classes, where the folders or labels say too little,
             or there are none: a .csv with lines such as 0,zero, or, where no image has a label, a
             .txt with a name on each line.
+        label_separator: Of a table whose labels are lists of classes: the character between two,
+            such as ';'. An empty label then says that the image is of none of the classes, and '?'
+            that it has no label.
         labels: Table with the columns image and label, as suggest writes it for you to fill in: its
             labels replace those of PATH, and an image whose label is empty has none.
         shots: Labelled images a class to train on, at most; by default all of them.
@@ -93,12 +97,16 @@ def init(
         each if is_url(each) else str(Path(each).expanduser().absolute()) for each in unlabeled
     ]
     named = str(Path(class_names).expanduser().absolute()) if class_names else None
-    listed = find(source, named)
+    if labels is not None and label_separator is not None:
+        raise ConfigError(
+            "--labels is for images of one class each: write several labels into the table itself"
+        )
+    listed = find(source, named, label_separator)
     further = find_further(places, listed) if places else []
     if labels is not None:
         listed, further = _relabeled(listed, further, Path(labels).expanduser(), named)
     labeled = any(image.label and image.split == "train" for image in listed)
-    used = {image.label for image in listed if image.label}
+    used = {name for image in listed for name in image.classes}
     names = read_class_mapping(Path(named), used, complete=labeled) if named else {}
     seen = inspect_images([*listed, *further], workers)
     good, copies = leave_out_copies([image for image in seen if image.fault is None])
@@ -110,15 +118,26 @@ def init(
         raise DataError(
             f"{source} has no readable image to train on: add some, or give --unlabeled"
         )
-    why = {image.label: left_out[image.path] for image in seen if image.path in left_out}
+    why = {
+        name: left_out[image.path]
+        for image in seen
+        if image.path in left_out
+        for name in image.classes
+    }
     _require_classes(source, _counts(images), used | names.keys(), names, labeled, why)
     aside = overlooked(source, listed) if source.is_dir() else []
     elsewhere = {image.path for image in further}
+    unknown = "" if label_separator is None else UNKNOWN
     rows = (
-        (image.path, image.label, image.split) for image in images if image.path not in elsewhere
+        (image.path, image.label or unknown, image.split)
+        for image in images
+        if image.path not in elsewhere
     )
     write_rows(folder / _TABLE, [("image", "label", "split"), *rows])
-    skips = _write_left_out(folder, places, {image.path for image in images}, left_out, named)
+    reader = Table(
+        str((folder / _TABLE).absolute()), places or None, named, label_separator=label_separator
+    )
+    skips = _write_left_out(folder, reader, {image.path for image in images}, left_out)
     counts = _counts(images)
     split_off = any(image.split == "val" for image in images) and not any(
         image.split == "val" for image in good
@@ -129,7 +148,7 @@ def init(
         if split_off
         else ""
     )
-    _write_config(folder, images, split_off, places, skips, named, shots)
+    _write_config(folder, images, split_off, reader, skips, shots)
     # last, since the reader of a pipe may close it
     _print(
         source,
@@ -151,7 +170,8 @@ def init(
         )
     print(f"wrote {folder / _CONFIG} and {folder / _TABLE}; next:")
     stages = "--teacher promptsrc_vit_l14 --student promptkd_vit_b16"
-    if shots != 0 and 0 < min(counts.values(), default=0) <= _REFINED:
+    refines = label_separator is None
+    if refines and shots != 0 and 0 < min(counts.values(), default=0) <= _REFINED:
         stages += " --student refined"
     trainer = f"trainer/{'gpu' if gpu else 'cpu'}"
     config, run = (
@@ -250,7 +270,7 @@ def _require_classes(
 
 
 def _counts(images: list[FoundImage]) -> Counter[str]:
-    return Counter(image.label for image in images if image.label and image.split == "train")
+    return Counter(name for image in images if image.split == "train" for name in image.classes)
 
 
 def _print(
@@ -260,9 +280,16 @@ def _print(
     shots: int | None,
     notes: Mapping[str, str],
 ) -> None:
-    named = {image.label: ClassName(image.label) for image in images if image.label} | {**names}
+    several = any(image.separator is not None for image in images)
+    used = {name for image in images for name in image.classes}
+    named = {name: ClassName(name) for name in used} | {**names}
     labeled = {named[label].name: count for label, count in _counts(images).items()}
-    tested = {named[image.label].name for image in images if image.split in ("test", HELD_OUT)}
+    tested = {
+        named[name].name
+        for image in images
+        if image.split in ("test", HELD_OUT)
+        for name in image.classes
+    }
     splits = Counter("unlabelled" if not image.label else image.split for image in images)
     edges = {edge for image in images if image.size for edge in image.size}
     pixels = f"{min(edges)} to {max(edges)}" if len(edges) > 1 else f"{min(edges)}"
@@ -284,7 +311,7 @@ def _print(
             f"  {unused} of these {sum(labeled.values())} labels are used in no stage, as "
             f"--shots is {shots}"
         )
-    if fewest and max(seen.values()) > _UNEVEN * max(1, fewest[0][1]):
+    if fewest and not several and max(seen.values()) > _UNEVEN * max(1, fewest[0][1]):
         print(f"  very different numbers of labels: {_BALANCE}")
     if not tested:
         print(
@@ -293,8 +320,13 @@ def _print(
         )
     elif untested := sorted({each.name for each in named.values()} - tested):
         print(f"  no test image of: {_some(untested)}: label more of their images")
-    if labeled and shots != 0:
+    if labeled and shots != 0 and not several:
         _print_validation(splits["val"])
+    elif labeled and shots != 0 and not splits["val"]:
+        print(
+            "  no validation image: the threshold of each class is 0.5, until python -m kdpl "
+            "thresholds chooses it"
+        )
     if uninformative := [each.name for _, each in sorted(named.items()) if _is_uninformative(each)]:
         words = (
             "give words for all classes by --class-names, "
@@ -351,11 +383,9 @@ def _some(items: Sequence[str]) -> str:
     return ", ".join(items[:_SHOWN]) + more
 
 
-def _write_left_out(
-    out: Path, places: list[str], kept: set[str], left_out: dict[str, str], class_names: str | None
-) -> bool:
+def _write_left_out(out: Path, reader: Table, kept: set[str], left_out: dict[str, str]) -> bool:
     """Write the images that are left out; returns whether a run needs the file."""
-    sources = Table(str((out / _TABLE).absolute()), places or None, class_names).read().sources
+    sources = reader.read().sources
     kept = kept | {os.path.normpath(path) for path in kept}
     more = {
         source: f"{source} is listed under another name" for source in sources if source not in kept
@@ -370,9 +400,8 @@ def _write_config(
     out: Path,
     images: list[FoundImage],
     split_off: bool,
-    places: list[str],
+    reader: Table,
     skips: bool,
-    class_names: str | None,
     shots: int | None,
 ) -> None:
     smallest = min(_counts(images).values(), default=0)
@@ -395,9 +424,11 @@ def _write_config(
     if HELD_OUT in splits:
         test = "its test images were held out of your labelled ones, by chance"
     test += ", and its validation images were split off them" if split_off else ""
-    further = f"    unlabeled: {_quoted(places)}\n" if places else ""
-    if class_names:
-        further += f"    class_names: {_quoted(class_names)}\n"
+    further = f"    unlabeled: {_quoted([*reader.unlabeled])}\n" if reader.unlabeled else ""
+    if reader.class_names:
+        further += f"    class_names: {_quoted(reader.class_names)}\n"
+    if reader.label_separator is not None:
+        further += f"    label_separator: {_quoted(reader.label_separator)}\n"
     if skips:
         further += (
             f"    skip_list: {_quoted(str((out / _LEFT_OUT).absolute()))}"
@@ -411,7 +442,7 @@ data:
   class_path: kdpl.DomainDataModule
   init_args:
     dataset: table
-    root: {_quoted(str((out / _TABLE).absolute()))}
+    root: {_quoted(reader.root)}
 {further}\
     shots: {taken}{fewer}
     val_shots: null  # validate on all validation images, if there are any

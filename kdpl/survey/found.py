@@ -6,7 +6,8 @@ from pathlib import Path
 
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.readers.folder import class_folders, split_folders, unlabeled_folders
-from kdpl.data.readers.table import HELD_OUT, Table
+from kdpl.data.readers.table import HELD_OUT, Table, split_cell
+from kdpl.data.splits import labels_of
 from kdpl.data.storage import find_images
 from kdpl.errors import DataError
 from kdpl.runtime.class_names import composed
@@ -18,6 +19,7 @@ _KEPT_FIRST = {"test": 0, HELD_OUT: 0, "val": 1, "train": 2}
 class FoundImage:
     """Image that was found: absolute path, URL, or place in a shard; ``label`` is empty if none.
 
+    With a ``separator``, the label is a list of classes, and of an image of none the separator.
     ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside by chance.
     Looking at the image fills in width and height, whether pixels are transparent, whether an
     orientation tag turns it, whether it is ``plain``, of one colour or nearly so, the digest of the
@@ -33,19 +35,32 @@ class FoundImage:
     plain: bool = False
     digest: str = ""
     fault: str | None = None
+    separator: str | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that it is labelled with."""
+        return (split_cell(self.label, self.separator) or ()) if self.label else ()
 
 
-def find(path: Path, class_names: str | None = None) -> list[FoundImage]:
+def find(
+    path: Path, class_names: str | None = None, separator: str | None = None
+) -> list[FoundImage]:
     """List the images of a folder or table without opening them.
 
     A folder holds ``train/<class>/…``, ``val/<class>/…`` and ``test/<class>/…``, or ``<class>/…``
     without splits; in either a folder ``unlabeled``, beside the classes or the splits, holds images
     without labels. DataError if it does not exist or is damaged, or no class has a training image,
     unless a file ``class_names`` lists the classes: then all images of a folder without
-    ``unlabeled`` are taken.
+    ``unlabeled`` are taken. With a ``separator``, a table's labels are lists of classes.
     """
     if path.suffix.lower() in (".csv", ".parquet") and not path.is_dir():
-        return _find_in_table(path.absolute(), class_names)
+        return _find_in_table(path.absolute(), class_names, separator)
+    if separator is not None:
+        raise DataError(
+            f"{path} is no table, and only a table has several labels for an image: write one with "
+            "the columns image and label"
+        )
     if not path.is_dir():
         raise DataError(f"folder {path} does not exist: give the folder of your images")
     folder = path.absolute()
@@ -76,8 +91,8 @@ def find(path: Path, class_names: str | None = None) -> list[FoundImage]:
     ]
 
 
-def _find_in_table(table: Path, class_names: str | None) -> list[FoundImage]:
-    splits = Table(str(table), class_names=class_names).read()
+def _find_in_table(table: Path, class_names: str | None, separator: str | None) -> list[FoundImage]:
+    splits = Table(str(table), class_names=class_names, label_separator=separator).read()
     if not splits.train and not class_names:
         problem = f"table {table} has no labelled training image: label a few images of each class"
         raise DataError(
@@ -89,12 +104,15 @@ def _find_in_table(table: Path, class_names: str | None) -> list[FoundImage]:
     test = HELD_OUT if splits.held_out else "test"
     parts = {"train": splits.train, "val": splits.val, test: splits.test}
     names = splits.class_names
-    images = [
-        FoundImage(record.source, labels.get(name := names[record.single], name), split)
-        for split, rows in parts.items()
-        for record in rows
+    images = []
+    for split, rows in parts.items():
+        for record in rows:
+            own = [labels.get(name := names[label], name) for label in labels_of(record)]
+            label = own[0] if separator is None else separator.join(own) or separator
+            images.append(FoundImage(record.source, label, split, separator=separator))
+    return images + [
+        FoundImage(source, "", "train", separator=separator) for source in splits.unlabeled or ()
     ]
-    return images + [FoundImage(source, "", "train") for source in splits.unlabeled or ()]
 
 
 def leave_out_copies(

@@ -132,15 +132,18 @@ def set_aside(
 ) -> list[FoundImage]:
     """Move a share of each class's labelled training images to a split, always the same ones.
 
-    Only classes with at least ``least`` of them take part.
+    Only classes with at least ``least`` of them take part, or all with several labels an image.
 
     One of them moves at least, and one stays.
     """
-    train = [
-        (image.path, image.label) for image in images if image.label and image.split == "train"
-    ]
-    counts = Counter(label for _, label in train)
-    chosen = held_out_of((each for each in train if counts[each[1]] >= least), share)
+    train = [image for image in images if image.label and image.split == "train"]
+    counts = Counter(image.label for image in train)
+    labels = (
+        (image.path, image.label if image.separator is None else image.classes)
+        for image in train
+        if image.separator is not None or counts[image.label] >= least
+    )
+    chosen = held_out_of(labels, share)
     return [replace(image, split=split) if image.path in chosen else image for image in images]
 
 

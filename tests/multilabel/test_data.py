@@ -62,7 +62,7 @@ def test_a_parquet_table_has_lists_and_its_missing_values_are_no_labels(tmp_path
 def test_one_label_in_each_row_given_as_several_is_refused_with_an_example(tmp_path):
     lines = ["a.png,cat;dog,", "b.png,fox,"]
     with world.refused(
-        DataError, r"column label of .*t\.csv has one label in each row, such as 'cat;dog'"
+        DataError, r"column label of .*t\.csv has at most one label in each row, such as 'cat;dog'"
     ):
         Table(table_of(tmp_path, *lines), label_separator=",").read()
 
@@ -170,3 +170,10 @@ def test_no_label_of_a_novel_class_is_in_a_training_batch(table):
 def test_classes_of_several_labels_are_not_balanced(table):
     with world.refused(ConfigError, "balance_classes draws images of one class each"):
         DomainDataModule("table", str(table), label_separator=";", balance_classes=True)
+
+
+def test_images_that_have_one_class_or_not_are_of_several_labels(tmp_path):
+    splits = Table(table_of(tmp_path, "a.png,cat,", "b.png,,"), label_separator=";").read()
+    assert labels_in(splits.train) == {"a.png": (0,), "b.png": ()}
+    with world.refused(DataError, r"at most one label in each row, such as 'cat\|dog'"):
+        Table(table_of(tmp_path, "a.png,cat|dog,", "b.png,,"), label_separator=";").read()

@@ -168,11 +168,15 @@ def _require_task(table: Path, cells: Sequence[str], separator: str | None) -> N
     if separator is not None:
         labels = [split_cell(cell, separator) for cell in cells]
         known = [cell for cell, label in zip(cells, labels, strict=True) if label is not None]
-        if known and all(label is None or len(label) == 1 for label in labels):
-            example = next((cell for cell in known if {*cell} & {*_SEPARATORS}), known[0])
+        counts = {len(label) for label in labels if label is not None}
+        # as another character would leave them
+        lists = [cell for cell in known if {*cell} & {*_SEPARATORS} - {separator}]
+        if counts == {1} or (lists and max(counts) == 1):
+            example = (lists or known)[0]
             raise DataError(
-                f"column label of {table} has one label in each row, such as {visible(example)!r}, "
-                f"but label_separator is {separator!r}: leave it out, or correct it"
+                f"column label of {table} has at most one label in each row, such as "
+                f"{visible(example)!r}, but label_separator is {separator!r}: leave it out, or "
+                "correct it"
             )
         return
     single = {*cells}
@@ -182,8 +186,7 @@ def _require_task(table: Path, cells: Sequence[str], separator: str | None) -> N
             if len(parts) > 1 and {*parts} <= single:
                 raise DataError(
                     f"column label of {table} has {visible(cell)!r}, whose parts are labels of "
-                    f"other rows: set data.init_args.label_separator to {mark!r}, or rename the "
-                    "class"
+                    f"other rows: set label_separator to {mark!r}, or rename the class"
                 )
 
 

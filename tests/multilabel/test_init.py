@@ -1,0 +1,58 @@
+"""init on a table of several labels."""
+
+import csv
+
+from kdpl.__main__ import main
+from kdpl.data.domain import build_data
+from kdpl.runtime.configs import read_config
+
+
+def rows_of(path):
+    with path.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def without_splits(table, folder):
+    """The pages without their splits, of which the first two have no label, but an empty one."""
+    rows = [(table.parent / row["image"], row["label"]) for row in rows_of(table)]
+    rows[0], rows[1] = (rows[0][0], "?"), (rows[1][0], "")
+    with (folder / "mine.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "label"), *rows])
+    return folder / "mine.csv"
+
+
+def test_init_writes_a_config_that_reads_the_same_labels(table, tmp_path, capsys):
+    mine, out = without_splits(table, tmp_path), tmp_path / "data"
+    options = ["--label-separator=;", "--val-share=20%", "--workers=1"]
+    assert main(["init", str(mine), f"--out={out}", *options]) == 0
+    said = capsys.readouterr().out
+    assert "5 classes, 84 images" in said
+    assert "unlabelled: 1" in said
+    assert "--student refined" not in said
+
+    known = {row["image"]: row["label"] for row in rows_of(mine)}
+    written = {row["image"]: row["label"] for row in rows_of(out / "images.csv")}
+    assert written == {path: label or ";" for path, label in known.items()}
+    splits = {row["split"] for row in rows_of(out / "images.csv")}
+    assert splits == {"train", "val", "held_out"}
+
+    data = build_data([read_config(str(out / "data.yaml"))["data"]])
+    assert data.task == "multilabel"
+    records = [*data.splits.train, *data.splits.val, *data.splits.test]
+    assert len(records) == 83
+    for record in records:
+        names = [data.class_names[label] for label in record.label]
+        assert names == sorted(filter(None, known[record.source].split(";")))
+    assert len(data.splits.unlabeled) == 1
+
+
+def test_what_several_labels_do_not_go_with_is_refused(table, tmp_path, capsys):
+    mine, out = without_splits(table, tmp_path), f"--out={tmp_path}/data"
+    for more, said in [
+        ([str(mine), "--label-separator=;", f"--labels={mine}"], "--labels is for images of one"),
+        ([str(table.parent), "--label-separator=;"], "only a table has several labels"),
+        ([str(mine)], "set label_separator to ';'"),
+        ([str(mine), "--label-separator=|"], "at most one label in each row"),
+    ]:
+        assert main(["init", out, *more]) != 0
+        assert said in capsys.readouterr().err

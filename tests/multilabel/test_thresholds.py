@@ -1,0 +1,182 @@
+"""Thresholds of classes: the best F1, and a precision or recall that is kept."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+from sklearn.metrics import f1_score
+
+from kdpl import Classifier
+from kdpl.__main__ import main
+from kdpl.multilabel.thresholds import Wanted, choose
+
+
+def one_class(probabilities, labels, **wanted):
+    logits = torch.tensor(probabilities, dtype=torch.float64).logit().float()
+    (chosen,) = choose(logits[:, None], torch.tensor(labels)[:, None], Wanted(**wanted))
+    return chosen, logits.sigmoid().tolist()
+
+
+def drawn(seed, count=60, decimals=1):
+    """Rounded probabilities, of which many are equal, and labels that mostly follow them."""
+    draw = np.random.default_rng(seed)
+    probabilities = draw.uniform(0.05, 0.95, count).round(decimals)
+    labels = draw.random(count) < probabilities
+    labels[:2] = [True, False]
+    return probabilities.tolist(), labels.tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_threshold_has_a_better_f1(seed):
+    probabilities, labels = drawn(seed)
+    chosen, rounded = one_class(probabilities, labels)
+    scores = {limit: f1_score(labels, [p >= limit for p in rounded]) for limit in [0.0, *rounded]}
+    own = f1_score(labels, [p >= chosen.value for p in rounded])
+    assert own == pytest.approx(max(scores.values()))
+    assert chosen.problem is None
+    # it stands between two images, so that no rounding moves one
+    assert min(abs(p - chosen.value) for p in rounded) > 0.01
+
+
+def upper_tail(hits, count, share):
+    """Probability of at least so many hits."""
+    return binom.sf(hits - 1, count, share)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wanted_precision_is_shown_by_the_accepted_images(seed):
+    probabilities, labels = drawn(seed, 400, 2)
+    chosen, rounded = one_class(probabilities, labels, precision=0.6)
+    accepted = [label for p, label in zip(rounded, labels, strict=True) if p >= chosen.value]
+    assert chosen.problem is None
+    # so many hits would be rare at a smaller precision
+    assert upper_tail(sum(accepted), len(accepted), 0.6) <= 0.05
+
+
+def test_a_precision_is_kept_as_often_as_it_says():
+    draw, failures = np.random.default_rng(0), 0
+    for _ in range(200):
+        # the precision of new images above a threshold t is (1 + t) / 2
+        probabilities = draw.random(150)
+        labels = draw.random(150) < probabilities
+        chosen, _ = one_class(probabilities.tolist(), labels.tolist(), precision=0.7)
+        failures += chosen.problem is None and (1 + chosen.value) / 2 < 0.7
+    assert failures <= 0.05 * 200 + 3 * (200 * 0.05 * 0.95) ** 0.5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wanted_recall_is_shown_by_the_fewest_images(seed):
+    probabilities, labels = drawn(seed, 400, 2)
+    chosen, rounded = one_class(probabilities, labels, recall=0.8)
+    own = [p for p, label in zip(rounded, labels, strict=True) if label]
+    found = sum(p >= chosen.value for p in own)
+    assert chosen.problem is None
+    assert upper_tail(found, len(own), 0.8) <= 0.05
+    # with the images of the next probability left out, it would not be
+    stricter = sum(p > min(each for each in own if each >= chosen.value) for p in own)
+    assert upper_tail(stricter, len(own), 0.8) > 0.05
+
+
+def test_a_recall_is_kept_as_often_as_it_says():
+    draw, kept = np.random.default_rng(0), 0
+    for _ in range(300):
+        scores = draw.random(40)
+        chosen, _ = one_class(scores.tolist(), [True] * 40, recall=0.8)
+        # of new images, that share is above the threshold
+        kept += 1 - chosen.value >= 0.8
+    assert kept >= 0.95 * 300 - 3 * (300 * 0.95 * 0.05) ** 0.5
+
+
+def test_what_no_threshold_reaches_is_said_with_the_best():
+    labels = [True, False] * 10
+    chosen, _ = one_class(np.linspace(0.9, 0.1, 20).tolist(), labels, precision=0.9)
+    assert chosen.problem.startswith("no threshold shows a precision of 0.9, the best shows 0.")
+    chosen, rounded = one_class(np.linspace(0.9, 0.1, 20).tolist(), labels, recall=0.9)
+    assert chosen.problem == (
+        "its 10 held-out images do not show a recall of 0.9, the best is 0.741"
+    )
+    assert all(p >= chosen.value for p, label in zip(rounded, labels, strict=True) if label)
+
+
+def test_a_class_without_an_image_has_one_half():
+    chosen, _ = one_class([0.3, 0.2], [False, False])
+    assert chosen.value == 0.5
+    assert chosen.problem == "no held-out image has it"
+
+
+def test_confidence_of_fewer_draws_takes_fewer_images():
+    probabilities, labels = drawn(0, 400, 2)
+    strict, _ = one_class(probabilities, labels, recall=0.8, confidence=0.99)
+    loose, _ = one_class(probabilities, labels, recall=0.8, confidence=0.6)
+    assert strict.value < loose.value
+
+
+@pytest.fixture
+def own(run, tmp_path):
+    """The classifier of the run, in a folder of its own, and a table of its test images."""
+    folder = tmp_path / "classifier"
+    Classifier.load(run / "student" / "classifier").save(folder)
+    return folder
+
+
+def labeled(table, tmp_path, split="test"):
+    rows = [row for row in csv.DictReader(table.open(newline="")) if row["split"] == split]
+    with (tmp_path / "own.csv").open("w", newline="") as file:
+        lines = [(table.parent / row["image"], row["label"]) for row in rows]
+        csv.writer(file).writerows([("image", "label"), *lines])
+    return tmp_path / "own.csv"
+
+
+def test_the_command_replaces_the_thresholds_in_the_folder_alone(own, table, tmp_path, capsys):
+    before = {path.name: path.read_bytes() for path in own.iterdir()}
+    known = json.loads(before["classifier.json"])
+    assert main(["thresholds", str(own), str(labeled(table, tmp_path)), "--recall=60%"]) == 0
+    said = capsys.readouterr().out
+    assert "class, threshold, images, precision, recall, F1" in said
+    after = {path.name: path.read_bytes() for path in own.iterdir()}
+    assert {name for name, content in after.items() if content != before[name]} == {
+        "classifier.json"
+    }
+    now = json.loads(after["classifier.json"])
+    assert now["task"] != known["task"]
+    assert {**now, "task": 0} == {**known, "task": 0}
+    assert Classifier.load(own).task.thresholds == tuple(now["task"]["thresholds"])
+
+
+def test_the_command_says_what_cannot_be_had(own, table, tmp_path, capsys):
+    assert main(["thresholds", str(own), str(labeled(table, tmp_path)), "--precision=0.99"]) == 0
+    assert "no threshold shows a precision of 0.99, the best shows" in capsys.readouterr().out
+
+
+def test_invalid_input_of_the_command_is_refused(own, table, tmp_path, capsys, classifier):
+    table_of_one = labeled(table, tmp_path)
+    both = ["--precision=90%", "--recall=90%"]
+    assert main(["thresholds", str(own), str(table_of_one), *both]) != 0
+    assert "each decide the thresholds alone" in capsys.readouterr().err
+    assert main(["thresholds", str(own), str(table)]) != 0
+    assert "several splits" in capsys.readouterr().err
+    table_of_one.write_text(table_of_one.read_text().replace("three", "owl"))
+    assert main(["thresholds", str(own), str(table_of_one)]) != 0
+    assert "has the class 'owl', which the classifier does not have" in capsys.readouterr().err
+    assert main(["thresholds", str(classifier), str(table_of_one)]) != 0
+    assert "names one class for each image" in capsys.readouterr().err
+
+
+def test_predict_takes_one_threshold_for_all_classes(own, table, capsys):
+    image = str(table.parent / "test0.png")
+    assert main(["predict", str(own), image, "--threshold=0"]) == 0
+    row = next(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert row["labels"].count(";") == 4
+    scores = [float(each) for each in row["scores"].split(";")]
+    assert scores == sorted(scores, reverse=True)
+    assert main(["predict", str(own), image, "--threshold=2"]) != 0
+    assert "--threshold is 2.0, expected a number from 0 to 1" in capsys.readouterr().err
+
+
+def test_one_class_for_each_image_has_no_threshold_of_classes(classifier, table, capsys):
+    image = str(table.parent / "test0.png")
+    assert main(["predict", str(classifier), image, "--threshold=0.5"]) != 0
+    assert "--threshold is for several labels an image" in capsys.readouterr().err
