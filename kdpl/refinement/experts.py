@@ -59,7 +59,10 @@ def standardize(features: Tensor) -> Tensor:
 
 
 def fit_probe(features: Tensor, labels: Tensor, strength: float) -> Probe:
-    """Fit a logistic regression: strength · Σ_i −log p_i(y_i) + ½ Σ w², the bias not penalised.
+    """Fit a logistic regression: strength · Σ_i c_i · −log p_i(y_i) + ½ Σ w², free biases.
+
+    The weight c_i of an image is n / (S · n_y) with n_y of the n images in its class, so that each
+    class counts alike: how many labels it has often says more of the labelling than of the domain.
 
     Args:
         features: Features of labelled images, float [n, D].
@@ -76,7 +79,7 @@ def fit_probe(features: Tensor, labels: Tensor, strength: float) -> Probe:
         # the weights of the minimum lie in the span of the images, which has fewer dimensions
         left, values, basis = torch.linalg.svd(rows, full_matrices=False)
         rows = left * values
-    model = LogisticRegression(C=strength, max_iter=1000, tol=1e-6)
+    model = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000, tol=1e-6)
     with warnings.catch_warnings():
         # that classes are many for so few images, and that separable ones have no largest weights
         warnings.simplefilter("ignore", UserWarning)
@@ -256,20 +259,38 @@ def assign(
     total = len(tried) * len(splits)
     results, right = [], []
     for number, candidate in enumerate(tried):
-        hits = 0
+        hits = []
         for k, (split, predicted) in enumerate(zip(splits, predictions, strict=True)):
             z = _refined(unit, predicted, neighbors, split.labels, candidate)
-            hits += int((MULTI_CLASS.labels(z[split.judges]) == truth[split.judges]).sum())
+            hits.append(MULTI_CLASS.labels(z[split.judges]) == truth[split.judges])
             on_step(number * len(splits) + k + 1, total)
         results.append(z)  # of the last split, which has all labels
-        right.append(hits)
-    best = right.index(max(right))
+        right.append(torch.cat(hits))
+    best = _choose(right, alone=tried[-1] is None)
 
     shares = None
     if len(judges):
         before = MULTI_CLASS.labels(evidence.text[judges]) == truth[judges]
-        shares = before.float().mean().item(), right[best] / len(judges)
+        shares = before.float().mean().item(), right[best].float().mean().item()
     return Assigned(results[best], weights, strength, tried[best], shares, len(judges))
+
+
+def _choose(right: Sequence[Tensor], alone: bool) -> int:
+    """Return which refinement is right on most judges, by bool [judges] of each.
+
+    Of equals it is the first. If the last is that of the experts ``alone``, these are chosen only
+    where they are right on more, by over a standard error of the difference: a refinement helps
+    classes of few labels most, and few labels are there to judge those.
+    """
+    refined = right[:-1] if alone else right
+    totals = [int(hits.sum()) for hits in refined]
+    best = totals.index(max(totals))
+    if alone:
+        lost = int((right[-1] & ~right[best]).sum())
+        won = int((right[best] & ~right[-1]).sum())
+        if lost - won > (lost + won) ** 0.5:
+            return len(right) - 1
+    return best
 
 
 def _experts(

@@ -20,10 +20,12 @@ _LEAST_VARIANCE = 1e-6
 _LEAST_MASS = 1e-6
 _INNER = 5
 
-# weights of Gaussians, neighbours and predictions (ω, γ, λ) that were best over all worlds, with at
-# most one label a class, and with more (docs/targets.md)
-_FEW = ((0.3, 3.0, 0.3),)
-_MORE = ((0.03, 3.0, 1.0), (0.1, 3.0, 0.3))
+# weights of Gaussians, neighbours and predictions (ω, γ, λ) that were best over all worlds: without
+# labels, with fewer than ``_MANY`` a class, and with more (docs/targets.md)
+_MANY = 4
+_NONE = ((0.3, 3.0, 0.3),)
+_FEW = ((0.1, 3.0, 0.3),)
+_MORE = ((0.03, 3.0, 1.0), *_FEW)
 
 
 @dataclass
@@ -79,7 +81,7 @@ class RefinementConfig:
     def candidates(self, shots: float) -> list["RefinementConfig"]:
         """Return settings with all weights, the best first, by the labels a class."""
         filled = []
-        for likelihood, graph, prior in _FEW if shots <= 1 else _MORE:
+        for likelihood, graph, prior in _MORE if shots >= _MANY else _FEW if shots else _NONE:
             each = replace(
                 self,
                 likelihood=likelihood if self.likelihood is None else self.likelihood,
