@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -34,6 +34,10 @@ class Predicted(NamedTuple):
     scores: Mapping[str, float]
 
 
+Naming = Callable[[list[Predicted], Tensor], list[Predicted]]
+"""Names B images otherwise than by their classes, from predictions and probabilities [B, C]."""
+
+
 @dataclass(frozen=True)
 class DecisionRule:
     """Thresholds that decide what is predicted for an image, given its probabilities.
@@ -47,6 +51,7 @@ class DecisionRule:
         class_thresholds: A threshold for each class instead of ``threshold``, by label of the
             predicted class; classes beyond them are rejected.
         scores: Names of the further scores that tables have as columns.
+        naming: Replaces the predictions of images, such as by nodes of a tree of classes.
     """
 
     temperature: float = 1.0
@@ -54,6 +59,7 @@ class DecisionRule:
     set_threshold: float | None = None
     class_thresholds: list[float] | None = None
     scores: tuple[str, ...] = ()
+    naming: Naming | None = None
 
     def rejects(self, probability: float, label: int) -> bool:
         """Return whether an image is rejected, by its most probable class and the probability."""

@@ -72,6 +72,10 @@ class Companion(ABC):
         """
         return None
 
+    def calibrated(self, logits: Tensor, labels: Tensor) -> Self | None:
+        """Make it anew of held-out logits [N, C] and labels [N]; None if it rests on no labels."""
+        return None
+
     def further_scores(
         self, features: Tensor, class_vectors: Tensor, logit_scale: float
     ) -> dict[str, Tensor]:

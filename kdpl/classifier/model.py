@@ -253,12 +253,14 @@ class Classifier(nn.Module):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 features = self.encoder(images.to(device, non_blocking=True))
                 logits = self.logits(features)
-            deciding, labels = self.task.probabilities(logits).topk(top_k, dim=1)
+            probabilities = self.task.probabilities(logits)
+            deciding, labels = probabilities.topk(top_k, dim=1)
             shown = self.task.probabilities(logits / rule.temperature).gather(1, labels)
             tops = map(decide, labels.tolist(), deciding.tolist(), shown.tolist())
             scores = {name: score.tolist() for name, score in self.scores(features).items()}
             own = ({name: values[i] for name, values in scores.items()} for i in range(len(images)))
-            return list(map(Predicted, tops, features.cpu(), own))
+            predicted = list(map(Predicted, tops, features.cpu(), own))
+            return predicted if rule.naming is None else rule.naming(predicted, probabilities)
 
         def decide(
             labels: list[int], deciding: list[float], shown: list[float]

@@ -47,10 +47,8 @@ class Rule:
         from kdpl.tasks import DecisionRule
 
         rule = self.make(classifier) if self.make is not None else DecisionRule()
-        if rule.set_threshold is not None and top_k > 1:
-            raise ConfigError(
-                f"{self.given} lists as many classes as an image needs: leave out --top-k"
-            )
+        if (rule.set_threshold is not None or rule.naming is not None) and top_k > 1:
+            raise ConfigError(f"{self.given} decides what an image's row names: leave out --top-k")
         return rule
 
 
@@ -161,6 +159,10 @@ def _pop_rule(options: dict[str, Any]) -> Rule:
             for name, value in own.items()
             if value != parameters[name].default
         ]
+        if given and rule.make is not None:
+            raise ConfigError(
+                f"{rule.given} and {' '.join(given)} each decide what is predicted: give one"
+            )
         if given:
             rule = Rule(function(**own), " ".join(given))
     return rule

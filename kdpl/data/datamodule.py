@@ -80,6 +80,8 @@ class DomainDataModule(LightningDataModule):
             validation images left out of the rest (``folder`` and ``table``); None: your own
             images, not a benchmark's.
         skip_list: File of images to leave out: a ``.txt``, or a ``.csv``.
+        taxonomy: CSV file with the columns ``child`` and ``parent``, a tree whose leaves are the
+            classes; None: no tree.
         protocol: ``all`` classes alike, or ``base_to_novel``: training labels of the first half of
             the classes alone.
         shots: Labelled training images a class; None: all; 0: no labelled image is used, for
@@ -119,6 +121,7 @@ class DomainDataModule(LightningDataModule):
         bad_images: BadImages = "error",
         scan: bool | None = None,
         skip_list: str | None = None,
+        taxonomy: str | None = None,
         protocol: ClassProtocol = "all",
         shots: NonNegativeInt | None = 16,
         val_shots: PositiveInt | None = 4,
@@ -170,6 +173,7 @@ class DomainDataModule(LightningDataModule):
             if isinstance(dataset, str)
             else f"{type(reader).__module__}.{type(reader).__qualname__}"
         )
+        self.taxonomy = taxonomy
         self.protocol = protocol
         self.shots = shots
         self.val_shots = val_shots

@@ -68,7 +68,11 @@ def calibrate(
     loader = LazyLoader(dataset, EvaluationSampler(len(records)), batch_size, cores())
     logits, labels, _ = classify(loaded, loader, loaded.head.class_vectors.device)
     scores = HeldOutScores.of(logits, labels)
-    scores.save(Path(classifier), loaded.fingerprint())
+    digest = loaded.fingerprint()
+    scores.save(Path(classifier), digest)
+    for companion in loaded.companions.values():
+        if (again := companion.calibrated(logits, labels)) is not None:
+            again.save(Path(classifier), digest)
     accuracy = float(scores.correct.float().mean())
     print(f"{len(scores)} images: accuracy {accuracy:.1%}, temperature {scores.temperature:.3g}")
     return 0

@@ -102,35 +102,37 @@ class HeldOutScores(Companion):
     def __len__(self) -> int:
         return len(self.scores)
 
-    def threshold(self, max_error: float) -> float:
+    def threshold(
+        self, max_error: float, confidence: float = CONFIDENCE, strictest: float = 0.5
+    ) -> float:
         """Find the smallest threshold that keeps an error among accepted images.
 
-        That it keeps the error is shown with 95 % confidence.
+        That it keeps the error is shown with a confidence, by default 95 %.
 
         Fixed-sequence testing (Angelopoulos et al., arXiv 2110.01052): thresholds are tested from
-        the strictest one, which accepts half of the held-out images, or more if fewer cannot show
-        such an error, down to the one that accepts all, until a Clopper-Pearson bound of the error
-        exceeds ``max_error``. Which numbers of accepted images are tested does not depend on the
-        labels. In at most 5 % of all draws of held-out images the threshold has a larger error on
-        images to come, if these are exchangeable with them, and if a stricter threshold never has a
-        larger error.
+        the strictest one, which accepts the share ``strictest`` of the held-out images, or more if
+        fewer cannot show such an error, down to the one that accepts all, until a Clopper-Pearson
+        bound of the error exceeds ``max_error``. Which numbers of accepted images are tested does
+        not depend on the labels. In at most 5 % (1 - ``confidence``) of all draws of held-out
+        images the threshold has a larger error on images to come, if these are exchangeable with
+        them, and if a stricter threshold never has a larger error.
 
         Raises:
             ConfigError: ``max_error`` is not between 0 and 1, no threshold reaches it, or there are
                 too few images.
         """
-        _require_share("max_error", max_error)
-        least = _least_images(max_error)
+        require_share("max_error", max_error)
+        least = _least_images(max_error, confidence)
         if len(self) < least:
             raise ConfigError(
                 f"it takes {least} held-out images or more to show an error of "
                 f"{_percent(max_error)}, not {len(self)}: {_REMEDIES}"
             )
-        first = max(least, -(-len(self) // 2))
+        first = max(least, math.ceil(len(self) * strictest))
         threshold = None
-        for count in _counts(first, len(self), max_error):
+        for count in _counts(first, len(self), max_error, confidence):
             candidate, accepted, errors = self._accepting(count)
-            if binom.cdf(errors, accepted, max_error) > 1 - CONFIDENCE:
+            if binom.cdf(errors, accepted, max_error) > 1 - confidence:
                 break
             threshold = candidate
         if threshold is None:
@@ -200,7 +202,7 @@ class HeldOutScores(Companion):
             ConfigError: ``coverage`` is not between 0 and 1, or there are too few held-out images
                 for it.
         """
-        _require_share("sets", coverage)
+        require_share("sets", coverage)
         # ceil((n + 1) coverage), where rounding must not make 19.000000000000004 of 19
         rank = math.ceil((len(self) + 1) * coverage - 1e-9)
         if rank > len(self):
@@ -310,29 +312,30 @@ def classify(
     return logits, labels, indices
 
 
-def _least_images(max_error: float) -> int:
+def _least_images(max_error: float, confidence: float = CONFIDENCE) -> int:
     """Number of images which show an error if all are correct."""
-    return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-max_error))
+    return math.ceil(math.log(1 - confidence) / math.log1p(-max_error))
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.3g}%"
 
 
-def _require_share(name: str, value: float) -> None:
+def require_share(name: str, value: float) -> None:
+    """Raise a ConfigError unless a value is between 0 and 1."""
     if not 0 < value < 1:
         raise ConfigError(
             f"{name} is {value}, expected a share between 0 and 1: give for example 0.05"
         )
 
 
-def _counts(first: int, last: int, max_error: float) -> list[int]:
+def _counts(first: int, last: int, max_error: float, confidence: float) -> list[int]:
     """Return the numbers of accepted images to test.
 
     These are the first, those from which on one more error is permitted, and the last.
     """
     counts = np.arange(first, last + 1)
-    permitted = binom.ppf(1 - CONFIDENCE, counts, max_error)
+    permitted = binom.ppf(1 - confidence, counts, max_error)
     return sorted({*counts[np.diff(permitted, prepend=-1) > 0].tolist(), last})
 
 

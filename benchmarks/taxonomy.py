@@ -1,0 +1,128 @@
+"""``python -m benchmarks.taxonomy``: answers at the levels of a tree of classes, beside rejection at the same error.
+
+Finished runs of a world's three seeds are read, each a folder with ``student``; nothing is trained.
+Validation and test images together are divided at random into a half that is held out and a half
+that is classified.
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.worlds import WORLDS
+from benchmarks.worlds.characters import Characters
+from kdpl import Classifier
+from kdpl.data.splits import Splits
+from kdpl.doubt.held_out import HeldOutScores
+from kdpl.errors import ConfigError
+from kdpl.taxonomy.scores import LevelScores, levels_answered
+from kdpl.taxonomy.tree import Taxonomy
+
+TREES = {
+    "characters.csv": Characters(),
+    "characters_deep.csv": Characters(),
+    "digits.csv": WORLDS["digits"],
+}
+"""Tables of trees in the folder of the worlds, and what they are of."""
+
+ERRORS, SPLITS = (0.02, 0.05), 20
+
+
+class Half(NamedTuple):
+    """Of one split and wanted error: share answered by level, errors there, and rejection's share."""
+
+    answered: list[float]
+    errors: list[float]
+    rejection: dict[str, float]
+
+
+def logits_of(run: Path, splits: Splits) -> tuple[Tensor, Tensor]:
+    """Classify validation and test images: logits [N, C] and labels [N]."""
+    classifier, records = (
+        Classifier.load(run / "student" / "classifier"),
+        [*splits.val, *splits.test],
+    )
+    images = [classifier.prepare(splits.open_image(record.source)) for record in records]
+    with torch.no_grad():
+        logits = torch.cat([classifier(batch) for batch in torch.stack(images).split(256)])
+    return logits, torch.tensor([record.label for record in records])
+
+
+def halves(taxonomy: Taxonomy, logits: Tensor, labels: Tensor, wanted: float) -> Iterator[Half]:
+    """Split the images at random, and answer one half by thresholds from the other."""
+    known, flat = LevelScores.of(taxonomy, logits, labels), HeldOutScores.of(logits, labels)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(SPLITS):
+        held, new = torch.randperm(len(labels), generator=draw).tensor_split(2)
+        try:
+            thresholds = LevelScores(taxonomy, known.scores[held], known.correct[held]).thresholds(
+                wanted
+            )
+        except ConfigError:
+            thresholds = [None] * len(taxonomy.nodes)
+        answered = levels_answered(known.scores[new], thresholds)
+        shares, errors = [], []
+        for level in range(1, len(taxonomy.nodes) + 1):
+            right = known.correct[new][answered == level, level - 1]
+            shares.append(len(right) / len(new))
+            errors.append(float((~right).float().mean()) if len(right) else 0.0)
+        rejection = {}
+        for name, strictest in {"--max-error": 0.5, "the same start": 0.25}.items():
+            own = HeldOutScores(1.0, flat.scores[held], flat.scores[held], flat.correct[held])
+            try:
+                least = own.threshold(wanted, strictest=strictest)
+                rejection[name] = float((flat.scores[new] >= least).float().mean())
+            except ConfigError:
+                rejection[name] = 0.0
+        yield Half(shares, errors, rejection)
+
+
+def rows(table: str, runs: Sequence[Path]) -> Iterator[str]:
+    """Rows of a Markdown table, one for each wanted error, over all splits of all runs."""
+    splits = TREES[table].read()
+    taxonomy = Taxonomy.read(Path(__file__).parent / "worlds" / table, splits.class_names)
+    outputs = [logits_of(run, splits) for run in runs]
+    for wanted in ERRORS:
+        found = [half for output in outputs for half in halves(taxonomy, *output, wanted)]
+        kept = sum(max(half.errors) <= wanted for half in found)
+        levels = zip(*(half.answered for half in found), strict=True)
+        shares = [f"{100 * statistics.mean(level):.1f}" for level in levels]
+        total = statistics.mean(sum(half.answered) for half in found)
+        cells = [
+            table,
+            f"{wanted:.0%}",
+            f"{kept} of {len(found)}",
+            " / ".join(shares),
+            f"{100 * total:.1f}",
+        ]
+        means = (statistics.mean(h.rejection[name] for h in found) for name in found[0].rejection)
+        cells += [f"{100 * mean:.1f}" for mean in means]
+        yield f"| {' | '.join(cells)} |"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure the runs of each world that is given, and print the rows; returns 0."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.taxonomy", description="Answers at the levels of a tree of classes."
+    )
+    for world in ("characters", "digits"):
+        parser.add_argument(f"--{world}", type=Path, nargs="*", default=[], metavar="RUN")
+    options = vars(parser.parse_args(argv))
+    print(
+        "| tree | error | kept | answered at level 1 / 2 / …, % | in all | --max-error | from the same start |"
+    )
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    for table in TREES:
+        runs = options[table.removesuffix(".csv").partition("_")[0]]
+        if runs:
+            print(*rows(table, runs), sep="\n", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,74 @@
+"""The tree in fits and tests: it is checked before training, and a test measures each level."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+from kdpl.classification import ClassifyingModule, EvalOutput
+from kdpl.classifier import Classifier
+from kdpl.data.domain import domain_of
+from kdpl.errors import ArtifactError, ConfigError
+from kdpl.metrics import test_key
+from kdpl.runtime.files import read_text, write_text
+from kdpl.runtime.run_folder import CLASSIFIER_FOLDER
+from kdpl.tasks import require_one_class
+from kdpl.taxonomy.scores import FILE, Thresholds, level_scores_of, levels_answered
+from kdpl.taxonomy.tree import Taxonomy
+
+WANTED = 0.05
+"""The error at each level for which a test counts the images that are answered there."""
+
+
+def callbacks(module: LightningModule) -> list[Callback]:
+    """Return what a fit or test needs for a tree; entry point of ``kdpl.callbacks``."""
+    return [Levels()] if isinstance(module, ClassifyingModule) else []
+
+
+class Levels(Callback):
+    """Copies the table of the tree into a run's folder, and logs a test's accuracy at each level.
+
+    Without a tree it does nothing.
+    """
+
+    _taxonomy: Taxonomy | None
+    _thresholds: Thresholds
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Read the tree, or raise a DataError that says what is wrong with it."""
+        data, folder = domain_of(trainer), Path(trainer.default_root_dir)
+        self._taxonomy, self._thresholds = None, ()
+        if data.taxonomy is None:
+            return
+        require_one_class(data.task, "a tree of classes")
+        file = Path(data.taxonomy).expanduser()
+        self._taxonomy = Taxonomy.read(file, data.class_names)
+        if stage == "fit" and trainer.is_global_zero:
+            write_text(folder / FILE, read_text(file, "taxonomy"))
+        if stage == "test" and (folder / CLASSIFIER_FOLDER).is_dir():
+            classifier = Classifier.load(folder / CLASSIFIER_FOLDER)
+            with suppress(ArtifactError, ConfigError):
+                self._thresholds = level_scores_of(classifier).thresholds(WANTED)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object
+    ) -> None:
+        """Log the accuracy at each level and, with thresholds, the share that it answers."""
+        if self._taxonomy is None:
+            return
+        evaluated, task = cast(EvalOutput, outputs), cast(ClassifyingModule, pl_module).task
+        scores, nodes = self._taxonomy.best(task.probabilities(evaluated["logits"]))
+        correct = nodes == self._taxonomy.of_class[:, evaluated["labels"].cpu()].T
+        answered = levels_answered(scores, self._thresholds)
+        shares = {"path": correct.all(dim=1)}
+        for level in range(1, correct.shape[1] + 1):
+            shares[f"{level}_acc"] = correct[:, level - 1]
+            if self._thresholds:
+                shares[f"{level}_answered"] = answered == level
+        for name, share in shares.items():
+            # a mean over the images of all batches and processes
+            options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
+            mean = share.float().mean()
+            pl_module.log(test_key(f"level_{name}"), mean, batch_size=len(share), **options)
