@@ -85,9 +85,15 @@ def boxes(
     names = [name for name, _ in chosen]
     if classifier is not None:
         from kdpl.classifier.bulk import BulkPrediction, load_classifier
+        from kdpl.tasks import DecisionRule
 
         loaded = load_classifier(classifier, None, device)
         write = partial(content.write_rows, found=[found for _, found in chosen])
+        if "class" not in loaded.task.columns(top_k, DecisionRule()):
+            raise ConfigError(
+                f"{classifier} names several classes for an image, expected one: list the boxes in "
+                "a .txt, and give it to predict"
+            )
         settings = (top_k, 64, workers, precision, rule.of(loaded, top_k))
         BulkPrediction(loaded, names, *settings, write_rows=write).write(file)
     elif file.suffix == ".txt":

@@ -63,7 +63,7 @@ def arrow_schema(names: Sequence[str]) -> Any:
         if name == "embedding":
             # not of a fixed length: pyarrow 23 does not read such lists back if one is null
             return arrow.list_(arrow.float32())
-        is_text = name.startswith(("path", "class", "error"))
+        is_text = name.startswith(("path", "class", "labels", "scores", "error"))
         return arrow.string() if is_text else arrow.float64()
 
     return arrow.schema([(name, kind(name)) for name in names])

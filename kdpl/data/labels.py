@@ -55,7 +55,8 @@ class Labels:
         if train and isinstance(train[0].label, tuple):
             # no image is chosen for a label that no stage may see
             train = tuple(with_labels(train, range(len(self.tuning_class_names))))
-        return few_shot(train, self.splits.val, self.shots, self.val_shots, self.seed)
+        val, groups = self.splits.val, self.splits.groups
+        return few_shot(train, val, self.shots, self.val_shots, self.seed, groups)
 
     def training(self) -> list[Record]:
         """Return labelled training images of the tuning classes; DataError if there are none."""

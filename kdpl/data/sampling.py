@@ -3,7 +3,7 @@
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Collection, Container, Hashable, Iterable, Sequence
+from collections.abc import Collection, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar, cast
 
@@ -16,6 +16,9 @@ from kdpl.errors import DataError
 Labeled = TypeVar("Labeled", bound=tuple[str, Hashable])
 
 Purpose = Literal["augmentation", "order", "share", "labels", "sample", "unseen"]
+
+NO_GROUPS: Mapping[str, str] = {}
+"""Each image is a group of its own."""
 
 _PURPOSES: dict[Purpose, int] = {
     "augmentation": 0,
@@ -48,12 +51,14 @@ def few_shot(
     shots: int | None,
     val_shots: int | None,
     seed: int,
+    groups: Mapping[str, str] = NO_GROUPS,
 ) -> tuple[list[Record], list[Record]]:
     """Draw the k-shot sample that the field uses for a seed; see ``_sample_sets`` for label sets.
 
     One stream of Python's ``random`` serves the training list first and the validation list after
     it. The classes come in the order of their first image in the list, and a class with fewer
-    images than asked for is taken whole, without a draw.
+    images than asked for is taken whole, without a draw. Of each group of a class a second image is
+    drawn only if there is no other group, and so on.
 
     Args:
         train: The whole training list.
@@ -61,12 +66,13 @@ def few_shot(
         shots: Training images a class; None: the list as it is.
         val_shots: Validation images a class, never more than ``shots``; None: the list as it is.
         seed: Seed of the stream.
+        groups: Groups of images by source; those of images with several labels do not count.
     """
     # the same stream as that of random.seed(seed), without touching the global one
     stream = random.Random(seed)  # noqa: S311
     if val_shots is not None and shots is not None:
         val_shots = min(shots, val_shots)
-    return _sample(train, shots, stream), _sample(val, val_shots, stream)
+    return _sample(train, shots, stream, groups), _sample(val, val_shots, stream, groups)
 
 
 def balanced(labels: Indices, total: int, rng: np.random.Generator) -> Indices:
@@ -114,17 +120,28 @@ def share_of(num_images: int, share: float, seed: int) -> Indices:
     return np.sort(order[: max(1, round(share * num_images))])
 
 
-def held_out_of(images: Iterable[tuple[str, Hashable]], share: float) -> set[str]:
+def held_out_of(
+    images: Iterable[tuple[str, Hashable]],
+    share: float,
+    groups: Mapping[str, str] = NO_GROUPS,
+    least: int = 2,
+) -> set[str]:
     """Draw the images of each class that become test images, from sources and labels.
 
     They are the same every time, a share above 0 and below 1; at least one is drawn, and at least
-    one stays.
+    one stays. Of a class of fewer images than ``least`` none is drawn. If there are groups, they
+    are drawn whole, and the share is that of the groups of each class; of a class whose groups are
+    needed for others, none may be drawn.
     """
     images = list(images)
+    if groups:
+        return _held_out_groups(images, share, groups, least)
     if any(isinstance(label, tuple) for _, label in images):
         return _held_out_of_sets(images, share)
     chosen: set[str] = set()
     for items in by_label(images):
+        if len(items) < least:
+            continue
         number = min(len(items) - 1, max(1, round(share * len(items))))
         # a seed of its own: all runs are measured on the same images
         chosen.update(source for source, _ in random.Random(0).sample(items, number))  # noqa: S311
@@ -138,7 +155,7 @@ def hold_out(splits: Splits, share: float) -> Splits:
     """
     if splits.test or not splits.train:
         return splits
-    chosen = held_out_of(splits.train, share)
+    chosen = held_out_of(splits.train, share, splits.groups)
     return replace(
         splits,
         train=tuple(record for record in splits.train if record.source not in chosen),
@@ -202,7 +219,12 @@ def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: 
             )
 
 
-def _sample(records: Sequence[Record], shots: int | None, stream: random.Random) -> list[Record]:
+def _sample(
+    records: Sequence[Record],
+    shots: int | None,
+    stream: random.Random,
+    groups: Mapping[str, str],
+) -> list[Record]:
     if shots is None:
         return list(records)
     if any(isinstance(record.label, tuple) for record in records):
@@ -211,8 +233,24 @@ def _sample(records: Sequence[Record], shots: int | None, stream: random.Random)
     return [
         record
         for items in classes
-        for record in (stream.sample(items, shots) if len(items) >= shots else items)
+        for record in (_drawn(items, shots, stream, groups) if len(items) >= shots else items)
     ]
+
+
+def _drawn(
+    items: Sequence[Record], number: int, stream: random.Random, groups: Mapping[str, str]
+) -> list[Record]:
+    if not any(record.source in groups for record in items):
+        return stream.sample(items, number)
+    rounds, before = list[int](), Counter[str]()
+    shuffled = stream.sample(items, len(items))
+    for source, _ in shuffled:
+        group = groups.get(source, source)
+        rounds.append(before[group])
+        before[group] += 1
+    # the first of each group, then the second of each, and so on
+    order = sorted(range(len(items)), key=rounds.__getitem__)
+    return [shuffled[position] for position in order[:number]]
 
 
 def by_label(images: Iterable[Labeled]) -> Collection[list[Labeled]]:
@@ -268,6 +306,41 @@ def _held_out_of_sets(images: Sequence[tuple[str, Hashable]], share: float) -> s
         held_out.update(stream.sample(free, max(0, min(wanted, len(free)))))
         decided.update(members)
     return {images[number][0] for number in held_out}
+
+
+def _held_out_groups(
+    images: Sequence[tuple[str, Hashable]], share: float, groups: Mapping[str, str], least: int
+) -> set[str]:
+    stream = random.Random(0)  # noqa: S311
+    classes_of: defaultdict[str, dict[Hashable, None]] = defaultdict(dict)
+    counts = Counter[Hashable]()
+    for source, label in images:
+        own = label if isinstance(label, tuple) else (label,)
+        classes_of[groups.get(source, source)].update(dict.fromkeys(own))
+        counts.update(own)
+
+    total = Counter(label for own in classes_of.values() for label in own)
+    staying = Counter({label: n for label, n in total.items() if counts[label] >= least})
+    held_out = set[str]()
+    for label in sorted(staying, key=total.__getitem__):
+        having = [group for group, own in classes_of.items() if label in own]
+        wanted = max(1, round(share * len(having))) - len(held_out.intersection(having))
+        for group in stream.sample(having, len(having)):
+            classes = classes_of[group]
+            # a group of each class stays, and all of the classes that are too small
+            if wanted > 0 and group not in held_out and all(staying[each] > 1 for each in classes):
+                held_out.add(group)
+                staying.subtract(classes.keys())
+                wanted -= 1
+    return {source for source, _ in images if groups.get(source, source) in held_out}
+
+
+def shared_groups(splits: Splits) -> list[str]:
+    """Return the groups that have images in two of train, val and test."""
+    parts = (splits.train, splits.val, splits.test)
+    found = ({splits.groups.get(record.source) for record in part} for part in parts)
+    counts = Counter(group for part in found for group in part if group is not None)
+    return [group for group, number in counts.items() if number > 1]
 
 
 def _images_of_classes(records: Sequence[Record]) -> dict[int, dict[int, None]]:

@@ -1,8 +1,8 @@
 """A dataset as its reader returns it: names, lists of images, and how to open one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -61,6 +61,8 @@ class Splits:
             name.
         held_out: True if the test images are training images that were set aside, because there
             were no others.
+        groups: Group of labelled images by source, such as their camera, of which no two splits are
+            drawn; an image without one is a group of its own.
     """
 
     origin: str
@@ -72,6 +74,7 @@ class Splits:
     open_image: Callable[[str], Image]
     class_texts: tuple[ClassText, ...] | None = None
     held_out: bool = False
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Compose class names; DataError for names that no table, page or artifact can hold."""

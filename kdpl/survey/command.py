@@ -22,6 +22,7 @@ from kdpl.survey.found import FoundImage, find, leave_out_copies
 from kdpl.survey.images import find_further, inspect_images, overlooked, relabel, set_aside
 
 _TABLE, _CONFIG, _LEFT_OUT = "images.csv", "data.yaml", "left_out.csv"
+_HEADER = ("image", "label", "split")
 _FEW = 4  # labelled images below which a class is pointed out
 _UNEVEN = 3  # times as many labels as another class, above which balanced classes are mentioned
 _REFINED = (
@@ -66,7 +67,8 @@ def init(
 
     Args:
         path: Folder with <class>/…, or train/<class>/… and test/<class>/…, and unlabeled/…; or a
-            .csv or .parquet table with the columns image, label and, optionally, split. With
+            .csv or .parquet table with the columns image, label and, optionally, split and
+            group, of which none gets into two splits. With
             --class-names, no training image needs a label.
         out: Folder for the config and the list of images.
         unlabeled: Further images without labels: a folder, a pattern, a .txt list, .tar shards or a
@@ -128,12 +130,13 @@ def init(
     aside = overlooked(source, listed) if source.is_dir() else []
     elsewhere = {image.path for image in further}
     unknown = "" if label_separator is None else UNKNOWN
+    header = ("image", "label", "split", "group") if any(i.group for i in images) else _HEADER
     rows = (
-        (image.path, image.label or unknown, image.split)
+        (image.path, image.label or unknown, image.split, image.group)[: len(header)]
         for image in images
         if image.path not in elsewhere
     )
-    write_rows(folder / _TABLE, [("image", "label", "split"), *rows])
+    write_rows(folder / _TABLE, [header, *rows])
     reader = Table(
         str((folder / _TABLE).absolute()), places or None, named, label_separator=label_separator
     )

@@ -23,7 +23,7 @@ class FoundImage:
     ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside by chance.
     Looking at the image fills in width and height, whether pixels are transparent, whether an
     orientation tag turns it, whether it is ``plain``, of one colour or nearly so, the digest of the
-    file's bytes, or the ``fault`` for which it cannot be used.
+    file's bytes, or the ``fault`` for which it cannot be used. A table may give it a ``group``.
     """
 
     path: str
@@ -36,6 +36,7 @@ class FoundImage:
     digest: str = ""
     fault: str | None = None
     separator: str | None = None
+    group: str = ""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -109,7 +110,9 @@ def _find_in_table(table: Path, class_names: str | None, separator: str | None) 
         for record in rows:
             own = [labels.get(name := names[label], name) for label in labels_of(record)]
             label = own[0] if separator is None else separator.join(own) or separator
-            images.append(FoundImage(record.source, label, split, separator=separator))
+            group = splits.groups.get(record.source, "")
+            found = FoundImage(record.source, label, split, separator=separator, group=group)
+            images.append(found)
     return images + [
         FoundImage(source, "", "train", separator=separator) for source in splits.unlabeled or ()
     ]

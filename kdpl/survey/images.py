@@ -69,7 +69,7 @@ def relabel(
         dict[str, str](),
     )
     merged = list(images)
-    for number, (image, label, _) in enumerate(read_rows(table, labeled=True), start=1):
+    for number, (image, label, *_) in enumerate(read_rows(table, labeled=True), start=1):
         source, fault = image if is_url(image) else os.path.normpath(table.parent / image), None
         if label and label not in named:
             near = get_close_matches(label, named, n=1, cutoff=0)
@@ -134,16 +134,13 @@ def set_aside(
 
     Only classes with at least ``least`` of them take part, or all with several labels an image.
 
-    One of them moves at least, and one stays.
+    One of them moves at least, and one stays; a group moves whole, see ``held_out_of``.
     """
     train = [image for image in images if image.label and image.split == "train"]
-    counts = Counter(image.label for image in train)
-    labels = (
-        (image.path, image.label if image.separator is None else image.classes)
-        for image in train
-        if image.separator is not None or counts[image.label] >= least
-    )
-    chosen = held_out_of(labels, share)
+    sets = any(image.separator is not None for image in train)
+    labels = ((image.path, image.classes if sets else image.label) for image in train)
+    groups = {image.path: image.group for image in train if image.group}
+    chosen = held_out_of(labels, share, groups, 1 if sets else least)
     return [replace(image, split=split) if image.path in chosen else image for image in images]
 
 

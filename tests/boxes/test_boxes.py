@@ -11,6 +11,7 @@ from kdpl.boxes.crops import MARK, enlarge, fault_of, name_of, read_crop
 from kdpl.boxes.detections import Detections
 from kdpl.data.sources import find_unlabeled, open_source
 from kdpl.errors import DataError
+from kdpl.tasks import MultiClass
 
 ORIENTATION = 0x0112
 
@@ -281,3 +282,12 @@ def test_wrong_options_are_refused_in_one_sentence(photos, classifier, capsys):
         assert said in error_line(capsys)
     assert main(["boxes", "nope.json", "--out=t.txt"]) == 1
     assert "nope.json does not exist" in error_line(capsys)
+
+
+def test_a_classifier_of_several_classes_for_an_image_is_refused(
+    photos, classifier, monkeypatch, capsys
+):
+    monkeypatch.setattr(MultiClass, "columns", lambda *_: ["labels", "scores"])
+    command = ["boxes", str(written(photos, coco())), f"--classifier={classifier}"]
+    assert main([*command, f"--out={photos}/classified.json"]) == 1
+    assert "names several classes for an image" in error_line(capsys)

@@ -12,6 +12,13 @@ ROWS = [
 ]
 
 
+def test_several_labels_and_their_scores_are_text_in_parquet(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    row = {"path": "a.png", "labels": "cat;dog", "scores": "0.9;0.8", "unknown": 0.5, "error": None}
+    write_table(tmp_path / "t.parquet", [row], list(row))
+    assert parquet.read_table(tmp_path / "t.parquet").to_pylist() == [row]
+
+
 def test_a_large_table_is_written_in_parts(tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(tables, "_ROW_GROUP", 2)

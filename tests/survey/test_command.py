@@ -2,7 +2,7 @@ import csv
 import re
 import shlex
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -298,6 +298,22 @@ def test_a_table_keeps_its_splits_and_its_images_are_found_from_elsewhere(name, 
     assert len(splits.train) == 9
     assert all(Path(source).is_file() for source in splits.sources)
     assert not splits.held_out
+
+
+def test_a_group_is_in_one_split_and_stays_with_its_images(tmp_path):
+    for i in range(24):
+        picture(tmp_path / f"{i:02}.png", 10 * i, 3 * i, 200)
+    rows = "".join(f"{i:02}.png,{'cat' if i % 2 else 'dog'},camera {i // 3}\n" for i in range(24))
+    (tmp_path / "mine.csv").write_text(f"image,label,group\n{rows}")
+    assert init(tmp_path / "mine.csv", tmp_path / "out", "--val-share=30%") == 0
+    splits_by_group = defaultdict(set)
+    for row in rows_of(tmp_path / "out/images.csv"):
+        assert row["group"] == f"camera {int(Path(row['image']).stem) // 3}"
+        splits_by_group[row["group"]].add(row["split"])
+    assert all(len(splits) == 1 for splits in splits_by_group.values())
+    numbers = Counter(split for splits in splits_by_group.values() for split in splits)
+    assert numbers == {"held_out": 2, "val": 2, "train": 4}
+    assert splits_of(tmp_path / "out").groups
 
 
 def test_further_places_are_looked_at_and_what_is_bad_or_a_copy_there_is_left_out(

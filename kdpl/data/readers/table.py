@@ -31,7 +31,7 @@ _SPLITS = ("train", "val", "test", HELD_OUT)
 
 @dataclass
 class Table(OwnImages):
-    """CSV or Parquet file with columns ``image``, ``label`` and, for several splits, ``split``.
+    """CSV or Parquet file with columns ``image``, ``label``, and perhaps ``split`` and ``group``.
 
     Images without a label are unlabelled ones. The split ``held_out`` is of test images that were
     drawn from the labelled ones by ``init``, because there were no others. The classes are the
@@ -59,10 +59,10 @@ class Table(OwnImages):
         """Read the dataset, in the order of the rows."""
         table = Path(self.root).expanduser()
         records: dict[str, list[tuple[str, tuple[str, ...]]]] = {split: [] for split in _SPLITS}
-        without_label, split_of = list[str](), dict[str, str]()
+        without_label, split_of, groups = list[str](), dict[str, str](), dict[str, str]()
         rows = read_rows(table, not self.class_names, self.label_separator)
-        _require_task(table, [cell for _, cell, _ in rows], self.label_separator)
-        for number, (image, cell, split) in enumerate(rows, start=1):
+        _require_task(table, [cell for _, cell, _, _ in rows], self.label_separator)
+        for number, (image, cell, split, group) in enumerate(rows, start=1):
             source = image if is_url(image) else os.path.normpath(table.parent / image)
             label = split_cell(cell, self.label_separator)
             fault = None
@@ -82,6 +82,7 @@ class Table(OwnImages):
             split_of[source] = split if label is not None else _UNLABELED
             if label is not None:
                 records[split].append((source, label))
+                groups |= {source: group} if group else {}
             else:
                 without_label.append(source)
         keys = sorted({each for rows in records.values() for _, label in rows for each in label})
@@ -115,7 +116,14 @@ class Table(OwnImages):
             unlabeled = Names.joined([unlabeled, unlisted(find_unlabeled(self.unlabeled), known)])
         names, texts = name_classes(keys, self.class_names, self.class_text)
         parts = (train, val, test or held_out, unlabeled or None, self.open_source)
-        return Splits(f"table {table}", names, *parts, class_texts=texts, held_out=bool(held_out))
+        return Splits(
+            f"table {table}",
+            names,
+            *parts,
+            class_texts=texts,
+            held_out=bool(held_out),
+            groups=groups,
+        )
 
 
 def split_cell(cell: str, separator: str | None) -> tuple[str, ...] | None:
@@ -132,8 +140,8 @@ def split_cell(cell: str, separator: str | None) -> tuple[str, ...] | None:
 
 def read_rows(
     table: Path, labeled: bool, separator: str | None = None
-) -> list[tuple[str, str, str]]:
-    """Read image, label in composed form, and split of each row; an empty split is ``train``.
+) -> list[tuple[str, str, str, str]]:
+    """Read image, label in composed form, split and group of each row; an empty split is ``train``.
 
     With a ``separator`` of several labels, a missing one is ``?``.
 
@@ -160,7 +168,7 @@ def read_rows(
     none = [""] * len(columns["image"])
     splits = [split or "train" for split in columns.get("split", none)]
     labels = map(composed, columns.get("label", none))
-    return list(zip(columns["image"], labels, splits, strict=True))
+    return list(zip(columns["image"], labels, splits, columns.get("group", none), strict=True))
 
 
 def _require_task(table: Path, cells: Sequence[str], separator: str | None) -> None:
