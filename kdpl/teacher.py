@@ -5,6 +5,7 @@ IVLP, CoOp, VPT, MaPLe and the zero-shot CLIP are settings of the same module; s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -14,11 +15,12 @@ from torch import Tensor
 
 from kdpl.callbacks import FreezeClassVectors, GaussianPromptAveraging
 from kdpl.class_vectors import ClassVectors
-from kdpl.classification import ClassifyingModule, room_callbacks
+from kdpl.classification import ClassifyingModule, evaluating, room_callbacks
 from kdpl.clip import (
     CLASSES_AT_ONCE,
     PROMPTSRC_TEMPLATES,
     ArrangedTexts,
+    ClassScores,
     ClipConfig,
     Frozen,
     cosine_logits,
@@ -35,6 +37,9 @@ from kdpl.prompts.text import ensemble_features
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.messages import inform
+
+# of labelled images, on which scores of classes are fitted before the first step
+_STARTING_BATCHES = 16
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,8 @@ class TeacherPromptTuning(ClassifyingModule):
         if self.trainer.max_epochs == 0:
             return
         domain = self.domain
+        if self.scores is not None and self.trainer.ckpt_path is None:
+            self._fit_scores(self.scores)
         names = domain.class_texts[: len(domain.tuning_class_names)]
 
         # the class names as the prompts take them, or their features where no prompt changes these
@@ -189,6 +196,21 @@ class TeacherPromptTuning(ClassifyingModule):
             with self.text_tower.exact() as tower:
                 ensemble = ensemble_features(tower, self.tokenize, names, PROMPTSRC_TEMPLATES)
             self.register_buffer("zero_shot_text", ensemble, persistent=False)
+
+    def _fit_scores(self, scores: ClassScores) -> None:
+        """Fit scale and bias of the classes to labelled images before prompts are tuned."""
+        outputs = []
+        batches = self.domain.evaluation_dataloader_for("labeled", self.resizing)
+        with evaluating(self), self.trainer.precision_plugin.forward_context():
+            for batch in islice(batches, _STARTING_BATCHES):
+                features = self.prompts.encode_images(
+                    self.image_tower.module, batch.images.to(self.device)
+                )
+                outputs.append((features, batch.labels.to(self.device)))
+            features, labels = (torch.cat(column) for column in zip(*outputs, strict=True))
+            vectors = self.encode_names(self.domain.class_texts[: labels.shape[1]])
+            logits = cosine_logits(features, vectors, self.logit_scale)
+        scores.fit(logits, labels)
 
     def training_step(self, batch: LabeledBatch, batch_idx: int) -> Tensor:
         """Compute the loss on labelled images."""

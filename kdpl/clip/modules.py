@@ -6,6 +6,7 @@ from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdpl.errors import ConfigError
 
@@ -194,6 +195,27 @@ class ClassScores(Float32Module):
         image has a class if it is clearly more like it than most images are.
         """
         self.center.copy_(logits.mean(dim=0) + logits.std(dim=0, correction=0))
+
+    @torch.enable_grad()
+    def fit(self, logits: Tensor, labels: Tensor) -> None:
+        """Set scale and bias of the learned classes K by a regression on logits and labels [N, K].
+
+        It is logistic, with a prior N(0, 1) of log scales and N(0, 3²) of biases: an optimiser of
+        prompts would take far longer to move them.
+        """
+        moved = self.centered(logits).detach()
+        optimizer = torch.optim.LBFGS([self.log_scale, self.bias], max_iter=100)
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            scores = self.log_scale.exp() * moved + self.bias
+            prior = (self.log_scale**2 + self.bias**2 / 9).sum() / 2
+            value = prior + F.binary_cross_entropy_with_logits(scores, labels, reduction="sum")
+            value.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+            return value
+
+        optimizer.step(loss)
+        optimizer.zero_grad()
 
     def values(self) -> tuple[Tensor, Tensor]:
         """Return the scale a and the bias b - a·m of each class, [C] each."""

@@ -58,7 +58,8 @@ class MultiLabel(Task):
 
     def metadata(self, num_classes: int) -> dict[str, str]:
         """Return the task's name, and a threshold for each class."""
-        return {"task": self.name, "thresholds": json.dumps(self.thresholds_of(num_classes))}
+        thresholds = json.dumps(self.thresholds_of(num_classes))
+        return {"task": self.name, "label_thresholds": thresholds}
 
     def require_classes(self, num_classes: int) -> None:
         """Raise a ConfigError for another number of thresholds than classes."""

@@ -3,6 +3,9 @@
 import csv
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,7 +90,7 @@ def test_an_exported_file_has_the_labels_of_the_classifier(run, table, tmp_path)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
     assert about["task"] == "multilabel"
-    names, thresholds = json.loads(about["class_names"]), json.loads(about["thresholds"])
+    names, thresholds = json.loads(about["class_names"]), json.loads(about["label_thresholds"])
 
     classifier = Classifier.load(folder)
     paths = [table.parent / row["image"] for row in rows_of(table) if row["split"] == "test"]
@@ -106,3 +109,25 @@ def test_a_classifier_with_thresholds_of_other_classes_is_refused(run, tmp_path)
         (folder / "classifier.json").write_text(json.dumps({**config, "task": task}))
         with pytest.raises(ArtifactError, match="task"):
             Classifier.load(folder)
+
+
+def test_the_script_without_torch_names_the_same_labels(run, table, tmp_path):
+    pytest.importorskip("onnxruntime")
+    folder, file = run / "student" / "classifier", tmp_path / "classifier.onnx"
+    assert main(["export", str(folder), "--format=onnx", f"--out={file}"]) == 0
+    page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
+    script = page.partition("## Classify without torch")[2].partition("```python\n")[2]
+    (tmp_path / "script.py").write_text(script.partition("```")[0])
+    classifier = Classifier.load(folder)
+    for number in range(3):
+        image = table.parent / f"test{number}.png"
+        said = subprocess.run(
+            [sys.executable, "script.py", image],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        (predicted,) = classifier.predict([image])
+        named = sorted(filter(None, said.stdout.splitlines()[1].split(";")))
+        assert named == sorted(each.class_name for each in predicted)
