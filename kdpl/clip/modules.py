@@ -214,7 +214,7 @@ class ClassScores(Float32Module):
             value.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
             return value
 
-        optimizer.step(loss)
+        optimizer.step(loss)  # type: ignore[no-untyped-call]  # as above
         optimizer.zero_grad()
 
     def values(self) -> tuple[Tensor, Tensor]:
