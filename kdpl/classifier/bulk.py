@@ -76,6 +76,8 @@ class BulkPrediction:
         rule: Which classes are named.
         embeddings: Adds the column ``embedding``, the encoder's features.
         write_rows: Writes the rows into a file, by its path, the rows and their columns.
+        observers: Called with the number, from 1, of each image that can be read, with the image
+            and its result.
     """
 
     classifier: Classifier
@@ -87,6 +89,7 @@ class BulkPrediction:
     rule: DecisionRule = DecisionRule()
     embeddings: bool = False
     write_rows: Callable[[Path, Iterable[Row], Sequence[str]], None] = write_table
+    observers: Sequence[Callable[[int, Item, Predicted], None]] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -187,6 +190,9 @@ class BulkPrediction:
                 row = to_row(self.classifier.task, printable(item.name), predicted, names)
                 if isinstance(predicted, DataError):
                     unreadable += 1
+                else:
+                    for observe in self.observers:
+                        observe(skip + count, item, predicted)
                 yield row
         errors = f", {unreadable} of them unreadable" if unreadable else ""
         print(

@@ -14,20 +14,28 @@ from kdpl.runtime import plugins
 
 if TYPE_CHECKING:
     from kdpl.classifier import Classifier
-    from kdpl.tasks import DecisionRule
+    from kdpl.classifier.sources import Item
+    from kdpl.tasks import DecisionRule, Predicted
 
     MakeRule = Callable[[Classifier], DecisionRule]
+    # called with the number, from 1, of each image that can be read, with the image and its result
+    Observer = Callable[[int, Item, Predicted], None]
+    MakeObserver = Callable[[Classifier, Path], Observer]
 else:
     # hints are read at run time, and the classifier would import torch
-    MakeRule = Callable
+    MakeRule = MakeObserver = Observer = Callable
 
 Command = Callable[..., int]
 
 _SETTINGS = "settings"
 """Parameter that takes the options that are not the command's own, to be handed on."""
 
-_RULE = "rule"
-"""Parameter that takes a ``Rule``; its options are those of the entry points ``kdpl.predict``."""
+_RULE, _OBSERVERS = "rule", "observers"
+_GROUPS = {_RULE: "predict", _OBSERVERS: "observe"}
+"""Parameters that take what rooms make of their own options: a ``Rule``, and ``MakeObserver``s.
+
+Each has the group of entry points that name the rooms' functions.
+"""
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,8 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
         command: A typed function with a Google docstring. Positional parameters become positional
             arguments, where a list takes any number; keyword-only ones become options, where a list
             may be repeated and a bool is a flag. A parameter ``settings`` takes all options that
-            are not the command's own, with what follows them; one called ``rule`` takes those of
-            rooms that decide what is predicted.
+            are not the command's own, with what follows them; ``rule`` and ``observers`` take those
+            of rooms that decide what is predicted, and that look at each image.
         argv: Its arguments.
         prog: Name of the command, for help and errors.
     """
@@ -86,7 +94,14 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     if _SETTINGS in parameters:
         options[_SETTINGS] = settings
     if _RULE in parameters:
-        options[_RULE] = _pop_rule(options)
+        rule, *others = [Rule(*made) for made in _made(options, _RULE)] or [Rule()]
+        if others:
+            raise ConfigError(
+                f"{rule.given} and {others[0].given} each decide what is predicted: give one"
+            )
+        options[_RULE] = rule
+    if _OBSERVERS in parameters:
+        options[_OBSERVERS] = [make for make, _ in _made(options, _OBSERVERS)]
     return options
 
 
@@ -148,10 +163,13 @@ def _split(argv: Sequence[str], known: set[str]) -> tuple[list[str], list[str]]:
     return own, others
 
 
-def _pop_rule(options: dict[str, Any]) -> Rule:
-    """Take the options of rooms out of those of a command."""
-    rule = Rule()
-    for function in plugins.load_all("predict").values():
+def _made(options: dict[str, Any], parameter: str) -> list[tuple[Any, str]]:
+    """Take the options of rooms out of those of a command.
+
+    Returns what each room makes of those that are given, and these as text.
+    """
+    made = []
+    for function in plugins.load_all(_GROUPS[parameter]).values():
         parameters = inspect.signature(function).parameters
         own = {name: options.pop(name) for name in parameters}
         given = [
@@ -159,19 +177,16 @@ def _pop_rule(options: dict[str, Any]) -> Rule:
             for name, value in own.items()
             if value != parameters[name].default
         ]
-        if given and rule.make is not None:
-            raise ConfigError(
-                f"{rule.given} and {' '.join(given)} each decide what is predicted: give one"
-            )
         if given:
-            rule = Rule(function(**own), " ".join(given))
-    return rule
+            made.append((function(**own), " ".join(given)))
+    return made
 
 
 def _functions(command: Command) -> list[Callable[..., Any]]:
     """The command, and the rooms' functions whose options it takes."""
-    more = plugins.load_all("predict") if _RULE in inspect.signature(command).parameters else {}
-    return [command, *more.values()]
+    taken = inspect.signature(command).parameters
+    groups = [group for name, group in _GROUPS.items() if name in taken]
+    return [command, *(each for group in groups for each in plugins.load_all(group).values())]
 
 
 def _parameters(command: Command) -> dict[str, tuple[inspect.Parameter, Any]]:
@@ -180,7 +195,7 @@ def _parameters(command: Command) -> dict[str, tuple[inspect.Parameter, Any]]:
     for function in _functions(command):
         hints = get_type_hints(function)
         for name, parameter in inspect.signature(function).parameters.items():
-            if name not in (_SETTINGS, _RULE):
+            if name not in (_SETTINGS, *_GROUPS):
                 parameters[name] = parameter, hints[name]
     return parameters
 

@@ -1,11 +1,12 @@
 """``python -m kdpl predict CLASSIFIER IMAGES…``: classify images with a finished classifier."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
-from kdpl.cli.arguments import Rule, output_file, require_file
+from kdpl.cli.arguments import MakeObserver, Rule, output_file, require_file
 from kdpl.errors import ConfigError
 from kdpl.runtime.run_folder import require_classifier
 
@@ -24,6 +25,7 @@ def predict(
     workers: PositiveInt | None = None,
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
     rule: Rule,
+    observers: Sequence[MakeObserver],
 ) -> int:
     """Classify images with a finished classifier and write one row for each, in the order given.
 
@@ -44,6 +46,7 @@ def predict(
         device: auto is a GPU if there is one
         workers: threads that decode, one for each processor core if not given
         rule: what rooms add as options, such as rejection
+        observers: what rooms add as options that look at each image, such as heat maps
         precision: bf16-mixed and 16-mixed run the image tower in half precision, which is faster on
             most GPUs
     """
@@ -58,6 +61,11 @@ def predict(
             "options that reject images, name sets or score them rest on images of the run, which "
             "have none of the added classes: leave out --add-classes"
         )
+    if observers and precision != "32-true":
+        raise ConfigError(
+            "options that look at each image, such as --explain, take gradients, which need "
+            "--precision 32-true: leave out --precision"
+        )
     table = output_file("--out", out) if out is not None else None
     if table is not None:
         require_format(table, embeddings)
@@ -69,9 +77,9 @@ def predict(
 
     loaded = load_classifier(classifier, add_classes, device)
     decided = rule.of(loaded, top_k)
-    bulk = BulkPrediction(
-        loaded, sources, top_k, batch_size, workers, precision, decided, embeddings
-    )
+    looking = [make(loaded, Path(classifier)) for make in observers]
+    settings = (top_k, batch_size, workers, precision, decided, embeddings)
+    bulk = BulkPrediction(loaded, sources, *settings, observers=looking)
     if table is None:
         bulk.print()
     else:

@@ -2,11 +2,14 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from kdpl.class_vectors import NameEncoder
 from kdpl.classifier import Classifier
@@ -14,6 +17,7 @@ from kdpl.classifier.sources import MAX_UPLOAD_PIXELS
 from kdpl.data.decoding import open_image
 from kdpl.data.sources import find_files
 from kdpl.errors import ConfigError, KdplError, reason, visible
+from kdpl.runtime import plugins
 from kdpl.runtime.class_names import composed
 from kdpl.runtime.predictions import spread
 
@@ -26,6 +30,10 @@ MAX_ADDED = 50
 _EXAMPLES, _MAX_UPLOAD, _MAX_WAITING, _ENCODED = 12, "20mb", 32, 32
 # seconds between looks at uploaded files, and their largest age
 _CLEAN_EVERY, _KEPT = 60, 300
+
+
+Picture = Callable[[Classifier, Image.Image], Image.Image]
+"""Draws a picture about an image; an entry point of ``kdpl.demo``, whose name is its title."""
 
 
 class Demo:
@@ -53,6 +61,12 @@ class Demo:
             KdplError: If the image is unreadable, or a name is known or too long, or there are too
                 many.
         """
+        classifier, image = self.open(path, name, added)
+        (top,) = classifier.predict([image], self.top_k, workers=1)
+        return {visible(str(each.class_name)): each.probability for each in top}
+
+    def open(self, path: str, name: str, added: str) -> tuple[Classifier, Image.Image]:
+        """Return the classifier with any further classes, and the image, as ``classify`` does."""
         classifier = self.classifier
         names = dict.fromkeys(composed(" ".join(each.split())) for each in added.split(","))
         names.pop("", None)
@@ -64,9 +78,9 @@ class Demo:
                     f"there are {len(names)} further classes, at most {MAX_ADDED}: remove some"
                 )
             classifier = classifier.add_classes(self._encode(tuple(names)))
-        image = open_image(name, Path(path).read_bytes(), classifier.decoding, MAX_UPLOAD_PIXELS)
-        (top,) = classifier.predict([classifier.prepare(image)], self.top_k, workers=1)
-        return {visible(str(each.class_name)): each.probability for each in top}
+        return classifier, open_image(
+            name, Path(path).read_bytes(), classifier.decoding, MAX_UPLOAD_PIXELS
+        )
 
 
 def find_examples(arguments: Sequence[str]) -> list[str]:
@@ -97,6 +111,15 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
             gr.Warning(escape(str(error)))
             return None
 
+    def drawn_by(draw: Picture) -> Callable[..., Image.Image | None]:
+        def on_picture(file: dict[str, Any] | None, added: str | None) -> Image.Image | None:
+            # of an error, the prediction says what is wrong
+            with suppress(KdplError):
+                return draw(*demo.open(file["path"], "", added or "")) if file else None
+            return None
+
+        return on_picture
+
     page: gr.Blocks
     with gr.Blocks(
         title="kdpl demo", analytics_enabled=False, delete_cache=(_CLEAN_EVERY, _KEPT)
@@ -115,6 +138,10 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
                 elem_id="image",
             )
             label = gr.Label(label="Prediction", num_top_classes=demo.top_k, elem_id="predictions")
+            pictures = [
+                (drawn_by(draw), gr.Image(label=name.replace("-", " ").capitalize(), height=320))
+                for name, draw in plugins.load_all("demo").items()
+            ]
         added = gr.Textbox(
             label="Add classes",
             info="Type names as in a sentence, separated by commas. Only you see them.",
@@ -133,7 +160,8 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
         with gr.Accordion(f"All {len(names)} classes", open=False):
             gr.Textbox(", ".join(map(visible, names)), show_label=False, container=False)
         # the file as it was sent, which is decoded as in predict
-        gr.on([image.change, added.submit], on_change, [image, added], label, preprocess=False)
+        for react, shown in ((on_change, label), *pictures):
+            gr.on([image.change, added.submit], react, [image, added], shown, preprocess=False)
     page.queue(max_size=_MAX_WAITING, api_open=False)
     return page
 

@@ -1,0 +1,115 @@
+"""Heat maps by gradients of masks, for any network: none of its layers has to be known.
+
+A mask m in [0, 1]^(G×G) mixes an image with a blurred copy of itself. A cell's importance for a
+class is the derivative of the class's log odds with respect to its entry of m, averaged over random
+masks that keep every share of the cells. This estimates the cells' Shapley values by Owen's formula
+(Multilinear extensions of games, Management Science 18, 1972), with derivatives for differences.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.functional import gaussian_blur
+
+from kdpl.classifier import Classifier
+from kdpl.data.augmentation import GivenImage, open_given
+from kdpl.errors import ConfigError
+
+GRID, MASKS = 8, 16
+"""Cells along an edge G, and number of masks; docs/explain.md compares others."""
+
+
+def heat_map(
+    classifier: Classifier,
+    images: GivenImage | Iterable[GivenImage],
+    class_name: str | None = None,
+) -> Tensor:
+    """Return which parts of an image speak for a class, the same at each call.
+
+    Args:
+        classifier: The classifier, in float32.
+        images: One image, or several: paths, PIL images, or uint8 tensors [3, H, W].
+        class_name: The class; None: the most probable one of each image.
+
+    Returns:
+        A map [S, S] of the image as ``classifier.prepare`` makes it, or [N, S, S] of several
+        images: 1 where most speaks for the class, 0 where nothing does, or only against it.
+
+    Raises:
+        ConfigError: The classifier has no such class.
+        DataError: An image is missing or unreadable.
+    """
+    if isinstance(images, str | Path | Image.Image) or (
+        isinstance(images, Tensor) and images.ndim == 3
+    ):
+        return heat_map(classifier, [images], class_name)[0]
+    label = None if class_name is None else label_of(classifier, class_name)
+    edge = classifier.preprocessing.image_size
+    maps = torch.zeros(0, edge, edge)
+    for image in images:
+        seen = classifier.prepare(open_given(image, classifier.decoding))
+        coarse = evidence(classifier, seen, label).clamp_min(0)
+        fine = F.interpolate(coarse[None, None], (edge, edge), mode="bilinear")[0]
+        maps = torch.cat([maps, fine / fine.max().clamp_min(1e-30)])
+    return maps
+
+
+def label_of(classifier: Classifier, class_name: str) -> int:
+    """Return the label of a class; a ConfigError if the classifier has none of this name."""
+    names = classifier.class_names
+    if class_name not in names:
+        close = get_close_matches(class_name, names, n=1) or names[:1]
+        raise ConfigError(
+            f"the classifier has no class {class_name!r}, expected one of its {len(names)}: give a "
+            f"name such as {close[0]!r}"
+        )
+    return names.index(class_name)
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def evidence(classifier: Classifier, image: Tensor, label: int | None = None) -> Tensor:
+    """Return how much each cell speaks for a class, negative where against it, float32 [G, G].
+
+    The image is prepared, uint8 [3, S, S]; label None is the most probable class. Weights get no
+    gradients.
+    """
+    sharp = image.to(classifier.head.class_vectors.device)[None].float() / 255
+    deviation = sharp.shape[-1] / 8
+    kernel = 2 * max(1, round(3 * deviation)) + 1
+    blurred = gaussian_blur(sharp, [kernel, kernel], [deviation, deviation])
+    if label is None:
+        label = int(classifier(sharp).topk(1).indices)
+    masks = random_masks().to(sharp.device).requires_grad_()
+    weights = F.interpolate(masks, sharp.shape[-2:], mode="bilinear")
+    odds = log_odds(classifier, blurred + weights * (sharp - blurred), label)
+    (gradient,) = torch.autograd.grad(odds.sum(), masks)
+    return gradient.mean(dim=(0, 1)).cpu()
+
+
+def random_masks() -> Tensor:
+    """Return masks of zeros and ones [MASKS, 1, G, G], the same at each call.
+
+    The first half keep shares of the cells from 0 to 1/2, evenly spread; the others keep what these
+    leave out, which makes the mean more exact.
+    """
+    half = MASKS // 2
+    shares = (torch.arange(half) + 0.5) / MASKS
+    drawn = torch.rand(half, 1, GRID, GRID, generator=torch.Generator().manual_seed(0))
+    kept = drawn < shares.view(-1, 1, 1, 1)
+    return torch.cat([kept, ~kept]).float()
+
+
+def log_odds(classifier: Classifier, images: Tensor, label: int) -> Tensor:
+    """Return log p/(1 - p) [B] of a class's probability p, of images [B, 3, S, S] in [0, 1]."""
+    logits: Tensor = classifier(images)
+    if classifier.task.per_class:
+        return logits[:, label]
+    # not from p itself, which rounds to 1 where the classifier is sure
+    scores = classifier.task.log_probabilities(logits)
+    return scores[:, label] - torch.cat([scores[:, :label], scores[:, label + 1 :]], 1).logsumexp(1)
