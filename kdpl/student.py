@@ -192,13 +192,8 @@ class StudentDistillation(ClassifyingModule):
         self.log_training(len(batch.images), loss=loss, agreement=agreement, **parts)
         return loss
 
-    def further_terms(
-        self, images: Tensor, features: Tensor, target_logits: Tensor
-    ) -> dict[str, Tensor]:
-        """Return scalars by name that a subclass adds to the loss, of what a step has; here none.
-
-        The shapes are [B, 3, S, S], [B, D] and [B, C].
-        """
+    def further_terms(self, images: Tensor, features: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return scalars that a subclass adds to the loss, of [B, 3, S, S], [B, D] and [B, C]."""
         return {}
 
     def class_logits(self, images: Tensor) -> Tensor:

@@ -124,14 +124,7 @@ class CampaignRow(_Settings):
 
 
 class Exceptional(_Settings):
-    """Config files of the stages on some datasets, after those of their rows.
-
-    Attributes:
-        datasets: Names of the datasets.
-        teacher: Config files of teachers.
-        student: Config files of students.
-        teacher_options: Options of teachers' fits, before those of their rows.
-    """
+    """Config files of the stages on some datasets, after those of rows; options come before."""
 
     datasets: Several[str]
     teacher: Several[str] = ()

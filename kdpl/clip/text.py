@@ -152,11 +152,12 @@ class PromptableTextTower(TextTower):
             classes_at_once: Texts whose activations are kept at a time for the backward pass; the
                 result is the same.
         """
-        prefix = self.embed(texts.prefix[None], 0)
+        prefix, end = self.embed(texts.prefix[None], 0), None
         if context is not None:
-            places = self.positional_embedding[self.start : self.start + len(context)]
+            end = self.start + len(context)
+            places = self.positional_embedding[self.start : end]
             prefix = self._insert(context.to(prefix.dtype) + places.to(prefix.dtype), prefix)
-        shared = self._shared(prefix, deep, self._deep_start(context, deep))
+        shared = self._shared(prefix, deep, end)
         order, encode, parts = torch.cat(texts.places), self._rest, [list(texts.rests)]
         if len(order) > classes_at_once:
             parts = [[part] for rest in texts.rests for part in torch.split(rest, classes_at_once)]
@@ -171,15 +172,9 @@ class PromptableTextTower(TextTower):
         positions: Tensor = self.positional_embedding[start : start + ids.shape[1]]
         return tokens + positions.to(tokens.dtype)
 
-    def _deep_start(self, context: Tensor | None, deep: Tensor | None) -> int:
-        """Return the position of the first deep prompt."""
-        if context is None or deep is None:
-            return self.start
-        return self.start + len(context) - deep.shape[1]
-
-    def _insert(self, prompts: Tensor, x: Tensor, start: int | None = None) -> Tensor:
-        """Replace tokens of texts [B, L, W], by default the first, with prompts [n, W]."""
-        start = self.start if start is None else start
+    def _insert(self, prompts: Tensor, x: Tensor, end: int | None = None) -> Tensor:
+        """Replace the first tokens of texts [B, L, W], or those before ``end``, with [n, W]."""
+        start = self.start if end is None else end - len(prompts)
         own = prompts.to(x.dtype).expand(len(x), -1, -1)
         return torch.cat([x[:, :start], own, x[:, start + len(prompts) :]], dim=1)
 
@@ -190,15 +185,15 @@ class PromptableTextTower(TextTower):
             return cast(Tensor, projection(pooled))
         return pooled if projection is None else pooled @ projection
 
-    def _shared(self, x: Tensor, deep: Tensor | None, start: int) -> list[_KeysValues]:
+    def _shared(self, x: Tensor, deep: Tensor | None, end: int | None) -> list[_KeysValues]:
         """Compute keys and values of the shared tokens [1, P, W] at every layer.
 
-        Each is [1, heads, P, W / heads]. Deep prompts stand at ``start``.
+        Each is [1, heads, P, W / heads]. Deep prompts stand before ``end``.
         """
         layers: list[_KeysValues] = []
         for layer, block in enumerate(self.blocks):
             if deep is not None and 0 < layer <= len(deep):
-                x = self._insert(deep[layer - 1], x, start)
+                x = self._insert(deep[layer - 1], x, end)
             q, k, v = split_heads(block, in_projection(block, block.ln_1(x)))
             layers.append((k, v))
             if layer < len(self.blocks) - 1:  # the last layer's output is not used

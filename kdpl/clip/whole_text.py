@@ -57,12 +57,13 @@ class WholeTextTower(PromptableTextTower):
 
     def _encode(self, ids: Tensor, context: Tensor | None, deep: Tensor | None) -> Tensor:
         x: Tensor = self.token_embedding(ids)
+        end = None
         if context is not None:
+            end = self.start + len(context)
             x = self._insert(context, x)
         x = x + self.positional_embedding[: ids.shape[1]].to(x.dtype)
-        start = self._deep_start(context, deep)
         for layer, block in enumerate(self.blocks):
             if deep is not None and 0 < layer <= len(deep):
-                x = self._insert(deep[layer - 1], x, start)
+                x = self._insert(deep[layer - 1], x, end)
             x = run_block(block, x)
         return self.project(text_global_pool(self.ln_final(x), ids, self.pool_type, self.end))

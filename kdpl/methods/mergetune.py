@@ -88,9 +88,7 @@ class ContinuedDistillation(StudentDistillation):
         """Leave the prompts where they are, also with ``vision_prompts.init: mean_token``."""
         self.start_scores()
 
-    def further_terms(
-        self, images: Tensor, features: Tensor, target_logits: Tensor
-    ) -> dict[str, Tensor]:
+    def further_terms(self, images: Tensor, features: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return the two terms, ``connectivity`` and ``closeness``."""
         with torch.no_grad():
             before = self.finished.module(images)
@@ -98,7 +96,7 @@ class ContinuedDistillation(StudentDistillation):
         # the mean over all points, as each has as many images
         shares = [point / self.points for point in range(1, self.points + 1)]
         line = torch.cat([(1 - a) * before + a * features for a in shares])
-        targets = target_logits.repeat(self.points, 1)
+        targets = target.repeat(self.points, 1)
         distance = self.task.divergence(self.logits(line), targets, self.loss.temperature)
 
         weights = dict(self.encoder.named_parameters())
