@@ -12,8 +12,6 @@ from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import write_rows, write_text
 from kdpl.runtime.run_folder import require_classifier
 
-_SHOWN = 10
-
 
 def boxes(
     detections: str,
@@ -27,7 +25,6 @@ def boxes(
     top_k: PositiveInt = 1,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     workers: PositiveInt | None = None,
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
     rule: Rule,
 ) -> int:
     """List the boxes of a detector as images of their own, or classify them.
@@ -47,59 +44,54 @@ def boxes(
         top_k: classes for each box
         device: auto is a GPU if there is one
         workers: threads that decode, one for each processor core if not given
-        precision: bf16-mixed and 16-mixed run the image tower in half precision
         rule: what rooms add as options, such as rejection
     """
     require_file("DETECTIONS", detections)
-    endings = (".txt", ".csv") if classifier is None else (".json",)
     file = output_file("--out", out)
-    if file.suffix not in endings:
-        how = "without --classifier" if classifier is None else "with --classifier"
-        raise ConfigError(
-            f"--out {out} is not {' or '.join(endings)}, as it is {how}: give another"
-        )
+    if file.suffix not in ((".txt", ".csv") if classifier is None else (".json",)):
+        how = ".txt or .csv" if classifier is None else ".json, as --classifier is given"
+        raise ConfigError(f"--out {out} has an unknown ending, expected {how}: give another")
     if classifier is not None:
         require_classifier(Path(classifier))
 
     # imports torch, which takes seconds
-    from kdpl.boxes.detections import Detections
+    from kdpl.boxes.crops import name_of
+    from kdpl.boxes.detections import read_detections, write_predictions
 
-    content = Detections.read(Path(detections), folder)
-    known = {found.category for found in content.boxes}
-    if unknown := [name for name in only if name not in known]:
-        some = ", ".join(sorted(known)) or "none"
-        raise ConfigError(
-            f"--only {unknown[0]} is no category in {detections} ({some}): correct it"
-        )
-    chosen, faults = content.choose(share("--margin", margin) or 0, min_confidence, only)
-    for fault in faults[:_SHOWN]:
-        print(f"left out: the box of {fault}", file=sys.stderr)
-    print(
-        f"{len(content.boxes)} boxes: {len(chosen)} taken, {len(faults)} left out as empty or "
-        "outside of their images",
-        file=sys.stderr,
-    )
+    data, found = read_detections(Path(detections), folder)
+    chosen = [
+        each
+        for each in found
+        if each.confidence >= min_confidence and (not only or each.category in only)
+    ]
     if not chosen:
-        raise DataError(f"{detections} has no box to take: lower --min-confidence, or widen --only")
+        categories = ", ".join(sorted({each.category for each in found})) or "none"
+        raise DataError(
+            f"{detections} has no such box among {len(found)}, whose categories are {categories}: "
+            "lower --min-confidence, or correct --only"
+        )
+    print(f"{len(chosen)} of {len(found)} boxes", file=sys.stderr)
+    names = [name_of(each.image, each.box, share("--margin", margin) or 0) for each in chosen]
 
-    names = [name for name, _ in chosen]
     if classifier is not None:
         from kdpl.classifier.bulk import BulkPrediction, load_classifier
-        from kdpl.tasks import DecisionRule
 
         loaded = load_classifier(classifier, None, device)
-        write = partial(content.write_rows, found=[found for _, found in chosen])
-        if "class" not in loaded.task.columns(top_k, DecisionRule()):
+        write = partial(write_predictions, data=data, found=chosen)
+        decided = rule.of(loaded, top_k)
+        bulk = BulkPrediction(
+            loaded, names, top_k, 64, workers, "32-true", decided, write_rows=write
+        )
+        if "class" not in bulk.columns:
             raise ConfigError(
                 f"{classifier} names several classes for an image, expected one: list the boxes in "
                 "a .txt, and give it to predict"
             )
-        settings = (top_k, 64, workers, precision, rule.of(loaded, top_k))
-        BulkPrediction(loaded, names, *settings, write_rows=write).write(file)
+        bulk.write(file)
     elif file.suffix == ".txt":
         write_text(file, "".join(f"{name}\n" for name in names))
     else:
-        labeled = "annotations" in content.data
-        labels = ((name, each.category if labeled else "", each.image) for name, each in chosen)
-        write_rows(file, [("image", "label", "group"), *labels])
+        labels = [each.category if "annotations" in data else "" for each in chosen]
+        rows = zip(names, labels, (each.image for each in chosen), strict=True)
+        write_rows(file, [("image", "label", "group"), *rows])
     return 0

@@ -5,7 +5,6 @@ pixels. Both count from the upper left corner of the image as viewers show it, t
 orientation tag.
 """
 
-import math
 from io import BytesIO
 
 from kdpl.data.decoding import open_image
@@ -18,31 +17,19 @@ Box = tuple[float, float, float, float]
 """Left, top, width and height, as shares of the image from 0 to 1."""
 
 
-def name_of(image: str, box: Box) -> str:
-    """Return the name of a box of an image, a path or URL."""
-    return f"{image}{MARK}{_PERCENT}{','.join(f'{100 * share:.4f}' for share in box)}"
+def name_of(image: str, box: Box, margin: float = 0) -> str:
+    """Return the name of a box of an image, a path or URL.
 
-
-def enlarge(box: Box, margin: float) -> Box:
-    """Add a share of width and height at each side, as far as the image goes."""
+    The ``margin`` is a share of width and height, which is added at each side.
+    """
     left, top, width, height = box
-    right = min(1, left + width * (1 + margin))
-    bottom = min(1, top + height * (1 + margin))
-    left, top = max(0, left - width * margin), max(0, top - height * margin)
-    return left, top, right - left, bottom - top
-
-
-def fault_of(box: Box) -> str | None:
-    """Return why nothing of an image is in a box, as half a sentence; None if something is."""
-    left, top, width, height = box
-    if not math.isfinite(sum(box)) or width <= 0 or height <= 0:
-        return "is empty"
-    inside = left < 1 and top < 1 and left + width > 0 and top + height > 0
-    return None if inside else "lies outside of the image"
+    left, top = left - width * margin, top - height * margin
+    shares = (left, top, width * (1 + 2 * margin), height * (1 + 2 * margin))
+    return f"{image}{MARK}{_PERCENT}{','.join(f'{100 * share:.4f}' for share in shares)}"
 
 
 def read_crop(source: str) -> bytes:
-    """Return a box of an image as an image file, in RGB and upright.
+    """Return a box of an image as an image file, in RGB and upright, as far as the image goes.
 
     A DataError if the image cannot be read, or nothing of it is in the box.
     """
@@ -55,22 +42,23 @@ def read_crop(source: str) -> bytes:
             "correct its name"
         ) from None
     image = open_image(path, content_of(path))
-    wide, high = (100, 100) if text.startswith(_PERCENT) else image.size
-    box = (left / wide, top / high, width / wide, height / high)
-    if fault := fault_of(box):
-        raise DataError(f"the box of {source} {fault}: correct it, or leave it out")
+    unit = (0.01 * image.width, 0.01 * image.height) if text.startswith(_PERCENT) else (1, 1)
+    first_x, last_x = _pixels(left * unit[0], width * unit[0], image.width, source)
+    first_y, last_y = _pixels(top * unit[1], height * unit[1], image.height, source)
     file = BytesIO()
-    image.crop(_pixels(box, *image.size)).save(file, "PPM")
+    image.crop((first_x, first_y, last_x, last_y)).save(file, "PPM")
     return file.getvalue()
 
 
-def _pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom in whole pixels, at least one each way."""
-    left = min(max(0, round(box[0] * width)), width - 1)
-    top = min(max(0, round(box[1] * height)), height - 1)
-    right = min(width, round((box[0] + box[2]) * width))
-    bottom = min(height, round((box[1] + box[3]) * height))
-    return left, top, max(right, left + 1), max(bottom, top + 1)
+def _pixels(start: float, length: float, size: int, source: str) -> tuple[int, int]:
+    """Return from and up to which pixel of ``size`` an edge of a box goes, at least one."""
+    # written such that a number that is none is refused
+    if not (length > 0 and start < size and start + length > 0):
+        raise DataError(
+            f"the box of {source} is empty or outside of the image: correct it, or leave it out"
+        )
+    first = min(max(0, round(start)), size - 1)
+    return first, max(first + 1, round(min(size, start + length)))
 
 
 SOURCES = {MARK: read_crop}

@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import ExifTags
 
-from kdpl.boxes.crops import Box, enlarge, fault_of, name_of
+from kdpl.boxes.crops import Box
 from kdpl.classifier.tables import Row
 from kdpl.data.decoding import opened
 from kdpl.data.storage import is_url
@@ -29,79 +28,59 @@ class Found(NamedTuple):
     entry: dict[str, Any]
 
 
-@dataclass
-class Detections:
-    """The content of a file of detections.
+def read_detections(file: Path, folder: str | None) -> tuple[dict[str, Any], list[Found]]:
+    """Read a file of detections; returns its JSON, and its boxes in their order.
 
-    Attributes:
-        data: Its JSON.
-        boxes: The boxes, in the order of the file.
+    Images lie in ``folder``, a path or URL, by default that of the file. A DataError if the file is
+    missing, damaged, or of another format.
     """
+    if folder is None or not is_url(folder):
+        folder = str(Path(folder or file.parent).expanduser().absolute())
+    try:
+        data = json.loads(read_text(file, "file of detections"))
+        if "annotations" in data:
+            return data, list(_of_coco(data, folder))
+        key, name = ("predictions", "filepath") if "predictions" in data else ("images", "file")
+        categories = data.get("detection_categories", _DETECTED)
+        return data, list(_of_photos(data[key], name, categories, folder))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DataError(
+            f"{file} is not what MegaDetector, SpeciesNet or COCO have ({why:.200}): correct it"
+        ) from error
 
-    data: dict[str, Any]
-    boxes: list[Found]
 
-    @classmethod
-    def read(cls, file: Path, folder: str | None = None) -> "Detections":
-        """Read a file; a DataError if it is missing, damaged, or of another format.
+def write_predictions(
+    path: Path,
+    rows: Iterable[Row],
+    columns: Sequence[str],
+    data: dict[str, Any],
+    found: Iterable[Found],
+) -> None:
+    """Write a file of detections, with the rows of a table in the objects of the boxes found.
 
-        Images lie in ``folder``, a path or URL, by default that of the file.
-        """
-        top = str(file.parent.absolute()) if folder is None else folder
-        try:
-            data = json.loads(read_text(file, "file of detections"))
-            if "annotations" in data:
-                return cls(data, list(_of_coco(data, top)))
-            key, name = ("predictions", "filepath") if "predictions" in data else ("images", "file")
-            categories = data.get("detection_categories", _DETECTED)
-            return cls(data, list(_of_photos(data[key], name, categories, top)))
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            why = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise DataError(
-                f"{file} is not what MegaDetector, SpeciesNet or COCO have ({why:.200}): correct it"
-            ) from error
-
-    def choose(
-        self, margin: float, min_confidence: float, only: Sequence[str]
-    ) -> tuple[list[tuple[str, Found]], list[str]]:
-        """Choose boxes; return each with the name of its crop, and why others have none."""
-        chosen, faults = list[tuple[str, Found]](), list[str]()
-        for found in self.boxes:
-            if found.confidence < min_confidence or (only and found.category not in only):
-                continue
-            if fault := fault_of(found.box):
-                faults.append(f"{name_of(found.image, found.box)} {fault}")
-            else:
-                chosen.append((name_of(found.image, enlarge(found.box, margin)), found))
-        return chosen, faults
-
-    def write_rows(
-        self, path: Path, rows: Iterable[Row], names: Sequence[str], found: Iterable[Found]
-    ) -> None:
-        """Write the file, with the predictions of a table's rows in the objects of their boxes.
-
-        MegaDetector's are pairs of a category's number and its probability, those of the other
-        formats lists of classes and of scores. A box that cannot be read has a ``failure``.
-        """
-        in_pairs = "detection_categories" in self.data
-        categories = self.data.setdefault("classification_categories", {}) if in_pairs else {}
-        numbers = {name: number for number, name in categories.items()}
-        ranks = [name.removeprefix("probability") for name in names if "probability" in name]
-        for row, each in zip(rows, found, strict=True):
-            classes = [name for rank in ranks if (name := row[f"class{rank}"]) is not None]
-            scores = [row[f"probability{rank}"] for rank in ranks[: len(classes)]]
-            for name in classes:
-                if name not in numbers:
-                    numbers[name] = str(1 + max(map(int, categories), default=-1))
-                    categories[numbers[name]] = name
-            if row["error"] is not None:
-                each.entry["failure"] = row["error"]
-            elif in_pairs:
-                pairs = zip(classes, scores, strict=True)
-                each.entry["classifications"] = [[numbers[name], score] for name, score in pairs]
-            else:
-                each.entry["classifications"] = {"classes": classes, "scores": scores}
-        path.write_text(json.dumps(self.data, ensure_ascii=False, indent=1), encoding="utf-8")
+    MegaDetector's are pairs of a category's number and its probability, those of the other formats
+    lists of classes and of scores. A box that cannot be read has a ``failure``.
+    """
+    in_pairs = "detection_categories" in data
+    categories = data.setdefault("classification_categories", {}) if in_pairs else {}
+    numbers = {name: number for number, name in categories.items()}
+    ranks = [name.removeprefix("probability") for name in columns if "probability" in name]
+    for row, each in zip(rows, found, strict=True):
+        classes = [name for rank in ranks if (name := row[f"class{rank}"]) is not None]
+        scores = [row[f"probability{rank}"] for rank in ranks[: len(classes)]]
+        for name in classes:
+            if in_pairs and name not in numbers:
+                numbers[name] = str(1 + max(map(int, categories), default=-1))
+                categories[numbers[name]] = name
+        if row["error"] is not None:
+            each.entry["failure"] = row["error"]
+        elif in_pairs:
+            pairs = zip(classes, scores, strict=True)
+            each.entry["classifications"] = [[numbers[name], score] for name, score in pairs]
+        else:
+            each.entry["classifications"] = {"classes": classes, "scores": scores}
+    path.write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _of_photos(

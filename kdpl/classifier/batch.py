@@ -2,14 +2,14 @@
 
 import threading
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from typing import Any, Literal
 
 import torch
 
-from kdpl.classifier import Classifier, Precision
-from kdpl.classifier.bulk import columns, load_classifier, to_row
+from kdpl.classifier import Precision
+from kdpl.classifier.bulk import BulkPrediction, load_classifier
 from kdpl.classifier.sources import Item
 from kdpl.classifier.tables import arrow_schema, pyarrow_of
 from kdpl.errors import ConfigError, reason
@@ -50,24 +50,18 @@ class BatchPredictor:
     embeddings: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "loaded"}
+        return {name: value for name, value in vars(self).items() if name != "_bulk"}
 
     @cached_property
-    def loaded(self) -> Classifier:
-        """The classifier."""
-        return load_classifier(self.classifier, None, self.device)
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns of ``python -m kdpl predict`` with these options."""
-        top_k = min(self.top_k, len(self.loaded.class_names))
-        names = columns(self.loaded.task, top_k, self.rule)
-        return [*names, "embedding"] if self.embeddings else names
+    def _bulk(self) -> BulkPrediction:
+        loaded = load_classifier(self.classifier, None, self.device)
+        settings = (self.top_k, self.batch_size, self.workers, self.precision, self.rule)
+        return BulkPrediction(loaded, (), *settings, self.embeddings)
 
     @property
     def schema(self) -> Any:
-        """These columns with their types, a ``pyarrow.Schema``."""
-        return arrow_schema(self.columns)
+        """The columns of ``predict`` with these options, a ``pyarrow.Schema``."""
+        return arrow_schema(self._bulk.columns)
 
     def __call__(self, batch: Any) -> Any:
         """Classify the images of a batch.
@@ -93,43 +87,34 @@ class BatchPredictor:
                 f"the batch cannot be read as columns ({reason(error)}): give a mapping to arrays "
                 "of one dimension, an Arrow table or a DataFrame"
             ) from error
-        names, others = self.columns, [n for n in given.column_names if n not in ("path", "bytes")]
-        if len(others) == given.num_columns:
+        schema, others = self.schema, {*given.column_names} - {"path", "bytes"}
+        if len(others) == given.num_columns or others & {*schema.names}:
             raise ConfigError(
-                f"the batch has the columns {', '.join(others) or 'none'}, expected path or bytes: "
-                "rename the one with the images"
+                f"the batch has the columns {', '.join(given.column_names) or 'none'}, expected "
+                f"path or bytes, and none of predictions ({', '.join(schema.names)}): rename them"
             )
-        if taken := [name for name in others if name in names]:
-            raise ConfigError(
-                f"the batch has a column {taken[0]!r}, which predictions have as well: rename it"
-            )
+        nothing = [None] * given.num_rows
         paths, contents = (
-            given[name].to_pylist() if name in given.column_names else [None] * given.num_rows
+            given[name].to_pylist() if name in given.column_names else nothing
             for name in ("path", "bytes")
         )
-        rows = self._rows([*map(_item, paths, contents)], names)
+        rows = self._rows([*map(_item, paths, contents)])
         for row, path in zip(rows, paths, strict=True):
             row["path"] = None if path is None else str(path)
-        predicted = arrow.Table.from_pylist(rows, schema=arrow_schema(names))
-        for name in others:
+        predicted = arrow.Table.from_pylist(rows, schema=schema)
+        for name in filter(others.__contains__, given.column_names):
             predicted = predicted.append_column(given.schema.field(name), given[name])
         return predicted
 
-    def _rows(self, items: list[Item], names: list[str]) -> list[dict[str, Any]]:
+    def _rows(self, items: list[Item]) -> list[dict[str, Any]]:
         filled = items + [_BLANK] * (-len(items) % self.batch_size)
-        opened = partial(Item.open, decoding=self.loaded.decoding)
-        settings = (self.top_k, self.batch_size, self.workers, self.precision, self.rule)
         with _ONE_AT_A_TIME:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
             try:
-                predictions = list(self.loaded.predictions(filled, opened, *settings))
+                return list(islice([*self._bulk.rows_of(filled)], len(items)))
             finally:
                 torch.set_num_threads(threads)
-        return [
-            to_row(self.loaded.task, item.name, predicted, names)
-            for item, predicted in islice(predictions, len(items))
-        ]
 
 
 def _item(path: str | None, content: bytes | None) -> Item:

@@ -98,6 +98,17 @@ class BulkPrediction:
         names = columns(self.classifier.task, top_k, self.rule)
         return [*names, "embedding"] if self.embeddings else names
 
+    def rows_of(self, items: Iterable[Item], done: int = 0) -> Iterator[Row]:
+        """Yield the row of each image, after so many that are ``done``."""
+        opened, names = partial(Item.open, decoding=self.classifier.decoding), self.columns
+        settings = (self.top_k, self.batch_size, self.workers, self.precision, self.rule)
+        predictions = self.classifier.predictions(items, opened, *settings)
+        for number, (item, predicted) in enumerate(predictions, start=done + 1):
+            if not isinstance(predicted, DataError):
+                for observe in self.observers:
+                    observe(number, item, predicted)
+            yield to_row(self.classifier.task, printable(item.name), predicted, names)
+
     def print(self) -> None:
         """Write CSV to standard output."""
         # rows on the terminal show the progress themselves
@@ -177,22 +188,14 @@ class BulkPrediction:
     def _rows(self, skip: int, show_bar: bool = True) -> Iterator[Row]:
         """Yield rows, with a bar on a terminal, and a line on standard error at the end."""
         items = islice(read_items(self.sources), skip, None)
-        opened = partial(Item.open, decoding=self.classifier.decoding)
-        settings = (self.top_k, self.batch_size, self.workers, self.precision, self.rule)
-        predictions = self.classifier.predictions(items, opened, *settings)
         # the number of images in a shard is known only after reading it
         total = None if any(map(archives().is_one, self.sources)) else len(self.sources) - skip
-        names, start = self.columns, time.perf_counter()
+        start = time.perf_counter()
         count = unreadable = 0
         with progress_bar(show_bar) as bar:
-            for item, predicted in bar.track(predictions, total, description="classifying"):
+            for row in bar.track(self.rows_of(items, skip), total, description="classifying"):
                 count += 1
-                row = to_row(self.classifier.task, printable(item.name), predicted, names)
-                if isinstance(predicted, DataError):
-                    unreadable += 1
-                else:
-                    for observe in self.observers:
-                        observe(skip + count, item, predicted)
+                unreadable += row["error"] is not None
                 yield row
         errors = f", {unreadable} of them unreadable" if unreadable else ""
         print(

@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kdpl.data.archives import archives
 from kdpl.data.names import Names, select
 from kdpl.data.parallel import in_parallel
-from kdpl.data.sampling import hold_out, keep_apart, require_apart, shared_groups
+from kdpl.data.sampling import hold_out, keep_apart, require_apart
 from kdpl.data.sources import OwnImages, decode_and_digest
 from kdpl.data.splits import Reader, Record, Splits, labels_of
 from kdpl.data.storage import read_list
-from kdpl.errors import ConfigError, DataError, visible
+from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.run_folder import DECODED_FILE
 
@@ -221,11 +221,6 @@ class Reading:
             yield (
                 f"{len(splits.test)} labelled images are held out for the test, because there "
                 "are no test images"
-            )
-        if shared := shared_groups(splits):
-            yield (
-                f"{len(shared)} groups have images in two splits, such as {visible(shared[0])}, "
-                "which makes the measured accuracy too good for new groups"
             )
         if same:
             yield (

@@ -5,6 +5,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Literal, TypeVar, cast
 
 import numpy as np
@@ -242,15 +243,13 @@ def _drawn(
 ) -> list[Record]:
     if not any(record.source in groups for record in items):
         return stream.sample(items, number)
-    rounds, before = list[int](), Counter[str]()
-    shuffled = stream.sample(items, len(items))
-    for source, _ in shuffled:
-        group = groups.get(source, source)
-        rounds.append(before[group])
-        before[group] += 1
+    seen, ranked = Counter[str](), list[tuple[int, Record]]()
+    for record in stream.sample(items, len(items)):
+        group = groups.get(record.source, record.source)
+        seen[group] += 1
+        ranked.append((seen[group], record))
     # the first of each group, then the second of each, and so on
-    order = sorted(range(len(items)), key=rounds.__getitem__)
-    return [shuffled[position] for position in order[:number]]
+    return [record for _, record in sorted(ranked, key=itemgetter(0))[:number]]
 
 
 def by_label(images: Iterable[Labeled]) -> Collection[list[Labeled]]:
@@ -333,14 +332,6 @@ def _held_out_groups(
                 staying.subtract(classes.keys())
                 wanted -= 1
     return {source for source, _ in images if groups.get(source, source) in held_out}
-
-
-def shared_groups(splits: Splits) -> list[str]:
-    """Return the groups that have images in two of train, val and test."""
-    parts = (splits.train, splits.val, splits.test)
-    found = ({splits.groups.get(record.source) for record in part} for part in parts)
-    counts = Counter(group for part in found for group in part if group is not None)
-    return [group for group, number in counts.items() if number > 1]
 
 
 def _images_of_classes(records: Sequence[Record]) -> dict[int, dict[int, None]]:

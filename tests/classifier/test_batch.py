@@ -84,7 +84,7 @@ def test_other_columns_pass_through_and_an_empty_batch_has_all_columns(classifie
     predictor = BatchPredictor(str(classifier))
     path = str(pictures / "00.png")
     found = predictor({"id": np.array([7, 8]), "bytes": [None, None], "path": [path, None]})
-    assert found.column_names == [*predictor.columns, "id"]
+    assert found.column_names == [*predictor.schema.names, "id"]
     assert found["id"].to_pylist() == [7, 8]
     assert found["error"].to_pylist() == [
         None,
@@ -97,7 +97,10 @@ def test_other_columns_pass_through_and_an_empty_batch_has_all_columns(classifie
     ("batch", "said"),
     [
         ({"image": ["a.png"]}, "the batch has the columns image, expected path or bytes"),
-        ({"path": ["a.png"], "class": ["x"]}, "a column 'class', which predictions have as well"),
+        (
+            {"path": ["a.png"], "class": ["x"]},
+            "has the columns path, class, expected path or bytes, and none of",
+        ),
         ({"path": np.zeros((2, 2))}, "cannot be read as columns (only handle 1-dimensional"),
         (7, "cannot be read as columns"),
     ],

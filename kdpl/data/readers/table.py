@@ -60,6 +60,7 @@ class Table(OwnImages):
         table = Path(self.root).expanduser()
         records: dict[str, list[tuple[str, tuple[str, ...]]]] = {split: [] for split in _SPLITS}
         without_label, split_of, groups = list[str](), dict[str, str](), dict[str, str]()
+        split_of_group: dict[str, str] = {}
         rows = read_rows(table, not self.class_names, self.label_separator)
         _require_task(table, [cell for _, cell, _, _ in rows], self.label_separator)
         for number, (image, cell, split, group) in enumerate(rows, start=1):
@@ -76,6 +77,11 @@ class Table(OwnImages):
                 fault = (
                     f"names {image} again, which is in {split_of[source]} already: "
                     "keep one row for each image"
+                )
+            elif group and label is not None and split_of_group.setdefault(group, split) != split:
+                fault = (
+                    f"is of group {group} and split {split}, but an earlier one of the group of "
+                    f"split {split_of_group[group]}: keep a group in one split, or rename it"
                 )
             if fault:
                 raise DataError(f"row {number} of {table} {fault}")

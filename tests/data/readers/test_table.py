@@ -7,8 +7,6 @@ import world
 from runs import noise
 
 from kdpl.data.readers.table import Table
-from kdpl.data.reading import Reading
-from kdpl.data.sampling import shared_groups
 from kdpl.errors import ConfigError, DataError
 
 ROWS = """image,label,split
@@ -47,18 +45,16 @@ def test_rows_become_splits_in_their_order_and_those_without_a_label_are_unlabel
     assert splits.open_image(splits.unlabeled[-1]).tobytes() == noise(4, 4).tobytes()
 
 
-def test_groups_are_read_and_those_in_two_splits_are_said(tmp_path):
-    rows = ["1.png,cat,,a", "2.png,dog,,", "3.png,cat,test,b", "4.png,dog,val,a", "5.png,,,b"]
+def test_groups_are_read_and_one_in_two_splits_is_refused(tmp_path):
+    rows = ["1.png,cat,,a", "2.png,dog,,", "3.png,cat,test,b", "4.png,dog,val,c", "5.png,,,b"]
     (tmp_path / "t.csv").write_text("\n".join(["image,label,split,group", *rows]))
-    reader = Table(str(tmp_path / "t.csv"))
-    splits = reader.read()
-    named = {Path(source).name: group for source, group in splits.groups.items()}
-    assert named == {"1.png": "a", "3.png": "b", "4.png": "a"}
-    assert shared_groups(splits) == ["a"]
-    (note,) = Reading(reader, scan=False).notes()
-    assert note.startswith("1 groups have images in two splits, such as a, which makes")
-    (tmp_path / "t.csv").write_text("\n".join(["image,label,split,group", *rows[:3]]))
-    assert list(Reading(reader, scan=False).notes()) == []
+    groups = Table(str(tmp_path / "t.csv")).read().groups
+    named = {Path(source).name: group for source, group in groups.items()}
+    assert named == {"1.png": "a", "3.png": "b", "4.png": "c"}
+    rows[3] = "4.png,dog,val,a"
+    (tmp_path / "t.csv").write_text("\n".join(["image,label,split,group", *rows]))
+    with pytest.raises(DataError, match=r"row 4 of .* is of group a and split val, but an earlier"):
+        Table(str(tmp_path / "t.csv")).read()
 
 
 def test_absolute_paths_spaces_and_a_byte_order_mark_are_taken(tmp_path):
