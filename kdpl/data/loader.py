@@ -4,8 +4,9 @@ The samplers are distributed ones, so that Lightning does not shard them once mo
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, cycle, islice, repeat
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL.Image import Image
@@ -178,35 +179,22 @@ def load_all_views(
     )
 
 
-class _Crops(Dataset[Batch]):
-    def __init__(
-        self,
-        sources: Sequence[str],
-        open_image: OpenImage,
-        crop: Callable[[Image], torch.Tensor],
-    ) -> None:
-        self.sources = sources
-        self.open_image = open_image
-        self.crop = crop
-
-    def __getitem__(self, index: int) -> Batch:
-        return Batch(self.crop(self.open_image(self.sources[index])))
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-
 def load_crops(
     sources: Sequence[str],
     open_image: OpenImage,
     crop: Callable[[Image], torch.Tensor],
     num_workers: int,
-) -> DataLoader[Batch]:
-    """Load the crops of one image at a time, uint8 [V, 3, S, S], in the order of ``sources``."""
+) -> DataLoader[Any]:
+    """Load the crops of one image at a time, a ``Batch`` of uint8 [V, 3, S, S], in their order."""
     return DataLoader(
-        _Crops(sources, open_image, crop),
-        batch_size=None,
+        cast(Dataset[str], sources),
         num_workers=num_workers,
+        # in the worker, as what a dataset does with an item
+        collate_fn=partial(_crops, open_image, crop),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
+
+
+def _crops(open_image: OpenImage, crop: Callable[[Image], torch.Tensor], one: list[str]) -> Batch:
+    return Batch(crop(open_image(one[0])))

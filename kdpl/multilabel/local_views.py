@@ -1,11 +1,12 @@
-"""Targets of several labels without a label: what the teacher sees in crops of each image.
+"""Targets of several labels with few or no labels: what the teacher sees in crops of each image.
 
 A CLIP's feature of a whole image is mostly of its largest object; in a small crop there is often
 one object alone. After the ideas of CCD (arXiv 2503.16873) and SPARC (arXiv 2502.16911).
 """
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from kdpl.class_vectors import ClassVectors
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.names import digest_of
+from kdpl.data.reading import digest_names
+from kdpl.data.splits import labels_of
 from kdpl.doubt.words import NEGATIVE_VECTORS_FILE
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.multilabel.task import MultiLabel
@@ -28,8 +31,19 @@ from kdpl.tasks import MULTI_CLASS
 LOCAL_VIEWS_FILE = "local_views.safetensors"
 """The targets of all unlabelled images, in a run's folder."""
 
+LIMIT = math.log(0.99 / 0.01)
+"""Largest log odds of a target, of which none is quite sure."""
+
+# of the probability over standardised scores: how steep it is, and where it is one half
+_SHARPNESS, _MARGIN = 2.0, 0.5
+
 _KIND = "targets from local views"
 _VERSION = 1
+
+# weight of the texts beside a probe, and its inverse regularisation times the features' width:
+# best for training pages (docs/several_labels.md)
+_TEXT = 0.5
+_STRENGTH = 30.0
 
 
 @dataclass(frozen=True)
@@ -72,18 +86,21 @@ class Crops:
 
     def _starts(self, length: int, edge: int) -> list[int]:
         steps = int(np.ceil((length - edge) / max(1.0, self.stride * edge)))
-        return np.rint(np.linspace(0, length - edge, steps + 1)).astype(int).tolist()
+        return [round(start) for start in np.linspace(0, length - edge, steps + 1).tolist()]
 
 
 @dataclass(eq=False)
 class LocalViews(Target):
     """Log odds of the classes of an image, from the teacher's predictions for crops of it.
 
+    With labels, a probe on the features of crops is multiplied with those predictions, and labelled
+    images have their labels.
+
     The teacher predicts for each crop one of the classes or, if its folder has negative vectors, a
     word for something else. What is found of a class, s = Σ_v p_v², counts sure crops more than
     many unsure ones. Its logarithm is standardised by class over the pool, since a CLIP prefers
-    some names wherever it looks, and the image has the class with probability
-    σ(sharpness · (z − margin)), but not less than ``floor`` nor more than 1 − ``floor``.
+    some names wherever it looks, and the image has the class with probability σ(2z − 1), but not
+    less than 0.01 nor more than 0.99.
 
     The targets are made before the first step and written to ``local_views.safetensors`` in the
     run's folder, from where they are read when the run is resumed.
@@ -91,16 +108,10 @@ class LocalViews(Target):
     Attributes:
         scales: Image edges over crop edges; 1 is the whole image.
         stride: Largest distance of neighbouring crops, as a share of their edge.
-        sharpness: Steepness of the probability over standardised scores.
-        margin: Standardised score whose probability is one half.
-        floor: Least probability that an image has a class, or that it does not.
     """
 
     scales: tuple[float, ...] = (1, 3, 4)
     stride: float = 1 / 3
-    sharpness: float = 2.0
-    margin: float = 0.5
-    floor: float = 0.01
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) < 1:
@@ -111,10 +122,6 @@ class LocalViews(Target):
         if not 0 < self.stride <= 1:
             raise ConfigError(
                 f"stride of local views must be above 0 and at most 1, not {self.stride}: set 0.33"
-            )
-        if not 0 < self.floor < 0.5:
-            raise ConfigError(
-                f"floor of local views must be above 0 and below 0.5, not {self.floor}: set 0.01"
             )
         self._rows, self._log_odds = torch.empty(0), torch.empty(0)
 
@@ -149,6 +156,7 @@ class LocalViews(Target):
             "teacher": inputs.teachers[0].teacher,
             "class_names": list(inputs.class_names),
             "pool": digest_of(inputs.pool),
+            "labels": digest_names(f"{r.label} {r.source}" for r in inputs.labeled),
             "settings": json.loads(json.dumps(asdict(self))),
         }
         images = torch.from_numpy(np.asarray(inputs.indices)).long()
@@ -176,44 +184,113 @@ class LocalViews(Target):
         vectors = inputs.teachers[0]
         negatives = _negative_vectors(inputs, vectors)
         crops = Crops(self.scales, self.stride, vectors.preprocessing.resizing)
-        inform(
-            f"looking at crops of {len(inputs.indices)} images, with {len(negatives)} words for "
-            "other things"
-        )
         texts = vectors.logit_scale * torch.cat([vectors.vectors, negatives]).to(inputs.device)
-        count = len(vectors.vectors)
-        scores = inputs.crops(crops, lambda features: pooled(features, texts, count))
-        return self.log_odds(scores).cpu()
+        views = Views(texts, len(vectors.vectors))
+        what = f"{len(inputs.indices)} images, with {len(negatives)} words for other things"
+        inform(f"looking at crops of {what} and {len(inputs.labeled)} labels")
+        if inputs.labeled:
+            sources = [record.source for record in inputs.labeled]
+            views = views.tuned(inputs.crops(crops, views.best, sources), _multi_hot(inputs))
+        log_odds = log_odds_of(inputs.crops(crops, views.scores)).cpu()
 
-    def log_odds(self, scores: Tensor) -> Tensor:
-        """Return the log odds of an image's classes from its scores among the pool's, [N, C]."""
-        odds = self.sharpness * (standardized(scores) - self.margin)
-        limit = float(np.log((1 - self.floor) / self.floor))
-        return odds.clamp(-limit, limit)
+        # what is known is learned as it is
+        known = dict(zip((r.source for r in inputs.labeled), _multi_hot(inputs), strict=True))
+        for row, image in enumerate(inputs.indices.tolist() if known else []):
+            if (has := known.get(inputs.pool[image])) is not None:
+                log_odds[row, : len(has)] = torch.where(has, LIMIT, -LIMIT)
+        return log_odds
 
 
-def pooled(features: Tensor, texts: Tensor, classes: int) -> Tensor:
-    """Return what is found of each class in an image, float [C].
+@dataclass(frozen=True)
+class Views:
+    """What is found in the crops of an image, by the teacher's texts and, with labels, a probe.
 
-    Args:
-        features: Normalised features of its crops, float [V, D].
+    Attributes:
         texts: Vectors of the classes and then of other things, times the teacher's scale, [M, D].
         classes: The number C of classes.
+        weight: Of the probe, float [D, C + 1]; None: without labels there is none.
+        bias: Of the probe, float [C + 1].
     """
-    # a crop shows one thing, or none of the classes
-    probabilities = MULTI_CLASS.probabilities(features @ texts.T)[:, :classes]
-    return probabilities.square().sum(dim=0)
+
+    texts: Tensor
+    classes: int
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Return the probability of each class in each crop, float [V, C].
+
+        With a probe, p ∝ text^½ · probe over the classes and nothing of them.
+        """
+        logits = features @ self.texts.T
+        if self.weight is None or self.bias is None:
+            return MULTI_CLASS.probabilities(logits)[:, : self.classes]
+        own, others = logits[:, : self.classes], logits[:, self.classes :]
+        nothing = others if others.shape[1] else own.mean(dim=1, keepdim=True)
+        text = torch.cat([own, nothing.logsumexp(dim=1, keepdim=True)], dim=1)
+        probe = features @ self.weight + self.bias
+        both = _TEXT * MULTI_CLASS.log_probabilities(text) + MULTI_CLASS.log_probabilities(probe)
+        return MULTI_CLASS.probabilities(both)[:, : self.classes]
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Return what is found of each class in an image of crops [V, D], float [C]."""
+        return self.probabilities(features).square().sum(dim=0)
+
+    def best(self, features: Tensor) -> Tensor:
+        """Return the features of the surest crop of each class in an image, float [C · D]."""
+        return features[MULTI_CLASS.labels(self.probabilities(features).T)].flatten()
+
+    def tuned(self, best: Tensor, has: Tensor) -> "Views":
+        """Return the same with a probe that tells the classes of crops, and none of them.
+
+        It is a logistic regression on the surest crop of each class in each labelled image: that
+        of a class which the image has shows it, and that of another shows nothing.
+
+        Args:
+            best: The crops' features, float [n, C · D].
+            has: Classes of the images, of those that labels tell of, bool [n, K].
+        """
+        from sklearn.linear_model import LogisticRegression
+
+        known = has.shape[1]
+        crops = best.view(len(best), self.classes, -1)[:, :known]
+        rows = crops.flatten(0, 1).cpu().double()
+        shown = torch.where(has, torch.arange(known), self.classes).flatten()
+        mean, spread = rows.mean(dim=0), rows.std(dim=0) + 1e-6
+        model = LogisticRegression(C=_STRENGTH / rows.shape[1], max_iter=1000)
+        model.fit(((rows - mean) / spread).numpy(), shown.numpy())
+
+        # classes that no image has are as likely as before, but for the probe's mean
+        weight = rows.new_zeros(rows.shape[1], self.classes + 1)
+        bias = rows.new_full((self.classes + 1,), float(model.intercept_.mean()))
+        if len(model.classes_) > 2:
+            weight[:, model.classes_] = torch.from_numpy(model.coef_.T)
+            bias[model.classes_] = torch.from_numpy(model.intercept_)
+        weight /= spread[:, None]
+        bias -= mean @ weight
+        device = self.texts.device
+        return replace(self, weight=weight.float().to(device), bias=bias.float().to(device))
 
 
-def standardized(scores: Tensor) -> Tensor:
-    """Return the logarithms of scores [N, C] with mean 0 and variance 1 by class, float32.
+def log_odds_of(scores: Tensor) -> Tensor:
+    """Return the log odds of an image's classes from its scores among the pool's, float32 [N, C].
 
-    The images' order does not matter, to the last bit.
+    The order of the images does not matter, to the last bit.
     """
     logs = scores.double().clamp_min(1e-6).log()
     ordered = logs.sort(dim=0).values
     spread = ordered.std(dim=0, correction=0).clamp_min(1e-6)
-    return ((logs - ordered.mean(dim=0)) / spread).float()
+    odds = _SHARPNESS * ((logs - ordered.mean(dim=0)) / spread - _MARGIN)
+    return odds.float().clamp(-LIMIT, LIMIT)
+
+
+def _multi_hot(inputs: TargetInputs) -> Tensor:
+    """Return the classes of the labelled images, of those that labels tell of, bool [n, K]."""
+    known = len(inputs.class_names) if inputs.num_base is None else inputs.num_base
+    has = torch.zeros(len(inputs.labeled), known, dtype=torch.bool)
+    for row, record in zip(has, inputs.labeled, strict=True):
+        row[list(labels_of(record))] = True
+    return has
 
 
 def _negative_vectors(inputs: TargetInputs, vectors: ClassVectors) -> Tensor:

@@ -4,6 +4,8 @@ import json
 import math
 import shutil
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import plain
@@ -16,14 +18,16 @@ from runs import CONFIGS
 from kdpl import Classifier
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
+from kdpl.data.splits import Record
 from kdpl.doubt.words import NEGATIVE_VECTORS_FILE
 from kdpl.errors import ConfigError
 from kdpl.multilabel.local_views import (
+    LIMIT,
     LOCAL_VIEWS_FILE,
     Crops,
     LocalViews,
-    pooled,
-    standardized,
+    Views,
+    log_odds_of,
 )
 from kdpl.runtime.artifacts import read_tensors
 from kdpl.runtime.resizing import Resizing
@@ -46,15 +50,15 @@ def pooled_plainly(features, texts, classes):
     return found
 
 
-def log_odds_plainly(scores, sharpness, margin, floor):
+def log_odds_plainly(scores):
     rows = np.log(np.maximum(np.array(scores, dtype=np.float64), 1e-6))
     result = np.empty_like(rows)
     for c in range(rows.shape[1]):
         mean = sum(rows[:, c]) / len(rows)
         spread = math.sqrt(sum((rows[:, c] - mean) ** 2) / len(rows))
         for i in range(len(rows)):
-            p = 1 / (1 + math.exp(-sharpness * ((rows[i, c] - mean) / spread - margin)))
-            p = min(max(p, floor), 1 - floor)
+            p = 1 / (1 + math.exp(1 - 2 * (rows[i, c] - mean) / spread))
+            p = min(max(p, 0.01), 0.99)
             result[i, c] = math.log(p / (1 - p))
     return torch.from_numpy(result)
 
@@ -91,25 +95,24 @@ def test_scores_and_log_odds_are_those_of_a_plain_implementation():
     draw = torch.Generator().manual_seed(0)
     texts = 5 * torch.nn.functional.normalize(torch.randn(6, 8, generator=draw), dim=1)
     images = torch.nn.functional.normalize(torch.randn(12, 9, 8, generator=draw), dim=2)
-    scores = torch.stack([pooled(features, texts, 4) for features in images])
+    scores = torch.stack([Views(texts, 4).scores(features) for features in images])
     expected = [pooled_plainly(features, texts.tolist(), 4) for features in images]
     assert torch.allclose(scores.double(), torch.tensor(expected).double(), atol=1e-5)
 
-    target = LocalViews(sharpness=3.0, margin=0.2, floor=0.05)
-    plainly = log_odds_plainly(expected, 3.0, 0.2, 0.05)
-    assert torch.allclose(target.log_odds(scores).double(), plainly, atol=1e-3)
-    assert target.log_odds(scores).abs().max() <= math.log(0.95 / 0.05) + 1e-6
+    plainly = log_odds_plainly(expected)
+    assert torch.allclose(log_odds_of(scores).double(), plainly, atol=1e-3)
+    assert log_odds_of(100 * (scores > scores.mean(dim=0))).max() <= math.log(99) + 1e-6
 
 
 def test_the_order_of_images_does_not_matter_to_the_last_bit():
     draw = torch.Generator().manual_seed(0)
     scores = torch.rand(501, 7, generator=draw)
     order = torch.randperm(501, generator=draw)
-    assert standardized(scores)[order].equal(standardized(scores[order]))
+    assert log_odds_of(scores)[order].equal(log_odds_of(scores[order]))
 
 
 def test_a_class_that_looks_the_same_in_all_images_is_likely_in_none():
-    log_odds = LocalViews().log_odds(torch.full((5, 2), 0.3))
+    log_odds = log_odds_of(torch.full((5, 2), 0.3))
     assert (log_odds < 0).all()
     assert log_odds.isfinite().all()
 
@@ -117,7 +120,7 @@ def test_a_class_that_looks_the_same_in_all_images_is_likely_in_none():
 @pytest.mark.parametrize(
     ("settings", "match"),
     [({"scales": ()}, "scales"), ({"scales": (0.5,)}, "scales"), ({"stride": 0}, "stride"),
-     ({"floor": 0.5}, "floor")],
+],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(settings, match):
     with world.refused(ConfigError, match):
@@ -132,9 +135,9 @@ class Looks(Target):
         texts, count = 3 * vectors.vectors, len(vectors.vectors)
         crops = Crops((1, 2), 0.5, vectors.preprocessing.resizing)
         self.inputs = inputs
-        self.pool = inputs.crops(crops, lambda features: pooled(features, texts, count))
+        self.pool = inputs.crops(crops, Views(texts, count).scores)
         some = [inputs.pool[i] for i in inputs.indices[:3][::-1].tolist()]
-        self.some = inputs.crops(crops, lambda features: pooled(features, texts, count), some)
+        self.some = inputs.crops(crops, Views(texts, count).scores, some)
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +225,7 @@ def test_targets_of_other_settings_are_refused(fitted, tmp_path, capsys):
     out = tmp_path / "other"
     out.mkdir()
     shutil.copy(folder / "student" / LOCAL_VIEWS_FILE, out)
-    target = {"class_path": "kdpl.multilabel.local_views.LocalViews", "init_args": {"floor": 0.1}}
+    target = {"class_path": "kdpl.multilabel.local_views.LocalViews", "init_args": {"stride": 0.5}}
     options = [*student, f"--model.init_args.target={json.dumps(target)}"]
     assert main(["fit", *options, f"--out={out}"]) == 1
     assert "was made for other settings" in capsys.readouterr().err
@@ -232,3 +235,85 @@ def test_images_of_one_label_each_are_refused(teacher, tmp_path):
     student = world.make_student(teacher, target=LocalViews())
     with world.refused(ConfigError, "several labels"):
         world.fit(student, tmp_path, 1, (), world.digits(7, **POOL))
+
+
+def softmax_plainly(numbers):
+    powers = [math.exp(each - max(numbers)) for each in numbers]
+    return [each / sum(powers) for each in powers]
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    """Text vectors of 3 classes and 2 other things, the crops of 8 images, and their labels of 2 classes."""
+    draw = torch.Generator().manual_seed(1)
+    texts = 4 * torch.nn.functional.normalize(torch.randn(5, 6, generator=draw), dim=1)
+    images = torch.nn.functional.normalize(torch.randn(8, 7, 6, generator=draw), dim=2)
+    return texts, images, torch.rand(8, 2, generator=draw) < 0.5
+
+
+def test_the_probe_minimises_the_log_loss_of_the_surest_crops(labelled):
+    texts, images, has = labelled
+    views = Views(texts, 3)
+    tuned = views.tuned(torch.stack([views.best(features) for features in images]), has)
+
+    rows, shown = [], []
+    for features, labels in zip(images, has.tolist(), strict=True):
+        for c, label in enumerate(labels):
+            sure = [softmax_plainly((texts @ feature).tolist())[c] for feature in features]
+            rows.append(features[sure.index(max(sure))].double())
+            shown.append(c if label else 3)
+    rows = torch.stack(rows)
+    mean, spread = rows.mean(dim=0), rows.std(dim=0) + 1e-6
+    # back to standardised features, in which the weights are penalised; class 2 has no label
+    kept = [0, 1, 3]
+    weight = (tuned.weight.double() * spread[:, None])[:, kept].requires_grad_()
+    bias = (tuned.bias.double() + mean @ tuned.weight.double())[kept].requires_grad_()
+    logits = (rows - mean) / spread @ weight + bias
+    loss = (
+        sum(logits[i].logsumexp(dim=0) - logits[i, kept.index(y)] for i, y in enumerate(shown))
+        * 30
+        / rows.shape[1]
+        + 0.5 * weight.square().sum()
+    )
+    gradients = torch.autograd.grad(loss, [weight, bias])
+    assert max(gradient.abs().max() for gradient in gradients) < 0.05
+    assert not tuned.weight[:, 2].any()
+
+
+def test_with_a_probe_predictions_are_those_of_both(labelled):
+    texts, images, has = labelled
+    views = Views(texts, 3)
+    tuned = views.tuned(torch.stack([views.best(features) for features in images]), has)
+    for feature, found in zip(images[0], tuned.probabilities(images[0]).tolist(), strict=True):
+        words = (texts @ feature).tolist()
+        nothing = math.log(sum(math.exp(each) for each in words[3:]))
+        text = softmax_plainly([*words[:3], nothing])
+        probe = softmax_plainly((feature @ tuned.weight + tuned.bias).tolist())
+        both = [math.sqrt(a) * b for a, b in zip(text, probe, strict=True)]
+        assert found == pytest.approx([each / sum(both) for each in both[:3]], abs=1e-5)
+
+
+def test_labelled_images_of_the_pool_have_their_labels_and_novel_classes_what_is_found(labelled):
+    texts, images, has = labelled
+    names = [str(i) for i in range(8)]
+    records = [Record(str(i), tuple(torch.nonzero(has[i]).flatten().tolist())) for i in (5, 2)]
+
+    def crops(_, summarize, sources=None):
+        return torch.stack([summarize(images[int(name)]) for name in sources or names])
+
+    vectors = SimpleNamespace(
+        vectors=texts[:3], logit_scale=1.0, preprocessing=SimpleNamespace(resizing=Resizing(32))
+    )
+    inputs = SimpleNamespace(
+        teachers=[vectors], teacher_folder=Path("/nowhere"), pool=names, indices=np.arange(8),
+        labeled=records, class_names=("a", "b", "c"), num_base=2, crops=crops, device="cpu",
+    )  # fmt: skip
+    target = LocalViews()
+    log_odds = target._make(inputs)
+    for image in (2, 5):
+        signs = torch.where(has[image], LIMIT, -LIMIT)
+        assert torch.allclose(log_odds[image, :2], signs)
+    own = Views(texts[:3], 3)
+    own = own.tuned(torch.stack([own.best(images[i]) for i in (5, 2)]), has[[5, 2]])
+    found = log_odds_of(torch.stack([own.scores(features) for features in images]))
+    assert torch.allclose(log_odds[:, 2], found[:, 2])
