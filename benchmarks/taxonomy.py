@@ -1,11 +1,13 @@
 """``python -m benchmarks.taxonomy``: answers at the levels of a tree of classes, beside rejection at the same error.
 
 Finished runs of a world's three seeds are read, each a folder with ``student``; nothing is trained.
-Validation and test images together are divided at random into a half that is held out and a half
-that is classified.
+Validation and test images together are divided at random into images that are held out, as many as
+the world's validation images or half of all, and images that are classified.
 """
 
 import argparse
+import itertools
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,7 +35,7 @@ TREES = {
 ERRORS, SPLITS = (0.02, 0.05), 20
 
 
-class Half(NamedTuple):
+class Split(NamedTuple):
     """Of one split and wanted error: share answered by level, errors there, and rejection's share."""
 
     answered: list[float]
@@ -53,18 +55,20 @@ def logits_of(run: Path, splits: Splits) -> tuple[Tensor, Tensor]:
     return logits, torch.tensor([record.label for record in records])
 
 
-def halves(taxonomy: Taxonomy, logits: Tensor, labels: Tensor, wanted: float) -> Iterator[Half]:
-    """Split the images at random, and answer one half by thresholds from the other."""
+def answers(
+    taxonomy: Taxonomy, logits: Tensor, labels: Tensor, wanted: float, count: int
+) -> Iterator[Split]:
+    """Split the images at random, and answer the others by thresholds from ``count`` of them."""
     known, flat = LevelScores.of(taxonomy, logits, labels), HeldOutScores.of(logits, labels)
     draw = torch.Generator().manual_seed(0)
     for _ in range(SPLITS):
-        held, new = torch.randperm(len(labels), generator=draw).tensor_split(2)
+        held, new = torch.randperm(len(labels), generator=draw).tensor_split([count])
         try:
             thresholds = LevelScores(taxonomy, known.scores[held], known.correct[held]).thresholds(
                 wanted
             )
         except ConfigError:
-            thresholds = [None] * len(taxonomy.nodes)
+            thresholds = [math.inf] * len(taxonomy.nodes)
         answered = levels_answered(known.scores[new], thresholds)
         shares, errors = [], []
         for level in range(1, len(taxonomy.nodes) + 1):
@@ -79,7 +83,7 @@ def halves(taxonomy: Taxonomy, logits: Tensor, labels: Tensor, wanted: float) ->
                 rejection[name] = float((flat.scores[new] >= least).float().mean())
             except ConfigError:
                 rejection[name] = 0.0
-        yield Half(shares, errors, rejection)
+        yield Split(shares, errors, rejection)
 
 
 def rows(table: str, runs: Sequence[Path]) -> Iterator[str]:
@@ -87,20 +91,16 @@ def rows(table: str, runs: Sequence[Path]) -> Iterator[str]:
     splits = TREES[table].read()
     taxonomy = Taxonomy.read(Path(__file__).parent / "worlds" / table, splits.class_names)
     outputs = [logits_of(run, splits) for run in runs]
-    for wanted in ERRORS:
-        found = [half for output in outputs for half in halves(taxonomy, *output, wanted)]
-        kept = sum(max(half.errors) <= wanted for half in found)
-        levels = zip(*(half.answered for half in found), strict=True)
+    total = len(splits.val) + len(splits.test)
+    for wanted, count in itertools.product(ERRORS, (len(splits.val), total // 2)):
+        found = [each for out in outputs for each in answers(taxonomy, *out, wanted, count)]
+        kept = sum(max(each.errors) <= wanted for each in found)
+        levels = zip(*(each.answered for each in found), strict=True)
         shares = [f"{100 * statistics.mean(level):.1f}" for level in levels]
-        total = statistics.mean(sum(half.answered) for half in found)
-        cells = [
-            table,
-            f"{wanted:.0%}",
-            f"{kept} of {len(found)}",
-            " / ".join(shares),
-            f"{100 * total:.1f}",
-        ]
-        means = (statistics.mean(h.rejection[name] for h in found) for name in found[0].rejection)
+        in_all = 100 * statistics.mean(sum(each.answered) for each in found)
+        cells = [table, f"{wanted:.0%}", f"{count:,}", f"{kept} of {len(found)}"]
+        cells += [" / ".join(shares), f"{in_all:.1f}"]
+        means = (statistics.mean(s.rejection[name] for s in found) for name in found[0].rejection)
         cells += [f"{100 * mean:.1f}" for mean in means]
         yield f"| {' | '.join(cells)} |"
 
@@ -114,9 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{world}", type=Path, nargs="*", default=[], metavar="RUN")
     options = vars(parser.parse_args(argv))
     print(
-        "| tree | error | kept | answered at level 1 / 2 / …, % | in all | --max-error | from the same start |"
+        "| tree | error | held out | kept | answered at level 1 / 2 / …, % | in all | --max-error | from the same start |"
     )
-    print("|---|--:|--:|--:|--:|--:|--:|")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|")
     for table in TREES:
         runs = options[table.removesuffix(".csv").partition("_")[0]]
         if runs:

@@ -97,7 +97,9 @@ def build(
 
 def _rule_facts(rule: DecisionRule, names: Sequence[str]) -> dict[str, Any]:
     """Return a rule's fields, with thresholds by class name; None: the class is always rejected."""
-    facts = asdict(rule) | {"naming": rule.naming and repr(rule.naming)}
+    facts = asdict(rule)
+    if facts.pop("naming") is not None:
+        facts["naming"] = repr(rule.naming)
     if rule.class_thresholds is not None:
         least = [rule.class_threshold(label) for label in range(len(names))]
         finite = (each if math.isfinite(each) else None for each in least)

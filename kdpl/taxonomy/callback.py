@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -61,14 +61,19 @@ class Levels(Callback):
         evaluated, task = cast(EvalOutput, outputs), cast(ClassifyingModule, pl_module).task
         scores, nodes = self._taxonomy.best(task.probabilities(evaluated["logits"]))
         correct = nodes == self._taxonomy.of_class[:, evaluated["labels"].cpu()].T
-        answered = levels_answered(scores, self._thresholds)
         shares = {"path": correct.all(dim=1)}
         for level in range(1, correct.shape[1] + 1):
             shares[f"{level}_acc"] = correct[:, level - 1]
             if self._thresholds:
+                answered = levels_answered(scores, self._thresholds)
                 shares[f"{level}_answered"] = answered == level
-        for name, share in shares.items():
-            # a mean over the images of all batches and processes
-            options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
-            mean = share.float().mean()
-            pl_module.log(test_key(f"level_{name}"), mean, batch_size=len(share), **options)
+        # means over the images of all batches and processes; as numbers, which have no device
+        pl_module.log_dict(
+            {
+                test_key(f"level_{name}"): float(each.float().mean())
+                for name, each in shares.items()
+            },
+            on_epoch=True,
+            sync_dist=True,
+            batch_size=len(correct),
+        )

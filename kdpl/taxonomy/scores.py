@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
@@ -28,8 +29,8 @@ FILE = "taxonomy.csv"
 _STRICTEST = 0.25
 """Share of a level's images that its strictest threshold accepts: with fewer, one error ends it."""
 
-Thresholds = Sequence[float | None]
-"""A threshold for each level, from 1 on; None: it answers nothing."""
+Thresholds = Sequence[float]
+"""A threshold for each level, from 1 on; infinite: it answers nothing."""
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -91,30 +92,26 @@ class LevelScores(Companion):
         if not len(self.scores):
             raise ArtifactError(f"this classifier has a tree, but no held-out images: {REMEDY}")
         found = self._thresholds(max_error)
-        if any(found):
+        if min(found) < math.inf:
             return found
         errors = (n / 1000 for n in range(math.ceil(1000 * max_error), 1000))
-        least = next((error for error in errors if any(self._thresholds(error))), 1.0)
+        least = next((e for e in errors if min(self._thresholds(e)) < math.inf), 1.0)
         raise ConfigError(
             f"at no level {len(self.scores)} held-out images show an error of "
             f"{100 * max_error:.3g}%, the least that they show is {100 * least:.3g}%: accept a "
             "larger error, or calibrate on more images"
         )
 
-    def _thresholds(self, max_error: float) -> list[float | None]:
+    def _thresholds(self, max_error: float) -> list[float]:
         confidence = 1 - (1 - CONFIDENCE) / self.scores.shape[1]
-        found: list[float | None] = []
-        left = torch.ones(len(self.scores), dtype=torch.bool)
-        for scores, correct in zip(self.scores.T.flip(0), self.correct.T.flip(0), strict=True):
-            level = HeldOutScores(1.0, scores[left], scores[left], correct[left])
-            try:
-                threshold = level.threshold(max_error, confidence, _STRICTEST)
-            except ConfigError:
-                found.append(None)
-                continue
-            found.append(threshold)
-            left = left & (scores < threshold)
-        return found[::-1]
+        found = [math.inf] * self.scores.shape[1]
+        for level in reversed(range(len(found))):
+            left = levels_answered(self.scores, found) == 0
+            scores = self.scores[left, level]
+            own = HeldOutScores(1.0, scores, scores, self.correct[left, level])
+            with suppress(ConfigError):
+                found[level] = own.threshold(max_error, confidence, _STRICTEST)
+        return found
 
     def save(self, folder: Path, classifier: str) -> None:
         """Write the file into a folder, atomically, with the fingerprint of the classifier."""
@@ -148,19 +145,16 @@ class LevelScores(Companion):
 
 def levels_answered(scores: Tensor, thresholds: Thresholds) -> Tensor:
     """Return the deepest level whose threshold scores [N, L] reach, int64 [N]; 0: none."""
-    answered = torch.zeros(len(scores), dtype=torch.long)
-    for level, threshold in enumerate(thresholds):
-        if threshold is not None:
-            answered[scores[:, level] >= threshold] = level + 1
-    return answered
+    reached = scores >= torch.tensor(thresholds)
+    return (reached * torch.arange(1, len(thresholds) + 1)).amax(dim=1)
 
 
 def level_scores_of(classifier: Classifier) -> LevelScores:
     """Return the tree and scores of a classifier; an ArtifactError for one without a tree."""
-    scores = classifier.companions.get(NAME)
-    if not isinstance(scores, LevelScores):
+    scores, classes = classifier.companions.get(NAME), len(classifier.class_names)
+    if not isinstance(scores, LevelScores) or scores.taxonomy.of_class.shape[1] != classes:
         raise ArtifactError(
-            "this classifier has no tree of classes: train it with data.init_args.taxonomy"
+            "this classifier has no tree of its classes: train it with data.init_args.taxonomy"
         )
     return scores
 

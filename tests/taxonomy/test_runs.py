@@ -121,7 +121,9 @@ def test_what_does_not_go_with_it_is_refused(options, says, run, photos, capsys)
 
 def test_a_classifier_without_a_tree_says_so(classifier, photos, capsys):
     assert main(["predict", str(classifier), str(photos), "--level-error=2%"]) == 1
-    assert "no tree of classes: train it with data.init_args.taxonomy" in capsys.readouterr().err
+    assert (
+        "no tree of its classes: train it with data.init_args.taxonomy" in capsys.readouterr().err
+    )
 
 
 def test_a_table_that_is_no_tree_ends_a_fit_before_training(tmp_path, capsys):
