@@ -2,7 +2,8 @@
 
 Finished runs of a world's three seeds are read, each a folder with ``student``; nothing is trained.
 Validation and test images together are divided at random into images that are held out, as many as
-the world's validation images or half of all, and images that are classified.
+the world's validation images or half of all, and images that are classified. As many are also
+drawn with replacement, for thresholds that are judged by all images, as if there were no others.
 """
 
 import argparse
@@ -32,7 +33,7 @@ TREES = {
 }
 """Tables of trees in the folder of the worlds, and what they are of."""
 
-ERRORS, SPLITS = (0.02, 0.05), 20
+ERRORS, SPLITS, DRAWS = (0.02, 0.05), 20, 100
 
 
 class Split(NamedTuple):
@@ -86,6 +87,24 @@ def answers(
         yield Split(shares, errors, rejection)
 
 
+def kept_by_draws(
+    taxonomy: Taxonomy, logits: Tensor, labels: Tensor, wanted: float, count: int
+) -> int:
+    """Return in how many draws of ``count`` images no level has a larger error among all images."""
+    known, kept = LevelScores.of(taxonomy, logits, labels), 0
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(DRAWS):
+        held = torch.randint(len(labels), (count,), generator=draw)
+        try:
+            own = LevelScores(taxonomy, known.scores[held], known.correct[held])
+            answered = levels_answered(known.scores, own.thresholds(wanted))
+        except ConfigError:
+            answered = torch.zeros(len(labels), dtype=torch.long)
+        right = [known.correct[answered == i, i - 1] for i in answered.unique().tolist() if i]
+        kept += all(float((~each).float().mean()) <= wanted for each in right)
+    return kept
+
+
 def rows(table: str, runs: Sequence[Path]) -> Iterator[str]:
     """Rows of a Markdown table, one for each wanted error, over all splits of all runs."""
     splits = TREES[table].read()
@@ -98,7 +117,9 @@ def rows(table: str, runs: Sequence[Path]) -> Iterator[str]:
         levels = zip(*(each.answered for each in found), strict=True)
         shares = [f"{100 * statistics.mean(level):.1f}" for level in levels]
         in_all = 100 * statistics.mean(sum(each.answered) for each in found)
+        drawn = sum(kept_by_draws(taxonomy, *out, wanted, count) for out in outputs)
         cells = [table, f"{wanted:.0%}", f"{count:,}", f"{kept} of {len(found)}"]
+        cells.append(f"{drawn} of {DRAWS * len(outputs)}")
         cells += [" / ".join(shares), f"{in_all:.1f}"]
         means = (statistics.mean(s.rejection[name] for s in found) for name in found[0].rejection)
         cells += [f"{100 * mean:.1f}" for mean in means]
@@ -114,9 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{world}", type=Path, nargs="*", default=[], metavar="RUN")
     options = vars(parser.parse_args(argv))
     print(
-        "| tree | error | held out | kept | answered at level 1 / 2 / …, % | in all | --max-error | from the same start |"
+        "| tree | error | held out | kept | of all | answered at level 1 / 2 / …, % | in all | --max-error | from the same start |"
     )
-    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for table in TREES:
         runs = options[table.removesuffix(".csv").partition("_")[0]]
         if runs:
