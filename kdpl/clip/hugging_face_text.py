@@ -49,8 +49,5 @@ class HuggingFaceTextTower(WholeTextTower):
             return self._insert(context, tokens)
 
         # not all towers take embeddings in place of ids, by which some of them pool
-        hook = self.token_embedding.register_forward_hook(enter)
-        try:
+        with self.token_embedding.register_forward_hook(enter):
             return cast(Tensor, self.text(ids))
-        finally:
-            hook.remove()

@@ -144,8 +144,8 @@ def load_clip(config: ClipConfig) -> Clip:
     model_config = _model_config(config)
     text = model_config["text_cfg"]
     tokenize = _tokenizer(config.model, text)  # before anything large is built or fetched
-    hugging_face = text.get("hf_model_name")
-    with _transformers(config.model, "text tower", hugging_face) if hugging_face else nullcontext():
+    place = text.get("hf_model_name")
+    with from_transformers(config.model, "text tower", place) if place else nullcontext():
         model = _build(model_config)
     image = _image_half(model, config, model_config, ("",))
     tower = text_tower(config.model, model, tokenize.start)
@@ -229,7 +229,7 @@ def _tokenizer(model: str, text: Mapping[str, Any]) -> Tokenizer:
     options.pop("trust_remote_code", None)  # a downloaded config has no say in that
     length = text.get("context_length", DEFAULT_CONTEXT_LENGTH)
     if place:
-        with _transformers(model, "tokenizer", place):
+        with from_transformers(model, "tokenizer", place):
             mode = text.get("tokenizer_mode")
             return Tokenizer(HFTokenizer(place, length, tokenizer_mode=mode, **options))
     if options:
@@ -239,7 +239,7 @@ def _tokenizer(model: str, text: Mapping[str, Any]) -> Tokenizer:
 
 
 @contextmanager
-def _transformers(model: str, kind: str, place: str) -> Iterator[None]:
+def from_transformers(model: str, kind: str, place: str, scheme: str = FOLDER) -> Iterator[None]:
     """Say in one sentence what transformers could not get from a folder, or from the hub."""
     try:
         import transformers  # noqa: F401 - before the hub is asked
@@ -255,7 +255,7 @@ def _transformers(model: str, kind: str, place: str) -> Iterator[None]:
         raise WeightsError(
             f"cannot load the {kind} {place!r} of {model} ({reason(error)}): fetch the model and "
             "the files of its text tower where there is a network, and give their folder as "
-            f"{FOLDER}PATH"
+            f"{scheme}PATH"
         ) from error
 
 

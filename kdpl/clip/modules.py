@@ -10,10 +10,6 @@ from torch.nn import functional as F
 
 from kdpl.errors import ConfigError
 
-_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-_CAST_NAMES = ("proj", "text_projection", *_ATTENTION)
-"""Weights of modules that are not layers of torch, such as the attention of open_clip 4."""
-
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -136,7 +132,9 @@ class FrozenTower(nn.Module):
         for module in self.modules():
             is_layer = isinstance(module, layers) and type(module).__module__.startswith(own)
             for name, parameter in module.named_parameters(recurse=False):
-                if (is_layer and name != "in_proj_bias") or name in _CAST_NAMES:
+                # attention of open_clip 4 is not torch's, but has weights of the same names
+                is_projection = name.endswith(("proj_weight", "text_projection")) or name == "proj"
+                if (is_layer and name != "in_proj_bias") or is_projection:
                     yield parameter
 
     def train(self, mode: bool = True) -> "FrozenTower":

@@ -11,9 +11,6 @@ import open_clip
 
 from kdpl.errors import WeightsError
 
-_EOS_ID = 2
-"""The end-of-text id of configs that have none: the default of 3.3, which 4 asks for."""
-
 
 def list_models() -> list[str]:
     """Return the names of open_clip's models that kdpl can use."""
@@ -30,8 +27,8 @@ def require_clip(name: str, config: Mapping[str, Any]) -> None:
 
 
 def text_settings(text: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete the text part of a model config by what 3.3 does not ask for."""
-    return {"eos_id": _EOS_ID, **text} if text.get("pool_type") == "eos" else {**text}
+    """Complete the text part of a config by the end-of-text id, which 4 has no default for."""
+    return {"eos_id": 2, **text} if text.get("pool_type") == "eos" else {**text}
 
 
 def _is_clip(config: Mapping[str, Any]) -> bool:

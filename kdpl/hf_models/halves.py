@@ -9,21 +9,20 @@ from torch import Tensor, nn
 class _Half(nn.Module):
     """One tower of a model, with what projects its features; it shares the model's weights."""
 
-    def __init__(self, model: Any, is_text: bool) -> None:
+    is_text = False
+
+    def __init__(self, model: Any) -> None:
         super().__init__()
         with torch.device("meta"):
             self.model = type(model)(model.config)
         for name, child in model.named_children():
-            setattr(self.model, name, child if name.startswith("text_") == is_text else None)
+            setattr(self.model, name, child if name.startswith("text_") == self.is_text else None)
         for name, _ in model.named_parameters(recurse=False):  # scale and bias of logits
             setattr(self.model, name, None)
 
 
 class ImageHalf(_Half):
     """An image tower, from normalised pixels to features."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__(model, is_text=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised."""
@@ -33,17 +32,15 @@ class ImageHalf(_Half):
 class TextHalf(_Half):
     """A text tower, as ``kdpl.clip.hugging_face_text`` expects open_clip's.
 
-    Args:
-        model: The whole model.
-        padding: The id of padding, which is hidden from the text; None if the model was trained to
-            read it, as SigLIP.
-        ends: Tokens at the end of a text that have this id as well.
+    The id ``padding`` is hidden from the text, but for the first ``ends`` after it, which end it;
+    with None, a text is read with its padding, as by SigLIP.
     """
 
+    is_text = True
+
     def __init__(self, model: Any, padding: int | None, ends: int) -> None:
-        super().__init__(model, is_text=True)
-        self.padding = padding
-        self.ends = ends
+        super().__init__(model)
+        self.padding, self.ends = padding, ends
 
     @property
     def transformer(self) -> "TextHalf":
@@ -53,11 +50,8 @@ class TextHalf(_Half):
     def get_input_embeddings(self) -> nn.Module:
         """Return the embedding of tokens."""
         size = self.model.config.text_config.vocab_size
-        return next(
-            module
-            for module in self.modules()
-            if isinstance(module, nn.Embedding) and module.num_embeddings == size
-        )
+        tables = (each for each in self.modules() if isinstance(each, nn.Embedding))
+        return next(table for table in tables if table.num_embeddings == size)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Encode token ids [N, context_length] into features [N, embed_dim], not normalised."""

@@ -199,15 +199,6 @@ def test_weights_stored_in_autocasts_type_change_no_bit(kind, written, images):
         assert torch.equal(tower(images), expected)
 
 
-def test_random_weights_are_the_same_each_time(written):
-    config = ClipConfig(written("siglip").address, "random")
-    with pytest.warns(UserWarning, match="has random weights"):
-        first, second = load_clip(config), load_clip(config)
-    assert first.identity == second.identity
-    assert first.text_fingerprint == second.text_fingerprint
-    assert first.identity.fingerprint != load_clip(ClipConfig(config.model)).identity.fingerprint
-
-
 def test_a_repository_in_the_hubs_cache_serves_without_a_network(written, tmp_path, monkeypatch):
     snapshot = tmp_path / "models--someone--siglip" / "snapshots" / ("a" * 40)
     snapshot.parent.mkdir(parents=True)
@@ -220,7 +211,9 @@ def test_a_repository_in_the_hubs_cache_serves_without_a_network(written, tmp_pa
     assert (
         clip.text_fingerprint == load_clip(ClipConfig(written("siglip").address)).text_fingerprint
     )
-    with world.refused(WeightsError, r"cannot load the config of hf:someone/other \(.*hf:PATH;"):
+    with world.refused(
+        WeightsError, r"cannot load the config 'someone/other' of hf:someone/other \(.*as hf:PATH$"
+    ):
         load_clip(ClipConfig("hf:someone/other"))
 
 
@@ -247,33 +240,32 @@ def leave_out_a_tensor(path):
 BAD = {
     "no image-text model": (
         lambda path: change(path, model_type="bert"),
-        r"is a 'bert': use an image-text model of one of the types aimv2, .*siglip",
+        r"is of type 'bert', and code .* never run: use an image-text model of .* aimv2, .*siglip",
     ),
     "patches of any number": (
         lambda path: change(path, model_type="siglip2"),
-        "is a 'siglip2': use an image-text model",
+        "is of type 'siglip2', and code",
     ),
     "code of its own": (
         lambda path: change(path, model_type="odd", auto_map={"AutoModel": "odd.Odd"}),
-        "needs code from a repository, which is never run: use",
+        "is of type 'odd', and code of its repository is never run: use",
     ),
-    "attention of others": (
-        lambda path: change(path, text_config={"attn_implementation": "someone/kernel"}),
-        "needs code from a repository, which is never run: use",
+    "pickled weights alone": (
+        pickle_alone,
+        r"cannot load the safetensors weights '.*' of hf:.* \(.*\)",
     ),
-    "pickled weights alone": (pickle_alone, r"cannot load the safetensors weights of hf:.* \(.*\)"),
     "a tensor too few": (
         leave_out_a_tensor,
-        r"weights of hf:.* \(tensor 'vision_model.post_layernorm.weight' is missing\)",
+        r"weights '.*' of hf:.* \(tensor 'vision_model.post_layernorm.weight' is missing\)",
     ),
     "no config": (lambda path: (path / "config.json").unlink(), r"hf:.*: (fetch|use) "),
     "no tokenizer": (
         lambda path: [(path / f"tokenizer{end}.json").unlink() for end in ("", "_config")],
-        "cannot load the tokenizer of hf:",
+        r"cannot load the tokenizer '.*' of hf:",
     ),
     "no image processor": (
         lambda path: (path / "preprocessor_config.json").unlink(),
-        "cannot load the image processor of hf:",
+        r"cannot load the image processor '.*' of hf:",
     ),
 }
 
@@ -288,22 +280,40 @@ def test_a_folder_that_kdpl_cannot_use_is_refused_in_one_sentence(what, tmp_path
 
 def test_settings_of_other_models_and_a_missing_package_are_refused(written, monkeypatch):
     address = written("siglip").address
-    with world.refused(ConfigError, "has its own weights, not 'webli': remove clip.pretrained"):
-        load_clip(ClipConfig(address, "webli"))
-    for setting in ({"quick_gelu": True}, {"image_size": 64}):
-        with world.refused(ConfigError, "remove clip.quick_gelu and clip.image_size"):
+    for setting in ({"pretrained": "webli"}, {"quick_gelu": True}, {"image_size": 64}):
+        with world.refused(ConfigError, "of its own: remove clip.pretrained, clip.quick_gelu and"):
             load_image_clip(ClipConfig(address, **setting))
     monkeypatch.setitem(sys.modules, "transformers", None)
     with world.refused(WeightsError, r"needs the package transformers: pip install 'kdpl\[trans"):
         load_clip(ClipConfig(address))
 
 
-@pytest.mark.parametrize("odd", [{"hf": "bert"}, {"attn_implementation": "someone/kernel"}])
-def test_a_config_of_another_kind_is_never_built(odd, written):
+def test_a_config_of_another_kind_is_never_built(written):
     tower = load_image_clip(ClipConfig(written("siglip").address)).image_tower
-    config = {**tower.config, "vision_cfg": {**tower.config["vision_cfg"], **odd}}
-    with pytest.raises(ValueError, match="builds no image tower of kind"):
+    config = {**tower.config, "vision_cfg": {**tower.config["vision_cfg"], "hf": "bert"}}
+    with pytest.raises(ValueError, match="builds no image tower of kind 'bert'"):
         build_image_tower(config, tower.preprocessing)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_from_a_repository_is_never_loaded(kind, tmp_path, images):
+    found = write(tmp_path / "model", kind)
+    kernel, about = "someone/kernel", json.loads((found.path / "config.json").read_text())
+    parts = {
+        name: {**about[name], "attn_implementation": kernel}
+        for name in ("text_config", "vision_config")
+    }
+    change(found.path, attn_implementation=kernel, **parts)
+    tower = load_image_clip(ClipConfig(found.address)).image_tower
+    config = {
+        **tower.config,
+        "vision_cfg": {**tower.config["vision_cfg"], "attn_implementation": kernel},
+    }
+    for each in (tower, build_image_tower(config, tower.preprocessing)):
+        settings = each.visual.model.config
+        parts = (settings, settings.text_config, settings.vision_config)
+        assert {part._attn_implementation for part in parts} == {"sdpa"}
+        assert each(images).isfinite().all()
 
 
 def settings_for(tmp_path, stage, address):
