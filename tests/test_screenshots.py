@@ -98,6 +98,7 @@ def test_the_demo(tmp_path):
         tab.wait("document.querySelector('#predictions')?.innerText.includes('%')")
         tab.add_classes("letter B, letter K")
         tab.wait("document.querySelector('#predictions')?.innerText.includes('letter B')")
+        tab.wait("!!document.querySelector('#heat-map img')")
         tab.run("document.activeElement.blur()")
         for scheme in SCHEMES:
             take(tab, "demo", scheme, 900)

@@ -2,10 +2,12 @@
 
 import os
 import sys
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from html import escape
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,12 +113,16 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
             gr.Warning(escape(str(error)))
             return None
 
-    def drawn_by(draw: Picture) -> Callable[..., Image.Image | None]:
-        def on_picture(file: dict[str, Any] | None, added: str | None) -> Image.Image | None:
+    def drawn_by(draw: Picture, title: str) -> Callable[..., str]:
+        def on_picture(file: dict[str, Any] | None, added: str | None) -> str:
+            png = BytesIO()
             # of an error, the prediction says what is wrong
             with suppress(KdplError):
-                return draw(*demo.open(file["path"], "", added or "")) if file else None
-            return None
+                if file is not None:
+                    draw(*demo.open(file["path"], "", added or "")).save(png, "png")
+            data = b64encode(png.getvalue()).decode()
+            image = f'<img src="data:image/png;base64,{data}" alt="" style="width: 100%">'
+            return f"{escape(title)}<br>{image}" if data else ""
 
         return on_picture
 
@@ -138,8 +144,9 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
                 elem_id="image",
             )
             label = gr.Label(label="Prediction", num_top_classes=demo.top_k, elem_id="predictions")
+            # not as gr.Image, which offers to publish what it shows
             pictures = [
-                (drawn_by(draw), gr.Image(label=name.replace("-", " ").capitalize(), height=320))
+                (drawn_by(draw, name.replace("-", " ").capitalize()), gr.HTML(elem_id=name))
                 for name, draw in plugins.load_all("demo").items()
             ]
         added = gr.Textbox(

@@ -16,7 +16,7 @@ from kdpl.clip.timm_model import load_network
 from kdpl.data.augmentation import open_given
 from kdpl.errors import ConfigError, DataError
 from kdpl.explain import heat_map
-from kdpl.explain.heat import GRID, MASKS, evidence, random_masks
+from kdpl.explain.heat import GRID, MASKS, evidence, log_odds, random_masks
 from kdpl.prompts.student_encoder import StudentEncoder
 
 KINDS = ("prompted", "whole", "test-resnet", "test-timm", "timm:test_resnet")
@@ -215,6 +215,23 @@ def test_a_class_that_is_sure_still_has_a_map(prompted):
     sure = Classifier(prompted.encoder, prompted.vectors, 1e4, prompted.clip)
     assert float(sure.predict([photo(sure)])[0][0].probability) == 1
     assert float(heat_map(sure, photo(sure)).max()) == pytest.approx(1)
+
+
+def test_with_several_labels_a_class_is_explained_by_itself(prompted):
+    multilabel = pytest.importorskip("kdpl.multilabel.task")
+    by_itself = Classifier(
+        prompted.encoder, prompted.vectors, 17.0, prompted.clip, task=multilabel.MultiLabel()
+    )
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        p = by_itself.task.probabilities(by_itself(images))[:, 2].double()
+        torch.testing.assert_close(
+            log_odds(by_itself, images, 2).double(), torch.log(p / (1 - p)), rtol=1e-4, atol=1e-4
+        )
+    name = by_itself.class_names[2]
+    apart = heat_map(by_itself, photo(by_itself), name) - heat_map(prompted, photo(prompted), name)
+    assert float(apart.abs().max()) > 0.01
+    assert float(heat_map(by_itself, photo(by_itself)).max()) == pytest.approx(1)
 
 
 def test_an_image_of_one_colour_has_a_map_of_zeros_up_to_rounding(prompted):

@@ -3,17 +3,23 @@
 import csv
 import re
 import shutil
+from base64 import b64decode
+from io import BytesIO
 
 import pytest
 import torch
+import world
 from PIL import Image
 from runs import noise
 
 import kdpl.explain.pictures
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
+from kdpl.clip import ClipConfig
+from kdpl.clip.timm_model import load_network
 from kdpl.demo.page import Demo, build
 from kdpl.explain.pictures import nearest_labelled, overlay
+from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.report.run_folder import Run
 
 PANEL = 176 + 8
@@ -158,7 +164,21 @@ def test_the_demo_draws_the_heat_map(classifier, photos):
     handlers = [each.fn for each in build(demo, []).fns.values()]
     (draw,) = [each for each in handlers if getattr(each, "__name__", "") == "on_picture"]
     shown = draw({"path": str(photos / "0.png")}, None)
+    assert shown.startswith("Heat map<br>")
+    drawn = Image.open(BytesIO(b64decode(re.search(r"base64,([^\"]+)", shown)[1])))
     expected = overlay(demo.classifier, Image.open(photos / "0.png"))
-    assert shown.tobytes() == expected.tobytes()
-    assert draw(None, "") is None
-    assert draw({"path": str(photos / "broken.png")}, "") is None
+    assert drawn.tobytes() == expected.tobytes()
+    assert draw(None, "") == draw({"path": str(photos / "broken.png")}, "") == ""
+
+
+def test_the_demo_predicts_as_predict_does_where_images_are_cropped(tmp_path):
+    # prepared twice, an image would be cropped twice
+    encoder = StudentEncoder(
+        load_network(ClipConfig("timm:test_resnet", "random", image_size=48)), 0, 0, 24
+    )
+    identity = world.clip_of("test-student").identity
+    known = Classifier(encoder, world.frozen_vectors(), 17.0, identity)
+    assert known.preprocessing.crop_pct < 1
+    noise(80, 60).save(tmp_path / "photo.png")
+    photo = str(tmp_path / "photo.png")
+    assert Demo(known, None, 3).classify(photo, photo) == dict(known.predict([photo], 3)[0])
