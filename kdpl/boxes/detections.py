@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,11 +52,7 @@ def read_detections(file: Path, folder: str | None) -> tuple[dict[str, Any], lis
 
 
 def write_predictions(
-    path: Path,
-    rows: Iterable[Row],
-    columns: Sequence[str],
-    data: dict[str, Any],
-    found: Iterable[Found],
+    path: Path, rows: Iterable[Row], columns: Sequence[str], data: Any, found: Iterable[Found]
 ) -> None:
     """Write a file of detections, with the rows of a table in the objects of the boxes found.
 
@@ -65,13 +62,14 @@ def write_predictions(
     in_pairs = "detection_categories" in data
     categories = data.setdefault("classification_categories", {}) if in_pairs else {}
     numbers = {name: number for number, name in categories.items()}
+    unused = count(1 + max(map(int, categories), default=-1))
     ranks = [name.removeprefix("probability") for name in columns if "probability" in name]
     for row, each in zip(rows, found, strict=True):
         classes = [name for rank in ranks if (name := row[f"class{rank}"]) is not None]
         scores = [row[f"probability{rank}"] for rank in ranks[: len(classes)]]
         for name in classes:
-            if in_pairs and name not in numbers:
-                numbers[name] = str(1 + max(map(int, categories), default=-1))
+            if name not in numbers:
+                numbers[name] = str(next(unused))
                 categories[numbers[name]] = name
         if row["error"] is not None:
             each.entry["failure"] = row["error"]

@@ -12,7 +12,7 @@ from kdpl.classifier import Precision
 from kdpl.classifier.bulk import BulkPrediction, load_classifier
 from kdpl.classifier.sources import Item
 from kdpl.classifier.tables import arrow_schema, pyarrow_of
-from kdpl.errors import ConfigError, reason
+from kdpl.errors import ConfigError
 from kdpl.tasks import DecisionRule
 
 # a pixel: fills up batches, since processors round products of few rows in another way
@@ -67,8 +67,8 @@ class BatchPredictor:
         """Classify the images of a batch.
 
         Args:
-            batch: Columns of one length, as a mapping to NumPy or Arrow arrays, an Arrow table or
-                record batch, or a DataFrame of pandas. The image is in ``bytes``, or, where that is
+            batch: Columns as ``pyarrow.table`` takes them: a mapping to NumPy or Arrow arrays, an
+                Arrow table, a DataFrame of pandas. The image is in ``bytes``, or, where that is
                 missing or null, in the file or URL ``path``.
 
         Returns:
@@ -80,22 +80,15 @@ class BatchPredictor:
             ConfigError: The batch has neither column, or one that predictions have as well.
         """
         arrow = pyarrow_of("a BatchPredictor")
-        try:
-            given = arrow.table(batch)
-        except (arrow.ArrowException, TypeError) as error:
-            raise ConfigError(
-                f"the batch cannot be read as columns ({reason(error)}): give a mapping to arrays "
-                "of one dimension, an Arrow table or a DataFrame"
-            ) from error
+        given = arrow.table(batch)
         schema, others = self.schema, {*given.column_names} - {"path", "bytes"}
         if len(others) == given.num_columns or others & {*schema.names}:
             raise ConfigError(
                 f"the batch has the columns {', '.join(given.column_names) or 'none'}, expected "
                 f"path or bytes, and none of predictions ({', '.join(schema.names)}): rename them"
             )
-        nothing = [None] * given.num_rows
         paths, contents = (
-            given[name].to_pylist() if name in given.column_names else nothing
+            given[name].to_pylist() if name in given.column_names else [None] * given.num_rows
             for name in ("path", "bytes")
         )
         rows = self._rows([*map(_item, paths, contents)])
