@@ -14,13 +14,6 @@ def after_run(run: Path, changed: bool) -> None:
     This is an entry point of ``kdpl.after_run``.
     """
     if changed or not (run / REPORT_FILE).is_file():
-        from kdpl.report.run_folder import Run
-        from kdpl.runtime.messages import inform
-        from kdpl.tasks import MULTI_CLASS
-
-        if Run.find(run, True).vectors.task != MULTI_CLASS.name:
-            inform("there is no report yet of several labels an image")
-            return
         report(str(run), trust=True)
 
 
@@ -38,11 +31,9 @@ def report(run: str, *, out: str | None = None, trust: bool = False) -> int:
     from kdpl.report.page import render
     from kdpl.report.run_folder import Run
     from kdpl.runtime.messages import inform, quiet_libraries
-    from kdpl.tasks import require_one_class
 
     quiet_libraries()
     opened = replace(Run.find(folder, trust), read_only=out is not None)
-    require_one_class(opened.vectors.task, "the report")
     inform("making the report: loading and timing both encoders")
     html = render(opened)
     write_text(path, html)

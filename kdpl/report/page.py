@@ -21,6 +21,7 @@ from kdpl.report.training import learning_curves, training
 from kdpl.runtime import plugins
 from kdpl.runtime.class_names import shorten
 from kdpl.runtime.messages import inform
+from kdpl.tasks import MULTI_CLASS
 from kdpl.version import __version__
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -35,6 +36,9 @@ _SECTIONS: dict[str, Callable[[Run], Any]] = {
     },
 }
 
+_ONE_CLASS = ("accuracy", "classes", "confusions", "disagreement")
+"""Sections for images of one class each."""
+
 
 class Section(NamedTuple):
     """A section of the report that a room brings, by an entry point ``kdpl.report``.
@@ -46,6 +50,7 @@ class Section(NamedTuple):
         template: Its part of the page, which takes the data as ``data``.
         after: Name of the section that it follows.
         wide: Whether it takes the whole width.
+        task: Name of the task whose runs have it.
     """
 
     title: str
@@ -53,13 +58,18 @@ class Section(NamedTuple):
     template: Path
     after: str
     wide: bool = True
+    task: str = MULTI_CLASS.name
 
 
 def render(run: Run) -> str:
     """Return a run's report as HTML."""
     rooms: dict[str, Section] = plugins.load_all("report")
-    makers = _SECTIONS | {name: section.make for name, section in rooms.items()}
-    sections = {name: _section(make, run) for name, make in makers.items()}
+    own = {name: room.make for name, room in rooms.items() if room.task == run.task}
+    makers = _SECTIONS | own
+    if run.task != MULTI_CLASS.name:
+        makers = {name: make for name, make in makers.items() if name not in _ONE_CLASS}
+    sections = {name: {"data": None, "gap": None} for name in [*_SECTIONS, *rooms]}
+    sections |= {name: _section(make, run) for name, make in makers.items()}
     accuracy = sections["accuracy"]["data"]
     if accuracy is not None and accuracy["below"] is not None:
         inform(accuracy["below"])

@@ -26,6 +26,7 @@ from kdpl.runtime.run_folder import (
     RESULTS_FILE,
     STAGE_FOLDERS,
 )
+from kdpl.tasks import MULTI_CLASS
 
 _NAMING = ("class_path", "augmentation", "dataset")  # settings that may name a class to import
 
@@ -222,6 +223,14 @@ class Run:
     def vectors(self) -> ClassVectors:
         """Class vectors of the main stage."""
         return ClassVectors.load(self.main.folder / CLASS_VECTORS_FILE)
+
+    @property
+    def task(self) -> str:
+        """Name of the task; that of images of one class each if it is not known."""
+        try:
+            return self.vectors.task
+        except KdplError:
+            return MULTI_CLASS.name
 
     @cached_property
     def data(self) -> DomainDataModule:
