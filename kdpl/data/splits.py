@@ -12,7 +12,6 @@ from kdpl.data.decoding import Decoding
 from kdpl.data.names import Names, select
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.class_names import ClassText, composed, fault_of_name
-from kdpl.tasks import MULTI_CLASS
 
 Label = int | tuple[int, ...]
 """Index into the class names; of a dataset with several labels an image, their rising indices."""
@@ -122,7 +121,8 @@ class Reader(ABC):
     """
 
     own: bool = True
-    task: str = MULTI_CLASS.name
+    # spelled out: kdpl.tasks imports torch, and commands look for bad paths before that
+    task: str = "multiclass"
     decoding: Decoding = Decoding()
 
     @abstractmethod
