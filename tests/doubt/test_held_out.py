@@ -17,7 +17,7 @@ from kdpl.tasks import MULTI_CLASS
 
 
 def classifier_with(held_out):
-    return SimpleNamespace(companions={"held_out": held_out})
+    return SimpleNamespace(companions={"held_out": held_out}, task=MULTI_CLASS)
 
 
 def scores_of(scores, correct, label_scores=None):
