@@ -180,12 +180,12 @@ class ClassVectors(VectorSettings):
                 "with text_features: teacher"
             )
 
-    def require_task(self, task: str, source: str) -> None:
-        """Raise an ArtifactError if they are for another task than the data's; names ``source``."""
+    def require_task(self, task: str, source: str, other: str = "the data") -> None:
+        """Raise an ArtifactError if they are for another task; names ``source`` and ``other``."""
         if task != self.task:
             raise ArtifactError(
-                f"the class vectors of {source} are for {self.task} labels, the data have {task} "
-                "ones: run stage 1 on these data, with the same label_separator"
+                f"the class vectors of {source} are for {self.task} labels, those of {other} are "
+                f"{task} ones: run stage 1 on the same data, with the same label_separator"
             )
 
     def require_names(

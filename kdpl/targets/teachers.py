@@ -58,6 +58,7 @@ class Teachers(Frozen[nn.ModuleList]):
             folder = self._unread[0]
             vectors = ClassVectors.of_teacher(str(folder))
             vectors.require_names(first.vectors.class_names, str(folder), str(first.folder))
+            vectors.require_task(first.vectors.task, str(folder), str(first.folder))
             self.module.append(FrozenTeacher(folder, vectors).to(first.head.class_vectors.device))
             del self._unread[0]
         return cast(list[FrozenTeacher], list(self.module))

@@ -52,6 +52,11 @@ def data_of(table, *more):
     ]
 
 
+@pytest.fixture(name="data_of", scope="session")
+def _data_of():
+    return data_of
+
+
 @pytest.fixture(scope="session")
 def table(tmp_path_factory):
     return write_pages(tmp_path_factory.mktemp("pages"))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from runs import CONFIGS, SHORT, STAGES, STUDENT
 
 from kdpl import Classifier
 from kdpl.__main__ import main
@@ -130,3 +131,31 @@ def test_the_script_without_torch_names_the_same_labels(run, table, tmp_path):
         (predicted,) = classifier.predict([image])
         named = sorted(filter(None, said.stdout.splitlines()[1].split(";")))
         assert named == sorted(each.class_name for each in predicted)
+
+
+def test_without_a_label_the_student_learns_the_original_clip_and_an_image_is_of_what_it_is_most_like(
+    table, data_of, tmp_path
+):
+    config = f"--config={CONFIGS}/trainer/cpu.yaml"
+    options = [config, *data_of(table, "--data.init_args.shots=0")]
+    assert main(["run", *options, *STAGES, *SHORT, f"--out={tmp_path}/run"]) == 0
+    assert {"test/map", "test/macro_f1"} < read_results(tmp_path / "run" / "student").keys()
+    vectors = ClassVectors.load(tmp_path / "run" / "teacher" / "class_vectors.safetensors")
+    assert vectors.scales == (1.0,) * 5
+    assert all(bias < 0 for bias in vectors.biases)
+    assert Classifier.load(tmp_path / "run" / "student" / "classifier").task.thresholds is None
+
+
+def test_teachers_and_data_of_different_tasks_are_refused(run, table, tmp_path, capsys):
+    student = [f"--model.init_args.teacher={run}/teacher", f"--out={tmp_path}/student"]
+    data = [
+        "--data.class_path=kdpl.DomainDataModule",
+        "--data.init_args.dataset=table",
+        f"--data.init_args.root={tmp_path}/one.csv",
+    ]
+    rows = [(table.parent / f"train{i}.png", name) for i, name in enumerate(NAMES)]
+    lines = [f"{path},{name}" for path, name in rows]
+    (tmp_path / "one.csv").write_text("\n".join(["image,label", *lines]))
+    config = f"--config={CONFIGS}/trainer/cpu.yaml"
+    assert main(["fit", config, *STUDENT, *data, *SHORT, *student]) != 0
+    assert "are for multilabel labels, those of the data are multiclass" in capsys.readouterr().err
