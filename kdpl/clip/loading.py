@@ -71,11 +71,10 @@ class Clip(ImageClip):
 
 @dataclass(frozen=True)
 class Source:
-    """Models of another library: functions as this file's own of the same names."""
+    """Functions of another library's models, whose scheme is a key of their ``vision_cfg``."""
 
     load_clip: Callable[[ClipConfig], Clip]
     load_image_clip: Callable[[ClipConfig], ImageClip]
-    # from an image part of a config whose ``vision_cfg`` has the scheme as a key
     build_image_tower: Callable[[ModelConfig, Preprocessing], ImageTower]
 
 

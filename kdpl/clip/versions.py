@@ -1,7 +1,6 @@
 """Differences between open_clip 3.3 and 4; the other files work with both.
 
-4 also has models of sound and of captions, models that take any number of patches (NaFlex), and
-text towers with a tokenizer of their own. None of them is a CLIP of square images.
+4 also has models of sound, captions and any number of patches (NaFlex), and tokenizers of its own.
 """
 
 from collections.abc import Mapping

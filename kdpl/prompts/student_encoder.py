@@ -187,6 +187,8 @@ def read_encoder(
             module.load_state_dict(
                 {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             )
+    except ImportError as error:
+        raise ArtifactError(f"{source} needs a missing package ({error}): install it") from error
     except Exception as error:  # whatever invalid settings make torch, open_clip or kdpl raise
         raise ArtifactError(f"{source} is damaged ({reason(error)}): {remedy}") from error
     return encoder

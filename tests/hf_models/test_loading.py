@@ -19,9 +19,15 @@ from kdpl.clip import ClipConfig, Preprocessing, load_clip, load_image_clip
 from kdpl.clip.families import require_modest
 from kdpl.clip.loading import build_image_tower
 from kdpl.clip.modules import Frozen
-from kdpl.errors import ConfigError, WeightsError
+from kdpl.errors import ArtifactError, ConfigError, WeightsError
 from kdpl.hf_models.loading import KINDS
 from kdpl.prompts import TextPrompts
+from kdpl.prompts.student_encoder import (
+    EncoderSettings,
+    StudentEncoder,
+    encoder_tensors,
+    read_encoder,
+)
 from kdpl.prompts.tuned import TunedPrompts
 
 transformers = pytest.importorskip("transformers")
@@ -40,6 +46,8 @@ VISION = {**LAYERS, "image_size": SIZE, "patch_size": 8}
 TEXT = {**LAYERS, "vocab_size": 32, "max_position_embeddings": 20, "pad_token_id": 1}
 # SigLIP's tower reads its padding; the others pool at the end of a text, or hide the padding
 READS_PADDING = ("siglip",)
+# transformers 4 has no scaled_dot_product_attention for them
+NEEDS_5 = ("altclip", "chinese_clip")
 
 
 class Written(NamedTuple):
@@ -53,6 +61,9 @@ class Written(NamedTuple):
 
 def write(path, kind):
     """Write a small model of a kind with random weights, a tokenizer and an image processor."""
+    is_old = transformers.__version__.startswith("4.")
+    if kind not in transformers.CONFIG_MAPPING or (is_old and kind in NEEDS_5):
+        pytest.skip(f"transformers {transformers.__version__} has no such model with SDPA")
     width = {"siglip": "projection_size"}.get(kind, "projection_dim")
     dim = 24 if kind in ("tipsv2", "siglip") else 20
     ids = {"bos_token_id": 0, "eos_token_id": 1}
@@ -207,6 +218,8 @@ def test_a_repository_in_the_hubs_cache_serves_without_a_network(written, tmp_pa
     (tmp_path / "models--someone--siglip" / "refs" / "main").write_text("a" * 40)
     for module in (constants, transformers.utils.hub.constants):
         monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path))
+    # that of transformers 4
+    monkeypatch.setattr(transformers.utils.hub, "TRANSFORMERS_CACHE", str(tmp_path), raising=False)
     clip = load_clip(ClipConfig("hf:someone/siglip"))
     assert (
         clip.text_fingerprint == load_clip(ClipConfig(written("siglip").address)).text_fingerprint
@@ -293,6 +306,24 @@ def test_a_config_of_another_kind_is_never_built(written):
     config = {**tower.config, "vision_cfg": {**tower.config["vision_cfg"], "hf": "bert"}}
     with pytest.raises(ValueError, match="builds no image tower of kind 'bert'"):
         build_image_tower(config, tower.preprocessing)
+
+
+def test_a_classifier_that_is_read_without_transformers_names_the_package(written, monkeypatch):
+    tower = load_image_clip(ClipConfig(written("siglip").address)).image_tower
+    encoder = StudentEncoder(tower, 0, 0, None)
+    settings = EncoderSettings(
+        image_config=tower.config,
+        preprocessing=tower.preprocessing,
+        prompt_length=0,
+        prompt_depth=0,
+        projector=False,
+    )
+    tensors = encoder_tensors(encoder)
+    again = read_encoder(settings, tensors, tower.embed_dim, "model.safetensors", "fetch it")
+    assert again.tower.module.config == tower.config
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with world.refused(ArtifactError, r"needs a missing package \(.*transformers.*\): install it"):
+        read_encoder(settings, tensors, tower.embed_dim, "model.safetensors", "fetch it")
 
 
 @pytest.mark.parametrize("kind", KINDS)
