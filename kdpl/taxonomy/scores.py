@@ -17,6 +17,7 @@ from kdpl.doubt.beside import OfClassifier, read_of_classifier
 from kdpl.doubt.held_out import CONFIDENCE, REMEDY, HeldOutScores, require_share
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.artifacts import STRICT, write_tensors
+from kdpl.runtime.class_names import ClassName
 from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Prediction
 from kdpl.taxonomy.tree import Taxonomy
 
@@ -35,8 +36,8 @@ Thresholds = Sequence[float]
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class _Fields(OfClassifier):
-    root: str
-    nodes: tuple[tuple[str, ...], ...]
+    root: ClassName
+    nodes: tuple[tuple[ClassName, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class LevelScores(Companion):
         )
         sizes = [*map(len, fields.nodes)]
         kinds = (torch.int64, torch.float32, torch.bool)
-        valid = (of_class.dtype, scores.dtype, correct.dtype) == kinds
+        valid = len(tensors) == 3 and (of_class.dtype, scores.dtype, correct.dtype) == kinds
         valid = valid and scores.shape == correct.shape and scores.shape[1:] == (len(sizes),)
         valid = valid and of_class.ndim == 2 and of_class.numel() > 0 and int(of_class.min()) >= 0
         # refuses NaN too

@@ -270,3 +270,28 @@ def test_a_linear_probe_is_missing_only_where_there_are_labels():
         campaign(**settings), [probe("dtd", 1, "few_shot", "shots_4", **{"test/acc": 0.5})]
     )
     assert text_of(made, "", "linear probe")[1:] == ["", "50.0"]
+
+
+def test_levels_of_a_tree_of_classes_have_a_table_of_their_own():
+    few = campaign(protocols=["few_shot"], shots=[4, 16])
+    levels = {"test/acc": 0.9, "test/level_1_acc": 0.95, "test/level_path": 0.85}
+    answered = {**levels, "test/level_1_answered": 0.5}
+    found = [
+        result("dtd", seed, row, "few_shot", f"shots_{shots}", metrics=metrics)
+        for seed in (1, 2)
+        for shots in (4, 16)
+        for row, metrics in {"teacher": levels, "student": answered}.items()
+    ]
+    without = [result("oxford_pets", 1, "student", "few_shot", "shots_4")]
+    plain, trees = tables(few, [*found, *without])
+    assert not any("level" in column for column in plain.columns)
+    assert trees.columns[:4] == (
+        "4 shots, level 1 acc",
+        "16 shots, level 1 acc",
+        "4 shots, level 1 answered",
+        "16 shots, level 1 answered",
+    )
+    # of the dataset that has a tree
+    assert {line.group for line in trees.lines} == {"dtd"}
+    assert text_of(trees, "dtd", "teacher")[2:6] == ["95.0", "95.0", "", ""]
+    assert text_of(trees, "dtd", "**student**")[4:6] == ["50.0", "50.0"]

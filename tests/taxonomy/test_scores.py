@@ -11,8 +11,9 @@ import world
 
 from kdpl.classifier.companion import Evidence, HeldOut
 from kdpl.errors import ArtifactError, ConfigError
+from kdpl.runtime.artifacts import write_tensors
 from kdpl.tasks import MULTI_CLASS, Predicted, Prediction
-from kdpl.taxonomy.scores import FILE, LevelScores, level_rule, levels_answered
+from kdpl.taxonomy.scores import FILE, KIND, VERSION, LevelScores, level_rule, levels_answered
 from kdpl.taxonomy.tree import Taxonomy
 
 
@@ -130,18 +131,42 @@ def test_without_held_out_images_the_tree_is_kept_and_the_remedy_named(tmp_path)
         LevelScores.read(tmp_path, "abc").thresholds(0.05)
 
 
-@pytest.mark.parametrize("damage", ["scores", "correct", "of_class", "nodes", "nan"])
-def test_a_damaged_file_is_refused(damage, tmp_path):
-    _, _, taxonomy, _ = made = tree_of(tmp_path, 3)
-    known = scores_of(*made, 20)
-    if damage == "nodes":
-        taxonomy = Taxonomy(taxonomy.root, taxonomy.nodes[:-1], taxonomy.of_class)
-    elif damage == "of_class":
-        taxonomy = Taxonomy(taxonomy.root, taxonomy.nodes, taxonomy.of_class - 1)
-    scores = {"scores": known.scores[:, :1], "nan": known.scores * torch.nan}
-    correct = known.correct[:5] if damage == "correct" else known.correct
-    LevelScores(taxonomy, scores.get(damage, known.scores), correct).save(tmp_path, "abc")
-    with world.refused(ArtifactError, r"taxonomy.safetensors is damaged"):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scores": torch.zeros(20, 1)},
+        {"scores": torch.full((20, 2), torch.nan)},
+        {"scores": torch.full((20, 2), 1.1)},
+        {"scores": torch.zeros(20, 2, dtype=torch.float64)},
+        {"scores": None},
+        {"correct": torch.zeros(5, 2, dtype=torch.bool)},
+        {"correct": torch.zeros(20, 2)},
+        {"of_class": torch.tensor([[0, 0], [0, 2]])},
+        {"of_class": torch.tensor([[0, 0], [0, -1]])},
+        {"of_class": torch.zeros(2, 0, dtype=torch.int64)},
+        {"of_class": torch.zeros(2, dtype=torch.int64)},
+        {"more": torch.zeros(3)},
+        {"nodes": (("x",),)},
+        {"nodes": ()},
+        {"nodes": (("x",), ("a", "b\x1b"))},
+        {"root": 3},
+    ],
+)
+def test_a_file_that_cannot_be_is_refused(changes, tmp_path):
+    tensors = {
+        "of_class": torch.tensor([[0, 0], [0, 1]]),
+        "scores": torch.full((20, 2), 0.5),
+        "correct": torch.ones(20, 2, dtype=torch.bool),
+    }
+    fields = {"classifier": "abc", "root": "r", "nodes": (("x",), ("a", "b"))}
+    path = tmp_path / LevelScores.file
+    write_tensors(path, KIND, VERSION, tensors, fields)
+    assert LevelScores.read(tmp_path, "abc").taxonomy.nodes == (("x",), ("a", "b"))
+    fields |= {name: value for name, value in changes.items() if name in fields}
+    tensors |= {name: value for name, value in changes.items() if name not in fields}
+    tensors = {name: value for name, value in tensors.items() if value is not None}
+    write_tensors(path, KIND, VERSION, tensors, fields)
+    with world.refused(ArtifactError, r"taxonomy.safetensors (is damaged|has an invalid field)"):
         LevelScores.read(tmp_path, "abc")
 
 
@@ -175,6 +200,9 @@ def test_a_rule_names_the_deepest_node_and_leaves_the_rest_empty(tmp_path):
     assert MULTI_CLASS.cells(found[0], columns).keys() == {*columns}
 
 
-def test_a_classifier_without_a_tree_says_so():
+def test_a_classifier_without_a_tree_or_with_that_of_other_classes_says_so(tmp_path):
+    known = scores_of(*tree_of(tmp_path, 7), 20)
+    with world.refused(ArtifactError, "no tree of its classes: train it with"):
+        level_rule(SimpleNamespace(companions={"taxonomy": known}, class_names=("c0",)), 0.1)
     with world.refused(ArtifactError, "no tree of its classes: train it with"):
         level_rule(SimpleNamespace(companions={}, class_names=()), 0.1)
