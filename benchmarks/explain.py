@@ -127,7 +127,7 @@ WAYS: Mapping[str, Way] = {
     SHIPPED: masks(),
     "kdpl.explain, 4 masks": masks(number=4),
     "kdpl.explain, 8 masks": masks(number=8),
-    "kdpl.explain, 16 × 16 cells": masks(grid=16),
+    "kdpl.explain, 8 × 8 cells": masks(grid=8),
 }
 OF_VIT: Mapping[str, Way] = {"gradient × last tokens": tokens, "attention rollout": rollout}
 OF_TIMM: Mapping[str, Way] = {

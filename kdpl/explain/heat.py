@@ -7,7 +7,6 @@ masks that keep every share of the cells. This estimates the cells' Shapley valu
 """
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from kdpl.classifier import Classifier
 from kdpl.data.augmentation import GivenImage, open_given
 from kdpl.errors import ConfigError
 
-GRID, MASKS = 8, 16
+GRID, MASKS = 16, 16
 """Cells along an edge G, and number of masks; docs/explain.md compares others."""
 
 
@@ -33,7 +32,7 @@ def heat_map(
 
     Args:
         classifier: The classifier, in float32.
-        images: One image, or several: paths, PIL images, or uint8 tensors [3, H, W].
+        images: One image or several: paths, PIL images, or uint8 tensors [3, H, W].
         class_name: The class; None: the most probable one of each image.
 
     Returns:
@@ -63,21 +62,17 @@ def label_of(classifier: Classifier, class_name: str) -> int:
     """Return the label of a class; a ConfigError if the classifier has none of this name."""
     names = classifier.class_names
     if class_name not in names:
-        close = get_close_matches(class_name, names, n=1) or names[:1]
-        raise ConfigError(
-            f"the classifier has no class {class_name!r}, expected one of its {len(names)}: give a "
-            f"name such as {close[0]!r}"
-        )
+        known = f"expected one of its {len(names)}: give a name such as {names[0]!r}"
+        raise ConfigError(f"the classifier has no class {class_name!r}, {known}")
     return names.index(class_name)
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
 def evidence(classifier: Classifier, image: Tensor, label: int | None = None) -> Tensor:
-    """Return how much each cell speaks for a class, negative where against it, float32 [G, G].
+    """Return how much each cell of a prepared image, uint8 [3, S, S], speaks for a class [G, G].
 
-    The image is prepared, uint8 [3, S, S]; label None is the most probable class. Weights get no
-    gradients.
+    It is negative where a cell speaks against it. Label None is the most probable class.
     """
     sharp = image.to(classifier.head.class_vectors.device)[None].float() / 255
     deviation = sharp.shape[-1] / 8
@@ -98,9 +93,8 @@ def random_masks() -> Tensor:
     The first half keep shares of the cells from 0 to 1/2, evenly spread; the others keep what these
     leave out, which makes the mean more exact.
     """
-    half = MASKS // 2
-    shares = (torch.arange(half) + 0.5) / MASKS
-    drawn = torch.rand(half, 1, GRID, GRID, generator=torch.Generator().manual_seed(0))
+    shares = (torch.arange(MASKS // 2) + 0.5) / MASKS
+    drawn = torch.rand(len(shares), 1, GRID, GRID, generator=torch.Generator().manual_seed(0))
     kept = drawn < shares.view(-1, 1, 1, 1)
     return torch.cat([kept, ~kept]).float()
 

@@ -57,11 +57,9 @@ def nearest_labelled(classifier: Classifier, data: DomainDataModule) -> Callable
 def explainer(
     classifier: Classifier, folder: Path, out: Path, class_name: str | None
 ) -> Callable[[int, Item, Predicted], None]:
-    """Return what writes the picture of an image into ``out``, as NUMBER_NAME.png.
+    """Return what writes an image's picture into ``out``; a ConfigError for a bad class or folder.
 
-    Labelled images are those of the run that the classifier's folder lies in; if there is none, a
-    line on standard error says so. Raises a ConfigError for an unknown class, or a folder that
-    cannot be made.
+    A line on standard error says why the run that the classifier's folder lies in has no images.
     """
     if class_name is not None:
         label_of(classifier, class_name)
@@ -77,7 +75,7 @@ def explainer(
         print(f"the nearest labelled images are left out: {error}", file=sys.stderr)
 
     def write(number: int, item: Item, predicted: Predicted) -> None:
-        # where no class is named, the one that would have been
+        # of an image without a class, the map of the most probable one
         captions = {
             each.class_name: f"{each.class_name or 'rejected'}\n{100 * each.probability:.0f} %"
             for each in predicted.top[:MOST_MAPS]
@@ -96,10 +94,7 @@ def explainer(
 def picture(
     classifier: Classifier, image: Image.Image, captions: Mapping[str | None, str], near: Panels
 ) -> Image.Image:
-    """Draw what is seen of an image, a heat map for each class with a caption, and more images.
-
-    A class of None is the most probable one.
-    """
+    """Draw what is seen of an image, heat maps of classes with captions, and more images."""
     panels: Panels = [(to_pil_image(classifier.prepare(image)), "")]
     panels += [(overlay(classifier, image, name), text) for name, text in captions.items()]
     panels += near

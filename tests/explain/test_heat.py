@@ -242,7 +242,7 @@ def test_an_image_of_one_colour_has_a_map_of_zeros_up_to_rounding(prompted):
 
 def test_an_unknown_class_and_a_missing_image_are_sentences(prompted, tmp_path):
     with refused(
-        ConfigError, r"no class 'crap', expected one of its 5: give a name such as 'crab'"
+        ConfigError, r"no class 'crap', expected one of its 5: give a name such as 'sea_horse'"
     ):
         heat_map(prompted, photo(prompted), "crap")
     with refused(DataError, "does not exist"):

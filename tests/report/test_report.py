@@ -25,7 +25,7 @@ from kdpl.runtime.loggers import MetricsCSV
 from kdpl.runtime.predictions import read_predictions, read_results
 
 SECTIONS = ("accuracy", "training", "classes", "confusions", "calibration", "rejection")
-SECTIONS += ("disagreement", "curves", "cost")
+SECTIONS += ("disagreement", "reasons", "curves", "cost")
 
 
 @pytest.fixture
@@ -141,7 +141,9 @@ def test_disagreements_are_counted_and_shown(page, teacher_run, student_run):
     pairs = zip(read_predictions(teacher_run), read_predictions(student_run), strict=True)
     differing = [s for t, s in pairs if t.prediction != s.prediction]
     assert f"On {len(differing)} of 899 test images" in page.texts["disagreement"]
-    images = [image for image in page.of("img") if not image["alt"].startswith("rejected")]
+    images = [
+        image for image in page.of("img") if not image["alt"].startswith(("rejected", "heat maps"))
+    ]
     assert 10 <= len(images) <= 30
     assert all(re.match(r"data:image/webp;base64,", image["src"]) for image in images)
     assert {image["alt"] for image in images} <= {
@@ -256,7 +258,7 @@ def test_without_the_dataset_the_accuracies_are_left(run, monkeypatch):
     monkeypatch.setattr(digits.Digits, "read", Mock(side_effect=DataError(words)))
     page = Page(make(run))
     assert [name for name in SECTIONS if words in page.texts[name]] == [
-        *("training", "calibration", "rejection", "disagreement")
+        *("training", "calibration", "rejection", "disagreement", "reasons")
     ]
     assert page.of("img") == []
     assert "Wilson" in page.texts["accuracy"]
