@@ -6,6 +6,7 @@ from typing import cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torchmetrics import MeanMetric
 
 from kdpl.classification import ClassifyingModule, EvalOutput
 from kdpl.classifier import Classifier
@@ -35,11 +36,12 @@ class Levels(Callback):
 
     _taxonomy: Taxonomy | None
     _thresholds: Thresholds
+    _metrics: dict[str, MeanMetric]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Read the tree, or raise a DataError that says what is wrong with it."""
         data, folder = domain_of(trainer), Path(trainer.default_root_dir)
-        self._taxonomy, self._thresholds = None, ()
+        self._taxonomy, self._thresholds, self._metrics = None, (), {}
         if data.taxonomy is None:
             return
         require_one_class(data.task, "a tree of classes")
@@ -55,7 +57,7 @@ class Levels(Callback):
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object
     ) -> None:
-        """Log the accuracy at each level and, with thresholds, the share that it answers."""
+        """Count what is right at each level and, with thresholds, what it answers."""
         if self._taxonomy is None:
             return
         evaluated, task = cast(EvalOutput, outputs), cast(ClassifyingModule, pl_module).task
@@ -67,13 +69,11 @@ class Levels(Callback):
             if self._thresholds:
                 answered = levels_answered(scores, self._thresholds)
                 shares[f"{level}_answered"] = answered == level
-        # means over the images of all batches and processes; as numbers, which have no device
-        pl_module.log_dict(
-            {
-                test_key(f"level_{name}"): float(each.float().mean())
-                for name, each in shares.items()
-            },
-            on_epoch=True,
-            sync_dist=True,
-            batch_size=len(correct),
-        )
+        for name, share in shares.items():
+            metric = self._metrics.setdefault(name, MeanMetric().to(pl_module.device))
+            metric.update(share.float().to(pl_module.device))
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what the test measured, over all processes, each of which has some images."""
+        means = {name: metric.compute() for name, metric in self._metrics.items()}
+        pl_module.log_dict({test_key(f"level_{name}"): mean for name, mean in means.items()})
