@@ -145,3 +145,15 @@ def test_the_report_draws_the_tree(run, student_run):
     assert ">round <" in page
     assert main(["report", str(student_run)]) == 0
     assert 'id="taxonomy"' not in (student_run / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_test_on_two_processes_has_the_same_numbers(run, tmp_path):
+    shutil.copytree(run / "student", tmp_path / "student")
+    known = results(tmp_path / "student")
+    (tmp_path / "student" / "test.json").unlink()
+    options = [f"--out={tmp_path}/student", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    # in a process of its own, which starts the other
+    process = runs.start_process(["test", f"--config={tmp_path}/student/config.yaml", *options])
+    assert process.wait() == 0, process.stderr.read()
+    assert results(tmp_path / "student") == known
