@@ -51,8 +51,8 @@ class Demo:
         # a visitor's names stay, and images change
         self._encode = lru_cache(_ENCODED)(encoder.encode) if encoder is not None else None
 
-    def classify(self, path: str, name: str, added: str = "") -> dict[str, float]:
-        """Return the probabilities of the most probable classes of an image.
+    def classify(self, path: str, name: str, added: str = "") -> dict[str, float] | str:
+        """Return the probabilities of the most probable classes of an image, or that it has none.
 
         Args:
             path: The image.
@@ -65,7 +65,8 @@ class Demo:
         """
         classifier, image = self.open(path, name, added)
         (top,) = classifier.predict([image], self.top_k, workers=1)
-        return {visible(str(each.class_name)): each.probability for each in top}
+        found = {visible(str(each.class_name)): each.probability for each in top}
+        return found or "none of the classes"
 
     def open(self, path: str, name: str, added: str) -> tuple[Classifier, Image.Image]:
         """Return the classifier with any further classes, and the image, as ``classify`` does."""
@@ -102,7 +103,7 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
 
     names = demo.classifier.class_names
 
-    def on_change(file: dict[str, Any] | None, added: str | None) -> dict[str, float] | None:
+    def on_change(file: dict[str, Any] | None, added: str | None) -> dict[str, float] | str | None:
         if file is None:
             return None
         try:
@@ -126,14 +127,16 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
 
         return on_picture
 
+    said = f"The prediction is always one of {len(names)} classes, even if none of them fits."
+    if demo.classifier.task.per_class:
+        said = f"An image may show any of {len(names)} classes, or none of them."
     page: gr.Blocks
     with gr.Blocks(
         title="kdpl demo", analytics_enabled=False, delete_cache=(_CLEAN_EVERY, _KEPT)
     ) as page:
         gr.Markdown(
-            f"# What is in this image?\nThe prediction is always one of {len(names)} classes, even "
-            "if none of them fits. Images are sent only to the machine that serves this page, "
-            "which deletes them within ten minutes."
+            f"# What is in this image?\n{said} Images are sent only to the machine that "
+            "serves this page, which deletes them within ten minutes."
         )
         with gr.Row():
             image = gr.Image(

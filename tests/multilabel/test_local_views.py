@@ -187,7 +187,7 @@ def fitted(table, tmp_path_factory):
     assert main(["fit", *config, *teacher, f"--out={folder}/teacher"]) == 0
     student = [*config, f"--config={CONFIGS}/student/quickstart.yaml"]
     student += [f"--model.init_args.teacher={folder}/teacher", "--trainer.max_epochs=2"]
-    student += ["--model.init_args.target=local_views"]
+    student += [f"--config={CONFIGS}/student/local_views.yaml"]
     assert main(["fit", *student, f"--out={folder}/student"]) == 0
     return folder, student
 
