@@ -266,21 +266,22 @@ def assign(
             on_step(number * len(splits) + k + 1, total)
         results.append(z)  # of the last split, which has all labels
         right.append(torch.cat(hits))
-    best = _choose(right, alone=tried[-1] is None)
+    before = MULTI_CLASS.labels(evidence.text[judges]) == truth[judges]
+    best = _choose(right, tried[-1] is None, int(before.sum()))
 
     shares = None
     if len(judges):
-        before = MULTI_CLASS.labels(evidence.text[judges]) == truth[judges]
         shares = before.float().mean().item(), right[best].float().mean().item()
     return Assigned(results[best], weights, strength, tried[best], shares, len(judges))
 
 
-def _choose(right: Sequence[Tensor], alone: bool) -> int:
+def _choose(right: Sequence[Tensor], alone: bool, before: int) -> int:
     """Return which refinement is right on most judges, by bool [judges] of each.
 
     Of equals it is the first. If the last is that of the experts ``alone``, these are chosen only
     where they are right on more, by over a standard error of the difference: a refinement helps
-    classes of few labels most, and few labels are there to judge those.
+    classes of few labels most, and few labels are there to judge those. Or where they are as good
+    as the teacher, which is right on ``before`` of the judges, and the refinement is not.
     """
     refined = right[:-1] if alone else right
     totals = [int(hits.sum()) for hits in refined]
@@ -288,7 +289,8 @@ def _choose(right: Sequence[Tensor], alone: bool) -> int:
     if alone:
         lost = int((right[-1] & ~right[best]).sum())
         won = int((right[best] & ~right[-1]).sum())
-        if lost - won > (lost + won) ** 0.5:
+        better = lost - won > (lost + won) ** 0.5
+        if better or totals[best] < before <= int(right[-1].sum()):
             return len(right) - 1
     return best
 

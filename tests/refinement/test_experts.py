@@ -217,16 +217,21 @@ def test_the_experts_alone_are_taken_where_they_are_right_on_significantly_more(
     def hits(*numbers):
         return torch.tensor([number in numbers for number in range(20)])
 
+    def choose(*right, alone=True, before=0):
+        return experts._choose(right, alone, before)
+
     refined, better = hits(0, 1, 2), hits(0, 1, 2, 3)
-    choose = experts._choose
-    assert choose([refined, better], alone=False) == 1
-    assert choose([better, hits(4, 5, 6, 7)], alone=False) == 0  # of equals the first
+    assert choose(refined, better, alone=False) == 1
+    assert choose(better, hits(4, 5, 6, 7), alone=False) == 0  # of equals the first
     # one more is what chance gives, and two are not
-    assert choose([refined, hits(0, 1, 2, 3)], alone=True) == 0
-    assert choose([refined, hits(0, 1, 2, 3, 4)], alone=True) == 1
+    assert choose(refined, hits(0, 1, 2, 3)) == 0
+    assert choose(refined, hits(0, 1, 2, 3, 4)) == 1
     # 4 more and 1 fewer: 3 > √5; 4 more and 2 fewer: 2 < √6
-    assert choose([refined, hits(1, 2, 3, 4, 5, 6)], alone=True) == 1
-    assert choose([refined, hits(2, 3, 4, 5, 6)], alone=True) == 0
+    assert choose(refined, hits(1, 2, 3, 4, 5, 6)) == 1
+    assert choose(refined, hits(2, 3, 4, 5, 6)) == 0
+    # one more is enough where the refinement is worse than the teacher
+    assert choose(refined, hits(0, 1, 2, 3), before=4) == 1
+    assert choose(refined, hits(0, 1, 2, 3), before=5) == 0
 
 
 def test_without_labels_the_teachers_predictions_are_refined():
