@@ -157,8 +157,8 @@ class TeacherPromptTuning(ClassifyingModule):
 
     @property
     def task_settings(self) -> dict[str, Any]:
-        """The loss on several labels."""
-        return {"loss": self.label_loss}
+        """The loss on several labels, unless it is the task's own."""
+        return {} if self.label_loss == "cross_entropy" else {"loss": self.label_loss}
 
     @property
     def needs(self) -> Needs:

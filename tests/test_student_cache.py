@@ -18,6 +18,7 @@ from kdpl.data.sampling import generator
 from kdpl.errors import ConfigError, DataError
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.targets import Target
 
 
 class Distilled:
@@ -97,6 +98,24 @@ def test_distillation_from_a_cache_is_distillation_with_the_teacher(
             assert relative_error(value, plain.state[name]) < (3e-2 if variant == "l1" else 5e-3), (
                 name
             )
+
+
+class Even(Target):
+    """A target that no teacher's prediction is needed for."""
+
+    @property
+    def uses_teacher(self):
+        return False
+
+    def logits(self, predicted, indices):
+        return torch.zeros(len(indices), 10)
+
+
+def test_a_target_without_a_teacher_reads_no_cache(teacher_folder, tmp_path):
+    plain = Distilled(teacher_folder, tmp_path, target=Even())
+    missing = Distilled(teacher_folder, tmp_path, tmp_path / "no cache", target=Even())
+    assert missing.losses == plain.losses
+    assert all(batch.teacher_features is None for batch in missing.batches)
 
 
 def test_a_view_is_rendered_at_the_size_of_each_tower_with_a_cache_and_without(

@@ -193,8 +193,9 @@ def cache_folders(
 ) -> list[tuple[Path, TeacherDescription]]:
     """Return the folder of each teacher's cache (FOLDER, FOLDER.2, …), and its description."""
     first = Path(folder).expanduser()
-    further = (Path(f"{first}.{number}") for number in range(2, len(teachers) + 1))
-    return list(zip((first, *further), teachers, strict=True))
+    folders = [first, *(Path(f"{first}.{number}") for number in range(2, len(teachers) + 1))]
+    # a target may need no teacher
+    return list(zip(folders, teachers, strict=False))
 
 
 @dataclass(eq=False)

@@ -129,10 +129,12 @@ class PromptMethod(Float32Module):
         A ConfigError if the subclass keeps one in no attribute of its name, or it is not JSON.
         """
         variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-        own = [*signature(type(self)).parameters.values()][
-            len(signature(PromptMethod).parameters) :
+        common = signature(PromptMethod).parameters
+        names = [
+            name
+            for name, parameter in signature(type(self)).parameters.items()
+            if name not in common and parameter.kind not in variadic
         ]
-        names = [parameter.name for parameter in own if parameter.kind not in variadic]
         try:
             settings = {name: getattr(self, name) for name in names}
             return dict(json.loads(json.dumps(settings)))

@@ -1,6 +1,6 @@
 """Plugins of rooms and other packages: entry points of ``kdpl.commands``, ``kdpl.formats``, ….
 
-docs/template.md lists the groups. The core names no room: it asks here what is installed.
+docs/template.md lists the groups. The core imports no room: it asks here what is installed.
 """
 
 import sys

@@ -127,7 +127,19 @@ class Scaled(PromptMethod):
         vars(self).update(kept or {"scale": scale})
 
 
+class Passing(PromptMethod):
+    """A method that takes its own setting first, and hands on the others."""
+
+    def __init__(self, share=0.5, **common):
+        super().__init__(**common)
+        self.share = share
+
+
 class TestSettings:
+    def test_they_are_found_by_name_wherever_they_stand(self, clip_of):
+        common = {"vision": NONE, "text": NONE, "context": WORDS, "clip": clip_of("test-teacher")}
+        assert Passing(share=0.2, **common).settings() == {"share": 0.2}
+
     @pytest.mark.parametrize("kind", [PromptMethod, IndependentPrompts, CoupledPrompts])
     def test_the_packages_own_methods_have_none(self, kind, clip_of):
         assert kind(NONE, NONE, WORDS, clip_of("test-teacher")).settings() == {}
