@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from kdpl.callbacks.results import gather
-from kdpl.classification import EvalOutput
+from kdpl.classification import ClassifyingModule, EvalOutput
 from kdpl.errors import ArtifactError
 from kdpl.runtime.artifacts import read_tensors, write_tensors
 
@@ -106,10 +106,10 @@ class SaveLogitSketch(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object
     ) -> None:
         """Summarise the logits of a batch."""
-        evaluated = cast(EvalOutput, outputs)
-        if evaluated["labels"].ndim > 1:
+        if isinstance(pl_module, ClassifyingModule) and pl_module.task.per_class:
             # several labels an image
             return
+        evaluated = cast(EvalOutput, outputs)
         self._parts.append((evaluated["indices"].cpu(), LogitSketch.of(evaluated["logits"].cpu())))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

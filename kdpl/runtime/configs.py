@@ -55,6 +55,7 @@ def find_config(value: str, folder: str | None = None) -> str:
     near = get_close_matches(
         name, [each for each in known if each.startswith(folder or "")], n=3, cutoff=0
     )
+    near.sort(key=lambda each: not each.startswith(name))
     names = ", ".join(each.removeprefix(f"{folder}/") for each in near)
     raise ConfigError(
         f"there is no config {value!r}: give a file, or the name of one that ships "

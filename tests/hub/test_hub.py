@@ -66,6 +66,7 @@ def hub(tmp_path, monkeypatch):
             "held_out.safetensors",
             "unknown.safetensors",
             "pool_sample.safetensors",
+            "taxonomy.safetensors",
         }
         validate_repo_id(repo_id)
         if not (root / repo_id).is_dir():
