@@ -44,7 +44,14 @@ def read_detections(file: Path, folder: str | None) -> tuple[dict[str, Any], lis
         key, name = ("predictions", "filepath") if "predictions" in data else ("images", "file")
         categories = data.get("detection_categories", _DETECTED)
         return data, list(_of_photos(data[key], name, categories, folder))
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DataError(
             f"{file} is not what MegaDetector, SpeciesNet or COCO have ({why:.200}): correct it"
@@ -60,9 +67,11 @@ def write_predictions(
     lists of classes and of scores. A box that cannot be read has a ``failure``.
     """
     in_pairs = "detection_categories" in data
-    categories = data.setdefault("classification_categories", {}) if in_pairs else {}
+    categories = dict(data.get("classification_categories") or {})
+    if in_pairs:
+        data["classification_categories"] = categories
     numbers = {name: number for number, name in categories.items()}
-    unused = count(1 + max(map(int, categories), default=-1))
+    unused = count(1 + max(map(int, filter(str.isdecimal, categories)), default=-1))
     ranks = [name.removeprefix("probability") for name in columns if "probability" in name]
     for row, each in zip(rows, found, strict=True):
         classes = [name for rank in ranks if (name := row[f"class{rank}"]) is not None]
@@ -88,7 +97,8 @@ def _of_photos(
         path = _placed(folder, photo[key])
         for entry in photo.get("detections") or ():
             left, top, width, height = map(float, entry["bbox"])
-            category = categories.get(entry["category"], entry["category"])
+            number = str(entry["category"])
+            category = categories.get(number, number)
             yield Found(path, (left, top, width, height), category, float(entry["conf"]), entry)
 
 
@@ -105,17 +115,22 @@ def _of_coco(data: dict[str, Any], folder: str) -> Iterator[Found]:
             )
         left, top, width, height = map(float, entry["bbox"])
         box = (left / wide, top / high, width / wide, height / high)
-        yield Found(path, box, names[entry["category_id"]], float(entry.get("score", 1)), entry)
+        category = str(names[entry["category_id"]])
+        yield Found(path, box, category, float(entry.get("score", 1)), entry)
 
 
 @cache
 def _is_of_stored_image(path: str, width: int, height: int) -> bool:
     if is_url(path) or not Path(path).is_file():
         return False
-    with opened(path) as image:
-        # from 5 on, a tag exchanges width and height
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return turned and width != height and image.size == (width, height)
+    try:
+        with opened(path) as image:
+            # from 5 on, a tag exchanges width and height
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return turned and width != height and image.size == (width, height)
+    except DataError:
+        # it is named where its boxes are read
+        return False
 
 
 def _placed(folder: str, file: str) -> str:

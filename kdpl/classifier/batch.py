@@ -10,6 +10,7 @@ import torch
 
 from kdpl.classifier import Precision
 from kdpl.classifier.bulk import BulkPrediction, load_classifier
+from kdpl.classifier.model import require_positive
 from kdpl.classifier.sources import Item
 from kdpl.classifier.tables import arrow_schema, pyarrow_of
 from kdpl.errors import ConfigError
@@ -48,6 +49,9 @@ class BatchPredictor:
     precision: Precision = "32-true"
     rule: DecisionRule = DecisionRule()
     embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive(top_k=self.top_k, batch_size=self.batch_size)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_bulk"}

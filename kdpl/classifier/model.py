@@ -39,6 +39,13 @@ _TYPES: dict[str, torch.dtype] = {
 }
 
 
+def require_positive(**numbers: int) -> None:
+    """Raise a ConfigError for a number below 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise ConfigError(f"{name} is {number}, expected 1 or more: give another number")
+
+
 class Classifier(nn.Module):
     """Classifies images of one domain with a distilled student's encoder and frozen class vectors.
 
@@ -210,9 +217,7 @@ class Classifier(nn.Module):
             raise ConfigError(
                 "the classifier takes any number of images, not one: put it into a list"
             )
-        for name, number in (("top_k", top_k), ("batch_size", batch_size)):
-            if number < 1:
-                raise ConfigError(f"{name} is {number}, expected 1 or more: give another number")
+        require_positive(top_k=top_k, batch_size=batch_size)
         opened = partial(open_given, decoding=self.decoding)
         for _, predicted in self.predictions(
             images, opened, top_k, batch_size, workers, precision, rule

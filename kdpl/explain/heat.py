@@ -49,13 +49,13 @@ def heat_map(
         return heat_map(classifier, [images], class_name)[0]
     label = None if class_name is None else label_of(classifier, class_name)
     edge = classifier.preprocessing.image_size
-    maps = torch.zeros(0, edge, edge)
+    maps = [torch.zeros(0, edge, edge)]
     for image in images:
         seen = classifier.prepare(open_given(image, classifier.decoding))
         coarse = evidence(classifier, seen, label).clamp_min(0)
         fine = F.interpolate(coarse[None, None], (edge, edge), mode="bilinear")[0]
-        maps = torch.cat([maps, fine / fine.max().clamp_min(1e-30)])
-    return maps
+        maps.append(fine / fine.max().clamp_min(1e-30))
+    return torch.cat(maps)
 
 
 def label_of(classifier: Classifier, class_name: str) -> int:

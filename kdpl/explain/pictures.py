@@ -75,16 +75,19 @@ def explainer(
         print(f"the nearest labelled images are left out: {error}", file=sys.stderr)
 
     def write(number: int, item: Item, predicted: Predicted) -> None:
-        # of an image without a class, the map of the most probable one
+        # of an image without a class, or of the node of a tree, the map of the most probable class
+        known = classifier.class_names
         captions = {
-            each.class_name: f"{each.class_name or 'rejected'}\n{100 * each.probability:.0f} %"
+            each.class_name
+            if each.class_name in known
+            else None: f"{each.class_name or 'rejected'}\n{100 * each.probability:.0f} %"
             for each in predicted.top[:MOST_MAPS]
         } or {None: "no class"}
         if class_name is not None:
             captions = {class_name: class_name}
         near = nearest(predicted.embedding)
         sheet = picture(classifier, item.open(classifier.decoding), captions, near)
-        name = re.sub(r"[^\w.-]+", "_", Path(item.name).stem)[:80]
+        name = re.sub(r"[^\w.-]+", "_", Path(item.name).stem)[:50]
         with atomic_path(out / f"{number:06d}_{name}.png") as temporary:
             sheet.save(temporary)
 

@@ -19,6 +19,7 @@ from kdpl.errors import ArtifactError, ConfigError
 from kdpl.prompts.student_encoder import StudentEncoder, encoder_tensors
 from kdpl.runtime.run_folder import CLASSIFIER_FOLDER
 from kdpl.student import StudentDistillation
+from kdpl.tasks import require_one_class
 
 
 class ContinuedDistillation(StudentDistillation):
@@ -37,7 +38,8 @@ class ContinuedDistillation(StudentDistillation):
         settings: Those of ``StudentDistillation``.
 
     Raises:
-        ConfigError: Settings do not fit each other, also as of ``StudentDistillation``.
+        ConfigError: Settings do not fit each other, also as of ``StudentDistillation``; or the data
+            have several labels for an image.
         ArtifactError: At the start of a fit: the finished student is missing, or does not fit.
     """
 
@@ -63,6 +65,7 @@ class ContinuedDistillation(StudentDistillation):
 
     def setup(self, stage: str) -> None:
         """Take the finished student's weights before a fit, which those of a checkpoint replace."""
+        require_one_class(self.domain.task, "continuing a student")
         if stage == "fit":
             self._take(Stored.read(Path(self.start) / CLASSIFIER_FOLDER))
         super().setup(stage)

@@ -58,9 +58,9 @@ def read_text(path: Path, what: str, newline: str | None = None) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, atomically."""
+    """Write a text file in UTF-8, atomically; a path in it may keep bytes that are not UTF-8."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_rows(path: Path, rows: Iterable[Iterable[object]]) -> None:

@@ -42,12 +42,16 @@ class Levels(Callback):
         """Read the tree, or raise a DataError that says what is wrong with it."""
         data, folder = domain_of(trainer), Path(trainer.default_root_dir)
         self._taxonomy, self._thresholds, self._metrics = None, (), {}
+        writes = stage == "fit" and trainer.is_global_zero
         if data.taxonomy is None:
+            if writes:
+                # of a fit that ended before its first checkpoint
+                (folder / FILE).unlink(missing_ok=True)
             return
         require_one_class(data.task, "a tree of classes")
         file = Path(data.taxonomy).expanduser()
         self._taxonomy = Taxonomy.read(file, data.class_names)
-        if stage == "fit" and trainer.is_global_zero:
+        if writes:
             write_text(folder / FILE, read_text(file, "taxonomy"))
         if stage == "test" and (folder / CLASSIFIER_FOLDER).is_dir():
             classifier = Classifier.load(folder / CLASSIFIER_FOLDER)

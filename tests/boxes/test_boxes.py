@@ -259,11 +259,37 @@ def test_boxes_of_a_photo_that_its_tag_turns_are_refused_if_they_are_of_the_stor
         ),
         ({"images": [{"file": "a.png", "detections": [{"bbox": [1, 2, 3]}]}]}, "(ValueError: "),
         ({"images": [{"file": "a.png", "detections": []}]}, "has no such box among"),
+        ("[" * 100_000, "(RecursionError: "),
     ],
 )
 def test_a_file_of_another_kind_is_refused_in_one_sentence(data, said, photos, capsys):
-    assert main(["boxes", str(written(photos, data)), f"--out={photos}/crops.txt"]) == 1
+    file = written(photos, data)
+    if isinstance(data, str):
+        file.write_text(data)
+    assert main(["boxes", str(file), f"--out={photos}/crops.txt"]) == 1
     assert said in error_line(capsys)
+
+
+def test_numbers_for_categories_are_read_as_the_names_that_they_stand_for(photos, classifier):
+    data = megadetector()
+    data["images"][0]["detections"][0]["category"] = 1
+    data["classification_categories"] = None
+    out = photos / "predicted.json"
+    options = ["--only=animal", f"--classifier={classifier}", f"--out={out}"]
+    assert main(["boxes", str(written(photos, data)), *options]) == 0
+    written_again = json.loads(out.read_text(encoding="utf-8"))
+    first = written_again["images"][0]["detections"][0]["classifications"][0][0]
+    assert written_again["classification_categories"][first]
+
+
+def test_a_damaged_photo_of_coco_is_named_where_its_box_is_read(photos, classifier):
+    data = coco()
+    data["annotations"].append({"image_id": 3, "bbox": [0, 0, 10, 10], "category_id": 3})
+    out = photos / "predicted.json"
+    options = [f"--classifier={classifier}", f"--out={out}"]
+    assert main(["boxes", str(written(photos, data)), *options]) == 0
+    *_, last = json.loads(out.read_text(encoding="utf-8"))["annotations"]
+    assert "d.jpg" in last["failure"]
 
 
 def test_wrong_options_are_refused_in_one_sentence(photos, classifier, capsys):

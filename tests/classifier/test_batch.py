@@ -108,6 +108,12 @@ def test_a_batch_without_images_is_refused(batch, said, classifier):
         BatchPredictor(str(classifier))(batch)
 
 
+@pytest.mark.parametrize("name", ["top_k", "batch_size"])
+def test_a_number_below_one_is_refused(name, classifier):
+    with pytest.raises(ConfigError, match=f"{name} is 0, expected 1 or more"):
+        BatchPredictor(str(classifier), **{name: 0})
+
+
 def test_it_travels_without_weights_and_loads_where_it_arrives(classifier, tmp_path):
     predictor = BatchPredictor(str(classifier))
     noise(20, 30).save(tmp_path / "a.png")

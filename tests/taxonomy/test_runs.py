@@ -89,6 +89,10 @@ def test_predict_names_the_deepest_node_after_calibration(run, photos, tmp_path)
     folder, table = calibrated(run, tmp_path), tmp_path / "table.csv"
     images = [str(each) for each in sorted(photos.glob("*.png"))]
     assert main(["predict", str(folder), *images, "--level-error=5%", f"--out={table}"]) == 0
+    why = tmp_path / "why"
+    options = ["--level-error=5%", f"--explain={why}"]
+    assert main(["predict", str(folder), *images[:2], *options]) == 0
+    assert len(list(why.iterdir())) == 2
     rows = list(csv.DictReader(table.open()))
     assert list(rows[0]) == ["path", "class", "probability", "level", "error"]
     assert {row["level"] for row in rows} <= {"0", "1", "2"}
@@ -132,6 +136,14 @@ def test_a_table_that_is_no_tree_ends_a_fit_before_training(tmp_path, capsys):
     assert runs.fit_teacher(tmp_path / "out", f"--data.init_args.taxonomy={table}") == 1
     assert "lacks the class 'eight'" in capsys.readouterr().err
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_a_tree_of_a_fit_that_was_given_up_is_not_taken_over(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / FILE).write_text("child,parent\nzero,digit\n")
+    assert runs.fit_teacher(out) == 0
+    assert not (out / FILE).exists()
 
 
 def test_the_report_draws_the_tree(run, student_run):
