@@ -21,7 +21,7 @@ WITH_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart table targets bench test check-slow base floors soak fuzz slurm screenshots models lint typecheck format docs docs-serve clean notebook
+.PHONY: help quickstart table targets photographs bench test check-slow base floors soak fuzz slurm screenshots models lint typecheck format docs docs-serve clean notebook
 
 help: ## list the targets
 	@echo "usage: make TARGET"
@@ -38,6 +38,13 @@ targets: $(WITH_QUICKSTART) ## measure what else a student can learn from, in tw
 	@$(VENV_PYTHON) -m kdpl benchmark benchmarks/worlds/targets.yaml --out runs/targets
 	@$(VENV_PYTHON) -m kdpl table runs/targets --out docs/measured_targets.md
 	@$(VENV_PYTHON) -m benchmarks.messy_pool --out runs/messy_pool
+
+PHOTOS := runs/photographs
+photographs: $(WITH_DEV) ## compare students of photographs, which docs/datasets.md says how to get, with regressions on the same labels
+	@$(VENV_PYTHON) -m benchmarks.worlds.photographs --scenes $(PHOTOS)/scenes --clothing $(PHOTOS)/clothing \
+		--packages $(PHOTOS)/packages --out $(PHOTOS)
+	@$(VENV_PYTHON) -m kdpl benchmark benchmarks/worlds/photographs/campaign.yaml --out $(PHOTOS)/campaign
+	@$(VENV_PYTHON) -m kdpl table $(PHOTOS)/campaign
 
 # uses all cores for both sides of a comparison, regardless of OMP_NUM_THREADS
 bench: $(WITH_DEV) ## compare speed and memory with the published procedure, into runs/bench.json
