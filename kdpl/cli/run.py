@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from pkgutil import resolve_name
@@ -52,26 +52,34 @@ _REFINED = "refined"  # a target that a room brings
 
 @dataclass(frozen=True)
 class _Step:
-    """A stage's fit, or a test; its result exists once it is done."""
+    """A stage's fit, a test or a search; its result exists once it is done."""
 
     title: str
-    command: Literal["fit", "test"]
+    command: Literal["fit", "test", "search"]
     result: Path
     options: list[str]
     # settings that win over the options
     values: dict[str, Any]
     # for a zero-shot test, the folder of the stage whose CLIP is tested
     clip_of: Path | None = None
+    # a config that an earlier step has written, which wins over the options
+    found: Path | None = None
 
     def run(self, check_only: bool = False) -> None:
         """Run it, or check its settings only."""
         from kdpl.cli.fit import run_stage
 
+        if self.command == "search":
+            plugins.load("commands", "search")(out=str(self.result.parent), settings=self.options)
+            return
+        options = self.options
+        if self.found is not None and self.found.exists():
+            options = [*options, f"--config={self.found}"]
         values = {"out": str(self.result.parent), **self.values}
         if self.clip_of is not None:
             clip = read_config(str(self.clip_of / CONFIG_FILE))["model"]["init_args"]["clip"]
             values["model"] = {"init_args": {**_NO_PROMPTS, "clip": clip}}
-        run_stage(self.command, self.options, values, check_only)
+        run_stage(self.command, options, values, check_only)
 
 
 def run(
@@ -83,6 +91,7 @@ def run(
     seed: int = 1,
     shots: NonNegativeInt | None = None,
     teacher2: list[str] = [],  # noqa: B006 - the parser copies it
+    search: bool = False,
     settings: list[str],
 ) -> int:
     """Tune a teacher, freeze class vectors, distil a student, test both, write classifier, report.
@@ -103,6 +112,8 @@ def run(
             original CLIP.
         teacher2: Config for stage 1 of a second teacher, whose predictions are averaged with the
             first one's; may be repeated.
+        search: Choose what of the student is trained before it is distilled, without labels, as the
+            command search does, which costs about one more fit.
         settings: Options for both stages.
     """
     from rich.console import Console
@@ -122,7 +133,9 @@ def run(
     folder = Path(out)
     _require_own_folder(folder)
     settings = [f"--{_SHOTS}={shots}", *settings] if shots is not None else settings
-    steps = _steps(folder, configs, seed, settings)
+    if search and "search" not in plugins.plugins("commands"):
+        raise ConfigError("--search needs the command search: install the room fidelity again")
+    steps = _steps(folder, configs, seed, settings, search)
     os.environ.setdefault("WANDB_RUN_GROUP", folder.name)
     # the stages are runs of their own
     os.environ.pop("WANDB_RUN_ID", None)
@@ -130,7 +143,7 @@ def run(
 
     def due(step: _Step) -> bool:
         # the tests come last, when the student's run says which images there are
-        return not step.result.exists() and (step.command == "fit" or tested())
+        return not step.result.exists() and (step.command != "test" or tested())
 
     tested = cache(partial(_has_test_images, folder))
     unfinished = any(map(due, steps))
@@ -161,7 +174,11 @@ def run(
 
 
 def _steps(
-    out: Path, configs: Mapping[str, Sequence[str]], seed: int, settings: Sequence[str]
+    out: Path,
+    configs: Mapping[str, Sequence[str]],
+    seed: int,
+    settings: Sequence[str],
+    search: bool,
 ) -> list[_Step]:
     from kdpl.clip.timm_model import TIMM
 
@@ -204,12 +221,22 @@ def _steps(
     refines = _REFINED in plugins.plugins("targets") and not _several(of_student, settings)
     if not labels and not has_target and refines:
         learn["target"] = _REFINED
-    distil = "stage 2: distil the student, write the classifier"
+    title = "stage 2: distil the student, write the classifier"
+    distil = fit(student, title, CLASSIFIER_FOLDER, {"model": {"init_args": learn}})
+    searches = list[_Step]()
+    if search:
+        found = out / "search" / "best.yaml"
+        texts = ((n, v if isinstance(v, str) else json.dumps(v)) for n, v in learn.items())
+        told = [f"--model.init_args.{name}={text}" for name, text in texts]
+        title = "search what of the student is trained"
+        searches = [_Step(title, "search", found, [*distil.options, *told], {})]
+        distil = replace(distil, found=found)
     # all fits before the tests: without test images there is still a classifier
     return [
         tune(teacher, "teacher"),
         *([tune(teacher2, "second teacher")] if two else []),
-        fit(student, distil, CLASSIFIER_FOLDER, {"model": {"init_args": learn}}),
+        *searches,
+        distil,
         test(teacher, "teacher"),
         *([test(teacher2, "second teacher")] if two else []),
         test(student, "student"),

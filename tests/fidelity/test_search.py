@@ -4,7 +4,7 @@ import re
 
 import pytest
 import yaml
-from runs import DATA, SHORT, STUDENT, TEACHER, configs, curves_of, interrupted_at
+from runs import DATA, SHORT, STAGES, STUDENT, TEACHER, configs, curves_of, interrupted_at
 
 from kdpl.__main__ import main
 from kdpl.cli.fit import run_command
@@ -114,3 +114,24 @@ def test_a_candidate_that_diverges_is_left_out_and_no_label_is_needed(
 def test_other_settings_are_refused(args, words, tmp_path, capsys):
     assert main(["search", *args, f"--out={tmp_path}"]) == 1
     assert words in capsys.readouterr().err
+
+
+def test_a_run_searches_before_it_distils_and_takes_what_was_found(tmp_path, capsys):
+    given = [*DATA, *STAGES, *SHORT, f"--out={tmp_path}", "--search", "--trainer.max_epochs=1"]
+    assert main(["run", *given]) == 0
+    said = capsys.readouterr()
+    assert "search what of the student is trained" in said.out + said.err
+    best = yaml.safe_load((tmp_path / "search" / "best.yaml").read_text())["model"]["init_args"]
+    own = settings_of(tmp_path / "student")
+    assert best == {name: own[name] for name in best}
+    assert {each.name for each in (tmp_path / "search").iterdir() if each.is_dir()} == {
+        "configured",
+        "tower_0.0001",
+        "tower_0.0003",
+        "tower_0.001",
+    }
+
+    # the same command has nothing left to do
+    before = (tmp_path / "student" / "metrics.csv").read_bytes()
+    assert main(["run", *given]) == 0
+    assert (tmp_path / "student" / "metrics.csv").read_bytes() == before
