@@ -51,12 +51,16 @@ class Labels:
 
     @cached_property
     def _sample(self) -> tuple[list[Record], list[Record]]:
-        train = self.splits.train
-        if train and isinstance(train[0].label, tuple):
-            # no image is chosen for a label that no stage may see
-            train = tuple(with_labels(train, range(len(self.tuning_class_names))))
-        val, groups = self.splits.val, self.splits.groups
-        return few_shot(train, val, self.shots, self.val_shots, self.seed, groups)
+        splits, settings = self.splits, (self.shots, self.val_shots, self.seed, self.splits.groups)
+        if not any(isinstance(record.label, tuple) for record in (*splits.train, *splits.val)):
+            return few_shot(splits.train, splits.val, *settings)
+
+        # no image is chosen for a label that no stage may see
+        base = range(len(self.tuning_class_names))
+        train, val = (with_labels(records, base) for records in (splits.train, splits.val))
+        sample, chosen = few_shot(train, val, *settings)
+        whole = {record.source: record for record in splits.val}
+        return sample, [whole[record.source] for record in chosen]
 
     def training(self) -> list[Record]:
         """Return labelled training images of the tuning classes; DataError if there are none."""

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from operator import itemgetter
-from typing import Literal, TypeVar, cast
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -132,13 +132,13 @@ def held_out_of(
     They are the same every time, a share above 0 and below 1; at least one is drawn, and at least
     one stays. Of a class of fewer images than ``least`` none is drawn. If there are groups, they
     are drawn whole, and the share is that of the groups of each class; of a class whose groups are
-    needed for others, none may be drawn.
+    needed for others, none may be drawn. Images with several labels are drawn in the same way, of
+    the rarest class first (Sechidis et al., "On the stratification of multi-label data", ECML
+    2011).
     """
     images = list(images)
-    if groups:
+    if groups or any(isinstance(label, tuple) for _, label in images):
         return _held_out_groups(images, share, groups, least)
-    if any(isinstance(label, tuple) for _, label in images):
-        return _held_out_of_sets(images, share)
     chosen: set[str] = set()
     for items in by_label(images):
         if len(items) < least:
@@ -283,30 +283,6 @@ def _sample_sets(records: Sequence[Record], shots: int, stream: random.Random) -
     return [records[image] for image in drawn]
 
 
-def _held_out_of_sets(images: Sequence[tuple[str, Hashable]], share: float) -> set[str]:
-    """As ``held_out_of`` for label sets: of each class the share, beginning with the rarest one.
-
-    Images of none of the classes come last (Sechidis et al., "On the stratification of multi-label
-    data", ECML 2011).
-    """
-    stream = random.Random(0)  # noqa: S311
-    having: defaultdict[Hashable, list[int]] = defaultdict(list)
-    for number, (_, labels) in enumerate(images):
-        for label in cast(tuple[Hashable, ...], labels) or (None,):
-            having[label].append(number)
-    rarest = sorted(having.items(), key=lambda item: (item[0] is None, len(item[1])))
-
-    held_out: set[int] = set()
-    decided: set[int] = set()
-    for _, members in rarest:
-        wanted = min(len(members) - 1, max(1, round(share * len(members))))
-        wanted -= len(held_out.intersection(members))
-        free = [number for number in members if number not in decided]
-        held_out.update(stream.sample(free, max(0, min(wanted, len(free)))))
-        decided.update(members)
-    return {images[number][0] for number in held_out}
-
-
 def _held_out_groups(
     images: Sequence[tuple[str, Hashable]], share: float, groups: Mapping[str, str], least: int
 ) -> set[str]:
@@ -314,23 +290,27 @@ def _held_out_groups(
     classes_of: defaultdict[str, dict[Hashable, None]] = defaultdict(dict)
     counts = Counter[Hashable]()
     for source, label in images:
-        own = label if isinstance(label, tuple) else (label,)
+        # images of none of the classes are drawn as if that were a class
+        own = (label or (None,)) if isinstance(label, tuple) else (label,)
         classes_of[groups.get(source, source)].update(dict.fromkeys(own))
         counts.update(own)
 
     total = Counter(label for own in classes_of.values() for label in own)
     staying = Counter({label: n for label, n in total.items() if counts[label] >= least})
-    held_out = set[str]()
+    held_out, done = set[str](), set[Hashable]()
     for label in sorted(staying, key=total.__getitem__):
         having = [group for group, own in classes_of.items() if label in own]
         wanted = max(1, round(share * len(having))) - len(held_out.intersection(having))
-        for group in stream.sample(having, len(having)):
+        # first those without a class of which the share was drawn
+        drawn = stream.sample(having, len(having))
+        for group in sorted(drawn, key=lambda group: not done.isdisjoint(classes_of[group])):
             classes = classes_of[group]
             # a group of each class stays, and all of the classes that are too small
             if wanted > 0 and group not in held_out and all(staying[each] > 1 for each in classes):
                 held_out.add(group)
                 staying.subtract(classes.keys())
                 wanted -= 1
+        done.add(label)
     return {source for source, _ in images if groups.get(source, source) in held_out}
 
 

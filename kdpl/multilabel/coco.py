@@ -59,7 +59,8 @@ class Coco(OwnImages):
 def _find(top: Path, spellings: tuple[str, ...]) -> Path | None:
     """The annotations of a split; None if there are none, DataError if there are several files."""
     patterns = [place.format(spelling) for spelling in spellings for place in _PLACES]
-    files = [file for pattern in patterns for file in sorted(top.glob(pattern))]
+    # two patterns may name one file
+    files = [*dict.fromkeys(file for each in patterns for file in sorted(top.glob(each)))]
     if len(files) > 1:
         raise DataError(f"{files[0]} and {files[1]} are of one split: keep one of them")
     return files[0] if files else None

@@ -59,6 +59,12 @@ def test_images_have_the_categories_of_their_annotations(tmp_path, train, test, 
     assert splits.open_image(splits.train[0].source).size == (20, 20)
 
 
+def test_a_file_that_two_patterns_name_is_one(tmp_path):
+    write(tmp_path / "train.json", TRAIN)
+    write(tmp_path / "annotations" / "instances_valid.json", {"v.png": [7]}, tmp_path)
+    assert len(Coco(str(tmp_path)).read().val) == 1
+
+
 def test_a_datamodule_knows_it_by_name(tmp_path):
     write(tmp_path / "train.json", TRAIN)
     data = DomainDataModule("coco", str(tmp_path), shots=None)

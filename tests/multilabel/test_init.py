@@ -52,7 +52,6 @@ def test_what_several_labels_do_not_go_with_is_refused(table, tmp_path, capsys):
         ([str(mine), "--label-separator=;", f"--labels={mine}"], "--labels is for images of one"),
         ([str(table.parent), "--label-separator=;"], "only a table has several labels"),
         ([str(mine)], "set label_separator to ';'"),
-        ([str(mine), "--label-separator=|"], "at most one label in each row"),
     ]:
         assert main(["init", out, *more]) != 0
         assert said in capsys.readouterr().err

@@ -40,10 +40,11 @@ class Table(OwnImages):
 
     With a ``label_separator``, a label is a list of any number of classes: an empty one says that
     the image is of none of them, and ``?`` or, in a Parquet file, a missing value that it has no
-    label.
+    label. ``any_labels`` takes such a table also where all images have one class each.
     """
 
     label_separator: str | None = None
+    any_labels: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +63,8 @@ class Table(OwnImages):
         without_label, split_of, groups = list[str](), dict[str, str](), dict[str, str]()
         split_of_group: dict[str, str] = {}
         rows = read_rows(table, not self.class_names, self.label_separator)
-        _require_task(table, [cell for _, cell, _, _ in rows], self.label_separator)
+        if not self.any_labels:
+            _require_task(table, [cell for _, cell, _, _ in rows], self.label_separator)
         for number, (image, cell, split, group) in enumerate(rows, start=1):
             source = image if is_url(image) else os.path.normpath(table.parent / image)
             label = split_cell(cell, self.label_separator)
@@ -173,23 +175,19 @@ def read_rows(
             )
     none = [""] * len(columns["image"])
     splits = [split or "train" for split in columns.get("split", none)]
-    labels = map(composed, columns.get("label", none))
+    missing = "" if separator is None else UNKNOWN
+    labels = map(composed, columns.get("label", [missing] * len(none)))
     return list(zip(columns["image"], labels, splits, columns.get("group", none), strict=True))
 
 
 def _require_task(table: Path, cells: Sequence[str], separator: str | None) -> None:
     """Raise a DataError if labels are lists and there is no separator, or the other way round."""
     if separator is not None:
-        labels = [split_cell(cell, separator) for cell in cells]
-        known = [cell for cell, label in zip(cells, labels, strict=True) if label is not None]
-        counts = {len(label) for label in labels if label is not None}
-        # as another character would leave them
-        lists = [cell for cell in known if {*cell} & {*_SEPARATORS} - {separator}]
-        if counts == {1} or (lists and max(counts) == 1):
-            example = (lists or known)[0]
+        known = [cell for cell in cells if cell != UNKNOWN]
+        if {len(split_cell(cell, separator) or ()) for cell in known} == {1}:
             raise DataError(
-                f"column label of {table} has at most one label in each row, such as "
-                f"{visible(example)!r}, but label_separator is {separator!r}: leave it out, or "
+                f"column label of {table} has one label in each row, such as "
+                f"{visible(known[0])!r}, but label_separator is {separator!r}: leave it out, or "
                 "correct it"
             )
         return
@@ -243,9 +241,14 @@ def _parquet_columns(table: Path, separator: str | None) -> dict[str, list[str]]
             f"table {table} cannot be read ({reason(error)}): write it again"
         ) from error
     texts = {name.strip(): [_text(value) for value in values] for name, values in columns.items()}
-    if separator is not None and "label" in texts:
-        labels = next(values for name, values in columns.items() if name.strip() == "label")
+    labels = next((values for name, values in columns.items() if name.strip() == "label"), None)
+    if labels is not None and separator is not None:
         texts["label"] = [_list_text(value, separator) for value in labels]
+    elif any(isinstance(value, list) for value in labels or ()):
+        raise DataError(
+            f"column label of table {table} has lists, which are several labels an image: set "
+            "label_separator to ';'"
+        )
     return texts
 
 
