@@ -111,7 +111,8 @@ class ClassifyingModule(LightningModule, ABC):
         The frozen weights are stored in the trainer's precision.
         """
         domain = self.domain
-        self.task = build_task(domain.task, **self.task_settings)
+        self.task = build_task(domain.task)
+        self.task.require_classes(domain.class_names)
         if self.task.per_class and self.scores is None:
             own = domain.tuning_class_names if self.needs.split == "labeled" else domain.class_names
             self.scores = ClassScores(len(domain.class_names), len(own))
@@ -120,19 +121,19 @@ class ClassifyingModule(LightningModule, ABC):
         self.test_metrics = self.task.accuracy(num_base)
         self.apply_precision()
 
-    @property
-    def task_settings(self) -> dict[str, Any]:
-        """Settings of the task, arguments of its class."""
-        return {}
-
     def scored(self, logits: Tensor) -> Tensor:
         """Return logits [B, K] of the first K classes with scale and bias, if they have some."""
         return logits if self.scores is None else self.scores(logits)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether scores of classes have begun, in this process or that of a checkpoint."""
+        return self.scores is not None and bool(self.scores.center.any())
+
     def start_scores(self) -> None:
-        """Begin the scores of classes at the logits of unlabelled images, unless it is resumed."""
+        """Begin the scores of classes at the logits of unlabelled images, unless they have."""
         splits = self.domain.splits
-        if self.scores is None or self.trainer.ckpt_path or not (splits.train or splits.unlabeled):
+        if self.scores is None or self.has_begun or not (splits.train or splits.unlabeled):
             return
         images = self.domain.preview(_STARTING_IMAGES, self.resizing).to(self.device)
         with evaluating(self), self.trainer.precision_plugin.forward_context():

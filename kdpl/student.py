@@ -138,6 +138,11 @@ class StudentDistillation(ClassifyingModule):
             if self.domain.teacher_cache is None:
                 self.load_teachers()
         super().setup(stage)
+        if self.task.per_class and self.loss.kind != "kl":
+            raise ConfigError(
+                f"loss.kind {self.loss.kind} compares features, and teaches no scale and bias of "
+                "the classes, which several labels an image need: set it to kl"
+            )
         self.teachers.task = self.task
 
     def load_teachers(self) -> None:

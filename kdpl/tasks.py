@@ -96,8 +96,8 @@ class Task(ABC):
         """Return what exported files say of it, as JSON by name."""
         return {}
 
-    def require_classes(self, num_classes: int) -> None:
-        """Raise a ConfigError if its settings are for another number of classes."""
+    def require_classes(self, class_names: Sequence[str]) -> None:
+        """Raise a ConfigError if it is not for classes of these names."""
         return
 
     def ranked(self, top_k: int, num_classes: int, rule: "DecisionRule") -> int:

@@ -5,8 +5,6 @@ IVLP, CoOp, VPT, MaPLe and the zero-shot CLIP are settings of the same module; s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import PositiveFloat
@@ -27,6 +25,8 @@ from kdpl.clip import (
     load_clip,
 )
 from kdpl.data.batches import LabeledBatch
+from kdpl.data.datasets import EvaluationImages
+from kdpl.data.loader import EvaluationSampler, LazyLoader
 from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1
@@ -37,9 +37,10 @@ from kdpl.prompts.text import ensemble_features
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.messages import inform
+from kdpl.runtime.predictions import spread
 
-# of labelled images, on which scores of classes are fitted before the first step
-_STARTING_BATCHES = 16
+# labelled images on which scores of classes are fitted before the first step, and how many at once
+_STARTING_LABELS, _AT_ONCE = 1024, 64
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,6 @@ class TeacherPromptTuning(ClassifyingModule):
             activations are kept for the backward pass; those of more are recomputed in chunks.
             Limits memory and does not change the result.
         compile: Compile the image tower.
-        label_loss: Loss of several labels an image, a sum over classes: the binary
-            ``cross_entropy``; or ``asymmetric`` (arXiv 2009.14119), which has less of the many
-            classes that an image lacks. Images of one class each have the cross entropy.
 
     Raises:
         ConfigError: The settings do not fit each other or the CLIP.
@@ -121,7 +119,6 @@ class TeacherPromptTuning(ClassifyingModule):
         optim: OptimConfig = OptimConfig(),
         classes_at_once: int = CLASSES_AT_ONCE,
         compile: bool = False,
-        label_loss: Literal["cross_entropy", "asymmetric"] = "cross_entropy",
     ) -> None:
         # the whole CLIP, which stays frozen
         inform(f"loading {clip}")
@@ -141,7 +138,6 @@ class TeacherPromptTuning(ClassifyingModule):
         self.averaging = averaging
         self.optim = optim
         self.classes_at_once = classes_at_once
-        self.label_loss = label_loss
 
         # what is trained
         make_prompts = prompt_method(method) if isinstance(method, str) else method
@@ -154,11 +150,6 @@ class TeacherPromptTuning(ClassifyingModule):
             )
         self.prompts.settings()  # refuses those that could not be saved, before anything is trained
         self._class_vectors: Tensor | None = None
-
-    @property
-    def task_settings(self) -> dict[str, Any]:
-        """The loss on several labels, unless it is the task's own."""
-        return {} if self.label_loss == "cross_entropy" else {"loss": self.label_loss}
 
     @property
     def needs(self) -> Needs:
@@ -176,11 +167,12 @@ class TeacherPromptTuning(ClassifyingModule):
 
     def on_fit_start(self) -> None:
         """Precompute token ids and frozen text features, unless there are no steps to train."""
+        begun = self.has_begun
         super().on_fit_start()
         if self.trainer.max_epochs == 0:
             return
         domain = self.domain
-        if self.scores is not None and self.trainer.ckpt_path is None:
+        if self.scores is not None and not begun:
             self._fit_scores(self.scores)
         names = domain.class_texts[: len(domain.tuning_class_names)]
 
@@ -199,16 +191,20 @@ class TeacherPromptTuning(ClassifyingModule):
 
     def _fit_scores(self, scores: ClassScores) -> None:
         """Fit scale and bias of the classes to labelled images before prompts are tuned."""
-        outputs = []
-        batches = self.domain.evaluation_dataloader_for("labeled", self.resizing)
+        outputs, domain = [], self.domain
+        # spread over the list, which may be sorted by class
+        records = spread(domain.labels.training(), _STARTING_LABELS)
+        known = len(domain.tuning_class_names)
+        images = EvaluationImages(records, domain.splits.open_image, self.resizing, known)
+        batches = LazyLoader(images, EvaluationSampler(len(images)), _AT_ONCE, domain.num_workers)
         with evaluating(self), self.trainer.precision_plugin.forward_context():
-            for batch in islice(batches, _STARTING_BATCHES):
+            for batch in batches:
                 features = self.prompts.encode_images(
                     self.image_tower.module, batch.images.to(self.device)
                 )
                 outputs.append((features, batch.labels.to(self.device)))
             features, labels = (torch.cat(column) for column in zip(*outputs, strict=True))
-            vectors = self.encode_names(self.domain.class_texts[: labels.shape[1]])
+            vectors = self.encode_names(domain.class_texts[:known])
             logits = cosine_logits(features, vectors, self.logit_scale)
         scores.fit(logits, labels)
 

@@ -75,7 +75,7 @@ class Classifier(nn.Module):
         self.decoding = decoding
         self.companions = dict(companions or {})
         self.task = build_task(vectors.task) if task is None else task
-        self.task.require_classes(len(vectors.class_names))
+        self.task.require_classes(vectors.class_names)
         self.eval()
 
     @property

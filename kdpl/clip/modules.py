@@ -199,8 +199,12 @@ class ClassScores(Float32Module):
         """Set scale and bias of the learned classes K by a regression on logits and labels [N, K].
 
         It is logistic, with a prior N(0, 1) of log scales and N(0, 3²) of biases: an optimiser of
-        prompts would take far longer to move them.
+        prompts would take far longer to move them. Classes that no image has are left out, and have
+        the mean of the others.
         """
+        known = labels.any(dim=0)
+        if not known.any():
+            return
         moved = self.centered(logits).detach()
         optimizer = torch.optim.LBFGS([self.log_scale, self.bias], max_iter=100)
 
@@ -208,12 +212,15 @@ class ClassScores(Float32Module):
             optimizer.zero_grad()
             scores = self.log_scale.exp() * moved + self.bias
             prior = (self.log_scale**2 + self.bias**2 / 9).sum() / 2
-            value = prior + F.binary_cross_entropy_with_logits(scores, labels, reduction="sum")
+            of_known = scores[:, known], labels[:, known]
+            value = prior + F.binary_cross_entropy_with_logits(*of_known, reduction="sum")
             value.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
             return value
 
         optimizer.step(loss)  # type: ignore[no-untyped-call]  # as above
         optimizer.zero_grad()
+        for learned in (self.log_scale.data, self.bias.data):
+            learned[~known] = learned[known].mean()
 
     def values(self) -> tuple[Tensor, Tensor]:
         """Return the scale a and the bias b - a·m of each class, [C] each."""

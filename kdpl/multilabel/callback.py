@@ -14,7 +14,7 @@ from kdpl.classification import ClassifyingModule, EvalOutput, evaluating
 from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
 from kdpl.data.splits import labels_of
-from kdpl.multilabel.metrics import class_scores, decisions
+from kdpl.multilabel.metrics import class_scores
 from kdpl.multilabel.task import SEPARATOR, MultiLabel
 from kdpl.multilabel.thresholds import choose
 from kdpl.runtime.files import write_rows
@@ -47,7 +47,10 @@ class SeveralLabels(Handover):
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Choose the thresholds that the classifier takes over, before it is written."""
-        _choose(trainer, cast(ClassifyingModule, pl_module))
+        module = cast(ClassifyingModule, pl_module)
+        # a teacher hands over none
+        if module.needs.split == "unlabeled":
+            _choose(trainer, module)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the thresholds of the test's metrics, when the scores of classes have begun."""
@@ -76,7 +79,7 @@ class SeveralLabels(Handover):
             return SEPARATOR.join(names[label] for label in labels)
 
         rows: list[tuple[object, ...]] = []
-        decided, probabilities = decisions(logits, task.thresholds), task.probabilities(logits)
+        decided, probabilities = task.labels(logits), task.probabilities(logits)
         for place in indices.argsort().tolist():
             record = data.splits.test[int(indices[place])]
             predicted = torch.nonzero(decided[place]).flatten().tolist()
@@ -130,5 +133,5 @@ def _choose(trainer: Trainer, module: ClassifyingModule) -> None:
             f"no validation image has the class {missing[0]!r}"
             f"{f' and {len(missing) - 1} others' if len(missing) > 1 else ''}: threshold 0.5"
         )
-    module.task = task.with_thresholds(thresholds)
+    module.task = MultiLabel(thresholds)
     module.test_metrics = module.task.accuracy(data.num_base).to(module.device)

@@ -10,7 +10,6 @@ from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.run_folder import require_classifier
 
 if TYPE_CHECKING:
-    from kdpl.data.datasets import OpenImage
     from kdpl.data.splits import Record
 
 
@@ -55,6 +54,8 @@ def thresholds(
     certain = share("--confidence", confidence)
     wanted = Wanted(share("--precision", precision), share("--recall", recall), certain or 0.95)
 
+    from functools import partial
+
     import torch
 
     from kdpl.classifier.bulk import load_classifier
@@ -63,6 +64,7 @@ def thresholds(
     from kdpl.data.inference import infer
     from kdpl.data.loader import EvaluationSampler, LazyLoader
     from kdpl.data.parallel import cores
+    from kdpl.data.sources import open_source
     from kdpl.data.splits import labels_of
     from kdpl.multilabel.metrics import class_scores
     from kdpl.multilabel.task import MultiLabel
@@ -75,9 +77,10 @@ def thresholds(
             f"{classifier} names one class for each image and needs no thresholds of classes: "
             "run python -m kdpl calibrate"
         )
-    records, opened = _labeled(images, label_separator, class_names, names)
+    records = _labeled(images, label_separator, class_names, names)
 
     # the classifier on all of them
+    opened = partial(open_source, decoding=loaded.decoding)
     dataset = EvaluationImages(records, opened, loaded.preprocessing.resizing, len(names))
     loader = LazyLoader(dataset, EvaluationSampler(len(records)), batch_size, cores())
     outputs = [
@@ -90,7 +93,7 @@ def thresholds(
     having = {label for record in records for label in labels_of(record)}
     before, chosen = task.thresholds_of(len(names)), choose(logits, targets, wanted)
     values = [each.value if label in having else before[label] for label, each in enumerate(chosen)]
-    keep_task(Path(classifier), task.with_thresholds(values).settings())
+    keep_task(Path(classifier), MultiLabel(values).settings())
 
     scores = class_scores(logits, targets, values)
     measured = torch.stack(scores[2:], dim=1).tolist()
@@ -105,28 +108,30 @@ def thresholds(
 
 def _labeled(
     images: str, separator: str, class_names: str | None, names: tuple[str, ...]
-) -> "tuple[list[Record], OpenImage]":
+) -> "list[Record]":
     """Labelled images of a table's one split, with labels of the classifier."""
+    from kdpl.data.class_mapping import read_class_mapping
     from kdpl.data.readers.table import Table
     from kdpl.data.splits import Record, labels_of
 
-    reader = Table(images, class_names=class_names, label_separator=separator)
-    splits = reader.read()
+    # held-out images may have one label each
+    splits = Table(images, label_separator=separator, any_labels=True).read()
     parts = [part for part in (splits.train, splits.val, splits.test) if part]
     if len(parts) > 1:
         raise DataError(
             f"{images} has several splits, of which the classifier has seen one: give the images "
             "of another"
         )
-    numbers = {name: number for number, name in enumerate(names)}
-    if unknown := sorted({*splits.class_names} - numbers.keys()):
+    keys, numbers = splits.class_names, {name: number for number, name in enumerate(names)}
+    given = read_class_mapping(Path(class_names), keys, complete=False) if class_names else {}
+    named = [given[key].name if given else key for key in keys]
+    if unknown := sorted({*named} - numbers.keys()):
         raise DataError(
             f"{images} has the class {unknown[0]!r}, which the classifier does not have: leave it "
             "out, or give its name by --class-names"
         )
-    own = [numbers[name] for name in splits.class_names]
-    records = [
+    own = [numbers[name] for name in named]
+    return [
         Record(record.source, tuple(sorted(own[label] for label in labels_of(record))))
         for record in parts[0]
     ]
-    return records, splits.open_image

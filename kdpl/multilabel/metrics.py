@@ -11,6 +11,9 @@ from torchmetrics.utilities import dim_zero_cat
 
 from kdpl.metrics import harmonic_mean
 
+DEFAULT = 0.5
+"""Threshold of a class for which none was chosen."""
+
 
 class ClassScores(NamedTuple):
     """Scores of each class, float64 [C]; NaN where they are undefined.
@@ -76,8 +79,8 @@ class MultiLabelMetrics(Metric):
 
 
 def decisions(logits: Tensor, thresholds: Sequence[float] | None) -> Tensor:
-    """Return which classes are predicted for logits [N, C], bool [N, C]."""
-    limits = [0.5] * logits.shape[1] if thresholds is None else thresholds
+    """Return which classes are predicted for logits [..., C], bool [..., C]."""
+    limits = [DEFAULT] * logits.shape[-1] if thresholds is None else thresholds
     return logits.float().sigmoid() >= torch.tensor(limits, device=logits.device)
 
 

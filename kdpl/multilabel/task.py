@@ -3,25 +3,17 @@
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdpl.errors import ConfigError
-from kdpl.multilabel.metrics import MultiLabelMetrics
+from kdpl.multilabel.metrics import DEFAULT, MultiLabelMetrics, decisions
 from kdpl.tasks import DecisionRule, Predicted, Prediction, Task
-
-LossKind = Literal["cross_entropy", "asymmetric"]
 
 SEPARATOR = ";"
 """Between the names of an image's classes in tables."""
-
-_DEFAULT = 0.5
-
-# of the asymmetric loss, as published
-_GAMMA_NEGATIVE, _GAMMA_POSITIVE, _CLIP = 4, 1, 0.05
 
 
 class MultiLabel(Task):
@@ -29,28 +21,18 @@ class MultiLabel(Task):
 
     Args:
         thresholds: Probability from which on an image has a class, of each class; None: 0.5.
-        loss: Loss on labels: binary ``cross_entropy``, or ``asymmetric``.
     """
 
     name: ClassVar[str] = "multilabel"
     per_class: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        thresholds: Sequence[float] | None = None,
-        loss: LossKind = "cross_entropy",
-    ) -> None:
+    def __init__(self, thresholds: Sequence[float] | None = None) -> None:
         numbers = thresholds is None or all(isinstance(each, int | float) for each in thresholds)
         if not numbers or not all(0 <= each <= 1 for each in thresholds or ()):
             raise ConfigError(
                 f"thresholds are {thresholds}, expected numbers from 0 to 1: correct them"
             )
         self.thresholds = None if thresholds is None else tuple(thresholds)
-        self.loss_kind = loss
-
-    def with_thresholds(self, thresholds: Sequence[float]) -> "MultiLabel":
-        """Return the same task with other thresholds."""
-        return MultiLabel(thresholds, self.loss_kind)
 
     def settings(self) -> dict[str, Any]:
         """Return the thresholds."""
@@ -61,22 +43,25 @@ class MultiLabel(Task):
         thresholds = json.dumps(self.thresholds_of(num_classes))
         return {"task": self.name, "label_thresholds": thresholds}
 
-    def require_classes(self, num_classes: int) -> None:
-        """Raise a ConfigError for another number of thresholds than classes."""
-        if self.thresholds is not None and len(self.thresholds) != num_classes:
+    def require_classes(self, class_names: Sequence[str]) -> None:
+        """Raise a ConfigError for ambiguous names, or another number of thresholds."""
+        if ambiguous := next((name for name in class_names if SEPARATOR in name), None):
             raise ConfigError(
-                f"there are {len(self.thresholds)} thresholds for {num_classes} classes: choose "
-                "them again (python -m kdpl thresholds)"
+                f"class {ambiguous!r} has a {SEPARATOR!r} in its name, which is between the labels "
+                "of an image in tables: give it another name by class_names"
+            )
+        if self.thresholds is not None and len(self.thresholds) != len(class_names):
+            raise ConfigError(
+                f"there are {len(self.thresholds)} thresholds for {len(class_names)} classes: "
+                "choose them again (python -m kdpl thresholds)"
             )
 
     def thresholds_of(self, num_classes: int) -> list[float]:
         """Return the threshold of each class."""
-        return [_DEFAULT] * num_classes if self.thresholds is None else list(self.thresholds)
+        return [DEFAULT] * num_classes if self.thresholds is None else list(self.thresholds)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss on labels, 0 or 1, float [B, C]: a sum over classes."""
-        if self.loss_kind == "asymmetric":
-            return asymmetric_loss(logits, labels)
+        """Compute ``binary_cross_entropy`` with labels, 0 or 1, float [B, C]."""
         return binary_cross_entropy(logits, labels)
 
     def divergence(self, logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -101,8 +86,7 @@ class MultiLabel(Task):
 
     def labels(self, scores: Tensor) -> Tensor:
         """Return which classes the images of logits [..., C] have, bool [..., C]."""
-        thresholds = torch.tensor(self.thresholds_of(scores.shape[-1]), device=scores.device)
-        return self.probabilities(scores.float()) >= thresholds
+        return decisions(scores, self.thresholds)
 
     def same(self, scores: Tensor, others: Tensor) -> Tensor:
         """Compare the sets of classes."""
@@ -141,19 +125,6 @@ class MultiLabel(Task):
 def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Compute the binary cross entropy, a sum over classes and a mean over images [B, C]."""
     return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / len(logits)
-
-
-def asymmetric_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute the asymmetric loss (arXiv 2009.14119, eq. 7), a sum over classes, mean over images.
-
-    -(1 - p)^γ₊ log p for classes that an image has, and -q^γ₋ log(1 - q) with q = max(p - 0.05, 0)
-    for others, which are many and mostly easy: γ₊ = 1, γ₋ = 4.
-    """
-    probabilities = logits.sigmoid()
-    shifted = (probabilities - _CLIP).clamp_min(0)
-    having = (1 - probabilities) ** _GAMMA_POSITIVE * F.logsigmoid(logits)
-    lacking = shifted**_GAMMA_NEGATIVE * torch.log1p(-shifted)
-    return -(labels * having + (1 - labels) * lacking).sum() / len(logits)
 
 
 def bernoulli_kl(logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:

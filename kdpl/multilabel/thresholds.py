@@ -7,7 +7,8 @@ import torch
 from scipy.stats import beta
 from torch import Tensor
 
-DEFAULT = 0.5
+from kdpl.multilabel.metrics import DEFAULT
+
 CONFIDENCE = 0.95
 """Probability, over the draw of the held-out images, with which a precision or recall is kept."""
 

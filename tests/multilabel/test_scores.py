@@ -52,3 +52,19 @@ def test_the_fit_is_the_most_probable_scale_and_bias():
         own = scores.log_scale[c].item(), scores.bias[c].item()
         near = [(own[0] + a, own[1] + b) for a in (-0.03, 0, 0.03) for b in (-0.05, 0, 0.05)]
         assert min(near, key=lambda at: loss(*at, c)) == pytest.approx(own)
+
+
+def test_classes_that_no_image_has_get_the_mean_of_the_others():
+    labels = (torch.rand(60, 2, generator=DRAW) < (LOGITS[:, :2] - 20).sigmoid()).float()
+    alone, scores = ClassScores(2, 2), ClassScores(3, 3)
+    alone.start_at(LOGITS[:, :2])
+    scores.start_at(LOGITS)
+    alone.fit(LOGITS[:, :2], labels)
+    scores.fit(LOGITS, torch.cat([labels, torch.zeros(60, 1)], dim=1))
+    for own, expected in ((scores.log_scale, alone.log_scale), (scores.bias, alone.bias)):
+        assert torch.allclose(own[:2], expected, atol=1e-4)
+        assert own[2].item() == pytest.approx(expected.mean().item(), abs=1e-4)
+    nothing = ClassScores(3, 3)
+    nothing.fit(LOGITS, torch.zeros(60, 3))
+    assert not nothing.log_scale.any()
+    assert not nothing.bias.any()

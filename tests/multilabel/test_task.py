@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from kdpl.errors import ConfigError
 from kdpl.multilabel.metrics import MultiLabelMetrics, class_scores
-from kdpl.multilabel.task import MultiLabel, asymmetric_loss, bernoulli_kl
+from kdpl.multilabel.task import MultiLabel, bernoulli_kl
 from kdpl.tasks import DecisionRule, Predicted, Prediction, require_one_class
 
 DRAW = torch.Generator().manual_seed(0)
@@ -34,24 +34,6 @@ def test_the_loss_is_the_binary_cross_entropy_summed_over_classes():
         for z, y in pairs(LOGITS, LABELS)
     )
     assert TASK.loss(LOGITS, LABELS).item() == pytest.approx(expected / 6, rel=1e-5)
-
-
-def test_the_asymmetric_loss_is_that_of_the_paper():
-    def one(z, y):
-        p = sigmoid(z)
-        q = max(p - 0.05, 0)
-        return -(1 - p) * math.log(p) if y else -(q**4) * math.log(1 - q)
-
-    expected = sum(one(z, y) for z, y in pairs(LOGITS, LABELS)) / 6
-    assert asymmetric_loss(LOGITS, LABELS).item() == pytest.approx(expected, rel=1e-5)
-    loss = MultiLabel(loss="asymmetric").loss(LOGITS, LABELS)
-    assert loss.item() == asymmetric_loss(LOGITS, LABELS).item()
-
-
-def test_the_asymmetric_loss_has_finite_gradients_at_extreme_logits():
-    logits = torch.tensor([[-200.0, 200.0, -200.0, 200.0]], requires_grad=True)
-    asymmetric_loss(logits, torch.tensor([[0.0, 0.0, 1.0, 1.0]])).backward()
-    assert logits.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -104,7 +86,9 @@ def test_thresholds_out_of_range_or_of_other_classes_are_refused():
     with world.refused(ConfigError, "expected numbers from 0 to 1"):
         MultiLabel([0.5, 1.5])
     with world.refused(ConfigError, "2 thresholds for 3 classes"):
-        MultiLabel([0.5, 0.5]).require_classes(3)
+        MultiLabel([0.5, 0.5]).require_classes("abc")
+    with world.refused(ConfigError, "class 'b;c' has a ';' in its name"):
+        MultiLabel().require_classes(["a", "b;c"])
     with world.refused(ConfigError, "watch is defined for images of one class each"):
         require_one_class("multilabel", "watch")
 

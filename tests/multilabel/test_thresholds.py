@@ -11,6 +11,7 @@ from sklearn.metrics import f1_score
 
 from kdpl import Classifier
 from kdpl.__main__ import main
+from kdpl.data.sources import open_source
 from kdpl.multilabel.thresholds import Wanted, choose
 
 
@@ -180,3 +181,43 @@ def test_one_class_for_each_image_has_no_threshold_of_classes(classifier, table,
     image = str(table.parent / "test0.png")
     assert main(["predict", str(classifier), image, "--threshold=0.5"]) != 0
     assert "--threshold is for several labels an image" in capsys.readouterr().err
+
+
+def said_of(capsys, *options):
+    assert main(["thresholds", *map(str, options)]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_command_takes_one_label_a_row_and_names_of_classes_that_a_table_lacks(
+    own, table, tmp_path, capsys
+):
+    images, names = [table.parent / f"test{number}.png" for number in range(6)], tmp_path / "n.csv"
+    lines = [f"{image},{'vier' if number % 2 else 'one'}" for number, image in enumerate(images)]
+    (tmp_path / "one.csv").write_text("\n".join(["image,label", *lines]))
+    names.write_text("label,name\nvier,four\none,one\ndrei,three\n")
+    said = said_of(capsys, own, tmp_path / "one.csv", f"--class-names={names}")
+    cells = [line.split(", ") for line in said.splitlines() if ": 0" in line]
+    counts = {name.split(":")[0].strip(): count for name, count, *_ in cells}
+    assert counts == {"four": "3", "one": "3", "three": "0", "two": "0", "zero": "0"}
+
+    lines = [f"{image},?" for image in images]
+    (tmp_path / "none.csv").write_text("\n".join(["image,label", *lines]))
+    options = [str(own), str(tmp_path / "none.csv"), f"--class-names={names}"]
+    assert main(["thresholds", *options]) != 0
+    assert "has no row with a label" in capsys.readouterr().err
+
+
+def test_the_command_opens_images_as_the_classifier_does(own, table, tmp_path, capsys, monkeypatch):
+    opened = []
+
+    def note(source, decoding):
+        opened.append(decoding)
+        return open_source(source, decoding)
+
+    config = json.loads((own / "classifier.json").read_text())
+    config["decoding"]["background"] = [1, 2, 3]
+    (own / "classifier.json").write_text(json.dumps(config))
+    monkeypatch.setattr("kdpl.data.sources.open_source", note)
+    monkeypatch.setattr("kdpl.data.parallel.cores", lambda: 0)
+    said_of(capsys, own, labeled(table, tmp_path))
+    assert {each.background for each in opened} == {(1, 2, 3)}

@@ -1,0 +1,75 @@
+"""Scores of classes from the first step on: what they begin at, and what does not begin them again."""
+
+import pytest
+import torch
+import world
+
+from kdpl import teacher as stage1
+from kdpl.clip import ClassScores, ClipConfig
+from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.datasets import label_tensor
+from kdpl.errors import ConfigError
+from kdpl.multilabel import callback
+from kdpl.prompts import PromptConfig
+from kdpl.runtime.predictions import spread
+
+
+def pages(table, **settings):
+    own = {"shots": 4, "val_shots": 4, "batch_size": 8, "num_workers": 0, **settings}
+    return DomainDataModule("table", str(table), label_separator=";", **own)
+
+
+def make_teacher():
+    torch.manual_seed(0)
+    clip, size = ClipConfig("test-teacher-quickgelu", world.TAG), PromptConfig(2, 2)
+    return stage1.TeacherPromptTuning(clip, vision_prompts=size, text_prompts=size)
+
+
+def fit(table, folder, **settings):
+    module, data = make_teacher(), pages(table, **settings)
+    trainer = world.quiet_trainer(folder, 1)
+    trainer.fit(module, datamodule=data)
+    return module, data, trainer
+
+
+@pytest.mark.parametrize("eval_batch_size", [2, 40])
+def test_scores_are_fitted_to_labelled_images_from_all_over_the_list(
+    table, tmp_path, monkeypatch, eval_batch_size
+):
+    seen = []
+
+    def note(scores, logits, labels):
+        seen.append(labels)
+
+    monkeypatch.setattr(ClassScores, "fit", note)
+    monkeypatch.setattr(stage1, "_STARTING_LABELS", 10)
+    _, data, _ = fit(table, tmp_path, eval_batch_size=eval_batch_size)
+    records = spread(data.labels.training(), 10)
+    assert len(data.labels.training()) > 10
+    assert torch.stack([label_tensor(each.label, 5) for each in records]).equal(seen[0])
+
+
+def test_a_test_or_a_second_fit_after_a_fit_keeps_what_scores_were_learned(
+    table, tmp_path, monkeypatch
+):
+    module, data, trainer = fit(table, tmp_path)
+    learned = {name: value.clone() for name, value in module.scores.state_dict().items()}
+    trainer.test(module, datamodule=data)
+    assert all(value.equal(learned[name]) for name, value in module.scores.state_dict().items())
+
+    monkeypatch.setattr(ClassScores, "fit", None)
+    world.quiet_trainer(tmp_path / "more", 1).fit(module, datamodule=pages(table))
+    assert module.scores.center.equal(learned["center"])
+
+
+def test_thresholds_are_not_chosen_for_a_teacher_that_hands_none_over(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(callback, "choose", None)
+    module, _, _ = fit(table, tmp_path)
+    assert module.task.thresholds is None
+
+
+def test_a_loss_that_compares_features_is_refused(table, tmp_path):
+    fit(table, tmp_path / "teacher")
+    student = world.make_student(tmp_path / "teacher", distill="l1")
+    with world.refused(ConfigError, "loss.kind l1 compares features, and teaches no scale"):
+        world.fit(student, tmp_path / "student", domain=pages(table))
