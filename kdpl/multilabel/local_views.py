@@ -4,6 +4,7 @@ A CLIP's feature of a whole image is mostly of its largest object; in a small cr
 one object alone. After the ideas of CCD (arXiv 2503.16873) and SPARC (arXiv 2502.16911).
 """
 
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,7 @@ from kdpl.errors import ArtifactError, ConfigError
 from kdpl.multilabel.task import MultiLabel
 from kdpl.runtime.artifacts import read_tensors, write_tensors
 from kdpl.runtime.messages import inform
+from kdpl.runtime.predictions import spread
 from kdpl.runtime.resizing import Resizing
 from kdpl.targets import Target
 from kdpl.targets.inputs import TargetInputs
@@ -39,6 +41,9 @@ _SHARPNESS, _MARGIN = 2.0, 0.5
 
 _KIND = "targets from local views"
 _VERSION = 1
+
+# labelled images that the probe is fitted to, whose crops are kept at once
+_MOST_LABELED = 2000
 
 # weight of the texts beside a probe, and its inverse regularisation times the features' width:
 # best for training pages (docs/several_labels.md)
@@ -151,17 +156,20 @@ class LocalViews(Target):
                 "the target local_views is for images of several labels, and these have one each: "
                 "set label_separator, or another target"
             )
-        file = inputs.folder / LOCAL_VIEWS_FILE
+        file, vectors = inputs.folder / LOCAL_VIEWS_FILE, inputs.teachers[0]
+        negatives = _negative_vectors(inputs, vectors)
+        texts = torch.cat([vectors.vectors, negatives]).numpy().tobytes()
         needed = {
-            "teacher": inputs.teachers[0].teacher,
+            "teacher": vectors.teacher,
             "class_names": list(inputs.class_names),
+            "class_vectors": hashlib.blake2b(texts, digest_size=16).hexdigest(),
             "pool": digest_of(inputs.pool),
             "labels": digest_names(f"{r.label} {r.source}" for r in inputs.labeled),
             "settings": json.loads(json.dumps(asdict(self))),
         }
         images = torch.from_numpy(np.asarray(inputs.indices)).long()
         if not file.is_file():
-            log_odds = self._make(inputs)
+            log_odds = self._make(inputs, negatives)
             tensors = {"images": images, "log_odds": log_odds}
             inputs.on_first_process(lambda: write_tensors(file, _KIND, _VERSION, tensors, needed))
         remedy = "remove it, and run the same command again"
@@ -179,25 +187,31 @@ class LocalViews(Target):
         self._rows = rows.to(inputs.device)
         self._log_odds = tensors["log_odds"].to(inputs.device)
 
-    def _make(self, inputs: TargetInputs) -> Tensor:
+    def _make(self, inputs: TargetInputs, negatives: Tensor) -> Tensor:
         """Return the log odds of the pool's images, float32 [N, C]."""
         vectors = inputs.teachers[0]
-        negatives = _negative_vectors(inputs, vectors)
         crops = Crops(self.scales, self.stride, vectors.preprocessing.resizing)
         texts = vectors.logit_scale * torch.cat([vectors.vectors, negatives]).to(inputs.device)
         views = Views(texts, len(vectors.vectors))
+        has = _multi_hot(inputs)
+        chosen = spread(range(len(has)), _MOST_LABELED)
         what = f"{len(inputs.indices)} images, with {len(negatives)} words for other things"
-        inform(f"looking at crops of {what} and {len(inputs.labeled)} labels")
-        if inputs.labeled:
-            sources = [record.source for record in inputs.labeled]
-            views = views.tuned(inputs.crops(crops, views.best, sources), _multi_hot(inputs))
+        inform(f"looking at crops of {what} and {len(chosen)} of {len(has)} labelled images")
+        if _tells_apart(has[chosen]):
+            sources = [inputs.labeled[row].source for row in chosen]
+            views = views.tuned(inputs.crops(crops, views.best, sources), has[chosen])
+        elif inputs.labeled:
+            inform(
+                "the labelled images tell too little apart to learn from their crops, which takes "
+                "two classes and images without one of them: the texts alone decide"
+            )
         log_odds = log_odds_of(inputs.crops(crops, views.scores)).cpu()
 
         # what is known is learned as it is
-        known = dict(zip((r.source for r in inputs.labeled), _multi_hot(inputs), strict=True))
+        known = dict(zip((r.source for r in inputs.labeled), has, strict=True))
         for row, image in enumerate(inputs.indices.tolist() if known else []):
-            if (has := known.get(inputs.pool[image])) is not None:
-                log_odds[row, : len(has)] = torch.where(has, LIMIT, -LIMIT)
+            if (own := known.get(inputs.pool[image])) is not None:
+                log_odds[row, : len(own)] = torch.where(own, LIMIT, -LIMIT)
         return log_odds
 
 
@@ -248,7 +262,8 @@ class Views:
 
         Args:
             best: The crops' features, float [n, C · D].
-            has: Classes of the images, of those that labels tell of, bool [n, K].
+            has: Classes of the images, of those that labels tell of, bool [n, K]: images of two
+                classes, and some without one of these.
         """
         from sklearn.linear_model import LogisticRegression
 
@@ -263,9 +278,8 @@ class Views:
         # classes that no image has are as likely as before, but for the probe's mean
         weight = rows.new_zeros(rows.shape[1], self.classes + 1)
         bias = rows.new_full((self.classes + 1,), float(model.intercept_.mean()))
-        if len(model.classes_) > 2:
-            weight[:, model.classes_] = torch.from_numpy(model.coef_.T)
-            bias[model.classes_] = torch.from_numpy(model.intercept_)
+        weight[:, model.classes_] = torch.from_numpy(model.coef_.T)
+        bias[model.classes_] = torch.from_numpy(model.intercept_)
         weight /= spread[:, None]
         bias -= mean @ weight
         device = self.texts.device
@@ -282,6 +296,11 @@ def log_odds_of(scores: Tensor) -> Tensor:
     spread = ordered.std(dim=0, correction=0).clamp_min(1e-6)
     odds = _SHARPNESS * ((logs - ordered.mean(dim=0)) / spread - _MARGIN)
     return odds.float().clamp(-LIMIT, LIMIT)
+
+
+def _tells_apart(has: Tensor) -> bool:
+    """Whether labels [n, K] show two classes and, of one of all, an image without it."""
+    return int(has.any(dim=0).sum()) >= 2 and not bool(has.all())
 
 
 def _multi_hot(inputs: TargetInputs) -> Tensor:

@@ -21,6 +21,7 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.data.splits import Record
 from kdpl.doubt.words import NEGATIVE_VECTORS_FILE
 from kdpl.errors import ConfigError
+from kdpl.multilabel import local_views
 from kdpl.multilabel.local_views import (
     LIMIT,
     LOCAL_VIEWS_FILE,
@@ -293,10 +294,9 @@ def test_with_a_probe_predictions_are_those_of_both(labelled):
         assert found == pytest.approx([each / sum(both) for each in both[:3]], abs=1e-5)
 
 
-def test_labelled_images_of_the_pool_have_their_labels_and_novel_classes_what_is_found(labelled):
-    texts, images, has = labelled
+def inputs_of(texts, images, records, num_base=2):
+    """Inputs of a target for eight images of three classes."""
     names = [str(i) for i in range(8)]
-    records = [Record(str(i), tuple(torch.nonzero(has[i]).flatten().tolist())) for i in (5, 2)]
 
     def crops(_, summarize, sources=None):
         return torch.stack([summarize(images[int(name)]) for name in sources or names])
@@ -304,16 +304,63 @@ def test_labelled_images_of_the_pool_have_their_labels_and_novel_classes_what_is
     vectors = SimpleNamespace(
         vectors=texts[:3], logit_scale=1.0, preprocessing=SimpleNamespace(resizing=Resizing(32))
     )
-    inputs = SimpleNamespace(
+    return SimpleNamespace(
         teachers=[vectors], teacher_folder=Path("/nowhere"), pool=names, indices=np.arange(8),
-        labeled=records, class_names=("a", "b", "c"), num_base=2, crops=crops, device="cpu",
+        labeled=records, class_names=("a", "b", "c"), num_base=num_base, crops=crops, device="cpu",
     )  # fmt: skip
-    target = LocalViews()
-    log_odds = target._make(inputs)
-    for image in (2, 5):
+
+
+def records_of(has, rows):
+    return [Record(str(i), tuple(torch.nonzero(has[i]).flatten().tolist())) for i in rows]
+
+
+def test_labelled_images_of_the_pool_have_their_labels_and_novel_classes_what_is_found(labelled):
+    texts, images, has = labelled
+    inputs = inputs_of(texts, images, records_of(has, (5, 3)))
+    log_odds = LocalViews()._make(inputs, texts[:0])
+    for image in (3, 5):
         signs = torch.where(has[image], LIMIT, -LIMIT)
         assert torch.allclose(log_odds[image, :2], signs)
     own = Views(texts[:3], 3)
-    own = own.tuned(torch.stack([own.best(images[i]) for i in (5, 2)]), has[[5, 2]])
+    own = own.tuned(torch.stack([own.best(images[i]) for i in (5, 3)]), has[[5, 3]])
     found = log_odds_of(torch.stack([own.scores(features) for features in images]))
     assert torch.allclose(log_odds[:, 2], found[:, 2])
+
+
+@pytest.mark.parametrize(
+    ("num_base", "labels"),
+    [(2, [(0,), (0,)]), (2, [(), ()]), (2, [(0, 1), (0, 1)]), (1, [(0,), ()])],
+)
+def test_labels_that_tell_nothing_apart_leave_the_texts_alone_and_it_is_said(
+    labelled, capsys, num_base, labels
+):
+    texts, images, _ = labelled
+    records = [Record(str(i), label) for i, label in zip((5, 2), labels, strict=True)]
+    log_odds = LocalViews()._make(inputs_of(texts, images, records, num_base), texts[:0])
+    assert "tell too little apart" in "".join(capsys.readouterr())
+    found = log_odds_of(torch.stack([Views(texts[:3], 3).scores(each) for each in images]))
+    others = [0, 1, 3, 4, 6, 7]
+    assert torch.allclose(log_odds[others], found[others])
+
+
+def test_the_probe_is_fitted_to_labelled_images_from_all_over_the_list(labelled, monkeypatch):
+    texts, images, has = labelled
+    monkeypatch.setattr(local_views, "_MOST_LABELED", 4)
+    many = LocalViews()._make(inputs_of(texts, images, records_of(has, range(8))), texts[:0])
+    few = LocalViews()._make(inputs_of(texts, images, records_of(has, range(0, 8, 2))), texts[:0])
+    # of class 2 no label tells
+    assert many[:, 2].equal(few[:, 2])
+
+
+def test_targets_of_other_class_vectors_or_words_for_other_things_are_refused(
+    fitted, tmp_path, capsys
+):
+    folder, student = fitted
+    shutil.copytree(folder / "teacher", tmp_path / "teacher")
+    (tmp_path / "teacher" / NEGATIVE_VECTORS_FILE).unlink()
+    out = tmp_path / "other"
+    out.mkdir()
+    shutil.copy(folder / "student" / LOCAL_VIEWS_FILE, out)
+    options = [*student, f"--model.init_args.teacher={tmp_path}/teacher"]
+    assert main(["fit", *options, f"--out={out}"]) == 1
+    assert "was made for other class vectors" in capsys.readouterr().err
