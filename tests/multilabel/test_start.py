@@ -73,3 +73,12 @@ def test_a_loss_that_compares_features_is_refused(table, tmp_path):
     student = world.make_student(tmp_path / "teacher", distill="l1")
     with world.refused(ConfigError, "loss.kind l1 compares features, and teaches no scale"):
         world.fit(student, tmp_path / "student", domain=pages(table))
+
+
+def test_names_with_the_separator_of_predictions_are_refused_before_training(table, tmp_path):
+    lines = [f'{table.parent}/train{i}.png,"{"one,a;b" if i else ""}"' for i in range(4)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,label", *lines]))
+    own = {"label_separator": ",", "shots": None, "num_workers": 0}
+    data = DomainDataModule("table", str(tmp_path / "t.csv"), **own)
+    with world.refused(ConfigError, "class 'a;b' has a ';' in its name"):
+        world.quiet_trainer(tmp_path).fit(make_teacher(), datamodule=data)
