@@ -1,7 +1,7 @@
 """The part that both stages share: classifying labelled images of a domain, and logging."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypedDict
 
@@ -200,12 +200,18 @@ class ClassifyingModule(LightningModule, ABC):
         metrics.update(logits, batch.labels)
         return {"logits": logits, "labels": batch.labels, "indices": batch.indices}
 
-    def log_training(self, batch_size: int, **values: Tensor) -> None:
-        """Log a step's values, as means over an epoch's images on all processes.
+    def sum_and_log(
+        self, terms: Mapping[str, Tensor], batch_size: int, **further: Tensor
+    ) -> Tensor:
+        """Return a step's loss, the sum of its terms, which are kept to be checked.
 
-        ``loss`` appears in the progress bar.
+        Loss, terms, if there are several, and further values are logged, as means over an epoch's
+        images on all processes. ``loss`` appears in the progress bar.
         """
-        for name, value in values.items():
+        loss = torch.stack(list(terms.values())).sum()
+        self.loss_terms = {name: term.detach() for name, term in terms.items()}
+        parts = {f"loss_{name}": term for name, term in terms.items()} if len(terms) > 1 else {}
+        for name, value in {"loss": loss, **further, **parts}.items():
             self.log(
                 train_key(name),
                 value.detach(),
@@ -215,6 +221,7 @@ class ClassifyingModule(LightningModule, ABC):
                 sync_dist=True,
                 batch_size=batch_size,
             )
+        return loss
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation accuracies."""

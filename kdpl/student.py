@@ -188,14 +188,9 @@ class StudentDistillation(ClassifyingModule):
             distance = FEATURE_LOSSES[self.loss.kind](features, teacher_features)
         terms: dict[str, Tensor] = {self.loss.kind: self.loss.weight * distance}
         terms |= self.further_terms(batch.images, features, target_logits)
-        loss = torch.stack(list(terms.values())).sum()
 
-        # what is checked to be finite, and what is logged
-        self.loss_terms = {name: term.detach() for name, term in terms.items()}
-        parts = {f"loss_{name}": term for name, term in terms.items()} if len(terms) > 1 else {}
         agreement = self.task.same(logits, target_logits).float().mean()
-        self.log_training(len(batch.images), loss=loss, agreement=agreement, **parts)
-        return loss
+        return self.sum_and_log(terms, len(batch.images), agreement=agreement)
 
     def further_terms(self, images: Tensor, features: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return scalars that a subclass adds to the loss, of [B, 3, S, S], [B, D] and [B, C]."""

@@ -211,13 +211,7 @@ class TeacherPromptTuning(ClassifyingModule):
     def training_step(self, batch: LabeledBatch, batch_idx: int) -> Tensor:
         """Compute the loss on labelled images."""
         terms = self._own_loss(batch) if self.has_own_loss else self._regularized_loss(batch)
-        loss = torch.stack(list(terms.values())).sum()
-
-        # what is checked to be finite, and what is logged
-        self.loss_terms = {name: term.detach() for name, term in terms.items()}
-        parts = {f"loss_{name}": term for name, term in terms.items()} if len(terms) > 1 else {}
-        self.log_training(len(batch.images), loss=loss, **parts)
-        return loss
+        return self.sum_and_log(terms, len(batch.images))
 
     def _own_loss(self, batch: LabeledBatch) -> dict[str, Tensor]:
         """Return the terms of the prompt method's own loss by name."""

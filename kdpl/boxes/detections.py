@@ -1,4 +1,4 @@
-"""Boxes in the JSON of MegaDetector, SpeciesNet and COCO, and predictions written beside them."""
+"""Read boxes from the JSON of MegaDetector, SpeciesNet and COCO, and add predictions to it."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence

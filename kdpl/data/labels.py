@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from kdpl.data.sampling import base_count, few_shot, require_shots, with_labels
+from kdpl.data.sampling import are_sets, base_count, few_shot, require_shots, with_labels
 from kdpl.data.splits import Record, Splits
 from kdpl.errors import DataError
 
@@ -52,7 +52,7 @@ class Labels:
     @cached_property
     def _sample(self) -> tuple[list[Record], list[Record]]:
         splits, settings = self.splits, (self.shots, self.val_shots, self.seed, self.splits.groups)
-        if not any(isinstance(record.label, tuple) for record in (*splits.train, *splits.val)):
+        if not are_sets((*splits.train, *splits.val)):
             return few_shot(splits.train, splits.val, *settings)
 
         # no image is chosen for a label that no stage may see

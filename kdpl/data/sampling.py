@@ -98,6 +98,11 @@ def base_count(num_classes: int) -> int:
     return math.ceil(num_classes / 2)
 
 
+def are_sets(images: Iterable[tuple[str, Hashable]]) -> bool:
+    """Return whether images, of sources and labels, have several labels each."""
+    return any(isinstance(label, tuple) for _, label in images)
+
+
 def with_labels(records: Iterable[Record], labels: Container[int]) -> list[Record]:
     """Those records whose label is among ``labels``, in their order.
 
@@ -137,7 +142,7 @@ def held_out_of(
     2011).
     """
     images = list(images)
-    if groups or any(isinstance(label, tuple) for _, label in images):
+    if groups or are_sets(images):
         return _held_out_groups(images, share, groups, least)
     chosen: set[str] = set()
     for items in by_label(images):
@@ -208,7 +213,7 @@ def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: 
     """
     records = list(records)
     counts = Counter(label for record in records for label in labels_of(record))
-    sets = any(isinstance(record.label, tuple) for record in records)
+    sets = are_sets(records)
     for label, name in enumerate(class_names):
         lacking = len(records) - counts[label] if sets else shots
         if min(counts[label], lacking) < shots:
@@ -228,7 +233,7 @@ def _sample(
 ) -> list[Record]:
     if shots is None:
         return list(records)
-    if any(isinstance(record.label, tuple) for record in records):
+    if are_sets(records):
         return _sample_sets(records, shots, stream)
     classes = by_label(records)
     return [

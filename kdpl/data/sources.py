@@ -77,8 +77,8 @@ def open_source(source: str, decoding: Decoding = Decoding()) -> Image.Image:
 
     DataError if it is missing or unreadable.
     """
-    content = None if _reader_of(source) is None else content_of(source)
-    return open_image(source, content, decoding)
+    read = _reader_of(source)
+    return open_image(source, read(source) if read else None, decoding)
 
 
 def content_of(source: str) -> bytes:

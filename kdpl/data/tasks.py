@@ -1,4 +1,7 @@
-"""The task that a dataset's labels are for, by name; rooms bring further ones."""
+"""The task that a dataset's labels are for, by name; rooms bring further ones.
+
+Not in ``kdpl.tasks``, which knows nothing of what is installed.
+"""
 
 from typing import Any
 

@@ -21,10 +21,10 @@ class Coco(OwnImages):
     """Folder with the annotations of ``train`` and, optionally, ``val`` and ``test``.
 
     They are ``train.json``, ``train/_annotations.coco.json`` or
-    ``annotations/instances_train2017.json``. An image is searched beside them, in ``root``, and in
-    the folders ``train``, ``train2017`` and ``images`` of ``root``. Boxes and segments are ignored,
-    and an image without an annotation is of none of the classes. The classes are the categories
-    that an image has, sorted by name.
+    ``annotations/instances_train2017.json``. Images are looked for in the folder of that file, in
+    ``root``, and in the folders ``train``, ``train2017`` and ``images`` of ``root``. Boxes and
+    segments are ignored, and an image without an annotation is of none of the classes. The classes
+    are the categories that an image has, sorted by name.
     """
 
     task = MultiLabel.name

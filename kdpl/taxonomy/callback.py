@@ -68,10 +68,10 @@ class Levels(Callback):
         scores, nodes = self._taxonomy.best(task.probabilities(evaluated["logits"]))
         correct = nodes == self._taxonomy.of_class[:, evaluated["labels"].cpu()].T
         shares = {"path": correct.all(dim=1)}
+        answered = levels_answered(scores, self._thresholds) if self._thresholds else None
         for level in range(1, correct.shape[1] + 1):
             shares[f"{level}_acc"] = correct[:, level - 1]
-            if self._thresholds:
-                answered = levels_answered(scores, self._thresholds)
+            if answered is not None:
                 shares[f"{level}_answered"] = answered == level
         for name, share in shares.items():
             metric = self._metrics.setdefault(name, MeanMetric().to(pl_module.device))

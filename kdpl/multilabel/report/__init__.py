@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpl.errors import ArtifactError, KdplError, reason
-from kdpl.metrics import test_key
+from kdpl.metrics import MULTILABEL_COLUMNS, test_key
 from kdpl.multilabel.callback import PER_CLASS_FILE
 from kdpl.multilabel.task import SEPARATOR, MultiLabel
 from kdpl.report.accuracy import thumbnail
@@ -17,7 +17,7 @@ from kdpl.report.run_folder import Run
 from kdpl.runtime.predictions import read_results, spread
 from kdpl.runtime.run_folder import PREDICTIONS_FILE
 
-METRICS = {"map": "mAP", "macro_f1": "macro F1", "micro_f1": "micro F1"}
+METRICS = {name: MULTILABEL_COLUMNS[name] for name in ("map", "macro_f1", "micro_f1")}
 
 _DRAWS, _SHOWN, _MATRIX_CLASSES = 500, 12, 40
 _MODELS = {"teacher_clip": "teacher's original CLIP", "student_clip": "student's original CLIP"}
