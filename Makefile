@@ -21,7 +21,7 @@ WITH_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart table targets photographs bench test check-slow base floors soak fuzz slurm screenshots models lint typecheck format docs docs-serve clean notebook
+.PHONY: help quickstart table reproduce targets photographs bench test check-slow base floors soak fuzz slurm screenshots models lint typecheck format docs docs-serve clean notebook
 
 help: ## list the targets
 	@echo "usage: make TARGET"
@@ -33,6 +33,14 @@ quickstart: $(WITH_QUICKSTART) ## tune a teacher and distil a student on handwri
 table: $(WITH_QUICKSTART) ## reproduce the README's table of accuracies, over three seeds
 	@$(VENV_PYTHON) -m kdpl benchmark configs/benchmark/quickstart.yaml --out runs/table
 	@$(VENV_PYTHON) -m kdpl table runs/table
+
+reproduce: $(if $(DATA),$(WITH_QUICKSTART)) ## compare DTD and EuroSAT with the published figures, on a GPU: DATA=FOLDER of the datasets; SEEDS="1 2"
+	@test -n "$(DATA)" || { echo "make reproduce needs the folder of the datasets, into which it downloads \
+	dtd and eurosat if they are missing: add DATA=FOLDER" >&2; exit 1; }
+	@for name in dtd eurosat; do $(VENV_PYTHON) -m kdpl data download $$name --root "$(DATA)" || exit; done
+	@$(VENV_PYTHON) -m kdpl benchmark configs/benchmark/reproduce.yaml --root "$(DATA)" --out runs/reproduce \
+		$(if $(SEEDS),--seeds $(SEEDS)) $(SETTINGS)
+	@$(VENV_PYTHON) -m kdpl table runs/reproduce
 
 targets: $(WITH_QUICKSTART) ## measure what else a student can learn from, in two hours: docs/measured_targets.md
 	@$(VENV_PYTHON) -m kdpl benchmark benchmarks/worlds/targets.yaml --out runs/targets

@@ -27,6 +27,7 @@ LETTERS = "benchmarks.worlds.letters.Letters"
 # fits and tests of the campaigns, over 3 seeds and 2 rows
 SIZES = {
     "base_to_novel": (3 * 11 * 2, 3 * 11 * 2),
+    "reproduce": (3 * 2 * 2, 3 * 2 * 2),
     "atprompt": (3 * 11 * 2, 3 * 11 * 2),
     "mmrl": (3 * 11 * 2, 3 * 11 * 2),
     "few_shot": (3 * 11 * 5 * 2, 3 * 11 * 5 * 2),
@@ -116,6 +117,11 @@ def test_settings_that_differ_by_dataset_are_the_published_ones():
     assert averaging == {dataset: (45, 5) if dataset in late else (30, 30) for dataset in teachers}
     assert len(averaging) == 11
     assert {settings.trainer.max_epochs for settings in teachers.values()} == {50}
+
+
+def test_what_is_reproduced_has_the_settings_of_the_main_table():
+    everything = {task.name: task.args for task in tasks_of("base_to_novel")}
+    assert {task.name: task.args for task in tasks_of("reproduce")}.items() <= everything.items()
 
 
 def test_published_methods_have_the_settings_of_each_dataset_on_their_teachers_alone():

@@ -250,6 +250,50 @@ def test_a_table_needs_the_folder_of_a_campaign_and_intact_results(whole, tmp_pa
     error_line(capsys, f"{damaged} is not the result of a campaign's run")
 
 
+@pytest.mark.slow
+def test_what_is_reproduced_stands_beside_the_published_figures_and_their_averages(
+    tmp_path, capsys
+):
+    for name in ("dtd", "eurosat"):
+        make_tree(name, tmp_path)
+    text = (ROOT / "configs/benchmark/reproduce.yaml").read_text()
+    for published in ("teacher/promptsrc_vit_l14", "student/promptkd_vit_b16"):
+        text = text.replace(published, f"{published.split('/')[0]}/quickstart")
+    file = written(tmp_path, text.replace("trainer/gpu", "trainer/cpu"), rows="")
+    with chdir(ROOT):
+        assert benchmark(file, tmp_path, tmp_path / "out", *FEW, "--seeds", "1") == 0
+    assert main(["table", str(tmp_path / "out")]) == 0
+    of_students = [
+        line for line in capsys.readouterr().out.splitlines() if "**student, distilled** †" in line
+    ]
+    figures = METHODS["promptkd"].by_dataset
+    expected = [[*figures[name].values()] for name in ("dtd", "eurosat")]
+    # of both: means, and their harmonic mean
+    expected.append([91.69, 76.725, 83.543])
+    for line, (base, novel, harmonic_mean) in zip(of_students, expected, strict=True):
+        assert re.search(rf"\[{base:.2f}, .*\[{novel:.2f}, .*\[{harmonic_mean:.2f}, ", line), line
+
+
+def test_make_reproduce_downloads_runs_and_prints_or_asks_for_the_folder():
+    def make(*args):
+        command = ["make", "--dry-run", "reproduce", *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    said = make("DATA=a b", "SEEDS=1 2", "SETTINGS=--trainer.max_epochs=2")
+    campaign = "-m kdpl benchmark configs/benchmark/reproduce.yaml"
+    for part in (
+        '-m kdpl data download $name --root "a b" || exit',
+        f'{campaign} --root "a b" --out runs/reproduce \\\n\t--seeds 1 2 --trainer.max_epochs=2\n',
+        "-m kdpl table runs/reproduce\n",
+    ):
+        assert part in said
+    refused = subprocess.run(
+        ["make", "reproduce", "DATA="], capture_output=True, text=True, check=False
+    )
+    assert refused.returncode != 0
+    assert refused.stderr.startswith("make reproduce needs the folder of the datasets")
+
+
 def test_make_table_runs_the_campaign_of_the_readme():
     said = subprocess.run(
         ["make", "--dry-run", "table"], capture_output=True, text=True, check=True
