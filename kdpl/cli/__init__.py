@@ -26,10 +26,6 @@ COMMANDS = {
         "cache:cache",
         "the teacher's image features of all views, computed once for any number of students",
     ),
-    "export": (
-        "export:export",
-        "write a finished classifier as a file that runs without kdpl, and check it",
-    ),
 }
 """Place of each command of the core in this package, and its line in the usage text."""
 

@@ -193,6 +193,7 @@ def test_it_is_tuned_distilled_into_a_network_of_timm_and_exported(folder, tmp_p
     for seed, path in enumerate(paths):
         noise(40, 30, seed=seed).save(path)
     exported = tmp_path / "c.onnx"
+    pytest.importorskip("kdpl.formats")
     assert (
         main(
             ["export", str(out / "student" / "classifier"), "--format", "onnx", f"--out={exported}"]
