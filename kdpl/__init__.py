@@ -12,14 +12,12 @@ if TYPE_CHECKING:
     from kdpl.callbacks.handover import FreezeClassVectors
     from kdpl.class_vectors import ClassVectors
     from kdpl.classifier import Classifier
-    from kdpl.classifier.batch import BatchPredictor
     from kdpl.data.datamodule import DomainDataModule
     from kdpl.errors import KdplError
     from kdpl.student import StudentDistillation
     from kdpl.teacher import TeacherPromptTuning
 
 __all__ = [
-    "BatchPredictor",
     "ClassVectors",
     "Classifier",
     "DomainDataModule",
@@ -33,7 +31,6 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
-        "BatchPredictor": "classifier.batch",
         "ClassVectors": "class_vectors",
         "Classifier": "classifier",
         "DomainDataModule": "data.datamodule",

@@ -17,7 +17,6 @@ from kdpl.clip import (
     ClipConfig,
     CosineHead,
     Frozen,
-    TimmTower,
     load_clip,
     load_image_clip,
     store_frozen,
@@ -98,7 +97,7 @@ class StudentDistillation(ClassifyingModule):
         loaded = own if own is not None else load_image_clip(clip)
         super().__init__(loaded, compile)
         if fine_tune is None:
-            fine_tune = isinstance(loaded.image_tower, TimmTower)
+            fine_tune = loaded.logit_scale is None
 
         self.vision_prompts = vision_prompts
         self.target = build_target(target)
@@ -114,7 +113,7 @@ class StudentDistillation(ClassifyingModule):
         self.teacher_folder = self.teachers.first.folder
         self.shared_vectors = self.teachers.first.vectors
         if loaded.logit_scale is None:
-            # a network of timm has no scale of its own: as sharp as the teacher's
+            # a network that is no CLIP has no scale of its own: as sharp as the teacher's
             self.logit_scale = self.shared_vectors.logit_scale
 
         # what is trained, and the class vectors that it is compared with

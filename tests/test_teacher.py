@@ -1,3 +1,5 @@
+from importlib.util import find_spec
+
 import plain
 import pytest
 import torch
@@ -23,6 +25,7 @@ IVLP = {"regularizers": RegularizerWeights(text=0, image=0, logits=0)}
 COOP = {"vision_prompts": NO_PROMPTS, "text_prompts": PromptConfig(4, 1), "context": None, **IVLP}
 VPT = {"text_prompts": NO_PROMPTS, **IVLP}
 MAPS = {f"maps.{i}.{kind}" for i in range(3) for kind in ("weight", "bias")}
+OF_A_ROOM = pytest.mark.skipif(find_spec("kdpl.methods") is None, reason="of the room methods")
 MAPLE = {
     "vision_prompts": PromptConfig(2, 3),
     "text_prompts": PromptConfig(2, 3),
@@ -144,7 +147,11 @@ def test_each_regularizer_alone_adds_its_own_term(left, published, tmp_path, pla
         (IVLP, {"vision_prompts.tokens", "text_prompts.context", "text_prompts.deep"}),
         (COOP, {"text_prompts.context"}),
         (VPT, {"vision_prompts.tokens"}),
-        (MAPLE, {"text_prompts.context", "text_prompts.deep", *MAPS}),
+        pytest.param(
+            MAPLE,
+            {"text_prompts.context", "text_prompts.deep", *MAPS},
+            marks=OF_A_ROOM,
+        ),
     ],
     ids=["IVLP", "CoOp", "VPT", "MaPLe"],
 )
@@ -169,9 +176,10 @@ def test_settings_make_the_module_another_published_method(
     [
         ({"context": None, "text_prompts": NO_PROMPTS}, r"text_prompts\.depth 0.*give context"),
         ({"classes_at_once": 0}, "classes_at_once is 0, expected 1 or more"),
-        (
+        pytest.param(
             {**MAPLE, "vision_prompts": PromptConfig(3, 3)},
             "vision_prompts has length 3 and depth 3, text",
+            marks=OF_A_ROOM,
         ),
     ],
 )
@@ -196,7 +204,11 @@ class Run:
         self.vectors = ClassVectors.load(folder / CLASS_VECTORS_FILE)
 
 
-@pytest.fixture(scope="module", params=[{}, MAPLE], ids=["independent", "coupled"])
+@pytest.fixture(
+    scope="module",
+    params=[{}, pytest.param(MAPLE, marks=OF_A_ROOM)],
+    ids=["independent", "coupled"],
+)
 def run(request, tmp_path_factory):
     return Run(request.param, tmp_path_factory.mktemp("teacher"))
 

@@ -180,7 +180,7 @@ def _steps(
     settings: Sequence[str],
     search: bool,
 ) -> list[_Step]:
-    from kdpl.clip.timm_model import TIMM
+    from kdpl.clip.loading import has_text_tower
 
     teacher, teacher2, student = (out / stage for stage in STAGE_FOLDERS)
     of_teacher, of_student = (
@@ -241,8 +241,8 @@ def _steps(
         *([test(teacher2, "second teacher")] if two else []),
         test(student, "student"),
         *([zero_shot(teacher)] if labels else []),
-        # a timm network is no CLIP before it is distilled
-        *([] if model.startswith(TIMM) else [zero_shot(student)]),
+        # a network of timm is no CLIP before it is distilled
+        *([zero_shot(student)] if has_text_tower(model) else []),
     ]
 
 

@@ -25,11 +25,10 @@ from kdpl.clip.modules import (
     store_frozen,
 )
 from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts
-from kdpl.clip.timm_model import TimmTower
 
 __all__ = [
     "CLASSES_AT_ONCE", "PROMPTSRC_TEMPLATES", "RANDOM", "ArrangedTexts", "ClassScores", "Clip",
     "ClipConfig", "ClipIdentity", "CosineHead", "Float32Module", "Frozen", "ImageClip",
-    "ImageTower", "Preprocessing", "PromptableImageTower", "TimmTower", "cosine_logits",
+    "ImageTower", "Preprocessing", "PromptableImageTower", "cosine_logits",
     "load_clip", "load_image_clip", "register_model", "store_frozen",
 ]  # fmt: skip

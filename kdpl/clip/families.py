@@ -112,10 +112,15 @@ def require_modest(config: ModelConfig, image_size: int) -> None:
             raise ValueError(f"setting '{name[:80]}' of image_config is out of range")
     if vision.get("image_size", DEFAULT_IMAGE_SIZE) != image_size:
         raise ValueError(f"image_config is not for images of {image_size} pixels")
-    for key in {"timm", "timm_model_name"} & vision.keys():
-        # one such as hf-hub:owner/model would be fetched, and one with a slash read from a folder
-        if {*":/\\"} & {*vision[key]} or not timm.is_model(vision[key]):
-            raise ValueError("image_config names a model that timm does not know")
+    if "timm_model_name" in vision:
+        require_timm(vision["timm_model_name"])
+
+
+def require_timm(name: str) -> None:
+    """Raise a ValueError for a model that timm does not know, or would fetch or read."""
+    # one such as hf-hub:owner/model would be fetched, and one with a slash read from a folder
+    if {*":/\\"} & {*name} or not timm.is_model(name):
+        raise ValueError("image_config names a model that timm does not know")
 
 
 def _is_plain(value: object, limit: int) -> bool:

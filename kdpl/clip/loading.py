@@ -32,7 +32,6 @@ from kdpl.clip.families import (
 from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Preprocessing
 from kdpl.clip.image import ImageTower
 from kdpl.clip.text import TextTower
-from kdpl.clip.timm_model import TIMM, TimmTower, build_network, load_network
 from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.versions import list_models, require_clip, text_settings
 from kdpl.clip.weights import StateDict, Weights, load_weights, read_weights
@@ -49,11 +48,11 @@ _NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "laye
 
 @dataclass(frozen=True)
 class ImageClip:
-    """The image half of a frozen CLIP, or a network of timm: all that stage 2 needs."""
+    """The image half of a frozen CLIP, or a network that is no CLIP: all that stage 2 needs."""
 
     image_tower: ImageTower
     # factor of cosine similarities, already exponentiated, 100 for OpenAI's weights; None for a
-    # network of timm
+    # network that is no CLIP
     logit_scale: float | None
     identity: ClipIdentity
     preprocessing: Preprocessing
@@ -71,9 +70,12 @@ class Clip(ImageClip):
 
 @dataclass(frozen=True)
 class Source:
-    """Functions of another library's models, whose scheme is a key of their ``vision_cfg``."""
+    """Functions of another library's models, whose scheme is a key of their ``vision_cfg``.
 
-    load_clip: Callable[[ClipConfig], Clip]
+    ``load_clip`` is None for models that are no CLIPs, and have no text tower.
+    """
+
+    load_clip: Callable[[ClipConfig], Clip] | None
     load_image_clip: Callable[[ClipConfig], ImageClip]
     build_image_tower: Callable[[ModelConfig, Preprocessing], ImageTower]
 
@@ -105,9 +107,15 @@ def _load_registrations() -> None:
         register()
 
 
-def _source(config: ClipConfig) -> Source | None:
+def _source(model: str) -> Source | None:
     _load_registrations()
-    return _SOURCES.get(config.model.partition(":")[0])
+    return _SOURCES.get(model.partition(":")[0])
+
+
+def has_text_tower(model: str) -> bool:
+    """Return whether a model, by its name or address, is a CLIP, which can read class names."""
+    source = _source(model)
+    return source is None or source.load_clip is not None
 
 
 def known_models() -> dict[str, tuple[ModelConfig, list[str]]]:
@@ -138,7 +146,12 @@ def load_clip(config: ClipConfig) -> Clip:
     Raises:
         WeightsError: Model, tokenizer or weights cannot be loaded, or do not fit each other.
     """
-    if source := _source(config):
+    if source := _source(config.model):
+        if source.load_clip is None:
+            raise WeightsError(
+                f"{config.model} is no CLIP and cannot read class names: use it as a student, "
+                "and a CLIP as teacher"
+            )
         return source.load_clip(config)
     model_config = _model_config(config)
     text = model_config["text_cfg"]
@@ -153,13 +166,8 @@ def load_clip(config: ClipConfig) -> Clip:
 
 
 def load_image_clip(config: ClipConfig) -> ImageClip:
-    """Load the image half of a CLIP, with the errors of ``load_clip``, or a network of timm."""
-    if config.model.startswith(TIMM):
-        network = load_network(config)
-        digest = fingerprint(network.visual.state_dict().items())
-        identity = ClipIdentity(config.model, config.pretrained or config.model, False, digest)
-        return ImageClip(network, None, identity, network.preprocessing)
-    if source := _source(config):
+    """Load the image half of a CLIP, or a network that is no CLIP; errors as of ``load_clip``."""
+    if source := _source(config.model):
         return source.load_image_clip(config)
     model_config = _model_config(config)
     model = _build({**model_config, "text_cfg": _NO_TEXT})
@@ -171,9 +179,6 @@ def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -
     _load_registrations()
     for scheme in _SOURCES.keys() & model_config["vision_cfg"].keys():
         return _SOURCES[scheme].build_image_tower(model_config, preprocessing)
-    name = model_config["vision_cfg"].get("timm")
-    if name is not None:
-        return TimmTower(build_network(name, preprocessing.image_size), preprocessing, model_config)
     return image_tower(
         _build({**model_config, "text_cfg": _NO_TEXT}).visual, model_config, preprocessing
     )
@@ -191,11 +196,6 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
 def _model_config(config: ClipConfig) -> ModelConfig:
     """Find the model config of a CLIP, with the activation that its weights were trained with."""
     name = config.model
-    if name.startswith(TIMM):
-        raise WeightsError(
-            f"{name} is no CLIP and cannot read class names: use it as a student, "
-            "and a CLIP as teacher"
-        )
     if config.image_size is not None:
         raise ConfigError(
             f"{name} is a CLIP, which takes images of its own size: remove clip.image_size"

@@ -95,7 +95,7 @@ class Trained(Float32Module, Generic[ModuleT]):
     """Owns a tower that is trained as a whole, in float32 and as part of the owner's state.
 
     Statistics of batch norms and dropout stay as in evaluation, since ``train()`` of a tower does
-    nothing, but for a ``TimmTower``, whose batch norms train.
+    nothing, but for a network that is no CLIP, whose batch norms train.
     """
 
     module: ModuleT

@@ -1,6 +1,5 @@
 """Learnable prompts in the two towers of a frozen CLIP; no Lightning here."""
 
-from kdpl.prompts.coupled import CoupledPrompts
 from kdpl.prompts.independent import IndependentPrompts
 from kdpl.prompts.method import MethodFactory, PromptConfig, PromptMethod, prompt_method
 from kdpl.prompts.student_encoder import StudentEncoder, StudentPrompts
@@ -8,7 +7,6 @@ from kdpl.prompts.text import TextPrompts
 from kdpl.prompts.vision import VisionPrompts
 
 __all__ = [
-    "CoupledPrompts",
     "IndependentPrompts",
     "MethodFactory",
     "PromptConfig",

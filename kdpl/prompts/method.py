@@ -1,4 +1,4 @@
-"""The ways of prompting a frozen CLIP: their interface, and the registry of their names."""
+"""The ways of prompting a frozen CLIP: their interface and names."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +19,7 @@ from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.weights import mismatch
 from kdpl.errors import ConfigError
 from kdpl.prompts.text import flat_texts, prompt_texts, tokenize_prompts
+from kdpl.runtime import plugins
 from kdpl.runtime.artifacts import STRICT
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.configs import find_class
@@ -183,19 +184,20 @@ def normalized(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=-1)
 
 
-METHODS = {
-    "independent": "kdpl.prompts.independent.IndependentPrompts",
-    "coupled": "kdpl.prompts.coupled.CoupledPrompts",
-}
-"""The package's own ways of prompting: their names in settings, and their classes."""
-
-
 def prompt_method(name: str) -> type[PromptMethod]:
-    """Find a prompt method by its name in ``METHODS``, or by a class path, or a ConfigError."""
-    return find_class(name, METHODS, PromptMethod, "prompt method")
+    """Find a prompt method by its name or class path, or a ConfigError.
+
+    The names are ``independent``, and those of entry points ``kdpl.methods``.
+    """
+    return find_class(name, _named(), PromptMethod, "prompt method")
 
 
 def method_name(method: type[PromptMethod]) -> str:
     """The name by which ``prompt_method`` finds a class."""
     path = f"{method.__module__}.{method.__qualname__}"
-    return next((name for name, own in METHODS.items() if own == path), path)
+    return next((name for name, own in _named().items() if own == path), path)
+
+
+def _named() -> dict[str, str]:
+    own = {"independent": "kdpl.prompts.independent.IndependentPrompts"}
+    return own | plugins.paths("methods")

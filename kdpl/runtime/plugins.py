@@ -37,6 +37,11 @@ def load_all(group: str) -> dict[str, Any]:
     return {name: load(group, name) for name in plugins(group)}
 
 
+def paths(group: str) -> dict[str, str]:
+    """Return the dotted paths that the entry points of a group stand for, by name."""
+    return {name: entry.value.replace(":", ".") for name, entry in plugins(group).items()}
+
+
 def _is_there(module: str) -> bool:
     if not module.startswith("kdpl."):
         return True

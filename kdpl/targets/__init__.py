@@ -42,7 +42,5 @@ def build_target(target: Target | str) -> Target:
     """
     if isinstance(target, Target):
         return target
-    named = {"teacher": "kdpl.targets.Target"}
-    for name, entry in plugins.plugins("targets").items():
-        named[name] = entry.value.replace(":", ".")
+    named = {"teacher": "kdpl.targets.Target", **plugins.paths("targets")}
     return find_class(target, named, Target, "target")()

@@ -98,10 +98,6 @@ class TestNames:
             ),
             ("test-techer", f"no CLIP model is called 'test-techer': use a name .*{NAME}"),
             (
-                "timm:resnet18",
-                "timm:resnet18 is no CLIP and cannot read class names: use it as a student",
-            ),
-            (
                 "ViT-B-16-SigLIP",
                 r"cannot load the tokenizer 'timm/ViT-B-16-SigLIP' .*: fetch .* as local-dir:PATH",
             ),

@@ -1,6 +1,7 @@
 """Convolutional towers in channels last, against the same towers in the usual format."""
 
 from copy import deepcopy
+from importlib.util import find_spec
 
 import pytest
 import timm
@@ -18,6 +19,11 @@ CONVOLUTIONAL = {
     "ResNet of timm": ClipConfig("timm:test_resnet", "random", image_size=48),
     "ResNet of CLIP": ClipConfig("test-resnet", world.TAG),
 }
+OF_A_ROOM = pytest.mark.skipif(find_spec("kdpl.timm_models") is None, reason="of timm_models")
+KINDS = [
+    pytest.param(kind, marks=[OF_A_ROOM] if each.model.startswith("timm:") else [])
+    for kind, each in CONVOLUTIONAL.items()
+]
 LEFT_ALONE = {"ViT": "test_vit", "ConvNeXt": "test_convnext", "RepVGG": "repvgg_a0"}
 
 
@@ -36,7 +42,7 @@ def pixels(tower, n=5):
     )
 
 
-@pytest.mark.parametrize("kind", CONVOLUTIONAL)
+@pytest.mark.parametrize("kind", KINDS)
 def test_features_and_gradients_are_the_same_up_to_rounding(kind):
     towers = both(CONVOLUTIONAL[kind])
     images, found = pixels(towers[0]), []
@@ -67,14 +73,14 @@ def _is_last(weight):
     )
 
 
-@pytest.mark.parametrize("kind", CONVOLUTIONAL)
+@pytest.mark.parametrize("kind", KINDS)
 def test_frozen_features_are_the_same_up_to_rounding(kind):
     tower, usual = both(CONVOLUTIONAL[kind])
     images = pixels(tower)
     assert relative_error(tower.eval()(images), usual.eval()(images)) < 1e-4
 
 
-@pytest.mark.parametrize("kind", CONVOLUTIONAL)
+@pytest.mark.parametrize("kind", KINDS)
 def test_weights_have_the_same_names_values_and_digest(kind):
     states = [tower.visual.state_dict() for tower in both(CONVOLUTIONAL[kind])]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())

@@ -5,18 +5,16 @@ from dataclasses import replace
 import numpy as np
 import open_clip
 import pytest
-import timm
 import torch
 import world
 from PIL import Image
 from runs import noise
-from timm.data import create_transform, resolve_data_config
+from timm.data import create_transform
 
 from kdpl import DomainDataModule
 from kdpl.callbacks.teacher_cache import FillTeacherCache
 from kdpl.class_vectors import FrozenTeacher
-from kdpl.clip import ClipConfig, Preprocessing, weights
-from kdpl.clip.timm_model import preprocessing_of
+from kdpl.clip import ClipConfig, Preprocessing, load_image_clip, weights
 from kdpl.data.augmentation import LightAffine, RandomResizedCrop, resize_and_crop, to_tensor
 from kdpl.data.feature_filling import Work, fill
 from kdpl.data.needs import TeacherDescription
@@ -84,33 +82,6 @@ def test_the_evaluation_transform_is_open_clips_and_timms_pixel_by_pixel(images)
         [to_tensor(resize_and_crop(picture, images.resizing)) for picture in pictures]
     )
     assert torch.equal(made, expected(images, pictures))
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "crop_pct"),
-    [
-        ("resnet18", 224, 0.95),
-        ("mobilenetv4_conv_small", 224, 0.875),
-        ("mobilenetv4_conv_small", 256, 0.95),  # the size of timm's test
-        ("mobilenetv4_conv_small", 32, 0.875),
-        ("tf_efficientnetv2_b3", 240, 0.9),
-        ("deepseek_vit_412m", 546, 1.0),
-        ("vit_base_patch16_clip_384", 384, 1.0),
-        ("test_resnet", 160, 0.95),
-    ],
-)
-def test_images_are_prepared_as_timm_evaluates_a_network(name, size, crop_pct):
-    about = timm.get_pretrained_cfg(name)
-    if about is None:
-        pytest.skip(f"timm {timm.__version__} is too old for {name}")
-    own = resolve_data_config(pretrained_cfg=about.to_dict(), use_test_size=size == 256)
-    prepare = create_transform(**{**own, "input_size": (3, size, size)}, use_prefetcher=True)
-    images = preprocessing_of(name, size)
-    assert (images.crop_pct, images.mean, images.std) == (crop_pct, about.mean, about.std)
-    for number, shape in enumerate([(640, 480), (300, 511), (97, 41)]):
-        picture = noise(*shape, seed=number)
-        made = to_tensor(resize_and_crop(picture, images.resizing))
-        assert torch.equal(made, prepare(picture)), shape
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +236,7 @@ def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(
     world.fit(student, tmp_path, 2, filling, domain, limit_val_batches=1.0)
 
     files = opened(sorted(pictures.rglob("*.png")))
-    own = tower(*ways) if ways else preprocessing_of("test_resnet", 32)
+    own = tower(*ways) if ways else load_image_clip(config).preprocessing
     assert student.preprocessing.resizing == own.resizing
     towers = {"student": own, **(teachers if "more_teachers" in options else {"first": teacher})}
     assert seen.keys() == towers.keys()

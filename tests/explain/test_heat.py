@@ -12,12 +12,12 @@ from world import refused
 
 from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig, load_clip
-from kdpl.clip.timm_model import load_network
 from kdpl.data.augmentation import open_given
 from kdpl.errors import ConfigError, DataError
 from kdpl.explain import heat_map
 from kdpl.explain.heat import GRID, MASKS, evidence, log_odds, random_masks
 from kdpl.prompts.student_encoder import StudentEncoder
+from kdpl.timm_models.loading import load_network
 
 KINDS = ("prompted", "whole", "test-resnet", "test-timm", "timm:test_resnet")
 

@@ -16,11 +16,11 @@ import kdpl.explain.pictures
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig
-from kdpl.clip.timm_model import load_network
 from kdpl.demo.page import Demo, build
 from kdpl.explain.pictures import nearest_labelled, overlay
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.report.run_folder import Run
+from kdpl.timm_models.loading import load_network
 
 PANEL = 176 + 8
 

@@ -3,12 +3,11 @@
 import pytest
 import torch
 import world
-from plain import backward, normalized, prompt_text, relative_error
+from plain import normalized, prompt_text, relative_error
 
 from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.errors import ConfigError
 from kdpl.prompts import (
-    CoupledPrompts,
     IndependentPrompts,
     PromptConfig,
     PromptMethod,
@@ -24,12 +23,6 @@ def independent(clip, vision=(3, 2), text=(4, 3), context=WORDS):
     return world.disturbed(
         IndependentPrompts(PromptConfig(*vision), PromptConfig(*text), context, clip), 0.5
     )
-
-
-def coupled(clip, depth=3, length=2):
-    torch.manual_seed(0)
-    size = PromptConfig(length, depth)
-    return world.disturbed(CoupledPrompts(size, size, None, clip), 0.5)
 
 
 def text_layers(method):
@@ -51,12 +44,12 @@ def text_layers(method):
     ],
 )
 def test_another_name_is_refused_and_imports_no_script(name):
-    with world.refused(ConfigError, r"use independent, coupled, or the dotted path"):
+    with world.refused(ConfigError, r"use independent, .*or the dotted path"):
         prompt_method(name)
 
 
 class TestEncoding:
-    @pytest.mark.parametrize("kind", [PromptMethod, IndependentPrompts, CoupledPrompts])
+    @pytest.mark.parametrize("kind", [PromptMethod, IndependentPrompts])
     def test_without_prompts_features_are_the_frozen_clips(self, kind, clip_of, plain_of, images):
         clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
         method = kind(NONE, NONE, WORDS, clip)
@@ -97,10 +90,9 @@ class TestEncoding:
 
 
 class TestRestoring:
-    @pytest.mark.parametrize("make", [independent, coupled])
-    def test_features_come_back_bit_by_bit(self, make, clip_of, images):
+    def test_features_come_back_bit_by_bit(self, clip_of, images):
         clip = clip_of("test-teacher")
-        method = make(clip)
+        method = independent(clip)
         sizes = method.vision_config, method.text_config, method.context
         restored = type(method).restore(*sizes, clip, method.saved())
         tower = clip.image_tower
@@ -140,7 +132,7 @@ class TestSettings:
         common = {"vision": NONE, "text": NONE, "context": WORDS, "clip": clip_of("test-teacher")}
         assert Passing(share=0.2, **common).settings() == {"share": 0.2}
 
-    @pytest.mark.parametrize("kind", [PromptMethod, IndependentPrompts, CoupledPrompts])
+    @pytest.mark.parametrize("kind", [PromptMethod, IndependentPrompts])
     def test_the_packages_own_methods_have_none(self, kind, clip_of):
         assert kind(NONE, NONE, WORDS, clip_of("test-teacher")).settings() == {}
 
@@ -157,39 +149,3 @@ class TestSettings:
         match = "settings of the prompt method Scaled cannot be saved .*: keep each as a number"
         with world.refused(ConfigError, match):
             Scaled(NONE, NONE, WORDS, clip_of("test-teacher"), **kept).settings()
-
-
-class TestCoupled:
-    @pytest.mark.parametrize("depth", [1, 3])
-    def test_features_and_gradients_are_those_of_mapped_text_prompts(
-        self, depth, clip_of, plain_of, images
-    ):
-        clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
-        method = coupled(clip, depth)
-        layers = text_layers(method)
-        weights = [m.weight.detach().double().requires_grad_() for m in method.maps]
-        biases = [m.bias.detach().double().requires_grad_() for m in method.maps]
-        tokens = torch.stack([t @ w.T + b for t, w, b in zip(layers, weights, biases, strict=True)])
-
-        assert relative_error(method.tokens, tokens) < 1e-6
-        features = method.encode_images(clip.image_tower, images)
-        expected = normalized(plain.image_features(images, tokens))
-        assert relative_error(features, expected) < 1e-5
-        backward(features, expected)
-        assert relative_error(method.text_prompts.context.grad, layers.grad[0]) < 1e-5
-        if depth > 1:
-            assert relative_error(method.text_prompts.deep.grad, layers.grad[1:]) < 1e-5
-        for layer, mapped in enumerate(method.maps):
-            assert relative_error(mapped.weight.grad, weights[layer].grad) < 1e-5
-            assert relative_error(mapped.bias.grad, biases[layer].grad) < 1e-5
-
-    def test_a_depth_that_only_one_tower_has_is_refused(self, clip_of):
-        with world.refused(ConfigError, r"length 2 and depth 4 do not fit.*1 to 3"):
-            coupled(clip_of("test-teacher"), depth=4)
-
-    def test_visual_prompts_stay_in_float32_under_half_precision(self, clip_of):
-        method = coupled(clip_of("test-teacher"))
-        before = method.tokens
-        method.to(torch.bfloat16)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(method.tokens, before)

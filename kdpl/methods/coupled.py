@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from kdpl.clip.blocks import promptable
 from kdpl.clip.loading import ImageClip
 from kdpl.errors import ConfigError
-from kdpl.prompts.independent import IndependentPrompts
-from kdpl.prompts.method import PromptConfig, PromptMethod
+from kdpl.prompts import IndependentPrompts, PromptConfig, PromptMethod
 from kdpl.prompts.vision import require_size
 
 

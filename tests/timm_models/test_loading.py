@@ -11,13 +11,16 @@ from PIL import Image
 from plain import relative_error
 from runs import noise
 from safetensors.torch import save_file
+from timm.data import create_transform, resolve_data_config
 from torchvision.transforms.functional import pil_to_tensor
 
 from kdpl import Classifier, StudentDistillation
-from kdpl.clip import ClipConfig, TimmTower, load_image_clip
+from kdpl.clip import ClipConfig, load_clip, load_image_clip
+from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.optim import OptimConfig, step_factor
 from kdpl.prompts import StudentPrompts
+from kdpl.timm_models.loading import TimmTower, preprocessing_of
 
 RESNET = ClipConfig("timm:test_resnet", "random", image_size=32)
 
@@ -54,6 +57,12 @@ def test_features_are_those_of_timm_before_its_classifier(name, size, tmp_path):
         assert relative_error(tower(pictures), expected) < 1e-6
     assert tower.embed_dim == expected.shape[1]
     assert (about.image_size, list(about.mean)) == (size, list(plain.pretrained_cfg["mean"]))
+
+
+def test_it_cannot_be_a_teacher():
+    match = "timm:resnet18 is no CLIP and cannot read class names: use it as a student"
+    with world.refused(WeightsError, match):
+        load_clip(ClipConfig("timm:resnet18", "random"))
 
 
 def test_random_weights_are_the_same_each_time():
@@ -205,3 +214,30 @@ def test_the_rate_rises_and_falls_by_steps_and_vectors_do_not_decay(tmp_path):
     assert sum(len(group["params"]) for group in groups) == len(
         [p for p in student.parameters() if p.requires_grad]
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "crop_pct"),
+    [
+        ("resnet18", 224, 0.95),
+        ("mobilenetv4_conv_small", 224, 0.875),
+        ("mobilenetv4_conv_small", 256, 0.95),  # the size of timm's test
+        ("mobilenetv4_conv_small", 32, 0.875),
+        ("tf_efficientnetv2_b3", 240, 0.9),
+        ("deepseek_vit_412m", 546, 1.0),
+        ("vit_base_patch16_clip_384", 384, 1.0),
+        ("test_resnet", 160, 0.95),
+    ],
+)
+def test_images_are_prepared_as_timm_evaluates_a_network(name, size, crop_pct):
+    about = timm.get_pretrained_cfg(name)
+    if about is None:
+        pytest.skip(f"timm {timm.__version__} is too old for {name}")
+    own = resolve_data_config(pretrained_cfg=about.to_dict(), use_test_size=size == 256)
+    prepare = create_transform(**{**own, "input_size": (3, size, size)}, use_prefetcher=True)
+    images = preprocessing_of(name, size)
+    assert (images.crop_pct, images.mean, images.std) == (crop_pct, about.mean, about.std)
+    for number, shape in enumerate([(640, 480), (300, 511), (97, 41)]):
+        picture = noise(*shape, seed=number)
+        made = to_tensor(resize_and_crop(picture, images.resizing))
+        assert torch.equal(made, prepare(picture)), shape

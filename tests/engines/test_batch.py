@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 from runs import noise
 
-from kdpl import BatchPredictor, Classifier
+from kdpl import Classifier
 from kdpl.__main__ import main
+from kdpl.engines import BatchPredictor
 from kdpl.errors import ConfigError
 from kdpl.tasks import DecisionRule
 

@@ -8,13 +8,26 @@ import timm
 import torch
 from torch import nn
 
-from kdpl.clip.identity import RANDOM, ClipConfig, Preprocessing
-from kdpl.clip.image import ImageTower
+from kdpl.clip import (
+    RANDOM,
+    ClipConfig,
+    ClipIdentity,
+    ImageClip,
+    ImageTower,
+    Preprocessing,
+)
+from kdpl.clip.families import ModelConfig, require_timm
+from kdpl.clip.loading import Source, fingerprint, register_source
 from kdpl.clip.weights import read_state, require_weights
 from kdpl.errors import WeightsError, reason
 from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
 
-TIMM = "timm:"
+SCHEME = "timm"
+
+
+def register() -> None:
+    """Register the addresses ``timm:…``, as an entry point."""
+    register_source(SCHEME, Source(None, load_image_clip, build_image_tower))
 
 
 class TimmTower(ImageTower):
@@ -40,9 +53,27 @@ def build_network(name: str, image_size: int, pretrained: bool = False) -> Any:
     return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
 
 
+def load_image_clip(config: ClipConfig) -> ImageClip:
+    """Load a network as the image half of a CLIP, without a scale of cosine similarities."""
+    network = load_network(config)
+    digest = fingerprint(network.visual.state_dict().items())
+    identity = ClipIdentity(config.model, config.pretrained or config.model, False, digest)
+    return ImageClip(network, None, identity, network.preprocessing)
+
+
+def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -> TimmTower:
+    """Build a network from its part of a config, with weights still to be loaded.
+
+    A ValueError for a name that timm does not know, such as one that it would fetch.
+    """
+    name = model_config["vision_cfg"][SCHEME]
+    require_timm(name)
+    return TimmTower(build_network(name, preprocessing.image_size), preprocessing, model_config)
+
+
 def load_network(config: ClipConfig) -> TimmTower:
     """Load ``timm:NAME`` with timm's, a file's or random weights; a WeightsError if that fails."""
-    name = config.model.removeprefix(TIMM)
+    name = config.model.removeprefix(f"{SCHEME}:")
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise WeightsError(
@@ -60,7 +91,7 @@ def load_network(config: ClipConfig) -> TimmTower:
     return TimmTower(
         network,
         preprocessing_of(name, size),
-        {"embed_dim": width, "vision_cfg": {"timm": name, "image_size": size}},
+        {"embed_dim": width, "vision_cfg": {SCHEME: name, "image_size": size}},
     )
 
 
