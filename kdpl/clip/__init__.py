@@ -5,9 +5,8 @@ frozen, so that prompts can be put between their layers: no parameter of theirs 
 unless the whole tower is trained.
 """
 
-from kdpl.clip.blocks import PromptableImageTower
 from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Preprocessing
-from kdpl.clip.image import ImageTower
+from kdpl.clip.image import ImageTower, PromptableImageTower
 from kdpl.clip.loading import (
     PROMPTSRC_TEMPLATES,
     Clip,

@@ -1,17 +1,27 @@
 """CLIP's own vision transformers, run on their weights with less copying and no unused tokens."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from kdpl.clip.block import run_block, run_first_token
-from kdpl.clip.blocks import PromptableImageTower
+from kdpl.clip.image import PromptableImageTower
 
 
 class ClassTokenTower(PromptableImageTower):
     """A CLIP vision transformer that pools by its class token."""
+
+    @property
+    def blocks(self) -> list[Any]:
+        """The transformer's residual blocks, first to last."""
+        return list(self.visual.transformer.resblocks)
+
+    @property
+    def width(self) -> int:
+        """Width W of the tokens."""
+        return int(self.visual.transformer.width)
 
     _run: Callable[[nn.Module, Tensor], Tensor] = staticmethod(run_block)
 

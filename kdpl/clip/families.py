@@ -1,24 +1,21 @@
-"""Kinds of towers that kdpl supports; a new one is one file with its tower and one branch here.
+"""Kinds of towers that kdpl supports, and what is safe to build of a stranger's settings.
 
-A model of a known kind needs none: it is one of open_clip's, or ``kdpl.clip.register_model`` makes
-it known.
+Here are CLIP's own transformers, and what takes no prompts; rooms register further kinds. A model
+of a known kind needs none: it is one of open_clip's, or ``kdpl.clip.register_model`` makes it
+known.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import open_clip
 import timm
-from open_clip.hf_model import HFTextEncoder
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock
 
-from kdpl.clip.blocks import PromptableImageTower
 from kdpl.clip.class_token import ClassTokenTower
-from kdpl.clip.hugging_face_text import HuggingFaceTextTower
 from kdpl.clip.identity import Preprocessing
 from kdpl.clip.image import ImageTower
 from kdpl.clip.text import PromptableTextTower, TextTower
-from kdpl.clip.whole_text import WholeTextTower
 from kdpl.errors import WeightsError
 
 ModelConfig = Mapping[str, Any]
@@ -27,38 +24,41 @@ ModelConfig = Mapping[str, Any]
 It has ``embed_dim``, ``vision_cfg``, ``text_cfg`` and, where true, ``quick_gelu``.
 """
 
+ImageKind = Callable[[Any, ModelConfig], type[ImageTower] | None]
+TextKind = Callable[[Any, int], TextTower | None]
 
-def _has_clip_blocks(module: Any) -> bool:
-    transformer = getattr(module, "transformer", None)
-    return all(
-        type(block) is ResidualAttentionBlock for block in getattr(transformer, "resblocks", [None])
-    )
+_FURTHER: dict[ImageKind, TextKind] = {}
 
 
-def _pools_by_class_token(config: ModelConfig, visual: Any) -> bool:
+def register_towers(image: ImageKind, text: TextKind) -> None:
+    """Make kinds of towers known, by functions that return None for modules of other kinds.
+
+    ``image`` returns the class for open_clip's visual module and its model config; ``text`` wraps
+    a text module, in which a text's first token is at the given position.
+    """
+    _FURTHER[image] = text
+
+
+def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
+    """Wrap open_clip's visual module for a model config as the first kind of tower that fits."""
+    kinds = [_class_token_kind, *_FURTHER]
+    fitting = (kind for find in kinds if (kind := find(visual, config)) is not None)
+    # or it encodes images, and takes no prompts, as a convolutional network
+    return next(fitting, ImageTower)(visual, preprocessing, config)
+
+
+def _class_token_kind(visual: Any, config: ModelConfig) -> type[ImageTower] | None:
     vision = config["vision_cfg"]
-    return (
+    fits = (
         "timm_model_name" not in vision
         and not isinstance(vision["layers"], list | tuple)
         and not vision.get("attentional_pool")
         and not vision.get("final_ln_after_pool")
         and not vision.get("no_ln_pre")
         and vision.get("pool_type", "tok") == "tok"
-        and _has_clip_blocks(visual)
+        and has_clip_blocks(visual)
     )
-
-
-def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
-    """Wrap open_clip's visual module for a model config as the first kind of tower that fits."""
-    trunk = getattr(visual, "trunk", None)
-    if _pools_by_class_token(config, visual):
-        return ClassTokenTower(visual, preprocessing, config)
-    if isinstance(trunk, timm.models.VisionTransformer | timm.models.Eva) or isinstance(
-        visual, VisionTransformer
-    ):
-        return PromptableImageTower(visual, preprocessing, config)
-    # a convolutional network: encodes images, and has no tokens that prompts could stand beside
-    return ImageTower(visual, preprocessing, config)
+    return ClassTokenTower if fits else None
 
 
 def text_tower(name: str, model: Any, start: int) -> TextTower:
@@ -67,16 +67,9 @@ def text_tower(name: str, model: Any, start: int) -> TextTower:
     ``start`` is the position of a text's first token.
     """
     text = getattr(model, "text", model)
-    if _has_clip_blocks(text) and getattr(text, "cls_emb", None) is None:
-        pool = str(getattr(text, "text_pool_type", None) or text.pool_type)
-        # without an id, the end of a text is the highest of the vocabulary
-        end = int(getattr(text, "text_eos_id", None) or text.eos_id) if pool == "eos" else None
-        if text.attn_mask is None:
-            return WholeTextTower(text, pool, start, end)
-        if pool in ("argmax", "eos"):
-            return PromptableTextTower(text, start, end)
-    if isinstance(text, HFTextEncoder):
-        return HuggingFaceTextTower(text, start)
+    for wrap in (_causal_tower, *_FURTHER.values()):
+        if (tower := wrap(text, start)) is not None:
+            return tower
     if isinstance(text, open_clip.CLIP):
         raise WeightsError(
             f"{name} cannot be a teacher, because its text tower is of no known kind: set "
@@ -84,6 +77,29 @@ def text_tower(name: str, model: Any, start: int) -> TextTower:
         )
     # a module of its own, such as a CoCa's: encodes texts as they are
     return TextTower(text)
+
+
+def _causal_tower(text: Any, start: int) -> TextTower | None:
+    if not has_clip_blocks(text) or text.attn_mask is None:
+        return None
+    pool, end = pooling(text)
+    return PromptableTextTower(text, start, end) if pool in ("argmax", "eos") else None
+
+
+def has_clip_blocks(module: Any) -> bool:
+    """Return whether a module of open_clip has CLIP's residual blocks, on the usual tokens."""
+    blocks = getattr(getattr(module, "transformer", None), "resblocks", [None])
+    usual = getattr(module, "cls_emb", None) is None
+    return usual and all(type(block) is ResidualAttentionBlock for block in blocks)
+
+
+def pooling(text: Any) -> tuple[str, int | None]:
+    """Return the token that becomes a text's feature, in open_clip's words, and the end's id.
+
+    Without an id, the end of a text is the highest of the vocabulary.
+    """
+    pool = str(getattr(text, "text_pool_type", None) or text.pool_type)
+    return pool, int(getattr(text, "text_eos_id", None) or text.eos_id) if pool == "eos" else None
 
 
 DEFAULT_IMAGE_SIZE = 224  # open_clip's, where a config does not say it

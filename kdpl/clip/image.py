@@ -1,5 +1,6 @@
-"""Image towers of any architecture, which encode images."""
+"""Image towers of any architecture, which encode images; and those that take prompts."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from kdpl.clip.identity import Preprocessing
 from kdpl.clip.memory_format import memory_format_of
 from kdpl.clip.modules import Float32Module, FrozenTower
+from kdpl.errors import ConfigError
 
 
 class Pixels(Float32Module):
@@ -91,3 +93,42 @@ class ImageTower(FrozenTower):
         if self.memory_format == torch.channels_last:
             pixels = pixels.contiguous(memory_format=self.memory_format)
         return cast(Tensor, pixels)
+
+
+class PromptableImageTower(ImageTower, ABC):
+    """A vision transformer, whose blocks take tokens [B, L, W] beside which prompts can stand."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> list[Any]:
+        """The transformer's residual blocks, first to last."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Width W of the tokens."""
+
+    @abstractmethod
+    def with_prompts(self, images: Tensor, prompts: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S] with prompts [J, n, W] in the first J blocks: [B, embed_dim].
+
+        Layer 0's prompts are appended to the tokens of the image; at the next layers they are
+        replaced by that layer's.
+        """
+
+    @abstractmethod
+    def patch_sums(self, images: Tensor, depth: int) -> Tensor:
+        """Sum the mean patch token over images [B, 3, S, S] at each layer's prompts: [J, W].
+
+        The sums are taken where the prompts of each layer enter.
+        """
+
+
+def promptable(tower: ImageTower) -> PromptableImageTower:
+    """Narrow a tower to one that takes prompts; a ConfigError for a convolutional network."""
+    if not isinstance(tower, PromptableImageTower):
+        raise ConfigError(
+            f"an image tower of kind {type(tower.visual).__name__} has no tokens that prompts "
+            "could stand beside: set vision_prompts.depth to 0, or use a vision transformer"
+        )
+    return tower

@@ -43,7 +43,7 @@ class ArrangedTexts:
 
         Without ``end``, the end-of-text id is the highest, as in CLIP.
         """
-        ends = ids.argmax(dim=-1) if end is None else (ids == end).int().argmax(dim=-1)
+        ends = ends_of(ids, end)
         differs = (ids != ids[:1]).any(dim=0).nonzero()[:, 0]
         shared = min([int(ends.min()), *differs[:1].tolist()])
         lengths = sorted(set(ends.tolist()))
@@ -64,6 +64,11 @@ class ArrangedTexts:
             return features
         by_class = torch.split(features.float(), list(self.counts))
         return torch.stack([of_one_class.mean(dim=0) for of_one_class in by_class])
+
+
+def ends_of(ids: Tensor, end: int | None) -> Tensor:
+    """Find the ends of texts in token ids [N, L]: the id ``end``, or the highest; int64 [N]."""
+    return (ids if end is None else (ids == end).int()).argmax(dim=-1)
 
 
 class TextTower(FrozenTower):

@@ -30,7 +30,7 @@ class ImageHalf(_Half):
 
 
 class TextHalf(_Half):
-    """A text tower, as ``kdpl.clip.hugging_face_text`` expects open_clip's.
+    """A text tower, as ``kdpl.families.hugging_face_text`` expects open_clip's.
 
     The id ``padding`` is hidden from the text, but for the first ``ends`` after it, which end it;
     with None, a text is read with its padding, as by SigLIP.

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from kdpl.clip import Clip, ClipConfig, ClipIdentity, ImageClip, ImageTower, Preprocessing
 from kdpl.clip.families import ModelConfig
-from kdpl.clip.hugging_face_text import HuggingFaceTextTower
 from kdpl.clip.loading import Source, fingerprint, from_transformers, register_source
 from kdpl.clip.tokens import Tokenizer
 from kdpl.errors import ConfigError, WeightsError
+from kdpl.families.hugging_face_text import HuggingFaceTextTower
 from kdpl.hf_models.halves import ImageHalf, TextHalf
 
 KINDS = ("aimv2", "altclip", "chinese_clip", "clip", "metaclip_2", "siglip", "tipsv2")

@@ -5,8 +5,7 @@ With prompts in one tower alone this is VPT or CoOp; with none it is the zero-sh
 
 from torch import Tensor
 
-from kdpl.clip.blocks import promptable
-from kdpl.clip.image import ImageTower
+from kdpl.clip.image import ImageTower, promptable
 from kdpl.clip.loading import Clip, ImageClip
 from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
 from kdpl.errors import ConfigError

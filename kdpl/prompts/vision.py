@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kdpl.clip.blocks import promptable
-from kdpl.clip.image import ImageTower
+from kdpl.clip.image import ImageTower, promptable
 from kdpl.clip.modules import Float32Module
 from kdpl.errors import ConfigError
 

@@ -50,7 +50,7 @@ def test_the_rules_agree_with_what_open_clip_builds(name):
     visual = image_tower(model.visual, config, PREPROCESSING)
     assert takes_visual_prompts(config) == isinstance(visual, PromptableImageTower)
     if config["text_cfg"].get("hf_model_name"):
-        # tests/clip/test_hugging_face_text.py prompts one
+        # tests/families/test_hugging_face_text.py prompts one
         assert takes_text_prompts(config)
     else:
         assert takes_text_prompts(config) == isinstance(

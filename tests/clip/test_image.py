@@ -1,11 +1,15 @@
 import shutil
 
+import open_clip
 import pytest
 import torch
 import world
 from plain import backward, relative_error
+from runs import noise
 
-from kdpl.clip import ClipConfig, load_clip
+from kdpl.clip import ClipConfig, Preprocessing, load_clip
+from kdpl.clip.weights import read_weights
+from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.prompts import VisionPrompts
 
 
@@ -56,3 +60,42 @@ def test_a_compiled_tower_gives_the_same_features_gradients_and_names(images):
     (features, gradient), (compiled_features, compiled_gradient) = gradients
     assert relative_error(compiled_features, features) < 1e-5
     assert relative_error(compiled_gradient, gradient) < 1e-5
+
+
+SHAPES = [
+    (32, 32),
+    (33, 20),
+    (20, 33),
+    (1, 7),
+    (200, 7),
+    (64, 65),
+    (31, 32),
+    (97, 41),
+    (500, 375),
+    (5, 4),
+]
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_images_are_prepared_as_open_clip_prepares_them(mode, interpolation):
+    prepare = open_clip.image_transform(
+        32, False, mean=(0, 0, 0), std=(1, 1, 1), resize_mode=mode, interpolation=interpolation
+    )
+    square = Preprocessing(32, (0.5,) * 3, (0.5,) * 3, mode, interpolation)
+    for seed, shape in enumerate(SHAPES):
+        image = noise(*shape, seed=seed)
+        expected = (prepare(image) * 255).round().to(torch.uint8)
+        assert torch.equal(to_tensor(resize_and_crop(image, square.resizing)), expected), shape
+
+
+@pytest.mark.parametrize(
+    "name", ["ViT-B-16-SigLIP", "ViT-L-14-CLIPA", "PE-Core-T-16-384", "MobileCLIP-S1", "ViT-B-16"]
+)
+def test_a_pretrained_tag_says_how_images_are_prepared(name, monkeypatch):
+    monkeypatch.setattr("kdpl.clip.weights.read_state", lambda _: {})
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda _: "w.safetensors")
+    tag = open_clip.list_pretrained_tags_by_model(name)[-1]
+    expected = open_clip.get_pretrained_cfg(name, tag)
+    images = read_weights(ClipConfig(name, tag), []).images
+    assert images == {key: expected[key] for key in ("mean", "std", "resize_mode", "interpolation")}

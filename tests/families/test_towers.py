@@ -10,15 +10,12 @@ import torch
 import world
 from open_clip.transformer import text_global_pool
 from plain import backward, normalized, relative_error
-from runs import noise
 from timm.models import register_model
 from timm.models.vitamin import VitCfg, VitConvCfg
 
 import kdpl.clip.loading
-from kdpl.clip import ClipConfig, Frozen, Preprocessing, PromptableImageTower, load_clip
+from kdpl.clip import ClipConfig, Frozen, PromptableImageTower, load_clip
 from kdpl.clip.text import PromptableTextTower
-from kdpl.clip.weights import read_weights
-from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.prompts import PromptConfig, PromptMethod, TextPrompts, VisionPrompts
 
@@ -361,42 +358,3 @@ def test_an_image_tower_without_tokens_takes_no_prompts(family):
         ConfigError, r"no tokens that prompts could stand beside: set vision_prompts\.depth to 0"
     ):
         VisionPrompts(2, 2, tower)
-
-
-SHAPES = [
-    (32, 32),
-    (33, 20),
-    (20, 33),
-    (1, 7),
-    (200, 7),
-    (64, 65),
-    (31, 32),
-    (97, 41),
-    (500, 375),
-    (5, 4),
-]
-
-
-@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_images_are_prepared_as_open_clip_prepares_them(mode, interpolation):
-    prepare = open_clip.image_transform(
-        32, False, mean=(0, 0, 0), std=(1, 1, 1), resize_mode=mode, interpolation=interpolation
-    )
-    square = Preprocessing(32, (0.5,) * 3, (0.5,) * 3, mode, interpolation)
-    for seed, shape in enumerate(SHAPES):
-        image = noise(*shape, seed=seed)
-        expected = (prepare(image) * 255).round().to(torch.uint8)
-        assert torch.equal(to_tensor(resize_and_crop(image, square.resizing)), expected), shape
-
-
-@pytest.mark.parametrize(
-    "name", ["ViT-B-16-SigLIP", "ViT-L-14-CLIPA", "PE-Core-T-16-384", "MobileCLIP-S1", "ViT-B-16"]
-)
-def test_a_pretrained_tag_says_how_images_are_prepared(name, monkeypatch):
-    monkeypatch.setattr("kdpl.clip.weights.read_state", lambda _: {})
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda _: "w.safetensors")
-    tag = open_clip.list_pretrained_tags_by_model(name)[-1]
-    expected = open_clip.get_pretrained_cfg(name, tag)
-    images = read_weights(ClipConfig(name, tag), []).images
-    assert images == {key: expected[key] for key in ("mean", "std", "resize_mode", "interpolation")}

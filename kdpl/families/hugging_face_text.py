@@ -6,7 +6,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from kdpl.clip.text import TextTower
-from kdpl.clip.whole_text import WholeTextTower
+from kdpl.families.text import WholeTextTower
 
 
 class HuggingFaceTextTower(WholeTextTower):

@@ -4,12 +4,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from open_clip.transformer import text_global_pool
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from kdpl.clip.block import run_block
-from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, PromptableTextTower
+from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, PromptableTextTower, ends_of
 
 
 class WholeTextTower(PromptableTextTower):
@@ -22,11 +21,11 @@ class WholeTextTower(PromptableTextTower):
         text: As for ``PromptableTextTower``.
         pool_type: The token that becomes the feature, in open_clip's words: ``argmax``, ``eos``,
             ``first`` or ``last``.
-        start: Position of the first token of a text.
         end: The end-of-text id, where it pools by that.
+        start: Position of the first token of a text.
     """
 
-    def __init__(self, text: Any, pool_type: str, start: int = 1, end: int | None = None) -> None:
+    def __init__(self, text: Any, pool_type: str, end: int | None = None, start: int = 1) -> None:
         super().__init__(text, start, end)
         self.pool_type = pool_type
 
@@ -66,4 +65,9 @@ class WholeTextTower(PromptableTextTower):
             if deep is not None and 0 < layer <= len(deep):
                 x = self._insert(deep[layer - 1], x, end)
             x = run_block(block, x)
-        return self.project(text_global_pool(self.ln_final(x), ids, self.pool_type, self.end))
+        return self.project(self._pool(self.ln_final(x), ids))
+
+    def _pool(self, x: Tensor, ids: Tensor) -> Tensor:
+        if self.pool_type in ("first", "last"):
+            return x[:, 0 if self.pool_type == "first" else -1]
+        return x[torch.arange(len(x), device=x.device), ends_of(ids, self.end)]

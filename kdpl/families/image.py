@@ -8,13 +8,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from kdpl.clip.image import ImageTower
-from kdpl.errors import ConfigError
+from kdpl.clip import PromptableImageTower
 
 Enter = Callable[[int, Tensor], Tensor]
 
 
-class PromptableImageTower(ImageTower):
+class TransformerTower(PromptableImageTower):
     """A vision transformer, whose module does everything but the prompts.
 
     Its blocks take tokens [B, L, W], beside which prompts can stand. The prompts enter right before
@@ -74,16 +73,6 @@ class PromptableImageTower(ImageTower):
         with _watched(self.blocks[:depth], look, 0):
             self(images)
         return torch.stack(sums)
-
-
-def promptable(tower: ImageTower) -> PromptableImageTower:
-    """Narrow a tower to one that takes prompts; a ConfigError for a convolutional network."""
-    if not isinstance(tower, PromptableImageTower):
-        raise ConfigError(
-            f"an image tower of kind {type(tower.visual).__name__} has no tokens that prompts "
-            "could stand beside: set vision_prompts.depth to 0, or use a vision transformer"
-        )
-    return tower
 
 
 @contextmanager

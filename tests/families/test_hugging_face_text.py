@@ -11,8 +11,8 @@ from siglip import WORDS, write_with_bert
 from torch.nn import functional as F
 
 from kdpl.clip import ClipConfig, load_clip
-from kdpl.clip.hugging_face_text import HuggingFaceTextTower
 from kdpl.errors import ConfigError
+from kdpl.families.hugging_face_text import HuggingFaceTextTower
 from kdpl.prompts import TextPrompts
 from kdpl.prompts.text import ensemble_features, tokenize_prompts
 

@@ -1,0 +1,1 @@
+"""Towers other than CLIP's own: EVA, SigLIP, PE-Core, ViTamin, CLIPA, MobileCLIP, BiomedCLIP."""
