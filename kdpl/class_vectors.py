@@ -10,14 +10,14 @@ import torch
 from pydantic import Discriminator, Field, Tag, TypeAdapter
 from torch import Tensor, nn
 
-from kdpl.clip import ClassScores, Clip, CosineHead, ImageTower
+from kdpl.clip import Clip, CosineHead, ImageTower
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.prompts import PromptConfig, PromptMethod
 from kdpl.prompts.tuned import TeacherSettings, TunedPrompts
 from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
 from kdpl.runtime.class_names import ClassName, ClassText, composed
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
-from kdpl.tasks import MULTI_CLASS
+from kdpl.tasks import MULTI_CLASS, ClassScores
 
 KIND = "class vectors"
 VERSION = 1

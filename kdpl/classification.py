@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from kdpl.clip import ClassScores, ImageClip, store_frozen
+from kdpl.clip import ImageClip, store_frozen
 from kdpl.data.batches import EvaluationBatch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
@@ -21,12 +21,9 @@ from kdpl.metrics import test_key, train_key, val_key
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.runtime import plugins
 from kdpl.runtime.resizing import Resizing
-from kdpl.tasks import MULTI_CLASS, Task
+from kdpl.tasks import MULTI_CLASS, ClassScores, Task
 
 _CLIP_KEY = "kdpl_clip"
-
-# unlabelled images whose logits say where the scores of classes begin, and how many at once
-_STARTING_IMAGES, _AT_ONCE = 256, 64
 
 
 def room_callbacks(module: LightningModule) -> list[Callback]:
@@ -68,7 +65,7 @@ class ClassifyingModule(LightningModule, ABC):
     """
 
     task: Task = MULTI_CLASS
-    scores: ClassScores | None  # where classes are decided by themselves
+    scores: ClassScores | None  # of tasks that learn some
     optim: OptimConfig
     logit_scale: float
     loss_terms: dict[str, Tensor]  # of the last step, by name, without gradients
@@ -113,9 +110,9 @@ class ClassifyingModule(LightningModule, ABC):
         domain = self.domain
         self.task = build_task(domain.task)
         self.task.require_classes(domain.class_names)
-        if self.task.per_class and self.scores is None:
+        if self.scores is None:
             own = domain.tuning_class_names if self.needs.split == "labeled" else domain.class_names
-            self.scores = ClassScores(len(domain.class_names), len(own))
+            self.scores = self.task.scores(len(domain.class_names), len(own))
         num_base = domain.num_base
         self.val_metrics = self.task.accuracy(num_base)
         self.test_metrics = self.task.accuracy(num_base)
@@ -125,29 +122,13 @@ class ClassifyingModule(LightningModule, ABC):
         """Return logits [B, K] of the first K classes with scale and bias, if they have some."""
         return logits if self.scores is None else self.scores(logits)
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether scores of classes have begun, in this process or that of a checkpoint."""
-        return self.scores is not None and bool(self.scores.center.any())
-
-    def start_scores(self) -> None:
-        """Begin the scores of classes at the logits of unlabelled images, unless they have."""
-        splits = self.domain.splits
-        if self.scores is None or self.has_begun or not (splits.train or splits.unlabeled):
-            return
-        images = self.domain.preview(_STARTING_IMAGES, self.resizing).to(self.device)
-        with evaluating(self), self.trainer.precision_plugin.forward_context():
-            parts = torch.split(images, _AT_ONCE)
-            logits = [self.class_logits(part).float() for part in parts]
-        self.scores.start_at(torch.cat(logits))
-
     def on_fit_start(self) -> None:
         """Begin the scores of classes."""
-        self.start_scores()
+        if self.scores is not None:
+            self.scores.begin(self)
 
-    def on_test_start(self) -> None:
-        """Begin the scores of classes of a CLIP that is tested as it is."""
-        self.start_scores()
+    # of a CLIP that is tested as it is
+    on_test_start = on_fit_start
 
     def apply_precision(self) -> None:
         """Store the frozen weights that autocast casts in its dtype; float32 without autocast."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
@@ -72,6 +72,29 @@ class DecisionRule:
         return self.class_thresholds[label] if label < len(self.class_thresholds) else math.inf
 
 
+class ClassScores(nn.Module, ABC):
+    """What a task learns beside prompts: a scale and a bias of each class, for its logits [B, C].
+
+    A module has them as ``scores``, and their state is part of its checkpoints.
+    """
+
+    @abstractmethod
+    def begin(self, module: nn.Module) -> None:
+        """Choose where they start, before the first step or test of the module that has them."""
+
+    @abstractmethod
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return the logits of the task, of cosine logits [B, K] of the first K classes."""
+
+    @abstractmethod
+    def centered(self, logits: Tensor) -> Tensor:
+        """Return the same as before anything was learned."""
+
+    @abstractmethod
+    def values(self) -> tuple[Tensor, Tensor]:
+        """Return scale and bias of each class, [C] each."""
+
+
 class Task(ABC):
     """Meaning of the logits [B, C] of the C classes of a domain.
 
@@ -81,8 +104,7 @@ class Task(ABC):
 
     Attributes:
         name: Its name, in datasets and artifacts.
-        per_class: Whether each class is decided by itself. Its logit then has a scale and a bias
-            that are learned, see ``kdpl.clip.ClassScores``.
+        per_class: Whether each class is decided by itself.
     """
 
     name: ClassVar[str]
@@ -99,6 +121,10 @@ class Task(ABC):
     def require_classes(self, class_names: Sequence[str]) -> None:
         """Raise a ConfigError if it is not for classes of these names."""
         return
+
+    def scores(self, num_classes: int, num_learned: int) -> ClassScores | None:
+        """Make the scores of C classes, of which the first are learned; None if it has none."""
+        return None
 
     def ranked(self, top_k: int, num_classes: int, rule: "DecisionRule") -> int:
         """Return how many of the most probable classes ``decide`` needs."""

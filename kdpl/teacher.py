@@ -13,20 +13,17 @@ from torch import Tensor
 
 from kdpl.callbacks import FreezeClassVectors, GaussianPromptAveraging
 from kdpl.class_vectors import ClassVectors
-from kdpl.classification import ClassifyingModule, evaluating, room_callbacks
+from kdpl.classification import ClassifyingModule, room_callbacks
 from kdpl.clip import (
     CLASSES_AT_ONCE,
     PROMPTSRC_TEMPLATES,
     ArrangedTexts,
-    ClassScores,
     ClipConfig,
     Frozen,
     cosine_logits,
     load_clip,
 )
 from kdpl.data.batches import LabeledBatch
-from kdpl.data.datasets import EvaluationImages
-from kdpl.data.loader import EvaluationSampler, LazyLoader
 from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1
@@ -37,10 +34,6 @@ from kdpl.prompts.text import ensemble_features
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.messages import inform
-from kdpl.runtime.predictions import spread
-
-# labelled images on which scores of classes are fitted before the first step, and how many at once
-_STARTING_LABELS, _AT_ONCE = 1024, 64
 
 
 @dataclass(frozen=True)
@@ -167,13 +160,10 @@ class TeacherPromptTuning(ClassifyingModule):
 
     def on_fit_start(self) -> None:
         """Precompute token ids and frozen text features, unless there are no steps to train."""
-        begun = self.has_begun
         super().on_fit_start()
         if self.trainer.max_epochs == 0:
             return
         domain = self.domain
-        if self.scores is not None and not begun:
-            self._fit_scores(self.scores)
         names = domain.class_texts[: len(domain.tuning_class_names)]
 
         # the class names as the prompts take them, or their features where no prompt changes these
@@ -188,25 +178,6 @@ class TeacherPromptTuning(ClassifyingModule):
             with self.text_tower.exact() as tower:
                 ensemble = ensemble_features(tower, self.tokenize, names, PROMPTSRC_TEMPLATES)
             self.register_buffer("zero_shot_text", ensemble, persistent=False)
-
-    def _fit_scores(self, scores: ClassScores) -> None:
-        """Fit scale and bias of the classes to labelled images before prompts are tuned."""
-        outputs, domain = [], self.domain
-        # spread over the list, which may be sorted by class
-        records = spread(domain.labels.training(), _STARTING_LABELS)
-        known = len(domain.tuning_class_names)
-        images = EvaluationImages(records, domain.splits.open_image, self.resizing, known)
-        batches = LazyLoader(images, EvaluationSampler(len(images)), _AT_ONCE, domain.num_workers)
-        with evaluating(self), self.trainer.precision_plugin.forward_context():
-            for batch in batches:
-                features = self.prompts.encode_images(
-                    self.image_tower.module, batch.images.to(self.device)
-                )
-                outputs.append((features, batch.labels.to(self.device)))
-            features, labels = (torch.cat(column) for column in zip(*outputs, strict=True))
-            vectors = self.encode_names(domain.class_texts[:known])
-            logits = cosine_logits(features, vectors, self.logit_scale)
-        scores.fit(logits, labels)
 
     def training_step(self, batch: LabeledBatch, batch_idx: int) -> Tensor:
         """Compute the loss on labelled images."""

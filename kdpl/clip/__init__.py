@@ -16,7 +16,6 @@ from kdpl.clip.loading import (
     register_model,
 )
 from kdpl.clip.modules import (
-    ClassScores,
     CosineHead,
     Float32Module,
     Frozen,
@@ -26,7 +25,7 @@ from kdpl.clip.modules import (
 from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts
 
 __all__ = [
-    "CLASSES_AT_ONCE", "PROMPTSRC_TEMPLATES", "RANDOM", "ArrangedTexts", "ClassScores", "Clip",
+    "CLASSES_AT_ONCE", "PROMPTSRC_TEMPLATES", "RANDOM", "ArrangedTexts", "Clip",
     "ClipConfig", "ClipIdentity", "CosineHead", "Float32Module", "Frozen", "ImageClip",
     "ImageTower", "Preprocessing", "PromptableImageTower", "cosine_logits",
     "load_clip", "load_image_clip", "register_model", "store_frozen",

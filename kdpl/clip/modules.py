@@ -6,7 +6,6 @@ from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdpl.errors import ConfigError
 
@@ -167,78 +166,6 @@ class CosineHead(Float32Module):
         if self.scales is None or self.biases is None:
             return logits
         return self.scales * logits + self.biases
-
-
-class ClassScores(Float32Module):
-    """Learned scale and bias of each class, by which logits l become log odds z = a·(l - m) + b.
-
-    Args:
-        num_classes: Number C of all classes.
-        num_learned: Number of those that are learned, which come first; the others have their mean.
-    """
-
-    center: Tensor
-
-    def __init__(self, num_classes: int, num_learned: int) -> None:
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(num_learned))
-        self.bias = nn.Parameter(torch.zeros(num_learned))
-        self.register_buffer("center", torch.zeros(num_classes))
-
-    @torch.no_grad()
-    def start_at(self, logits: Tensor) -> None:
-        """Set m to a standard deviation above the mean of each class's logits [N, C].
-
-        Logits of a CLIP differ far less between images than between classes: without labels, an
-        image has a class if it is clearly more like it than most images are.
-        """
-        self.center.copy_(logits.mean(dim=0) + logits.std(dim=0, correction=0))
-
-    @torch.enable_grad()
-    def fit(self, logits: Tensor, labels: Tensor) -> None:
-        """Set scale and bias of the learned classes K by a regression on logits and labels [N, K].
-
-        It is logistic, with a prior N(0, 1) of log scales and N(0, 3²) of biases: an optimiser of
-        prompts would take far longer to move them. Classes that no image has are left out, and have
-        the mean of the others.
-        """
-        known = labels.any(dim=0)
-        if not known.any():
-            return
-        moved = self.centered(logits).detach()
-        optimizer = torch.optim.LBFGS([self.log_scale, self.bias], max_iter=100)
-
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            scores = self.log_scale.exp() * moved + self.bias
-            prior = (self.log_scale**2 + self.bias**2 / 9).sum() / 2
-            of_known = scores[:, known], labels[:, known]
-            value = prior + F.binary_cross_entropy_with_logits(*of_known, reduction="sum")
-            value.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
-            return value
-
-        optimizer.step(loss)  # type: ignore[no-untyped-call]  # as above
-        optimizer.zero_grad()
-        for learned in (self.log_scale.data, self.bias.data):
-            learned[~known] = learned[known].mean()
-
-    def values(self) -> tuple[Tensor, Tensor]:
-        """Return the scale a and the bias b - a·m of each class, [C] each."""
-        scales = self._of_all(self.log_scale).exp()
-        return scales, self._of_all(self.bias) - scales * self.center
-
-    def forward(self, logits: Tensor) -> Tensor:
-        """Return the log odds of logits [B, K] of the first K classes."""
-        scales, biases = self.values()
-        return scales[: logits.shape[1]] * logits + biases[: logits.shape[1]]
-
-    def centered(self, logits: Tensor) -> Tensor:
-        """Return l - m of logits [B, K], the log odds before anything is learned."""
-        return logits - self.center[: logits.shape[1]]
-
-    def _of_all(self, learned: Tensor) -> Tensor:
-        others = len(self.center) - len(learned)
-        return torch.cat([learned, learned.mean().expand(others)])
 
 
 def cosine_logits(features: Tensor, class_vectors: Tensor, logit_scale: float) -> Tensor:

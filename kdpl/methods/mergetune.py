@@ -89,7 +89,6 @@ class ContinuedDistillation(StudentDistillation):
 
     def on_fit_start(self) -> None:
         """Leave the prompts where they are, also with ``vision_prompts.init: mean_token``."""
-        self.start_scores()
 
     def further_terms(self, images: Tensor, features: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return the two terms, ``connectivity`` and ``closeness``."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kdpl.errors import ConfigError
 from kdpl.multilabel.metrics import DEFAULT, MultiLabelMetrics, decisions
-from kdpl.tasks import DecisionRule, Predicted, Prediction, Task
+from kdpl.tasks import ClassScores, DecisionRule, Predicted, Prediction, Task
 
 SEPARATOR = ";"
 """Between the names of an image's classes in tables."""
@@ -33,6 +33,12 @@ class MultiLabel(Task):
                 f"thresholds are {thresholds}, expected numbers from 0 to 1: correct them"
             )
         self.thresholds = None if thresholds is None else tuple(thresholds)
+
+    def scores(self, num_classes: int, num_learned: int) -> ClassScores:
+        """Make a scale and a bias of each class."""
+        from kdpl.multilabel.scores import ScaleAndBias  # needs Lightning, a classifier does not
+
+        return ScaleAndBias(num_classes, num_learned)
 
     def settings(self) -> dict[str, Any]:
         """Return the thresholds."""

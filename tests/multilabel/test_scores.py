@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from kdpl.clip import ClassScores
+from kdpl.multilabel.scores import ScaleAndBias
 
 DRAW = torch.Generator().manual_seed(0)
 LOGITS = 20 + 3 * torch.randn(60, 3, generator=DRAW)
 
 
 def test_scores_begin_a_standard_deviation_above_the_mean_of_each_class():
-    scores = ClassScores(3, 2)
+    scores = ScaleAndBias(3, 2)
     scores.start_at(LOGITS)
     expected = LOGITS - LOGITS.mean(0) - LOGITS.std(0, correction=0)
     assert torch.allclose(scores(LOGITS), expected, atol=1e-4)
@@ -20,7 +20,7 @@ def test_scores_begin_a_standard_deviation_above_the_mean_of_each_class():
 
 
 def test_classes_that_are_not_learned_have_the_mean_of_those_that_are():
-    scores = ClassScores(3, 2)
+    scores = ScaleAndBias(3, 2)
     scores.start_at(LOGITS)
     with torch.no_grad():
         scores.log_scale.copy_(torch.tensor([0.2, 0.4]))
@@ -34,7 +34,7 @@ def test_classes_that_are_not_learned_have_the_mean_of_those_that_are():
 
 def test_the_fit_is_the_most_probable_scale_and_bias():
     labels = (torch.rand(60, 2, generator=DRAW) < (LOGITS[:, :2] - 20).sigmoid()).float()
-    scores = ClassScores(3, 2)
+    scores = ScaleAndBias(3, 2)
     scores.start_at(LOGITS)
     scores.fit(LOGITS[:, :2], labels)
     assert scores.log_scale.grad is None
@@ -56,7 +56,7 @@ def test_the_fit_is_the_most_probable_scale_and_bias():
 
 def test_classes_that_no_image_has_get_the_mean_of_the_others():
     labels = (torch.rand(60, 2, generator=DRAW) < (LOGITS[:, :2] - 20).sigmoid()).float()
-    alone, scores = ClassScores(2, 2), ClassScores(3, 3)
+    alone, scores = ScaleAndBias(2, 2), ScaleAndBias(3, 3)
     alone.start_at(LOGITS[:, :2])
     scores.start_at(LOGITS)
     alone.fit(LOGITS[:, :2], labels)
@@ -64,7 +64,7 @@ def test_classes_that_no_image_has_get_the_mean_of_the_others():
     for own, expected in ((scores.log_scale, alone.log_scale), (scores.bias, alone.bias)):
         assert torch.allclose(own[:2], expected, atol=1e-4)
         assert own[2].item() == pytest.approx(expected.mean().item(), abs=1e-4)
-    nothing = ClassScores(3, 3)
+    nothing = ScaleAndBias(3, 3)
     nothing.fit(LOGITS, torch.zeros(60, 3))
     assert not nothing.log_scale.any()
     assert not nothing.bias.any()

@@ -4,14 +4,14 @@ import pytest
 import torch
 import world
 
-from kdpl import teacher as stage1
-from kdpl.clip import ClassScores, ClipConfig
+from kdpl.clip import ClipConfig
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import label_tensor
 from kdpl.errors import ConfigError
-from kdpl.multilabel import callback
+from kdpl.multilabel import callback, scores
 from kdpl.prompts import PromptConfig
 from kdpl.runtime.predictions import spread
+from kdpl.teacher import TeacherPromptTuning
 
 
 def pages(table, **settings):
@@ -22,7 +22,7 @@ def pages(table, **settings):
 def make_teacher():
     torch.manual_seed(0)
     clip, size = ClipConfig("test-teacher-quickgelu", world.TAG), PromptConfig(2, 2)
-    return stage1.TeacherPromptTuning(clip, vision_prompts=size, text_prompts=size)
+    return TeacherPromptTuning(clip, vision_prompts=size, text_prompts=size)
 
 
 def fit(table, folder, **settings):
@@ -38,11 +38,11 @@ def test_scores_are_fitted_to_labelled_images_from_all_over_the_list(
 ):
     seen = []
 
-    def note(scores, logits, labels):
+    def note(self, logits, labels):
         seen.append(labels)
 
-    monkeypatch.setattr(ClassScores, "fit", note)
-    monkeypatch.setattr(stage1, "_STARTING_LABELS", 10)
+    monkeypatch.setattr(scores.ScaleAndBias, "fit", note)
+    monkeypatch.setattr(scores, "_STARTING_LABELS", 10)
     _, data, _ = fit(table, tmp_path, eval_batch_size=eval_batch_size)
     records = spread(data.labels.training(), 10)
     assert len(data.labels.training()) > 10
@@ -57,7 +57,7 @@ def test_a_test_or_a_second_fit_after_a_fit_keeps_what_scores_were_learned(
     trainer.test(module, datamodule=data)
     assert all(value.equal(learned[name]) for name, value in module.scores.state_dict().items())
 
-    monkeypatch.setattr(ClassScores, "fit", None)
+    monkeypatch.setattr(scores.ScaleAndBias, "fit", None)
     world.quiet_trainer(tmp_path / "more", 1).fit(module, datamodule=pages(table))
     assert module.scores.center.equal(learned["center"])
 

@@ -1,0 +1,125 @@
+"""Scale and bias of each class, where each is decided by itself: what they start at, and learn."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdpl.classification import ClassifyingModule, evaluating
+from kdpl.clip import Float32Module, cosine_logits
+from kdpl.data.datasets import EvaluationImages
+from kdpl.data.loader import EvaluationSampler, LazyLoader
+from kdpl.runtime.predictions import spread
+from kdpl.tasks import ClassScores
+from kdpl.teacher import TeacherPromptTuning
+
+# images whose logits say where scores begin, unlabelled and labelled ones, and how many at once
+_STARTING_IMAGES, _STARTING_LABELS, _AT_ONCE = 256, 1024, 64
+
+
+class ScaleAndBias(Float32Module, ClassScores):
+    """Learned scale and bias of each class, by which logits l become log odds z = a·(l - m) + b.
+
+    Args:
+        num_classes: Number C of all classes.
+        num_learned: Number of those that are learned, which come first; the others have their mean.
+    """
+
+    center: Tensor
+
+    def __init__(self, num_classes: int, num_learned: int) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(num_learned))
+        self.bias = nn.Parameter(torch.zeros(num_learned))
+        self.register_buffer("center", torch.zeros(num_classes))
+
+    def begin(self, module: nn.Module) -> None:
+        """Start at the logits of unlabelled images, and in a teacher's fit at labelled ones.
+
+        Nothing changes where this was done before, in this process or that of a checkpoint.
+        """
+        module = cast(ClassifyingModule, module)
+        splits, trainer = module.domain.splits, module.trainer
+        if self.center.any() or not (splits.train or splits.unlabeled):
+            return
+        images = module.domain.preview(_STARTING_IMAGES, module.resizing).to(module.device)
+        with evaluating(module), trainer.precision_plugin.forward_context():
+            logits = [module.class_logits(part).float() for part in torch.split(images, _AT_ONCE)]
+        self.start_at(torch.cat(logits))
+        if isinstance(module, TeacherPromptTuning) and trainer.training and trainer.max_epochs != 0:
+            self.fit(*_labeled_logits(module))
+
+    @torch.no_grad()
+    def start_at(self, logits: Tensor) -> None:
+        """Set m to a standard deviation above the mean of each class's logits [N, C].
+
+        Logits of a CLIP differ far less between images than between classes: without labels, an
+        image has a class if it is clearly more like it than most images are.
+        """
+        self.center.copy_(logits.mean(dim=0) + logits.std(dim=0, correction=0))
+
+    @torch.enable_grad()
+    def fit(self, logits: Tensor, labels: Tensor) -> None:
+        """Set scale and bias of the learned classes K by a regression on logits and labels [N, K].
+
+        It is logistic, with a prior N(0, 1) of log scales and N(0, 3²) of biases: an optimiser of
+        prompts would take far longer to move them. Classes that no image has are left out, and have
+        the mean of the others.
+        """
+        known = labels.any(dim=0)
+        if not known.any():
+            return
+        moved = self.centered(logits).detach()
+        optimizer = torch.optim.LBFGS([self.log_scale, self.bias], max_iter=100)
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            scores = self.log_scale.exp() * moved + self.bias
+            prior = (self.log_scale**2 + self.bias**2 / 9).sum() / 2
+            of_known = scores[:, known], labels[:, known]
+            value = prior + F.binary_cross_entropy_with_logits(*of_known, reduction="sum")
+            value.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+            return value
+
+        optimizer.step(loss)  # type: ignore[no-untyped-call]  # as above
+        optimizer.zero_grad()
+        for learned in (self.log_scale.data, self.bias.data):
+            learned[~known] = learned[known].mean()
+
+    def values(self) -> tuple[Tensor, Tensor]:
+        """Return the scale a and the bias b - a·m of each class, [C] each."""
+        scales = self._of_all(self.log_scale).exp()
+        return scales, self._of_all(self.bias) - scales * self.center
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return the log odds of logits [B, K] of the first K classes."""
+        scales, biases = self.values()
+        return scales[: logits.shape[1]] * logits + biases[: logits.shape[1]]
+
+    def centered(self, logits: Tensor) -> Tensor:
+        """Return l - m of logits [B, K], the log odds before anything is learned."""
+        return logits - self.center[: logits.shape[1]]
+
+    def _of_all(self, learned: Tensor) -> Tensor:
+        others = len(self.center) - len(learned)
+        return torch.cat([learned, learned.mean().expand(others)])
+
+
+def _labeled_logits(teacher: TeacherPromptTuning) -> tuple[Tensor, Tensor]:
+    """Return logits and labels [N, K] of labelled images, before prompts are tuned."""
+    outputs, domain = [], teacher.domain
+    # spread over the list, which may be sorted by class
+    records = spread(domain.labels.training(), _STARTING_LABELS)
+    known = len(domain.tuning_class_names)
+    images = EvaluationImages(records, domain.splits.open_image, teacher.resizing, known)
+    batches = LazyLoader(images, EvaluationSampler(len(images)), _AT_ONCE, domain.num_workers)
+    with evaluating(teacher), teacher.trainer.precision_plugin.forward_context():
+        for batch in batches:
+            features = teacher.prompts.encode_images(
+                teacher.image_tower.module, batch.images.to(teacher.device)
+            )
+            outputs.append((features, batch.labels.to(teacher.device)))
+        features, labels = (torch.cat(column) for column in zip(*outputs, strict=True))
+        vectors = teacher.encode_names(domain.class_texts[:known])
+        return cosine_logits(features, vectors, teacher.logit_scale), labels
