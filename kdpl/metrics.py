@@ -26,6 +26,9 @@ MULTILABEL_COLUMNS = {
 }
 """Metrics of several labels an image that a summary shows, and their short titles."""
 
+SUMMARY_COLUMNS = {**MULTILABEL_COLUMNS, **ACCURACY_COLUMNS}
+"""Metrics that summaries show, of either task, in the order of their columns."""
+
 TRAIN_LOSS = "train/loss"
 IMAGES_PER_SECOND = "train/images_per_s"
 DATA_WAIT = "train/data_wait"

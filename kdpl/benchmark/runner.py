@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from kdpl.benchmark.campaign import Campaign
 from kdpl.benchmark.tasks import FITS, RESULT_FILE, Result, Task
-from kdpl.metrics import ACCURACY_COLUMNS, test_key
+from kdpl.metrics import SUMMARY_COLUMNS, test_key
 from kdpl.runtime import plugins, slurm
 from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.files import write_text
@@ -120,7 +120,7 @@ def run_tasks(
 def _accuracies(task: Task) -> str:
     """Return the accuracies of a test in %, or of another task that it is done."""
     metrics = read_results(task.folder) if task.kind == "test" else {}
-    titles = {test_key(name): title for name, title in ACCURACY_COLUMNS.items()}
+    titles = {test_key(name): title for name, title in SUMMARY_COLUMNS.items()}
     return (
         ", ".join(
             f"{title} {100 * metrics[key]:.2f}" for key, title in titles.items() if key in metrics
@@ -184,9 +184,10 @@ def _run(campaign: Campaign, task: Task, command: Command) -> str | None:
 def _save_probe(task: Task, result: Result, command: Command) -> None:
     """Let ``compare`` fit a linear probe of the run's network, unless another row's run has it.
 
-    There is none without labels, or of other classes than the labels'.
+    There is none without labels, of other classes than the labels', or of several labels an image.
     """
     labelled = result.protocol in ("few_shot", "base_to_novel") and result.setting != "shots_0"
+    labelled = labelled and test_key("acc") in result.metrics
     if not labelled or "compare" not in plugins.plugins("commands"):
         return
     settings = read_config(config_files(task.args)[0])["model"]["init_args"]

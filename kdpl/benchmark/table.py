@@ -22,6 +22,7 @@ AVERAGE = "average"
 
 _ACCURACY = test_key("acc")
 _BASE, _NOVEL, _HM = METRICS
+_OF_SEVERAL = {each: each.replace("acc", "map") for each in (_ACCURACY, _BASE, _NOVEL)}
 _LEVEL = test_key("level_")  # of a tree of classes, which a room measures
 _BASE_TO_NOVEL = {_BASE: "base", _NOVEL: "novel", _HM: "HM"}
 _TITLES = {
@@ -151,6 +152,14 @@ class _Maker:
             for metric, value in r.metrics.items():
                 place = (r.protocol, r.setting, r.dataset, r.row, metric)
                 self.values.setdefault(place, {})[r.seed] = 100 * value
+        # datasets whose images have several labels, which are measured by their mAP
+        self.several = {r.dataset for r in self.results if _OF_SEVERAL[_ACCURACY] in r.metrics}
+        if self.several == {r.dataset for r in self.results}:
+            self.several.add(AVERAGE)
+
+    def metric(self, dataset: str, metric: str) -> str:
+        """Return what stands in a column of accuracies for a dataset."""
+        return _OF_SEVERAL.get(metric, metric) if dataset in self.several else metric
 
     def columns(self, protocol: str, suffix: str = "") -> list[Column]:
         if protocol == "base_to_novel":
@@ -203,9 +212,12 @@ class _Maker:
                     lines.append(Line(group, self.campaign.title(row), cells, *flags))
         if AVERAGE in groups and columns[0].protocol == "base_to_novel":
             lines += self._other_methods(columns, averaged)
-        return ResultTable(
-            title, tuple(column.title for column in columns), lines, self.campaign.notes
-        )
+        notes = self.campaign.notes
+        shown = {cell.dataset for line in lines for cell in line.cells} - {AVERAGE}
+        if several := sorted(shown & self.several):
+            of = ", ".join(several)
+            notes = (f"mean average precision of {of}, whose images have several labels", *notes)
+        return ResultTable(title, tuple(column.title for column in columns), lines, notes)
 
     def _runs(self, row: str, column: Column) -> bool:
         if row in self.probes and column.metric in (_NOVEL, _HM):
@@ -228,6 +240,7 @@ class _Maker:
         deviation = statistics.stdev(values) if len(values) > 1 else None
         expected = len(self.campaign.seeds) if self._runs(row, column) else 0
         published = self._published(column, dataset, row, averaged)
+        column = column._replace(metric=self.metric(dataset, column.metric))
         return Cell(column, dataset, row, mean, deviation, len(values), expected, published)
 
     def _over_seeds(
@@ -238,7 +251,8 @@ class _Maker:
         Those of an average over datasets are of the seeds that have all of the datasets.
         """
         if dataset != AVERAGE:
-            return self.values.get((column.protocol, column.setting, dataset, row, metric), {})
+            place = (column.protocol, column.setting, dataset, row, self.metric(dataset, metric))
+            return self.values.get(place, {})
         if metric == _HM:
             base, novel = (
                 self._over_seeds(column, AVERAGE, row, part, averaged) for part in (_BASE, _NOVEL)

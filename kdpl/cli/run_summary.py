@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from kdpl.metrics import ACCURACY_COLUMNS, MULTILABEL_COLUMNS, test_key
+from kdpl.metrics import SUMMARY_COLUMNS, test_key
 from kdpl.runtime.files import write_text
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import (
@@ -59,8 +59,7 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
 
 
 def _table(results: Mapping[str, dict[str, float]]) -> Any:
-    titles = {**MULTILABEL_COLUMNS, **ACCURACY_COLUMNS}
-    columns = {test_key(name): title for name, title in titles.items()}
+    columns = {test_key(name): title for name, title in SUMMARY_COLUMNS.items()}
     columns = {
         key: title for key, title in columns.items() if any(key in row for row in results.values())
     }

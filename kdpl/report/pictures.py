@@ -169,7 +169,8 @@ def font_families(texts: tuple[str, ...]) -> list[str]:
 def panels(curves: Curves) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """Sort the curves of ``read_metrics`` into loss and accuracies, by title and name.
 
-    They are over epochs from 1.
+    They are over epochs from 1. With several labels an image, accuracies are mean average
+    precisions.
     """
     epoch_of = dict(curves.get("epoch", []))
 
@@ -181,8 +182,11 @@ def panels(curves: Curves) -> dict[str, dict[str, list[tuple[float, float]]]]:
             if step in epoch_of
         ]
 
-    accuracies = {title: line(val_key(key), 100) for key, title in ACCURACY_TITLES.items()}
-    return {"training loss": {"loss": line(TRAIN_LOSS)}, "validation accuracy, %": accuracies}
+    several = val_key("map") in curves
+    keys = {key.replace("acc", "map") if several else key: t for key, t in ACCURACY_TITLES.items()}
+    measured = {title: line(val_key(key), 100) for key, title in keys.items()}
+    heading = f"validation {'mAP' if several else 'accuracy'}, %"
+    return {"training loss": {"loss": line(TRAIN_LOSS)}, heading: measured}
 
 
 def draw_curves(curves: Curves, title: str, path: Path) -> None:

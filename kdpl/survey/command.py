@@ -126,9 +126,19 @@ def init(
         if image.path in left_out
         for name in image.classes
     }
-    _require_classes(source, _counts(images), used | names.keys(), names, labeled, why)
+    every = used | names.keys()
+    _require_classes(source, _counts(images), every, names, labeled, why)
     aside = overlooked(source, listed) if source.is_dir() else []
     elsewhere = {image.path for image in further}
+    reader = Table(
+        str((folder / _TABLE).absolute()), places or None, named, label_separator=label_separator
+    )
+    if label_separator is not None:
+        # imports torch, which nothing else here needs
+        from kdpl.data.tasks import build_task
+
+        written = [names.get(label, ClassName(label)).name for label in sorted(every)]
+        build_task(reader.task).require_classes(written)
     unknown = "" if label_separator is None else UNKNOWN
     header = ("image", "label", "split", "group") if any(i.group for i in images) else _HEADER
     rows = (
@@ -137,9 +147,6 @@ def init(
         if image.path not in elsewhere
     )
     write_rows(folder / _TABLE, [header, *rows])
-    reader = Table(
-        str((folder / _TABLE).absolute()), places or None, named, label_separator=label_separator
-    )
     skips = _write_left_out(folder, reader, {image.path for image in images}, left_out)
     counts = _counts(images)
     split_off = any(image.split == "val" for image in images) and not any(

@@ -58,6 +58,30 @@ def text_of(made, group, title):
     return [part.strip() for part in line.strip("|").split("|")]
 
 
+def test_several_labels_an_image_are_measured_by_their_mean_average_precision():
+    mine = campaigns.campaign(CAMPAIGN.replace("[1, 2]", "[1]"))
+    of_sets = {"test/map": 0.1, "test/base_map": 0.6, "test/novel_map": 0.3, "test/hm": 0.4}
+    results = [result("dtd", 1, "teacher", metrics=of_sets)]
+    other = result("oxford_pets", 1, "teacher", metrics=base_novel(0.9, 0.5))
+    (made,) = tables(mine, [*results, other])
+    assert text_of(made, "dtd", "teacher")[2:] == ["60.00", "30.00", "40.00"]
+    assert made.notes == ("mean average precision of dtd, whose images have several labels",)
+    cells = list(csv.DictReader(io.StringIO(to_csv([made]))))
+    metrics = {(cell["dataset"], cell["metric"]) for cell in cells if cell["row"] == "teacher"}
+    assert {("dtd", "test/base_map"), ("oxford_pets", "test/base_acc")} <= metrics
+    assert ("dtd", "test/base_acc") not in metrics
+
+    # 2·60·20/80 and 2·30·60/90, whose averages are of the same kind
+    more = {"test/map": 0.1, "test/base_map": 0.2, "test/novel_map": 0.6, "test/hm": 0.3}
+    (made,) = tables(mine, [*results, result("oxford_pets", 1, "teacher", metrics=more)])
+    average = next(line for line in made.lines if line.group == "average")
+    assert [round(cell.mean, 2) for cell in average.cells] == [40.0, 45.0, 42.35]
+    assert [cell.column.metric for cell in average.cells][:2] == ["test/base_map", "test/novel_map"]
+    mine = mine.model_copy(update={"protocols": ("few_shot",), "shots": (4,)})
+    alone = [result("dtd", 1, "teacher", "few_shot", "shots_4", metrics=of_sets)]
+    assert text_of(tables(mine, alone)[0], "dtd", "teacher")[2:] == ["10.0"]
+
+
 def test_notes_of_a_campaign_stand_below_each_of_its_tables():
     notes = campaigns.campaign(CAMPAIGN + "notes: validation labels chose 5 %, none is seen\n")
     other = campaigns.campaign(CAMPAIGN)

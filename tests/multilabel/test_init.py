@@ -46,6 +46,26 @@ def test_init_writes_a_config_that_reads_the_same_labels(table, tmp_path, capsys
     assert len(data.splits.unlabeled) == 1
 
 
+def test_a_name_with_the_separator_of_predictions_is_refused_before_anything_is_written(
+    table, tmp_path, capsys
+):
+    rows = [(table.parent / row["image"], row["label"]) for row in rows_of(table)]
+    mine = tmp_path / "mine.csv"
+    with mine.open("w", newline="") as file:
+        named = [
+            (image, ",".join(label.split(";")).replace("two", "two;2")) for image, label in rows
+        ]
+        csv.writer(file).writerows([("image", "label"), *named])
+    init = ["init", str(mine), "--label-separator=,", f"--out={tmp_path}/data", "--workers=1"]
+    assert main(init) != 0
+    assert "class 'two;2' has a ';' in its name" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+    names = [f"{name},{name}" for name in ("four", "one", "three", "zero")]
+    (tmp_path / "names.csv").write_text("\n".join([*names, "two;2,two"]))
+    assert main([*init, f"--class-names={tmp_path}/names.csv"]) == 0
+
+
 def test_what_several_labels_do_not_go_with_is_refused(table, tmp_path, capsys):
     mine, out = without_splits(table, tmp_path), f"--out={tmp_path}/data"
     for more, said in [

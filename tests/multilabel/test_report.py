@@ -20,6 +20,8 @@ def test_the_page_has_scores_classes_and_images_instead_of_accuracies(run):
     for other in ("Confusions", "Accuracy by class", "Calibration", "Where teacher and student"):
         assert other not in page
     assert page.count("data:image/webp") == 12
+    assert "validation mAP, %" in page
+    assert "validation accuracy" not in page
 
 
 def test_what_is_shown_is_what_was_tested(run):
