@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from benchmarks.photographs import write_photographs
 from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
+from kdpl.cache.feature_cache import CachedImages, FeatureCache, Manifest
+from kdpl.cache.feature_filling import Work, fill
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.clip import Frozen
 from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.decoding import Decoding
-from kdpl.data.feature_cache import CachedImages, FeatureCache, Manifest
-from kdpl.data.feature_filling import Work, fill
 from kdpl.data.loader import LazyLoader, TrainSampler
 from kdpl.data.sources import open_source
 from kdpl.runtime.resizing import Resizing

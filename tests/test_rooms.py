@@ -99,7 +99,6 @@ def test_the_tests_of_the_core_pass_without_any_room(tmp_path):
     modules = [
         "teacher",
         "student",
-        "student_cache",
         "class_vectors",
         "classifier",
         "tasks",

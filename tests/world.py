@@ -403,6 +403,38 @@ def fit(
     return record
 
 
+def fill_teacher_cache(views=None):
+    """The callback of a room that fills a teacher cache; without the room the test is skipped."""
+    return pytest.importorskip("kdpl.cache.callback").FillTeacherCache(views)
+
+
+class Distilled:
+    """A student after two epochs of five steps on the digits, perhaps from a cache of two views."""
+
+    def __init__(
+        self,
+        teacher,
+        folder,
+        cache=None,
+        fill=False,
+        ckpt_path=None,
+        trainer=(),
+        data=(),
+        **options,
+    ):
+        self.student = make_student(teacher, **{"kd_weight": 20, **options})
+        self.batches, watch = [], Callback()
+        watch.on_train_batch_start = lambda *args: self.batches.append(args[2])
+        callbacks = [watch, *([fill_teacher_cache()] if fill else [])]
+        settings = {"limit_train_batches": 5, **dict(trainer)}
+        domain = digits(
+            50, teacher_cache=cache and str(cache), fill_teacher_cache=fill, **dict(data)
+        )
+        record = fit(self.student, folder, 2, callbacks, domain, ckpt_path, **settings)
+        self.losses = record.losses
+        self.state = self.student.encoder.state_dict()
+
+
 def evaluate(module, folder, domain=None, ckpt_path=None):
     """Test a module; returns its metrics."""
     options = {"ckpt_path": ckpt_path, "verbose": False, "weights_only": True}

@@ -63,11 +63,11 @@ def views_of(trainer: Trainer) -> tuple[int, int | None]:
     The number is None if each epoch has a new view.
     """
     data, epochs = domain_of(trainer), trainer.max_epochs
-    if not data.teacher_caches:
+    cached = data.cached_features
+    if cached is None:
         return data.seed, None
-    manifest = data.teacher_caches[0].manifest
-    in_one_pass = epochs is not None and 0 <= epochs <= manifest.views
-    return manifest.view_seed, None if in_one_pass else manifest.views
+    in_one_pass = epochs is not None and 0 <= epochs <= cached.views
+    return cached.view_seed, None if in_one_pass else cached.views
 
 
 class EnoughImages(Callback):

@@ -12,15 +12,9 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdpl.callbacks.teacher_cache import (
-    Distillation,
-    cache_beside,
-    load_teacher,
-    teacher_encoder,
-)
+from kdpl.callbacks.teacher_encoder import Distillation, load_teacher, teacher_encoder
 from kdpl.clip import ImageTower
 from kdpl.data.domain import domain_of
-from kdpl.data.feature_cache import FeatureCache
 from kdpl.data.inference import infer
 from kdpl.data.loader import load_all_views, load_crops
 from kdpl.data.names import Names
@@ -150,15 +144,11 @@ def _teacher_features(
     Features come from the teacher's cache if that has enough views of the pool, and those of
     labelled images from a cache beside it; otherwise the teacher runs.
     """
-    data = domain_of(trainer)
-    cache = data.teacher_caches[number] if data.teacher_caches else None
-    if cache is not None and cache.manifest.views < views:
-        cache = None
-    if cache is not None and images is not None:
-        cache = cache_beside(trainer, student, number, cache, images, views)
-    resizing = student.teachers.read()[number].vectors.preprocessing.resizing
     encoder = teacher_encoder(trainer, student, number)
-    return _mean_features(trainer, student, images, views, resizing, encoder, cache)
+    cached = domain_of(trainer).cached_features
+    read = cached.means(images, views, number, encoder) if cached is not None else None
+    resizing = student.teachers.read()[number].vectors.preprocessing.resizing
+    return _mean_features(trainer, student, images, views, resizing, encoder, read)
 
 
 def _mean_features(
@@ -168,9 +158,9 @@ def _mean_features(
     views: int,
     resizing: Resizing,
     encoder: Encoder,
-    cache: FeatureCache | None = None,
+    read: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
-    """Encode images, or read them from a cache: each process does its share, and all get all."""
+    """Encode images, or ``read`` their features: each process does its share, and all get all."""
     data = domain_of(trainer)
     if images is None:
         dataset, indices = data.unlabeled_images(resizing), data.pool.targeted
@@ -179,9 +169,9 @@ def _mean_features(
     own = indices[trainer.global_rank :: trainer.world_size].tolist()
 
     with progress_bar(shown=trainer.is_global_zero) as progress:
-        if cache is not None:
+        if read is not None:
             rows = progress.track(own, description="features from the cache")
-            parts = [cache.mean(index, views).to(student.device)[None] for index in rows]
+            parts = [read(index).to(student.device)[None] for index in rows]
         else:
             at_once = max(1, data.eval_batch_size // views)
             chunks = [own[start : start + at_once] for start in range(0, len(own), at_once)]

@@ -22,10 +22,6 @@ COMMANDS = {
     "validate": ("fit:run_command", "accuracies of a run on the validation split"),
     "test": ("fit:run_command", "accuracies, predictions and pictures of a run on the test split"),
     "predict": ("predict:predict", "classify images with a finished classifier"),
-    "cache": (
-        "cache:cache",
-        "the teacher's image features of all views, computed once for any number of students",
-    ),
 }
 """Place of each command of the core in this package, and its line in the usage text."""
 

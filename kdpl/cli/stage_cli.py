@@ -25,10 +25,7 @@ from kdpl.callbacks.finite_loss import FiniteLoss
 from kdpl.callbacks.preemption import InterruptionHandler, Requeue
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.callbacks.run_config import RunConfig, require_same_settings
-from kdpl.callbacks.teacher_cache import FillTeacherCache
 from kdpl.callbacks.throughput import Throughput
-from kdpl.data.datamodule import DomainDataModule
-from kdpl.data.needs import needs_of
 from kdpl.errors import ConfigError
 from kdpl.runtime import slurm
 from kdpl.runtime.lock import RunLock
@@ -176,6 +173,7 @@ class KdplCLI(LightningCLI):
         trainer = self._given.trainer
         callbacks: list[Callback] = [InterruptionHandler(), SameSteps(), Throughput(), FiniteLoss()]
         callbacks += [SaveTestResults(), *self.own_callbacks()]
+        # all these run before the module's: targets are prepared from a cache that is complete
         of_rooms = load_all("cli_callbacks").values()
         shows_bar = trainer.enable_progress_bar is not False
         callbacks += [kind() for kind in of_rooms if shows_bar or not issubclass(kind, ProgressBar)]
@@ -203,16 +201,8 @@ class KdplCLI(LightningCLI):
         return made
 
     def own_callbacks(self) -> list[Callback]:
-        """Return the callbacks that this kind of fit has beside those of all runs.
-
-        The trainer's callbacks run before the module's, so that targets are prepared from a cache
-        that is complete.
-        """
-        data = self.datamodule
-        fills = (
-            self.command == "fit" and isinstance(data, DomainDataModule) and data.fill_teacher_cache
-        )
-        return [FillTeacherCache()] if fills and needs_of(self.model).split == "unlabeled" else []
+        """Return the callbacks that this kind of fit has beside those of all runs."""
+        return []
 
     def execute(self) -> None:
         """Run the command, unless its run is finished or only the settings are checked."""

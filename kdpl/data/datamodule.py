@@ -1,6 +1,6 @@
 """The one datamodule that both stages share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import cast
@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 from kdpl.data.archives import Shuffle, archives
 from kdpl.data.augmentation import Augmentation, build_augmentation, resize_and_crop, to_tensor
 from kdpl.data.batches import BatchT, EvaluationBatch, LabeledBatch, UnlabeledBatch
+from kdpl.data.cached_features import CachedFeatures, opener
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
 from kdpl.data.decoding import Decoding
-from kdpl.data.feature_cache import VIEWS, CachedImages, FeatureCache, Manifest, cache_folders
 from kdpl.data.labels import ClassProtocol, EvaluationSplit, Labels
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.names import Indices, Names
-from kdpl.data.needs import Needs, TeacherDescription, TrainSplit, needs_of
+from kdpl.data.needs import Needs, TrainSplit, needs_of
 from kdpl.data.parallel import cores
 from kdpl.data.pool import UnlabeledPool
 from kdpl.data.readers.registry import build_reader
@@ -187,7 +187,9 @@ class DomainDataModule(LightningDataModule):
         self.teacher_cache = teacher_cache
         self.fill_teacher_cache = fill_teacher_cache
         self.seed = seed
-        self.opened_caches: list[FeatureCache] = []
+        self.opened_cache: CachedFeatures | None = None
+        self._open_cache: Callable[[DomainDataModule], CachedFeatures | None] | None
+        self._open_cache = None if teacher_cache is None else opener()
 
     def prepare_data(self) -> None:
         """Decode all images once before training, on one process, while the others wait."""
@@ -214,7 +216,7 @@ class DomainDataModule(LightningDataModule):
             else:
                 inform(self.labels.seen(2, []))
                 if not self.fill_teacher_cache:
-                    _ = self.teacher_caches
+                    _ = self.cached_features
 
         # what the accuracies are measured on
         if stage in ("test", "validate"):
@@ -255,12 +257,12 @@ class DomainDataModule(LightningDataModule):
 
         # the views that the cache has, or views for student and teachers: each resizing once, in
         # their order
-        caches, pool = self.teacher_caches, archives().pool(self.pool.used)
-        view = self.view(resizing, caches[0].manifest.view_seed if caches else None)
-        others = () if caches else teacher_resizings
+        cached, pool = self.cached_features, archives().pool(self.pool.used)
+        view = self.view(resizing, cached.view_seed if cached else None)
+        others = () if cached else teacher_resizings
         others = tuple(dict.fromkeys(each for each in others if each != resizing))
         images = UnlabeledImages(pool.sources, view, self.pool.chosen, others)
-        seen = CachedImages(images, caches) if caches else images
+        seen = cached.with_features(images) if cached else images
         return self._loader(seen, len(images), shuffle=pool.shuffle)
 
     def _loader(
@@ -382,45 +384,15 @@ class DomainDataModule(LightningDataModule):
         return UnlabeledImages(Names.of(sources), self.view(resizing))
 
     @property
-    def teacher_caches(self) -> list[FeatureCache]:
-        """The teachers' caches of a fit; none where nothing is trained.
+    def cached_features(self) -> CachedFeatures | None:
+        """The teachers' features of a fit from ``teacher_cache``; None if nothing is trained.
 
-        They are opened on first use, unless what filled them has put them into ``opened_caches``.
+        The cache is opened on first use, unless what filled it has set ``opened_cache``.
         """
-        if self.teacher_cache is None or self.trainer is None or self.trainer.max_epochs == 0:
-            return []
-        if not self.opened_caches:
-            images, caches = self.pool.images, list[FeatureCache]()
-            for folder, teacher in cache_folders(self.teacher_cache, self._needs.teachers()):
-                views = caches[0].manifest if caches else None
-                needed = self.cache_manifest(teacher, images, 0, views)
-                caches.append(FeatureCache.open(folder, needed, VIEWS if views else ()))
-            self.opened_caches = caches
-        return self.opened_caches
-
-    def cache_manifest(
-        self,
-        teacher: TeacherDescription,
-        images: Names,
-        views: int = 0,
-        same_views: Manifest | None = None,
-    ) -> Manifest:
-        """Describe the cache of a teacher's features that a run needs.
-
-        It has so many ``views`` of each image (0: any number), of the run's seed, or the same ones
-        as another cache.
-        """
-        return Manifest.of(
-            teacher=teacher.fingerprint,
-            width=teacher.width,
-            dataset=self.dataset,
-            sources=images,
-            resizing=teacher.resizing,
-            decoding=self.decoding,
-            augmentation=self.augmentation,
-            view_seed=same_views.view_seed if same_views else self.seed,
-            views=same_views.views if same_views else views,
-        )
+        if self._open_cache is None or self.trainer is None or self.trainer.max_epochs == 0:
+            return None
+        self.opened_cache = self.opened_cache or self._open_cache(self)
+        return self.opened_cache
 
     def _batches_done(self) -> int:
         return (
@@ -441,20 +413,9 @@ class DomainDataModule(LightningDataModule):
         return needs_of(self._trainer.lightning_module)
 
     @property
-    def _only_fills_cache(self) -> bool:
-        """True if nothing is trained, as by ``kdpl cache``, which has no run's folder."""
-        return (
-            self.fill_teacher_cache
-            and self._needs.split == "unlabeled"
-            and self._trainer.max_epochs == 0
-        )
-
-    @property
     def _needs_images(self) -> bool:
-        return self._trainer.max_epochs != 0 or self._only_fills_cache
+        return self._trainer.max_epochs != 0
 
     @property
     def _decoded_file(self) -> Path:
-        if self._only_fills_cache:
-            return Path(f"{Path(str(self.teacher_cache)).expanduser()}.{DECODED_FILE}")
         return Path(self._trainer.default_root_dir) / DECODED_FILE

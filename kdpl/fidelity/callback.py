@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kdpl.callbacks.teacher_cache import Distillation, teacher_encoder
+from kdpl.callbacks.teacher_encoder import Distillation, teacher_encoder
 from kdpl.classification import ClassifyingModule, evaluating
 from kdpl.data.augmentation import NoAugmentation
 from kdpl.data.batches import UnlabeledBatch

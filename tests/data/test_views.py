@@ -12,12 +12,9 @@ from runs import noise
 from timm.data import create_transform
 
 from kdpl import DomainDataModule
-from kdpl.callbacks.teacher_cache import FillTeacherCache
 from kdpl.class_vectors import FrozenTeacher
 from kdpl.clip import ClipConfig, Preprocessing, load_image_clip, weights
 from kdpl.data.augmentation import LightAffine, RandomResizedCrop, resize_and_crop, to_tensor
-from kdpl.data.feature_filling import Work, fill
-from kdpl.data.needs import TeacherDescription
 from kdpl.losses import DistillationLoss
 from kdpl.prompts import PromptConfig, StudentPrompts
 from kdpl.prompts.student_encoder import StudentEncoder
@@ -147,19 +144,10 @@ def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pi
     assert torch.equal(torch.stack([val[i].images for i in range(6)]), expected(student, records))
     assert torch.equal(data.preview(10, student.resizing), expected(student, opened(pool)))
 
-    # the cache, and what refinement and pool filter encode
-    encoded = []
-    work = Work(
-        data.unlabeled_images(student.resizing),
-        lambda x: encoded.append(x) or x[:, :, 0, 0] / 255,
-        4,
-        0,
-    )
-    manifest = data.cache_manifest(
-        TeacherDescription("t", 3, student.resizing), data.pool.images, 1
-    )
-    fill(tmp_path / "cache", manifest, work)
-    assert torch.equal(torch.cat(encoded), expected(student, opened(pool)))
+    # what refinement and pool filter encode
+    everything = data.unlabeled_images(student.resizing)
+    views = torch.stack([everything[i, 0].images for i in range(len(everything))])
+    assert torch.equal(views, expected(student, opened(pool)))
     images = data.images_of(pool[3:5], student.resizing)
     assert torch.equal(
         torch.stack([images[i, 1].images for i in range(2)]), expected(student, opened(pool[3:5]))
@@ -231,7 +219,7 @@ def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(
     student = world.StudentDistillation(
         config, folders, vision_prompts=prompts, loss=DistillationLoss(weight=20), **settings
     )
-    filling = [FillTeacherCache()] if cache else []
+    filling = [world.fill_teacher_cache()] if cache else []
     domain = images_in(pictures, **cache)
     world.fit(student, tmp_path, 2, filling, domain, limit_val_batches=1.0)
 

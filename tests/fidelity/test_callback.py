@@ -7,7 +7,6 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from world import refused
 
-from kdpl.callbacks.teacher_cache import FillTeacherCache
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.sampling import generator
@@ -208,7 +207,7 @@ def test_with_a_cache_the_targets_are_still_those_of_the_evaluation_view(
     whole, teacher_folder, tmp_path
 ):
     callback, data = Fidelity(), {"teacher_cache": f"{tmp_path}/cache", "fill_teacher_cache": True}
-    distil(teacher_folder, tmp_path / "filled", FillTeacherCache(1), Fidelity(), data=data)
+    distil(teacher_folder, tmp_path / "filled", world.fill_teacher_cache(1), Fidelity(), data=data)
     data["fill_teacher_cache"] = False
     record = distil(teacher_folder, tmp_path / "run", callback, data=data)
     assert torch.equal(torch.cat(callback._targets), whole[0].targets)

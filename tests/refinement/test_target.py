@@ -7,7 +7,6 @@ from lightning.pytorch import Callback
 from plain import normalized
 from torch.nn import functional as F
 
-from kdpl.callbacks.teacher_cache import FillTeacherCache
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipConfig, ImageTower, load_image_clip
 from kdpl.errors import ArtifactError
@@ -269,7 +268,7 @@ def test_a_cache_changes_nothing_but_for_rounding_and_then_no_teacher_is_loaded(
     teacher, whole, tmp_path, monkeypatch
 ):
     data = {"teacher_cache": str(tmp_path / "cache"), "fill_teacher_cache": True}
-    cached = distil(teacher, tmp_path, [FillTeacherCache()], data=data, epochs=2)
+    cached = distil(teacher, tmp_path, [world.fill_teacher_cache()], data=data, epochs=2)
     made = targets_in(tmp_path)
     # a probe of 20 labels magnifies the rounding of features to 16 bits
     difference = (made.assignments - targets_in(whole[1]).assignments).float().abs()

@@ -7,8 +7,6 @@ import world
 from lightning.pytorch import Callback
 from runs import rows_of
 
-from kdpl.callbacks import teacher_cache
-from kdpl.callbacks.teacher_cache import FillTeacherCache
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.errors import ConfigError, DataError
@@ -101,7 +99,11 @@ def cached(teacher, folder, cache, views=None, **options):
     """``distil`` from a cache, which is filled where ``views`` are given."""
     data = {"teacher_cache": str(cache), "fill_teacher_cache": views is not None}
     return distil(
-        teacher, folder, callbacks=[FillTeacherCache(views)] if views else [], data=data, **options
+        teacher,
+        folder,
+        callbacks=[world.fill_teacher_cache(views)] if views else [],
+        data=data,
+        **options,
     )
 
 
@@ -146,7 +148,7 @@ def test_beside_a_cache_the_features_of_labelled_images_are_kept_and_no_teacher_
 def test_beside_a_cache_that_cannot_be_written_labelled_images_are_encoded(
     teacher_folder, whole, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(teacher_cache.os, "access", lambda *_: False)
+    monkeypatch.setattr("os.access", lambda *_: False)
     cached(teacher_folder, tmp_path, tmp_path / "cache", views=4)
     assert not list((tmp_path / "cache").glob("labelled-*"))
     assert left_out(tmp_path) == pytest.approx(left_out(whole[1]), abs=1e-3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import world
 from plain import PlainProjector, normalized, relative_error
-from test_student_cache import Distilled
+from world import Distilled
 
 from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.prompts.tuned import TunedPrompts

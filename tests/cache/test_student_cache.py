@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import world
-from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from plain import relative_error
+from world import Distilled
 
-from kdpl.callbacks.teacher_cache import FillTeacherCache
+from kdpl.cache.callback import FillTeacherCache
 from kdpl.clip import Frozen
 from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.readers.digits import read_digits
@@ -19,34 +19,6 @@ from kdpl.errors import ConfigError, DataError
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.targets import Target
-
-
-class Distilled:
-    """A student after two epochs of five steps on the digits, perhaps from a cache of two views."""
-
-    def __init__(
-        self,
-        teacher,
-        folder,
-        cache=None,
-        fill=False,
-        ckpt_path=None,
-        trainer=(),
-        data=(),
-        **options,
-    ):
-        self.student = world.make_student(teacher, **{"kd_weight": 20, **options})
-        self.batches, watch = [], Callback()
-        watch.on_train_batch_start = lambda *args: self.batches.append(args[2])
-        callbacks = [watch, *([FillTeacherCache()] if fill else [])]
-        settings = {"limit_train_batches": 5, **dict(trainer)}
-        domain = world.digits(
-            50, teacher_cache=cache and str(cache), fill_teacher_cache=fill, **dict(data)
-        )
-        record = world.fit(self.student, folder, 2, callbacks, domain, ckpt_path, **settings)
-        self.losses = record.losses
-        self.state = self.student.encoder.state_dict()
-
 
 VARIANTS = {
     "kl": {},

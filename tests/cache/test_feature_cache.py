@@ -11,13 +11,14 @@ from filelock import FileLock
 from runs import noise
 
 from kdpl import DomainDataModule
+from kdpl.cache import feature_cache as module
+from kdpl.cache import feature_filling
+from kdpl.cache.callback import manifest_for
+from kdpl.cache.feature_cache import FeatureCache, Manifest
+from kdpl.cache.feature_filling import Work, fill
 from kdpl.callbacks.student_checks import views_of
-from kdpl.data import feature_cache as module
-from kdpl.data import feature_filling
 from kdpl.data.augmentation import LightAffine, RandomResizedCrop
 from kdpl.data.decoding import PUBLISHED
-from kdpl.data.feature_cache import FeatureCache, Manifest
-from kdpl.data.feature_filling import Work, fill
 from kdpl.data.needs import Needs, TeacherDescription
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.resizing import Resizing
@@ -49,9 +50,8 @@ def data(folder, **options):
 
 
 def needed(datamodule, views=VIEWS, teacher="t", resizing=SIZE):
-    return datamodule.cache_manifest(
-        TeacherDescription(teacher, WIDTH, resizing), datamodule.pool.images, views
-    )
+    described = TeacherDescription(teacher, WIDTH, resizing)
+    return manifest_for(datamodule, described, datamodule.pool.images, views)
 
 
 def filled(folder, into="cache", views=VIEWS, encode=encode, seed=1, num_workers=0, **options):

@@ -13,8 +13,8 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from kdpl.cache.feature_cache import MANIFEST, Manifest
 from kdpl.data.datasets import UnlabeledImages
-from kdpl.data.feature_cache import MANIFEST, Manifest
 from kdpl.data.loader import load_all_views
 from kdpl.data.parallel import progress_bar
 from kdpl.errors import ConfigError, DataError

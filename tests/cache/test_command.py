@@ -17,8 +17,8 @@ from runs import (
 
 from kdpl import DomainDataModule
 from kdpl.__main__ import main
+from kdpl.cache import feature_cache as module
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
-from kdpl.data import feature_cache as module
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, LAST
 

@@ -1,5 +1,7 @@
 """``python -m kdpl cache``: compute the teacher's features of all views once for all students."""
 
+from pathlib import Path
+
 from jsonargparse.typing import PositiveInt
 
 
@@ -16,14 +18,14 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
     """
     from lightning.pytorch import Callback
 
-    from kdpl.callbacks.teacher_cache import FillTeacherCache
+    from kdpl.cache.callback import FillTeacherCache
     from kdpl.cli.fit import run_command
     from kdpl.cli.stage_cli import KdplCLI
     from kdpl.errors import ConfigError
     from kdpl.student import StudentDistillation
 
     class Filling(KdplCLI):
-        """A student's fit without epochs, which fills the cache and writes nothing else."""
+        """A student's fit without steps, which fills the cache and writes nothing else."""
 
         def before_instantiate_classes(self) -> None:
             self.require_stage(StudentDistillation, "student")
@@ -32,10 +34,13 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
                 raise ConfigError(
                     "the settings name no cache to fill: give --data.init_args.teacher_cache FOLDER"
                 )
-            self.views = views or trainer.max_epochs
             data.fill_teacher_cache = True
+            self.views = views or trainer.max_epochs
+            trainer.max_epochs = self.views or 0
+            trainer.limit_train_batches = 0
+            # where the datamodule keeps which images it has decoded
+            trainer.default_root_dir = str(Path(data.teacher_cache).expanduser())
             trainer.logger = trainer.enable_checkpointing = trainer.enable_progress_bar = False
-            trainer.max_epochs = 0
             self.save_config_callback = None
             self._given = self.config.clone()
 

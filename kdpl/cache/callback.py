@@ -1,0 +1,181 @@
+"""The teachers' caches of a fit: opened, or filled before a student's training starts."""
+
+import hashlib
+import os
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from kdpl.cache.feature_cache import VIEWS, CachedImages, FeatureCache, Manifest, cache_folders
+from kdpl.cache.feature_filling import Work, fill
+from kdpl.callbacks.teacher_encoder import Distillation, teacher_encoder
+from kdpl.data.batches import UnlabeledBatch
+from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.datasets import UnlabeledImages
+from kdpl.data.domain import domain_of
+from kdpl.data.names import Names
+from kdpl.data.needs import TeacherDescription, needs_of
+from kdpl.runtime.messages import inform
+
+
+@dataclass
+class TeacherCaches:
+    """``CachedFeatures`` of a datamodule: a complete cache for each teacher, of the same views."""
+
+    data: DomainDataModule
+    caches: Sequence[FeatureCache]
+
+    @property
+    def views(self) -> int:
+        """Number of views of each image."""
+        return self.caches[0].manifest.views
+
+    @property
+    def view_seed(self) -> int:
+        """The seed that the views are drawn with."""
+        return self.caches[0].manifest.view_seed
+
+    def with_features(self, images: UnlabeledImages) -> Dataset[UnlabeledBatch]:
+        """Return a dataset of the images and the features of their views."""
+        return CachedImages(images, self.caches)
+
+    def means(
+        self,
+        images: Sequence[str] | None,
+        views: int,
+        teacher: int,
+        encode: Callable[[Tensor], Tensor],
+    ) -> Callable[[int], Tensor] | None:
+        """Return what reads the mean feature of an image's first views, see ``CachedFeatures``."""
+        cache: FeatureCache | None = self.caches[teacher]
+        if self.views < views:
+            return None
+        if images is not None:
+            cache = self._beside(self.caches[teacher], images, views, teacher, encode)
+        return None if cache is None else partial(cache.mean, views=views)
+
+    def _beside(
+        self,
+        pool: FeatureCache,
+        images: Sequence[str],
+        views: int,
+        number: int,
+        encode: Callable[[Tensor], Tensor],
+    ) -> FeatureCache | None:
+        """Open, after filling it, the cache of features of labelled images beside the pool's.
+
+        None if it does not exist and cannot be written.
+        """
+        teacher = teachers_of(self.data)[number]
+        same_views = pool.manifest.model_copy(update={"views": views})
+        needed = manifest_for(self.data, teacher, Names.of(images), same_views=same_views)
+        # another few-shot sample has a cache of its own
+        described = f"{needed.sources} {views} {needed.view_seed}"
+        digest = hashlib.sha256(described.encode()).hexdigest()[:16]
+        folder = pool.folder / f"labelled-{digest}"
+        if not folder.exists() and not os.access(pool.folder, os.W_OK):
+            return None
+        labeled = self.data.images_of(images, needed.resizing)
+        return _fill_and_open(self.data, encode, folder, needed, labeled, VIEWS)
+
+
+def open_caches(data: DomainDataModule) -> TeacherCaches | None:
+    """Open the complete caches of all teachers; None if the module needs no teacher.
+
+    A DataError if one is missing, of something else, damaged or incomplete.
+    """
+    caches = list[FeatureCache]()
+    for folder, teacher in cache_folders(str(data.teacher_cache), teachers_of(data)):
+        first = caches[0].manifest if caches else None
+        needed = manifest_for(data, teacher, data.pool.images, same_views=first)
+        caches.append(FeatureCache.open(folder, needed, VIEWS if first else ()))
+    return TeacherCaches(data, caches) if caches else None
+
+
+def teachers_of(data: DomainDataModule) -> Sequence[TeacherDescription]:
+    """Describe the teachers of the module that a datamodule's trainer runs."""
+    return needs_of(cast(Trainer, data.trainer).lightning_module).teachers()
+
+
+def manifest_for(
+    data: DomainDataModule,
+    teacher: TeacherDescription,
+    images: Names,
+    views: int = 0,
+    same_views: Manifest | None = None,
+) -> Manifest:
+    """Describe the cache of a teacher's features that a run needs.
+
+    It has so many ``views`` of each image (0: any number), of the run's seed, or the same ones as
+    another cache.
+    """
+    return Manifest.of(
+        teacher=teacher.fingerprint,
+        width=teacher.width,
+        dataset=data.dataset,
+        sources=images,
+        resizing=teacher.resizing,
+        decoding=data.decoding,
+        augmentation=data.augmentation,
+        view_seed=same_views.view_seed if same_views else data.seed,
+        views=same_views.views if same_views else views,
+    )
+
+
+class FillTeacherCache(Callback):
+    """Computes what the teacher cache lacks, on all processes together, before the first epoch.
+
+    Args:
+        views: Views of each image; None: only if ``data.init_args.fill_teacher_cache`` asks for it,
+            with those that the cache has, or as many as there are epochs.
+    """
+
+    def __init__(self, views: int | None = None) -> None:
+        self.views = views
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fill the cache of each teacher, and check that it is intact."""
+        data, student = domain_of(trainer), cast(Distillation, pl_module)
+        asked = self.views or (data.fill_teacher_cache and data.opened_cache is None)
+        if not asked or needs_of(pl_module).split != "unlabeled":
+            return
+        caches = list[FeatureCache]()
+        folders = cache_folders(str(data.teacher_cache), student.teachers.describe())
+        for number, (folder, teacher) in enumerate(folders):
+            # further teachers see the views of the first
+            first = caches[0].manifest if caches else None
+            wanted = self.views or max(trainer.max_epochs or 0, 0)
+            needed = manifest_for(data, teacher, data.pool.images, wanted, first)
+            images = data.unlabeled_images(needed.resizing)
+            same = VIEWS if first else ["views"] if self.views else []
+            encode = teacher_encoder(trainer, student, number)
+            caches.append(_fill_and_open(data, encode, folder, needed, images, same))
+        data.opened_cache = TeacherCaches(data, caches)
+
+
+def _fill_and_open(
+    data: DomainDataModule,
+    encode: Callable[[Tensor], Tensor],
+    folder: Path,
+    needed: Manifest,
+    images: UnlabeledImages,
+    same: Collection[str],
+) -> FeatureCache:
+    trainer = cast(Trainer, data.trainer)
+    processes = (trainer.global_rank, trainer.world_size)
+    work = Work(images, encode, data.eval_batch_size, data.num_workers, *processes)
+    done = fill(folder, needed, work, same)
+    trainer.strategy.barrier("kdpl cache")
+    cache = FeatureCache.open(folder, needed, same)
+    manifest = cache.manifest
+    inform(
+        f"teacher cache {folder}: complete, {manifest.images} images, {manifest.views} views of "
+        f"each{f', {done * trainer.world_size} features computed' if done else ': nothing to do'}"
+    )
+    return cache

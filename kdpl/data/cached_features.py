@@ -1,0 +1,65 @@
+"""Teachers' features that were computed before a fit, as a room provides them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from kdpl.data.batches import UnlabeledBatch
+from kdpl.data.datasets import UnlabeledImages
+from kdpl.errors import ConfigError
+from kdpl.runtime import plugins
+
+
+class CachedFeatures(Protocol):
+    """All teachers' features of views of each unlabelled image.
+
+    Attributes:
+        views: Number V of views of each image; epoch e sees view e mod V.
+        view_seed: The seed that they are drawn with.
+    """
+
+    @property
+    def views(self) -> int: ...  # noqa: D102 - see above
+
+    @property
+    def view_seed(self) -> int: ...  # noqa: D102
+
+    def with_features(self, images: UnlabeledImages) -> Dataset[UnlabeledBatch]:
+        """Return a dataset whose item (i, epoch) also has ``teacher_features``.
+
+        ``images`` have views of ``view_seed``, for the student.
+        """
+        ...
+
+    def means(
+        self,
+        images: Sequence[str] | None,
+        views: int,
+        teacher: int,
+        encode: Callable[[Tensor], Tensor],
+    ) -> Callable[[int], Tensor] | None:
+        """Return what reads the mean feature of an image by its index, float32 [D].
+
+        Called on all processes together. None if there are fewer views, or no place for others.
+
+        Args:
+            images: Sources of labelled or validation images, whose features may be computed for
+                this; None: all unlabelled images.
+            views: Number of the first views that the mean is over.
+            teacher: Index of the teacher, among several.
+            encode: The teacher: uint8 [B, 3, S, S] on the CPU to normalised features [B, D].
+        """
+        ...
+
+
+def opener() -> Any:
+    """Return the function that opens a datamodule's cache; a ConfigError if there is none.
+
+    It takes a ``DomainDataModule`` and returns ``CachedFeatures``, or None if no teacher is needed.
+    It is an entry point ``kdpl.caches``.
+    """
+    for open_cache in plugins.load_all("caches").values():
+        return open_cache
+    raise ConfigError("teacher_cache needs the room cache, which was removed: leave it out")
