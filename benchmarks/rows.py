@@ -28,7 +28,7 @@ from benchmarks.memory_formats import CONTIGUOUS, LAST, MINIATURES, NETWORKS
 from benchmarks.memory_formats import format_sides as memory_format_sides
 from benchmarks.refinement import refinements
 from benchmarks.settings import Settings
-from benchmarks.shards import Shards, served
+from benchmarks.shards import Rows, Shards, served
 from benchmarks.start import starts
 from benchmarks.texts import Texts
 from kdpl.clip.modules import FrozenTower
@@ -309,6 +309,31 @@ class Bench:
             ),
         ]
 
+    def parquet(self) -> list[Row]:
+        """Compare reading of Parquet files in training order with reading from end to end."""
+        with TemporaryDirectory() as folder:
+            rows = Rows(self.settings, Path(folder))
+            sides: Sides = {
+                "from end to end": rows.end_to_end,
+                "in training order": rows.in_training_order,
+                "views, from end to end": rows.plain_views,
+                "views, in training order": lambda: rows.views(in_training_order=True),
+            }
+            seconds: dict[str, list[float]] = {side: [] for side in sides}
+            for _ in range(min(self.settings.repeats, _FEW_ROUNDS)):
+                for side, run in sides.items():
+                    rows.forget()
+                    seconds[side] += alternate({side: run}, 1, self.device)[side]
+        times = {
+            side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()
+        }
+        end_to_end, epoch, ordered, views = sides
+        name = f"reading {self.sizes.shard_images} images in Parquet files in training order"
+        return [
+            self._ratio(f"{name}, relative to end to end", times, end_to_end, epoch),
+            self._ratio(f"{name}, the same with decoding", times, ordered, views, at_least=0.8),
+        ]
+
     def start(self) -> list[Row]:
         """Measure the second start on very many unlabelled images, and the memory of its processes."""
         return [
@@ -480,6 +505,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "texts": Bench.texts,
     "cache": Bench.cache,
     "shards": Bench.shards,
+    "parquet": Bench.parquet,
     "start": Bench.start,
     "refinement": Bench.refinement,
     "inference": Bench.inference,

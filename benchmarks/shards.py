@@ -1,12 +1,13 @@
-"""Reading a pool of shards in training order, relative to reading each shard from end to end."""
+"""Reading a pool of tar archives or Parquet files in training order, relative to reading each from end to end."""
 
 import io
 import os
 import re
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
@@ -14,10 +15,14 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import pyarrow
+from pyarrow.parquet import ParquetFile, write_table
+
 from benchmarks.photographs import write_photographs
 from benchmarks.settings import Settings
 from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.datasets import RandomView, UnlabeledImages
+from kdpl.data.decoding import open_image
 from kdpl.data.loader import LazyLoader, TrainSampler
 from kdpl.data.names import Names
 from kdpl.data.sources import content_of, find_unlabeled, open_source
@@ -32,6 +37,15 @@ _IMAGES_PER_SHARD = 1000
 _BYTES = 110_000  # of an image, as in ImageNet
 _VIEW = 224
 _STEP = 2**20  # bytes at a time, from end to end
+_ROWS = 64  # of a row group of photographs, about 8 MB
+
+
+def write_rows(file: Path, contents: Sequence[bytes], row_group_size: int | None = None) -> None:
+    """Write a Parquet file with an image in each row, by default in pyarrow's row groups."""
+    file.parent.mkdir(exist_ok=True)
+    # with a dictionary, images that are the same would be stored once
+    table = pyarrow.table({"image": pyarrow.array(contents, pyarrow.binary())})
+    write_table(table, file, row_group_size=row_group_size, use_dictionary=False)
 
 
 class Shards:
@@ -49,13 +63,19 @@ class Shards:
         padded = [photograph + os.urandom(_BYTES - len(photograph)) for photograph in photographs]
         self.images = settings.sizes.shard_images
         for first in range(0, self.images, _IMAGES_PER_SHARD):
-            with tarfile.open(folder / f"{first // _IMAGES_PER_SHARD:04}.tar", "w") as shard:
-                for number in range(first, min(first + _IMAGES_PER_SHARD, self.images)):
-                    member = tarfile.TarInfo(f"{number:08}.jpg")
-                    member.size = _BYTES
-                    shard.addfile(member, io.BytesIO(padded[number % len(padded)]))
-        self.shards = sorted(map(str, folder.glob("*.tar")))
+            numbers = range(first, min(first + _IMAGES_PER_SHARD, self.images))
+            contents = [padded[number % len(padded)] for number in numbers]
+            self.write(folder / f"{first // _IMAGES_PER_SHARD:04}", numbers, contents)
+        self.shards = sorted(map(str, folder.glob("*.[tp]ar*")))
         self.names = find_unlabeled(self.shards)
+
+    def write(self, path: Path, numbers: Sequence[int], contents: Sequence[bytes]) -> None:
+        """Write a shard of images with these numbers."""
+        with tarfile.open(f"{path}.tar", "w") as shard:
+            for number, content in zip(numbers, contents, strict=True):
+                member = tarfile.TarInfo(f"{number:08}.jpg")
+                member.size = _BYTES
+                shard.addfile(member, io.BytesIO(content))
 
     def forget(self) -> None:
         """Drop the shards from the page cache, as far as the system lets a program do that."""
@@ -92,14 +112,13 @@ class Shards:
     def views(self, in_training_order: bool) -> None:
         """Read, decode and augment all images, in training order or one after another."""
         sources = InPieces(self.names)
-        view = RandomView(open_source, RandomResizedCrop(), Resizing(_VIEW), seed=1)
         order = (
             self._sampler(sources)
             if in_training_order
             else [(index, 0) for index in range(self.images)]
         )
         for _ in LazyLoader(
-            UnlabeledImages(sources, view), order, self.settings.batch_size, num_workers=0
+            UnlabeledImages(sources, self._view()), order, self.settings.batch_size, num_workers=0
         ):
             pass
 
@@ -111,6 +130,9 @@ class Shards:
         for index, _ in islice(self._sampler(sources), images):
             content_of(sources[index] if in_pieces else names[index])
 
+    def _view(self) -> RandomView:
+        return RandomView(open_source, RandomResizedCrop(), Resizing(_VIEW), seed=1)
+
     def _sampler(self, sources: InPieces) -> TrainSampler:
         return TrainSampler(
             self.images,
@@ -118,6 +140,36 @@ class Shards:
             seed=1,
             shuffle=by_pieces(sources.starts, self.images),
         )
+
+
+class Rows(Shards):
+    """The same images in Parquet files, in row groups of 8 MB."""
+
+    def write(self, path: Path, numbers: Sequence[int], contents: Sequence[bytes]) -> None:
+        """Write a file of images."""
+        write_rows(path.with_suffix(".parquet"), contents, _ROWS)
+
+    def end_to_end(self) -> None:
+        """Read the image files of each Parquet file from its beginning to its end, as pyarrow does."""
+        if sum(map(len, self._contents())) != self.images * _BYTES:
+            raise RuntimeError("the files have something else than images")
+
+    def plain_views(self) -> None:
+        """Read by pyarrow from end to end, decode and augment all images."""
+        contents = self._contents()
+        sources = [""] * self.images
+        view = replace(self._view(), open_image=lambda _: open_image("an image", next(contents)))
+        order = [(index, 0) for index in range(self.images)]
+        for _ in LazyLoader(
+            UnlabeledImages(sources, view), order, self.settings.batch_size, num_workers=0
+        ):
+            pass
+
+    def _contents(self) -> Iterator[bytes]:
+        for shard in self.shards:
+            with ParquetFile(shard) as file:
+                for batch in file.iter_batches(_ROWS, columns=["image"], use_threads=False):
+                    yield from batch.column(0).to_pylist()
 
 
 @contextmanager

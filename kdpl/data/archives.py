@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from kdpl.data.names import Indices, Names
+from kdpl.data.names import Indices, Names, distinct
 from kdpl.errors import ConfigError
 from kdpl.runtime import plugins
 
@@ -34,7 +34,10 @@ class Archives:
         return False
 
     def index(self, files: Sequence[str]) -> Mapping[str, Names]:
-        """Find the images of several different archives, in the order in which they lie there."""
+        """Find the images of several different archives, in the order in which they lie there.
+
+        They are ``ShardImage``, or paths and URLs in an archive that lists files.
+        """
         return {}
 
     def read(self, file: str) -> Iterator[tuple[str, bytes | None, str | None]]:
@@ -68,7 +71,7 @@ def archives() -> Archives:
 
 
 def unfold(files: Names) -> Names:
-    """Put the images of each archive in its place."""
+    """Put the images of each archive in its place; an archive may also be a list of files."""
     if not (found := [file for file in files if archives().is_one(file)]):
         return files
     members = archives().index(found)
@@ -78,4 +81,6 @@ def unfold(files: Names) -> Names:
             parts += map(members.__getitem__, some)
         else:
             parts.append(Names.of(some))
-    return Names.joined(parts)
+    images, listed = Names.joined(parts), (each.rows["offset"] == 0 for each in members.values())
+    # which may be there already
+    return distinct(images) if any(map(np.any, listed)) else images

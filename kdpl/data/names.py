@@ -14,7 +14,10 @@ from kdpl.data.storage import is_url
 ROW = np.dtype(
     [("start", "<i8"), ("length", "<i4"), ("folder", "<i4"), ("offset", "<i8"), ("size", "<i8")]
 )
-"""Numbers of an image: where its name starts in the text, its folder, its place in a shard."""
+"""Numbers of an image: where its name starts in the text, its folder, its place in a shard.
+
+The place is from which byte on, above 0, how many bytes have to be read for the image.
+"""
 
 Indices = npt.NDArray[np.int64]
 

@@ -44,18 +44,21 @@ def find_unlabeled(where: str | Sequence[str]) -> Names:
     Args:
         where: One or several of: a folder, which is searched recursively; an image; a pattern
             (``photos/**/*.jpg``, ``shards/{000..031}.tar``); a ``.txt`` file with a path on each
-            line, relative to the file's folder; a ``.tar`` shard. Any but the list may be a URL
-            that fsspec opens. KdplError if something is missing, damaged or cannot be reached.
+            line, relative to the file's folder; a ``.tar`` or ``.parquet`` shard, or a folder of
+            these without image files. Any but the list may be a URL that fsspec opens. KdplError if
+            something is missing, damaged or cannot be reached.
 
     Returns:
-        Paths, URLs, and ``SHARD/member`` for an image in a shard, as ``open_source`` takes them.
+        Paths, URLs, and ``SHARD/member`` for an image in a shard, as ``open_source`` takes them;
+        in a Parquet file the member is the number of the row, from 0.
     """
     files = distinct(Names.of(find_files([where] if isinstance(where, str) else where)))
-    if not files:
+    images = unfold(files)
+    if not images:
         raise DataError(
             f"unlabeled names no images ({where}): give a folder, a pattern, a list or shards"
         )
-    return unfold(files)
+    return images
 
 
 def find_files(where: Sequence[str]) -> Iterator[str]:
@@ -65,7 +68,7 @@ def find_files(where: Sequence[str]) -> Iterator[str]:
             for url in expand_braces(place):
                 yield from archives().find(url)
             continue
-        for file in resolve(place):
+        for file in resolve(place, archives().is_one):
             if file.lower().endswith(".txt"):
                 yield from _listed(Path(file))
             else:

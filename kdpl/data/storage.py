@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from glob import glob, has_magic
 from itertools import chain
 from pathlib import Path
@@ -44,17 +44,18 @@ def is_image(path: str) -> bool:
 
 def find_images(folder: Path) -> list[str]:
     """Find images below a folder by extension, sorted, without hidden ones; follow links once."""
-    return list(_walk(str(folder), os.path.realpath(folder), set()))
+    return list(_walk(str(folder), os.path.realpath(folder), set(), is_image))
 
 
-def resolve(place: str) -> Iterator[str]:
-    """Find image files and shards by path or pattern, sorted in each folder and pattern.
+def resolve(place: str, is_archive: Callable[[str], bool]) -> Iterator[str]:
+    """Find image files and archives by path or pattern, sorted in each folder and pattern.
 
-    A folder is searched recursively for images; DataError if it has none.
+    A folder is searched recursively for images and, if it has none, for archives; DataError if it
+    has neither.
     """
     place = str(Path(place).expanduser())
     names = [place] if os.path.lexists(place) else expand_braces(place)
-    return (file for name in names for file in _of_path(name))
+    return (file for name in names for file in _of_path(name, is_archive))
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
@@ -79,7 +80,9 @@ def read_list(file: Path) -> list[str]:
         return [path for line in lines if (path := line.rstrip("\r\n"))]
 
 
-def _walk(folder: str, real: str, seen: set[str]) -> Iterator[str]:
+def _walk(
+    folder: str, real: str, seen: set[str], is_wanted: Callable[[str], bool]
+) -> Iterator[str]:
     if real in seen:  # a link to a folder above
         return
     seen.add(real)
@@ -95,12 +98,12 @@ def _walk(folder: str, real: str, seen: set[str]) -> Iterator[str]:
         path, other = os.path.join(folder, name), others.get(name)  # noqa: PTH118
         if other and other.is_dir():
             inner = os.path.realpath(path) if other.is_symlink() else os.path.join(real, name)  # noqa: PTH118
-            yield from _walk(path, inner, seen)
-        elif is_image(name):
+            yield from _walk(path, inner, seen, is_wanted)
+        elif is_wanted(name):
             yield path
 
 
-def _of_path(path: str) -> Iterator[str]:
+def _of_path(path: str, is_archive: Callable[[str], bool]) -> Iterator[str]:
     # not Path.glob, which takes no absolute pattern
     is_pattern = has_magic(path) and not os.path.lexists(path)
     matches = sorted(glob(path, recursive=True)) if is_pattern else []  # noqa: PTH207
@@ -108,20 +111,27 @@ def _of_path(path: str) -> Iterator[str]:
         if Path(match).is_file():
             yield match
         elif Path(match).is_dir():
-            yield from required(match, _walk(match, os.path.realpath(match), set()))
+            images, archives = (
+                _walk(match, os.path.realpath(match), set(), is_wanted)
+                for is_wanted in (is_image, is_archive)
+            )
+            yield from required(match, images, archives)
         else:
             raise DataError(
                 f"{match} does not exist: give image files, folders, patterns or shards that do"
             )
 
 
-def required(place: str, images: Iterator[str]) -> Iterator[str]:
-    """Yield the images of a folder or URL; a DataError if there are none."""
-    first = next(images, None)
-    if first is None:
-        what = place if is_url(place) else f"folder {place}"
-        raise DataError(f"{what} has no images: expected some of {', '.join(sorted(EXTENSIONS))}")
-    return chain([first], images)
+def required(place: str, images: Iterator[str], archives: Iterator[str]) -> Iterator[str]:
+    """Yield the images of a folder or URL, or its archives if it has none.
+
+    A DataError if it has neither.
+    """
+    for found in (images, archives):
+        if (first := next(found, None)) is not None:
+            return chain([first], found)
+    what = place if is_url(place) else f"folder {place}"
+    raise DataError(f"{what} has no images: expected some of {', '.join(sorted(EXTENSIONS))}")
 
 
 def plain(path: str) -> str:

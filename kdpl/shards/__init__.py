@@ -1,1 +1,1 @@
-"""Tar shards (WebDataset format) as a pool of unlabelled images, and as images to classify."""
+"""Shards, which are tar archives or Parquet files, as a pool of images, and to be classified."""

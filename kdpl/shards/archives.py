@@ -1,4 +1,4 @@
-"""The core's interface to archives and URLs, for tar shards.
+"""The core's interface to archives and URLs, for shards: tar archives and Parquet files.
 
 Training shuffles images and resumes in the middle of an epoch, so shards are not streamed: they are
 indexed once, and a view is one read of an image's own bytes, or of the piece of its shard that
@@ -11,13 +11,14 @@ from kdpl.data.archives import Archives, Pool
 from kdpl.data.names import Names, ShardImage
 from kdpl.errors import DataError, reason
 from kdpl.shards import remote
+from kdpl.shards.parquet import read_rows
 from kdpl.shards.pieces import InPiece, arrange
 from kdpl.shards.reader import read_shard, require_size
-from kdpl.shards.spool import read_within
+from kdpl.shards.spool import STARTED, Piece, read_row, read_within
 
 
 class Shards(Archives):
-    """Tar shards by path or URL, and images behind URLs."""
+    """Shards by path or URL, and images behind URLs."""
 
     def is_one(self, path: str) -> bool:
         """Return whether a path or URL is that of a shard, by its ending."""
@@ -31,8 +32,8 @@ class Shards(Archives):
         return index_shards(files)
 
     def read(self, file: str) -> Iterator[tuple[str, bytes | None, str | None]]:
-        """Read a shard from beginning to end, see ``read_shard``."""
-        return read_shard(file)
+        """Read a shard from beginning to end, see ``read_shard`` and ``read_rows``."""
+        return read_rows(file) if remote.is_parquet(file) else read_shard(file)
 
     def content(self, source: str) -> bytes:
         """Read the bytes of an image in a shard, or of a file behind a URL.
@@ -42,10 +43,14 @@ class Shards(Archives):
         if not isinstance(source, ShardImage):
             return remote.read(source)
         shard, offset, size = source.shard, source.offset, source.size
-        require_size(source, size)
+        piece = source.piece if isinstance(source, InPiece) else None
         try:
-            if isinstance(source, InPiece):
-                found = read_within(shard, offset, size, source.piece)
+            if remote.is_parquet(shard):
+                row = int(source[len(shard) + 1 :])
+                return read_row(shard, row, piece or Piece(offset, offset + size, STARTED))
+            require_size(source, size)
+            if piece:
+                found = read_within(shard, offset, size, piece)
             else:
                 found = remote.read(shard, offset, size)
         except OSError as error:

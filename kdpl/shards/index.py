@@ -19,8 +19,9 @@ from kdpl.data.parallel import progress_bar
 from kdpl.data.storage import is_url
 from kdpl.errors import ArtifactError, DataError
 from kdpl.runtime.artifacts import read_tensors, write_tensors
+from kdpl.shards.parquet import index_rows
 from kdpl.shards.reader import UNREADABLE, fault_of, images_of, open_tar
-from kdpl.shards.remote import COMPRESSED_ENDINGS, open_file, stamp
+from kdpl.shards.remote import COMPRESSED_ENDINGS, is_parquet, open_file, stamp
 
 INDEX_FILE = ".kdpl-shards.safetensors"
 
@@ -35,7 +36,7 @@ _Index = dict[str, tuple[str, Names]]
 def index_shards(shards: Sequence[str]) -> dict[str, Names]:
     """Find the images of each of several different shards, in the order in which they lie there.
 
-    DataError if a shard does not exist, is compressed or damaged, or has no image.
+    DataError if a shard does not exist, is compressed or damaged, or is a tar without images.
     """
     with ThreadPoolExecutor(_AT_ONCE) as pool, progress_bar() as progress:
         stamps = dict(zip(shards, pool.map(stamp, shards), strict=True))
@@ -83,6 +84,12 @@ def _load(folder: str, stamps: Mapping[str, str]) -> _Index:
 
 
 def _save(folder: str, index: _Index) -> None:
+    # neither an empty Parquet file nor one of paths, which would have to be read in any case
+    index = {
+        shard: (value, images)
+        for shard, (value, images) in index.items()
+        if len(images) and images.rows["offset"].all()
+    }
     images = Names.joined(images for _, images in index.values())
     rows = torch.from_numpy(images.rows.view(np.int64).reshape(-1, ROW.itemsize // 8))
     stamps = {shard.removeprefix(folder): value for shard, (value, _) in index.items()}
@@ -113,6 +120,8 @@ def _files(folder: str) -> list[Path]:
 
 
 def _look_through(shard: str) -> Names:
+    if is_parquet(shard):
+        return index_rows(shard)
     # by name: of two members of one name the later one counts, as when a shard is unpacked
     members: dict[str, ShardImage] = {}
     if shard.lower().endswith(COMPRESSED_ENDINGS):

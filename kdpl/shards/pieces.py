@@ -8,6 +8,7 @@ import numpy as np
 
 from kdpl.data.archives import Pool, Shuffle
 from kdpl.data.names import Indices, Names, ShardImage
+from kdpl.shards.remote import is_parquet
 from kdpl.shards.spool import Piece
 
 WINDOW = 64
@@ -43,7 +44,9 @@ class InPieces(Sequence[str]):
     """Names whose shard images, when requested, come with the piece to read them with.
 
     A piece is a run of images in the order of the names, of about ``PIECE`` bytes. If it lies in
-    several shards, each part is read by itself. Images outside of shards are read one by one.
+    several shards, each part is read by itself. Images outside of shards are read one by one. The
+    images of a row group of a Parquet file stay together, in a piece of several row groups, or of
+    one if it is larger.
 
     Attributes:
         starts: First image of each piece.
@@ -51,19 +54,28 @@ class InPieces(Sequence[str]):
 
     def __init__(self, names: Names) -> None:
         self.names, self.since = names, time.time()
-        rows = names.rows
+        rows, at = names.rows, None
+        apart = np.ones(len(rows), bool)
+        # the images of a row group have one place
+        apart[1:] = (rows["offset"][1:] == 0) | (rows["offset"][1:] != rows["offset"][:-1])
+        apart[1:] |= rows["folder"][1:] != rows["folder"][:-1]
+        if not apart.all():
+            at = np.flatnonzero(apart)
+            rows = rows[at]
         sizes = np.where(rows["offset"] > 0, rows["size"], _FILE)
         piece = np.cumsum(sizes)
         # in place, for the sake of memory
         piece -= sizes
         piece //= PIECE
         begins = np.diff(piece, prepend=-1) != 0
-        self.starts: Indices = np.flatnonzero(begins)
+        starts = np.flatnonzero(begins)
         # a part lies in one shard
-        self._parts = np.flatnonzero(begins | (np.diff(rows["folder"], prepend=-1) != 0))
-        self._first = np.minimum.reduceat(rows["offset"], self._parts)
-        self._stop = np.maximum.reduceat(rows["offset"] + rows["size"], self._parts)
-        wanted, bytes_read = np.add.reduceat(rows["size"], self._parts), self._stop - self._first
+        parts = np.flatnonzero(begins | (np.diff(rows["folder"], prepend=-1) != 0))
+        self._first = np.minimum.reduceat(rows["offset"], parts)
+        self._stop = np.maximum.reduceat(rows["offset"] + rows["size"], parts)
+        wanted, bytes_read = np.add.reduceat(rows["size"], parts), self._stop - self._first
+        self.starts: Indices = starts if at is None else at[starts]
+        self._parts = parts if at is None else at[parts]
         self._dense = (self._first > 0) & (wanted >= _DENSE * bytes_read) & (bytes_read <= _MOST)
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override]  # a sequence without slices
@@ -71,10 +83,14 @@ class InPieces(Sequence[str]):
         if not isinstance(source, ShardImage):
             return source
         part = np.searchsorted(self._parts, index, side="right") - 1
-        if not self._dense[part]:
+        if self._dense[part]:
+            start, stop = int(self._first[part]), int(self._stop[part])
+        elif is_parquet(source.shard):
+            start, stop = source.offset, source.offset + source.size
+        else:
             return source
         image = InPiece(source.shard, source[len(source.shard) + 1 :], source.offset, source.size)
-        image.piece = Piece(int(self._first[part]), int(self._stop[part]), self.since)
+        image.piece = Piece(start, stop, self.since)
         return image
 
     def __len__(self) -> int:

@@ -13,27 +13,37 @@ from kdpl.data.storage import is_image, is_url, plain, required
 from kdpl.errors import ConfigError, DataError, reason
 
 COMPRESSED_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+PARQUET_ENDING = ".parquet"
 
 
 def is_shard(path: str) -> bool:
-    """Return whether a path is that of a tar archive, by its ending."""
-    return plain(path).endswith((".tar", *COMPRESSED_ENDINGS))
+    """Return whether a path is that of a tar archive or Parquet file, by its ending."""
+    return plain(path).endswith((".tar", *COMPRESSED_ENDINGS, PARQUET_ENDING))
+
+
+def is_parquet(path: str) -> bool:
+    """Return whether a path is that of a Parquet file, by its ending."""
+    return plain(path).endswith(PARQUET_ENDING)
 
 
 def find(url: str) -> Iterator[str]:
-    """Find images and shards of a folder or pattern; the URL itself if it is one of these."""
-    is_pattern = "*" in url
-    if not is_pattern and (is_shard(url) or is_image(url) or plain(url).endswith(".txt")):
-        return iter([url])
+    """Find images and shards of a pattern; of a folder its images, or its shards if it has none.
 
+    The URL itself if it is one of these.
+    """
+    is_pattern = "*" in url
+    is_file = is_shard(url) or is_image(url) or plain(url).endswith(".txt")
     with _store(url) as (files, name):
+        # Spark writes folders that are called X.parquet; a web server has none
+        is_folder = is_parquet(url) and not url.startswith("http") and files.isdir(name)
+        if is_file and not is_pattern and not is_folder:
+            return iter([url])
         urls = [
             files.unstrip_protocol(each)
             for each in sorted(files.glob(name) if is_pattern else files.find(name))
         ]
-    return required(
-        url, (each for each in urls if is_image(each) or (is_pattern and is_shard(each)))
-    )
+    images = (each for each in urls if is_image(each) or (is_pattern and is_shard(each)))
+    return required(url, images, filter(is_shard, urls))
 
 
 def open_file(path: str) -> IO[bytes]:

@@ -71,8 +71,8 @@ def init(
             group, of which none gets into two splits. With
             --class-names, no training image needs a label.
         out: Folder for the config and the list of images.
-        unlabeled: Further images without labels: a folder, a pattern, a .txt list, .tar shards or a
-            URL.
+        unlabeled: Further images without labels: a folder, a pattern, a .txt list, .tar or .parquet
+            files or a URL.
         class_names: File with the names of all classes, where the folders or labels say too little,
             or there are none: a .csv with lines such as 0,zero, or, where no image has a label, a
             .txt with a name on each line.
