@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 
 from benchmarks.worlds import letters
-from kdpl.classifier import Classifier
+from kdpl.classifier import Classifier, PredictOptions
 from kdpl.data.readers import digits
 from kdpl.watch import two_samples
 from kdpl.watch.batches import compare_with_limit, find_limit
@@ -68,7 +68,7 @@ def world_of(classifier: Classifier) -> World:
     records, noise = [*splits.val, *splits.test], np.random.default_rng(0)
 
     def sample(images: Sequence[Image.Image]) -> ImageSample:
-        found = classifier.predictions(images, lambda image: image, workers=1)
+        found = classifier.predictions(images, lambda image: image, PredictOptions(workers=1))
         return ImageSample.of([each for _, each in found], classifier.class_names)
 
     unseen = [opened(record.source) for record in records]

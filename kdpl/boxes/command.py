@@ -74,14 +74,14 @@ def boxes(
     names = [name_of(each.image, each.box, share("--margin", margin) or 0) for each in chosen]
 
     if classifier is not None:
+        from kdpl.classifier import PredictOptions
         from kdpl.classifier.bulk import BulkPrediction, load_classifier
 
         loaded = load_classifier(classifier, None, device)
         write = partial(write_predictions, data=data, found=chosen)
         decided = rule.of(loaded, top_k)
-        bulk = BulkPrediction(
-            loaded, names, top_k, 64, workers, "32-true", decided, write_rows=write
-        )
+        options = PredictOptions(top_k, workers=workers, rule=decided)
+        bulk = BulkPrediction(loaded, names, options, write_rows=write)
         if "class" not in bulk.columns:
             raise ConfigError(
                 f"{classifier} names several classes for an image, expected one: list the boxes in "

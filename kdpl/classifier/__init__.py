@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from kdpl.runtime.lazy import lazily
 
 if TYPE_CHECKING:
-    from kdpl.classifier.model import Classifier, Precision
+    from kdpl.classifier.model import Classifier, Precision, PredictOptions
     from kdpl.data.decoding import Decoding
 
 
-__all__ = ["Classifier", "Decoding", "Precision"]
+__all__ = ["Classifier", "Decoding", "Precision", "PredictOptions"]
 
 __getattr__ = lazily(__name__, dict.fromkeys(__all__, "model"))

@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.classifier import Classifier, Precision
+from kdpl.classifier import Classifier, PredictOptions
 from kdpl.classifier.sources import Item, printable, read_items
 from kdpl.classifier.tables import Row, write_csv, write_table
 from kdpl.data.archives import archives
@@ -69,11 +69,7 @@ class BulkPrediction:
     Attributes:
         classifier: The classifier.
         sources: Image files and shards.
-        top_k: Classes for each image.
-        batch_size: Images per batch.
-        workers: Threads that decode; None: one for each processor core.
-        precision: Arithmetic of the image tower.
-        rule: Which classes are named.
+        options: How images are classified.
         embeddings: Adds the column ``embedding``, the encoder's features.
         write_rows: Writes the rows into a file, by its path, the rows and their columns.
         observers: Called with the number, from 1, of each image that can be read, with the image
@@ -82,11 +78,7 @@ class BulkPrediction:
 
     classifier: Classifier
     sources: Sequence[str]
-    top_k: int
-    batch_size: int
-    workers: int | None
-    precision: Precision
-    rule: DecisionRule = DecisionRule()
+    options: PredictOptions
     embeddings: bool = False
     write_rows: Callable[[Path, Iterable[Row], Sequence[str]], None] = write_table
     observers: Sequence[Callable[[int, Item, Predicted], None]] = ()
@@ -94,15 +86,14 @@ class BulkPrediction:
     @property
     def columns(self) -> list[str]:
         """The columns of the table."""
-        top_k = min(self.top_k, len(self.classifier.class_names))
-        names = columns(self.classifier.task, top_k, self.rule)
+        top_k = min(self.options.top_k, len(self.classifier.class_names))
+        names = columns(self.classifier.task, top_k, self.options.rule)
         return [*names, "embedding"] if self.embeddings else names
 
     def rows_of(self, items: Iterable[Item], done: int = 0) -> Iterator[Row]:
         """Yield the row of each image, after so many that are ``done``."""
         opened, names = partial(Item.open, decoding=self.classifier.decoding), self.columns
-        settings = (self.top_k, self.batch_size, self.workers, self.precision, self.rule)
-        predictions = self.classifier.predictions(items, opened, *settings)
+        predictions = self.classifier.predictions(items, opened, self.options)
         for number, (item, predicted) in enumerate(predictions, start=done + 1):
             if not isinstance(predicted, DataError):
                 for observe in self.observers:
@@ -161,7 +152,7 @@ class BulkPrediction:
             print(f"resuming after {done} images", file=sys.stderr)
         rows = self._rows(done)
         try:
-            while group := list(islice(rows, self.batch_size)):
+            while group := list(islice(rows, self.options.batch_size)):
                 text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in group)
                 append(so_far, text)
         except BaseException as error:
@@ -180,8 +171,8 @@ class BulkPrediction:
             known.decoding,
             images,
             self.columns,
-            self.precision,
-            self.rule,
+            self.options.precision,
+            self.options.rule,
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 

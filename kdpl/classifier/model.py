@@ -4,7 +4,7 @@ It has no teacher, text tower or Lightning.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -39,11 +39,24 @@ _TYPES: dict[str, torch.dtype] = {
 }
 
 
-def require_positive(**numbers: int) -> None:
-    """Raise a ConfigError for a number below 1."""
-    for name, number in numbers.items():
-        if number < 1:
-            raise ConfigError(f"{name} is {number}, expected 1 or more: give another number")
+@dataclass(frozen=True)
+class PredictOptions:
+    """How images are classified: the arguments of ``Classifier.predict``, with its errors."""
+
+    top_k: int = 1
+    batch_size: int = 64
+    workers: int | None = None
+    precision: Precision = "32-true"
+    rule: DecisionRule = DecisionRule()
+
+    def __post_init__(self) -> None:
+        for name, number in {"top_k": self.top_k, "batch_size": self.batch_size}.items():
+            if number < 1:
+                raise ConfigError(f"{name} is {number}, expected 1 or more: give another number")
+        if self.precision not in _TYPES:
+            raise ConfigError(
+                f"precision is {self.precision!r}, expected one of {', '.join(_TYPES)}: correct it"
+            )
 
 
 class Classifier(nn.Module):
@@ -175,9 +188,8 @@ class Classifier(nn.Module):
             ConfigError: ``images`` is one image, a number is below 1, or the precision is unknown.
             DataError: An image is missing or unreadable.
         """
-        return [
-            each.top for each in self.predicted(images, top_k, batch_size, workers, precision, rule)
-        ]
+        options = PredictOptions(top_k, batch_size, workers, precision, rule)
+        return [each.top for each in self.predicted(images, options)]
 
     def embed(
         self,
@@ -193,35 +205,24 @@ class Classifier(nn.Module):
         Products of two rows are cosine similarities; similar images have high ones, of whatever
         class.
         """
-        rows = [
-            each.embedding for each in self.predicted(images, 1, batch_size, workers, precision)
-        ]
+        options = PredictOptions(1, batch_size, workers, precision)
+        rows = [each.embedding for each in self.predicted(images, options)]
         return torch.stack(rows) if rows else torch.empty(0, self.head.class_vectors.shape[1])
 
     def predicted(
         self,
         images: Iterable[GivenImage],
-        top_k: int = 1,
-        batch_size: int = 64,
-        workers: int | None = None,
-        precision: Precision = "32-true",
-        rule: DecisionRule = DecisionRule(),
+        options: PredictOptions = PredictOptions(),
     ) -> Iterator[Predicted]:
-        """Yield classes, embedding and further scores of images.
-
-        Arguments and errors are those of ``predict``.
-        """
+        """Yield classes, embedding and further scores; errors are those of ``predict``."""
         if isinstance(images, str | Path | Image.Image) or (
             isinstance(images, Tensor) and images.ndim == 3
         ):
             raise ConfigError(
                 "the classifier takes any number of images, not one: put it into a list"
             )
-        require_positive(top_k=top_k, batch_size=batch_size)
         opened = partial(open_given, decoding=self.decoding)
-        for _, predicted in self.predictions(
-            images, opened, top_k, batch_size, workers, precision, rule
-        ):
+        for _, predicted in self.predictions(images, opened, options):
             if isinstance(predicted, DataError):
                 raise predicted
             yield predicted
@@ -230,22 +231,14 @@ class Classifier(nn.Module):
         self,
         items: Iterable[T],
         open_item: Callable[[T], Image.Image],
-        top_k: int = 1,
-        batch_size: int = 64,
-        workers: int | None = None,
-        precision: Precision = "32-true",
-        rule: DecisionRule = DecisionRule(),
+        options: PredictOptions = PredictOptions(),
     ) -> Iterator[tuple[T, Predicted | DataError]]:
         """Classify items, read lazily, as ``predict`` does; yield each and its result or error.
 
         The error is a ``DataError``.
         """
-        if precision not in _TYPES:
-            raise ConfigError(
-                f"precision is {precision!r}, expected one of {', '.join(_TYPES)}: correct it"
-            )
-        dtype, num_classes = _TYPES[precision], len(self.class_names)
-        top_k = self.task.ranked(top_k, num_classes, rule)
+        dtype, rule = _TYPES[options.precision], options.rule
+        top_k = self.task.ranked(options.top_k, len(self.class_names), rule)
 
         def prepare(item: T) -> Tensor:
             return self.prepare(open_item(item))
@@ -278,7 +271,8 @@ class Classifier(nn.Module):
 
         store_frozen(self.encoder, dtype)
         try:
-            yield from classify_ahead(items, prepare, network, batch_size, workers or cores())
+            workers = options.workers or cores()
+            yield from classify_ahead(items, prepare, network, options.batch_size, workers)
         finally:
             store_frozen(self.encoder, torch.float32)
 

@@ -73,13 +73,14 @@ def predict(
         raise ConfigError("--embeddings needs a table in a file: give --out")
     sources = find_sources(images, Path(list) if list is not None else None)
 
+    from kdpl.classifier import PredictOptions
     from kdpl.classifier.bulk import BulkPrediction, load_classifier
 
     loaded = load_classifier(classifier, add_classes, device)
     decided = rule.of(loaded, top_k)
     looking = [make(loaded, Path(classifier)) for make in observers]
-    settings = (top_k, batch_size, workers, precision, decided, embeddings)
-    bulk = BulkPrediction(loaded, sources, *settings, observers=looking)
+    options = PredictOptions(top_k, batch_size, workers, precision, decided)
+    bulk = BulkPrediction(loaded, sources, options, embeddings, observers=looking)
     if table is None:
         bulk.print()
     else:

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdpl.classifier import Classifier
+from kdpl.classifier import Classifier, PredictOptions
 from kdpl.classifier.companion import Companion, Evidence
 from kdpl.data.augmentation import GivenImage
 from kdpl.doubt.beside import OfClassifier, read_of_classifier
@@ -303,7 +303,8 @@ def none_of_these(classifier: Classifier, images: Iterable[GivenImage], **option
     there were 19 or more of these, see ``fault_of_limit``.
     """
     unknown_of(classifier)
-    return torch.tensor([each.scores[NAME] for each in classifier.predicted(images, **options)])
+    own = PredictOptions(**options)
+    return torch.tensor([each.scores[NAME] for each in classifier.predicted(images, own)])
 
 
 def _standard(values: Tensor) -> Standard:

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from kdpl.classifier import Precision
+from kdpl.classifier import Precision, PredictOptions
 from kdpl.classifier.bulk import BulkPrediction, load_classifier
-from kdpl.classifier.model import require_positive
 from kdpl.classifier.sources import Item
 from kdpl.classifier.tables import arrow_schema, pyarrow_of
 from kdpl.errors import ConfigError
@@ -51,7 +50,7 @@ class BatchPredictor:
     embeddings: bool = False
 
     def __post_init__(self) -> None:
-        require_positive(top_k=self.top_k, batch_size=self.batch_size)
+        self._options()  # refuses bad ones at once
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_bulk"}
@@ -59,8 +58,10 @@ class BatchPredictor:
     @cached_property
     def _bulk(self) -> BulkPrediction:
         loaded = load_classifier(self.classifier, None, self.device)
-        settings = (self.top_k, self.batch_size, self.workers, self.precision, self.rule)
-        return BulkPrediction(loaded, (), *settings, self.embeddings)
+        return BulkPrediction(loaded, (), self._options(), self.embeddings)
+
+    def _options(self) -> PredictOptions:
+        return PredictOptions(self.top_k, self.batch_size, self.workers, self.precision, self.rule)
 
     @property
     def schema(self) -> Any:

@@ -16,7 +16,7 @@ from litserve import LitAPI, configure_logging
 from PIL import Image
 from pydantic import BaseModel
 
-from kdpl.classifier import Classifier
+from kdpl.classifier import Classifier, PredictOptions
 from kdpl.classifier.bulk import columns, to_row
 from kdpl.classifier.sources import MAX_UPLOAD_PIXELS
 from kdpl.classifier.tables import Row
@@ -117,9 +117,8 @@ class ClassifierApi(LitAPI):  # type: ignore[misc]  # litserve has no types
         """Classify the images of several requests together; returns one row for each."""
         items = [upload for uploads in x for upload in uploads]
         size = min(_MAX_BATCH, -(-len(items) // self.parts))
-        pairs = self.classifier.predictions(
-            items, self.open, self.top_k, size, self.threads, rule=self.rule
-        )
+        options = PredictOptions(self.top_k, size, self.threads, rule=self.rule)
+        pairs = self.classifier.predictions(items, self.open, options)
         rows = (
             to_row(self.classifier.task, name, predicted, self.columns)
             for (name, _), predicted in pairs
