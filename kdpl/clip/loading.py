@@ -1,8 +1,7 @@
 """Finding a CLIP, loading its weights, and taking it apart into frozen towers.
 
-Models come from open_clip's list, from a folder or a repository of the Hugging Face hub in
-open_clip's layout, or from the registry, which packages extend by the entry point group
-``kdpl.models``.
+Models come from open_clip's list, or from the registry and the sources that packages add by the
+entry point group ``kdpl.models``.
 """
 
 import difflib
@@ -22,7 +21,6 @@ from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleToken
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 
-from kdpl.clip.address import ADDRESSES, FOLDER, read_model_config
 from kdpl.clip.families import (
     DEFAULT_IMAGE_SIZE,
     ModelConfig,
@@ -70,14 +68,15 @@ class Clip(ImageClip):
 
 @dataclass(frozen=True)
 class Source:
-    """Functions of another library's models, whose scheme is a key of their ``vision_cfg``.
+    """Functions of models that an address names, which begins with a scheme.
 
-    ``load_clip`` is None for models that are no CLIPs, and have no text tower.
+    ``load_clip`` is None for models that are no CLIPs, and have no text tower. Where another
+    library than open_clip builds the image tower, the scheme is a key of its ``vision_cfg``.
     """
 
     load_clip: Callable[[ClipConfig], Clip] | None
     load_image_clip: Callable[[ClipConfig], ImageClip]
-    build_image_tower: Callable[[ModelConfig, Preprocessing], ImageTower]
+    build_image_tower: Callable[[ModelConfig, Preprocessing], ImageTower] | None = None
 
 
 _SOURCES: dict[str, Source] = {}
@@ -153,13 +152,18 @@ def load_clip(config: ClipConfig) -> Clip:
                 "and a CLIP as teacher"
             )
         return source.load_clip(config)
-    model_config = _model_config(config)
+    return make_clip(config, *_found(config))
+
+
+def make_clip(config: ClipConfig, found: ModelConfig, read: Callable[[], Weights]) -> Clip:
+    """Build a CLIP of a model config, and load the weights that ``read`` returns into it."""
+    model_config = _checked(config, found)
     text = model_config["text_cfg"]
     tokenize = _tokenizer(config.model, text)  # before anything large is built or fetched
     place = text.get("hf_model_name")
     with from_transformers(config.model, "text tower", place) if place else nullcontext():
         model = _build(model_config)
-    image = _image_half(model, config, model_config, ("",))
+    image = _image_half(model, config, model_config, read, ("",))
     tower = text_tower(config.model, model, tokenize.start)
     digest = fingerprint(tower.state_dict().items())
     return Clip(**vars(image), text_tower=tower, tokenize=tokenize, text_fingerprint=digest)
@@ -169,16 +173,24 @@ def load_image_clip(config: ClipConfig) -> ImageClip:
     """Load the image half of a CLIP, or a network that is no CLIP; errors as of ``load_clip``."""
     if source := _source(config.model):
         return source.load_image_clip(config)
-    model_config = _model_config(config)
+    return make_image_clip(config, *_found(config))
+
+
+def make_image_clip(
+    config: ClipConfig, found: ModelConfig, read: Callable[[], Weights]
+) -> ImageClip:
+    """Build the image half of a CLIP as ``make_clip`` does."""
+    model_config = _checked(config, found)
     model = _build({**model_config, "text_cfg": _NO_TEXT})
-    return _image_half(model, config, model_config, ("visual.", "logit_scale"))
+    return _image_half(model, config, model_config, read, ("visual.", "logit_scale"))
 
 
 def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
     """Build an image tower from an open_clip model config, with weights still to be loaded."""
     _load_registrations()
     for scheme in _SOURCES.keys() & model_config["vision_cfg"].keys():
-        return _SOURCES[scheme].build_image_tower(model_config, preprocessing)
+        if (build := _SOURCES[scheme].build_image_tower) is not None:
+            return build(model_config, preprocessing)
     return image_tower(
         _build({**model_config, "text_cfg": _NO_TEXT}).visual, model_config, preprocessing
     )
@@ -193,27 +205,31 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def _model_config(config: ClipConfig) -> ModelConfig:
-    """Find the model config of a CLIP, with the activation that its weights were trained with."""
+def _found(config: ClipConfig) -> tuple[ModelConfig, Callable[[], Weights]]:
+    """Find a model of the registry or of open_clip by name, and what reads its weights."""
+    name, tag = config.model, config.pretrained or ""
+    if name in _REGISTRY:
+        found, registered = _REGISTRY[name]
+        if tag in registered:
+            return found, lambda: Weights(registered[tag](), f"{name} {tag}")
+        return found, partial(read_weights, config, sorted(registered))
+    if name in open_clip.list_models():
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        return open_clip.get_model_config(name), partial(read_weights, config, tags)
+    known = [*_REGISTRY, *list_models()]
+    close = difflib.get_close_matches(name, known, n=3) or known[:3]
+    raise WeightsError(
+        f"no CLIP model is called {name!r}: use a name of open_clip, such as {', '.join(close)}, "
+        "or the address of one in open_clip's layout, hf-hub:OWNER/NAME or local-dir:PATH"
+    )
+
+
+def _checked(config: ClipConfig, found: ModelConfig) -> ModelConfig:
+    """Return a model config with the activation that its weights were trained with."""
     name = config.model
     if config.image_size is not None:
         raise ConfigError(
             f"{name} is a CLIP, which takes images of its own size: remove clip.image_size"
-        )
-    _load_registrations()
-    if name in _REGISTRY:
-        found = _REGISTRY[name][0]
-    elif name.startswith(ADDRESSES):
-        found = read_model_config(name)
-    elif name in open_clip.list_models():
-        found = open_clip.get_model_config(name)
-    else:
-        known = [*_REGISTRY, *list_models()]
-        close = difflib.get_close_matches(name, known, n=3) or known[:3]
-        raise WeightsError(
-            f"no CLIP model is called {name!r}: use a name of open_clip, such as "
-            f"{', '.join(close)}, or the address of "
-            f"one in open_clip's layout, hf-hub:OWNER/NAME or {FOLDER}PATH"
         )
     require_clip(name, found)
     # the name of a model need not say with which activation its weights were trained
@@ -238,7 +254,9 @@ def _tokenizer(model: str, text: Mapping[str, Any]) -> Tokenizer:
 
 
 @contextmanager
-def from_transformers(model: str, kind: str, place: str, scheme: str = FOLDER) -> Iterator[None]:
+def from_transformers(
+    model: str, kind: str, place: str, scheme: str = "local-dir:"
+) -> Iterator[None]:
     """Say in one sentence what transformers could not get from a folder, or from the hub."""
     try:
         import transformers  # noqa: F401 - before the hub is asked
@@ -275,21 +293,21 @@ def _build(model_config: ModelConfig) -> Any:
 
 
 def _image_half(
-    model: Any, config: ClipConfig, model_config: ModelConfig, parts: tuple[str, ...]
+    model: Any,
+    config: ClipConfig,
+    model_config: ModelConfig,
+    read: Callable[[], Weights],
+    parts: tuple[str, ...],
 ) -> ImageClip:
     """Load the weights whose names begin with one of ``parts``, and wrap the image tower."""
     name, tag = config.model, config.pretrained or config.model
-    registered = _REGISTRY[name][1] if name in _REGISTRY else {}
     if tag == RANDOM:
         warnings.warn(
             f"{name} has random weights (pretrained: {RANDOM}): good for tests alone", stacklevel=3
         )
         weights = Weights(model.state_dict(), RANDOM)
-    elif tag in registered:
-        weights = Weights(registered[tag](), f"{name} {tag}")
     else:
-        tags = sorted(registered) or open_clip.list_pretrained_tags_by_model(name)
-        weights = read_weights(config, tags)
+        weights = read()
     load_weights(model, weights, name, parts)
     images = dict(weights.images)
     images |= {key: value for key, value in vars(config).items() if key in images and value}

@@ -1,5 +1,6 @@
 """Weights of a CLIP, from a pretrained tag or a file, checked against the model before loading."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +12,14 @@ from open_clip.factory import load_state_dict as read_state_dict
 from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
-from kdpl.clip.address import ADDRESSES, CONFIG_FILE, WEIGHTS_FILES, find_file, read_part
 from kdpl.clip.identity import ClipConfig
 from kdpl.errors import ConfigError, WeightsError, reason
 from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
 
 StateDict = dict[str, Tensor]
+
+CONFIG_FILE = "open_clip_config.json"
+"""What open_clip writes beside weights: the model's config, and how its images were prepared."""
 
 _OPENAI = {
     "mean": open_clip.OPENAI_DATASET_MEAN,
@@ -41,17 +44,9 @@ def read_weights(config: ClipConfig, tags: list[str]) -> Weights:
     """Read the weights that a config names; a message about an unknown tag lists ``tags``.
 
     Raises:
-        ConfigError: The config names none, or others than those that an address has.
+        ConfigError: The config names none.
         WeightsError: They cannot be loaded, or a file does not say how they were trained.
     """
-    if config.model.startswith(ADDRESSES):
-        if config.pretrained not in (None, config.model):
-            raise ConfigError(
-                f"{config.model} has its own weights, not {config.pretrained!r}: remove "
-                "clip.pretrained"
-            )
-        path = find_file(config.model, *WEIGHTS_FILES)
-        return Weights(read_state(path), str(path), preprocessing_of_file(config, path))
     if config.pretrained is None:
         raise ConfigError(
             f"{config.model} has several weights: set clip.pretrained to a tag or a weights file"
@@ -117,6 +112,14 @@ def preprocessing_of_file(config: ClipConfig, path: Path) -> Mapping[str, Any]:
                 "beside the file"
             )
     return shown
+
+
+def read_part(file: Path, part: str) -> dict[str, Any]:
+    """Read a part of an ``open_clip_config.json``, or raise a WeightsError."""
+    try:
+        return {**json.loads(file.read_text(encoding="utf-8"))[part]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{file} has no {part} ({reason(error)}): fetch it again") from error
 
 
 def read_state(path: Path) -> StateDict:

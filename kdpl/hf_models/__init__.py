@@ -1,1 +1,1 @@
-"""Image-text models of transformers as teachers and students: ``hf:OWNER/NAME``, ``hf:PATH``."""
+"""Image-text models by address: ``hf-hub:`` and ``local-dir:`` of open_clip, ``hf:``."""

@@ -1,0 +1,98 @@
+"""CLIPs in open_clip's layout: ``hf-hub:OWNER/NAME`` of the hub, ``local-dir:PATH``."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from kdpl.clip import Clip, ClipConfig, ImageClip
+from kdpl.clip.loading import Source, make_clip, make_image_clip, register_source
+from kdpl.clip.weights import CONFIG_FILE, Weights, preprocessing_of_file, read_part, read_state
+from kdpl.errors import ConfigError, WeightsError, reason
+from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
+
+FOLDER, HUB = "local-dir", "hf-hub"
+WEIGHTS_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+
+
+def register() -> None:
+    """Register the addresses, as an entry point."""
+    for scheme in (FOLDER, HUB):
+        register_source(scheme, Source(load_clip, load_image_clip))
+
+
+def load_clip(config: ClipConfig) -> Clip:
+    """Load a CLIP, with the errors of ``kdpl.clip.load_clip``."""
+    return make_clip(config, read_model_config(config.model), partial(read_weights, config))
+
+
+def load_image_clip(config: ClipConfig) -> ImageClip:
+    """Load the image half of a CLIP, with the errors of ``load_clip``."""
+    return make_image_clip(config, read_model_config(config.model), partial(read_weights, config))
+
+
+def read_weights(config: ClipConfig) -> Weights:
+    """Read the weights that an address has; a ConfigError if the config names others."""
+    if config.pretrained not in (None, config.model):
+        raise ConfigError(
+            f"{config.model} has its own weights, not {config.pretrained!r}: remove clip.pretrained"
+        )
+    path = find_file(config.model, *WEIGHTS_FILES)
+    return Weights(read_state(path), str(path), preprocessing_of_file(config, path))
+
+
+def read_model_config(address: str) -> dict[str, Any]:
+    """Read the model config at an address, or raise a WeightsError.
+
+    In a folder, open_clip is to read tokenizer and text tower of Hugging Face from there: the
+    config mostly names a repository of the hub, which open_clip would ask for the same files.
+    """
+    file = find_file(address, CONFIG_FILE)
+    config = read_part(file, "model_cfg")
+    text = {**config.get("text_cfg", {})}
+    if address.startswith(FOLDER):
+        if "hf_tokenizer_name" in text:
+            text["hf_tokenizer_name"] = str(file.parent)
+        if "hf_model_name" in text and file.with_name("config.json").is_file():
+            text["hf_model_name"] = str(file.parent)
+    return {**config, "text_cfg": text}
+
+
+def find_file(address: str, *names: str) -> Path:
+    """Find the first of these files that an address has, or raise a WeightsError.
+
+    A file on the hub is fetched, unless it is in the hub's cache.
+    """
+    wanted = " or ".join(names)
+    scheme, _, place = address.partition(":")
+    if scheme == FOLDER:
+        folder = Path(place).expanduser()
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+        raise WeightsError(
+            f"{folder} is not a CLIP in open_clip's layout, because it has no {wanted}: check it"
+        )
+    try:
+        with hub_or_cache():
+            return _fetch(place, names)
+    except Exception as error:  # whatever the hub client, a proxy or the disk raises
+        raise WeightsError(
+            f"cannot fetch {wanted} of {address} ({reason(error)}): fetch the repository where "
+            f"there is a network, and give its folder as {FOLDER}:PATH{WITHOUT_NETWORK}"
+        ) from error
+
+
+def _fetch(repository: str, names: tuple[str, ...]) -> Path:
+    for name in names[:-1]:
+        try:
+            return Path(hf_hub_download(repository, name))
+        except EntryNotFoundError:
+            continue
+    return Path(hf_hub_download(repository, names[-1]))
