@@ -1,5 +1,3 @@
-from importlib.util import find_spec
-
 import plain
 import pytest
 import torch
@@ -25,7 +23,6 @@ IVLP = {"regularizers": RegularizerWeights(text=0, image=0, logits=0)}
 COOP = {"vision_prompts": NO_PROMPTS, "text_prompts": PromptConfig(4, 1), "context": None, **IVLP}
 VPT = {"text_prompts": NO_PROMPTS, **IVLP}
 MAPS = {f"maps.{i}.{kind}" for i in range(3) for kind in ("weight", "bias")}
-OF_A_ROOM = pytest.mark.skipif(find_spec("kdpl.methods") is None, reason="of the room methods")
 MAPLE = {
     "vision_prompts": PromptConfig(2, 3),
     "text_prompts": PromptConfig(2, 3),
@@ -150,7 +147,7 @@ def test_each_regularizer_alone_adds_its_own_term(left, published, tmp_path, pla
         pytest.param(
             MAPLE,
             {"text_prompts.context", "text_prompts.deep", *MAPS},
-            marks=OF_A_ROOM,
+            marks=world.of_room("methods"),
         ),
     ],
     ids=["IVLP", "CoOp", "VPT", "MaPLe"],
@@ -179,7 +176,7 @@ def test_settings_make_the_module_another_published_method(
         pytest.param(
             {**MAPLE, "vision_prompts": PromptConfig(3, 3)},
             "vision_prompts has length 3 and depth 3, text",
-            marks=OF_A_ROOM,
+            marks=world.of_room("methods"),
         ),
     ],
 )
@@ -206,7 +203,7 @@ class Run:
 
 @pytest.fixture(
     scope="module",
-    params=[{}, pytest.param(MAPLE, marks=OF_A_ROOM)],
+    params=[{}, pytest.param(MAPLE, marks=world.of_room("methods"))],
     ids=["independent", "coupled"],
 )
 def run(request, tmp_path_factory):

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import open_clip
@@ -26,6 +27,11 @@ from kdpl.student import StudentDistillation
 
 TAG = "noise"
 """The pretrained tag of every model here."""
+
+
+def of_room(name):
+    """A mark for what is skipped where a room was taken away."""
+    return pytest.mark.skipif(find_spec(f"kdpl.{name}") is None, reason=f"of the room {name}")
 
 
 def _config(

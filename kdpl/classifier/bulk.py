@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, PredictOptions
 from kdpl.classifier.sources import Item, printable, read_items
-from kdpl.classifier.tables import Row, write_csv, write_table
+from kdpl.classifier.tables import Row, Write, write_csv, write_table
 from kdpl.data.archives import archives
 from kdpl.data.parallel import progress_bar
 from kdpl.errors import ConfigError, DataError
@@ -80,7 +80,7 @@ class BulkPrediction:
     sources: Sequence[str]
     options: PredictOptions
     embeddings: bool = False
-    write_rows: Callable[[Path, Iterable[Row], Sequence[str]], None] = write_table
+    write_rows: Write = write_table
     observers: Sequence[Callable[[int, Item, Predicted], None]] = ()
 
     @property

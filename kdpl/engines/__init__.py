@@ -1,5 +1,12 @@
-"""Prediction in engines for distributed data, such as Ray Data, Daft and Spark."""
+"""Arrow tables of predictions: Parquet, and batches for Ray Data, Daft and Spark."""
 
-from kdpl.engines.batch import BatchPredictor
+from typing import TYPE_CHECKING
+
+from kdpl.runtime.lazy import lazily
+
+if TYPE_CHECKING:
+    from kdpl.engines.batch import BatchPredictor
 
 __all__ = ["BatchPredictor"]
+
+__getattr__ = lazily(__name__, {"BatchPredictor": "batch"})

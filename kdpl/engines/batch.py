@@ -11,7 +11,7 @@ import torch
 from kdpl.classifier import Precision, PredictOptions
 from kdpl.classifier.bulk import BulkPrediction, load_classifier
 from kdpl.classifier.sources import Item
-from kdpl.classifier.tables import arrow_schema, pyarrow_of
+from kdpl.engines.parquet import arrow_schema, pyarrow_of
 from kdpl.errors import ConfigError
 from kdpl.tasks import DecisionRule
 

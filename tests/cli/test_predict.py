@@ -161,7 +161,7 @@ def test_added_classes_are_among_the_predictions(classifier, teacher_run, digits
         (["C", "D", "--device=tpu"], ["device"]),
         (["C", "D", "--out=."], ["--out . is a folder"]),
         (["C", "D", "--add-classes=gone"], ["gone does not exist"]),
-        (["C", "D", "--out=a.xlsx"], ["a.xlsx has an unknown ending", ".parquet"]),
+        (["C", "D", "--out=a.xlsx"], ["a.xlsx has an unknown ending", ".jsonl"]),
     ],
 )
 def test_a_wrong_argument_is_named(args, words, classifier, digits, tmp_path, monkeypatch, capsys):
@@ -204,7 +204,8 @@ def test_a_missing_gpu_is_not_replaced_silently(classifier, digits, capsys):
 def test_all_kinds_of_images_are_rows_and_unreadable_ones_have_the_reason(
     classifier, digits, tmp_path, capsys
 ):
-    pytest.importorskip("kdpl.shards")
+    for room in ("shards", "engines"):
+        pytest.importorskip(f"kdpl.{room}")
     (tmp_path / "empty.png").touch()
     name = os.fsdecode(b"caf\xe9.png")
     (tmp_path / name).write_bytes((digits / "z.png").read_bytes())

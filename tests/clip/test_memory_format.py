@@ -1,7 +1,6 @@
 """Convolutional towers in channels last, against the same towers in the usual format."""
 
 from copy import deepcopy
-from importlib.util import find_spec
 
 import pytest
 import timm
@@ -19,9 +18,10 @@ CONVOLUTIONAL = {
     "ResNet of timm": ClipConfig("timm:test_resnet", "random", image_size=48),
     "ResNet of CLIP": ClipConfig("test-resnet", world.TAG),
 }
-OF_A_ROOM = pytest.mark.skipif(find_spec("kdpl.timm_models") is None, reason="of timm_models")
 KINDS = [
-    pytest.param(kind, marks=[OF_A_ROOM] if each.model.startswith("timm:") else [])
+    pytest.param(
+        kind, marks=[world.of_room("timm_models")] if each.model.startswith("timm:") else []
+    )
     for kind, each in CONVOLUTIONAL.items()
 ]
 LEFT_ALONE = {"ViT": "test_vit", "ConvNeXt": "test_convnext", "RepVGG": "repvgg_a0"}

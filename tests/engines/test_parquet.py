@@ -1,8 +1,10 @@
 import pytest
+import world
 
-from kdpl.classifier import tables
 from kdpl.classifier.bulk import columns
-from kdpl.classifier.tables import write_table
+from kdpl.classifier.tables import require_format, write_table
+from kdpl.engines import parquet as own
+from kdpl.errors import ConfigError
 from kdpl.tasks import MULTI_CLASS, DecisionRule
 
 ROWS = [
@@ -21,6 +23,14 @@ def test_several_labels_and_their_scores_are_text_in_parquet(tmp_path):
 
 def test_a_large_table_is_written_in_parts(tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr(tables, "_ROW_GROUP", 2)
+    monkeypatch.setattr(own, "_ROW_GROUP", 2)
     write_table(tmp_path / "t.parquet", iter(ROWS), columns(MULTI_CLASS, 1, DecisionRule()))
     assert parquet.read_table(tmp_path / "t.parquet").to_pylist() == ROWS
+
+
+def test_the_endings_of_tables_are_named(tmp_path):
+    match = r"unknown ending, expected one of \.csv, \.jsonl, \.parquet for a table: give another"
+    with world.refused(ConfigError, match):
+        require_format(tmp_path / "t.xlsx")
+    with world.refused(ConfigError, r"one of \.jsonl, \.parquet for a table with embeddings"):
+        require_format(tmp_path / "t.csv", embeddings=True)
