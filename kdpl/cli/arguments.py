@@ -87,12 +87,11 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     """
     parser = build_parser(command, prog)
     parameters = inspect.signature(command).parameters
-    own, settings = list(argv), list[str]()
     if _SETTINGS in parameters:
-        own, settings = _split(argv, {"--help", *map(_option, _parameters(command))})
-    options = vars(parser.parse_intermixed_args(own))
-    if _SETTINGS in parameters:
-        options[_SETTINGS] = settings
+        own, settings = parser.parse_known_args(argv)
+        options = {**vars(own), _SETTINGS: settings}
+    else:
+        options = vars(parser.parse_intermixed_args(argv))
     if _RULE in parameters:
         rule, *others = [Rule(*made) for made in _made(options, _RULE)] or [Rule()]
         if others:
@@ -150,17 +149,6 @@ def _how(kind: Any, positional: bool, required: bool) -> dict[str, Any]:
 
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _split(argv: Sequence[str], known: set[str]) -> tuple[list[str], list[str]]:
-    """Separate a command's own arguments from those that it hands on, and what follows them."""
-    own, others = list[str](), list[str]()
-    target = own
-    for arg in argv:
-        if arg.startswith("--"):
-            target = own if arg.partition("=")[0] in known else others
-        target.append(arg)
-    return own, others
 
 
 def _made(options: dict[str, Any], parameter: str) -> list[tuple[Any, str]]:
