@@ -5,9 +5,9 @@ of the classes.
 """
 
 from kdpl.classifier import Classifier
-from kdpl.doubt.held_out import REMEDY, TEMPERATURES, held_out_of
+from kdpl.doubt.held_out import TEMPERATURES, held_out_of
 from kdpl.doubt.unknown import NAME, unknown_of
-from kdpl.errors import ArtifactError, ConfigError
+from kdpl.errors import ConfigError
 from kdpl.tasks import DecisionRule, require_one_class
 
 
@@ -53,11 +53,6 @@ def decision_rule(
     if max_error is None and sets is None and not calibrated:
         return DecisionRule(scores=scores)
     held_out = held_out_of(classifier)
-    if held_out is None:
-        raise ArtifactError(
-            "max_error, sets and calibrated need scores that this classifier does "
-            f"not have: {REMEDY}"
-        )
     if calibrated and held_out.temperature in TEMPERATURES:
         raise ConfigError(
             f"on {len(held_out)} held-out images no temperature is best: calibrate on more images"

@@ -289,10 +289,17 @@ class HeldOutScores(Companion):
         return {name: json.dumps(value) for name, value in metadata.items()}
 
 
-def held_out_of(classifier: Classifier) -> HeldOutScores | None:
-    """Return the scores that a classifier has beside it."""
+def held_out_of(classifier: Classifier) -> HeldOutScores:
+    """Return the scores that a classifier has beside it.
+
+    Raises an ArtifactError for a classifier without them.
+    """
     scores = classifier.companions.get(NAME)
-    return scores if isinstance(scores, HeldOutScores) else None
+    if not isinstance(scores, HeldOutScores):
+        raise ArtifactError(
+            f"it takes scores of held-out images, which this classifier does not have: {REMEDY}"
+        )
+    return scores
 
 
 def classify(

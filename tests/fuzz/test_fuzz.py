@@ -20,8 +20,6 @@ from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.decoding import open_image
 from kdpl.data.readers.table import Table
 from kdpl.doubt.held_out import HeldOutScores
-from kdpl.doubt.logit_sketch import FILE as SKETCH_FILE
-from kdpl.doubt.logit_sketch import LogitSketch
 from kdpl.doubt.unknown import Unknown
 from kdpl.errors import KdplError
 from kdpl.prompts.student_encoder import StudentEncoder
@@ -52,7 +50,6 @@ READERS = {
     "prompts.safetensors": TunedPrompts.load,
     "classifier/classifier.json": lambda file: Classifier.load(file.parent),
     "classifier/model.safetensors": lambda file: Classifier.load(file.parent),
-    SKETCH_FILE: lambda file: LogitSketch.load(file.parent).confidences(),
     HeldOutScores.file: lambda file: HeldOutScores.read(file.parent, "ab").set_threshold(0.5),
     ImageSample.file: lambda file: ImageSample.load(file.parent, "ab", (5, 4)),
     Unknown.file: lambda file: Unknown.read(file.parent, "ab", 24),
@@ -78,7 +75,6 @@ def folder(tmp_path_factory, clip_of):
     )
     encoder = StudentEncoder(clip.image_tower, 2, 2, vectors.vectors.shape[1])
     Classifier(encoder, vectors, clip.logit_scale, clip.identity).save(folder / "classifier")
-    LogitSketch.of(torch.randn(6, 5)).save(folder)
     HeldOutScores.of(torch.randn(6, 5), torch.arange(6) % 5).save(folder, "ab")
     ImageSample(torch.ones(3, 4).half(), torch.ones(3), torch.tensor([0, 1, 4])).save(folder, "ab")
     features = torch.nn.functional.normalize(torch.randn(30, 24), dim=1)

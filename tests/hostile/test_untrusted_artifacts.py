@@ -14,8 +14,6 @@ from kdpl.class_vectors import KIND as VECTORS_KIND
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.doubt.held_out import HeldOutScores
-from kdpl.doubt.logit_sketch import KIND as SKETCH_KIND
-from kdpl.doubt.logit_sketch import LogitSketch
 from kdpl.errors import KdplError
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
@@ -336,11 +334,10 @@ def test_weights_that_are_not_finite_or_belong_nowhere_are_refused(classifier_fo
 
 def test_names_that_would_break_the_sentence_that_quotes_them_are_escaped(prompts, tmp_path):
     path = tmp_path / "a.safetensors"
-    write_tensors(path, SKETCH_KIND, "\n", {"values": torch.zeros(1, 1)}, {})
-    path.rename(tmp_path / "test_logits.safetensors")
+    write_tensors(path, VECTORS_KIND, "\n", {"class_vectors": torch.zeros(1, 1)}, {})
     refused(
-        lambda: LogitSketch.load(tmp_path),
-        tmp_path,
+        lambda: ClassVectors.load(path),
+        path,
         r"has format version \n, this kdpl reads version",
     )
     prompts.save(path)

@@ -16,10 +16,13 @@ from kdpl.data.domain import build_data
 from kdpl.data.names import digest_of
 from kdpl.data.readers import digits
 from kdpl.data.readers.digits import CLASS_NAMES, open_digit
+from kdpl.doubt.decision import decision_rule
+from kdpl.doubt.report.calibration import confidences_at
 from kdpl.errors import DataError
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.refinement.pool_targets import Moved, PoolTargets
 from kdpl.report.accuracy import thumbnail
+from kdpl.report.run_folder import Run
 from kdpl.runtime.class_names import shorten
 from kdpl.runtime.loggers import MetricsCSV
 from kdpl.runtime.predictions import read_predictions, read_results
@@ -80,7 +83,7 @@ def test_every_section_has_content_and_the_accuracies_are_those_of_the_tests(
         ),
         "curves": ("training loss", "Teacher", "Student"),
         "classes": ("seven",),
-        "calibration": ("maximises the likelihood of 198 images of the validation split",),
+        "calibration": ("maximises the likelihood of 198 held-out images",),
         "cost": (
             "teacher",
             "student",
@@ -198,7 +201,7 @@ def test_names_are_one_line_and_visibly_cut():
     ("missing", "section", "words"),
     [
         ("student/classifier", "cost", "classifier"),
-        ("student/test_logits.safetensors", "calibration", "run the test again"),
+        ("student/classifier/held_out.safetensors", "calibration", "No temperature is known"),
         ("student/test_predictions.csv", "confusions", "was not tested"),
         ("student/metrics.csv", "curves", "metrics.csv does not exist"),
         ("teacher/prompts.safetensors", "cost", "prompts.safetensors does not exist"),
@@ -227,9 +230,8 @@ def test_damaged_files_are_sentences_in_their_sections(run):
     damaged = (
         "student/test.json",
         "teacher/test_predictions.csv",
-        "student/test_logits.safetensors",
+        "teacher/metrics.csv",
     )
-    damaged += ("teacher/metrics.csv",)
     for name in damaged:
         (run / name).write_text("{ 7,\nx,y\n1,2")
     page = Page(make(run))
@@ -237,11 +239,20 @@ def test_damaged_files_are_sentences_in_their_sections(run):
     assert tuple(page.texts)[1:] == SECTIONS
 
 
-def test_without_a_validation_split_there_is_no_temperature(run, monkeypatch):
-    digits_with(monkeypatch, val=())
+def test_without_held_out_images_there_is_no_temperature(run):
+    (run / "student/classifier/held_out.safetensors").unlink()
     text = Page(make(run)).texts["calibration"]
-    assert re.search("No temperature was fitted: .* has no val split", text)
+    assert "No temperature is known: it takes scores of held-out images" in text
     assert len(re.findall("ECE .* points", text)) == 1
+
+
+def test_confidences_at_the_temperature_are_those_of_predict(run):
+    opened = Run.find(run)
+    classifier, chosen = opened.classifier, opened.student.predictions[::9]
+    rule = decision_rule(classifier, calibrated=True)
+    predicted = classifier.predict([open_digit(p.source) for p in chosen], rule=rule)
+    expected = [each[0].probability for each in predicted]
+    assert confidences_at(rule.temperature, opened, chosen) == pytest.approx(expected, abs=1e-5)
 
 
 def test_other_test_images_than_were_tested_are_not_shown(run, monkeypatch):

@@ -8,48 +8,49 @@ from torch.utils.data import SequentialSampler
 
 from kdpl.data.datasets import EvaluationImages
 from kdpl.data.loader import LazyLoader
-from kdpl.doubt.held_out import TEMPERATURES, classify, fit_temperature
-from kdpl.doubt.logit_sketch import LogitSketch
+from kdpl.doubt.held_out import TEMPERATURES, classify, held_out_of
 from kdpl.errors import ArtifactError, DataError, KdplError
 from kdpl.report.cost import device
 from kdpl.report.run_folder import Run
-from kdpl.runtime.predictions import spread
+from kdpl.runtime.predictions import ImagePrediction, spread
+from kdpl.tasks import MULTI_CLASS
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 NUM_BINS = 15
 MAX_IMAGES = 2000
-"""Largest number of validation images to fit the temperature on: one number needs no more."""
+"""Largest number of test images whose calibration is measured: they are classified again."""
 
 
 def calibrate(run: Run) -> dict[str, Any]:
-    """Measure the student's calibration on the test images.
+    """Measure the student's calibration on the test images, as it is and at a temperature.
 
-    It is measured before and after a fitted temperature.
+    The temperature is that of the classifier's held-out images.
     """
     stage = run.student
     if stage is None:
         raise ArtifactError("there is no student: calibration is that of a classifier")
-    confidences = np.array([p.probability for p in stage.predictions])
-    correct = np.array([p.correct for p in stage.predictions])
+    predictions = spread(stage.predictions, MAX_IMAGES)
+    confidences = np.array([p.probability for p in predictions])
+    correct = np.array([p.correct for p in predictions])
     facts: dict[str, Any] = {
         "before": _diagram("as it is", confidences, correct),
         "after": None,
         "gap": None,
     }
     try:
-        sketch = LogitSketch.load(stage.folder)
-        logits, labels = validation_logits(run)
-        temperature, images = fit_temperature(logits, labels), len(labels)
+        held_out = held_out_of(run.classifier)
+        temperature, images = held_out.temperature, len(held_out)
         if temperature in TEMPERATURES:
             low, high = TEMPERATURES
             raise DataError(
-                f"on {images} validation images no temperature from {low} to {high} is best"
+                f"on {images} held-out images no temperature from {low} to {high} is best"
             )
+        confidences = confidences_at(temperature, run, predictions)
     except (KdplError, OSError) as error:
         return {**facts, "gap": str(error)}
-    after = _diagram(f"at temperature {temperature:.2f}", sketch.confidences(temperature), correct)
+    after = _diagram(f"at temperature {temperature:.2f}", confidences, correct)
     return {**facts, "after": after, "temperature": temperature, "images": images}
 
 
@@ -58,21 +59,20 @@ def _diagram(title: str, confidences: Floats, correct: Bools) -> dict[str, Any]:
     return {"title": title, "bins": bins, "error": calibration_error(bins)}
 
 
-def validation_logits(run: Run) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Classify validation images with the student's classifier.
+def confidences_at(temperature: float, run: Run, predictions: list[ImagePrediction]) -> Floats:
+    """Classify test images with the student's classifier; returns the largest probabilities [N].
 
-    Returns logits [N, C] and labels [N].
+    The logits are divided by the temperature.
     """
-    data, where = run.data, device()
+    data, where = run.tested_data(), device()
     classifier = run.classifier.to(where)
-    classifier.vectors.require_names(data.class_names, "the classifier")
-    if not data.splits.val:
-        raise DataError(f"{data.splits.origin} has no val split: add one")
-    chosen = spread(data.splits.val, MAX_IMAGES)
+    chosen = [data.splits.test[p.index] for p in predictions]
     images = EvaluationImages(chosen, data.splits.open_image, classifier.preprocessing.resizing)
     loader = LazyLoader(images, SequentialSampler(images), data.eval_batch_size, data.num_workers)
-    logits, labels, _ = classify(classifier, loader, where)
-    return logits.cpu().double().numpy(), labels.cpu().numpy()
+    logits, _, _ = classify(classifier, loader, where)
+    probabilities = MULTI_CLASS.probabilities(logits.cpu().double() / temperature)
+    confidences: Floats = probabilities.max(dim=1).values.numpy()
+    return confidences
 
 
 class Bin(NamedTuple):
