@@ -68,8 +68,6 @@ class CampaignRow(_Settings):
         protocols: Protocols under which it is run; empty: all of the campaign.
         shots: Numbers of shots with which it is run under few_shot; empty: all of the campaign.
         options: Options of its fit.
-        teacher_file: For a teacher that is imported rather than fitted: its published file, with
-            the placeholders {dataset} and {seed}.
         published: Key of ``METHODS`` whose figures stand beside its own.
     """
 
@@ -81,7 +79,6 @@ class CampaignRow(_Settings):
     protocols: Several[Protocol] = ()
     shots: Several[Annotated[int, Field(ge=0)]] = ()
     options: Several[str] = ()
-    teacher_file: str | None = Field(None, alias="import")
     published: str | None = None
 
     @property
@@ -112,10 +109,6 @@ class CampaignRow(_Settings):
             )
         if self.more and not self.of:
             raise ValueError("has 'more:' teachers but none in 'of:': name the first there")
-        if self.student and self.teacher_file:
-            raise ValueError(
-                "is a student and has an 'import:': remove it, only teachers are imported"
-            )
         if self.published is not None and self.published not in METHODS:
             raise ValueError(
                 f"has no published figures {self.published!r}: choose from {', '.join(METHODS)}"

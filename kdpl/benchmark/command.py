@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdpl.errors import ConfigError, KdplError
+from kdpl.errors import KdplError
 from kdpl.runtime.files import write_text
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ def benchmark(
     datasets: list[str] = [],  # noqa: B006 - not changed
     seeds: list[int] = [],  # noqa: B006
     rows: list[str] = [],  # noqa: B006
-    only: str | None = None,
-    slurm: bool = False,
-    sbatch: list[str] = [],  # noqa: B006
     settings: list[str],
 ) -> int:
     """Run what is missing of a campaign over datasets, seeds and variants.
@@ -41,27 +38,15 @@ def benchmark(
         datasets: Some of the campaign's datasets.
         seeds: Some of the campaign's seeds.
         rows: Some of the campaign's rows; teachers that they need are fitted too.
-        only: One task or run: its folder below --out.
-        slurm: Run nothing, and write array jobs into the folder slurm/.
-        sbatch: With --slurm, options of sbatch, as in --sbatch=--time=8:00:00; instead of
-            --gres=gpu:1 and --cpus-per-task=8.
         settings: Options for every fit.
     """
     from kdpl.benchmark import runner
     from kdpl.benchmark.campaign import read_campaign
     from kdpl.benchmark.protocols import plan
-    from kdpl.benchmark.slurm import DEFAULT_OPTIONS, write_slurm
 
     file, folder = Path(campaign), Path(out)
     whole = read_campaign(file)
     tasks = plan(whole.choose(datasets, seeds, rows), folder, root, settings, rows)
-    if only is not None:
-        chosen = [task for task in tasks if f"{task.name}/".startswith(f"{only.rstrip('/')}/")]
-        if not chosen:
-            raise ConfigError(
-                f"--only {only} is not a task of the campaign: give one such as {tasks[0].run.name}"
-            )
-        tasks = chosen
     faults = _faults(tasks, root)
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
@@ -69,17 +54,6 @@ def benchmark(
         return 1
     # the table tells from it what is missing
     write_text(folder / CAMPAIGNS / file.name, file.read_text(encoding="utf-8"))
-    if slurm:
-        command = [
-            "benchmark",
-            campaign,
-            f"--out={out}",
-            *([f"--root={root}"] if root is not None else []),
-            *settings,
-        ]
-        submit = write_slurm(tasks, folder, command, sbatch or DEFAULT_OPTIONS)
-        print(f"check {submit.parent}/level_*.sbatch, then submit them all: bash {submit}")
-        return 0
     failures = runner.run_tasks(
         whole, tasks, folder, partial(print, flush=True), runner.in_subprocess
     )
@@ -95,22 +69,14 @@ def benchmark(
 
 def _faults(tasks: "Sequence[Task]", root: str | None) -> list[str]:
     """Return what is known to go wrong, each cause once."""
-    from kdpl.benchmark.tasks import missing_data, missing_files, one_of_each_kind
+    from kdpl.benchmark.tasks import missing_data, one_of_each_kind
 
     missing = [task for task in tasks if not task.done()]
-    faults = [*missing_data(missing, root), *missing_files(missing)]
+    faults = missing_data(missing, root)
     changed = [task for task in tasks if task.has_other_command()]
-    # an import leaves settings aside that fit would compare
-    faults += [
-        f"{task.folder} was imported from another file or with other settings: choose another "
-        "--out, or remove it"
-        for task in changed
-        if task.kind == "import"
-    ]
     # other commands may mean the same settings, as another number of GPUs does: fit can tell
-    changed = [task for task in changed if task.kind == "fit"]
     fits = {task.name: task for task in (*changed, *one_of_each_kind(missing))}
-    faults += _invalid_settings([task.fit_command() for task in fits.values()])
+    faults += _invalid_settings([task.args for task in fits.values()])
     if not faults:
         for task in changed:
             task.save_command()

@@ -133,7 +133,7 @@ class _Planner:
         teachers: Sequence[CampaignRun] = (),
         vectors: CampaignRun | None = None,
     ) -> Task:
-        """Return a run's fit or import.
+        """Return a run's fit.
 
         The class vectors of the run ``vectors`` replace the teacher's own.
         """
@@ -157,7 +157,7 @@ class _Planner:
             args.append(
                 f"--model.init_args.teacher={json.dumps(folders) if folders[1:] else folders[0]}"
             )
-            needs += map(self._fit_name, teachers)
+            needs += [f"{teacher.name}/fit" for teacher in teachers]
         if vectors is not None:
             args.append(
                 f"--model.init_args.class_vectors={self._folder(vectors) / CLASS_VECTORS_FILE}"
@@ -165,13 +165,6 @@ class _Planner:
             needs.append(f"{vectors.name}/class_vectors")
         args += [f"--seed_everything={run.seed}", f"--out={folder}"]
         result = folder / (CLASS_VECTORS_FILE if row.stage == "teacher" else CLASSIFIER_FOLDER)
-        if row.teacher_file is not None:
-            file = row.teacher_file.replace("{dataset}", dataset_name(dataset)).replace(
-                "{seed}", str(run.seed)
-            )
-            return Task(
-                run, "import", ("import", "teacher", file, *args), folder, result, tuple(needs)
-            )
         return Task(run, "fit", ("fit", *args), folder, result, tuple(needs))
 
     def _test(self, fit: Task) -> Task:
@@ -190,7 +183,7 @@ class _Planner:
             self._source_run(seed, row),
             self.rows[row].of,
         )
-        folder, fitted, needs = self._folder(run), self._folder(source), [self._fit_name(source)]
+        folder, fitted, needs = self._folder(run), self._folder(source), [f"{source.name}/fit"]
         data = [f"--config={config_of(dataset)}", *self._root_of(dataset)]
         if row in {each.of for each in self.rows.values()}:
             file = folder / CLASS_VECTORS_FILE
@@ -224,9 +217,6 @@ class _Planner:
 
     def _folder(self, run: CampaignRun) -> Path:
         return self.out / run.name
-
-    def _fit_name(self, run: CampaignRun) -> str:
-        return f"{run.name}/{'fit' if self.rows[run.row].teacher_file is None else 'import'}"
 
     def _root_of(self, dataset: str) -> list[str]:
         known = self.root is not None and dataset_name(dataset) in BENCHMARKS

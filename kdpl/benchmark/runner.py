@@ -12,19 +12,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kdpl.benchmark.campaign import Campaign
-from kdpl.benchmark.tasks import FITS, RESULT_FILE, Result, Task
 from kdpl.metrics import SUMMARY_COLUMNS, test_key
+from kdpl.benchmark.tasks import RESULT_FILE, Result, Task
 from kdpl.runtime import plugins, slurm
 from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.files import write_text
 from kdpl.runtime.predictions import read_results
-from kdpl.runtime.run_folder import (
-    CLASS_VECTORS_FILE,
-    CLASSIFIER_FOLDER,
-    LOCK_FILE,
-    PROBE_FILE,
-    PROBE_FOLDER,
-)
+from kdpl.runtime.run_folder import LOCK_FILE, PROBE_FILE, PROBE_FOLDER
 
 Command = Callable[[Sequence[str], Path], int]
 """Runs a command of kdpl, given its arguments and the log to append to.
@@ -78,7 +72,6 @@ def run_tasks(
         one sentence.
     """
     failures: dict[str, str] = {}
-    known = {task.name for task in tasks}
     tests = [task for task in tasks if task.kind == "test"]
     waits = False
     while missing := [task for task in tasks if not task.done() and task.name not in failures]:
@@ -87,7 +80,7 @@ def run_tasks(
         waiting = {task.name for task in missing}
         busy = 0
         for task in missing:
-            if fault := _out_of_reach(task, failures, known, out):
+            if fault := _out_of_reach(task, failures):
                 failures[task.name] = fault
             elif not waiting.intersection(task.needs):
                 try:
@@ -135,31 +128,22 @@ def _locked(out: Path, task: Task) -> Iterator[None]:
     lock = out / ".locks" / f"{task.name.replace('/', '+')}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock, timeout=0):
-        if task.kind in FITS and (task.folder / LOCK_FILE).exists():
+        if task.kind == "fit" and (task.folder / LOCK_FILE).exists():
             # the fit of a campaign whose own process was killed may still be running
             with FileLock(task.folder / LOCK_FILE, timeout=0):
                 pass
         yield
 
 
-def _out_of_reach(
-    task: Task, failures: Mapping[str, str], known: set[str], out: Path
-) -> str | None:
-    for need in task.needs:
-        if need in failures:
-            return f"it needs {need}, which failed"
-        folder = out / need.rpartition("/")[0]
-        if need not in known and not any(
-            (folder / name).exists() for name in (CLASS_VECTORS_FILE, CLASSIFIER_FOLDER)
-        ):
-            return f"it needs {need}, which is not done: run that first"
-    return None
+def _out_of_reach(task: Task, failures: Mapping[str, str]) -> str | None:
+    failed = next((need for need in task.needs if need in failures), None)
+    return None if failed is None else f"it needs {failed}, which failed"
 
 
 def _run(campaign: Campaign, task: Task, command: Command) -> str | None:
     """Run a task; returns what went wrong."""
     task.folder.mkdir(parents=True, exist_ok=True)
-    if task.kind in FITS:
+    if task.kind == "fit":
         task.save_command()
     args = [*task.command(), *([_NO_BAR] if task.kind in ("fit", "test") else [])]
     logged = task.log.stat().st_size if task.log.is_file() else 0

@@ -23,7 +23,6 @@ AVERAGE = "average"
 _ACCURACY = test_key("acc")
 _BASE, _NOVEL, _HM = METRICS
 _OF_SEVERAL = {each: each.replace("acc", "map") for each in (_ACCURACY, _BASE, _NOVEL)}
-_LEVEL = test_key("level_")  # of a tree of classes, which a room measures
 _BASE_TO_NOVEL = {_BASE: "base", _NOVEL: "novel", _HM: "HM"}
 _TITLES = {
     "few_shot": "Few-shot",
@@ -108,11 +107,6 @@ def tables(campaign: Campaign, results: Iterable[Result]) -> list[ResultTable]:
         for protocol in by_dataset:
             groups = {name: name for name in (*datasets, AVERAGE)}
             made.append(maker.table(_TITLES[protocol], maker.columns(protocol), groups, datasets))
-    for protocol in by_dataset:
-        columns, trees = maker.level_columns(protocol)
-        if trees:
-            title = f"{_TITLES[protocol]}, levels of the tree"
-            made.append(maker.table(title, columns, {name: name for name in trees}, trees))
     variants = [dataset_name(each) for each in campaign.variants]
     targets = {
         "cross_dataset": (datasets, datasets),
@@ -174,21 +168,6 @@ class _Maker:
             for shots in self.campaign.shots
         ]
 
-    def level_columns(self, protocol: str) -> tuple[list[Column], list[str]]:
-        """Return columns for the levels of trees of classes, and the datasets that have a tree."""
-        found = [r for r in self.results if r.protocol == protocol]
-        metrics = sorted({name for r in found for name in r.metrics if name.startswith(_LEVEL)})
-        # one column for each metric and number of shots, or for each metric under base to novel
-        settings = self.columns(protocol)[: 1 if protocol == "base_to_novel" else None]
-        columns = []
-        for metric in metrics:
-            name = metric.removeprefix(test_key("")).replace("_", " ")
-            for each in settings:
-                title = f"{each.title}, {name}" if each.setting else name
-                columns.append(each._replace(title=title, metric=metric))
-        trees = {r.dataset for r in found if not r.metrics.keys().isdisjoint(metrics)}
-        return columns, sorted(trees)
-
     def table(
         self, title: str, columns: Sequence[Column], groups: dict[str, str], averaged: Sequence[str]
     ) -> ResultTable:
@@ -222,9 +201,6 @@ class _Maker:
     def _runs(self, row: str, column: Column) -> bool:
         if row in self.probes and column.metric in (_NOVEL, _HM):
             # it knows the base classes alone
-            return False
-        own = [r for r in self.results if r.row == row]
-        if column.metric.startswith(_LEVEL) and not any(column.metric in r.metrics for r in own):
             return False
         shots = int(column.setting.removeprefix("shots_")) if column.setting else None
         return self.campaign.rows[row].runs(column.protocol, shots)

@@ -10,11 +10,11 @@ from kdpl.runtime.files import write_text
 
 
 def table(
-    folder: str, *, format: Literal["markdown", "csv", "latex"] = "markdown", out: str | None = None
+    folder: str, *, format: Literal["markdown", "csv"] = "markdown", out: str | None = None
 ) -> int:
     """Print the tables of a campaign, beside published figures.
 
-    It may be unfinished. They are also written into its folder as Markdown, CSV and LaTeX.
+    It may be unfinished. They are also written into its folder as Markdown and CSV.
 
     Args:
         folder: The --out of benchmark.

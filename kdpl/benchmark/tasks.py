@@ -13,8 +13,7 @@ from kdpl.errors import ArtifactError, DataError
 from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.files import write_text
 
-Kind = Literal["fit", "import", "class_vectors", "test"]
-FITS: tuple[Kind, ...] = ("fit", "import")
+Kind = Literal["fit", "class_vectors", "test"]
 
 RESULT_FILE = "results.json"
 """File in the folder of a tested run with its ``Result``."""
@@ -115,13 +114,6 @@ class Task:
             return [*self.args, f"--ckpt_path={self.checkpoint}"]
         return list(self.args)
 
-    def fit_command(self) -> list[str]:
-        """Return the command of a fit; for an import, that of the fit it replaces.
-
-        Both take the same settings.
-        """
-        return ["fit", *self.args[3:]] if self.kind == "import" else list(self.args)
-
     def save_command(self) -> None:
         """Record the command of a fit in its folder, with the contents of its config files."""
         write_text(self.folder / _COMMAND_FILE, self._recorded())
@@ -133,7 +125,7 @@ class Task:
         """
         file = self.folder / _COMMAND_FILE
         return (
-            self.kind in FITS
+            self.kind == "fit"
             and file.is_file()
             and file.read_text(encoding="utf-8") != self._recorded()
         )
@@ -160,17 +152,6 @@ def missing_data(tasks: Iterable[Task], root: str | None) -> list[str]:
     return faults
 
 
-def missing_files(tasks: Iterable[Task]) -> list[str]:
-    """Describe the published files that are to be imported and do not exist."""
-    files = dict.fromkeys((task.args[2], task.run.row) for task in tasks if task.kind == "import")
-    return [
-        f"row {row} imports {file}, which does not exist: correct 'import:' in the campaign, or "
-        "get the file"
-        for file, row in files
-        if not Path(file).is_file()
-    ]
-
-
 def one_of_each_kind(tasks: Iterable[Task]) -> list[Task]:
     """Return one fit for each row and combination of configs.
 
@@ -178,7 +159,7 @@ def one_of_each_kind(tasks: Iterable[Task]) -> list[Task]:
     """
     kinds: dict[tuple[str, ...], Task] = {}
     for task in tasks:
-        if task.kind in FITS:
+        if task.kind == "fit":
             # the first config is the dataset's
             kinds.setdefault((task.run.row, *config_files(task.args)[1:]), task)
     return list(kinds.values())

@@ -60,10 +60,6 @@ def test_a_campaign_is_read_from_its_file(tmp_path):
             "'mine': choose from clip, coop",
         ),
         (
-            {"rows": {"a": {"student": "s.yaml", "of": "a", "import": "x"}}},
-            "only teachers are imported",
-        ),
-        (
             {"rows": {"a": {"teacher": "t.yaml", "more": "a"}}},
             "rows.a has 'more:' teachers but none in 'of:'",
         ),

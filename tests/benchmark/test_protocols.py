@@ -196,17 +196,6 @@ def test_chosen_rows_bring_the_fits_that_they_need_and_no_more():
     ]
 
 
-def test_a_published_teacher_is_imported_instead_of_fitted():
-    run = "base_to_novel/dtd/seed_2"
-    fitted = planned(BASE_TO_NOVEL)[f"{run}/teacher/fit"]
-    rows = {**ROWS, "teacher": {**ROWS["teacher"], "import": "files/{dataset}/seed{seed}.pt"}}
-    tasks = planned(BASE_TO_NOVEL, rows=rows)
-    task = tasks[f"{run}/teacher/import"]
-    assert task.args == ("import", "teacher", "files/dtd/seed2.pt", *fitted.args[1:])
-    assert task.result == fitted.result
-    assert tasks[f"{run}/student/fit"].needs == (task.name,)
-
-
 def test_a_row_that_tunes_nothing_keeps_its_0_epochs():
     zero_shot = {"teacher": ["configs/teacher/quickstart.yaml", "configs/teacher/zero_shot.yaml"]}
     place = (OUT, None, ("--trainer.max_epochs", "2"))

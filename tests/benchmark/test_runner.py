@@ -202,19 +202,6 @@ def test_an_interruption_ends_the_campaign_which_is_resumed(code, error, tmp_pat
     assert again.ran[:2] == CHAIN_1[2:]
 
 
-def test_a_task_by_itself_needs_others_to_be_done(tmp_path):
-    tasks = [task for task in plan(WHOLE, tmp_path) if task.run.name == f"{DTD_1}/student"]
-    commands = Commands()
-    failures = run(tmp_path, commands, tasks=tasks)
-    assert commands.ran == []
-    assert failures[0][1] == f"it needs {DTD_1}/teacher/fit, which is not done: run that first"
-    assert len(failures) == 2
-    (tmp_path / DTD_1 / "teacher").mkdir(parents=True)
-    (tmp_path / DTD_1 / "teacher/class_vectors.safetensors").touch()
-    assert run(tmp_path, commands, tasks=tasks) == []
-    assert commands.ran == CHAIN_1[2:]
-
-
 @pytest.mark.parametrize(
     "lock", [f".locks/{DTD_1.replace('/', '+')}+teacher+fit.lock", f"{DTD_1}/teacher/.lock"]
 )

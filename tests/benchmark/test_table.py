@@ -6,7 +6,7 @@ from functools import partial
 import campaigns
 import pytest
 
-from kdpl.benchmark.formats import latex, markdown, to_csv
+from kdpl.benchmark.formats import markdown, to_csv
 from kdpl.benchmark.published import METHODS
 from kdpl.benchmark.table import published_average, tables
 from kdpl.benchmark.tasks import Result
@@ -85,12 +85,9 @@ def test_several_labels_an_image_are_measured_by_their_mean_average_precision():
 def test_notes_of_a_campaign_stand_below_each_of_its_tables():
     notes = campaigns.campaign(CAMPAIGN + "notes: validation labels chose 5 %, none is seen\n")
     other = campaigns.campaign(CAMPAIGN)
-    for write, note in (
-        (markdown, "validation labels chose 5 %, none is seen"),
-        (latex, r"labels chose 5 \%, none"),
-    ):
-        assert write(tables(notes, RESULTS) * 2).count(note) == 2
-        assert note not in write(tables(other, RESULTS))
+    note = "validation labels chose 5 %, none is seen"
+    assert markdown(tables(notes, RESULTS) * 2).count(note) == 2
+    assert note not in markdown(tables(other, RESULTS))
     assert to_csv(tables(notes, RESULTS)) == to_csv(tables(other, RESULTS))
 
 
@@ -247,27 +244,13 @@ def test_csv_has_one_row_for_each_cell():
     assert cells["dtd", "teacher", "test/hm"] == ",,0,2,,,false,false"
 
 
-def test_markdown_and_latex_escape_their_own_signs():
+def test_markdown_escapes_its_own_signs():
     hostile = {"a": {"title": r"50% & $x_1$ #2 {a|b} ~^\ *c* <i> `d`", "teacher": "t.yaml"}}
     made = tables(campaign(rows=hostile, seeds=[1]), [])
     assert (
         r"| oxford\_pets | 50% & $x\_1$ \#2 {a\|b} \~^\\ \*c\* \<i\> \`d\` | missing"
         in markdown(made)
     )
-    title = r"50\% \& \$x\_1\$ \#2 \{a|b\} \textasciitilde{}\textasciicircum{}\textbackslash{} *c* <i> `d`"
-    assert rf"oxford\_pets & {title} & missing" in latex(made)
-
-
-def test_latex_is_a_tabular_with_rules_between_datasets():
-    text = latex(tables(campaign(), RESULTS))
-    for line in (
-        r"\begin{tabular}{llrrr}",
-        r" &  & base & novel & HM \\",
-        r"dtd & \textbf{student} $^\dagger$ & 85.00 $\pm$ 7.07 [85.84, $-$0.84] & 65.00 $\pm$ 7.07 [71.37, $-$6.37] & "
-        r"73.66 $\pm$ 7.20 [77.94, $-$4.28] \\",
-    ):
-        assert line in text.splitlines()
-    assert text.count(r"\midrule") == 3
 
 
 def probe(dataset, seed, protocol="base_to_novel", setting="", **metrics):
@@ -294,28 +277,3 @@ def test_a_linear_probe_is_missing_only_where_there_are_labels():
         campaign(**settings), [probe("dtd", 1, "few_shot", "shots_4", **{"test/acc": 0.5})]
     )
     assert text_of(made, "", "linear probe")[1:] == ["", "50.0"]
-
-
-def test_levels_of_a_tree_of_classes_have_a_table_of_their_own():
-    few = campaign(protocols=["few_shot"], shots=[4, 16])
-    levels = {"test/acc": 0.9, "test/level_1_acc": 0.95, "test/level_path": 0.85}
-    answered = {**levels, "test/level_1_answered": 0.5}
-    found = [
-        result("dtd", seed, row, "few_shot", f"shots_{shots}", metrics=metrics)
-        for seed in (1, 2)
-        for shots in (4, 16)
-        for row, metrics in {"teacher": levels, "student": answered}.items()
-    ]
-    without = [result("oxford_pets", 1, "student", "few_shot", "shots_4")]
-    plain, trees = tables(few, [*found, *without])
-    assert not any("level" in column for column in plain.columns)
-    assert trees.columns[:4] == (
-        "4 shots, level 1 acc",
-        "16 shots, level 1 acc",
-        "4 shots, level 1 answered",
-        "16 shots, level 1 answered",
-    )
-    # of the dataset that has a tree
-    assert {line.group for line in trees.lines} == {"dtd"}
-    assert text_of(trees, "dtd", "teacher")[2:6] == ["95.0", "95.0", "", ""]
-    assert text_of(trees, "dtd", "**student**")[4:6] == ["50.0", "50.0"]

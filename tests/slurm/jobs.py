@@ -210,22 +210,20 @@ def test_a_job_that_would_hang_is_refused(command, devices, words, slurm, tmp_pa
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_the_jobs_of_a_campaign_do_all_its_runs_also_when_requeued(slurm, tmp_path):
+def test_an_array_shares_the_runs_of_a_campaign_also_when_requeued(slurm, tmp_path):
     data, out = make_trees(tmp_path / "data"), tmp_path / "out"
     file = written(
         tmp_path, BASE_TO_NOVEL.replace("dtd, oxford_pets", "dtd").replace("1, 2", "1"), ROWS
     )
-    sbatch = [f"--sbatch={option}" for option in ONE]
-    kdpl(slurm, "benchmark", file, f"--root={data}", f"--out={out}", *FEW, "--slurm", *sbatch)
-    done = slurm.run("bash", str(out / "slurm/submit.sh"), cwd=tmp_path)
-    last = done.stdout.split()[-1]
-    (first,) = {job.partition("_")[0] for job in slurm.queued()} - {last}
+    args = [file, f"--root={data}", f"--out={out}", *FEW]
+    options = [*ONE, "--array=0-1"]
+    job = submit(slurm, "benchmark.sbatch", *args, options=options, log=tmp_path / "%a.log")
     # not by rglob, which fails on what is renamed while it looks
     wait_for((out / "base_to_novel/dtd/seed_1/teacher/fit.log").is_file)
-    slurm.signal(first, "--batch")
-    (teacher,) = slurm.finish(first)
-    slurm.finish(last)
-    assert teacher["Restarts"] == "1"
-    logs = "".join(log.read_text() for log in (out / "slurm/logs").iterdir())
+    slurm.signal(job, "--batch")
+    finished = slurm.finish(job)
+    logs = "".join(log.read_text() for log in tmp_path.glob("*.log"))
+    assert {each["JobState"] for each in finished} == {"COMPLETED"}, logs
+    assert max(int(each["Restarts"]) for each in finished) >= 1, logs
     done = [(run.dataset, run.seed, run.row) for run in read_all(out) if not run.probe]
     assert done == [("dtd", 1, "student"), ("dtd", 1, "teacher")], logs
