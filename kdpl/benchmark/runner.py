@@ -12,8 +12,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kdpl.benchmark.campaign import Campaign
-from kdpl.metrics import SUMMARY_COLUMNS, test_key
 from kdpl.benchmark.tasks import RESULT_FILE, Result, Task
+from kdpl.metrics import SUMMARY_COLUMNS, test_key
 from kdpl.runtime import plugins, slurm
 from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.files import write_text

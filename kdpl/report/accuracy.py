@@ -7,29 +7,24 @@ import base64
 from collections import Counter
 from collections.abc import Sequence
 from io import BytesIO
-from math import isnan
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL.Image import Image
-from scipy.stats import binomtest
 
 from kdpl.errors import ArtifactError, KdplError
-from kdpl.metrics import ACCURACY_TITLES, test_key
+from kdpl.metrics import ACCURACY_TITLES
 from kdpl.report.charts import interval_chart
+from kdpl.report.intervals import Accuracy, accuracy_of, paired_difference, scores_of
 from kdpl.report.pairs import choose_examples, disagreements
 from kdpl.report.probes import Probe, linear_probe
 from kdpl.report.run_folder import Run, Stage
 from kdpl.runtime.predictions import ImagePrediction
 
-Interval = tuple[float, float]
-
 MATRIX_CLASSES = 20
 """Largest number of classes with a confusion matrix, which could not be read beyond."""
 
 _EDGE = 112
-_LEVEL, _DRAWS, _SEED = 0.95, 20_000, 0
 _TITLES = {
     "teacher_clip": "teacher's original CLIP (zero-shot)",
     "teacher": "tuned teacher",
@@ -39,16 +34,6 @@ _TITLES = {
     "teacher_probe": "linear probe of the teacher's CLIP",
     "student_probe": "linear probe of the student's network",
 }
-
-
-class Accuracy(NamedTuple):
-    """Share of correctly classified images, or difference of two, with its 95 % interval.
-
-    The interval is a confidence interval.
-    """
-
-    value: float
-    interval: Interval
 
 
 class ModelRow(NamedTuple):
@@ -118,23 +103,9 @@ def below_probes(rows: Sequence[ModelRow]) -> str | None:
     )
 
 
-def _values(run: Run, stage: Stage | Probe) -> dict[str, Accuracy]:
-    try:
-        num_base = run.vectors.num_base or 0
-    except KdplError:
-        num_base = 0  # without intervals, base and novel accuracies are left out
-    results, total = stage.results, len(stage.predictions)
-    base = sum(p.label_number < num_base for p in stage.predictions)
-    images = {"acc": total, "base_acc": base, "novel_acc": total - base if num_base else 0}
-    shares = {key: results.get(test_key(key), float("nan")) for key in ACCURACY_TITLES}
-    correct = {
-        key: round(shares[key] * n) for key, n in images.items() if n and not isnan(shares[key])
-    }
-    values = {key: Accuracy(shares[key], wilson(n, images[key])) for key, n in correct.items()}
-    if len(values) == len(images) and not isnan(shares["hm"]):
-        base_part, novel_part = ((correct[key], images[key]) for key in ("base_acc", "novel_acc"))
-        values["hm"] = Accuracy(shares["hm"], bootstrap_harmonic_mean(base_part, novel_part))
-    return values
+def _values(run: Run, test: Stage | Probe) -> dict[str, Accuracy]:
+    scores = test.scores if isinstance(test, Probe) else scores_of(run, test)
+    return {key: accuracy_of(key, each[None]) for key, each in scores.items()}
 
 
 def _difference(run: Run) -> Accuracy | None:
@@ -142,50 +113,8 @@ def _difference(run: Run) -> Accuracy | None:
         pairs = run.pairs
     except KdplError:
         return None
-    teacher, student = (np.array([p.correct for p in side]) for side in zip(*pairs, strict=True))
-    return Accuracy(float(student.mean() - teacher.mean()), bootstrap_difference(teacher, student))
-
-
-def wilson(correct: int, images: int) -> Interval:
-    """Return Wilson's score interval, at 95 %, of the share of correctly classified images.
-
-    The source is JASA 22, 1927.
-    """
-    interval = binomtest(correct, images).proportion_ci(_LEVEL, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def bootstrap_harmonic_mean(base: tuple[int, int], novel: tuple[int, int]) -> Interval:
-    """Return the bootstrap interval, at 95 %, of the harmonic mean of two accuracies.
-
-    Each accuracy is given as the numbers of correct and of all images.
-    """
-    # resampling n images of which r are correct gives Binomial(n, r/n) correct ones, at once for
-    # any n
-    draw = np.random.default_rng(_SEED)
-    b, n = (
-        draw.binomial(images, correct / images, _DRAWS) / images
-        for correct, images in (base, novel)
-    )
-    total = b + n
-    return _percentiles(np.where(total > 0, 2 * b * n / np.where(total > 0, total, 1), 0.0))
-
-
-def bootstrap_difference(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> Interval:
-    """Return the bootstrap interval, at 95 %, of the second accuracy minus the first.
-
-    Both are [N], True for a correct image.
-    """
-    images = len(first)
-    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
-    shares = [gained / images, lost / images, (images - gained - lost) / images]
-    drawn = np.random.default_rng(_SEED).multinomial(images, shares, _DRAWS)
-    return _percentiles((drawn[:, 0] - drawn[:, 1]) / images)
-
-
-def _percentiles(values: npt.NDArray[np.float64]) -> Interval:
-    low, high = np.quantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return float(low), float(high)
+    teacher, student = np.array([[t.correct, s.correct] for t, s in pairs], float).T
+    return paired_difference(teacher[None], student[None])
 
 
 class ClassRow(NamedTuple):

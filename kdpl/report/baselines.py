@@ -6,10 +6,9 @@ They are tested zero-shot and with linear probes on their frozen features.
 from collections.abc import Mapping, Sequence
 from itertools import product
 
-import numpy as np
-
 from kdpl.errors import ArtifactError, KdplError
-from kdpl.report.compare import ComparisonRow, scores_of
+from kdpl.report.compare import ComparisonRow
+from kdpl.report.intervals import scores_of
 from kdpl.report.probes import clip_of, linear_probe
 from kdpl.report.run_folder import Run, Stage
 
@@ -54,10 +53,8 @@ def _zero_shot(runs: Sequence[Run], role: str) -> ComparisonRow:
 def _probe(runs: Sequence[Run], role: str) -> tuple[ComparisonRow, str]:
     """Score the probes of runs; returns a note on how C was chosen as well."""
     made = [linear_probe(run, role) for run in runs]
-    key = "acc" if runs[0].vectors.num_base is None else "base_acc"
-    scored = [{key: np.array([p.correct for p in probe.predictions], float)} for probe in made]
     last = made[-1].about
     name = f"linear probe: {last['network']}, {last['labels']} labels"
     strengths = ", ".join(f"{probe.about['C']:g}" for probe in made)
-    row = ComparisonRow.of(name, [run.seed for run in runs], scored)
+    row = ComparisonRow.of(name, [run.seed for run in runs], [probe.scores for probe in made])
     return row, f"{name}: C = {strengths}, {last['how']}"

@@ -7,22 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-from scipy.stats import t as student_t
 
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.metrics import ACCURACY_COLUMNS
-from kdpl.report.accuracy import Accuracy, wilson
-from kdpl.report.run_folder import Run, Stage
-from kdpl.runtime.run_folder import CONFIG_FILE
-
-Floats = npt.NDArray[np.float64]
-
-Scores = dict[str, Floats]
-"""By key of ``ACCURACY_COLUMNS``, what each of N images contributes to that accuracy, [N].
-
-The accuracy is the mean.
-"""
+from kdpl.report.intervals import Scores, accuracy_of, paired_difference, scores_of
+from kdpl.report.run_folder import Run
 
 
 class ComparisonRow(NamedTuple):
@@ -96,59 +85,6 @@ def run_row(name: str, runs: Sequence[Run]) -> ComparisonRow:
     )
 
 
-def scores_of(run: Run, stage: Stage) -> Scores:
-    """Score the images of a run's test.
-
-    Raises an ArtifactError if it is missing or lacks base and novel predictions.
-    """
-    predictions, num_base = stage.predictions, run.vectors.num_base
-    scores = {"acc": np.array([p.correct for p in predictions], float)}
-    if num_base is None:
-        return scores
-    if any(p.half_prediction_number is None for p in predictions):
-        raise ArtifactError(
-            f"{stage.folder} has no predictions among the base or the novel classes alone, test it "
-            f"again: python -m kdpl test --config {stage.folder}/{CONFIG_FILE}"
-        )
-    correct = np.array([p.half_prediction_number == p.label_number for p in predictions], float)
-    is_base = np.array([p.label_number < num_base for p in predictions])
-    halves = {"base_acc": correct[is_base], "novel_acc": correct[~is_base]}
-    if not all(half.size for half in halves.values()):
-        return scores | {key: half for key, half in halves.items() if half.size}
-    # linear in the images: h + dh/db (N / N_b) (x - b) for a base image, likewise for a novel one
-    b, n = (half.mean() for half in halves.values())
-    total = b + n or 1.0
-    slopes = np.where(is_base, n**2 / is_base.mean(), b**2 / (~is_base).mean()) * 2 / total**2
-    return (
-        scores | halves | {"hm": 2 * b * n / total + slopes * (correct - np.where(is_base, b, n))}
-    )
-
-
-def paired_difference(first: Floats, second: Floats, same_seeds: bool = False) -> Accuracy:
-    """Return the mean of second scores [S, N] minus that of first ones [R, N], with an interval.
-
-    Both are of the same images; the interval is at 95 %.
-
-    Images and seeds are two samples, whose squared standard errors add up: that of the images'
-    differences, averaged over seeds, and that of the seeds' differences, averaged over images. The
-    interval is Student's, with Welch's degrees of freedom (Biometrika 34, 1947). With one seed it
-    is that of the images alone. ``same_seeds`` tells whether both are of the same seeds in the same
-    order, which are then pairs as well.
-    """
-    by_image = second.mean(axis=0) - first.mean(axis=0)
-    by_seed = (
-        [(second - first).mean(axis=1)] if same_seeds else [first.mean(axis=1), second.mean(axis=1)]
-    )
-    samples = [sample for sample in (by_image, *by_seed) if len(sample) > 1]
-    squares = np.array([sample.var(ddof=1) / len(sample) for sample in samples])
-    mean, total = float(by_image.mean()), squares.sum()
-    if not total:
-        return Accuracy(mean, (mean, mean))
-    freedom = total**2 / (squares**2 / [len(sample) - 1 for sample in samples]).sum()
-    margin = float(student_t.ppf(0.975, freedom) * np.sqrt(total))
-    return Accuracy(mean, (mean - margin, mean + margin))
-
-
 def compared(rows: Sequence[ComparisonRow]) -> list[dict[str, Any]]:
     """Compare rows with the first one, by accuracy; returns flat records with figures in %.
 
@@ -161,9 +97,7 @@ def compared(rows: Sequence[ComparisonRow]) -> list[dict[str, Any]]:
 
 def _record(key: str, row: ComparisonRow, reference: ComparisonRow) -> dict[str, Any]:
     scores, difference, verdict = row.scores[key], None, ""
-    accuracy = paired_difference(np.zeros((1, scores.shape[1])), scores)
-    if len(scores) == 1 and key != "hm":
-        accuracy = Accuracy(accuracy.value, wilson(round(scores.sum()), scores.size))
+    accuracy = accuracy_of(key, scores)
     if row is not reference and key in reference.scores:
         difference = paired_difference(reference.scores[key], scores, row.seeds == reference.seeds)
         low, high = difference.interval

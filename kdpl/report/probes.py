@@ -25,6 +25,7 @@ from kdpl.data.parallel import progress_bar
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason
 from kdpl.metrics import test_key
 from kdpl.report.cost import device
+from kdpl.report.intervals import Scores
 from kdpl.report.run_folder import Run, Stage
 from kdpl.runtime.files import write_text
 from kdpl.runtime.messages import inform
@@ -61,6 +62,12 @@ class Probe(NamedTuple):
     results: dict[str, float]
     predictions: list[ImagePrediction]
     about: dict[str, Any]
+
+    @property
+    def scores(self) -> Scores:
+        """What each image contributes to the accuracy."""
+        key = "base_acc" if test_key("base_acc") in self.results else "acc"
+        return {key: np.array([p.correct for p in self.predictions], float)}
 
 
 def clip_of(stage: Stage) -> ClipConfig:

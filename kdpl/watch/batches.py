@@ -14,7 +14,8 @@ from kdpl.classifier import Classifier
 from kdpl.classifier.sources import Item, printable, read_items
 from kdpl.doubt.unknown import MIN_HELD_OUT, NAME, REMEDY, Unknown, share_above, usual_rank
 from kdpl.errors import DataError
-from kdpl.report.accuracy import thumbnail, wilson
+from kdpl.report.accuracy import thumbnail
+from kdpl.report.intervals import wilson
 from kdpl.report.page import fill
 from kdpl.tasks import DecisionRule
 from kdpl.watch.image_sample import MAX_IMAGES, ImageSample

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from report_pages import Page, change_vectors, make, put_together
+from resampling import bootstrap_difference
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
@@ -17,13 +18,8 @@ from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.data.readers import digits
 from kdpl.data.sampling import few_shot
 from kdpl.errors import DataError
-from kdpl.report.accuracy import (
-    Accuracy,
-    ModelRow,
-    below_probes,
-    bootstrap_difference,
-    wilson,
-)
+from kdpl.report.accuracy import ModelRow, below_probes
+from kdpl.report.intervals import Accuracy, wilson
 from kdpl.report.probes import STRENGTHS, Features, fit_probe, linear_probe
 from kdpl.report.run_folder import Run
 from kdpl.runtime.configs import find_config

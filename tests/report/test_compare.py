@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import yaml
 from report_pages import change_vectors, put_together
+from resampling import bootstrap_difference, bootstrap_harmonic_mean
 from runs import fit_teacher, refused
 from runs import test as run_test
 from scipy.stats import ttest_ind, ttest_rel
 
 from kdpl.__main__ import main
-from kdpl.report.accuracy import bootstrap_difference, bootstrap_harmonic_mean
-from kdpl.report.compare import ComparisonRow, compared, paired_difference, scores_of
+from kdpl.report.compare import ComparisonRow, compared
+from kdpl.report.intervals import paired_difference, scores_of
 from kdpl.runtime.predictions import (
     ImagePrediction,
     read_predictions,

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from resampling import bootstrap_difference, bootstrap_harmonic_mean
 from torchmetrics.functional.classification import binary_calibration_error
 
 from kdpl.doubt.held_out import TEMPERATURES, fit_temperature
 from kdpl.doubt.report.calibration import calibration_error, reliability
-from kdpl.report.accuracy import bootstrap_difference, bootstrap_harmonic_mean, wilson
+from kdpl.report.intervals import wilson
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ def test_wilsons_interval_is_the_published_one(correct, images, interval):
     assert wilson(correct, images) == pytest.approx(interval, abs=5e-5)
 
 
-def test_the_interval_of_a_difference_is_that_of_resampling_pairs():
+def test_the_tests_interval_of_a_difference_is_that_of_resampling_pairs():
     draw = np.random.default_rng(3)
     teacher = draw.random(300) < 0.8
     student = np.where(draw.random(300) < 0.9, teacher, draw.random(300) < 0.5)
@@ -34,7 +35,7 @@ def test_the_interval_of_a_difference_is_that_of_resampling_pairs():
     assert bootstrap_difference(teacher, teacher) == (0, 0)
 
 
-def test_the_interval_of_a_harmonic_mean_is_that_of_resampling_images():
+def test_the_tests_interval_of_a_harmonic_mean_is_that_of_resampling_images():
     draw = np.random.default_rng(4)
     b, n = (
         (np.arange(images) < correct)[draw.integers(0, images, (4000, images))].mean(axis=1)

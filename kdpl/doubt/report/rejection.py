@@ -11,8 +11,9 @@ import numpy as np
 from kdpl.doubt.held_out import CONFIDENCE, HeldOutScores, held_out_of
 from kdpl.doubt.report.calibration import Bools, Floats
 from kdpl.errors import ArtifactError, ConfigError, KdplError
-from kdpl.report.accuracy import thumbnail, wilson
+from kdpl.report.accuracy import thumbnail
 from kdpl.report.charts import line_chart
+from kdpl.report.intervals import wilson
 from kdpl.report.run_folder import Run
 from kdpl.runtime.predictions import ImagePrediction, spread
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kdpl.metrics import test_key
-from kdpl.report.accuracy import wilson
+from kdpl.report.intervals import wilson
 from kdpl.report.page import Section
 from kdpl.report.run_folder import Run
 from kdpl.taxonomy.callback import WANTED
