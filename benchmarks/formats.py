@@ -8,7 +8,7 @@ import torch
 from benchmarks.distillation import begun_student
 from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher
-from kdpl.formats.format import formats
+from kdpl.classifier.formats import formats
 
 TORCH = "Classifier in torch"
 

@@ -16,9 +16,10 @@ from benchmarks.distillation import begun_student
 from benchmarks.photographs import write_photographs
 from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
+from kdpl.classifier.export import INPUT
+from kdpl.classifier.formats import write_onnx
 from kdpl.clip import RANDOM, ClipConfig, ImageClip, load_image_clip
-from kdpl.formats.export import INPUT
-from kdpl.formats.onnx_files import write_int8_onnx, write_onnx
+from kdpl.formats.onnx_files import write_int8_onnx
 
 CLASSIFIER, ONNX, ONNX_INT8 = "Classifier", "ONNX, float32", "ONNX, 8 bits"
 OPEN_CLIP_TEACHER, OPEN_CLIP_STUDENT = "open_clip, the teacher", "open_clip, the student's tower"

@@ -19,13 +19,13 @@ import kdpl
 import kdpl.prompts
 from kdpl import Classifier
 from kdpl.__main__ import main
+from kdpl.classifier.export import metadata
 from kdpl.cli import STAGES, command_names, find_command
 from kdpl.cli.arguments import parse
 from kdpl.cli.fit import run_command
 from kdpl.data.decoding import PUBLISHED, Decoding
 from kdpl.doubt.held_out import HeldOutScores
 from kdpl.doubt.unknown import none_of_these
-from kdpl.formats.export import metadata
 from kdpl.methods.mergetune import ContinuedDistillation
 from kdpl.runtime.configs import find_config
 

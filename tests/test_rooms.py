@@ -42,7 +42,6 @@ import kdpl
 from kdpl.__main__ import main
 
 run, photo, *options = sys.argv[1:]
-exports = (Path(kdpl.__path__[0]) / "formats").exists()
 for module in pkgutil.walk_packages(kdpl.__path__, "kdpl."):
     # what the report shows of a room goes with the report
     shown = ".report" in module.name and not (Path(kdpl.__path__[0]) / "report").exists()
@@ -51,7 +50,7 @@ for module in pkgutil.walk_packages(kdpl.__path__, "kdpl."):
 classifier = f"{run}/student/classifier"
 calls = [
     ["run", *options, f"--out={run}"],
-    ["export", classifier, "--format=onnx", f"--out={run}.onnx"] if exports else ["--version"],
+    ["export", classifier, "--format=onnx", f"--out={run}.onnx"],
     ["--help"],
     ["predict", classifier, photo],
 ]

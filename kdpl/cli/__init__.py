@@ -22,6 +22,10 @@ COMMANDS = {
     "validate": ("fit:run_command", "accuracies of a run on the validation split"),
     "test": ("fit:run_command", "accuracies, predictions and pictures of a run on the test split"),
     "predict": ("predict:predict", "classify images with a finished classifier"),
+    "export": (
+        "export:export",
+        "write a finished classifier as a file that runs without kdpl, and check it",
+    ),
 }
 """Place of each command of the core in this package, and its line in the usage text."""
 

@@ -1,1 +1,1 @@
-"""Export of a classifier to files that run without kdpl: ONNX, OpenVINO and others."""
+"""Further formats of exported files: how each is written and run."""

