@@ -21,8 +21,6 @@ from kdpl.data.splits import Reader, Record, Splits
 from kdpl.data.storage import find_images
 from kdpl.errors import DataError
 
-_REMEDY = "docs/datasets.md says where it comes from"
-
 Layout = Literal["split_file", "aircraft", "imagenet", "class_folders", "numbered_folders"]
 
 
@@ -111,13 +109,14 @@ class BenchmarkSet(Reader):
     def read(self) -> Splits:
         """Read the dataset.
 
-        Raises a DataError that names the path that is missing or damaged.
+        Raises a DataError that names the path that is missing or damaged and the command that gets
+        the data.
         """
         self.require_folder(self.folder)
         return _LAYOUTS[self.benchmark.layout](self)
 
     def require_folder(self, path: Path) -> None:
-        """Raise a DataError if this folder is missing."""
+        """Raise a DataError if this folder is missing; it names the command that gets the data."""
         if not path.is_dir():
             raise self._missing("folder", path)
 
@@ -132,16 +131,24 @@ class BenchmarkSet(Reader):
 
     def damaged(self, path: Path, fault: str) -> DataError:
         """Return the error for an existing but invalid path; ``fault`` continues after its name."""
-        return DataError(f"{path} of dataset {self.benchmark.name} {fault}: replace it ({_REMEDY})")
-
-    def _missing(self, what: str, path: Path) -> DataError:
         return DataError(
-            f"dataset {self.benchmark.name} needs the {what} {path}, which does not exist: set "
-            f"root to the folder that holds {self.benchmark.folder}/, or get the data ({_REMEDY})"
+            f"{path} of dataset {self.benchmark.name} {fault}: replace it ({self._remedy()})"
         )
 
+    def _missing(self, what: str, path: Path) -> DataError:
+        problem = f"dataset {self.benchmark.name} needs the {what} {path}, which does not exist"
+        remedy = (
+            f"set root to the folder that holds {self.benchmark.folder}/, "
+            f"or get the data ({self._remedy()})"
+        )
+        return DataError(f"{problem}: {remedy}")
 
-def _stays_inside(path: str) -> bool:
+    def _remedy(self) -> str:
+        command = f"python -m kdpl data download {self.benchmark.name} --root {self.root}"
+        return f"{command} tells how" if self.benchmark.layout == "imagenet" else command
+
+
+def stays_inside(path: str) -> bool:
     """Return whether a relative path names something below a folder, on any system."""
     parts = PurePosixPath(path.replace("\\", "/")).parts
     drive = PureWindowsPath(path).drive
@@ -149,7 +156,7 @@ def _stays_inside(path: str) -> bool:
 
 
 def _inside(path: str) -> str:
-    if not _stays_inside(path):
+    if not stays_inside(path):
         raise ValueError("the path does not stay in the image folder")
     return path
 
@@ -223,7 +230,7 @@ def _read_aircraft(dataset: BenchmarkSet) -> Splits:
                 raise dataset.damaged(
                     path, f"names {name.strip()!r} in line {number}, which is not a class"
                 )
-            if not _stays_inside(image):
+            if not stays_inside(image):
                 raise dataset.damaged(
                     path, f"has an image in line {number} that does not stay in the image folder"
                 )

@@ -16,7 +16,7 @@ def _known_classes(monkeypatch):
 
 
 def checked(capsys, name, root, *more):
-    code = main(["check", name, f"--root={root}", "--workers=1", *more])
+    code = main(["data", "check", name, f"--root={root}", "--workers=1", *more])
     return code, capsys.readouterr().out.splitlines()
 
 
@@ -67,10 +67,15 @@ def test_folder_and_its_unlabelled_images_are_checked(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("dtd", "dataset 'dtd' needs root: set it to where the dataset lies"),
-        ("dtd --root=gone", "dataset dtd needs the folder gone/dtd, which does not exist: "),
-        ("dtd --root=gone --workers=0", ""),
+        ("check dtd", "dataset 'dtd' needs root: set it to where the dataset lies"),
+        ("check dtd --root=gone", "dataset dtd needs the folder gone/dtd, which does not exist: "),
+        ("check dtd --root=gone --workers=0", ""),
+        ("download dtd", "download needs the folder of all datasets: give --root"),
+        (
+            "download mnist --root=gone",
+            "dataset 'mnist' cannot be downloaded: choose one of caltech101, ",
+        ),
     ],
 )
 def test_mistakes_are_one_line(capsys, args, message):
-    refused(capsys, main(["check", *args.split()]), message)
+    refused(capsys, main(["data", *args.split()]), message)

@@ -139,7 +139,8 @@ def fault_of(name, root):
     with pytest.raises(DataError) as raised:
         build_reader(name, root=str(root)).read()
     message, _, remedy = str(raised.value).rpartition(" (")
-    assert remedy == "docs/datasets.md says where it comes from)"
+    tells = " tells how" if name == "imagenet" else ""
+    assert remedy == f"python -m kdpl data download {name} --root {root}{tells})"
     return message
 
 

@@ -1,8 +1,11 @@
 import socket
 
 import pytest
+from benchmark_tree import make_tree
 from huggingface_hub import constants, hf_hub_download
+from runs import error_line
 
+from kdpl.__main__ import main
 from kdpl.clip.loading import ClipConfig, load_image_clip
 from kdpl.errors import WeightsError
 from kdpl.runtime.network import HubUnreachableError, hub_or_cache, require_hub
@@ -17,6 +20,20 @@ def unreachable(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", address)
     return address
+
+
+def test_a_download_without_network_is_one_sentence(unreachable, tmp_path, capsys):
+    assert main(["data", "download", "dtd", f"--root={tmp_path / 'root'}"]) == 1
+    error_line(
+        capsys,
+        "dtd cannot be downloaded from",
+        f"({unreachable} does not answer: ",
+        "check the network",
+    )
+    assert not (tmp_path / "root").exists()
+    # what is there needs no network
+    make_tree("dtd", tmp_path / "root")
+    assert main(["data", "download", "dtd", f"--root={tmp_path / 'root'}"]) == 0
 
 
 @pytest.mark.parametrize(

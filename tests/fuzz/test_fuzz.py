@@ -5,12 +5,14 @@
 
 import os
 import random
+import zipfile
 
 import pytest
 import torch
 import world
 from runs import noise
 
+from kdpl.benchmark.archive import unpack
 from kdpl.benchmark.torch_files import read_torch_file
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
@@ -57,6 +59,7 @@ READERS = {
     "table.csv": lambda file: Table(str(file)).read(),
     "image.png": lambda file: open_image(str(file)),
     "image.jpeg": lambda file: open_image(str(file)),
+    "data.zip": lambda file: unpack(file, file.parent / "out", lambda _: False),
 }
 """Readers by the file that they read."""
 
@@ -104,6 +107,8 @@ def folder(tmp_path_factory, clip_of):
     )
     for ending in ("png", "jpeg"):
         noise(9, 7).save(folder / f"image.{ending}")
+    with zipfile.ZipFile(folder / "data.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(folder / "table.csv", "d/é.csv")
     return folder
 
 

@@ -1,15 +1,18 @@
-"""``python -m kdpl check NAME``: check that a dataset is complete."""
+"""``python -m kdpl data download|check NAME``: download datasets, check that they are complete."""
 
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
 _FEW = 12  # class names that are shown in full
 
 
-def check(
+def data(
+    action: Literal["download", "check"],
     name: str,
     *,
     root: str | None = None,
@@ -17,23 +20,45 @@ def check(
     class_names: str | None = None,
     workers: PositiveInt | None = None,
 ) -> int:
-    """Count a dataset's classes and images, and decode every image.
-
-    Every fault is printed: classes without images, and images that cannot be decoded.
+    """Download a benchmark dataset, or count a dataset's classes and decode every image.
 
     Args:
-        name: A dataset of the benchmark, for example oxford_pets, or folder or table.
+        action: download gets a dataset, and resumes if it was interrupted; check looks at one that
+            is there.
+        name: A dataset of the benchmark, for example oxford_pets; check also takes folder and
+            table.
         root: The folder of all datasets; for folder, the dataset's own; for table, the file.
         unlabeled: Folder, pattern, list or shards of unlabelled images, for folder and table.
         class_names: File that names the class folders or labels, for folder and table.
         workers: Processes that decode; by default one for each processor core.
+    """
+    from kdpl.errors import ConfigError
+
+    if action == "download":
+        if root is None:
+            raise ConfigError("download needs the folder of all datasets: give --root")
+        from kdpl.benchmark.download import download
+
+        return 0 if download(name, Path(root).expanduser()) else 1
+    return (
+        1
+        if _check(name, workers, root=root, unlabeled=unlabeled or None, class_names=class_names)
+        else 0
+    )
+
+
+def _check(name: str, workers: int | None, **options: str | list[str] | None) -> int:
+    """Print the contents of a dataset and every fault.
+
+    Faults are classes without images, and images that cannot be decoded.
+
+    Returns the number of faults.
     """
     from kdpl.benchmark.readers import BENCHMARKS
     from kdpl.data.parallel import in_parallel
     from kdpl.data.readers.registry import build_reader
     from kdpl.data.reading import try_decoding
 
-    options = {"root": root, "unlabeled": unlabeled or None, "class_names": class_names}
     splits = build_reader(name, **options).read()
     print(splits.origin)
     print(f"classes: {_shown(splits.class_names)}")
@@ -61,7 +86,7 @@ def check(
             print(fault, flush=True)
             num_bad += 1
     print(f"{len(splits.sources)} images decoded, {num_bad} of them bad")
-    return 1 if faults + num_bad else 0
+    return faults + num_bad
 
 
 def _shown(names: Sequence[str]) -> str:

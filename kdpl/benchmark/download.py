@@ -1,0 +1,145 @@
+"""Downloading a dataset of the benchmark from the collection on the Hugging Face hub."""
+
+import re
+import shutil
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from kdpl.benchmark.archive import SUFFIX, unpack
+from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet, stays_inside
+from kdpl.errors import ConfigError, DataError, reason
+from kdpl.runtime.files import atomic_path
+from kdpl.runtime.network import require_hub
+
+REPOSITORY = "zhengli97/prompt_learning_dataset"
+
+_IMAGENET = """\
+ImageNet has a licence that each person accepts for themselves, so it is not downloaded here:
+1. Get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from https://image-net.org/download
+2. Unpack them, one folder for each WordNet id, the validation images too, into
+     {images}/train/n01440764/…
+     {images}/val/n01440764/…
+3. If you have CoOp's classnames.txt (lines "<wnid> <class name>"), put it at
+     {index}
+   Without it the class names are those of open_clip.
+4. python -m kdpl data check imagenet --root {root}
+"""
+
+
+def download(name: str, root: Path) -> bool:
+    """Download a dataset to below ``root``, completely or not at all.
+
+    An interrupted download is resumed.
+
+    Returns whether the dataset is there: for ImageNet, instructions are printed instead.
+    ConfigError if there is no such dataset, DataError if the hub cannot be reached or does not have
+    it in the form that is expected.
+    """
+    if name not in BENCHMARKS:
+        raise ConfigError(
+            f"dataset {name!r} cannot be downloaded: choose one of {', '.join(BENCHMARKS)}"
+        )
+    dataset = BenchmarkSet(name, str(root))
+    if dataset.benchmark.layout == "imagenet":
+        print(_IMAGENET.format(images=dataset.images, index=dataset.index, root=root), end="")
+        return False
+    if dataset.folder.exists():
+        if fault := _fault(name, root):
+            problem = f"folder {dataset.folder} exists but is incomplete ({fault})"
+            raise DataError(f"{problem}: move or remove it, then start again")
+        print(f"{dataset.origin} is there already: nothing to do")
+        return True
+    store = root / f".{name}.download"
+    files = _fetch(name, store)
+    with atomic_path(dataset.folder) as staging:
+        staging.mkdir()
+        _lay_out(name, store, files, staging)
+        if fault := _fault(name, staging.parent):
+            problem = f"repository {REPOSITORY} holds {name} in an unknown form ({fault})"
+            raise DataError(f"{problem}: arrange the files of {store} by hand as {dataset.folder}")
+    shutil.rmtree(store)
+    print(
+        f"{dataset.origin} is there: python -m kdpl data check {name} --root {root} decodes "
+        "every image"
+    )
+    return True
+
+
+def place_of(file: str) -> tuple[str, PurePosixPath] | None:
+    """Return the dataset that a repository file belongs to, and the path in its folder.
+
+    The dataset follows from the file's name; the path is relative to the dataset's folder.
+    """
+    parts = PurePosixPath(file).parts
+    for number, part in enumerate(parts):
+        if name := _dataset_called(SUFFIX.sub("", part)):
+            return name, PurePosixPath(*(parts[number + 1 :] or [part]))
+    return None
+
+
+def _fetch(name: str, store: Path) -> dict[str, PurePosixPath]:
+    """Download the files of a dataset; returns them and their paths below the dataset's folder."""
+    try:
+        require_hub()
+        kind = "dataset"
+        try:
+            listed = HfApi().list_repo_files(REPOSITORY, repo_type=kind)
+        except RepositoryNotFoundError:  # collections of data are often uploaded as a model
+            kind = "model"
+            listed = HfApi().list_repo_files(REPOSITORY, repo_type=kind)
+        places = {file: place_of(file) for file in listed if stays_inside(file)}
+        files = {file: place[1] for file, place in places.items() if place and place[0] == name}
+        for file in files:
+            hf_hub_download(REPOSITORY, file, repo_type=kind, local_dir=store)
+    except Exception as error:
+        # the hub's client raises its own errors, its transport's and the system's
+        if isinstance(error, OSError) and error.filename is not None:
+            # the disk's, which names the file
+            raise
+        problem = f"dataset {name} cannot be downloaded from {REPOSITORY} ({reason(error)})"
+        raise DataError(
+            f"{problem}: check the network and start again, what has been downloaded is kept"
+        ) from error
+    if not files:
+        raise DataError(
+            f"repository {REPOSITORY} has no file for {name}: get the dataset elsewhere"
+        )
+    return files
+
+
+def _lay_out(name: str, store: Path, files: dict[str, PurePosixPath], staging: Path) -> None:
+    def is_dataset(folder: str) -> bool:
+        # SUN397 in sun397: the images' own folder stays
+        return folder != BENCHMARKS[name].images and _dataset_called(folder) == name
+
+    for file, place in files.items():
+        if SUFFIX.search(file):
+            unpack(store / file, staging / place.parent, is_dataset)
+        else:
+            (staging / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(store / file, staging / place)
+
+
+def _dataset_called(part: str) -> str | None:
+    def spelled(name: str) -> str:
+        return "-".join(re.findall("[a-z0-9]+", name.lower()))
+
+    called = {spelled(key): b.name for b in BENCHMARKS.values() for key in (b.name, b.folder)}
+    called |= {spelled(b.index): b.name for b in BENCHMARKS.values() if b.layout == "split_file"}
+    # the longest, since imagenet begins many names
+    keys = [key for key in called if f"{spelled(part)}-".startswith(f"{key}-")]
+    return called[max(keys, key=len)] if keys else None
+
+
+def _fault(name: str, root: Path) -> str | None:
+    """Return the first half of the sentence by which the reader refuses a dataset.
+
+    Paths in it are below the root. Returns None if the reader accepts the dataset.
+    """
+    try:
+        BenchmarkSet(name, str(root)).read()
+    except DataError as error:
+        return str(error).split(": ")[0].replace(f"{root}/", "")
+    return None

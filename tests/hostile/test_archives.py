@@ -1,0 +1,170 @@
+"""Archives, images and class names, good ones and those that somebody made on purpose."""
+
+import io
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from contextlib import suppress
+from types import SimpleNamespace
+
+import pytest
+import world
+from PIL import Image
+from zoo import add
+
+from kdpl.benchmark.archive import unpack
+from kdpl.classifier.sources import printable
+from kdpl.data.decoding import open_image
+from kdpl.data.splits import Splits
+from kdpl.errors import DataError, visible
+
+SPECIAL = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
+
+
+def packed(path, members):
+    """An archive of contents by name; in a tar, also of members of another kind."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+    else:
+        with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+            for name, content in members.items():
+                if name.endswith("/"):
+                    add(archive, name.rstrip("/"), kind=tarfile.DIRTYPE)
+                elif content in SPECIAL:
+                    add(archive, name, kind=content, link="/etc/passwd")
+                else:
+                    add(archive, name, content)
+    return path
+
+
+def unpacked(path):
+    out = path.parent / "in/out"
+    unpack(path, out, lambda name: name == "dtd")
+    return {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_own_folder_is_left_out(tmp_path, kind):
+    path = packed(
+        tmp_path / f"x.{kind}",
+        {"dtd/images/a/1.jpg": b"one", "dtd/labels.txt": b"two", "dtd/empty/": b""},
+    )
+    assert unpacked(path) == {"images/a/1.jpg": b"one", "labels.txt": b"two"}
+    assert (tmp_path / "in/out/empty").is_dir()
+
+
+@pytest.mark.parametrize("kept", [{"dtd/1.jpg": b"1", "more/2.jpg": b"2"}, {"images/1.jpg": b"1"}])
+def test_other_folders_stay_and_what_a_mac_adds_goes(tmp_path, kept):
+    added = {"__MACOSX/dtd/._1.jpg": b"x", "dtd/.DS_Store": b"x"}
+    assert unpacked(packed(tmp_path / "a.zip", {**kept, **added})) == kept
+
+
+@pytest.mark.parametrize("name", ["/etc/x", "../x", "dtd/../../x", "..\\x"])
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_nothing_is_written_outside_of_the_folder(tmp_path, name, kind):
+    path = packed(tmp_path / f"bad.{kind}", {"dtd/fine.jpg": b"1", name: b"2"})
+    with suppress(DataError):
+        unpacked(path)
+    assert {each.relative_to(tmp_path).parts[0] for each in tmp_path.rglob("*")} == {
+        path.name,
+        "in",
+    }
+    assert [each.name for each in (tmp_path / "in").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_devices_and_links_that_lead_outside_are_refused(tmp_path, kind):
+    with world.refused(DataError, "is damaged or unsafe"):
+        unpacked(packed(tmp_path / "bad.tar", {"dtd/fine.jpg": b"1", "dtd/l": kind}))
+    assert not list((tmp_path / "in/out").iterdir())
+
+
+def test_a_link_in_a_zip_becomes_a_file(tmp_path):
+    link = zipfile.ZipInfo("l")
+    link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    assert unpacked(packed(tmp_path / "bad.zip", {link: "/etc/passwd"})) == {"l": b"/etc/passwd"}
+    assert not (tmp_path / "in/out/l").is_symlink()
+
+
+@pytest.mark.parametrize("content", [b"no archive", b"", None])
+def test_a_damaged_archive_is_named(tmp_path, content):
+    path = packed(tmp_path / "bad.zip", {"dtd/1.jpg": b"0123456789"})
+    flipped = bytearray(path.read_bytes())
+    flipped[45] ^= 1
+    path.write_bytes(flipped if content is None else content)
+    with world.refused(
+        DataError, r"^archive .*bad\.zip is damaged or unsafe \(.*\): remove it and download it"
+    ):
+        unpacked(path)
+
+
+def test_a_zip_bomb_or_more_than_the_disk_holds_is_refused_before_anything_is_written(
+    tmp_path, monkeypatch
+):
+    archive = packed(tmp_path / "x.zip", {"zeros.bin": bytes(2**23)})
+    with (
+        monkeypatch.context() as patch,
+        world.refused(DataError, "as no dataset does: do not use it"),
+    ):
+        patch.setattr("kdpl.benchmark.archive._ANY_UNPACKED", 2**20)
+        unpacked(archive)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    with world.refused(DataError, "has 10 free: make room"):
+        unpacked(archive)
+    assert not (tmp_path / "in").exists()
+
+
+def test_a_file_that_runs_as_another_user_comes_out_as_an_ordinary_one(tmp_path):
+    member = tarfile.TarInfo("a")
+    member.mode = 0o6777
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.addfile(member)
+    assert unpacked(tmp_path / "x.tar") == {"a": b""}
+    assert (tmp_path / "in/out/a").stat().st_mode & 0o7022 == 0
+
+
+def png_with_100_megabytes_of_text():
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "PNG")
+    png, text = file.getvalue(), b"zTXt" + b"k\0\0" + zlib.compress(bytes(100_000_000))
+    return (
+        png[:33]
+        + struct.pack(">I", len(text) - 4)
+        + text
+        + struct.pack(">I", zlib.crc32(text))
+        + png[33:]
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png_with_100_megabytes_of_text,
+        # formats that other programs would draw
+        lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+    ],
+    ids=["PNG", "SVG", "EPS"],
+)
+def test_a_file_that_is_no_plain_image_is_named(content, tmp_path):
+    (tmp_path / "x.png").write_bytes(content())
+    with world.refused(DataError, r"x\.png cannot be read"):
+        open_image(str(tmp_path / "x.png"))
+
+
+@pytest.mark.parametrize(
+    "name", ["\x1b[31mred", "two\nlines", "", "  ", "\u202egpj", "\ud800", "x" * 1001, "a\x00b"]
+)
+def test_data_with_a_class_name_that_cannot_be_shown_is_refused_before_training(name):
+    with world.refused(DataError, "has a class name that "):
+        Splits("here", ("cat", name), (), (), (), None, open_image)
+
+
+def test_paths_and_errors_do_not_act_on_a_terminal():
+    assert printable("a\x1b[2J\n\udcff.png") == "a\\x1b[2J\\n\\xff.png"
+    assert str(DataError("a\x1b[2J \u202e")) == "a\\x1b[2J \\u202e"
+    assert visible("né 日本") == "né 日本"
