@@ -1,4 +1,5 @@
 import os
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 
@@ -41,6 +42,29 @@ def _brief_timing_of_encoders():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def draw():
+    """What draws a picture of a run; where no test looks at it, a white one stands in its place."""
+    if find_spec("kdpl.report") is None:
+        yield None
+        return
+    from kdpl.report import pictures
+
+    draw = pictures._save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "_save", lambda _, path: runs.blank(path))
+        yield draw
+
+
+@contextmanager
+def _drawn(draw):
+    """Draw the pictures of runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        if draw is not None:
+            patch.setattr("kdpl.report.pictures._save", draw)
+        yield
+
+
 @pytest.fixture(scope="session")
 def clip_of():
     return world.clip_of
@@ -58,20 +82,22 @@ def images():
 
 
 @pytest.fixture(scope="session")
-def teacher_run(tmp_path_factory):
+def teacher_run(tmp_path_factory, draw):
     """The folder of a teacher that was fitted for two short epochs and tested; no test changes it."""
     out = tmp_path_factory.mktemp("shared") / "teacher"
-    assert runs.fit_teacher(out, *runs.AVERAGING) == 0
-    assert runs.test(out) == 0
+    with _drawn(draw):
+        assert runs.fit_teacher(out, *runs.AVERAGING) == 0
+        assert runs.test(out) == 0
     return out
 
 
 @pytest.fixture(scope="session")
-def student_run(tmp_path_factory, teacher_run):
+def student_run(tmp_path_factory, teacher_run, draw):
     """The folder of a student that was distilled from that teacher and tested; no test changes it."""
     out = tmp_path_factory.mktemp("shared") / "student"
-    assert runs.fit_student(out, teacher_run) == 0
-    assert runs.test(out) == 0
+    with _drawn(draw):
+        assert runs.fit_student(out, teacher_run) == 0
+        assert runs.test(out) == 0
     return out
 
 

@@ -201,6 +201,12 @@ def image_folder(root, classes=("cat", "dog"), images=4, splits=("train", "test"
     return root
 
 
+def blank(path):
+    """Write a white picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (200, 200), "white").save(path)
+
+
 def noise(width, height, mode="RGB", seed=0):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels).convert(mode)

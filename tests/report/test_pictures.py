@@ -26,6 +26,11 @@ CURVES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _drawn(draw, monkeypatch):
+    monkeypatch.setattr("kdpl.report.pictures._save", draw)
+
+
 def predictions_of(labels, predictions, names):
     return [
         ImagePrediction(i, f"{i}.png", names[y], names[p], 0.5 + 0.1 * (i % 5), y, p)

@@ -25,21 +25,31 @@ from kdpl.report.run_folder import Run
 from kdpl.runtime.class_names import shorten
 from kdpl.runtime.loggers import MetricsCSV
 from kdpl.runtime.predictions import read_predictions, read_results, write_predictions
+from kdpl.runtime.run_folder import PROBE_FOLDER
 
 SECTIONS = ("accuracy", "training", "classes", "confusions", "calibration", "rejection")
 SECTIONS += ("disagreement", "reasons", "curves", "cost")
 
 
-@pytest.fixture
-def run(tmp_path, teacher_run, student_run):
-    return put_together(tmp_path / "run", teacher_run, student_run)
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory, teacher_run, student_run):
+    """A run with its report, and the linear probes that its first report fitted; no test changes it."""
+    folder = tmp_path_factory.mktemp("complete") / "my run"
+    make(put_together(folder, teacher_run, student_run))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def html(tmp_path_factory, teacher_run, student_run):
-    return make(
-        put_together(tmp_path_factory.mktemp("complete") / "my run", teacher_run, student_run)
-    )
+def html(complete):
+    return (complete / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def run(tmp_path, teacher_run, student_run, complete):
+    """A run with those linear probes, which are fitted again only where a test changes what they are fitted on."""
+    folder = put_together(tmp_path / "run", teacher_run, student_run)
+    shutil.copytree(complete / PROBE_FOLDER, folder / PROBE_FOLDER)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +183,7 @@ def test_it_needs_nothing_from_outside_and_has_descriptions_and_headers(page):
 
 def test_hostile_class_names_stay_text(run, monkeypatch):
     rename_classes(run, digits.CLASS_NAMES, HOSTILE)
+    shutil.rmtree(run / PROBE_FOLDER)
     digits_with(monkeypatch, class_names=HOSTILE)
     html = make(run)
     page = Page(html)
@@ -262,8 +273,6 @@ def test_other_test_images_than_were_tested_are_not_shown(run, monkeypatch):
 
 
 def test_without_the_dataset_the_accuracies_are_left(run, monkeypatch):
-    # as run does, which keeps the accuracies of linear probes
-    make(run)
     words = "dataset digits is gone: restore it"
     monkeypatch.setattr(digits.Digits, "read", Mock(side_effect=DataError(words)))
     page = Page(make(run))
@@ -329,6 +338,7 @@ def test_a_single_stage_has_a_report(run):
 
 
 def test_it_is_written_where_asked_and_a_second_start_writes_it_again(run, tmp_path, capsys):
+    shutil.rmtree(run / PROBE_FOLDER)
     before = files_of(run)
     out = tmp_path / "elsewhere" / "page.html"
     for _ in range(2):
