@@ -15,9 +15,6 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import pyarrow
-from pyarrow.parquet import ParquetFile, write_table
-
 from benchmarks.photographs import write_photographs
 from benchmarks.settings import Settings
 from kdpl.data.augmentation import RandomResizedCrop
@@ -42,6 +39,9 @@ _ROWS = 64  # of a row group of photographs, about 8 MB
 
 def write_rows(file: Path, contents: Sequence[bytes], row_group_size: int | None = None) -> None:
     """Write a Parquet file with an image in each row, by default in pyarrow's row groups."""
+    import pyarrow
+    from pyarrow.parquet import write_table
+
     file.parent.mkdir(exist_ok=True)
     # with a dictionary, images that are the same would be stored once
     table = pyarrow.table({"image": pyarrow.array(contents, pyarrow.binary())})
@@ -166,6 +166,8 @@ class Rows(Shards):
             pass
 
     def _contents(self) -> Iterator[bytes]:
+        from pyarrow.parquet import ParquetFile
+
         for shard in self.shards:
             with ParquetFile(shard) as file:
                 for batch in file.iter_batches(_ROWS, columns=["image"], use_threads=False):

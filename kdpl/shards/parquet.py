@@ -24,6 +24,7 @@ LARGEST_GROUP = 2**29
 _CONTENTS, _PATHS = ("bytes", "image", "image.bytes"), ("path", "image")
 """Names of columns that are preferred to others of their type."""
 
+_AHEAD = 2**12  # bytes, since pyarrow asks for what it needs
 _ROWS = 256  # that are Python objects at a time
 
 
@@ -62,7 +63,7 @@ class ImageColumn(NamedTuple):
         found = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
         rows = np.array([group.num_rows for group in found], np.int64)
         sizes = np.array(
-            [group.column(number).total_uncompressed_size for group in found], np.int64
+            [max(group.column(number).total_uncompressed_size, 1) for group in found], np.int64
         )
         return rows, sizes, 1 + np.cumsum(sizes) - sizes
 
@@ -83,7 +84,9 @@ def open_column(path: str) -> Iterator[ImageColumn]:
             f"{path} needs pyarrow: pip install 'kdpl[parquet]', or give tar shards"
         ) from error
     try:
-        with open_file(path) as raw, ParquetFile(raw) as file:
+        # what is between row groups that are read together is read, too, in one request
+        coalesced = is_url(path)
+        with open_file(path, _AHEAD) as raw, ParquetFile(raw, pre_buffer=coalesced) as file:
             yield ImageColumn(file, *_find_column(path, file.schema_arrow))
     except KdplError:
         raise
@@ -137,9 +140,10 @@ def pack(path: str, start: int, stop: int) -> bytes:
         the first row.
     """
     with open_column(path) as column:
-        counts, _, starts = column.groups()
+        counts, sizes, starts = column.groups()
         groups = np.flatnonzero((starts >= start) & (starts < stop) & (counts > 0))
-        if column.has_paths or not len(groups) or starts[groups[0]] != start:
+        known = len(groups) and (starts[groups[0]], (starts + sizes)[groups[-1]]) == (start, stop)
+        if column.has_paths or not known:
             raise DataError(
                 f"shard {path} has other row groups than when the run began: restore it, or begin "
                 "another run"

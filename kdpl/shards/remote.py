@@ -46,12 +46,15 @@ def find(url: str) -> Iterator[str]:
     return required(url, images, filter(is_shard, urls))
 
 
-def open_file(path: str) -> IO[bytes]:
-    """Open a file by path or URL to read bytes from any position; OSError if that fails."""
+def open_file(path: str, ahead: int | None = None) -> IO[bytes]:
+    """Open a file by path or URL to read bytes from any position; OSError if that fails.
+
+    A request for part of a file behind a URL is for a few megabytes more, or for ``ahead`` bytes.
+    """
     if not is_url(path):
         return Path(path).open("rb")
     with _store(path) as (files, name):
-        file: IO[bytes] = files.open(name, "rb")
+        file: IO[bytes] = files.open(name, "rb", block_size=ahead)
     return file
 
 

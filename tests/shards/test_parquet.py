@@ -7,6 +7,7 @@ import pytest
 import torch
 import world
 from runs import noise
+from torch.utils.data import DataLoader
 from zoo import encoded
 
 from kdpl import DomainDataModule
@@ -54,13 +55,17 @@ def write_struct(path, contents, rows=100):
     return str(path)
 
 
+def contents_of(sources):
+    return [content_of(source) for source in sources]
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Files of 40 images in row groups of different sizes and columns of different types."""
     write(tmp_path / "p/a.parquet", range(17), 3, label=list("x" * 17))
     write(tmp_path / "p/b.parquet", range(17, 25), 100, "jpg", pa.large_binary())
     write(tmp_path / "p/c/part-0.parquet", [], 1)
-    write(tmp_path / "p/c/part-1.parquet", range(25, 33), 1, "bytes", pa.binary_view())
+    write(tmp_path / "p/c/part-1.parquet", range(25, 33), 1, "bytes")
     write_struct(tmp_path / "p/d.parquet", map(encoded, range(33, 40)), 2)
     (tmp_path / "p/_SUCCESS").write_text("")
     return tmp_path / "p"
@@ -174,7 +179,10 @@ def test_files_behind_a_url_are_listed_and_read(folder):
             "memory:///store/rows.parquet/b.parquet/3",
         ]
         sources = InPieces(found)
-        assert [content_of(sources[i]) for i in range(40)] == [encoded(n) for n in range(40)]
+        assert content_of(sources[0]) == encoded(0)
+        # in processes that are forked from one that has read
+        loader = DataLoader(sources, 4, num_workers=2, collate_fn=contents_of)
+        assert [each for some in loader for each in some] == [encoded(n) for n in range(40)]
         assert list(find_unlabeled("memory://store/rows.parquet/c/part-1.parquet"))[2:4] == [
             "memory://store/rows.parquet/c/part-1.parquet/2",
             "memory://store/rows.parquet/c/part-1.parquet/3",
