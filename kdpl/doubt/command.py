@@ -81,7 +81,7 @@ def calibrate(
 def _labeled(images: Path) -> list[tuple[str, str]]:
     """Labelled images, with their labels, of a folder of class folders or of a table."""
     from kdpl.data.readers.folder import class_folders, split_folders
-    from kdpl.data.readers.table import Table
+    from kdpl.data.readers.registry import build_reader
     from kdpl.data.storage import find_images
     from kdpl.errors import DataError
     from kdpl.runtime.class_names import composed
@@ -90,7 +90,7 @@ def _labeled(images: Path) -> list[tuple[str, str]]:
         folders, several = class_folders(images), bool(split_folders(images))
         labeled = [(path, composed(each.name)) for each in folders for path in find_images(each)]
     else:
-        splits = Table(str(images)).read()
+        splits = build_reader("table", root=str(images)).read()
         records = [part for part in (splits.train, splits.val, splits.test) if part]
         labeled = [
             (record.source, splits.class_names[record.single])

@@ -111,11 +111,12 @@ def _labeled(
 ) -> "list[Record]":
     """Labelled images of a table's one split, with labels of the classifier."""
     from kdpl.data.class_mapping import read_class_mapping
-    from kdpl.data.readers.table import Table
+    from kdpl.data.readers.registry import build_reader
     from kdpl.data.splits import Record, labels_of
 
     # held-out images may have one label each
-    splits = Table(images, label_separator=separator, any_labels=True).read()
+    options = {"root": images, "label_separator": separator, "any_labels": True}
+    splits = build_reader("table", **options).read()
     parts = [part for part in (splits.train, splits.val, splits.test) if part]
     if len(parts) > 1:
         raise DataError(

@@ -13,13 +13,13 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from kdpl.cli.arguments import share
 from kdpl.data.class_mapping import ClassName, read_class_mapping
-from kdpl.data.readers.table import HELD_OUT, UNKNOWN, Table
 from kdpl.data.storage import is_url
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.class_names import fault_of_name
 from kdpl.runtime.files import write_rows, write_text
 from kdpl.survey.found import FoundImage, find, leave_out_copies
 from kdpl.survey.images import find_further, inspect_images, overlooked, relabel, set_aside
+from kdpl.tables.reader import HELD_OUT, UNKNOWN, Table
 
 _TABLE, _CONFIG, _LEFT_OUT = "images.csv", "data.yaml", "left_out.csv"
 _HEADER = ("image", "label", "split")

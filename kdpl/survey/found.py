@@ -6,11 +6,11 @@ from pathlib import Path
 
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.readers.folder import class_folders, split_folders, unlabeled_folders
-from kdpl.data.readers.table import HELD_OUT, Table, split_cell
 from kdpl.data.splits import labels_of
 from kdpl.data.storage import find_images
 from kdpl.errors import DataError
 from kdpl.runtime.class_names import composed
+from kdpl.tables.reader import HELD_OUT, Table, split_cell
 
 _KEPT_FIRST = {"test": 0, HELD_OUT: 0, "val": 1, "train": 2}
 

@@ -11,12 +11,12 @@ from typing import cast
 from kdpl.data.decoding import Decoding, opened, translucent, turn_of
 from kdpl.data.names import unlisted
 from kdpl.data.parallel import in_parallel
-from kdpl.data.readers.table import read_rows
 from kdpl.data.sampling import held_out_of
 from kdpl.data.sources import content_of, digest_of_content, find_unlabeled
 from kdpl.data.storage import is_image, is_url
 from kdpl.errors import DataError, visible
 from kdpl.survey.found import FoundImage
+from kdpl.tables.reader import read_rows
 
 # images that Pillow does not open
 _FOREIGN = frozenset(

@@ -45,6 +45,7 @@ def rows_of(pets):
 
 
 def write_table(pets, rows=None):
+    pytest.importorskip("kdpl.tables")
     lines = [",".join(row) for row in (rows or rows_of(pets))]
     (pets / "images.csv").write_text("\n".join(["image,label,split", *lines]))
     return str(pets / "images.csv")

@@ -6,8 +6,8 @@ import pytest
 import world
 from runs import noise
 
-from kdpl.data.readers.table import Table
 from kdpl.errors import ConfigError, DataError
+from kdpl.tables.reader import Table
 
 ROWS = """image,label,split
 a/1.png,sea dog,train

@@ -1,0 +1,1 @@
+"""Datasets as tables: a CSV or Parquet file with a row for each image."""
