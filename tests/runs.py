@@ -16,7 +16,7 @@ from PIL import Image
 
 import kdpl.cli.fit
 from kdpl.__main__ import main
-from kdpl.callbacks.throughput import Throughput
+from kdpl.callbacks.preemption import InterruptionHandler
 from kdpl.classifier.sources import Item
 from kdpl.runtime.loggers import read_metrics
 from kdpl.runtime.run_folder import METRICS_FILE
@@ -177,7 +177,7 @@ def refused(capsys, code, *words):
 @contextmanager
 def at_step(step, act):
     """Call ``act`` at the end of that training step, before anything is saved."""
-    original = Throughput.on_train_batch_end
+    original = InterruptionHandler.on_train_batch_end
 
     def end(self, trainer, *args):
         if trainer.global_step == step:
@@ -185,7 +185,7 @@ def at_step(step, act):
         return original(self, trainer, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Throughput, "on_train_batch_end", end)
+        patch.setattr(InterruptionHandler, "on_train_batch_end", end)
         yield
 
 

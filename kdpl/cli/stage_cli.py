@@ -21,11 +21,9 @@ from kdpl.callbacks.checkpoints import (
     SameSteps,
     require_intact,
 )
-from kdpl.callbacks.finite_loss import FiniteLoss
 from kdpl.callbacks.preemption import InterruptionHandler, Requeue
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.callbacks.run_config import RunConfig, require_same_settings
-from kdpl.callbacks.throughput import Throughput
 from kdpl.errors import ConfigError
 from kdpl.runtime import slurm
 from kdpl.runtime.lock import RunLock
@@ -171,8 +169,8 @@ class KdplCLI(LightningCLI):
         """Add the callbacks that every run has."""
         self._ckpt_path, self.config = self.config.ckpt_path, self._given
         trainer = self._given.trainer
-        callbacks: list[Callback] = [InterruptionHandler(), SameSteps(), Throughput(), FiniteLoss()]
-        callbacks += [SaveTestResults(), *self.own_callbacks()]
+        callbacks: list[Callback] = [InterruptionHandler(), SameSteps(), SaveTestResults()]
+        callbacks += self.own_callbacks()
         # all these run before the module's: targets are prepared from a cache that is complete
         of_rooms = load_all("cli_callbacks").values()
         shows_bar = trainer.enable_progress_bar is not False

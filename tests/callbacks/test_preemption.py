@@ -7,7 +7,6 @@ from runs import test as run_test
 from slurm_job import pretend
 
 from kdpl.callbacks.preemption import InterruptionHandler
-from kdpl.callbacks.throughput import Throughput
 from kdpl.runtime import faults, slurm
 from kdpl.runtime.run_folder import LAST, RESULTS_FILE
 
@@ -25,14 +24,14 @@ def uninterrupted(tmp_path_factory, teacher_run):
 
 def notice_at(monkeypatch, epoch, batch):
     """Let the notice arrive while a batch is processed."""
-    original, arrived = Throughput.on_train_batch_start, []
+    original, arrived = InterruptionHandler.on_train_batch_start, []
 
     def start(self, trainer, module, images, index):
         if (trainer.current_epoch, index) == (epoch, batch):
             arrived.append(True)
         return original(self, trainer, module, images, index)
 
-    monkeypatch.setattr(Throughput, "on_train_batch_start", start)
+    monkeypatch.setattr(InterruptionHandler, "on_train_batch_start", start)
     monkeypatch.setattr(slurm, "signalled", lambda: bool(arrived))
 
 

@@ -27,7 +27,7 @@ from torch import distributed
 from kdpl.__main__ import main
 from kdpl.callbacks.checkpoints import CheckpointFiles
 from kdpl.callbacks.handover import FreezeClassVectors, SaveClassifier
-from kdpl.callbacks.throughput import Throughput
+from kdpl.callbacks.preemption import InterruptionHandler
 from kdpl.runtime.lock import RunLock
 from kdpl.teacher import TeacherPromptTuning
 
@@ -198,7 +198,11 @@ def interrupted(run, owner, name, when, after=False):
 
 
 def at_end_of(step):
-    return Throughput, "on_train_batch_end", lambda _, trainer, *__: trainer.global_step == step
+    return (
+        InterruptionHandler,
+        "on_train_batch_end",
+        lambda _, trainer, *__: trainer.global_step == step,
+    )
 
 
 def always(*_):

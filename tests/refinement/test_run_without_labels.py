@@ -22,7 +22,7 @@ from soak.comparison import differences
 
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
-from kdpl.callbacks.throughput import Throughput
+from kdpl.callbacks.preemption import InterruptionHandler
 from kdpl.data import datamodule
 
 RUN = ["run", *DATA, *STAGES, *SHORT]
@@ -108,7 +108,7 @@ def test_an_interrupted_run_is_resumed(finished, tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Throughput, "on_train_batch_end", interrupt)
+        patch.setattr(InterruptionHandler, "on_train_batch_end", interrupt)
         assert run_into(tmp_path / "out") == 130
     assert "step 1 of 5 is finished and kept" in capsys.readouterr().err
     assert run_into(tmp_path / "out") == 0

@@ -5,8 +5,8 @@ import torch
 import world
 from runs import error_line, fit_student, fit_teacher
 
-from kdpl.callbacks.finite_loss import FiniteLoss
 from kdpl.errors import TrainingError
+from kdpl.monitoring.finite_loss import FiniteLoss
 from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, LAST
 from kdpl.student import StudentDistillation
 from kdpl.teacher import TeacherPromptTuning

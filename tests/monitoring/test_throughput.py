@@ -2,14 +2,14 @@ from types import SimpleNamespace
 
 import torch
 
-from kdpl.callbacks.throughput import Throughput
 from kdpl.data.batches import LabeledBatch
+from kdpl.monitoring.throughput import Throughput
 
 
 def rates(batches, times, monkeypatch, processes=1, epochs=1):
     """Images per second and wait for data, of batches whose starts and ends are at these times."""
     clock = iter(times)
-    monkeypatch.setattr("kdpl.callbacks.throughput.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("kdpl.monitoring.throughput.time.perf_counter", lambda: next(clock))
     logged = []
     module = SimpleNamespace(log_dict=lambda values, **_: logged.append(values))
     callback, trainer = Throughput(), SimpleNamespace(world_size=processes)
