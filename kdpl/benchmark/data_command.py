@@ -57,7 +57,7 @@ def _check(name: str, workers: int | None, **options: str | list[str] | None) ->
     from kdpl.benchmark.readers import BENCHMARKS
     from kdpl.data.parallel import in_parallel
     from kdpl.data.readers.registry import build_reader
-    from kdpl.data.reading import try_decoding
+    from kdpl.data.sources import try_decoding
 
     splits = build_reader(name, **options).read()
     print(splits.origin)

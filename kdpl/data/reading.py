@@ -1,132 +1,47 @@
-"""Dataset as a run takes it: read once and decoded, without unusable images, with test images."""
+"""Dataset as a run takes it: read once, without what is left out, with test images."""
 
 import csv
-import hashlib
-import json
-import os
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
-from PIL.Image import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from kdpl.data.archives import archives
 from kdpl.data.names import Names, select
-from kdpl.data.parallel import in_parallel
 from kdpl.data.sampling import hold_out, keep_apart, require_apart
-from kdpl.data.sources import OwnImages, decode_and_digest
-from kdpl.data.splits import Reader, Record, Splits, labels_of
+from kdpl.data.splits import Reader, Splits, labels_of
 from kdpl.data.storage import read_list
 from kdpl.errors import ConfigError, DataError
-from kdpl.runtime.files import atomic_path
+from kdpl.runtime import plugins
 from kdpl.runtime.run_folder import DECODED_FILE
 
 BadImages = Literal["error", "skip"]
 
-_SHOWN = 10
 
+class Scan(Protocol):
+    """A look at all images of a dataset, as a room provides it by an entry point ``kdpl.scans``.
 
-class Checked(BaseModel):
-    """The result of decoding all ``images`` of a dataset, whose list has the digest ``names``.
-
-    ``skipped`` are those that cannot be used, each with the reason as half a sentence that names
-    it. ``digests`` are those of the contents of images that have the same one as another, of which
-    one is among the first ``measured``.
+    The entry point names a function of the ``Reading``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    def prepare(self, trains: bool) -> None:
+        """Look at all images, unless that was done or is not asked for, and remember the result.
 
-    version: Literal[3] = 3
-    names: str
-    images: int
-    measured: int
-    skipped: dict[str, str]
-    digests: dict[str, str]
-
-    @classmethod
-    def decode_all(
-        cls, sources: Sequence[str], decode: Callable[[str], Image | str], measured: int = 0
-    ) -> "Checked":
-        """Decode every image, in parallel under a progress bar.
-
-        Args:
-            sources: The images.
-            decode: Opens one; or also returns the digest of its content, which it has to for
-                ``measured`` above 0.
-            measured: Number of images, the first ones, of which copies are looked for.
+        DataError if some cannot be used, ``bad_images`` is ``error``, and the run ``trains``.
         """
-        skipped, digests = dict[str, str](), dict[str, str]()
-        contents = set[str]()
-        arranged = archives().pool(Names.of(sources)).sources
-        results = in_parallel(
-            partial(try_decoding, decode=decode), arranged, "looking at all images"
-        )
-        for number, (source, (fault, digest)) in enumerate(zip(sources, results, strict=True)):
-            if fault is not None:
-                # without what to do about it
-                skipped[source] = fault.rpartition(": ")[0]
-            elif number < measured:
-                contents.add(digest)
-            if digest in contents:
-                digests[source] = digest
-        counts = Counter(digests.values())
-        return cls(
-            names=digest_names(sources),
-            images=len(sources),
-            measured=measured,
-            skipped=skipped,
-            digests={source: digest for source, digest in digests.items() if counts[digest] > 1},
-        )
+        ...
 
-    @classmethod
-    def load(cls, file: Path) -> "Checked | None":
-        """Read a file; None where there is nothing that can be read."""
-        try:
-            return cls.model_validate_json(file.read_bytes())
-        except (OSError, ValidationError):
-            return None
+    def usable(self, splits: Splits) -> Splits:
+        """Leave images out that cannot be used, if ``bad_images`` is ``skip``."""
+        ...
 
-    def save(self, file: Path) -> None:
-        """Write it, atomically."""
-        with atomic_path(file) as temporary:
-            text = json.dumps(self.model_dump(), indent=2, ensure_ascii=False)
-            temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+    def without_copies(self, splits: Splits) -> Splits:
+        """Leave copies of test and validation images out of the other parts."""
+        ...
 
-    def require_none(self) -> None:
-        """Refuse images that cannot be used, by a DataError that names the first ones."""
-        if not self.skipped:
-            return
-        named = [*self.skipped.values()]
-        more = [f"and {len(named) - _SHOWN} more"] if len(named) > _SHOWN else []
-        problem = (
-            f"{len(named)} of {self.images} images cannot be used "
-            f"({'; '.join(named[:_SHOWN] + more)})"
-        )
-        raise DataError(
-            f"{problem}: convert, replace or remove them, or set data.init_args.bad_images to skip"
-        )
-
-
-def try_decoding(source: str, decode: Callable[[str], Image | str]) -> tuple[str | None, str]:
-    """Decode an image; returns its fault or None, and what ``decode`` returns if that is text."""
-    try:
-        decoded = decode(source)
-    except DataError as error:
-        return str(error), ""
-    # an image would have to travel between processes
-    return None, decoded if isinstance(decoded, str) else ""
-
-
-def digest_names(sources: Iterable[str]) -> str:
-    """Digest a list of images."""
-    digest = hashlib.blake2b(digest_size=16)
-    for source in sources:
-        digest.update(os.fsencode(source) + b"\0")
-    return digest.hexdigest()
+    def notes(self) -> Iterator[str]:
+        """One line for each kind of image that is left out."""
+        ...
 
 
 def read_skip_list(file: Path) -> frozenset[str]:
@@ -158,7 +73,7 @@ class Reading:
     skip_list: str | None = None
     held_out: float | None = None
     file: Path | None = None
-    _checked: Checked | None = field(default=None, init=False, repr=False)
+    _scan: Scan | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.bad_images not in ("error", "skip"):
@@ -167,6 +82,14 @@ class Reading:
             raise ConfigError(
                 f"held_out must be above 0 and below 1, not {self.held_out}: leave it out for none"
             )
+        scans = plugins.load_all("scans").values()
+        if not scans and (self.scan or self.bad_images == "skip"):
+            raise ConfigError(
+                "scan: true and bad_images: skip need the room scan, which was removed: leave them "
+                "out"
+            )
+        if self.reader.own if self.scan is None else self.scan:
+            self._scan = next((make(self) for make in scans), None)
 
     def of_run(self, folder: Path) -> None:
         """Use the images that the run in this folder used; to be called before anything is read."""
@@ -178,45 +101,29 @@ class Reading:
         return self._apart[0]
 
     @cached_property
-    def _apart(self) -> tuple[Splits, int, dict[str, tuple[str, str]]]:
-        """Dataset without test or validation images in other parts, and what was left out.
+    def _apart(self) -> tuple[Splits, int]:
+        """Dataset without test or validation images in other parts.
 
-        What was left out is the number of unlabelled images that are test or validation images, and
-        the ``copies_of_measured``.
+        Beside it the number of unlabelled images that are test or validation images.
         """
-        splits, checked = self._listed, self._check(look=self.bad_images == "skip")
-        if checked and self.bad_images == "skip":
-            splits = leave_out(splits, checked.skipped)
+        splits = self.listed
+        if self._scan is not None:
+            splits = self._scan.usable(splits)
         if self.held_out is not None:
             splits = hold_out(splits, self.held_out)
         splits, same = keep_apart(splits)
-        copies = copies_of_measured(splits, checked.digests) if checked else {}
-        splits = leave_out(splits, copies, "but copies of test or validation images")
-        return splits, same, copies
+        if self._scan is not None:
+            splits = self._scan.without_copies(splits)
+        return splits, same
 
     def prepare(self, trains: bool) -> None:
-        """Decode all images, unless that was done or is not asked for, and remember the result.
-
-        DataError if some cannot be used, ``bad_images`` is ``error``, and the run ``trains``.
-        """
-        checked = self._check(look=trains or self.bad_images == "skip")
-        if checked is None:
-            return
-        if trains and self.bad_images != "skip":
-            checked.require_none()
-        if self.file and Checked.load(self.file) != checked:
-            checked.save(self.file)
+        """Look at all images before a run that ``trains`` or not, see ``Scan``."""
+        if self._scan is not None:
+            self._scan.prepare(trains)
 
     def notes(self) -> Iterator[str]:
         """One line for each way in which the dataset differs from what lies on the disk."""
-        splits, same, copies = self._apart
-        checked = self._check(look=False)
-        if checked and checked.skipped and self.bad_images == "skip":
-            where = f", listed in {self.file}" if self.file else ""
-            yield (
-                f"left out {len(checked.skipped)} of {checked.images} images, "
-                f"which cannot be used{where}"
-            )
+        splits, same = self._apart
         if splits.held_out:
             yield (
                 f"{len(splits.test)} labelled images are held out for the test, because there "
@@ -226,21 +133,12 @@ class Reading:
             yield (
                 f"{same} unlabelled images are test or validation images, and are not distilled on"
             )
-        if copies:
-            counts = Counter(part for part, _ in copies.values())
-            counted = ", ".join(f"{number} {part}" for part, number in counts.items())
-            copy, (_, kept) = next(iter(copies.items()))
-            yield (
-                f"left out as copies of test or validation images: {counted} "
-                f"({copy} is a copy of {kept})"
-            )
-
-    @property
-    def _scans(self) -> bool:
-        return self.reader.own if self.scan is None else self.scan
+        if self._scan is not None:
+            yield from self._scan.notes()
 
     @cached_property
-    def _listed(self) -> Splits:
+    def listed(self) -> Splits:
+        """The dataset as it is read, without the images of the skip list."""
         splits = self._without_skipped(self.reader.read())
         if self.reader.own:
             require_apart(splits)
@@ -258,35 +156,6 @@ class Reading:
                 f"paths as {example}"
             )
         return leave_out(splits, named)
-
-    def _check(self, look: bool) -> Checked | None:
-        """The remembered result for these images, or, to ``look`` at them, a new one.
-
-        None if there is none, or the images are trusted.
-        """
-        if not self._scans:
-            return None
-        if self._checked is None and self.file:
-            known = Checked.load(self.file)
-            # a run's images are fixed when it begins, whatever becomes of them later
-            if known and known.measured == self._measured:
-                same = known.names == digest_names(self._listed.sources)
-                self._checked = known if same else None
-        if self._checked is None and look:
-            decode: Callable[[str], Image | str] = self._listed.open_image
-            if self._measured:
-                decode = partial(decode_and_digest, decoding=self.reader.decoding)
-            self._checked = Checked.decode_all(self._listed.sources, decode, self._measured)
-        return self._checked
-
-    @property
-    def _measured(self) -> int:
-        """Number of images, first in the list, that are or may become test or validation images."""
-        splits = self._listed
-        if not isinstance(self.reader, OwnImages):
-            return 0
-        drawn_from = splits.train if self.held_out is not None and not splits.test else ()
-        return len(splits.test) + len(splits.val) + len(drawn_from)
 
 
 def leave_out(splits: Splits, sources: Collection[str], left: str = "that can be used") -> Splits:
@@ -309,27 +178,3 @@ def leave_out(splits: Splits, sources: Collection[str], left: str = "that can be
     if unlabeled is not None:
         unlabeled = select(Names.of(unlabeled), (source not in gone for source in unlabeled))
     return replace(splits, train=train, val=val, test=test, unlabeled=unlabeled)
-
-
-def copies_of_measured(splits: Splits, digests: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Find copies of test images, and of validation images that are not test images.
-
-    Returns for each copy the part that it is in, and the image that it is a copy of.
-    """
-    copies, first = dict[str, tuple[str, str]](), dict[str, tuple[str, str]]()
-    parts: dict[str, Iterable[Record]] = {
-        "test": splits.test,
-        "val": splits.val,
-        "train": splits.train,
-        "unlabelled": (Record(source, -1) for source in splits.unlabeled or ()),
-    }
-    for part, records in parts.items():
-        for source, _ in records:
-            if (digest := digests.get(source)) is None:
-                continue
-            if part in ("test", "val"):
-                first.setdefault(digest, (part, source))
-            of, kept = first.get(digest, (part, source))
-            if of != part:
-                copies[source] = part, kept
-    return copies

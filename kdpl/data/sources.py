@@ -116,11 +116,14 @@ def digest_of_content(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def decode_and_digest(source: str, decoding: Decoding) -> str:
-    """Open an image as ``open_source`` does, and return the digest of the bytes read for it."""
-    content = content_of(source)
-    open_image(source, content, decoding)
-    return digest_of_content(content)
+def try_decoding(source: str, decode: Callable[[str], Image.Image | str]) -> tuple[str | None, str]:
+    """Decode an image; returns its fault or None, and what ``decode`` returns if that is text."""
+    try:
+        decoded = decode(source)
+    except DataError as error:
+        return str(error), ""
+    # an image would have to travel between processes
+    return None, decoded if isinstance(decoded, str) else ""
 
 
 def _listed(file: Path) -> list[str]:

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.data.augmentation import resize_and_crop, to_tensor
-from kdpl.data.names import digest_of
-from kdpl.data.reading import digest_names
+from kdpl.data.names import digest_names, digest_of
 from kdpl.data.splits import labels_of
 from kdpl.doubt.words import NEGATIVE_VECTORS_FILE
 from kdpl.errors import ArtifactError, ConfigError

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from kdpl.clip import ClipConfig, load_image_clip
-from kdpl.data.names import digest_of
+from kdpl.data.names import digest_names, digest_of
 from kdpl.data.parallel import progress_bar
-from kdpl.data.reading import digest_names
 from kdpl.data.splits import Record
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.refinement.experts import Assigned, Evidence, assign

@@ -13,8 +13,7 @@ from world import Probe
 
 from kdpl import DomainDataModule
 from kdpl.__main__ import main
-from kdpl.data import parallel, reading
-from kdpl.data.reading import Checked
+from kdpl.data import parallel
 from kdpl.data.storage import find_images
 from kdpl.errors import DataError
 from kdpl.runtime.run_folder import DECODED_FILE
@@ -34,6 +33,12 @@ def pets(tmp_path):
         for number in range(2 if folder == "unlabeled" else 3):
             runs.noise(9, 8, seed=next(shown)).save(tmp_path / "pets" / folder / f"{number}.png")
     return tmp_path / "pets"
+
+
+@pytest.fixture
+def checked():
+    """What a look at all images leaves in a run's folder; without its room the test is skipped."""
+    return pytest.importorskip("kdpl.scan.checked").Checked
 
 
 def rows_of(pets):
@@ -177,6 +182,7 @@ def test_a_table_against_a_folder_of_its_test_images_distils_on_none_and_says_so
 
 @kinds
 @pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+@pytest.mark.usefixtures("checked")
 def test_unlabelled_images_that_are_test_images_are_not_distilled_on(
     kind, link, pets, tmp_path, capsys
 ):
@@ -203,6 +209,7 @@ COPIES = {
 @pytest.mark.parametrize("bad_images", ["error", "skip"])
 @pytest.mark.parametrize("copy", COPIES)
 @pytest.mark.parametrize("way", [shutil.copyfile, os.link])
+@pytest.mark.usefixtures("checked")
 def test_a_copy_of_a_test_or_validation_image_is_left_out_and_said(
     kind, bad_images, copy, way, pets, tmp_path, capsys
 ):
@@ -220,7 +227,7 @@ def test_a_copy_of_a_test_or_validation_image_is_left_out_and_said(
     assert parts(again) == expected
 
 
-def test_copies_within_a_split_stay(pets, tmp_path, capsys):
+def test_copies_within_a_split_stay(checked, pets, tmp_path, capsys):
     for split in (*SPLITS, "unlabeled"):
         first = "0.png" if split == "unlabeled" else CAT
         shutil.copyfile(pets / split / first, (pets / split / first).with_name("9.png"))
@@ -232,9 +239,10 @@ def test_copies_within_a_split_stay(pets, tmp_path, capsys):
         3,
     ]
     assert "copies" not in capsys.readouterr().err
-    assert len(Checked.load(tmp_path / "run" / DECODED_FILE).digests) == 4, "those of val and test"
+    assert len(checked.load(tmp_path / "run" / DECODED_FILE).digests) == 4, "those of val and test"
 
 
+@pytest.mark.usefixtures("checked")
 def test_copies_of_images_that_are_held_out_by_chance_are_left_out(pets, tmp_path, capsys):
     for split in ("val", "test"):
         shutil.rmtree(pets / split)
@@ -252,6 +260,7 @@ def test_copies_of_images_that_are_held_out_by_chance_are_left_out(pets, tmp_pat
     assert "left out as copies of test or validation images: 2 train (" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("checked")
 def test_a_class_of_copies_alone_is_named(pets, tmp_path):
     for number in range(3):
         shutil.copyfile(pets / f"test/cat/{number}.png", pets / f"train/cat/{number}.png")
@@ -262,9 +271,10 @@ def test_a_class_of_copies_alone_is_named(pets, tmp_path):
         fitted(dataset("folder", pets), tmp_path / "run")
 
 
+@pytest.mark.usefixtures("checked")
 def test_images_that_are_trusted_are_compared_by_their_paths_alone(pets, tmp_path, monkeypatch):
     shutil.copyfile(pets / "test" / CAT, pets / "train/cat/9.png")
-    monkeypatch.setattr(reading, "Checked", None)
+    monkeypatch.setattr("kdpl.scan.scan.Checked", None)
     assert len(fitted(dataset("folder", pets, scan=False), tmp_path / "run").splits.train) == 7
     (pets / "val/cat/9.png").symlink_to(pets / "test" / CAT)
     with world.refused(DataError, "has 1 files in two splits at once"):
@@ -284,13 +294,14 @@ def test_a_skip_list_settles_which_split_a_file_is_in(pets, tmp_path):
     )
 
 
-def test_a_benchmark_keeps_the_copies_that_it_is_published_with(tmp_path):
+def test_a_benchmark_keeps_the_copies_that_it_is_published_with(checked, tmp_path):
     digits = DomainDataModule("digits", num_workers=0, augmentation="none", scan=True)
     before = DomainDataModule("digits").splits
     assert fitted(digits, tmp_path / "run").splits == before
-    assert Checked.load(tmp_path / "run" / DECODED_FILE).measured == 0
+    assert checked.load(tmp_path / "run" / DECODED_FILE).measured == 0
 
 
+@pytest.mark.usefixtures("checked")
 def test_a_look_opens_each_file_once_and_asks_nothing_more_about_it(pets, tmp_path, monkeypatch):
     for number in range(3, 9):
         runs.noise(9, 8, seed=100 + number).save(pets / f"unlabeled/{number}.png")
@@ -328,7 +339,7 @@ def test_the_command_line_refuses_a_val_that_is_test(command, pets, tmp_path, ca
     )
 
 
-def test_both_stages_leave_copies_out_and_say_so(pets, tmp_path, capsys):
+def test_both_stages_leave_copies_out_and_say_so(checked, pets, tmp_path, capsys):
     for copy in ("train/cat/9.png", "unlabeled/9.png"):
         shutil.copyfile(pets / "test" / CAT, pets / copy)
     data = [*runs.configs("data/folder.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={pets}"]
@@ -346,4 +357,4 @@ def test_both_stages_leave_copies_out_and_say_so(pets, tmp_path, capsys):
     )
     said = "left out as copies of test or validation images: 1 train, 1 unlabelled ("
     assert capsys.readouterr().err.count(said) == 3
-    assert Checked.load(teacher / DECODED_FILE) == Checked.load(student / DECODED_FILE)
+    assert checked.load(teacher / DECODED_FILE) == checked.load(student / DECODED_FILE)

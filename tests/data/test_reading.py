@@ -1,15 +1,9 @@
 import pytest
 import runs
 import world
-import zoo
-from safetensors.torch import load_file, save
 
 from kdpl import DomainDataModule
-from kdpl.__main__ import main
-from kdpl.data.reading import Checked
-from kdpl.data.sources import open_source
-from kdpl.errors import DataError
-from kdpl.runtime.run_folder import DECODED_FILE
+from kdpl.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -19,51 +13,8 @@ def pets(tmp_path):
     return tmp_path / "pets"
 
 
-def spoil(pets):
-    """Put files that are not good images among the others; returns their paths."""
-    return zoo.write(pets / "train/cat", zoo.BAD)
-
-
-def fit(pets, out, *more):
-    own = ["--data.init_args.num_workers=0", "--data.init_args.shots=3", f"--out={out}"]
-    data = [*runs.configs("data/folder.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={pets}"]
-    return main(["fit", *data, *runs.TEACHER, *runs.SHORT, *own, *more])
-
-
 def in_pets(pets, **options):
     return DomainDataModule("folder", root=str(pets), num_workers=0, **options)
-
-
-def test_bad_images_are_named_before_anything_is_trained_or_written(pets, tmp_path, capsys):
-    bad = spoil(pets)
-    assert fit(pets, tmp_path / "run") == 1
-    said = f"{len(bad)} of {12 + len(bad)} images cannot be used ("
-    runs.error_line(capsys, said, *bad[:10], f"; and {len(bad) - 10} more)", "bad_images")
-    assert not (tmp_path / "run" / DECODED_FILE).exists()
-    assert not (tmp_path / "run" / "config.yaml").exists()
-
-
-def test_a_fit_that_skips_bad_images_is_that_without_them(pets, tmp_path):
-    clean, skipping = tmp_path / "clean/run", tmp_path / "skipping/run"
-    assert fit(pets, clean) == runs.test(clean) == 0
-    bad = spoil(pets)
-    assert fit(pets, skipping, "--data.init_args.bad_images=skip") == runs.test(skipping) == 0
-    for name in ("prompts.safetensors", "class_vectors.safetensors"):
-        assert save(load_file(skipping / name)) == save(load_file(clean / name))
-    assert list(Checked.load(skipping / DECODED_FILE).skipped) == bad
-    rows, expected = (runs.rows_of(run / "test_predictions.csv") for run in (skipping, clean))
-    assert rows == expected
-    assert len(rows) == 4
-
-
-def test_the_images_of_a_run_are_fixed_when_it_begins(pets, tmp_path):
-    sources = in_pets(pets, bad_images="skip").splits.sources
-    Checked.decode_all(sources, open_source).save(tmp_path / "runs/first" / DECODED_FILE)
-    (pets / "train/dog/5.png").write_bytes(b"broken by now")
-    for folder, left in (("first", 12), ("second", 11)):
-        again = in_pets(pets, bad_images="skip")
-        again.reading.of_run(tmp_path / "runs" / folder)
-        assert len(again.splits.train) == left
 
 
 def test_a_list_of_images_to_leave_out_may_be_of_two_kinds(pets, tmp_path):
@@ -84,13 +35,6 @@ def test_a_list_that_does_not_fit_is_one_sentence(pets, tmp_path, name, content)
         _ = in_pets(pets, skip_list=str(tmp_path / name)).splits
 
 
-def test_a_class_of_which_nothing_is_left_is_named(pets):
-    for path in (pets / "train/dog").iterdir():
-        path.write_bytes(b"")
-    with world.refused(DataError, r"class 'dog' .* has no training image that can be used"):
-        _ = in_pets(pets, bad_images="skip").splits
-
-
 def test_held_out_images_are_the_same_for_every_seed_and_none_beside_a_test_split(pets):
     first = in_pets(pets, held_out=0.25, seed=1, unlabeled=str(pets)).splits
     assert first.held_out
@@ -101,3 +45,11 @@ def test_held_out_images_are_the_same_for_every_seed_and_none_beside_a_test_spli
     (pets / "test/cat").mkdir(parents=True)
     runs.noise(4, 4).save(pets / "test/cat/1.png")
     assert len(in_pets(pets, held_out=0.25).splits.train) == 12
+
+
+@pytest.mark.parametrize("options", [{"scan": True}, {"bad_images": "skip"}])
+def test_a_look_at_all_images_without_its_room_is_refused(options, pets, monkeypatch):
+    monkeypatch.setattr("kdpl.runtime.plugins.load_all", lambda _: {})
+    assert len(in_pets(pets).splits.train) == 12
+    with world.refused(ConfigError, "need the room scan, which was removed: leave them out"):
+        in_pets(pets, **options)

@@ -1,0 +1,1 @@
+"""A look at all images before a fit: which cannot be used, and which are copies of test images."""
