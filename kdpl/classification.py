@@ -89,6 +89,11 @@ class ClassifyingModule(LightningModule, ABC):
         return self.preprocessing.resizing
 
     @property
+    def clip_fingerprint(self) -> str:
+        """Digest of those weights of the CLIP that are used."""
+        return self.clip.fingerprint
+
+    @property
     def domain(self) -> DomainDataModule:
         """The data that it is run on; a ConfigError if they are of another kind."""
         return domain_of(self.trainer)
@@ -157,12 +162,12 @@ class ClassifyingModule(LightningModule, ABC):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note a digest of the image tower's weights, which the checkpoint does not hold."""
-        checkpoint[_CLIP_KEY] = self.clip.fingerprint
+        """Note a digest of the CLIP's weights, which the checkpoint does not hold."""
+        checkpoint[_CLIP_KEY] = self.clip_fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise a WeightsError for a checkpoint made with other weights of the image tower."""
-        if checkpoint.get(_CLIP_KEY) != self.clip.fingerprint:
+        """Raise a WeightsError for a checkpoint made with other weights of the CLIP."""
+        if checkpoint.get(_CLIP_KEY) != self.clip_fingerprint:
             raise WeightsError(
                 f"the checkpoint was made with other weights than {self.clip.pretrained!r} of "
                 f"{self.clip.model}: use the clip settings of its run"

@@ -149,6 +149,11 @@ class TeacherPromptTuning(ClassifyingModule):
         """Labelled images."""
         return Needs("labeled", self.resizing)
 
+    @property
+    def clip_fingerprint(self) -> str:
+        """Digest of the weights of image tower and text tower."""
+        return f"{self.clip.fingerprint} {self.text_fingerprint}"
+
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return callbacks: averaging if it is set, those of rooms, and the one that hands over."""
         averaging = (

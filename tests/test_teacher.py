@@ -9,7 +9,7 @@ from plain import normalized, relative_error
 from kdpl.callbacks.averaging import GaussianPromptAveraging, gaussian_weights
 from kdpl.class_vectors import ClassVectors, NameEncoder
 from kdpl.clip import ClipConfig
-from kdpl.errors import ConfigError
+from kdpl.errors import ConfigError, WeightsError
 from kdpl.optim import OptimConfig
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
@@ -406,3 +406,11 @@ def test_without_a_datamodule_that_knows_its_classes_it_is_refused(tmp_path):
         ConfigError, r"TeacherPromptTuning needs to know the class names.*DomainDataModule"
     ):
         world.quiet_trainer(tmp_path).fit(make_teacher(), train_dataloaders=batches)
+
+
+def test_a_run_is_not_resumed_with_another_text_tower(tmp_path):
+    world.fit(make_teacher(**IVLP), tmp_path, save=True)
+    other = make_teacher(**IVLP)
+    other.text_fingerprint = "0" * 32
+    with world.refused(WeightsError, "made with other weights than 'noise' of test-teacher"):
+        world.fit(other, tmp_path, 2, ckpt_path=tmp_path / "epoch=0.ckpt")
