@@ -1,15 +1,11 @@
 """The unlabelled images of a domain, and those of them that a student is distilled on."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import numpy as np
 
-from kdpl.data.names import Indices, Names, places
+from kdpl.data.names import Indices, Names
 from kdpl.data.sampling import generator, share_of
-from kdpl.errors import DataError
-
-# what is held out: a share of the images, and between which numbers
-_UNSEEN, _FEWEST_UNSEEN, _MOST_UNSEEN = 0.05, 100, 5000
 
 
 class UnlabeledPool:
@@ -22,7 +18,8 @@ class UnlabeledPool:
 
     Attributes:
         left_out: Images that are not distilled on, by their content.
-        unseen: Indices of images that are held out of distillation but have a target, rising.
+        unseen: Indices of images that are held out of distillation but have a target, rising; to be
+            set before the training loader is made, and before images are left out.
     """
 
     def __init__(self, images: Names, share: float, seed: int) -> None:
@@ -62,26 +59,6 @@ class UnlabeledPool:
         kept = [source not in sources for source in images]
         self.left_out, self._kept = sources, self.targeted[kept]
         self.unseen = np.intersect1d(self.unseen, self._kept)
-
-    def hold_out(self, labeled: Iterable[str]) -> None:
-        """Hold 5 % of the images out of distillation, from 100 to 5,000, drawn by the seed.
-
-        ``labeled`` images are not held out, under any name. To be called before the training
-        loader is made, and before images are left out. A DataError if it would be more than half.
-        """
-        images, known = len(self.targeted), frozenset(places(Names.of(labeled)))
-        wanted = min(max(round(_UNSEEN * images), _FEWEST_UNSEEN), _MOST_UNSEEN)
-
-        # enough of them even if all labelled ones are among the first
-        drawn = generator(self.seed, "unseen").permutation(self.targeted)[: wanted + len(known)]
-        unseen = drawn[[place not in known for place in places(self.images.take(drawn))]][:wanted]
-        if 2 * wanted > images or len(unseen) < wanted:
-            raise DataError(
-                f"the pool has {images} images, too few to hold {wanted} without a label out of "
-                "distillation, at most half of them: add unlabelled images, or leave "
-                "kdpl.fidelity.Fidelity out of trainer.callbacks"
-            )
-        self.unseen = np.sort(unseen)
 
     def sample(self, n: int) -> Names:
         """Draw up to n of the images, also of those left out, by the seed."""

@@ -18,6 +18,7 @@ from kdpl.data.inference import infer
 from kdpl.data.loader import LazyLoader
 from kdpl.data.needs import needs_of
 from kdpl.errors import ConfigError
+from kdpl.fidelity.unseen import draw_unseen
 from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
@@ -28,7 +29,7 @@ class Fidelity(Callback):
 
     Logs ``val/fidelity``, the share of these images for which both predict the same class, and
     ``val/kl``, the mean of KL(target ‖ student) in nats, in each epoch in which validation runs, or
-    would run if there were labelled images for it. ``UnlabeledPool.hold_out`` chooses the images.
+    would run if there were labelled images for it. ``draw_unseen`` chooses the images.
 
     Both see them under the evaluation transform. The targets are computed once, before the first
     step, for which a teacher that they depend on is loaded, even if there is a cache of its
@@ -51,7 +52,7 @@ class Fidelity(Callback):
             )
         data = domain_of(trainer)
         labeled = [*data.labels.tuning("labeled"), *data.labels.tuning("val")]
-        data.pool.hold_out(record.source for record in labeled)
+        data.pool.unseen = draw_unseen(data.pool, (record.source for record in labeled))
         inform(f"fidelity: {len(data.pool.unseen)} unlabelled images are held out of distillation")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
