@@ -21,7 +21,7 @@ WITH_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart table reproduce targets photographs bench test check-slow base floors soak fuzz slurm screenshots models lint typecheck format docs docs-serve clean notebook
+.PHONY: help quickstart table reproduce targets photographs bench gpu test check-slow base floors soak fuzz slurm screenshots models lint typecheck format docs docs-serve clean notebook
 
 help: ## list the targets
 	@echo "usage: make TARGET"
@@ -57,6 +57,9 @@ photographs: $(WITH_DEV) ## compare students of photographs, which docs/datasets
 # uses all cores for both sides of a comparison, regardless of OMP_NUM_THREADS
 bench: $(WITH_DEV) ## compare speed and memory with the published procedure, into runs/bench.json
 	@$(VENV_PYTHON) -m benchmarks.run --out runs/bench.json
+
+gpu: $(WITH_DEV) ## measure speed and memory on a CUDA GPU in at most an hour, into runs/gpu.md and runs/gpu.json
+	@$(VENV_PYTHON) -m benchmarks.gpu --out runs/gpu.json
 
 test: $(WITH_DEV) ## run the tests, or some of them: make test TESTS=tests/test_losses.py
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)

@@ -71,8 +71,7 @@ class Filling:
         self._fills = 0
 
     def _encode(self, images: Tensor) -> Tensor:
-        autocast = self.settings.autocast
-        with torch.autocast(self.settings.device, autocast, enabled=autocast is not None):
+        with self.settings.precise():
             return self.teacher.module.features(images.to(self.settings.torch_device))
 
     def fill(self) -> float:

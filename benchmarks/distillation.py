@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks.measuring import flops
 from benchmarks.published import PublishedStudent, PublishedTeacher, distillation_loss
+from benchmarks.settings import Settings
 from benchmarks.sizes import CONTEXT, Sizes
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
 from kdpl import StudentDistillation
@@ -166,6 +167,34 @@ class Distillation:
         return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
 
 
+def student_step(settings: Settings, classes: int, with_teacher: bool) -> Callable[[], None]:
+    """Return a step of kdpl's student, forward and backward, without the published side.
+
+    The teacher encodes the images as well, or its cached features are given.
+    """
+    sizes, device = settings.sizes, settings.torch_device
+    teacher = RandomTeacher(sizes)
+    student = begun_student(sizes, sizes.names(classes), teacher, cached=not with_teacher)
+    student.to(device)
+    size, width = teacher.clip.preprocessing.image_size, teacher.clip.image_tower.embed_dim
+    del teacher
+    images = torch.randint(256, (settings.batch_size, 3, size, size), dtype=torch.uint8)
+    features = torch.randn(settings.batch_size, width).half().to(device)
+    store_frozen(student, settings.autocast or torch.float32)
+    batch = UnlabeledBatch(
+        images.to(device),
+        torch.arange(settings.batch_size, device=device),
+        teacher_features=None if with_teacher else features,
+    )
+
+    def step() -> None:
+        with settings.precise():
+            loss = student.training_step(batch, 0)
+        loss.backward()
+
+    return step
+
+
 def gradients(loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Compute the gradients of a loss, by name, and remove them from the parameters."""
     # PyTorch cannot count the operations of torch.autograd.grad
@@ -185,9 +214,9 @@ def largest_difference(actual: dict[str, Tensor], expected: dict[str, Tensor]) -
 
 
 def begun_student(
-    sizes: Sizes, names: tuple[str, ...], teacher: RandomTeacher
+    sizes: Sizes, names: tuple[str, ...], teacher: RandomTeacher, cached: bool = False
 ) -> StudentDistillation:
-    """Build the LightningModule in its state after the setup of a fit."""
+    """Build the LightningModule in its state after the setup of a fit, with a teacher's cache or without."""
     with tempfile.TemporaryDirectory() as folder, random_weights_are_meant():
         teacher.write_run(Path(folder), names)
         prompts = StudentPrompts(sizes.prompt_length, sizes.prompt_depth)
@@ -196,6 +225,7 @@ def begun_student(
         )
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
         domain = _Domain(names)
+        domain.teacher_cache = folder if cached else None
         trainer = SimpleNamespace(
             datamodule=domain, world_size=1, strategy=strategy, precision_plugin=Precision()
         )

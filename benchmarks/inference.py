@@ -73,7 +73,9 @@ class Inference:
         return [self.paths[start : start + size] for start in range(0, len(self.paths), size)]
 
     def _classify(self) -> list[str]:
-        guesses = self.classifier.predict(self.paths, batch_size=self.settings.batch_size)
+        guesses = self.classifier.predict(
+            self.paths, batch_size=self.settings.batch_size, precision=self.settings.precision
+        )
         return [first.class_name for (first,) in guesses]
 
     def _session(self, path: Path) -> Any:

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+import kdpl
 
 
 def alternate(
@@ -106,16 +109,25 @@ def peak_memory(
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Describe the machine and its load."""
+    """Describe the machine, its packages and its load."""
+    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "gpu": gpu and gpu.name,
+        "gpu_memory_gb": gpu and round(gpu.total_memory / 1e9, 1),
         "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        "versions": {
+            "Python": platform.python_version(),
+            "torch": torch.__version__,
+            **(
+                {"CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()} if gpu else {}
+            ),
+            **{name: version(name) for name in ("lightning", "open_clip_torch", "timm")},
+            "kdpl": kdpl.__version__,
+        },
         "load_average": list(os.getloadavg()),
     }
 

@@ -5,7 +5,8 @@ from copy import deepcopy
 
 import torch
 
-from kdpl.clip import ClipConfig, ImageTower, load_image_clip
+from benchmarks.settings import Settings
+from kdpl.clip import ClipConfig, Frozen, ImageTower, load_image_clip
 
 NETWORKS: Mapping[str, int | None] = {
     "timm:efficientnet_b0": 96,
@@ -26,31 +27,40 @@ _FORMATS = {CONTIGUOUS: torch.contiguous_format, LAST: torch.channels_last}
 Sides = dict[str, Callable[[], object]]
 
 
-def format_sides(
-    name: str, image_size: int | None, batch: int, device: torch.device
-) -> dict[str, Sides]:
+def format_sides(name: str, image_size: int | None, settings: Settings) -> dict[str, Sides]:
     """What is timed of a network, ``frozen`` and ``trained``, each in both formats."""
     tower = load_image_clip(ClipConfig(name, "random", image_size=image_size)).image_tower.to(
-        device
+        settings.torch_device
     )
     size = tower.preprocessing.image_size
-    images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, device=device)
+    images = torch.randint(
+        256, (settings.batch_size, 3, size, size), dtype=torch.uint8, device=settings.torch_device
+    )
     frozen, trained = Sides(), Sides()
     for title, memory_format in _FORMATS.items():
         own = deepcopy(tower).eval()
         own.use_memory_format(memory_format)
-        frozen[title] = _forward(own, images)
-        trained[title] = _step(deepcopy(own).requires_grad_(True).train(), images)
+        trained[title] = _step(deepcopy(own).requires_grad_(True).train(), images, settings)
+        stored = Frozen(own)
+        stored.store_in(settings.autocast or torch.float32)
+        frozen[title] = _forward(stored.module, images, settings)
     return {"frozen": frozen, "trained": trained}
 
 
-def _forward(tower: ImageTower, images: torch.Tensor) -> Callable[[], object]:
-    return torch.no_grad()(lambda: tower(images))
+def _forward(tower: ImageTower, images: torch.Tensor, settings: Settings) -> Callable[[], object]:
+    @torch.no_grad()
+    def run() -> None:
+        with settings.precise():
+            tower(images)
+
+    return run
 
 
-def _step(tower: ImageTower, images: torch.Tensor) -> Callable[[], object]:
+def _step(tower: ImageTower, images: torch.Tensor, settings: Settings) -> Callable[[], object]:
     def run() -> None:
         tower.zero_grad()
-        tower(images).square().mean().backward()
+        with settings.precise():
+            loss = tower(images).square().mean()
+        loss.backward()
 
     return run

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.caching import Filling, Reading
 from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
-from benchmarks.formats import TORCH, format_sides
+from benchmarks.formats import TORCH, format_sides, network_sides
 from benchmarks.inference import (
     CLASSIFIER,
     ONNX,
@@ -23,7 +23,14 @@ from benchmarks.inference import (
     Inference,
 )
 from benchmarks.measuring import alternate, matrix_product, median
-from benchmarks.memory import KDPL_TEXTS, PUBLISHED_TEXTS, STAGE_1, peak_in_own_process
+from benchmarks.memory import (
+    KDPL_TEXTS,
+    PUBLISHED_TEXTS,
+    STAGE_1,
+    STAGE_2,
+    STAGE_2_CACHED,
+    peak_in_own_process,
+)
 from benchmarks.memory_formats import CONTIGUOUS, LAST, MINIATURES, NETWORKS
 from benchmarks.memory_formats import format_sides as memory_format_sides
 from benchmarks.refinement import refinements
@@ -31,9 +38,11 @@ from benchmarks.settings import Settings
 from benchmarks.shards import Rows, Shards, served
 from benchmarks.start import starts
 from benchmarks.texts import Texts
+from benchmarks.tuning import Tuning
 from kdpl.clip.modules import FrozenTower
+from kdpl.errors import reason
 
-# rounds of comparisons that take minutes
+# rounds of comparisons that take minutes on a processor
 _FEW_ROUNDS = 2
 
 Sides = Mapping[str, Callable[[], object]]
@@ -45,19 +54,35 @@ class Row:
 
     Attributes:
         name: Title of the comparison.
-        value: The result.
+        value: The result; None if it could not be measured.
         unit: Its unit; ``x`` for a ratio.
         at_least: The target, if higher is better.
         at_most: The target, if lower is better.
         details: Times, operations and memory of the sides, as JSON values.
+        failure: Why it could not be measured.
     """
 
     name: str
-    value: float
+    value: float | None = None
     unit: str = "x"
     at_least: float | None = None
     at_most: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    failure: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the result reaches its target; None without one."""
+        if self.value is None:
+            return None
+        if self.at_least is not None:
+            return self.value >= self.at_least
+        return self.value <= self.at_most if self.at_most is not None else None
+
+
+def failed(name: str, error: Exception) -> Row:
+    """Return the row of what could not be measured."""
+    return Row(name, failure=f"{type(error).__name__}: {reason(error)}")
 
 
 class Bench:
@@ -79,6 +104,11 @@ class Bench:
         product()
         seconds = alternate({"product": product}, 5, self.device)["product"]
         return operations / median(seconds)
+
+    @property
+    def _few_rounds(self) -> int:
+        on_cpu = self.device.type == "cpu"
+        return min(self.settings.repeats, _FEW_ROUNDS) if on_cpu else self.settings.repeats
 
     def distillation(self) -> list[Row]:
         """Compare distillation steps with few classes, on all sides."""
@@ -118,7 +148,7 @@ class Bench:
         times = self._times(
             {side: step.step(side) for side in sides},
             {side: step.flops(side) for side in sides},
-            min(self.settings.repeats, _FEW_ROUNDS),
+            self._few_rounds,
         )
         name = f"distillation step, {self.sizes.many} classes: published / kdpl with cached teacher"
         return [self._ratio(name, times, PUBLISHED, CACHED, at_least=30)]
@@ -126,23 +156,44 @@ class Bench:
     def student(self) -> list[Row]:
         """Compare the student's step with a matrix product of as many operations."""
         step = self._few
-        operations = step.flops(CACHED)
+        return self._beside_product(
+            "student's step", step.step(CACHED), step.flops(CACHED), at_most=1.4
+        )
+
+    def tuning(self) -> list[Row]:
+        """Compare a step of stage 1 with a matrix product of as many operations."""
+        tuning = Tuning(self.settings, self.sizes.few)
+        return self._beside_product("step of stage 1", tuning.step(), tuning.flops())
+
+    def _beside_product(
+        self, side: str, step: Callable[[], object], operations: int, at_most: float | None = None
+    ) -> list[Row]:
         product, product_operations = self._product()
-        sides = {"student": step.step(CACHED), "product": product}
+        sides = {side: step, "product": product}
         for run in sides.values():
             run()
         times = self._times(
-            sides, {"student": operations, "product": product_operations}, self.settings.repeats + 2
+            sides, {side: operations, "product": product_operations}, self.settings.repeats + 2
         )
         limit = times["product"]["median_s"] * operations / product_operations
         return [
             Row(
-                "student's step / a matrix product with as many operations",
-                times["student"]["median_s"] / limit,
-                at_most=self._target(1.4),
+                f"{side} / a matrix product with as many operations",
+                times[side]["median_s"] / limit,
+                at_most=self._target(at_most),
                 details=times,
             )
         ]
+
+    def compiled(self) -> list[Row]:
+        """Compare the student's step with and without torch.compile."""
+        eager, compiled = (self._distillation(self.sizes.few) for _ in range(2))
+        compiled.student.encoder.tower.module.compile_parts()
+        sides = {"eager": eager.step(CACHED), "compiled": compiled.step(CACHED)}
+        for run in sides.values():
+            run()
+        times = self._times(sides, {})
+        return [self._ratio("student's step: eager / compiled", times, "eager", "compiled")]
 
     def bf16(self) -> list[Row]:
         """Compare steps in float32 and under autocast, and under autocast with frozen weights that it has to cast."""
@@ -236,7 +287,7 @@ class Bench:
             filling = Filling(self.settings, Path(folder))
             seconds: dict[str, list[float]] = {"fill": [], "teacher": []}
             filling.encode()
-            for _ in range(min(self.settings.repeats, _FEW_ROUNDS)):
+            for _ in range(self._few_rounds):
                 seconds["fill"].append(filling.fill())
                 seconds["teacher"] += alternate({"teacher": filling.encode}, 1, self.device)[
                     "teacher"
@@ -287,7 +338,7 @@ class Bench:
                     "single images": lambda: shards.from_web(url, few, in_pieces=False),
                 }
                 seconds: dict[str, list[float]] = {side: [] for side in sides}
-                for _ in range(min(self.settings.repeats, _FEW_ROUNDS)):
+                for _ in range(self._few_rounds):
                     for side, run in sides.items():
                         shards.forget()
                         seconds[side] += alternate({side: run}, 1, self.device)[side]
@@ -320,7 +371,7 @@ class Bench:
                 "views, in training order": lambda: rows.views(in_training_order=True),
             }
             seconds: dict[str, list[float]] = {side: [] for side in sides}
-            for _ in range(min(self.settings.repeats, _FEW_ROUNDS)):
+            for _ in range(self._few_rounds):
                 for side, run in sides.items():
                     rows.forget()
                     seconds[side] += alternate({side: run}, 1, self.device)[side]
@@ -376,14 +427,18 @@ class Bench:
         ]
 
     def memory_formats(self) -> list[Row]:
-        """Compare convolutional towers in both memory formats, frozen and trained, by processor time."""
+        """Compare convolutional towers in both memory formats, frozen and trained.
+
+        On a processor it is by processor time.
+        """
         rows = []
+        clock = time.process_time if self.device.type == "cpu" else time.perf_counter
         for network, size in (MINIATURES if self.settings.small else NETWORKS).items():
-            compared = memory_format_sides(network, size, self.settings.batch_size, self.device)
+            compared = memory_format_sides(network, size, self.settings)
             for kind, sides in compared.items():
                 for side in sides.values():
                     side()
-                seconds = alternate(sides, self.settings.repeats, self.device, time.process_time)
+                seconds = alternate(sides, self.settings.repeats, self.device, clock)
                 # other programs on the machine fill its caches
                 best = {side: min(each) for side, each in seconds.items()}
                 times = {
@@ -394,6 +449,32 @@ class Bench:
                 name = f"{network}{pixels}, {kind}: {CONTIGUOUS} / {LAST}"
                 rows.append(Row(name, best[CONTIGUOUS] / best[LAST], details=times))
         return rows
+
+    def networks(self) -> list[Row]:
+        """Measure networks and exported files on the device, with images in memory."""
+        rows, sides = [], {}
+        with TemporaryDirectory() as folder:
+            for side, build in network_sides(self.settings, Path(folder)).items():
+                try:
+                    sides[side] = build()
+                    sides[side]()
+                except Exception as error:
+                    sides.pop(side, None)
+                    rows.append(failed(f"network alone: {side}", error))
+            times = self._times(sides, {})
+        batch = self.settings.batch_size
+        return [
+            *rows,
+            *(
+                Row(
+                    f"network alone: {side}",
+                    batch / each["median_s"],
+                    "images/s",
+                    details={side: each},
+                )
+                for side, each in times.items()
+            ),
+        ]
 
     def formats(self) -> list[Row]:
         """Compare exported files of every format with the classifier, without reading of images, by processor time."""
@@ -448,6 +529,15 @@ class Bench:
         name = f"peak memory, a step of stage 1, {self.sizes.many} classes, batch {self.settings.batch_size}"
         return [Row(name, measured["peak"] / 1e9, "GB", details=measured)]
 
+    def stage_2(self) -> list[Row]:
+        """Measure peak memory of a whole step of stage 2, with a teacher and with its cached features."""
+        rows = []
+        for case, teacher in ((STAGE_2, "teacher"), (STAGE_2_CACHED, "cached teacher")):
+            measured = peak_in_own_process(case, self.sizes.few, self.settings)
+            name = f"peak memory, a step of stage 2, {teacher}"
+            rows.append(Row(name, measured["peak"] / 1e9, "GB", details=measured))
+        return rows
+
     @cached_property
     def _few(self) -> Distillation:
         return self._distillation(self.sizes.few)
@@ -490,7 +580,8 @@ class Bench:
         return Row(name, value, at_least=self._target(at_least), details=details)
 
     def _target(self, target: float | None) -> float | None:
-        return None if self.settings.small else target
+        # targets are those of processors
+        return None if self.settings.small or self.device.type == "cuda" else target
 
     def _tolerance(self, target: float) -> float | None:
         # the sides round differently under autocast
@@ -513,5 +604,12 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "memory-formats": Bench.memory_formats,
     "memory": Bench.memory,
     "stage-1": Bench.stage_1,
+    "stage-2": Bench.stage_2,
+    "tuning": Bench.tuning,
+    "compile": Bench.compiled,
+    "networks": Bench.networks,
 }
 """The comparisons that ``--only`` selects, by name."""
+
+ON_A_GPU = ("compile", "networks")
+"""Those that are left out unless they are selected, since they are meant for GPUs."""

@@ -46,6 +46,10 @@ class Settings:
         """Dtype of frozen arithmetic under autocast; None for float32."""
         return _AUTOCAST[self.precision]
 
+    def precise(self) -> torch.autocast:
+        """Return the context of all arithmetic: autocast, or nothing in float32."""
+        return torch.autocast(self.device, self.autocast, enabled=self.autocast is not None)
+
     def prepare(self) -> None:
         """Set the number of threads of this process, and register the miniature models."""
         # the same for both sides, regardless of OMP_NUM_THREADS

@@ -7,12 +7,13 @@ import pytest
 import timm
 import torch
 
-from benchmarks import doubt, refinement, students
+from benchmarks import doubt, gpu, refinement, students
 from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
 from benchmarks.inference import CLASSIFIER, ONNX, Inference
 from benchmarks.measuring import flops
 from benchmarks.memory import STAGE_1, peak_in_own_process
 from benchmarks.messy_pool import MessyDigits
+from benchmarks.rows import Row
 from benchmarks.run import main
 from benchmarks.settings import Settings
 from benchmarks.sizes import SMALL, register_miniatures
@@ -127,6 +128,66 @@ def test_every_comparison_runs_and_is_written_down(tmp_path, capsys):
     sides = report["rows"][0]["details"]
     assert sides["published"]["flops"] > sides["kdpl"]["flops"]
     assert "distillation step" in capsys.readouterr().out
+
+
+def test_a_comparison_that_fails_or_comes_too_late_is_a_row_and_the_others_go_on(
+    tmp_path, monkeypatch, capsys
+):
+    def fails(_):
+        raise torch.OutOfMemoryError("CUDA is out | of memory. Tried to allocate 8 GiB.")
+
+    groups = {"a": fails, "b": lambda _: [Row("b", 1.5, at_least=2), Row("c", 3, "GB")]}
+    monkeypatch.setattr("benchmarks.report.GROUPS", groups)
+    monkeypatch.setattr(gpu, "PARTS", [("32-true", 8, ("a", "b")), ("bf16-mixed", 64, ("b",))])
+    command = ["--device=cpu", "--small", "--repeats=1", f"--out={tmp_path / 'gpu.json'}"]
+    assert gpu.main(command) == 0
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "gpu.md").read_text()
+    assert f"torch {torch.__version__}, " in printed
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in printed.splitlines()
+        if line.startswith("|")
+    ][2:]
+    failure = "failed: OutOfMemoryError: CUDA is out / of memory"
+    assert rows == [
+        ["a", "32-true", "8", "", "", failure],
+        ["b", "32-true", "8", "1.5 x", "≥ 2, missed", ""],
+        ["c", "32-true", "8", "3 GB", "", ""],
+        ["b", "bf16-mixed", "64", "1.5 x", "≥ 2, missed", ""],
+        ["c", "bf16-mixed", "64", "3 GB", "", ""],
+    ]
+    report = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    assert [row["value"] for row in report["rows"]] == [None, 1.5, 3, 1.5, 3]
+    assert gpu.main([*command, "--minutes=0"]) == 0
+    assert capsys.readouterr().out.count("failed: not measured: the time is over") == 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_make_gpu_is_one_sentence(tmp_path, capsys):
+    assert gpu.main([f"--out={tmp_path / 'gpu.json'}"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n"), list(tmp_path.iterdir())) == ("", 1, [])
+    assert "finds no GPU" in err
+
+
+@pytest.mark.slow
+def test_the_comparisons_for_a_gpu_run_on_miniatures(tmp_path, monkeypatch):
+    # what the other test runs, and what needs a compiler
+    names = {"student", "tuning", "stage-2", "networks", "memory-formats"}
+    parts = [
+        (precision, 8, [name for name in groups if name in names])
+        for precision, batch_size, groups in gpu.PARTS
+        if batch_size == 64
+    ]
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--device=cpu", "--small", "--repeats=1", f"--out={out}"]) == 0
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    assert [row["failure"] for row in rows if row["failure"]] == []
+    assert len(rows) == 2 + 1 + 1 + 3 + 2 + 4
+    assert all(row["value"] > 0 for row in rows)
 
 
 @pytest.mark.slow
