@@ -32,16 +32,19 @@ def to_label(
 
     Args:
         features: Normalised features f of unlabelled images, float [N, D].
-        predictions: Their probabilities p, float [N, C].
+        predictions: Their probabilities p, float [N, C]. With several labels an image, those of
+            lacking and having each class, float [N, C, 2]: w_i then has the mean over classes of
+            H / log 2.
         n: How many to choose, at most N.
         labeled: Normalised features of images that have labels, float [L, D].
 
     Returns:
         Indices of the chosen images.
     """
-    weights = 1 + torch.special.entr(predictions).sum(dim=1) / math.log(
-        max(predictions.shape[1], 2)
+    entropies = torch.special.entr(predictions).sum(dim=-1) / math.log(
+        max(predictions.shape[-1], 2)
     )
+    weights = 1 + entropies.view(len(features), -1).mean(dim=1)
     everything = torch.arange(len(features), device=features.device)
     step = max(1, _CELLS // len(features))
     covered = torch.zeros_like(weights)

@@ -43,7 +43,8 @@ def suggest(
     if (folder / TABLE).exists():  # somebody may have filled it in
         raise ConfigError(f"{folder / TABLE} exists already: choose another --out, or remove it")
     quiet_libraries()
-    suggestions = Suggestions.of(Run.find(Path(run), trust), images, pool)
+    found = Run.find(Path(run), trust)
+    suggestions = Suggestions.of(found, images, pool)
     suggestions.save(folder)
     counts = len(suggestions.to_label), len(suggestions.doubtful)
     print(f"{counts[0]} images to label, {counts[1]} labels that look wrong: {folder / TABLE}")
@@ -51,15 +52,18 @@ def suggest(
         print(f"  {note}")
     print(f"to look through: {folder / PAGE}")
     reader = suggestions.data.reading.reader
-    if isinstance(reader, OwnImages) and "init" in command_names():
+    # of several labels an image init reads tables alone, which have a separator
+    given = found.main.settings("data").get("label_separator")
+    taken = given == suggestions.separator and "init" in command_names()
+    if isinstance(reader, OwnImages) and taken:
         print(
             f"when {folder / TABLE} is filled "
-            f"in:\n{shlex.join(_next_command(reader, folder / TABLE))}"
+            f"in:\n{shlex.join(_next_command(reader, folder / TABLE, suggestions.separator))}"
         )
     return 0
 
 
-def _next_command(reader: "OwnImages", table: Path) -> list[str]:
+def _next_command(reader: "OwnImages", table: Path, separator: str | None) -> list[str]:
     """The command that takes the labels, with the places and class names of the run's data."""
     command = [
         "python",
@@ -73,5 +77,6 @@ def _next_command(reader: "OwnImages", table: Path) -> list[str]:
         f"{table.parent}_data",
     ]
     command += ["--class-names", reader.class_names] if reader.class_names else []
+    command += ["--label-separator", separator] if separator is not None else []
     places = [reader.unlabeled] if isinstance(reader.unlabeled, str) else reader.unlabeled or ()
     return command + [word for place in places for word in ("--unlabeled", place)]

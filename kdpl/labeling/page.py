@@ -23,6 +23,7 @@ from kdpl.data.parallel import progress_bar
 from kdpl.data.sampling import share_of
 from kdpl.data.sources import content_of
 from kdpl.data.splits import Record
+from kdpl.data.tasks import build_task
 from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.labeling.choice import scores_without_own_label, to_label, wrong_labels
 from kdpl.report.accuracy import thumbnail
@@ -31,16 +32,21 @@ from kdpl.report.page import fill
 from kdpl.report.run_folder import Run
 from kdpl.runtime.files import atomic_path, write_rows, write_text
 from kdpl.runtime.messages import inform
-from kdpl.tasks import MULTI_CLASS, require_one_class
+from kdpl.tasks import MULTI_CLASS
 
 TABLE, PAGE = "labels.csv", "suggestions.html"
 
+_UNKNOWN = "?"  # in a table of several labels: nobody has labelled the image
 _A_CLASS = 4  # images to label, by default
 _EDGE = 224
 
 
 class Suggestion(NamedTuple):
-    """An image, its label if it has one, and the most probable other class with its probability."""
+    """An image, its label if it has one, and the most probable other class with its probability.
+
+    With several labels an image, ``likely`` are those predicted, and the probability is that of the
+    least certain class.
+    """
 
     source: str
     label: str
@@ -57,12 +63,14 @@ class Suggestions:
         to_label: Images without a label; the first ones teach most.
         doubtful: Labels that are probably wrong; the most certain ones first.
         notes: A sentence for each thing that could not be done.
+        separator: Character between the labels of an image; None: each is of one class.
     """
 
     data: DomainDataModule
     to_label: Sequence[Suggestion]
     doubtful: Sequence[Suggestion]
     notes: Sequence[str]
+    separator: str | None = None
 
     @classmethod
     def of(cls, run: Run, images: int | None, most: int) -> "Suggestions":
@@ -85,8 +93,7 @@ class Suggestions:
         folder, data = run.teacher.folder, run.data
         vectors = ClassVectors.of_teacher(str(folder))
         vectors.require_names(data.class_names, str(folder))
-        require_one_class(data.task, "suggest")
-        labeled = known_labels(data)
+        task, labeled = build_task(data.task), known_labels(data)
         pool = unlisted(data.pool.images, (record.source for record in labeled))
         number = (
             min(_A_CLASS * len(data.class_names), len(pool), most) if images is None else images
@@ -107,17 +114,28 @@ class Suggestions:
         teacher = FrozenTeacher(folder, vectors).to(device())
         inform(f"loading the teacher of {folder}")
         teacher.load()
-        records = [*labeled, *(Record(source, -1) for source in pool)]
+        unlabeled = [Record(source, -1) for source in pool]
+        records = [*(record._replace(label=-1) for record in labeled), *unlabeled]
         known, others = torch.tensor_split(encode(teacher, data, records), [len(labeled)])
         chosen, notes = list[Suggestion](), list[str]()
+        separator = None
+        if task.per_class:
+            separator = run.teacher.settings("data").get("label_separator") or ";"
         if pool:
-            predictions = MULTI_CLASS.probabilities(teacher.logits(others))
-            for i in to_label(others, predictions, number, known):
+            predictions = task.probabilities(teacher.logits(others))
+            answers = predictions
+            if separator is not None:
+                answers = torch.stack([1 - predictions, predictions], dim=2)
+            for i in to_label(others, answers, number, known):
                 chosen.append(
-                    _suggestion(records[len(labeled) + i], predictions[i], data.class_names)
+                    _suggestion(unlabeled[i], predictions[i], data.class_names, separator)
                 )
         else:
             notes.append("there are no images without a label to choose from")
+        if separator is not None:
+            return cls(
+                data, chosen, [], [*notes, "several labels an image are not checked"], separator
+            )
         doubtful, note = _doubtful(labeled, known, data.class_names)
         return cls(data, chosen, doubtful, notes + note)
 
@@ -136,7 +154,8 @@ class Suggestions:
                 image = str(copy)
             # a name in a dataset of the benchmark stays
             image = str(Path(image).absolute()) if Path(image).is_file() else image
-            rows.append((image, each.label, each.likely, f"{each.probability:.3f}"))
+            label = each.label or ("" if self.separator is None else _UNKNOWN)
+            rows.append((image, label, each.likely, f"{each.probability:.3f}"))
         open_image = self.data.splits.open_image
         shown = [
             {"row": row, **each._asdict(), **thumbnail(open_image(each.source), _EDGE)}
@@ -148,6 +167,7 @@ class Suggestions:
             to_label=shown[: len(self.to_label)],
             doubtful=shown[len(self.to_label) :],
             notes=self.notes,
+            separator=self.separator,
             class_names=self.data.class_names,
             origin=self.data.splits.origin,
             table=TABLE,
@@ -177,8 +197,15 @@ def _doubtful(
     ], notes
 
 
-def _suggestion(record: Record, probabilities: Tensor, class_names: Sequence[str]) -> Suggestion:
-    """The most probable class other than the label, of probabilities [C]."""
+def _suggestion(
+    record: Record, probabilities: Tensor, class_names: Sequence[str], separator: str | None = None
+) -> Suggestion:
+    """The most probable class other than the label, or set of classes, of probabilities [C]."""
+    if separator is not None:
+        pairs = zip(class_names, probabilities.tolist(), strict=True)
+        likely_set = separator.join(name for name, probability in pairs if probability >= 0.5)
+        least = torch.maximum(probabilities, 1 - probabilities).min()
+        return Suggestion(record.source, "", likely_set, least.item())
     others = probabilities.clone()
     if record.single >= 0:
         others[record.single] = -1

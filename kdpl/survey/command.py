@@ -80,7 +80,8 @@ def init(
             such as ';'. An empty label then says that the image is of none of the classes, and '?'
             that it has no label.
         labels: Table with the columns image and label, as suggest writes it for you to fill in: its
-            labels replace those of PATH, and an image whose label is empty has none.
+            labels replace those of PATH, and an image whose label is empty, or with
+            --label-separator "?", has none.
         shots: Labelled images a class to train on, at most; by default all of them.
         val_share: Share of each class's labelled images to validate on, where there are no
             validation images; 0 for none. By default a fifth, of classes with 8 labelled images or
@@ -99,14 +100,11 @@ def init(
         each if is_url(each) else str(Path(each).expanduser().absolute()) for each in unlabeled
     ]
     named = str(Path(class_names).expanduser().absolute()) if class_names else None
-    if labels is not None and label_separator is not None:
-        raise ConfigError(
-            "--labels is for images of one class each: write several labels into the table itself"
-        )
     listed = find(source, named, label_separator)
     further = find_further(places, listed) if places else []
     if labels is not None:
-        listed, further = _relabeled(listed, further, Path(labels).expanduser(), named)
+        table = Path(labels).expanduser()
+        listed, further = _relabeled(listed, further, table, named, label_separator)
     labeled = any(image.label and image.split == "train" for image in listed)
     used = {name for image in listed for name in image.classes}
     names = read_class_mapping(Path(named), used, complete=labeled) if named else {}
@@ -193,14 +191,18 @@ def init(
 
 
 def _relabeled(
-    listed: list[FoundImage], further: list[FoundImage], table: Path, class_names: str | None
+    listed: list[FoundImage],
+    further: list[FoundImage],
+    table: Path,
+    class_names: str | None,
+    separator: str | None,
 ) -> tuple[list[FoundImage], list[FoundImage]]:
     """Apply a table of labels to the images of the dataset and to those of further places.
 
     Of the latter, those that now have a label belong to the dataset. DataError if a class has no
     label afterwards.
     """
-    keys = {image.label for image in listed if image.label}
+    keys = {name for image in listed for name in image.classes}
     names = read_class_mapping(Path(class_names), keys, complete=False) if class_names else {}
     classes = keys | names.keys()
     if not classes:
@@ -210,8 +212,8 @@ def _relabeled(
     written = {names[key].name if key in names else key: key for key in sorted(classes)} | {
         key: key for key in classes
     }
-    images = relabel([*listed, *further], table, written, bool(names))
-    used = {image.label for image in images if image.label}
+    images = relabel([*listed, *further], table, written, bool(names), separator)
+    used = {name for image in images for name in image.classes}
     if used and (unused := sorted(classes - used)):
         raise DataError(
             f"with {table} no image has the label {visible(unused[0])!r}: label one of each class"

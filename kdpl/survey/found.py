@@ -109,13 +109,18 @@ def _find_in_table(table: Path, class_names: str | None, separator: str | None) 
     for split, rows in parts.items():
         for record in rows:
             own = [labels.get(name := names[label], name) for label in labels_of(record)]
-            label = own[0] if separator is None else separator.join(own) or separator
+            label = in_one_cell(own, separator)
             group = splits.groups.get(record.source, "")
             found = FoundImage(record.source, label, split, separator=separator, group=group)
             images.append(found)
     return images + [
         FoundImage(source, "", "train", separator=separator) for source in splits.unlabeled or ()
     ]
+
+
+def in_one_cell(classes: Sequence[str], separator: str | None) -> str:
+    """Return the ``label`` of a labelled image."""
+    return classes[0] if separator is None else separator.join(classes) or separator
 
 
 def leave_out_copies(

@@ -15,8 +15,8 @@ from kdpl.data.sampling import held_out_of
 from kdpl.data.sources import content_of, digest_of_content, find_unlabeled
 from kdpl.data.storage import is_image, is_url
 from kdpl.errors import DataError, visible
-from kdpl.survey.found import FoundImage
-from kdpl.tables.reader import read_rows
+from kdpl.survey.found import FoundImage, in_one_cell
+from kdpl.tables.reader import read_rows, split_cell
 
 # images that Pillow does not open
 _FOREIGN = frozenset(
@@ -45,12 +45,17 @@ def find_further(where: Sequence[str], known: Iterable[FoundImage]) -> list[Foun
 
 
 def relabel(
-    images: Sequence[FoundImage], table: Path, named: Mapping[str, str], named_by_file: bool = False
+    images: Sequence[FoundImage],
+    table: Path,
+    named: Mapping[str, str],
+    named_by_file: bool = False,
+    separator: str | None = None,
 ) -> list[FoundImage]:
     """Apply labels that a user wrote into a table with the columns ``image`` and ``label``.
 
-    The label of a row replaces that of its image; an empty one leaves or makes it unlabelled. An
-    image that is not among the ``images`` is added for training if it has a label.
+    The label of a row replaces that of its image; an empty one, or with a ``separator`` ``?``,
+    leaves or makes it unlabelled. An image that is not among the ``images`` is added for training
+    if it has a label.
 
     Args:
         images: The images.
@@ -58,6 +63,7 @@ def relabel(
         named: The classes: labels by what may be written for them, which is themselves or their
             names.
         named_by_file: Whether a file of class names gave their names.
+        separator: Character between several labels of an image; None: each is of one class.
 
     Raises:
         DataError: It cannot be read, gives an image two labels, or names a class that there is not,
@@ -69,11 +75,17 @@ def relabel(
         dict[str, str](),
     )
     merged = list(images)
-    for number, (image, label, *_) in enumerate(read_rows(table, labeled=True), start=1):
+    rows = read_rows(table, labeled=True, separator=separator)
+    for number, (image, cell, *_) in enumerate(rows, start=1):
         source, fault = image if is_url(image) else os.path.normpath(table.parent / image), None
-        if label and label not in named:
-            near = get_close_matches(label, named, n=1, cutoff=0)
-            problem = f"has the label {visible(label)!r}, which is not a class"
+        own = split_cell(cell, separator)
+        unknown = next((name for name in own or () if name not in named), None)
+        label = (
+            "" if own is None else in_one_cell([named.get(n, n) for n in sorted(own)], separator)
+        )
+        if unknown is not None:
+            near = get_close_matches(unknown, named, n=1, cutoff=0)
+            problem = f"has the label {visible(unknown)!r}, which is not a class"
             fault = f"{problem}: write {visible(near[0])!r}, or another class"
             # a run whose classes have other names than the folders writes those
             fault += "" if named_by_file else ", or give the --class-names in which it is one"
@@ -85,10 +97,10 @@ def relabel(
                 fault = (
                     f"leaves {visible(image)} of the {old.split} images without a label: write one"
                 )
-            merged[number_of[source]] = replace(old, label=named.get(label, ""))
+            merged[number_of[source]] = replace(old, label=label, separator=separator)
         elif label:
             number_of[source] = len(merged)
-            merged.append(FoundImage(source, named[label], "train"))
+            merged.append(FoundImage(source, label, "train", separator=separator))
         if fault:
             raise DataError(f"row {number} of {table} {fault}")
     return merged

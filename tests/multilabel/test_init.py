@@ -69,7 +69,6 @@ def test_a_name_with_the_separator_of_predictions_is_refused_before_anything_is_
 def test_what_several_labels_do_not_go_with_is_refused(table, tmp_path, capsys):
     mine, out = without_splits(table, tmp_path), f"--out={tmp_path}/data"
     for more, said in [
-        ([str(mine), "--label-separator=;", f"--labels={mine}"], "--labels is for images of one"),
         ([str(table.parent), "--label-separator=;"], "only a table has several labels"),
         ([str(mine)], "set label_separator to ';'"),
     ]:
