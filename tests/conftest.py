@@ -43,6 +43,14 @@ def _brief_timing_of_encoders():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_the_disk():
+    """A fit writes ten files through to the disk, each of which takes as long as some of its steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def draw():
     """What draws a picture of a run; where no test looks at it, a white one stands in its place."""
     if find_spec("kdpl.report") is None:

@@ -7,7 +7,7 @@ import torch
 import world
 from lightning.pytorch.callbacks import Callback
 from test_teacher import make_teacher
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig, Frozen, load_clip
@@ -49,19 +49,31 @@ def domain_of(kind, name):
     return world.TinyDomain(num_base=3, batch_size=3, image_size=48 if name == "timm" else 32)
 
 
+class CountCasts(TorchDispatchMode):
+    """Counts the casts of tensors by shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default:
+            self.shapes[tuple(args[0].shape)] += 1
+        return function(*args, **(kwargs or {}))
+
+
 class Casts(Callback):
     """Counts the casts of tensors in the second step, by shape."""
 
     def on_train_batch_start(self, *args):
-        self.profile = profile(activities=[ProfilerActivity.CPU], record_shapes=True)
         if args[-1] == 1:
-            self.profile.start()
+            self.count = CountCasts()
+            self.count.__enter__()
 
     def on_train_batch_end(self, *args):
         if args[-1] == 1:
-            self.profile.stop()
-            casts = (event for event in self.profile.events() if event.name == "aten::_to_copy")
-            self.shapes = Counter(tuple(event.input_shapes[0]) for event in casts)
+            self.count.__exit__(None, None, None)
+            self.shapes = self.count.shapes
 
 
 class Results(Callback):

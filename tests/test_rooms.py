@@ -9,13 +9,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from runs import SHORT, STAGES, install_entry_points, noise
+from forked import forked
+from runs import SHORT, STAGES, configs, image_folder, install_entry_points, noise
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 ROOMS = PYPROJECT["tool"]["kdpl"]["rooms"]
 ALL_COMMANDS = PYPROJECT["project"]["entry-points"]["kdpl.commands"]
-DATA = [f"--config={ROOT}/configs/data/digits.yaml", f"--config={ROOT}/configs/trainer/cpu.yaml"]
 
 
 def without(rooms, copy):
@@ -47,6 +47,8 @@ for module in pkgutil.walk_packages(kdpl.__path__, "kdpl."):
     shown = ".report" in module.name and not (Path(kdpl.__path__[0]) / "report").exists()
     if not module.name.endswith("__main__") and not shown:
         __import__(module.name)
+if cost := sys.modules.get("kdpl.report.cost"):
+    cost._SECONDS = 0  # nobody reads how fast the encoders are
 classifier = f"{run}/student/classifier"
 calls = [
     ["run", *options, f"--out={run}"],
@@ -67,9 +69,15 @@ def call(copy, *args):
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def in_a_fork():
+    with forked() as run:
+        yield run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [*ROOMS, "all of them"])
-def test_a_project_without_a_room_runs_both_stages_exports_and_predicts(room, tmp_path):
+def test_a_project_without_a_room_runs_both_stages_exports_and_predicts(room, tmp_path, request):
     pytest.importorskip("onnxruntime")
     copy = tmp_path / "copy"
     gone = (
@@ -79,7 +87,18 @@ def test_a_project_without_a_room_runs_both_stages_exports_and_predicts(room, tm
     )
     commands = without(gone, copy)
     noise(64, 64).save(tmp_path / "photo.png")
-    said = call(copy, "-c", USE, tmp_path / "run", tmp_path / "photo.png", *DATA, *STAGES, *SHORT)
+    given = [tmp_path / "run", tmp_path / "photo.png"]
+    if room in ROOMS:
+        data = configs("data/folder.yaml", "trainer/cpu.yaml")
+        data += [f"--data.init_args.root={image_folder(tmp_path / 'photos')}"]
+        few = ["--data.init_args.batch_size=4", "--trainer.limit_train_batches=1.0"]
+        run = request.getfixturevalue("in_a_fork")
+        code, said, errors = run(USE, copy, *given, *data, *STAGES, *SHORT, *few)
+        assert code == 0, errors
+    else:
+        # whatever it imports, it imports by itself
+        data = configs("data/digits.yaml", "trainer/cpu.yaml")
+        said = call(copy, "-c", USE, *given, *data, *STAGES, *SHORT)
     assert said.endswith(f"{copy}/kdpl/__init__.py 0 0 0 0\n")
     listed = set(re.findall(r"^  ([a-z-]+) ", said.partition("usage:")[2], re.MULTILINE))
     assert {"run", "predict", *commands} <= listed

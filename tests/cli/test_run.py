@@ -15,6 +15,7 @@ from runs import (
     files_of,
     fit_student,
     fit_teacher,
+    image_folder,
     interrupted_at,
 )
 from runs import test as run_test
@@ -54,15 +55,20 @@ def test_the_single_commands_give_the_same_bit_for_bit(finished, tmp_path):
 
 
 def test_the_images_are_decoded_once_for_all_steps(tmp_path, monkeypatch):
+    data = configs("data/folder.yaml", "trainer/cpu.yaml")
+    few = [f"--data.init_args.root={image_folder(tmp_path / 'data')}", "--data.init_args.shots=4"]
+    few += ["--data.init_args.batch_size=4", "--trainer.limit_train_batches=1.0"]
     looked = []
-    good = (None, "")
-    monkeypatch.setattr(
-        pytest.importorskip("kdpl.scan.checked"),
-        "in_parallel",
-        lambda _, items, *__: looked.append(len(items)) or [good] * len(items),
-    )
-    options = ("--data.init_args.scan=true", "--data.init_args.bad_images=skip")
-    assert run_into(tmp_path / "out", *options) == 0
+    module = pytest.importorskip("kdpl.scan.checked")
+    look = module.in_parallel
+
+    def note(function, items, title, *_):
+        looked.append(len(items))
+        return look(function, items, title, 1)
+
+    monkeypatch.setattr(module, "in_parallel", note)
+    options = ["--data.init_args.scan=true", "--data.init_args.bad_images=skip"]
+    assert main(["run", *data, *STAGES, *SHORT, *few, *options, f"--out={tmp_path / 'out'}"]) == 0
     assert len([number for number in looked if number]) == 1
 
 

@@ -301,14 +301,21 @@ def test_a_score_that_is_no_number_is_on_no_side():
     assert not difference.within(1e9)
 
 
+@pytest.fixture(scope="module")
+def program(student, tmp_path_factory):
+    """The student as a program of torch."""
+    path = tmp_path_factory.mktemp("program") / "c.pt2"
+    write_program(student, "uint8", path)
+    return path
+
+
 @pytest.mark.parametrize("damage", [-1.0, float("nan")])
-def test_a_file_that_differs_from_the_classifier_is_seen(damage, student, tmp_path):
+def test_a_file_that_differs_from_the_classifier_is_seen(damage, student, program):
     images = images_for(student, 30)
-    write_program(student, "uint8", tmp_path / "c.pt2")
     other = make_classifier("test-student")
     with torch.no_grad():
         other.head.class_vectors[0] *= damage
-    difference = compare(other, load_program(tmp_path / "c.pt2"), images, "uint8")
+    difference = compare(other, load_program(program), images, "uint8")
     expected, found = other(images), student(images)
     assert difference.same == int((expected.argmax(1) == found.argmax(1)).sum())
     assert difference.logits == pytest.approx(

@@ -83,11 +83,20 @@ def test_predict_writes_names_and_probabilities(run, table, tmp_path):
         assert main(["predict", str(folder), str(table), option]) != 0
 
 
-def test_an_exported_file_has_the_labels_of_the_classifier(run, table, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    folder, file = run / "student" / "classifier", tmp_path / "c.onnx"
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    """The classifier as ONNX."""
+    pytest.importorskip("onnxruntime")
+    file = tmp_path_factory.mktemp("exported") / "classifier.onnx"
+    folder = run / "student" / "classifier"
     assert main(["export", str(folder), "--format=onnx", f"--out={file}"]) == 0
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return file
+
+
+def test_an_exported_file_has_the_labels_of_the_classifier(run, table, exported):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    folder = run / "student" / "classifier"
+    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
     assert about["task"] == "multilabel"
     names, thresholds = json.loads(about["class_names"]), json.loads(about["label_thresholds"])
@@ -111,19 +120,17 @@ def test_a_classifier_with_thresholds_of_other_classes_is_refused(run, tmp_path)
             Classifier.load(folder)
 
 
-def test_the_script_without_torch_names_the_same_labels(run, table, tmp_path):
-    pytest.importorskip("onnxruntime")
-    folder, file = run / "student" / "classifier", tmp_path / "classifier.onnx"
-    assert main(["export", str(folder), "--format=onnx", f"--out={file}"]) == 0
+def test_the_script_without_torch_names_the_same_labels(run, table, exported):
+    folder = run / "student" / "classifier"
     page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
     script = page.partition("## Classify without torch")[2].partition("```python\n")[2]
-    (tmp_path / "script.py").write_text(script.partition("```")[0])
+    (exported.parent / "script.py").write_text(script.partition("```")[0])
     classifier = Classifier.load(folder)
     for number in range(3):
         image = table.parent / f"test{number}.png"
         said = subprocess.run(
             [sys.executable, "script.py", image],
-            cwd=tmp_path,
+            cwd=exported.parent,
             capture_output=True,
             text=True,
             check=True,

@@ -169,10 +169,11 @@ def test_a_student_of_several_teachers_is_tested_without_any(written, tmp_path, 
 
 def test_targets_are_refined_from_the_predictions_of_all_teachers(written, tmp_path, plain_of):
     pool_targets = pytest.importorskip("kdpl.refinement.pool_targets")
+    target = pytest.importorskip("kdpl.refinement.target").Refined(views=2)
     root, teachers = written
     # every view of an image is then the same, and so is the mean of its features
     data = {"augmentation": "none", "unlabeled_share": 0.1}
-    options = {"trainer": {"limit_train_batches": 1}, "data": data, "target": "refined"}
+    options = {"trainer": {"limit_train_batches": 1}, "data": data, "target": target}
     Distilled(root / "first", tmp_path, **options, **settings(root))
     made = pool_targets.PoolTargets.load(tmp_path / pool_targets.POOL_TARGETS_FILE)
     assert made.teacher == " mean ".join(teachers[name][0].teacher for name in MODELS)
