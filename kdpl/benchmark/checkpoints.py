@@ -197,15 +197,13 @@ def require_same_clip(
 
 
 def _is_same(theirs: Tensor, ours: Tensor) -> bool:
+    relative, absolute = 0.0, float(_FLOAT32_TOLERANCE * ours.abs().max())
     if theirs.dtype in (torch.float16, torch.bfloat16):
-        step, smallest = torch.finfo(theirs.dtype).eps, torch.finfo(theirs.dtype).smallest_normal
-        theirs, ours = theirs.double(), ours.to(theirs.dtype).double()
+        known = torch.finfo(theirs.dtype)
         # the distance from a number to the next one above it
-        allowed = step * torch.minimum(theirs.abs(), ours.abs()).clamp(min=smallest)
-    else:
-        theirs, ours = theirs.double(), ours.double()
-        allowed = _FLOAT32_TOLERANCE * ours.abs().max()
-    return bool(((theirs - ours).abs() <= allowed).all())
+        relative, absolute = known.eps, known.eps * known.smallest_normal
+        ours = ours.to(theirs.dtype)
+    return torch.allclose(theirs.double(), ours.double(), rtol=relative, atol=absolute)
 
 
 class TakeOver(Callback):

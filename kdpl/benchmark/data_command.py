@@ -15,70 +15,60 @@ def data(
     action: Literal["download", "check"],
     name: str,
     *,
-    root: str | None = None,
-    unlabeled: list[str] = [],  # noqa: B006 - read from the signature, never changed
-    class_names: str | None = None,
+    root: str,
     workers: PositiveInt | None = None,
 ) -> int:
-    """Download a benchmark dataset, or count a dataset's classes and decode every image.
+    """Download a benchmark dataset, or count its classes and decode every image.
 
     Args:
         action: download gets a dataset, and resumes if it was interrupted; check looks at one that
             is there.
-        name: A dataset of the benchmark, for example oxford_pets; check also takes folder and
-            table.
-        root: The folder of all datasets; for folder, the dataset's own; for table, the file.
-        unlabeled: Folder, pattern, list or shards of unlabelled images, for folder and table.
-        class_names: File that names the class folders or labels, for folder and table.
+        name: A dataset of the benchmark, for example oxford_pets.
+        root: The folder of all datasets.
         workers: Processes that decode; by default one for each processor core.
     """
+    from kdpl.benchmark.readers import BENCHMARKS
     from kdpl.errors import ConfigError
 
+    if name not in BENCHMARKS:
+        raise ConfigError(
+            f"dataset {name!r} is not of the benchmark: choose one of {', '.join(BENCHMARKS)}"
+        )
     if action == "download":
-        if root is None:
-            raise ConfigError("download needs the folder of all datasets: give --root")
         from kdpl.benchmark.download import download
 
         return 0 if download(name, Path(root).expanduser()) else 1
-    return (
-        1
-        if _check(name, workers, root=root, unlabeled=unlabeled or None, class_names=class_names)
-        else 0
-    )
+    return 1 if _check(name, root, workers) else 0
 
 
-def _check(name: str, workers: int | None, **options: str | list[str] | None) -> int:
+def _check(name: str, root: str, workers: int | None) -> int:
     """Print the contents of a dataset and every fault.
 
     Faults are classes without images, and images that cannot be decoded.
 
     Returns the number of faults.
     """
-    from kdpl.benchmark.readers import BENCHMARKS
+    from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
     from kdpl.data.parallel import in_parallel
-    from kdpl.data.readers.registry import build_reader
     from kdpl.data.sources import try_decoding
 
-    splits = build_reader(name, **options).read()
+    splits, expected = BenchmarkSet(name, root).read(), BENCHMARKS[name].num_classes
     print(splits.origin)
     print(f"classes: {_shown(splits.class_names)}")
-    expected = BENCHMARKS[name].num_classes if name in BENCHMARKS else None
     faults = 0
-    if expected is not None and len(splits.class_names) != expected:
+    if len(splits.class_names) != expected:
         print(f"wrong: {len(splits.class_names)} classes, expected {expected}")
         faults += 1
     for split, records in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         counts = Counter(record.label for record in records)
         print(f"{split + ':':<10}{len(records)} images of {len(counts)} classes")
-        if expected is not None and records and len(counts) != expected:
+        if records and len(counts) != expected:
             without = [
                 repr(each) for label, each in enumerate(splits.class_names) if label not in counts
             ]
             named = f"; without images: {_shown(without)}" if without else ""
             print(f"wrong: {split} has images of {len(counts)} classes, expected {expected}{named}")
             faults += 1
-    if splits.unlabeled is not None:
-        print(f"unlabeled: {len(splits.unlabeled)} images")
     num_bad = 0
     look = partial(try_decoding, decode=splits.open_image)
     for fault, _ in in_parallel(look, splits.sources, "decoding", workers):

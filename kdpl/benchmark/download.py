@@ -5,15 +5,14 @@ import shutil
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import RepositoryNotFoundError
 
 from kdpl.benchmark.archive import SUFFIX, unpack
 from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet, stays_inside
-from kdpl.errors import ConfigError, DataError, reason
+from kdpl.errors import DataError, reason
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.network import require_hub
 
-REPOSITORY = "zhengli97/prompt_learning_dataset"
+REPOSITORY = "zhengli97/prompt_learning_dataset"  # of PromptKD's authors, uploaded as a model
 
 _IMAGENET = """\
 ImageNet has a licence that each person accepts for themselves, so it is not downloaded here:
@@ -34,13 +33,8 @@ def download(name: str, root: Path) -> bool:
     An interrupted download is resumed.
 
     Returns whether the dataset is there: for ImageNet, instructions are printed instead.
-    ConfigError if there is no such dataset, DataError if the hub cannot be reached or does not have
-    it in the form that is expected.
+    DataError if the hub cannot be reached or does not have it in the form that is expected.
     """
-    if name not in BENCHMARKS:
-        raise ConfigError(
-            f"dataset {name!r} cannot be downloaded: choose one of {', '.join(BENCHMARKS)}"
-        )
     dataset = BenchmarkSet(name, str(root))
     if dataset.benchmark.layout == "imagenet":
         print(_IMAGENET.format(images=dataset.images, index=dataset.index, root=root), end="")
@@ -83,16 +77,11 @@ def _fetch(name: str, store: Path) -> dict[str, PurePosixPath]:
     """Download the files of a dataset; returns them and their paths below the dataset's folder."""
     try:
         require_hub()
-        kind = "dataset"
-        try:
-            listed = HfApi().list_repo_files(REPOSITORY, repo_type=kind)
-        except RepositoryNotFoundError:  # collections of data are often uploaded as a model
-            kind = "model"
-            listed = HfApi().list_repo_files(REPOSITORY, repo_type=kind)
+        listed = HfApi().list_repo_files(REPOSITORY)
         places = {file: place_of(file) for file in listed if stays_inside(file)}
         files = {file: place[1] for file, place in places.items() if place and place[0] == name}
         for file in files:
-            hf_hub_download(REPOSITORY, file, repo_type=kind, local_dir=store)
+            hf_hub_download(REPOSITORY, file, local_dir=store)
     except Exception as error:
         # the hub's client raises its own errors, its transport's and the system's
         if isinstance(error, OSError) and error.filename is not None:

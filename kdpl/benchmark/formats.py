@@ -2,23 +2,14 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from kdpl.benchmark.table import Cell, ResultTable
 from kdpl.runtime.markdown import escape_markdown, markdown_rows
 
-_CSV_COLUMNS = [
-    "protocol",
-    "setting",
-    "dataset",
-    "row",
-    "title",
-    "metric",
-    "mean",
-    "standard_deviation",
-    "seeds",
-]
-_CSV_COLUMNS += ["seeds_expected", "published", "difference", "transductive", "selected_on_test"]
+_COLUMNS = ["protocol", "setting", "dataset", "row", "title", "metric", "mean"]
+_COLUMNS += ["standard_deviation", "seeds", "seeds_expected", "published", "difference"]
+_COLUMNS += ["transductive", "selected_on_test"]
 
 
 def markdown(tables: Sequence[ResultTable]) -> str:
@@ -34,37 +25,27 @@ def markdown(tables: Sequence[ResultTable]) -> str:
 def to_csv(tables: Sequence[ResultTable]) -> str:
     """Write one row for each cell of all tables, in %; what is missing is empty."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
     for line in (line for table in tables for line in table.lines):
-        flags = [str(flag).lower() for flag in (line.transductive, line.selected_on_test)]
+        about = {
+            "title": line.title.strip("*"),
+            "transductive": str(line.transductive).lower(),
+            "selected_on_test": str(line.selected_on_test).lower(),
+        }
         for cell in line.cells:
-            column, figures = (
-                cell.column,
-                (cell.mean, cell.standard_deviation, cell.published, cell.difference),
-            )
-            mean, deviation, *more = (
-                "" if figure is None else f"{figure:.4f}" for figure in figures
-            )
-            place = (
-                column.protocol,
-                column.setting,
-                cell.dataset,
-                cell.row,
-                line.title.strip("*"),
-                column.metric,
-            )
-            writer.writerow(
-                [*place, mean, deviation, cell.seeds, cell.seeds_expected, *more, *flags]
-            )
+            place = {"protocol": cell.column.protocol, "setting": cell.column.setting}
+            place |= {"dataset": cell.dataset, "row": cell.row, "metric": cell.column.metric}
+            figures = {
+                "mean": cell.mean,
+                "standard_deviation": cell.standard_deviation,
+                "published": cell.published,
+                "difference": cell.difference,
+            }
+            written = {name: "" if x is None else f"{x:.4f}" for name, x in figures.items()}
+            seeds = {"seeds": cell.seeds, "seeds_expected": cell.seeds_expected}
+            writer.writerow(place | about | written | seeds)
     return text.getvalue()
-
-
-WRITERS: dict[str, tuple[str, Callable[[Sequence[ResultTable]], str]]] = {
-    "markdown": ("md", markdown),
-    "csv": ("csv", to_csv),
-}
-"""Each format's file name ending, and what writes it."""
 
 
 def _rows(table: ResultTable) -> list[str]:

@@ -2,11 +2,11 @@
 
 Each method's figures are those of its ViT-B/16, PromptKD's those of a ViT-B/16 under a ViT-L/14.
 
-Source: PromptKD, arXiv 2403.02781, the table of base-to-novel results over the eleven datasets; the
-other methods' figures are those that it compares with, and those of MMRL and of PromptKD with
-ATPrompt are from the list github.com/zhengli97/Awesome-Prompt-Adapter-Learning-for-VLMs by
-PromptKD's authors. All are as printed: for StanfordCars and UCF101 the harmonic mean is not that of
-the two accuracies beside it, which would be 83.08 and 85.83.
+Source: PromptKD, arXiv 2403.02781, the table of base-to-novel results over the eleven datasets;
+figures of MMRL and of PromptKD with ATPrompt are from the list
+github.com/zhengli97/Awesome-Prompt-Adapter-Learning-for-VLMs by PromptKD's authors. All are as
+printed: for StanfordCars and UCF101 the harmonic mean is not that of the two accuracies beside it,
+which would be 83.08 and 85.83.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,6 @@ METRICS = tuple(map(test_key, ("base_acc", "novel_acc", "hm")))
 class Method:
     """Figures of a method: averages over the eleven datasets, and each dataset's if kept here."""
 
-    title: str
     average: Figures
     by_dataset: Mapping[str, Figures] = field(default_factory=dict)
 
@@ -34,15 +33,9 @@ def _figures(base: float, novel: float, harmonic_mean: float) -> Figures:
 
 
 METHODS: Mapping[str, Method] = {
-    "clip": Method("CLIP", _figures(69.34, 74.22, 71.70)),
-    "coop": Method("CoOp", _figures(82.69, 63.22, 71.66)),
-    "cocoop": Method("CoCoOp", _figures(80.47, 71.69, 75.83)),
-    "maple": Method("MaPLe", _figures(82.28, 75.14, 78.55)),
-    "promptsrc": Method("PromptSRC", _figures(84.26, 76.10, 79.97)),
-    "mmrl": Method("MMRL", _figures(85.68, 77.16, 81.20)),
-    "promptkd_atprompt": Method("PromptKD with ATPrompt", _figures(87.05, 81.82, 84.35)),
+    "mmrl": Method(_figures(85.68, 77.16, 81.20)),
+    "promptkd_atprompt": Method(_figures(87.05, 81.82, 84.35)),
     "promptkd": Method(
-        "PromptKD",
         _figures(86.96, 80.73, 83.73),
         {
             "imagenet": _figures(80.83, 74.66, 77.62),

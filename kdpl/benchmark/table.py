@@ -189,8 +189,6 @@ class _Maker:
                         any(run.selected_on_test for run in runs),
                     )
                     lines.append(Line(group, self.campaign.title(row), cells, *flags))
-        if AVERAGE in groups and columns[0].protocol == "base_to_novel":
-            lines += self._other_methods(columns, averaged)
         notes = self.campaign.notes
         shown = {cell.dataset for line in lines for cell in line.cells} - {AVERAGE}
         if several := sorted(shown & self.several):
@@ -254,24 +252,6 @@ class _Maker:
             else METHODS[method].by_dataset.get(dataset, {})
         )
         return figures.get(column.metric)
-
-    def _other_methods(self, columns: Sequence[Column], datasets: Sequence[str]) -> list[Line]:
-        """Return the averages of other methods, if the campaign has the datasets they are of."""
-        if set(datasets) != set(METHODS["promptkd"].by_dataset):
-            return []
-        shown = {row.published for row in self.campaign.rows.values()}
-        others = {key: method for key, method in METHODS.items() if key not in shown}
-        return [
-            Line(
-                AVERAGE,
-                f"{method.title}, published",
-                [
-                    Cell(column, AVERAGE, key, published=method.average[column.metric])
-                    for column in columns
-                ],
-            )
-            for key, method in others.items()
-        ]
 
 
 def published_average(method: str, datasets: Collection[str]) -> Figures:

@@ -1,7 +1,6 @@
 """``python -m kdpl table``: the tables of a campaign."""
 
 from pathlib import Path
-from typing import Literal
 
 from kdpl.benchmark.command import CAMPAIGNS
 from kdpl.errors import ConfigError
@@ -9,20 +8,17 @@ from kdpl.runtime.configs import read_config
 from kdpl.runtime.files import write_text
 
 
-def table(
-    folder: str, *, format: Literal["markdown", "csv"] = "markdown", out: str | None = None
-) -> int:
+def table(folder: str, *, out: str | None = None) -> int:
     """Print the tables of a campaign, beside published figures.
 
     It may be unfinished. They are also written into its folder as Markdown and CSV.
 
     Args:
         folder: The --out of benchmark.
-        format: Format that is printed.
-        out: File to write what is printed to as well.
+        out: Markdown file to write them to as well.
     """
     from kdpl.benchmark.campaign import parse_campaign
-    from kdpl.benchmark.formats import WRITERS
+    from kdpl.benchmark.formats import markdown, to_csv
     from kdpl.benchmark.table import tables
     from kdpl.benchmark.tasks import read_all
 
@@ -38,11 +34,10 @@ def table(
         for file in files
         for each in tables(parse_campaign(read_config(str(file)), file), results)
     ]
-    for name, (ending, render) in WRITERS.items():
-        text = render(made)
-        write_text(Path(folder) / f"table.{ending}", text)
-        if name == format:
-            print(text, end="")
-            if out is not None:
-                write_text(Path(out), text)
+    text = markdown(made)
+    write_text(Path(folder) / "table.md", text)
+    write_text(Path(folder) / "table.csv", to_csv(made))
+    print(text, end="")
+    if out is not None:
+        write_text(Path(out), text)
     return 0

@@ -4,11 +4,10 @@ The scores are those by which predict knows its certainty.
 """
 
 from pathlib import Path
-from typing import Literal
-
-from jsonargparse.typing import PositiveInt
 
 from kdpl.runtime.run_folder import require_classifier
+
+_BATCH_SIZE = 64
 
 
 def calibrate(
@@ -16,8 +15,6 @@ def calibrate(
     images: str,
     *,
     class_names: str | None = None,
-    batch_size: PositiveInt = 64,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> int:
     """Score labelled images that a classifier was not trained on; keep the scores in its folder.
 
@@ -30,8 +27,6 @@ def calibrate(
             .parquet table with the columns image and label
         class_names: file with the names of the classes, where folders or labels are named
             otherwise, as for init
-        batch_size: images per batch
-        device: auto is a GPU if there is one
     """
     from kdpl.data.class_mapping import read_class_mapping
     from kdpl.data.datasets import EvaluationImages
@@ -53,7 +48,7 @@ def calibrate(
     from kdpl.doubt.held_out import HeldOutScores, classify
     from kdpl.tasks import require_one_class
 
-    loaded = load_classifier(classifier, None, device)
+    loaded = load_classifier(classifier, None, "auto")
     require_one_class(loaded.task.name, "calibrate")
     numbers = {name: number for number, name in enumerate(loaded.class_names)}
     if unknown := sorted({*named.values()} - numbers.keys()):
@@ -65,7 +60,7 @@ def calibrate(
     dataset = EvaluationImages(
         records, partial(open_source, decoding=loaded.decoding), loaded.preprocessing.resizing
     )
-    loader = LazyLoader(dataset, EvaluationSampler(len(records)), batch_size, cores())
+    loader = LazyLoader(dataset, EvaluationSampler(len(records)), _BATCH_SIZE, cores())
     logits, labels, _ = classify(loaded, loader, loaded.head.class_vectors.device)
     scores = HeldOutScores.of(logits, labels)
     digest = loaded.fingerprint()

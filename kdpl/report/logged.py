@@ -1,11 +1,10 @@
 """Pictures for loggers that can show them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from PIL.Image import Image
 
 
 @runtime_checkable
@@ -30,12 +29,3 @@ def log_picture(loggers: Iterable[Logger], name: str, path: Path) -> None:
             logger.experiment.add_image(name, decode_image(str(path)))
         elif isinstance(logger, ShowsPictures):
             logger.log_picture(name, path)
-
-
-def log_images(
-    loggers: Iterable[Logger], name: str, images: Sequence[Image], captions: Sequence[str]
-) -> None:
-    """Show images with their captions as a gallery in W&B; call on one process."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(name, list(images), caption=list(captions))

@@ -1,7 +1,7 @@
 """Section on training: data, settings and learning curves."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -10,9 +10,8 @@ from lightning.pytorch import Trainer
 
 from kdpl.callbacks.run_config import flatten
 from kdpl.errors import KdplError
-from kdpl.metrics import FIDELITY, UNSEEN
-from kdpl.report.charts import line_chart
-from kdpl.report.pictures import panels
+from kdpl.metrics import ACCURACY_TITLES, FIDELITY, TRAIN_LOSS, UNSEEN, val_key
+from kdpl.report.charts import Point, line_chart
 from kdpl.report.run_folder import Run, Stage
 
 # kdpl's command line has defaults of its own for these
@@ -134,6 +133,29 @@ def _text(value: Any) -> str:
 def learning_curves(run: Run) -> list[dict[str, Any]]:
     """Lay out the charts of each stage; the gap says what was not measured."""
     return [{"name": name, **_stage_curves(stage)} for name, stage in run.stages.items()]
+
+
+def panels(curves: Mapping[str, Sequence[Point]]) -> dict[str, dict[str, list[Point]]]:
+    """Sort the curves of ``read_metrics`` into loss and accuracies, by title and name.
+
+    They are over epochs from 1. With several labels an image, accuracies are mean average
+    precisions.
+    """
+    epoch_of = dict(curves.get("epoch", []))
+
+    def line(key: str, scale: float = 1) -> list[Point]:
+        # a test logs values too, at steps without an epoch
+        return [
+            (epoch_of[step] + 1, scale * value)
+            for step, value in curves.get(key, [])
+            if step in epoch_of
+        ]
+
+    several = val_key("map") in curves
+    keys = {key.replace("acc", "map") if several else key: t for key, t in ACCURACY_TITLES.items()}
+    measured = {title: line(val_key(key), 100) for key, title in keys.items()}
+    heading = f"validation {'mAP' if several else 'accuracy'}, %"
+    return {"training loss": {"loss": line(TRAIN_LOSS)}, heading: measured}
 
 
 def _stage_curves(stage: Stage) -> dict[str, Any]:

@@ -355,15 +355,6 @@ def _print(
             f"  images of one colour, or nearly so: {len(plain)} ({_some(plain)}): look whether "
             "they show anything"
         )
-    transparent, turned = (
-        sum(image.transparent for image in images),
-        sum(image.turned for image in images),
-    )
-    if transparent or turned:
-        on = "put on white (data.init_args.background)"
-        print(
-            f"  transparent images: {transparent}, {on}; turned upright by their EXIF tag: {turned}"
-        )
 
 
 def _print_validation(number: int) -> None:

@@ -21,17 +21,15 @@ class FoundImage:
 
     With a ``separator``, the label is a list of classes, and of an image of none the separator.
     ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside by chance.
-    Looking at the image fills in width and height, whether pixels are transparent, whether an
-    orientation tag turns it, whether it is ``plain``, of one colour or nearly so, the digest of the
-    file's bytes, or the ``fault`` for which it cannot be used. A table may give it a ``group``.
+    Looking at the image fills in width and height, whether it is ``plain``, of one colour or nearly
+    so, the digest of the file's bytes, or the ``fault`` for which it cannot be used. A table may
+    give it a ``group``.
     """
 
     path: str
     label: str
     split: str
     size: tuple[int, int] | None = None
-    transparent: bool = False
-    turned: bool = False
     plain: bool = False
     digest: str = ""
     fault: str | None = None

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
 
-from kdpl.data.decoding import Decoding, opened, translucent, turn_of
+from kdpl.data.decoding import Decoding, opened
 from kdpl.data.names import unlisted
 from kdpl.data.parallel import in_parallel
 from kdpl.data.sampling import held_out_of
@@ -162,11 +162,10 @@ def _inspect(image: FoundImage) -> FoundImage:
         content = content_of(image.path)
         with opened(image.path, content) as picture:
             rgb = Decoding().to_rgb(picture, f"image {image.path}")
-            transparent, turned = translucent(picture) is not None, turn_of(picture) is not None
         # a pair for each colour
         extrema = cast(tuple[tuple[int, int], ...], rgb.getextrema())
         plain = all(high - low < _NEARLY for low, high in extrema)
-        image = replace(image, size=rgb.size, transparent=transparent, turned=turned, plain=plain)
+        image = replace(image, size=rgb.size, plain=plain)
     except DataError as error:
         return replace(image, fault=str(error))
     except UnicodeEncodeError:

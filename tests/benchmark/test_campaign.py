@@ -57,7 +57,7 @@ def test_a_campaign_is_read_from_its_file(tmp_path):
         ({"rows": {"a/b": {"teacher": "t.yaml"}}}, "'a/b' names a folder: use letters"),
         (
             {"rows": {"a": {"teacher": "t.yaml", "published": "mine"}}},
-            "'mine': choose from clip, coop",
+            "'mine': choose from mmrl, promptkd",
         ),
         (
             {"rows": {"a": {"teacher": "t.yaml", "more": "a"}}},

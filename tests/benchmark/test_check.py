@@ -1,8 +1,8 @@
 from dataclasses import replace
 
 import pytest
-from benchmark_tree import image, make_tree
-from runs import image_folder, refused
+from benchmark_tree import make_tree
+from runs import refused
 
 from kdpl.__main__ import main
 from kdpl.benchmark.readers import BENCHMARKS
@@ -53,27 +53,15 @@ def test_wrong_number_of_classes_fails_and_names_what_is_missing(tmp_path, capsy
     )
 
 
-def test_folder_and_its_unlabelled_images_are_checked(tmp_path, capsys):
-    image_folder(tmp_path / "own", classes=("dog", "cat"))
-    image(tmp_path / "pool/a.jpg")
-    (tmp_path / "pool/b.jpg").write_bytes(b"no image")
-    code, lines = checked(capsys, "folder", tmp_path / "own", f"--unlabeled={tmp_path / 'pool'}")
-    assert code == 1
-    assert (lines[1], lines[5]) == ("classes: cat, dog (2)", "unlabeled: 2 images")
-    assert lines[6].startswith(f"image {tmp_path / 'pool/b.jpg'} cannot be read")
-    assert lines[7] == "18 images decoded, 1 of them bad"
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("check dtd", "dataset 'dtd' needs root: set it to where the dataset lies"),
         ("check dtd --root=gone", "dataset dtd needs the folder gone/dtd, which does not exist: "),
         ("check dtd --root=gone --workers=0", ""),
-        ("download dtd", "download needs the folder of all datasets: give --root"),
+        ("check dtd", "--root"),
         (
             "download mnist --root=gone",
-            "dataset 'mnist' cannot be downloaded: choose one of caltech101, ",
+            "dataset 'mnist' is not of the benchmark: choose one of caltech101, ",
         ),
     ],
 )

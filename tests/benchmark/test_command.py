@@ -110,11 +110,11 @@ def test_a_run_leaves_its_files_and_a_second_start_does_nothing(whole, data, cap
 def test_a_table_is_printed_and_written_in_all_formats(whole, tmp_path, capsys):
     _, out = whole
     capsys.readouterr()
-    assert main(["table", str(out), "--format=csv", f"--out={tmp_path / 'mine.csv'}"]) == 0
+    assert main(["table", str(out), f"--out={tmp_path / 'mine.md'}"]) == 0
     assert (
         capsys.readouterr().out
-        == (tmp_path / "mine.csv").read_text()
-        == (out / "table.csv").read_text()
+        == (tmp_path / "mine.md").read_text()
+        == (out / "table.md").read_text()
     )
     (line,) = [
         line

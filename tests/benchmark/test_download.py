@@ -3,7 +3,6 @@ import zipfile
 
 import pytest
 from benchmark_tree import make_tree
-from huggingface_hub.errors import RepositoryNotFoundError
 from runs import error_line
 
 import kdpl.benchmark.download
@@ -18,16 +17,14 @@ class Hub:
     """A repository of local files; what it was asked for is in ``asked``."""
 
     def __init__(self, folder):
-        self.folder, self.kind, self.asked, self.broken = folder, "dataset", [], None
+        self.folder, self.asked, self.broken = folder, [], None
 
-    def list_repo_files(self, _, repo_type):
-        if repo_type != self.kind:
-            # made without its initialiser, which wants the response of a server
-            raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+    def list_repo_files(self, repo_id):
+        assert repo_id == REPOSITORY
         return [str(path) for path in sorted(files_of(self.folder))]
 
-    def hf_hub_download(self, repo_id, filename, repo_type, local_dir):
-        assert (repo_id, repo_type) == (REPOSITORY, self.kind)
+    def hf_hub_download(self, repo_id, filename, local_dir):
+        assert repo_id == REPOSITORY
         self.asked.append(filename)
         target = local_dir / filename
         if target.exists():  # as the real one, which compares with the server
@@ -98,8 +95,7 @@ def test_archive_is_unpacked_into_the_layout_and_nothing_else_stays(
 
 def test_an_interrupted_download_is_resumed_and_a_complete_one_does_nothing(tmp_path, hub, capsys):
     made = pack(hub, "dtd", "dtd.zip", "dtd", apart=[DTD_SPLIT])
-    # collections of data are often uploaded as a model
-    hub.kind, hub.broken = "model", DTD_SPLIT
+    hub.broken = DTD_SPLIT
     assert fetch("dtd", tmp_path / "root") == 1
     error_line(
         capsys,

@@ -76,7 +76,7 @@ def test_an_interrupted_fit_its_resume_and_its_test_are_one_run_with_config_numb
             != {}
         ), name
     pictures = [Path(each.path).name for each in store.list_artifacts(run.info.run_id, "figures")]
-    assert pictures == ["confusion.png", "learning_curves.png"]
+    assert pictures == ["confusion.png"]
 
 
 @pytest.mark.parametrize("store", ["file"], indirect=True)

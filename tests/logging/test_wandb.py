@@ -15,7 +15,7 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.errors import ConfigError
 from kdpl.logging.artifacts import artifact_name
 from kdpl.logging.wandb_logger import ID_FILE, RunWandbLogger
-from kdpl.runtime.predictions import read_predictions, read_results
+from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import (
     CLASS_VECTORS_FILE,
     CLASSIFIER_FOLDER,
@@ -135,23 +135,7 @@ def test_a_stage_is_one_run_with_config_numbers_pictures_and_artifacts_that_name
         assert [row[name] for row in rows if name in row] == logged(student, name) != [], name
     assert logged(student, "test/acc") == [read_results(student)["test/acc"]]
     pictures = {name.split("/")[1] for row in rows for name in row if name.startswith("figures/")}
-    assert pictures == {"learning_curves", "confusion", "test_images", "disagreements"}
-    (captions,) = [row["disagreements/captions"] for row in rows if "disagreements/captions" in row]
-    pairs = zip(read_predictions(teacher), read_predictions(student), strict=True)
-
-    def said(by, each):
-        return (
-            f"{by} {'✓' if each.correct else '✗'} {each.prediction} {100 * each.probability:.0f} %"
-        )
-
-    different = {
-        f"{t.label}: {said('T', t)}, {said('S', s)}"
-        for t, s in pairs
-        if t.prediction != s.prediction
-    }
-    assert captions
-    assert set(captions) <= different
-    assert len(list(student.rglob("media/images/disagreements*.png"))) == len(captions) <= 30
+    assert pictures == {"confusion", "test_images"}
 
 
 def test_disabled_it_logs_nothing_and_breaks_nothing(tmp_path, monkeypatch):

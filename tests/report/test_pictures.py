@@ -12,18 +12,11 @@ from kdpl.errors import DataError
 from kdpl.report.pictures import (
     choose_for_sheet,
     draw_confusion,
-    draw_curves,
     draw_sheet,
     font_families,
 )
 from kdpl.runtime.predictions import ImagePrediction
 from kdpl.runtime.run_folder import RESULTS_FILE
-
-CURVES = {
-    "epoch": [(9, 0.0), (29, 2.0)],
-    "train/loss": [(9, 2.0), (19, 1.0), (29, 0.5)],
-    "val/acc": [(9, 0.3)],
-}
 
 
 @pytest.fixture(autouse=True)
@@ -74,20 +67,6 @@ def sheet(images, *predictions):
 
 RIGHT, WRONG, NAMES, MANY = [0] * 9, [1] * 9, ["a", "b", "never seen"], list(range(60))
 PICTURES = {
-    "curves": [
-        lambda path, curves=curves: draw_curves(curves, "a run", path)
-        for curves in (
-            CURVES,
-            {**CURVES, "train/loss": [(9, 0.5), (19, 1.0), (29, 2.0)]},
-            {**CURVES, "val/acc": [(9, 0.9), (29, 0.3)]},
-            {
-                **CURVES,
-                "val/base_acc": [(9, 0.5), (29, 0.7)],
-                "val/novel_acc": [(9, 0.2), (29, 0.3)],
-            },
-            {},
-        )
-    ],
     "confusion": [
         confusion([0, 0, 1, 1], [0, 0, 1, 1], NAMES),
         confusion([0, 0, 1, 1], [0, 0, 1, 2], NAMES),
@@ -162,20 +141,15 @@ def test_a_fit_and_a_test_leave_pictures(teacher_run, student_run):
         run: sorted(p.name for p in (run / "figures").iterdir())
         for run in (teacher_run, student_run)
     }
-    assert names[teacher_run] == ["confusion.png", "learning_curves.png"]
-    assert names[student_run] == [
-        "confusion.png",
-        "disagreements.png",
-        "learning_curves.png",
-        "test_images.png",
-    ]
+    assert names[teacher_run] == ["confusion.png"]
+    assert names[student_run] == ["confusion.png", "test_images.png"]
     for path in student_run.glob("figures/*"):
         pixels(path)
 
 
 def test_without_matplotlib_it_says_so_and_all_else_works(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("kdpl.report.pictures.can_draw", lambda: False)
-    assert fit_teacher(tmp_path, "--trainer.max_epochs=1") == 0
+    assert fit_teacher(tmp_path, "--trainer.max_epochs=1") == run_test(tmp_path) == 0
     assert "pip install 'kdpl[quickstart]'" in capsys.readouterr().err
     assert not (tmp_path / "figures").exists()
 
@@ -236,8 +210,4 @@ def test_the_title_of_a_sheet_counts_what_it_shows(tmp_path, student_run, monkey
     assert (
         title
         == f"{len(pairs)} of 899 test images, {len(wrong)} of them misclassified by teacher or student"
-    )
-    pairs, title = titles["disagreements"]
-    assert re.fullmatch(
-        rf"{len(pairs)} of \d+ test images on which teacher and student disagree", title
     )

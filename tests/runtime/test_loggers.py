@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from runs import configs, fit_teacher, rows_of
+from runs import test as run_test
 
 from kdpl.runtime.loggers import MetricsCSV, read_metrics
 from kdpl.runtime.predictions import read_results
@@ -54,10 +55,13 @@ def test_tensorboard_gets_the_same_numbers_and_pictures_inside_the_folder(tmp_pa
     monkeypatch.chdir(tmp_path)
     assert fit_teacher("run", *configs("logger/tensorboard.yaml")) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
-    (file,) = Path("run").rglob("events.out.tfevents.*")
-    events = accumulator.EventAccumulator(str(file)).Reload()
+    assert run_test("run") == 0
+    files = sorted(
+        Path("run").rglob("events.out.tfevents.*"), key=lambda file: file.stat().st_mtime
+    )
+    events, of_test = (accumulator.EventAccumulator(str(file)).Reload() for file in files)
     pytest.importorskip("kdpl.report")
-    assert events.Tags()["images"] == ["figures/learning_curves"]
+    assert of_test.Tags()["images"] == ["figures/confusion"]
     for name in ("train/loss", "val/acc"):
         expected = [float(row[name]) for row in rows_of(Path("run") / METRICS_FILE) if row[name]]
         assert [e.value for e in events.Scalars(name)] == pytest.approx(expected, rel=1e-6) != [], (

@@ -254,21 +254,6 @@ def test_validation_images_of_ones_own_are_all_used(tmp_path):
         assert len(data.evaluation_dataloader_for("val", Resizing(32)).dataset) == 12
 
 
-def test_transparent_and_turned_images_are_counted_and_what_becomes_of_them_is_said(
-    tmp_path, capsys
-):
-    root = plain_folders(tmp_path / "pets")
-    assert init(root, tmp_path / "plain") == 0
-    assert "transparent images" not in capsys.readouterr().out
-    for number in range(2):
-        odd_photo(root / f"cat/{number}.png", 20 + number)
-    Image.new("RGBA", (20, 16), (1, 2, 3, 255)).save(root / "cat/2.png")
-    Image.new("RGB", (20, 16), (3, 2, 1)).save(root / "dog/0.png", exif=tag(3))
-    assert init(root, tmp_path / "out") == 0
-    said = "transparent images: 2, put on white (data.init_args.background); turned upright by their EXIF tag: 3"
-    assert f"  {said}\n" in capsys.readouterr().out
-
-
 def test_an_image_whose_path_is_not_utf8_is_named_and_left_out(tmp_path, capsys):
     root = plain_folders(tmp_path / "pets")
     (root / "cat" / "0.png").rename(root / "cat" / "\udcff.png")
@@ -425,7 +410,6 @@ def test_a_strangers_folder_is_described_and_run_as_advised_without_a_file_edite
             "no test image of: 2",
             "text tower nothing: 0, 1, 2: give words",
         ),
-        *("transparent images: 11, put on white", "turned upright by their EXIF tag: 11"),
         *("1 .heic file, which cannot be read: convert", "torn.jpg cannot be read"),
     ):
         assert words in out
