@@ -24,7 +24,7 @@ LARGEST_GROUP = 2**29
 _CONTENTS, _PATHS = ("bytes", "image", "image.bytes"), ("path", "image")
 """Names of columns that are preferred to others of their type."""
 
-_AHEAD = 2**12  # bytes, since pyarrow asks for what it needs
+_AHEAD, _BUFFER = 2**12, 2**20  # bytes; pyarrow asks a store for all that it needs
 _ROWS = 256  # that are Python objects at a time
 
 
@@ -41,8 +41,13 @@ class ImageColumn(NamedTuple):
     name: str
     has_paths: bool
 
-    def values(self, groups: Sequence[int] | None = None) -> Iterator[Any]:
-        """Yield the value of each row of some row groups, or of all; None if it has none."""
+    def all_values(self) -> Iterator[Any]:
+        """Yield the value of each row; None if it has none."""
+        for group in range(self.file.num_row_groups):
+            yield from self.values([group])
+
+    def values(self, groups: Sequence[int]) -> Iterator[Any]:
+        """Yield the value of each row of some row groups, which may be in memory together."""
         # no threads of pyarrow: loaders have processes of their own, which are forked
         for batch in self.file.iter_batches(
             _ROWS, row_groups=groups, columns=[self.name], use_threads=False
@@ -84,9 +89,9 @@ def open_column(path: str) -> Iterator[ImageColumn]:
             f"{path} needs pyarrow: pip install 'kdpl[parquet]', or give tar shards"
         ) from error
     try:
-        # what is between row groups that are read together is read, too, in one request
-        coalesced = is_url(path)
-        with open_file(path, _AHEAD) as raw, ParquetFile(raw, pre_buffer=coalesced) as file:
+        # one request for row groups that are read together; of a file here, less is in memory
+        how = {"pre_buffer": True} if is_url(path) else {"buffer_size": _BUFFER}
+        with open_file(path, _AHEAD) as raw, ParquetFile(raw, **how) as file:
             yield ImageColumn(file, *_find_column(path, file.schema_arrow))
     except KdplError:
         raise
@@ -101,7 +106,7 @@ def index_rows(path: str) -> Names:
     """
     with open_column(path) as column:
         if column.has_paths:
-            return Names.of(_place(path, *row) for row in enumerate(column.values()))
+            return Names.of(_place(path, *row) for row in enumerate(column.all_values()))
         counts, sizes, starts = column.groups()
     if (largest := int(sizes.max(initial=0))) > LARGEST_GROUP:
         raise DataError(
@@ -120,7 +125,7 @@ def read_rows(path: str) -> Iterator[tuple[str, bytes | None, str | None]]:
     """Read a file from beginning to end, as ``read_shard`` does; a path comes without its bytes."""
     try:
         with open_column(path) as column:
-            for number, value in enumerate(column.values()):
+            for number, value in enumerate(column.all_values()):
                 if not column.has_paths:
                     yield f"{path}/{number}", value or b"", None
                     continue

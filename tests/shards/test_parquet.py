@@ -143,7 +143,7 @@ def test_a_file_is_indexed_once_from_its_footer_and_again_when_it_has_changed(fo
     monkeypatch.setattr(
         shard_index, "index_rows", lambda path: looked.append(path) or index_rows(path)
     )
-    monkeypatch.setattr(parquet.ImageColumn, "values", None)
+    monkeypatch.setattr(parquet.ImageColumn, "values", None)  # nothing but footers is read
     first = find_unlabeled(str(folder))
     assert (folder / INDEX_FILE).is_file()
     looked.clear()
