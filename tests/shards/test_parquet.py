@@ -227,6 +227,25 @@ def test_predict_reads_files_in_order_and_damaged_images_are_those_of_other_pool
             open_source(found[number])
 
 
+def test_damaged_images_of_a_pool_are_refused_together_or_left_out(tmp_path):
+    contents = [encoded(number) if number % 10 else b"no" for number in range(100)]
+    path = write_struct(tmp_path / "x.parquet", contents, 7)
+    (tmp_path / "data/train/a").mkdir(parents=True)
+    noise(9, 7).save(tmp_path / "data/train/a/0.png")
+
+    def pool(**settings):
+        data = DomainDataModule("folder", str(tmp_path / "data"), unlabeled=path, **settings)
+        data.reading.prepare(trains=True)
+        return data.pool.images
+
+    with world.refused(DataError, r"10 of 101 images cannot be used \(image .*x\.parquet/0 "):
+        pool()
+    kept = pool(bad_images="skip")
+    assert list(kept) == [f"{path}/{number}" for number in range(100) if number % 10]
+    sources = InPieces(kept)
+    assert [content_of(sources[i]) for i in range(90)] == [c for c in contents if c != b"no"]
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
