@@ -51,11 +51,10 @@ def _labels_for(student: dict[str, Any]) -> str:
     """Name what saw the labels, beside validation."""
     target = student.get("target")
     name = target.get("class_path") if isinstance(target, dict) else target
-    return (
-        "the teacher and its refined targets"
-        if name == "refined" or str(name).endswith(".Refined")
-        else "the teacher only"
-    )
+    labeled = {"refined": "refined targets", "local_views": "targets of local views"}
+    labeled |= {"Refined": labeled["refined"], "LocalViews": labeled["local_views"]}
+    targets = labeled.get(str(name).rpartition(".")[2])
+    return f"the teacher and its {targets}" if targets else "the teacher only"
 
 
 def _fidelity(student: Stage | None) -> dict[str, Any] | None:

@@ -378,6 +378,7 @@ def set_in(stage, **settings):
     ("settings", "words"),
     [
         ({"target": "teacher"}, "the teacher only"),
+        ({"target": "local_views"}, "the teacher and its targets of local views"),
         ({"target": "refined"}, "the teacher and its refined targets"),
         (
             {"target": {"class_path": "kdpl.refinement.target.Refined"}},
