@@ -7,8 +7,6 @@ from pathlib import Path
 
 from kdpl.runtime.run_folder import require_classifier
 
-_BATCH_SIZE = 64
-
 
 def calibrate(
     classifier: str,
@@ -29,10 +27,6 @@ def calibrate(
             otherwise, as for init
     """
     from kdpl.data.class_mapping import read_class_mapping
-    from kdpl.data.datasets import EvaluationImages
-    from kdpl.data.loader import EvaluationSampler, LazyLoader
-    from kdpl.data.parallel import cores
-    from kdpl.data.sources import open_source
     from kdpl.data.splits import Record
     from kdpl.errors import DataError
 
@@ -42,10 +36,8 @@ def calibrate(
     names = read_class_mapping(Path(class_names), keys) if class_names is not None else {}
     named = {key: names[key].name if names else key for key in keys}
 
-    from functools import partial
-
     from kdpl.classifier.bulk import load_classifier
-    from kdpl.doubt.held_out import HeldOutScores, classify
+    from kdpl.doubt.held_out import HeldOutScores, classify_records
     from kdpl.tasks import require_one_class
 
     loaded = load_classifier(classifier, None, "auto")
@@ -57,11 +49,7 @@ def calibrate(
             "out, or give its name by --class-names"
         )
     records = [Record(source, numbers[named[label]]) for source, label in labeled]
-    dataset = EvaluationImages(
-        records, partial(open_source, decoding=loaded.decoding), loaded.preprocessing.resizing
-    )
-    loader = LazyLoader(dataset, EvaluationSampler(len(records)), _BATCH_SIZE, cores())
-    logits, labels, _ = classify(loaded, loader, loaded.head.class_vectors.device)
+    logits, labels = classify_records(loaded, records)
     scores = HeldOutScores.of(logits, labels)
     digest = loaded.fingerprint()
     scores.save(Path(classifier), digest)

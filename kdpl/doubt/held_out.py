@@ -5,9 +5,10 @@ They say how certain the classifier's predictions for other images are.
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
@@ -22,8 +23,12 @@ from torch import Tensor
 
 from kdpl.classifier import Classifier
 from kdpl.classifier.companion import Companion, Evidence
+from kdpl.data import parallel, sources
 from kdpl.data.batches import EvaluationBatch
+from kdpl.data.datasets import EvaluationImages
 from kdpl.data.inference import infer
+from kdpl.data.loader import EvaluationSampler, LazyLoader
+from kdpl.data.splits import Record
 from kdpl.doubt.beside import OfClassifier, read_of_classifier
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.artifacts import STRICT, write_tensors
@@ -317,6 +322,21 @@ def classify(
         torch.cat([each.to(device) for each in column]) for column in zip(*outputs, strict=True)
     )
     return logits, labels, indices
+
+
+def classify_records(
+    classifier: Classifier, records: Sequence[Record], batch_size: int = 64
+) -> tuple[Tensor, Tensor]:
+    """Classify labelled images, which are opened as the classifier opens them.
+
+    Returns logits float32 [N, C], and labels, as ``label_tensor`` makes them, in their order.
+    """
+    opened = partial(sources.open_source, decoding=classifier.decoding)
+    resizing, classes = classifier.preprocessing.resizing, len(classifier.class_names)
+    images = EvaluationImages(records, opened, resizing, classes)
+    loader = LazyLoader(images, EvaluationSampler(len(records)), batch_size, parallel.cores())
+    logits, labels, _ = classify(classifier, loader, classifier.head.class_vectors.device)
+    return logits, labels
 
 
 def _least_images(max_error: float, confidence: float = CONFIDENCE) -> int:

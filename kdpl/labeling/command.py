@@ -65,17 +65,8 @@ def suggest(
 
 def _next_command(reader: "OwnImages", table: Path, separator: str | None) -> list[str]:
     """The command that takes the labels, with the places and class names of the run's data."""
-    command = [
-        "python",
-        "-m",
-        "kdpl",
-        "init",
-        reader.root,
-        "--labels",
-        str(table),
-        "--out",
-        f"{table.parent}_data",
-    ]
+    command = ["python", "-m", "kdpl", "init", reader.root]
+    command += ["--labels", str(table), "--out", f"{table.parent}_data"]
     command += ["--class-names", reader.class_names] if reader.class_names else []
     command += ["--label-separator", separator] if separator is not None else []
     places = [reader.unlabeled] if isinstance(reader.unlabeled, str) else reader.unlabeled or ()

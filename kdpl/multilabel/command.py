@@ -54,18 +54,12 @@ def thresholds(
     certain = share("--confidence", confidence)
     wanted = Wanted(share("--precision", precision), share("--recall", recall), certain or 0.95)
 
-    from functools import partial
-
     import torch
 
     from kdpl.classifier.bulk import load_classifier
     from kdpl.classifier.folder import keep_task
-    from kdpl.data.datasets import EvaluationImages
-    from kdpl.data.inference import infer
-    from kdpl.data.loader import EvaluationSampler, LazyLoader
-    from kdpl.data.parallel import cores
-    from kdpl.data.sources import open_source
     from kdpl.data.splits import labels_of
+    from kdpl.doubt.held_out import classify_records
     from kdpl.multilabel.metrics import class_scores
     from kdpl.multilabel.task import MultiLabel
     from kdpl.multilabel.thresholds import choose
@@ -79,15 +73,7 @@ def thresholds(
         )
     records = _labeled(images, label_separator, class_names, names)
 
-    # the classifier on all of them
-    opened = partial(open_source, decoding=loaded.decoding)
-    dataset = EvaluationImages(records, opened, loaded.preprocessing.resizing, len(names))
-    loader = LazyLoader(dataset, EvaluationSampler(len(records)), batch_size, cores())
-    outputs = [
-        (logits.float().cpu(), batch.labels)
-        for logits, batch in infer(loaded, loader, loaded.head.class_vectors.device)
-    ]
-    logits, targets = (torch.cat(column) for column in zip(*outputs, strict=True))
+    logits, targets = (each.cpu() for each in classify_records(loaded, records, batch_size))
 
     # a class that no image has keeps its threshold
     having = {label for record in records for label in labels_of(record)}

@@ -63,7 +63,7 @@ class MultiLabelMetrics(Metric):
         """Return the values by name."""
         logits, targets = dim_zero_cat(self.logits), dim_zero_cat(self.targets)
         scores = class_scores(logits, targets, self.thresholds)
-        decided = decisions(logits, self.thresholds)
+        decided, has = decisions(logits, self.thresholds), targets.bool()
         parts = {"": slice(None)}
         if self.num_base is not None:
             parts |= {"base_": slice(self.num_base), "novel_": slice(self.num_base, None)}
@@ -72,7 +72,7 @@ class MultiLabelMetrics(Metric):
         for name, part in parts.items():
             values[f"{name}map"] = scores.average_precision[part].nanmean()
             values[f"{name}macro_f1"] = scores.f1[part].nanmean()
-            values[f"{name}micro_f1"] = _f1(decided[:, part].flatten(), targets[:, part].flatten())
+            values[f"{name}micro_f1"] = _f1(decided[:, part].flatten(), has[:, part].flatten())
         if self.num_base is not None:
             values["hm"] = harmonic_mean(values["base_map"], values["novel_map"])
         return {name: value.float() for name, value in values.items()}
@@ -103,13 +103,11 @@ def class_scores(
         torch.stack([each.double() for each in precisions]),
         hits / decided.sum(dim=0),
         hits / positives,
-        torch.stack([_f1(decided[:, c], has[:, c]) for c in range(logits.shape[1])]),
+        _f1(decided, has),
     )
 
 
 def _f1(decided: Tensor, has: Tensor) -> Tensor:
-    """F1 of decisions and labels [N]; NaN if nothing has a label."""
-    has = has.bool()
-    hits = (decided & has).sum().double()
-    score = 2 * hits / (decided.sum() + has.sum())
-    return torch.where(has.any(), score, torch.nan)
+    """F1 of decisions and labels [N, …], of each column; NaN if nothing has a label."""
+    positives, hits = has.sum(dim=0), (decided & has).sum(dim=0).double()
+    return torch.where(positives > 0, 2 * hits / (decided.sum(dim=0) + positives), torch.nan)
