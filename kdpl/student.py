@@ -10,7 +10,13 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from kdpl.callbacks import EnoughImages, PrepareTargets, SameViews, SaveClassifier
+from kdpl.callbacks import (
+    EnoughImages,
+    PrepareTargets,
+    SameViews,
+    SaveClassifier,
+    pool_filters,
+)
 from kdpl.classification import ClassifyingModule, room_callbacks
 from kdpl.classifier import Classifier, Decoding
 from kdpl.clip import (
@@ -150,8 +156,11 @@ class StudentDistillation(ClassifyingModule):
 
     def preparations(self) -> list[Callback]:
         """Return the callbacks that choose images and prepare the target before the first step."""
-        prepares = type(self.target).prepare is not Target.prepare or self.pool_filter is not None
-        return [PrepareTargets(self.target, self.pool_filter)] if prepares else []
+        prepares = type(self.target).prepare is not Target.prepare
+        return [
+            *pool_filters(self.pool_filter),
+            *([PrepareTargets(self.target)] if prepares else []),
+        ]
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return the callbacks that check and prepare, and at the end write the classifier."""

@@ -350,3 +350,10 @@ class TestRefusals:
         torch.save(content, file)
         match = "this is not a student checkpoint"
         refuse(make_student(distilled["teacher"]), tmp_path, ArtifactError, match, ckpt_path=file)
+
+
+def test_a_pool_filter_without_its_room_is_refused(teacher_folder, tmp_path, monkeypatch):
+    student = make_student(teacher_folder)
+    student.pool_filter = 0.05
+    monkeypatch.setattr("kdpl.runtime.plugins.load_all", lambda _: {})
+    refuse(student, tmp_path, ConfigError, "pool_filter needs the room pool_filter, which was")

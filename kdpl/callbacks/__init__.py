@@ -6,7 +6,7 @@ Of the stages' own callbacks the names are here; the commands add those of the o
 from kdpl.callbacks.averaging import GaussianPromptAveraging
 from kdpl.callbacks.handover import FreezeClassVectors, SaveClassifier
 from kdpl.callbacks.student_checks import EnoughImages, SameViews
-from kdpl.callbacks.target_preparation import PrepareTargets
+from kdpl.callbacks.target_preparation import PrepareTargets, pool_filters
 
 __all__ = [
     "EnoughImages",
@@ -15,4 +15,5 @@ __all__ = [
     "PrepareTargets",
     "SameViews",
     "SaveClassifier",
+    "pool_filters",
 ]

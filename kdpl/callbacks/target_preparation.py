@@ -1,7 +1,6 @@
-"""Preparation of a student's pool and target, before its first step."""
+"""Preparation of a student's target, before its first step."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -19,69 +18,43 @@ from kdpl.data.inference import infer
 from kdpl.data.loader import load_all_views, load_crops
 from kdpl.data.names import Names
 from kdpl.data.parallel import progress_bar
-from kdpl.errors import DataError
-from kdpl.metrics import POOL_KEPT
+from kdpl.errors import ConfigError
 from kdpl.prompts.method import normalized
-from kdpl.runtime.messages import inform
+from kdpl.runtime import plugins
 from kdpl.runtime.resizing import Resizing
-from kdpl.runtime.run_folder import LEFT_OUT_FILE
 from kdpl.targets import Target
 from kdpl.targets.inputs import Encoder, TargetInputs
-from kdpl.targets.pool_filter import filter_pool
+
+
+def pool_filters(quantile: float | None) -> list[Callback]:
+    """Return the callback of a room that chooses among the unlabelled images, if it is asked for.
+
+    It is made by an entry point ``kdpl.pool_filters``. A ConfigError if there is none.
+    """
+    if quantile is None:
+        return []
+    kinds = plugins.load_all("pool_filters").values()
+    if not kinds:
+        raise ConfigError(
+            "model.init_args.pool_filter needs the room pool_filter, which was removed: leave it "
+            "out"
+        )
+    return [kind(quantile) for kind in kinds]
 
 
 class PrepareTargets(Callback):
-    """Leaves out images of the pool if asked to, then prepares the target, on all processes.
+    """Prepares the target that the student learns, on all processes."""
 
-    Args:
-        target: The target that the student learns.
-        pool_filter: Share of the labelled images whose similarity to the classes is too low; None
-            keeps all images.
-    """
-
-    def __init__(self, target: Target, pool_filter: float | None = None) -> None:
+    def __init__(self, target: Target) -> None:
         self.target = target
-        self.pool_filter = pool_filter
-        self.kept = 1.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose images and prepare the target, before the training loader is made.
-
-        Raises:
-            DataError: No label may be seen, which ``pool_filter`` needs, or no image is left.
-        """
-        data = domain_of(trainer)
-        if self.pool_filter is not None:
-            _ = data.labels.training()  # refused before any image is encoded
-        inputs = _inputs(trainer, cast(Distillation, pl_module))
-        if self.pool_filter is not None:
-            data.pool.leave_out(filter_pool(inputs, self.pool_filter))
-            self._report_kept(inputs, len(data.pool.targeted))
-            inputs = replace(inputs, indices=data.pool.targeted)
-        self.target.prepare(inputs)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the share of images that are kept."""
-        if self.pool_filter is not None:
-            pl_module.log(POOL_KEPT, self.kept)
-
-    def _report_kept(self, before: TargetInputs, kept: int) -> None:
-        images = len(before.indices)
-        if not kept:
-            raise DataError(
-                f"pool_filter leaves out all {images} unlabelled images: check what they show"
-            )
-        self.kept = kept / images
-        file = before.folder / LEFT_OUT_FILE
-        inform(f"pool filter: keeps {kept} of {images} unlabelled images; the others are in {file}")
-        if before.num_base is not None:
-            inform(
-                "pool filter: its limit is of base classes, and leaves out more images of novel "
-                "ones than of these"
-            )
+        """Prepare the target, before the training loader is made."""
+        self.target.prepare(inputs_of(trainer, cast(Distillation, pl_module)))
 
 
-def _inputs(trainer: Trainer, student: Distillation) -> TargetInputs:
+def inputs_of(trainer: Trainer, student: Distillation) -> TargetInputs:
+    """Return what a target is prepared from, of the fit of a student."""
     data = domain_of(trainer)
     teachers = student.teachers.read()
 

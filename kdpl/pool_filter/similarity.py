@@ -1,4 +1,4 @@
-"""Unlabelled images unlike all classes, which a student does not learn from."""
+"""Similarity of unlabelled images to the classes, compared with that of labelled ones."""
 
 from collections.abc import Collection
 

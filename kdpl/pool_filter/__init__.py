@@ -1,0 +1,1 @@
+"""Unlabelled images unlike all classes, which a student does not learn from."""
