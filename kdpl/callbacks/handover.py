@@ -4,28 +4,17 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Protocol, cast
 
-import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from torch import Tensor
 
-from kdpl.callbacks.results import gather
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
-from kdpl.classifier.companion import Evidence, HeldOut, companion_kinds
-from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.decoding import Decoding
 from kdpl.data.domain import domain_of
-from kdpl.data.inference import infer
-from kdpl.errors import DataError
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.runtime import plugins
 from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
-from kdpl.tasks import Predicted
-
-# unlabelled images whose features say what is usual
-_LEAST_IMAGES, _IMAGES_PER_CLASS, _MOST_IMAGES = 2000, 10, 10_000
 
 
 class Handover(Callback):
@@ -121,60 +110,12 @@ class SaveClassifier(Handover):
             )
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
-        """Classify the validation images on all processes, write on one."""
-        data = domain_of(trainer)
-        classifier = cast(_Student, pl_module).classifier(data.decoding).to(pl_module.device)
-        held_out = _held_out(trainer, classifier)
+        """Let rooms make companions on all processes, write on one."""
+        decoding = domain_of(trainer).decoding
+        classifier = cast(_Student, pl_module).classifier(decoding).to(pl_module.device)
+        makers = plugins.load_all("handover").values()
+        companions = [each for make in makers for each in make(trainer, classifier)]
         if not trainer.is_global_zero:
             return
-        pool = _pool(classifier, data)
-        kept = [each for source, each in pool if source not in data.pool.left_out]
-        evidence = Evidence(
-            folder,
-            classifier.vectors,
-            classifier.logit_scale,
-            held_out,
-            [each for _, each in pool],
-            kept,
-            trainer.global_step > 0,
-        )
-        made = (kind.made_from(evidence) for kind in companion_kinds().values())
-        classifier.save(
-            folder / CLASSIFIER_FOLDER, [companion for companion in made if companion is not None]
-        )
+        classifier.save(folder / CLASSIFIER_FOLDER, companions)
         inform(f"classifier: {folder / CLASSIFIER_FOLDER}")
-
-
-def _held_out(trainer: Trainer, classifier: Classifier) -> HeldOut | None:
-    """Classify the validation images of all processes, in order; None without any."""
-
-    def classify(images: Tensor) -> tuple[Tensor, Tensor]:
-        features = classifier.encoder(images)
-        return features, classifier.logits(features)
-
-    own, batches = [], domain_of(trainer).val_dataloader()
-    for (features, logits), batch in infer(classify, batches, classifier.head.class_vectors.device):
-        own.append(
-            [each.cpu() for each in (features.float(), logits.float(), batch.labels, batch.indices)]
-        )
-
-    # also where this process has no image: the others wait for it
-    parts = gather(own, trainer.world_size)
-    if not parts:
-        return None
-    features, logits, labels, indices = (torch.cat(column) for column in zip(*parts, strict=True))
-    # a sampler may give an image to several processes
-    order = np.unique(indices, return_index=True)[1]
-    return HeldOut(features[order], logits[order], labels[order])
-
-
-def _pool(classifier: Classifier, data: DomainDataModule) -> list[tuple[str, Predicted]]:
-    """Return a sample of the unlabelled images, also of those left out, and their predictions.
-
-    It is empty if there are none.
-    """
-    if not (data.splits.train or data.splits.unlabeled):
-        return []
-    count = min(max(_LEAST_IMAGES, _IMAGES_PER_CLASS * len(classifier.class_names)), _MOST_IMAGES)
-    predictions = classifier.predictions(data.pool.sample(count), data.splits.open_image)
-    return [(source, each) for source, each in predictions if not isinstance(each, DataError)]

@@ -1,49 +1,15 @@
 """Files that rooms keep in a classifier's folder: thresholds, further scores, a pool sample."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
-from kdpl.class_vectors import ClassVectors
 from kdpl.runtime import plugins
-from kdpl.tasks import Predicted
 
 GROUP = "companions"
 """Entry points ``kdpl.companions`` name subclasses of ``Companion``."""
-
-
-class HeldOut(NamedTuple):
-    """A classifier's output for N validation images: features [N, D], logits [N, C], labels [N]."""
-
-    features: Tensor
-    logits: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """A finished student's view of images, from which companions are made.
-
-    Attributes:
-        folder: The student's run.
-        vectors: The student's class vectors.
-        logit_scale: Its factor on cosine similarities.
-        held_out: The validation images; None without any.
-        pool: A sample of the unlabelled images, those included that a filter left out.
-        kept: Those of the sample that no filter left out.
-        trained: If it has learned from the pool, in at least one step.
-    """
-
-    folder: Path
-    vectors: ClassVectors
-    logit_scale: float
-    held_out: HeldOut | None
-    pool: list[Predicted]
-    kept: list[Predicted]
-    trained: bool
 
 
 class Companion(ABC):
@@ -54,11 +20,6 @@ class Companion(ABC):
     """
 
     file: ClassVar[str]
-
-    @classmethod
-    @abstractmethod
-    def made_from(cls, evidence: Evidence) -> Self | None:
-        """Make it of a finished student, or return None where the evidence does not suffice."""
 
     @abstractmethod
     def save(self, folder: Path, classifier: str) -> None:

@@ -22,7 +22,6 @@ from scipy.stats import beta, binom
 from torch import Tensor
 
 from kdpl.classifier import Classifier
-from kdpl.classifier.companion import Companion, Evidence
 from kdpl.data import parallel, sources
 from kdpl.data.batches import EvaluationBatch
 from kdpl.data.datasets import EvaluationImages
@@ -30,6 +29,7 @@ from kdpl.data.inference import infer
 from kdpl.data.loader import EvaluationSampler, LazyLoader
 from kdpl.data.splits import Record
 from kdpl.doubt.beside import OfClassifier, read_of_classifier
+from kdpl.doubt.evidence import Evidence, LearnedCompanion
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.artifacts import STRICT, write_tensors
 from kdpl.runtime.predictions import spread
@@ -59,7 +59,7 @@ class _Fields(OfClassifier):
 
 
 @dataclass(frozen=True)
-class HeldOutScores(Companion):
+class HeldOutScores(LearnedCompanion):
     """All that is kept of N held-out images.
 
     Thresholds for any wanted error or coverage follow from it.

@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdpl.classifier import Classifier, PredictOptions
-from kdpl.classifier.companion import Companion, Evidence
 from kdpl.data.augmentation import GivenImage
 from kdpl.doubt.beside import OfClassifier, read_of_classifier
+from kdpl.doubt.evidence import Evidence, LearnedCompanion
 from kdpl.doubt.words import distant_words
 from kdpl.errors import ArtifactError
 from kdpl.runtime.artifacts import STRICT, write_tensors
@@ -89,7 +89,7 @@ def fault_of_limit(held_out: int | None) -> str | None:
     )
 
 
-class Unknown(nn.Module, Companion):
+class Unknown(nn.Module, LearnedCompanion):
     """Scores images as being of none of the classes, by features alone.
 
     The first part is the squared Mahalanobis distance d² to the nearest of K means, those of the

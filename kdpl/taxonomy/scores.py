@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from kdpl.classifier import Classifier
-from kdpl.classifier.companion import Companion, Evidence
 from kdpl.doubt.beside import OfClassifier, read_of_classifier
+from kdpl.doubt.evidence import Evidence, LearnedCompanion
 from kdpl.doubt.held_out import CONFIDENCE, REMEDY, HeldOutScores, require_share
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.artifacts import STRICT, write_tensors
@@ -41,7 +41,7 @@ class _Fields(OfClassifier):
 
 
 @dataclass(frozen=True)
-class LevelScores(Companion):
+class LevelScores(LearnedCompanion):
     """A tree over the classes, and N held-out images at its L levels.
 
     Attributes:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from kdpl.classifier.companion import Companion, Evidence
 from kdpl.doubt.beside import OfClassifier, read_of_classifier
+from kdpl.doubt.evidence import Evidence, LearnedCompanion
 from kdpl.errors import ArtifactError
 from kdpl.runtime.artifacts import write_tensors
 from kdpl.tasks import MULTI_CLASS
@@ -27,7 +27,7 @@ REMEDY = "give images like those it was trained on by --against"
 
 
 @dataclass(frozen=True)
-class ImageSample(Companion):
+class ImageSample(LearnedCompanion):
     """A classifier's features and predictions of N images.
 
     Attributes:

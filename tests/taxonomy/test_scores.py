@@ -9,7 +9,7 @@ import torch
 import trees
 import world
 
-from kdpl.classifier.companion import Evidence, HeldOut
+from kdpl.doubt.evidence import Evidence, HeldOut
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.artifacts import write_tensors
 from kdpl.tasks import MULTI_CLASS, Predicted, Prediction

@@ -13,9 +13,9 @@ from report_pages import HOSTILE, Page, with_vectors
 from runs import files_of, refused
 
 from kdpl.__main__ import main
-from kdpl.callbacks import handover
 from kdpl.classifier import Classifier
 from kdpl.data.readers.digits import open_digit, read_digits
+from kdpl.doubt import handover
 from kdpl.doubt.unknown import none_of_these
 from kdpl.errors import DataError
 from kdpl.hub import save_pretrained
@@ -85,7 +85,7 @@ def test_of_a_larger_pool_images_are_drawn_by_the_seed():
 def test_a_dataset_without_training_images_has_none(tmp_path):
     (tmp_path / "images.csv").write_text("image,label,split\na.png,cat,test\nb.png,dog,test\n")
     data = world.DomainDataModule("table", root=str(tmp_path / "images.csv"))
-    assert handover._pool(None, data) == []
+    assert handover.pool_of(None, data) == []
     with world.refused(DataError, "is for tests alone: train on another dataset, then test"):
         _ = data.pool
 
