@@ -15,7 +15,7 @@ Shuffle = Callable[[np.random.Generator], Iterator[Indices]]
 """Draws the order of an epoch from its stream: the next images, until each came once."""
 
 
-class Pool(NamedTuple):
+class Arranged(NamedTuple):
     """Images as training reads them, and how they are shuffled; None: as a uniform permutation."""
 
     sources: Sequence[str]
@@ -55,9 +55,9 @@ class Archives:
         """Return text that changes when an archive does."""
         return ""
 
-    def pool(self, names: Names) -> Pool:
+    def arrange(self, names: Names) -> Arranged:
         """Arrange images for training."""
-        return Pool(names)
+        return Arranged(names)
 
     def find(self, url: str) -> Iterator[str]:
         """Find images and archives behind a URL, which may be a pattern."""

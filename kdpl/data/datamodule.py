@@ -212,9 +212,9 @@ class DomainDataModule(LightningDataModule):
         if stage == "fit" and self._needs_images:
             self.splits.require_training_images()
             if self._needs.split == "labeled":
-                inform(self.labels.seen(1, self.labels.training()))
+                inform(self.labels.counts_in_stage(1, self.labels.training()))
             else:
-                inform(self.labels.seen(2, []))
+                inform(self.labels.counts_in_stage(2, []))
                 if not self.fill_teacher_cache:
                     _ = self.cached_features
 
@@ -257,13 +257,13 @@ class DomainDataModule(LightningDataModule):
 
         # the views that the cache has, or views for student and teachers: each resizing once, in
         # their order
-        cached, pool = self.cached_features, archives().pool(self.pool.used)
+        cached, arranged = self.cached_features, archives().arrange(self.pool.used)
         view = self.view(resizing, cached.view_seed if cached else None)
         others = () if cached else teacher_resizings
         others = tuple(dict.fromkeys(each for each in others if each != resizing))
-        images = UnlabeledImages(pool.sources, view, self.pool.chosen, others)
+        images = UnlabeledImages(arranged.sources, view, self.pool.chosen, others)
         seen = cached.with_features(images) if cached else images
-        return self._loader(seen, len(images), shuffle=pool.shuffle)
+        return self._loader(seen, len(images), shuffle=arranged.shuffle)
 
     def _loader(
         self,
@@ -377,7 +377,7 @@ class DomainDataModule(LightningDataModule):
 
         They serve to fill a teacher cache or to prepare targets.
         """
-        return UnlabeledImages(archives().pool(self.pool.images).sources, self.view(resizing))
+        return UnlabeledImages(archives().arrange(self.pool.images).sources, self.view(resizing))
 
     def images_of(self, sources: Sequence[str], resizing: Resizing) -> UnlabeledImages:
         """Views of given images, without their labels: of labelled ones, to prepare targets."""

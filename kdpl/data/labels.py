@@ -91,8 +91,8 @@ class Labels:
             return self.training() if self.shots != 0 else []
         return with_labels(self._sample[1], range(len(self.tuning_class_names)))
 
-    def seen(self, stage: int, trained: Sequence[Record]) -> str:
-        """Describe how many labels a stage trains on, validates on, and no stage uses."""
+    def counts_in_stage(self, stage: int, trained: Sequence[Record]) -> str:
+        """Describe in a line how many labels a stage trains on, validates on, and no stage uses."""
         there, (sample, val) = self.read, self._sample
         train = with_labels(sample, range(len(self.tuning_class_names)))
         line = f"labels in the batches of stage {stage}: {len(trained)} of {len(there.train)}"

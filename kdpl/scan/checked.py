@@ -51,7 +51,7 @@ class Checked(BaseModel):
         """
         skipped, digests = dict[str, str](), dict[str, str]()
         contents = set[str]()
-        arranged = archives().pool(Names.of(sources)).sources
+        arranged = archives().arrange(Names.of(sources)).sources
         results = in_parallel(
             partial(try_decoding, decode=decode), arranged, "looking at all images"
         )

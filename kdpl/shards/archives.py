@@ -7,7 +7,7 @@ indexed once, and a view is one read of an image's own bytes, or of the piece of
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from kdpl.data.archives import Archives, Pool
+from kdpl.data.archives import Archives, Arranged
 from kdpl.data.names import Names, ShardImage
 from kdpl.errors import DataError, reason
 from kdpl.shards import remote
@@ -67,9 +67,9 @@ class Shards(Archives):
         """Return text that changes when a shard does."""
         return remote.stamp(file)
 
-    def pool(self, names: Names) -> Pool:
+    def arrange(self, names: Names) -> Arranged:
         """Arrange images for training, in pieces if some are in shards, see ``arrange``."""
-        return arrange(names) if names.rows["offset"].any() else Pool(names)
+        return arrange(names) if names.rows["offset"].any() else Arranged(names)
 
     def find(self, url: str) -> Iterator[str]:
         """Find images and shards behind a URL, which may be a pattern."""

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from kdpl.data.archives import Pool, Shuffle
+from kdpl.data.archives import Arranged, Shuffle
 from kdpl.data.names import Indices, Names, ShardImage
 from kdpl.shards.remote import is_parquet
 from kdpl.shards.spool import Piece
@@ -22,10 +22,10 @@ _DENSE = 0.25  # least wanted share of one read; notes beside small images are a
 _MOST = 4 * PIECE  # bytes that are read at once; an image may be larger
 
 
-def arrange(names: Names) -> Pool:
+def arrange(names: Names) -> Arranged:
     """Arrange images, some of which are in shards, to be read and shuffled in pieces."""
     sources = InPieces(names)
-    return Pool(sources, by_pieces(sources.starts, len(names)))
+    return Arranged(sources, by_pieces(sources.starts, len(names)))
 
 
 def by_pieces(starts: Indices, num_images: int) -> Shuffle | None:

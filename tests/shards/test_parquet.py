@@ -296,4 +296,4 @@ def test_large_pieces_make_room_for_others_earlier(folder, monkeypatch):
 def test_images_beside_shards_in_a_folder_are_taken_alone_as_ever(folder):
     noise(9, 7).save(folder / "1.png")
     assert list(find_unlabeled(str(folder))) == [f"{folder}/1.png"]
-    assert archives().pool(find_unlabeled(str(folder))).shuffle is None
+    assert archives().arrange(find_unlabeled(str(folder))).shuffle is None

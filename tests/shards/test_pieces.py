@@ -168,8 +168,8 @@ def test_images_are_read_alone_where_most_of_a_piece_is_something_else(pool, tmp
 def test_a_pool_of_files_has_no_pieces_and_one_of_both_has_files_among_them(pool):
     names, _ = pool
     files = Names.of(f"photos/{number}.jpg" for number in range(200))
-    assert archives().pool(files) == (files, None)
-    both = archives().pool(Names.joined([files, names])).sources
+    assert archives().arrange(files) == (files, None)
+    both = archives().arrange(Names.joined([files, names])).sources
     assert both.starts.tolist() == [0, 64, 128, 192]
     assert both[3] == "photos/3.jpg"
     assert content_of(both[203]) == content(3)

@@ -605,7 +605,7 @@ def test_all_labels_are_taken_unless_shots_says_otherwise_and_what_is_left_is_sa
     assert settings(tmp_path / "all")["shots"] is None
     assert len(data.labels.training()) == 24 + 9
     assert (
-        data.labels.seen(1, data.labels.training())
+        data.labels.counts_in_stage(1, data.labels.training())
         == "labels in the batches of stage 1: 33 of 33; validation: 0 of 0"
     )
     assert init(root, tmp_path / "few", "--shots=10") == 0
@@ -619,7 +619,7 @@ def test_all_labels_are_taken_unless_shots_says_otherwise_and_what_is_left_is_sa
     said = (
         "labels in the batches of stage 2: 0 of 33; validation: 0 of 0; in no stage: 14 (shots 10)"
     )
-    assert data.labels.seen(2, []) == said
+    assert data.labels.counts_in_stage(2, []) == said
 
 
 @pytest.mark.parametrize(
@@ -642,7 +642,7 @@ def test_labels_that_no_stage_sees_are_counted(protocol, shots, said, tmp_path):
     data = DomainDataModule(
         "folder", str(root), protocol=protocol, shots=shots, val_shots=None, num_workers=0
     )
-    assert data.labels.seen(2, []) == f"labels in the batches of stage 2: {said}"
+    assert data.labels.counts_in_stage(2, []) == f"labels in the batches of stage 2: {said}"
     if shots != 0:
         assert f"validation: {len(data.labels.evaluation('val'))} of 6" in said
 
