@@ -12,7 +12,8 @@ import numpy as np
 
 from kdpl.data.names import Indices, Names, places, unlisted
 from kdpl.data.splits import Record, Splits, labels_of
-from kdpl.errors import DataError
+from kdpl.errors import ConfigError, DataError
+from kdpl.runtime import plugins
 
 Labeled = TypeVar("Labeled", bound=tuple[str, Hashable])
 
@@ -54,7 +55,9 @@ def few_shot(
     seed: int,
     groups: Mapping[str, str] = NO_GROUPS,
 ) -> tuple[list[Record], list[Record]]:
-    """Draw the k-shot sample that the field uses for a seed; see ``_sample_sets`` for label sets.
+    """Draw the k-shot sample that the field uses for a seed.
+
+    Images with several labels are drawn by an entry point ``kdpl.samplers``.
 
     One stream of Python's ``random`` serves the training list first and the validation list after
     it. The classes come in the order of their first image in the list, and a class with fewer
@@ -234,7 +237,15 @@ def _sample(
     if shots is None:
         return list(records)
     if are_sets(records):
-        return _sample_sets(records, shots, stream)
+        samplers = plugins.load_all("samplers").values()
+        if not samplers:
+            raise ConfigError(
+                "to sample images of several labels takes the room multilabel, which was removed: "
+                "set shots and val_shots to null, or give images of one class each"
+            )
+        (sample_sets,) = samplers
+        drawn: list[Record] = sample_sets(records, shots, stream)
+        return drawn
     classes = by_label(records)
     return [
         record
@@ -263,29 +274,6 @@ def by_label(images: Iterable[Labeled]) -> Collection[list[Labeled]]:
     for image in images:
         classes[image[1]].append(image)
     return classes.values()
-
-
-def _sample_sets(records: Sequence[Record], shots: int, stream: random.Random) -> list[Record]:
-    """Draw images with several labels: of each class ``shots`` that have it, as many that lack it.
-
-    The classes come by label, and each draws only what the images drawn before leave to be wanted,
-    so that no image is drawn twice. A class of fewer images gives all that it has.
-    """
-    having = _images_of_classes(records)
-    drawn: dict[int, None] = {}
-
-    def draw(candidates: Iterable[int], wanted: int) -> None:
-        left = [image for image in candidates if image not in drawn]
-        drawn.update(dict.fromkeys(stream.sample(left, min(wanted, len(left)))))
-
-    for images in having.values():
-        known = sum(image in images for image in drawn)
-        if known < shots:
-            draw(images, shots - known)
-        lacking = sum(image not in images for image in drawn)
-        if lacking < shots:
-            draw((i for i in range(len(records)) if i not in images), shots - lacking)
-    return [records[image] for image in drawn]
 
 
 def _held_out_groups(
@@ -317,12 +305,3 @@ def _held_out_groups(
                 wanted -= 1
         done.add(label)
     return {source for source, _ in images if groups.get(source, source) in held_out}
-
-
-def _images_of_classes(records: Sequence[Record]) -> dict[int, dict[int, None]]:
-    """The positions of the images that have a class, by label, rising."""
-    having: defaultdict[int, dict[int, None]] = defaultdict(dict)
-    for image, record in enumerate(records):
-        for label in labels_of(record):
-            having[label][image] = None
-    return dict(sorted(having.items()))

@@ -2,6 +2,7 @@ import random
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from kdpl.data.sampling import (
     with_labels,
 )
 from kdpl.data.splits import Record, Splits
+from kdpl.errors import ConfigError
 
 CLASSES = 5
 
@@ -161,3 +163,11 @@ def test_what_is_held_out_is_tested_on_and_nothing_else(labels, unlabeled, share
             source for source in before.unlabeled if source not in tested
         ]
         assert number == len(before.unlabeled) - len(apart.unlabeled)
+
+
+def test_a_sample_of_several_labels_without_its_room_is_refused(monkeypatch):
+    monkeypatch.setattr("kdpl.runtime.plugins.load_all", lambda _: {})
+    images = [Record("a", (0, 1)), Record("b", ())]
+    assert few_shot(images, [], None, None, seed=1)[0] == images
+    with pytest.raises(ConfigError, match="several labels takes the room multilabel, which was"):
+        few_shot(images, [], 1, None, seed=1)
