@@ -1,22 +1,22 @@
 """Preparation of a student's target, before its first step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdpl.callbacks.teacher_encoder import Distillation, load_teacher, teacher_encoder
 from kdpl.clip import ImageTower
+from kdpl.data.batches import Batch
 from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
-from kdpl.data.loader import load_all_views, load_crops
-from kdpl.data.names import Names
+from kdpl.data.loader import load_all_views
+from kdpl.data.names import Indices
 from kdpl.data.parallel import progress_bar
 from kdpl.errors import ConfigError
 from kdpl.prompts.method import normalized
@@ -71,12 +71,10 @@ def inputs_of(trainer: Trainer, student: Distillation) -> TargetInputs:
 
         return _mean_features(trainer, student, images, views, resizing, encoded)
 
-    def crops(
-        crop: Callable[[Image], Tensor],
-        summarize: Callable[[Tensor], Tensor],
-        images: Sequence[str] | None = None,
+    def rows(
+        count: int, load: Callable[[Indices], Iterable[Batch]], network: Encoder, title: str
     ) -> Tensor:
-        return _summaries_of_crops(trainer, student, crop, summarize, images)
+        return _rows(trainer, student, count, load, network, title)
 
     def tower() -> ImageTower:
         return cast(ImageTower, load_teacher(trainer, student, 0).tower)
@@ -101,7 +99,10 @@ def inputs_of(trainer: Trainer, student: Distillation) -> TargetInputs:
         val=data.labels.tuning("val"),
         features=features,
         encode=encode,
-        crops=crops,
+        rows=rows,
+        encoder=teacher_encoder(trainer, student, 0),
+        open_image=data.splits.open_image,
+        num_workers=data.num_workers,
         tower=tower,
         predict=student.teachers.logits,
         device=student.device,
@@ -139,55 +140,39 @@ def _mean_features(
         dataset, indices = data.unlabeled_images(resizing), data.pool.targeted
     else:
         dataset, indices = data.images_of(images, resizing), np.arange(len(images))
-    own = indices[trainer.global_rank :: trainer.world_size].tolist()
+    if read is not None:
+        own = indices[trainer.global_rank :: trainer.world_size].tolist()
+        with progress_bar(shown=trainer.is_global_zero) as progress:
+            cached = progress.track(own, description="features from the cache")
+            parts = [read(index).to(student.device)[None] for index in cached]
+        return F.normalize(_joined(trainer, student, parts, len(indices)), dim=1)
 
-    with progress_bar(shown=trainer.is_global_zero) as progress:
-        if read is not None:
-            rows = progress.track(own, description="features from the cache")
-            parts = [read(index).to(student.device)[None] for index in rows]
-        else:
-            at_once = max(1, data.eval_batch_size // views)
-            chunks = [own[start : start + at_once] for start in range(0, len(own), at_once)]
-            loader = load_all_views(dataset, views, chunks, data.num_workers)
+    def load(rows: Indices) -> Iterable[Batch]:
+        own, at_once = indices[rows].tolist(), max(1, data.eval_batch_size // views)
+        chunks = [own[start : start + at_once] for start in range(0, len(own), at_once)]
+        return load_all_views(dataset, views, chunks, data.num_workers)
 
-            def mean_over_views(images: Tensor) -> Tensor:
-                return encoder(images.flatten(0, 1)).view(len(images), views, -1).mean(dim=1)
+    def mean_over_views(images: Tensor) -> Tensor:
+        return encoder(images.flatten(0, 1)).view(len(images), views, -1).mean(dim=1)
 
-            batches = progress.track(loader, description="features of images")
-            parts = [means for means, _ in infer(mean_over_views, batches, student.device)]
-
-    return F.normalize(_joined(trainer, student, parts, len(indices)), dim=1)
+    means = _rows(trainer, student, len(indices), load, mean_over_views, "features of images")
+    return F.normalize(means, dim=1)
 
 
-def _summaries_of_crops(
+def _rows(
     trainer: Trainer,
     student: Distillation,
-    crop: Callable[[Image], Tensor],
-    summarize: Callable[[Tensor], Tensor],
-    images: Sequence[str] | None,
+    count: int,
+    load: Callable[[Indices], Iterable[Batch]],
+    network: Encoder,
+    title: str,
 ) -> Tensor:
-    """Implement ``CropFunction``: each process does its share, and all get all.
-
-    The crops of an image are encoded by themselves, so that its summary is the same bit for bit
-    whatever the other images and the number of processes.
-    """
-    data = domain_of(trainer)
-    indices = data.pool.targeted if images is None else np.arange(len(images))
-    sources = data.pool.images if images is None else Names.of(images)
-    loader = load_crops(
-        sources.take(indices[trainer.global_rank :: trainer.world_size]),
-        data.splits.open_image,
-        crop,
-        data.num_workers,
-    )
-    encoder = teacher_encoder(trainer, student, 0)
+    """Implement ``RowsFunction``: each process does its share, and all get all."""
+    own = np.arange(trainer.global_rank, count, trainer.world_size)
     with progress_bar(shown=trainer.is_global_zero) as progress:
-        batches = progress.track(loader, description="crops of images")
-        parts = [
-            summarize(features)[None].float()
-            for features, _ in infer(encoder, batches, student.device)
-        ]
-    return _joined(trainer, student, parts, len(indices))
+        batches = progress.track(load(own), description=title)
+        parts = [rows.float() for rows, _ in infer(network, batches, student.device)]
+    return _joined(trainer, student, parts, count)
 
 
 def _joined(trainer: Trainer, student: Distillation, parts: list[Tensor], images: int) -> Tensor:

@@ -3,18 +3,16 @@
 The samplers are distributed ones, so that Lightning does not shard them once more.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, cycle, islice, repeat
-from typing import Any, cast
+from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from kdpl.data.archives import Shuffle
 from kdpl.data.batches import Batch, BatchT, collate
-from kdpl.data.datasets import AllViews, OpenImage, UnlabeledImages
+from kdpl.data.datasets import AllViews, UnlabeledImages
 from kdpl.data.names import Indices
 from kdpl.data.sampling import balanced, generator
 
@@ -177,24 +175,3 @@ def load_all_views(
         # of its own, so that torch's global one stays where it is
         generator=torch.Generator(),
     )
-
-
-def load_crops(
-    sources: Sequence[str],
-    open_image: OpenImage,
-    crop: Callable[[Image], torch.Tensor],
-    num_workers: int,
-) -> DataLoader[Any]:
-    """Load the crops of one image at a time, a ``Batch`` of uint8 [V, 3, S, S], in their order."""
-    return DataLoader(
-        cast(Dataset[str], sources),
-        num_workers=num_workers,
-        # in the worker, as what a dataset does with an item
-        collate_fn=partial(_crops, open_image, crop),
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),
-    )
-
-
-def _crops(open_image: OpenImage, crop: Callable[[Image], torch.Tensor], one: list[str]) -> Batch:
-    return Batch(crop(open_image(one[0])))

@@ -7,16 +7,22 @@ one object alone. After the ideas of CCD (arXiv 2503.16873) and SPARC (arXiv 250
 import hashlib
 import json
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.data.augmentation import resize_and_crop, to_tensor
-from kdpl.data.names import digest_names, digest_of
+from kdpl.data.batches import Batch
+from kdpl.data.datasets import OpenImage
+from kdpl.data.names import Indices, Names, digest_names, digest_of
 from kdpl.data.splits import labels_of
 from kdpl.doubt.words import NEGATIVE_VECTORS_FILE
 from kdpl.errors import ArtifactError, ConfigError
@@ -198,13 +204,13 @@ class LocalViews(Target):
         inform(f"looking at crops of {what} and {len(chosen)} of {len(has)} labelled images")
         if _tells_apart(has[chosen]):
             sources = [inputs.labeled[row].source for row in chosen]
-            views = views.tuned(inputs.crops(crops, views.best, sources), has[chosen])
+            views = views.tuned(summaries_of(inputs, crops, views.best, sources), has[chosen])
         elif inputs.labeled:
             inform(
                 "the labelled images tell too little apart to learn from their crops, which takes "
                 "two classes and images without one of them: the texts alone decide"
             )
-        log_odds = log_odds_of(inputs.crops(crops, views.scores)).cpu()
+        log_odds = log_odds_of(summaries_of(inputs, crops, views.scores)).cpu()
 
         # what is known is learned as it is
         known = dict(zip((r.source for r in inputs.labeled), has, strict=True))
@@ -283,6 +289,48 @@ class Views:
         bias -= mean @ weight
         device = self.texts.device
         return replace(self, weight=weight.float().to(device), bias=bias.float().to(device))
+
+
+def summaries_of(
+    inputs: TargetInputs,
+    crop: Crops,
+    summarize: Callable[[Tensor], Tensor],
+    images: Sequence[str] | None = None,
+) -> Tensor:
+    """Return what a function makes of the first teacher's features of each image's crops.
+
+    The crops of an image are encoded by themselves, so that its summary is the same bit for bit
+    whatever the other images and the number of processes.
+
+    Args:
+        inputs: The target's inputs.
+        crop: Makes the crops; it is sent to worker processes.
+        summarize: Of the normalised features [V, D] of an image's crops, float [K].
+        images: Sources of labelled images; None: the unlabelled ones that need a target.
+
+    Returns:
+        Summaries of all images, float32 [N, K].
+    """
+    sources = inputs.pool.take(inputs.indices) if images is None else Names.of(images)
+
+    def load(rows: Indices) -> Iterable[Batch]:
+        return DataLoader(
+            cast("Dataset[str]", sources.take(rows)),
+            num_workers=inputs.num_workers,
+            # in the worker, as what a dataset does with an item
+            collate_fn=partial(_crops, inputs.open_image, crop),
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),
+        )
+
+    def network(crops: Tensor) -> Tensor:
+        return summarize(inputs.encoder(crops))[None]
+
+    return inputs.rows(len(sources), load, network, "crops of images")
+
+
+def _crops(open_image: OpenImage, crop: Crops, one: list[str]) -> Batch:
+    return Batch(crop(open_image(one[0])))
 
 
 def log_odds_of(scores: Tensor) -> Tensor:

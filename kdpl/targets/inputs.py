@@ -1,16 +1,17 @@
 """Inputs of targets: teachers, the pool, and the labels that may be seen."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ImageTower
+from kdpl.data.batches import Batch
+from kdpl.data.datasets import OpenImage
 from kdpl.data.names import Indices, Names
 from kdpl.data.splits import Record
 from kdpl.runtime.resizing import Resizing
@@ -55,22 +56,19 @@ class EncodeFunction(Protocol):
         ...
 
 
-class CropFunction(Protocol):
-    """Returns what a function of the first teacher's features makes of crops of each image."""
+class RowsFunction(Protocol):
+    """Returns what a network makes of images, each process of its share."""
 
     def __call__(
-        self,
-        crop: Callable[[Image], Tensor],
-        summarize: Callable[[Tensor], Tensor],
-        images: Sequence[str] | None = None,
+        self, count: int, load: Callable[[Indices], Iterable[Batch]], network: Encoder, title: str
     ) -> Tensor:
-        """Return summaries of all images, float32 [N, K].
+        """Return a row for each image in their order, float32 [N, K], the same on every process.
 
         Args:
-            crop: Makes the V crops of an RGB image as the teacher takes them, uint8 [V, 3, S, S];
-                it is sent to worker processes.
-            summarize: Of the normalised features [V, D] of an image's crops, float [K].
-            images: As for ``FeatureFunction``.
+            count: Number N of images.
+            load: Loads batches of those images whose numbers, int64 [n], it is given, in order.
+            network: Makes rows [B, K] of the images of a batch, which are on the device.
+            title: Words beside the progress bar.
         """
         ...
 
@@ -94,7 +92,10 @@ class TargetInputs:
         val: Validation images of these classes.
         features: Function that returns a teacher's features of images.
         encode: Function that returns another encoder's features of images.
-        crops: Function that returns summaries of the first teacher's features of crops of images.
+        rows: Function that returns what a network makes of batches of images.
+        encoder: The first teacher, of images uint8 [B, 3, S, S]; it is loaded on the first call.
+        open_image: Opens a source as an RGB image.
+        num_workers: Worker processes that load images.
         tower: Function that returns the first teacher's image tower, loading it if need be.
         predict: Function that returns the teachers' logits [N, C] of their features side by side,
             [N, D_1 + … + D_M].
@@ -115,7 +116,10 @@ class TargetInputs:
     val: Sequence[Record]
     features: FeatureFunction
     encode: EncodeFunction
-    crops: CropFunction
+    rows: RowsFunction
+    encoder: Encoder
+    open_image: OpenImage
+    num_workers: int
     tower: Callable[[], ImageTower]
     predict: Callable[[Tensor], Tensor]
     device: torch.device
