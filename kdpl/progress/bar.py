@@ -27,27 +27,13 @@ _WIDTH_WITHOUT_BAR = 80
 _LEAST_BAR = 6
 
 
-class _Label(ProgressColumn):
-    """The epoch, counted from 1, while training; else what is being done."""
-
-    def __init__(self, bar: "ProgressBar") -> None:
-        super().__init__()
-        self._bar = bar
-
-    def render(self, task: Task) -> Text:
-        epochs = f"/{self._bar.epochs}" if self._bar.epochs > 0 else ""
-        return Text(
-            f"epoch {self._bar.epoch}{epochs}" if self._bar.trains(task) else task.description
-        )
-
-
-class _TimeLeft(_Label):
+class _TimeLeft(ProgressColumn):
     """Remaining time of a task, at its speed so far; of a training over all of its epochs."""
 
     def render(self, task: Task) -> Text:
         batches = task.remaining
-        if batches is not None and self._bar.trains(task):
-            batches += (task.total or 0) * max(self._bar.epochs - self._bar.epoch, 0)
+        if batches is not None:
+            batches += (task.total or 0) * task.fields.get("epochs_left", 0)
         if batches == 0:
             return Text("00:00")
         if batches is None or not isfinite(batches) or not task.speed:
@@ -67,24 +53,25 @@ class ProgressBar(RichProgressBar):
     def __init__(self) -> None:
         # three digits of everything: a loss of 0.0123, an accuracy of 0.975
         super().__init__(theme=RichProgressBarTheme(metrics_format=".3g"))
-        self.epoch, self.epochs, self._begins = 1, -1, False
         self._losses: list[Tensor] = []
         self._loss, self._steps, self._read = 0.0, 0, 0.0
 
-    def trains(self, task: Task) -> bool:
-        """True for the task of an epoch of training."""
-        return self._begins or task.id == self.train_progress_bar_id
-
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the epoch, which a new line shows from its beginning.
-
-        Begins a new mean of the loss with it.
-        """
-        self.epoch, self.epochs = trainer.current_epoch + 1, trainer.max_epochs or -1
+        """Begin the line of an epoch, counted from 1, and with it a new mean of the loss."""
         self._losses, self._steps, self._read = [], 0, 0.0
-        self._begins = True
-        super().on_train_epoch_start(trainer, pl_module)
-        self._begins = False
+        if self.progress is None:
+            return
+        epoch, last = trainer.current_epoch + 1, max(trainer.max_epochs or 0, 0)
+        line: dict[str, Any] = {
+            "description": f"epoch {epoch}/{last}" if last else f"epoch {epoch}",
+            "total": self.total_train_batches,
+            "epochs_left": max(last - epoch, 0),
+        }
+        if self.train_progress_bar_id is None:
+            self.train_progress_bar_id = self.progress.add_task(**line)
+        else:
+            self.progress.reset(self.train_progress_bar_id, visible=True, **line)
+        self.refresh()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
@@ -142,7 +129,7 @@ class ProgressBar(RichProgressBar):
 
         Elapsed time and steps per second are left out.
         """
-        _, bar, batches, *_ = super().configure_columns(trainer)
+        label, bar, batches, *_ = super().configure_columns(trainer)
         bar.bar_width = min(40, get_console().width - _WIDTH_WITHOUT_BAR)
         bars = [bar] if bar.bar_width >= _LEAST_BAR else []
-        return [_Label(self), *bars, batches, _TimeLeft(self)]
+        return [label, *bars, batches, _TimeLeft()]

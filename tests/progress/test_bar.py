@@ -91,9 +91,9 @@ class Seen(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.losses.append(float(self.bar.get_metrics(trainer, pl_module)["loss"]))
         label, *_, left = self.bar.configure_columns(trainer)
-        task = SimpleNamespace(
-            id=self.bar.train_progress_bar_id, total=3, remaining=2 - batch_idx, speed=1.5
-        )
+        line = self.bar.train_progress_bar
+        task = SimpleNamespace(description=line.description, fields=line.fields)
+        task.total, task.remaining, task.speed = 3, 2 - batch_idx, 1.5
         self.lines.append(f"{label.render(task)} {left.render(task)}")
 
 

@@ -97,15 +97,13 @@ def reliability(confidences: Floats, correct: Bools) -> list[Bin]:
     # bin i holds edges[i] < confidence <= edges[i + 1]; torchmetrics has a bin of its own for a
     # confidence of 1
     number = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, NUM_BINS - 1)
-    bins = []
-    for i in range(NUM_BINS):
-        inside = number == i
-        count = int(inside.sum())
-        means = (
-            float(values[inside].mean()) if count else 0.0 for values in (correct, confidences)
-        )
-        bins.append(Bin(float(edges[i]), float(edges[i + 1]), count, *means))
-    return bins
+    images = np.bincount(number, minlength=NUM_BINS)
+    accuracy, confidence = (
+        np.bincount(number, values, minlength=NUM_BINS) / np.maximum(images, 1)
+        for values in (correct, confidences)
+    )
+    columns = (edges[:-1], edges[1:], images, accuracy, confidence)
+    return [Bin(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def calibration_error(bins: list[Bin]) -> float:
