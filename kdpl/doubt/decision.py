@@ -16,7 +16,6 @@ def decision_rule(
     max_error: float | None = None,
     sets: float | None = None,
     calibrated: bool = False,
-    per_class: bool = False,
     unknown: bool = False,
 ) -> DecisionRule:
     """Make a rule for ``Classifier.predict`` of what held-out images show.
@@ -28,8 +27,6 @@ def decision_rule(
         sets: Wanted share of images whose predictions hold the true class, such as 0.95; each image
             has as many predictions as that takes, see ``HeldOutScores.set_threshold``.
         calibrated: Probabilities are those at the temperature fitted on held-out images.
-        per_class: ``max_error`` is kept for each predicted class, see
-            ``HeldOutScores.class_thresholds``.
         unknown: Report the score of being none of the classes.
 
     Raises:
@@ -37,12 +34,8 @@ def decision_rule(
         ArtifactError: The classifier has no scores of held-out images, or of being none of the
             classes.
     """
-    if per_class or unknown or calibrated or (max_error, sets) != (None, None):
+    if unknown or calibrated or (max_error, sets) != (None, None):
         require_one_class(classifier.task.name, "doubt about predictions")
-    if per_class and max_error is None:
-        raise ConfigError(
-            "per_class keeps an error for each class, but none is wanted: give max_error"
-        )
     if max_error is not None and sets is not None:
         raise ConfigError(
             "max_error rejects images and sets names several classes for them: give one of the two"
@@ -59,8 +52,7 @@ def decision_rule(
         )
     return DecisionRule(
         held_out.temperature if calibrated else 1.0,
-        held_out.threshold(max_error) if max_error is not None and not per_class else 0.0,
+        held_out.threshold(max_error) if max_error is not None else 0.0,
         held_out.set_threshold(sets) if sets is not None else None,
-        held_out.class_thresholds(max_error) if max_error is not None and per_class else None,
-        scores,
+        scores=scores,
     )

@@ -45,7 +45,6 @@ MAX_IMAGES = 5000
 """Largest number of held-out images that are kept, evenly spread: 0.05 MB."""
 _ERRORS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Wanted errors and coverages whose thresholds and sets are in exported files' metadata."""
-_MOST_CLASSES = 1_000_000
 CONFIDENCE = 0.95
 """Probability, over the draw of the held-out images, with which a wanted error is kept."""
 
@@ -72,7 +71,6 @@ class HeldOutScores(LearnedCompanion):
         scores: Largest probability of each image, float32 [N].
         label_scores: Probability of each image's label, float32 [N].
         correct: If the most probable class is the label, bool [N].
-        predicted: The most probable class, int32 [N]; None in a file without it.
     """
 
     file: ClassVar[str] = "held_out.safetensors"
@@ -81,7 +79,6 @@ class HeldOutScores(LearnedCompanion):
     scores: Tensor
     label_scores: Tensor
     correct: Tensor
-    predicted: Tensor | None = None
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor) -> Self:
@@ -94,7 +91,7 @@ class HeldOutScores(LearnedCompanion):
             probabilities.gather(1, labels[:, None]).squeeze(1),
         )
         temperature = fit_temperature(logits.double().numpy(), labels.numpy())
-        return cls(temperature, top.values, label_scores, top.indices == labels, top.indices.int())
+        return cls(temperature, top.values, label_scores, top.indices == labels)
 
     @classmethod
     def made_from(cls, evidence: Evidence) -> Self | None:
@@ -147,39 +144,6 @@ class HeldOutScores(LearnedCompanion):
                 f"least that one shows is {_percent(self.least_error())}: {_REMEDIES}"
             )
         return threshold
-
-    def class_thresholds(self, max_error: float) -> list[float]:
-        """Find a threshold for each class, by label, as ``threshold`` does.
-
-        Each is found from the images that are predicted as the class.
-
-        For each class by itself the error among its accepted images is kept with 95 % confidence. A
-        class for which its images do not show that has an infinite threshold.
-
-        Raises:
-            ArtifactError: The scores do not say which classes were predicted.
-            ConfigError: It is shown for no class.
-        """
-        if self.predicted is None:
-            raise ArtifactError(f"these scores do not say which classes were predicted: {REMEDY}")
-        thresholds, largest = [], 0
-        for label in range(int(self.predicted.max()) + 1):
-            own = self.predicted == label
-            scores = HeldOutScores(
-                self.temperature, self.scores[own], self.label_scores[own], self.correct[own]
-            )
-            largest = max(largest, len(scores))
-            try:
-                thresholds.append(scores.threshold(max_error))
-            except ConfigError:
-                thresholds.append(math.inf)
-        if min(thresholds) == math.inf:
-            raise ConfigError(
-                "for no class the images that are predicted as it show an error of "
-                f"{_percent(max_error)}: it takes {_least_images(max_error)} or more of a class, "
-                f"all correct, and the most are {largest}: {_REMEDIES}"
-            )
-        return thresholds
 
     def least_error(self) -> float:
         """Return the smallest error that can be kept by accepting half of the held-out images.
@@ -234,7 +198,6 @@ class HeldOutScores(LearnedCompanion):
             "label_scores": self.label_scores,
             "correct": self.correct,
         }
-        tensors |= {} if self.predicted is None else {"predicted": self.predicted}
         fields = {"temperature": self.temperature, "classifier": classifier}
         write_tensors(folder / self.file, KIND, VERSION, tensors, fields)
 
@@ -246,7 +209,7 @@ class HeldOutScores(LearnedCompanion):
         """
         path, remedy = folder / cls.file, f"remove it, or {REMEDY}"
         tensors, settings = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
-        predicted = tensors.pop("predicted", None)
+        tensors.pop("predicted", None)  # of earlier versions
         own = {
             name: tensors.get(name, torch.empty(0))
             for name in ("scores", "label_scores", "correct")
@@ -263,32 +226,22 @@ class HeldOutScores(LearnedCompanion):
             and scores.shape == label_scores.shape == correct.shape
             and 1 <= len(scores) <= MAX_IMAGES
         )
-        if predicted is not None:
-            valid = valid and predicted.dtype == torch.int32 and predicted.shape == scores.shape
-            valid = valid and bool(((predicted >= 0) & (predicted < _MOST_CLASSES)).all())
         # refuses NaN too
         if not valid or not ((label_scores >= 0) & (label_scores <= scores) & (scores <= 1)).all():
             raise ArtifactError(f"{path} is damaged (its numbers are invalid): {remedy}")
-        return cls(settings.temperature, scores, label_scores, correct, predicted)
+        return cls(settings.temperature, scores, label_scores, correct)
 
     def metadata(self, num_classes: int) -> dict[str, str]:
         """Return temperature and thresholds, as far as the images show them."""
-        thresholds, class_thresholds, set_thresholds = {}, {}, {}
+        thresholds, set_thresholds = {}, {}
         for share in _ERRORS:
             with suppress(ConfigError):
                 thresholds[f"{share:g}"] = self.threshold(share)
-            # older scores do not say which classes were predicted
-            with suppress(ConfigError, ArtifactError):
-                shown = [
-                    each if math.isfinite(each) else None for each in self.class_thresholds(share)
-                ]
-                class_thresholds[f"{share:g}"] = [*shown, *[None] * (num_classes - len(shown))]
             with suppress(ConfigError):
                 set_thresholds[f"{1 - share:g}"] = self.set_threshold(1 - share)
         metadata = {
             "temperature": self.temperature,
             "thresholds": thresholds,
-            "class_thresholds": class_thresholds,
             "set_thresholds": set_thresholds,
         }
         return {name: json.dumps(value) for name, value in metadata.items()}

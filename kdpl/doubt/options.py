@@ -1,8 +1,6 @@
 """Options of ``predict`` and ``serve``; imports no torch."""
 
-import math
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdpl.cli.arguments import MakeRule, share
@@ -15,7 +13,6 @@ if TYPE_CHECKING:
 def options(
     *,
     max_error: str | None = None,
-    per_class: bool = False,
     sets: str | None = None,
     calibrated: bool = False,
     unknown: bool = False,
@@ -25,8 +22,6 @@ def options(
     Args:
         max_error: wanted error among accepted images, such as 0.02; the class of the others is left
             empty
-        per_class: keep the wanted error for each predicted class, which takes as many held-out
-            images of each
         sets: wanted share of images whose set of classes has the true one, such as 0.95; the sets
             are a column, classes
         calibrated: probabilities at the temperature that was fitted on held-out images
@@ -39,22 +34,9 @@ def options(
         from kdpl.doubt.decision import decision_rule
         from kdpl.doubt.unknown import fault_of_limit, unknown_of
 
-        rule = decision_rule(classifier, error, coverage, calibrated, per_class, unknown)
-        warn_of_rejected_classes(rule, classifier.class_names)
+        rule = decision_rule(classifier, error, coverage, calibrated, unknown)
         if unknown and (warning := fault_of_limit(unknown_of(classifier).held_out)):
             print(f"warning: --unknown: {warning}", file=sys.stderr)
         return rule
 
     return rule_of
-
-
-def warn_of_rejected_classes(rule: "DecisionRule", names: Sequence[str]) -> None:
-    """Print how many classes are never predicted, as ``--per-class`` has no threshold for them."""
-    rejected = [name for label, name in enumerate(names) if rule.class_threshold(label) == math.inf]
-    if rejected:
-        which = f"{len(rejected)} of {len(names)} classes, such as {rejected[0]!r}"
-        warning = (
-            f"the held-out images do not show this error for {which}: "
-            "images predicted as such are rejected"
-        )
-        print(f"warning: {warning}", file=sys.stderr)

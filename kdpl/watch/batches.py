@@ -230,8 +230,7 @@ def compare_batches(
         "summary": summary,
         "alarms": alarms,
         "false_alarms": false_alarms,
-        "threshold": rule.threshold if rule.class_thresholds is None else None,
-        "without_threshold": sum(rule.rejects(1.0, number) for number in range(len(names))),
+        "threshold": rule.threshold,
         "unknown": None
         if limit is None
         else {

@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -7,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import world
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from scipy.stats import beta
 
 from kdpl.data.batches import EvaluationBatch
@@ -204,55 +205,12 @@ def test_of_very_many_images_some_thousand_are_kept():
     assert len(population()[0]) == MAX_IMAGES
 
 
-def of_classes(*rows):
-    """Scores of images predicted as each class: number of correct ones, and scores of the wrong ones."""
-    parts = []
-    for label, (correct, wrong) in enumerate(rows):
-        scores = torch.cat([torch.linspace(0.5, 1, correct), torch.tensor(wrong)])
-        right = torch.arange(len(scores)) < correct
-        predicted = torch.full((len(scores),), label, dtype=torch.int32)
-        parts.append((scores, torch.where(right, scores, 0.0), right, predicted))
-    return HeldOutScores(1.0, *(torch.cat(column) for column in zip(*parts, strict=True)))
-
-
-def test_each_class_has_the_threshold_of_the_images_predicted_as_it():
-    scores = of_classes((60, []), (200, [0.3, 0.55, 0.1]), (58, []), (100, [0.9] * 40))
-    found = scores.class_thresholds(0.05)
-    for label in (0, 1):
-        own = scores.predicted == label
-        alone = HeldOutScores(
-            1.0, scores.scores[own], scores.label_scores[own], scores.correct[own]
-        )
-        assert found[label] == alone.threshold(0.05)
-    assert found[2:] == [math.inf, math.inf]
-    rule = decision_rule(classifier_with(scores), 0.05, per_class=True)
-    decided = [
-        [len(MULTI_CLASS.decide([label, 5], [p, 0.0], rule)) for label in range(5)]
-        for p in (0.45, 1.0)
-    ]
-    assert decided == [[0, 2, 0, 0, 0], [2, 2, 0, 0, 0]]
-
-
-def test_thresholds_of_classes_that_cannot_be_had_are_refused():
-    scores = of_classes((58, []), (20, [0.9]))
-    with world.refused(
-        ConfigError,
-        "for no class .* it takes 59 or more of a class, all correct, and the most are 58",
-    ):
-        scores.class_thresholds(0.05)
-    with world.refused(
-        ArtifactError, "do not say which classes were predicted: run python -m kdpl calibrate"
-    ):
-        replace(scores, predicted=None).class_thresholds(0.05)
-    with world.refused(ConfigError, "but none is wanted: give max_error"):
-        decision_rule(classifier_with(scores), per_class=True)
-
-
-def test_the_predicted_classes_are_kept_and_may_be_missing(tmp_path):
-    logits, labels = torch.randn(9, 4), torch.arange(9) % 4
-    scores = HeldOutScores.of(logits, labels)
-    assert scores.predicted.tolist() == logits.argmax(dim=1).tolist()
-    for given in (scores, replace(scores, predicted=None)):
-        given.save(tmp_path, "ab")
-        read = HeldOutScores.read(tmp_path, "ab").predicted
-        assert read is None if given.predicted is None else read.equal(scores.predicted)
+def test_a_file_that_says_which_classes_were_predicted_is_read(tmp_path):
+    scores = HeldOutScores.of(torch.randn(9, 4), torch.arange(9) % 4)
+    scores.save(tmp_path, "ab")
+    path = tmp_path / HeldOutScores.file
+    with safe_open(path, "pt") as opened:
+        about = opened.metadata()
+    tensors = load_file(path) | {"predicted": torch.zeros(9, dtype=torch.int32)}
+    save_file(tensors, path, metadata=about)
+    assert HeldOutScores.read(tmp_path, "ab").scores.equal(scores.scores)

@@ -265,41 +265,6 @@ def test_predict_leaves_the_class_of_a_rejected_image_empty_and_lists_sets(folde
         assert row["class"] == expected[0].class_name
 
 
-def test_predict_keeps_the_error_for_each_class_and_names_those_that_are_always_rejected(
-    folder, photos, capsys, monkeypatch
-):
-    read, paths = Classifier.load(folder), sorted(map(str, photos.rglob("*.png")))[::10]
-    of_paths = [row[0].class_name for row in read.predict(paths)]
-    seen = sorted({read.class_names.index(name) for name in of_paths})
-    scores = torch.full((100,), 1e-6)
-    right = torch.ones(100, dtype=torch.bool)
-    predicted = torch.full((100,), seen[0], dtype=torch.int32)
-    HeldOutScores(1.0, scores, scores.clone(), right, predicted).save(folder, read.fingerprint())
-    assert main(["predict", str(folder), *paths, "--max-error=5%", "--per-class"]) == 0
-    out, err = capsys.readouterr()
-    rows = list(csv.DictReader(out.splitlines()))
-    kept = read.class_names[seen[0]]
-    assert [row["class"] for row in rows] == [name if name == kept else "" for name in of_paths]
-    again = predict(Classifier.load(folder), paths, max_error=0.05, per_class=True)
-    assert [top.class_name or "" for (top,) in again] == [row["class"] for row in rows]
-    assert "do not show this error for 9 of 10 classes, such as" in err
-    arguments = [
-        "predict",
-        str(folder),
-        *paths,
-        "--max-error=5%",
-        "--per-class",
-        f"--out={folder.parent}/t.csv",
-        "--batch-size=2",
-        "--workers=1",
-    ]
-    with monkeypatch.context() as patch:
-        runs.interrupt_predict(patch, at=15)
-        assert main(arguments) == 130
-    assert main(arguments) == 0
-    assert "resuming after" in capsys.readouterr().err
-
-
 def test_a_table_is_resumed_only_by_the_same_rule(folder, photos, capsys, monkeypatch):
     out = folder.parent / "table.csv"
     arguments = ["predict", str(folder), str(photos / "one"), f"--out={out}"]
@@ -324,8 +289,6 @@ def test_a_table_is_resumed_only_by_the_same_rule(folder, photos, capsys, monkey
         (["--max-error=many"], ["--max-error is 'many', expected a share between 0% and 100%"]),
         (["--sets=100%"], ["--sets is '100%'", "give for example 5%"]),
         (["--sets=90%", "--max-error=20%"], ["give one of the two"]),
-        (["--per-class"], ["but none is wanted: give max_error"]),
-        (["--max-error=5%", "--per-class"], ["it takes 59 or more of a class"]),
         (["--sets=90%", "--top-k=2"], ["leave out --top-k"]),
         (
             ["--calibrated", "--add-classes=ADDED"],

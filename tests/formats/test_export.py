@@ -8,13 +8,11 @@ import openvino
 import pytest
 import torch
 import world
-from doubting import predict
 
 from kdpl.classifier import Classifier
 from kdpl.classifier.export import compare, metadata
 from kdpl.classifier.formats import formats, load_onnx, write_onnx
 from kdpl.clip.loading import ClipConfig, load_image_clip
-from kdpl.doubt.held_out import HeldOutScores
 from kdpl.doubt.unknown import Unknown, none_of_these
 from kdpl.formats.onnx_files import write_int8_onnx
 from kdpl.formats.runtime_files import (
@@ -178,32 +176,6 @@ def test_products_compute_in_16_bits_except_for_the_head(kind, stored, largest, 
     assert len(products) > len(whole) + 10
     assert [sorted(weights[node.input[1]].dims) for node in whole] == [[5, 24]]
     assert {each.key: each.value for each in model.metadata_props} == metadata(student, "uint8")
-
-
-def test_metadata_has_the_thresholds_of_each_class_by_which_predict_rejects():
-    student, images = (
-        make_classifier("test-student"),
-        images_for(make_classifier("test-student"), 40),
-    )
-    predicted = torch.tensor([0] * 100 + [2] * 100 + [3], dtype=torch.int32)
-    scores = torch.linspace(0.21, 0.9, 201)
-    correct = scores > torch.where(predicted == 0, 0.3, 0.6)
-    student.companions["held_out"] = HeldOutScores(1.0, scores, scores.clone(), correct, predicted)
-    thresholds = json.loads(metadata(student, "uint8")["class_thresholds"])
-    assert set(thresholds) == {"0.05", "0.1", "0.2"}
-    for error, of_class in thresholds.items():
-        assert len(of_class) == 5
-        assert [of_class[label] for label in (1, 3, 4)] == [None] * 3
-        found = predict(student, list(images), max_error=float(error), per_class=True)
-        probabilities_of = student(images).detach().softmax(dim=1)
-        for (prediction,), probabilities in zip(found, probabilities_of, strict=True):
-            label = int(probabilities.argmax())
-            accepted = (
-                of_class[label] is not None and float(probabilities[label]) >= of_class[label]
-            )
-            assert prediction.class_name == (student.class_names[label] if accepted else None)
-    student.companions["held_out"] = HeldOutScores(1.0, scores, scores.clone(), correct)
-    assert json.loads(metadata(student, "uint8")["class_thresholds"]) == {}
 
 
 def named_oddly():

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import math
 import re
 import shutil
 import signal
@@ -32,6 +33,7 @@ from kdpl.doubt.held_out import HeldOutScores
 from kdpl.serve.api import PATH, ClassifierApi
 from kdpl.serve.gate import Gate, Limits, Metrics
 from kdpl.serve.server import build, free_port
+from kdpl.tasks import DecisionRule
 
 DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
 PNG = {"content-type": "image/png"}
@@ -45,7 +47,6 @@ def png(image):
 
 
 PICTURE = png(noise(50, 40))
-LABEL = 3
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +65,7 @@ def sure(classifier, photos, tmp_path_factory):
     tops = sorted(top.probability for (top,) in made.predict(photos))
     # between two images, where rounding does not matter
     scores = torch.cat([torch.ones(200), torch.full((100,), sum(tops[1:3]) / 2), torch.zeros(100)])
-    # all of one class, so that the others have no threshold of their own
-    predicted = torch.full((400,), LABEL, dtype=torch.int32)
-    made.companions["held_out"] = HeldOutScores(1.7, scores, scores.clone(), scores > 0, predicted)
+    made.companions["held_out"] = HeldOutScores(1.7, scores, scores.clone(), scores > 0)
     made.save(folder := tmp_path_factory.mktemp("sure") / "classifier")
     return str(folder)
 
@@ -124,7 +123,6 @@ def counts(client):
     [
         (["--top-k=3"], {"top_k": 3}),
         (["--max-error=2%", "--top-k=2"], {"max_error": 0.02, "top_k": 2}),
-        (["--max-error=2%", "--per-class"], {"max_error": 0.02, "per_class": True}),
         (["--sets=70%"], {"sets": 0.7}),
         (["--calibrated"], {"calibrated": True}),
         (["--unknown"], {"unknown": True}),
@@ -281,14 +279,16 @@ def test_the_limits_are_shown_as_the_options_gave_them(sure):
 
 
 def test_the_thresholds_of_classes_are_shown_by_name(sure):
-    made = Classifier.load(sure)
-    rule = client_of(sure, max_error=0.02, per_class=True).get("/info").json()["model"]["rule"]
-    threshold = made.companions["held_out"].class_thresholds(0.02)[LABEL]
+    loaded = Classifier.load(sure)
+    others = len(loaded.class_names) - 1
+    api = worker(sure, 1, DecisionRule(class_thresholds=[0.3, *[math.inf] * others]))
+    server = build(api, loaded, "cpu", 1, LIMITS)
+    server.workers_setup_status = {"predict_0": WorkerSetupStatus.READY}
+    rule = TestClient(server.app).get("/info").json()["model"]["rule"]
     assert rule["class_thresholds"] == {
-        **dict.fromkeys(made.class_names),
-        made.class_names[LABEL]: threshold,
+        **dict.fromkeys(loaded.class_names),
+        loaded.class_names[0]: 0.3,
     }
-    assert 0 < threshold < 1
 
 
 def ask(*apps_and_bodies, limits):
@@ -442,8 +442,8 @@ def test_what_the_command_cannot_serve_is_one_sentence(sure, tmp_path, capsys):
     refused(capsys, main(["serve", sure, "--sets=90%", "--top-k=2"]), "leave out --top-k")
     refused(
         capsys,
-        main(["serve", sure, "--per-class", "--port=0"]),
-        "but none is wanted: give max_error",
+        main(["serve", sure, "--sets=90%", "--max-error=2%", "--port=0"]),
+        "give one of the two",
     )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

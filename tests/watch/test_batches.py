@@ -7,7 +7,6 @@ import tarfile
 import pytest
 import torch
 import world
-from doubting import predict
 from PIL import Image, ImageOps
 from report_pages import HOSTILE, Page, with_vectors
 from runs import files_of, refused
@@ -202,30 +201,6 @@ def test_a_wanted_error_sets_the_threshold(classifier, batches, here, capsys):
     assert "The threshold is that of --max-error 2%" in page.texts["rejected"]
 
 
-def test_a_threshold_for_each_class_rejects_by_the_predicted_one(classifier, batches, here, capsys):
-    loaded = Classifier.load(classifier)
-    images = sorted((batches / "same").iterdir())
-    labels = [loaded.class_names.index(top.class_name) for (top,) in loaded.predict(images)]
-    common = max(labels, key=labels.count)
-    scores = torch.full((400,), 0.2)
-    predicted = torch.full((400,), common, dtype=torch.int32)
-    loaded.companions["held_out"] = type(loaded.companions["held_out"])(
-        1.5, scores, scores.clone(), scores > 0.1, predicted
-    )
-    folder = shutil.copytree(classifier, here / "classifier")
-    loaded.companions["held_out"].save(folder, loaded.fingerprint())
-    options = [batches / "same", "--max-error=2%", "--per-class"]
-    assert main(["watch", str(folder), *map(str, options)]) in (0, 3)
-    summary = json.loads(capsys.readouterr().out)
-    tops = [top for (top,) in predict(loaded, images, max_error=0.02, per_class=True)]
-    rejected = sum(top.class_name is None for top in tops)
-    assert 0 < rejected < 60
-    assert summary["rejected"] == pytest.approx(rejected / 60, abs=1e-4)
-    page = Page((here / "watch.html").read_text(encoding="utf-8"))
-    assert "below that of their class" in page.texts["rejected"]
-    assert "--max-error 2% --per-class; 9 classes have none" in page.texts["rejected"]
-
-
 def test_images_like_none_of_the_classes_are_counted_by_their_score(
     classifier, batches, here, capsys
 ):
@@ -337,7 +312,6 @@ def test_hostile_names_stay_text(classifier, batches, here, capsys):
         (["SAME", "--false-alarms=no"], ["--false-alarms is 'no', expected a share"]),
         (["SAME", "--max-error=0.1%"], ["it takes 2995 held-out images or more"]),
         (["SAME", "--out", "EMPTY"], ["is a folder"]),
-        (["SAME", "--per-class"], ["none is wanted: give max_error"]),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_1(
