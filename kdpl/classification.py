@@ -20,6 +20,7 @@ from kdpl.errors import WeightsError
 from kdpl.metrics import test_key, train_key, val_key
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.runtime import plugins
+from kdpl.runtime.allocation import keep_freed_memory
 from kdpl.runtime.resizing import Resizing
 from kdpl.tasks import MULTI_CLASS, ClassScores, Task
 
@@ -129,6 +130,8 @@ class ClassifyingModule(LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Begin the scores of classes."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if self.scores is not None:
             self.scores.begin(self)
 
