@@ -11,18 +11,21 @@ from torch import Tensor
 from kdpl.callbacks.handover import Handover
 from kdpl.callbacks.results import gather
 from kdpl.classification import ClassifyingModule, EvalOutput, evaluating
+from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
 from kdpl.data.splits import labels_of
 from kdpl.multilabel.metrics import class_scores
 from kdpl.multilabel.task import SEPARATOR, MultiLabel
-from kdpl.multilabel.thresholds import choose
+from kdpl.multilabel.thresholds import choose, of_expected_counts
 from kdpl.runtime.files import write_rows
 from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import PREDICTIONS_FILE
 
 PER_CLASS_FILE = "per_class.csv"
 """Scores of each class on the test images, in a run's folder."""
+
+_UNLABELED = 256  # images that thresholds are chosen on where there are no validation images
 
 
 def callbacks(module: LightningModule) -> list[Callback]:
@@ -35,7 +38,7 @@ class SeveralLabels(Handover):
 
     The thresholds of classes are those of the best F1 on the validation images, as the student is
     at its end, or as the module is that is tested. Novel classes have the mean of the base ones.
-    Without validation images all are 0.5.
+    Without validation images they follow from unlabelled ones, see ``of_expected_counts``.
     """
 
     def __init__(self) -> None:
@@ -116,22 +119,38 @@ def _choose(trainer: Trainer, module: ClassifyingModule) -> None:
         for logits, batch in infer(classify, data.val_dataloader(), module.device):
             own.append((batch.indices, logits.cpu(), batch.labels))
     parts = gather(own, trainer.world_size)
-    if not parts:
+    if parts:
+        _, logits, targets = (torch.cat(column) for column in zip(*parts, strict=True))
+        thresholds = _of_best_f1(logits, targets, data)
+    elif data.splits.train or data.splits.unlabeled:
+        inform(
+            "there are no validation images: thresholds are those with which as many unlabelled "
+            "images have a class as its probabilities add up to"
+        )
+        images = data.preview(_UNLABELED, module.resizing).to(module.device)
+        with evaluating(module), torch.no_grad():
+            logits = torch.cat(
+                [classify(part) for part in torch.split(images, data.eval_batch_size)]
+            )
+        thresholds = of_expected_counts(logits)
+    else:
         inform("there are no validation images, so that the threshold of each class is 0.5")
         return
-    _, logits, targets = (torch.cat(column) for column in zip(*parts, strict=True))
+    module.task = MultiLabel(thresholds)
+    module.test_metrics = module.task.accuracy(data.num_base).to(module.device)
 
+
+def _of_best_f1(logits: Tensor, targets: Tensor, data: DomainDataModule) -> list[float]:
+    """Choose the thresholds of all classes on validation images."""
     # no label of a novel class plays a part
     count = len(data.tuning_class_names)
     chosen = choose(logits[:, :count], targets[:, :count])
     thresholds = [each.value for each in chosen]
     mean = float(torch.tensor(thresholds).mean())
-    thresholds += [mean] * (len(data.class_names) - count)
     missing = [name for name, each in zip(data.class_names, chosen, strict=False) if each.problem]
     if missing:
         inform(
             f"no validation image has the class {missing[0]!r}"
             f"{f' and {len(missing) - 1} others' if len(missing) > 1 else ''}: threshold 0.5"
         )
-    module.task = MultiLabel(thresholds)
-    module.test_metrics = module.task.accuracy(data.num_base).to(module.device)
+    return thresholds + [mean] * (len(data.class_names) - count)

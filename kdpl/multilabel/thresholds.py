@@ -54,6 +54,16 @@ def choose(logits: Tensor, targets: Tensor, wanted: Wanted = Wanted()) -> list[T
     return [_of_class(probabilities[:, c], has[:, c], wanted) for c in range(logits.shape[1])]
 
 
+def of_expected_counts(logits: Tensor) -> list[float]:
+    """Choose a threshold for each class from logits of N unlabelled images, [N, C].
+
+    As many of these images have the class as its probabilities add up to, and at least one.
+    """
+    falling = logits.float().sigmoid().cpu().sort(dim=0, descending=True).values
+    counts = falling.sum(dim=0).round().clamp(min=1).int().tolist()
+    return [_between(falling[:, c], count) for c, count in enumerate(counts)]
+
+
 def _of_class(probabilities: Tensor, has: Tensor, wanted: Wanted) -> Threshold:
     if not has.any():
         return Threshold(DEFAULT, "no held-out image has it")

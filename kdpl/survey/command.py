@@ -336,8 +336,8 @@ def _print(
         _print_validation(splits["val"])
     elif labeled and shots != 0 and not splits["val"]:
         print(
-            "  no validation image: the threshold of each class is 0.5, until python -m kdpl "
-            "thresholds chooses it"
+            "  no validation image: thresholds of classes rest on unlabelled images, until "
+            "python -m kdpl thresholds chooses them"
         )
     if uninformative := [each.name for _, each in sorted(named.items()) if _is_uninformative(each)]:
         words = (

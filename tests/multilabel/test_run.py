@@ -67,7 +67,7 @@ def test_the_predictions_of_a_test_are_those_of_the_classifier(run, table):
 def test_what_reads_one_class_for_each_image_refuses_the_predictions(run):
     with pytest.raises(ArtifactError, match="several labels an image"):
         read_predictions(run / "student")
-    assert main(["suggest", str(run), f"--out={run}_suggested"]) != 0
+    assert main(["compare", str(run / "student"), str(run / "teacher")]) != 0
 
 
 def test_predict_writes_names_and_probabilities(run, table, tmp_path):
@@ -150,7 +150,9 @@ def test_without_a_label_the_student_learns_the_original_clip_and_an_image_is_of
     vectors = ClassVectors.load(tmp_path / "run" / "teacher" / "class_vectors.safetensors")
     assert vectors.scales == (1.0,) * 5
     assert all(bias < 0 for bias in vectors.biases)
-    assert Classifier.load(tmp_path / "run" / "student" / "classifier").task.thresholds is None
+    thresholds = Classifier.load(tmp_path / "run" / "student" / "classifier").task.thresholds
+    assert len({*thresholds}) == 5
+    assert all(0 < threshold < 1 for threshold in thresholds)
 
 
 def test_teachers_and_data_of_different_tasks_are_refused(run, table, tmp_path, capsys):

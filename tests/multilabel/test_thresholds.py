@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 from kdpl import Classifier
 from kdpl.__main__ import main
 from kdpl.data.sources import open_source
-from kdpl.multilabel.thresholds import Wanted, choose
+from kdpl.multilabel.thresholds import Wanted, choose, of_expected_counts
 
 
 def one_class(probabilities, labels, **wanted):
@@ -100,6 +100,21 @@ def test_what_no_threshold_reaches_is_said_with_the_best():
         "its 10 held-out images do not show a recall of 0.9, the best is 0.741"
     )
     assert all(p >= chosen.value for p, label in zip(rounded, labels, strict=True) if label)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_as_many_unlabelled_images_have_a_class_as_its_probabilities_add_up_to(seed):
+    draw = np.random.default_rng(seed)
+    logits = draw.normal(draw.normal(size=4) - 1, 1.5, (50, 4))
+    probabilities = 1 / (1 + np.exp(-logits))
+    thresholds = of_expected_counts(torch.tensor(logits))
+    for column, threshold in zip(probabilities.T, thresholds, strict=True):
+        assert sum(column >= threshold) == max(1, round(sum(column)))
+
+    # where all are unlikely, the most likely one has it, and where all are certain, all have it
+    few, all_of_them = of_expected_counts(torch.tensor([[-9.0, 20.0], [-8.0, 30.0], [-7.0, 40.0]]))
+    assert 1 / (1 + np.exp(8)) < few <= 1 / (1 + np.exp(7))
+    assert all_of_them < 1
 
 
 def test_a_class_without_an_image_has_one_half():
