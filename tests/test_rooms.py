@@ -117,6 +117,8 @@ def test_the_tests_of_the_core_pass_without_any_room(tmp_path):
     modules = [
         "teacher",
         "student",
+        "student_ablations",
+        "mixed_precision",
         "class_vectors",
         "classifier",
         "tasks",
@@ -130,7 +132,9 @@ def test_the_tests_of_the_core_pass_without_any_room(tmp_path):
         "cli",
         "clip",
         "data",
+        "faults",
         "prompts",
+        "properties",
         "runtime",
         "targets",
         "tiny",
