@@ -23,6 +23,7 @@ def unreachable(monkeypatch):
 
 
 def test_a_download_without_network_is_one_sentence(unreachable, tmp_path, capsys):
+    pytest.importorskip("kdpl.benchmark")
     assert main(["data", "download", "dtd", f"--root={tmp_path / 'root'}"]) == 1
     error_line(
         capsys,
