@@ -9,12 +9,12 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
@@ -25,7 +25,8 @@ from kdpl.__main__ import main as kdpl
 from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.splits import Record, labels_of
-from kdpl.multilabel.local_views import LocalViews
+from kdpl.multilabel import local_views
+from kdpl.multilabel.local_views import Crops, LocalViews, summaries_of
 from kdpl.report.run_folder import Run
 from kdpl.targets.inputs import TargetInputs
 
@@ -45,21 +46,23 @@ class Remembered(LocalViews):
         """Encode the crops of the pool once for all runs."""
         known, file = dict[str, Tensor](), Path(self.file)
 
-        def crops(
-            crop: Callable[[Image], Tensor],
+        def remembered(
+            inputs: TargetInputs,
+            crop: Crops,
             summarize: Callable[[Tensor], Tensor],
             images: Sequence[str] | None = None,
         ) -> Tensor:
             pool = [inputs.pool[i] for i in inputs.indices.tolist()]
             if not file.is_file():
-                save_file({"features": inputs.crops(crop, torch.flatten)}, file)
+                save_file({"features": summaries_of(inputs, crop, torch.flatten)}, file)
             if not known:
                 known.update(zip(pool, load_file(file)["features"], strict=True))
             width = inputs.teachers[0].vectors.shape[1]
             sources = pool if images is None else images
             return torch.stack([summarize(known[each].view(-1, width)) for each in sources])
 
-        super().prepare(replace(inputs, crops=crops))
+        with patch.object(local_views, "summaries_of", remembered):
+            super().prepare(inputs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

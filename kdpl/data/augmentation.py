@@ -28,7 +28,7 @@ def resize_and_crop(image: Image, to: Resizing) -> Image:
     """The evaluation transform of an RGB image, the same as open_clip's and timm's."""
     size, edges = to.image_size, [to.edge, to.edge]
     if to.resize_mode == "shortest":
-        image, edges = _without_ends(image), [to.edge]
+        image, edges = without_ends(image), [to.edge]
     elif to.resize_mode == "longest":
         ratio = max(image.size) / to.edge
         edges = [max(1, round(edge / ratio)) for edge in (image.height, image.width)]
@@ -43,7 +43,7 @@ def resize_and_crop(image: Image, to: Resizing) -> Image:
     return square
 
 
-def _without_ends(image: Image) -> Image:
+def without_ends(image: Image) -> Image:
     """Crop the ends of a very elongated image.
 
     An image of 20,000 x 1 pixels, say, would fill the memory when it is enlarged.

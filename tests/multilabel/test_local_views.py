@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,32 +64,114 @@ def log_odds_plainly(scores):
     return torch.from_numpy(result)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (90, 41), (33, 120)])
-def test_crops_of_a_scale_cover_the_image_on_a_grid(size):
-    crops = Crops((3, 1, 2.5), 1 / 3, Resizing(32))
-    boxes = crops.boxes(*size)
-    assert boxes.count(None) == 1
-    for scale in (3, 2.5):
-        edge = round(min(size) / scale)
-        own = [box for box in boxes if box and box[2] - box[0] == edge]
-        assert all(bottom - top == edge for _, top, _, bottom in own)
-        for axis, length in enumerate(size):
-            starts = sorted({box[axis] for box in own})
-            assert (starts[0], starts[-1]) == (0, length - edge)
-            gaps = [after - before for before, after in pairwise(starts)]
-            assert max(gaps) <= edge / 3 + 1
-        assert len(own) == len({*own})
+def edges_plainly(image):
+    """Magnitudes of the gradient of a grey image, by pixel."""
+    grey = np.array(image.convert("L"), dtype=float)
+    height, width = grey.shape
+    found = np.zeros_like(grey)
+    for y in range(height):
+        for x in range(width):
+            up, down = max(y - 1, 0), min(y + 1, height - 1)
+            left, right = max(x - 1, 0), min(x + 1, width - 1)
+            vertical = (grey[down, x] - grey[up, x]) / (down - up)
+            horizontal = (grey[y, right] - grey[y, left]) / (right - left)
+            found[y, x] = math.hypot(vertical, horizontal)
+    return found
 
 
-def test_a_crop_is_resized_as_the_teacher_takes_images():
+def boxes_plainly(image, scales, count):
+    """The boxes of an image whose shorter edge is 64, by the sums over their pixels."""
+    edges, (width, height) = edges_plainly(image), image.size
+    candidates = []
+    for scale in scales:
+        if scale == 1:
+            continue
+        edge = round(64 / scale)
+        places = [
+            [round(k * (n - edge) / steps) for k in range(steps + 1)]
+            for n in (height, width)
+            for steps in [math.ceil((n - edge) / (edge / 6))]
+        ]
+        border = max(1, round(0.06 * edge))
+        for top in places[0]:
+            for left in places[1]:
+                inside = around = 0.0
+                for y in range(max(top - border, 0), min(top + edge + border, height)):
+                    for x in range(max(left - border, 0), min(left + edge + border, width)):
+                        within = (
+                            top + border <= y < top + edge - border
+                            and left + border <= x < left + edge - border
+                        )
+                        inside += edges[y, x] * within
+                        around += edges[y, x] * (not within)
+                candidates.append(((inside - 2 * around) / edge**1.5, (left, top, edge)))
+    chosen = []
+    for _, (left, top, edge) in sorted(candidates, key=lambda each: -each[0]):
+        apart = True
+        for x, y, other in chosen:
+            wide = max(0, min(left + edge, x + other) - max(left, x))
+            high = max(0, min(top + edge, y + other) - max(top, y))
+            apart = apart and wide * high <= 0.5 * (edge**2 + other**2 - wide * high)
+        if apart and len(chosen) < count:
+            chosen.append((left, top, edge))
+    return chosen
+
+
+def picture(width, height):
+    """Coarse random patches, enlarged smoothly."""
     draw = np.random.default_rng(0)
-    image = Image.fromarray(draw.integers(0, 256, (40, 60, 3), dtype=np.uint8))
-    made = Crops((1, 2), 1.0, Resizing(20))(image)
-    assert made.shape == (1 + 2 * 3, 3, 20, 20)
+    small = Image.fromarray(draw.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 64), (64, 80)])
+def test_boxes_are_those_of_a_plain_implementation(size):
+    image = picture(*size)
+    found = Crops((3, 1, 2.5), 6, Resizing(32)).boxes(image)
+    assert found.tolist() == [list(box) for box in boxes_plainly(image, (3, 1, 2.5), 6)]
+
+
+def test_boxes_do_not_depend_on_the_resolution_and_find_what_stands_alone():
+    image = Image.new("RGB", (64, 64))
+    for left, top in ((7, 10), (42, 32)):
+        image.paste((255, 255, 255), (left, top, left + 12, top + 12))
+    crops = Crops((1, 3.5, 4), 2, Resizing(32))
+    found = crops.boxes(image)
+    large = image.resize((256, 256), Image.Resampling.NEAREST)
+    assert crops.boxes(large).tolist() == (4 * found).tolist()
+    middles = sorted((found[:, :2] + found[:, 2:] / 2).tolist())
+    assert np.allclose(middles, [[13, 16], [48, 38]], atol=2)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (90, 41), (33, 120), (1, 1), (5000, 3)])
+def test_crops_lie_within_the_image_whatever_its_shape(size):
+    crops = Crops((1, 2.5, 3), 3, Resizing(32))
+    made = crops(Image.new("RGB", size, (255, 255, 255)))
+    assert made.shape == (1 + 3 * 8, 3, 32, 32)
+    # nothing from beyond the border, which would be black
+    assert (made == 255).all()
+
+
+def test_views_of_a_box_are_resized_as_the_teacher_takes_images(monkeypatch):
+    draw = np.random.default_rng(0)
+    image = Image.fromarray(draw.integers(0, 256, (64, 96, 3), dtype=np.uint8))
+    monkeypatch.setattr(
+        Crops, "boxes", lambda *_: np.array([[30.0, 20.0, 20.0], [0.0, 44.0, 20.0]])
+    )
+    made = Crops((2,), 2, Resizing(20))(image)
+    assert made.shape == (2 * 8, 3, 20, 20)
     assert made.dtype == torch.uint8
-    # an edge of 20 pixels needs no resizing
-    left = torch.from_numpy(np.array(image)[:20, :20]).permute(2, 0, 1)
-    assert made[1].equal(left)
+    # the second view is the box itself, which needs no resizing, and the last is 1 pixel larger
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    assert made[1].equal(pixels[:, 20:40, 30:50])
+    assert made[9].equal(pixels[:, 44:64, :20])
+
+
+def test_features_of_a_box_are_the_mean_of_its_views():
+    views = torch.nn.functional.normalize(torch.randn(1 + 2 * 8, 5), dim=1)
+    found = Crops((1, 2), 2, Resizing(20)).features(views)
+    means = [views[0], views[1:9].mean(dim=0), views[9:].mean(dim=0)]
+    assert torch.allclose(found, torch.stack([each / each.norm() for each in means]))
 
 
 def test_scores_and_log_odds_are_those_of_a_plain_implementation():
@@ -121,8 +202,9 @@ def test_a_class_that_looks_the_same_in_all_images_is_likely_in_none():
 
 @pytest.mark.parametrize(
     ("settings", "match"),
-    [({"scales": ()}, "scales"), ({"scales": (0.5,)}, "scales"), ({"stride": 0}, "stride"),
-],
+    [({"scales": ()}, "scales"), ({"scales": (0.5, 2)}, "scales"), ({"scales": (1,)}, "scales"),
+     ({"count": 0}, "count"),
+    ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(settings, match):
     with world.refused(ConfigError, match):
@@ -130,16 +212,14 @@ def test_settings_out_of_range_are_refused(settings, match):
 
 
 class Looks(Target):
-    """Keeps what crops of the pool and of other images are."""
+    """Keeps the features of crops of the pool and of other images."""
 
     def prepare(self, inputs):
-        vectors = inputs.teachers[0]
-        texts, count = 3 * vectors.vectors, len(vectors.vectors)
-        crops = Crops((1, 2), 0.5, vectors.preprocessing.resizing)
+        crops = Crops((1, 2), 3, inputs.teachers[0].preprocessing.resizing)
         self.inputs = inputs
-        self.pool = summaries_of(inputs, crops, Views(texts, count).scores)
+        self.pool = summaries_of(inputs, crops, torch.flatten)
         some = [inputs.pool[i] for i in inputs.indices[:3][::-1].tolist()]
-        self.some = summaries_of(inputs, crops, Views(texts, count).scores, some)
+        self.some = summaries_of(inputs, crops, torch.flatten, some)
 
 
 @pytest.fixture(scope="module")
@@ -154,17 +234,18 @@ def test_the_teacher_encodes_the_crops_of_every_image_of_the_pool(teacher, tmp_p
     student = world.make_student(teacher, target=target)
     world.fit(student, tmp_path, 1, (), domain, limit_train_batches=1)
     n = len(target.inputs.indices)
-    assert target.pool.shape == (n, 10)
-    # an image's scores do not depend on the others
+    assert target.pool.shape == (n, (1 + 3) * 24)
+    # an image's features do not depend on the others
     assert target.some.equal(target.pool[:3].flip(0))
 
     vectors = ClassVectors.load(teacher / CLASS_VECTORS_FILE)
     tower, tokens = plain_of("test-teacher-quickgelu"), world.write_teacher(tmp_path / "t")[1]
     image = domain.splits.open_image(target.inputs.pool[int(target.inputs.indices[0])])
-    images = Crops((1, 2), 0.5, vectors.preprocessing.resizing)(image)
-    features = plain.normalized(tower.image_features(images, tokens.double()))
-    expected = pooled_plainly(features, (3 * vectors.vectors).tolist(), 10)
-    assert target.pool[0].tolist() == pytest.approx(expected, abs=1e-4)
+    images = Crops((1, 2), 3, vectors.preprocessing.resizing)(image)
+    views = plain.normalized(tower.image_features(images, tokens.double()))
+    means = [views[0], *(views[1 + 8 * box : 9 + 8 * box].mean(dim=0) for box in range(3))]
+    features = torch.cat([each / each.norm() for each in means])
+    assert torch.allclose(target.pool[0].double(), features, atol=1e-4)
 
 
 def data_of(table):
@@ -197,7 +278,7 @@ def fitted(table, tmp_path_factory):
 def test_a_student_without_a_label_learns_what_was_found_in_crops(fitted):
     folder, _ = fitted
     tensors, fields = read_tensors(
-        folder / "student" / LOCAL_VIEWS_FILE, "targets from local views", 1, ""
+        folder / "student" / LOCAL_VIEWS_FILE, "targets from local views", 2, ""
     )
     assert tensors["images"].tolist() == list(range(40))
     assert fields["class_names"] == ["four", "one", "three", "two", "zero"]
@@ -227,7 +308,7 @@ def test_targets_of_other_settings_are_refused(fitted, tmp_path, capsys):
     out = tmp_path / "other"
     out.mkdir()
     shutil.copy(folder / "student" / LOCAL_VIEWS_FILE, out)
-    target = {"class_path": "kdpl.multilabel.local_views.LocalViews", "init_args": {"stride": 0.5}}
+    target = {"class_path": "kdpl.multilabel.local_views.LocalViews", "init_args": {"count": 5}}
     options = [*student, f"--model.init_args.target={json.dumps(target)}"]
     assert main(["fit", *options, f"--out={out}"]) == 1
     assert "was made for other settings" in capsys.readouterr().err
@@ -291,7 +372,7 @@ def test_with_a_probe_predictions_are_those_of_both(labelled):
         nothing = math.log(sum(math.exp(each) for each in words[3:]))
         text = softmax_plainly([*words[:3], nothing])
         probe = softmax_plainly((feature @ tuned.weight + tuned.bias).tolist())
-        both = [math.sqrt(a) * b for a, b in zip(text, probe, strict=True)]
+        both = [a**0.25 * b for a, b in zip(text, probe, strict=True)]
         assert found == pytest.approx([each / sum(both) for each in both[:3]], abs=1e-5)
 
 
