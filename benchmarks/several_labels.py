@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     students = [_mean_and_spread([_map(run) for run in runs[shots]]) for shots in SHOTS]
     for title, clip in (("student's network", STUDENT), ("teacher's CLIP", TEACHER)):
-        features = _features(clip, Run.find(runs[0][0], trusted=True))
+        features = _features(clip, Run.find(runs[SHOTS[-1]][0], trusted=True))
         found = [_mean_and_spread([_probe(run, features) for run in runs[k]]) for k in SHOTS[1:]]
         print(f"| logistic regression, {title} | | {' | '.join(found)} |", flush=True)
     print(f"| **student of local views** | {' | '.join(students)} |", flush=True)
