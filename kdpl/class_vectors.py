@@ -35,12 +35,12 @@ _ClassText = Annotated[
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class VectorSettings(TeacherSettings):
-    """The metadata of class vectors."""
+    """The metadata of class vectors; ``teacher`` is a fingerprint, as of ``TunedPrompts``."""
 
     class_names: Annotated[tuple[ClassName, ...], Field(min_length=1)]  # by label
     # classes that come first; None without such a split
     num_base: Annotated[int, Field(ge=0, lt=2**31)] | None
-    teacher: Text  # fingerprint
+    teacher: Text
     # what the text tower read, for some classes several texts; None where that was the names
     class_texts: tuple[_ClassText, ...] | None = None
     # what the labels were for; scale and bias of each class's logit where classes are decided alone
@@ -65,7 +65,10 @@ class ClassVectors(VectorSettings):
         return self.class_texts or self.class_names
 
     def head(self) -> CosineHead:
-        """Return what makes logits of features, with scale and bias of each class if there are."""
+        """Return the head that maps features to logits.
+
+        It has a scale and bias for each class if there are any.
+        """
         if self.scales is None or self.biases is None:
             return CosineHead(self.vectors)
         return CosineHead(self.vectors, torch.tensor(self.scales), torch.tensor(self.biases))
@@ -277,7 +280,8 @@ class FrozenTeacher(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Encode images uint8 [B, 3, S, S] into normalised features, float32 [B, D].
 
-        A ConfigError before ``load``, and for images of another size than the teacher's.
+        The tower computes in the caller's autocast context. A ConfigError before ``load``, and for
+        images of another size than the teacher's.
         """
         size = self.vectors.preprocessing.image_size
         if images.shape[-1] != size:

@@ -192,7 +192,10 @@ class ClassifyingModule(LightningModule, ABC):
     def sum_and_log(
         self, terms: Mapping[str, Tensor], batch_size: int, **further: Tensor
     ) -> Tensor:
-        """Return a step's loss, the sum of its terms, which are kept to be checked.
+        """Return a step's loss, the sum of its terms.
+
+        The terms are kept as ``loss_terms``, which callbacks may read, such as to check that they
+        are finite.
 
         Loss, terms, if there are several, and further values are logged, as means over an epoch's
         images on all processes. ``loss`` appears in the progress bar.

@@ -129,6 +129,7 @@ class StudentDistillation(ClassifyingModule):
         self.vectors = self.shared_vectors
         if own is not None:
             self.vectors = self.shared_vectors.of_untuned(own, _OWN_CONTEXT)
+        # without the teacher's scales and biases: the student learns its own, as ``scores``
         # not part of the state: the class vectors are in the run's folder, and
         # DistributedDataParallel need not broadcast them
         self.head = Frozen(CosineHead(self.vectors.vectors))
@@ -214,7 +215,10 @@ class StudentDistillation(ClassifyingModule):
 
     @property
     def needs(self) -> Needs:
-        """Unlabelled images, and their views for teachers that run in training steps."""
+        """Unlabelled images, and their views for teachers that run in training steps.
+
+        Asked anew for each loader: a target may no longer need the teacher once it is prepared.
+        """
         return Needs(
             "unlabeled",
             self.resizing,

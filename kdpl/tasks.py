@@ -80,7 +80,10 @@ class ClassScores(nn.Module, ABC):
 
     @abstractmethod
     def begin(self, module: nn.Module) -> None:
-        """Choose where they start, before the first step or test of the module that has them."""
+        """Choose where they start, before the first step or test of the module that has them.
+
+        Nothing changes where a checkpoint was restored.
+        """
 
     @abstractmethod
     def forward(self, logits: Tensor) -> Tensor:

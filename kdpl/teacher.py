@@ -80,9 +80,10 @@ class TeacherPromptTuning(ClassifyingModule):
         vision_prompts: Size of the visual prompts.
         text_prompts: Size of the context and deep text prompts. With depth 0 the text features are
             fixed, those of ``"{context} {name}."``.
-        method: How the towers are prompted: ``independent``; ``coupled``, which learns linear maps
-            from the text prompts to the visual ones (MaPLe, arXiv 2210.03117); or your own
-            ``kdpl.prompts.PromptMethod`` with its ``class_path`` and ``init_args``.
+        method: How the towers are prompted: ``independent``, which is PromptSRC
+            with ``regularizers`` and ``averaging``, and IVLP without them; ``coupled``, which
+            learns linear maps from the text prompts to the visual ones (MaPLe, arXiv 2210.03117);
+            or your own ``kdpl.prompts.PromptMethod`` with its ``class_path`` and ``init_args``.
         regularizers: Weights of the regularisers.
         averaging: Gaussian prompt averaging; None keeps the last epoch's prompts.
         optim: Optimiser and schedule.

@@ -49,15 +49,16 @@ class TeacherCaches:
         self,
         images: Sequence[str] | None,
         views: int,
-        teacher: int,
+        teacher_index: int,
         encode: Callable[[Tensor], Tensor],
     ) -> Callable[[int], Tensor] | None:
         """Return what reads the mean feature of an image's first views, see ``CachedFeatures``."""
-        cache: FeatureCache | None = self.caches[teacher]
+        cache: FeatureCache | None = self.caches[teacher_index]
         if self.views < views:
             return None
         if images is not None:
-            cache = self._beside(self.caches[teacher], images, views, teacher, encode)
+            pool = self.caches[teacher_index]
+            cache = self._beside(pool, images, views, teacher_index, encode)
         return None if cache is None else partial(cache.mean, views=views)
 
     def _beside(

@@ -30,6 +30,10 @@ class GaussianPromptAveraging(Callback):
 
     The sum is part of checkpoints, so a resumed run ends with the same prompts. ``mean`` and
     ``std`` of the weights are in epochs.
+
+    The last validation is of the last epoch's own prompts, since Lightning validates before an
+    epoch ends. The last checkpoint has the average, since callbacks that save come after all
+    others.
     """
 
     def __init__(self, mean: float, std: float) -> None:

@@ -2,7 +2,11 @@
 
 A checkpoint holds all parameters and persistent buffers that no ``kdpl.clip.Frozen`` carries,
 optimiser and progress, the state of callbacks, and what modules and callbacks add in
-``on_save_checkpoint``: fingerprints of CLIP and teachers, and the views.
+``on_save_checkpoint``: fingerprints of CLIP and teachers, and the views; with 16-mixed also the
+gradient scaler. Counts of metrics are not persistent. There is no state of random generators:
+orders and views depend on seed, epoch and image alone.
+
+A resumed run ends with the same weights, bit for bit, in float32 on the CPU with as many processes.
 """
 
 import io
@@ -70,6 +74,7 @@ class SameSteps(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Compare with the images of a step in a checkpoint; a ConfigError if they differ."""
         before, now = state_dict["images_per_step"], self._batch_size * self._processes
+        # 0: one of the two is no fit
         if 0 in (before, now) or before == now:
             return
         raise ConfigError(

@@ -119,8 +119,9 @@ class KdplCLI(LightningCLI):
             return
         self._choose_checkpoint(folder)
         settings = self.config.model.get("init_args", {})
+        # of the stages, the student alone has this setting
         if self.command != "fit" and settings.get("class_vectors", "") is None:
-            # a student's folder has a copy of those that it learned from
+            # its folder has a copy of those that it learned from
             copy = folder / CLASS_VECTORS_FILE
             settings.class_vectors = str(copy) if copy.is_file() else None
         place_loggers(self.config.trainer.logger, folder)
@@ -178,6 +179,7 @@ class KdplCLI(LightningCLI):
         if trainer.enable_checkpointing is not False:
             callbacks.append(RunCheckpoint())
             if self._given.checkpoint_every is not None:
+                # both write one file: the newer checkpoint is the one to resume from
                 callbacks.append(RunCheckpoint(self._given.checkpoint_every))
             if slurm.in_job():
                 # after those that save
@@ -245,6 +247,7 @@ class KdplCLI(LightningCLI):
                 f"{self._given.out} has no {LAST} to test: run fit with this --out, "
                 "or give --ckpt_path"
             )
+        # the module is that of config and checkpoint; prompts.safetensors is for stage 2
         self._run(getattr(self.trainer, self.command), verbose=False)
         metrics = self.trainer.callback_metrics
         inform(", ".join(f"{name} {100 * float(value):.2f} %" for name, value in metrics.items()))

@@ -60,7 +60,10 @@ class ClipConfig:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class ClipIdentity:
-    """A CLIP by name, with the tag or file of its weights and the digest of its image tower's."""
+    """A CLIP by name, with the tag or file of its weights and the digest of its image tower's.
+
+    A file is kept as it was given: a relative path is relative to the working directory.
+    """
 
     model: Text
     pretrained: Text

@@ -56,7 +56,10 @@ class Archives:
         return ""
 
     def arrange(self, names: Names) -> Arranged:
-        """Arrange images for training."""
+        """Arrange images for training: the same ones in the same order.
+
+        What changes is how they are read and shuffled.
+        """
         return Arranged(names)
 
     def find(self, url: str) -> Iterator[str]:

@@ -147,6 +147,7 @@ class RandomResizedCrop(Augmentation):
 
     def apply(self, image: Image, parameters: Parameters, to: Resizing) -> Image:
         """Crop, resize (with the tower's interpolation, antialiased) and flip."""
+        # the crop becomes the square, as published: resize_mode, crop_pct and fill play no part
         top, left, height, width, flipped = (int(number) for number in parameters)
         edges, interpolation = [to.image_size, to.image_size], InterpolationMode(to.interpolation)
         view: Image = functional.resized_crop(

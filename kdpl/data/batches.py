@@ -50,10 +50,15 @@ class LabeledBatch(Batch):
 class UnlabeledBatch(Batch):
     """Views of unlabelled images, and no labels.
 
+    Labels enter stage 2 in these places: targets are prepared with ``TargetInputs.labeled`` and
+    ``val``; validation measures accuracies, by which a callback may stop; after training, further
+    scores and thresholds are set on validation images. ``pool_filter`` compares with labelled
+    images, without their labels.
+
     Attributes:
         indices: int64 [B], the images' in the list of all unlabelled ones.
-        teacher_views: The same views for teachers that take images in other ways, uint8
-            [B, 3, T, T] for each way.
+        teacher_views: The same views, resized for teachers whose input resizing differs from the
+            student's, uint8 [B, 3, T, T] for each resizing.
         teacher_features: The teacher's normalised features of the views from a cache, float16
             [B, D], those of several teachers side by side; None without a cache.
     """

@@ -37,7 +37,7 @@ class CachedFeatures(Protocol):
         self,
         images: Sequence[str] | None,
         views: int,
-        teacher: int,
+        teacher_index: int,
         encode: Callable[[Tensor], Tensor],
     ) -> Callable[[int], Tensor] | None:
         """Return what reads the mean feature of an image by its index, float32 [D].
@@ -48,7 +48,7 @@ class CachedFeatures(Protocol):
             images: Sources of labelled or validation images, whose features may be computed for
                 this; None: all unlabelled images.
             views: Number of the first views that the mean is over.
-            teacher: Index of the teacher, among several.
+            teacher_index: Which teacher, among several.
             encode: The teacher: uint8 [B, 3, S, S] on the CPU to normalised features [B, D].
         """
         ...

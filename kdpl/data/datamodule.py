@@ -195,7 +195,7 @@ class DomainDataModule(LightningDataModule):
         """Decode all images once before training, on one process, while the others wait."""
         inform(f"reading dataset {self.dataset}")
         self.reading.file = self._decoded_file
-        self.reading.prepare(trains=self._trainer.state.fn == "fit" and self._needs_images)
+        self.reading.prepare(trains=self._trainer.state.fn == "fit" and self._trains)
         _ = self.splits  # keeps the index of shards, which the others then read
 
     def setup(self, stage: str = "fit") -> None:
@@ -209,7 +209,7 @@ class DomainDataModule(LightningDataModule):
                 inform(line)
         # what training needs: refused here rather than with the first batch, as nothing has been
         # written yet
-        if stage == "fit" and self._needs_images:
+        if stage == "fit" and self._trains:
             self.splits.require_training_images()
             if self._needs.split == "labeled":
                 inform(self.labels.counts_in_stage(1, self.labels.training()))
@@ -319,6 +319,7 @@ class DomainDataModule(LightningDataModule):
     @property
     def holds_out(self) -> bool:
         """Whether unlabelled images are held out of distillation."""
+        # without reading the dataset for it: nothing is held out of a pool that was not asked for
         return "pool" in vars(self) and len(self.pool.unseen) > 0
 
     @property
@@ -395,6 +396,7 @@ class DomainDataModule(LightningDataModule):
         return self.opened_cache
 
     def _batches_done(self) -> int:
+        # Lightning sets ``ready`` to 0 when an epoch starts, and to ``completed`` on resume
         return (
             int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
             if self.trainer
@@ -413,7 +415,8 @@ class DomainDataModule(LightningDataModule):
         return needs_of(self._trainer.lightning_module)
 
     @property
-    def _needs_images(self) -> bool:
+    def _trains(self) -> bool:
+        # a fit of 0 epochs makes the zero-shot CLIP, which needs no training images
         return self._trainer.max_epochs != 0
 
     @property

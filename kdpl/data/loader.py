@@ -17,7 +17,7 @@ from kdpl.data.names import Indices
 from kdpl.data.sampling import balanced, generator
 
 _PART = 2**16  # images of an order that are Python numbers at a time
-# epochs of the views of an image that comes once more in an epoch lie beyond all others
+# added to the epoch when an image is drawn again within it, so that it gets another view
 _AGAIN = 2**32
 
 
@@ -152,9 +152,11 @@ class LazyLoader(DataLoader[BatchT]):
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, int]:
-        """Return an empty state, which tells Lightning that the loader can resume.
+        """Return an empty state.
 
-        The trainer's progress says where an epoch was interrupted.
+        Lightning takes a loader for resumable if it has ``state_dict`` and ``load_state_dict``, and
+        warns otherwise. Where an epoch was interrupted is in the trainer's own progress, which
+        ``batches_done`` reads.
         """
         return {}
 

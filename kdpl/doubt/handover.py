@@ -17,7 +17,7 @@ from kdpl.doubt.evidence import Evidence, HeldOut, LearnedCompanion
 from kdpl.errors import DataError
 from kdpl.tasks import Predicted
 
-# unlabelled images whose features say what is usual
+# how many unlabelled images to sample as the reference for what is normal
 _LEAST_IMAGES, _IMAGES_PER_CLASS, _MOST_IMAGES = 2000, 10, 10_000
 
 

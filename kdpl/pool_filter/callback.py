@@ -18,7 +18,8 @@ class FilterPool(Callback):
     """Leaves out unlabelled images that are unlike all classes, on all processes.
 
     Args:
-        quantile: Share of the labelled images whose similarity to the classes is too low.
+        quantile: Quantile of the labelled images' similarities below which unlabelled images are
+            left out.
     """
 
     def __init__(self, quantile: float) -> None:

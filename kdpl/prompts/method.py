@@ -106,7 +106,8 @@ class PromptMethod(Float32Module):
         """Return the terms of a loss, scalars by name, which a teacher has instead of PromptSRC's.
 
         It is called if a subclass overrides it, with labelled images and the class names that it is
-        tuned on, and their towers. ``label_loss`` takes features [B, D] and [C, D].
+        tuned on, and their towers. ``label_loss`` takes features [B, D] and [C, D]. It needs
+        ``text_is_fixed`` False: fixed class names are not arranged for the steps.
         """
         raise NotImplementedError
 
@@ -167,6 +168,7 @@ class PromptMethod(Float32Module):
         """
         method = cls(vision, text, context, clip, **settings)
         own = method.state_dict()
+        # in an image half, what was saved of the text prompts has no place
         tensors = {name: tensor for name, tensor in saved.items() if name in own}
         problem = mismatch(own, tensors)
         if problem is not None:
@@ -176,7 +178,11 @@ class PromptMethod(Float32Module):
 
 
 MethodFactory = Callable[[PromptConfig, PromptConfig, str | None, ImageClip], PromptMethod]
-"""Makes a ``PromptMethod`` of the common arguments, as a subclass does, with its own settings."""
+"""Makes a ``PromptMethod`` of the common arguments, as a subclass does, with its own settings.
+
+From a ``class_path``, jsonargparse makes one of the class with its ``init_args`` bound, as it does
+for any Callable that returns a class.
+"""
 
 
 def normalized(features: Tensor) -> Tensor:

@@ -43,7 +43,10 @@ class TeacherSettings:
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class PromptSettings(TeacherSettings):
-    """The metadata of tuned prompts."""
+    """The metadata of tuned prompts: what encoding needs.
+
+    Loss weights and averaging are in the run's ``config.yaml`` alone.
+    """
 
     method: Text  # name or class path
     # those that it has of its own

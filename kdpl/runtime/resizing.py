@@ -17,9 +17,10 @@ Channel = Annotated[int, Field(ge=0, le=255)]
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Resizing:
-    """The evaluation transform of a tower; views use it, as training must see what evaluation sees.
+    """The evaluation transform of a tower.
 
-    Two towers with equal ones see the same pixels.
+    Random views take at least size and interpolation from it. Two towers with equal ones see the
+    same pixels.
 
     Attributes:
         image_size: Edge S of the square, pixels.

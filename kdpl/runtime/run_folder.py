@@ -4,25 +4,38 @@ from pathlib import Path
 
 from kdpl.errors import ArtifactError
 
+# of a fit; rooms have further files, which they name themselves
+# written before the first step; read on resume, and by all that needs a run's settings
 CONFIG_FILE = "config.yaml"
+# written by the default logger
 METRICS_FILE = "metrics.csv"
+# written once all images were decoded; read on resume, and copied from a run's teacher to the rest
 DECODED_FILE = "checked_images.json"
+# written by stage 1 at its end; read by stage 2, and to encode further class names
 PROMPTS_FILE = "prompts.safetensors"
+# written by stage 1 last of all, and by stage 2, as a copy, at its start; read by stage 2 and tests
 CLASS_VECTORS_FILE = "class_vectors.safetensors"
+# written by stage 2 at its end; read by all commands that classify
 CLASSIFIER_FOLDER = "classifier"
 CLASSIFIER_FILES = ("classifier.json", "model.safetensors")
 CLASSIFIER_REMEDY = "give the classifier folder of a student's run"
+# written by a pool filter before the first step; read on resume
 LEFT_OUT_FILE = "left_out.csv"
-FIGURES_FOLDER = "figures"
-RESULTS_FILE = "test.json"
-PREDICTIONS_FILE = "test_predictions.csv"
-REPORT_FILE = "report.html"
-PROBE_FOLDER = "probe"
-PROBE_FILE = "probe.json"
+# locked while a command writes into the folder
 LOCK_FILE = ".lock"
 
+# of a test: accuracies, which the summary and the report of a run read, and predictions
+RESULTS_FILE = "test.json"
+PREDICTIONS_FILE = "test_predictions.csv"
+
+# of a report
+REPORT_FILE = "report.html"
+FIGURES_FOLDER = "figures"
+PROBE_FOLDER = "probe"
+PROBE_FILE = "probe.json"
+
 RUN_FILE = "run.json"
-"""Of a whole run: digests of its configs, its seed and its settings."""
+"""Of a whole run: paths of its configs, its seed and its settings; marks the folder as a run's."""
 STAGE_FOLDERS = ("teacher", "teacher2", "student")
 """Of a whole run: its stages; the second teacher's is seldom there."""
 SUMMARY_FILE = "results.json"

@@ -103,7 +103,7 @@ class Teachers(Frozen[nn.ModuleList]):
         """Encode views into the normalised features of each teacher, float32 [B, D_1 + … + D_M].
 
         ``views`` are the same crops of the same images, once for each teacher: uint8 [B, 3, S, S]
-        with the teacher's own image size S.
+        with the teacher's own image size S. The towers compute in the caller's autocast context.
         """
         teachers = self.read()
         return torch.cat(
