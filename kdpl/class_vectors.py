@@ -221,7 +221,7 @@ class NameEncoder:
     def __init__(self, prompts: TunedPrompts) -> None:
         self.prompts = prompts
         self._clip = prompts.load_clip()
-        self._method = prompts.restore(self._clip)
+        self._method = prompts.build_method(self._clip)
 
     @classmethod
     def load(cls, run: str | Path) -> "NameEncoder":
@@ -252,7 +252,7 @@ class FrozenTeacher(nn.Module):
         self.vectors = vectors
         self.head = vectors.head()
         self.tower: ImageTower | None = None
-        self.prompts: PromptMethod | None = None
+        self.method: PromptMethod | None = None
 
     def load(self) -> None:
         """Load image tower and prompts once; an ArtifactError or WeightsError if they do not fit.
@@ -269,7 +269,8 @@ class FrozenTeacher(nn.Module):
             )
         clip = prompts.load_image_clip()
         device = self.head.class_vectors.device
-        self.tower, self.prompts = clip.image_tower.to(device), prompts.restore(clip).to(device)
+        self.tower = clip.image_tower.to(device)
+        self.method = prompts.build_method(clip).to(device)
 
     @property
     def tuned(self) -> bool:
@@ -290,9 +291,9 @@ class FrozenTeacher(nn.Module):
                 f"{problem}: let the datamodule make a view for the teacher, as "
                 "DomainDataModule does"
             )
-        if self.tower is None or self.prompts is None:
+        if self.tower is None or self.method is None:
             raise ConfigError("the teacher's image tower is not loaded: call load() first")
-        return self.prompts.encode_images(self.tower, images)
+        return self.method.encode_images(self.tower, images)
 
     def logits(self, features: Tensor) -> Tensor:
         """Return logits [B, C] of features [B, D], with the teacher's own scale."""

@@ -135,6 +135,7 @@ class TeacherPromptTuning(ClassifyingModule):
 
         # what is trained
         make_prompts = prompt_method(method) if isinstance(method, str) else method
+        # a PromptMethod; its name is in the keys of checkpoints
         self.prompts = make_prompts(vision_prompts, text_prompts, context, loaded)
         self.has_own_loss = type(self.prompts).own_loss is not PromptMethod.own_loss
         if self.has_own_loss and regularizers != RegularizerWeights(0, 0, 0):

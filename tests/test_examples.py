@@ -51,7 +51,7 @@ def test_a_teacher_method_with_settings_is_fitted_handed_over_and_distilled(tmp_
     prompts = TunedPrompts.load(teacher / PROMPTS_FILE)
     assert prompts.method_settings == {"reduction": 4, "share": 0.5}
     clip = prompts.load_image_clip()
-    method = prompts.restore(clip)
+    method = prompts.build_method(clip)
     assert type(method).__name__ == "Adapter"
     first, last = method.layers[0], method.layers[2]
     width = first.in_features

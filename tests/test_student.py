@@ -198,7 +198,7 @@ def test_frozen_towers_stay_as_they_are_and_a_checkpoint_holds_what_was_learned_
     written = TunedPrompts.load(distilled["teacher"] / PROMPTS_FILE).tensors[
         "vision_prompts.tokens"
     ]
-    assert torch.equal(teacher.prompts.vision_prompts.tokens, written)
+    assert torch.equal(teacher.method.vision_prompts.tokens, written)
     assert torch.equal(student.head.module.class_vectors, student.vectors.vectors)
     file = distilled["folder"] / "epoch=2.ckpt"
     checkpoint = torch.load(file, weights_only=True)

@@ -149,8 +149,8 @@ class TunedPrompts(PromptSettings):
                 "teacher was tuned on: restore them, or run stage 1 again"
             )
 
-    def restore(self, clip: ImageClip) -> PromptMethod:
-        """Rebuild the prompts, frozen; an ArtifactError for another CLIP or an unknown method."""
+    def build_method(self, clip: ImageClip) -> PromptMethod:
+        """Build their method, frozen; an ArtifactError for another CLIP or an unknown method."""
         try:
             method = prompt_method(self.method).restore(
                 self.vision, self.text, self.context, clip, self.tensors, self.method_settings

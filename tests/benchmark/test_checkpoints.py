@@ -216,7 +216,7 @@ def test_predictions_are_those_of_what_was_trained_before_the_file_rounded_it(
     assert relative_error(vectors.vectors, expected) < tolerance
 
     clip = load_clip(ClipConfig(files.TEACHER, TAG))
-    prompts = TunedPrompts.load(imported / "teacher/prompts.safetensors").restore(clip)
+    prompts = TunedPrompts.load(imported / "teacher/prompts.safetensors").build_method(clip)
     features = prompts.encode_images(clip.image_tower, images)
     logits = cosine_logits(features, vectors.vectors, vectors.logit_scale)
     features = normalized(teacher.image_features(images, drawn.vision))

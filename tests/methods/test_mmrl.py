@@ -159,7 +159,7 @@ def test_stage_2_reads_the_combined_logits_from_the_two_files(tmp_path, images):
     assert vectors.vectors.shape == (5, 48)
     frozen = FrozenTeacher(tmp_path, vectors)
     frozen.load()
-    assert not [p for p in frozen.prompts.parameters() if p.requires_grad]
+    assert not [p for p in frozen.method.parameters() if p.requires_grad]
     logits = frozen.logits(frozen.features(images))
     f, r = teacher.prompts.image_features(teacher.image_tower.module, images)
     texts = teacher.prompts.arrange(world.NAMES, teacher.text_tower.module, teacher.tokenize)

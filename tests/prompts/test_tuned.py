@@ -67,7 +67,7 @@ def test_the_fingerprint_tells_teachers_apart():
 )
 def test_prompts_for_another_clip_or_of_an_unknown_method_are_refused(changes, clip_of):
     with world.refused(ArtifactError, r"tuned prompts do not fit test-teacher \(.*use the CLIP"):
-        tuned(**changes).restore(clip_of("test-teacher"))
+        tuned(**changes).build_method(clip_of("test-teacher"))
 
 
 @pytest.mark.parametrize("name", ["visual.ln_post.bias", "ln_final.bias"])
