@@ -1,3 +1,4 @@
+import gc
 import os
 from contextlib import contextmanager
 from functools import cache
@@ -26,6 +27,13 @@ collect_ignore = [
 
 # the models are too small for threads to pay, and several test processes share the machine
 torch.set_num_threads(1)
+# a sixth of the time of collecting tests would be for looking through the objects of all modules for garbage
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,14 +23,23 @@ def name_of(requirement):
     return re.match(r"[A-Za-z0-9_-]+", requirement).group().lower().replace("_", "-")
 
 
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of this package."""
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ["--no-deps", "--no-build-isolation", "-w", folder]
+    subprocess.run([*PIP, "wheel", *options, ROOT], check=True)
+    (file,) = folder.glob("kdpl-*.whl")
+    return file
+
+
 @pytest.mark.slow
-def test_the_wheel_holds_the_package_of_this_version_whole_and_nothing_else(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
-    subprocess.run(
-        [*command, "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT], check=True
-    )
-    with zipfile.ZipFile(next(tmp_path.glob("kdpl-*.whl"))) as wheel:
-        names = wheel.namelist()
+def test_the_wheel_holds_the_package_of_this_version_whole_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as opened:
+        names = opened.namelist()
     assert {name.split("/")[0] for name in names} == {"kdpl", f"kdpl-{kdpl.__version__}.dist-info"}
     ours = {
         path.relative_to(ROOT).as_posix() for path in (ROOT / "kdpl").rglob("*") if path.is_file()
@@ -44,19 +53,9 @@ def test_the_wheel_holds_the_package_of_this_version_whole_and_nothing_else(tmp_
 
 
 @pytest.mark.slow
-def test_an_installed_package_finds_its_configs_by_name_from_any_folder(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-    ]
-    subprocess.run(
-        [*command, "--no-build-isolation", f"--target={tmp_path / 'installed'}", ROOT], check=True
-    )
+def test_an_installed_package_finds_its_configs_by_name_from_any_folder(wheel, tmp_path):
+    options = ["--no-deps", f"--target={tmp_path / 'installed'}"]
+    subprocess.run([*PIP, "install", *options, wheel], check=True)
     program = "import kdpl.runtime.configs as c; print(c.find_config('promptsrc_vit_l14', 'teacher'), *c.shipped_configs())"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     found = subprocess.run(

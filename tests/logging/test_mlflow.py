@@ -12,7 +12,6 @@ from kdpl.callbacks.run_config import flatten
 from kdpl.logging.mlflow_logger import ID_FILE
 from kdpl.runtime.run_folder import CONFIG_FILE, METRICS_FILE
 
-mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
 LOGGER = configs("logger/mlflow.yaml")
 
 
@@ -21,6 +20,8 @@ def store(request, tmp_path, monkeypatch):
     """A client of the store that MLFLOW_TRACKING_URI names, from a folder where nothing else is."""
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    # not by the module, which each process of the tests imports
+    mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
     if request.param == "sqlite":
         pytest.importorskip("sqlalchemy", reason="needs the extra mlflow")
         pytest.importorskip("alembic", reason="needs the extra mlflow")

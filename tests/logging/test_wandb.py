@@ -4,12 +4,10 @@ import struct
 import time
 
 import pytest
-import wandb
 import world
 import yaml
 from runs import configs, fit_student, fit_teacher, rows_of
 from runs import test as run_test
-from wandb.proto import wandb_internal_pb2
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.errors import ConfigError
@@ -34,14 +32,19 @@ def offline(tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    # here, as each process of the tests imports the module
+    import wandb
+
     # the client reads its environment once
     wandb.teardown()
-    yield
+    yield wandb
     wandb.teardown()
 
 
 def _records(data):
     """The records of a W&B run file: a log of blocks of 32 KiB, over which a record may be split."""
+    from wandb.proto import wandb_internal_pb2
+
     at, pieces, found = 7, b"", []
     while at + 7 <= len(data):
         left = 32768 - at % 32768
@@ -146,7 +149,9 @@ def test_disabled_it_logs_nothing_and_breaks_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("key", ["0" * 40, None])
-def test_if_a_server_cannot_be_used_the_run_is_logged_offline(key, tmp_path, monkeypatch, capsys):
+def test_if_a_server_cannot_be_used_the_run_is_logged_offline(
+    key, tmp_path, monkeypatch, capsys, offline
+):
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -155,7 +160,7 @@ def test_if_a_server_cannot_be_used_the_run_is_logged_offline(key, tmp_path, mon
     # the system accepts connections, and nobody reads them
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
-        wandb.teardown()
+        offline.teardown()
         run = RunWandbLogger(save_dir=str(tmp_path), id="abc", project="kdpl").experiment
         assert (run.offline, run.id) == (True, "abc")
         run.finish()
