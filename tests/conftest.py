@@ -25,7 +25,8 @@ collect_ignore = [
     file for module, files in IMPORTED.items() if find_spec(module) is None for file in files
 ]
 
-# the models are too small for threads to pay, and several test processes share the machine
+# the models are too small for threads to pay, several test processes share the machine, and with others sums have other
+# last bits
 torch.set_num_threads(1)
 # a sixth of the time of collecting tests would be for looking through the objects of all modules for garbage
 gc.disable()
@@ -34,6 +35,11 @@ gc.disable()
 def pytest_collection_finish():
     gc.freeze()
     gc.enable()
+
+
+def pytest_runtest_teardown():
+    # a command that a test called may have taken all cores
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
