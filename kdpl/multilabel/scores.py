@@ -79,10 +79,10 @@ class ScaleAndBias(Float32Module, ClassScores):
             prior = (self.log_scale**2 + self.bias**2 / 9).sum() / 2
             of_known = scores[:, known], labels[:, known]
             value = prior + F.binary_cross_entropy_with_logits(*of_known, reduction="sum")
-            value.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+            torch.autograd.backward(value)
             return value
 
-        optimizer.step(loss)  # type: ignore[no-untyped-call]  # as above
+        optimizer.step(loss)  # type: ignore[no-untyped-call]  # torch has no types for it
         optimizer.zero_grad()
         for learned in (self.log_scale.data, self.bias.data):
             learned[~known] = learned[known].mean()
