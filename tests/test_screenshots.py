@@ -28,6 +28,11 @@ pytestmark = [
 SCHEMES = {"light": False, "dark": True}
 
 
+@pytest.fixture(autouse=True)
+def _drawn(draw, monkeypatch):
+    monkeypatch.setattr("kdpl.report.pictures._save", draw)
+
+
 def take(tab, name, scheme, height):
     """Take a picture, 1200 pixels wide, and see that the page is there in its colours."""
     tab.look(height=height, dark=SCHEMES[scheme])
