@@ -26,7 +26,8 @@ from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.splits import Record, labels_of
 from kdpl.multilabel import local_views
-from kdpl.multilabel.local_views import Crops, LocalViews, summaries_of
+from kdpl.multilabel.crops import Crops
+from kdpl.multilabel.local_views import LocalViews, summaries_of
 from kdpl.report.run_folder import Run
 from kdpl.targets.inputs import TargetInputs
 

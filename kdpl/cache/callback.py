@@ -53,27 +53,25 @@ class TeacherCaches:
         encode: Callable[[Tensor], Tensor],
     ) -> Callable[[int], Tensor] | None:
         """Return what reads the mean feature of an image's first views, see ``CachedFeatures``."""
-        cache: FeatureCache | None = self.caches[teacher_index]
         if self.views < views:
             return None
-        if images is not None:
-            pool = self.caches[teacher_index]
-            cache = self._beside(pool, images, views, teacher_index, encode)
-        return None if cache is None else partial(cache.mean, views=views)
+        if images is None:
+            return partial(self.caches[teacher_index].mean, views=views)
+        beside = self._beside(images, views, teacher_index, encode)
+        return None if beside is None else partial(beside.mean, views=views)
 
     def _beside(
         self,
-        pool: FeatureCache,
         images: Sequence[str],
         views: int,
-        number: int,
+        teacher_index: int,
         encode: Callable[[Tensor], Tensor],
     ) -> FeatureCache | None:
         """Open, after filling it, the cache of features of labelled images beside the pool's.
 
         None if it does not exist and cannot be written.
         """
-        teacher = teachers_of(self.data)[number]
+        pool, teacher = self.caches[teacher_index], teachers_of(self.data)[teacher_index]
         same_views = pool.manifest.model_copy(update={"views": views})
         needed = manifest_for(self.data, teacher, Names.of(images), same_views=same_views)
         # another few-shot sample has a cache of its own

@@ -3,8 +3,8 @@
 A checkpoint holds all parameters and persistent buffers that no ``kdpl.clip.Frozen`` carries,
 optimiser and progress, the state of callbacks, and what modules and callbacks add in
 ``on_save_checkpoint``: fingerprints of CLIP and teachers, and the views; with 16-mixed also the
-gradient scaler. Counts of metrics are not persistent. There is no state of random generators:
-orders and views depend on seed, epoch and image alone.
+gradient scaler. The states of metrics are left out, and so are those of random generators: orders
+and views depend on seed, epoch and image alone.
 
 A resumed run ends with the same weights, bit for bit, in float32 on the CPU with as many processes.
 """

@@ -60,6 +60,7 @@ def opener() -> Any:
     It takes a ``DomainDataModule`` and returns ``CachedFeatures``, or None if no teacher is needed.
     It is an entry point ``kdpl.caches``.
     """
-    for open_cache in plugins.load_all("caches").values():
-        return open_cache
-    raise ConfigError("teacher_cache needs the room cache, which was removed: leave it out")
+    openers = list(plugins.load_all("caches").values())
+    if not openers:
+        raise ConfigError("teacher_cache needs the room cache, which was removed: leave it out")
+    return openers[0]

@@ -52,7 +52,8 @@ def scores_of(run: Run, stage: Stage) -> Scores:
     halves = {"base_acc": correct[is_base], "novel_acc": correct[~is_base]}
     if not all(half.size for half in halves.values()):
         return scores | {key: half for key, half in halves.items() if half.size}
-    # linear in the images: h + dh/db (N / N_b) (x - b) for a base image, likewise for a novel one
+    # linear in the images: h + dh/db (N / N_b) (x - b) for a base image,
+    # and the same with n for a novel one
     b, n = (half.mean() for half in halves.values())
     total = b + n or 1.0
     slopes = np.where(is_base, n**2 / is_base.mean(), b**2 / (~is_base).mean()) * 2 / total**2

@@ -48,7 +48,7 @@ def read_within(path: str, start: int, size: int, piece: Piece) -> bytes:
 
 
 def read_row(path: str, row: int, piece: Piece) -> bytes:
-    """Read the image of a row of a Parquet file, likewise; its piece is row groups."""
+    """Read the image in a row of a Parquet file, of which a piece is whole row groups."""
     return _read_from(path, piece, lambda file, _: unpack(file, row))
 
 

@@ -21,10 +21,10 @@ from kdpl.data.splits import Record
 from kdpl.doubt.words import NEGATIVE_VECTORS_FILE
 from kdpl.errors import ConfigError
 from kdpl.multilabel import local_views
+from kdpl.multilabel.crops import Crops
 from kdpl.multilabel.local_views import (
     LIMIT,
     LOCAL_VIEWS_FILE,
-    Crops,
     LocalViews,
     Views,
     log_odds_of,

@@ -1,0 +1,121 @@
+"""Crops of an image that look like whole objects, after Edge Boxes (Zitnick, Dollár, ECCV 2014)."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL.Image import Image, Resampling
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdpl.data.augmentation import resize_and_crop, to_tensor, without_ends
+from kdpl.runtime.resizing import Resizing
+
+# Best for training pages (docs/several_labels.md). The shorter edge of the image in which boxes are
+# sought, pixels; neighbours' distance and a box's border, as shares of its edge; weight of the
+# border; overlap (IoU) above which the weaker of two boxes goes
+_SOUGHT_IN = 64
+_STRIDE, _BORDER, _BORDER_WEIGHT, _MOST_OVERLAP = 1 / 6, 0.06, 2.0, 0.5
+
+# views of a box: its edge, and how far right and down, as shares of the box's edge
+_VIEWS = (
+    *((scale, 0.0, 0.0) for scale in (0.9, 1.0, 1.15, 1.3)),
+    *((1.05, right, down) for down in (-0.07, 0.07) for right in (-0.07, 0.07)),
+)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Makes crops of an image: boxes that look like whole objects, each in several views.
+
+    A box is the better the more edges of the picture it has inside and the fewer run through its
+    border: I − 2·B, over its edge to the power of 1.5, with the sums I and B of the gradient's
+    magnitude. Candidates of all scales lie on a grid, and each is taken that is better than all
+    that it overlaps with. At scale 1 there is the whole image besides, in one view.
+
+    Attributes:
+        scales: The shorter edge of the image over the edges of boxes, at least 1.
+        count: Number of boxes in an image.
+        resizing: How the teacher takes images.
+    """
+
+    scales: tuple[float, ...]
+    count: int
+    resizing: Resizing
+
+    def __call__(self, image: Image) -> Tensor:
+        """Make the V crops of an RGB image, uint8 [V, 3, S, S]."""
+        image = without_ends(image)
+        crops = [image] if 1 in self.scales else []
+        for left, top, edge in self.boxes(image).tolist():
+            for scale, right, down in _VIEWS:
+                side = min(max(1, round(scale * edge)), *image.size)
+                middle = edge / 2 - side / 2
+                x = min(max(0, round(left + right * edge + middle)), image.width - side)
+                y = min(max(0, round(top + down * edge + middle)), image.height - side)
+                crops.append(image.crop((x, y, x + side, y + side)))
+        return torch.stack([to_tensor(resize_and_crop(crop, self.resizing)) for crop in crops])
+
+    def features(self, views: Tensor) -> Tensor:
+        """Return the features of the boxes, float [K, D], from those of an image's crops [V, D]."""
+        whole = 1 if 1 in self.scales else 0
+        boxes = views[whole:].view(-1, len(_VIEWS), views.shape[1]).mean(dim=1)
+        return F.normalize(torch.cat([views[:whole], boxes]), dim=1)
+
+    def boxes(self, image: Image) -> NDArray[np.float64]:
+        """Return left, top and edge of each box, the best first, pixels, float [count, 3]."""
+        shrink = _SOUGHT_IN / min(image.size)
+        width, height = (round(edge * shrink) for edge in image.size)
+        small = image.convert("L").resize((width, height), Resampling.BOX)
+        gradient = np.hypot(*np.gradient(np.asarray(small, dtype=np.float64)))
+        # of all that is above and to the left
+        sums = np.pad(gradient.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+
+        candidates = self._candidates(width, height)
+        left, top, edge = candidates.T
+        border = np.maximum(1, np.rint(_BORDER * edge)).astype(int)
+
+        def total(more: NDArray[np.int_]) -> NDArray[np.float64]:
+            """Sum over boxes that are larger by so much on each side."""
+            x0, x1 = np.clip([left - more, left + edge + more], 0, width)
+            y0, y1 = np.clip([top - more, top + edge + more], 0, height)
+            found: NDArray[np.float64] = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
+            return found
+
+        inside, around = total(-border), total(border)
+        score = (inside - _BORDER_WEIGHT * (around - inside)) / edge**1.5
+
+        # of an image with too little room for so many, the best are taken again
+        ordered = candidates[np.argsort(-score, kind="stable")]
+        chosen: list[NDArray[np.int_]] = []
+        rest = ordered
+        while len(chosen) < self.count:
+            chosen.append(rest[0])
+            rest = rest[_overlap(rest, rest[0]) <= _MOST_OVERLAP]
+            rest = rest if len(rest) else ordered
+        return np.array(chosen) / shrink
+
+    def _candidates(self, width: int, height: int) -> NDArray[np.int_]:
+        """Return left, top and edge of boxes on a grid for each scale but 1, int [M, 3]."""
+        found = []
+        for scale in self.scales:
+            edge = max(4, round(min(width, height) / scale))
+            if scale > 1:
+                rows, columns = _starts(height, edge), _starts(width, edge)
+                found += [(left, top, edge) for top in rows for left in columns]
+        return np.array(found)
+
+
+def _starts(length: int, edge: int) -> list[int]:
+    steps = math.ceil((length - edge) / max(1.0, _STRIDE * edge))
+    return [round(start) for start in np.linspace(0, length - edge, steps + 1).tolist()]
+
+
+def _overlap(boxes: NDArray[np.int_], other: NDArray[np.int_]) -> NDArray[np.float64]:
+    """Return the intersection over union of square boxes [M, 3] and another one [3], [M]."""
+    ends = np.minimum(boxes[:, :2] + boxes[:, 2:], other[:2] + other[2])
+    shared = (ends - np.maximum(boxes[:, :2], other[:2])).clip(0).prod(axis=1)
+    overlap: NDArray[np.float64] = shared / (boxes[:, 2] ** 2 + other[2] ** 2 - shared)
+    return overlap
