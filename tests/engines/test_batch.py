@@ -22,6 +22,7 @@ from kdpl.errors import ConfigError
 from kdpl.tasks import DecisionRule
 
 pyarrow = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("pandas")
 ROOT = Path(__file__).parents[2]
 
