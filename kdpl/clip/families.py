@@ -1,11 +1,12 @@
 """Kinds of towers that kdpl supports, and what is safe to build of a stranger's settings.
 
-Here are CLIP's own transformers, and what takes no prompts; rooms register further kinds. A model
+Here are CLIP's own transformers, and what takes no prompts; rooms bring further kinds. A model
 of a known kind needs none: it is one of open_clip's, or ``kdpl.clip.register_model`` makes it
 known.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import open_clip
@@ -17,6 +18,7 @@ from kdpl.clip.identity import Preprocessing
 from kdpl.clip.image import ImageTower
 from kdpl.clip.text import PromptableTextTower, TextTower
 from kdpl.errors import WeightsError
+from kdpl.runtime import plugins
 
 ModelConfig = Mapping[str, Any]
 """A model config of open_clip.
@@ -27,21 +29,26 @@ It has ``embed_dim``, ``vision_cfg``, ``text_cfg`` and, where true, ``quick_gelu
 ImageKind = Callable[[Any, ModelConfig], type[ImageTower] | None]
 TextKind = Callable[[Any, int], TextTower | None]
 
-_FURTHER: dict[ImageKind, TextKind] = {}
 
-
-def register_towers(image: ImageKind, text: TextKind) -> None:
-    """Make kinds of towers known, by functions that return None for modules of other kinds.
+@dataclass(frozen=True)
+class Towers:
+    """Kinds of towers of a room, by functions that return None for modules of other kinds.
 
     ``image`` returns the class for open_clip's visual module and its model config; ``text`` wraps
     a text module, in which a text's first token is at the given position.
     """
-    _FURTHER[image] = text
+
+    image: ImageKind
+    text: TextKind
+
+
+def _further() -> Iterable[Towers]:
+    return plugins.load_all("towers").values()
 
 
 def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
     """Wrap open_clip's visual module for a model config as the first kind of tower that fits."""
-    kinds = [_class_token_kind, *_FURTHER]
+    kinds = [_class_token_kind, *(each.image for each in _further())]
     fitting = (kind for find in kinds if (kind := find(visual, config)) is not None)
     # or it encodes images, and takes no prompts, as a convolutional network
     return next(fitting, ImageTower)(visual, preprocessing, config)
@@ -67,7 +74,7 @@ def text_tower(name: str, model: Any, start: int) -> TextTower:
     ``start`` is the position of a text's first token.
     """
     text = getattr(model, "text", model)
-    for wrap in (_causal_tower, *_FURTHER.values()):
+    for wrap in (_causal_tower, *(each.text for each in _further())):
         if (tower := wrap(text, start)) is not None:
             return tower
     if isinstance(text, open_clip.CLIP):

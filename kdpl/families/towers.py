@@ -4,16 +4,11 @@ from typing import Any
 
 import timm
 
-from kdpl.clip.families import ModelConfig, has_clip_blocks, pooling, register_towers
+from kdpl.clip.families import ModelConfig, Towers, has_clip_blocks, pooling
 from kdpl.clip.text import TextTower
 from kdpl.families.hugging_face_text import HuggingFaceTextTower
 from kdpl.families.image import TransformerTower
 from kdpl.families.text import WholeTextTower
-
-
-def register() -> None:
-    """Register the kinds, as an entry point."""
-    register_towers(image_kind, text_tower)
 
 
 def image_kind(visual: Any, config: ModelConfig) -> type[TransformerTower] | None:
@@ -33,3 +28,6 @@ def text_tower(text: Any, start: int) -> TextTower | None:
     if hasattr(getattr(text, "transformer", None), "get_input_embeddings"):
         return HuggingFaceTextTower(text, start)
     return None
+
+
+TOWERS = Towers(image_kind, text_tower)
