@@ -1,8 +1,9 @@
-"""``python -m benchmarks.several_labels``: pages of digits, several labels each, without labels and with few.
+"""``python -m benchmarks.several_labels``: images of several labels, without labels and with few.
 
 Students of what the zero-shot teacher sees in crops (``target: local_views``), beside the teacher
-on whole pages and logistic regression on frozen features with the same labels. The features of the
-crops, which are the same in all runs, are kept in the folder. Interrupted, the same command resumes.
+and a student of it on whole images, and logistic regression on frozen features with the same labels.
+The world is that of pages of digits, or of collages of photographs. The features of the crops, which
+are the same in all runs, are kept in the folder. Interrupted, the same command resumes.
 """
 
 import argparse
@@ -10,7 +11,9 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -20,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
+from benchmarks.worlds.collages import write_collages
 from benchmarks.worlds.pages import write_pages
 from kdpl.__main__ import main as kdpl
 from kdpl.clip import ClipConfig, load_image_clip
@@ -32,9 +36,52 @@ from kdpl.report.run_folder import Run
 from kdpl.targets.inputs import TargetInputs
 
 SEEDS, SHOTS = (1, 2, 3), (0, 4, 16)
-STUDENT = ClipConfig("timm:test_resnet", "random", image_size=64)
-TEACHER = ClipConfig("tiny-teacher", "glyphs")
+VIEWS = 4  # of an image, for the students of whole images
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+
+
+@dataclass(frozen=True)
+class World:
+    """Images of several labels each, and the two networks that they are measured with."""
+
+    write: Callable[[Path], Path]  # the images into a folder; returns their table
+    data: str  # config
+    teacher: str  # config, of the original CLIP
+    student: tuple[str, ...]  # config, and options after it
+    teacher_clip: ClipConfig
+    student_clip: ClipConfig
+    target: dict[str, Any]  # settings of local views, from what is known of the images
+
+
+PHOTOGRAPHS = Path("runs/photographs")
+WORLDS = {
+    "pages": World(
+        lambda out: write_pages(out / "pages"),
+        "benchmarks/worlds/pages.yaml",
+        "configs/teacher/quickstart.yaml",
+        (
+            "--config=configs/student/quickstart_timm.yaml",
+            "--model.init_args.clip.image_size=64",
+            "--data.init_args.batch_size=32",
+        ),
+        ClipConfig("tiny-teacher", "glyphs"),
+        ClipConfig("timm:test_resnet", "random", image_size=64),
+        {},
+    ),
+    "collages": World(
+        lambda out: write_collages(PHOTOGRAPHS / "data/clothing", out / "collages"),
+        "benchmarks/worlds/collages.yaml",
+        "benchmarks/worlds/photographs/teacher.yaml",
+        (
+            "--config=benchmarks/worlds/photographs/student.yaml",
+            "--trainer.check_val_every_n_epoch=5",
+        ),
+        ClipConfig(f"local-dir:{PHOTOGRAPHS}/clips/lite2", None),
+        ClipConfig(f"local-dir:{PHOTOGRAPHS}/clips/lite0", None),
+        # the longer edge of a photograph is 3/8 to 1/2 of a collage's, and there are at most four
+        {"scales": [1, 2, 2.5], "count": 6},
+    ),
+}
 
 
 @dataclass(eq=False)
@@ -72,50 +119,64 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python -m benchmarks.several_labels", description="Several labels for an image."
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the runs")
-    out = parser.parse_args(argv).out
+    parser.add_argument("--world", choices=WORLDS, default="pages", help="the images")
+    options = parser.parse_args(argv)
+    out, world = options.out, WORLDS[options.world]
     # as the quickstart runs, whatever the number of cores
     torch.set_num_threads(1)
-    table = write_pages(out / "pages")
+    table = world.write(out)
+    fit = partial(_fit, world=world, table=table)
 
-    teacher = _map(_fit(out / "teacher", table, "teacher", 0, 1))
+    teacher = _map(fit(out / "teacher", "teacher", 0, 1))
     print("| mAP, % | no labels | 4 a class | 16 a class |\n|---|--:|--:|--:|")
-    print(f"| teacher on whole pages, zero-shot | {teacher:.1f} | | |", flush=True)
+    print(f"| teacher on whole images, zero-shot | {teacher:.1f} | | |", flush=True)
+    plain = [_map(fit(out / f"plain_{seed}", "plain", 0, seed)) for seed in SEEDS]
+    print(f"| student of whole images | {_mean_and_spread(plain)} | | |", flush=True)
     runs = {
-        shots: [
-            _fit(out / f"student_{shots}_{seed}", table, "student", shots, seed) for seed in SEEDS
-        ]
+        shots: [fit(out / f"student_{shots}_{seed}", "student", shots, seed) for seed in SEEDS]
         for shots in SHOTS
     }
     students = [_mean_and_spread([_map(run) for run in runs[shots]]) for shots in SHOTS]
-    for title, clip in (("student's network", STUDENT), ("teacher's CLIP", TEACHER)):
+    networks = {"student's network": world.student_clip, "teacher's CLIP": world.teacher_clip}
+    for title, clip in networks.items():
         features = _features(clip, Run.find(runs[SHOTS[-1]][0], trusted=True))
         found = [_mean_and_spread([_probe(run, features) for run in runs[k]]) for k in SHOTS[1:]]
         print(f"| logistic regression, {title} | | {' | '.join(found)} |", flush=True)
     print(f"| **student of local views** | {' | '.join(students)} |", flush=True)
+    every = _map(fit(out / "student_all_1", "student", None, 1))
+    print(f"\nstudent of all labels, seed 1: {every:.1f}")
     return 0
 
 
-def _fit(folder: Path, table: Path, stage: str, shots: int, seed: int) -> Path:
+def _fit(
+    folder: Path, stage: str, shots: int | None, seed: int, *, world: World, table: Path
+) -> Path:
+    """Fit and test the zero-shot teacher, a ``plain`` student of it, or one of local views."""
     if not (folder / "test.json").is_file():
-        configs = ["benchmarks/worlds/pages.yaml", "configs/trainer/cpu.yaml"]
-        more = [f"--data.init_args.root={table}", f"--data.init_args.shots={shots}"]
+        options = [
+            f"--config={world.data}",
+            "--config=configs/trainer/cpu.yaml",
+            f"--data.init_args.root={table}",
+            f"--data.init_args.shots={'null' if shots is None else shots}",
+        ]
         if stage == "teacher":
-            configs += ["configs/teacher/quickstart.yaml", "configs/teacher/zero_shot.yaml"]
+            options += [f"--config={world.teacher}", "--config=configs/teacher/zero_shot.yaml"]
         else:
-            configs.append("configs/student/quickstart_timm.yaml")
+            options += [*world.student, f"--model.init_args.teacher={folder.parent / 'teacher'}"]
+        if stage == "student":
             file = str(folder.parent / "crops.safetensors")
             target = {
                 "class_path": "benchmarks.several_labels.Remembered",
-                "init_args": {"file": file},
+                "init_args": {"file": file, **world.target},
             }
-            more += [
-                f"--model.init_args.teacher={folder.parent / 'teacher'}",
-                f"--model.init_args.clip.image_size={STUDENT.image_size}",
-                f"--model.init_args.target={json.dumps(target)}",
-                "--data.init_args.batch_size=32",
-            ]
-        options = [*(f"--config={config}" for config in configs), *more]
+            options.append(f"--model.init_args.target={json.dumps(target)}")
+        commands = []
+        if stage == "plain":
+            # the teacher's features of the same few views for all seeds
+            options.append(f"--data.init_args.teacher_cache={folder.parent / 'cache'}")
+            commands.append(["cache", *options, f"--views={VIEWS}", "--seed_everything=1"])
         for command in (
+            *commands,
             ["fit", *options, f"--seed_everything={seed}", f"--out={folder}"],
             ["test", f"--config={folder}/config.yaml"],
         ):
@@ -130,7 +191,7 @@ def _map(folder: Path) -> float:
 
 
 def _features(clip: ClipConfig, run: Run) -> dict[str, Tensor]:
-    """Normalised features of all pages under the evaluation transform, by source."""
+    """Normalised features of all images under the evaluation transform, by source."""
     tower, splits = load_image_clip(clip).image_tower.eval(), run.data.splits
     sources = [record.source for record in (*splits.train, *splits.val, *splits.test)]
     found = {}
@@ -142,7 +203,7 @@ def _features(clip: ClipConfig, run: Run) -> dict[str, Tensor]:
 
 
 def _probe(folder: Path, features: dict[str, Tensor]) -> float:
-    """One logistic regression for each class, whose regularisation is the best on validation pages."""
+    """One logistic regression for each class, whose regularisation is the best on validation images."""
     data = Run.find(folder, trusted=True).data
     count = len(data.class_names)
 

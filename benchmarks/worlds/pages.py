@@ -8,7 +8,7 @@ was seen in training; the order is drawn from fixed seeds.
 
 import argparse
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,27 +54,48 @@ def draw_page(
     return page.convert("RGB"), sorted(labels)
 
 
-def write_pages(folder: Path, pages: dict[str, int] | None = None) -> Path:
-    """Write the pages of each split as PNG files, and ``pages.csv``; returns the table.
+def write_pages(folder: Path, pages: Mapping[str, int] | None = None) -> Path:
+    """Write the pages of each split, and ``pages.csv``, by ``write_drawn``; returns the table."""
 
-    Its columns are ``image``, ``label``, the names of all digits on the page between commas, and
-    ``split``. What is there already is kept.
+    def draw(split: str, rng: np.random.Generator) -> tuple[Image.Image, list[str]]:
+        page, labels = draw_page(getattr(splits, split), rng)
+        return page, [CLASS_NAMES[label] for label in labels]
+
+    splits = read_digits()
+    return write_drawn(folder / "pages.csv", pages or PAGES, draw)
+
+
+def write_drawn(
+    table: Path,
+    counts: Mapping[str, int],
+    draw: Callable[[str, np.random.Generator], tuple[Image.Image, Sequence[str]]],
+    ending: str = "png",
+) -> Path:
+    """Write drawn images of several labels each beside their table; returns the table.
+
+    Its columns are ``image``, ``label``, the names of all classes in the image between commas, and
+    ``split``. A folder that is there already is kept.
+
+    Args:
+        table: The file to write, in a folder for it and its images.
+        counts: Images of each split.
+        draw: Draws an image of a split, and names its classes; the numbers come from a fixed seed.
+        ending: Of the images' names.
     """
-    if not folder.exists():
-        splits = read_digits()
-        with atomic_path(folder) as unfinished:
+    if not table.parent.exists():
+        with atomic_path(table.parent) as unfinished:
             rows = []
-            for seed, (split, count) in enumerate((pages or PAGES).items()):
+            for seed, (split, count) in enumerate(counts.items()):
                 (unfinished / split).mkdir(parents=True)
                 rng = np.random.default_rng(seed)
                 for number in range(count):
-                    page, labels = draw_page(getattr(splits, split), rng)
-                    image = f"{split}/{number:04}.png"
-                    page.save(unfinished / image)
-                    rows.append((image, ",".join(CLASS_NAMES[i] for i in labels), split))
-            with (unfinished / "pages.csv").open("w", newline="", encoding="utf-8") as file:
+                    drawn, labels = draw(split, rng)
+                    image = f"{split}/{number:04}.{ending}"
+                    drawn.save(unfinished / image)
+                    rows.append((image, ",".join(labels), split))
+            with (unfinished / table.name).open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([("image", "label", "split"), *rows])
-    return folder / "pages.csv"
+    return table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
