@@ -10,7 +10,7 @@ from kdpl.__main__ import main
 from kdpl.cli.fit import run_command
 
 # of 4 epochs a quarter, which is at least 2
-SETTINGS = [*DATA, *STUDENT, *SHORT, "--trainer.max_epochs=4"]
+SETTINGS = [*DATA, *STUDENT, *SHORT, "--trainer.max_epochs=4", "--data.init_args.val_shots=2"]
 NAMES = ("configured", "tower_0.001", "tower_0.01")
 
 
@@ -116,6 +116,7 @@ def test_other_settings_are_refused(args, words, tmp_path, capsys):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_searches_before_it_distils_and_takes_what_was_found(tmp_path, capsys):
     given = [*DATA, *STAGES, *SHORT, f"--out={tmp_path}", "--search", "--trainer.max_epochs=1"]
     assert main(["run", *given]) == 0

@@ -11,10 +11,16 @@ from kdpl.refinement.command import _show
 from kdpl.refinement.pool_targets import POOL_TARGETS_FILE, PoolTargets
 
 REFINED = "--model.init_args.target=refined"
+FEW_IMAGES = [
+    "--data.init_args.unlabeled_share=0.2",
+    "--data.init_args.shots=2",
+    "--data.init_args.val_shots=2",
+]
 
 
 def options(teacher, out, *more):
-    return [*DATA, *STUDENT, *SHORT, f"--model.init_args.teacher={teacher}", f"--out={out}", *more]
+    given = [f"--model.init_args.teacher={teacher}", f"--out={out}", *more]
+    return [*DATA, *STUDENT, *SHORT, *FEW_IMAGES, *given]
 
 
 @pytest.fixture(scope="module")
