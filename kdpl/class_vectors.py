@@ -16,7 +16,7 @@ from kdpl.prompts import PromptConfig, PromptMethod
 from kdpl.prompts.tuned import TeacherSettings, TunedPrompts
 from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
 from kdpl.runtime.class_names import ClassName, ClassText, composed
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
+from kdpl.runtime.run_folder import PROMPTS_FILE
 from kdpl.tasks import MULTI_CLASS, ClassScores
 
 KIND = "class vectors"
@@ -140,11 +140,6 @@ class ClassVectors(VectorSettings):
     def save(self, path: Path) -> None:
         """Write the file, atomically."""
         write_tensors(path, KIND, VERSION, {"class_vectors": self.vectors}, self.fields())
-
-    @classmethod
-    def of_teacher(cls, folder: str, file: str | None = None) -> "ClassVectors":
-        """Read the class vectors of a teacher's run, or another file; errors as of ``load``."""
-        return cls.load(file or Path(folder) / CLASS_VECTORS_FILE)
 
     @classmethod
     def load(cls, path: str | Path) -> "ClassVectors":
@@ -271,11 +266,6 @@ class FrozenTeacher(nn.Module):
         device = self.head.class_vectors.device
         self.tower = clip.image_tower.to(device)
         self.method = prompts.build_method(clip).to(device)
-
-    @property
-    def tuned(self) -> bool:
-        """Whether it has prompts, which were tuned on labels; read from its file."""
-        return bool(TunedPrompts.load(self.folder / PROMPTS_FILE).tensors)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
