@@ -15,9 +15,9 @@ from torch import Tensor
 
 from kdpl.cache.feature_cache import MANIFEST, Manifest
 from kdpl.data.datasets import UnlabeledImages
+from kdpl.data.loader import load_all_views
 from kdpl.data.parallel import progress_bar
 from kdpl.errors import ConfigError, DataError
-from kdpl.preparation.views import load_all_views
 from kdpl.runtime.files import atomic_path, write_text
 
 
@@ -60,8 +60,10 @@ def fill(folder: Path, needed: Manifest, work: Work, same: Collection[str] = ())
     first = work.rank == 0
     try:
         with FileLock(folder / ".lock").acquire(timeout=0) if first else contextlib.nullcontext():
-            missing = [shard for shard in manifest.shards(folder).items() if not shard[0].is_file()]
-            return _fill_shards(dict(missing[work.rank :: work.world_size]), manifest, work)
+            # by their places among all, whatever the others have finished by now
+            own = [*manifest.shards(folder).items()][work.rank :: work.world_size]
+            missing = {path: indices for path, indices in own if not path.is_file()}
+            return _fill_shards(missing, manifest, work)
     except Timeout as error:
         raise DataError(
             f"the teacher cache {folder} is being filled by another command: wait until it ends"
