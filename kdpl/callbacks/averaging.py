@@ -50,6 +50,12 @@ class GaussianPromptAveraging(Callback):
                     "prompt averaging needs to know the number of epochs: set trainer.max_epochs"
                 )
             self._weights = gaussian_weights(trainer.max_epochs, self.mean, self.std)
+            if trainer.early_stopping_callbacks or trainer.max_steps >= 0:
+                raise ConfigError(
+                    "prompt averaging ends with the last epoch, and EarlyStopping or "
+                    "trainer.max_steps may end the training before: remove them, or set averaging "
+                    "to null"
+                )
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

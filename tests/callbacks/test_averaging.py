@@ -27,6 +27,7 @@ def test_weights_are_the_normal_density_and_sum_to_one(epochs, mean, std):
     [
         (20, 500, "around epoch 500 ± 1 has no weight in epochs 1 to 20"),
         (-1, 15, "set trainer.max_epochs"),
+        (20, 15, "EarlyStopping or trainer.max_steps may end the training before"),
     ],
 )
 def test_an_average_that_cannot_be_is_refused_before_the_first_step(epochs, mean, match, tmp_path):
