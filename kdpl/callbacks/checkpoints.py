@@ -6,7 +6,22 @@ optimiser and progress, the state of callbacks, and what modules and callbacks a
 gradient scaler. The states of metrics are left out, and so are those of random generators: orders
 and views depend on seed, epoch and image alone.
 
-A resumed run ends with the same weights, bit for bit, in float32 on the CPU with as many processes.
+Beside the checkpoint, a resumed run reads from its folder ``config.yaml``, the look at all images,
+what a pool filter left out, and prepared targets. Of the callbacks' states those of ``SameSteps``
+and ``GaussianPromptAveraging`` matter; Lightning's own are for information.
+
+A fit begins in this order:
+
+1. datamodule: ``prepare_data`` on the first process, then ``setup``, which opens a teacher cache
+2. ``setup`` of the callbacks, which may hold images out, and of the module, which loads teachers
+3. weights and callbacks' states from the checkpoint, with the refusals of ``on_load_checkpoint``
+4. DistributedDataParallel, optimiser and schedule
+5. ``on_fit_start`` of the callbacks, which fill a cache, compare its views, leave images out
+   and prepare targets, in this order, and of the module
+6. optimiser and progress from the checkpoint, and then the training loader
+
+A resumed run ends with the same weights, bit for bit, in float32 on the CPU with as many processes,
+if the network has no random layers of its own, such as dropout.
 """
 
 import io
@@ -19,6 +34,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from kdpl.data.domain import domain_of
+from kdpl.data.names import digest_of
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.run_folder import CHECKPOINTS_FOLDER, LAST
@@ -52,35 +68,45 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class SameSteps(Callback):
-    """Refuses to resume a run with another number of images in a step of all processes together.
+    """Refuses to resume a run with other images, or another number of them in a step.
 
-    The checkpoint holds that number. Learning rate and schedule fit it, and with another one an
-    interrupted epoch would see some images twice or not at all.
+    The number is that of all processes together. Learning rate and schedule fit it, and in either
+    case an interrupted epoch would see some images twice or not at all. The checkpoint holds the
+    number, and a digest of the images.
     """
 
     def __init__(self) -> None:
-        self._batch_size = 0
-        self._processes = 0
+        self._now: dict[str, Any] = {}  # empty if it is no fit
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Note the images of a step, for a fit."""
+        """Note images and steps of a fit."""
         if stage == "fit":
-            self._batch_size, self._processes = domain_of(trainer).batch_size, trainer.world_size
+            data = domain_of(trainer)
+            self._now = {
+                "images": digest_of(data.all_training_images()),
+                "images_per_step": data.batch_size * trainer.world_size,
+            }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the images of a step."""
-        return {"images_per_step": self._batch_size * self._processes}
+        """Return the digest of all images, and the number of those of a step."""
+        return self._now
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare with the images of a step in a checkpoint; a ConfigError if they differ."""
-        before, now = state_dict["images_per_step"], self._batch_size * self._processes
-        # 0: one of the two is no fit
-        if 0 in (before, now) or before == now:
+        """Compare with what a checkpoint holds; a ConfigError if it differs."""
+        if not state_dict or not self._now:
             return
-        raise ConfigError(
-            f"the run took {before} images a step, and would take {now} now: set "
-            f"data.init_args.batch_size times the number of processes to {before}"
-        )
+        # one of an earlier version has no digest
+        if state_dict.get("images", self._now["images"]) != self._now["images"]:
+            raise ConfigError(
+                "the run was trained on other images than there are now: put back those that it "
+                "had, or choose another --out"
+            )
+        before, now = state_dict["images_per_step"], self._now["images_per_step"]
+        if before != now:
+            raise ConfigError(
+                f"the run took {before} images a step, and would take {now} now: set "
+                f"data.init_args.batch_size times the number of processes to {before}"
+            )
 
 
 class CheckpointFiles(TorchCheckpointIO):

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from kdpl.data.archives import Shuffle, archives
 from kdpl.data.augmentation import Augmentation, build_augmentation, resize_and_crop, to_tensor
 from kdpl.data.batches import BatchT, EvaluationBatch, LabeledBatch, UnlabeledBatch
-from kdpl.data.cached_features import CachedFeatures
+from kdpl.data.cached_features import CachedFeatures, opener
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
 from kdpl.data.decoding import Decoding
 from kdpl.data.labels import ClassProtocol, EvaluationSplit, Labels
@@ -28,7 +28,6 @@ from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading
 from kdpl.data.splits import Label, Reader, Splits
 from kdpl.errors import ConfigError, DataError
-from kdpl.runtime import plugins
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
@@ -189,9 +188,8 @@ class DomainDataModule(LightningDataModule):
         self.fill_teacher_cache = fill_teacher_cache
         self.seed = seed
         self.opened_cache: CachedFeatures | None = None
-        self._open_cache: Callable[[DomainDataModule], CachedFeatures | None] | None = None
-        if teacher_cache is not None:
-            self._open_cache = plugins.required("caches", "teacher_cache", "cache")
+        self._open_cache: Callable[[DomainDataModule], CachedFeatures | None] | None
+        self._open_cache = None if teacher_cache is None else opener()
 
     def prepare_data(self) -> None:
         """Decode all images once before training, on one process, while the others wait."""
@@ -223,6 +221,12 @@ class DomainDataModule(LightningDataModule):
         # what the accuracies are measured on
         if stage in ("test", "validate"):
             self.labels.evaluation("test" if stage == "test" else "val")
+
+    def all_training_images(self) -> Sequence[str]:
+        """All images of the split that the trainer's module asks for, also those left out later."""
+        if self._needs.split == "labeled":
+            return [record.source for record in self.labels.training()]
+        return self.pool.images
 
     def train_dataloader(self) -> DataLoader[LabeledBatch] | DataLoader[UnlabeledBatch]:
         """Batches of the split that the trainer's module asks for."""
@@ -319,6 +323,12 @@ class DomainDataModule(LightningDataModule):
         return UnlabeledPool(images, self.unlabeled_share, self.seed)
 
     @property
+    def holds_out(self) -> bool:
+        """Whether unlabelled images are held out of distillation."""
+        # without reading the dataset for it: nothing is held out of a pool that was not asked for
+        return "pool" in vars(self) and len(self.pool.unseen) > 0
+
+    @property
     def decoding(self) -> Decoding:
         """Conversion of image files to RGB."""
         return self.reading.reader.decoding
@@ -384,7 +394,8 @@ class DomainDataModule(LightningDataModule):
     def cached_features(self) -> CachedFeatures | None:
         """The teachers' features of a fit from ``teacher_cache``; None if nothing is trained.
 
-        The cache is opened on first use, unless what filled it has set ``opened_cache``.
+        The cache is opened on first use, unless what filled it has set ``opened_cache``. None also
+        where no target needs a teacher then; once open, it stays for the fit.
         """
         if self._open_cache is None or self.trainer is None or self.trainer.max_epochs == 0:
             return None
@@ -392,7 +403,8 @@ class DomainDataModule(LightningDataModule):
         return self.opened_cache
 
     def _batches_done(self) -> int:
-        # Lightning sets ``ready`` to 0 when an epoch starts, and to ``completed`` on resume
+        # Lightning sets ``ready`` to 0 when an epoch starts. On resume it is the number of batches
+        # that were done when the checkpoint was saved, and it is read after that, see LazyLoader
         return (
             int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
             if self.trainer

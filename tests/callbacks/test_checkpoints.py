@@ -6,9 +6,19 @@ import pytest
 import torch
 import world
 import yaml
-from runs import DATA, SHORT, TEACHER, at_step, fit_teacher
+from runs import (
+    DATA,
+    SHORT,
+    TEACHER,
+    at_step,
+    error_line,
+    fit_teacher,
+    folder_fit,
+    image_folder,
+)
 from safetensors.torch import load_file
 
+from kdpl.__main__ import main
 from kdpl.callbacks.checkpoints import CheckpointFiles, SameSteps, require_intact
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.run_folder import (
@@ -101,9 +111,25 @@ def test_a_fit_that_would_resume_with_other_steps_is_refused(interrupted, capsys
     assert fit_teacher(interrupted, *STEPS) == 0
 
 
+def test_a_fit_that_would_resume_with_other_images_is_refused(tmp_path, capsys):
+    def fail():
+        raise RuntimeError("interrupted")
+
+    command = folder_fit(image_folder(tmp_path / "data"), tmp_path / "out")
+    with at_step(3, fail), pytest.raises(RuntimeError, match="interrupted"):
+        main(command)
+    image = tmp_path / "data" / "train" / "cat" / "0.png"
+    image.rename(image.with_stem("new"))
+    assert main(command) == 1
+    error_line(capsys, "the run was trained on other images than there are now: put back those")
+    image.with_stem("new").rename(image)
+    assert main(command) == 0
+
+
 def test_the_images_of_all_processes_together_count():
-    callback = SameSteps()
-    trainer = SimpleNamespace(datamodule=world.digits(16), world_size=2)
+    callback, domain = SameSteps(), world.digits(16)
+    domain.all_training_images = lambda: ["0.png"]
+    trainer = SimpleNamespace(datamodule=domain, world_size=2)
     callback.setup(trainer, None, "fit")
     callback.load_state_dict({"images_per_step": 32})
     with world.refused(
