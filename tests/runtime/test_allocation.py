@@ -17,8 +17,8 @@ def pages():
 pages()
 print(pages())
 keep_freed_memory()
-pages()
-print(pages())
+# the least of several steps: a busy system may take pages back in between
+print(min(pages() for _ in range(6)))
 """
 
 
