@@ -40,11 +40,11 @@ class Tuning:
         teacher.to(device)
         store_frozen(teacher, settings.autocast or torch.float32)
         tower, names = teacher.text_tower.module, sizes.names(classes)
-        teacher.tuning_texts = teacher.prompts.arrange(names, tower, teacher.tokenize)
+        teacher.arranged_texts = teacher.prompts.arrange(names, tower, teacher.tokenize)
         # instead of the features of 60 templates, which a fit computes once before its first step
         width = tower.text_projection.shape[1]
         teacher.register_buffer(
-            "zero_shot_text", F.normalize(torch.randn(classes, width), dim=-1).to(device)
+            "ensemble_text_features", F.normalize(torch.randn(classes, width), dim=-1).to(device)
         )
         # there is no trainer to log to
         teacher.log = teacher.log_dict = lambda *_, **__: None  # type: ignore[method-assign]

@@ -16,7 +16,7 @@ from kdpl.prompts import PromptConfig, PromptMethod
 from kdpl.prompts.tuned import TeacherSettings, TunedPrompts
 from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
 from kdpl.runtime.class_names import ClassName, ClassText, composed
-from kdpl.runtime.run_folder import PROMPTS_FILE
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 from kdpl.tasks import MULTI_CLASS, ClassScores
 
 KIND = "class vectors"
@@ -35,7 +35,10 @@ _ClassText = Annotated[
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class VectorSettings(TeacherSettings):
-    """The metadata of class vectors; ``teacher`` is a fingerprint, as of ``TunedPrompts``."""
+    """The metadata of class vectors.
+
+    ``teacher`` is a fingerprint of prompts and CLIP, as of ``TunedPrompts``, not of the vectors.
+    """
 
     class_names: Annotated[tuple[ClassName, ...], Field(min_length=1)]  # by label
     # classes that come first; None without such a split
@@ -140,6 +143,11 @@ class ClassVectors(VectorSettings):
     def save(self, path: Path) -> None:
         """Write the file, atomically."""
         write_tensors(path, KIND, VERSION, {"class_vectors": self.vectors}, self.fields())
+
+    @classmethod
+    def of_teacher(cls, folder: str, file: str | None = None) -> "ClassVectors":
+        """Read the class vectors of a teacher's run, or another file; errors as of ``load``."""
+        return cls.load(file or Path(folder) / CLASS_VECTORS_FILE)
 
     @classmethod
     def load(cls, path: str | Path) -> "ClassVectors":
@@ -252,7 +260,8 @@ class FrozenTeacher(nn.Module):
     def load(self) -> None:
         """Load image tower and prompts once; an ArtifactError or WeightsError if they do not fit.
 
-        A student with all features in a cache needs neither.
+        A student with all features in a cache needs neither, and relies on the cache's manifest;
+        only here are the prompts compared with the class vectors.
         """
         if self.tower is not None:
             return
@@ -266,6 +275,11 @@ class FrozenTeacher(nn.Module):
         device = self.head.class_vectors.device
         self.tower = clip.image_tower.to(device)
         self.method = prompts.build_method(clip).to(device)
+
+    @property
+    def tuned(self) -> bool:
+        """Whether it has prompts, which were tuned on labels; read from its file."""
+        return bool(TunedPrompts.load(self.folder / PROMPTS_FILE).tensors)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

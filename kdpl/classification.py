@@ -1,12 +1,13 @@
 """The part that both stages share: classifying labelled images of a domain, and logging."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypedDict
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from kdpl.clip import ImageClip, store_frozen
@@ -31,6 +32,17 @@ def room_callbacks(module: LightningModule) -> list[Callback]:
     return [
         callback for make in plugins.load_all("callbacks").values() for callback in make(module)
     ]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode within the context, without gradients."""
+    modes = {each: each.training for each in module.modules()}
+    module.eval()
+    with torch.no_grad():
+        yield
+    for each, was_training in modes.items():
+        each.training = was_training
 
 
 class EvalOutput(TypedDict):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdpl.callbacks import FreezeClassVectors, GaussianPromptAveraging
 from kdpl.class_vectors import ClassVectors
-from kdpl.classification import ClassifyingModule, room_callbacks
+from kdpl.classification import ClassifyingModule, evaluating, room_callbacks
 from kdpl.clip import (
     CLASSES_AT_ONCE,
     PROMPTSRC_TEMPLATES,
@@ -42,7 +42,7 @@ class RegularizerWeights:
 
     Attributes:
         text: Weight of the L1 distance between the text features and those of the frozen template
-            ensemble.
+            ensemble; without learnt text prompts a constant, so that 0 saves time.
         image: Weight of the L1 distance between the image features and those of the frozen tower.
         logits: Weight of the KL divergence between the zero-shot predictions and the tuned ones.
     """
@@ -83,7 +83,8 @@ class TeacherPromptTuning(ClassifyingModule):
         method: How the towers are prompted: ``independent``, which is PromptSRC
             with ``regularizers`` and ``averaging``, and IVLP without them; ``coupled``, which
             learns linear maps from the text prompts to the visual ones (MaPLe, arXiv 2210.03117);
-            or your own ``kdpl.prompts.PromptMethod`` with its ``class_path`` and ``init_args``.
+            or your own ``kdpl.prompts.PromptMethod`` with its ``class_path`` and ``init_args``. A
+            name alone has the defaults of the method's settings.
         regularizers: Weights of the regularisers.
         averaging: Gaussian prompt averaging; None keeps the last epoch's prompts.
         optim: Optimiser and schedule.
@@ -97,9 +98,9 @@ class TeacherPromptTuning(ClassifyingModule):
         WeightsError: The CLIP model or its weights cannot be loaded.
     """
 
-    tuning_texts: ArrangedTexts
-    fixed_text: Tensor
-    zero_shot_text: Tensor
+    arranged_texts: ArrangedTexts
+    fixed_text_features: Tensor
+    ensemble_text_features: Tensor
 
     def __init__(
         self,
@@ -137,6 +138,11 @@ class TeacherPromptTuning(ClassifyingModule):
         make_prompts = prompt_method(method) if isinstance(method, str) else method
         # a PromptMethod; its name is in the keys of checkpoints
         self.prompts = make_prompts(vision_prompts, text_prompts, context, loaded)
+        if context is None and self.prompts.text_is_fixed:
+            raise ConfigError(
+                "no text prompt is learnt that could stand before the class names "
+                "(text_prompts.depth 0, or a method without any): give context"
+            )
         self.has_own_loss = type(self.prompts).own_loss is not PromptMethod.own_loss
         if self.has_own_loss and regularizers != RegularizerWeights(0, 0, 0):
             raise ConfigError(
@@ -175,16 +181,16 @@ class TeacherPromptTuning(ClassifyingModule):
 
         # the class names as the prompts take them, or their features where no prompt changes these
         if self.prompts.text_is_fixed:
-            self.register_buffer("fixed_text", self.encode_names(names), persistent=False)
+            self.register_buffer("fixed_text_features", self.encode_names(names), persistent=False)
         else:
-            self.tuning_texts = self.prompts.arrange(names, self.text_tower.module, self.tokenize)
+            self.arranged_texts = self.prompts.arrange(names, self.text_tower.module, self.tokenize)
 
         # what the regularisers compare with: the frozen CLIP's features, averaged over templates
         if self.regularizers.text or self.regularizers.logits:
             inform(f"encoding {len(names)} classes in {len(PROMPTSRC_TEMPLATES)} templates")
             with self.text_tower.exact() as tower:
                 ensemble = ensemble_features(tower, self.tokenize, names, PROMPTSRC_TEMPLATES)
-            self.register_buffer("zero_shot_text", ensemble, persistent=False)
+            self.register_buffer("ensemble_text_features", ensemble, persistent=False)
 
     def training_step(self, batch: LabeledBatch, batch_idx: int) -> Tensor:
         """Compute the loss on labelled images."""
@@ -195,7 +201,7 @@ class TeacherPromptTuning(ClassifyingModule):
         """Return the terms of the prompt method's own loss by name."""
         return self.prompts.own_loss(
             (self.image_tower.module, batch.images),
-            (self.text_tower.module, self.tuning_texts),
+            (self.text_tower.module, self.arranged_texts),
             self.classes_at_once,
             lambda features, text: self.task.loss(
                 self.scored(cosine_logits(features, text, self.logit_scale)), batch.labels
@@ -209,24 +215,24 @@ class TeacherPromptTuning(ClassifyingModule):
         # images and class names with the prompts
         features = self.prompts.encode_images(tower, batch.images)
         if self.prompts.text_is_fixed:
-            text = self.fixed_text
+            text = self.fixed_text_features
         else:
             text = self.prompts.encode_texts(
-                self.text_tower.module, self.tuning_texts, self.classes_at_once
+                self.text_tower.module, self.arranged_texts, self.classes_at_once
             )
         logits = self.scored(cosine_logits(features, text, self.logit_scale))
 
         # the loss on the labels, and how far the prompts are from the frozen CLIP
         terms = {"ce": self.task.loss(logits, batch.labels)}
         if weights.text:
-            terms["text"] = weights.text * feature_l1(text, self.zero_shot_text)
+            terms["text"] = weights.text * feature_l1(text, self.ensemble_text_features)
         if weights.image or weights.logits:
             with torch.no_grad():
                 frozen = normalized(tower(batch.images))
             if weights.image:
                 terms["image"] = weights.image * feature_l1(features, frozen)
             if weights.logits:
-                zero_shot = cosine_logits(frozen, self.zero_shot_text, self.logit_scale)
+                zero_shot = cosine_logits(frozen, self.ensemble_text_features, self.logit_scale)
                 if self.scores is not None:
                     zero_shot = self.scores.centered(zero_shot)
                 terms["logits"] = weights.logits * self.task.divergence(logits, zero_shot)
@@ -264,7 +270,7 @@ class TeacherPromptTuning(ClassifyingModule):
         """Freeze all class names of the domain into class vectors, with the current prompts."""
         domain = self.domain
         names, texts = domain.class_names, domain.class_texts
-        vectors = ClassVectors.of(
-            self.tuned_prompts(), self.encode_names(texts).cpu(), names, domain.num_base, texts
-        )
+        with evaluating(self):
+            encoded = self.encode_names(texts).cpu()
+        vectors = ClassVectors.of(self.tuned_prompts(), encoded, names, domain.num_base, texts)
         return vectors if self.scores is None else vectors.scored(self.task.name, self.scores)

@@ -26,7 +26,7 @@ class Handover(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write while the model is still on its device.
 
-        Also write after a fit without epochs, or one resumed after its last epoch.
+        Also write, then on the CPU, after a fit without epochs, or one resumed after its last.
         """
         if self._written:
             return
@@ -97,7 +97,11 @@ class FreezeClassVectors(Handover):
 
 
 class SaveClassifier(Handover):
-    """Copies the class vectors into the run's folder, and writes the classifier after stage 2."""
+    """Copies the class vectors into the run's folder, and writes the classifier after stage 2.
+
+    The copy is the first teacher's file as it was; what a student has of its own, with
+    ``text_features: student`` or several labels, is in its checkpoint and its classifier alone.
+    """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the class vectors: with them and its CLIP's weights, a checkpoint can be tested."""

@@ -74,7 +74,10 @@ class Stored(NamedTuple):
         return {**encoder_tensors(self.encoder), "class_vectors": self.vectors.vectors}
 
     def fingerprint(self) -> str:
-        """Digest of all weights and class vectors, and of what classes have beside these."""
+        """Digest of all weights and class vectors, and of what classes have beside these.
+
+        Companions keep it; scale of the logits, preprocessing and decoding are not part of it.
+        """
         scores = {"scales": self.vectors.scales, "biases": self.vectors.biases}
         further = {name: torch.tensor(each) for name, each in scores.items() if each is not None}
         return fingerprint({**self.tensors(), **further}.items())

@@ -7,10 +7,11 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt
@@ -261,14 +262,18 @@ def _given(files: Sequence[str], options: Sequence[str], key: str) -> Any:
 
 
 def _several(files: Sequence[str], options: Sequence[str]) -> bool:
-    """Return whether images of a named dataset have several labels, which are not refined."""
+    """Return whether images have several labels, for which targets are not refined."""
     from kdpl.data.readers.registry import readers
     from kdpl.data.splits import Reader
 
     if _given(files, options, "data.init_args.label_separator") is not None:
         return True
     name = str(_given(files, options, "data.init_args.dataset"))
-    kind = readers().get(name)
+    kind: Any = readers().get(name)
+    if kind is None and "." in name:
+        with suppress(ImportError, AttributeError, ValueError):
+            # what is wrong with it is for the fit to say
+            kind = resolve_name(name)
     return isinstance(kind, type) and issubclass(kind, Reader) and kind.task != Reader.task
 
 

@@ -260,6 +260,7 @@ class KdplCLI(LightningCLI):
             self.model,
             datamodule=self.datamodule,
             ckpt_path=self._ckpt_path,
+            # of torch.load: no code in the file runs; optimiser and progress are restored as well
             weights_only=True,
             **options,
         )

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from kdpl.data.archives import Shuffle
-from kdpl.data.batches import BatchT, collate
+from kdpl.data.batches import Batch, BatchT, collate
+from kdpl.data.datasets import AllViews, UnlabeledImages
 from kdpl.data.names import Indices
 from kdpl.data.sampling import balanced, generator
 
@@ -21,7 +22,9 @@ _AGAIN = 2**32
 
 
 class TrainSampler(DistributedSampler[tuple[int, int]]):
-    """Shuffled training images for one process, as (index, epoch) pairs.
+    """Shuffled training images for one process, as (position, epoch) pairs.
+
+    Positions are those in the list of images that are trained on, which may be a part of the pool.
 
     The order of an epoch depends on the seed and the epoch alone. Global batch b is the b-th run of
     ``batch_size * world_size`` images of that order, whatever the number of processes, and each
@@ -161,3 +164,18 @@ class LazyLoader(DataLoader[BatchT]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Nothing to load, see ``state_dict``."""
+
+
+def load_all_views(
+    images: UnlabeledImages, views: int, batches: Iterable[list[int]], num_workers: int
+) -> DataLoader[Batch]:
+    """Load batches of images by index, with all V views of each, uint8 [images, V, 3, S, S]."""
+    return DataLoader(
+        AllViews(images, views),
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        # of its own, so that torch's global one stays where it is
+        generator=torch.Generator(),
+    )

@@ -8,7 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kdpl.classification import ClassifyingModule
+from kdpl.callbacks.teacher_encoder import Distillation, teacher_encoder
+from kdpl.classification import ClassifyingModule, evaluating
 from kdpl.data.augmentation import NoAugmentation
 from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.datasets import RandomView, UnlabeledImages
@@ -19,11 +20,8 @@ from kdpl.data.needs import needs_of
 from kdpl.errors import ConfigError
 from kdpl.fidelity.unseen import draw_unseen
 from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
-from kdpl.preparation.evaluating import evaluating
-from kdpl.preparation.teacher_encoder import teacher_encoder
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
-from kdpl.student import StudentDistillation
 
 
 class Fidelity(Callback):
@@ -59,7 +57,7 @@ class Fidelity(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the targets of this process's share of the images."""
-        student, own = cast(StudentDistillation, pl_module), needs_of(pl_module).resizing
+        student, own = cast(Distillation, pl_module), needs_of(pl_module).resizing
         teachers = student.teachers.read() if student.target.uses_teacher else []
         resizings = [teacher.vectors.preprocessing.resizing for teacher in teachers]
         encoders = [teacher_encoder(trainer, student, number) for number in range(len(teachers))]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdpl.callbacks.handover import Handover
 from kdpl.callbacks.results import gather
-from kdpl.classification import ClassifyingModule, EvalOutput
+from kdpl.classification import ClassifyingModule, EvalOutput, evaluating
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
@@ -18,7 +18,6 @@ from kdpl.data.splits import labels_of
 from kdpl.multilabel.metrics import class_scores
 from kdpl.multilabel.task import SEPARATOR, MultiLabel
 from kdpl.multilabel.thresholds import choose, of_expected_counts
-from kdpl.preparation.evaluating import evaluating
 from kdpl.runtime.files import write_rows
 from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import PREDICTIONS_FILE

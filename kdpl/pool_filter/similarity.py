@@ -1,15 +1,15 @@
 """Similarity of unlabelled images to the classes, compared with that of labelled ones."""
 
-import csv
 from collections.abc import Collection
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdpl.preparation import TargetInputs
+from kdpl.data.reading import read_skip_list
 from kdpl.runtime.files import write_rows
 from kdpl.runtime.run_folder import LEFT_OUT_FILE
+from kdpl.targets.inputs import TargetInputs
 
 _VIEWS = 4
 
@@ -35,8 +35,7 @@ def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
         below = np.flatnonzero(similarities < least)
         unlike = [(inputs.pool[inputs.indices[i]], similarities[i]) for i in below]
         inputs.on_first_process(lambda: write_rows(file, [("image", "similarity"), *unlike]))
-    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        return {row["image"] for row in csv.DictReader(lines)}
+    return read_skip_list(file)
 
 
 def _similarities(inputs: TargetInputs, features: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from torch import Tensor
 from kdpl.clip.image import ImageTower, promptable
 from kdpl.clip.loading import Clip, ImageClip
 from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
-from kdpl.errors import ConfigError
 from kdpl.prompts.method import PromptConfig, PromptMethod, normalized
 from kdpl.prompts.text import TextPrompts
 from kdpl.prompts.vision import VisionPrompts
@@ -18,17 +17,13 @@ class IndependentPrompts(PromptMethod):
     """Prompts in each tower whose depth is above 0.
 
     Raises:
-        ConfigError: The sizes do not fit the CLIP, or there are neither text prompts nor a context.
+        ConfigError: The sizes do not fit the CLIP.
     """
 
     def __init__(
         self, vision: PromptConfig, text: PromptConfig, context: str | None, clip: ImageClip
     ) -> None:
         super().__init__(vision, text, context, clip)
-        if context is None and not text.depth:
-            raise ConfigError(
-                "with text_prompts.depth 0 the class names need words before them: give context"
-            )
         self.vision_prompts: VisionPrompts | None = None
         self.text_prompts: TextPrompts | None = None
         if vision.depth:

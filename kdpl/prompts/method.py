@@ -44,13 +44,21 @@ class PromptMethod(Float32Module):
     """A way of prompting: what is trained, and how images and class names are encoded with it.
 
     This class trains nothing: it encodes as the frozen CLIP does. A subclass overrides what it does
-    differently, and makes its parameters in ``__init__``; they stay in float32. Further arguments
-    of its ``__init__`` are its settings, each of which it keeps in an attribute of that name.
+    differently, and makes its parameters in ``__init__``; they stay in float32, and are made in it
+    by an explicit ``dtype`` where another could be the default (``bf16-true``). Each gets a
+    gradient in every step, or has ``requires_grad`` False, as DistributedDataParallel needs it.
+
+    The four common arguments come first, in this order. Further arguments of ``__init__`` are the
+    method's settings, by their names, each of which it keeps in an attribute of that name.
+
+    Features may be wider than embed_dim if those of images and texts are equally wide; class
+    vectors and projector follow, and the regularisers ``text`` and ``image`` have to be 0.
 
     Args:
         vision: Size of the visual prompts.
         text: Size of the text prompts.
-        context: Words before the class name; None for prompts that start from noise.
+        context: Words before the class name; None for prompts that start from noise, which only a
+            method that learns a context can take.
         clip: A ``Clip`` in stage 1; in stage 2 its image half alone, for which the text prompts are
             left out.
     """
@@ -90,6 +98,7 @@ class PromptMethod(Float32Module):
     ) -> Tensor:
         """Encode arranged class names; normalised features, float32 [C, embed_dim].
 
+        Called in steps under the trainer's autocast, and by ``encode_names`` in float32.
         ``classes_at_once`` bounds the classes whose activations are kept at a time where there is a
         gradient.
         """
@@ -115,11 +124,10 @@ class PromptMethod(Float32Module):
     def encode_names(
         self, names: Sequence[ClassText], tower: TextTower, tokenize: Tokenizer
     ) -> Tensor:
-        """Encode C class names in float32, without gradient; normalised [C, embed_dim].
+        """Encode C class names, or texts for them, in float32; normalised [C, embed_dim].
 
-        Autocast does not change that.
-
-        Of a class with several texts it is their mean, taken before normalising.
+        Without gradient, and regardless of autocast. Of a class with several texts it is their
+        mean, taken before normalising.
         """
         texts = self.arrange(names, tower, tokenize)
         with torch.autocast(texts.prefix.device.type, enabled=False):
@@ -147,7 +155,10 @@ class PromptMethod(Float32Module):
             ) from error
 
     def saved(self) -> dict[str, Tensor]:
-        """Copies of the tensors that ``restore`` needs, float32; by default the state dict."""
+        """Copies of the tensors that ``restore`` needs, float32; by default the state dict.
+
+        None at all stands for an untuned teacher.
+        """
         return {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
 
     @classmethod

@@ -126,7 +126,7 @@ class TunedPrompts(PromptSettings):
         return clip
 
     def load_image_clip(self) -> ImageClip:
-        """Load the image half of that CLIP, as ``load_clip`` does."""
+        """Load the image half of that CLIP, as ``load_clip`` does, without comparing the other."""
         clip = load_image_clip(self._config)
         self._require_weights(clip, self.text_fingerprint)
         return clip

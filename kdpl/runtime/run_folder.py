@@ -35,7 +35,10 @@ PROBE_FOLDER = "probe"
 PROBE_FILE = "probe.json"
 
 RUN_FILE = "run.json"
-"""Of a whole run: paths of its configs, its seed and its settings; marks the folder as a run's."""
+"""Of a whole run: paths of its configs, its seed and its settings, for information.
+
+Marks the folder as a run's; that settings stay is seen to by ``config.yaml`` of each stage.
+"""
 STAGE_FOLDERS = ("teacher", "teacher2", "student")
 """Of a whole run: its stages; the second teacher's is seldom there."""
 SUMMARY_FILE = "results.json"
@@ -48,6 +51,7 @@ LAST = f"{CHECKPOINTS_FOLDER}/last.ckpt"
 
 def handed_over(folder: Path) -> bool:
     """Return whether a fit is finished: prompts and class vectors, or a classifier, are there."""
+    # not class vectors alone: a student has a copy of its teacher's from the start
     teacher = (folder / PROMPTS_FILE).exists() and (folder / CLASS_VECTORS_FILE).exists()
     return teacher or (folder / CLASSIFIER_FOLDER).exists()
 

@@ -14,7 +14,6 @@ from kdpl.data.needs import TeacherDescription
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
 from kdpl.tasks import MULTI_CLASS, Task
 
 _KEY = "kdpl_teacher"
@@ -39,7 +38,7 @@ class Teachers(Frozen[nn.ModuleList]):
 
     def __init__(self, folders: Sequence[str], class_vectors: str | None = None) -> None:
         folder, *more = folders
-        vectors = ClassVectors.load(class_vectors or Path(folder) / CLASS_VECTORS_FILE)
+        vectors = ClassVectors.of_teacher(folder, class_vectors)
         super().__init__(nn.ModuleList([FrozenTeacher(Path(folder), vectors)]))
         self._unread = [Path(each) for each in more]
 
@@ -57,7 +56,7 @@ class Teachers(Frozen[nn.ModuleList]):
         first = self.first
         while self._unread:
             folder = self._unread[0]
-            vectors = ClassVectors.load(folder / CLASS_VECTORS_FILE)
+            vectors = ClassVectors.of_teacher(str(folder))
             vectors.require_names(first.vectors.class_names, str(folder), str(first.folder))
             vectors.require_task(first.vectors.task, str(folder), str(first.folder))
             self.module.append(FrozenTeacher(folder, vectors).to(first.head.class_vectors.device))

@@ -133,7 +133,8 @@ def unknown_scores(classifier: Classifier, sample: ImageSample) -> Tensor:
 
 def rejected_of(sample: ImageSample, rule: DecisionRule) -> npt.NDArray[np.bool_]:
     """Return which images are rejected, bool [N]."""
-    return sample.scores.double().numpy() < (rule.threshold or 0.0)
+    pairs = zip(sample.scores.tolist(), sample.labels.tolist(), strict=True)
+    return np.array([rule.rejects(score, label) for score, label in pairs])
 
 
 def compare_with_limit(
@@ -229,7 +230,7 @@ def compare_batches(
         "summary": summary,
         "alarms": alarms,
         "false_alarms": false_alarms,
-        "threshold": rule.threshold or 0.0,
+        "threshold": rule.threshold,
         "unknown": None
         if limit is None
         else {

@@ -3,8 +3,7 @@ import torch
 import world
 from plain import PlainProjector, normalized, relative_error
 
-from kdpl.prompts.projector import Projector
-from kdpl.prompts.student_encoder import StudentEncoder
+from kdpl.prompts.student_encoder import Projector, StudentEncoder
 
 FEATURES = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
 
