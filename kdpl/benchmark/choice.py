@@ -12,6 +12,7 @@ from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.messages import inform, warn
+from kdpl.tasks import require_one_class
 
 
 def is_last_epoch(trainer: Trainer) -> bool:
@@ -38,8 +39,9 @@ class BestOnBaseTest(Callback):
         self._test_images: Iterable[EvaluationBatch] = ()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a domain without test images, and warn that the test set is used."""
+        """Refuse a domain that cannot be tested so, and warn that the test set is used."""
         data = domain_of(trainer)
+        require_one_class(data.task, "BestOnBaseTest")
         if not data.splits.test:
             raise DataError(
                 "BestOnBaseTest needs test images, and the dataset has none: leave it out of "

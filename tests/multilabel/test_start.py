@@ -25,9 +25,9 @@ def make_teacher():
     return TeacherPromptTuning(clip, vision_prompts=size, text_prompts=size)
 
 
-def fit(table, folder, **settings):
+def fit(table, folder, *callbacks, **settings):
     module, data = make_teacher(), pages(table, **settings)
-    trainer = world.quiet_trainer(folder, 1)
+    trainer = world.quiet_trainer(folder, 1, callbacks=[*callbacks])
     trainer.fit(module, datamodule=data)
     return module, data, trainer
 
@@ -82,3 +82,9 @@ def test_names_with_the_separator_of_predictions_are_refused_before_training(tab
     data = DomainDataModule("table", str(tmp_path / "t.csv"), **own)
     with world.refused(ConfigError, "class 'a;b' has a ';' in its name"):
         world.quiet_trainer(tmp_path).fit(make_teacher(), datamodule=data)
+
+
+def test_the_published_choice_of_an_epoch_is_refused(table, tmp_path):
+    choice = pytest.importorskip("kdpl.benchmark.choice")
+    with world.refused(ConfigError, "BestOnBaseTest is defined for images of one class each"):
+        fit(table, tmp_path, choice.BestOnBaseTest())
