@@ -276,11 +276,6 @@ class FrozenTeacher(nn.Module):
         self.tower = clip.image_tower.to(device)
         self.method = prompts.build_method(clip).to(device)
 
-    @property
-    def tuned(self) -> bool:
-        """Whether it has prompts, which were tuned on labels; read from its file."""
-        return bool(TunedPrompts.load(self.folder / PROMPTS_FILE).tensors)
-
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """Encode images uint8 [B, 3, S, S] into normalised features, float32 [B, D].

@@ -10,13 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from kdpl.callbacks import (
-    EnoughImages,
-    PrepareTargets,
-    SameViews,
-    SaveClassifier,
-    pool_filters,
-)
+from kdpl.callbacks import EnoughImages, SaveClassifier
 from kdpl.classification import ClassifyingModule, room_callbacks
 from kdpl.classifier import Classifier, Decoding
 from kdpl.clip import (
@@ -33,6 +27,7 @@ from kdpl.errors import ConfigError
 from kdpl.losses import FEATURE_LOSSES, DistillationLoss
 from kdpl.optim import OptimConfig
 from kdpl.prompts import StudentEncoder, StudentPrompts
+from kdpl.runtime import plugins
 from kdpl.runtime.messages import inform
 from kdpl.targets import Target, Teachers, build_target
 
@@ -157,16 +152,14 @@ class StudentDistillation(ClassifyingModule):
 
     def preparations(self) -> list[Callback]:
         """Return the callbacks that choose images and prepare the target before the first step."""
-        prepares = type(self.target).prepare is not Target.prepare
-        return [
-            *pool_filters(self.pool_filter),
-            *([PrepareTargets(self.target)] if prepares else []),
-        ]
+        if self.pool_filter is None:
+            return self.target.callbacks()
+        make = plugins.required("pool_filters", "model.init_args.pool_filter", "pool_filter")
+        return [make(self.pool_filter), *self.target.callbacks()]
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return the callbacks that check and prepare, and at the end write the classifier."""
-        checks: list[Callback] = [SameViews()]
-        checks += [] if self.encoder.projector is None else [EnoughImages()]
+        checks = [] if self.encoder.projector is None else [EnoughImages()]
         return [*checks, *self.preparations(), *room_callbacks(self), SaveClassifier()]
 
     def on_fit_start(self) -> None:

@@ -1,6 +1,5 @@
 """Meaning of predictions: their loss, divergence, accuracy, decision and columns."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,31 +44,19 @@ class DecisionRule:
     Attributes:
         temperature: Divides the logits of the probabilities that are returned; those that decide
             are at temperature 1.
-        threshold: An image with a smaller largest probability is rejected.
+        threshold: An image with a smaller largest probability is rejected; with several labels an
+            image, classes from it on are named, instead of the task's own. None: not given.
         set_threshold: The set of an image is its most probable class, and all of at least this
             probability; None: no sets.
-        class_thresholds: A threshold for each class instead of ``threshold``, by label of the
-            predicted class; classes beyond them are rejected.
         scores: Names of the further scores that tables have as columns.
         naming: Replaces the predictions of images, such as by nodes of a tree of classes.
     """
 
     temperature: float = 1.0
-    threshold: float = 0.0
+    threshold: float | None = None
     set_threshold: float | None = None
-    class_thresholds: list[float] | None = None
     scores: tuple[str, ...] = ()
     naming: Naming | None = None
-
-    def rejects(self, probability: float, label: int) -> bool:
-        """Return whether an image is rejected, by its most probable class and the probability."""
-        return probability < self.class_threshold(label)
-
-    def class_threshold(self, label: int) -> float:
-        """Return the threshold of images predicted as a class; infinite if all are rejected."""
-        if self.class_thresholds is None:
-            return self.threshold
-        return self.class_thresholds[label] if label < len(self.class_thresholds) else math.inf
 
 
 class ClassScores(nn.Module, ABC):
@@ -244,7 +231,7 @@ class MultiClass(Task):
         self, labels: Sequence[int], deciding: Sequence[float], rule: DecisionRule
     ) -> Sequence[int]:
         """Choose all classes asked for, or those in the set; none if rejected."""
-        if rule.rejects(deciding[0], labels[0]):
+        if rule.threshold is not None and deciding[0] < rule.threshold:
             return []
         if rule.set_threshold is None:
             return labels

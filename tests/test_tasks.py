@@ -51,10 +51,6 @@ def test_two_scores_predict_the_same_where_their_largest_is_at_the_same_place():
         ({}, [3, 0, 1]),
         ({"threshold": 0.6}, [3, 0, 1]),
         ({"threshold": 0.61}, []),
-        ({"class_thresholds": [0.9, 0.9, 0.9, 0.5]}, [3, 0, 1]),
-        ({"class_thresholds": [0.0, 0.0, 0.0, 0.7]}, []),
-        # no threshold was found for the predicted class
-        ({"class_thresholds": [0.0, 0.0]}, []),
         ({"set_threshold": 0.3}, [3, 0]),
         ({"set_threshold": 0.7}, [3]),
         ({"set_threshold": 0.3, "threshold": 0.61}, []),

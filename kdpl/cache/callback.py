@@ -14,14 +14,15 @@ from torch.utils.data import Dataset
 
 from kdpl.cache.feature_cache import VIEWS, CachedImages, FeatureCache, Manifest, cache_folders
 from kdpl.cache.feature_filling import Work, fill
-from kdpl.callbacks.teacher_encoder import Distillation, teacher_encoder
 from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.domain import domain_of
 from kdpl.data.names import Names
 from kdpl.data.needs import TeacherDescription, needs_of
+from kdpl.preparation.teacher_encoder import teacher_encoder
 from kdpl.runtime.messages import inform
+from kdpl.student import StudentDistillation
 
 
 @dataclass
@@ -140,7 +141,7 @@ class FillTeacherCache(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fill the cache of each teacher, and check that it is intact."""
-        data, student = domain_of(trainer), cast(Distillation, pl_module)
+        data, student = domain_of(trainer), cast(StudentDistillation, pl_module)
         asked = self.views or (data.fill_teacher_cache and data.opened_cache is None)
         teachers = needs_of(pl_module).teachers()  # none in stage 1, or for a target without one
         if not asked or not teachers:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from kdpl.cache.feature_cache import MANIFEST, Manifest
 from kdpl.data.datasets import UnlabeledImages
-from kdpl.data.loader import load_all_views
 from kdpl.data.parallel import progress_bar
 from kdpl.errors import ConfigError, DataError
+from kdpl.preparation.views import load_all_views
 from kdpl.runtime.files import atomic_path, write_text
 
 

@@ -7,11 +7,10 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt
@@ -262,18 +261,14 @@ def _given(files: Sequence[str], options: Sequence[str], key: str) -> Any:
 
 
 def _several(files: Sequence[str], options: Sequence[str]) -> bool:
-    """Return whether images have several labels, for which targets are not refined."""
+    """Return whether images of a named dataset have several labels, which are not refined."""
     from kdpl.data.readers.registry import readers
     from kdpl.data.splits import Reader
 
     if _given(files, options, "data.init_args.label_separator") is not None:
         return True
     name = str(_given(files, options, "data.init_args.dataset"))
-    kind: Any = readers().get(name)
-    if kind is None and "." in name:
-        with suppress(ImportError, AttributeError, ValueError):
-            # what is wrong with it is for the fit to say
-            kind = resolve_name(name)
+    kind = readers().get(name)
     return isinstance(kind, type) and issubclass(kind, Reader) and kind.task != Reader.task
 
 

@@ -1,13 +1,12 @@
 """Files of many images, such as tar shards, and URLs: a room reads them for the core."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from itertools import groupby
 from typing import NamedTuple, cast
 
 import numpy as np
 
-from kdpl.data.names import Indices, Names, distinct
+from kdpl.data.names import Indices, Names
 from kdpl.errors import ConfigError
 from kdpl.runtime import plugins
 
@@ -33,12 +32,9 @@ class Archives:
         """Return whether a path or URL is that of an archive, by its name."""
         return False
 
-    def index(self, files: Sequence[str]) -> Mapping[str, Names]:
-        """Find the images of several different archives, in the order in which they lie there.
-
-        They are ``ShardImage``, or paths and URLs in an archive that lists files.
-        """
-        return {}
+    def unfold(self, files: Names) -> Names:
+        """Put the images of each archive in its place; an archive may also be a list of files."""
+        return files
 
     def read(self, file: str) -> Iterator[tuple[str, bytes | None, str | None]]:
         """Read an archive from beginning to end.
@@ -71,19 +67,3 @@ class Archives:
 def archives() -> Archives:
     """Return what reads archives and URLs, by an entry point ``kdpl.archives``."""
     return cast(Archives, next(iter(plugins.load_all("archives").values()), Archives()))
-
-
-def unfold(files: Names) -> Names:
-    """Put the images of each archive in its place; an archive may also be a list of files."""
-    if not (found := [file for file in files if archives().is_one(file)]):
-        return files
-    members = archives().index(found)
-    parts = list[Names]()
-    for in_archives, some in groupby(files, members.__contains__):
-        if in_archives:
-            parts += map(members.__getitem__, some)
-        else:
-            parts.append(Names.of(some))
-    images, listed = Names.joined(parts), (each.rows["offset"] == 0 for each in members.values())
-    # which may be there already
-    return distinct(images) if any(map(np.any, listed)) else images

@@ -1,19 +1,19 @@
 """Teachers' features that were computed before a fit, as a room provides them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.datasets import UnlabeledImages
-from kdpl.errors import ConfigError
-from kdpl.runtime import plugins
 
 
 class CachedFeatures(Protocol):
     """All teachers' features of views of each unlabelled image.
+
+    An entry point ``kdpl.caches`` makes it of a ``DomainDataModule``; None if no teacher is needed.
 
     Attributes:
         views: Number V of views of each image; epoch e sees view e mod V.
@@ -52,15 +52,3 @@ class CachedFeatures(Protocol):
             encode: The teacher: uint8 [B, 3, S, S] on the CPU to normalised features [B, D].
         """
         ...
-
-
-def opener() -> Any:
-    """Return the function that opens a datamodule's cache; a ConfigError if there is none.
-
-    It takes a ``DomainDataModule`` and returns ``CachedFeatures``, or None if no teacher is needed.
-    It is an entry point ``kdpl.caches``.
-    """
-    openers = list(plugins.load_all("caches").values())
-    if not openers:
-        raise ConfigError("teacher_cache needs the room cache, which was removed: leave it out")
-    return openers[0]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from kdpl.data.archives import Shuffle, archives
 from kdpl.data.augmentation import Augmentation, build_augmentation, resize_and_crop, to_tensor
 from kdpl.data.batches import BatchT, EvaluationBatch, LabeledBatch, UnlabeledBatch
-from kdpl.data.cached_features import CachedFeatures, opener
+from kdpl.data.cached_features import CachedFeatures
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
 from kdpl.data.decoding import Decoding
 from kdpl.data.labels import ClassProtocol, EvaluationSplit, Labels
@@ -28,6 +28,7 @@ from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading
 from kdpl.data.splits import Label, Reader, Splits
 from kdpl.errors import ConfigError, DataError
+from kdpl.runtime import plugins
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
@@ -188,8 +189,9 @@ class DomainDataModule(LightningDataModule):
         self.fill_teacher_cache = fill_teacher_cache
         self.seed = seed
         self.opened_cache: CachedFeatures | None = None
-        self._open_cache: Callable[[DomainDataModule], CachedFeatures | None] | None
-        self._open_cache = None if teacher_cache is None else opener()
+        self._open_cache: Callable[[DomainDataModule], CachedFeatures | None] | None = None
+        if teacher_cache is not None:
+            self._open_cache = plugins.required("caches", "teacher_cache", "cache")
 
     def prepare_data(self) -> None:
         """Decode all images once before training, on one process, while the others wait."""
@@ -321,12 +323,6 @@ class DomainDataModule(LightningDataModule):
         if not (images := self.splits.pool):
             raise DataError(f"{self.splits.origin} has no images to distil on: add some")
         return UnlabeledPool(images, self.unlabeled_share, self.seed)
-
-    @property
-    def holds_out(self) -> bool:
-        """Whether unlabelled images are held out of distillation."""
-        # without reading the dataset for it: nothing is held out of a pool that was not asked for
-        return "pool" in vars(self) and len(self.pool.unseen) > 0
 
     @property
     def decoding(self) -> Decoding:

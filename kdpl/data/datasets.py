@@ -8,7 +8,7 @@ from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from kdpl.data.augmentation import Augmentation, Parameters, resize_and_crop, to_tensor
-from kdpl.data.batches import Batch, EvaluationBatch, LabeledBatch, UnlabeledBatch
+from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch
 from kdpl.data.names import Indices
 from kdpl.data.sampling import generator
 from kdpl.data.splits import Label, Record
@@ -100,20 +100,6 @@ class UnlabeledImages(Dataset[UnlabeledBatch]):
 
     def __len__(self) -> int:
         return len(self.sources)
-
-
-@dataclass(eq=False)
-class AllViews(Dataset[Batch]):
-    """All V views of image i, for which it is decoded once; in a batch, uint8 [B, V, 3, S, S]."""
-
-    images: UnlabeledImages
-    views: int
-
-    def __getitem__(self, index: int) -> Batch:
-        view = self.images.view
-        image = view.open_image(self.images.sources[index])
-        views = [view.make(image, view.draw(image, index, number)) for number in range(self.views)]
-        return Batch(torch.stack(views))
 
 
 @dataclass(eq=False)

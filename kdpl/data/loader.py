@@ -11,8 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from kdpl.data.archives import Shuffle
-from kdpl.data.batches import Batch, BatchT, collate
-from kdpl.data.datasets import AllViews, UnlabeledImages
+from kdpl.data.batches import BatchT, collate
 from kdpl.data.names import Indices
 from kdpl.data.sampling import balanced, generator
 
@@ -164,18 +163,3 @@ class LazyLoader(DataLoader[BatchT]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Nothing to load, see ``state_dict``."""
-
-
-def load_all_views(
-    images: UnlabeledImages, views: int, batches: Iterable[list[int]], num_workers: int
-) -> DataLoader[Batch]:
-    """Load batches of images by index, with all V views of each, uint8 [images, V, 3, S, S]."""
-    return DataLoader(
-        AllViews(images, views),
-        batch_sampler=batches,
-        num_workers=num_workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        # of its own, so that torch's global one stays where it is
-        generator=torch.Generator(),
-    )

@@ -1,17 +1,14 @@
 """Dataset as a run takes it: read once, without what is left out, with test images."""
 
-import csv
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
-from kdpl.data.names import Names, select
 from kdpl.data.sampling import hold_out, keep_apart, require_apart
-from kdpl.data.splits import Reader, Splits, labels_of
-from kdpl.data.storage import read_list
-from kdpl.errors import ConfigError, DataError
+from kdpl.data.splits import Reader, Splits
+from kdpl.errors import ConfigError
 from kdpl.runtime import plugins
 from kdpl.runtime.run_folder import DECODED_FILE
 
@@ -31,6 +28,10 @@ class Scan(Protocol):
         """
         ...
 
+    def without_listed(self, splits: Splits) -> Splits:
+        """Leave the images of ``skip_list`` out of a dataset as it was read."""
+        ...
+
     def usable(self, splits: Splits) -> Splits:
         """Leave images out that cannot be used, if ``bad_images`` is ``skip``."""
         ...
@@ -42,22 +43,6 @@ class Scan(Protocol):
     def notes(self) -> Iterator[str]:
         """One line for each kind of image that is left out."""
         ...
-
-
-def read_skip_list(file: Path) -> frozenset[str]:
-    """Read a skip list; DataError if the file is missing, of another kind or unreadable.
-
-    It is a ``.txt`` file with a path on each line, or a ``.csv`` file with the path in its first
-    column.
-    """
-    if not file.is_file():
-        raise DataError(f"skip list {file} does not exist: check skip_list")
-    if file.suffix == ".txt":
-        return frozenset(read_list(file))
-    if file.suffix != ".csv":
-        raise DataError(f"skip list {file} is of an unknown kind: give a .txt or .csv file")
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        return frozenset(row[0] for row in csv.reader(lines) if row)
 
 
 @dataclass
@@ -83,13 +68,17 @@ class Reading:
                 f"held_out must be above 0 and below 1, not {self.held_out}: leave it out for none"
             )
         scans = plugins.load_all("scans").values()
-        if not scans and (self.scan or self.bad_images == "skip"):
+        if not scans and (self.scan or self.bad_images == "skip" or self.skip_list):
             raise ConfigError(
-                "scan: true and bad_images: skip need the room scan, which was removed: leave them "
-                "out"
+                "scan: true, bad_images: skip and skip_list need the room scan, which was removed: "
+                "leave them out"
             )
-        if self.reader.own if self.scan is None else self.scan:
-            self._scan = next((make(self) for make in scans), None)
+        self._scan = next((make(self) for make in scans), None)
+
+    @property
+    def looks(self) -> bool:
+        """Whether all images are looked at before a fit, and copies are left out."""
+        return self.reader.own if self.scan is None else self.scan
 
     def of_run(self, folder: Path) -> None:
         """Use the images that the run in this folder used; to be called before anything is read."""
@@ -139,42 +128,9 @@ class Reading:
     @cached_property
     def listed(self) -> Splits:
         """The dataset as it is read, without the images of the skip list."""
-        splits = self._without_skipped(self.reader.read())
+        splits = self.reader.read()
+        if self._scan is not None:
+            splits = self._scan.without_listed(splits)
         if self.reader.own:
             require_apart(splits)
         return splits
-
-    def _without_skipped(self, splits: Splits) -> Splits:
-        if self.skip_list is None:
-            return splits
-        listed = read_skip_list(Path(self.skip_list).expanduser())
-        named = listed.intersection(splits.sources)
-        if listed and not named:
-            example = next(iter(splits.sources), "photos/1.jpg")
-            raise DataError(
-                f"skip list {self.skip_list} names no image of {splits.origin}: write "
-                f"paths as {example}"
-            )
-        return leave_out(splits, named)
-
-
-def leave_out(splits: Splits, sources: Collection[str], left: str = "that can be used") -> Splits:
-    """Leave images out of a dataset; DataError if a class has none ``left`` to train on."""
-    gone = frozenset(sources)
-    if not gone:
-        return splits
-    train, val, test = (
-        tuple(record for record in records if record.source not in gone)
-        for records in (splits.train, splits.val, splits.test)
-    )
-    trained = {label for record in train for label in labels_of(record)}
-    before = {label for record in splits.train for label in labels_of(record)}
-    for label in sorted(before - trained):
-        problem = (
-            f"class {splits.class_names[label]!r} of {splits.origin} has no training image {left}"
-        )
-        raise DataError(f"{problem}: add some, or remove the class")
-    unlabeled = splits.unlabeled
-    if unlabeled is not None:
-        unlabeled = select(Names.of(unlabeled), (source not in gone for source in unlabeled))
-    return replace(splits, train=train, val=val, test=test, unlabeled=unlabeled)

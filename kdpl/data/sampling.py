@@ -5,8 +5,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from operator import itemgetter
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar, cast, get_args
 
 import numpy as np
 
@@ -19,17 +18,14 @@ Labeled = TypeVar("Labeled", bound=tuple[str, Hashable])
 
 Purpose = Literal["augmentation", "order", "share", "labels", "sample", "unseen"]
 
-NO_GROUPS: Mapping[str, str] = {}
+Groups = Mapping[str, str]
+"""Groups of images by source, such as their cameras."""
+
+NO_GROUPS: Groups = {}
 """Each image is a group of its own."""
 
-_PURPOSES: dict[Purpose, int] = {
-    "augmentation": 0,
-    "order": 1,
-    "share": 2,
-    "labels": 3,
-    "sample": 4,
-    "unseen": 5,
-}
+# their places are part of the streams
+_PURPOSES = get_args(Purpose)
 
 
 def generator(
@@ -42,7 +38,7 @@ def generator(
     the same for any number of workers and processes, any order of calls, and after a resume.
     Streams do not overlap: each has 2^64 blocks of its own.
     """
-    key = np.array([seed, _PURPOSES[purpose]], dtype=np.uint64)
+    key = np.array([seed, _PURPOSES.index(purpose)], dtype=np.uint64)
     counter = np.array([0, index, epoch, 0], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
@@ -53,16 +49,14 @@ def few_shot(
     shots: int | None,
     val_shots: int | None,
     seed: int,
-    groups: Mapping[str, str] = NO_GROUPS,
+    groups: Groups = NO_GROUPS,
 ) -> tuple[list[Record], list[Record]]:
     """Draw the k-shot sample that the field uses for a seed.
 
-    Images with several labels are drawn by an entry point ``kdpl.samplers``.
-
     One stream of Python's ``random`` serves the training list first and the validation list after
     it. The classes come in the order of their first image in the list, and a class with fewer
-    images than asked for is taken whole, without a draw. Of each group of a class a second image is
-    drawn only if there is no other group, and so on.
+    images than asked for is taken whole, without a draw. Images of groups or with several labels
+    are drawn by a room, see ``Stratified``.
 
     Args:
         train: The whole training list.
@@ -132,21 +126,18 @@ def share_of(num_images: int, share: float, seed: int) -> Indices:
 def held_out_of(
     images: Iterable[tuple[str, Hashable]],
     share: float,
-    groups: Mapping[str, str] = NO_GROUPS,
+    groups: Groups = NO_GROUPS,
     least: int = 2,
 ) -> set[str]:
     """Draw the images of each class that become test images, from sources and labels.
 
     They are the same every time, a share above 0 and below 1; at least one is drawn, and at least
-    one stays. Of a class of fewer images than ``least`` none is drawn. If there are groups, they
-    are drawn whole, and the share is that of the groups of each class; of a class whose groups are
-    needed for others, none may be drawn. Images with several labels are drawn in the same way, of
-    the rarest class first (Sechidis et al., "On the stratification of multi-label data", ECML
-    2011).
+    one stays. Of a class of fewer images than ``least`` none is drawn. Images of groups or with
+    several labels are drawn by a room, see ``Stratified``.
     """
     images = list(images)
     if groups or are_sets(images):
-        return _held_out_groups(images, share, groups, least)
+        return _stratified().hold_out(images, share, groups, least)
     chosen: set[str] = set()
     for items in by_label(images):
         if len(items) < least:
@@ -228,44 +219,47 @@ def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: 
             )
 
 
+class Stratified(Protocol):
+    """Draws of images of groups or with several labels; an entry point ``kdpl.samplers``."""
+
+    def sample(
+        self, records: Sequence[Record], shots: int, stream: random.Random, groups: Groups
+    ) -> list[Record]:
+        """Draw ``shots`` images a class, see ``few_shot``."""
+        ...
+
+    def hold_out(
+        self, images: Sequence[tuple[str, Hashable]], share: float, groups: Groups, least: int
+    ) -> set[str]:
+        """Draw the images that become test images, see ``held_out_of``."""
+        ...
+
+
 def _sample(
     records: Sequence[Record],
     shots: int | None,
     stream: random.Random,
-    groups: Mapping[str, str],
+    groups: Groups,
 ) -> list[Record]:
     if shots is None:
         return list(records)
-    if are_sets(records):
-        samplers = plugins.load_all("samplers").values()
-        if not samplers:
-            raise ConfigError(
-                "to sample images of several labels takes the room multilabel, which was removed: "
-                "set shots and val_shots to null, or give images of one class each"
-            )
-        (sample_sets,) = samplers
-        drawn: list[Record] = sample_sets(records, shots, stream)
-        return drawn
-    classes = by_label(records)
+    if groups or are_sets(records):
+        return _stratified().sample(records, shots, stream, groups)
     return [
         record
-        for items in classes
-        for record in (_drawn(items, shots, stream, groups) if len(items) >= shots else items)
+        for items in by_label(records)
+        for record in (stream.sample(items, shots) if len(items) >= shots else items)
     ]
 
 
-def _drawn(
-    items: Sequence[Record], number: int, stream: random.Random, groups: Mapping[str, str]
-) -> list[Record]:
-    if not any(record.source in groups for record in items):
-        return stream.sample(items, number)
-    seen, ranked = Counter[str](), list[tuple[int, Record]]()
-    for record in stream.sample(items, len(items)):
-        group = groups.get(record.source, record.source)
-        seen[group] += 1
-        ranked.append((seen[group], record))
-    # the first of each group, then the second of each, and so on
-    return [record for _, record in sorted(ranked, key=itemgetter(0))[:number]]
+def _stratified() -> Stratified:
+    for draws in plugins.load_all("samplers").values():
+        return cast(Stratified, draws)
+    raise ConfigError(
+        "to draw images of groups or of several labels takes the room stratified, which was "
+        "removed: set shots, val_shots and held_out to null, or give images of one class each, "
+        "without groups"
+    )
 
 
 def by_label(images: Iterable[Labeled]) -> Collection[list[Labeled]]:
@@ -274,34 +268,3 @@ def by_label(images: Iterable[Labeled]) -> Collection[list[Labeled]]:
     for image in images:
         classes[image[1]].append(image)
     return classes.values()
-
-
-def _held_out_groups(
-    images: Sequence[tuple[str, Hashable]], share: float, groups: Mapping[str, str], least: int
-) -> set[str]:
-    stream = random.Random(0)  # noqa: S311
-    classes_of: defaultdict[str, dict[Hashable, None]] = defaultdict(dict)
-    counts = Counter[Hashable]()
-    for source, label in images:
-        # images of none of the classes are drawn as if that were a class
-        own = (label or (None,)) if isinstance(label, tuple) else (label,)
-        classes_of[groups.get(source, source)].update(dict.fromkeys(own))
-        counts.update(own)
-
-    total = Counter(label for own in classes_of.values() for label in own)
-    staying = Counter({label: n for label, n in total.items() if counts[label] >= least})
-    held_out, done = set[str](), set[Hashable]()
-    for label in sorted(staying, key=total.__getitem__):
-        having = [group for group, own in classes_of.items() if label in own]
-        wanted = max(1, round(share * len(having))) - len(held_out.intersection(having))
-        # first those without a class of which the share was drawn
-        drawn = stream.sample(having, len(having))
-        for group in sorted(drawn, key=lambda group: not done.isdisjoint(classes_of[group])):
-            classes = classes_of[group]
-            # a group of each class stays, and all of the classes that are too small
-            if wanted > 0 and group not in held_out and all(staying[each] > 1 for each in classes):
-                held_out.add(group)
-                staying.subtract(classes.keys())
-                wanted -= 1
-        done.add(label)
-    return {source for source, _ in images if groups.get(source, source) in held_out}

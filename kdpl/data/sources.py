@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from kdpl.data.archives import archives, unfold
+from kdpl.data.archives import archives
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.names import Names, ShardImage, distinct
 from kdpl.data.splits import Reader
@@ -53,7 +53,7 @@ def find_unlabeled(where: str | Sequence[str]) -> Names:
         in a Parquet file the member is the number of the row, from 0.
     """
     files = distinct(Names.of(find_files([where] if isinstance(where, str) else where)))
-    images = unfold(files)
+    images = archives().unfold(files)
     if not images:
         raise DataError(
             f"unlabeled names no images ({where}): give a folder, a pattern, a list or shards"

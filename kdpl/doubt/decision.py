@@ -52,7 +52,7 @@ def decision_rule(
         )
     return DecisionRule(
         held_out.temperature if calibrated else 1.0,
-        held_out.threshold(max_error) if max_error is not None else 0.0,
+        held_out.threshold(max_error) if max_error is not None else None,
         held_out.set_threshold(sets) if sets is not None else None,
         scores=scores,
     )

@@ -8,7 +8,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kdpl.callbacks.teacher_encoder import Distillation, teacher_encoder
 from kdpl.classification import ClassifyingModule, evaluating
 from kdpl.data.augmentation import NoAugmentation
 from kdpl.data.batches import UnlabeledBatch
@@ -20,8 +19,10 @@ from kdpl.data.needs import needs_of
 from kdpl.errors import ConfigError
 from kdpl.fidelity.unseen import draw_unseen
 from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
+from kdpl.preparation.teacher_encoder import teacher_encoder
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
+from kdpl.student import StudentDistillation
 
 
 class Fidelity(Callback):
@@ -57,7 +58,7 @@ class Fidelity(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the targets of this process's share of the images."""
-        student, own = cast(Distillation, pl_module), needs_of(pl_module).resizing
+        student, own = cast(StudentDistillation, pl_module), needs_of(pl_module).resizing
         teachers = student.teachers.read() if student.target.uses_teacher else []
         resizings = [teacher.vectors.preprocessing.resizing for teacher in teachers]
         encoders = [teacher_encoder(trainer, student, number) for number in range(len(teachers))]

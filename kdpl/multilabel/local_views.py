@@ -27,11 +27,10 @@ from kdpl.doubt.words import NEGATIVE_VECTORS_FILE
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.multilabel.crops import Crops
 from kdpl.multilabel.task import MultiLabel
+from kdpl.preparation import PreparedTarget, TargetInputs
 from kdpl.runtime.artifacts import read_tensors, write_tensors
 from kdpl.runtime.messages import inform
 from kdpl.runtime.predictions import spread
-from kdpl.targets import Target
-from kdpl.targets.inputs import TargetInputs
 from kdpl.tasks import MULTI_CLASS
 
 LOCAL_VIEWS_FILE = "local_views.safetensors"
@@ -55,7 +54,7 @@ _STRENGTH = 30.0
 
 
 @dataclass(eq=False)
-class LocalViews(Target):
+class LocalViews(PreparedTarget):
     """Log odds of the classes of an image, from the teacher's predictions for crops of it.
 
     With labels, a probe on the features of crops is multiplied with those predictions, and labelled

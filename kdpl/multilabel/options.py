@@ -30,6 +30,6 @@ def options(*, threshold: float | None = None) -> MakeRule:
                 "--threshold is for several labels an image, and this classifier names one class: "
                 "reject images by --max-error"
             )
-        return DecisionRule(class_thresholds=[threshold] * len(classifier.class_names))
+        return DecisionRule(threshold=threshold)
 
     return rule_of

@@ -109,8 +109,10 @@ class MultiLabel(Task):
     def decide(
         self, labels: Sequence[int], deciding: Sequence[float], rule: DecisionRule
     ) -> Sequence[int]:
-        """Choose the classes at or above their thresholds, those of the rule if it has some."""
-        thresholds = rule.class_thresholds or self.thresholds_of(len(labels))
+        """Choose the classes at or above their thresholds, or that of the rule if it has one."""
+        thresholds = self.thresholds_of(len(labels))
+        if rule.threshold is not None:
+            thresholds = [rule.threshold] * len(labels)
         ranked = zip(labels, deciding, strict=True)
         return [label for label, probability in ranked if probability >= thresholds[label]]
 

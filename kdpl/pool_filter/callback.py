@@ -4,14 +4,13 @@ from typing import cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kdpl.callbacks.target_preparation import inputs_of
-from kdpl.callbacks.teacher_encoder import Distillation
 from kdpl.data.domain import domain_of
 from kdpl.errors import DataError
 from kdpl.metrics import POOL_KEPT
-from kdpl.pool_filter.similarity import filter_pool
+from kdpl.pool_filter.similarity import LEFT_OUT_FILE, filter_pool
+from kdpl.preparation import TargetInputs
 from kdpl.runtime.messages import inform
-from kdpl.runtime.run_folder import LEFT_OUT_FILE
+from kdpl.student import StudentDistillation
 
 
 class FilterPool(Callback):
@@ -34,7 +33,7 @@ class FilterPool(Callback):
         """
         data = domain_of(trainer)
         _ = data.labels.training()  # refused before any image is encoded
-        inputs = inputs_of(trainer, cast(Distillation, pl_module))
+        inputs = TargetInputs(trainer, cast(StudentDistillation, pl_module))
         data.pool.leave_out(filter_pool(inputs, self.quantile))
 
         images, kept = len(inputs.indices), len(data.pool.targeted)

@@ -1,15 +1,17 @@
 """Similarity of unlabelled images to the classes, compared with that of labelled ones."""
 
+import csv
 from collections.abc import Collection
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdpl.data.reading import read_skip_list
+from kdpl.preparation import TargetInputs
 from kdpl.runtime.files import write_rows
-from kdpl.runtime.run_folder import LEFT_OUT_FILE
-from kdpl.targets.inputs import TargetInputs
+
+LEFT_OUT_FILE = "left_out.csv"
+"""Images that are left out, in a run's folder; written before the first step, read on resume."""
 
 _VIEWS = 4
 
@@ -35,7 +37,8 @@ def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
         below = np.flatnonzero(similarities < least)
         unlike = [(inputs.pool[inputs.indices[i]], similarities[i]) for i in below]
         inputs.on_first_process(lambda: write_rows(file, [("image", "similarity"), *unlike]))
-    return read_skip_list(file)
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        return {row["image"] for row in csv.DictReader(lines)}
 
 
 def _similarities(inputs: TargetInputs, features: Tensor) -> Tensor:

@@ -17,73 +17,13 @@ from kdpl.clip.families import MOST_LAYERS, require_modest
 from kdpl.clip.identity import Preprocessing
 from kdpl.clip.image import ImageTower
 from kdpl.clip.loading import build_image_tower
-from kdpl.clip.modules import Float32Module, Frozen, Trained
+from kdpl.clip.modules import Frozen, Trained
 from kdpl.clip.weights import mismatch
 from kdpl.errors import ArtifactError, reason
 from kdpl.prompts.method import PromptConfig
+from kdpl.prompts.projector import Projector
 from kdpl.prompts.vision import VisionPrompts
 from kdpl.runtime.artifacts import STRICT
-
-
-def _own(rows: Tensor) -> Tensor:
-    """This process's part of the rows of all."""
-    return rows.reshape(distributed.get_world_size(), -1, rows.shape[1])[distributed.get_rank()]
-
-
-class _AllRows(torch.autograd.Function):
-    """The rows of all processes, [B, D] to [W·B, D]; each process gets its rows' gradients."""
-
-    @staticmethod
-    def forward(_: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(_: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        # the sum: each process's loss is the mean over its own images, and their gradients are
-        # averaged afterwards by DistributedDataParallel
-        distributed.all_reduce(gradient)
-        return _own(gradient)
-
-
-class GlobalBatchNorm(nn.BatchNorm1d):
-    """Batch norm over all processes' images, as one process with the whole batch computes it.
-
-    All processes have equally many images. Unlike ``nn.SyncBatchNorm`` it works on the CPU as well.
-    Each process normalises all rows, which are few.
-    """
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Normalise this process's rows [B, D]."""
-        if not (self.training and distributed.is_available() and distributed.is_initialized()):
-            return super().forward(rows)
-        whole: Tensor = super().forward(_AllRows.apply(rows))  # type: ignore[no-untyped-call]  # torch has no types for it
-        return _own(whole)
-
-
-class Projector(Float32Module):
-    """Maps student to teacher embedding: Linear, BatchNorm, ReLU, Linear (PromptKD, section 3.3).
-
-    The published code writes it as 1×1 convolutions, which is the same function. It computes in
-    float32 always. The embeddings have the widths ``in_dim`` d and ``out_dim`` D.
-    """
-
-    def __init__(self, in_dim: int, out_dim: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(in_dim, out_dim, dtype=torch.float32),
-            GlobalBatchNorm(out_dim, dtype=torch.float32),
-            nn.ReLU(inplace=True),
-            nn.Linear(out_dim, out_dim, dtype=torch.float32),
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Project features [B, d] to [B, D], not normalised."""
-        with torch.autocast(features.device.type, enabled=False):
-            projected: Tensor = self.layers(features.float())
-        return projected
 
 
 @dataclass(frozen=True)

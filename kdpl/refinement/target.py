@@ -15,12 +15,11 @@ from kdpl.data.names import digest_names, digest_of
 from kdpl.data.parallel import progress_bar
 from kdpl.data.splits import Record
 from kdpl.errors import ArtifactError, ConfigError
+from kdpl.preparation import PreparedTarget, TargetInputs
 from kdpl.refinement.experts import Assigned, Evidence, assign
 from kdpl.refinement.pool_targets import POOL_TARGETS_FILE, Moved, PoolTargets
 from kdpl.refinement.refine import RefinementConfig
 from kdpl.runtime.messages import inform
-from kdpl.targets import Target
-from kdpl.targets.inputs import TargetInputs
 from kdpl.tasks import MULTI_CLASS, require_one_class
 
 _SHOWN = 60  # images that moved
@@ -28,7 +27,7 @@ _FLOOR = 1e-3  # of probability, spread over all classes: assignments are nearly
 
 
 @dataclass(eq=False)
-class Refined(RefinementConfig, Target):
+class Refined(RefinementConfig, PreparedTarget):
     """Mix of the teacher's prediction and assignment z, p ∝ teacher^(1−a) · z^a (docs/targets.md).
 
     The unlabelled images are assigned to classes before the first step: the teacher's predictions

@@ -14,8 +14,8 @@ from kdpl.data.domain import domain_of
 from kdpl.errors import reason
 from kdpl.report.accuracy import confusion_matrix
 from kdpl.report.logged import log_picture
+from kdpl.report.names import shorten
 from kdpl.report.pairs import Pair
-from kdpl.runtime.class_names import shorten
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.predictions import ImagePrediction, read_predictions, spread

@@ -1,4 +1,4 @@
-"""Names of classes: which are valid, and how long ones are shown."""
+"""Names of classes, and which are valid."""
 
 import unicodedata
 from typing import Annotated
@@ -49,16 +49,3 @@ ClassName = Annotated[str, AfterValidator(_valid)]
 
 ClassText = str | tuple[str, ...]
 """Text that the text tower reads for a class; of several texts, the features are averaged."""
-
-
-def shorten(name: str, length: int = 60) -> str:
-    """Fit a name into one line: no control characters, and an ellipsis at the end of a long one."""
-    line = " ".join(name[: 10 * length].split())
-    shown = "".join(
-        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c).startswith("C") else c for c in line
-    )
-    return (
-        shown
-        if len(shown) <= length and len(name) <= 10 * length
-        else shown[: length - 1].rstrip() + "…"
-    )

@@ -9,6 +9,8 @@ from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from importlib.util import find_spec
 from typing import Any, cast
 
+from kdpl.errors import ConfigError
+
 
 def plugins(group: str) -> dict[str, EntryPoint]:
     """Return the entry points of ``kdpl.GROUP`` by name, in the order of their names.
@@ -35,6 +37,13 @@ def load(group: str, name: str) -> Any:
 def load_all(group: str) -> dict[str, Any]:
     """Import all that the entry points of a group name, see ``load``."""
     return {name: load(group, name) for name in plugins(group)}
+
+
+def required(group: str, setting: str, room: str) -> Any:
+    """Import what a room names for a setting; a ConfigError if it was removed."""
+    for found in load_all(group).values():
+        return found
+    raise ConfigError(f"{setting} needs the room {room}, which was removed: leave it out")
 
 
 def paths(group: str) -> dict[str, str]:

@@ -19,8 +19,6 @@ CLASS_VECTORS_FILE = "class_vectors.safetensors"
 CLASSIFIER_FOLDER = "classifier"
 CLASSIFIER_FILES = ("classifier.json", "model.safetensors")
 CLASSIFIER_REMEDY = "give the classifier folder of a student's run"
-# written by a pool filter before the first step; read on resume
-LEFT_OUT_FILE = "left_out.csv"
 # locked while a command writes into the folder
 LOCK_FILE = ".lock"
 

@@ -1,1 +1,1 @@
-"""A look at all images before a fit: which cannot be used, and which are copies of test images."""
+"""Images that a fit leaves out: those of a list, those that cannot be used, and copies."""

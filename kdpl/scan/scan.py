@@ -8,14 +8,15 @@ from PIL.Image import Image
 
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.names import digest_names
-from kdpl.data.reading import Reading, leave_out
+from kdpl.data.reading import Reading
 from kdpl.data.sources import OwnImages, content_of, digest_of_content
 from kdpl.data.splits import Record, Splits
 from kdpl.scan.checked import Checked
+from kdpl.scan.skip_list import leave_out, without_listed
 
 
 class DecodeAll:
-    """The ``Scan`` of a dataset that decodes all of its images once, and remembers the result."""
+    """The ``Scan`` of a dataset, which decodes all images once and remembers the result."""
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
@@ -35,6 +36,11 @@ class DecodeAll:
             checked.require_none()
         if file and Checked.load(file) != checked:
             checked.save(file)
+
+    def without_listed(self, splits: Splits) -> Splits:
+        """Leave the images of ``skip_list`` out of a dataset as it was read."""
+        file = self._reading.skip_list
+        return splits if file is None else without_listed(splits, file)
 
     def usable(self, splits: Splits) -> Splits:
         """Leave images out that cannot be used, if ``bad_images`` is ``skip``."""
@@ -67,6 +73,8 @@ class DecodeAll:
 
     def _check(self, look: bool) -> Checked | None:
         """The remembered result for these images, or, to ``look`` at them, a new one; or None."""
+        if not self._reading.looks:
+            return None
         listed, file, measured = self._reading.listed, self._reading.file, self._measured
         if self._checked is None and file:
             known = Checked.load(file)

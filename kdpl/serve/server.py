@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import socket
-from collections.abc import Sequence
 from dataclasses import asdict
 from types import FrameType
 from typing import Any
@@ -66,7 +65,7 @@ def build(
         model_metadata={
             "kdpl": __version__,
             **classifier.card_facts(),
-            "rule": _rule_facts(api.rule, classifier.class_names),
+            "rule": _rule_facts(api.rule),
             "limits": {"max_images": limits.images, "max_waiting": limits.waiting},
         },
         restart_workers=True,
@@ -95,15 +94,11 @@ def build(
     return server
 
 
-def _rule_facts(rule: DecisionRule, names: Sequence[str]) -> dict[str, Any]:
-    """Return a rule's fields, with thresholds by class name; None: the class is always rejected."""
+def _rule_facts(rule: DecisionRule) -> dict[str, Any]:
+    """Return a rule's fields."""
     facts = asdict(rule)
     if facts.pop("naming") is not None:
         facts["naming"] = repr(rule.naming)
-    if rule.class_thresholds is not None:
-        least = [rule.class_threshold(label) for label in range(len(names))]
-        finite = (each if math.isfinite(each) else None for each in least)
-        facts["class_thresholds"] = dict(zip(names, finite, strict=True))
     return facts
 
 

@@ -5,10 +5,13 @@ indexed once, and a view is one read of an image's own bytes, or of the piece of
 ``kdpl/shards/pieces.py`` gives it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from itertools import groupby
+
+import numpy as np
 
 from kdpl.data.archives import Archives, Arranged
-from kdpl.data.names import Names, ShardImage
+from kdpl.data.names import Names, ShardImage, distinct
 from kdpl.errors import DataError, reason
 from kdpl.shards import remote
 from kdpl.shards.parquet import read_rows
@@ -24,12 +27,24 @@ class Shards(Archives):
         """Return whether a path or URL is that of a shard, by its ending."""
         return remote.is_shard(path)
 
-    def index(self, files: Sequence[str]) -> Mapping[str, Names]:
-        """Find the images of each of several different shards, see ``index_shards``."""
+    def unfold(self, files: Names) -> Names:
+        """Put the images of each shard in its place, see ``index_shards``."""
+        if not (shards := [file for file in files if self.is_one(file)]):
+            return files
         # imports torch, which takes seconds
         from kdpl.shards.index import index_shards
 
-        return index_shards(files)
+        images_of = index_shards(shards)
+        parts = list[Names]()
+        for in_shards, some in groupby(files, images_of.__contains__):
+            if in_shards:
+                parts += map(images_of.__getitem__, some)
+            else:
+                parts.append(Names.of(some))
+        images = Names.joined(parts)
+        listed = any(np.any(each.rows["offset"] == 0) for each in images_of.values())
+        # a shard may also list files, which may be there already
+        return distinct(images) if listed else images
 
     def read(self, file: str) -> Iterator[tuple[str, bytes | None, str | None]]:
         """Read a shard from beginning to end, see ``read_shard`` and ``read_rows``."""

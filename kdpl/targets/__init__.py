@@ -1,13 +1,13 @@
 """Targets of the student, behind ``Target``; rooms and packages bring further kinds."""
 
+from lightning.pytorch import Callback
 from torch import Tensor
 
 from kdpl.runtime import plugins
 from kdpl.runtime.configs import find_class
-from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.teachers import Teachers
 
-__all__ = ["Target", "TargetInputs", "Teachers", "build_target"]
+__all__ = ["Target", "Teachers", "build_target"]
 
 
 class Target:
@@ -16,8 +16,9 @@ class Target:
     A subclass is another target, and the arguments of its ``__init__`` are its settings.
     """
 
-    def prepare(self, inputs: TargetInputs) -> None:
-        """Set up what ``logits`` needs, once, before the first step of a fit; here nothing."""
+    def callbacks(self) -> list[Callback]:
+        """Return callbacks that set up what ``logits`` needs, before the first step; here none."""
+        return []
 
     @property
     def uses_teacher(self) -> bool:

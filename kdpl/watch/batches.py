@@ -133,8 +133,7 @@ def unknown_scores(classifier: Classifier, sample: ImageSample) -> Tensor:
 
 def rejected_of(sample: ImageSample, rule: DecisionRule) -> npt.NDArray[np.bool_]:
     """Return which images are rejected, bool [N]."""
-    pairs = zip(sample.scores.tolist(), sample.labels.tolist(), strict=True)
-    return np.array([rule.rejects(score, label) for score, label in pairs])
+    return sample.scores.double().numpy() < (rule.threshold or 0.0)
 
 
 def compare_with_limit(
@@ -230,7 +229,7 @@ def compare_batches(
         "summary": summary,
         "alarms": alarms,
         "false_alarms": false_alarms,
-        "threshold": rule.threshold,
+        "threshold": rule.threshold or 0.0,
         "unknown": None
         if limit is None
         else {

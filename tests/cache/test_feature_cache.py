@@ -16,7 +16,7 @@ from kdpl.cache import feature_filling
 from kdpl.cache.callback import manifest_for
 from kdpl.cache.feature_cache import FeatureCache, Manifest
 from kdpl.cache.feature_filling import Work, fill
-from kdpl.callbacks.student_checks import views_of
+from kdpl.cache.same_views import views_of
 from kdpl.data.augmentation import LightAffine, RandomResizedCrop
 from kdpl.data.decoding import PUBLISHED
 from kdpl.data.needs import Needs, TeacherDescription

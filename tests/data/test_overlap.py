@@ -281,6 +281,7 @@ def test_images_that_are_trusted_are_compared_by_their_paths_alone(pets, tmp_pat
         fitted(dataset("folder", pets, scan=False), tmp_path / "run")
 
 
+@pytest.mark.usefixtures("checked")
 def test_a_skip_list_settles_which_split_a_file_is_in(pets, tmp_path):
     (pets / "val/cat/9.png").symlink_to(pets / "test" / CAT)
     (tmp_path / "skip.txt").write_text(f"{pets}/val/cat/9.png\n")

@@ -3,7 +3,7 @@ import runs
 import world
 
 from kdpl import DomainDataModule
-from kdpl.errors import ConfigError, DataError
+from kdpl.errors import ConfigError
 
 
 @pytest.fixture
@@ -15,24 +15,6 @@ def pets(tmp_path):
 
 def in_pets(pets, **options):
     return DomainDataModule("folder", root=str(pets), num_workers=0, **options)
-
-
-def test_a_list_of_images_to_leave_out_may_be_of_two_kinds(pets, tmp_path):
-    dog = str(pets / "train/dog/5.png")
-    (tmp_path / "skip.txt").write_text(f"{dog}\nelsewhere.png\n")
-    (tmp_path / "skip.csv").write_text(f'path,reason\n"{dog}",blurred\n')
-    for file in tmp_path.glob("skip.*"):
-        assert len(in_pets(pets, skip_list=str(file)).splits.train) == 11
-
-
-@pytest.mark.parametrize(
-    ("name", "content"), [("gone.txt", None), ("x.json", "{}"), ("x.txt", "1.png")]
-)
-def test_a_list_that_does_not_fit_is_one_sentence(pets, tmp_path, name, content):
-    if content is not None:
-        (tmp_path / name).write_text(content)
-    with world.refused(DataError, "skip list"):
-        _ = in_pets(pets, skip_list=str(tmp_path / name)).splits
 
 
 def test_held_out_images_are_the_same_for_every_seed_and_none_beside_a_test_split(pets):
@@ -47,7 +29,9 @@ def test_held_out_images_are_the_same_for_every_seed_and_none_beside_a_test_spli
     assert len(in_pets(pets, held_out=0.25).splits.train) == 12
 
 
-@pytest.mark.parametrize("options", [{"scan": True}, {"bad_images": "skip"}])
+@pytest.mark.parametrize(
+    "options", [{"scan": True}, {"bad_images": "skip"}, {"skip_list": "x.txt"}]
+)
 def test_a_look_at_all_images_without_its_room_is_refused(options, pets, monkeypatch):
     monkeypatch.setattr("kdpl.runtime.plugins.load_all", lambda _: {})
     assert len(in_pets(pets).splits.train) == 12

@@ -12,6 +12,7 @@ from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.sampling import generator
 from kdpl.errors import ConfigError, DataError
 from kdpl.fidelity import Fidelity
+from kdpl.preparation import PreparedTarget
 from kdpl.targets import Target
 
 POOL = {"shots": 2, "unlabeled_share": 0.5}  # 20 labelled images, 350 unlabelled ones
@@ -235,7 +236,7 @@ def test_several_teachers_each_see_an_image_in_their_own_size(teacher_folder, tm
 def test_a_prepared_target_is_that_of_the_unseen_images_too(teacher_folder, tmp_path):
     """Its indices are the same whether images are held out or not, so that its file can be used again."""
 
-    class Moved(Target):
+    class Moved(PreparedTarget):
         def prepare(self, inputs):
             self.indices = inputs.indices.tolist()
             self.features = inputs.features(None, 1)

@@ -30,10 +30,10 @@ from kdpl.multilabel.local_views import (
     log_odds_of,
     summaries_of,
 )
+from kdpl.preparation import PreparedTarget
 from kdpl.runtime.artifacts import read_tensors
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
-from kdpl.targets import Target
 
 POOL = {"shots": 0, "unlabeled_share": 0.02}
 
@@ -211,7 +211,7 @@ def test_settings_out_of_range_are_refused(settings, match):
         LocalViews(**settings)
 
 
-class Looks(Target):
+class Looks(PreparedTarget):
     """Keeps the features of crops of the pool and of other images."""
 
     def prepare(self, inputs):

@@ -68,7 +68,7 @@ def test_labels_are_the_classes_at_or_above_their_thresholds():
         for labels, shown in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
     ]
     assert named == [[0, 2], [1, 2, 3]]
-    everything = DecisionRule(class_thresholds=[0.0] * 4)
+    everything = DecisionRule(threshold=0.0)
     assert len(task.decide(ranked.indices[0].tolist(), ranked.values[0].tolist(), everything)) == 4
 
 

@@ -3,7 +3,8 @@ import torch
 import world
 from plain import PlainProjector, normalized, relative_error
 
-from kdpl.prompts.student_encoder import Projector, StudentEncoder
+from kdpl.prompts.projector import Projector
+from kdpl.prompts.student_encoder import StudentEncoder
 
 FEATURES = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
 

@@ -11,6 +11,7 @@ from kdpl.data.sampling import (
     base_count,
     few_shot,
     generator,
+    held_out_of,
     hold_out,
     keep_apart,
     share_of,
@@ -165,9 +166,11 @@ def test_what_is_held_out_is_tested_on_and_nothing_else(labels, unlabeled, share
         assert number == len(before.unlabeled) - len(apart.unlabeled)
 
 
-def test_a_sample_of_several_labels_without_its_room_is_refused(monkeypatch):
+def test_a_draw_of_several_labels_or_groups_without_its_room_is_refused(monkeypatch):
     monkeypatch.setattr("kdpl.runtime.plugins.load_all", lambda _: {})
     images = [Record("a", (0, 1)), Record("b", ())]
     assert few_shot(images, [], None, None, seed=1)[0] == images
-    with pytest.raises(ConfigError, match="several labels takes the room multilabel, which was"):
+    with pytest.raises(ConfigError, match="several labels takes the room stratified, which was"):
         few_shot(images, [], 1, None, seed=1)
+    with pytest.raises(ConfigError, match=r"images of groups .* takes the room stratified"):
+        held_out_of([("a", 0), ("b", 0)], 0.5, {"a": "camera"})

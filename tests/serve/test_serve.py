@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-import math
 import re
 import shutil
 import signal
@@ -33,7 +32,6 @@ from kdpl.doubt.held_out import HeldOutScores
 from kdpl.serve.api import PATH, ClassifierApi
 from kdpl.serve.gate import Gate, Limits, Metrics
 from kdpl.serve.server import build, free_port
-from kdpl.tasks import DecisionRule
 
 DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
 PNG = {"content-type": "image/png"}
@@ -265,7 +263,7 @@ def test_the_pages_for_programs_describe_requests_answers_and_classes(client, su
     assert "422" not in operation["responses"]
     model = client.get("/info").json()["model"]
     assert model["names"] == list(Classifier.load(sure).class_names)
-    thresholds = {"threshold": 0.0, "set_threshold": None, "class_thresholds": None}
+    thresholds = {"threshold": None, "set_threshold": None}
     assert model["rule"] == {"temperature": 1.0, **thresholds, "scores": []}
 
 
@@ -276,19 +274,6 @@ def test_the_limits_are_shown_as_the_options_gave_them(sure):
     server = facts["server"]
     assert (server["timeout"], server["max_payload_size"]) == (40, 3 * 2**20)
     assert (server["devices"], server["workers_per_device"]) == (["cpu"], 1)
-
-
-def test_the_thresholds_of_classes_are_shown_by_name(sure):
-    loaded = Classifier.load(sure)
-    others = len(loaded.class_names) - 1
-    api = worker(sure, 1, DecisionRule(class_thresholds=[0.3, *[math.inf] * others]))
-    server = build(api, loaded, "cpu", 1, LIMITS)
-    server.workers_setup_status = {"predict_0": WorkerSetupStatus.READY}
-    rule = TestClient(server.app).get("/info").json()["model"]["rule"]
-    assert rule["class_thresholds"] == {
-        **dict.fromkeys(loaded.class_names),
-        loaded.class_names[0]: 0.3,
-    }
 
 
 def ask(*apps_and_bodies, limits):

@@ -2,37 +2,15 @@
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Protocol
 
-import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
 from kdpl.class_vectors import FrozenTeacher
-from kdpl.targets import Target, Teachers
+from kdpl.student import StudentDistillation
 
 
-class Distillation(Protocol):
-    """The part of the stage-2 module that concerns its teachers."""
-
-    teachers: Teachers
-    target: Target
-
-    @property
-    def device(self) -> torch.device:
-        """The device that it computes on."""
-        ...
-
-    def load_teachers(self) -> None:
-        """Load image tower and prompts of each teacher, unless that was done."""
-        ...
-
-    def apply_precision(self) -> None:
-        """Store the frozen weights in the trainer's precision."""
-        ...
-
-
-def load_teacher(trainer: Trainer, student: Distillation, number: int) -> FrozenTeacher:
+def load_teacher(trainer: Trainer, student: StudentDistillation, number: int) -> FrozenTeacher:
     """Load a teacher in the precision of the training, unless that was done.
 
     Of several teachers it is the one of this ``number``.
@@ -46,7 +24,7 @@ def load_teacher(trainer: Trainer, student: Distillation, number: int) -> Frozen
 
 
 def teacher_encoder(
-    trainer: Trainer, student: Distillation, number: int
+    trainer: Trainer, student: StudentDistillation, number: int
 ) -> Callable[[Tensor], Tensor]:
     """Return the encoder of ``load_teacher``, of images on the CPU; it loads on its first call."""
     load = cache(partial(load_teacher, trainer, student, number))

@@ -1,0 +1,109 @@
+"""Few-shot samples and held-out images, of several labels an image, or spread over groups."""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from operator import itemgetter
+
+from kdpl.data.sampling import are_sets, by_label
+from kdpl.data.splits import Record, labels_of
+
+
+def sample(
+    records: Sequence[Record], shots: int, stream: random.Random, groups: Mapping[str, str]
+) -> list[Record]:
+    """Draw ``shots`` images a class.
+
+    Images with several labels are drawn as ``sample_sets`` does, and groups do not count. Otherwise
+    a second image of a group of a class is drawn only if there is no other group, and so on.
+    """
+    if are_sets(records):
+        return sample_sets(records, shots, stream)
+    return [
+        record
+        for items in by_label(records)
+        for record in (_spread(items, shots, stream, groups) if len(items) >= shots else items)
+    ]
+
+
+def sample_sets(records: Sequence[Record], shots: int, stream: random.Random) -> list[Record]:
+    """Draw images with several labels: of each class ``shots`` that have it, as many that lack it.
+
+    The classes come by label, and each draws only what the images drawn before leave to be wanted,
+    so that no image is drawn twice. A class of fewer images gives all that it has.
+    """
+    having = _images_of_classes(records)
+    drawn: dict[int, None] = {}
+
+    def draw(candidates: Iterable[int], wanted: int) -> None:
+        left = [image for image in candidates if image not in drawn]
+        drawn.update(dict.fromkeys(stream.sample(left, min(wanted, len(left)))))
+
+    for images in having.values():
+        known = sum(image in images for image in drawn)
+        if known < shots:
+            draw(images, shots - known)
+        lacking = sum(image not in images for image in drawn)
+        if lacking < shots:
+            draw((i for i in range(len(records)) if i not in images), shots - lacking)
+    return [records[image] for image in drawn]
+
+
+def hold_out(
+    images: Sequence[tuple[str, Hashable]], share: float, groups: Mapping[str, str], least: int
+) -> set[str]:
+    """Draw a share of the groups of each class, whole, see ``kdpl.data.sampling.held_out_of``.
+
+    Of a class whose groups are needed for others, none may be drawn. Images with several labels are
+    drawn in the same way, of the rarest class first (Sechidis et al., "On the stratification of
+    multi-label data", ECML 2011).
+    """
+    stream = random.Random(0)  # noqa: S311
+    classes_of: defaultdict[str, dict[Hashable, None]] = defaultdict(dict)
+    counts = Counter[Hashable]()
+    for source, label in images:
+        # images of none of the classes are drawn as if that were a class
+        own = (label or (None,)) if isinstance(label, tuple) else (label,)
+        classes_of[groups.get(source, source)].update(dict.fromkeys(own))
+        counts.update(own)
+
+    total = Counter(label for own in classes_of.values() for label in own)
+    staying = Counter({label: n for label, n in total.items() if counts[label] >= least})
+    held_out, done = set[str](), set[Hashable]()
+    for label in sorted(staying, key=total.__getitem__):
+        having = [group for group, own in classes_of.items() if label in own]
+        wanted = max(1, round(share * len(having))) - len(held_out.intersection(having))
+        # first those without a class of which the share was drawn
+        drawn = stream.sample(having, len(having))
+        for group in sorted(drawn, key=lambda group: not done.isdisjoint(classes_of[group])):
+            classes = classes_of[group]
+            # a group of each class stays, and all of the classes that are too small
+            if wanted > 0 and group not in held_out and all(staying[each] > 1 for each in classes):
+                held_out.add(group)
+                staying.subtract(classes.keys())
+                wanted -= 1
+        done.add(label)
+    return {source for source, _ in images if groups.get(source, source) in held_out}
+
+
+def _spread(
+    items: Sequence[Record], number: int, stream: random.Random, groups: Mapping[str, str]
+) -> list[Record]:
+    if not any(record.source in groups for record in items):
+        return stream.sample(items, number)
+    seen, ranked = Counter[str](), list[tuple[int, Record]]()
+    for record in stream.sample(items, len(items)):
+        group = groups.get(record.source, record.source)
+        seen[group] += 1
+        ranked.append((seen[group], record))
+    # the first of each group, then the second of each, and so on
+    return [record for _, record in sorted(ranked, key=itemgetter(0))[:number]]
+
+
+def _images_of_classes(records: Sequence[Record]) -> dict[int, dict[int, None]]:
+    """The positions of the images that have a class, by label, rising."""
+    having: defaultdict[int, dict[int, None]] = defaultdict(dict)
+    for image, record in enumerate(records):
+        for label in labels_of(record):
+            having[label][image] = None
+    return dict(sorted(having.items()))
