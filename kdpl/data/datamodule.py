@@ -226,6 +226,8 @@ class DomainDataModule(LightningDataModule):
 
     def all_training_images(self) -> Sequence[str]:
         """All images of the split that the trainer's module asks for, also those left out later."""
+        if not self._trains:
+            return ()
         if self._needs.split == "labeled":
             return [record.source for record in self.labels.training()]
         return self.pool.images
