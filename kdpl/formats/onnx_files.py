@@ -31,7 +31,7 @@ def write_int8_onnx(
     little time computes in float32, since it would add as much to the errors as the rest: products
     within attention, and with weights in 16 bits the first convolution and products of one row for
     each image, such as those of the last block and the projector. The product with the class
-    vectors, the label head and the score of being none of the classes have float32 weights too: the
+    vectors and the score of being none of the classes have float32 weights too: the
     logit scale would multiply their rounding errors.
     """
     import onnx
@@ -128,8 +128,7 @@ def write_half_onnx(
 
     Everything else computes in float32.
 
-    That is what autocast does. The product with the class vectors, and the label head, stay in
-    float32.
+    That is what autocast does. The product with the class vectors stays in float32.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
