@@ -113,6 +113,9 @@ class ClassifyingModule(LightningModule, ABC):
 
         The frozen weights are stored in the trainer's precision.
         """
+        if self.trainer.strategy.root_device.type == "cpu":
+            # before callbacks look at images, as those that prepare a target do
+            keep_freed_memory()
         domain = self.domain
         self.task = build_task(domain.task)
         self.task.require_classes(domain.class_names)
@@ -130,8 +133,6 @@ class ClassifyingModule(LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Begin the scores of classes."""
-        if self.device.type == "cpu":
-            keep_freed_memory()
         if self.scores is not None:
             self.scores.begin(self)
 

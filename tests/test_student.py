@@ -4,6 +4,7 @@ import plain
 import pytest
 import torch
 import world
+from lightning.pytorch.callbacks import LambdaCallback
 from plain import PlainProjector, normalized, relative_error
 from world import make_student
 
@@ -357,3 +358,16 @@ def test_a_pool_filter_without_its_room_is_refused(teacher_folder, tmp_path, mon
     student.pool_filter = 0.05
     monkeypatch.setattr("kdpl.runtime.plugins.load_all", lambda _: {})
     refuse(student, tmp_path, ConfigError, "pool_filter needs the room pool_filter, which was")
+
+
+def test_freed_memory_is_kept_before_the_target_is_prepared(teacher_folder, tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr("kdpl.classification.keep_freed_memory", lambda: done.append("kept"))
+
+    class Prepared(Target):
+        def callbacks(self):
+            return [LambdaCallback(on_fit_start=lambda *_: done.append("prepared"))]
+
+    student = make_student(teacher_folder, target=Prepared())
+    world.fit(student, tmp_path, domain=world.digits(50), limit_train_batches=1)
+    assert done == ["kept", "prepared"]
