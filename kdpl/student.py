@@ -207,6 +207,11 @@ class StudentDistillation(ClassifyingModule):
         return self.scored(self.head.module(features, self.logit_scale))
 
     @property
+    def loss_weight(self) -> float:
+        """The weight λ of the distance."""
+        return self.loss.weight
+
+    @property
     def needs(self) -> Needs:
         """Unlabelled images, and their views for teachers that run in training steps.
 

@@ -88,3 +88,10 @@ def test_the_published_choice_of_an_epoch_is_refused(table, tmp_path):
     choice = pytest.importorskip("kdpl.benchmark.choice")
     with world.refused(ConfigError, "BestOnBaseTest is defined for images of one class each"):
         fit(table, tmp_path, choice.BestOnBaseTest())
+
+
+def test_scores_do_not_diverge_under_sgd_with_the_published_weight(table, tmp_path):
+    fit(table, tmp_path / "teacher")
+    student = world.make_student(tmp_path / "teacher", kd_weight=1000)
+    world.fit(student, tmp_path / "student", epochs=5, domain=pages(table))
+    assert student.scores.log_scale.abs().max() < 0.5
