@@ -15,18 +15,20 @@ class Throughput(Callback):
     Both go to the progress bar and the loggers. ``train/data_wait`` is the share of the time
     between the end of a step and the arrival of the next batch. Near 0 the device is busy; near 1
     it waits, and more ``data.init_args.num_workers`` or a faster disk help. The first step of each
-    epoch, which starts workers and fills caches, is not counted.
+    epoch, or after it was resumed, which starts workers and fills caches, is not counted.
     """
 
     def __init__(self) -> None:
         self._start = self._end = self._waited = 0.0
-        self._images = 0
+        self._images = self._steps = 0
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Add the time since the end of the step before."""
-        if batch_idx > 1:
+        if batch_idx == 0:
+            self._steps = 0
+        if self._steps > 1:
             self._waited += time.perf_counter() - self._end
 
     def on_train_batch_end(
@@ -39,7 +41,8 @@ class Throughput(Callback):
     ) -> None:
         """Count the batch and log the rates of this epoch so far."""
         self._end = time.perf_counter()
-        if batch_idx == 0:
+        self._steps += 1
+        if self._steps == 1:
             self._start, self._waited, self._images = self._end, 0.0, 0
             return
         self._images += len(batch.images) * trainer.world_size
