@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from kdpl.clip import ImageClip, store_frozen
+from kdpl.clip.weights import mismatch
 from kdpl.data.batches import EvaluationBatch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
 from kdpl.data.needs import Needs
 from kdpl.data.tasks import build_task
-from kdpl.errors import WeightsError
+from kdpl.errors import ConfigError, WeightsError
 from kdpl.metrics import test_key, train_key, val_key
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.runtime import plugins
@@ -177,11 +178,21 @@ class ClassifyingModule(LightningModule, ABC):
         checkpoint[_CLIP_KEY] = self.clip_fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise a WeightsError for a checkpoint made with other weights of the CLIP."""
+        """Refuse a checkpoint that does not fit.
+
+        Raises:
+            WeightsError: It was made with other weights of the CLIP.
+            ConfigError: It has other parameters.
+        """
         if checkpoint.get(_CLIP_KEY) != self.clip_fingerprint:
             raise WeightsError(
                 f"the checkpoint was made with other weights than {self.clip.pretrained!r} of "
                 f"{self.clip.model}: use the clip settings of its run"
+            )
+        problem = mismatch(self.state_dict(), checkpoint["state_dict"])
+        if problem is not None:
+            raise ConfigError(
+                f"the checkpoint does not fit the settings ({problem}): use those of its run"
             )
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> EvalOutput:

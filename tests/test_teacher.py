@@ -414,3 +414,11 @@ def test_a_run_is_not_resumed_with_another_text_tower(tmp_path):
     other.text_fingerprint = "0" * 32
     with world.refused(WeightsError, "made with other weights than 'noise' of test-teacher"):
         world.fit(other, tmp_path, 2, ckpt_path=tmp_path / "epoch=0.ckpt")
+
+
+def test_a_run_is_not_resumed_with_other_sizes(tmp_path):
+    world.fit(make_teacher(**IVLP), tmp_path, save=True)
+    other = make_teacher(**IVLP, vision_prompts=PromptConfig(2, 1))
+    match = r"does not fit the settings \(tensor 'prompts.vision_prompts.tokens' has shape"
+    with world.refused(ConfigError, match):
+        world.fit(other, tmp_path, 2, ckpt_path=tmp_path / "epoch=0.ckpt")
