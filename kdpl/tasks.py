@@ -78,7 +78,7 @@ class ClassScores(nn.Module, ABC):
 
     @abstractmethod
     def centered(self, logits: Tensor) -> Tensor:
-        """Return the same as before anything was learned."""
+        """Return the logits of the task before anything was learned: of zero-shot predictions."""
 
     @abstractmethod
     def values(self) -> tuple[Tensor, Tensor]:

@@ -84,7 +84,7 @@ class TeacherPromptTuning(ClassifyingModule):
             with ``regularizers`` and ``averaging``, and IVLP without them; ``coupled``, which
             learns linear maps from the text prompts to the visual ones (MaPLe, arXiv 2210.03117);
             or your own ``kdpl.prompts.PromptMethod`` with its ``class_path`` and ``init_args``. A
-            name alone has the defaults of the method's settings.
+            short name has the defaults of the method's settings.
         regularizers: Weights of the regularisers.
         averaging: Gaussian prompt averaging; None keeps the last epoch's prompts.
         optim: Optimiser and schedule.
@@ -136,7 +136,8 @@ class TeacherPromptTuning(ClassifyingModule):
 
         # what is trained
         make_prompts = prompt_method(method) if isinstance(method, str) else method
-        # a PromptMethod; its name is in the keys of checkpoints
+        # a PromptMethod; keys of checkpoints begin with "prompts". Which one it is, and its
+        # settings, are in config.yaml
         self.prompts = make_prompts(vision_prompts, text_prompts, context, loaded)
         if context is None and self.prompts.text_is_fixed:
             raise ConfigError(

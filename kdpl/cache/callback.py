@@ -131,6 +131,9 @@ def manifest_for(
 class FillTeacherCache(Callback):
     """Computes what the teacher cache lacks, on all processes together, before the first epoch.
 
+    A teacher that was loaded for this stays on the device; a rerun with the complete cache does
+    without it.
+
     Args:
         views: Views of each image; None: only if ``data.init_args.fill_teacher_cache`` asks for it,
             with those that the cache has, or as many as there are epochs.

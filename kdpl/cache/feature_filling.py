@@ -57,7 +57,7 @@ def fill(folder: Path, needed: Manifest, work: Work, same: Collection[str] = ())
     """
     _make(folder, needed)
     manifest = Manifest.load(folder, needed, same)
-    first = work.rank == 0
+    first = work.rank == 0  # locks for all, which wait for it at the end
     try:
         with FileLock(folder / ".lock").acquire(timeout=0) if first else contextlib.nullcontext():
             # by their places among all, whatever the others have finished by now

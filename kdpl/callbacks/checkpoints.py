@@ -2,13 +2,21 @@
 
 A checkpoint holds all parameters and persistent buffers that no ``kdpl.clip.Frozen`` carries,
 optimiser and progress, the state of callbacks, and what modules and callbacks add in
-``on_save_checkpoint``: fingerprints of CLIP and teachers, and the views; with 16-mixed also the
-gradient scaler. The states of metrics are left out, and so are those of random generators: orders
-and views depend on seed, epoch and image alone.
+``on_save_checkpoint``; with 16-mixed also the gradient scaler. The states of metrics are left out,
+and so are those of random generators: orders and views depend on seed, epoch and image alone.
 
-Beside the checkpoint, a resumed run reads from its folder ``config.yaml``, the look at all images,
-what a pool filter left out, and prepared targets. Of the callbacks' states those of ``SameSteps``
-and ``GaussianPromptAveraging`` matter; Lightning's own are for information.
+- A teacher's parameters are ``prompts.*``, named as in ``prompts.safetensors``; a student's
+  ``encoder.prompts.tokens``, ``encoder.projector.layers.*`` and, with ``fine_tune``,
+  ``encoder.tower.module.visual.*``; of several labels also ``scores.*``.
+- Added are fingerprints of the CLIP (``kdpl_clip``) and of a student's teachers (``kdpl_teacher``,
+  ``kdpl_more_teachers``), and what rooms compare (``kdpl_views``, ``kdpl_holds_out``). A student's
+  own text tower (``text_features: student``) has none: settings name it.
+- Callbacks with a state: ``SameSteps``, ``GaussianPromptAveraging``, and those that a config adds,
+  such as ``EarlyStopping``; that of ``RunCheckpoint`` is for information.
+
+A resumed run compares ``config.yaml`` and writes it anew. It also reads, from its folder, the look
+at all images, what a pool filter left out, and prepared targets; outside of it the CLIP's weights
+and the teachers' folders.
 
 A fit begins in this order:
 
@@ -16,8 +24,8 @@ A fit begins in this order:
 2. ``setup`` of the callbacks, which may hold images out, and of the module, which loads teachers
 3. weights and callbacks' states from the checkpoint, with the refusals of ``on_load_checkpoint``
 4. DistributedDataParallel, optimiser and schedule
-5. ``on_fit_start`` of the callbacks, which fill a cache, compare its views, leave images out
-   and prepare targets, in this order, and of the module
+5. ``on_fit_start`` of the callbacks, which fill a cache, leave images out, prepare targets
+   and compare views, in this order, and of the module
 6. optimiser and progress from the checkpoint, and then the training loader
 
 A resumed run ends with the same weights, bit for bit, in float32 on the CPU with as many processes,
@@ -72,7 +80,8 @@ class SameSteps(Callback):
 
     The number is that of all processes together. Learning rate and schedule fit it, and in either
     case an interrupted epoch would see some images twice or not at all. The checkpoint holds the
-    number, and a digest of the images.
+    number, and a digest of the images. Accumulated batches do not count: their number is a setting
+    that may not change.
     """
 
     def __init__(self) -> None:

@@ -18,7 +18,10 @@ from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMP
 
 
 class Handover(Callback):
-    """Base of callbacks that write a result at the planned end of a fit, not on interruption."""
+    """Base of callbacks that write a result at the planned end of a fit, not on interruption.
+
+    The last checkpoint is written by then, so that a kill in between costs no training.
+    """
 
     def __init__(self) -> None:
         self._written = False
@@ -99,8 +102,9 @@ class FreezeClassVectors(Handover):
 class SaveClassifier(Handover):
     """Copies the class vectors into the run's folder, and writes the classifier after stage 2.
 
-    The copy is the first teacher's file as it was; what a student has of its own, with
-    ``text_features: student`` or several labels, is in its checkpoint and its classifier alone.
+    The copy is the first teacher's file as it was. With ``text_features: student`` the classifier
+    alone has the student's own class vectors; scales and biases of several labels are in the
+    checkpoint as well.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,8 @@
-"""The folder of a classifier: classifier.json, model.safetensors and files of scores."""
+"""The folder of a classifier: classifier.json, model.safetensors and files of scores.
+
+The weights are the whole image tower, so that nothing else is needed. Only the files of scores hold
+a digest of them.
+"""
 
 import json
 import operator

@@ -51,7 +51,10 @@ _REFINED = "refined"  # a target that a room brings
 
 @dataclass(frozen=True)
 class _Step:
-    """A stage's fit, a test or a search; its result exists once it is done."""
+    """A stage's fit, a test or a search; its result exists once it is done.
+
+    ``fit`` itself asks for all that it hands over, see ``handed_over``.
+    """
 
     title: str
     command: Literal["fit", "test", "search"]

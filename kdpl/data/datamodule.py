@@ -402,7 +402,8 @@ class DomainDataModule(LightningDataModule):
 
     def _batches_done(self) -> int:
         # Lightning sets ``ready`` to 0 when an epoch starts. On resume it is the number of batches
-        # that were done when the checkpoint was saved, and it is read after that, see LazyLoader
+        # that were done when the checkpoint was saved, and it is read after that, see LazyLoader;
+        # ``completed`` is one less, as checkpoints are saved before a batch counts as completed
         return (
             int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
             if self.trainer

@@ -40,7 +40,7 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
 
     Attributes:
         start: Images of this process that the next iteration leaves out, after an interrupted
-            epoch.
+            epoch. ``len()`` stays: the trainer adds the batches that were done.
     """
 
     def __init__(

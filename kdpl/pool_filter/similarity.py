@@ -26,7 +26,7 @@ def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
     (measured in docs/own_data.md).
 
     The images are listed in ``left_out.csv`` in the run's folder, from which a resumed fit reads
-    them.
+    them without a check; a new fit writes it again.
     """
     file = inputs.folder / LEFT_OUT_FILE
     if not inputs.resumes or not file.is_file():

@@ -44,15 +44,21 @@ class PromptMethod(Float32Module):
     """A way of prompting: what is trained, and how images and class names are encoded with it.
 
     This class trains nothing: it encodes as the frozen CLIP does. A subclass overrides what it does
-    differently, and makes its parameters in ``__init__``; they stay in float32, and are made in it
-    by an explicit ``dtype`` where another could be the default (``bf16-true``). Each gets a
+    differently, and makes its parameters in ``__init__``; they stay in float32. Each gets a
     gradient in every step, or has ``requires_grad`` False, as DistributedDataParallel needs it.
 
+    It keeps neither ``clip`` nor a tower, which each call passes: as its child, a tower would be
+    part of checkpoints, optimiser and prompts file.
+
     The four common arguments come first, in this order. Further arguments of ``__init__`` are the
-    method's settings, by their names, each of which it keeps in an attribute of that name.
+    method's settings, by their names, each of which it keeps in an attribute of that name. A
+    subclass of a method with settings repeats these, as what ``**kwargs`` pass on is not saved.
 
     Features may be wider than embed_dim if those of images and texts are equally wide; class
-    vectors and projector follow, and the regularisers ``text`` and ``image`` have to be 0.
+    vectors and projector follow, and the regularisers ``text`` and ``image`` have to be 0, or
+    the first step fails.
+
+    CONTRIBUTING.md has an example with two settings; published ones are in ``kdpl/methods/``.
 
     Args:
         vision: Size of the visual prompts.
@@ -136,6 +142,8 @@ class PromptMethod(Float32Module):
     def settings(self) -> dict[str, Any]:
         """Return the settings that a subclass has beside the arguments of this class, by name.
 
+        Stage 2 passes them to ``__init__`` as JSON reads them back; an attribute may hold what a
+        None was resolved to.
         A ConfigError if the subclass keeps one in no attribute of its name, or it is not JSON.
         """
         variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
@@ -157,7 +165,7 @@ class PromptMethod(Float32Module):
     def saved(self) -> dict[str, Tensor]:
         """Copies of the tensors that ``restore`` needs, float32; by default the state dict.
 
-        None at all stands for an untuned teacher.
+        An empty dict stands for an untuned teacher, which prepared targets ask for.
         """
         return {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
 
