@@ -101,11 +101,6 @@ class ClassifyingModule(LightningModule, ABC):
         return domain_of(self.trainer)
 
     @property
-    def loss_weight(self) -> float:
-        """The factor on the whole loss: 1."""
-        return 1.0
-
-    @property
     @abstractmethod
     def needs(self) -> Needs:
         """The images that it trains on and is evaluated on."""
@@ -169,8 +164,6 @@ class ClassifyingModule(LightningModule, ABC):
             self.trainer.max_epochs,
             # asked for later: it makes the training loader, before the images are chosen
             lambda: self.trainer.estimated_stepping_batches,
-            scores=() if self.scores is None else self.scores.parameters(),
-            loss_weight=self.loss_weight,
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -63,8 +63,6 @@ def build_optimizer(
     config: OptimConfig,
     epochs: int | None,
     steps: Callable[[], float] | None = None,
-    scores: Iterable[Parameter] = (),
-    loss_weight: float = 1.0,
 ) -> OptimizerLRSchedulerConfig:
     """Build the optimiser over those parameters that require gradients, and its schedule.
 
@@ -74,9 +72,6 @@ def build_optimizer(
         epochs: Epochs of the training.
         steps: Returns the steps of the training, which ``warmup_steps`` needs; called after the
             warm-up.
-        scores: Those of them that are scales and biases of classes. SGD takes their steps as if the
-            loss had no weight; at a weight of 1000, they diverge.
-        loss_weight: The loss's weight.
 
     Raises:
         ConfigError: The number of epochs is unknown, or a learning rate is out of range.
@@ -90,26 +85,18 @@ def build_optimizer(
             f"optim.lr is {config.lr}, optim.warmup_lr {config.warmup_lr} and optim.warmup_steps "
             f"{config.warmup_steps}: lr must be above 0, the others 0 or more"
         )
-    trained = [p for p in parameters if p.requires_grad]
-    slow: set[int] = set()
-    if config.optimizer == "sgd" and loss_weight != 1:
-        slow = {id(p) for p in scores}
-    others = [p for p in trained if id(p) not in slow]
-    groups: list[dict[str, Any]] = [{"params": others}]
+    trained: list[Any] = [p for p in parameters if p.requires_grad]
     if not config.decay_vectors:
-        matrices = [p for p in others if p.ndim >= 2]
-        vectors = [p for p in others if p.ndim < 2]
-        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    if slow:
-        own = [p for p in trained if id(p) in slow]
-        groups.append({"params": own, "lr": config.lr / loss_weight, "weight_decay": 0.0})
+        matrices = [p for p in trained if p.ndim >= 2]
+        vectors = [p for p in trained if p.ndim < 2]
+        trained = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     optimizer: Optimizer
     if config.optimizer == "sgd":
         optimizer = SGD(
-            groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+            trained, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
     else:
-        optimizer = AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+        optimizer = AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
     warmup = config.warmup_steps
 
     def factor(at: int) -> float:

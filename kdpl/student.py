@@ -3,7 +3,7 @@
 The paper's ablations are settings of the same module; see configs/student/.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -138,7 +138,14 @@ class StudentDistillation(ClassifyingModule):
             self.teachers.read()
             if self.domain.teacher_cache is None:
                 self.load_teachers()
+        is_first = self.scores is None
         super().setup(stage)
+        if is_first and self.scores is not None:
+            # they learn as if the loss had no weight: at the published one, SGD would let them
+            # diverge
+            learned: Iterable[Any] = self.scores.parameters()
+            for parameter in learned:
+                parameter.register_hook(lambda gradient: gradient / self.loss.weight)
         if self.task.per_class and self.loss.kind != "kl":
             raise ConfigError(
                 f"loss.kind {self.loss.kind} compares features, and teaches no scale and bias of "
@@ -205,11 +212,6 @@ class StudentDistillation(ClassifyingModule):
     def logits(self, features: Tensor) -> Tensor:
         """Return logits [B, C] of features [B, D], with ``logit_scale``."""
         return self.scored(self.head.module(features, self.logit_scale))
-
-    @property
-    def loss_weight(self) -> float:
-        """The weight λ of the distance."""
-        return self.loss.weight
 
     @property
     def needs(self) -> Needs:

@@ -49,32 +49,6 @@ def test_a_fit_steps_the_schedule_once_an_epoch_and_sgd_is_the_plain_one(tmp_pat
         assert expected[epoch] == pytest.approx(rate, rel=1e-4)
 
 
-@pytest.mark.parametrize("decay_vectors", [True, False])
-def test_sgd_takes_steps_of_scores_as_if_the_loss_had_no_weight(decay_vectors):
-    matrix, scale = (nn.Parameter(torch.ones(*size)) for size in ((2, 2), (2,)))
-    before = scale.detach().clone()
-    config = OptimConfig(lr=0.1, decay_vectors=decay_vectors)
-    built = build_optimizer([matrix, scale], config, 10, scores=[scale], loss_weight=1000)
-    optimizer = built["optimizer"]
-    for _ in range(2):  # the first epoch is of the warm-up's rate
-        optimizer.step()
-        built["lr_scheduler"]["scheduler"].step()
-    rate = plain.learning_rate(2, 10, 0.1)
-    (1000 * (3 * scale.sum() + 2 * matrix.sum())).backward()
-    optimizer.step()
-    torch.testing.assert_close(before - scale.detach(), torch.full((2,), 3 * rate))
-    torch.testing.assert_close(
-        1 - matrix.detach(), torch.full((2, 2), rate * (2000 + config.weight_decay))
-    )
-
-
-def test_without_a_weight_or_with_adamw_scores_are_as_all_parameters():
-    scale = nn.Parameter(torch.ones(2))
-    for config, weight in ((OptimConfig(), 1), (OptimConfig(optimizer="adamw"), 1000)):
-        built = build_optimizer([scale], config, 10, scores=[scale], loss_weight=weight)
-        assert len(built["optimizer"].param_groups) == 1
-
-
 def test_adamw_has_the_same_schedule_and_sees_trained_parameters_alone():
     module = Quadratic(OptimConfig())
     config = OptimConfig(optimizer="adamw", lr=0.001, weight_decay=0.01)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import world
+from lightning.pytorch import Callback
 
 from kdpl.clip import ClipConfig
 from kdpl.data.datamodule import DomainDataModule
@@ -95,3 +96,24 @@ def test_scores_do_not_diverge_under_sgd_with_the_published_weight(table, tmp_pa
     student = world.make_student(tmp_path / "teacher", kd_weight=1000)
     world.fit(student, tmp_path / "student", epochs=5, domain=pages(table))
     assert student.scores.log_scale.abs().max() < 0.5
+
+
+def test_scores_learn_as_if_the_loss_had_no_weight(table, tmp_path):
+    fit(table, tmp_path / "teacher")
+    gradients = []
+    for weight in (1, 1000):
+        student = world.make_student(tmp_path / "teacher", kd_weight=weight)
+        keep = lambda s: [p.grad.clone() for p in s.scores.parameters()]  # noqa: E731
+        kept = []
+        step = Callback()
+        step.on_before_optimizer_step = lambda _, s, __, keep=keep, kept=kept: kept.append(keep(s))
+        world.fit(
+            student,
+            tmp_path / f"{weight}",
+            callbacks=[step],
+            domain=pages(table),
+            limit_train_batches=1,
+        )
+        gradients.append(kept[0])
+    for once, weighted in zip(*gradients, strict=True):
+        torch.testing.assert_close(weighted, once)
