@@ -5,12 +5,13 @@ optimiser and progress, the state of callbacks, and what modules and callbacks a
 ``on_save_checkpoint``; with 16-mixed also the gradient scaler. The states of metrics are left out,
 and so are those of random generators: orders and views depend on seed, epoch and image alone.
 
-- A teacher's parameters are ``prompts.*``, named as in ``prompts.safetensors``; a student's
-  ``encoder.prompts.tokens``, ``encoder.projector.layers.*`` and, with ``fine_tune``,
-  ``encoder.tower.module.visual.*``; of several labels also ``scores.*``.
+- A teacher's parameters are ``prompts.*``, named as in ``prompts.safetensors`` unless the method
+  overrides ``saved``; a student's ``encoder.prompts.tokens``, ``encoder.projector.layers.*`` and,
+  with ``fine_tune``, ``encoder.tower.module.visual.*``; of several labels also ``scores.*``.
 - Added are fingerprints of the CLIP (``kdpl_clip``) and of a student's teachers (``kdpl_teacher``,
   ``kdpl_more_teachers``), and what rooms compare (``kdpl_views``, ``kdpl_holds_out``). A student's
-  own text tower (``text_features: student``) has none: settings name it.
+  own text tower (``text_features: student``) has none: settings name it. Values of class vectors
+  are not compared either; they are read anew from the teacher's folder.
 - Callbacks with a state: ``SameSteps``, ``GaussianPromptAveraging``, and those that a config adds,
   such as ``EarlyStopping``; that of ``RunCheckpoint`` is for information.
 
@@ -21,6 +22,7 @@ and the teachers' folders.
 A fit begins in this order:
 
 1. datamodule: ``prepare_data`` on the first process, then ``setup``, which opens a teacher cache
+   unless it is to be filled
 2. ``setup`` of the callbacks, which may hold images out, and of the module, which loads teachers
 3. weights and callbacks' states from the checkpoint, with the refusals of ``on_load_checkpoint``
 4. DistributedDataParallel, optimiser and schedule
@@ -28,8 +30,10 @@ A fit begins in this order:
    and compare views, in this order, and of the module
 6. optimiser and progress from the checkpoint, and then the training loader
 
-A resumed run ends with the same weights, bit for bit, in float32 on the CPU with as many processes,
-if the network has no random layers of its own, such as dropout.
+A resumed run ends with the same weights, bit for bit, in float32 on the CPU with as many processes
+and threads and the same packages, if the network is not compiled and has no random layers of its
+own, such as dropout. A test restores weights as well, and compares the fingerprints and the shapes
+alone.
 """
 
 import io
@@ -66,12 +70,13 @@ class RunCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Save between two steps of an epoch.
+        """Save between two steps of an epoch, and not between batches that are accumulated.
 
-        Not after its last step: Lightning resumes such a checkpoint in the next epoch, without the
-        validation of this one. The checkpoint of the epoch's end follows at once.
+        Not after its last step either: Lightning resumes such a checkpoint in the next epoch,
+        without the validation of this one. The checkpoint of the epoch's end follows at once.
         """
-        if not trainer.is_last_batch:
+        accumulates = (args[-1] + 1) % trainer.accumulate_grad_batches > 0
+        if not accumulates and not trainer.is_last_batch:
             super().on_train_batch_end(trainer, *args)
 
 
@@ -80,8 +85,8 @@ class SameSteps(Callback):
 
     The number is that of all processes together. Learning rate and schedule fit it, and in either
     case an interrupted epoch would see some images twice or not at all. The checkpoint holds the
-    number, and a digest of the images. Accumulated batches do not count: their number is a setting
-    that may not change.
+    number, and a digest of the images' paths below their common folder. Accumulated batches do not
+    count: their number is a setting that may not change.
     """
 
     def __init__(self) -> None:
@@ -138,7 +143,10 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def require_intact(file: Path) -> None:
-    """Raise a ConfigError for a missing checkpoint, an ArtifactError for a damaged or other one."""
+    """Raise a ConfigError for a missing checkpoint, an ArtifactError for a damaged or other one.
+
+    Damage is what torch.load notices: a file that was cut off, or is of another kind.
+    """
     if not file.is_file():
         raise ConfigError(
             f"checkpoint {file} does not exist: give the file of a run's checkpoint as --ckpt_path"

@@ -102,6 +102,26 @@ def interrupted(tmp_path):
     return tmp_path / "interrupted"
 
 
+def test_no_checkpoint_is_saved_between_accumulated_batches(tmp_path, monkeypatch):
+    def fail():
+        raise RuntimeError("interrupted")
+
+    save, done = CheckpointFiles.save_checkpoint, []
+
+    def note(self, checkpoint, path, **options):
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        done.append(progress["current"]["ready"])
+        save(self, checkpoint, path, **options)
+
+    monkeypatch.setattr(CheckpointFiles, "save_checkpoint", note)
+    two = [*STEPS, "--trainer.accumulate_grad_batches=2"]
+    # of five batches, the steps are after the second, the fourth and the last
+    with at_step(2, fail), pytest.raises(RuntimeError, match="interrupted"):
+        fit_teacher(tmp_path / "out", *two)
+    assert fit_teacher(tmp_path / "out", *two) == 0
+    assert done == [2, 4, 5, 2, 4, 5]
+
+
 def test_a_fit_that_would_resume_with_other_steps_is_refused(interrupted, capsys):
     before = (interrupted / CONFIG_FILE).read_bytes()
     assert fit_teacher(interrupted, *STEPS, "--data.init_args.batch_size=8") == 1
