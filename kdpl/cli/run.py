@@ -53,7 +53,8 @@ _REFINED = "refined"  # a target that a room brings
 class _Step:
     """A stage's fit, a test or a search; its result exists once it is done.
 
-    ``fit`` itself asks for all that it hands over, see ``handed_over``.
+    It is written last, and stands for the others; ``fit`` itself asks for all that it hands over,
+    see ``handed_over``.
     """
 
     title: str

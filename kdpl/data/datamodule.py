@@ -105,7 +105,7 @@ class DomainDataModule(LightningDataModule):
             teacher runs on each image of each epoch. Further teachers' features of the same views
             are in FOLDER.2, FOLDER.3 and so on.
         fill_teacher_cache: Whether features that ``teacher_cache`` lacks are computed before the
-            first epoch.
+            first epoch, by commands; a Trainer of your own needs ``FillTeacherCache`` for it.
         seed: Seed of the k-shot sample, of the training order and of the augmentation; at least 0.
     """
 
@@ -402,8 +402,8 @@ class DomainDataModule(LightningDataModule):
 
     def _batches_done(self) -> int:
         # Lightning sets ``ready`` to 0 when an epoch starts. On resume it is the number of batches
-        # that were done when the checkpoint was saved, and it is read after that, see LazyLoader;
-        # ``completed`` is one less, as checkpoints are saved before a batch counts as completed
+        # that were done when the checkpoint was saved, not of steps, and it is read after that, see
+        # LazyLoader. A checkpoint's ``completed`` is one less, which Lightning makes up for
         return (
             int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
             if self.trainer

@@ -64,6 +64,6 @@ class CoupledPrompts(IndependentPrompts):
         return tensors
 
     @classmethod
-    def restore(cls, *saved: Any) -> PromptMethod:
+    def restore(cls, *arguments: Any) -> PromptMethod:
         """Build the independent prompts that encode the same."""
-        return IndependentPrompts.restore(*saved)
+        return IndependentPrompts.restore(*arguments)

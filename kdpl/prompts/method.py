@@ -48,7 +48,13 @@ class PromptMethod(Float32Module):
     gradient in every step, or has ``requires_grad`` False, as DistributedDataParallel needs it.
 
     It keeps neither ``clip`` nor a tower, which each call passes: as its child, a tower would be
-    part of checkpoints, optimiser and prompts file.
+    part of checkpoints, optimiser and prompts file. Persistent buffers have to be float32 as well.
+
+    Both stages predict by the cosine of image and text features times the CLIP's own scale; a
+    method that predicts otherwise folds that into its features.
+
+    Stage 2 finds the class again by its path: it is defined at the top level of a module that can
+    be imported, and not in the script that is run.
 
     The four common arguments come first, in this order. Further arguments of ``__init__`` are the
     method's settings, by their names, each of which it keeps in an attribute of that name. A
