@@ -158,7 +158,10 @@ def test_the_script_of_both_stages_ends_with_the_quickstarts_accuracies(
     measured = [f"{100 * float(value):.1f}" for value in re.findall(r"test/acc\D+([\d.]+)", out)]
     readme = (PAGE.parent / "README.md").read_text(encoding="utf-8")
     assert measured == re.findall(r"│ (?:teacher, tuned|student, distilled) +│ ([\d.]+)", readme)
-    assert out.endswith("predicted: five (0.972), then nine (0.016)\n")
+    best, second = re.search(r"predicted: five \((.+)\), then nine \((.+)\)\n$", out).groups()
+    # processors round differently
+    assert float(best) == pytest.approx(0.972, abs=0.003)
+    assert float(second) == pytest.approx(0.016, abs=0.003)
 
 
 def test_another_package_brings_a_command_and_an_export_format(
