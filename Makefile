@@ -64,10 +64,9 @@ gpu: $(WITH_DEV) ## measure speed and memory on a CUDA GPU in at most an hour, i
 test: $(WITH_DEV) ## run the tests, or some of them: make test TESTS=tests/test_losses.py
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
 
-# three at a time on two cores, as they often wait for processes that they have started, and not file by file, as one file
-# takes a third of the time
+# three at a time on two cores, as they often wait for processes that they have started
 check-slow: $(WITH_DEV) ## run the slow tests: several processes, browsers, fuzzing
-	@$(VENV_PYTHON) -m pytest -n 3 --dist worksteal -m slow $(TESTS)
+	@$(VENV_PYTHON) -m pytest -n 3 --dist loadfile -m slow $(TESTS)
 
 # environments of their own: .venv-base and .venv-floors
 base: ## run the tests that need the base installation alone, without any extra
