@@ -135,3 +135,10 @@ def teacher_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     world.write_teacher(folder, class_names=world.DIGITS, num_base=None)
     return folder
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """Two classes of six images each, all different, without test images."""
+    runs.image_folder(tmp_path / "pets", images=6, splits=("train",))
+    return tmp_path / "pets"

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import kdpl.cli.fit
+from kdpl import DomainDataModule
 from kdpl.__main__ import main
 from kdpl.callbacks.preemption import InterruptionHandler
 from kdpl.classifier.sources import Item
@@ -199,6 +200,11 @@ def image_folder(root, classes=("cat", "dog"), images=4, splits=("train", "test"
                 colour = (40 * number, 30 * i, 200 if split == "train" else 90)
                 Image.new("RGB", (40, 36), colour).save(folder / f"{i}.{extension}")
     return root
+
+
+def in_folder(root, **options):
+    """The datamodule of a folder of images."""
+    return DomainDataModule("folder", root=str(root), num_workers=0, **options)
 
 
 def blank(path):

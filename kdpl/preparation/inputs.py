@@ -38,7 +38,6 @@ class TargetInputs:
         teacher_folder: The run's folder of the first teacher.
         resumes: Whether the fit resumes from a checkpoint.
         teachers: Class vectors of each teacher, the first one's first.
-        tuned: Whether a teacher was tuned on labels, so that it may have seen those of ``labeled``.
         class_names: The names of the C classes, by label.
         num_base: Number of base classes, which come first; None without such a split.
         pool: Sources of all unlabelled images.
@@ -61,8 +60,6 @@ class TargetInputs:
         self.teacher_folder = student.teachers.first.folder
         self.resumes = trainer.ckpt_path is not None
         self.teachers = [teacher.vectors for teacher in student.teachers.read()]
-        prompts = [TunedPrompts.load(t.folder / PROMPTS_FILE) for t in student.teachers.read()]
-        self.tuned = any(each.tensors for each in prompts)
         self.encoder = teacher_encoder(trainer, student, 0)
         self.predict = student.teachers.logits
         self.device = student.device
@@ -75,6 +72,12 @@ class TargetInputs:
         self.val = self._data.labels.tuning("val")
         self.open_image = self._data.splits.open_image
         self.num_workers = self._data.num_workers
+
+    @property
+    def tuned(self) -> bool:
+        """Whether a teacher was tuned on labels, and so may have seen those of ``labeled``."""
+        folders = [teacher.folder for teacher in self._student.teachers.read()]
+        return any(TunedPrompts.load(folder / PROMPTS_FILE).tensors for folder in folders)
 
     def features(self, images: Sequence[str] | None, views: int, teacher: int = 0) -> Tensor:
         """Return a teacher's normalised mean features over the first views of each image, [N, D].

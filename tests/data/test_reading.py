@@ -2,31 +2,19 @@ import pytest
 import runs
 import world
 
-from kdpl import DomainDataModule
 from kdpl.errors import ConfigError
 
 
-@pytest.fixture
-def pets(tmp_path):
-    """Two classes of six images each, all different, without test images."""
-    runs.image_folder(tmp_path / "pets", images=6, splits=("train",))
-    return tmp_path / "pets"
-
-
-def in_pets(pets, **options):
-    return DomainDataModule("folder", root=str(pets), num_workers=0, **options)
-
-
 def test_held_out_images_are_the_same_for_every_seed_and_none_beside_a_test_split(pets):
-    first = in_pets(pets, held_out=0.25, seed=1, unlabeled=str(pets)).splits
+    first = runs.in_folder(pets, held_out=0.25, seed=1, unlabeled=str(pets)).splits
     assert first.held_out
-    assert in_pets(pets, held_out=0.25).splits.held_out
+    assert runs.in_folder(pets, held_out=0.25).splits.held_out
     assert [record.label for record in first.test] == [0, 0, 1, 1]
     assert len(first.train) == len(first.unlabeled) == 8
-    assert in_pets(pets, held_out=0.25, seed=2).splits.test == first.test
+    assert runs.in_folder(pets, held_out=0.25, seed=2).splits.test == first.test
     (pets / "test/cat").mkdir(parents=True)
     runs.noise(4, 4).save(pets / "test/cat/1.png")
-    assert len(in_pets(pets, held_out=0.25).splits.train) == 12
+    assert len(runs.in_folder(pets, held_out=0.25).splits.train) == 12
 
 
 @pytest.mark.parametrize(
@@ -34,6 +22,6 @@ def test_held_out_images_are_the_same_for_every_seed_and_none_beside_a_test_spli
 )
 def test_a_look_at_all_images_without_its_room_is_refused(options, pets, monkeypatch):
     monkeypatch.setattr("kdpl.runtime.plugins.load_all", lambda _: {})
-    assert len(in_pets(pets).splits.train) == 12
+    assert len(runs.in_folder(pets).splits.train) == 12
     with world.refused(ConfigError, "need the room scan, which was removed: leave them out"):
-        in_pets(pets, **options)
+        runs.in_folder(pets, **options)

@@ -2,19 +2,7 @@ import pytest
 import runs
 import world
 
-from kdpl import DomainDataModule
 from kdpl.errors import DataError
-
-
-@pytest.fixture
-def pets(tmp_path):
-    """Two classes of six images each, all different, without test images."""
-    runs.image_folder(tmp_path / "pets", images=6, splits=("train",))
-    return tmp_path / "pets"
-
-
-def in_pets(pets, **options):
-    return DomainDataModule("folder", root=str(pets), num_workers=0, **options)
 
 
 def test_a_list_of_images_to_leave_out_may_be_of_two_kinds(pets, tmp_path):
@@ -22,7 +10,7 @@ def test_a_list_of_images_to_leave_out_may_be_of_two_kinds(pets, tmp_path):
     (tmp_path / "skip.txt").write_text(f"{dog}\nelsewhere.png\n")
     (tmp_path / "skip.csv").write_text(f'path,reason\n"{dog}",blurred\n')
     for file in tmp_path.glob("skip.*"):
-        assert len(in_pets(pets, skip_list=str(file)).splits.train) == 11
+        assert len(runs.in_folder(pets, skip_list=str(file)).splits.train) == 11
 
 
 @pytest.mark.parametrize(
@@ -32,4 +20,4 @@ def test_a_list_that_does_not_fit_is_one_sentence(pets, tmp_path, name, content)
     if content is not None:
         (tmp_path / name).write_text(content)
     with world.refused(DataError, "skip list"):
-        _ = in_pets(pets, skip_list=str(tmp_path / name)).splits
+        _ = runs.in_folder(pets, skip_list=str(tmp_path / name)).splits
