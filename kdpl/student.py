@@ -196,14 +196,9 @@ class StudentDistillation(ClassifyingModule):
         else:
             distance = FEATURE_LOSSES[self.loss.kind](features, teacher_features)
         terms: dict[str, Tensor] = {self.loss.kind: self.loss.weight * distance}
-        terms |= self.further_terms(batch.images, features, target_logits)
 
         agreement = self.task.same(logits, target_logits).float().mean()
         return self.sum_and_log(terms, len(batch.images), agreement=agreement)
-
-    def further_terms(self, images: Tensor, features: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Return scalars that a subclass adds to the loss, of [B, 3, S, S], [B, D] and [B, C]."""
-        return {}
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Classify images uint8 [B, 3, S, S] into logits [B, C], with ``logit_scale``."""

@@ -128,10 +128,6 @@ def test_a_students_config_runs(name, tmp_path, teacher_run):
             else []
         )
         given += ["--model.init_args.target.views=1"]
-    if name == "student/mergetune.yaml":
-        finished = tmp_path / "finished"
-        fit_over(PUBLISHED_STUDENT, PUBLISHED_STUDENT, finished, *given, clip=clip)
-        given += [f"--model.init_args.start={finished}"]
     fit_over(PUBLISHED_STUDENT, name, tmp_path, *given, clip=clip)
     assert len(Classifier.load(tmp_path / "classifier").class_names) == 10
 

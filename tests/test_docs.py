@@ -26,7 +26,6 @@ from kdpl.cli.fit import run_command
 from kdpl.data.decoding import PUBLISHED, Decoding
 from kdpl.doubt.held_out import HeldOutScores
 from kdpl.doubt.unknown import none_of_these
-from kdpl.methods.mergetune import ContinuedDistillation
 from kdpl.runtime.configs import find_config
 
 ROOT = Path(__file__).parents[1]
@@ -143,9 +142,6 @@ def test_every_config_and_setting_that_a_text_names_exists(teacher_run, student_
     assert len(named) > 20
     assert {name for name in named if not (ROOT / name).is_file()} <= {"configs/data/NAME.yaml"}
     known = {"--data.init_args.NAME", "--model.init_args.NAME"}
-    # what a continued student has beside the settings of others
-    own = inspect.signature(ContinuedDistillation).parameters
-    known |= {f"--model.init_args.{name}" for name in own}
     for run in (teacher_run, student_run):
         known.update(settings_of(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))))
     named = set(re.findall(r"--(?:data|model|trainer)\.[\w.]*\w", "".join(texts)))

@@ -1,1 +1,1 @@
-"""Published prompt methods beside PromptSRC's, and continued distillation; one file each."""
+"""Published prompt methods beside PromptSRC's, one file each."""
