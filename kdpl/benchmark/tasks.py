@@ -143,10 +143,8 @@ def missing_data(tasks: Iterable[Task], root: str | None) -> list[str]:
         if root is None:
             faults.append(f"dataset {name} needs the folder of all datasets: give it as --root")
             continue
-        dataset = BenchmarkSet(name, root)
         try:
-            dataset.require_folder(dataset.images)
-            dataset.read_text(dataset.index)
+            BenchmarkSet(name, root).require_parts()
         except DataError as error:
             faults.append(str(error))
     return faults
