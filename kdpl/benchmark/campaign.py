@@ -3,7 +3,6 @@
 A campaign is composed from the configs that ``fit`` takes; ``configs/benchmark/`` has examples.
 """
 
-import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -62,9 +61,8 @@ class CampaignRow(_Settings):
     Attributes:
         title: Title in the table; ``**title**`` is printed bold. Empty: the row's name. teacher,
         student: Config files of its fit, after those that all fits share; one of the two is empty.
-        of: For a student, the row of its teacher.
-        more: For a student of several teachers, the rows of the others, under few_shot and
-            base_to_novel alone.
+        of: For a student, the row of its teacher, or, under few_shot and base_to_novel, rows of
+            several.
         protocols: Protocols under which it is run; empty: all of the campaign.
         shots: Numbers of shots with which it is run under few_shot; empty: all of the campaign.
         options: Options of its fit.
@@ -74,8 +72,7 @@ class CampaignRow(_Settings):
     title: str = ""
     teacher: Several[str] = ()
     student: Several[str] = ()
-    of: str | None = None
-    more: Several[str] = ()
+    of: Several[str] = ()
     protocols: Several[Protocol] = ()
     shots: Several[Annotated[int, Field(ge=0)]] = ()
     options: Several[str] = ()
@@ -107,8 +104,6 @@ class CampaignRow(_Settings):
                 "needs 'of:' with the row of its teacher if it is a student, and only "
                 "then: correct it"
             )
-        if self.more and not self.of:
-            raise ValueError("has 'more:' teachers but none in 'of:': name the first there")
         if self.published is not None and self.published not in METHODS:
             raise ValueError(
                 f"has no published figures {self.published!r}: choose from {', '.join(METHODS)}"
@@ -146,7 +141,7 @@ class Campaign(_Settings):
     protocols: Several[Protocol] = Field(min_length=1)
     datasets: Several[str] = ()
     seeds: Several[Annotated[int, Field(ge=0)]] = (1,)
-    rows: dict[str, CampaignRow] = Field(min_length=1)
+    rows: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], CampaignRow] = Field(min_length=1)
     configs: Several[str] = ()
     shots: Several[Annotated[int, Field(ge=0)]] = ()
     source: str | None = None
@@ -160,9 +155,6 @@ class Campaign(_Settings):
             for key in _NEEDS[protocol]:
                 if not getattr(self, key):
                     raise ValueError(f"protocol {protocol} needs {key}: add '{key}:'")
-        for names in (self.datasets, self.variants):
-            if len({dataset_name(each) for each in names}) < len(names):
-                raise ValueError("two datasets have one name: rename a config file")
         # with few_shot, each number of shots is a place of its own
         places = [
             (each, n)
@@ -170,9 +162,7 @@ class Campaign(_Settings):
             for n in (self.shots if each == "few_shot" else (None,))
         ]
         for name, row in self.rows.items():
-            if not re.fullmatch(r"[\w-]+", name):
-                raise ValueError(f"row {name!r} names a folder: use letters, digits, _ and -")
-            for of in (*filter(None, [row.of]), *row.more):
+            for of in row.of:
                 if of not in self.rows_of("teacher"):
                     raise ValueError(
                         f"row {name!r} is of {of!r}, which is not the row of a "
@@ -182,12 +172,12 @@ class Campaign(_Settings):
                     raise ValueError(
                         f"row {name!r} is run where its teacher {of!r} is not: give both the same"
                     )
-            if row.more and not {*(row.protocols or self.protocols)} <= {
-                "few_shot",
-                "base_to_novel",
+            if len(row.of) > 1 and {*(row.protocols or self.protocols)} & {
+                "cross_dataset",
+                "domain_generalization",
             }:
                 raise ValueError(
-                    f"row {name!r} has 'more:' teachers, for few_shot and base_to_novel alone: set "
+                    f"row {name!r} has several teachers, for few_shot and base_to_novel alone: set "
                     "its 'protocols:'"
                 )
         return self
@@ -229,17 +219,15 @@ class Campaign(_Settings):
 
     def config_files(self) -> list[str]:
         """Return all config files that the campaign names, those of its datasets included."""
-        known = [*self.datasets, *self.variants, *([self.source] if self.source else [])]
-        names = {dataset_name(each) for each in known}
-        # the config of an exception for a misspelt dataset does not exist
-        others = [
-            each for entry in self.per_dataset for each in entry.datasets if each not in names
-        ]
-        files = [*map(config_of, (*known, *others)), *self.configs]
-        files += [file for row in self.rows.values() for file in row.configs]
-        return files + [
-            file for entry in self.per_dataset for file in (*entry.teacher, *entry.student)
-        ]
+        datasets = [*self.datasets, *self.variants, *filter(None, [self.source])]
+        files, names = list(self.configs), {dataset_name(each) for each in datasets}
+        for row in self.rows.values():
+            files += row.configs
+        for exception in self.per_dataset:
+            files += [*exception.teacher, *exception.student]
+            # the config of an exception for a misspelt dataset does not exist
+            datasets += [each for each in exception.datasets if each not in names]
+        return [*map(config_of, datasets), *files]
 
 
 def config_of(dataset: str) -> str:

@@ -25,27 +25,29 @@ def markdown(tables: Sequence[ResultTable]) -> str:
 def to_csv(tables: Sequence[ResultTable]) -> str:
     """Write one row for each cell of all tables, in %; what is missing is empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
     for line in (line for table in tables for line in table.lines):
-        about = {
-            "title": line.title.strip("*"),
-            "transductive": str(line.transductive).lower(),
-            "selected_on_test": str(line.selected_on_test).lower(),
-        }
+        title, marks = line.title.strip("*"), (line.transductive, line.selected_on_test)
         for cell in line.cells:
-            place = {"protocol": cell.column.protocol, "setting": cell.column.setting}
-            place |= {"dataset": cell.dataset, "row": cell.row, "metric": cell.column.metric}
-            figures = {
-                "mean": cell.mean,
-                "standard_deviation": cell.standard_deviation,
-                "published": cell.published,
-                "difference": cell.difference,
-            }
-            written = {name: "" if x is None else f"{x:.4f}" for name, x in figures.items()}
-            seeds = {"seeds": cell.seeds, "seeds_expected": cell.seeds_expected}
-            writer.writerow(place | about | written | seeds)
+            column, shown = cell.column, (cell.published, cell.difference)
+            place = (column.protocol, column.setting, cell.dataset, cell.row, title, column.metric)
+            measured = (cell.mean, cell.standard_deviation)
+            writer.writerow(
+                [
+                    *place,
+                    *map(_figure, measured),
+                    cell.seeds,
+                    cell.seeds_expected,
+                    *map(_figure, shown),
+                    *(str(mark).lower() for mark in marks),
+                ]
+            )
     return text.getvalue()
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _rows(table: ResultTable) -> list[str]:

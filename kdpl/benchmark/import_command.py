@@ -77,12 +77,10 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
             strange = require_same_clip(self.published, states, math.log(model.logit_scale))
             unknown = sorted({*self.published.unknown, *strange})
             if unknown:
-                few = ", ".join(unknown[:_NAMES_SHOWN]) + (
-                    ", …" if len(unknown) > _NAMES_SHOWN else ""
-                )
+                few = ", ".join(unknown[:_NAMES_SHOWN])
                 warn(
                     f"left out of {file}, because they have no place here: {len(unknown)} tensors "
-                    f"({few})"
+                    f"({few}{', …' * (len(unknown) > _NAMES_SHOWN)})"
                 )
             super().fit()
 

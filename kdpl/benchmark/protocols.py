@@ -17,7 +17,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
-from kdpl.benchmark.campaign import DATA_CONFIGS, Campaign, Stage, config_of, dataset_name
+from kdpl.benchmark.campaign import (
+    DATA_CONFIGS,
+    Campaign,
+    Protocol,
+    Stage,
+    config_of,
+    dataset_name,
+)
 from kdpl.benchmark.readers import BENCHMARKS
 from kdpl.benchmark.tasks import RESULT_FILE, CampaignRun, Task
 from kdpl.runtime.configs import read_config
@@ -46,7 +53,7 @@ def plan(
     planner = _Planner(campaign, out, root, options)
     tasks: dict[str, Task] = {}
     for protocol in campaign.protocols:
-        for task in getattr(planner, protocol)():
+        for task in planner.tasks(protocol):
             tasks.setdefault(task.name, task)
     wanted: set[str] = set()
     new = [
@@ -65,64 +72,72 @@ class _Planner:
         self, campaign: Campaign, out: Path, root: str | None, options: Sequence[str]
     ) -> None:
         self.campaign, self.out, self.root, self.options = campaign, out, root, options
-        self.rows, self._source = campaign.rows, campaign.source or ""
+        self.rows, self.seeds, self.source = campaign.rows, campaign.seeds, campaign.source or ""
 
-    def few_shot(self) -> Iterator[Task]:
-        for dataset, shots in product(self.campaign.datasets, self.campaign.shots):
-            yield from self._both_stages("few_shot", dataset, shots)
-
-    def base_to_novel(self) -> Iterator[Task]:
+    def tasks(self, protocol: Protocol) -> Iterator[Task]:
         for dataset in self.campaign.datasets:
-            yield from self._both_stages("base_to_novel", dataset, None, [_BASE_TO_NOVEL])
+            if protocol == "few_shot":
+                for shots in self.campaign.shots:
+                    option = [f"--data.init_args.shots={shots}"]
+                    yield from self._on_dataset(protocol, dataset, shots, options=option)
+            if protocol == "base_to_novel":
+                yield from self._on_dataset(protocol, dataset, overlays=[_BASE_TO_NOVEL])
+        if protocol == "cross_dataset":
+            yield from self._cross_dataset()
+        if protocol == "domain_generalization":
+            yield from self._domain_generalization()
 
-    def cross_dataset(self) -> Iterator[Task]:
-        yield from self._fits_on_source("cross_dataset", "teacher")
-        for dataset, seed in product(self.campaign.datasets, self.campaign.seeds):
-            for row in self._rows_of("cross_dataset", "teacher"):
-                yield from self._on_other_datasets("cross_dataset", dataset, seed, row)
-            for row in self._rows_of("cross_dataset", "student"):
-                run, of = self._run("cross_dataset", dataset, seed, row), self.rows[row].of or ""
-                vectors = self._run("cross_dataset", dataset, seed, of)
-                fit = self._fit(
-                    run, dataset, teachers=[self._source_run(seed, of)], vectors=vectors
-                )
-                yield from (fit, self._test(fit))
-
-    def domain_generalization(self) -> Iterator[Task]:
-        protocol = "domain_generalization"
-        stages: tuple[Stage, ...] = ("teacher", "student")
-        for fit in (fit for stage in stages for fit in self._fits_on_source(protocol, stage)):
-            yield from (fit, self._test(fit))
-        for dataset, seed in product(self.campaign.variants, self.campaign.seeds):
-            for row in (row for stage in stages for row in self._rows_of(protocol, stage)):
-                yield from self._on_other_datasets(protocol, dataset, seed, row)
-
-    def _both_stages(
-        self, protocol: str, dataset: str, shots: int | None, overlays: Sequence[str] = ()
+    def _on_dataset(
+        self,
+        protocol: Protocol,
+        dataset: str,
+        shots: int | None = None,
+        overlays: Sequence[str] = (),
+        options: Sequence[str] = (),
     ) -> Iterator[Task]:
         setting = "" if shots is None else f"shots_{shots}"
-        options = [] if shots is None else [f"--data.init_args.shots={shots}"]
-        for seed, (name, row) in product(self.campaign.seeds, self.rows.items()):
+        for seed, (name, row) in product(self.seeds, self.rows.items()):
             if row.runs(protocol, shots):
-                run = self._run(protocol, dataset, seed, name, setting)
-                of = [
-                    self._run(protocol, dataset, seed, each, setting)
-                    for each in (row.of, *row.more)
-                    if each
-                ]
-                fit = self._fit(run, dataset, overlays, options, of)
-                yield from (fit, self._test(fit))
+                run, *teachers = (
+                    self._run(protocol, dataset, seed, each, setting) for each in (name, *row.of)
+                )
+                yield from self._tested(self._fit(run, dataset, overlays, options, teachers))
 
-    def _rows_of(self, protocol: str, stage: Stage) -> list[str]:
+    def _cross_dataset(self) -> Iterator[Task]:
+        teachers = self._rows_of("cross_dataset", "teacher")
+        for seed, name in product(self.seeds, teachers):
+            yield self._fit(self._source_run(seed, name), self.source)
+        for dataset, seed in product(self.campaign.datasets, self.seeds):
+            for name in teachers:
+                yield from self._elsewhere("cross_dataset", dataset, seed, name)
+            for name in self._rows_of("cross_dataset", "student"):
+                run, vectors = (
+                    self._run("cross_dataset", dataset, seed, each)
+                    for each in (name, *self.rows[name].of)
+                )
+                teacher = self._source_run(seed, vectors.row)
+                yield from self._tested(
+                    self._fit(run, dataset, teachers=[teacher], vectors=vectors)
+                )
+
+    def _domain_generalization(self) -> Iterator[Task]:
+        protocol: Protocol = "domain_generalization"
+        names = [*self._rows_of(protocol, "teacher"), *self._rows_of(protocol, "student")]
+        for name, seed in product(names, self.seeds):
+            run, *teachers = (self._source_run(seed, each) for each in (name, *self.rows[name].of))
+            yield from self._tested(self._fit(run, self.source, teachers=teachers))
+        for dataset, seed, name in product(self.campaign.variants, self.seeds, names):
+            yield from self._elsewhere(protocol, dataset, seed, name)
+
+    def _rows_of(self, protocol: Protocol, stage: Stage) -> list[str]:
         return [
             name for name in self.campaign.rows_of(stage) if self.rows[name].runs(protocol, None)
         ]
 
-    def _fits_on_source(self, protocol: str, stage: Stage) -> Iterator[Task]:
-        for seed, name in product(self.campaign.seeds, self._rows_of(protocol, stage)):
-            of = self.rows[name].of
-            teachers = [self._source_run(seed, of)] if of else []
-            yield self._fit(self._source_run(seed, name), self._source, teachers=teachers)
+    def _tested(self, fit: Task) -> Iterator[Task]:
+        args = ("test", f"--config={fit.folder / CONFIG_FILE}", f"--out={fit.folder}")
+        yield fit
+        yield Task(fit.run, "test", args, fit.folder, fit.folder / RESULT_FILE, (fit.name,))
 
     def _fit(
         self,
@@ -137,7 +152,7 @@ class _Planner:
 
         The class vectors of the run ``vectors`` replace the teacher's own.
         """
-        row, folder = self.rows[run.row], self._folder(run)
+        row, folder = self.rows[run.row], self.out / run.name
         exceptions = [
             each for each in self.campaign.per_dataset if dataset_name(dataset) in each.datasets
         ]
@@ -151,58 +166,41 @@ class _Planner:
         if [trainer["max_epochs"] for trainer in trainers if "max_epochs" in trainer][-1:] == [0]:
             # nothing is tuned, whatever the options for every fit say
             args.append("--trainer.max_epochs=0")
-        needs: list[str] = []
+        needs = [f"{teacher.name}/fit" for teacher in teachers]
         if teachers:
-            folders = [str(self._folder(teacher)) for teacher in teachers]
-            args.append(
-                f"--model.init_args.teacher={json.dumps(folders) if folders[1:] else folders[0]}"
-            )
-            needs += [f"{teacher.name}/fit" for teacher in teachers]
+            folders = [str(self.out / teacher.name) for teacher in teachers]
+            value = json.dumps(folders) if len(folders) > 1 else folders[0]
+            args.append(f"--model.init_args.teacher={value}")
         if vectors is not None:
-            args.append(
-                f"--model.init_args.class_vectors={self._folder(vectors) / CLASS_VECTORS_FILE}"
-            )
+            args.append(f"--model.init_args.class_vectors={self._vectors(vectors)}")
             needs.append(f"{vectors.name}/class_vectors")
         args += [f"--seed_everything={run.seed}", f"--out={folder}"]
         result = folder / (CLASS_VECTORS_FILE if row.stage == "teacher" else CLASSIFIER_FOLDER)
         return Task(run, "fit", ("fit", *args), folder, result, tuple(needs))
 
-    def _test(self, fit: Task) -> Task:
-        args = ("test", f"--config={fit.folder / CONFIG_FILE}", f"--out={fit.folder}")
-        return Task(fit.run, "test", args, fit.folder, fit.folder / RESULT_FILE, (fit.name,))
-
-    def _on_other_datasets(
-        self, protocol: str, dataset: str, seed: int, row: str
-    ) -> Iterator[Task]:
+    def _elsewhere(self, protocol: Protocol, dataset: str, seed: int, name: str) -> Iterator[Task]:
         """Yield the tasks on a target of what was fitted on the source.
 
         These are class vectors for its students, and a test.
         """
-        run, source, of = (
-            self._run(protocol, dataset, seed, row),
-            self._source_run(seed, row),
-            self.rows[row].of,
+        run, *teachers = (
+            self._run(protocol, dataset, seed, each) for each in (name, *self.rows[name].of)
         )
-        folder, fitted, needs = self._folder(run), self._folder(source), [f"{source.name}/fit"]
+        source = self._source_run(seed, name)
+        folder, fitted, needs = self.out / run.name, self.out / source.name, [f"{source.name}/fit"]
         data = [f"--config={config_of(dataset)}", *self._root_of(dataset)]
-        if row in {each.of for each in self.rows.values()}:
-            file = folder / CLASS_VECTORS_FILE
-            args = ["class-vectors", f"--teacher={fitted}", *data, f"--out={file}"]
-            yield Task(run, "class_vectors", tuple(args), folder, file, tuple(needs))
-        args = ["test", f"--config={fitted / CONFIG_FILE}", *data]
-        if of is not None:
-            vectors = self._run(protocol, dataset, seed, of)
-            args.append(
-                f"--model.init_args.class_vectors={self._folder(vectors) / CLASS_VECTORS_FILE}"
-            )
-            needs.append(f"{vectors.name}/class_vectors")
-        args.append(f"--out={folder}")
-        yield Task(
-            run, "test", tuple(args), folder, folder / RESULT_FILE, tuple(needs), fitted / LAST
-        )
+        if any(name in row.of for row in self.rows.values()):
+            file = self._vectors(run)
+            args = ("class-vectors", f"--teacher={fitted}", *data, f"--out={file}")
+            yield Task(run, "class_vectors", args, folder, file, tuple(needs))
+        for teacher in teachers:
+            data.append(f"--model.init_args.class_vectors={self._vectors(teacher)}")
+            needs.append(f"{teacher.name}/class_vectors")
+        args = ("test", f"--config={fitted / CONFIG_FILE}", *data, f"--out={folder}")
+        yield Task(run, "test", args, folder, folder / RESULT_FILE, tuple(needs), fitted / LAST)
 
     def _run(
-        self, protocol: str, dataset: str, seed: int, row: str, setting: str = ""
+        self, protocol: Protocol, dataset: str, seed: int, row: str, setting: str = ""
     ) -> CampaignRun:
         name = dataset_name(dataset)
         folder = "/".join(filter(None, [protocol, name, setting, f"seed_{seed}", row]))
@@ -212,11 +210,11 @@ class _Planner:
 
     def _source_run(self, seed: int, row: str) -> CampaignRun:
         # its own accuracy is one of domain generalisation
-        run = self._run("domain_generalization", self._source, seed, row)
+        run = self._run("domain_generalization", self.source, seed, row)
         return run.model_copy(update={"name": f"source/{run.dataset}/seed_{seed}/{row}"})
 
-    def _folder(self, run: CampaignRun) -> Path:
-        return self.out / run.name
+    def _vectors(self, run: CampaignRun) -> Path:
+        return self.out / run.name / CLASS_VECTORS_FILE
 
     def _root_of(self, dataset: str) -> list[str]:
         known = self.root is not None and dataset_name(dataset) in BENCHMARKS

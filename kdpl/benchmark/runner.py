@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -80,8 +80,8 @@ def run_tasks(
         waiting = {task.name for task in missing}
         busy = 0
         for task in missing:
-            if fault := _out_of_reach(task, failures):
-                failures[task.name] = fault
+            if failed := [need for need in task.needs if need in failures]:
+                failures[task.name] = f"it needs {failed[0]}, which failed"
             elif not waiting.intersection(task.needs):
                 try:
                     with _locked(out, task):
@@ -93,9 +93,10 @@ def run_tasks(
                 except Timeout:
                     busy += 1
                     continue
+                outcome = _accuracies(task)
                 if fault is not None:
                     failures[task.name] = fault
-                outcome = f"failed ({fault})" if fault is not None else _accuracies(task)
+                    outcome = f"failed ({fault})"
                 minutes, seconds = divmod(round(time.monotonic() - start), 60)
                 done = f"{sum(test.done() for test in tests)}/{len(tests)}"
                 say(f"[{done}] {task.name}: {outcome} ({minutes} min {seconds} s)")
@@ -114,12 +115,8 @@ def _accuracies(task: Task) -> str:
     """Return the accuracies of a test in %, or of another task that it is done."""
     metrics = read_results(task.folder) if task.kind == "test" else {}
     titles = {test_key(name): title for name, title in SUMMARY_COLUMNS.items()}
-    return (
-        ", ".join(
-            f"{title} {100 * metrics[key]:.2f}" for key, title in titles.items() if key in metrics
-        )
-        or "done"
-    )
+    found = [f"{title} {100 * metrics[key]:.2f}" for key, title in titles.items() if key in metrics]
+    return ", ".join(found) or "done"
 
 
 @contextmanager
@@ -133,11 +130,6 @@ def _locked(out: Path, task: Task) -> Iterator[None]:
             with FileLock(task.folder / LOCK_FILE, timeout=0):
                 pass
         yield
-
-
-def _out_of_reach(task: Task, failures: Mapping[str, str]) -> str | None:
-    failed = next((need for need in task.needs if need in failures), None)
-    return None if failed is None else f"it needs {failed}, which failed"
 
 
 def _run(campaign: Campaign, task: Task, command: Command) -> str | None:

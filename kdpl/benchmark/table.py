@@ -11,6 +11,7 @@ is the published 83.73; the mean of its eleven harmonic means is 83.63.
 
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 from kdpl.benchmark.campaign import Campaign, CampaignRow, dataset_name
@@ -93,10 +94,10 @@ def tables(campaign: Campaign, results: Iterable[Result]) -> list[ResultTable]:
     Results that it does not have are left out.
     """
     maker = _Maker(campaign, results)
-    datasets = [dataset_name(each) for each in campaign.datasets]
-    by_dataset = [
-        protocol for protocol in campaign.protocols if protocol in ("few_shot", "base_to_novel")
-    ]
+    datasets, variants = (
+        [dataset_name(each) for each in names] for names in (campaign.datasets, campaign.variants)
+    )
+    by_dataset = [each for each in campaign.protocols if each in ("few_shot", "base_to_novel")]
     made = []
     if by_dataset and len(datasets) == 1:
         columns = [
@@ -104,69 +105,41 @@ def tables(campaign: Campaign, results: Iterable[Result]) -> list[ResultTable]:
         ]
         made.append(maker.table(datasets[0], columns, {"": datasets[0]}, datasets))
     else:
-        for protocol in by_dataset:
-            groups = {name: name for name in (*datasets, AVERAGE)}
-            made.append(maker.table(_TITLES[protocol], maker.columns(protocol), groups, datasets))
-    variants = [dataset_name(each) for each in campaign.variants]
+        groups = {name: name for name in (*datasets, AVERAGE)}
+        made += [
+            maker.table(_TITLES[protocol], maker.columns(protocol), groups, datasets)
+            for protocol in by_dataset
+        ]
     targets = {
         "cross_dataset": (datasets, datasets),
         "domain_generalization": ([dataset_name(campaign.source or ""), *variants], variants),
     }
-    for name, (shown, averaged) in targets.items():
-        if name in campaign.protocols:
-            columns = [
-                Column(dataset, name, "", _ACCURACY, dataset) for dataset in (*shown, AVERAGE)
-            ]
-            made.append(maker.table(_TITLES[name], columns, {"": ""}, averaged))
+    for protocol, (shown, averaged) in targets.items():
+        if protocol in campaign.protocols:
+            columns = [Column(name, protocol, "", _ACCURACY, name) for name in (*shown, AVERAGE)]
+            made.append(maker.table(_TITLES[protocol], columns, {"": ""}, averaged))
     return made
-
-
-def _with_probes(campaign: Campaign, results: Sequence[Result]) -> tuple[Campaign, set[str]]:
-    """Add a row to a campaign for each linear probe; returns the names of these rows as well."""
-    probes = [r for r in results if r.probe and r.dataset in map(dataset_name, campaign.datasets)]
-    rows = dict(campaign.rows)
-    for name in dict.fromkeys(r.row for r in probes):
-        own = [r for r in probes if r.row == name]
-        shots = {int(r.setting.removeprefix("shots_")) for r in own if r.setting}
-        protocols = {r.protocol for r in own}
-        rows[name] = CampaignRow.model_validate(
-            {"teacher": name, "protocols": [*protocols], "shots": [*shots]}
-        )
-    return campaign.model_copy(update={"rows": rows}), {r.row for r in probes}
 
 
 class _Maker:
     def __init__(self, campaign: Campaign, results: Iterable[Result]) -> None:
-        results = list(results)
-        campaign, self.probes = _with_probes(campaign, results)
+        datasets = {*map(dataset_name, (*campaign.datasets, *campaign.variants))}
+        datasets.add(dataset_name(campaign.source or ""))
+        results = [r for r in results if r.dataset in datasets and r.seed in campaign.seeds]
         self.campaign = campaign
-        self.results = [r for r in results if r.row in campaign.rows and r.seed in campaign.seeds]
-        self.values: dict[tuple[str, ...], dict[int, float]] = {}
-        for r in self.results:
-            for metric, value in r.metrics.items():
-                place = (r.protocol, r.setting, r.dataset, r.row, metric)
-                self.values.setdefault(place, {})[r.seed] = 100 * value
+        self.probes = {r.row: _row_of_probe(r.row, results) for r in results if r.probe}
+        self.rows = {**campaign.rows, **self.probes}
+        self.results = [r for r in results if r.row in self.rows]
         # datasets whose images have several labels, which are measured by their mAP
         self.several = {r.dataset for r in self.results if _OF_SEVERAL[_ACCURACY] in r.metrics}
         if self.several == {r.dataset for r in self.results}:
             self.several.add(AVERAGE)
 
-    def metric(self, dataset: str, metric: str) -> str:
-        """Return what stands in a column of accuracies for a dataset."""
-        return _OF_SEVERAL.get(metric, metric) if dataset in self.several else metric
-
     def columns(self, protocol: str, suffix: str = "") -> list[Column]:
         if protocol == "base_to_novel":
             return [Column(title, protocol, "", metric) for metric, title in _BASE_TO_NOVEL.items()]
-        return [
-            Column(
-                f"{shots} shot{'s' if shots != 1 else ''}{suffix}",
-                protocol,
-                f"shots_{shots}",
-                _ACCURACY,
-            )
-            for shots in self.campaign.shots
-        ]
+        titles = {n: f"{n} shot{'s' if n != 1 else ''}{suffix}" for n in self.campaign.shots}
+        return [Column(title, protocol, f"shots_{n}", _ACCURACY) for n, title in titles.items()]
 
     def table(
         self, title: str, columns: Sequence[Column], groups: dict[str, str], averaged: Sequence[str]
@@ -176,19 +149,17 @@ class _Maker:
         The averages are over the groups ``averaged``.
         """
         lines = []
-        for group, dataset in groups.items():
-            for row in self.campaign.rows:
-                if any(self._runs(row, column) for column in columns):
-                    cells = [
-                        self._cell(column, column.dataset or dataset, row, averaged)
-                        for column in columns
-                    ]
-                    runs = [run for cell in cells for run in self._results_of(cell)]
-                    flags = (
-                        any(run.transductive for run in runs),
-                        any(run.selected_on_test for run in runs),
-                    )
-                    lines.append(Line(group, self.campaign.title(row), cells, *flags))
+        for (group, dataset), row in product(groups.items(), self.rows):
+            if any(self._runs(row, column) for column in columns):
+                cells = [
+                    self._cell(column, column.dataset or dataset, row, averaged)
+                    for column in columns
+                ]
+                runs = [run for cell in cells for run in self._results_of(cell)]
+                transductive = any(run.transductive for run in runs)
+                selected = any(run.selected_on_test for run in runs)
+                of_row = self.rows[row].title or row
+                lines.append(Line(group, of_row, cells, transductive, selected))
         notes = self.campaign.notes
         shown = {cell.dataset for line in lines for cell in line.cells} - {AVERAGE}
         if several := sorted(shown & self.several):
@@ -201,57 +172,70 @@ class _Maker:
             # it knows the base classes alone
             return False
         shots = int(column.setting.removeprefix("shots_")) if column.setting else None
-        return self.campaign.rows[row].runs(column.protocol, shots)
+        return self.rows[row].runs(column.protocol, shots)
 
     def _results_of(self, cell: Cell) -> list[Result]:
         alike = [r for r in self.results if (r.protocol, r.row) == (cell.column.protocol, cell.row)]
         return [r for r in alike if cell.dataset in (r.dataset, AVERAGE)]
 
     def _cell(self, column: Column, dataset: str, row: str, averaged: Sequence[str]) -> Cell:
-        values = [*self._over_seeds(column, dataset, row, column.metric, averaged).values()]
+        values = [*self._over_seeds(column, dataset, row, averaged).values()]
         # exact arithmetic: a mean that lies between two printed figures is rounded as by hand
         mean = statistics.mean(values) if values else None
         deviation = statistics.stdev(values) if len(values) > 1 else None
         expected = len(self.campaign.seeds) if self._runs(row, column) else 0
-        published = self._published(column, dataset, row, averaged)
-        column = column._replace(metric=self.metric(dataset, column.metric))
+        method, published = self.rows[row].published, None
+        if method is not None and column.protocol == "base_to_novel":
+            figures = METHODS[method].by_dataset.get(dataset, {})
+            figures = published_average(method, averaged) if dataset == AVERAGE else figures
+            published = figures.get(column.metric)
+        column = column._replace(metric=self._measured(dataset, column.metric))
         return Cell(column, dataset, row, mean, deviation, len(values), expected, published)
 
+    def _measured(self, dataset: str, metric: str) -> str:
+        """Return what stands in a column of accuracies for a dataset."""
+        return _OF_SEVERAL.get(metric, metric) if dataset in self.several else metric
+
     def _over_seeds(
-        self, column: Column, dataset: str, row: str, metric: str, averaged: Sequence[str]
+        self, column: Column, dataset: str, row: str, averaged: Sequence[str]
     ) -> Mapping[int, float]:
-        """Return values by seed.
+        """Return values by seed, in %.
 
         Those of an average over datasets are of the seeds that have all of the datasets.
         """
         if dataset != AVERAGE:
-            place = (column.protocol, column.setting, dataset, row, self.metric(dataset, metric))
-            return self.values.get(place, {})
-        if metric == _HM:
+            metric, place = (
+                self._measured(dataset, column.metric),
+                (column.protocol, column.setting),
+            )
+            return {
+                r.seed: 100 * r.metrics[metric]
+                for r in self.results
+                if (r.protocol, r.setting, r.dataset, r.row) == (*place, dataset, row)
+                and metric in r.metrics
+            }
+        if column.metric == _HM:
             base, novel = (
-                self._over_seeds(column, AVERAGE, row, part, averaged) for part in (_BASE, _NOVEL)
+                self._over_seeds(column._replace(metric=part), AVERAGE, row, averaged)
+                for part in (_BASE, _NOVEL)
             )
             return {
                 seed: statistics.harmonic_mean([base[seed], novel[seed]])
                 for seed in base.keys() & novel.keys()
             }
-        each = [self._over_seeds(column, name, row, metric, averaged) for name in averaged]
+        each = [self._over_seeds(column, name, row, averaged) for name in averaged]
         seeds = [seed for seed in self.campaign.seeds if all(seed in values for values in each)]
         return {seed: statistics.mean(values[seed] for values in each) for seed in seeds}
 
-    def _published(
-        self, column: Column, dataset: str, row: str, averaged: Sequence[str]
-    ) -> float | None:
-        method = self.campaign.rows[row].published
-        if column.protocol != "base_to_novel" or method is None:
-            return None
-        of_average = dataset == AVERAGE
-        figures = (
-            published_average(method, averaged)
-            if of_average
-            else METHODS[method].by_dataset.get(dataset, {})
-        )
-        return figures.get(column.metric)
+
+def _row_of_probe(name: str, results: Iterable[Result]) -> CampaignRow:
+    """Return a row for a linear probe, under the protocols and shots that it has results of."""
+    own = [r for r in results if r.row == name]
+    shots = {int(r.setting.removeprefix("shots_")) for r in own if r.setting}
+    protocols = {r.protocol for r in own}
+    return CampaignRow.model_validate(
+        {"teacher": name, "protocols": [*protocols], "shots": [*shots]}
+    )
 
 
 def published_average(method: str, datasets: Collection[str]) -> Figures:

@@ -8,14 +8,13 @@ from kdpl.runtime.configs import read_config
 from kdpl.runtime.files import write_text
 
 
-def table(folder: str, *, out: str | None = None) -> int:
+def table(folder: str) -> int:
     """Print the tables of a campaign, beside published figures.
 
     It may be unfinished. They are also written into its folder as Markdown and CSV.
 
     Args:
         folder: The --out of benchmark.
-        out: Markdown file to write them to as well.
     """
     from kdpl.benchmark.campaign import parse_campaign
     from kdpl.benchmark.formats import markdown, to_csv
@@ -38,6 +37,4 @@ def table(folder: str, *, out: str | None = None) -> int:
     write_text(Path(folder) / "table.md", text)
     write_text(Path(folder) / "table.csv", to_csv(made))
     print(text, end="")
-    if out is not None:
-        write_text(Path(out), text)
     return 0

@@ -105,7 +105,12 @@ def test_rows_are_run_under_their_own_protocols_and_shots_and_may_have_several_t
         "zero_shot": {**ROWS["teacher"], "protocols": "few_shot", "shots": 0},
         "teacher": {**ROWS["teacher"], "shots": 16},
         "second": {**ROWS["teacher"], "shots": 16, "protocols": "few_shot"},
-        "both": {**ROWS["student"], "more": "second", "shots": 16, "protocols": "few_shot"},
+        "both": {
+            **ROWS["student"],
+            "of": ["teacher", "second"],
+            "shots": 16,
+            "protocols": "few_shot",
+        },
     }
     text = "{protocols: [few_shot, base_to_novel], datasets: [dtd], seeds: [1], shots: [0, 16]}"
     tasks = planned(text, rows=rows)
@@ -127,7 +132,7 @@ def test_rows_are_run_under_their_own_protocols_and_shots_and_may_have_several_t
     ("text", "protocol"), [(CROSS, "cross_dataset"), (SHIFT, "domain_generalization")]
 )
 def test_rows_of_other_protocols_are_left_out_where_the_source_is_tuned_on(text, protocol):
-    others = {"second": ROWS["teacher"], "both": {**ROWS["student"], "more": "second"}}
+    others = {"second": ROWS["teacher"], "both": {**ROWS["student"], "of": ["teacher", "second"]}}
     few = {name: {**row, "protocols": "few_shot"} for name, row in others.items()}
     places = {"protocols": ["few_shot", protocol], "shots": [1], "datasets": ["dtd"]}
     tasks = planned(text, rows={**ROWS, **few}, **places)
