@@ -5,7 +5,6 @@ cache. A piece behind a URL is downloaded, and one of a Parquet file is decompre
 into a folder of temporary files, where the oldest make room for new ones.
 """
 
-import getpass
 import hashlib
 import os
 import tempfile
@@ -88,11 +87,10 @@ def _fetched(path: str, piece: Piece) -> tuple[str, int]:
 
 def _folder() -> Path:
     """The folder of temporary files, which is this user's alone."""
-    # a user in a container may have no name
-    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    user = os.getuid()
     folder = Path(tempfile.gettempdir()) / f"kdpl-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    if isinstance(user, int) and folder.stat().st_uid != user:
+    if folder.stat().st_uid != user:
         raise DataError(f"{folder} belongs to another user: set TMPDIR to another folder")
     return folder
 
