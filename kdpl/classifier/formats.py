@@ -44,10 +44,8 @@ class Format(NamedTuple):
     calibrated: bool = False
 
 
-def write_onnx(
-    classifier: Classifier, input_type: InputType, path: Path, opset: int | None = None
-) -> None:
-    """Write ONNX in float32 for any batch size, with torch's default operator set or another."""
+def write_onnx(classifier: Classifier, input_type: InputType, path: Path) -> None:
+    """Write ONNX in float32 for any batch size."""
     import onnx
 
     with quiet():
@@ -58,7 +56,6 @@ def write_onnx(
             dynamic_shapes=BATCHES,
             external_data=False,
             verbose=False,
-            opset_version=opset,
         )
     model = onnx.load(path)
     graph = model.graph

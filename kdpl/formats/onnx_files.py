@@ -13,8 +13,6 @@ from kdpl.classifier.export import INPUT, InputType, as_input, metadata, quiet
 from kdpl.classifier.formats import write_onnx
 
 _PRODUCTS = ("Gemm", "MatMul")
-_BFLOAT16_CONVOLUTIONS = 22
-"""The first operator set of ONNX that has them."""
 _CALIBRATED_AT_ONCE = 4
 _PERCENTILE = 99.99
 """Percentage of an activation's values that its range holds; chosen on validation images."""
@@ -109,36 +107,35 @@ def _store_in_16_bits(graph: Any, names: list[str]) -> None:
 
     A runtime casts them back when it loads them.
     """
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
     weights = {each.name: each for each in graph.initializer}
     for name in [node.input[1] for node in graph.node if node.name in names]:
-        half = numpy_helper.from_array(
-            numpy_helper.to_array(weights[name]).astype(np.float16), f"{name}_half"
-        )
+        half = _half(weights[name])
         graph.initializer.remove(weights[name])
         graph.initializer.append(half)
         graph.node.insert(0, helper.make_node("Cast", [half.name], [name], to=TensorProto.FLOAT))
 
 
-def write_half_onnx(
-    classifier: Classifier, input_type: InputType, path: Path, dtype: torch.dtype
-) -> None:
-    """Write ONNX whose matrix products and convolutions compute in float16 or bfloat16.
+def _half(weight: Any) -> Any:
+    """Return a weight in float16, under a name of its own."""
+    from onnx import numpy_helper
 
-    Everything else computes in float32.
+    values = numpy_helper.to_array(weight).astype(np.float16)
+    return numpy_helper.from_array(values, f"{weight.name}_half")
 
-    That is what autocast does. The product with the class vectors stays in float32.
+
+def write_fp16_onnx(classifier: Classifier, input_type: InputType, path: Path) -> None:
+    """Write ONNX whose matrix products and convolutions compute in float16, as under autocast.
+
+    Everything else computes in float32, and so does the product with the class vectors.
     """
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
-    write_onnx(classifier, input_type, path, _BFLOAT16_CONVOLUTIONS)
+    write_onnx(classifier, input_type, path)
     model = onnx.load(path)
-    graph, kind = (
-        model.graph,
-        TensorProto.FLOAT16 if dtype == torch.float16 else TensorProto.BFLOAT16,
-    )
+    graph = model.graph
     weights, heads = {each.name: each for each in graph.initializer}, _heads(graph)
     nodes: list[Any] = []
     halves: dict[str, str] = {}
@@ -150,13 +147,10 @@ def write_half_onnx(
             if name not in halves:
                 halves[name] = f"{name}_half"
                 if name in weights:
-                    half = torch.from_numpy(numpy_helper.to_array(weights[name]).copy()).to(dtype)
-                    values = half.view(torch.int16).numpy().tobytes()
-                    graph.initializer.append(
-                        helper.make_tensor(halves[name], kind, half.shape, values, raw=True)
-                    )
+                    graph.initializer.append(_half(weights[name]))
                 else:
-                    nodes.append(helper.make_node("Cast", [name], [halves[name]], to=kind))
+                    cast = helper.make_node("Cast", [name], [halves[name]], to=TensorProto.FLOAT16)
+                    nodes.append(cast)
             node.input[i] = halves[name]
         (output,) = node.output
         node.output[0] = f"{output}_product"

@@ -38,14 +38,12 @@ def write_openvino(classifier: Classifier, input_type: InputType, folder: Path) 
 
 
 def load_openvino(path: Path) -> ExportedModel:
-    """Read a folder of OpenVINO, or an ONNX file, to compute in the types that it says."""
+    """Read a folder of OpenVINO, to compute in float32."""
     import openvino
 
     # without the hint, processors with bfloat16 compute in it
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
-    run = openvino.Core().compile_model(
-        path / OPENVINO_FILE if path.is_dir() else path, "CPU", hints
-    )
+    run = openvino.Core().compile_model(path / OPENVINO_FILE, "CPU", hints)
     return lambda images: [torch.from_numpy(each) for each in run(images.numpy()).to_tuple()]
 
 

@@ -55,13 +55,6 @@ def export(classifier, kind, out, *more):
             "onnx-fp16", "h.onnx", ["--check={}"], "of 60 images (", marks=pytest.mark.slow
         ),
         pytest.param(
-            "onnx-bf16",
-            "h.onnx",
-            ["--check={}", "--agreement=0.9"],
-            "of 60 images (",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
             "executorch",
             "c.pte",
             ["--check={}"],
@@ -223,7 +216,6 @@ def test_wrong_settings_are_named(
         ("onnx-int8", "c.onnx", "onnxscript", "export"),
         ("openvino", "c", "onnx", "export"),
         ("openvino", "c", "openvino", "openvino"),
-        ("onnx-bf16", "c.onnx", "openvino", "openvino"),
         ("executorch", "c.pte", "executorch", "executorch"),
     ],
 )

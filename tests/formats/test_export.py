@@ -152,18 +152,11 @@ def test_8_bits_are_used_where_most_of_the_time_goes(tmp_path):
     assert {each.key: each.value for each in model.metadata_props} == metadata(student, "uint8")
 
 
-@pytest.mark.parametrize(
-    ("kind", "stored", "largest"),
-    [
-        ("onnx-fp16", onnx.TensorProto.FLOAT16, 0.05),
-        pytest.param("onnx-bf16", onnx.TensorProto.BFLOAT16, 0.5, marks=pytest.mark.slow),
-    ],
-)
-def test_products_compute_in_16_bits_except_for_the_head(kind, stored, largest, tmp_path):
-    student, path = make_classifier("test-student"), tmp_path / "h.onnx"
+def test_products_compute_in_16_bits_except_for_the_head(student, tmp_path):
+    kind, stored, path = "onnx-fp16", onnx.TensorProto.FLOAT16, tmp_path / "h.onnx"
     images = images_for(student, 20)
     FORMATS[kind].write(student, "uint8", path)
-    assert 1e-4 < compare(student, FORMATS[kind].load(path), images, "uint8").logits < largest
+    assert 1e-4 < compare(student, FORMATS[kind].load(path), images, "uint8").logits < 0.05
     onnx.checker.check_model(path, full_check=True)
     model = onnx.load(path)
     weights = {each.name: each for each in model.graph.initializer}
