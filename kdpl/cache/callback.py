@@ -56,10 +56,10 @@ class TeacherCaches:
         """Return what reads the mean feature of an image's first views, see ``CachedFeatures``."""
         if self.views < views:
             return None
-        if images is None:
-            return partial(self.caches[teacher_index].mean, views=views)
-        beside = self._beside(images, views, teacher_index, encode)
-        return None if beside is None else partial(beside.mean, views=views)
+        cache: FeatureCache | None = self.caches[teacher_index]
+        if images is not None:
+            cache = self._beside(images, views, teacher_index, encode)
+        return None if cache is None else partial(cache.mean, views=views)
 
     def _beside(
         self,
@@ -174,12 +174,11 @@ def _fill_and_open(
     trainer = cast(Trainer, data.trainer)
     processes = (trainer.global_rank, trainer.world_size)
     work = Work(images, encode, data.eval_batch_size, data.num_workers, *processes)
-    done = fill(folder, needed, work, same)
+    done = fill(folder, needed, work, same) * trainer.world_size
     trainer.strategy.barrier("kdpl cache")
     cache = FeatureCache.open(folder, needed, same)
-    manifest = cache.manifest
     inform(
-        f"teacher cache {folder}: complete, {manifest.images} images, {manifest.views} views of "
-        f"each{f', {done * trainer.world_size} features computed' if done else ': nothing to do'}"
+        f"teacher cache {folder}: complete, {len(images)} images, {cache.manifest.views} views of "
+        f"each{f', {done} features computed' if done else ': nothing to do'}"
     )
     return cache

@@ -9,7 +9,7 @@ epoch v; its pixels are not stored.
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -41,16 +41,7 @@ _FILL = (
     "fill it with python -m kdpl cache and the settings of this fit, "
     "or set data.init_args.fill_teacher_cache: true"
 )
-_MUST_AGREE = (
-    "teacher",
-    "width",
-    "dataset",
-    "images",
-    "sources",
-    "resizing",
-    "decoding",
-    "augmentation",
-)
+_MAY_DIFFER = {*VIEWS, "images_per_shard", "made_with"}
 
 
 class Manifest(BaseModel):
@@ -125,31 +116,30 @@ class Manifest(BaseModel):
                 f"{file} is damaged, or of another version ({where}: {fault['msg']:.200}): remove "
                 f"the folder {folder} and fill the cache again"
             ) from error
-        for name in (*_MUST_AGREE, *same):
+        for name in cls.model_fields:
             theirs, ours = getattr(manifest, name), getattr(needed, name)
-            if theirs != ours:
-                problem = (
-                    f"is of something else ({name} is {theirs!r:.500} there and {ours!r:.500} here)"
+            if theirs != ours and (name in same or name not in _MAY_DIFFER):
+                raise DataError(
+                    f"the teacher cache {folder} is of something else ({name} is {theirs!r:.500} "
+                    f"there and {ours!r:.500} here): {_OTHER_FOLDER}"
                 )
-                raise DataError(f"the teacher cache {folder} {problem}: {_OTHER_FOLDER}")
         return manifest
 
     def shards(self, folder: Path) -> dict[Path, range]:
         """Files of the shards, and the indices of the images whose features each holds."""
-        starts = range(0, self.images, self.images_per_shard)
-        images = (range(start, min(start + self.images_per_shard, self.images)) for start in starts)
-        return {folder / SHARD.format(shard): indices for shard, indices in enumerate(images)}
+        images, size = range(self.images), self.images_per_shard
+        return {
+            folder / SHARD.format(shard): images[start : start + size]
+            for shard, start in enumerate(images[::size])
+        }
 
 
-@dataclass
 class FeatureCache:
     """A complete cache, whose shards each worker process opens for itself."""
 
-    folder: Path
-    manifest: Manifest
-    _shards: dict[int, npt.NDArray[np.float16]] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._shards: dict[int, npt.NDArray[np.float16]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_shards": {}}
@@ -164,10 +154,11 @@ class FeatureCache:
             raise DataError(f"the teacher cache {folder} does not exist: {_FILL}")
         manifest = Manifest.load(folder, needed, same)
         shards = manifest.shards(folder)
-        missing = sum(not path.is_file() for path in shards)
-        if missing:
-            problem = f"is incomplete, {missing} of {len(shards)} shards are missing"
-            raise DataError(f"the teacher cache {folder} {problem}: {_FILL}")
+        if missing := sum(not path.is_file() for path in shards):
+            raise DataError(
+                f"the teacher cache {folder} is incomplete, {missing} of {len(shards)} shards are "
+                f"missing: {_FILL}"
+            )
         for path, indices in shards.items():
             _require_shape(path, (len(indices), manifest.views, manifest.width))
         return cls(folder, manifest)
@@ -181,11 +172,8 @@ class FeatureCache:
 
     def mean(self, index: int, views: int) -> Tensor:
         """Mean of the features of the first views of an image, float32 [D]."""
-        return (
-            torch.from_numpy(np.stack([self.read(view, index) for view in range(views)]))
-            .float()
-            .mean(dim=0)
-        )
+        features = np.stack([self.read(view, index) for view in range(views)])
+        return torch.from_numpy(features).float().mean(dim=0)
 
 
 def cache_folders(
@@ -193,9 +181,10 @@ def cache_folders(
 ) -> list[tuple[Path, TeacherDescription]]:
     """Return the folder of each teacher's cache (FOLDER, FOLDER.2, …), and its description."""
     first = Path(folder).expanduser()
-    folders = [first, *(Path(f"{first}.{number}") for number in range(2, len(teachers) + 1))]
-    # a target may need no teacher
-    return list(zip(folders, teachers, strict=False))
+    return [
+        (first if number == 1 else Path(f"{first}.{number}"), teacher)
+        for number, teacher in enumerate(teachers, start=1)
+    ]
 
 
 @dataclass(eq=False)

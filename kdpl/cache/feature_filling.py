@@ -55,7 +55,13 @@ def fill(folder: Path, needed: Manifest, work: Work, same: Collection[str] = ())
         DataError: The cache is of something else, another command fills it, or a feature is not
             finite.
     """
-    _make(folder, needed)
+    if not (folder / MANIFEST).is_file():
+        if not needed.views:
+            raise ConfigError(
+                f"the number of views in the teacher cache {folder} is unknown: set "
+                "trainer.max_epochs"
+            )
+        write_text(folder / MANIFEST, json.dumps(needed.model_dump(), indent=2, ensure_ascii=False))
     manifest = Manifest.load(folder, needed, same)
     first = work.rank == 0  # locks for all, which wait for it at the end
     try:
@@ -108,13 +114,3 @@ def _encode(images: Tensor, work: Work) -> npt.NDArray[np.float16]:
     """Encode all views of some images, uint8 [images, V, 3, S, S], to float16 [images · V, D]."""
     parts = torch.split(images.flatten(0, 1), work.batch_size)
     return np.concatenate([work.encode(part).half().cpu().numpy() for part in parts])
-
-
-def _make(folder: Path, needed: Manifest) -> None:
-    if (folder / MANIFEST).is_file():
-        return
-    if not needed.views:
-        raise ConfigError(
-            f"the number of views in the teacher cache {folder} is unknown: set trainer.max_epochs"
-        )
-    write_text(folder / MANIFEST, json.dumps(needed.model_dump(), indent=2, ensure_ascii=False))
