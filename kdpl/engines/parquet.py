@@ -14,30 +14,29 @@ _ROW_GROUP = 4096  # rows of a file in memory at once
 def arrow_schema(names: Sequence[str]) -> Any:
     """Return the types of these columns, as a ``pyarrow.Schema``."""
     arrow = pyarrow_of("a .parquet file")
-
-    def kind(name: str) -> Any:
+    kinds = {}
+    for name in names:
         if name == "embedding":
             # not of a fixed length: pyarrow 23 does not read such lists back if one is null
-            return arrow.list_(arrow.float32())
-        is_text = name.startswith(("path", "class", "labels", "scores", "error"))
-        return arrow.string() if is_text else arrow.float64()
-
-    return arrow.schema([(name, kind(name)) for name in names])
+            kinds[name] = arrow.list_(arrow.float32())
+        elif name.startswith(("path", "class", "labels", "scores", "error")):
+            kinds[name] = arrow.string()
+        else:
+            kinds[name] = arrow.float64()
+    return arrow.schema(kinds)
 
 
 def writer() -> Write:
     """Return what writes Parquet; a ConfigError without pyarrow."""
-    pyarrow_of("a .parquet file")
-    return write_parquet
-
-
-def write_parquet(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
-    """Write rows with the given columns."""
     arrow = pyarrow_of("a .parquet file")
-    schema, remaining = arrow_schema(names), iter(rows)
-    with arrow.parquet.ParquetWriter(path, schema) as writer:
-        while group := list(islice(remaining, _ROW_GROUP)):
-            writer.write_table(arrow.Table.from_pylist(group, schema=schema))
+
+    def write(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
+        schema, remaining = arrow_schema(names), iter(rows)
+        with arrow.parquet.ParquetWriter(path, schema) as file:
+            while group := list(islice(remaining, _ROW_GROUP)):
+                file.write_table(arrow.Table.from_pylist(group, schema=schema))
+
+    return write
 
 
 def pyarrow_of(what: str) -> Any:

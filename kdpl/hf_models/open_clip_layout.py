@@ -1,5 +1,6 @@
 """CLIPs in open_clip's layout: ``hf-hub:OWNER/NAME`` of the hub, ``local-dir:PATH``."""
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from kdpl.clip.weights import CONFIG_FILE, Weights, preprocessing_of_file, read_
 from kdpl.errors import ConfigError, WeightsError, reason
 from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
 
-FOLDER, HUB = "local-dir", "hf-hub"
+FOLDER = "local-dir"
 WEIGHTS_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -23,7 +24,7 @@ WEIGHTS_FILES = (
 
 def register() -> None:
     """Register the addresses, as an entry point."""
-    for scheme in (FOLDER, HUB):
+    for scheme in ("hf-hub", FOLDER):
         register_source(scheme, Source(load_clip, load_image_clip))
 
 
@@ -81,18 +82,12 @@ def find_file(address: str, *names: str) -> Path:
         )
     try:
         with hub_or_cache():
-            return _fetch(place, names)
+            for name in names[:-1]:
+                with suppress(EntryNotFoundError):
+                    return Path(hf_hub_download(place, name))
+            return Path(hf_hub_download(place, names[-1]))
     except Exception as error:  # whatever the hub client, a proxy or the disk raises
         raise WeightsError(
             f"cannot fetch {wanted} of {address} ({reason(error)}): fetch the repository where "
             f"there is a network, and give its folder as {FOLDER}:PATH{WITHOUT_NETWORK}"
         ) from error
-
-
-def _fetch(repository: str, names: tuple[str, ...]) -> Path:
-    for name in names[:-1]:
-        try:
-            return Path(hf_hub_download(repository, name))
-        except EntryNotFoundError:
-            continue
-    return Path(hf_hub_download(repository, names[-1]))

@@ -25,16 +25,15 @@ _ATTRIBUTE_STD = 0.01
 class AttributeTextPrompts(TextPrompts):
     """A context that begins with attributes, each of which has learnt tokens before its name.
 
-    The sequence is ``[start][m tokens][name] … [m tokens][name][context][class name]["."][end]``.
+    The sequence is ``[start][n tokens][name] … [n tokens][name][context][class name]["."][end]``.
     Names of attributes keep their embeddings. At each of the following ``depth - 1`` layers the
     context alone is replaced; the attributes' tokens and names flow. The learnt
-    ``attribute_tokens`` are float32 [A, m, W], from N(0, 0.01²).
+    ``attribute_tokens`` are float32 [A, n, W], from N(0, 0.01²).
     """
 
     def __init__(
         self,
         attributes: Sequence[str],
-        attribute_length: int,
         length: int,
         depth: int,
         context: str | None,
@@ -45,10 +44,8 @@ class AttributeTextPrompts(TextPrompts):
         names = [tokenize.words(name) for name in attributes]
         self.lengths = [len(ids) for ids in names]
         self.register_buffer("names", torch.cat(names), persistent=False)
-        width = self.context.shape[1]
-        self.attribute_tokens = nn.Parameter(
-            torch.randn(len(names), attribute_length, width) * _ATTRIBUTE_STD
-        )
+        tokens = torch.randn(len(names), *self.context.shape)
+        self.attribute_tokens = nn.Parameter(tokens * _ATTRIBUTE_STD)
 
     def forward(
         self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE
@@ -64,7 +61,7 @@ class AttributeTextPrompts(TextPrompts):
 
 
 class AttributePrompts(IndependentPrompts):
-    """Independent prompts whose text prompts have attributes.
+    """Independent prompts whose text prompts have attributes, with as many tokens as the context.
 
     ``text_prompts.depth`` 1 is the shallow version, and a larger one the deep version.
 
@@ -74,8 +71,6 @@ class AttributePrompts(IndependentPrompts):
         context: Words that the context starts from; None for noise, as published.
         clip: As for ``PromptMethod``.
         attributes: Names of the attributes, one word or more each.
-        attribute_length: Learnt tokens before each attribute; None: as many as the context has, as
-            published.
 
     Raises:
         ConfigError: The attributes are missing or empty, or the sizes do not fit the CLIP.
@@ -88,35 +83,31 @@ class AttributePrompts(IndependentPrompts):
         context: str | None,
         clip: ImageClip,
         attributes: list[str],
-        attribute_length: int | None = None,
     ) -> None:
         # without text prompts, which are made below; their words are then not looked at
         super().__init__(vision, PromptConfig(depth=0), context or "", clip)
         self.text_config = text
         self.context = context
         self.attributes = attributes
-        self.attribute_length = text.length if attribute_length is None else attribute_length
 
         named = all(name.strip() for name in attributes)
-        if not attributes or not named or not text.depth or self.attribute_length < 1:
+        if not attributes or not named or not text.depth:
             raise ConfigError(
-                f"attributes is {attributes}, text_prompts.depth {text.depth} and the tokens "
-                f"before an attribute {self.attribute_length}, expected names, and 1 or more: "
-                "correct them"
+                f"attributes is {attributes} and text_prompts.depth {text.depth}, expected names, "
+                "and 1 or more: correct them"
             )
         if isinstance(clip, Clip):
-            sizes = self.attribute_length, text.length, text.depth
+            sizes = text.length, text.depth
             self.text_prompts = AttributeTextPrompts(
-                self.attributes, *sizes, context, clip.text_tower, clip.tokenize
+                attributes, *sizes, context, clip.text_tower, clip.tokenize
             )
 
     def arrange(
         self, names: Sequence[ClassText], tower: TextTower, tokenize: Tokenizer
     ) -> ArrangedTexts:
         """Tokenise C class names behind attributes and context; errors as of the base class."""
-        placeholder = " ".join(["X"] * self.attribute_length)
+        placeholder = " ".join(["X"] * self.text_config.length)
         words = [f"{placeholder} {name}" for name in self.attributes]
-        context = self.context or " ".join(["X"] * self.text_config.length)
         texts, counts = flat_texts(names)
-        before = " ".join([*words, context])
+        before = " ".join([*words, self.context or placeholder])
         return tokenize_prompts(tokenize, prompt_texts(before, 0, texts), tower, counts)
