@@ -1,12 +1,11 @@
 """Results of stages as artifacts in Weights & Biases; each run names those that it used."""
 
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.metrics import ACCURACY_TITLES, val_key
@@ -40,51 +39,49 @@ class LogArtifacts(Callback):
     vectors that it learned from.
     """
 
-    def __init__(self) -> None:
-        self._accuracies: dict[str, float] = {}
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what a student starts from; by now its folder has a copy."""
-        if trainer.is_global_zero and isinstance(pl_module, StudentDistillation):
-            vectors = pl_module.shared_vectors
-            file = Path(trainer.default_root_dir) / CLASS_VECTORS_FILE
-            log_input(
-                trainer.loggers,
-                CLASS_VECTORS,
-                artifact_name(CLASS_VECTORS, vectors.teacher),
-                file,
-                _about(vectors),
-            )
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the accuracies of the last validation."""
-        keys = {val_key(name) for name in ACCURACY_TITLES}
-        self._accuracies = {
-            key: float(value) for key, value in trainer.callback_metrics.items() if key in keys
-        }
+        if not isinstance(pl_module, StudentDistillation):
+            return
+        metadata = _about(pl_module.shared_vectors)
+        name = artifact_name(CLASS_VECTORS, metadata["teacher"])
+        file = Path(trainer.default_root_dir) / CLASS_VECTORS_FILE
+        for run in _runs(trainer):
+            artifact = _artifact(CLASS_VECTORS, name, file, metadata)
+            # in the config as well: offline, the run itself must say it
+            inputs = {CLASS_VECTORS: {"artifact": name, "digest": artifact.digest, **metadata}}
+            run.config.update({"inputs": inputs}, allow_val_change=True)  # type: ignore[no-untyped-call]  # W&B has no types
+            if not run.offline:
+                # the file is sent along unless the project has it already
+                run.use_artifact(artifact)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Log the results once a fit has written them."""
+        """Log the results once a fit has written them, with the last validation's accuracies."""
         folder = Path(trainer.default_root_dir)
-        if stage != "fit" or not trainer.is_global_zero:
-            return
-        if isinstance(pl_module, TeacherPromptTuning) and (folder / CLASS_VECTORS_FILE).is_file():
-            vectors = ClassVectors.load(folder / CLASS_VECTORS_FILE)
-            metadata = {**_about(vectors), **self._accuracies}
-            name = artifact_name(TEACHER, vectors.teacher)
-            log_output(trainer.loggers, TEACHER, name, folder / PROMPTS_FILE, metadata)
-            metadata |= {**vectors.fields(), "made_with": name}
-            name = artifact_name(CLASS_VECTORS, vectors.teacher)
-            log_output(trainer.loggers, CLASS_VECTORS, name, folder / CLASS_VECTORS_FILE, metadata)
-        if isinstance(pl_module, StudentDistillation) and (folder / CLASSIFIER_FOLDER).is_dir():
-            vectors = pl_module.vectors
-            metadata = {
-                **_about(vectors),
-                **self._accuracies,
-                "clip": asdict(pl_module.clip),
-                "made_with": artifact_name(CLASS_VECTORS, vectors.teacher),
-            }
-            log_output(trainer.loggers, CLASSIFIER, None, folder / CLASSIFIER_FOLDER, metadata)
+        keys = {val_key(name) for name in ACCURACY_TITLES} & trainer.callback_metrics.keys()
+        accuracies = {key: float(trainer.callback_metrics[key]) for key in keys}
+        for run in _runs(trainer) if stage == "fit" else ():
+            if (
+                isinstance(pl_module, TeacherPromptTuning)
+                and (folder / CLASS_VECTORS_FILE).is_file()
+            ):
+                vectors = ClassVectors.load(folder / CLASS_VECTORS_FILE)
+                metadata = {**_about(vectors), **accuracies}
+                name = artifact_name(TEACHER, vectors.teacher)
+                _log(run, TEACHER, name, folder / PROMPTS_FILE, metadata)
+                metadata |= {**vectors.fields(), "made_with": name}
+                name = artifact_name(CLASS_VECTORS, vectors.teacher)
+                _log(run, CLASS_VECTORS, name, folder / CLASS_VECTORS_FILE, metadata)
+            if isinstance(pl_module, StudentDistillation) and (folder / CLASSIFIER_FOLDER).is_dir():
+                vectors = pl_module.vectors
+                metadata = {
+                    **_about(vectors),
+                    **accuracies,
+                    "clip": asdict(pl_module.clip),
+                    "made_with": artifact_name(CLASS_VECTORS, vectors.teacher),
+                }
+                name = f"{CLASSIFIER}-{run.id}"
+                _log(run, CLASSIFIER, name, folder / CLASSIFIER_FOLDER, metadata)
 
 
 def _about(vectors: ClassVectors) -> dict[str, Any]:
@@ -99,45 +96,22 @@ def artifact_name(kind: str, fingerprint: str) -> str:
     return f"{kind}-{fingerprint[:_SHOWN]}"
 
 
-def log_output(
-    loggers: Iterable[Logger], kind: str, name: str | None, path: Path, metadata: Mapping[str, Any]
-) -> None:
-    """Log a file or folder as an artifact that the run made, in W&B alone; call on one process.
-
-    Without a name, the artifact is named after the run's id. The file is read when it is sent, and
-    must not change.
-    """
-    for run in _runs(loggers):
-        run.log_artifact(
-            _artifact(kind, name or f"{kind}-{run.id}", path, metadata), aliases=["latest", run.id]
-        )
+def _runs(trainer: Trainer) -> list["Run"]:
+    """Return the runs in W&B, on the process that logs."""
+    loggers = trainer.loggers if trainer.is_global_zero else ()
+    runs = [logger.experiment for logger in loggers if isinstance(logger, WandbLogger)]
+    return [run for run in runs if not run.disabled]
 
 
-def log_input(
-    loggers: Iterable[Logger], kind: str, name: str, path: Path, metadata: Mapping[str, Any]
-) -> None:
-    """Log in W&B which artifact the run starts from; call on one process.
-
-    Its file is sent along unless the project has it already.
-    """
-    for run in _runs(loggers):
-        artifact = _artifact(kind, name, path, metadata)
-        # in the config as well: offline, the run itself must say it
-        inputs = {kind: {"artifact": name, "digest": artifact.digest, **metadata}}
-        run.config.update({"inputs": inputs}, allow_val_change=True)  # type: ignore[no-untyped-call]  # W&B has no types
-        if not run.offline:
-            run.use_artifact(artifact)
+def _log(run: "Run", kind: str, name: str, path: Path, metadata: dict[str, Any]) -> None:
+    """Log a file or folder that the run made; it is read when it is sent, and must not change."""
+    run.log_artifact(_artifact(kind, name, path, metadata), aliases=["latest", run.id])
 
 
-def _runs(loggers: Iterable[Logger]) -> Iterable["Run"]:
-    runs = (logger.experiment for logger in loggers if isinstance(logger, WandbLogger))
-    return (run for run in runs if not run.disabled)
-
-
-def _artifact(kind: str, name: str, path: Path, metadata: Mapping[str, Any]) -> "Artifact":
+def _artifact(kind: str, name: str, path: Path, metadata: dict[str, Any]) -> "Artifact":
     import wandb
 
-    artifact = wandb.Artifact(name, type=kind, metadata=dict(metadata))
+    artifact = wandb.Artifact(name, type=kind, metadata=metadata)
     # immutable: read from the run's folder, not from a copy in the home folder
     add = artifact.add_dir if path.is_dir() else artifact.add_file
     add(str(path.resolve()), skip_cache=True, policy="immutable")

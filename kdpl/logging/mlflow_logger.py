@@ -118,13 +118,6 @@ class RunMLFlowLogger(MLFlowLogger):
         self._unless_lost(super().log_metrics, metrics, step)
 
     @rank_zero_only
-    def log_picture(self, name: str, path: Path) -> None:
-        """Log a PNG file as an artifact of the run, in the folder that its name begins with."""
-        self._unless_lost(
-            self.experiment.log_artifact, self.run_id, str(path), name.rpartition("/")[0]
-        )
-
-    @rank_zero_only
     def finalize(self, status: str = "success") -> None:
         """Set the status of the run, if it has begun."""
         if self._begun:
