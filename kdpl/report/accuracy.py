@@ -1,11 +1,8 @@
-"""Accuracies of teacher, student and their original CLIPs, by model and by class.
-
-Confusions and disagreements are here as well.
-"""
+"""Accuracies of teacher, student and their original CLIPs; their confusions and disagreements."""
 
 import base64
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
 
@@ -14,15 +11,16 @@ from PIL.Image import Image
 
 from kdpl.errors import ArtifactError, KdplError
 from kdpl.metrics import ACCURACY_TITLES
-from kdpl.report.charts import interval_chart
-from kdpl.report.intervals import Accuracy, accuracy_of, paired_difference, scores_of
-from kdpl.report.pairs import choose_examples, disagreements
-from kdpl.report.probes import Probe, linear_probe
-from kdpl.report.run_folder import Run, Stage
-from kdpl.runtime.predictions import ImagePrediction
+from kdpl.report.intervals import Accuracy, Scores, accuracy_of, paired_difference, scores_of
+from kdpl.report.probes import linear_probe
+from kdpl.report.run_folder import Pair, Run, Stage
+from kdpl.runtime.predictions import ImagePrediction, spread
 
 MATRIX_CLASSES = 20
 """Largest number of classes with a confusion matrix, which could not be read beyond."""
+
+MAX_EXAMPLES = 30
+"""Largest number of images that are shown of those on which teacher and student disagree."""
 
 _EDGE = 112
 _TITLES = {
@@ -46,29 +44,28 @@ class ModelRow(NamedTuple):
 
 def accuracies(run: Run) -> dict[str, Any]:
     """Collect the accuracies of all tested models; raises an ArtifactError if there are none."""
+    titles = dict(_TITLES)
+    if run.untuned:
+        titles["teacher"] = titles.pop("teacher_clip")
+    if run.second_teacher is None:
+        del titles["second_teacher"]
+    main = "teacher" if run.student is None else "student"
     rows: list[ModelRow] = []
     gaps, images = [], 0
-    main = "teacher" if run.student is None else "student"
-    titles = {**_TITLES, "teacher": _TITLES["teacher_clip"]} if run.untuned else {**_TITLES}
     for key, title in titles.items():
         role, _, kind = key.partition("_")
-        if kind == "probe" and not (role in run.stages and main in {row.key for row in rows}):
-            continue
-        stage: Stage | None = None if kind == "probe" else getattr(run, key)
-        if (key == "teacher_clip" and run.untuned) or (key == "second_teacher" and stage is None):
-            continue
-        if stage is None and kind != "probe":
-            gaps.append(f"{title}: not part of {run.folder}")
+        if kind == "probe" and (role not in run.stages or main not in [row.key for row in rows]):
             continue
         try:
-            test = stage or linear_probe(run, role)
-            rows.append(ModelRow(key, title, _values(run, test)))
-            images = max(images, len(test.predictions))
+            scores = linear_probe(run, role).scores if kind == "probe" else _tested(run, key)
         except KdplError as error:
             gaps.append(f"{title}: {error}")
+            continue
+        values = {name: accuracy_of(name, each[None]) for name, each in scores.items()}
+        rows.append(ModelRow(key, title, values))
+        images = max(images, *map(len, scores.values()))
     if not rows:
         raise ArtifactError(f"nothing of {run.folder} was tested: {'; '.join(gaps)}")
-    over_all = [row for row in rows if "acc" in row.values]
     return {
         "columns": {
             k: title for k, title in ACCURACY_TITLES.items() if any(k in row.values for row in rows)
@@ -76,12 +73,16 @@ def accuracies(run: Run) -> dict[str, Any]:
         "rows": rows,
         "images": images,
         "gaps": gaps,
-        "chart": interval_chart(
-            [(r.title, r.values["acc"].value, *r.values["acc"].interval) for r in over_all]
-        ),
         "difference": _difference(run),
         "below": below_probes(rows),
     }
+
+
+def _tested(run: Run, name: str) -> Scores:
+    stage: Stage | None = getattr(run, name)
+    if stage is None:
+        raise ArtifactError(f"not part of {run.folder}")
+    return scores_of(run, stage)
 
 
 def below_probes(rows: Sequence[ModelRow]) -> str | None:
@@ -101,11 +102,6 @@ def below_probes(rows: Sequence[ModelRow]) -> str | None:
         f"labels on the frozen features {' and '.join(better)}: add --student refined, or let "
         "python -m kdpl search choose what of it is trained (docs/targets.md)."
     )
-
-
-def _values(run: Run, test: Stage | Probe) -> dict[str, Accuracy]:
-    scores = test.scores if isinstance(test, Probe) else scores_of(run, test)
-    return {key: accuracy_of(key, each[None]) for key, each in scores.items()}
 
 
 def _difference(run: Run) -> Accuracy | None:
@@ -134,13 +130,14 @@ class ClassRow(NamedTuple):
 
 def classes(run: Run) -> dict[str, Any]:
     """Collect accuracies by class; the gap says why the teacher's are missing."""
-    names, own = run.vectors.class_names, run.main.predictions
+    names, own, teacher, gap = run.vectors.class_names, run.main.predictions, None, None
     if run.student is None:
         return {"rows": class_rows(names, own, None), "gap": None}
     try:
-        return {"rows": class_rows(names, [teacher for teacher, _ in run.pairs], own), "gap": None}
+        teacher = [each for each, _ in run.pairs]
     except KdplError as error:
-        return {"rows": class_rows(names, None, own), "gap": str(error)}
+        gap = str(error)
+    return {"rows": class_rows(names, teacher, own), "gap": gap}
 
 
 def class_rows(
@@ -148,21 +145,17 @@ def class_rows(
     teacher: Sequence[ImagePrediction] | None,
     student: Sequence[ImagePrediction] | None,
 ) -> list[ClassRow]:
-    """Count by class, the student's largest losses first.
-
-    None stands for a model that was not tested.
-    """
+    """Count by class, the student's largest losses first; None is a model that was not tested."""
     images = Counter(p.label_number for p in student or teacher or ())
-
-    def share(predictions: Sequence[ImagePrediction] | None) -> dict[int, float]:
-        correct = Counter(p.label_number for p in predictions or () if p.correct)
-        return {} if predictions is None else {i: correct[i] / images[i] for i in images}
-
-    of_teacher, of_student = share(teacher), share(student)
-    numbered = [(i, name) for i, name in enumerate(names) if images[i]]
-    rows = [
-        ClassRow(i, name, images[i], of_teacher.get(i), of_student.get(i)) for i, name in numbered
+    correct = [
+        None if each is None else Counter(p.label_number for p in each if p.correct)
+        for each in (teacher, student)
     ]
+    rows = []
+    for i, name in enumerate(names):
+        if images[i]:
+            shares = [None if each is None else each[i] / images[i] for each in correct]
+            rows.append(ClassRow(i, name, images[i], *shares))
     return sorted(
         rows, key=lambda r: next(x for x in (r.difference, r.student, r.teacher) if x is not None)
     )
@@ -186,20 +179,21 @@ def confusion_matrix(
     names: Sequence[str], predictions: Sequence[ImagePrediction]
 ) -> list[list[int]]:
     """Count images by true class (rows) and predicted class (columns)."""
-    counts = Counter((p.label_number, p.prediction_number) for p in predictions)
-    return [
-        [counts[label, prediction] for prediction in range(len(names))]
-        for label in range(len(names))
-    ]
+    from sklearn import metrics
+
+    labels, predicted = zip(
+        *((p.label_number, p.prediction_number) for p in predictions), strict=True
+    )
+    counts: list[list[int]] = metrics.confusion_matrix(
+        labels, predicted, labels=range(len(names))
+    ).tolist()
+    return counts
 
 
 def largest_confusions(
     names: Sequence[str], predictions: Sequence[ImagePrediction], count: int
 ) -> list[tuple[str, str, int, float]]:
-    """List at most ``count`` pairs of classes.
-
-    Each has the true class, predicted class, images, and share of the true class's images.
-    """
+    """List true class, predicted class, images, and their share of the true class's."""
     images = Counter(p.label_number for p in predictions)
     wrong = Counter((p.label_number, p.prediction_number) for p in predictions if not p.correct)
     rows = [
@@ -211,34 +205,40 @@ def largest_confusions(
 
 
 def find_examples(run: Run) -> dict[str, Any]:
-    """Count disagreements, and show examples as thumbnails."""
+    """Count disagreements, and show examples as thumbnails, evenly spread over their kinds."""
     kinds = disagreements(run.pairs)
     shown, gap = [], None
     try:
         read = run.tested_data().test_item
-        for teacher, student in choose_examples(kinds):
-            shown.append(
-                {"teacher": teacher, "student": student, **thumbnail(read(student.index)[1])}
-            )
+        for kind in kinds:
+            for teacher, student in spread(kind, MAX_EXAMPLES // len(kinds)):
+                image = thumbnail(read(student.index)[1])
+                shown.append({"teacher": teacher, "student": student, **image})
     except (KdplError, OSError) as error:
         gap = str(error)
-    only_teacher, only_student, neither = map(len, kinds)
     return {
-        "disagreements": only_teacher + only_student + neither,
         "images": len(run.pairs),
-        "only_teacher": only_teacher,
-        "only_student": only_student,
-        "neither": neither,
+        "only_teacher": len(kinds[0]),
+        "only_student": len(kinds[1]),
+        "neither": len(kinds[2]),
         "shown": shown,
         "gap": gap,
     }
 
 
-def thumbnail(image: Image, edge: int = _EDGE) -> dict[str, Any]:
-    """Return a data URI of an image, with width and height in pixels.
+def disagreements(pairs: Iterable[Pair]) -> tuple[list[Pair], list[Pair], list[Pair]]:
+    """Sort the pairs that differ: only the teacher is correct, only the student is, neither is."""
+    kinds: tuple[list[Pair], list[Pair], list[Pair]] = [], [], []
+    only_teacher, only_student, neither = kinds
+    for teacher, student in pairs:
+        if teacher.prediction_number != student.prediction_number:
+            kind = only_teacher if teacher.correct else only_student if student.correct else neither
+            kind.append((teacher, student))
+    return kinds
 
-    It is at most ``edge`` pixels wide and high.
-    """
+
+def thumbnail(image: Image, edge: int = _EDGE) -> dict[str, Any]:
+    """Return a data URI of an image of at most ``edge`` pixels, with its width and height."""
     small = image.convert("RGB")
     small.thumbnail((edge, edge))
     buffer = BytesIO()

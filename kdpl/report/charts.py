@@ -32,10 +32,7 @@ class Axis(NamedTuple):
 
 
 def line_chart(title: str, lines: Mapping[str, Sequence[Point]]) -> dict[str, Any] | None:
-    """Lay out (epoch, value) pairs by name.
-
-    Empty lines are left out; returns None if all are empty.
-    """
+    """Lay out (epoch, value) pairs by name, but for empty lines; None if all are empty."""
     drawn = {name: line for name, line in lines.items() if line}
     if not drawn:
         return None
@@ -49,25 +46,3 @@ def line_chart(title: str, lines: Mapping[str, Sequence[Point]]) -> dict[str, An
         for n, line in drawn.items()
     ]
     return {"title": title, "width": width, "height": height, "x": x, "y": y, "lines": placed}
-
-
-def interval_chart(rows: Sequence[tuple[str, float, float, float]]) -> dict[str, Any]:
-    """Lay out at least one accuracy, one row each, under its name.
-
-    An accuracy is given as name, fraction, lower and upper bound.
-    """
-    width, row_height = 400, 46
-    low = max(0.0, 100 * min(r[2] for r in rows) - 3)
-    high = min(100.0, 100 * max(r[3] for r in rows) + 3)
-    x = Axis(low, high, 14, width - 14)
-    marks = [
-        {
-            "name": name,
-            "y": row_height * (i + 0.5) + 12,
-            "value": x(100 * v),
-            "low": x(100 * a),
-            "high": x(100 * b),
-        }
-        for i, (name, v, a, b) in enumerate(rows)
-    ]
-    return {"width": width, "height": row_height * len(rows) + 44, "x": x, "marks": marks}

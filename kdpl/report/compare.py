@@ -1,17 +1,19 @@
 """Runs side by side: test accuracies, and differences to the first run over the same images."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from glob import glob
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdpl.errors import ArtifactError, ConfigError
+from kdpl.errors import ArtifactError, ConfigError, KdplError
 from kdpl.metrics import ACCURACY_COLUMNS
-from kdpl.report.intervals import Scores, accuracy_of, paired_difference, scores_of
-from kdpl.report.run_folder import Run
+from kdpl.report.intervals import Accuracy, Scores, accuracy_of, paired_difference, scores_of
+from kdpl.report.probes import clip_of, linear_probe
+from kdpl.report.run_folder import Run, Stage
 
 
 class ComparisonRow(NamedTuple):
@@ -61,21 +63,21 @@ def find_groups(arguments: Sequence[str], trusted: bool = False) -> dict[str, li
                 f"two runs of {name} have the same seed: give runs that differ in the seed"
             )
     first, *others = (run for runs in groups.values() for run in runs)
+    expected = _tested_on(first)
     for run in others:
-        names = first.vectors.class_names, run.vectors.class_names
-        images = _test_images(first), _test_images(run)
-        for what, (one, two) in {"classes": names, "test images": images}.items():
-            if one != two:
+        for what, found in _tested_on(run).items():
+            if found != expected[what]:
                 raise ArtifactError(
-                    f"{run.folder} was tested on other {what} than {first.folder} ({len(two)} and "
-                    f"{len(one)}): compare them with runs of their own"
+                    f"{run.folder} was tested on other {what} than {first.folder} "
+                    f"({len(found)} and {len(expected[what])}): compare them with runs of their own"
                 )
     return groups
 
 
-def _test_images(run: Run) -> list[tuple[str, int]]:
-    """Path without links, and label, of each test image."""
-    return [(os.path.realpath(source), label) for source, label in run.tested]
+def _tested_on(run: Run) -> dict[str, Sequence[Any]]:
+    """Names of the classes; path without links, and label, of each test image."""
+    images = [(os.path.realpath(source), label) for source, label in run.tested]
+    return {"classes": run.vectors.class_names, "test images": images}
 
 
 def run_row(name: str, runs: Sequence[Run]) -> ComparisonRow:
@@ -83,6 +85,53 @@ def run_row(name: str, runs: Sequence[Run]) -> ComparisonRow:
     return ComparisonRow.of(
         name, [run.seed for run in runs], [scores_of(run, run.main) for run in runs]
     )
+
+
+def baselines(
+    groups: Mapping[str, Sequence[Run]], with_probes: bool
+) -> tuple[list[ComparisonRow], list[str]]:
+    """Make rows of the original CLIPs of teachers and students, each once.
+
+    They are tested zero-shot and with linear probes on their frozen features. Returns the rows, and
+    notes about them.
+    """
+    rows: dict[tuple[str, bytes], ComparisonRow] = {}
+    choices, notes = [], []
+    kinds = ["zero-shot accuracy", *(["linear probe"] if with_probes else [])]
+    for what, role, (name, runs) in product(kinds, ("teacher", "student"), groups.items()):
+        if role not in runs[0].stages:
+            continue
+        try:
+            if what == "linear probe":
+                row, choice = _probe(runs, role)
+                choices.append(choice)
+            else:
+                row = _zero_shot(runs[0], role)
+        except (KdplError, OSError) as error:
+            notes.append(f"no {what} of the {role}'s CLIP for {name}: {error}")
+            continue
+        rows.setdefault((row.name, b"".join(each.tobytes() for each in row.scores.values())), row)
+    return list(rows.values()), list(dict.fromkeys([*choices, *notes]))
+
+
+def _zero_shot(run: Run, role: str) -> ComparisonRow:
+    clip = clip_of(run.stages[role])
+    # a teacher without labels is the original CLIP itself
+    untuned = role == "teacher" and run.untuned
+    stage: Stage | None = run.teacher if untuned else getattr(run, f"{role}_clip")
+    if stage is None or not stage.folder.is_dir():
+        raise ArtifactError(f"{run.folder} has no test of {clip}, which run makes of a CLIP")
+    return ComparisonRow.of(f"zero-shot: {clip}", [], [scores_of(run, stage)])
+
+
+def _probe(runs: Sequence[Run], role: str) -> tuple[ComparisonRow, str]:
+    """Score the probes of runs; returns a note on how C was chosen as well."""
+    made = [linear_probe(run, role) for run in runs]
+    last = made[-1].about
+    name = f"linear probe: {last['network']}, {last['labels']} labels"
+    strengths = ", ".join(f"{probe.about['C']:g}" for probe in made)
+    row = ComparisonRow.of(name, [run.seed for run in runs], [probe.scores for probe in made])
+    return row, f"{name}: C = {strengths}, {last['how']}"
 
 
 def compared(rows: Sequence[ComparisonRow]) -> list[dict[str, Any]]:
@@ -95,23 +144,25 @@ def compared(rows: Sequence[ComparisonRow]) -> list[dict[str, Any]]:
     ]
 
 
-def _record(key: str, row: ComparisonRow, reference: ComparisonRow) -> dict[str, Any]:
+def _record(key: str, row: ComparisonRow, first: ComparisonRow) -> dict[str, Any]:
     scores, difference, verdict = row.scores[key], None, ""
-    accuracy = accuracy_of(key, scores)
-    if row is not reference and key in reference.scores:
-        difference = paired_difference(reference.scores[key], scores, row.seeds == reference.seeds)
+    if row is not first and key in first.scores:
+        difference = paired_difference(first.scores[key], scores, row.seeds == first.seeds)
         low, high = difference.interval
         verdict = "higher" if low > 0 else "lower" if high < 0 else "not clear"
-    record: dict[str, Any] = {
+    return {
         "row": row.name,
         "seeds": len(row.seeds),
         "classes": ACCURACY_COLUMNS[key],
+        **_figures("accuracy", accuracy_of(key, scores)),
+        **_figures("difference", difference),
+        "verdict": verdict,
     }
-    for name, each in (("accuracy", accuracy), ("difference", difference)):
-        figures = (
-            (None,) * 3
-            if each is None
-            else [round(100 * n, 4) for n in (each.value, *each.interval)]
-        )
-        record |= zip((name, f"{name}_low", f"{name}_high"), figures, strict=True)
-    return {**record, "verdict": verdict}
+
+
+def _figures(name: str, found: Accuracy | None) -> dict[str, float | None]:
+    names = (name, f"{name}_low", f"{name}_high")
+    if found is None:
+        return dict.fromkeys(names)
+    figures = (found.value, *found.interval)
+    return {name: round(100 * each, 4) for name, each in zip(names, figures, strict=True)}

@@ -40,27 +40,25 @@ def compare(
             f"{', '.join(_ENDINGS)}: give another"
         )
 
-    from kdpl.report.baselines import baselines as baseline_rows
+    from kdpl.report.compare import baselines as baseline_rows
     from kdpl.report.compare import compared, find_groups, run_row
     from kdpl.runtime.messages import quiet_libraries
 
     quiet_libraries()
     groups = find_groups(runs, trust)
     rows = [run_row(name, group) for name, group in groups.items()]
-    more, about = (
-        ([], []) if baselines == "none" else baseline_rows(groups, with_probes=baselines == "all")
-    )
-    images, over = rows[0].scores["acc"].shape[1], "images"
-    if any(len(row.seeds) > 1 for row in rows):
-        over = "images and seeds"
+    images = rows[0].scores["acc"].shape[1]
+    over = "images and seeds" if any(len(row.seeds) > 1 for row in rows) else "images"
     notes = [
         f"accuracy in % on {images} test images, with 95 % intervals; those of differences are "
         f"paired, over {over}"
     ]
     if any("novel_acc" in row.scores for row in rows):
         notes.append("transductive: unlabelled images of novel classes were seen in distillation")
-    notes += about
-    records = compared([*rows, *more])
+    if baselines != "none":
+        more, about = baseline_rows(groups, with_probes=baselines == "all")
+        rows, notes = rows + more, notes + about
+    records = compared(rows)
     print("\n".join(map(visible, [*_lines(records), "", *notes])))
     if path is not None:
         write_text(path, _text(path.suffix, records, notes))
@@ -69,16 +67,11 @@ def compare(
 
 
 def _text(ending: str, records: list[dict[str, Any]], notes: list[str]) -> str:
-    from kdpl.runtime.markdown import escape_markdown
-
     if ending == ".md":
-        return "\n".join(
-            [
-                *_lines(records, escape_markdown),
-                *(f"\n{escape_markdown(note)}" for note in notes),
-                "",
-            ]
-        )
+        from kdpl.runtime.markdown import escape_markdown
+
+        lines = _lines(records, escape_markdown)
+        return "\n".join([*lines, *(f"\n{escape_markdown(note)}" for note in notes), ""])
     if ending == ".json":
         return json.dumps({"rows": records, "notes": notes}, indent=2, ensure_ascii=False) + "\n"
     file = StringIO()
@@ -96,11 +89,8 @@ def _lines(records: list[dict[str, Any]], escape: Callable[[str], str] = str) ->
     for each in records:
         name = f"{each['row']} ({each['seeds']} seeds)" if each["seeds"] > 1 else each["row"]
         accuracy = "{accuracy:.1f} [{accuracy_low:.1f}, {accuracy_high:.1f}]".format_map(each)
-        difference = ""
-        if each["difference"] is not None:
-            difference = (
-                "{difference:+.1f} [{difference_low:+.1f}, {difference_high:+.1f}]".format_map(each)
-            )
+        figures = "{difference:+.1f} [{difference_low:+.1f}, {difference_high:+.1f}]"
+        difference = "" if each["difference"] is None else figures.format_map(each)
         lines.append(
             [each["classes"], name, accuracy, difference.replace("-", "−"), each["verdict"]]
         )

@@ -1,12 +1,8 @@
-"""Cost of encoding an image.
-
-It has parameters, floating-point operations, and images per second on this machine.
-"""
+"""Parameters, floating-point operations, and images per second of image encoders."""
 
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -28,10 +24,7 @@ _SECONDS, _MIN_ROUNDS = 2.0, 3
 
 
 class Encoder(NamedTuple):
-    """An image encoder to measure: images uint8 [B, 3, S, S] to features.
-
-    It comes with the modules of its parameters, and with S.
-    """
+    """An encoder of images uint8 [B, 3, S, S], with the modules of its parameters, and S."""
 
     encode: Encode
     modules: Sequence[nn.Module]
@@ -40,9 +33,7 @@ class Encoder(NamedTuple):
     @property
     def parameters(self) -> int:
         """Number of parameters; one in two modules counts once."""
-        return sum(
-            {id(p): p.numel() for module in self.modules for p in module.parameters()}.values()
-        )
+        return sum(p.numel() for p in nn.ModuleList(self.modules).parameters())
 
 
 def costs(run: Run) -> dict[str, Any]:
@@ -55,13 +46,10 @@ def costs(run: Run) -> dict[str, Any]:
         except (KdplError, OSError) as error:
             gaps[name] = str(error)
     measured = measure(encoders, where)
-    both = (measured["teacher"], measured["student"]) if not gaps else None
     return {
-        "device": _device_name(where),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else _cpu(),
         "costs": measured,
         "gaps": gaps,
-        "faster": both[1]["images_per_s"] / both[0]["images_per_s"] if both else None,
-        "smaller": both[0]["parameters"] / both[1]["parameters"] if both else None,
         "files": _files(run),
     }
 
@@ -81,9 +69,8 @@ def _teacher_encoder(run: Run) -> Encoder:
 def _student_encoder(run: Run) -> Encoder:
     encoder = run.classifier.encoder.to(device())
     # a frozen tower is not among the encoder's own parameters
-    return Encoder(
-        encoder, [encoder, encoder.tower.module], run.classifier.preprocessing.image_size
-    )
+    modules = [encoder, encoder.tower.module]
+    return Encoder(encoder, modules, run.classifier.preprocessing.image_size)
 
 
 def _files(run: Run) -> dict[str, int]:
@@ -92,13 +79,12 @@ def _files(run: Run) -> dict[str, int]:
         ("the teacher's prompts", run.teacher, PROMPTS_FILE),
         ("the class vectors", run.teacher, CLASS_VECTORS_FILE),
     )
-    paths = {title: stage.folder / name for title, stage, name in wanted if stage is not None}
-    files = {
-        title: [f for f in (path, *path.rglob("*")) if f.is_file()] for title, path in paths.items()
-    }
-    return {
-        title: sum(f.stat().st_size for f in members) for title, members in files.items() if members
-    }
+    sizes = {}
+    for title, stage, name in wanted:
+        if stage is not None and (path := stage.folder / name).exists():
+            files = [path, *path.rglob("*")]
+            sizes[title] = sum(file.stat().st_size for file in files if file.is_file())
+    return sizes
 
 
 def device() -> torch.device:
@@ -106,13 +92,9 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _device_name(where: torch.device) -> str:
-    if where.type == "cuda":
-        return torch.cuda.get_device_name(where)
-    info, threads = Path("/proc/cpuinfo"), torch.get_num_threads()
-    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
-    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()}, {threads} thread{'s' * (threads > 1)}"
+def _cpu() -> str:
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'s' * (threads > 1)}"
 
 
 def measure(encoders: Mapping[str, Encoder], where: torch.device) -> dict[str, dict[str, float]]:
@@ -157,10 +139,7 @@ def _seconds(encode: Encode, images: Tensor) -> float:
 
 @torch.no_grad()
 def count_flops(encode: Encode, images: Tensor) -> int:
-    """Count the operations of matrix products and convolutions.
-
-    A multiplication and its addition count as two.
-    """
+    """Count operations of matrix products and convolutions: a multiply-add is two."""
     fast = torch.backends.mha.get_fastpath_enabled()
     # the counter does not know fused attention on every device
     torch.backends.mha.set_fastpath_enabled(False)

@@ -24,20 +24,14 @@ _LEVEL = 0.95
 
 
 class Accuracy(NamedTuple):
-    """Share of correctly classified images, or difference of two, with its 95 % interval.
-
-    The interval is a confidence interval.
-    """
+    """Share of correctly classified images, or difference of two, with its 95 % interval."""
 
     value: float
     interval: Interval
 
 
 def scores_of(run: Run, stage: Stage) -> Scores:
-    """Score the images of a run's test.
-
-    Raises an ArtifactError if it is missing or lacks base and novel predictions.
-    """
+    """Score the images of a run's test; an ArtifactError if it is missing or incomplete."""
     predictions, num_base = stage.predictions, run.vectors.num_base
     scores = {"acc": np.array([p.correct for p in predictions], float)}
     if num_base is None:
@@ -57,9 +51,8 @@ def scores_of(run: Run, stage: Stage) -> Scores:
     b, n = (half.mean() for half in halves.values())
     total = b + n or 1.0
     slopes = np.where(is_base, n**2 / is_base.mean(), b**2 / (~is_base).mean()) * 2 / total**2
-    return (
-        scores | halves | {"hm": 2 * b * n / total + slopes * (correct - np.where(is_base, b, n))}
-    )
+    mean = 2 * b * n / total + slopes * (correct - np.where(is_base, b, n))
+    return {**scores, **halves, "hm": mean}
 
 
 def accuracy_of(key: str, scores: Floats) -> Accuracy:
@@ -75,18 +68,13 @@ def accuracy_of(key: str, scores: Floats) -> Accuracy:
 
 
 def wilson(correct: int, images: int) -> Interval:
-    """Return Wilson's score interval, at 95 %, of the share of correctly classified images.
-
-    The source is JASA 22, 1927.
-    """
+    """Return Wilson's score interval of the share of correct images (JASA 22, 1927)."""
     interval = binomtest(correct, images).proportion_ci(_LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def paired_difference(first: Floats, second: Floats, same_seeds: bool = False) -> Accuracy:
-    """Return the mean of second scores [S, N] minus that of first ones [R, N], with an interval.
-
-    Both are of the same images; the interval is at 95 %.
+    """Return the mean of second scores [S, N] minus that of first ones [R, N] of the same images.
 
     Images and seeds are two samples, whose squared standard errors add up: that of the images'
     differences, averaged over seeds, and that of the seeds' differences, averaged over images. The
@@ -95,9 +83,9 @@ def paired_difference(first: Floats, second: Floats, same_seeds: bool = False) -
     order, which are then pairs as well.
     """
     by_image = second.mean(axis=0) - first.mean(axis=0)
-    by_seed = (
-        [(second - first).mean(axis=1)] if same_seeds else [first.mean(axis=1), second.mean(axis=1)]
-    )
+    by_seed = [first.mean(axis=1), second.mean(axis=1)]
+    if same_seeds:
+        by_seed = [(second - first).mean(axis=1)]
     samples = [sample for sample in (by_image, *by_seed) if len(sample) > 1]
     squares = np.array([sample.var(ddof=1) / len(sample) for sample in samples])
     mean, total = float(by_image.mean()), squares.sum()

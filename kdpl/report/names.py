@@ -9,8 +9,5 @@ def shorten(name: str, length: int = 60) -> str:
     shown = "".join(
         "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c).startswith("C") else c for c in line
     )
-    return (
-        shown
-        if len(shown) <= length and len(name) <= 10 * length
-        else shown[: length - 1].rstrip() + "…"
-    )
+    fits = len(shown) <= length and len(name) <= 10 * length
+    return shown if fits else shown[: length - 1].rstrip() + "…"

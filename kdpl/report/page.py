@@ -1,7 +1,4 @@
-"""The report's page: one section after another.
-
-A section that cannot be made becomes a sentence that says why.
-"""
+"""The report's page: its sections, or sentences that say why one cannot be made."""
 
 import base64
 import hashlib
@@ -27,13 +24,13 @@ from kdpl.version import __version__
 _TEMPLATES = Path(__file__).parent / "templates"
 # as they are made; the page has its own order
 _SECTIONS: dict[str, Callable[[Run], Any]] = {
-    **{"training": training, "accuracy": accuracies, "classes": classes},
-    **{
-        "confusions": confusions,
-        "disagreement": find_examples,
-        "curves": learning_curves,
-        "cost": costs,
-    },
+    "training": training,
+    "accuracy": accuracies,
+    "classes": classes,
+    "confusions": confusions,
+    "disagreement": find_examples,
+    "curves": learning_curves,
+    "cost": costs,
 }
 
 _ONE_CLASS = ("accuracy", "classes", "confusions", "disagreement")
@@ -78,15 +75,15 @@ def render(run: Run) -> str:
 
 
 def fill(template: str, **values: Any) -> str:
-    """Fill in the template of a page, with its style and its one script."""
-    folders = [
-        _TEMPLATES,
-        *(section.template.parent for section in values.get("rooms", {}).values()),
-    ]
+    """Fill in the template of a page, with its one script."""
+    rooms = [section.template.parent for section in values.get("rooms", {}).values()]
     environment = Environment(
-        loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined
+        loader=FileSystemLoader([_TEMPLATES, *rooms]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters |= {
         "name": shorten,
         "percent": _percent,
@@ -97,7 +94,6 @@ def fill(template: str, **values: Any) -> str:
     script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
     return environment.get_template(template).render(
         **values,
-        style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
         script=script,
         # the page's policy allows this script alone
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

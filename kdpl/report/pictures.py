@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL.Image import Image
 
 from kdpl.data.domain import domain_of
 from kdpl.errors import reason
 from kdpl.report.accuracy import confusion_matrix
-from kdpl.report.logged import log_picture
 from kdpl.report.names import shorten
-from kdpl.report.pairs import Pair
+from kdpl.report.run_folder import Pair
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.predictions import ImagePrediction, read_predictions, spread
@@ -25,85 +25,79 @@ from kdpl.tasks import MULTI_CLASS
 
 _MOST_CLASSES, _NAMED_CLASSES, _COUNTED_CLASSES = 200, 40, 16
 _SHEET = 40
-_CORRECT, _WRONG = "#1a7f37", "#c62828"
 
 
 class DrawPictures(Callback):
-    """Draws a confusion matrix and a sheet of test images after a test.
+    """Draws a confusion matrix and a sheet of test images after a test, if it has matplotlib.
 
-    The sheet shows a selection of them with the predictions of student and teacher. Without
-    matplotlib it says so and draws nothing.
+    The sheet shows a selection of them with the predictions of student and teacher.
     """
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the predictions, beside those of the teacher if there are any."""
-        if domain_of(trainer).task != MULTI_CLASS.name or not self._can_draw(trainer):
+        if domain_of(trainer).task != MULTI_CLASS.name or not trainer.is_global_zero:
             return
-        try:
-            teacher = (
-                pl_module.teacher_folder if isinstance(pl_module, StudentDistillation) else None
-            )
-            self._draw_test(trainer, teacher)
-        except Exception as error:  # such as an image that is gone; the results are written
-            warn(f"cannot draw pictures of the test ({reason(error)})")
-
-    def _draw_test(self, trainer: Trainer, teacher_folder: Path | None) -> None:
-        data = domain_of(trainer)
-        predictions = read_predictions(Path(trainer.default_root_dir))
-        if len(data.class_names) <= _MOST_CLASSES:
-            _show(trainer, "confusion", partial(draw_confusion, predictions, data.class_names))
-        else:
-            inform(
-                f"no picture of the confusions of {len(data.class_names)} classes: a report "
-                "lists the largest ones"
-            )
-        teacher = read_predictions(teacher_folder) if teacher_folder is not None else []
-        if [p.source for p in teacher] == [p.source for p in predictions]:
-            pairs = list(zip(teacher, predictions, strict=True))
-            chosen = [pairs[i] for i in choose_for_sheet(pairs)]
-            images = [data.test_item(student.index)[1] for _, student in chosen]
-            wrong = sum(not (teacher.correct and student.correct) for teacher, student in chosen)
-            title = (
-                f"{len(chosen)} of {len(pairs)} test images, "
-                f"{wrong} of them misclassified by teacher or student"
-            )
-            _show(trainer, "test_images", partial(draw_sheet, images, chosen, title))
-
-    def _can_draw(self, trainer: Trainer) -> bool:
-        drawable = can_draw()
-        if trainer.is_global_zero and not drawable:
+        if find_spec("matplotlib") is None:
             inform(
                 "no pictures, because matplotlib is not installed: pip install 'kdpl[quickstart]'"
             )
-        return trainer.is_global_zero and drawable
+            return
+        teacher = pl_module.teacher_folder if isinstance(pl_module, StudentDistillation) else None
+        try:
+            _draw_test(trainer, teacher)
+        except Exception as error:  # such as an image that is gone; the results are written
+            warn(f"cannot draw pictures of the test ({reason(error)})")
 
 
-def can_draw() -> bool:
-    """Return True if matplotlib is installed."""
-    return find_spec("matplotlib") is not None
+def _draw_test(trainer: Trainer, teacher_folder: Path | None) -> None:
+    data = domain_of(trainer)
+    predictions = read_predictions(Path(trainer.default_root_dir))
+    if len(data.class_names) <= _MOST_CLASSES:
+        _show(trainer, "confusion", partial(draw_confusion, predictions, data.class_names))
+    else:
+        inform(
+            f"no picture of the confusions of {len(data.class_names)} classes: a report "
+            "lists the largest ones"
+        )
+    teacher = read_predictions(teacher_folder) if teacher_folder is not None else []
+    if [p.source for p in teacher] == [p.source for p in predictions]:
+        pairs = list(zip(teacher, predictions, strict=True))
+        chosen = [pairs[i] for i in choose_for_sheet(pairs)]
+        images = [data.test_item(student.index)[1] for _, student in chosen]
+        title = (
+            f"{len(chosen)} of {len(pairs)} test images, "
+            f"{sum(map(_is_wrong, chosen))} of them misclassified by teacher or student"
+        )
+        _show(trainer, "test_images", partial(draw_sheet, images, chosen, title))
 
 
 def _show(trainer: Trainer, name: str, draw: Callable[[Path], None]) -> None:
+    """Draw a picture into the run's folder, and show it in loggers that can."""
     import matplotlib
 
     path = Path(trainer.default_root_dir) / FIGURES_FOLDER / f"{name}.png"
-    data = domain_of(trainer)
+    fonts = font_families(domain_of(trainer).class_names)
     try:
-        with matplotlib.rc_context({"font.family": font_families(data.class_names)}):
+        with matplotlib.rc_context({"font.family": fonts}):
             draw(path)
     except Exception as error:  # the results are written, and no picture is worth a test
         warn(f"cannot draw {path} ({reason(error)})")
         return
-    log_picture(trainer.loggers, f"{FIGURES_FOLDER}/{name}", path)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(f"{FIGURES_FOLDER}/{name}", [str(path)])
+        elif isinstance(logger, TensorBoardLogger):
+            from torchvision.io import decode_image
+
+            logger.experiment.add_image(f"{FIGURES_FOLDER}/{name}", decode_image(str(path)))
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_artifact(logger.run_id, str(path), FIGURES_FOLDER)
     inform(f"picture: {path}")
 
 
 @cache
 def font_families(texts: tuple[str, ...]) -> list[str]:
-    """Return matplotlib's own font, and installed ones with the characters that it lacks.
-
-    Such characters are, for example, Chinese ones.
-    """
+    """Return matplotlib's font, and installed ones with characters it lacks, such as Chinese."""
     from matplotlib.font_manager import findfont, findSystemFonts, fontManager, get_font
 
     families = ["DejaVu Sans"]
@@ -151,23 +145,21 @@ def draw_confusion(
                 j, i, f"{int(counts[i, j])}", ha="center", va="center", fontsize=7, color=colour
             )
     correct = sum(p.correct for p in predictions)
-    axis.set_title(
-        f"{correct} of {len(predictions)} test images classified correctly", loc="left", fontsize=10
-    )
+    title = f"{correct} of {len(predictions)} test images classified correctly"
+    axis.set_title(title, loc="left", fontsize=10)
     _save(figure, path)
 
 
 def choose_for_sheet(pairs: Sequence[Pair], count: int = _SHEET) -> list[int]:
-    """Choose at most ``count`` positions in ``pairs``, in order.
+    """Choose positions in ``pairs``, in order; half are mistakes of either, the others spread."""
+    wrong = [i for i, pair in enumerate(pairs) if _is_wrong(pair)]
+    chosen = spread(wrong, count // 2)
+    rest = [i for i, pair in enumerate(pairs) if not _is_wrong(pair)]
+    return sorted([*chosen, *spread(rest, count - len(chosen))])
 
-    Half of them are mistakes of either model, the others are spread.
-    """
-    wrong = [
-        i for i, (teacher, student) in enumerate(pairs) if not (teacher.correct and student.correct)
-    ]
-    chosen = set(spread(wrong, count // 2))
-    rest = sorted(set(range(len(pairs))) - set(wrong))
-    return sorted(chosen | set(spread(rest, count - len(chosen))))
+
+def _is_wrong(pair: Pair) -> bool:
+    return not all(each.correct for each in pair)
 
 
 def draw_sheet(images: Sequence[Image], pairs: Sequence[Pair], title: str, path: Path) -> None:
@@ -180,31 +172,26 @@ def draw_sheet(images: Sequence[Image], pairs: Sequence[Pair], title: str, path:
     below = "above each its true class, below it the predictions of teacher (T) and student (S)"
     figure.suptitle(f"{title}\n{below}", fontsize=10, ha="left", x=0.125, va="bottom", y=0.92)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    style: dict[str, Any] = {"ha": "center", "parse_math": False}
-
     for axis in axes:
         axis.axis("off")
     for axis, image, pair in zip(axes, images, pairs, strict=False):
         axis.imshow(image, interpolation="nearest" if image.width < 100 else "antialiased")
         axis.set_title(shorten(pair[0].label, 18), fontsize=8, pad=3, parse_math=False)
         for line, (letter, each) in enumerate(zip("TS", pair, strict=True)):
+            mark, name = "✓" if each.correct else "✗", shorten(each.prediction, 18)
             axis.annotate(
-                _line(letter, each),
+                f"{letter} {mark} {name} {100 * each.probability:.0f} %",
                 xy=(0.5, 0),
                 xycoords="axes fraction",
                 xytext=(0, -4 - 12 * line),
                 textcoords="offset points",
+                ha="center",
                 va="top",
                 fontsize=7.5,
-                color=_CORRECT if each.correct else _WRONG,
-                **style,
+                color="#1a7f37" if each.correct else "#c62828",
+                parse_math=False,
             )
     _save(figure, path)
-
-
-def _line(letter: str, each: ImagePrediction) -> str:
-    mark, name = "✓" if each.correct else "✗", shorten(each.prediction, 18)
-    return f"{letter} {mark} {name} {100 * each.probability:.0f} %"
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -1,7 +1,6 @@
-"""Linear probes: what logistic regression makes of a frozen network and the same labels.
+"""Linear probes of a frozen network with the same labels (arXiv 2103.00020, appendix A.3).
 
-The method is that of Radford et al., arXiv 2103.00020, appendix A.3. A run's probes are kept in its
-folder as tests, beside those of its stages.
+A run's probes are kept in its folder as tests, beside those of its stages.
 """
 
 import json
@@ -54,10 +53,7 @@ class Features(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """Test of a logistic regression, as that of a stage, and how it was made.
-
-    Under ``base_to_novel`` it knows the base classes alone, and is tested on their images.
-    """
+    """Test of a logistic regression, of base images alone under ``base_to_novel``."""
 
     results: dict[str, float]
     predictions: list[ImagePrediction]
@@ -138,17 +134,14 @@ def _fit(run: Run, data: DomainDataModule, config: ClipConfig) -> Probe:
     inform(f"loading {config} for a linear probe")
     clip, num_base, tested = load_image_clip(config), run.vectors.num_base, run.tested_data()
     clip.image_tower.to(device()).eval()
-    train = _encode(clip, data, "labeled", num_base)
-    val = _encode(clip, data, "val", num_base) if data.splits.val else None
-    test = _encode(clip, tested, "test", num_base)
+    classes = len(data.class_names) if num_base is None else num_base
+    train = _encode(clip, data, "labeled", classes)
+    val = _encode(clip, data, "val", classes) if data.splits.val else None
+    test = _encode(clip, tested, "test", classes)
     model, how = fit_probe(train, val)
 
     names, predictions = data.class_names, []
-    records = [
-        (i, record)
-        for i, record in enumerate(tested.splits.test)
-        if num_base is None or record.single < num_base
-    ]
+    records = [each for each in enumerate(tested.splits.test) if each[1].single < classes]
     predicted = model.predict(test.values).tolist()
     sure = model.predict_proba(test.values).max(axis=1).tolist()
     for (i, record), p, q in zip(records, predicted, sure, strict=True):
@@ -163,9 +156,9 @@ def _fit(run: Run, data: DomainDataModule, config: ClipConfig) -> Probe:
 
 
 def _encode(
-    clip: ImageClip, data: DomainDataModule, split: EvaluationSplit, classes: int | None
+    clip: ImageClip, data: DomainDataModule, split: EvaluationSplit, classes: int
 ) -> Features:
-    """Encode the images of a split that are of the first classes; None: of all."""
+    """Encode the images of a split that are of the first classes."""
     loader = data.evaluation_dataloader_for(split, clip.preprocessing.resizing)
     values, labels = [], []
     with progress_bar() as progress:
@@ -174,8 +167,7 @@ def _encode(
             values.append(normalize(features.float(), dim=1).cpu().numpy())
             labels.append(batch.labels.numpy())
     numbers = np.concatenate(labels)
-    kept = numbers < (np.inf if classes is None else classes)
-    return Features(np.concatenate(values)[kept], numbers[kept])
+    return Features(np.concatenate(values)[numbers < classes], numbers[numbers < classes])
 
 
 def _stored(folder: Path, identity: dict[str, Any]) -> Probe | None:

@@ -1,11 +1,12 @@
 """A run's folder as the report reads it."""
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
@@ -13,7 +14,6 @@ from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import build_data
 from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError, reason
 from kdpl.metrics import test_key
-from kdpl.report.pairs import Pair
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.loggers import read_metrics
 from kdpl.runtime.predictions import ImagePrediction, read_predictions, read_results
@@ -30,15 +30,16 @@ from kdpl.tasks import MULTI_CLASS
 
 _NAMING = ("class_path", "augmentation", "dataset")  # settings that may name a class to import
 
-Read = TypeVar("Read")
+Pair = tuple[ImagePrediction, ImagePrediction]
+"""Predictions of teacher and student for one image."""
 
 
 @dataclass(frozen=True)
 class Stage:
     """Folder of one stage: a fit and its test, or the test of an original CLIP; it need not exist.
 
-    With ``trusted``, its config may name classes other than kdpl's. Each property raises a
-    KdplError if what it reads is missing or damaged.
+    With ``trusted``, its config may name classes other than kdpl's. What is missing or damaged is a
+    KdplError.
     """
 
     folder: Path
@@ -52,9 +53,8 @@ class Stage:
         sections = [config.get(name) for name in ("model", "data")]
         for name in _named_classes(sections):
             self.require_trust(name, file)
-        complete = all(
-            isinstance(s, dict) and isinstance(s.get("init_args"), dict) for s in sections
-        )
+        settings = [s.get("init_args") if isinstance(s, dict) else None for s in sections]
+        complete = all(isinstance(each, dict) for each in settings)
         if not complete or not isinstance(config.get("seed_everything"), int):
             raise ConfigError(
                 f"config {file} is not that of a fit, with seed_everything, model "
@@ -63,10 +63,7 @@ class Stage:
         return config
 
     def require_trust(self, name: str, file: Path) -> None:
-        """Raise a ConfigError if a file names a class other than kdpl's.
-
-        Importing such a class would run its module.
-        """
+        """Raise a ConfigError if a file names a class other than kdpl's, which would be run."""
         if "." in name and not name.startswith("kdpl.") and not self.trusted:
             raise ConfigError(
                 f"{file} names the class {name[:100]}, which is not one of kdpl's and would be "
@@ -80,16 +77,17 @@ class Stage:
     @cached_property
     def predictions(self) -> list[ImagePrediction]:
         """Predictions for the test images."""
-        predictions = _read(self.folder / PREDICTIONS_FILE, lambda: read_predictions(self.folder))
-        return predictions if predictions else self._not_tested()
+        with _reading(self.folder / PREDICTIONS_FILE):
+            return read_predictions(self.folder) or self._not_tested()
 
     @cached_property
     def results(self) -> dict[str, float]:
         """Test accuracies."""
-        results = _read(self.folder / RESULTS_FILE, lambda: read_results(self.folder))
-        return results if test_key("acc") in results else self._not_tested()
+        with _reading(self.folder / RESULTS_FILE):
+            results = read_results(self.folder)
+            return results if test_key("acc") in results else self._not_tested()
 
-    def _not_tested(self) -> Any:
+    def _not_tested(self) -> NoReturn:
         raise ArtifactError(
             f"{self.folder} was not tested: python -m kdpl test --config "
             f"{self.folder}/{CONFIG_FILE}"
@@ -101,26 +99,24 @@ class Stage:
         file = self.folder / METRICS_FILE
         if not file.is_file():
             raise ArtifactError(f"{file} does not exist: only a fit with the CSV logger writes it")
-        return _read(file, lambda: read_metrics(file))
+        with _reading(file):
+            return read_metrics(file)
 
 
 def _named_classes(tree: Any) -> Iterator[str]:
-    items = (
-        tree.items()
-        if isinstance(tree, dict)
-        else enumerate(tree)
-        if isinstance(tree, list)
-        else ()
-    )
-    for key, value in items:
-        if key in _NAMING and isinstance(value, str):
-            yield value
-        yield from _named_classes(value)
+    if isinstance(tree, list):
+        tree = dict(enumerate(tree))
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key in _NAMING and isinstance(value, str):
+                yield value
+            yield from _named_classes(value)
 
 
-def _read(file: Path, read: Callable[[], Read]) -> Read:
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
     try:
-        return read()
+        yield
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise ArtifactError(f"{file} is damaged ({reason(error)}): run the test again") from error
 
@@ -129,8 +125,8 @@ def _read(file: Path, read: Callable[[], Read]) -> Read:
 class Run:
     """Stages of a run, None if missing: teacher, student, and the tests of their original CLIPs.
 
-    With ``read_only``, nothing is written into its folder. Each property raises a KdplError if what
-    it reads is missing or damaged.
+    With ``read_only``, nothing is written into its folder. What is missing or damaged is a
+    KdplError.
     """
 
     folder: Path
@@ -143,9 +139,7 @@ class Run:
 
     @classmethod
     def find(cls, folder: Path, trusted: bool = False) -> "Run":
-        """Find the stages in the folder of ``run`` or of a single stage.
-
-        The config of a single stage names its teacher's folder.
+        """Find the stages in the folder of ``run`` or of a single one, which names its teacher's.
 
         Raises:
             ConfigError: It is neither, or a config is damaged, or names a class other than kdpl's
@@ -157,20 +151,16 @@ class Run:
             )
         if (folder / CONFIG_FILE).is_file():
             stage = Stage(folder, trusted)
-            settings = stage.settings("model")
-            if settings.get("teacher") is None:
+            named = stage.settings("model").get("teacher")
+            if named is None:
                 return cls(folder, stage, None)
-            named = settings["teacher"]
-            teachers = [
-                Stage(Path(each), trusted)
-                for each in (named if isinstance(named, list) else [named])
-            ]
-            return cls(
-                folder, teachers[0], stage, second_teacher=teachers[1] if teachers[1:] else None
-            )
-        stages = {name: Stage(folder / name, trusted) for name in STAGE_FOLDERS}
+            teachers = named if isinstance(named, list) else [named]
+            first, *others = (Stage(Path(teacher), trusted) for teacher in teachers)
+            return cls(folder, first, stage, second_teacher=others[0] if others else None)
         finished = {
-            name: stage for name, stage in stages.items() if (stage.folder / CONFIG_FILE).is_file()
+            name: Stage(folder / name, trusted)
+            for name in STAGE_FOLDERS
+            if (folder / name / CONFIG_FILE).is_file()
         }
         if not finished:
             raise ConfigError(
@@ -236,13 +226,10 @@ class Run:
     def data(self) -> DomainDataModule:
         """Data that the main stage was tested on."""
         stage = self.main
-        data = build_data(
-            [stage.config["data"]], [f"--data.init_args.seed={stage.config['seed_everything']}"]
-        )
+        data = build_data([stage.config["data"]], [f"--data.init_args.seed={self.seed}"])
         if not isinstance(data, DomainDataModule):
             raise ConfigError(
-                f"{type(data).__name__} is not a DomainDataModule: images and "
-                "validation are left out"
+                f"{type(data).__name__} is not a DomainDataModule: its images are left out"
             )
         data.reading.of_run(stage.folder)
         data.splits  # noqa: B018 - reads the dataset
@@ -275,13 +262,12 @@ class Run:
             raise ArtifactError(
                 f"{self.folder} has only one stage: a comparison needs teacher and student"
             )
-        pairs = list(zip(self.teacher.predictions, self.student.predictions, strict=False))
-        same = all(
-            (t.index, t.source, t.label_number) == (s.index, s.source, s.label_number)
-            for t, s in pairs
+        teacher, student = self.teacher.predictions, self.student.predictions
+        first, second = (
+            [(p.index, p.source, p.label_number) for p in each] for each in (teacher, student)
         )
-        if not same or len(self.teacher.predictions) != len(self.student.predictions):
+        if first != second:
             raise ArtifactError(
                 "teacher and student were tested on other images: test them on the same ones"
             )
-        return pairs
+        return list(zip(teacher, student, strict=True))

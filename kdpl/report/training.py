@@ -20,41 +20,42 @@ _LEFT_OUT = ("trainer.logger", "trainer.use_distributed_sampler", "trainer.enabl
 
 def training(run: Run) -> dict[str, Any]:
     """Collect data, CLIPs and the settings of each stage that differ from the defaults."""
-    stages = run.stages
-    data = run.main.settings("data")
+    data, student = run.main.settings("data"), run.stages.get("student")
     try:
         sizes, gap = _split_sizes(run), None
     except (KdplError, OSError) as error:
         sizes, gap = None, str(error)
-    student = stages["student"].settings("model") if "student" in stages else None
+    stages = [
+        {
+            "name": name,
+            "clip": stage.settings("model").get("clip"),
+            "epochs": (stage.config.get("trainer") or {}).get("max_epochs"),
+            "seed": stage.config["seed_everything"],
+            "settings": differing_settings(stage.config),
+        }
+        for name, stage in run.stages.items()
+    ]
     return {
         "data": data,
-        "protocol": data.get("protocol", "all"),
-        "seeds": {name: stage.config["seed_everything"] for name, stage in stages.items()},
-        "clips": {name: stage.settings("model").get("clip") for name, stage in stages.items()},
-        "epochs": {
-            name: (stage.config.get("trainer") or {}).get("max_epochs")
-            for name, stage in stages.items()
-        },
-        "settings": {name: differing_settings(stage.config) for name, stage in stages.items()},
+        "stages": stages,
         "sizes": sizes,
         "sizes_gap": gap,
-        "chosen_on_test": "student" in stages
-        and "BestOnBaseTest" in str(stages["student"].config.get("trainer")),
-        "labels_for": _labels_for(student or {}),
+        "labels_for": _labels_for(student and student.settings("model").get("target")),
         "fidelity": _fidelity(run.student),
         "transductive": student is not None and data.get("protocol") == "base_to_novel",
+        "chosen_on_test": student is not None
+        and "BestOnBaseTest" in str(student.config.get("trainer")),
     }
 
 
-def _labels_for(student: dict[str, Any]) -> str:
+def _labels_for(target: Any) -> str:
     """Name what saw the labels, beside validation."""
-    target = student.get("target")
-    name = target.get("class_path") if isinstance(target, dict) else target
-    labeled = {"refined": "refined targets", "local_views": "targets of local views"}
-    labeled |= {"Refined": labeled["refined"], "LocalViews": labeled["local_views"]}
-    targets = labeled.get(str(name).rpartition(".")[2])
-    return f"the teacher and its {targets}" if targets else "the teacher only"
+    name = str(target.get("class_path") if isinstance(target, dict) else target)
+    if name.endswith(("refined", "Refined")):
+        return "the teacher and its refined targets"
+    if name.endswith(("local_views", "LocalViews")):
+        return "the teacher and its targets of local views"
+    return "the teacher only"
 
 
 def _fidelity(student: Stage | None) -> dict[str, Any] | None:
@@ -64,20 +65,19 @@ def _fidelity(student: Stage | None) -> dict[str, Any] | None:
         (_, share), (_, images) = curves[FIDELITY][-1], curves[UNSEEN][-1]
     except (KdplError, KeyError):
         return None
-    # from there on, better targets would help more than a better student
-    return {"share": share, "images": int(images), "follows": share >= 0.9}
+    return {"share": share, "images": int(images)}
 
 
 def _split_sizes(run: Run) -> dict[str, int]:
     splits = run.data.splits
     unlabeled = splits.unlabeled if splits.unlabeled is not None else splits.train
-    counts = {
-        "classes": splits.class_names,
-        "unlabelled": unlabeled,
-        "validation": splits.val,
-        "test": splits.test,
+    return {
+        "classes": len(splits.class_names),
+        "unlabelled": len(unlabeled),
+        "validation": len(splits.val),
+        "test": len(splits.test),
+        "held_out": splits.held_out,
     }
-    return {**{name: len(items) for name, items in counts.items()}, "held_out": splits.held_out}
 
 
 class Setting(NamedTuple):
@@ -89,14 +89,9 @@ class Setting(NamedTuple):
 
 
 def differing_settings(config: Mapping[str, Any]) -> list[Setting]:
-    """List the settings of model, data and trainer that differ from the defaults.
-
-    They are taken from a fit's complete config.
-    """
-    given, known = (
-        flatten(config.get("trainer") or {}, "trainer"),
-        flatten(_defaults(Trainer), "trainer"),
-    )
+    """List the settings in a fit's complete config that differ from the defaults."""
+    given = flatten(config.get("trainer") or {}, "trainer")
+    known = flatten(_defaults(Trainer), "trainer")
     for section in ("data", "model"):
         settings, prefix = config[section], f"{section}.init_args"
         given = flatten(settings["init_args"], prefix) | given
@@ -135,11 +130,7 @@ def learning_curves(run: Run) -> list[dict[str, Any]]:
 
 
 def panels(curves: Mapping[str, Sequence[Point]]) -> dict[str, dict[str, list[Point]]]:
-    """Sort the curves of ``read_metrics`` into loss and accuracies, by title and name.
-
-    They are over epochs from 1. With several labels an image, accuracies are mean average
-    precisions.
-    """
+    """Sort curves into loss and accuracies (or mean average precisions), over epochs from 1."""
     epoch_of = dict(curves.get("epoch", []))
 
     def line(key: str, scale: float = 1) -> list[Point]:
@@ -150,11 +141,14 @@ def panels(curves: Mapping[str, Sequence[Point]]) -> dict[str, dict[str, list[Po
             if step in epoch_of
         ]
 
-    several = val_key("map") in curves
-    keys = {key.replace("acc", "map") if several else key: t for key, t in ACCURACY_TITLES.items()}
-    measured = {title: line(val_key(key), 100) for key, title in keys.items()}
-    heading = f"validation {'mAP' if several else 'accuracy'}, %"
-    return {"training loss": {"loss": line(TRAIN_LOSS)}, heading: measured}
+    loss, accuracy, heading = {"loss": line(TRAIN_LOSS)}, "acc", "validation accuracy, %"
+    if val_key("map") in curves:
+        accuracy, heading = "map", "validation mAP, %"
+    keys = {title: val_key(key.replace("acc", accuracy)) for key, title in ACCURACY_TITLES.items()}
+    return {
+        "training loss": loss,
+        heading: {title: line(key, 100) for title, key in keys.items()},
+    }
 
 
 def _stage_curves(stage: Stage) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-from kdpl.report.pairs import disagreements
+from kdpl.report.accuracy import disagreements
 from kdpl.runtime.predictions import ImagePrediction
 
 

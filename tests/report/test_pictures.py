@@ -148,7 +148,7 @@ def test_a_fit_and_a_test_leave_pictures(teacher_run, student_run):
 
 
 def test_without_matplotlib_it_says_so_and_all_else_works(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("kdpl.report.pictures.can_draw", lambda: False)
+    monkeypatch.setattr("kdpl.report.pictures.find_spec", lambda _: None)
     assert fit_teacher(tmp_path, "--trainer.max_epochs=1") == run_test(tmp_path) == 0
     assert "pip install 'kdpl[quickstart]'" in capsys.readouterr().err
     assert not (tmp_path / "figures").exists()

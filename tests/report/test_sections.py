@@ -9,7 +9,7 @@ from torch import nn
 from world import CONFIGS
 
 from kdpl.report.accuracy import class_rows, confusion_matrix, confusions, largest_confusions
-from kdpl.report.charts import Axis, interval_chart, line_chart
+from kdpl.report.charts import Axis, line_chart
 from kdpl.report.cost import Encoder, count_flops
 from kdpl.report.training import differing_settings
 from kdpl.runtime.predictions import ImagePrediction
@@ -37,13 +37,6 @@ def test_a_chart_has_its_lowest_value_at_the_bottom_and_later_epochs_to_the_righ
     assert chart["lines"][0]["last"] == 1.0
     assert len(line_chart("accuracy", {"all": [(1, 0.5), (2, 0.5)]})["lines"][0]["points"]) == 2
     assert line_chart("accuracy", {"all": []}) is None
-
-
-def test_an_interval_includes_its_value_and_the_chart_all_intervals():
-    chart = interval_chart([("a", 0.7, 0.6, 0.8), ("b", 0.99, 0.97, 1.0)])
-    for mark in chart["marks"]:
-        assert chart["x"].start <= mark["low"] < mark["value"] < mark["high"] <= chart["x"].end
-    assert chart["marks"][0]["y"] < chart["marks"][1]["y"] < chart["height"]
 
 
 def by_hand(config, tokens):
