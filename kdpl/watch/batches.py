@@ -46,10 +46,7 @@ _ALARMS = {
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and what a classifier finds in them.
-
-    They have places in the order given, and names; those that it cannot read are listed apart.
-    """
+    """Places and names of images, and what a classifier finds in them; unreadable ones apart."""
 
     places: list[int]
     names: list[str]
@@ -58,10 +55,7 @@ class Batch:
 
 
 def read_batch(classifier: Classifier, sources: Sequence[str], option: str) -> Batch:
-    """Classify images of files and shards that an option names.
-
-    It is a DataError if too few can be read.
-    """
+    """Classify images of files and shards that an option names; a DataError for too few."""
     places, names, predicted, unreadable = [], [], [], []
     predictions = classifier.predictions(
         read_items(sources), partial(Item.open, decoding=classifier.decoding)
@@ -74,23 +68,18 @@ def read_batch(classifier: Classifier, sources: Sequence[str], option: str) -> B
             names.append(printable(item.name))
             predicted.append(each)
     if len(predicted) < MIN_IMAGES:
-        first = (
-            f", the first of {len(unreadable)} unreadable ones because {unreadable[0][1]}"
-            if unreadable
-            else ""
-        )
-        raise DataError(
+        problem = (
             f"it takes {MIN_IMAGES} images or more to compare them, and {option} has "
-            f"{len(predicted)}: give more{first}"
+            f"{len(predicted)}: give more"
         )
+        for _, first in unreadable[:1]:
+            problem += f", the first of {len(unreadable)} unreadable ones because {first}"
+        raise DataError(problem)
     return Batch(places, names, ImageSample.of(predicted, classifier.class_names), unreadable)
 
 
 class Limit(NamedTuple):
-    """A score of being none of the classes, and the number of images that it comes from.
-
-    The classifier was not trained on these images.
-    """
+    """A score of being none of the classes, and the number of unseen images it comes from."""
 
     score: float
     images: int
@@ -101,9 +90,8 @@ def find_limit(
 ) -> tuple[Limit | None, str | None]:
     """Find the limit that new images are compared with, or why there is none.
 
-    ``reference`` are images like the pool's.
-
-    The pool itself says nothing of it: its images are usual to an encoder that has learnt them.
+    ``reference`` are images like the pool's. The pool itself says nothing of it: its images are
+    usual to an encoder that has learnt them.
     """
     unknown = classifier.companions.get(NAME)
     if not isinstance(unknown, Unknown):
@@ -113,13 +101,9 @@ def find_limit(
         return Limit(float(scores[usual_rank(len(scores)) - 1]), len(scores)), None
     if unknown.held_out is None:
         # a file of before these were counted lacks their number, too
-        remedy = (
-            "distil it with some (init --val-share), "
-            "or give images like those of the pool by --against"
-        )
-        return (
-            None,
-            f"this classifier does not know its limit of 0.5 from validation images: {remedy}",
+        return None, (
+            "this classifier does not know its limit of 0.5 from validation images: distil it with "
+            "some (init --val-share), or give images like those of the pool by --against"
         )
     return Limit(0.5, unknown.held_out), None
 
@@ -144,9 +128,9 @@ def compare_with_limit(
     limit: Limit | None,
 ) -> Comparison:
     """Compare as ``compare`` does, and with the limit, if any; the default rule is the pool's."""
-    rejected = (
-        None if rule is None else np.concatenate([rejected_of(each, rule) for each in (pool, new)])
-    )
+    rejected = None
+    if rule is not None:
+        rejected = np.concatenate([rejected_of(pool, rule), rejected_of(new, rule)])
     comparison = compare(pool, new, len(classifier.class_names), rejected)
     if limit is None:
         return comparison
@@ -180,49 +164,45 @@ def compare_batches(
     drawn = sample.draw(MAX_IMAGES)
     limit, missing = find_limit(classifier, None if trained_on else pool)
     comparison = compare_with_limit(classifier, pool, drawn, rule, limit)
-    alarms = [
-        question for question, p_value in comparison.questions.items() if p_value <= false_alarms
-    ]
+    questions = comparison.questions
+    alarms = [question for question, p_value in questions.items() if p_value <= false_alarms]
     rule = DecisionRule(threshold=least_sure(pool.scores.numpy())) if rule is None else rule
-    both = {"pool": pool, "new": sample}
-    counts = {
-        who: each.labels.bincount(minlength=len(names)).tolist() for who, each in both.items()
-    }
-    is_rejected = {who: rejected_of(each, rule) for who, each in both.items()}
-    rejected = {who: int(each.sum()) for who, each in is_rejected.items()}
-    above = 0 if limit is None else int((unknown_scores(classifier, sample) > limit.score).sum())
+    is_rejected = rejected_of(sample, rule)
+    rejected = {"pool": _share(rejected_of(pool, rule)), "new": _share(is_rejected)}
+    unknown = None
+    if limit is not None:
+        above = _share((unknown_scores(classifier, sample) > limit.score).numpy())
+        unknown = {**limit._asdict(), "usual": share_above(limit.images), **above}
+
+    of_pool, of_new = (
+        each.labels.bincount(minlength=len(names)).tolist() for each in (pool, sample)
+    )
     rows = [
         {
             "name": name,
-            "pool": counts["pool"][number] / len(pool),
-            "new": counts["new"][number] / len(sample),
-            "interval": wilson(counts["new"][number], len(sample)),
+            "pool": of_pool[number] / len(pool),
+            "new": of_new[number] / len(sample),
+            "interval": wilson(of_new[number], len(sample)),
             "changed": "classes" in alarms and comparison.classes[number] <= false_alarms,
         }
         for number, name in enumerate(names)
     ]
     rows.sort(key=lambda row: (-abs(row["new"] - row["pool"]), row["name"]))
-    own, far = (
-        np.sort(distances_within(pool.features)),
-        distances_to(pool.features, sample.features),
-    )
+
+    own = np.sort(distances_within(pool.features))
+    far = distances_to(pool.features, sample.features)
     # share of the pool's own distances that are smaller
     ranks = np.searchsorted(own, far) / len(own)
-    bands = np.bincount(
-        np.searchsorted(_BANDS[1:-1], ranks, side="right"), minlength=len(_BANDS) - 1
-    )
-    order = np.argsort(-far)[:MAX_SHOWN].tolist()
+    bands = np.histogram(ranks, _BANDS)[0] / len(sample)
     summary = {
         "differs": bool(alarms),
         "because": [_ALARMS[question] for question in alarms],
         "images": len(sample),
         "unreadable": len(new.unreadable),
-        "rejected": round(rejected["new"] / len(sample), 4),
-        "rejected_of_pool": round(rejected["pool"] / len(pool), 4),
-        "unknown": None if limit is None else round(above / len(sample), 4),
-        "p_values": {
-            question: round(p_value, 4) for question, p_value in comparison.questions.items()
-        },
+        "rejected": round(rejected["new"]["share"], 4),
+        "rejected_of_pool": round(rejected["pool"]["share"], 4),
+        "unknown": None if unknown is None else round(unknown["share"], 4),
+        "p_values": {question: round(p_value, 4) for question, p_value in questions.items()},
         "changed_classes": [row["name"] for row in rows if row["changed"]],
     }
     return {
@@ -230,42 +210,37 @@ def compare_batches(
         "alarms": alarms,
         "false_alarms": false_alarms,
         "threshold": rule.threshold or 0.0,
-        "unknown": None
-        if limit is None
-        else {
-            **limit._asdict(),
-            "usual": share_above(limit.images),
-            "share": above / len(sample),
-            "interval": wilson(above, len(sample)),
-        },
+        "unknown": unknown,
         "enough": MIN_HELD_OUT,
         "missing": missing,
-        "p_values": comparison.questions,
+        "p_values": questions,
         "sizes": {"pool": len(pool), "compared": len(drawn)},
-        "rejected": {
-            who: {"share": rejected[who] / len(each), "interval": wilson(rejected[who], len(each))}
-            for who, each in both.items()
-        },
+        "rejected": rejected,
         "classes": rows,
-        "most": max(max(row["pool"], row["interval"][1]) for row in rows),
         "bands": [
-            {"low": low, "high": high, "pool": high - low, "new": count / len(sample)}
-            for low, high, count in zip(_BANDS[:-1], _BANDS[1:], bands.tolist(), strict=True)
+            {"low": low, "high": high, "pool": high - low, "new": share}
+            for low, high, share in zip(_BANDS[:-1], _BANDS[1:], bands, strict=True)
         ],
-        "medians": {"pool": float(np.median(own)), "new": float(np.median(far))},
+        "medians": {"pool": np.median(own), "new": np.median(far)},
         "unusual": [
             {
                 "place": new.places[i],
                 "name": new.names[i],
                 "class": names[sample.labels[i]],
                 "probability": sample.scores[i].item(),
-                "rejected": bool(is_rejected["new"][i]),
-                "rank": float(ranks[i]),
+                "rejected": is_rejected[i],
+                "rank": ranks[i],
             }
-            for i in order
+            for i in np.argsort(-far)[:MAX_SHOWN]
         ],
         "unreadable": new.unreadable[:_MAX_LISTED],
     }
+
+
+def _share(flags: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Return the share of images [N] that are true, with its interval."""
+    count = int(flags.sum())
+    return {"share": count / len(flags), "interval": wilson(count, len(flags))}
 
 
 def render(

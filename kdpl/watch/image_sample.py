@@ -1,7 +1,4 @@
-"""A classifier's results for a sample of images.
-
-The pool's sample is kept with the classifier, to compare new images with.
-"""
+"""A classifier's results for a sample of its pool, which it keeps to compare new images with."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -68,11 +65,9 @@ class ImageSample(LearnedCompanion):
     def draw(self, count: int) -> Self:
         """Draw at most ``count`` images, the same each time."""
         chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:count]
-        return (
-            self
-            if len(self) <= count
-            else type(self)(*(each[chosen] for each in vars(self).values()))
-        )
+        if len(self) <= count:
+            return self
+        return type(self)(*(each[chosen] for each in vars(self).values()))
 
     def save(self, folder: Path, classifier: str) -> None:
         """Write the file atomically into a folder, with its classifier's fingerprint."""
@@ -91,20 +86,17 @@ class ImageSample(LearnedCompanion):
             )
         remedy = f"remove it, and {REMEDY}"
         tensors, _ = read_of_classifier(path, KIND, VERSION, OfClassifier, classifier, remedy)
-        own = [tensors.get(name, torch.empty(0)) for name in ("features", "scores", "labels")]
-        features, scores, labels = own
-        kinds = [torch.float16, torch.float32, torch.int64]
-        count = scores.numel()
-        valid = (
-            len(tensors) == 3 and [each.dtype for each in own] == kinds and 1 <= count <= MAX_IMAGES
-        )
-        valid = (
-            valid
-            and features.shape == (count, shape[1])
-            and scores.shape == labels.shape == (count,)
-        )
-        # refuses NaN too
-        within = valid and (features.abs() <= 2).all() and ((scores >= 0) & (scores <= 1)).all()
-        if not (within and ((labels >= 0) & (labels < shape[0])).all()):
-            raise ArtifactError(f"{path} is damaged (its numbers are invalid): {remedy}")
-        return cls(features, scores, labels)
+        count = tensors["scores"].numel() if "scores" in tensors else 0
+        expected = {
+            "features": (torch.float16, (count, shape[1])),
+            "scores": (torch.float32, (count,)),
+            "labels": (torch.int64, (count,)),
+        }
+        found = {name: (each.dtype, tuple(each.shape)) for name, each in tensors.items()}
+        if found == expected and 1 <= count <= MAX_IMAGES:
+            features, scores, labels = (tensors[name] for name in expected)
+            # refuses NaN too
+            within = (features.abs() <= 2).all() and ((scores >= 0) & (scores <= 1)).all()
+            if within and ((labels >= 0) & (labels < shape[0])).all():
+                return cls(**tensors)
+        raise ArtifactError(f"{path} is damaged (its numbers are invalid): {remedy}")

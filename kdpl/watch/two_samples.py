@@ -30,10 +30,7 @@ _DECIMALS = 9  # sums of the same numbers in another order are equal
 
 
 class Comparison(NamedTuple):
-    """P-values of a comparison, of each question and of each class.
-
-    Both are adjusted, for the number of questions and of classes.
-    """
+    """P-values of each question and of each class, adjusted for the number of them."""
 
     questions: dict[str, float]
     classes: list[float]
@@ -45,10 +42,9 @@ class Comparison(NamedTuple):
         common.
         """
         count = len(self.questions) + 1
-        permuted = {
-            name: min(1.0, each * count / (count - 1)) for name, each in self.questions.items()
-        }
-        return Comparison({**permuted, "unknown": min(1.0, count * p_value)}, self.classes)
+        share = count / (count - 1)
+        questions = {name: min(1.0, share * each) for name, each in self.questions.items()}
+        return Comparison({**questions, "unknown": min(1.0, count * p_value)}, self.classes)
 
 
 def compare(
@@ -102,10 +98,8 @@ def least_sure(scores: npt.NDArray[np.float32]) -> float:
 def above_usual(above: int, images: int, known: int) -> float:
     """Compute the p-value of ``above`` or more new images above the usual score of known ones.
 
-    ``images`` is the number of new images, and ``known`` the number N of known ones. The usual
-    score is the one of ``usual_rank`` in the N known ones.
-
-    If all are exchangeable, the number is beta-binomial, whatever the scores' distribution.
+    The usual score is the one of ``usual_rank`` in all ``known`` images. If all are exchangeable,
+    the number is beta-binomial, whatever the scores' distribution.
     """
     rank = usual_rank(known)
     return float(betabinom.sf(above - 1, images, known + 1 - rank, rank))
@@ -113,9 +107,8 @@ def above_usual(above: int, images: int, known: int) -> float:
 
 def distances_to(pool: Tensor, features: Tensor) -> Floats:
     """Compute the distance [n] of features [n, D] to the nearest of the pool's features [N, D]."""
-    return np.concatenate(
-        [_distances(some, pool).min(axis=1) for some in torch.split(features, 1000)]
-    )
+    parts = torch.split(features, 1000)
+    return np.concatenate([_distances(some, pool).min(axis=1) for some in parts])
 
 
 def distances_within(pool: Tensor) -> Floats:
