@@ -14,7 +14,7 @@ from kdpl.classifier import Classifier
 from kdpl.classifier.sources import Item
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.splits import labels_of
-from kdpl.errors import ConfigError, KdplError, reason, visible
+from kdpl.errors import ConfigError, KdplError, reason
 from kdpl.explain.heat import heat_map, label_of
 from kdpl.report.names import shorten
 from kdpl.report.run_folder import Run
@@ -66,8 +66,8 @@ def explainer(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        problem = f"--explain {visible(str(out))} cannot be made ({reason(error)})"
-        raise ConfigError(f"{problem}: give another folder") from error
+        problem = f"--explain {out} cannot be made ({reason(error)}): give another folder"
+        raise ConfigError(problem) from error
     nearest: Callable[[Tensor], Panels] = lambda _: []  # noqa: E731
     try:
         nearest = nearest_labelled(classifier, Run.find(folder.resolve().parent).data)
@@ -75,18 +75,16 @@ def explainer(
         print(f"the nearest labelled images are left out: {error}", file=sys.stderr)
 
     def write(number: int, item: Item, predicted: Predicted) -> None:
-        # of an image without a class, or of the node of a tree, the map of the most probable class
-        known = classifier.class_names
-        captions = {
-            each.class_name
-            if each.class_name in known
-            else None: f"{each.class_name or 'rejected'}\n{100 * each.probability:.0f} %"
-            for each in predicted.top[:MOST_MAPS]
-        } or {None: "no class"}
+        captions: dict[str | None, str] = {}
+        for each in predicted.top[:MOST_MAPS]:
+            # the node of a tree has no map: that of the most probable class stands for it
+            shown = each.class_name if each.class_name in classifier.class_names else None
+            captions[shown] = f"{each.class_name or 'rejected'}\n{100 * each.probability:.0f} %"
         if class_name is not None:
             captions = {class_name: class_name}
         near = nearest(predicted.embedding)
-        sheet = picture(classifier, item.open(classifier.decoding), captions, near)
+        image = item.open(classifier.decoding)
+        sheet = picture(classifier, image, captions or {None: "no class"}, near)
         name = re.sub(r"[^\w.-]+", "_", Path(item.name).stem)[:50]
         with atomic_path(out / f"{number:06d}_{name}.png") as temporary:
             sheet.save(temporary)

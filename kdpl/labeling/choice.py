@@ -1,7 +1,4 @@
-"""Choose what to label, from a frozen teacher's features.
-
-It finds images that would teach most, and labels that look wrong.
-"""
+"""Images that would teach most, and labels that look wrong, from a frozen teacher's features."""
 
 import math
 
@@ -9,9 +6,8 @@ import torch
 from torch import Tensor
 
 _FOLDS = 5
-_SHRINKAGE = (
-    0.5  # of the covariance; with 0.1 to 0.9 as many wrong labels were found: docs/labelling.md
-)
+# of the covariance; with 0.1 to 0.9 as many wrong labels were found: docs/labelling.md
+_SHRINKAGE = 0.5
 _TEMPERATURES = 2.0 ** torch.arange(-1, 10.1, 1 / 3)
 # shares of wrong labels
 _WRONG = torch.cat([torch.zeros(1), 2.0 ** torch.arange(-10, -1.4, 1 / 2)])
@@ -21,9 +17,7 @@ _CELLS = 2**24  # of similarities at a time
 def to_label(
     features: Tensor, predictions: Tensor, n: int, labeled: Tensor | None = None
 ) -> list[int]:
-    """Choose n images that cover the others, by greedy facility location.
-
-    The first ones cover most.
+    """Choose n images that cover the others, by greedy facility location; the first cover most.
 
     Each step adds the image that increases Σ_i w_i max_{j ∈ S} max(f_i·f_j, 0) most, where S are
     the chosen and the labelled images, and w_i = 1 + H(p_i) / log C, so that an image of an
@@ -41,9 +35,8 @@ def to_label(
     Returns:
         Indices of the chosen images.
     """
-    entropies = torch.special.entr(predictions).sum(dim=-1) / math.log(
-        max(predictions.shape[-1], 2)
-    )
+    choices = max(predictions.shape[-1], 2)
+    entropies = torch.special.entr(predictions).sum(dim=-1) / math.log(choices)
     weights = 1 + entropies.view(len(features), -1).mean(dim=1)
     everything = torch.arange(len(features), device=features.device)
     step = max(1, _CELLS // len(features))
@@ -79,9 +72,7 @@ def to_label(
 def scores_without_own_label(
     features: Tensor, labels: Tensor, classes: int, seed: int = 0
 ) -> Tensor:
-    """Return log-likelihoods of labelled images in each class, float [N, C].
-
-    They are by a model that has not seen the image.
+    """Return log-likelihoods of images in each class by a model without their label, float [N, C].
 
     They are known up to a constant of the image. The model is a linear discriminant, with class
     means and one shared covariance, shrunk towards a multiple of the identity, fitted to the images
@@ -95,19 +86,15 @@ def scores_without_own_label(
         seed: Seed of the folds.
     """
     count = torch.bincount(labels, minlength=classes)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(
-        labels.device
-    )
+    drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = drawn.to(labels.device)
     order = order[labels[order].argsort(stable=True)]
-    fold = torch.empty_like(labels)
+    fold, places = torch.empty_like(labels), torch.arange(len(labels), device=labels.device)
     # the place of each image within its class, whose images are next to each other in this order
-    places = (
-        torch.arange(len(labels), device=labels.device)
-        - (count.cumsum(dim=0) - count)[labels[order]]
-    )
-    fold[order] = places % _FOLDS
+    fold[order] = (places - (count.cumsum(dim=0) - count)[labels[order]]) % _FOLDS
     result = features.new_full((len(labels), classes), float("nan"))
-    for held_out in (fold == number for number in range(_FOLDS)):
+    for number in range(_FOLDS):
+        held_out = fold == number
         if held_out.any() and not held_out.all():
             result[held_out] = discriminant(
                 features[~held_out], labels[~held_out], classes, features[held_out]
@@ -117,9 +104,7 @@ def scores_without_own_label(
 
 
 def wrong_labels(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the probability that each label is wrong.
-
-    It is by a model of wrong labels that is fitted to all of them.
+    """Return the probability that each label is wrong, by a model that is fitted to all of them.
 
     With probability 1 - ε an image has the label y of its class, and otherwise any of the others,
     all alike; its class has the probabilities p = softmax(scores / T), so that
@@ -142,9 +127,8 @@ def wrong_labels(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
     def likelihood(temperature: Tensor) -> Tensor:
         right = (scores[known] / temperature).softmax(dim=1).gather(1, own)
-        return (
-            ((1 - shares) * right + shares * (1 - right) / other).clamp_min(1e-30).log().sum(dim=0)
-        )
+        given = (1 - shares) * right + shares * (1 - right) / other
+        return given.clamp_min(1e-30).log().sum(dim=0)
 
     fit = torch.stack([likelihood(each) for each in _TEMPERATURES.to(scores)])
     best, share = divmod(int(fit.argmax()), len(shares))
@@ -155,21 +139,15 @@ def wrong_labels(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def discriminant(seen: Tensor, labels: Tensor, classes: int, asked: Tensor) -> Tensor:
-    """Return log-likelihoods of images [M, D] in each class, up to a constant.
-
-    They are by the images seen [N, D] with their labels.
-    """
+    """Return log-likelihoods [M, C] up to a constant, by images seen [N, D] with their labels."""
     count = torch.bincount(labels, minlength=classes)
-    means = (
-        seen.new_zeros(classes, seen.shape[1]).index_add_(0, labels, seen)
-        / count.clamp_min(1)[:, None]
-    )
+    sums = seen.new_zeros(classes, seen.shape[1]).index_add_(0, labels, seen)
+    means = sums / count.clamp_min(1)[:, None]
     rest = seen - means[labels]
     covariance = rest.T @ rest / len(seen)
-    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     variance = covariance.trace().clamp_min(1e-6) / len(covariance)
-    precise = torch.linalg.solve(
-        (1 - _SHRINKAGE) * covariance + _SHRINKAGE * variance * identity, means.T
-    )
+    shrunk = (1 - _SHRINKAGE) * covariance
+    shrunk.diagonal().add_(_SHRINKAGE * variance)
+    precise = torch.linalg.solve(shrunk, means.T)
     scores: Tensor = asked @ precise - 0.5 * (means.T * precise).sum(dim=0)
     return scores.masked_fill(count == 0, -torch.inf)

@@ -1,13 +1,10 @@
-"""Images to label next, and labels that look wrong, as a table and as a page.
-
-A run's teacher chooses them.
-"""
+"""Images to label next, and labels that look wrong, by a run's teacher: a table and a page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,16 +92,11 @@ class Suggestions:
         vectors.require_names(data.class_names, str(folder))
         task, labeled = build_task(data.task), known_labels(data)
         pool = unlisted(data.pool.images, (record.source for record in labeled))
-        number = (
-            min(_A_CLASS * len(data.class_names), len(pool), most) if images is None else images
-        )
-        if number > min(len(pool), most):
-            there = (
-                f"{len(pool)} images without a label"
-                if len(pool) <= most
-                else f"{most} images looked at by --pool"
-            )
-            raise ConfigError(f"--images {number} is more than the {there}: ask for fewer")
+        there = min(len(pool), most)
+        number = min(_A_CLASS * len(data.class_names), there) if images is None else images
+        if number > there:
+            what = "images looked at by --pool" if len(pool) > most else "images without a label"
+            raise ConfigError(f"--images {number} is more than the {there} {what}: ask for fewer")
         if not labeled and not pool:
             raise DataError(
                 f"{data.splits.origin} has no images to label and no labels to check: add some"
@@ -114,28 +106,25 @@ class Suggestions:
         teacher = FrozenTeacher(folder, vectors).to(device())
         inform(f"loading the teacher of {folder}")
         teacher.load()
-        unlabeled = [Record(source, -1) for source in pool]
-        records = [*(record._replace(label=-1) for record in labeled), *unlabeled]
-        known, others = torch.tensor_split(encode(teacher, data, records), [len(labeled)])
-        chosen, notes = list[Suggestion](), list[str]()
+        sources = [*(record.source for record in labeled), *pool]
+        known, others = torch.tensor_split(encode(teacher, data, sources), [len(labeled)])
         separator = None
         if task.per_class:
             separator = run.teacher.settings("data").get("label_separator") or ";"
+        chosen, notes = list[Suggestion](), list[str]()
         if pool:
             predictions = task.probabilities(teacher.logits(others))
             answers = predictions
             if separator is not None:
                 answers = torch.stack([1 - predictions, predictions], dim=2)
             for i in to_label(others, answers, number, known):
-                chosen.append(
-                    _suggestion(unlabeled[i], predictions[i], data.class_names, separator)
-                )
+                unlabeled = Record(pool[i], -1)
+                chosen.append(_suggestion(unlabeled, predictions[i], data.class_names, separator))
         else:
             notes.append("there are no images without a label to choose from")
         if separator is not None:
-            return cls(
-                data, chosen, [], [*notes, "several labels an image are not checked"], separator
-            )
+            notes.append("several labels an image are not checked")
+            return cls(data, chosen, [], notes, separator)
         doubtful, note = _doubtful(labeled, known, data.class_names)
         return cls(data, chosen, doubtful, notes + note)
 
@@ -144,11 +133,14 @@ class Suggestions:
 
         Images in shards are copied beside the table, so that it can name them.
         """
-        rows = list[tuple[str, ...]]()
-        for each in chain(self.to_label, self.doubtful):
+        rows, shown = list[tuple[str, ...]](), list[dict[str, Any]]()
+        # as in a spreadsheet
+        for row, each in enumerate(chain(self.to_label, self.doubtful), start=2):
+            small = thumbnail(self.data.splits.open_image(each.source), _EDGE)
+            shown.append({"row": row, **each._asdict(), **small})
             image = each.source
             if isinstance(image, ShardImage):
-                copy = out / "images" / f"{len(rows) + 1}_{Path(image).name}"
+                copy = out / "images" / f"{row - 1}_{Path(image).name}"
                 with atomic_path(copy) as temporary:
                     temporary.write_bytes(content_of(image))
                 image = str(copy)
@@ -156,12 +148,6 @@ class Suggestions:
             image = str(Path(image).absolute()) if Path(image).is_file() else image
             label = each.label or ("" if self.separator is None else _UNKNOWN)
             rows.append((image, label, each.likely, f"{each.probability:.3f}"))
-        open_image = self.data.splits.open_image
-        shown = [
-            {"row": row, **each._asdict(), **thumbnail(open_image(each.source), _EDGE)}
-            # as in a spreadsheet
-            for row, each in enumerate(chain(self.to_label, self.doubtful), start=2)
-        ]
         html = fill(
             "suggestions.html.jinja",
             to_label=shown[: len(self.to_label)],
@@ -192,9 +178,8 @@ def _doubtful(
     alone = int(wrong.isnan().sum())
     one = f"{alone} label{' is' if alone == 1 else 's are'} not checked"
     notes = [f"{one}, because no other image has the same one"] if alone else []
-    return [
-        _suggestion(labeled[i], probabilities[i], class_names) for i in doubtful.tolist()
-    ], notes
+    found = [_suggestion(labeled[i], probabilities[i], class_names) for i in doubtful.tolist()]
+    return found, notes
 
 
 def _suggestion(
@@ -215,21 +200,14 @@ def _suggestion(
 
 
 def known_labels(data: DomainDataModule) -> Sequence[Record]:
-    """Return the labelled training images.
-
-    These are all of a user's own dataset; of another one, the k-shot sample alone.
-    """
+    """Return the labelled training images: all of one's own dataset, else the k-shot sample."""
     return data.splits.train if data.reading.reader.own else data.labels.tuning("labeled")
 
 
-def encode(teacher: FrozenTeacher, data: DomainDataModule, records: Sequence[Record]) -> Tensor:
-    """Return the teacher's normalised features of images, float32 [N, D].
-
-    The images are under the evaluation transform.
-    """
-    images = EvaluationImages(
-        records, data.splits.open_image, teacher.vectors.preprocessing.resizing
-    )
+def encode(teacher: FrozenTeacher, data: DomainDataModule, sources: Sequence[str]) -> Tensor:
+    """Return the teacher's normalised features of images as in a test, float32 [N, D]."""
+    records, resizing = [Record(s, -1) for s in sources], teacher.vectors.preprocessing.resizing
+    images = EvaluationImages(records, data.splits.open_image, resizing)
     loader = LazyLoader(images, SequentialSampler(images), data.eval_batch_size, data.num_workers)
     with progress_bar() as progress:
         batches = progress.track(loader, description="teacher's features")

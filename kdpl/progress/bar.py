@@ -1,10 +1,9 @@
 """A progress bar on one line: epoch, loss, accuracy, speed, and the time left for the fit."""
 
 import time
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
@@ -31,12 +30,11 @@ class _TimeLeft(ProgressColumn):
     """Remaining time of a task, at its speed so far; of a training over all of its epochs."""
 
     def render(self, task: Task) -> Text:
-        batches = task.remaining
-        if batches is not None:
-            batches += (task.total or 0) * task.fields.get("epochs_left", 0)
+        remaining = inf if task.remaining is None else task.remaining
+        batches = remaining + (task.total or 0) * task.fields.get("epochs_left", 0)
         if batches == 0:
             return Text("00:00")
-        if batches is None or not isfinite(batches) or not task.speed:
+        if not isfinite(batches) or not task.speed:
             return Text("--:--")
         minutes, seconds = divmod(round(batches / task.speed), 60)
         return Text(
@@ -53,12 +51,13 @@ class ProgressBar(RichProgressBar):
     def __init__(self) -> None:
         # three digits of everything: a loss of 0.0123, an accuracy of 0.975
         super().__init__(theme=RichProgressBarTheme(metrics_format=".3g"))
-        self._losses: list[Tensor] = []
-        self._loss, self._steps, self._read = 0.0, 0, 0.0
+        self._sum: Tensor | float = 0.0
+        self._mean: float | None = None
+        self._steps, self._read = 0, 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the line of an epoch, counted from 1, and with it a new mean of the loss."""
-        self._losses, self._steps, self._read = [], 0, 0.0
+        self._sum, self._steps, self._read = 0.0, 0, 0.0
         if self.progress is None:
             return
         epoch, last = trainer.current_epoch + 1, max(trainer.max_epochs or 0, 0)
@@ -90,15 +89,14 @@ class ProgressBar(RichProgressBar):
     ) -> None:
         """Add the loss of a step to the mean, which is read from the device once a second."""
         self._steps += 1
-        self._losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
+        self._sum = self._sum + outputs["loss"].detach() * trainer.accumulate_grad_batches
         if time.monotonic() - self._read > 1:
-            self._losses = [torch.stack(self._losses).sum()]
-            self._loss, self._read = float(self._losses[0]) / self._steps, time.monotonic()
+            self._mean, self._read = float(self._sum) / self._steps, time.monotonic()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the mean that is logged, over the images of all processes."""
-        self._losses = []
+        self._mean = None
         # on all processes, not on the one alone that shows them: callbacks after this one may wait
         # for one another too
         _ = trainer.progress_bar_metrics
@@ -110,8 +108,8 @@ class ProgressBar(RichProgressBar):
         The accuracy is the harmonic mean if there is one.
         """
         metrics = super().get_metrics(trainer, pl_module)
-        if self._losses:
-            metrics[TRAIN_LOSS] = self._loss
+        if self._mean is not None:
+            metrics[TRAIN_LOSS] = self._mean
         short: dict[str, Any] = {
             label: metrics[name] for name, label in _NAMES.items() if name in metrics
         }
