@@ -16,9 +16,10 @@ from kdpl.cache.feature_filling import Work, fill
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.clip import Frozen
 from kdpl.data.augmentation import RandomResizedCrop
+from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import RandomView, UnlabeledImages
-from kdpl.data.decoding import Decoding
 from kdpl.data.loader import LazyLoader, TrainSampler
+from kdpl.data.needs import TeacherDescription
 from kdpl.data.sources import open_source
 from kdpl.runtime.resizing import Resizing
 
@@ -29,17 +30,8 @@ _SMALL_EDGE = 8  # of images that are not used
 def manifest_of(images: UnlabeledImages, width: int) -> Manifest:
     """Describe a cache of one view of each image."""
     view = images.view
-    return Manifest.of(
-        teacher="random",
-        width=width,
-        dataset="folder",
-        sources=images.sources,
-        resizing=view.resizing,
-        decoding=Decoding(),
-        augmentation=view.augmentation,
-        view_seed=view.seed,
-        views=1,
-    )
+    data = DomainDataModule("folder", ".", augmentation=view.augmentation, seed=view.seed)
+    return Manifest.of(data, TeacherDescription("random", width, view.resizing), images.sources, 1)
 
 
 class Filling:

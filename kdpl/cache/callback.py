@@ -74,7 +74,7 @@ class TeacherCaches:
         """
         pool, teacher = self.caches[teacher_index], teachers_of(self.data)[teacher_index]
         same_views = pool.manifest.model_copy(update={"views": views})
-        needed = manifest_for(self.data, teacher, Names.of(images), same_views=same_views)
+        needed = Manifest.of(self.data, teacher, Names.of(images), same_views=same_views)
         # another few-shot sample has a cache of its own
         described = f"{needed.sources} {views} {needed.view_seed}"
         digest = hashlib.sha256(described.encode()).hexdigest()[:16]
@@ -93,7 +93,7 @@ def open_caches(data: DomainDataModule) -> TeacherCaches | None:
     caches = list[FeatureCache]()
     for folder, teacher in cache_folders(str(data.teacher_cache), teachers_of(data)):
         first = caches[0].manifest if caches else None
-        needed = manifest_for(data, teacher, data.pool.images, same_views=first)
+        needed = Manifest.of(data, teacher, data.pool.images, same_views=first)
         caches.append(FeatureCache.open(folder, needed, VIEWS if first else ()))
     return TeacherCaches(data, caches) if caches else None
 
@@ -101,31 +101,6 @@ def open_caches(data: DomainDataModule) -> TeacherCaches | None:
 def teachers_of(data: DomainDataModule) -> Sequence[TeacherDescription]:
     """Describe the teachers of the module that a datamodule's trainer runs."""
     return needs_of(cast(Trainer, data.trainer).lightning_module).teachers()
-
-
-def manifest_for(
-    data: DomainDataModule,
-    teacher: TeacherDescription,
-    images: Names,
-    views: int = 0,
-    same_views: Manifest | None = None,
-) -> Manifest:
-    """Describe the cache of a teacher's features that a run needs.
-
-    It has so many ``views`` of each image (0: any number), of the run's seed, or the same ones as
-    another cache.
-    """
-    return Manifest.of(
-        teacher=teacher.fingerprint,
-        width=teacher.width,
-        dataset=data.dataset,
-        sources=images,
-        resizing=teacher.resizing,
-        decoding=data.decoding,
-        augmentation=data.augmentation,
-        view_seed=same_views.view_seed if same_views else data.seed,
-        views=same_views.views if same_views else views,
-    )
 
 
 class FillTeacherCache(Callback):
@@ -155,7 +130,7 @@ class FillTeacherCache(Callback):
             # further teachers see the views of the first
             first = caches[0].manifest if caches else None
             wanted = self.views or max(trainer.max_epochs or 0, 0)
-            needed = manifest_for(data, teacher, data.pool.images, wanted, first)
+            needed = Manifest.of(data, teacher, data.pool.images, wanted, first)
             images = data.unlabeled_images(needed.resizing)
             same = VIEWS if first else ["views"] if self.views else []
             encode = teacher_encoder(trainer, student, number)

@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, Validat
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kdpl.data.augmentation import Augmentation
 from kdpl.data.batches import UnlabeledBatch
+from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.decoding import Decoding
 from kdpl.data.names import digest_of
@@ -76,21 +76,37 @@ class Manifest(BaseModel):
 
     @classmethod
     def of(
-        cls, *, sources: Sequence[str], augmentation: Augmentation, views: int, **settings: Any
+        cls,
+        data: DomainDataModule,
+        teacher: TeacherDescription,
+        images: Sequence[str],
+        views: int = 0,
+        same_views: "Manifest | None" = None,
     ) -> "Manifest":
-        """Describe the features of views of a list of images; ``settings`` are the other fields."""
-        kind = type(augmentation)
-        described = json.loads(json.dumps(vars(augmentation), default=repr, sort_keys=True))
+        """Describe the cache of a teacher's features of images that a run needs.
+
+        It has so many ``views`` of each image (0: any number), of the run's seed, or the same ones
+        as another cache.
+        """
+        if same_views:
+            views = same_views.views
+        kind = type(data.augmentation)
+        settings = json.loads(json.dumps(vars(data.augmentation), default=repr, sort_keys=True))
         return cls(
-            images=len(sources),
-            sources=digest_of(sources),
-            augmentation={"class": f"{kind.__module__}.{kind.__qualname__}", **described},
+            teacher=teacher.fingerprint,
+            width=teacher.width,
+            dataset=data.dataset,
+            images=len(images),
+            sources=digest_of(images),
+            resizing=teacher.resizing,
+            decoding=data.decoding,
+            augmentation={"class": f"{kind.__module__}.{kind.__qualname__}", **settings},
+            view_seed=same_views.view_seed if same_views else data.seed,
             views=views,
             images_per_shard=max(
-                -(-len(sources) // _MOST_SHARDS), _FEATURES_PER_SHARD // max(views, 1), 1
+                -(-len(images) // _MOST_SHARDS), _FEATURES_PER_SHARD // max(views, 1), 1
             ),
             made_with={name: version(name) for name in ("pillow", "torch", "torchvision", "numpy")},
-            **settings,
         )
 
     @classmethod

@@ -13,12 +13,10 @@ from runs import noise
 from kdpl import DomainDataModule
 from kdpl.cache import feature_cache as module
 from kdpl.cache import feature_filling
-from kdpl.cache.callback import manifest_for
 from kdpl.cache.feature_cache import FeatureCache, Manifest
 from kdpl.cache.feature_filling import Work, fill
 from kdpl.cache.same_views import views_of
-from kdpl.data.augmentation import LightAffine, RandomResizedCrop
-from kdpl.data.decoding import PUBLISHED
+from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.needs import Needs, TeacherDescription
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.resizing import Resizing
@@ -51,7 +49,7 @@ def data(folder, **options):
 
 def needed(datamodule, views=VIEWS, teacher="t", resizing=SIZE):
     described = TeacherDescription(teacher, WIDTH, resizing)
-    return manifest_for(datamodule, described, datamodule.pool.images, views)
+    return Manifest.of(datamodule, described, datamodule.pool.images, views)
 
 
 def filled(folder, into="cache", views=VIEWS, encode=encode, seed=1, num_workers=0, **options):
@@ -271,30 +269,15 @@ def test_a_moved_dataset_with_other_texts_keeps_its_cache_unless_other_views_are
 
 
 def test_sources_are_told_apart_whatever_they_are():
-    rest = {
-        "teacher": "t",
-        "width": 1,
-        "dataset": "d",
-        "resizing": Resizing(1),
-        "decoding": PUBLISHED,
-        "view_seed": 0,
-        "views": 1,
-    }
     lists = [
         ["/x/ab.png", "/x/.png"],
         ["/x/a.png", "/x/b.png"],
         ["/x/\udcff.png"] * 2,
         ["/x/\udcfe.png", "/x/a.png"],
     ]
-    assert (
-        len(
-            {
-                Manifest.of(sources=each, augmentation=LightAffine(), **rest).sources
-                for each in lists
-            }
-        )
-        == 4
-    )
+    teacher = TeacherDescription("t", 1, Resizing(1))
+    module = DomainDataModule("digits")
+    assert len({Manifest.of(module, teacher, each, views=1).sources for each in lists}) == 4
 
 
 def npy(array):
