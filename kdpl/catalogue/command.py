@@ -1,5 +1,7 @@
 """``python -m kdpl models [WORD]``: the CLIPs that can be teacher or student."""
 
+from dataclasses import astuple
+
 from kdpl.errors import ConfigError
 
 COLUMNS = (
@@ -12,7 +14,10 @@ COLUMNS = (
     "extra",
     "licence",
 )
-"""Columns of the tab-separated list. Scripts read them by name: add further ones at the end."""
+"""Columns of the tab-separated list, the fields of ``CatalogueEntry``.
+
+Scripts read them by name: add further ones at the end.
+"""
 
 
 def models(word: str | None = None) -> int:
@@ -41,15 +46,8 @@ def models(word: str | None = None) -> int:
     if not console.is_terminal:
         print(*COLUMNS, sep="\t")
         for each in entries:
-            about = (
-                each.image_size,
-                each.parameters,
-                each.teacher,
-                each.student,
-                each.extra,
-                each.licence,
-            )
-            print(each.model, ",".join(each.tags), *about, sep="\t")
+            model, tags, *about = astuple(each)
+            print(model, ",".join(tags), *about, sep="\t")
         return 0
     table = Table(box=None, padding=(0, 1, 1, 0), pad_edge=False, header_style="bold")
     table.add_column("model\n[dim]tags", overflow="fold", ratio=1)

@@ -122,15 +122,12 @@ def model_card(classifier: Classifier, run: str | Path | None = None) -> ModelCa
     With the folder of the student's run it has data, protocol and accuracies as well; an
     ArtifactError if the run's config or accuracies are damaged.
     """
-    of_run = (
-        _of_run(Path(run)) if run is not None else {"data": None, "seed": None, "accuracy": None}
-    )
     tags = ["clip", "knowledge-distillation", "prompt-learning", "promptkd"]
     card: ModelCard = ModelCard.from_template(
         ModelCardData(library_name="kdpl", pipeline_tag="image-classification", tags=tags),
         template_path=str(_TEMPLATE),
         version=__version__,
-        **of_run,
+        **(_of_run(Path(run)) if run is not None else {}),
         **classifier.card_facts(),
     )
     return card

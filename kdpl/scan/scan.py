@@ -1,10 +1,8 @@
 """Which images of a dataset cannot be used, and which are copies of test or validation images."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-
-from PIL.Image import Image
 
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.names import digest_names
@@ -77,16 +75,15 @@ class DecodeAll:
             return None
         listed, file, measured = self._reading.listed, self._reading.file, self._measured
         if self._checked is None and file:
-            known = Checked.load(file)
             # a run's images are fixed when it begins, whatever becomes of them later
+            known = Checked.load(file)
             if known and known.measured == measured:
-                same = known.names == digest_names(listed.sources)
-                self._checked = known if same else None
+                self._checked = known if known.names == digest_names(listed.sources) else None
         if self._checked is None and look:
-            decode: Callable[[str], Image | str] = listed.open_image
-            if measured:
-                decode = partial(decode_and_digest, decoding=self._reading.reader.decoding)
-            self._checked = Checked.decode_all(listed.sources, decode, measured)
+            decode = partial(decode_and_digest, decoding=self._reading.reader.decoding)
+            self._checked = Checked.decode_all(
+                listed.sources, decode if measured else listed.open_image, measured
+            )
         return self._checked
 
     @property

@@ -51,10 +51,10 @@ def leave_out(splits: Splits, sources: Collection[str], left: str = "that can be
     trained = {label for record in train for label in labels_of(record)}
     before = {label for record in splits.train for label in labels_of(record)}
     for label in sorted(before - trained):
-        problem = (
-            f"class {splits.class_names[label]!r} of {splits.origin} has no training image {left}"
+        raise DataError(
+            f"class {splits.class_names[label]!r} of {splits.origin} has no training image {left}: "
+            "add some, or remove the class"
         )
-        raise DataError(f"{problem}: add some, or remove the class")
     unlabeled = splits.unlabeled
     if unlabeled is not None:
         unlabeled = select(Names.of(unlabeled), (source not in gone for source in unlabeled))

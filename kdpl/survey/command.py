@@ -13,16 +13,17 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from kdpl.cli.arguments import share
 from kdpl.data.class_mapping import ClassName, read_class_mapping
+from kdpl.data.names import unlisted
+from kdpl.data.sources import find_unlabeled
 from kdpl.data.storage import is_url
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.class_names import fault_of_name
 from kdpl.runtime.files import write_rows, write_text
 from kdpl.survey.found import FoundImage, find, leave_out_copies
-from kdpl.survey.images import find_further, inspect_images, overlooked, relabel, set_aside
+from kdpl.survey.images import inspect_images, overlooked, relabel, set_aside
 from kdpl.tables.reader import HELD_OUT, UNKNOWN, Table
 
 _TABLE, _CONFIG, _LEFT_OUT = "images.csv", "data.yaml", "left_out.csv"
-_HEADER = ("image", "label", "split")
 _FEW = 4  # labelled images below which a class is pointed out
 _UNEVEN = 3  # times as many labels as another class, above which balanced classes are mentioned
 _REFINED = (
@@ -101,33 +102,35 @@ def init(
     ]
     named = str(Path(class_names).expanduser().absolute()) if class_names else None
     listed = find(source, named, label_separator)
-    further = find_further(places, listed) if places else []
+    sources = unlisted(find_unlabeled(places), (image.path for image in listed)) if places else ()
+    further = [FoundImage(each, "", "train") for each in sources]
     if labels is not None:
         table = Path(labels).expanduser()
-        listed, further = _relabeled(listed, further, table, named, label_separator)
+        listed, further = relabel(listed, further, table, named, label_separator)
     labeled = any(image.label and image.split == "train" for image in listed)
     used = {name for image in listed for name in image.classes}
-    names = read_class_mapping(Path(named), used, complete=labeled) if named else {}
+    names = {name: ClassName(name) for name in used}
+    if named:
+        names |= read_class_mapping(Path(named), used, complete=labeled)
     seen = inspect_images([*listed, *further], workers)
     good, copies = leave_out_copies([image for image in seen if image.fault is None])
     left_out = {image.path: image.fault for image in seen if image.fault is not None}
     left_out |= {image.path: _copy(image, kept) for image, kept in copies}
     tested = any(image.split in ("test", HELD_OUT) for image in good)
     images = _with_validation(good if tested else set_aside(good, HELD_OUT, _HELD_OUT), validated)
+    counts = _counts(images)
     if not labeled and not any(image.split == "train" for image in images):
         raise DataError(
             f"{source} has no readable image to train on: add some, or give --unlabeled"
         )
     why = {
-        name: left_out[image.path]
+        name: f" ({left_out[image.path]})"
         for image in seen
         if image.path in left_out
         for name in image.classes
     }
-    every = used | names.keys()
-    _require_classes(source, _counts(images), every, names, labeled, why)
+    _require_classes(source, names, {name for name in names if labeled and not counts[name]}, why)
     aside = overlooked(source, listed) if source.is_dir() else []
-    elsewhere = {image.path for image in further}
     reader = Table(
         str((folder / _TABLE).absolute()), places or None, named, label_separator=label_separator
     )
@@ -135,92 +138,41 @@ def init(
         # imports torch, which nothing else here needs
         from kdpl.data.tasks import build_task
 
-        written = [names.get(label, ClassName(label)).name for label in sorted(every)]
-        build_task(reader.task).require_classes(written)
-    unknown = "" if label_separator is None else UNKNOWN
-    header = ("image", "label", "split", "group") if any(i.group for i in images) else _HEADER
-    rows = (
-        (image.path, image.label or unknown, image.split, image.group)[: len(header)]
-        for image in images
-        if image.path not in elsewhere
-    )
-    write_rows(folder / _TABLE, [header, *rows])
+        build_task(reader.task).require_classes([names[key].name for key in sorted(names)])
+    elsewhere = {image.path for image in further}
+    _write_table(folder, [image for image in images if image.path not in elsewhere], reader)
     skips = _write_left_out(folder, reader, {image.path for image in images}, left_out)
-    counts = _counts(images)
-    split_off = any(image.split == "val" for image in images) and not any(
-        image.split == "val" for image in good
-    )
-    least = "" if validated else f" with {_VAL_LEAST} labels or more"
-    of_val = (
-        f", {validated or _VAL_SHARE:.0%} of each class{least}, split off (--val-share)"
-        if split_off
-        else ""
-    )
-    _write_config(folder, images, split_off, reader, skips, shots)
+    notes = {HELD_OUT: "a quarter of each class, held out"}
+    before, after = ({image.split for image in some} for some in (good, images))
+    if "val" in after - before:
+        least = "" if validated else f" with {_VAL_LEAST} labels or more"
+        shown = f"{validated or _VAL_SHARE:.0%} of each class{least}"
+        notes["val"] = f"{shown}, split off (--val-share)"
+    _write_config(folder, images, "val" in notes, reader, skips, shots)
     # last, since the reader of a pipe may close it
-    _print(
-        source,
-        images,
-        names,
-        shots,
-        {HELD_OUT: ", a quarter of each class, held out", "val": of_val},
-    )
-    _print_not_taken([*left_out.values()], aside)
+    _print(source, images, names, shots, notes)
+    _print_lines("not taken", aside)
+    _print_lines("left out", [*left_out.values()], f", all in {_LEFT_OUT}")
+    few = label_separator is None and shots != 0 and 0 < min(counts.values(), default=0) <= _REFINED
+    _print_next(folder, " --student refined" if few else "")
+    return 0
+
+
+def _print_next(folder: Path, refined: str) -> None:
     gpu = shutil.which("nvidia-smi") is not None
     if not gpu:
         print(
             "  no GPU was found: with the published models, training takes a day or more without "
-            "one; to try things"
-        )
-        print(
+            "one; to try things\n"
             "    out in minutes, give the command --teacher quickstart --student quickstart "
             "instead of its own"
         )
     print(f"wrote {folder / _CONFIG} and {folder / _TABLE}; next:")
-    stages = "--teacher promptsrc_vit_l14 --student promptkd_vit_b16"
-    refines = label_separator is None
-    if refines and shots != 0 and 0 < min(counts.values(), default=0) <= _REFINED:
-        stages += " --student refined"
+    stages = f"--teacher promptsrc_vit_l14 --student promptkd_vit_b16{refined}"
     trainer = f"trainer/{'gpu' if gpu else 'cpu'}"
-    config, run = (
-        shlex.quote(str(p))
-        for p in (folder / _CONFIG, folder.parent / f"{folder.absolute().name}_run")
-    )
-    print(f"python -m kdpl run --config {config} --config {trainer} {stages} --out {run}")
-    return 0
-
-
-def _relabeled(
-    listed: list[FoundImage],
-    further: list[FoundImage],
-    table: Path,
-    class_names: str | None,
-    separator: str | None,
-) -> tuple[list[FoundImage], list[FoundImage]]:
-    """Apply a table of labels to the images of the dataset and to those of further places.
-
-    Of the latter, those that now have a label belong to the dataset. DataError if a class has no
-    label afterwards.
-    """
-    keys = {name for image in listed for name in image.classes}
-    names = read_class_mapping(Path(class_names), keys, complete=False) if class_names else {}
-    classes = keys | names.keys()
-    if not classes:
-        raise DataError(
-            "--labels needs the classes: write a list of them, and give it as --class-names"
-        )
-    written = {names[key].name if key in names else key: key for key in sorted(classes)} | {
-        key: key for key in classes
-    }
-    images = relabel([*listed, *further], table, written, bool(names), separator)
-    used = {name for image in images for name in image.classes}
-    if used and (unused := sorted(classes - used)):
-        raise DataError(
-            f"with {table} no image has the label {visible(unused[0])!r}: label one of each class"
-        )
-    places = {image.path for image in further}
-    own = [image for image in images if image.label or image.path not in places]
-    return own, [image for image in images if not image.label and image.path in places]
+    run = folder.parent / f"{folder.absolute().name}_run"
+    config, out = (shlex.quote(str(path)) for path in (folder / _CONFIG, run))
+    print(f"python -m kdpl run --config {config} --config {trainer} {stages} --out {out}")
 
 
 def _with_validation(images: list[FoundImage], share: float | None) -> list[FoundImage]:
@@ -250,33 +202,19 @@ def _copy(image: FoundImage, kept: FoundImage) -> str:
 
 
 def _require_classes(
-    path: Path,
-    trained: Counter[str],
-    labels: set[str],
-    names: Mapping[str, ClassName],
-    labeled: bool,
-    why: Mapping[str, str | None],
+    path: Path, names: Mapping[str, ClassName], untrained: set[str], why: Mapping[str, str]
 ) -> None:
-    if len(labels) == 1:
-        remedy = (
-            "give the folder above" if labeled else "write a name on each line of --class-names"
-        )
+    if len(names) == 1:
         raise DataError(
-            f"{path} has one class, {visible(min(labels))!r}, expected several: {remedy}"
+            f"{path} has one class, {visible(min(names))!r}, expected several: write a name on "
+            "each line of --class-names, or give the folder above"
         )
-    for label in sorted(labels):
-        fault = (
-            f"begins or ends with a space ({label!r})"
-            if label != label.strip()
-            else fault_of_name(label)
-        )
-        fault = fault or (fault_of_name(names[label].name) if label in names else None)
-        if fault:
+    for label, named in sorted(names.items()):
+        if fault := fault_of_name(label) or fault_of_name(named.name):
             raise DataError(f"{path} has a class name that {fault}: rename the class")
-        if labeled and label not in trained:
-            left_out = f" ({why[label]})" if label in why else ""
+        if label in untrained:
             raise DataError(
-                f"class {label!r} in {path} has no usable training image{left_out}: "
+                f"class {label!r} in {path} has no usable training image{why.get(label, '')}: "
                 "add some, or remove it"
             )
 
@@ -293,11 +231,9 @@ def _print(
     notes: Mapping[str, str],
 ) -> None:
     several = any(image.separator is not None for image in images)
-    used = {name for image in images for name in image.classes}
-    named = {name: ClassName(name) for name in used} | {**names}
-    labeled = {named[label].name: count for label, count in _counts(images).items()}
+    labeled = {names[label].name: count for label, count in _counts(images).items()}
     tested = {
-        named[name].name
+        names[name].name
         for image in images
         if image.split in ("test", HELD_OUT)
         for name in image.classes
@@ -305,9 +241,9 @@ def _print(
     splits = Counter("unlabelled" if not image.label else image.split for image in images)
     edges = {edge for image in images if image.size for edge in image.size}
     pixels = f"{min(edges)} to {max(edges)}" if len(edges) > 1 else f"{min(edges)}"
-    print(f"{path}: {len(named)} classes, {len(images)} images of {pixels} pixels an edge")
+    print(f"{path}: {len(names)} classes, {len(images)} images of {pixels} pixels an edge")
     for split, count in splits.items():
-        note = f"{notes[split]} by chance with seed 0" if notes.get(split) else ""
+        note = f", {notes[split]} by chance with seed 0" if split in notes else ""
         print(f"  {'test' if split == HELD_OUT else split}: {count}{note}")
     fewest = sorted(labeled.items(), key=lambda item: item[1])
     trained = _some([f"{name} ({count})" for name, count in fewest])
@@ -330,7 +266,7 @@ def _print(
             "  no test image: label some, in test/<class>/ or with split test, to measure the "
             "accuracy"
         )
-    elif untested := sorted({each.name for each in named.values()} - tested):
+    elif untested := sorted({each.name for each in names.values()} - tested):
         print(f"  no test image of: {_some(untested)}: label more of their images")
     if labeled and shots != 0 and not several:
         _print_validation(splits["val"])
@@ -339,7 +275,7 @@ def _print(
             "  no validation image: thresholds of classes rest on unlabelled images, until "
             "python -m kdpl thresholds chooses them"
         )
-    if uninformative := [each.name for _, each in sorted(named.items()) if _is_uninformative(each)]:
+    if uninformative := [each.name for _, each in sorted(names.items()) if _is_uninformative(each)]:
         words = (
             "give words for all classes by --class-names, "
             f"a .csv with lines such as {uninformative[0]},WORDS"
@@ -365,15 +301,11 @@ def _print_validation(number: int) -> None:
         print(f"  validation images: {number}; enough would be {', '.join(short)}")
 
 
-def _print_not_taken(left_out: list[str], aside: list[str]) -> None:
-    for title, lines in (("not taken", aside), ("left out", left_out)):
-        for line in lines[:_NAMED]:
-            print(f"  {title}: {visible(line)}")
-        if len(lines) > _NAMED:
-            print(
-                f"  {title}: {len(lines) - _NAMED} "
-                f"more{f', all in {_LEFT_OUT}' if lines is left_out else ''}"
-            )
+def _print_lines(title: str, lines: Sequence[str], where: str = "") -> None:
+    for line in lines[:_NAMED]:
+        print(f"  {title}: {visible(line)}")
+    if len(lines) > _NAMED:
+        print(f"  {title}: {len(lines) - _NAMED} more{where}")
 
 
 def _is_uninformative(named: ClassName) -> bool:
@@ -386,12 +318,21 @@ def _some(items: Sequence[str]) -> str:
     return ", ".join(items[:_SHOWN]) + more
 
 
+def _write_table(out: Path, images: Sequence[FoundImage], reader: Table) -> None:
+    unknown = "" if reader.label_separator is None else UNKNOWN
+    header = ("image", "label", "split", "group")
+    rows = [(image.path, image.label or unknown, image.split, image.group) for image in images]
+    columns = len(header) if any(image.group for image in images) else len(header) - 1
+    write_rows(out / _TABLE, [row[:columns] for row in (header, *rows)])
+
+
 def _write_left_out(out: Path, reader: Table, kept: set[str], left_out: dict[str, str]) -> bool:
     """Write the images that are left out; returns whether a run needs the file."""
-    sources = reader.read().sources
     kept = kept | {os.path.normpath(path) for path in kept}
     more = {
-        source: f"{source} is listed under another name" for source in sources if source not in kept
+        source: f"{source} is listed under another name"
+        for source in reader.read().sources
+        if source not in kept
     }
     (out / _LEFT_OUT).unlink(missing_ok=True)
     if left_out or more:
@@ -417,26 +358,26 @@ def _write_config(
         )
     else:
         taken = f"{shots}  # labelled images a class; the smallest class has {smallest}"
-    fewer = (
-        "\n    allow_fewer_shots: true  "
-        "# of a number of shots, classes with fewer images give all they have"
-    )
-    fewer = fewer if smallest else ""
     splits = {image.split for image in images}
     test = "its test images are yours" if "test" in splits else "there are no test images"
     if HELD_OUT in splits:
         test = "its test images were held out of your labelled ones, by chance"
-    test += ", and its validation images were split off them" if split_off else ""
-    further = f"    unlabeled: {_quoted([*reader.unlabeled])}\n" if reader.unlabeled else ""
-    if reader.class_names:
-        further += f"    class_names: {_quoted(reader.class_names)}\n"
-    if reader.label_separator is not None:
-        further += f"    label_separator: {_quoted(reader.label_separator)}\n"
-    if skips:
-        further += (
-            f"    skip_list: {_quoted(str((out / _LEFT_OUT).absolute()))}"
-            "  # unusable images, and copies\n"
-        )
+    if split_off:
+        test += ", and its validation images were split off them"
+    given = {
+        "root": reader.root,
+        "unlabeled": reader.unlabeled,
+        "class_names": reader.class_names,
+        "label_separator": reader.label_separator,
+        "skip_list": str((out / _LEFT_OUT).absolute()) if skips else None,
+        # of a number of shots, classes with fewer images give all they have
+        "allow_fewer_shots": True if smallest else None,
+    }
+    settings = "".join(
+        f"    {name}: {json.dumps(value, ensure_ascii=False)}\n"
+        for name, value in given.items()
+        if value is not None
+    )
     text = f"""\
 # Written by python -m kdpl init;
 # {test}.
@@ -445,9 +386,8 @@ data:
   class_path: kdpl.DomainDataModule
   init_args:
     dataset: table
-    root: {_quoted(reader.root)}
-{further}\
-    shots: {taken}{fewer}
+{settings}\
+    shots: {taken}
     val_shots: null  # validate on all validation images, if there are any
     # augmentation: light_affine  # where a mirrored or closely cropped image would be of \
 another class
@@ -455,7 +395,3 @@ another class
 labels of
 """
     write_text(out / _CONFIG, text)
-
-
-def _quoted(value: str | list[str]) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -2,17 +2,17 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
 
+from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.decoding import Decoding, opened
-from kdpl.data.names import unlisted
 from kdpl.data.parallel import in_parallel
 from kdpl.data.sampling import held_out_of
-from kdpl.data.sources import content_of, digest_of_content, find_unlabeled
+from kdpl.data.sources import content_of, digest_of_content
 from kdpl.data.storage import is_image, is_url
 from kdpl.errors import DataError, visible
 from kdpl.survey.found import FoundImage, in_one_cell
@@ -38,80 +38,84 @@ _FOREIGN = frozenset(
 _NEARLY = 16  # of 256 levels; 12 bits of data in values of 16 bits have no more
 
 
-def find_further(where: Sequence[str], known: Iterable[FoundImage]) -> list[FoundImage]:
-    """List unlabelled images of further places, without known ones; see ``find_unlabeled``."""
-    sources = unlisted(find_unlabeled(where), (image.path for image in known))
-    return [FoundImage(source, "", "train") for source in sources]
-
-
 def relabel(
-    images: Sequence[FoundImage],
+    listed: Sequence[FoundImage],
+    further: Sequence[FoundImage],
     table: Path,
-    named: Mapping[str, str],
-    named_by_file: bool = False,
+    class_names: str | None = None,
     separator: str | None = None,
-) -> list[FoundImage]:
+) -> tuple[list[FoundImage], list[FoundImage]]:
     """Apply labels that a user wrote into a table with the columns ``image`` and ``label``.
 
     The label of a row replaces that of its image; an empty one, or with a ``separator`` ``?``,
-    leaves or makes it unlabelled. An image that is not among the ``images`` is added for training
-    if it has a label.
+    leaves or makes it unlabelled. An image that is not known is added for training if it has a
+    label.
 
     Args:
-        images: The images.
+        listed: Images of the dataset.
+        further: Unlabelled images of further places.
         table: A .csv or .parquet file; relative paths begin at its folder.
-        named: The classes: labels by what may be written for them, which is themselves or their
-            names.
-        named_by_file: Whether a file of class names gave their names.
+        class_names: File of the classes, whose names may be written for their labels.
         separator: Character between several labels of an image; None: each is of one class.
 
+    Returns:
+        Images of the dataset, with those of further places that now have a label, and the others.
+
     Raises:
-        DataError: It cannot be read, gives an image two labels, or names a class that there is not,
-            or empties the label of a test or validation image.
+        DataError: It cannot be read, gives an image two labels, names a class that there is not,
+            empties the label of a test or validation image, or leaves a class without one.
     """
-    table, number_of, written = (
-        table.absolute(),
-        {image.path: i for i, image in enumerate(images)},
-        dict[str, str](),
-    )
-    merged = list(images)
+    keys = {name for image in listed for name in image.classes}
+    names = read_class_mapping(Path(class_names), keys, complete=False) if class_names else {}
+    classes = sorted(keys | names.keys())
+    if not classes:
+        raise DataError(
+            "--labels needs the classes: write a list of them, and give it as --class-names"
+        )
+    # what may be written for a class
+    label_of = {named.name: key for key, named in names.items()} | {key: key for key in classes}
+    table, written = table.absolute(), dict[str, str]()
+    images = {image.path: image for image in (*listed, *further)}
     rows = read_rows(table, labeled=True, separator=separator)
     for number, (image, cell, *_) in enumerate(rows, start=1):
         source, fault = image if is_url(image) else os.path.normpath(table.parent / image), None
-        own = split_cell(cell, separator)
-        unknown = next((name for name in own or () if name not in named), None)
-        label = (
-            "" if own is None else in_one_cell([named.get(n, n) for n in sorted(own)], separator)
-        )
+        own, old = split_cell(cell, separator), images.get(source)
+        unknown = next((name for name in own or () if name not in label_of), None)
+        label = ""
+        if own is not None:
+            label = in_one_cell([label_of.get(name, name) for name in sorted(own)], separator)
         if unknown is not None:
-            near = get_close_matches(unknown, named, n=1, cutoff=0)
+            near = get_close_matches(unknown, label_of, n=1, cutoff=0)
             problem = f"has the label {visible(unknown)!r}, which is not a class"
             fault = f"{problem}: write {visible(near[0])!r}, or another class"
             # a run whose classes have other names than the folders writes those
-            fault += "" if named_by_file else ", or give the --class-names in which it is one"
+            fault += "" if names else ", or give the --class-names in which it is one"
         elif written.setdefault(source, label) != label:
             fault = f"gives {visible(image)} another label than a row before: keep one of the two"
-        elif source in number_of:
-            old = merged[number_of[source]]
-            if not label and old.split != "train":
-                fault = (
-                    f"leaves {visible(image)} of the {old.split} images without a label: write one"
-                )
-            merged[number_of[source]] = replace(old, label=label, separator=separator)
-        elif label:
-            number_of[source] = len(merged)
-            merged.append(FoundImage(source, label, "train", separator=separator))
+        elif old and old.split != "train" and not label:
+            fault = f"leaves {visible(image)} of the {old.split} images without a label: write one"
         if fault:
             raise DataError(f"row {number} of {table} {fault}")
-    return merged
+        if old or label:
+            old = old or FoundImage(source, "", "train")
+            images[source] = replace(old, label=label, separator=separator)
+    used = {name for image in images.values() for name in image.classes}
+    if used and (unused := sorted({*classes} - used)):
+        raise DataError(
+            f"with {table} no image has the label {visible(unused[0])!r}: label one of each class"
+        )
+    places = {image.path for image in further}
+    dataset = [image for image in images.values() if image.label or image.path not in places]
+    return dataset, [image for image in images.values() if not image.label and image.path in places]
 
 
 def overlooked(folder: Path, taken: Iterable[FoundImage]) -> list[str]:
     """List folders with images, and kinds of file, that ``find`` did not find, a line for each."""
     known, elsewhere, foreign = {image.path for image in taken}, Counter[str](), Counter[str]()
-    empty: list[str] = []
+    empty = list[str]()
     for top, folders, files in os.walk(folder.absolute()):
-        empty += [] if folders or files else [top]
+        if not folders and not files:
+            empty.append(top)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             ending = Path(name).suffix.lower()
