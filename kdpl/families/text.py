@@ -44,10 +44,7 @@ class WholeTextTower(PromptableTextTower):
 
         The arguments are those of the parent class.
         """
-        learnt = torch.is_grad_enabled() and any(
-            t is not None and t.requires_grad for t in (context, deep)
-        )
-        recompute = learnt and len(texts.rests[0]) > classes_at_once
+        recompute = torch.is_grad_enabled() and len(texts.rests[0]) > classes_at_once
         encode = (
             partial(checkpoint, self._encode, use_reentrant=False) if recompute else self._encode
         )
