@@ -1,8 +1,7 @@
-"""Refinement of a pool: time and memory at full size, against dense matrices, and exact search against faiss."""
+"""Refinement of a pool: time and memory at full size, against dense matrices."""
 
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from multiprocessing import get_context
 
 import torch
@@ -67,44 +66,20 @@ def _large(settings: Settings) -> Iterator[Measured]:
     images, classes, width = (600, 12, 32) if settings.small else (100_000, 1000, 768)
     device = settings.torch_device
     features, predictions = (each.to(device) for each in pool(images, classes, width))
-    seconds: dict[str, list[float]] = {}
-    found: dict[str, Tensor] = {}
-
-    def search(kind: str) -> tuple[Tensor, Tensor]:
-        start = time.perf_counter()
-        cosines, found[kind] = nearest(features, _CONFIG.neighbors, kind)
-        seconds[kind] = [time.perf_counter() - start]
-        return cosines, found[kind]
+    seconds: dict[str, float] = {}
 
     def run() -> None:
-        neighbors = affinity(*search("exact"))
-        ends = [time.perf_counter()]
-        refine(
-            features,
-            predictions,
-            neighbors,
-            None,
-            _CONFIG,
-            lambda _: ends.append(time.perf_counter()),
-        )
-        seconds["round"] = [after - before for before, after in pairwise(ends)]
+        start = time.perf_counter()
+        neighbors = affinity(*nearest(features, _CONFIG.neighbors))
+        found = time.perf_counter()
+        refine(features, predictions, neighbors, None, _CONFIG)
+        seconds["search"] = found - start
+        seconds["round"] = (time.perf_counter() - found) / _CONFIG.rounds
 
     peak = peak_memory(lambda: run, device)["peak"]
-    search("faiss")
-    exact, approximate = (torch.zeros(images, dtype=torch.long), found["faiss"].cpu())
-    for column in found["exact"].cpu().T:
-        exact += (approximate == column[:, None]).any(dim=1)
     name = f"refining {images:,} images of {classes:,} classes"
-    yield f"{name}: exact search of neighbours", seconds["exact"][0], "s", None, None
-    yield f"{name}: the same by faiss", seconds["faiss"][0], "s", None, None
-    yield (
-        f"{name}: neighbours that faiss finds",
-        100 * exact.sum().item() / found["exact"].numel(),
-        "%",
-        None,
-        None,
-    )
-    yield f"{name}: a round", median(seconds["round"]), "s", None, None
+    yield f"{name}: search of neighbours", seconds["search"], "s", None, None
+    yield f"{name}: a round", seconds["round"], "s", None, None
     yield f"{name}: peak memory", peak / 1e9, "GB", None, 4.0
 
 

@@ -185,7 +185,7 @@ def fits_of(words):
         for stage, teacher in (("teacher", []), ("student", ["--model.init_args.teacher=T"])):
             own = [f"--config={find_config(file, stage)}" for file in options[stage]]
             yield ["fit", *shared, *own, *teacher, "--out=stage", *settings]
-    elif words[0] in ("cache", "import", "refine", "search"):
+    elif words[0] in ("cache", "import", "search"):
         yield ["fit", "--out=stage", *settings]
 
 

@@ -1,8 +1,9 @@
 """How well a student agrees with its target on unlabelled images that it has not seen."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import cast
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -15,14 +16,20 @@ from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
 from kdpl.data.loader import LazyLoader
+from kdpl.data.names import Indices, Names, places
 from kdpl.data.needs import needs_of
-from kdpl.errors import ConfigError
-from kdpl.fidelity.unseen import draw_unseen
+from kdpl.data.pool import UnlabeledPool
+from kdpl.data.sampling import generator
+from kdpl.errors import ConfigError, DataError
 from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
 from kdpl.preparation.teacher_encoder import teacher_encoder
+from kdpl.preparation.unchanged import Unchanged
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
 from kdpl.student import StudentDistillation
+
+# what is held out: a share of the images, and between which numbers
+_SHARE, _FEWEST, _MOST = 0.05, 100, 5000
 
 
 class Fidelity(Callback):
@@ -118,3 +125,45 @@ def _loader(trainer: Trainer, others: Collection[Resizing] = ()) -> DataLoader[U
     images = UnlabeledImages(data.pool.images.take(unseen), view, unseen, others)
     keys = [(i, 0) for i in range(trainer.global_rank, len(unseen), trainer.world_size)]
     return LazyLoader(images, keys, data.eval_batch_size, data.num_workers)
+
+
+def draw_unseen(pool: UnlabeledPool, labeled: Iterable[str]) -> Indices:
+    """Draw 5 % of the images that would be distilled on, from 100 to 5,000, by the pool's seed.
+
+    ``labeled`` images are not drawn, under any name. Returns indices, rising. A DataError if it
+    would be more than half of the images.
+    """
+    images, known = len(pool.targeted), frozenset(places(Names.of(labeled)))
+    wanted = min(max(round(_SHARE * images), _FEWEST), _MOST)
+
+    # enough of them even if all labelled ones are among the first
+    drawn = generator(pool.seed, "unseen").permutation(pool.targeted)[: wanted + len(known)]
+    unseen = drawn[[place not in known for place in places(pool.images.take(drawn))]][:wanted]
+    if 2 * wanted > images or len(unseen) < wanted:
+        raise DataError(
+            f"the pool has {images} images, too few to hold {wanted} without a label out of "
+            "distillation, at most half of them: add unlabelled images, or leave "
+            "kdpl.fidelity.Fidelity out of trainer.callbacks"
+        )
+    return np.sort(unseen)
+
+
+def callbacks(module: LightningModule) -> list[Callback]:
+    """Return what a student's fit needs; entry point of ``kdpl.callbacks``."""
+    is_student = isinstance(module, StudentDistillation)
+    return [Unchanged("kdpl_holds_out", _holds_out, _fault)] if is_student else []
+
+
+def _holds_out(trainer: Trainer) -> bool:
+    data = domain_of(trainer)
+    # without reading the dataset for it: nothing is held out of a pool that was not asked for
+    return "pool" in vars(data) and len(data.pool.unseen) > 0
+
+
+def _fault(before: bool, now: bool) -> str:
+    del now  # the other one
+    did, remedy = ("", "in") if before else ("no ", "out of")
+    return (
+        f"the run has held {did}images out of distillation until now: leave "
+        f"kdpl.fidelity.Fidelity {remedy} trainer.callbacks, or choose another --out"
+    )

@@ -5,29 +5,26 @@ one object alone. After the ideas of CCD (arXiv 2503.16873) and SPARC (arXiv 250
 constants are those that were best for training pages (docs/several_labels.md).
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.data.batches import Batch
-from kdpl.data.datasets import OpenImage
-from kdpl.data.names import Indices, Names, digest_names, digest_of
-from kdpl.data.splits import labels_of
+from kdpl.data.datasets import OpenImage, label_tensor
+from kdpl.data.names import Indices, Names
 from kdpl.doubt.words import NEGATIVE_VECTORS_FILE
-from kdpl.errors import ArtifactError, ConfigError
+from kdpl.errors import ConfigError
 from kdpl.multilabel.crops import Crops
 from kdpl.multilabel.task import MultiLabel
 from kdpl.preparation import PreparedTarget, TargetInputs
+from kdpl.preparation.target import origin_of, require_origin, rows_of
+from kdpl.preparation.views import load_in_workers
 from kdpl.runtime.artifacts import read_tensors, write_tensors
 from kdpl.runtime.messages import inform
 from kdpl.runtime.predictions import spread
@@ -115,33 +112,16 @@ class LocalViews(PreparedTarget):
             )
         file, vectors = inputs.folder / LOCAL_VIEWS_FILE, inputs.teachers[0]
         negatives = _negative_vectors(inputs, vectors)
-        texts = torch.cat([vectors.vectors, negatives]).numpy().tobytes()
-        needed = {
-            "teacher": vectors.teacher,
-            "class_names": list(inputs.class_names),
-            "class_vectors": hashlib.blake2b(texts, digest_size=16).hexdigest(),
-            "pool": digest_of(inputs.pool),
-            "labels": digest_names(f"{r.label} {r.source}" for r in inputs.labeled),
-            "settings": json.loads(json.dumps(asdict(self))),
-        }
-        images = torch.from_numpy(np.asarray(inputs.indices)).long()
+        needed = origin_of(inputs, [vectors.vectors, negatives], inputs.labeled, asdict(self))
         if not file.is_file():
             log_odds = self._make(inputs, negatives)
+            images = torch.from_numpy(np.asarray(inputs.indices)).long()
             tensors = {"images": images, "log_odds": log_odds}
             inputs.on_first_process(lambda: write_tensors(file, _KIND, _VERSION, tensors, needed))
         remedy = "remove it, and run the same command again"
         tensors, fields = read_tensors(file, _KIND, _VERSION, remedy)
-        other = next((name for name in needed if fields.get(name) != needed[name]), None)
-        if other is None and not tensors["images"].equal(images):
-            other = "images"
-        if other is not None:
-            raise ArtifactError(
-                f"{file} was made for other {other.replace('_', ' ')}: remove it, or choose "
-                "another --out"
-            )
-        rows = torch.full((int(images.max()) + 1,), -1)
-        rows[images] = torch.arange(len(images))
-        self._rows = rows.to(inputs.device)
+        require_origin(file, fields, needed, tensors["images"], inputs.indices)
+        self._rows = rows_of(tensors["images"]).to(inputs.device)
         self._log_odds = tensors["log_odds"].to(inputs.device)
 
     def _make(self, inputs: TargetInputs, negatives: Tensor) -> Tensor:
@@ -266,14 +246,8 @@ def summaries_of(
     sources = inputs.pool.take(inputs.indices) if images is None else Names.of(images)
 
     def load(rows: Indices) -> Iterable[Batch]:
-        return DataLoader(
-            cast("Dataset[str]", sources.take(rows)),
-            num_workers=inputs.num_workers,
-            # in the worker, as what a dataset does with an item
-            collate_fn=partial(_crops, inputs.open_image, crop),
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),
-        )
+        own, each = partial(_crops, inputs.open_image, crop), [[i] for i in range(len(rows))]
+        return load_in_workers(own, sources.take(rows), each, inputs.num_workers)
 
     def network(crops: Tensor) -> Tensor:
         return summarize(crop.features(inputs.encoder(crops)))[None]
@@ -305,10 +279,8 @@ def _tells_apart(has: Tensor) -> bool:
 def _multi_hot(inputs: TargetInputs) -> Tensor:
     """Return the classes of the labelled images, of those that labels tell of, bool [n, K]."""
     known = len(inputs.class_names) if inputs.num_base is None else inputs.num_base
-    has = torch.zeros(len(inputs.labeled), known, dtype=torch.bool)
-    for row, record in zip(has, inputs.labeled, strict=True):
-        row[list(labels_of(record))] = True
-    return has
+    rows = [label_tensor(record.label, known) for record in inputs.labeled]
+    return torch.stack([torch.zeros(known), *rows])[1:].bool()
 
 
 def _negative_vectors(inputs: TargetInputs, vectors: ClassVectors) -> Tensor:

@@ -1,38 +1,49 @@
-"""All views of each image together, for which it is decoded once."""
+"""Images that worker processes load in batches, such as all views of each image."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TypeVar, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from kdpl.data.batches import Batch, collate
+from kdpl.data.batches import Batch
 from kdpl.data.datasets import UnlabeledImages
 
-
-@dataclass(eq=False)
-class AllViews(Dataset[Batch]):
-    """All V views of image i; in a batch, uint8 [B, V, 3, S, S]."""
-
-    images: UnlabeledImages
-    views: int
-
-    def __getitem__(self, index: int) -> Batch:
-        view = self.images.view
-        image = view.open_image(self.images.sources[index])
-        views = [view.make(image, view.draw(image, index, number)) for number in range(self.views)]
-        return Batch(torch.stack(views))
+T = TypeVar("T")
 
 
 def load_all_views(
     images: UnlabeledImages, views: int, batches: Iterable[list[int]], num_workers: int
 ) -> DataLoader[Batch]:
     """Load batches of images by index, with all V views of each, uint8 [images, V, 3, S, S]."""
+    numbers = range(len(images))
+    return load_in_workers(partial(_all_views, images, views), numbers, batches, num_workers)
+
+
+def _all_views(images: UnlabeledImages, views: int, indices: list[int]) -> Batch:
+    view, loaded = images.view, []
+    for index in indices:
+        # decoded once for all of them
+        image = view.open_image(images.sources[index])
+        made = [view.make(image, view.draw(image, index, number)) for number in range(views)]
+        loaded.append(torch.stack(made))
+    return Batch(torch.stack(loaded))
+
+
+def load_in_workers(
+    load: Callable[[list[T]], Batch],
+    items: Sequence[T],
+    batches: Iterable[list[int]],
+    num_workers: int,
+) -> DataLoader[Batch]:
+    """Return what a function loads of each batch of items, which are given by their places."""
     return DataLoader(
-        AllViews(images, views),
+        cast("Dataset[Batch]", items),
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=collate,
+        # in the worker, as what a dataset does with an item
+        collate_fn=load,
         pin_memory=torch.cuda.is_available(),
         # of its own, so that torch's global one stays where it is
         generator=torch.Generator(),

@@ -127,29 +127,28 @@ def fit_weights(log_probabilities: Tensor, labels: Tensor) -> tuple[tuple[float,
     experts = log_probabilities.double().cpu().numpy()
     y, images = labels.cpu().numpy(), np.arange(len(labels))
 
-    def loss(weights: NDArray[np.float64], own: NDArray[np.float64]) -> tuple[float, Any]:
-        logits = np.tensordot(weights, own, 1)
+    def loss(
+        weights: NDArray[np.float64], own: NDArray[np.float64], penalty: float
+    ) -> tuple[float, Any]:
+        logits, away = np.tensordot(weights, own, 1), weights - 1
         totals = logsumexp(logits, axis=1, keepdims=True)
         residual = np.exp(logits - totals)
         residual[images, y] -= 1
-        return (totals[:, 0] - logits[images, y]).sum(), (own * residual).sum(axis=(1, 2))
+        value = (totals[:, 0] - logits[images, y]).sum() + penalty / 2 * (away**2).sum()
+        return value, (own * residual).sum(axis=(1, 2)) + penalty * away
 
-    def penalised(weights: NDArray[np.float64], own: NDArray[np.float64]) -> tuple[float, Any]:
-        value, gradient = loss(weights, own)
-        away = weights - 1
-        return value + PRIOR / 2 * (away**2).sum(), gradient + PRIOR * away
-
-    def fit(chosen: list[int]) -> tuple[list[float], float]:
-        own, start, bounds = experts[chosen], np.ones(len(chosen)), [(0, None)] * len(chosen)
-        found = minimize(penalised, start, own, "L-BFGS-B", jac=True, bounds=bounds)
-        weights = dict(zip(chosen, found.x.tolist(), strict=True))
-        value = loss(found.x, own)[0] + COST * len(chosen)
-        return [weights.get(m, 0.0) for m in range(len(experts))], float(value)
-
-    everyone = range(len(experts))
-    sets = [list(each) for n in everyone for each in combinations(everyone, n + 1)]
-    weights, value = min(map(fit, sets), key=lambda fitted: fitted[1])
-    return tuple(weights), value
+    options = []
+    for number in range(1, len(experts) + 1):
+        for chosen in combinations(range(len(experts)), number):
+            own, bounds = experts[[*chosen]], [(0, None)] * number
+            found = minimize(
+                loss, np.ones(number), (own, PRIOR), "L-BFGS-B", jac=True, bounds=bounds
+            )
+            weights = np.zeros(len(experts))
+            weights[[*chosen]] = found.x
+            value, _ = loss(found.x, own, 0)
+            options.append((tuple(weights.tolist()), float(value) + COST * number))
+    return min(options, key=lambda fitted: fitted[1])
 
 
 @dataclass(frozen=True)
@@ -246,14 +245,15 @@ def assign(
     splits = _splits(evidence)
     features = standardize(evidence.features)
     unit = F.normalize(features, dim=1)
-    neighbors = affinity(*nearest(unit, config.neighbors, config.search))
+    neighbors = affinity(*nearest(unit, config.neighbors))
 
     # the experts, weighted
     strength, weights, predictions = _experts(evidence, splits, features)
 
     # refinements of their predictions, and these themselves
     judges, truth = torch.cat([split.judges for split in splits]), evidence.truth
-    tried: list[RefinementConfig | None] = [*config.candidates(_per_class(evidence.labels))]
+    shots = int((evidence.labels >= 0).sum()) / max(len(_classes_of(evidence.labels)), 1)
+    tried: list[RefinementConfig | None] = [*config.candidates(shots)]
     # without a label that judges, the first is taken
     tried = [*tried, None] if config.mode == "auto" and len(judges) else tried[:1]
     total = len(tried) * len(splits)
@@ -261,7 +261,12 @@ def assign(
     for number, candidate in enumerate(tried):
         hits = []
         for k, (split, predicted) in enumerate(zip(splits, predictions, strict=True)):
-            z = _refined(unit, predicted, neighbors, split.labels, candidate)
+            if candidate is not None:
+                z = refine(unit, predicted, neighbors, split.labels, candidate)
+            else:
+                known = (split.labels >= 0)[:, None]
+                fixed = F.one_hot(split.labels.clamp_min(0), predicted.shape[1]).to(predicted)
+                z = torch.where(known, fixed, predicted)
             hits.append(MULTI_CLASS.labels(z[split.judges]) == truth[split.judges])
             on_step(number * len(splits) + k + 1, total)
         results.append(z)  # of the last split, which has all labels
@@ -283,14 +288,13 @@ def _choose(right: Sequence[Tensor], alone: bool, before: int) -> int:
     classes of few labels most, and few labels are there to judge those. Or where they are as good
     as the teacher, which is right on ``before`` of the judges, and the refinement is not.
     """
-    refined = right[:-1] if alone else right
-    totals = [int(hits.sum()) for hits in refined]
-    best = totals.index(max(totals))
+    totals = [int(hits.sum()) for hits in right]
+    refined = totals[:-1] if alone else totals
+    best = refined.index(max(refined))
     if alone:
-        lost = int((right[-1] & ~right[best]).sum())
-        won = int((right[best] & ~right[-1]).sum())
-        better = lost - won > (lost + won) ** 0.5
-        if better or totals[best] < before <= int(right[-1].sum()):
+        differing = int((right[-1] ^ right[best]).sum())
+        better = totals[-1] - totals[best] > differing**0.5
+        if better or totals[best] < before <= totals[-1]:
             return len(right) - 1
     return best
 
@@ -304,24 +308,19 @@ def _experts(
         return None, (1.0,), [MULTI_CLASS.probabilities(evidence.text) for _ in splits]
     truth = evidence.truth
     judges = [split.judges[torch.isin(truth[split.judges], seen)] for split in splits]
-    any_judges = sum(map(len, judges)) > 0
-
-    def fitted(strength: float) -> list[Tensor]:
-        known = [split.labels >= 0 for split in splits]
-        probes = [
-            fit_probe(features[rows], split.labels[rows], strength)
-            for rows, split in zip(known, splits, strict=True)
-        ]
-        return [probe.log_probabilities(features) for probe in probes]
+    rows = torch.cat(judges)
 
     # the least log loss on images that the experts have not seen
     options = []
-    for strength in STRENGTHS if any_judges else STRENGTHS[:1]:
-        probes = fitted(strength)
+    for strength in STRENGTHS if len(rows) else STRENGTHS[:1]:
+        probes = []
+        for split in splits:
+            known = split.labels >= 0
+            fitted = fit_probe(features[known], split.labels[known], strength)
+            probes.append(fitted.log_probabilities(features))
         weights: tuple[float, ...] = (1.0, 1.0)
         loss = 0.0
-        if any_judges:
-            rows = torch.cat(judges)
+        if len(rows):
             text = MULTI_CLASS.log_probabilities(evidence.text[rows][:, seen])
             probe = torch.cat([each[of] for each, of in zip(probes, judges, strict=True)])
             labels = torch.searchsorted(seen, truth[rows])
@@ -330,20 +329,6 @@ def _experts(
     _, strength, weights, probes = min(options, key=lambda option: option[0])
     mixed = [combine(evidence.text, probe, seen, weights).exp() for probe in probes]
     return strength, weights, mixed
-
-
-def _refined(
-    unit: Tensor,
-    predicted: Tensor,
-    neighbors: Tensor,
-    labels: Tensor,
-    config: RefinementConfig | None,
-) -> Tensor:
-    """Refine predictions [N, C] with these settings; None only sets the labelled images' labels."""
-    if config is not None:
-        return refine(unit, predicted, neighbors, labels, config)
-    fixed = F.one_hot(labels.clamp_min(0), predicted.shape[1]).to(predicted)
-    return torch.where((labels >= 0)[:, None], fixed, predicted)
 
 
 def _splits(evidence: Evidence) -> list[_Split]:
@@ -368,8 +353,3 @@ def _splits(evidence: Evidence) -> list[_Split]:
 def _classes_of(labels: Tensor) -> Tensor:
     """The classes that there are labels of, in order; −1 is none."""
     return torch.nonzero(torch.bincount(labels[labels >= 0])).flatten()
-
-
-def _per_class(labels: Tensor) -> float:
-    """Labelled images a class, of the classes that have any."""
-    return int((labels >= 0).sum()) / max(len(_classes_of(labels)), 1)

@@ -23,6 +23,7 @@ _LARGEST = 32
 _REMEDY = "remove it, and run the same command again"
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Number = Annotated[int, Field(ge=0)]
 
 
 class Moved(NamedTuple):
@@ -31,9 +32,9 @@ class Moved(NamedTuple):
     Fields are its index among all unlabelled images, and both classes.
     """
 
-    image: int
-    before: int
-    after: int
+    image: Number
+    before: Number
+    after: Number
 
 
 class ClassChange(NamedTuple):
@@ -55,8 +56,7 @@ class PoolManifest:
         pool: Digest of the list of all unlabelled images.
         labels: Digest of labelled and validation images and their labels.
         settings: The settings of the refinement.
-        share: The assignments' share a of the target; 0 where the teacher's predictions were
-            better.
+        share: 1 where the target is the assignments; 0 where the teacher's predictions were better.
         reason: Why they are taken or not.
         accuracy: Of teacher and assignments on labelled images that neither saw; None without such
             images.
@@ -83,9 +83,8 @@ class PoolManifest:
     @property
     def changes(self) -> list[ClassChange]:
         """Images of each class before and after, by label."""
-        return list(
-            map(ClassChange._make, zip(self.class_names, self.before, self.after, strict=True))
-        )
+        rows = zip(self.class_names, self.before, self.after, strict=True)
+        return [ClassChange(*row) for row in rows]
 
 
 @pydantic.dataclasses.dataclass(
@@ -131,11 +130,7 @@ class PoolTargets(PoolManifest):
                 raise ValueError(f"it has assignments of shape {tuple(assignments.shape)}")
             if {len(manifest.before), len(manifest.after)} != {classes}:
                 raise ValueError("it counts images of other classes")
-            numbers = [number for each in manifest.examples for number in each]
-            if (
-                min([0, *numbers]) < 0
-                or max([0, *(max(each[1:]) for each in manifest.examples)]) >= classes
-            ):
+            if any(max(each.before, each.after) >= classes for each in manifest.examples):
                 raise ValueError("it has examples of other classes")
         except (KeyError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"{path} is damaged ({error}): {_REMEDY}") from error

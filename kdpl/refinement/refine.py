@@ -4,9 +4,8 @@ Transductive, after the idea of TransCLIP (arXiv 2406.01837): images that lie cl
 one class, and the images of a class lie around its mean. Pure tensors.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,9 +42,6 @@ class RefinementConfig:
             depend on each other.
         prior: λ, weight of the predictions that are refined.
         rounds: Rounds, of five updates of the assignments and one of the Gaussians each.
-        share: a, the refined assignment's share of the target, p ∝ teacher^(1−a) · assignment^a.
-        search: ``exact`` search of neighbours, or ``faiss``, approximate and for pools beyond some
-            100,000 images.
     """
 
     mode: Literal["auto", "always"] = "auto"
@@ -55,87 +51,39 @@ class RefinementConfig:
     likelihood: float | None = None
     prior: float | None = None
     rounds: int = 15
-    share: float = 1.0
-    search: Literal["exact", "faiss"] = "exact"
 
     def __post_init__(self) -> None:
-        least_values = {
-            "views": 1,
-            "neighbors": 1,
-            "rounds": 1,
-            "graph": 0,
-            "likelihood": 0,
-            "prior": 0,
-        }
+        least_values = dict.fromkeys(("views", "neighbors", "rounds"), 1)
+        least_values |= dict.fromkeys(("graph", "likelihood", "prior"), 0)
         for name, least in least_values.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise ConfigError(
                     f"{name} of refined targets must be at least {least}, not {value}: correct it"
                 )
-        if not 0 < self.share <= 1:
-            raise ConfigError(
-                "share of refined targets must be above 0 and at most 1, not "
-                f"{self.share}: correct it"
-            )
 
     def candidates(self, shots: float) -> list["RefinementConfig"]:
         """Return settings with all weights, the best first, by the labels a class."""
         filled = []
         for likelihood, graph, prior in _MORE if shots >= _MANY else _FEW if shots else _NONE:
-            each = replace(
-                self,
-                likelihood=likelihood if self.likelihood is None else self.likelihood,
-                graph=graph if self.graph is None else self.graph,
-                prior=prior if self.prior is None else self.prior,
-            )
+            best: dict[str, Any] = {"likelihood": likelihood, "graph": graph, "prior": prior}
+            missing = {name: value for name, value in best.items() if getattr(self, name) is None}
+            each = replace(self, **missing)
             filled += [each] if each not in filled else []
         return filled
 
 
-def nearest(features: Tensor, k: int, search: str = "exact") -> tuple[Tensor, Tensor]:
-    """Find cosines and indices, both [N, k], of the k nearest other images by features [N, D].
+def nearest(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Find cosines and indices, both [N, k], of the k nearest other images.
 
-    The features are normalised.
-
-    O(N·k) memory. A ConfigError if ``search`` is ``faiss`` and it is not installed.
+    By their normalised features [N, D], in O(N·k) memory.
     """
-    n = len(features)
-    k = min(k, n - 1)
-    if search == "faiss":
-        return _nearest_by_faiss(features, k)
-    cosines, indices = (
-        features.new_empty(n, k),
-        torch.empty(n, k, dtype=torch.long, device=features.device),
-    )
+    n, found = len(features), []
     for rows in torch.split(torch.arange(n, device=features.device), max(1, _CELLS // n)):
         similarity = features[rows] @ features.T
         similarity[torch.arange(len(rows), device=rows.device), rows] = -2  # not its own neighbour
-        cosines[rows], indices[rows] = similarity.topk(k, dim=1)
+        found.append(similarity.topk(min(k, n - 1), dim=1))
+    cosines, indices = (torch.cat(each) for each in zip(*found, strict=True))
     return cosines, indices
-
-
-def _nearest_by_faiss(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    try:
-        import faiss
-    except ImportError as error:
-        raise ConfigError(
-            "the search faiss needs faiss: pip install 'kdpl[faiss]', or set it to exact"
-        ) from error
-    rows = features.float().cpu().numpy()
-    # as many as faiss finds enough images to fit to
-    lists = min(int(4 * len(rows) ** 0.5), len(rows) // 39 + 1)
-    width = rows.shape[1]
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
-    index.train(rows[:: max(1, len(rows) // (64 * lists))])
-    index.add(rows)
-    index.nprobe = max(16, lists // 32)
-    cosines, indices = (torch.from_numpy(each) for each in index.search(rows, k + 1))
-    own = indices == torch.arange(len(rows))[:, None]
-    own[~own.any(dim=1), k] = True  # a duplicate stood before it
-    kept = ~own
-    cosines, indices = (each[kept].view(-1, k).to(features.device) for each in (cosines, indices))
-    # fewer were found than asked for
-    return cosines.masked_fill(indices < 0, 0), indices.clamp_min(0)
 
 
 def affinity(cosines: Tensor, indices: Tensor) -> Tensor:
@@ -158,7 +106,6 @@ def refine(
     neighbors: Tensor,
     labels: Tensor | None = None,
     config: RefinementConfig = RefinementConfig(),
-    on_round: Callable[[int], object] = lambda done: None,  # noqa: ARG005
 ) -> Tensor:
     """Assign images to classes by the teacher's predictions, neighbours and a Gaussian per class.
 
@@ -173,7 +120,6 @@ def refine(
         labels: Classes of labelled images, whose z stays the label, and −1 for the others, [N];
             None: none is labelled.
         config: Its weights.
-        on_round: Called after each round with the number of those done.
 
     Returns:
         The assignments z, float32 [N, C].
@@ -187,7 +133,7 @@ def refine(
     z[known] = fixed
     step = max(1, _CELLS // max(*z.shape[1:], features.shape[1]))
     parts = [slice(start, start + step) for start in range(0, len(z), step)]
-    for done in range(1, config.rounds + 1):
+    for _ in range(config.rounds):
         means, variances = _fit(features, z, parts)
         fields = torch.empty_like(z)
         precision = likelihood / variances
@@ -203,7 +149,6 @@ def refine(
             for part in parts:
                 z[part] = z[part].softmax(dim=1)
             z[known] = fixed
-        on_round(done)
     return z
 
 

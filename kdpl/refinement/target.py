@@ -1,7 +1,5 @@
 """Refined targets: the teacher's predictions, corrected by labels and by the unlabelled images."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -11,15 +9,16 @@ import torch
 from torch import Tensor
 
 from kdpl.clip import ClipConfig, load_image_clip
-from kdpl.data.names import digest_names, digest_of
 from kdpl.data.parallel import progress_bar
 from kdpl.data.splits import Record
-from kdpl.errors import ArtifactError, ConfigError
+from kdpl.errors import ConfigError
 from kdpl.preparation import PreparedTarget, TargetInputs
+from kdpl.preparation.target import origin_of, require_origin, rows_of
 from kdpl.refinement.experts import Assigned, Evidence, assign
 from kdpl.refinement.pool_targets import POOL_TARGETS_FILE, Moved, PoolTargets
 from kdpl.refinement.refine import RefinementConfig
 from kdpl.runtime.messages import inform
+from kdpl.runtime.predictions import spread
 from kdpl.tasks import MULTI_CLASS, require_one_class
 
 _SHOWN = 60  # images that moved
@@ -28,7 +27,7 @@ _FLOOR = 1e-3  # of probability, spread over all classes: assignments are nearly
 
 @dataclass(eq=False)
 class Refined(RefinementConfig, PreparedTarget):
-    """Mix of the teacher's prediction and assignment z, p ∝ teacher^(1−a) · z^a (docs/targets.md).
+    """Assignment of the unlabelled images to classes, as a student learns it (docs/targets.md).
 
     The unlabelled images are assigned to classes before the first step: the teacher's predictions
     and those of a probe on an encoder's features, weighted by the labels, are refined on the pool.
@@ -47,29 +46,24 @@ class Refined(RefinementConfig, PreparedTarget):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._share_taken: float | None = None
+        self._taken: bool | None = None
         self._rows = self._log_assignments = torch.empty(0)
 
     @property
     def uses_teacher(self) -> bool:
-        """False once assignments are taken with ``share`` 1."""
-        return self._share_taken != 1
+        """False once the assignments are taken."""
+        return not self._taken
 
     def logits(self, predicted: Tensor, indices: Tensor) -> Tensor:
         """Return logits of the target [B, C]; a ConfigError before ``prepare``."""
-        if self._share_taken is None:
+        if self._taken is None:
             raise ConfigError(
                 "the refined targets are not there: fit the student by its command, "
                 "which makes them"
             )
-        if not self._share_taken:
+        if not self._taken:
             return predicted
-        assigned = self._log_assignments[self._rows[indices]].float()
-        if not self.uses_teacher:
-            return assigned
-        return self._share_taken * assigned + (
-            1 - self._share_taken
-        ) * MULTI_CLASS.log_probabilities(predicted)
+        return self._log_assignments[self._rows[indices]].float()
 
     def prepare(self, inputs: TargetInputs) -> None:
         """Refine, or read earlier results; ArtifactError if of other data or settings.
@@ -78,15 +72,8 @@ class Refined(RefinementConfig, PreparedTarget):
         """
         require_one_class(inputs.teachers[0].task, "target: refined")
         file = inputs.folder / POOL_TARGETS_FILE
-        known = (f"{record.label} {record.source}" for record in (*inputs.labeled, *inputs.val))
-        needed = {
-            "teacher": " mean ".join(vectors.teacher for vectors in inputs.teachers),
-            "class_names": tuple(inputs.class_names),
-            "class_vectors": _digest([vectors.vectors for vectors in inputs.teachers]),
-            "pool": digest_of(inputs.pool),
-            "labels": digest_names(known),
-            "settings": json.loads(json.dumps(asdict(self))),
-        }
+        vectors = [teacher.vectors for teacher in inputs.teachers]
+        needed = origin_of(inputs, vectors, (*inputs.labeled, *inputs.val), asdict(self))
         if not file.is_file():
             further, labels = _further_images(inputs)
             text, features = self._encode(inputs, further)
@@ -95,14 +82,7 @@ class Refined(RefinementConfig, PreparedTarget):
             )
 
         targets = PoolTargets.load(file)
-        other = next(
-            (name for name, value in needed.items() if getattr(targets, name) != value), None
-        )
-        if other is not None or not np.array_equal(targets.images.numpy(), inputs.indices):
-            what = (other or "images").replace("_", " ")
-            raise ArtifactError(
-                f"{file} was made for other {what}: remove it, or choose another --out"
-            )
+        require_origin(file, vars(targets), needed, targets.images, inputs.indices)
         inform(f"refinement: {targets.reason}")
         if targets.share:
             inform(
@@ -113,16 +93,12 @@ class Refined(RefinementConfig, PreparedTarget):
 
     def use(self, targets: PoolTargets, device: torch.device) -> None:
         """Use these assignments, on a device."""
-        self._share_taken = targets.share
-        if targets.share:
-            z = (
-                targets.assignments.to(device, torch.float32)
-                + _FLOOR / targets.assignments.shape[1]
-            )
+        self._taken = targets.share > 0
+        if self._taken:
+            assignments = targets.assignments.to(device, torch.float32)
+            z = assignments + _FLOOR / assignments.shape[1]
             self._log_assignments = (z / z.sum(dim=1, keepdim=True)).log_().half()
-            rows = torch.full((int(targets.images.max()) + 1,), -1)
-            rows[targets.images] = torch.arange(len(targets.images))
-            self._rows = rows.to(device)
+            self._rows = rows_of(targets.images).to(device)
 
     def _encode(self, inputs: TargetInputs, further: Sequence[Record]) -> tuple[Tensor, Tensor]:
         """Return the teachers' log probabilities and the encoder's features, [N, C] and [N, D].
@@ -131,21 +107,19 @@ class Refined(RefinementConfig, PreparedTarget):
         """
         sources = [record.source for record in further]
         groups = [None, sources] if sources else [None]
-        teachers = range(len(inputs.teachers))
-        own = [
-            torch.cat([inputs.features(each, self.views, number) for each in groups])
-            for number in teachers
-        ]
+        own = []
+        for number in range(len(inputs.teachers)):
+            parts = [inputs.features(each, self.views, number) for each in groups]
+            own.append(torch.cat(parts))
         features = torch.cat(own, dim=1)
         text = MULTI_CLASS.log_probabilities(inputs.predict(features))
         if self.encoder == "teacher":
             return text, features
 
-        tower = (
-            inputs.tower()
-            if isinstance(self.encoder, str)
-            else load_image_clip(self.encoder).image_tower.to(inputs.device).eval()
-        )
+        if self.encoder == "tower":
+            tower = inputs.tower()
+        else:
+            tower = load_image_clip(self.encoder).image_tower.to(inputs.device).eval()
         resizing = tower.preprocessing.resizing
         encoded = [inputs.encode(tower.pooled, resizing, each, self.views) for each in groups]
         return text, torch.cat(encoded)
@@ -176,24 +150,22 @@ class Refined(RefinementConfig, PreparedTarget):
             )
 
         # how many images of the pool changed their class
-        before, after = (
-            MULTI_CLASS.labels(each[:n]).cpu() for each in (text, assigned.assignments)
-        )
-        classes = len(inputs.class_names)
-        counts = [torch.bincount(each, minlength=classes) for each in (before, after)]
+        moves = [MULTI_CLASS.labels(each[:n]).cpu() for each in (text, assigned.assignments)]
+        counts = [torch.bincount(each, minlength=len(inputs.class_names)) for each in moves]
+        before, after = moves
         taken, reason = self._decide(assigned, counts)
-        moved = torch.nonzero(before != after).flatten()
-        shown = moved[torch.linspace(0, len(moved) - 1, min(_SHOWN, len(moved))).long()].tolist()
+        moved = torch.nonzero(before != after).flatten().tolist()
         return PoolTargets(
             **needed,
-            share=self.share if taken else 0.0,
+            share=float(taken),
             reason=reason,
             accuracy=assigned.right,
             before=tuple(counts[0].tolist()),
             after=tuple(counts[1].tolist()),
             moved=len(moved),
             examples=tuple(
-                Moved(int(inputs.indices[i]), int(before[i]), int(after[i])) for i in shown
+                Moved(int(inputs.indices[i]), int(before[i]), int(after[i]))
+                for i in spread(moved, _SHOWN)
             ),
             images=torch.from_numpy(np.asarray(inputs.indices)).long(),
             assignments=assigned.assignments[:n].half().cpu(),
@@ -229,9 +201,3 @@ def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int]]:
         labels[i] = label_of[source]
     labels += [record.single for record in outside] + [-1] * len(inputs.val)
     return [*outside, *inputs.val], labels
-
-
-def _digest(tensors: list[Tensor]) -> str:
-    return hashlib.blake2b(
-        b"".join(tensor.numpy().tobytes() for tensor in tensors), digest_size=16
-    ).hexdigest()

@@ -7,7 +7,7 @@ from kdpl.data.names import Names
 from kdpl.data.pool import UnlabeledPool
 from kdpl.data.sampling import share_of
 from kdpl.errors import DataError
-from kdpl.fidelity.unseen import draw_unseen
+from kdpl.fidelity.callback import draw_unseen
 
 
 def pool_of(images, seed=1, share=1.0):

@@ -11,7 +11,7 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.errors import ConfigError, DataError
 from kdpl.optim import OptimConfig
-from kdpl.pool_filter import similarity
+from kdpl.pool_filter import callback
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
@@ -180,7 +180,7 @@ def test_a_resumed_run_leaves_out_the_same_images_without_asking_again(
     teacher_folder, whole, monkeypatch
 ):
     record, folder = whole
-    monkeypatch.setattr(similarity, "_similarities", None)
+    monkeypatch.setattr(callback, "_similarities", None)
     resumed = distil(teacher_folder, folder, ckpt_path=folder / "epoch=0.ckpt")
     assert resumed.losses == record.losses[len(record.losses) // 2 :]
 
@@ -210,7 +210,7 @@ def test_what_would_leave_nothing_is_refused(teacher_folder, tmp_path, monkeypat
         ):
             distil(teacher_folder, tmp_path, share)
     values = iter([torch.ones(10), torch.zeros(42)])
-    monkeypatch.setattr(similarity, "_similarities", lambda *_: next(values))
+    monkeypatch.setattr(callback, "_similarities", lambda *_: next(values))
     with world.refused(DataError, "pool_filter leaves out all 42 unlabelled images: check"):
         distil(teacher_folder, tmp_path, callbacks=[world.NoStep()])
 

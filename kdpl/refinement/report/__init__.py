@@ -20,7 +20,7 @@ def refined_targets(run: Run) -> dict[str, Any] | None:
     if run.student is None or not (file := run.student.folder / POOL_TARGETS_FILE).is_file():
         return None
     if run.student.settings("model").get("target", "teacher") == "teacher":
-        return None  # they were looked at alone, by the command refine
+        return None  # those of another start in this folder
     targets = PoolTargets.load(file)
     shown, gap = [], None
     try:
