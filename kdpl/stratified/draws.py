@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from operator import itemgetter
 
 from kdpl.data.sampling import are_sets, by_label
@@ -32,20 +32,20 @@ def sample_sets(records: Sequence[Record], shots: int, stream: random.Random) ->
     The classes come by label, and each draws only what the images drawn before leave to be wanted,
     so that no image is drawn twice. A class of fewer images gives all that it has.
     """
-    having = _images_of_classes(records)
+    having: defaultdict[int, dict[int, None]] = defaultdict(dict)
+    for image, record in enumerate(records):
+        for label in labels_of(record):
+            having[label][image] = None
     drawn: dict[int, None] = {}
-
-    def draw(candidates: Iterable[int], wanted: int) -> None:
-        left = [image for image in candidates if image not in drawn]
-        drawn.update(dict.fromkeys(stream.sample(left, min(wanted, len(left)))))
-
-    for images in having.values():
-        known = sum(image in images for image in drawn)
-        if known < shots:
-            draw(images, shots - known)
-        lacking = sum(image not in images for image in drawn)
-        if lacking < shots:
-            draw((i for i in range(len(records)) if i not in images), shots - lacking)
+    for label in sorted(having):
+        images = having[label]
+        for has in (True, False):
+            known = sum((image in images) == has for image in drawn)
+            if known < shots:
+                candidates = images if has else (i for i in range(len(records)) if i not in images)
+                left = [image for image in candidates if image not in drawn]
+                new = stream.sample(left, min(shots - known, len(left)))
+                drawn.update(dict.fromkeys(new))
     return [records[image] for image in drawn]
 
 
@@ -98,12 +98,3 @@ def _spread(
         ranked.append((seen[group], record))
     # the first of each group, then the second of each, and so on
     return [record for _, record in sorted(ranked, key=itemgetter(0))[:number]]
-
-
-def _images_of_classes(records: Sequence[Record]) -> dict[int, dict[int, None]]:
-    """The positions of the images that have a class, by label, rising."""
-    having: defaultdict[int, dict[int, None]] = defaultdict(dict)
-    for image, record in enumerate(records):
-        for label in labels_of(record):
-            having[label][image] = None
-    return dict(sorted(having.items()))
