@@ -21,7 +21,7 @@ from benchmarks.worlds.pages import draw_page
 from kdpl import Classifier
 from kdpl.data.readers.digits import CLASS_NAMES, read_digits
 from kdpl.multilabel.task import MultiLabel
-from kdpl.multilabel.thresholds import Wanted, choose
+from kdpl.multilabel.thresholds import choose
 
 PAGES, SPLITS, SEED = 4000, 20, 100
 WANTED, HELD_OUT = (0.8, 0.9), (600, 2000)
@@ -49,7 +49,7 @@ def precisions(
 
     Classes of which the held-out pages, given by their indices, do not show the precision are left out.
     """
-    found = choose(logits[held_out], labels[held_out], Wanted(wanted))
+    found = choose(logits[held_out], labels[held_out], wanted)
     task = MultiLabel([each.value for each in found])
     named, own = task.labels(logits[others]), labels[others]
     right = named & own

@@ -12,19 +12,16 @@ from kdpl.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from kdpl.doubt.decision import decision_rule
-    from kdpl.doubt.held_out import HeldOutScores
     from kdpl.doubt.negatives import NegativeVectors
-    from kdpl.doubt.unknown import Unknown, none_of_these
+    from kdpl.doubt.unknown import none_of_these
 
 
-__all__ = ["HeldOutScores", "NegativeVectors", "Unknown", "decision_rule", "none_of_these"]
+__all__ = ["NegativeVectors", "decision_rule", "none_of_these"]
 
 __getattr__ = lazily(
     __name__,
     {
-        "HeldOutScores": "held_out",
         "NegativeVectors": "negatives",
-        "Unknown": "unknown",
         "decision_rule": "decision",
         "none_of_these": "unknown",
     },

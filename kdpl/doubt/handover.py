@@ -1,5 +1,6 @@
 """The companions of a classifier, made when its student is finished."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,13 @@ def make_companions(trainer: Trainer, classifier: Classifier) -> list[Companion]
 
     Validation images are classified on all processes; the companions are made on the first.
     """
-    data, held_out = domain_of(trainer), held_out_of(trainer, classifier)
+
+    def classify(images: Tensor) -> tuple[Tensor, Tensor]:
+        features = classifier.encoder(images)
+        return features, classifier.logits(features)
+
+    data = domain_of(trainer)
+    found = on_validation_images(trainer, classify, classifier.head.class_vectors.device)
     if not trainer.is_global_zero:
         return []
     pool = pool_of(classifier, data)
@@ -35,7 +42,7 @@ def make_companions(trainer: Trainer, classifier: Classifier) -> list[Companion]
         Path(trainer.default_root_dir),
         classifier.vectors,
         classifier.logit_scale,
-        held_out,
+        None if found is None else HeldOut(*found),
         [each for _, each in pool],
         kept,
         trainer.global_step > 0,
@@ -45,27 +52,25 @@ def make_companions(trainer: Trainer, classifier: Classifier) -> list[Companion]
     return [companion for companion in made if companion is not None]
 
 
-def held_out_of(trainer: Trainer, classifier: Classifier) -> HeldOut | None:
-    """Classify the validation images of all processes, in order; None without any."""
+def on_validation_images(
+    trainer: Trainer, network: Callable[[Tensor], Sequence[Tensor]], device: torch.device
+) -> list[Tensor] | None:
+    """Return a network's outputs for the validation images of all processes, and their labels.
 
-    def classify(images: Tensor) -> tuple[Tensor, Tensor]:
-        features = classifier.encoder(images)
-        return features, classifier.logits(features)
-
-    own, batches = [], domain_of(trainer).val_dataloader()
-    for (features, logits), batch in infer(classify, batches, classifier.head.class_vectors.device):
-        own.append(
-            [each.cpu() for each in (features.float(), logits.float(), batch.labels, batch.indices)]
-        )
-
+    They are on the CPU, in the order of the images, each [N, …]; None without any image.
+    """
+    own = []
+    for outputs, batch in infer(network, domain_of(trainer).val_dataloader(), device):
+        columns = [*(each.float() for each in outputs), batch.labels, batch.indices]
+        own.append([column.cpu() for column in columns])
     # also where this process has no image: the others wait for it
     parts = gather(own, trainer.world_size)
     if not parts:
         return None
-    features, logits, labels, indices = (torch.cat(column) for column in zip(*parts, strict=True))
+    *columns, indices = (torch.cat(column) for column in zip(*parts, strict=True))
     # a sampler may give an image to several processes
     order = np.unique(indices, return_index=True)[1]
-    return HeldOut(features[order], logits[order], labels[order])
+    return [column[order] for column in columns]
 
 
 def pool_of(classifier: Classifier, data: DomainDataModule) -> list[tuple[str, Predicted]]:

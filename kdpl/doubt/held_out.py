@@ -5,10 +5,8 @@ They say how certain the classifier's predictions for other images are.
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
@@ -22,12 +20,6 @@ from scipy.stats import beta, binom
 from torch import Tensor
 
 from kdpl.classifier import Classifier
-from kdpl.data import parallel, sources
-from kdpl.data.batches import EvaluationBatch
-from kdpl.data.datasets import EvaluationImages
-from kdpl.data.inference import infer
-from kdpl.data.loader import EvaluationSampler, LazyLoader
-from kdpl.data.splits import Record
 from kdpl.doubt.beside import OfClassifier, read_of_classifier
 from kdpl.doubt.evidence import Evidence, LearnedCompanion
 from kdpl.errors import ArtifactError, ConfigError
@@ -86,10 +78,8 @@ class HeldOutScores(LearnedCompanion):
         kept = spread(range(len(labels)), MAX_IMAGES)
         logits, labels = logits[kept].float().cpu(), labels[kept].cpu()
         probabilities = MULTI_CLASS.probabilities(logits)
-        top, label_scores = (
-            probabilities.max(dim=1),
-            probabilities.gather(1, labels[:, None]).squeeze(1),
-        )
+        top = probabilities.max(dim=1)
+        label_scores = probabilities.gather(1, labels[:, None]).squeeze(1)
         temperature = fit_temperature(logits.double().numpy(), labels.numpy())
         return cls(temperature, top.values, label_scores, top.indices == labels)
 
@@ -97,9 +87,9 @@ class HeldOutScores(LearnedCompanion):
     def made_from(cls, evidence: Evidence) -> Self | None:
         """Take the scores of the validation images, if there are any."""
         held_out = evidence.held_out
-        if evidence.vectors.task != MULTI_CLASS.name:
+        if held_out is None or evidence.vectors.task != MULTI_CLASS.name:
             return None
-        return None if held_out is None else cls.of(held_out.logits, held_out.labels)
+        return cls.of(held_out.logits, held_out.labels)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -153,11 +143,9 @@ class HeldOutScores(LearnedCompanion):
         highest_error = float(self.scores[~self.correct].max()) if not self.correct.all() else -1.0
         without_error = int((self.scores > highest_error).sum())
         _, accepted, errors = self._accepting(max(-(-len(self) // 2), without_error))
-        bound = (
-            1.0
-            if errors == accepted
-            else float(beta.ppf(CONFIDENCE, errors + 1, accepted - errors))
-        )
+        if errors == accepted:
+            return 1.0
+        bound = float(beta.ppf(CONFIDENCE, errors + 1, accepted - errors))
         return min(1.0, math.ceil(bound * 1000) / 1000)
 
     def set_threshold(self, coverage: float) -> float:
@@ -193,12 +181,8 @@ class HeldOutScores(LearnedCompanion):
 
     def save(self, folder: Path, classifier: str) -> None:
         """Write the file into a folder, atomically, with the fingerprint of the classifier."""
-        tensors = {
-            "scores": self.scores,
-            "label_scores": self.label_scores,
-            "correct": self.correct,
-        }
-        fields = {"temperature": self.temperature, "classifier": classifier}
+        tensors = dict(vars(self))
+        fields = {"temperature": tensors.pop("temperature"), "classifier": classifier}
         write_tensors(folder / self.file, KIND, VERSION, tensors, fields)
 
     @classmethod
@@ -210,24 +194,14 @@ class HeldOutScores(LearnedCompanion):
         path, remedy = folder / cls.file, f"remove it, or {REMEDY}"
         tensors, settings = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
         tensors.pop("predicted", None)  # of earlier versions
-        own = {
-            name: tensors.get(name, torch.empty(0))
-            for name in ("scores", "label_scores", "correct")
-        }
-        scores, label_scores, correct = own.values()
-        kinds = (torch.float32, torch.float32, torch.bool)
-        valid = (
-            len(tensors) == 3
-            and tuple(each.dtype for each in own.values()) == kinds
-            and scores.ndim == 1
-        )
-        valid = (
-            valid
-            and scores.shape == label_scores.shape == correct.shape
-            and 1 <= len(scores) <= MAX_IMAGES
-        )
+        own = [tensors.get(name, torch.empty(0)) for name in ("scores", "label_scores", "correct")]
+        scores, label_scores, correct = own
+        valid = len(tensors) == 3 and scores.ndim == 1 and 1 <= len(scores) <= MAX_IMAGES
+        valid = valid and scores.shape == label_scores.shape == correct.shape
+        valid = valid and scores.dtype == label_scores.dtype == torch.float32
         # refuses NaN too
-        if not valid or not ((label_scores >= 0) & (label_scores <= scores) & (scores <= 1)).all():
+        ordered = valid and ((label_scores >= 0) & (label_scores <= scores) & (scores <= 1)).all()
+        if not ordered or correct.dtype != torch.bool:
             raise ArtifactError(f"{path} is damaged (its numbers are invalid): {remedy}")
         return cls(settings.temperature, scores, label_scores, correct)
 
@@ -239,12 +213,11 @@ class HeldOutScores(LearnedCompanion):
                 thresholds[f"{share:g}"] = self.threshold(share)
             with suppress(ConfigError):
                 set_thresholds[f"{1 - share:g}"] = self.set_threshold(1 - share)
-        metadata = {
-            "temperature": self.temperature,
-            "thresholds": thresholds,
-            "set_thresholds": set_thresholds,
+        return {
+            "temperature": json.dumps(self.temperature),
+            "thresholds": json.dumps(thresholds),
+            "set_thresholds": json.dumps(set_thresholds),
         }
-        return {name: json.dumps(value) for name, value in metadata.items()}
 
 
 def held_out_of(classifier: Classifier) -> HeldOutScores:
@@ -258,38 +231,6 @@ def held_out_of(classifier: Classifier) -> HeldOutScores:
             f"it takes scores of held-out images, which this classifier does not have: {REMEDY}"
         )
     return scores
-
-
-def classify(
-    network: Callable[[Tensor], Tensor], batches: Iterable[EvaluationBatch], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Classify batches of labelled images.
-
-    Returns logits float32 [N, C], labels and indices [N].
-    """
-    outputs = [
-        (logits.float(), batch.labels, batch.indices)
-        for logits, batch in infer(network, batches, device)
-    ]
-    logits, labels, indices = (
-        torch.cat([each.to(device) for each in column]) for column in zip(*outputs, strict=True)
-    )
-    return logits, labels, indices
-
-
-def classify_records(
-    classifier: Classifier, records: Sequence[Record], batch_size: int = 64
-) -> tuple[Tensor, Tensor]:
-    """Classify labelled images, which are opened as the classifier opens them.
-
-    Returns logits float32 [N, C], and labels, as ``label_tensor`` makes them, in their order.
-    """
-    opened = partial(sources.open_source, decoding=classifier.decoding)
-    resizing, classes = classifier.preprocessing.resizing, len(classifier.class_names)
-    images = EvaluationImages(records, opened, resizing, classes)
-    loader = LazyLoader(images, EvaluationSampler(len(records)), batch_size, parallel.cores())
-    logits, labels, _ = classify(classifier, loader, classifier.head.class_vectors.device)
-    return logits, labels
 
 
 def _least_images(max_error: float, confidence: float = CONFIDENCE) -> int:

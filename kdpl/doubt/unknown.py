@@ -42,11 +42,11 @@ Of V, the largest score is exceeded by 1 in V + 1 further images.
 REMEDY = f"distil a student again by this kdpl, on at least {MIN_IMAGES} unlabelled images"
 
 _RIDGE = 0.01  # of the mean variance, added to all
-_WORDS_WEIGHT = (
-    0.3  # of their part, both in standard deviations; chosen on validation images of other students
-)
+# of their part, both in standard deviations; chosen on validation images of other students
+_WORDS_WEIGHT = 0.3
 
 _TENSORS = ("center", "whitening", "means", "negatives")
+_SETTINGS = ("words", "distance", "share", "cutoff", "held_out")
 
 Standard = tuple[float, Annotated[float, Field(gt=0)]]
 """Mean and standard deviation."""
@@ -171,23 +171,24 @@ class Unknown(nn.Module, LearnedCompanion):
         centered = precise - means[members]
         covariance = centered.T @ centered / len(precise)
         floor = _RIDGE * covariance.diagonal().mean() + 1e-8
-        lower = torch.linalg.cholesky(
-            covariance + floor * torch.eye(len(covariance)).to(covariance)
-        )
+        ridge = floor * torch.eye(len(covariance)).to(covariance)
+        lower = torch.linalg.cholesky(covariance + ridge)
         whitening, center = torch.linalg.inv(lower).T, precise.mean(dim=0)
-        tensors = {"center": center, "whitening": whitening, "means": (means - center) @ whitening}
-        made = cls(
-            {**tensors, "negatives": precise[:0] if negatives is None else negatives}, tuple(words)
-        )
+        tensors = {
+            "center": center,
+            "whitening": whitening,
+            "means": (means - center) @ whitening,
+            "negatives": precise[:0] if negatives is None else negatives,
+        }
+        made = cls(tensors, tuple(words))
         # an image that is alone in its class is its own mean, which says nothing of distances
         several = torch.bincount(members)[members] > 1
         usual = features[several] if several.sum() > 1 else features
         distance, share = made.parts(usual, class_vectors, logit_scale)
         made.distance = _standard(distance)
         made.share = (0.0, 1.0) if share is None else _standard(share)
-        known = made.unusualness(
-            usual if held_out is None else held_out, class_vectors, logit_scale
-        )
+        limiting = usual if held_out is None else held_out
+        known = made.unusualness(limiting, class_vectors, logit_scale)
         # a conformal quantile: of exchangeable images at most share_above(V) are above it, on
         # average
         made.cutoff = float(known.sort().values[usual_rank(len(known)) - 1])
@@ -210,19 +211,18 @@ class Unknown(nn.Module, LearnedCompanion):
         if not self.words:
             return distance, None
         of_classes, of_others = (
-            logit_scale * (features @ v.T) for v in (class_vectors, self.negatives)
+            (logit_scale * (features @ vectors.T)).logsumexp(dim=1)
+            for vectors in (class_vectors, self.negatives)
         )
-        return distance, of_classes.logsumexp(dim=1) - of_others.logsumexp(dim=1)
+        return distance, of_classes - of_others
 
     def unusualness(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> Tensor:
         """Return z(log d²) - 0.3 z(log p/(1 - p)) of features [B, D], [B]."""
         distance, share = self.parts(features, class_vectors, logit_scale)
         unusual = (distance - self.distance[0]) / self.distance[1]
-        return (
-            unusual
-            if share is None
-            else unusual - _WORDS_WEIGHT * (share - self.share[0]) / self.share[1]
-        )
+        if share is None:
+            return unusual
+        return unusual - _WORDS_WEIGHT * (share - self.share[0]) / self.share[1]
 
     def forward(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> Tensor:
         """Return the score of images with these features, normalised float32 [B, D].
@@ -242,14 +242,9 @@ class Unknown(nn.Module, LearnedCompanion):
 
     def save(self, folder: Path, classifier: str) -> None:
         """Write the file into a folder, atomically, with the fingerprint of the classifier."""
-        fields = {
-            name: getattr(self, name)
-            for name in ("words", "distance", "share", "cutoff", "held_out")
-        }
         tensors = {name: getattr(self, name) for name in _TENSORS}
-        write_tensors(
-            folder / self.file, KIND, VERSION, tensors, {**fields, "classifier": classifier}
-        )
+        fields = {name: getattr(self, name) for name in _SETTINGS} | {"classifier": classifier}
+        write_tensors(folder / self.file, KIND, VERSION, tensors, fields)
 
     @classmethod
     def read(cls, folder: Path, classifier: str, width: int) -> Self:
@@ -259,28 +254,15 @@ class Unknown(nn.Module, LearnedCompanion):
         """
         path, remedy = folder / cls.file, f"remove it, or {REMEDY}"
         tensors, settings = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
-        means = tensors.get("means")
-        rows = max(1, len(means)) if means is not None and means.ndim else 1
-        shapes = dict(
-            zip(
-                _TENSORS,
-                [(width,), (width, width), (rows, width), (len(settings.words), width)],
-                strict=True,
-            )
-        )
+        classes = max(1, tensors.get("means", torch.empty(0)).numel() // width)
+        rows = [(), (width,), (classes,), (len(settings.words),)]
+        shapes = {name: (*own, width) for name, own in zip(_TENSORS, rows, strict=True)}
         valid = {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
         if not valid or not all(
             each.dtype == torch.float32 and each.isfinite().all() for each in tensors.values()
         ):
             raise ArtifactError(f"{path} is damaged (its numbers are invalid): {remedy}")
-        return cls(
-            tensors,
-            settings.words,
-            settings.distance,
-            settings.share,
-            settings.cutoff,
-            settings.held_out,
-        )
+        return cls(tensors, **{name: getattr(settings, name) for name in _SETTINGS})
 
 
 def unknown_of(classifier: Classifier) -> Unknown:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 from torch import Tensor
@@ -32,20 +31,14 @@ def distant_words(run: Path, vectors: ClassVectors) -> ClassVectors | None:
     if not own:
         return None
     kept = [own[i] for i in farthest(others.vectors[own], vectors.vectors)]
-    return replace(
-        others, vectors=others.vectors[kept], class_names=tuple(others.class_names[i] for i in kept)
-    )
+    words = tuple(others.class_names[i] for i in kept)
+    return replace(others, vectors=others.vectors[kept], class_names=words)
 
 
 @cache
 def everyday_words() -> tuple[str, ...]:
     """Things that most domains do not have as a class."""
-    return tuple(
-        files("kdpl.doubt")
-        .joinpath("everyday_words.txt")
-        .read_text(encoding="utf-8")
-        .split("\n")[:-1]
-    )
+    return read_words(str(Path(__file__).with_name("everyday_words.txt")))
 
 
 def read_words(file: str) -> tuple[str, ...]:
@@ -87,6 +80,5 @@ def farthest(words: Tensor, classes: Tensor) -> list[int]:
     NegMining of NegLabel (arXiv 2403.20078, section 3.2); both are normalised.
     """
     similarity = (words.double() @ classes.double().T).quantile(_FAR, dim=1)
-    return sorted(
-        similarity.argsort(stable=True)[: max(1, round(_SHARE_OF_WORDS * len(words)))].tolist()
-    )
+    count = max(1, round(_SHARE_OF_WORDS * len(words)))
+    return sorted(similarity.argsort(stable=True)[:count].tolist())

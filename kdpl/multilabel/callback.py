@@ -1,5 +1,7 @@
 """Thresholds from validation images before a test and for the classifier, and a test's tables."""
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -13,8 +15,8 @@ from kdpl.callbacks.results import gather
 from kdpl.classification import ClassifyingModule, EvalOutput, evaluating
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
-from kdpl.data.inference import infer
 from kdpl.data.splits import labels_of
+from kdpl.doubt.handover import on_validation_images
 from kdpl.multilabel.metrics import class_scores
 from kdpl.multilabel.task import SEPARATOR, MultiLabel
 from kdpl.multilabel.thresholds import choose, of_expected_counts
@@ -78,30 +80,31 @@ class SeveralLabels(Handover):
         data, folder = domain_of(trainer), Path(trainer.default_root_dir)
         names = data.class_names
 
-        def joined(labels: list[int]) -> str:
+        def joined(labels: Iterable[int]) -> str:
             return SEPARATOR.join(names[label] for label in labels)
 
-        rows: list[tuple[object, ...]] = []
+        columns = ("index", "source", "labels", "predicted", "probabilities")
+        rows: list[tuple[object, ...]] = [columns]
         decided, probabilities = task.labels(logits), task.probabilities(logits)
         for place in indices.argsort().tolist():
-            record = data.splits.test[int(indices[place])]
-            predicted = torch.nonzero(decided[place]).flatten().tolist()
+            index = int(indices[place])
+            record = data.splits.test[index]
+            predicted = joined(torch.nonzero(decided[place]).flatten().tolist())
             numbers = SEPARATOR.join(f"{each:.6f}" for each in probabilities[place].tolist())
-            known = joined([*labels_of(record)])
-            rows.append((int(indices[place]), record.source, known, joined(predicted), numbers))
-        columns = ("index", "source", "labels", "predicted", "probabilities")
-        write_rows(folder / PREDICTIONS_FILE, [columns, *rows])
+            known = joined(labels_of(record))
+            rows.append((index, record.source, known, predicted, numbers))
+        write_rows(folder / PREDICTIONS_FILE, rows)
 
         scores = class_scores(logits, targets, task.thresholds)
         thresholds = task.thresholds_of(len(names))
-        per_class = zip(names, scores.positives.tolist(), thresholds, strict=True)
-        measured = torch.stack(scores[1:], dim=1).tolist()
         table: list[tuple[object, ...]] = [
-            (*each, *("" if number != number else f"{number:.6f}" for number in numbers))
-            for each, numbers in zip(per_class, measured, strict=True)
+            ("class", "positives", "threshold", "ap", "precision", "recall", "f1")
         ]
-        heading = ("class", "positives", "threshold", "ap", "precision", "recall", "f1")
-        write_rows(folder / PER_CLASS_FILE, [heading, *table])
+        for label, name in enumerate(names):
+            measured = [float(column[label]) for column in scores[1:]]
+            cells = ["" if math.isnan(each) else f"{each:.6f}" for each in measured]
+            table.append((name, int(scores.positives[label]), thresholds[label], *cells))
+        write_rows(folder / PER_CLASS_FILE, table)
 
 
 def _choose(trainer: Trainer, module: ClassifyingModule) -> None:
@@ -110,17 +113,14 @@ def _choose(trainer: Trainer, module: ClassifyingModule) -> None:
     if not isinstance(task, MultiLabel):
         return
 
-    def classify(images: Tensor) -> Tensor:
+    def classify(images: Tensor) -> list[Tensor]:
         with trainer.precision_plugin.forward_context():
-            return module.class_logits(images).float()
+            return [module.class_logits(images).float()]
 
-    own = []
     with evaluating(module):
-        for logits, batch in infer(classify, data.val_dataloader(), module.device):
-            own.append((batch.indices, logits.cpu(), batch.labels))
-    parts = gather(own, trainer.world_size)
-    if parts:
-        _, logits, targets = (torch.cat(column) for column in zip(*parts, strict=True))
+        found = on_validation_images(trainer, classify, module.device)
+    if found is not None:
+        logits, targets = found
         thresholds = _of_best_f1(logits, targets, data)
     elif data.splits.train or data.splits.unlabeled:
         inform(
@@ -129,9 +129,8 @@ def _choose(trainer: Trainer, module: ClassifyingModule) -> None:
         )
         images = data.preview(_UNLABELED, module.resizing).to(module.device)
         with evaluating(module), torch.no_grad():
-            logits = torch.cat(
-                [classify(part) for part in torch.split(images, data.eval_batch_size)]
-            )
+            parts = torch.split(images, data.eval_batch_size)
+            logits = torch.cat([each for part in parts for each in classify(part)])
         thresholds = of_expected_counts(logits)
     else:
         inform("there are no validation images, so that the threshold of each class is 0.5")

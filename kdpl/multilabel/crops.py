@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image, Resampling
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import nms
 
 from kdpl.data.augmentation import resize_and_crop, to_tensor, without_ends
 from kdpl.runtime.resizing import Resizing
@@ -87,15 +88,10 @@ class Crops:
         inside, around = total(-border), total(border)
         score = (inside - _BORDER_WEIGHT * (around - inside)) / edge**1.5
 
+        corners = np.column_stack([left, top, left + edge, top + edge]).astype(np.float64)
+        kept = nms(torch.from_numpy(corners), torch.from_numpy(score), _MOST_OVERLAP)
         # of an image with too little room for so many, the best are taken again
-        ordered = candidates[np.argsort(-score, kind="stable")]
-        chosen: list[NDArray[np.int_]] = []
-        rest = ordered
-        while len(chosen) < self.count:
-            chosen.append(rest[0])
-            rest = rest[_overlap(rest, rest[0]) <= _MOST_OVERLAP]
-            rest = rest if len(rest) else ordered
-        return np.array(chosen) / shrink
+        return np.resize(candidates[kept.numpy()], (self.count, 3)) / shrink
 
     def _candidates(self, width: int, height: int) -> NDArray[np.int_]:
         """Return left, top and edge of boxes on a grid for each scale but 1, int [M, 3]."""
@@ -111,11 +107,3 @@ class Crops:
 def _starts(length: int, edge: int) -> list[int]:
     steps = math.ceil((length - edge) / max(1.0, _STRIDE * edge))
     return [round(start) for start in np.linspace(0, length - edge, steps + 1).tolist()]
-
-
-def _overlap(boxes: NDArray[np.int_], other: NDArray[np.int_]) -> NDArray[np.float64]:
-    """Return the intersection over union of square boxes [M, 3] and another one [3], [M]."""
-    ends = np.minimum(boxes[:, :2] + boxes[:, 2:], other[:2] + other[2])
-    shared = (ends - np.maximum(boxes[:, :2], other[:2])).clip(0).prod(axis=1)
-    overlap: NDArray[np.float64] = shared / (boxes[:, 2] ** 2 + other[2] ** 2 - shared)
-    return overlap

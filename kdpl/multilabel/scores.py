@@ -1,5 +1,6 @@
 """Scale and bias of each class, where each is decided by itself: what they start at, and learn."""
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from kdpl.classification import ClassifyingModule, evaluating
 from kdpl.clip import Float32Module, cosine_logits
 from kdpl.data.datasets import EvaluationImages
+from kdpl.data.inference import infer
 from kdpl.data.loader import EvaluationSampler, LazyLoader
 from kdpl.runtime.predictions import spread
 from kdpl.tasks import ClassScores
@@ -108,18 +110,16 @@ class ScaleAndBias(Float32Module, ClassScores):
 
 def _labeled_logits(teacher: TeacherPromptTuning) -> tuple[Tensor, Tensor]:
     """Return logits and labels [N, K] of labelled images, before prompts are tuned."""
-    outputs, domain = [], teacher.domain
+    domain = teacher.domain
     # spread over the list, which may be sorted by class
     records = spread(domain.labels.training(), _STARTING_LABELS)
     known = len(domain.tuning_class_names)
     images = EvaluationImages(records, domain.splits.open_image, teacher.resizing, known)
     batches = LazyLoader(images, EvaluationSampler(len(images)), _AT_ONCE, domain.num_workers)
+    encode = partial(teacher.prompts.encode_images, teacher.image_tower.module)
     with evaluating(teacher), teacher.trainer.precision_plugin.forward_context():
-        for batch in batches:
-            features = teacher.prompts.encode_images(
-                teacher.image_tower.module, batch.images.to(teacher.device)
-            )
-            outputs.append((features, batch.labels.to(teacher.device)))
+        outputs = [(each, batch.labels) for each, batch in infer(encode, batches, teacher.device)]
         features, labels = (torch.cat(column) for column in zip(*outputs, strict=True))
         vectors = teacher.encode_names(domain.class_texts[:known])
-        return cosine_logits(features, vectors, teacher.logit_scale), labels
+        logits = cosine_logits(features, vectors, teacher.logit_scale)
+    return logits, labels.to(teacher.device)

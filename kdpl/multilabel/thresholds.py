@@ -1,57 +1,59 @@
 """Thresholds of classes from held-out images: best F1, or a wanted precision or recall."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from scipy.stats import beta
 from torch import Tensor
 
+from kdpl.doubt.held_out import CONFIDENCE
 from kdpl.multilabel.metrics import DEFAULT
 
-CONFIDENCE = 0.95
-"""Probability, over the draw of the held-out images, with which a precision or recall is kept."""
 
-
-@dataclass(frozen=True)
-class Wanted:
-    """What thresholds are for.
-
-    Attributes:
-        precision: Share of an image's predictions of a class that shall be right; None: any.
-        recall: Share of a class's images that shall be found; None: any. Of both at most one is
-            given; with neither, F1 is as large as possible.
-        confidence: Probability with which it is kept.
-    """
-
-    precision: float | None = None
-    recall: float | None = None
-    confidence: float = CONFIDENCE
-
-
-@dataclass(frozen=True)
-class Threshold:
+class Threshold(NamedTuple):
     """The threshold of a class, a float32 number, and if need be why it is not what was wanted."""
 
     value: float
     problem: str | None = None
 
 
-def choose(logits: Tensor, targets: Tensor, wanted: Wanted = Wanted()) -> list[Threshold]:
+def choose(
+    logits: Tensor,
+    targets: Tensor,
+    precision: float | None = None,
+    recall: float | None = None,
+) -> list[Threshold]:
     """Choose a threshold for each class from logits and labels, 0 or 1, of N images, [N, C] both.
 
     A class without an image gets 0.5. A threshold is between two probabilities of held-out images,
-    so that rounding does not matter.
+    so that rounding does not matter. Without a wanted share, F1 is as large as possible.
 
-    With a wanted ``precision``, thresholds are tested from those that accept few images on, each
-    until a Clopper-Pearson bound is below it, and the errors are shared by as many starts (the
-    multi-start fixed-sequence testing of arXiv 2110.01052): which numbers of images are tested does
-    not depend on labels. With a wanted ``recall``, the threshold accepts the fewest images of the
+    A wanted share is kept with ``CONFIDENCE`` over the draw of the images. With a ``precision``,
+    thresholds are tested from those that accept few images on, each until a
+    Clopper-Pearson bound is below it, and the errors are shared by as many starts (the multi-start
+    fixed-sequence testing of arXiv 2110.01052): which numbers of images are tested does not depend
+    on labels. With a wanted ``recall``, the threshold accepts the fewest images of the
     class whose share among all of them has a bound that reaches it.
     """
-    probabilities = logits.float().sigmoid().cpu()
-    has = targets.bool().cpu()
-    return [_of_class(probabilities[:, c], has[:, c], wanted) for c in range(logits.shape[1])]
+    chosen = []
+    for probabilities, has in zip(
+        logits.float().sigmoid().cpu().T, targets.bool().cpu().T, strict=True
+    ):
+        order = probabilities.argsort(descending=True, stable=True)
+        falling, own = probabilities[order], has[order]
+        if not own.any():
+            chosen.append(Threshold(DEFAULT, "no held-out image has it"))
+        elif precision is not None:
+            chosen.append(_for_precision(falling, own, precision))
+        elif recall is not None:
+            chosen.append(_for_recall(falling, own, recall))
+        else:
+            counts = torch.tensor(_counts(falling))
+            scores = 2 * own.cumsum(0)[counts - 1] / (counts + own.sum())
+            best = int(counts[scores.max(dim=0).indices])
+            chosen.append(Threshold(_between(falling, best)))
+    return chosen
 
 
 def of_expected_counts(logits: Tensor) -> list[float]:
@@ -64,35 +66,17 @@ def of_expected_counts(logits: Tensor) -> list[float]:
     return [_between(falling[:, c], count) for c, count in enumerate(counts)]
 
 
-def _of_class(probabilities: Tensor, has: Tensor, wanted: Wanted) -> Threshold:
-    if not has.any():
-        return Threshold(DEFAULT, "no held-out image has it")
-    order = probabilities.argsort(descending=True, stable=True)
-    falling, own = probabilities[order], has[order]
-    if wanted.precision is not None:
-        return _for_precision(falling, own, wanted.precision, wanted.confidence)
-    if wanted.recall is not None:
-        return _for_recall(falling, own, wanted.recall, wanted.confidence)
-
-    # accepting the first k images, of which several with the same probability are accepted at once
-    counts = torch.arange(1, len(own) + 1)
-    scores = 2 * own.cumsum(0) / (counts + own.sum())
-    ends = torch.cat([falling[1:] < falling[:-1], torch.tensor([True])])
-    best = int(torch.where(ends, scores, -1.0).max(dim=0).indices)
-    return Threshold(_between(falling, best + 1))
-
-
-def _for_precision(falling: Tensor, own: Tensor, wanted: float, confidence: float) -> Threshold:
+def _for_precision(falling: Tensor, own: Tensor, wanted: float) -> Threshold:
     hits, counts = own.cumsum(0).tolist(), _counts(falling)
 
     # so few images show it if all are right; twice as many, and so on
-    least = math.ceil(math.log(1 - confidence) / math.log(wanted))
+    least = math.ceil(math.log(1 - CONFIDENCE) / math.log(wanted))
     wide = [least << doubled for doubled in range(32) if least << doubled <= len(own)]
     starts = sorted({next(i for i, count in enumerate(counts) if count >= n) for n in wide})
     starts = starts or [len(counts) - 1]
 
     # each start has its part of the errors, and leads on until a bound is too low
-    level = 1 - (1 - confidence) / len(starts)
+    level = 1 - (1 - CONFIDENCE) / len(starts)
     bounds = {counts[i]: _lower(hits[counts[i] - 1], counts[i], level) for i in starts}
     shown = list[int]()
     for i in starts:
@@ -110,27 +94,26 @@ def _for_precision(falling: Tensor, own: Tensor, wanted: float, confidence: floa
     )
 
 
-def _for_recall(falling: Tensor, own: Tensor, wanted: float, confidence: float) -> Threshold:
+def _for_recall(falling: Tensor, own: Tensor, wanted: float) -> Threshold:
     found = torch.nonzero(own).flatten()
     number = len(found)
-    bounds = [_lower(hits, number, confidence) for hits in range(1, number + 1)]
+    bounds = [_lower(hits, number, CONFIDENCE) for hits in range(1, number + 1)]
     hits = next((k for k, bound in enumerate(bounds, start=1) if bound >= wanted), number)
+    problem = None
+    if bounds[hits - 1] < wanted:
+        problem = (
+            f"its {number} held-out images do not show a recall of {wanted:.3g}, the best is "
+            f"{bounds[-1]:.3g}"
+        )
     # as many images as have at least the probability of the last of these
     count = int((falling >= falling[found[hits - 1]]).sum())
-    if bounds[hits - 1] >= wanted:
-        return Threshold(_between(falling, count))
-    return Threshold(
-        _between(falling, count),
-        f"its {number} held-out images do not show a recall of {wanted:.3g}, the best is "
-        f"{bounds[-1]:.3g}",
-    )
+    return Threshold(_between(falling, count), problem)
 
 
 def _counts(falling: Tensor) -> list[int]:
     """The numbers of images that a threshold can accept, of falling probabilities."""
-    last = len(falling)
     ends = torch.nonzero(falling[1:] < falling[:-1]).flatten() + 1
-    return [*ends.tolist(), last]
+    return [*ends.tolist(), len(falling)]
 
 
 def _between(falling: Tensor, count: int) -> float:

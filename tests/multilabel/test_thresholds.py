@@ -12,12 +12,12 @@ from sklearn.metrics import f1_score
 from kdpl import Classifier
 from kdpl.__main__ import main
 from kdpl.data.sources import open_source
-from kdpl.multilabel.thresholds import Wanted, choose, of_expected_counts
+from kdpl.multilabel.thresholds import choose, of_expected_counts
 
 
 def one_class(probabilities, labels, **wanted):
     logits = torch.tensor(probabilities, dtype=torch.float64).logit().float()
-    (chosen,) = choose(logits[:, None], torch.tensor(labels)[:, None], Wanted(**wanted))
+    (chosen,) = choose(logits[:, None], torch.tensor(labels)[:, None], **wanted)
     return chosen, logits.sigmoid().tolist()
 
 
@@ -121,13 +121,6 @@ def test_a_class_without_an_image_has_one_half():
     chosen, _ = one_class([0.3, 0.2], [False, False])
     assert chosen.value == 0.5
     assert chosen.problem == "no held-out image has it"
-
-
-def test_confidence_of_fewer_draws_takes_fewer_images():
-    probabilities, labels = drawn(0, 400, 2)
-    strict, _ = one_class(probabilities, labels, recall=0.8, confidence=0.99)
-    loose, _ = one_class(probabilities, labels, recall=0.8, confidence=0.6)
-    assert strict.value < loose.value
 
 
 @pytest.fixture

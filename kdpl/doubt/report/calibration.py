@@ -4,11 +4,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.data import SequentialSampler
 
-from kdpl.data.datasets import EvaluationImages
-from kdpl.data.loader import LazyLoader
-from kdpl.doubt.held_out import TEMPERATURES, classify, held_out_of
+from kdpl.doubt.held_out import TEMPERATURES, held_out_of
+from kdpl.doubt.labeled import classify_records
 from kdpl.errors import ArtifactError, DataError, KdplError
 from kdpl.report.cost import device
 from kdpl.report.run_folder import Run
@@ -34,11 +32,8 @@ def calibrate(run: Run) -> dict[str, Any]:
     predictions = spread(stage.predictions, MAX_IMAGES)
     confidences = np.array([p.probability for p in predictions])
     correct = np.array([p.correct for p in predictions])
-    facts: dict[str, Any] = {
-        "before": _diagram("as it is", confidences, correct),
-        "after": None,
-        "gap": None,
-    }
+    before = _diagram("as it is", confidences, correct)
+    facts: dict[str, Any] = {"before": before, "after": None, "gap": None}
     try:
         held_out = held_out_of(run.classifier)
         temperature, images = held_out.temperature, len(held_out)
@@ -64,12 +59,9 @@ def confidences_at(temperature: float, run: Run, predictions: list[ImagePredicti
 
     The logits are divided by the temperature.
     """
-    data, where = run.tested_data(), device()
-    classifier = run.classifier.to(where)
+    data, classifier = run.tested_data(), run.classifier.to(device())
     chosen = [data.splits.test[p.index] for p in predictions]
-    images = EvaluationImages(chosen, data.splits.open_image, classifier.preprocessing.resizing)
-    loader = LazyLoader(images, SequentialSampler(images), data.eval_batch_size, data.num_workers)
-    logits, _, _ = classify(classifier, loader, where)
+    logits, _ = classify_records(classifier, chosen, data.splits.open_image)
     probabilities = MULTI_CLASS.probabilities(logits.cpu().double() / temperature)
     confidences: Floats = probabilities.max(dim=1).values.numpy()
     return confidences
@@ -108,6 +100,5 @@ def reliability(confidences: Floats, correct: Bools) -> list[Bin]:
 
 def calibration_error(bins: list[Bin]) -> float:
     """Expected calibration error: mean distance of accuracy and confidence over all predictions."""
-    return sum(b.images * abs(b.accuracy - b.confidence) for b in bins) / sum(
-        b.images for b in bins
-    )
+    distances = sum(b.images * abs(b.accuracy - b.confidence) for b in bins)
+    return distances / sum(b.images for b in bins)

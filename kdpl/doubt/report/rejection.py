@@ -32,26 +32,16 @@ def rejection(run: Run) -> dict[str, Any]:
     predictions = stage.predictions
     scores = np.array([p.probability for p in predictions])
     correct = np.array([p.correct for p in predictions])
-    facts: dict[str, Any] = {
-        "chart": _risk_coverage(scores, correct),
-        "rows": [],
-        "rejects": None,
-        "gap": None,
-    }
+    chart = _risk_coverage(scores, correct)
+    facts: dict[str, Any] = {"chart": chart, "rows": [], "rejects": None, "gap": None}
     try:
         held_out = held_out_of(run.classifier)
     except (KdplError, OSError) as error:
         return {**facts, "gap": str(error)}
     rows = [_row(held_out, wanted, scores, correct) for wanted in WANTED]
-    kept = next((row for row in rows if row["gap"] is None), None)
-    rejects = None if kept is None else _rejects(run, kept, predictions)
-    return {
-        **facts,
-        "rows": rows,
-        "rejects": rejects,
-        "images": len(held_out),
-        "confidence": CONFIDENCE,
-    }
+    if kept := next((row for row in rows if row["gap"] is None), None):
+        facts["rejects"] = _rejects(run, kept, predictions)
+    return {**facts, "rows": rows, "images": len(held_out), "confidence": CONFIDENCE}
 
 
 def _row(held_out: HeldOutScores, wanted: float, scores: Floats, correct: Bools) -> dict[str, Any]:
@@ -61,16 +51,12 @@ def _row(held_out: HeldOutScores, wanted: float, scores: Floats, correct: Bools)
         return {"wanted": wanted, "gap": str(error)}
     accepted = scores >= threshold
     count, right = int(accepted.sum()), int((accepted & correct).sum())
+    row = {"wanted": wanted, "gap": None, "threshold": threshold, "coverage": count / len(scores)}
+    if not count:
+        return {**row, "error": None}
     # of a Wilson interval of the correct ones
-    low, high = wilson(right, count) if count else (0.0, 1.0)
-    wrong = (1 - right / count, 1 - high, 1 - low) if count else None
-    return {
-        "wanted": wanted,
-        "gap": None,
-        "threshold": threshold,
-        "coverage": count / len(scores),
-        "error": wrong,
-    }
+    low, high = wilson(right, count)
+    return {**row, "error": (1 - right / count, 1 - high, 1 - low)}
 
 
 def _rejects(
@@ -82,19 +68,12 @@ def _rejects(
     shown, gap = [], None
     try:
         read = run.tested_data().test_item
-        shown = [
-            {"image": each, **thumbnail(read(each.index)[1])} for each in spread(below, MAX_IMAGES)
-        ]
+        some = spread(below, MAX_IMAGES)
+        shown = [{"image": each, **thumbnail(read(each.index)[1])} for each in some]
     except (KdplError, OSError) as error:
         gap = str(error)
-    wrong = sum(not p.correct for p in below)
-    return {
-        "wanted": kept["wanted"],
-        "count": len(below),
-        "wrong": wrong,
-        "shown": shown,
-        "gap": gap,
-    }
+    facts = {"wanted": kept["wanted"], "count": len(below), "shown": shown, "gap": gap}
+    return {**facts, "wrong": sum(not p.correct for p in below)}
 
 
 def _risk_coverage(scores: Floats, correct: Bools) -> dict[str, Any] | None:
@@ -105,11 +84,8 @@ def _risk_coverage(scores: Floats, correct: Bools) -> dict[str, Any] | None:
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.diff(scores[order], append=-1.0))
     errors = np.cumsum(~correct[order])[ends] / (ends + 1)
-    points = list(
-        zip((100 * (ends + 1) / len(scores)).tolist(), (100 * errors).tolist(), strict=True)
-    )
+    shares = 100 * (ends + 1) / len(scores)
+    *points, last = zip(shares.tolist(), (100 * errors).tolist(), strict=True)
     # the last one is that of all images
-    return line_chart(
-        "error of the accepted images, %",
-        {"student": [*spread(points[:-1], _MAX_POINTS), points[-1]]},
-    )
+    line = [*spread(points, _MAX_POINTS), last]
+    return line_chart("error of the accepted images, %", {"student": line})

@@ -1,0 +1,96 @@
+"""Labelled images that a classifier was not trained on: read, and classified."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdpl.classifier import Classifier
+from kdpl.data import parallel, sources
+from kdpl.data.class_mapping import read_class_mapping
+from kdpl.data.datasets import EvaluationImages, OpenImage
+from kdpl.data.inference import infer
+from kdpl.data.loader import EvaluationSampler, LazyLoader
+from kdpl.data.readers.folder import class_folders, split_folders
+from kdpl.data.readers.registry import build_reader
+from kdpl.data.splits import Record, labels_of
+from kdpl.data.storage import find_images
+from kdpl.errors import DataError
+from kdpl.runtime.class_names import composed
+
+
+def labeled_records(
+    images: str,
+    class_names: str | None,
+    names: Sequence[str],
+    label_separator: str | None = None,
+) -> list[Record]:
+    """Read labelled images of a folder of class folders or of a table, of one split.
+
+    Args:
+        images: The folder or table.
+        class_names: File with the names of the classes, where folders or labels are others.
+        names: The classifier's classes, which the records' labels are numbers of.
+        label_separator: Between the labels of an image; None: each has one.
+    """
+    top = Path(images).expanduser()
+    if top.is_dir():
+        several = bool(split_folders(top))
+        found = {composed(each.name): find_images(each) for each in class_folders(top)}
+        keys = [key for key in found if found[key]]
+        records = [Record(path, i) for i, key in enumerate(keys) for path in found[key]]
+    else:
+        options: dict[str, str | bool] = {"root": str(top)}
+        if label_separator is not None:
+            # a table that has one label in each row is taken as well
+            options |= {"label_separator": label_separator, "any_labels": True}
+        splits = build_reader("table", **options).read()
+        keys = [*splits.class_names]
+        parts = [part for part in (splits.train, splits.val, splits.test) if part]
+        records, several = [*parts[0]], len(parts) > 1
+    if several:
+        raise DataError(
+            f"{images} has several splits, of which the classifier has seen one: give the images "
+            "of another"
+        )
+    if not records:
+        raise DataError(
+            f"folder {images} has no images in folders of classes: put them into {images}/<class>/"
+        )
+    if class_names is not None:
+        given = read_class_mapping(Path(class_names), keys, complete=False)
+        keys = [given[key].name for key in keys]
+    numbers = {name: number for number, name in enumerate(names)}
+    if unknown := sorted({*keys} - numbers.keys()):
+        raise DataError(
+            f"{images} has the class {unknown[0]!r}, which the classifier does not have: leave it "
+            "out, or give its name by --class-names"
+        )
+    relabeled = []
+    for record in records:
+        labels = [numbers[keys[label]] for label in labels_of(record)]
+        relabeled.append(
+            Record(record.source, labels[0] if label_separator is None else tuple(sorted(labels)))
+        )
+    return relabeled
+
+
+def classify_records(
+    classifier: Classifier, records: Sequence[Record], open_image: OpenImage | None = None
+) -> tuple[Tensor, Tensor]:
+    """Classify labelled images, which are opened as the classifier opens them or as is given.
+
+    Returns logits float32 [N, C], and labels, as ``label_tensor`` makes them, in their order.
+    """
+    opened = open_image or partial(sources.open_source, decoding=classifier.decoding)
+    resizing, classes = classifier.preprocessing.resizing, len(classifier.class_names)
+    images = EvaluationImages(records, opened, resizing, classes)
+    batches = LazyLoader(images, EvaluationSampler(len(records)), 64, parallel.cores())
+    device = classifier.head.class_vectors.device
+    outputs = [
+        (logits.float(), batch.labels) for logits, batch in infer(classifier, batches, device)
+    ]
+    logits, labels = (torch.cat(column).to(device) for column in zip(*outputs, strict=True))
+    return logits, labels
