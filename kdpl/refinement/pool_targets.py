@@ -37,14 +37,6 @@ class Moved(NamedTuple):
     after: Number
 
 
-class ClassChange(NamedTuple):
-    """Unlabelled images that the teacher predicts of a class, and that are assigned to it."""
-
-    name: str
-    before: int
-    after: int
-
-
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class PoolManifest:
     """Inputs of a pool's assignments, and the decision about them with its reason.
@@ -79,12 +71,6 @@ class PoolManifest:
     after: tuple[int, ...]
     moved: int
     examples: tuple[Moved, ...]
-
-    @property
-    def changes(self) -> list[ClassChange]:
-        """Images of each class before and after, by label."""
-        rows = zip(self.class_names, self.before, self.after, strict=True)
-        return [ClassChange(*row) for row in rows]
 
 
 @pydantic.dataclasses.dataclass(

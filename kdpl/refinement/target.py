@@ -192,12 +192,9 @@ def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int]]:
     They are the labelled images that are not in the pool, and then the validation images.
     """
     label_of = {record.source: record.single for record in inputs.labeled}
-    pool = inputs.pool.take(inputs.indices) if label_of else ()
-    in_pool = {source: i for i, source in enumerate(pool) if source in label_of}
-    outside = [record for record in inputs.labeled if record.source not in in_pool]
-
-    labels = [-1] * len(inputs.indices)
-    for source, i in in_pool.items():
-        labels[i] = label_of[source]
+    pool = inputs.pool.take(inputs.indices)
+    inside = label_of.keys() & pool
+    outside = [record for record in inputs.labeled if record.source not in inside]
+    labels = [label_of.get(source, -1) for source in pool]
     labels += [record.single for record in outside] + [-1] * len(inputs.val)
     return [*outside, *inputs.val], labels

@@ -37,12 +37,14 @@ def refined_targets(run: Run) -> dict[str, Any] | None:
             )
     except (KdplError, OSError, IndexError) as error:
         gap = str(error)
+    rows = list(zip(targets.class_names, targets.before, targets.after, strict=True))
+    rows.sort(key=lambda row: (-abs(row[2] - row[1]), row[0]))
     return {
         "reason": targets.reason,
         "taken": bool(targets.share),
         "images": len(targets.images),
         "moved": targets.moved,
-        "rows": sorted(targets.changes, key=lambda row: (-abs(row.after - row.before), row.name)),
+        "rows": rows,
         "most": max(1, *targets.before, *targets.after),
         "shown": shown,
         "gap": gap,
