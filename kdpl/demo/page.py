@@ -39,10 +39,7 @@ Picture = Callable[[Classifier, Image.Image], Image.Image]
 
 
 class Demo:
-    """A classifier for visitors, who can add classes by an encoder.
-
-    Raises an ArtifactError for another teacher's encoder.
-    """
+    """A classifier, and an encoder of its teacher by which visitors can add classes."""
 
     def __init__(self, classifier: Classifier, encoder: NameEncoder | None, top_k: int) -> None:
         if encoder is not None:
@@ -81,16 +78,12 @@ class Demo:
                     f"there are {len(names)} further classes, at most {MAX_ADDED}: remove some"
                 )
             classifier = classifier.add_classes(self._encode(tuple(names)))
-        return classifier, open_image(
-            name, Path(path).read_bytes(), classifier.decoding, MAX_UPLOAD_PIXELS
-        )
+        content = Path(path).read_bytes()
+        return classifier, open_image(name, content, classifier.decoding, MAX_UPLOAD_PIXELS)
 
 
 def find_examples(arguments: Sequence[str]) -> list[str]:
-    """Choose up to twelve images, evenly spread over image files and folders.
-
-    Raises a DataError if one is invalid.
-    """
+    """Choose up to twelve images, evenly spread over files and folders; a DataError if invalid."""
     chosen = spread(list(find_files(arguments)), _EXAMPLES)
     for path in chosen:
         open_image(path)
@@ -106,10 +99,9 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
     def on_change(file: dict[str, Any] | None, added: str | None) -> dict[str, float] | str | None:
         if file is None:
             return None
+        name = file.get("orig_name") or Path(file["path"]).name
         try:
-            return demo.classify(
-                file["path"], file.get("orig_name") or Path(file["path"]).name, added or ""
-            )
+            return demo.classify(file["path"], name, added or "")
         except KdplError as error:
             gr.Warning(escape(str(error)))
             return None
@@ -182,14 +174,13 @@ def serve(page: "gradio.Blocks", host: str, port: int | None, show: bool) -> Non
     Port None is the first free one from 7860 on; a ConfigError says if there is none.
     """
     # without a screen, Python would start a browser in the terminal
-    screen = (
-        sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
-    )
+    screen = sys.platform in ("darwin", "win32") or "DISPLAY" in os.environ
+    screen = screen or "WAYLAND_DISPLAY" in os.environ
     try:
         page.launch(
             server_name=host,
             server_port=port,
-            inbrowser=show and bool(screen),
+            inbrowser=show and screen,
             max_file_size=_MAX_UPLOAD,
             prevent_thread_lock=True,
             quiet=True,
@@ -201,8 +192,6 @@ def serve(page: "gradio.Blocks", host: str, port: int | None, show: bool) -> Non
         raise ConfigError(f"{subject}: give another --host or --port") from error
     print(f"demo: {page.local_url} (Ctrl-C ends it)", flush=True)
     if host != "127.0.0.1":
-        print(
-            "everybody who can reach this machine over the network can use the page",
-            file=sys.stderr,
-        )
+        warning = "everybody who can reach this machine over the network can use the page"
+        print(warning, file=sys.stderr)
     page.block_thread()

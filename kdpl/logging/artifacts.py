@@ -24,20 +24,13 @@ _SHOWN = 16  # digits of a fingerprint
 
 
 def callbacks(module: LightningModule) -> list[Callback]:
-    """Return the callbacks that log artifacts, if W&B is among the loggers.
-
-    This is an entry point of ``kdpl.callbacks``.
-    """
+    """Log artifacts if W&B is among the loggers; entry point of ``kdpl.callbacks``."""
     uses_wandb = any(isinstance(logger, WandbLogger) for logger in module.trainer.loggers)
     return [LogArtifacts()] if uses_wandb else []
 
 
 class LogArtifacts(Callback):
-    """Logs a teacher's or a student's artifact.
-
-    A teacher's holds its prompts and class vectors, a student's its classifier and the class
-    vectors that it learned from.
-    """
+    """Logs a teacher's prompts and class vectors, and a student's classifier, as artifacts."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what a student starts from; by now its folder has a copy."""
@@ -89,10 +82,7 @@ def _about(vectors: ClassVectors) -> dict[str, Any]:
 
 
 def artifact_name(kind: str, fingerprint: str) -> str:
-    """Return the name of an artifact, from the teacher's fingerprint.
-
-    A student's run thus knows the name without the server.
-    """
+    """Name an artifact by its teacher, so that a student's run knows it without the server."""
     return f"{kind}-{fingerprint[:_SHOWN]}"
 
 

@@ -54,14 +54,14 @@ class RunMLFlowLogger(MLFlowLogger):
                 "the logger of MLflow needs its package: pip install 'kdpl[mlflow]'"
             ) from error
         self._store = tracking_uri or mlflow.get_tracking_uri()
+        file = self._id_file
+        known = file.read_text(encoding="utf-8").strip() if file.is_file() else None
         try:
             super().__init__(
                 experiment_name or os.environ.get("MLFLOW_EXPERIMENT_NAME", "kdpl"),
                 run_name or "/".join(Path(save_dir).parts[-2:]),
                 tracking_uri=self._store,
-                run_id=self._id_file.read_text(encoding="utf-8").strip()
-                if self._id_file.is_file()
-                else None,
+                run_id=known,
             )
         except mlflow.MlflowException as error:
             raise self._refused(error) from error
@@ -104,10 +104,7 @@ class RunMLFlowLogger(MLFlowLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
-        """Log the config, once.
-
-        MLflow's parameters cannot change, and a resumed run may have other devices.
-        """
+        """Log the config once: MLflow's cannot change, and a resumed run may have other devices."""
         _ = self.experiment
         if not self._has_config:
             self._unless_lost(super().log_hyperparams, params)

@@ -1,7 +1,4 @@
-"""A run in Weights & Biases that cannot fail a training.
-
-It is offline if the server does not answer in time.
-"""
+"""A run in Weights & Biases that cannot fail a training: offline if the server does not answer."""
 
 import os
 import secrets
@@ -93,10 +90,7 @@ class RunWandbLogger(WandbLogger):
 
 
 def _run_id(folder: Path) -> str:
-    """Return the id that all fits and tests of a run share in W&B.
-
-    A new run gets that of WANDB_RUN_ID, if given.
-    """
+    """Return the id that all fits and tests of a run share in W&B, at first WANDB_RUN_ID if set."""
     file = folder / ID_FILE
     if file.is_file():
         return file.read_text(encoding="utf-8").strip()

@@ -57,14 +57,11 @@ class FiniteLoss(Callback):
         if not self._steps:
             return None
         # one transfer for all of them
-        finite = torch.stack(
-            [torch.stack(list(terms.values())).isfinite() for _, terms in self._steps]
-        ).cpu()
-        wrong = (~finite.all(dim=1)).nonzero().flatten().tolist()
+        finite = torch.stack([torch.stack([*terms.values()]) for _, terms in self._steps])
+        wrong = (~finite.isfinite().all(dim=1)).cpu().nonzero().flatten().tolist()
         skips = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if not wrong or (
-            skips and (len(wrong) < len(self._steps) or len(wrong) < self.every_n_steps)
-        ):
+        least = max(len(self._steps), self.every_n_steps) if skips else 1
+        if len(wrong) < least:
             return None
         number, terms = self._steps[wrong[0]]
         values = ", ".join(f"{k} is {float(v)}" for k, v in terms.items() if not v.isfinite())

@@ -43,10 +43,7 @@ class _TimeLeft(ProgressColumn):
 
 
 class ProgressBar(RichProgressBar):
-    """Rich's progress bar with short names of metrics.
-
-    It also shows the epoch's mean loss so far, and the time left for the fit.
-    """
+    """Rich's bar with short names, the epoch's mean loss so far, and the time left for the fit."""
 
     def __init__(self) -> None:
         # three digits of everything: a loss of 0.0123, an accuracy of 0.975
@@ -103,10 +100,7 @@ class ProgressBar(RichProgressBar):
         super().on_train_epoch_end(trainer, pl_module)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return loss, accuracy, speed and wait for data by short names.
-
-        The accuracy is the harmonic mean if there is one.
-        """
+        """Return loss, accuracy (or harmonic mean), speed and wait for data by short names."""
         metrics = super().get_metrics(trainer, pl_module)
         if self._mean is not None:
             metrics[TRAIN_LOSS] = self._mean
@@ -123,10 +117,7 @@ class ProgressBar(RichProgressBar):
         return short
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Return the columns, with a bar if the console has room for it.
-
-        Elapsed time and steps per second are left out.
-        """
+        """Return label, bar if the console has room for it, batches and time left."""
         label, bar, batches, *_ = super().configure_columns(trainer)
         bar.bar_width = min(40, get_console().width - _WIDTH_WITHOUT_BAR)
         bars = [bar] if bar.bar_width >= _LEAST_BAR else []
