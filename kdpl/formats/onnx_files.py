@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdpl.classifier import Classifier
 from kdpl.classifier.export import INPUT, InputType, as_input, metadata, quiet
-from kdpl.classifier.formats import write_onnx
+from kdpl.classifier.formats import ONNX_EXTRAS, Format, load_onnx, write_onnx
 
 _PRODUCTS = ("Gemm", "MatMul")
 _CALIBRATED_AT_ONCE = 4
@@ -175,3 +175,7 @@ def _heads(graph: Any) -> list[str]:
         elif node is not None:
             waiting += node.input
     return heads
+
+
+ONNX_FP16 = Format(".onnx", write_fp16_onnx, load_onnx, ONNX_EXTRAS, rounded=True)
+ONNX_INT8 = Format(".onnx", write_int8_onnx, load_onnx, ONNX_EXTRAS, rounded=True, calibrated=True)

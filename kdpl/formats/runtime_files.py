@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdpl.classifier import Classifier
 from kdpl.classifier.export import ExportedModel, InputType, metadata, program, quiet
-from kdpl.classifier.formats import write_onnx
+from kdpl.classifier.formats import ONNX_EXTRAS, Format, write_onnx
 
 OPENVINO_FILE = "classifier.xml"
 """Graph in the folder of OpenVINO, beside the weights (.bin).
@@ -92,3 +92,8 @@ def write_program(classifier: Classifier, input_type: InputType, path: Path) -> 
 def load_program(path: Path) -> ExportedModel:
     """Read a program of torch.export."""
     return torch.export.load(path).module()
+
+
+OPENVINO = Format("", write_openvino, load_openvino, ONNX_EXTRAS | {"openvino": "openvino"})
+EXECUTORCH = Format(".pte", write_executorch, load_executorch, {"executorch": "executorch"})
+TORCH = Format(".pt2", write_program, load_program, {})

@@ -13,9 +13,9 @@ from runs import noise
 from kdpl import DomainDataModule
 from kdpl.cache import feature_cache as module
 from kdpl.cache import feature_filling
+from kdpl.cache.callback import views_of
 from kdpl.cache.feature_cache import FeatureCache, Manifest
 from kdpl.cache.feature_filling import Work, fill
-from kdpl.cache.same_views import views_of
 from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.needs import Needs, TeacherDescription
 from kdpl.errors import ConfigError, DataError
