@@ -17,6 +17,8 @@ from kdpl.report.run_folder import Run, Stage
 # kdpl's command line has defaults of its own for these
 _LEFT_OUT = ("trainer.logger", "trainer.use_distributed_sampler", "trainer.enable_model_summary")
 
+_NOT_MEASURED = "Not everything was measured: a loss needs epochs, an accuracy a validation split."
+
 
 def training(run: Run) -> dict[str, Any]:
     """Collect data, CLIPs and the settings of each stage that differ from the defaults."""
@@ -126,7 +128,19 @@ def _text(value: Any) -> str:
 
 def learning_curves(run: Run) -> list[dict[str, Any]]:
     """Lay out the charts of each stage; the gap says what was not measured."""
-    return [{"name": name, **_stage_curves(stage)} for name, stage in run.stages.items()]
+    found = []
+    for name, stage in run.stages.items():
+        charts, gap = [], None
+        try:
+            for title, lines in panels(stage.curves).items():
+                if chart := line_chart(title, lines):
+                    charts.append(chart)
+                else:
+                    gap = _NOT_MEASURED
+        except KdplError as error:
+            gap = str(error)
+        found.append({"name": name, "charts": charts, "gap": gap})
+    return found
 
 
 def panels(curves: Mapping[str, Sequence[Point]]) -> dict[str, dict[str, list[Point]]]:
@@ -148,17 +162,4 @@ def panels(curves: Mapping[str, Sequence[Point]]) -> dict[str, dict[str, list[Po
     return {
         "training loss": loss,
         heading: {title: line(key, 100) for title, key in keys.items()},
-    }
-
-
-def _stage_curves(stage: Stage) -> dict[str, Any]:
-    try:
-        curves = stage.curves
-    except KdplError as error:
-        return {"charts": [], "gap": str(error)}
-    charts = [line_chart(title, lines) for title, lines in panels(curves).items()]
-    missing = "Not everything was measured: a loss needs epochs, an accuracy a validation split."
-    return {
-        "charts": [chart for chart in charts if chart is not None],
-        "gap": missing if None in charts else None,
     }
