@@ -16,7 +16,7 @@ CONFIGS = {**tiny.CONFIGS, **world.CONFIGS}
 
 
 def _weights(name):
-    return tiny.load_weights(name) if name in tiny.CONFIGS else world.weights(name)
+    return tiny.packaged_weights(name) if name in tiny.CONFIGS else world.weights(name)
 
 
 def originals(teacher=TEACHER, student=STUDENT):

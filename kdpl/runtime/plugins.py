@@ -17,15 +17,19 @@ def plugins(group: str) -> dict[str, EntryPoint]:
 
     Those of a room whose folder was removed are left out, also before kdpl is installed again.
     """
-    entries = sorted(
-        _installed(tuple(sys.path)).select(group=f"kdpl.{group}"), key=lambda entry: entry.name
-    )
+    return _plugins(group, tuple(sys.path))
+
+
+@cache
+def _plugins(group: str, path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    # for each of its callbacks, readers and models, a command asks again
+    entries = sorted(_installed(path).select(group=f"kdpl.{group}"), key=lambda entry: entry.name)
     return {entry.name: entry for entry in entries if _is_there(entry.module)}
 
 
 @cache
 def _installed(path: tuple[str, ...]) -> EntryPoints:  # noqa: ARG001 - what is found depends on it
-    # reads a file of each installed package, and a command asks about ten times
+    # reads a file of each installed package
     return cast(EntryPoints, entry_points())
 
 
@@ -36,7 +40,7 @@ def load(group: str, name: str) -> Any:
 
 def load_all(group: str) -> dict[str, Any]:
     """Import all that the entry points of a group name, see ``load``."""
-    return {name: load(group, name) for name in plugins(group)}
+    return {name: entry.load() for name, entry in plugins(group).items()}
 
 
 def required(group: str, setting: str, room: str) -> Any:

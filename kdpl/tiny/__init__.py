@@ -6,7 +6,7 @@ on handwriting. In a clone, ``python -m benchmarks.worlds.pretrain`` creates the
 
 from functools import partial
 
-from kdpl.tiny.models import CONFIGS, TAG, load_weights
+from kdpl.tiny.models import CONFIGS, TAG, packaged_weights
 
 
 def register() -> None:
@@ -17,4 +17,4 @@ def register() -> None:
     from kdpl.clip.loading import register_model
 
     for name, config in CONFIGS.items():
-        register_model(name, config, {TAG: partial(load_weights, name)})
+        register_model(name, config, {TAG: partial(packaged_weights, name)})

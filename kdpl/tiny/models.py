@@ -5,6 +5,7 @@ saw about a hundred of them, and a weights file holds only the embeddings of the
 """
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,18 @@ def weights_path(name: str) -> Path:
     return Path(__file__).parent / "weights" / f"{name.removeprefix('tiny-')}.safetensors"
 
 
-def load_weights(name: str, path: Path | None = None) -> dict[str, Tensor]:
-    """Load the float32 state dict of ``CONFIGS[name]``, by default from the package.
+@cache
+def packaged_weights(name: str) -> dict[str, Tensor]:
+    """Load the state dict of ``CONFIGS[name]`` from the package; all callers share its tensors.
 
-    It is complete, for an ``open_clip.CLIP`` with that config.
+    A run loads each of them several times, and expanding the embedding takes a second.
     """
-    tensors = load_file(path or weights_path(name))
+    return load_weights(weights_path(name))
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Load a float32 state dict, complete for an ``open_clip.CLIP`` of ``CONFIGS``."""
+    tensors = load_file(path)
     token_ids = tensors.pop(_IDS).long()
     state_dict = {key: value.float() for key, value in tensors.items()}
     state_dict[_EMBEDDING] = expand_embedding(state_dict[_EMBEDDING], token_ids)

@@ -27,7 +27,7 @@ def name(request):
 def plain(name):
     """The miniature CLIP as a plain open_clip model."""
     model = open_clip.CLIP(**CONFIGS[name]).eval().requires_grad_(False)
-    model.load_state_dict(load_weights(name))
+    model.load_state_dict(load_weights(weights_path(name)))
     return model
 
 
@@ -36,7 +36,7 @@ def test_all_weights_together_have_at_most_4_5_megabytes():
 
 
 def test_weights_are_finite_with_the_stored_embeddings_at_their_ids(name):
-    state_dict = load_weights(name)
+    state_dict = load_weights(weights_path(name))
     assert {value.dtype for value in state_dict.values()} == {torch.float32}
     assert all(value.isfinite().all() for value in state_dict.values())
     stored, table = load_file(weights_path(name)), state_dict["token_embedding.weight"]

@@ -157,4 +157,4 @@ def test_the_command_writes_weights_that_load(tmp_path, monkeypatch):
     main(["tiny-student", "--steps", "2", "--seed", "5", "--out", str(out)])
     with safe_open(out, framework="pt") as file:
         assert (file.metadata()["steps"], file.metadata()["seed"]) == ("2", "5")
-    open_clip.CLIP(**CONFIGS["tiny-student"]).load_state_dict(load_weights("tiny-student", out))
+    open_clip.CLIP(**CONFIGS["tiny-student"]).load_state_dict(load_weights(out))
