@@ -91,7 +91,7 @@ from lightning.pytorch import Callback
 
 class SlowSteps(Callback):
     def on_train_batch_start(self, *_):
-        time.sleep(0.1)
+        time.sleep(0.3)
 """
 
 
@@ -105,9 +105,10 @@ def test_a_fit_that_needs_more_than_its_time_is_requeued_until_it_is_finished(sl
         "--trainer.enable_progress_bar=false",
         f"--out={out}",
     ]
-    # 300 steps in over 30 s on a machine however fast, and the notice 25 s after each start
+    # 300 steps in over 90 s on a machine however fast, and the notice 70 s after each start, of which
+    # loading takes some on a machine that is busy with something else
     fit += ["--trainer.max_epochs=30", "--trainer.check_val_every_n_epoch=30"]
-    options = [*ONE, "--time=1", "--signal=USR1@35"]
+    options = [*ONE, "--time=2", "--signal=USR1@50"]
     slow = ["--trainer.callbacks+=slow.SlowSteps"]
     job = submit(
         slurm, "fit.sbatch", *fit, *slow, options=options, log=log, PYTHONPATH=str(tmp_path)
