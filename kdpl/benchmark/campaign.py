@@ -155,6 +155,9 @@ class Campaign(_Settings):
             for key in _NEEDS[protocol]:
                 if not getattr(self, key):
                     raise ValueError(f"protocol {protocol} needs {key}: add '{key}:'")
+        for names in (self.datasets, self.variants):
+            if len({dataset_name(each) for each in names}) < len(names):
+                raise ValueError("two datasets have one name: rename a config file")
         # with few_shot, each number of shots is a place of its own
         places = [
             (each, n)

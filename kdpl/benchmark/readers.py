@@ -166,6 +166,10 @@ def _read_split_file(dataset: BenchmarkSet) -> _Read:
     folder = os.path.normpath(dataset.images)
     splits = (content.train, content.val, content.test)
     names = {label: name for split in splits for _, label, name in split}
+    for split in splits:
+        for path, _, _ in split:
+            if ".." in path.replace("\\", "/").split("/"):
+                raise ValueError(f"{path} does not stay in the image folder")
     parts = [
         [Record(f"{folder}{os.sep}{path}", label) for path, label, _ in split] for split in splits
     ]

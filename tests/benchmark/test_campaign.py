@@ -47,6 +47,7 @@ def test_a_campaign_is_read_from_its_file(tmp_path):
         ({"protocols": ["zero_shot"]}, "protocols.0: Input should be 'few_shot'"),
         ({"protocols": ["few_shot"]}, "few_shot needs shots: add 'shots:'"),
         ({"datasets": ["dtd", "dtd"]}, "datasets names something twice"),
+        ({"datasets": ["dtd", "my/dtd.yaml"]}, "two datasets have one name"),
         ({"rows": {"a": {"student": "s.yaml"}}}, "rows.a needs 'of:'"),
         (
             {"rows": {"a": {"student": "s.yaml", "of": "b"}}},

@@ -175,6 +175,12 @@ SPLIT_FILE = "split_zhou_DescribableTextures.json"
         ("dtd", SPLIT_FILE, with_entry("train", "a.jpg", 0), "train.6.2 Field required"),
         ("dtd", SPLIT_FILE, with_entry("test", "a.jpg", 5, "pear"), "KeyError: 3"),
         (
+            "dtd",
+            SPLIT_FILE,
+            with_entry("val", "a/../../b.jpg", 0, "apple"),
+            "a/../../b.jpg does not stay in the image folder",
+        ),
+        (
             "fgvc_aircraft",
             "images_variant_test.txt",
             "1 707-320\n2 Concorde\n",
