@@ -33,7 +33,7 @@ class Archives:
         return False
 
     def unfold(self, files: Names) -> Names:
-        """Put the images of each archive in its place."""
+        """Put the images of each archive in its place; an archive may also be a list of files."""
         return files
 
     def read(self, file: str) -> Iterator[tuple[str, bytes | None, str | None]]:

@@ -8,8 +8,10 @@ indexed once, and a view is one read of an image's own bytes, or of the piece of
 from collections.abc import Iterator
 from itertools import groupby
 
+import numpy as np
+
 from kdpl.data.archives import Archives, Arranged
-from kdpl.data.names import Names, ShardImage
+from kdpl.data.names import Names, ShardImage, distinct
 from kdpl.errors import DataError, reason
 from kdpl.shards import remote
 from kdpl.shards.parquet import read_rows
@@ -39,7 +41,10 @@ class Shards(Archives):
                 parts += map(images_of.__getitem__, some)
             else:
                 parts.append(Names.of(some))
-        return Names.joined(parts)
+        images = Names.joined(parts)
+        listed = any(np.any(each.rows["offset"] == 0) for each in images_of.values())
+        # a shard may also list files, which may be there already
+        return distinct(images) if listed else images
 
     def read(self, file: str) -> Iterator[tuple[str, bytes | None, str | None]]:
         """Read a shard from beginning to end, see ``read_shard`` and ``read_rows``."""

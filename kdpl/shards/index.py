@@ -74,8 +74,12 @@ def _load(folder: str, stamps: Mapping[str, str]) -> _Index:
 
 
 def _save(folder: str, index: _Index) -> None:
-    # without empty Parquet files
-    index = {shard: known for shard, known in index.items() if len(known[1])}
+    # neither an empty Parquet file nor one of paths, which would have to be read in any case
+    index = {
+        shard: (value, images)
+        for shard, (value, images) in index.items()
+        if len(images) and images.rows["offset"].all()
+    }
     images = Names.joined(images for _, images in index.values())
     rows = torch.from_numpy(images.rows.view(np.int64).reshape(-1, ROW.itemsize // 8))
     stamps = {shard.removeprefix(folder): value for shard, (value, _) in index.items()}

@@ -1,4 +1,4 @@
-"""Parquet files with an image in each row, read by pyarrow.
+"""Parquet files with an image in each row, as bytes or as a path, read by pyarrow.
 
 A file is read by row groups, whose images are decompressed together. A piece of
 ``kdpl/shards/pieces.py`` is one of them, or several small ones. The footer of a file lists them, so
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdpl.data.names import ROW, Indices, Names
+from kdpl.data.names import ROW, Indices, Names, folder_of
 from kdpl.data.storage import is_url
 from kdpl.errors import ConfigError, DataError, KdplError, visible
 from kdpl.shards.reader import fault_of
@@ -21,8 +21,8 @@ from kdpl.shards.remote import open_file
 LARGEST_GROUP = 2**29
 """Most bytes of images in a row group: half a gigabyte, of which an epoch has 64 at hand."""
 
-_PREFERRED = ("bytes", "image", "image.bytes")
-"""Names of columns that are preferred to others of bytes."""
+_CONTENTS, _PATHS = ("bytes", "image", "image.bytes"), ("path", "image")
+"""Names of columns that are preferred to others of their type."""
 
 _AHEAD, _BUFFER = 2**12, 2**20  # bytes; pyarrow asks a store for all that it needs
 _ROWS = 256  # that are Python objects at a time
@@ -34,10 +34,12 @@ class ImageColumn(NamedTuple):
     Attributes:
         file: The ``pyarrow.parquet.ParquetFile``.
         number: Of the column, or of the field ``bytes`` of one, as Hugging Face datasets have it.
+        has_paths: Whether it has paths or URLs, in place of bytes.
     """
 
     file: Any
     number: int
+    has_paths: bool
 
     def all_values(self) -> Iterator[Any]:
         """Yield the value of each row; None if it has none."""
@@ -89,7 +91,7 @@ def open_column(path: str) -> Iterator[ImageColumn]:
         # one request for row groups that are read together; of a file here, less is in memory
         how = {"pre_buffer": True} if is_url(path) else {"buffer_size": _BUFFER}
         with open_file(path, _AHEAD) as raw, ParquetFile(raw, **how) as file:
-            yield ImageColumn(file, _find_column(path, file))
+            yield ImageColumn(file, *_find_column(path, file))
     except KdplError:
         raise
     except Exception as error:  # pyarrow raises its own
@@ -97,11 +99,13 @@ def open_column(path: str) -> Iterator[ImageColumn]:
 
 
 def index_rows(path: str) -> Names:
-    """Find the images of a file: a name for each row, with the place of its row group.
+    """Find the images of a file: a name for each row, with the place of its row group, or its path.
 
-    DataError as ``open_column``, or if a row group is too large.
+    DataError as ``open_column``, if a row group is too large, or if a path is missing.
     """
     with open_column(path) as column:
+        if column.has_paths:
+            return Names.of(_place(path, *row) for row in enumerate(column.all_values()))
         counts, sizes, starts = column.groups()
     if (largest := int(sizes.max(initial=0))) > LARGEST_GROUP:
         raise DataError(
@@ -117,11 +121,17 @@ def index_rows(path: str) -> Names:
 
 
 def read_rows(path: str) -> Iterator[tuple[str, bytes | None, str | None]]:
-    """Read a file from beginning to end, as ``read_shard`` does."""
+    """Read a file from beginning to end, as ``read_shard`` does; a path comes without its bytes."""
     try:
         with open_column(path) as column:
             for number, value in enumerate(column.all_values()):
-                yield f"{path}/{number}", value or b"", None
+                if not column.has_paths:
+                    yield f"{path}/{number}", value or b"", None
+                    continue
+                try:
+                    yield _place(path, number, value), None, None
+                except DataError as error:
+                    yield f"{path}/{number}", None, str(error)
     except DataError as error:
         yield path, None, str(error)
 
@@ -137,7 +147,7 @@ def pack(path: str, start: int, stop: int) -> bytes:
         counts, sizes, starts = column.groups()
         groups = np.flatnonzero((starts >= start) & (starts < stop) & (counts > 0))
         known = len(groups) and (starts[groups[0]], (starts + sizes)[groups[-1]]) == (start, stop)
-        if not known:
+        if column.has_paths or not known:
             raise DataError(
                 f"shard {path} has other row groups than when the run began: restore it, or begin "
                 "another run"
@@ -159,25 +169,40 @@ def unpack(file: str, row: int) -> bytes:
         return packed.read(stop - start)
 
 
-def _find_column(path: str, file: Any) -> int:
-    """Return the number of the column of images in a file."""
-    names, contents = file.schema_arrow.names, dict[str, int]()
+def _find_column(path: str, file: Any) -> tuple[int, bool]:
+    """Return the number of the column of images in a file, and whether it has paths."""
+    names = file.schema_arrow.names
+    numbers, contents, paths = dict[str, int](), list[str](), list[str]()
     for number in range(len(file.schema)):
         column = file.schema.column(number)
-        is_binary = column.physical_type == "BYTE_ARRAY" and column.logical_type.type == "NONE"
-        # or it is in a list, or another field
-        if is_binary and column.path.removesuffix(".bytes") in names:
-            contents[column.path] = number
-    found = [name for name in contents if name in _PREFERRED] or [*contents]
-    if len(found) > 1:
-        raise DataError(
-            f"shard {path} has images in the columns {' and '.join(map(visible, found))}, "
-            "expected one: write it again without the others"
-        )
-    if not found:
-        known = ", ".join(map(visible, names)) or "none"
-        raise DataError(
-            f"shard {path} has no column of images but {known}: give it a column with image files "
-            "as bytes, or list paths in a .txt"
-        )
-    return contents[found[0]]
+        name, kind = column.path, column.logical_type.type
+        numbers[name] = number
+        is_own = name.removesuffix(".bytes") in names  # or it is in a list, or another field
+        if column.physical_type == "BYTE_ARRAY" and kind == "NONE" and is_own:
+            contents.append(name)
+        elif kind == "STRING" and name in _PATHS:
+            paths.append(name)
+    contents = [name for name in contents if name in _CONTENTS] or contents
+    for found in filter(None, (contents, paths)):
+        if len(found) > 1:
+            raise DataError(
+                f"shard {path} has images in the columns {' and '.join(map(visible, found))}, "
+                "expected one: write it again without the others"
+            )
+        return numbers[found[0]], found is paths
+    known = ", ".join(map(visible, names)) or "none"
+    raise DataError(
+        f"shard {path} has no column of images but {known}: give it a column with image files as "
+        "bytes, or one of the name path with paths"
+    )
+
+
+def _place(path: str, number: int, value: str | None) -> str:
+    """Return the path or URL that a row has, which may be relative to the file's folder."""
+    if not value:
+        raise DataError(f"row {number} of shard {path} has no path: fill it in, or remove the row")
+    value = value.removeprefix("file://")
+    if is_url(value):
+        return value
+    place = os.path.join(folder_of(path), os.path.expanduser(value))  # noqa: PTH118, PTH111 - there are millions
+    return place if is_url(place) else os.path.normpath(place)

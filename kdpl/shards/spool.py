@@ -5,6 +5,7 @@ cache. A piece behind a URL is downloaded, and one of a Parquet file is decompre
 into a folder of temporary files, where the oldest make room for new ones.
 """
 
+import getpass
 import hashlib
 import os
 import tempfile
@@ -87,10 +88,11 @@ def _fetched(path: str, piece: Piece) -> tuple[str, int]:
 
 def _folder() -> Path:
     """The folder of temporary files, which is this user's alone."""
-    user = os.getuid()
+    # a user in a container may have no name
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
     folder = Path(tempfile.gettempdir()) / f"kdpl-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != user:
+    if isinstance(user, int) and folder.stat().st_uid != user:
         raise DataError(f"{folder} belongs to another user: set TMPDIR to another folder")
     return folder
 

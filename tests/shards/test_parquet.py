@@ -16,6 +16,7 @@ from kdpl.data.archives import archives
 from kdpl.data.augmentation import to_tensor
 from kdpl.data.decoding import Decoding
 from kdpl.data.loader import LazyLoader
+from kdpl.data.names import ShardImage
 from kdpl.data.sources import content_of, find_unlabeled, open_source
 from kdpl.errors import DataError
 from kdpl.runtime.resizing import Resizing
@@ -194,6 +195,26 @@ def test_files_behind_a_url_are_listed_and_read(folder):
         files.rm("/store", recursive=True)
 
 
+def test_a_column_of_paths_is_a_list_of_files_each_of_which_counts_once(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        noise(9, 7, seed=number).save(tmp_path / f"photos/{number}.png")
+    paths = ["photos/0.png", f"{tmp_path}/photos/1.png", "memory://store/9.png", "./photos/0.png"]
+    pq.write_table(pa.table({"path": paths, "caption": paths}), tmp_path / "list.parquet")
+    expected = [f"{tmp_path}/photos/{number}.png" for number in (2, 0, 1)]
+    found = find_unlabeled([expected[0], str(tmp_path / "list.parquet"), f"{tmp_path}/photos"])
+    assert list(found) == [*expected, "memory://store/9.png"]
+    assert not any(isinstance(each, ShardImage) for each in found)
+    sources = find_sources([str(tmp_path / "list.parquet")])
+    assert [each.name for each in read_items(sources)][:2] == expected[1:]
+
+    pq.write_table(pa.table({"path": ["a.png", None]}), tmp_path / "list.parquet")
+    with world.refused(DataError, r"row 1 of shard .*list\.parquet has no path: fill it in"):
+        find_unlabeled(str(tmp_path / "list.parquet"))
+    items = list(read_items(sources))
+    assert [each.error is None for each in items] == [True, False]
+
+
 def test_predict_reads_files_in_order_and_damaged_images_are_those_of_other_pools(tmp_path):
     path = write_struct(tmp_path / "x.parquet", [encoded(1), b"no", None, b"", encoded(4)], 2)
     items, found = list(read_items(find_sources([str(tmp_path)]))), find_unlabeled(path)
@@ -233,7 +254,7 @@ def test_damaged_images_of_a_pool_are_refused_together_or_left_out(tmp_path):
         ({"label": ["a"], "url": ["b"]}, "has no column of images but label, url: give it"),
         ({"jpg": [b"a"], "png": [b"b"]}, "has images in the columns jpg and png, expected one"),
         ({"image": [b"a"], "bytes": [b"b"]}, "in the columns image and bytes, expected one"),
-        ({"image": ["a"], "path": ["b"]}, "has no column of images but image, path: give it"),
+        ({"image": ["a"], "path": ["b"]}, "in the columns image and path, expected one"),
     ],
 )
 def test_a_file_whose_images_cannot_be_found_is_one_sentence(tmp_path, columns, message):
