@@ -1,16 +1,21 @@
 """The report of a run on several labels an image."""
 
-from runs import rows_of
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
 
-from kdpl.multilabel.report import several_labels
+from kdpl.multilabel.report import average_precision_interval, several_labels
 from kdpl.report.run_folder import Run
-
-NAMES = ("four", "one", "three", "two", "zero")
 
 
 def test_the_page_has_scores_classes_and_images_instead_of_accuracies(run):
     page = (run / "report.html").read_text(encoding="utf-8")
-    for heading in ("Several labels", "Classes", "Images"):
+    for heading in (
+        "Several labels",
+        "Classes",
+        "Which classes are predicted with which",
+        "Images",
+    ):
         assert f">{heading}</h" in page
     for other in ("Confusions", "Accuracy by class", "Calibration", "Where teacher and student"):
         assert other not in page
@@ -21,14 +26,31 @@ def test_the_page_has_scores_classes_and_images_instead_of_accuracies(run):
 
 def test_what_is_shown_is_what_was_tested(run):
     data = several_labels(Run.find(run, trusted=True))
-    rows = rows_of(run / "student" / "test_predictions.csv")
-    assert data["images"] == len(rows) == 24
+    assert data["images"] == 24
     assert [*data["models"]] == [
         "teacher's original CLIP",
         "student's original CLIP",
         "teacher",
         "distilled student",
     ]
-    assert [row["class"] for row in data["classes"]] == [*NAMES]
-    positives = [sum(name in row["labels"].split(";") for row in rows) for name in NAMES]
-    assert [int(row["positives"]) for row in data["classes"]] == positives
+    for row, interval in data["classes"]:
+        assert (
+            interval[0] <= float(row["ap"]) <= interval[1] or interval[0] - float(row["ap"]) < 0.02
+        )
+    together, having = np.array(data["together"]), np.array(data["having"])
+    assert (together <= having[:, None]).all()
+    assert having.tolist() == [int(row["positives"]) for row, _ in data["classes"]]
+
+
+def test_an_interval_is_that_of_average_precisions_of_drawn_images():
+    draw = np.random.default_rng(3)
+    has = draw.random(60) < 0.3
+    scores = has + draw.normal(size=60)
+    low, high = average_precision_interval(scores, has)
+    found = []
+    for _ in range(2000):
+        some = draw.integers(60, size=60)
+        if has[some].any():
+            found.append(average_precision_score(has[some], scores[some]))
+    assert (low, high) == pytest.approx(np.quantile(found, [0.025, 0.975]), abs=0.05)
+    assert average_precision_interval(scores, np.zeros(60, dtype=bool)) is None

@@ -4,6 +4,9 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from kdpl.errors import ArtifactError, KdplError, reason
 from kdpl.metrics import MULTILABEL_COLUMNS, test_key
 from kdpl.multilabel.callback import PER_CLASS_FILE
@@ -16,19 +19,15 @@ from kdpl.runtime.run_folder import PREDICTIONS_FILE
 
 METRICS = {name: MULTILABEL_COLUMNS[name] for name in ("map", "macro_f1", "micro_f1")}
 
-_SHOWN = 12
-_MODELS = {
-    "teacher_clip": "teacher's original CLIP",
-    "student_clip": "student's original CLIP",
-    "teacher": "teacher",
-    "student": "distilled student",
-}
+_DRAWS, _SHOWN, _MATRIX_CLASSES = 500, 12, 40
+_MODELS = {"teacher_clip": "teacher's original CLIP", "student_clip": "student's original CLIP"}
+_STAGES = {"teacher": "teacher", "student": "distilled student"}
 
 
 def several_labels(run: Run) -> dict[str, Any]:
     """Collect scores of all tested models, and classes and images of the last one."""
     tested = {}
-    for key, title in _MODELS.items():
+    for key, title in (_MODELS | _STAGES).items():
         stage = getattr(run, key)
         results = {} if stage is None else read_results(stage.folder)
         if test_key("map") in results:
@@ -37,22 +36,57 @@ def several_labels(run: Run) -> dict[str, Any]:
     folder = run.main.folder
     try:
         rows, classes = (_read(folder / name) for name in (PREDICTIONS_FILE, PER_CLASS_FILE))
-    except (OSError, ValueError) as error:
+        names = [row["class"] for row in classes]
+        known, predicted = (_sets(rows, names, column) for column in ("labels", "predicted"))
+        numbers = [[float(p) for p in row["probabilities"].split(SEPARATOR)] for row in rows]
+        intervals = [
+            average_precision_interval(scores, has)
+            for scores, has in zip(np.array(numbers).T, known.T, strict=True)
+        ]
+    except (OSError, ValueError, KeyError) as error:
         raise ArtifactError(
             f"the test of {folder} is missing or damaged ({reason(error)}): run it again"
         ) from error
+
     return {
         "models": tested,
         "metrics": METRICS.values(),
         "images": len(rows),
-        "classes": classes,
+        "classes": list(zip(classes, intervals, strict=True)),
+        "names": names if len(names) <= _MATRIX_CLASSES else None,
+        # of the images that have the class of the row, those that are said to have the column's
+        "together": (known.T.astype(float) @ predicted).astype(int).tolist(),
+        "having": known.sum(axis=0).tolist(),
         "shown": _examples(run, spread(rows, _SHOWN)),
     }
+
+
+def average_precision_interval(
+    scores: npt.NDArray[np.float64], has: npt.NDArray[np.bool_]
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of a class's average precision, by bootstrap over images.
+
+    Scores and labels are of N images. None if no image has the class.
+    """
+    if not has.any():
+        return None
+    order = np.argsort(-scores, kind="stable")
+    drawn = np.random.default_rng(0).multinomial(len(has), [1 / len(has)] * len(has), _DRAWS)
+    weights, own = drawn[:, order], has[order]
+    hits = (weights * own).cumsum(axis=1)
+    precisions = hits / weights.cumsum(axis=1).clip(min=1)
+    found = (precisions * weights * own).sum(axis=1) / hits[:, -1].clip(min=1)
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _read(file: Path) -> list[dict[str, str]]:
     with file.open(encoding="utf-8", newline="") as lines:
         return list(csv.DictReader(lines))
+
+
+def _sets(rows: list[dict[str, str]], names: list[str], column: str) -> npt.NDArray[np.bool_]:
+    return np.array([[name in row[column].split(SEPARATOR) for name in names] for row in rows])
 
 
 def _examples(run: Run, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
