@@ -129,11 +129,12 @@ class LevelScores(LearnedCompanion):
         """
         path, remedy = folder / cls.file, "remove it, and run the student's fit again"
         tensors, fields = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
-        own = [tensors.get(name, torch.empty(0)) for name in ("of_class", "scores", "correct")]
-        of_class, scores, correct = own
+        of_class, scores, correct = (
+            tensors.get(name, torch.empty(0)) for name in ("of_class", "scores", "correct")
+        )
         sizes = [*map(len, fields.nodes)]
-        kinds = [torch.int64, torch.float32, torch.bool]
-        valid = len(tensors) == 3 and [each.dtype for each in own] == kinds
+        kinds = (torch.int64, torch.float32, torch.bool)
+        valid = len(tensors) == 3 and (of_class.dtype, scores.dtype, correct.dtype) == kinds
         valid = valid and scores.shape == correct.shape and scores.shape[1:] == (len(sizes),)
         valid = valid and of_class.ndim == 2 and of_class.numel() > 0 and int(of_class.min()) >= 0
         # refuses NaN too

@@ -13,11 +13,11 @@ from kdpl.taxonomy.scores import FILE
 from kdpl.taxonomy.tree import Taxonomy
 
 MOST_NODES = 150
-"""Largest number of nodes of a level that is listed."""
+"""Largest number of nodes of a level that is drawn."""
 
 
 def tree(run: Run) -> dict[str, Any] | None:
-    """Collect the nodes of the tree and what tests measured of it; None without a tree."""
+    """Collect the picture of the tree and what tests measured of it; None without a tree."""
     file = run.main.folder / FILE
     if not file.is_file():
         return None
@@ -32,37 +32,49 @@ def tree(run: Run) -> dict[str, Any] | None:
                 accuracies[title][model] = value, *wilson(round(value * images), images)
     answered = [run.main.results.get(test_key(f"level_{level}_answered")) for level in levels]
     labels = [(each.label_number, each.prediction_number) for each in predictions]
-    listed = [nodes for nodes in taxonomy.nodes if len(nodes) <= MOST_NODES]
     return {
         "models": list(run.stages),
         "accuracies": accuracies,
         "answered": None if None in answered else answered,
         "wanted": WANTED,
         "root": taxonomy.root,
-        "nodes": nodes_of(taxonomy, len(listed), labels),
-        "hidden": len(taxonomy.nodes) - len(listed),
+        **picture(taxonomy, labels),
     }
 
 
-def nodes_of(
-    taxonomy: Taxonomy, levels: int, predicted: Sequence[tuple[int, int]]
-) -> list[dict[str, Any]]:
-    """List the nodes of the first levels, each below the one above it.
+def picture(taxonomy: Taxonomy, predicted: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Place the nodes of the levels that are drawn in rows, each with the row of the node above.
 
     The share of a node is that of its images whose predicted class is below it as well, from pairs
     of label and prediction; None without images.
     """
-    paths = taxonomy.of_class[:levels].T.tolist()
+    drawn = [nodes for nodes in taxonomy.nodes if len(nodes) <= MOST_NODES]
+    numbers = taxonomy.of_class[: len(drawn)].T.tolist()
+    paths = sorted(set(map(tuple, numbers)))
+    rows = dict[tuple[int, ...], list[int]]()
+    for row, path in enumerate(paths):
+        for level in range(len(drawn) + 1):
+            rows.setdefault(path[:level], []).append(row)
+    middle = {path: sum(own) / len(own) for path, own in rows.items()}
     nodes = []
-    for path in sorted({tuple(path[:level]) for path in paths for level in range(1, levels + 1)}):
-        level, number = len(path), path[-1]
-        name = taxonomy.nodes[level - 1][number]
-        if level > 1 and name == taxonomy.nodes[level - 2][path[-2]]:
+    for path in filter(None, rows):
+        level, name = len(path), drawn[len(path) - 1][path[-1]]
+        if level > 1 and name == drawn[level - 2][path[-2]]:
             continue  # a leaf that ended at a higher level
-        own = [pair for pair in predicted if paths[pair[0]][level - 1] == number]
-        hits = sum(paths[prediction][level - 1] == number for _, prediction in own)
-        nodes.append({"name": name, "level": level, "share": hits / len(own) if own else None})
-    return nodes
+        hits = [
+            numbers[prediction][level - 1] == path[-1]
+            for label, prediction in predicted
+            if numbers[label][level - 1] == path[-1]
+        ]
+        share = sum(hits) / len(hits) if hits else None
+        places = {"level": level, "row": middle[path], "above": middle[path[:-1]]}
+        nodes.append({"name": name, "share": share, **places})
+    return {
+        "nodes": nodes,
+        "rows": len(paths),
+        "drawn": len(drawn),
+        "hidden": len(taxonomy.nodes) - len(drawn),
+    }
 
 
 SECTION = Section(
