@@ -16,8 +16,8 @@ from kdpl.errors import DataError, reason
 from kdpl.shards import remote
 from kdpl.shards.parquet import read_rows
 from kdpl.shards.pieces import InPiece, arrange
-from kdpl.shards.reader import read_shard
-from kdpl.shards.spool import STARTED, Piece, read_within
+from kdpl.shards.reader import read_shard, require_size
+from kdpl.shards.spool import STARTED, Piece, read_row, read_within
 
 
 class Shards(Archives):
@@ -53,22 +53,26 @@ class Shards(Archives):
     def content(self, source: str) -> bytes:
         """Read the bytes of an image in a shard, or of a file behind a URL.
 
-        DataError if the file is missing, unreachable or truncated.
+        DataError if it is too large, or the file is missing, unreachable or truncated.
         """
         if not isinstance(source, ShardImage):
             return remote.read(source)
         shard, offset, size = source.shard, source.offset, source.size
-        in_rows = remote.is_parquet(shard)
         piece = source.piece if isinstance(source, InPiece) else None
-        if piece is None and in_rows:
-            piece = Piece(offset, offset + size, STARTED)
         try:
-            found = read_within(source, piece) if piece else remote.read(shard, offset, size)
+            if remote.is_parquet(shard):
+                row = int(source[len(shard) + 1 :])
+                return read_row(shard, row, piece or Piece(offset, offset + size, STARTED))
+            require_size(source, size)
+            if piece:
+                found = read_within(shard, offset, size, piece)
+            else:
+                found = remote.read(shard, offset, size)
         except OSError as error:
             raise DataError(
                 f"shard {shard} cannot be read ({reason(error)}): restore it"
             ) from error
-        if len(found) < size and not in_rows:
+        if len(found) < size:
             raise DataError(
                 f"shard {shard} ends within {source}: restore the shard that the run began with"
             )

@@ -6,7 +6,6 @@ in ``$XDG_CACHE_HOME/kdpl/shards``, by default in ``~/.cache``.
 
 import hashlib
 import os
-import tarfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,13 +20,14 @@ from kdpl.data.storage import is_url
 from kdpl.errors import ArtifactError, DataError
 from kdpl.runtime.artifacts import read_tensors, write_tensors
 from kdpl.shards.parquet import index_rows
-from kdpl.shards.reader import UNREADABLE, fault_of, images_of
+from kdpl.shards.reader import UNREADABLE, fault_of, images_of, open_tar
 from kdpl.shards.remote import COMPRESSED_ENDINGS, is_parquet, open_file, stamp
 
 INDEX_FILE = ".kdpl-shards.safetensors"
 
 _KIND, _VERSION = "an index of shards", 2
 _AT_ONCE = 8  # shards that are looked through at a time; mostly waits for the network
+_BLOCK = 512  # least number of shards between writes of the index; an interruption loses little
 
 _Index = dict[str, tuple[str, Names]]
 """Stamp and images of each shard."""
@@ -45,13 +45,17 @@ def index_shards(shards: Sequence[str]) -> dict[str, Names]:
         }
         new = [shard for shard in shards if shard not in indices[folder_of(shard)]]
         counts = zip(new, pool.map(_look_through, new), strict=True)
-        try:
-            for shard, images in progress.track(counts, len(new), description="shards"):
-                indices[folder_of(shard)][shard] = stamps[shard], images
-        finally:
-            # an interruption keeps what was found
-            for folder in dict.fromkeys(map(folder_of, new)):
-                _save(folder, indices[folder])
+        shown = progress.track(counts, len(new), description="shards")
+        changed, due = set[str](), _BLOCK
+        for done, (shard, images) in enumerate(shown, start=1):
+            indices[folder_of(shard)][shard] = stamps[shard], images
+            changed.add(folder_of(shard))
+            if done >= due or done == len(new):
+                for folder in changed:
+                    _save(folder, indices[folder])
+                changed.clear()
+                # writes all that is known: less often the more that is
+                due = done + max(_BLOCK, done // 4)
     return {shard: indices[folder_of(shard)][shard][1] for shard in shards}
 
 
@@ -62,11 +66,17 @@ def _load(folder: str, stamps: Mapping[str, str]) -> _Index:
         # no file, or a damaged one
         with suppress(ArtifactError, ValueError, TypeError, LookupError, AttributeError):
             tensors, fields = read_tensors(file, _KIND, _VERSION, "index the shards again")
-            rows = tensors["rows"].numpy().view(ROW)[:, 0]
-            known: dict[str, str] = {folder + name: at for name, at in fields["stamps"].items()}
-            names = Names(tensors["text"].numpy(), rows, [f"{shard}/" for shard in known])
+            rows, text = tensors["rows"].numpy().view(ROW)[:, 0], tensors["text"].numpy()
+            known = {f"{folder}{name}": str(value) for name, value in fields["stamps"].items()}
+            inside = (rows["start"] >= 0) & (rows["length"] >= 0) & (rows["offset"] > 0)
+            inside &= rows["start"] + rows["length"] <= len(text)
             # each shard has images, and those of the first come first
-            ends = np.cumsum(np.bincount(rows["folder"])).tolist()
+            steps = np.diff(rows["folder"], prepend=-1, append=len(known))
+            rising = steps[0] == steps[-1] == 1 and ((steps == 0) | (steps == 1)).all()
+            if text.dtype != np.uint8 or not inside.all() or not rising:
+                raise ValueError("it has numbers that are out of range")
+            names = Names(text, rows, [f"{shard}/" for shard in known])
+            ends = np.searchsorted(rows["folder"], np.arange(len(known)), side="right").tolist()
             for (shard, value), first, end in zip(known.items(), [0, *ends], ends, strict=False):
                 if value and stamps.get(shard, value) == value:
                     index[shard] = value, names[first:end]
@@ -86,8 +96,13 @@ def _save(folder: str, index: _Index) -> None:
     for file in _files(folder):
         # a name that is not UTF-8 is a ValueError
         with suppress(OSError, ValueError):
-            tensors = {"rows": rows, "text": torch.from_numpy(images.text)}
-            write_tensors(file, _KIND, _VERSION, tensors, {"stamps": stamps})
+            write_tensors(
+                file,
+                _KIND,
+                _VERSION,
+                {"rows": rows, "text": torch.from_numpy(images.text)},
+                {"stamps": stamps},
+            )
             return
 
 
@@ -95,8 +110,12 @@ def _files(folder: str) -> list[Path]:
     """Files that an index may be in."""
     there = folder if is_url(folder) else os.path.realpath(folder)
     kept = hashlib.blake2b(os.fsencode(there), digest_size=16).hexdigest()
-    caches = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    cache = caches / "kdpl" / "shards" / f"{kept}.safetensors"
+    cache = (
+        Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        / "kdpl"
+        / "shards"
+        / f"{kept}.safetensors"
+    )
     return [cache] if is_url(folder) else [Path(folder) / INDEX_FILE, cache]
 
 
@@ -110,10 +129,11 @@ def _look_through(shard: str) -> Names:
             f"shard {shard} is compressed, which hides single images: make it a plain .tar"
         )
     try:
-        with open_file(shard) as file, tarfile.open(fileobj=file, mode="r:") as opened:
+        with open_file(shard) as file, open_tar(file, "r:") as opened:
             for member in images_of(opened):
-                place = member.offset_data, member.size
-                members[member.name] = ShardImage(shard, member.name, *place)
+                members[member.name] = ShardImage(
+                    shard, member.name, member.offset_data, member.size
+                )
     except UNREADABLE as error:
         raise DataError(fault_of(shard, error)) from error
     if not members:

@@ -33,12 +33,12 @@ class ImageColumn(NamedTuple):
 
     Attributes:
         file: The ``pyarrow.parquet.ParquetFile``.
-        number: Of the column, or of the field ``bytes`` of one, as Hugging Face datasets have it.
+        name: The column, or ``COLUMN.bytes`` of Hugging Face datasets.
         has_paths: Whether it has paths or URLs, in place of bytes.
     """
 
     file: Any
-    number: int
+    name: str
     has_paths: bool
 
     def all_values(self) -> Iterator[Any]:
@@ -48,10 +48,10 @@ class ImageColumn(NamedTuple):
 
     def values(self, groups: Sequence[int]) -> Iterator[Any]:
         """Yield the value of each row of some row groups, which may be in memory together."""
-        columns = [self.file.schema.column(self.number).path]
         # no threads of pyarrow: loaders have processes of their own, which are forked
-        batches = self.file.iter_batches(_ROWS, groups, columns, use_threads=False)
-        for batch in batches:
+        for batch in self.file.iter_batches(
+            _ROWS, row_groups=groups, columns=[self.name], use_threads=False
+        ):
             values = batch.column(0)
             yield from (values.field(0) if hasattr(values, "field") else values).to_pylist()
 
@@ -63,13 +63,14 @@ class ImageColumn(NamedTuple):
             and the position of the first of them, from 1 on, if all images of the file stood one
             behind another: int64 [G] each.
         """
-        metadata, rows, sizes = self.file.metadata, list[int](), list[int]()
-        for index in range(metadata.num_row_groups):
-            group = metadata.row_group(index)
-            rows.append(group.num_rows)
-            sizes.append(max(group.column(self.number).total_uncompressed_size, 1))
-        ends = np.cumsum(sizes, dtype=np.int64)
-        return np.array(rows, np.int64), np.array(sizes, np.int64), 1 + ends - sizes
+        schema, metadata = self.file.schema, self.file.metadata
+        number = [schema.column(i).path for i in range(len(schema))].index(self.name)
+        found = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+        rows = np.array([group.num_rows for group in found], np.int64)
+        sizes = np.array(
+            [max(group.column(number).total_uncompressed_size, 1) for group in found], np.int64
+        )
+        return rows, sizes, 1 + np.cumsum(sizes) - sizes
 
 
 @contextmanager
@@ -91,7 +92,7 @@ def open_column(path: str) -> Iterator[ImageColumn]:
         # one request for row groups that are read together; of a file here, less is in memory
         how = {"pre_buffer": True} if is_url(path) else {"buffer_size": _BUFFER}
         with open_file(path, _AHEAD) as raw, ParquetFile(raw, **how) as file:
-            yield ImageColumn(file, *_find_column(path, file))
+            yield ImageColumn(file, *_find_column(path, file.schema_arrow))
     except KdplError:
         raise
     except Exception as error:  # pyarrow raises its own
@@ -169,19 +170,27 @@ def unpack(file: str, row: int) -> bytes:
         return packed.read(stop - start)
 
 
-def _find_column(path: str, file: Any) -> tuple[int, bool]:
-    """Return the number of the column of images in a file, and whether it has paths."""
-    names = file.schema_arrow.names
-    numbers, contents, paths = dict[str, int](), list[str](), list[str]()
-    for number in range(len(file.schema)):
-        column = file.schema.column(number)
-        name, kind = column.path, column.logical_type.type
-        numbers[name] = number
-        is_own = name.removesuffix(".bytes") in names  # or it is in a list, or another field
-        if column.physical_type == "BYTE_ARRAY" and kind == "NONE" and is_own:
-            contents.append(name)
-        elif kind == "STRING" and name in _PATHS:
-            paths.append(name)
+def _find_column(path: str, schema: Any) -> tuple[str, bool]:
+    """Return the column of images of an Arrow schema, and whether it has paths."""
+    from pyarrow import types
+
+    def is_bytes(kind: Any) -> bool:
+        layouts = (types.is_binary, types.is_large_binary, types.is_binary_view)
+        return any(is_one(kind) for is_one in layouts)
+
+    def is_text(kind: Any) -> bool:
+        layouts = (types.is_string, types.is_large_string, types.is_string_view)
+        return any(is_one(kind) for is_one in layouts)
+
+    contents, paths = list[str](), list[str]()
+    for column in schema:
+        inner = [*column.type] if types.is_struct(column.type) else []
+        if is_bytes(column.type):
+            contents.append(column.name)
+        elif any(each.name == "bytes" and is_bytes(each.type) for each in inner):
+            contents.append(f"{column.name}.bytes")
+        elif is_text(column.type) and column.name in _PATHS:
+            paths.append(column.name)
     contents = [name for name in contents if name in _CONTENTS] or contents
     for found in filter(None, (contents, paths)):
         if len(found) > 1:
@@ -189,10 +198,10 @@ def _find_column(path: str, file: Any) -> tuple[int, bool]:
                 f"shard {path} has images in the columns {' and '.join(map(visible, found))}, "
                 "expected one: write it again without the others"
             )
-        return numbers[found[0]], found is paths
-    known = ", ".join(map(visible, names)) or "none"
+        return found[0], found is paths
+    names = ", ".join(map(visible, schema.names)) or "none"
     raise DataError(
-        f"shard {path} has no column of images but {known}: give it a column with image files as "
+        f"shard {path} has no column of images but {names}: give it a column with image files as "
         "bytes, or one of the name path with paths"
     )
 

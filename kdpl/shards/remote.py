@@ -32,10 +32,11 @@ def find(url: str) -> Iterator[str]:
     The URL itself if it is one of these.
     """
     is_pattern = "*" in url
+    is_file = is_shard(url) or is_image(url) or plain(url).endswith(".txt")
     with _store(url) as (files, name):
         # Spark writes folders that are called X.parquet; a web server has none
         is_folder = is_parquet(url) and not url.startswith("http") and files.isdir(name)
-        if (is_shard(url) or is_image(url)) and not is_pattern and not is_folder:
+        if is_file and not is_pattern and not is_folder:
             return iter([url])
         urls = [
             files.unstrip_protocol(each)

@@ -10,6 +10,7 @@ import hashlib
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
-from kdpl.data.names import ShardImage
 from kdpl.data.storage import is_url
 from kdpl.errors import DataError, reason
 from kdpl.shards.parquet import pack, unpack
@@ -42,23 +42,22 @@ class Piece(NamedTuple):
     since: float
 
 
-def read_within(image: ShardImage, piece: Piece) -> bytes:
-    """Read an image that lies in a piece, of a Parquet file whole row groups; raises as ``read``.
+def read_within(path: str, start: int, size: int, piece: Piece) -> bytes:
+    """Read a file's bytes that lie in a piece, fetching it if missing; raises as ``read``."""
+    return _read_from(path, piece, lambda file, first: read(file, start - first, size))
 
-    The piece is fetched if it is missing.
-    """
+
+def read_row(path: str, row: int, piece: Piece) -> bytes:
+    """Read the image in a row of a Parquet file, of which a piece is whole row groups."""
+    return _read_from(path, piece, lambda file, _: unpack(file, row))
+
+
+def _read_from(path: str, piece: Piece, read_file: Callable[[str, int], bytes]) -> bytes:
     try:
-        return _read_fetched(image, piece)
+        return read_file(*_fetched(path, piece))
     except FileNotFoundError:
         _fetched.cache_clear()  # a piece that made room for others
-    return _read_fetched(image, piece)
-
-
-def _read_fetched(image: ShardImage, piece: Piece) -> bytes:
-    file, first = _fetched(image.shard, piece)
-    if is_parquet(image.shard):
-        return unpack(file, int(image[len(image.shard) + 1 :]))
-    return read(file, image.offset - first, image.size)
+    return read_file(*_fetched(path, piece))
 
 
 @lru_cache(MOST_PIECES)

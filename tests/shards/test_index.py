@@ -5,7 +5,7 @@ import torch
 from zoo import write_shard
 
 from kdpl.errors import DataError
-from kdpl.runtime.artifacts import write_tensors
+from kdpl.runtime.artifacts import read_tensors, write_tensors
 from kdpl.shards import index as shard_index
 from kdpl.shards.index import INDEX_FILE, index_shards
 
@@ -64,6 +64,16 @@ def test_a_shard_that_changed_is_looked_through_again_and_no_other(shards, looke
         index_shards(shards)
 
 
+def _elsewhere(file, **changes):
+    tensors, fields = read_tensors(file, KIND, VERSION, "")
+    rows = tensors["rows"].clone()
+    for column, value in changes.items():
+        rows.view(torch.int32)[-1, {"start": 0, "length": 2, "folder": 3, "offset": 4}[column]] = (
+            value
+        )
+    write_tensors(file, KIND, VERSION, {**tensors, "rows": rows}, fields)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -75,6 +85,11 @@ def test_a_shard_that_changed_is_looked_through_again_and_no_other(shards, looke
         ),
         lambda file: write_tensors(file, KIND, VERSION, {}, {}),
         lambda file: write_tensors(file, KIND, VERSION - 1, {}, {}),
+        lambda file: _elsewhere(file, start=2**20),
+        lambda file: _elsewhere(file, length=-1),
+        lambda file: _elsewhere(file, folder=9),
+        lambda file: _elsewhere(file, folder=-1),
+        lambda file: _elsewhere(file, offset=0),
     ],
 )
 def test_a_damaged_index_is_made_anew(shards, looked, damage):
@@ -111,7 +126,10 @@ def test_the_index_of_a_folder_that_cannot_be_written_to_is_kept_elsewhere(
     assert described(index_shards(shards)) == plain(shards)
 
 
-def test_shards_that_were_looked_through_before_an_interruption_are_kept(shards, looked):
+def test_shards_that_were_looked_through_before_an_interruption_are_kept(
+    shards, looked, monkeypatch
+):
+    monkeypatch.setattr(shard_index, "_BLOCK", 1)
     whole = Path(shards[2]).read_bytes()
     Path(shards[2]).write_bytes(whole[:700])
     with pytest.raises(DataError, match=r"2\.tar is damaged"):

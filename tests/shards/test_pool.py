@@ -77,7 +77,7 @@ def test_what_lies_behind_a_url_is_listed_and_read_in_part(places, monkeypatch):
             "0001.png",
         ]
         with monkeypatch.context() as patched:
-            patched.setattr(shard_index, "images_of", None)
+            patched.setattr(shard_index, "open_tar", None)
             assert [each[-8:] for each in find_unlabeled("memory://store/000.tar")] == [
                 "0000.png",
                 "0001.png",
