@@ -3,6 +3,7 @@
 A campaign is composed from the configs that ``fit`` takes; ``configs/benchmark/`` has examples.
 """
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -141,7 +142,7 @@ class Campaign(_Settings):
     protocols: Several[Protocol] = Field(min_length=1)
     datasets: Several[str] = ()
     seeds: Several[Annotated[int, Field(ge=0)]] = (1,)
-    rows: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], CampaignRow] = Field(min_length=1)
+    rows: dict[str, CampaignRow] = Field(min_length=1)
     configs: Several[str] = ()
     shots: Several[Annotated[int, Field(ge=0)]] = ()
     source: str | None = None
@@ -165,6 +166,8 @@ class Campaign(_Settings):
             for n in (self.shots if each == "few_shot" else (None,))
         ]
         for name, row in self.rows.items():
+            if not re.fullmatch(r"[\w-]+", name):
+                raise ValueError(f"row {name!r} names a folder: use letters, digits, _ and -")
             for of in row.of:
                 if of not in self.rows_of("teacher"):
                     raise ValueError(

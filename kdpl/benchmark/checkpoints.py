@@ -26,13 +26,13 @@ RECORD_FILE = "import.json"
 _CONTEXT = "prompt_learner.ctx"
 _VISION = "image_encoder.VPT"
 _PROJECTOR = "VPT_image_trans.conv1."
-_PROJECTOR_TENSORS = (
-    *("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"),
-    *("1.num_batches_tracked", "3.weight", "3.bias"),
-)
 # token embeddings of the class names that the teacher was tuned on, and of those it was tested on
 _BUFFERS = re.compile(r"prompt_learner\.token_(prefix|suffix)2?")
-_CLIP_NAMES = re.compile(r"(prompt_learner\.ZS_)?(image|text)_encoder\..+|logit_scale")
+# where CLIP's own weights stand, and in which tower
+_CLIP_NAMES = {
+    "teacher": re.compile(r"((?:prompt_learner\.ZS_)?image|text)_encoder\.(.+)"),
+    "student": re.compile(r"(image)_encoder\.(.+)"),
+}
 _FLOAT32_TOLERANCE = 1e-5
 
 
@@ -44,32 +44,34 @@ class Published:
         file: The file.
         kind: ``teacher`` or ``student``.
         learned: The trained tensors and batch norm's statistics under the names of kdpl's own
-            modules, in float32.
-        clip: CLIP's own weights and logit scale, as far as the file has them, by their names in it.
+            modules; floats in float32.
+        clip: CLIP's own weights, as far as the file has them, by their name in the file: the tower
+            (``image`` or ``text``), the weight's name in it, and the weight.
+        logit_scale: Logarithm of the factor on cosine similarities.
         unknown: Names that have no place here.
     """
 
     file: Path
     kind: Kind
     learned: Mapping[str, Tensor]
-    clip: Mapping[str, Tensor]
+    clip: Mapping[str, tuple[str, str, Tensor]]
+    logit_scale: Tensor | None
     unknown: tuple[str, ...]
 
 
 def read_published(file: Path, kind: Kind) -> Published:
     """Read a published checkpoint.
 
-    Raises an ArtifactError if it is damaged, of another kind, or incomplete.
+    Raises an ArtifactError if it is missing, damaged, of another kind, or incomplete.
     """
     content = read_torch_file(file)
     state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict):
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise ArtifactError(
             f"{file} has no state_dict, which the authors' checkpoints have: give one of those"
         )
-    left = {str(name): value for name, value in state.items()}
-    held = "student" if any(name.startswith(_PROJECTOR) for name in left) else "teacher"
-    if held == "teacher" and _CONTEXT not in left:
+    held = "student" if any(name.startswith(_PROJECTOR) for name in state) else "teacher"
+    if held == "teacher" and _CONTEXT not in state:
         raise ArtifactError(
             f"{file} has no prompts and no projector of the authors: give one of their checkpoints"
         )
@@ -77,46 +79,88 @@ def read_published(file: Path, kind: Kind) -> Published:
         raise ArtifactError(
             f"{file} holds a {held}, expected a {kind}: use the command import {held}"
         )
+    part = _Part(file, dict(state))
+    if kind == "teacher":
+        context, *deep = part.take_prompts(_CONTEXT, "text_encoder")
+        learned = {
+            "text_prompts.context": context,
+            "text_prompts.deep": torch.stack(deep)
+            if deep
+            else context.new_empty(0, *context.shape),
+            "vision_prompts.tokens": torch.stack(part.take_prompts(_VISION, "image_encoder")),
+        }
+    else:
+        learned = {
+            "encoder.prompts.tokens": torch.stack(part.take_prompts(_VISION, "image_encoder"))
+        }
+        learned |= part.take_projector()
+    clip: dict[str, tuple[str, str, Tensor]] = {}
+    for name in list(part.left):
+        if match := _CLIP_NAMES[kind].fullmatch(name):
+            clip[name] = ("text" if match[1] == "text" else "image", match[2], part.take(name))
+    scale = part.take("logit_scale") if "logit_scale" in part.left else None
+    unknown = tuple(name for name in part.left if not _BUFFERS.fullmatch(name))
+    return Published(file, kind, learned, clip, scale, unknown)
 
-    def take(name: str) -> Tensor:
-        tensor = left.pop(name, None)
+
+class _Part:
+    """The tensors of a state dict that have not been taken yet."""
+
+    def __init__(self, file: Path, left: dict[str, object]) -> None:
+        self.file = file
+        self.left = left
+
+    def take(self, name: str) -> Tensor:
+        tensor = self.left.pop(name, None)
         if not isinstance(tensor, Tensor):
-            raise ArtifactError(f"{file} has no tensor {name}: it is incomplete, download it again")
-        if not tensor.isfinite().all():
             raise ArtifactError(
-                f"{file} holds {name}, expected finite numbers: give another checkpoint"
+                f"{self.file} has no tensor {name}: it is incomplete, download it again"
             )
-        return tensor.float()
+        return tensor
 
-    def take_prompts(first: str, tower: str) -> Tensor:
-        """Take a tower's prompts of all layers [J, n, W]."""
+    def take_learned(self, name: str) -> Tensor:
+        """Take what was trained, in float32."""
+        tensor = self.take(name)
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise ArtifactError(
+                f"{self.file} holds {name}, expected finite floats: give another checkpoint"
+            )
+        return tensor.to(torch.float32, copy=True)
+
+    def take_prompts(self, first: str, tower: str) -> list[Tensor]:
+        """Take a tower's prompts [n, W], layer by layer."""
         pattern = re.compile(rf"{tower}\.transformer\.resblocks\.(\d+)\.VPT_shallow")
-        layers = [int(match[1]) for name in left if (match := pattern.fullmatch(name))]
+        layers = [int(match[1]) for name in self.left if (match := pattern.fullmatch(name))]
         # a gap is found by its name
         deep = [
             f"{tower}.transformer.resblocks.{layer}.VPT_shallow"
             for layer in range(1, max(layers, default=0) + 1)
         ]
-        return torch.stack([take(name) for name in (first, *deep)])
-
-    if kind == "teacher":
-        text = take_prompts(_CONTEXT, "text_encoder")
-        learned = {
-            "text_prompts.context": text[0],
-            "text_prompts.deep": text[1:],
-            "vision_prompts.tokens": take_prompts(_VISION, "image_encoder"),
-        }
-    else:
-        learned = {"encoder.prompts.tokens": take_prompts(_VISION, "image_encoder")}
-        for name in _PROJECTOR_TENSORS:
-            tensor = take(_PROJECTOR + name)
-            # 1×1 convolutions [out, in, 1, 1], which are linear layers here
-            learned[f"encoder.projector.layers.{name}"] = (
-                tensor.flatten(1) if tensor.ndim > 1 else tensor
+        prompts = [self.take_learned(name) for name in (first, *deep)]
+        if {prompt.shape for prompt in prompts} != {prompts[0].shape}:
+            raise ArtifactError(
+                f"{self.file} has a {tower} with prompts of several sizes: give another checkpoint"
             )
-    clip = {name: tensor for name, tensor in left.items() if _CLIP_NAMES.fullmatch(name)}
-    unknown = tuple(name for name in left if name not in clip and not _BUFFERS.fullmatch(name))
-    return Published(file, kind, learned, clip, unknown)
+        return prompts
+
+    def take_projector(self) -> dict[str, Tensor]:
+        """Take the projector: 1×1 convolutions [out, in, 1, 1], which are linear layers here."""
+        names = (
+            "0.weight",
+            "0.bias",
+            "1.weight",
+            "1.bias",
+            "1.running_mean",
+            "1.running_var",
+            "3.weight",
+            "3.bias",
+        )
+        taken = {name: self.take_learned(_PROJECTOR + name) for name in names}
+        taken |= {name: tensor.flatten(1) for name, tensor in taken.items() if tensor.ndim > 1}
+        taken["1.num_batches_tracked"] = self.take(f"{_PROJECTOR}1.num_batches_tracked").to(
+            torch.int64, copy=True
+        )
+        return {f"encoder.projector.layers.{name}": tensor for name, tensor in taken.items()}
 
 
 def require_same_clip(
@@ -135,20 +179,21 @@ def require_same_clip(
     Returns:
         Names in the file that the CLIP does not have; a WeightsError if a weight differs.
     """
-    missing = set()
-    for name, theirs in published.clip.items():
-        tower, _, weight = name.removeprefix("prompt_learner.ZS_").partition("_encoder.")
-        ours = towers.get(tower, {}).get(weight)
-        if name == "logit_scale":
-            ours = torch.tensor(log_scale)
-        if ours is None:
-            missing.add(name)
-        elif theirs.shape != ours.shape or not _is_same(theirs, ours.detach().cpu()):
+    pairs = {
+        name: (theirs, towers[tower].get(key))
+        for name, (tower, key, theirs) in published.clip.items()
+    }
+    if published.logit_scale is not None:
+        pairs["logit_scale"] = (published.logit_scale.flatten(), torch.tensor([log_scale]))
+    for name, (theirs, ours) in pairs.items():
+        if ours is not None and not (
+            theirs.shape == ours.shape and _is_same(theirs, ours.detach().cpu())
+        ):
             raise WeightsError(
                 f"{published.file} was made on another CLIP than the settings name ({name} "
                 f"differs): set model.init_args.clip to the CLIP of that {published.kind}"
             )
-    return missing
+    return {name for name, (_, ours) in pairs.items() if ours is None}
 
 
 def _is_same(theirs: Tensor, ours: Tensor) -> bool:

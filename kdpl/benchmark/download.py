@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import HfApi, hf_hub_download
 
 from kdpl.benchmark.archive import SUFFIX, unpack
-from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
+from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet, stays_inside
 from kdpl.errors import DataError, reason
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.network import require_hub
@@ -78,7 +78,7 @@ def _fetch(name: str, store: Path) -> dict[str, PurePosixPath]:
     try:
         require_hub()
         listed = HfApi().list_repo_files(REPOSITORY)
-        places = {file: place_of(file) for file in listed}
+        places = {file: place_of(file) for file in listed if stays_inside(file)}
         files = {file: place[1] for file, place in places.items() if place and place[0] == name}
         for file in files:
             hf_hub_download(REPOSITORY, file, local_dir=store)

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
-from importlib.resources.abc import Traversable
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Annotated, Literal
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, ValidationError
 
 from kdpl.data.decoding import PUBLISHED, open_image
 from kdpl.data.splits import Reader, Record, Splits
@@ -48,7 +47,6 @@ class Benchmark:
     num_classes: int
 
 
-_SHOWN = 200  # characters of what is wrong with a damaged dataset
 _V2_IMAGES = "imagenetv2-matched-frequency-format-val"
 _ALL = (
     Benchmark(
@@ -111,72 +109,103 @@ class BenchmarkSet(Reader):
     def read(self) -> Splits:
         """Read the dataset.
 
-        Raises a DataError that names what is missing or damaged and the command that gets the data.
+        Raises a DataError that names the path that is missing or damaged and the command that gets
+        the data.
         """
-        self.require_parts()
+        self.require_folder(self.folder)
+        return _LAYOUTS[self.benchmark.layout](self)
+
+    def require_folder(self, path: Path) -> None:
+        """Raise a DataError if this folder is missing; it names the command that gets the data."""
+        if not path.is_dir():
+            raise self._missing("folder", path)
+
+    def read_text(self, path: Path) -> str:
+        """Text of one of the dataset's files; DataError if it is missing or not text."""
+        if not path.is_file():
+            raise self._missing("file", path)
         try:
-            names, parts = _LAYOUTS[self.benchmark.layout](self)
-        except (LookupError, ValueError) as error:
-            why = " ".join(str(error).split())[:_SHOWN]
-            problem = f"{self.origin} is damaged ({type(error).__name__}: {why})"
-            raise DataError(f"{problem}: replace its files ({self._remedy()})") from error
-        opened = partial(open_image, decoding=self.decoding)
-        train, val, test = map(tuple, parts)
-        return Splits(self.origin, tuple(names), train, val, test, None, opened)
+            return path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise self.damaged(path, "is not UTF-8 text") from error
 
-    def require_parts(self) -> None:
-        """Raise a DataError if folder, images or a needed index are missing."""
-        for path in (self.folder, self.images):
-            self.require(path)
-        if self.benchmark.layout in ("split_file", "aircraft"):
-            self.require(self.index)
+    def damaged(self, path: Path, fault: str) -> DataError:
+        """Return the error for an existing but invalid path; ``fault`` continues after its name."""
+        return DataError(
+            f"{path} of dataset {self.benchmark.name} {fault}: replace it ({self._remedy()})"
+        )
 
-    def require(self, path: Path) -> Path:
-        """Return a path of the dataset; if it is missing, a DataError that tells how to get it."""
-        if path.exists():
-            return path
-        what = "file" if path.suffix else "folder"
+    def _missing(self, what: str, path: Path) -> DataError:
         problem = f"dataset {self.benchmark.name} needs the {what} {path}, which does not exist"
-        remedy = f"set root to the folder that holds {self.benchmark.folder}/"
-        raise DataError(f"{problem}: {remedy}, or get the data ({self._remedy()})")
+        remedy = (
+            f"set root to the folder that holds {self.benchmark.folder}/, "
+            f"or get the data ({self._remedy()})"
+        )
+        return DataError(f"{problem}: {remedy}")
 
     def _remedy(self) -> str:
         command = f"python -m kdpl data download {self.benchmark.name} --root {self.root}"
         return f"{command} tells how" if self.benchmark.layout == "imagenet" else command
 
 
-_Read = tuple[list[str], list[list[Record]]]
-"""Class names by label, and the images to train, validate and test on."""
+def stays_inside(path: str) -> bool:
+    """Return whether a relative path names something below a folder, on any system."""
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    drive = PureWindowsPath(path).drive
+    return bool(parts) and parts[0] != "/" and ".." not in parts and not drive
+
+
+def _inside(path: str) -> str:
+    if not stays_inside(path):
+        raise ValueError("the path does not stay in the image folder")
+    return path
+
+
+_Entry = tuple[
+    Annotated[str, AfterValidator(_inside)], NonNegativeInt, Annotated[str, Field(pattern=r"\S")]
+]
 
 
 class _SplitFile(BaseModel):
-    train: list[tuple[str, int, str]]
-    val: list[tuple[str, int, str]]
-    test: list[tuple[str, int, str]]
+    train: list[_Entry] = Field(min_length=1)
+    val: list[_Entry]
+    test: list[_Entry] = Field(min_length=1)
 
 
-def _read_split_file(dataset: BenchmarkSet) -> _Read:
+def _read_split_file(dataset: BenchmarkSet) -> Splits:
     """Read a JSON file of the three splits, with the labels, names and order of the file.
 
     Its form is ``{"train": [[path, label, class name], …], "val": […], "test": […]}``.
 
     The images themselves are not looked for, which takes minutes on a network disk.
     """
-    content = _SplitFile.model_validate_json(dataset.index.read_bytes())
+    try:
+        content = _SplitFile.model_validate_json(dataset.read_text(dataset.index), strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "the file"
+        raise dataset.damaged(
+            dataset.index, f"is invalid ({where}: {fault['msg']:.200})"
+        ) from error
+    dataset.require_folder(dataset.images)
     folder = os.path.normpath(dataset.images)
-    splits = (content.train, content.val, content.test)
-    names = {label: name for split in splits for _, label, name in split}
-    for split in splits:
-        for path, _, _ in split:
-            if ".." in path.replace("\\", "/").split("/"):
-                raise ValueError(f"{path} does not stay in the image folder")
-    parts = [
-        [Record(f"{folder}{os.sep}{path}", label) for path, label, _ in split] for split in splits
-    ]
-    return [names[label] for label in range(len(names))], parts
+    names: dict[int, str] = {}
+    records: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
+    for split, listed in records.items():
+        for path, label, name in getattr(content, split):
+            if names.setdefault(label, name) != name:
+                raise dataset.damaged(
+                    dataset.index, f"calls label {label} {names[label]!r} and {name!r}"
+                )
+            listed.append(Record(f"{folder}{os.sep}{path}", label))
+    if len(names) <= max(names):
+        raise dataset.damaged(
+            dataset.index, f"has label {max(names)} but only {len(names)} labels, from 0 on"
+        )
+    return _splits(dataset, [names[label] for label in range(len(names))], **records)
 
 
-def _read_aircraft(dataset: BenchmarkSet) -> _Read:
+def _read_aircraft(dataset: BenchmarkSet) -> Splits:
     """Read ``variants.txt`` and ``images_variant_{train,val,test}.txt``.
 
     The former has one class name a line, by label.
@@ -184,21 +213,34 @@ def _read_aircraft(dataset: BenchmarkSet) -> _Read:
     The lines of the latter are ``<image id> <class name>``; the image is ``<image id>.jpg``. Their
     order is kept.
     """
-    names = _lines(dataset.index)
-    parts = []
-    for split in ("train", "val", "test"):
-        lines = _lines(dataset.require(dataset.folder / f"images_variant_{split}.txt"))
-        listed = [line.split(maxsplit=1) for line in lines]
-        parts.append(
-            [
-                Record(f"{dataset.images}{os.sep}{image}.jpg", names.index(name))
-                for image, name in listed
-            ]
-        )
-    return names, parts
+    names = [line.strip() for line in dataset.read_text(dataset.index).splitlines() if line.strip()]
+    label_of: dict[str, int] = {}
+    for label, name in enumerate(names):
+        if label_of.setdefault(name, label) != label:
+            raise dataset.damaged(dataset.index, f"lists class {name!r} twice")
+    dataset.require_folder(dataset.images)
+    records: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
+    for split, listed in records.items():
+        path = dataset.folder / f"images_variant_{split}.txt"
+        for number, line in enumerate(dataset.read_text(path).splitlines(), start=1):
+            image, _, name = line.strip().partition(" ")
+            if not image:
+                continue
+            if name.strip() not in label_of:
+                raise dataset.damaged(
+                    path, f"names {name.strip()!r} in line {number}, which is not a class"
+                )
+            if not stays_inside(image):
+                raise dataset.damaged(
+                    path, f"has an image in line {number} that does not stay in the image folder"
+                )
+            listed.append(Record(f"{dataset.images}{os.sep}{image}.jpg", label_of[name.strip()]))
+        if not listed and split != "val":
+            raise dataset.damaged(path, "lists no images")
+    return _splits(dataset, names, **records)
 
 
-def _read_imagenet(dataset: BenchmarkSet) -> _Read:
+def _read_imagenet(dataset: BenchmarkSet) -> Splits:
     """Read ``images/train/<wnid>/`` and ``images/val/<wnid>/``.
 
     A label is the rank of the folder's name.
@@ -208,70 +250,109 @@ def _read_imagenet(dataset: BenchmarkSet) -> _Read:
     """
     train, val = dataset.images / "train", dataset.images / "val"
     folders = _class_folders(dataset, train)
-    if differing := sorted(set(folders) ^ set(_class_folders(dataset, val))):
-        raise ValueError(f"class folder {differing[0]} is in only one of train and val")
-    names = _names_by_wnid(dataset)
-    parts = [_records(train, folders), [], _records(val, folders)]
-    return [names[folder] for folder in folders], parts
+    differing = sorted(set(folders) ^ set(_class_folders(dataset, val)))
+    if differing:
+        raise dataset.damaged(
+            dataset.images, f"has class {differing[0]} in only one of train and val"
+        )
+    names = _names_of(dataset, folders)
+    return _splits(
+        dataset, names, _records(dataset, train, folders), [], _records(dataset, val, folders)
+    )
 
 
-def _read_class_folders(dataset: BenchmarkSet) -> _Read:
+def _read_class_folders(dataset: BenchmarkSet) -> Splits:
     """Read test images in folders ``<wnid>/``.
 
     A label is the rank of the folder's name among the existing ones.
     """
-    folders, names = _class_folders(dataset, dataset.images), _names_by_wnid(dataset)
-    return [names[folder] for folder in folders], [[], [], _records(dataset.images, folders)]
+    folders = _class_folders(dataset, dataset.images)
+    return _splits(
+        dataset, _names_of(dataset, folders), [], [], _records(dataset, dataset.images, folders)
+    )
 
 
-def _read_numbered_folders(dataset: BenchmarkSet) -> _Read:
+def _read_numbered_folders(dataset: BenchmarkSet) -> Splits:
     """Read test images in folders ``0/``, ``1/``, ….
 
     The folder's number is the label among all of ImageNet's classes.
     """
     names = [name for _, name in sorted(_names_by_wnid(dataset).items())]
-    folders = sorted(_class_folders(dataset, dataset.images), key=int)
-    if int(folders[-1]) >= len(names):
-        raise ValueError(f"folder {folders[-1]} is not one of 0 to {len(names) - 1}")
-    records = _records(dataset.images, folders)
-    return names, [[], [], [Record(r.source, int(folders[r.single])) for r in records]]
+    folders = _class_folders(dataset, dataset.images)
+    for folder in folders:
+        if not (folder.isascii() and folder.isdecimal()) or int(folder) >= len(names):
+            raise dataset.damaged(
+                dataset.images / folder, f"is not one of the folders 0 to {len(names) - 1}"
+            )
+    folders.sort(key=int)
+    records = _records(dataset, dataset.images, folders)
+    tested = [Record(record.source, int(folders[record.single])) for record in records]
+    return _splits(dataset, names, [], [], tested)
+
+
+def _splits(
+    dataset: BenchmarkSet,
+    names: list[str],
+    train: list[Record],
+    val: list[Record],
+    test: list[Record],
+) -> Splits:
+    opened = partial(open_image, decoding=dataset.decoding)
+    return Splits(dataset.origin, tuple(names), tuple(train), tuple(val), tuple(test), None, opened)
 
 
 def _class_folders(dataset: BenchmarkSet, top: Path) -> list[str]:
-    with os.scandir(dataset.require(top)) as entries:
+    dataset.require_folder(top)
+    with os.scandir(top) as entries:
         folders = sorted(
             entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()
         )
     if not folders:
-        raise ValueError(f"{top} has no class folders")
+        raise dataset.damaged(top, "has no class folders")
     return folders
 
 
-def _records(top: Path, folders: list[str]) -> list[Record]:
+def _records(dataset: BenchmarkSet, top: Path, folders: list[str]) -> list[Record]:
     """The images of class folders, with the rank of their folder as label."""
     records = []
     for label, folder in enumerate(folders):
         images = find_images(top / folder)
         if not images:
-            raise ValueError(f"{top / folder} has no images")
+            raise dataset.damaged(top / folder, "has no images")
         records += [Record(image, label) for image in images]
     return records
 
 
+def _names_of(dataset: BenchmarkSet, folders: list[str]) -> list[str]:
+    names = _names_by_wnid(dataset)
+    for folder in folders:
+        if folder not in names:
+            raise dataset.damaged(
+                dataset.images, f"has a class folder {folder} that no class name belongs to"
+            )
+    return [names[folder] for folder in folders]
+
+
 def _names_by_wnid(dataset: BenchmarkSet) -> dict[str, str]:
     """Class names by WordNet id; several ids may share a name, as in ImageNet two of them do."""
-    # where there are none, the names that open_clip uses
-    known = files("kdpl.benchmark").joinpath("imagenet_classes.txt")
-    lines = _lines(dataset.index if dataset.index.exists() else known)
-    return dict(line.split(maxsplit=1) for line in lines)
+    if dataset.index.exists():
+        text = dataset.read_text(dataset.index)
+    else:  # the names that open_clip uses
+        text = files("kdpl.benchmark").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
+    names: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        wnid, _, name = line.strip().partition(" ")
+        if not wnid:
+            continue
+        if not name.strip():
+            raise dataset.damaged(dataset.index, f"is not '<wnid> <class name>' in line {number}")
+        if wnid in names:
+            raise dataset.damaged(dataset.index, f"has {wnid} twice, again in line {number}")
+        names[wnid] = name.strip()
+    return names
 
 
-def _lines(file: Path | Traversable) -> list[str]:
-    text = file.read_text(encoding="utf-8-sig")
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-_LAYOUTS: dict[Layout, Callable[[BenchmarkSet], _Read]] = {
+_LAYOUTS: dict[Layout, Callable[[BenchmarkSet], Splits]] = {
     "split_file": _read_split_file,
     "aircraft": _read_aircraft,
     "imagenet": _read_imagenet,

@@ -204,10 +204,8 @@ class _Maker:
         Those of an average over datasets are of the seeds that have all of the datasets.
         """
         if dataset != AVERAGE:
-            metric, place = (
-                self._measured(dataset, column.metric),
-                (column.protocol, column.setting),
-            )
+            metric = self._measured(dataset, column.metric)
+            place = (column.protocol, column.setting)
             return {
                 r.seed: 100 * r.metrics[metric]
                 for r in self.results

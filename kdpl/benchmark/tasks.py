@@ -143,8 +143,10 @@ def missing_data(tasks: Iterable[Task], root: str | None) -> list[str]:
         if root is None:
             faults.append(f"dataset {name} needs the folder of all datasets: give it as --root")
             continue
+        dataset = BenchmarkSet(name, root)
         try:
-            BenchmarkSet(name, root).require_parts()
+            dataset.require_folder(dataset.images)
+            dataset.read_text(dataset.index)
         except DataError as error:
             faults.append(str(error))
     return faults

@@ -33,8 +33,10 @@ def read_torch_file(path: Path) -> Any:
     """Read a file that ``torch.save`` has written, a zip archive as since version 1.6, on the CPU.
 
     Returns what was saved: tensors, numbers, strings and plain containers, and a meaningless object
-    for anything else. An ArtifactError if the file is damaged or of another kind.
+    for anything else. An ArtifactError if the file is missing, damaged or of another kind.
     """
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist: check the path")
     try:
         names = get_unsafe_globals_in_checkpoint(str(path))
         with safe_globals(

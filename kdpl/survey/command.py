@@ -210,7 +210,11 @@ def _require_classes(
             "each line of --class-names, or give the folder above"
         )
     for label, named in sorted(names.items()):
-        if fault := fault_of_name(label) or fault_of_name(named.name):
+        fault = fault_of_name(label) or fault_of_name(named.name)
+        if label != label.strip():
+            # cells of a table have none
+            fault = f"begins or ends with a space ({label!r})"
+        if fault:
             raise DataError(f"{path} has a class name that {fault}: rename the class")
         if label in untrained:
             raise DataError(
@@ -370,11 +374,14 @@ def _write_config(
         "class_names": reader.class_names,
         "label_separator": reader.label_separator,
         "skip_list": str((out / _LEFT_OUT).absolute()) if skips else None,
-        # of a number of shots, classes with fewer images give all they have
         "allow_fewer_shots": True if smallest else None,
     }
+    comments = {
+        "skip_list": "  # unusable images, and copies",
+        "allow_fewer_shots": "  # classes with fewer images give all they have",
+    }
     settings = "".join(
-        f"    {name}: {json.dumps(value, ensure_ascii=False)}\n"
+        f"    {name}: {json.dumps(value, ensure_ascii=False)}{comments.get(name, '')}\n"
         for name, value in given.items()
         if value is not None
     )

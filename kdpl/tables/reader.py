@@ -160,34 +160,28 @@ def read_rows(
     DataError if it cannot be read, lacks the column ``image`` or, with ``labeled``, ``label``, or a
     row has a value beyond the columns, as a comma without quotes makes it.
     """
-    kind = table.suffix.lower()
-    if kind not in (".csv", ".parquet"):
+    if table.suffix.lower() not in (".csv", ".parquet"):
         raise DataError(
             f"table {table} is of an unknown kind: give a .csv or .parquet file as root"
         )
     if not table.is_file():
         raise DataError(f"table {table} does not exist: check root")
-    names, rows = _parquet_rows(table) if kind == ".parquet" else _csv_rows(table)
+    columns = (
+        _parquet_columns(table, separator)
+        if table.suffix.lower() == ".parquet"
+        else _csv_columns(table)
+    )
     for name in ("image", "label")[: 1 + labeled]:
-        if name not in names:
-            problem = f"has no column {name!r} but {', '.join(map(visible, names)) or 'none'}"
+        if name not in columns:
+            problem = f"has no column {name!r} but {', '.join(map(visible, columns)) or 'none'}"
             raise DataError(
                 f"table {table} {problem}: its first row must be image,label or image,label,split"
             )
-    if separator is None and any(isinstance(row.get("label"), list) for row in rows):
-        raise DataError(
-            f"column label of table {table} has lists, which are several labels an image: set "
-            "label_separator to ';'"
-        )
-    read = []
-    for row in rows:
-        image, label, split, group = map(row.get, ("image", "label", "split", "group"))
-        if isinstance(label, list):
-            text = (separator or "").join(map(_text, label))
-        else:
-            text = _text(label, "" if separator is None else UNKNOWN)
-        read.append((_text(image), composed(text), _text(split) or "train", _text(group)))
-    return read
+    none = [""] * len(columns["image"])
+    splits = [split or "train" for split in columns.get("split", none)]
+    missing = "" if separator is None else UNKNOWN
+    labels = map(composed, columns.get("label", [missing] * len(none)))
+    return list(zip(columns["image"], labels, splits, columns.get("group", none), strict=True))
 
 
 def _require_task(table: Path, cells: Sequence[str], separator: str | None) -> None:
@@ -212,7 +206,7 @@ def _require_task(table: Path, cells: Sequence[str], separator: str | None) -> N
                 )
 
 
-def _csv_rows(table: Path) -> tuple[list[str], list[dict[str, object]]]:
+def _csv_columns(table: Path) -> dict[str, list[str]]:
     # a name in quotes may have a line break, which stays as it is
     text = StringIO(read_text(table, "table", newline=""), newline="")
     lines = csv.reader(text, skipinitialspace=True, strict=True)
@@ -222,26 +216,26 @@ def _csv_rows(table: Path) -> tuple[list[str], list[dict[str, object]]]:
             names.pop()
         rows = []
         for row in lines:
-            if any(map(str.strip, row[len(names) :])):
+            cells = [cell.strip() for cell in row]
+            if any(cells[len(names) :]):
                 problem = (
                     f"line {lines.line_num} of {table} has {len(row)} values, expected {len(names)}"
                 )
                 raise DataError(f"{problem}: put a value with a comma in quotes")
-            if row:
-                cells = row + [""] * (len(names) - len(row))
-                rows.append(dict[str, object](zip(names, cells, strict=False)))
+            if cells:
+                rows.append(cells + [""] * (len(names) - len(cells)))
     except csv.Error as error:
         raise DataError(
             f"line {lines.line_num} of {table} cannot be read ({error}): correct it"
         ) from error
-    return names, rows
+    return {name: [row[names.index(name)] for row in rows] for name in names}
 
 
-def _parquet_rows(table: Path) -> tuple[list[str], list[dict[str, object]]]:
+def _parquet_columns(table: Path, separator: str | None) -> dict[str, list[str]]:
     try:
         from pyarrow.parquet import ParquetFile
 
-        content = ParquetFile(table).read()
+        columns = ParquetFile(table).read().to_pydict()
     except ImportError as error:
         raise ConfigError(
             "a .parquet table needs pyarrow: pip install 'kdpl[parquet]', or give a .csv"
@@ -250,13 +244,27 @@ def _parquet_rows(table: Path) -> tuple[list[str], list[dict[str, object]]]:
         raise DataError(
             f"table {table} cannot be read ({reason(error)}): write it again"
         ) from error
-    names = [name.strip() for name in content.column_names]
-    return names, content.rename_columns(names).to_pylist()
+    texts = {name.strip(): [_text(value) for value in values] for name, values in columns.items()}
+    labels = next((values for name, values in columns.items() if name.strip() == "label"), None)
+    if labels is not None and separator is not None:
+        texts["label"] = [_list_text(value, separator) for value in labels]
+    elif any(isinstance(value, list) for value in labels or ()):
+        raise DataError(
+            f"column label of table {table} has lists, which are several labels an image: set "
+            "label_separator to ';'"
+        )
+    return texts
 
 
-def _text(value: object, missing: str = "") -> str:
+def _list_text(value: object, separator: str) -> str:
+    if value is None or value != value:
+        return UNKNOWN
+    return separator.join(map(_text, value)) if isinstance(value, list) else _text(value)
+
+
+def _text(value: object) -> str:
     # numbers are labels like any other, and pandas makes whole numbers floats where others are
     # missing
     if value is None or value != value:
-        return missing
+        return ""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()

@@ -80,5 +80,10 @@ def _names_of_data(
     from kdpl.runtime.configs import find_config, read_config
 
     sections = [read_config(find_config(file)).get("data", {}) for file in files]
+    for file, section in zip(files, sections, strict=True):
+        if not isinstance(section, dict):
+            raise ConfigError(
+                f"data in config {file} is {section!r}, expected a section of settings: correct it"
+            )
     data = build_data(sections, settings)
     return data.class_names, data.num_base, data.class_texts

@@ -34,7 +34,7 @@ def test_prompts_of_the_first_layer_alone_are_enough(tmp_path):
     published = read_published(files.write(tmp_path / "f", state), "teacher")
     assert published.learned["vision_prompts.tokens"].shape == (1, 4, 48)
     assert published.learned["text_prompts.deep"].shape == (0, 4, 40)
-    assert published.clip == {}
+    assert (published.clip, published.logit_scale) == ({}, None)
 
 
 DEEP, PROJECTOR = "image_encoder.transformer.resblocks.2.VPT_shallow", "VPT_image_trans.conv1"
@@ -47,8 +47,14 @@ DEEP, PROJECTOR = "image_encoder.transformer.resblocks.2.VPT_shallow", "VPT_imag
             (name, None, f"has no tensor {name}: ")
             for name in ("image_encoder.VPT", DEEP, f"{PROJECTOR}.1.bias")
         ),
-        ("image_encoder.VPT", "x", "no tensor image_encoder.VPT"),
-        (DEEP, torch.full((4, 32), torch.nan), f"{DEEP}, expected finite numbers"),
+        (
+            "image_encoder.VPT",
+            torch.zeros(4, 32).long(),
+            "image_encoder.VPT, expected finite floats",
+        ),
+        ("image_encoder.VPT", torch.full((4, 32), torch.nan), "expected finite floats"),
+        (DEEP, torch.zeros(3, 32), "image_encoder with prompts of several sizes"),
+        ("image_encoder.proj", "x", "no tensor image_encoder.proj"),
     ],
 )
 def test_a_missing_tensor_and_one_of_another_kind_are_named(name, value, message, tmp_path):
@@ -63,6 +69,7 @@ def test_a_missing_tensor_and_one_of_another_kind_are_named(name, value, message
     ("content", "message"),
     [
         ([1], "has no state_dict"),
+        ({"state_dict": {1: 2}}, "has no state_dict"),
         ({"state_dict": {"proj": torch.zeros(1)}}, "no prompts and no projector"),
     ],
 )

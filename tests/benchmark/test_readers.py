@@ -165,51 +165,76 @@ def with_entry(split, *entry):
     return json.dumps({**SPLIT, split: [*SPLIT[split], list(entry)]})
 
 
-SPLIT_FILE = "split_zhou_DescribableTextures.json"
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("[" * 10_000, "(the file: Invalid JSON"),
+        (json.dumps({**SPLIT, "train": []}), "(train: "),
+        (with_entry("train", "a.jpg", 0), "(train.6.2: "),
+        (
+            with_entry("val", "/etc/passwd", 0, "Zebra_crossing"),
+            "the path does not stay in the image folder",
+        ),
+        (
+            with_entry("val", "a/../../b.jpg", 0, "Zebra_crossing"),
+            "the path does not stay in the image folder",
+        ),
+        (with_entry("train", "a.jpg", -1, "apple"), "(train.6.1: "),
+        (with_entry("train", "a.jpg", 2, " "), "(train.6.2: "),
+        (with_entry("test", "a.jpg", 2, "pear"), "calls label 2 'apple' and 'pear'"),
+        (with_entry("test", "a.jpg", 4, "pear"), "has label 4 but only 4 labels, from 0 on"),
+    ],
+)
+def test_damaged_split_file_is_refused_by_name(tmp_path, content, fault):
+    path = make_tree("dtd", tmp_path) / "split_zhou_DescribableTextures.json"
+    path.write_text(content)
+    message = fault_of("dtd", tmp_path)
+    assert message.startswith(f"{path} of dataset dtd ")
+    assert fault in message
 
 
 @pytest.mark.parametrize(
     ("name", "file", "content", "fault"),
     [
-        ("dtd", SPLIT_FILE, "[" * 10_000, "Invalid JSON"),
-        ("dtd", SPLIT_FILE, with_entry("train", "a.jpg", 0), "train.6.2 Field required"),
-        ("dtd", SPLIT_FILE, with_entry("test", "a.jpg", 5, "pear"), "KeyError: 3"),
-        (
-            "dtd",
-            SPLIT_FILE,
-            with_entry("val", "a/../../b.jpg", 0, "apple"),
-            "a/../../b.jpg does not stay in the image folder",
-        ),
+        ("fgvc_aircraft", "variants.txt", "a\nb\na\n", "lists class 'a' twice"),
         (
             "fgvc_aircraft",
             "images_variant_test.txt",
             "1 707-320\n2 Concorde\n",
-            "'Concorde' is not in list",
+            "names 'Concorde' in line 2, which is",
+        ),
+        (
+            "fgvc_aircraft",
+            "images_variant_test.txt",
+            "../1 707-320\n",
+            "has an image in line 1 that does not stay",
+        ),
+        (
+            "imagenet",
+            "classnames.txt",
+            "n01440764 tench\nn02012849\n",
+            "is not '<wnid> <class name>' in line 2",
         ),
         (
             "imagenet",
             "classnames.txt",
             "n01440764 tench\n",
-            "KeyError: 'n02012849'",
+            "has a class folder n02012849 that no class name belongs",
         ),
-        ("imagenet", "classnames.txt", "n01440764 tench\nn02012849\n", "element #1 has length 1"),
         (
             "imagenet",
             "images/val/n01443537/",
             None,
-            "class folder n01443537 is in only one of train and val",
+            "has class n01443537 in only one of train and val",
         ),
-        ("imagenetv2", "classnames.txt", "n1 a\nn2 b\nn3 c\n", "is not one of 0 to 2"),
-        ("imagenetv2", f"{V2_IMAGES}/3/", None, "3 has no images"),
+        ("imagenetv2", "classnames.txt", "n1 a\nn2 b\nn3 c\n", "is not one of the folders 0 to 2"),
+        ("imagenetv2", f"{V2_IMAGES}/3/", None, "has no images"),
     ],
 )
-def test_a_damaged_dataset_is_refused_by_name(tmp_path, name, file, content, fault):
-    folder = make_tree(name, tmp_path)
+def test_damaged_lists_and_folders_are_refused_by_name(tmp_path, name, file, content, fault):
+    path = make_tree(name, tmp_path) / file
     if content is None:
-        (folder / file).mkdir()
+        path.mkdir()
     else:
-        (folder / file).write_text(content)
-    with pytest.raises(DataError, match=f"dataset {name} in {folder} is damaged") as raised:
-        build_reader(name, root=str(tmp_path)).read()
-    assert fault in str(raised.value)
-    assert f"replace its files (python -m kdpl data download {name} " in str(raised.value)
+        path.write_text(content)
+    assert f" of dataset {name} {fault}" in fault_of(name, tmp_path)
