@@ -5,6 +5,7 @@ The scores are those by which predict knows its certainty.
 
 from pathlib import Path
 
+from kdpl.cli.arguments import require_file
 from kdpl.runtime.run_folder import require_classifier
 
 
@@ -27,6 +28,7 @@ def calibrate(
             otherwise, as for init
     """
     require_classifier(Path(classifier))
+    require_file("--class-names", class_names)
 
     from kdpl.classifier.bulk import load_classifier
     from kdpl.doubt.held_out import HeldOutScores

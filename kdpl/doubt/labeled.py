@@ -1,5 +1,6 @@
 """Labelled images that a classifier was not trained on: read, and classified."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from kdpl.data.storage import find_images
 from kdpl.errors import DataError
 from kdpl.runtime.class_names import composed
 
+_BATCH_SIZE = 64
+
 
 def labeled_records(
     images: str,
@@ -29,6 +32,8 @@ def labeled_records(
 ) -> list[Record]:
     """Read labelled images of a folder of class folders or of a table, of one split.
 
+    A folder says one class of each image, and so is none for images with several labels.
+
     Args:
         images: The folder or table.
         class_names: File with the names of the classes, where folders or labels are others.
@@ -36,11 +41,25 @@ def labeled_records(
         label_separator: Between the labels of an image; None: each has one.
     """
     top = Path(images).expanduser()
+    if not top.exists():
+        raise DataError(f"{images} does not exist: check its path")
+    if top.is_dir() and label_separator is not None:
+        raise DataError(
+            f"{images} is a folder, which says one class of each image: give a .csv or .parquet "
+            "table with all labels of each"
+        )
     if top.is_dir():
         several = bool(split_folders(top))
-        found = {composed(each.name): find_images(each) for each in class_folders(top)}
+        found: dict[str, list[str]] = {}
+        for folder in class_folders(top):
+            found.setdefault(composed(folder.name), []).extend(find_images(folder))
         keys = [key for key in found if found[key]]
         records = [Record(path, i) for i, key in enumerate(keys) for path in found[key]]
+        if not records:
+            raise DataError(
+                f"folder {images} has no images in folders of classes: put them into "
+                f"{images}/<class>/"
+            )
     else:
         options: dict[str, str | bool] = {"root": str(top)}
         if label_separator is not None:
@@ -54,10 +73,6 @@ def labeled_records(
         raise DataError(
             f"{images} has several splits, of which the classifier has seen one: give the images "
             "of another"
-        )
-    if not records:
-        raise DataError(
-            f"folder {images} has no images in folders of classes: put them into {images}/<class>/"
         )
     if class_names is not None:
         given = read_class_mapping(Path(class_names), keys, complete=False)
@@ -78,16 +93,23 @@ def labeled_records(
 
 
 def classify_records(
-    classifier: Classifier, records: Sequence[Record], open_image: OpenImage | None = None
+    classifier: Classifier,
+    records: Sequence[Record],
+    open_image: OpenImage | None = None,
+    num_workers: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Classify labelled images, which are opened as the classifier opens them or as is given.
+
+    Without ``num_workers``, as many processes read them as there are cores.
 
     Returns logits float32 [N, C], and labels, as ``label_tensor`` makes them, in their order.
     """
     opened = open_image or partial(sources.open_source, decoding=classifier.decoding)
     resizing, classes = classifier.preprocessing.resizing, len(classifier.class_names)
     images = EvaluationImages(records, opened, resizing, classes)
-    batches = LazyLoader(images, EvaluationSampler(len(records)), 64, parallel.cores())
+    if num_workers is None:
+        num_workers = min(parallel.cores(), math.ceil(len(records) / _BATCH_SIZE))
+    batches = LazyLoader(images, EvaluationSampler(len(records)), _BATCH_SIZE, num_workers)
     device = classifier.head.class_vectors.device
     outputs = [
         (logits.float(), batch.labels) for logits, batch in infer(classifier, batches, device)

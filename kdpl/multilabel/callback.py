@@ -113,12 +113,12 @@ def _choose(trainer: Trainer, module: ClassifyingModule) -> None:
     if not isinstance(task, MultiLabel):
         return
 
-    def classify(images: Tensor) -> list[Tensor]:
+    def classify(images: Tensor) -> Tensor:
         with trainer.precision_plugin.forward_context():
-            return [module.class_logits(images).float()]
+            return module.class_logits(images).float()
 
     with evaluating(module):
-        found = on_validation_images(trainer, classify, module.device)
+        found = on_validation_images(trainer, lambda images: [classify(images)], module.device)
     if found is not None:
         logits, targets = found
         thresholds = _of_best_f1(logits, targets, data)
@@ -130,7 +130,7 @@ def _choose(trainer: Trainer, module: ClassifyingModule) -> None:
         images = data.preview(_UNLABELED, module.resizing).to(module.device)
         with evaluating(module), torch.no_grad():
             parts = torch.split(images, data.eval_batch_size)
-            logits = torch.cat([each for part in parts for each in classify(part)])
+            logits = torch.cat([classify(part) for part in parts])
         thresholds = of_expected_counts(logits)
     else:
         inform("there are no validation images, so that the threshold of each class is 0.5")

@@ -1,4 +1,4 @@
-"""``python -m kdpl thresholds CLASSIFIER TABLE``: choose the threshold of each class anew."""
+"""``python -m kdpl thresholds CLASSIFIER IMAGES``: choose the threshold of each class anew."""
 
 import math
 from pathlib import Path
@@ -24,8 +24,7 @@ def thresholds(
 
     Args:
         classifier: classifier folder of a student's run, of several labels an image
-        images: .csv or .parquet table with the columns image and label, and of one split, or folder
-            with a folder of images for each class
+        images: .csv or .parquet table with the columns image and label, and of one split
         label_separator: character between the labels of an image
         class_names: file with the names of the classes, where labels are named otherwise, as for
             init
@@ -39,7 +38,7 @@ def thresholds(
         raise ConfigError(
             "--precision and --recall each decide the thresholds alone: give one of the two"
         )
-    wanted = share("--precision", precision), share("--recall", recall)
+    wanted = {"precision": share("--precision", precision), "recall": share("--recall", recall)}
 
     from kdpl.classifier.bulk import load_classifier
     from kdpl.classifier.folder import keep_task
@@ -61,7 +60,7 @@ def thresholds(
 
     # a class that no image has keeps its threshold
     having = {label for record in records for label in labels_of(record)}
-    before, chosen = task.thresholds_of(len(names)), choose(logits, targets, *wanted)
+    before, chosen = task.thresholds_of(len(names)), choose(logits, targets, **wanted)
     values = [each.value if label in having else before[label] for label, each in enumerate(chosen)]
     keep_task(Path(classifier), MultiLabel(values).settings())
 

@@ -13,11 +13,13 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.data.batches import Batch
-from kdpl.data.datasets import OpenImage, label_tensor
+from kdpl.data.datasets import OpenImage
 from kdpl.data.names import Indices, Names
+from kdpl.data.splits import labels_of
 from kdpl.doubt.words import NEGATIVE_VECTORS_FILE
 from kdpl.errors import ConfigError
 from kdpl.multilabel.crops import Crops
@@ -246,8 +248,9 @@ def summaries_of(
     sources = inputs.pool.take(inputs.indices) if images is None else Names.of(images)
 
     def load(rows: Indices) -> Iterable[Batch]:
-        own, each = partial(_crops, inputs.open_image, crop), [[i] for i in range(len(rows))]
-        return load_in_workers(own, sources.take(rows), each, inputs.num_workers)
+        make = partial(_crops, inputs.open_image, crop)
+        one_by_one = BatchSampler(range(len(rows)), 1, drop_last=False)
+        return load_in_workers(make, sources.take(rows), one_by_one, inputs.num_workers)
 
     def network(crops: Tensor) -> Tensor:
         return summarize(crop.features(inputs.encoder(crops)))[None]
@@ -279,8 +282,10 @@ def _tells_apart(has: Tensor) -> bool:
 def _multi_hot(inputs: TargetInputs) -> Tensor:
     """Return the classes of the labelled images, of those that labels tell of, bool [n, K]."""
     known = len(inputs.class_names) if inputs.num_base is None else inputs.num_base
-    rows = [label_tensor(record.label, known) for record in inputs.labeled]
-    return torch.stack([torch.zeros(known), *rows])[1:].bool()
+    has = torch.zeros(len(inputs.labeled), known, dtype=torch.bool)
+    for row, record in zip(has, inputs.labeled, strict=True):
+        row[list(labels_of(record))] = True
+    return has
 
 
 def _negative_vectors(inputs: TargetInputs, vectors: ClassVectors) -> Tensor:

@@ -48,7 +48,7 @@ class PoolManifest:
         pool: Digest of the list of all unlabelled images.
         labels: Digest of labelled and validation images and their labels.
         settings: The settings of the refinement.
-        share: 1 where the target is the assignments; 0 where the teacher's predictions were better.
+        taken: Whether the target is the assignments; else the teacher's predictions were better.
         reason: Why they are taken or not.
         accuracy: Of teacher and assignments on labelled images that neither saw; None without such
             images.
@@ -64,7 +64,7 @@ class PoolManifest:
     pool: Text
     labels: Text
     settings: dict[str, Any]
-    share: Share
+    taken: bool
     reason: Text
     accuracy: tuple[Share, Share] | None
     before: tuple[int, ...]

@@ -84,7 +84,7 @@ class Refined(RefinementConfig, PreparedTarget):
         targets = PoolTargets.load(file)
         require_origin(file, vars(targets), needed, targets.images, inputs.indices)
         inform(f"refinement: {targets.reason}")
-        if targets.share:
+        if targets.taken:
             inform(
                 f"{targets.moved} of {len(targets.images)} unlabelled images are assigned to "
                 f"another class: {file}"
@@ -93,7 +93,7 @@ class Refined(RefinementConfig, PreparedTarget):
 
     def use(self, targets: PoolTargets, device: torch.device) -> None:
         """Use these assignments, on a device."""
-        self._taken = targets.share > 0
+        self._taken = targets.taken
         if self._taken:
             assignments = targets.assignments.to(device, torch.float32)
             z = assignments + _FLOOR / assignments.shape[1]
@@ -157,7 +157,7 @@ class Refined(RefinementConfig, PreparedTarget):
         moved = torch.nonzero(before != after).flatten().tolist()
         return PoolTargets(
             **needed,
-            share=float(taken),
+            taken=taken,
             reason=reason,
             accuracy=assigned.right,
             before=tuple(counts[0].tolist()),

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from operator import itemgetter
 
 from kdpl.data.sampling import are_sets, by_label
@@ -37,15 +37,19 @@ def sample_sets(records: Sequence[Record], shots: int, stream: random.Random) ->
         for label in labels_of(record):
             having[label][image] = None
     drawn: dict[int, None] = {}
+
+    def draw(candidates: Iterable[int], wanted: int) -> None:
+        left = [image for image in candidates if image not in drawn]
+        drawn.update(dict.fromkeys(stream.sample(left, min(wanted, len(left)))))
+
     for label in sorted(having):
         images = having[label]
-        for has in (True, False):
-            known = sum((image in images) == has for image in drawn)
-            if known < shots:
-                candidates = images if has else (i for i in range(len(records)) if i not in images)
-                left = [image for image in candidates if image not in drawn]
-                new = stream.sample(left, min(shots - known, len(left)))
-                drawn.update(dict.fromkeys(new))
+        known = sum(image in images for image in drawn)
+        if known < shots:
+            draw(images, shots - known)
+        lacking = sum(image not in images for image in drawn)
+        if lacking < shots:
+            draw((i for i in range(len(records)) if i not in images), shots - lacking)
     return [records[image] for image in drawn]
 
 

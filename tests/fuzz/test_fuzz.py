@@ -97,7 +97,7 @@ def folder(tmp_path_factory, clip_of):
         "settings": {},
     }
     pool = {"images": torch.arange(3), "assignments": torch.full((3, 2), 0.5)}
-    PoolTargets(**counts, **ties, **pool, share=1.0, reason="taken").save(
+    PoolTargets(**counts, **ties, **pool, taken=True, reason="taken").save(
         folder / "targets.safetensors"
     )
     torch.save({"a": torch.ones(3), "b": [1, "x"], "c": random.Random}, folder / "published.pt")

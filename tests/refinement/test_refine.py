@@ -151,7 +151,7 @@ def targets(pool):
         pool="digest",
         labels="digest",
         settings={"rounds": 15},
-        share=1.0,
+        taken=True,
         reason="taken",
         accuracy=(0.5, 0.75),
         before=(10, 10, 10, 10),
@@ -193,7 +193,7 @@ def test_the_target_is_the_assignment_where_it_is_taken(targets):
     assert (
         target.logits(predicted, indices).double().softmax(dim=1) - expected
     ).abs().max() < 2e-3  # float16
-    target.use(replace(targets, share=0.0), torch.device("cpu"))
+    target.use(replace(targets, taken=False), torch.device("cpu"))
     assert target.logits(predicted, indices).equal(predicted)
 
 
@@ -208,7 +208,7 @@ def test_the_target_is_the_assignment_where_it_is_taken(targets):
         {"assignments": torch.zeros(N, C + 1)},
         {"assignments": torch.full((N, C), float("nan"))},
         {"images": torch.arange(N - 1)},
-        {"share": 1.5},
+        {"taken": 2},
         {"reason": "\x1b[2J"},
     ],
     ids=str,

@@ -423,7 +423,7 @@ def refined(run):
     targets = PoolTargets(
         **{"teacher": teacher, "class_names": CLASS_NAMES, "class_vectors": "v", "labels": "l"},
         pool=digest_of(data.pool.images),
-        **{"settings": {}, "share": 1.0, "reason": "taken: it is better", "accuracy": (0.5, 0.75)},
+        **{"settings": {}, "taken": True, "reason": "taken: it is better", "accuracy": (0.5, 0.75)},
         **{
             "before": (1,) * 10,
             "after": (1, 0, 1, 2, *(1,) * 6),
@@ -456,7 +456,7 @@ class TestRefinedTargets:
 
     def test_targets_that_were_not_taken_are_called_so(self, run, refined):
         file = run / "student/pool_targets.safetensors"
-        replace(refined, share=0.0, reason="not taken: it is worse").save(file)
+        replace(refined, taken=False, reason="not taken: it is worse").save(file)
         text = Page(make(run)).texts["refined"]
         assert "Not taken: it is worse." in text
         assert "the student learned the teacher's predictions nevertheless" in text

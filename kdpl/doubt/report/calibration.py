@@ -61,7 +61,7 @@ def confidences_at(temperature: float, run: Run, predictions: list[ImagePredicti
     """
     data, classifier = run.tested_data(), run.classifier.to(device())
     chosen = [data.splits.test[p.index] for p in predictions]
-    logits, _ = classify_records(classifier, chosen, data.splits.open_image)
+    logits, _ = classify_records(classifier, chosen, data.splits.open_image, data.num_workers)
     probabilities = MULTI_CLASS.probabilities(logits.cpu().double() / temperature)
     confidences: Floats = probabilities.max(dim=1).values.numpy()
     return confidences

@@ -41,7 +41,7 @@ def refined_targets(run: Run) -> dict[str, Any] | None:
     rows.sort(key=lambda row: (-abs(row[2] - row[1]), row[0]))
     return {
         "reason": targets.reason,
-        "taken": bool(targets.share),
+        "taken": targets.taken,
         "images": len(targets.images),
         "moved": targets.moved,
         "rows": rows,
