@@ -44,7 +44,7 @@ def read_detections(file: Path, folder: str | None) -> tuple[dict[str, Any], lis
         key, name = ("predictions", "filepath") if "predictions" in data else ("images", "file")
         categories = data.get("detection_categories", _DETECTED)
         return data, list(_of_photos(data[key], name, categories, folder))
-    except DataError:
+    except (DataError, OSError, MemoryError):
         raise
     except Exception as error:  # whatever a file of another kind leads to
         why = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -34,7 +34,7 @@ def export(
 
     Args:
         classifier: classifier folder of a student's run
-        format: onnx; or with the room of further formats onnx-fp16, -bf16 and -int8, which have
+        format: onnx; or with the room of further formats onnx-fp16 and onnx-int8, which have
             products in 16 or 8 bits, openvino, executorch, which takes one image at a time, and
             torch, a program of torch.export
         out: file to write, .onnx, .pte or .pt2, or folder of openvino, which must not exist yet

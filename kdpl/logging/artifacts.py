@@ -50,10 +50,12 @@ class LogArtifacts(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Log the results once a fit has written them, with the last validation's accuracies."""
+        if stage != "fit":
+            return
         folder = Path(trainer.default_root_dir)
         keys = {val_key(name) for name in ACCURACY_TITLES} & trainer.callback_metrics.keys()
         accuracies = {key: float(trainer.callback_metrics[key]) for key in keys}
-        for run in _runs(trainer) if stage == "fit" else ():
+        for run in _runs(trainer):
             if (
                 isinstance(pl_module, TeacherPromptTuning)
                 and (folder / CLASS_VECTORS_FILE).is_file()

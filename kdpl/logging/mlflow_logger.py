@@ -115,6 +115,11 @@ class RunMLFlowLogger(MLFlowLogger):
         self._unless_lost(super().log_metrics, metrics, step)
 
     @rank_zero_only
+    def log_picture(self, path: Path, folder: str) -> None:
+        """Log a PNG file as an artifact of the run, in a folder."""
+        self._unless_lost(self.experiment.log_artifact, self.run_id, str(path), folder)
+
+    @rank_zero_only
     def finalize(self, status: str = "success") -> None:
         """Set the status of the run, if it has begun."""
         if self._begun:

@@ -179,15 +179,11 @@ def confusion_matrix(
     names: Sequence[str], predictions: Sequence[ImagePrediction]
 ) -> list[list[int]]:
     """Count images by true class (rows) and predicted class (columns)."""
-    from sklearn import metrics
-
-    labels, predicted = zip(
-        *((p.label_number, p.prediction_number) for p in predictions), strict=True
-    )
-    counts: list[list[int]] = metrics.confusion_matrix(
-        labels, predicted, labels=range(len(names))
-    ).tolist()
-    return counts
+    counts = Counter((p.label_number, p.prediction_number) for p in predictions)
+    return [
+        [counts[label, prediction] for prediction in range(len(names))]
+        for label in range(len(names))
+    ]
 
 
 def largest_confusions(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL.Image import Image
 
 from kdpl.data.domain import domain_of
@@ -90,8 +90,9 @@ def _show(trainer: Trainer, name: str, draw: Callable[[Path], None]) -> None:
             from torchvision.io import decode_image
 
             logger.experiment.add_image(f"{FIGURES_FOLDER}/{name}", decode_image(str(path)))
-        elif isinstance(logger, MLFlowLogger):
-            logger.experiment.log_artifact(logger.run_id, str(path), FIGURES_FOLDER)
+        elif (log_picture := getattr(logger, "log_picture", None)) is not None:
+            # of a logger beyond Lightning's own
+            log_picture(path, FIGURES_FOLDER)
     inform(f"picture: {path}")
 
 
