@@ -49,7 +49,7 @@ def network_sides(
     """Return what builds each network and exported file on the device, and then runs it on one batch.
 
     Images are in the device's memory, or for onnxruntime in main memory. Under bf16-mixed, ONNX is
-    that of 16 bits.
+    that in float16.
     """
     sizes, device = settings.sizes, settings.torch_device
     teacher = RandomTeacher(sizes)

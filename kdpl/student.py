@@ -64,7 +64,8 @@ class StudentDistillation(ClassifyingModule):
             into their space; ``student``: the student uses text features of its own CLIP, and has
             no projector.
         target: The distribution that the student learns: ``teacher``; ``refined``, the teacher's
-            predictions corrected by the shape of the pool (docs/targets.md); or your own
+            predictions corrected by labels and the shape of the pool (docs/targets.md);
+            ``local_views``, for several labels an image (docs/several_labels.md); or your own
             ``kdpl.targets.Target``, with its ``class_path`` and ``init_args``.
         loss: How far the student is from its target.
         pool_filter: Leave out unlabelled images whose similarity to their nearest class is below

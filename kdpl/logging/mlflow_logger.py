@@ -115,8 +115,9 @@ class RunMLFlowLogger(MLFlowLogger):
         self._unless_lost(super().log_metrics, metrics, step)
 
     @rank_zero_only
-    def log_picture(self, path: Path, folder: str) -> None:
-        """Log a PNG file as an artifact of the run, in a folder."""
+    def log_picture(self, name: str, path: Path) -> None:
+        """Log a PNG file as an artifact of the run, in the folder that its name begins with."""
+        folder = name.rpartition("/")[0]
         self._unless_lost(self.experiment.log_artifact, self.run_id, str(path), folder)
 
     @rank_zero_only

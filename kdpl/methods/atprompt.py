@@ -61,7 +61,9 @@ class AttributeTextPrompts(TextPrompts):
 
 
 class AttributePrompts(IndependentPrompts):
-    """Independent prompts whose text prompts have attributes, with as many tokens as the context.
+    """Independent prompts with attributes in the texts.
+
+    Before each attribute are as many tokens as the context has.
 
     ``text_prompts.depth`` 1 is the shallow version, and a larger one the deep version.
 

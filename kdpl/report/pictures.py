@@ -92,7 +92,7 @@ def _show(trainer: Trainer, name: str, draw: Callable[[Path], None]) -> None:
             logger.experiment.add_image(f"{FIGURES_FOLDER}/{name}", decode_image(str(path)))
         elif (log_picture := getattr(logger, "log_picture", None)) is not None:
             # of a logger beyond Lightning's own
-            log_picture(path, FIGURES_FOLDER)
+            log_picture(f"{FIGURES_FOLDER}/{name}", path)
     inform(f"picture: {path}")
 
 
