@@ -3,7 +3,9 @@
 A checkpoint holds all parameters and persistent buffers that no ``kdpl.clip.Frozen`` carries,
 optimiser and progress, the state of callbacks, and what modules and callbacks add in
 ``on_save_checkpoint``; with 16-mixed also the gradient scaler. The states of metrics are left out,
-and so are those of random generators: orders and views depend on seed, epoch and image alone.
+as nothing but a row of ``metrics.csv`` depends on them, and so are those of random generators:
+orders and views depend on seed, epoch and image alone. The first process writes it, and each
+process reads it.
 
 - A teacher's parameters are ``prompts.*``, named as in ``prompts.safetensors`` unless the method
   overrides ``saved``; a student's ``encoder.prompts.tokens``, ``encoder.projector.layers.*`` and,
@@ -16,8 +18,12 @@ and so are those of random generators: orders and views depend on seed, epoch an
   such as ``EarlyStopping``; that of ``RunCheckpoint`` is for information.
 
 A resumed run compares ``config.yaml`` and writes it anew. It also reads, from its folder, the look
-at all images, what a pool filter left out, and prepared targets; outside of it the CLIP's weights
-and the teachers' folders.
+at all images (``checked_images.json``), what a pool filter left out, and prepared targets; outside
+of it the CLIP's weights and the teachers' folders. What begins a run is not repeated: prompts at
+the mean token, scores of several labels, and those files.
+
+Without a checkpoint a fit starts over, and settings are not compared; neither are they with
+``--ckpt_path`` and an empty folder, but what the checkpoint holds by itself is.
 
 A fit begins in this order:
 
@@ -85,8 +91,8 @@ class SameSteps(Callback):
 
     The number is that of all processes together. Learning rate and schedule fit it, and in either
     case an interrupted epoch would see some images twice or not at all. The checkpoint holds the
-    number, and a digest of the images' paths below their common folder. Accumulated batches do not
-    count: their number is a setting that may not change.
+    number, and a digest of the images' paths below their common folder; neither their content nor
+    their labels. Accumulated batches do not count: their number is a setting that may not change.
     """
 
     def __init__(self) -> None:

@@ -17,12 +17,12 @@ _MAY_CHANGE = (
     "out",
     "checkpoint_every",
     "ckpt_path",
-    # SameSteps compares the images of a step: on fewer devices each takes more of them
+    # SameSteps compares the number of images in a step: on fewer devices each takes more of them
     "data.init_args.batch_size",
     "data.init_args.eval_batch_size",
     "data.init_args.num_workers",
-    # the student compares the views with those of its checkpoint; cached features are float16, so
-    # that a run which changes this does not end with the same bits
+    # the room cache compares the views with those of the checkpoint; cached features are float16,
+    # so that a run which changes this does not end with the same bits
     "data.init_args.teacher_cache",
     "data.init_args.fill_teacher_cache",
     "model.init_args.classes_at_once",
