@@ -60,8 +60,9 @@ class CampaignRow(_Settings):
     """One variant, which is one line of the table.
 
     Attributes:
-        title: Title in the table; ``**title**`` is printed bold. Empty: the row's name. teacher,
-        student: Config files of its fit, after those that all fits share; one of the two is empty.
+        title: Title in the table; ``**title**`` is printed bold. Empty: the row's name.
+        teacher: Config files of a teacher's fit, after those that all fits share.
+        student: The same of a student's; one of the two is empty.
         of: For a student, the row of its teacher, or, under few_shot and base_to_novel, rows of
             several.
         protocols: Protocols under which it is run; empty: all of the campaign.

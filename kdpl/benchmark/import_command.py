@@ -78,9 +78,11 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
             unknown = sorted({*self.published.unknown, *strange})
             if unknown:
                 few = ", ".join(unknown[:_NAMES_SHOWN])
+                if len(unknown) > _NAMES_SHOWN:
+                    few += ", …"
                 warn(
                     f"left out of {file}, because they have no place here: {len(unknown)} tensors "
-                    f"({few}{', …' * (len(unknown) > _NAMES_SHOWN)})"
+                    f"({few})"
                 )
             super().fit()
 

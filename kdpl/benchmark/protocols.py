@@ -75,17 +75,17 @@ class _Planner:
         self.rows, self.seeds, self.source = campaign.rows, campaign.seeds, campaign.source or ""
 
     def tasks(self, protocol: Protocol) -> Iterator[Task]:
-        for dataset in self.campaign.datasets:
-            if protocol == "few_shot":
-                for shots in self.campaign.shots:
-                    option = [f"--data.init_args.shots={shots}"]
-                    yield from self._on_dataset(protocol, dataset, shots, options=option)
-            if protocol == "base_to_novel":
-                yield from self._on_dataset(protocol, dataset, overlays=[_BASE_TO_NOVEL])
         if protocol == "cross_dataset":
             yield from self._cross_dataset()
-        if protocol == "domain_generalization":
+        elif protocol == "domain_generalization":
             yield from self._domain_generalization()
+        elif protocol == "base_to_novel":
+            for dataset in self.campaign.datasets:
+                yield from self._on_dataset(protocol, dataset, overlays=[_BASE_TO_NOVEL])
+        else:
+            for dataset, shots in product(self.campaign.datasets, self.campaign.shots):
+                option = [f"--data.init_args.shots={shots}"]
+                yield from self._on_dataset(protocol, dataset, shots, options=option)
 
     def _on_dataset(
         self,

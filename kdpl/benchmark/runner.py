@@ -93,10 +93,9 @@ def run_tasks(
                 except Timeout:
                     busy += 1
                     continue
-                outcome = _accuracies(task)
                 if fault is not None:
                     failures[task.name] = fault
-                    outcome = f"failed ({fault})"
+                outcome = f"failed ({fault})" if fault is not None else _accuracies(task)
                 minutes, seconds = divmod(round(time.monotonic() - start), 60)
                 done = f"{sum(test.done() for test in tests)}/{len(tests)}"
                 say(f"[{done}] {task.name}: {outcome} ({minutes} min {seconds} s)")

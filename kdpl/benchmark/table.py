@@ -10,6 +10,7 @@ is the published 83.73; the mean of its eleven harmonic means is 83.63.
 """
 
 import statistics
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
@@ -127,9 +128,13 @@ class _Maker:
         datasets.add(dataset_name(campaign.source or ""))
         results = [r for r in results if r.dataset in datasets and r.seed in campaign.seeds]
         self.campaign = campaign
-        self.probes = {r.row: _row_of_probe(r.row, results) for r in results if r.probe}
+        probes = dict.fromkeys(r.row for r in results if r.probe)
+        self.probes = {name: _row_of_probe(name, results) for name in probes}
         self.rows = {**campaign.rows, **self.probes}
         self.results = [r for r in results if r.row in self.rows]
+        self.by_place = defaultdict[tuple[str, ...], list[Result]](list)
+        for r in self.results:
+            self.by_place[r.protocol, r.setting, r.dataset, r.row].append(r)
         # datasets whose images have several labels, which are measured by their mAP
         self.several = {r.dataset for r in self.results if _OF_SEVERAL[_ACCURACY] in r.metrics}
         if self.several == {r.dataset for r in self.results}:
@@ -205,13 +210,8 @@ class _Maker:
         """
         if dataset != AVERAGE:
             metric = self._measured(dataset, column.metric)
-            place = (column.protocol, column.setting)
-            return {
-                r.seed: 100 * r.metrics[metric]
-                for r in self.results
-                if (r.protocol, r.setting, r.dataset, r.row) == (*place, dataset, row)
-                and metric in r.metrics
-            }
+            found = self.by_place[column.protocol, column.setting, dataset, row]
+            return {r.seed: 100 * r.metrics[metric] for r in found if metric in r.metrics}
         if column.metric == _HM:
             base, novel = (
                 self._over_seeds(column._replace(metric=part), AVERAGE, row, averaged)

@@ -41,13 +41,13 @@ def demo(
     # a folder for uploads that is removed at the end
     with tempfile.TemporaryDirectory(prefix="kdpl-demo-", ignore_cleanup_errors=True) as uploads:
         # no proxy for this machine's own address
-        known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "localhost"
+        known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
         # gradio reads these when it is imported
         os.environ.update(
             GRADIO_TEMP_DIR=uploads,
             GRADIO_ANALYTICS_ENABLED="False",
             GRADIO_RUN_HISTORY="False",  # no history of images in the browser
-            no_proxy=f"{known},localhost,127.0.0.1,{host}",
+            no_proxy=",".join(filter(None, [known, "localhost", "127.0.0.1", host])),
         )
         try:
             import gradio  # noqa: F401

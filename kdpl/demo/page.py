@@ -174,8 +174,8 @@ def serve(page: "gradio.Blocks", host: str, port: int | None, show: bool) -> Non
     Port None is the first free one from 7860 on; a ConfigError says if there is none.
     """
     # without a screen, Python would start a browser in the terminal
-    screen = sys.platform in ("darwin", "win32") or "DISPLAY" in os.environ
-    screen = screen or "WAYLAND_DISPLAY" in os.environ
+    has_display = bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
+    screen = sys.platform in ("darwin", "win32") or has_display
     try:
         page.launch(
             server_name=host,

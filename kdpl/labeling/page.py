@@ -200,7 +200,7 @@ def _suggestion(
 
 
 def known_labels(data: DomainDataModule) -> Sequence[Record]:
-    """Return the labelled training images: all of one's own dataset, else the k-shot sample."""
+    """Return labelled training images: all of a dataset of your own, else the k-shot sample."""
     return data.splits.train if data.reading.reader.own else data.labels.tuning("labeled")
 
 

@@ -192,9 +192,12 @@ def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int]]:
     They are the labelled images that are not in the pool, and then the validation images.
     """
     label_of = {record.source: record.single for record in inputs.labeled}
-    pool = inputs.pool.take(inputs.indices)
-    inside = label_of.keys() & pool
+    labels, inside = [-1] * len(inputs.indices), set[str]()
+    # a pool may have millions of images, which are not named without a label
+    for i, source in enumerate(inputs.pool.take(inputs.indices) if label_of else ()):
+        if source in label_of:
+            labels[i] = label_of[source]
+            inside.add(source)
     outside = [record for record in inputs.labeled if record.source not in inside]
-    labels = [label_of.get(source, -1) for source in pool]
     labels += [record.single for record in outside] + [-1] * len(inputs.val)
     return [*outside, *inputs.val], labels

@@ -40,13 +40,12 @@ def compare(
             f"{', '.join(_ENDINGS)}: give another"
         )
 
-    from kdpl.report.compare import baselines as baseline_rows
-    from kdpl.report.compare import compared, find_groups, run_row
+    from kdpl.report import compare as comparison
     from kdpl.runtime.messages import quiet_libraries
 
     quiet_libraries()
-    groups = find_groups(runs, trust)
-    rows = [run_row(name, group) for name, group in groups.items()]
+    groups = comparison.find_groups(runs, trust)
+    rows = [comparison.run_row(name, group) for name, group in groups.items()]
     images = rows[0].scores["acc"].shape[1]
     over = "images and seeds" if any(len(row.seeds) > 1 for row in rows) else "images"
     notes = [
@@ -56,9 +55,9 @@ def compare(
     if any("novel_acc" in row.scores for row in rows):
         notes.append("transductive: unlabelled images of novel classes were seen in distillation")
     if baselines != "none":
-        more, about = baseline_rows(groups, with_probes=baselines == "all")
+        more, about = comparison.baselines(groups, with_probes=baselines == "all")
         rows, notes = rows + more, notes + about
-    records = compared(rows)
+    records = comparison.compared(rows)
     print("\n".join(map(visible, [*_lines(records), "", *notes])))
     if path is not None:
         write_text(path, _text(path.suffix, records, notes))
