@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse.typing import PositiveInt
 
+from kdpl.data.storage import is_url
 from kdpl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,9 +66,13 @@ def suggest(
 
 def _next_command(reader: "OwnImages", table: Path, separator: str | None) -> list[str]:
     """The command that takes the labels, with the places and class names of the run's data."""
-    command = ["python", "-m", "kdpl", "init", reader.root]
-    command += ["--labels", str(table), "--out", f"{table.parent}_data"]
-    command += ["--class-names", reader.class_names] if reader.class_names else []
+
+    def absolute(place: str) -> str:
+        return place if is_url(place) else str(Path(place).expanduser().absolute())
+
+    command = ["python", "-m", "kdpl", "init", absolute(reader.root)]
+    command += ["--labels", absolute(str(table)), "--out", absolute(f"{table.parent}_data")]
+    command += ["--class-names", absolute(reader.class_names)] if reader.class_names else []
     command += ["--label-separator", separator] if separator is not None else []
     places = [reader.unlabeled] if isinstance(reader.unlabeled, str) else reader.unlabeled or ()
-    return command + [word for place in places for word in ("--unlabeled", place)]
+    return command + [word for place in places for word in ("--unlabeled", absolute(place))]

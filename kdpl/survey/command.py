@@ -26,12 +26,10 @@ from kdpl.tables.reader import HELD_OUT, UNKNOWN, Table
 _TABLE, _CONFIG, _LEFT_OUT = "images.csv", "data.yaml", "left_out.csv"
 _FEW = 4  # labelled images below which a class is pointed out
 _UNEVEN = 3  # times as many labels as another class, above which balanced classes are mentioned
-_REFINED = (
-    4  # labelled images up to which predictions refined on the pool are recommended: docs/faq.md
-)
 _BALANCE = (
     "to tune on each class equally often, add --data.init_args.balance_classes true to the command"
 )
+_AFFINE = "--data.init_args.augmentation light_affine"
 _HELD_OUT = 0.25
 _VAL_SHARE, _VAL_LEAST = 0.2, 8  # of each class's labels, by default; labels a class from which on
 ENOUGH = {"predict --unknown": 19, "--max-error 5%": 59, "--max-error 1%": 299}
@@ -153,26 +151,34 @@ def init(
     _print(source, images, names, shots, notes)
     _print_lines("not taken", aside)
     _print_lines("left out", [*left_out.values()], f", all in {_LEFT_OUT}")
-    few = label_separator is None and shots != 0 and 0 < min(counts.values(), default=0) <= _REFINED
-    _print_next(folder, " --student refined" if few else "")
+    # it decides by itself if its targets are better than the teacher's predictions
+    _print_next(folder, " --student refined" if label_separator is None else "")
     return 0
 
 
-def _print_next(folder: Path, refined: str) -> None:
+def _print_next(folder: Path, overlay: str) -> None:
+    def command(trainer: str, teacher: str, student: str, ending: str, more: str = "") -> str:
+        at = folder.absolute()
+        paths = at / _CONFIG, at.with_name(f"{at.name}_{ending}")
+        config, out = (shlex.quote(str(path)) for path in paths)
+        stages = f"--teacher {teacher} --student {student}{overlay}{more}"
+        return (
+            f"python -m kdpl run --config {config} --config trainer/{trainer} {stages} --out {out}"
+        )
+
+    print(
+        "  to try things out in minutes, offline and without a GPU, with miniature CLIPs that know "
+        "letters and digits:"
+    )
+    print(f"    {command('cpu', 'quickstart', 'quickstart', 'offline', f' {_AFFINE}')}")
     gpu = shutil.which("nvidia-smi") is not None
     if not gpu:
         print(
             "  no GPU was found: with the published models, training takes a day or more without "
-            "one; to try things\n"
-            "    out in minutes, give the command --teacher quickstart --student quickstart "
-            "instead of its own"
+            "one"
         )
     print(f"wrote {folder / _CONFIG} and {folder / _TABLE}; next:")
-    stages = f"--teacher promptsrc_vit_l14 --student promptkd_vit_b16{refined}"
-    trainer = f"trainer/{'gpu' if gpu else 'cpu'}"
-    run = folder.parent / f"{folder.absolute().name}_run"
-    config, out = (shlex.quote(str(path)) for path in (folder / _CONFIG, run))
-    print(f"python -m kdpl run --config {config} --config {trainer} {stages} --out {out}")
+    print(command("gpu" if gpu else "cpu", "promptsrc_vit_l14", "promptkd_vit_b16", "run"))
 
 
 def _with_validation(images: list[FoundImage], share: float | None) -> list[FoundImage]:
@@ -287,9 +293,9 @@ def _print(
         print(f"  names that tell the text tower nothing: {_some(uninformative)}: {words}")
     print(
         "  the default augmentation crops and mirrors: for digits, letters, or left and right, "
-        "add to the command"
+        "add to the last command"
     )
-    print("    --data.init_args.augmentation light_affine")
+    print(f"    {_AFFINE}")
     if plain := [visible(image.path) for image in images if image.plain]:
         print(
             f"  images of one colour, or nearly so: {len(plain)} ({_some(plain)}): look whether "

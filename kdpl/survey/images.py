@@ -124,7 +124,8 @@ def overlooked(folder: Path, taken: Iterable[FoundImage]) -> list[str]:
             elif is_image(name) and os.path.join(top, name) not in known:  # noqa: PTH118
                 elsewhere[top] += 1
     lines = [
-        f"{_count(n, 'image')} in {visible(at)}, which is not a class folder"
+        f"{_count(n, 'image')} in {visible(at)}, which is not a class folder (images without "
+        "labels go into a folder called unlabeled)"
         for at, n in elsewhere.items()
     ]
     lines += [f"folder {visible(top)}, which is empty" for top in empty]

@@ -1,8 +1,8 @@
 import csv
-import re
 import shlex
 import shutil
 from collections import Counter, defaultdict
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -140,16 +140,35 @@ def test_without_test_images_a_quarter_of_each_class_is_held_out_and_said_so(tmp
     assert splits_of(tmp_path / "third").held_out
 
 
-@pytest.mark.parametrize(("fewest", "refined"), [(4, True), (5, False)])
-def test_refined_predictions_are_in_the_next_command_where_a_class_has_few_labels(
-    fewest, refined, tmp_path, capsys
+class _CheckedError(Exception):
+    """Raised where a run's first step would begin."""
+
+
+@pytest.mark.parametrize(("labels", "more"), [(1, ()), (9, ()), (9, ("--shots=0",))])
+def test_each_run_that_init_prints_has_refined_targets_and_settings_that_hold_in_another_folder(
+    labels, more, tmp_path, capsys, monkeypatch
 ):
-    root = image_folder(tmp_path / "pets", images=6)
-    for i in range(fewest, 6):
-        (root / f"train/cat/{i}.png").unlink()
-    assert init(root, tmp_path / "out") == 0
-    command = capsys.readouterr().out.splitlines()[-1]
-    assert ("--student refined" in command) == refined
+    monkeypatch.chdir(tmp_path)
+    image_folder(tmp_path / "my pets", images=labels)
+    assert init("my pets", "my out", *more) == 0
+    offline, published = commands_of(capsys.readouterr().out)
+    assert "--data.init_args.augmentation light_affine" in shlex.join(offline)
+    assert offline.count("quickstart") == 2
+    assert "promptsrc_vit_l14" in published
+
+    def checked(*_):
+        raise _CheckedError
+
+    monkeypatch.setattr("kdpl.cli.run._do", checked)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for words in (offline, published):
+        assert "--student refined" in shlex.join(words)
+        with pytest.raises(_CheckedError):
+            main(words[3:])
+        out = Path(words[words.index("--out") + 1])
+        assert out.parent == tmp_path
+    assert not list(Path().iterdir())
 
 
 @pytest.mark.parametrize(("rare", "said"), [(1, True), (3, False)])
@@ -168,7 +187,13 @@ def test_balanced_classes_are_mentioned_where_the_numbers_of_labels_differ_much(
 def test_images_that_it_does_not_take_are_counted_by_folder_and_kind(tmp_path, capsys):
     root = image_folder(tmp_path / "pets", splits=("train", "valid"), images=3)
     for number, path in enumerate(
-        ("train/unlabeled/a.jfif", "loose.png", "train/loose.png", "old/cat/b.png")
+        (
+            "train/unlabeled/a.jfif",
+            "Unlabelled_images/a.png",
+            "loose.png",
+            "train/loose.png",
+            "old/cat/b.png",
+        )
     ):
         picture(root / path, 1, 2, number)
     (root / "eel").mkdir()
@@ -176,10 +201,11 @@ def test_images_that_it_does_not_take_are_counted_by_folder_and_kind(tmp_path, c
         (root / "train" / "cat" / name).touch()
     assert init(root, tmp_path / "out") == 0
     out = capsys.readouterr().out
-    assert "unlabelled: 1" in out
+    assert "unlabelled: 2" in out
     assert "val: 6" in out
     folders = [
-        f"1 image in {root}{place}, which is not a class folder"
+        f"1 image in {root}{place}, which is not a class folder "
+        "(images without labels go into a folder called unlabeled)"
         for place in ("", "/train", "/old/cat")
     ]
     not_taken = {
@@ -366,15 +392,17 @@ def test_what_it_writes_of_a_table_and_shards_is_run(tmp_path):
         )
 
 
+def commands_of(printed):
+    """The runs that init printed, as words: the one of the miniature CLIPs, and the one of the published CLIPs."""
+    lines = map(str.strip, printed.splitlines())
+    return [shlex.split(line) for line in lines if line.startswith("python -m kdpl run")]
+
+
 def run_as_printed(printed, *more):
-    """Run the last line that init printed, where it was printed, but with the CLIPs that need no network."""
-    words = shlex.split(
-        re.sub(r"--(teacher|student) prompt\w+", r"--\1 quickstart", printed.splitlines()[-1])
-    )
-    assert words[:3] == ["python", "-m", "kdpl"]
-    return main(
-        [*words[3:], *SHORT, "--trainer.accelerator=cpu", "--data.init_args.batch_size=4", *more]
-    )
+    """Run what init printed for the CLIPs that need no network, in another folder."""
+    words, _ = commands_of(printed)
+    with chdir("/"):
+        return main([*words[3:], *SHORT, "--data.init_args.batch_size=4", *more])
 
 
 def strangers_folder(root):
@@ -418,14 +446,12 @@ def test_a_strangers_folder_is_described_and_run_as_advised_without_a_file_edite
     out = capsys.readouterr().out
     assert "nothing" not in out
     assert "fewer than 4 of: blue tent" in out
-    # the command and the option as printed, but with the smallest CLIPs
-    (option,) = (line for line in out.splitlines() if "--data.init_args.augmentation" in line)
-    assert run_as_printed(out, *option.split()) == 0
+    assert run_as_printed(out) == 0
     printed = capsys.readouterr()
     assert "held out" in printed.out.partition("accuracy on 8 test images")[2]
     assert "8 labelled images are held out for the test" in printed.err
-    assert read_results(tmp_path / "with names_run/student")["held_out"]
-    classifier = Classifier.load(tmp_path / "with names_run/student/classifier")
+    assert read_results(tmp_path / "with names_offline/student")["held_out"]
+    classifier = Classifier.load(tmp_path / "with names_offline/student/classifier")
     assert classifier.class_names == ("red ball", "green box", "blue tent")
 
 
@@ -457,9 +483,9 @@ def test_images_without_any_label_and_a_list_of_names_are_run_as_advised(
     assert (
         "accuracy on 4 test images" if tested else "nothing was tested"
     ) in capsys.readouterr().out
-    classifier = Classifier.load("mine_run/student/classifier")
+    classifier = Classifier.load("mine_offline/student/classifier")
     assert classifier.class_names == ("red ball", "green box", "blue tent")
-    assert Path("mine_run/report.html").is_file()
+    assert Path("mine_offline/report.html").is_file()
 
 
 @pytest.mark.parametrize(
@@ -747,13 +773,7 @@ def test_each_command_that_is_printed_runs_in_another_folder_with_the_options_th
     given = ["--class-names=names.csv", "--unlabeled=more images", "--shots=5", "--val-share=30%"]
     assert init("my digits", "first look", *given) == 0
     printed = capsys.readouterr().out
-    (option,) = (line for line in printed.splitlines() if "--data.init_args.augmentation" in line)
-    assert (
-        run_as_printed(
-            printed, *option.split(), "--trainer.max_epochs=1", "--data.init_args.num_workers=0"
-        )
-        == 0
-    )
+    assert run_as_printed(printed, "--trainer.max_epochs=1", "--data.init_args.num_workers=0") == 0
     trained = capsys.readouterr()
     assert (
         "labels in the batches of stage 1: 10 of 12; validation: 6 of 6; in no stage: 2 (shots 5)"
@@ -768,16 +788,17 @@ def test_each_command_that_is_printed_runs_in_another_folder_with_the_options_th
     )
     assert main(predict[3:]) == 0
     assert capsys.readouterr().out.count("more images/") == 6
-    assert main(["suggest", "first look_run", "--out=to label", "--images=2"]) == 0
+    assert main(["suggest", "first look_offline", "--out=to label", "--images=2"]) == 0
     *_, command = capsys.readouterr().out.splitlines()
     rows = rows_of("to label/labels.csv")
     with Path("to label/labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows(
             [("image", "label"), *((row["image"], row["label"] or "one") for row in rows)]
         )
-    assert main(shlex.split(command)[3:]) == 0
+    with chdir("/"):
+        assert main(shlex.split(command)[3:]) == 0
     *_, command = capsys.readouterr().out.splitlines()
-    assert "'to label_data/data.yaml'" in command
+    assert f"'{tmp_path}/to label_data/data.yaml'" in command
     before, after = (settings(Path(each)) for each in ("first look", "to label_data"))
     assert {key: after[key] for key in ("class_names", "unlabeled")} == {
         "class_names": before["class_names"],

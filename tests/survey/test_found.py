@@ -8,6 +8,7 @@ from kdpl.survey.found import FoundImage, find, leave_out_copies
     "expected",
     [
         ["cat/deep/2.png cat train", "dog/1.png dog train", "unlabelled/3.png  train"],
+        ["cat/1.png cat train", "dog/2.png dog train", "Unlabelled_images/3.png  train"],
         ["Training/a/1.png a train", "valid/b/3.png b val", "Testing/a/2.png a test"],
         [
             "train/a/1.png a train",

@@ -3,6 +3,7 @@
 It may also have unlabelled images.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from kdpl.data.storage import find_images
 from kdpl.errors import DataError
 from kdpl.runtime.class_names import composed
 
-_UNLABELED = ("unlabeled", "unlabelled")
+# British or American, as in unlabelled_images
+_UNLABELED = re.compile(r"unlabell?ed([ _-]?(data|images|photos|pictures))?", re.IGNORECASE)
 
 _SPELLINGS = {
     "train": ("train", "training"),
@@ -38,13 +40,13 @@ def class_folders(top: Path) -> list[Path]:
     folders = sorted(
         path for path in top.iterdir() if not path.name.startswith(".") and path.is_dir()
     )
-    return [path for path in folders if path.name.lower() not in _UNLABELED]
+    return [path for path in folders if not _UNLABELED.fullmatch(path.name)]
 
 
 def unlabeled_folders(top: Path) -> list[Path]:
     """Find folders of unlabelled images beside splits or classes, in any usual spelling."""
     return sorted(
-        path for path in top.iterdir() if path.name.lower() in _UNLABELED and path.is_dir()
+        path for path in top.iterdir() if _UNLABELED.fullmatch(path.name) and path.is_dir()
     )
 
 
