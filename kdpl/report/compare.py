@@ -1,6 +1,7 @@
 """Runs side by side: test accuracies, and differences to the first run over the same images."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from glob import glob
 from itertools import product
@@ -9,11 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdpl.errors import ArtifactError, ConfigError, KdplError
+from kdpl.data.sources import content_of
+from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError
 from kdpl.metrics import ACCURACY_COLUMNS
 from kdpl.report.intervals import Accuracy, Scores, accuracy_of, paired_difference, scores_of
 from kdpl.report.probes import clip_of, linear_probe
 from kdpl.report.run_folder import Run, Stage
+from kdpl.runtime.predictions import ImagePrediction
 
 
 class ComparisonRow(NamedTuple):
@@ -63,21 +66,44 @@ def find_groups(arguments: Sequence[str], trusted: bool = False) -> dict[str, li
                 f"two runs of {name} have the same seed: give runs that differ in the seed"
             )
     first, *others = (run for runs in groups.values() for run in runs)
-    expected = _tested_on(first)
     for run in others:
-        for what, found in _tested_on(run).items():
-            if found != expected[what]:
-                raise ArtifactError(
-                    f"{run.folder} was tested on other {what} than {first.folder} "
-                    f"({len(found)} and {len(expected[what])}): compare them with runs of their own"
-                )
+        _require_same_test(run, first)
     return groups
 
 
-def _tested_on(run: Run) -> dict[str, Sequence[Any]]:
-    """Names of the classes; path without links, and label, of each test image."""
-    images = [(os.path.realpath(source), label) for source, label in run.tested]
-    return {"classes": run.vectors.class_names, "test images": images}
+def _require_same_test(run: Run, first: Run) -> None:
+    """Raise an ArtifactError that says how classes or test images of two runs differ."""
+    names = [each.vectors.class_names for each in (run, first)]
+    tests = [each.main.predictions for each in (run, first)]
+    other_names = (f"{a} and {b}" for a, b in zip(*names, strict=False) if a != b)
+    other_images = (
+        f"{a.source} of class {a.label}, and {b.source} of class {b.label}"
+        for a, b in zip(*tests, strict=False)
+        if not _same_image(a, b)
+    )
+    for what, lists, differing in (
+        ("classes", names, other_names),
+        ("test images", tests, other_images),
+    ):
+        count, expected = map(len, lists)
+        difference = next(differing, None) if count == expected else f"{count} and {expected}"
+        if difference is not None:
+            raise ArtifactError(
+                f"{run.folder} was tested on other {what} than {first.folder} ({difference}): "
+                "compare them with runs of their own"
+            )
+
+
+def _same_image(image: ImagePrediction, other: ImagePrediction) -> bool:
+    """Return whether two test images have one label, and one path without links or equal bytes."""
+    if image.label_number != other.label_number:
+        return False
+    if os.path.realpath(image.source) == os.path.realpath(other.source):
+        return True
+    try:
+        return content_of(image.source) == content_of(other.source)
+    except DataError:
+        return False
 
 
 def run_row(name: str, runs: Sequence[Run]) -> ComparisonRow:
@@ -95,43 +121,49 @@ def baselines(
     They are tested zero-shot and with linear probes on their frozen features. Returns the rows, and
     notes about them.
     """
-    rows: dict[tuple[str, bytes], ComparisonRow] = {}
-    choices, notes = [], []
+    rows: dict[tuple[str, bytes], tuple[ComparisonRow, str, str]] = {}
+    notes = []
     kinds = ["zero-shot accuracy", *(["linear probe"] if with_probes else [])]
     for what, role, (name, runs) in product(kinds, ("teacher", "student"), groups.items()):
         if role not in runs[0].stages:
             continue
         try:
-            if what == "linear probe":
-                row, choice = _probe(runs, role)
-                choices.append(choice)
-            else:
-                row = _zero_shot(runs[0], role)
+            row, choice = (
+                _probe(runs, role) if what == "linear probe" else _zero_shot(runs[0], role)
+            )
         except (KdplError, OSError) as error:
             notes.append(f"no {what} of the {role}'s CLIP for {name}: {error}")
             continue
-        rows.setdefault((row.name, b"".join(each.tobytes() for each in row.scores.values())), row)
-    return list(rows.values()), list(dict.fromkeys([*choices, *notes]))
+        scores = b"".join(values.tobytes() for values in row.scores.values())
+        rows.setdefault((row.name, scores), (row, name, choice))
+    # networks with other labels may have one name
+    uses = Counter(row.name for row, *_ in rows.values())
+    named = [
+        (row._replace(name=f"{row.name}, of {of}") if uses[row.name] > 1 else row, choice)
+        for row, of, choice in rows.values()
+    ]
+    choices = [f"{row.name}: {choice}" for row, choice in named if choice]
+    return [row for row, _ in named], list(dict.fromkeys([*choices, *notes]))
 
 
-def _zero_shot(run: Run, role: str) -> ComparisonRow:
+def _zero_shot(run: Run, role: str) -> tuple[ComparisonRow, str]:
     clip = clip_of(run.stages[role])
     # a teacher without labels is the original CLIP itself
     untuned = role == "teacher" and run.untuned
     stage: Stage | None = run.teacher if untuned else getattr(run, f"{role}_clip")
     if stage is None or not stage.folder.is_dir():
         raise ArtifactError(f"{run.folder} has no test of {clip}, which run makes of a CLIP")
-    return ComparisonRow.of(f"zero-shot: {clip}", [], [scores_of(run, stage)])
+    return ComparisonRow.of(f"zero-shot: {clip}", [], [scores_of(run, stage)]), ""
 
 
 def _probe(runs: Sequence[Run], role: str) -> tuple[ComparisonRow, str]:
-    """Score the probes of runs; returns a note on how C was chosen as well."""
+    """Score the probes of runs; returns how C was chosen as well."""
     made = [linear_probe(run, role) for run in runs]
     last = made[-1].about
     name = f"linear probe: {last['network']}, {last['labels']} labels"
     strengths = ", ".join(f"{probe.about['C']:g}" for probe in made)
     row = ComparisonRow.of(name, [run.seed for run in runs], [probe.scores for probe in made])
-    return row, f"{name}: C = {strengths}, {last['how']}"
+    return row, f"C = {strengths}, {last['how']}"
 
 
 def compared(rows: Sequence[ComparisonRow]) -> list[dict[str, Any]]:

@@ -228,8 +228,9 @@ def test_base_novel_and_their_harmonic_mean_are_compared_and_a_probe_knows_base_
         )
         assert second["difference_low"] < second["difference"] < second["difference_high"]
         assert [row["row"] for row in others] == [
-            "linear probe: tiny-teacher, weights glyphs, 80 labels"
-        ] * (2 if classes == "base" else 0)
+            f"linear probe: tiny-teacher, weights glyphs, 80 labels, of teacher_{seed}"
+            for seed in ((1, 2) if classes == "base" else ())
+        ]
     assert any(note.startswith("transductive") for note in notes)
     assert len([note for note in notes if "has no test of" in note]) == 2
 
@@ -251,6 +252,31 @@ def test_the_same_files_behind_a_link_are_the_same_test_images(run, tmp_path, ca
     refused(capsys, code, "of_others was tested on other test images than")
 
 
+def test_equal_files_in_another_folder_are_the_same_test_images_and_what_differs_is_named(
+    run, tmp_path, capsys
+):
+    for name in ("photos", "copies", "others"):
+        copy = copy_of(run, f"of_{name}")
+        (tmp_path / name).mkdir()
+        predictions = read_predictions(copy)
+        for number, p in enumerate(predictions):
+            (tmp_path / name / f"{number}.png").write_text(f"image {number}")
+            predictions[number] = replace(p, source=f"{tmp_path}/{name}/{number}.png")
+        write_predictions(copy, predictions)
+    (tmp_path / "others/5.png").write_text("another image")
+    runs = {name: str(tmp_path / f"of_{name}") for name in ("photos", "copies", "others")}
+    assert main(["compare", runs["photos"], runs["copies"], "--baselines=none"]) == 0
+    capsys.readouterr()
+    code = main(["compare", runs["photos"], runs["others"], "--baselines=none"])
+    refused(capsys, code, f"{tmp_path}/others/5.png of class")
+    # an equal file with another label
+    first, *rest = read_predictions(tmp_path / "of_copies")
+    changed = replace(first, label_number=(first.label_number + 1) % 10, label="another")
+    write_predictions(tmp_path / "of_copies", [changed, *rest])
+    code = main(["compare", runs["photos"], runs["copies"], "--baselines=none"])
+    refused(capsys, code, f"{tmp_path}/copies/0.png of class another")
+
+
 # --- what is refused ---
 
 
@@ -266,7 +292,7 @@ def test_the_same_files_behind_a_link_are_the_same_test_images(run, tmp_path, ca
             "untested was not tested: python -m kdpl test --config untested/config.yaml",
         ),
         (["run", "images"], "images was tested on other test images than run (898 and 899)"),
-        (["run", "classes"], "classes was tested on other classes than run (10 and 10)"),
+        (["run", "classes"], "classes was tested on other classes than run (none and zero)"),
         (
             ["split"],
             "split has no predictions among the base or the novel classes alone, test it again",
