@@ -4,6 +4,7 @@ import argparse
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -91,7 +92,13 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
         own, settings = parser.parse_known_args(argv)
         options = {**vars(own), _SETTINGS: settings}
     else:
-        options = vars(parser.parse_intermixed_args(argv))
+        values, unknown = parser.parse_known_intermixed_args(argv)
+        if unknown:
+            names = map(_option, _parameters(command))
+            near = get_close_matches(unknown[0].partition("=")[0], names, n=1)
+            hint = "".join(f" (did you mean {name}?)" for name in near)
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        options = vars(values)
     if _RULE in parameters:
         rule, *others = [Rule(*made) for made in _made(options, _RULE)] or [Rule()]
         if others:

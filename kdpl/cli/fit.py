@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from kdpl.cli import COMMANDS
 from kdpl.cli.stage_cli import Command, KdplCLI
+from kdpl.cli.wrong_option import hint_of
 from kdpl.errors import ConfigError, reason
 from kdpl.runtime.configs import config_files, read_config, with_config_files
 from kdpl.runtime.faults import in_one_sentence
@@ -79,12 +81,13 @@ def run_stage(
         make: As of ``run_command``.
     """
     quiet_libraries()
+    hint = partial(hint_of, options=options)
     if values is not None:
         # parsed together with the options, which may lack what is required
         options = [*options, f"--config={json.dumps(values)}"]
     try:
         with ExitStack() as at_end:
-            with in_one_sentence():
+            with in_one_sentence(hint):
                 cli = make(command, options, check_only, at_end)
             cli.execute()
     except MisconfigurationException as error:

@@ -6,7 +6,7 @@ Imports no torch.
 import errno
 import signal
 from argparse import ArgumentError
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -65,8 +65,11 @@ def _of_another(error: BaseException) -> str | None:
 
 
 @contextmanager
-def in_one_sentence() -> Iterator[None]:
+def in_one_sentence(hint: Callable[[str], str] = lambda _: "") -> Iterator[None]:
     """Turn errors of a user's settings, parsed or built, into a KdplError; all others pass.
+
+    Args:
+        hint: Returns what to add to the message of settings that do not parse.
 
     Raises:
         ConfigError: Settings do not parse, or ask for a package that is missing.
@@ -91,8 +94,9 @@ def in_one_sentence() -> Iterator[None]:
         if isinstance(error, ArgumentError | ValueError):
             # a parser of settings within settings names the one that is wrong
             told = [error, *(each for each in causes if isinstance(each, ArgumentError))][-1]
+            message = " ".join(str(told).split())
             raise ConfigError(
-                f"{' '.join(str(told).split())}: correct the config or the command line "
+                f"{message}{hint(message)}: correct the config or the command line "
                 "(--print_config shows all settings)"
             ) from error
         raise

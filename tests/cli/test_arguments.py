@@ -59,6 +59,7 @@ def test_arguments_are_those_of_the_signature(argv, values):
         (["s", "--top-k=0"], ["top-k", "0"]),
         (["s", "--format=xml"], ["format", "xml"]),
         (["s", "--zzz=3"], ["unrecognized arguments: --zzz=3"]),
+        (["s", "--topk=3"], ["unrecognized arguments: --topk=3 (did you mean --top-k?)"]),
     ],
 )
 def test_wrong_arguments_are_named_in_one_line(argv, words):

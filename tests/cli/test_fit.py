@@ -46,8 +46,20 @@ EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_a
         ("model: {class_path: kdpl.DomainDataModule}", ["kdpl.DomainDataModule"]),
         ("model: {class_path: kdpl.TeacherTuning}", ["kdpl.TeacherTuning"]),
         ("model: {init_args: {optim: {learning_rate: 1}}}", ["optim", "learning_rate"]),
-        ("data: {init_args: {shot: 4}}", ["'shot'"]),
-        ([*FIT, "--data.init_args.shot=4"], ["'shot' is not accepted"]),
+        ("data: {init_args: {shot: 4}}", ["'shot'", "in wrong.yaml", "data.init_args.shots?"]),
+        (
+            "data: {init_args: {augmentaton: none}}",
+            ["'augmentaton'", "in wrong.yaml", "did you mean data.init_args.augmentation?"],
+        ),
+        (
+            "model: {init_args: {vision_prompts: {lenght: 1}}}",
+            ["'lenght'", "in wrong.yaml", "did you mean model.init_args.vision_prompts.length?"],
+        ),
+        ("trainer: {max_epoch: 1}", ["in wrong.yaml", "did you mean trainer.max_epochs?"]),
+        (
+            [*FIT, "--data.init_args.shot=4"],
+            ["'shot' is not accepted", "on the command line", "data.init_args.shots?"],
+        ),
         ([*FIT, "--shot=4"], ["unrecognized arguments: --shot=4"]),
         ([*FIT, "--model.init_args.clip.pretraind=x"], ["pretraind"]),
         ([*FIT, "--trainer.max_epoch=3"], ["max_epoch"]),
