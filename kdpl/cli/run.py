@@ -46,6 +46,7 @@ _SHOTS, _MODEL, _TARGET, _LOSS = (
     "model.init_args.target",
     "model.init_args.loss.kind",
 )
+_DEPTHS = ("model.init_args.vision_prompts.depth", "model.init_args.text_prompts.depth")
 _REFINED = "refined"  # a target that a room brings
 
 
@@ -191,13 +192,17 @@ def _steps(
     )
     labels = str(_given(of_teacher, settings, _SHOTS)) != "0"
 
+    def tuned(name: str) -> bool:
+        files = [*configs["shared"], *configs[name]]
+        return labels and any(str(_given(files, settings, depth)) != "0" for depth in _DEPTHS)
+
     def fit(stage: Path, title: str, result: str, values: Mapping[str, Any]) -> _Step:
         files = [f"--config={file}" for file in (*configs["shared"], *configs[stage.name])]
         options = [*files, f"--seed_everything={seed}", *settings]
         return _Step(title, "fit", stage / result, options, dict(values))
 
     def tune(stage: Path, name: str) -> _Step:
-        tuning = f"tune the {name}" if labels else f"no labels, the {name} is the original CLIP"
+        tuning = f"tune the {name}" if tuned(stage.name) else f"the {name} is the original CLIP"
         title = f"stage 1: {tuning}, freeze class vectors"
         return fit(stage, title, CLASS_VECTORS_FILE, {} if labels else _ZERO_SHOT)
 
@@ -243,7 +248,7 @@ def _steps(
         test(teacher, "teacher"),
         *([test(teacher2, "second teacher")] if two else []),
         test(student, "student"),
-        *([zero_shot(teacher)] if labels else []),
+        *([zero_shot(teacher)] if tuned("teacher") else []),
         # a network of timm is no CLIP before it is distilled
         *([zero_shot(student)] if has_text_tower(model) else []),
     ]

@@ -26,7 +26,7 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
     untuned = out / "zero_shot" / "teacher"
     rows = {
         "teacher's CLIP, zero-shot": untuned,
-        # without labels, the teacher is the original CLIP itself
+        # without labels or prompts, the teacher is the original CLIP itself
         f"teacher, {'tuned' if (untuned / RESULTS_FILE).is_file() else 'zero-shot'}": out
         / "teacher",
         "second teacher": out / "teacher2",

@@ -87,6 +87,17 @@ def test_the_results_are_those_of_the_tests(finished):
     assert zero_shot == pytest.approx([0.695, 0.667], abs=0.01)
 
 
+def test_a_teacher_without_prompts_is_called_zero_shot_and_tested_once(tmp_path):
+    (tmp_path / "short.yaml").write_text("trainer: {max_epochs: 1, limit_train_batches: 1}")
+    untuned = ["--teacher=zero_shot", f"--student={tmp_path}/short.yaml"]
+    assert main(["run", *DATA, *STAGES, *untuned, f"--out={tmp_path / 'out'}"]) == 0
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    teachers = {title: row["test/acc"] for title, row in results.items() if "teacher" in title}
+    probes = ["linear probe of the teacher's CLIP"] if (tmp_path / "out/probe").is_dir() else []
+    assert list(teachers) == ["teacher, zero-shot", *probes]
+    assert teachers["teacher, zero-shot"] == pytest.approx(0.695, abs=0.01)
+
+
 def test_the_folder_holds_all_of_the_run_and_nothing_unfinished_and_options_reached_both_stages(
     finished,
 ):
