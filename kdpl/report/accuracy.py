@@ -14,6 +14,7 @@ from kdpl.metrics import ACCURACY_TITLES
 from kdpl.report.intervals import Accuracy, Scores, accuracy_of, paired_difference, scores_of
 from kdpl.report.probes import linear_probe
 from kdpl.report.run_folder import Pair, Run, Stage
+from kdpl.report.training import is_refined
 from kdpl.runtime.predictions import ImagePrediction, spread
 
 MATRIX_CLASSES = 20
@@ -74,7 +75,7 @@ def accuracies(run: Run) -> dict[str, Any]:
         "images": images,
         "gaps": gaps,
         "difference": _difference(run),
-        "below": below_probes(rows),
+        "below": below_probes(rows, advice_for(run)),
     }
 
 
@@ -85,7 +86,7 @@ def _tested(run: Run, name: str) -> Scores:
     return scores_of(run, stage)
 
 
-def below_probes(rows: Sequence[ModelRow]) -> str | None:
+def below_probes(rows: Sequence[ModelRow], advice: str) -> str | None:
     """Say in one sentence that the student is less accurate than a linear probe, and what to do."""
     found = {row.key: row.values for row in rows}
     student, better, own = found.get("student", {}), [], ""
@@ -99,9 +100,17 @@ def below_probes(rows: Sequence[ModelRow]) -> str | None:
         return None
     return (
         f"The student classifies {own} correctly, less than logistic regression with the same "
-        f"labels on the frozen features {' and '.join(better)}: add --student refined, or let "
-        "python -m kdpl search choose what of it is trained (docs/targets.md)."
+        f"labels on the frozen features {' and '.join(better)}: {advice} (docs/targets.md)."
     )
+
+
+def advice_for(run: Run) -> str:
+    """Name what may lift the student and is not set already."""
+    target = None if run.student is None else run.student.settings("model").get("target")
+    remedies = [] if is_refined(target) else ["add --student refined"]
+    if not (run.folder / "search").is_dir():
+        remedies.append("let python -m kdpl search choose what of it is trained")
+    return ", or ".join(remedies) or "label more images"
 
 
 def _difference(run: Run) -> Accuracy | None:

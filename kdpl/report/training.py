@@ -23,6 +23,7 @@ _NOT_MEASURED = "Not everything was measured: a loss needs epochs, an accuracy a
 def training(run: Run) -> dict[str, Any]:
     """Collect data, CLIPs and the settings of each stage that differ from the defaults."""
     data, student = run.main.settings("data"), run.stages.get("student")
+    target = student and student.settings("model").get("target")
     try:
         sizes, gap = _split_sizes(run), None
     except (KdplError, OSError) as error:
@@ -42,7 +43,8 @@ def training(run: Run) -> dict[str, Any]:
         "stages": stages,
         "sizes": sizes,
         "sizes_gap": gap,
-        "labels_for": _labels_for(student and student.settings("model").get("target")),
+        "labels_for": _labels_for(target),
+        "refined": is_refined(target),
         "fidelity": _fidelity(run.student),
         "transductive": student is not None and data.get("protocol") == "base_to_novel",
         "chosen_on_test": student is not None
@@ -50,12 +52,20 @@ def training(run: Run) -> dict[str, Any]:
     }
 
 
+def is_refined(target: Any) -> bool:
+    """Return whether a student's setting ``target`` is the refined one."""
+    return _name_of(target).endswith(("refined", "Refined"))
+
+
+def _name_of(target: Any) -> str:
+    return str(target.get("class_path") if isinstance(target, dict) else target)
+
+
 def _labels_for(target: Any) -> str:
     """Name what saw the labels, beside validation."""
-    name = str(target.get("class_path") if isinstance(target, dict) else target)
-    if name.endswith(("refined", "Refined")):
+    if is_refined(target):
         return "the teacher and its refined targets"
-    if name.endswith(("local_views", "LocalViews")):
+    if _name_of(target).endswith(("local_views", "LocalViews")):
         return "the teacher and its targets of local views"
     return "the teacher only"
 

@@ -18,7 +18,7 @@ from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.data.readers import digits
 from kdpl.data.sampling import few_shot
 from kdpl.errors import DataError
-from kdpl.report.accuracy import ModelRow, below_probes
+from kdpl.report.accuracy import ModelRow, advice_for, below_probes
 from kdpl.report.intervals import Accuracy, wilson
 from kdpl.report.probes import STRENGTHS, Features, fit_probe, linear_probe
 from kdpl.report.run_folder import Run
@@ -251,27 +251,48 @@ def test_a_student_below_a_probe_is_said_first_with_both_figures_and_what_to_do(
         return ModelRow(key, key, {"acc": Accuracy(value, (0.0, 1.0))})
 
     probes = [row("teacher_probe", 0.94), row("student_probe", 0.876)]
-    said = below_probes([row("student", student), *probes])
+    said = below_probes([row("student", student), *probes], "do this")
     if words is None:
         assert said is None
         return
     assert f"classifies {100 * student:.1f} % of the test images correctly" in said
-    assert "of the teacher's CLIP (94.0 %): add --student refined" in said
+    assert "of the teacher's CLIP (94.0 %): do this (docs/targets.md)." in said
     assert ("of its own network (87.6 %) and" in said) is (words == "both")
-    assert below_probes(probes) is None
+    assert below_probes(probes, "do this") is None
 
 
-def test_what_is_to_be_done_about_a_student_below_a_probe_is_there():
-    said = below_probes(
-        [
-            ModelRow(key, key, {"acc": Accuracy(value, (0.0, 1.0))})
-            for key, value in {"student": 0.1, "student_probe": 0.2}.items()
-        ]
-    )
+def test_what_is_to_be_done_about_a_student_below_a_probe_is_there_and_not_done_already(
+    run, tmp_path
+):
+    said = advice_for(Run.find(run))
     for name in re.findall(r"--student (\w+)", said):
         assert find_config(name, "student")
     (command,) = re.findall(r"python -m kdpl (\w+)", said)
     assert command in plugins("commands")
+    refined = shutil.copytree(run, tmp_path / "run")
+    config = yaml.safe_load((refined / "student/config.yaml").read_text())
+    config["model"]["init_args"]["target"] = {"class_path": "kdpl.refinement.target.Refined"}
+    (refined / "student/config.yaml").write_text(yaml.safe_dump(config))
+    assert advice_for(Run.find(refined)) == said.partition("refined, or ")[2]
+    (refined / "search").mkdir()
+    assert "label more" in advice_for(Run.find(refined))
+
+
+def test_probes_of_one_network_with_other_labels_are_told_apart(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    config = other / "teacher/config.yaml"
+    config.write_text(config.read_text().replace("seed_everything: 1\n", "seed_everything: 2\n"))
+    shown, notes = compare(run, other)
+    probes = [name for name in shown if name.startswith("linear probe")]
+    assert probes == [
+        f"linear probe: {clip}, 160 labels, of {name}"
+        for clip in CLIPS.values()
+        for name in ("run", "other")
+    ]
+    assert [note.partition(": C")[0] for note in notes if ": C = " in note] == probes
+    assert [name for name in shown if name.startswith("zero-shot")] == [
+        f"zero-shot: {clip}" for clip in CLIPS.values()
+    ]
 
 
 def test_the_report_says_it_above_everything_else(run, tmp_path, capsys):

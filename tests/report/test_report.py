@@ -409,7 +409,12 @@ def test_the_page_says_whether_the_student_or_its_targets_are_the_limit(share, w
     logger = MetricsCSV(str(run / "student"))
     for step, value in ((50, 0.2), (60, share)):
         logger.log_metrics({"val/fidelity": value, "pool/unseen": 100.0}, step=step)
-    assert words in " ".join(Page(make(run)).texts["training"].split())
+    text = " ".join(Page(make(run)).texts["training"].split())
+    assert words in text
+    # what is there already is no advice
+    set_in(run / "student", target="refined")
+    refined = " ".join(Page(make(run)).texts["training"].split())
+    assert ("or refined targets" in text, "or refined targets" in refined) == (share == 0.9, False)
 
 
 @pytest.fixture
