@@ -80,6 +80,14 @@ def test_a_wide_window_has_two_columns_and_captions_are_within_a_narrow_one(
     assert max(rights) <= width
 
 
+@pytest.mark.parametrize("name", ["plain", "hostile"])
+def test_the_table_of_classes_fits_its_column_in_a_window_of_1200_pixels(name, reports, tab):
+    # less a scrollbar
+    show(tab, reports[name], width=1185)
+    scroll = "document.querySelector('#classes').parentElement.querySelector('.scroll')"
+    assert tab.run(f"{scroll}.scrollWidth <= {scroll}.clientWidth")
+
+
 def test_a_click_on_a_header_sorts_the_table_by_it(reports, tab):
     show(tab, reports["plain"])
     table = "document.querySelector('#classes').parentElement.querySelector('table.sortable')"
