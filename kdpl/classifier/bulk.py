@@ -116,6 +116,8 @@ class BulkPrediction:
         so_far = out.with_name(f"{out.name}.partial")
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out.with_name(f".{out.name}.lock"))
+        # an error that says why, where filelock would wait for a folder that takes no files
+        Path(lock.lock_file).touch()
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -93,6 +93,12 @@ def read_class_mapping(
             raise DataError(f"class names file {path} {fault}")
         mapping[key] = named
     expected = set(keys)
+    if expected and expected <= key_of.keys() and expected.isdisjoint(mapping):
+        label = min(expected)
+        raise DataError(
+            f"class names file {path} has names before labels: swap its columns, as in "
+            f"{label},{key_of[label]}"
+        )
     if differing := sorted(mapping.keys() ^ expected if complete else expected - mapping.keys()):
         fault = (
             "names class {!r}, which the dataset does not have"

@@ -12,7 +12,7 @@ import torch
 import world
 from filelock import FileLock
 from PIL import Image
-from runs import interrupt_predict, rows_of
+from runs import error_line, interrupt_predict, rows_of
 from zoo import odd_photo
 
 from kdpl import Classifier
@@ -120,6 +120,14 @@ def test_one_process_at_a_time_writes(classifier, pictures, tmp_path, capsys):
     with FileLock(tmp_path / ".table.csv.lock"):
         assert predict(classifier, pictures, tmp_path / "table.csv") == 1
     assert "another process is writing" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that takes no files")
+def test_a_folder_that_takes_no_files_is_not_taken_for_another_process(
+    classifier, pictures, capsys
+):
+    assert predict(classifier, pictures, Path("/proc/table.csv")) == 1
+    error_line(capsys, "/proc/.table.csv.lock: ", "check path, permissions")
 
 
 def test_files_and_shards_are_opened_as_in_training(classifier, tmp_path):

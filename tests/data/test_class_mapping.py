@@ -70,6 +70,13 @@ def test_a_class_is_found_by_either_spelling_of_its_name_in_unicode(tmp_path, na
     assert name_classes(["\u00e9"], file, "{} e\u0301") == (expected[0], (expected[1],))
 
 
+@pytest.mark.parametrize("heading", ["", "name,label\n"])
+def test_names_before_labels_are_refused_with_a_row_in_the_right_order(heading, tmp_path):
+    path = written(tmp_path, "names.csv", f"{heading}shark,n02\ntench,n01\n")
+    with pytest.raises(DataError, match=r"names before labels: swap its columns, .* n01,tench$"):
+        read_class_mapping(path, FOLDERS)
+
+
 def test_a_text_around_all_names_needs_no_file_but_one_place_for_the_name():
     assert name_classes(FOLDERS, None, "{}, a type of pet.")[1] == (
         "n01, a type of pet",
