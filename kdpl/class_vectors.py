@@ -1,5 +1,6 @@
 """Class vectors, the artifact between the stages; their encoder, and the frozen teacher."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from kdpl.prompts import PromptConfig, PromptMethod
 from kdpl.prompts.tuned import TeacherSettings, TunedPrompts
 from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
 from kdpl.runtime.class_names import ClassName, ClassText, composed
+from kdpl.runtime.origin import digest
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 from kdpl.tasks import MULTI_CLASS, ClassScores
 
@@ -104,6 +106,11 @@ class ClassVectors(VectorSettings):
     def fields(self) -> dict[str, Any]:
         """The metadata as JSON values."""
         return cast(dict[str, Any], TypeAdapter(VectorSettings).dump_python(self, mode="json"))
+
+    def digest(self) -> str:
+        """Digest vectors and metadata."""
+        fields = json.dumps(self.fields(), sort_keys=True)
+        return digest([fields, self.vectors.cpu().numpy().tobytes()])
 
     @classmethod
     def from_fields(

@@ -17,15 +17,17 @@ from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
 from kdpl.data.needs import Needs
 from kdpl.data.tasks import build_task
-from kdpl.errors import ConfigError, WeightsError
+from kdpl.errors import ArtifactError, ConfigError
 from kdpl.metrics import test_key, train_key, val_key
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.runtime import plugins
 from kdpl.runtime.allocation import keep_freed_memory
+from kdpl.runtime.origin import require_same
 from kdpl.runtime.resizing import Resizing
 from kdpl.tasks import MULTI_CLASS, ClassScores, Task
 
-_CLIP_KEY = "kdpl_clip"
+ORIGIN_KEY = "kdpl_origin"
+"""What a run was made from (``kdpl.runtime.origin``), in its checkpoints."""
 
 
 def room_callbacks(module: LightningModule) -> list[Callback]:
@@ -94,6 +96,10 @@ class ClassifyingModule(LightningModule, ABC):
     def clip_fingerprint(self) -> str:
         """Digest of those weights of the CLIP that are used."""
         return self.clip.fingerprint
+
+    def origin(self, fits: bool) -> dict[str, Any]:
+        """Return what its weights rest on and a checkpoint does not hold; also what a fit does."""
+        return {"clip": self.clip_fingerprint}
 
     @property
     def domain(self) -> DomainDataModule:
@@ -167,21 +173,21 @@ class ClassifyingModule(LightningModule, ABC):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note a digest of the CLIP's weights, which the checkpoint does not hold."""
-        checkpoint[_CLIP_KEY] = self.clip_fingerprint
+        """Note what the checkpoint rests on and does not hold."""
+        checkpoint[ORIGIN_KEY] = {**checkpoint.get(ORIGIN_KEY, {}), **self.origin(fits=False)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not fit.
 
         Raises:
-            WeightsError: It was made with other weights of the CLIP.
+            ArtifactError: It rests on something else.
             ConfigError: It has other parameters.
         """
-        if checkpoint.get(_CLIP_KEY) != self.clip_fingerprint:
-            raise WeightsError(
-                f"the checkpoint was made with other weights than {self.clip.pretrained!r} of "
-                f"{self.clip.model}: use the clip settings of its run"
-            )
+        noted, now = checkpoint.get(ORIGIN_KEY), self.origin(fits=False)
+        before = noted and {name: noted.get(name) for name in now}
+        remedy = "use the settings of its run, or start in a new folder; the CLIP is now "
+        remedy += f"{self.clip.pretrained!r} of {self.clip.model}"
+        require_same("the checkpoint", before, now, remedy, kind=ArtifactError)
         problem = mismatch(self.state_dict(), checkpoint["state_dict"])
         if problem is not None:
             raise ConfigError(

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from kdpl.callbacks import EnoughImages, SaveClassifier
+from kdpl.callbacks.checkpoints import SameRun
 from kdpl.classification import ClassifyingModule, room_callbacks
 from kdpl.classifier import Classifier, Decoding
 from kdpl.clip import (
@@ -168,7 +169,8 @@ class StudentDistillation(ClassifyingModule):
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return the callbacks that check and prepare, and at the end write the classifier."""
         checks = [] if self.encoder.projector is None else [EnoughImages()]
-        return [*checks, *self.preparations(), *room_callbacks(self), SaveClassifier()]
+        steps = [*checks, *self.preparations(), SameRun()]
+        return [*steps, *room_callbacks(self), SaveClassifier()]
 
     def on_fit_start(self) -> None:
         """Begin scores and, if asked to, prompts at unlabelled images, unless it is resumed."""
@@ -221,20 +223,14 @@ class StudentDistillation(ClassifyingModule):
             self.teachers.describe if self.target.uses_teacher else tuple,
         )
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the CLIP and the teachers, which are not part of the checkpoint."""
-        super().on_save_checkpoint(checkpoint)
-        self.teachers.note_in(checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of others.
-
-        Raises:
-            ArtifactError: It is not of a student of these teachers.
-            WeightsError: The student's CLIP had other weights.
-        """
-        self.teachers.require_in(checkpoint)
-        super().on_load_checkpoint(checkpoint)
+    def origin(self, fits: bool) -> dict[str, Any]:
+        """Return CLIP and first teacher, and of a fit all teachers and the class vectors."""
+        origin = {**super().origin(fits), "teacher": self.shared_vectors.teacher}
+        if fits:
+            others = [teacher.vectors.teacher for teacher in self.teachers.read()[1:]]
+            vectors = self.shared_vectors.digest()
+            origin |= {"further teachers": others, "class vectors": vectors}
+        return origin
 
     def classifier(self, decoding: Decoding = Decoding()) -> Classifier:
         """Return what ships: encoder and class vectors; ``decoding`` opens image files.

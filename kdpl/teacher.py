@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from kdpl.callbacks import FreezeClassVectors, GaussianPromptAveraging
+from kdpl.callbacks.checkpoints import SameRun
 from kdpl.class_vectors import ClassVectors
 from kdpl.classification import ClassifyingModule, evaluating, room_callbacks
 from kdpl.clip import (
@@ -170,7 +171,7 @@ class TeacherPromptTuning(ClassifyingModule):
             if self.averaging
             else []
         )
-        return [*averaging, *room_callbacks(self), FreezeClassVectors()]
+        return [*averaging, SameRun(), *room_callbacks(self), FreezeClassVectors()]
 
     def on_fit_start(self) -> None:
         """Precompute token ids and frozen text features, unless there are no steps to train."""

@@ -190,6 +190,9 @@ class TinyDomain(DomainDataModule):
     def setup(self, stage):
         """Nothing is read."""
 
+    def origin(self, prepared):
+        return {}
+
     def preview(self, n, resizing):
         assert resizing == self.resizing
         return self.unlabeled[:n]
@@ -276,7 +279,7 @@ def frozen_vectors(model="test-teacher-quickgelu", prompts=None, seed=0, **chang
 def write_teacher(folder, model="test-teacher-quickgelu", depth=2, seed=0, **changes):
     """Write what stage 1 leaves in a run folder, with random prompts; returns the class vectors and visual prompts."""
     draw = torch.Generator().manual_seed(seed)
-    width = CONFIGS[model]["vision_cfg"]["width"]
+    width = CONFIGS[model]["vision_cfg"].get("width")  # a network of timm has none, nor prompts
     prompts = (
         {"vision_prompts.tokens": torch.randn(depth, 3, width, generator=draw)} if depth else {}
     )

@@ -16,6 +16,7 @@ from kdpl.benchmark.torch_files import read_torch_file
 from kdpl.errors import ArtifactError, ConfigError, WeightsError
 from kdpl.runtime.files import write_text
 from kdpl.runtime.messages import inform
+from kdpl.runtime.origin import require_same
 from kdpl.runtime.run_folder import LAST, handed_over
 
 Kind = Literal["teacher", "student"]
@@ -249,12 +250,10 @@ def record_of(file: Path) -> dict[str, str]:
         return {"file": file.name, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
 
 
-def require_own_folder(folder: Path, file: Path, record: Mapping[str, str]) -> None:
+def require_own_folder(folder: Path, record: Mapping[str, str]) -> None:
     """Raise a ConfigError if a folder holds anything but the import of this file."""
     there = folder / RECORD_FILE
-    same = there.is_file() and json.loads(there.read_text(encoding="utf-8")) == record
-    if (handed_over(folder) or (folder / LAST).is_file()) and not same:
-        raise ConfigError(
-            f"{folder} holds something other than the import of {file}: choose another --out, or "
-            "remove that folder"
-        )
+    before = json.loads(there.read_text(encoding="utf-8")) if there.is_file() else None
+    if handed_over(folder) or (folder / LAST).is_file():
+        remedy = "choose another --out, or remove that folder"
+        require_same(f"the run in {folder}", before, record, remedy)

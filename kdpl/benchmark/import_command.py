@@ -59,7 +59,7 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
                 model.vision_prompts.init = "normal"
             super().before_instantiate_classes()
             self.record = record_of(path)
-            require_own_folder(Path(self.config.out), path, self.record)
+            require_own_folder(Path(self.config.out), self.record)
             if not self.finished:
                 self.published = read_published(path, kind)
 

@@ -7,7 +7,6 @@ that is missing. View v of an image is the one that the augmentation draws for t
 epoch v; its pixels are not stored.
 """
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -28,6 +27,7 @@ from kdpl.data.decoding import Decoding
 from kdpl.data.names import digest_of
 from kdpl.data.needs import TeacherDescription
 from kdpl.errors import DataError, reason
+from kdpl.runtime.origin import require_same
 from kdpl.runtime.resizing import Resizing
 
 MANIFEST, SHARD = "manifest.json", "shard-{:05d}.npy"
@@ -90,8 +90,6 @@ class Manifest(BaseModel):
         """
         if same_views:
             views = same_views.views
-        kind = type(data.augmentation)
-        settings = json.loads(json.dumps(vars(data.augmentation), default=repr, sort_keys=True))
         return cls(
             teacher=teacher.fingerprint,
             width=teacher.width,
@@ -100,7 +98,7 @@ class Manifest(BaseModel):
             sources=digest_of(images),
             resizing=teacher.resizing,
             decoding=data.decoding,
-            augmentation={"class": f"{kind.__module__}.{kind.__qualname__}", **settings},
+            augmentation=data.views_origin["augmentation"],
             view_seed=same_views.view_seed if same_views else data.seed,
             views=views,
             images_per_shard=max(
@@ -132,13 +130,10 @@ class Manifest(BaseModel):
                 f"{file} is damaged, or of another version ({where}: {fault['msg']:.200}): remove "
                 f"the folder {folder} and fill the cache again"
             ) from error
-        for name in cls.model_fields:
-            theirs, ours = getattr(manifest, name), getattr(needed, name)
-            if theirs != ours and (name in same or name not in _MAY_DIFFER):
-                raise DataError(
-                    f"the teacher cache {folder} is of something else ({name} is {theirs!r:.500} "
-                    f"there and {ours!r:.500} here): {_OTHER_FOLDER}"
-                )
+        before, now = (
+            each.model_dump(exclude=_MAY_DIFFER - {*same}) for each in (manifest, needed)
+        )
+        require_same(f"the teacher cache {folder}", before, now, _OTHER_FOLDER, kind=DataError)
         return manifest
 
     def shards(self, folder: Path) -> dict[Path, range]:

@@ -10,20 +10,19 @@ process reads it.
 - A teacher's parameters are ``prompts.*``, named as in ``prompts.safetensors`` unless the method
   overrides ``saved``; a student's ``encoder.prompts.tokens``, ``encoder.projector.layers.*`` and,
   with ``fine_tune``, ``encoder.tower.module.visual.*``; of several labels also ``scores.*``.
-- Added are fingerprints of the CLIP (``kdpl_clip``) and of a student's teachers (``kdpl_teacher``,
-  ``kdpl_more_teachers``), and what rooms compare (``kdpl_views``, ``kdpl_holds_out``). A student's
-  own text tower (``text_features: student``) has none: settings name it. Values of class vectors
-  are not compared either; they are read anew from the teacher's folder.
-- Callbacks with a state: ``SameSteps``, ``GaussianPromptAveraging``, and those that a config adds,
-  such as ``EarlyStopping``; that of ``RunCheckpoint`` is for information.
+- Added is what the run was made from (``kdpl_origin``, see ``SameRun``): fingerprints of the CLIP
+  and the teachers, digests of class vectors, images and labels, images a step, views, augmentation
+  and seed. A student's own text tower (``text_features: student``) is named by settings alone.
+- Callbacks with a state: ``GaussianPromptAveraging``, and those that a config adds, such as
+  ``EarlyStopping``; that of ``RunCheckpoint`` is for information.
 
 A resumed run compares ``config.yaml`` and writes it anew. It also reads, from its folder, the look
 at all images (``checked_images.json``), what a pool filter left out, and prepared targets; outside
 of it the CLIP's weights and the teachers' folders. What begins a run is not repeated: prompts at
 the mean token, scores of several labels, and those files.
 
-Without a checkpoint a fit starts over, and settings are not compared; neither are they with
-``--ckpt_path`` and an empty folder, but what the checkpoint holds by itself is.
+Without a checkpoint a fit starts over, and settings are not compared; files that it reads again are
+compared by themselves. So is a checkpoint with ``--ckpt_path`` and an empty folder.
 
 A fit begins in this order:
 
@@ -44,18 +43,29 @@ alone.
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
+from kdpl.classification import ORIGIN_KEY, ClassifyingModule
 from kdpl.data.domain import domain_of
-from kdpl.data.names import digest_of
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.runtime.files import atomic_path
+from kdpl.runtime.origin import Origin, require_same
 from kdpl.runtime.run_folder import CHECKPOINTS_FOLDER, LAST
+
+_OR = "or choose another --out"
+_AS_CACHED = f"set data.init_args.teacher_cache to what it was, {_OR}"
+_REMEDIES = {
+    "images": f"put back the images that it had, {_OR}",
+    "images a step": "set data.init_args.batch_size times the number of processes to what it was",
+    "images held out": f"give kdpl.fidelity.Fidelity as it was, in trainer.callbacks or not, {_OR}",
+    "views": _AS_CACHED,
+    "seed of the views": _AS_CACHED,
+}
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -86,47 +96,49 @@ class RunCheckpoint(ModelCheckpoint):
             super().on_train_batch_end(trainer, *args)
 
 
-class SameSteps(Callback):
-    """Refuses to resume a run with other images, or another number of them in a step.
+class SameRun(Callback):
+    """Notes in checkpoints what a run is made from, and refuses to resume it from anything else.
 
-    The number is that of all processes together. Learning rate and schedule fit it, and in either
-    case an interrupted epoch would see some images twice or not at all. The checkpoint holds the
-    number, and a digest of the images' paths below their common folder; neither their content nor
-    their labels. Accumulated batches do not count: their number is a setting that may not change.
+    That is what the module and the datamodule give as their ``origin``. Part of it is compared
+    before anything is prepared, and all of it before the first step. Images count by their paths
+    below their common folder, and not by their content; those in a step are of all processes
+    together, and accumulated batches do not count: their number is a setting that may not change.
     """
 
     def __init__(self) -> None:
-        self._now: dict[str, Any] = {}  # empty if it is no fit
+        self._before: Origin | None = None  # of a run that is resumed
+        self._now: Origin = {}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Note images and steps of a fit."""
-        if stage == "fit":
-            data = domain_of(trainer)
-            self._now = {
-                "images": digest_of(data.all_training_images()),
-                "images_per_step": data.batch_size * trainer.world_size,
-            }
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Compare what is known by now; a ConfigError if it differs."""
+        if trainer.state.fn == "fit":
+            self._before = checkpoint.get(ORIGIN_KEY)
+            self._require_same(_origin(trainer, prepared=False))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the digest of all images, and the number of those of a step."""
-        return self._now
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note all, and compare it; a ConfigError if it differs."""
+        self._now = _origin(trainer, prepared=True)
+        if self._before is not None:
+            self._require_same(self._now)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare with what a checkpoint holds; a ConfigError if it differs."""
-        if not state_dict or not self._now:
-            return
-        # one of an earlier version has no digest
-        if state_dict.get("images", self._now["images"]) != self._now["images"]:
-            raise ConfigError(
-                "the run was trained on other images than there are now: put back those that it "
-                "had, or choose another --out"
-            )
-        before, now = state_dict["images_per_step"], self._now["images_per_step"]
-        if before != now:
-            raise ConfigError(
-                f"the run took {before} images a step, and would take {now} now: set "
-                f"data.init_args.batch_size times the number of processes to {before}"
-            )
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note it."""
+        # a callback may save before all is prepared
+        now = self._now or _origin(trainer, prepared=False)
+        checkpoint[ORIGIN_KEY] = {**checkpoint.get(ORIGIN_KEY, {}), **now}
+
+    def _require_same(self, now: Origin) -> None:
+        before = self._before and {name: self._before.get(name) for name in now}
+        require_same("the run's checkpoint", before, now, f"use what it had, {_OR}", _REMEDIES)
+
+
+def _origin(trainer: Trainer, prepared: bool) -> Origin:
+    module = cast(ClassifyingModule, trainer.lightning_module)
+    return {**module.origin(fits=True), **domain_of(trainer).origin(prepared)}
 
 
 class CheckpointFiles(TorchCheckpointIO):

@@ -8,8 +8,8 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
-from kdpl.errors import ConfigError
 from kdpl.runtime.files import write_text
+from kdpl.runtime.origin import flatten, require_same
 from kdpl.runtime.run_folder import CONFIG_FILE
 
 # where and how a run is computed or shown
@@ -17,11 +17,11 @@ _MAY_CHANGE = (
     "out",
     "checkpoint_every",
     "ckpt_path",
-    # SameSteps compares the number of images in a step: on fewer devices each takes more of them
+    # SameRun compares the number of images in a step: on fewer devices each takes more of them
     "data.init_args.batch_size",
     "data.init_args.eval_batch_size",
     "data.init_args.num_workers",
-    # the room cache compares the views with those of the checkpoint; cached features are float16,
+    # SameRun compares the views with those of the checkpoint; cached features are float16,
     # so that a run which changes this does not end with the same bits
     "data.init_args.teacher_cache",
     "data.init_args.fill_teacher_cache",
@@ -67,25 +67,14 @@ class RunConfig(SaveConfigCallback):
             logger.log_hyperparams(yaml.safe_load(text))
 
 
+def settings_of(config: str) -> dict[str, Any]:
+    """Return the settings of a YAML config that decide the result of a run, by their names."""
+    settings = flatten(yaml.safe_load(config))
+    return {name: each for name, each in settings.items() if not name.startswith(_MAY_CHANGE)}
+
+
 def require_same_settings(config: Path, now: str) -> None:
     """Raise a ConfigError if YAML settings would change the result of the run of ``config``."""
-    before, after = (
-        flatten(yaml.safe_load(text)) for text in (config.read_text(encoding="utf-8"), now)
-    )
-    for key in sorted(before.keys() | after.keys()):
-        if not key.startswith(_MAY_CHANGE) and before.get(key) != after.get(key):
-            raise ConfigError(
-                f"{config.parent} holds a run with other settings ({key} is {before.get(key)} "
-                f"there and {after.get(key)} here): choose another --out, or remove that folder"
-            )
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the values of a tree of settings by their names on the command line."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        k: v
-        for key, sub in tree.items()
-        for k, v in flatten(sub, f"{prefix}.{key}".lstrip(".")).items()
-    }
+    before = settings_of(config.read_text(encoding="utf-8"))
+    remedy = "choose another --out, or remove that folder"
+    require_same(f"the run in {config.parent}", before, settings_of(now), remedy)

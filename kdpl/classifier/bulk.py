@@ -1,14 +1,15 @@
 """Prediction in bulk: images in, a table of predictions out."""
 
-import hashlib
 import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from filelock import FileLock, Timeout
@@ -22,6 +23,7 @@ from kdpl.data.parallel import progress_bar
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines, write_text
+from kdpl.runtime.origin import Origin, as_json, digest, require_same
 from kdpl.tasks import DecisionRule, Predicted, Task
 
 
@@ -109,7 +111,7 @@ class BulkPrediction:
     def write(self, out: Path) -> None:
         """Write a table, or resume one of the same classifier, images and options.
 
-        The rows so far are JSON lines in ``OUT.partial``, below a line that identifies the job.
+        The rows so far are JSON lines in ``OUT.partial``, below a line of what they are made from.
         """
         if out.exists():
             raise ConfigError(f"--out {out} exists already: choose another --out, or remove it")
@@ -127,7 +129,7 @@ class BulkPrediction:
         try:
             self._append_rows(so_far, self._begin(so_far))
             with atomic_path(out) as temporary, so_far.open(encoding="utf-8") as lines:
-                next(lines)  # the job
+                next(lines)  # what they are made from
                 self.write_rows(temporary, map(json.loads, lines), self.columns)
             so_far.unlink()
             Path(lock.lock_file).unlink()
@@ -136,17 +138,15 @@ class BulkPrediction:
 
     def _begin(self, so_far: Path) -> int:
         """Return the number of rows that are there already."""
-        job = self._job() + "\n"
+        origin = self._origin()
         lines = cut_to_whole_lines(so_far) if so_far.exists() else 0
         if not lines:
-            write_text(so_far, job)
+            write_text(so_far, json.dumps(origin) + "\n")
             return 0
-        with so_far.open(encoding="utf-8") as file:
-            if file.readline() != job:
-                raise ConfigError(
-                    f"{so_far} is of another classifier, other images or other options: remove "
-                    "it, or write another file"
-                )
+        before = None
+        with so_far.open(encoding="utf-8") as file, suppress(ValueError):
+            before = json.loads(file.readline())
+        require_same(str(so_far), before, origin, "remove it, or write another file")
         return lines - 1
 
     def _append_rows(self, so_far: Path, done: int) -> None:
@@ -161,22 +161,31 @@ class BulkPrediction:
             mark(error, f"the predictions so far are kept in {so_far}")
             raise
 
-    def _job(self) -> str:
-        """Return a digest of all that determines the rows."""
-        known = self.classifier
+    def _origin(self) -> Origin:
+        """Return all that determines the rows."""
+        classifier, options = self.classifier, self.options
         # a shard that was written again may have other images at other positions
         stamps = [archives().stamp(each) for each in self.sources if archives().is_one(each)]
-        images = [*self.sources, *stamps]
-        parts = (
-            known.fingerprint(),
-            known.class_names,
-            known.decoding,
-            images,
-            self.columns,
-            self.options.precision,
-            self.options.rule,
+        with TemporaryDirectory() as folder:
+            for companion in classifier.companions.values() if options.rule.scores else ():
+                companion.save(Path(folder), "")
+            files = [path.read_bytes() for path in sorted(Path(folder).iterdir())]
+        origin: Origin = as_json(
+            {
+                "weights": classifier.fingerprint(),
+                "class names": digest(classifier.class_names),
+                "logit scale": classifier.logit_scale,
+                "task": classifier.task.settings(),
+                "files of scores": digest(files),
+                "images": digest([*self.sources, *stamps]),
+                "preprocessing": asdict(classifier.preprocessing),
+                "decoding": asdict(classifier.decoding),
+                "columns": self.columns,
+                "precision": options.precision,
+                "rule": vars(options.rule),
+            }
         )
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        return origin
 
     def _rows(self, skip: int, show_bar: bool = True) -> Iterator[Row]:
         """Yield rows, with a bar on a terminal, and a line on standard error at the end."""

@@ -5,13 +5,12 @@ import gc
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from jsonargparse.typing import NonNegativeInt
 
@@ -19,7 +18,8 @@ from kdpl.errors import ConfigError, KdplError, visible
 from kdpl.runtime import plugins, slurm
 from kdpl.runtime.configs import find_config, read_config
 from kdpl.runtime.faults import mark
-from kdpl.runtime.files import write_text
+from kdpl.runtime.files import copy, write_text
+from kdpl.runtime.origin import flatten
 from kdpl.runtime.run_folder import (
     CLASS_VECTORS_FILE,
     CLASSIFIER_FOLDER,
@@ -55,7 +55,8 @@ class _Step:
     """A stage's fit, a test or a search; its result exists once it is done.
 
     It is written last, and stands for the others; ``fit`` itself asks for all that it hands over,
-    see ``handed_over``.
+    see ``handed_over``. A search is done with the student's fit: until then its finished candidates
+    compare their settings again.
     """
 
     title: str
@@ -66,20 +67,25 @@ class _Step:
     values: dict[str, Any]
     # for a zero-shot test, the folder of the stage whose CLIP is tested
     clip_of: Path | None = None
-    # a config that an earlier step has written, which wins over the options
+    # a config that a search writes, and that wins over the options of a fit
     found: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder that it writes into."""
+        return cast(Path, self.found if self.command == "search" else self.result).parent
 
     def run(self, check_only: bool = False) -> None:
         """Run it, or check its settings only."""
         from kdpl.cli.fit import run_stage
 
         if self.command == "search":
-            plugins.load("commands", "search")(out=str(self.result.parent), settings=self.options)
+            plugins.load("commands", "search")(out=str(self.folder), settings=self.options)
             return
         options = self.options
         if self.found is not None and self.found.exists():
             options = [*options, f"--config={self.found}"]
-        values = {"out": str(self.result.parent), **self.values}
+        values = {"out": str(self.folder), **self.values}
         if self.clip_of is not None:
             clip = read_config(str(self.clip_of / CONFIG_FILE))["model"]["init_args"]["clip"]
             values["model"] = {"init_args": {**_NO_PROMPTS, "clip": clip}}
@@ -165,6 +171,11 @@ def run(
         for number, step in enumerate(steps, start=1):
             try:
                 if due(step):
+                    # what was tested in its folder before is something else
+                    stage = step.folder.name if first and step.command == "fit" else None
+                    for test in steps:
+                        if test.command == "test" and test.folder.name == stage:
+                            test.result.unlink(missing_ok=True)
                     _do(step, f"[bold]{number}/{len(steps)} {step.title}", console, folder)
             except (Exception, KeyboardInterrupt) as error:
                 if number > 1:
@@ -237,8 +248,9 @@ def _steps(
         texts = ((n, v if isinstance(v, str) else json.dumps(v)) for n, v in learn.items())
         told = [f"--model.init_args.{name}={text}" for name, text in texts]
         title = "search what of the student is trained"
-        searches = [_Step(title, "search", found, [*distil.options, *told], {})]
         distil = replace(distil, found=found)
+        options = [*distil.options, *told]
+        searches = [replace(distil, title=title, command="search", options=options)]
     # all fits before the tests: without test images there is still a classifier
     return [
         tune(teacher, "teacher"),
@@ -259,8 +271,6 @@ def _given(files: Sequence[str], options: Sequence[str], key: str) -> Any:
 
     Options come before configs; of the configs the last that has the setting counts.
     """
-    from kdpl.callbacks.run_config import flatten
-
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{key}", dest="value", nargs="?")
     trees = [flatten(read_config(file)) for file in files]
@@ -301,11 +311,10 @@ def _do(step: _Step, title: str, console: Any, out: Path) -> None:
     if process_rank() == 0 and slurm.signalled():
         raise slurm.requeue(str(out))
     console.rule(title, align="left")
-    decoded, own = out / "teacher" / DECODED_FILE, step.result.parent / DECODED_FILE
+    decoded, own = out / "teacher" / DECODED_FILE, step.folder / DECODED_FILE
     if process_rank() == 0 and decoded.is_file() and not own.exists():
         # the images are the same, and need not be decoded once more
-        own.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(decoded, own)
+        copy(decoded, own)
     step.run()
     # a trainer and its model refer to each other; the next step needs the GPU's memory
     gc.collect()

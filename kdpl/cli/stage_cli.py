@@ -18,7 +18,6 @@ from torch import distributed
 from kdpl.callbacks.checkpoints import (
     CheckpointFiles,
     RunCheckpoint,
-    SameSteps,
     require_intact,
 )
 from kdpl.callbacks.preemption import InterruptionHandler, Requeue
@@ -34,6 +33,7 @@ from kdpl.runtime.run_folder import (
     CLASS_VECTORS_FILE,
     CONFIG_FILE,
     LAST,
+    METRICS_FILE,
     handed_over,
 )
 
@@ -146,6 +146,9 @@ class KdplCLI(LightningCLI):
     def _choose_checkpoint(self, folder: Path) -> None:
         given, last = self.config.ckpt_path, folder / LAST
         if given is None and not last.is_file():
+            if self.command == "fit" and process_rank() == 0:
+                # of a start that is not resumed, perhaps with other settings
+                (folder / METRICS_FILE).unlink(missing_ok=True)
             return
         require_intact(Path(given or last))
         if given is None:
@@ -170,7 +173,7 @@ class KdplCLI(LightningCLI):
         """Add the callbacks that every run has."""
         self._ckpt_path, self.config = self.config.ckpt_path, self._given
         trainer = self._given.trainer
-        callbacks: list[Callback] = [InterruptionHandler(), SameSteps(), SaveTestResults()]
+        callbacks: list[Callback] = [InterruptionHandler(), SaveTestResults()]
         callbacks += self.own_callbacks()
         # all these run before the module's: targets are prepared from a cache that is complete
         of_rooms = load_all("cli_callbacks").values()

@@ -7,9 +7,9 @@ from difflib import get_close_matches
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 
-from kdpl.callbacks.run_config import flatten
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.runtime.configs import config_files, read_config
+from kdpl.runtime.origin import flatten
 from kdpl.student import StudentDistillation
 from kdpl.teacher import TeacherPromptTuning
 

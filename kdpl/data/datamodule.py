@@ -1,9 +1,10 @@
 """The one datamodule that both stages share."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, Unla
 from kdpl.data.decoding import Decoding
 from kdpl.data.labels import ClassProtocol, EvaluationSplit, Labels
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
-from kdpl.data.names import Indices, Names
+from kdpl.data.names import Indices, Names, digest_of
 from kdpl.data.needs import Needs, TrainSplit, needs_of
 from kdpl.data.parallel import cores
 from kdpl.data.pool import UnlabeledPool
@@ -31,6 +32,7 @@ from kdpl.errors import ConfigError, DataError
 from kdpl.runtime import plugins
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.messages import inform
+from kdpl.runtime.origin import as_json, digest
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import DECODED_FILE
 from kdpl.tasks import MULTI_CLASS
@@ -224,13 +226,42 @@ class DomainDataModule(LightningDataModule):
         if stage in ("test", "validate"):
             self.labels.evaluation("test" if stage == "test" else "val")
 
-    def all_training_images(self) -> Sequence[str]:
-        """All images of the split that the trainer's module asks for, also those left out later."""
+    @property
+    def views_origin(self) -> dict[str, Any]:
+        """What views depend on beside their image and the tower's way to resize it."""
+        kind, decoding = type(self.augmentation), asdict(self.decoding)
+        named = {"class": f"{kind.__module__}.{kind.__qualname__}", **vars(self.augmentation)}
+        return {"augmentation": as_json(named), "seed": self.seed, "decoding": decoding}
+
+    def origin(self, prepared: bool) -> dict[str, Any]:
+        """Return what a fit depends on, of the images, as checkpoints note it.
+
+        With ``prepared`` also the choices of callbacks before the first step: views from a cache,
+        and images that are held out or left out.
+        """
         if not self._trains:
-            return ()
+            return {}
+        origin = {"images a step": self.batch_size * self._trainer.world_size}
         if self._needs.split == "labeled":
-            return [record.source for record in self.labels.training()]
-        return self.pool.images
+            records = self.labels.training()
+            origin |= {
+                "images": digest_of([record.source for record in records]),
+                "labels": digest(str(record.label) for record in records),
+                "class texts": digest(map(str, self.class_texts)),
+            }
+        else:
+            origin |= {"images": digest_of(self.pool.images)}
+            if prepared:
+                cached, epochs = self.cached_features, self._trainer.max_epochs
+                # with as many views as epochs, each sees new ones
+                few = cached and not (epochs and 0 <= epochs <= cached.views)
+                origin |= {
+                    "views": f"{cached.views} of each" if cached and few else "one in each epoch",
+                    "seed of the views": cached.view_seed if cached else self.seed,
+                    "images held out": len(self.pool.unseen),
+                    "images to distil on": digest([self.pool.indices.tobytes()]),
+                }
+        return {**origin, **self.views_origin}
 
     def train_dataloader(self) -> DataLoader[LabeledBatch] | DataLoader[UnlabeledBatch]:
         """Batches of the split that the trainer's module asks for."""

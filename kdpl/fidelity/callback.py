@@ -23,7 +23,6 @@ from kdpl.data.sampling import generator
 from kdpl.errors import ConfigError, DataError
 from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
 from kdpl.preparation.teacher_encoder import teacher_encoder
-from kdpl.preparation.unchanged import Unchanged
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
 from kdpl.student import StudentDistillation
@@ -146,24 +145,3 @@ def draw_unseen(pool: UnlabeledPool, labeled: Iterable[str]) -> Indices:
             "kdpl.fidelity.Fidelity out of trainer.callbacks"
         )
     return np.sort(unseen)
-
-
-def callbacks(module: LightningModule) -> list[Callback]:
-    """Return what a student's fit needs; entry point of ``kdpl.callbacks``."""
-    is_student = isinstance(module, StudentDistillation)
-    return [Unchanged("kdpl_holds_out", _holds_out, _fault)] if is_student else []
-
-
-def _holds_out(trainer: Trainer) -> bool:
-    data = domain_of(trainer)
-    # without reading the dataset for it: nothing is held out of a pool that was not asked for
-    return "pool" in vars(data) and len(data.pool.unseen) > 0
-
-
-def _fault(before: bool, now: bool) -> str:
-    del now  # the other one
-    did, remedy = ("", "in") if before else ("no ", "out of")
-    return (
-        f"the run has held {did}images out of distillation until now: leave "
-        f"kdpl.fidelity.Fidelity {remedy} trainer.callbacks, or choose another --out"
-    )

@@ -41,11 +41,11 @@ def search(
     from kdpl.fidelity import Fidelity
     from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
     from kdpl.runtime.configs import read_config
-    from kdpl.runtime.files import write_text
+    from kdpl.runtime.files import copy, write_text
     from kdpl.runtime.loggers import read_metrics
     from kdpl.runtime.markdown import markdown_rows
     from kdpl.runtime.messages import inform, process_rank
-    from kdpl.runtime.run_folder import CONFIG_FILE, METRICS_FILE
+    from kdpl.runtime.run_folder import CONFIG_FILE, DECODED_FILE, METRICS_FILE
     from kdpl.student import StudentDistillation
 
     if not settings:
@@ -76,9 +76,13 @@ def search(
             return [*super().own_callbacks(), *own]
 
     measured = dict[str, tuple[float, float, float]]()
+    # the images of all candidates are the same, and need not be decoded once more
+    first, decoded = process_rank() == 0, Path(out, DECODED_FILE)
     for name, options in candidates.items():
         folder = Path(out, name)
         own = [f"--model.init_args.{key}={value}" for key, value in options.items()]
+        if first and decoded.is_file() and not (folder / DECODED_FILE).exists():
+            copy(decoded, folder / DECODED_FILE)
         try:
             run_command(["fit", *settings, _LOGGER, *own, f"--out={folder}"], make=Candidate)
         except TrainingError as error:
@@ -86,13 +90,15 @@ def search(
                 raise
             inform(f"{name} is left out: {error}")
             continue
+        if first and (folder / DECODED_FILE).is_file() and not decoded.exists():
+            copy(folder / DECODED_FILE, decoded)
         # a trainer and its model refer to each other
         gc.collect()
         curves = read_metrics(folder / METRICS_FILE)
         share, kl, images = (curves[each][-1][1] for each in (FIDELITY, TARGET_KL, UNSEEN))
         measured[name] = share, -kl, images
 
-    if process_rank() == 0:
+    if first:
         # of equals the one that is closer
         best = max(measured, key=lambda name: measured[name])
         chosen = read_config(str(Path(out, best, CONFIG_FILE)))["model"]["init_args"]

@@ -28,6 +28,7 @@ from kdpl.report.intervals import Scores
 from kdpl.report.run_folder import Run, Stage
 from kdpl.runtime.files import write_text
 from kdpl.runtime.messages import inform
+from kdpl.runtime.origin import Origin, as_json, difference
 from kdpl.runtime.predictions import (
     ImagePrediction,
     read_predictions,
@@ -93,15 +94,14 @@ def linear_probe(run: Run, role: str) -> Probe:
     # the labels are those that the teacher saw
     labeled = replace(run, student=None) if "teacher" in run.stages else run
     data = labeled.main.config["data"]
-    identity = {"clip": asdict(clip), "data": data, "seed": labeled.seed}
-    identity = json.loads(json.dumps(identity, default=str))
+    origin = as_json({"clip": asdict(clip), "data": data, "seed": labeled.seed})
     tested = [each for each in run.tested if num_base is None or each[1] < num_base]
     if not tested:
         raise DataError("no test image is of a base class")
 
     # a teacher has its own in a campaign, where students share it
     for folder in (run.folder, run.stages[role].folder):
-        found = _stored(folder / PROBE_FOLDER / role, identity)
+        found = _stored(folder / PROBE_FOLDER / role, origin)
         if found and [(p.source, p.label_number) for p in found.predictions] == tested:
             return found
 
@@ -109,7 +109,7 @@ def linear_probe(run: Run, role: str) -> Probe:
         probe = _fit(run, labeled.data, clip)
     except (OSError, torch.OutOfMemoryError) as error:
         raise ArtifactError(reason(error)) from error
-    probe.about.update(identity)
+    probe.about.update(origin)
     if not run.read_only:
         # another person's folder may be read-only
         with suppress(OSError):
@@ -170,11 +170,12 @@ def _encode(
     return Features(np.concatenate(values)[numbers < classes], numbers[numbers < classes])
 
 
-def _stored(folder: Path, identity: dict[str, Any]) -> Probe | None:
+def _stored(folder: Path, origin: Origin) -> Probe | None:
     """Read a probe of the same network and labels; None if there is none or it is damaged."""
     try:
         about = json.loads((folder / PROBE_FILE).read_text(encoding="utf-8"))
-        if {key: about.get(key) for key in identity} != identity:
+        if differs := difference({name: about.get(name) for name in origin}, origin):
+            inform(f"{folder} has a probe of something else ({differs[1]}): fitting it again")
             return None
         return Probe(read_results(folder), read_predictions(folder), about)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 
-from kdpl.callbacks.run_config import flatten
 from kdpl.errors import KdplError
 from kdpl.metrics import ACCURACY_TITLES, FIDELITY, TRAIN_LOSS, UNSEEN, val_key
 from kdpl.report.charts import Point, line_chart
 from kdpl.report.run_folder import Run, Stage
+from kdpl.runtime.origin import flatten
 
 # kdpl's command line has defaults of its own for these
 _LEFT_OUT = ("trainer.logger", "trainer.use_distributed_sampler", "trainer.enable_model_summary")

@@ -63,6 +63,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
+def copy(source: Path, path: Path) -> None:
+    """Copy a file, atomically."""
+    with atomic_path(path) as temporary:
+        shutil.copyfile(source, temporary)
+
+
 def write_rows(path: Path, rows: Iterable[Iterable[object]]) -> None:
     """Write a CSV file in UTF-8, atomically; a path in it may keep bytes that are not UTF-8."""
     with (

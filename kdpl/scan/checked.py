@@ -5,41 +5,45 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdpl.data.archives import archives
-from kdpl.data.names import Names, digest_names
+from kdpl.data.names import Names
 from kdpl.data.parallel import in_parallel
 from kdpl.data.sources import try_decoding
 from kdpl.errors import DataError
 from kdpl.runtime.files import atomic_path
+from kdpl.runtime.origin import Origin
 
 _SHOWN = 10
 
 
 class Checked(BaseModel):
-    """The result of decoding all ``images`` of a dataset, whose list has the digest ``names``.
+    """The result of decoding all ``images`` of a dataset, and what it was made from.
 
     ``skipped`` are those that cannot be used, each with the reason as half a sentence that names
     it. ``digests`` are those of the contents of images that have the same one as another, of which
-    one is among the first ``measured``.
+    one is a test or validation image, or may become one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    version: Literal[3] = 3
-    names: str
+    version: Literal[4] = 4
+    made_from: dict[str, Any]
     images: int
-    measured: int
     skipped: dict[str, str]
     digests: dict[str, str]
 
     @classmethod
     def decode_all(
-        cls, sources: Sequence[str], decode: Callable[[str], Image | str], measured: int = 0
+        cls,
+        sources: Sequence[str],
+        decode: Callable[[str], Image | str],
+        measured: int = 0,
+        made_from: Origin | None = None,
     ) -> "Checked":
         """Decode every image, in parallel under a progress bar.
 
@@ -48,6 +52,7 @@ class Checked(BaseModel):
             decode: Opens one; or also returns the digest of its content, which it has to for
                 ``measured`` above 0.
             measured: Number of images, the first ones, of which copies are looked for.
+            made_from: What the result depends on.
         """
         skipped, digests = dict[str, str](), dict[str, str]()
         contents = set[str]()
@@ -65,9 +70,8 @@ class Checked(BaseModel):
                 digests[source] = digest
         counts = Counter(digests.values())
         return cls(
-            names=digest_names(sources),
+            made_from=dict(made_from or {}),
             images=len(sources),
-            measured=measured,
             skipped=skipped,
             digests={source: digest for source, digest in digests.items() if counts[digest] > 1},
         )

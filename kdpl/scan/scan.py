@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
 
 from kdpl.data.decoding import Decoding, open_image
-from kdpl.data.names import digest_names
 from kdpl.data.reading import Reading
 from kdpl.data.sources import OwnImages, content_of, digest_of_content
 from kdpl.data.splits import Record, Splits
+from kdpl.runtime.messages import inform
+from kdpl.runtime.origin import difference, digest
 from kdpl.scan.checked import Checked
 from kdpl.scan.skip_list import leave_out, without_listed
 
@@ -71,18 +73,25 @@ class DecodeAll:
 
     def _check(self, look: bool) -> Checked | None:
         """The remembered result for these images, or, to ``look`` at them, a new one; or None."""
-        if not self._reading.looks:
-            return None
+        if not self._reading.looks or self._checked is not None:
+            return self._checked
         listed, file, measured = self._reading.listed, self._reading.file, self._measured
-        if self._checked is None and file:
+        decoding = self._reading.reader.decoding
+        origin = {
+            "images": digest(listed.sources),
+            "test and validation images": measured,
+            "decoding": asdict(decoding),
+        }
+        if file and (earlier := Checked.load(file)):
             # a run's images are fixed when it begins, whatever becomes of them later
-            known = Checked.load(file)
-            if known and known.measured == measured:
-                self._checked = known if known.names == digest_names(listed.sources) else None
+            if (differs := difference(earlier.made_from, origin)) is None:
+                self._checked = earlier
+            elif look:
+                inform(f"{file} is of another dataset ({differs[1]}): looking at all images again")
         if self._checked is None and look:
-            decode = partial(decode_and_digest, decoding=self._reading.reader.decoding)
+            decode = partial(decode_and_digest, decoding=decoding)
             self._checked = Checked.decode_all(
-                listed.sources, decode if measured else listed.open_image, measured
+                listed.sources, decode if measured else listed.open_image, measured, origin
             )
         return self._checked
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,10 @@ from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.clip import Frozen
 from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.needs import TeacherDescription
-from kdpl.errors import ArtifactError, ConfigError
+from kdpl.errors import ConfigError
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
 from kdpl.tasks import MULTI_CLASS, Task
-
-_KEY = "kdpl_teacher"
-_MORE_KEY = "kdpl_more_teachers"
 
 
 class Teachers(Frozen[nn.ModuleList]):
@@ -118,25 +115,3 @@ class Teachers(Frozen[nn.ModuleList]):
         widths = [teacher.vectors.vectors.shape[1] for teacher in teachers]
         parts = zip(teachers, torch.split(features, widths, dim=1), strict=True)
         return self.task.mean(torch.stack([teacher.logits(part) for teacher, part in parts]))
-
-    def note_in(self, checkpoint: dict[str, Any]) -> None:
-        """Note the fingerprints."""
-        checkpoint[_KEY], *more = (teacher.fingerprint for teacher in self.describe())
-        if more:
-            checkpoint[_MORE_KEY] = more
-
-    def require_in(self, checkpoint: dict[str, Any]) -> None:
-        """Raise an ArtifactError for a checkpoint that is not a student's of these teachers."""
-        if _KEY not in checkpoint:
-            raise ArtifactError(
-                "this is not a student checkpoint: give one from a StudentDistillation run"
-            )
-        before = [checkpoint[_KEY], *checkpoint.get(_MORE_KEY, [])]
-        # a fit has read all teachers by now; a test needs the first alone, and reads no other
-        unread = before[len(self.module) :] if self._unread else []
-        own = [cast(FrozenTeacher, teacher).vectors.teacher for teacher in self.module] + unread
-        if before != own:
-            raise ArtifactError(
-                "the checkpoint was distilled from a different teacher than the one in the "
-                "settings: use that of its run, or start in a new folder"
-            )

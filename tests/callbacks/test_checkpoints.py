@@ -11,25 +11,34 @@ from runs import (
     SHORT,
     TEACHER,
     at_step,
+    curves_of,
     error_line,
     fit_teacher,
     folder_fit,
     image_folder,
 )
 from safetensors.torch import load_file
+from world import Distilled
 
 from kdpl.__main__ import main
-from kdpl.callbacks.checkpoints import CheckpointFiles, SameSteps, require_intact
+from kdpl.callbacks.checkpoints import CheckpointFiles, require_intact
+from kdpl.data.augmentation import LightAffine
+from kdpl.data.needs import Needs
+from kdpl.data.splits import Record
 from kdpl.errors import ArtifactError, ConfigError
+from kdpl.runtime.origin import difference
+from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import (
     CHECKPOINTS_FOLDER,
     CLASS_VECTORS_FILE,
     CONFIG_FILE,
     LAST,
+    METRICS_FILE,
     PROMPTS_FILE,
 )
 
 # five steps an epoch, and a checkpoint after each
+ONE_STEP = {"save": True, "limit_train_batches": 1}
 STEPS = ["--trainer.limit_train_batches=5", "--checkpoint_every=1"]
 
 
@@ -125,7 +134,7 @@ def test_no_checkpoint_is_saved_between_accumulated_batches(tmp_path, monkeypatc
 def test_a_fit_that_would_resume_with_other_steps_is_refused(interrupted, capsys):
     before = (interrupted / CONFIG_FILE).read_bytes()
     assert fit_teacher(interrupted, *STEPS, "--data.init_args.batch_size=8") == 1
-    line = "error: the run took 16 images a step, and would take 8 now: set data.init_args.batch_size times"
+    line = "(images a step is 16 there and 8 here): set data.init_args.batch_size times the number of processes"
     assert line in capsys.readouterr().err
     assert (interrupted / CONFIG_FILE).read_bytes() == before
     assert fit_teacher(interrupted, *STEPS) == 0
@@ -141,21 +150,73 @@ def test_a_fit_that_would_resume_with_other_images_is_refused(tmp_path, capsys):
     image = tmp_path / "data" / "train" / "cat" / "0.png"
     image.rename(image.with_stem("new"))
     assert main(command) == 1
-    error_line(capsys, "the run was trained on other images than there are now: put back those")
+    error_line(capsys, "the run's checkpoint was made from something else (images is ", "put back")
     image.with_stem("new").rename(image)
     assert main(command) == 0
 
 
-def test_the_images_of_all_processes_together_count():
-    callback, domain = SameSteps(), world.digits(16)
-    domain.all_training_images = lambda: ["0.png"]
-    trainer = SimpleNamespace(datamodule=domain, world_size=2)
-    callback.setup(trainer, None, "fit")
-    callback.load_state_dict({"images_per_step": 32})
+def origin_of(split="labeled", world_size=1, labels=None, **options):
+    domain = world.digits(16, **options)
+    module = SimpleNamespace(needs=Needs(split, Resizing(32)))
+    domain.trainer = SimpleNamespace(max_epochs=1, world_size=world_size, lightning_module=module)
+    if labels is not None:
+        domain.labels = SimpleNamespace(training=lambda: labels, splits=domain.splits)
+    return domain.origin(prepared=split == "unlabeled")
+
+
+RELABELLED = [[Record("a.png", label), Record("b.png", 1)] for label in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "name"),
+    [
+        ({}, {"world_size": 2}, "images a step"),
+        ({}, {"shots": 4}, "images"),
+        ({"labels": RELABELLED[0]}, {"labels": RELABELLED[1]}, "labels"),
+        ({}, {"augmentation": "none"}, "augmentation.class"),
+        ({}, {"augmentation": LightAffine(degrees=1)}, "augmentation.degrees"),
+        ({}, {"seed": 2}, "seed"),
+        ({}, {"split": "unlabeled", "unlabeled_share": 0.5}, "images to distil on"),
+    ],
+)
+def test_what_a_fit_is_made_from_names_images_labels_steps_and_views(before, now, name):
+    options = {"split": now.get("split", "labeled")}
+    assert difference(origin_of(**options, **before), origin_of(**options, **before)) is None
+    assert (
+        difference(origin_of(**options, **before), origin_of(**options | before | now))[0] == name
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"augmentation": "none"}, "augmentation.class is "),
+        ({"seed": 2}, "seed is 1 there and 2 here"),
+        ({"unlabeled_share": 0.9}, "images to distil on is "),
+    ],
+)
+def test_a_student_is_not_resumed_on_other_images_or_views(data, words, tmp_path):
+    world.write_teacher(tmp_path, class_names=world.DIGITS, num_base=None)
+    Distilled(tmp_path, tmp_path, trainer=ONE_STEP)
     with world.refused(
-        ConfigError, "would take 32 now: set .* times the number of processes to 16$"
+        ConfigError, rf"the run's checkpoint was made from something else \({words}"
     ):
-        callback.load_state_dict({"images_per_step": 16})
+        Distilled(tmp_path, tmp_path, data=data, ckpt_path=tmp_path / "epoch=0.ckpt")
+
+
+def test_a_student_is_not_resumed_with_other_class_vectors_of_its_teacher(tmp_path):
+    vectors, _ = world.write_teacher(tmp_path, class_names=world.DIGITS, num_base=None)
+    Distilled(tmp_path, tmp_path, trainer=ONE_STEP)
+    vectors.vectors.copy_(vectors.vectors.flip(0))
+    vectors.save(tmp_path / CLASS_VECTORS_FILE)
+    with world.refused(ConfigError, r"made from something else \(class vectors is \w+ there and"):
+        Distilled(tmp_path, tmp_path, ckpt_path=tmp_path / "epoch=0.ckpt")
+
+
+def test_a_fit_that_starts_over_has_metrics_of_its_own_alone(tmp_path):
+    tmp_path.joinpath(METRICS_FILE).write_text("step,train/loss\n999,1.0\n")
+    assert fit_teacher(tmp_path, "--trainer.max_epochs=1") == 0
+    assert 999 not in [step for step, _ in curves_of(tmp_path)["train/loss"]]
 
 
 @pytest.mark.slow

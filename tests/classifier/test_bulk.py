@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,14 @@ from zoo import odd_photo
 
 from kdpl import Classifier
 from kdpl.__main__ import main
+from kdpl.classifier import PredictOptions
+from kdpl.classifier.bulk import BulkPrediction
+from kdpl.classifier.companion import Companion
+from kdpl.classifier.folder import keep_task
 from kdpl.data.decoding import PUBLISHED, Decoding, open_image
 from kdpl.data.readers.digits import open_digit
+from kdpl.runtime.origin import difference
+from kdpl.tasks import DecisionRule
 
 SLOWLY = (
     "import sys, time; from kdpl.classifier.sources import Item; from kdpl.__main__ import main; plain = Item.open; "
@@ -99,13 +106,13 @@ def test_an_interrupted_table_is_resumed_by_the_same_job_alone(
         file.write('{"path": "half')
     before = so_far.read_bytes()
     assert not out.exists()
-    for other in (
-        (pictures, "--top-k=2"),
-        (pictures / "18.png",),
-        (pictures, "--precision=bf16-mixed"),
+    for words, *other in (
+        ("columns is", pictures, "--top-k=2"),
+        ("images is", pictures / "18.png"),
+        ("precision is", pictures, "--precision=bf16-mixed"),
     ):
         assert predict(classifier, other[0], out, *other[1:]) == 1
-        assert f"{so_far} is of another classifier, other images or" in capsys.readouterr().err
+        assert f"{so_far} was made from something else ({words}" in capsys.readouterr().err
         assert before.startswith(so_far.read_bytes())
     # how fast it is may change
     assert predict(classifier, pictures, out, "--batch-size=3") == 0
@@ -114,6 +121,77 @@ def test_an_interrupted_table_is_resumed_by_the_same_job_alone(
     assert [Path(json.loads(line)["path"]).stem for line in out.open()] == [
         f"{i:02}" for i in range(60)
     ]
+
+
+@pytest.fixture
+def several(classifier, tmp_path):
+    """A classifier of several labels an image, which names those from 0.4 on."""
+    pytest.importorskip("kdpl.multilabel")
+    given = Classifier.load(classifier)
+    vectors = replace(given.vectors, task="multilabel")
+    own = given.encoder, vectors, given.logit_scale, given.clip
+    Classifier(*own).save(tmp_path / "several")
+    keep_task(tmp_path / "several", {"thresholds": [0.4] * len(given.class_names)})
+    return tmp_path / "several"
+
+
+def test_a_table_is_not_resumed_with_other_thresholds(
+    several, pictures, tmp_path, monkeypatch, capsys
+):
+    out, options = tmp_path / "table.csv", ("--batch-size=2", "--workers=1")
+    with monkeypatch.context() as patch:
+        interrupt_predict(patch, at=21)
+        assert predict(several, pictures, out, *options) == 130
+    keep_task(several, {"thresholds": [0.4, *[0.9] * 9]})
+    assert predict(several, pictures, out, *options) == 1
+    words = "table.csv.partial was made from something else (task.thresholds is [0.4, 0.4, 0.4"
+    assert words in capsys.readouterr().err
+    assert not out.exists()
+    keep_task(several, {"thresholds": [0.4] * 10})
+    assert predict(several, pictures, out, *options) == 0
+    assert len(rows_of(out)) == 60
+
+
+class Scores(Companion):
+    """A score of each image, as a room may keep it beside a classifier."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def save(self, folder, classifier):
+        (folder / "score").write_text(f"{self.value} {classifier}")
+
+
+def test_what_rows_are_made_from_names_all_that_decides_them(classifier, pictures):
+    loaded = Classifier.load(classifier)
+    loaded.companions = {"scores": Scores(0.5)}
+
+    def origin(classifier=loaded, precision="32-true", **rule):
+        options = PredictOptions(1, precision=precision, rule=DecisionRule(**rule))
+        return BulkPrediction(classifier, [str(pictures / "00.png")], options)._origin()
+
+    plain = origin()
+    assert difference(plain, origin()) is None
+    for name, change in (
+        ("rule.temperature", {"temperature": 2.0}),
+        ("rule.threshold", {"threshold": 0.5}),
+        ("rule.set_threshold", {"set_threshold": 0.1}),
+        ("precision", {"precision": "bf16-mixed"}),
+    ):
+        assert name in {difference(plain, origin(**change))[0], "columns", name}
+
+    # files of further scores matter where a column is made of them
+    scored = origin(scores=("unknown",))
+    loaded.companions = {"scores": Scores(0.6)}
+    assert difference(plain, origin()) is None
+    assert difference(scored, origin(scores=("unknown",)))[0] == "files of scores"
+    own = loaded.encoder, loaded.vectors, loaded.logit_scale, loaded.clip
+    changed = {
+        "logit scale": Classifier(*own[:2], 7.0, own[3]),
+        "decoding.background": Classifier(*own, Decoding((0, 0, 0))),
+    }
+    for name, other in changed.items():
+        assert difference(origin(Classifier(*own)), origin(other))[0] == name
 
 
 def test_one_process_at_a_time_writes(classifier, pictures, tmp_path, capsys):

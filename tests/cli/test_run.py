@@ -131,8 +131,17 @@ def test_a_second_start_says_so_and_touches_nothing(finished, capsys):
 def test_other_settings_are_refused_by_name(finished, capsys):
     before = files_of(finished)
     assert run_into(finished, "--seed=4") == 1
-    error_line(capsys, "holds a run with other settings", "seed_everything is 3 there and 4 here")
+    error_line(capsys, "was made from something else", "seed_everything is 3 there and 4 here")
     assert files_of(finished) == before
+
+
+def test_tests_of_an_earlier_fit_in_the_folder_are_made_again(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "out")
+    for stage in ("teacher", "student"):
+        shutil.rmtree(out / stage)
+    assert run_into(out, "--data.init_args.held_out=0.5", "--data.init_args.shots=5") == 0
+    for test in ("zero_shot/teacher", "zero_shot/student", "teacher", "student"):
+        assert read_results(out / test)["images"] == read_results(out / "teacher")["images"]
 
 
 @pytest.mark.parametrize(

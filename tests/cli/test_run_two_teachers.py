@@ -67,6 +67,6 @@ def test_another_second_teacher_is_refused(interrupted, teacher2, capsys):
     assert run_into(interrupted, teacher2[:1]) == 1
     error_line(
         capsys,
-        "teacher2 holds a run with other settings",
+        "teacher2 was made from something else",
         "model.init_args.clip.model is tiny-student there",
     )

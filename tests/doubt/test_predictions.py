@@ -273,7 +273,7 @@ def test_a_table_is_resumed_only_by_the_same_rule(folder, photos, capsys, monkey
         runs.interrupt_predict(patch, at=15)
         assert main([*arguments, "--calibrated"]) == 130
     capsys.readouterr()
-    runs.refused(capsys, main(arguments), f"{out}.partial is of another classifier, other images")
+    runs.refused(capsys, main(arguments), f"{out}.partial was made from something else (rule.t")
     assert main([*arguments, "--calibrated"]) == 0
     assert "resuming after" in capsys.readouterr().err
 

@@ -209,7 +209,9 @@ def test_baselines_can_be_left_out(kind, rows, run):
     assert len(shown) == rows
 
 
-def test_a_probe_is_kept_in_the_folder_and_not_fitted_again(run, compared, tmp_path, monkeypatch):
+def test_a_probe_is_kept_in_the_folder_and_not_fitted_again(
+    run, compared, tmp_path, monkeypatch, capsys
+):
     kept = shutil.copytree(run, tmp_path / "kept")
     for role, clip in CLIPS.items():
         row = compared[0][f"linear probe: {clip}, 160 labels"]
@@ -224,6 +226,8 @@ def test_a_probe_is_kept_in_the_folder_and_not_fitted_again(run, compared, tmp_p
     config.write_text(config.read_text().replace("    shots: 16\n", "    shots: 8\n"))
     with pytest.raises(AssertionError):
         compare(kept)
+    said = "has a probe of something else (data.init_args.shots is 16 there and 8 here): fitting"
+    assert said in capsys.readouterr().err
 
 
 def test_under_base_to_novel_a_probe_is_of_the_base_classes(run, tmp_path):

@@ -6,7 +6,6 @@ from safetensors.torch import load_file, save
 
 from kdpl import DomainDataModule
 from kdpl.__main__ import main
-from kdpl.data.sources import open_source
 from kdpl.errors import DataError
 from kdpl.runtime.run_folder import DECODED_FILE
 from kdpl.scan.checked import Checked
@@ -57,13 +56,37 @@ def test_a_fit_that_skips_bad_images_is_that_without_them(pets, tmp_path):
 
 
 def test_the_images_of_a_run_are_fixed_when_it_begins(pets, tmp_path):
-    sources = in_pets(pets, bad_images="skip").splits.sources
-    Checked.decode_all(sources, open_source).save(tmp_path / "runs/first" / DECODED_FILE)
+    looking = in_pets(pets, bad_images="skip")
+    looking.reading.of_run(tmp_path / "runs/first")
+    looking.reading.prepare(trains=True)
     (pets / "train/dog/5.png").write_bytes(b"broken by now")
     for folder, left in (("first", 12), ("second", 11)):
         again = in_pets(pets, bad_images="skip")
         again.reading.of_run(tmp_path / "runs" / folder)
         assert len(again.splits.train) == left
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"background": (0, 0, 0)}, "decoding.background is [255, 255, 255] there and [0, 0, 0] "),
+        ({"skip_list": "dog/5.png"}, "images is "),
+        ({"held_out": 0.5}, "test and validation images is 0 there and 12 here"),
+    ],
+)
+def test_a_dataset_that_is_read_otherwise_is_looked_at_again(change, words, pets, tmp_path, capsys):
+    if "skip_list" in change:
+        (tmp_path / "skip.txt").write_text(str(pets / "train/dog/5.png"))
+        change = {"skip_list": str(tmp_path / "skip.txt")}
+    file = tmp_path / DECODED_FILE
+    for options in ({}, {}, change):
+        before = file.read_bytes() if file.exists() else None
+        assert "looking at all images again" not in capsys.readouterr().err
+        reading = in_pets(pets, **options).reading
+        reading.of_run(tmp_path)
+        reading.prepare(trains=True)
+    assert f"{file} is of another dataset ({words}" in capsys.readouterr().err
+    assert file.read_bytes() != before
 
 
 def test_a_class_of_which_nothing_is_left_is_named(pets):

@@ -1,0 +1,78 @@
+"""What a file was made from: one mapping of names to short values or digests.
+
+Whatever kdpl keeps in a file and reads again carries it, or stands beside what does, and
+``require_same`` compares it with what the file would be made from now.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kdpl.errors import ConfigError, KdplError
+
+Origin = Mapping[str, Any]
+"""Names, such as ``seed``, and values that JSON can hold; trees are compared leaf by leaf."""
+
+_SHOWN = 200  # characters of a value in a message
+
+
+def digest(parts: Iterable[str | bytes]) -> str:
+    """Digest texts or bytes, and where each ends."""
+    total = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        content = part if isinstance(part, bytes) else os.fsencode(part)
+        total.update(len(content).to_bytes(8, "little") + content)
+    return total.hexdigest()
+
+
+def as_json(value: Any) -> Any:
+    """Return a value as JSON gives it back, objects by their ``repr`` without addresses."""
+    text = json.dumps(value, default=lambda each: re.sub(" at 0x[0-9a-f]+", "", repr(each)))
+    return json.loads(text)
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a tree of settings by their names on the command line."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        name: leaf
+        for key, branch in tree.items()
+        for name, leaf in flatten(branch, f"{prefix}.{key}".lstrip(".")).items()
+    }
+
+
+def difference(before: Origin | None, now: Origin) -> tuple[str, str] | None:
+    """Return the name of the first difference, and it in words; None if there is none.
+
+    ``before`` is None where it is not known.
+    """
+    if before is None:
+        return "", "it does not say what"
+    was, present = (flatten(as_json(each)) for each in (before, now))
+    for name in {**present, **was}:
+        if was.get(name) != present.get(name):
+            there, here = (f"{each.get(name)!s:.{_SHOWN}}" for each in (was, present))
+            return name, f"{name} is {there} there and {here} here"
+    return None
+
+
+def require_same(
+    what: str,
+    before: Origin | None,
+    now: Origin,
+    remedy: str,
+    remedies: Mapping[str, str] | None = None,
+    kind: type[KdplError] = ConfigError,
+) -> None:
+    """Raise an error of a kind, in one sentence, if something was made from anything else than now.
+
+    ``what`` begins the sentence; ``remedies`` are for the names that have one of their own.
+    """
+    if differs := difference(before, now):
+        name, words = differs
+        remedy = (remedies or {}).get(name, remedy)
+        raise kind(f"{what} was made from something else ({words}): {remedy}")
