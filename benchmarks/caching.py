@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from benchmarks.photographs import write_photographs
 from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
-from kdpl.cache.feature_cache import CachedImages, FeatureCache, Manifest
-from kdpl.cache.feature_filling import Work, fill
+from kdpl.cache.feature_cache import CachedImages, FeatureCache, Manifest, fill
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.clip import Frozen
 from kdpl.data.augmentation import RandomResizedCrop
@@ -21,6 +20,7 @@ from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.loader import LazyLoader, TrainSampler
 from kdpl.data.needs import TeacherDescription
 from kdpl.data.sources import open_source
+from kdpl.preparation.shards import Work
 from kdpl.runtime.resizing import Resizing
 
 _CLASSES = ("crab", "squid")

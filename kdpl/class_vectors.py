@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdpl.clip import Clip, CosineHead, ImageTower
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.prompts import PromptConfig, PromptMethod
+from kdpl.prompts.method import normalized
 from kdpl.prompts.tuned import TeacherSettings, TunedPrompts
 from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
 from kdpl.runtime.class_names import ClassName, ClassText, composed
@@ -290,6 +291,23 @@ class FrozenTeacher(nn.Module):
         The tower computes in the caller's autocast context. A ConfigError before ``load``, and for
         images of another size than the teacher's.
         """
+        tower, method = self._loaded_for(images)
+        return method.encode_images(tower, images)
+
+    @torch.no_grad()
+    def both_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode images as ``features``, and into pooled ones of its tower without prompts.
+
+        The pooled ones, before the projection, are normalised as well, float32 [B, W]. Without
+        visual prompts it is one pass of the tower, and with them two.
+        """
+        tower, method = self._loaded_for(images)
+        pooled = tower.pooled(images)
+        if method.images_are_plain:
+            return normalized(tower.project(pooled)), normalized(pooled)
+        return method.encode_images(tower, images), normalized(pooled)
+
+    def _loaded_for(self, images: Tensor) -> tuple[ImageTower, PromptMethod]:
         size = self.vectors.preprocessing.image_size
         if images.shape[-1] != size:
             problem = f"the teacher takes images of {size} pixels, not {images.shape[-1]}"
@@ -299,7 +317,7 @@ class FrozenTeacher(nn.Module):
             )
         if self.tower is None or self.method is None:
             raise ConfigError("the teacher's image tower is not loaded: call load() first")
-        return self.method.encode_images(self.tower, images)
+        return self.tower, self.method
 
     def logits(self, features: Tensor) -> Tensor:
         """Return logits [B, C] of features [B, D], with the teacher's own scale."""

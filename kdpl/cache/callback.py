@@ -1,10 +1,7 @@
 """The teachers' caches of a fit: opened or filled, and with the same views when it is resumed."""
 
-import hashlib
-import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -12,14 +9,20 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kdpl.cache.feature_cache import VIEWS, CachedImages, FeatureCache, Manifest, cache_folders
-from kdpl.cache.feature_filling import Work, fill
+from kdpl.cache.feature_cache import (
+    VIEWS,
+    CachedImages,
+    FeatureCache,
+    Manifest,
+    cache_folders,
+    fill,
+)
 from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.domain import domain_of
-from kdpl.data.names import Names
 from kdpl.data.needs import TeacherDescription, needs_of
+from kdpl.preparation.shards import Work
 from kdpl.preparation.teacher_encoder import teacher_encoder
 from kdpl.runtime.messages import inform
 from kdpl.student import StudentDistillation
@@ -45,44 +48,6 @@ class TeacherCaches:
     def with_features(self, images: UnlabeledImages) -> Dataset[UnlabeledBatch]:
         """Return a dataset of the images and the features of their views."""
         return CachedImages(images, self.caches)
-
-    def means(
-        self,
-        images: Sequence[str] | None,
-        views: int,
-        teacher_index: int,
-        encode: Callable[[Tensor], Tensor],
-    ) -> Callable[[int], Tensor] | None:
-        """Return what reads the mean feature of an image's first views, see ``CachedFeatures``."""
-        if self.views < views:
-            return None
-        cache: FeatureCache | None = self.caches[teacher_index]
-        if images is not None:
-            cache = self._beside(images, views, teacher_index, encode)
-        return None if cache is None else partial(cache.mean, views=views)
-
-    def _beside(
-        self,
-        images: Sequence[str],
-        views: int,
-        teacher_index: int,
-        encode: Callable[[Tensor], Tensor],
-    ) -> FeatureCache | None:
-        """Open, after filling it, the cache of features of labelled images beside the pool's.
-
-        None if it does not exist and cannot be written.
-        """
-        pool, teacher = self.caches[teacher_index], teachers_of(self.data)[teacher_index]
-        same_views = pool.manifest.model_copy(update={"views": views})
-        needed = Manifest.of(self.data, teacher, Names.of(images), same_views=same_views)
-        # another few-shot sample has a cache of its own
-        described = f"{needed.sources} {views} {needed.view_seed}"
-        digest = hashlib.sha256(described.encode()).hexdigest()[:16]
-        folder = pool.folder / f"labelled-{digest}"
-        if not folder.exists() and not os.access(pool.folder, os.W_OK):
-            return None
-        labeled = self.data.images_of(images, needed.resizing)
-        return _fill_and_open(self.data, encode, folder, needed, labeled, VIEWS)
 
 
 def open_caches(data: DomainDataModule) -> TeacherCaches | None:

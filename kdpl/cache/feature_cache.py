@@ -7,7 +7,9 @@ that is missing. View v of an image is the one that the augmentation draws for t
 epoch v; its pixels are not stored.
 """
 
+import json
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from kdpl.data.batches import UnlabeledBatch
@@ -26,16 +28,16 @@ from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.decoding import Decoding
 from kdpl.data.names import digest_of
 from kdpl.data.needs import TeacherDescription
-from kdpl.errors import DataError, reason
+from kdpl.errors import ConfigError, DataError, reason
+from kdpl.preparation.shards import SHARD, Work, fill_shards, images_per_shard, shards_in
+from kdpl.runtime.files import write_text
 from kdpl.runtime.origin import require_same
 from kdpl.runtime.resizing import Resizing
 
-MANIFEST, SHARD = "manifest.json", "shard-{:05d}.npy"
+MANIFEST = "manifest.json"
 VIEWS = ("views", "view_seed")
 """Fields of a manifest that say which views a cache has."""
 
-_MOST_SHARDS = 256  # each is an open file in each worker process
-_FEATURES_PER_SHARD = 8192  # in a cache of few images, so that an interruption loses little
 _OTHER_FOLDER = "choose another folder as data.init_args.teacher_cache, or remove it"
 _FILL = (
     "fill it with python -m kdpl cache and the settings of this fit, "
@@ -101,9 +103,7 @@ class Manifest(BaseModel):
             augmentation=data.views_origin["augmentation"],
             view_seed=same_views.view_seed if same_views else data.seed,
             views=views,
-            images_per_shard=max(
-                -(-len(images) // _MOST_SHARDS), _FEATURES_PER_SHARD // max(views, 1), 1
-            ),
+            images_per_shard=images_per_shard(len(images), views),
             made_with={name: version(name) for name in ("pillow", "torch", "torchvision", "numpy")},
         )
 
@@ -138,11 +138,7 @@ class Manifest(BaseModel):
 
     def shards(self, folder: Path) -> dict[Path, range]:
         """Files of the shards, and the indices of the images whose features each holds."""
-        images, size = range(self.images), self.images_per_shard
-        return {
-            folder / SHARD.format(shard): images[start : start + size]
-            for shard, start in enumerate(images[::size])
-        }
+        return shards_in(folder, self.images, self.images_per_shard)
 
 
 class FeatureCache:
@@ -181,10 +177,40 @@ class FeatureCache:
             self._shards[shard] = np.load(self.folder / SHARD.format(shard), mmap_mode="r")
         return np.array(self._shards[shard][local, view])
 
-    def mean(self, index: int, views: int) -> Tensor:
-        """Mean of the features of the first views of an image, float32 [D]."""
-        features = np.stack([self.read(view, index) for view in range(views)])
-        return torch.from_numpy(features).float().mean(dim=0)
+
+def fill(folder: Path, needed: Manifest, work: Work, same: Collection[str] = ()) -> int:
+    """Compute the shards that a cache lacks; returns how many features this process computed.
+
+    Args:
+        folder: The cache's folder, which is made if it does not exist.
+        needed: The manifest of the cache; number and seed of the views count only where it does not
+            exist yet.
+        work: How this process computes its share.
+        same: What else must be as needed, see ``Manifest.load``.
+
+    Raises:
+        ConfigError: The cache does not exist, and ``needed`` has no number of views.
+        DataError: The cache is of something else, another command fills it, or a feature is not
+            finite.
+    """
+    if not (folder / MANIFEST).is_file():
+        if not needed.views:
+            raise ConfigError(
+                f"the number of views in the teacher cache {folder} is unknown: set "
+                "trainer.max_epochs"
+            )
+        write_text(folder / MANIFEST, json.dumps(needed.model_dump(), indent=2, ensure_ascii=False))
+    manifest = Manifest.load(folder, needed, same)
+    images = replace(work.images, view=replace(work.images.view, seed=manifest.view_seed))
+    first = work.rank == 0  # locks for all, which wait for it at the end
+    try:
+        with FileLock(folder / ".lock").acquire(timeout=0) if first else nullcontext():
+            shards = manifest.shards(folder)
+            return fill_shards(shards, manifest.views, replace(work, images=images))
+    except Timeout as error:
+        raise DataError(
+            f"the teacher cache {folder} is being filled by another command: wait until it ends"
+        ) from error
 
 
 def cache_folders(

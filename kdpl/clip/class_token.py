@@ -60,7 +60,7 @@ class ClassTokenTower(PromptableImageTower):
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] into unnormalised features [B, embed_dim], without prompts."""
-        return self._project(self.pooled(images))
+        return self.project(self.pooled(images))
 
     def pooled(self, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] into normed class tokens [B, W], without prompts."""
@@ -69,9 +69,10 @@ class ClassTokenTower(PromptableImageTower):
     def with_prompts(self, images: Tensor, prompts: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] with prompts [J, n, W]; the first enter before ``ln_pre``."""
         x = self.embed(images)
-        return self._project(self._pool(x, prompts.to(x.dtype).unbind()))
+        return self.project(self._pool(x, prompts.to(x.dtype).unbind()))
 
-    def _project(self, pooled: Tensor) -> Tensor:
+    def project(self, pooled: Tensor) -> Tensor:
+        """Map pooled class tokens [B, W] to the joint space, [B, embed_dim]."""
         return cast(Tensor, pooled @ self.visual.proj)
 
     def _pool(self, x: Tensor, prompts: Sequence[Tensor]) -> Tensor:

@@ -82,11 +82,17 @@ class ImageTower(FrozenTower):
         W is the tower's own width. Where open_clip's module does not tell them apart, they are the
         features of the joint space.
         """
-        # open_clip's module of a timm network and a projection, which may have to pool as well
-        trunk, head = getattr(self.visual, "trunk", None), getattr(self.visual, "head", None)
-        if trunk is None or hasattr(head, "pool"):
-            return cast(Tensor, self(images))
-        return cast(Tensor, trunk(self._input(images)))
+        return cast(Tensor, self.visual.trunk(self._input(images)) if self._head else self(images))
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """Map features of ``pooled`` to those of ``forward``, [B, embed_dim]."""
+        return cast(Tensor, self._head(pooled)) if self._head else pooled
+
+    @property
+    def _head(self) -> Any:
+        """Projection of open_clip's module of a timm network; None for others, and if it pools."""
+        head = getattr(self.visual, "head", None) if hasattr(self.visual, "trunk") else None
+        return None if hasattr(head, "pool") else head
 
     def _input(self, images: Tensor) -> Tensor:
         pixels = self.pixels(images).to(next(self.visual.parameters()).dtype)

@@ -1,9 +1,7 @@
 """Teachers' features that were computed before a fit, as a room provides them."""
 
-from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from kdpl.data.batches import UnlabeledBatch
@@ -30,25 +28,5 @@ class CachedFeatures(Protocol):
         """Return a dataset whose item (i, epoch) also has ``teacher_features``.
 
         ``images`` have views of ``view_seed``, for the student.
-        """
-        ...
-
-    def means(
-        self,
-        images: Sequence[str] | None,
-        views: int,
-        teacher_index: int,
-        encode: Callable[[Tensor], Tensor],
-    ) -> Callable[[int], Tensor] | None:
-        """Return what reads the mean feature of an image by its index, float32 [D].
-
-        Called on all processes together. None if there are fewer views, or no place for others.
-
-        Args:
-            images: Sources of labelled or validation images, whose features may be computed for
-                this; None: all unlabelled images.
-            views: Number of the first views that the mean is over.
-            teacher_index: Which teacher, among several.
-            encode: The teacher: uint8 [B, 3, S, S] on the CPU to normalised features [B, D].
         """
         ...

@@ -408,12 +408,15 @@ class DomainDataModule(LightningDataModule):
             self.splits.open_image, self.augmentation, resizing, self.seed if seed is None else seed
         )
 
-    def unlabeled_images(self, resizing: Resizing) -> UnlabeledImages:
-        """Return views of all unlabelled images, regardless of ``unlabeled_share``.
+    def unlabeled_images(
+        self, resizing: Resizing, indices: Indices | None = None
+    ) -> UnlabeledImages:
+        """Return views of unlabelled images, to fill a teacher cache or to prepare targets.
 
-        They serve to fill a teacher cache or to prepare targets.
+        ``indices`` are among all; None: all, regardless of ``unlabeled_share``.
         """
-        return UnlabeledImages(archives().arrange(self.pool.images).sources, self.view(resizing))
+        names = self.pool.images if indices is None else self.pool.images.take(indices)
+        return UnlabeledImages(archives().arrange(names).sources, self.view(resizing), indices)
 
     def images_of(self, sources: Sequence[str], resizing: Resizing) -> UnlabeledImages:
         """Views of given images, without their labels: of labelled ones, to prepare targets."""

@@ -92,11 +92,15 @@ class UnlabeledImages(Dataset[UnlabeledBatch]):
 
     def __getitem__(self, key: tuple[int, int]) -> UnlabeledBatch:
         i, epoch = key
-        index = i if self.indices is None else int(self.indices[i])
+        index = self.index_of(i)
         image = self.view.open_image(self.sources[i])
         parameters = self.view.draw(image, index, epoch)
         others = {other: self.view.make(image, parameters, other) for other in self.others}
         return UnlabeledBatch(self.view.make(image, parameters), torch.tensor(index), others)
+
+    def index_of(self, i: int) -> int:
+        """Return the number of the i-th image in the list of all, which draws its views."""
+        return i if self.indices is None else int(self.indices[i])
 
     def __len__(self) -> int:
         return len(self.sources)

@@ -206,11 +206,3 @@ def digest_of(sources: Sequence[str]) -> str:
         name = source[len(base) :].replace(os.sep, "/").lstrip("/")
         digest.update(name.encode(errors="surrogateescape") + b"\0")  # a path need not be UTF-8
     return digest.hexdigest()
-
-
-def digest_names(sources: Iterable[str]) -> str:
-    """Digest a list of images."""
-    digest = hashlib.blake2b(digest_size=16)
-    for source in sources:
-        digest.update(os.fsencode(source) + b"\0")
-    return digest.hexdigest()

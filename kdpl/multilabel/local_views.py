@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,14 +22,15 @@ from kdpl.data.datasets import OpenImage
 from kdpl.data.names import Indices, Names
 from kdpl.data.splits import labels_of
 from kdpl.doubt.words import NEGATIVE_VECTORS_FILE
-from kdpl.errors import ConfigError
+from kdpl.errors import ArtifactError, ConfigError
 from kdpl.multilabel.crops import Crops
 from kdpl.multilabel.task import MultiLabel
 from kdpl.preparation import PreparedTarget, TargetInputs
-from kdpl.preparation.target import origin_of, require_origin, rows_of
+from kdpl.preparation.target import REMEDY, rows_of
 from kdpl.preparation.views import load_in_workers
 from kdpl.runtime.artifacts import read_tensors, write_tensors
 from kdpl.runtime.messages import inform
+from kdpl.runtime.origin import Origin, digest, require_same
 from kdpl.runtime.predictions import spread
 from kdpl.tasks import MULTI_CLASS
 
@@ -42,7 +44,7 @@ LIMIT = math.log(0.99 / 0.01)
 _SHARPNESS, _MARGIN = 2.0, 0.5
 
 _KIND = "targets from local views"
-_VERSION = 2
+_VERSION = 3
 
 # labelled images that the probe is fitted to, whose crops are kept at once
 _MOST_LABELED = 2000
@@ -112,17 +114,20 @@ class LocalViews(PreparedTarget):
                 "the target local_views is for images of several labels, and these have one each: "
                 "set label_separator, or another target"
             )
-        file, vectors = inputs.folder / LOCAL_VIEWS_FILE, inputs.teachers[0]
-        negatives = _negative_vectors(inputs, vectors)
-        needed = origin_of(inputs, [vectors.vectors, negatives], inputs.labeled, asdict(self))
-        if not file.is_file():
+        negatives = _negative_vectors(inputs, inputs.teachers[0])
+
+        def make(path: Path, origin: Origin) -> None:
             log_odds = self._make(inputs, negatives)
             images = torch.from_numpy(np.asarray(inputs.indices)).long()
-            tensors = {"images": images, "log_odds": log_odds}
-            inputs.on_first_process(lambda: write_tensors(file, _KIND, _VERSION, tensors, needed))
+            tensors, fields = {"images": images, "log_odds": log_odds}, {"made_from": origin}
+            inputs.on_first_process(lambda: write_tensors(path, _KIND, _VERSION, tensors, fields))
+
+        others = digest([negatives.cpu().numpy().tobytes()])
+        settings = {"target": asdict(self), "negative vectors": others}
+        file, origin = inputs.kept(LOCAL_VIEWS_FILE, settings, make)
         remedy = "remove it, and run the same command again"
         tensors, fields = read_tensors(file, _KIND, _VERSION, remedy)
-        require_origin(file, fields, needed, tensors["images"], inputs.indices)
+        require_same(str(file), fields.get("made_from"), origin, REMEDY, kind=ArtifactError)
         self._rows = rows_of(tensors["images"]).to(inputs.device)
         self._log_odds = tensors["log_odds"].to(inputs.device)
 

@@ -1,7 +1,7 @@
 """Choice of the unlabelled images that a student learns from, before its first step."""
 
 import csv
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import cast
 
 import numpy as np
@@ -80,9 +80,9 @@ def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
     file = inputs.folder / LEFT_OUT_FILE
     if not inputs.resumes or not file.is_file():
         labeled = [record.source for record in inputs.labeled]
-        least = _similarities(inputs, inputs.features(labeled, _VIEWS)).quantile(quantile).item()
+        least = _similarities(inputs, labeled).quantile(quantile).item()
 
-        similarities = _similarities(inputs, inputs.features(None, _VIEWS)).cpu().numpy()
+        similarities = _similarities(inputs, None).cpu().numpy()
         below = np.flatnonzero(similarities < least)
         unlike = [(inputs.pool[inputs.indices[i]], similarities[i]) for i in below]
         inputs.on_first_process(lambda: write_rows(file, [("image", "similarity"), *unlike]))
@@ -90,7 +90,8 @@ def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
         return {row["image"] for row in csv.DictReader(lines)}
 
 
-def _similarities(inputs: TargetInputs, features: Tensor) -> Tensor:
+def _similarities(inputs: TargetInputs, images: Sequence[str] | None) -> Tensor:
     """The similarity of each image to the nearest class vector, float32 [N]."""
+    features = inputs.features(images, _VIEWS).joint
     vectors = inputs.teachers[0].vectors.to(features)
     return torch.cat([(part @ vectors.T).amax(dim=1) for part in torch.split(features, 4096)])

@@ -1,31 +1,61 @@
 """Inputs of targets: teachers, the pool, the labels that may be seen, and features of images."""
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.nn import functional as F
 
-from kdpl.clip import ImageTower
+from kdpl.clip import ImageClip
 from kdpl.data.batches import Batch
 from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
-from kdpl.data.names import Indices
+from kdpl.data.names import Indices, digest_of
 from kdpl.data.parallel import progress_bar
-from kdpl.preparation.teacher_encoder import load_teacher, teacher_encoder
-from kdpl.preparation.views import load_all_views
+from kdpl.data.splits import Record
+from kdpl.preparation.shards import Work, fill_shards, images_per_shard, shards_in
+from kdpl.preparation.teacher_encoder import teacher_encoder
 from kdpl.prompts.method import normalized
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.runtime.files import copy, write_text
+from kdpl.runtime.messages import inform
+from kdpl.runtime.origin import Origin, as_json, digest
 from kdpl.runtime.resizing import Resizing
-from kdpl.runtime.run_folder import PROMPTS_FILE
+from kdpl.runtime.run_folder import LOCK_FILE, PROMPTS_FILE
 from kdpl.student import StudentDistillation
+from kdpl.version import __version__
 
 Encoder = Callable[[Tensor], Tensor]
 """Encodes images uint8 [B, 3, S, S] on the device into features [B, D]."""
+
+PREPARED_FOLDER = "prepared"
+"""In a teacher's run folder: features and targets that its students share, and may be removed."""
+
+ORIGIN_FILE = "made_from.json"
+
+T = TypeVar("T")
+
+
+class ImageFeatures(NamedTuple):
+    """Normalised means of a teacher's features over the first views of N images.
+
+    Attributes:
+        joint: In the space of the class vectors, float32 [N, D].
+        pooled: Of its image tower before the projection, without prompts, float32 [N, W]; [N, 0]
+            if they were not wanted.
+    """
+
+    joint: Tensor
+    pooled: Tensor
 
 
 class TargetInputs:
@@ -79,44 +109,157 @@ class TargetInputs:
         folders = [teacher.folder for teacher in self._student.teachers.read()]
         return any(TunedPrompts.load(folder / PROMPTS_FILE).tensors for folder in folders)
 
-    def features(self, images: Sequence[str] | None, views: int, teacher: int = 0) -> Tensor:
-        """Return a teacher's normalised mean features over the first views of each image, [N, D].
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """What targets are made from, whatever their settings, by name."""
+        return {
+            "teachers": [teacher.teacher for teacher in self.teachers],
+            "class vectors": digest(teacher.digest() for teacher in self.teachers),
+            "images": digest_of(self.pool),
+            "images with a target": digest([np.asarray(self.indices).tobytes()]),
+            "labels": self._digest(self.labeled),
+            "validation labels": self._digest(self.val),
+            "precision": str(self._trainer.precision),
+            **self._data.views_origin,
+        }
 
-        They come from the teacher's cache if that has enough views of the pool, and those of
-        labelled images from a cache beside it; otherwise the teacher runs.
+    @cached_property
+    def _whole_pool(self) -> str:
+        """Digest of the unlabelled images by their whole paths."""
+        return digest(self.pool)
+
+    def _digest(self, records: Sequence[Record]) -> str:
+        groups = self._data.splits.groups
+        return digest(f"{r.label} {groups.get(r.source)} {r.source}" for r in records)
+
+    def kept(
+        self, name: str, settings: Mapping[str, Any], make: Callable[[Path, Origin], None]
+    ) -> tuple[Path, Origin]:
+        """Return a file of prepared targets in the run's folder, and what it has to be made from.
+
+        If it is not there, it is copied from what another student has left beside the teacher, or
+        made.
+
+        Args:
+            name: Name of the file.
+            settings: What it is made from beside ``origin``.
+            make: Writes the file of this path, with what it is made from; called on all processes.
+        """
+        origin = as_json({**self.origin, **settings})
+        file, shared = self.folder / name, self._shared(origin) / name
+        there, made = self._agreed(lambda: (file.is_file(), shared.is_file()))
+        if not there and not made:
+            make(shared, origin)
+        if not there:
+            self.on_first_process(lambda: copy(shared, file))
+        return file, origin
+
+    def features(
+        self, images: Sequence[str] | None, views: int, teacher: int = 0, pooled: bool = False
+    ) -> ImageFeatures:
+        """Return a teacher's features of images, which are kept for other students and starts.
 
         Args:
             images: Sources of labelled or validation images; None: the unlabelled images that need
                 a target.
             views: Views of each image.
             teacher: Index of the teacher, among several.
+            pooled: Whether pooled features are wanted as well.
         """
-        encoder = teacher_encoder(self._trainer, self._student, teacher)
-        cached = self._data.cached_features
-        read = cached.means(images, views, teacher, encoder) if cached is not None else None
-        if read is None:
-            resizing = self.teachers[teacher].preprocessing.resizing
-            return self._mean_features(encoder, resizing, images, views)
-        indices = self.indices if images is None else np.arange(len(images))
-        own = indices[self._trainer.global_rank :: self._trainer.world_size].tolist()
-        with progress_bar(shown=self._trainer.is_global_zero) as progress:
-            known = progress.track(own, description="features from the cache")
-            parts = [read(index).to(self.device)[None] for index in known]
-        return F.normalize(self._joined(parts, len(indices)), dim=1)
+        vectors = self.teachers[teacher]
+        name = {"teacher": vectors.teacher, "pooled": pooled}
+        encode = teacher_encoder(self._trainer, self._student, teacher, pooled)
+        rows = self._means(name, encode, vectors.preprocessing.resizing, images, views)
+        width = vectors.vectors.shape[1]
+        return ImageFeatures(normalized(rows[:, :width]), normalized(rows[:, width:]))
 
-    def encode(
-        self, encoder: Encoder, resizing: Resizing, images: Sequence[str] | None, views: int
-    ) -> Tensor:
-        """Return the features that another encoder makes of images, as ``features`` does.
+    def features_of(self, clip: ImageClip, images: Sequence[str] | None, views: int) -> Tensor:
+        """Return the pooled features that another CLIP makes of images, as ``features`` does."""
+        tower = clip.image_tower.to(self.device).eval()
 
-        ``resizing`` is how it takes images.
-        """
-
-        def encoded(own: Tensor) -> Tensor:
+        def encode(some: Tensor) -> Tensor:
             with self._trainer.precision_plugin.forward_context():
-                return normalized(encoder(own))
+                return normalized(tower.pooled(some.to(self.device)))
 
-        return self._mean_features(encoded, resizing, images, views)
+        name = {"clip": clip.identity.fingerprint}
+        return normalized(self._means(name, encode, tower.preprocessing.resizing, images, views))
+
+    def _means(
+        self,
+        network: Mapping[str, Any],
+        encode: Encoder,
+        resizing: Resizing,
+        images: Sequence[str] | None,
+        views: int,
+    ) -> Tensor:
+        """Return mean features over the first views of each image, float32 [N, D].
+
+        They are computed, unless that was done, and kept as float16 in shards.
+        """
+        data, trainer = self._data, self._trainer
+        if images is None:
+            dataset = data.unlabeled_images(resizing, self.indices)
+            named = {name: self.origin[name] for name in ("images", "images with a target")}
+        else:
+            dataset, named = data.images_of(images, resizing), {"images": digest(images)}
+        origin = {
+            **network,
+            **named,
+            "views": views,
+            "resizing": asdict(resizing),
+            "precision": self.origin["precision"],
+            **data.views_origin,
+        }
+        folder = self._shared(origin)
+        shards = shards_in(folder, len(dataset), images_per_shard(len(dataset), views))
+        if not self._agreed(lambda: all(path.is_file() for path in shards)):
+            processes = trainer.global_rank, trainer.world_size
+            work = Work(dataset, encode, data.eval_batch_size, data.num_workers, *processes, True)
+            with self._alone_in(folder):
+                self.on_first_process(
+                    lambda: write_text(folder / ORIGIN_FILE, json.dumps(as_json(origin), indent=2))
+                )
+                fill_shards(shards, views, work)
+                trainer.strategy.barrier("kdpl features")
+        rows = np.concatenate([np.load(path, mmap_mode="r") for path in shards])
+        return torch.from_numpy(rows).to(self.device).float()
+
+    def _shared(self, origin: Origin) -> Path:
+        """Return the folder of what is made from this, beside the teacher, or in the run's folder.
+
+        The latter where the teacher's folder cannot be written to.
+        """
+        writable = self._agreed(lambda: os.access(self.teacher_folder, os.W_OK))
+        folder = self.teacher_folder if writable else self.folder
+        # another version may compute something else, and another dataset have the same names
+        name = digest([__version__, self._whole_pool, json.dumps(as_json(origin))])
+        return folder / PREPARED_FOLDER / name
+
+    def _agreed(self, function: Callable[[], T]) -> T:
+        """Return what a function returns on the first process, on all of them."""
+        value = function() if self._trainer.is_global_zero else None
+        return cast(T, self._trainer.strategy.broadcast(value))
+
+    @contextmanager
+    def _alone_in(self, folder: Path) -> Iterator[None]:
+        """Wait until no other run fills a folder, and keep others out of it within the context."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_FILE)
+
+        def locked() -> bool:
+            with suppress(Timeout):
+                lock.acquire(timeout=1)
+            return lock.is_locked
+
+        # all processes wait for a second at a time, and so for no longer than a collective may take
+        if not (alone := self._agreed(locked)):
+            inform(f"another run computes the features in {folder}: waiting for it")
+        while not alone:
+            alone = self._agreed(locked)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def rows(
         self, count: int, load: Callable[[Indices], Iterable[Batch]], network: Encoder, title: str
@@ -135,35 +278,11 @@ class TargetInputs:
             parts = [rows.float() for rows, _ in infer(network, batches, self.device)]
         return self._joined(parts, count)
 
-    def tower(self) -> ImageTower:
-        """Return the first teacher's image tower, loading it if need be."""
-        return cast(ImageTower, load_teacher(self._trainer, self._student, 0).tower)
-
     def on_first_process(self, function: Callable[[], object]) -> None:
         """Call a function on the first process, for which the others wait."""
         if self._trainer.is_global_zero:
             function()
         self._trainer.strategy.barrier("kdpl targets")
-
-    def _mean_features(
-        self, encoder: Encoder, resizing: Resizing, images: Sequence[str] | None, views: int
-    ) -> Tensor:
-        data = self._data
-        if images is None:
-            dataset, indices = data.unlabeled_images(resizing), self.indices
-        else:
-            dataset, indices = data.images_of(images, resizing), np.arange(len(images))
-
-        def load(rows: Indices) -> Iterable[Batch]:
-            own, at_once = indices[rows].tolist(), max(1, data.eval_batch_size // views)
-            chunks = [own[start : start + at_once] for start in range(0, len(own), at_once)]
-            return load_all_views(dataset, views, chunks, data.num_workers)
-
-        def mean_over_views(images: Tensor) -> Tensor:
-            return encoder(images.flatten(0, 1)).view(len(images), views, -1).mean(dim=1)
-
-        means = self.rows(len(indices), load, mean_over_views, "features of images")
-        return F.normalize(means, dim=1)
 
     def _joined(self, parts: list[Tensor], images: int) -> Tensor:
         """Return the rows [images, K] of all processes, of which ``parts`` are this one's."""

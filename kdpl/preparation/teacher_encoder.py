@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import cache, partial
 
+import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -24,14 +25,20 @@ def load_teacher(trainer: Trainer, student: StudentDistillation, number: int) ->
 
 
 def teacher_encoder(
-    trainer: Trainer, student: StudentDistillation, number: int
+    trainer: Trainer, student: StudentDistillation, number: int, pooled: bool = False
 ) -> Callable[[Tensor], Tensor]:
-    """Return the encoder of ``load_teacher``, of images on the CPU; it loads on its first call."""
+    """Return the encoder of ``load_teacher``, of images on the CPU; it loads on its first call.
+
+    With ``pooled``, the teacher's features have its tower's own beside them, see
+    ``FrozenTeacher.both_features``.
+    """
     load = cache(partial(load_teacher, trainer, student, number))
 
     def encode(images: Tensor) -> Tensor:
         teacher = load()
         with trainer.precision_plugin.forward_context():
-            return teacher.features(images.to(student.device))
+            if not pooled:
+                return teacher.features(images.to(student.device))
+            return torch.cat(teacher.both_features(images.to(student.device)), dim=1)
 
     return encode

@@ -16,16 +16,16 @@ T = TypeVar("T")
 def load_all_views(
     images: UnlabeledImages, views: int, batches: Iterable[list[int]], num_workers: int
 ) -> DataLoader[Batch]:
-    """Load batches of images by index, with all V views of each, uint8 [images, V, 3, S, S]."""
+    """Load batches of images by their places, with all V views of each, uint8 [n, V, 3, S, S]."""
     numbers = range(len(images))
     return load_in_workers(partial(_all_views, images, views), numbers, batches, num_workers)
 
 
-def _all_views(images: UnlabeledImages, views: int, indices: list[int]) -> Batch:
+def _all_views(images: UnlabeledImages, views: int, numbers: list[int]) -> Batch:
     view, loaded = images.view, []
-    for index in indices:
+    for place in numbers:
         # decoded once for all of them
-        image = view.open_image(images.sources[index])
+        image, index = view.open_image(images.sources[place]), images.index_of(place)
         made = [view.make(image, view.draw(image, index, number)) for number in range(views)]
         loaded.append(torch.stack(made))
     return Batch(torch.stack(loaded))

@@ -43,6 +43,12 @@ class IndependentPrompts(PromptMethod):
         """The visual prompts, float32 [J, n, W], or None."""
         return None if self.vision_prompts is None else self.vision_prompts.tokens
 
+    @property
+    def images_are_plain(self) -> bool:
+        """True without visual prompts."""
+        same = type(self).encode_images is IndependentPrompts.encode_images
+        return same and self.tokens is None
+
     def encode_images(self, tower: ImageTower, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] with visual prompts; normalised, float32 [B, embed_dim]."""
         tokens = self.tokens

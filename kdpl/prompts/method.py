@@ -89,6 +89,11 @@ class PromptMethod(Float32Module):
         """True if the text features are the same in all steps and need be encoded only once."""
         return True
 
+    @property
+    def images_are_plain(self) -> bool:
+        """True if images are encoded by the tower alone, without prompts."""
+        return type(self).encode_images is PromptMethod.encode_images
+
     def encode_images(self, tower: ImageTower, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S], uint8 or float in [0, 1], to float32 [B, embed_dim].
 

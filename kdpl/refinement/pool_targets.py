@@ -14,7 +14,7 @@ from kdpl.runtime.class_names import ClassName
 
 POOL_TARGETS_FILE = "pool_targets.safetensors"
 KIND = "pool targets"
-VERSION = 1
+VERSION = 2
 
 MOST_CLASSES = 1000
 """Classes up to which all probabilities of an image are stored, and not the largest alone."""
@@ -42,12 +42,8 @@ class PoolManifest:
     """Inputs of a pool's assignments, and the decision about them with its reason.
 
     Attributes:
-        teacher: Fingerprint of the teacher, or of several with ``mean`` between them.
+        made_from: See ``TargetInputs.origin``, with the settings of the refinement.
         class_names: The names of the classes, by label.
-        class_vectors: Digest of the teachers' class vectors.
-        pool: Digest of the list of all unlabelled images.
-        labels: Digest of labelled and validation images and their labels.
-        settings: The settings of the refinement.
         taken: Whether the target is the assignments; else the teacher's predictions were better.
         reason: Why they are taken or not.
         accuracy: Of teacher and assignments on labelled images that neither saw; None without such
@@ -58,12 +54,8 @@ class PoolManifest:
         examples: Some of those, spread over the pool.
     """
 
-    teacher: Text
+    made_from: dict[str, Any]
     class_names: tuple[ClassName, ...]
-    class_vectors: Text
-    pool: Text
-    labels: Text
-    settings: dict[str, Any]
     taken: bool
     reason: Text
     accuracy: tuple[Share, Share] | None

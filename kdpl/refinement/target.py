@@ -2,22 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdpl.clip import ClipConfig, load_image_clip
+from kdpl.clip import ClipConfig, ImageClip, load_image_clip
 from kdpl.data.parallel import progress_bar
 from kdpl.data.splits import Record
-from kdpl.errors import ConfigError
+from kdpl.errors import ArtifactError, ConfigError
 from kdpl.preparation import PreparedTarget, TargetInputs
-from kdpl.preparation.target import origin_of, require_origin, rows_of
+from kdpl.preparation.target import REMEDY, rows_of
 from kdpl.refinement.experts import Assigned, Evidence, assign
 from kdpl.refinement.pool_targets import POOL_TARGETS_FILE, Moved, PoolTargets
 from kdpl.refinement.refine import RefinementConfig
 from kdpl.runtime.messages import inform
+from kdpl.runtime.origin import Origin, require_same
 from kdpl.runtime.predictions import spread
 from kdpl.tasks import MULTI_CLASS, require_one_class
 
@@ -71,18 +73,19 @@ class Refined(RefinementConfig, PreparedTarget):
         A ConfigError for several labels an image.
         """
         require_one_class(inputs.teachers[0].task, "target: refined")
-        file = inputs.folder / POOL_TARGETS_FILE
-        vectors = [teacher.vectors for teacher in inputs.teachers]
-        needed = origin_of(inputs, vectors, (*inputs.labeled, *inputs.val), asdict(self))
-        if not file.is_file():
+        other = None if isinstance(self.encoder, str) else load_image_clip(self.encoder)
+
+        def make(path: Path, origin: Origin) -> None:
             further, labels = _further_images(inputs)
-            text, features = self._encode(inputs, further)
+            text, features = self._encode(inputs, further, other)
             inputs.on_first_process(
-                lambda: self._assign(inputs, text, features, labels, needed).save(file)
+                lambda: self._assign(inputs, text, features, labels, origin).save(path)
             )
 
+        settings = {"target": asdict(self), "encoder": other and other.identity.fingerprint}
+        file, origin = inputs.kept(POOL_TARGETS_FILE, settings, make)
         targets = PoolTargets.load(file)
-        require_origin(file, vars(targets), needed, targets.images, inputs.indices)
+        require_same(str(file), targets.made_from, origin, REMEDY, kind=ArtifactError)
         inform(f"refinement: {targets.reason}")
         if targets.taken:
             inform(
@@ -100,29 +103,28 @@ class Refined(RefinementConfig, PreparedTarget):
             self._log_assignments = (z / z.sum(dim=1, keepdim=True)).log_().half()
             self._rows = rows_of(targets.images).to(device)
 
-    def _encode(self, inputs: TargetInputs, further: Sequence[Record]) -> tuple[Tensor, Tensor]:
+    def _encode(
+        self, inputs: TargetInputs, further: Sequence[Record], other: ImageClip | None
+    ) -> tuple[Tensor, Tensor]:
         """Return the teachers' log probabilities and the encoder's features, [N, C] and [N, D].
 
-        They are of pool and further images.
+        They are of pool and further images. The encoder is a teacher's or the ``other`` one.
         """
         sources = [record.source for record in further]
         groups = [None, sources] if sources else [None]
-        own = []
-        for number in range(len(inputs.teachers)):
-            parts = [inputs.features(each, self.views, number) for each in groups]
-            own.append(torch.cat(parts))
-        features = torch.cat(own, dim=1)
-        text = MULTI_CLASS.log_probabilities(inputs.predict(features))
-        if self.encoder == "teacher":
-            return text, features
-
-        if self.encoder == "tower":
-            tower = inputs.tower()
-        else:
-            tower = load_image_clip(self.encoder).image_tower.to(inputs.device).eval()
-        resizing = tower.preprocessing.resizing
-        encoded = [inputs.encode(tower.pooled, resizing, each, self.views) for each in groups]
-        return text, torch.cat(encoded)
+        pooled = self.encoder == "tower"
+        of_teachers = [
+            [inputs.features(each, self.views, n, pooled and n == 0) for each in groups]
+            for n in range(len(inputs.teachers))
+        ]
+        joint = [torch.cat([part.joint for part in parts]) for parts in of_teachers]
+        text = MULTI_CLASS.log_probabilities(inputs.predict(torch.cat(joint, dim=1)))
+        if other is not None:
+            parts = [inputs.features_of(other, each, self.views) for each in groups]
+            return text, torch.cat(parts)
+        if pooled:
+            return text, torch.cat([part.pooled for part in of_teachers[0]])
+        return text, torch.cat(joint, dim=1)
 
     def _assign(
         self,
@@ -130,7 +132,7 @@ class Refined(RefinementConfig, PreparedTarget):
         text: Tensor,
         features: Tensor,
         known: list[int],
-        needed: dict[str, Any],
+        origin: Origin,
     ) -> PoolTargets:
         """Assign the images, and decide if students learn that; ``known`` are labels, −1: none."""
         n, first = len(inputs.indices), len(features) - len(inputs.val)
@@ -156,7 +158,8 @@ class Refined(RefinementConfig, PreparedTarget):
         taken, reason = self._decide(assigned, counts)
         moved = torch.nonzero(before != after).flatten().tolist()
         return PoolTargets(
-            **needed,
+            made_from=dict(origin),
+            class_names=tuple(inputs.class_names),
             taken=taken,
             reason=reason,
             accuracy=assigned.right,

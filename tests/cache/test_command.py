@@ -17,8 +17,9 @@ from runs import (
 
 from kdpl import DomainDataModule
 from kdpl.__main__ import main
-from kdpl.cache import feature_cache as module
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.classification import ORIGIN_KEY
+from kdpl.preparation import shards as module
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, LAST
 
@@ -100,7 +101,7 @@ def test_a_second_start_says_complete_and_changes_nothing(filled, teacher_run, c
     assert fill(teacher_run, filled, "--trainer.max_epochs=1", "--views=2") == 0
     assert fill(teacher_run, filled, "--views=3") == 1
     error_line(
-        capsys, f"the teacher cache {filled} is of something else (views is 2 there and 3 here): "
+        capsys, f"the teacher cache {filled} was made from something else (views is 2 there and 3"
     )
     after = files_of(filled)
     # whose time changes whenever an older filelock takes it
@@ -156,7 +157,8 @@ def test_one_cache_serves_other_students_and_none_loads_the_teacher(
         [v for _, v in curves_of(run)["train/loss"]] for run in (tmp_path / "same", student_run)
     )
     assert losses == pytest.approx(expected, rel=5e-3)
-    assert torch.load(tmp_path / "same" / LAST, weights_only=True)["kdpl_views"] == (1, None)
+    origin = torch.load(tmp_path / "same" / LAST, weights_only=True)[ORIGIN_KEY]
+    assert (origin["seed of the views"], origin["views"]) == (1, "one in each epoch")
     change = [
         "--seed_everything=3",
         "--model.init_args.loss.kind=l1",

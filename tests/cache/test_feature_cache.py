@@ -11,14 +11,12 @@ from filelock import FileLock
 from runs import noise
 
 from kdpl import DomainDataModule
-from kdpl.cache import feature_cache as module
-from kdpl.cache import feature_filling
-from kdpl.cache.callback import views_of
-from kdpl.cache.feature_cache import FeatureCache, Manifest
-from kdpl.cache.feature_filling import Work, fill
+from kdpl.cache.feature_cache import FeatureCache, Manifest, fill
 from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.needs import Needs, TeacherDescription
 from kdpl.errors import ConfigError, DataError
+from kdpl.preparation import shards as module
+from kdpl.preparation.shards import Work, batches_of
 from kdpl.runtime.resizing import Resizing
 
 WIDTH, SIZE, VIEWS = 4, Resizing(8), 3
@@ -70,7 +68,8 @@ class Distiller(world.Probe):
         self.needs = Needs("unlabeled", SIZE, lambda: [TeacherDescription("t", WIDTH, SIZE)])
 
     def on_train_start(self):
-        self.view_source = views_of(self.trainer)
+        origin = self.trainer.datamodule.origin(prepared=True)
+        self.view_source = origin["seed of the views"], origin["views"]
 
 
 def fit(folder, epochs=VIEWS, **options):
@@ -109,7 +108,7 @@ def test_features_are_those_of_the_views_in_the_documented_layout(folder):
 def test_a_filling_lists_images_as_it_comes_to_them():
     drawn = []
     shards = (drawn.append(start) or range(start, start + 5) for start in range(0, 20, 5))
-    batches = feature_filling.batches_of(shards, 3)
+    batches = batches_of(shards, 3)
     assert [next(batches) for _ in range(3)] == [[0, 1, 2], [3, 4], [5, 6, 7]]
     assert drawn == [0, 5]
 
@@ -157,7 +156,7 @@ def test_features_that_are_not_finite_are_named_and_not_written(folder):
             (images == bad).flatten(1).all(dim=1, keepdim=True), torch.nan
         )
 
-    with pytest.raises(DataError, match="images 0 to 3 are not finite: check its weights"):
+    with pytest.raises(DataError, match="images 0 to 3 are not finite: check the network"):
         filled(folder, encode=broken)
     assert not list((folder / "cache").glob("shard*"))
 
@@ -190,7 +189,7 @@ def test_training_sees_the_views_that_it_sees_without_a_cache_and_their_features
     filled(folder)
     cached = fit(folder, num_workers=num_workers)
     assert same_images(cached.train_batches, plain.train_batches)
-    assert cached.view_source == plain.view_source == (1, None)
+    assert cached.view_source == plain.view_source == (1, "one in each epoch")
     for batch in cached.train_batches:
         assert batch.teacher_features.dtype == torch.float16
         assert torch.equal(batch.teacher_features, encode(batch.images).half())
@@ -199,7 +198,7 @@ def test_training_sees_the_views_that_it_sees_without_a_cache_and_their_features
 def test_epochs_go_through_the_views_again(folder):
     filled(folder, views=2)
     distiller = fit(folder, epochs=5)
-    assert distiller.view_source == (1, 2)
+    assert distiller.view_source == (1, "2 of each")
     batches, seen = distiller.train_batches, []
     for first, second in zip(batches[::2], batches[1::2], strict=True):
         order = torch.cat([first.indices, second.indices]).argsort()
@@ -233,11 +232,11 @@ def test_runs_of_any_seed_and_share_see_views_of_the_seed_of_the_cache(folder):
     [
         (
             lambda folder: needed(data(folder, augmentation=RandomResizedCrop((0.5, 1.0)))),
-            "augmentation is {",
+            "augmentation.scale is [0.08, 1.0] there and [0.5, 1.0] here",
         ),
         (
             lambda folder: needed(data(folder, background=(0, 0, 0))),
-            "decoding is Decoding(background=(255, 255",
+            "decoding.background is [255, 255, 255] there and [0, 0, 0] here",
         ),
         (
             lambda folder: needed(data(folder, unlabeled=f"{folder}/data/train/a")),
@@ -261,10 +260,10 @@ def test_a_moved_dataset_with_other_texts_keeps_its_cache_unless_other_views_are
     moved = {"root": str(folder / "moved"), "class_text": "a {}"}
     manifest = needed(data(folder, **moved), views=9)
     FeatureCache.open(folder / "cache", manifest)
-    with pytest.raises(DataError, match=r"is of something else \(views is 3 there and 9 here\)"):
+    with pytest.raises(DataError, match=r"from something else \(views is 3 there and 9 here\)"):
         Manifest.load(folder / "cache", manifest, ["views"])
     (folder / "moved/train/a/4.png").rename(folder / "moved/train/a/5.png")
-    with pytest.raises(DataError, match="sources is '"):
+    with pytest.raises(DataError, match=r"sources is \w+ there"):
         FeatureCache.open(folder / "cache", needed(data(folder, **moved)))
 
 

@@ -112,7 +112,7 @@ def test_a_view_is_rendered_at_the_size_of_each_tower_with_a_cache_and_without(
     fields = json.loads(file.read_text())
     file.write_text(json.dumps({**fields, "resizing": {**fields["resizing"], "image_size": 48}}))
     with world.refused(
-        DataError, r"is of something else \(resizing is .*image_size=48,.* there and .*=32,.* here"
+        DataError, r"from something else \(resizing.image_size is 48 there and 32 here"
     ):
         Distilled(teacher_folder, tmp_path, tmp_path / "cache", **options)
 
@@ -151,7 +151,7 @@ def test_a_cache_of_something_else_is_refused(teacher_folder, filled, tmp_path):
         Distilled(teacher_folder, tmp_path, tmp_path / "nowhere")
     world.write_teacher(tmp_path, class_names=world.DIGITS, num_base=None, seed=1)
     with world.refused(
-        DataError, r"is of something else \(teacher is '\w+' there and '\w+' here\): choose"
+        DataError, r"from something else \(teacher is \w+ there and \w+ here\): choose"
     ):
         Distilled(tmp_path, tmp_path, filled(1))
 
@@ -160,10 +160,10 @@ def test_a_run_is_resumed_with_the_same_views_alone(teacher_folder, filled, tmp_
     whole = Distilled(teacher_folder, tmp_path, trainer={"save": True})
     resume = {"ckpt_path": tmp_path / "epoch=0.ckpt"}
     for cache, words in (
-        (filled(1), "1 of each, seed 1"),
-        (filled(2, seed=5), "one in each epoch, seed 5"),
+        (filled(1), "views is one in each epoch there and 1 of each here"),
+        (filled(2, seed=5), "seed of the views is 1 there and 5 here"),
     ):
-        match = rf"the run started with different views .* \(one in each epoch, seed 1\) from .* \({words}\): set"
+        match = rf"checkpoint was made from something else \({words}\): set data.init_args.teacher"
         with world.refused(ConfigError, match):
             Distilled(teacher_folder, tmp_path, cache, **resume)
     resumed = Distilled(teacher_folder, tmp_path, tmp_path / "new", fill=True, **resume)

@@ -1,13 +1,31 @@
 """The choice of what of a student is trained, by its fidelity."""
 
+import json
 import re
+from collections import Counter
+from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import yaml
-from runs import DATA, SHORT, STAGES, STUDENT, TEACHER, configs, curves_of, interrupted_at
+from runs import (
+    DATA,
+    SHORT,
+    STAGES,
+    STUDENT,
+    TEACHER,
+    configs,
+    curves_of,
+    interrupted_at,
+    noise,
+)
 
 from kdpl.__main__ import main
+from kdpl.class_vectors import FrozenTeacher
 from kdpl.cli.fit import run_command
+from kdpl.errors import ConfigError
+from kdpl.runtime import plugins
+from kdpl.runtime.files import write_text
 
 # of 4 epochs a quarter, which is at least 2
 SETTINGS = [*DATA, *STUDENT, *SHORT, "--trainer.max_epochs=4", "--data.init_args.val_shots=2"]
@@ -86,6 +104,70 @@ def test_an_interrupted_search_goes_on_with_the_candidate_that_was_next(
     assert search(teacher_run, tmp_path) == 0
     assert capsys.readouterr().err.count("is finished: nothing to do") == 2
     assert (tmp_path / "best.yaml").read_text() == (whole / "best.yaml").read_text()
+
+
+def test_a_search_of_other_settings_is_refused(whole, teacher_run, capsys):
+    before = (whole / "best.yaml").read_bytes()
+    assert search(teacher_run, whole, "--model.init_args.optim.lr=0.0001") == 1
+    said = f"the run in {whole}/configured was made from something else (model.init_args.optim.lr"
+    assert said in capsys.readouterr().err
+    assert (whole / "best.yaml").read_bytes() == before
+
+
+def test_a_run_asks_the_search_again_until_its_student_is_finished(tmp_path, monkeypatch, capsys):
+    """The search itself compares settings, see above."""
+    asked = []
+
+    def found(out, settings):
+        asked.append(settings)
+        if len(asked) > 1:
+            raise ConfigError("it is of other settings: refused by a candidate")
+        write_text(Path(out, "best.yaml"), "model: {init_args: {optim: {lr: 0.1}}}")
+
+    load = plugins.load
+    monkeypatch.setattr(
+        plugins, "load", lambda *name: found if name[1] == "search" else load(*name)
+    )
+    given = [*DATA, *STAGES, *SHORT, f"--out={tmp_path}", "--search", "--trainer.max_epochs=1"]
+    with interrupted_at(2):
+        assert main(["run", *given]) == 130
+    assert len(asked) == 1
+    # what it has found does not stand for what it would find now
+    assert main(["run", *given]) == 1
+    assert "refused by a candidate" in capsys.readouterr().err
+    assert not (tmp_path / "student" / "config.yaml").exists()
+
+
+def test_candidates_share_features_targets_and_the_look_at_all_images(tmp_path, monkeypatch):
+    for number in range(320):
+        path = tmp_path / "data" / "train" / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise(32, 32, seed=number).save(path)
+    root = f"--data.init_args.root={tmp_path / 'data'}"
+    given = [*configs("data/folder.yaml", "trainer/cpu.yaml"), root]
+    given += ["--data.init_args.shots=2", "--data.init_args.batch_size=8"]
+    assert run_command(["fit", *given, *TEACHER, *SHORT, f"--out={tmp_path / 'teacher'}"]) == 0
+    counts = Counter()
+
+    def counted(name, function):
+        def call(*args, **kwargs):
+            counts[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in ("kdpl.scan.checked.Checked.decode_all", "kdpl.refinement.target.assign"):
+        monkeypatch.setattr(name, counted(name, resolve_name(name)))
+    monkeypatch.setattr(
+        FrozenTeacher, "both_features", counted("both", FrozenTeacher.both_features)
+    )
+    target = {"class_path": "kdpl.refinement.target.Refined", "init_args": {"views": 1}}
+    given += [*STUDENT, *SHORT, f"--model.init_args.target={json.dumps(target)}"]
+    given += [f"--model.init_args.teacher={tmp_path / 'teacher'}", f"--out={tmp_path / 'out'}"]
+    assert main(["search", *given, "--epochs=1", "--lr=0.001"]) == 0
+    # batches of the pool, of which a quarter is held out for the test; labelled images are in it
+    assert counts.pop("both") == -(-240 // 64)
+    assert [*counts.values()] == [1, 1]
 
 
 def test_a_candidate_that_diverges_is_left_out_and_no_label_is_needed(

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.refinement import refine as refinement
-from kdpl.refinement.pool_targets import KIND, Moved, PoolManifest, PoolTargets
+from kdpl.refinement.pool_targets import KIND, VERSION, Moved, PoolManifest, PoolTargets
 from kdpl.refinement.refine import RefinementConfig, affinity, nearest, refine
 from kdpl.refinement.target import Refined
 from kdpl.runtime.artifacts import write_tensors
@@ -145,12 +145,8 @@ def test_impossible_settings_are_refused(setting, value, said):
 def targets(pool):
     assignments = refined(pool, RefinementConfig()).half()
     return PoolTargets(
-        teacher="abc",
+        made_from={"teachers": ["abc"], "target": {"rounds": 15}},
         class_names=("a", "b", "c", "d"),
-        class_vectors="digest",
-        pool="digest",
-        labels="digest",
-        settings={"rounds": 15},
         taken=True,
         reason="taken",
         accuracy=(0.5, 0.75),
@@ -218,7 +214,7 @@ def test_a_file_that_does_not_fit_itself_is_refused(changes, targets, tmp_path):
     fields = TypeAdapter(PoolManifest).dump_python(targets, mode="json")
     fields |= {name: value for name, value in changes.items() if name in fields}
     tensors = {name: whole[name] for name in ("images", "assignments")}
-    write_tensors(tmp_path / "file", KIND, 1, tensors, fields)
+    write_tensors(tmp_path / "file", KIND, VERSION, tensors, fields)
     with world.refused(
         ArtifactError,
         "file (is damaged|has an invalid field).*: remove it, and run the same command",

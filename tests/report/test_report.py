@@ -10,7 +10,6 @@ from report_pages import HOSTILE, Page, change_vectors, make, put_together, rena
 from runs import files_of, refused
 
 from kdpl.__main__ import main
-from kdpl.class_vectors import ClassVectors
 from kdpl.data.domain import build_data
 from kdpl.data.names import digest_of
 from kdpl.data.readers import digits
@@ -421,14 +420,10 @@ def test_the_page_says_whether_the_student_or_its_targets_are_the_limit(share, w
 def refined(run):
     """Refined targets in the student's folder, of which the second image moved from class 1 to class 3."""
     config = set_in(run / "student", target="refined")
-    data, teacher = (
-        build_data([config["data"]]),
-        ClassVectors.of_teacher(str(run / "teacher")).teacher,
-    )
+    data = build_data([config["data"]])
     targets = PoolTargets(
-        **{"teacher": teacher, "class_names": CLASS_NAMES, "class_vectors": "v", "labels": "l"},
-        pool=digest_of(data.pool.images),
-        **{"settings": {}, "taken": True, "reason": "taken: it is better", "accuracy": (0.5, 0.75)},
+        **{"made_from": {"images": digest_of(data.pool.images)}, "class_names": CLASS_NAMES},
+        **{"taken": True, "reason": "taken: it is better", "accuracy": (0.5, 0.75)},
         **{
             "before": (1,) * 10,
             "after": (1, 0, 1, 2, *(1,) * 6),
@@ -470,7 +465,9 @@ class TestRefinedTargets:
         set_in(run / "student", target="teacher")
         assert "refined" not in Page(make(run)).texts
 
-    @pytest.mark.parametrize("changes", [{"pool": "other"}, {"examples": (Moved(10**6, 1, 3),)}])
+    @pytest.mark.parametrize(
+        "changes", [{"made_from": {"images": "other"}}, {"examples": (Moved(10**6, 1, 3),)}]
+    )
     def test_of_other_images_the_table_is_left(self, changes, run, refined):
         replace(refined, **changes).save(run / "student/pool_targets.safetensors")
         page = Page(make(run))

@@ -131,7 +131,7 @@ class TestRefusals:
         Distilled(root / "first", tmp_path, trainer={"save": True}, **settings(root))
         for others in ([], [str(root / "first")]):
             with world.refused(
-                ArtifactError, "distilled from a different teacher than the one in the settings"
+                ConfigError, "the .*checkpoint was made from something else .*teacher"
             ):
                 Distilled(root / "first", tmp_path, more_teachers=others, **resume)
 
@@ -148,9 +148,7 @@ def test_a_fit_that_fills_its_cache_is_not_resumed_with_another_second_teacher(w
         "more_teachers": [str(tmp_path / "retrained")],
         "ckpt_path": tmp_path / "epoch=0.ckpt",
     }
-    with world.refused(
-        ArtifactError, "distilled from a different teacher than the one in the settings"
-    ):
+    with world.refused(ConfigError, "the .*checkpoint was made from something else .*teacher"):
         Distilled(root / "first", tmp_path, tmp_path / "new", fill=True, **changed)
 
 
@@ -176,7 +174,7 @@ def test_targets_are_refined_from_the_predictions_of_all_teachers(written, tmp_p
     options = {"trainer": {"limit_train_batches": 1}, "data": data, "target": target}
     Distilled(root / "first", tmp_path, **options, **settings(root))
     made = pool_targets.PoolTargets.load(tmp_path / pool_targets.POOL_TARGETS_FILE)
-    assert made.teacher == " mean ".join(teachers[name][0].teacher for name in MODELS)
+    assert made.made_from["teachers"] == [teachers[name][0].teacher for name in MODELS]
     images, rows, vectors = world.digits(50, **data), {}, {}
     for name, model in MODELS.items():
         pool = images.unlabeled_images(teachers[name][0].preprocessing.resizing)
@@ -224,7 +222,7 @@ class TestCaches:
         root, cache = written[0], tmp_path / "cache"
         Distilled(root / "first", tmp_path, cache, fill=True)
         Distilled(root / "second", tmp_path, tmp_path / "cache.2", fill=True, data={"seed": 5})
-        said = rf"{cache}\.2 is of something else \(view_seed is 5 there and 1 here\): choose"
+        said = rf"{cache}\.2 was made from something else \(view_seed is 5 there and 1 here\): choo"
         for fill in (False, True):
             with world.refused(DataError, said):
                 Distilled(root / "first", tmp_path, cache, fill=fill, **settings(root))

@@ -25,7 +25,7 @@ def refined_targets(run: Run) -> dict[str, Any] | None:
     shown, gap = [], None
     try:
         data = run.data
-        if digest_of(data.pool.images) != targets.pool:
+        if digest_of(data.pool.images) != targets.made_from["images"]:
             raise DataError(
                 f"{data.splits.origin} has other unlabelled images than were refined: restore it"
             )
