@@ -227,9 +227,9 @@ class StudentDistillation(ClassifyingModule):
         """Return CLIP and first teacher, and of a fit all teachers and the class vectors."""
         origin = {**super().origin(fits), "teacher": self.shared_vectors.teacher}
         if fits:
-            others = [teacher.vectors.teacher for teacher in self.teachers.read()[1:]]
+            further = [teacher.vectors.teacher for teacher in self.teachers.read()[1:]]
             vectors = self.shared_vectors.digest()
-            origin |= {"further teachers": others, "class vectors": vectors}
+            origin |= {"further teachers": further, "class vectors": vectors}
         return origin
 
     def classifier(self, decoding: Decoding = Decoding()) -> Classifier:

@@ -130,9 +130,8 @@ class Manifest(BaseModel):
                 f"{file} is damaged, or of another version ({where}: {fault['msg']:.200}): remove "
                 f"the folder {folder} and fill the cache again"
             ) from error
-        before, now = (
-            each.model_dump(exclude=_MAY_DIFFER - {*same}) for each in (manifest, needed)
-        )
+        compared = {*cls.model_fields} - (_MAY_DIFFER - {*same})
+        before, now = manifest.model_dump(include=compared), needed.model_dump(include=compared)
         require_same(f"the teacher cache {folder}", before, now, _OTHER_FOLDER, kind=DataError)
         return manifest
 

@@ -70,7 +70,7 @@ class RunConfig(SaveConfigCallback):
 def settings_of(config: str) -> dict[str, Any]:
     """Return the settings of a YAML config that decide the result of a run, by their names."""
     settings = flatten(yaml.safe_load(config))
-    return {name: each for name, each in settings.items() if not name.startswith(_MAY_CHANGE)}
+    return {key: value for key, value in settings.items() if not key.startswith(_MAY_CHANGE)}
 
 
 def require_same_settings(config: Path, now: str) -> None:

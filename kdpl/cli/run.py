@@ -311,10 +311,10 @@ def _do(step: _Step, title: str, console: Any, out: Path) -> None:
     if process_rank() == 0 and slurm.signalled():
         raise slurm.requeue(str(out))
     console.rule(title, align="left")
-    decoded, own = out / "teacher" / DECODED_FILE, step.folder / DECODED_FILE
-    if process_rank() == 0 and decoded.is_file() and not own.exists():
+    decoded, copied = out / "teacher" / DECODED_FILE, step.folder / DECODED_FILE
+    if process_rank() == 0 and decoded.is_file() and not copied.exists():
         # the images are the same, and need not be decoded once more
-        copy(decoded, own)
+        copy(decoded, copied)
     step.run()
     # a trainer and its model refer to each other; the next step needs the GPU's memory
     gc.collect()

@@ -122,8 +122,8 @@ class LocalViews(PreparedTarget):
             tensors, fields = {"images": images, "log_odds": log_odds}, {"made_from": origin}
             inputs.on_first_process(lambda: write_tensors(path, _KIND, _VERSION, tensors, fields))
 
-        others = digest([negatives.cpu().numpy().tobytes()])
-        settings = {"target": asdict(self), "negative vectors": others}
+        words = digest([negatives.cpu().numpy().tobytes()])
+        settings = {"target": asdict(self), "negative vectors": words}
         file, origin = inputs.kept(LOCAL_VIEWS_FILE, settings, make)
         remedy = "remove it, and run the same command again"
         tensors, fields = read_tensors(file, _KIND, _VERSION, remedy)

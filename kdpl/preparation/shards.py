@@ -63,8 +63,8 @@ def fill_shards(shards: Mapping[Path, range], views: int, work: Work) -> int:
     A DataError if a feature is not finite.
     """
     # by their places among all, whatever the others have finished by now
-    own = [*shards.items()][work.rank :: work.world_size]
-    missing = {path: indices for path, indices in own if not path.is_file()}
+    share = [*shards.items()][work.rank :: work.world_size]
+    missing = {path: indices for path, indices in share if not path.is_file()}
     at_once = max(1, work.batch_size // views)
     batches = batches_of(missing.values(), at_once)
     loader = load_all_views(work.images, views, batches, work.num_workers)

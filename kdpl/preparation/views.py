@@ -23,10 +23,10 @@ def load_all_views(
 
 def _all_views(images: UnlabeledImages, views: int, numbers: list[int]) -> Batch:
     view, loaded = images.view, []
-    for place in numbers:
+    for number in numbers:
         # decoded once for all of them
-        image, index = view.open_image(images.sources[place]), images.index_of(place)
-        made = [view.make(image, view.draw(image, index, number)) for number in range(views)]
+        image, index = view.open_image(images.sources[number]), images.index_of(number)
+        made = [view.make(image, view.draw(image, index, epoch)) for epoch in range(views)]
         loaded.append(torch.stack(made))
     return Batch(torch.stack(loaded))
 

@@ -114,14 +114,15 @@ class Refined(RefinementConfig, PreparedTarget):
         groups = [None, sources] if sources else [None]
         pooled = self.encoder == "tower"
         of_teachers = [
-            [inputs.features(each, self.views, n, pooled and n == 0) for each in groups]
+            [inputs.features(images, self.views, n, pooled and n == 0) for images in groups]
             for n in range(len(inputs.teachers))
         ]
         joint = [torch.cat([part.joint for part in parts]) for parts in of_teachers]
         text = MULTI_CLASS.log_probabilities(inputs.predict(torch.cat(joint, dim=1)))
         if other is not None:
-            parts = [inputs.features_of(other, each, self.views) for each in groups]
-            return text, torch.cat(parts)
+            return text, torch.cat(
+                [inputs.features_of(other, images, self.views) for images in groups]
+            )
         if pooled:
             return text, torch.cat([part.pooled for part in of_teachers[0]])
         return text, torch.cat(joint, dim=1)

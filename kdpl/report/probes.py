@@ -101,9 +101,9 @@ def linear_probe(run: Run, role: str) -> Probe:
 
     # a teacher has its own in a campaign, where students share it
     for folder in (run.folder, run.stages[role].folder):
-        found = _stored(folder / PROBE_FOLDER / role, origin)
-        if found and [(p.source, p.label_number) for p in found.predictions] == tested:
-            return found
+        kept = _stored(folder / PROBE_FOLDER / role, origin)
+        if kept and [(p.source, p.label_number) for p in kept.predictions] == tested:
+            return kept
 
     try:
         probe = _fit(run, labeled.data, clip)

@@ -30,7 +30,7 @@ def digest(parts: Iterable[str | bytes]) -> str:
 
 def as_json(value: Any) -> Any:
     """Return a value as JSON gives it back, objects by their ``repr`` without addresses."""
-    text = json.dumps(value, default=lambda each: re.sub(" at 0x[0-9a-f]+", "", repr(each)))
+    text = json.dumps(value, default=lambda thing: re.sub(" at 0x[0-9a-f]+", "", repr(thing)))
     return json.loads(text)
 
 
@@ -52,10 +52,10 @@ def difference(before: Origin | None, now: Origin) -> tuple[str, str] | None:
     """
     if before is None:
         return "", "it does not say what"
-    was, present = (flatten(as_json(each)) for each in (before, now))
+    was, present = (flatten(as_json(origin)) for origin in (before, now))
     for name in {**present, **was}:
         if was.get(name) != present.get(name):
-            there, here = (f"{each.get(name)!s:.{_SHOWN}}" for each in (was, present))
+            there, here = (f"{leaves.get(name)!s:.{_SHOWN}}" for leaves in (was, present))
             return name, f"{name} is {there} there and {here} here"
     return None
 

@@ -299,7 +299,9 @@ def test_a_benchmark_keeps_the_copies_that_it_is_published_with(checked, tmp_pat
     digits = DomainDataModule("digits", num_workers=0, augmentation="none", scan=True)
     before = DomainDataModule("digits").splits
     assert fitted(digits, tmp_path / "run").splits == before
-    assert checked.load(tmp_path / "run" / DECODED_FILE).made_from["test and validation images"] == 0
+    assert (
+        checked.load(tmp_path / "run" / DECODED_FILE).made_from["test and validation images"] == 0
+    )
 
 
 @pytest.mark.usefixtures("checked")
