@@ -23,7 +23,7 @@ def without_splits(table, folder):
 
 def test_init_writes_a_config_that_reads_the_same_labels(table, tmp_path, capsys):
     mine, out = without_splits(table, tmp_path), tmp_path / "data"
-    options = ["--label-separator=;", "--val-share=20%", "--workers=1"]
+    options = ["--label-separator=;", "--empty-labels=no_class", "--val-share=20%", "--workers=1"]
     assert main(["init", str(mine), f"--out={out}", *options]) == 0
     said = capsys.readouterr().out
     assert "5 classes, 84 images" in said
@@ -46,6 +46,28 @@ def test_init_writes_a_config_that_reads_the_same_labels(table, tmp_path, capsys
     assert len(data.splits.unlabeled) == 1
 
 
+def test_rows_with_an_empty_label_are_counted_by_what_they_are_told_to_mean(
+    table, tmp_path, capsys
+):
+    mine = without_splits(table, tmp_path)
+    empty = sum(row["label"] == "" for row in rows_of(mine))
+    init = ["init", str(mine), "--label-separator=;", "--workers=1"]
+    assert main([*init, f"--out={tmp_path}/data"]) != 0
+    assert f"{empty} of 84 rows of {mine} have an empty label" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+    for meaning, said, cell in (
+        ("no_class", f"of none of the classes: {empty} of these", ";"),
+        ("unlabeled", f"unlabelled: {empty + 1}", "?"),
+    ):
+        out = tmp_path / meaning
+        assert main([*init, f"--empty-labels={meaning}", f"--out={out}"]) == 0
+        assert said in capsys.readouterr().out
+        # the list that is written has no empty label
+        cells = [row["label"] for row in rows_of(out / "images.csv")]
+        assert (cells.count(""), cells.count(cell)) == (0, empty + (cell == "?"))
+
+
 def test_a_name_with_the_separator_of_predictions_is_refused_before_anything_is_written(
     table, tmp_path, capsys
 ):
@@ -56,7 +78,14 @@ def test_a_name_with_the_separator_of_predictions_is_refused_before_anything_is_
             (image, ",".join(label.split(";")).replace("two", "two;2")) for image, label in rows
         ]
         csv.writer(file).writerows([("image", "label"), *named])
-    init = ["init", str(mine), "--label-separator=,", f"--out={tmp_path}/data", "--workers=1"]
+    init = [
+        "init",
+        str(mine),
+        "--label-separator=,",
+        "--empty-labels=no_class",
+        f"--out={tmp_path}/data",
+        "--workers=1",
+    ]
     assert main(init) != 0
     assert "class 'two;2' has a ';' in its name" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()

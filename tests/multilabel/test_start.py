@@ -17,6 +17,7 @@ from kdpl.teacher import TeacherPromptTuning
 
 def pages(table, **settings):
     own = {"shots": 4, "val_shots": 4, "batch_size": 8, "num_workers": 0, **settings}
+    own |= {"empty_labels": "no_class"}
     return DomainDataModule("table", str(table), label_separator=";", **own)
 
 
@@ -77,7 +78,7 @@ def test_a_loss_that_compares_features_is_refused(table, tmp_path):
 
 
 def test_names_with_the_separator_of_predictions_are_refused_before_training(table, tmp_path):
-    lines = [f'{table.parent}/train{i}.png,"{"one,a;b" if i else ""}"' for i in range(4)]
+    lines = [f'{table.parent}/train{i}.png,"{"one,a;b" if i else ","}"' for i in range(4)]
     (tmp_path / "t.csv").write_text("\n".join(["image,label", *lines]))
     own = {"label_separator": ",", "shots": None, "num_workers": 0}
     data = DomainDataModule("table", str(tmp_path / "t.csv"), **own)
