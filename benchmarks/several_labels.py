@@ -238,7 +238,12 @@ def _probe(folder: Path, features: dict[str, Tensor]) -> float:
                 for rows, has in (val, test)
             ]
         )
-    return max(scores)[1]
+    return chosen_on_validation(scores)
+
+
+def chosen_on_validation(scores: Sequence[Sequence[float]]) -> float:
+    """Return the second of the pair whose first is largest; of equals the most regularised, which comes first."""
+    return max(scores, key=lambda pair: pair[0])[1]
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:

@@ -54,8 +54,8 @@ def find(
     without splits; in either a folder ``unlabeled``, beside the classes or the splits, holds images
     without labels. DataError if it does not exist or is damaged, or no class has a training image,
     unless a file ``class_names`` lists the classes: then all images of a folder without
-    ``unlabeled`` are taken. With a ``separator``, a table's labels are lists of classes, and ``empty`` says what
-    an empty one means.
+    ``unlabeled`` are taken. With a ``separator``, a table's labels are lists of classes, and
+    ``empty`` says what an empty one means.
     """
     if path.suffix.lower() in (".csv", ".parquet") and not path.is_dir():
         return _find_in_table(path.absolute(), class_names, separator, empty)

@@ -1,5 +1,7 @@
 """Scores of classes from the first step on: what they begin at, and what does not begin them again."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import world
@@ -62,6 +64,24 @@ def test_a_test_or_a_second_fit_after_a_fit_keeps_what_scores_were_learned(
     monkeypatch.setattr(scores.ScaleAndBias, "fit", None)
     world.quiet_trainer(tmp_path / "more", 1).fit(module, datamodule=pages(table))
     assert module.scores.center.equal(learned["center"])
+
+
+def test_every_process_starts_at_the_scores_of_the_first(table, tmp_path, monkeypatch):
+    def broadcast(value, src):
+        assert src == 0
+        value.fill_(0.5)
+
+    group = SimpleNamespace(
+        is_available=lambda: True, is_initialized=lambda: True, broadcast=broadcast
+    )
+    monkeypatch.setattr(scores, "distributed", group)
+    started, note = {}, Callback()
+    note.on_train_start = lambda _, module: started.update(
+        {name: value.clone() for name, value in module.scores.state_dict().items()}
+    )
+    fit(table, tmp_path, note)
+    assert started.keys() == {"log_scale", "bias", "center"}
+    assert all((value == 0.5).all() for value in started.values())
 
 
 def test_thresholds_are_not_chosen_for_a_teacher_that_hands_none_over(table, tmp_path, monkeypatch):
