@@ -30,6 +30,7 @@ from kdpl.prompts import StudentEncoder, StudentPrompts
 from kdpl.runtime import plugins
 from kdpl.runtime.messages import inform
 from kdpl.targets import Target, Teachers, build_target
+from kdpl.tasks import agreement_of
 
 # unlabelled images whose mean patch tokens the prompts start from (vision_prompts.init)
 _PREVIEW_IMAGES = 256
@@ -198,7 +199,7 @@ class StudentDistillation(ClassifyingModule):
             distance = FEATURE_LOSSES[self.loss.kind](features, teacher_features)
         terms: dict[str, Tensor] = {self.loss.kind: self.loss.weight * distance}
 
-        agreement = self.task.same(logits, target_logits).float().mean()
+        agreement = agreement_of(self.task.agreements(logits, target_logits))
         return self.sum_and_log(terms, len(batch.images), agreement=agreement)
 
     def class_logits(self, images: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from kdpl.preparation.unchanged import Unchanged
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
 from kdpl.student import StudentDistillation
+from kdpl.tasks import agreement_of
 
 # what is held out: a share of the images, and between which numbers
 _SHARE, _FEWEST, _MOST = 0.05, 100, 5000
@@ -37,7 +38,9 @@ class Fidelity(Callback):
 
     Logs ``val/fidelity``, the share of these images for which both predict the same class, and
     ``val/kl``, the mean of KL(target ‖ student) in nats, in each epoch in which validation runs, or
-    would run if there were labelled images for it. ``draw_unseen`` chooses the images.
+    would run if there were labelled images for it. ``draw_unseen`` chooses the images. Of several
+    labels an image, fidelity is the mean over classes of the share of images to which both give the
+    class, among those to which either does.
 
     Both see them under the evaluation transform. The targets are computed once, before the first
     step, for which a teacher that they depend on is loaded, even if there is a cache of its
@@ -102,18 +105,21 @@ class Fidelity(Callback):
                 return student.class_logits(images).float()
 
         # agreements, nats and images of this process, then those of all
-        sums = torch.zeros(3, device=student.device)
+        none = torch.zeros(0, len(domain_of(trainer).class_names), device=student.device)
+        counts = student.task.agreements(none, none)
+        sums = torch.zeros(2, device=student.device)
         outputs = infer(classify, self._batches or (), student.device)
         with evaluating(student):
             for (logits, _), target in zip(outputs, self._targets, strict=True):
                 target = target.to(logits.device)
                 # a divergence is divided by images and classes
                 nats = student.task.divergence(logits, target) * logits.numel()
-                agreements = student.task.same(logits, target).sum()
-                sums += torch.stack([agreements, nats, nats.new_tensor(len(logits))])
-        agreed, nats, images = trainer.strategy.reduce(sums, reduce_op="sum")
+                counts += student.task.agreements(logits, target)
+                sums += torch.stack([nats, nats.new_tensor(len(logits))])
+        counts = trainer.strategy.reduce(counts, reduce_op="sum")
+        nats, images = trainer.strategy.reduce(sums, reduce_op="sum")
 
-        student.log(FIDELITY, agreed / images, prog_bar=True)
+        student.log(FIDELITY, agreement_of(counts), prog_bar=True)
         student.log_dict({TARGET_KL: nats / images, UNSEEN: images})
 
 

@@ -1,11 +1,16 @@
 """The report of a run on several labels an image."""
 
+import shutil
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
 from kdpl.multilabel.report import average_precision_interval, several_labels
+from kdpl.report.page import render
 from kdpl.report.run_folder import Run
+from kdpl.report.training import training
+from kdpl.runtime.loggers import MetricsCSV
 
 
 def test_the_page_has_scores_classes_and_images_instead_of_accuracies(run):
@@ -40,6 +45,21 @@ def test_what_is_shown_is_what_was_tested(run):
     together, having = np.array(data["together"]), np.array(data["having"])
     assert (together <= having[:, None]).all()
     assert having.tolist() == [int(row["positives"]) for row, _ in data["classes"]]
+
+
+def test_fidelity_is_said_of_the_classes_that_student_or_target_gives(run, tmp_path):
+    shutil.copytree(run / "student", tmp_path / "student")
+    logger = MetricsCSV(str(tmp_path / "student"))
+    logger.log_metrics({"val/fidelity": 0.8125, "pool/unseen": 100.0}, step=9)
+    copied = Run.find(tmp_path, trusted=True)
+    assert training(copied)["fidelity"] == {
+        "share": 0.8125,
+        "images": 100,
+        "several": True,
+        "follows": True,
+    }
+    page = " ".join(render(copied).split())
+    assert "on 81.2 % of the classes that either gives to 100 unlabelled images" in page
 
 
 def test_an_interval_is_that_of_average_precisions_of_drawn_images():
