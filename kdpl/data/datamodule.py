@@ -215,6 +215,11 @@ class DomainDataModule(LightningDataModule):
                 inform(line)
         # what training needs: refused here rather than with the first batch, as nothing has been
         # written yet
+        if stage == "fit" and self.task == MULTI_CLASS.name and len(self.class_names) < 2:
+            raise DataError(
+                f"{self.splits.origin} has one class, {self.class_names[0]!r}, expected several: "
+                "give the folder above, or images of another class as well"
+            )
         if stage == "fit" and self._trains:
             self.splits.require_training_images()
             if self._needs.split == "labeled":

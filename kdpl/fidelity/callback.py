@@ -1,7 +1,7 @@
 """How well a student agrees with its target on unlabelled images that it has not seen."""
 
-from collections.abc import Collection, Iterable
-from typing import cast
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from kdpl.classification import ClassifyingModule, evaluating
 from kdpl.data.augmentation import NoAugmentation
 from kdpl.data.batches import UnlabeledBatch
+from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
@@ -51,6 +52,13 @@ class Fidelity(Callback):
         self._epoch = -1  # the last one that was measured
         self._targets: list[Tensor] = []
         self._batches: DataLoader[UnlabeledBatch] | None = None
+
+    @classmethod
+    def require_possible(cls, settings: Mapping[str, Any], data: DomainDataModule) -> None:
+        """Raise a DataError for a pool that is too small, however many images can be used."""
+        images = round(len(data.reading.listed.pool) * data.unlabeled_share)
+        if images < 2 * _FEWEST:
+            raise _too_small(images, _FEWEST)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hold images out before a fit; a ConfigError for a teacher's."""
@@ -146,12 +154,16 @@ def draw_unseen(pool: UnlabeledPool, labeled: Iterable[str]) -> Indices:
     drawn = generator(pool.seed, "unseen").permutation(pool.targeted)[: wanted + len(known)]
     unseen = drawn[[place not in known for place in places(pool.images.take(drawn))]][:wanted]
     if 2 * wanted > images or len(unseen) < wanted:
-        raise DataError(
-            f"the pool has {images} images, too few to hold {wanted} without a label out of "
-            "distillation, at most half of them: add unlabelled images, or leave "
-            "kdpl.fidelity.Fidelity out of trainer.callbacks"
-        )
+        raise _too_small(images, wanted)
     return np.sort(unseen)
+
+
+def _too_small(images: int, wanted: int) -> DataError:
+    return DataError(
+        f"the pool has {images} images, too few to hold {wanted} without a label out of "
+        "distillation, at most half of them: add unlabelled images, or leave "
+        "kdpl.fidelity.Fidelity out of trainer.callbacks"
+    )
 
 
 def callbacks(module: LightningModule) -> list[Callback]:

@@ -168,3 +168,28 @@ def test_teachers_and_data_of_different_tasks_are_refused(run, table, tmp_path, 
     config = f"--config={CONFIGS}/trainer/cpu.yaml"
     assert main(["fit", config, *STUDENT, *data, *SHORT, *student]) != 0
     assert "are for multilabel labels, those of the data are multiclass" in capsys.readouterr().err
+
+
+def test_local_views_of_one_class_for_each_image_are_refused_before_stage_1(tmp_path, capsys):
+    config = [f"--config={CONFIGS}/{name}.yaml" for name in ("data/digits", "trainer/cpu")]
+    options = [*config, *STAGES, "--student=local_views", *SHORT]
+    assert main(["run", *options, f"--out={tmp_path}/run"]) != 0
+    assert "local_views is for images of several labels" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        ("--student=refined", "target: refined is defined for images of one class each"),
+        ("--student=feature_l1", "loss.kind l1 compares features"),
+    ],
+)
+def test_what_several_labels_do_not_go_with_is_refused_before_stage_1(
+    student, said, table, data_of, tmp_path, capsys
+):
+    config = f"--config={CONFIGS}/trainer/cpu.yaml"
+    options = [config, *data_of(table), *STAGES, student, *SHORT]
+    assert main(["run", *options, f"--out={tmp_path}/run"]) != 0
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run" / "teacher").exists()
