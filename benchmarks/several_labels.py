@@ -59,11 +59,7 @@ WORLDS = {
         lambda out: write_pages(out / "pages"),
         "benchmarks/worlds/pages.yaml",
         "configs/teacher/quickstart.yaml",
-        (
-            "--config=configs/student/quickstart_timm.yaml",
-            "--model.init_args.clip.image_size=64",
-            "--data.init_args.batch_size=32",
-        ),
+        ("--config=configs/student/quickstart_timm_64.yaml",),
         ClipConfig("tiny-teacher", "glyphs"),
         ClipConfig("timm:test_resnet", "random", image_size=64),
         {},

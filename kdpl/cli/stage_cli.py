@@ -281,9 +281,9 @@ class StageCheck(KdplCLI):
         callbacks = self.config.trainer.callbacks or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         checks = [
-            (check, each.as_dict().get("init_args", {}))
-            for each in (self.config.model, *callbacks)
-            if (check := getattr(resolve_name(each.class_path), "require_possible", None))
+            (check, section.as_dict().get("init_args", {}))
+            for section in (self.config.model, *callbacks)
+            if (check := getattr(resolve_name(section.class_path), "require_possible", None))
         ]
         if checks:
             data = build_data([self.config.data.as_dict()])

@@ -104,8 +104,8 @@ class MultiLabel(Task):
 
         Most images lack most classes, on which any two predictions agree.
         """
-        own, other = self.labels(scores), self.labels(others)
-        return torch.stack([(own & other).sum(dim=0), (own | other).sum(dim=0)])
+        first, second = self.labels(scores), self.labels(others)
+        return torch.stack([(first & second).sum(dim=0), (first | second).sum(dim=0)])
 
     def ranked(self, top_k: int, num_classes: int, rule: DecisionRule) -> int:
         """Return the number of classes: each may be one of the image's."""

@@ -156,22 +156,26 @@ def init(
     _print(source, images, names, shots, notes)
     _print_lines("not taken", aside)
     _print_lines("left out", [*left_out.values()], f", all in {_LEFT_OUT}")
-    few = label_separator is None and shots != 0 and 0 < min(counts.values(), default=0) <= _REFINED
-    _print_next(folder, " --student refined" if few else "")
+    few = shots != 0 and 0 < min(counts.values(), default=0) <= _REFINED
+    if label_separator is None:
+        _print_next(folder, "quickstart", " --student refined" if few else "")
+    else:
+        # the teacher's view of a whole image, and a network of 32 pixels, are hardly above chance
+        _print_next(folder, "quickstart_timm_64", " --student local_views")
     return 0
 
 
-def _print_next(folder: Path, refined: str) -> None:
+def _print_next(folder: Path, small: str, overlay: str) -> None:
     gpu = shutil.which("nvidia-smi") is not None
     if not gpu:
         print(
             "  no GPU was found: with the published models, training takes a day or more without "
             "one; to try things\n"
-            "    out in minutes, give the command --teacher quickstart --student quickstart "
+            f"    out in minutes, give the command --teacher quickstart --student {small}{overlay} "
             "instead of its own"
         )
     print(f"wrote {folder / _CONFIG} and {folder / _TABLE}; next:")
-    stages = f"--teacher promptsrc_vit_l14 --student promptkd_vit_b16{refined}"
+    stages = f"--teacher promptsrc_vit_l14 --student promptkd_vit_b16{overlay}"
     trainer = f"trainer/{'gpu' if gpu else 'cpu'}"
     run = folder.parent / f"{folder.absolute().name}_run"
     config, out = (shlex.quote(str(path)) for path in (folder / _CONFIG, run))

@@ -250,7 +250,7 @@ def test_a_notice_of_slurm_requeues_the_job_and_no_step_begins(tmp_path, monkeyp
     monkeypatch.setattr(slurm, "signalled", lambda: bool(begun))
     monkeypatch.setattr(
         "kdpl.cli.fit.run_stage",
-        lambda command, *_, make: _[-1] or begun.append(command),
+        lambda command, *_, **__: _[-1] or begun.append(command),
     )
     assert main([*RUN, f"--out={tmp_path / 'out'}"]) == slurm.REQUEUED
     assert asked.read_text() == "requeue 17\n"

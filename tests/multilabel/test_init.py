@@ -1,6 +1,9 @@
 """init on a table of several labels."""
 
 import csv
+import shlex
+
+from runs import SHORT
 
 from kdpl.__main__ import main
 from kdpl.data.domain import build_data
@@ -66,6 +69,25 @@ def test_rows_with_an_empty_label_are_counted_by_what_they_are_told_to_mean(
         # the list that is written has no empty label
         cells = [row["label"] for row in rows_of(out / "images.csv")]
         assert (cells.count(""), cells.count(cell)) == (0, empty + (cell == "?"))
+
+
+def test_init_prints_a_command_whose_student_sees_crops_and_can_follow(table, tmp_path, capsys):
+    out = tmp_path / "data"
+    init = ["init", str(table), "--label-separator=;", "--empty-labels=no_class", "--workers=1"]
+    assert main([*init, f"--out={out}", "--shots=4"]) == 0
+    said = capsys.readouterr().out
+    command = shlex.split(said.splitlines()[-1])
+    assert "--student promptkd_vit_b16 --student local_views" in shlex.join(command)
+    small = "--teacher quickstart --student quickstart_timm_64 --student local_views"
+    assert small in said
+
+    # what is printed for a machine without a GPU or a network runs
+    given = ["--config", str(out / "data.yaml"), "--config", "trainer/cpu", *shlex.split(small)]
+    short = [*SHORT, "--data.init_args.num_workers=0", f"--out={tmp_path}/run"]
+    assert main([*command[3:4], *given, *short]) == 0
+    said = capsys.readouterr().out
+    assert "chance" in said
+    assert "the student agrees with its targets on" in said
 
 
 def test_a_name_with_the_separator_of_predictions_is_refused_before_anything_is_written(

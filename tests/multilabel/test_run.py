@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from runs import CONFIGS, SHORT, STAGES, STUDENT
+from rich.console import Console
+from runs import CONFIGS, SHORT, STAGES, STUDENT, curves_of
 
 from kdpl import Classifier
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
+from kdpl.cli.run_summary import summarize
 from kdpl.errors import ArtifactError
 from kdpl.runtime.predictions import read_predictions, read_results
 
@@ -27,13 +29,33 @@ def rows_of(path):
 
 
 def test_a_run_tests_all_four_models_by_average_precision_and_f1(run):
-    names = {"map", "macro_f1", "micro_f1"}
+    names = {"map", "chance", "macro_f1", "micro_f1"}
     halves = {f"{half}_{name}" for half in ("base", "novel") for name in names}
     for stage in ("teacher", "student", "zero_shot/teacher", "zero_shot/student"):
         results = read_results(run / stage)
         assert results.pop("images") == 24
         assert {name.removeprefix("test/") for name in results} == {"hm", *names, *halves}
         assert all(0 <= value <= 1 for value in results.values())
+
+
+def test_a_run_prints_chance_probes_and_agreement_with_its_targets(run, capsys):
+    console = Console(width=200)
+    summarize(console, run, nothing_done=True)
+    said = capsys.readouterr().out
+    rows = {
+        cells[0].strip(): cells[1:] for line in said.splitlines() if (cells := line.split("│")[1:])
+    }
+    chance = read_results(run / "student")
+    shares = [f"{100 * chance[f'test/{half}chance']:.1f}" for half in ("", "base_", "novel_")]
+    assert [cell.strip() for cell in rows["chance"][:3]] == shares
+    for role, title in (("teacher", "the teacher's CLIP"), ("student", "the student's network")):
+        # of base classes alone, whose labels it has
+        (precision,) = (read_results(run / "probe" / role)[key] for key in ("test/base_map",))
+        shown = rows[f"linear probe of {title}"]
+        assert [cell.strip() for cell in shown[:3]] == ["", f"{100 * precision:.1f}", ""]
+    share = curves_of(run / "student")["train/agreement"][-1][1]
+    assert f"agrees with its targets on {100 * share:.1f} % of the classes" in said
+    assert ("it cannot follow them" in said) == (share < 0.5)
 
 
 def test_scale_and_bias_are_learned_and_novel_classes_have_the_mean_of_base_ones(run):
