@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -70,6 +70,8 @@ class DomainDataModule(LightningDataModule):
             text (``folder`` and ``table``).
         label_separator: Character between the labels of an image (``table``), each of which may
             then have several or none; None: each image is of one class.
+        empty_labels: What an empty label means with a ``label_separator``: ``no_class``, the image
+            is of none of the classes, or ``unlabeled``; None: it is refused.
         background: Colour [red, green, blue], 0 to 255, on which transparent images are put
             (``folder`` and ``table``); None: white. The benchmark's images lose their transparency,
             and their orientation tags are not followed.
@@ -117,6 +119,7 @@ class DomainDataModule(LightningDataModule):
         class_names: str | None = None,
         class_text: str | None = None,
         label_separator: str | None = None,
+        empty_labels: Literal["no_class", "unlabeled"] | None = None,
         background: tuple[int, int, int] | None = None,
         held_out: float | None = None,
         bad_images: BadImages = "error",
@@ -146,6 +149,7 @@ class DomainDataModule(LightningDataModule):
             "class_names": class_names,
             "class_text": class_text,
             "label_separator": label_separator,
+            "empty_labels": empty_labels,
         }
         reader = build_reader(
             dataset, root=root, unlabeled=unlabeled, background=background, **named
@@ -211,6 +215,11 @@ class DomainDataModule(LightningDataModule):
                 inform(line)
         # what training needs: refused here rather than with the first batch, as nothing has been
         # written yet
+        if stage == "fit" and self.task == MULTI_CLASS.name and len(self.class_names) < 2:
+            raise DataError(
+                f"{self.splits.origin} has one class, {self.class_names[0]!r}, expected several: "
+                "give the folder above, or images of another class as well"
+            )
         if stage == "fit" and self._trains:
             self.splits.require_training_images()
             if self._needs.split == "labeled":

@@ -1,7 +1,7 @@
 """Labelled images that a classifier was not trained on: read, and classified."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from kdpl.errors import DataError
 from kdpl.runtime.class_names import composed
 
 _BATCH_SIZE = 64
+_SEPARATORS = ",;|"
 
 
 def labeled_records(
@@ -29,6 +30,7 @@ def labeled_records(
     class_names: str | None,
     names: Sequence[str],
     label_separator: str | None = None,
+    empty_labels: str | None = None,
 ) -> list[Record]:
     """Read labelled images of a folder of class folders or of a table, of one split.
 
@@ -39,6 +41,7 @@ def labeled_records(
         class_names: File with the names of the classes, where folders or labels are others.
         names: The classifier's classes, which the records' labels are numbers of.
         label_separator: Between the labels of an image; None: each has one.
+        empty_labels: What an empty label means with a ``label_separator``, as of ``Table``.
     """
     top = Path(images).expanduser()
     if not top.exists():
@@ -61,7 +64,7 @@ def labeled_records(
                 f"{images}/<class>/"
             )
     else:
-        options: dict[str, str | bool] = {"root": str(top)}
+        options: dict[str, str | bool | None] = {"root": str(top), "empty_labels": empty_labels}
         if label_separator is not None:
             # a table that has one label in each row is taken as well
             options |= {"label_separator": label_separator, "any_labels": True}
@@ -79,6 +82,8 @@ def labeled_records(
         keys = [given[key].name for key in keys]
     numbers = {name: number for number, name in enumerate(names)}
     if unknown := sorted({*keys} - numbers.keys()):
+        if label_separator is not None:
+            _require_separator(images, unknown[0], numbers)
         raise DataError(
             f"{images} has the class {unknown[0]!r}, which the classifier does not have: leave it "
             "out, or give its name by --class-names"
@@ -90,6 +95,16 @@ def labeled_records(
             Record(record.source, labels[0] if label_separator is None else tuple(sorted(labels)))
         )
     return relabeled
+
+
+def _require_separator(images: str, label: str, names: Mapping[str, int]) -> None:
+    """Raise a DataError for a label that is a list of classes with another separator."""
+    for mark in {*label} & {*_SEPARATORS}:
+        if {part.strip() for part in label.split(mark)} <= names.keys():
+            raise DataError(
+                f"{images} has the label {label!r}, which is a list of classes: give "
+                f"--label-separator {mark!r}"
+            )
 
 
 def classify_records(

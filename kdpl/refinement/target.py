@@ -49,6 +49,11 @@ class Refined(RefinementConfig, PreparedTarget):
         self._taken: bool | None = None
         self._rows = self._log_assignments = torch.empty(0)
 
+    @classmethod
+    def require_task(cls, task: str) -> None:
+        """Raise a ConfigError for several labels an image."""
+        require_one_class(task, "target: refined")
+
     @property
     def uses_teacher(self) -> bool:
         """False once the assignments are taken."""
@@ -70,7 +75,7 @@ class Refined(RefinementConfig, PreparedTarget):
 
         A ConfigError for several labels an image.
         """
-        require_one_class(inputs.teachers[0].task, "target: refined")
+        self.require_task(inputs.teachers[0].task)
         file = inputs.folder / POOL_TARGETS_FILE
         vectors = [teacher.vectors for teacher in inputs.teachers]
         needed = origin_of(inputs, vectors, (*inputs.labeled, *inputs.val), asdict(self))

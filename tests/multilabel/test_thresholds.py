@@ -134,7 +134,7 @@ def own(run, tmp_path):
 def labeled(table, tmp_path, split="test"):
     rows = [row for row in csv.DictReader(table.open(newline="")) if row["split"] == split]
     with (tmp_path / "own.csv").open("w", newline="") as file:
-        lines = [(table.parent / row["image"], row["label"]) for row in rows]
+        lines = [(table.parent / row["image"], row["label"] or ";") for row in rows]
         csv.writer(file).writerows([("image", "label"), *lines])
     return tmp_path / "own.csv"
 
@@ -165,9 +165,14 @@ def test_invalid_input_of_the_command_is_refused(own, table, tmp_path, capsys, c
     both = ["--precision=90%", "--recall=90%"]
     assert main(["thresholds", str(own), str(table_of_one), *both]) != 0
     assert "each decide the thresholds alone" in capsys.readouterr().err
-    assert main(["thresholds", str(own), str(table)]) != 0
+    assert main(["thresholds", str(own), str(table), "--empty-labels=no_class"]) != 0
     assert "several splits" in capsys.readouterr().err
-    table_of_one.write_text(table_of_one.read_text().replace("three", "owl"))
+    whole = table_of_one.read_text()
+    table_of_one.write_text(whole.replace(";", "|"))
+    assert main(["thresholds", str(own), str(table_of_one)]) != 0
+    said = capsys.readouterr().err
+    assert "which is a list of classes: give --label-separator '|'" in said
+    table_of_one.write_text(whole.replace("three", "owl"))
     assert main(["thresholds", str(own), str(table_of_one)]) != 0
     assert "has the class 'owl', which the classifier does not have" in capsys.readouterr().err
     assert main(["thresholds", str(classifier), str(table_of_one)]) != 0
