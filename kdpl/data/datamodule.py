@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from kdpl.runtime.run_folder import DECODED_FILE
 from kdpl.tasks import MULTI_CLASS
 
 _WORKERS = 4
+_VAL_SHOTS = 4  # of the published protocol
 
 
 class DomainDataModule(LightningDataModule):
@@ -88,7 +89,7 @@ class DomainDataModule(LightningDataModule):
         shots: Labelled training images a class; None: all; 0: no labelled image is used, for
             validation either.
         val_shots: Validation images a class, at most ``shots`` of them; None: the whole validation
-            split.
+            split; ``auto``: 4 of a benchmark's dataset, as published, and all of your own.
         unlabeled_share: Share of the unlabelled training images to distil on, above 0 and at most
             1.
         allow_fewer_shots: Use classes that have fewer than ``shots`` training images as they are.
@@ -125,7 +126,7 @@ class DomainDataModule(LightningDataModule):
         taxonomy: str | None = None,
         protocol: ClassProtocol = "all",
         shots: NonNegativeInt | None = 16,
-        val_shots: PositiveInt | None = 4,
+        val_shots: PositiveInt | Literal["auto"] | None = "auto",
         unlabeled_share: float = 1.0,
         allow_fewer_shots: bool = False,
         balance_classes: bool = False,
@@ -177,6 +178,8 @@ class DomainDataModule(LightningDataModule):
         self.taxonomy = taxonomy
         self.protocol = protocol
         self.shots = shots
+        if val_shots == "auto":
+            val_shots = None if reader.own else _VAL_SHOTS
         self.val_shots = val_shots
         self.unlabeled_share = unlabeled_share
         self.allow_fewer_shots = allow_fewer_shots

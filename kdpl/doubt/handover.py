@@ -13,6 +13,7 @@ from kdpl.classifier import Classifier
 from kdpl.classifier.companion import Companion, companion_kinds
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
+from kdpl.data.groups import one_of_each
 from kdpl.data.inference import infer
 from kdpl.doubt.evidence import Evidence, HeldOut, LearnedCompanion
 from kdpl.errors import DataError
@@ -36,13 +37,20 @@ def make_companions(trainer: Trainer, classifier: Classifier) -> list[Companion]
     found = on_validation_images(trainer, classify, classifier.head.class_vectors.device)
     if not trainer.is_global_zero:
         return []
+    held_out = None
+    if found is not None:
+        # near-copies show no more than one of them
+        sources = [record.source for record in data.labels.evaluation("val")]
+        counted = one_of_each(sources, data.splits.groups, data.seed)
+        features, logits, labels = (column[counted] for column in found)
+        held_out = HeldOut(features, logits, labels, data.labels.val_is_sampled)
     pool = pool_of(classifier, data)
     kept = [each for source, each in pool if source not in data.pool.left_out]
     evidence = Evidence(
         Path(trainer.default_root_dir),
         classifier.vectors,
         classifier.logit_scale,
-        None if found is None else HeldOut(*found),
+        held_out,
         [each for _, each in pool],
         kept,
         trainer.global_step > 0,

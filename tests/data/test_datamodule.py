@@ -95,10 +95,10 @@ def test_a_share_of_the_unlabelled_images_is_a_subset_that_the_seed_decides(fold
 
 def test_validation_is_capped_and_test_is_not(folder):
     for options, count in (
-        ({}, 4),
+        ({"val_shots": 4}, 4),
         ({"val_shots": None}, 5),
-        ({"shots": 2}, 2),
-        ({"protocol": "base_to_novel"}, 4),
+        ({"val_shots": 4, "shots": 2}, 2),
+        ({"val_shots": 4, "protocol": "base_to_novel"}, 4),
     ):
         datamodule = in_folder(folder, **options)
         assert len(datamodule.evaluation_dataloader_for("val", SQUARE).dataset) == 5 * count

@@ -16,10 +16,9 @@ from kdpl.refinement.experts import (
     Evidence,
     assign,
     combine,
-    fit_probe,
     fit_weights,
-    standardize,
 )
+from kdpl.refinement.probe import fit_probe, standardize
 from kdpl.refinement.refine import RefinementConfig, affinity, nearest, refine
 
 CLASSES = 4
@@ -34,7 +33,12 @@ def world(images=160, width=12, shots=5, seed=0, text=1.0, spread=1.1):
     logits = text * F.one_hot(truth, CLASSES) + torch.randn(images, CLASSES, generator=draw)
     labels = torch.where(torch.arange(images) < shots * CLASSES, truth, -1)
     return Evidence(
-        features, logits.log_softmax(dim=1), labels, torch.full_like(labels, -1), trusted=True
+        features,
+        logits.log_softmax(dim=1),
+        labels,
+        torch.full_like(labels, -1),
+        torch.arange(images),
+        trusted=True,
     ), truth
 
 
@@ -104,7 +108,7 @@ def test_weights_minimise_log_loss_and_penalty():
         )
         return log_loss.item(), PRIOR / 2 * sum((w - 1) ** 2 for w in weights)
 
-    weights, value = fit_weights(both, truth)
+    weights, value = fit_weights(both, truth, torch.ones(160))
     assert min(weights) > 0
     assert value == pytest.approx(losses(weights)[0] + 2 * COST, rel=1e-6)
     for i in range(2):  # convex: no better along either axis
@@ -121,14 +125,15 @@ def test_an_expert_that_saves_less_than_its_cost_has_no_weight(monkeypatch):
     other = (0.3 * F.one_hot(truth, CLASSES) + torch.randn(160, CLASSES)).log_softmax(dim=1)
     both = torch.stack([evidence.text, other])
     monkeypatch.setattr(experts, "COST", 0.0)
-    free = fit_weights(both, truth)
-    alone = fit_weights(both[:1], truth)
+    ones = torch.ones(160)
+    free = fit_weights(both, truth, ones)
+    alone = fit_weights(both[:1], truth, ones)
     assert free[0][1] > 0
     assert alone[1] > free[1]
     monkeypatch.setattr(experts, "COST", alone[1] - free[1] + 0.01)
-    assert fit_weights(both, truth)[0] == (alone[0][0], 0.0)
+    assert fit_weights(both, truth, ones)[0] == (alone[0][0], 0.0)
     monkeypatch.setattr(experts, "COST", alone[1] - free[1] - 0.01)
-    assert fit_weights(both, truth)[0] == pytest.approx(free[0])
+    assert fit_weights(both, truth, ones)[0] == pytest.approx(free[0])
 
 
 def plainly(evidence, config, strength, weights):
@@ -203,7 +208,8 @@ def test_the_order_of_the_images_does_not_matter():
     evidence, _ = world(shots=4)
     order = torch.randperm(160, generator=torch.Generator().manual_seed(3))
     rows = {
-        name: getattr(evidence, name)[order] for name in ("features", "text", "labels", "held_out")
+        name: getattr(evidence, name)[order]
+        for name in ("features", "text", "labels", "held_out", "groups")
     }
     first, second = (
         assign(each, RefinementConfig()) for each in (evidence, replace(evidence, **rows))
@@ -215,7 +221,7 @@ def test_the_order_of_the_images_does_not_matter():
 
 def test_the_experts_alone_are_taken_where_they_are_right_on_significantly_more():
     def hits(*numbers):
-        return torch.tensor([number in numbers for number in range(20)])
+        return torch.tensor([float(number in numbers) for number in range(20)])
 
     def choose(*right, alone=True, before=0):
         return experts._choose(right, alone, before)

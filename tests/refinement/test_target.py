@@ -108,7 +108,8 @@ def refined_plainly(features, text, labels, validation):
     config = RefinementConfig(**{k: v for k, v in SETTINGS.items() if k != "encoder"})
     held_out = torch.full_like(labels, -1)
     held_out[-len(validation) :] = torch.tensor([record.label for record in validation])
-    return assign(Evidence(features, text, labels, held_out, trusted=False), config)
+    alone = torch.arange(len(labels))
+    return assign(Evidence(features, text, labels, held_out, alone, trusted=False), config)
 
 
 def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):

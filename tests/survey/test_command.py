@@ -703,7 +703,7 @@ def test_what_a_missing_validation_split_costs_is_said_and_the_numbers_are_those
         "more than 5 % of new images exceed the limit of predict --unknown",
         "watch does not ask if more are of none of the classes",
         "label some, in val/<class>/ or with split val, or take some of the labels above by --val-share 20%",
-        "enough would be 19 for predict --unknown, 59 for --max-error 5%, 299 for --max-error 1%",
+        "enough would be 19 for predict --unknown, 59 for --max-error 5%, 100 for --calibrated, 299 for --max-error 1%",
     ):
         assert words in said
     # of N images and a new one, each is equally likely to be the most unusual: N / (N + 1) are below it at most
