@@ -18,6 +18,7 @@ from kdpl.data.batches import BatchT, EvaluationBatch, LabeledBatch, UnlabeledBa
 from kdpl.data.cached_features import CachedFeatures
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
 from kdpl.data.decoding import Decoding
+from kdpl.data.groups import one_of_each
 from kdpl.data.labels import ClassProtocol, EvaluationSplit, Labels
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.names import Indices, Names
@@ -309,6 +310,16 @@ class DomainDataModule(LightningDataModule):
         dataset = EvaluationImages(records, self.splits.open_image, resizing, len(classes))
         sampler = EvaluationSampler(len(records), rank, world_size)
         return LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers)
+
+    def bounding_images(self) -> tuple[Indices, bool]:
+        """Return the validation images from which errors are bounded, and if they are a sample.
+
+        Near-copies show no more than one of them: it is one image of each group, drawn by the seed.
+        A sample, of ``val_shots`` images a class, is not like images as they come.
+        """
+        images = self.labels.evaluation("val")
+        counted = one_of_each([image.source for image in images], self.splits.groups, self.seed)
+        return counted, len(images) < len(self.splits.val)
 
     @cached_property
     def labels(self) -> Labels:

@@ -62,11 +62,6 @@ class Labels:
         whole = {record.source: record for record in splits.val}
         return sample, [whole[record.source] for record in chosen]
 
-    @property
-    def val_is_sampled(self) -> bool:
-        """Whether validation images were drawn class by class, and others left out."""
-        return len(self._sample[1]) < len(self.splits.val)
-
     def training(self) -> list[Record]:
         """Return labelled training images of the tuning classes; DataError if there are none."""
         self.splits.require_training_images()

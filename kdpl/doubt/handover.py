@@ -13,7 +13,6 @@ from kdpl.classifier import Classifier
 from kdpl.classifier.companion import Companion, companion_kinds
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
-from kdpl.data.groups import one_of_each
 from kdpl.data.inference import infer
 from kdpl.doubt.evidence import Evidence, HeldOut, LearnedCompanion
 from kdpl.errors import DataError
@@ -39,11 +38,9 @@ def make_companions(trainer: Trainer, classifier: Classifier) -> list[Companion]
         return []
     held_out = None
     if found is not None:
-        # near-copies show no more than one of them
-        sources = [record.source for record in data.labels.evaluation("val")]
-        counted = one_of_each(sources, data.splits.groups, data.seed)
+        counted, sampled = data.bounding_images()
         features, logits, labels = (column[counted] for column in found)
-        held_out = HeldOut(features, logits, labels, data.labels.val_is_sampled)
+        held_out = HeldOut(features, logits, labels, sampled)
     pool = pool_of(classifier, data)
     kept = [each for source, each in pool if source not in data.pool.left_out]
     evidence = Evidence(

@@ -179,7 +179,11 @@ def _doubtful(
     doubtful = doubtful[wrong[doubtful].argsort(descending=True)]
     alone = int(wrong.isnan().sum())
     one = f"{alone} label{' is' if alone == 1 else 's are'} not checked"
-    notes = [f"{one}, because no other image, or group, has the same one"] if alone else []
+    notes = (
+        [f"{one}, because no other image has the same one, or none of another group"]
+        if alone
+        else []
+    )
     found = [_suggestion(labeled[i], probabilities[i], class_names) for i in doubtful.tolist()]
     return found, notes
 

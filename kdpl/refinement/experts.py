@@ -164,9 +164,8 @@ class Assigned:
             before, after = (100 * share for share in self.right)
             groups = f" in {self.groups} groups" if self.groups < self.judges else ""
             parts.append(
-                f"right on {after:.1f} % of {self.judges} labelled images{groups}, each predicted "
-                f"without its label, the teacher on {before:.1f} %; as they chose the settings, "
-                "expect less"
+                f"right on {after:.1f} % of the {self.judges} labelled images{groups} that chose "
+                f"the settings, each predicted without its label, the teacher on {before:.1f} %"
             )
         elif self.strength is not None:
             parts.append(

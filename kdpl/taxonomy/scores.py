@@ -96,8 +96,8 @@ class LevelScores(LearnedCompanion):
         require_share("level_error", max_error)
         if not len(self.scores):
             raise ArtifactError(
-                "this classifier has a tree, but no held-out images, of which a sample of so many "
-                f"of each class (val_shots) is none: {REMEDY}"
+                "this classifier has a tree, but no held-out images (a sample of val_shots of each "
+                f"class does not count): {REMEDY}"
             )
         found = self._thresholds(max_error)
         if min(found) < math.inf:

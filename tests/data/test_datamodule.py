@@ -105,6 +105,18 @@ def test_validation_is_capped_and_test_is_not(folder):
         assert len(datamodule.evaluation_dataloader_for("test", SQUARE).dataset) == 5 * 3
 
 
+def test_without_val_shots_all_of_your_own_validation_images_are_taken_and_four_of_a_benchmark(
+    folder,
+):
+    for own, count in ((in_folder(folder), 25), (DomainDataModule("digits", num_workers=0), 40)):
+        assert len(own.labels.evaluation("val")) == count
+    images, sampled = in_folder(folder).bounding_images()
+    assert (images.tolist(), sampled) == ([*range(25)], False)
+    for val_shots, sampled in ((4, True), (5, False)):
+        own = in_folder(folder, shots=5, val_shots=val_shots)
+        assert own.bounding_images()[1] is sampled
+
+
 def test_evaluation_batches_are_in_order_and_drop_nothing(folder):
     datamodule = in_folder(folder, eval_batch_size=4)
     batches = list(datamodule.evaluation_dataloader_for("test", SQUARE))

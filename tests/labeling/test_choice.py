@@ -87,6 +87,27 @@ def test_each_image_gets_the_probability_of_a_discriminant_without_its_fold():
         np.testing.assert_allclose(found[i].numpy(), expected, atol=1e-4)
 
 
+def test_no_image_is_judged_by_a_model_that_saw_its_group():
+    features, labels = groups(10)
+    # each image of a class and the next one are of one group
+    group = torch.arange(30) % 3 + 3 * (torch.arange(30) // 6)
+    found = scores_without_own_label(features, labels, 3, group, seed=2).softmax(dim=1)
+    fold, count = {}, [0, 0, 0]
+    for i in torch.randperm(30, generator=torch.Generator().manual_seed(2)).tolist():
+        if int(group[i]) not in fold:
+            fold[int(group[i])] = count[labels[i]] % 5
+            count[labels[i]] += 1
+    for i in range(30):
+        rest = [j for j in range(30) if fold[int(group[j])] != fold[int(group[i])]]
+        model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.5, priors=[1 / 3] * 3)
+        model.fit(features[rest].double().numpy(), labels[rest].numpy())
+        expected = model.predict_proba(features[[i]].double().numpy())[0]
+        np.testing.assert_allclose(found[i].numpy(), expected, atol=1e-4)
+    # a class in one group alone is not judged
+    scores = scores_without_own_label(features, labels, 3, torch.where(labels == 2, 99, group))
+    assert (scores.isnan().any(dim=1) == (labels == 2)).all()
+
+
 def plant(labels, share, classes, seed):
     """Change a share of the labels at random; returns the labels, and which are wrong."""
     draw = torch.Generator().manual_seed(seed)

@@ -75,6 +75,22 @@ def test_without_validation_images_c_is_cross_validated_as_far_as_there_are_labe
         fit_probe(one, None)
 
 
+def test_c_is_chosen_by_folds_of_whole_groups():
+    one, draw = blobs(20, 3), np.random.default_rng(0)
+    near = np.repeat(one.values, 4, axis=0) + 1e-3 * draw.normal(size=(80, 8))
+    labels, groups = np.repeat(one.labels, 4), np.repeat(one.groups, 4)
+    places = [sum(one.labels[:i] == y) for i, y in enumerate(one.labels)]
+
+    def best(fold_of):
+        cv = PredefinedSplit(fold_of)
+        models = [LogisticRegression(C=c, max_iter=1000) for c in STRENGTHS]
+        shares = [cross_val_score(model, near, labels, cv=cv).mean() for model in models]
+        return STRENGTHS[int(np.argmax(shares))]
+
+    model, _ = fit_probe(Features(near, labels, groups), None)
+    assert model.C == best(np.repeat(places, 4) % 5) != best(np.arange(80) % 4)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, teacher_run, student_run):
     return put_together(tmp_path_factory.mktemp("complete") / "run", teacher_run, student_run)
