@@ -36,7 +36,7 @@ TEMPERATURES = (0.05, 20.0)
 CALIBRATED = 100
 """Images from which on a temperature leaves a calibration error of at most about 5 points.
 
-In 95 % of draws, in a simulation (docs/own_data.md); with 30 images it is 10 points.
+In 95 % of draws, in a simulation (docs/own_data.md); with 30 images it is 9 points.
 """
 MAX_IMAGES = 5000
 """Largest number of held-out images that are kept, evenly spread: 0.05 MB."""

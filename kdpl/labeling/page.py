@@ -179,11 +179,8 @@ def _doubtful(
     doubtful = doubtful[wrong[doubtful].argsort(descending=True)]
     alone = int(wrong.isnan().sum())
     one = f"{alone} label{' is' if alone == 1 else 's are'} not checked"
-    notes = (
-        [f"{one}, because no other image has the same one, or none of another group"]
-        if alone
-        else []
-    )
+    why = "because no other image has the same one, or none of another group"
+    notes = [f"{one}, {why}"] if alone else []
     found = [_suggestion(labeled[i], probabilities[i], class_names) for i in doubtful.tolist()]
     return found, notes
 

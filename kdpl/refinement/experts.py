@@ -99,7 +99,8 @@ class Evidence:
         text: The teacher's log probabilities, float [N, C].
         labels: Classes of labelled images, whose assignment stays the label, and −1, int64 [N].
         held_out: Classes of validation images, whose labels only choose, and −1, int64 [N].
-        groups: Groups of both as numbers, int64 [N], such as bursts of near-copies.
+        groups: Group of each image as a number, int64 [N], such as bursts of near-copies; an image
+            without one has a number of its own.
         trusted: Whether the teacher has not seen the labels, as a zero-shot one; otherwise
             validation images alone tell how good it is.
     """
@@ -203,7 +204,7 @@ def assign(
     splits = _splits(evidence)
     features = standardize(evidence.features)
     unit = F.normalize(features, dim=1)
-    neighbors = affinity(*nearest(unit, config.neighbors))
+    neighbors = affinity(*nearest(unit, config.neighbors, evidence.groups))
 
     # the experts, weighted
     strength, weights, predictions = _experts(evidence, splits, features)

@@ -196,7 +196,7 @@ class Refined(RefinementConfig, PreparedTarget):
 
 
 def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int], list[int]]:
-    """Images that are refined beside the pool; label and group of each image of both, −1 for none.
+    """Images that are refined beside the pool; label, −1 for none, and group of each of both.
 
     They are the labelled images that are not in the pool, and then the validation images.
     """
@@ -204,7 +204,7 @@ def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int], list
     known = [record.source for record in (*inputs.labeled, *inputs.val)]
     group_of = dict(zip(known, group_numbers(known, inputs.groups).tolist(), strict=True))
     labels, inside = [-1] * len(inputs.indices), set[str]()
-    groups = labels.copy()
+    groups = [*range(len(known), len(known) + len(labels))]
     # a pool may have millions of images, which are not named without a label
     for i, source in enumerate(inputs.pool.take(inputs.indices) if label_of else ()):
         if source in label_of:

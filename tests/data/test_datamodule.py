@@ -231,7 +231,7 @@ def test_module_chooses_split_and_size_and_knows_the_names_at_setup(folder):
     assert sorted(torch.cat([batch.indices for batch in probe.train_batches[:3]]).tolist()) == list(
         range(30)
     )
-    assert sum(len(batch.indices) for batch in probe.val_batches) == 2 * 20
+    assert sum(len(batch.indices) for batch in probe.val_batches) == 2 * 25
 
 
 def test_balanced_classes_take_part_equally_in_as_many_steps_and_each_view_is_another_one(folder):
