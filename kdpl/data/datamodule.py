@@ -180,7 +180,7 @@ class DomainDataModule(LightningDataModule):
         self.protocol = protocol
         self.shots = shots
         if val_shots == "auto":
-            val_shots = None if reader.own else _VAL_SHOTS
+            val_shots = _VAL_SHOTS
         self.val_shots = val_shots
         self.unlabeled_share = unlabeled_share
         self.allow_fewer_shots = allow_fewer_shots

@@ -83,7 +83,7 @@ def nearest(features: Tensor, k: int, groups: Tensor | None = None) -> tuple[Ten
     groups = torch.arange(n, device=features.device) if groups is None else groups
     for rows in torch.split(torch.arange(n, device=features.device), max(1, _CELLS // n)):
         similarity = features[rows] @ features.T
-        similarity[groups[rows, None] == groups] = -2
+        similarity.masked_fill_(groups[rows, None] == groups, -2)
         found.append(similarity.topk(min(k, n - 1), dim=1))
     cosines, indices = (torch.cat(each) for each in zip(*found, strict=True))
     return cosines, indices

@@ -256,7 +256,7 @@ def test_near_copies_do_not_make_noise_look_right():
     assert abs(np.mean(differences)) < 0.1
 
 
-def test_images_of_a_group_and_class_count_as_one_for_the_weights():
+def test_images_of_a_group_and_class_count_as_one_for_the_weights(monkeypatch):
     evidence, truth = world()
     other = torch.randn(160, CLASSES, generator=torch.Generator().manual_seed(9)).log_softmax(dim=1)
     both = torch.stack([evidence.text, other])
@@ -273,6 +273,13 @@ def test_images_of_a_group_and_class_count_as_one_for_the_weights():
     pair, sizes = few.merged(torch.arange(5))
     assert pair.tolist() == [0, 0, 1, 2, 2]
     assert sizes.tolist() == [2, 1, 2]
+    given = []
+    monkeypatch.setattr(
+        experts, "fit_weights", lambda *each: given.append(each[2]) or fit_weights(*each)
+    )
+    assign(bursts(world(shots=3)[0]), RefinementConfig(rounds=1))
+    assert torch.stack(given).allclose(torch.tensor(1 / 3))
+    assert len(given[0]) == 36
 
 
 def test_what_is_said_of_the_labels_is_what_they_could_show():

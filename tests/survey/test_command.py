@@ -285,7 +285,7 @@ def test_a_table_keeps_its_splits_and_its_images_are_found_from_elsewhere(name, 
     assert not splits.held_out
 
 
-def test_a_group_is_in_one_split_and_stays_with_its_images(tmp_path):
+def test_a_group_is_in_one_split_stays_with_its_images_and_counts_once(tmp_path, capsys):
     for i in range(24):
         picture(tmp_path / f"{i:02}.png", 10 * i, 3 * i, 200)
     rows = "".join(f"{i:02}.png,{'cat' if i % 2 else 'dog'},camera {i // 3}\n" for i in range(24))
@@ -299,6 +299,9 @@ def test_a_group_is_in_one_split_and_stays_with_its_images(tmp_path):
     numbers = Counter(split for splits in splits_by_group.values() for split in splits)
     assert numbers == {"held_out": 2, "val": 2, "train": 4}
     assert splits_of(tmp_path / "out").groups
+    said = capsys.readouterr().out
+    assert "  val: 6," in said
+    assert "  validation images, one of each group: 2; enough would be 19 for predict" in said
 
 
 def test_further_places_are_looked_at_and_what_is_bad_or_a_copy_there_is_left_out(
