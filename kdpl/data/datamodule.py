@@ -18,6 +18,7 @@ from kdpl.data.batches import BatchT, EvaluationBatch, LabeledBatch, UnlabeledBa
 from kdpl.data.cached_features import CachedFeatures
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
 from kdpl.data.decoding import Decoding
+from kdpl.data.groups import one_of_each
 from kdpl.data.labels import ClassProtocol, EvaluationSplit, Labels
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.names import Indices, Names
@@ -36,6 +37,7 @@ from kdpl.runtime.run_folder import DECODED_FILE
 from kdpl.tasks import MULTI_CLASS
 
 _WORKERS = 4
+_VAL_SHOTS = 4  # of the published protocol
 
 
 class DomainDataModule(LightningDataModule):
@@ -90,7 +92,7 @@ class DomainDataModule(LightningDataModule):
         shots: Labelled training images a class; None: all; 0: no labelled image is used, for
             validation either.
         val_shots: Validation images a class, at most ``shots`` of them; None: the whole validation
-            split.
+            split; ``auto``: 4 of a benchmark's dataset, as published, and all of your own.
         unlabeled_share: Share of the unlabelled training images to distil on, above 0 and at most
             1.
         allow_fewer_shots: Use classes that have fewer than ``shots`` training images as they are.
@@ -128,7 +130,7 @@ class DomainDataModule(LightningDataModule):
         taxonomy: str | None = None,
         protocol: ClassProtocol = "all",
         shots: NonNegativeInt | None = 16,
-        val_shots: PositiveInt | None = 4,
+        val_shots: PositiveInt | Literal["auto"] | None = "auto",
         unlabeled_share: float = 1.0,
         allow_fewer_shots: bool = False,
         balance_classes: bool = False,
@@ -181,6 +183,8 @@ class DomainDataModule(LightningDataModule):
         self.taxonomy = taxonomy
         self.protocol = protocol
         self.shots = shots
+        if val_shots == "auto":
+            val_shots = None if reader.own else _VAL_SHOTS
         self.val_shots = val_shots
         self.unlabeled_share = unlabeled_share
         self.allow_fewer_shots = allow_fewer_shots
@@ -315,6 +319,16 @@ class DomainDataModule(LightningDataModule):
         dataset = EvaluationImages(records, self.splits.open_image, resizing, len(classes))
         sampler = EvaluationSampler(len(records), rank, world_size)
         return LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers)
+
+    def bounding_images(self) -> tuple[Indices, bool]:
+        """Return the validation images from which errors are bounded, and if they are a sample.
+
+        Near-copies show no more than one of them: it is one image of each group, drawn by the seed.
+        A sample, of ``val_shots`` images a class, is not like images as they come.
+        """
+        images = self.labels.evaluation("val")
+        counted = one_of_each([image.source for image in images], self.splits.groups, self.seed)
+        return counted, len(images) < len(self.splits.val)
 
     @cached_property
     def labels(self) -> Labels:

@@ -12,6 +12,7 @@ from kdpl.classifier import Classifier
 from kdpl.data import parallel, sources
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.datasets import EvaluationImages, OpenImage
+from kdpl.data.groups import one_of_each
 from kdpl.data.inference import infer
 from kdpl.data.loader import EvaluationSampler, LazyLoader
 from kdpl.data.readers.folder import class_folders, split_folders
@@ -23,6 +24,7 @@ from kdpl.runtime.class_names import composed
 
 _BATCH_SIZE = 64
 _SEPARATORS = ",;|"
+_SEED = 0
 
 
 def labeled_records(
@@ -31,6 +33,7 @@ def labeled_records(
     names: Sequence[str],
     label_separator: str | None = None,
     empty_labels: str | None = None,
+    one_of_a_group: bool = False,
 ) -> list[Record]:
     """Read labelled images of a folder of class folders or of a table, of one split.
 
@@ -42,8 +45,9 @@ def labeled_records(
         names: The classifier's classes, which the records' labels are numbers of.
         label_separator: Between the labels of an image; None: each has one.
         empty_labels: What an empty label means with a ``label_separator``, as of ``Table``.
+        one_of_a_group: Take one image of each group of a table, as bounds of errors need it.
     """
-    top = Path(images).expanduser()
+    top, groups = Path(images).expanduser(), dict[str, str]()
     if not top.exists():
         raise DataError(f"{images} does not exist: check its path")
     if top.is_dir() and label_separator is not None:
@@ -69,7 +73,7 @@ def labeled_records(
             # a table that has one label in each row is taken as well
             options |= {"label_separator": label_separator, "any_labels": True}
         splits = build_reader("table", **options).read()
-        keys = [*splits.class_names]
+        keys, groups = [*splits.class_names], dict(splits.groups)
         parts = [part for part in (splits.train, splits.val, splits.test) if part]
         records, several = [*parts[0]], len(parts) > 1
     if several:
@@ -88,6 +92,9 @@ def labeled_records(
             f"{images} has the class {unknown[0]!r}, which the classifier does not have: leave it "
             "out, or give its name by --class-names"
         )
+    if one_of_a_group:
+        drawn = one_of_each([record.source for record in records], groups, _SEED)
+        records = [records[i] for i in drawn]
     relabeled = []
     for record in records:
         labels = [numbers[keys[label]] for label in labels_of(record)]

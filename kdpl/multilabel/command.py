@@ -33,8 +33,10 @@ def thresholds(
         class_names: file with the names of the classes, where labels are named otherwise, as for
             init
         precision: wanted share of an image's named classes that are right, such as 90%, for each
-            class; by default F1 is as large as possible
-        recall: wanted share of the images of a class for which it is named, for each class
+            class, for which one image of each group of the table counts; by default F1 is as large
+            as possible
+        recall: wanted share of the images of a class for which it is named, for each class; one
+            image of each group counts
     """
     require_classifier(Path(classifier))
     require_file("--class-names", class_names)
@@ -59,7 +61,14 @@ def thresholds(
             f"{classifier} names one class for each image and needs no thresholds of classes: "
             "run python -m kdpl calibrate"
         )
-    records = labeled_records(images, class_names, names, label_separator, empty_labels)
+    records = labeled_records(
+        images,
+        class_names,
+        names,
+        label_separator,
+        empty_labels,
+        one_of_a_group=(precision or recall) is not None,
+    )
     logits, targets = (each.cpu() for each in classify_records(loaded, records))
 
     # a class that no image has keeps its threshold

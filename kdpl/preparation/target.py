@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,17 +46,19 @@ class PrepareTarget(Callback):
 def origin_of(
     inputs: TargetInputs,
     vectors: Iterable[Tensor],
-    known: Iterable[Record],
+    known: Sequence[Record],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what targets are made of, as their file notes it: text vectors, labels, settings."""
     texts = b"".join(each.numpy().tobytes() for each in vectors)
+    labels = [f"{label} {source}" for source, label in known]
+    groups = [f"{inputs.groups[source]} {source}" for source, _ in known if source in inputs.groups]
     return {
         "teacher": " mean ".join(teacher.teacher for teacher in inputs.teachers),
         "class_names": tuple(inputs.class_names),
         "class_vectors": hashlib.blake2b(texts, digest_size=16).hexdigest(),
         "pool": digest_of(inputs.pool),
-        "labels": digest_names(f"{record.label} {record.source}" for record in known),
+        "labels": digest_names([*labels, *groups]),
         "settings": json.loads(json.dumps(settings)),
     }
 

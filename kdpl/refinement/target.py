@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdpl.clip import ClipConfig, load_image_clip
+from kdpl.data.groups import group_numbers
 from kdpl.data.parallel import progress_bar
 from kdpl.data.splits import Record
 from kdpl.errors import ConfigError
@@ -80,10 +81,10 @@ class Refined(RefinementConfig, PreparedTarget):
         vectors = [teacher.vectors for teacher in inputs.teachers]
         needed = origin_of(inputs, vectors, (*inputs.labeled, *inputs.val), asdict(self))
         if not file.is_file():
-            further, labels = _further_images(inputs)
+            further, labels, groups = _further_images(inputs)
             text, features = self._encode(inputs, further)
             inputs.on_first_process(
-                lambda: self._assign(inputs, text, features, labels, needed).save(file)
+                lambda: self._assign(inputs, text, features, labels, groups, needed).save(file)
             )
 
         targets = PoolTargets.load(file)
@@ -135,6 +136,7 @@ class Refined(RefinementConfig, PreparedTarget):
         text: Tensor,
         features: Tensor,
         known: list[int],
+        groups: list[int],
         needed: dict[str, Any],
     ) -> PoolTargets:
         """Assign the images, and decide if students learn that; ``known`` are labels, −1: none."""
@@ -149,7 +151,14 @@ class Refined(RefinementConfig, PreparedTarget):
             )
             task = progress.add_task("refinement", total=None)
             assigned = assign(
-                Evidence(features, text, labels, held_out, trusted=not inputs.tuned),
+                Evidence(
+                    features,
+                    text,
+                    labels,
+                    held_out,
+                    torch.tensor(groups, device=features.device),
+                    trusted=not inputs.tuned,
+                ),
                 self,
                 lambda done, total: progress.update(task, completed=done, total=total),
             )
@@ -191,18 +200,22 @@ class Refined(RefinementConfig, PreparedTarget):
         return True, f"taken: {what}"
 
 
-def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int]]:
-    """Images that are refined beside the pool, and a label for each image of both, −1 for none.
+def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int], list[int]]:
+    """Images that are refined beside the pool; label, −1 for none, and group of each of both.
 
     They are the labelled images that are not in the pool, and then the validation images.
     """
     label_of = {record.source: record.single for record in inputs.labeled}
+    known = [record.source for record in (*inputs.labeled, *inputs.val)]
+    group_of = dict(zip(known, group_numbers(known, inputs.groups).tolist(), strict=True))
     labels, inside = [-1] * len(inputs.indices), set[str]()
+    groups = [*range(len(known), len(known) + len(labels))]
     # a pool may have millions of images, which are not named without a label
     for i, source in enumerate(inputs.pool.take(inputs.indices) if label_of else ()):
         if source in label_of:
-            labels[i] = label_of[source]
+            labels[i], groups[i] = label_of[source], group_of[source]
             inside.add(source)
     outside = [record for record in inputs.labeled if record.source not in inside]
+    further = [*outside, *inputs.val]
     labels += [record.single for record in outside] + [-1] * len(inputs.val)
-    return [*outside, *inputs.val], labels
+    return further, labels, groups + [group_of[record.source] for record in further]

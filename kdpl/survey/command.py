@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -32,8 +32,13 @@ _BALANCE = (
 _AFFINE = "--data.init_args.augmentation light_affine"
 _HELD_OUT = 0.25
 _VAL_SHARE, _VAL_LEAST = 0.2, 8  # of each class's labels, by default; labels a class from which on
-ENOUGH = {"predict --unknown": 19, "--max-error 5%": 59, "--max-error 1%": 299}
-"""Validation images from which these options hold, the last two if no prediction is wrong."""
+ENOUGH = {
+    "predict --unknown": 19,
+    "--max-error 5%": 59,
+    "--calibrated": 100,
+    "--max-error 1%": 299,
+}
+"""Validation images from which these options hold, for an error if no prediction is wrong."""
 _WITHOUT_VALIDATION = (
     "  no validation image: nothing decides if refined targets are better than the teacher's "
     "predictions, the\n    classifier has no temperature and no thresholds (predict --max-error, "
@@ -199,11 +204,7 @@ def _with_validation(images: list[FoundImage], share: float | None) -> list[Foun
         return set_aside(images, "val", share)
     divided = set_aside(images, "val", _VAL_SHARE, _VAL_LEAST)
     # fewer would be too few for all that they are for
-    return (
-        divided
-        if sum(image.split == "val" for image in divided) >= min(ENOUGH.values())
-        else images
-    )
+    return divided if _validating(divided) >= min(ENOUGH.values()) else images
 
 
 def _copy(image: FoundImage, kept: FoundImage) -> str:
@@ -288,7 +289,7 @@ def _print(
     elif untested := sorted({each.name for each in names.values()} - tested):
         print(f"  no test image of: {_some(untested)}: label more of their images")
     if labeled and shots != 0 and not several:
-        _print_validation(splits["val"])
+        _print_validation(_validating(images), splits["val"])
     elif labeled and shots != 0 and not splits["val"]:
         print(
             "  no validation image: thresholds of classes rest on unlabelled images, until "
@@ -312,12 +313,18 @@ def _print(
         )
 
 
-def _print_validation(number: int) -> None:
+def _validating(images: Iterable[FoundImage]) -> int:
+    """Count the validation images of different groups, as only these count for bounds."""
+    return len({image.group or image.path for image in images if image.split == "val"})
+
+
+def _print_validation(number: int, images: int) -> None:
     """Say if so many validation images are enough, or what it costs that there are none."""
     if not number:
         print(_WITHOUT_VALIDATION)
     if short := [f"{least} for {what}" for what, least in ENOUGH.items() if least > number]:
-        print(f"  validation images: {number}; enough would be {', '.join(short)}")
+        of_groups = ", one of each group" if number < images else ""
+        print(f"  validation images{of_groups}: {number}; enough would be {', '.join(short)}")
 
 
 def _print_lines(title: str, lines: Sequence[str], where: str = "") -> None:

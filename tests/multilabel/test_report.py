@@ -112,3 +112,9 @@ def test_an_interval_is_that_of_average_precisions_of_drawn_images():
             found.append(average_precision_score(has[some], scores[some]))
     assert (low, high) == pytest.approx(np.quantile(found, [0.025, 0.975]), abs=0.05)
     assert average_precision_interval(scores, np.zeros(60, dtype=bool)) is None
+
+
+def test_draws_without_an_image_of_the_class_do_not_count_as_average_precisions_of_0():
+    # of 20 images one has the class, at the top: what is drawn with it has 1
+    scores = np.linspace(1, 0, 20)
+    assert average_precision_interval(scores, scores == 1) == (1.0, 1.0)

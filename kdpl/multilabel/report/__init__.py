@@ -80,7 +80,8 @@ def average_precision_interval(
 ) -> tuple[float, float] | None:
     """Return the 95 % interval of a class's average precision, by bootstrap over images.
 
-    Scores and labels are of N images. None if no image has the class.
+    Scores and labels are of N images. None if no image has the class; draws without one have no
+    average precision and are left out.
     """
     if not has.any():
         return None
@@ -89,7 +90,8 @@ def average_precision_interval(
     weights, own = drawn[:, order], has[order]
     hits = (weights * own).cumsum(axis=1)
     precisions = hits / weights.cumsum(axis=1).clip(min=1)
-    found = (precisions * weights * own).sum(axis=1) / hits[:, -1].clip(min=1)
+    positives = hits[:, -1]
+    found = (precisions * weights * own).sum(axis=1)[positives > 0] / positives[positives > 0]
     low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)
 
