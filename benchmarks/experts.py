@@ -22,7 +22,8 @@ from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import build_data
 from kdpl.data.splits import Record
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.refinement.experts import STRENGTHS, Evidence, assign, fit_probe, standardize
+from kdpl.refinement.experts import Evidence, assign
+from kdpl.refinement.probe import STRENGTHS, fit_probe, standardize
 from kdpl.refinement.refine import RefinementConfig
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.messages import quiet_libraries
@@ -127,8 +128,9 @@ def measure(
             )
             labeled = {record.source: record.label for record in sample.labels.tuning("labeled")}
             labels = torch.tensor([labeled.get(record.source, -1) for record in pool])
+            alone = torch.arange(len(labels))  # these data have no groups
             made = assign(
-                Evidence(own, text, labels, torch.full_like(labels, -1), trusted=True),
+                Evidence(own, text, labels, torch.full_like(labels, -1), alone, trusted=True),
                 RefinementConfig(),
             )
             weight, bias = linear_student(

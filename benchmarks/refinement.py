@@ -122,7 +122,8 @@ def _experts(settings: Settings) -> Iterator[Measured]:
     # the classes of the pool come in turns, so that the first images are 16 of each
     numbers = torch.arange(images, device=device)
     labels = torch.where(numbers < 16 * classes, numbers % classes, -1)
-    evidence = Evidence(features, predictions.log(), labels, torch.full_like(labels, -1), True)
+    none = torch.full_like(labels, -1)
+    evidence = Evidence(features, predictions.log(), labels, none, numbers, trusted=True)
     seconds: list[float] = []
 
     def run() -> None:

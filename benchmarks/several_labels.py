@@ -59,11 +59,7 @@ WORLDS = {
         lambda out: write_pages(out / "pages"),
         "benchmarks/worlds/pages.yaml",
         "configs/teacher/quickstart.yaml",
-        (
-            "--config=configs/student/quickstart_timm.yaml",
-            "--model.init_args.clip.image_size=64",
-            "--data.init_args.batch_size=32",
-        ),
+        ("--config=configs/student/quickstart_timm_64.yaml",),
         ClipConfig("tiny-teacher", "glyphs"),
         ClipConfig("timm:test_resnet", "random", image_size=64),
         {},
@@ -238,7 +234,12 @@ def _probe(folder: Path, features: dict[str, Tensor]) -> float:
                 for rows, has in (val, test)
             ]
         )
-    return max(scores)[1]
+    return chosen_on_validation(scores)
+
+
+def chosen_on_validation(scores: Sequence[Sequence[float]]) -> float:
+    """Return the second of the pair whose first is largest; of equals the most regularised, which comes first."""
+    return max(scores, key=lambda pair: pair[0])[1]
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:

@@ -204,7 +204,8 @@ def wrong_found(
             known = _zero_shot_features(folder, world)
             features = torch.stack([known[record.source] for record in labels])
         given = torch.tensor([record.label for record in labels])
-        probabilities, _ = wrong_labels(scores_without_own_label(features, given, classes), given)
+        scores = scores_without_own_label(features, given, classes, torch.arange(len(given)))
+        probabilities, _ = wrong_labels(scores, given)
         marked = set(torch.nonzero(probabilities > 0.5).flatten().tolist())
         both = len(wrong & marked)
         found += (

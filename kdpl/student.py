@@ -3,7 +3,8 @@
 The paper's ablations are settings of the same module; see configs/student/.
 """
 
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -23,14 +24,17 @@ from kdpl.clip import (
     store_frozen,
 )
 from kdpl.data.batches import UnlabeledBatch
+from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.needs import Needs
+from kdpl.data.tasks import build_task
 from kdpl.errors import ConfigError
 from kdpl.losses import FEATURE_LOSSES, DistillationLoss
 from kdpl.optim import OptimConfig
 from kdpl.prompts import StudentEncoder, StudentPrompts
 from kdpl.runtime import plugins
 from kdpl.runtime.messages import inform
-from kdpl.targets import Target, Teachers, build_target
+from kdpl.targets import Target, Teachers, build_target, target_class
+from kdpl.tasks import Task, agreement_of
 
 # unlabelled images whose mean patch tokens the prompts start from (vision_prompts.init)
 _PREVIEW_IMAGES = 256
@@ -109,7 +113,9 @@ class StudentDistillation(ClassifyingModule):
         self.optim = optim
         folders = [teacher] if isinstance(teacher, str) else teacher
         trains_tower = vision_prompts.depth > 0 or fine_tune
-        self._require_consistent(text_features, len(folders), trains_tower)
+        _require_consistent(
+            type(self.target), loss, pool_filter, text_features, len(folders), trains_tower
+        )
 
         # the teachers, of which nothing but the first one's class vectors is read yet
         self.teachers = Teachers(folders, class_vectors)
@@ -148,12 +154,38 @@ class StudentDistillation(ClassifyingModule):
             learned: Iterable[Any] = self.scores.parameters()
             for parameter in learned:
                 parameter.register_hook(lambda gradient: gradient / self.loss.weight)
-        if self.task.per_class and self.loss.kind != "kl":
-            raise ConfigError(
-                f"loss.kind {self.loss.kind} compares features, and teaches no scale and bias of "
-                "the classes, which several labels an image need: set it to kl"
-            )
+        _require_loss(self.task, self.loss.kind)
         self.teachers.task = self.task
+
+    @classmethod
+    def require_possible(cls, settings: Mapping[str, Any], data: DomainDataModule) -> None:
+        """Refuse what a fit would refuse, with its errors, as far as there need be no teacher.
+
+        Args:
+            settings: Its arguments, as a config has them.
+            data: What it is to be fitted on.
+        """
+        if not settings.keys() >= inspect.signature(StudentDistillation).parameters.keys():
+            return  # of a subclass that has arguments of its own
+        target, teacher = settings["target"], settings["teacher"]
+        prompts, fine_tune = settings["vision_prompts"], settings["fine_tune"]
+        loss, pool_filter = DistillationLoss(**settings["loss"]), settings["pool_filter"]
+        kind = target_class(target if isinstance(target, str) else target["class_path"])
+        kind.require_task(data.task)
+        _require_loss(build_task(data.task), loss.kind)
+        _require_consistent(
+            kind,
+            loss,
+            pool_filter,
+            settings["text_features"],
+            1 if isinstance(teacher, str) else len(teacher),
+            # without a setting it depends on the network
+            prompts["depth"] > 0 or fine_tune is not False,
+        )
+        if pool_filter is not None:
+            data.labels.require_shots()
+        tower = load_image_clip(ClipConfig(**settings["clip"])).image_tower
+        StudentEncoder(tower, prompts["length"], prompts["depth"], None, bool(fine_tune))
 
     def load_teachers(self) -> None:
         """Load image tower and prompts of each teacher, unless that was done."""
@@ -200,7 +232,7 @@ class StudentDistillation(ClassifyingModule):
             distance = FEATURE_LOSSES[self.loss.kind](features, teacher_features)
         terms: dict[str, Tensor] = {self.loss.kind: self.loss.weight * distance}
 
-        agreement = self.task.same(logits, target_logits).float().mean()
+        agreement = agreement_of(self.task.agreements(logits, target_logits))
         return self.sum_and_log(terms, len(batch.images), agreement=agreement)
 
     def class_logits(self, images: Tensor) -> Tensor:
@@ -244,35 +276,51 @@ class StudentDistillation(ClassifyingModule):
         own = (self.encoder, vectors, self.logit_scale, self.clip, decoding)
         return Classifier(*own, task=self.task)
 
-    def _require_consistent(self, text_features: str, teachers: int, trains_tower: bool) -> None:
-        """Raise a ConfigError for settings that are out of range or contradict each other."""
-        kind = self.loss.kind
-        if teachers < 1:
-            raise ConfigError("teacher names no run folder: give the folder of a finished stage 1")
-        if self.pool_filter is not None and not 0 < self.pool_filter < 1:
-            raise ConfigError(
-                f"pool_filter must be above 0 and below 1, not {self.pool_filter}: set 0.05, or "
-                "null for none"
-            )
-        if text_features == "student" and kind != "kl":
-            raise ConfigError(
-                f"loss.kind {kind} compares features in the teacher's embedding space, but "
-                "text_features: student has "
-                "no projector into it: set one of the two back to its default"
-            )
-        if type(self.target) is not Target and kind != "kl":
-            raise ConfigError(
-                f"loss.kind {kind} compares features and ignores the target "
-                f"{type(self.target).__name__}: set it to kl"
-            )
-        if teachers > 1 and (kind != "kl" or self.loss.temperature != 1):
-            raise ConfigError(
-                f"several teachers have no features in common for loss.kind {kind}, and their mean "
-                f"is defined at temperature 1, not {self.loss.temperature}: set loss.kind: kl and "
-                "loss.temperature: 1, or one teacher"
-            )
-        if text_features == "student" and not trains_tower:
-            raise ConfigError(
-                "with text_features: student there is no projector, and without visual prompts "
-                "nothing to train: set vision_prompts.depth above 0, or fine_tune: true"
-            )
+
+def _require_consistent(
+    target: type[Target],
+    loss: DistillationLoss,
+    pool_filter: float | None,
+    text_features: str,
+    teachers: int,
+    trains_tower: bool,
+) -> None:
+    """Raise a ConfigError for settings that are out of range or contradict each other."""
+    kind = loss.kind
+    if teachers < 1:
+        raise ConfigError("teacher names no run folder: give the folder of a finished stage 1")
+    if pool_filter is not None and not 0 < pool_filter < 1:
+        raise ConfigError(
+            f"pool_filter must be above 0 and below 1, not {pool_filter}: set 0.05, or "
+            "null for none"
+        )
+    if text_features == "student" and kind != "kl":
+        raise ConfigError(
+            f"loss.kind {kind} compares features in the teacher's embedding space, but "
+            "text_features: student has "
+            "no projector into it: set one of the two back to its default"
+        )
+    if target is not Target and kind != "kl":
+        raise ConfigError(
+            f"loss.kind {kind} compares features and ignores the target "
+            f"{target.__name__}: set it to kl"
+        )
+    if teachers > 1 and (kind != "kl" or loss.temperature != 1):
+        raise ConfigError(
+            f"several teachers have no features in common for loss.kind {kind}, and their mean "
+            f"is defined at temperature 1, not {loss.temperature}: set loss.kind: kl and "
+            "loss.temperature: 1, or one teacher"
+        )
+    if text_features == "student" and not trains_tower:
+        raise ConfigError(
+            "with text_features: student there is no projector, and without visual prompts "
+            "nothing to train: set vision_prompts.depth above 0, or fine_tune: true"
+        )
+
+
+def _require_loss(task: Task, kind: str) -> None:
+    if task.per_class and kind != "kl":
+        raise ConfigError(
+            f"loss.kind {kind} compares features, and teaches no scale and bias of the classes, "
+            "which several labels an image need: set it to kl"
+        )

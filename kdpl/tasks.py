@@ -168,6 +168,15 @@ class Task(ABC):
         Scores are as for ``labels``.
         """
 
+    def agreements(self, scores: Tensor, others: Tensor) -> Tensor:
+        """Count where two tensors of scores [B, C] predict the same, and of how many, float [2, K].
+
+        Counts of batches add up, and ``agreement_of`` makes one share of them. Here K is 1, and
+        images are counted.
+        """
+        same = self.same(scores, others)
+        return torch.stack([same.sum(), same.new_tensor(len(same), dtype=torch.long)])[:, None]
+
     @abstractmethod
     def decide(
         self, labels: Sequence[int], deciding: Sequence[float], rule: DecisionRule
@@ -256,6 +265,13 @@ class MultiClass(Task):
             cells["classes"] = ";".join(str(p.class_name) for p in predicted.top)
         named = predicted.scores.items()
         return cells | {name: round(score, 6) for name, score in named if name in columns}
+
+
+def agreement_of(counts: Tensor) -> Tensor:
+    """Return the share of agreements of counts [2, K], the mean over what was counted at all."""
+    agreed, counted = counts.float()
+    share: Tensor = (agreed / counted.clamp(min=1)).sum() / (counted > 0).sum().clamp(min=1)
+    return share
 
 
 MULTI_CLASS = MultiClass()

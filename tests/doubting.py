@@ -1,7 +1,10 @@
 """Predictions with rejection, sets or calibrated probabilities, and a fit that ends early."""
 
+import numpy as np
+import torch
 from lightning.pytorch import Callback
 
+from kdpl.data.groups import one_of_each
 from kdpl.doubt import decision_rule
 
 
@@ -12,3 +15,15 @@ def predict(classifier, images, top_k=1, **wanted):
 class Stop(Callback):
     def on_train_batch_end(self, trainer, *_):
         trainer.should_stop = True
+
+
+def bursts(draw, size, groups=120, error=0.06):
+    """Near-copies in groups of a size, right or wrong together, as often at each score.
+
+    Returns scores and correctness of all, and the rows of one image of each group.
+    """
+    scores = np.repeat(draw.uniform(0.5, 0.99, groups), size) + draw.uniform(0, 1e-4, size * groups)
+    correct = np.repeat(draw.random(groups) >= error, size)
+    sources = [str(i) for i in range(size * groups)]
+    rows = one_of_each(sources, {each: str(int(each) // size) for each in sources}, 0)
+    return torch.tensor(scores, dtype=torch.float32), torch.tensor(correct), torch.tensor(rows)

@@ -16,6 +16,7 @@ from benchmarks.messy_pool import MessyDigits
 from benchmarks.rows import Row
 from benchmarks.run import main
 from benchmarks.settings import Settings
+from benchmarks.several_labels import chosen_on_validation
 from benchmarks.sizes import SMALL, register_miniatures
 from benchmarks.suggest import Relabeled
 from benchmarks.texts import Texts
@@ -257,6 +258,10 @@ def test_uneven_digits_have_one_label_of_five_classes_that_the_seed_chooses():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*random weights")
+def test_of_probes_that_are_equal_on_validation_images_the_test_does_not_choose():
+    assert chosen_on_validation([(50.0, 40.0), (60.0, 41.0), (60.0, 45.0), (59.0, 50.0)]) == 41.0
+
+
 def test_students_are_compared_with_the_first_one(capsys):
     students.main(
         ["--batch=2", "--turns=1", "--student=tiny-student", "--student=timm:test_resnet"]

@@ -114,6 +114,7 @@ STAND_INS = {
     "student/mobileclip2.yaml": "test-timm",
     "student/mobilenetv4.yaml": "timm:test_resnet",
     "student/quickstart_timm.yaml": "timm:test_resnet",
+    "student/quickstart_timm_64.yaml": "timm:test_resnet",
 }
 
 

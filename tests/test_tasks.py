@@ -4,7 +4,7 @@ import plain
 import pytest
 import torch
 
-from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Prediction
+from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Prediction, agreement_of
 
 LOGITS = 4 * torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 4, 2, 2, 1, 3])
@@ -43,6 +43,14 @@ def test_two_scores_predict_the_same_where_their_largest_is_at_the_same_place():
     others = LOGITS.clone()
     others[1] = -others[1]
     assert MULTI_CLASS.same(LOGITS, others).tolist() == [True, False, True, True, True, True]
+
+
+def test_agreement_is_the_share_of_images_whatever_the_batches():
+    others = LOGITS.clone()
+    others[1] = -others[1]
+    parts = [MULTI_CLASS.agreements(LOGITS[rows], others[rows]) for rows in ([0, 1], [2, 3, 4, 5])]
+    assert agreement_of(sum(parts)).item() == pytest.approx(5 / 6)
+    assert agreement_of(sum(parts)).equal(MULTI_CLASS.same(LOGITS, others).float().mean())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from kdpl.doubt.held_out import HeldOutScores, fit_temperature
+from kdpl.doubt.held_out import CALIBRATED, HeldOutScores, fit_temperature
+from kdpl.doubt.report.calibration import calibration_error, reliability
 from kdpl.doubt.unknown import USUAL, usual_rank
 from kdpl.errors import ConfigError
 from kdpl.survey.command import ENOUGH
@@ -66,6 +67,23 @@ def test_a_temperature_is_as_exact_as_the_page_says():
         found, abs=0.05
     )
     assert fit_temperature(logits[:1], labels[:1]) > 0
+    assert row.startswith(f"{CALIBRATED} | ")
+
+    # what of the calibration error is left, at most in 95 % of draws
+    def error(temperature):
+        scores = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
+        scores /= scores.sum(axis=1, keepdims=True)
+        bins = reliability(scores.max(axis=1), scores.argmax(axis=1) == labels)
+        return 100 * calibration_error(bins)
+
+    left = re.findall(
+        r"with (\d+)(?: images the calibration error at the temperature is)? up to (\d+)", row
+    )
+    assert [number for number, _ in left] == ["30", str(CALIBRATED), "300"]
+    logits, labels = logits[:5000], labels[:5000]
+    for number, most in left:
+        drawn = [error(fit_temperature(*images(int(number)))) for _ in range(200)]
+        assert np.quantile(drawn, 0.95) == pytest.approx(int(most), abs=1.5)
 
 
 @pytest.mark.parametrize(
@@ -120,5 +138,6 @@ def test_the_fourth_question_is_answered_with_as_many_images_as_the_page_says():
 
 def test_init_names_the_numbers_of_the_page():
     assert [*ENOUGH.values()] == [
-        int(row_of(word).split()[0]) for word in ("--unknown", "error of 5 %", "for 1 %")
+        int(row_of(word).split()[0])
+        for word in ("--unknown", "error of 5 %", "--calibrated", "for 1 %")
     ]

@@ -1,6 +1,8 @@
 """A small world for tests: random CLIPs with sizes that cannot be mixed up, and a domain of a few images."""
 
+from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch, col
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.decoding import Decoding
 from kdpl.data.needs import Needs
+from kdpl.data.readers.digits import Digits, read_digits
 from kdpl.losses import DistillationLoss
 from kdpl.prompts import PromptConfig, StudentPrompts
 from kdpl.prompts.tuned import TunedPrompts
@@ -193,6 +196,9 @@ class TinyDomain(DomainDataModule):
     def origin(self, prepared):
         return {}
 
+    def bounding_images(self):
+        return torch.arange(len(self.test_labels)), False
+
     def preview(self, n, resizing):
         assert resizing == self.resizing
         return self.unlabeled[:n]
@@ -314,6 +320,18 @@ def digits(batch_size, **options):
         **options,
     }
     return DomainDataModule("digits", batch_size=batch_size, **settings)
+
+
+def group_digits(monkeypatch, size=3):
+    """Put the images of the digits into groups, of so many of a split and class."""
+    splits, groups = read_digits(), {}
+    for name in ("train", "val", "test"):
+        counts = Counter()
+        for source, label in getattr(splits, name):
+            groups[source] = f"{name} {label} {counts[label] // size}"
+            counts[label] += 1
+    monkeypatch.setattr(Digits, "read", lambda _: replace(splits, groups=groups))
+    return groups
 
 
 def make_student(

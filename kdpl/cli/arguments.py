@@ -148,10 +148,12 @@ def _how(kind: Any, positional: bool, required: bool) -> dict[str, Any]:
         action = {} if positional else {"action": "extend"}
         return {"type": get_args(kind)[0], "nargs": some, **action}
     optional = {"nargs": "?"} if positional and not required else {}
+    if get_origin(kind) is not Literal:
+        # of a type or None, the type
+        kind = next(iter(get_args(kind)), kind)
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind), **optional}
-    # of a type or None, the type
-    return {"type": next(iter(get_args(kind)), kind), **optional}
+    return {"type": kind, **optional}
 
 
 def _option(name: str) -> str:

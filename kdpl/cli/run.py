@@ -78,6 +78,7 @@ class _Step:
     def run(self, check_only: bool = False) -> None:
         """Run it, or check its settings only."""
         from kdpl.cli.fit import run_stage
+        from kdpl.cli.stage_cli import KdplCLI, StageCheck
 
         if self.command == "search":
             plugins.load("commands", "search")(out=str(self.folder), settings=self.options)
@@ -89,7 +90,8 @@ class _Step:
         if self.clip_of is not None:
             clip = read_config(str(self.clip_of / CONFIG_FILE))["model"]["init_args"]["clip"]
             values["model"] = {"init_args": {**_NO_PROMPTS, "clip": clip}}
-        run_stage(self.command, options, values, check_only)
+        kind = StageCheck if check_only else KdplCLI
+        run_stage(self.command, options, values, check_only, make=kind)
 
 
 def run(

@@ -8,17 +8,21 @@ from typing import Any
 
 from rich.table import Table
 
-from kdpl.metrics import SUMMARY_COLUMNS, test_key
+from kdpl.metrics import FIDELITY, SUMMARY_COLUMNS, test_key, train_key
 from kdpl.runtime.files import write_text
+from kdpl.runtime.loggers import read_metrics
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import (
     CLASSIFIER_FOLDER,
     FIGURES_FOLDER,
+    METRICS_FILE,
     PROBE_FOLDER,
     REPORT_FILE,
     RESULTS_FILE,
     SUMMARY_FILE,
 )
+
+_FOLLOWS = 0.5  # agreement of a student with its targets below which it does not follow them
 
 
 def summarize(console: Any, out: Path, nothing_done: bool) -> None:
@@ -45,6 +49,8 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
             f"{out} is finished: nothing to do; remove the folder to run it again", highlight=False
         )
     console.print(_table(results) if results else "there are no test images: nothing was tested")
+    if any(test_key("map") in row for row in results.values()):
+        _print_agreement(console, out / "student" / METRICS_FILE)
     classifier = out / "student" / CLASSIFIER_FOLDER
     report = out / REPORT_FILE
     pictures = [("picture", path) for path in sorted(out.glob(f"*/{FIGURES_FOLDER}/*.png"))]
@@ -56,6 +62,28 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
     console.out(
         f"use it: python -m kdpl predict {shlex.quote(str(classifier))} IMAGES…", highlight=False
     )
+
+
+def _print_agreement(console: Any, file: Path) -> None:
+    """Say how well a student of several labels follows its targets, by its last epoch."""
+    curves = read_metrics(file) if file.is_file() else {}
+    for key, images in {
+        FIDELITY: "unlabelled images that it has not seen",
+        train_key("agreement"): "views that it was trained on",
+    }.items():
+        if key in curves:
+            share = curves[key][-1][1]
+            line = (
+                f"the student agrees with its targets on {100 * share:.1f} % of the classes that "
+                f"either gives to {images}"
+            )
+            if share < _FOLLOWS:
+                line += (
+                    ": it cannot follow them; train its image tower (--student fine_tune), or "
+                    "take a network that sees more of an image"
+                )
+            console.out(line, highlight=False)
+            return
 
 
 def _table(results: Mapping[str, dict[str, float]]) -> Any:
@@ -78,6 +106,9 @@ def _table(results: Mapping[str, dict[str, float]]) -> Any:
     table.add_column("")
     for title in columns.values():
         table.add_column(title, justify="right")
+    if test_key("chance") in some:
+        chance = {key: some[key.replace("map", "chance")] for key in columns if "map" in key}
+        results = {"chance": chance, **results}
     for title, row in results.items():
         table.add_row(title, *(f"{100 * row[key]:.1f}" if key in row else "" for key in columns))
     return table

@@ -23,6 +23,7 @@ from kdpl.callbacks.checkpoints import (
 from kdpl.callbacks.preemption import InterruptionHandler, Requeue
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.callbacks.run_config import RunConfig, require_same_settings
+from kdpl.data.domain import build_data
 from kdpl.errors import ConfigError
 from kdpl.runtime import slurm
 from kdpl.runtime.lock import RunLock
@@ -271,6 +272,26 @@ class KdplCLI(LightningCLI):
 
     def _trains(self) -> bool:
         return any(p.requires_grad for p in self.model.parameters())
+
+
+class StageCheck(KdplCLI):
+    """Checks the settings of a stage, and what can be told of it before the stages it rests on."""
+
+    def instantiate_classes(self) -> None:
+        """Refuse what the model or a callback says that it cannot do."""
+        if self.finished:
+            return
+        callbacks = self.config.trainer.callbacks or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        checks = [
+            (check, section.as_dict().get("init_args", {}))
+            for section in (self.config.model, *callbacks)
+            if (check := getattr(resolve_name(section.class_path), "require_possible", None))
+        ]
+        if checks:
+            data = build_data([self.config.data.as_dict()])
+            for check, settings in checks:
+                check(settings, data)
 
 
 def _leave_group() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from kdpl.data.batches import BatchT, EvaluationBatch, LabeledBatch, UnlabeledBa
 from kdpl.data.cached_features import CachedFeatures
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
 from kdpl.data.decoding import Decoding
+from kdpl.data.groups import one_of_each
 from kdpl.data.labels import ClassProtocol, EvaluationSplit, Labels
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.names import Indices, Names, digest_of
@@ -38,6 +39,7 @@ from kdpl.runtime.run_folder import DECODED_FILE
 from kdpl.tasks import MULTI_CLASS
 
 _WORKERS = 4
+_VAL_SHOTS = 4  # of the published protocol
 
 
 class DomainDataModule(LightningDataModule):
@@ -72,6 +74,8 @@ class DomainDataModule(LightningDataModule):
             text (``folder`` and ``table``).
         label_separator: Character between the labels of an image (``table``), each of which may
             then have several or none; None: each image is of one class.
+        empty_labels: What an empty label means with a ``label_separator``: ``no_class``, the image
+            is of none of the classes, or ``unlabeled``; None: it is refused.
         background: Colour [red, green, blue], 0 to 255, on which transparent images are put
             (``folder`` and ``table``); None: white. The benchmark's images lose their transparency,
             and their orientation tags are not followed.
@@ -90,7 +94,7 @@ class DomainDataModule(LightningDataModule):
         shots: Labelled training images a class; None: all; 0: no labelled image is used, for
             validation either.
         val_shots: Validation images a class, at most ``shots`` of them; None: the whole validation
-            split.
+            split; ``auto``: 4 of a benchmark's dataset, as published, and all of your own.
         unlabeled_share: Share of the unlabelled training images to distil on, above 0 and at most
             1.
         allow_fewer_shots: Use classes that have fewer than ``shots`` training images as they are.
@@ -119,6 +123,7 @@ class DomainDataModule(LightningDataModule):
         class_names: str | None = None,
         class_text: str | None = None,
         label_separator: str | None = None,
+        empty_labels: Literal["no_class", "unlabeled"] | None = None,
         background: tuple[int, int, int] | None = None,
         held_out: float | None = None,
         bad_images: BadImages = "error",
@@ -127,7 +132,7 @@ class DomainDataModule(LightningDataModule):
         taxonomy: str | None = None,
         protocol: ClassProtocol = "all",
         shots: NonNegativeInt | None = 16,
-        val_shots: PositiveInt | None = 4,
+        val_shots: PositiveInt | Literal["auto"] | None = "auto",
         unlabeled_share: float = 1.0,
         allow_fewer_shots: bool = False,
         balance_classes: bool = False,
@@ -148,6 +153,7 @@ class DomainDataModule(LightningDataModule):
             "class_names": class_names,
             "class_text": class_text,
             "label_separator": label_separator,
+            "empty_labels": empty_labels,
         }
         reader = build_reader(
             dataset, root=root, unlabeled=unlabeled, background=background, **named
@@ -179,6 +185,8 @@ class DomainDataModule(LightningDataModule):
         self.taxonomy = taxonomy
         self.protocol = protocol
         self.shots = shots
+        if val_shots == "auto":
+            val_shots = None if reader.own else _VAL_SHOTS
         self.val_shots = val_shots
         self.unlabeled_share = unlabeled_share
         self.allow_fewer_shots = allow_fewer_shots
@@ -213,6 +221,11 @@ class DomainDataModule(LightningDataModule):
                 inform(line)
         # what training needs: refused here rather than with the first batch, as nothing has been
         # written yet
+        if stage == "fit" and self.task == MULTI_CLASS.name and len(self.class_names) < 2:
+            raise DataError(
+                f"{self.splits.origin} has one class, {self.class_names[0]!r}, expected several: "
+                "give the folder above, or images of another class as well"
+            )
         if stage == "fit" and self._trains:
             self.splits.require_training_images()
             if self._needs.split == "labeled":
@@ -337,6 +350,16 @@ class DomainDataModule(LightningDataModule):
         dataset = EvaluationImages(records, self.splits.open_image, resizing, len(classes))
         sampler = EvaluationSampler(len(records), rank, world_size)
         return LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers)
+
+    def bounding_images(self) -> tuple[Indices, bool]:
+        """Return the validation images from which errors are bounded, and if they are a sample.
+
+        Near-copies show no more than one of them: it is one image of each group, drawn by the seed.
+        A sample, of ``val_shots`` images a class, is not like images as they come.
+        """
+        images = self.labels.evaluation("val")
+        counted = one_of_each([image.source for image in images], self.splits.groups, self.seed)
+        return counted, len(images) < len(self.splits.val)
 
     @cached_property
     def labels(self) -> Labels:

@@ -68,14 +68,7 @@ class Labels:
         # the sample comes before the base subset, so that base classes get the same images under
         # either protocol
         names = self.tuning_class_names
-        if self.shots == 0:
-            problem = (
-                "shots is 0, so that no labelled image is used, "
-                "but prompts and pool_filter need some"
-            )
-            raise DataError(
-                f"{problem}: set shots above 0, or do without them (config teacher/zero_shot)"
-            )
+        self.require_shots()
         records = with_labels(self._sample[0], range(len(names)))
         if not records:
             raise DataError(
@@ -84,6 +77,17 @@ class Labels:
         if self.shots is not None and not self.allow_fewer_shots:
             require_shots(records, names, self.shots)
         return records
+
+    def require_shots(self) -> None:
+        """Raise a DataError if no label of a training image is used."""
+        if self.shots == 0:
+            problem = (
+                "shots is 0, so that no labelled image is used, "
+                "but prompts and pool_filter need some"
+            )
+            raise DataError(
+                f"{problem}: set shots above 0, or do without them (config teacher/zero_shot)"
+            )
 
     def tuning(self, split: Literal["labeled", "val"]) -> list[Record]:
         """Return labelled or validation images of the tuning classes, with their labels."""

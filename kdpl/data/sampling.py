@@ -16,7 +16,7 @@ from kdpl.runtime import plugins
 
 Labeled = TypeVar("Labeled", bound=tuple[str, Hashable])
 
-Purpose = Literal["augmentation", "order", "share", "labels", "sample", "unseen"]
+Purpose = Literal["augmentation", "order", "share", "labels", "sample", "unseen", "groups"]
 
 Groups = Mapping[str, str]
 """Groups of images by source, such as their cameras."""

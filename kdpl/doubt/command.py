@@ -3,6 +3,7 @@
 The scores are those by which predict knows its certainty.
 """
 
+import sys
 from pathlib import Path
 
 from kdpl.cli.arguments import require_file
@@ -18,7 +19,7 @@ def calibrate(
     """Score labelled images that a classifier was not trained on; keep the scores in its folder.
 
     They replace those of the run's validation images. predict --max-error, --sets and --calibrated
-    rest on them.
+    rest on them. Of a table with the column group, one image of each group counts.
 
     Args:
         classifier: classifier folder of a student's run
@@ -37,7 +38,7 @@ def calibrate(
 
     loaded = load_classifier(classifier, None, "auto")
     require_one_class(loaded.task.name, "calibrate")
-    records = labeled_records(images, class_names, loaded.class_names)
+    records = labeled_records(images, class_names, loaded.class_names, one_of_a_group=True)
     logits, labels = classify_records(loaded, records)
     scores = HeldOutScores.of(logits, labels)
     digest = loaded.fingerprint()
@@ -47,4 +48,6 @@ def calibrate(
             again.save(Path(classifier), digest)
     accuracy = float(scores.correct.float().mean())
     print(f"{len(scores)} images: accuracy {accuracy:.1%}, temperature {scores.temperature:.3g}")
+    if warning := scores.fault_of_temperature():
+        print(f"warning: {warning}", file=sys.stderr)
     return 0

@@ -13,11 +13,20 @@ from kdpl.tasks import Predicted
 
 
 class HeldOut(NamedTuple):
-    """A classifier's output for N validation images: features [N, D], logits [N, C], labels [N]."""
+    """A classifier's output for N validation images, of which no two are of one group.
+
+    Attributes:
+        features: float [N, D].
+        logits: float [N, C].
+        labels: int64 [N].
+        sampled: Whether so many images of each class were drawn, which says nothing of the share of
+            errors among images as they come.
+    """
 
     features: Tensor
     logits: Tensor
     labels: Tensor
+    sampled: bool = False
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,18 @@ def make_companions(trainer: Trainer, classifier: Classifier) -> list[Companion]
     found = on_validation_images(trainer, classify, classifier.head.class_vectors.device)
     if not trainer.is_global_zero:
         return []
+    held_out = None
+    if found is not None:
+        counted, sampled = data.bounding_images()
+        features, logits, labels = (column[counted] for column in found)
+        held_out = HeldOut(features, logits, labels, sampled)
     pool = pool_of(classifier, data)
     kept = [each for source, each in pool if source not in data.pool.left_out]
     evidence = Evidence(
         Path(trainer.default_root_dir),
         classifier.vectors,
         classifier.logit_scale,
-        None if found is None else HeldOut(*found),
+        held_out,
         [each for _, each in pool],
         kept,
         trainer.global_step > 0,

@@ -1,7 +1,7 @@
 """Labelled images that a classifier was not trained on: read, and classified."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from kdpl.classifier import Classifier
 from kdpl.data import parallel, sources
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.datasets import EvaluationImages, OpenImage
+from kdpl.data.groups import one_of_each
 from kdpl.data.inference import infer
 from kdpl.data.loader import EvaluationSampler, LazyLoader
 from kdpl.data.readers.folder import class_folders, split_folders
@@ -22,6 +23,8 @@ from kdpl.errors import DataError
 from kdpl.runtime.class_names import composed
 
 _BATCH_SIZE = 64
+_SEPARATORS = ",;|"
+_SEED = 0
 
 
 def labeled_records(
@@ -29,6 +32,8 @@ def labeled_records(
     class_names: str | None,
     names: Sequence[str],
     label_separator: str | None = None,
+    empty_labels: str | None = None,
+    one_of_a_group: bool = False,
 ) -> list[Record]:
     """Read labelled images of a folder of class folders or of a table, of one split.
 
@@ -39,8 +44,10 @@ def labeled_records(
         class_names: File with the names of the classes, where folders or labels are others.
         names: The classifier's classes, which the records' labels are numbers of.
         label_separator: Between the labels of an image; None: each has one.
+        empty_labels: What an empty label means with a ``label_separator``, as of ``Table``.
+        one_of_a_group: Take one image of each group of a table, as bounds of errors need it.
     """
-    top = Path(images).expanduser()
+    top, groups = Path(images).expanduser(), dict[str, str]()
     if not top.exists():
         raise DataError(f"{images} does not exist: check its path")
     if top.is_dir() and label_separator is not None:
@@ -61,12 +68,12 @@ def labeled_records(
                 f"{images}/<class>/"
             )
     else:
-        options: dict[str, str | bool] = {"root": str(top)}
+        options: dict[str, str | bool | None] = {"root": str(top), "empty_labels": empty_labels}
         if label_separator is not None:
             # a table that has one label in each row is taken as well
             options |= {"label_separator": label_separator, "any_labels": True}
         splits = build_reader("table", **options).read()
-        keys = [*splits.class_names]
+        keys, groups = [*splits.class_names], dict(splits.groups)
         parts = [part for part in (splits.train, splits.val, splits.test) if part]
         records, several = [*parts[0]], len(parts) > 1
     if several:
@@ -79,10 +86,15 @@ def labeled_records(
         keys = [given[key].name for key in keys]
     numbers = {name: number for number, name in enumerate(names)}
     if unknown := sorted({*keys} - numbers.keys()):
+        if label_separator is not None:
+            _require_separator(images, unknown[0], numbers)
         raise DataError(
             f"{images} has the class {unknown[0]!r}, which the classifier does not have: leave it "
             "out, or give its name by --class-names"
         )
+    if one_of_a_group:
+        drawn = one_of_each([record.source for record in records], groups, _SEED)
+        records = [records[i] for i in drawn]
     relabeled = []
     for record in records:
         labels = [numbers[keys[label]] for label in labels_of(record)]
@@ -90,6 +102,16 @@ def labeled_records(
             Record(record.source, labels[0] if label_separator is None else tuple(sorted(labels)))
         )
     return relabeled
+
+
+def _require_separator(images: str, label: str, names: Mapping[str, int]) -> None:
+    """Raise a DataError for a label that is a list of classes with another separator."""
+    for mark in {*label} & {*_SEPARATORS}:
+        if {part.strip() for part in label.split(mark)} <= names.keys():
+            raise DataError(
+                f"{images} has the label {label!r}, which is a list of classes: give "
+                f"--label-separator {mark!r}"
+            )
 
 
 def classify_records(

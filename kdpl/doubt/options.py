@@ -32,9 +32,12 @@ def options(
 
     def rule_of(classifier: "Classifier") -> "DecisionRule":
         from kdpl.doubt.decision import decision_rule
+        from kdpl.doubt.held_out import held_out_of
         from kdpl.doubt.unknown import fault_of_limit, unknown_of
 
         rule = decision_rule(classifier, error, coverage, calibrated, unknown)
+        if calibrated and (warning := held_out_of(classifier).fault_of_temperature()):
+            print(f"warning: --calibrated: {warning}", file=sys.stderr)
         if unknown and (warning := fault_of_limit(unknown_of(classifier).held_out)):
             print(f"warning: --unknown: {warning}", file=sys.stderr)
         return rule

@@ -1,7 +1,7 @@
 """How well a student agrees with its target on unlabelled images that it has not seen."""
 
-from collections.abc import Collection, Iterable
-from typing import cast
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from kdpl.classification import ClassifyingModule, evaluating
 from kdpl.data.augmentation import NoAugmentation
 from kdpl.data.batches import UnlabeledBatch
+from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
@@ -26,6 +27,7 @@ from kdpl.preparation.teacher_encoder import teacher_encoder
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
 from kdpl.student import StudentDistillation
+from kdpl.tasks import agreement_of
 
 # what is held out: a share of the images, and between which numbers
 _SHARE, _FEWEST, _MOST = 0.05, 100, 5000
@@ -36,7 +38,9 @@ class Fidelity(Callback):
 
     Logs ``val/fidelity``, the share of these images for which both predict the same class, and
     ``val/kl``, the mean of KL(target ‖ student) in nats, in each epoch in which validation runs, or
-    would run if there were labelled images for it. ``draw_unseen`` chooses the images.
+    would run if there were labelled images for it. ``draw_unseen`` chooses the images. Of several
+    labels an image, fidelity is the mean over classes of the share of images to which both give the
+    class, among those to which either does.
 
     Both see them under the evaluation transform. The targets are computed once, before the first
     step, for which a teacher that they depend on is loaded, even if there is a cache of its
@@ -47,6 +51,13 @@ class Fidelity(Callback):
         self._epoch = -1  # the last one that was measured
         self._targets: list[Tensor] = []
         self._batches: DataLoader[UnlabeledBatch] | None = None
+
+    @classmethod
+    def require_possible(cls, settings: Mapping[str, Any], data: DomainDataModule) -> None:
+        """Raise a DataError for a pool that is too small, however many images can be used."""
+        images = round(len(data.reading.listed.pool) * data.unlabeled_share)
+        if images < 2 * _FEWEST:
+            raise _too_small(images, _FEWEST)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hold images out before a fit; a ConfigError for a teacher's."""
@@ -101,18 +112,21 @@ class Fidelity(Callback):
                 return student.class_logits(images).float()
 
         # agreements, nats and images of this process, then those of all
-        sums = torch.zeros(3, device=student.device)
+        none = torch.zeros(0, len(domain_of(trainer).class_names), device=student.device)
+        counts = student.task.agreements(none, none)
+        sums = torch.zeros(2, device=student.device)
         outputs = infer(classify, self._batches or (), student.device)
         with evaluating(student):
             for (logits, _), target in zip(outputs, self._targets, strict=True):
                 target = target.to(logits.device)
                 # a divergence is divided by images and classes
                 nats = student.task.divergence(logits, target) * logits.numel()
-                agreements = student.task.same(logits, target).sum()
-                sums += torch.stack([agreements, nats, nats.new_tensor(len(logits))])
-        agreed, nats, images = trainer.strategy.reduce(sums, reduce_op="sum")
+                counts += student.task.agreements(logits, target)
+                sums += torch.stack([nats, nats.new_tensor(len(logits))])
+        counts = trainer.strategy.reduce(counts, reduce_op="sum")
+        nats, images = trainer.strategy.reduce(sums, reduce_op="sum")
 
-        student.log(FIDELITY, agreed / images, prog_bar=True)
+        student.log(FIDELITY, agreement_of(counts), prog_bar=True)
         student.log_dict({TARGET_KL: nats / images, UNSEEN: images})
 
 
@@ -139,9 +153,13 @@ def draw_unseen(pool: UnlabeledPool, labeled: Iterable[str]) -> Indices:
     drawn = generator(pool.seed, "unseen").permutation(pool.targeted)[: wanted + len(known)]
     unseen = drawn[[place not in known for place in places(pool.images.take(drawn))]][:wanted]
     if 2 * wanted > images or len(unseen) < wanted:
-        raise DataError(
-            f"the pool has {images} images, too few to hold {wanted} without a label out of "
-            "distillation, at most half of them: add unlabelled images, or leave "
-            "kdpl.fidelity.Fidelity out of trainer.callbacks"
-        )
+        raise _too_small(images, wanted)
     return np.sort(unseen)
+
+
+def _too_small(images: int, wanted: int) -> DataError:
+    return DataError(
+        f"the pool has {images} images, too few to hold {wanted} without a label out of "
+        "distillation, at most half of them: add unlabelled images, or leave "
+        "kdpl.fidelity.Fidelity out of trainer.callbacks"
+    )

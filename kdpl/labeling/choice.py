@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-_FOLDS = 5
+from kdpl.data.groups import FOLDS, folds
+
 # of the covariance; with 0.1 to 0.9 as many wrong labels were found: docs/labelling.md
 _SHRINKAGE = 0.5
 _TEMPERATURES = 2.0 ** torch.arange(-1, 10.1, 1 / 3)
@@ -70,36 +71,33 @@ def to_label(
 
 
 def scores_without_own_label(
-    features: Tensor, labels: Tensor, classes: int, seed: int = 0
+    features: Tensor, labels: Tensor, classes: int, groups: Tensor, seed: int = 0
 ) -> Tensor:
     """Return log-likelihoods of images in each class by a model without their label, float [N, C].
 
     They are known up to a constant of the image. The model is a linear discriminant, with class
     means and one shared covariance, shrunk towards a multiple of the identity, fitted to the images
-    of the other folds of five; each class is spread evenly over the folds. A class of which a fold
-    leaves nothing has -inf, and an image that is the only one of its class has NaN.
+    that are not in the same one of ``kdpl.data.groups.folds``. A class without an image has -inf,
+    and an image that is in no fold, such as the only one of its class, has NaN.
 
     Args:
         features: Normalised features of the images, float [N, D].
         labels: Their labels, [N].
         classes: Number of classes C.
+        groups: Groups of the images as numbers, [N].
         seed: Seed of the folds.
     """
-    count = torch.bincount(labels, minlength=classes)
-    drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    order = drawn.to(labels.device)
-    order = order[labels[order].argsort(stable=True)]
-    fold, places = torch.empty_like(labels), torch.arange(len(labels), device=labels.device)
-    # the place of each image within its class, whose images are next to each other in this order
-    fold[order] = (places - (count.cumsum(dim=0) - count)[labels[order]]) % _FOLDS
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    fold_of = torch.empty_like(labels)
+    numbers = folds(labels.cpu()[order].numpy(), groups.cpu()[order].numpy())
+    fold_of[order.to(labels.device)] = torch.from_numpy(numbers).to(labels.device)
     result = features.new_full((len(labels), classes), float("nan"))
-    for number in range(_FOLDS):
-        held_out = fold == number
-        if held_out.any() and not held_out.all():
+    for number in range(FOLDS):
+        held_out = fold_of == number
+        if held_out.any():
             result[held_out] = discriminant(
                 features[~held_out], labels[~held_out], classes, features[held_out]
             )
-    result[count[labels] < 2] = float("nan")
     return result
 
 

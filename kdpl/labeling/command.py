@@ -74,5 +74,7 @@ def _next_command(reader: "OwnImages", table: Path, separator: str | None) -> li
     command += ["--labels", absolute(str(table)), "--out", absolute(f"{table.parent}_data")]
     command += ["--class-names", absolute(reader.class_names)] if reader.class_names else []
     command += ["--label-separator", separator] if separator is not None else []
+    empty = getattr(reader, "empty_labels", None)
+    command += ["--empty-labels", empty] if empty else []
     places = [reader.unlabeled] if isinstance(reader.unlabeled, str) else reader.unlabeled or ()
     return command + [word for place in places for word in ("--unlabeled", absolute(place))]

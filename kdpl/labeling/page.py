@@ -13,6 +13,7 @@ from torch.utils.data import SequentialSampler
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import EvaluationImages
+from kdpl.data.groups import group_numbers
 from kdpl.data.inference import infer
 from kdpl.data.loader import LazyLoader
 from kdpl.data.names import ShardImage, unlisted
@@ -125,7 +126,8 @@ class Suggestions:
         if separator is not None:
             notes.append("several labels an image are not checked")
             return cls(data, chosen, [], notes, separator)
-        doubtful, note = _doubtful(labeled, known, data.class_names)
+        groups = group_numbers((record.source for record in labeled), data.splits.groups)
+        doubtful, note = _doubtful(labeled, known, torch.from_numpy(groups), data.class_names)
         return cls(data, chosen, doubtful, notes + note)
 
     def save(self, out: Path) -> None:
@@ -164,20 +166,21 @@ class Suggestions:
 
 
 def _doubtful(
-    labeled: Sequence[Record], features: Tensor, class_names: Sequence[str]
+    labeled: Sequence[Record], features: Tensor, groups: Tensor, class_names: Sequence[str]
 ) -> tuple[list[Suggestion], list[str]]:
     """Labels that are rather wrong than right; and what was not checked."""
     if not labeled:
         return [], ["there are no labels to check"]
     labels = torch.tensor([record.single for record in labeled], device=features.device)
     wrong, probabilities = wrong_labels(
-        scores_without_own_label(features, labels, len(class_names)), labels
+        scores_without_own_label(features, labels, len(class_names), groups), labels
     )
     doubtful = torch.nonzero(wrong > 0.5).flatten()  # NaN is not
     doubtful = doubtful[wrong[doubtful].argsort(descending=True)]
     alone = int(wrong.isnan().sum())
     one = f"{alone} label{' is' if alone == 1 else 's are'} not checked"
-    notes = [f"{one}, because no other image has the same one"] if alone else []
+    why = "because no other image has the same one, or none of another group"
+    notes = [f"{one}, {why}"] if alone else []
     found = [_suggestion(labeled[i], probabilities[i], class_names) for i in doubtful.tolist()]
     return found, notes
 

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Literal
 
 from kdpl.cli.arguments import require_file, share
 from kdpl.errors import ConfigError
@@ -13,6 +14,7 @@ def thresholds(
     images: str,
     *,
     label_separator: str = ";",
+    empty_labels: Literal["no_class", "unlabeled"] | None = None,
     class_names: str | None = None,
     precision: str | None = None,
     recall: str | None = None,
@@ -26,11 +28,15 @@ def thresholds(
         classifier: classifier folder of a student's run, of several labels an image
         images: .csv or .parquet table with the columns image and label, and of one split
         label_separator: character between the labels of an image
+        empty_labels: meaning of an empty label: no_class, of none of the classes, or unlabeled; as
+            for init
         class_names: file with the names of the classes, where labels are named otherwise, as for
             init
         precision: wanted share of an image's named classes that are right, such as 90%, for each
-            class; by default F1 is as large as possible
-        recall: wanted share of the images of a class for which it is named, for each class
+            class, for which one image of each group of the table counts; by default F1 is as large
+            as possible
+        recall: wanted share of the images of a class for which it is named, for each class; one
+            image of each group counts
     """
     require_classifier(Path(classifier))
     require_file("--class-names", class_names)
@@ -55,7 +61,14 @@ def thresholds(
             f"{classifier} names one class for each image and needs no thresholds of classes: "
             "run python -m kdpl calibrate"
         )
-    records = labeled_records(images, class_names, names, label_separator)
+    records = labeled_records(
+        images,
+        class_names,
+        names,
+        label_separator,
+        empty_labels,
+        one_of_a_group=(precision or recall) is not None,
+    )
     logits, targets = (each.cpu() for each in classify_records(loaded, records))
 
     # a class that no image has keeps its threshold

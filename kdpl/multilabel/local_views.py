@@ -88,6 +88,15 @@ class LocalViews(PreparedTarget):
             raise ConfigError(f"count of local views must be at least 1, not {self.count}: set 8")
         self._rows, self._log_odds = torch.empty(0), torch.empty(0)
 
+    @classmethod
+    def require_task(cls, task: str) -> None:
+        """Raise a ConfigError for images of one class each."""
+        if task != MultiLabel.name:
+            raise ConfigError(
+                "the target local_views is for images of several labels, and these have one each: "
+                "set label_separator, or another target"
+            )
+
     @property
     def uses_teacher(self) -> bool:
         """False: all is known before the first step."""
@@ -109,11 +118,7 @@ class LocalViews(PreparedTarget):
             ArtifactError: These are of other data or settings.
             ConfigError: Images have one label each.
         """
-        if inputs.teachers[0].task != MultiLabel.name:
-            raise ConfigError(
-                "the target local_views is for images of several labels, and these have one each: "
-                "set label_separator, or another target"
-            )
+        self.require_task(inputs.teachers[0].task)
         negatives = _negative_vectors(inputs, inputs.teachers[0])
 
         def make(path: Path, origin: Origin) -> None:

@@ -29,9 +29,10 @@ class ClassScores(NamedTuple):
 
 
 class MultiLabelMetrics(Metric):
-    """Mean average precision, and macro and micro F1 at thresholds.
+    """Mean average precision, beside that of chance, and macro and micro F1 at thresholds.
 
-    ``map`` and ``macro_f1`` are means over the classes that at least one image has; ``micro_f1`` is
+    ``map`` and ``macro_f1`` are means over the classes that at least one image has; ``chance`` is
+    the mean of their shares of images, which is the ``map`` of an order by chance; ``micro_f1`` is
     of all decisions. With ``num_base``, ``base_…`` and ``novel_…`` are of the base and the novel
     classes of all images, and ``hm`` is the harmonic mean of ``base_map`` and ``novel_map``. All
     are fractions, and NaN where no class has an image. ``thresholds`` are of each class; None: 0.5.
@@ -64,6 +65,7 @@ class MultiLabelMetrics(Metric):
         logits, targets = dim_zero_cat(self.logits), dim_zero_cat(self.targets)
         scores = class_scores(logits, targets, self.thresholds)
         decided, has = decisions(logits, self.thresholds), targets.bool()
+        shares = torch.where(scores.positives > 0, scores.positives.double() / len(has), torch.nan)
         parts = {"": slice(None)}
         if self.num_base is not None:
             parts |= {"base_": slice(self.num_base), "novel_": slice(self.num_base, None)}
@@ -71,6 +73,7 @@ class MultiLabelMetrics(Metric):
         values: dict[str, Tensor] = {}
         for name, part in parts.items():
             values[f"{name}map"] = scores.average_precision[part].nanmean()
+            values[f"{name}chance"] = shares[part].nanmean()
             values[f"{name}macro_f1"] = scores.f1[part].nanmean()
             values[f"{name}micro_f1"] = _f1(decided[:, part].flatten(), has[:, part].flatten())
         if self.num_base is not None:

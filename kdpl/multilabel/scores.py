@@ -4,7 +4,7 @@ from functools import partial
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from kdpl.classification import ClassifyingModule, evaluating
@@ -39,7 +39,8 @@ class ScaleAndBias(Float32Module, ClassScores):
     def begin(self, module: nn.Module) -> None:
         """Start at the logits of unlabelled images, and in a teacher's fit at labelled ones.
 
-        Nothing changes where this was done before, in this process or that of a checkpoint.
+        All processes start at the values of the first one. Nothing changes where this was done
+        before, in this process or that of a checkpoint.
         """
         module = cast(ClassifyingModule, module)
         splits, trainer = module.domain.splits, module.trainer
@@ -51,6 +52,10 @@ class ScaleAndBias(Float32Module, ClassScores):
         self.start_at(torch.cat(logits))
         if isinstance(module, TeacherPromptTuning) and trainer.training and trainer.max_epochs != 0:
             self.fit(*_labeled_logits(module))
+        if distributed.is_available() and distributed.is_initialized():
+            # other hardware rounds differently, and the copies would never meet again
+            for value in self.state_dict().values():
+                distributed.broadcast(value, src=0)
 
     @torch.no_grad()
     def start_at(self, logits: Tensor) -> None:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -97,6 +98,14 @@ class MultiLabel(Task):
     def same(self, scores: Tensor, others: Tensor) -> Tensor:
         """Compare the sets of classes."""
         return (self.labels(scores) == self.labels(others)).all(dim=-1)
+
+    def agreements(self, scores: Tensor, others: Tensor) -> Tensor:
+        """Count, for each class, images that both give it, of those that either does, [2, C].
+
+        Most images lack most classes, on which any two predictions agree.
+        """
+        first, second = self.labels(scores), self.labels(others)
+        return torch.stack([(first & second).sum(dim=0), (first | second).sum(dim=0)])
 
     def ranked(self, top_k: int, num_classes: int, rule: DecisionRule) -> int:
         """Return the number of classes: each may be one of the image's."""

@@ -75,6 +75,7 @@ class TargetInputs:
             student and target, int64 [N].
         labeled: Labelled training images of the classes that the teacher was tuned on.
         val: Validation images of these classes.
+        groups: Groups of both by source.
         open_image: Opens a source as an RGB image.
         num_workers: Worker processes that load images.
         device: Where the targets are used.
@@ -100,6 +101,7 @@ class TargetInputs:
         self.indices = self._data.pool.targeted
         self.labeled = self._data.labels.tuning("labeled")
         self.val = self._data.labels.tuning("val")
+        self.groups = self._data.splits.groups
         self.open_image = self._data.splits.open_image
         self.num_workers = self._data.num_workers
 

@@ -72,15 +72,18 @@ class RefinementConfig:
         return filled
 
 
-def nearest(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def nearest(features: Tensor, k: int, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Find cosines and indices, both [N, k], of the k nearest other images.
 
-    By their normalised features [N, D], in O(N·k) memory.
+    By their normalised features [N, D], in O(N·k) memory. Images of one of the ``groups`` [N], of
+    which each has one, are not neighbours, as near-copies would only confirm themselves; None: each
+    image is alone.
     """
     n, found = len(features), []
+    groups = torch.arange(n, device=features.device) if groups is None else groups
     for rows in torch.split(torch.arange(n, device=features.device), max(1, _CELLS // n)):
         similarity = features[rows] @ features.T
-        similarity[torch.arange(len(rows), device=rows.device), rows] = -2  # not its own neighbour
+        similarity.masked_fill_(groups[rows, None] == groups, -2)
         found.append(similarity.topk(min(k, n - 1), dim=1))
     cosines, indices = (torch.cat(each) for each in zip(*found, strict=True))
     return cosines, indices

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdpl.clip import ClipConfig, ImageClip, load_image_clip
+from kdpl.data.groups import group_numbers
 from kdpl.data.parallel import progress_bar
 from kdpl.data.splits import Record
 from kdpl.errors import ArtifactError, ConfigError
@@ -51,6 +52,11 @@ class Refined(RefinementConfig, PreparedTarget):
         self._taken: bool | None = None
         self._rows = self._log_assignments = torch.empty(0)
 
+    @classmethod
+    def require_task(cls, task: str) -> None:
+        """Raise a ConfigError for several labels an image."""
+        require_one_class(task, "target: refined")
+
     @property
     def uses_teacher(self) -> bool:
         """False once the assignments are taken."""
@@ -72,14 +78,14 @@ class Refined(RefinementConfig, PreparedTarget):
 
         A ConfigError for several labels an image.
         """
-        require_one_class(inputs.teachers[0].task, "target: refined")
+        self.require_task(inputs.teachers[0].task)
         other = None if isinstance(self.encoder, str) else load_image_clip(self.encoder)
 
         def make(path: Path, origin: Origin) -> None:
-            further, labels = _further_images(inputs)
+            further, labels, groups = _further_images(inputs)
             text, features = self._encode(inputs, further, other)
             inputs.on_first_process(
-                lambda: self._assign(inputs, text, features, labels, origin).save(path)
+                lambda: self._assign(inputs, text, features, labels, groups, origin).save(path)
             )
 
         settings = {"target": asdict(self), "encoder": other and other.identity.fingerprint}
@@ -133,6 +139,7 @@ class Refined(RefinementConfig, PreparedTarget):
         text: Tensor,
         features: Tensor,
         known: list[int],
+        groups: list[int],
         origin: Origin,
     ) -> PoolTargets:
         """Assign the images, and decide if students learn that; ``known`` are labels, −1: none."""
@@ -147,7 +154,14 @@ class Refined(RefinementConfig, PreparedTarget):
             )
             task = progress.add_task("refinement", total=None)
             assigned = assign(
-                Evidence(features, text, labels, held_out, trusted=not inputs.tuned),
+                Evidence(
+                    features,
+                    text,
+                    labels,
+                    held_out,
+                    torch.tensor(groups, device=features.device),
+                    trusted=not inputs.tuned,
+                ),
                 self,
                 lambda done, total: progress.update(task, completed=done, total=total),
             )
@@ -190,18 +204,22 @@ class Refined(RefinementConfig, PreparedTarget):
         return True, f"taken: {what}"
 
 
-def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int]]:
-    """Images that are refined beside the pool, and a label for each image of both, −1 for none.
+def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int], list[int]]:
+    """Images that are refined beside the pool; label, −1 for none, and group of each of both.
 
     They are the labelled images that are not in the pool, and then the validation images.
     """
     label_of = {record.source: record.single for record in inputs.labeled}
+    known = [record.source for record in (*inputs.labeled, *inputs.val)]
+    group_of = dict(zip(known, group_numbers(known, inputs.groups).tolist(), strict=True))
     labels, inside = [-1] * len(inputs.indices), set[str]()
+    groups = [*range(len(known), len(known) + len(labels))]
     # a pool may have millions of images, which are not named without a label
     for i, source in enumerate(inputs.pool.take(inputs.indices) if label_of else ()):
         if source in label_of:
-            labels[i] = label_of[source]
+            labels[i], groups[i] = label_of[source], group_of[source]
             inside.add(source)
     outside = [record for record in inputs.labeled if record.source not in inside]
+    further = [*outside, *inputs.val]
     labels += [record.single for record in outside] + [-1] * len(inputs.val)
-    return [*outside, *inputs.val], labels
+    return further, labels, groups + [group_of[record.source] for record in further]

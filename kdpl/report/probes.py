@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 from kdpl.clip import ClipConfig, ImageClip, load_image_clip
 from kdpl.clip.identity import RANDOM
 from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.groups import folds, group_numbers
 from kdpl.data.inference import infer
 from kdpl.data.labels import EvaluationSplit
 from kdpl.data.parallel import progress_bar
@@ -41,16 +42,16 @@ from kdpl.runtime.run_folder import PROBE_FILE, PROBE_FOLDER
 STRENGTHS = tuple(10.0**power for power in range(-2, 5))
 """Values of C, the inverse of the regularisation, that are tried."""
 
-_MOST_FOLDS = 5
 # labelled images times classes that take minutes: 16 of each of 1,000 classes are 16 million
 _MOST_TERMS = 50_000_000
 
 
 class Features(NamedTuple):
-    """Normalised image features float32 [N, D], and labels [N]."""
+    """Normalised image features float32 [N, D], labels [N], and numbers of groups [N]."""
 
     values: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.int64]
 
 
 class Probe(NamedTuple):
@@ -167,7 +168,10 @@ def _encode(
             values.append(normalize(features.float(), dim=1).cpu().numpy())
             labels.append(batch.labels.numpy())
     numbers = np.concatenate(labels)
-    return Features(np.concatenate(values)[numbers < classes], numbers[numbers < classes])
+    sources = [record.source for record in data.labels.evaluation(split)]
+    groups = group_numbers(sources, data.splits.groups)
+    kept = numbers < classes
+    return Features(np.concatenate(values)[kept], numbers[kept], groups[kept])
 
 
 def _stored(folder: Path, origin: Origin) -> Probe | None:
@@ -186,29 +190,27 @@ def fit_probe(labeled: Features, val: Features | None) -> tuple[Any, str]:
     """Fit a logistic regression on labelled images; returns it, and how its C was chosen.
 
     C is the smallest of ``STRENGTHS`` with the best accuracy on validation images, or without any
-    in cross-validation over the labelled ones, or 1 where a class has only one of them. A DataError
-    where all are of one class.
+    in ``kdpl.data.groups.folds`` of the labelled ones, or 1 where no class has images of two
+    groups. A DataError where all are of one class.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, PredefinedSplit
 
-    (x, y), model = labeled, LogisticRegression(max_iter=1000)
-    counts = np.unique(y, return_counts=True)[1]
-    if len(counts) < 2:
+    (x, y, groups), model = labeled, LogisticRegression(max_iter=1000)
+    if len(np.unique(y)) < 2:
         raise DataError("all labelled images are of one class, but a linear probe needs two")
-    images, folds = [labeled], min(_MOST_FOLDS, int(counts.min()))
-    how = f"chosen by {folds}-fold cross-validation on the labelled images"
-    cv: Any = folds
+    images, fold_of = [labeled], folds(y, groups)
+    how = f"chosen by {fold_of.max() + 1}-fold cross-validation on the labelled images"
     if val is not None and len(val.labels):
         images, how = [labeled, val], f"chosen on {len(val.labels)} validation images"
-        cv = PredefinedSplit([-1] * len(y) + [0] * len(val.labels))
+        fold_of = np.repeat([-1, 0], [len(y), len(val.labels)])
     with warnings.catch_warnings():
         # classes that a plane separates have no largest weights
         warnings.simplefilter("ignore", ConvergenceWarning)
-        if cv == 1:
-            how = "not chosen, without validation images and two labelled ones of each class"
+        if fold_of.max() < 0:
+            how = "not chosen, without validation images and labelled ones of two groups of a class"
             return model.fit(x, y), how
-        search = GridSearchCV(model, {"C": STRENGTHS}, cv=cv, refit=False)
-        search.fit(*(np.concatenate(column) for column in zip(*images, strict=True)))
+        search = GridSearchCV(model, {"C": STRENGTHS}, cv=PredefinedSplit(fold_of), refit=False)
+        search.fit(*(np.concatenate([each[i] for each in images]) for i in range(2)))
         return model.set_params(**search.best_params_).fit(x, y), how

@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -21,7 +21,7 @@ from kdpl.runtime.class_names import fault_of_name
 from kdpl.runtime.files import write_rows, write_text
 from kdpl.survey.found import FoundImage, find, leave_out_copies
 from kdpl.survey.images import inspect_images, overlooked, relabel, set_aside
-from kdpl.tables.reader import HELD_OUT, UNKNOWN, Table
+from kdpl.tables.reader import HELD_OUT, UNKNOWN, EmptyLabels, Table
 
 _TABLE, _CONFIG, _LEFT_OUT = "images.csv", "data.yaml", "left_out.csv"
 _FEW = 4  # labelled images below which a class is pointed out
@@ -32,8 +32,13 @@ _BALANCE = (
 _AFFINE = "--data.init_args.augmentation light_affine"
 _HELD_OUT = 0.25
 _VAL_SHARE, _VAL_LEAST = 0.2, 8  # of each class's labels, by default; labels a class from which on
-ENOUGH = {"predict --unknown": 19, "--max-error 5%": 59, "--max-error 1%": 299}
-"""Validation images from which these options hold, the last two if no prediction is wrong."""
+ENOUGH = {
+    "predict --unknown": 19,
+    "--max-error 5%": 59,
+    "--calibrated": 100,
+    "--max-error 1%": 299,
+}
+"""Validation images from which these options hold, for an error if no prediction is wrong."""
 _WITHOUT_VALIDATION = (
     "  no validation image: nothing decides if refined targets are better than the teacher's "
     "predictions, the\n    classifier has no temperature and no thresholds (predict --max-error, "
@@ -54,6 +59,7 @@ def init(
     unlabeled: list[str] = [],  # noqa: B006 - read from the signature, never changed
     class_names: str | None = None,
     label_separator: str | None = None,
+    empty_labels: EmptyLabels | None = None,
     labels: str | None = None,
     shots: NonNegativeInt | None = None,
     val_share: str | None = None,
@@ -76,8 +82,10 @@ def init(
             or there are none: a .csv with lines such as 0,zero, or, where no image has a label, a
             .txt with a name on each line.
         label_separator: Of a table whose labels are lists of classes: the character between two,
-            such as ';'. An empty label then says that the image is of none of the classes, and '?'
+            such as ';'. The separator alone says that the image is of none of the classes, and '?'
             that it has no label.
+        empty_labels: Which of the two an empty label means with --label-separator: no_class or
+            unlabeled. Without this option, such a table is refused.
         labels: Table with the columns image and label, as suggest writes it for you to fill in: its
             labels replace those of PATH, and an image whose label is empty, or with
             --label-separator "?", has none.
@@ -99,12 +107,12 @@ def init(
         each if is_url(each) else str(Path(each).expanduser().absolute()) for each in unlabeled
     ]
     named = str(Path(class_names).expanduser().absolute()) if class_names else None
-    listed = find(source, named, label_separator)
+    listed = find(source, named, label_separator, empty_labels)
     sources = unlisted(find_unlabeled(places), (image.path for image in listed)) if places else ()
     further = [FoundImage(each, "", "train") for each in sources]
     if labels is not None:
         table = Path(labels).expanduser()
-        listed, further = relabel(listed, further, table, named, label_separator)
+        listed, further = relabel(listed, further, table, named, label_separator, empty_labels)
     labeled = any(image.label and image.split == "train" for image in listed)
     used = {name for image in listed for name in image.classes}
     names = {name: ClassName(name) for name in used}
@@ -151,12 +159,16 @@ def init(
     _print(source, images, names, shots, notes)
     _print_lines("not taken", aside)
     _print_lines("left out", [*left_out.values()], f", all in {_LEFT_OUT}")
-    # it decides by itself if its targets are better than the teacher's predictions
-    _print_next(folder, " --student refined" if label_separator is None else "")
+    if label_separator is None:
+        # it decides by itself if its targets are better than the teacher's predictions
+        _print_next(folder, "quickstart", " --student refined")
+    else:
+        # the teacher's view of a whole image, and a network of 32 pixels, are hardly above chance
+        _print_next(folder, "quickstart_timm_64", " --student local_views")
     return 0
 
 
-def _print_next(folder: Path, overlay: str) -> None:
+def _print_next(folder: Path, small: str, overlay: str) -> None:
     def command(trainer: str, teacher: str, student: str, ending: str, more: str = "") -> str:
         at = folder.absolute()
         paths = at / _CONFIG, at.with_name(f"{at.name}_{ending}")
@@ -170,7 +182,7 @@ def _print_next(folder: Path, overlay: str) -> None:
         "  to try things out in minutes, offline and without a GPU, with miniature CLIPs that know "
         "letters and digits:"
     )
-    print(f"    {command('cpu', 'quickstart', 'quickstart', 'offline', f' {_AFFINE}')}")
+    print(f"    {command('cpu', 'quickstart', small, 'offline', f' {_AFFINE}')}")
     gpu = shutil.which("nvidia-smi") is not None
     if not gpu:
         print(
@@ -192,11 +204,7 @@ def _with_validation(images: list[FoundImage], share: float | None) -> list[Foun
         return set_aside(images, "val", share)
     divided = set_aside(images, "val", _VAL_SHARE, _VAL_LEAST)
     # fewer would be too few for all that they are for
-    return (
-        divided
-        if sum(image.split == "val" for image in divided) >= min(ENOUGH.values())
-        else images
-    )
+    return divided if _validating(divided) >= min(ENOUGH.values()) else images
 
 
 def _copy(image: FoundImage, kept: FoundImage) -> str:
@@ -255,6 +263,8 @@ def _print(
     for split, count in splits.items():
         note = f", {notes[split]} by chance with seed 0" if split in notes else ""
         print(f"  {'test' if split == HELD_OUT else split}: {count}{note}")
+    if none := sum(bool(image.label) and not image.classes for image in images):
+        print(f"  of none of the classes: {none} of these")
     fewest = sorted(labeled.items(), key=lambda item: item[1])
     trained = _some([f"{name} ({count})" for name, count in fewest])
     print(
@@ -279,7 +289,7 @@ def _print(
     elif untested := sorted({each.name for each in names.values()} - tested):
         print(f"  no test image of: {_some(untested)}: label more of their images")
     if labeled and shots != 0 and not several:
-        _print_validation(splits["val"])
+        _print_validation(_validating(images), splits["val"])
     elif labeled and shots != 0 and not splits["val"]:
         print(
             "  no validation image: thresholds of classes rest on unlabelled images, until "
@@ -303,12 +313,18 @@ def _print(
         )
 
 
-def _print_validation(number: int) -> None:
+def _validating(images: Iterable[FoundImage]) -> int:
+    """Count the validation images of different groups, as only these count for bounds."""
+    return len({image.group or image.path for image in images if image.split == "val"})
+
+
+def _print_validation(number: int, images: int) -> None:
     """Say if so many validation images are enough, or what it costs that there are none."""
     if not number:
         print(_WITHOUT_VALIDATION)
     if short := [f"{least} for {what}" for what, least in ENOUGH.items() if least > number]:
-        print(f"  validation images: {number}; enough would be {', '.join(short)}")
+        of_groups = ", one of each group" if number < images else ""
+        print(f"  validation images{of_groups}: {number}; enough would be {', '.join(short)}")
 
 
 def _print_lines(title: str, lines: Sequence[str], where: str = "") -> None:

@@ -10,7 +10,7 @@ from kdpl.data.splits import labels_of
 from kdpl.data.storage import find_images
 from kdpl.errors import DataError
 from kdpl.runtime.class_names import composed
-from kdpl.tables.reader import HELD_OUT, Table, split_cell
+from kdpl.tables.reader import HELD_OUT, EmptyLabels, Table, split_cell
 
 _KEPT_FIRST = {"test": 0, HELD_OUT: 0, "val": 1, "train": 2}
 
@@ -43,7 +43,10 @@ class FoundImage:
 
 
 def find(
-    path: Path, class_names: str | None = None, separator: str | None = None
+    path: Path,
+    class_names: str | None = None,
+    separator: str | None = None,
+    empty: EmptyLabels | None = None,
 ) -> list[FoundImage]:
     """List the images of a folder or table without opening them.
 
@@ -51,11 +54,12 @@ def find(
     without splits; in either a folder ``unlabeled``, beside the classes or the splits, holds images
     without labels. DataError if it does not exist or is damaged, or no class has a training image,
     unless a file ``class_names`` lists the classes: then all images of a folder without
-    ``unlabeled`` are taken. With a ``separator``, a table's labels are lists of classes.
+    ``unlabeled`` are taken. With a ``separator``, a table's labels are lists of classes, and
+    ``empty`` says what an empty one means.
     """
     if path.suffix.lower() in (".csv", ".parquet") and not path.is_dir():
-        return _find_in_table(path.absolute(), class_names, separator)
-    if separator is not None:
+        return _find_in_table(path.absolute(), class_names, separator, empty)
+    if separator is not None or empty is not None:
         raise DataError(
             f"{path} is no table, and only a table has several labels for an image: write one with "
             "the columns image and label"
@@ -90,8 +94,13 @@ def find(
     ]
 
 
-def _find_in_table(table: Path, class_names: str | None, separator: str | None) -> list[FoundImage]:
-    splits = Table(str(table), class_names=class_names, label_separator=separator).read()
+def _find_in_table(
+    table: Path, class_names: str | None, separator: str | None, empty: EmptyLabels | None
+) -> list[FoundImage]:
+    reader = Table(
+        str(table), class_names=class_names, label_separator=separator, empty_labels=empty
+    )
+    splits = reader.read()
     if not splits.train and not class_names:
         problem = f"table {table} has no labelled training image: label a few images of each class"
         raise DataError(

@@ -16,7 +16,7 @@ from kdpl.data.sources import content_of, digest_of_content
 from kdpl.data.storage import is_image, is_url
 from kdpl.errors import DataError, visible
 from kdpl.survey.found import FoundImage, in_one_cell
-from kdpl.tables.reader import read_rows, split_cell
+from kdpl.tables.reader import EmptyLabels, read_rows, split_cell
 
 # images that Pillow does not open
 _FOREIGN = frozenset(
@@ -44,6 +44,7 @@ def relabel(
     table: Path,
     class_names: str | None = None,
     separator: str | None = None,
+    empty: EmptyLabels | None = None,
 ) -> tuple[list[FoundImage], list[FoundImage]]:
     """Apply labels that a user wrote into a table with the columns ``image`` and ``label``.
 
@@ -57,6 +58,7 @@ def relabel(
         table: A .csv or .parquet file; relative paths begin at its folder.
         class_names: File of the classes, whose names may be written for their labels.
         separator: Character between several labels of an image; None: each is of one class.
+        empty: What an empty label means with a ``separator``; None: it is refused.
 
     Returns:
         Images of the dataset, with those of further places that now have a label, and the others.
@@ -76,7 +78,7 @@ def relabel(
     label_of = {named.name: key for key, named in names.items()} | {key: key for key in classes}
     table, written = table.absolute(), dict[str, str]()
     images = {image.path: image for image in (*listed, *further)}
-    rows = read_rows(table, labeled=True, separator=separator)
+    rows = read_rows(table, labeled=True, separator=separator, empty=empty)
     for number, (image, cell, *_) in enumerate(rows, start=1):
         source, fault = image if is_url(image) else os.path.normpath(table.parent / image), None
         own, old = split_cell(cell, separator), images.get(source)

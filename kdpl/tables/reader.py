@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Literal
 
 from kdpl.data.class_mapping import name_classes, read_class_mapping
 from kdpl.data.names import Names, unlisted
@@ -20,7 +21,10 @@ HELD_OUT = "held_out"
 """Split of test images that were set aside by chance."""
 
 UNKNOWN = "?"
-"""Cell of an image without a label, where an empty one is of an image of none of the classes."""
+"""Cell of an image without a label, in a table of several labels."""
+
+EmptyLabels = Literal["no_class", "unlabeled"]
+"""What an empty label means in such a table: of none of the classes, or that nobody labelled it."""
 
 _SEPARATORS = ",;|"
 
@@ -38,12 +42,14 @@ class Table(OwnImages):
     sorted labels, or, where no training image has one, those of the file ``class_names``. Relative
     paths begin at the table's folder; URLs are taken as they are.
 
-    With a ``label_separator``, a label is a list of any number of classes: an empty one says that
-    the image is of none of them, and ``?`` or, in a Parquet file, a missing value that it has no
-    label. ``any_labels`` takes such a table also where all images have one class each.
+    With a ``label_separator``, a label is a list of any number of classes: the separator alone or,
+    in a Parquet file, an empty list says that the image is of none of them, and ``?`` or a missing
+    value that it has no label. An empty label is refused unless ``empty_labels`` says which of the
+    two it means. ``any_labels`` takes such a table also where all images have one class each.
     """
 
     label_separator: str | None = None
+    empty_labels: EmptyLabels | None = None
     any_labels: bool = False
 
     def __post_init__(self) -> None:
@@ -55,6 +61,11 @@ class Table(OwnImages):
                     "to the one between two labels, such as ';'"
                 )
             self.task = "multilabel"
+        elif self.empty_labels is not None:
+            raise ConfigError(
+                "empty_labels is for tables of several labels an image, and without one an empty "
+                "label is of an unlabelled image: set label_separator, or leave it out"
+            )
 
     def read(self) -> Splits:
         """Read the dataset, in the order of the rows."""
@@ -62,7 +73,7 @@ class Table(OwnImages):
         records: dict[str, list[tuple[str, tuple[str, ...]]]] = {split: [] for split in _SPLITS}
         without_label, split_of, groups = list[str](), dict[str, str](), dict[str, str]()
         split_of_group: dict[str, str] = {}
-        rows = read_rows(table, not self.class_names, self.label_separator)
+        rows = read_rows(table, not self.class_names, self.label_separator, self.empty_labels)
         if not self.any_labels:
             _require_task(table, [cell for _, cell, _, _ in rows], self.label_separator)
         for number, (image, cell, split, group) in enumerate(rows, start=1):
@@ -151,14 +162,19 @@ def split_cell(cell: str, separator: str | None) -> tuple[str, ...] | None:
 
 
 def read_rows(
-    table: Path, labeled: bool, separator: str | None = None
+    table: Path,
+    labeled: bool,
+    separator: str | None = None,
+    empty: EmptyLabels | None = None,
 ) -> list[tuple[str, str, str, str]]:
     """Read image, label in composed form, split and group of each row; an empty split is ``train``.
 
-    With a ``separator`` of several labels, a missing one is ``?``.
+    With a ``separator`` of several labels, a missing label is ``?``, and that of an image of none
+    of the classes is the separator; ``empty`` says which of the two an empty one is.
 
     DataError if it cannot be read, lacks the column ``image`` or, with ``labeled``, ``label``, or a
-    row has a value beyond the columns, as a comma without quotes makes it.
+    row has a value beyond the columns, as a comma without quotes makes it; with a ``separator``
+    also for a label that is empty without ``empty``, or that has ``?`` among its classes.
     """
     if table.suffix.lower() not in (".csv", ".parquet"):
         raise DataError(
@@ -180,8 +196,30 @@ def read_rows(
     none = [""] * len(columns["image"])
     splits = [split or "train" for split in columns.get("split", none)]
     missing = "" if separator is None else UNKNOWN
-    labels = map(composed, columns.get("label", [missing] * len(none)))
+    labels = list(map(composed, columns.get("label", [missing] * len(none))))
+    if separator is not None:
+        labels = _complete(table, labels, separator, empty)
     return list(zip(columns["image"], labels, splits, columns.get("group", none), strict=True))
+
+
+def _complete(
+    table: Path, cells: Sequence[str], separator: str, empty: EmptyLabels | None
+) -> list[str]:
+    """Return labels of which none is empty; a DataError if one may mean two things."""
+    for number, cell in enumerate(cells, start=1):
+        if cell != UNKNOWN and UNKNOWN in (split_cell(cell, separator) or ()):
+            raise DataError(
+                f"row {number} of {table} has the label {visible(cell)!r}, in which {UNKNOWN!r} "
+                f"may be any class: write all classes of the image, or {UNKNOWN!r} alone"
+            )
+    if empty is None and "" in cells:
+        raise DataError(
+            f"{cells.count('')} of {len(cells)} rows of {table} have an empty label, expected "
+            "classes: set empty_labels to no_class if these images are of none of the classes, or "
+            "to unlabeled if nobody has labelled them"
+        )
+    meaning = UNKNOWN if empty == "unlabeled" else separator
+    return [cell or meaning for cell in cells]
 
 
 def _require_task(table: Path, cells: Sequence[str], separator: str | None) -> None:
@@ -259,7 +297,10 @@ def _parquet_columns(table: Path, separator: str | None) -> dict[str, list[str]]
 def _list_text(value: object, separator: str) -> str:
     if value is None or value != value:
         return UNKNOWN
-    return separator.join(map(_text, value)) if isinstance(value, list) else _text(value)
+    # a list of no class says so, while an empty text may mean that nobody wrote one
+    return (
+        separator.join(map(_text, value)) or separator if isinstance(value, list) else _text(value)
+    )
 
 
 def _text(value: object) -> str:

@@ -7,7 +7,7 @@ from kdpl.runtime import plugins
 from kdpl.runtime.configs import find_class
 from kdpl.targets.teachers import Teachers
 
-__all__ = ["Target", "Teachers", "build_target"]
+__all__ = ["Target", "Teachers", "build_target", "target_class"]
 
 
 class Target:
@@ -15,6 +15,11 @@ class Target:
 
     A subclass is another target, and the arguments of its ``__init__`` are its settings.
     """
+
+    @classmethod
+    def require_task(cls, task: str) -> None:
+        """Raise a ConfigError if it is not for the labels of a task, by name; this is for all."""
+        return
 
     def callbacks(self) -> list[Callback]:
         """Return callbacks that set up what ``logits`` needs, before the first step; here none."""
@@ -41,7 +46,10 @@ def build_target(target: Target | str) -> Target:
 
     The names are ``teacher``, the published target, and those of entry points ``kdpl.targets``.
     """
-    if isinstance(target, Target):
-        return target
+    return target if isinstance(target, Target) else target_class(target)()
+
+
+def target_class(name: str) -> type[Target]:
+    """Return the class of a target by its name or dotted path; errors as of ``build_target``."""
     named = {"teacher": "kdpl.targets.Target", **plugins.paths("targets")}
-    return find_class(target, named, Target, "target")()
+    return find_class(name, named, Target, "target")

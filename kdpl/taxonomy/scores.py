@@ -64,12 +64,16 @@ class LevelScores(LearnedCompanion):
 
     @classmethod
     def made_from(cls, evidence: Evidence) -> Self | None:
-        """Take the tree in the run's folder, if there is one, and the validation images."""
+        """Take the tree in the run's folder, if there is one, and the validation images.
+
+        A sample of so many images of each class is not taken, as it shows no error of images as
+        they come.
+        """
         file, names = evidence.folder / FILE, evidence.vectors.class_names
         if not file.is_file():
             return None
         taxonomy, known = Taxonomy.read(file, names), evidence.held_out
-        if known is not None:
+        if known is not None and not known.sampled:
             return cls.of(taxonomy, known.logits, known.labels)
         return cls.of(taxonomy, torch.empty(0, len(names)), torch.empty(0, dtype=torch.long))
 
@@ -91,7 +95,10 @@ class LevelScores(LearnedCompanion):
         """
         require_share("level_error", max_error)
         if not len(self.scores):
-            raise ArtifactError(f"this classifier has a tree, but no held-out images: {REMEDY}")
+            raise ArtifactError(
+                "this classifier has a tree, but no held-out images (a sample of val_shots of each "
+                f"class does not count): {REMEDY}"
+            )
         found = self._thresholds(max_error)
         if min(found) < math.inf:
             return found

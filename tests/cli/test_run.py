@@ -165,6 +165,36 @@ def test_a_wrong_start_is_one_line_and_nothing_is_written(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.yaml", "misspelt.yaml"]
 
 
+def test_a_network_of_the_student_that_there_is_not_is_refused_before_stage_1(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("model: {init_args: {clip: {model: tiny-studnet}}}")
+    out = tmp_path / "out"
+    assert main([*RUN, *SHOTS, f"--student={tmp_path}/mine.yaml", f"--out={out}"]) == 1
+    assert "tiny-studnet" in capsys.readouterr().err
+    assert not (out / "teacher").exists()
+
+
+def test_settings_of_the_student_that_contradict_each_other_are_refused_before_stage_1(
+    tmp_path, capsys
+):
+    settings = {"vision_prompts": {"depth": 0}, "text_features": "student", "fine_tune": False}
+    (tmp_path / "mine.yaml").write_text(json.dumps({"model": {"init_args": settings}}))
+    out = tmp_path / "out"
+    assert main([*RUN, *SHOTS, f"--student={tmp_path}/mine.yaml", f"--out={out}"]) == 1
+    error_line(capsys, "with text_features: student there is no projector")
+    assert not (out / "teacher").exists()
+
+
+def test_one_class_is_refused_before_anything_is_trained(tmp_path, capsys):
+    folder = image_folder(tmp_path / "data", ["cat"], splits=["train"])
+    data = [*configs("data/folder.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={folder}"]
+    for shots in (2, 0):
+        out = tmp_path / f"out{shots}"
+        options = [*data, *STAGES, *SHORT, f"--shots={shots}", f"--out={out}"]
+        assert main(["run", *options]) == 1
+        error_line(capsys, "has one class, 'cat', expected several")
+        assert not (out / "teacher" / "checkpoints").exists()
+
+
 def test_what_takes_long_is_announced_and_an_interruption_early_in_stage_2_says_what_is_kept(
     tmp_path, capsys, monkeypatch
 ):
@@ -240,7 +270,7 @@ def test_a_notice_of_slurm_requeues_the_job_and_no_step_begins(tmp_path, monkeyp
     monkeypatch.setattr(slurm, "signalled", lambda: bool(begun))
     monkeypatch.setattr(
         "kdpl.cli.fit.run_stage",
-        lambda command, *_: _[-1] or begun.append(command),
+        lambda command, *_, **__: _[-1] or begun.append(command),
     )
     assert main([*RUN, f"--out={tmp_path / 'out'}"]) == slurm.REQUEUED
     assert asked.read_text() == "requeue 17\n"

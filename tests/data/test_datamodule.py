@@ -95,14 +95,26 @@ def test_a_share_of_the_unlabelled_images_is_a_subset_that_the_seed_decides(fold
 
 def test_validation_is_capped_and_test_is_not(folder):
     for options, count in (
-        ({}, 4),
+        ({"val_shots": 4}, 4),
         ({"val_shots": None}, 5),
-        ({"shots": 2}, 2),
-        ({"protocol": "base_to_novel"}, 4),
+        ({"val_shots": 4, "shots": 2}, 2),
+        ({"val_shots": 4, "protocol": "base_to_novel"}, 4),
     ):
         datamodule = in_folder(folder, **options)
         assert len(datamodule.evaluation_dataloader_for("val", SQUARE).dataset) == 5 * count
         assert len(datamodule.evaluation_dataloader_for("test", SQUARE).dataset) == 5 * 3
+
+
+def test_without_val_shots_all_of_your_own_validation_images_are_taken_and_four_of_a_benchmark(
+    folder,
+):
+    for own, count in ((in_folder(folder), 25), (DomainDataModule("digits", num_workers=0), 40)):
+        assert len(own.labels.evaluation("val")) == count
+    images, sampled = in_folder(folder).bounding_images()
+    assert (images.tolist(), sampled) == ([*range(25)], False)
+    for val_shots, sampled in ((4, True), (5, False)):
+        own = in_folder(folder, shots=5, val_shots=val_shots)
+        assert own.bounding_images()[1] is sampled
 
 
 def test_evaluation_batches_are_in_order_and_drop_nothing(folder):
@@ -219,7 +231,7 @@ def test_module_chooses_split_and_size_and_knows_the_names_at_setup(folder):
     assert sorted(torch.cat([batch.indices for batch in probe.train_batches[:3]]).tolist()) == list(
         range(30)
     )
-    assert sum(len(batch.indices) for batch in probe.val_batches) == 2 * 20
+    assert sum(len(batch.indices) for batch in probe.val_batches) == 2 * 25
 
 
 def test_balanced_classes_take_part_equally_in_as_many_steps_and_each_view_is_another_one(folder):

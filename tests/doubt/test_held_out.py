@@ -1,4 +1,7 @@
+import json
 import math
+from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -6,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import world
+from doubting import bursts
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.stats import beta
@@ -115,6 +119,35 @@ def test_a_wanted_error_is_kept_in_95_percent_of_many_splits(max_error, count):
     assert reached > 100
     # 400 splits with 5 % broken each: 31 or more have a probability of 1 %
     assert broken <= 30
+
+
+@pytest.mark.parametrize("size", [1, 20])
+def test_an_error_that_is_not_kept_is_promised_in_5_percent_of_draws_also_with_groups(size):
+    draw, promised = np.random.default_rng(size), 0
+    for _ in range(60):
+        scores, correct, rows = bursts(draw, size)  # 6 % of errors
+        with suppress(ConfigError):
+            HeldOutScores(1.0, scores[rows], scores[rows], correct[rows]).threshold(0.05)
+            promised += 1
+    assert promised <= 3  # by image, of groups of 20, in 12
+
+
+def test_a_sample_of_each_class_shows_no_error_and_keeps_its_temperature(tmp_path):
+    made = HeldOutScores.of(*draw_logits(np.random.default_rng(5), 400), sampled=True)
+    made.save(tmp_path, "ab")
+    read = HeldOutScores.read(tmp_path, "ab")
+    for given in (made, read):
+        for wanted in ({"max_error": 0.1}, {"sets": 0.9}):
+            with world.refused(ConfigError, r"a sample of so many of each class \(val_shots\)"):
+                decision_rule(classifier_with(given), **wanted)
+        rule = decision_rule(classifier_with(given), calibrated=True)
+        assert rule.temperature == made.temperature
+        assert json.loads(given.metadata(10)["thresholds"]) == {}
+    plain = replace(made, sampled=False)
+    plain.save(tmp_path, "ab")
+    with safe_open(tmp_path / HeldOutScores.file, "pt") as opened:
+        assert "sampled" not in str(opened.metadata())
+    assert HeldOutScores.read(tmp_path, "ab").threshold(0.1) == plain.threshold(0.1)
 
 
 @pytest.mark.parametrize("coverage", [0.9, 0.95])

@@ -171,6 +171,30 @@ def test_a_fit_keeps_the_scores_of_its_validation_images(student_run):
     ).tolist() == [pytest.approx(pair, rel=1e-4) for pair in expected]
 
 
+def companions_of_a_fit(folder, **data):
+    world.write_teacher(folder, class_names=world.DIGITS, num_base=None)
+    domain = world.digits(8, **data)
+    world.fit(world.make_student(folder), folder, domain=domain, limit_train_batches=1)
+    return Classifier.load(folder / "classifier").companions, domain
+
+
+def test_a_fit_counts_one_validation_image_of_each_group(tmp_path, monkeypatch):
+    groups = world.group_digits(monkeypatch)
+    companions, domain = companions_of_a_fit(tmp_path)
+    number = len({groups[record.source] for record in domain.splits.val})
+    assert number < len(domain.splits.val) / 2
+    assert len(companions["held_out"]) == number
+    assert companions["unknown"].held_out == number
+    companions["held_out"].set_threshold(0.9)  # not refused
+
+
+def test_a_fit_on_a_sample_of_each_class_bounds_no_error(tmp_path):
+    companions, _ = companions_of_a_fit(tmp_path, shots=16, val_shots=4)
+    assert len(companions["held_out"]) == 40
+    with world.refused(ConfigError, r"a sample of so many of each class \(val_shots\)"):
+        companions["held_out"].threshold(0.99)
+
+
 class NoImages(world.TinyDomain):
     def val_dataloader(self):
         return []
@@ -228,6 +252,28 @@ def test_calibrate_replaces_them_by_those_of_a_folder_or_table(table, folder, ph
         if name != "held_out.safetensors"
     }
     assert after == before
+
+
+def test_calibrate_counts_one_image_of_each_group_and_few_are_warned_of(folder, photos, capsys):
+    table = folder.parent / "held_out.csv"
+    paths = sorted(photos.rglob("*.png"))
+    rows = [f"{path},{path.parent.name},{i // 5}" for i, path in enumerate(paths)]
+    table.write_text("\n".join(["image,label,group", *rows]))
+    capsys.readouterr()
+    assert main(["calibrate", str(folder), str(table)]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("60 images: accuracy")
+    assert "60 of 300 held-out images count, one of each group" in said.err
+    few = "the temperature is of 60 held-out images and may make probabilities worse"
+    assert few in said.err
+    assert main(["predict", str(folder), str(paths[0]), "--calibrated"]) == 0
+    assert f"--calibrated: {few}" in capsys.readouterr().err
+    assert main(["predict", str(folder), str(paths[0]), "--sets=50%"]) == 0
+    assert few not in capsys.readouterr().err
+
+    assert main(["calibrate", str(folder), str(photos)]) == 0
+    assert main(["predict", str(folder), str(paths[0]), "--calibrated"]) == 0
+    assert "may make probabilities worse" not in capsys.readouterr().err
 
 
 def rows_of(capsys):

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from runs import DATA, SHORT, STAGES
 
+from kdpl.__main__ import main
 from kdpl.data.names import Names
 from kdpl.data.pool import UnlabeledPool
 from kdpl.data.sampling import share_of
@@ -50,3 +52,10 @@ def test_labelled_images_are_not_held_out_under_any_name(tmp_path):
 def test_more_than_half_or_a_labelled_image_is_not_held_out(images, labeled):
     with pytest.raises(DataError, match=f"the pool has {images} images, too few to hold 100"):
         draw_unseen(pool_of(images), (f"{number}.png" for number in range(labeled)))
+
+
+def test_a_run_refuses_a_pool_that_is_too_small_before_stage_1(tmp_path, capsys):
+    few = ["--student=fidelity", "--data.init_args.unlabeled_share=0.1"]
+    assert main(["run", *DATA, *STAGES, *few, *SHORT, f"--out={tmp_path}/run"]) != 0
+    assert "the pool has 70 images, too few to hold 100" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "teacher").exists()

@@ -45,6 +45,7 @@ def data_of(table, *more):
         "--data.init_args.dataset=table",
         f"--data.init_args.root={table}",
         "--data.init_args.label_separator=;",
+        "--data.init_args.empty_labels=no_class",
         "--data.init_args.shots=4",
         "--data.init_args.num_workers=0",
         "--data.init_args.batch_size=8",

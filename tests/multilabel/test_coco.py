@@ -37,6 +37,13 @@ def write(file, images, folder=None):
 TRAIN = {"a.png": [7, 2, 7], "b.png": [], "c.png": [2]}
 
 
+def test_all_validation_images_choose_thresholds(tmp_path):
+    write(tmp_path / "train.json", TRAIN, tmp_path / "images")
+    write(tmp_path / "val.json", {f"{i}.png": [7] for i in range(9)}, tmp_path / "images")
+    data = DomainDataModule("coco", str(tmp_path), num_workers=0)
+    assert len(data.labels.evaluation("val")) == 9
+
+
 @pytest.mark.parametrize(
     ("train", "test", "images"),
     [

@@ -26,14 +26,16 @@ def labels_in(records):
     return {record.source.rpartition("/")[2]: record.label for record in records}
 
 
-def test_a_cell_is_a_set_an_empty_one_none_of_the_classes_and_a_question_mark_no_label(tmp_path):
+def test_a_cell_is_a_set_the_separator_alone_none_of_the_classes_and_a_question_mark_no_label(
+    tmp_path,
+):
     lines = (
         "a.png,cat;dog,",
-        "b.png,,",
+        "b.png,;,",
         "c.png,?,",
         "d.png, dog ;dog,",
         "e.png,fox,test",
-        "f.png,,test",
+        "f.png,;,test",
     )
     reader = Table(table_of(tmp_path, *lines), label_separator=";")
     assert reader.task == "multilabel"
@@ -42,6 +44,35 @@ def test_a_cell_is_a_set_an_empty_one_none_of_the_classes_and_a_question_mark_no
     assert labels_in(splits.train) == {"a.png": (0, 1), "b.png": (), "d.png": (1,)}
     assert labels_in(splits.test) == {"e.png": (2,), "f.png": ()}
     assert [source.rpartition("/")[2] for source in splits.unlabeled] == ["c.png"]
+
+
+def test_an_empty_label_is_refused_until_it_is_told_which_of_two_things_it_means(tmp_path):
+    table = table_of(tmp_path, "a.png,cat;dog,", "b.png,,", "c.png,?,", "d.png,;,")
+    said = (
+        r"1 of 4 rows of .*t\.csv have an empty label, .*set empty_labels to no_class .* unlabeled"
+    )
+    with world.refused(DataError, said):
+        Table(table, label_separator=";").read()
+
+    splits = Table(table, label_separator=";", empty_labels="no_class").read()
+    assert labels_in(splits.train) == {"a.png": (0, 1), "b.png": (), "d.png": ()}
+    assert len(splits.unlabeled) == 1
+    splits = Table(table, label_separator=";", empty_labels="unlabeled").read()
+    assert labels_in(splits.train) == {"a.png": (0, 1), "d.png": ()}
+    assert [source.rpartition("/")[2] for source in splits.unlabeled] == ["b.png", "c.png"]
+
+    # with one class each it has one meaning
+    with world.refused(ConfigError, "empty_labels is for tables of several labels"):
+        Table(table, empty_labels="no_class")
+
+
+@pytest.mark.parametrize("label", ["cat;?", "?;cat", "?;"])
+def test_a_label_that_is_known_in_part_is_refused(label, tmp_path):
+    table = table_of(tmp_path, "a.png,cat;dog,", f"b.png,{label},")
+    with world.refused(
+        DataError, r"row 2 of .*t\.csv has the label '.*', in which '\?' may be any"
+    ):
+        Table(table, label_separator=";").read()
 
 
 def test_a_parquet_table_has_lists_and_its_missing_values_are_no_labels(tmp_path):
@@ -53,7 +84,7 @@ def test_a_parquet_table_has_lists_and_its_missing_values_are_no_labels(tmp_path
     splits = Table(str(tmp_path / "t.parquet"), label_separator="|").read()
     assert labels_in(splits.train) == {"a": (0, 1), "b": (), "d": (1,)}
     assert len(splits.unlabeled) == 1
-    columns["label"] = ["cat|dog", "", None, "dog"]
+    columns["label"] = ["cat|dog", "|", None, "dog"]
     write_table(arrow.table(columns), tmp_path / "t.parquet")
     again = Table(str(tmp_path / "t.parquet"), label_separator="|").read()
     assert again.train == splits.train
@@ -198,6 +229,7 @@ def test_no_label_of_a_novel_class_is_in_a_training_batch(table):
         "table",
         str(table),
         label_separator=";",
+        empty_labels="no_class",
         protocol="base_to_novel",
         shots=4,
         num_workers=0,
@@ -222,5 +254,5 @@ def test_classes_of_several_labels_are_not_balanced(table):
 
 
 def test_images_that_have_one_class_or_not_are_of_several_labels(tmp_path):
-    splits = Table(table_of(tmp_path, "a.png,cat,", "b.png,,"), label_separator=";").read()
+    splits = Table(table_of(tmp_path, "a.png,cat,", "b.png,;,"), label_separator=";").read()
     assert labels_in(splits.train) == {"a.png": (0,), "b.png": ()}

@@ -1,6 +1,9 @@
 """init on a table of several labels."""
 
 import csv
+import shlex
+
+from runs import SHORT
 
 from kdpl.__main__ import main
 from kdpl.data.domain import build_data
@@ -23,7 +26,7 @@ def without_splits(table, folder):
 
 def test_init_writes_a_config_that_reads_the_same_labels(table, tmp_path, capsys):
     mine, out = without_splits(table, tmp_path), tmp_path / "data"
-    options = ["--label-separator=;", "--val-share=20%", "--workers=1"]
+    options = ["--label-separator=;", "--empty-labels=no_class", "--val-share=20%", "--workers=1"]
     assert main(["init", str(mine), f"--out={out}", *options]) == 0
     said = capsys.readouterr().out
     assert "5 classes, 84 images" in said
@@ -46,6 +49,47 @@ def test_init_writes_a_config_that_reads_the_same_labels(table, tmp_path, capsys
     assert len(data.splits.unlabeled) == 1
 
 
+def test_rows_with_an_empty_label_are_counted_by_what_they_are_told_to_mean(
+    table, tmp_path, capsys
+):
+    mine = without_splits(table, tmp_path)
+    empty = sum(row["label"] == "" for row in rows_of(mine))
+    init = ["init", str(mine), "--label-separator=;", "--workers=1"]
+    assert main([*init, f"--out={tmp_path}/data"]) != 0
+    assert f"{empty} of 84 rows of {mine} have an empty label" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+    for meaning, said, cell in (
+        ("no_class", f"of none of the classes: {empty} of these", ";"),
+        ("unlabeled", f"unlabelled: {empty + 1}", "?"),
+    ):
+        out = tmp_path / meaning
+        assert main([*init, f"--empty-labels={meaning}", f"--out={out}"]) == 0
+        assert said in capsys.readouterr().out
+        # the list that is written has no empty label
+        cells = [row["label"] for row in rows_of(out / "images.csv")]
+        assert (cells.count(""), cells.count(cell)) == (0, empty + (cell == "?"))
+
+
+def test_init_prints_a_command_whose_student_sees_crops_and_can_follow(table, tmp_path, capsys):
+    out = tmp_path / "data"
+    init = ["init", str(table), "--label-separator=;", "--empty-labels=no_class", "--workers=1"]
+    assert main([*init, f"--out={out}", "--shots=4"]) == 0
+    said = capsys.readouterr().out
+    command = shlex.split(said.splitlines()[-1])
+    assert "--student promptkd_vit_b16 --student local_views" in shlex.join(command)
+    small = "--teacher quickstart --student quickstart_timm_64 --student local_views"
+    assert small in said
+
+    # what is printed for a machine without a GPU or a network runs
+    given = ["--config", str(out / "data.yaml"), "--config", "trainer/cpu", *shlex.split(small)]
+    short = [*SHORT, "--data.init_args.num_workers=0", f"--out={tmp_path}/run"]
+    assert main([*command[3:4], *given, *short]) == 0
+    said = capsys.readouterr().out
+    assert "chance" in said
+    assert "the student agrees with its targets on" in said
+
+
 def test_a_name_with_the_separator_of_predictions_is_refused_before_anything_is_written(
     table, tmp_path, capsys
 ):
@@ -56,7 +100,14 @@ def test_a_name_with_the_separator_of_predictions_is_refused_before_anything_is_
             (image, ",".join(label.split(";")).replace("two", "two;2")) for image, label in rows
         ]
         csv.writer(file).writerows([("image", "label"), *named])
-    init = ["init", str(mine), "--label-separator=,", f"--out={tmp_path}/data", "--workers=1"]
+    init = [
+        "init",
+        str(mine),
+        "--label-separator=,",
+        "--empty-labels=no_class",
+        f"--out={tmp_path}/data",
+        "--workers=1",
+    ]
     assert main(init) != 0
     assert "class 'two;2' has a ';' in its name" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()

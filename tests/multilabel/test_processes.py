@@ -22,6 +22,7 @@ def fit(table, out, stage, *more, interrupted_after=None):
         "--data.init_args.dataset=table",
         f"--data.init_args.root={table}",
         "--data.init_args.label_separator=;",
+        "--data.init_args.empty_labels=no_class",
         "--data.init_args.shots=4",
         "--data.init_args.num_workers=0",
     ]

@@ -1,11 +1,19 @@
 """The report of a run on several labels an image."""
 
+import shutil
+
 import numpy as np
 import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 from kdpl.multilabel.report import average_precision_interval, several_labels
+from kdpl.multilabel.report.probe import STRENGTHS, probed_map
+from kdpl.report.page import render
 from kdpl.report.run_folder import Run
+from kdpl.report.training import training
+from kdpl.runtime.loggers import MetricsCSV
 
 
 def test_the_page_has_scores_classes_and_images_instead_of_accuracies(run):
@@ -32,6 +40,9 @@ def test_what_is_shown_is_what_was_tested(run):
         "student's original CLIP",
         "teacher",
         "distilled student",
+        "linear probe of the teacher's CLIP",
+        "linear probe of the student's network",
+        "chance",
     ]
     for row, interval in data["classes"]:
         assert (
@@ -40,6 +51,53 @@ def test_what_is_shown_is_what_was_tested(run):
     together, having = np.array(data["together"]), np.array(data["having"])
     assert (together <= having[:, None]).all()
     assert having.tolist() == [int(row["positives"]) for row, _ in data["classes"]]
+
+
+def test_a_probe_is_a_logistic_regression_for_each_class_with_what_validation_images_choose():
+    draw = np.random.default_rng(3)
+    classes = draw.normal(size=(4, 8))
+
+    def images(count):
+        has = draw.random((count, 4)) < 0.4
+        has[:, 3] = False
+        features = has @ classes + draw.normal(size=(count, 8))
+        return features / np.linalg.norm(features, axis=1, keepdims=True), has
+
+    parts = [images(count) for count in (30, 80, 200)]
+    x, y = parts[0]
+
+    def precision(strength, number):
+        rows, has = parts[number]
+        scores = []
+        for label in range(3):
+            # by another way: the scale of features is a scale of weights, and so of C
+            model = LogisticRegression(C=strength / x.var(axis=0).sum(), max_iter=1000)
+            model.fit(x - x.mean(axis=0), y[:, label])
+            margin = (rows - x.mean(axis=0)) @ model.coef_[0]
+            scores.append(average_precision_score(has[:, label], margin))
+        return np.mean(scores)
+
+    tensors = [(torch.tensor(f).float(), torch.tensor(has)) for f, has in parts]
+    best = max(STRENGTHS, key=lambda strength: precision(strength, 1))
+    assert best != STRENGTHS[0]
+    assert probed_map(*tensors) == pytest.approx(precision(best, 2), abs=1e-3)
+    without = probed_map(tensors[0], None, tensors[2])
+    assert without == pytest.approx(precision(STRENGTHS[0], 2), abs=1e-3)
+
+
+def test_fidelity_is_said_of_the_classes_that_student_or_target_gives(run, tmp_path):
+    shutil.copytree(run / "student", tmp_path / "student")
+    logger = MetricsCSV(str(tmp_path / "student"))
+    logger.log_metrics({"val/fidelity": 0.8125, "pool/unseen": 100.0}, step=9)
+    copied = Run.find(tmp_path, trusted=True)
+    assert training(copied)["fidelity"] == {
+        "share": 0.8125,
+        "images": 100,
+        "several": True,
+        "follows": True,
+    }
+    page = " ".join(render(copied).split())
+    assert "on 81.2 % of the classes that either gives to 100 unlabelled images" in page
 
 
 def test_an_interval_is_that_of_average_precisions_of_drawn_images():
@@ -54,3 +112,9 @@ def test_an_interval_is_that_of_average_precisions_of_drawn_images():
             found.append(average_precision_score(has[some], scores[some]))
     assert (low, high) == pytest.approx(np.quantile(found, [0.025, 0.975]), abs=0.05)
     assert average_precision_interval(scores, np.zeros(60, dtype=bool)) is None
+
+
+def test_draws_without_an_image_of_the_class_do_not_count_as_average_precisions_of_0():
+    # of 20 images one has the class, at the top: what is drawn with it has 1
+    scores = np.linspace(1, 0, 20)
+    assert average_precision_interval(scores, scores == 1) == (1.0, 1.0)

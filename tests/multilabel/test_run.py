@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from runs import CONFIGS, SHORT, STAGES, STUDENT
+from rich.console import Console
+from runs import CONFIGS, SHORT, STAGES, STUDENT, curves_of
 
 from kdpl import Classifier
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
+from kdpl.cli.run_summary import summarize
 from kdpl.errors import ArtifactError
 from kdpl.runtime.predictions import read_predictions, read_results
 
@@ -27,13 +29,33 @@ def rows_of(path):
 
 
 def test_a_run_tests_all_four_models_by_average_precision_and_f1(run):
-    names = {"map", "macro_f1", "micro_f1"}
+    names = {"map", "chance", "macro_f1", "micro_f1"}
     halves = {f"{half}_{name}" for half in ("base", "novel") for name in names}
     for stage in ("teacher", "student", "zero_shot/teacher", "zero_shot/student"):
         results = read_results(run / stage)
         assert results.pop("images") == 24
         assert {name.removeprefix("test/") for name in results} == {"hm", *names, *halves}
         assert all(0 <= value <= 1 for value in results.values())
+
+
+def test_a_run_prints_chance_probes_and_agreement_with_its_targets(run, capsys):
+    console = Console(width=200)
+    summarize(console, run, nothing_done=True)
+    said = capsys.readouterr().out
+    rows = {
+        cells[0].strip(): cells[1:] for line in said.splitlines() if (cells := line.split("│")[1:])
+    }
+    chance = read_results(run / "student")
+    shares = [f"{100 * chance[f'test/{half}chance']:.1f}" for half in ("", "base_", "novel_")]
+    assert [cell.strip() for cell in rows["chance"][:3]] == shares
+    for role, title in (("teacher", "the teacher's CLIP"), ("student", "the student's network")):
+        # of base classes alone, whose labels it has
+        (precision,) = (read_results(run / "probe" / role)[key] for key in ("test/base_map",))
+        shown = rows[f"linear probe of {title}"]
+        assert [cell.strip() for cell in shown[:3]] == ["", f"{100 * precision:.1f}", ""]
+    share = curves_of(run / "student")["train/agreement"][-1][1]
+    assert f"agrees with its targets on {100 * share:.1f} % of the classes" in said
+    assert ("it cannot follow them" in said) == (share < 0.5)
 
 
 def test_scale_and_bias_are_learned_and_novel_classes_have_the_mean_of_base_ones(run):
@@ -168,3 +190,28 @@ def test_teachers_and_data_of_different_tasks_are_refused(run, table, tmp_path, 
     config = f"--config={CONFIGS}/trainer/cpu.yaml"
     assert main(["fit", config, *STUDENT, *data, *SHORT, *student]) != 0
     assert "are for multilabel labels, those of the data are multiclass" in capsys.readouterr().err
+
+
+def test_local_views_of_one_class_for_each_image_are_refused_before_stage_1(tmp_path, capsys):
+    config = [f"--config={CONFIGS}/{name}.yaml" for name in ("data/digits", "trainer/cpu")]
+    options = [*config, *STAGES, "--student=local_views", *SHORT]
+    assert main(["run", *options, f"--out={tmp_path}/run"]) != 0
+    assert "local_views is for images of several labels" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        ("--student=refined", "target: refined is defined for images of one class each"),
+        ("--student=feature_l1", "loss.kind l1 compares features"),
+    ],
+)
+def test_what_several_labels_do_not_go_with_is_refused_before_stage_1(
+    student, said, table, data_of, tmp_path, capsys
+):
+    config = f"--config={CONFIGS}/trainer/cpu.yaml"
+    options = [config, *data_of(table), *STAGES, student, *SHORT]
+    assert main(["run", *options, f"--out={tmp_path}/run"]) != 0
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run" / "teacher").exists()

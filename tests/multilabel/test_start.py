@@ -1,5 +1,7 @@
 """Scores of classes from the first step on: what they begin at, and what does not begin them again."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import world
@@ -17,6 +19,7 @@ from kdpl.teacher import TeacherPromptTuning
 
 def pages(table, **settings):
     own = {"shots": 4, "val_shots": 4, "batch_size": 8, "num_workers": 0, **settings}
+    own |= {"empty_labels": "no_class"}
     return DomainDataModule("table", str(table), label_separator=";", **own)
 
 
@@ -63,6 +66,24 @@ def test_a_test_or_a_second_fit_after_a_fit_keeps_what_scores_were_learned(
     assert module.scores.center.equal(learned["center"])
 
 
+def test_every_process_starts_at_the_scores_of_the_first(table, tmp_path, monkeypatch):
+    def broadcast(value, src):
+        assert src == 0
+        value.fill_(0.5)
+
+    group = SimpleNamespace(
+        is_available=lambda: True, is_initialized=lambda: True, broadcast=broadcast
+    )
+    monkeypatch.setattr(scores, "distributed", group)
+    started, note = {}, Callback()
+    note.on_train_start = lambda _, module: started.update(
+        {name: value.clone() for name, value in module.scores.state_dict().items()}
+    )
+    fit(table, tmp_path, note)
+    assert started.keys() == {"log_scale", "bias", "center"}
+    assert all((value == 0.5).all() for value in started.values())
+
+
 def test_thresholds_are_not_chosen_for_a_teacher_that_hands_none_over(table, tmp_path, monkeypatch):
     monkeypatch.setattr(callback, "choose", None)
     module, _, _ = fit(table, tmp_path)
@@ -77,7 +98,7 @@ def test_a_loss_that_compares_features_is_refused(table, tmp_path):
 
 
 def test_names_with_the_separator_of_predictions_are_refused_before_training(table, tmp_path):
-    lines = [f'{table.parent}/train{i}.png,"{"one,a;b" if i else ""}"' for i in range(4)]
+    lines = [f'{table.parent}/train{i}.png,"{"one,a;b" if i else ","}"' for i in range(4)]
     (tmp_path / "t.csv").write_text("\n".join(["image,label", *lines]))
     own = {"label_separator": ",", "shots": None, "num_workers": 0}
     data = DomainDataModule("table", str(tmp_path / "t.csv"), **own)

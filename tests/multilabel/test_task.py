@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, f1_score
 from kdpl.errors import ConfigError
 from kdpl.multilabel.metrics import MultiLabelMetrics, class_scores
 from kdpl.multilabel.task import MultiLabel, bernoulli_kl
-from kdpl.tasks import DecisionRule, Predicted, Prediction, require_one_class
+from kdpl.tasks import DecisionRule, Predicted, Prediction, agreement_of, require_one_class
 
 DRAW = torch.Generator().manual_seed(0)
 LOGITS = 3 * torch.randn(6, 4, generator=DRAW)
@@ -72,6 +72,27 @@ def test_labels_are_the_classes_at_or_above_their_thresholds():
     assert len(task.decide(ranked.indices[0].tolist(), ranked.values[0].tolist(), everything)) == 4
 
 
+def test_agreement_counts_images_to_which_either_gives_the_class():
+    draw = torch.Generator().manual_seed(1)
+    first, second = (torch.rand(400, 5, generator=draw) - 0.8 for _ in range(2))
+    second[:, 4] = -1
+    first[:, 3] = second[:, 3] = -1
+    shares = []
+    for c in range(5):
+        has = [(a >= 0, b >= 0) for a, b in pairs(first[:, c], second[:, c])]
+        either = sum(a or b for a, b in has)
+        if either:
+            shares.append(sum(a and b for a, b in has) / either)
+    assert len(shares) == 4
+    parts = [TASK.agreements(first[rows::3], second[rows::3]) for rows in range(3)]
+    assert agreement_of(sum(parts)).item() == pytest.approx(sum(shares) / 4)
+    # independent labels of a fifth of the images agree on two thirds of all cells
+    assert 0.05 < agreement_of(sum(parts)[:, :3]).item() < 0.15
+    assert agreement_of(TASK.agreements(first, first)).item() == 1
+    nothing = torch.full((3, 5), -1.0)
+    assert agreement_of(TASK.agreements(nothing, nothing)).item() == 0
+
+
 def test_a_table_has_names_and_probabilities_in_one_cell_each():
     columns = TASK.columns(3, DecisionRule())
     assert columns == ["labels", "scores"]
@@ -119,6 +140,7 @@ def test_the_metrics_are_those_of_scikit_learn_with_ties_and_empty_classes(seed)
     for half, classes in halves.items():
         own = [c for c in classes if c in having]
         assert values[f"{half}map"] == pytest.approx(np.mean([precisions[c] for c in own]))
+        assert values[f"{half}chance"] == pytest.approx(np.mean([labels[:, c].mean() for c in own]))
         assert values[f"{half}macro_f1"] == pytest.approx(np.mean([f1[c] for c in own]))
         micro = f1_score(labels[:, [*classes]], decided[:, [*classes]], average="micro")
         assert values[f"{half}micro_f1"] == pytest.approx(micro)

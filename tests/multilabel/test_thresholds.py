@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from doubting import bursts
 from scipy.stats import binom
 from sklearn.metrics import f1_score
 
@@ -66,6 +67,17 @@ def test_a_precision_is_kept_as_often_as_it_says():
         chosen, _ = one_class(probabilities.tolist(), labels.tolist(), precision=0.7)
         failures += chosen.problem is None and (1 + chosen.value) / 2 < 0.7
     assert failures <= 0.05 * 200 + 3 * (200 * 0.05 * 0.95) ** 0.5
+
+
+@pytest.mark.parametrize("size", [1, 20])
+def test_a_precision_that_is_not_kept_is_promised_in_5_percent_of_draws_also_with_groups(size):
+    draw, promised = np.random.default_rng(size), 0
+    for _ in range(60):
+        scores, correct, rows = bursts(draw, size)  # 6 % of errors
+        logits = torch.logit(scores[rows].double())[:, None]
+        (chosen,) = choose(logits, correct[rows][:, None], precision=0.95)
+        promised += chosen.problem is None
+    assert promised <= 3
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -134,7 +146,7 @@ def own(run, tmp_path):
 def labeled(table, tmp_path, split="test"):
     rows = [row for row in csv.DictReader(table.open(newline="")) if row["split"] == split]
     with (tmp_path / "own.csv").open("w", newline="") as file:
-        lines = [(table.parent / row["image"], row["label"]) for row in rows]
+        lines = [(table.parent / row["image"], row["label"] or ";") for row in rows]
         csv.writer(file).writerows([("image", "label"), *lines])
     return tmp_path / "own.csv"
 
@@ -160,14 +172,29 @@ def test_the_command_says_what_cannot_be_had(own, table, tmp_path, capsys):
     assert "no threshold shows a precision of 0.99, the best shows" in capsys.readouterr().out
 
 
+def test_one_image_of_a_group_counts_for_a_wanted_precision(own, table, tmp_path, capsys):
+    rows = [row for row in csv.DictReader(table.open(newline="")) if row["split"] == "test"]
+    lines = [f"{table.parent / row['image']},one,{i // 6}" for i, row in enumerate(rows)]
+    (tmp_path / "groups.csv").write_text("\n".join(["image,label,group", *lines]))
+    for options, count in (([], 24), (["--precision=60%"], 4), (["--recall=60%"], 4)):
+        said = said_of(capsys, own, tmp_path / "groups.csv", *options)
+        (line,) = [line for line in said.splitlines() if line.startswith("  one: ")]
+        assert line.split(", ")[1] == str(count)
+
+
 def test_invalid_input_of_the_command_is_refused(own, table, tmp_path, capsys, classifier):
     table_of_one = labeled(table, tmp_path)
     both = ["--precision=90%", "--recall=90%"]
     assert main(["thresholds", str(own), str(table_of_one), *both]) != 0
     assert "each decide the thresholds alone" in capsys.readouterr().err
-    assert main(["thresholds", str(own), str(table)]) != 0
+    assert main(["thresholds", str(own), str(table), "--empty-labels=no_class"]) != 0
     assert "several splits" in capsys.readouterr().err
-    table_of_one.write_text(table_of_one.read_text().replace("three", "owl"))
+    whole = table_of_one.read_text()
+    table_of_one.write_text(whole.replace(";", "|"))
+    assert main(["thresholds", str(own), str(table_of_one)]) != 0
+    said = capsys.readouterr().err
+    assert "which is a list of classes: give --label-separator '|'" in said
+    table_of_one.write_text(whole.replace("three", "owl"))
     assert main(["thresholds", str(own), str(table_of_one)]) != 0
     assert "has the class 'owl', which the classifier does not have" in capsys.readouterr().err
     assert main(["thresholds", str(classifier), str(table_of_one)]) != 0

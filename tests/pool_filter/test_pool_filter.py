@@ -5,8 +5,9 @@ import pytest
 import torch
 import world
 from lightning.pytorch import Callback
-from runs import rows_of
+from runs import DATA, SHORT, STAGES, rows_of
 
+from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.errors import ConfigError, DataError
@@ -201,6 +202,13 @@ def test_what_would_leave_nothing_is_refused(teacher_folder, tmp_path, monkeypat
     monkeypatch.setattr(callback, "_similarities", lambda *_: next(values))
     with world.refused(DataError, "pool_filter leaves out all 42 unlabelled images: check"):
         distil(teacher_folder, tmp_path, callbacks=[world.NoStep()])
+
+
+def test_without_labels_a_run_refuses_it_before_stage_1(tmp_path, capsys):
+    options = [*DATA, *STAGES, "--student=pool_filter", *SHORT, "--shots=0"]
+    assert main(["run", *options, f"--out={tmp_path}/run"]) != 0
+    assert "prompts and pool_filter need some" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "teacher").exists()
 
 
 @pytest.mark.slow

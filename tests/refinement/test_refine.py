@@ -35,13 +35,14 @@ def pool():
     return features, predictions, labels
 
 
-def plain_affinity(features, k):
+def plain_affinity(features, k, groups=range(N)):
     """a_ij, from every pair of images: half a cosine for each of the two that has the other among its k nearest."""
     n = len(features)
     cosine = [[float(features[i] @ features[j]) for j in range(n)] for i in range(n)]
     a = torch.zeros(n, n, dtype=torch.float64)
     for i in range(n):
-        for j in sorted((j for j in range(n) if j != i), key=lambda j: -cosine[i][j])[:k]:
+        further = (j for j in range(n) if groups[j] != groups[i])
+        for j in sorted(further, key=lambda j: -cosine[i][j])[:k]:
             a[i, j] += max(cosine[i][j], 0) / 2
             a[j, i] += max(cosine[i][j], 0) / 2
     return a
@@ -93,6 +94,13 @@ def refined(pool, config, labels=None):
     return refine(
         features, predictions, affinity(*nearest(features, config.neighbors)), labels, config
     )
+
+
+def test_images_of_a_group_are_no_neighbours(pool):
+    groups = torch.arange(N) // 4
+    made = affinity(*nearest(pool[0], 3, groups)).to_dense()
+    assert (made - plain_affinity(pool[0], 3, groups)).abs().max() < 1e-6
+    assert (made != affinity(*nearest(pool[0], 3)).to_dense()).any()
 
 
 @pytest.mark.parametrize("labeled", [False, True])

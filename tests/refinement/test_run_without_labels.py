@@ -149,7 +149,7 @@ def test_what_configs_and_options_say_of_labels_and_target_decides(
         (tmp_path / f"{name}.yaml").write_text(text)
     fits = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("kdpl.cli.fit.run_stage", lambda *args: fits.append(args[2]))
+    monkeypatch.setattr("kdpl.cli.fit.run_stage", lambda *args, **_: fits.append(args[2]))
     monkeypatch.setattr("kdpl.cli.run._do", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main([*RUN, "--out=out", *more])

@@ -127,7 +127,8 @@ def refined_plainly(features, text, labels, validation):
     config = RefinementConfig(**{k: v for k, v in SETTINGS.items() if k != "encoder"})
     held_out = torch.full_like(labels, -1)
     held_out[-len(validation) :] = torch.tensor([record.label for record in validation])
-    return assign(Evidence(features, text, labels, held_out, trusted=False), config)
+    alone = torch.arange(len(labels))
+    return assign(Evidence(features, text, labels, held_out, alone, trusted=False), config)
 
 
 def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):
@@ -165,8 +166,8 @@ def test_labels_outside_the_pool_take_part_and_those_of_validation_images_do_not
 @pytest.mark.parametrize(
     ("mode", "right", "after", "strength", "taken", "words"),
     [
-        ("auto", (0.5, 0.6), (5, 5), 30.0, True, "right on 60.0 % of 20 labelled images"),
-        ("auto", (0.5, 0.5), (5, 5), 30.0, True, "had not seen, the teacher on 50.0 %"),
+        ("auto", (0.5, 0.6), (5, 5), 30.0, True, "right on 60.0 % of the 20 labelled images"),
+        ("auto", (0.5, 0.5), (5, 5), 30.0, True, "without its label, the teacher on 50.0 %"),
         ("auto", (0.5, 0.4), (5, 5), 30.0, False, "weights 0.40 of the teacher, 1.20 of the pr"),
         ("always", (0.5, 0.4), (0, 10), 30.0, True, "as mode is always: weights 0.40"),
         ("auto", None, (5, 5), None, True, "there are no labels to measure it on"),
@@ -180,7 +181,7 @@ def test_it_is_taken_unless_labels_or_an_emptied_class_are_against_it(
 ):
     settings = RefinementConfig(likelihood=0.1, graph=3.0, prior=0.3)
     weights = (1.0,) if strength is None else (0.4, 1.2)
-    assigned = Assigned(torch.empty(0), weights, strength, settings, right, 20)
+    assigned = Assigned(torch.empty(0), weights, strength, settings, right, 20, 20)
     counts = [torch.tensor(each) for each in ((5, 5), after)]
     decision = Refined(mode=mode)._decide(assigned, counts)
     assert decision[0] == taken
@@ -444,7 +445,37 @@ def test_an_untuned_teacher_is_judged_by_the_labels_themselves(tmp_path, monkeyp
     distil(tmp_path, tmp_path, refinement={"mode": "auto"})
     assert seen_by[0].trusted
     made = targets_in(tmp_path)
-    assert f"of {20 + len(world.digits(7, **POOL).labels.tuning('val'))} labelled" in made.reason
+    assert (
+        f"of the {20 + len(world.digits(7, **POOL).labels.tuning('val'))} labelled" in made.reason
+    )
+
+
+def test_the_groups_of_the_data_are_those_of_the_evidence_and_of_the_file(
+    teacher, tmp_path, monkeypatch
+):
+    groups, seen_by = world.group_digits(monkeypatch), []
+
+    def watched(evidence, *more):
+        seen_by.append(evidence)
+        return assign(evidence, *more)
+
+    monkeypatch.setattr(refined_target, "assign", watched)
+    distil(teacher, tmp_path)
+    (evidence,) = seen_by
+    labels = world.digits(7, **POOL).labels
+    known = torch.nonzero(evidence.truth >= 0).flatten()
+    sources = [record.source for record in (*labels.tuning("labeled"), *labels.tuning("val"))]
+    assert len(known) == len(sources)
+    # as many images in each group as there are of it among the labelled ones
+    counts = sorted(Counter(map(groups.get, sources)).values())
+    assert sorted(evidence.groups[known].unique(return_counts=True)[1].tolist()) == counts
+    assert max(counts) > 1
+    for other in (2, 5):
+        world.group_digits(monkeypatch, size=other)
+        with world.refused(
+            ArtifactError, f"{POOL_TARGETS_FILE} was made from something else (labels is "
+        ):
+            distil(teacher, tmp_path, [world.NoStep()])
 
 
 @pytest.mark.parametrize("encoder", ["tower", OTHER])

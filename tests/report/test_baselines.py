@@ -11,7 +11,7 @@ import yaml
 from report_pages import Page, change_vectors, make, put_together
 from resampling import bootstrap_difference
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import PredefinedSplit, cross_val_score
 
 from kdpl.__main__ import main
 from kdpl.clip import ClipConfig, load_image_clip
@@ -35,37 +35,62 @@ def blobs(images, seed):
     labels = np.minimum(np.arange(images) % 5, 2)
     values = np.eye(8)[labels] + 0.5 * draw.normal(size=(images, 8))
     return Features(
-        (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32), labels
+        (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32),
+        labels,
+        np.arange(images),
     )
 
 
 def test_c_is_the_first_with_the_best_accuracy_on_validation_images():
     labeled, val = blobs(25, 3), blobs(300, 13)
-    shares = [(LogisticRegression(C=c, max_iter=1000).fit(*labeled)).score(*val) for c in STRENGTHS]
+    shares = [
+        LogisticRegression(C=c, max_iter=1000).fit(*labeled[:2]).score(*val[:2]) for c in STRENGTHS
+    ]
     best = STRENGTHS[shares.index(max(shares))]
     assert STRENGTHS[0] < best < STRENGTHS[-1]
     model, how = fit_probe(labeled, val)
     assert (model.C, how) == (best, "chosen on 300 validation images")
-    expected = LogisticRegression(C=best, max_iter=1000).fit(*labeled)
+    expected = LogisticRegression(C=best, max_iter=1000).fit(*labeled[:2])
     np.testing.assert_array_equal(model.predict(val.values), expected.predict(val.values))
 
 
 def test_without_validation_images_c_is_cross_validated_as_far_as_there_are_labels():
     labeled = blobs(20, 3)
+    # images of a class come in turns, so that this is the place of each within its class
+    places = [sum(labeled.labels[:i] == y) for i, y in enumerate(labeled.labels)]
+    cv = PredefinedSplit(np.array(places) % 5)
     shares = [
-        cross_val_score(LogisticRegression(C=c, max_iter=1000), *labeled, cv=4).mean()
+        cross_val_score(LogisticRegression(C=c, max_iter=1000), *labeled[:2], cv=cv).mean()
         for c in STRENGTHS
     ]
     model, how = fit_probe(labeled, None)
     assert (model.C, how) == (
         STRENGTHS[int(np.argmax(shares))],
-        "chosen by 4-fold cross-validation on the labelled images",
+        "chosen by 5-fold cross-validation on the labelled images",
     )
     model, how = fit_probe(blobs(3, 4), None)
     assert (model.C, how.split(",")[0]) == (1, "not chosen")
-    one = Features(labeled.values, np.zeros_like(labeled.labels))
+    one = labeled._replace(labels=np.zeros_like(labeled.labels))
     with pytest.raises(DataError, match="one class"):
         fit_probe(one, None)
+
+
+def test_c_is_chosen_by_folds_of_whole_groups():
+    one, draw = blobs(20, 4), np.random.default_rng(0)
+    near = np.repeat(one.values, 4, axis=0) + 1e-3 * draw.normal(size=(80, 8))
+    labels, groups = np.repeat(one.labels, 4), np.repeat(one.groups, 4)
+
+    def places(labels):
+        return np.array([sum(labels[:i] == y) for i, y in enumerate(labels)])
+
+    def best(fold_of):
+        cv = PredefinedSplit(fold_of)
+        models = [LogisticRegression(C=c, max_iter=1000) for c in STRENGTHS]
+        shares = [cross_val_score(model, near, labels, cv=cv).mean() for model in models]
+        return STRENGTHS[int(np.argmax(shares))]
+
+    model, _ = fit_probe(Features(near, labels, groups), None)
+    assert model.C == best(np.repeat(places(one.labels), 4) % 5) != best(places(labels) % 5)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from kdpl.doubt.unknown import USUAL, usual_rank
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.resizing import Resizing
+from kdpl.student import StudentDistillation
 from kdpl.survey.command import ENOUGH
 
 
@@ -164,6 +165,9 @@ def test_each_run_that_init_prints_has_refined_targets_and_settings_that_hold_in
     monkeypatch.chdir(tmp_path / "elsewhere")
     for words in (offline, published):
         assert "--student refined" in shlex.join(words)
+        if words is published:
+            # its weights cannot be fetched here
+            monkeypatch.setattr(StudentDistillation, "require_possible", lambda *_: None)
         with pytest.raises(_CheckedError):
             main(words[3:])
         out = Path(words[words.index("--out") + 1])
@@ -311,7 +315,7 @@ def test_a_table_keeps_its_splits_and_its_images_are_found_from_elsewhere(name, 
     assert not splits.held_out
 
 
-def test_a_group_is_in_one_split_and_stays_with_its_images(tmp_path):
+def test_a_group_is_in_one_split_stays_with_its_images_and_counts_once(tmp_path, capsys):
     for i in range(24):
         picture(tmp_path / f"{i:02}.png", 10 * i, 3 * i, 200)
     rows = "".join(f"{i:02}.png,{'cat' if i % 2 else 'dog'},camera {i // 3}\n" for i in range(24))
@@ -325,6 +329,9 @@ def test_a_group_is_in_one_split_and_stays_with_its_images(tmp_path):
     numbers = Counter(split for splits in splits_by_group.values() for split in splits)
     assert numbers == {"held_out": 2, "val": 2, "train": 4}
     assert splits_of(tmp_path / "out").groups
+    said = capsys.readouterr().out
+    assert "  val: 6," in said
+    assert "  validation images, one of each group: 2; enough would be 19 for predict" in said
 
 
 def test_further_places_are_looked_at_and_what_is_bad_or_a_copy_there_is_left_out(
@@ -729,7 +736,7 @@ def test_what_a_missing_validation_split_costs_is_said_and_the_numbers_are_those
         "more than 5 % of new images exceed the limit of predict --unknown",
         "watch does not ask if more are of none of the classes",
         "label some, in val/<class>/ or with split val, or take some of the labels above by --val-share 20%",
-        "enough would be 19 for predict --unknown, 59 for --max-error 5%, 299 for --max-error 1%",
+        "enough would be 19 for predict --unknown, 59 for --max-error 5%, 100 for --calibrated, 299 for --max-error 1%",
     ):
         assert words in said
     # of N images and a new one, each is equally likely to be the most unusual: N / (N + 1) are below it at most

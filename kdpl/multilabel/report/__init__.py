@@ -10,6 +10,7 @@ import numpy.typing as npt
 from kdpl.errors import ArtifactError, KdplError, reason
 from kdpl.metrics import MULTILABEL_COLUMNS, test_key
 from kdpl.multilabel.callback import PER_CLASS_FILE
+from kdpl.multilabel.report.probe import linear_probe
 from kdpl.multilabel.task import SEPARATOR, MultiLabel
 from kdpl.report.accuracy import thumbnail
 from kdpl.report.page import Section
@@ -22,16 +23,28 @@ METRICS = {name: MULTILABEL_COLUMNS[name] for name in ("map", "macro_f1", "micro
 _DRAWS, _SHOWN, _MATRIX_CLASSES = 500, 12, 40
 _MODELS = {"teacher_clip": "teacher's original CLIP", "student_clip": "student's original CLIP"}
 _STAGES = {"teacher": "teacher", "student": "distilled student"}
+_PROBES = {
+    "teacher": "linear probe of the teacher's CLIP",
+    "student": "linear probe of the student's network",
+}
 
 
 def several_labels(run: Run) -> dict[str, Any]:
-    """Collect scores of all tested models, and classes and images of the last one."""
-    tested = {}
+    """Collect scores of all tested models and probes, and classes and images of the last one."""
+    tested, gaps = dict[str, list[float]](), list[str]()
     for key, title in (_MODELS | _STAGES).items():
         stage = getattr(run, key)
         results = {} if stage is None else read_results(stage.folder)
         if test_key("map") in results:
             tested[title] = [results[test_key(name)] for name in METRICS]
+    for role, title in _PROBES.items():
+        try:
+            if role in run.stages:
+                tested[title] = [linear_probe(run, role)]
+        except KdplError as error:
+            gaps.append(f"{title}: {error}")
+    if (chance := read_results(run.main.folder).get(test_key("chance"))) is not None:
+        tested["chance"] = [chance]
 
     folder = run.main.folder
     try:
@@ -50,6 +63,7 @@ def several_labels(run: Run) -> dict[str, Any]:
 
     return {
         "models": tested,
+        "gaps": gaps,
         "metrics": METRICS.values(),
         "images": len(rows),
         "classes": list(zip(classes, intervals, strict=True)),
@@ -66,7 +80,8 @@ def average_precision_interval(
 ) -> tuple[float, float] | None:
     """Return the 95 % interval of a class's average precision, by bootstrap over images.
 
-    Scores and labels are of N images. None if no image has the class.
+    Scores and labels are of N images. None if no image has the class; draws without one have no
+    average precision and are left out.
     """
     if not has.any():
         return None
@@ -75,7 +90,8 @@ def average_precision_interval(
     weights, own = drawn[:, order], has[order]
     hits = (weights * own).cumsum(axis=1)
     precisions = hits / weights.cumsum(axis=1).clip(min=1)
-    found = (precisions * weights * own).sum(axis=1) / hits[:, -1].clip(min=1)
+    positives = hits[:, -1]
+    found = (precisions * weights * own).sum(axis=1)[positives > 0] / positives[positives > 0]
     low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)
 

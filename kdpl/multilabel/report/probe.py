@@ -1,0 +1,101 @@
+"""Linear probe of several labels: for each class a logistic regression on frozen features."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from kdpl.clip import load_image_clip
+from kdpl.clip.identity import RANDOM
+from kdpl.data.inference import infer
+from kdpl.data.labels import EvaluationSplit
+from kdpl.data.parallel import progress_bar
+from kdpl.errors import DataError
+from kdpl.metrics import test_key
+from kdpl.multilabel.metrics import class_scores
+from kdpl.report.cost import device
+from kdpl.report.probes import clip_of
+from kdpl.report.run_folder import Run
+from kdpl.runtime.messages import inform
+from kdpl.runtime.predictions import write_results
+from kdpl.runtime.run_folder import PROBE_FOLDER
+
+STRENGTHS = (10.0, 3.0, 30.0, 100.0, 300.0)
+"""Inverse regularisations that validation images choose from; the first without any."""
+
+
+def linear_probe(run: Run, role: str) -> float:
+    """Return the test mAP of a probe on the network of a run's ``teacher`` or ``student``.
+
+    It learns from the labels that the teacher saw; under ``base_to_novel``, it knows the base
+    classes alone. The result is kept in the run's folder, beside those of its stages.
+
+    Raises:
+        KdplError: There is no such stage or labelled image, or the network is not pretrained.
+    """
+    config = clip_of(run.stages[role])
+    data = (replace(run, student=None) if "teacher" in run.stages else run).data
+    if data.shots == 0:
+        raise DataError("shots is 0, so that there are no labelled images to fit it on")
+    if config.pretrained == RANDOM:
+        raise DataError(f"{config} is not pretrained, so that its features say nothing")
+    inform(f"loading {config} for a linear probe")
+    tower = load_image_clip(config).image_tower.to(device()).eval()
+    classes = len(data.tuning_class_names)
+
+    def encode(split: EvaluationSplit) -> tuple[Tensor, Tensor]:
+        loader = data.evaluation_dataloader_for(split, tower.preprocessing.resizing)
+        with progress_bar() as progress:
+            batches = progress.track(loader, description=f"{split} images, {config}")
+            outputs = [
+                (normalize(features.float(), dim=1).cpu(), batch.labels[:, :classes])
+                for features, batch in infer(tower.pooled, batches, device())
+            ]
+        features, labels = (torch.cat(column) for column in zip(*outputs, strict=True))
+        return features, labels
+
+    labeled, test = encode("labeled"), encode("test")
+    val = encode("val") if data.splits.val else None
+    precision = probed_map(labeled, val, test)
+    key = test_key("map" if data.num_base is None else "base_map")
+    if not run.read_only:
+        write_results(run.folder / PROBE_FOLDER / role, len(test[0]), {key: precision})
+    return precision
+
+
+def probed_map(
+    labeled: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor] | None, test: tuple[Tensor, Tensor]
+) -> float:
+    """Fit a probe, and return its mean average precision on test images.
+
+    Features are centred on the labelled images, and scaled to their variance in sum. A class that
+    all or none of these have cannot be learned.
+
+    Args:
+        labeled: Normalised features float32 [N, D] and labels, 0 or 1, [N, C], of images to learn.
+        val: Those of images that choose among ``STRENGTHS``; None: the first of these.
+        test: Those of images to measure on.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    mean = labeled[0].mean(dim=0)
+    scale = labeled[0].var(dim=0, correction=0).sum().sqrt().clamp_min(1e-6)
+    rows = [((part[0] - mean) / scale).numpy() for part in (labeled, val or test, test)]
+
+    def probed(strength: float) -> tuple[float, float]:
+        logits = [np.zeros((len(part), labeled[1].shape[1]), np.float32) for part in rows]
+        for label, has in enumerate(labeled[1].bool().T.numpy()):
+            if has.any() and not has.all():
+                model = LogisticRegression(C=strength, max_iter=1000).fit(rows[0], has)
+                for column, features in zip(logits, rows, strict=True):
+                    column[:, label] = model.decision_function(features)
+        of_val, of_test = (
+            float(class_scores(torch.from_numpy(scores), has, None).average_precision.nanmean())
+            for scores, (_, has) in zip(logits[1:], (val or test, test), strict=True)
+        )
+        return of_val, of_test
+
+    precisions = [probed(strength) for strength in (STRENGTHS if val else STRENGTHS[:1])]
+    return max(precisions, key=lambda pair: pair[0])[1]
