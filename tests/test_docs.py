@@ -10,8 +10,10 @@ from pathlib import Path
 import browser
 import pytest
 import torch
+import world
 import yaml
 from doubting import predict
+from plain import relative_error
 from runs import noise
 from zoo import odd_photo
 
@@ -222,6 +224,19 @@ def test_the_python_that_the_quickstart_shows_runs(tmp_path, monkeypatch, studen
     exec(compile(python_of("quickstart.md"), "quickstart.md", "exec"), {})  # noqa: S102
     assert Path("digit.png").is_file()
     assert capsys.readouterr().out.startswith("digits/1784 five\n")
+
+
+def test_the_python_that_shows_what_a_tower_takes_runs(tmp_path, monkeypatch):
+    noise(50, 40).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    code = python_of("api/clip.md").replace(
+        '"ViT-B-16-quickgelu", "openai"', f'"test-teacher", "{world.TAG}"'
+    )
+    names = {}
+    exec(compile(code, "clip.md", "exec"), names)  # noqa: S102
+    tower, image = names["clip"].image_tower, names["image"][None]
+    assert image.dtype == torch.uint8
+    assert relative_error(names["features"], tower(image / 255)) < 1e-6
 
 
 def test_what_the_readme_shows_of_the_quickstarts_classifier_runs_in_its_order(
