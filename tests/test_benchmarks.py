@@ -277,6 +277,7 @@ def test_of_probes_that_are_equal_on_validation_images_the_test_does_not_choose(
 
 
 def test_students_are_compared_with_the_first_one(capsys):
+    pytest.importorskip("onnxruntime")
     students.main(
         ["--batch=2", "--turns=1", "--student=tiny-student", "--student=timm:test_resnet"]
     )
