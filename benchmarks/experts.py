@@ -23,7 +23,7 @@ from kdpl.data.domain import build_data
 from kdpl.data.splits import Record
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.refinement.experts import Evidence, assign
-from kdpl.refinement.probe import STRENGTHS, fit_probe, standardize
+from kdpl.refinement.probe import STRENGTHS, fit_probe
 from kdpl.refinement.refine import RefinementConfig
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.messages import quiet_libraries
@@ -66,6 +66,18 @@ def encode(
             torch.stack([F.normalize(tower(each).float(), dim=1) for each in batches]).mean(dim=0)
         )
     return torch.cat(pooled), F.normalize(torch.cat(joint), dim=1)
+
+
+def standardized(pool: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Standardise features by mean and deviation of the pool, as refined targets do: variance 1 in sum."""
+    mean, scale = pool.mean(dim=0), (pool.std(dim=0) + 1e-6) * pool.shape[1] ** 0.5
+    return (pool - mean) / scale, (test - mean) / scale
+
+
+def cell(values: Sequence[float]) -> str:
+    """Write the mean over seeds, and the standard deviation if there are several."""
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{spread}"
 
 
 def linear_student(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,10 +127,7 @@ def measure(
     def accuracy(scores: Tensor) -> float:
         return 100 * (scores.argmax(dim=1) == truth).float().mean().item()
 
-    x, y = (
-        standardize(torch.cat(each)).split([len(pool), len(test)])
-        for each in ((own, own_test), (small, small_test))
-    )
+    x, y = standardized(own, own_test), standardized(small, small_test)
     for number in shots:
         rows = []
         for seed in seeds:
@@ -141,7 +150,7 @@ def measure(
                 probe = fit_probe(features[0][labels >= 0], labels[labels >= 0], STRENGTHS[0])
                 row.append(accuracy(probe.log_probabilities(features[1])))
             rows.append(row)
-        cells = [f"{mean(each):.1f} ± {stdev(each):.1f}" for each in zip(*rows, strict=True)]
+        cells = [cell(column) for column in zip(*rows, strict=True)]
         zero_shot, linear, *probes = cells
         print(
             f"| {Path(config).stem} | {number} | {zero_shot.split()[0]} | {' | '.join(probes or ('', ''))} | **{linear}** |",

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import onnxruntime
 import torch
 from torch import nn
 
@@ -64,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     quiet_libraries()
     about: dict[str, str] = {}
     runs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {}
+    import onnxruntime
+
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as scratch:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from plain import relative_error
+from sklearn.preprocessing import StandardScaler
 
-from benchmarks import doubt, gpu, refinement, students
+from benchmarks import doubt, experts, gpu, refinement, students
 from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
 from benchmarks.inference import CLASSIFIER, ONNX, Inference
 from benchmarks.measuring import flops
@@ -76,6 +78,18 @@ def test_texts_have_the_features_and_gradients_of_kdpl():
     published = texts.forward_and_backward(PUBLISHED)
     assert set(published) == {"features", "context", "deep"}
     assert largest_difference(texts.forward_and_backward(KDPL), published) < 1e-5
+
+
+def test_test_images_are_standardised_by_the_pool_alone():
+    pool, test = 3 * torch.randn(50, 4) + 2, torch.randn(7, 4)
+    scaler = StandardScaler().fit(pool)
+    for features, given in zip(experts.standardized(pool, test), (pool, test), strict=True):
+        expected = torch.from_numpy(scaler.transform(given)) * (49 / 50) ** 0.5 / 2
+        assert relative_error(features, expected) < 1e-5
+
+
+def test_one_seed_has_a_mean_without_a_deviation():
+    assert [experts.cell(values) for values in ([85.3], [1.0, 2.0, 3.0])] == ["85.3", "2.0 ± 1.0"]
 
 
 def test_operations_are_counted_by_the_book_and_not_run():
@@ -263,6 +277,7 @@ def test_of_probes_that_are_equal_on_validation_images_the_test_does_not_choose(
 
 
 def test_students_are_compared_with_the_first_one(capsys):
+    pytest.importorskip("onnxruntime")
     students.main(
         ["--batch=2", "--turns=1", "--student=tiny-student", "--student=timm:test_resnet"]
     )

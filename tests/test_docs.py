@@ -10,8 +10,10 @@ from pathlib import Path
 import browser
 import pytest
 import torch
+import world
 import yaml
 from doubting import predict
+from plain import relative_error
 from runs import noise
 from zoo import odd_photo
 
@@ -224,6 +226,19 @@ def test_the_python_that_the_quickstart_shows_runs(tmp_path, monkeypatch, studen
     assert capsys.readouterr().out.startswith("digits/1784 five\n")
 
 
+def test_the_python_that_shows_what_a_tower_takes_runs(tmp_path, monkeypatch):
+    noise(50, 40).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    code = python_of("api/clip.md").replace(
+        '"ViT-B-16-quickgelu", "openai"', f'"test-teacher", "{world.TAG}"'
+    )
+    names = {}
+    exec(compile(code, "clip.md", "exec"), names)  # noqa: S102
+    tower, image = names["clip"].image_tower, names["image"][None]
+    assert image.dtype == torch.uint8
+    assert relative_error(names["features"], tower(image / 255)) < 1e-6
+
+
 def test_what_the_readme_shows_of_the_quickstarts_classifier_runs_in_its_order(
     tmp_path, monkeypatch, student_run, capsys
 ):
@@ -359,6 +374,7 @@ def test_the_script_without_torch_makes_the_classifiers_predictions(
 def test_other_runtimes_take_other_lines_of_that_script(
     kind, out, word, classifier, tmp_path, monkeypatch, capsys
 ):
+    pytest.importorskip(kind)
     assert main(["export", str(classifier), f"--format={kind}", f"--out={tmp_path}/{out}"]) == 0
     noise(47, 90).save(tmp_path / "0.png")
     imports, loading, call = python_of("deployment.md", word).split("\n\n")

@@ -73,7 +73,10 @@ class ImageTower(FrozenTower):
         self.visual.compile()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised."""
+        """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised.
+
+        Images are uint8 in 0..255 or float in [0, 1]; the tower normalises them itself.
+        """
         return cast(Tensor, self.visual(self._input(images)))
 
     def pooled(self, images: Tensor) -> Tensor:

@@ -33,7 +33,9 @@ class HuggingFaceTextTower(WholeTextTower):
     @property
     def token_embedding(self) -> Any:
         """The embedding of tokens, before positions and layer norm."""
-        return self.text.transformer.get_input_embeddings()
+        encoder = self.text.transformer
+        # before transformers 4.54 an encoder of m2m_100 does not find it
+        return getattr(encoder, "embed_tokens", None) or encoder.get_input_embeddings()
 
     @property
     def blocks(self) -> list[Any]:

@@ -5,6 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from kdpl.clip import ImageTower
+
 
 class _Half(nn.Module):
     """One tower of a model, with what projects its features; it shares the model's weights."""
@@ -27,6 +29,15 @@ class ImageHalf(_Half):
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised."""
         return _features(self.model.get_image_features(pixel_values=pixels))
+
+
+class HalfTower(ImageTower):
+    """The image half of a model, whose ``visual`` is an ``ImageHalf``."""
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S] into features [B, W] before the model's own projection."""
+        vision = self.visual.model.vision_model
+        return cast(Tensor, vision(pixel_values=self._input(images)).pooler_output)
 
 
 class TextHalf(_Half):

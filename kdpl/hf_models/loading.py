@@ -4,7 +4,7 @@ Code of a repository is never run, and weights are read from safetensors alone.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -14,14 +14,26 @@ from torch import Tensor
 
 from kdpl.clip import Clip, ClipConfig, ClipIdentity, ImageClip, ImageTower, Preprocessing
 from kdpl.clip.families import ModelConfig
+from kdpl.clip.identity import ResizeMode
 from kdpl.clip.loading import Source, fingerprint, from_transformers, register_source
 from kdpl.clip.tokens import Tokenizer
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.families.hugging_face_text import HuggingFaceTextTower
-from kdpl.hf_models.halves import ImageHalf, TextHalf
+from kdpl.hf_models.halves import HalfTower, ImageHalf, TextHalf
+from kdpl.runtime.resizing import Interpolation
 
 KINDS = ("aimv2", "altclip", "chinese_clip", "clip", "metaclip_2", "siglip", "tipsv2")
 """Model types that have a text tower and a vision transformer for images of one size."""
+
+PROCESSORS = (
+    "ChineseCLIPImageProcessor",
+    "CLIPImageProcessor",
+    "SiglipImageProcessor",
+    "Tipsv2ImageProcessor",
+)
+"""Classes of their image processors, which do what their fields say and nothing else."""
+
+_INTERPOLATIONS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}  # as Pillow counts
 
 _ATTENTION = "sdpa"  # torch's, whatever a config says: it may name a repository of kernels
 
@@ -76,7 +88,7 @@ def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -
     text |= {"num_hidden_layers": 0, "vocab_size": 8}
     settings = CONFIG_MAPPING[kind](vision_config=vision, text_config=text, projection_dim=width)
     model = AutoModel.from_config(settings, attn_implementation=_ATTENTION)
-    return ImageTower(ImageHalf(model), preprocessing, model_config)
+    return HalfTower(ImageHalf(model), preprocessing, model_config)
 
 
 def _settings(model: str) -> Any:
@@ -119,7 +131,7 @@ def _image_half(model: Any, config: ClipConfig, settings: Any) -> ImageClip:
     scale = getattr(model, "logit_scale", None)
     digest = fingerprint(visual.state_dict().items())
     return ImageClip(
-        image_tower=ImageTower(visual, preprocessing, image),
+        image_tower=HalfTower(visual, preprocessing, image),
         logit_scale=1 / model.temperature.item() if scale is None else math.exp(scale.item()),
         identity=ClipIdentity(config.model, config.model, False, digest),
         preprocessing=preprocessing,
@@ -127,20 +139,68 @@ def _image_half(model: Any, config: ClipConfig, settings: Any) -> ImageClip:
 
 
 def _preprocessing(config: ClipConfig) -> Preprocessing:
-    """Read how a model's images are prepared; what the config sets wins."""
+    """Read how a model's images are prepared; what the config sets wins.
+
+    A WeightsError names the field of an image processor that prepares them in another way.
+    """
     with _reading(config.model, "image processor") as (library, place):
         about = library.AutoImageProcessor.from_pretrained(place, trust_remote_code=False).to_dict()
-        size = about["size"]
-        resized = size.get("shortest_edge") or size["height"]
-        edge = about["crop_size"]["height"] if about.get("do_center_crop") else resized
+    size, edge, mode = _resizing(config.model, about)
+
+    # a pixel v in 0..255 becomes (v factor - mean) / std, and kdpl starts from v / 255
+    factor = 255 * (about["rescale_factor"] if about.get("do_rescale") else 1)
+    mean, std = (0.0,) * 3, (1.0,) * 3
+    if about.get("do_normalize"):
+        mean, std = about["image_mean"], about["image_std"]
+    with _reading(config.model, "image processor"):  # whose numbers may be out of range
         return Preprocessing(
             image_size=edge,
-            mean=tuple(config.mean or about["image_mean"]),
-            std=tuple(config.std or about["image_std"]),
-            resize_mode=config.resize_mode or ("shortest" if "shortest_edge" in size else "squash"),
-            interpolation="bilinear" if about["resample"] == 2 else "bicubic",  # as pillow counts
-            crop_pct=edge / resized,
+            mean=tuple(config.mean or [value / factor for value in mean]),
+            std=tuple(config.std or [value / factor for value in std]),
+            resize_mode=config.resize_mode or mode,
+            interpolation=_INTERPOLATIONS[about["resample"]],
+            crop_pct=crop_share(edge, size),
         )
+
+
+def crop_share(edge: int, size: int) -> float:
+    """Return the share that a crop is of an edge, from which ``Resizing`` gets the edge again."""
+    share = edge / size
+    return share if int(edge / share) == size else math.nextafter(share, 0)
+
+
+def _resizing(model: str, about: Mapping[str, Any]) -> tuple[int, int, ResizeMode]:
+    """Return size before the crop, edge after it, and mode of an image processor's resizing."""
+
+    def refusal(field: str, expected: str) -> WeightsError:
+        return WeightsError(
+            f"the image processor of {model} has {field} {about.get(field)}, expected {expected}: "
+            "use another model, or correct its preprocessor_config.json"
+        )
+
+    is_cropped = about.get("do_center_crop")
+    if about["image_processor_type"].removesuffix("Fast") not in PROCESSORS:  # of transformers 4
+        raise refusal("image_processor_type", " or ".join(PROCESSORS))
+    if not about.get("do_resize"):
+        raise refusal("do_resize", "true")
+    if about.get("resample") not in _INTERPOLATIONS:
+        raise refusal("resample", "2 (bilinear) or 3 (bicubic)")
+    if about.get("do_pad"):
+        raise refusal("do_pad", "false")
+    mode: ResizeMode
+    match about.get("size"):
+        case {"shortest_edge": int(size), **rest} if not rest:
+            mode = "shortest"
+        case {"height": int(size), "width": int(width), **rest} if width == size and not rest:
+            mode = "squash"
+        case _:
+            raise refusal("size", "a shortest_edge alone, or a height and an equal width")
+    match about.get("crop_size") if is_cropped else about["size"]:
+        case {"height": int(edge), "width": int(width)} if width == edge <= 2 * size <= 4 * edge:
+            return size, edge, mode
+    if not is_cropped:
+        raise refusal("do_center_crop", "true, as its size is that of the shortest_edge")
+    raise refusal("crop_size", f"a height and an equal width, {size} / 2 to 2 * {size}")
 
 
 @contextmanager

@@ -263,6 +263,8 @@ def embeddings_of(file):
 def test_embeddings_are_the_encoders_features(
     name, classifier, pictures, tmp_path, monkeypatch, capsys
 ):
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
     out, loaded = tmp_path / name, Classifier.load(classifier)
     options = ("--embeddings", "--batch-size=7", "--workers=1")
     with monkeypatch.context() as patch:

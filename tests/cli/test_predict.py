@@ -215,15 +215,16 @@ def test_all_kinds_of_images_are_rows_and_unreadable_ones_have_the_reason(
     listed.write_text(f"{digits}/z.png\n{tmp_path}/gone.png\n")
     images = [str(tmp_path / each) for each in ("empty.png", "s.tar", name)]
     predict = ["predict", str(classifier), *images, f"--list={listed}", "--top-k=2"]
-    for ending in ("csv", "parquet"):
-        capsys.readouterr()
-        assert main([*predict, f"--out={tmp_path}/t.{ending}"]) == 0
+    capsys.readouterr()
+    assert main([*predict, f"--out={tmp_path}/t.csv"]) == 0
     assert "5 images, 2 of them unreadable" in capsys.readouterr().err
     found = rows((tmp_path / "t.csv").read_text())
     paths = [row["path"].removeprefix(f"{tmp_path}/") for row in found]
     assert paths == ["empty.png", "s.tar/in/1.jpg", "caf\\xe9.png", f"{digits}/z.png", "gone.png"]
     assert [bool(row["error"]) for row in found] == [True, False, False, False, True]
-    table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "t.parquet").to_pylist()
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert main([*predict, f"--out={tmp_path}/t.parquet"]) == 0
+    table = parquet.read_table(tmp_path / "t.parquet").to_pylist()
     for row, expected in zip(table, found, strict=True):
         assert list(row) == list(expected)
         assert {

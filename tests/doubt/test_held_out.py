@@ -121,6 +121,19 @@ def test_a_wanted_error_is_kept_in_95_percent_of_many_splits(max_error, count):
     assert broken <= 30
 
 
+def test_refusals_count_among_the_draws_of_which_5_percent_may_exceed_an_error():
+    # wrong on 6 % at each score: a threshold for 5 % exceeds it whenever there is one
+    draw, given = np.random.default_rng(3), 0
+    for _ in range(400):
+        scores, correct = draw.random(200).astype(np.float32), draw.random(200) > 0.06
+        try:
+            scores_of(scores, correct).threshold(0.05)
+        except ConfigError:
+            continue
+        given += 1
+    assert 0 < given <= 30  # as above
+
+
 @pytest.mark.parametrize("size", [1, 20])
 def test_an_error_that_is_not_kept_is_promised_in_5_percent_of_draws_also_with_groups(size):
     draw, promised = np.random.default_rng(size), 0

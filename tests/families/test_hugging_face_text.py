@@ -144,20 +144,36 @@ ENCODERS = {
 """Further encoders that open_clip knows, with few layers."""
 
 
-@pytest.mark.parametrize("kind", ENCODERS)
-def test_words_and_their_embeddings_as_a_context_are_the_same_to_every_kind_of_encoder(
-    kind, tmp_path
-):
+def encoder_of(kind, folder):
+    """open_clip's module of a small encoder with random weights."""
     from transformers import AutoConfig
 
     heads = {"num_attention_heads": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
     settings = {"vocab_size": 32, "max_position_embeddings": 40, **heads, **ENCODERS[kind]}
-    AutoConfig.for_model(kind, **settings).save_pretrained(tmp_path)
+    AutoConfig.for_model(kind, **settings).save_pretrained(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        text = open_clip.hf_model.HFTextEncoder(
-            str(tmp_path), 16, pretrained=False, pooler_type="mean_pooler", proj_type="linear"
+        return open_clip.hf_model.HFTextEncoder(
+            str(folder), 16, pretrained=False, pooler_type="mean_pooler", proj_type="linear"
         )
+
+
+def test_an_encoder_that_does_not_find_its_embedding_takes_a_context(tmp_path, monkeypatch):
+    def unknown(_):
+        raise NotImplementedError
+
+    text = encoder_of("m2m_100", tmp_path)
+    # as before transformers 4.54
+    monkeypatch.setattr(type(text.transformer), "get_input_embeddings", unknown)
+    tower = HuggingFaceTextTower(text, start=1)
+    assert tower.token_embedding.num_embeddings == text.config.vocab_size
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_words_and_their_embeddings_as_a_context_are_the_same_to_every_kind_of_encoder(
+    kind, tmp_path
+):
+    text = encoder_of(kind, tmp_path)
     padding = text.config.pad_token_id
     ids = torch.full((3, 12), padding)
     for row, length in zip(ids, (6, 9, 12), strict=True):

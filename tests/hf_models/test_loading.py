@@ -1,21 +1,20 @@
-"""Image-text models of transformers with random weights, in folders as its ``save_pretrained`` writes them."""
+"""Image-text models of transformers with random weights."""
 
 import json
 import sys
-from typing import NamedTuple
 
 import pytest
 import torch
 import world
+from hf_folders import LAYERS, READS_PADDING, SIZE, features, transformers, write
 from huggingface_hub import constants
 from PIL import Image
 from plain import relative_error
 from runs import DATA, SHORT, TEACHER, configs, error_line, noise
-from siglip import write_tokenizer
 
 from kdpl import Classifier
 from kdpl.__main__ import main
-from kdpl.clip import ClipConfig, Preprocessing, load_clip, load_image_clip
+from kdpl.clip import ClipConfig, load_clip, load_image_clip
 from kdpl.clip.families import require_modest
 from kdpl.clip.loading import build_image_tower
 from kdpl.clip.modules import Frozen
@@ -30,88 +29,9 @@ from kdpl.prompts.student_encoder import (
 )
 from kdpl.prompts.tuned import TunedPrompts
 
-transformers = pytest.importorskip("transformers")
-
-SIZE = 32
 STAGES = ("teacher", "student")
 NAMES = ["sea horse", "crab", "blue whale of the sea"]
 CLASSES = ["sea horse", "crab", "blue whale"]
-LAYERS = {
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
-VISION = {**LAYERS, "image_size": SIZE, "patch_size": 8}
-TEXT = {**LAYERS, "vocab_size": 32, "max_position_embeddings": 20, "pad_token_id": 1}
-# SigLIP's tower reads its padding; the others pool at the end of a text, or hide the padding
-READS_PADDING = ("siglip",)
-# transformers 4 has no scaled_dot_product_attention for them
-NEEDS_5 = ("altclip", "chinese_clip")
-
-
-class Written(NamedTuple):
-    path: object
-    model: object
-
-    @property
-    def address(self):
-        return f"hf:{self.path}"
-
-
-def write(path, kind):
-    """Write a small model of a kind with random weights, a tokenizer and an image processor."""
-    is_old = transformers.__version__.startswith("4.")
-    if kind not in transformers.CONFIG_MAPPING or (is_old and kind in NEEDS_5):
-        pytest.skip(f"transformers {transformers.__version__} has no such model with SDPA")
-    width = {"siglip": "projection_size"}.get(kind, "projection_dim")
-    dim = 24 if kind in ("tipsv2", "siglip") else 20
-    ids = {"bos_token_id": 0, "eos_token_id": 1}
-    settings = transformers.AutoConfig.for_model(
-        kind,
-        text_config={**TEXT, width: dim, **ids},
-        vision_config={**VISION, "projection_dim": dim},
-        projection_dim=dim,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        model = transformers.AutoModel.from_config(settings).eval()
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(path)
-    inputs = ["input_ids"] if kind in READS_PADDING else ["input_ids", "attention_mask"]
-    write_tokenizer(path, model_input_names=inputs)
-    processor = transformers.SiglipImageProcessor(
-        size={"height": SIZE, "width": SIZE}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-    if kind not in READS_PADDING:
-        edge = {"height": SIZE, "width": SIZE}
-        processor = transformers.CLIPImageProcessor(size={"shortest_edge": 40}, crop_size=edge)
-    processor.save_pretrained(path)
-    return Written(path, transformers.AutoModel.from_pretrained(path).eval())
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """Folders by kind, each written once."""
-    root, found = tmp_path_factory.mktemp("models"), {}
-
-    def get(kind):
-        if kind not in found:
-            found[kind] = write(root / kind, kind)
-        return found[kind]
-
-    return get
-
-
-@pytest.fixture
-def images():
-    return world.images_of(torch.tensor([0, 1, 2]), seed=5)
-
-
-def features(output):
-    return (output if torch.is_tensor(output) else output.pooler_output).detach()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,24 +61,18 @@ def test_features_are_those_of_transformers(kind, written, images):
     assert load_image_clip(ClipConfig(found.address, found.address)).identity == clip.identity
 
 
-def test_images_are_prepared_as_the_processor_says(written):
-    squashed = load_image_clip(ClipConfig(written("siglip").address)).preprocessing
-    assert squashed == Preprocessing(SIZE, (0.5,) * 3, (0.5,) * 3, "squash", "bilinear")
-    cropped = load_image_clip(ClipConfig(written("clip").address, mean=(0.1, 0.2, 0.3)))
-    about = cropped.preprocessing
-    assert (about.mean, about.resize_mode, about.interpolation) == (
-        (0.1, 0.2, 0.3),
-        "shortest",
-        "bicubic",
+@pytest.mark.parametrize("kind", KINDS)
+def test_pooled_features_are_those_before_the_models_own_projection(kind, written, images):
+    model, tower = (
+        written(kind).model,
+        load_image_clip(ClipConfig(written(kind).address)).image_tower,
     )
-    assert (about.image_size, about.resizing.edge) == (SIZE, 40)
-
-
-@pytest.mark.parametrize("resized", [*range(224, 420, 7), 289])
-def test_the_edge_before_a_crop_is_kept_in_its_share(resized):
-    assert (
-        Preprocessing(224, (0.5,) * 3, (0.5,) * 3, crop_pct=224 / resized).resizing.edge == resized
-    )
+    pooled = tower.pooled(images)
+    output = model.vision_model(pixel_values=tower.pixels(images))
+    assert relative_error(pooled, output.pooler_output) < 1e-5
+    projection = getattr(model, "visual_projection", torch.nn.Identity())
+    assert (kind in ("siglip", "tipsv2")) == isinstance(projection, torch.nn.Identity)
+    assert relative_error(projection(pooled), tower(images)) < 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -137,6 +137,7 @@ def test_a_stage_is_one_run_with_config_numbers_pictures_and_artifacts_that_name
     for name in ("train/loss", "val/acc", "test/acc"):
         assert [row[name] for row in rows if name in row] == logged(student, name) != [], name
     assert logged(student, "test/acc") == [read_results(student)["test/acc"]]
+    pytest.importorskip("matplotlib")
     pictures = {name.split("/")[1] for row in rows for name in row if name.startswith("figures/")}
     assert pictures == {"confusion", "test_images"}
 
