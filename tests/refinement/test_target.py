@@ -473,7 +473,7 @@ def test_the_groups_of_the_data_are_those_of_the_evidence_and_of_the_file(
     for other in (2, 5):
         world.group_digits(monkeypatch, size=other)
         with world.refused(
-            ArtifactError, f"{POOL_TARGETS_FILE} was made from something else (labels is "
+            ArtifactError, rf"{POOL_TARGETS_FILE} was made from something else \(labels is "
         ):
             distil(teacher, tmp_path, [world.NoStep()])
 
