@@ -16,7 +16,12 @@ from plain import PlainClip
 # Files that import what only an extra brings. Elsewhere single tests call pytest.importorskip. The environment for
 # development has every extra, which test_project.py checks, so that nothing is left out there.
 IMPORTED = {
-    "hypothesis": ["data/test_names.py", "properties", "shards/test_shuffle.py"],
+    "hypothesis": [
+        "data/test_groups.py",
+        "data/test_names.py",
+        "properties",
+        "shards/test_shuffle.py",
+    ],
     "litserve": ["serve"],
     "matplotlib": ["report/test_pictures.py"],
     "onnxruntime": ["formats/test_export.py"],
