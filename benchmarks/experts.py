@@ -2,8 +2,9 @@
 
 For each number of labels a class, on the test images and over seeds: the zero-shot teacher; a logistic regression on the
 frozen features of the student's network, and of the teacher's; and a linear student on the student's frozen features, which
-learns the refined targets of the unlabelled images. Features are those of the evaluation transform, or means over views.
-The settings of the refinement are kdpl's own; no test image chooses anything.
+learns the refined targets of the unlabelled images.
+Both regressions, and the linear student, see each image as in evaluation. The settings of the refinement are kdpl's own;
+no test image chooses anything.
 """
 
 import argparse
@@ -20,10 +21,10 @@ from kdpl.clip import ClipConfig, ImageTower, load_image_clip
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import build_data
+from kdpl.data.probe import choose_strength, fit_probe, scale_of
 from kdpl.data.splits import Record
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.refinement.experts import Evidence, assign
-from kdpl.refinement.probe import STRENGTHS, fit_probe
 from kdpl.refinement.refine import RefinementConfig
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.messages import quiet_libraries
@@ -36,42 +37,26 @@ _FLOOR = 1e-3
 @torch.no_grad()
 def encode(
     tower: ImageTower, data: DomainDataModule, records: Sequence[Record], views: int
-) -> tuple[Tensor, Tensor]:
-    """Return features before the projection and normalised features of the joint space, both as means over views.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return normalised features: pooled ones as in evaluation, and means over views, pooled and of the joint space.
 
-    With 0 views they are of the evaluation transform.
+    The first view is that of evaluation, the others are random.
     """
     resizing = tower.preprocessing.resizing
-    view = data.view(resizing)
-    pooled, joint = [], []
+    view, parts = data.view(resizing), []
     for start in range(0, len(records), 64):
         images = [data.splits.open_image(record.source) for record in records[start : start + 64]]
-        if views:
-            drawn = [
-                [
-                    view.make(each, view.draw(each, start + i, number))
-                    for i, each in enumerate(images)
-                ]
-                for number in range(views)
-            ]
-        else:
-            drawn = [[to_tensor(resize_and_crop(each, resizing)) for each in images]]
+        drawn = [[to_tensor(resize_and_crop(each, resizing)) for each in images]]
+        drawn += [
+            [view.make(each, view.draw(each, start + i, number)) for i, each in enumerate(images)]
+            for number in range(views - 1)
+        ]
         batches = [torch.stack(each) for each in drawn]
-        pooled.append(
-            torch.stack([F.normalize(tower.pooled(each).float(), dim=1) for each in batches]).mean(
-                dim=0
-            )
-        )
-        joint.append(
-            torch.stack([F.normalize(tower(each).float(), dim=1) for each in batches]).mean(dim=0)
-        )
-    return torch.cat(pooled), F.normalize(torch.cat(joint), dim=1)
-
-
-def standardized(pool: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    """Standardise features by mean and deviation of the pool, as refined targets do: variance 1 in sum."""
-    mean, scale = pool.mean(dim=0), (pool.std(dim=0) + 1e-6) * pool.shape[1] ** 0.5
-    return (pool - mean) / scale, (test - mean) / scale
+        pooled = torch.stack([F.normalize(tower.pooled(each).float(), dim=1) for each in batches])
+        joint = torch.stack([F.normalize(tower(each).float(), dim=1) for each in batches])
+        parts.append((pooled[0], pooled.mean(dim=0), joint.mean(dim=0)))
+    still, mean, joint = (F.normalize(torch.cat(part), dim=1) for part in zip(*parts, strict=True))
+    return still, mean, joint
 
 
 def cell(values: Sequence[float]) -> str:
@@ -116,8 +101,11 @@ def measure(
     train, test = list(data.splits.train), list(data.splits.test)
     sources = {record.source for record in train}
     pool = [*train, *(Record(each, -1) for each in data.splits.pool if each not in sources)]
-    (own, joint), (small, _) = (encode(tower, data, pool, views) for tower in towers)
-    (own_test, joint_test), (small_test, _) = (encode(tower, data, test, 0) for tower in towers)
+    own, own_mean, joint = encode(towers[0], data, pool, views)
+    small, _, _ = encode(towers[1], data, pool, 1)
+    (own_test, _, joint_test), (small_test, _, _) = (
+        encode(tower, data, test, 1) for tower in towers
+    )
     text, text_test = (
         (vectors.logit_scale * each @ vectors.vectors.T).log_softmax(dim=1)
         for each in (joint, joint_test)
@@ -127,7 +115,8 @@ def measure(
     def accuracy(scores: Tensor) -> float:
         return 100 * (scores.argmax(dim=1) == truth).float().mean().item()
 
-    x, y = standardized(own, own_test), standardized(small, small_test)
+    centre, scale = scale_of(small)
+    x, y = (own, own_test), (small, small_test)
     for number in shots:
         rows = []
         for seed in seeds:
@@ -139,15 +128,20 @@ def measure(
             labels = torch.tensor([labeled.get(record.source, -1) for record in pool])
             alone = torch.arange(len(labels))  # these data have no groups
             made = assign(
-                Evidence(own, text, labels, torch.full_like(labels, -1), alone, trusted=True),
+                Evidence(
+                    own, own_mean, text, labels, torch.full_like(labels, -1), alone, trusted=True
+                ),
                 RefinementConfig(),
             )
             weight, bias = linear_student(
-                y[0], (1 - _FLOOR) * made.assignments + _FLOOR / len(vectors.class_names)
+                (small - centre) / scale,
+                (1 - _FLOOR) * made.assignments + _FLOOR / len(vectors.class_names),
             )
-            row = [accuracy(text_test), accuracy(y[1] @ weight + bias)]
+            row = [accuracy(text_test), accuracy((small_test - centre) / scale @ weight + bias)]
             for features in (y, x) if number else ():
-                probe = fit_probe(features[0][labels >= 0], labels[labels >= 0], STRENGTHS[0])
+                known = features[0][labels >= 0], labels[labels >= 0]
+                strength, _ = choose_strength(*known, alone[labels >= 0])
+                probe = fit_probe(*known, strength)
                 row.append(accuracy(probe.log_probabilities(features[1])))
             rows.append(row)
         cells = [cell(column) for column in zip(*rows, strict=True)]
@@ -170,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--shots", type=int, nargs="+", default=[0, 1, 2, 4, 16])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--views", type=int, default=0)
+    parser.add_argument("--views", type=int, default=RefinementConfig.views)
     options = parser.parse_args(argv)
     quiet_libraries()
     student = ClipConfig(options.student, options.pretrained, image_size=options.image_size)

@@ -123,7 +123,7 @@ def _experts(settings: Settings) -> Iterator[Measured]:
     numbers = torch.arange(images, device=device)
     labels = torch.where(numbers < 16 * classes, numbers % classes, -1)
     none = torch.full_like(labels, -1)
-    evidence = Evidence(features, predictions.log(), labels, none, numbers, trusted=True)
+    evidence = Evidence(features, features, predictions.log(), labels, none, numbers, trusted=True)
     seconds: list[float] = []
 
     def run() -> None:

@@ -68,6 +68,10 @@ class StudentDistillation(ClassifyingModule):
         text_features: ``teacher``: both share the teacher's class vectors, and the projector maps
             into their space; ``student``: the student uses text features of its own CLIP, and has
             no projector.
+        projector_input: What the projector reads: ``projected``, the tower's features in its CLIP's
+            joint space, as published; ``pooled``, those before that projection, which are often
+            wider and know more of the image (docs/targets.md). A network that is no CLIP has no
+            such projection.
         target: The distribution that the student learns: ``teacher``; ``refined``, the teacher's
             predictions corrected by labels and the shape of the pool (docs/targets.md);
             ``local_views``, for several labels an image (docs/several_labels.md); or your own
@@ -92,6 +96,7 @@ class StudentDistillation(ClassifyingModule):
         vision_prompts: StudentPrompts = StudentPrompts(),
         fine_tune: bool | None = None,
         text_features: Literal["teacher", "student"] = "teacher",
+        projector_input: Literal["projected", "pooled"] = "projected",
         target: Target | str = "teacher",
         loss: DistillationLoss = DistillationLoss(),
         pool_filter: float | None = None,
@@ -102,6 +107,8 @@ class StudentDistillation(ClassifyingModule):
         inform(f"loading {clip}")
         own = load_clip(clip) if text_features == "student" else None
         loaded = own if own is not None else load_image_clip(clip)
+        if projector_input == "pooled":
+            loaded.image_tower.drop_projection()
         super().__init__(loaded, compile)
         if fine_tune is None:
             fine_tune = loaded.logit_scale is None
@@ -114,7 +121,13 @@ class StudentDistillation(ClassifyingModule):
         folders = [teacher] if isinstance(teacher, str) else teacher
         trains_tower = vision_prompts.depth > 0 or fine_tune
         _require_consistent(
-            type(self.target), loss, pool_filter, text_features, len(folders), trains_tower
+            type(self.target),
+            loss,
+            pool_filter,
+            text_features,
+            projector_input,
+            len(folders),
+            trains_tower,
         )
 
         # the teachers, of which nothing but the first one's class vectors is read yet
@@ -178,6 +191,7 @@ class StudentDistillation(ClassifyingModule):
             loss,
             pool_filter,
             settings["text_features"],
+            settings["projector_input"],
             1 if isinstance(teacher, str) else len(teacher),
             # without a setting it depends on the network
             prompts["depth"] > 0 or fine_tune is not False,
@@ -282,6 +296,7 @@ def _require_consistent(
     loss: DistillationLoss,
     pool_filter: float | None,
     text_features: str,
+    projector_input: str,
     teachers: int,
     trains_tower: bool,
 ) -> None:
@@ -310,6 +325,11 @@ def _require_consistent(
             f"several teachers have no features in common for loss.kind {kind}, and their mean "
             f"is defined at temperature 1, not {loss.temperature}: set loss.kind: kl and "
             "loss.temperature: 1, or one teacher"
+        )
+    if text_features == "student" and projector_input == "pooled":
+        raise ConfigError(
+            "with text_features: student there is no projector that could read pooled features: "
+            "set projector_input: projected"
         )
     if text_features == "student" and not trains_tower:
         raise ConfigError(

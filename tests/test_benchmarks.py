@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from plain import relative_error
-from sklearn.preprocessing import StandardScaler
 
 from benchmarks import doubt, experts, gpu, refinement, students
 from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
@@ -78,14 +76,6 @@ def test_texts_have_the_features_and_gradients_of_kdpl():
     published = texts.forward_and_backward(PUBLISHED)
     assert set(published) == {"features", "context", "deep"}
     assert largest_difference(texts.forward_and_backward(KDPL), published) < 1e-5
-
-
-def test_test_images_are_standardised_by_the_pool_alone():
-    pool, test = 3 * torch.randn(50, 4) + 2, torch.randn(7, 4)
-    scaler = StandardScaler().fit(pool)
-    for features, given in zip(experts.standardized(pool, test), (pool, test), strict=True):
-        expected = torch.from_numpy(scaler.transform(given)) * (49 / 50) ** 0.5 / 2
-        assert relative_error(features, expected) < 1e-5
 
 
 def test_one_seed_has_a_mean_without_a_deviation():

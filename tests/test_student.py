@@ -9,6 +9,7 @@ from plain import PlainProjector, normalized, relative_error
 from world import make_student
 
 from kdpl.classification import ORIGIN_KEY
+from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig, load_clip
 from kdpl.errors import ArtifactError, ConfigError, WeightsError
 from kdpl.optim import OptimConfig
@@ -267,6 +268,24 @@ def refuse(student, folder, kind, match, domain=None, **options):
         world.fit(student, folder, callbacks=[world.NoStep()], domain=domain, **options)
 
 
+def test_a_student_of_pooled_features_ships_without_its_clips_projection(
+    distilled, tmp_path, images
+):
+    student = make_student(distilled["teacher"], projector_input="pooled")
+    record = world.fit(student, tmp_path, 1)
+    assert len(record.losses) > 0
+    read = Classifier.load(tmp_path / "classifier")
+    visual, tower = (
+        read.encoder.tower.module.visual,
+        load_clip(ClipConfig("test-student", world.TAG)).image_tower,
+    )
+    assert visual.proj is None
+    assert read.encoder.projector.layers[0].in_features == tower.visual.proj.shape[0]
+    for name, weight in visual.state_dict().items():
+        assert weight.equal(tower.visual.state_dict()[name])
+    assert relative_error(read(images), student.eval().class_logits(images)) < 1e-6
+
+
 class TestRefusals:
     def test_a_teacher_without_class_vectors_or_prompts(self, tmp_path):
         with world.refused(
@@ -315,6 +334,10 @@ class TestRefusals:
             (
                 {"text_features": "student", "distill": "l1"},
                 "loss.kind l1 compares features in the teacher's embedding",
+            ),
+            (
+                {"text_features": "student", "projector_input": "pooled"},
+                "no projector that could read pooled features: set projector_input: projected",
             ),
             (
                 {"text_features": "student", "vision_prompts": PromptConfig(depth=0)},

@@ -168,7 +168,8 @@ def _save_probe(task: Task, result: Result, command: Command) -> None:
     settings = read_config(config_files(task.args)[0])["model"]["init_args"]
     for file in task.folder.parent.glob(f"*/{PROBE_FOLDER}/*/{RESULT_FILE}"):
         about = json.loads(file.with_name(PROBE_FILE).read_bytes())
-        if about["clip"] == settings["clip"]:
+        # an earlier version's was of other features
+        if about["clip"] == settings["clip"] and about.get("features") == "pooled":
             return
     if command(["compare", str(task.folder), "--trust"], task.log) in _INTERRUPTED:
         raise KeyboardInterrupt

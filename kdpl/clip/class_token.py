@@ -73,7 +73,7 @@ class ClassTokenTower(PromptableImageTower):
 
     def project(self, pooled: Tensor) -> Tensor:
         """Map pooled class tokens [B, W] to the joint space, [B, embed_dim]."""
-        return cast(Tensor, pooled @ self.visual.proj)
+        return pooled if self.visual.proj is None else cast(Tensor, pooled @ self.visual.proj)
 
     def _pool(self, x: Tensor, prompts: Sequence[Tensor]) -> Tensor:
         """Run embedded images [B, L, W] with the prompts [n, W] of the first layers: [B, W]."""

@@ -15,7 +15,7 @@ from open_clip.transformer import ResidualAttentionBlock
 
 from kdpl.clip.class_token import ClassTokenTower
 from kdpl.clip.identity import Preprocessing
-from kdpl.clip.image import ImageTower
+from kdpl.clip.image import IMAGE_SETTINGS, ImageTower
 from kdpl.clip.text import PromptableTextTower, TextTower
 from kdpl.errors import WeightsError
 from kdpl.runtime import plugins
@@ -126,7 +126,7 @@ def require_modest(config: ModelConfig, image_size: int) -> None:
     pixels.
     """
     vision = config["vision_cfg"]
-    if config.keys() - {"embed_dim", "vision_cfg", "quick_gelu"}:
+    if config.keys() - {*IMAGE_SETTINGS}:
         raise ValueError("image_config has unknown settings")
     for name, value in {**config, "vision_cfg": None, **vision}.items():
         values = value if isinstance(value, list) else [value]

@@ -12,6 +12,9 @@ from kdpl.clip.memory_format import memory_format_of
 from kdpl.clip.modules import Float32Module, FrozenTower
 from kdpl.errors import ConfigError
 
+IMAGE_SETTINGS = ("embed_dim", "vision_cfg", "quick_gelu", "projection")
+"""Keys of the image part of a model config: open_clip's, and ``projection``, False for none."""
+
 
 class Pixels(Float32Module):
     """Normalisation of images [B, 3, S, S], in float32 on their device.
@@ -49,13 +52,13 @@ class ImageTower(FrozenTower):
         super().__init__()
         self.visual: Any = visual
         self.preprocessing = preprocessing
-        self.config = {
-            key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config
-        }
+        self.config = {key: config[key] for key in IMAGE_SETTINGS if key in config}
         self.pixels = Pixels(preprocessing)
         self.memory_format = torch.contiguous_format
         self.use_memory_format(memory_format_of(visual))
         self.requires_grad_(False).train()
+        if config.get("projection") is False:
+            self.drop_projection()
 
     @property
     def embed_dim(self) -> int:
@@ -90,6 +93,23 @@ class ImageTower(FrozenTower):
     def project(self, pooled: Tensor) -> Tensor:
         """Map features of ``pooled`` to those of ``forward``, [B, embed_dim]."""
         return cast(Tensor, self._head(pooled)) if self._head else pooled
+
+    def drop_projection(self) -> None:
+        """Leave out the projection into the joint space, in place, where the tower has one apart.
+
+        ``forward`` then returns features as ``pooled`` does, and ``embed_dim`` is their width W.
+        """
+        if isinstance(proj := getattr(self.visual, "proj", None), nn.Parameter):
+            self.visual.proj = None
+            self._say_dropped(proj.shape[0])
+        elif self._head:
+            layers = [each for each in self._head.modules() if isinstance(each, nn.Linear)]
+            self.visual.head = nn.Sequential()
+            self._say_dropped(layers[0].in_features if layers else self.embed_dim)
+
+    def _say_dropped(self, width: int) -> None:
+        # as ``build_image_tower`` then makes it
+        self.config |= {"embed_dim": width, "projection": False}
 
     @property
     def _head(self) -> Any:

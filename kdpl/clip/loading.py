@@ -284,6 +284,7 @@ def _build(model_config: ModelConfig) -> Any:
     text |= {"hf_model_pretrained": False, "output_tokens": False}
     options = {**model_config, "vision_cfg": vision, "text_cfg": text}
     has_own_text = [options.pop("custom_text", False), options.pop("multimodal_cfg", False)]
+    options.pop("projection", None)
     model = open_clip.CLIP
     if any([*has_own_text, text.get("hf_model_name")]):
         model = open_clip.CustomTextCLIP

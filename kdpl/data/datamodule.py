@@ -50,7 +50,7 @@ class DomainDataModule(LightningDataModule):
 
     - training, ``labeled``: ``LabeledBatch``, the k-shot sample (of the base classes under
       ``base_to_novel``);
-    - training, ``unlabeled``: ``UnlabeledBatch``, ALL training images, or those of ``unlabeled``,
+    - training, ``unlabeled``: ``UnlabeledBatch``, ALL training images and those of ``unlabeled``,
       or a share of them, and no labels anywhere;
     - validation and test: ``EvaluationBatch``, each image exactly once over all processes.
 
@@ -65,8 +65,8 @@ class DomainDataModule(LightningDataModule):
         root: Folder of the dataset, the table's file, or the folder of all datasets of the
             benchmark.
         unlabeled: Places of unlabelled images (``folder`` and ``table``): folders, patterns, lists
-            and shards, see ``kdpl/data/sources.py``; None: the table's rows without a label, those
-            of the folder ``unlabeled`` in root, or the training images without labels.
+            and shards, see ``kdpl/data/sources.py``; None: the table's rows without a label, or
+            those of the folder ``unlabeled`` in root. The training images are beside them.
         class_names: CSV file that maps class folders or labels to names, and texts for the text
             tower (``folder`` and ``table``), or a .txt list of them; None: they are the names.
             Without labelled training images, its classes are those of the dataset.

@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
 
 from PIL.Image import Image
 
 from kdpl.data.decoding import Decoding
-from kdpl.data.names import Names, select
+from kdpl.data.names import Names, select, unlisted
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.class_names import ClassText, composed, fault_of_name
 
@@ -52,8 +53,8 @@ class Splits:
         train: Labelled training images.
         val: Labelled validation images; empty where the dataset has no such split.
         test: Labelled test images; empty where the dataset has no such split.
-        unlabeled: Sources of images without labels, held as ``Names``; None: the training images,
-            without their labels.
+        unlabeled: Sources of images without labels, held as ``Names``; None: there are none beside
+            the training images.
         open_image: Opens a source as an RGB image. It travels to worker processes, so it has to be
             picklable.
         class_texts: Text or texts that the text tower reads for each class, by label; None: its
@@ -92,12 +93,15 @@ class Splits:
         others = select(others, (source not in labeled for source in others))
         return Names.joined([Names.of(labeled), others])
 
-    @property
+    @cached_property
     def pool(self) -> Names:
-        """Images to distil on: ``unlabeled``, or the training images."""
-        return Names.of(
-            (record.source for record in self.train) if self.unlabeled is None else self.unlabeled
-        )
+        """Images to distil on: the unlabelled images, and the training images beside them."""
+        train = Names.of(record.source for record in self.train)
+        if self.unlabeled is None:
+            return train
+        unlabeled = Names.of(self.unlabeled)
+        # under the names that the labels have
+        return Names.joined([unlisted(unlabeled, train), train]) if train else unlabeled
 
     def without_labels(self) -> "Splits":
         """The dataset with labels of the test images alone, and without the validation images."""

@@ -39,6 +39,12 @@ class HalfTower(ImageTower):
         vision = self.visual.model.vision_model
         return cast(Tensor, vision(pixel_values=self._input(images)).pooler_output)
 
+    def drop_projection(self) -> None:
+        """Leave out the model's own projection, see ``ImageTower.drop_projection``."""
+        if isinstance(layer := getattr(self.visual.model, "visual_projection", None), nn.Linear):
+            self.visual.model.visual_projection = nn.Identity()
+            self._say_dropped(layer.in_features)
+
 
 class TextHalf(_Half):
     """A text tower, as ``kdpl.families.hugging_face_text`` expects open_clip's.

@@ -46,16 +46,20 @@ T = TypeVar("T")
 
 
 class ImageFeatures(NamedTuple):
-    """Normalised means of a teacher's features over the first views of N images.
+    """A network's features of N images, normalised.
 
     Attributes:
-        joint: In the space of the class vectors, float32 [N, D].
-        pooled: Of its image tower before the projection, without prompts, float32 [N, W]; [N, 0]
-            if they were not wanted.
+        still: Of the image as in evaluation, float32 [N, D].
+        mean: Mean over some views, of which that is one, float32 [N, D].
     """
 
-    joint: Tensor
-    pooled: Tensor
+    still: Tensor
+    mean: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor) -> "ImageFeatures":
+        """Normalise rows [N, 2, D]."""
+        return cls(*normalized(rows).unbind(dim=1))
 
 
 class TargetInputs:
@@ -158,8 +162,11 @@ class TargetInputs:
 
     def features(
         self, images: Sequence[str] | None, views: int, teacher: int = 0, pooled: bool = False
-    ) -> ImageFeatures:
+    ) -> tuple[ImageFeatures, ImageFeatures]:
         """Return a teacher's features of images, which are kept for other students and starts.
+
+        First those in the space of the class vectors, then the pooled ones of its image tower,
+        before the projection and without prompts; [N, 0] if they were not wanted.
 
         Args:
             images: Sources of labelled or validation images; None: the unlabelled images that need
@@ -171,11 +178,13 @@ class TargetInputs:
         vectors = self.teachers[teacher]
         name = {"teacher": vectors.teacher, "pooled": pooled}
         encode = teacher_encoder(self._trainer, self._student, teacher, pooled)
-        rows = self._means(name, encode, vectors.preprocessing.resizing, images, views)
+        rows = self._rows(name, encode, vectors.preprocessing.resizing, images, views)
         width = vectors.vectors.shape[1]
-        return ImageFeatures(normalized(rows[:, :width]), normalized(rows[:, width:]))
+        return ImageFeatures.of(rows[..., :width]), ImageFeatures.of(rows[..., width:])
 
-    def features_of(self, clip: ImageClip, images: Sequence[str] | None, views: int) -> Tensor:
+    def features_of(
+        self, clip: ImageClip, images: Sequence[str] | None, views: int
+    ) -> ImageFeatures:
         """Return the pooled features that another CLIP makes of images, as ``features`` does."""
         tower = clip.image_tower.to(self.device).eval()
 
@@ -184,9 +193,10 @@ class TargetInputs:
                 return normalized(tower.pooled(some.to(self.device)))
 
         name = {"clip": clip.identity.fingerprint}
-        return normalized(self._means(name, encode, tower.preprocessing.resizing, images, views))
+        resizing = tower.preprocessing.resizing
+        return ImageFeatures.of(self._rows(name, encode, resizing, images, views))
 
-    def _means(
+    def _rows(
         self,
         network: Mapping[str, Any],
         encode: Encoder,
@@ -194,9 +204,9 @@ class TargetInputs:
         images: Sequence[str] | None,
         views: int,
     ) -> Tensor:
-        """Return mean features over the first views of each image, float32 [N, D].
+        """Return features of each image as in evaluation and their mean over views, [N, 2, D].
 
-        They are computed, unless that was done, and kept as float16 in shards.
+        They are float32, computed, unless that was done, and kept as float16 in shards.
         """
         data, trainer = self._data, self._trainer
         if images is None:
@@ -207,7 +217,7 @@ class TargetInputs:
         origin = {
             **network,
             **named,
-            "views": views,
+            "views": f"one as in evaluation, and their mean with {views - 1} random ones",
             "resizing": asdict(resizing),
             "precision": self.origin["precision"],
             **data.views_origin,

@@ -44,8 +44,8 @@ class Work:
         batch_size: Most views B that are encoded at a time.
         num_workers: Worker processes that decode.
         rank: This process, which does every ``world_size``-th part.
-        mean: Whether a shard has the mean over the views of each image, [n, D], instead of all of
-            them, [n, V, D].
+        mean: Whether the first view is that of evaluation, and a shard has its features and the
+            mean over all views of each image, [n, 2, D], instead of all V random ones, [n, V, D].
     """
 
     images: UnlabeledImages
@@ -67,7 +67,7 @@ def fill_shards(shards: Mapping[Path, range], views: int, work: Work) -> int:
     missing = {path: indices for path, indices in share if not path.is_file()}
     at_once = max(1, work.batch_size // views)
     batches = batches_of(missing.values(), at_once)
-    loader = load_all_views(work.images, views, batches, work.num_workers)
+    loader = load_all_views(work.images, views, batches, work.num_workers, work.mean)
     encoded = (_encode(batch.images, work) for batch in loader)
     total = sum(map(len, missing.values())) * views
     with progress_bar(shown=work.rank == 0) as progress:
@@ -97,9 +97,10 @@ def batches_of(shards: Iterable[range], at_once: int) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def _encode(images: Tensor, work: Work) -> npt.NDArray[np.float16]:
-    """Encode all views of some images, uint8 [n, V, 3, S, S], to float16 [n, V, D] or [n, D]."""
+    """Encode all views of some images, uint8 [n, V, 3, S, S], to float16 [n, V or 2, D]."""
     parts = [work.encode(part) for part in torch.split(images.flatten(0, 1), work.batch_size)]
     features = torch.cat(parts).view(*images.shape[:2], -1)
-    rows: npt.NDArray[np.float16]
-    rows = (features.mean(dim=1) if work.mean else features).half().cpu().numpy()
+    if work.mean:
+        features = torch.stack([features[:, 0], features.mean(dim=1)], dim=1)
+    rows: npt.NDArray[np.float16] = features.half().cpu().numpy()
     return rows

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdpl.data.groups import FOLDS, folds
-from kdpl.refinement.probe import STRENGTHS, classes_of, fit_probe, standardize
-from kdpl.refinement.refine import RefinementConfig, affinity, nearest, refine
+from kdpl.data.probe import CHOOSING, STRENGTHS, classes_of, fit_probe
+from kdpl.refinement.refine import RefinementConfig, affinity, nearest, refine, standardize
 from kdpl.tasks import MULTI_CLASS
 
 PRIOR = 3.0
@@ -95,7 +95,8 @@ class Evidence:
     """What is known of N images, labelled, unlabelled, and for validation.
 
     Attributes:
-        features: An encoder's features, float [N, D].
+        features: An encoder's features, whose shape refines, float [N, D].
+        probed: Its normalised features that the probe reads, float [N, D].
         text: The teacher's log probabilities, float [N, C].
         labels: Classes of labelled images, whose assignment stays the label, and −1, int64 [N].
         held_out: Classes of validation images, whose labels only choose, and −1, int64 [N].
@@ -106,6 +107,7 @@ class Evidence:
     """
 
     features: Tensor
+    probed: Tensor
     text: Tensor
     labels: Tensor
     held_out: Tensor
@@ -202,17 +204,16 @@ def assign(
         on_step: Called with the number of refinements done, and of all.
     """
     splits = _splits(evidence)
-    features = standardize(evidence.features)
-    unit = F.normalize(features, dim=1)
+    unit = F.normalize(standardize(evidence.features), dim=1)
     neighbors = affinity(*nearest(unit, config.neighbors, evidence.groups))
 
     # the experts, weighted
-    strength, weights, predictions = _experts(evidence, splits, features)
+    labeled = torch.nonzero(evidence.labels >= 0).flatten()
+    shots = len(evidence.merged(labeled)[1]) / max(len(classes_of(evidence.labels)), 1)
+    strength, weights, predictions = _experts(evidence, splits, shots)
 
     # refinements of their predictions, and these themselves
     judges, truth = torch.cat([split.judges for split in splits]), evidence.truth
-    labeled = torch.nonzero(evidence.labels >= 0).flatten()
-    shots = len(evidence.merged(labeled)[1]) / max(len(classes_of(evidence.labels)), 1)
     tried: list[RefinementConfig | None] = [*config.candidates(shots)]
     # without a label that judges, the first is taken
     tried = [*tried, None] if config.mode == "auto" and len(judges) else tried[:1]
@@ -264,7 +265,7 @@ def _choose(right: Sequence[Tensor], alone: bool, before: float) -> int:
 
 
 def _experts(
-    evidence: Evidence, splits: list[_Split], features: Tensor
+    evidence: Evidence, splits: list[_Split], shots: float
 ) -> tuple[float | None, tuple[float, ...], list[Tensor]]:
     """Return strength, weights, and the weighted predictions [N, C] of each split."""
     seen = classes_of(evidence.labels)
@@ -275,24 +276,31 @@ def _experts(
     rows = torch.cat(judges)
     pair, sizes = evidence.merged(rows)
 
-    # the least log loss on images that the experts have not seen
+    # the least log loss on images that the experts have not seen; one label of each class, or a
+    # few validation images, cannot choose the probe's regularisation
     options = []
-    for strength in STRENGTHS if len(rows) else STRENGTHS[:1]:
+    for strength in STRENGTHS if len(rows) and shots >= CHOOSING else STRENGTHS[:1]:
         probes = []
         for split in splits:
             known = split.labels >= 0
-            fitted = fit_probe(features[known], split.labels[known], strength)
-            probes.append(fitted.log_probabilities(features))
+            probes.append(fit_probe(evidence.probed[known], split.labels[known], strength))
         weights: tuple[float, ...] = (1.0, 1.0)
         loss = 0.0
         if len(rows):
             text = MULTI_CLASS.log_probabilities(evidence.text[rows][:, seen])
-            probe = torch.cat([each[of] for each, of in zip(probes, judges, strict=True)])
+            predicted = [
+                fitted.log_probabilities(evidence.probed[images])
+                for fitted, images in zip(probes, judges, strict=True)
+            ]
+            probe = torch.cat(predicted)
             labels = torch.searchsorted(seen, truth[rows])
             weights, loss = fit_weights(torch.stack([text, probe]), labels, 1 / sizes[pair])
         options.append((loss, strength, weights, probes))
     _, strength, weights, probes = min(options, key=lambda option: option[0])
-    mixed = [combine(evidence.text, probe, seen, weights).exp() for probe in probes]
+    mixed = [
+        combine(evidence.text, probe.log_probabilities(evidence.probed), seen, weights).exp()
+        for probe in probes
+    ]
     return strength, weights, mixed
 
 

@@ -34,7 +34,8 @@ class RefinementConfig:
     Attributes:
         mode: ``auto`` takes the refinement that is best for labelled images that it did not see, or
             none; ``always`` takes the first of ``candidates``.
-        views: Views of an image, whose mean feature stands for it.
+        views: Views of an image: as in evaluation, whose feature is refined, and random ones. Their
+            mean feature is what teacher and probe predict from.
         neighbors: k, nearest neighbours of an image by cosine.
         graph: γ, weight of what the neighbours are assigned to; None: that of the candidates, as
             for the next two.
@@ -45,7 +46,7 @@ class RefinementConfig:
     """
 
     mode: Literal["auto", "always"] = "auto"
-    views: int = 16
+    views: int = 8
     neighbors: int = 5
     graph: float | None = None
     likelihood: float | None = None
@@ -70,6 +71,13 @@ class RefinementConfig:
             each = replace(self, **missing)
             filled += [each] if each not in filled else []
         return filled
+
+
+def standardize(features: Tensor) -> Tensor:
+    """Return features float [N, D] with mean 0 and, over all dimensions, variance 1 in sum."""
+    centered = features.float() - features.float().mean(dim=0)
+    scale = (centered.std(dim=0) + 1e-6) * features.shape[1] ** 0.5
+    return torch.div(centered, scale)
 
 
 def nearest(features: Tensor, k: int, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:

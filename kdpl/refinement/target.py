@@ -1,6 +1,6 @@
 """Refined targets: the teacher's predictions, corrected by labels and by the unlabelled images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from kdpl.data.groups import group_numbers
 from kdpl.data.parallel import progress_bar
 from kdpl.data.splits import Record
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.preparation import PreparedTarget, TargetInputs
+from kdpl.preparation import ImageFeatures, PreparedTarget, TargetInputs
 from kdpl.preparation.target import REMEDY, rows_of
 from kdpl.refinement.experts import Assigned, Evidence, assign
 from kdpl.refinement.pool_targets import POOL_TARGETS_FILE, Moved, PoolTargets
@@ -34,8 +34,9 @@ class Refined(RefinementConfig, PreparedTarget):
 
     The unlabelled images are assigned to classes before the first step: the teacher's predictions
     and those of a probe on an encoder's features, weighted by the labels, are refined on the pool.
-    Features are normalised means over some views. Labelled images take part with their labels;
-    validation images take part without theirs, which help to choose. Written to
+    Features are normalised: those that are refined are of the image as in evaluation, and those
+    that the probe and the teacher predict from are means over some views. Labelled images take part
+    with their labels; validation images take part without theirs, which help to choose. Written to
     ``pool_targets.safetensors`` in the run's folder, it is read from there when the run is resumed.
 
     Attributes:
@@ -84,11 +85,23 @@ class Refined(RefinementConfig, PreparedTarget):
         def make(path: Path, origin: Origin) -> None:
             further, labels, groups = _further_images(inputs)
             text, features = self._encode(inputs, further, other)
-            inputs.on_first_process(
-                lambda: self._assign(inputs, text, features, labels, groups, origin).save(path)
+            held_out = [-1] * (len(labels) - len(inputs.val)) + [r.single for r in inputs.val]
+            evidence = Evidence(
+                features.still,
+                features.mean,
+                text,
+                torch.tensor(labels, device=text.device),
+                torch.tensor(held_out, device=text.device),
+                torch.tensor(groups, device=text.device),
+                trusted=not inputs.tuned,
             )
+            inputs.on_first_process(lambda: self._assign(inputs, evidence, origin).save(path))
 
-        settings = {"target": asdict(self), "encoder": other and other.identity.fingerprint}
+        settings = {
+            "target": asdict(self),
+            "encoder": other and other.identity.fingerprint,
+            "expert": "normalised",
+        }
         file, origin = inputs.kept(POOL_TARGETS_FILE, settings, make)
         targets = PoolTargets.load(file)
         require_same(str(file), targets.made_from, origin, REMEDY, kind=ArtifactError)
@@ -111,8 +124,8 @@ class Refined(RefinementConfig, PreparedTarget):
 
     def _encode(
         self, inputs: TargetInputs, further: Sequence[Record], other: ImageClip | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the teachers' log probabilities and the encoder's features, [N, C] and [N, D].
+    ) -> tuple[Tensor, ImageFeatures]:
+        """Return the teachers' log probabilities, [N, C], and the encoder's features.
 
         They are of pool and further images. The encoder is a teacher's or the ``other`` one.
         """
@@ -123,53 +136,29 @@ class Refined(RefinementConfig, PreparedTarget):
             [inputs.features(images, self.views, n, pooled and n == 0) for images in groups]
             for n in range(len(inputs.teachers))
         ]
-        joint = [torch.cat([part.joint for part in parts]) for parts in of_teachers]
-        text = MULTI_CLASS.log_probabilities(inputs.predict(torch.cat(joint, dim=1)))
+        joint = [_joined(part for part, _ in parts) for parts in of_teachers]
+        side_by_side = ImageFeatures(*(torch.cat(each, dim=1) for each in zip(*joint, strict=True)))
+        text = MULTI_CLASS.log_probabilities(inputs.predict(side_by_side.mean))
         if other is not None:
-            return text, torch.cat(
-                [inputs.features_of(other, images, self.views) for images in groups]
-            )
-        if pooled:
-            return text, torch.cat([part.pooled for part in of_teachers[0]])
-        return text, torch.cat(joint, dim=1)
+            return text, _joined(inputs.features_of(other, each, self.views) for each in groups)
+        return text, _joined(part for _, part in of_teachers[0]) if pooled else side_by_side
 
-    def _assign(
-        self,
-        inputs: TargetInputs,
-        text: Tensor,
-        features: Tensor,
-        known: list[int],
-        groups: list[int],
-        origin: Origin,
-    ) -> PoolTargets:
-        """Assign the images, and decide if students learn that; ``known`` are labels, −1: none."""
-        n, first = len(inputs.indices), len(features) - len(inputs.val)
-        labels = torch.tensor(known, device=features.device)
-        held_out = torch.full_like(labels, -1)
-        held_out[first:] = torch.tensor([record.single for record in inputs.val])
+    def _assign(self, inputs: TargetInputs, evidence: Evidence, origin: Origin) -> PoolTargets:
+        """Assign the images, and decide if students learn that."""
+        n, labels = len(inputs.indices), int((evidence.labels >= 0).sum())
         with progress_bar() as progress:
-            inform(
-                f"refining the predictions of {n} unlabelled images, {(labels >= 0).sum()} "
-                "labels are seen"
-            )
+            inform(f"refining the predictions of {n} unlabelled images, {labels} labels are seen")
             task = progress.add_task("refinement", total=None)
             assigned = assign(
-                Evidence(
-                    features,
-                    text,
-                    labels,
-                    held_out,
-                    torch.tensor(groups, device=features.device),
-                    trusted=not inputs.tuned,
-                ),
+                evidence,
                 self,
                 lambda done, total: progress.update(task, completed=done, total=total),
             )
 
         # how many images of the pool changed their class
-        moves = [MULTI_CLASS.labels(each[:n]).cpu() for each in (text, assigned.assignments)]
-        counts = [torch.bincount(each, minlength=len(inputs.class_names)) for each in moves]
-        before, after = moves
+        before = MULTI_CLASS.labels(evidence.text[:n]).cpu()
+        after = MULTI_CLASS.labels(assigned.assignments[:n]).cpu()
+        counts = [each.bincount(minlength=len(inputs.class_names)) for each in (before, after)]
         taken, reason = self._decide(assigned, counts)
         moved = torch.nonzero(before != after).flatten().tolist()
         return PoolTargets(
@@ -202,6 +191,11 @@ class Refined(RefinementConfig, PreparedTarget):
             left = f"{emptied} class{'es' if emptied > 1 else ''}"
             return False, f"not taken: it leaves {left} without an image, {what}"
         return True, f"taken: {what}"
+
+
+def _joined(parts: Iterable[ImageFeatures]) -> ImageFeatures:
+    """Concatenate features of several lists of images."""
+    return ImageFeatures(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int], list[int]]:

@@ -2,7 +2,7 @@
 
 import base64
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
 
@@ -52,10 +52,10 @@ def accuracies(run: Run) -> dict[str, Any]:
         del titles["second_teacher"]
     main = "teacher" if run.student is None else "student"
     rows: list[ModelRow] = []
-    gaps, images = [], 0
+    gaps, tested = [], dict[str, Scores]()
     for key, title in titles.items():
         role, _, kind = key.partition("_")
-        if kind == "probe" and (role not in run.stages or main not in [row.key for row in rows]):
+        if kind == "probe" and (role not in run.stages or main not in tested):
             continue
         try:
             scores = linear_probe(run, role).scores if kind == "probe" else _tested(run, key)
@@ -64,7 +64,7 @@ def accuracies(run: Run) -> dict[str, Any]:
             continue
         values = {name: accuracy_of(name, each[None]) for name, each in scores.items()}
         rows.append(ModelRow(key, title, values))
-        images = max(images, *map(len, scores.values()))
+        tested[key] = scores
     if not rows:
         raise ArtifactError(f"nothing of {run.folder} was tested: {'; '.join(gaps)}")
     return {
@@ -72,10 +72,10 @@ def accuracies(run: Run) -> dict[str, Any]:
             k: title for k, title in ACCURACY_TITLES.items() if any(k in row.values for row in rows)
         },
         "rows": rows,
-        "images": images,
+        "images": max(len(each) for scores in tested.values() for each in scores.values()),
         "gaps": gaps,
         "difference": _difference(run),
-        "below": below_probes(rows, advice_for(run)),
+        "below": below_probes(tested, advice_for(run)),
     }
 
 
@@ -86,20 +86,27 @@ def _tested(run: Run, name: str) -> Scores:
     return scores_of(run, stage)
 
 
-def below_probes(rows: Sequence[ModelRow], advice: str) -> str | None:
-    """Say in one sentence that the student is less accurate than a linear probe, and what to do."""
-    found = {row.key: row.values for row in rows}
-    student, better, own = found.get("student", {}), [], ""
+def below_probes(tested: Mapping[str, Scores], advice: str) -> str | None:
+    """Say in one sentence that the student is less accurate than a linear probe, and what to do.
+
+    Args:
+        tested: Scores of the models, by key of ``ModelRow``.
+        advice: What to do.
+    """
+    student, better, share = tested.get("student", {}), [], ""
     for role, network in {"student": "its own network", "teacher": "the teacher's CLIP"}.items():
-        for key, probe in found.get(f"{role}_probe", {}).items():
-            if key in student and student[key].value < probe.value:
-                better.append(f"of {network} ({100 * probe.value:.1f} %)")
-                images = "test images of the base classes" if key == "base_acc" else "test images"
-                own = f"{100 * student[key].value:.1f} % of the {images}"
+        for key, probe in tested.get(f"{role}_probe", {}).items():
+            if key not in student or student[key].mean() >= probe.mean():
+                continue
+            more = paired_difference(student[key][None], probe[None]).interval
+            low, high = (f"{100 * points:.1f}" for points in more)
+            better.append(f"of {network} ({100 * probe.mean():.1f} %, {low} to {high} points more)")
+            images = "test images of the base classes" if key == "base_acc" else "test images"
+            share = f"{100 * student[key].mean():.1f} % of the {images}"
     if not better:
         return None
     return (
-        f"The student classifies {own} correctly, less than logistic regression with the same "
+        f"The student classifies {share} correctly, less than logistic regression with the same "
         f"labels on the frozen features {' and '.join(better)}: {advice} (docs/targets.md)."
     )
 

@@ -67,11 +67,21 @@ def render(run: Run) -> str:
         makers = {name: make for name, make in makers.items() if name not in _ONE_CLASS}
     sections = {name: {"data": None, "gap": None} for name in [*_SECTIONS, *rooms]}
     sections |= {name: _section(make, run) for name, make in makers.items()}
-    accuracy = sections["accuracy"]["data"]
-    if accuracy is not None and accuracy["below"] is not None:
-        inform(accuracy["below"])
+    # what is said first: that the student is below what asks for less
+    collected: list[Any] = [section["data"] for section in sections.values()]
+    said = (data.get("below") for data in collected if isinstance(data, dict))
+    below = next(filter(None, said), None)
+    if below is not None:
+        inform(below)
     name = run.folder.resolve().name
-    return fill("report.html.jinja", sections=sections, rooms=rooms, untuned=run.untuned, name=name)
+    return fill(
+        "report.html.jinja",
+        sections=sections,
+        rooms=rooms,
+        below=below,
+        untuned=run.untuned,
+        name=name,
+    )
 
 
 def fill(template: str, **values: Any) -> str:

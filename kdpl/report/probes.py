@@ -1,27 +1,28 @@
-"""Linear probes of a frozen network with the same labels (arXiv 2103.00020, appendix A.3).
+"""Linear probes of a run's networks with the same labels, the baseline of its student.
 
-A run's probes are kept in its folder as tests, beside those of its stages.
+``kdpl.data.probe`` says what they are. A run's probes are kept in its folder as tests, beside
+those of its stages.
 """
 
 import json
-import warnings
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from kdpl.clip import ClipConfig, ImageClip, load_image_clip
 from kdpl.clip.identity import RANDOM
 from kdpl.data.datamodule import DomainDataModule
-from kdpl.data.groups import folds, group_numbers
+from kdpl.data.groups import group_numbers
 from kdpl.data.inference import infer
 from kdpl.data.labels import EvaluationSplit
 from kdpl.data.parallel import progress_bar
+from kdpl.data.probe import choose_strength, classes_of, fit_probe
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason
 from kdpl.metrics import test_key
 from kdpl.report.cost import device
@@ -39,19 +40,8 @@ from kdpl.runtime.predictions import (
 )
 from kdpl.runtime.run_folder import PROBE_FILE, PROBE_FOLDER
 
-STRENGTHS = tuple(10.0**power for power in range(-2, 5))
-"""Values of C, the inverse of the regularisation, that are tried."""
-
-# labelled images times classes that take minutes: 16 of each of 1,000 classes are 16 million
+# labelled images times classes: 16 of each of 1,000 classes, 16 million, take most of an hour
 _MOST_TERMS = 50_000_000
-
-
-class Features(NamedTuple):
-    """Normalised image features float32 [N, D], labels [N], and numbers of groups [N]."""
-
-    values: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
-    groups: npt.NDArray[np.int64]
 
 
 class Probe(NamedTuple):
@@ -95,7 +85,8 @@ def linear_probe(run: Run, role: str) -> Probe:
     # the labels are those that the teacher saw
     labeled = replace(run, student=None) if "teacher" in run.stages else run
     data = labeled.main.config["data"]
-    origin = as_json({"clip": asdict(clip), "data": data, "seed": labeled.seed})
+    seen = {"data": data, "seed": labeled.seed}
+    origin = as_json({"clip": asdict(clip), "features": "pooled", **seen})
     tested = [each for each in run.tested if num_base is None or each[1] < num_base]
     if not tested:
         raise DataError("no test image is of a base class")
@@ -136,42 +127,42 @@ def _fit(run: Run, data: DomainDataModule, config: ClipConfig) -> Probe:
     clip, num_base, tested = load_image_clip(config), run.vectors.num_base, run.tested_data()
     clip.image_tower.to(device()).eval()
     classes = len(data.class_names) if num_base is None else num_base
-    train = _encode(clip, data, "labeled", classes)
-    val = _encode(clip, data, "val", classes) if data.splits.val else None
-    test = _encode(clip, tested, "test", classes)
-    model, how = fit_probe(train, val)
+    (train, labels), (test, numbers) = encode(clip, data, "labeled"), encode(clip, tested, "test")
+    test = test[numbers < classes]
+    if len(classes_of(labels)) < 2:
+        raise DataError("all labelled images are of one class, but a linear probe needs two")
+    sources = [record.source for record in data.labels.evaluation("labeled")]
+    groups = torch.from_numpy(group_numbers(sources, data.splits.groups))
+    strength, how = choose_strength(train, labels, groups)
+    probe = fit_probe(train, labels, strength)
 
     names, predictions = data.class_names, []
     records = [each for each in enumerate(tested.splits.test) if each[1].single < classes]
-    predicted = model.predict(test.values).tolist()
-    sure = model.predict_proba(test.values).max(axis=1).tolist()
-    for (i, record), p, q in zip(records, predicted, sure, strict=True):
+    sure, predicted = probe.log_probabilities(test).exp().max(dim=1)
+    chosen = probe.classes[predicted].tolist()
+    for (i, record), p, q in zip(records, chosen, sure.tolist(), strict=True):
         y = record.single
         predictions.append(ImagePrediction(i, record.source, names[y], names[p], q, y, p))
     accuracy = sum(p.correct for p in predictions) / len(predictions)
     return Probe(
         {test_key("acc" if num_base is None else "base_acc"): accuracy},
         predictions,
-        {"network": str(config), "labels": len(train.labels), "C": model.C, "how": how},
+        {"network": str(config), "labels": len(labels), "C": strength, "how": how},
     )
 
 
-def _encode(
-    clip: ImageClip, data: DomainDataModule, split: EvaluationSplit, classes: int
-) -> Features:
-    """Encode the images of a split that are of the first classes."""
+def encode(
+    clip: ImageClip, data: DomainDataModule, split: EvaluationSplit
+) -> tuple[Tensor, Tensor]:
+    """Return normalised pooled features of a split's images, float32 [N, W], and their labels."""
     loader = data.evaluation_dataloader_for(split, clip.preprocessing.resizing)
     values, labels = [], []
     with progress_bar() as progress:
         batches = progress.track(loader, description=f"{split} images, {clip.identity.model}")
-        for features, batch in infer(clip.image_tower, batches, device()):
-            values.append(normalize(features.float(), dim=1).cpu().numpy())
-            labels.append(batch.labels.numpy())
-    numbers = np.concatenate(labels)
-    sources = [record.source for record in data.labels.evaluation(split)]
-    groups = group_numbers(sources, data.splits.groups)
-    kept = numbers < classes
-    return Features(np.concatenate(values)[kept], numbers[kept], groups[kept])
+        for features, batch in infer(clip.image_tower.pooled, batches, device()):
+            values.append(normalize(features.float(), dim=1).cpu())
+            labels.append(batch.labels)
+    return torch.cat(values), torch.cat(labels)
 
 
 def _stored(folder: Path, origin: Origin) -> Probe | None:
@@ -184,33 +175,3 @@ def _stored(folder: Path, origin: Origin) -> Probe | None:
         return Probe(read_results(folder), read_predictions(folder), about)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def fit_probe(labeled: Features, val: Features | None) -> tuple[Any, str]:
-    """Fit a logistic regression on labelled images; returns it, and how its C was chosen.
-
-    C is the smallest of ``STRENGTHS`` with the best accuracy on validation images, or without any
-    in ``kdpl.data.groups.folds`` of the labelled ones, or 1 where no class has images of two
-    groups. A DataError where all are of one class.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, PredefinedSplit
-
-    (x, y, groups), model = labeled, LogisticRegression(max_iter=1000)
-    if len(np.unique(y)) < 2:
-        raise DataError("all labelled images are of one class, but a linear probe needs two")
-    images, fold_of = [labeled], folds(y, groups)
-    how = f"chosen by {fold_of.max() + 1}-fold cross-validation on the labelled images"
-    if val is not None and len(val.labels):
-        images, how = [labeled, val], f"chosen on {len(val.labels)} validation images"
-        fold_of = np.repeat([-1, 0], [len(y), len(val.labels)])
-    with warnings.catch_warnings():
-        # classes that a plane separates have no largest weights
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        if fold_of.max() < 0:
-            how = "not chosen, without validation images and labelled ones of two groups of a class"
-            return model.fit(x, y), how
-        search = GridSearchCV(model, {"C": STRENGTHS}, cv=PredefinedSplit(fold_of), refit=False)
-        search.fit(*(np.concatenate([each[i] for each in images]) for i in range(2)))
-        return model.set_params(**search.best_params_).fit(x, y), how

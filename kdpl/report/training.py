@@ -87,10 +87,9 @@ def _fidelity(run: Run) -> dict[str, Any] | None:
 
 def _split_sizes(run: Run) -> dict[str, int]:
     splits = run.data.splits
-    unlabeled = splits.unlabeled if splits.unlabeled is not None else splits.train
     return {
         "classes": len(splits.class_names),
-        "unlabelled": len(unlabeled),
+        "unlabelled": len(splits.pool),
         "validation": len(splits.val),
         "test": len(splits.test),
         "held_out": splits.held_out,

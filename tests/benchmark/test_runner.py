@@ -137,7 +137,8 @@ def test_a_network_that_another_row_has_is_not_probed_again(tmp_path):
     other = tmp_path / DTD_1 / "other/probe/teacher"
     other.mkdir(parents=True)
     (other / "results.json").touch()
-    (other / "probe.json").write_text('{"network": "same", "clip": {"model": "teacher"}}')
+    about = {"network": "same", "clip": {"model": "teacher"}, "features": "pooled"}
+    (other / "probe.json").write_text(json.dumps(about))
     commands = Commands()
     run(tmp_path, commands, tasks=[task for task in tasks if task.name.startswith(DTD_1)])
     assert commands.probed == ["seed_1/student"]

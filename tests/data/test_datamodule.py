@@ -213,14 +213,10 @@ def test_preview_is_spread_over_the_unlabelled_images(folder):
     assert torch.equal(
         preview, torch.stack([to_tensor(resize_and_crop(image, SQUARE)) for image in chosen])
     )
-    assert in_folder(folder, unlabeled=str(folder / "pool")).preview(9, SQUARE)[
-        :, 0, 0, 0
-    ].tolist() == [
-        71,
-        72,
-        73,
-        74,
-    ]
+    # four unlabelled images, and 30 training images
+    shown = in_folder(folder, unlabeled=str(folder / "pool")).preview(99, SQUARE)
+    assert len(shown) == 34
+    assert shown[:4, 0, 0, 0].tolist() == [71, 72, 73, 74]
 
 
 def test_module_chooses_split_and_size_and_knows_the_names_at_setup(folder):

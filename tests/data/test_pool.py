@@ -3,6 +3,7 @@ import numpy as np
 from kdpl.data.names import Names
 from kdpl.data.pool import UnlabeledPool
 from kdpl.data.sampling import share_of
+from kdpl.data.splits import Record, Splits
 
 IMAGES = [f"{number}.png" for number in range(40)]
 
@@ -52,3 +53,21 @@ def test_images_that_are_left_out_are_not_held_out_and_a_sample_is_of_all():
     assert len(pool.indices) == 199
     assert len(pool.targeted) == 298
     assert [*pool.sample(50)] == [*other.sample(50)]
+
+
+def test_training_images_are_distilled_on_beside_the_unlabelled_ones_each_once(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    a, b, c, d, link = (str(tmp_path / name) for name in ("a", "b", "c", "d", "link"))
+    train = (Record(a, 0), Record(b, 1), Record(c, 1))
+
+    def pool(unlabeled):
+        return [*Splits("some images", ("x", "y"), train, (), (), unlabeled, open).pool]
+
+    assert pool(None) == [a, b, c]
+    assert pool([]) == [a, b, c]
+    assert pool([d]) == [d, a, b, c]
+    assert [*Splits("some images", ("x", "y"), (), (), (), [d, a], open).pool] == [d, a]
+    # under the names that the labels have
+    assert pool([link, d, a]) == [d, a, b, c]

@@ -129,8 +129,10 @@ def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pi
     ]
     resizings = [teacher.resizing for teacher in teachers]
     loader = data.train_dataloader_for("unlabeled", student.resizing, teacher_resizings=resizings)
-    items = [loader.dataset[i, 2] for i in range(10)]
-    assert [int(item.indices) for item in items] == list(range(10))
+    # ten unlabelled images, and the training images
+    assert pool[10:] == [record.source for record in data.splits.train]
+    items = [loader.dataset[i, 2] for i in range(len(pool))]
+    assert [int(item.indices) for item in items] == list(range(len(pool)))
     assert torch.equal(
         torch.stack([item.images for item in items]), expected(student, opened(pool))
     )
@@ -142,7 +144,7 @@ def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pi
     val = data.evaluation_dataloader_for("val", student.resizing).dataset
     records = opened(record.source for record in data.labels.evaluation("val"))
     assert torch.equal(torch.stack([val[i].images for i in range(6)]), expected(student, records))
-    assert torch.equal(data.preview(10, student.resizing), expected(student, opened(pool)))
+    assert torch.equal(data.preview(len(pool), student.resizing), expected(student, opened(pool)))
 
     # what refinement and pool filter encode
     everything = data.unlabeled_images(student.resizing)

@@ -15,6 +15,7 @@ from timm.models.vitamin import VitCfg, VitConvCfg
 
 import kdpl.clip.loading
 from kdpl.clip import ClipConfig, Frozen, PromptableImageTower, load_clip
+from kdpl.clip.loading import build_image_tower
 from kdpl.clip.text import PromptableTextTower
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.prompts import PromptConfig, PromptMethod, TextPrompts, VisionPrompts
@@ -109,6 +110,9 @@ ZERO_SHOT = ("CoCa",)
 TOKENS = [name for name in FAMILIES if name not in ("MobileCLIP", "ConvNeXt", "ResNet")]
 """Those whose image tower has tokens that prompts can stand beside."""
 
+AS_THEY_ARE = ("SigLIP", "ResNet", "CoCa")
+"""Those whose image tower has no projection apart, or one that keeps the width."""
+
 NAMES = ["sea horse", "crab", "blue whale"]
 
 
@@ -174,6 +178,28 @@ def test_features_are_those_of_open_clip(family):
         features = clip.text_tower(clip.text_tower.arrange(ids))
         assert relative_error(features, plain.encode_text(ids, normalize=False)) < 1e-5
     assert features.shape[1] == clip.image_tower.embed_dim
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_its_projection_a_tower_gives_what_enters_it_and_is_built_again(family):
+    tower, visual = deepcopy(clip_of_family(family).image_tower), plain_model(family).visual
+    images, width = some_images(clip_of_family(family)), tower.embed_dim
+    with torch.no_grad():
+        before = tower(images)
+        tower.drop_projection()
+        after = tower(images)
+        # the layer that open_clip's module has after its pooling, if there is one apart
+        if isinstance(proj := getattr(visual, "proj", None), torch.nn.Parameter):
+            projected = after @ proj
+        else:
+            apart = hasattr(visual, "trunk") and not hasattr(visual.head, "pool")
+            projected = visual.head(after) if apart else after
+        assert relative_error(projected, before) < 1e-5
+        assert after.shape[1] == tower.embed_dim
+        assert (tower.embed_dim != width) == (family not in AS_THEY_ARE)
+        again = build_image_tower(tower.config, tower.preprocessing)
+        again.load_state_dict(tower.state_dict())
+        assert again(images).equal(after)
 
 
 def half_precision(clip):

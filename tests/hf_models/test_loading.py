@@ -74,6 +74,13 @@ def test_pooled_features_are_those_before_the_models_own_projection(kind, writte
     assert (kind in ("siglip", "tipsv2")) == isinstance(projection, torch.nn.Identity)
     assert relative_error(projection(pooled), tower(images)) < 1e-5
 
+    tower.drop_projection()
+    assert tower(images).equal(pooled)
+    assert tower.embed_dim == pooled.shape[1]
+    again = build_image_tower(tower.config, tower.preprocessing)
+    again.load_state_dict(tower.state_dict())
+    assert again(images).equal(pooled)
+
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("at_once", [128, 2])

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-from kdpl.multilabel.report import average_precision_interval, several_labels
+from kdpl.multilabel.report import average_precision_interval, below_probes, several_labels
 from kdpl.multilabel.report.probe import STRENGTHS, probed_map
 from kdpl.report.page import render
 from kdpl.report.run_folder import Run
@@ -118,3 +118,19 @@ def test_draws_without_an_image_of_the_class_do_not_count_as_average_precisions_
     # of 20 images one has the class, at the top: what is drawn with it has 1
     scores = np.linspace(1, 0, 20)
     assert average_precision_interval(scores, scores == 1) == (1.0, 1.0)
+
+
+def test_a_student_below_a_probe_is_said_with_both_figures_and_none_above():
+    probes = {
+        "linear probe of the teacher's CLIP": 0.5,
+        "linear probe of the student's network": 0.7,
+    }
+    said = below_probes({"distilled student": 0.65, **probes})
+    assert "mAP is 65.0 %, less than with the same labels the linear probe of the student" in said
+    assert "(70.0 %): label more images" in said
+    assert "teacher's CLIP" not in said
+    assert "teacher's CLIP (50.0 %) and the linear" in below_probes(
+        {"distilled student": 0.4, **probes}
+    )
+    for of_student in ({"distilled student": 0.7}, {}):
+        assert below_probes({**of_student, **probes}) is None

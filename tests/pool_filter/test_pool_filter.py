@@ -10,6 +10,7 @@ from runs import DATA, SHORT, STAGES, rows_of
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
+from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.errors import ConfigError, DataError
 from kdpl.optim import OptimConfig
 from kdpl.pool_filter import callback
@@ -74,8 +75,14 @@ def test_images_below_the_quantile_of_the_labelled_ones_are_left_out(
     domain, clip = world.digits(7, **POOL), plain_of("test-teacher-quickgelu")
 
     def similarities(images, indices):
-        views = (torch.stack([images[i, view].images for view in range(4)]) for i in indices)
-        return [plain.similarity(clip.image_features(each, prompts), vectors) for each in views]
+        """Of the image as in evaluation, and three random views of it."""
+        found = []
+        for i in indices:
+            still = resize_and_crop(domain.splits.open_image(images.sources[i]), Resizing(32))
+            views = [to_tensor(still), *(images[i, view].images for view in range(3))]
+            features = clip.image_features(torch.stack(views), prompts)
+            found.append(plain.similarity(features, vectors))
+        return found
 
     labeled = domain.images_of([record.source for record in domain.labels.training()], Resizing(32))
     pool = domain.unlabeled_images(Resizing(32))

@@ -1,10 +1,17 @@
+from copy import deepcopy
+
 import pytest
 import torch
 import world
-from plain import PlainProjector, normalized, relative_error
+from plain import PlainClip, PlainProjector, normalized, relative_error
 
 from kdpl.prompts.projector import Projector
-from kdpl.prompts.student_encoder import StudentEncoder
+from kdpl.prompts.student_encoder import (
+    EncoderSettings,
+    StudentEncoder,
+    encoder_tensors,
+    read_encoder,
+)
 
 FEATURES = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
 
@@ -41,3 +48,34 @@ def test_the_encoder_is_tower_prompts_projector_norm(depth, clip_of, plain_of, i
     projector = PlainProjector(encoder.projector.state_dict())
     expected = normalized(projector(plain.image_features(images, prompts), training=False))
     assert relative_error(encoder(images), expected) < 1e-5
+
+
+@pytest.mark.parametrize("depth", [0, 4])
+def test_without_the_towers_projection_the_projector_reads_what_enters_it(
+    depth, clip_of, plain_of, images
+):
+    name, tower = "test-student", deepcopy(clip_of("test-student").image_tower)
+    before, narrow = tower.pooled(images), tower.embed_dim
+    tower.drop_projection()
+    assert tower.pooled(images).equal(before)
+    assert tower.embed_dim == before.shape[1] != narrow
+    encoder = world.disturbed(StudentEncoder(tower, 2, depth, 24).eval(), 1)
+
+    identity = torch.eye(tower.embed_dim)
+    plain = PlainClip({**world.weights(name), "visual.proj": identity}, world.CONFIGS[name])
+    prompts = encoder.prompts.tokens.detach().double() if depth else None
+    projector = PlainProjector(encoder.projector.state_dict())
+    expected = normalized(projector(plain.image_features(images, prompts), training=False))
+    assert relative_error(encoder(images), expected) < 1e-5
+
+    settings = EncoderSettings(
+        image_config=tower.config,
+        preprocessing=tower.preprocessing,
+        prompt_length=2 if depth else 0,
+        prompt_depth=depth,
+        projector=True,
+    )
+    tensors = encoder_tensors(encoder)
+    assert not [each for each in tensors if each.endswith("visual.proj") or each == "tower.proj"]
+    read = read_encoder(settings, tensors, 24, "model.safetensors", "").eval()
+    assert read(images).equal(encoder(images))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipConfig, ImageTower, load_image_clip
 from kdpl.clip.class_token import ClassTokenTower
-from kdpl.data.augmentation import LightAffine
+from kdpl.data.augmentation import LightAffine, resize_and_crop, to_tensor
 from kdpl.data.splits import Record
 from kdpl.errors import ArtifactError
 from kdpl.preparation import TargetInputs
@@ -107,19 +107,23 @@ def plainly(teacher, plain_of):
     validation = domain.labels.tuning("val")
 
     def feature(images, index):
-        views = torch.stack([images[index, view].images for view in range(2)])
-        mean = normalized(clip.image_features(views, prompts)).mean(dim=0, keepdim=True)
-        return normalized(mean.half().double())
+        """Of the image as in evaluation, and the mean of this and of a random view, [2, D]."""
+        still = resize_and_crop(domain.splits.open_image(images.sources[index]), Resizing(32))
+        views = torch.stack([to_tensor(still), images[index, 0].images])
+        both = normalized(clip.image_features(views, prompts))
+        return normalized(torch.stack([both[0], both.mean(dim=0)]).half().double())
 
     further = domain.images_of([*outside, *(record.source for record in validation)], Resizing(32))
     features = [
         feature(domain.unlabeled_images(Resizing(32)), i) for i in domain.pool.indices.tolist()
     ]
-    features = torch.cat([*features, *(feature(further, i) for i in range(len(further)))]).float()
+    features += [feature(further, i) for i in range(len(further))]
+    still, features = torch.stack(features).float().unbind(dim=1)
     known = torch.tensor(
         [labels.get(source, -1) for source in [*pool, *outside]] + [-1] * len(validation)
     )
-    return features, (SCALE * features @ vectors.float().T).log_softmax(dim=1), known, validation
+    text = (SCALE * features @ vectors.float().T).log_softmax(dim=1)
+    return (still, features), text, known, validation
 
 
 def refined_plainly(features, text, labels, validation):
@@ -128,7 +132,7 @@ def refined_plainly(features, text, labels, validation):
     held_out = torch.full_like(labels, -1)
     held_out[-len(validation) :] = torch.tensor([record.label for record in validation])
     alone = torch.arange(len(labels))
-    return assign(Evidence(features, text, labels, held_out, alone, trusted=False), config)
+    return assign(Evidence(*features, text, labels, held_out, alone, trusted=False), config)
 
 
 def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):
@@ -355,7 +359,7 @@ def test_as_few_passes_as_can_be_give_features_that_later_students_read(
 def test_features_of_other_views_are_made_anew(change, fresh, tmp_path):
     for name, data in (("first", {}), ("second", change)):
         data = {"shots": 0, "unlabeled_share": 1.0, **data}
-        distil(fresh, tmp_path / name, data=data, refinement={"views": 1, "rounds": 1})
+        distil(fresh, tmp_path / name, data=data, refinement={"views": 2, "rounds": 1})
     files = sorted((fresh / PREPARED_FOLDER).rglob("*.npy"))
     assert len(files) == len({file.read_bytes() for file in files}) == 2
 
@@ -496,10 +500,11 @@ def test_features_are_those_of_a_tower_before_its_projection(
         else load_image_clip(encoder)
     )
     domain, visual = world.digits(7, **POOL), clip.image_tower.visual
-    images = domain.unlabeled_images(clip.preprocessing.resizing)
-    first = images[int(domain.pool.indices[0]), 0].images[None]
-    projected = visual(clip.image_tower.pixels(first))
+    source = domain.pool.images[int(domain.pool.indices[0])]
+    image = resize_and_crop(domain.splits.open_image(source), clip.preprocessing.resizing)
+    projected = visual(clip.image_tower.pixels(to_tensor(image)[None]))
     own = seen_by[0].features[:1]
+    assert seen_by[0].probed[:1].equal(own)
     assert own.shape[1] == visual.proj.shape[0] != visual.proj.shape[1]
     # kept as float16
     assert normalized(own @ visual.proj).sub(normalized(projected)).abs().max() < 2e-3

@@ -118,9 +118,10 @@ def test_training_on_shards_is_the_same_for_any_number_of_workers_and_processes_
     seen = [pair for batch in alone for pair in zip(batch.images, batch.indices, strict=True)]
     assert len(alone.dataset.sources.starts) > WINDOW
     assert [int(index) for _, index in seen] == [index for index, _ in alone.sampler]
-    assert all(
-        torch.equal(pixels, to_tensor(noise(40, 40, seed=int(index)))) for pixels, index in seen
-    )
+    # all but the labelled image, which comes after those in shards
+    in_shards = [(pixels, int(index)) for pixels, index in seen if index < 200]
+    assert len(seen) - 1 <= len(in_shards)
+    assert all(torch.equal(pixels, to_tensor(noise(40, 40, seed=i))) for pixels, i in in_shards)
     two = zip(*(batches(rank, 2, 4) for rank in range(2)), strict=True)
     merged = [
         torch.stack([batch.indices for batch in both], dim=1).flatten().tolist() for both in two

@@ -1,6 +1,7 @@
 """The report's section on several labels: an entry point of ``kdpl.report``."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def several_labels(run: Run) -> dict[str, Any]:
 
     return {
         "models": tested,
+        "below": below_probes(_probed_precisions(run, tested)),
         "gaps": gaps,
         "metrics": METRICS.values(),
         "images": len(rows),
@@ -73,6 +75,32 @@ def several_labels(run: Run) -> dict[str, Any]:
         "having": known.sum(axis=0).tolist(),
         "shown": _examples(run, spread(rows, _SHOWN)),
     }
+
+
+def _probed_precisions(run: Run, tested: Mapping[str, list[float]]) -> dict[str, float]:
+    """Return the test mAP of student and probes, of the classes that a probe knows."""
+    found = {title: tested[title][0] for title in _PROBES.values() if title in tested}
+    if run.student is not None:
+        results = read_results(run.student.folder)
+        key = test_key("map" if run.vectors.num_base is None else "base_map")
+        found |= {_STAGES["student"]: results[key]} if key in results else {}
+    return found
+
+
+def below_probes(precisions: Mapping[str, float]) -> str | None:
+    """Say in one sentence that the student's test mAP, by title, is below that of a probe."""
+    student = precisions.get(_STAGES["student"], 1.0)
+    better = [
+        f"the {title} ({100 * precisions[title]:.1f} %)"
+        for title in _PROBES.values()
+        if precisions.get(title, 0.0) > student
+    ]
+    if not better:
+        return None
+    return (
+        f"The student's mAP is {100 * student:.1f} %, less than with the same labels "
+        f"{' and '.join(better)}: label more images, or see docs/several_labels.md."
+    )
 
 
 def average_precision_interval(

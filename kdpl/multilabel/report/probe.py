@@ -5,25 +5,20 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from kdpl.clip import load_image_clip
 from kdpl.clip.identity import RANDOM
-from kdpl.data.inference import infer
 from kdpl.data.labels import EvaluationSplit
-from kdpl.data.parallel import progress_bar
+from kdpl.data.probe import STRENGTHS, scale_of
 from kdpl.errors import DataError
 from kdpl.metrics import test_key
 from kdpl.multilabel.metrics import class_scores
 from kdpl.report.cost import device
-from kdpl.report.probes import clip_of
+from kdpl.report.probes import clip_of, encode
 from kdpl.report.run_folder import Run
 from kdpl.runtime.messages import inform
 from kdpl.runtime.predictions import write_results
 from kdpl.runtime.run_folder import PROBE_FOLDER
-
-STRENGTHS = (10.0, 3.0, 30.0, 100.0, 300.0)
-"""Inverse regularisations that validation images choose from; the first without any."""
 
 
 def linear_probe(run: Run, role: str) -> float:
@@ -42,22 +37,16 @@ def linear_probe(run: Run, role: str) -> float:
     if config.pretrained == RANDOM:
         raise DataError(f"{config} is not pretrained, so that its features say nothing")
     inform(f"loading {config} for a linear probe")
-    tower = load_image_clip(config).image_tower.to(device()).eval()
+    clip = load_image_clip(config)
+    clip.image_tower.to(device()).eval()
     classes = len(data.tuning_class_names)
 
-    def encode(split: EvaluationSplit) -> tuple[Tensor, Tensor]:
-        loader = data.evaluation_dataloader_for(split, tower.preprocessing.resizing)
-        with progress_bar() as progress:
-            batches = progress.track(loader, description=f"{split} images, {config}")
-            outputs = [
-                (normalize(features.float(), dim=1).cpu(), batch.labels[:, :classes])
-                for features, batch in infer(tower.pooled, batches, device())
-            ]
-        features, labels = (torch.cat(column) for column in zip(*outputs, strict=True))
-        return features, labels
+    def encoded(split: EvaluationSplit) -> tuple[Tensor, Tensor]:
+        features, labels = encode(clip, data, split)
+        return features, labels[:, :classes]
 
-    labeled, test = encode("labeled"), encode("test")
-    val = encode("val") if data.splits.val else None
+    labeled, test = encoded("labeled"), encoded("test")
+    val = encoded("val") if data.splits.val else None
     precision = probed_map(labeled, val, test)
     key = test_key("map" if data.num_base is None else "base_map")
     if not run.read_only:
@@ -80,8 +69,7 @@ def probed_map(
     """
     from sklearn.linear_model import LogisticRegression
 
-    mean = labeled[0].mean(dim=0)
-    scale = labeled[0].var(dim=0, correction=0).sum().sqrt().clamp_min(1e-6)
+    mean, scale = scale_of(labeled[0])
     rows = [((part[0] - mean) / scale).numpy() for part in (labeled, val or test, test)]
 
     def probed(strength: float) -> tuple[float, float]:
