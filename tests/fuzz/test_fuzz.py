@@ -88,14 +88,7 @@ def folder(tmp_path_factory, clip_of):
         "examples": (Moved(7, 0, 1),),
         "accuracy": (0.5, 0.75),
     }
-    ties = {
-        "teacher": "t",
-        "class_names": ("a", "b"),
-        "class_vectors": "v",
-        "pool": "p",
-        "labels": "l",
-        "settings": {},
-    }
+    ties = {"made_from": {"teachers": ["t"], "seed": 1}, "class_names": ("a", "b")}
     pool = {"images": torch.arange(3), "assignments": torch.full((3, 2), 0.5)}
     PoolTargets(**counts, **ties, **pool, taken=True, reason="taken").save(
         folder / "targets.safetensors"
