@@ -18,7 +18,7 @@ from kdpl.runtime import plugins, slurm
 from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.files import write_text
 from kdpl.runtime.predictions import read_results
-from kdpl.runtime.run_folder import LOCK_FILE, PROBE_FILE, PROBE_FOLDER
+from kdpl.runtime.run_folder import LOCK_FILE, PROBE_FEATURES, PROBE_FILE, PROBE_FOLDER
 
 Command = Callable[[Sequence[str], Path], int]
 """Runs a command of kdpl, given its arguments and the log to append to.
@@ -168,8 +168,7 @@ def _save_probe(task: Task, result: Result, command: Command) -> None:
     settings = read_config(config_files(task.args)[0])["model"]["init_args"]
     for file in task.folder.parent.glob(f"*/{PROBE_FOLDER}/*/{RESULT_FILE}"):
         about = json.loads(file.with_name(PROBE_FILE).read_bytes())
-        # an earlier version's was of other features
-        if about["clip"] == settings["clip"] and about.get("features") == "pooled":
+        if about["clip"] == settings["clip"] and about.get("features") == PROBE_FEATURES:
             return
     if command(["compare", str(task.folder), "--trust"], task.log) in _INTERRUPTED:
         raise KeyboardInterrupt

@@ -66,7 +66,7 @@ class DomainDataModule(LightningDataModule):
             benchmark.
         unlabeled: Places of unlabelled images (``folder`` and ``table``): folders, patterns, lists
             and shards, see ``kdpl/data/sources.py``; None: the table's rows without a label, or
-            those of the folder ``unlabeled`` in root. The training images are beside them.
+            those of the folder ``unlabeled`` in root. The training images are distilled on too.
         class_names: CSV file that maps class folders or labels to names, and texts for the text
             tower (``folder`` and ``table``), or a .txt list of them; None: they are the names.
             Without labelled training images, its classes are those of the dataset.

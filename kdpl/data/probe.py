@@ -103,13 +103,14 @@ def choose_strength(features: Tensor, labels: Tensor, groups: Tensor) -> tuple[f
 
 def held_out_loss(features: Tensor, labels: Tensor, fold_of: Tensor, strength: float) -> float:
     """Return the log loss of images by the probes of the other folds; fold −1 judges none."""
-    loss = torch.zeros(())
+    loss = 0.0
     for fold in range(int(fold_of.max()) + 1):
         judged = fold_of == fold
         probe = fit_probe(features[~judged], labels[~judged], strength)
         rows = probe.log_probabilities(features[judged])
-        loss += F.nll_loss(rows, torch.searchsorted(probe.classes, labels[judged]), reduction="sum")
-    return float(loss)
+        numbers = torch.searchsorted(probe.classes, labels[judged])
+        loss += F.nll_loss(rows, numbers, reduction="sum").item()
+    return loss
 
 
 def classes_of(labels: Tensor) -> Tensor:

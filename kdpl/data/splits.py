@@ -95,7 +95,7 @@ class Splits:
 
     @cached_property
     def pool(self) -> Names:
-        """Images to distil on: the unlabelled images, and the training images beside them."""
+        """Images to distil on: the unlabelled images, then the labelled training images."""
         train = Names.of(record.source for record in self.train)
         if self.unlabeled is None:
             return train

@@ -29,7 +29,7 @@ def teacher_encoder(
 ) -> Callable[[Tensor], Tensor]:
     """Return the encoder of ``load_teacher``, of images on the CPU; it loads on its first call.
 
-    With ``pooled``, the teacher's features have its tower's own beside them, see
+    With ``pooled``, its features are followed by the pooled ones of its image tower, see
     ``FrozenTeacher.both_features``.
     """
     load = cache(partial(load_teacher, trainer, student, number))

@@ -38,7 +38,7 @@ from kdpl.runtime.predictions import (
     write_predictions,
     write_results,
 )
-from kdpl.runtime.run_folder import PROBE_FILE, PROBE_FOLDER
+from kdpl.runtime.run_folder import PROBE_FEATURES, PROBE_FILE, PROBE_FOLDER
 
 # labelled images times classes: 16 of each of 1,000 classes, 16 million, take most of an hour
 _MOST_TERMS = 50_000_000
@@ -85,8 +85,9 @@ def linear_probe(run: Run, role: str) -> Probe:
     # the labels are those that the teacher saw
     labeled = replace(run, student=None) if "teacher" in run.stages else run
     data = labeled.main.config["data"]
-    seen = {"data": data, "seed": labeled.seed}
-    origin = as_json({"clip": asdict(clip), "features": "pooled", **seen})
+    origin = as_json(
+        {"clip": asdict(clip), "features": PROBE_FEATURES, "data": data, "seed": labeled.seed}
+    )
     tested = [each for each in run.tested if num_base is None or each[1] < num_base]
     if not tested:
         raise DataError("no test image is of a base class")

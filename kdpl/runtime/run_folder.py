@@ -31,6 +31,8 @@ REPORT_FILE = "report.html"
 FIGURES_FOLDER = "figures"
 PROBE_FOLDER = "probe"
 PROBE_FILE = "probe.json"
+PROBE_FEATURES = "pooled"
+"""What a probe reads, as its file says it; earlier versions read other features."""
 
 RUN_FILE = "run.json"
 """Of a whole run: paths of its configs, its seed and its settings, for information.
