@@ -23,6 +23,7 @@ from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import build_data
 from kdpl.data.probe import choose_strength, fit_probe, scale_of
 from kdpl.data.splits import Record
+from kdpl.preparation import ImageFeatures
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.refinement.experts import Evidence, assign
 from kdpl.refinement.refine import RefinementConfig
@@ -37,8 +38,8 @@ _FLOOR = 1e-3
 @torch.no_grad()
 def encode(
     tower: ImageTower, data: DomainDataModule, records: Sequence[Record], views: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return normalised features: pooled ones as in evaluation, and means over views, pooled and of the joint space.
+) -> tuple[ImageFeatures, Tensor]:
+    """Return pooled features, and the mean over views of those of the joint space; all are normalised.
 
     The first view is that of evaluation, the others are random.
     """
@@ -56,7 +57,7 @@ def encode(
         joint = torch.stack([F.normalize(tower(each).float(), dim=1) for each in batches])
         parts.append((pooled[0], pooled.mean(dim=0), joint.mean(dim=0)))
     still, mean, joint = (F.normalize(torch.cat(part), dim=1) for part in zip(*parts, strict=True))
-    return still, mean, joint
+    return ImageFeatures(still, mean), joint
 
 
 def cell(values: Sequence[float]) -> str:
@@ -101,11 +102,9 @@ def measure(
     train, test = list(data.splits.train), list(data.splits.test)
     sources = {record.source for record in train}
     pool = [*train, *(Record(each, -1) for each in data.splits.pool if each not in sources)]
-    own, own_mean, joint = encode(towers[0], data, pool, views)
-    small, _, _ = encode(towers[1], data, pool, 1)
-    (own_test, _, joint_test), (small_test, _, _) = (
-        encode(tower, data, test, 1) for tower in towers
-    )
+    own, joint = encode(towers[0], data, pool, views)
+    small = encode(towers[1], data, pool, 1)[0].still
+    (own_test, joint_test), (small_test, _) = (encode(tower, data, test, 1) for tower in towers)
     text, text_test = (
         (vectors.logit_scale * each @ vectors.vectors.T).log_softmax(dim=1)
         for each in (joint, joint_test)
@@ -116,7 +115,7 @@ def measure(
         return 100 * (scores.argmax(dim=1) == truth).float().mean().item()
 
     centre, scale = scale_of(small)
-    x, y = (own, own_test), (small, small_test)
+    x, y = (own.still, own_test.still), (small, small_test.still)
     for number in shots:
         rows = []
         for seed in seeds:
@@ -129,7 +128,13 @@ def measure(
             alone = torch.arange(len(labels))  # these data have no groups
             made = assign(
                 Evidence(
-                    own, own_mean, text, labels, torch.full_like(labels, -1), alone, trusted=True
+                    own.blend,
+                    own.mean,
+                    text,
+                    labels,
+                    torch.full_like(labels, -1),
+                    alone,
+                    trusted=True,
                 ),
                 RefinementConfig(),
             )
@@ -137,7 +142,10 @@ def measure(
                 (small - centre) / scale,
                 (1 - _FLOOR) * made.assignments + _FLOOR / len(vectors.class_names),
             )
-            row = [accuracy(text_test), accuracy((small_test - centre) / scale @ weight + bias)]
+            row = [
+                accuracy(text_test),
+                accuracy((small_test.still - centre) / scale @ weight + bias),
+            ]
             for features in (y, x) if number else ():
                 known = features[0][labels >= 0], labels[labels >= 0]
                 strength, _ = choose_strength(*known, alone[labels >= 0])

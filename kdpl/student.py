@@ -119,7 +119,7 @@ class StudentDistillation(ClassifyingModule):
         self.pool_filter = pool_filter
         self.optim = optim
         folders = [teacher] if isinstance(teacher, str) else teacher
-        trains_tower = vision_prompts.depth > 0 or fine_tune
+        self._trains_tower = vision_prompts.depth > 0 or fine_tune
         _require_consistent(
             type(self.target),
             loss,
@@ -127,7 +127,7 @@ class StudentDistillation(ClassifyingModule):
             text_features,
             projector_input,
             len(folders),
-            trains_tower,
+            self._trains_tower,
         )
 
         # the teachers, of which nothing but the first one's class vectors is read yet
@@ -263,11 +263,10 @@ class StudentDistillation(ClassifyingModule):
 
         Asked anew for each loader: a target may no longer need the teacher once it is prepared.
         """
-        return Needs(
-            "unlabeled",
-            self.resizing,
-            self.teachers.describe if self.target.uses_teacher else tuple,
-        )
+        if self.target.uses_teacher:
+            return Needs("unlabeled", self.resizing, self.teachers.describe)
+        # a crop may not show what the target of an image names; to train a tower takes the variety
+        return Needs("unlabeled", self.resizing, whole=not self._trains_tower)
 
     def origin(self, fits: bool) -> dict[str, Any]:
         """Return CLIP and first teacher, and of a fit all teachers and the class vectors."""

@@ -1,5 +1,7 @@
 """Every file in configs/ is parsed and run here; miniature CLIPs stand in for those whose weights are a download."""
 
+import json
+
 import pytest
 import yaml
 from benchmark_tree import TRAINABLE, VARIANTS, make_tree
@@ -129,6 +131,9 @@ def test_a_students_config_runs(name, tmp_path, teacher_run):
             else []
         )
         given += ["--model.init_args.target.views=1"]
+        if "dino" in name:
+            encoder = {"model": "timm:test_vit", "pretrained": "random", "image_size": 32}
+            given += [f"--model.init_args.target.encoder={json.dumps(encoder)}"]
     fit_over(PUBLISHED_STUDENT, name, tmp_path, *given, clip=clip)
     assert len(Classifier.load(tmp_path / "classifier").class_names) == 10
 

@@ -106,6 +106,26 @@ class NoAugmentation(Augmentation):
         return resize_and_crop(image, to)
 
 
+class EveryOther(Augmentation):
+    """The evaluation transform for half of the views, by chance, and an augmentation for the rest.
+
+    For targets that are of an image and not of a view: a crop may not show what they name.
+    """
+
+    def __init__(self, augmentation: Augmentation) -> None:
+        self.augmentation = augmentation
+
+    def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
+        """Nothing for the evaluation transform, or what the augmentation draws."""
+        return () if rng.random() < 0.5 else self.augmentation.parameters(rng, width, height)
+
+    def apply(self, image: Image, parameters: Parameters, to: Resizing) -> Image:
+        """Resize as in evaluation, or apply the augmentation."""
+        if not parameters:
+            return resize_and_crop(image, to)
+        return self.augmentation.apply(image, parameters, to)
+
+
 class RandomResizedCrop(Augmentation):
     """Crop of random area and aspect ratio, resized, with a random flip, as published.
 

@@ -1,7 +1,7 @@
 """The one datamodule that both stages share."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,7 +14,13 @@ from PIL.Image import Image
 from torch.utils.data import DataLoader, Dataset
 
 from kdpl.data.archives import Shuffle, archives
-from kdpl.data.augmentation import Augmentation, build_augmentation, resize_and_crop, to_tensor
+from kdpl.data.augmentation import (
+    Augmentation,
+    EveryOther,
+    build_augmentation,
+    resize_and_crop,
+    to_tensor,
+)
 from kdpl.data.batches import BatchT, EvaluationBatch, LabeledBatch, UnlabeledBatch
 from kdpl.data.cached_features import CachedFeatures
 from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
@@ -280,7 +286,9 @@ class DomainDataModule(LightningDataModule):
         """Batches of the split that the trainer's module asks for."""
         needs = self._needs
         teacher_resizings = [teacher.resizing for teacher in needs.teachers()]
-        return self.train_dataloader_for(needs.split, needs.resizing, teacher_resizings)
+        return self.train_dataloader_for(
+            needs.split, needs.resizing, teacher_resizings, needs.whole
+        )
 
     def val_dataloader(self) -> DataLoader[EvaluationBatch] | list[EvaluationBatch]:
         """Return validation batches; without such a split an empty list, to skip validation."""
@@ -293,13 +301,18 @@ class DomainDataModule(LightningDataModule):
         return self.evaluation_dataloader_for("test", self._needs.resizing, *self._processes())
 
     def train_dataloader_for(
-        self, split: TrainSplit, resizing: Resizing, teacher_resizings: Sequence[Resizing] = ()
+        self,
+        split: TrainSplit,
+        resizing: Resizing,
+        teacher_resizings: Sequence[Resizing] = (),
+        whole: bool = False,
     ) -> DataLoader[LabeledBatch] | DataLoader[UnlabeledBatch]:
         """Training batches without a trainer, of the kind that the split has.
 
         ``resizing`` is that of the tower which sees the images. With a trainer and a teacher cache,
         unlabelled batches have the cached features; otherwise, they have the same views for each of
-        ``teacher_resizings`` that differs. The epoch is set on the loader's ``sampler``.
+        ``teacher_resizings`` that differs. With ``whole``, half of the unlabelled images are as in
+        evaluation. The epoch is set on the loader's ``sampler``.
         """
         if split == "labeled":
             records = self.labels.training()
@@ -313,6 +326,8 @@ class DomainDataModule(LightningDataModule):
         # their order
         cached, arranged = self.cached_features, archives().arrange(self.pool.used)
         view = self.view(resizing, cached.view_seed if cached else None)
+        if whole:
+            view = replace(view, augmentation=EveryOther(view.augmentation))
         others = () if cached else teacher_resizings
         others = tuple(dict.fromkeys(each for each in others if each != resizing))
         images = UnlabeledImages(arranged.sources, view, self.pool.chosen, others)

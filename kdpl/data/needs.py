@@ -33,11 +33,13 @@ class Needs:
         resizing: How its image tower takes all images.
         teachers: Returns a description of each teacher. It is called in a fit alone, since the
             files of further teachers are read for it.
+        whole: Whether half of the unlabelled images in training batches are as in evaluation.
     """
 
     split: TrainSplit
     resizing: Resizing
     teachers: Callable[[], Sequence[TeacherDescription]] = tuple
+    whole: bool = False
 
 
 class HasNeeds(Protocol):

@@ -61,6 +61,11 @@ class ImageFeatures(NamedTuple):
         """Normalise rows [N, 2, D]."""
         return cls(*normalized(rows).unbind(dim=1))
 
+    @property
+    def blend(self) -> Tensor:
+        """The image as in evaluation, which counts twice, and that mean; float32 [N, D]."""
+        return normalized(2 * self.still + self.mean)
+
 
 class TargetInputs:
     """What a target is prepared from before the first step of a fit, the same on every process.

@@ -34,8 +34,9 @@ class RefinementConfig:
     Attributes:
         mode: ``auto`` takes the refinement that is best for labelled images that it did not see, or
             none; ``always`` takes the first of ``candidates``.
-        views: Views of an image: as in evaluation, whose feature is refined, and random ones. Their
-            mean feature is what teacher and probe predict from.
+        views: Views of an image: as in evaluation, and random ones. Teacher and probe predict from
+            their mean feature, and what is refined is that of the view of evaluation, counted
+            twice, with that mean.
         neighbors: k, nearest neighbours of an image by cosine.
         graph: γ, weight of what the neighbours are assigned to; None: that of the candidates, as
             for the next two.

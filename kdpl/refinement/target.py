@@ -34,10 +34,11 @@ class Refined(RefinementConfig, PreparedTarget):
 
     The unlabelled images are assigned to classes before the first step: the teacher's predictions
     and those of a probe on an encoder's features, weighted by the labels, are refined on the pool.
-    Features are normalised: those that are refined are of the image as in evaluation, and those
-    that the probe and the teacher predict from are means over some views. Labelled images take part
-    with their labels; validation images take part without theirs, which help to choose. Written to
-    ``pool_targets.safetensors`` in the run's folder, it is read from there when the run is resumed.
+    Teacher and probe predict from the mean feature of some views of an image; in the feature that
+    is refined, the view of evaluation counts twice beside that mean. All are normalised. Labelled
+    images take part with their labels; validation images take part without theirs, which help to
+    choose. Written to ``pool_targets.safetensors`` in the run's folder, it is read from there when
+    the run is resumed.
 
     Attributes:
         encoder: Whose features probe, neighbours and Gaussians are of: ``tower``, those of the
@@ -87,7 +88,7 @@ class Refined(RefinementConfig, PreparedTarget):
             text, features = self._encode(inputs, further, other)
             held_out = [-1] * (len(labels) - len(inputs.val)) + [r.single for r in inputs.val]
             evidence = Evidence(
-                features.still,
+                features.blend,
                 features.mean,
                 text,
                 torch.tensor(labels, device=text.device),
@@ -101,6 +102,7 @@ class Refined(RefinementConfig, PreparedTarget):
             "target": asdict(self),
             "encoder": other and other.identity.fingerprint,
             "expert": "normalised",
+            "features": "blended",
         }
         file, origin = inputs.kept(POOL_TARGETS_FILE, settings, make)
         targets = PoolTargets.load(file)

@@ -6,6 +6,7 @@ from runs import noise
 from torchvision.transforms import v2
 
 from kdpl.data.augmentation import (
+    EveryOther,
     LightAffine,
     RandomResizedCrop,
     build_augmentation,
@@ -100,6 +101,19 @@ def test_light_affine_shifts_magnifies_and_turns_about_the_centre():
     turned = to_tensor(LightAffine().apply(square, (45, 1, 0, 0), Resizing(40)))[0]
     assert turned[20, 8] > 0, "a corner of the square points left now"
     assert turned[11, 11] == 0
+
+
+def test_every_other_view_is_as_in_evaluation_and_the_rest_are_the_augmentations():
+    image, to, crops = noise(40, 30), Resizing(16), RandomResizedCrop()
+    augmentation, rng = EveryOther(crops), np.random.default_rng(0)
+    drawn = [augmentation.parameters(rng, image.width, image.height) for _ in range(2000)]
+    cropped = [parameters for parameters in drawn if parameters]
+    assert len(cropped) / len(drawn) == pytest.approx(0.5, abs=0.03)
+    assert len(set(cropped)) > 0.95 * len(cropped)
+    assert to_tensor(augmentation.apply(image, (), to)).equal(to_tensor(resize_and_crop(image, to)))
+    for parameters in cropped[:5]:
+        expected = to_tensor(crops.apply(image, parameters, to))
+        assert to_tensor(augmentation.apply(image, parameters, to)).equal(expected)
 
 
 def test_an_unknown_name_is_refused():
