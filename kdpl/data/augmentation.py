@@ -106,7 +106,7 @@ class NoAugmentation(Augmentation):
         return resize_and_crop(image, to)
 
 
-class EveryOther(Augmentation):
+class HalfWhole(Augmentation):
     """The evaluation transform for half of the views, by chance, and an augmentation for the rest.
 
     For targets that are of an image and not of a view: a crop may not show what they name.

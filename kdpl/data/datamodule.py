@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from kdpl.data.archives import Shuffle, archives
 from kdpl.data.augmentation import (
     Augmentation,
-    EveryOther,
+    HalfWhole,
     build_augmentation,
     resize_and_crop,
     to_tensor,
@@ -327,7 +327,7 @@ class DomainDataModule(LightningDataModule):
         cached, arranged = self.cached_features, archives().arrange(self.pool.used)
         view = self.view(resizing, cached.view_seed if cached else None)
         if whole:
-            view = replace(view, augmentation=EveryOther(view.augmentation))
+            view = replace(view, augmentation=HalfWhole(view.augmentation))
         others = () if cached else teacher_resizings
         others = tuple(dict.fromkeys(each for each in others if each != resizing))
         images = UnlabeledImages(arranged.sources, view, self.pool.chosen, others)

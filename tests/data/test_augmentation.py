@@ -6,7 +6,7 @@ from runs import noise
 from torchvision.transforms import v2
 
 from kdpl.data.augmentation import (
-    EveryOther,
+    HalfWhole,
     LightAffine,
     RandomResizedCrop,
     build_augmentation,
@@ -103,9 +103,9 @@ def test_light_affine_shifts_magnifies_and_turns_about_the_centre():
     assert turned[11, 11] == 0
 
 
-def test_every_other_view_is_as_in_evaluation_and_the_rest_are_the_augmentations():
+def test_half_of_the_views_are_as_in_evaluation_and_the_rest_are_the_augmentations():
     image, to, crops = noise(40, 30), Resizing(16), RandomResizedCrop()
-    augmentation, rng = EveryOther(crops), np.random.default_rng(0)
+    augmentation, rng = HalfWhole(crops), np.random.default_rng(0)
     drawn = [augmentation.parameters(rng, image.width, image.height) for _ in range(2000)]
     cropped = [parameters for parameters in drawn if parameters]
     assert len(cropped) / len(drawn) == pytest.approx(0.5, abs=0.03)
