@@ -103,8 +103,8 @@ def measure(
     sources = {record.source for record in train}
     pool = [*train, *(Record(each, -1) for each in data.splits.pool if each not in sources)]
     own, joint = encode(towers[0], data, pool, views)
-    small = encode(towers[1], data, pool, 1)[0].still
-    (own_test, joint_test), (small_test, _) = (encode(tower, data, test, 1) for tower in towers)
+    own_test, joint_test = encode(towers[0], data, test, 1)
+    small, small_test = (encode(towers[1], data, part, 1)[0].still for part in (pool, test))
     text, text_test = (
         (vectors.logit_scale * each @ vectors.vectors.T).log_softmax(dim=1)
         for each in (joint, joint_test)
@@ -115,7 +115,7 @@ def measure(
         return 100 * (scores.argmax(dim=1) == truth).float().mean().item()
 
     centre, scale = scale_of(small)
-    x, y = (own.still, own_test.still), (small, small_test.still)
+    x, y = (own.still, own_test.still), (small, small_test)
     for number in shots:
         rows = []
         for seed in seeds:
@@ -142,10 +142,7 @@ def measure(
                 (small - centre) / scale,
                 (1 - _FLOOR) * made.assignments + _FLOOR / len(vectors.class_names),
             )
-            row = [
-                accuracy(text_test),
-                accuracy((small_test.still - centre) / scale @ weight + bias),
-            ]
+            row = [accuracy(text_test), accuracy((small_test - centre) / scale @ weight + bias)]
             for features in (y, x) if number else ():
                 known = features[0][labels >= 0], labels[labels >= 0]
                 strength, _ = choose_strength(*known, alone[labels >= 0])

@@ -101,8 +101,7 @@ class Refined(RefinementConfig, PreparedTarget):
         settings = {
             "target": asdict(self),
             "encoder": other and other.identity.fingerprint,
-            "expert": "normalised",
-            "features": "blended",
+            "features": "normalised and blended",
         }
         file, origin = inputs.kept(POOL_TARGETS_FILE, settings, make)
         targets = PoolTargets.load(file)
