@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from benchmarks.photographs import write_photographs
 from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
-from kdpl.cache.feature_cache import CachedImages, FeatureCache, Manifest, fill
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.clip import Frozen
 from kdpl.data.augmentation import RandomResizedCrop
@@ -20,8 +19,9 @@ from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.loader import LazyLoader, TrainSampler
 from kdpl.data.needs import TeacherDescription
 from kdpl.data.sources import open_source
-from kdpl.preparation.shards import Work
 from kdpl.runtime.resizing import Resizing
+from kdpl.targets.cache.feature_cache import CachedImages, FeatureCache, Manifest, fill
+from kdpl.targets.shards import Work
 
 _CLASSES = ("crab", "squid")
 _SMALL_EDGE = 8  # of images that are not used

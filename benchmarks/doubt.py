@@ -24,10 +24,10 @@ from benchmarks.messy_pool import open_any
 from benchmarks.worlds import WORLDS
 from kdpl import Classifier
 from kdpl.class_vectors import NameEncoder
+from kdpl.confidence.held_out import HeldOutScores
+from kdpl.confidence.unknown import Unknown
+from kdpl.confidence.words import everyday_words, farthest
 from kdpl.data.splits import Record, Splits
-from kdpl.doubt.held_out import HeldOutScores
-from kdpl.doubt.unknown import Unknown
-from kdpl.doubt.words import everyday_words, farthest
 from kdpl.errors import ConfigError
 
 ERRORS, COVERAGES = (0.01, 0.02, 0.05, 0.1, 0.2), (0.9, 0.95)

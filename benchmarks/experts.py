@@ -23,13 +23,13 @@ from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import build_data
 from kdpl.data.probe import choose_strength, fit_probe, scale_of
 from kdpl.data.splits import Record
-from kdpl.preparation import ImageFeatures
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.refinement.experts import Evidence, assign
-from kdpl.refinement.refine import RefinementConfig
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.messages import quiet_libraries
 from kdpl.runtime.run_folder import PROMPTS_FILE
+from kdpl.targets.inputs import ImageFeatures
+from kdpl.targets.refinement.experts import Evidence, assign
+from kdpl.targets.refinement.refine import RefinementConfig
 
 _PENALTY = 0.05  # half the squared weights of the linear student, beside the sum of its losses
 _FLOOR = 1e-3

@@ -5,7 +5,7 @@ Pixels are replaced by blurred ones in the order of a map, the most important fi
 restored in this order in the blurred image (insertion); the mean probability of the class over the
 shares of pixels is the area under the curve. Low is good for deletion, and high for insertion
 (Petsiuk et al., RISE, arXiv 1806.07421). With --mean the removed value is the image's mean colour,
-another one than kdpl.explain mixes with. The rows are means over runs, with the standard deviation
+another one than kdpl.report.reasons mixes with. The rows are means over runs, with the standard deviation
 of the runs where there are several.
 """
 
@@ -23,8 +23,8 @@ from torchvision.transforms.functional import gaussian_blur
 
 from kdpl import Classifier
 from kdpl.clip import PromptableImageTower
-from kdpl.clip.block import in_projection, split_heads
-from kdpl.explain.heat import GRID, MASKS, evidence, log_odds
+from kdpl.clip.towers.block import in_projection, split_heads
+from kdpl.report.reasons.heat import GRID, MASKS, evidence, log_odds
 from kdpl.report.run_folder import Run
 from kdpl.runtime.predictions import spread
 
@@ -110,24 +110,24 @@ def cam(stage: int, layer: bool) -> Way:
 
 
 def masks(number: int = MASKS, grid: int = GRID) -> Way:
-    """Return kdpl.explain's way, or with other numbers of masks and cells."""
+    """Return kdpl.report.reasons's way, or with other numbers of masks and cells."""
 
     def way(classifier: Classifier, image: Tensor, label: int) -> Tensor:
-        with patch.multiple("kdpl.explain.heat", MASKS=number, GRID=grid):
+        with patch.multiple("kdpl.report.reasons.heat", MASKS=number, GRID=grid):
             coarse = evidence(classifier, image, label)
         return enlarged(coarse.relu(), image)
 
     return way
 
 
-SHIPPED = "kdpl.explain"
+SHIPPED = "kdpl.report.reasons"
 WAYS: Mapping[str, Way] = {
     "random": random,
     "gradient of pixels": gradient,
     SHIPPED: masks(),
-    "kdpl.explain, 4 masks": masks(number=4),
-    "kdpl.explain, 8 masks": masks(number=8),
-    "kdpl.explain, 8 × 8 cells": masks(grid=8),
+    "kdpl.report.reasons, 4 masks": masks(number=4),
+    "kdpl.report.reasons, 8 masks": masks(number=8),
+    "kdpl.report.reasons, 8 × 8 cells": masks(grid=8),
 }
 OF_VIT: Mapping[str, Way] = {"gradient × last tokens": tokens, "attention rollout": rollout}
 OF_TIMM: Mapping[str, Way] = {

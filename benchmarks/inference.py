@@ -17,9 +17,9 @@ from benchmarks.photographs import write_photographs
 from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
 from kdpl.classifier.export import INPUT
-from kdpl.classifier.formats import write_onnx
+from kdpl.classifier.formats.onnx import write_onnx
+from kdpl.classifier.formats.onnx_files import write_int8_onnx
 from kdpl.clip import RANDOM, ClipConfig, ImageClip, load_image_clip
-from kdpl.formats.onnx_files import write_int8_onnx
 
 CLASSIFIER, ONNX, ONNX_INT8 = "Classifier", "ONNX, float32", "ONNX, 8 bits"
 OPEN_CLIP_TEACHER, OPEN_CLIP_STUDENT = "open_clip, the teacher", "open_clip, the student's tower"

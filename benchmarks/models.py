@@ -8,7 +8,7 @@ from pathlib import Path
 
 import open_clip
 
-from kdpl.catalogue import entries as catalogue
+from kdpl.clip import catalogue
 from kdpl.clip.loading import count_image_parameters
 from kdpl.clip.versions import list_models
 from kdpl.runtime.files import write_text

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from benchmarks.measuring import alternate, median, peak_memory
 from benchmarks.settings import Settings
-from kdpl.refinement.experts import Evidence, assign
-from kdpl.refinement.refine import RefinementConfig, affinity, nearest, refine
+from kdpl.targets.refinement.experts import Evidence, assign
+from kdpl.targets.refinement.refine import RefinementConfig, affinity, nearest, refine
 
 _CONFIG = RefinementConfig(rounds=3, likelihood=0.3, graph=3.0, prior=0.3)
 _SHARPNESS = 60.0

@@ -32,8 +32,8 @@ from kdpl.data.splits import Record, labels_of
 from kdpl.multilabel import local_views
 from kdpl.multilabel.crops import Crops
 from kdpl.multilabel.local_views import LocalViews, summaries_of
-from kdpl.preparation import TargetInputs
 from kdpl.report.run_folder import Run
+from kdpl.targets.inputs import TargetInputs
 
 SEEDS, SHOTS = (1, 2, 3), (0, 4, 16)
 VIEWS = 4  # of an image, for the students of whole images

@@ -22,10 +22,10 @@ from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.decoding import open_image
 from kdpl.data.loader import LazyLoader, TrainSampler
 from kdpl.data.names import Names
+from kdpl.data.shards.pieces import InPieces, by_pieces
+from kdpl.data.shards.remote import read
 from kdpl.data.sources import content_of, find_unlabeled, open_source
 from kdpl.runtime.resizing import Resizing
-from kdpl.shards.pieces import InPieces, by_pieces
-from kdpl.shards.remote import read
 
 LATENCY = 0.02
 """Seconds that the web server waits before each answer."""

@@ -17,7 +17,7 @@ from torch import nn
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.classifier.export import INPUT
-from kdpl.classifier.formats import write_onnx
+from kdpl.classifier.formats.onnx import write_onnx
 from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.runtime.messages import quiet_libraries

@@ -20,11 +20,11 @@ from torch import Tensor
 from benchmarks.worlds import WORLDS
 from benchmarks.worlds.characters import Characters
 from kdpl import Classifier
+from kdpl.confidence.held_out import HeldOutScores
+from kdpl.confidence.taxonomy.scores import LevelScores, levels_answered
+from kdpl.confidence.taxonomy.tree import Taxonomy
 from kdpl.data.splits import Splits
-from kdpl.doubt.held_out import HeldOutScores
 from kdpl.errors import ConfigError
-from kdpl.taxonomy.scores import LevelScores, levels_answered
-from kdpl.taxonomy.tree import Taxonomy
 
 TREES = {
     "characters.csv": Characters(),

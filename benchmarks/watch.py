@@ -17,10 +17,10 @@ from PIL import Image, ImageFilter, ImageOps
 
 from benchmarks.worlds import letters
 from kdpl.classifier import Classifier, PredictOptions
+from kdpl.confidence.drift import two_samples
+from kdpl.confidence.drift.batches import compare_with_limit, find_limit
+from kdpl.confidence.drift.image_sample import MAX_IMAGES, ImageSample
 from kdpl.data.readers import digits
-from kdpl.watch import two_samples
-from kdpl.watch.batches import compare_with_limit, find_limit
-from kdpl.watch.image_sample import MAX_IMAGES, ImageSample
 
 RATE = 0.01
 SIZES = (50, 200, 1000)

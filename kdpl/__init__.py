@@ -6,7 +6,8 @@ The public names load on first use, so that ``import kdpl`` costs nothing.
 from typing import TYPE_CHECKING
 
 from kdpl.runtime.lazy import lazily
-from kdpl.version import __version__
+
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kdpl.callbacks.handover import FreezeClassVectors

@@ -6,9 +6,9 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from kdpl import __version__
 from kdpl.cli import STAGES, command_names, find_command, usage
 from kdpl.runtime import faults, slurm
-from kdpl.version import __version__
 
 # as a shell reports Ctrl-C, SIGPIPE and SIGTERM
 _INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 130, 141, 143

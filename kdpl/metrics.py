@@ -34,7 +34,7 @@ IMAGES_PER_SECOND = "train/images_per_s"
 DATA_WAIT = "train/data_wait"
 POOL_KEPT = "pool/kept"
 
-# of student and target on unseen images, see kdpl.fidelity.Fidelity, and the number of these
+# of student and target on unseen images, see kdpl.targets.fidelity, and the number of these
 FIDELITY, TARGET_KL, UNSEEN = "val/fidelity", "val/kl", "pool/unseen"
 
 _ALL, _BASE, _NOVEL = range(3)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from kdpl.callbacks import EnoughImages, SaveClassifier
 from kdpl.callbacks.checkpoints import SameRun
-from kdpl.classification import ClassifyingModule, room_callbacks
 from kdpl.classifier import Classifier, Decoding
 from kdpl.clip import (
     ClipConfig,
@@ -29,6 +28,7 @@ from kdpl.data.needs import Needs
 from kdpl.data.tasks import build_task
 from kdpl.errors import ConfigError
 from kdpl.losses import FEATURE_LOSSES, DistillationLoss
+from kdpl.module import ClassifyingModule, room_callbacks
 from kdpl.optim import OptimConfig
 from kdpl.prompts import StudentEncoder, StudentPrompts
 from kdpl.runtime import plugins

@@ -14,7 +14,6 @@ from torch import Tensor
 from kdpl.callbacks import FreezeClassVectors, GaussianPromptAveraging
 from kdpl.callbacks.checkpoints import SameRun
 from kdpl.class_vectors import ClassVectors
-from kdpl.classification import ClassifyingModule, evaluating, room_callbacks
 from kdpl.clip import (
     CLASSES_AT_ONCE,
     PROMPTSRC_TEMPLATES,
@@ -28,6 +27,7 @@ from kdpl.data.batches import LabeledBatch
 from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1
+from kdpl.module import ClassifyingModule, evaluating, room_callbacks
 from kdpl.optim import OptimConfig
 from kdpl.prompts import MethodFactory, PromptConfig, PromptMethod, prompt_method
 from kdpl.prompts.method import normalized

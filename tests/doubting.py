@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback
 
+from kdpl.confidence import decision_rule
 from kdpl.data.groups import one_of_each
-from kdpl.doubt import decision_rule
 
 
 def predict(classifier, images, top_k=1, **wanted):

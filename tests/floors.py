@@ -62,7 +62,7 @@ def main(paths):
         [f".[{others},{APART}]"],
         {name: each for name, each in versions.items() if name not in ABOVE_FLOOR},
     )
-    return code or run_pytest("-k", APART, "tests/formats", "tests/cli/test_export.py")
+    return code or run_pytest("-k", APART, "tests/classifier/formats", "tests/cli/test_export.py")
 
 
 if __name__ == "__main__":

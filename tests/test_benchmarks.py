@@ -23,7 +23,7 @@ from benchmarks.texts import Texts
 from benchmarks.uneven_shots import UnevenDigits, classes
 from kdpl import Classifier
 from kdpl.data.readers.digits import read_digits
-from kdpl.refinement.refine import RefinementConfig, affinity, nearest, refine
+from kdpl.targets.refinement.refine import RefinementConfig, affinity, nearest, refine
 
 CPU = torch.device("cpu")
 

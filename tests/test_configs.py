@@ -126,7 +126,7 @@ def test_a_students_config_runs(name, tmp_path, teacher_run):
     given = [f"--model.init_args.teacher={teacher_run}", *ONE_EPOCH]
     if name.startswith("student/refined"):
         given += (
-            ["--model.init_args.target=kdpl.refinement.target.Refined"]
+            ["--model.init_args.target=kdpl.targets.refinement.target.Refined"]
             if name == "student/refined.yaml"
             else []
         )

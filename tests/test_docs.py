@@ -25,9 +25,9 @@ from kdpl.classifier.export import metadata
 from kdpl.cli import STAGES, command_names, find_command
 from kdpl.cli.arguments import parse
 from kdpl.cli.fit import run_command
+from kdpl.confidence.held_out import HeldOutScores
+from kdpl.confidence.unknown import none_of_these
 from kdpl.data.decoding import PUBLISHED, Decoding
-from kdpl.doubt.held_out import HeldOutScores
-from kdpl.doubt.unknown import none_of_these
 from kdpl.runtime.configs import find_config
 
 ROOT = Path(__file__).parents[1]

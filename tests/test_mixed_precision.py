@@ -40,8 +40,6 @@ MODULES = [*(("teacher", name) for name in TEACHERS), *(("student", name) for na
 
 def make(kind, name, folder):
     if kind == "teacher":
-        if name == "coupled":
-            pytest.importorskip("kdpl.methods")
         return make_teacher(**TEACHERS[name])
     world.write_teacher(folder)
     return world.make_student(folder, **STUDENTS[name])

@@ -167,14 +167,13 @@ def test_versions_are_the_same_in_all_files():
         (["predict", "{classifier}", "{folder}/pets", "--out={folder}/answers.parquet"], "parquet"),
         (["demo", "{classifier}", "--no-browser"], "demo"),
         (["serve", "{classifier}"], "serve"),
-        (["completion", "bash"], "completion"),
     ],
 )
 def test_commands_name_the_extra_that_they_lack(
     command, extra, classifier, tmp_path, monkeypatch, capsys
 ):
     image_folder(tmp_path / "pets")
-    for module in ("pyarrow", "pyarrow.parquet", "gradio", "litserve", "shtab"):
+    for module in ("pyarrow", "pyarrow.parquet", "gradio", "litserve"):
         monkeypatch.setitem(sys.modules, module, None)
     capsys.readouterr()
     assert main([word.format(classifier=classifier, folder=tmp_path) for word in command]) == 1

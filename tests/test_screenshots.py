@@ -11,10 +11,10 @@ from PIL import Image
 
 from benchmarks.worlds.letters import open_letter, read_letters
 from kdpl.__main__ import main
+from kdpl.confidence.drift.command import DIFFERS
 from kdpl.data.readers.digits import open_digit, read_digits
 from kdpl.report.pictures import choose_for_sheet, draw_sheet
 from kdpl.runtime.predictions import read_predictions
-from kdpl.watch.command import DIFFERS
 
 RUN = os.environ.get("KDPL_SCREENSHOTS_OF")
 IMAGES = Path(__file__).parents[1] / "docs" / "images"

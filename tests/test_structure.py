@@ -14,8 +14,8 @@ ROOMS = PYPROJECT["tool"]["kdpl"]["rooms"]
 
 # from the bottom to the top, as in CONTRIBUTING.md; what is between two arrows may not import each other
 LAYERS = (
-    "errors version → losses metrics optim → tasks runtime → clip data → prompts → class_vectors → classifier → "
-    "classification targets → callbacks → teacher → student → tiny → cli → __main__"
+    "errors → losses metrics optim runtime → tasks → clip data → prompts → class_vectors → classifier → "
+    "module targets → callbacks → teacher → student → cli → __main__"
 )
 LAYER_OF = {
     room: number for number, layer in enumerate(LAYERS.split("→")) for room in layer.split()
@@ -57,7 +57,7 @@ def test_every_folder_and_file_is_of_the_core_or_a_room_and_the_core_is_short():
 
 
 def test_the_core_imports_no_room_and_a_room_those_that_it_names():
-    # kdpl.doubt.report, say, is what the report shows of doubt, and loaded by it alone
+    # kdpl.confidence.report, say, is what the report shows of doubt, and loaded by it alone
     rooms_of = {
         module: {room_of(other) for other in others} & ROOMS.keys()
         for module, others in IMPORTS.items()
@@ -102,12 +102,12 @@ def test_few_files_know_how_logits_become_a_class():
         module for module, path in MODULES.items() if known.search(path.read_text(encoding="utf-8"))
     }
     # the end of a text, and the nearest neighbour
-    others = {"kdpl.clip.text", "kdpl.watch.two_samples"}
+    others = {"kdpl.clip.towers.text", "kdpl.confidence.drift.two_samples"}
     own = {"kdpl.tasks", "kdpl.losses", "kdpl.metrics"}
     assert knowing - others == own | {
-        "kdpl.refinement.refine",
-        "kdpl.labeling.choice",
-        "kdpl.doubt.held_out",
+        "kdpl.targets.refinement.refine",
+        "kdpl.report.labeling.choice",
+        "kdpl.confidence.held_out",
     }
 
 

@@ -8,10 +8,10 @@ from lightning.pytorch.callbacks import LambdaCallback
 from plain import PlainProjector, normalized, relative_error
 from world import make_student
 
-from kdpl.classification import ORIGIN_KEY
 from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig, load_clip
 from kdpl.errors import ArtifactError, ConfigError, WeightsError
+from kdpl.module import ORIGIN_KEY
 from kdpl.optim import OptimConfig
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
@@ -386,7 +386,7 @@ def test_a_pool_filter_without_its_room_is_refused(teacher_folder, tmp_path, mon
 
 def test_freed_memory_is_kept_before_the_target_is_prepared(teacher_folder, tmp_path, monkeypatch):
     done = []
-    monkeypatch.setattr("kdpl.classification.keep_freed_memory", lambda: done.append("kept"))
+    monkeypatch.setattr("kdpl.module.keep_freed_memory", lambda: done.append("kept"))
 
     class Prepared(Target):
         def callbacks(self):

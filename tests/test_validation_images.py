@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from kdpl.doubt.held_out import CALIBRATED, HeldOutScores, fit_temperature
-from kdpl.doubt.report.calibration import calibration_error, reliability
-from kdpl.doubt.unknown import USUAL, usual_rank
+from kdpl.cli.init import ENOUGH
+from kdpl.confidence.drift.two_samples import QUESTIONS, above_usual
+from kdpl.confidence.held_out import CALIBRATED, HeldOutScores, fit_temperature
+from kdpl.confidence.report.calibration import calibration_error, reliability
+from kdpl.confidence.unknown import USUAL, usual_rank
 from kdpl.errors import ConfigError
-from kdpl.survey.command import ENOUGH
-from kdpl.watch.two_samples import QUESTIONS, above_usual
 
 PAGE = (Path(__file__).parents[1] / "docs" / "own_data.md").read_text(encoding="utf-8")
 TABLE = PAGE.split("| what for |")[1].split("\n\n")[0]

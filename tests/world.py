@@ -346,9 +346,7 @@ def make_student(
     temperature=1.0,
     **options,
 ):
-    """A student of the teacher in a folder, the same each time; skips the test without a room that it needs."""
-    if options.get("pool_filter") is not None:
-        pytest.importorskip("kdpl.pool_filter")
+    """A student of the teacher in a folder, the same each time."""
     torch.manual_seed(0)
     teachers = [str(folder), *more_teachers]
     prompts = StudentPrompts(vision_prompts.length, vision_prompts.depth, prompt_init)
@@ -434,7 +432,7 @@ def fit(
 
 def fill_teacher_cache(views=None):
     """The callback of a room that fills a teacher cache; without the room the test is skipped."""
-    return pytest.importorskip("kdpl.cache.callback").FillTeacherCache(views)
+    return pytest.importorskip("kdpl.targets.cache.callback").FillTeacherCache(views)
 
 
 class Distilled:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from benchmarks.worlds.fonts import FONTS, draw_glyph, load_font
-from kdpl.tiny.models import IMAGE_SIZE
+from kdpl.clip.miniatures.models import IMAGE_SIZE
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

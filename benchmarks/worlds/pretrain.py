@@ -27,8 +27,8 @@ from torch.optim import AdamW, Optimizer
 
 from benchmarks.worlds.glyphs import CLASSES, GlyphBank, augment, render_bank
 from kdpl.clip import PROMPTSRC_TEMPLATES
+from kdpl.clip.miniatures.models import CONFIGS, CONTEXT_LENGTH, TAG, weights_path
 from kdpl.runtime.files import atomic_path
-from kdpl.tiny.models import CONFIGS, CONTEXT_LENGTH, TAG, weights_path
 
 
 @dataclass(frozen=True)

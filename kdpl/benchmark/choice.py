@@ -6,11 +6,11 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kdpl.classification import ClassifyingModule
 from kdpl.data.batches import EvaluationBatch
 from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
 from kdpl.errors import ConfigError, DataError
+from kdpl.module import ClassifyingModule
 from kdpl.runtime.messages import inform, warn
 from kdpl.tasks import require_one_class
 

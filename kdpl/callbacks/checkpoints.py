@@ -50,9 +50,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from kdpl.classification import ORIGIN_KEY, ClassifyingModule
 from kdpl.data.domain import domain_of
 from kdpl.errors import ArtifactError, ConfigError, reason
+from kdpl.module import ORIGIN_KEY, ClassifyingModule
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.origin import Origin, require_same
 from kdpl.runtime.run_folder import CHECKPOINTS_FOLDER, LAST
@@ -62,7 +62,8 @@ _AS_CACHED = f"set data.init_args.teacher_cache to what it was, {_OR}"
 _REMEDIES = {
     "images": f"put back the images that it had, {_OR}",
     "images a step": "set data.init_args.batch_size times the number of processes to what it was",
-    "images held out": f"give kdpl.fidelity.Fidelity as it was, in trainer.callbacks or not, {_OR}",
+    "images held out": "give kdpl.targets.fidelity.Fidelity as it was, in trainer.callbacks or "
+    f"not, {_OR}",
     "views": _AS_CACHED,
     "seed of the views": _AS_CACHED,
 }

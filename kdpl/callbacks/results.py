@@ -10,8 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from kdpl.classification import ClassifyingModule, EvalOutput
 from kdpl.data.domain import domain_of
+from kdpl.module import ClassifyingModule, EvalOutput
 from kdpl.runtime.predictions import ImagePrediction, write_predictions, write_results
 
 RowT = TypeVar("RowT")

@@ -178,7 +178,7 @@ class Classifier(nn.Module):
             precision: ``bf16-mixed`` and ``16-mixed`` run the image tower in half precision, which
                 is faster on most GPUs; probabilities then differ by rounding.
             rule: Which classes are named, and which images are rejected, such as one of
-                ``kdpl.doubt.decision_rule``.
+                ``kdpl.confidence.decision_rule``.
 
         Returns:
             For each image, in order, its predictions, most probable first. With several labels an

@@ -6,7 +6,6 @@ unless the whole tower is trained.
 """
 
 from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Preprocessing
-from kdpl.clip.image import ImageTower, PromptableImageTower
 from kdpl.clip.loading import (
     PROMPTSRC_TEMPLATES,
     Clip,
@@ -22,7 +21,8 @@ from kdpl.clip.modules import (
     cosine_logits,
     store_frozen,
 )
-from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts
+from kdpl.clip.towers.image import ImageTower, PromptableImageTower
+from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts
 
 __all__ = [
     "CLASSES_AT_ONCE", "PROMPTSRC_TEMPLATES", "RANDOM", "ArrangedTexts", "Clip",

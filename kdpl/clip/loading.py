@@ -21,16 +21,16 @@ from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleToken
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 
-from kdpl.clip.families import (
+from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Preprocessing
+from kdpl.clip.tokens import Tokenizer
+from kdpl.clip.towers.image import ImageTower
+from kdpl.clip.towers.kinds import (
     DEFAULT_IMAGE_SIZE,
     ModelConfig,
     image_tower,
     text_tower,
 )
-from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Preprocessing
-from kdpl.clip.image import ImageTower
-from kdpl.clip.text import TextTower
-from kdpl.clip.tokens import Tokenizer
+from kdpl.clip.towers.text import TextTower
 from kdpl.clip.versions import list_models, require_clip, text_settings
 from kdpl.clip.weights import StateDict, Weights, load_weights, read_weights
 from kdpl.errors import ConfigError, WeightsError, reason
@@ -93,7 +93,7 @@ _REGISTRY: dict[str, tuple[ModelConfig, Mapping[str, Callable[[], StateDict]]]] 
 def register_model(
     name: str, config: ModelConfig, weights: Mapping[str, Callable[[], StateDict]]
 ) -> None:
-    """Make a CLIP known to configs by name; its config is a ``kdpl.clip.families.ModelConfig``.
+    """Make a CLIP known to configs by name; its config is a ``kdpl.clip.towers.kinds.ModelConfig``.
 
     ``weights`` are functions by pretrained tag that return the whole float32 state dict of the
     ``open_clip.CLIP``.

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from kdpl.callbacks.handover import Handover
 from kdpl.callbacks.results import gather
-from kdpl.classification import ClassifyingModule, EvalOutput, evaluating
+from kdpl.confidence.handover import on_validation_images
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
 from kdpl.data.splits import labels_of
-from kdpl.doubt.handover import on_validation_images
+from kdpl.module import ClassifyingModule, EvalOutput, evaluating
 from kdpl.multilabel.metrics import class_scores
 from kdpl.multilabel.task import SEPARATOR, MultiLabel
 from kdpl.multilabel.thresholds import choose, of_expected_counts

@@ -48,8 +48,8 @@ def thresholds(
 
     from kdpl.classifier.bulk import load_classifier
     from kdpl.classifier.folder import keep_task
+    from kdpl.confidence.labeled import classify_records, labeled_records
     from kdpl.data.splits import labels_of
-    from kdpl.doubt.labeled import classify_records, labeled_records
     from kdpl.multilabel.metrics import class_scores
     from kdpl.multilabel.task import MultiLabel
     from kdpl.multilabel.thresholds import choose

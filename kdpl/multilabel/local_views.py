@@ -17,21 +17,21 @@ from torch import Tensor
 from torch.utils.data import BatchSampler
 
 from kdpl.class_vectors import ClassVectors
+from kdpl.confidence.words import NEGATIVE_VECTORS_FILE
 from kdpl.data.batches import Batch
 from kdpl.data.datasets import OpenImage
 from kdpl.data.names import Indices, Names
 from kdpl.data.splits import labels_of
-from kdpl.doubt.words import NEGATIVE_VECTORS_FILE
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.multilabel.crops import Crops
 from kdpl.multilabel.task import MultiLabel
-from kdpl.preparation import PreparedTarget, TargetInputs
-from kdpl.preparation.target import REMEDY, rows_of
-from kdpl.preparation.views import load_in_workers
 from kdpl.runtime.artifacts import read_tensors, write_tensors
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import Origin, digest, require_same
 from kdpl.runtime.predictions import spread
+from kdpl.targets.inputs import TargetInputs
+from kdpl.targets.prepared import REMEDY, PreparedTarget, rows_of
+from kdpl.targets.views import load_in_workers
 from kdpl.tasks import MULTI_CLASS
 
 LOCAL_VIEWS_FILE = "local_views.safetensors"

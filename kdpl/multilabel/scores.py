@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from kdpl.classification import ClassifyingModule, evaluating
 from kdpl.clip import Float32Module, cosine_logits
 from kdpl.data.datasets import EvaluationImages
 from kdpl.data.inference import infer
 from kdpl.data.loader import EvaluationSampler, LazyLoader
+from kdpl.module import ClassifyingModule, evaluating
 from kdpl.runtime.predictions import spread
 from kdpl.tasks import ClassScores
 from kdpl.teacher import TeacherPromptTuning

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import beta
 from torch import Tensor
 
-from kdpl.doubt.held_out import CONFIDENCE
+from kdpl.confidence.held_out import CONFIDENCE
 from kdpl.multilabel.metrics import DEFAULT
 
 

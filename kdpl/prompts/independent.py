@@ -5,9 +5,9 @@ With prompts in one tower alone this is VPT or CoOp; with none it is the zero-sh
 
 from torch import Tensor
 
-from kdpl.clip.image import ImageTower, promptable
 from kdpl.clip.loading import Clip, ImageClip
-from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
+from kdpl.clip.towers.image import ImageTower, promptable
+from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
 from kdpl.prompts.method import PromptConfig, PromptMethod, normalized
 from kdpl.prompts.text import TextPrompts
 from kdpl.prompts.vision import VisionPrompts

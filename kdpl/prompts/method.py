@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdpl.clip.image import ImageTower
 from kdpl.clip.loading import ImageClip
 from kdpl.clip.modules import Float32Module
-from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
 from kdpl.clip.tokens import Tokenizer
+from kdpl.clip.towers.image import ImageTower
+from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
 from kdpl.clip.weights import mismatch
 from kdpl.errors import ConfigError
 from kdpl.prompts.text import flat_texts, prompt_texts, tokenize_prompts

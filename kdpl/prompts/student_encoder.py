@@ -13,11 +13,11 @@ from pydantic import Field
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from kdpl.clip.families import MOST_LAYERS, require_modest
 from kdpl.clip.identity import Preprocessing
-from kdpl.clip.image import ImageTower
 from kdpl.clip.loading import build_image_tower
 from kdpl.clip.modules import Frozen, Trained
+from kdpl.clip.towers.image import ImageTower
+from kdpl.clip.towers.kinds import MOST_LAYERS, require_modest
 from kdpl.clip.weights import mismatch
 from kdpl.errors import ArtifactError, reason
 from kdpl.prompts.method import PromptConfig

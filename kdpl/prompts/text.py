@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdpl.clip.modules import Float32Module
-from kdpl.clip.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower, promptable_text
 from kdpl.clip.tokens import Tokenizer
+from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower, promptable_text
 from kdpl.errors import ConfigError
 from kdpl.prompts.vision import INIT_STD, require_size
 from kdpl.runtime.class_names import ClassText

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from kdpl.clip.image import ImageTower, promptable
 from kdpl.clip.modules import Float32Module
+from kdpl.clip.towers.image import ImageTower, promptable
 from kdpl.errors import ConfigError
 
 INIT_STD = 0.02

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from kdpl import __version__
 from kdpl.errors import KdplError
 from kdpl.report.accuracy import accuracies, classes, confusions, find_examples
 from kdpl.report.cost import costs
@@ -19,7 +20,6 @@ from kdpl.report.training import learning_curves, training
 from kdpl.runtime import plugins
 from kdpl.runtime.messages import inform
 from kdpl.tasks import MULTI_CLASS
-from kdpl.version import __version__
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # as they are made; the page has its own order

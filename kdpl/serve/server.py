@@ -18,12 +18,12 @@ from fastapi.routing import APIRoute
 from litserve import LitServer, configure_logging
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from kdpl import __version__
 from kdpl.classifier import Classifier
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.serve.api import PATH, ClassifierApi
 from kdpl.serve.gate import Gate, Limits, Metrics
 from kdpl.tasks import DecisionRule
-from kdpl.version import __version__
 
 _MAX_CONNECTIONS = 512
 

@@ -209,7 +209,7 @@ def test_a_folder_that_takes_no_files_is_not_taken_for_another_process(
 
 
 def test_files_and_shards_are_opened_as_in_training(classifier, tmp_path):
-    pytest.importorskip("kdpl.shards")
+    pytest.importorskip("kdpl.data.shards")
     given, photo = Classifier.load(classifier), odd_photo(tmp_path / "photo.png")
     with tarfile.open(tmp_path / "shard.tar", "w") as shard:
         shard.add(photo, "photo.png")

@@ -118,7 +118,6 @@ def test_a_reader_that_ends_early_is_not_an_error(classifier, digits):
 
 
 def test_added_classes_are_among_the_predictions(classifier, teacher_run, digits, tmp_path, capsys):
-    pytest.importorskip("kdpl.vocabulary")
     path = tmp_path / "further.safetensors"
     assert (
         main(

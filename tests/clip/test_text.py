@@ -2,7 +2,7 @@ import pytest
 import world
 from plain import relative_error
 
-from kdpl.clip.text import ArrangedTexts
+from kdpl.clip.towers.text import ArrangedTexts
 
 LONG = [" ".join(["crab"] * 75), "crab"]
 TEXTS = [

@@ -38,7 +38,7 @@ def pets(tmp_path):
 @pytest.fixture
 def checked():
     """What a look at all images leaves in a run's folder; without its room the test is skipped."""
-    return pytest.importorskip("kdpl.scan.checked").Checked
+    return pytest.importorskip("kdpl.data.scan.checked").Checked
 
 
 def rows_of(pets):
@@ -50,7 +50,6 @@ def rows_of(pets):
 
 
 def write_table(pets, rows=None):
-    pytest.importorskip("kdpl.tables")
     lines = [",".join(row) for row in (rows or rows_of(pets))]
     (pets / "images.csv").write_text("\n".join(["image,label,split", *lines]))
     return str(pets / "images.csv")
@@ -274,7 +273,7 @@ def test_a_class_of_copies_alone_is_named(pets, tmp_path):
 @pytest.mark.usefixtures("checked")
 def test_images_that_are_trusted_are_compared_by_their_paths_alone(pets, tmp_path, monkeypatch):
     shutil.copyfile(pets / "test" / CAT, pets / "train/cat/9.png")
-    monkeypatch.setattr("kdpl.scan.scan.Checked", None)
+    monkeypatch.setattr("kdpl.data.scan.scan.Checked", None)
     assert len(fitted(dataset("folder", pets, scan=False), tmp_path / "run").splits.train) == 7
     (pets / "val/cat/9.png").symlink_to(pets / "test" / CAT)
     with world.refused(DataError, "has 1 files in two splits at once"):

@@ -215,8 +215,9 @@ def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(
         config = ClipConfig("test-student", world.TAG)
         monkeypatch.setitem(weights._OPENAI, "resize_mode", ways[0])
         monkeypatch.setitem(weights._OPENAI, "interpolation", ways[1])
-    refined = pytest.importorskip("kdpl.refinement.target").Refined(mode="always", neighbors=2)
-    pytest.importorskip("kdpl.pool_filter")
+    refined = pytest.importorskip("kdpl.targets.refinement.target").Refined(
+        mode="always", neighbors=2
+    )
     settings = {"target": refined, "pool_filter": 0.05}
     prompts = StudentPrompts(prompts.length, prompts.depth, options.get("prompt_init", "normal"))
     student = world.StudentDistillation(

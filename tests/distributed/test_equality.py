@@ -17,19 +17,19 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdpl.benchmark.choice import BestOnBaseTest
+from kdpl.callbacks.progress import ProgressBar
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.clip import ClipConfig
+from kdpl.confidence.drift.image_sample import ImageSample
+from kdpl.confidence.held_out import HeldOutScores
 from kdpl.data.datamodule import DomainDataModule
-from kdpl.doubt.held_out import HeldOutScores
-from kdpl.fidelity import Fidelity
-from kdpl.progress.bar import ProgressBar
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.vision import VisionPrompts
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import CLASSIFIER_FOLDER
 from kdpl.student import StudentDistillation
+from kdpl.targets.fidelity import Fidelity
 from kdpl.teacher import TeacherPromptTuning
-from kdpl.watch.image_sample import ImageSample
 
 pytestmark = pytest.mark.slow
 

@@ -16,16 +16,16 @@ from kdpl.benchmark.archive import unpack
 from kdpl.benchmark.torch_files import read_torch_file
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
+from kdpl.confidence.drift.image_sample import ImageSample
+from kdpl.confidence.held_out import HeldOutScores
+from kdpl.confidence.unknown import Unknown
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.decoding import open_image
-from kdpl.doubt.held_out import HeldOutScores
-from kdpl.doubt.unknown import Unknown
+from kdpl.data.readers.table import Table
 from kdpl.errors import KdplError
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.refinement.pool_targets import Moved, PoolTargets
-from kdpl.tables.reader import Table
-from kdpl.watch.image_sample import ImageSample
+from kdpl.targets.refinement.pool_targets import Moved, PoolTargets
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "100"))
 PIECES = (

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from kdpl.class_vectors import KIND as VECTORS_KIND
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
-from kdpl.doubt.held_out import HeldOutScores
+from kdpl.confidence.drift.image_sample import ImageSample
+from kdpl.confidence.held_out import HeldOutScores
 from kdpl.errors import KdplError
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.artifacts import write_tensors
-from kdpl.watch.image_sample import ImageSample
 
 DEEP = "[" * 10_000 + "]" * 10_000
 VALUES = {

@@ -9,11 +9,11 @@ import world
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import label_tensor
 from kdpl.data.labels import Labels
+from kdpl.data.readers.table import Table
 from kdpl.data.sampling import few_shot, hold_out, require_shots, with_labels
 from kdpl.data.splits import Record, Splits
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.resizing import Resizing
-from kdpl.tables.reader import Table
 
 
 def table_of(folder, *lines):

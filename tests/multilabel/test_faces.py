@@ -10,8 +10,8 @@ from runs import CONFIGS, SHORT
 
 from kdpl import Classifier
 from kdpl.__main__ import main
-from kdpl.demo.page import Demo
 from kdpl.multilabel.task import MultiLabel
+from kdpl.serve.demo.page import Demo
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from runs import CONFIGS
 from kdpl import Classifier
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
+from kdpl.confidence.words import NEGATIVE_VECTORS_FILE
 from kdpl.data.splits import Record
-from kdpl.doubt.words import NEGATIVE_VECTORS_FILE
 from kdpl.errors import ConfigError
 from kdpl.multilabel import local_views
 from kdpl.multilabel.crops import Crops
@@ -30,10 +30,10 @@ from kdpl.multilabel.local_views import (
     log_odds_of,
     summaries_of,
 )
-from kdpl.preparation import PreparedTarget
 from kdpl.runtime.artifacts import read_tensors
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
+from kdpl.targets.prepared import PreparedTarget
 
 POOL = {"shots": 0, "unlabeled_share": 0.02}
 

@@ -10,7 +10,7 @@ from PIL import Image
 from runs import STAGES, rows_of
 
 from kdpl.__main__ import main
-from kdpl.labeling.choice import to_label
+from kdpl.report.labeling.choice import to_label
 
 
 def write(table, rows):

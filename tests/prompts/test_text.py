@@ -5,7 +5,7 @@ from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from plain import backward, normalized, prompt_text, relative_error, token_ids
 
 from kdpl.clip import PROMPTSRC_TEMPLATES
-from kdpl.clip.text import ArrangedTexts
+from kdpl.clip.towers.text import ArrangedTexts
 from kdpl.errors import ConfigError
 from kdpl.prompts import TextPrompts
 from kdpl.prompts.text import ensemble_features, prompt_texts, tokenize_prompts

@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 from kdpl.data.sampling import few_shot, held_out_of, hold_out
 from kdpl.data.splits import Record, Splits
 
-pytest.importorskip("kdpl.stratified")
-
 # images in order, each with its class and its group; 0: none
 IMAGES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), min_size=1, max_size=60)
 SETS = st.lists(
@@ -101,8 +99,8 @@ def test_without_groups_nothing_changes(images, shots, seed, share):
 @settings(deadline=None)
 @given(IMAGES, SHARES, SHARES, st.integers(2, 8))
 def test_init_draws_test_and_validation_images_of_other_groups(images, share, val_share, least):
-    set_aside = pytest.importorskip("kdpl.survey.images").set_aside
-    found_image = pytest.importorskip("kdpl.survey.found").FoundImage
+    set_aside = pytest.importorskip("kdpl.data.survey.images").set_aside
+    found_image = pytest.importorskip("kdpl.data.survey.found").FoundImage
     found = [
         found_image(f"{i}.png", "abcd"[label], "train", group=f"camera {group}" if group else "")
         for i, (label, group) in enumerate(images)

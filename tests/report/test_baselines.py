@@ -313,7 +313,9 @@ def test_what_is_to_be_done_about_a_student_below_a_probe_is_there_and_not_done_
     assert command in plugins("commands")
     refined = shutil.copytree(run, tmp_path / "run")
     config = yaml.safe_load((refined / "student/config.yaml").read_text())
-    config["model"]["init_args"]["target"] = {"class_path": "kdpl.refinement.target.Refined"}
+    config["model"]["init_args"]["target"] = {
+        "class_path": "kdpl.targets.refinement.target.Refined"
+    }
     (refined / "student/config.yaml").write_text(yaml.safe_dump(config))
     assert advice_for(Run.find(refined)) == said.partition("refined, or ")[2]
     (refined / "search").mkdir()

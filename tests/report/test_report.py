@@ -10,21 +10,21 @@ from report_pages import HOSTILE, Page, change_vectors, make, put_together, rena
 from runs import files_of, refused
 
 from kdpl.__main__ import main
+from kdpl.confidence.decision import decision_rule
+from kdpl.confidence.report.calibration import confidences_at
 from kdpl.data.domain import build_data
 from kdpl.data.names import digest_of
 from kdpl.data.readers import digits
 from kdpl.data.readers.digits import CLASS_NAMES, open_digit
-from kdpl.doubt.decision import decision_rule
-from kdpl.doubt.report.calibration import confidences_at
 from kdpl.errors import DataError
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.refinement.pool_targets import Moved, PoolTargets
 from kdpl.report.accuracy import thumbnail
 from kdpl.report.names import shorten
 from kdpl.report.run_folder import Run
 from kdpl.runtime.loggers import MetricsCSV
 from kdpl.runtime.predictions import read_predictions, read_results, write_predictions
 from kdpl.runtime.run_folder import PROBE_FOLDER
+from kdpl.targets.refinement.pool_targets import Moved, PoolTargets
 
 SECTIONS = ("accuracy", "training", "classes", "confusions", "calibration", "rejection")
 SECTIONS += ("disagreement", "reasons", "curves", "cost")
@@ -380,7 +380,7 @@ def set_in(stage, **settings):
         ({"target": "local_views"}, "the teacher and its targets of local views"),
         ({"target": "refined"}, "the teacher and its refined targets"),
         (
-            {"target": {"class_path": "kdpl.refinement.target.Refined"}},
+            {"target": {"class_path": "kdpl.targets.refinement.target.Refined"}},
             "the teacher and its refined targets",
         ),
     ],

@@ -4,8 +4,8 @@ import torch
 from resampling import bootstrap_difference, bootstrap_harmonic_mean
 from torchmetrics.functional.classification import binary_calibration_error
 
-from kdpl.doubt.held_out import TEMPERATURES, fit_temperature
-from kdpl.doubt.report.calibration import calibration_error, reliability
+from kdpl.confidence.held_out import TEMPERATURES, fit_temperature
+from kdpl.confidence.report.calibration import calibration_error, reliability
 from kdpl.report.intervals import wilson
 
 

@@ -27,8 +27,8 @@ from zoo import odd_photo
 
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
-from kdpl.doubt.decision import decision_rule
-from kdpl.doubt.held_out import HeldOutScores
+from kdpl.confidence.decision import decision_rule
+from kdpl.confidence.held_out import HeldOutScores
 from kdpl.serve.api import PATH, ClassifierApi
 from kdpl.serve.gate import Gate, Limits, Metrics
 from kdpl.serve.server import build, free_port

@@ -166,8 +166,8 @@ def test_a_student_of_several_teachers_is_tested_without_any(written, tmp_path, 
 
 
 def test_targets_are_refined_from_the_predictions_of_all_teachers(written, tmp_path, plain_of):
-    pool_targets = pytest.importorskip("kdpl.refinement.pool_targets")
-    target = pytest.importorskip("kdpl.refinement.target").Refined(views=2)
+    pool_targets = pytest.importorskip("kdpl.targets.refinement.pool_targets")
+    target = pytest.importorskip("kdpl.targets.refinement.target").Refined(views=2)
     root, teachers = written
     # every view of an image is then the same, and so is the mean of its features
     data = {"augmentation": "none", "unlabeled_share": 0.1}

@@ -17,7 +17,7 @@ from benchmarks.worlds.pretrain import (
     contrastive_loss,
     main,
 )
-from kdpl.tiny.models import CONFIGS, CONTEXT_LENGTH, load_weights
+from kdpl.clip.miniatures.models import CONFIGS, CONTEXT_LENGTH, load_weights
 
 # the first that ships all fonts
 pytest.importorskip("matplotlib", minversion="3.11")

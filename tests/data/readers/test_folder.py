@@ -106,7 +106,7 @@ def test_two_spellings_of_one_name_in_unicode_are_one_class_of_files_under_their
     (tmp_path / "images.csv").write_text(
         "image,label\n1.png,jose\u0301\n2.png,jos\u00e9\n3.png,zoe\n", encoding="utf-8"
     )
-    table = pytest.importorskip("kdpl.tables.reader").Table
+    table = pytest.importorskip("kdpl.data.readers.table").Table
     assert table(str(tmp_path / "images.csv")).read().class_names == ("jos\u00e9", "zoe")
 
 

@@ -1,1 +1,0 @@
-"""The CLIPs that can be teacher or student, their sizes and licences: `models`."""

@@ -1,0 +1,97 @@
+"""``python -m kdpl boxes DETECTIONS``: boxes of a detector as images, or classified."""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import PositiveInt
+
+from kdpl.cli.arguments import Rule, output_file, require_file, share
+from kdpl.errors import ConfigError, DataError
+from kdpl.runtime.files import write_rows, write_text
+from kdpl.runtime.run_folder import require_classifier
+
+
+def boxes(
+    detections: str,
+    *,
+    out: str,
+    classifier: str | None = None,
+    folder: str | None = None,
+    only: list[str] = [],  # noqa: B006 - read from the signature, never changed
+    margin: str | None = None,
+    min_confidence: float = 0.2,
+    top_k: PositiveInt = 1,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    workers: PositiveInt | None = None,
+    rule: Rule,
+) -> int:
+    """List the boxes of a detector as images of their own, or classify them.
+
+    With --classifier, OUT is the file of DETECTIONS again, with predictions beside the boxes. If
+    interrupted, the same command resumes. The last options are those of predict.
+
+    Args:
+        detections: JSON of MegaDetector, SpeciesNet or COCO
+        out: a .txt list for a pool or predict; a .csv table with the columns image, label (the
+            category of COCO, empty for detectors) and group (the photo); or with --classifier .json
+        classifier: classifier folder of a student's run
+        folder: folder or URL of the images, by default that of DETECTIONS
+        only: category of the boxes to take, such as animal; by default all
+        margin: share of a box's width and height that is added at each side, such as 10%
+        min_confidence: least confidence of the detector; labels of COCO have 1
+        top_k: classes for each box
+        device: auto is a GPU if there is one
+        workers: threads that decode, one for each processor core if not given
+        rule: what rooms add as options, such as rejection
+    """
+    require_file("DETECTIONS", detections)
+    file = output_file("--out", out)
+    if file.suffix not in ((".txt", ".csv") if classifier is None else (".json",)):
+        how = ".txt or .csv" if classifier is None else ".json, as --classifier is given"
+        raise ConfigError(f"--out {out} has an unknown ending, expected {how}: give another")
+    if classifier is not None:
+        require_classifier(Path(classifier))
+
+    # imports torch, which takes seconds
+    from kdpl.data.boxes.crops import name_of
+    from kdpl.data.boxes.detections import read_detections, write_predictions
+
+    data, found = read_detections(Path(detections), folder)
+    chosen = [
+        each
+        for each in found
+        if each.confidence >= min_confidence and (not only or each.category in only)
+    ]
+    if not chosen:
+        categories = ", ".join(sorted({each.category for each in found})) or "none"
+        raise DataError(
+            f"{detections} has no such box among {len(found)}, whose categories are {categories}: "
+            "lower --min-confidence, or correct --only"
+        )
+    print(f"{len(chosen)} of {len(found)} boxes", file=sys.stderr)
+    names = [name_of(each.image, each.box, share("--margin", margin) or 0) for each in chosen]
+
+    if classifier is not None:
+        from kdpl.classifier import PredictOptions
+        from kdpl.classifier.bulk import BulkPrediction, load_classifier
+
+        loaded = load_classifier(classifier, None, device)
+        write = partial(write_predictions, data=data, found=chosen)
+        decided = rule.of(loaded, top_k)
+        options = PredictOptions(top_k, workers=workers, rule=decided)
+        bulk = BulkPrediction(loaded, names, options, write_rows=write)
+        if "class" not in bulk.columns:
+            raise ConfigError(
+                f"{classifier} names several classes for an image, expected one: list the boxes in "
+                "a .txt, and give it to predict"
+            )
+        bulk.write(file)
+    elif file.suffix == ".txt":
+        write_text(file, "".join(f"{name}\n" for name in names))
+    else:
+        labels = [each.category if "annotations" in data else "" for each in chosen]
+        rows = zip(names, labels, (each.image for each in chosen), strict=True)
+        write_rows(file, [("image", "label", "group"), *rows])
+    return 0

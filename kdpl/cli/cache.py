@@ -1,0 +1,58 @@
+"""``python -m kdpl cache``: compute the teacher's features of all views once for all students."""
+
+from pathlib import Path
+
+from jsonargparse.typing import PositiveInt
+
+
+def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
+    """Compute the teacher's features of views of unlabelled images, for a student's fit to read.
+
+    All other options are those of the student's fit: --config FILE, --model.init_args.teacher RUN,
+    and --data.init_args.teacher_cache FOLDER, which says where to. An interrupted command is
+    resumed by the same command.
+
+    Args:
+        views: Views of each image; by default as many as trainer.max_epochs.
+        settings: Options of the student's fit.
+    """
+    from lightning.pytorch import Callback
+
+    from kdpl.cli.fit import run_command
+    from kdpl.cli.stage_cli import KdplCLI
+    from kdpl.errors import ConfigError
+    from kdpl.student import StudentDistillation
+    from kdpl.targets.cache.callback import FillTeacherCache
+
+    class Filling(KdplCLI):
+        """A student's fit without steps, which fills the cache and writes nothing else."""
+
+        def before_instantiate_classes(self) -> None:
+            self.require_stage(StudentDistillation, "student")
+            data, trainer = self.config.data.get("init_args", {}), self.config.trainer
+            if not data.get("teacher_cache"):
+                raise ConfigError(
+                    "the settings name no cache to fill: give --data.init_args.teacher_cache FOLDER"
+                )
+            data.fill_teacher_cache = True
+            self.views = views or trainer.max_epochs
+            trainer.max_epochs = self.views or 0
+            trainer.limit_train_batches = 0
+            # where the datamodule keeps which images it has decoded
+            trainer.default_root_dir = str(Path(data.teacher_cache).expanduser())
+            trainer.logger = trainer.enable_checkpointing = trainer.enable_progress_bar = False
+            self.save_config_callback = None
+            self._given = self.config.clone()
+
+        def execute(self) -> None:
+            self.model.configure_callbacks = list
+            self.trainer.fit(self.model, datamodule=self.datamodule)
+
+        def own_callbacks(self) -> list[Callback]:
+            return [FillTeacherCache(self.views)]
+
+    if not settings:
+        raise ConfigError(
+            "cache needs the settings of a student's fit: give --config FILE (--help tells more)"
+        )
+    return run_command(["fit", *settings], make=Filling)

@@ -1,0 +1,133 @@
+"""Networks of timm as students: not CLIPs, but with one feature per image, and trained whole."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from kdpl.clip import (
+    RANDOM,
+    ClipConfig,
+    ClipIdentity,
+    ImageClip,
+    ImageTower,
+    Preprocessing,
+)
+from kdpl.clip.loading import Source, fingerprint, register_source
+from kdpl.clip.towers.kinds import ModelConfig, require_timm
+from kdpl.clip.weights import read_state, require_weights
+from kdpl.errors import WeightsError, reason
+from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
+
+SCHEME = "timm"
+
+
+def register() -> None:
+    """Register the addresses ``timm:…``, as an entry point."""
+    register_source(SCHEME, Source(None, load_image_clip, build_image_tower))
+
+
+class TimmTower(ImageTower):
+    """A network of timm without its classifier.
+
+    In training, its batch norms use and track the statistics of the batch.
+    """
+
+    def train(self, mode: bool = True) -> "TimmTower":
+        """Switch between training and evaluation."""
+        nn.Module.train(self, mode)
+        return self
+
+
+def build_network(name: str, image_size: int, pretrained: bool = False) -> Any:
+    """Build a network of timm that returns one feature per image.
+
+    timm fetches its weights if ``pretrained``.
+    """
+    # convolutions take any size
+    about: Any = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {"img_size": image_size} if about.fixed_input_size else {}
+    return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+
+
+def load_image_clip(config: ClipConfig) -> ImageClip:
+    """Load a network as the image half of a CLIP, without a scale of cosine similarities."""
+    network = load_network(config)
+    digest = fingerprint(network.visual.state_dict().items())
+    identity = ClipIdentity(config.model, config.pretrained or config.model, False, digest)
+    return ImageClip(network, None, identity, network.preprocessing)
+
+
+def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -> TimmTower:
+    """Build a network from its part of a config, with weights still to be loaded.
+
+    A ValueError for a name that timm does not know, such as one that it would fetch.
+    """
+    name = model_config["vision_cfg"][SCHEME]
+    require_timm(name)
+    return TimmTower(build_network(name, preprocessing.image_size), preprocessing, model_config)
+
+
+def load_network(config: ClipConfig) -> TimmTower:
+    """Load ``timm:NAME`` with timm's, a file's or random weights; a WeightsError if that fails."""
+    name = config.model.removeprefix(f"{SCHEME}:")
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise WeightsError(
+            f"timm has no model called {name!r}: use one of its names, such as "
+            f"{', '.join([*close, 'resnet18'])}"
+        )
+    about: Any = timm.get_pretrained_cfg(name)
+    size = config.image_size or about.input_size[-1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = _fetch(name, size) if config.pretrained is None else build_network(name, size)
+    if config.pretrained not in (None, RANDOM):
+        _load_file(network, Path(str(config.pretrained)), about.classifier, config.model)
+    width = int(getattr(network, "head_hidden_size", None) or network.num_features)
+    return TimmTower(
+        network,
+        preprocessing_of(name, size),
+        {"embed_dim": width, "vision_cfg": {SCHEME: name, "image_size": size}},
+    )
+
+
+def preprocessing_of(name: str, image_size: int) -> Preprocessing:
+    """Return how timm's evaluation prepares images.
+
+    It crops less at the network's test size than at its training size.
+    """
+    about: Any = timm.get_pretrained_cfg(name)
+    crop_pct = about.crop_pct
+    if about.test_input_size == (3, image_size, image_size):
+        crop_pct = about.test_crop_pct or crop_pct
+    mode: Any = "shortest" if about.crop_mode == "center" else about.crop_mode
+    interpolation: Any = "bilinear" if about.interpolation == "bilinear" else "bicubic"
+    return Preprocessing(image_size, about.mean, about.std, mode, interpolation, crop_pct)
+
+
+def _fetch(name: str, image_size: int) -> Any:
+    try:
+        with hub_or_cache():
+            return build_network(name, image_size, pretrained=True)
+    except Exception as error:  # whatever timm, the hub client or a proxy raises
+        raise WeightsError(
+            f"cannot fetch timm's weights of {name} ({reason(error)}): fetch them where there is a "
+            f"network and give their path as clip.pretrained, or set it to {RANDOM} to train from "
+            f"nothing{WITHOUT_NETWORK}"
+        ) from error
+
+
+def _load_file(network: Any, path: Path, classifier: str | tuple[str, ...], name: str) -> None:
+    if not path.is_file():
+        raise WeightsError(
+            f"weights file {path} does not exist: give a file, {RANDOM}, or nothing for timm's own"
+        )
+    heads = (classifier,) if isinstance(classifier, str) else classifier or ()
+    prefixes = tuple(f"{head}." for head in heads)
+    state = {k: v for k, v in read_state(path).items() if not k.startswith(prefixes)}
+    require_weights(network.state_dict(), state, str(path), name)
+    network.load_state_dict(state)

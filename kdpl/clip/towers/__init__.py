@@ -1,0 +1,1 @@
+"""Towers of CLIP, EVA, SigLIP, PE-Core, ViTamin, CLIPA, MobileCLIP and BiomedCLIP."""

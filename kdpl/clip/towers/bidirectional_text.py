@@ -1,0 +1,70 @@
+"""Text towers without a causal mask, in which every token affects every other."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from kdpl.clip.towers.block import run_block
+from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, PromptableTextTower, ends_of
+
+
+class WholeTextTower(PromptableTextTower):
+    """A text transformer of open_clip without a causal mask, as SigLIP's, CLIPA's and MobileCLIP's.
+
+    Every token affects every other, padding included: nothing is shared between texts, and all
+    tokens are computed.
+
+    Args:
+        text: As for ``PromptableTextTower``.
+        pool_type: The token that becomes the feature, in open_clip's words: ``argmax``, ``eos``,
+            ``first`` or ``last``.
+        end: The end-of-text id, where it pools by that.
+        start: Position of the first token of a text.
+    """
+
+    def __init__(self, text: Any, pool_type: str, end: int | None = None, start: int = 1) -> None:
+        super().__init__(text, start, end)
+        self.pool_type = pool_type
+
+    def arrange(self, ids: Tensor) -> ArrangedTexts:
+        """Arrange token ids [N, context_length] for ``forward``."""
+        return ArrangedTexts.whole(ids)
+
+    def forward(
+        self,
+        texts: ArrangedTexts,
+        context: Tensor | None = None,
+        deep: Tensor | None = None,
+        classes_at_once: int = CLASSES_AT_ONCE,
+    ) -> Tensor:
+        """Encode the texts of C classes into unnormalised features [C, embed_dim].
+
+        The arguments are those of the parent class.
+        """
+        recompute = torch.is_grad_enabled() and len(texts.rests[0]) > classes_at_once
+        encode = (
+            partial(checkpoint, self._encode, use_reentrant=False) if recompute else self._encode
+        )
+        parts = torch.split(texts.rests[0], classes_at_once)
+        return texts.averaged(torch.cat([encode(ids, context, deep) for ids in parts]))
+
+    def _encode(self, ids: Tensor, context: Tensor | None, deep: Tensor | None) -> Tensor:
+        x: Tensor = self.token_embedding(ids)
+        end = None
+        if context is not None:
+            end = self.start + len(context)
+            x = self._insert(context, x)
+        x = x + self.positional_embedding[: ids.shape[1]].to(x.dtype)
+        for layer, block in enumerate(self.blocks):
+            if deep is not None and 0 < layer <= len(deep):
+                x = self._insert(deep[layer - 1], x, end)
+            x = run_block(block, x)
+        return self.project(self._pool(self.ln_final(x), ids))
+
+    def _pool(self, x: Tensor, ids: Tensor) -> Tensor:
+        if self.pool_type in ("first", "last"):
+            return x[:, 0 if self.pool_type == "first" else -1]
+        return x[torch.arange(len(x), device=x.device), ends_of(ids, self.end)]

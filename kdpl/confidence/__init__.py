@@ -1,0 +1,28 @@
+"""Doubt about predictions.
+
+The package has calibrated probabilities, rejection at a wanted error, prediction sets, and scores
+of being none of the classes.
+
+The public names load on first use, since some of them import Lightning.
+"""
+
+from typing import TYPE_CHECKING
+
+from kdpl.runtime.lazy import lazily
+
+if TYPE_CHECKING:
+    from kdpl.confidence.decision import decision_rule
+    from kdpl.confidence.negatives import NegativeVectors
+    from kdpl.confidence.unknown import none_of_these
+
+
+__all__ = ["NegativeVectors", "decision_rule", "none_of_these"]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "NegativeVectors": "negatives",
+        "decision_rule": "decision",
+        "none_of_these": "unknown",
+    },
+)

@@ -1,0 +1,58 @@
+"""Rules for predictions under doubt.
+
+They are for a wanted error, a coverage of sets, calibrated probabilities, and scores of being none
+of the classes.
+"""
+
+from kdpl.classifier import Classifier
+from kdpl.confidence.held_out import TEMPERATURES, held_out_of
+from kdpl.confidence.unknown import NAME, unknown_of
+from kdpl.errors import ConfigError
+from kdpl.tasks import DecisionRule, require_one_class
+
+
+def decision_rule(
+    classifier: Classifier,
+    max_error: float | None = None,
+    sets: float | None = None,
+    calibrated: bool = False,
+    unknown: bool = False,
+) -> DecisionRule:
+    """Make a rule for ``Classifier.predict`` of what held-out images show.
+
+    Args:
+        classifier: The classifier, with the scores that are kept beside it.
+        max_error: Wanted error among accepted images, such as 0.02, see
+            ``HeldOutScores.threshold``; each of the others has one prediction, of class None.
+        sets: Wanted share of images whose predictions hold the true class, such as 0.95; each image
+            has as many predictions as that takes, see ``HeldOutScores.set_threshold``.
+        calibrated: Probabilities are those at the temperature fitted on held-out images.
+        unknown: Report the score of being none of the classes.
+
+    Raises:
+        ConfigError: Both an error and sets are wanted, or the held-out images do not show them.
+        ArtifactError: The classifier has no scores of held-out images, or of being none of the
+            classes.
+    """
+    if unknown or calibrated or (max_error, sets) != (None, None):
+        require_one_class(classifier.task.name, "doubt about predictions")
+    if max_error is not None and sets is not None:
+        raise ConfigError(
+            "max_error rejects images and sets names several classes for them: give one of the two"
+        )
+    if unknown:
+        unknown_of(classifier)
+    scores = (NAME,) if unknown else ()
+    if max_error is None and sets is None and not calibrated:
+        return DecisionRule(scores=scores)
+    held_out = held_out_of(classifier)
+    if calibrated and held_out.temperature in TEMPERATURES:
+        raise ConfigError(
+            f"on {len(held_out)} held-out images no temperature is best: calibrate on more images"
+        )
+    return DecisionRule(
+        held_out.temperature if calibrated else 1.0,
+        held_out.threshold(max_error) if max_error is not None else None,
+        held_out.set_threshold(sets) if sets is not None else None,
+        scores=scores,
+    )

@@ -1,0 +1,257 @@
+"""Comparison, without labels, of new images with a classifier's pool: numbers and their page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from kdpl.classifier import Classifier
+from kdpl.classifier.sources import Item, printable, read_items
+from kdpl.confidence.drift.image_sample import MAX_IMAGES, ImageSample
+from kdpl.confidence.drift.two_samples import (
+    Comparison,
+    above_usual,
+    compare,
+    distances_to,
+    distances_within,
+    least_sure,
+)
+from kdpl.confidence.unknown import MIN_HELD_OUT, NAME, REMEDY, Unknown, share_above, usual_rank
+from kdpl.errors import DataError
+from kdpl.report.accuracy import thumbnail
+from kdpl.report.intervals import wilson
+from kdpl.report.page import fill
+from kdpl.tasks import DecisionRule
+
+MIN_IMAGES = 20
+"""Smallest number of images on either side: below it, a share's interval is 40 points or more."""
+
+MAX_SHOWN = 24
+"""Largest number of unusual images that are shown."""
+
+_MAX_LISTED = 10
+_BANDS = (0, 0.5, 0.9, 0.95, 0.99, 1)  # of the pool's own distances
+_ALARMS = {
+    "rejected": "more images are rejected",
+    "classes": "classes are predicted at other frequencies",
+    "distance": "images are farther from the pool",
+    "unknown": "more images look like none of the classes",
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Places and names of images, and what a classifier finds in them; unreadable ones apart."""
+
+    places: list[int]
+    names: list[str]
+    sample: ImageSample
+    unreadable: list[tuple[str, str]]
+
+
+def read_batch(classifier: Classifier, sources: Sequence[str], option: str) -> Batch:
+    """Classify images of files and shards that an option names; a DataError for too few."""
+    places, names, predicted, unreadable = [], [], [], []
+    predictions = classifier.predictions(
+        read_items(sources), partial(Item.open, decoding=classifier.decoding)
+    )
+    for place, (item, each) in enumerate(predictions):
+        if isinstance(each, DataError):
+            unreadable.append((printable(item.name), str(each)))
+        else:
+            places.append(place)
+            names.append(printable(item.name))
+            predicted.append(each)
+    if len(predicted) < MIN_IMAGES:
+        problem = (
+            f"it takes {MIN_IMAGES} images or more to compare them, and {option} has "
+            f"{len(predicted)}: give more"
+        )
+        for _, first in unreadable[:1]:
+            problem += f", the first of {len(unreadable)} unreadable ones because {first}"
+        raise DataError(problem)
+    return Batch(places, names, ImageSample.of(predicted, classifier.class_names), unreadable)
+
+
+class Limit(NamedTuple):
+    """A score of being none of the classes, and the number of unseen images it comes from."""
+
+    score: float
+    images: int
+
+
+def find_limit(
+    classifier: Classifier, reference: ImageSample | None
+) -> tuple[Limit | None, str | None]:
+    """Find the limit that new images are compared with, or why there is none.
+
+    ``reference`` are images like the pool's. The pool itself says nothing of it: its images are
+    usual to an encoder that has learnt them.
+    """
+    unknown = classifier.companions.get(NAME)
+    if not isinstance(unknown, Unknown):
+        return None, f"this classifier has no scores of that: {REMEDY}"
+    if reference is not None:
+        scores = unknown_scores(classifier, reference).sort().values
+        return Limit(float(scores[usual_rank(len(scores)) - 1]), len(scores)), None
+    if unknown.held_out is None:
+        # a file of before these were counted lacks their number, too
+        return None, (
+            "this classifier does not know its limit of 0.5 from validation images: distil it with "
+            "some (init --val-share), or give images like those of the pool by --against"
+        )
+    return Limit(0.5, unknown.held_out), None
+
+
+@torch.inference_mode()
+def unknown_scores(classifier: Classifier, sample: ImageSample) -> Tensor:
+    """Score images as being none of the classes, [N]."""
+    features = sample.features.float().to(classifier.head.class_vectors.device)
+    return classifier.scores(features)[NAME].cpu()
+
+
+def rejected_of(sample: ImageSample, rule: DecisionRule) -> npt.NDArray[np.bool_]:
+    """Return which images are rejected, bool [N]."""
+    return sample.scores.double().numpy() < (rule.threshold or 0.0)
+
+
+def compare_with_limit(
+    classifier: Classifier,
+    pool: ImageSample,
+    new: ImageSample,
+    rule: DecisionRule | None,
+    limit: Limit | None,
+) -> Comparison:
+    """Compare as ``compare`` does, and with the limit, if any; the default rule is the pool's."""
+    rejected = None
+    if rule is not None:
+        rejected = np.concatenate([rejected_of(pool, rule), rejected_of(new, rule)])
+    comparison = compare(pool, new, len(classifier.class_names), rejected)
+    if limit is None:
+        return comparison
+    above = int((unknown_scores(classifier, new) > limit.score).sum())
+    return comparison.with_unknown(above_usual(above, len(new), limit.images))
+
+
+def compare_batches(
+    classifier: Classifier,
+    pool: ImageSample,
+    new: Batch,
+    rule: DecisionRule | None,
+    false_alarms: float,
+    trained_on: bool,
+) -> dict[str, Any]:
+    """Compare new images with a sample of the pool.
+
+    Args:
+        classifier: The classifier of both.
+        pool: At least ``MIN_IMAGES`` images of the pool.
+        new: The new images.
+        rule: What rejects an image; None: a largest probability that is smaller than of most of the
+            pool.
+        false_alarms: Share of batches like the pool that may be said to differ, see ``compare``.
+        trained_on: Whether the classifier was trained on the images of the pool.
+
+    Returns:
+        What the page shows, of which ``summary`` is what the command prints.
+    """
+    sample, names = new.sample, classifier.class_names
+    drawn = sample.draw(MAX_IMAGES)
+    limit, missing = find_limit(classifier, None if trained_on else pool)
+    comparison = compare_with_limit(classifier, pool, drawn, rule, limit)
+    questions = comparison.questions
+    alarms = [question for question, p_value in questions.items() if p_value <= false_alarms]
+    rule = DecisionRule(threshold=least_sure(pool.scores.numpy())) if rule is None else rule
+    is_rejected = rejected_of(sample, rule)
+    rejected = {"pool": _share(rejected_of(pool, rule)), "new": _share(is_rejected)}
+    unknown = None
+    if limit is not None:
+        above = _share((unknown_scores(classifier, sample) > limit.score).numpy())
+        unknown = {**limit._asdict(), "usual": share_above(limit.images), **above}
+
+    of_pool, of_new = (
+        each.labels.bincount(minlength=len(names)).tolist() for each in (pool, sample)
+    )
+    rows = [
+        {
+            "name": name,
+            "pool": of_pool[number] / len(pool),
+            "new": of_new[number] / len(sample),
+            "interval": wilson(of_new[number], len(sample)),
+            "changed": "classes" in alarms and comparison.classes[number] <= false_alarms,
+        }
+        for number, name in enumerate(names)
+    ]
+    rows.sort(key=lambda row: (-abs(row["new"] - row["pool"]), row["name"]))
+
+    own = np.sort(distances_within(pool.features))
+    far = distances_to(pool.features, sample.features)
+    # share of the pool's own distances that are smaller
+    ranks = np.searchsorted(own, far) / len(own)
+    bands = np.histogram(ranks, _BANDS)[0] / len(sample)
+    summary = {
+        "differs": bool(alarms),
+        "because": [_ALARMS[question] for question in alarms],
+        "images": len(sample),
+        "unreadable": len(new.unreadable),
+        "rejected": round(rejected["new"]["share"], 4),
+        "rejected_of_pool": round(rejected["pool"]["share"], 4),
+        "unknown": None if unknown is None else round(unknown["share"], 4),
+        "p_values": {question: round(p_value, 4) for question, p_value in questions.items()},
+        "changed_classes": [row["name"] for row in rows if row["changed"]],
+    }
+    return {
+        "summary": summary,
+        "alarms": alarms,
+        "false_alarms": false_alarms,
+        "threshold": rule.threshold or 0.0,
+        "unknown": unknown,
+        "enough": MIN_HELD_OUT,
+        "missing": missing,
+        "p_values": questions,
+        "sizes": {"pool": len(pool), "compared": len(drawn)},
+        "rejected": rejected,
+        "classes": rows,
+        "bands": [
+            {"low": low, "high": high, "pool": high - low, "new": share}
+            for low, high, share in zip(_BANDS[:-1], _BANDS[1:], bands, strict=True)
+        ],
+        "medians": {"pool": np.median(own), "new": np.median(far)},
+        "unusual": [
+            {
+                "place": new.places[i],
+                "name": new.names[i],
+                "class": names[sample.labels[i]],
+                "probability": sample.scores[i].item(),
+                "rejected": is_rejected[i],
+                "rank": ranks[i],
+            }
+            for i in np.argsort(-far)[:MAX_SHOWN]
+        ],
+        "unreadable": new.unreadable[:_MAX_LISTED],
+    }
+
+
+def _share(flags: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Return the share of images [N] that are true, with its interval."""
+    count = int(flags.sum())
+    return {"share": count / len(flags), "interval": wilson(count, len(flags))}
+
+
+def render(
+    comparison: dict[str, Any], classifier: Classifier, sources: Sequence[str], **about: str | None
+) -> str:
+    """Return a comparison's HTML page, with thumbnails of unusual images, which are read again."""
+    wanted = {each["place"]: each for each in comparison["unusual"]}
+    for place, item in enumerate(read_items(sources)):
+        if place in wanted:
+            try:
+                wanted[place] |= thumbnail(item.open(classifier.decoding))
+            except DataError as error:
+                wanted[place]["gap"] = str(error)
+    return fill("watch.html.jinja", **comparison, **about)

@@ -1,0 +1,102 @@
+"""A classifier's results for a sample of its pool, which it keeps to compare new images with."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from kdpl.confidence.beside import OfClassifier, read_of_classifier
+from kdpl.confidence.evidence import Evidence, LearnedCompanion
+from kdpl.errors import ArtifactError
+from kdpl.runtime.artifacts import write_tensors
+from kdpl.tasks import MULTI_CLASS
+
+KIND = "a sample of the training pool"
+VERSION = 1
+
+MAX_IMAGES = 1000
+"""Largest number of images that are kept: 1 MB for features of 512 numbers."""
+
+REMEDY = "give images like those it was trained on by --against"
+
+
+@dataclass(frozen=True)
+class ImageSample(LearnedCompanion):
+    """A classifier's features and predictions of N images.
+
+    Attributes:
+        features: Its encoder's normalised features, float16 [N, D].
+        scores: Largest probability of each image, float32 [N].
+        labels: Number of the most probable class, int64 [N].
+    """
+
+    file: ClassVar[str] = "pool_sample.safetensors"
+
+    features: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    @classmethod
+    def made_from(cls, evidence: Evidence) -> Self | None:
+        """Take it from the sample of the pool that the classifier has learned from."""
+        if not evidence.pool or not evidence.trained:
+            return None
+        if evidence.vectors.task != MULTI_CLASS.name:
+            return None
+        return cls.of(evidence.pool, evidence.vectors.class_names).draw(MAX_IMAGES)
+
+    @classmethod
+    def of(cls, predicted: Iterable[Any], class_names: Iterable[str]) -> Self:
+        """Take it from the predictions (``kdpl.tasks.Predicted``) of at least one image."""
+        numbers = {name: number for number, name in enumerate(class_names)}
+        rows = [
+            (each.embedding.half(), each.top[0].probability, numbers[each.top[0].class_name])
+            for each in predicted
+        ]
+        features, scores, labels = zip(*rows, strict=True)
+        return cls(torch.stack(features), torch.tensor(scores), torch.tensor(labels))
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def draw(self, count: int) -> Self:
+        """Draw at most ``count`` images, the same each time."""
+        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:count]
+        if len(self) <= count:
+            return self
+        return type(self)(*(each[chosen] for each in vars(self).values()))
+
+    def save(self, folder: Path, classifier: str) -> None:
+        """Write the file atomically into a folder, with its classifier's fingerprint."""
+        write_tensors(folder / self.file, KIND, VERSION, vars(self), {"classifier": classifier})
+
+    @classmethod
+    def load(cls, folder: Path, classifier: str, shape: Sequence[int]) -> "ImageSample":
+        """Read a folder's file; ArtifactError if it is missing, damaged, or of another classifier.
+
+        ``classifier`` is the fingerprint and ``shape`` that of the class vectors, [C, D].
+        """
+        path = folder / cls.file
+        if not path.is_file():
+            raise ArtifactError(
+                f"{folder} has no sample of the pool that it was trained on ({path.name}): {REMEDY}"
+            )
+        remedy = f"remove it, and {REMEDY}"
+        tensors, _ = read_of_classifier(path, KIND, VERSION, OfClassifier, classifier, remedy)
+        count = tensors["scores"].numel() if "scores" in tensors else 0
+        expected = {
+            "features": (torch.float16, (count, shape[1])),
+            "scores": (torch.float32, (count,)),
+            "labels": (torch.int64, (count,)),
+        }
+        found = {name: (each.dtype, tuple(each.shape)) for name, each in tensors.items()}
+        if found == expected and 1 <= count <= MAX_IMAGES:
+            features, scores, labels = (tensors[name] for name in expected)
+            # refuses NaN too
+            within = (features.abs() <= 2).all() and ((scores >= 0) & (scores <= 1)).all()
+            if within and ((labels >= 0) & (labels < shape[0])).all():
+                return cls(**tensors)
+        raise ArtifactError(f"{path} is damaged (its numbers are invalid): {remedy}")

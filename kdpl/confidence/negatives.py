@@ -1,0 +1,90 @@
+"""Negative vectors: the teacher's text features of words for things that are not a class."""
+
+from pathlib import Path
+from typing import cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from kdpl.callbacks.handover import Handover
+from kdpl.class_vectors import ClassVectors
+from kdpl.confidence.words import NEGATIVE_VECTORS_FILE, everyday_words, other_than, read_words
+from kdpl.data.domain import domain_of
+from kdpl.errors import ArtifactError
+from kdpl.student import StudentDistillation
+from kdpl.teacher import TeacherPromptTuning
+
+
+def callbacks(module: LightningModule) -> list[Callback]:
+    """Return what a fit of either stage needs for negative vectors.
+
+    This is an entry point of ``kdpl.callbacks``.
+    """
+    if isinstance(module, TeacherPromptTuning):
+        # Lightning sets the attribute without declaring it
+        given = any(isinstance(each, NegativeVectors) for each in module.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if given else [NegativeVectors()]
+    return [CopyNegativeVectors()] if isinstance(module, StudentDistillation) else []
+
+
+class NegativeVectors(Handover):
+    """Encodes words for things that are not a class, at the end of stage 1.
+
+    Writes them to the run's folder.
+
+    Args:
+        words: Text file with a word on each line, instead of everyday ones.
+    """
+
+    def __init__(self, words: str | None = None) -> None:
+        super().__init__()
+        self.words = everyday_words() if words is None else read_words(words)
+        self.source = f"negative words {words}"
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise a ConfigError if a word is a class, or too long for the text tower."""
+        teacher = cast(TeacherPromptTuning, pl_module)
+        teacher.require_texts(self._others(teacher))
+
+    def ended_early(self) -> None:
+        """Leave it to the class vectors to say so."""
+
+    def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
+        """Encode on all processes, write on one.
+
+        This comes before the class vectors, which stand for a finished stage.
+        """
+        teacher = cast(TeacherPromptTuning, pl_module)
+        words = self._others(teacher)
+        vectors = ClassVectors.of(
+            teacher.tuned_prompts(), teacher.encode_names(words).cpu(), words, None
+        )
+        if trainer.is_global_zero:
+            vectors.save(folder / NEGATIVE_VECTORS_FILE)
+
+    def _others(self, teacher: TeacherPromptTuning) -> list[str]:
+        names = domain_of(teacher.trainer).class_names
+        return [self.words[i] for i in other_than(names, self.words, self.source)]
+
+
+class CopyNegativeVectors(Callback):
+    """Copies the teacher's negative vectors into the student's folder at the start of its fit."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy them if there are any; an ArtifactError if they are another teacher's."""
+        student = cast(StudentDistillation, pl_module)
+        file = student.teacher_folder / NEGATIVE_VECTORS_FILE
+        # those of the teacher's text tower say nothing to a student with text features of its own
+        if (
+            not trainer.is_global_zero
+            or not file.is_file()
+            or student.vectors is not student.shared_vectors
+        ):
+            return
+        vectors = ClassVectors.load(file)
+        if vectors.teacher != student.vectors.teacher:
+            raise ArtifactError(
+                f"{file} was made by another tuned teacher than the class vectors: remove it, or "
+                "run stage 1 again"
+            )
+        other_than(student.vectors.class_names, vectors.class_names, str(file))
+        vectors.save(Path(trainer.default_root_dir) / NEGATIVE_VECTORS_FILE)

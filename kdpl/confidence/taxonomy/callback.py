@@ -1,0 +1,83 @@
+"""The tree in fits and tests: it is checked before training, and a test measures each level."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torchmetrics import MeanMetric
+
+from kdpl.classifier import Classifier
+from kdpl.confidence.taxonomy.scores import FILE, Thresholds, level_scores_of, levels_answered
+from kdpl.confidence.taxonomy.tree import Taxonomy
+from kdpl.data.domain import domain_of
+from kdpl.errors import ArtifactError, ConfigError
+from kdpl.metrics import test_key
+from kdpl.module import ClassifyingModule, EvalOutput
+from kdpl.runtime.files import read_text, write_text
+from kdpl.runtime.run_folder import CLASSIFIER_FOLDER
+from kdpl.tasks import require_one_class
+
+WANTED = 0.05
+"""The error at each level for which a test counts the images that are answered there."""
+
+
+def callbacks(module: LightningModule) -> list[Callback]:
+    """Return what a fit or test needs for a tree; entry point of ``kdpl.callbacks``."""
+    return [Levels()] if isinstance(module, ClassifyingModule) else []
+
+
+class Levels(Callback):
+    """Copies the table of the tree into a run's folder, and logs a test's accuracy at each level.
+
+    Without a tree it does nothing.
+    """
+
+    _taxonomy: Taxonomy | None
+    _thresholds: Thresholds
+    _metrics: dict[str, MeanMetric]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Read the tree, or raise a DataError that says what is wrong with it."""
+        data, folder = domain_of(trainer), Path(trainer.default_root_dir)
+        self._taxonomy, self._thresholds, self._metrics = None, (), {}
+        writes = stage == "fit" and trainer.is_global_zero
+        if data.taxonomy is None:
+            if writes:
+                # of a fit that ended before its first checkpoint
+                (folder / FILE).unlink(missing_ok=True)
+            return
+        require_one_class(data.task, "a tree of classes")
+        file = Path(data.taxonomy).expanduser()
+        self._taxonomy = Taxonomy.read(file, data.class_names)
+        if writes:
+            write_text(folder / FILE, read_text(file, "taxonomy"))
+        if stage == "test" and (folder / CLASSIFIER_FOLDER).is_dir():
+            classifier = Classifier.load(folder / CLASSIFIER_FOLDER)
+            with suppress(ArtifactError, ConfigError):
+                self._thresholds = level_scores_of(classifier).thresholds(WANTED)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object
+    ) -> None:
+        """Count what is right at each level and, with thresholds, what it answers."""
+        if self._taxonomy is None:
+            return
+        evaluated, task = cast(EvalOutput, outputs), cast(ClassifyingModule, pl_module).task
+        scores, nodes = self._taxonomy.best(task.probabilities(evaluated["logits"]))
+        correct = nodes == self._taxonomy.of_class[:, evaluated["labels"].cpu()].T
+        shares = {"path": correct.all(dim=1)}
+        answered = levels_answered(scores, self._thresholds) if self._thresholds else None
+        for level in range(1, correct.shape[1] + 1):
+            shares[f"{level}_acc"] = correct[:, level - 1]
+            if answered is not None:
+                shares[f"{level}_answered"] = answered == level
+        for name, share in shares.items():
+            metric = self._metrics.setdefault(name, MeanMetric().to(pl_module.device))
+            metric.update(share.float().to(pl_module.device))
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what the test measured, over all processes, each of which has some images."""
+        means = {name: metric.compute() for name, metric in self._metrics.items()}
+        pl_module.log_dict({test_key(f"level_{name}"): mean for name, mean in means.items()})

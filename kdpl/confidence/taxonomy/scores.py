@@ -1,0 +1,198 @@
+"""Held-out images at each level of a tree, and what a wanted error at each level makes of them."""
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Self
+
+import pydantic.dataclasses
+import torch
+from torch import Tensor
+
+from kdpl.classifier import Classifier
+from kdpl.confidence.beside import OfClassifier, read_of_classifier
+from kdpl.confidence.evidence import Evidence, LearnedCompanion
+from kdpl.confidence.held_out import CONFIDENCE, REMEDY, HeldOutScores, require_share
+from kdpl.confidence.taxonomy.tree import Taxonomy
+from kdpl.errors import ArtifactError, ConfigError
+from kdpl.runtime.artifacts import STRICT, write_tensors
+from kdpl.runtime.class_names import ClassName
+from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Prediction
+
+NAME, LEVEL = "taxonomy", "level"
+KIND, VERSION = "scores at the levels of a taxonomy", 1
+
+FILE = "taxonomy.csv"
+"""The table of the tree in the folder of a run."""
+
+_STRICTEST = 0.25
+"""Share of a level's images that its strictest threshold accepts: with fewer, one error ends it."""
+
+Thresholds = Sequence[float]
+"""A threshold for each level, from 1 on; infinite: it answers nothing."""
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+class _Fields(OfClassifier):
+    root: ClassName
+    nodes: tuple[tuple[ClassName, ...], ...]
+
+
+@dataclass(frozen=True)
+class LevelScores(LearnedCompanion):
+    """A tree over the classes, and N held-out images at its L levels.
+
+    Attributes:
+        taxonomy: The tree.
+        scores: Probability of the most probable node, float32 [N, L].
+        correct: Whether that is the label's node, bool [N, L].
+    """
+
+    file: ClassVar[str] = "taxonomy.safetensors"
+
+    taxonomy: Taxonomy
+    scores: Tensor
+    correct: Tensor
+
+    @classmethod
+    def of(cls, taxonomy: Taxonomy, logits: Tensor, labels: Tensor) -> Self:
+        """Take the scores from logits [N, C] and labels [N]."""
+        scores, nodes = taxonomy.best(MULTI_CLASS.probabilities(logits.float()))
+        return cls(taxonomy, scores, nodes == taxonomy.of_class[:, labels.cpu()].T)
+
+    @classmethod
+    def made_from(cls, evidence: Evidence) -> Self | None:
+        """Take the tree in the run's folder, if there is one, and the validation images.
+
+        A sample of so many images of each class is not taken, as it shows no error of images as
+        they come.
+        """
+        file, names = evidence.folder / FILE, evidence.vectors.class_names
+        if not file.is_file():
+            return None
+        taxonomy, known = Taxonomy.read(file, names), evidence.held_out
+        if known is not None and not known.sampled:
+            return cls.of(taxonomy, known.logits, known.labels)
+        return cls.of(taxonomy, torch.empty(0, len(names)), torch.empty(0, dtype=torch.long))
+
+    def calibrated(self, logits: Tensor, labels: Tensor) -> Self:
+        """Take the scores of other images."""
+        return self.of(self.taxonomy, logits, labels)
+
+    def thresholds(self, max_error: float) -> Thresholds:
+        """Find a threshold for each level that keeps an error among the images answered there.
+
+        An image is answered at the deepest level whose threshold its probability reaches. From the
+        deepest level up, the threshold is ``HeldOutScores.threshold`` of the images that no deeper
+        level answers, where the strictest one accepts a quarter of them. Each of L levels keeps the
+        error with the confidence 1 - 5 % / L, and so all together with 95 %.
+
+        Raises:
+            ConfigError: No level has a threshold, or ``max_error`` is not between 0 and 1.
+            ArtifactError: There are no held-out images.
+        """
+        require_share("level_error", max_error)
+        if not len(self.scores):
+            raise ArtifactError(
+                "this classifier has a tree, but no held-out images (a sample of val_shots of each "
+                f"class does not count): {REMEDY}"
+            )
+        found = self._thresholds(max_error)
+        if min(found) < math.inf:
+            return found
+        errors = (n / 1000 for n in range(math.ceil(1000 * max_error), 1000))
+        least = next((e for e in errors if min(self._thresholds(e)) < math.inf), 1.0)
+        raise ConfigError(
+            f"at no level {len(self.scores)} held-out images show an error of "
+            f"{100 * max_error:.3g}%, the least that they show is {100 * least:.3g}%: accept a "
+            "larger error, or calibrate on more images"
+        )
+
+    def _thresholds(self, max_error: float) -> list[float]:
+        confidence = 1 - (1 - CONFIDENCE) / self.scores.shape[1]
+        found = [math.inf] * self.scores.shape[1]
+        for level in reversed(range(len(found))):
+            left = levels_answered(self.scores, found) == 0
+            scores = self.scores[left, level]
+            own = HeldOutScores(1.0, scores, scores, self.correct[left, level])
+            with suppress(ConfigError):
+                found[level] = own.threshold(max_error, confidence, _STRICTEST)
+        return found
+
+    def save(self, folder: Path, classifier: str) -> None:
+        """Write the file into a folder, atomically, with the fingerprint of the classifier."""
+        tree = self.taxonomy
+        tensors = {"of_class": tree.of_class, "scores": self.scores, "correct": self.correct}
+        fields = {"root": tree.root, "nodes": tree.nodes, "classifier": classifier}
+        write_tensors(folder / self.file, KIND, VERSION, tensors, fields)
+
+    @classmethod
+    def read(cls, folder: Path, classifier: str, width: int = 0) -> Self:
+        """Read the file of a folder.
+
+        Raises an ArtifactError if it is damaged, or of another classifier.
+        """
+        path, remedy = folder / cls.file, "remove it, and run the student's fit again"
+        tensors, fields = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
+        of_class, scores, correct = (
+            tensors.get(name, torch.empty(0)) for name in ("of_class", "scores", "correct")
+        )
+        sizes = [*map(len, fields.nodes)]
+        kinds = (torch.int64, torch.float32, torch.bool)
+        valid = len(tensors) == 3 and (of_class.dtype, scores.dtype, correct.dtype) == kinds
+        valid = valid and scores.shape == correct.shape and scores.shape[1:] == (len(sizes),)
+        valid = valid and of_class.ndim == 2 and of_class.numel() > 0 and int(of_class.min()) >= 0
+        # refuses NaN too
+        valid = valid and bool(((scores >= 0) & (scores <= 1)).all())
+        if not valid or (of_class.amax(dim=1) + 1).tolist() != sizes:
+            raise ArtifactError(f"{path} is damaged (its tree or numbers are invalid): {remedy}")
+        return cls(Taxonomy(fields.root, fields.nodes, of_class), scores, correct)
+
+
+def levels_answered(scores: Tensor, thresholds: Thresholds) -> Tensor:
+    """Return the deepest level whose threshold scores [N, L] reach, int64 [N]; 0: none."""
+    reached = scores >= torch.tensor(thresholds)
+    return (reached * torch.arange(1, len(thresholds) + 1)).amax(dim=1)
+
+
+def level_scores_of(classifier: Classifier) -> LevelScores:
+    """Return the tree and scores of a classifier; an ArtifactError for one without a tree."""
+    scores, classes = classifier.companions.get(NAME), len(classifier.class_names)
+    if not isinstance(scores, LevelScores) or scores.taxonomy.of_class.shape[1] != classes:
+        raise ArtifactError(
+            "this classifier has no tree of its classes: train it with data.init_args.taxonomy"
+        )
+    return scores
+
+
+def level_rule(classifier: Classifier, max_error: float) -> DecisionRule:
+    """Make a rule for ``Classifier.predict`` that names the deepest node which keeps an error.
+
+    Raises the errors of ``level_scores_of`` and ``LevelScores.thresholds``.
+    """
+    known = level_scores_of(classifier)
+    naming = DeepestNode(known.taxonomy, known.thresholds(max_error))
+    return DecisionRule(scores=(LEVEL,), naming=naming)
+
+
+@dataclass(frozen=True)
+class DeepestNode:
+    """Names images by the most probable node of the deepest level whose threshold they reach."""
+
+    taxonomy: Taxonomy = field(repr=False)
+    thresholds: Thresholds
+
+    def __call__(self, predicted: list[Predicted], probabilities: Tensor) -> list[Predicted]:
+        """Return predictions of B images, whose classes have probabilities [B, C]."""
+        scores, nodes = self.taxonomy.best(probabilities)
+        levels = levels_answered(scores, self.thresholds).tolist()
+        named = []
+        for i, (each, level) in enumerate(zip(predicted, levels, strict=True)):
+            top = Prediction(None, each.top[0].probability)
+            if level:
+                name = self.taxonomy.nodes[level - 1][nodes[i, level - 1]]
+                top = Prediction(name, float(scores[i, level - 1]))
+            named.append(each._replace(top=[top], scores={**each.scores, LEVEL: level}))
+        return named

@@ -1,0 +1,145 @@
+"""Contents of a user's images, in a folder or table: classes, splits, sizes, bad files, copies."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdpl.data.class_mapping import read_class_mapping
+from kdpl.data.readers.folder import class_folders, split_folders, unlabeled_folders
+from kdpl.data.readers.table import HELD_OUT, EmptyLabels, Table, split_cell
+from kdpl.data.splits import labels_of
+from kdpl.data.storage import find_images
+from kdpl.errors import DataError
+from kdpl.runtime.class_names import composed
+
+_KEPT_FIRST = {"test": 0, HELD_OUT: 0, "val": 1, "train": 2}
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """Image that was found: absolute path, URL, or place in a shard; ``label`` is empty if none.
+
+    With a ``separator``, the label is a list of classes, and of an image of none the separator.
+    ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside by chance.
+    Looking at the image fills in width and height, whether it is ``plain``, of one colour or nearly
+    so, the digest of the file's bytes, or the ``fault`` for which it cannot be used. A table may
+    give it a ``group``.
+    """
+
+    path: str
+    label: str
+    split: str
+    size: tuple[int, int] | None = None
+    plain: bool = False
+    digest: str = ""
+    fault: str | None = None
+    separator: str | None = None
+    group: str = ""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that it is labelled with."""
+        return (split_cell(self.label, self.separator) or ()) if self.label else ()
+
+
+def find(
+    path: Path,
+    class_names: str | None = None,
+    separator: str | None = None,
+    empty: EmptyLabels | None = None,
+) -> list[FoundImage]:
+    """List the images of a folder or table without opening them.
+
+    A folder holds ``train/<class>/…``, ``val/<class>/…`` and ``test/<class>/…``, or ``<class>/…``
+    without splits; in either a folder ``unlabeled``, beside the classes or the splits, holds images
+    without labels. DataError if it does not exist or is damaged, or no class has a training image,
+    unless a file ``class_names`` lists the classes: then all images of a folder without
+    ``unlabeled`` are taken. With a ``separator``, a table's labels are lists of classes, and
+    ``empty`` says what an empty one means.
+    """
+    if path.suffix.lower() in (".csv", ".parquet") and not path.is_dir():
+        return _find_in_table(path.absolute(), class_names, separator, empty)
+    if separator is not None or empty is not None:
+        raise DataError(
+            f"{path} is no table, and only a table has several labels for an image: write one with "
+            "the columns image and label"
+        )
+    if not path.is_dir():
+        raise DataError(f"folder {path} does not exist: give the folder of your images")
+    folder = path.absolute()
+    parts = split_folders(folder)
+    images = []
+    for split, top in parts or [("train", folder)]:
+        for each in class_folders(top):
+            images += [FoundImage(path, composed(each.name), split) for path in find_images(each)]
+    for top in [folder, *(top for split, top in parts if split == "train")]:
+        images += [
+            FoundImage(path, "", "train")
+            for place in unlabeled_folders(top)
+            for path in find_images(place)
+        ]
+    if not class_names and not any(image.label and image.split == "train" for image in images):
+        problem = (
+            f"folder {folder} has no images in folders of classes: put them into {folder}/<class>/"
+        )
+        raise DataError(
+            f"{problem}, or write a list of the classes and give it as --class-names "
+            "to use no labels"
+        )
+    if any(image.split == "train" for image in images):
+        return images
+    known = {image.path for image in images}
+    return images + [
+        FoundImage(path, "", "train") for path in find_images(folder) if path not in known
+    ]
+
+
+def _find_in_table(
+    table: Path, class_names: str | None, separator: str | None, empty: EmptyLabels | None
+) -> list[FoundImage]:
+    reader = Table(
+        str(table), class_names=class_names, label_separator=separator, empty_labels=empty
+    )
+    splits = reader.read()
+    if not splits.train and not class_names:
+        problem = f"table {table} has no labelled training image: label a few images of each class"
+        raise DataError(
+            f"{problem}, or write a list of the classes and give it as --class-names "
+            "to use no labels"
+        )
+    named = read_class_mapping(Path(class_names), (), complete=False) if class_names else {}
+    labels = {each.name: label for label, each in named.items()}
+    test = HELD_OUT if splits.held_out else "test"
+    parts = {"train": splits.train, "val": splits.val, test: splits.test}
+    names = splits.class_names
+    images = []
+    for split, rows in parts.items():
+        for record in rows:
+            own = [labels.get(name := names[label], name) for label in labels_of(record)]
+            label = in_one_cell(own, separator)
+            group = splits.groups.get(record.source, "")
+            found = FoundImage(record.source, label, split, separator=separator, group=group)
+            images.append(found)
+    return images + [
+        FoundImage(source, "", "train", separator=separator) for source in splits.unlabeled or ()
+    ]
+
+
+def in_one_cell(classes: Sequence[str], separator: str | None) -> str:
+    """Return the ``label`` of a labelled image."""
+    return classes[0] if separator is None else separator.join(classes) or separator
+
+
+def leave_out_copies(
+    images: Sequence[FoundImage],
+) -> tuple[list[FoundImage], list[tuple[FoundImage, FoundImage]]]:
+    """Leave out byte-equal copies, keeping test images first, then val, then train.
+
+    Returns those that stay, in their order, and each that does not, with the one that stays in its
+    place.
+    """
+    first: dict[str, FoundImage] = {}
+    for image in sorted(images, key=lambda each: (_KEPT_FIRST[each.split], not each.label)):
+        first.setdefault(image.digest, image)
+    copies = [(image, first[image.digest]) for image in images if first[image.digest] is not image]
+    return [image for image in images if first[image.digest] is image], copies

@@ -1,0 +1,182 @@
+"""Survey of the user's own images: sizes, bad files, other labels, and what was not found."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import cast
+
+from kdpl.data.class_mapping import read_class_mapping
+from kdpl.data.decoding import Decoding, opened
+from kdpl.data.parallel import in_parallel
+from kdpl.data.readers.table import EmptyLabels, read_rows, split_cell
+from kdpl.data.sampling import held_out_of
+from kdpl.data.sources import content_of, digest_of_content
+from kdpl.data.storage import is_image, is_url
+from kdpl.data.survey.found import FoundImage, in_one_cell
+from kdpl.errors import DataError, visible
+
+# images that Pillow does not open
+_FOREIGN = frozenset(
+    {
+        ".arw",
+        ".cr2",
+        ".dcm",
+        ".dng",
+        ".eps",
+        ".heic",
+        ".heif",
+        ".jxl",
+        ".nef",
+        ".psd",
+        ".raw",
+        ".svg",
+    }
+)
+_NEARLY = 16  # of 256 levels; 12 bits of data in values of 16 bits have no more
+
+
+def relabel(
+    listed: Sequence[FoundImage],
+    further: Sequence[FoundImage],
+    table: Path,
+    class_names: str | None = None,
+    separator: str | None = None,
+    empty: EmptyLabels | None = None,
+) -> tuple[list[FoundImage], list[FoundImage]]:
+    """Apply labels that a user wrote into a table with the columns ``image`` and ``label``.
+
+    The label of a row replaces that of its image; an empty one, or with a ``separator`` ``?``,
+    leaves or makes it unlabelled. An image that is not known is added for training if it has a
+    label.
+
+    Args:
+        listed: Images of the dataset.
+        further: Unlabelled images of further places.
+        table: A .csv or .parquet file; relative paths begin at its folder.
+        class_names: File of the classes, whose names may be written for their labels.
+        separator: Character between several labels of an image; None: each is of one class.
+        empty: What an empty label means with a ``separator``; None: it is refused.
+
+    Returns:
+        Images of the dataset, with those of further places that now have a label, and the others.
+
+    Raises:
+        DataError: It cannot be read, gives an image two labels, names a class that there is not,
+            empties the label of a test or validation image, or leaves a class without one.
+    """
+    keys = {name for image in listed for name in image.classes}
+    names = read_class_mapping(Path(class_names), keys, complete=False) if class_names else {}
+    classes = sorted(keys | names.keys())
+    if not classes:
+        raise DataError(
+            "--labels needs the classes: write a list of them, and give it as --class-names"
+        )
+    # what may be written for a class
+    label_of = {named.name: key for key, named in names.items()} | {key: key for key in classes}
+    table, written = table.absolute(), dict[str, str]()
+    images = {image.path: image for image in (*listed, *further)}
+    rows = read_rows(table, labeled=True, separator=separator, empty=empty)
+    for number, (image, cell, *_) in enumerate(rows, start=1):
+        source, fault = image if is_url(image) else os.path.normpath(table.parent / image), None
+        own, old = split_cell(cell, separator), images.get(source)
+        unknown = next((name for name in own or () if name not in label_of), None)
+        label = ""
+        if own is not None:
+            label = in_one_cell([label_of.get(name, name) for name in sorted(own)], separator)
+        if unknown is not None:
+            near = get_close_matches(unknown, label_of, n=1, cutoff=0)
+            problem = f"has the label {visible(unknown)!r}, which is not a class"
+            fault = f"{problem}: write {visible(near[0])!r}, or another class"
+            # a run whose classes have other names than the folders writes those
+            fault += "" if names else ", or give the --class-names in which it is one"
+        elif written.setdefault(source, label) != label:
+            fault = f"gives {visible(image)} another label than a row before: keep one of the two"
+        elif old and old.split != "train" and not label:
+            fault = f"leaves {visible(image)} of the {old.split} images without a label: write one"
+        if fault:
+            raise DataError(f"row {number} of {table} {fault}")
+        if old or label:
+            old = old or FoundImage(source, "", "train")
+            images[source] = replace(old, label=label, separator=separator)
+    used = {name for image in images.values() for name in image.classes}
+    if used and (unused := sorted({*classes} - used)):
+        raise DataError(
+            f"with {table} no image has the label {visible(unused[0])!r}: label one of each class"
+        )
+    places = {image.path for image in further}
+    dataset = [image for image in images.values() if image.label or image.path not in places]
+    return dataset, [image for image in images.values() if not image.label and image.path in places]
+
+
+def overlooked(folder: Path, taken: Iterable[FoundImage]) -> list[str]:
+    """List folders with images, and kinds of file, that ``find`` did not find, a line for each."""
+    known, elsewhere, foreign = {image.path for image in taken}, Counter[str](), Counter[str]()
+    empty = list[str]()
+    for top, folders, files in os.walk(folder.absolute()):
+        if not folders and not files:
+            empty.append(top)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            ending = Path(name).suffix.lower()
+            if ending in _FOREIGN:
+                foreign[ending] += 1
+            elif is_image(name) and os.path.join(top, name) not in known:  # noqa: PTH118
+                elsewhere[top] += 1
+    lines = [
+        f"{_count(n, 'image')} in {visible(at)}, which is not a class folder (images without "
+        "labels go into a folder called unlabeled)"
+        for at, n in elsewhere.items()
+    ]
+    lines += [f"folder {visible(top)}, which is empty" for top in empty]
+    return lines + [
+        f"{_count(n, f'{ending} file')}, which cannot be read: convert"
+        for ending, n in foreign.items()
+    ]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def inspect_images(images: Sequence[FoundImage], workers: int | None = None) -> list[FoundImage]:
+    """Decode images on all cores with a progress bar; returns them with size, digest and fault."""
+    return list(in_parallel(_inspect, images, "looking", workers))
+
+
+def set_aside(
+    images: list[FoundImage], split: str, share: float, least: int = 2
+) -> list[FoundImage]:
+    """Move a share of each class's labelled training images to a split, always the same ones.
+
+    Only classes with at least ``least`` of them take part, or all with several labels an image.
+
+    One of them moves at least, and one stays; a group moves whole, see ``held_out_of``.
+    """
+    train = [image for image in images if image.label and image.split == "train"]
+    sets = any(image.separator is not None for image in train)
+    labels = ((image.path, image.classes if sets else image.label) for image in train)
+    groups = {image.path: image.group for image in train if image.group}
+    chosen = held_out_of(labels, share, groups, 1 if sets else least)
+    return [replace(image, split=split) if image.path in chosen else image for image in images]
+
+
+def _inspect(image: FoundImage) -> FoundImage:
+    try:
+        image.path.encode()  # for the table
+        content = content_of(image.path)
+        with opened(image.path, content) as picture:
+            rgb = Decoding().to_rgb(picture, f"image {image.path}")
+        # a pair for each colour
+        extrema = cast(tuple[tuple[int, int], ...], rgb.getextrema())
+        plain = all(high - low < _NEARLY for low, high in extrema)
+        image = replace(image, size=rgb.size, plain=plain)
+    except DataError as error:
+        return replace(image, fault=str(error))
+    except UnicodeEncodeError:
+        return replace(
+            image, fault=f"image {visible(image.path)} has a path that is not UTF-8: rename it"
+        )
+    return replace(image, digest=digest_of_content(content))

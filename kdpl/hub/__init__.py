@@ -1,5 +1,0 @@
-"""Classifiers and their model cards on the Hugging Face hub."""
-
-from kdpl.hub.hub import from_pretrained, model_card, push_to_hub, save_pretrained
-
-__all__ = ["from_pretrained", "model_card", "push_to_hub", "save_pretrained"]

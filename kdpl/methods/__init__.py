@@ -1,1 +1,0 @@
-"""Published prompt methods beside PromptSRC's, one file each."""

@@ -1,1 +1,0 @@
-"""Unlabelled images unlike all classes, which a student does not learn from."""

@@ -1,1 +1,0 @@
-"""The progress bar of a fit, instead of Lightning's own."""

@@ -1,0 +1,59 @@
+"""Report section on refined targets: their use, class counts before and after, moved images."""
+
+from pathlib import Path
+from typing import Any
+
+from kdpl.data.names import digest_of
+from kdpl.errors import DataError, KdplError
+from kdpl.report.accuracy import thumbnail
+from kdpl.report.page import Section
+from kdpl.report.run_folder import Run
+from kdpl.runtime.predictions import spread
+from kdpl.targets.refinement.pool_targets import POOL_TARGETS_FILE, PoolTargets
+
+MAX_MOVED = 24
+"""Largest number of images that moved to another class."""
+
+
+def refined_targets(run: Run) -> dict[str, Any] | None:
+    """Collect what refinement changed in the student's targets; None for other targets."""
+    if run.student is None or not (file := run.student.folder / POOL_TARGETS_FILE).is_file():
+        return None
+    if run.student.settings("model").get("target", "teacher") == "teacher":
+        return None  # those of another start in this folder
+    targets = PoolTargets.load(file)
+    shown, gap = [], None
+    try:
+        data = run.data
+        if digest_of(data.pool.images) != targets.made_from["images"]:
+            raise DataError(
+                f"{data.splits.origin} has other unlabelled images than were refined: restore it"
+            )
+        sources = data.pool.images
+        for image, before, after in spread(targets.examples, MAX_MOVED):
+            classes = {"before": targets.class_names[before], "after": targets.class_names[after]}
+            shown.append(
+                {**classes, "index": image, **thumbnail(data.splits.open_image(sources[image]))}
+            )
+    except (KdplError, OSError, IndexError) as error:
+        gap = str(error)
+    rows = list(zip(targets.class_names, targets.before, targets.after, strict=True))
+    rows.sort(key=lambda row: (-abs(row[2] - row[1]), row[0]))
+    return {
+        "reason": targets.reason,
+        "taken": targets.taken,
+        "images": len(targets.images),
+        "moved": targets.moved,
+        "rows": rows,
+        "most": max(1, *targets.before, *targets.after),
+        "shown": shown,
+        "gap": gap,
+    }
+
+
+SECTION = Section(
+    "Refined targets",
+    refined_targets,
+    Path(__file__).parent / "templates" / "refined.html.jinja",
+    "training",
+)

@@ -1,0 +1,65 @@
+"""``python -m kdpl demo CLASSIFIER``: try a finished classifier in the browser."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from jsonargparse.typing import PositiveInt
+
+from kdpl.cli.arguments import require_file
+from kdpl.errors import ConfigError
+from kdpl.runtime.run_folder import require_classifier
+
+
+def demo(
+    classifier: str,
+    *,
+    teacher: str | None = None,
+    add_classes: str | None = None,
+    examples: list[str] = [],  # noqa: B006
+    top_k: PositiveInt = 5,
+    host: str = "127.0.0.1",
+    port: PositiveInt | None = None,
+    no_browser: bool = False,
+) -> int:
+    """Try a classifier in the browser, on a page that classifies the images dropped on it.
+
+    The page is served by this machine, needs no network, and keeps no image.
+
+    Args:
+        classifier: classifier folder of a student's run
+        teacher: run folder of its teacher, with which visitors can add classes by name
+        add_classes: class vectors of further classes, written by the class-vectors command
+        examples: image files and folders to choose examples from
+        top_k: classes for each image
+        host: address to listen on; 0.0.0.0 opens the page to the network
+        port: port to listen on, the first free one from 7860 on if not given
+        no_browser: print the address without opening a browser
+    """
+    require_classifier(Path(classifier))
+    require_file("--add-classes", add_classes)
+    # a folder for uploads that is removed at the end
+    with tempfile.TemporaryDirectory(prefix="kdpl-demo-", ignore_cleanup_errors=True) as uploads:
+        # no proxy for this machine's own address
+        known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        # gradio reads these when it is imported
+        os.environ.update(
+            GRADIO_TEMP_DIR=uploads,
+            GRADIO_ANALYTICS_ENABLED="False",
+            GRADIO_RUN_HISTORY="False",  # no history of images in the browser
+            no_proxy=",".join(filter(None, [known, "localhost", "127.0.0.1", host])),
+        )
+        try:
+            import gradio  # noqa: F401
+        except ImportError as error:
+            raise ConfigError("the demo needs gradio: pip install 'kdpl[demo]'") from error
+        from kdpl.class_vectors import NameEncoder
+        from kdpl.classifier.bulk import load_classifier
+        from kdpl.runtime.messages import quiet_libraries
+        from kdpl.serve.demo.page import Demo, build, find_examples, serve
+
+        quiet_libraries()
+        encoder = NameEncoder.load(teacher) if teacher is not None else None
+        loaded = Demo(load_classifier(classifier, add_classes), encoder, top_k)
+        serve(build(loaded, find_examples(examples)), host, port, show=not no_browser)
+    return 0

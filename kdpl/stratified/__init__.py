@@ -1,1 +1,0 @@
-"""Draws of images that have several labels, or of which groups belong together."""

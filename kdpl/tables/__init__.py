@@ -1,1 +1,0 @@
-"""Datasets as tables: a CSV or Parquet file with a row for each image."""

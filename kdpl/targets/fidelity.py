@@ -1,0 +1,165 @@
+"""How well a student agrees with its target on unlabelled images that it has not seen."""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from kdpl.data.augmentation import NoAugmentation
+from kdpl.data.batches import UnlabeledBatch
+from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.datasets import RandomView, UnlabeledImages
+from kdpl.data.domain import domain_of
+from kdpl.data.inference import infer
+from kdpl.data.loader import LazyLoader
+from kdpl.data.names import Indices, Names, places
+from kdpl.data.needs import needs_of
+from kdpl.data.pool import UnlabeledPool
+from kdpl.data.sampling import generator
+from kdpl.errors import ConfigError, DataError
+from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
+from kdpl.module import ClassifyingModule, evaluating
+from kdpl.runtime.messages import inform
+from kdpl.runtime.resizing import Resizing
+from kdpl.student import StudentDistillation
+from kdpl.targets.teacher_encoder import teacher_encoder
+from kdpl.tasks import agreement_of
+
+# what is held out: a share of the images, and between which numbers
+_SHARE, _FEWEST, _MOST = 0.05, 100, 5000
+
+
+class Fidelity(Callback):
+    """Holds some unlabelled images out of distillation, and compares student and target on them.
+
+    Logs ``val/fidelity``, the share of these images for which both predict the same class, and
+    ``val/kl``, the mean of KL(target ‖ student) in nats, in each epoch in which validation runs, or
+    would run if there were labelled images for it. ``draw_unseen`` chooses the images. Of several
+    labels an image, fidelity is the mean over classes of the share of images to which both give the
+    class, among those to which either does.
+
+    Both see them under the evaluation transform. The targets are computed once, before the first
+    step, for which a teacher that they depend on is loaded, even if there is a cache of its
+    features of other views.
+    """
+
+    def __init__(self) -> None:
+        self._epoch = -1  # the last one that was measured
+        self._targets: list[Tensor] = []
+        self._batches: DataLoader[UnlabeledBatch] | None = None
+
+    @classmethod
+    def require_possible(cls, settings: Mapping[str, Any], data: DomainDataModule) -> None:
+        """Raise a DataError for a pool that is too small, however many images can be used."""
+        images = round(len(data.reading.listed.pool) * data.unlabeled_share)
+        if images < 2 * _FEWEST:
+            raise _too_small(images, _FEWEST)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hold images out before a fit; a ConfigError for a teacher's."""
+        if stage != "fit":
+            return
+        if needs_of(pl_module).split != "unlabeled":
+            raise ConfigError(
+                f"{type(pl_module).__name__} has no target to compare it with on unlabelled "
+                "images: give Fidelity to stage 2 alone, with run --student fidelity"
+            )
+        data = domain_of(trainer)
+        labeled = [*data.labels.tuning("labeled"), *data.labels.tuning("val")]
+        data.pool.unseen = draw_unseen(data.pool, (record.source for record in labeled))
+        inform(f"fidelity: {len(data.pool.unseen)} unlabelled images are held out of distillation")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute the targets of this process's share of the images."""
+        student, own = cast(StudentDistillation, pl_module), needs_of(pl_module).resizing
+        teachers = student.teachers.read() if student.target.uses_teacher else []
+        resizings = [teacher.vectors.preprocessing.resizing for teacher in teachers]
+        encoders = [teacher_encoder(trainer, student, number) for number in range(len(teachers))]
+
+        self._epoch, self._targets = -1, []
+        for batch in _loader(trainer, {*resizings} - {own}):
+            views = {own: batch.images, **batch.teacher_views}
+            parts = [encode(views[to]) for encode, to in zip(encoders, resizings, strict=True)]
+            predicted = torch.empty(0)
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                if parts:
+                    predicted = student.teachers.logits(torch.cat(parts, dim=1))
+                target = student.target.logits(predicted, batch.indices.to(student.device))
+            self._targets.append(target.float().cpu())
+        self._batches = _loader(trainer)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure beside the accuracies on labelled images."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._measure(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure without labelled images, after as many epochs as validation would run."""
+        due = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+        if due and self._epoch != trainer.current_epoch:
+            self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch = trainer.current_epoch
+        student = cast(ClassifyingModule, pl_module)
+
+        def classify(images: Tensor) -> Tensor:
+            with trainer.precision_plugin.forward_context():
+                return student.class_logits(images).float()
+
+        # agreements, nats and images of this process, then those of all
+        none = torch.zeros(0, len(domain_of(trainer).class_names), device=student.device)
+        counts = student.task.agreements(none, none)
+        sums = torch.zeros(2, device=student.device)
+        outputs = infer(classify, self._batches or (), student.device)
+        with evaluating(student):
+            for (logits, _), target in zip(outputs, self._targets, strict=True):
+                target = target.to(logits.device)
+                # a divergence is divided by images and classes
+                nats = student.task.divergence(logits, target) * logits.numel()
+                counts += student.task.agreements(logits, target)
+                sums += torch.stack([nats, nats.new_tensor(len(logits))])
+        counts = trainer.strategy.reduce(counts, reduce_op="sum")
+        nats, images = trainer.strategy.reduce(sums, reduce_op="sum")
+
+        student.log(FIDELITY, agreement_of(counts), prog_bar=True)
+        student.log_dict({TARGET_KL: nats / images, UNSEEN: images})
+
+
+def _loader(trainer: Trainer, others: Collection[Resizing] = ()) -> DataLoader[UnlabeledBatch]:
+    """Load this process's share of the unseen images, also as ``others``, teachers, take them."""
+    data, own = domain_of(trainer), needs_of(trainer.lightning_module).resizing
+    unseen = data.pool.unseen
+    view = RandomView(data.splits.open_image, NoAugmentation(), own, data.seed)
+    images = UnlabeledImages(data.pool.images.take(unseen), view, unseen, others)
+    keys = [(i, 0) for i in range(trainer.global_rank, len(unseen), trainer.world_size)]
+    return LazyLoader(images, keys, data.eval_batch_size, data.num_workers)
+
+
+def draw_unseen(pool: UnlabeledPool, labeled: Iterable[str]) -> Indices:
+    """Draw 5 % of the images that would be distilled on, from 100 to 5,000, by the pool's seed.
+
+    ``labeled`` images are not drawn, under any name. Returns indices, rising. A DataError if it
+    would be more than half of the images.
+    """
+    images, known = len(pool.targeted), frozenset(places(Names.of(labeled)))
+    wanted = min(max(round(_SHARE * images), _FEWEST), _MOST)
+
+    # enough of them even if all labelled ones are among the first
+    drawn = generator(pool.seed, "unseen").permutation(pool.targeted)[: wanted + len(known)]
+    unseen = drawn[[place not in known for place in places(pool.images.take(drawn))]][:wanted]
+    if 2 * wanted > images or len(unseen) < wanted:
+        raise _too_small(images, wanted)
+    return np.sort(unseen)
+
+
+def _too_small(images: int, wanted: int) -> DataError:
+    return DataError(
+        f"the pool has {images} images, too few to hold {wanted} without a label out of "
+        "distillation, at most half of them: add unlabelled images, or leave "
+        "kdpl.targets.fidelity.Fidelity out of trainer.callbacks"
+    )

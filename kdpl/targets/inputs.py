@@ -1,0 +1,312 @@
+"""Inputs of targets: teachers, the pool, the labels that may be seen, and features of images."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from kdpl import __version__
+from kdpl.clip import ImageClip
+from kdpl.data.batches import Batch
+from kdpl.data.domain import domain_of
+from kdpl.data.inference import infer
+from kdpl.data.names import Indices, digest_of
+from kdpl.data.parallel import progress_bar
+from kdpl.data.splits import Record
+from kdpl.prompts.method import normalized
+from kdpl.prompts.tuned import TunedPrompts
+from kdpl.runtime.files import copy, write_text
+from kdpl.runtime.messages import inform
+from kdpl.runtime.origin import Origin, as_json, digest
+from kdpl.runtime.resizing import Resizing
+from kdpl.runtime.run_folder import LOCK_FILE, PROMPTS_FILE
+from kdpl.student import StudentDistillation
+from kdpl.targets.shards import Work, fill_shards, images_per_shard, shards_in
+from kdpl.targets.teacher_encoder import teacher_encoder
+
+Encoder = Callable[[Tensor], Tensor]
+"""Encodes images uint8 [B, 3, S, S] on the device into features [B, D]."""
+
+PREPARED_FOLDER = "prepared"
+"""In a teacher's run folder: features and targets that its students share, and may be removed."""
+
+ORIGIN_FILE = "made_from.json"
+
+T = TypeVar("T")
+
+
+class ImageFeatures(NamedTuple):
+    """A network's features of N images, normalised.
+
+    Attributes:
+        still: Of the image as in evaluation, float32 [N, D].
+        mean: Mean over some views, of which that is one, float32 [N, D].
+    """
+
+    still: Tensor
+    mean: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor) -> "ImageFeatures":
+        """Normalise rows [N, 2, D]."""
+        return cls(*normalized(rows).unbind(dim=1))
+
+    @property
+    def blend(self) -> Tensor:
+        """The image as in evaluation, which counts twice, and that mean; float32 [N, D]."""
+        return normalized(2 * self.still + self.mean)
+
+
+class TargetInputs:
+    """What a target is prepared from before the first step of a fit, the same on every process.
+
+    All processes call its functions together: each does its share, and all get the whole result.
+
+    Attributes:
+        folder: The run's folder.
+        teacher_folder: The run's folder of the first teacher.
+        resumes: Whether the fit resumes from a checkpoint.
+        teachers: Class vectors of each teacher, the first one's first.
+        class_names: The names of the C classes, by label.
+        num_base: Number of base classes, which come first; None without such a split.
+        pool: Sources of all unlabelled images.
+        indices: Those of them that need a target, as they are distilled on or held out to compare
+            student and target, int64 [N].
+        labeled: Labelled training images of the classes that the teacher was tuned on.
+        val: Validation images of these classes.
+        groups: Groups of both by source.
+        open_image: Opens a source as an RGB image.
+        num_workers: Worker processes that load images.
+        device: Where the targets are used.
+        encoder: The first teacher, of images uint8 [B, 3, S, S]; it is loaded on the first call.
+        predict: Function that returns the teachers' logits [N, C] of their features side by side,
+            [N, D_1 + … + D_M].
+    """
+
+    def __init__(self, trainer: Trainer, student: StudentDistillation) -> None:
+        self._trainer, self._student, self._data = trainer, student, domain_of(trainer)
+        # the run and its teachers
+        self.folder = Path(trainer.default_root_dir)
+        self.teacher_folder = student.teachers.first.folder
+        self.resumes = trainer.ckpt_path is not None
+        self.teachers = [teacher.vectors for teacher in student.teachers.read()]
+        self.encoder = teacher_encoder(trainer, student, 0)
+        self.predict = student.teachers.logits
+        self.device = student.device
+        # the images, and the labels that may be seen
+        self.class_names = self._data.class_names
+        self.num_base = self._data.num_base
+        self.pool = self._data.pool.images
+        self.indices = self._data.pool.targeted
+        self.labeled = self._data.labels.tuning("labeled")
+        self.val = self._data.labels.tuning("val")
+        self.groups = self._data.splits.groups
+        self.open_image = self._data.splits.open_image
+        self.num_workers = self._data.num_workers
+
+    @property
+    def tuned(self) -> bool:
+        """Whether a teacher was tuned on labels, and so may have seen those of ``labeled``."""
+        folders = [teacher.folder for teacher in self._student.teachers.read()]
+        return any(TunedPrompts.load(folder / PROMPTS_FILE).tensors for folder in folders)
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """What targets are made from, whatever their settings, by name."""
+        return {
+            "teachers": [teacher.teacher for teacher in self.teachers],
+            "class vectors": digest(teacher.digest() for teacher in self.teachers),
+            "images": digest_of(self.pool),
+            "images with a target": digest([np.asarray(self.indices).tobytes()]),
+            "labels": self._digest(self.labeled),
+            "validation labels": self._digest(self.val),
+            "precision": str(self._trainer.precision),
+            **self._data.views_origin,
+        }
+
+    @cached_property
+    def _whole_pool(self) -> str:
+        """Digest of the unlabelled images by their whole paths."""
+        return digest(self.pool)
+
+    def _digest(self, records: Sequence[Record]) -> str:
+        groups = self._data.splits.groups
+        return digest(f"{r.label} {groups.get(r.source)} {r.source}" for r in records)
+
+    def kept(
+        self, name: str, settings: Mapping[str, Any], make: Callable[[Path, Origin], None]
+    ) -> tuple[Path, Origin]:
+        """Return a file of prepared targets in the run's folder, and what it has to be made from.
+
+        If it is not there, it is copied from what another student has left beside the teacher, or
+        made.
+
+        Args:
+            name: Name of the file.
+            settings: What it is made from beside ``origin``.
+            make: Writes the file of this path, with what it is made from; called on all processes.
+        """
+        origin = as_json({**self.origin, **settings})
+        file, shared = self.folder / name, self._shared(origin) / name
+        there, made = self._agreed(lambda: (file.is_file(), shared.is_file()))
+        if not there and not made:
+            make(shared, origin)
+        if not there:
+            self.on_first_process(lambda: copy(shared, file))
+        return file, origin
+
+    def features(
+        self, images: Sequence[str] | None, views: int, teacher: int = 0, pooled: bool = False
+    ) -> tuple[ImageFeatures, ImageFeatures]:
+        """Return a teacher's features of images, which are kept for other students and starts.
+
+        First those in the space of the class vectors, then the pooled ones of its image tower,
+        before the projection and without prompts; [N, 0] if they were not wanted.
+
+        Args:
+            images: Sources of labelled or validation images; None: the unlabelled images that need
+                a target.
+            views: Views of each image.
+            teacher: Index of the teacher, among several.
+            pooled: Whether pooled features are wanted as well.
+        """
+        vectors = self.teachers[teacher]
+        name = {"teacher": vectors.teacher, "pooled": pooled}
+        encode = teacher_encoder(self._trainer, self._student, teacher, pooled)
+        rows = self._rows(name, encode, vectors.preprocessing.resizing, images, views)
+        width = vectors.vectors.shape[1]
+        return ImageFeatures.of(rows[..., :width]), ImageFeatures.of(rows[..., width:])
+
+    def features_of(
+        self, clip: ImageClip, images: Sequence[str] | None, views: int
+    ) -> ImageFeatures:
+        """Return the pooled features that another CLIP makes of images, as ``features`` does."""
+        tower = clip.image_tower.to(self.device).eval()
+
+        def encode(some: Tensor) -> Tensor:
+            with self._trainer.precision_plugin.forward_context():
+                return normalized(tower.pooled(some.to(self.device)))
+
+        name = {"clip": clip.identity.fingerprint}
+        resizing = tower.preprocessing.resizing
+        return ImageFeatures.of(self._rows(name, encode, resizing, images, views))
+
+    def _rows(
+        self,
+        network: Mapping[str, Any],
+        encode: Encoder,
+        resizing: Resizing,
+        images: Sequence[str] | None,
+        views: int,
+    ) -> Tensor:
+        """Return features of each image as in evaluation and their mean over views, [N, 2, D].
+
+        They are float32, computed, unless that was done, and kept as float16 in shards.
+        """
+        data, trainer = self._data, self._trainer
+        if images is None:
+            dataset = data.unlabeled_images(resizing, self.indices)
+            named = {name: self.origin[name] for name in ("images", "images with a target")}
+        else:
+            dataset, named = data.images_of(images, resizing), {"images": digest(images)}
+        origin = {
+            **network,
+            **named,
+            "views": f"one as in evaluation, and their mean with {views - 1} random ones",
+            "resizing": asdict(resizing),
+            "precision": self.origin["precision"],
+            **data.views_origin,
+        }
+        folder = self._shared(origin)
+        shards = shards_in(folder, len(dataset), images_per_shard(len(dataset), views))
+        if not self._agreed(lambda: all(path.is_file() for path in shards)):
+            processes = trainer.global_rank, trainer.world_size
+            work = Work(dataset, encode, data.eval_batch_size, data.num_workers, *processes, True)
+            with self._alone_in(folder):
+                self.on_first_process(
+                    lambda: write_text(folder / ORIGIN_FILE, json.dumps(as_json(origin), indent=2))
+                )
+                fill_shards(shards, views, work)
+                trainer.strategy.barrier("kdpl features")
+        rows = np.concatenate([np.load(path, mmap_mode="r") for path in shards])
+        return torch.from_numpy(rows).to(self.device).float()
+
+    def _shared(self, origin: Origin) -> Path:
+        """Return the folder of what is made from this, beside the teacher, or in the run's folder.
+
+        The latter where the teacher's folder cannot be written to.
+        """
+        writable = self._agreed(lambda: os.access(self.teacher_folder, os.W_OK))
+        folder = self.teacher_folder if writable else self.folder
+        # another version may compute something else, and another dataset have the same names
+        name = digest([__version__, self._whole_pool, json.dumps(as_json(origin))])
+        return folder / PREPARED_FOLDER / name
+
+    def _agreed(self, function: Callable[[], T]) -> T:
+        """Return what a function returns on the first process, on all of them."""
+        value = function() if self._trainer.is_global_zero else None
+        return cast(T, self._trainer.strategy.broadcast(value))
+
+    @contextmanager
+    def _alone_in(self, folder: Path) -> Iterator[None]:
+        """Wait until no other run fills a folder, and keep others out of it within the context."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_FILE)
+
+        def locked() -> bool:
+            with suppress(Timeout):
+                lock.acquire(timeout=1)
+            return lock.is_locked
+
+        # all processes wait for a second at a time, and so for no longer than a collective may take
+        if not (alone := self._agreed(locked)):
+            inform(f"another run computes the features in {folder}: waiting for it")
+        while not alone:
+            alone = self._agreed(locked)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def rows(
+        self, count: int, load: Callable[[Indices], Iterable[Batch]], network: Encoder, title: str
+    ) -> Tensor:
+        """Return a row for each image in their order, float32 [N, K].
+
+        Args:
+            count: Number N of images.
+            load: Loads batches of those images whose numbers, int64 [n], it is given, in order.
+            network: Makes rows [B, K] of the images of a batch, which are on the device.
+            title: Words beside the progress bar.
+        """
+        own = np.arange(self._trainer.global_rank, count, self._trainer.world_size)
+        with progress_bar(shown=self._trainer.is_global_zero) as progress:
+            batches = progress.track(load(own), description=title)
+            parts = [rows.float() for rows, _ in infer(network, batches, self.device)]
+        return self._joined(parts, count)
+
+    def on_first_process(self, function: Callable[[], object]) -> None:
+        """Call a function on the first process, for which the others wait."""
+        if self._trainer.is_global_zero:
+            function()
+        self._trainer.strategy.barrier("kdpl targets")
+
+    def _joined(self, parts: list[Tensor], images: int) -> Tensor:
+        """Return the rows [images, K] of all processes, of which ``parts`` are this one's."""
+        # a process without an image learns the width from the others
+        width = torch.tensor(parts[0].shape[1] if parts else 0, device=self.device)
+        width = self._trainer.strategy.reduce(width, reduce_op="max")
+        rows = torch.zeros(images, int(width), device=self.device)
+        rows[self._trainer.global_rank :: self._trainer.world_size] = torch.cat([rows[:0], *parts])
+        total: Tensor = self._trainer.strategy.reduce(rows, reduce_op="sum")
+        return total

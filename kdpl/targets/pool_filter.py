@@ -1,0 +1,97 @@
+"""Choice of the unlabelled images that a student learns from, before its first step."""
+
+import csv
+from collections.abc import Collection, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from kdpl.data.domain import domain_of
+from kdpl.errors import DataError
+from kdpl.metrics import POOL_KEPT
+from kdpl.runtime.files import write_rows
+from kdpl.runtime.messages import inform
+from kdpl.student import StudentDistillation
+from kdpl.targets.inputs import TargetInputs
+
+LEFT_OUT_FILE = "left_out.csv"
+"""Images that are left out, in a run's folder; written before the first step, read on resume."""
+
+_VIEWS = 4
+
+
+class FilterPool(Callback):
+    """Leaves out unlabelled images that are unlike all classes, on all processes.
+
+    Args:
+        quantile: Quantile of the labelled images' similarities below which unlabelled images are
+            left out.
+    """
+
+    def __init__(self, quantile: float) -> None:
+        self.quantile = quantile
+        self.kept = 1.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose images, before the training loader is made.
+
+        Raises:
+            DataError: No label may be seen, or no image is left.
+        """
+        data = domain_of(trainer)
+        _ = data.labels.training()  # refused before any image is encoded
+        inputs = TargetInputs(trainer, cast(StudentDistillation, pl_module))
+        data.pool.leave_out(filter_pool(inputs, self.quantile))
+
+        images, kept = len(inputs.indices), len(data.pool.targeted)
+        if not kept:
+            raise DataError(
+                f"pool_filter leaves out all {images} unlabelled images: check what they show"
+            )
+        self.kept = kept / images
+        file = inputs.folder / LEFT_OUT_FILE
+        inform(f"pool filter: keeps {kept} of {images} unlabelled images; the others are in {file}")
+        if inputs.num_base is not None:
+            inform(
+                "pool filter: its limit is of base classes, and leaves out more images of novel "
+                "ones than of these"
+            )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the share of images that are kept."""
+        pl_module.log(POOL_KEPT, self.kept)
+
+
+def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
+    """Return the unlabelled images that are less like the classes than nearly all labelled ones.
+
+    An image's similarity is that of the first teacher's feature, the normalised mean over four
+    views, to the nearest class vector, a cosine. Images below the ``quantile`` of the labelled
+    training images' similarities are left out; which class those belong to plays no part. Under
+    ``base_to_novel`` all are of base classes, so that more images of novel classes are left out
+    (measured in docs/own_data.md).
+
+    The images are listed in ``left_out.csv`` in the run's folder, from which a resumed fit reads
+    them without a check; a new fit writes it again.
+    """
+    file = inputs.folder / LEFT_OUT_FILE
+    if not inputs.resumes or not file.is_file():
+        labeled = [record.source for record in inputs.labeled]
+        least = _similarities(inputs, labeled).quantile(quantile).item()
+
+        similarities = _similarities(inputs, None).cpu().numpy()
+        below = np.flatnonzero(similarities < least)
+        unlike = [(inputs.pool[inputs.indices[i]], similarities[i]) for i in below]
+        inputs.on_first_process(lambda: write_rows(file, [("image", "similarity"), *unlike]))
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        return {row["image"] for row in csv.DictReader(lines)}
+
+
+def _similarities(inputs: TargetInputs, images: Sequence[str] | None) -> Tensor:
+    """The similarity of each image to the nearest class vector, float32 [N]."""
+    features = inputs.features(images, _VIEWS)[0].mean
+    vectors = inputs.teachers[0].vectors.to(features)
+    return torch.cat([(part @ vectors.T).amax(dim=1) for part in torch.split(features, 4096)])

@@ -1,0 +1,319 @@
+"""Experts: the teacher's text and a probe on features, weighted by labels that neither saw.
+
+p ∝ Π_m p_m^{w_m}. The weights, the probe's strength and the refinement on the pool are chosen by
+predictions of labelled images that were held out of both. Pure tensors.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdpl.data.groups import FOLDS, folds
+from kdpl.data.probe import CHOOSING, STRENGTHS, classes_of, fit_probe
+from kdpl.targets.refinement.refine import RefinementConfig, affinity, nearest, refine, standardize
+from kdpl.tasks import MULTI_CLASS
+
+PRIOR = 3.0
+"""Penalty of half the squared distance of each weight from 1, beside the log loss of the images."""
+
+COST = 0.5
+"""Nats of log loss that an expert must save to have a weight (docs/targets.md)."""
+
+
+def combine(text: Tensor, probe: Tensor, classes: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return the logarithms of p ∝ text^{w_0} · probe^{w_1} of all C classes, float [N, C].
+
+    Classes that no label is of keep the text's probability, and the others share the rest.
+
+    Args:
+        text: The teacher's log probabilities, float [N, C].
+        probe: Those of the probe's classes, float [N, S].
+        classes: Labels of these classes, [S].
+        weights: w of text and probe.
+    """
+    own = text[:, classes]
+    mixed = MULTI_CLASS.log_probabilities(weights[0] * own + weights[1] * probe)
+    return text.index_copy(1, classes, mixed + own.logsumexp(dim=1, keepdim=True))
+
+
+def fit_weights(
+    log_probabilities: Tensor, labels: Tensor, counts: Tensor
+) -> tuple[tuple[float, ...], float]:
+    """Fit weights of experts by the log loss of predictions that did not see the labels.
+
+    Each set of experts minimises Σ_i c_i · −log p_i(y_i) + ``PRIOR`` / 2 · Σ_m (w_m − 1)² over
+    w ≥ 0, a convex problem. The set with the least log loss is taken, where each expert has to save
+    ``COST``; the others have weight 0.
+
+    Args:
+        log_probabilities: Those of each expert, float [M, n, S].
+        labels: Labels among the S classes, [n].
+        counts: How much each image counts, c [n].
+
+    Returns:
+        The weights [M], and the log loss with the costs.
+    """
+    experts = log_probabilities.double().cpu().numpy()
+    y, images = labels.cpu().numpy(), np.arange(len(labels))
+    c = counts.double().cpu().numpy()
+
+    def loss(
+        weights: NDArray[np.float64], own: NDArray[np.float64], penalty: float
+    ) -> tuple[float, Any]:
+        logits, away = np.tensordot(weights, own, 1), weights - 1
+        totals = logsumexp(logits, axis=1, keepdims=True)
+        residual = np.exp(logits - totals)
+        residual[images, y] -= 1
+        value = c @ (totals[:, 0] - logits[images, y]) + penalty / 2 * (away**2).sum()
+        return value, (own * residual).sum(axis=2) @ c + penalty * away
+
+    options = []
+    for number in range(1, len(experts) + 1):
+        for chosen in combinations(range(len(experts)), number):
+            own, bounds = experts[[*chosen]], [(0, None)] * number
+            found = minimize(
+                loss, np.ones(number), (own, PRIOR), "L-BFGS-B", jac=True, bounds=bounds
+            )
+            weights = np.zeros(len(experts))
+            weights[[*chosen]] = found.x
+            value, _ = loss(found.x, own, 0)
+            options.append((tuple(weights.tolist()), float(value) + COST * number))
+    return min(options, key=lambda fitted: fitted[1])
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of N images, labelled, unlabelled, and for validation.
+
+    Attributes:
+        features: An encoder's features, whose shape refines, float [N, D].
+        probed: Its normalised features that the probe reads, float [N, D].
+        text: The teacher's log probabilities, float [N, C].
+        labels: Classes of labelled images, whose assignment stays the label, and −1, int64 [N].
+        held_out: Classes of validation images, whose labels only choose, and −1, int64 [N].
+        groups: Group of each image as a number, int64 [N], such as bursts of near-copies; an image
+            without one has a number of its own.
+        trusted: Whether the teacher has not seen the labels, as a zero-shot one; otherwise
+            validation images alone tell how good it is.
+    """
+
+    features: Tensor
+    probed: Tensor
+    text: Tensor
+    labels: Tensor
+    held_out: Tensor
+    groups: Tensor
+    trusted: bool
+
+    @property
+    def truth(self) -> Tensor:
+        """Classes of labelled and validation images, and −1, [N]."""
+        return torch.where(self.labels >= 0, self.labels, self.held_out)
+
+    def merged(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Merge images [n] of the same group and class, which count as one.
+
+        Returns the number of the pair that each is of, [n], and the images of each pair, [P].
+        """
+        pairs = torch.stack([self.groups[images], self.truth[images]], dim=1)
+        _, pair, sizes = torch.unique(pairs, dim=0, return_inverse=True, return_counts=True)
+        return pair, sizes
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """Assignments of images to classes, and how they were chosen.
+
+    Attributes:
+        assignments: Probabilities, float [N, C].
+        weights: Those of text and probe.
+        strength: The probe's; None without labels.
+        refinement: Settings of the refinement; None where the experts alone were better.
+        right: Shares of the images that chose on which the teacher and the result are right, where
+            those of a group and class count as one; None without such images.
+        judges: Number of these images.
+        groups: Number of their groups.
+    """
+
+    assignments: Tensor
+    weights: tuple[float, ...]
+    strength: float | None
+    refinement: RefinementConfig | None
+    right: tuple[float, float] | None
+    judges: int
+    groups: int
+
+    def describe(self) -> str:
+        """Return the choice and how good it is, as a clause."""
+        parts = []
+        if self.strength is not None:
+            text, probe = self.weights
+            parts.append(f"weights {text:.2f} of the teacher, {probe:.2f} of the probe")
+        if self.refinement is None:
+            parts.append("not refined, as that was no better")
+        else:
+            own = self.refinement
+            parts.append(f"refined with ω {own.likelihood}, γ {own.graph}, λ {own.prior}")
+        if self.right is not None:
+            before, after = (100 * share for share in self.right)
+            groups = f" in {self.groups} groups" if self.groups < self.judges else ""
+            parts.append(
+                f"right on {after:.1f} % of the {self.judges} labelled images{groups} that chose "
+                f"the settings, each predicted without its label, the teacher on {before:.1f} %"
+            )
+        elif self.strength is not None:
+            parts.append(
+                "not measured, as teacher or probe have seen all labels: add validation images"
+            )
+        else:
+            parts.append("there are no labels to measure it on")
+        return "; ".join(parts)
+
+
+class _Split(NamedTuple):
+    """Labels [N] that experts may see, and images that judge them, which may not be of these."""
+
+    labels: Tensor
+    judges: Tensor
+
+
+def assign(
+    evidence: Evidence,
+    config: RefinementConfig,
+    on_step: Callable[[int, int], object] = lambda done, total: None,  # noqa: ARG005
+) -> Assigned:
+    """Assign images to classes by the experts, refined on all images where that is better.
+
+    Each labelled image judges experts and refinements that were made without the labels of its
+    group, in ``kdpl.data.groups.folds``, and each validation image those that were made of all
+    labels. Probe and weights are those of the least log loss, the refinement is that of the most
+    images that are right, where those of a group and class count as one.
+
+    Args:
+        evidence: What is known.
+        config: Settings of the refinement, of which ``candidates`` are tried.
+        on_step: Called with the number of refinements done, and of all.
+    """
+    splits = _splits(evidence)
+    unit = F.normalize(standardize(evidence.features), dim=1)
+    neighbors = affinity(*nearest(unit, config.neighbors, evidence.groups))
+
+    # the experts, weighted
+    labeled = torch.nonzero(evidence.labels >= 0).flatten()
+    shots = len(evidence.merged(labeled)[1]) / max(len(classes_of(evidence.labels)), 1)
+    strength, weights, predictions = _experts(evidence, splits, shots)
+
+    # refinements of their predictions, and these themselves
+    judges, truth = torch.cat([split.judges for split in splits]), evidence.truth
+    tried: list[RefinementConfig | None] = [*config.candidates(shots)]
+    # without a label that judges, the first is taken
+    tried = [*tried, None] if config.mode == "auto" and len(judges) else tried[:1]
+    total = len(tried) * len(splits)
+    pair, sizes = evidence.merged(judges)
+
+    def shares_of(hits: Tensor) -> Tensor:
+        return torch.zeros_like(sizes, dtype=torch.float).index_add(0, pair, hits.float()) / sizes
+
+    results, right = [], []
+    for number, candidate in enumerate(tried):
+        hits = []
+        for k, (split, predicted) in enumerate(zip(splits, predictions, strict=True)):
+            if candidate is not None:
+                z = refine(unit, predicted, neighbors, split.labels, candidate)
+            else:
+                known = (split.labels >= 0)[:, None]
+                fixed = F.one_hot(split.labels.clamp_min(0), predicted.shape[1]).to(predicted)
+                z = torch.where(known, fixed, predicted)
+            hits.append(MULTI_CLASS.labels(z[split.judges]) == truth[split.judges])
+            on_step(number * len(splits) + k + 1, total)
+        results.append(z)  # of the last split, which has all labels
+        right.append(shares_of(torch.cat(hits)))
+    before = shares_of(MULTI_CLASS.labels(evidence.text[judges]) == truth[judges])
+    best = _choose(right, tried[-1] is None, before.sum().item())
+
+    shares = (before.mean().item(), right[best].mean().item()) if len(judges) else None
+    groups = len(evidence.groups[judges].bincount().nonzero())
+    return Assigned(results[best], weights, strength, tried[best], shares, len(judges), groups)
+
+
+def _choose(right: Sequence[Tensor], alone: bool, before: float) -> int:
+    """Return which refinement is right on most judges, by the share of each, float [judges].
+
+    Of equals it is the first. If the last is that of the experts ``alone``, these are chosen only
+    where they are right on more, by over a standard error of the difference: a refinement helps
+    classes of few labels most, and few labels are there to judge those. Or where they are as good
+    as the teacher, which is right on ``before`` of the judges, and the refinement is not.
+    """
+    totals = [shares.sum().item() for shares in right]
+    refined = totals[:-1] if alone else totals
+    best = refined.index(max(refined))
+    if alone:
+        differing = (right[-1] - right[best]).square().sum().item()
+        better = totals[-1] - totals[best] > differing**0.5
+        if better or totals[best] < before <= totals[-1]:
+            return len(right) - 1
+    return best
+
+
+def _experts(
+    evidence: Evidence, splits: list[_Split], shots: float
+) -> tuple[float | None, tuple[float, ...], list[Tensor]]:
+    """Return strength, weights, and the weighted predictions [N, C] of each split."""
+    seen = classes_of(evidence.labels)
+    if not len(seen):
+        return None, (1.0,), [MULTI_CLASS.probabilities(evidence.text) for _ in splits]
+    truth = evidence.truth
+    judges = [split.judges[torch.isin(truth[split.judges], seen)] for split in splits]
+    rows = torch.cat(judges)
+    pair, sizes = evidence.merged(rows)
+
+    # the least log loss on images that the experts have not seen; one label of each class, or a
+    # few validation images, cannot choose the probe's regularisation
+    options = []
+    for strength in STRENGTHS if len(rows) and shots >= CHOOSING else STRENGTHS[:1]:
+        probes = []
+        for split in splits:
+            known = split.labels >= 0
+            probes.append(fit_probe(evidence.probed[known], split.labels[known], strength))
+        weights: tuple[float, ...] = (1.0, 1.0)
+        loss = 0.0
+        if len(rows):
+            text = MULTI_CLASS.log_probabilities(evidence.text[rows][:, seen])
+            predicted = [
+                fitted.log_probabilities(evidence.probed[images])
+                for fitted, images in zip(probes, judges, strict=True)
+            ]
+            probe = torch.cat(predicted)
+            labels = torch.searchsorted(seen, truth[rows])
+            weights, loss = fit_weights(torch.stack([text, probe]), labels, 1 / sizes[pair])
+        options.append((loss, strength, weights, probes))
+    _, strength, weights, probes = min(options, key=lambda option: option[0])
+    mixed = [
+        combine(evidence.text, probe.log_probabilities(evidence.probed), seen, weights).exp()
+        for probe in probes
+    ]
+    return strength, weights, mixed
+
+
+def _splits(evidence: Evidence) -> list[_Split]:
+    """The folds of the labels, unless the teacher has seen them; last, all labels."""
+    labels = evidence.labels
+    whole = _Split(labels, torch.nonzero(evidence.held_out >= 0).flatten())
+    if not evidence.trusted or not (labels >= 0).any():
+        return [whole]
+    # by a feature and not by the order of the images
+    known = torch.nonzero(labels >= 0).flatten()
+    known = known[evidence.features[known, 0].argsort()]
+    numbers = folds(labels[known].cpu().numpy(), evidence.groups[known].cpu().numpy())
+    fold_of = torch.from_numpy(numbers).to(known.device)
+    parts = [known[fold_of == fold] for fold in range(FOLDS) if (fold_of == fold).any()]
+    return [*(_Split(labels.index_fill(0, part, -1), part) for part in parts), whole]

@@ -1,0 +1,220 @@
+"""Refined targets: the teacher's predictions, corrected by labels and by the unlabelled images."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdpl.clip import ClipConfig, ImageClip, load_image_clip
+from kdpl.data.groups import group_numbers
+from kdpl.data.parallel import progress_bar
+from kdpl.data.splits import Record
+from kdpl.errors import ArtifactError, ConfigError
+from kdpl.runtime.messages import inform
+from kdpl.runtime.origin import Origin, require_same
+from kdpl.runtime.predictions import spread
+from kdpl.targets.inputs import ImageFeatures, TargetInputs
+from kdpl.targets.prepared import REMEDY, PreparedTarget, rows_of
+from kdpl.targets.refinement.experts import Assigned, Evidence, assign
+from kdpl.targets.refinement.pool_targets import POOL_TARGETS_FILE, Moved, PoolTargets
+from kdpl.targets.refinement.refine import RefinementConfig
+from kdpl.tasks import MULTI_CLASS, require_one_class
+
+_SHOWN = 60  # images that moved
+_FLOOR = 1e-3  # of probability, spread over all classes: assignments are nearly one-hot
+
+
+@dataclass(eq=False)
+class Refined(RefinementConfig, PreparedTarget):
+    """Assignment of the unlabelled images to classes, as a student learns it (docs/targets.md).
+
+    The unlabelled images are assigned to classes before the first step: the teacher's predictions
+    and those of a probe on an encoder's features, weighted by the labels, are refined on the pool.
+    Teacher and probe predict from the mean feature of some views of an image; in the feature that
+    is refined, the view of evaluation counts twice beside that mean. All are normalised. Labelled
+    images take part with their labels; validation images take part without theirs, which help to
+    choose. Written to ``pool_targets.safetensors`` in the run's folder, it is read from there when
+    the run is resumed.
+
+    Attributes:
+        encoder: Whose features probe, neighbours and Gaussians are of: ``tower``, those of the
+            first teacher's image tower before it projects them into the joint space, without
+            prompts; ``teacher``, the teachers' own, which a cache may have; or another CLIP or
+            network of timm, as for a student's ``clip``. Others are as of ``RefinementConfig``.
+    """
+
+    encoder: ClipConfig | Literal["tower", "teacher"] = "tower"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._taken: bool | None = None
+        self._rows = self._log_assignments = torch.empty(0)
+
+    @classmethod
+    def require_task(cls, task: str) -> None:
+        """Raise a ConfigError for several labels an image."""
+        require_one_class(task, "target: refined")
+
+    @property
+    def uses_teacher(self) -> bool:
+        """False once the assignments are taken."""
+        return not self._taken
+
+    def logits(self, predicted: Tensor, indices: Tensor) -> Tensor:
+        """Return logits of the target [B, C]; a ConfigError before ``prepare``."""
+        if self._taken is None:
+            raise ConfigError(
+                "the refined targets are not there: fit the student by its command, "
+                "which makes them"
+            )
+        if not self._taken:
+            return predicted
+        return self._log_assignments[self._rows[indices]].float()
+
+    def prepare(self, inputs: TargetInputs) -> None:
+        """Refine, or read earlier results; ArtifactError if of other data or settings.
+
+        A ConfigError for several labels an image.
+        """
+        self.require_task(inputs.teachers[0].task)
+        other = None if isinstance(self.encoder, str) else load_image_clip(self.encoder)
+
+        def make(path: Path, origin: Origin) -> None:
+            further, labels, groups = _further_images(inputs)
+            text, features = self._encode(inputs, further, other)
+            held_out = [-1] * (len(labels) - len(inputs.val)) + [r.single for r in inputs.val]
+            evidence = Evidence(
+                features.blend,
+                features.mean,
+                text,
+                torch.tensor(labels, device=text.device),
+                torch.tensor(held_out, device=text.device),
+                torch.tensor(groups, device=text.device),
+                trusted=not inputs.tuned,
+            )
+            inputs.on_first_process(lambda: self._assign(inputs, evidence, origin).save(path))
+
+        settings = {
+            "target": asdict(self),
+            "encoder": other and other.identity.fingerprint,
+            "features": "normalised and blended",
+        }
+        file, origin = inputs.kept(POOL_TARGETS_FILE, settings, make)
+        targets = PoolTargets.load(file)
+        require_same(str(file), targets.made_from, origin, REMEDY, kind=ArtifactError)
+        inform(f"refinement: {targets.reason}")
+        if targets.taken:
+            inform(
+                f"{targets.moved} of {len(targets.images)} unlabelled images are assigned to "
+                f"another class: {file}"
+            )
+        self.use(targets, inputs.device)
+
+    def use(self, targets: PoolTargets, device: torch.device) -> None:
+        """Use these assignments, on a device."""
+        self._taken = targets.taken
+        if self._taken:
+            assignments = targets.assignments.to(device, torch.float32)
+            z = assignments + _FLOOR / assignments.shape[1]
+            self._log_assignments = (z / z.sum(dim=1, keepdim=True)).log_().half()
+            self._rows = rows_of(targets.images).to(device)
+
+    def _encode(
+        self, inputs: TargetInputs, further: Sequence[Record], other: ImageClip | None
+    ) -> tuple[Tensor, ImageFeatures]:
+        """Return the teachers' log probabilities, [N, C], and the encoder's features.
+
+        They are of pool and further images. The encoder is a teacher's or the ``other`` one.
+        """
+        sources = [record.source for record in further]
+        groups = [None, sources] if sources else [None]
+        pooled = self.encoder == "tower"
+        of_teachers = [
+            [inputs.features(images, self.views, n, pooled and n == 0) for images in groups]
+            for n in range(len(inputs.teachers))
+        ]
+        joint = [_joined(part for part, _ in parts) for parts in of_teachers]
+        side_by_side = ImageFeatures(*(torch.cat(each, dim=1) for each in zip(*joint, strict=True)))
+        text = MULTI_CLASS.log_probabilities(inputs.predict(side_by_side.mean))
+        if other is not None:
+            return text, _joined(inputs.features_of(other, each, self.views) for each in groups)
+        return text, _joined(part for _, part in of_teachers[0]) if pooled else side_by_side
+
+    def _assign(self, inputs: TargetInputs, evidence: Evidence, origin: Origin) -> PoolTargets:
+        """Assign the images, and decide if students learn that."""
+        n, labels = len(inputs.indices), int((evidence.labels >= 0).sum())
+        with progress_bar() as progress:
+            inform(f"refining the predictions of {n} unlabelled images, {labels} labels are seen")
+            task = progress.add_task("refinement", total=None)
+            assigned = assign(
+                evidence,
+                self,
+                lambda done, total: progress.update(task, completed=done, total=total),
+            )
+
+        # how many images of the pool changed their class
+        before = MULTI_CLASS.labels(evidence.text[:n]).cpu()
+        after = MULTI_CLASS.labels(assigned.assignments[:n]).cpu()
+        counts = [each.bincount(minlength=len(inputs.class_names)) for each in (before, after)]
+        taken, reason = self._decide(assigned, counts)
+        moved = torch.nonzero(before != after).flatten().tolist()
+        return PoolTargets(
+            made_from=dict(origin),
+            class_names=tuple(inputs.class_names),
+            taken=taken,
+            reason=reason,
+            accuracy=assigned.right,
+            before=tuple(counts[0].tolist()),
+            after=tuple(counts[1].tolist()),
+            moved=len(moved),
+            examples=tuple(
+                Moved(int(inputs.indices[i]), int(before[i]), int(after[i]))
+                for i in spread(moved, _SHOWN)
+            ),
+            images=torch.from_numpy(np.asarray(inputs.indices)).long(),
+            assignments=assigned.assignments[:n].half().cpu(),
+        )
+
+    def _decide(self, assigned: Assigned, counts: list[Tensor]) -> tuple[bool, str]:
+        """Decide on taking the assignments; ``counts`` are the pool's images before and after."""
+        what = assigned.describe()
+        if self.mode == "always":
+            return True, f"taken, as mode is always: {what}"
+        if assigned.right is not None:
+            before, after = assigned.right
+            return after >= before, f"{'taken' if after >= before else 'not taken'}: {what}"
+        emptied = int(((counts[0] > 0) & (counts[1] == 0)).sum())
+        if emptied and assigned.strength is None:
+            left = f"{emptied} class{'es' if emptied > 1 else ''}"
+            return False, f"not taken: it leaves {left} without an image, {what}"
+        return True, f"taken: {what}"
+
+
+def _joined(parts: Iterable[ImageFeatures]) -> ImageFeatures:
+    """Concatenate features of several lists of images."""
+    return ImageFeatures(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int], list[int]]:
+    """Images that are refined beside the pool; label, −1 for none, and group of each of both.
+
+    They are the labelled images that are not in the pool, and then the validation images.
+    """
+    label_of = {record.source: record.single for record in inputs.labeled}
+    known = [record.source for record in (*inputs.labeled, *inputs.val)]
+    group_of = dict(zip(known, group_numbers(known, inputs.groups).tolist(), strict=True))
+    labels, inside = [-1] * len(inputs.indices), set[str]()
+    groups = [*range(len(known), len(known) + len(labels))]
+    # a pool may have millions of images, which are not named without a label
+    for i, source in enumerate(inputs.pool.take(inputs.indices) if label_of else ()):
+        if source in label_of:
+            labels[i], groups[i] = label_of[source], group_of[source]
+            inside.add(source)
+    outside = [record for record in inputs.labeled if record.source not in inside]
+    further = [*outside, *inputs.val]
+    labels += [record.single for record in outside] + [-1] * len(inputs.val)
+    return further, labels, groups + [group_of[record.source] for record in further]

@@ -1,0 +1,106 @@
+"""Features of very many images in files of some hundred images, which processes fill together."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from kdpl.data.datasets import UnlabeledImages
+from kdpl.data.parallel import progress_bar
+from kdpl.errors import DataError
+from kdpl.runtime.files import atomic_path
+from kdpl.targets.views import load_all_views
+
+SHARD = "shard-{:05d}.npy"
+
+_MOST_SHARDS = 256  # each is an open file in each worker process
+_FEATURES_PER_SHARD = 8192  # of few images, so that an interruption loses little
+
+
+def images_per_shard(images: int, views: int) -> int:
+    """Return how many images a shard has the features of, of so many views each."""
+    return max(-(-images // _MOST_SHARDS), _FEATURES_PER_SHARD // max(views, 1), 1)
+
+
+def shards_in(folder: Path, images: int, size: int) -> dict[Path, range]:
+    """Return the files of the shards, and the indices of the images that each is of."""
+    return {
+        folder / SHARD.format(shard): range(images)[start : start + size]
+        for shard, start in enumerate(range(0, images, size))
+    }
+
+
+@dataclass(frozen=True)
+class Work:
+    """Share of one process in computing the features of ``images``.
+
+    Attributes:
+        encode: Network: uint8 [B, 3, S, S] on the CPU to features, float [B, D].
+        batch_size: Most views B that are encoded at a time.
+        num_workers: Worker processes that decode.
+        rank: This process, which does every ``world_size``-th part.
+        mean: Whether the first view is that of evaluation, and a shard has its features and the
+            mean over all views of each image, [n, 2, D], instead of all V random ones, [n, V, D].
+    """
+
+    images: UnlabeledImages
+    encode: Callable[[Tensor], Tensor]
+    batch_size: int
+    num_workers: int
+    rank: int = 0
+    world_size: int = 1
+    mean: bool = False
+
+
+def fill_shards(shards: Mapping[Path, range], views: int, work: Work) -> int:
+    """Compute what is missing of this process's shards; returns the number of its new features.
+
+    A DataError if a feature is not finite.
+    """
+    # by their places among all, whatever the others have finished by now
+    share = [*shards.items()][work.rank :: work.world_size]
+    missing = {path: indices for path, indices in share if not path.is_file()}
+    at_once = max(1, work.batch_size // views)
+    batches = batches_of(missing.values(), at_once)
+    loader = load_all_views(work.images, views, batches, work.num_workers, work.mean)
+    encoded = (_encode(batch.images, work) for batch in loader)
+    total = sum(map(len, missing.values())) * views
+    with progress_bar(shown=work.rank == 0) as progress:
+        bar = progress.add_task("features of images", total=total)
+        for path, indices in missing.items():
+            parts = []
+            for part in islice(encoded, -(-len(indices) // at_once)):
+                parts.append(part)
+                progress.advance(bar, len(part) * views)
+            features = np.concatenate(parts)
+            if not np.isfinite(features).all():
+                raise DataError(
+                    f"the features of images {indices[0]} to {indices[-1]} are not finite: check "
+                    "the network's weights and prompts, or set trainer.precision to 32-true"
+                )
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                np.save(file, features)
+    return total
+
+
+def batches_of(shards: Iterable[range], at_once: int) -> Iterator[list[int]]:
+    """Yield batches of images, one by one as there may be millions, none across a shard's end."""
+    for indices in shards:
+        for start in range(0, len(indices), at_once):
+            yield list(indices[start : start + at_once])
+
+
+@torch.no_grad()
+def _encode(images: Tensor, work: Work) -> npt.NDArray[np.float16]:
+    """Encode all views of some images, uint8 [n, V, 3, S, S], to float16 [n, V or 2, D]."""
+    parts = [work.encode(part) for part in torch.split(images.flatten(0, 1), work.batch_size)]
+    features = torch.cat(parts).view(*images.shape[:2], -1)
+    if work.mean:
+        features = torch.stack([features[:, 0], features.mean(dim=1)], dim=1)
+    rows: npt.NDArray[np.float16] = features.half().cpu().numpy()
+    return rows

@@ -1,1 +1,0 @@
-"""Networks of timm as students: ``timm:NAME``."""

@@ -1,1 +1,0 @@
-"""Class vectors of other class names, from a teacher that is tuned already."""

@@ -1,0 +1,189 @@
+import json
+import socket
+import struct
+import time
+
+import pytest
+import world
+import yaml
+from runs import configs, fit_student, fit_teacher, rows_of
+from runs import test as run_test
+
+from kdpl.callbacks.loggers.artifacts import artifact_name
+from kdpl.callbacks.loggers.wandb_logger import ID_FILE, RunWandbLogger
+from kdpl.class_vectors import ClassVectors
+from kdpl.errors import ConfigError
+from kdpl.runtime.predictions import read_results
+from kdpl.runtime.run_folder import (
+    CLASS_VECTORS_FILE,
+    CLASSIFIER_FOLDER,
+    CONFIG_FILE,
+    METRICS_FILE,
+    PROMPTS_FILE,
+)
+
+LOGGER = configs("logger/wandb.yaml")
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path, monkeypatch):
+    """Let wandb work without a server, with its cache and configuration in a folder of the test."""
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "HOME", "NETRC"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    # here, as each process of the tests imports the module
+    import wandb
+
+    # the client reads its environment once
+    wandb.teardown()
+    yield wandb
+    wandb.teardown()
+
+
+def _records(data):
+    """The records of a W&B run file: a log of blocks of 32 KiB, over which a record may be split."""
+    from wandb.proto import wandb_internal_pb2
+
+    at, pieces, found = 7, b"", []
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        pieces += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a complete record, or the last piece of one
+            found.append(wandb_internal_pb2.Record.FromString(pieces))
+            pieces = b""
+    return found
+
+
+def records_of(run, seconds=60):
+    """The records of a run's processes by kind, once complete: the client writes them from a process of its own."""
+    end, found = time.monotonic() + seconds, {}
+    for file in sorted(run.rglob("*.wandb")):
+        while "exit" not in {
+            record.WhichOneof("record_type") for record in _records(file.read_bytes())[-3:]
+        }:
+            assert time.monotonic() < end, f"{file} was not closed"
+            time.sleep(0.1)
+        for record in _records(file.read_bytes()):
+            kind = record.WhichOneof("record_type")
+            found.setdefault(kind, []).append(getattr(record, kind))
+    return found
+
+
+def values_of(items):
+    """The values of items of a row or of a config by name, decoded."""
+    return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+
+def logged(run, name):
+    return [float(row[name]) for row in rows_of(run / METRICS_FILE) if row[name]]
+
+
+def test_a_stage_is_one_run_with_config_numbers_pictures_and_artifacts_that_name_those_before(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    teacher, student = tmp_path / "runs/teacher", tmp_path / "runs/student"
+    assert fit_teacher(teacher, *LOGGER) == run_test(teacher, "--trainer.logger=false") == 0
+    assert fit_student(student, teacher, *LOGGER) == run_test(student) == 0
+    # nothing is written outside the runs' folders, and artifacts are read from there
+    assert list((tmp_path / "work").iterdir()) == []
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+
+    vectors = ClassVectors.load(teacher / CLASS_VECTORS_FILE)
+    prompts, made = records_of(teacher)["artifact"]
+    assert (prompts.type, prompts.name) == ("teacher", artifact_name("teacher", vectors.teacher))
+    assert (made.type, made.name) == (
+        "class-vectors",
+        artifact_name("class-vectors", vectors.teacher),
+    )
+    files = [content.path for artifact in (prompts, made) for content in artifact.manifest.contents]
+    assert files == [PROMPTS_FILE, CLASS_VECTORS_FILE]
+    assert set(made.aliases) == {"latest", (teacher / ID_FILE).read_text()}
+    metadata = json.loads(made.metadata)
+    about = {"teacher": vectors.teacher, "num_classes": 10}
+    assert (
+        metadata.items()
+        >= {**about, "made_with": prompts.name, "val/acc": logged(teacher, "val/acc")[-1]}.items()
+    )
+
+    found, number = records_of(student), (student / ID_FILE).read_text()
+    assert {(run.run_id, run.project, run.display_name) for run in found["run"]} == {
+        (number, "kdpl", "runs/student")
+    }
+    updates = [values_of(config.update) for config in found["config"]]
+    whole = [values for values in updates if "model" in values]
+    assert whole == [yaml.safe_load((student / CONFIG_FILE).read_text())], (
+        "the config is logged once"
+    )
+    # offline the config alone says that the run used those very class vectors
+    (inputs,) = [values["inputs"] for values in updates if "inputs" in values]
+    assert inputs["class-vectors"] == {"artifact": made.name, "digest": made.digest, **about}
+    (classifier,) = found["artifact"]
+    assert (classifier.type, classifier.name) == ("classifier", f"classifier-{number}")
+    assert {c.path for c in classifier.manifest.contents} == {
+        p.name for p in (student / CLASSIFIER_FOLDER).iterdir()
+    }
+    metadata = json.loads(classifier.metadata)
+    assert (metadata["made_with"], metadata["clip"]["model"]) == (made.name, "tiny-student")
+
+    rows = [values_of(row.item) for row in found["history"]]
+    for name in ("train/loss", "val/acc", "test/acc"):
+        assert [row[name] for row in rows if name in row] == logged(student, name) != [], name
+    assert logged(student, "test/acc") == [read_results(student)["test/acc"]]
+    pytest.importorskip("matplotlib")
+    pictures = {name.split("/")[1] for row in rows for name in row if name.startswith("figures/")}
+    assert pictures == {"confusion", "test_images"}
+
+
+def test_disabled_it_logs_nothing_and_breaks_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert fit_teacher(tmp_path / "out", "--trainer.max_epochs=1", *LOGGER) == 0
+    assert (tmp_path / "out" / CLASS_VECTORS_FILE).is_file()
+    assert not list(tmp_path.rglob("*.wandb"))
+
+
+@pytest.mark.parametrize("key", ["0" * 40, None])
+def test_if_a_server_cannot_be_used_the_run_is_logged_offline(
+    key, tmp_path, monkeypatch, capsys, offline
+):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    # the system accepts connections, and nobody reads them
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        offline.teardown()
+        run = RunWandbLogger(save_dir=str(tmp_path), id="abc", project="kdpl").experiment
+        assert (run.offline, run.id) == (True, "abc")
+        run.finish()
+    assert "the run is logged offline, send it later with wandb sync" in capsys.readouterr().err
+
+
+def test_settings_that_wandb_refuses_are_one_sentence(tmp_path):
+    with world.refused(ConfigError, "correct the logger's settings"):
+        _ = RunWandbLogger(save_dir=str(tmp_path), id="a/b", project="kdpl").experiment
+
+
+def test_project_name_and_id_of_the_environment_are_used_and_the_id_is_kept(tmp_path, monkeypatch):
+    def settings_of(folder, **environment):
+        for name in ("WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_ID"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        logger = RunWandbLogger(save_dir=str(folder))
+        return logger._project, logger._name, logger._id
+
+    given = {"WANDB_PROJECT": "pets", "WANDB_NAME": "third try", "WANDB_RUN_ID": "r7"}
+    assert settings_of(tmp_path / "a/b", **given) == ("pets", "third try", "r7")
+    assert settings_of(tmp_path / "a/b") == ("kdpl", "a/b", "r7")
+    assert settings_of(tmp_path / "a/b", WANDB_RUN_ID="other")[2] == "r7"
+    assert settings_of(tmp_path / "c")[2] not in (None, "r7")

@@ -1,0 +1,220 @@
+import io
+import os
+import pickle
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import noise
+
+from kdpl import Classifier
+from kdpl.__main__ import main
+from kdpl.classifier.engines import BatchPredictor
+from kdpl.errors import ConfigError
+from kdpl.tasks import DecisionRule
+
+pyarrow = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow.parquet")
+pytest.importorskip("pandas")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Eighty noisy pictures, two of them damaged."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(80):
+        pixels = np.random.default_rng(i).integers(0, 256, (12, 14, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    for name in ("17", "40"):
+        (folder / f"{name}.png").write_bytes(b"no image")
+    return folder
+
+
+def predict(classifier, pictures, out, *more):
+    """The table of predict, read back."""
+    main(["predict", str(classifier), str(pictures), f"--out={out}", *more])
+    return pyarrow.parquet.read_table(out)
+
+
+@pytest.mark.parametrize("sizes", [[80], [3, 1, 70, 6], [1] * 80])
+def test_rows_are_those_of_predict_to_the_last_digit_however_they_are_grouped(
+    sizes, classifier, pictures, tmp_path
+):
+    table = predict(classifier, pictures, tmp_path / "t.parquet", "--top-k=2", "--embeddings")
+    predictor = BatchPredictor(str(classifier), top_k=2, embeddings=True)
+    assert predictor.schema == table.schema
+    paths = map(str, sorted(pictures.iterdir()))
+    parts = [predictor({"path": [*islice(paths, size)]}) for size in sizes]
+    assert pyarrow.concat_tables(parts) == table
+
+
+def test_images_come_as_bytes_or_by_path_in_any_kind_of_columns(classifier, pictures):
+    predictor = BatchPredictor(str(classifier))
+    paths = [str(path) for path in sorted(pictures.iterdir())[15:19]]
+    contents = [Path(path).read_bytes() for path in paths]
+    by_path = predictor({"path": np.array(paths)})
+    texts, blobs = np.array(paths, object), np.array(contents, object)
+    tables = {
+        "both": {"path": texts, "bytes": blobs},
+        "some of each": {"path": paths, "bytes": [contents[0], None, None, contents[3]]},
+        "url": {"path": [f"file://{path}" for path in paths]},
+        "arrow": pyarrow.table({"path": paths, "bytes": contents}),
+        "record batch": pyarrow.RecordBatch.from_pydict({"path": paths}),
+    }
+    tables["pandas"] = tables["arrow"].to_pandas()
+    for what, table in tables.items():
+        found = predictor(table)
+        assert found.drop(["path", "error"]) == by_path.drop(["path", "error"]), what
+        assert [bool(error) for error in found["error"].to_pylist()] == [0, 0, 1, 0]
+    assert found["path"].to_pylist() == paths
+    nameless = predictor({"bytes": contents})
+    assert nameless["path"].to_pylist() == [None] * 4
+    assert nameless["class"] == by_path["class"]
+    assert "image without a path cannot be read" in nameless["error"][2].as_py()
+
+
+def test_other_columns_pass_through_and_an_empty_batch_has_all_columns(classifier, pictures):
+    predictor = BatchPredictor(str(classifier))
+    path = str(pictures / "00.png")
+    found = predictor({"id": np.array([7, 8]), "bytes": [None, None], "path": [path, None]})
+    assert found.column_names == [*predictor.schema.names, "id"]
+    assert found["id"].to_pylist() == [7, 8]
+    assert found["error"].to_pylist() == [
+        None,
+        "the row has neither path nor bytes: fill in one of them",
+    ]
+    assert predictor({"path": []}).schema == predictor.schema
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        ({"image": ["a.png"]}, "the batch has the columns image, expected path or bytes"),
+        (
+            {"path": ["a.png"], "class": ["x"]},
+            "has the columns path, class, expected path or bytes, and none of",
+        ),
+    ],
+)
+def test_a_batch_without_images_is_refused(batch, said, classifier):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        BatchPredictor(str(classifier))(batch)
+
+
+@pytest.mark.parametrize("name", ["top_k", "batch_size"])
+def test_a_number_below_one_is_refused(name, classifier):
+    with pytest.raises(ConfigError, match=f"{name} is 0, expected 1 or more"):
+        BatchPredictor(str(classifier), **{name: 0})
+
+
+def test_it_travels_without_weights_and_loads_where_it_arrives(classifier, tmp_path):
+    predictor = BatchPredictor(str(classifier))
+    noise(20, 30).save(tmp_path / "a.png")
+    before = predictor({"path": [str(tmp_path / "a.png")]})
+    sent = pickle.dumps(predictor)
+    assert len(sent) < 1000
+    assert pickle.loads(sent)({"path": [str(tmp_path / "a.png")]}) == before  # noqa: S301
+
+
+def test_a_rule_and_a_precision_are_those_of_the_classifier(classifier, pictures):
+    images = [str(path) for path in sorted(pictures.iterdir()) if path.stem not in ("17", "40")]
+    options = {"precision": "bf16-mixed", "rule": DecisionRule(threshold=0.4), "top_k": 2}
+    predictions = Classifier.load(classifier).predict(images, **options)
+    found = BatchPredictor(str(classifier), **options)({"path": images})
+    assert found["class"].to_pylist() == [first.class_name for first, *_ in predictions]
+    assert None in found["class"].to_pylist()
+    np.testing.assert_allclose(
+        found["probability"], [first.probability for first, *_ in predictions], atol=4e-3
+    )
+
+
+def block(title):
+    """A block of code of the page on engines, by what it imports."""
+    page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    return next(each for each in blocks if f"import {title}" in each)
+
+
+@pytest.fixture
+def job(classifier, tmp_path):
+    """Writes a script of the page for some images, and returns what starts it in a session of its own."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+    def start(title, number):
+        photos = tmp_path / "photos"
+        photos.mkdir()
+        for i in range(number):
+            pixels = np.random.default_rng(i).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+            content = io.BytesIO()
+            Image.fromarray(pixels).save(content, "png")
+            (photos / f"{i:05}.png").write_bytes(content.getvalue())
+        paths = pyarrow.table({"path": [str(path) for path in sorted(photos.iterdir())]})
+        pyarrow.parquet.write_table(paths, tmp_path / "paths.parquet")
+        script = block(title).replace("runs/mine/student/classifier", str(classifier))
+        for name in ("paths.parquet", "done", "predictions"):
+            script = script.replace(f'"{name}"', f'"{tmp_path / name}"')
+        (tmp_path / "job.py").write_text(script, encoding="utf-8")
+        return lambda: subprocess.Popen(
+            [sys.executable, tmp_path / "job.py"],
+            env=environment,
+            cwd=tmp_path,
+            start_new_session=True,
+        )
+
+    return start
+
+
+def require_those_of_predict(classifier, folder):
+    table = predict(classifier, folder / "photos", folder / "table.parquet")
+    found = pyarrow.parquet.read_table(folder / "predictions").sort_by("path")
+    assert found.select(table.column_names).cast(table.schema) == table
+
+
+@pytest.mark.slow
+def test_ray_killed_at_random_writes_each_image_once(classifier, job, tmp_path):
+    pytest.importorskip("ray.data.checkpoint")
+    # as many as are asked for; by default few, since a start of Ray takes ten seconds
+    images, kills = (
+        int(os.environ.get(f"KDPL_RAY_{n}", d)) for n, d in (("IMAGES", 3000), ("KILLS", 2))
+    )
+    start = job("ray", images)
+
+    def files():
+        return len([*(tmp_path / "predictions").glob("*.parquet")])
+
+    process = start()
+    for kill in range(kills):
+        wanted = files() + random.randint(0, 4)  # noqa: S311
+        while process.poll() is None and files() < wanted:
+            time.sleep(0.1)
+        time.sleep(random.uniform(0, 3))  # noqa: S311
+        if process.poll() is not None:
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        print(f"kill {kill + 1}: {files()} files")
+        process = start()
+    assert process.wait() == 0
+    # a job that is done already, as it may be when it is killed, adds nothing
+    assert start().wait() == 0
+    require_those_of_predict(classifier, tmp_path)
+
+
+@pytest.mark.slow
+def test_daft_writes_what_predict_writes(classifier, job, tmp_path):
+    pytest.importorskip("daft")
+    assert job("daft", 1000)().wait() == 0
+    require_those_of_predict(classifier, tmp_path)

@@ -1,0 +1,180 @@
+import json
+import shutil
+from dataclasses import replace
+
+import huggingface_hub
+import pytest
+import torch
+import world
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from test_classifier import make_classifier
+
+import kdpl.classifier.hub.hub
+from kdpl import Classifier
+from kdpl.classifier.hub import from_pretrained, model_card, push_to_hub, save_pretrained
+from kdpl.errors import ArtifactError
+from kdpl.runtime.predictions import write_results
+
+
+@pytest.fixture(scope="module")
+def classifier(clip_of):
+    return make_classifier(clip_of("test-student"))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Config and accuracies of a student's run."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    data = {"dataset": "dtd", "protocol": "base_to_novel", "shots": 16, "root": "/secret/place"}
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({"seed_everything": 3, "data": {"init_args": data}})
+    )
+    write_results(
+        folder,
+        11,
+        {"test/acc": 0.5, "test/base_acc": 0.625, "test/novel_acc": 0.25, "test/hm": 0.35714},
+    )
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder in place of the hub."""
+    root = tmp_path / "hub"
+
+    class Api:
+        def __init__(self, token):
+            self.token = token
+
+        def create_repo(self, repo_id, private, exist_ok):
+            (root / repo_id).mkdir(parents=True)
+            (root / repo_id / "asked.json").write_text(json.dumps([private, exist_ok, self.token]))
+            return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
+
+        def upload_folder(self, repo_id, folder_path, **_):
+            shutil.copytree(folder_path, root / repo_id, dirs_exist_ok=True)
+            return f"https://huggingface.co/{repo_id}/commit/1"
+
+    def snapshot(repo_id, allow_patterns, **options):
+        assert set(allow_patterns) == {
+            "classifier.json",
+            "model.safetensors",
+            "held_out.safetensors",
+            "unknown.safetensors",
+            "pool_sample.safetensors",
+            "taxonomy.safetensors",
+        }
+        validate_repo_id(repo_id)
+        if not (root / repo_id).is_dir():
+            raise LocalEntryNotFoundError(f"{repo_id} is not there.")
+        return str(root / repo_id)
+
+    monkeypatch.setattr(kdpl.classifier.hub.hub, "HfApi", Api)
+    monkeypatch.setattr(kdpl.classifier.hub.hub, "snapshot_download", snapshot)
+    return root
+
+
+def test_an_uploaded_classifier_is_downloaded_unchanged(classifier, run, hub, images):
+    url = push_to_hub(classifier, "me/digits", run=run, private=True, token="secret")  # noqa: S106
+    assert url == "https://huggingface.co/me/digits/commit/1"
+    pushed = hub / "me" / "digits"
+    assert json.loads((pushed / "asked.json").read_text()) == [True, True, "secret"]
+    names = sorted(path.name for path in pushed.iterdir())
+    assert names == [
+        "README.md",
+        "asked.json",
+        "classifier.json",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert json.loads((pushed / "config.json").read_text()) == {"library_name": "kdpl"}
+    read = from_pretrained("me/digits")
+    assert torch.equal(read(images), classifier(images))
+    assert read.class_names == classifier.class_names
+    assert torch.equal(from_pretrained(pushed)(images), classifier(images))
+
+
+def test_the_card_states_data_protocol_accuracies_teacher_and_licence(classifier, run, tmp_path):
+    clip = replace(classifier.clip, pretrained="/somebody/weights.pt")
+    save_pretrained(
+        Classifier(classifier.encoder, classifier.vectors, 17.0, clip), tmp_path / "saved", run=run
+    )
+    assert {path.suffix for path in (tmp_path / "saved").iterdir()} == {
+        ".json",
+        ".md",
+        ".safetensors",
+    }
+    card = ModelCard.load(tmp_path / "saved" / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("kdpl", "image-classification")
+    for words in (
+        "# Image classifier of 5 classes\n\n## Classes\n\n`sea_horse`, `crab`",
+        "\n\nThe first 3 are base classes",
+        "\n\n- dataset `dtd`, protocol `base_to_novel`, seed 3\n- labels for tuning the teacher: 16 images per class",
+        "On 11 test images",
+        "|---|--:|\n| all classes | 50.0% |\n| base classes | 62.5% |\n",
+        "\n| harmonic mean | 35.7% |\n\n##",
+        "- image encoder: CLIP `test-student`, weights `weights.pt`, images of 32 pixels\n- class vectors",
+        "CLIP `test-teacher-quickgelu`",
+        "licence of their publishers",
+    ):
+        assert words in card.text, words
+    assert "/secret" not in card.content
+    assert "/somebody" not in card.content
+    assert torch.equal(
+        Classifier.load(tmp_path / "saved").vectors.vectors, classifier.vectors.vectors
+    )
+
+
+def test_the_card_says_what_was_not_recorded(classifier, run):
+    assert "Not recorded." in model_card(classifier).text
+    (run / "test.json").unlink()
+    text = model_card(classifier, run).text
+    assert "Not measured." in text
+    assert "dataset `dtd`" in text
+
+
+@pytest.mark.parametrize(
+    ("shots", "words"),
+    [
+        (0, "- labels for tuning the teacher: none\n"),
+        (4, "- labels for tuning the teacher: 4 images per class of the first half"),
+        (None, "- labels for tuning the teacher: all images per class of the first half"),
+    ],
+)
+def test_the_card_says_which_labels_were_seen(shots, words, classifier, run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["init_args"]["shots"] = shots
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert words in model_card(classifier, run).text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.yaml", "data: 3"), ("test.json", "{"), ("test.json", '{"images": []}')],
+)
+def test_a_damaged_run_is_named(name, content, classifier, run, tmp_path):
+    (run / name).write_text(content)
+    with world.refused(ArtifactError, str(run)):
+        save_pretrained(classifier, tmp_path / "saved", run=run)
+
+
+@pytest.mark.parametrize("name", ["me/gone", "no such folder/a/b"])
+def test_a_classifier_that_is_not_on_the_hub_is_one_sentence(name, hub):
+    with world.refused(
+        ArtifactError,
+        f"{name} cannot be downloaded from the hub .* fetch classifier.json and model",
+    ):
+        from_pretrained(name)
+
+
+def test_an_unreachable_hub_is_one_sentence(classifier, hub, monkeypatch):
+    def unreachable(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(kdpl.classifier.hub.hub.HfApi, "upload_folder", unreachable)
+    with world.refused(ArtifactError, r"me/digits \(no route to host\): check"):
+        push_to_hub(classifier, "me/digits")

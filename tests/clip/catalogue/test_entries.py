@@ -1,0 +1,128 @@
+"""What each CLIP is good for, by rules about its config, and by what open_clip builds from it."""
+
+import json
+from importlib.resources import files
+
+import open_clip
+import pytest
+import torch
+import world
+
+from benchmarks.models import NAMES, PAGE, PAIRS, page
+from kdpl.clip import ClipConfig, Preprocessing, PromptableImageTower, load_clip
+from kdpl.clip.catalogue import (
+    PARAMETERS_FILE,
+    UNKNOWN_LICENCE,
+    catalogue,
+    licence,
+    takes_text_prompts,
+    takes_visual_prompts,
+)
+from kdpl.clip.towers.kinds import image_tower, text_tower
+from kdpl.clip.towers.text import PromptableTextTower
+
+PREPROCESSING = Preprocessing(8, (0.5,) * 3, (0.5,) * 3)
+SMALL_TEXT = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
+
+
+def build(config):
+    """Build what open_clip builds from a config, without memory; no tower of Hugging Face, which would be fetched."""
+    config = {key: value for key, value in config.items() if key != "custom_text"} | {
+        "vision_cfg": {**config["vision_cfg"], "timm_model_pretrained": False},
+        "text_cfg": SMALL_TEXT if config["text_cfg"].get("hf_model_name") else config["text_cfg"],
+    }
+    is_coca, is_separate = "multimodal_cfg" in config, not takes_text_prompts(config)
+    with torch.device("meta"):
+        return (
+            open_clip.CoCa
+            if is_coca
+            else open_clip.CustomTextCLIP
+            if is_separate
+            else open_clip.CLIP
+        )(**config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rules_agree_with_what_open_clip_builds(name):
+    config = open_clip.get_model_config(name)
+    model = build(config)
+    visual = image_tower(model.visual, config, PREPROCESSING)
+    assert takes_visual_prompts(config) == isinstance(visual, PromptableImageTower)
+    if config["text_cfg"].get("hf_model_name"):
+        # tests/clip/towers/test_hugging_face_text.py prompts one
+        assert takes_text_prompts(config)
+    else:
+        assert takes_text_prompts(config) == isinstance(
+            text_tower(name, model, 1), PromptableTextTower
+        )
+    size = config["vision_cfg"].get("image_size", 224)
+    with torch.no_grad():
+        features = model.visual(torch.zeros(1, 3, size, size, device="meta"))
+    assert (features[0] if isinstance(features, tuple) else features).shape == (
+        1,
+        config["embed_dim"],
+    )
+    counted = json.loads((files("kdpl.clip") / PARAMETERS_FILE).read_text(encoding="utf-8"))
+    assert counted[name] == sum(each.numel() for each in model.visual.parameters())
+
+
+def entry_of(model, tag):
+    (entry,) = (each for each in catalogue(model) if each.model == model and tag in each.tags)
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("model", "tag", "teacher", "student", "extra"),
+    [
+        ("ViT-L-14-quickgelu", "openai", "text + visual", "prompts", ""),
+        ("ViT-B-16-SigLIP2", "webli", "text + visual", "prompts", "transformers"),
+        ("EVA02-B-16", "merged2b_s8b_b131k", "text + visual", "prompts", ""),
+        ("RN50-quickgelu", "openai", "text", "projector", ""),
+        ("MobileCLIP-S1", "datacompdr", "text", "projector", ""),
+        ("coca_ViT-B-32", "laion2b_s13b_b90k", "visual", "prompts", ""),
+        ("roberta-ViT-B-32", "laion2b_s12b_b32k", "text + visual", "prompts", "transformers"),
+        ("tiny-resnet", "glyphs", "text", "projector", ""),
+    ],
+)
+def test_a_model_is_listed_with_what_it_is_good_for(model, tag, teacher, student, extra):
+    entry = entry_of(model, tag)
+    assert (entry.teacher, entry.student, entry.extra) == (teacher, student, extra)
+
+
+def test_every_pretrained_pair_is_listed_once():
+    listed = [(each.model, tag) for each in catalogue() for tag in each.tags if each.model in NAMES]
+    assert sorted(listed) == sorted(PAIRS)
+
+
+def test_the_page_of_all_models_agrees_with_the_rules():
+    assert PAGE.read_text(encoding="utf-8") == page(), "make models writes it again"
+    accepted = [each for each in catalogue() if each.model in NAMES]
+    assert sum(len(each.tags) for each in accepted) >= 190
+
+
+def test_a_registered_models_parameters_are_those_of_its_image_tower():
+    loaded = load_clip(ClipConfig("test-resnet", world.TAG)).image_tower.visual
+    entry = entry_of("test-resnet", world.TAG)
+    assert entry.parameters == sum(each.numel() for each in loaded.parameters())
+    assert (entry.image_size, entry.licence) == (32, UNKNOWN_LICENCE)
+
+
+@pytest.mark.parametrize(
+    ("model", "tag", "expected"),
+    [
+        ("ViT-B-16", "openai", "MIT"),
+        ("ViT-B-16", "laion2b_s34b_b88k", "MIT"),
+        ("ViT-B-16", "dfn2b", "Apple's own"),
+        ("ViT-B-16", "metaclip_fullcc", "CC-BY-NC-4.0"),
+        ("ViT-H-14-worldwide", "metaclip2_worldwide", "CC-BY-NC-4.0"),
+        ("MobileCLIP2-B", "dfndr2b", "Apple AMLR"),
+        ("ViT-H-14-CLIPA-336", "laion2b", "Apache-2.0"),
+        ("nllb-clip-base-siglip", "v1", "CC-BY-NC-4.0"),
+        ("EVA02-E-14", "laion2b_s4b_b115k", "MIT"),
+        ("RN50", "cc12m", UNKNOWN_LICENCE),
+        ("ViTamin-B", "datacomp1b", UNKNOWN_LICENCE),
+    ],
+)
+def test_a_licence_is_that_of_the_weights(model, tag, expected):
+    assert licence(model, tag) == expected

@@ -1,0 +1,216 @@
+"""Text towers of transformers, which take a learnt context at their input, against a BERT computed step by step."""
+
+import json
+
+import open_clip
+import pytest
+import torch
+import world
+from plain import backward, relative_error
+from siglip import WORDS, write_with_bert
+from torch.nn import functional as F
+
+from kdpl.clip import ClipConfig, load_clip
+from kdpl.clip.towers.hugging_face_text import HuggingFaceTextTower
+from kdpl.errors import ConfigError
+from kdpl.prompts import TextPrompts
+from kdpl.prompts.text import ensemble_features, tokenize_prompts
+
+NAMES = ["sea horse", "crab", "blue whale of the sea", "zero"]
+POOLERS = {"mean_pooler": "linear", "cls_pooler": "mlp"}
+
+pytest.importorskip("transformers")
+
+
+def write_tokenizer(path):
+    """Write one as BERT's: a class token, a separator, and padding with an id of its own."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    ids = {word: at for at, word in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", *WORDS.split()])}
+    tokenizer = Tokenizer(models.WordLevel(ids, "[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer.save(str(path / "tokenizer.json"))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
+    (path / "tokenizer_config.json").write_text(json.dumps(about))
+
+
+@pytest.fixture(scope="module", params=POOLERS)
+def folder(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("bert") / request.param
+    text = {"hf_pooler_type": request.param, "hf_proj_type": POOLERS[request.param]}
+    written = write_with_bert(path, **text)
+    write_tokenizer(path)
+    return written
+
+
+@pytest.fixture(scope="module")
+def clip(folder):
+    return load_clip(ClipConfig(f"local-dir:{folder.path}"))
+
+
+def linear(module, x):
+    return x @ module.weight.double().T + (0 if module.bias is None else module.bias.double())
+
+
+def layer_norm(module, x):
+    centred = x - x.mean(dim=-1, keepdim=True)
+    scaled = centred / (centred.square().mean(dim=-1, keepdim=True) + module.eps).sqrt()
+    return scaled * module.weight.double() + module.bias.double()
+
+
+def plain_features(text, ids, context, start):
+    """Encode texts one by one, without padding: ids [N, L] with a context [n, W] from ``start`` on."""
+    bert, heads = text.transformer, text.config.num_attention_heads
+    embed = bert.embeddings
+    features = []
+    for row in ids:
+        row = row[row != text.config.pad_token_id]
+        words = embed.word_embeddings.weight.double()[row]
+        words = torch.cat([words[:start], context, words[start + len(context) :]])
+        places = embed.position_embeddings.weight.double()[: len(row)]
+        kind = embed.token_type_embeddings.weight.double()[0]
+        x = layer_norm(embed.LayerNorm, words + places + kind)
+        for layer in bert.encoder.layer:
+            own = layer.attention.self
+            parts = []
+            for q, k, v in zip(
+                *(linear(each, x).chunk(heads, dim=1) for each in (own.query, own.key, own.value)),
+                strict=True,
+            ):
+                parts.append((q @ k.T / q.shape[1] ** 0.5).softmax(dim=1) @ v)
+            output = layer.attention.output
+            x = layer_norm(output.LayerNorm, x + linear(output.dense, torch.cat(parts, dim=1)))
+            hidden = linear(layer.intermediate.dense, x)
+            hidden = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
+            x = layer_norm(layer.output.LayerNorm, x + linear(layer.output.dense, hidden))
+        pooled = x.mean(dim=0) if bert.pooler is None else linear(bert.pooler.dense, x[0]).tanh()
+        if isinstance(text.proj, torch.nn.Linear):
+            features.append(linear(text.proj, pooled))
+        else:
+            features.append(linear(text.proj[2], F.gelu(linear(text.proj[0], pooled))))
+    return torch.stack(features)
+
+
+@pytest.mark.parametrize("at_once", [128, 3])
+def test_a_context_and_its_gradient_are_the_plain_ones(folder, clip, at_once):
+    assert isinstance(clip.text_tower, HuggingFaceTextTower)
+    assert clip.text_tower.start == 1
+    prompts = world.disturbed(TextPrompts(3, 1, "a photo of", clip.text_tower, clip.tokenize), 0.5)
+    context = prompts.context.detach().double().requires_grad_()
+    texts = [f"a photo of the {name}" for name in NAMES]
+    ids = clip.tokenize(texts)
+    assert (ids == 0).any(), "padding must be hidden"
+
+    arranged = tokenize_prompts(clip.tokenize, texts, clip.text_tower)
+    features = prompts(clip.text_tower, arranged, at_once)
+    expected = plain_features(folder.model.text, ids, context, start=1)
+    assert relative_error(features, expected) < 1e-5
+    assert relative_error(features, clip.text_tower(arranged)) > 1e-3, "the prompts must matter"
+    backward(features, expected)
+    assert relative_error(prompts.context.grad, context.grad) < 1e-5
+
+
+def test_a_context_of_words_encodes_as_the_text_with_these_words(folder, clip):
+    prompts = TextPrompts(2, 1, "a photo of", clip.text_tower, clip.tokenize)
+    texts = [f"a photo of {name}" for name in NAMES]
+    ids = clip.tokenize(texts)
+    features = prompts(clip.text_tower, clip.text_tower.arrange(ids))
+    assert relative_error(features, folder.model.encode_text(ids)) < 1e-5
+    assert torch.equal(
+        clip.text_tower(clip.text_tower.arrange(ids)),
+        load_clip(ClipConfig(f"local-dir:{folder.path}")).text_tower.text(ids),
+    )
+
+
+def test_noise_takes_the_places_of_placeholder_words(folder, clip):
+    with torch.random.fork_rng(devices=[]):
+        prompts = TextPrompts(4, 1, None, clip.text_tower, clip.tokenize)
+    ids = clip.tokenize([f"X X X X {name}." for name in NAMES])
+    features = prompts(clip.text_tower, clip.text_tower.arrange(ids))
+    expected = plain_features(folder.model.text, ids, prompts.context.detach().double(), start=1)
+    assert relative_error(features, expected) < 1e-5
+
+
+ENCODERS = {
+    "roberta": {"num_hidden_layers": 2, "hidden_size": 24, "intermediate_size": 32},
+    "xlm-roberta": {"num_hidden_layers": 2, "hidden_size": 24, "intermediate_size": 32},
+    "mt5": {"num_layers": 2, "d_model": 24, "d_ff": 32, "d_kv": 12, "num_heads": 2},
+    "m2m_100": {"encoder_layers": 2, "d_model": 24, "encoder_ffn_dim": 32, "decoder_layers": 1},
+}
+"""Further encoders that open_clip knows, with few layers."""
+
+
+def encoder_of(kind, folder):
+    """open_clip's module of a small encoder with random weights."""
+    from transformers import AutoConfig
+
+    heads = {"num_attention_heads": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    settings = {"vocab_size": 32, "max_position_embeddings": 40, **heads, **ENCODERS[kind]}
+    AutoConfig.for_model(kind, **settings).save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return open_clip.hf_model.HFTextEncoder(
+            str(folder), 16, pretrained=False, pooler_type="mean_pooler", proj_type="linear"
+        )
+
+
+def test_an_encoder_that_does_not_find_its_embedding_takes_a_context(tmp_path, monkeypatch):
+    def unknown(_):
+        raise NotImplementedError
+
+    text = encoder_of("m2m_100", tmp_path)
+    # as before transformers 4.54
+    monkeypatch.setattr(type(text.transformer), "get_input_embeddings", unknown)
+    tower = HuggingFaceTextTower(text, start=1)
+    assert tower.token_embedding.num_embeddings == text.config.vocab_size
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_words_and_their_embeddings_as_a_context_are_the_same_to_every_kind_of_encoder(
+    kind, tmp_path
+):
+    text = encoder_of(kind, tmp_path)
+    padding = text.config.pad_token_id
+    ids = torch.full((3, 12), padding)
+    for row, length in zip(ids, (6, 9, 12), strict=True):
+        row[:length] = torch.arange(5, 5 + length)
+    tower = HuggingFaceTextTower(text, start=1)
+    texts = tower.arrange(ids)
+    context = tower.token_embedding(ids[0, 1:4]).detach()
+    assert relative_error(tower(texts, context), text(ids)) < 1e-5
+    assert relative_error(tower(texts, context.flip(0)), text(ids)) > 1e-4
+
+
+def test_deep_prompts_are_refused_with_the_setting(clip):
+    with world.refused(
+        ConfigError,
+        r"a text tower of kind HFTextEncoder takes prompts at its input alone, not in 9 layers: "
+        r"set text_prompts\.depth to 1",
+    ):
+        TextPrompts(2, 9, "a photo of", clip.text_tower, clip.tokenize)
+
+
+def test_frozen_features_are_averaged_over_templates_as_open_clip_encodes_them(folder, clip):
+    templates = [lambda name: f"a photo of {name}", lambda name: f"the {name}"]
+    found = ensemble_features(clip.text_tower, clip.tokenize, NAMES, templates)
+    with torch.no_grad():
+        expected = sum(
+            folder.model.encode_text(clip.tokenize([template(name) for name in NAMES]))
+            for template in templates
+        )
+    assert relative_error(found, F.normalize(expected, dim=1)) < 1e-5
+
+
+def test_the_tower_keeps_the_fingerprint_of_its_weights_and_trains_nothing(folder, clip):
+    weights = {
+        name.removeprefix("text."): tensor for name, tensor in clip.text_tower.state_dict().items()
+    }
+    assert weights.keys() == folder.model.text.state_dict().keys()
+    assert not any(parameter.requires_grad for parameter in clip.text_tower.parameters())
+    clip.text_tower.train()
+    assert not any(module.training for module in clip.text_tower.modules())
+    assert isinstance(clip.text_tower.text, open_clip.hf_model.HFTextEncoder)

@@ -1,0 +1,166 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from kdpl.confidence.drift import two_samples
+from kdpl.confidence.drift.image_sample import ImageSample
+from kdpl.confidence.drift.two_samples import (
+    Comparison,
+    above_usual,
+    compare,
+    distances_to,
+    distances_within,
+)
+
+CLASSES = 4
+
+
+def draw(count, seed, shift=0.0, width=3, unsure=0.0, rare=1.0):
+    """Images of random features, scores and classes, of which ``shift`` moves the features of a class away."""
+    numbers = np.random.default_rng(seed)
+    labels = numbers.choice(CLASSES, count, p=np.array([rare, 1, 1, 1]) / (3 + rare))
+    features = numbers.normal(size=(count, width)) + shift * (labels == 1)[:, None]
+    scores = numbers.random(count) * (1 - unsure)
+    return ImageSample(
+        *map(torch.from_numpy, (features.astype(np.float16), scores.astype(np.float32), labels))
+    )
+
+
+def distance(one, other):
+    return math.sqrt(sum((float(a) - float(b)) ** 2 for a, b in zip(one, other, strict=True)))
+
+
+def plain_statistics(pool, new, threshold):
+    """The three statistics and each class's difference, of two lists of (features, score, class)."""
+    if threshold is None:
+        ordered, place = sorted(score for _, score, _ in pool), 0.05 * (len(pool) - 1)
+        low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+        threshold = low + (place % 1) * (high - low)
+    rejected = sum(score < threshold for _, score, _ in new)
+    angles = []
+    for part in (pool, new):
+        counts = [sum(label == c for *_, label in part) for c in range(CLASSES)]
+        angles.append([math.asin(math.sqrt((n + 3 / 8) / (len(part) + 3 / 4))) for n in counts])
+    differences = [abs(a - b) for a, b in zip(*angles, strict=True)]
+    far = [min(distance(x, y) for y, *_ in pool) for x, *_ in new]
+    own = [
+        min(distance(x, y) for j, (y, *_) in enumerate(pool) if i != j)
+        for i, (x, *_) in enumerate(pool)
+    ]
+    difference = sum(far) / len(far) - sum(own) / len(own)
+    return [rejected, sum(each**2 for each in differences), difference], differences
+
+
+def plain_comparison(pool, new, threshold, permutations):
+    images = [
+        [*zip(*(column.tolist() for column in vars(each).values()), strict=True)]
+        for each in (pool, new)
+    ]
+    everything, numbers = images[0] + images[1], np.random.default_rng(0)
+    given, rows = [False] * len(pool) + [True] * len(new), []
+    for number in range(permutations + 1):
+        is_new = numbers.permutation(given) if number else given
+        parts = [
+            [x for x, there in zip(everything, is_new, strict=True) if there == which]
+            for which in (False, True)
+        ]
+        rows.append(plain_statistics(*parts, threshold))
+    close = 1e-9
+    p_values = [
+        [sum(r[0][k] >= row[0][k] - close for r in rows) / len(rows) for k in range(3)]
+        for row in rows
+    ]
+    adjusted = [sum(min(each) <= p + 1e-12 for each in p_values) / len(rows) for p in p_values[0]]
+    return adjusted, [sum(max(r[1]) >= own - close for r in rows) / len(rows) for own in rows[0][1]]
+
+
+def below(threshold, *samples):
+    return (
+        None
+        if threshold is None
+        else np.concatenate([each.scores.numpy() < threshold for each in samples])
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "near", "threshold"),
+    [
+        ({}, 32, 0.3),
+        ({"shift": 3.0}, 1, 0.3),
+        ({"unsure": 0.3, "rare": 5.0}, 2, 0.3),
+        ({"unsure": 0.9}, 3, None),
+    ],
+    ids=["same", "far", "other", "unsure"],
+)
+def test_p_values_are_those_of_a_plain_implementation(changes, near, threshold, monkeypatch):
+    monkeypatch.setattr(two_samples, "PERMUTATIONS", 80)
+    monkeypatch.setattr(two_samples, "_NEAR", near)
+    pool, new = draw(17, seed=1), draw(12, seed=2, **changes)
+    found = compare(pool, new, CLASSES, below(threshold, pool, new))
+    questions, classes = plain_comparison(pool, new, threshold, 80)
+    assert [*found.questions] == ["rejected", "classes", "distance"]
+    assert [*found.questions.values()] == pytest.approx(questions)
+    assert found.classes == pytest.approx(classes)
+
+
+def test_distances_are_those_to_the_nearest_other_image():
+    pool, new = draw(40, seed=1).features, draw(1100, seed=2).features
+    expected = [min(distance(x, y) for y in pool) for x in new[-50:]]
+    assert distances_to(pool, new)[-50:].tolist() == pytest.approx(expected)
+    assert len(distances_to(pool, new)) == 1100
+    own = [min(distance(x, y) for j, y in enumerate(pool) if i != j) for i, x in enumerate(pool)]
+    assert distances_within(pool).tolist() == pytest.approx(own)
+
+
+@pytest.mark.parametrize("sizes", [(60, 20), (25, 50)])
+def test_of_images_like_the_pool_as_many_differ_as_is_asked(sizes, monkeypatch):
+    monkeypatch.setattr(two_samples, "PERMUTATIONS", 99)
+    smallest, classes = [], []
+    for seed in range(200):
+        pool, new = (draw(count, seed=(seed, count), rare=0.2) for count in sizes)
+        found = compare(pool, new, CLASSES)
+        smallest.append(min(found.questions.values()))
+        classes.append(min(found.classes))
+    for rate in (0.1, 0.3, 0.5):
+        above = 3 * math.sqrt(rate * (1 - rate) / 200)
+        assert np.mean(np.array(smallest) <= rate) == pytest.approx(rate, abs=above)
+        # of few images many differences are equal
+        assert np.mean(np.array(classes) <= rate) <= rate + above
+
+
+@pytest.mark.parametrize(
+    ("changes", "question"),
+    [({"unsure": 0.9}, "rejected"), ({"rare": 12.0}, "classes"), ({"shift": 8.0}, "distance")],
+)
+def test_each_question_sees_its_own_difference(changes, question):
+    pool, new = draw(200, seed=1), draw(60, seed=2, **changes)
+    found = compare(pool, new, CLASSES, below(0.05, pool, new))
+    assert found.questions[question] < 0.005
+    assert all(p_value > 0.05 for name, p_value in found.questions.items() if name != question)
+    assert (found.classes[0] < 0.01) == (question == "classes")
+
+
+@pytest.mark.parametrize(("known", "rank"), [(40, 39), (19, 19), (7, 7)])
+def test_a_number_above_the_usual_score_is_as_probable_as_arrangements_of_the_images_that_have_it(
+    known, rank
+):
+    def arrangements(above):
+        return math.comb(12 - above + rank - 1, rank - 1) * math.comb(
+            above + known - rank, known - rank
+        )
+
+    for least in range(13):
+        expected = sum(map(arrangements, range(least, 13))) / math.comb(known + 12, known)
+        assert above_usual(least, 12, known) == pytest.approx(expected)
+
+
+def test_a_question_of_other_images_takes_its_share_of_the_false_alarms():
+    one = Comparison({"rejected": 0.006, "classes": 0.3, "distance": 0.9}, [0.1]).with_unknown(
+        0.004
+    )
+    assert one.questions == pytest.approx(
+        {"rejected": 0.008, "classes": 0.4, "distance": 1.0, "unknown": 0.016}
+    )
+    assert one.classes == [0.1]

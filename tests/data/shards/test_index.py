@@ -1,0 +1,140 @@
+from pathlib import Path
+
+import pytest
+import torch
+from zoo import write_shard
+
+from kdpl.data.shards import index as shard_index
+from kdpl.data.shards.index import INDEX_FILE, index_shards
+from kdpl.errors import DataError
+from kdpl.runtime.artifacts import read_tensors, write_tensors
+
+KIND, VERSION = "an index of shards", 2
+
+
+@pytest.fixture
+def shards(tmp_path, monkeypatch):
+    """Four shards of two images each, the last of them in a folder of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    paths = [tmp_path / name for name in ("a/0.tar", "a/1.tar", "a/2.tar", "b/3.tar")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        write_shard(path, [2 * number, 2 * number + 1])
+    return [str(path) for path in paths]
+
+
+@pytest.fixture
+def looked(monkeypatch):
+    """The shards that were looked through, by name."""
+    seen, real = [], shard_index._look_through
+    monkeypatch.setattr(
+        shard_index, "_look_through", lambda shard: seen.append(shard[-5:]) or real(shard)
+    )
+    return seen
+
+
+def described(index):
+    return {
+        shard: [(str(name), name.shard, name.offset, name.size) for name in names]
+        for shard, names in index.items()
+    }
+
+
+def plain(shards):
+    return described({shard: shard_index._look_through(shard) for shard in shards})
+
+
+def test_shards_are_looked_through_once_whichever_of_them_are_asked_for(shards, looked):
+    requests = [shards, shards[:2], shards[2::-1], [shards[3], shards[1]]]
+    expected = [plain(asked) for asked in requests]
+    looked.clear()
+    assert [described(index_shards(asked)) for asked in requests] == expected
+    assert sorted(looked) == ["0.tar", "1.tar", "2.tar", "3.tar"]
+
+
+def test_a_shard_that_changed_is_looked_through_again_and_no_other(shards, looked):
+    index_shards(shards)
+    write_shard(Path(shards[1]), [7, 8, 9])
+    looked.clear()
+    for _ in range(2):
+        assert described(index_shards(shards)) == plain(shards)
+    assert looked.count("1.tar") == 1 + 2
+    Path(shards[1]).unlink()
+    with pytest.raises(DataError, match="does not exist"):
+        index_shards(shards)
+
+
+def _elsewhere(file, **changes):
+    tensors, fields = read_tensors(file, KIND, VERSION, "")
+    rows = tensors["rows"].clone()
+    for column, value in changes.items():
+        rows.view(torch.int32)[-1, {"start": 0, "length": 2, "folder": 3, "offset": 4}[column]] = (
+            value
+        )
+    write_tensors(file, KIND, VERSION, {**tensors, "rows": rows}, fields)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(file.read_bytes()[:-20]),
+        lambda file: file.write_bytes(b"\xff" * 200),
+        lambda file: file.write_bytes(b""),
+        lambda file: write_tensors(
+            file, KIND, VERSION, {"rows": torch.ones(3), "text": torch.ones(2)}, {"stamps": 3}
+        ),
+        lambda file: write_tensors(file, KIND, VERSION, {}, {}),
+        lambda file: write_tensors(file, KIND, VERSION - 1, {}, {}),
+        lambda file: _elsewhere(file, start=2**20),
+        lambda file: _elsewhere(file, length=-1),
+        lambda file: _elsewhere(file, folder=9),
+        lambda file: _elsewhere(file, folder=-1),
+        lambda file: _elsewhere(file, offset=0),
+    ],
+)
+def test_a_damaged_index_is_made_anew(shards, looked, damage):
+    expected = described(index_shards(shards))
+    file = Path(shards[0]).parent / INDEX_FILE
+    whole = file.read_bytes()
+    damage(file)
+    looked.clear()
+    assert described(index_shards(shards)) == expected
+    assert sorted(looked) == ["0.tar", "1.tar", "2.tar"]
+    assert file.read_bytes() == whole
+
+
+def test_the_index_of_a_folder_that_cannot_be_written_to_is_kept_elsewhere(
+    shards, looked, monkeypatch, tmp_path
+):
+    index_shards(shards[:1])
+
+    def write(path, *args):
+        if path.name == INDEX_FILE:
+            raise PermissionError(13, "Permission denied")
+        write_tensors(path, *args)
+
+    monkeypatch.setattr(shard_index, "write_tensors", write)
+    for _ in range(2):
+        assert described(index_shards(shards)) == plain(shards)
+    assert len(list((tmp_path / "cache/kdpl/data/shards").iterdir())) == 2
+    assert len(looked) == 4 + 2 * 4, "the others are those of the plain list"
+    # nor need it be kept at all
+    monkeypatch.setattr(
+        shard_index, "write_tensors", lambda path, *_: write(path.with_name(INDEX_FILE))
+    )
+    (tmp_path / "cache").rename(tmp_path / "gone")
+    assert described(index_shards(shards)) == plain(shards)
+
+
+def test_shards_that_were_looked_through_before_an_interruption_are_kept(
+    shards, looked, monkeypatch
+):
+    monkeypatch.setattr(shard_index, "_BLOCK", 1)
+    whole = Path(shards[2]).read_bytes()
+    Path(shards[2]).write_bytes(whole[:700])
+    with pytest.raises(DataError, match=r"2\.tar is damaged"):
+        index_shards(shards)
+    Path(shards[2]).write_bytes(whole)
+    looked.clear()
+    assert index_shards(shards).keys() == {*shards}
+    assert sorted(looked) == ["2.tar", "3.tar"]

@@ -1,0 +1,193 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from torch.nn import functional as F
+
+from kdpl.report.labeling import choice as labeling
+from kdpl.report.labeling.choice import scores_without_own_label, to_label, wrong_labels
+
+
+def features_of(n, seed, width=6):
+    return F.normalize(torch.randn(n, width, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def plainly(features, predictions, n, labeled):
+    """The greedy choice as it is written, one candidate at a time."""
+    classes = predictions.shape[1]
+    weights = [
+        1 - sum(p * np.log(p) for p in row if p > 0) / np.log(classes)
+        for row in predictions.double().numpy()
+    ]
+    rows = features.double().numpy()
+    seen, chosen = [*labeled.double().numpy()], []
+    for _ in range(n):
+        gains = {}
+        for j in range(len(rows)):
+            if j not in chosen:
+                gains[j] = sum(
+                    w * max([0, f @ rows[j], *(f @ s for s in seen)])
+                    for w, f in zip(weights, rows, strict=True)
+                )
+        chosen.append(max(gains, key=gains.get))
+        seen.append(rows[chosen[-1]])
+    return chosen
+
+
+@pytest.mark.parametrize("cells", [2**24, 30], ids=["at once", "in parts"])
+@pytest.mark.parametrize("labeled", [0, 3])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_choice_is_the_greedy_one(seed, labeled, cells, monkeypatch):
+    monkeypatch.setattr(labeling, "_CELLS", cells)
+    features, known = features_of(24, seed), features_of(labeled, seed + 10)
+    predictions = (
+        torch.randn(24, 4, generator=torch.Generator().manual_seed(seed)).mul(3).softmax(dim=1)
+    )
+    assert to_label(features, predictions, 9, known) == plainly(features, predictions, 9, known)
+
+
+def test_all_images_can_be_chosen_duplicates_and_certain_predictions_too():
+    features, predictions = features_of(4, 1).repeat(2, 1), torch.eye(8)
+    assert sorted(to_label(features, predictions, 8)) == [*range(8)]
+
+
+def test_of_two_groups_the_uncertain_one_comes_first_and_a_labelled_one_last():
+    axes = torch.eye(3)
+    features = torch.cat([axes[:1].expand(3, 3), axes[1:2].expand(3, 3), axes[2:].expand(3, 3)])
+    certain, uncertain = (
+        torch.tensor([1.0, 0.0]).expand(3, 2),
+        torch.tensor([0.5, 0.5]).expand(3, 2),
+    )
+    predictions = torch.cat([certain, uncertain, uncertain])
+    assert [i // 3 for i in to_label(features, predictions, 3, axes[2:])] == [1, 0, 0]
+    assert [i // 3 for i in to_label(features, predictions, 3)[2:]] == [0]
+
+
+def groups(a_class, classes=3, seed=5, noise=0.1):
+    labels = torch.arange(classes).repeat(a_class)
+    centres = features_of(classes, seed)
+    drawn = torch.randn(len(labels), 6, generator=torch.Generator().manual_seed(seed))
+    return F.normalize(centres[labels] + noise * drawn, dim=1), labels
+
+
+def test_each_image_gets_the_probability_of_a_discriminant_without_its_fold():
+    features, labels = groups(
+        10
+    )  # as many of each class in a fold, or else scikit-learn weights the covariances
+    found = scores_without_own_label(features, labels, 3, torch.arange(30), seed=2).softmax(dim=1)
+    fold, count = {}, [0, 0, 0]
+    for i in torch.randperm(30, generator=torch.Generator().manual_seed(2)).tolist():
+        fold[i] = count[labels[i]] % 5
+        count[labels[i]] += 1
+    for i in range(30):
+        rest = [j for j in range(30) if fold[j] != fold[i]]
+        model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.5, priors=[1 / 3] * 3)
+        model.fit(features[rest].double().numpy(), labels[rest].numpy())
+        expected = model.predict_proba(features[[i]].double().numpy())[0]
+        np.testing.assert_allclose(found[i].numpy(), expected, atol=1e-4)
+
+
+def test_no_image_is_judged_by_a_model_that_saw_its_group():
+    features, labels = groups(10)
+    # each image of a class and the next one are of one group
+    group = torch.arange(30) % 3 + 3 * (torch.arange(30) // 6)
+    found = scores_without_own_label(features, labels, 3, group, seed=2).softmax(dim=1)
+    fold, count = {}, [0, 0, 0]
+    for i in torch.randperm(30, generator=torch.Generator().manual_seed(2)).tolist():
+        if int(group[i]) not in fold:
+            fold[int(group[i])] = count[labels[i]] % 5
+            count[labels[i]] += 1
+    for i in range(30):
+        rest = [j for j in range(30) if fold[int(group[j])] != fold[int(group[i])]]
+        model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.5, priors=[1 / 3] * 3)
+        model.fit(features[rest].double().numpy(), labels[rest].numpy())
+        expected = model.predict_proba(features[[i]].double().numpy())[0]
+        np.testing.assert_allclose(found[i].numpy(), expected, atol=1e-4)
+    # a class in one group alone is not judged
+    scores = scores_without_own_label(features, labels, 3, torch.where(labels == 2, 99, group))
+    assert (scores.isnan().any(dim=1) == (labels == 2)).all()
+
+
+def plant(labels, share, classes, seed):
+    """Change a share of the labels at random; returns the labels, and which are wrong."""
+    draw = torch.Generator().manual_seed(seed)
+    wrong = torch.randperm(len(labels), generator=draw)[: round(share * len(labels))]
+    labels = labels.clone()
+    labels[wrong] = (
+        labels[wrong] + torch.randint(1, classes, (len(wrong),), generator=draw)
+    ) % classes
+    return labels, set(wrong.tolist())
+
+
+def marked(features, labels, classes):
+    scores = scores_without_own_label(features, labels, classes, torch.arange(len(labels)))
+    wrong, _ = wrong_labels(scores, labels)
+    return set(torch.nonzero(wrong > 0.5).flatten().tolist())
+
+
+def plainly_wrong(scores, labels):
+    """The likeliest mixture of right and wrong labels, one label and one share at a time."""
+    classes, best = scores.shape[1], None
+    for third in range(-3, 31):
+        logits = scores.double().numpy() / 2 ** (third / 3)
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        for share in [0.0, *(2 ** (half / 2) for half in range(-20, -2))]:
+            terms = [
+                ((1 - share) * p[i, label], share * (1 - p[i, label]) / (classes - 1))
+                for i, label in enumerate(labels)
+            ]
+            likelihood = sum(np.log(max(right + wrong, 1e-30)) for right, wrong in terms)
+            if best is None or likelihood > best[0] + 1e-6:
+                best = (likelihood, [wrong / (right + wrong) for right, wrong in terms], p)
+    return best[1:]
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.3])
+def test_the_probability_of_a_wrong_label_is_that_of_the_likeliest_mixture(share):
+    features, labels = groups(10, noise=0.3)
+    labels, _ = plant(labels, share, 3, seed=1)
+    scores = scores_without_own_label(features, labels, 3, torch.arange(30))
+    wrong, probabilities = wrong_labels(scores, labels)
+    expected_wrong, expected = plainly_wrong(scores, labels.tolist())
+    np.testing.assert_allclose(wrong.numpy(), expected_wrong, atol=1e-4)
+    np.testing.assert_allclose(probabilities.numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.4])  # with 0.3 and 31 % errors of the discriminant
+def test_of_correct_labels_none_or_few_are_marked(noise):
+    found = [len(marked(*groups(20, 10, seed, noise), 10)) for seed in range(20)]
+    assert sum(found) <= 0.01 * 20 * 200
+
+
+def test_planted_labels_are_marked_however_many_there_are():
+    for share in (0.02, 0.05, 0.1):
+        features, labels = groups(20, 10, seed=3)
+        labels, wrong = plant(labels, share, 10, seed=4)
+        assert marked(features, labels, 10) == wrong
+
+
+def test_an_image_that_is_alone_in_its_class_is_not_judged_and_a_class_without_images_is_impossible():
+    features, labels = groups(6)
+    labels[0] = 3
+    scores = scores_without_own_label(features, labels, 5, torch.arange(18))
+    assert scores[0].isnan().all()
+    assert not scores[1:].isnan().any()
+    assert (scores[1:, 4] == -torch.inf).all()
+    wrong, probabilities = wrong_labels(scores, labels)
+    assert wrong.isnan().tolist() == [True, *[False] * 17]
+    assert (probabilities[1:, 4] == 0).all()
+
+
+def test_labels_of_one_class_alone_are_right():
+    labels = torch.zeros(3, dtype=torch.long)
+    scores = scores_without_own_label(features_of(3, 1), labels, 1, torch.arange(3))
+    wrong, _ = wrong_labels(scores, labels)
+    assert wrong.tolist() == [0, 0, 0]
+
+
+def test_labels_of_which_none_can_be_judged_are_not():
+    labels = torch.arange(3)
+    scores = scores_without_own_label(features_of(3, 1), labels, 3, torch.arange(3))
+    wrong, _ = wrong_labels(scores, labels)
+    assert wrong.isnan().all()

@@ -1,0 +1,409 @@
+import csv
+import os
+import shlex
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from browser import CHROMIUM, NEEDED, browser
+from report_pages import HOSTILE, Page
+from runs import fit_teacher, folder_fit, image_folder, noise, refused, rows_of
+from zoo import write_shard
+
+from kdpl.__main__ import main
+from kdpl.data.sources import content_of, find_unlabeled, open_source
+from kdpl.report.labeling import page as suggestions
+from kdpl.report.labeling.page import Suggestion, Suggestions
+from kdpl.report.run_folder import Run
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """Photos of one's own and a teacher of them: 4 labels of each of three classes, and 6 images without a label."""
+    folder = tmp_path_factory.mktemp("own")
+    root = image_folder(folder / "pets", classes=("cat", "dog", "eel"))
+    various(folder / "more", 6)
+    unlabeled = f"--data.init_args.unlabeled={folder / 'more'}"
+    assert (
+        main([*folder_fit(root, folder / "run"), unlabeled, "--data.init_args.bad_images=skip"])
+        == 0
+    )
+    return folder
+
+
+def various(folder, images):
+    folder.mkdir()
+    for i in range(images):
+        noise(40, 36, seed=i).save(folder / f"{i}.png")
+
+
+def suggest(run, out, *more):
+    return main(["suggest", str(run), f"--out={out}", *more])
+
+
+def fill_in(table, labels):
+    rows = rows_of(table)
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(
+            {**row, "label": labels.get(Path(row["image"]).name, row["label"])} for row in rows
+        )
+
+
+def test_a_filled_in_table_becomes_the_labels_of_the_next_run(own, tmp_path, capsys):
+    out = tmp_path / "next"
+    assert suggest(own / "run", out, "--images=4") == 0
+    rows = rows_of(out / "labels.csv")
+    assert list(rows[0]) == ["image", "label", "likely", "probability"]
+    to_label, doubtful = (
+        [row for row in rows if not row["label"]],
+        [row for row in rows if row["label"]],
+    )
+    assert len({row["image"] for row in to_label}) == 4
+    assert all(Path(row["image"]).parent == own / "more" for row in to_label)
+    assert all(row["likely"] in {"cat", "dog", "eel"} - {row["label"]} for row in rows)
+    assert f"4 images to label, {len(doubtful)} labels that look wrong" in capsys.readouterr().out
+    page = Page((out / "suggestions.html").read_text(encoding="utf-8"))
+    assert len(page.of("img")) == len(rows)
+    assert all(image["src"].startswith("data:image/webp") for image in page.of("img"))
+    first, second = (Path(row["image"]).name for row in to_label[:2])
+    fill_in(out / "labels.csv", {first: "eel", second: "cat"})
+    arguments = [
+        "init",
+        str(own / "pets"),
+        f"--unlabeled={own / 'more'}",
+        f"--labels={out / 'labels.csv'}",
+    ]
+    assert main([*arguments, f"--out={tmp_path / 'data'}", "--workers=1"]) == 0
+    listed = {
+        row["image"]: row["label"]
+        for row in rows_of(tmp_path / "data/images.csv")
+        if row["split"] == "train"
+    }
+    places = {name: str(own / "more" / name) for name in (first, second)}
+    assert (listed.pop(places[first]), listed.pop(places[second])) == ("eel", "cat")
+    assert sorted(listed.values()) == sorted(["cat", "dog", "eel"] * 4)
+    said = yaml.safe_load((tmp_path / "data/data.yaml").read_text())["data"]["init_args"]
+    assert said["unlabeled"] == [str(own / "more")]
+
+
+def test_the_command_that_is_printed_takes_places_and_class_names_of_the_run(
+    own, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(own / "run", tmp_path / "run")
+    (tmp_path / "names.csv").write_text("cat,cat\ndog,dog\neel,eel\n")
+    change(tmp_path / "run", class_names="names.csv")
+    capsys.readouterr()
+    assert suggest("run", "next labels", "--images=2") == 0
+    *_, command = capsys.readouterr().out.splitlines()
+    first, second = (
+        Path(row["image"]).name for row in rows_of("next labels/labels.csv") if not row["label"]
+    )
+    fill_in(Path("next labels/labels.csv"), {first: "eel", second: "dog"})
+    assert main(shlex.split(command)[3:]) == 0
+    listed = {row["image"]: row["label"] for row in rows_of("next labels_data/images.csv")}
+    written = yaml.safe_load(Path("next labels_data/data.yaml").read_text())["data"]["init_args"]
+    assert written["class_names"] == str(tmp_path / "names.csv")
+    assert [listed[str(own / "more" / name)] for name in (first, second)] == ["eel", "dog"]
+    # 4 of the 6 images of the run's further place have no label yet
+    assert written["unlabeled"] == [str(own / "more")]
+
+
+def test_a_label_that_only_a_file_of_class_names_knows_is_refused_with_a_word_of_that(
+    tmp_path, photos, capsys
+):
+    code = init_with(tmp_path, photos, [("pets/train/cat/0.png", "Katze")])
+    refused(
+        capsys,
+        code,
+        "has the label 'Katze', which is not a class: write 'cat', or another class, or give the --cl",
+    )
+    (tmp_path / "names.csv").write_text("cat,Katze\ndog,Hund\n")
+    more = f"--class-names={tmp_path / 'names.csv'}"
+    code = init_with(tmp_path, photos, [("pets/train/cat/0.png", "Hunt")], more)
+    refused(
+        capsys, code, "has the label 'Hunt', which is not a class: write 'Hund', or another class"
+    )
+
+
+def test_a_benchmarks_labels_beyond_the_sample_count_as_hidden(teacher_run, tmp_path):
+    assert suggest(teacher_run, tmp_path / "out", "--images=50") == 0
+    rows = rows_of(tmp_path / "out/labels.csv")
+    assert sum(not row["label"] for row in rows) == 50
+    assert all(row["image"].startswith("digits/") for row in rows)
+
+
+@pytest.mark.parametrize("planted", [[], [3, 50, 77, 120]])
+def test_labels_that_are_planted_look_wrong_and_of_correct_ones_hardly_any(
+    planted, teacher_run, tmp_path, monkeypatch
+):
+    def known_labels(data):
+        records = data.labels.tuning("labeled")
+        return [
+            r._replace(label=(r.label + 3) % 10) if i in planted else r
+            for i, r in enumerate(records)
+        ]
+
+    run = Run.find(teacher_run)
+    wrong = {suggestions.known_labels(run.data)[i].source for i in planted}
+    monkeypatch.setattr(suggestions, "known_labels", known_labels)
+    found = Suggestions.of(run, 1, 10).doubtful
+    assert wrong <= {each.source for each in found}
+    assert len(found) <= len(wrong) + 1
+    names = run.data.class_names
+    named = [
+        each for each in found if (names.index(each.likely) + 3) % 10 == names.index(each.label)
+    ]
+    assert len(named) >= len(wrong) - 1  # the discriminant is right on about nine in ten
+
+
+def test_without_a_label_none_is_checked_and_four_for_each_class_are_chosen(tmp_path, capsys):
+    assert fit_teacher(tmp_path / "run", *zero_shot(), "--data.init_args.shots=0") == 0
+    capsys.readouterr()
+    assert suggest(tmp_path / "run", tmp_path / "out", "--pool=100") == 0
+    assert "there are no labels to check" in capsys.readouterr().out
+    assert [row["label"] for row in rows_of(tmp_path / "out/labels.csv")] == [""] * 40
+
+
+def zero_shot():
+    return [
+        f"--config={Path(__file__).parents[2]}/configs/teacher/zero_shot.yaml",
+        "--trainer.max_epochs=0",
+    ]
+
+
+def test_without_an_image_to_label_the_labels_alone_are_checked(own, tmp_path, capsys):
+    shutil.copytree(own / "run", tmp_path / "run")
+    change(tmp_path / "run", unlabeled=None)
+    assert suggest(tmp_path / "run", tmp_path / "out") == 0
+    assert "there are no images without a label to choose from" in capsys.readouterr().out
+    assert all(row["label"] for row in rows_of(tmp_path / "out/labels.csv"))
+
+
+def test_the_only_label_of_a_class_is_said_to_be_unchecked(own, tmp_path, capsys):
+    shutil.copytree(own / "run", tmp_path / "run")
+    root = image_folder(tmp_path / "pets", classes=("cat", "dog", "eel"), splits=("train",))
+    for i in (1, 2, 3):
+        (root / f"train/eel/{i}.png").unlink()
+    change(tmp_path / "run", root=str(root))
+    assert suggest(tmp_path / "run", tmp_path / "out") == 0
+    assert (
+        "1 label is not checked, because no other image has the same one" in capsys.readouterr().out
+    )
+    assert all(row["label"] != "eel" for row in rows_of(tmp_path / "out/labels.csv"))
+
+
+def change(run, **settings):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["init_args"] |= settings
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--images=7"], ("--images 7 is more than the 6 images without a label", "ask for fewer")),
+        (["--images=3", "--pool=2"], ("--images 3 is more than the 2 images looked at by --pool",)),
+        (["--images=0"], ("images",)),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(options, words, own, tmp_path, capsys):
+    capsys.readouterr()
+    code = suggest(own / "run", tmp_path / "out", *options)
+    refused(capsys, code, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_is_not_finished_or_no_run_is_refused(own, tmp_path, capsys):
+    shutil.copytree(own / "run", tmp_path / "run")
+    (tmp_path / "run" / CLASS_VECTORS_FILE).unlink()
+    refused(
+        capsys, suggest(tmp_path / "run", tmp_path / "out"), CLASS_VECTORS_FILE, "run stage 1 again"
+    )
+    refused(
+        capsys,
+        suggest(tmp_path, tmp_path / "out"),
+        "is not a run's folder",
+        "give the --out of run or of fit",
+    )
+
+
+def test_a_table_that_somebody_may_have_filled_in_is_not_replaced(own, tmp_path, capsys):
+    (tmp_path / "labels.csv").write_text("image,label\n")
+    refused(
+        capsys, suggest(own / "run", tmp_path), "labels.csv exists already", "choose another --out"
+    )
+
+
+def test_an_interrupted_command_runs_again(own, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(suggestions, "write_text", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            Suggestions.of(Run.find(own / "run"), 2, 10).save(tmp_path)
+    assert suggest(own / "run", tmp_path, "--images=2") == 0
+    assert (tmp_path / "suggestions.html").is_file()
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def some(folder, class_names, sources):
+    data = SimpleNamespace(
+        class_names=class_names, splits=SimpleNamespace(open_image=open_source, origin="folder <b>")
+    )
+    shown = [
+        Suggestion(s, "", class_names[i % len(class_names)], 0.5) for i, s in enumerate(sources)
+    ]
+    doubtful = [Suggestion(sources[0], class_names[1], class_names[0], 0.9)]
+    Suggestions(data, shown, doubtful, ["there are <i>no</i> others"]).save(folder)
+    return folder / "suggestions.html"
+
+
+def test_images_in_shards_are_copied_for_the_table_to_name(tmp_path):
+    write_shard(tmp_path / "some.tar", range(2))
+    members = find_unlabeled(str(tmp_path / "some.tar"))
+    some(tmp_path / "out", ("cat", "dog"), members)
+    for row, member in zip(
+        rows_of(tmp_path / "out/labels.csv"), [*members, members[0]], strict=True
+    ):
+        assert Path(row["image"]).parent == tmp_path / "out/images"
+        assert Path(row["image"]).read_bytes() == content_of(member)
+
+
+def test_a_page_of_hostile_names_shows_them_and_is_whole(tmp_path):
+    image_folder(tmp_path, classes=("<script>a", "b"), images=1, splits=("train",))
+    sources = sorted(str(path) for path in tmp_path.rglob("*.png"))
+    page = Page(some(tmp_path / "out", HOSTILE, sources).read_text(encoding="utf-8"))
+    assert {tag for tag, _ in page.elements}.isdisjoint({"script", "i"})
+    assert all(" ".join(name.split())[:59] in " ".join(page.texts.values()) for name in HOSTILE)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason=NEEDED)
+def test_the_page_fits_a_phone_and_asks_no_server_for_anything(tmp_path):
+    image_folder(tmp_path, images=3, splits=("train",))
+    page = some(tmp_path / "out", HOSTILE, sorted(str(path) for path in tmp_path.rglob("*.png")))
+    with browser(tmp_path / "profile") as tab:
+        for width in (1366, 390):
+            tab.look(width=width)
+            tab.open(page.as_uri())
+            tab.wait("document.readyState === 'complete' && document.images.length == 7")
+            assert tab.run("document.documentElement.scrollWidth") == width
+            assert tab.run(
+                "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
+            )
+        assert {url.split(":")[0] for url in tab.requested} <= {"file", "data", "about"}
+
+
+# --- init --labels ---
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return image_folder(tmp_path / "pets", images=3)
+
+
+def init_with(tmp_path, photos, rows, *more):
+    table = tmp_path / "labels.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "label"), *rows])
+    return main(
+        [
+            "init",
+            str(photos),
+            f"--out={tmp_path / 'out'}",
+            "--workers=1",
+            f"--labels={table}",
+            *more,
+        ]
+    )
+
+
+def labels_of(tmp_path):
+    rows = rows_of(tmp_path / "out/images.csv")
+    return {os.path.relpath(row["image"], tmp_path): row["label"] for row in rows}
+
+
+def test_labels_are_replaced_emptied_and_added_by_paths_below_the_table(tmp_path, photos):
+    image_folder(tmp_path, classes=("new",), images=7, splits=("train",))
+    rows = [
+        ("pets/train/cat/0.png", "dog"),
+        ("pets/train/dog/1.png", ""),
+        ("train/new/6.png", "cat"),
+    ]
+    rows += [("train/new/5.png", ""), ("pets/test/cat/0.png", "dog")]
+    assert init_with(tmp_path, photos, rows) == 0
+    found = labels_of(tmp_path)
+    assert [found.get(image) for image, _ in rows] == ["dog", "", "cat", None, "dog"]
+    assert found["pets/train/cat/1.png"] == "cat"
+
+
+@pytest.mark.parametrize("line", [2, 3])
+def test_a_comma_without_quotes_in_a_filled_in_table_is_refused(line, tmp_path, photos, capsys):
+    rows = [
+        "image,label,likely,probability",
+        "pets/train/cat/0.png,cat,dog,0.5",
+        "pets/train/cat/1.png,cat,dog,0.5",
+    ]
+    rows[line - 1] = rows[line - 1].replace(",cat,", ",cat, tame,")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    code = main(
+        ["init", str(photos), f"--out={tmp_path / 'out'}", f"--labels={tmp_path / 'labels.csv'}"]
+    )
+    refused(
+        capsys,
+        code,
+        f"line {line} of {tmp_path / 'labels.csv'} has 5 values, expected 4",
+        "comma in quotes",
+    )
+
+
+def test_the_first_labels_of_images_without_any_go_by_the_list_of_classes(tmp_path):
+    various(tmp_path / "new", 6)
+    (tmp_path / "names.csv").write_text("c,cat\nd,dog\n")
+    rows = [("new/0.png", "cat"), ("new/1.png", "d"), ("new/2.png", "")]
+    more = f"--class-names={tmp_path / 'names.csv'}"
+    assert init_with(tmp_path, tmp_path / "new", rows, more) == 0
+    found = labels_of(tmp_path)
+    assert [found[f"new/{i}.png"] for i in range(4)] == ["c", "d", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([("a.png", ""), ("b.png", "cta")], ("row 2 of ", "has the label 'cta'", "write 'cat'")),
+        (
+            [("b.png", "cat"), ("b.png", "dog")],
+            (
+                "row 2 of ",
+                "gives b.png another label than a row before",
+            ),
+        ),
+        (
+            [("pets/test/cat/0.png", "")],
+            (
+                "row 1 of ",
+                "leaves pets/test/cat/0.png of the test images without a label",
+            ),
+        ),
+        (
+            [(f"pets/{split}/dog/{i}.png", "cat") for i in range(3) for split in ("train", "test")],
+            ("'dog'", "label one"),
+        ),
+        ([("gone.png", "cat")], ()),
+    ],
+    ids=["no class", "two labels", "test image", "empty class", "missing image"],
+)
+def test_labels_that_cannot_be_are_refused_by_name(rows, words, tmp_path, photos, capsys):
+    code = init_with(tmp_path, photos, rows)
+    if words:
+        refused(capsys, code, *words)
+    else:
+        assert code == 0
+        assert "left out: image" in capsys.readouterr().out

@@ -1,0 +1,249 @@
+"""Heat maps: the same as a plain implementation, on every kind of network, and nothing else changes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import world
+from PIL import Image
+from torch import nn
+from world import refused
+
+from kdpl.classifier import Classifier
+from kdpl.clip import ClipConfig, load_clip
+from kdpl.clip.timm_networks import load_network
+from kdpl.data.augmentation import open_given
+from kdpl.errors import ConfigError, DataError
+from kdpl.prompts.student_encoder import StudentEncoder
+from kdpl.report.reasons import heat_map
+from kdpl.report.reasons.heat import GRID, MASKS, evidence, log_odds, random_masks
+
+KINDS = ("prompted", "whole", "test-resnet", "test-timm", "timm:test_resnet")
+
+
+def make(kind):
+    """A classifier with random weights: a prompted vision transformer, one without prompts, ResNets."""
+    vectors = world.frozen_vectors()
+    if kind.startswith("timm:"):
+        clip = ClipConfig(kind, "random", image_size=48)
+        tower, identity = load_network(clip), world.clip_of("test-student").identity
+    else:
+        name = kind if kind.startswith("test-") else "test-student"
+        loaded = load_clip(ClipConfig(name, world.TAG))
+        tower, identity = loaded.image_tower, loaded.identity
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = StudentEncoder(tower, 2, 3 if kind == "prompted" else 0, vectors.vectors.shape[1])
+    return Classifier(world.disturbed(encoder, 0.2), vectors, 17.0, identity)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def classifier_of_kind(request):
+    return make(request.param)
+
+
+@pytest.fixture(scope="module")
+def prompted():
+    return make("prompted")
+
+
+def photo(classifier, seed=0):
+    edge = classifier.preprocessing.image_size
+    return world.images_of(torch.tensor([1]), seed=seed, size=edge)[0]
+
+
+def plain_blur(pixels):
+    """A Gaussian of an eighth of the edge, with reflected borders, by loops."""
+    edge = pixels.shape[-1]
+    radius = round(3 * edge / 8)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / (edge / 8)) ** 2)
+    weights /= weights.sum()
+    padded = np.pad(pixels, ((0, 0), (radius, radius), (radius, radius)), mode="reflect")
+    rows = sum(w * padded[:, i : i + edge] for i, w in enumerate(weights))
+    return sum(w * rows[:, :, i : i + edge] for i, w in enumerate(weights))
+
+
+def plain_weights(edge):
+    """The bilinear weights [edge, G] of cells for pixels: hat functions, constant beyond the outer cells' centres."""
+    weights = np.zeros((edge, GRID))
+    for pixel in range(edge):
+        place = min(max((pixel + 0.5) * GRID / edge - 0.5, 0), GRID - 1)
+        low = min(math.floor(place), GRID - 2)
+        weights[pixel, low], weights[pixel, low + 1] = 1 - (place - low), place - low
+    return weights
+
+
+def plain_evidence(classifier, image, label):
+    """One mask at a time; the chain rule from pixels to cells by hand."""
+    sharp = image.numpy().astype(np.float64) / 255
+    blurred = plain_blur(sharp)
+    up = plain_weights(sharp.shape[-1])
+    total = np.zeros((GRID, GRID))
+    for mask in random_masks().numpy()[:, 0]:
+        mixed = blurred + (up @ mask @ up.T) * (sharp - blurred)
+        pixels = torch.tensor(mixed[None], dtype=torch.float32, requires_grad=True)
+        p = torch.softmax(classifier(pixels)[0].double(), dim=0)[label]
+        torch.log(p / (1 - p)).backward()
+        total += up.T @ (pixels.grad[0].double().numpy() * (sharp - blurred)).sum(axis=0) @ up
+    for parameter in classifier.parameters():
+        parameter.grad = None
+    return total / MASKS
+
+
+def test_evidence_is_that_of_a_plain_implementation(classifier_of_kind):
+    image = photo(classifier_of_kind)
+    for label in (0, 3):
+        expected = torch.tensor(plain_evidence(classifier_of_kind, image, label)).float()
+        found = evidence(classifier_of_kind, image, label)
+        assert found.shape == (GRID, GRID)
+        torch.testing.assert_close(
+            found, expected, rtol=1e-3, atol=2e-4 * float(expected.abs().max())
+        )
+
+
+def test_the_masks_keep_every_share_and_come_in_pairs_that_make_a_whole():
+    masks = random_masks()
+    assert masks.shape == (MASKS, 1, GRID, GRID)
+    assert masks.unique().tolist() == [0, 1]
+    assert torch.equal(
+        masks[: MASKS // 2] + masks[MASKS // 2 :], torch.ones(MASKS // 2, 1, GRID, GRID)
+    )
+    shares = masks.mean(dim=(1, 2, 3)).sort().values
+    torch.testing.assert_close(shares, (torch.arange(MASKS) + 0.5) / MASKS, rtol=0, atol=0.08)
+
+
+class Window(nn.Module):
+    """An encoder that sees one part of an image alone."""
+
+    def __init__(self, encoder, rows, columns):
+        super().__init__()
+        self.encoder, self.tower, self.rows, self.columns = encoder, encoder.tower, rows, columns
+
+    def forward(self, images):
+        images = images.float() / 255 if images.dtype == torch.uint8 else images
+        seen = torch.full_like(images, 0.5)
+        part = (..., self.rows, self.columns)
+        seen[part] = images[part]
+        return self.encoder(seen)
+
+
+@pytest.mark.parametrize("kind", ["prompted", "timm:test_resnet"])
+def test_the_map_peaks_in_the_one_part_that_the_network_sees(kind):
+    classifier = make(kind)
+    edge = classifier.preprocessing.image_size
+    rows, columns = slice(edge // 2, 3 * edge // 4), slice(edge // 8, 3 * edge // 8)
+    classifier._modules["encoder"] = Window(classifier.encoder, rows, columns)
+    draw = torch.Generator().manual_seed(3)
+    image = torch.randint(0, 256, (3, edge, edge), dtype=torch.uint8, generator=draw)
+
+    def widened(cells):
+        grown = torch.zeros(edge, edge, dtype=torch.bool)
+        by = round(cells * edge / GRID)
+        grown[rows.start - by : rows.stop + by, max(0, columns.start - by) : columns.stop + by] = (
+            True
+        )
+        return grown
+
+    # the class that this part speaks for, rather than against
+    seen = classifier.prepare(open_given(image, classifier.decoding))
+    label = max(range(5), key=lambda label: float(evidence(classifier, seen, label).sum()))
+    found = heat_map(classifier, image, classifier.class_names[label])
+    # the peak of an enlarged map may lie half a cell off
+    assert widened(0.5).flatten()[found.argmax()]
+    # the weights of a cell reach one cell beyond it, and again when the map is enlarged
+    assert not found[~widened(2)].any()
+
+
+def test_shapes_and_range(classifier_of_kind):
+    edge = classifier_of_kind.preprocessing.image_size
+    wide = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8))
+    one = heat_map(classifier_of_kind, wide)
+    assert one.shape == (edge, edge)
+    assert one.dtype == torch.float32
+    assert float(one.min()) == 0
+    assert float(one.max()) == pytest.approx(1)
+    several = heat_map(classifier_of_kind, [photo(classifier_of_kind), wide])
+    assert several.shape == (2, edge, edge)
+    # the other images do not matter
+    assert torch.equal(several[1], one)
+    assert heat_map(classifier_of_kind, []).shape == (0, edge, edge)
+
+
+def test_the_class_is_the_predicted_one_or_the_one_given(prompted):
+    image = photo(prompted)
+    ((top,),) = prompted.predict([image])
+    maps = {name: heat_map(prompted, image, name) for name in prompted.class_names}
+    assert torch.equal(heat_map(prompted, image), maps.pop(top.class_name))
+    assert all(not torch.equal(heat_map(prompted, image), other) for other in maps.values())
+
+
+def test_weights_modes_and_gradients_stay_as_they_are(classifier_of_kind):
+    known = classifier_of_kind
+    modules = [*known.modules(), *known.encoder.tower.module.modules()]
+
+    def state():
+        parameters = [*known.parameters(), *known.encoder.tower.module.parameters()]
+        kept = [*parameters, *known.buffers(), *known.encoder.tower.module.buffers()]
+        return (
+            [tensor.clone() for tensor in kept],
+            [(p.requires_grad, p.grad) for p in parameters],
+            [m.training for m in modules],
+            [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules],
+        )
+
+    before, image = state(), photo(known)
+    found = heat_map(known, image)
+    with torch.inference_mode():
+        again = heat_map(known, image)
+    with torch.no_grad():
+        torch.testing.assert_close(heat_map(known, image), again, rtol=0, atol=0)
+    assert torch.equal(found, again)
+    after = state()
+    assert all(map(torch.equal, before[0], after[0]))
+    assert before[1:] == after[1:]
+    assert not found.requires_grad
+
+
+def test_a_classifier_read_from_its_folder_has_the_same_maps(prompted, tmp_path):
+    prompted.save(tmp_path / "classifier")
+    again = Classifier.load(tmp_path / "classifier")
+    assert torch.equal(heat_map(again, photo(again)), heat_map(prompted, photo(prompted)))
+
+
+def test_a_class_that_is_sure_still_has_a_map(prompted):
+    sure = Classifier(prompted.encoder, prompted.vectors, 1e4, prompted.clip)
+    assert float(sure.predict([photo(sure)])[0][0].probability) == 1
+    assert float(heat_map(sure, photo(sure)).max()) == pytest.approx(1)
+
+
+def test_with_several_labels_a_class_is_explained_by_itself(prompted):
+    multilabel = pytest.importorskip("kdpl.multilabel.task")
+    by_itself = Classifier(
+        prompted.encoder, prompted.vectors, 17.0, prompted.clip, task=multilabel.MultiLabel()
+    )
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        p = by_itself.task.probabilities(by_itself(images))[:, 2].double()
+        torch.testing.assert_close(
+            log_odds(by_itself, images, 2).double(), torch.log(p / (1 - p)), rtol=1e-4, atol=1e-4
+        )
+    name = by_itself.class_names[2]
+    apart = heat_map(by_itself, photo(by_itself), name) - heat_map(prompted, photo(prompted), name)
+    assert float(apart.abs().max()) > 0.01
+    assert float(heat_map(by_itself, photo(by_itself)).max()) == pytest.approx(1)
+
+
+def test_an_image_of_one_colour_has_a_map_of_zeros_up_to_rounding(prompted):
+    plain = Image.new("RGB", (32, 32), "red")
+    assert float(evidence(prompted, prompted.prepare(plain), 0).abs().max()) < 1e-4
+    assert heat_map(prompted, plain).isfinite().all()
+
+
+def test_an_unknown_class_and_a_missing_image_are_sentences(prompted, tmp_path):
+    with refused(
+        ConfigError, r"no class 'crap', expected one of its 5: give a name such as 'sea_horse'"
+    ):
+        heat_map(prompted, photo(prompted), "crap")
+    with refused(DataError, "does not exist"):
+        heat_map(prompted, tmp_path / "no.png")

@@ -1,0 +1,118 @@
+from unittest.mock import Mock
+
+import pytest
+from PIL import Image
+from report_pages import HOSTILE, with_vectors
+from runs import image_folder, noise
+from world import refused
+from zoo import odd_photo
+
+from kdpl.class_vectors import NameEncoder
+from kdpl.classifier import Classifier
+from kdpl.data.decoding import Decoding
+from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError
+from kdpl.serve.demo.page import MAX_ADDED, Demo, build, find_examples
+
+
+@pytest.fixture(scope="module")
+def encoder(teacher_run):
+    return NameEncoder.load(teacher_run)
+
+
+@pytest.fixture(scope="module")
+def demo(classifier, encoder):
+    return Demo(Classifier.load(classifier), encoder, 3)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    noise(50, 40).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_predictions_are_those_of_predict(demo, photo):
+    expected = demo.classifier.predict([photo], top_k=3)[0]
+    assert demo.classify(str(photo), "photo.png") == dict(expected)
+
+
+def test_a_photo_is_opened_as_in_training(demo, tmp_path):
+    photo = odd_photo(tmp_path / "photo.png")
+    given = demo.classifier
+    own = Classifier(given.encoder, given.vectors, given.logit_scale, given.clip, Decoding())
+    shown = [Demo(each, None, 10).classify(str(photo), "photo.png") for each in (given, own)]
+    assert shown == [dict(each.predict([photo], top_k=10)[0]) for each in (given, own)]
+    assert shown[0] != shown[1]
+
+
+def test_added_classes_are_among_the_predictions(demo, encoder, photo):
+    every = Demo(demo.classifier, encoder, 99)
+    known = demo.classifier.add_classes(encoder.encode(["letter B", "eel"]))
+    shown = every.classify(str(photo), "photo.png", "  letter \n B,eel , ,eel")
+    assert shown == pytest.approx(dict(known.predict([photo], top_k=99)[0]), rel=1e-4)
+    # those of one visitor are not seen by another
+    assert len(every.classify(str(photo), "photo.png")) == 10
+
+
+@pytest.mark.parametrize(("typed", "words"), [("five", "'five'"), ("word " * 35, "all 32 tokens")])
+def test_an_invalid_name_is_a_sentence(typed, words, demo, photo):
+    with refused(KdplError, words):
+        demo.classify(str(photo), "photo.png", typed)
+
+
+def test_there_is_a_largest_number_of_classes_and_none_without_the_teacher(demo, encoder, photo):
+    with refused(ConfigError, f"there are {MAX_ADDED + 1} further classes, at most {MAX_ADDED}"):
+        demo.classify(str(photo), "photo.png", ",".join(map(str, range(MAX_ADDED + 1))))
+    with refused(ConfigError, "--teacher RUN"):
+        Demo(demo.classifier, None, 3).classify(str(photo), "photo.png", "eel")
+    with refused(ArtifactError, "another tuned teacher"):
+        Demo(with_vectors(demo.classifier, teacher="0" * 32), encoder, 3)
+
+
+def test_a_file_that_is_not_an_image_is_named_as_its_owner_does(demo, photo):
+    photo.write_bytes(photo.read_bytes()[:2000])
+    with refused(DataError, r"image holiday\.png cannot be read") as raised:
+        demo.classify(str(photo), "holiday.png")
+    assert str(photo) not in str(raised.value)
+
+
+def test_examples_are_spread_evenly_and_missing_ones_are_named(tmp_path):
+    folder = image_folder(tmp_path / "images", classes=("a", "b", "c"))
+    chosen = find_examples([str(folder), str(folder / "test/a/0.png")])
+    assert len(chosen) == len(set(chosen)) == 12
+    assert {name for name in "abc" if any(f"/{name}/" in path for path in chosen)} == {
+        "a",
+        "b",
+        "c",
+    }
+    assert find_examples([]) == []
+    with refused(DataError, "does not exist"):
+        find_examples([str(tmp_path / "a.png")])
+
+
+def test_control_characters_of_names_are_made_visible(demo, photo):
+    hostile = Demo(with_vectors(demo.classifier, class_names=HOSTILE), None, 20)
+    shown = hostile.classify(str(photo), "photo.png")
+    assert len(shown) == len(HOSTILE)
+    assert not {"\u202e", "\x07"} & set("".join(shown))
+
+
+def test_an_image_that_would_fill_the_memory_is_refused(demo, tmp_path):
+    Image.new("1", (8000, 8000)).save(tmp_path / "large.png")
+    with refused(
+        DataError, "image large.png has .* pixels, expected at most 50 million: scale it down"
+    ):
+        demo.classify(str(tmp_path / "large.png"), "large.png")
+
+
+def test_what_a_visitor_sends_is_answered_by_the_page(demo, photo, monkeypatch):
+    gradio = pytest.importorskip("gradio")
+    monkeypatch.setattr(gradio, "Warning", shown := Mock())
+    page = build(demo, [str(photo)])
+    (event,) = [each for each in page.fns.values() if each.fn.__name__ == "on_change"]
+    sent = {"path": str(photo), "orig_name": "holiday<.png"}
+    assert event.fn(sent, None) == demo.classify(str(photo), "holiday<.png")
+    assert event.fn(None, "eel") is None
+    photo.write_bytes(b"no image")
+    assert event.fn(sent, "") is None
+    (sentence,) = shown.call_args.args
+    assert sentence.startswith("image holiday&lt;.png cannot be read")

@@ -1,0 +1,173 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from runs import (
+    DATA,
+    STUDENT,
+    TEACHER,
+    configs,
+    curves_of,
+    error_line,
+    files_of,
+    fit_student,
+    fit_teacher,
+)
+
+from kdpl import DomainDataModule
+from kdpl.__main__ import main
+from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.module import ORIGIN_KEY
+from kdpl.runtime.resizing import Resizing
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, LAST
+from kdpl.targets import shards as module
+
+
+def settings(teacher, cache):
+    quiet = ["--trainer.max_epochs=2", "--trainer.enable_progress_bar=false"]
+    return [
+        *DATA,
+        *STUDENT,
+        *quiet,
+        f"--model.init_args.teacher={teacher}",
+        f"--data.init_args.teacher_cache={cache}",
+    ]
+
+
+def fill(teacher, cache, *more):
+    return main(["cache", *settings(teacher, cache), *more])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_shards():
+    """Eleven shards of 64 images each, with two views."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_FEATURES_PER_SHARD", 128)
+        yield
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory, teacher_run):
+    """A cache of two views of all digits; no test changes it."""
+    cache = tmp_path_factory.mktemp("filled") / "cache"
+    assert fill(teacher_run, cache, "--out=elsewhere") == 0
+    assert [path.name for path in cache.parent.iterdir()] == ["cache"]
+    return cache
+
+
+def features_in(cache):
+    return np.concatenate([np.load(file) for file in sorted(cache.glob("*.npy"))]).astype(
+        np.float32
+    )
+
+
+def test_it_holds_the_teachers_features_of_the_views_that_training_sees(filled, teacher_run):
+    stored = features_in(filled)
+    assert stored.shape == (700, 2, 128), "as many views as epochs"
+    teacher = FrozenTeacher(teacher_run, ClassVectors.load(teacher_run / CLASS_VECTORS_FILE))
+    teacher.load()
+    images = DomainDataModule(
+        "digits", augmentation="light_affine", num_workers=0
+    ).unlabeled_images(Resizing(32))
+    for view in range(2):
+        batch = torch.stack([images[index, view].images for index in range(40)])
+        assert np.allclose(stored[:40, view], teacher.features(batch), rtol=1e-3, atol=1e-4)
+    manifest = json.loads((filled / "manifest.json").read_text())
+    assert (manifest["dataset"], manifest["resizing"]["image_size"], manifest["view_seed"]) == (
+        "digits",
+        32,
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    "more", [[], [*configs("teacher/zero_shot.yaml"), "--data.init_args.shots=0"]]
+)
+def test_a_teachers_fit_with_the_settings_of_a_run_fills_none(more, tmp_path):
+    cache = [
+        f"--data.init_args.teacher_cache={tmp_path / 'cache'}",
+        "--data.init_args.fill_teacher_cache=true",
+    ]
+    assert fit_teacher(tmp_path / "teacher", *more, *cache) == 0
+    assert (tmp_path / "teacher" / CLASS_VECTORS_FILE).is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+
+
+def test_a_second_start_says_complete_and_changes_nothing(filled, teacher_run, capsys):
+    before = files_of(filled)
+    assert fill(teacher_run, filled) == 0
+    assert "complete, 700 images, 2 views of each: nothing to do" in capsys.readouterr().err
+    assert fill(teacher_run, filled, "--trainer.max_epochs=1", "--views=2") == 0
+    assert fill(teacher_run, filled, "--views=3") == 1
+    error_line(
+        capsys, f"the teacher cache {filled} was made from something else (views is 2 there and 3"
+    )
+    after = files_of(filled)
+    # whose time changes whenever an older filelock takes it
+    before.pop(".lock"), after.pop(".lock")
+    assert after == before
+
+
+def test_a_missing_shard_is_filled_again(tmp_path, teacher_run, filled, capsys):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for file in filled.iterdir():
+        if file.name != "shard-00003.npy":
+            (cache / file.name).write_bytes(file.read_bytes())
+    assert (
+        fit_student(tmp_path / "out", teacher_run, f"--data.init_args.teacher_cache={cache}") == 1
+    )
+    error_line(capsys, f"{cache} is incomplete, 1 of 11 shards are missing: fill it with")
+    assert fill(teacher_run, cache) == 0
+    assert "2 views of each, 128 features computed" in capsys.readouterr().err
+    assert np.array_equal(features_in(cache), features_in(filled))
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "cache needs the settings of a student's fit"),
+        (
+            [*DATA, *STUDENT, "--model.init_args.teacher=t"],
+            "give --data.init_args.teacher_cache FOLDER",
+        ),
+        ([*DATA, *TEACHER], "expected those of a student"),
+        (settings("t", "c"), "t/class_vectors.safetensors does not exist"),
+        (["--views=0", *DATA], "views"),
+    ],
+)
+def test_wrong_settings_are_one_line_and_nothing_is_written(
+    args, words, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["cache", *args]) == 1
+    error_line(capsys, words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_cache_serves_other_students_and_none_loads_the_teacher(
+    filled, teacher_run, student_run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("kdpl.prompts.tuned.TunedPrompts.load_image_clip", None)
+    cache = f"--data.init_args.teacher_cache={filled}"
+    assert fit_student(tmp_path / "same", teacher_run, cache) == 0
+    # but for the rounding of the features to float16
+    losses, expected = (
+        [v for _, v in curves_of(run)["train/loss"]] for run in (tmp_path / "same", student_run)
+    )
+    assert losses == pytest.approx(expected, rel=5e-3)
+    origin = torch.load(tmp_path / "same" / LAST, weights_only=True)[ORIGIN_KEY]
+    assert (origin["seed of the views"], origin["views"]) == (1, "one in each epoch")
+    change = [
+        "--seed_everything=3",
+        "--model.init_args.loss.kind=l1",
+        "--model.init_args.clip.model=tiny-resnet",
+    ]
+    change += [
+        "--model.init_args.vision_prompts.depth=0",
+        "--model.init_args.vision_prompts.init=normal",
+    ]
+    assert (
+        fit_student(tmp_path / "other", teacher_run, cache, "--trainer.max_epochs=1", *change) == 0
+    )

@@ -1,0 +1,327 @@
+import io
+import json
+import pickle
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import world
+from filelock import FileLock
+from runs import noise
+
+from kdpl import DomainDataModule
+from kdpl.data.augmentation import RandomResizedCrop
+from kdpl.data.needs import Needs, TeacherDescription
+from kdpl.errors import ConfigError, DataError
+from kdpl.runtime.resizing import Resizing
+from kdpl.targets import shards as module
+from kdpl.targets.cache.feature_cache import FeatureCache, Manifest, fill
+from kdpl.targets.shards import Work, batches_of
+
+WIDTH, SIZE, VIEWS = 4, Resizing(8), 3
+SHARDS = [f"shard-0000{shard}.npy" for shard in range(3)]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Ten images of two classes, each of noise of its own; four images a shard."""
+    for number in range(10):
+        path = tmp_path / f"data/train/{'ab'[number // 5]}/{number % 5}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise(14, 12, seed=number).save(path)
+    monkeypatch.setattr(module, "_FEATURES_PER_SHARD", 4 * VIEWS)
+    return tmp_path
+
+
+def encode(images):
+    """The mean colours of images, and one more number."""
+    means = images.float().mean(dim=(2, 3)) / 255
+    return torch.cat([means, 1 - means[:, :1]], dim=1)
+
+
+def data(folder, **options):
+    settings = {"root": str(folder / "data"), "teacher_cache": str(folder / "cache"), "shots": None}
+    return DomainDataModule("folder", **{**settings, "batch_size": 5, "num_workers": 0, **options})
+
+
+def needed(datamodule, views=VIEWS, teacher="t", resizing=SIZE):
+    described = TeacherDescription(teacher, WIDTH, resizing)
+    return Manifest.of(datamodule, described, datamodule.pool.images, views)
+
+
+def filled(folder, into="cache", views=VIEWS, encode=encode, seed=1, num_workers=0, **options):
+    """Fill a cache; returns the number of features that were computed."""
+    datamodule = data(folder, seed=seed)
+    rest = {"images": datamodule.unlabeled_images(SIZE), "batch_size": 7, **options}
+    work = Work(encode=encode, num_workers=num_workers, **rest)
+    return fill(folder / into, needed(datamodule, views), work)
+
+
+def opened(folder):
+    return FeatureCache.open(folder / "cache", needed(data(folder)))
+
+
+class Distiller(world.Probe):
+    def __init__(self):
+        super().__init__()
+        self.needs = Needs("unlabeled", SIZE, lambda: [TeacherDescription("t", WIDTH, SIZE)])
+
+    def on_train_start(self):
+        origin = self.trainer.datamodule.origin(prepared=True)
+        self.view_source = origin["seed of the views"], origin["views"]
+
+
+def fit(folder, epochs=VIEWS, **options):
+    distiller = Distiller()
+    trainer = world.quiet_trainer(folder, epochs, use_distributed_sampler=False)
+    trainer.fit(distiller, datamodule=data(folder, **options))
+    return distiller
+
+
+def same_images(some, others):
+    return all(
+        torch.equal(x.images, y.images) and torch.equal(x.indices, y.indices)
+        for x, y in zip(some, others, strict=True)
+    )
+
+
+def test_features_are_those_of_the_views_in_the_documented_layout(folder):
+    images = data(folder).unlabeled_images(SIZE)
+    decoded, open_image = [], images.view.open_image
+    images.view.open_image = lambda source: decoded.append(source) or open_image(source)
+    assert filled(folder, images=images, batch_size=2) == 10 * VIEWS
+    assert decoded == list(images.sources), "each once for all its views"
+    stored = np.concatenate([np.load(folder / "cache" / name) for name in SHARDS])
+    assert stored.shape == (10, VIEWS, WIDTH)
+    cache = opened(folder)
+    for each in (cache, pickle.loads(pickle.dumps(cache))):  # noqa: S301
+        for index, view in np.ndindex(10, VIEWS):
+            assert np.array_equal(
+                each.read(view, index), encode(images[index, view].images[None])[0].half().numpy()
+            )
+            assert np.array_equal(each.read(view, index), stored[index, view])
+    manifest = json.loads((folder / "cache/manifest.json").read_text())
+    assert not [key for key in manifest if "label" in key or "class" in key]
+
+
+def test_a_filling_lists_images_as_it_comes_to_them():
+    drawn = []
+    shards = (drawn.append(start) or range(start, start + 5) for start in range(0, 20, 5))
+    batches = batches_of(shards, 3)
+    assert [next(batches) for _ in range(3)] == [[0, 1, 2], [3, 4], [5, 6, 7]]
+    assert drawn == [0, 5]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_interrupted_filling_resumes_at_the_first_missing_shard_with_the_same_files(
+    folder, num_workers
+):
+    filled(folder, "whole")
+    parts = iter(range(2))  # of at most 7 views
+
+    def interrupted(images):
+        if next(parts, None) is None:
+            raise KeyboardInterrupt
+        return encode(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        filled(folder, encode=interrupted, num_workers=num_workers)
+    with pytest.raises(
+        DataError, match=r"incomplete, 2 of 3 shards are missing: fill it with python -m kdpl cache"
+    ):
+        opened(folder)
+    assert filled(folder, num_workers=num_workers) == 6 * VIEWS
+    assert filled(folder) == 0
+    for name in (*SHARDS, "manifest.json"):
+        assert (folder / "whole" / name).read_bytes() == (folder / "cache" / name).read_bytes()
+
+
+def test_several_processes_share_the_missing_shards(folder):
+    # the first has finished its own before the second asks what is missing
+    counts = [filled(folder, batch_size=4, rank=rank, world_size=2) for rank in (1, 0)]
+    assert sum(counts) == 10 * VIEWS
+    assert min(counts) > 0
+    assert filled(folder) == 0
+    filled(folder, "alone", batch_size=4)
+    for name in SHARDS:
+        assert (folder / "cache" / name).read_bytes() == (folder / "alone" / name).read_bytes()
+
+
+def test_features_that_are_not_finite_are_named_and_not_written(folder):
+    bad = data(folder).unlabeled_images(SIZE)[3, 1].images
+
+    def broken(images):
+        return encode(images).masked_fill(
+            (images == bad).flatten(1).all(dim=1, keepdim=True), torch.nan
+        )
+
+    with pytest.raises(DataError, match="images 0 to 3 are not finite: check the network"):
+        filled(folder, encode=broken)
+    assert not list((folder / "cache").glob("shard*"))
+
+
+def test_a_cache_is_made_by_one_command_with_a_known_number_of_views(folder):
+    with pytest.raises(
+        ConfigError, match=r"number of views .* is unknown: set trainer\.max_epochs"
+    ):
+        filled(folder, views=0)
+    (folder / "cache").mkdir()
+    with pytest.raises(
+        DataError,
+        match=r"is not a teacher cache \(it has no manifest\.json\): choose another folder",
+    ):
+        opened(folder)
+    with (
+        FileLock(folder / "cache/.lock"),
+        pytest.raises(DataError, match="is being filled by another command: wait"),
+    ):
+        filled(folder)
+    filled(folder)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_training_sees_the_views_that_it_sees_without_a_cache_and_their_features(
+    folder, num_workers
+):
+    plain = fit(folder, teacher_cache=None)
+    assert all(batch.teacher_features is None for batch in plain.train_batches)
+    filled(folder)
+    cached = fit(folder, num_workers=num_workers)
+    assert same_images(cached.train_batches, plain.train_batches)
+    assert cached.view_source == plain.view_source == (1, "one in each epoch")
+    for batch in cached.train_batches:
+        assert batch.teacher_features.dtype == torch.float16
+        assert torch.equal(batch.teacher_features, encode(batch.images).half())
+
+
+def test_epochs_go_through_the_views_again(folder):
+    filled(folder, views=2)
+    distiller = fit(folder, epochs=5)
+    assert distiller.view_source == (1, "2 of each")
+    batches, seen = distiller.train_batches, []
+    for first, second in zip(batches[::2], batches[1::2], strict=True):
+        order = torch.cat([first.indices, second.indices]).argsort()
+        seen.append(torch.cat([first.images, second.images])[order])
+    assert torch.equal(seen[0], seen[2])
+    assert torch.equal(seen[1], seen[3])
+    assert not any(torch.equal(one, other) for one, other in zip(seen[0], seen[1], strict=True))
+
+
+def test_runs_of_any_seed_and_share_see_views_of_the_seed_of_the_cache(folder):
+    filled(folder)
+    every = fit(folder).train_batches
+    other = fit(folder, seed=7, unlabeled_share=0.5).train_batches
+    views = {
+        x.numpy().tobytes(): f
+        for batch in every
+        for x, f in zip(batch.images, batch.teacher_features, strict=True)
+    }
+    assert sum(len(batch.images) for batch in other) == 5 * VIEWS
+    for batch in other:
+        for image, feature in zip(batch.images, batch.teacher_features, strict=True):
+            assert torch.equal(views[image.numpy().tobytes()], feature)
+    # filled by a run of another seed, too
+    (folder / "cache" / SHARDS[1]).unlink()
+    assert filled(folder, seed=7) == 4 * VIEWS
+    assert same_images(fit(folder).train_batches, every)
+
+
+def copied(folder):
+    """Copy a folder of images to a name of its own, once."""
+    return str(shutil.copytree(folder, f"{folder} copied", dirs_exist_ok=True))
+
+
+@pytest.mark.parametrize(
+    ("manifest", "words"),
+    [
+        (
+            lambda folder: needed(data(folder, augmentation=RandomResizedCrop((0.5, 1.0)))),
+            "augmentation.scale is [0.08, 1.0] there and [0.5, 1.0] here",
+        ),
+        (
+            lambda folder: needed(data(folder, background=(0, 0, 0))),
+            "decoding.background is [255, 255, 255] there and [0, 0, 0] here",
+        ),
+        (
+            lambda folder: needed(data(folder, unlabeled=copied(folder / "data/train/a"))),
+            "images is 10 there and 15 here",
+        ),
+    ],
+)
+def test_a_cache_of_something_else_is_refused_with_the_first_difference(folder, manifest, words):
+    filled(folder)
+    for use in (FeatureCache.open, lambda *args: fill(*args, None)):
+        with world.refused(DataError, re.escape(words)) as error:
+            use(folder / "cache", manifest(folder))
+        assert str(error.value).endswith(
+            ": choose another folder as data.init_args.teacher_cache, or remove it"
+        )
+
+
+def test_a_moved_dataset_with_other_texts_keeps_its_cache_unless_other_views_are_asked_for(folder):
+    filled(folder)
+    (folder / "data").rename(folder / "moved")
+    moved = {"root": str(folder / "moved"), "class_text": "a {}"}
+    manifest = needed(data(folder, **moved), views=9)
+    FeatureCache.open(folder / "cache", manifest)
+    with pytest.raises(DataError, match=r"from something else \(views is 3 there and 9 here\)"):
+        Manifest.load(folder / "cache", manifest, ["views"])
+    (folder / "moved/train/a/4.png").rename(folder / "moved/train/a/5.png")
+    with pytest.raises(DataError, match=r"sources is \w+ there"):
+        FeatureCache.open(folder / "cache", needed(data(folder, **moved)))
+
+
+def test_sources_are_told_apart_whatever_they_are():
+    lists = [
+        ["/x/ab.png", "/x/.png"],
+        ["/x/a.png", "/x/b.png"],
+        ["/x/\udcff.png"] * 2,
+        ["/x/\udcfe.png", "/x/a.png"],
+    ]
+    teacher = TeacherDescription("t", 1, Resizing(1))
+    module = DomainDataModule("digits")
+    assert len({Manifest.of(module, teacher, each, views=1).sources for each in lists}) == 4
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+MANIFEST = r"manifest\.json is damaged, or of another version"
+OLDER = (
+    rf"{MANIFEST} \(version: Input should be 3\): remove the folder .* and fill the cache again$"
+)
+DAMAGED = r"shard-00001\.npy is damaged \(.*\): remove shard-00001\.npy and fill"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        (
+            "manifest.json",
+            lambda content: content[:100],
+            rf"{MANIFEST} \(the file: .*: remove the folder",
+        ),
+        (
+            "manifest.json",
+            lambda content: content.replace(b'"width"', b'"breadth"'),
+            rf"{MANIFEST} \(width: ",
+        ),
+        ("manifest.json", lambda content: content.replace(b'"version": 3', b'"version": 2'), OLDER),
+        (SHARDS[1], lambda content: content[:-1], DAMAGED),
+        (SHARDS[1], lambda _: npy(np.zeros(3)), DAMAGED),
+        (SHARDS[1], lambda _: npy(np.array([{}])), DAMAGED),
+    ],
+)
+def test_a_damaged_file_or_one_of_another_version_is_refused_before_training(
+    folder, name, damage, words
+):
+    filled(folder)
+    file = folder / "cache" / name
+    file.write_bytes(damage(file.read_bytes()))
+    with world.refused(DataError, words):
+        fit(folder)

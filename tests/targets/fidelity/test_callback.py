@@ -1,0 +1,279 @@
+"""Agreement of a student with its target on unlabelled images that it has not seen."""
+
+import pytest
+import torch
+import world
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from world import refused
+
+from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.data.augmentation import resize_and_crop, to_tensor
+from kdpl.data.sampling import generator
+from kdpl.errors import ConfigError, DataError
+from kdpl.targets import Target
+from kdpl.targets.fidelity import Fidelity
+from kdpl.targets.prepared import PreparedTarget
+
+POOL = {"shots": 2, "unlabeled_share": 0.5}  # 20 labelled images, 350 unlabelled ones
+
+
+class Seen(Callback):
+    """Keeps the images of each step, and what the end of each epoch has logged."""
+
+    def __init__(self):
+        self.steps, self.logged = [], []
+
+    def on_train_batch_start(self, _, __, batch, ___):
+        self.steps.append(batch.indices.tolist())
+
+    def on_train_epoch_end(self, trainer, _):
+        metrics = trainer.callback_metrics.items()
+        self.logged.append({name: value.item() for name, value in metrics if "train" not in name})
+
+
+class Unmeasured(Fidelity):
+    """Holds images out and measures nothing."""
+
+    def on_train_start(self, trainer, pl_module):
+        pass
+
+    def _measure(self, trainer, pl_module):
+        pass
+
+
+def distil(teacher, folder, *callbacks, epochs=2, data=(), ckpt_path=None, trainer=(), **options):
+    """Fit a student for a few steps an epoch in a folder; returns its record, the student and the domain."""
+    options.setdefault("kd_weight", 20)
+    student, seen = world.make_student(teacher, **options), Seen()
+    domain = world.digits(20, **{**POOL, **dict(data)})
+    settings = {"limit_train_batches": 4, **dict(trainer)}
+    record = world.fit(student, folder, epochs, [*callbacks, seen], domain, ckpt_path, **settings)
+    record.seen, record.each, record.student, record.domain = (
+        seen.steps,
+        seen.logged,
+        student,
+        domain,
+    )
+    return record
+
+
+def write_teacher(folder, model="test-teacher-quickgelu"):
+    """Write a teacher whose predictions differ from image to image: its class vectors are directions between features."""
+    about = {"class_names": world.DIGITS, "num_base": None}
+    world.write_teacher(folder, model, **about)
+    teacher = FrozenTeacher(folder, ClassVectors.of_teacher(str(folder)))
+    teacher.load()
+    images = world.digits(1).preview(10, teacher.vectors.preprocessing.resizing)
+    features = teacher.features(images)
+    vectors = torch.nn.functional.normalize(features - features.mean(dim=0), dim=1)
+    world.write_teacher(folder, model, vectors=vectors, **about)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(tmp_path_factory):
+    return write_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def whole(teacher_folder, tmp_path_factory):
+    """A fit that was not interrupted, with its checkpoints, and its folder; no test changes it."""
+    folder = tmp_path_factory.mktemp("whole")
+    callback = Fidelity()
+    record = distil(teacher_folder, folder, callback, trainer={"save": True})
+    record.targets = torch.cat(callback._targets)
+    return record, folder
+
+
+def plainly(student, domain, target=None):
+    """Agreement and KL, image by image in double precision, with what was distilled."""
+    student.eval()
+    agreed, nats = [], []
+    for index in domain.pool.unseen.tolist():
+        image = domain.splits.open_image(domain.pool.images[index])
+        view = to_tensor(resize_and_crop(image, student.resizing))[None]
+        teachers = student.teachers
+        views = [
+            to_tensor(resize_and_crop(image, each.vectors.preprocessing.resizing))[None]
+            for each in teachers.read()
+        ]
+        with torch.no_grad():
+            wanted = teachers.logits(teachers.features(*views))
+            wanted = (target or Target()).logits(wanted, torch.tensor([index]))[0].double()
+            given = student.class_logits(view)[0].double()
+        p, q = (torch.exp(each - each.max()) for each in (wanted, given))
+        p, q = p / p.sum(), q / q.sum()
+        agreed.append(float(p.argmax() == q.argmax()))
+        nats.append(sum(a * (a / b).log() for a, b in zip(p, q, strict=True) if a > 0).item())
+    return sum(agreed) / len(agreed), sum(nats) / len(nats)
+
+
+def test_it_is_what_a_plain_loop_over_the_images_counts(whole):
+    record, _ = whole
+    share, nats = plainly(record.student, record.domain)
+    assert 0 < share < 1
+    assert record.logged["val/fidelity"] == pytest.approx(share, abs=1e-6)
+    assert record.logged["val/kl"] == pytest.approx(nats, rel=1e-4)
+    assert record.logged["pool/unseen"] == 100
+    assert [each.keys() for each in record.each] == [{"val/fidelity", "val/kl", "pool/unseen"}] * 2
+
+
+def test_nothing_held_out_is_distilled_on_nor_labelled(whole):
+    record, _ = whole
+    pool, labels = record.domain.pool, record.domain.labels
+    unseen = set(pool.unseen.tolist())
+    assert len(unseen) == 100
+    assert not unseen & {index for step in record.seen for index in step}
+    assert unseen | set(pool.indices.tolist()) == set(pool.targeted.tolist())
+    assert len(pool.indices) == 250
+    labeled = {each.source for each in (*labels.training(), *labels.tuning("val"))}
+    assert not labeled & {*pool.images.take(pool.unseen)}
+    # some of them are in the pool, and would be drawn otherwise
+    first = generator(1, "unseen").permutation(pool.targeted)[:100]
+    assert labeled & {*pool.images.take(first)}
+
+
+def test_measuring_changes_nothing_of_the_training(whole, teacher_folder, tmp_path):
+    record, _ = whole
+    unmeasured = distil(teacher_folder, tmp_path, Unmeasured())
+    assert unmeasured.losses == record.losses
+    assert unmeasured.seen == record.seen
+    for name, value in record.epochs[-1].items():
+        assert torch.equal(unmeasured.epochs[-1][name], value), name
+
+
+def test_by_default_nothing_is_held_out(teacher_folder, tmp_path):
+    record = distil(teacher_folder, tmp_path, epochs=1, trainer={"limit_train_batches": 1.0})
+    pool = record.domain.pool
+    assert not len(pool.unseen)
+    assert pool.indices is pool.chosen is pool.targeted
+    order = generator(1, "order").permutation(350)[:340]
+    assert [each for step in record.seen for each in step] == pool.indices[order].tolist()
+    assert "val/fidelity" not in record.logged
+
+
+def test_with_labelled_validation_images_it_is_the_same_beside_their_accuracy(
+    whole, teacher_folder, tmp_path
+):
+    trainer = {"limit_val_batches": 1.0, "num_sanity_val_steps": 2}
+    record = distil(teacher_folder, tmp_path, Fidelity(), trainer=trainer)
+    assert record.losses == whole[0].losses
+    assert [{**each, "val/acc": 0} for each in whole[0].each] == [
+        {**each, "val/acc": 0} for each in record.each
+    ]
+    assert "val/acc" in record.logged
+
+
+@pytest.mark.parametrize("batches", [0, 1.0])
+def test_it_is_measured_after_the_epochs_after_which_validation_runs(
+    batches, whole, teacher_folder, tmp_path
+):
+    trainer = {"limit_val_batches": batches, "check_val_every_n_epoch": 2}
+    record = distil(teacher_folder, tmp_path, Fidelity(), trainer=trainer)
+    assert [("val/fidelity" in each) for each in record.each] == [False, True]
+    assert record.each[-1]["val/kl"] == whole[0].each[-1]["val/kl"]
+
+
+@pytest.mark.parametrize(("batches", "every"), [(0, 1), (1.0, 1), (1.0, 2)])
+def test_a_checkpoint_is_chosen_by_it(batches, every, teacher_folder, tmp_path):
+    best = ModelCheckpoint(tmp_path, monitor="val/fidelity", mode="max", filename="best")
+    trainer = {
+        "limit_val_batches": batches,
+        "check_val_every_n_epoch": every,
+        "enable_checkpointing": True,
+    }
+    record = distil(teacher_folder, tmp_path, Fidelity(), best, trainer=trainer)
+    measured = [each["val/fidelity"] for each in record.each if "val/fidelity" in each]
+    assert best.best_model_score.item() == pytest.approx(max(measured))
+
+
+def test_a_resumed_run_holds_out_the_same_images(whole, teacher_folder, tmp_path):
+    record, folder = whole
+    resumed = distil(teacher_folder, tmp_path, Fidelity(), ckpt_path=folder / "epoch=0.ckpt")
+    assert resumed.domain.pool.unseen.tolist() == record.domain.pool.unseen.tolist()
+    assert resumed.losses == record.losses[len(record.losses) // 2 :]
+    assert resumed.logged == record.logged
+
+
+def test_a_run_is_resumed_with_as_many_images_as_it_had(whole, teacher_folder, tmp_path):
+    with refused(
+        ConfigError, "images held out is 100 there and 0 here.: give kdpl.targets.fidelity.Fide"
+    ):
+        distil(teacher_folder, tmp_path, ckpt_path=whole[1] / "epoch=0.ckpt")
+    distil(teacher_folder, tmp_path, epochs=1, trainer={"save": True})
+    with refused(
+        ConfigError, "images held out is 0 there and 100 here.: give kdpl.targets.fidelity.Fide"
+    ):
+        distil(teacher_folder, tmp_path, Fidelity(), ckpt_path=tmp_path / "epoch=0.ckpt")
+
+
+def test_with_a_cache_the_targets_are_still_those_of_the_evaluation_view(
+    whole, teacher_folder, tmp_path
+):
+    callback, data = Fidelity(), {"teacher_cache": f"{tmp_path}/cache", "fill_teacher_cache": True}
+    distil(teacher_folder, tmp_path / "filled", world.fill_teacher_cache(1), Fidelity(), data=data)
+    data["fill_teacher_cache"] = False
+    record = distil(teacher_folder, tmp_path / "run", callback, data=data)
+    assert torch.equal(torch.cat(callback._targets), whole[0].targets)
+    share, nats = plainly(record.student, record.domain)
+    assert record.logged["val/fidelity"] == pytest.approx(share, abs=1e-6)
+    assert record.logged["val/kl"] == pytest.approx(nats, rel=1e-4)
+
+
+def test_in_mixed_precision_it_is_nearly_the_same(whole, teacher_folder, tmp_path):
+    callback = Fidelity()
+    distil(teacher_folder, tmp_path, callback, epochs=1, trainer={"precision": "bf16-mixed"})
+    targets = torch.cat(callback._targets)
+    assert targets.dtype == torch.float32
+    assert (targets - whole[0].targets).abs().max() < 0.05 * whole[0].targets.abs().max()
+
+
+def test_several_teachers_each_see_an_image_in_their_own_size(teacher_folder, tmp_path):
+    options = {"more_teachers": [str(write_teacher(tmp_path, "test-large"))]}
+    record = distil(teacher_folder, tmp_path / "run", Fidelity(), epochs=1, **options)
+    share, nats = plainly(record.student, record.domain)
+    assert record.logged["val/fidelity"] == pytest.approx(share, abs=1e-6)
+    assert record.logged["val/kl"] == pytest.approx(nats, rel=1e-4)
+
+
+def test_a_prepared_target_is_that_of_the_unseen_images_too(teacher_folder, tmp_path):
+    """Its indices are the same whether images are held out or not, so that its file can be used again."""
+
+    class Moved(PreparedTarget):
+        def prepare(self, inputs):
+            self.indices = inputs.indices.tolist()
+            self.features = inputs.features(None, 1)[0].mean
+
+        def logits(self, predicted, indices):
+            rows = [self.indices.index(index) for index in indices.tolist()]
+            return predicted + 10 * self.features[rows][:, : predicted.shape[1]]
+
+    target, without = Moved(), Moved()
+    record = distil(teacher_folder, tmp_path, Fidelity(), epochs=1, target=target)
+    distil(teacher_folder, tmp_path, epochs=1, target=without)
+    assert target.indices == without.indices == record.domain.pool.targeted.tolist()
+    assert torch.equal(target.features, without.features)
+    share, nats = plainly(record.student, record.domain, target)
+    assert record.logged["val/fidelity"] == pytest.approx(share, abs=1e-6)
+    assert record.logged["val/kl"] == pytest.approx(nats, rel=1e-4)
+
+
+def test_images_unlike_all_classes_are_not_measured_on(teacher_folder, tmp_path):
+    record = distil(teacher_folder, tmp_path, Fidelity(), epochs=1, pool_filter=0.3)
+    pool = record.domain.pool
+    assert 0 < record.logged["pool/unseen"] == len(pool.unseen) < 100
+    assert not pool.left_out & {*pool.images.take(pool.unseen)}
+    assert record.logged["pool/kept"] == pytest.approx(len(pool.targeted) / 350)
+
+
+def test_a_pool_that_is_too_small_is_refused(teacher_folder, tmp_path):
+    with refused(DataError, "the pool has 196 images, too few to hold 100 without a label"):
+        distil(teacher_folder, tmp_path, Fidelity(), data={"unlabeled_share": 0.28})
+    with refused(DataError, "the pool has 350 images, too few to hold 100 without a label"):
+        distil(teacher_folder, tmp_path, Fidelity(), data={"shots": None})
+
+
+def test_a_teacher_has_no_fidelity(tmp_path):
+    with refused(ConfigError, "Probe has no target to compare it with"):
+        world.fit(world.Probe(), tmp_path, callbacks=[Fidelity()], domain=world.digits(4))

@@ -1,0 +1,427 @@
+"""Experts: a probe beside the teacher's text, weighted by labels that neither saw."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from torch.nn import functional as F
+
+from kdpl.data.probe import fit_probe
+from kdpl.targets.refinement import experts
+from kdpl.targets.refinement.experts import (
+    COST,
+    PRIOR,
+    Evidence,
+    assign,
+    combine,
+    fit_weights,
+)
+from kdpl.targets.refinement.refine import RefinementConfig, affinity, nearest, refine, standardize
+
+CLASSES = 4
+
+
+def world(images=160, width=12, shots=5, seed=0, text=1.0, spread=1.1):
+    """Gaussian classes, of which ``shots`` images each are labelled; returns evidence and all true classes."""
+    draw = torch.Generator().manual_seed(seed)
+    truth = torch.arange(images) % CLASSES
+    centres = torch.randn(CLASSES, width, generator=draw)
+    features = centres[truth] + spread * torch.randn(images, width, generator=draw)
+    logits = text * F.one_hot(truth, CLASSES) + torch.randn(images, CLASSES, generator=draw)
+    labels = torch.where(torch.arange(images) < shots * CLASSES, truth, -1)
+    return Evidence(
+        features,
+        F.normalize(features, dim=1),
+        logits.log_softmax(dim=1),
+        labels,
+        torch.full_like(labels, -1),
+        torch.arange(images),
+        trusted=True,
+    ), truth
+
+
+def bursts(evidence, size=3):
+    """The same, with each labelled image as a group of near-copies."""
+    labeled = torch.nonzero(evidence.labels >= 0).flatten()
+    rows = torch.cat(
+        [labeled.repeat_interleave(size), torch.nonzero(evidence.labels < 0).flatten()]
+    )
+    columns = {
+        name: getattr(evidence, name)[rows]
+        for name in ("features", "probed", "text", "labels", "held_out", "groups")
+    }
+    shape = columns["features"].shape
+    for name in ("features", "probed"):
+        columns[name] += 1e-3 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    return replace(evidence, **columns)
+
+
+def plain_probe(features, labels, strength, of):
+    """Log probabilities, of images that are not normalised, by a regression in which each class counts alike."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    lengths = [np.linalg.norm(x.double().numpy(), axis=1, keepdims=True) for x in (features, of)]
+    x, z = (each.double().numpy() / n for each, n in zip((features, of), lengths, strict=True))
+    scale = np.sqrt(sum(column.var(ddof=1) for column in x.T))
+    x, z = ((each - x.mean(axis=0)) / scale for each in (x, z))
+    labels = labels.numpy()
+    classes, counts = np.unique(labels, return_counts=True)
+    weights = [len(labels) / len(classes) / counts[classes.tolist().index(y)] for y in labels]
+    probe = linear_model.LogisticRegression(C=strength, max_iter=20_000, tol=1e-9)
+    probe.fit(x, labels, sample_weight=weights)
+    return probe.predict_log_proba(z), probe.classes_
+
+
+def accuracy(scores, truth, evidence):
+    free = evidence.labels < 0
+    return (scores.argmax(dim=1) == truth)[free].float().mean().item()
+
+
+@pytest.mark.parametrize(("images", "strength"), [(160, 3.0), (160, 300.0), (9, 30.0)])
+def test_the_probe_is_scikit_learns_logistic_regression(images, strength):
+    evidence, truth = world(width=20)
+    rows = slice(0, images)
+    probe = fit_probe(evidence.probed[rows], truth[rows], strength)
+    features = evidence.features
+    expected, classes = plain_probe(features[rows], truth[rows], strength, features)
+    assert probe.classes.tolist() == classes.tolist()
+    made = probe.log_probabilities(evidence.probed).exp()
+    assert np.abs(made.numpy() - np.exp(expected)).max() < 1e-3
+
+
+def test_a_probe_of_two_classes_and_of_one():
+    evidence, truth = world(width=20)
+    for classes in (2, 1):
+        rows = truth < classes
+        probe = fit_probe(evidence.probed[rows], truth[rows], 10.0)
+        assert probe.classes.tolist() == [*range(classes)]
+        predicted = probe.log_probabilities(evidence.probed[rows])
+        assert predicted.shape == (40 * classes, classes)
+        assert (predicted.argmax(dim=1) == truth[rows]).float().mean() > 0.9
+
+
+def test_experts_are_multiplied_and_classes_without_a_label_keep_their_probability():
+    draw = torch.Generator().manual_seed(0)
+    text = torch.randn(7, 5, generator=draw).log_softmax(dim=1)
+    classes = torch.tensor([0, 2, 3])
+    probe = torch.randn(7, 3, generator=draw).log_softmax(dim=1)
+    made = combine(text, probe, classes, (0.3, 1.7)).exp()
+    for row, own, other in zip(made, text.exp(), probe.exp(), strict=True):
+        products = [own[c] ** 0.3 * other[i] ** 1.7 for i, c in enumerate(classes)]
+        mass = own[classes].sum()
+        for i, c in enumerate(classes):
+            assert row[c].item() == pytest.approx(
+                (mass * products[i] / sum(products)).item(), abs=1e-6
+            )
+        assert row[[1, 4]].tolist() == pytest.approx(own[[1, 4]].tolist(), abs=1e-6)
+
+
+def test_weights_minimise_log_loss_and_penalty():
+    evidence, truth = world()
+    noise = 0.5 * torch.randn(160, CLASSES, generator=torch.Generator().manual_seed(9))
+    other = (0.5 * F.one_hot(truth, CLASSES) + noise).log_softmax(dim=1)
+    both = torch.stack([evidence.text, other])
+
+    def losses(weights):
+        logits = sum(w * each.double() for w, each in zip(weights, both, strict=True))
+        log_loss = sum(
+            -(row - row.exp().sum().log())[y] for row, y in zip(logits, truth, strict=True)
+        )
+        return log_loss.item(), PRIOR / 2 * sum((w - 1) ** 2 for w in weights)
+
+    weights, value = fit_weights(both, truth, torch.ones(160))
+    assert min(weights) > 0
+    assert value == pytest.approx(losses(weights)[0] + 2 * COST, rel=1e-6)
+    for i in range(2):  # convex: no better along either axis
+        along = minimize_scalar(
+            lambda w, i=i: sum(losses([w if j == i else each for j, each in enumerate(weights)])),
+            bounds=(0, 5),
+            method="bounded",
+        )
+        assert along.fun >= sum(losses(weights)) - 1e-4
+
+
+def test_an_expert_that_saves_less_than_its_cost_has_no_weight(monkeypatch):
+    evidence, truth = world(shots=6)
+    other = (0.3 * F.one_hot(truth, CLASSES) + torch.randn(160, CLASSES)).log_softmax(dim=1)
+    both = torch.stack([evidence.text, other])
+    monkeypatch.setattr(experts, "COST", 0.0)
+    ones = torch.ones(160)
+    free = fit_weights(both, truth, ones)
+    alone = fit_weights(both[:1], truth, ones)
+    assert free[0][1] > 0
+    assert alone[1] > free[1]
+    monkeypatch.setattr(experts, "COST", alone[1] - free[1] + 0.01)
+    assert fit_weights(both, truth, ones)[0] == (alone[0][0], 0.0)
+    monkeypatch.setattr(experts, "COST", alone[1] - free[1] - 0.01)
+    assert fit_weights(both, truth, ones)[0] == pytest.approx(free[0])
+
+
+def plainly(evidence, config, strength, weights):
+    """All folds by hand: what each refinement, and none, is right on, and its assignments with all labels."""
+    unit = F.normalize(standardize(evidence.features), dim=1)
+    neighbors = affinity(*nearest(unit, config.neighbors, evidence.groups))
+    labeled = sorted(
+        torch.nonzero(evidence.labels >= 0).flatten().tolist(),
+        key=lambda i: evidence.features[i, 0],
+    )
+    # groups are of one class and of one size here, and come in turns as images do
+    fold_of, places, sizes = {}, {}, evidence.groups.bincount()
+    for i in labeled:
+        y, group = int(evidence.labels[i]), int(evidence.groups[i])
+        if group not in fold_of:
+            fold_of[group] = places.setdefault(y, 0) % 5
+            places[y] += 1
+    folds = {i: fold_of[int(evidence.groups[i])] for i in labeled}
+
+    def predicted(held_out, settings):
+        seen = [i for i in labeled if i not in held_out]
+        probed = evidence.probed
+        logs, _ = plain_probe(probed[seen], evidence.labels[seen], strength, probed)
+        mixed = (weights[0] * evidence.text + weights[1] * torch.tensor(logs).float()).softmax(
+            dim=1
+        )
+        known = torch.full_like(evidence.labels, -1)
+        known[seen] = evidence.labels[seen]
+        mixed[seen] = F.one_hot(evidence.labels[seen], CLASSES).float()
+        return mixed if settings is None else refine(unit, mixed, neighbors, known, settings)
+
+    right, results = [], []
+    for settings in (*config.candidates(len(fold_of) / CLASSES), None):
+        hits = dict.fromkeys(fold_of, 0.0)
+        for fold in range(5):
+            held_out = [i for i in labeled if folds[i] == fold]
+            z = predicted(held_out, settings)
+            for i in held_out:
+                group = int(evidence.groups[i])
+                hits[group] += int(z[i].argmax() == evidence.labels[i]) / int(sizes[group])
+        right.append(hits)
+        results.append(predicted([], settings))
+    return right, results
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_all_folds_and_the_result_are_those_of_a_plain_implementation(size):
+    evidence, _ = world(shots=6)
+    evidence = evidence if size == 1 else bursts(evidence, size)
+    config = RefinementConfig(neighbors=4, rounds=4)
+    made = assign(evidence, config)
+    right, results = plainly(evidence, config, made.strength, made.weights)
+    *refined, alone = (sum(hits.values()) for hits in right)
+    best = refined.index(max(refined))
+    differing = sum((right[best][group] - right[-1][group]) ** 2 for group in right[-1])
+    if alone - refined[best] > differing**0.5:
+        best = len(refined)
+    assert (made.judges, made.groups) == (24 * size, 24)
+    assert made.right[1] == pytest.approx(sum(right[best].values()) / 24)
+    # a probe of little regularisation magnifies where its optimiser stops
+    assert (made.assignments - results[best]).abs().max() < 1e-2
+
+
+def test_no_label_judges_what_saw_it(monkeypatch):
+    evidence, _ = world(shots=3)
+    seen = []
+    fit = fit_probe
+
+    def watched(features, labels, strength):
+        seen.append({tuple(row) for row in features.tolist()})
+        return fit(features, labels, strength)
+
+    monkeypatch.setattr(experts, "fit_probe", watched)
+    assign(evidence, RefinementConfig(rounds=1))
+    rows = {tuple(row) for row in evidence.probed[:12].tolist()}
+    folds = [rows - each for each in seen[:4]]
+    assert [len(fold) for fold in folds] == [4, 4, 4, 0]
+    assert set().union(*folds) == rows
+
+
+def test_no_label_judges_what_saw_its_group(monkeypatch):
+    evidence, seen, fit = bursts(world(shots=3)[0]), [], fit_probe
+    labeled = {tuple(row): i for i, row in enumerate(evidence.probed[:36].tolist())}
+
+    def watched(features, labels, strength):
+        seen.append({int(evidence.groups[labeled[tuple(row)]]) for row in features.tolist()})
+        assert len(features) == 3 * len(seen[-1])
+        return fit(features, labels, strength)
+
+    monkeypatch.setattr(experts, "fit_probe", watched)
+    assign(evidence, RefinementConfig(rounds=1))
+    assert [len(groups) for groups in seen[:4]] == [8, 8, 8, 12]
+
+
+def test_near_copies_do_not_make_noise_look_right():
+    """Features that say nothing, each labelled image five times: by image, all are right."""
+    differences, weights = [], []
+    for seed in range(5):
+        evidence, truth = world(shots=6, seed=seed, text=3.0)
+        draw = torch.Generator().manual_seed(seed)
+        noise = torch.randn(evidence.features.shape, generator=draw)
+        noise = replace(evidence, features=noise, probed=F.normalize(noise, dim=1))
+        made = assign(bursts(noise, 5), RefinementConfig())
+        weights.append(made.weights[1])
+        hits = made.assignments[5 * 24 :].argmax(dim=1) == truth[24:]
+        differences.append(made.right[1] - hits.float().mean().item())
+    assert np.mean(weights) < 0.1
+    assert abs(np.mean(differences)) < 0.1
+
+
+def test_images_of_a_group_and_class_count_as_one_for_the_weights(monkeypatch):
+    evidence, truth = world()
+    other = torch.randn(160, CLASSES, generator=torch.Generator().manual_seed(9)).log_softmax(dim=1)
+    both = torch.stack([evidence.text, other])
+    expected = fit_weights(both, truth, torch.ones(160))
+    made = fit_weights(
+        both.repeat_interleave(5, dim=1), truth.repeat_interleave(5), torch.full((800,), 0.2)
+    )
+    assert made[0] == pytest.approx(expected[0], abs=1e-3)
+    assert made[1] == pytest.approx(expected[1])
+    labels = torch.tensor([0, 0, 1, 1, 1])
+    few = Evidence(
+        *[torch.zeros(5, 2)] * 3, labels, labels, torch.tensor([3, 3, 3, 4, 4]), trusted=True
+    )
+    pair, sizes = few.merged(torch.arange(5))
+    assert pair.tolist() == [0, 0, 1, 2, 2]
+    assert sizes.tolist() == [2, 1, 2]
+    given = []
+    monkeypatch.setattr(
+        experts, "fit_weights", lambda *each: given.append(each[2]) or fit_weights(*each)
+    )
+    assign(bursts(world(shots=3)[0]), RefinementConfig(rounds=1))
+    assert torch.stack(given).allclose(torch.tensor(1 / 3))
+    assert len(given[0]) == 36
+
+
+def test_what_is_said_of_the_labels_is_what_they_could_show():
+    evidence, _ = world(shots=5)
+    said = assign(evidence, RefinementConfig(rounds=1)).describe()
+    assert "of the 20 labelled images that chose the settings, each predicted without" in said
+    said = assign(bursts(evidence), RefinementConfig(rounds=1)).describe()
+    assert "of the 60 labelled images in 20 groups that chose" in said
+    # a tuned teacher has seen them all, and of one label a class none can be spared
+    for seen in (replace(evidence, trusted=False), world(shots=1)[0]):
+        said = assign(seen, RefinementConfig(rounds=1)).describe()
+        assert "not measured, as teacher or probe have seen all labels" in said
+        assert "no labels" not in said
+    said = assign(world(shots=0)[0], RefinementConfig(rounds=1)).describe()
+    assert "there are no labels to measure it on" in said
+
+
+def test_the_order_of_the_images_does_not_matter():
+    evidence, _ = world(shots=4)
+    order = torch.randperm(160, generator=torch.Generator().manual_seed(3))
+    rows = {
+        name: getattr(evidence, name)[order]
+        for name in ("features", "probed", "text", "labels", "held_out", "groups")
+    }
+    first, second = (
+        assign(each, RefinementConfig()) for each in (evidence, replace(evidence, **rows))
+    )
+    assert first.weights == pytest.approx(second.weights, abs=1e-4)
+    assert first.refinement == second.refinement
+    assert (first.assignments[order] - second.assignments).abs().max() < 1e-3
+
+
+def test_the_experts_alone_are_taken_where_they_are_right_on_significantly_more():
+    def hits(*numbers):
+        return torch.tensor([float(number in numbers) for number in range(20)])
+
+    def choose(*right, alone=True, before=0):
+        return experts._choose(right, alone, before)
+
+    refined, better = hits(0, 1, 2), hits(0, 1, 2, 3)
+    assert choose(refined, better, alone=False) == 1
+    assert choose(better, hits(4, 5, 6, 7), alone=False) == 0  # of equals the first
+    # one more is what chance gives, and two are not
+    assert choose(refined, hits(0, 1, 2, 3)) == 0
+    assert choose(refined, hits(0, 1, 2, 3, 4)) == 1
+    # 4 more and 1 fewer: 3 > √5; 4 more and 2 fewer: 2 < √6
+    assert choose(refined, hits(1, 2, 3, 4, 5, 6)) == 1
+    assert choose(refined, hits(2, 3, 4, 5, 6)) == 0
+    # one more is enough where the refinement is worse than the teacher
+    assert choose(refined, hits(0, 1, 2, 3), before=4) == 1
+    assert choose(refined, hits(0, 1, 2, 3), before=5) == 0
+
+
+def test_without_labels_the_teachers_predictions_are_refined():
+    evidence, _ = world(shots=0)
+    made = assign(evidence, RefinementConfig())
+    unit = F.normalize(standardize(evidence.features), dim=1)
+    (settings,) = RefinementConfig().candidates(0)
+    expected = refine(unit, evidence.text.exp(), affinity(*nearest(unit, 5)), None, settings)
+    assert (made.assignments - expected).abs().max() < 1e-5
+    assert (made.strength, made.weights, made.right) == (None, (1.0,), None)
+
+
+def test_a_tuned_teacher_is_judged_by_validation_images_alone():
+    evidence, truth = world(shots=5)
+    tuned = replace(evidence, trusted=False)
+    unjudged = assign(tuned, RefinementConfig())
+    assert (unjudged.weights, unjudged.right, unjudged.judges) == ((1.0, 1.0), None, 0)
+    assert unjudged.refinement == RefinementConfig().candidates(5)[0]
+
+    held_out = torch.where(torch.arange(160) >= 140, truth, -1)
+    judged = assign(replace(tuned, held_out=held_out), RefinementConfig())
+    assert judged.judges == 20
+    assert judged.weights != (1.0, 1.0)
+    assert (judged.assignments[140:].argmax(dim=1) != truth[140:]).any() or judged.right[1] == 1
+
+
+def test_a_class_with_one_label_is_never_without_it():
+    evidence, _ = world(shots=3)
+    labels = evidence.labels.clone()
+    labels[[4, 8]] = -1  # class 0 has one label left
+    made = assign(replace(evidence, labels=labels), RefinementConfig(rounds=2))
+    assert made.judges == 9
+    assert made.assignments[0].tolist() == [1, 0, 0, 0]
+
+
+def test_classes_of_no_label_are_left_to_the_teacher():
+    evidence, truth = world(shots=5, text=3.0)
+    labels = torch.where(evidence.labels < 2, evidence.labels, -1)
+    made = assign(replace(evidence, labels=labels), RefinementConfig())
+    novel = truth >= 2
+    assert (made.assignments.argmax(dim=1) == truth)[novel].float().mean() > 0.85
+
+
+def mean_weights(draws, **null):
+    rows = []
+    for seed in range(draws):
+        evidence, truth = world(images=200, shots=8, seed=seed, text=3.0, spread=1.4)
+        draw = torch.Generator().manual_seed(seed)
+        if "text" in null:
+            evidence = replace(evidence, text=evidence.text[torch.randperm(200, generator=draw)])
+        if "features" in null:
+            noise = torch.randn(evidence.features.shape, generator=draw)
+            evidence = replace(evidence, features=noise, probed=F.normalize(noise, dim=1))
+        made = assign(evidence, RefinementConfig())
+        probe = fit_probe(evidence.probed[:32], truth[:32], made.strength)
+        alone = probe.log_probabilities(evidence.probed)
+        scores = [
+            accuracy(each, truth, evidence) for each in (evidence.text, alone, made.assignments)
+        ]
+        rows.append([*made.weights, *scores])
+    return np.mean(rows, axis=0)
+
+
+def test_a_useless_expert_gets_a_weight_near_0_and_costs_at_most_a_point():
+    for null, useless in (({"text": True}, 0), ({"features": True}, 1)):
+        *weights, text, probe, result = mean_weights(10, **null)
+        # of noise that seems to save enough in some of the draws
+        assert weights[useless] < 0.25
+        assert weights[1 - useless] > 1
+        assert result >= max(text, probe) - 0.01
+
+
+def test_each_weight_that_is_set_is_the_only_one_tried():
+    pairs = itertools.product(
+        (0, 4), ({}, {"graph": 1.0}, {"graph": 1.0, "likelihood": 0.2, "prior": 0.5})
+    )
+    for shots, own in pairs:
+        for each in RefinementConfig(**own).candidates(shots):
+            assert all(getattr(each, name) == value for name, value in own.items())
+            assert None not in (each.graph, each.likelihood, each.prior)
+        assert len(RefinementConfig(**own).candidates(shots)) == (
+            1 if len(own) == 3 or not shots else 2
+        )

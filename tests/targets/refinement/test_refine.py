@@ -1,0 +1,230 @@
+"""Refinement of predictions, against plain loops in float64."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import world
+from pydantic import TypeAdapter
+
+from kdpl.errors import ArtifactError, ConfigError
+from kdpl.runtime.artifacts import write_tensors
+from kdpl.targets.refinement import refine as refinement
+from kdpl.targets.refinement.pool_targets import KIND, VERSION, Moved, PoolManifest, PoolTargets
+from kdpl.targets.refinement.refine import RefinementConfig, affinity, nearest, refine
+from kdpl.targets.refinement.target import Refined
+
+N, C, D = 40, 4, 6
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Features around four directions, a teacher's soft predictions of them, and labels of three images."""
+    draw = torch.Generator().manual_seed(1)
+    classes = torch.arange(N) % C
+    centres = torch.eye(D)[:C] + 0.4
+    features = torch.nn.functional.normalize(
+        centres[classes] + 0.3 * torch.randn(N, D, generator=draw), dim=1
+    )
+    predictions = (
+        (features @ centres.T + 0.5 * torch.randn(N, C, generator=draw)).mul(3).softmax(dim=1)
+    )
+    labels = torch.full((N,), -1)
+    labels[torch.tensor([3, 8, 21])] = classes[torch.tensor([3, 8, 21])]
+    return features, predictions, labels
+
+
+def plain_affinity(features, k, groups=range(N)):
+    """a_ij, from every pair of images: half a cosine for each of the two that has the other among its k nearest."""
+    n = len(features)
+    cosine = [[float(features[i] @ features[j]) for j in range(n)] for i in range(n)]
+    a = torch.zeros(n, n, dtype=torch.float64)
+    for i in range(n):
+        further = (j for j in range(n) if groups[j] != groups[i])
+        for j in sorted(further, key=lambda j: -cosine[i][j])[:k]:
+            a[i, j] += max(cosine[i][j], 0) / 2
+            a[j, i] += max(cosine[i][j], 0) / 2
+    return a
+
+
+def plain_refine(features, predictions, labels, config):
+    """The updates as they are written, image by image and class by class."""
+    f, y = features.double(), predictions.double()
+    a = plain_affinity(f, config.neighbors)
+    known = [] if labels is None else [i for i in range(N) if labels[i] >= 0]
+
+    def clamp(z):
+        for i in known:
+            z[i] = torch.eye(C, dtype=torch.float64)[labels[i]]
+        return z
+
+    def fit(z):
+        means = torch.stack(
+            [sum(z[i, c] * f[i] for i in range(N)) / z[:, c].sum() for c in range(C)]
+        )
+        variance = sum(z[i, c] * (f[i] - means[c]) ** 2 for i in range(N) for c in range(C)) / N
+        return means, variance
+
+    z = clamp(y.clone())
+    for _ in range(config.rounds):
+        means, variance = fit(z)
+        for _ in range(5):
+            new = torch.empty_like(z)
+            for i in range(N):
+                for c in range(C):
+                    log_density = sum(
+                        -((f[i, d] - means[c, d]) ** 2) / (2 * variance[d])
+                        - math.log(math.sqrt(2 * math.pi * variance[d]))
+                        for d in range(D)
+                    )
+                    neighbors = sum(a[i, j] * z[j, c] for j in range(N) if a[i, j])
+                    prior = math.log(max(y[i, c], 1e-9))
+                    new[i, c] = (
+                        config.likelihood * log_density
+                        + config.graph * neighbors
+                        + config.prior * prior
+                    )
+            z = clamp(new.softmax(dim=1))
+    return z, *fit(z)
+
+
+def refined(pool, config, labels=None):
+    features, predictions, _ = pool
+    return refine(
+        features, predictions, affinity(*nearest(features, config.neighbors)), labels, config
+    )
+
+
+def test_images_of_a_group_are_no_neighbours(pool):
+    groups = torch.arange(N) // 4
+    made = affinity(*nearest(pool[0], 3, groups)).to_dense()
+    assert (made - plain_affinity(pool[0], 3, groups)).abs().max() < 1e-6
+    assert (made != affinity(*nearest(pool[0], 3)).to_dense()).any()
+
+
+@pytest.mark.parametrize("labeled", [False, True])
+def test_it_is_the_plain_updates(pool, labeled):
+    config = RefinementConfig(neighbors=3, graph=0.7, likelihood=0.4, prior=1.3, rounds=3)
+    labels = pool[2] if labeled else None
+    made, expected = refined(pool, config, labels), plain_refine(*pool[:2], labels, config)
+    fitted = refinement._fit(pool[0], made, [slice(None)])
+    for ours, plain in zip((made, *fitted), expected, strict=True):
+        assert (ours - plain).abs().max() < 1e-5
+    assert (made.argmax(dim=1) != pool[1].argmax(dim=1)).any()
+    if labeled:
+        known = pool[2] >= 0
+        assert made[known].equal(torch.eye(C)[pool[2][known]])
+
+
+def test_the_order_of_images_and_the_size_of_chunks_do_not_matter(pool, monkeypatch):
+    features, predictions, labels = pool
+    config = RefinementConfig(neighbors=4, rounds=4)
+    whole = refined(pool, config, labels)
+    monkeypatch.setattr(refinement, "_CELLS", 7 * N)
+    assert (refined(pool, config, labels) - whole).abs().max() < 1e-5
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(2))
+    shuffled = refined((features[order], predictions[order], None), config, labels[order])
+    assert (shuffled - whole[order]).abs().max() < 1e-5
+
+
+def test_neighbours_are_the_nearest_others(pool):
+    features = pool[0]
+    cosines = (features @ features.T).fill_diagonal_(-2)
+    values, indices = nearest(features, 5)
+    assert values.equal(cosines.topk(5, dim=1).values)
+    assert (torch.arange(N)[:, None] != indices).all()
+    assert nearest(features[:3], 5)[1].shape == (3, 2)  # as many as there are
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("neighbors", 0, "must be at least 1, not 0"),
+        ("graph", -1, "must be at least 0"),
+    ],
+)
+def test_impossible_settings_are_refused(setting, value, said):
+    with world.refused(ConfigError, f"{setting} of refined targets {said}"):
+        RefinementConfig(**{setting: value})
+
+
+@pytest.fixture
+def targets(pool):
+    assignments = refined(pool, RefinementConfig()).half()
+    return PoolTargets(
+        made_from={"teachers": ["abc"], "target": {"rounds": 15}},
+        class_names=("a", "b", "c", "d"),
+        taken=True,
+        reason="taken",
+        accuracy=(0.5, 0.75),
+        before=(10, 10, 10, 10),
+        after=(9, 11, 10, 10),
+        moved=1,
+        examples=(Moved(6, 0, 1),),
+        images=torch.arange(N) * 2,
+        assignments=assignments,
+    )
+
+
+@pytest.mark.parametrize("classes", [C, 1001])
+def test_the_file_holds_all_of_it(targets, classes, tmp_path):
+    padded = torch.nn.functional.pad(targets.assignments, (0, classes - C))
+    names = tuple(f"class {i}" for i in range(classes))
+    whole = replace(
+        targets, assignments=padded, class_names=names, before=(1,) * classes, after=(1,) * classes
+    )
+    whole.save(tmp_path / "file")
+    read = PoolTargets.load(tmp_path / "file")
+    assert read.assignments.equal(padded)
+    assert read.images.equal(targets.images)
+    assert read.examples == whole.examples
+    assert (tmp_path / "file").stat().st_size < 60_000
+    (tmp_path / "file").write_bytes((tmp_path / "file").read_bytes()[:-30])
+    with world.refused(ArtifactError, "is damaged .*: remove it, and run the same command again"):
+        PoolTargets.load(tmp_path / "file")
+
+
+def test_the_target_is_the_assignment_where_it_is_taken(targets):
+    target, predicted = Refined(), torch.randn(3, C + 6)
+    indices = torch.tensor([4, 0, 78])
+    with world.refused(ConfigError, "the refined targets are not there"):
+        target.logits(predicted, indices)
+    z = torch.nn.functional.pad(targets.assignments, (0, 6))
+    target.use(replace(targets, assignments=z), torch.device("cpu"))
+    floored = z[indices // 2].double() + 1e-4
+    expected = floored / floored.sum(dim=1, keepdim=True)
+    assert (
+        target.logits(predicted, indices).double().softmax(dim=1) - expected
+    ).abs().max() < 2e-3  # float16
+    target.use(replace(targets, taken=False), torch.device("cpu"))
+    assert target.logits(predicted, indices).equal(predicted)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"before": (10, 10, 20)},
+        {"after": (10, 10, 10, 5, 5)},
+        {"examples": (Moved(6, 0, 4),)},
+        {"examples": (Moved(6, -1, 1),)},
+        {"examples": (Moved(-1, 0, 1),)},
+        {"assignments": torch.zeros(N, C + 1)},
+        {"assignments": torch.full((N, C), float("nan"))},
+        {"images": torch.arange(N - 1)},
+        {"taken": 2},
+        {"reason": "\x1b[2J"},
+    ],
+    ids=str,
+)
+def test_a_file_that_does_not_fit_itself_is_refused(changes, targets, tmp_path):
+    whole = vars(targets) | changes
+    fields = TypeAdapter(PoolManifest).dump_python(targets, mode="json")
+    fields |= {name: value for name, value in changes.items() if name in fields}
+    tensors = {name: whole[name] for name in ("images", "assignments")}
+    write_tensors(tmp_path / "file", KIND, VERSION, tensors, fields)
+    with world.refused(
+        ArtifactError,
+        "file (is damaged|has an invalid field).*: remove it, and run the same command",
+    ):
+        PoolTargets.load(tmp_path / "file")

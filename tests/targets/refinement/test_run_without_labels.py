@@ -1,0 +1,195 @@
+"""``run`` without labels: the original CLIP is the teacher, and no labelled image is used."""
+
+import json
+import re
+
+import pytest
+import torch
+import yaml
+from runs import (
+    CONFIGS,
+    DATA,
+    SHORT,
+    STAGES,
+    configs,
+    curves_of,
+    error_line,
+    files_of,
+    fit_teacher,
+    image_folder,
+)
+from soak.comparison import differences
+
+from kdpl import Classifier, ClassVectors
+from kdpl.__main__ import main
+from kdpl.callbacks.preemption import InterruptionHandler
+from kdpl.data import datamodule
+
+RUN = ["run", *DATA, *STAGES, *SHORT]
+
+
+def run_into(out, *more):
+    views = out.parent / "views.yaml"
+    target = "{class_path: kdpl.targets.refinement.target.Refined, init_args: {views: 2}}"
+    views.write_text(f"model: {{init_args: {{target: {target}}}}}")
+    return main([*RUN, "--shots=0", f"--student={views}", f"--out={out}", *more])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run during which a labelled image could not be asked for."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datamodule, "LabeledImages", None)
+        assert run_into(out) == 0
+    return out
+
+
+def settings(stage):
+    return yaml.safe_load((stage / "config.yaml").read_text())
+
+
+def test_the_teacher_is_that_of_the_config_for_fit_and_the_student_is_trained_as_asked(
+    finished, tmp_path
+):
+    assert (
+        fit_teacher(
+            tmp_path / "teacher", *configs("teacher/zero_shot.yaml"), "--data.init_args.shots=0"
+        )
+        == 0
+    )
+    by_config, by_run = (settings(folder / "teacher") for folder in (tmp_path, finished))
+    assert by_config.pop("out") != by_run.pop("out")
+    assert by_config == by_run
+    vectors = [
+        ClassVectors.load(folder / "teacher/class_vectors.safetensors")
+        for folder in (tmp_path, finished)
+    ]
+    assert torch.equal(vectors[0].vectors, vectors[1].vectors)
+    student = settings(finished / "student")
+    assert (student["data"]["init_args"]["shots"], student["trainer"]["max_epochs"]) == (0, 2)
+    target = student["model"]["init_args"]["target"]
+    assert (target["class_path"], target["init_args"]["views"]) == (
+        "kdpl.targets.refinement.target.Refined",
+        2,
+    )
+    assert (finished / "student/pool_targets.safetensors").is_file()
+    assert "train/loss" in curves_of(finished / "student")
+    assert not any(name.startswith("val/") for name in curves_of(finished / "student"))
+
+
+def test_labelled_test_images_are_tested_and_the_teacher_is_called_zero_shot(finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert list(results) == [
+        "teacher, zero-shot",
+        "student's CLIP, zero-shot",
+        "student, distilled",
+    ]
+    assert results["teacher, zero-shot"]["test/acc"] == pytest.approx(0.695, abs=0.01)
+    assert {row["images"] for row in results.values()} == {899}
+    page = (finished / "report.html").read_text()
+    assert "is taken as it is" in page
+    assert re.search(r"<dt>labels</dt><dd>none</dd>", page)
+    assert "tuned" not in page.partition("<details>")[0]
+    assert "was not tested" not in page
+
+
+def test_a_second_start_touches_nothing(finished, capsys):
+    before = files_of(finished)
+    assert run_into(finished) == 0
+    assert "is finished: nothing to do" in "".join(capsys.readouterr().out.splitlines())
+    assert files_of(finished) == before
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_is_resumed(finished, tmp_path, monkeypatch, capsys):
+    def interrupt(self, trainer, *_):
+        if trainer.global_step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterruptionHandler, "on_train_batch_end", interrupt)
+        assert run_into(tmp_path / "out") == 130
+    assert "step 1 of 5 is finished and kept" in capsys.readouterr().err
+    assert run_into(tmp_path / "out") == 0
+    assert "1/5" not in capsys.readouterr().out
+    # the configs and the record of the command name the folder
+    assert set(differences(finished, tmp_path / "out")) == {
+        "run.json differs",
+        "teacher/config.yaml differs",
+        "student/config.yaml differs",
+    }
+
+
+@pytest.mark.parametrize(
+    ("more", "zero_shot", "target"),
+    [
+        (["--shots=0"], True, "refined"),
+        (["--shots", "0"], True, "refined"),
+        (["--data.init_args.shots", "0"], True, "refined"),
+        (["--config=none.yaml"], True, "refined"),
+        (["--teacher=none.yaml"], True, "refined"),
+        (["--config=none.yaml", "--config=four.yaml"], False, None),
+        (["--config=none.yaml", "--shots=4"], False, None),
+        (["--shots=0", "--data.init_args.shots=4"], False, None),
+        (["--shots=4"], False, None),
+        ([], False, None),
+        (["--shots=0", "--student=target.yaml"], True, None),
+        (["--shots=0", f"--student={CONFIGS}/student/feature_l1.yaml"], True, None),
+    ],
+)
+def test_what_configs_and_options_say_of_labels_and_target_decides(
+    more, zero_shot, target, tmp_path, monkeypatch
+):
+    for name, text in {
+        "none": "data: {init_args: {shots: 0}}",
+        "four": "data: {init_args: {shots: 4}}",
+        "target": "model: {init_args: {target: teacher}}",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    fits = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("kdpl.cli.fit.run_stage", lambda *args, **_: fits.append(args[2]))
+    monkeypatch.setattr("kdpl.cli.run._do", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main([*RUN, "--out=out", *more])
+    teacher, student = fits
+    assert (teacher.get("trainer", {}).get("max_epochs") == 0) == zero_shot
+    assert student["model"]["init_args"].get("target") == target
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--shots=-1"], ["shots", "run --help"]),
+        (["--shots=two"], ["shots", "run --help"]),
+        (
+            ["--shots=0", f"--student={CONFIGS}/student/pool_filter.yaml"],
+            ["shots is 0", "prompts and pool_filter need"],
+        ),
+    ],
+)
+def test_what_needs_labels_is_one_sentence(more, words, tmp_path, capsys):
+    assert main([*RUN, f"--out={tmp_path / 'out'}", *more]) == 1
+    error_line(capsys, *words)
+
+
+def test_a_run_without_test_images_ends_with_a_classifier_and_a_report(tmp_path, capsys):
+    root, out = image_folder(tmp_path / "pets", splits=("train",)), tmp_path / "out"
+    data = [*configs("data/folder.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={root}"]
+    own = [
+        "--data.init_args.held_out=null",
+        "--data.init_args.batch_size=4",
+        "--data.init_args.num_workers=0",
+    ]
+    command = ["run", *data, *STAGES, *SHORT, *own, "--shots=0", f"--out={out}"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "there are no test images: nothing was tested" in said
+    assert str(out / "report.html") in said
+    assert not list(out.rglob("test.json"))
+    assert Classifier.load(out / "student/classifier").class_names == ("cat", "dog")
+    before = files_of(out)
+    assert main(command) == 0
+    assert "is finished: nothing to do" in "".join(capsys.readouterr().out.splitlines())
+    assert files_of(out) == before

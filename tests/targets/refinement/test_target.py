@@ -1,0 +1,553 @@
+"""Refinement of the teacher's predictions before a student's first epoch."""
+
+from collections import Counter
+from shutil import copytree, ignore_patterns
+from types import SimpleNamespace
+
+import pytest
+import torch
+import world
+from filelock import FileLock
+from lightning.pytorch import Callback
+from plain import normalized
+from torch.nn import functional as F
+
+from kdpl.class_vectors import ClassVectors
+from kdpl.clip import ClipConfig, ImageTower, load_image_clip
+from kdpl.clip.towers.class_token import ClassTokenTower
+from kdpl.data.augmentation import LightAffine, resize_and_crop, to_tensor
+from kdpl.data.splits import Record
+from kdpl.errors import ArtifactError
+from kdpl.prompts import PromptConfig
+from kdpl.prompts.tuned import TunedPrompts
+from kdpl.runtime.resizing import Resizing
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, LOCK_FILE, PROMPTS_FILE
+from kdpl.targets import Teachers
+from kdpl.targets.inputs import PREPARED_FOLDER, TargetInputs
+from kdpl.targets.refinement import target as refined_target
+from kdpl.targets.refinement.experts import Assigned, Evidence, assign
+from kdpl.targets.refinement.pool_targets import POOL_TARGETS_FILE, PoolTargets
+from kdpl.targets.refinement.refine import RefinementConfig
+from kdpl.targets.refinement.target import Refined
+
+POOL = {
+    "shots": 2,
+    "unlabeled_share": 0.12,
+}  # 20 labelled images, 84 unlabelled ones, of which some are both
+SCALE = 3.0  # not the CLIP's own, with which each prediction is nearly one-hot
+OTHER = ClipConfig("test-student", "random")
+SETTINGS = {
+    "mode": "always",
+    "neighbors": 4,
+    "graph": 1.0,
+    "likelihood": 0.05,
+    "rounds": 3,
+    "views": 2,
+    "prior": 0.3,
+    "encoder": "teacher",
+}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    world.write_teacher(folder, class_names=world.DIGITS, num_base=None, logit_scale=SCALE)
+    return folder
+
+
+@pytest.fixture
+def fresh(teacher, tmp_path):
+    """A copy of the teacher, beside which no student has left anything yet."""
+    files = ignore_patterns(PREPARED_FOLDER)
+    return copytree(teacher, tmp_path / "teacher", ignore=files)
+
+
+def distil(
+    teacher,
+    folder,
+    callbacks=(),
+    ckpt_path=None,
+    data=(),
+    epochs=1,
+    save=False,
+    trainer=(),
+    **options,
+):
+    """Fit a student for two steps an epoch in a folder; returns its record."""
+    settings = {**SETTINGS, **options.pop("refinement", {})}
+    student = world.make_student(
+        teacher, kd_weight=20, **{"target": Refined(**settings), **options}
+    )
+    domain = world.digits(7, **{**POOL, **dict(data)})
+    steps = {"limit_train_batches": 2, "save": save, **dict(trainer)}
+    return world.fit(student, folder, epochs, callbacks, domain, ckpt_path, **steps)
+
+
+def targets_in(folder):
+    return PoolTargets.load(folder / POOL_TARGETS_FILE)
+
+
+@pytest.fixture(scope="module")
+def whole(teacher, tmp_path_factory):
+    """A fit that was not interrupted, with its checkpoints, and its folder; no test changes it."""
+    folder = tmp_path_factory.mktemp("whole")
+    return distil(teacher, folder, epochs=2, save=True), folder
+
+
+@pytest.fixture(scope="module")
+def plainly(teacher, plain_of):
+    """Features, predictions and labels of the pool, of labelled images outside it, and of validation images."""
+    clip, domain = plain_of("test-teacher-quickgelu"), world.digits(7, **POOL)
+    prompts = TunedPrompts.load(teacher / PROMPTS_FILE).tensors["vision_prompts.tokens"].double()
+    vectors = ClassVectors.load(teacher / CLASS_VECTORS_FILE).vectors.double()
+    labels = {record.source: record.label for record in domain.labels.tuning("labeled")}
+    pool = [domain.pool.images[i] for i in domain.pool.indices.tolist()]
+    outside = [source for source in labels if source not in pool]
+    assert 0 < len(outside) < len(labels) == 20
+    validation = domain.labels.tuning("val")
+
+    def feature(images, index):
+        """Of the image as in evaluation, and the mean of this and of a random view, [2, D]."""
+        still = resize_and_crop(domain.splits.open_image(images.sources[index]), Resizing(32))
+        views = torch.stack([to_tensor(still), images[index, 0].images])
+        both = normalized(clip.image_features(views, prompts))
+        return normalized(torch.stack([both[0], both.mean(dim=0)]).half().double())
+
+    further = domain.images_of([*outside, *(record.source for record in validation)], Resizing(32))
+    features = [
+        feature(domain.unlabeled_images(Resizing(32)), i) for i in domain.pool.indices.tolist()
+    ]
+    features += [feature(further, i) for i in range(len(further))]
+    still, features = torch.stack(features).float().unbind(dim=1)
+    known = torch.tensor(
+        [labels.get(source, -1) for source in [*pool, *outside]] + [-1] * len(validation)
+    )
+    text = (SCALE * features @ vectors.float().T).log_softmax(dim=1)
+    refined = 2 * still + features
+    return (refined / refined.norm(dim=1, keepdim=True), features), text, known, validation
+
+
+def refined_plainly(features, text, labels, validation):
+    """What tests/targets/refinement/test_experts.py holds to a plain implementation, of these features."""
+    config = RefinementConfig(**{k: v for k, v in SETTINGS.items() if k != "encoder"})
+    held_out = torch.full_like(labels, -1)
+    held_out[-len(validation) :] = torch.tensor([record.label for record in validation])
+    alone = torch.arange(len(labels))
+    return assign(Evidence(*features, text, labels, held_out, alone, trusted=False), config)
+
+
+def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):
+    features, text, labels, validation = plainly
+    made, assigned = targets_in(whole[1]), refined_plainly(features, text, labels, validation)
+    n, expected = len(made.images), assigned.assignments
+    assert made.images.tolist() == world.digits(7, **POOL).pool.indices.tolist()
+    assert (made.assignments.float() - expected[:n]).abs().max() < 2e-3
+    in_pool = labels[:n] >= 0
+    assert made.assignments[in_pool].float().equal(F.one_hot(labels[:n][in_pool], 10).float())
+    before, after = text.argmax(dim=1), expected.argmax(dim=1)
+    assert (before[:n] != after[:n]).sum() == made.moved > 0
+    for counts, classes in ((made.before, before), (made.after, after)):
+        assert counts == tuple(torch.bincount(classes[:n], minlength=10).tolist())
+    truth = torch.tensor([record.label for record in validation])
+    right = [(each[-len(truth) :] == truth).float().mean().item() for each in (before, after)]
+    assert made.accuracy == pytest.approx(right)
+    for image, *classes in made.examples:
+        row = made.images.tolist().index(image)
+        assert classes == [before[row], after[row]]
+
+
+def test_labels_outside_the_pool_take_part_and_those_of_validation_images_do_not(whole, plainly):
+    features, text, labels, validation = plainly
+    made = targets_in(whole[1])
+    n = len(made.images)
+    pool_alone, with_validation = labels.clone(), labels.clone()
+    pool_alone[n:] = -1
+    with_validation[-len(validation) :] = torch.tensor([record.label for record in validation])
+    for other in (pool_alone, with_validation):
+        others = refined_plainly(features, text, other, validation).assignments
+        assert (others[:n] - made.assignments.float()).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("mode", "right", "after", "strength", "taken", "words"),
+    [
+        ("auto", (0.5, 0.6), (5, 5), 30.0, True, "right on 60.0 % of the 20 labelled images"),
+        ("auto", (0.5, 0.5), (5, 5), 30.0, True, "without its label, the teacher on 50.0 %"),
+        ("auto", (0.5, 0.4), (5, 5), 30.0, False, "weights 0.40 of the teacher, 1.20 of the pr"),
+        ("always", (0.5, 0.4), (0, 10), 30.0, True, "as mode is always: weights 0.40"),
+        ("auto", None, (5, 5), None, True, "there are no labels to measure it on"),
+        ("auto", None, (0, 10), None, False, "it leaves 1 class without an image, refined with"),
+        ("auto", None, (0, 10), 30.0, True, "refined with ω 0.1, γ 3.0, λ 0.3"),
+        ("always", None, (0, 10), None, True, "there are no labels"),
+    ],
+)
+def test_it_is_taken_unless_labels_or_an_emptied_class_are_against_it(
+    mode, right, after, strength, taken, words
+):
+    settings = RefinementConfig(likelihood=0.1, graph=3.0, prior=0.3)
+    weights = (1.0,) if strength is None else (0.4, 1.2)
+    assigned = Assigned(torch.empty(0), weights, strength, settings, right, 20, 20)
+    counts = [torch.tensor(each) for each in ((5, 5), after)]
+    decision = Refined(mode=mode)._decide(assigned, counts)
+    assert decision[0] == taken
+    assert decision[1].startswith("taken" if taken else "not taken")
+    assert words in decision[1]
+
+
+def test_where_it_is_not_taken_the_student_learns_the_published_target(
+    fresh, whole, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Refined, "_decide", lambda *_: (False, "not taken"))
+    losses = distil(fresh, tmp_path / "not_taken", epochs=2).losses
+    assert losses == distil(fresh, tmp_path / "published", epochs=2, target="teacher").losses
+    assert losses != whole[0].losses
+    assert not (tmp_path / "published" / POOL_TARGETS_FILE).exists()
+
+
+def test_a_resumed_run_and_a_second_start_read_the_file(teacher, whole, monkeypatch):
+    record, folder = whole
+    before = (folder / POOL_TARGETS_FILE).stat().st_mtime_ns
+    monkeypatch.setattr(Refined, "_encode", None)
+    assert (
+        distil(teacher, folder, ckpt_path=folder / "epoch=0.ckpt", epochs=2).losses
+        == record.losses[2:]
+    )
+    assert distil(teacher, folder).losses == record.losses[:2]
+    assert (folder / POOL_TARGETS_FILE).stat().st_mtime_ns == before
+
+
+def test_no_teacher_runs_while_a_student_learns_assignments_alone(
+    teacher, whole, tmp_path, monkeypatch
+):
+    class NoViews(Callback):
+        """Sees that no views are made for teachers."""
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            assert pl_module.needs.teachers() == ()
+            assert batch.teacher_views == {}
+
+    monkeypatch.setattr(Teachers, "features_of", None)
+    assert distil(teacher, tmp_path, [NoViews()], epochs=2).losses == whole[0].losses
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ({"vision_prompts": PromptConfig(depth=0)}, 0.5),
+        ({"vision_prompts": PromptConfig(depth=0), "target": "teacher"}, 0),
+        ({}, 0),
+    ],
+)
+def test_half_of_the_images_are_whole_where_a_projector_alone_learns_targets_of_images(
+    settings, share, fresh, tmp_path
+):
+    whole = []
+
+    class Compares(Callback):
+        """Compares the images of a step with those of evaluation."""
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            pool = trainer.datamodule.unlabeled_images(pl_module.resizing)
+            for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
+                source = pool.view.open_image(pool.sources[index])
+                expected = to_tensor(resize_and_crop(source, pl_module.resizing))
+                whole.append(image.cpu().equal(expected))
+
+    steps = {"limit_train_batches": 25}
+    distil(fresh, tmp_path, [Compares()], trainer=steps, epochs=2, **settings)
+    assert len(whole) == 168
+    assert sum(whole) / len(whole) == pytest.approx(share, abs=0.12)
+
+
+def test_another_encoder_runs_in_the_precision_of_the_training(teacher, tmp_path, monkeypatch):
+    kinds = []
+    pooled = ImageTower.pooled
+
+    def watched(tower, images):
+        kinds.append(torch.is_autocast_enabled("cpu"))
+        return pooled(tower, images)
+
+    monkeypatch.setattr(ImageTower, "pooled", watched)
+    encoder = ClipConfig("timm:test_resnet", "random", image_size=32)
+    options = {
+        "refinement": {"encoder": encoder, "views": 1},
+        "trainer": {"precision": "bf16-mixed"},
+    }
+    distil(teacher, tmp_path, **options)
+    assert kinds
+    assert all(kinds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"refinement": {"rounds": 2}}, "target.rounds is 3 there and 2 here"),
+        ({"data": {"unlabeled_share": 0.2}}, "images with a target is "),
+        ({"data": {"shots": 3}}, "labels is "),
+        ({"data": {"val_shots": 1}}, "validation labels is "),
+        ({"pool_filter": 0.3}, "images with a target is "),
+        (
+            {"data": {"augmentation": LightAffine(1.0)}},
+            "augmentation.degrees is 7.0 there and 1.0 h",
+        ),
+        (
+            {"trainer": {"precision": "bf16-mixed"}},
+            "precision is 32-true there and bf16-mixed here",
+        ),
+        ({"refinement": {"encoder": OTHER}}, "target.encoder"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(changes, words, teacher, whole, tmp_path):
+    (tmp_path / POOL_TARGETS_FILE).write_bytes((whole[1] / POOL_TARGETS_FILE).read_bytes())
+    with world.refused(
+        ArtifactError,
+        rf"{POOL_TARGETS_FILE} was made from something else \({words}.*\): remove it, or choose",
+    ):
+        distil(teacher, tmp_path, [world.NoStep()], **changes)
+
+
+@pytest.mark.parametrize(("seed", "words"), [(1, "teachers is "), (0, "class vectors is ")])
+def test_a_file_of_another_teacher_or_other_class_vectors_is_refused(seed, words, whole, tmp_path):
+    (tmp_path / POOL_TARGETS_FILE).write_bytes((whole[1] / POOL_TARGETS_FILE).read_bytes())
+    world.write_teacher(
+        tmp_path, seed=seed, class_names=world.DIGITS, num_base=None, logit_scale=SCALE
+    )
+    if seed == 0:
+        file = tmp_path / CLASS_VECTORS_FILE
+        vectors = ClassVectors.load(file)
+        vectors.vectors.copy_(vectors.vectors.flip(0))
+        vectors.save(file)
+    said = rf"{POOL_TARGETS_FILE} was made from something else \({words}"
+    with world.refused(ArtifactError, said):
+        distil(tmp_path, tmp_path, [world.NoStep()])
+
+
+def test_images_that_the_pool_filter_leaves_out_are_not_assigned(teacher, tmp_path):
+    distil(teacher, tmp_path, pool_filter=0.3)
+    gone = len((tmp_path / "left_out.csv").read_text().splitlines()) - 1
+    assert gone > 0
+    assert len(targets_in(tmp_path).images) == 84 - gone
+
+
+def test_a_file_of_another_seed_alone_is_refused(teacher, tmp_path):
+    # nothing is drawn by the seed but views
+    data = {"shots": 0, "unlabeled_share": 1.0}
+    options = {"data": data, "refinement": {"views": 1, "rounds": 1}}
+    distil(teacher, tmp_path, **options)
+    with world.refused(ArtifactError, r"was made from something else \(seed is 1 there and 2 here"):
+        distil(teacher, tmp_path, [world.NoStep()], **{**options, "data": {**data, "seed": 2}})
+
+
+def test_labels_of_training_images_are_told_from_validation_labels():
+    """Three images, of which the second is for training or for validation."""
+    images = [Record(f"{name}.png", 0) for name in "abc"]
+    origins = []
+    for number in (1, 2):
+        inputs = object.__new__(TargetInputs)
+        inputs._data, inputs._trainer = world.digits(7), SimpleNamespace(precision="32-true")
+        inputs.teachers, inputs.pool, inputs.indices = [], ["a.png"], [0]
+        inputs.labeled, inputs.val = images[:number], images[number:]
+        origins.append(inputs.origin)
+    differing = {name for name, value in origins[0].items() if origins[1][name] != value}
+    assert differing == {"labels", "validation labels"}
+
+
+@pytest.mark.parametrize(("depth", "passes"), [(0, 1), (2, 2)])
+def test_as_few_passes_as_can_be_give_features_that_later_students_read(
+    depth, passes, tmp_path, monkeypatch
+):
+    encoded = Counter()
+    pool = ClassTokenTower._pool
+
+    def counted(tower, x, prompts):
+        encoded[tower.embed_dim] += len(x)
+        return pool(tower, x, prompts)
+
+    monkeypatch.setattr(ClassTokenTower, "_pool", counted)
+    names = {"class_names": world.DIGITS, "num_base": None, "logit_scale": SCALE}
+    world.write_teacher(tmp_path, depth=depth, **names)
+    refinement, of_teacher = {"encoder": "tower"}, 24
+    distil(tmp_path, tmp_path / "first", refinement=refinement)
+    domain = world.digits(7, **POOL)
+    images = {domain.pool.images[i] for i in domain.pool.indices.tolist()}
+    images |= {record.source for record in domain.labels.tuning("labeled")}
+    views = SETTINGS["views"] * (len(images) + len(domain.labels.tuning("val")))
+    assert encoded.pop(of_teacher) == passes * views
+
+    # other targets of the same features, and the same targets again
+    distil(tmp_path, tmp_path / "second", refinement={**refinement, "rounds": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(refined_target, "assign", None)
+        distil(tmp_path, tmp_path / "third", refinement=refinement)
+    assert of_teacher not in encoded
+    made = [targets_in(tmp_path / name).assignments for name in ("first", "second", "third")]
+    assert made[0].equal(made[2])
+    assert not made[0].equal(made[1])
+
+
+@pytest.mark.parametrize("change", [{"augmentation": LightAffine(1.0)}, {"seed": 2}])
+def test_features_of_other_views_are_made_anew(change, fresh, tmp_path):
+    for name, data in (("first", {}), ("second", change)):
+        data = {"shots": 0, "unlabeled_share": 1.0, **data}
+        distil(fresh, tmp_path / name, data=data, refinement={"views": 2, "rounds": 1})
+    files = sorted((fresh / PREPARED_FOLDER).rglob("*.npy"))
+    assert len(files) == len({file.read_bytes() for file in files}) == 2
+
+
+def test_a_second_run_waits_for_the_one_that_computes_the_same(fresh, tmp_path, monkeypatch):
+    distil(fresh, tmp_path / "whole")
+    for file in (fresh / PREPARED_FOLDER).rglob("*.s*"):
+        file.unlink()
+    features = {path: path.read_bytes() for path in (fresh / PREPARED_FOLDER).rglob("*.npy")}
+    path = next(iter(features))
+    path.unlink()
+    lock, said = FileLock(path.with_name(LOCK_FILE)), []
+    lock.acquire()
+
+    def finish(message):
+        """As the other run does it while this one waits."""
+        said.append(message)
+        if "waiting for it" in message:
+            path.write_bytes(features[path])
+            lock.release()
+
+    monkeypatch.setattr("kdpl.targets.inputs.inform", finish)
+    monkeypatch.setattr(Refined, "_encode", Refined._encode)
+    distil(fresh, tmp_path / "other")
+    assert [message for message in said if str(path.parent) in message]
+    assert targets_in(tmp_path / "other").assignments.equal(
+        targets_in(tmp_path / "whole").assignments
+    )
+
+
+def test_beside_a_teacher_that_cannot_be_written_to_the_run_keeps_them(
+    fresh, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    distil(fresh, tmp_path / "run")
+    assert not (fresh / PREPARED_FOLDER).exists()
+    assert (tmp_path / "run" / PREPARED_FOLDER).is_dir()
+
+
+def test_from_a_cache_no_teacher_is_loaded_once_its_features_are_kept(
+    teacher, whole, tmp_path, monkeypatch
+):
+    data = {"teacher_cache": str(tmp_path / "cache"), "fill_teacher_cache": True}
+    cached = distil(teacher, tmp_path, [world.fill_teacher_cache()], data=data, epochs=2)
+    assert targets_in(tmp_path).assignments.equal(targets_in(whole[1]).assignments)
+    assert cached.losses == whole[0].losses
+
+    monkeypatch.setattr(TunedPrompts, "load_image_clip", None)
+    data["fill_teacher_cache"] = False
+    assert distil(teacher, tmp_path / "again", data=data, epochs=2).losses == cached.losses
+
+
+@pytest.mark.parametrize(
+    ("data", "seen", "shown"),
+    [({"protocol": "base_to_novel"}, {*range(5)}, 10), ({"shots": 0}, set(), 0)],
+)
+def test_no_label_is_seen_that_the_teacher_was_not_tuned_on(
+    data, seen, shown, fresh, tmp_path, monkeypatch
+):
+    seen_by = []
+
+    def watched(evidence, *more):
+        seen_by.append(evidence)
+        return assign(evidence, *more)
+
+    monkeypatch.setattr(refined_target, "assign", watched)
+    distil(fresh, tmp_path, data=data, refinement={"mode": "auto"})
+    (evidence,) = seen_by
+    assert (evidence.labels >= 0).sum() == shown
+    assert not evidence.trusted
+    for labels in (evidence.labels, evidence.held_out):
+        assert {label for label in labels.tolist() if label >= 0} == seen
+    assert (targets_in(tmp_path).accuracy is None) == (not seen)
+
+
+def test_an_untuned_teacher_is_judged_by_the_labels_themselves(tmp_path, monkeypatch):
+    seen_by = []
+
+    def watched(evidence, *more):
+        seen_by.append(evidence)
+        return assign(evidence, *more)
+
+    world.write_teacher(
+        tmp_path, depth=0, class_names=world.DIGITS, num_base=None, logit_scale=SCALE
+    )
+    monkeypatch.setattr(refined_target, "assign", watched)
+    distil(tmp_path, tmp_path, refinement={"mode": "auto"})
+    assert seen_by[0].trusted
+    made = targets_in(tmp_path)
+    assert (
+        f"of the {20 + len(world.digits(7, **POOL).labels.tuning('val'))} labelled" in made.reason
+    )
+
+
+def test_the_groups_of_the_data_are_those_of_the_evidence_and_of_the_file(
+    teacher, tmp_path, monkeypatch
+):
+    groups, seen_by = world.group_digits(monkeypatch), []
+
+    def watched(evidence, *more):
+        seen_by.append(evidence)
+        return assign(evidence, *more)
+
+    monkeypatch.setattr(refined_target, "assign", watched)
+    distil(teacher, tmp_path)
+    (evidence,) = seen_by
+    labels = world.digits(7, **POOL).labels
+    known = torch.nonzero(evidence.truth >= 0).flatten()
+    sources = [record.source for record in (*labels.tuning("labeled"), *labels.tuning("val"))]
+    assert len(known) == len(sources)
+    # as many images in each group as there are of it among the labelled ones
+    counts = sorted(Counter(map(groups.get, sources)).values())
+    assert sorted(evidence.groups[known].unique(return_counts=True)[1].tolist()) == counts
+    assert max(counts) > 1
+    for other in (2, 5):
+        world.group_digits(monkeypatch, size=other)
+        with world.refused(
+            ArtifactError, rf"{POOL_TARGETS_FILE} was made from something else \(labels is "
+        ):
+            distil(teacher, tmp_path, [world.NoStep()])
+
+
+@pytest.mark.parametrize("encoder", ["tower", OTHER])
+def test_features_are_those_of_a_tower_before_its_projection(
+    encoder, fresh, tmp_path, monkeypatch, plain_of
+):
+    seen_by = []
+
+    def watched(evidence, *more):
+        seen_by.append(evidence)
+        return assign(evidence, *more)
+
+    monkeypatch.setattr(refined_target, "assign", watched)
+    distil(fresh, tmp_path, refinement={"encoder": encoder, "views": 1})
+    clip = (
+        TunedPrompts.load(fresh / PROMPTS_FILE).load_image_clip()
+        if encoder == "tower"
+        else load_image_clip(encoder)
+    )
+    domain, visual = world.digits(7, **POOL), clip.image_tower.visual
+    source = domain.pool.images[int(domain.pool.indices[0])]
+    image = resize_and_crop(domain.splits.open_image(source), clip.preprocessing.resizing)
+    projected = visual(clip.image_tower.pixels(to_tensor(image)[None]))
+    own = seen_by[0].features[:1]
+    assert (seen_by[0].probed[:1] - own).abs().max() < 1e-6  # of one view, both are the same
+    assert own.shape[1] == visual.proj.shape[0] != visual.proj.shape[1]
+    # kept as float16
+    assert normalized(own @ visual.proj).sub(normalized(projected)).abs().max() < 2e-3
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_does(teacher, whole, tmp_path):
+    two = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
+    distil(teacher, tmp_path, trainer=two)
+    made, expected = targets_in(tmp_path), targets_in(whole[1])
+    assert (made.assignments - expected.assignments).abs().max() < 1e-3
+    assert (made.images.tolist(), made.moved, made.examples) == (
+        expected.images.tolist(),
+        expected.moved,
+        expected.examples,
+    )
