@@ -30,8 +30,8 @@ ORIGIN_KEY = "kdpl_origin"
 """What a run was made from (``kdpl.runtime.origin``), in its checkpoints."""
 
 
-def room_callbacks(module: LightningModule) -> list[Callback]:
-    """Return the callbacks that rooms add to a fit or test, by entry points ``kdpl.callbacks``."""
+def plugin_callbacks(module: LightningModule) -> list[Callback]:
+    """Return the callbacks that plugins add to a fit or test."""
     return [
         callback for make in plugins.load_all("callbacks").values() for callback in make(module)
     ]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdpl.callbacks import EnoughImages, SaveClassifier
 from kdpl.callbacks.checkpoints import SameRun
+from kdpl.callbacks.loggers.artifacts import artifact_callbacks
 from kdpl.classifier import Classifier, Decoding
 from kdpl.clip import (
     ClipConfig,
@@ -28,10 +29,9 @@ from kdpl.data.needs import Needs
 from kdpl.data.tasks import build_task
 from kdpl.errors import ConfigError
 from kdpl.losses import FEATURE_LOSSES, DistillationLoss
-from kdpl.module import ClassifyingModule, room_callbacks
+from kdpl.module import ClassifyingModule, plugin_callbacks
 from kdpl.optim import OptimConfig
 from kdpl.prompts import StudentEncoder, StudentPrompts
-from kdpl.runtime import plugins
 from kdpl.runtime.messages import inform
 from kdpl.targets import Target, Teachers, build_target, target_class
 from kdpl.tasks import Task, agreement_of
@@ -209,14 +209,15 @@ class StudentDistillation(ClassifyingModule):
         """Return the callbacks that choose images and prepare the target before the first step."""
         if self.pool_filter is None:
             return self.target.callbacks()
-        make = plugins.required("pool_filters", "model.init_args.pool_filter", "pool_filter")
-        return [make(self.pool_filter), *self.target.callbacks()]
+        from kdpl.targets.pool_filter import FilterPool
+
+        return [FilterPool(self.pool_filter), *self.target.callbacks()]
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return the callbacks that check and prepare, and at the end write the classifier."""
         checks = [] if self.encoder.projector is None else [EnoughImages()]
         steps = [*checks, *self.preparations(), SameRun()]
-        return [*steps, *room_callbacks(self), SaveClassifier()]
+        return [*steps, *plugin_callbacks(self), *artifact_callbacks(self), SaveClassifier()]
 
     def on_fit_start(self) -> None:
         """Begin scores and, if asked to, prompts at unlabelled images, unless it is resumed."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdpl.callbacks import FreezeClassVectors, GaussianPromptAveraging
 from kdpl.callbacks.checkpoints import SameRun
+from kdpl.callbacks.loggers.artifacts import artifact_callbacks
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import (
     CLASSES_AT_ONCE,
@@ -27,7 +28,7 @@ from kdpl.data.batches import LabeledBatch
 from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1
-from kdpl.module import ClassifyingModule, evaluating, room_callbacks
+from kdpl.module import ClassifyingModule, evaluating, plugin_callbacks
 from kdpl.optim import OptimConfig
 from kdpl.prompts import MethodFactory, PromptConfig, PromptMethod, prompt_method
 from kdpl.prompts.method import normalized
@@ -165,13 +166,19 @@ class TeacherPromptTuning(ClassifyingModule):
         return f"{self.clip.fingerprint} {self.text_fingerprint}"
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Return callbacks: averaging if it is set, those of rooms, and the one that hands over."""
+        """Return callbacks: averaging if it is set, what plugins add, and the handover."""
         averaging = (
             [GaussianPromptAveraging(self.averaging.mean, self.averaging.std)]
             if self.averaging
             else []
         )
-        return [*averaging, SameRun(), *room_callbacks(self), FreezeClassVectors()]
+        return [
+            *averaging,
+            SameRun(),
+            *plugin_callbacks(self),
+            *artifact_callbacks(self),
+            FreezeClassVectors(),
+        ]
 
     def on_fit_start(self) -> None:
         """Precompute token ids and frozen text features, unless there are no steps to train."""

@@ -163,7 +163,7 @@ def _save_probe(task: Task, result: Result, command: Command) -> None:
     """
     labelled = result.protocol in ("few_shot", "base_to_novel") and result.setting != "shots_0"
     labelled = labelled and test_key("acc") in result.metrics
-    if not labelled or "compare" not in plugins.plugins("commands"):
+    if not labelled or "compare" not in plugins.paths("commands"):
         return
     settings = read_config(config_files(task.args)[0])["model"]["init_args"]
     for file in task.folder.parent.glob(f"*/{PROBE_FOLDER}/*/{RESULT_FILE}"):

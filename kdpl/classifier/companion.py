@@ -8,12 +8,9 @@ from torch import Tensor
 
 from kdpl.runtime import plugins
 
-GROUP = "companions"
-"""Entry points ``kdpl.companions`` name subclasses of ``Companion``."""
-
 
 class Companion(ABC):
-    """An object that is saved beside a classifier and read with it. Its class is an entry point.
+    """An object that is saved beside a classifier and read with it. A plugin names its class.
 
     Attributes:
         file: Name of its file in the classifier's folder.
@@ -49,5 +46,5 @@ class Companion(ABC):
 
 
 def companion_kinds() -> dict[str, type[Companion]]:
-    """Return the classes of all rooms by the names of their entry points."""
-    return plugins.load_all(GROUP)
+    """Return the classes of all plugins by name."""
+    return plugins.load_all("companions")

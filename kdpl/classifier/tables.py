@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from kdpl.errors import ConfigError
-from kdpl.runtime import plugins
 
 Row = dict[str, Any]
 """An image's predictions: ``path``, ``class``, ``probability``, ``class_2``, …, ``error``.
@@ -18,30 +17,24 @@ Row = dict[str, Any]
 Write = Callable[[Path, Iterable[Row], Sequence[str]], None]
 """Writes a file: its path, the rows and their columns."""
 
-GROUP = "tables"
-"""Entry points ``kdpl.tables`` name functions, by a file's ending, that return a ``Write``.
-
-They raise a ConfigError if a package is missing.
-"""
-
 
 def require_format(path: Path, embeddings: bool = False) -> None:
     """Raise a ConfigError if a table cannot be written in the format of its file's ending."""
-    formats = [*([] if embeddings else [".csv"]), ".jsonl"]
-    formats += [f".{name}" for name in plugins.plugins(GROUP)]
+    formats = [*([] if embeddings else [".csv"]), ".jsonl", ".parquet"]
     if path.suffix not in formats:
         what = "a table with embeddings" if embeddings else "a table"
         raise ConfigError(
             f"--out {path} has an unknown ending, expected one of {', '.join(formats)} for {what}: "
             "give another"
         )
-    _of_room(path)
+    if path.suffix == ".parquet":
+        _parquet_writer()
 
 
 def write_table(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
     """Write rows with the given columns, in the format of the file's ending."""
-    if (write := _of_room(path)) is not None:
-        write(path, rows, names)
+    if path.suffix == ".parquet":
+        _parquet_writer()(path, rows, names)
         return
     with path.open("w", newline="", encoding="utf-8") as file:
         if path.suffix == ".csv":
@@ -51,9 +44,11 @@ def write_table(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
 
 
-def _of_room(path: Path) -> Write | None:
-    name = path.suffix.removeprefix(".")
-    return plugins.load(GROUP, name)() if name in plugins.plugins(GROUP) else None
+def _parquet_writer() -> Write:
+    """Return what writes Parquet; a ConfigError without pyarrow."""
+    from kdpl.classifier.engines.parquet import writer
+
+    return writer()
 
 
 def write_csv(file: TextIO, rows: Iterable[Row], names: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """The commands of ``python -m kdpl``, one file each; none is imported before it is called.
 
-Each returns its exit code, and raises a ``KdplError`` for what the user can fix. Further ones are
-entry points of the group ``kdpl.commands``.
+Each returns its exit code, and raises a ``KdplError`` for what the user can fix. Plugins add
+further ones.
 """
 
 from collections.abc import Callable
@@ -26,13 +26,34 @@ COMMANDS = {
         "export:export",
         "write a finished classifier as a file that runs without kdpl, and check it",
     ),
+    "init": ("init:init", "survey images of your own and write a config for them"),
+    "search": (
+        "search:search",
+        "choose what of a student is trained, by short fits that are compared without labels",
+    ),
+    "cache": (
+        "cache:cache",
+        "compute the teacher's features of views of unlabelled images, for a student's fit to read",
+    ),
+    "class-vectors": (
+        "class_vectors:class_vectors",
+        "encode class names with the prompts of a tuned teacher; nothing is trained",
+    ),
+    "boxes": (
+        "boxes:boxes",
+        "list the boxes of a detector as images of their own, or classify them",
+    ),
+    "models": (
+        "models:models",
+        "list the CLIPs that can be teacher or student: prompts, size, licence",
+    ),
 }
 """Place of each command of the core in this package, and its line in the usage text."""
 
 
 def command_names() -> list[str]:
     """Return the names of all commands, those of the core first."""
-    return [*COMMANDS, *plugins.plugins("commands")]
+    return [*COMMANDS, *plugins.paths("commands")]
 
 
 def find_command(name: str) -> Callable[..., int]:
@@ -45,7 +66,7 @@ def find_command(name: str) -> Callable[..., int]:
 
 
 def usage() -> str:
-    """Return all commands, those of entry points with the first line of their docstring."""
+    """Return all commands, a plugin's with the first line of its docstring."""
     lines = {name: line for name, (_, line) in COMMANDS.items()}
     for name, function in plugins.load_all("commands").items():
         line = (function.__doc__ or "").partition("\n")[0].rstrip(".")

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal, cast
 
 from jsonargparse.typing import NonNegativeInt
@@ -25,6 +26,7 @@ from kdpl.runtime.run_folder import (
     CLASSIFIER_FOLDER,
     CONFIG_FILE,
     DECODED_FILE,
+    REPORT_FILE,
     RESULTS_FILE,
     RUN_FILE,
     STAGE_FOLDERS,
@@ -47,7 +49,7 @@ _SHOTS, _MODEL, _TARGET, _LOSS = (
     "model.init_args.loss.kind",
 )
 _DEPTHS = ("model.init_args.vision_prompts.depth", "model.init_args.text_prompts.depth")
-_REFINED = "refined"  # a target that a room brings
+_REFINED = "refined"
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,11 @@ class _Step:
     def run(self, check_only: bool = False) -> None:
         """Run it, or check its settings only."""
         from kdpl.cli.fit import run_stage
+        from kdpl.cli.search import search
         from kdpl.cli.stage_cli import KdplCLI, StageCheck
 
         if self.command == "search":
-            plugins.load("commands", "search")(out=str(self.folder), settings=self.options)
+            search(out=str(self.folder), settings=self.options)
             return
         options = self.options
         if self.found is not None and self.found.exists():
@@ -145,8 +148,6 @@ def run(
     folder = Path(out)
     _require_own_folder(folder)
     settings = [f"--{_SHOTS}={shots}", *settings] if shots is not None else settings
-    if search and "search" not in plugins.plugins("commands"):
-        raise ConfigError("--search needs the command search: install the room fidelity again")
     steps = _steps(folder, configs, seed, settings, search)
     os.environ.setdefault("WANDB_RUN_GROUP", folder.name)
     # the stages are runs of their own
@@ -184,8 +185,10 @@ def run(
                     mark(error, f"step {number - 1} of {len(steps)} is finished and kept")
                 raise
         if first:
-            for after_run in plugins.load_all("after_run").values():
-                after_run(folder, unfinished)
+            # unless it is written already
+            report = plugins.paths("commands").get("report")
+            if report is not None and (unfinished or not (folder / REPORT_FILE).is_file()):
+                resolve_name(report)(str(folder), trust=True)
             summarize(console, folder, nothing_done=not unfinished)
     return 0
 
@@ -239,7 +242,7 @@ def _steps(
         None,
         "kl",
     )
-    refines = _REFINED in plugins.plugins("targets") and not _several(of_student, settings)
+    refines = not _several(of_student, settings)
     if not labels and not has_target and refines:
         learn["target"] = _REFINED
     title = "stage 2: distil the student, write the classifier"

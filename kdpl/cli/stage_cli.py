@@ -11,7 +11,6 @@ from jsonargparse.typing import PositiveInt
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import distributed
 
@@ -20,16 +19,18 @@ from kdpl.callbacks.checkpoints import (
     RunCheckpoint,
     require_intact,
 )
+from kdpl.callbacks.finite_loss import FiniteLoss
 from kdpl.callbacks.preemption import InterruptionHandler, Requeue
+from kdpl.callbacks.progress import ProgressBar
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.callbacks.run_config import RunConfig, require_same_settings
+from kdpl.callbacks.throughput import Throughput
 from kdpl.data.domain import build_data
 from kdpl.errors import ConfigError
 from kdpl.runtime import slurm
 from kdpl.runtime.lock import RunLock
 from kdpl.runtime.loggers import finish_logging, place_loggers
 from kdpl.runtime.messages import inform, process_rank
-from kdpl.runtime.plugins import load_all
 from kdpl.runtime.run_folder import (
     CLASS_VECTORS_FILE,
     CONFIG_FILE,
@@ -37,6 +38,7 @@ from kdpl.runtime.run_folder import (
     METRICS_FILE,
     handed_over,
 )
+from kdpl.targets.cache.callback import FillTeacherCache
 
 Command = Literal["fit", "validate", "test"]
 
@@ -177,9 +179,10 @@ class KdplCLI(LightningCLI):
         callbacks: list[Callback] = [InterruptionHandler(), SaveTestResults()]
         callbacks += self.own_callbacks()
         # all these run before the module's: targets are prepared from a cache that is complete
-        of_rooms = load_all("cli_callbacks").values()
-        shows_bar = trainer.enable_progress_bar is not False
-        callbacks += [kind() for kind in of_rooms if shows_bar or not issubclass(kind, ProgressBar)]
+        callbacks += [FillTeacherCache(), FiniteLoss()]
+        if trainer.enable_progress_bar is not False:
+            callbacks.append(ProgressBar())
+        callbacks.append(Throughput())
         if trainer.enable_checkpointing is not False:
             callbacks.append(RunCheckpoint())
             if self._given.checkpoint_every is not None:

@@ -102,6 +102,13 @@ def register_model(
 
 
 def _load_registrations() -> None:
+    from kdpl.clip import miniatures, timm_networks
+    from kdpl.clip.hugging_face import loading, open_clip_layout
+
+    miniatures.register()
+    timm_networks.register()
+    loading.register()
+    open_clip_layout.register()
     for register in plugins.load_all("models").values():
         register()
 

@@ -36,7 +36,6 @@ from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading
 from kdpl.data.splits import Label, Reader, Splits
 from kdpl.errors import ConfigError, DataError
-from kdpl.runtime import plugins
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import as_json, digest
@@ -207,7 +206,9 @@ class DomainDataModule(LightningDataModule):
         self.opened_cache: CachedFeatures | None = None
         self._open_cache: Callable[[DomainDataModule], CachedFeatures | None] | None = None
         if teacher_cache is not None:
-            self._open_cache = plugins.required("caches", "teacher_cache", "cache")
+            from kdpl.targets.cache.callback import open_caches
+
+            self._open_cache = open_caches
 
     def prepare_data(self) -> None:
         """Decode all images once before training, on one process, while the others wait."""

@@ -9,7 +9,6 @@ from typing import Literal, Protocol
 from kdpl.data.sampling import hold_out, keep_apart, require_apart
 from kdpl.data.splits import Reader, Splits
 from kdpl.errors import ConfigError
-from kdpl.runtime import plugins
 from kdpl.runtime.run_folder import DECODED_FILE
 
 BadImages = Literal["error", "skip"]
@@ -67,13 +66,9 @@ class Reading:
             raise ConfigError(
                 f"held_out must be above 0 and below 1, not {self.held_out}: leave it out for none"
             )
-        scans = plugins.load_all("scans").values()
-        if not scans and (self.scan or self.bad_images == "skip" or self.skip_list):
-            raise ConfigError(
-                "scan: true, bad_images: skip and skip_list need the room scan, which was removed: "
-                "leave them out"
-            )
-        self._scan = next((make(self) for make in scans), None)
+        from kdpl.data.scan.scan import DecodeAll
+
+        self._scan = DecodeAll(self)
 
     @property
     def looks(self) -> bool:

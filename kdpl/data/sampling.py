@@ -5,14 +5,13 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, Protocol, TypeVar, cast, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
 from kdpl.data.names import Indices, Names, places, unlisted
 from kdpl.data.splits import Record, Splits, labels_of
-from kdpl.errors import ConfigError, DataError
-from kdpl.runtime import plugins
+from kdpl.errors import DataError
 
 Labeled = TypeVar("Labeled", bound=tuple[str, Hashable])
 
@@ -133,11 +132,13 @@ def held_out_of(
 
     They are the same every time, a share above 0 and below 1; at least one is drawn, and at least
     one stays. Of a class of fewer images than ``least`` none is drawn. Images of groups or with
-    several labels are drawn by a room, see ``Stratified``.
+    several labels are drawn by ``kdpl.data.stratified``.
     """
     images = list(images)
     if groups or are_sets(images):
-        return _stratified().hold_out(images, share, groups, least)
+        from kdpl.data import stratified
+
+        return stratified.hold_out(images, share, groups, least)
     chosen: set[str] = set()
     for items in by_label(images):
         if len(items) < least:
@@ -219,22 +220,6 @@ def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: 
             )
 
 
-class Stratified(Protocol):
-    """Draws of images of groups or with several labels; an entry point ``kdpl.samplers``."""
-
-    def sample(
-        self, records: Sequence[Record], shots: int, stream: random.Random, groups: Groups
-    ) -> list[Record]:
-        """Draw ``shots`` images a class, see ``few_shot``."""
-        ...
-
-    def hold_out(
-        self, images: Sequence[tuple[str, Hashable]], share: float, groups: Groups, least: int
-    ) -> set[str]:
-        """Draw the images that become test images, see ``held_out_of``."""
-        ...
-
-
 def _sample(
     records: Sequence[Record],
     shots: int | None,
@@ -244,22 +229,14 @@ def _sample(
     if shots is None:
         return list(records)
     if groups or are_sets(records):
-        return _stratified().sample(records, shots, stream, groups)
+        from kdpl.data import stratified
+
+        return stratified.sample(records, shots, stream, groups)
     return [
         record
         for items in by_label(records)
         for record in (stream.sample(items, shots) if len(items) >= shots else items)
     ]
-
-
-def _stratified() -> Stratified:
-    for draws in plugins.load_all("samplers").values():
-        return cast(Stratified, draws)
-    raise ConfigError(
-        "to draw images of groups or of several labels takes the room stratified, which was "
-        "removed: set shots, val_shots and held_out to null, or give images of one class each, "
-        "without groups"
-    )
 
 
 def by_label(images: Iterable[Labeled]) -> Collection[list[Labeled]]:

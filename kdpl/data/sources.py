@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from kdpl.data.names import Names, ShardImage, distinct
 from kdpl.data.splits import Reader
 from kdpl.data.storage import expand_braces, is_url, read_list, resolve
 from kdpl.errors import DataError
-from kdpl.runtime import plugins
 
 
 @dataclass
@@ -106,9 +105,11 @@ def _reader_of(source: str) -> Callable[[str], bytes] | None:
 
 
 @cache
-def _marked() -> dict[str, Callable[[str], bytes]]:
-    """What reads sources with a mark in their names, by entry points ``kdpl.sources``."""
-    return {m: read for some in plugins.load_all("sources").values() for m, read in some.items()}
+def _marked() -> Mapping[str, Callable[[str], bytes]]:
+    """What reads sources with a mark in their names."""
+    from kdpl.data.boxes.crops import SOURCES
+
+    return SOURCES
 
 
 def digest_of_content(content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""The task that a dataset's labels are for, by name; rooms bring further ones.
+"""The task that a dataset's labels are for, by name; plugins bring further ones.
 
 Not in ``kdpl.tasks``, which knows nothing of what is installed.
 """
@@ -11,7 +11,7 @@ from kdpl.tasks import MULTI_CLASS, Task
 
 
 def build_task(name: str, **settings: Any) -> Task:
-    """Build a task: ``multiclass``, or one of the entry points ``kdpl.tasks``, with its settings.
+    """Build a task: ``multiclass``, or a plugin's, with its settings.
 
     A ConfigError if it is unknown.
     """
@@ -21,8 +21,8 @@ def build_task(name: str, **settings: Any) -> Task:
     if name not in kinds:
         known = ", ".join([MULTI_CLASS.name, *kinds])
         raise ConfigError(
-            f"task {name!r} is not installed, which these labels are for: add its room, or use "
-            f"labels for {known}"
+            f"task {name!r} is not installed, which these labels are for: install its package, or "
+            f"use labels for {known}"
         )
     task: Task = kinds[name](**settings)
     return task

@@ -19,7 +19,6 @@ from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
 from kdpl.clip.weights import mismatch
 from kdpl.errors import ConfigError
 from kdpl.prompts.text import flat_texts, prompt_texts, tokenize_prompts
-from kdpl.runtime import plugins
 from kdpl.runtime.artifacts import STRICT
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.configs import find_class
@@ -223,7 +222,7 @@ def normalized(features: Tensor) -> Tensor:
 def prompt_method(name: str) -> type[PromptMethod]:
     """Find a prompt method by its name or class path, or a ConfigError.
 
-    The names are ``independent``, and those of entry points ``kdpl.methods``.
+    The names are ``independent`` and ``coupled``.
     """
     return find_class(name, _named(), PromptMethod, "prompt method")
 
@@ -235,5 +234,7 @@ def method_name(method: type[PromptMethod]) -> str:
 
 
 def _named() -> dict[str, str]:
-    own = {"independent": "kdpl.prompts.independent.IndependentPrompts"}
-    return own | plugins.paths("methods")
+    return {
+        "independent": "kdpl.prompts.independent.IndependentPrompts",
+        "coupled": "kdpl.prompts.coupled.CoupledPrompts",
+    }

@@ -8,15 +8,6 @@ from kdpl.runtime.files import write_text
 from kdpl.runtime.run_folder import REPORT_FILE
 
 
-def after_run(run: Path, changed: bool) -> None:
-    """Write the report of a whole run, unless it exists and nothing changed.
-
-    This is an entry point of ``kdpl.after_run``.
-    """
-    if changed or not (run / REPORT_FILE).is_file():
-        report(str(run), trust=True)
-
-
 def report(run: str, *, out: str | None = None, trust: bool = False) -> int:
     """Write report.html: what was trained and how well, in one file that needs no other.
 

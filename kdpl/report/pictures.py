@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL.Image import Image
 
+from kdpl.callbacks.results import SaveTestResults
 from kdpl.data.domain import domain_of
 from kdpl.errors import reason
 from kdpl.report.accuracy import confusion_matrix
@@ -25,6 +26,14 @@ from kdpl.tasks import MULTI_CLASS
 
 _MOST_CLASSES, _NAMED_CLASSES, _COUNTED_CLASSES = 200, 40, 16
 _SHEET = 40
+
+
+def callbacks(module: LightningModule) -> list[Callback]:
+    """Return what draws a test whose results are saved."""
+    # Lightning sets the attribute without declaring it
+    trainer_callbacks: list[Callback] = getattr(module.trainer, "callbacks", [])
+    saved = any(isinstance(callback, SaveTestResults) for callback in trainer_callbacks)
+    return [DrawPictures()] if saved else []
 
 
 class DrawPictures(Callback):

@@ -1,4 +1,4 @@
-"""Targets of the student, behind ``Target``; rooms and packages bring further kinds."""
+"""Targets of the student, behind ``Target``."""
 
 from lightning.pytorch import Callback
 from torch import Tensor
@@ -44,12 +44,16 @@ class Target:
 def build_target(target: Target | str) -> Target:
     """Build a target by its name or dotted path, or return it as it is; ConfigError if unknown.
 
-    The names are ``teacher``, the published target, and those of entry points ``kdpl.targets``.
+    The names are ``teacher``, the published target, ``refined``, and those that plugins add.
     """
     return target if isinstance(target, Target) else target_class(target)()
 
 
 def target_class(name: str) -> type[Target]:
     """Return the class of a target by its name or dotted path; errors as of ``build_target``."""
-    named = {"teacher": "kdpl.targets.Target", **plugins.paths("targets")}
+    named = {
+        "teacher": "kdpl.targets.Target",
+        "refined": "kdpl.targets.refinement.target.Refined",
+        **{name: path.replace(":", ".") for name, path in plugins.paths("targets").items()},
+    }
     return find_class(name, named, Target, "target")

@@ -2,16 +2,16 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from kdpl.class_vectors import ClassVectors
+from kdpl.clip import ClipIdentity
+from kdpl.data.needs import needs_of
 from kdpl.metrics import ACCURACY_TITLES, val_key
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
-from kdpl.student import StudentDistillation
-from kdpl.teacher import TeacherPromptTuning
 
 if TYPE_CHECKING:
     from wandb import Artifact
@@ -23,10 +23,20 @@ TEACHER, CLASS_VECTORS, CLASSIFIER = "teacher", "class-vectors", "classifier"
 _SHOWN = 16  # digits of a fingerprint
 
 
-def callbacks(module: LightningModule) -> list[Callback]:
-    """Log artifacts if W&B is among the loggers; entry point of ``kdpl.callbacks``."""
+class _Student(Protocol):
+    clip: ClipIdentity
+    vectors: ClassVectors
+    shared_vectors: ClassVectors
+
+
+def artifact_callbacks(module: LightningModule) -> list[Callback]:
+    """Return the callback that logs artifacts if W&B is among the loggers."""
     uses_wandb = any(isinstance(logger, WandbLogger) for logger in module.trainer.loggers)
     return [LogArtifacts()] if uses_wandb else []
+
+
+def _is_student(module: LightningModule) -> bool:
+    return needs_of(module).split == "unlabeled"
 
 
 class LogArtifacts(Callback):
@@ -34,9 +44,9 @@ class LogArtifacts(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what a student starts from; by now its folder has a copy."""
-        if not isinstance(pl_module, StudentDistillation):
+        if not _is_student(pl_module):
             return
-        metadata = _about(pl_module.shared_vectors)
+        metadata = _about(cast(_Student, pl_module).shared_vectors)
         name = artifact_name(CLASS_VECTORS, metadata["teacher"])
         file = Path(trainer.default_root_dir) / CLASS_VECTORS_FILE
         for run in _runs(trainer):
@@ -56,10 +66,7 @@ class LogArtifacts(Callback):
         keys = {val_key(name) for name in ACCURACY_TITLES} & trainer.callback_metrics.keys()
         accuracies = {key: float(trainer.callback_metrics[key]) for key in keys}
         for run in _runs(trainer):
-            if (
-                isinstance(pl_module, TeacherPromptTuning)
-                and (folder / CLASS_VECTORS_FILE).is_file()
-            ):
+            if not _is_student(pl_module) and (folder / CLASS_VECTORS_FILE).is_file():
                 vectors = ClassVectors.load(folder / CLASS_VECTORS_FILE)
                 metadata = {**_about(vectors), **accuracies}
                 name = artifact_name(TEACHER, vectors.teacher)
@@ -67,12 +74,13 @@ class LogArtifacts(Callback):
                 metadata |= {**vectors.fields(), "made_with": name}
                 name = artifact_name(CLASS_VECTORS, vectors.teacher)
                 _log(run, CLASS_VECTORS, name, folder / CLASS_VECTORS_FILE, metadata)
-            if isinstance(pl_module, StudentDistillation) and (folder / CLASSIFIER_FOLDER).is_dir():
-                vectors = pl_module.vectors
+            if _is_student(pl_module) and (folder / CLASSIFIER_FOLDER).is_dir():
+                student = cast(_Student, pl_module)
+                vectors = student.vectors
                 metadata = {
                     **_about(vectors),
                     **accuracies,
-                    "clip": asdict(pl_module.clip),
+                    "clip": asdict(student.clip),
                     "made_with": artifact_name(CLASS_VECTORS, vectors.teacher),
                 }
                 name = f"{CLASSIFIER}-{run.id}"

@@ -81,8 +81,19 @@ ONNX = Format(".onnx", write_onnx, load_onnx, ONNX_EXTRAS)
 
 
 def formats() -> dict[str, Format]:
-    """Return all formats by name: ONNX, and those of the entry points ``kdpl.formats``."""
-    return {"onnx": ONNX, **plugins.load_all("formats")}
+    """Return all formats by name: kdpl's, and those of plugins."""
+    from kdpl.classifier.formats.onnx_files import ONNX_FP16, ONNX_INT8
+    from kdpl.classifier.formats.runtime_files import EXECUTORCH, OPENVINO, TORCH
+
+    return {
+        "onnx": ONNX,
+        "executorch": EXECUTORCH,
+        "onnx-fp16": ONNX_FP16,
+        "onnx-int8": ONNX_INT8,
+        "openvino": OPENVINO,
+        "torch": TORCH,
+        **plugins.load_all("formats"),
+    }
 
 
 def require_format(name: str, out: Path, has_calibration: bool) -> Format:

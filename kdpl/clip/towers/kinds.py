@@ -5,7 +5,7 @@ of a known kind needs none: it is one of open_clip's, or ``kdpl.clip.register_mo
 known.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from kdpl.clip.towers.class_token import ClassTokenTower
 from kdpl.clip.towers.image import IMAGE_SETTINGS, ImageTower
 from kdpl.clip.towers.text import PromptableTextTower, TextTower
 from kdpl.errors import WeightsError
-from kdpl.runtime import plugins
 
 ModelConfig = Mapping[str, Any]
 """A model config of open_clip.
@@ -42,13 +41,11 @@ class Towers:
     text: TextKind
 
 
-def _further() -> Iterable[Towers]:
-    return plugins.load_all("towers").values()
-
-
 def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
     """Wrap open_clip's visual module for a model config as the first kind of tower that fits."""
-    kinds = [_class_token_kind, *(each.image for each in _further())]
+    from kdpl.clip.towers.further import TOWERS
+
+    kinds = [_class_token_kind, TOWERS.image]
     fitting = (kind for find in kinds if (kind := find(visual, config)) is not None)
     # or it encodes images, and takes no prompts, as a convolutional network
     return next(fitting, ImageTower)(visual, preprocessing, config)
@@ -74,7 +71,9 @@ def text_tower(name: str, model: Any, start: int) -> TextTower:
     ``start`` is the position of a text's first token.
     """
     text = getattr(model, "text", model)
-    for wrap in (_causal_tower, *(each.text for each in _further())):
+    from kdpl.clip.towers.further import TOWERS
+
+    for wrap in (_causal_tower, TOWERS.text):
         if (tower := wrap(text, start)) is not None:
             return tower
     if isinstance(text, open_clip.CLIP):

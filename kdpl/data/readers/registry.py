@@ -6,12 +6,13 @@ from typing import Any
 
 from kdpl.data.readers.digits import Digits
 from kdpl.data.readers.folder import Folder
+from kdpl.data.readers.table import Table
 from kdpl.data.splits import Reader
 from kdpl.errors import ConfigError
 from kdpl.runtime import plugins
 
-READERS: dict[str, Callable[..., Reader]] = {"digits": Digits, "folder": Folder}
-"""Readers of the core; entry points ``kdpl.datasets`` add mappings from names to readers."""
+READERS: dict[str, Callable[..., Reader]] = {"digits": Digits, "folder": Folder, "table": Table}
+"""Readers of the core; plugins add further ones."""
 
 
 def readers() -> dict[str, Callable[..., Reader]]:

@@ -145,10 +145,6 @@ class Table(OwnImages):
         )
 
 
-READERS = {"table": Table}
-"""Entry point of ``kdpl.datasets``."""
-
-
 def split_cell(cell: str, separator: str | None) -> tuple[str, ...] | None:
     """Return the classes that a label names, of which without a separator there is one.
 

@@ -19,7 +19,7 @@ from kdpl.classifier.sources import MAX_UPLOAD_PIXELS
 from kdpl.data.decoding import open_image
 from kdpl.data.sources import find_files
 from kdpl.errors import ConfigError, KdplError, reason, visible
-from kdpl.runtime import plugins
+from kdpl.report.reasons.pictures import overlay
 from kdpl.runtime.class_names import composed
 from kdpl.runtime.predictions import spread
 
@@ -141,8 +141,7 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
             label = gr.Label(label="Prediction", num_top_classes=demo.top_k, elem_id="predictions")
             # not as gr.Image, which offers to publish what it shows
             pictures = [
-                (drawn_by(draw, name.replace("-", " ").capitalize()), gr.HTML(elem_id=name))
-                for name, draw in plugins.load_all("demo").items()
+                (drawn_by(overlay, "Heat map"), gr.HTML(elem_id="heat-map")),
             ]
         added = gr.Textbox(
             label="Add classes",

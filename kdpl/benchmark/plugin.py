@@ -1,0 +1,15 @@
+"""Additions of the benchmark to kdpl: its datasets and commands."""
+
+from kdpl.runtime.plugins import Plugin
+
+PLUGIN = Plugin(
+    commands={
+        "benchmark": "kdpl.benchmark.command:benchmark",
+        "data": "kdpl.benchmark.data_command:data",
+        "import": "kdpl.benchmark.import_command:import_",
+        "table": "kdpl.benchmark.table_command:table",
+    },
+    datasets={
+        "benchmark": "kdpl.benchmark.readers:READERS",
+    },
+)

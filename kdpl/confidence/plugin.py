@@ -1,0 +1,32 @@
+"""Additions of confidence to kdpl: calibrated errors, none of these, trees of classes, drift."""
+
+from kdpl.runtime.plugins import Plugin
+
+PLUGIN = Plugin(
+    commands={
+        "calibrate": "kdpl.confidence.calibrate_command:calibrate",
+        "watch": "kdpl.confidence.drift.command:watch",
+    },
+    callbacks={
+        "doubt": "kdpl.confidence.negatives:callbacks",
+        "taxonomy": "kdpl.confidence.taxonomy.callback:callbacks",
+    },
+    companions={
+        "held_out": "kdpl.confidence.held_out:HeldOutScores",
+        "pool_sample": "kdpl.confidence.drift.image_sample:ImageSample",
+        "taxonomy": "kdpl.confidence.taxonomy.scores:LevelScores",
+        "unknown": "kdpl.confidence.unknown:Unknown",
+    },
+    handover={
+        "doubt": "kdpl.confidence.handover:make_companions",
+    },
+    predict={
+        "doubt": "kdpl.confidence.options:options",
+        "taxonomy": "kdpl.confidence.taxonomy.options:options",
+    },
+    report={
+        "calibration": "kdpl.confidence.report:CALIBRATION",
+        "rejection": "kdpl.confidence.report:REJECTION",
+        "taxonomy": "kdpl.confidence.taxonomy.report:SECTION",
+    },
+)

@@ -1,0 +1,27 @@
+"""Additions to kdpl for several labels an image."""
+
+from kdpl.runtime.plugins import Plugin
+
+PLUGIN = Plugin(
+    commands={
+        "thresholds": "kdpl.multilabel.command:thresholds",
+    },
+    datasets={
+        "multilabel": "kdpl.multilabel.coco:READERS",
+    },
+    tasks={
+        "multilabel": "kdpl.multilabel.task:MultiLabel",
+    },
+    targets={
+        "local_views": "kdpl.multilabel.local_views:LocalViews",
+    },
+    callbacks={
+        "multilabel": "kdpl.multilabel.callback:callbacks",
+    },
+    predict={
+        "multilabel": "kdpl.multilabel.options:options",
+    },
+    report={
+        "several": "kdpl.multilabel.report:SECTION",
+    },
+)

@@ -1,0 +1,21 @@
+"""Additions of the report to kdpl: pages, pictures, heat maps, suggested labels."""
+
+from kdpl.runtime.plugins import Plugin
+
+PLUGIN = Plugin(
+    commands={
+        "compare": "kdpl.report.compare_command:compare",
+        "report": "kdpl.report.command:report",
+        "suggest": "kdpl.report.labeling.command:suggest",
+    },
+    callbacks={
+        "pictures": "kdpl.report.pictures:callbacks",
+    },
+    observe={
+        "explain": "kdpl.report.reasons.options:options",
+    },
+    report={
+        "reasons": "kdpl.report.reasons.section:SECTION",
+        "refined": "kdpl.report.refined:SECTION",
+    },
+)
