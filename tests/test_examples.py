@@ -172,9 +172,9 @@ def test_another_package_brings_a_command_and_an_export_format(
         re.search(rf"```{kind} title=.*?\n(.*?)```", page, re.DOTALL)[1]
         for kind in ("python", "toml")
     )
-    (tmp_path / "my_room.py").write_text(code)
+    (tmp_path / "my_package.py").write_text(code)
     runs.install_entry_points(
-        tmp_path, "my_room", "1", tomllib.loads(project)["project"]["entry-points"]
+        tmp_path, "my_package", "1", tomllib.loads(project)["project"]["entry-points"]
     )
     monkeypatch.syspath_prepend(tmp_path)
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,12 @@ from runs import SHORT, STAGES, configs, image_folder, install_entry_points, noi
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-ROOMS = PYPROJECT["tool"]["kdpl"]["rooms"]
-ALL_COMMANDS = PYPROJECT["project"]["entry-points"]["kdpl.commands"]
+ROOMS = PYPROJECT["tool"]["kdpl"]["removable"]
+PLUGINS = {name: import_module(f"kdpl.{name}.plugin").PLUGIN for name in ROOMS}
 
 
 def without(rooms, copy):
-    """Copy the package without these rooms and their lines in pyproject.toml; returns the commands that are left."""
+    """Copy the package without these folders and their lines in pyproject.toml."""
     leave_out = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "kdpl", copy / "kdpl", ignore=leave_out)
     lines = (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
@@ -31,7 +32,12 @@ def without(rooms, copy):
     (copy / "pyproject.toml").write_text(text, encoding="utf-8")
     groups = tomllib.loads(text)["project"]["entry-points"]
     install_entry_points(copy, "kdpl", "0.1.0", groups)
-    return {*groups["kdpl.commands"]}
+
+
+def needing(room):
+    """The folders that cannot be there without one."""
+    direct = {other for other, needed in ROOMS.items() if room in needed}
+    return direct | {further for other in direct for further in needing(other)}
 
 
 USE = """
@@ -80,12 +86,11 @@ def in_a_fork():
 def test_a_project_without_a_room_runs_both_stages_exports_and_predicts(room, tmp_path, request):
     pytest.importorskip("onnxruntime")
     copy = tmp_path / "copy"
-    gone = (
-        {room, *(other for other, needed in ROOMS.items() if room in needed)}
-        if room in ROOMS
-        else {*ROOMS}
-    )
-    commands = without(gone, copy)
+    gone = {room, *needing(room)} if room in ROOMS else {*ROOMS}
+    without(gone, copy)
+    commands = {name: {*plugin.commands} for name, plugin in PLUGINS.items()}
+    absent = {command for name in gone for command in commands[name]}
+    present = {command for name in ROOMS if name not in gone for command in commands[name]}
     noise(64, 64).save(tmp_path / "photo.png")
     given = [tmp_path / "run", tmp_path / "photo.png"]
     if room in ROOMS:
@@ -101,8 +106,8 @@ def test_a_project_without_a_room_runs_both_stages_exports_and_predicts(room, tm
         said = call(copy, "-c", USE, *given, *data, *STAGES, *SHORT)
     assert said.endswith(f"{copy}/kdpl/__init__.py 0 0 0 0\n")
     listed = set(re.findall(r"^  ([a-z-]+) ", said.partition("usage:")[2], re.MULTILINE))
-    assert {"run", "predict", *commands} <= listed
-    assert not listed & (ALL_COMMANDS.keys() - commands)
+    assert {"run", "predict", "init", *present} <= listed
+    assert not listed & absent
     header, row, _ = said.partition("path,class,")[2].splitlines()
     assert header == "probability,error"
     assert row.startswith(f"{tmp_path}/photo.png,")
@@ -137,7 +142,6 @@ def test_the_tests_of_the_core_pass_without_any_room(tmp_path):
         "properties",
         "runtime",
         "targets",
-        "tiny",
     ]
     options = ["-m", "not slow", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/temporary"]
     said = call(
