@@ -5,15 +5,16 @@ The paper's ablations are settings of the same module; see configs/student/.
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from kdpl.callbacks import EnoughImages, SaveClassifier
 from kdpl.callbacks.checkpoints import SameRun
 from kdpl.callbacks.loggers.artifacts import artifact_callbacks
+from kdpl.class_vectors import FrozenTeacher
 from kdpl.classifier import Classifier, Decoding
 from kdpl.clip import (
     ClipConfig,
@@ -29,11 +30,14 @@ from kdpl.data.needs import Needs
 from kdpl.data.tasks import build_task
 from kdpl.errors import ConfigError
 from kdpl.losses import FEATURE_LOSSES, DistillationLoss
+from kdpl.metrics import POOL_KEPT
 from kdpl.module import ClassifyingModule, plugin_callbacks
 from kdpl.optim import OptimConfig
 from kdpl.prompts import StudentEncoder, StudentPrompts
 from kdpl.runtime.messages import inform
 from kdpl.targets import Target, Teachers, build_target, target_class
+from kdpl.targets.plan import prepare
+from kdpl.targets.preparation import Preparation
 from kdpl.tasks import Task, agreement_of
 
 # unlabelled images whose mean patch tokens the prompts start from (vision_prompts.init)
@@ -41,6 +45,14 @@ _PREVIEW_IMAGES = 256
 
 # the words before a class name for the student's own text tower
 _OWN_CONTEXT = "a photo of a"
+
+
+class Prepare(Callback):
+    """Prepares a student's fit before its first step, on all processes together."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare it, before the training loader is made."""
+        cast(StudentDistillation, pl_module).prepare()
 
 
 class StudentDistillation(ClassifyingModule):
@@ -117,6 +129,7 @@ class StudentDistillation(ClassifyingModule):
         self.target = build_target(target)
         self.loss = loss
         self.pool_filter = pool_filter
+        self._kept = 1.0  # share of the images, by the filter
         self.optim = optim
         folders = [teacher] if isinstance(teacher, str) else teacher
         self._trains_tower = vision_prompts.depth > 0 or fine_tune
@@ -205,19 +218,37 @@ class StudentDistillation(ClassifyingModule):
         """Load image tower and prompts of each teacher, unless that was done."""
         self.teachers.load(self.compiles)
 
-    def preparations(self) -> list[Callback]:
-        """Return the callbacks that choose images and prepare the target before the first step."""
-        if self.pool_filter is None:
-            return self.target.callbacks()
-        from kdpl.targets.pool_filter import FilterPool
+    def _loaded_teacher(self, number: int) -> FrozenTeacher:
+        self.load_teachers()
+        teacher = self.teachers.read()[number]
+        # outside the precision's context, in which weights would be rounded as they are read
+        self.trainer.precision_plugin.convert_module(teacher)
+        self.apply_precision()
+        return teacher
 
-        return [FilterPool(self.pool_filter), *self.target.callbacks()]
+    def preparation(self) -> Preparation:
+        """Return what the preparation of this fit works with."""
+        return Preparation(
+            self.trainer, self.domain, self.teachers, self._loaded_teacher, self.device
+        )
+
+    def prepare(self) -> None:
+        """Choose the images to distil on, and prepare the target of each."""
+        if self.trainer.max_epochs != 0:
+            plan = prepare(self.preparation(), self.target, self.pool_filter)
+            self.domain.distil_on(plan.selection, plan.features)
+            self._kept = len(plan.selection.targeted) / len(self.domain.pool.selection.targeted)
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return the callbacks that check and prepare, and at the end write the classifier."""
         checks = [] if self.encoder.projector is None else [EnoughImages()]
-        steps = [*checks, *self.preparations(), SameRun()]
+        steps = [*checks, Prepare(), SameRun()]
         return [*steps, *plugin_callbacks(self), *artifact_callbacks(self), SaveClassifier()]
+
+    def on_train_epoch_end(self) -> None:
+        """Log the share of images that a pool filter keeps."""
+        if self.pool_filter is not None:
+            self.log(POOL_KEPT, self._kept)
 
     def on_fit_start(self) -> None:
         """Begin scores and, if asked to, prompts at unlabelled images, unless it is resumed."""

@@ -1,6 +1,7 @@
 """``python -m kdpl cache``: compute the teacher's features of all views once for all students."""
 
 from pathlib import Path
+from typing import cast
 
 from jsonargparse.typing import PositiveInt
 
@@ -16,13 +17,20 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
         views: Views of each image; by default as many as trainer.max_epochs.
         settings: Options of the student's fit.
     """
-    from lightning.pytorch import Callback
+    from lightning.pytorch import Callback, LightningModule, Trainer
 
     from kdpl.cli.fit import run_command
     from kdpl.cli.stage_cli import KdplCLI
     from kdpl.errors import ConfigError
     from kdpl.student import StudentDistillation
-    from kdpl.targets.cache.callback import FillTeacherCache
+    from kdpl.targets.cache.caches import fill_caches
+
+    class Fill(Callback):
+        """Fills the caches on all processes together, in the precision of the training."""
+
+        def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            student = cast(StudentDistillation, pl_module)
+            fill_caches(student.preparation(), views or trainer.max_epochs)
 
     class Filling(KdplCLI):
         """A student's fit without steps, which fills the cache and writes nothing else."""
@@ -35,8 +43,7 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
                     "the settings name no cache to fill: give --data.init_args.teacher_cache FOLDER"
                 )
             data.fill_teacher_cache = True
-            self.views = views or trainer.max_epochs
-            trainer.max_epochs = self.views or 0
+            trainer.max_epochs = views or trainer.max_epochs or 0
             trainer.limit_train_batches = 0
             # where the datamodule keeps which images it has decoded
             trainer.default_root_dir = str(Path(data.teacher_cache).expanduser())
@@ -45,11 +52,8 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
             self._given = self.config.clone()
 
         def execute(self) -> None:
-            self.model.configure_callbacks = list
+            self.model.configure_callbacks = lambda: [Fill()]
             self.trainer.fit(self.model, datamodule=self.datamodule)
-
-        def own_callbacks(self) -> list[Callback]:
-            return [FillTeacherCache(self.views)]
 
     if not settings:
         raise ConfigError(

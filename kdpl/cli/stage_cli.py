@@ -38,7 +38,6 @@ from kdpl.runtime.run_folder import (
     METRICS_FILE,
     handed_over,
 )
-from kdpl.targets.cache.callback import FillTeacherCache
 
 Command = Literal["fit", "validate", "test"]
 
@@ -178,8 +177,7 @@ class KdplCLI(LightningCLI):
         trainer = self._given.trainer
         callbacks: list[Callback] = [InterruptionHandler(), SaveTestResults()]
         callbacks += self.own_callbacks()
-        # all these run before the module's: targets are prepared from a cache that is complete
-        callbacks += [FillTeacherCache(), FiniteLoss()]
+        callbacks.append(FiniteLoss())
         if trainer.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         callbacks.append(Throughput())

@@ -42,7 +42,7 @@ def make_companions(trainer: Trainer, classifier: Classifier) -> list[Companion]
         features, logits, labels = (column[counted] for column in found)
         held_out = HeldOut(features, logits, labels, sampled)
     pool = pool_of(classifier, data)
-    kept = [each for source, each in pool if source not in data.pool.left_out]
+    kept = [each for source, each in pool if source not in data.selection.left_out]
     evidence = Evidence(
         Path(trainer.default_root_dir),
         classifier.vectors,

@@ -1,4 +1,4 @@
-"""Teachers' features that were computed before a fit, as a room provides them."""
+"""Teachers' features that were computed before a fit."""
 
 from typing import Protocol
 
@@ -10,8 +10,6 @@ from kdpl.data.datasets import UnlabeledImages
 
 class CachedFeatures(Protocol):
     """All teachers' features of views of each unlabelled image.
-
-    An entry point ``kdpl.caches`` makes it of a ``DomainDataModule``; None if no teacher is needed.
 
     Attributes:
         views: Number V of views of each image; epoch e sees view e mod V.

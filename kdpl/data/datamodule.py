@@ -1,6 +1,6 @@
 """The one datamodule that both stages share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.names import Indices, Names, digest_of
 from kdpl.data.needs import Needs, TrainSplit, needs_of
 from kdpl.data.parallel import cores
-from kdpl.data.pool import UnlabeledPool
+from kdpl.data.pool import Selection, UnlabeledPool
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading
 from kdpl.data.splits import Label, Reader, Splits
@@ -116,7 +116,7 @@ class DomainDataModule(LightningDataModule):
             teacher runs on each image of each epoch. Further teachers' features of the same views
             are in FOLDER.2, FOLDER.3 and so on.
         fill_teacher_cache: Whether features that ``teacher_cache`` lacks are computed before the
-            first epoch, by commands; a Trainer of your own needs ``FillTeacherCache`` for it.
+            first epoch.
         seed: Seed of the k-shot sample, of the training order and of the augmentation; at least 0.
     """
 
@@ -203,12 +203,8 @@ class DomainDataModule(LightningDataModule):
         self.teacher_cache = teacher_cache
         self.fill_teacher_cache = fill_teacher_cache
         self.seed = seed
-        self.opened_cache: CachedFeatures | None = None
-        self._open_cache: Callable[[DomainDataModule], CachedFeatures | None] | None = None
-        if teacher_cache is not None:
-            from kdpl.targets.cache.callback import open_caches
-
-            self._open_cache = open_caches
+        self._selection: Selection | None = None
+        self._features: CachedFeatures | None = None
 
     def prepare_data(self) -> None:
         """Decode all images once before training, on one process, while the others wait."""
@@ -239,8 +235,6 @@ class DomainDataModule(LightningDataModule):
                 inform(self.labels.counts_in_stage(1, self.labels.training()))
             else:
                 inform(self.labels.counts_in_stage(2, []))
-                if not self.fill_teacher_cache:
-                    _ = self.cached_features
 
         # what the accuracies are measured on
         if stage in ("test", "validate"):
@@ -256,8 +250,8 @@ class DomainDataModule(LightningDataModule):
     def origin(self, prepared: bool) -> dict[str, Any]:
         """Return what a fit depends on, of the images, as checkpoints note it.
 
-        With ``prepared`` also the choices of callbacks before the first step: views from a cache,
-        and images that are held out or left out.
+        With ``prepared`` also what was chosen before the first step: views from a cache, and images
+        that are held out or left out.
         """
         if not self._trains:
             return {}
@@ -272,14 +266,14 @@ class DomainDataModule(LightningDataModule):
         else:
             origin |= {"images": digest_of(self.pool.images)}
             if prepared:
-                cached, epochs = self.cached_features, self._trainer.max_epochs
+                cached, epochs = self._features, self._trainer.max_epochs
                 # with as many views as epochs, each sees new ones
                 few = cached and not (epochs and 0 <= epochs <= cached.views)
                 origin |= {
                     "views": f"{cached.views} of each" if cached and few else "one in each epoch",
                     "seed of the views": cached.view_seed if cached else self.seed,
-                    "images held out": len(self.pool.unseen),
-                    "images to distil on": digest([self.pool.indices.tobytes()]),
+                    "images held out": len(self.selection.held_out),
+                    "images to distil on": digest([self.selection.indices.tobytes()]),
                 }
         return {**origin, **self.views_origin}
 
@@ -325,13 +319,13 @@ class DomainDataModule(LightningDataModule):
 
         # the views that the cache has, or views for student and teachers: each resizing once, in
         # their order
-        cached, arranged = self.cached_features, archives().arrange(self.pool.used)
+        cached, arranged = self._features, archives().arrange(self.selection.used)
         view = self.view(resizing, cached.view_seed if cached else None)
         if whole:
             view = replace(view, augmentation=HalfWhole(view.augmentation))
         others = () if cached else teacher_resizings
         others = tuple(dict.fromkeys(each for each in others if each != resizing))
-        images = UnlabeledImages(arranged.sources, view, self.pool.chosen, others)
+        images = UnlabeledImages(arranged.sources, view, self.selection.chosen, others)
         seen = cached.with_features(images) if cached else images
         return self._loader(seen, len(images), shuffle=arranged.shuffle)
 
@@ -436,7 +430,7 @@ class DomainDataModule(LightningDataModule):
 
         They are spread over the list.
         """
-        sources, opened = self.pool.used, self.splits.open_image
+        sources, opened = self.selection.used, self.splits.open_image
         n = min(n, len(sources))
         images = (opened(sources[i * len(sources) // n]) for i in range(n))
         return torch.stack([to_tensor(resize_and_crop(image, resizing)) for image in images])
@@ -462,16 +456,13 @@ class DomainDataModule(LightningDataModule):
         return UnlabeledImages(Names.of(sources), self.view(resizing))
 
     @property
-    def cached_features(self) -> CachedFeatures | None:
-        """The teachers' features of a fit from ``teacher_cache``; None if nothing is trained.
+    def selection(self) -> Selection:
+        """The unlabelled images to distil on, held out and left out."""
+        return self._selection or self.pool.selection
 
-        The cache is opened on first use, unless what filled it has set ``opened_cache``. None also
-        where no target needs a teacher then; once open, it stays for the fit.
-        """
-        if self._open_cache is None or self.trainer is None or self.trainer.max_epochs == 0:
-            return None
-        self.opened_cache = self.opened_cache or self._open_cache(self)
-        return self.opened_cache
+    def distil_on(self, selection: Selection, features: CachedFeatures | None) -> None:
+        """Make training batches of some images, and of the teachers' features if there are any."""
+        self._selection, self._features = selection, features
 
     def _batches_done(self) -> int:
         # Lightning sets ``ready`` to 0 when an epoch starts. On resume it is the number of batches

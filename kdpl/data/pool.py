@@ -1,6 +1,7 @@
-"""The unlabelled images of a domain, and those of them that a student is distilled on."""
+"""The unlabelled images of a domain, and the choice of those that a student is distilled on."""
 
 from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -8,8 +9,60 @@ from kdpl.data.names import Indices, Names
 from kdpl.data.sampling import generator, share_of
 
 
+def _no_indices() -> Indices:
+    return np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Choice among the unlabelled images: to distil on, held out, or left out.
+
+    Attributes:
+        images: All unlabelled images.
+        kept: Indices of the images that need a target, to distil on or held out, rising; None: all.
+        held_out: Indices of the images that have a target and are not distilled on, rising.
+        left_out: Sources of images that are neither distilled on nor held out.
+    """
+
+    images: Names
+    kept: Indices | None = None
+    held_out: Indices = field(default_factory=_no_indices)
+    left_out: Collection[str] = ()
+
+    @property
+    def targeted(self) -> Indices:
+        """Indices of the images that need a target."""
+        return np.arange(len(self.images)) if self.kept is None else self.kept
+
+    @property
+    def chosen(self) -> Indices | None:
+        """Indices of the images to distil on; None for all."""
+        return self.indices if len(self.held_out) else self.kept
+
+    @property
+    def indices(self) -> Indices:
+        """Indices of the images to distil on."""
+        return np.setdiff1d(self.targeted, self.held_out) if len(self.held_out) else self.targeted
+
+    @property
+    def used(self) -> Names:
+        """The images to distil on."""
+        return self.images if self.chosen is None else self.images.take(self.chosen)
+
+    def holding_out(self, indices: Indices) -> "Selection":
+        """Return the choice with these images held out, which are among ``targeted``."""
+        return replace(self, held_out=indices)
+
+    def leaving_out(self, sources: Collection[str]) -> "Selection":
+        """Return the choice without some images."""
+        images = self.images if self.kept is None else self.images.take(self.kept)
+        kept = self.targeted[[source not in sources for source in images]]
+        held_out = np.intersect1d(self.held_out, kept)
+        return replace(self, kept=kept, held_out=held_out, left_out=sources)
+
+
 class UnlabeledPool:
-    """All unlabelled images, of which a share, less what is left out, is distilled on.
+    """All unlabelled images, and the share of them that is distilled on.
 
     Args:
         images: All of them.
@@ -17,53 +70,19 @@ class UnlabeledPool:
         seed: Seed of the share, and of samples.
 
     Attributes:
-        left_out: Images that are not distilled on, by their content.
-        unseen: Indices of images that are held out of distillation but have a target, rising; to be
-            set before the training loader is made, and before images are left out.
+        selection: The share, before images are held out or left out.
     """
 
     def __init__(self, images: Names, share: float, seed: int) -> None:
         self.images = images
         self.seed = seed
-        self.left_out: Collection[str] = ()
-        self.unseen: Indices = np.empty(0, np.int64)
-        self._share = share_of(len(images), share, seed) if share < 1 else None
-        self._kept = self._share
-
-    @property
-    def targeted(self) -> Indices:
-        """Indices of the images that need a target: to distil on, or held out."""
-        return np.arange(len(self.images)) if self._kept is None else self._kept
-
-    @property
-    def chosen(self) -> Indices | None:
-        """Indices of the images to distil on, among all; None for all."""
-        return self.indices if len(self.unseen) else self._kept
-
-    @property
-    def indices(self) -> Indices:
-        """Indices of the images to distil on, among all."""
-        return np.setdiff1d(self.targeted, self.unseen) if len(self.unseen) else self.targeted
-
-    @property
-    def used(self) -> Names:
-        """The images to distil on."""
-        return self.images if self.chosen is None else self.images.take(self.chosen)
-
-    def leave_out(self, sources: Collection[str]) -> None:
-        """Neither distil on some images nor hold them out.
-
-        To be called before the training loader is made.
-        """
-        images = self.images if self._kept is None else self.images.take(self._kept)
-        kept = [source not in sources for source in images]
-        self.left_out, self._kept = sources, self.targeted[kept]
-        self.unseen = np.intersect1d(self.unseen, self._kept)
+        shared = share_of(len(images), share, seed) if share < 1 else None
+        self.selection = Selection(images, shared)
 
     def sample(self, n: int) -> Names:
-        """Draw up to n of the images, also of those left out, by the seed."""
+        """Draw up to n images of the share, also those that a fit leaves out, by the seed."""
         # images like the pool are like all of it, not like its most typical ones
-        sources = self.images if self._share is None else self.images.take(self._share)
+        sources = self.selection.used
         if len(sources) <= n:
             return sources
         chosen = generator(self.seed, "sample").choice(

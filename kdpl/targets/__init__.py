@@ -1,6 +1,5 @@
 """Targets of the student, behind ``Target``."""
 
-from lightning.pytorch import Callback
 from torch import Tensor
 
 from kdpl.runtime import plugins
@@ -20,10 +19,6 @@ class Target:
     def require_task(cls, task: str) -> None:
         """Raise a ConfigError if it is not for the labels of a task, by name; this is for all."""
         return
-
-    def callbacks(self) -> list[Callback]:
-        """Return callbacks that set up what ``logits`` needs, before the first step; here none."""
-        return []
 
     @property
     def uses_teacher(self) -> bool:

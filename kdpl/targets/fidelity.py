@@ -1,7 +1,7 @@
 """How well a student agrees with its target on unlabelled images that it has not seen."""
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -18,19 +18,27 @@ from kdpl.data.inference import infer
 from kdpl.data.loader import LazyLoader
 from kdpl.data.names import Indices, Names, places
 from kdpl.data.needs import needs_of
-from kdpl.data.pool import UnlabeledPool
+from kdpl.data.pool import Selection
 from kdpl.data.sampling import generator
 from kdpl.errors import ConfigError, DataError
 from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
 from kdpl.module import ClassifyingModule, evaluating
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
-from kdpl.student import StudentDistillation
-from kdpl.targets.teacher_encoder import teacher_encoder
+from kdpl.targets import Target, Teachers
+from kdpl.targets.preparation import Preparation
 from kdpl.tasks import agreement_of
 
 # what is held out: a share of the images, and between which numbers
 _SHARE, _FEWEST, _MOST = 0.05, 100, 5000
+
+
+class _Student(Protocol):
+    target: Target
+    teachers: Teachers
+    device: torch.device
+
+    def preparation(self) -> Preparation: ...
 
 
 class Fidelity(Callback):
@@ -38,7 +46,7 @@ class Fidelity(Callback):
 
     Logs ``val/fidelity``, the share of these images for which both predict the same class, and
     ``val/kl``, the mean of KL(target ‖ student) in nats, in each epoch in which validation runs, or
-    would run if there were labelled images for it. ``draw_unseen`` chooses the images. Of several
+    would run if there were labelled images for it. ``hold_out`` chooses the images. Of several
     labels an image, fidelity is the mean over classes of the share of images to which both give the
     class, among those to which either does.
 
@@ -60,25 +68,19 @@ class Fidelity(Callback):
             raise _too_small(images, _FEWEST)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hold images out before a fit; a ConfigError for a teacher's."""
-        if stage != "fit":
-            return
-        if needs_of(pl_module).split != "unlabeled":
+        """Raise a ConfigError for a teacher's fit."""
+        if stage == "fit" and needs_of(pl_module).split != "unlabeled":
             raise ConfigError(
                 f"{type(pl_module).__name__} has no target to compare it with on unlabelled "
                 "images: give Fidelity to stage 2 alone, with run --student fidelity"
             )
-        data = domain_of(trainer)
-        labeled = [*data.labels.tuning("labeled"), *data.labels.tuning("val")]
-        data.pool.unseen = draw_unseen(data.pool, (record.source for record in labeled))
-        inform(f"fidelity: {len(data.pool.unseen)} unlabelled images are held out of distillation")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the targets of this process's share of the images."""
-        student, own = cast(StudentDistillation, pl_module), needs_of(pl_module).resizing
+        student, own = cast(_Student, pl_module), needs_of(pl_module).resizing
         teachers = student.teachers.read() if student.target.uses_teacher else []
         resizings = [teacher.vectors.preprocessing.resizing for teacher in teachers]
-        encoders = [teacher_encoder(trainer, student, number) for number in range(len(teachers))]
+        encoders = [student.preparation().encoder(number) for number in range(len(teachers))]
 
         self._epoch, self._targets = -1, []
         for batch in _loader(trainer, {*resizings} - {own}):
@@ -133,25 +135,35 @@ class Fidelity(Callback):
 def _loader(trainer: Trainer, others: Collection[Resizing] = ()) -> DataLoader[UnlabeledBatch]:
     """Load this process's share of the unseen images, also as ``others``, teachers, take them."""
     data, own = domain_of(trainer), needs_of(trainer.lightning_module).resizing
-    unseen = data.pool.unseen
+    unseen = data.selection.held_out
     view = RandomView(data.splits.open_image, NoAugmentation(), own, data.seed)
     images = UnlabeledImages(data.pool.images.take(unseen), view, unseen, others)
     keys = [(i, 0) for i in range(trainer.global_rank, len(unseen), trainer.world_size)]
     return LazyLoader(images, keys, data.eval_batch_size, data.num_workers)
 
 
-def draw_unseen(pool: UnlabeledPool, labeled: Iterable[str]) -> Indices:
-    """Draw 5 % of the images that would be distilled on, from 100 to 5,000, by the pool's seed.
+def hold_out(data: DomainDataModule) -> Selection:
+    """Hold 5 % of the images out of distillation, from 100 to 5,000, none of which has a label."""
+    labeled = [*data.labels.tuning("labeled"), *data.labels.tuning("val")]
+    sources = (record.source for record in labeled)
+    selection = data.pool.selection
+    held_out = draw_unseen(selection, data.pool.seed, sources)
+    inform(f"fidelity: {len(held_out)} unlabelled images are held out of distillation")
+    return selection.holding_out(held_out)
+
+
+def draw_unseen(selection: Selection, seed: int, labeled: Iterable[str]) -> Indices:
+    """Draw 5 % of the images that would be distilled on, from 100 to 5,000, by a seed.
 
     ``labeled`` images are not drawn, under any name. Returns indices, rising. A DataError if it
     would be more than half of the images.
     """
-    images, known = len(pool.targeted), frozenset(places(Names.of(labeled)))
+    images, known = len(selection.targeted), frozenset(places(Names.of(labeled)))
     wanted = min(max(round(_SHARE * images), _FEWEST), _MOST)
 
     # enough of them even if all labelled ones are among the first
-    drawn = generator(pool.seed, "unseen").permutation(pool.targeted)[: wanted + len(known)]
-    unseen = drawn[[place not in known for place in places(pool.images.take(drawn))]][:wanted]
+    drawn = generator(seed, "unseen").permutation(selection.targeted)[: wanted + len(known)]
+    unseen = drawn[[place not in known for place in places(selection.images.take(drawn))]][:wanted]
     if 2 * wanted > images or len(unseen) < wanted:
         raise _too_small(images, wanted)
     return np.sort(unseen)

@@ -12,16 +12,15 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from lightning.pytorch import Trainer
 from torch import Tensor
 
 from kdpl import __version__
 from kdpl.clip import ImageClip
 from kdpl.data.batches import Batch
-from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
 from kdpl.data.names import Indices, digest_of
 from kdpl.data.parallel import progress_bar
+from kdpl.data.pool import Selection
 from kdpl.data.splits import Record
 from kdpl.prompts.method import normalized
 from kdpl.prompts.tuned import TunedPrompts
@@ -30,12 +29,8 @@ from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import Origin, as_json, digest
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import LOCK_FILE, PROMPTS_FILE
-from kdpl.student import StudentDistillation
+from kdpl.targets.preparation import Encoder, Preparation
 from kdpl.targets.shards import Work, fill_shards, images_per_shard, shards_in
-from kdpl.targets.teacher_encoder import teacher_encoder
-
-Encoder = Callable[[Tensor], Tensor]
-"""Encodes images uint8 [B, 3, S, S] on the device into features [B, D]."""
 
 PREPARED_FOLDER = "prepared"
 """In a teacher's run folder: features and targets that its students share, and may be removed."""
@@ -93,21 +88,22 @@ class TargetInputs:
             [N, D_1 + … + D_M].
     """
 
-    def __init__(self, trainer: Trainer, student: StudentDistillation) -> None:
-        self._trainer, self._student, self._data = trainer, student, domain_of(trainer)
+    def __init__(self, preparation: Preparation, selection: Selection) -> None:
+        self._preparation = preparation
+        self._trainer, self._data = preparation.trainer, preparation.data
         # the run and its teachers
-        self.folder = Path(trainer.default_root_dir)
-        self.teacher_folder = student.teachers.first.folder
-        self.resumes = trainer.ckpt_path is not None
-        self.teachers = [teacher.vectors for teacher in student.teachers.read()]
-        self.encoder = teacher_encoder(trainer, student, 0)
-        self.predict = student.teachers.logits
-        self.device = student.device
+        self.folder = Path(self._trainer.default_root_dir)
+        self.teacher_folder = preparation.teachers.first.folder
+        self.resumes = self._trainer.ckpt_path is not None
+        self.teachers = [teacher.vectors for teacher in preparation.teachers.read()]
+        self.encoder = preparation.encoder(0)
+        self.predict = preparation.teachers.logits
+        self.device = preparation.device
         # the images, and the labels that may be seen
         self.class_names = self._data.class_names
         self.num_base = self._data.num_base
         self.pool = self._data.pool.images
-        self.indices = self._data.pool.targeted
+        self.indices = selection.targeted
         self.labeled = self._data.labels.tuning("labeled")
         self.val = self._data.labels.tuning("val")
         self.groups = self._data.splits.groups
@@ -117,7 +113,7 @@ class TargetInputs:
     @property
     def tuned(self) -> bool:
         """Whether a teacher was tuned on labels, and so may have seen those of ``labeled``."""
-        folders = [teacher.folder for teacher in self._student.teachers.read()]
+        folders = [teacher.folder for teacher in self._preparation.teachers.read()]
         return any(TunedPrompts.load(folder / PROMPTS_FILE).tensors for folder in folders)
 
     @cached_property
@@ -140,8 +136,7 @@ class TargetInputs:
         return digest(self.pool)
 
     def _digest(self, records: Sequence[Record]) -> str:
-        groups = self._data.splits.groups
-        return digest(f"{r.label} {groups.get(r.source)} {r.source}" for r in records)
+        return digest(f"{r.label} {self.groups.get(r.source)} {r.source}" for r in records)
 
     def kept(
         self, name: str, settings: Mapping[str, Any], make: Callable[[Path, Origin], None]
@@ -182,7 +177,7 @@ class TargetInputs:
         """
         vectors = self.teachers[teacher]
         name = {"teacher": vectors.teacher, "pooled": pooled}
-        encode = teacher_encoder(self._trainer, self._student, teacher, pooled)
+        encode = self._preparation.encoder(teacher, pooled)
         rows = self._rows(name, encode, vectors.preprocessing.resizing, images, views)
         width = vectors.vectors.shape[1]
         return ImageFeatures.of(rows[..., :width]), ImageFeatures.of(rows[..., width:])

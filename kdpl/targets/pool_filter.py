@@ -2,20 +2,17 @@
 
 import csv
 from collections.abc import Collection, Sequence
-from typing import cast
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kdpl.data.domain import domain_of
+from kdpl.data.pool import Selection
 from kdpl.errors import DataError
-from kdpl.metrics import POOL_KEPT
 from kdpl.runtime.files import write_rows
 from kdpl.runtime.messages import inform
-from kdpl.student import StudentDistillation
 from kdpl.targets.inputs import TargetInputs
+from kdpl.targets.preparation import Preparation
 
 LEFT_OUT_FILE = "left_out.csv"
 """Images that are left out, in a run's folder; written before the first step, read on resume."""
@@ -23,46 +20,35 @@ LEFT_OUT_FILE = "left_out.csv"
 _VIEWS = 4
 
 
-class FilterPool(Callback):
-    """Leaves out unlabelled images that are unlike all classes, on all processes.
+def without_unlike(preparation: Preparation, selection: Selection, quantile: float) -> Selection:
+    """Leave out unlabelled images that are unlike all classes, on all processes.
 
     Args:
+        preparation: The fit.
+        selection: The images that are chosen so far.
         quantile: Quantile of the labelled images' similarities below which unlabelled images are
             left out.
+
+    Raises:
+        DataError: No label may be seen, or no image is left.
     """
+    _ = preparation.data.labels.training()  # refused before any image is encoded
+    inputs = TargetInputs(preparation, selection)
+    filtered = selection.leaving_out(filter_pool(inputs, quantile))
 
-    def __init__(self, quantile: float) -> None:
-        self.quantile = quantile
-        self.kept = 1.0
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose images, before the training loader is made.
-
-        Raises:
-            DataError: No label may be seen, or no image is left.
-        """
-        data = domain_of(trainer)
-        _ = data.labels.training()  # refused before any image is encoded
-        inputs = TargetInputs(trainer, cast(StudentDistillation, pl_module))
-        data.pool.leave_out(filter_pool(inputs, self.quantile))
-
-        images, kept = len(inputs.indices), len(data.pool.targeted)
-        if not kept:
-            raise DataError(
-                f"pool_filter leaves out all {images} unlabelled images: check what they show"
-            )
-        self.kept = kept / images
-        file = inputs.folder / LEFT_OUT_FILE
-        inform(f"pool filter: keeps {kept} of {images} unlabelled images; the others are in {file}")
-        if inputs.num_base is not None:
-            inform(
-                "pool filter: its limit is of base classes, and leaves out more images of novel "
-                "ones than of these"
-            )
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the share of images that are kept."""
-        pl_module.log(POOL_KEPT, self.kept)
+    images, kept = len(inputs.indices), len(filtered.targeted)
+    if not kept:
+        raise DataError(
+            f"pool_filter leaves out all {images} unlabelled images: check what they show"
+        )
+    file = inputs.folder / LEFT_OUT_FILE
+    inform(f"pool filter: keeps {kept} of {images} unlabelled images; the others are in {file}")
+    if inputs.num_base is not None:
+        inform(
+            "pool filter: its limit is of base classes, and leaves out more images of novel "
+            "ones than of these"
+        )
+    return filtered
 
 
 def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:

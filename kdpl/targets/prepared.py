@@ -1,13 +1,10 @@
 """The base of targets that are prepared before a student's first step, and kept in a file."""
 
 from abc import abstractmethod
-from typing import cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kdpl.student import StudentDistillation
 from kdpl.targets import Target
 from kdpl.targets.inputs import TargetInputs
 
@@ -21,21 +18,6 @@ class PreparedTarget(Target):
     @abstractmethod
     def prepare(self, inputs: TargetInputs) -> None:
         """Set up what ``logits`` needs; called on all processes."""
-
-    def callbacks(self) -> list[Callback]:
-        """Return the callback that prepares it."""
-        return [PrepareTarget(self)]
-
-
-class PrepareTarget(Callback):
-    """Prepares the target that the student learns, on all processes."""
-
-    def __init__(self, target: PreparedTarget) -> None:
-        self.target = target
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepare the target, before the training loader is made."""
-        self.target.prepare(TargetInputs(trainer, cast(StudentDistillation, pl_module)))
 
 
 def rows_of(images: Tensor) -> Tensor:

@@ -1,0 +1,59 @@
+"""The plan of stage 2: which images are distilled on, and what the student learns of each."""
+
+from dataclasses import dataclass
+
+from lightning.pytorch import Callback
+
+from kdpl.data.pool import Selection
+from kdpl.targets import Target
+from kdpl.targets.cache.caches import TeacherCaches, teacher_features
+from kdpl.targets.fidelity import Fidelity, hold_out
+from kdpl.targets.inputs import TargetInputs
+from kdpl.targets.pool_filter import without_unlike
+from kdpl.targets.preparation import Preparation
+from kdpl.targets.prepared import PreparedTarget
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a student's fit learns, on which images.
+
+    Attributes:
+        selection: The images to distil on, held out and left out.
+        features: The teachers' features of their views; None: the teachers run in each step, or
+            none is needed.
+        target: The target, which is ready.
+    """
+
+    selection: Selection
+    features: TeacherCaches | None
+    target: Target
+
+
+def prepare(preparation: Preparation, target: Target, pool_filter: float | None) -> Plan:
+    """Prepare a student's fit, on all processes together, after weights are restored.
+
+    Args:
+        preparation: The fit.
+        target: What is learned.
+        pool_filter: The quantile of ``without_unlike``; None: all images are kept.
+    """
+    data = preparation.data
+
+    # some images are held out, to compare student and target on them
+    # Lightning sets the attribute without declaring it
+    callbacks: list[Callback] = getattr(preparation.trainer, "callbacks", [])
+    measured = any(isinstance(callback, Fidelity) for callback in callbacks)
+    selection = hold_out(data) if measured else data.pool.selection
+
+    # the teachers' features of views of all images, from a cache
+    features = teacher_features(preparation) if target.uses_teacher else None
+
+    # images unlike all classes are left out
+    if pool_filter is not None:
+        selection = without_unlike(preparation, selection, pool_filter)
+
+    # the target of all images that are left
+    if isinstance(target, PreparedTarget):
+        target.prepare(TargetInputs(preparation, selection))
+    return Plan(selection, features, target)

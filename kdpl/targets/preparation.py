@@ -1,0 +1,52 @@
+"""A student's fit as its preparation sees it: the data, the teachers, and where they run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from kdpl.class_vectors import FrozenTeacher
+from kdpl.data.datamodule import DomainDataModule
+from kdpl.targets.teachers import Teachers
+
+Encoder = Callable[[Tensor], Tensor]
+"""Encodes images uint8 [B, 3, S, S] into features [B, D]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """Values that the preparation of a student's fit works with.
+
+    Attributes:
+        trainer: Runs the fit; its processes share the work.
+        data: The student's datamodule.
+        teachers: The teachers, of which none need be loaded.
+        load_teacher: Loads the teacher of a number, in the precision of the training.
+        device: The process's device.
+    """
+
+    trainer: Trainer
+    data: DomainDataModule
+    teachers: Teachers
+    load_teacher: Callable[[int], FrozenTeacher]
+    device: torch.device
+
+    def encoder(self, number: int, pooled: bool = False) -> Encoder:
+        """Return a teacher as a function of images; it is loaded on the first call.
+
+        With ``pooled``, its features are followed by the pooled ones of its image tower, see
+        ``FrozenTeacher.both_features``.
+        """
+        load = cache(partial(self.load_teacher, number))
+
+        def encode(images: Tensor) -> Tensor:
+            teacher = load()
+            with self.trainer.precision_plugin.forward_context():
+                if not pooled:
+                    return teacher.features(images.to(self.device))
+                return torch.cat(teacher.both_features(images.to(self.device)), dim=1)
+
+        return encode
