@@ -11,7 +11,7 @@ from benchmarks.distillation import begun_student
 from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher
 from kdpl.classifier.export import INPUT
-from kdpl.classifier.formats.onnx import formats
+from kdpl.classifier.formats.registry import formats
 from kdpl.clip import Frozen, store_frozen
 
 TORCH = "Classifier in torch"

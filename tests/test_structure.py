@@ -15,7 +15,7 @@ ROOMS = PYPROJECT["tool"]["kdpl"]["removable"]
 # from the bottom to the top, as in CONTRIBUTING.md; what is between two arrows may not import each other
 LAYERS = (
     "errors → losses metrics optim runtime → tasks → clip data → prompts → class_vectors → classifier → "
-    "module targets → callbacks → teacher → student → cli → __main__"
+    "module → targets → callbacks → teacher → student → cli → __main__"
 )
 LAYER_OF = {
     room: number for number, layer in enumerate(LAYERS.split("→")) for room in layer.split()

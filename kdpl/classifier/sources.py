@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from kdpl.data.archives import archives
 from kdpl.data.decoding import Decoding, open_image
+from kdpl.data.shards import archives
 from kdpl.data.sources import find_files, open_source
 from kdpl.data.storage import read_list
 from kdpl.errors import DataError, visible
@@ -53,8 +53,8 @@ def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> lis
 def read_items(sources: Sequence[str]) -> Iterator[Item]:
     """Yield all images, those in shards in the order of the shard."""
     for source in sources:
-        if archives().is_one(source):
-            yield from (Item(*each) for each in archives().read(source))
+        if archives.is_one(source):
+            yield from (Item(*each) for each in archives.read(source))
         else:
             yield Item(source)
 

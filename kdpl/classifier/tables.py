@@ -2,20 +2,13 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
+from kdpl.classifier.engines.parquet import writer
+from kdpl.classifier.rows import Row
 from kdpl.errors import ConfigError
-
-Row = dict[str, Any]
-"""An image's predictions: ``path``, ``class``, ``probability``, ``class_2``, …, ``error``.
-
-``classes`` and further scores come before ``error``, and ``embedding`` after it, if asked for.
-"""
-
-Write = Callable[[Path, Iterable[Row], Sequence[str]], None]
-"""Writes a file: its path, the rows and their columns."""
 
 
 def require_format(path: Path, embeddings: bool = False) -> None:
@@ -28,13 +21,13 @@ def require_format(path: Path, embeddings: bool = False) -> None:
             "give another"
         )
     if path.suffix == ".parquet":
-        _parquet_writer()
+        writer()
 
 
 def write_table(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
     """Write rows with the given columns, in the format of the file's ending."""
     if path.suffix == ".parquet":
-        _parquet_writer()(path, rows, names)
+        writer()(path, rows, names)
         return
     with path.open("w", newline="", encoding="utf-8") as file:
         if path.suffix == ".csv":
@@ -42,13 +35,6 @@ def write_table(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
         else:
             kept = ({name: row[name] for name in names} for row in rows)
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
-
-
-def _parquet_writer() -> Write:
-    """Return what writes Parquet; a ConfigError without pyarrow."""
-    from kdpl.classifier.engines.parquet import writer
-
-    return writer()
 
 
 def write_csv(file: TextIO, rows: Iterable[Row], names: Sequence[str]) -> None:

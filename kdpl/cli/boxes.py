@@ -55,8 +55,8 @@ def boxes(
         require_classifier(Path(classifier))
 
     # imports torch, which takes seconds
+    from kdpl.classifier.detections import read_detections, write_predictions
     from kdpl.data.boxes.crops import name_of
-    from kdpl.data.boxes.detections import read_detections, write_predictions
 
     data, found = read_detections(Path(detections), folder)
     chosen = [

@@ -58,7 +58,7 @@ def export(
 
     from kdpl.classifier.bulk import load_classifier
     from kdpl.classifier.export import compare
-    from kdpl.classifier.formats.onnx import require_format
+    from kdpl.classifier.formats.registry import require_format
 
     kind = require_format(format, path, calibration is not None)
     loaded = load_classifier(classifier, add_classes)

@@ -1,7 +1,6 @@
 """Finding a CLIP, loading its weights, and taking it apart into frozen towers.
 
-Models come from open_clip's list, or from the registry and the sources that packages add by the
-entry point group ``kdpl.models``.
+Models come from open_clip's list, or from the registry and the sources that plugins add.
 """
 
 import difflib
@@ -13,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import open_clip
@@ -23,13 +23,9 @@ from torch import Tensor
 
 from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Preprocessing
 from kdpl.clip.tokens import Tokenizer
+from kdpl.clip.towers.choice import image_tower, text_tower
 from kdpl.clip.towers.image import ImageTower
-from kdpl.clip.towers.kinds import (
-    DEFAULT_IMAGE_SIZE,
-    ModelConfig,
-    image_tower,
-    text_tower,
-)
+from kdpl.clip.towers.kinds import DEFAULT_IMAGE_SIZE, ModelConfig
 from kdpl.clip.towers.text import TextTower
 from kdpl.clip.versions import list_models, require_clip, text_settings
 from kdpl.clip.weights import StateDict, Weights, load_weights, read_weights
@@ -101,14 +97,18 @@ def register_model(
     _REGISTRY[name] = config, weights
 
 
-def _load_registrations() -> None:
-    from kdpl.clip import miniatures, timm_networks
-    from kdpl.clip.hugging_face import loading, open_clip_layout
+_REGISTRATIONS = (
+    "kdpl.clip.miniatures:register",
+    "kdpl.clip.timm_networks:register",
+    "kdpl.clip.hugging_face.loading:register",
+    "kdpl.clip.hugging_face.open_clip_layout:register",
+)
+"""Functions that make further models of kdpl known, by name, as each file imports this one."""
 
-    miniatures.register()
-    timm_networks.register()
-    loading.register()
-    open_clip_layout.register()
+
+def _load_registrations() -> None:
+    for path in _REGISTRATIONS:
+        resolve_name(path)()
     for register in plugins.load_all("models").values():
         register()
 

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from PIL.Image import Image
 from torch.utils.data import DataLoader, Dataset
 
-from kdpl.data.archives import Shuffle, archives
+from kdpl.data.arranged import Shuffle
 from kdpl.data.augmentation import (
     Augmentation,
     HalfWhole,
@@ -34,6 +34,7 @@ from kdpl.data.parallel import cores
 from kdpl.data.pool import Selection, UnlabeledPool
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import BadImages, Reading
+from kdpl.data.shards import archives
 from kdpl.data.splits import Label, Reader, Splits
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.class_names import ClassText
@@ -319,7 +320,7 @@ class DomainDataModule(LightningDataModule):
 
         # the views that the cache has, or views for student and teachers: each resizing once, in
         # their order
-        cached, arranged = self._features, archives().arrange(self.selection.used)
+        cached, arranged = self._features, archives.arrange(self.selection.used)
         view = self.view(resizing, cached.view_seed if cached else None)
         if whole:
             view = replace(view, augmentation=HalfWhole(view.augmentation))
@@ -449,7 +450,7 @@ class DomainDataModule(LightningDataModule):
         ``indices`` are among all; None: all, regardless of ``unlabeled_share``.
         """
         names = self.pool.images if indices is None else self.pool.images.take(indices)
-        return UnlabeledImages(archives().arrange(names).sources, self.view(resizing), indices)
+        return UnlabeledImages(archives.arrange(names).sources, self.view(resizing), indices)
 
     def images_of(self, sources: Sequence[str], resizing: Resizing) -> UnlabeledImages:
         """Views of given images, without their labels: of labelled ones, to prepare targets."""

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from kdpl.data.sampling import are_sets, base_count, few_shot, require_shots, with_labels
+from kdpl.data.sampling import base_count, few_shot, require_shots, with_labels
 from kdpl.data.splits import Record, Splits
+from kdpl.data.stratified import are_sets
 from kdpl.errors import DataError
 
 ClassProtocol = Literal["all", "base_to_novel"]

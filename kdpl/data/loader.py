@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from kdpl.data.archives import Shuffle
+from kdpl.data.arranged import Shuffle
 from kdpl.data.batches import BatchT, collate
 from kdpl.data.names import Indices
 from kdpl.data.sampling import balanced, generator

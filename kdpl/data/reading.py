@@ -1,47 +1,24 @@
 """Dataset as a run takes it: read once, without what is left out, with test images."""
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from kdpl.data.sampling import hold_out, keep_apart, require_apart
+from kdpl.data.scan.checked import Checked
+from kdpl.data.scan.scan import copies_of_measured, decode_and_digest
+from kdpl.data.scan.skip_list import leave_out, without_listed
+from kdpl.data.sources import OwnImages
 from kdpl.data.splits import Reader, Splits
 from kdpl.errors import ConfigError
+from kdpl.runtime.messages import inform
+from kdpl.runtime.origin import difference, digest
 from kdpl.runtime.run_folder import DECODED_FILE
 
 BadImages = Literal["error", "skip"]
-
-
-class Scan(Protocol):
-    """A look at all images of a dataset, as a room provides it by an entry point ``kdpl.scans``.
-
-    The entry point names a function of the ``Reading``.
-    """
-
-    def prepare(self, trains: bool) -> None:
-        """Look at all images, unless that was done or is not asked for, and remember the result.
-
-        DataError if some cannot be used, ``bad_images`` is ``error``, and the run ``trains``.
-        """
-        ...
-
-    def without_listed(self, splits: Splits) -> Splits:
-        """Leave the images of ``skip_list`` out of a dataset as it was read."""
-        ...
-
-    def usable(self, splits: Splits) -> Splits:
-        """Leave images out that cannot be used, if ``bad_images`` is ``skip``."""
-        ...
-
-    def without_copies(self, splits: Splits) -> Splits:
-        """Leave copies of test and validation images out of the other parts."""
-        ...
-
-    def notes(self) -> Iterator[str]:
-        """One line for each kind of image that is left out."""
-        ...
 
 
 @dataclass
@@ -57,7 +34,7 @@ class Reading:
     skip_list: str | None = None
     held_out: float | None = None
     file: Path | None = None
-    _scan: Scan | None = field(default=None, init=False, repr=False)
+    _scan: "_Scan" = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.bad_images not in ("error", "skip"):
@@ -66,9 +43,7 @@ class Reading:
             raise ConfigError(
                 f"held_out must be above 0 and below 1, not {self.held_out}: leave it out for none"
             )
-        from kdpl.data.scan.scan import DecodeAll
-
-        self._scan = DecodeAll(self)
+        self._scan = _Scan(self)
 
     @property
     def looks(self) -> bool:
@@ -91,19 +66,19 @@ class Reading:
         Beside it the number of unlabelled images that are test or validation images.
         """
         splits = self.listed
-        if self._scan is not None:
-            splits = self._scan.usable(splits)
+        splits = self._scan.usable(splits)
         if self.held_out is not None:
             splits = hold_out(splits, self.held_out)
         splits, same = keep_apart(splits)
-        if self._scan is not None:
-            splits = self._scan.without_copies(splits)
+        splits = self._scan.without_copies(splits)
         return splits, same
 
     def prepare(self, trains: bool) -> None:
-        """Look at all images before a run that ``trains`` or not, see ``Scan``."""
-        if self._scan is not None:
-            self._scan.prepare(trains)
+        """Look at all images before a run that ``trains`` or not, unless that was done.
+
+        DataError if some cannot be used, ``bad_images`` is ``error``, and the run ``trains``.
+        """
+        self._scan.prepare(trains)
 
     def notes(self) -> Iterator[str]:
         """One line for each way in which the dataset differs from what lies on the disk."""
@@ -117,15 +92,102 @@ class Reading:
             yield (
                 f"{same} unlabelled images are test or validation images, and are not distilled on"
             )
-        if self._scan is not None:
-            yield from self._scan.notes()
+        yield from self._scan.notes()
 
     @cached_property
     def listed(self) -> Splits:
         """The dataset as it is read, without the images of the skip list."""
-        splits = self.reader.read()
-        if self._scan is not None:
-            splits = self._scan.without_listed(splits)
+        splits = self._scan.without_listed(self.reader.read())
         if self.reader.own:
             require_apart(splits)
         return splits
+
+
+class _Scan:
+    """A look at all images of a dataset, which decodes them once and remembers the result."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._skips = reading.bad_images == "skip"
+        self._checked: Checked | None = None
+        self._copies: dict[str, tuple[str, str]] = {}
+
+    def prepare(self, trains: bool) -> None:
+        """Decode all images, unless that was done or is not asked for, and remember the result.
+
+        DataError if some cannot be used, ``bad_images`` is ``error``, and the run ``trains``.
+        """
+        checked, file = self._check(look=trains or self._skips), self._reading.file
+        if checked is None:
+            return
+        if trains and not self._skips:
+            checked.require_none()
+        if file and Checked.load(file) != checked:
+            checked.save(file)
+
+    def without_listed(self, splits: Splits) -> Splits:
+        """Leave the images of ``skip_list`` out of a dataset as it was read."""
+        file = self._reading.skip_list
+        return splits if file is None else without_listed(splits, file)
+
+    def usable(self, splits: Splits) -> Splits:
+        """Leave images out that cannot be used, if ``bad_images`` is ``skip``."""
+        checked = self._check(look=self._skips)
+        return leave_out(splits, checked.skipped) if checked and self._skips else splits
+
+    def without_copies(self, splits: Splits) -> Splits:
+        """Leave copies of test and validation images out of the other parts."""
+        checked = self._check(look=self._skips)
+        self._copies = copies_of_measured(splits, checked.digests) if checked else {}
+        return leave_out(splits, self._copies, "but copies of test or validation images")
+
+    def notes(self) -> Iterator[str]:
+        """One line for each way in which the dataset differs from what lies on the disk."""
+        checked, file = self._check(look=False), self._reading.file
+        if checked and checked.skipped and self._skips:
+            where = f", listed in {file}" if file else ""
+            yield (
+                f"left out {len(checked.skipped)} of {checked.images} images, "
+                f"which cannot be used{where}"
+            )
+        if self._copies:
+            counts = Counter(part for part, _ in self._copies.values())
+            counted = ", ".join(f"{number} {part}" for part, number in counts.items())
+            copy, (_, kept) = next(iter(self._copies.items()))
+            yield (
+                f"left out as copies of test or validation images: {counted} "
+                f"({copy} is a copy of {kept})"
+            )
+
+    def _check(self, look: bool) -> Checked | None:
+        """The remembered result for these images, or, to ``look`` at them, a new one; or None."""
+        if not self._reading.looks or self._checked is not None:
+            return self._checked
+        listed, file, measured = self._reading.listed, self._reading.file, self._measured
+        decoding = self._reading.reader.decoding
+        origin = {
+            "images": digest(listed.sources),
+            "test and validation images": measured,
+            "decoding": asdict(decoding),
+        }
+        if file and (earlier := Checked.load(file)):
+            # a run's images are fixed when it begins, whatever becomes of them later
+            if (differs := difference(earlier.made_from, origin)) is None:
+                self._checked = earlier
+            elif look:
+                inform(f"{file} is of another dataset ({differs[1]}): looking at all images again")
+        if self._checked is None and look:
+            decode = partial(decode_and_digest, decoding=decoding)
+            self._checked = Checked.decode_all(
+                listed.sources, decode if measured else listed.open_image, measured, origin
+            )
+        return self._checked
+
+    @property
+    def _measured(self) -> int:
+        """Number of images, first in the list, that are or may become test or validation images."""
+        splits = self._reading.listed
+        if not isinstance(self._reading.reader, OwnImages):
+            return 0
+        drawn_from = splits.train if self._reading.held_out is not None and not splits.test else ()
+        return len(splits.test) + len(splits.val) + len(drawn_from)

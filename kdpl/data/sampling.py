@@ -2,15 +2,17 @@
 
 import math
 import random
-from collections import Counter, defaultdict
-from collections.abc import Collection, Container, Hashable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
+from kdpl.data import stratified
 from kdpl.data.names import Indices, Names, places, unlisted
 from kdpl.data.splits import Record, Splits, labels_of
+from kdpl.data.stratified import are_sets, by_label
 from kdpl.errors import DataError
 
 Labeled = TypeVar("Labeled", bound=tuple[str, Hashable])
@@ -94,11 +96,6 @@ def base_count(num_classes: int) -> int:
     return math.ceil(num_classes / 2)
 
 
-def are_sets(images: Iterable[tuple[str, Hashable]]) -> bool:
-    """Return whether images, of sources and labels, have several labels each."""
-    return any(isinstance(label, tuple) for _, label in images)
-
-
 def with_labels(records: Iterable[Record], labels: Container[int]) -> list[Record]:
     """Those records whose label is among ``labels``, in their order.
 
@@ -136,8 +133,6 @@ def held_out_of(
     """
     images = list(images)
     if groups or are_sets(images):
-        from kdpl.data import stratified
-
         return stratified.hold_out(images, share, groups, least)
     chosen: set[str] = set()
     for items in by_label(images):
@@ -229,19 +224,9 @@ def _sample(
     if shots is None:
         return list(records)
     if groups or are_sets(records):
-        from kdpl.data import stratified
-
         return stratified.sample(records, shots, stream, groups)
     return [
         record
         for items in by_label(records)
         for record in (stream.sample(items, shots) if len(items) >= shots else items)
     ]
-
-
-def by_label(images: Iterable[Labeled]) -> Collection[list[Labeled]]:
-    """The images of each class; the classes come in the order of their first image."""
-    classes: defaultdict[Hashable, list[Labeled]] = defaultdict(list)
-    for image in images:
-        classes[image[1]].append(image)
-    return classes.values()

@@ -2,16 +2,17 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from kdpl.data.archives import archives
+from kdpl.data.boxes.crops import MARK, read_crop
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.names import Names, ShardImage, distinct
+from kdpl.data.shards import archives
 from kdpl.data.splits import Reader
 from kdpl.data.storage import expand_braces, is_url, read_list, resolve
 from kdpl.errors import DataError
@@ -52,7 +53,7 @@ def find_unlabeled(where: str | Sequence[str]) -> Names:
         in a Parquet file the member is the number of the row, from 0.
     """
     files = distinct(Names.of(find_files([where] if isinstance(where, str) else where)))
-    images = archives().unfold(files)
+    images = archives.unfold(files)
     if not images:
         raise DataError(
             f"unlabeled names no images ({where}): give a folder, a pattern, a list or shards"
@@ -65,9 +66,9 @@ def find_files(where: Sequence[str]) -> Iterator[str]:
     for place in (each.removeprefix("file://") for each in where):
         if is_url(place):
             for url in expand_braces(place):
-                yield from archives().find(url)
+                yield from archives.find(url)
             continue
-        for file in resolve(place, archives().is_one):
+        for file in resolve(place, archives.is_one):
             if file.lower().endswith(".txt"):
                 yield from _listed(Path(file))
             else:
@@ -98,18 +99,9 @@ def content_of(source: str) -> bytes:
 
 def _reader_of(source: str) -> Callable[[str], bytes] | None:
     """Return what reads a source that is not a file; None for a path."""
-    for mark, read in _marked().items():
-        if mark in source:
-            return read
-    return archives().content if isinstance(source, ShardImage) or is_url(source) else None
-
-
-@cache
-def _marked() -> Mapping[str, Callable[[str], bytes]]:
-    """What reads sources with a mark in their names."""
-    from kdpl.data.boxes.crops import SOURCES
-
-    return SOURCES
+    if MARK in source:
+        return partial(read_crop, content_of=content_of)
+    return archives.content if isinstance(source, ShardImage) or is_url(source) else None
 
 
 def digest_of_content(content: bytes) -> str:

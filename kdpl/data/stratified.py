@@ -2,11 +2,26 @@
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from operator import itemgetter
+from typing import TypeVar
 
-from kdpl.data.sampling import are_sets, by_label
 from kdpl.data.splits import Record, labels_of
+
+Labeled = TypeVar("Labeled", bound=tuple[str, Hashable])
+
+
+def are_sets(images: Iterable[tuple[str, Hashable]]) -> bool:
+    """Return whether images, of sources and labels, have several labels each."""
+    return any(isinstance(label, tuple) for _, label in images)
+
+
+def by_label(images: Iterable[Labeled]) -> Collection[list[Labeled]]:
+    """The images of each class; the classes come in the order of their first image."""
+    classes: defaultdict[Hashable, list[Labeled]] = defaultdict(list)
+    for image in images:
+        classes[image[1]].append(image)
+    return classes.values()
 
 
 def sample(

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
 from kdpl.classifier.export import Difference
-from kdpl.classifier.formats.onnx import formats
+from kdpl.classifier.formats.registry import formats
 
 METADATA_FILE = pytest.importorskip("kdpl.classifier.formats.runtime_files").METADATA_FILE
 
@@ -93,7 +93,7 @@ def test_a_file_that_differs_too_much_is_not_kept(
     known = formats()
     blank = {"write": lambda *args: args[2].touch(), "load": lambda _: None, "extras": {}}
     fakes = {name: known[name]._replace(**blank) for name in ("torch", "onnx-int8")}
-    monkeypatch.setattr("kdpl.classifier.formats.onnx.formats", lambda: known | fakes)
+    monkeypatch.setattr("kdpl.classifier.formats.registry.formats", lambda: known | fakes)
     monkeypatch.setattr(
         "kdpl.classifier.export.compare",
         lambda *_: Difference(images=1, same=1, logits=float("nan")),
@@ -226,7 +226,7 @@ def test_a_missing_package_is_named(
 ):
     # all others are there, whatever this environment has
     monkeypatch.setattr(
-        "kdpl.classifier.formats.onnx.find_spec", lambda name: None if name == package else name
+        "kdpl.classifier.formats.registry.find_spec", lambda name: None if name == package else name
     )
     code = export(classifier, kind, tmp_path / name, f"--calibration={tmp_path}")
     refused(capsys, code, f"needs {package}", f"pip install 'kdpl[{extra}]'")

@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from kdpl.classifier.tables import Row, Write
+from kdpl.classifier.rows import Row, Write
 from kdpl.errors import ConfigError
 
 _ROW_GROUP = 4096  # rows of a file in memory at once

@@ -1,95 +1,18 @@
-"""Kinds of towers that kdpl supports, and what is safe to build of a stranger's settings.
+"""Blocks and pooling of open_clip's modules, and what is safe to build of a stranger's settings."""
 
-Here are CLIP's own transformers, and what takes no prompts; rooms bring further kinds. A model
-of a known kind needs none: it is one of open_clip's, or ``kdpl.clip.register_model`` makes it
-known.
-"""
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import open_clip
 import timm
 from open_clip.transformer import ResidualAttentionBlock
 
-from kdpl.clip.identity import Preprocessing
-from kdpl.clip.towers.class_token import ClassTokenTower
-from kdpl.clip.towers.image import IMAGE_SETTINGS, ImageTower
-from kdpl.clip.towers.text import PromptableTextTower, TextTower
-from kdpl.errors import WeightsError
+from kdpl.clip.towers.image import IMAGE_SETTINGS
 
 ModelConfig = Mapping[str, Any]
 """A model config of open_clip.
 
 It has ``embed_dim``, ``vision_cfg``, ``text_cfg`` and, where true, ``quick_gelu``.
 """
-
-ImageKind = Callable[[Any, ModelConfig], type[ImageTower] | None]
-TextKind = Callable[[Any, int], TextTower | None]
-
-
-@dataclass(frozen=True)
-class Towers:
-    """Kinds of towers of a room, by functions that return None for modules of other kinds.
-
-    ``image`` returns the class for open_clip's visual module and its model config; ``text`` wraps
-    a text module, in which a text's first token is at the given position.
-    """
-
-    image: ImageKind
-    text: TextKind
-
-
-def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
-    """Wrap open_clip's visual module for a model config as the first kind of tower that fits."""
-    from kdpl.clip.towers.further import TOWERS
-
-    kinds = [_class_token_kind, TOWERS.image]
-    fitting = (kind for find in kinds if (kind := find(visual, config)) is not None)
-    # or it encodes images, and takes no prompts, as a convolutional network
-    return next(fitting, ImageTower)(visual, preprocessing, config)
-
-
-def _class_token_kind(visual: Any, config: ModelConfig) -> type[ImageTower] | None:
-    vision = config["vision_cfg"]
-    fits = (
-        "timm_model_name" not in vision
-        and not isinstance(vision["layers"], list | tuple)
-        and not vision.get("attentional_pool")
-        and not vision.get("final_ln_after_pool")
-        and not vision.get("no_ln_pre")
-        and vision.get("pool_type", "tok") == "tok"
-        and has_clip_blocks(visual)
-    )
-    return ClassTokenTower if fits else None
-
-
-def text_tower(name: str, model: Any, start: int) -> TextTower:
-    """Wrap the text half of an open_clip model as the first tower that fits, or a WeightsError.
-
-    ``start`` is the position of a text's first token.
-    """
-    text = getattr(model, "text", model)
-    from kdpl.clip.towers.further import TOWERS
-
-    for wrap in (_causal_tower, TOWERS.text):
-        if (tower := wrap(text, start)) is not None:
-            return tower
-    if isinstance(text, open_clip.CLIP):
-        raise WeightsError(
-            f"{name} cannot be a teacher, because its text tower is of no known kind: set "
-            "custom_text in it"
-        )
-    # a module of its own, such as a CoCa's: encodes texts as they are
-    return TextTower(text)
-
-
-def _causal_tower(text: Any, start: int) -> TextTower | None:
-    if not has_clip_blocks(text) or text.attn_mask is None:
-        return None
-    pool, end = pooling(text)
-    return PromptableTextTower(text, start, end) if pool in ("argmax", "eos") else None
 
 
 def has_clip_blocks(module: Any) -> bool:

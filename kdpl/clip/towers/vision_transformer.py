@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from kdpl.clip import PromptableImageTower
+from kdpl.clip.towers.image import PromptableImageTower
 
 Enter = Callable[[int, Tensor], Tensor]
 

@@ -5,10 +5,10 @@ pixels. Both count from the upper left corner of the image as viewers show it, t
 orientation tag.
 """
 
+from collections.abc import Callable
 from io import BytesIO
 
 from kdpl.data.decoding import open_image
-from kdpl.data.sources import content_of
 from kdpl.errors import DataError
 
 MARK, _PERCENT = "#xywh=", "percent:"
@@ -28,10 +28,11 @@ def name_of(image: str, box: Box, margin: float = 0) -> str:
     return f"{image}{MARK}{_PERCENT}{','.join(f'{100 * share:.4f}' for share in shares)}"
 
 
-def read_crop(source: str) -> bytes:
+def read_crop(source: str, content_of: Callable[[str], bytes]) -> bytes:
     """Return a box of an image as an image file, in RGB and upright, as far as the image goes.
 
-    A DataError if the image cannot be read, or nothing of it is in the box.
+    ``content_of`` reads the image's file. A DataError if it cannot be read, or nothing of it is in
+    the box.
     """
     path, _, text = source.rpartition(MARK)
     try:
@@ -59,6 +60,3 @@ def _pixels(start: float, length: float, size: int, source: str) -> tuple[int, i
         )
     first = min(max(0, round(start)), size - 1)
     return first, max(first + 1, round(min(size, start + length)))
-
-
-SOURCES = {MARK: read_crop}

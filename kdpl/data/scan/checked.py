@@ -10,9 +10,9 @@ from typing import Any, Literal
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kdpl.data.archives import archives
 from kdpl.data.names import Names
 from kdpl.data.parallel import in_parallel
+from kdpl.data.shards import archives
 from kdpl.data.sources import try_decoding
 from kdpl.errors import DataError
 from kdpl.runtime.files import atomic_path
@@ -56,7 +56,7 @@ class Checked(BaseModel):
         """
         skipped, digests = dict[str, str](), dict[str, str]()
         contents = set[str]()
-        arranged = archives().arrange(Names.of(sources)).sources
+        arranged = archives.arrange(Names.of(sources)).sources
         results = in_parallel(
             partial(try_decoding, decode=decode), arranged, "looking at all images"
         )

@@ -12,8 +12,9 @@ import world
 from kdpl import __version__
 from kdpl.classifier import Classifier
 from kdpl.classifier.export import compare, metadata
-from kdpl.classifier.formats.onnx import formats, load_onnx, write_onnx
+from kdpl.classifier.formats.onnx import load_onnx, write_onnx
 from kdpl.classifier.formats.onnx_files import write_int8_onnx
+from kdpl.classifier.formats.registry import formats
 from kdpl.classifier.formats.runtime_files import (
     METADATA_FILE,
     OPENVINO_FILE,

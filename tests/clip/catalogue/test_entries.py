@@ -18,7 +18,7 @@ from kdpl.clip.catalogue import (
     takes_text_prompts,
     takes_visual_prompts,
 )
-from kdpl.clip.towers.kinds import image_tower, text_tower
+from kdpl.clip.towers.choice import image_tower, text_tower
 from kdpl.clip.towers.text import PromptableTextTower
 
 PREPROCESSING = Preprocessing(8, (0.5,) * 3, (0.5,) * 3)

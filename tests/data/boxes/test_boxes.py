@@ -7,9 +7,9 @@ from PIL import Image, ImageOps
 from runs import error_line, noise, rows_of
 
 from kdpl.__main__ import main
+from kdpl.classifier.detections import read_detections
 from kdpl.data.boxes.crops import MARK, name_of, read_crop
-from kdpl.data.boxes.detections import read_detections
-from kdpl.data.sources import find_unlabeled, open_source
+from kdpl.data.sources import content_of, find_unlabeled, open_source
 from kdpl.errors import DataError
 from kdpl.tasks import MultiClass
 
@@ -123,7 +123,7 @@ def test_a_crop_has_the_pixels_of_its_box_of_the_upright_image(photos, name, tex
 )
 def test_a_box_with_nothing_of_the_image_is_named(photos, text, said):
     with pytest.raises(DataError, match=said):
-        read_crop(f"{photos}/a.png{MARK}{text}")
+        read_crop(f"{photos}/a.png{MARK}{text}", content_of)
 
 
 def test_a_missing_or_damaged_photo_is_named(photos):
@@ -229,7 +229,7 @@ def test_an_interrupted_command_resumes(photos, classifier, capsys, monkeypatch)
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kdpl.data.boxes.detections.write_predictions", interrupted)
+    monkeypatch.setattr("kdpl.classifier.detections.write_predictions", interrupted)
     file, out = written(photos, megadetector()), photos / "classified.json"
     command = ["boxes", str(file), f"--classifier={classifier}", f"--out={out}"]
     assert main(command) == 130

@@ -12,13 +12,12 @@ from zoo import encoded
 
 from kdpl import DomainDataModule
 from kdpl.classifier.sources import find_sources, read_items
-from kdpl.data.archives import archives
 from kdpl.data.augmentation import to_tensor
 from kdpl.data.decoding import Decoding
 from kdpl.data.loader import LazyLoader
 from kdpl.data.names import ShardImage
+from kdpl.data.shards import archives, parquet, pieces, spool
 from kdpl.data.shards import index as shard_index
-from kdpl.data.shards import parquet, pieces, spool
 from kdpl.data.shards.index import INDEX_FILE
 from kdpl.data.shards.pieces import WINDOW, InPieces
 from kdpl.data.sources import content_of, find_unlabeled, open_source
@@ -301,4 +300,4 @@ def test_large_pieces_make_room_for_others_earlier(folder, monkeypatch):
 def test_images_beside_shards_in_a_folder_are_taken_alone_as_ever(folder):
     noise(9, 7).save(folder / "1.png")
     assert list(find_unlabeled(str(folder))) == [f"{folder}/1.png"]
-    assert archives().arrange(find_unlabeled(str(folder))).shuffle is None
+    assert archives.arrange(find_unlabeled(str(folder))).shuffle is None

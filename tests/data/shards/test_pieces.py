@@ -19,12 +19,11 @@ from torch.utils.data import Dataset
 from zoo import add
 
 from kdpl import DomainDataModule
-from kdpl.data.archives import archives
 from kdpl.data.augmentation import to_tensor
 from kdpl.data.batches import LabeledBatch
 from kdpl.data.loader import LazyLoader, TrainSampler
 from kdpl.data.names import Names
-from kdpl.data.shards import pieces, spool
+from kdpl.data.shards import archives, pieces, spool
 from kdpl.data.shards.pieces import WINDOW, InPiece, InPieces, by_pieces
 from kdpl.data.sources import content_of, find_unlabeled
 from kdpl.errors import DataError
@@ -169,8 +168,8 @@ def test_images_are_read_alone_where_most_of_a_piece_is_something_else(pool, tmp
 def test_a_pool_of_files_has_no_pieces_and_one_of_both_has_files_among_them(pool):
     names, _ = pool
     files = Names.of(f"photos/{number}.jpg" for number in range(200))
-    assert archives().arrange(files) == (files, None)
-    both = archives().arrange(Names.joined([files, names])).sources
+    assert archives.arrange(files) == (files, None)
+    both = archives.arrange(Names.joined([files, names])).sources
     assert both.starts.tolist() == [0, 64, 128, 192]
     assert both[3] == "photos/3.jpg"
     assert content_of(both[203]) == content(3)

@@ -1,0 +1,73 @@
+"""Choice of the towers that fit the modules of open_clip."""
+
+from typing import Any
+
+import open_clip
+import timm
+
+from kdpl.clip.identity import Preprocessing
+from kdpl.clip.towers.bidirectional_text import WholeTextTower
+from kdpl.clip.towers.class_token import ClassTokenTower
+from kdpl.clip.towers.hugging_face_text import HuggingFaceTextTower
+from kdpl.clip.towers.image import ImageTower
+from kdpl.clip.towers.kinds import ModelConfig, has_clip_blocks, pooling
+from kdpl.clip.towers.text import PromptableTextTower, TextTower
+from kdpl.clip.towers.vision_transformer import TransformerTower
+from kdpl.errors import WeightsError
+
+
+def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
+    """Wrap open_clip's visual module for a model config as the first kind of tower that fits."""
+    kind: type[ImageTower]
+    if _has_class_token(visual, config):
+        kind = ClassTokenTower
+    elif _is_transformer(visual, config):
+        kind = TransformerTower
+    else:
+        # it encodes images, and takes no prompts, as a convolutional network
+        kind = ImageTower
+    return kind(visual, preprocessing, config)
+
+
+def text_tower(name: str, model: Any, start: int) -> TextTower:
+    """Wrap the text half of an open_clip model as the first tower that fits, or a WeightsError.
+
+    ``start`` is the position of a text's first token.
+    """
+    text = getattr(model, "text", model)
+    if has_clip_blocks(text):
+        pool, end = pooling(text)
+        if text.attn_mask is None:
+            return WholeTextTower(text, pool, end, start)
+        if pool in ("argmax", "eos"):
+            return PromptableTextTower(text, start, end)
+    if hasattr(getattr(text, "transformer", None), "get_input_embeddings"):
+        return HuggingFaceTextTower(text, start)
+    if isinstance(text, open_clip.CLIP):
+        raise WeightsError(
+            f"{name} cannot be a teacher, because its text tower is of no known kind: set "
+            "custom_text in it"
+        )
+    # a module of its own, such as a CoCa's: encodes texts as they are
+    return TextTower(text)
+
+
+def _has_class_token(visual: Any, config: ModelConfig) -> bool:
+    vision = config["vision_cfg"]
+    return (
+        "timm_model_name" not in vision
+        and not isinstance(vision["layers"], list | tuple)
+        and not vision.get("attentional_pool")
+        and not vision.get("final_ln_after_pool")
+        and not vision.get("no_ln_pre")
+        and vision.get("pool_type", "tok") == "tok"
+        and has_clip_blocks(visual)
+    )
+
+
+def _is_transformer(visual: Any, config: ModelConfig) -> bool:
+    """Return whether it is a vision transformer, of open_clip or timm."""
+    trunk = getattr(visual, "trunk", None)
+    if trunk is None:
+        return not isinstance(config["vision_cfg"]["layers"], list | tuple)
+    return isinstance(trunk, timm.models.VisionTransformer | timm.models.Eva)
