@@ -36,6 +36,7 @@ from kdpl.optim import OptimConfig
 from kdpl.prompts import StudentEncoder, StudentPrompts
 from kdpl.runtime.messages import inform
 from kdpl.targets import Target, Teachers, build_target, target_class
+from kdpl.targets.cache.caches import fill_caches
 from kdpl.targets.plan import prepare
 from kdpl.targets.preparation import Preparation
 from kdpl.tasks import Task, agreement_of
@@ -53,6 +54,21 @@ class Prepare(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare it, before the training loader is made."""
         cast(StudentDistillation, pl_module).prepare()
+
+
+class FillTeacherCache(Callback):
+    """Fills ``data.init_args.teacher_cache`` in a fit without steps, on all processes together.
+
+    Args:
+        views: Views of each image; None: those that the cache has.
+    """
+
+    def __init__(self, views: int | None = None) -> None:
+        self.views = views
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fill it."""
+        fill_caches(cast(StudentDistillation, pl_module).preparation(), self.views)
 
 
 class StudentDistillation(ClassifyingModule):

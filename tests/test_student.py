@@ -4,7 +4,6 @@ import plain
 import pytest
 import torch
 import world
-from lightning.pytorch.callbacks import LambdaCallback
 from plain import PlainProjector, normalized, relative_error
 from world import make_student
 
@@ -377,20 +376,13 @@ class TestRefusals:
         refuse(make_student(distilled["teacher"]), tmp_path, ArtifactError, match, ckpt_path=file)
 
 
-def test_a_pool_filter_without_its_room_is_refused(teacher_folder, tmp_path, monkeypatch):
-    student = make_student(teacher_folder)
-    student.pool_filter = 0.05
-    monkeypatch.setattr("kdpl.runtime.plugins.load_all", lambda _: {})
-    refuse(student, tmp_path, ConfigError, "pool_filter needs the room pool_filter, which was")
-
-
 def test_freed_memory_is_kept_before_the_target_is_prepared(teacher_folder, tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr("kdpl.module.keep_freed_memory", lambda: done.append("kept"))
 
-    class Prepared(Target):
-        def callbacks(self):
-            return [LambdaCallback(on_fit_start=lambda *_: done.append("prepared"))]
+    class Prepared(PreparedTarget):
+        def prepare(self, inputs):
+            done.append("prepared")
 
     student = make_student(teacher_folder, target=Prepared())
     world.fit(student, tmp_path, domain=world.digits(50), limit_train_batches=1)

@@ -430,11 +430,6 @@ def fit(
     return record
 
 
-def fill_teacher_cache(views=None):
-    """The callback of a room that fills a teacher cache; without the room the test is skipped."""
-    return pytest.importorskip("kdpl.targets.cache.callback").FillTeacherCache(views)
-
-
 class Distilled:
     """A student after two epochs of five steps on the digits, perhaps from a cache of two views."""
 
@@ -452,7 +447,7 @@ class Distilled:
         self.student = make_student(teacher, **{"kd_weight": 20, **options})
         self.batches, watch = [], Callback()
         watch.on_train_batch_start = lambda *args: self.batches.append(args[2])
-        callbacks = [watch, *([fill_teacher_cache()] if fill else [])]
+        callbacks = [watch]
         settings = {"limit_train_batches": 5, **dict(trainer)}
         domain = digits(
             50, teacher_cache=cache and str(cache), fill_teacher_cache=fill, **dict(data)

@@ -1,7 +1,6 @@
 """``python -m kdpl cache``: compute the teacher's features of all views once for all students."""
 
 from pathlib import Path
-from typing import cast
 
 from jsonargparse.typing import PositiveInt
 
@@ -17,20 +16,10 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
         views: Views of each image; by default as many as trainer.max_epochs.
         settings: Options of the student's fit.
     """
-    from lightning.pytorch import Callback, LightningModule, Trainer
-
     from kdpl.cli.fit import run_command
     from kdpl.cli.stage_cli import KdplCLI
     from kdpl.errors import ConfigError
-    from kdpl.student import StudentDistillation
-    from kdpl.targets.cache.caches import fill_caches
-
-    class Fill(Callback):
-        """Fills the caches on all processes together, in the precision of the training."""
-
-        def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            student = cast(StudentDistillation, pl_module)
-            fill_caches(student.preparation(), views or trainer.max_epochs)
+    from kdpl.student import FillTeacherCache, StudentDistillation
 
     class Filling(KdplCLI):
         """A student's fit without steps, which fills the cache and writes nothing else."""
@@ -52,7 +41,9 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
             self._given = self.config.clone()
 
         def execute(self) -> None:
-            self.model.configure_callbacks = lambda: [Fill()]
+            self.model.configure_callbacks = lambda: [
+                FillTeacherCache(views or self.trainer.max_epochs)
+            ]
             self.trainer.fit(self.model, datamodule=self.datamodule)
 
     if not settings:

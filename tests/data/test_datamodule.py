@@ -370,14 +370,6 @@ def test_arguments_that_cannot_be_are_refused_at_once(options, message):
         DomainDataModule(**{"dataset": "digits", **options})
 
 
-def test_a_teacher_cache_without_its_room_is_refused(monkeypatch):
-    monkeypatch.setattr("kdpl.runtime.plugins.load_all", lambda _: {})
-    with pytest.raises(
-        ConfigError, match=r"^teacher_cache needs the room cache, which was removed"
-    ):
-        DomainDataModule("digits", teacher_cache="cache")
-
-
 def test_config_may_set_an_augmentation_up():
     augmentation = {"class_path": "LightAffine", "init_args": {"scale": [0.5, 2.0]}}
     built = build_data(

@@ -1,8 +1,4 @@
-import pytest
 import runs
-import world
-
-from kdpl.errors import ConfigError
 
 
 def test_held_out_images_are_the_same_for_every_seed_and_none_beside_a_test_split(pets):
@@ -15,13 +11,3 @@ def test_held_out_images_are_the_same_for_every_seed_and_none_beside_a_test_spli
     (pets / "test/cat").mkdir(parents=True)
     runs.noise(4, 4).save(pets / "test/cat/1.png")
     assert len(runs.in_folder(pets, held_out=0.25).splits.train) == 12
-
-
-@pytest.mark.parametrize(
-    "options", [{"scan": True}, {"bad_images": "skip"}, {"skip_list": "x.txt"}]
-)
-def test_a_look_at_all_images_without_its_room_is_refused(options, pets, monkeypatch):
-    monkeypatch.setattr("kdpl.runtime.plugins.load_all", lambda _: {})
-    assert len(runs.in_folder(pets).splits.train) == 12
-    with world.refused(ConfigError, "need the room scan, which was removed: leave them out"):
-        runs.in_folder(pets, **options)

@@ -223,7 +223,7 @@ def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(
     student = world.StudentDistillation(
         config, folders, vision_prompts=prompts, loss=DistillationLoss(weight=20), **settings
     )
-    filling = [world.fill_teacher_cache()] if cache else []
+    filling = [] if cache else []
     domain = images_in(pictures, **cache)
     world.fit(student, tmp_path, 2, filling, domain, limit_val_batches=1.0)
 

@@ -2,7 +2,6 @@ import random
 from collections import Counter
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,14 +10,12 @@ from kdpl.data.sampling import (
     base_count,
     few_shot,
     generator,
-    held_out_of,
     hold_out,
     keep_apart,
     share_of,
     with_labels,
 )
 from kdpl.data.splits import Record, Splits
-from kdpl.errors import ConfigError
 
 CLASSES = 5
 
@@ -164,13 +161,3 @@ def test_what_is_held_out_is_tested_on_and_nothing_else(labels, unlabeled, share
             source for source in before.unlabeled if source not in tested
         ]
         assert number == len(before.unlabeled) - len(apart.unlabeled)
-
-
-def test_a_draw_of_several_labels_or_groups_without_its_room_is_refused(monkeypatch):
-    monkeypatch.setattr("kdpl.runtime.plugins.load_all", lambda _: {})
-    images = [Record("a", (0, 1)), Record("b", ())]
-    assert few_shot(images, [], None, None, seed=1)[0] == images
-    with pytest.raises(ConfigError, match="several labels takes the room stratified, which was"):
-        few_shot(images, [], 1, None, seed=1)
-    with pytest.raises(ConfigError, match=r"images of groups .* takes the room stratified"):
-        held_out_of([("a", 0), ("b", 0)], 0.5, {"a": "camera"})

@@ -178,7 +178,7 @@ def test_targets_are_refined_from_the_predictions_of_all_teachers(written, tmp_p
     images, rows, vectors = world.digits(50, **data), {}, {}
     for name, model in MODELS.items():
         pool = images.unlabeled_images(teachers[name][0].preprocessing.resizing)
-        views = torch.stack([pool[int(index), 0].images for index in images.pool.indices])
+        views = torch.stack([pool[int(index), 0].images for index in images.selection.indices])
         vectors[name] = teachers[name][0].vectors.double().numpy()
         rows[name] = normalized(
             plain_of(model).image_features(views, teachers[name][1].double())

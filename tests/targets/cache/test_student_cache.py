@@ -17,8 +17,8 @@ from kdpl.data.sampling import generator
 from kdpl.errors import ConfigError, DataError
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.student import FillTeacherCache
 from kdpl.targets import Target
-from kdpl.targets.cache.callback import FillTeacherCache
 
 VARIANTS = {
     "kl": {},

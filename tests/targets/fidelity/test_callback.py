@@ -90,7 +90,7 @@ def plainly(student, domain, target=None):
     """Agreement and KL, image by image in double precision, with what was distilled."""
     student.eval()
     agreed, nats = [], []
-    for index in domain.pool.unseen.tolist():
+    for index in domain.selection.held_out.tolist():
         image = domain.splits.open_image(domain.pool.images[index])
         view = to_tensor(resize_and_crop(image, student.resizing))[None]
         teachers = student.teachers
@@ -121,14 +121,14 @@ def test_it_is_what_a_plain_loop_over_the_images_counts(whole):
 
 def test_nothing_held_out_is_distilled_on_nor_labelled(whole):
     record, _ = whole
-    pool, labels = record.domain.pool, record.domain.labels
-    unseen = set(pool.unseen.tolist())
+    pool, labels = record.domain.selection, record.domain.labels
+    unseen = set(pool.held_out.tolist())
     assert len(unseen) == 100
     assert not unseen & {index for step in record.seen for index in step}
     assert unseen | set(pool.indices.tolist()) == set(pool.targeted.tolist())
     assert len(pool.indices) == 250
     labeled = {each.source for each in (*labels.training(), *labels.tuning("val"))}
-    assert not labeled & {*pool.images.take(pool.unseen)}
+    assert not labeled & {*pool.images.take(pool.held_out)}
     # some of them are in the pool, and would be drawn otherwise
     first = generator(1, "unseen").permutation(pool.targeted)[:100]
     assert labeled & {*pool.images.take(first)}
@@ -145,9 +145,9 @@ def test_measuring_changes_nothing_of_the_training(whole, teacher_folder, tmp_pa
 
 def test_by_default_nothing_is_held_out(teacher_folder, tmp_path):
     record = distil(teacher_folder, tmp_path, epochs=1, trainer={"limit_train_batches": 1.0})
-    pool = record.domain.pool
-    assert not len(pool.unseen)
-    assert pool.indices is pool.chosen is pool.targeted
+    pool = record.domain.selection
+    assert not len(pool.held_out)
+    assert pool.indices.tolist() == pool.targeted.tolist() == [*range(350)]
     order = generator(1, "order").permutation(350)[:340]
     assert [each for step in record.seen for each in step] == pool.indices[order].tolist()
     assert "val/fidelity" not in record.logged
@@ -191,7 +191,7 @@ def test_a_checkpoint_is_chosen_by_it(batches, every, teacher_folder, tmp_path):
 def test_a_resumed_run_holds_out_the_same_images(whole, teacher_folder, tmp_path):
     record, folder = whole
     resumed = distil(teacher_folder, tmp_path, Fidelity(), ckpt_path=folder / "epoch=0.ckpt")
-    assert resumed.domain.pool.unseen.tolist() == record.domain.pool.unseen.tolist()
+    assert resumed.domain.selection.held_out.tolist() == record.domain.selection.held_out.tolist()
     assert resumed.losses == record.losses[len(record.losses) // 2 :]
     assert resumed.logged == record.logged
 
@@ -212,7 +212,7 @@ def test_with_a_cache_the_targets_are_still_those_of_the_evaluation_view(
     whole, teacher_folder, tmp_path
 ):
     callback, data = Fidelity(), {"teacher_cache": f"{tmp_path}/cache", "fill_teacher_cache": True}
-    distil(teacher_folder, tmp_path / "filled", world.fill_teacher_cache(1), Fidelity(), data=data)
+    distil(teacher_folder, tmp_path / "filled", Fidelity(), data=data)
     data["fill_teacher_cache"] = False
     record = distil(teacher_folder, tmp_path / "run", callback, data=data)
     assert torch.equal(torch.cat(callback._targets), whole[0].targets)
@@ -252,7 +252,7 @@ def test_a_prepared_target_is_that_of_the_unseen_images_too(teacher_folder, tmp_
     target, without = Moved(), Moved()
     record = distil(teacher_folder, tmp_path, Fidelity(), epochs=1, target=target)
     distil(teacher_folder, tmp_path, epochs=1, target=without)
-    assert target.indices == without.indices == record.domain.pool.targeted.tolist()
+    assert target.indices == without.indices == record.domain.selection.targeted.tolist()
     assert torch.equal(target.features, without.features)
     share, nats = plainly(record.student, record.domain, target)
     assert record.logged["val/fidelity"] == pytest.approx(share, abs=1e-6)
@@ -261,9 +261,9 @@ def test_a_prepared_target_is_that_of_the_unseen_images_too(teacher_folder, tmp_
 
 def test_images_unlike_all_classes_are_not_measured_on(teacher_folder, tmp_path):
     record = distil(teacher_folder, tmp_path, Fidelity(), epochs=1, pool_filter=0.3)
-    pool = record.domain.pool
-    assert 0 < record.logged["pool/unseen"] == len(pool.unseen) < 100
-    assert not pool.left_out & {*pool.images.take(pool.unseen)}
+    pool = record.domain.selection
+    assert 0 < record.logged["pool/unseen"] == len(pool.held_out) < 100
+    assert not pool.left_out & {*pool.images.take(pool.held_out)}
     assert record.logged["pool/kept"] == pytest.approx(len(pool.targeted) / 350)
 
 

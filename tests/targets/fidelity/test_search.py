@@ -24,7 +24,6 @@ from kdpl.__main__ import main
 from kdpl.class_vectors import FrozenTeacher
 from kdpl.cli.fit import run_command
 from kdpl.errors import ConfigError
-from kdpl.runtime import plugins
 from kdpl.runtime.files import write_text
 
 # of 4 epochs a quarter, which is at least 2
@@ -124,10 +123,7 @@ def test_a_run_asks_the_search_again_until_its_student_is_finished(tmp_path, mon
             raise ConfigError("it is of other settings: refused by a candidate")
         write_text(Path(out, "best.yaml"), "model: {init_args: {optim: {lr: 0.1}}}")
 
-    load = plugins.load
-    monkeypatch.setattr(
-        plugins, "load", lambda *name: found if name[1] == "search" else load(*name)
-    )
+    monkeypatch.setattr("kdpl.cli.search.search", found)
     given = [*DATA, *STAGES, *SHORT, f"--out={tmp_path}", "--search", "--trainer.max_epochs=1"]
     with interrupted_at(2):
         assert main(["run", *given]) == 130

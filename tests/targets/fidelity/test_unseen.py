@@ -1,6 +1,5 @@
 """Unlabelled images that are held out of distillation to compare student and target."""
 
-import numpy as np
 import pytest
 from runs import DATA, SHORT, STAGES
 
@@ -16,28 +15,25 @@ def pool_of(images, seed=1, share=1.0):
     return UnlabeledPool(Names.of(f"{number}.png" for number in range(images)), share, seed)
 
 
+def drawn_from(pool, labeled=()):
+    return draw_unseen(pool.selection, pool.seed, labeled)
+
+
 @pytest.mark.parametrize(
     ("images", "unseen"), [(200, 100), (2000, 100), (4000, 200), (150_000, 5000)]
 )
 def test_a_share_within_limits_is_held_out(images, unseen):
-    pool = pool_of(images)
-    pool.unseen = draw_unseen(pool, [])
-    assert len(pool.unseen) == len({*pool.unseen.tolist()}) == unseen
-    assert pool.unseen.tolist() == sorted(pool.unseen.tolist())
-    assert {*pool.indices.tolist()} == {*range(images)} - {*pool.unseen.tolist()}
-    assert np.array_equal(pool.chosen, pool.indices)
-    assert [*pool.used] == [pool.images[i] for i in pool.indices.tolist()]
-    assert pool.targeted.tolist() == [*range(images)]
+    held_out = drawn_from(pool_of(images)).tolist()
+    assert len(held_out) == len({*held_out}) == unseen
+    assert held_out == sorted(held_out)
 
 
 def test_it_is_drawn_by_the_seed_from_the_share_that_is_distilled_on():
     pools = [pool_of(1000, seed, 0.5) for seed in (1, 1, 2)]
-    for pool in pools:
-        pool.unseen = draw_unseen(pool, [])
-        assert {*pool.unseen.tolist()} < {*share_of(1000, 0.5, pool.seed).tolist()}
-    drawn = [pool.unseen.tolist() for pool in pools]
+    drawn = [drawn_from(pool).tolist() for pool in pools]
+    for pool, held_out in zip(pools, drawn, strict=True):
+        assert {*held_out} < {*share_of(1000, 0.5, pool.seed).tolist()}
     assert drawn[0] == drawn[1] != drawn[2]
-    assert draw_unseen(pools[0], []).tolist() == drawn[1]
 
 
 def test_labelled_images_are_not_held_out_under_any_name(tmp_path):
@@ -45,13 +41,13 @@ def test_labelled_images_are_not_held_out_under_any_name(tmp_path):
     sources = [str(tmp_path / f"{number}.png") for number in range(240)]
     pool = UnlabeledPool(Names.of(sources), 1.0, seed=1)
     labeled = [str(tmp_path / "link" / f"{number}.png") for number in range(140)]
-    assert draw_unseen(pool, labeled).tolist() == [*range(140, 240)]
+    assert drawn_from(pool, labeled).tolist() == [*range(140, 240)]
 
 
 @pytest.mark.parametrize(("images", "labeled"), [(199, 0), (240, 141)])
 def test_more_than_half_or_a_labelled_image_is_not_held_out(images, labeled):
     with pytest.raises(DataError, match=f"the pool has {images} images, too few to hold 100"):
-        draw_unseen(pool_of(images), (f"{number}.png" for number in range(labeled)))
+        drawn_from(pool_of(images), (f"{number}.png" for number in range(labeled)))
 
 
 def test_a_run_refuses_a_pool_that_is_too_small_before_stage_1(tmp_path, capsys):

@@ -86,7 +86,7 @@ def test_images_below_the_quantile_of_the_labelled_ones_are_left_out(
 
     labeled = domain.images_of([record.source for record in domain.labels.training()], Resizing(32))
     pool = domain.unlabeled_images(Resizing(32))
-    indices = domain.pool.indices.tolist()
+    indices = domain.selection.indices.tolist()
     least = plain.quantile(similarities(labeled, range(len(labeled))), 0.3)
     found = dict(zip(indices, similarities(pool, indices), strict=True))
     expected = {pool.sources[i]: value for i, value in found.items() if value < least}
@@ -110,7 +110,7 @@ def cached(teacher, folder, cache, views=None, **options):
     return distil(
         teacher,
         folder,
-        callbacks=[world.fill_teacher_cache(views)] if views else [],
+        callbacks=[],
         data=data,
         **options,
     )
@@ -146,7 +146,7 @@ def test_its_features_are_kept_and_then_no_teacher_is_loaded(
 def test_new_images_are_compared_with_the_whole_pool_and_usual_is_what_is_kept(whole):
     folder = whole[1] / "classifier"
     classifier, domain = Classifier.load(folder), world.digits(7, **POOL)
-    pool = [domain.pool.images[i] for i in domain.pool.indices.tolist()]
+    pool = [domain.pool.images[i] for i in domain.selection.indices.tolist()]
     images = [domain.splits.open_image(source) for source in pool]
     image_sample = pytest.importorskip("kdpl.confidence.drift.image_sample")
     shape = classifier.vectors.vectors.shape

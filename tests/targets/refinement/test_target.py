@@ -101,7 +101,7 @@ def plainly(teacher, plain_of):
     prompts = TunedPrompts.load(teacher / PROMPTS_FILE).tensors["vision_prompts.tokens"].double()
     vectors = ClassVectors.load(teacher / CLASS_VECTORS_FILE).vectors.double()
     labels = {record.source: record.label for record in domain.labels.tuning("labeled")}
-    pool = [domain.pool.images[i] for i in domain.pool.indices.tolist()]
+    pool = [domain.pool.images[i] for i in domain.selection.indices.tolist()]
     outside = [source for source in labels if source not in pool]
     assert 0 < len(outside) < len(labels) == 20
     validation = domain.labels.tuning("val")
@@ -115,7 +115,7 @@ def plainly(teacher, plain_of):
 
     further = domain.images_of([*outside, *(record.source for record in validation)], Resizing(32))
     features = [
-        feature(domain.unlabeled_images(Resizing(32)), i) for i in domain.pool.indices.tolist()
+        feature(domain.unlabeled_images(Resizing(32)), i) for i in domain.selection.indices.tolist()
     ]
     features += [feature(further, i) for i in range(len(further))]
     still, features = torch.stack(features).float().unbind(dim=1)
@@ -140,7 +140,7 @@ def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):
     features, text, labels, validation = plainly
     made, assigned = targets_in(whole[1]), refined_plainly(features, text, labels, validation)
     n, expected = len(made.images), assigned.assignments
-    assert made.images.tolist() == world.digits(7, **POOL).pool.indices.tolist()
+    assert made.images.tolist() == world.digits(7, **POOL).selection.indices.tolist()
     assert (made.assignments.float() - expected[:n]).abs().max() < 2e-3
     in_pool = labels[:n] >= 0
     assert made.assignments[in_pool].float().equal(F.one_hot(labels[:n][in_pool], 10).float())
@@ -345,6 +345,7 @@ def test_labels_of_training_images_are_told_from_validation_labels():
     for number in (1, 2):
         inputs = object.__new__(TargetInputs)
         inputs._data, inputs._trainer = world.digits(7), SimpleNamespace(precision="32-true")
+        inputs.groups = {}
         inputs.teachers, inputs.pool, inputs.indices = [], ["a.png"], [0]
         inputs.labeled, inputs.val = images[:number], images[number:]
         origins.append(inputs.origin)
@@ -369,7 +370,7 @@ def test_as_few_passes_as_can_be_give_features_that_later_students_read(
     refinement, of_teacher = {"encoder": "tower"}, 24
     distil(tmp_path, tmp_path / "first", refinement=refinement)
     domain = world.digits(7, **POOL)
-    images = {domain.pool.images[i] for i in domain.pool.indices.tolist()}
+    images = {domain.pool.images[i] for i in domain.selection.indices.tolist()}
     images |= {record.source for record in domain.labels.tuning("labeled")}
     views = SETTINGS["views"] * (len(images) + len(domain.labels.tuning("val")))
     assert encoded.pop(of_teacher) == passes * views
@@ -433,7 +434,7 @@ def test_from_a_cache_no_teacher_is_loaded_once_its_features_are_kept(
     teacher, whole, tmp_path, monkeypatch
 ):
     data = {"teacher_cache": str(tmp_path / "cache"), "fill_teacher_cache": True}
-    cached = distil(teacher, tmp_path, [world.fill_teacher_cache()], data=data, epochs=2)
+    cached = distil(teacher, tmp_path, [], data=data, epochs=2)
     assert targets_in(tmp_path).assignments.equal(targets_in(whole[1]).assignments)
     assert cached.losses == whole[0].losses
 
@@ -530,7 +531,7 @@ def test_features_are_those_of_a_tower_before_its_projection(
         else load_image_clip(encoder)
     )
     domain, visual = world.digits(7, **POOL), clip.image_tower.visual
-    source = domain.pool.images[int(domain.pool.indices[0])]
+    source = domain.pool.images[int(domain.selection.indices[0])]
     image = resize_and_crop(domain.splits.open_image(source), clip.preprocessing.resizing)
     projected = visual(clip.image_tower.pixels(to_tensor(image)[None]))
     own = seen_by[0].features[:1]
