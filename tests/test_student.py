@@ -16,6 +16,7 @@ from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 from kdpl.targets import Target
+from kdpl.targets.prepared import PreparedTarget
 
 IMAGES = world.TinyDomain().unlabeled[:6]
 

@@ -43,7 +43,7 @@ class Handover(Callback):
     on_fit_end = on_train_end
 
     def ended_early(self) -> None:
-        """Warn that nothing is written; a room that writes beside a stage's result is silent."""
+        """Warn that nothing is written; a callback that writes beside a stage's result is silent."""
         warn("training ended early: rerun the same command to resume; nothing was handed over")
 
     @abstractmethod
@@ -118,7 +118,7 @@ class SaveClassifier(Handover):
             )
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
-        """Let rooms make companions on all processes, write on one."""
+        """Make the companions of plugins on all processes, write on one."""
         decoding = domain_of(trainer).decoding
         classifier = cast(_Student, pl_module).classifier(decoding).to(pl_module.device)
         makers = plugins.load_all("handover").values()

@@ -21,7 +21,7 @@ class SaveTestResults(Callback):
     """Writes each test image's prediction, and the accuracies, into the run's folder.
 
     The accuracies mark a finished test, and so are written last, after all other callbacks used the
-    predictions. Those of several labels an image are written by the room of their task.
+    predictions. Those of several labels an image are written by their task's plugin.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Files that rooms keep in a classifier's folder: thresholds, further scores, a pool sample."""
+"""Files of plugins in a classifier's folder: thresholds, further scores, a pool sample."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path

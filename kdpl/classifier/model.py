@@ -63,7 +63,7 @@ class Classifier(nn.Module):
     """Classifies images of one domain with a distilled student's encoder and frozen class vectors.
 
     ``logit_scale`` is the factor of ``clip``, the student's CLIP, on cosine similarities. Images
-    are decoded by ``decoding``, as in training. ``companions`` are what rooms keep beside it, by
+    are decoded by ``decoding``, as in training. ``companions`` are what plugins keep beside it, by
     name.
     """
 

@@ -1,4 +1,4 @@
-"""Tables of predictions as CSV or JSON lines, and in the formats that rooms bring."""
+"""Tables of predictions as CSV, JSON lines or Parquet."""
 
 import csv
 import json

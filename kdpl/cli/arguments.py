@@ -33,9 +33,9 @@ _SETTINGS = "settings"
 
 _RULE, _OBSERVERS = "rule", "observers"
 _GROUPS = {_RULE: "predict", _OBSERVERS: "observe"}
-"""Parameters that take what rooms make of their own options: a ``Rule``, and ``MakeObserver``s.
+"""Parameters that take what plugins make of their options: a ``Rule``, and ``MakeObserver``s.
 
-Each has the group of entry points that name the rooms' functions.
+Each has the field of ``Plugin`` with their functions.
 """
 
 
@@ -82,7 +82,7 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
             arguments, where a list takes any number; keyword-only ones become options, where a list
             may be repeated and a bool is a flag. A parameter ``settings`` takes all options that
             are not the command's own, with what follows them; ``rule`` and ``observers`` take those
-            of rooms that decide what is predicted, and that look at each image.
+            of plugins that decide what is predicted, and that look at each image.
         argv: Its arguments.
         prog: Name of the command, for help and errors.
     """
@@ -161,9 +161,9 @@ def _option(name: str) -> str:
 
 
 def _made(options: dict[str, Any], parameter: str) -> list[tuple[Any, str]]:
-    """Take the options of rooms out of those of a command.
+    """Take the options of plugins out of a command's.
 
-    Returns what each room makes of those that are given, and these as text.
+    Returns what each plugin makes of those that are given, and these as text.
     """
     made = []
     for function in plugins.load_all(_GROUPS[parameter]).values():
@@ -180,7 +180,7 @@ def _made(options: dict[str, Any], parameter: str) -> list[tuple[Any, str]]:
 
 
 def _functions(command: Command) -> list[Callable[..., Any]]:
-    """The command, and the rooms' functions whose options it takes."""
+    """The command, and the plugins' functions whose options it takes."""
     taken = inspect.signature(command).parameters
     groups = [group for name, group in _GROUPS.items() if name in taken]
     return [command, *(each for group in groups for each in plugins.load_all(group).values())]

@@ -44,7 +44,7 @@ def boxes(
         top_k: classes for each box
         device: auto is a GPU if there is one
         workers: threads that decode, one for each processor core if not given
-        rule: what rooms add as options, such as rejection
+        rule: what plugins add as options, such as rejection
     """
     require_file("DETECTIONS", detections)
     file = output_file("--out", out)

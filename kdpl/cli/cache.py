@@ -41,9 +41,8 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
             self._given = self.config.clone()
 
         def execute(self) -> None:
-            self.model.configure_callbacks = lambda: [
-                FillTeacherCache(views or self.trainer.max_epochs)
-            ]
+            fill = FillTeacherCache(views or self.trainer.max_epochs)
+            self.model.configure_callbacks = lambda: [fill]
             self.trainer.fit(self.model, datamodule=self.datamodule)
 
     if not settings:

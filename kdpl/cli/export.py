@@ -34,9 +34,8 @@ def export(
 
     Args:
         classifier: classifier folder of a student's run
-        format: onnx; or with the room of further formats onnx-fp16 and onnx-int8, which have
-            products in 16 or 8 bits, openvino, executorch, which takes one image at a time, and
-            torch, a program of torch.export
+        format: onnx; onnx-fp16 and onnx-int8, which have products in 16 or 8 bits; openvino;
+            executorch, which takes one image at a time; or torch, a program of torch.export
         out: file to write, .onnx, .pte or .pt2, or folder of openvino, which must not exist yet
         add_classes: class vectors of further classes, written by the class-vectors command
         input: images as bytes, or as floats in 0..1

@@ -45,8 +45,8 @@ def predict(
         batch_size: images per batch
         device: auto is a GPU if there is one
         workers: threads that decode, one for each processor core if not given
-        rule: what rooms add as options, such as rejection
-        observers: what rooms add as options that look at each image, such as heat maps
+        rule: what plugins add as options, such as rejection
+        observers: what plugins add as options that look at each image, such as heat maps
         precision: bf16-mixed and 16-mixed run the image tower in half precision, which is faster on
             most GPUs
     """

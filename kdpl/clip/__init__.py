@@ -1,4 +1,4 @@
-"""CLIP models, their weights and their two towers; the only room that imports open_clip.
+"""CLIP models, their weights and their two towers; the only package that imports open_clip.
 
 The towers wrap the modules of an ``open_clip.CLIP`` and own no weights of their own. Both are
 frozen, so that prompts can be put between their layers: no parameter of theirs takes a gradient,

@@ -50,7 +50,7 @@ class LabeledBatch(Batch):
 class UnlabeledBatch(Batch):
     """Views of unlabelled images, and no labels.
 
-    Labels enter stage 2 in these places: a target of the room ``preparation`` is prepared with
+    Labels enter stage 2 in these places: a prepared target is prepared with
     labelled and validation images; validation measures accuracies, by which a callback may stop;
     after training, further scores and thresholds are set on validation images. ``pool_filter``
     compares with labelled images, without their labels.

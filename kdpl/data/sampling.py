@@ -57,7 +57,7 @@ def few_shot(
     One stream of Python's ``random`` serves the training list first and the validation list after
     it. The classes come in the order of their first image in the list, and a class with fewer
     images than asked for is taken whole, without a draw. Images of groups or with several labels
-    are drawn by a room, see ``Stratified``.
+    are drawn by ``kdpl.data.stratified``.
 
     Args:
         train: The whole training list.

@@ -38,7 +38,7 @@ _ONE_CLASS = ("accuracy", "classes", "confusions", "disagreement")
 
 
 class Section(NamedTuple):
-    """A section of the report that a room brings, by an entry point ``kdpl.report``.
+    """A section that a plugin adds to the report.
 
     Attributes:
         title: Its heading.
@@ -60,12 +60,12 @@ class Section(NamedTuple):
 
 def render(run: Run) -> str:
     """Return a run's report as HTML."""
-    rooms: dict[str, Section] = plugins.load_all("report")
-    own = {name: room.make for name, room in rooms.items() if room.task == run.task}
+    added: dict[str, Section] = plugins.load_all("report")
+    own = {name: section.make for name, section in added.items() if section.task == run.task}
     makers = _SECTIONS | own
     if run.task != MULTI_CLASS.name:
         makers = {name: make for name, make in makers.items() if name not in _ONE_CLASS}
-    sections = {name: {"data": None, "gap": None} for name in [*_SECTIONS, *rooms]}
+    sections = {name: {"data": None, "gap": None} for name in [*_SECTIONS, *added]}
     sections |= {name: _section(make, run) for name, make in makers.items()}
     # what is said first: that the student is below what asks for less
     collected: list[Any] = [section["data"] for section in sections.values()]
@@ -77,7 +77,7 @@ def render(run: Run) -> str:
     return fill(
         "report.html.jinja",
         sections=sections,
-        rooms=rooms,
+        added=added,
         below=below,
         untuned=run.untuned,
         name=name,
@@ -86,9 +86,9 @@ def render(run: Run) -> str:
 
 def fill(template: str, **values: Any) -> str:
     """Fill in the template of a page, with its one script."""
-    rooms = [section.template.parent for section in values.get("rooms", {}).values()]
+    folders = [section.template.parent for section in values.get("added", {}).values()]
     environment = Environment(
-        loader=FileSystemLoader([_TEMPLATES, *rooms]),
+        loader=FileSystemLoader([_TEMPLATES, *folders]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

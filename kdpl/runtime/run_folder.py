@@ -4,7 +4,7 @@ from pathlib import Path
 
 from kdpl.errors import ArtifactError
 
-# of a fit; rooms have further files, which they name themselves
+# of a fit; other parts have further files, which they name themselves
 # written before the first step; read on resume, and by all that needs a run's settings
 CONFIG_FILE = "config.yaml"
 # written by the default logger

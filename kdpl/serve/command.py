@@ -34,7 +34,7 @@ def serve(
     Args:
         classifier: classifier folder of a student's run
         top_k: classes for each image
-        rule: what rooms add as options, such as rejection
+        rule: what plugins add as options, such as rejection
         device: auto is a GPU if there is one
         workers: processes that classify, on each device; each loads the classifier
         host: address to listen on; 0.0.0.0, or :: for IPv6, opens the service to the network

@@ -223,9 +223,8 @@ def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(
     student = world.StudentDistillation(
         config, folders, vision_prompts=prompts, loss=DistillationLoss(weight=20), **settings
     )
-    filling = [] if cache else []
     domain = images_in(pictures, **cache)
-    world.fit(student, tmp_path, 2, filling, domain, limit_val_batches=1.0)
+    world.fit(student, tmp_path, 2, (), domain, limit_val_batches=1.0)
 
     files = opened(sorted(pictures.rglob("*.png")))
     own = tower(*ways) if ways else load_image_clip(config).preprocessing

@@ -1,1 +1,1 @@
-"""A room: predictions corrected by the shape of the unlabelled images, as a target of students."""
+"""Predictions corrected by the shape of the unlabelled images, as a target of students."""
