@@ -43,7 +43,7 @@ class Handover(Callback):
     on_fit_end = on_train_end
 
     def ended_early(self) -> None:
-        """Warn that nothing is written; a callback that writes beside a stage's result is silent."""
+        """Warn that nothing is written; a further callback says nothing of its own."""
         warn("training ended early: rerun the same command to resume; nothing was handed over")
 
     @abstractmethod

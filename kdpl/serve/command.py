@@ -7,7 +7,7 @@ from typing import Literal
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from kdpl.cli.arguments import Rule
-from kdpl.errors import ConfigError
+from kdpl.runtime.optional import optional
 from kdpl.runtime.run_folder import require_classifier
 
 
@@ -46,14 +46,8 @@ def serve(
             to arrive
     """
     require_classifier(Path(classifier))
-    try:
-        import litserve  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import python_multipart  # noqa: F401
-    except ImportError as missing:
-        raise ConfigError(
-            "the service needs litserve and prometheus_client: pip install 'kdpl[serve]'"
-        ) from missing
+    for package in ("litserve", "prometheus_client", "python_multipart"):
+        optional(package, "the service", "serve")
     from kdpl.classifier.bulk import choose_device, load_classifier
     from kdpl.serve.api import ClassifierApi
     from kdpl.serve.gate import Limits

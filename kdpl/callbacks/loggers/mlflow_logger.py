@@ -14,6 +14,7 @@ from torch import Tensor
 from kdpl.errors import ConfigError, reason
 from kdpl.runtime.files import write_text
 from kdpl.runtime.messages import warn
+from kdpl.runtime.optional import optional
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -47,12 +48,7 @@ class RunMLFlowLogger(MLFlowLogger):
         self._begun = self._lost = self._has_config = False
         # before MLflow is imported, which would report its use to its makers
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        try:
-            import mlflow
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                "the logger of MLflow needs its package: pip install 'kdpl[mlflow]'"
-            ) from error
+        mlflow = optional("mlflow", "the logger of MLflow", "mlflow")
         self._store = tracking_uri or mlflow.get_tracking_uri()
         file = self._id_file
         known = file.read_text(encoding="utf-8").strip() if file.is_file() else None

@@ -10,9 +10,10 @@ import torch
 
 from kdpl.classifier import Precision, PredictOptions
 from kdpl.classifier.bulk import BulkPrediction, load_classifier
-from kdpl.classifier.engines.parquet import arrow_schema, pyarrow_of
+from kdpl.classifier.engines.parquet import arrow_schema
 from kdpl.classifier.sources import Item
 from kdpl.errors import ConfigError
+from kdpl.runtime.optional import optional
 from kdpl.tasks import DecisionRule
 
 # a pixel: fills up batches, since processors round products of few rows in another way
@@ -84,7 +85,7 @@ class BatchPredictor:
         Raises:
             ConfigError: The batch has neither column, or one that predictions have as well.
         """
-        arrow = pyarrow_of("a BatchPredictor")
+        arrow = optional("pyarrow", "a BatchPredictor", "parquet")
         given = arrow.table(batch)
         schema, others = self.schema, {*given.column_names} - {"path", "bytes"}
         if len(others) == given.num_columns or others & {*schema.names}:

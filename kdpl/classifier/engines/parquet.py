@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from kdpl.classifier.rows import Row, Write
-from kdpl.errors import ConfigError
+from kdpl.runtime.optional import optional
 
 _ROW_GROUP = 4096  # rows of a file in memory at once
 
 
 def arrow_schema(names: Sequence[str]) -> Any:
     """Return the types of these columns, as a ``pyarrow.Schema``."""
-    arrow = pyarrow_of("a .parquet file")
+    arrow = optional("pyarrow", "a .parquet file", "parquet")
     kinds = {}
     for name in names:
         if name == "embedding":
@@ -28,23 +28,13 @@ def arrow_schema(names: Sequence[str]) -> Any:
 
 def writer() -> Write:
     """Return what writes Parquet; a ConfigError without pyarrow."""
-    arrow = pyarrow_of("a .parquet file")
+    arrow = optional("pyarrow", "a .parquet file", "parquet")
+    parquet = optional("pyarrow.parquet", "a .parquet file", "parquet")
 
     def write(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
         schema, remaining = arrow_schema(names), iter(rows)
-        with arrow.parquet.ParquetWriter(path, schema) as file:
+        with parquet.ParquetWriter(path, schema) as file:
             while group := list(islice(remaining, _ROW_GROUP)):
                 file.write_table(arrow.Table.from_pylist(group, schema=schema))
 
     return write
-
-
-def pyarrow_of(what: str) -> Any:
-    """Return pyarrow; a ConfigError that says what needs it, if it is missing."""
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError(
-            f"{what} needs pyarrow: pip install 'kdpl[parquet]', or use .csv or .jsonl"
-        ) from error
-    return pyarrow

@@ -16,6 +16,7 @@ from kdpl.data.storage import is_url
 from kdpl.errors import ConfigError, DataError, reason, visible
 from kdpl.runtime.class_names import composed
 from kdpl.runtime.files import read_text
+from kdpl.runtime.optional import optional
 
 HELD_OUT = "held_out"
 """Split of test images that were set aside by chance."""
@@ -266,14 +267,9 @@ def _csv_columns(table: Path) -> dict[str, list[str]]:
 
 
 def _parquet_columns(table: Path, separator: str | None) -> dict[str, list[str]]:
+    parquet = optional("pyarrow.parquet", "a .parquet table", "parquet")
     try:
-        from pyarrow.parquet import ParquetFile
-
-        columns = ParquetFile(table).read().to_pydict()
-    except ImportError as error:
-        raise ConfigError(
-            "a .parquet table needs pyarrow: pip install 'kdpl[parquet]', or give a .csv"
-        ) from error
+        columns = parquet.ParquetFile(table).read().to_pydict()
     except Exception as error:  # pyarrow raises its own
         raise DataError(
             f"table {table} cannot be read ({reason(error)}): write it again"

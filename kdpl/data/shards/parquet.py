@@ -16,7 +16,8 @@ from kdpl.data.names import ROW, Indices, Names, folder_of
 from kdpl.data.shards.reader import fault_of
 from kdpl.data.shards.remote import open_file
 from kdpl.data.storage import is_url
-from kdpl.errors import ConfigError, DataError, KdplError, visible
+from kdpl.errors import DataError, KdplError, visible
+from kdpl.runtime.optional import optional
 
 LARGEST_GROUP = 2**29
 """Most bytes of images in a row group: half a gigabyte, of which an epoch has 64 at hand."""
@@ -82,16 +83,11 @@ def open_column(path: str) -> Iterator[ImageColumn]:
         DataError: The file does not exist or is damaged, which may show in the block, or it is
             unclear which column has its images.
     """
-    try:
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise ConfigError(
-            f"{path} needs pyarrow: pip install 'kdpl[parquet]', or give tar shards"
-        ) from error
+    parquet = optional("pyarrow.parquet", path, "parquet")
     try:
         # one request for row groups that are read together; of a file here, less is in memory
         how = {"pre_buffer": True} if is_url(path) else {"buffer_size": _BUFFER}
-        with open_file(path, _AHEAD) as raw, ParquetFile(raw, **how) as file:
+        with open_file(path, _AHEAD) as raw, parquet.ParquetFile(raw, **how) as file:
             yield ImageColumn(file, *_find_column(path, file.schema_arrow))
     except KdplError:
         raise

@@ -7,7 +7,7 @@ from pathlib import Path
 from jsonargparse.typing import PositiveInt
 
 from kdpl.cli.arguments import require_file
-from kdpl.errors import ConfigError
+from kdpl.runtime.optional import optional
 from kdpl.runtime.run_folder import require_classifier
 
 
@@ -49,10 +49,7 @@ def demo(
             GRADIO_RUN_HISTORY="False",  # no history of images in the browser
             no_proxy=",".join(filter(None, [known, "localhost", "127.0.0.1", host])),
         )
-        try:
-            import gradio  # noqa: F401
-        except ImportError as error:
-            raise ConfigError("the demo needs gradio: pip install 'kdpl[demo]'") from error
+        optional("gradio", "the demo", "demo")
         from kdpl.class_vectors import NameEncoder
         from kdpl.classifier.bulk import load_classifier
         from kdpl.runtime.messages import quiet_libraries
