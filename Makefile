@@ -42,10 +42,9 @@ reproduce: $(if $(DATA),$(WITH_QUICKSTART)) ## compare DTD and EuroSAT with the 
 		$(if $(SEEDS),--seeds $(SEEDS)) $(SETTINGS)
 	@$(VENV_PYTHON) -m kdpl table runs/reproduce
 
-targets: $(WITH_QUICKSTART) ## measure what else a student can learn from, in two hours: docs/measured_targets.md
+targets: $(WITH_QUICKSTART) ## measure what else a student can learn from, in two hours
 	@$(VENV_PYTHON) -m kdpl benchmark benchmarks/worlds/targets.yaml --out runs/targets
 	@$(VENV_PYTHON) -m kdpl table runs/targets
-	@cp runs/targets/table.md docs/measured_targets.md
 	@$(VENV_PYTHON) -m benchmarks.messy_pool --out runs/messy_pool
 
 PHOTOS := runs/photographs

@@ -184,12 +184,6 @@ def command_of(parameters, interpreter=sys.executable):
     return [word for part in SWEEP["command"] for word in macros.get(part, [part])]
 
 
-def test_the_page_of_measured_targets_has_the_notes_of_its_campaign_below_each_table():
-    (note,) = read_campaign(ROOT / "benchmarks/worlds/targets.yaml").notes
-    tables = (ROOT / "docs" / "measured_targets.md").read_text(encoding="utf-8").split("### ")[1:]
-    assert [table.count(f"\n\n{note}\n") for table in tables] == [1, 1]
-
-
 def test_each_run_has_a_folder_of_its_own(monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "abc")
     command = command_of({"model.init_args.loss.weight": 200}, "echo")
