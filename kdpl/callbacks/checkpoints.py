@@ -18,22 +18,12 @@ process reads it.
 
 A resumed run compares ``config.yaml`` and writes it anew. It also reads, from its folder, the look
 at all images (``checked_images.json``), what a pool filter left out, and prepared targets; outside
-of it the CLIP's weights and the teachers' folders. What begins a run is not repeated: prompts at
-the mean token, scores of several labels, and those files.
+of it the CLIP's weights and the teachers' folders. Weights are restored before stage 2 is prepared
+(``kdpl/targets/plan.py``), and what begins a run is not repeated: prompts at the mean token, scores
+of several labels.
 
 Without a checkpoint a fit starts over, and settings are not compared; files that it reads again are
 compared by themselves. So is a checkpoint with ``--ckpt_path`` and an empty folder.
-
-A fit begins in this order:
-
-1. datamodule: ``prepare_data`` on the first process, then ``setup``, which opens a teacher cache
-   unless it is to be filled
-2. ``setup`` of the callbacks, which may hold images out, and of the module, which loads teachers
-3. weights and callbacks' states from the checkpoint, with the refusals of ``on_load_checkpoint``
-4. DistributedDataParallel, optimiser and schedule
-5. ``on_fit_start`` of the callbacks, which fill a cache, leave images out, prepare targets
-   and compare views, in this order, and of the module
-6. optimiser and progress from the checkpoint, and then the training loader
 
 A resumed run ends with the same weights, bit for bit, in float32 on the CPU with as many processes
 and threads and the same packages, if the network is not compiled and has no random layers of its
