@@ -20,11 +20,11 @@ IMPORTED = {
         "data/test_groups.py",
         "data/test_names.py",
         "properties",
-        "shards/test_shuffle.py",
+        "data/shards/test_shuffle.py",
     ],
     "litserve": ["serve"],
     "matplotlib": ["report/test_pictures.py"],
-    "onnxruntime": ["formats/test_export.py"],
+    "onnxruntime": ["classifier/formats/test_export.py"],
 }
 collect_ignore = [
     file for module, files in IMPORTED.items() if find_spec(module) is None for file in files

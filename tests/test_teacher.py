@@ -144,11 +144,7 @@ def test_each_regularizer_alone_adds_its_own_term(left, published, tmp_path, pla
         (IVLP, {"vision_prompts.tokens", "text_prompts.context", "text_prompts.deep"}),
         (COOP, {"text_prompts.context"}),
         (VPT, {"vision_prompts.tokens"}),
-        pytest.param(
-            MAPLE,
-            {"text_prompts.context", "text_prompts.deep", *MAPS},
-            marks=world.of_room("methods"),
-        ),
+        (MAPLE, {"text_prompts.context", "text_prompts.deep", *MAPS}),
     ],
     ids=["IVLP", "CoOp", "VPT", "MaPLe"],
 )
@@ -173,10 +169,9 @@ def test_settings_make_the_module_another_published_method(
     [
         ({"context": None, "text_prompts": NO_PROMPTS}, r"text_prompts\.depth 0.*give context"),
         ({"classes_at_once": 0}, "classes_at_once is 0, expected 1 or more"),
-        pytest.param(
+        (
             {**MAPLE, "vision_prompts": PromptConfig(3, 3)},
             "vision_prompts has length 3 and depth 3, text",
-            marks=world.of_room("methods"),
         ),
     ],
 )
@@ -203,7 +198,7 @@ class Run:
 
 @pytest.fixture(
     scope="module",
-    params=[{}, pytest.param(MAPLE, marks=world.of_room("methods"))],
+    params=[{}, MAPLE],
     ids=["independent", "coupled"],
 )
 def run(request, tmp_path_factory):

@@ -4,7 +4,6 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import open_clip
@@ -30,11 +29,6 @@ from kdpl.student import StudentDistillation
 
 TAG = "noise"
 """The pretrained tag of every model here."""
-
-
-def of_room(name):
-    """A mark for what is skipped where a room was taken away."""
-    return pytest.mark.skipif(find_spec(f"kdpl.{name}") is None, reason=f"of the room {name}")
 
 
 def _config(

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import world
 from filelock import FileLock
 from PIL import Image
 from runs import error_line, interrupt_predict, rows_of
@@ -209,7 +208,6 @@ def test_a_folder_that_takes_no_files_is_not_taken_for_another_process(
 
 
 def test_files_and_shards_are_opened_as_in_training(classifier, tmp_path):
-    pytest.importorskip("kdpl.data.shards")
     given, photo = Classifier.load(classifier), odd_photo(tmp_path / "photo.png")
     with tarfile.open(tmp_path / "shard.tar", "w") as shard:
         shard.add(photo, "photo.png")
@@ -257,9 +255,7 @@ def embeddings_of(file):
     return column.to_pylist()
 
 
-@pytest.mark.parametrize(
-    "name", ["table.jsonl", pytest.param("table.parquet", marks=world.of_room("engines"))]
-)
+@pytest.mark.parametrize("name", ["table.jsonl", "table.parquet"])
 def test_embeddings_are_the_encoders_features(
     name, classifier, pictures, tmp_path, monkeypatch, capsys
 ):

@@ -13,8 +13,7 @@ from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
 from kdpl.classifier.export import Difference
 from kdpl.classifier.formats.registry import formats
-
-METADATA_FILE = pytest.importorskip("kdpl.classifier.formats.runtime_files").METADATA_FILE
+from kdpl.classifier.formats.runtime_files import METADATA_FILE
 
 
 @pytest.fixture(scope="module")

@@ -203,8 +203,6 @@ def test_a_missing_gpu_is_not_replaced_silently(classifier, digits, capsys):
 def test_all_kinds_of_images_are_rows_and_unreadable_ones_have_the_reason(
     classifier, digits, tmp_path, capsys
 ):
-    for room in ("shards", "engines"):
-        pytest.importorskip(f"kdpl.{room}")
     (tmp_path / "empty.png").touch()
     name = os.fsdecode(b"caf\xe9.png")
     (tmp_path / name).write_bytes((digits / "z.png").read_bytes())

@@ -24,6 +24,7 @@ from soak.comparison import differences
 
 from kdpl import StudentDistillation
 from kdpl.__main__ import main
+from kdpl.data.scan import checked
 from kdpl.runtime import slurm
 from kdpl.runtime.predictions import read_results
 
@@ -59,7 +60,7 @@ def test_the_images_are_decoded_once_for_all_steps(tmp_path, monkeypatch):
     few = [f"--data.init_args.root={image_folder(tmp_path / 'data')}", "--data.init_args.shots=4"]
     few += ["--data.init_args.batch_size=4", "--trainer.limit_train_batches=1.0"]
     looked = []
-    module = pytest.importorskip("kdpl.data.scan.checked")
+    module = checked
     look = module.in_parallel
 
     def note(function, items, title, *_):

@@ -18,12 +18,7 @@ CONVOLUTIONAL = {
     "ResNet of timm": ClipConfig("timm:test_resnet", "random", image_size=48),
     "ResNet of CLIP": ClipConfig("test-resnet", world.TAG),
 }
-KINDS = [
-    pytest.param(
-        kind, marks=[world.of_room("timm_models")] if each.model.startswith("timm:") else []
-    )
-    for kind, each in CONVOLUTIONAL.items()
-]
+KINDS = list(CONVOLUTIONAL)
 LEFT_ALONE = {"ViT": "test_vit", "ConvNeXt": "test_convnext", "RepVGG": "repvgg_a0"}
 
 

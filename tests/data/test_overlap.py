@@ -14,6 +14,7 @@ from world import Probe
 from kdpl import DomainDataModule
 from kdpl.__main__ import main
 from kdpl.data import parallel
+from kdpl.data.scan.checked import Checked
 from kdpl.data.storage import find_images
 from kdpl.errors import DataError
 from kdpl.runtime.run_folder import DECODED_FILE
@@ -38,7 +39,7 @@ def pets(tmp_path):
 @pytest.fixture
 def checked():
     """What a look at all images leaves in a run's folder; without its room the test is skipped."""
-    return pytest.importorskip("kdpl.data.scan.checked").Checked
+    return Checked
 
 
 def rows_of(pets):

@@ -19,6 +19,7 @@ from kdpl.losses import DistillationLoss
 from kdpl.prompts import PromptConfig, StudentPrompts
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.runtime.resizing import Resizing
+from kdpl.targets.refinement.target import Refined
 
 SHAPES = [
     (57, 32),
@@ -215,9 +216,7 @@ def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(
         config = ClipConfig("test-student", world.TAG)
         monkeypatch.setitem(weights._OPENAI, "resize_mode", ways[0])
         monkeypatch.setitem(weights._OPENAI, "interpolation", ways[1])
-    refined = pytest.importorskip("kdpl.targets.refinement.target").Refined(
-        mode="always", neighbors=2
-    )
+    refined = Refined(mode="always", neighbors=2)
     settings = {"target": refined, "pool_filter": 0.05}
     prompts = StudentPrompts(prompts.length, prompts.depth, options.get("prompt_init", "normal"))
     student = world.StudentDistillation(

@@ -41,7 +41,6 @@ def test_a_run_resumes_with_equal_results_once_a_missing_image_is_back(workers, 
 
 
 def test_nothing_is_written_into_a_read_only_dataset(tmp_path, read_only, classifier):
-    pytest.importorskip("kdpl.data.survey")
     data = image_folder(tmp_path / "data")
     before = files_of(data)
     root = read_only(data)
@@ -73,7 +72,6 @@ def test_nothing_is_written_into_a_read_only_dataset(tmp_path, read_only, classi
 def test_a_place_that_cannot_hold_results_is_named(
     place, words, tmp_path, classifier, capsys, request
 ):
-    pytest.importorskip("kdpl.data.survey")
     root, path = image_folder(tmp_path / "data"), tmp_path / place
     (tmp_path / "file").write_text("mine")
     if place == "read-only":

@@ -2,12 +2,13 @@
 
 from collections import Counter
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdpl.data.sampling import few_shot, held_out_of, hold_out
 from kdpl.data.splits import Record, Splits
+from kdpl.data.survey.found import FoundImage
+from kdpl.data.survey.images import set_aside
 
 # images in order, each with its class and its group; 0: none
 IMAGES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), min_size=1, max_size=60)
@@ -99,8 +100,7 @@ def test_without_groups_nothing_changes(images, shots, seed, share):
 @settings(deadline=None)
 @given(IMAGES, SHARES, SHARES, st.integers(2, 8))
 def test_init_draws_test_and_validation_images_of_other_groups(images, share, val_share, least):
-    set_aside = pytest.importorskip("kdpl.data.survey.images").set_aside
-    found_image = pytest.importorskip("kdpl.data.survey.found").FoundImage
+    found_image = FoundImage
     found = [
         found_image(f"{i}.png", "abcd"[label], "train", group=f"camera {group}" if group else "")
         for i, (label, group) in enumerate(images)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from texts import class_names, text
 
 from kdpl.data.class_mapping import ClassName, read_class_mapping
+from kdpl.data.readers.table import Table
 from kdpl.data.storage import is_url
 
 
@@ -56,7 +57,7 @@ def test_a_table_gives_each_image_its_label_and_split_in_the_order_of_its_rows(f
         *(row for row in rows if os.path.normpath(row[0]) != os.path.normpath(first[0])),
     ]
     write_rows(folder / "table.csv", [("image", "label", "split"), *rows])
-    table = pytest.importorskip("kdpl.data.readers.table").Table
+    table = Table
     splits = table(str(folder / "table.csv")).read()
     expected = {"train": [], "val": [], "test": [], "unlabeled": []}
     for image, label, split in rows:

@@ -14,6 +14,8 @@ from world import Distilled
 from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
+from kdpl.targets.refinement import pool_targets
+from kdpl.targets.refinement.target import Refined
 from kdpl.targets.teachers import Teachers
 
 MODELS = {"first": "test-teacher-quickgelu", "second": "test-large"}
@@ -166,8 +168,7 @@ def test_a_student_of_several_teachers_is_tested_without_any(written, tmp_path, 
 
 
 def test_targets_are_refined_from_the_predictions_of_all_teachers(written, tmp_path, plain_of):
-    pool_targets = pytest.importorskip("kdpl.targets.refinement.pool_targets")
-    target = pytest.importorskip("kdpl.targets.refinement.target").Refined(views=2)
+    target = Refined(views=2)
     root, teachers = written
     # every view of an image is then the same, and so is the mean of its features
     data = {"augmentation": "none", "unlabeled_share": 0.1}

@@ -171,8 +171,6 @@ def test_a_size_of_images_is_for_networks_of_timm_alone(folder):
 
 @pytest.mark.slow
 def test_it_is_tuned_distilled_into_a_network_of_timm_and_exported(folder, tmp_path):
-    for room in ("formats", "timm_models"):
-        pytest.importorskip(f"kdpl.{room}")
     clips = {
         "teacher": f"{{model: 'local-dir:{folder.path}', pretrained: null}}",
         "student": "{model: 'timm:test_resnet', pretrained: random, image_size: 32}",

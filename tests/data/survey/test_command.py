@@ -337,7 +337,6 @@ def test_a_group_is_in_one_split_stays_with_its_images_and_counts_once(tmp_path,
 def test_further_places_are_looked_at_and_what_is_bad_or_a_copy_there_is_left_out(
     tmp_path, capsys, monkeypatch
 ):
-    pytest.importorskip("kdpl.data.shards")
     table, more = pets_table(tmp_path), tmp_path / "more"
     write_shard(tmp_path / "a.tar", [1, 2])
     torn = write_shard(tmp_path / "b.tar", [3, 4])
@@ -376,7 +375,6 @@ def test_further_places_are_looked_at_and_what_is_bad_or_a_copy_there_is_left_ou
 
 @pytest.mark.slow
 def test_what_it_writes_of_a_table_and_shards_is_run(tmp_path):
-    pytest.importorskip("kdpl.data.shards")
     write_shard(tmp_path / "a.tar", range(8))
     table, written, run = pets_table(tmp_path), tmp_path / "runs/pets", tmp_path / "runs/pets_run"
     (tmp_path / "photos/dog/5.png").write_bytes(b"")
@@ -569,7 +567,6 @@ def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(
     source, more, words, tmp_path, capsys, monkeypatch
 ):
     if "torn.tar" in words:
-        pytest.importorskip("kdpl.data.shards")
     (tmp_path / "empty").mkdir()
     plain_folders(tmp_path / "pets")
     picture(plain_folders(tmp_path / "unreadable") / "eel/1.png", 1, 1, 1)
