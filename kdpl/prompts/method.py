@@ -63,7 +63,7 @@ class PromptMethod(Float32Module):
     vectors and projector follow, and the regularisers ``text`` and ``image`` have to be 0, or
     the first step fails.
 
-    CONTRIBUTING.md has an example with two settings; published ones are in ``kdpl/methods/``.
+    CONTRIBUTING.md has an example with two settings; published ones are beside this file.
 
     Args:
         vision: Size of the visual prompts.
