@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from kdpl import __version__
 from kdpl.cli import STAGES, command_names, find_command, usage
 from kdpl.runtime import faults, slurm
+from kdpl.runtime.moved import find_moved
 
 # as a shell reports Ctrl-C, SIGPIPE and SIGTERM
 _INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 130, 141, 143
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    find_moved()
     try:
         return _run(args)
     except slurm.Requeued as requeued:

@@ -1,0 +1,50 @@
+"""Dotted paths of earlier versions, which a config may name: each works, and says the new one."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+MOVED = {
+    "kdpl.cache.callback": "kdpl.student",
+    "kdpl.fidelity": "kdpl.targets.fidelity",
+    "kdpl.fidelity.callback": "kdpl.targets.fidelity",
+    "kdpl.logging.mlflow_logger": "kdpl.callbacks.loggers.mlflow_logger",
+    "kdpl.logging.wandb_logger": "kdpl.callbacks.loggers.wandb_logger",
+    "kdpl.methods.atprompt": "kdpl.prompts.attributes",
+    "kdpl.methods.coupled": "kdpl.prompts.coupled",
+    "kdpl.methods.mmrl": "kdpl.prompts.mmrl",
+    "kdpl.monitoring.finite_loss": "kdpl.callbacks.finite_loss",
+    "kdpl.monitoring.throughput": "kdpl.callbacks.throughput",
+    "kdpl.preparation": "kdpl.targets.prepared",
+    "kdpl.progress.bar": "kdpl.callbacks.progress",
+    "kdpl.refinement.target": "kdpl.targets.refinement.target",
+    "kdpl.tables.reader": "kdpl.data.readers.table",
+}
+"""New modules by their names in version 0.1; to be removed with version 0.3."""
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Imports a module by its earlier name, with the public names of the new one."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        known = fullname in MOVED or any(old.startswith(f"{fullname}.") for old in MOVED)
+        return ModuleSpec(fullname, self, is_package=True) if known else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        from kdpl.runtime.messages import inform
+
+        if (new := MOVED.get(module.__name__)) is not None:
+            inform(f"{module.__name__} is {new} now: write that, as the next version needs it")
+            names = vars(import_module(new)).items()
+            vars(module).update({name: value for name, value in names if name[:2] != "__"})
+
+
+def find_moved() -> None:
+    """Let imports find the modules by their earlier names, after all others."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())
