@@ -92,7 +92,7 @@ def test_a_target_with_a_setting_changes_what_is_distilled(student_run, teacher_
     [
         (
             ["=my_targets.Smothed"],
-            "there is no target 'my_targets.Smothed': use teacher, local_views, refined, or the dotted path of",
+            "there is no target 'my_targets.Smothed': use teacher, refined, local_views, or the dotted path of",
         ),
         (
             ["=my_targets.Smoothed", "l1"],

@@ -17,6 +17,8 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipConfig, load_clip, register_model
 from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch, collate
 from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.names import Names
+from kdpl.data.pool import UnlabeledPool
 from kdpl.data.decoding import Decoding
 from kdpl.data.needs import Needs
 from kdpl.data.readers.digits import Digits, read_digits
@@ -177,6 +179,7 @@ class TinyDomain(DomainDataModule):
         self.labeled = images_of(self.labels, seed=1, size=image_size)
         self.shown = torch.arange(12) % len(NAMES)
         self.unlabeled = images_of(self.shown, seed=2, size=image_size)
+        self.pool = UnlabeledPool(Names.of(map(str, range(12))), share=1.0, seed=1)
         self.test_labels = torch.arange(11) % len(names)
         self.test_images = images_of(self.test_labels, seed=3, size=image_size)
         self.resizing = Resizing(image_size)

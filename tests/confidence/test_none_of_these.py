@@ -15,6 +15,7 @@ from kdpl.class_vectors import ClassVectors, NameEncoder
 from kdpl.classifier import Classifier
 from kdpl.confidence.unknown import Unknown, none_of_these
 from kdpl.confidence.words import everyday_words, farthest
+from kdpl.data.pool import Selection
 from kdpl.errors import ArtifactError, ConfigError
 
 NEGATIVES = "negative_vectors.safetensors"
@@ -179,7 +180,7 @@ def fitted(folder, images=40, **negatives):
         Image.fromarray(each.permute(1, 2, 0).numpy())
         for each in world.images_of(torch.arange(images), seed=2)
     ]
-    domain.pool = SimpleNamespace(sample=lambda n: pool[:n], left_out=(), unseen=())
+    domain.pool = SimpleNamespace(sample=lambda n: pool[:n], selection=Selection(pool))
     domain.splits = SimpleNamespace(train=pool, open_image=lambda image: image)
     world.fit(world.make_student(folder), folder, domain=domain)
     return Classifier.load(folder / "classifier")

@@ -274,7 +274,7 @@ def test_a_class_of_copies_alone_is_named(pets, tmp_path):
 @pytest.mark.usefixtures("checked")
 def test_images_that_are_trusted_are_compared_by_their_paths_alone(pets, tmp_path, monkeypatch):
     shutil.copyfile(pets / "test" / CAT, pets / "train/cat/9.png")
-    monkeypatch.setattr("kdpl.data.scan.scan.Checked", None)
+    monkeypatch.setattr("kdpl.data.reading.Checked", None)
     assert len(fitted(dataset("folder", pets, scan=False), tmp_path / "run").splits.train) == 7
     (pets / "val/cat/9.png").symlink_to(pets / "test" / CAT)
     with world.refused(DataError, "has 1 files in two splits at once"):

@@ -23,7 +23,7 @@ from kdpl.report.intervals import wilson
 from kdpl.report.probes import linear_probe
 from kdpl.report.run_folder import Run
 from kdpl.runtime.configs import find_config
-from kdpl.runtime.plugins import plugins
+from kdpl.runtime import plugins
 from kdpl.runtime.predictions import read_predictions, read_results
 
 CLIPS = {name: f"tiny-{name}, weights glyphs" for name in ("teacher", "student")}
@@ -310,7 +310,7 @@ def test_what_is_to_be_done_about_a_student_below_a_probe_is_there_and_not_done_
     for name in re.findall(r"--student (\w+)", said):
         assert find_config(name, "student")
     (command,) = re.findall(r"python -m kdpl (\w+)", said)
-    assert command in plugins("commands")
+    assert command in plugins.paths("commands")
     refined = shutil.copytree(run, tmp_path / "run")
     config = yaml.safe_load((refined / "student/config.yaml").read_text())
     config["model"]["init_args"]["target"] = {

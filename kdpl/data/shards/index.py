@@ -1,7 +1,7 @@
 """Positions of images in tar shards: found once, and kept for later starts and all processes.
 
 The index of the shards of a folder is a file in it or, if it is distant or may not be written to,
-in ``$XDG_CACHE_HOME/kdpl/data/shards``, by default in ``~/.cache``.
+in ``$XDG_CACHE_HOME/kdpl/shards``, by default in ``~/.cache``.
 """
 
 import hashlib

@@ -55,7 +55,7 @@ def test_a_pipe_gets_a_header_and_a_line_for_each_model_and_licence(capsys):
 
 
 def test_the_page_on_models_documents_the_columns_of_a_pipe_in_their_order():
-    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
     table = page.split("| column |")[1].split("\n\n")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(COLUMNS)
 

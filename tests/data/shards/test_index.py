@@ -116,7 +116,7 @@ def test_the_index_of_a_folder_that_cannot_be_written_to_is_kept_elsewhere(
     monkeypatch.setattr(shard_index, "write_tensors", write)
     for _ in range(2):
         assert described(index_shards(shards)) == plain(shards)
-    assert len(list((tmp_path / "cache/kdpl/data/shards").iterdir())) == 2
+    assert len(list((tmp_path / "cache/kdpl/shards").iterdir())) == 2
     assert len(looked) == 4 + 2 * 4, "the others are those of the plain list"
     # nor need it be kept at all
     monkeypatch.setattr(

@@ -15,7 +15,7 @@ from kdpl.errors import ConfigError
 from kdpl.prompts import IndependentPrompts, PromptConfig
 from kdpl.prompts.attributes import AttributePrompts
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NONE = PromptConfig(depth=0)
 SETS = [["color"], ["flavor", "preparation"], ["season", "sea creature", "size"]]
 

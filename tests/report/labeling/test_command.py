@@ -172,7 +172,7 @@ def test_without_a_label_none_is_checked_and_four_for_each_class_are_chosen(tmp_
 
 def zero_shot():
     return [
-        f"--config={Path(__file__).parents[2]}/configs/teacher/zero_shot.yaml",
+        f"--config={Path(__file__).parents[3]}/configs/teacher/zero_shot.yaml",
         "--trainer.max_epochs=0",
     ]
 
