@@ -17,10 +17,10 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipConfig, load_clip, register_model
 from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch, collate
 from kdpl.data.datamodule import DomainDataModule
-from kdpl.data.names import Names
-from kdpl.data.pool import UnlabeledPool
 from kdpl.data.decoding import Decoding
+from kdpl.data.names import Names
 from kdpl.data.needs import Needs
+from kdpl.data.pool import UnlabeledPool
 from kdpl.data.readers.digits import Digits, read_digits
 from kdpl.losses import DistillationLoss
 from kdpl.prompts import PromptConfig, StudentPrompts

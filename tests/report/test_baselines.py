@@ -22,8 +22,8 @@ from kdpl.report.accuracy import advice_for, below_probes
 from kdpl.report.intervals import wilson
 from kdpl.report.probes import linear_probe
 from kdpl.report.run_folder import Run
-from kdpl.runtime.configs import find_config
 from kdpl.runtime import plugins
+from kdpl.runtime.configs import find_config
 from kdpl.runtime.predictions import read_predictions, read_results
 
 CLIPS = {name: f"tiny-{name}, weights glyphs" for name in ("teacher", "student")}
