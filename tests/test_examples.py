@@ -17,7 +17,7 @@ from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 
 PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"
-ROOMS = Path(__file__).parents[1] / "docs" / "template.md"
+TEMPLATE = Path(__file__).parents[1] / "docs" / "template.md"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -167,7 +167,7 @@ def test_the_script_of_both_stages_ends_with_the_quickstarts_accuracies(
 def test_another_package_brings_a_command_and_an_export_format(
     classifier, tmp_path, monkeypatch, capsys
 ):
-    page = ROOMS.read_text(encoding="utf-8")
+    page = TEMPLATE.read_text(encoding="utf-8")
     code, project = (
         re.search(rf"```{kind} title=.*?\n(.*?)```", page, re.DOTALL)[1]
         for kind in ("python", "toml")

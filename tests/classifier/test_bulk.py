@@ -152,7 +152,7 @@ def test_a_table_is_not_resumed_with_other_thresholds(
 
 
 class Scores(Companion):
-    """A score of each image, as a room may keep it beside a classifier."""
+    """A score of each image, as a plugin may keep it beside a classifier."""
 
     def __init__(self, value):
         self.value = value

@@ -76,7 +76,7 @@ def test_the_images_are_decoded_once_for_all_steps(tmp_path, monkeypatch):
 def test_the_results_are_those_of_the_tests(finished):
     results = json.loads((finished / "results.json").read_text())
     folders = ["zero_shot/teacher", "teacher", "zero_shot/student", "student"]
-    # the room of the report brings linear probes
+    # the report brings linear probes
     folders += [f"probe/{role}" for role in ("teacher", "student") if (finished / "probe").is_dir()]
     assert list(results.values()) == [read_results(finished / folder) for folder in folders]
     assert len({row["test/acc"] for row in results.values()}) >= 3

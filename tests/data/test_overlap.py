@@ -38,7 +38,7 @@ def pets(tmp_path):
 
 @pytest.fixture
 def checked():
-    """What a look at all images leaves in a run's folder; without its room the test is skipped."""
+    """What a look at all images leaves in a run's folder."""
     return Checked
 
 

@@ -1,4 +1,4 @@
-"""Rooms that can be removed: in a copy without a room and its lines in pyproject.toml, everything else works."""
+"""Folders that can be removed: in a copy without one and its lines in pyproject.toml, all else works."""
 
 import os
 import re
@@ -15,28 +15,28 @@ from runs import SHORT, STAGES, configs, image_folder, install_entry_points, noi
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-ROOMS = PYPROJECT["tool"]["kdpl"]["removable"]
-PLUGINS = {name: import_module(f"kdpl.{name}.plugin").PLUGIN for name in ROOMS}
+REMOVABLE = PYPROJECT["tool"]["kdpl"]["removable"]
+PLUGINS = {name: import_module(f"kdpl.{name}.plugin").PLUGIN for name in REMOVABLE}
 
 
-def without(rooms, copy):
+def without(folders, copy):
     """Copy the package without these folders and their lines in pyproject.toml."""
     leave_out = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "kdpl", copy / "kdpl", ignore=leave_out)
     lines = (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
-    for room in rooms:
-        shutil.rmtree(copy / "kdpl" / room)
-        own = re.compile(rf'"kdpl\.{room}\.|^{room} = \[.*\]$')
-        lines = [line for line in lines if not own.search(line)]
+    for folder in folders:
+        shutil.rmtree(copy / "kdpl" / folder)
+        declaring = re.compile(rf'"kdpl\.{folder}\.|^{folder} = \[.*\]$')
+        lines = [line for line in lines if not declaring.search(line)]
     text = "\n".join(lines)
     (copy / "pyproject.toml").write_text(text, encoding="utf-8")
     groups = tomllib.loads(text)["project"]["entry-points"]
     install_entry_points(copy, "kdpl", "0.1.0", groups)
 
 
-def needing(room):
+def needing(folder):
     """The folders that cannot be there without one."""
-    direct = {other for other, needed in ROOMS.items() if room in needed}
+    direct = {other for other, needed in REMOVABLE.items() if folder in needed}
     return direct | {further for other in direct for further in needing(other)}
 
 
@@ -49,7 +49,7 @@ from kdpl.__main__ import main
 
 run, photo, *options = sys.argv[1:]
 for module in pkgutil.walk_packages(kdpl.__path__, "kdpl."):
-    # what the report shows of a room goes with the report
+    # sections of the report go with the report
     shown = ".report" in module.name and not (Path(kdpl.__path__[0]) / "report").exists()
     if not module.name.endswith("__main__") and not shown:
         __import__(module.name)
@@ -82,18 +82,20 @@ def in_a_fork():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("room", [*ROOMS, "all of them"])
-def test_a_project_without_a_room_runs_both_stages_exports_and_predicts(room, tmp_path, request):
+@pytest.mark.parametrize("folder", [*REMOVABLE, "all of them"])
+def test_a_project_without_a_folder_runs_both_stages_exports_and_predicts(
+    folder, tmp_path, request
+):
     pytest.importorskip("onnxruntime")
     copy = tmp_path / "copy"
-    gone = {room, *needing(room)} if room in ROOMS else {*ROOMS}
+    gone = {folder, *needing(folder)} if folder in REMOVABLE else {*REMOVABLE}
     without(gone, copy)
     commands = {name: {*plugin.commands} for name, plugin in PLUGINS.items()}
     absent = {command for name in gone for command in commands[name]}
-    present = {command for name in ROOMS if name not in gone for command in commands[name]}
+    present = {command for name in REMOVABLE if name not in gone for command in commands[name]}
     noise(64, 64).save(tmp_path / "photo.png")
     given = [tmp_path / "run", tmp_path / "photo.png"]
-    if room in ROOMS:
+    if folder in REMOVABLE:
         data = configs("data/folder.yaml", "trainer/cpu.yaml")
         data += [f"--data.init_args.root={image_folder(tmp_path / 'photos')}"]
         few = ["--data.init_args.batch_size=4", "--trainer.limit_train_batches=1.0"]
@@ -114,9 +116,9 @@ def test_a_project_without_a_room_runs_both_stages_exports_and_predicts(room, tm
 
 
 @pytest.mark.slow
-def test_the_tests_of_the_core_pass_without_any_room(tmp_path):
-    without(ROOMS, tmp_path)
-    leave_out = shutil.ignore_patterns("__pycache__", *ROOMS)
+def test_the_tests_of_the_core_pass_without_any_of_them(tmp_path):
+    without(REMOVABLE, tmp_path)
+    leave_out = shutil.ignore_patterns("__pycache__", *REMOVABLE)
     for name in ("configs", "examples", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=leave_out)
     modules = [
