@@ -24,7 +24,7 @@ from torchvision.transforms.functional import gaussian_blur
 from kdpl import Classifier
 from kdpl.clip import PromptableImageTower
 from kdpl.clip.towers.block import in_projection, split_heads
-from kdpl.report.reasons.heat import GRID, MASKS, evidence, log_odds
+from kdpl.report.reasons.heat import GRID, MASKS, cell_importance, log_odds
 from kdpl.report.run_folder import Run
 from kdpl.runtime.predictions import spread
 
@@ -114,7 +114,7 @@ def masks(number: int = MASKS, grid: int = GRID) -> Way:
 
     def way(classifier: Classifier, image: Tensor, label: int) -> Tensor:
         with patch.multiple("kdpl.report.reasons.heat", MASKS=number, GRID=grid):
-            coarse = evidence(classifier, image, label)
+            coarse = cell_importance(classifier, image, label)
         return enlarged(coarse.relu(), image)
 
     return way

@@ -24,7 +24,7 @@ from kdpl.__main__ import main as kdpl
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.data.sampling import few_shot
 from kdpl.data.splits import Reader, Record, Splits
-from kdpl.report.labeling.choice import discriminant, scores_without_own_label, wrong_labels
+from kdpl.report.labeling.choice import cross_validated_scores, discriminant, wrong_labels
 from kdpl.report.labeling.page import encode
 from kdpl.report.run_folder import Run
 
@@ -204,7 +204,7 @@ def wrong_found(
             known = _zero_shot_features(folder, world)
             features = torch.stack([known[record.source] for record in labels])
         given = torch.tensor([record.label for record in labels])
-        scores = scores_without_own_label(features, given, classes, torch.arange(len(given)))
+        scores = cross_validated_scores(features, given, classes, torch.arange(len(given)))
         probabilities, _ = wrong_labels(scores, given)
         marked = set(torch.nonzero(probabilities > 0.5).flatten().tolist())
         both = len(wrong & marked)

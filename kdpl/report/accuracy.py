@@ -1,4 +1,4 @@
-"""Accuracies of teacher, student and their original CLIPs; their confusions and disagreements."""
+"""Accuracies, confusions and disagreements of teacher, student and their original CLIPs."""
 
 import base64
 from collections import Counter
@@ -18,10 +18,10 @@ from kdpl.report.training import is_refined
 from kdpl.runtime.predictions import ImagePrediction, spread
 
 MATRIX_CLASSES = 20
-"""Largest number of classes with a confusion matrix, which could not be read beyond."""
+"""Largest number of classes for which a confusion matrix is readable."""
 
 MAX_EXAMPLES = 30
-"""Largest number of images that are shown of those on which teacher and student disagree."""
+"""Largest number of shown images on which teacher and student disagree."""
 
 _EDGE = 112
 _TITLES = {
@@ -36,7 +36,7 @@ _TITLES = {
 
 
 class ModelRow(NamedTuple):
-    """The accuracies of one model that were measured, by key of ``ACCURACY_TITLES``."""
+    """Measured accuracies of one model, by key of ``ACCURACY_TITLES``."""
 
     key: str
     title: str
@@ -44,7 +44,8 @@ class ModelRow(NamedTuple):
 
 
 def accuracies(run: Run) -> dict[str, Any]:
-    """Collect the accuracies of all tested models; raises an ArtifactError if there are none."""
+    """Collect the accuracies of all tested models; an ArtifactError if none was tested."""
+    # an untuned teacher is the original CLIP
     titles = dict(_TITLES)
     if run.untuned:
         titles["teacher"] = titles.pop("teacher_clip")
@@ -53,6 +54,7 @@ def accuracies(run: Run) -> dict[str, Any]:
     main = "teacher" if run.student is None else "student"
     rows: list[ModelRow] = []
     gaps, tested = [], dict[str, Scores]()
+    # score each model, or note why it has no scores
     for key, title in titles.items():
         role, _, kind = key.partition("_")
         if kind == "probe" and (role not in run.stages or main not in tested):
@@ -62,7 +64,7 @@ def accuracies(run: Run) -> dict[str, Any]:
         except KdplError as error:
             gaps.append(f"{title}: {error}")
             continue
-        values = {name: accuracy_of(name, each[None]) for name, each in scores.items()}
+        values = {name: accuracy_of(name, array[None]) for name, array in scores.items()}
         rows.append(ModelRow(key, title, values))
         tested[key] = scores
     if not rows:
@@ -72,7 +74,7 @@ def accuracies(run: Run) -> dict[str, Any]:
             k: title for k, title in ACCURACY_TITLES.items() if any(k in row.values for row in rows)
         },
         "rows": rows,
-        "images": max(len(each) for scores in tested.values() for each in scores.values()),
+        "images": max(len(array) for scores in tested.values() for array in scores.values()),
         "gaps": gaps,
         "difference": _difference(run),
         "below": below_probes(tested, advice_for(run)),
@@ -87,13 +89,14 @@ def _tested(run: Run, name: str) -> Scores:
 
 
 def below_probes(tested: Mapping[str, Scores], advice: str) -> str | None:
-    """Say in one sentence that the student is less accurate than a linear probe, and what to do.
+    """Return a sentence if the student is less accurate than a linear probe, else None.
 
     Args:
         tested: Scores of the models, by key of ``ModelRow``.
-        advice: What to do.
+        advice: What the sentence tells the reader to do.
     """
     student, better, share = tested.get("student", {}), [], ""
+    # a probe has one accuracy: of all classes, or of the base classes
     for role, network in {"student": "its own network", "teacher": "the teacher's CLIP"}.items():
         for key, probe in tested.get(f"{role}_probe", {}).items():
             if key not in student or student[key].mean() >= probe.mean():
@@ -112,7 +115,7 @@ def below_probes(tested: Mapping[str, Scores], advice: str) -> str | None:
 
 
 def advice_for(run: Run) -> str:
-    """Name what may lift the student and is not set already."""
+    """Name the remedies for a weak student that the run does not use yet."""
     target = None if run.student is None else run.student.settings("model").get("target")
     remedies = [] if is_refined(target) else ["add --student refined"]
     if not (run.folder / "search").is_dir():
@@ -145,15 +148,15 @@ class ClassRow(NamedTuple):
 
 
 def classes(run: Run) -> dict[str, Any]:
-    """Collect accuracies by class; the gap says why the teacher's are missing."""
-    names, own, teacher, gap = run.vectors.class_names, run.main.predictions, None, None
+    """Collect accuracies by class; ``gap`` says why the teacher's are missing."""
+    names, main, teacher, gap = run.vectors.class_names, run.main.predictions, None, None
     if run.student is None:
-        return {"rows": class_rows(names, own, None), "gap": None}
+        return {"rows": class_rows(names, main, None), "gap": None}
     try:
-        teacher = [each for each, _ in run.pairs]
+        teacher = [prediction for prediction, _ in run.pairs]
     except KdplError as error:
         gap = str(error)
-    return {"rows": class_rows(names, teacher, own), "gap": gap}
+    return {"rows": class_rows(names, teacher, main), "gap": gap}
 
 
 def class_rows(
@@ -161,24 +164,25 @@ def class_rows(
     teacher: Sequence[ImagePrediction] | None,
     student: Sequence[ImagePrediction] | None,
 ) -> list[ClassRow]:
-    """Count by class, the student's largest losses first; None is a model that was not tested."""
+    """Count by class, the student's largest losses first; None for a model without a test."""
     images = Counter(p.label_number for p in student or teacher or ())
     correct = [
-        None if each is None else Counter(p.label_number for p in each if p.correct)
-        for each in (teacher, student)
+        None if predictions is None else Counter(p.label_number for p in predictions if p.correct)
+        for predictions in (teacher, student)
     ]
     rows = []
     for i, name in enumerate(names):
         if images[i]:
-            shares = [None if each is None else each[i] / images[i] for each in correct]
+            shares = [None if counts is None else counts[i] / images[i] for counts in correct]
             rows.append(ClassRow(i, name, images[i], *shares))
+    # without a difference, the lowest accuracies first
     return sorted(
         rows, key=lambda r: next(x for x in (r.difference, r.student, r.teacher) if x is not None)
     )
 
 
 def confusions(run: Run) -> dict[str, Any]:
-    """Collect the confusion matrix of a few classes, and the largest confusions of any number."""
+    """Collect the largest confusions and, for a few classes, the confusion matrix."""
     names, predictions = run.vectors.class_names, run.main.predictions
     readable = len(names) <= MATRIX_CLASSES
     return {
@@ -205,7 +209,7 @@ def confusion_matrix(
 def largest_confusions(
     names: Sequence[str], predictions: Sequence[ImagePrediction], count: int
 ) -> list[tuple[str, str, int, float]]:
-    """List true class, predicted class, images, and their share of the true class's."""
+    """List the largest confusions: true class, predicted class, images, share of the true class."""
     images = Counter(p.label_number for p in predictions)
     wrong = Counter((p.label_number, p.prediction_number) for p in predictions if not p.correct)
     rows = [
@@ -217,9 +221,10 @@ def largest_confusions(
 
 
 def find_examples(run: Run) -> dict[str, Any]:
-    """Count disagreements, and show examples as thumbnails, evenly spread over their kinds."""
+    """Count disagreements, and collect thumbnails of examples of each kind."""
     kinds = disagreements(run.pairs)
     shown, gap = [], None
+    # the counts need no images
     try:
         read = run.tested_data().test_item
         for kind in kinds:
@@ -239,7 +244,7 @@ def find_examples(run: Run) -> dict[str, Any]:
 
 
 def disagreements(pairs: Iterable[Pair]) -> tuple[list[Pair], list[Pair], list[Pair]]:
-    """Sort the pairs that differ: only the teacher is correct, only the student is, neither is."""
+    """Sort the differing pairs: only the teacher is correct, only the student, neither."""
     kinds: tuple[list[Pair], list[Pair], list[Pair]] = [], [], []
     only_teacher, only_student, neither = kinds
     for teacher, student in pairs:

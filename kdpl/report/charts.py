@@ -1,4 +1,4 @@
-"""Coordinates of the lines and marks in the report's charts, which the templates draw as SVG."""
+"""Coordinates of the charts that the report's templates draw as SVG."""
 
 from collections.abc import Mapping, Sequence
 from math import floor, log10
@@ -23,6 +23,7 @@ class Axis(NamedTuple):
     @property
     def ticks(self) -> list[tuple[float, str]]:
         """Two to seven round values within the axis, as pixel and text."""
+        # the smallest step of 1, 2 or 5 times a power of ten that leaves few enough ticks
         rough = (self.high - self.low) / 6
         power = 10.0 ** floor(log10(rough))
         step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough * 0.999)
@@ -32,13 +33,14 @@ class Axis(NamedTuple):
 
 
 def line_chart(title: str, lines: Mapping[str, Sequence[Point]]) -> dict[str, Any] | None:
-    """Lay out (epoch, value) pairs by name, but for empty lines; None if all are empty."""
+    """Lay out the lines that are not empty, of (epoch, value) by name; None if all are empty."""
     drawn = {name: line for name, line in lines.items() if line}
     if not drawn:
         return None
     width, height = 400, 220
     epochs, values = zip(*(point for line in drawn.values() for point in line), strict=True)
     low, high = min(values), max(values)
+    # an axis needs a length, even for a single point
     x = Axis(min(epochs), max(*epochs, min(epochs) + 1), 48, width - 10)
     y = Axis(low, high if high > low else low + 1, height - 34, 12)
     placed = [

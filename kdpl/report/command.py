@@ -14,7 +14,7 @@ def report(run: str, *, out: str | None = None, trust: bool = False) -> int:
     Args:
         run: the --out of run, or of a stage's fit
         out: file to write, instead of report.html in RUN
-        trust: the run is your own: import whatever classes its configs name
+        trust: import any class that the configs name, for a run that you trust
     """
     folder = Path(run)
     path = output_file("--out", out) if out is not None else folder / REPORT_FILE

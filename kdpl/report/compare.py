@@ -1,4 +1,4 @@
-"""Runs side by side: test accuracies, and differences to the first run over the same images."""
+"""Comparison of runs: test accuracies, and differences to the first run on the same images."""
 
 import os
 from collections import Counter
@@ -20,10 +20,7 @@ from kdpl.runtime.predictions import ImagePrediction
 
 
 class ComparisonRow(NamedTuple):
-    """A line of the table: its S seeds, and the scores of each as arrays [S, N].
-
-    A line of something without seeds has none.
-    """
+    """A row of the table: its S seeds, none for a baseline without seeds, and scores [S, N]."""
 
     name: str
     seeds: Sequence[int]
@@ -31,7 +28,7 @@ class ComparisonRow(NamedTuple):
 
     @classmethod
     def of(cls, name: str, seeds: Sequence[int], scored: Sequence[Scores]) -> "ComparisonRow":
-        """Stack the scores of seeds, as far as all of them have an accuracy."""
+        """Stack the scores of seeds, for the accuracies that all seeds have."""
         keys = [key for key in scored[0] if all(key in scores for scores in scored)]
         return cls(name, seeds, {key: np.stack([scores[key] for scores in scored]) for key in keys})
 
@@ -40,15 +37,17 @@ def find_groups(arguments: Sequence[str], trusted: bool = False) -> dict[str, li
     """Find the runs of each row of a comparison, in the order of their seeds.
 
     Args:
-        arguments: Folders of ``run`` or of a stage, named by the folder, or ``NAME=RUN,RUN,…``,
-            which may be patterns.
+        arguments: Folders of ``run`` or of a stage, named by the folder, or ``NAME=RUN,RUN,…``
+            of folders or patterns.
         trusted: Whether configs may name classes other than kdpl's.
 
     Raises:
-        ConfigError: A run does not exist, or two rows have one name, or two runs of a row one seed.
-        ArtifactError: A run was not tested, or not on the images and classes of the first one.
+        ConfigError: A run does not exist, two rows have the same name, or two runs of a row have
+            the same seed.
+        ArtifactError: A run was not tested, or not on the images and classes of the first run.
     """
     groups: dict[str, list[Run]] = {}
+    # read the name and the runs of each row
     for argument in arguments:
         name, paths = Path(argument).resolve().name, [argument]
         if "=" in argument and not Path(argument).is_dir():
@@ -65,22 +64,24 @@ def find_groups(arguments: Sequence[str], trusted: bool = False) -> dict[str, li
             raise ConfigError(
                 f"two runs of {name} have the same seed: give runs that differ in the seed"
             )
-    first, *others = (run for runs in groups.values() for run in runs)
-    for run in others:
+    # differences are paired, so all runs need the same test images
+    first, *rest = (run for runs in groups.values() for run in runs)
+    for run in rest:
         _require_same_test(run, first)
     return groups
 
 
 def _require_same_test(run: Run, first: Run) -> None:
-    """Raise an ArtifactError that says how classes or test images of two runs differ."""
-    names = [each.vectors.class_names for each in (run, first)]
-    tests = [each.main.predictions for each in (run, first)]
+    """Raise an ArtifactError if classes or test images of two runs differ."""
+    names = [compared_run.vectors.class_names for compared_run in (run, first)]
+    tests = [compared_run.main.predictions for compared_run in (run, first)]
     other_names = (f"{a} and {b}" for a, b in zip(*names, strict=False) if a != b)
     other_images = (
         f"{a.source} of class {a.label}, and {b.source} of class {b.label}"
         for a, b in zip(*tests, strict=False)
         if not _same_image(a, b)
     )
+    # different numbers say more than the first difference
     for what, lists, differing in (
         ("classes", names, other_names),
         ("test images", tests, other_images),
@@ -90,12 +91,12 @@ def _require_same_test(run: Run, first: Run) -> None:
         if difference is not None:
             raise ArtifactError(
                 f"{run.folder} was tested on other {what} than {first.folder} ({difference}): "
-                "compare them with runs of their own"
+                "compare only runs with the same test"
             )
 
 
 def _same_image(image: ImagePrediction, other: ImagePrediction) -> bool:
-    """Return whether two test images have one label, and one path without links or equal bytes."""
+    """Return whether two test images have the same label, and the same resolved path or bytes."""
     if image.label_number != other.label_number:
         return False
     if os.path.realpath(image.source) == os.path.realpath(other.source):
@@ -107,7 +108,7 @@ def _same_image(image: ImagePrediction, other: ImagePrediction) -> bool:
 
 
 def run_row(name: str, runs: Sequence[Run]) -> ComparisonRow:
-    """Score the students of runs, or their teachers without students."""
+    """Score the students of runs, or the teachers of runs without a student."""
     return ComparisonRow.of(
         name, [run.seed for run in runs], [scores_of(run, run.main) for run in runs]
     )
@@ -116,14 +117,14 @@ def run_row(name: str, runs: Sequence[Run]) -> ComparisonRow:
 def baselines(
     groups: Mapping[str, Sequence[Run]], with_probes: bool
 ) -> tuple[list[ComparisonRow], list[str]]:
-    """Make rows of the original CLIPs of teachers and students, each once.
+    """Return rows, each once, and notes on the original CLIPs of teachers and students.
 
-    They are tested zero-shot and with linear probes on their frozen features. Returns the rows, and
-    notes about them.
+    The rows are zero-shot accuracies and, with ``with_probes``, linear probes on frozen features.
     """
     rows: dict[tuple[str, bytes], tuple[ComparisonRow, str, str]] = {}
     notes = []
     kinds = ["zero-shot accuracy", *(["linear probe"] if with_probes else [])]
+    # row and scores identify a baseline that several groups share
     for what, role, (name, runs) in product(kinds, ("teacher", "student"), groups.items()):
         if role not in runs[0].stages:
             continue
@@ -136,7 +137,7 @@ def baselines(
             continue
         scores = b"".join(values.tobytes() for values in row.scores.values())
         rows.setdefault((row.name, scores), (row, name, choice))
-    # networks with other labels may have one name
+    # probes of one network with different labels share a name
     uses = Counter(row.name for row, *_ in rows.values())
     named = [
         (row._replace(name=f"{row.name}, of {of}") if uses[row.name] > 1 else row, choice)
@@ -157,19 +158,19 @@ def _zero_shot(run: Run, role: str) -> tuple[ComparisonRow, str]:
 
 
 def _probe(runs: Sequence[Run], role: str) -> tuple[ComparisonRow, str]:
-    """Score the probes of runs; returns how C was chosen as well."""
-    made = [linear_probe(run, role) for run in runs]
-    last = made[-1].about
+    """Return the row of the runs' probes, and a note on how C was chosen."""
+    probes = [linear_probe(run, role) for run in runs]
+    last = probes[-1].about
     name = f"linear probe: {last['network']}, {last['labels']} labels"
-    strengths = ", ".join(f"{probe.about['C']:g}" for probe in made)
-    row = ComparisonRow.of(name, [run.seed for run in runs], [probe.scores for probe in made])
+    strengths = ", ".join(f"{probe.about['C']:g}" for probe in probes)
+    row = ComparisonRow.of(name, [run.seed for run in runs], [probe.scores for probe in probes])
     return row, f"C = {strengths}, {last['how']}"
 
 
 def compared(rows: Sequence[ComparisonRow]) -> list[dict[str, Any]]:
-    """Compare rows with the first one, by accuracy; returns flat records with figures in %.
+    """Return a flat record, with figures in %, for each accuracy and row.
 
-    ``verdict`` says whether the difference's interval excludes 0, in words.
+    ``verdict`` says in words whether the interval of the difference to the first row excludes 0.
     """
     return [
         _record(key, row, rows[0]) for key in ACCURACY_COLUMNS for row in rows if key in row.scores
@@ -192,9 +193,9 @@ def _record(key: str, row: ComparisonRow, first: ComparisonRow) -> dict[str, Any
     }
 
 
-def _figures(name: str, found: Accuracy | None) -> dict[str, float | None]:
+def _figures(name: str, accuracy: Accuracy | None) -> dict[str, float | None]:
     names = (name, f"{name}_low", f"{name}_high")
-    if found is None:
+    if accuracy is None:
         return dict.fromkeys(names)
-    figures = (found.value, *found.interval)
-    return {name: round(100 * each, 4) for name, each in zip(names, figures, strict=True)}
+    shares = (accuracy.value, *accuracy.interval)
+    return {name: round(100 * share, 4) for name, share in zip(names, shares, strict=True)}

@@ -20,18 +20,17 @@ def compare(
     baselines: Literal["all", "zero-shot", "none"] = "all",
     trust: bool = False,
 ) -> int:
-    """Compare the test accuracies of runs with those of the first one, on the same test images.
+    """Compare the test accuracies of runs with the first run, on the same test images.
 
     A difference is called higher or lower if its 95 % interval excludes 0.
 
     Args:
         runs: the --out of run, or of a stage's fit; NAME=RUN,RUN,… are runs that differ only in the
-            seed, of which the means are compared; a pattern, as in 'NAME=runs/few_*', stands for
-            several
+            seed, compared by their means; a pattern, as in 'NAME=runs/few_*', stands for several
         out: file to write the table to as well, .md, .csv or .json
         baselines: rows for the original CLIPs of teacher and student, zero-shot and with a linear
             probe
-        trust: the runs are your own: import whatever classes their configs name
+        trust: import any class that the configs name, for runs that you trust
     """
     path = output_file("--out", out) if out is not None else None
     if path is not None and path.suffix not in _ENDINGS:
@@ -44,19 +43,20 @@ def compare(
     from kdpl.runtime.messages import quiet_libraries
 
     quiet_libraries()
+    # a row for each group of runs, then the baselines
     groups = comparison.find_groups(runs, trust)
     rows = [comparison.run_row(name, group) for name, group in groups.items()]
     images = rows[0].scores["acc"].shape[1]
     over = "images and seeds" if any(len(row.seeds) > 1 for row in rows) else "images"
     notes = [
-        f"accuracy in % on {images} test images, with 95 % intervals; those of differences are "
-        f"paired, over {over}"
+        f"accuracy in % on {images} test images, with 95 % intervals, paired for differences, "
+        f"over {over}"
     ]
     if any("novel_acc" in row.scores for row in rows):
         notes.append("transductive: unlabelled images of novel classes were seen in distillation")
     if baselines != "none":
-        more, about = comparison.baselines(groups, with_probes=baselines == "all")
-        rows, notes = rows + more, notes + about
+        added_rows, added_notes = comparison.baselines(groups, with_probes=baselines == "all")
+        rows, notes = rows + added_rows, notes + added_notes
     records = comparison.compared(rows)
     print("\n".join(map(visible, [*_lines(records), "", *notes])))
     if path is not None:
@@ -81,19 +81,19 @@ def _text(ending: str, records: list[dict[str, Any]], notes: list[str]) -> str:
 
 
 def _lines(records: list[dict[str, Any]], escape: Callable[[str], str] = str) -> list[str]:
-    """Lay records out as a Markdown table whose columns are as wide as their texts."""
+    """Lay out records as a Markdown table with aligned columns."""
     from kdpl.runtime.markdown import markdown_rows
 
     lines = [["classes", "", "accuracy", f"difference to {records[0]['row']}", ""]]
-    for each in records:
-        name = f"{each['row']} ({each['seeds']} seeds)" if each["seeds"] > 1 else each["row"]
-        accuracy = "{accuracy:.1f} [{accuracy_low:.1f}, {accuracy_high:.1f}]".format_map(each)
+    for record in records:
+        seeds = f" ({record['seeds']} seeds)" if record["seeds"] > 1 else ""
+        accuracy = "{accuracy:.1f} [{accuracy_low:.1f}, {accuracy_high:.1f}]".format_map(record)
         figures = "{difference:+.1f} [{difference_low:+.1f}, {difference_high:+.1f}]"
-        difference = "" if each["difference"] is None else figures.format_map(each)
-        lines.append(
-            [each["classes"], name, accuracy, difference.replace("-", "−"), each["verdict"]]
-        )
-    labels = 1 if len({each["classes"] for each in records}) == 1 else 2
+        difference = "" if record["difference"] is None else figures.format_map(record)
+        name, difference = record["row"] + seeds, difference.replace("-", "−")
+        lines.append([record["classes"], name, accuracy, difference, record["verdict"]])
+    # the column of classes is left out where all rows have the same
+    labels = 1 if len({record["classes"] for record in records}) == 1 else 2
     cells = [[escape(text) for text in line[2 - labels :]] for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     formats = [f"{'<' if i < labels else '>'}{width}" for i, width in enumerate(widths)]

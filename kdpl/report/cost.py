@@ -24,7 +24,7 @@ _SECONDS, _MIN_ROUNDS = 2.0, 3
 
 
 class Encoder(NamedTuple):
-    """An encoder of images uint8 [B, 3, S, S], with the modules of its parameters, and S."""
+    """Encoder of images uint8 [B, 3, S, S], the modules with its parameters, and S."""
 
     encode: Encode
     modules: Sequence[nn.Module]
@@ -32,12 +32,12 @@ class Encoder(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """Number of parameters; one in two modules counts once."""
+        """Number of parameters; a parameter that modules share counts once."""
         return sum(p.numel() for p in nn.ModuleList(self.modules).parameters())
 
 
 def costs(run: Run) -> dict[str, Any]:
-    """Measure the image encoders of teacher and student, and the files that they leave."""
+    """Measure the image encoders of teacher and student, and the files that a run leaves."""
     where = device()
     encoders, gaps = {}, {}
     for name, load in (("teacher", _teacher_encoder), ("student", _student_encoder)):
@@ -68,7 +68,7 @@ def _teacher_encoder(run: Run) -> Encoder:
 
 def _student_encoder(run: Run) -> Encoder:
     encoder = run.classifier.encoder.to(device())
-    # a frozen tower is not among the encoder's own parameters
+    # a frozen tower is not a submodule of the encoder
     modules = [encoder, encoder.tower.module]
     return Encoder(encoder, modules, run.classifier.preprocessing.image_size)
 
@@ -100,9 +100,9 @@ def _cpu() -> str:
 def measure(encoders: Mapping[str, Encoder], where: torch.device) -> dict[str, dict[str, float]]:
     """Count parameters and operations of encoders, and time them in float32 on images in memory.
 
-    They take turns, so that other programs slow all of them alike, and the fastest batch of each
-    counts.
+    Encoders take turns, so that other programs slow all of them alike; the fastest batch counts.
     """
+    # random images on the device, so that loading costs no time
     batch_size = _BATCH_SIZES[where.type]
     images = {
         name: torch.randint(
@@ -110,6 +110,7 @@ def measure(encoders: Mapping[str, Encoder], where: torch.device) -> dict[str, d
         )
         for name, e in encoders.items()
     }
+    # time them in turns
     fastest = dict.fromkeys(encoders, float("inf"))
     rounds, start = 0, time.perf_counter()
     while encoders and (rounds < _MIN_ROUNDS or time.perf_counter() - start < _SECONDS):
@@ -139,9 +140,9 @@ def _seconds(encode: Encode, images: Tensor) -> float:
 
 @torch.no_grad()
 def count_flops(encode: Encode, images: Tensor) -> int:
-    """Count operations of matrix products and convolutions: a multiply-add is two."""
+    """Count the operations of matrix products and convolutions; a multiply-add is two."""
+    # the counter does not support fused attention on every device
     fast = torch.backends.mha.get_fastpath_enabled()
-    # the counter does not know fused attention on every device
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""Accuracies of tests, their differences, and 95 % confidence intervals over images and seeds."""
+"""Test accuracies and their differences, with 95 % intervals over images and seeds."""
 
 from typing import NamedTuple
 
@@ -15,23 +15,20 @@ Floats = npt.NDArray[np.float64]
 Interval = tuple[float, float]
 
 Scores = dict[str, Floats]
-"""By key of ``ACCURACY_COLUMNS``, what each of N images contributes to that accuracy, [N].
-
-The accuracy is the mean.
-"""
+"""Scores of N images [N] by key of ``ACCURACY_COLUMNS``; their mean is the accuracy."""
 
 _LEVEL = 0.95
 
 
 class Accuracy(NamedTuple):
-    """Share of correctly classified images, or difference of two, with its 95 % interval."""
+    """Share of correctly classified images, or a difference of shares, with its 95 % interval."""
 
     value: float
     interval: Interval
 
 
 def scores_of(run: Run, stage: Stage) -> Scores:
-    """Score the images of a run's test; an ArtifactError if it is missing or incomplete."""
+    """Score the test images of a stage; an ArtifactError if the test is missing or incomplete."""
     predictions, num_base = stage.predictions, run.vectors.num_base
     scores = {"acc": np.array([p.correct for p in predictions], float)}
     if num_base is None:
@@ -46,8 +43,8 @@ def scores_of(run: Run, stage: Stage) -> Scores:
     halves = {"base_acc": correct[is_base], "novel_acc": correct[~is_base]}
     if not all(half.size for half in halves.values()):
         return scores | {key: half for key, half in halves.items() if half.size}
-    # linear in the images: h + dh/db (N / N_b) (x - b) for a base image,
-    # and the same with n for a novel one
+    # the harmonic mean h, linearised in the images: h + dh/db (N / N_b) (x - b) for a base image,
+    # and the same with n for a novel image
     b, n = (half.mean() for half in halves.values())
     total = b + n or 1.0
     slopes = np.where(is_base, n**2 / is_base.mean(), b**2 / (~is_base).mean()) * 2 / total**2
@@ -58,13 +55,13 @@ def scores_of(run: Run, stage: Stage) -> Scores:
 def accuracy_of(key: str, scores: Floats) -> Accuracy:
     """Return the mean of scores [S, N] of S seeds with its interval.
 
-    It is Wilson's if one seed's images are correct or not, and else that of ``paired_difference``.
+    The interval is Wilson's for one seed, except for "hm", else from ``paired_difference``.
     """
     if len(scores) == 1 and key != "hm":
         return Accuracy(float(scores.mean()), wilson(round(scores.sum()), scores.size))
-    found = paired_difference(np.zeros((1, scores.shape[1])), scores)
-    low, high = found.interval
-    return Accuracy(found.value, (max(low, 0.0), min(high, 1.0)))
+    mean = paired_difference(np.zeros((1, scores.shape[1])), scores)
+    low, high = mean.interval
+    return Accuracy(mean.value, (max(low, 0.0), min(high, 1.0)))
 
 
 def wilson(correct: int, images: int) -> Interval:
@@ -74,18 +71,19 @@ def wilson(correct: int, images: int) -> Interval:
 
 
 def paired_difference(first: Floats, second: Floats, same_seeds: bool = False) -> Accuracy:
-    """Return the mean of second scores [S, N] minus that of first ones [R, N] of the same images.
+    """Return the mean of second scores [S, N] minus the mean of first scores [R, N].
 
-    Images and seeds are two samples, whose squared standard errors add up: that of the images'
-    differences, averaged over seeds, and that of the seeds' differences, averaged over images. The
-    interval is Student's, with Welch's degrees of freedom (Biometrika 34, 1947). With one seed it
-    is that of the images alone. ``same_seeds`` tells whether both are of the same seeds in the same
-    order, which are then pairs as well.
+    Both score the same images. Images and seeds are two samples; their squared standard errors add
+    up: the error of the images' differences, averaged over seeds, and the error of the seeds'
+    differences, averaged over images. The interval is Student's, with Welch's degrees of freedom
+    (Biometrika 34, 1947). With one seed it is over the images alone. With ``same_seeds``, both have
+    the same seeds in the same order, and seeds are paired as well.
     """
     by_image = second.mean(axis=0) - first.mean(axis=0)
     by_seed = [first.mean(axis=1), second.mean(axis=1)]
     if same_seeds:
         by_seed = [(second - first).mean(axis=1)]
+    # one seed has no variance
     samples = [sample for sample in (by_image, *by_seed) if len(sample) > 1]
     squares = np.array([sample.var(ddof=1) / len(sample) for sample in samples])
     mean, total = float(by_image.mean()), squares.sum()

@@ -1,4 +1,4 @@
-"""The report's page: its sections, or sentences that say why one cannot be made."""
+"""Page of the report: its sections, or a sentence where a section cannot be made."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ from kdpl.runtime.messages import inform
 from kdpl.tasks import MULTI_CLASS
 
 _TEMPLATES = Path(__file__).parent / "templates"
-# as they are made; the page has its own order
+# in the order of computation; the template orders the page
 _SECTIONS: dict[str, Callable[[Run], Any]] = {
     "training": training,
     "accuracy": accuracies,
@@ -34,7 +34,7 @@ _SECTIONS: dict[str, Callable[[Run], Any]] = {
 }
 
 _ONE_CLASS = ("accuracy", "classes", "confusions", "disagreement")
-"""Sections for images of one class each."""
+"""Sections for runs with one class per image."""
 
 
 class Section(NamedTuple):
@@ -42,12 +42,12 @@ class Section(NamedTuple):
 
     Attributes:
         title: Its heading.
-        make: Collects its data from a run; a KdplError becomes a sentence that says why there is
-            none. None: no section.
-        template: Its part of the page, which takes the data as ``data``.
+        make: Collects its data from a run. The page shows a KdplError in place of the section;
+            None leaves the section out.
+        template: Its part of the page, a template of ``data``.
         after: Name of the section that it follows.
         wide: Whether it takes the whole width.
-        task: Name of the task whose runs have it.
+        task: Name of the task that has the section.
     """
 
     title: str
@@ -61,16 +61,18 @@ class Section(NamedTuple):
 def render(run: Run) -> str:
     """Return a run's report as HTML."""
     added: dict[str, Section] = plugins.load_all("report")
-    own = {name: section.make for name, section in added.items() if section.task == run.task}
-    makers = _SECTIONS | own
+    # the sections of this task
+    makers = _SECTIONS | {
+        name: section.make for name, section in added.items() if section.task == run.task
+    }
     if run.task != MULTI_CLASS.name:
         makers = {name: make for name, make in makers.items() if name not in _ONE_CLASS}
     sections = {name: {"data": None, "gap": None} for name in [*_SECTIONS, *added]}
     sections |= {name: _section(make, run) for name, make in makers.items()}
-    # what is said first: that the student is below what asks for less
+    # warn first of a student that is less accurate than a linear probe
     collected: list[Any] = [section["data"] for section in sections.values()]
-    said = (data.get("below") for data in collected if isinstance(data, dict))
-    below = next(filter(None, said), None)
+    warnings = (data.get("below") for data in collected if isinstance(data, dict))
+    below = next(filter(None, warnings), None)
     if below is not None:
         inform(below)
     name = run.folder.resolve().name
@@ -85,7 +87,8 @@ def render(run: Run) -> str:
 
 
 def fill(template: str, **values: Any) -> str:
-    """Fill in the template of a page, with its one script."""
+    """Render a page's template."""
+    # a plugin's template lies in its package
     folders = [section.template.parent for section in values.get("added", {}).values()]
     environment = Environment(
         loader=FileSystemLoader([_TEMPLATES, *folders]),

@@ -29,7 +29,7 @@ _SHEET = 40
 
 
 def callbacks(module: LightningModule) -> list[Callback]:
-    """Return what draws a test whose results are saved."""
+    """Return the callback that draws a test, if the test's results are saved."""
     # Lightning sets the attribute without declaring it
     trainer_callbacks: list[Callback] = getattr(module.trainer, "callbacks", [])
     saved = any(isinstance(callback, SaveTestResults) for callback in trainer_callbacks)
@@ -37,13 +37,13 @@ def callbacks(module: LightningModule) -> list[Callback]:
 
 
 class DrawPictures(Callback):
-    """Draws a confusion matrix and a sheet of test images after a test, if it has matplotlib.
+    """Draws a confusion matrix and a sheet of test images after a test, if matplotlib is installed.
 
-    The sheet shows a selection of them with the predictions of student and teacher.
+    The sheet shows a selection of test images with the predictions of student and teacher.
     """
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the predictions, beside those of the teacher if there are any."""
+        """Draw the predictions, next to the teacher's predictions if there are any."""
         if domain_of(trainer).task != MULTI_CLASS.name or not trainer.is_global_zero:
             return
         if find_spec("matplotlib") is None:
@@ -54,11 +54,12 @@ class DrawPictures(Callback):
         teacher = pl_module.teacher_folder if isinstance(pl_module, StudentDistillation) else None
         try:
             _draw_test(trainer, teacher)
-        except Exception as error:  # such as an image that is gone; the results are written
+        except Exception as error:  # such as a removed image; the results are written
             warn(f"cannot draw pictures of the test ({reason(error)})")
 
 
 def _draw_test(trainer: Trainer, teacher_folder: Path | None) -> None:
+    # the matrix
     data = domain_of(trainer)
     predictions = read_predictions(Path(trainer.default_root_dir))
     if len(data.class_names) <= _MOST_CLASSES:
@@ -68,6 +69,7 @@ def _draw_test(trainer: Trainer, teacher_folder: Path | None) -> None:
             f"no picture of the confusions of {len(data.class_names)} classes: a report "
             "lists the largest ones"
         )
+    # the sheet, if the teacher was tested on the same images
     teacher = read_predictions(teacher_folder) if teacher_folder is not None else []
     if [p.source for p in teacher] == [p.source for p in predictions]:
         pairs = list(zip(teacher, predictions, strict=True))
@@ -89,7 +91,7 @@ def _show(trainer: Trainer, name: str, draw: Callable[[Path], None]) -> None:
     try:
         with matplotlib.rc_context({"font.family": fonts}):
             draw(path)
-    except Exception as error:  # the results are written, and no picture is worth a test
+    except Exception as error:  # the results are written; a missing picture must not fail the test
         warn(f"cannot draw {path} ({reason(error)})")
         return
     for logger in trainer.loggers:
@@ -100,16 +102,17 @@ def _show(trainer: Trainer, name: str, draw: Callable[[Path], None]) -> None:
 
             logger.experiment.add_image(f"{FIGURES_FOLDER}/{name}", decode_image(str(path)))
         elif (log_picture := getattr(logger, "log_picture", None)) is not None:
-            # of a logger beyond Lightning's own
+            # another logger that can, such as kdpl's for MLflow
             log_picture(f"{FIGURES_FOLDER}/{name}", path)
     inform(f"picture: {path}")
 
 
 @cache
 def font_families(texts: tuple[str, ...]) -> list[str]:
-    """Return matplotlib's font, and installed ones with characters it lacks, such as Chinese."""
+    """Return matplotlib's font, and installed fonts with characters it lacks, such as Chinese."""
     from matplotlib.font_manager import findfont, findSystemFonts, fontManager, get_font
 
+    # matplotlib tries the families in order, for each character
     families = ["DejaVu Sans"]
     missing = set(map(ord, "".join(texts))) - get_font(findfont(families[0])).get_charmap().keys()
     for path in findSystemFonts() if missing else ():
@@ -129,9 +132,10 @@ def font_families(texts: tuple[str, ...]) -> list[str]:
 def draw_confusion(
     predictions: Sequence[ImagePrediction], class_names: Sequence[str], path: Path
 ) -> None:
-    """Draw the confusion matrix of all classes, in order, as shares of each class's images."""
+    """Draw the confusion matrix of all classes, as shares of each true class's images."""
     from matplotlib.figure import Figure
 
+    # shares as colours
     counts = np.array(confusion_matrix(class_names, predictions), float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = 2.2 + 0.42 * min(len(class_names), _COUNTED_CLASSES)
@@ -141,6 +145,7 @@ def draw_confusion(
     figure.colorbar(image, ax=axis, fraction=0.046, pad=0.03, label="share of the class's images")
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
+    # names and counts, as long as they are readable
     if len(class_names) <= _NAMED_CLASSES:
         labels = [shorten(name, 24) for name in class_names]
         style: dict[str, Any] = {"fontsize": 8, "parse_math": False}
@@ -161,7 +166,7 @@ def draw_confusion(
 
 
 def choose_for_sheet(pairs: Sequence[Pair], count: int = _SHEET) -> list[int]:
-    """Choose positions in ``pairs``, in order; half are mistakes of either, the others spread."""
+    """Choose positions in ``pairs``, in order: half are mistakes of either, the rest is correct."""
     wrong = [i for i, pair in enumerate(pairs) if _is_wrong(pair)]
     chosen = spread(wrong, count // 2)
     rest = [i for i, pair in enumerate(pairs) if not _is_wrong(pair)]
@@ -169,13 +174,14 @@ def choose_for_sheet(pairs: Sequence[Pair], count: int = _SHEET) -> list[int]:
 
 
 def _is_wrong(pair: Pair) -> bool:
-    return not all(each.correct for each in pair)
+    return not all(prediction.correct for prediction in pair)
 
 
 def draw_sheet(images: Sequence[Image], pairs: Sequence[Pair], title: str, path: Path) -> None:
-    """Draw images of any size with true class and predictions; the title says which they are."""
+    """Draw images of any size in a grid, with true classes and predictions, below a title."""
     from matplotlib.figure import Figure
 
+    # a grid of at most eight columns
     columns = min(8, max(1, len(images)))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.45 * columns, 1.95 * rows + 0.5))
@@ -187,10 +193,11 @@ def draw_sheet(images: Sequence[Image], pairs: Sequence[Pair], title: str, path:
     for axis, image, pair in zip(axes, images, pairs, strict=False):
         axis.imshow(image, interpolation="nearest" if image.width < 100 else "antialiased")
         axis.set_title(shorten(pair[0].label, 18), fontsize=8, pad=3, parse_math=False)
-        for line, (letter, each) in enumerate(zip("TS", pair, strict=True)):
-            mark, name = "✓" if each.correct else "✗", shorten(each.prediction, 18)
+        for line, (letter, prediction) in enumerate(zip("TS", pair, strict=True)):
+            mark = "✓" if prediction.correct else "✗"
+            name = shorten(prediction.prediction, 18)
             axis.annotate(
-                f"{letter} {mark} {name} {100 * each.probability:.0f} %",
+                f"{letter} {mark} {name} {100 * prediction.probability:.0f} %",
                 xy=(0.5, 0),
                 xycoords="axes fraction",
                 xytext=(0, -4 - 12 * line),
@@ -198,7 +205,7 @@ def draw_sheet(images: Sequence[Image], pairs: Sequence[Pair], title: str, path:
                 ha="center",
                 va="top",
                 fontsize=7.5,
-                color="#1a7f37" if each.correct else "#c62828",
+                color="#1a7f37" if prediction.correct else "#c62828",
                 parse_math=False,
             )
     _save(figure, path)

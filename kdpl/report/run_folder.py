@@ -38,8 +38,8 @@ Pair = tuple[ImagePrediction, ImagePrediction]
 class Stage:
     """Folder of one stage: a fit and its test, or the test of an original CLIP; it need not exist.
 
-    With ``trusted``, its config may name classes other than kdpl's. What is missing or damaged is a
-    KdplError.
+    With ``trusted``, its config may name classes other than kdpl's. Reading a missing or damaged
+    file raises a KdplError.
     """
 
     folder: Path
@@ -51,10 +51,11 @@ class Stage:
         file = self.folder / CONFIG_FILE
         config = read_config(str(file))
         sections = [config.get(name) for name in ("model", "data")]
+        # before anything is imported
         for name in _named_classes(sections):
             self.require_trust(name, file)
         settings = [s.get("init_args") if isinstance(s, dict) else None for s in sections]
-        complete = all(isinstance(each, dict) for each in settings)
+        complete = all(isinstance(init_args, dict) for init_args in settings)
         if not complete or not isinstance(config.get("seed_everything"), int):
             raise ConfigError(
                 f"config {file} is not that of a fit, with seed_everything, model "
@@ -63,11 +64,11 @@ class Stage:
         return config
 
     def require_trust(self, name: str, file: Path) -> None:
-        """Raise a ConfigError if a file names a class other than kdpl's, which would be run."""
+        """Raise a ConfigError if a file names a class other than kdpl's, unless trusted."""
         if "." in name and not name.startswith("kdpl.") and not self.trusted:
             raise ConfigError(
-                f"{file} names the class {name[:100]}, which is not one of kdpl's and would be "
-                "run: if the run is your own, give --trust"
+                f"{file} names the class {name[:100]}, expected a class of kdpl, since its code "
+                "would be run: if you trust the run, give --trust"
             )
 
     def settings(self, section: str) -> dict[str, Any]:
@@ -125,8 +126,8 @@ def _reading(file: Path) -> Iterator[None]:
 class Run:
     """Stages of a run, None if missing: teacher, student, and the tests of their original CLIPs.
 
-    With ``read_only``, nothing is written into its folder. What is missing or damaged is a
-    KdplError.
+    With ``read_only``, nothing is written into its folder. Reading a missing or damaged file raises
+    a KdplError.
     """
 
     folder: Path
@@ -139,24 +140,26 @@ class Run:
 
     @classmethod
     def find(cls, folder: Path, trusted: bool = False) -> "Run":
-        """Find the stages in the folder of ``run`` or of a single one, which names its teacher's.
+        """Find the stages of a folder of ``run``, or of a single stage and its teachers.
 
         Raises:
-            ConfigError: It is neither, or a config is damaged, or names a class other than kdpl's
-                without ``trusted``.
+            ConfigError: The folder is neither, or a config is damaged, or names a class other than
+                kdpl's without ``trusted``.
         """
         if not folder.is_dir():
             raise ConfigError(
                 f"run folder {folder} does not exist: give the --out of run or of fit"
             )
+        # a single stage; a student names its teachers
         if (folder / CONFIG_FILE).is_file():
             stage = Stage(folder, trusted)
             named = stage.settings("model").get("teacher")
             if named is None:
                 return cls(folder, stage, None)
             teachers = named if isinstance(named, list) else [named]
-            first, *others = (Stage(Path(teacher), trusted) for teacher in teachers)
-            return cls(folder, first, stage, second_teacher=others[0] if others else None)
+            first, *rest = (Stage(Path(teacher), trusted) for teacher in teachers)
+            return cls(folder, first, stage, second_teacher=rest[0] if rest else None)
+        # a folder of run
         finished = {
             name: Stage(folder / name, trusted)
             for name in STAGE_FOLDERS
@@ -168,7 +171,7 @@ class Run:
                 f"it has a {CONFIG_FILE}: give the --out of run or of fit"
             )
         for stage in finished.values():
-            _ = stage.config  # a damaged one is an error, not a gap
+            _ = stage.config  # a damaged config is an error, not a gap
         clips = [
             Stage(folder / "zero_shot" / name, trusted) if name in finished else None
             for name in STAGE_FOLDERS
@@ -178,19 +181,19 @@ class Run:
 
     @property
     def stages(self) -> dict[str, Stage]:
-        """Teachers and student, those whose configs exist."""
-        named = {
+        """Teachers and student with an existing config."""
+        stages = {
             "teacher": self.teacher,
             "second teacher": self.second_teacher,
             "student": self.student,
         }
         return {
-            n: s for n, s in named.items() if s is not None and (s.folder / CONFIG_FILE).is_file()
+            n: s for n, s in stages.items() if s is not None and (s.folder / CONFIG_FILE).is_file()
         }
 
     @property
     def untuned(self) -> bool:
-        """True if the teacher is the original CLIP, without prompts and so without labels."""
+        """True if the teacher is the original CLIP, without prompts and labels."""
         try:
             settings = self.stages["teacher"].settings("model")
             return all(settings[f"{tower}_prompts"]["depth"] == 0 for tower in ("vision", "text"))
@@ -216,7 +219,7 @@ class Run:
 
     @property
     def task(self) -> str:
-        """Name of the task; that of images of one class each if it is not known."""
+        """Name of the task; multi-class if it cannot be read."""
         try:
             return self.vectors.task
         except KdplError:
@@ -246,7 +249,7 @@ class Run:
         return [(p.source, p.label_number) for p in self.main.predictions]
 
     def tested_data(self) -> DomainDataModule:
-        """Return the data, if its test images are those that were tested."""
+        """Return the data; a DataError if its test images differ from the tested ones."""
         data = self.data
         if [(r.source, r.label) for r in data.splits.test] != self.tested:
             raise DataError(
@@ -264,7 +267,8 @@ class Run:
             )
         teacher, student = self.teacher.predictions, self.student.predictions
         first, second = (
-            [(p.index, p.source, p.label_number) for p in each] for each in (teacher, student)
+            [(p.index, p.source, p.label_number) for p in predictions]
+            for predictions in (teacher, student)
         )
         if first != second:
             raise ArtifactError(

@@ -1,4 +1,4 @@
-"""Section on training: data, settings and learning curves."""
+"""Report section on training: data, settings and learning curves."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -15,16 +15,17 @@ from kdpl.report.run_folder import Run
 from kdpl.runtime.origin import flatten
 from kdpl.tasks import MULTI_CLASS
 
-# kdpl's command line has defaults of its own for these
+# kdpl's command line sets other defaults for these
 _LEFT_OUT = ("trainer.logger", "trainer.use_distributed_sampler", "trainer.enable_model_summary")
 
 _NOT_MEASURED = "Not everything was measured: a loss needs epochs, an accuracy a validation split."
 
 
 def training(run: Run) -> dict[str, Any]:
-    """Collect data, CLIPs and the settings of each stage that differ from the defaults."""
+    """Collect data, CLIPs, and the settings of each stage that differ from the defaults."""
     data, student = run.main.settings("data"), run.stages.get("student")
     target = student and student.settings("model").get("target")
+    # the dataset may be gone
     try:
         sizes, gap = _split_sizes(run), None
     except (KdplError, OSError) as error:
@@ -54,7 +55,7 @@ def training(run: Run) -> dict[str, Any]:
 
 
 def is_refined(target: Any) -> bool:
-    """Return whether a student's setting ``target`` is the refined one."""
+    """Return whether a student's setting ``target`` is ``refined``."""
     return _name_of(target).endswith(("refined", "Refined"))
 
 
@@ -63,7 +64,7 @@ def _name_of(target: Any) -> str:
 
 
 def _labels_for(target: Any) -> str:
-    """Name what saw the labels, beside validation."""
+    """Name what used the labels, apart from validation."""
     if is_refined(target):
         return "the teacher and its refined targets"
     if _name_of(target).endswith(("local_views", "LocalViews")):
@@ -72,15 +73,15 @@ def _labels_for(target: Any) -> str:
 
 
 def _fidelity(run: Run) -> dict[str, Any] | None:
-    """Read what the last epoch of a student measured, None if nothing."""
+    """Read the student's fidelity in its last epoch; None if it was not measured."""
     try:
         curves = {} if run.student is None else run.student.curves
         (_, share), (_, images) = curves[FIDELITY][-1], curves[UNSEEN][-1]
     except (KdplError, KeyError):
         return None
     several = run.task != MULTI_CLASS.name
-    # from there on, better targets would help more than a better student; of several labels an
-    # image, one that misses a tenth of its target's labels, and has as many others, has 0.82
+    # above the limit, better targets help more than a better student; with several labels, a
+    # student that misses a tenth of its target's labels, and adds as many, has 0.82
     follows = share >= (0.8 if several else 0.9)
     return {"share": share, "images": int(images), "several": several, "follows": follows}
 
@@ -97,7 +98,7 @@ def _split_sizes(run: Run) -> dict[str, int]:
 
 
 class Setting(NamedTuple):
-    """A setting as on the command line, its value, and its default; None if it must be given."""
+    """A setting as on the command line, its value, and its default; None if it is required."""
 
     name: str
     value: str
@@ -106,17 +107,17 @@ class Setting(NamedTuple):
 
 def differing_settings(config: Mapping[str, Any]) -> list[Setting]:
     """List the settings in a fit's complete config that differ from the defaults."""
-    given = flatten(config.get("trainer") or {}, "trainer")
-    known = flatten(_defaults(Trainer), "trainer")
+    values = flatten(config.get("trainer") or {}, "trainer")
+    defaults = flatten(_defaults(Trainer), "trainer")
     for section in ("data", "model"):
         settings, prefix = config[section], f"{section}.init_args"
-        given = flatten(settings["init_args"], prefix) | given
-        known |= flatten(_defaults_of(str(settings.get("class_path"))), prefix)
+        values = flatten(settings["init_args"], prefix) | values
+        defaults |= flatten(_defaults_of(str(settings.get("class_path"))), prefix)
     return [
-        Setting(name, _text(value), _text(known[name]) if name in known else None)
-        for name, value in given.items()
+        Setting(name, _text(value), _text(defaults[name]) if name in defaults else None)
+        for name, value in values.items()
         if not name.startswith(_LEFT_OUT)
-        and (value != known[name] if name in known else value is not None)
+        and (value != defaults[name] if name in defaults else value is not None)
     ]
 
 
@@ -125,14 +126,16 @@ def _defaults_of(class_path: str) -> dict[str, Any]:
     try:
         return _defaults(getattr(import_module(module), name))
     except (ImportError, AttributeError, ValueError):
-        return {}  # then all settings are listed
+        return {}  # all settings are listed
 
 
 def _defaults(kind: Any) -> dict[str, Any]:
     parameters = inspect.signature(kind).parameters.values()
-    known = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    values = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    # as a config writes them
     return {
-        n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for n, v in known.items()
+        n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v
+        for n, v in values.items()
     }
 
 
@@ -141,8 +144,8 @@ def _text(value: Any) -> str:
 
 
 def learning_curves(run: Run) -> list[dict[str, Any]]:
-    """Lay out the charts of each stage; the gap says what was not measured."""
-    found = []
+    """Lay out the charts of each stage; ``gap`` says what was not measured."""
+    stages = []
     for name, stage in run.stages.items():
         charts, gap = [], None
         try:
@@ -153,16 +156,16 @@ def learning_curves(run: Run) -> list[dict[str, Any]]:
                     gap = _NOT_MEASURED
         except KdplError as error:
             gap = str(error)
-        found.append({"name": name, "charts": charts, "gap": gap})
-    return found
+        stages.append({"name": name, "charts": charts, "gap": gap})
+    return stages
 
 
 def panels(curves: Mapping[str, Sequence[Point]]) -> dict[str, dict[str, list[Point]]]:
-    """Sort curves into loss and accuracies (or mean average precisions), over epochs from 1."""
+    """Group curves into loss and accuracies (or mean average precisions), over epochs from 1."""
     epoch_of = dict(curves.get("epoch", []))
 
     def line(key: str, scale: float = 1) -> list[Point]:
-        # a test logs values too, at steps without an epoch
+        # a test logs too, at steps without an epoch
         return [
             (epoch_of[step] + 1, scale * value)
             for step, value in curves.get(key, [])

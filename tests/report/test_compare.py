@@ -297,7 +297,7 @@ def test_equal_files_in_another_folder_are_the_same_test_images_and_what_differs
             ["split"],
             "split has no predictions among the base or the novel classes alone, test it again",
         ),
-        (["strange"], "if the run is your own, give --trust"),
+        (["strange"], "if you trust the run, give --trust"),
         (
             ["run", "--out=table.txt"],
             "--out table.txt has an unknown ending, expected one of .md, .csv, .json",

@@ -1,1 +1,1 @@
-"""Images to label next, and labels that look wrong."""
+"""Suggestions of images to label next, and of labels that look wrong."""

@@ -1,4 +1,4 @@
-"""``python -m kdpl suggest RUN``: the images to label next, and the labels that look wrong."""
+"""``python -m kdpl suggest RUN``: images to label next, and labels that look wrong."""
 
 import shlex
 from pathlib import Path
@@ -23,8 +23,8 @@ def suggest(
 ) -> int:
     """Choose the images to label next, and point out labels that look wrong.
 
-    Both rest on the teacher of a finished run. Writes labels.csv, a table to fill in, which init
-    --labels reads, and suggestions.html, a page to look through.
+    Both rest on the teacher of a finished run. Writes labels.csv, a table to fill in for
+    init --labels, and suggestions.html, a page to look through.
 
     Args:
         run: the --out of run, or of a stage's fit
@@ -32,7 +32,7 @@ def suggest(
         images: number of images to label, by default 4 for each class
         pool: images without a label that are looked at; if there are more, that many drawn at
             random
-        trust: the run is your own: import whatever classes its configs name
+        trust: import any class that the configs name, for a run that you trust
     """
     from kdpl.cli import command_names
     from kdpl.data.sources import OwnImages
@@ -41,22 +41,23 @@ def suggest(
     from kdpl.runtime.messages import quiet_libraries
 
     folder = Path(out)
-    if (folder / TABLE).exists():  # somebody may have filled it in
+    # somebody may have filled in the table
+    if (folder / TABLE).exists():
         raise ConfigError(f"{folder / TABLE} exists already: choose another --out, or remove it")
     quiet_libraries()
-    found = Run.find(Path(run), trust)
-    suggestions = Suggestions.of(found, images, pool)
+    opened = Run.find(Path(run), trust)
+    suggestions = Suggestions.of(opened, images, pool)
     suggestions.save(folder)
     counts = len(suggestions.to_label), len(suggestions.doubtful)
     print(f"{counts[0]} images to label, {counts[1]} labels that look wrong: {folder / TABLE}")
     for note in suggestions.notes:
         print(f"  {note}")
     print(f"to look through: {folder / PAGE}")
+    # with several labels an image, init reads only tables with a separator
     reader = suggestions.data.reading.reader
-    # of several labels an image init reads tables alone, which have a separator
-    given = found.main.settings("data").get("label_separator")
-    taken = given == suggestions.separator and "init" in command_names()
-    if isinstance(reader, OwnImages) and taken:
+    separator = opened.main.settings("data").get("label_separator")
+    readable = separator == suggestions.separator and "init" in command_names()
+    if isinstance(reader, OwnImages) and readable:
         print(
             f"when {folder / TABLE} is filled "
             f"in:\n{shlex.join(_next_command(reader, folder / TABLE, suggestions.separator))}"
@@ -65,10 +66,10 @@ def suggest(
 
 
 def _next_command(reader: "OwnImages", table: Path, separator: str | None) -> list[str]:
-    """The command that takes the labels, with the places and class names of the run's data."""
+    """Return the command that reads the labels, with paths and class names of the run's data."""
 
-    def absolute(place: str) -> str:
-        return place if is_url(place) else str(Path(place).expanduser().absolute())
+    def absolute(path: str) -> str:
+        return path if is_url(path) else str(Path(path).expanduser().absolute())
 
     command = ["python", "-m", "kdpl", "init", absolute(reader.root)]
     command += ["--labels", absolute(str(table)), "--out", absolute(f"{table.parent}_data")]
@@ -76,5 +77,5 @@ def _next_command(reader: "OwnImages", table: Path, separator: str | None) -> li
     command += ["--label-separator", separator] if separator is not None else []
     empty = getattr(reader, "empty_labels", None)
     command += ["--empty-labels", empty] if empty else []
-    places = [reader.unlabeled] if isinstance(reader.unlabeled, str) else reader.unlabeled or ()
-    return command + [word for place in places for word in ("--unlabeled", absolute(place))]
+    paths = [reader.unlabeled] if isinstance(reader.unlabeled, str) else reader.unlabeled or ()
+    return command + [word for path in paths for word in ("--unlabeled", absolute(path))]

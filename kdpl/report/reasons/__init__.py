@@ -1,4 +1,4 @@
-"""What a prediction rests on: heat maps, and the nearest labelled images."""
+"""Explanations of predictions: heat maps, and the nearest labelled images."""
 
 from typing import TYPE_CHECKING
 

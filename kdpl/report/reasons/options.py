@@ -1,4 +1,4 @@
-"""Options of ``predict`` that draw what each prediction rests on; imports no torch."""
+"""Options of ``predict`` that draw what predictions rest on; imports no torch."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def options(*, explain: str | None = None, explain_class: str | None = None) -> MakeObserver:
-    """Read the options; entry point of ``kdpl.observe``.
+    """Read the options; named in the plugin's ``observe``.
 
     Args:
-        explain: folder for a PNG of each image: a heat map of what speaks for each class that is
-            predicted, and the labelled images of the run that are most similar
-        explain_class: class of the heat map, instead of those predicted
+        explain: folder for a PNG of each image: a heat map of what speaks for each predicted class,
+            and the most similar labelled images of the run
+        explain_class: class of the heat map, instead of the predicted classes
     """
     if explain is None:
         raise ConfigError("--explain-class needs a folder for pictures: give --explain FOLDER")

@@ -1,4 +1,4 @@
-"""Pictures of what predictions rest on: the image, heat maps, the nearest labelled images."""
+"""Pictures of what predictions rest on: image, heat maps, nearest labelled images."""
 
 import re
 import sys
@@ -23,7 +23,7 @@ from kdpl.runtime.predictions import spread
 from kdpl.tasks import Predicted
 
 NEAREST, MOST_MAPS, MOST_LABELLED = 4, 5, 2000
-"""Numbers of labelled images and of maps that are shown, and of labelled images compared."""
+"""Largest numbers of labelled images shown, maps shown, and labelled images compared."""
 
 _EDGE, _GAP, _LINE = 176, 8, 19
 # from dark purple to light yellow: the brighter, the more speaks for the class
@@ -34,21 +34,21 @@ Panels = list[tuple[Image.Image, str]]
 
 
 def nearest_labelled(classifier: Classifier, data: DomainDataModule) -> Callable[[Tensor], Panels]:
-    """Return what finds the labelled images of the highest cosine similarity to an embedding [D].
+    """Return a function from an embedding [D] to the most similar labelled images.
 
-    Of a run that saw no labels there are none; of more than 2,000, so many are compared.
+    At most 2,000 images are compared, by cosine similarity; a run without labels has none.
     """
     records = spread(data.labels.tuning("labeled"), MOST_LABELLED)
     opened = data.splits.open_image
     features = classifier.embed(opened(record.source) for record in records)
 
     def nearest(embedding: Tensor) -> Panels:
-        similarities, places = (features @ embedding).topk(min(NEAREST, len(records)))
+        top = (features @ embedding).topk(min(NEAREST, len(records)))
         panels: Panels = []
-        for similarity, place in zip(similarities.tolist(), places.tolist(), strict=True):
-            names = ", ".join(data.class_names[label] for label in labels_of(records[place]))
+        for similarity, i in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+            names = ", ".join(data.class_names[label] for label in labels_of(records[i]))
             caption = f"labelled {names}\nsimilarity {similarity:.2f}"
-            panels.append((opened(records[place].source), caption))
+            panels.append((opened(records[i].source), caption))
         return panels
 
     return nearest
@@ -57,10 +57,12 @@ def nearest_labelled(classifier: Classifier, data: DomainDataModule) -> Callable
 def explainer(
     classifier: Classifier, folder: Path, out: Path, class_name: str | None
 ) -> Callable[[int, Item, Predicted], None]:
-    """Return what writes an image's picture into ``out``; a ConfigError for a bad class or folder.
+    """Return a function that writes an image's picture into ``out``.
 
-    A line on standard error says why the run that the classifier's folder lies in has no images.
+    If the run of the classifier's folder has no images, a line on standard error says why. A bad
+    class or folder is a ConfigError.
     """
+    # fail before the first image
     if class_name is not None:
         label_of(classifier, class_name)
     try:
@@ -68,6 +70,7 @@ def explainer(
     except OSError as error:
         problem = f"--explain {out} cannot be made ({reason(error)}): give another folder"
         raise ConfigError(problem) from error
+    # labelled images are shown if the run has them
     nearest: Callable[[Tensor], Panels] = lambda _: []  # noqa: E731
     try:
         nearest = nearest_labelled(classifier, Run.find(folder.resolve().parent).data)
@@ -76,17 +79,20 @@ def explainer(
 
     def write(number: int, item: Item, predicted: Predicted) -> None:
         captions: dict[str | None, str] = {}
-        for each in predicted.top[:MOST_MAPS]:
-            # the node of a tree has no map: that of the most probable class stands for it
-            shown = each.class_name if each.class_name in classifier.class_names else None
-            captions[shown] = f"{each.class_name or 'rejected'}\n{100 * each.probability:.0f} %"
+        for prediction in predicted.top[:MOST_MAPS]:
+            # a node of a tree has no map: the most probable class stands for it
+            name, share = prediction.class_name, f"{100 * prediction.probability:.0f} %"
+            captions[name if name in classifier.class_names else None] = (
+                f"{name or 'rejected'}\n{share}"
+            )
         if class_name is not None:
             captions = {class_name: class_name}
         near = nearest(predicted.embedding)
         image = item.open(classifier.decoding)
         sheet = picture(classifier, image, captions or {None: "no class"}, near)
-        name = re.sub(r"[^\w.-]+", "_", Path(item.name).stem)[:50]
-        with atomic_path(out / f"{number:06d}_{name}.png") as temporary:
+        # the number keeps names unique
+        stem = re.sub(r"[^\w.-]+", "_", Path(item.name).stem)[:50]
+        with atomic_path(out / f"{number:06d}_{stem}.png") as temporary:
             sheet.save(temporary)
 
     return write
@@ -95,10 +101,11 @@ def explainer(
 def picture(
     classifier: Classifier, image: Image.Image, captions: Mapping[str | None, str], near: Panels
 ) -> Image.Image:
-    """Draw what is seen of an image, heat maps of classes with captions, and more images."""
+    """Draw an image as the classifier sees it, heat maps of classes, and more images, in a row."""
     panels: Panels = [(to_pil_image(classifier.prepare(image)), "")]
     panels += [(overlay(classifier, image, name), text) for name, text in captions.items()]
     panels += near
+    # paste each, with its caption below
     step = _EDGE + _GAP
     sheet = Image.new("RGB", (step * len(panels), step + 2 * _LINE), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
@@ -111,8 +118,9 @@ def picture(
 
 
 def overlay(classifier: Classifier, image: Image.Image, name: str | None = None) -> Image.Image:
-    """Lay a class's heat map over what is seen of an image; entry point of ``kdpl.demo``."""
+    """Lay a class's heat map over an image as the classifier sees it."""
     heat = heat_map(classifier, image, name).numpy()
+    # interpolate between the colours
     stops = np.linspace(0, 1, len(_COLOURS))
     colours = np.stack([np.interp(heat, stops, part) for part in _COLOURS.T], axis=2)
     grey = classifier.prepare(image).float().mean(dim=0)[:, :, None].numpy()

@@ -1,4 +1,4 @@
-"""Report section on refined targets: their use, class counts before and after, moved images."""
+"""Report section on refined targets: use, class counts before and after, moved images."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from kdpl.runtime.predictions import spread
 from kdpl.targets.refinement.pool_targets import POOL_TARGETS_FILE, PoolTargets
 
 MAX_MOVED = 24
-"""Largest number of images that moved to another class."""
+"""Largest number of shown images that moved to another class."""
 
 
 def refined_targets(run: Run) -> dict[str, Any] | None:
@@ -20,9 +20,10 @@ def refined_targets(run: Run) -> dict[str, Any] | None:
     if run.student is None or not (file := run.student.folder / POOL_TARGETS_FILE).is_file():
         return None
     if run.student.settings("model").get("target", "teacher") == "teacher":
-        return None  # those of another start in this folder
+        return None  # the file is of another start in this folder
     targets = PoolTargets.load(file)
     shown, gap = [], None
+    # examples, if the images are still there
     try:
         data = run.data
         if digest_of(data.pool.images) != targets.made_from["images"]:
@@ -37,6 +38,7 @@ def refined_targets(run: Run) -> dict[str, Any] | None:
             )
     except (KdplError, OSError, IndexError) as error:
         gap = str(error)
+    # the classes that changed most first
     rows = list(zip(targets.class_names, targets.before, targets.after, strict=True))
     rows.sort(key=lambda row: (-abs(row[2] - row[1]), row[0]))
     return {

@@ -5,7 +5,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.nn import functional as F
 
 from kdpl.report.labeling import choice as labeling
-from kdpl.report.labeling.choice import scores_without_own_label, to_label, wrong_labels
+from kdpl.report.labeling.choice import cross_validated_scores, to_label, wrong_labels
 
 
 def features_of(n, seed, width=6):
@@ -74,7 +74,7 @@ def test_each_image_gets_the_probability_of_a_discriminant_without_its_fold():
     features, labels = groups(
         10
     )  # as many of each class in a fold, or else scikit-learn weights the covariances
-    found = scores_without_own_label(features, labels, 3, torch.arange(30), seed=2).softmax(dim=1)
+    found = cross_validated_scores(features, labels, 3, torch.arange(30), seed=2).softmax(dim=1)
     fold, count = {}, [0, 0, 0]
     for i in torch.randperm(30, generator=torch.Generator().manual_seed(2)).tolist():
         fold[i] = count[labels[i]] % 5
@@ -91,7 +91,7 @@ def test_no_image_is_judged_by_a_model_that_saw_its_group():
     features, labels = groups(10)
     # each image of a class and the next one are of one group
     group = torch.arange(30) % 3 + 3 * (torch.arange(30) // 6)
-    found = scores_without_own_label(features, labels, 3, group, seed=2).softmax(dim=1)
+    found = cross_validated_scores(features, labels, 3, group, seed=2).softmax(dim=1)
     fold, count = {}, [0, 0, 0]
     for i in torch.randperm(30, generator=torch.Generator().manual_seed(2)).tolist():
         if int(group[i]) not in fold:
@@ -104,7 +104,7 @@ def test_no_image_is_judged_by_a_model_that_saw_its_group():
         expected = model.predict_proba(features[[i]].double().numpy())[0]
         np.testing.assert_allclose(found[i].numpy(), expected, atol=1e-4)
     # a class in one group alone is not judged
-    scores = scores_without_own_label(features, labels, 3, torch.where(labels == 2, 99, group))
+    scores = cross_validated_scores(features, labels, 3, torch.where(labels == 2, 99, group))
     assert (scores.isnan().any(dim=1) == (labels == 2)).all()
 
 
@@ -120,7 +120,7 @@ def plant(labels, share, classes, seed):
 
 
 def marked(features, labels, classes):
-    scores = scores_without_own_label(features, labels, classes, torch.arange(len(labels)))
+    scores = cross_validated_scores(features, labels, classes, torch.arange(len(labels)))
     wrong, _ = wrong_labels(scores, labels)
     return set(torch.nonzero(wrong > 0.5).flatten().tolist())
 
@@ -147,7 +147,7 @@ def plainly_wrong(scores, labels):
 def test_the_probability_of_a_wrong_label_is_that_of_the_likeliest_mixture(share):
     features, labels = groups(10, noise=0.3)
     labels, _ = plant(labels, share, 3, seed=1)
-    scores = scores_without_own_label(features, labels, 3, torch.arange(30))
+    scores = cross_validated_scores(features, labels, 3, torch.arange(30))
     wrong, probabilities = wrong_labels(scores, labels)
     expected_wrong, expected = plainly_wrong(scores, labels.tolist())
     np.testing.assert_allclose(wrong.numpy(), expected_wrong, atol=1e-4)
@@ -170,7 +170,7 @@ def test_planted_labels_are_marked_however_many_there_are():
 def test_an_image_that_is_alone_in_its_class_is_not_judged_and_a_class_without_images_is_impossible():
     features, labels = groups(6)
     labels[0] = 3
-    scores = scores_without_own_label(features, labels, 5, torch.arange(18))
+    scores = cross_validated_scores(features, labels, 5, torch.arange(18))
     assert scores[0].isnan().all()
     assert not scores[1:].isnan().any()
     assert (scores[1:, 4] == -torch.inf).all()
@@ -181,13 +181,13 @@ def test_an_image_that_is_alone_in_its_class_is_not_judged_and_a_class_without_i
 
 def test_labels_of_one_class_alone_are_right():
     labels = torch.zeros(3, dtype=torch.long)
-    scores = scores_without_own_label(features_of(3, 1), labels, 1, torch.arange(3))
+    scores = cross_validated_scores(features_of(3, 1), labels, 1, torch.arange(3))
     wrong, _ = wrong_labels(scores, labels)
     assert wrong.tolist() == [0, 0, 0]
 
 
 def test_labels_of_which_none_can_be_judged_are_not():
     labels = torch.arange(3)
-    scores = scores_without_own_label(features_of(3, 1), labels, 3, torch.arange(3))
+    scores = cross_validated_scores(features_of(3, 1), labels, 3, torch.arange(3))
     wrong, _ = wrong_labels(scores, labels)
     assert wrong.isnan().all()

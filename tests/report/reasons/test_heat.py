@@ -17,7 +17,7 @@ from kdpl.data.augmentation import open_given
 from kdpl.errors import ConfigError, DataError
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.report.reasons import heat_map
-from kdpl.report.reasons.heat import GRID, MASKS, evidence, log_odds, random_masks
+from kdpl.report.reasons.heat import GRID, MASKS, cell_importance, log_odds, random_masks
 
 KINDS = ("prompted", "whole", "test-resnet", "test-timm", "timm:test_resnet")
 
@@ -95,7 +95,7 @@ def test_evidence_is_that_of_a_plain_implementation(classifier_of_kind):
     image = photo(classifier_of_kind)
     for label in (0, 3):
         expected = torch.tensor(plain_evidence(classifier_of_kind, image, label)).float()
-        found = evidence(classifier_of_kind, image, label)
+        found = cell_importance(classifier_of_kind, image, label)
         assert found.shape == (GRID, GRID)
         torch.testing.assert_close(
             found, expected, rtol=1e-3, atol=2e-4 * float(expected.abs().max())
@@ -147,7 +147,7 @@ def test_the_map_peaks_in_the_one_part_that_the_network_sees(kind):
 
     # the class that this part speaks for, rather than against
     seen = classifier.prepare(open_given(image, classifier.decoding))
-    label = max(range(5), key=lambda label: float(evidence(classifier, seen, label).sum()))
+    label = max(range(5), key=lambda label: float(cell_importance(classifier, seen, label).sum()))
     found = heat_map(classifier, image, classifier.class_names[label])
     # the peak of an enlarged map may lie half a cell off
     assert widened(0.5).flatten()[found.argmax()]
@@ -236,7 +236,7 @@ def test_with_several_labels_a_class_is_explained_by_itself(prompted):
 
 def test_an_image_of_one_colour_has_a_map_of_zeros_up_to_rounding(prompted):
     plain = Image.new("RGB", (32, 32), "red")
-    assert float(evidence(prompted, prompted.prepare(plain), 0).abs().max()) < 1e-4
+    assert float(cell_importance(prompted, prompted.prepare(plain), 0).abs().max()) < 1e-4
     assert heat_map(prompted, plain).isfinite().all()
 
 
