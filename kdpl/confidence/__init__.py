@@ -1,9 +1,6 @@
-"""Doubt about predictions.
+"""Calibrated probabilities, rejection, prediction sets, and scores of none of the classes.
 
-The package has calibrated probabilities, rejection at a wanted error, prediction sets, and scores
-of being none of the classes.
-
-The public names load on first use, since some of them import Lightning.
+Public names load on first use, since some of them import Lightning.
 """
 
 from typing import TYPE_CHECKING

@@ -1,8 +1,4 @@
-"""Rules for predictions under doubt.
-
-They are for a wanted error, a coverage of sets, calibrated probabilities, and scores of being none
-of the classes.
-"""
+"""Decision rules for a wanted error, prediction sets, calibration, and none of the classes."""
 
 from kdpl.classifier import Classifier
 from kdpl.confidence.held_out import TEMPERATURES, held_out_of
@@ -18,15 +14,15 @@ def decision_rule(
     calibrated: bool = False,
     unknown: bool = False,
 ) -> DecisionRule:
-    """Make a rule for ``Classifier.predict`` of what held-out images show.
+    """Make a rule for ``Classifier.predict`` from the scores of held-out images.
 
     Args:
-        classifier: The classifier, with the scores that are kept beside it.
+        classifier: The classifier, with the scores in its folder.
         max_error: Wanted error among accepted images, such as 0.02, see
-            ``HeldOutScores.threshold``; each of the others has one prediction, of class None.
+            ``HeldOutScores.threshold``; a rejected image has one prediction, of class None.
         sets: Wanted share of images whose predictions hold the true class, such as 0.95; each image
-            has as many predictions as that takes, see ``HeldOutScores.set_threshold``.
-        calibrated: Probabilities are those at the temperature fitted on held-out images.
+            has as many predictions as necessary, see ``HeldOutScores.set_threshold``.
+        calibrated: Divide logits by the temperature fitted on held-out images.
         unknown: Report the score of being none of the classes.
 
     Raises:
@@ -34,18 +30,21 @@ def decision_rule(
         ArtifactError: The classifier has no scores of held-out images, or of being none of the
             classes.
     """
+    # refuse what cannot be combined
     if unknown or calibrated or (max_error, sets) != (None, None):
         require_one_class(classifier.task.name, "doubt about predictions")
     if max_error is not None and sets is not None:
         raise ConfigError(
             "max_error rejects images and sets names several classes for them: give one of the two"
         )
+    # scores alone need no held-out images
     if unknown:
         unknown_of(classifier)
     scores = (NAME,) if unknown else ()
     if max_error is None and sets is None and not calibrated:
         return DecisionRule(scores=scores)
     held_out = held_out_of(classifier)
+    # a temperature at its bound was not found
     if calibrated and held_out.temperature in TEMPERATURES:
         raise ConfigError(
             f"on {len(held_out)} held-out images no temperature is best: calibrate on more images"

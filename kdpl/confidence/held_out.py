@@ -1,7 +1,4 @@
-"""Scores of labelled images that a classifier was not trained on.
-
-They say how certain the classifier's predictions for other images are.
-"""
+"""Scores of held-out images, and the thresholds and temperature that follow from them."""
 
 import json
 import math
@@ -21,7 +18,7 @@ from torch import Tensor
 
 from kdpl.classifier import Classifier
 from kdpl.confidence.beside import OfClassifier, read_of_classifier
-from kdpl.confidence.evidence import Evidence, LearnedCompanion
+from kdpl.confidence.student_outputs import LearnedCompanion, StudentOutputs
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.artifacts import STRICT, write_tensors
 from kdpl.runtime.predictions import spread
@@ -34,16 +31,16 @@ VERSION = 1
 TEMPERATURES = (0.05, 20.0)
 """Bounds of a fitted temperature."""
 CALIBRATED = 100
-"""Images from which on a temperature leaves a calibration error of at most about 5 points.
+"""Number of images that limit the calibration error of a temperature to about 5 points.
 
-In 95 % of draws, in a simulation (docs/own_data.md); with 30 images it is 9 points.
+This holds in 95 % of draws of a simulation (docs/own_data.md); with 30 images it is 9 points.
 """
 MAX_IMAGES = 5000
-"""Largest number of held-out images that are kept, evenly spread: 0.05 MB."""
+"""Largest number of held-out images to keep, evenly spread: 0.05 MB."""
 _ERRORS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
-"""Wanted errors and coverages whose thresholds and sets are in exported files' metadata."""
+"""Wanted errors, and 1 - coverages, with thresholds in the metadata of exported files."""
 CONFIDENCE = 0.95
-"""Probability, over the draw of the held-out images, with which a wanted error is kept."""
+"""Probability, over draws of the held-out images, that a threshold keeps a wanted error."""
 
 _REMEDIES = "accept a larger error, or calibrate on more images"
 REMEDY = "run python -m kdpl calibrate with labelled images that it was not trained on"
@@ -57,20 +54,18 @@ class _Fields(OfClassifier):
 
 @dataclass(frozen=True)
 class HeldOutScores(LearnedCompanion):
-    """All that is kept of N held-out images.
+    """Scores of N held-out images, for thresholds of any wanted error or coverage.
 
-    Thresholds for any wanted error or coverage follow from it.
-
-    Thresholds stand on probabilities at temperature 1, since the temperature is fitted on the same
+    Thresholds are of probabilities at temperature 1, since the temperature is fitted on the same
     images.
 
     Attributes:
-        temperature: The one that the labels are most probable at.
+        temperature: The temperature with the largest likelihood of the labels.
         scores: Largest probability of each image, float32 [N].
         label_scores: Probability of each image's label, float32 [N].
-        correct: If the most probable class is the label, bool [N].
-        sampled: Whether so many images of each class were drawn; thresholds and sets of images as
-            they come do not follow from these.
+        correct: Whether the most probable class is the label, bool [N].
+        sampled: Whether a fixed number of images of each class was drawn. Thresholds for images as
+            they come do not follow from such a sample.
     """
 
     file: ClassVar[str] = "held_out.safetensors"
@@ -83,9 +78,9 @@ class HeldOutScores(LearnedCompanion):
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, sampled: bool = False) -> Self:
-        """Take the scores from logits [N, C] and labels [N] of at least one image.
+        """Take the scores from logits [N, C] and labels [N] of one or more images.
 
-        No two images may be of one group.
+        No two images may be of the same group.
         """
         kept = spread(range(len(labels)), MAX_IMAGES)
         logits, labels = logits[kept].float().cpu(), labels[kept].cpu()
@@ -96,10 +91,10 @@ class HeldOutScores(LearnedCompanion):
         return cls(temperature, top.values, label_scores, top.indices == labels, sampled)
 
     @classmethod
-    def made_from(cls, evidence: Evidence) -> Self | None:
+    def made_from(cls, outputs: StudentOutputs) -> Self | None:
         """Take the scores of the validation images, if there are any."""
-        held_out = evidence.held_out
-        if held_out is None or evidence.vectors.task != MULTI_CLASS.name:
+        held_out = outputs.validation
+        if held_out is None or outputs.vectors.task != MULTI_CLASS.name:
             return None
         return cls.of(held_out.logits, held_out.labels, held_out.sampled)
 
@@ -111,20 +106,21 @@ class HeldOutScores(LearnedCompanion):
     ) -> float:
         """Find the smallest threshold that keeps an error among accepted images.
 
-        That it keeps the error is shown with a confidence, by default 95 %.
+        The threshold does so with a confidence of 95 % by default.
 
         Fixed-sequence testing (Angelopoulos et al., arXiv 2110.01052): thresholds are tested from
         the strictest one, which accepts the share ``strictest`` of the held-out images, or more if
         fewer cannot show such an error, down to the one that accepts all, until a Clopper-Pearson
-        bound of the error exceeds ``max_error``. Which numbers of accepted images are tested does
-        not depend on the labels. In at most 5 % (1 - ``confidence``) of all draws of held-out
-        images the threshold has a larger error on images to come, if these are exchangeable with
-        them, and if a stricter threshold never has a larger error.
+        bound of the error exceeds ``max_error``. The tested numbers of accepted images do not
+        depend on the labels. In at most 5 % (1 - ``confidence``) of all draws of held-out
+        images the threshold has a larger error on new images, if these are exchangeable with the
+        held-out ones, and if a stricter threshold never has a larger error.
 
         Raises:
             ConfigError: ``max_error`` is not between 0 and 1, no threshold reaches it, or there are
                 too few images, or ``sampled`` ones.
         """
+        # too few images show no such error, even without a mistake
         require_share("max_error", max_error)
         self._require_as_they_come()
         least = _least_images(max_error, confidence)
@@ -133,6 +129,7 @@ class HeldOutScores(LearnedCompanion):
                 f"it takes {least} held-out images or more to show an error of "
                 f"{_percent(max_error)}, not {len(self)}: {_REMEDIES}"
             )
+        # from the strictest threshold down, until the bound is too large
         first = max(least, math.ceil(len(self) * strictest))
         threshold = None
         for count in _counts(first, len(self), max_error, confidence):
@@ -149,24 +146,23 @@ class HeldOutScores(LearnedCompanion):
         return threshold
 
     def least_error(self) -> float:
-        """Return the smallest error that can be kept by accepting half of the held-out images.
-
-        It is the error that a threshold which accepts half of them keeps, rounded up.
-        """
+        """Return the error, rounded up, kept by a threshold that accepts half of the images."""
+        # half of them, or all above the most probable mistake
         highest_error = float(self.scores[~self.correct].max()) if not self.correct.all() else -1.0
         without_error = int((self.scores > highest_error).sum())
         _, accepted, errors = self._accepting(max(-(-len(self) // 2), without_error))
         if errors == accepted:
             return 1.0
+        # the Clopper-Pearson bound
         bound = float(beta.ppf(CONFIDENCE, errors + 1, accepted - errors))
         return min(1.0, math.ceil(bound * 1000) / 1000)
 
     def set_threshold(self, coverage: float) -> float:
-        """Return the probability from which on a class belongs to the set of an image.
+        """Return the smallest probability of a class in the set of an image.
 
         Split conformal prediction with the score 1 - p (Sadinle et al., arXiv 1609.00451): of
-        exchangeable images, at least this share have their label in their set, on average over
-        draws of the held-out images.
+        exchangeable images, at least the share ``coverage`` have their label in their set, on
+        average over draws of the held-out images.
 
         Raises:
             ConfigError: ``coverage`` is not between 0 and 1, or there are too few held-out images
@@ -174,7 +170,7 @@ class HeldOutScores(LearnedCompanion):
         """
         require_share("sets", coverage)
         self._require_as_they_come()
-        # ceil((n + 1) coverage), where rounding must not make 19.000000000000004 of 19
+        # ceil((n + 1) coverage); rounding must not turn 19 into 19.000000000000004
         rank = math.ceil((len(self) + 1) * coverage - 1e-9)
         if rank > len(self):
             least = math.ceil(coverage / (1 - coverage) - 1e-9)
@@ -184,8 +180,8 @@ class HeldOutScores(LearnedCompanion):
             )
         return float(self.label_scores.sort(descending=True).values[rank - 1])
 
-    def fault_of_temperature(self) -> str | None:
-        """Say what the temperature may do if too few images made it; None for enough."""
+    def temperature_warning(self) -> str | None:
+        """Return a warning if the temperature is of too few images, else None."""
         if len(self) >= CALIBRATED:
             return None
         return (
@@ -201,9 +197,9 @@ class HeldOutScores(LearnedCompanion):
             )
 
     def _accepting(self, count: int) -> tuple[float, int, int]:
-        """Return the threshold that accepts ``count`` images, or more where scores are equal.
+        """Return a threshold, and the numbers of images that it accepts and of errors among them.
 
-        Returns also how many it accepts, and the number of errors among them.
+        It accepts ``count`` images, or more where scores are equal.
         """
         threshold = self.scores.sort(descending=True).values[count - 1]
         accepted = self.scores >= threshold
@@ -219,26 +215,24 @@ class HeldOutScores(LearnedCompanion):
 
     @classmethod
     def read(cls, folder: Path, classifier: str, width: int = 0) -> Self:
-        """Read the file of a folder.
-
-        Raises an ArtifactError if it is damaged, or of another classifier.
-        """
+        """Read the file of a folder; an ArtifactError if damaged or of another classifier."""
         path, remedy = folder / cls.file, f"remove it, or {REMEDY}"
         tensors, settings = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
         tensors.pop("predicted", None)  # of earlier versions
-        own = [tensors.get(name, torch.empty(0)) for name in ("scores", "label_scores", "correct")]
-        scores, label_scores, correct = own
+        names = ("scores", "label_scores", "correct")
+        scores, label_scores, correct = (tensors.get(name, torch.empty(0)) for name in names)
+        # shapes, types and ranges
         valid = len(tensors) == 3 and scores.ndim == 1 and 1 <= len(scores) <= MAX_IMAGES
         valid = valid and scores.shape == label_scores.shape == correct.shape
         valid = valid and scores.dtype == label_scores.dtype == torch.float32
-        # refuses NaN too
+        # false for NaN too
         ordered = valid and ((label_scores >= 0) & (label_scores <= scores) & (scores <= 1)).all()
         if not ordered or correct.dtype != torch.bool:
             raise ArtifactError(f"{path} is damaged (its numbers are invalid): {remedy}")
         return cls(settings.temperature, scores, label_scores, correct, settings.sampled)
 
     def metadata(self, num_classes: int) -> dict[str, str]:
-        """Return temperature and thresholds, as far as the images show them."""
+        """Return the temperature and the thresholds that the images suffice for."""
         thresholds, set_thresholds = {}, {}
         for share in _ERRORS:
             with suppress(ConfigError):
@@ -253,20 +247,15 @@ class HeldOutScores(LearnedCompanion):
 
 
 def held_out_of(classifier: Classifier) -> HeldOutScores:
-    """Return the scores that a classifier has beside it.
-
-    Raises an ArtifactError for a classifier without them.
-    """
+    """Return a classifier's scores of held-out images; an ArtifactError if it has none."""
     scores = classifier.companions.get(NAME)
     if not isinstance(scores, HeldOutScores):
-        raise ArtifactError(
-            f"it takes scores of held-out images, which this classifier does not have: {REMEDY}"
-        )
+        raise ArtifactError(f"this classifier has no scores of held-out images: {REMEDY}")
     return scores
 
 
 def _least_images(max_error: float, confidence: float = CONFIDENCE) -> int:
-    """Number of images which show an error if all are correct."""
+    """Return the number of images that show an error if all are correct."""
     return math.ceil(math.log(1 - confidence) / math.log1p(-max_error))
 
 
@@ -285,7 +274,7 @@ def require_share(name: str, value: float) -> None:
 def _counts(first: int, last: int, max_error: float, confidence: float) -> list[int]:
     """Return the numbers of accepted images to test.
 
-    These are the first, those from which on one more error is permitted, and the last.
+    They are the first, every number that permits one more error, and the last.
     """
     counts = np.arange(first, last + 1)
     permitted = binom.ppf(1 - confidence, counts, max_error)
@@ -295,13 +284,12 @@ def _counts(first: int, last: int, max_error: float, confidence: float) -> list[
 def fit_temperature(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float:
     """Find the temperature that maximises the likelihood of labels [N].
 
-    This is the method of Guo et al., arXiv 1706.04599, section 4.2.
-
-    The logits [N, C] are of images that neither training nor the test used. Returns a bound of
-    ``TEMPERATURES`` if there is no maximum between them.
+    The method is by Guo et al., arXiv 1706.04599, section 4.2. The logits [N, C] are of images that
+    neither training nor the test used. Returns a bound of ``TEMPERATURES`` if there is no maximum
+    between them.
     """
-    # the mean negative log-likelihood is convex in β = 1/T with the slope mean(E_p[z] - z_label), p
-    # = softmax(βz)
+    # the mean negative log-likelihood is convex in β = 1/T, with the slope mean(E_p[z] - z_label)
+    # for p = softmax(βz)
     shifted = logits - logits.max(axis=1, keepdims=True)
     labelled = shifted[np.arange(len(labels)), labels].mean()
 

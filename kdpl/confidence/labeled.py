@@ -1,4 +1,4 @@
-"""Labelled images that a classifier was not trained on: read, and classified."""
+"""Reading and classification of labelled images that a classifier was not trained on."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -35,33 +35,34 @@ def labeled_records(
     empty_labels: str | None = None,
     one_of_a_group: bool = False,
 ) -> list[Record]:
-    """Read labelled images of a folder of class folders or of a table, of one split.
+    """Read labelled images from a folder of class folders, or from a table with one split.
 
-    A folder says one class of each image, and so is none for images with several labels.
+    A folder has one class per image, and is refused for images with several labels.
 
     Args:
         images: The folder or table.
-        class_names: File with the names of the classes, where folders or labels are others.
-        names: The classifier's classes, which the records' labels are numbers of.
-        label_separator: Between the labels of an image; None: each has one.
-        empty_labels: What an empty label means with a ``label_separator``, as of ``Table``.
-        one_of_a_group: Take one image of each group of a table, as bounds of errors need it.
+        class_names: File with the names of the classes, if folders or labels have other names.
+        names: The classifier's classes; labels of records are their numbers.
+        label_separator: Separator of an image's labels; None: one label per image.
+        empty_labels: Meaning of an empty label with a ``label_separator``, as in ``Table``.
+        one_of_a_group: Take one image of each group of a table, as bounds of errors require.
     """
     top, groups = Path(images).expanduser(), dict[str, str]()
     if not top.exists():
         raise DataError(f"{images} does not exist: check its path")
     if top.is_dir() and label_separator is not None:
         raise DataError(
-            f"{images} is a folder, which says one class of each image: give a .csv or .parquet "
-            "table with all labels of each"
+            f"{images} is a folder with one class per image, expected several: give a .csv or "
+            ".parquet table with all labels of each"
         )
     if top.is_dir():
+        # a folder for each class
         several = bool(split_folders(top))
-        found: dict[str, list[str]] = {}
+        files: dict[str, list[str]] = {}
         for folder in class_folders(top):
-            found.setdefault(composed(folder.name), []).extend(find_images(folder))
-        keys = [key for key in found if found[key]]
-        records = [Record(path, i) for i, key in enumerate(keys) for path in found[key]]
+            files.setdefault(composed(folder.name), []).extend(find_images(folder))
+        keys = [key for key in files if files[key]]
+        records = [Record(path, i) for i, key in enumerate(keys) for path in files[key]]
         if not records:
             raise DataError(
                 f"folder {images} has no images in folders of classes: put them into "
@@ -70,7 +71,7 @@ def labeled_records(
     else:
         options: dict[str, str | bool | None] = {"root": str(top), "empty_labels": empty_labels}
         if label_separator is not None:
-            # a table that has one label in each row is taken as well
+            # a table with one label in each row is accepted, too
             options |= {"label_separator": label_separator, "any_labels": True}
         splits = build_reader("table", **options).read()
         keys, groups = [*splits.class_names], dict(splits.groups)
@@ -78,12 +79,13 @@ def labeled_records(
         records, several = [*parts[0]], len(parts) > 1
     if several:
         raise DataError(
-            f"{images} has several splits, of which the classifier has seen one: give the images "
+            f"{images} has several splits, and the classifier has seen one of them: give images "
             "of another"
         )
+    # from the labels of the data to the classifier's
     if class_names is not None:
-        given = read_class_mapping(Path(class_names), keys, complete=False)
-        keys = [given[key].name for key in keys]
+        mapping = read_class_mapping(Path(class_names), keys, complete=False)
+        keys = [mapping[key].name for key in keys]
     numbers = {name: number for number, name in enumerate(names)}
     if unknown := sorted({*keys} - numbers.keys()):
         if label_separator is not None:
@@ -105,7 +107,7 @@ def labeled_records(
 
 
 def _require_separator(images: str, label: str, names: Mapping[str, int]) -> None:
-    """Raise a DataError for a label that is a list of classes with another separator."""
+    """Raise a DataError if a label is a list of classes with another separator."""
     for mark in {*label} & {*_SEPARATORS}:
         if {part.strip() for part in label.split(mark)} <= names.keys():
             raise DataError(
@@ -120,18 +122,20 @@ def classify_records(
     open_image: OpenImage | None = None,
     num_workers: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Classify labelled images, which are opened as the classifier opens them or as is given.
+    """Classify labelled images; returns logits float32 [N, C] and labels of ``label_tensor``.
 
-    Without ``num_workers``, as many processes read them as there are cores.
-
-    Returns logits float32 [N, C], and labels, as ``label_tensor`` makes them, in their order.
+    ``open_image`` opens an image, by default with the decoding of the classifier. ``num_workers``
+    processes read images, by default one for each core.
     """
+    # read and prepare them as in a test
     opened = open_image or partial(sources.open_source, decoding=classifier.decoding)
     resizing, classes = classifier.preprocessing.resizing, len(classifier.class_names)
     images = EvaluationImages(records, opened, resizing, classes)
     if num_workers is None:
         num_workers = min(parallel.cores(), math.ceil(len(records) / _BATCH_SIZE))
     batches = LazyLoader(images, EvaluationSampler(len(records)), _BATCH_SIZE, num_workers)
+
+    # classify in batches
     device = classifier.head.class_vectors.device
     outputs = [
         (logits.float(), batch.labels) for logits, batch in infer(classifier, batches, device)

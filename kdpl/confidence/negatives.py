@@ -15,24 +15,19 @@ from kdpl.teacher import TeacherPromptTuning
 
 
 def callbacks(module: LightningModule) -> list[Callback]:
-    """Return what a fit of either stage needs for negative vectors.
-
-    This is an entry point of ``kdpl.callbacks``.
-    """
+    """Return the callbacks for negative vectors of either stage."""
     if isinstance(module, TeacherPromptTuning):
         # Lightning sets the attribute without declaring it
-        given = any(isinstance(each, NegativeVectors) for each in module.trainer.callbacks)  # type: ignore[attr-defined]
-        return [] if given else [NegativeVectors()]
+        configured = any(isinstance(c, NegativeVectors) for c in module.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if configured else [NegativeVectors()]
     return [CopyNegativeVectors()] if isinstance(module, StudentDistillation) else []
 
 
 class NegativeVectors(Handover):
-    """Encodes words for things that are not a class, at the end of stage 1.
-
-    Writes them to the run's folder.
+    """Writes text features of words for things that are not a class, at the end of stage 1.
 
     Args:
-        words: Text file with a word on each line, instead of everyday ones.
+        words: Text file with a word on each line, instead of everyday words.
     """
 
     def __init__(self, words: str | None = None) -> None:
@@ -43,25 +38,25 @@ class NegativeVectors(Handover):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise a ConfigError if a word is a class, or too long for the text tower."""
         teacher = cast(TeacherPromptTuning, pl_module)
-        teacher.require_texts(self._others(teacher))
+        teacher.require_texts(self._negative_words(teacher))
 
     def ended_early(self) -> None:
-        """Leave it to the class vectors to say so."""
+        """Do nothing: the class vectors warn of it."""
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Encode on all processes, write on one.
 
-        This comes before the class vectors, which stand for a finished stage.
+        The class vectors are written later, since they mark a finished stage.
         """
         teacher = cast(TeacherPromptTuning, pl_module)
-        words = self._others(teacher)
+        words = self._negative_words(teacher)
         vectors = ClassVectors.of(
             teacher.tuned_prompts(), teacher.encode_names(words).cpu(), words, None
         )
         if trainer.is_global_zero:
             vectors.save(folder / NEGATIVE_VECTORS_FILE)
 
-    def _others(self, teacher: TeacherPromptTuning) -> list[str]:
+    def _negative_words(self, teacher: TeacherPromptTuning) -> list[str]:
         names = domain_of(teacher.trainer).class_names
         return [self.words[i] for i in other_than(names, self.words, self.source)]
 
@@ -70,10 +65,10 @@ class CopyNegativeVectors(Callback):
     """Copies the teacher's negative vectors into the student's folder at the start of its fit."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Copy them if there are any; an ArtifactError if they are another teacher's."""
+        """Copy the vectors if there are any; an ArtifactError if another teacher made them."""
         student = cast(StudentDistillation, pl_module)
         file = student.teacher_folder / NEGATIVE_VECTORS_FILE
-        # those of the teacher's text tower say nothing to a student with text features of its own
+        # the teacher's text features are useless to a student with another text tower
         if (
             not trainer.is_global_zero
             or not file.is_file()

@@ -1,4 +1,4 @@
-"""Options of ``predict`` and ``serve``; imports no torch."""
+"""Options of ``predict`` and ``serve`` for doubtful predictions; imports no torch."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -17,14 +17,14 @@ def options(
     calibrated: bool = False,
     unknown: bool = False,
 ) -> MakeRule:
-    """Read the options; entry point of ``kdpl.predict``.
+    """Read the options; named in the plugin's ``predict``.
 
     Args:
-        max_error: wanted error among accepted images, such as 0.02; the class of the others is left
-            empty
+        max_error: wanted error among accepted images, such as 0.02; the class of rejected images is
+            left empty
         sets: wanted share of images whose set of classes has the true one, such as 0.95; the sets
             are a column, classes
-        calibrated: probabilities at the temperature that was fitted on held-out images
+        calibrated: probabilities at the temperature fitted on held-out images
         unknown: add the column unknown, the score from 0 to 1 of being none of the classes; with 19
             validation images or more, about 5 % of images of the classes are above 0.5
     """
@@ -33,12 +33,12 @@ def options(
     def rule_of(classifier: "Classifier") -> "DecisionRule":
         from kdpl.confidence.decision import decision_rule
         from kdpl.confidence.held_out import held_out_of
-        from kdpl.confidence.unknown import fault_of_limit, unknown_of
+        from kdpl.confidence.unknown import limit_warning, unknown_of
 
         rule = decision_rule(classifier, error, coverage, calibrated, unknown)
-        if calibrated and (warning := held_out_of(classifier).fault_of_temperature()):
+        if calibrated and (warning := held_out_of(classifier).temperature_warning()):
             print(f"warning: --calibrated: {warning}", file=sys.stderr)
-        if unknown and (warning := fault_of_limit(unknown_of(classifier).held_out)):
+        if unknown and (warning := limit_warning(unknown_of(classifier).held_out)):
             print(f"warning: --unknown: {warning}", file=sys.stderr)
         return rule
 

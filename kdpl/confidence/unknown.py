@@ -1,7 +1,4 @@
-"""Score of an image being of none of the classes.
-
-It rests on how unusual the image's features are, and on how close they are to other words.
-"""
+"""Score of being none of the classes, from unusual features and similarity to other words."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +12,7 @@ from torch import Tensor, nn
 
 from kdpl.classifier import Classifier, PredictOptions
 from kdpl.confidence.beside import OfClassifier, read_of_classifier
-from kdpl.confidence.evidence import Evidence, LearnedCompanion
+from kdpl.confidence.student_outputs import LearnedCompanion, StudentOutputs
 from kdpl.confidence.words import distant_words
 from kdpl.data.augmentation import GivenImage
 from kdpl.errors import ArtifactError
@@ -28,21 +25,15 @@ KIND = "scores of being none of the classes"
 VERSION = 1
 
 MIN_IMAGES = 20
-"""Smallest number of unlabelled images whose features say what is usual."""
+"""Smallest number of unlabelled images that show which features are usual."""
 USUAL = 0.95
-"""Share of images like the validation images that score at most 0.5, if there are enough.
-
-``MIN_HELD_OUT`` validation images are enough.
-"""
+"""Share of images like ``MIN_HELD_OUT`` or more validation images that score at most 0.5."""
 MIN_HELD_OUT = math.ceil(USUAL / (1 - USUAL) - 1e-9)
-"""Smallest number of validation images for that.
-
-Of V, the largest score is exceeded by 1 in V + 1 further images.
-"""
+"""Smallest such number: 1 in V + 1 further images exceeds the largest score of V images."""
 REMEDY = f"distil a student again by this kdpl, on at least {MIN_IMAGES} unlabelled images"
 
-_RIDGE = 0.01  # of the mean variance, added to all
-# of their part, both in standard deviations; chosen on validation images of other students
+_RIDGE = 0.01  # share of the mean variance, added to all variances
+# weight of the words, in standard deviations; chosen on validation images of other students
 _WORDS_WEIGHT = 0.3
 
 _TENSORS = ("center", "whitening", "means", "negatives")
@@ -62,20 +53,17 @@ class _Fields(OfClassifier):
 
 
 def usual_rank(images: int) -> int:
-    """Return the place, from 1 on, of a score in the ordered scores of N images.
-
-    At most 5 % of further images exceed that score.
-    """
+    """Return the rank, from 1, of the score in N that at most 5 % of further images exceed."""
     return min(math.ceil((images + 1) * USUAL - 1e-9), images)
 
 
 def share_above(images: int) -> float:
-    """Share of further images that exceed the score of ``usual_rank`` in N images, on average."""
+    """Return the mean share of further images above the score of ``usual_rank`` in N images."""
     return (images + 1 - usual_rank(images)) / (images + 1)
 
 
-def fault_of_limit(held_out: int | None) -> str | None:
-    """Say what holds of the limit of 0.5 if too few validation images made it; None for enough."""
+def limit_warning(held_out: int | None) -> str | None:
+    """Return a warning if the limit of 0.5 is of too few validation images, else None."""
     if held_out is not None and held_out >= MIN_HELD_OUT:
         return None
     if held_out is None:
@@ -92,19 +80,22 @@ def fault_of_limit(held_out: int | None) -> str | None:
 class Unknown(nn.Module, LearnedCompanion):
     """Scores images as being of none of the classes, by features alone.
 
-    The first part is the squared Mahalanobis distance d² to the nearest of K means, those of the
+    The first part is the squared Mahalanobis distance d² to the nearest of K means, one for the
     unlabelled images of each predicted class, with one covariance for all (Lee et al., arXiv
-    1807.03888, section 2.1). The second, with M negative vectors, the teacher's text features of
-    things that are no class, is the share p of the softmax probability over both that stays with
-    the classes (NegLabel, arXiv 2403.20078, section 3.3). The score is σ(z(log d²) - 0.3 z(log p/(1
-    - p)) - cutoff). z takes off the mean and divides by the standard deviation of the unlabelled
-    images; the cutoff is such that of images like the V validation images at most 5 % have a score
-    above 0.5, on average over their draws, and 1 in V + 1 where V is below ``MIN_HELD_OUT``.
+    1807.03888, section 2.1). The second part needs M negative vectors, the teacher's text features
+    of things that are not a class: it is the classes' share p of the softmax probability over
+    classes and negative vectors (NegLabel, arXiv 2403.20078, section 3.3). The score is
+
+        σ(z(log d²) - 0.3 z(log p/(1 - p)) - cutoff),
+
+    where z standardises by the unlabelled images. The cutoff lets at most 5 % of images like the V
+    validation images score above 0.5, on average over their draws, or 1 in V + 1 if V is below
+    ``MIN_HELD_OUT``.
 
     Attributes:
-        words: Those of the negative vectors.
-        held_out: Number of the validation images that the cutoff is of; None without any, or in a
-            file without it.
+        words: Words of the negative vectors.
+        held_out: Number of validation images of the cutoff; None without any, or in a file
+            without the number.
     """
 
     file: ClassVar[str] = "unknown.safetensors"
@@ -130,16 +121,16 @@ class Unknown(nn.Module, LearnedCompanion):
         self.held_out = held_out
 
     @classmethod
-    def made_from(cls, evidence: Evidence) -> Self | None:
-        """Learn what is usual from the sample of the pool; None where that has too few images."""
-        if len(evidence.kept) < MIN_IMAGES or evidence.vectors.task != MULTI_CLASS.name:
+    def made_from(cls, outputs: StudentOutputs) -> Self | None:
+        """Learn what is usual from the sample of the pool; None if it has too few images."""
+        if len(outputs.kept) < MIN_IMAGES or outputs.vectors.task != MULTI_CLASS.name:
             return None
-        features = torch.stack([each.embedding for each in evidence.kept])
-        known = None if evidence.held_out is None else evidence.held_out.features.cpu()
-        others = distant_words(evidence.folder, evidence.vectors)
-        negatives, words = (None, ()) if others is None else (others.vectors, others.class_names)
+        features = torch.stack([predicted.embedding for predicted in outputs.kept])
+        validation = None if outputs.validation is None else outputs.validation.features.cpu()
+        distant = distant_words(outputs.folder, outputs.vectors)
+        negatives, words = (None, ()) if distant is None else (distant.vectors, distant.class_names)
         return cls.fit(
-            features, evidence.vectors.vectors, evidence.logit_scale, known, negatives, words
+            features, outputs.vectors.vectors, outputs.logit_scale, validation, negatives, words
         )
 
     @classmethod
@@ -148,28 +139,30 @@ class Unknown(nn.Module, LearnedCompanion):
         features: Tensor,
         class_vectors: Tensor,
         logit_scale: float,
-        held_out: Tensor | None = None,
+        validation: Tensor | None = None,
         negatives: Tensor | None = None,
         words: Sequence[str] = (),
     ) -> Self:
         """Learn what is usual from unlabelled images.
 
         Args:
-            features: Of at least ``MIN_IMAGES`` unlabelled images, normalised [N, D].
-            class_vectors: Normalised [C, D].
-            logit_scale: Factor on cosines, the classifier's.
-            held_out: Features of images that were not trained on, [V, D], which make the cutoff;
-                None: the unlabelled ones, which the encoder knows, so that more than 5 % of new
-                images will be above it.
-            negatives: Text features of things that are no class, normalised [M, D].
-            words: Their words.
+            features: Normalised features [N, D] of at least ``MIN_IMAGES`` unlabelled images.
+            class_vectors: Normalised class vectors [C, D].
+            logit_scale: The classifier's factor on cosines.
+            validation: Features of images that were not trained on, [V, D], for the cutoff; None:
+                the unlabelled images. The encoder has learned these, so more than 5 % of new images
+                will be above the cutoff.
+            negatives: Text features of things that are not a class, normalised [M, D].
+            words: Words of the negative vectors.
         """
+        # a mean for each predicted class, and one covariance
         precise = features.double()
         nearest = MULTI_CLASS.labels(precise @ class_vectors.double().T)
         predicted, members = torch.unique(nearest, return_inverse=True)
         means = torch.stack([precise[members == i].mean(dim=0) for i in range(len(predicted))])
         centered = precise - means[members]
         covariance = centered.T @ centered / len(precise)
+        # whitening by the inverse Cholesky factor
         floor = _RIDGE * covariance.diagonal().mean() + 1e-8
         ridge = floor * torch.eye(len(covariance)).to(covariance)
         lower = torch.linalg.cholesky(covariance + ridge)
@@ -180,41 +173,40 @@ class Unknown(nn.Module, LearnedCompanion):
             "means": (means - center) @ whitening,
             "negatives": precise[:0] if negatives is None else negatives,
         }
-        made = cls(tensors, tuple(words))
-        # an image that is alone in its class is its own mean, which says nothing of distances
+        unknown = cls(tensors, tuple(words))
+
+        # standardise both parts; an image alone in its class is its mean, at distance 0
         several = torch.bincount(members)[members] > 1
         usual = features[several] if several.sum() > 1 else features
-        distance, share = made.parts(usual, class_vectors, logit_scale)
-        made.distance = _standard(distance)
-        made.share = (0.0, 1.0) if share is None else _standard(share)
-        limiting = usual if held_out is None else held_out
-        known = made.unusualness(limiting, class_vectors, logit_scale)
-        # a conformal quantile: of exchangeable images at most share_above(V) are above it, on
-        # average
-        made.cutoff = float(known.sort().values[usual_rank(len(known)) - 1])
-        made.held_out = None if held_out is None else len(held_out)
-        return made
+        distance, share = unknown.parts(usual, class_vectors, logit_scale)
+        unknown.distance = _standard(distance)
+        unknown.share = (0.0, 1.0) if share is None else _standard(share)
+
+        # a conformal quantile: on average at most share_above(V) of exchangeable images exceed it
+        limiting = usual if validation is None else validation
+        scores = unknown.unusualness(limiting, class_vectors, logit_scale)
+        unknown.cutoff = float(scores.sort().values[usual_rank(len(scores)) - 1])
+        unknown.held_out = None if validation is None else len(validation)
+        return unknown
 
     def parts(
         self, features: Tensor, class_vectors: Tensor, logit_scale: float
     ) -> tuple[Tensor, Tensor | None]:
-        """Return log d² and log p/(1 - p) of features [B, D], [B] each.
-
-        The second is None without words.
-        """
+        """Return log d² and log p/(1 - p) of features [B, D], [B] each; None without words."""
         centered = features - self.center
-        # |x - m|² in three terms, so that nothing is of size [B, K, D]
+        # |x - m|² in three terms, to avoid a tensor [B, K, D]
         lengths = (centered @ self.whitening).square().sum(dim=1, keepdim=True)
         products = centered @ (self.whitening @ self.means.T)
         squares = (lengths - 2 * products + self.means.square().sum(dim=1)).amin(dim=1)
         distance = squares.clamp(min=1e-6).log()
         if not self.words:
             return distance, None
-        of_classes, of_others = (
+        # log p - log(1 - p) of a softmax over both
+        of_classes, of_negatives = (
             (logit_scale * (features @ vectors.T)).logsumexp(dim=1)
             for vectors in (class_vectors, self.negatives)
         )
-        return distance, of_classes - of_others
+        return distance, of_classes - of_negatives
 
     def unusualness(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> Tensor:
         """Return z(log d²) - 0.3 z(log p/(1 - p)) of features [B, D], [B]."""
@@ -225,9 +217,7 @@ class Unknown(nn.Module, LearnedCompanion):
         return unusual - _WORDS_WEIGHT * (share - self.share[0]) / self.share[1]
 
     def forward(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> Tensor:
-        """Return the score of images with these features, normalised float32 [B, D].
-
-        The score, [B], is high for none of the classes.
+        """Return the score [B], high for none of the classes, of normalised features [B, D].
 
         Class vectors [C, D] and the factor on cosines are the classifier's.
         """
@@ -250,26 +240,24 @@ class Unknown(nn.Module, LearnedCompanion):
     def read(cls, folder: Path, classifier: str, width: int) -> Self:
         """Read the file of a folder.
 
-        Raises an ArtifactError if it is damaged, or of another classifier or width D.
+        Raises an ArtifactError if it is damaged, or has another classifier or width D.
         """
         path, remedy = folder / cls.file, f"remove it, or {REMEDY}"
         tensors, settings = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
+        # the number of means is not stored
         classes = max(1, tensors.get("means", torch.empty(0)).numel() // width)
         rows = [(), (width,), (classes,), (len(settings.words),)]
-        shapes = {name: (*own, width) for name, own in zip(_TENSORS, rows, strict=True)}
+        shapes = {name: (*size, width) for name, size in zip(_TENSORS, rows, strict=True)}
         valid = {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
         if not valid or not all(
-            each.dtype == torch.float32 and each.isfinite().all() for each in tensors.values()
+            tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in tensors.values()
         ):
             raise ArtifactError(f"{path} is damaged (its numbers are invalid): {remedy}")
         return cls(tensors, **{name: getattr(settings, name) for name in _SETTINGS})
 
 
 def unknown_of(classifier: Classifier) -> Unknown:
-    """Return what scores images as being none of the classes.
-
-    Raises an ArtifactError for a classifier without it.
-    """
+    """Return a classifier's scorer of none of the classes; an ArtifactError if it has none."""
     unknown = classifier.companions.get(NAME)
     if not isinstance(unknown, Unknown):
         raise ArtifactError(f"this classifier has no scores of being none of the classes: {REMEDY}")
@@ -277,16 +265,14 @@ def unknown_of(classifier: Classifier) -> Unknown:
 
 
 def none_of_these(classifier: Classifier, images: Iterable[GivenImage], **options: Any) -> Tensor:
-    """Return the scores of N images of being of none of the classes, [N].
+    """Return the scores [N] of images of being none of the classes.
 
-    Options and errors are those of ``predict``.
-
-    Above 0.5 an image is more unusual than 95 % of images like the run's validation images, if
-    there were 19 or more of these, see ``fault_of_limit``.
+    Options and errors are the same as for ``predict``. Above 0.5 an image is more unusual than 95 %
+    of images like the run's validation images, if these were 19 or more, see ``limit_warning``.
     """
     unknown_of(classifier)
-    own = PredictOptions(**options)
-    return torch.tensor([each.scores[NAME] for each in classifier.predicted(images, own)])
+    predictions = classifier.predicted(images, PredictOptions(**options))
+    return torch.tensor([predicted.scores[NAME] for predicted in predictions])
 
 
 def _standard(values: Tensor) -> Standard:

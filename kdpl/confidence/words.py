@@ -1,4 +1,4 @@
-"""Words for things that are no class, and their text features in a run's folder."""
+"""Words for things that are not a class, and their text features in a run's folder."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,51 +13,50 @@ from kdpl.runtime.class_names import composed, fault_of_name
 from kdpl.runtime.files import read_text
 
 NEGATIVE_VECTORS_FILE = "negative_vectors.safetensors"
-"""In a teacher's or student's folder, in the format of class vectors."""
+"""File in the folder of a teacher or student, in the format of class vectors."""
 
 _FAR, _SHARE_OF_WORDS = 0.95, 0.5
 
 
 def distant_words(run: Path, vectors: ClassVectors) -> ClassVectors | None:
-    """Return the negative vectors in a student's folder that are far from all classes.
-
-    Returns None if there are none.
-    """
+    """Return a student's negative vectors that are far from all classes; None if there are none."""
     file = run / NEGATIVE_VECTORS_FILE
     if not file.is_file():
         return None
-    others = ClassVectors.load(file)
-    own = other_than(vectors.class_names, others.class_names, str(file))
-    if not own:
+    # first the words that are not a class, then the less similar half
+    negatives = ClassVectors.load(file)
+    usable = other_than(vectors.class_names, negatives.class_names, str(file))
+    if not usable:
         return None
-    kept = [own[i] for i in farthest(others.vectors[own], vectors.vectors)]
-    words = tuple(others.class_names[i] for i in kept)
-    return replace(others, vectors=others.vectors[kept], class_names=words)
+    kept = [usable[i] for i in farthest(negatives.vectors[usable], vectors.vectors)]
+    words = tuple(negatives.class_names[i] for i in kept)
+    return replace(negatives, vectors=negatives.vectors[kept], class_names=words)
 
 
 @cache
 def everyday_words() -> tuple[str, ...]:
-    """Things that most domains do not have as a class."""
+    """Return words for things that most domains do not have as a class."""
     return read_words(str(Path(__file__).with_name("everyday_words.txt")))
 
 
 def read_words(file: str) -> tuple[str, ...]:
-    """Read words of things that are no class, one on each line; a DataError if there are none."""
+    """Read words of things that are not a class, one on each line; a DataError if empty."""
     lines = read_text(Path(file).expanduser(), "negative words").splitlines()
     words = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not words:
         raise DataError(f"negative words {file} has no words: write one on each line")
     for word in words:
-        if fault := fault_of_name(word):
-            raise DataError(f"negative words {file} has a word that {fault}: give another")
+        if problem := fault_of_name(word):
+            raise DataError(f"negative words {file} has a word that {problem}: give another")
     return words
 
 
 def other_than(class_names: Sequence[str], words: Sequence[str], source: str) -> list[int]:
-    """Return the positions of words that name no class.
+    """Return the positions of words that do not name a class.
 
-    An everyday word that does is left out, since nobody chose it; a ConfigError names any other.
+    An everyday word that names one is left out; any other such word is a ConfigError.
     """
+    # nobody chose the everyday words
     classes = {_plain(name) for name in class_names}
     clashes = [word for word in words if _plain(word) in classes and word not in everyday_words()]
     if clashes:
@@ -75,9 +74,8 @@ def _plain(name: str) -> str:
 def farthest(words: Tensor, classes: Tensor) -> list[int]:
     """Choose the half of word vectors [N, D] that are least similar to class vectors [C, D].
 
-    Similarity is compared by 95 % quantiles.
-
-    NegMining of NegLabel (arXiv 2403.20078, section 3.2); both are normalised.
+    NegMining of NegLabel (arXiv 2403.20078, section 3.2), by 95 % quantiles of the similarities;
+    both vectors are normalised.
     """
     similarity = (words.double() @ classes.double().T).quantile(_FAR, dim=1)
     count = max(1, round(_SHARE_OF_WORDS * len(words)))

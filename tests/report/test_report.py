@@ -251,7 +251,7 @@ def test_damaged_files_are_sentences_in_their_sections(run):
 def test_without_held_out_images_there_is_no_temperature(run):
     (run / "student/classifier/held_out.safetensors").unlink()
     text = Page(make(run)).texts["calibration"]
-    assert "No temperature is known: it takes scores of held-out images" in text
+    assert "No temperature is known: this classifier has no scores of held-out images" in text
     assert len(re.findall("ECE .* points", text)) == 1
 
 

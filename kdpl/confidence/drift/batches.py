@@ -1,4 +1,4 @@
-"""Comparison, without labels, of new images with a classifier's pool: numbers and their page."""
+"""Comparison of new images with a classifier's pool, without labels, and its page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ from kdpl.report.page import fill
 from kdpl.tasks import DecisionRule
 
 MIN_IMAGES = 20
-"""Smallest number of images on either side: below it, a share's interval is 40 points or more."""
+"""Smallest number of images on either side; below, intervals are 40 points wide or more."""
 
 MAX_SHOWN = 24
-"""Largest number of unusual images that are shown."""
+"""Largest number of shown unusual images."""
 
 _MAX_LISTED = 10
-_BANDS = (0, 0.5, 0.9, 0.95, 0.99, 1)  # of the pool's own distances
+_BANDS = (0, 0.5, 0.9, 0.95, 0.99, 1)  # quantiles of distances within the pool
 _ALARMS = {
     "rejected": "more images are rejected",
     "classes": "classes are predicted at other frequencies",
@@ -46,27 +46,28 @@ _ALARMS = {
 
 @dataclass(frozen=True)
 class Batch:
-    """Places and names of images, and what a classifier finds in them; unreadable ones apart."""
+    """Positions and names of images, and a classifier's results; unreadable images apart."""
 
-    places: list[int]
+    positions: list[int]
     names: list[str]
     sample: ImageSample
     unreadable: list[tuple[str, str]]
 
 
 def read_batch(classifier: Classifier, sources: Sequence[str], option: str) -> Batch:
-    """Classify images of files and shards that an option names; a DataError for too few."""
-    places, names, predicted, unreadable = [], [], [], []
+    """Classify the images of an option's files and shards; a DataError for too few."""
+    positions, names, predicted, unreadable = [], [], [], []
     predictions = classifier.predictions(
         read_items(sources), partial(Item.open, decoding=classifier.decoding)
     )
-    for place, (item, each) in enumerate(predictions):
-        if isinstance(each, DataError):
-            unreadable.append((printable(item.name), str(each)))
+    # one unreadable image does not stop the comparison
+    for position, (item, result) in enumerate(predictions):
+        if isinstance(result, DataError):
+            unreadable.append((printable(item.name), str(result)))
         else:
-            places.append(place)
+            positions.append(position)
             names.append(printable(item.name))
-            predicted.append(each)
+            predicted.append(result)
     if len(predicted) < MIN_IMAGES:
         problem = (
             f"it takes {MIN_IMAGES} images or more to compare them, and {option} has "
@@ -75,7 +76,7 @@ def read_batch(classifier: Classifier, sources: Sequence[str], option: str) -> B
         for _, first in unreadable[:1]:
             problem += f", the first of {len(unreadable)} unreadable ones because {first}"
         raise DataError(problem)
-    return Batch(places, names, ImageSample.of(predicted, classifier.class_names), unreadable)
+    return Batch(positions, names, ImageSample.of(predicted, classifier.class_names), unreadable)
 
 
 class Limit(NamedTuple):
@@ -88,10 +89,10 @@ class Limit(NamedTuple):
 def find_limit(
     classifier: Classifier, reference: ImageSample | None
 ) -> tuple[Limit | None, str | None]:
-    """Find the limit that new images are compared with, or why there is none.
+    """Return the limit to compare new images with, or the reason why there is none.
 
-    ``reference`` are images like the pool's. The pool itself says nothing of it: its images are
-    usual to an encoder that has learnt them.
+    ``reference`` are images like the pool's. The pool itself gives no limit: an encoder that has
+    learned its images finds them usual.
     """
     unknown = classifier.companions.get(NAME)
     if not isinstance(unknown, Unknown):
@@ -100,7 +101,7 @@ def find_limit(
         scores = unknown_scores(classifier, reference).sort().values
         return Limit(float(scores[usual_rank(len(scores)) - 1]), len(scores)), None
     if unknown.held_out is None:
-        # a file of before these were counted lacks their number, too
+        # a file of an earlier version lacks the number of validation images, too
         return None, (
             "this classifier does not know its limit of 0.5 from validation images: distil it with "
             "some (init --val-share), or give images like those of the pool by --against"
@@ -127,7 +128,7 @@ def compare_with_limit(
     rule: DecisionRule | None,
     limit: Limit | None,
 ) -> Comparison:
-    """Compare as ``compare`` does, and with the limit, if any; the default rule is the pool's."""
+    """Compare by ``compare``, and with the limit, if any; the default rule is the pool's."""
     rejected = None
     if rule is not None:
         rejected = np.concatenate([rejected_of(pool, rule), rejected_of(new, rule)])
@@ -152,20 +153,23 @@ def compare_batches(
         classifier: The classifier of both.
         pool: At least ``MIN_IMAGES`` images of the pool.
         new: The new images.
-        rule: What rejects an image; None: a largest probability that is smaller than of most of the
-            pool.
+        rule: Rule that rejects images; None: reject largest probabilities below most of the
+            pool's.
         false_alarms: Share of batches like the pool that may be said to differ, see ``compare``.
         trained_on: Whether the classifier was trained on the images of the pool.
 
     Returns:
-        What the page shows, of which ``summary`` is what the command prints.
+        Data of the page, and the ``summary`` that the command prints.
     """
+    # test for differences
     sample, names = new.sample, classifier.class_names
     drawn = sample.draw(MAX_IMAGES)
     limit, missing = find_limit(classifier, None if trained_on else pool)
     comparison = compare_with_limit(classifier, pool, drawn, rule, limit)
     questions = comparison.questions
     alarms = [question for question, p_value in questions.items() if p_value <= false_alarms]
+
+    # shares of rejected and unusual images
     rule = DecisionRule(threshold=least_sure(pool.scores.numpy())) if rule is None else rule
     is_rejected = rejected_of(sample, rule)
     rejected = {"pool": _share(rejected_of(pool, rule)), "new": _share(is_rejected)}
@@ -174,8 +178,9 @@ def compare_batches(
         above = _share((unknown_scores(classifier, sample) > limit.score).numpy())
         unknown = {**limit._asdict(), "usual": share_above(limit.images), **above}
 
+    # frequencies of predicted classes, the largest changes first
     of_pool, of_new = (
-        each.labels.bincount(minlength=len(names)).tolist() for each in (pool, sample)
+        images.labels.bincount(minlength=len(names)).tolist() for images in (pool, sample)
     )
     rows = [
         {
@@ -189,10 +194,10 @@ def compare_batches(
     ]
     rows.sort(key=lambda row: (-abs(row["new"] - row["pool"]), row["name"]))
 
-    own = np.sort(distances_within(pool.features))
+    # distances to the pool, and the share of distances within the pool that are smaller
+    within = np.sort(distances_within(pool.features))
     far = distances_to(pool.features, sample.features)
-    # share of the pool's own distances that are smaller
-    ranks = np.searchsorted(own, far) / len(own)
+    ranks = np.searchsorted(within, far) / len(within)
     bands = np.histogram(ranks, _BANDS)[0] / len(sample)
     summary = {
         "differs": bool(alarms),
@@ -221,10 +226,10 @@ def compare_batches(
             {"low": low, "high": high, "pool": high - low, "new": share}
             for low, high, share in zip(_BANDS[:-1], _BANDS[1:], bands, strict=True)
         ],
-        "medians": {"pool": np.median(own), "new": np.median(far)},
+        "medians": {"pool": np.median(within), "new": np.median(far)},
         "unusual": [
             {
-                "place": new.places[i],
+                "position": new.positions[i],
                 "name": new.names[i],
                 "class": names[sample.labels[i]],
                 "probability": sample.scores[i].item(),
@@ -238,20 +243,20 @@ def compare_batches(
 
 
 def _share(flags: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """Return the share of images [N] that are true, with its interval."""
+    """Return the share of true flags [N], with its interval."""
     count = int(flags.sum())
     return {"share": count / len(flags), "interval": wilson(count, len(flags))}
 
 
 def render(
-    comparison: dict[str, Any], classifier: Classifier, sources: Sequence[str], **about: str | None
+    comparison: dict[str, Any], classifier: Classifier, sources: Sequence[str], **facts: str | None
 ) -> str:
-    """Return a comparison's HTML page, with thumbnails of unusual images, which are read again."""
-    wanted = {each["place"]: each for each in comparison["unusual"]}
-    for place, item in enumerate(read_items(sources)):
-        if place in wanted:
+    """Return a comparison's HTML page, with thumbnails of unusual images, read again."""
+    unusual = {image["position"]: image for image in comparison["unusual"]}
+    for position, item in enumerate(read_items(sources)):
+        if position in unusual:
             try:
-                wanted[place] |= thumbnail(item.open(classifier.decoding))
+                unusual[position] |= thumbnail(item.open(classifier.decoding))
             except DataError as error:
-                wanted[place]["gap"] = str(error)
-    return fill("watch.html.jinja", **comparison, **about)
+                unusual[position]["gap"] = str(error)
+    return fill("watch.html.jinja", **comparison, **facts)

@@ -1,4 +1,4 @@
-"""``python -m kdpl watch CLASSIFIER IMAGES…``: new images compared with the pool."""
+"""``python -m kdpl watch CLASSIFIER IMAGES…``: compare new images with the pool."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from kdpl.runtime.files import write_text
 from kdpl.runtime.run_folder import require_classifier
 
 DIFFERS = 3
-"""Exit code where new images differ from the pool."""
+"""Exit code if new images differ from the pool."""
 
 _PAGE = "watch.html"
 _FALSE_ALARMS = 0.01
@@ -24,7 +24,7 @@ def watch(
     out: str = _PAGE,
     rule: Rule,
 ) -> int:
-    """Compare new images with those that a classifier was distilled on, without labels.
+    """Compare new images, without labels, with the images that a classifier was distilled on.
 
     Writes a page, watch.html. The exit code is 0 if they are alike, and 3 if they differ.
 
@@ -32,11 +32,11 @@ def watch(
         classifier: classifier folder of a student's run
         images: new images, as predict takes them: image files, .tar shards, folders, patterns,
             .txt lists
-        against: images to compare them with, instead of the sample of the pool in the classifier's
+        against: images to compare with, instead of the sample of the pool in the classifier's
             folder
         false_alarms: share of batches like the pool that may be said to differ; 0.01 if not given
         out: file to write
-        rule: options of predict that reject images; without any, images are rejected that are less
+        rule: options of predict that reject images; by default, an image is rejected if it is less
             sure than 19 in 20 of the pool
     """
     path = output_file("--out", out)
@@ -59,6 +59,7 @@ def watch(
             f"--false-alarms is {false_alarms}, expected {LEAST_RATE:.2%} or more: "
             "give for example 1%"
         )
+    # the reference: given images, or the sample that the classifier keeps
     loaded = load_classifier(classifier, None, "auto")
     require_one_class(loaded.task.name, "watch")
     decided = rule.of(loaded) if rule.make is not None else None
@@ -72,16 +73,20 @@ def watch(
             f"it takes {MIN_IMAGES} images of the pool or more, and {classifier} keeps "
             f"{len(pool)}: {REMEDY}"
         )
+
+    # compare, and write the page
     new = read_batch(loaded, sources, "IMAGES")
     comparison = compare_batches(loaded, pool, new, decided, rate, trained_on=not against)
-    of_pool = f"the one that {100 * QUANTILE:.0f} % of the pool are below"
-    about = {
+    default = f"the one that {100 * QUANTILE:.0f} % of the pool are below"
+    facts = {
         "name": str(Path(classifier).resolve()),
         "batch": " ".join(images),
         "reference": " ".join(against) if against else None,
-        "rule": of_pool if decided is None else f"that of {rule.given}",
+        "rule": default if decided is None else f"that of {rule.given}",
     }
-    write_text(path, render(comparison, loaded, sources, **about))
+    write_text(path, render(comparison, loaded, sources, **facts))
+
+    # report the result
     summary = comparison["summary"]
     reasons = "; ".join(summary["because"])
     why = f"differ from the pool: {reasons}" if summary["differs"] else "are like the pool"

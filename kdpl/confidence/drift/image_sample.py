@@ -1,4 +1,4 @@
-"""A classifier's results for a sample of its pool, which it keeps to compare new images with."""
+"""A classifier's results for a sample of its pool, kept to compare new images with."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdpl.confidence.beside import OfClassifier, read_of_classifier
-from kdpl.confidence.evidence import Evidence, LearnedCompanion
+from kdpl.confidence.student_outputs import LearnedCompanion, StudentOutputs
 from kdpl.errors import ArtifactError
 from kdpl.runtime.artifacts import write_tensors
 from kdpl.tasks import MULTI_CLASS
@@ -18,7 +18,7 @@ KIND = "a sample of the training pool"
 VERSION = 1
 
 MAX_IMAGES = 1000
-"""Largest number of images that are kept: 1 MB for features of 512 numbers."""
+"""Largest number of images to keep: 1 MB for features of 512 numbers."""
 
 REMEDY = "give images like those it was trained on by --against"
 
@@ -28,7 +28,7 @@ class ImageSample(LearnedCompanion):
     """A classifier's features and predictions of N images.
 
     Attributes:
-        features: Its encoder's normalised features, float16 [N, D].
+        features: Normalised features of the encoder, float16 [N, D].
         scores: Largest probability of each image, float32 [N].
         labels: Number of the most probable class, int64 [N].
     """
@@ -40,21 +40,21 @@ class ImageSample(LearnedCompanion):
     labels: Tensor
 
     @classmethod
-    def made_from(cls, evidence: Evidence) -> Self | None:
-        """Take it from the sample of the pool that the classifier has learned from."""
-        if not evidence.pool or not evidence.trained:
+    def made_from(cls, outputs: StudentOutputs) -> Self | None:
+        """Take the sample from a pool that the classifier has learned from."""
+        if not outputs.pool or not outputs.trained:
             return None
-        if evidence.vectors.task != MULTI_CLASS.name:
+        if outputs.vectors.task != MULTI_CLASS.name:
             return None
-        return cls.of(evidence.pool, evidence.vectors.class_names).draw(MAX_IMAGES)
+        return cls.of(outputs.pool, outputs.vectors.class_names).draw(MAX_IMAGES)
 
     @classmethod
     def of(cls, predicted: Iterable[Any], class_names: Iterable[str]) -> Self:
-        """Take it from the predictions (``kdpl.tasks.Predicted``) of at least one image."""
+        """Take the sample from predictions (``kdpl.tasks.Predicted``) for one or more images."""
         numbers = {name: number for number, name in enumerate(class_names)}
         rows = [
-            (each.embedding.half(), each.top[0].probability, numbers[each.top[0].class_name])
-            for each in predicted
+            (p.embedding.half(), p.top[0].probability, numbers[p.top[0].class_name])
+            for p in predicted
         ]
         features, scores, labels = zip(*rows, strict=True)
         return cls(torch.stack(features), torch.tensor(scores), torch.tensor(labels))
@@ -67,7 +67,7 @@ class ImageSample(LearnedCompanion):
         chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:count]
         if len(self) <= count:
             return self
-        return type(self)(*(each[chosen] for each in vars(self).values()))
+        return type(self)(*(column[chosen] for column in vars(self).values()))
 
     def save(self, folder: Path, classifier: str) -> None:
         """Write the file atomically into a folder, with its classifier's fingerprint."""
@@ -75,15 +75,17 @@ class ImageSample(LearnedCompanion):
 
     @classmethod
     def load(cls, folder: Path, classifier: str, shape: Sequence[int]) -> "ImageSample":
-        """Read a folder's file; ArtifactError if it is missing, damaged, or of another classifier.
+        """Read the file of a folder.
 
-        ``classifier`` is the fingerprint and ``shape`` that of the class vectors, [C, D].
+        Raises an ArtifactError if it is missing, damaged, or of another classifier. ``classifier``
+        is the fingerprint, and ``shape`` the shape [C, D] of the class vectors.
         """
         path = folder / cls.file
         if not path.is_file():
             raise ArtifactError(
                 f"{folder} has no sample of the pool that it was trained on ({path.name}): {REMEDY}"
             )
+        # types and shapes, then ranges
         remedy = f"remove it, and {REMEDY}"
         tensors, _ = read_of_classifier(path, KIND, VERSION, OfClassifier, classifier, remedy)
         count = tensors["scores"].numel() if "scores" in tensors else 0
@@ -92,10 +94,10 @@ class ImageSample(LearnedCompanion):
             "scores": (torch.float32, (count,)),
             "labels": (torch.int64, (count,)),
         }
-        found = {name: (each.dtype, tuple(each.shape)) for name, each in tensors.items()}
-        if found == expected and 1 <= count <= MAX_IMAGES:
+        stored = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        if stored == expected and 1 <= count <= MAX_IMAGES:
             features, scores, labels = (tensors[name] for name in expected)
-            # refuses NaN too
+            # false for NaN too
             within = (features.abs() <= 2).all() and ((scores >= 0) & (scores <= 1)).all()
             if within and ((labels >= 0) & (labels < shape[0])).all():
                 return cls(**tensors)

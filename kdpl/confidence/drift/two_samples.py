@@ -1,4 +1,4 @@
-"""Two samples of images compared by permutations: are new images like those of the pool?"""
+"""Permutation tests of two samples of images: do new images differ from the pool?"""
 
 from typing import NamedTuple
 
@@ -16,34 +16,33 @@ Floats = npt.NDArray[np.float64]
 PERMUTED = ("rejected", "classes", "distance")
 """Shares of rejected images, frequencies of predicted classes, feature distances to the pool."""
 QUESTIONS = (*PERMUTED, "unknown")
-"""And the share of images with a high score of being none of the classes."""
+"""The same, and the share of images with a high score of being none of the classes."""
 
 QUANTILE = 0.05
-"""Share of the pool that is rejected where no threshold is given."""
+"""Share of the pool that is rejected by default."""
 
 PERMUTATIONS = 1999
 LEAST_RATE = len(QUESTIONS) / (PERMUTATIONS + 1)
-"""Smallest p-value that there can be, and so the smallest rate of false alarms."""
+"""Smallest possible p-value, and so the smallest rate of false alarms."""
 
 _NEAR = 32
-_DECIMALS = 9  # sums of the same numbers in another order are equal
+_DECIMALS = 9  # the order of a sum must not matter
 
 
 class Comparison(NamedTuple):
-    """P-values of each question and of each class, adjusted for the number of them."""
+    """P-values of questions and of classes, adjusted for their numbers."""
 
     questions: dict[str, float]
     classes: list[float]
 
     def with_unknown(self, p_value: float) -> "Comparison":
-        """Add the question asked of other images than the permuted, with its share of the rate.
+        """Add the question on the score, which is not tested by permutations.
 
-        Bonferroni: each of the questions has the same share, and the permuted ones keep theirs in
-        common.
+        Bonferroni: all questions have equal shares of the rate; the permuted ones pool theirs.
         """
         count = len(self.questions) + 1
         share = count / (count - 1)
-        questions = {name: min(1.0, share * each) for name, each in self.questions.items()}
+        questions = {name: min(1.0, share * value) for name, value in self.questions.items()}
         return Comparison({**questions, "unknown": min(1.0, count * p_value)}, self.classes)
 
 
@@ -53,28 +52,30 @@ def compare(
     num_classes: int,
     rejected: npt.NDArray[np.bool_] | None = None,
 ) -> Comparison:
-    """Compare N pool images and n new ones by random permutations of which image belongs to which.
+    """Compare N pool images and n new ones by random permutations of pool and new.
 
-    The statistics are, each larger for images less like the pool: the number of new images that are
-    ``rejected``, bool [N + n], by default those with a score below the pool's ``least_sure``, of
-    each permutation anew; the sum over classes of squared differences of predicted frequencies, on
-    the scale of Anscombe's arcsine (Biometrika 35, 1948), on which those of rare and frequent
-    classes vary alike; and the mean distance of new images to the nearest pool image, minus that of
-    pool images to the nearest other one.
+    Three statistics are larger for images less like the pool: the number of new images that are
+    ``rejected``, bool [N + n], by default the images with a score below ``least_sure`` of each
+    permutation's pool; the sum over classes of squared differences of predicted frequencies, on the
+    scale of Anscombe's arcsine (Biometrika 35, 1948), where frequencies of rare and common classes
+    have the same variance; and the mean distance of new images to the nearest pool image, minus the
+    mean distance of pool images to the nearest other pool image.
 
-    If new images are exchangeable with the pool's, all arrangements are equally probable, and each
+    If new images are exchangeable with the pool's, all permutations are equally probable, and each
     p-value is valid for any number of images and classes (Phipson & Smyth, arXiv 1603.05766). The
-    smallest one is compared with the smallest ones of the permutations (Westfall & Young, 1993),
-    and the largest difference of a class with the largest ones: in at most a share α of such
-    comparisons any question has a p-value of α or less, and so for the classes.
+    smallest p-value is compared with the smallest of each permutation (Westfall & Young, 1993), and
+    the difference of a class with the largest of each permutation: in at most a share α of such
+    comparisons any question has a p-value of α or less, and the same holds for the classes.
     """
     search, draw = _Nearest(torch.cat([pool.features, new.features])), np.random.default_rng(0)
     labels = torch.cat([pool.labels, new.labels]).numpy()
     scores = torch.cat([pool.scores, new.scores]).numpy()
-    given = np.arange(len(labels)) >= len(pool)
+    observed = np.arange(len(labels)) >= len(pool)
+
+    # the statistics of the observed images, then of the permutations
     statistics, differences = [], []
     for number in range(PERMUTATIONS + 1):
-        is_new = draw.permutation(given) if number else given
+        is_new = draw.permutation(observed) if number else observed
         among_new, among_pool = (
             _arcsine(np.bincount(labels[part], minlength=num_classes)) for part in (is_new, ~is_new)
         )
@@ -83,6 +84,8 @@ def compare(
         below = scores < least_sure(scores[~is_new]) if rejected is None else rejected
         statistics.append([below[is_new].sum(), np.square(difference).sum(), distance])
         differences.append(difference)
+
+    # adjust for the number of questions and of classes
     p_values = _p_values(np.round(statistics, _DECIMALS))
     by_class = np.round(differences, _DECIMALS)
     adjusted = (p_values.min(axis=1)[:, None] <= p_values[0]).mean(axis=0)
@@ -91,28 +94,28 @@ def compare(
 
 
 def least_sure(scores: npt.NDArray[np.float32]) -> float:
-    """Threshold that a share ``QUANTILE`` of the pool's scores [N] are below."""
+    """Return the threshold with a share ``QUANTILE`` of the pool's scores [N] below it."""
     return float(np.quantile(scores, QUANTILE))
 
 
-def above_usual(above: int, images: int, known: int) -> float:
-    """Compute the p-value of ``above`` or more new images above the usual score of known ones.
+def above_usual(above: int, images: int, references: int) -> float:
+    """Return the p-value of ``above`` or more new images above the usual score of references.
 
-    The usual score is the one of ``usual_rank`` in all ``known`` images. If all are exchangeable,
-    the number is beta-binomial, whatever the scores' distribution.
+    The usual score has the rank ``usual_rank`` in the reference images. If all images are
+    exchangeable, the number is beta-binomial for any distribution of the scores.
     """
-    rank = usual_rank(known)
-    return float(betabinom.sf(above - 1, images, known + 1 - rank, rank))
+    rank = usual_rank(references)
+    return float(betabinom.sf(above - 1, images, references + 1 - rank, rank))
 
 
 def distances_to(pool: Tensor, features: Tensor) -> Floats:
-    """Compute the distance [n] of features [n, D] to the nearest of the pool's features [N, D]."""
-    parts = torch.split(features, 1000)
-    return np.concatenate([_distances(some, pool).min(axis=1) for some in parts])
+    """Return distances [n] of features [n, D] to the nearest of the pool's features [N, D]."""
+    chunks = torch.split(features, 1000)
+    return np.concatenate([_distances(chunk, pool).min(axis=1) for chunk in chunks])
 
 
 def distances_within(pool: Tensor) -> Floats:
-    """Distance of each of N images' features [N, D] to the nearest of the others; returns [N]."""
+    """Return distances [N] of images' features [N, D] to the nearest other image."""
     return _Nearest(pool).among(np.ones(len(pool), np.bool_))
 
 
@@ -122,7 +125,7 @@ def _distances(first: Tensor, second: Tensor) -> Floats:
 
 
 class _Nearest:
-    """Finds each image's nearest other one among any part of T images, from features [T, D]."""
+    """Distances to the nearest other image among any part of T images, by features [T, D]."""
 
     def __init__(self, features: Tensor) -> None:
         self.distances = _distances(features, features)
@@ -130,7 +133,8 @@ class _Nearest:
         self.order = np.argsort(self.distances, axis=1)[:, :_NEAR]
 
     def among(self, part: npt.NDArray[np.bool_]) -> Floats:
-        """Distances [T] to the nearest image for which ``part``, bool [T], is true."""
+        """Return distances [T] to the nearest image for which ``part``, bool [T], is true."""
+        # among the nearest few, or among all if none of them is in the part
         in_part, every = part[self.order], np.arange(len(part))
         nearest: Floats = self.distances[every, self.order[every, in_part.argmax(axis=1)]]
         far = ~in_part.any(axis=1)
@@ -145,6 +149,6 @@ def _arcsine(counts: npt.NDArray[np.int64]) -> Floats:
 
 
 def _p_values(statistics: Floats) -> Floats:
-    """Share of the rows that have at least the value of each, by columns; both [P, S]."""
+    """Return the share of rows with at least the value of each row, by column; both [P, S]."""
     smaller: Floats = rankdata(statistics, method="min", axis=0) - 1
     return 1 - smaller / len(statistics)

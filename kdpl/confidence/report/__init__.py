@@ -1,4 +1,4 @@
-"""The report's sections on doubt: entry points of ``kdpl.report``, loaded by it alone."""
+"""Report sections on calibration and rejection; only the report loads them."""
 
 from pathlib import Path
 

@@ -18,22 +18,21 @@ Bools = npt.NDArray[np.bool_]
 
 NUM_BINS = 15
 MAX_IMAGES = 2000
-"""Largest number of test images whose calibration is measured: they are classified again."""
+"""Largest number of test images to measure, since they are classified again."""
 
 
 def calibrate(run: Run) -> dict[str, Any]:
-    """Measure the student's calibration on the test images, as it is and at a temperature.
-
-    The temperature is that of the classifier's held-out images.
-    """
+    """Measure the student's calibration on test images, before and after temperature scaling."""
     stage = run.student
     if stage is None:
-        raise ArtifactError("there is no student: calibration is that of a classifier")
+        raise ArtifactError("there is no student: calibration needs a classifier")
+    # as it is
     predictions = spread(stage.predictions, MAX_IMAGES)
     confidences = np.array([p.probability for p in predictions])
     correct = np.array([p.correct for p in predictions])
     before = _diagram("as it is", confidences, correct)
     facts: dict[str, Any] = {"before": before, "after": None, "gap": None}
+    # at the temperature of the held-out images
     try:
         held_out = held_out_of(run.classifier)
         temperature, images = held_out.temperature, len(held_out)
@@ -55,10 +54,7 @@ def _diagram(title: str, confidences: Floats, correct: Bools) -> dict[str, Any]:
 
 
 def confidences_at(temperature: float, run: Run, predictions: list[ImagePrediction]) -> Floats:
-    """Classify test images with the student's classifier; returns the largest probabilities [N].
-
-    The logits are divided by the temperature.
-    """
+    """Return the classifier's largest probabilities [N] for test images, at a temperature."""
     data, classifier = run.tested_data(), run.classifier.to(device())
     chosen = [data.splits.test[p.index] for p in predictions]
     logits, _ = classify_records(classifier, chosen, data.splits.open_image, data.num_workers)
@@ -68,10 +64,7 @@ def confidences_at(temperature: float, run: Run, predictions: list[ImagePredicti
 
 
 class Bin(NamedTuple):
-    """Predictions with ``low`` < confidence <= ``high``.
-
-    An empty bin has accuracy and mean confidence 0.
-    """
+    """Predictions with ``low`` < confidence <= ``high``; both means are 0 for an empty bin."""
 
     low: float
     high: float
@@ -81,14 +74,11 @@ class Bin(NamedTuple):
 
 
 def reliability(confidences: Floats, correct: Bools) -> list[Bin]:
-    """Sort predictions [N] into 15 bins by confidence in (0, 1].
-
-    The bins are those of Guo et al., arXiv 1706.04599, section 2.
-    """
+    """Sort predictions [N] into 15 bins of confidence (Guo et al., arXiv 1706.04599, section 2)."""
     edges = np.linspace(0, 1, NUM_BINS + 1)
-    # bin i holds edges[i] < confidence <= edges[i + 1]; torchmetrics has a bin of its own for a
-    # confidence of 1
+    # bin i holds edges[i] < confidence <= edges[i + 1]; torchmetrics puts confidences of 1 apart
     number = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, NUM_BINS - 1)
+    # number and means of each bin
     images = np.bincount(number, minlength=NUM_BINS)
     accuracy, confidence = (
         np.bincount(number, values, minlength=NUM_BINS) / np.maximum(images, 1)
@@ -99,6 +89,6 @@ def reliability(confidences: Floats, correct: Bools) -> list[Bin]:
 
 
 def calibration_error(bins: list[Bin]) -> float:
-    """Expected calibration error: mean distance of accuracy and confidence over all predictions."""
+    """Return the expected calibration error: the mean distance of accuracy and confidence."""
     distances = sum(b.images * abs(b.accuracy - b.confidence) for b in bins)
     return distances / sum(b.images for b in bins)

@@ -1,1 +1,1 @@
-"""Classes in a tree: accuracy at each level, and the deepest node that holds a wanted error."""
+"""Classes in a tree: accuracy at each level, and the deepest node that keeps a wanted error."""

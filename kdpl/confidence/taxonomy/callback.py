@@ -1,4 +1,4 @@
-"""The tree in fits and tests: it is checked before training, and a test measures each level."""
+"""Callback that checks a tree of classes before training, and tests each of its levels."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -20,11 +20,11 @@ from kdpl.runtime.run_folder import CLASSIFIER_FOLDER
 from kdpl.tasks import require_one_class
 
 WANTED = 0.05
-"""The error at each level for which a test counts the images that are answered there."""
+"""Wanted error at each level, for the shares of images that a test logs as answered."""
 
 
 def callbacks(module: LightningModule) -> list[Callback]:
-    """Return what a fit or test needs for a tree; entry point of ``kdpl.callbacks``."""
+    """Return the callback for a tree of classes, in fits and tests."""
     return [Levels()] if isinstance(module, ClassifyingModule) else []
 
 
@@ -45,14 +45,16 @@ class Levels(Callback):
         writes = stage == "fit" and trainer.is_global_zero
         if data.taxonomy is None:
             if writes:
-                # of a fit that ended before its first checkpoint
+                # left by a fit that ended before its first checkpoint
                 (folder / FILE).unlink(missing_ok=True)
             return
+        # keep the table with the run
         require_one_class(data.task, "a tree of classes")
         file = Path(data.taxonomy).expanduser()
         self._taxonomy = Taxonomy.read(file, data.class_names)
         if writes:
             write_text(folder / FILE, read_text(file, "taxonomy"))
+        # thresholds, if the classifier's held-out images suffice
         if stage == "test" and (folder / CLASSIFIER_FOLDER).is_dir():
             classifier = Classifier.load(folder / CLASSIFIER_FOLDER)
             with suppress(ArtifactError, ConfigError):
@@ -61,7 +63,7 @@ class Levels(Callback):
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object
     ) -> None:
-        """Count what is right at each level and, with thresholds, what it answers."""
+        """Count correct nodes at each level and, with thresholds, the answered images."""
         if self._taxonomy is None:
             return
         evaluated, task = cast(EvalOutput, outputs), cast(ClassifyingModule, pl_module).task
@@ -69,6 +71,7 @@ class Levels(Callback):
         correct = nodes == self._taxonomy.of_class[:, evaluated["labels"].cpu()].T
         shares = {"path": correct.all(dim=1)}
         answered = levels_answered(scores, self._thresholds) if self._thresholds else None
+        # shares at each level, from 1
         for level in range(1, correct.shape[1] + 1):
             shares[f"{level}_acc"] = correct[:, level - 1]
             if answered is not None:
@@ -78,6 +81,6 @@ class Levels(Callback):
             metric.update(share.float().to(pl_module.device))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what the test measured, over all processes, each of which has some images."""
+        """Log the shares over all processes; each process has images."""
         means = {name: metric.compute() for name, metric in self._metrics.items()}
         pl_module.log_dict({test_key(f"level_{name}"): mean for name, mean in means.items()})

@@ -1,4 +1,4 @@
-"""The option of ``predict`` and ``serve``; imports no torch."""
+"""Option of ``predict`` and ``serve`` for a tree of classes; imports no torch."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def options(*, level_error: str | None = None) -> MakeRule:
-    """Read the option; entry point of ``kdpl.predict``.
+    """Read the option; named in the plugin's ``predict``.
 
     Args:
         level_error: name the deepest node of the tree of classes that keeps this error at its

@@ -1,4 +1,4 @@
-"""Held-out images at each level of a tree, and what a wanted error at each level makes of them."""
+"""Scores of held-out images at each level of a tree, and thresholds for a wanted error."""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kdpl.classifier import Classifier
 from kdpl.confidence.beside import OfClassifier, read_of_classifier
-from kdpl.confidence.evidence import Evidence, LearnedCompanion
 from kdpl.confidence.held_out import CONFIDENCE, REMEDY, HeldOutScores, require_share
+from kdpl.confidence.student_outputs import LearnedCompanion, StudentOutputs
 from kdpl.confidence.taxonomy.tree import Taxonomy
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.artifacts import STRICT, write_tensors
@@ -25,13 +25,13 @@ NAME, LEVEL = "taxonomy", "level"
 KIND, VERSION = "scores at the levels of a taxonomy", 1
 
 FILE = "taxonomy.csv"
-"""The table of the tree in the folder of a run."""
+"""Table of the tree in the folder of a run."""
 
 _STRICTEST = 0.25
-"""Share of a level's images that its strictest threshold accepts: with fewer, one error ends it."""
+"""Share of a level's images that its strictest threshold accepts; with less, one error ends it."""
 
 Thresholds = Sequence[float]
-"""A threshold for each level, from 1 on; infinite: it answers nothing."""
+"""Threshold of each level, from 1 on; infinite if the level answers nothing."""
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -47,7 +47,7 @@ class LevelScores(LearnedCompanion):
     Attributes:
         taxonomy: The tree.
         scores: Probability of the most probable node, float32 [N, L].
-        correct: Whether that is the label's node, bool [N, L].
+        correct: Whether the most probable node is the label's, bool [N, L].
     """
 
     file: ClassVar[str] = "taxonomy.safetensors"
@@ -63,22 +63,22 @@ class LevelScores(LearnedCompanion):
         return cls(taxonomy, scores, nodes == taxonomy.of_class[:, labels.cpu()].T)
 
     @classmethod
-    def made_from(cls, evidence: Evidence) -> Self | None:
+    def made_from(cls, outputs: StudentOutputs) -> Self | None:
         """Take the tree in the run's folder, if there is one, and the validation images.
 
-        A sample of so many images of each class is not taken, as it shows no error of images as
-        they come.
+        A fixed number of images of each class is not used, as it shows no error of images as they
+        come.
         """
-        file, names = evidence.folder / FILE, evidence.vectors.class_names
+        file, names = outputs.folder / FILE, outputs.vectors.class_names
         if not file.is_file():
             return None
-        taxonomy, known = Taxonomy.read(file, names), evidence.held_out
-        if known is not None and not known.sampled:
-            return cls.of(taxonomy, known.logits, known.labels)
+        taxonomy, images = Taxonomy.read(file, names), outputs.validation
+        if images is not None and not images.sampled:
+            return cls.of(taxonomy, images.logits, images.labels)
         return cls.of(taxonomy, torch.empty(0, len(names)), torch.empty(0, dtype=torch.long))
 
     def calibrated(self, logits: Tensor, labels: Tensor) -> Self:
-        """Take the scores of other images."""
+        """Take the scores of other held-out images."""
         return self.of(self.taxonomy, logits, labels)
 
     def thresholds(self, max_error: float) -> Thresholds:
@@ -86,8 +86,8 @@ class LevelScores(LearnedCompanion):
 
         An image is answered at the deepest level whose threshold its probability reaches. From the
         deepest level up, the threshold is ``HeldOutScores.threshold`` of the images that no deeper
-        level answers, where the strictest one accepts a quarter of them. Each of L levels keeps the
-        error with the confidence 1 - 5 % / L, and so all together with 95 %.
+        level answers; the strictest one accepts a quarter of them. Each of L levels keeps the error
+        with the confidence 1 - 5 % / L, and so all levels together with 95 %.
 
         Raises:
             ConfigError: No level has a threshold, or ``max_error`` is not between 0 and 1.
@@ -99,9 +99,10 @@ class LevelScores(LearnedCompanion):
                 "this classifier has a tree, but no held-out images (a sample of val_shots of each "
                 f"class does not count): {REMEDY}"
             )
-        found = self._thresholds(max_error)
-        if min(found) < math.inf:
-            return found
+        thresholds = self._thresholds(max_error)
+        if min(thresholds) < math.inf:
+            return thresholds
+        # name the smallest error that has a threshold
         errors = (n / 1000 for n in range(math.ceil(1000 * max_error), 1000))
         least = next((e for e in errors if min(self._thresholds(e)) < math.inf), 1.0)
         raise ConfigError(
@@ -112,14 +113,15 @@ class LevelScores(LearnedCompanion):
 
     def _thresholds(self, max_error: float) -> list[float]:
         confidence = 1 - (1 - CONFIDENCE) / self.scores.shape[1]
-        found = [math.inf] * self.scores.shape[1]
-        for level in reversed(range(len(found))):
-            left = levels_answered(self.scores, found) == 0
+        thresholds = [math.inf] * self.scores.shape[1]
+        for level in reversed(range(len(thresholds))):
+            # the images that no deeper level answers
+            left = levels_answered(self.scores, thresholds) == 0
             scores = self.scores[left, level]
-            own = HeldOutScores(1.0, scores, scores, self.correct[left, level])
+            of_level = HeldOutScores(1.0, scores, scores, self.correct[left, level])
             with suppress(ConfigError):
-                found[level] = own.threshold(max_error, confidence, _STRICTEST)
-        return found
+                thresholds[level] = of_level.threshold(max_error, confidence, _STRICTEST)
+        return thresholds
 
     def save(self, folder: Path, classifier: str) -> None:
         """Write the file into a folder, atomically, with the fingerprint of the classifier."""
@@ -130,21 +132,19 @@ class LevelScores(LearnedCompanion):
 
     @classmethod
     def read(cls, folder: Path, classifier: str, width: int = 0) -> Self:
-        """Read the file of a folder.
-
-        Raises an ArtifactError if it is damaged, or of another classifier.
-        """
+        """Read the file of a folder; an ArtifactError if damaged or of another classifier."""
         path, remedy = folder / cls.file, "remove it, and run the student's fit again"
         tensors, fields = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
         of_class, scores, correct = (
             tensors.get(name, torch.empty(0)) for name in ("of_class", "scores", "correct")
         )
+        # types, shapes and ranges
         sizes = [*map(len, fields.nodes)]
         kinds = (torch.int64, torch.float32, torch.bool)
         valid = len(tensors) == 3 and (of_class.dtype, scores.dtype, correct.dtype) == kinds
         valid = valid and scores.shape == correct.shape and scores.shape[1:] == (len(sizes),)
         valid = valid and of_class.ndim == 2 and of_class.numel() > 0 and int(of_class.min()) >= 0
-        # refuses NaN too
+        # false for NaN too
         valid = valid and bool(((scores >= 0) & (scores <= 1)).all())
         if not valid or (of_class.amax(dim=1) + 1).tolist() != sizes:
             raise ArtifactError(f"{path} is damaged (its tree or numbers are invalid): {remedy}")
@@ -152,13 +152,13 @@ class LevelScores(LearnedCompanion):
 
 
 def levels_answered(scores: Tensor, thresholds: Thresholds) -> Tensor:
-    """Return the deepest level whose threshold scores [N, L] reach, int64 [N]; 0: none."""
+    """Return the deepest level with a threshold that scores [N, L] reach, int64 [N]; 0: none."""
     reached = scores >= torch.tensor(thresholds)
     return (reached * torch.arange(1, len(thresholds) + 1)).amax(dim=1)
 
 
 def level_scores_of(classifier: Classifier) -> LevelScores:
-    """Return the tree and scores of a classifier; an ArtifactError for one without a tree."""
+    """Return a classifier's tree with its scores; an ArtifactError if it has none."""
     scores, classes = classifier.companions.get(NAME), len(classifier.class_names)
     if not isinstance(scores, LevelScores) or scores.taxonomy.of_class.shape[1] != classes:
         raise ArtifactError(
@@ -168,31 +168,32 @@ def level_scores_of(classifier: Classifier) -> LevelScores:
 
 
 def level_rule(classifier: Classifier, max_error: float) -> DecisionRule:
-    """Make a rule for ``Classifier.predict`` that names the deepest node which keeps an error.
+    """Make a rule for ``Classifier.predict`` that names the deepest node that keeps an error.
 
     Raises the errors of ``level_scores_of`` and ``LevelScores.thresholds``.
     """
-    known = level_scores_of(classifier)
-    naming = DeepestNode(known.taxonomy, known.thresholds(max_error))
+    levels = level_scores_of(classifier)
+    naming = DeepestNode(levels.taxonomy, levels.thresholds(max_error))
     return DecisionRule(scores=(LEVEL,), naming=naming)
 
 
 @dataclass(frozen=True)
 class DeepestNode:
-    """Names images by the most probable node of the deepest level whose threshold they reach."""
+    """Names images by the most probable node of the deepest level with a reached threshold."""
 
     taxonomy: Taxonomy = field(repr=False)
     thresholds: Thresholds
 
     def __call__(self, predicted: list[Predicted], probabilities: Tensor) -> list[Predicted]:
-        """Return predictions of B images, whose classes have probabilities [B, C]."""
+        """Return predictions for B images with probabilities [B, C] of the classes."""
         scores, nodes = self.taxonomy.best(probabilities)
         levels = levels_answered(scores, self.thresholds).tolist()
         named = []
-        for i, (each, level) in enumerate(zip(predicted, levels, strict=True)):
-            top = Prediction(None, each.top[0].probability)
+        for i, (image, level) in enumerate(zip(predicted, levels, strict=True)):
+            # level 0 rejects the image
+            top = Prediction(None, image.top[0].probability)
             if level:
                 name = self.taxonomy.nodes[level - 1][nodes[i, level - 1]]
                 top = Prediction(name, float(scores[i, level - 1]))
-            named.append(each._replace(top=[top], scores={**each.scores, LEVEL: level}))
+            named.append(image._replace(top=[top], scores={**image.scores, LEVEL: level}))
         return named

@@ -1,4 +1,4 @@
-"""A tree over the classes: its table, and the probabilities of its nodes."""
+"""Tree over the classes: its table, and the probabilities of its nodes."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ from kdpl.runtime.files import read_text
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """A tree whose leaves are the C classes, as its L levels from 1 on.
+    """Tree with the C classes as leaves, as its L levels from 1 on.
 
-    A node's level is its distance from the root. A leaf that ends early is its own only child at
+    The level of a node is its distance from the root. A leaf above the last level is repeated at
     the deeper levels, so that each level divides all classes.
 
     Attributes:
@@ -36,45 +36,50 @@ class Taxonomy:
     def read(cls, file: Path, class_names: Sequence[str]) -> Self:
         """Read a CSV table with the columns ``child`` and ``parent``.
 
-        A DataError names what makes it no tree with these classes as its leaves.
+        Raises a DataError if it is not a tree with these classes as its leaves.
         """
+        # each child has one parent
         parents = dict[str, str]()
         for child, parent in _rows(file):
-            if (other := parents.setdefault(child, parent)) != parent:
+            if (first := parents.setdefault(child, parent)) != parent:
                 raise DataError(
-                    f"taxonomy {file} has {child!r} with two parents, {other!r} and {parent!r}: "
+                    f"taxonomy {file} has {child!r} with two parents, {first!r} and {parent!r}: "
                     "keep one of them"
                 )
-        if fault := _fault(parents, {*class_names}):
-            raise DataError(f"taxonomy {file} {fault}")
+        if problem := _problem(parents, {*class_names}):
+            raise DataError(f"taxonomy {file} {problem}")
 
+        # the path from the root to each class
         paths = []
         for name in class_names:
             path = [name]
             while path[0] in parents:
                 path.insert(0, parents[path[0]])
             paths.append(path)
+
+        # number the nodes of each level, in order of the classes
         levels = [
             [path[min(level, len(path) - 1)] for path in paths]
             for level in range(1, max(map(len, paths)))
         ]
         numbers = [{name: i for i, name in enumerate(dict.fromkeys(level))} for level in levels]
         of_class = [
-            [own[name] for name in level] for own, level in zip(numbers, levels, strict=True)
+            [number_of[name] for name in level]
+            for number_of, level in zip(numbers, levels, strict=True)
         ]
         return cls(paths[0][0], tuple(map(tuple, numbers)), torch.tensor(of_class))
 
     def best(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
         """Return the probability and the number of the most probable node at each level.
 
-        The probability of a node is the sum over its classes, whose probabilities are [B, C]; both
-        are [B, L], float32 and int64.
+        The probability of a node is the sum over its classes. ``probabilities`` are [B, C]; both
+        results are [B, L], float32 and int64.
         """
         exact, best = probabilities.double().cpu(), []
         for nodes, of_class in zip(self.nodes, self.of_class, strict=True):
             sums = exact.new_zeros(len(exact), len(nodes)).index_add(1, of_class, exact)
             best.append(sums.max(dim=1))
-        scores, numbers = (torch.stack(each, dim=1) for each in zip(*best, strict=True))
+        scores, numbers = (torch.stack(column, dim=1) for column in zip(*best, strict=True))
         return scores.clamp(max=1).float(), numbers
 
 
@@ -89,15 +94,18 @@ def _rows(file: Path) -> list[tuple[str, str]]:
             f"taxonomy {file} has the columns {', '.join(columns)}, expected child and parent: "
             "name them in its first line"
         )
+    # an empty cell is None
     named = [((row["child"] or "").strip(), (row["parent"] or "").strip()) for row in rows]
     for number, (child, parent) in enumerate(named, start=1):
-        if fault := fault_of_name(child) or fault_of_name(parent):
-            raise DataError(f"row {number} of taxonomy {file} has a name that {fault}: correct it")
+        if problem := fault_of_name(child) or fault_of_name(parent):
+            raise DataError(
+                f"row {number} of taxonomy {file} has a name that {problem}: correct it"
+            )
     return named
 
 
-def _fault(parents: Mapping[str, str], classes: set[str]) -> str | None:
-    """Say why this is no tree with the classes as its leaves; None if it is one."""
+def _problem(parents: Mapping[str, str], classes: set[str]) -> str | None:
+    """Return the reason why this is not a tree with the classes as leaves; None if it is."""
     inner = {*parents.values()}
     try:
         TopologicalSorter({child: [parent] for child, parent in parents.items()}).prepare()
@@ -109,6 +117,6 @@ def _fault(parents: Mapping[str, str], classes: set[str]) -> str | None:
         return f"has the class {above[0]!r} as a parent, expected a leaf: rename that node"
     if missing := sorted(classes - parents.keys()):
         return f"lacks the class {missing[0]!r}: add a row with it as the child"
-    if others := sorted(parents.keys() - inner - classes):
-        return f"has the leaf {others[0]!r}, which is no class: remove its row, or rename it"
+    if extra := sorted(parents.keys() - inner - classes):
+        return f"has the leaf {extra[0]!r}, which is not a class: remove its row, or rename it"
     return None

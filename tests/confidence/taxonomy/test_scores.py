@@ -10,7 +10,7 @@ import trees
 import world
 from doubting import bursts
 
-from kdpl.confidence.evidence import Evidence, HeldOut
+from kdpl.confidence.student_outputs import StudentOutputs, ValidationOutputs
 from kdpl.confidence.taxonomy.scores import (
     FILE,
     KIND,
@@ -119,22 +119,22 @@ def test_an_error_that_is_no_share_is_refused(wanted, tmp_path):
         known.thresholds(wanted)
 
 
-def evidence(folder, names, held_out):
+def outputs(folder, names, validation):
     vectors = SimpleNamespace(class_names=names)
-    return Evidence(folder, vectors, 1.0, held_out, [], [], True)
+    return StudentOutputs(folder, vectors, 1.0, validation, [], [], True)
 
 
 def test_it_is_made_of_a_run_with_a_tree_and_read_again(tmp_path):
     draw, parents, _, names = tree_of(tmp_path, 3)
     logits, labels = map(torch.from_numpy, trees.logits_and_labels(draw, parents, names, 30))
-    held_out = HeldOut(torch.empty(30, 2), logits, labels)
-    assert LevelScores.made_from(evidence(tmp_path, names, held_out)) is None
+    validation = ValidationOutputs(torch.empty(30, 2), logits, labels)
+    assert LevelScores.made_from(outputs(tmp_path, names, validation)) is None
     trees.write(tmp_path / FILE, parents)
-    made = LevelScores.made_from(evidence(tmp_path, names, held_out))
+    made = LevelScores.made_from(outputs(tmp_path, names, validation))
     made.save(tmp_path, "abc")
     again = LevelScores.read(tmp_path, "abc")
     # a sample of so many of each class shows no error among images as they come
-    sampled = LevelScores.made_from(evidence(tmp_path, names, held_out._replace(sampled=True)))
+    sampled = LevelScores.made_from(outputs(tmp_path, names, validation._replace(sampled=True)))
     assert len(sampled.scores) == 0
     assert again.taxonomy.nodes == made.taxonomy.nodes
     assert torch.equal(again.taxonomy.of_class, made.taxonomy.of_class)
@@ -148,7 +148,7 @@ def test_it_is_made_of_a_run_with_a_tree_and_read_again(tmp_path):
 def test_without_held_out_images_the_tree_is_kept_and_the_remedy_named(tmp_path):
     _, parents, _, names = tree_of(tmp_path, 3)
     trees.write(tmp_path / FILE, parents)
-    LevelScores.made_from(evidence(tmp_path, names, None)).save(tmp_path, "abc")
+    LevelScores.made_from(outputs(tmp_path, names, None)).save(tmp_path, "abc")
     with world.refused(ArtifactError, r"no held-out images .*: run python -m kdpl calibrate"):
         LevelScores.read(tmp_path, "abc").thresholds(0.05)
 

@@ -36,7 +36,7 @@ def test_further_columns_order_and_composed_names_do_not_matter(tmp_path):
         (GOOD + "a,root\n", "has 'a' with two parents, 'x' and 'root': keep"),
         ("child,parent\na,x\nx,y\ny,x\nb,root\nc,root\n", "has the circle "),
         ("child,parent\na,a\nb,root\nc,root\n", "has the circle a → a: give"),
-        (GOOD + "d,x\n", "has the leaf 'd', which is no class: "),
+        (GOOD + "d,x\n", "has the leaf 'd', which is not a class: "),
         (GOOD.replace("b,x\n", ""), "lacks the class 'b': "),
         (GOOD + "d,c\n", "has the class 'c' as a parent, expected a leaf: "),
         (GOOD.replace("c,root", "c,other"), "has the roots 'other' and 'root', expected one: "),

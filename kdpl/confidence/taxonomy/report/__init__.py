@@ -1,4 +1,4 @@
-"""The report's section on the tree of classes: an entry point of ``kdpl.report``."""
+"""Report section on the tree of classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +13,17 @@ from kdpl.report.page import Section
 from kdpl.report.run_folder import Run
 
 MOST_NODES = 150
-"""Largest number of nodes of a level that is drawn."""
+"""Largest number of nodes of a drawn level."""
 
 
 def tree(run: Run) -> dict[str, Any] | None:
-    """Collect the picture of the tree and what tests measured of it; None without a tree."""
+    """Collect accuracies by level and the picture of the tree; None without a tree."""
     file = run.main.folder / FILE
     if not file.is_file():
         return None
     taxonomy = Taxonomy.read(file, run.vectors.class_names)
+
+    # accuracies at each level, and of whole paths
     predictions, levels = run.main.predictions, range(1, len(taxonomy.nodes) + 1)
     rows = {f"level {level}": f"level_{level}_acc" for level in levels} | {"path": "level_path"}
     accuracies = {title: dict[str, Any]() for title in rows}
@@ -30,8 +32,10 @@ def tree(run: Run) -> dict[str, Any] | None:
             if (value := stage.results.get(test_key(name))) is not None:
                 images = len(stage.predictions)
                 accuracies[title][model] = value, *wilson(round(value * images), images)
+
+    # shares of images that the classifier answers at each level
     answered = [run.main.results.get(test_key(f"level_{level}_answered")) for level in levels]
-    labels = [(each.label_number, each.prediction_number) for each in predictions]
+    labels = [(p.label_number, p.prediction_number) for p in predictions]
     return {
         "models": list(run.stages),
         "accuracies": accuracies,
@@ -43,11 +47,12 @@ def tree(run: Run) -> dict[str, Any] | None:
 
 
 def picture(taxonomy: Taxonomy, predicted: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """Place the nodes of the levels that are drawn in rows, each with the row of the node above.
+    """Lay out the nodes of the drawn levels, each with its row and the row of its parent.
 
-    The share of a node is that of its images whose predicted class is below it as well, from pairs
-    of label and prediction; None without images.
+    The share of a node is the share of its images with a predicted class below it, from pairs of
+    label and prediction; None without images.
     """
+    # a row for each path; a node is in the middle of its rows
     drawn = [nodes for nodes in taxonomy.nodes if len(nodes) <= MOST_NODES]
     numbers = taxonomy.of_class[: len(drawn)].T.tolist()
     paths = sorted(set(map(tuple, numbers)))
@@ -55,7 +60,9 @@ def picture(taxonomy: Taxonomy, predicted: Sequence[tuple[int, int]]) -> dict[st
     for row, path in enumerate(paths):
         for level in range(len(drawn) + 1):
             rows.setdefault(path[:level], []).append(row)
-    middle = {path: sum(own) / len(own) for path, own in rows.items()}
+    middle = {path: sum(leaves) / len(leaves) for path, leaves in rows.items()}
+
+    # the share of each node, from the images of its classes
     nodes = []
     for path in filter(None, rows):
         level, name = len(path), drawn[len(path) - 1][path[-1]]
@@ -67,8 +74,8 @@ def picture(taxonomy: Taxonomy, predicted: Sequence[tuple[int, int]]) -> dict[st
             if numbers[label][level - 1] == path[-1]
         ]
         share = sum(hits) / len(hits) if hits else None
-        places = {"level": level, "row": middle[path], "above": middle[path[:-1]]}
-        nodes.append({"name": name, "share": share, **places})
+        position = {"level": level, "row": middle[path], "above": middle[path[:-1]]}
+        nodes.append({"name": name, "share": share, **position})
     return {
         "nodes": nodes,
         "rows": len(paths),
