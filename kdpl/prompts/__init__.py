@@ -1,4 +1,4 @@
-"""Learnable prompts in the two towers of a frozen CLIP; no Lightning here."""
+"""Learnable prompts in both towers of a frozen CLIP; independent of Lightning."""
 
 from kdpl.prompts.independent import IndependentPrompts
 from kdpl.prompts.method import MethodFactory, PromptConfig, PromptMethod, prompt_method

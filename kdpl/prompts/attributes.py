@@ -1,7 +1,7 @@
-"""Text prompts with the names of attributes in them (ATPrompt, arXiv 2412.09442).
+"""Text prompts that contain attribute names (ATPrompt, arXiv 2412.09442).
 
-Published are the shallow version with CoOp and the deep one with MaPLe. How the authors combine it
-with PromptKD, their best figure, their code does not show; here it is the text prompt of any
+The authors publish the shallow version with CoOp and the deep version with MaPLe. Their code does
+not show how they combine it with PromptKD, their best result; here it is the text prompt of any
 teacher with independent prompts.
 """
 
@@ -23,12 +23,12 @@ _ATTRIBUTE_STD = 0.01
 
 
 class AttributeTextPrompts(TextPrompts):
-    """A context that begins with attributes, each of which has learnt tokens before its name.
+    """A context that begins with attributes, each with learnt tokens before its name.
 
     The sequence is ``[start][n tokens][name] … [n tokens][name][context][class name]["."][end]``.
-    Names of attributes keep their embeddings. At each of the following ``depth - 1`` layers the
-    context alone is replaced; the attributes' tokens and names flow. The learnt
-    ``attribute_tokens`` are float32 [A, n, W], from N(0, 0.01²).
+    Attribute names keep their embeddings. The following ``depth - 1`` layers replace the context
+    alone; the tokens and names of attributes flow through. The learnt ``attribute_tokens`` are
+    float32 [A, n, W], from N(0, 0.01²).
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class AttributeTextPrompts(TextPrompts):
     ) -> Tensor:
         """Encode arranged texts as ``TextPrompts`` does, not normalised, [C, embed_dim]."""
         tower = promptable_text(tower)
+        # learnt tokens and the fixed name of each attribute in turn, then the context
         embedded = tower.token_embedding(cast(Tensor, self.names)).split(self.lengths)
         parts = [
             part for pair in zip(self.attribute_tokens, embedded, strict=True) for part in pair
@@ -63,16 +64,16 @@ class AttributeTextPrompts(TextPrompts):
 class AttributePrompts(IndependentPrompts):
     """Independent prompts with attributes in the texts.
 
-    Before each attribute are as many tokens as the context has.
+    Each attribute is preceded by as many learnt tokens as the context has.
 
-    ``text_prompts.depth`` 1 is the shallow version, and a larger one the deep version.
+    ``text_prompts.depth`` 1 is the shallow version; larger values are the deep version.
 
     Args:
         vision: Size of the visual prompts.
         text: Size of the text prompts without the attributes.
-        context: Words that the context starts from; None for noise, as published.
-        clip: As for ``PromptMethod``.
-        attributes: Names of the attributes, one word or more each.
+        context: Words that initialise the context; None for noise, as published.
+        clip: As in ``PromptMethod``.
+        attributes: Names of the attributes, each of one or more words.
 
     Raises:
         ConfigError: The attributes are missing or empty, or the sizes do not fit the CLIP.
@@ -86,7 +87,7 @@ class AttributePrompts(IndependentPrompts):
         clip: ImageClip,
         attributes: list[str],
     ) -> None:
-        # without text prompts, which are made below; their words are then not looked at
+        # depth 0: the text prompts are made below, so the base class must not check their context
         super().__init__(vision, PromptConfig(depth=0), context or "", clip)
         self.text_config = text
         self.context = context
@@ -107,7 +108,8 @@ class AttributePrompts(IndependentPrompts):
     def arrange(
         self, names: Sequence[ClassText], tower: TextTower, tokenize: Tokenizer
     ) -> ArrangedTexts:
-        """Tokenise C class names behind attributes and context; errors as of the base class."""
+        """Tokenise C class names after attributes and context; errors as in the base class."""
+        # placeholders reserve the positions of the learnt tokens
         placeholder = " ".join(["X"] * self.text_config.length)
         words = [f"{placeholder} {name}" for name in self.attributes]
         texts, counts = flat_texts(names)

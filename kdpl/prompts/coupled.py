@@ -1,4 +1,4 @@
-"""Visual prompts that follow from the text prompts (MaPLe, arXiv 2210.03117, section 3.2.3)."""
+"""Visual prompts computed from the text prompts (MaPLe, arXiv 2210.03117, section 3.2.3)."""
 
 from typing import Any
 
@@ -13,12 +13,11 @@ from kdpl.prompts.vision import require_size
 
 
 class CoupledPrompts(IndependentPrompts):
-    """Text prompts, and learnt linear maps from these to the visual prompts of the same layer.
+    """Text prompts, and learnt linear maps from them to the visual prompts of the same layer.
 
     Layer 0's visual prompts come from the context. They enter the image tower as ``VisionPrompts``
-    do. The visual prompts are saved as the maps make them, so that stage 2 reads
-    ``IndependentPrompts``. The ``maps`` are a Linear(W_t, W_v) with bias for each of the J layers,
-    initialised as torch does.
+    do. The mapped visual prompts are saved, so stage 2 reads ``IndependentPrompts``. The ``maps``
+    are a Linear(W_t, W_v) with bias for each of the J layers, with the initialisation of torch.
 
     Raises:
         ConfigError: The sizes of visual and text prompts differ, or do not fit the CLIP.
@@ -34,6 +33,7 @@ class CoupledPrompts(IndependentPrompts):
                 f"{text.depth}: make them equal, or set method to independent"
             )
         super().__init__(PromptConfig(depth=0), text, context, clip)
+        # one linear map per layer
         self.vision_config = vision
         self.maps = nn.ModuleList()
         if self.text_prompts is not None:
@@ -45,18 +45,18 @@ class CoupledPrompts(IndependentPrompts):
 
     @property
     def tokens(self) -> Tensor | None:
-        """The visual prompts as the text prompts make them now, float32 [J, n, W_v], or None."""
+        """The visual prompts of the current text prompts, float32 [J, n, W_v], or None."""
         if self.text_prompts is None:
             return None
         layers = [self.text_prompts.context, *self.text_prompts.deep]
-        # or these would be other prompts under autocast than those that stage 2 reads
+        # without autocast, or they would differ from the prompts that stage 2 reads
         with torch.autocast(layers[0].device.type, enabled=False):
             return torch.stack(
                 [mapped(layer) for mapped, layer in zip(self.maps, layers, strict=True)]
             )
 
     def saved(self) -> dict[str, Tensor]:
-        """Copies of the text prompts and of the visual prompts that follow from them."""
+        """Return copies of the text prompts and of the visual prompts computed from them."""
         tensors = {k: v for k, v in super().saved().items() if not k.startswith("maps.")}
         tokens = self.tokens
         if tokens is not None:
@@ -65,5 +65,5 @@ class CoupledPrompts(IndependentPrompts):
 
     @classmethod
     def restore(cls, *arguments: Any) -> PromptMethod:
-        """Build the independent prompts that encode the same."""
+        """Build independent prompts that encode the same features."""
         return IndependentPrompts.restore(*arguments)

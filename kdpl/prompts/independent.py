@@ -1,6 +1,6 @@
 """Independently learnt visual and text prompts (IVLP, PromptSRC: arXiv 2307.06948, section 3.1).
 
-With prompts in one tower alone this is VPT or CoOp; with none it is the zero-shot CLIP.
+With prompts in only one tower this is VPT or CoOp; without prompts it is the zero-shot CLIP.
 """
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from kdpl.prompts.vision import VisionPrompts
 
 
 class IndependentPrompts(PromptMethod):
-    """Prompts in each tower whose depth is above 0.
+    """Learnt prompts in each tower whose depth is above 0.
 
     Raises:
         ConfigError: The sizes do not fit the CLIP.
@@ -46,6 +46,7 @@ class IndependentPrompts(PromptMethod):
     @property
     def images_are_plain(self) -> bool:
         """True without visual prompts."""
+        # a subclass may encode images otherwise
         same = type(self).encode_images is IndependentPrompts.encode_images
         return same and self.tokens is None
 

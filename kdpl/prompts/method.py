@@ -1,4 +1,4 @@
-"""The ways of prompting a frozen CLIP: their interface and names."""
+"""Prompt methods for a frozen CLIP: their interface and names."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ class PromptConfig:
 
     Attributes:
         length: Prompt tokens per layer, n.
-        depth: Layers with prompts of their own, J; 0 for none in this tower.
+        depth: Number of layers with prompts, J; 0 for none in this tower.
     """
 
     __pydantic_config__: ClassVar = STRICT  # as part of an artifact
@@ -40,38 +40,37 @@ class PromptConfig:
 
 
 class PromptMethod(Float32Module):
-    """A way of prompting: what is trained, and how images and class names are encoded with it.
+    """Base of prompt methods: the trained parameters, and the encoding of images and class names.
 
-    This class trains nothing: it encodes as the frozen CLIP does. A subclass overrides what it does
-    differently, and makes its parameters in ``__init__``; they stay in float32. Each gets a
-    gradient in every step, or has ``requires_grad`` False, as DistributedDataParallel needs it.
+    This class trains nothing: it encodes as the frozen CLIP does. A subclass overrides what differs
+    and creates its parameters in ``__init__``; they stay in float32. DistributedDataParallel
+    requires that each gets a gradient in every step, or has ``requires_grad`` False.
 
-    It keeps neither ``clip`` nor a tower, which each call passes: as its child, a tower would be
-    part of checkpoints, optimiser and prompts file. Persistent buffers have to be float32 as well.
+    It stores neither ``clip`` nor a tower; each call passes them. As a child module, a tower would
+    be part of checkpoints, optimiser and prompts file. Persistent buffers must be float32 as well.
 
-    Both stages predict by the cosine of image and text features times the CLIP's own scale; a
-    method that predicts otherwise folds that into its features.
+    Both stages predict by the cosine of image and text features times the scale of the CLIP; a
+    method that predicts otherwise folds the difference into its features.
 
-    Stage 2 finds the class again by its path: it is defined at the top level of a module that can
-    be imported, and not in the script that is run.
+    Stage 2 finds the class by its path: define it at the top level of an importable module, not in
+    the script that is run.
 
     The four common arguments come first, in this order. Further arguments of ``__init__`` are the
-    method's settings, by their names, each of which it keeps in an attribute of that name. A
-    subclass of a method with settings repeats these, as what ``**kwargs`` pass on is not saved.
+    settings of the method; it keeps each in an attribute of the same name. A subclass of a method
+    with settings repeats them, because ``**kwargs`` are not saved.
 
-    Features may be wider than embed_dim if those of images and texts are equally wide; class
-    vectors and projector follow, and the regularisers ``text`` and ``image`` have to be 0, or
-    the first step fails.
+    Features may be wider than embed_dim if image and text features have the same width; class
+    vectors and projector follow, and the regularisers ``text`` and ``image`` must be 0, or the
+    first step fails.
 
-    CONTRIBUTING.md has an example with two settings; published ones are beside this file.
+    CONTRIBUTING.md has an example with two settings; this folder has published methods.
 
     Args:
         vision: Size of the visual prompts.
         text: Size of the text prompts.
-        context: Words before the class name; None for prompts that start from noise, which only a
-            method that learns a context can take.
-        clip: A ``Clip`` in stage 1; in stage 2 its image half alone, for which the text prompts are
-            left out.
+        context: Words before the class name; None for prompts that start from noise, only for
+            methods that learn a context.
+        clip: A ``Clip`` in stage 1; in stage 2 its image half alone, without text prompts.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class PromptMethod(Float32Module):
 
     @property
     def text_is_fixed(self) -> bool:
-        """True if the text features are the same in all steps and need be encoded only once."""
+        """True if the text features are the same in all steps, so they are encoded once."""
         return True
 
     @property
@@ -114,9 +113,8 @@ class PromptMethod(Float32Module):
     ) -> Tensor:
         """Encode arranged class names; normalised features, float32 [C, embed_dim].
 
-        Called in steps under the trainer's autocast, and by ``encode_names`` in float32.
-        ``classes_at_once`` bounds the classes whose activations are kept at a time where there is a
-        gradient.
+        Called in steps under the trainer's autocast, and by ``encode_names`` in float32. With
+        gradients, ``classes_at_once`` limits the classes whose activations are kept at a time.
         """
         del classes_at_once
         return normalized(tower(texts))
@@ -128,10 +126,10 @@ class PromptMethod(Float32Module):
         classes_at_once: int,
         label_loss: Callable[[Tensor, Tensor], Tensor],
     ) -> dict[str, Tensor]:
-        """Return the terms of a loss, scalars by name, which a teacher has instead of PromptSRC's.
+        """Return the terms of a custom loss that replaces PromptSRC's, scalars by name.
 
-        It is called if a subclass overrides it, with labelled images and the class names that it is
-        tuned on, and their towers. ``label_loss`` takes features [B, D] and [C, D]. It needs
+        Called only if a subclass overrides it, with labelled images, the class names to tune on,
+        and their towers. ``label_loss`` takes features [B, D] and [C, D]. Requires
         ``text_is_fixed`` False: fixed class names are not arranged for the steps.
         """
         raise NotImplementedError
@@ -142,20 +140,22 @@ class PromptMethod(Float32Module):
     ) -> Tensor:
         """Encode C class names, or texts for them, in float32; normalised [C, embed_dim].
 
-        Without gradient, and regardless of autocast. Of a class with several texts it is their
-        mean, taken before normalising.
+        Without gradients, and regardless of autocast. A class with several texts gets their mean,
+        taken before normalising.
         """
         texts = self.arrange(names, tower, tokenize)
+        # class vectors must not depend on the trainer's precision
         with torch.autocast(texts.prefix.device.type, enabled=False):
             return self.encode_texts(tower, texts)
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that a subclass has beside the arguments of this class, by name.
+        """Return the settings of a subclass, its arguments beyond the common ones, by name.
 
-        Stage 2 passes them to ``__init__`` as JSON reads them back; an attribute may hold what a
-        None was resolved to.
-        A ConfigError if the subclass keeps one in no attribute of its name, or it is not JSON.
+        Stage 2 passes them to ``__init__`` as read back from JSON; an attribute may hold the value
+        that None resolved to. A ConfigError if a setting has no attribute of its name, or is not
+        JSON.
         """
+        # arguments of the subclass alone
         variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
         common = signature(PromptMethod).parameters
         names = [
@@ -163,6 +163,7 @@ class PromptMethod(Float32Module):
             for name, parameter in signature(type(self)).parameters.items()
             if name not in common and parameter.kind not in variadic
         ]
+        # through JSON, as stage 2 reads them
         try:
             settings = {name: getattr(self, name) for name in names}
             return dict(json.loads(json.dumps(settings)))
@@ -173,9 +174,9 @@ class PromptMethod(Float32Module):
             ) from error
 
     def saved(self) -> dict[str, Tensor]:
-        """Copies of the tensors that ``restore`` needs, float32; by default the state dict.
+        """Return copies of the tensors for ``restore``, float32; by default the state dict.
 
-        An empty dict stands for an untuned teacher, which prepared targets ask for.
+        An empty dict marks an untuned teacher; prepared targets check for it.
         """
         return {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
 
@@ -191,15 +192,15 @@ class PromptMethod(Float32Module):
     ) -> "PromptMethod":
         """Build the method from the results of ``saved`` and ``settings``.
 
-        For images the image half of a CLIP suffices.
+        The image half of a CLIP is enough to encode images.
 
         A ConfigError, ValueError or TypeError if sizes, settings or tensors do not fit.
         """
         method = cls(vision, text, context, clip, **settings)
-        own = method.state_dict()
-        # in an image half, what was saved of the text prompts has no place
-        tensors = {name: tensor for name, tensor in saved.items() if name in own}
-        problem = mismatch(own, tensors)
+        state = method.state_dict()
+        # with an image half, saved text prompts are left out
+        tensors = {name: tensor for name, tensor in saved.items() if name in state}
+        problem = mismatch(state, tensors)
         if problem is not None:
             raise ValueError(problem)
         method.load_state_dict(tensors)
@@ -207,10 +208,10 @@ class PromptMethod(Float32Module):
 
 
 MethodFactory = Callable[[PromptConfig, PromptConfig, str | None, ImageClip], PromptMethod]
-"""Makes a ``PromptMethod`` of the common arguments, as a subclass does, with its own settings.
+"""Builds a ``PromptMethod`` from the common arguments, with its settings bound.
 
-From a ``class_path``, jsonargparse makes one of the class with its ``init_args`` bound, as it does
-for any Callable that returns a class.
+From a ``class_path``, jsonargparse makes a factory of the class with its ``init_args`` bound, as
+for any Callable that returns a class instance.
 """
 
 
@@ -220,17 +221,14 @@ def normalized(features: Tensor) -> Tensor:
 
 
 def prompt_method(name: str) -> type[PromptMethod]:
-    """Find a prompt method by its name or class path, or a ConfigError.
-
-    The names are ``independent`` and ``coupled``.
-    """
+    """Find a prompt method by name, such as ``coupled``, or class path; ConfigError if unknown."""
     return find_class(name, _named(), PromptMethod, "prompt method")
 
 
 def method_name(method: type[PromptMethod]) -> str:
-    """The name by which ``prompt_method`` finds a class."""
+    """Return the name by which ``prompt_method`` finds a class."""
     path = f"{method.__module__}.{method.__qualname__}"
-    return next((name for name, own in _named().items() if own == path), path)
+    return next((name for name, class_path in _named().items() if class_path == path), path)
 
 
 def _named() -> dict[str, str]:

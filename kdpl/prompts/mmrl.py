@@ -1,8 +1,8 @@
 """Representation tokens in both towers (MMRL, arXiv 2503.08497, section 3).
 
-Both kinds of logits have the same text features t: α f·t + (1 − α) r·t, with an image's class
-feature f and its representation feature r, is the inner product of the unit vectors
-[√α f, √(1 − α) r] and [√α t, √(1 − α) t]. These are what stage 2 reads, of twice the CLIP's width.
+Both kinds of logits share the text features t: α f·t + (1 − α) r·t, with an image's class feature f
+and its representation feature r, is the inner product of the unit vectors [√α f, √(1 − α) r] and
+[√α t, √(1 − α) t]. Stage 2 reads these vectors, of twice the CLIP's width.
 """
 
 from copy import deepcopy
@@ -24,19 +24,19 @@ from kdpl.prompts.method import normalized
 
 
 class RepresentationTokens(PromptMethod):
-    """Tokens of a space that both towers share, mapped into each of several upper layers.
+    """Learnt tokens of a space shared by both towers, mapped into each of several upper layers.
 
-    In these layers they are replaced beside an image's tokens, and behind a text's start token;
-    then they flow. ``space`` is [K, width], from N(0, 0.02²); ``maps`` has a Linear for each tower
-    and layer, those of a tower alike at first; ``projection``, [W, D], maps the mean of an image's
-    last tokens to r. ``vision`` and ``text`` are one size: K and layers; published are 5 and 7.
+    These layers replace them after an image's tokens, and after a text's start token; then they
+    flow. ``space`` is [K, width], from N(0, 0.02²); ``maps`` has a Linear for each tower and layer,
+    initially equal within a tower; ``projection``, [W, D], maps the mean of an image's last tokens
+    to r. ``vision`` and ``text`` have one size: K and layers; published: 5 and 7.
 
     Args:
         first_layer: The first layer with tokens, counted from 1.
         width: Width of the space.
-        share: α, in loss and prediction.
-        weight: λ, of the regularisation.
-        combine: Predict by both features; false: by f alone, as published for novel classes.
+        share: α in loss and prediction.
+        weight: λ of the regularisation.
+        combine: Predict from both features; false: from f alone, as published for novel classes.
 
     Raises:
         ConfigError: Settings or CLIP do not fit.
@@ -60,17 +60,21 @@ class RepresentationTokens(PromptMethod):
         self.first_layer, self.width, self.combine = first_layer, width, combine
         self.share, self.weight = share, weight
 
+        # only the transformers of CLIP, with enough layers
         towers: dict[str, Any] = {"image": clip.image_tower}
         towers |= {"text": clip.text_tower} if isinstance(clip, Clip) else {}
-        own = {type(each) for each in towers.values()} <= {ClassTokenTower, PromptableTextTower}
-        layers = min(len(tower.blocks) for tower in towers.values()) if own else 0
-        known = vision == text and vision.length > 0 and 0 < share < 1 and context is not None
-        if not known or not 0 < first_layer <= first_layer + vision.depth - 1 <= layers:
+        kinds = {type(tower) for tower in towers.values()}
+        supported = kinds <= {ClassTokenTower, PromptableTextTower}
+        layers = min(len(tower.blocks) for tower in towers.values()) if supported else 0
+        valid = vision == text and vision.length > 0 and 0 < share < 1 and context is not None
+        if not valid or not 0 < first_layer <= first_layer + vision.depth - 1 <= layers:
             raise ConfigError(
                 f"sizes {vision} and {text} from layer {first_layer} on, share {share} and context "
-                f"{context!r} do not fit {layers} layers of CLIP's own kind: give one size for "
+                f"{context!r} do not fit {layers} layers of CLIP transformers: give one size for "
                 "both towers, a share between 0 and 1, words, and a CLIP of two transformers"
             )
+
+        # what is learnt: the space, and the maps from it
         self.space = nn.Parameter(torch.randn(vision.length, width) * 0.02)
         projection = torch.randn(towers["image"].width, clip.image_tower.embed_dim)
         self.projection = nn.Parameter(projection * len(projection) ** -0.5)
@@ -82,17 +86,20 @@ class RepresentationTokens(PromptMethod):
     def _tokens(self, kind: str) -> dict[int, Tensor]:
         """Tokens [K, W] of a tower by layer, float32 under autocast too."""
         with torch.autocast(self.space.device.type, enabled=False):
-            return {i: each(self.space) for i, each in enumerate(self.maps[kind], self.first_layer)}
+            layers = enumerate(self.maps[kind], self.first_layer)
+            return {number: linear(self.space) for number, linear in layers}
 
     def image_features(self, tower: Any, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images into f and r; normalised, each [B, D]."""
         x, tokens = tower.norm(tower.embed(images)), self._tokens("image")
         length = x.shape[1]
+        # each layer with tokens replaces the tokens of the layer before
         for layer, block in enumerate(tower.blocks, 1):
             if layer in tokens:
-                own = tokens[layer].to(x.dtype).expand(x.shape[0], -1, -1)
-                x = torch.cat([x[:, :length], own], dim=1)
+                new = tokens[layer].to(x.dtype).expand(x.shape[0], -1, -1)
+                x = torch.cat([x[:, :length], new], dim=1)
             x = run_block(block, x)
+        # class token and representation tokens
         x = tower.visual.ln_post(torch.cat([x[:, :1], x[:, length:]], dim=1))
         with torch.autocast(x.device.type, enabled=False):
             representation = x[:, 1:].mean(dim=1).float() @ self.projection
@@ -103,18 +110,19 @@ class RepresentationTokens(PromptMethod):
         tokens, start, order = self._tokens("text"), tower.start, torch.cat(texts.places)
 
         def encode(ids: Tensor) -> Any:
-            # of texts of one length, which end with their end of text
+            # texts of one length, each ending with its end-of-text token
             x = tower.embed(torch.cat([texts.prefix.expand(len(ids), -1), ids], dim=1), 0)
             rest = x.shape[1] - start
             for layer, block in enumerate(tower.blocks, 1):
                 if layer in tokens:
-                    own = tokens[layer].to(x.dtype).expand(len(x), -1, -1)
-                    x = torch.cat([x[:, :start], own, x[:, -rest:]], dim=1)
+                    new = tokens[layer].to(x.dtype).expand(len(x), -1, -1)
+                    x = torch.cat([x[:, :start], new, x[:, -rest:]], dim=1)
                 q, k, v = split_heads(block, in_projection(block, block.ln_1(x)))
                 attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
                 x = finish(block, x, merge_heads(attended))
             return tower.project(tower.ln_final(x[:, -1]))
 
+        # texts grouped by length, recomputed in chunks if there are many, in their original order
         recompute = len(order) > at_once and torch.is_grad_enabled()
         once = partial(checkpoint, encode, use_reentrant=False) if recompute else encode
         rows = [once(part) for rests in texts.rests for part in torch.split(rests, at_once)]

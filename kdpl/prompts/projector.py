@@ -8,13 +8,13 @@ from torch import Tensor, distributed, nn
 from kdpl.clip.modules import Float32Module
 
 
-def _own(rows: Tensor) -> Tensor:
-    """This process's part of the rows of all."""
+def _local_rows(rows: Tensor) -> Tensor:
+    """Return this process's part of the rows of all processes."""
     return rows.reshape(distributed.get_world_size(), -1, rows.shape[1])[distributed.get_rank()]
 
 
 class _AllRows(torch.autograd.Function):
-    """The rows of all processes, [B, D] to [W·B, D]; each process gets its rows' gradients."""
+    """Gathers the rows of all processes, [B, D] to [W·B, D]; each gets its rows' gradients."""
 
     @staticmethod
     def forward(_: Any, rows: Tensor) -> Tensor:
@@ -25,17 +25,17 @@ class _AllRows(torch.autograd.Function):
     @staticmethod
     def backward(_: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
-        # the sum: each process's loss is the mean over its own images, and their gradients are
-        # averaged afterwards by DistributedDataParallel
+        # the sum: each process's loss is the mean over its images, and DistributedDataParallel
+        # averages the gradients afterwards
         distributed.all_reduce(gradient)
-        return _own(gradient)
+        return _local_rows(gradient)
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):
-    """Batch norm over all processes' images, as one process with the whole batch computes it.
+    """Batch norm over the images of all processes, equal to one process with the whole batch.
 
-    All processes have equally many images. Unlike ``nn.SyncBatchNorm`` it works on the CPU as well.
-    Each process normalises all rows, which are few.
+    All processes have equally many images. Unlike ``nn.SyncBatchNorm`` it also works on the CPU.
+    Each process normalises all rows; they are few.
     """
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -43,14 +43,14 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         if not (self.training and distributed.is_available() and distributed.is_initialized()):
             return super().forward(rows)
         whole: Tensor = super().forward(_AllRows.apply(rows))  # type: ignore[no-untyped-call]  # torch has no types for it
-        return _own(whole)
+        return _local_rows(whole)
 
 
 class Projector(Float32Module):
     """Maps student to teacher embedding: Linear, BatchNorm, ReLU, Linear (PromptKD, section 3.3).
 
-    The published code writes it as 1×1 convolutions, which is the same function. It computes in
-    float32 always. The embeddings have the widths ``in_dim`` d and ``out_dim`` D.
+    The published code writes the same function as 1×1 convolutions. Always computes in float32. The
+    embeddings have the widths ``in_dim`` d and ``out_dim`` D.
     """
 
     def __init__(self, in_dim: int, out_dim: int) -> None:

@@ -1,7 +1,4 @@
-"""The student's encoder: a small CLIP image tower with visual prompts and a projector.
-
-The projector maps into the teacher's embedding.
-"""
+"""The student's encoder: a small CLIP image tower, visual prompts, and a projector."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,25 +25,25 @@ from kdpl.runtime.artifacts import STRICT
 
 @dataclass(frozen=True)
 class StudentPrompts(PromptConfig):
-    """Size of a student's visual prompts, and how they start.
+    """Size and initialisation of a student's visual prompts.
 
     Attributes:
-        init: ``normal`` draws them from N(0, 0.02²) as published; ``mean_token`` starts them at the
-            mean patch token that enters their layer, over unlabelled images, plus that noise.
+        init: ``normal`` draws them from N(0, 0.02²) as published; ``mean_token`` adds the mean
+            patch token that enters their layer, over unlabelled images.
     """
 
     init: Literal["normal", "mean_token"] = "normal"
 
 
 class StudentEncoder(nn.Module):
-    """Image to normalised feature in the teacher's embedding, or the student's without a projector.
+    """Encodes images to normalised features of the teacher, or of the student without projector.
 
     Args:
         tower: The student's image tower.
         prompt_length: Visual prompt tokens per layer, n.
-        prompt_depth: Layers with prompts of their own, J; 0 for none.
+        prompt_depth: Number of layers with prompts, J; 0 for none.
         out_dim: The teacher's embed_dim D; None leaves the projector out.
-        fine_tune: Train the tower as well, which is frozen otherwise.
+        fine_tune: Train the tower as well; otherwise it is frozen.
     """
 
     def __init__(
@@ -73,19 +70,19 @@ class StudentEncoder(nn.Module):
         return F.normalize(features.float(), dim=-1)
 
     def init_at_mean_tokens(self, images: Tensor) -> None:
-        """Move any prompts to mean patch tokens over images [N, 3, S, S], on all processes."""
+        """Add the mean patch tokens of images [N, 3, S, S] to any prompts, on all processes."""
         if self.prompts is None:
             return
         with self.tower.exact() as tower:
             self.prompts.init_at_mean_tokens(tower, images)
         if distributed.is_available() and distributed.is_initialized():
-            # other hardware rounds differently, and the copies would never meet again
+            # processes on different hardware round differently, so their copies would diverge
             distributed.broadcast(self.prompts.tokens.data, src=0)
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class EncoderSettings:
-    """Settings that an encoder is built from, as a classifier's folder holds them."""
+    """Settings of an encoder, as stored in a classifier's folder."""
 
     image_config: dict[str, Any]  # the image part of a model config in open_clip's form
     preprocessing: Preprocessing
@@ -95,10 +92,7 @@ class EncoderSettings:
 
 
 def encoder_tensors(encoder: StudentEncoder) -> dict[str, Tensor]:
-    """Return the encoder's tensors by their names in a classifier's file.
-
-    The encoder may own its tower or not.
-    """
+    """Return the encoder's tensors by their names in a classifier's file, its tower included."""
     with encoder.tower.exact() as tower:
         tensors = {f"tower.{k}": v for k, v in tower.visual.state_dict().items()}
     return tensors | {
@@ -109,7 +103,7 @@ def encoder_tensors(encoder: StudentEncoder) -> dict[str, Tensor]:
 def read_encoder(
     settings: EncoderSettings, tensors: dict[str, Tensor], width: int, source: str, remedy: str
 ) -> StudentEncoder:
-    """Build an encoder from settings and ``encoder_tensors``, for a width of class vectors.
+    """Build an encoder from settings and ``encoder_tensors``, for class vectors of some width.
 
     Raises an ArtifactError if they do not fit.
     """
@@ -121,27 +115,28 @@ def read_encoder(
 
     try:
         require_modest(settings.image_config, settings.preprocessing.image_size)
-        # without memory first: the settings may ask for any size, where the file has few numbers
+        # first without memory: damaged settings may ask for any size
         with torch.device("meta"):
             _require_tensors(encoder_tensors(build()), tensors)
         encoder = build()
+        # tower and encoder have separate prefixes in the file
         for module, prefix in ((encoder.tower.module.visual, "tower."), (encoder, "encoder.")):
             module.load_state_dict(
                 {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             )
     except ImportError as error:
         raise ArtifactError(f"{source} needs a missing package ({error}): install it") from error
-    except Exception as error:  # whatever invalid settings make torch, open_clip or kdpl raise
+    except Exception as error:  # invalid settings raise various errors in torch and open_clip
         raise ArtifactError(f"{source} is damaged ({reason(error)}): {remedy}") from error
     return encoder
 
 
-def _require_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Raise a ValueError unless tensors are finite and match one's own names, shapes and types."""
-    problem = mismatch(own, tensors)
+def _require_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError unless tensors are finite, of the expected names, shapes and types."""
+    problem = mismatch(expected, tensors)
     if problem is not None:
         raise ValueError(problem)
     for name, tensor in tensors.items():
-        same_kind = tensor.is_floating_point() == own[name].is_floating_point()
+        same_kind = tensor.is_floating_point() == expected[name].is_floating_point()
         if not (same_kind and tensor.isfinite().all()):
             raise ValueError(f"tensor '{name}' has numbers of another type, or that are not finite")

@@ -1,4 +1,4 @@
-"""Context and deep text prompts, and the encoding of class names with them.
+"""Context and deep text prompts, and class names encoded with them.
 
 Context: CoOp, arXiv 2109.01134, section 3.2. Deep prompts: PromptSRC, arXiv 2307.06948, section
 3.1.
@@ -32,7 +32,7 @@ def prompt_texts(context: str | None, length: int, class_names: Sequence[str]) -
 
 
 def flat_texts(texts: Sequence[ClassText]) -> tuple[list[str], tuple[int, ...] | None]:
-    """Return all classes' texts in one list, and how many each has; None if each has one."""
+    """Return the texts of all classes in one list, and their counts; None if each has one."""
     several = [(text,) if isinstance(text, str) else text for text in texts]
     counts = tuple(map(len, several))
     return [*chain.from_iterable(several)], counts if max(counts, default=1) > 1 else None
@@ -59,19 +59,19 @@ class TextPrompts(Float32Module):
     """A learnable context shared by all classes, and deep prompts for a text tower's next layers.
 
     The sequence is ``[start][context][class name]["."][end][padding]``, or what the CLIP's
-    tokenizer makes of it. Layer 0 holds the context in place of the words' embeddings, with
-    positions added; at each of the following ``depth - 1`` layers the context's positions are
-    replaced by that layer's own prompts. From layer ``depth`` on the tokens flow.
+    tokenizer makes of it. In layer 0 the context replaces the embeddings of its words, with
+    positions added; each of the following ``depth - 1`` layers replaces the positions of the
+    context by prompts of that layer. From layer ``depth`` on the tokens flow.
 
     The learnt ``context`` is float32 [n, W], and ``deep``, for layers 1..J-1, float32 [J - 1, n,
     W], drawn from N(0, 0.02²). A ConfigError if an argument does not fit.
 
     Args:
-        length: Context tokens, n.
-        depth: Layers with prompts of their own, J; at least 1 and at most the tower's. A tower of
+        length: Number of context tokens, n.
+        depth: Number of layers with prompts, J; 1 to the number of layers in the tower. A tower of
             Hugging Face takes 1.
-        context: Words whose token embeddings start the context, at least ``length`` tokens: the
-            first ``length`` are learnt, the others stay words. None draws N(0, 0.02²).
+        context: Words whose token embeddings initialise the context, at least ``length`` tokens:
+            the first ``length`` are learnt, the others stay fixed. None draws N(0, 0.02²).
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class TextPrompts(Float32Module):
         super().__init__()
         tower = promptable_text(tower, depth)
         require_size(length, depth, len(tower.blocks), "text")
+        # the start of the context: noise, or the embeddings of its words
         if context is None:
             start = torch.randn(length, tower.width) * INIT_STD
         else:
@@ -92,6 +93,8 @@ class TextPrompts(Float32Module):
             start = tower.token_embedding(
                 ids[:length].to(tower.token_embedding.weight.device)
             ).detach()
+
+        # the learnt tokens
         self.context = nn.Parameter(start.to(torch.float32, copy=True))
         self.deep = nn.Parameter(
             torch.randn(depth - 1, length, tower.width, dtype=torch.float32) * INIT_STD
@@ -105,10 +108,8 @@ class TextPrompts(Float32Module):
     ) -> Tensor:
         """Encode arranged ``prompt_texts`` of C classes with the prompts as context.
 
-        Returns [C, embed_dim], not normalised.
-
-        ``classes_at_once`` bounds the classes whose activations are kept at a time where there is a
-        gradient.
+        Returns [C, embed_dim], not normalised. With gradients, ``classes_at_once`` limits the
+        classes whose activations are kept at a time.
         """
         return cast(Tensor, promptable_text(tower)(texts, self.context, self.deep, classes_at_once))
 
@@ -122,10 +123,11 @@ def ensemble_features(
 ) -> Tensor:
     """Average frozen text features over prompt templates (PromptSRC, section 3.3), [C, embed_dim].
 
-    The mean, also that over several texts of a class, is taken before normalising, as the published
-    code does. Underscores of the C names become spaces. A ConfigError for a name that is too long
-    for the tower's context.
+    Means over templates, and over several texts of a class, are taken before normalising, as in the
+    published code. Underscores of the C names become spaces. A ConfigError for a name that is too
+    long for the tower's context.
     """
+    # one template at a time, so that only one set of features is in memory
     flat, counts = flat_texts(class_names)
     names = [name.replace("_", " ") for name in flat]
     texts = ([template(name) for name in names] for template in templates)

@@ -1,4 +1,4 @@
-"""TunedPrompts: the result of stage 1, as the later stages and commands read it."""
+"""TunedPrompts: the result of stage 1, read by stage 2 and the commands."""
 
 import json
 import operator
@@ -32,24 +32,24 @@ def _modest(size: PromptConfig) -> PromptConfig:
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class TeacherSettings:
-    """Metadata of prompts and class vectors: their teacher, and the CLIP that it was tuned on."""
+    """Metadata of prompts and class vectors: their teacher, and its CLIP."""
 
     clip: ClipIdentity
     logit_scale: LogitScale
-    # words before a class name that the text prompts were started from; None if from noise
+    # words before a class name that initialised the text prompts; None: noise
     context: Text | None
     preprocessing: Preprocessing
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class PromptSettings(TeacherSettings):
-    """The metadata of tuned prompts: what encoding needs.
+    """The metadata of tuned prompts that encoding needs.
 
-    Loss weights and averaging are in the run's ``config.yaml`` alone.
+    Loss weights and averaging are only in the run's ``config.yaml``.
     """
 
     method: Text  # name or class path
-    # those that it has of its own
+    # see PromptMethod.settings
     method_settings: Annotated[dict[str, JsonValue], Field(exclude_if=operator.not_)] = field(
         default_factory=dict
     )
@@ -62,7 +62,7 @@ class PromptSettings(TeacherSettings):
     frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True}
 )
 class TunedPrompts(PromptSettings):
-    """A teacher's prompts, what their method saved as float32 ``tensors``, and their metadata."""
+    """A teacher's prompts: the float32 ``tensors`` that their method saved, and metadata."""
 
     tensors: dict[str, Tensor]
 
@@ -75,7 +75,7 @@ class TunedPrompts(PromptSettings):
         logit_scale: float,
         preprocessing: Preprocessing,
     ) -> "TunedPrompts":
-        """Copy the prompts of a teacher as they are now."""
+        """Copy the current prompts of a teacher."""
         return cls(
             tensors=prompts.saved(),
             method=method_name(type(prompts)),
@@ -91,8 +91,8 @@ class TunedPrompts(PromptSettings):
 
     @cached_property
     def teacher(self) -> str:
-        """Fingerprint of the tuned teacher: its prompts and their use, and both towers' weights."""
-        # without prompts to tell them apart, the words alone make two teachers of one CLIP
+        """Fingerprint of the tuned teacher: its prompts, their use, and the weights of its CLIP."""
+        # teachers of one CLIP without prompts differ in their context alone
         words = f"{self.method} {self.vision} {self.text} {self.context!r} {self.text_fingerprint}"
         if self.method_settings:
             words += f" {json.dumps(self.method_settings, sort_keys=True)}"
@@ -107,6 +107,7 @@ class TunedPrompts(PromptSettings):
     @classmethod
     def load(cls, path: Path) -> "TunedPrompts":
         """Read the file; an ArtifactError if it is missing, damaged, changed or another version."""
+        # metadata, then finite tensors, then the fingerprint of both
         tensors, values = read_tensors(path, KIND, VERSION, _REMEDY)
         teacher = values.pop("teacher", None)
         settings = parse_metadata(PromptSettings, values, str(path), _REMEDY)
@@ -120,13 +121,13 @@ class TunedPrompts(PromptSettings):
         return prompts
 
     def load_clip(self) -> Clip:
-        """Load the CLIP that they were tuned on; a WeightsError if that fails or it has changed."""
+        """Load the CLIP of the prompts; a WeightsError if that fails or it has changed."""
         clip = load_clip(self._config)
         self._require_weights(clip, clip.text_fingerprint)
         return clip
 
     def load_image_clip(self) -> ImageClip:
-        """Load the image half of that CLIP, as ``load_clip`` does, without comparing the other."""
+        """Load the image half of that CLIP like ``load_clip``, without checking the text half."""
         clip = load_image_clip(self._config)
         self._require_weights(clip, self.text_fingerprint)
         return clip
@@ -145,12 +146,12 @@ class TunedPrompts(PromptSettings):
             self.text_fingerprint,
         ):
             raise WeightsError(
-                f"the weights {self.clip.pretrained!r} of {self.clip.model} are not those that the "
-                "teacher was tuned on: restore them, or run stage 1 again"
+                f"the weights {self.clip.pretrained!r} of {self.clip.model} are not the weights "
+                "that the teacher was tuned on: restore them, or run stage 1 again"
             )
 
     def build_method(self, clip: ImageClip) -> PromptMethod:
-        """Build their method, frozen; an ArtifactError for another CLIP or an unknown method."""
+        """Build the prompt method, frozen; an ArtifactError for another CLIP or unknown method."""
         try:
             method = prompt_method(self.method).restore(
                 self.vision, self.text, self.context, clip, self.tensors, self.method_settings
@@ -158,6 +159,6 @@ class TunedPrompts(PromptSettings):
         except (ConfigError, ValueError, TypeError) as error:
             raise ArtifactError(
                 f"the tuned prompts do not fit {clip.identity.model} ({reason(error)}): use the "
-                "CLIP that the teacher was tuned on, and the package that its prompt method is from"
+                "CLIP that the teacher was tuned on, and the package of its prompt method"
             ) from error
         return method.eval().requires_grad_(False)

@@ -14,13 +14,13 @@ class VisionPrompts(Float32Module):
     """Prompts of an image tower's first layers: ``tokens``, float32 [J, n, W], from N(0, 0.02²).
 
     Layer 0's prompts are appended after class token and patches, without positional embeddings and,
-    in CLIP's own vision transformers, before ``ln_pre``; at each of the following ``depth - 1``
-    layers the last ``length`` tokens are replaced by that layer's own prompts as they are. From
-    layer ``depth`` on the tokens flow.
+    in the vision transformers of CLIP, before ``ln_pre``; each of the following ``depth - 1``
+    layers replaces the last ``length`` tokens by its prompts. From layer ``depth`` on the tokens
+    flow.
 
     Args:
         length: Prompt tokens per layer, n.
-        depth: Layers with prompts of their own, J; at least 1 and at most the tower's, or a
+        depth: Number of layers with prompts, J; 1 to the number of layers in the tower, or a
             ConfigError.
     """
 
@@ -38,13 +38,14 @@ class VisionPrompts(Float32Module):
 
     @torch.no_grad()
     def init_at_mean_tokens(self, tower: ImageTower, images: Tensor) -> None:
-        """Move each layer's prompts to the mean patch token that enters that layer.
+        """Add to each layer's prompts the mean patch token that enters the layer.
 
-        A deviation from the published initialisation, which starts every prompt near the origin,
-        far from where tokens are: the drawn noise is kept, and the mean over ``images`` [N, 3, S,
-        S] of the unprompted patch tokens is added.
+        A deviation from the published initialisation: that starts every prompt near the origin, far
+        from the tokens. The drawn noise is kept, and the mean of the unprompted patch tokens over
+        ``images`` [N, 3, S, S] is added.
         """
         tower = promptable(tower)
+        # in batches, to limit memory
         sums = torch.zeros_like(self.tokens[:, 0])
         for batch in torch.split(images, 32):
             sums += tower.patch_sums(batch, len(sums))
@@ -52,7 +53,7 @@ class VisionPrompts(Float32Module):
 
 
 def require_size(length: int, depth: int, layers: int, kind: str) -> None:
-    """Raise a ConfigError for a length below 1, or a depth not from 1 to the tower's layers."""
+    """Raise a ConfigError for a length below 1, or a depth outside 1 to the tower's layers."""
     if length < 1 or not 1 <= depth <= layers:
         raise ConfigError(
             f"{kind} prompts of length {length} and depth {depth} do not fit: length must be at "

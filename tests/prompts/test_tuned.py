@@ -76,7 +76,9 @@ def test_a_clip_with_other_weights_than_then_is_refused(name, monkeypatch):
     changed[name] = changed[name] + 1e-3
     registered = world.CONFIGS["test-teacher"], {world.TAG: lambda: changed}
     monkeypatch.setitem(kdpl.clip.loading._REGISTRY, "test-teacher", registered)
-    match = "'noise' of test-teacher are not those that the teacher was tuned on: restore them"
+    match = (
+        "'noise' of test-teacher are not the weights that the teacher was tuned on: restore them"
+    )
     with world.refused(WeightsError, match):
         prompts.load_clip()
 

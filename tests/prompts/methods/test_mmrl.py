@@ -196,7 +196,7 @@ def test_the_image_half_alone_restores_it(clip_of, images):
             "test-resnet",
             (SIZE, SIZE),
             {},
-            "do not fit 0 layers of CLIP's own kind: .* and a CLIP of two",
+            "do not fit 0 layers of CLIP transformers: .* and a CLIP of two",
         ),
     ],
 )
