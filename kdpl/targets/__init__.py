@@ -1,4 +1,4 @@
-"""Targets of the student, behind ``Target``."""
+"""Targets of the student: ``Target`` and its subclasses."""
 
 from torch import Tensor
 
@@ -10,34 +10,34 @@ __all__ = ["Target", "Teachers", "build_target", "target_class"]
 
 
 class Target:
-    """The distribution that the student learns: the published one, the teacher's prediction.
+    """The distribution that the student learns; here, as published, the teacher's prediction.
 
-    A subclass is another target, and the arguments of its ``__init__`` are its settings.
+    A subclass is another target; the arguments of its ``__init__`` are its settings.
     """
 
     @classmethod
     def require_task(cls, task: str) -> None:
-        """Raise a ConfigError if it is not for the labels of a task, by name; this is for all."""
+        """Raise a ConfigError if it does not support a task, by name; this target supports all."""
         return
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether ``logits`` depends on the teacher's prediction; otherwise no teacher runs."""
+        """True if ``logits`` depends on the teacher's prediction; otherwise no teacher runs."""
         return True
 
     def logits(self, predicted: Tensor, indices: Tensor) -> Tensor:
         """Return logits of the target distribution, such as log probabilities, [B, C].
 
         Args:
-            predicted: The teacher's logits of the views, float32 [B, C]; of several teachers those
-                of their mean; empty if the target does not use them.
+            predicted: The teacher's logits of the views, float32 [B, C], or the logits of the mean
+                of several teachers; empty if the target does not use them.
             indices: Indices of the images in the list of unlabelled images, [B].
         """
         return predicted
 
 
 def build_target(target: Target | str) -> Target:
-    """Build a target by its name or dotted path, or return it as it is; ConfigError if unknown.
+    """Build a target by its name or dotted path, or return it unchanged; ConfigError if unknown.
 
     The names are ``teacher``, the published target, ``refined``, and those that plugins add.
     """
@@ -45,7 +45,7 @@ def build_target(target: Target | str) -> Target:
 
 
 def target_class(name: str) -> type[Target]:
-    """Return the class of a target by its name or dotted path; errors as of ``build_target``."""
+    """Return the class of a target by its name or dotted path; errors as in ``build_target``."""
     named = {
         "teacher": "kdpl.targets.Target",
         "refined": "kdpl.targets.refinement.target.Refined",

@@ -1,4 +1,4 @@
-"""How well a student agrees with its target on unlabelled images that it has not seen."""
+"""Fidelity: agreement of a student with its target on unseen unlabelled images."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol, cast
@@ -29,7 +29,7 @@ from kdpl.targets import Target, Teachers
 from kdpl.targets.preparation import Preparation
 from kdpl.tasks import agreement_of
 
-# what is held out: a share of the images, and between which numbers
+# share of images to hold out, and the smallest and largest number
 _SHARE, _FEWEST, _MOST = 0.05, 100, 5000
 
 
@@ -44,25 +44,24 @@ class _Student(Protocol):
 class Fidelity(Callback):
     """Holds some unlabelled images out of distillation, and compares student and target on them.
 
-    Logs ``val/fidelity``, the share of these images for which both predict the same class, and
-    ``val/kl``, the mean of KL(target ‖ student) in nats, in each epoch in which validation runs, or
-    would run if there were labelled images for it. ``hold_out`` chooses the images. Of several
-    labels an image, fidelity is the mean over classes of the share of images to which both give the
-    class, among those to which either does.
+    Logs ``val/fidelity``, the share of these images with the same predicted class, and ``val/kl``,
+    the mean of KL(target ‖ student) in nats, in each epoch with validation, or that would have
+    validation if there were labelled images. ``hold_out`` chooses the images. With several labels
+    per image, fidelity is the mean over classes of the images with the class in both predictions,
+    as a share of the images with the class in either.
 
-    Both see them under the evaluation transform. The targets are computed once, before the first
-    step, for which a teacher that they depend on is loaded, even if there is a cache of its
-    features of other views.
+    Both see the evaluation transform. The targets are computed once, before the first step. This
+    loads the teachers that the targets depend on, even if their features of other views are cached.
     """
 
     def __init__(self) -> None:
-        self._epoch = -1  # the last one that was measured
+        self._epoch = -1  # the last measured epoch
         self._targets: list[Tensor] = []
         self._batches: DataLoader[UnlabeledBatch] | None = None
 
     @classmethod
     def require_possible(cls, settings: Mapping[str, Any], data: DomainDataModule) -> None:
-        """Raise a DataError for a pool that is too small, however many images can be used."""
+        """Raise a DataError for a pool that is too small even if all its images are usable."""
         images = round(len(data.reading.listed.pool) * data.unlabeled_share)
         if images < 2 * _FEWEST:
             raise _too_small(images, _FEWEST)
@@ -77,14 +76,16 @@ class Fidelity(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the targets of this process's share of the images."""
-        student, own = cast(_Student, pl_module), needs_of(pl_module).resizing
+        # resizing and encoder of each teacher that the targets need
+        student, resizing = cast(_Student, pl_module), needs_of(pl_module).resizing
         teachers = student.teachers.read() if student.target.uses_teacher else []
         resizings = [teacher.vectors.preprocessing.resizing for teacher in teachers]
         encoders = [student.preparation().encoder(number) for number in range(len(teachers))]
 
+        # the targets, on the CPU
         self._epoch, self._targets = -1, []
-        for batch in _loader(trainer, {*resizings} - {own}):
-            views = {own: batch.images, **batch.teacher_views}
+        for batch in _loader(trainer, {*resizings} - {resizing}):
+            views = {resizing: batch.images, **batch.teacher_views}
             parts = [encode(views[to]) for encode, to in zip(encoders, resizings, strict=True)]
             predicted = torch.empty(0)
             with torch.no_grad(), trainer.precision_plugin.forward_context():
@@ -95,7 +96,7 @@ class Fidelity(Callback):
         self._batches = _loader(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure beside the accuracies on labelled images."""
+        """Measure after the accuracies on labelled images."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._measure(trainer, pl_module)
 
@@ -113,7 +114,7 @@ class Fidelity(Callback):
             with trainer.precision_plugin.forward_context():
                 return student.class_logits(images).float()
 
-        # agreements, nats and images of this process, then those of all
+        # agreements, nats and images of this process, summed over all below
         none = torch.zeros(0, len(domain_of(trainer).class_names), device=student.device)
         counts = student.task.agreements(none, none)
         sums = torch.zeros(2, device=student.device)
@@ -121,10 +122,12 @@ class Fidelity(Callback):
         with evaluating(student):
             for (logits, _), target in zip(outputs, self._targets, strict=True):
                 target = target.to(logits.device)
-                # a divergence is divided by images and classes
+                # undo the division by images and classes
                 nats = student.task.divergence(logits, target) * logits.numel()
                 counts += student.task.agreements(logits, target)
                 sums += torch.stack([nats, nats.new_tensor(len(logits))])
+
+        # over all processes
         counts = trainer.strategy.reduce(counts, reduce_op="sum")
         nats, images = trainer.strategy.reduce(sums, reduce_op="sum")
 
@@ -132,38 +135,39 @@ class Fidelity(Callback):
         student.log_dict({TARGET_KL: nats / images, UNSEEN: images})
 
 
-def _loader(trainer: Trainer, others: Collection[Resizing] = ()) -> DataLoader[UnlabeledBatch]:
-    """Load this process's share of the unseen images, also as ``others``, teachers, take them."""
-    data, own = domain_of(trainer), needs_of(trainer.lightning_module).resizing
+def _loader(trainer: Trainer, resizings: Collection[Resizing] = ()) -> DataLoader[UnlabeledBatch]:
+    """Load this process's share of the unseen images, with views for teachers' ``resizings``."""
+    data, resizing = domain_of(trainer), needs_of(trainer.lightning_module).resizing
     unseen = data.selection.held_out
-    view = RandomView(data.splits.open_image, NoAugmentation(), own, data.seed)
-    images = UnlabeledImages(data.pool.images.take(unseen), view, unseen, others)
+    view = RandomView(data.splits.open_image, NoAugmentation(), resizing, data.seed)
+    images = UnlabeledImages(data.pool.images.take(unseen), view, unseen, resizings)
     keys = [(i, 0) for i in range(trainer.global_rank, len(unseen), trainer.world_size)]
     return LazyLoader(images, keys, data.eval_batch_size, data.num_workers)
 
 
 def hold_out(data: DomainDataModule) -> Selection:
-    """Hold 5 % of the images out of distillation, from 100 to 5,000, none of which has a label."""
+    """Hold 5 % of the images, from 100 to 5,000 without labels, out of distillation."""
     labeled = [*data.labels.tuning("labeled"), *data.labels.tuning("val")]
     sources = (record.source for record in labeled)
     selection = data.pool.selection
-    held_out = draw_unseen(selection, data.pool.seed, sources)
-    inform(f"fidelity: {len(held_out)} unlabelled images are held out of distillation")
-    return selection.holding_out(held_out)
+    unseen = draw_unseen(selection, data.pool.seed, sources)
+    inform(f"fidelity: {len(unseen)} unlabelled images are held out of distillation")
+    return selection.holding_out(unseen)
 
 
 def draw_unseen(selection: Selection, seed: int, labeled: Iterable[str]) -> Indices:
-    """Draw 5 % of the images that would be distilled on, from 100 to 5,000, by a seed.
+    """Draw 5 % of the images to distil on, from 100 to 5,000, by a seed.
 
-    ``labeled`` images are not drawn, under any name. Returns indices, rising. A DataError if it
+    ``labeled`` images are not drawn, under any name. Returns sorted indices. A DataError if it
     would be more than half of the images.
     """
-    images, known = len(selection.targeted), frozenset(places(Names.of(labeled)))
+    images, labeled_paths = len(selection.targeted), frozenset(places(Names.of(labeled)))
     wanted = min(max(round(_SHARE * images), _FEWEST), _MOST)
 
-    # enough of them even if all labelled ones are among the first
-    drawn = generator(seed, "unseen").permutation(selection.targeted)[: wanted + len(known)]
-    unseen = drawn[[place not in known for place in places(selection.images.take(drawn))]][:wanted]
+    # enough images even if all labelled images are drawn first
+    drawn = generator(seed, "unseen").permutation(selection.targeted)[: wanted + len(labeled_paths)]
+    unlabeled = [path not in labeled_paths for path in places(selection.images.take(drawn))]
+    unseen = drawn[unlabeled][:wanted]
     if 2 * wanted > images or len(unseen) < wanted:
         raise _too_small(images, wanted)
     return np.sort(unseen)

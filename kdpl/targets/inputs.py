@@ -1,4 +1,4 @@
-"""Inputs of targets: teachers, the pool, the labels that may be seen, and features of images."""
+"""Inputs of targets: teachers, the pool, the visible labels, and features of images."""
 
 import json
 import os
@@ -33,7 +33,7 @@ from kdpl.targets.preparation import Encoder, Preparation
 from kdpl.targets.shards import Work, fill_shards, images_per_shard, shards_in
 
 PREPARED_FOLDER = "prepared"
-"""In a teacher's run folder: features and targets that its students share, and may be removed."""
+"""Folder in a teacher's run folder: features and targets shared by students; safe to remove."""
 
 ORIGIN_FILE = "made_from.json"
 
@@ -41,11 +41,11 @@ T = TypeVar("T")
 
 
 class ImageFeatures(NamedTuple):
-    """A network's features of N images, normalised.
+    """Normalised features of N images by one network.
 
     Attributes:
-        still: Of the image as in evaluation, float32 [N, D].
-        mean: Mean over some views, of which that is one, float32 [N, D].
+        still: Features of the evaluation view, float32 [N, D].
+        mean: Mean over several views, including the evaluation view, float32 [N, D].
     """
 
     still: Tensor
@@ -58,33 +58,33 @@ class ImageFeatures(NamedTuple):
 
     @property
     def blend(self) -> Tensor:
-        """The image as in evaluation, which counts twice, and that mean; float32 [N, D]."""
+        """Normalised sum of twice the evaluation view and the mean, float32 [N, D]."""
         return normalized(2 * self.still + self.mean)
 
 
 class TargetInputs:
-    """What a target is prepared from before the first step of a fit, the same on every process.
+    """Inputs for preparing a target before the first step of a fit, equal on every process.
 
-    All processes call its functions together: each does its share, and all get the whole result.
+    All processes call its methods together: each does its share, and all get the whole result.
 
     Attributes:
         folder: The run's folder.
-        teacher_folder: The run's folder of the first teacher.
-        resumes: Whether the fit resumes from a checkpoint.
-        teachers: Class vectors of each teacher, the first one's first.
+        teacher_folder: The run folder of the first teacher.
+        resumes: True if the fit resumes from a checkpoint.
+        teachers: Class vectors of each teacher.
         class_names: The names of the C classes, by label.
-        num_base: Number of base classes, which come first; None without such a split.
+        num_base: Number of base classes, which come first; None without a base/novel split.
         pool: Sources of all unlabelled images.
-        indices: Those of them that need a target, as they are distilled on or held out to compare
-            student and target, int64 [N].
+        indices: Indices in the pool of the images that need a target, int64 [N]; they are distilled
+            on, or held out to compare student and target.
         labeled: Labelled training images of the classes that the teacher was tuned on.
         val: Validation images of these classes.
         groups: Groups of both by source.
         open_image: Opens a source as an RGB image.
         num_workers: Worker processes that load images.
-        device: Where the targets are used.
-        encoder: The first teacher, of images uint8 [B, 3, S, S]; it is loaded on the first call.
-        predict: Function that returns the teachers' logits [N, C] of their features side by side,
+        device: Device of the targets.
+        encoder: The first teacher, of images uint8 [B, 3, S, S]; loaded on the first call.
+        predict: Returns the teachers' logits [N, C] of their concatenated features,
             [N, D_1 + … + D_M].
     """
 
@@ -112,13 +112,13 @@ class TargetInputs:
 
     @property
     def tuned(self) -> bool:
-        """Whether a teacher was tuned on labels, and so may have seen those of ``labeled``."""
+        """True if a teacher was tuned on labels, so it may have seen the ``labeled`` images."""
         folders = [teacher.folder for teacher in self._preparation.teachers.read()]
         return any(TunedPrompts.load(folder / PROMPTS_FILE).tensors for folder in folders)
 
     @cached_property
     def origin(self) -> dict[str, Any]:
-        """What targets are made from, whatever their settings, by name."""
+        """Origin of targets regardless of their settings, by name."""
         return {
             "teachers": [teacher.teacher for teacher in self.teachers],
             "class vectors": digest(teacher.digest() for teacher in self.teachers),
@@ -132,7 +132,7 @@ class TargetInputs:
 
     @cached_property
     def _whole_pool(self) -> str:
-        """Digest of the unlabelled images by their whole paths."""
+        """Digest of the full paths of the unlabelled images."""
         return digest(self.pool)
 
     def _digest(self, records: Sequence[Record]) -> str:
@@ -141,39 +141,38 @@ class TargetInputs:
     def kept(
         self, name: str, settings: Mapping[str, Any], make: Callable[[Path, Origin], None]
     ) -> tuple[Path, Origin]:
-        """Return a file of prepared targets in the run's folder, and what it has to be made from.
+        """Return a file of prepared targets in the run's folder, and its expected origin.
 
-        If it is not there, it is copied from what another student has left beside the teacher, or
-        made.
+        A missing file is copied from the teacher's folder, where other students share it, or made.
 
         Args:
             name: Name of the file.
-            settings: What it is made from beside ``origin``.
-            make: Writes the file of this path, with what it is made from; called on all processes.
+            settings: Settings of the target, added to ``origin``.
+            make: Writes the file at a path, with its origin; called on all processes.
         """
         origin = as_json({**self.origin, **settings})
         file, shared = self.folder / name, self._shared(origin) / name
-        there, made = self._agreed(lambda: (file.is_file(), shared.is_file()))
-        if not there and not made:
+        is_kept, is_shared = self._agreed(lambda: (file.is_file(), shared.is_file()))
+        if not is_kept and not is_shared:
             make(shared, origin)
-        if not there:
+        if not is_kept:
             self.on_first_process(lambda: copy(shared, file))
         return file, origin
 
     def features(
         self, images: Sequence[str] | None, views: int, teacher: int = 0, pooled: bool = False
     ) -> tuple[ImageFeatures, ImageFeatures]:
-        """Return a teacher's features of images, which are kept for other students and starts.
+        """Return a teacher's features of images, kept for other students and restarts.
 
-        First those in the space of the class vectors, then the pooled ones of its image tower,
-        before the projection and without prompts; [N, 0] if they were not wanted.
+        The first are in the space of the class vectors. The second are the pooled features of the
+        image tower, before the projection and without prompts; [N, 0] without ``pooled``.
 
         Args:
             images: Sources of labelled or validation images; None: the unlabelled images that need
                 a target.
             views: Views of each image.
-            teacher: Index of the teacher, among several.
-            pooled: Whether pooled features are wanted as well.
+            teacher: Index of the teacher.
+            pooled: Return pooled features as well.
         """
         vectors = self.teachers[teacher]
         name = {"teacher": vectors.teacher, "pooled": pooled}
@@ -185,12 +184,12 @@ class TargetInputs:
     def features_of(
         self, clip: ImageClip, images: Sequence[str] | None, views: int
     ) -> ImageFeatures:
-        """Return the pooled features that another CLIP makes of images, as ``features`` does."""
+        """Return the pooled features of images by another CLIP; kept as in ``features``."""
         tower = clip.image_tower.to(self.device).eval()
 
-        def encode(some: Tensor) -> Tensor:
+        def encode(batch: Tensor) -> Tensor:
             with self._trainer.precision_plugin.forward_context():
-                return normalized(tower.pooled(some.to(self.device)))
+                return normalized(tower.pooled(batch.to(self.device)))
 
         name = {"clip": clip.identity.fingerprint}
         resizing = tower.preprocessing.resizing
@@ -204,10 +203,11 @@ class TargetInputs:
         images: Sequence[str] | None,
         views: int,
     ) -> Tensor:
-        """Return features of each image as in evaluation and their mean over views, [N, 2, D].
+        """Return the features of the evaluation view and the mean over views, float32 [N, 2, D].
 
-        They are float32, computed, unless that was done, and kept as float16 in shards.
+        They are computed once, and kept as float16 in shards.
         """
+        # the images, and everything that their features depend on
         data, trainer = self._data, self._trainer
         if images is None:
             dataset = data.unlabeled_images(resizing, self.indices)
@@ -222,6 +222,8 @@ class TargetInputs:
             "precision": self.origin["precision"],
             **data.views_origin,
         }
+
+        # compute missing shards, in one run at a time
         folder = self._shared(origin)
         shards = shards_in(folder, len(dataset), images_per_shard(len(dataset), views))
         if not self._agreed(lambda: all(path.is_file() for path in shards)):
@@ -237,24 +239,24 @@ class TargetInputs:
         return torch.from_numpy(rows).to(self.device).float()
 
     def _shared(self, origin: Origin) -> Path:
-        """Return the folder of what is made from this, beside the teacher, or in the run's folder.
+        """Return the folder of files of this origin, in the teacher's folder.
 
-        The latter where the teacher's folder cannot be written to.
+        If the teacher's folder is not writable, it is in the run's folder.
         """
         writable = self._agreed(lambda: os.access(self.teacher_folder, os.W_OK))
         folder = self.teacher_folder if writable else self.folder
-        # another version may compute something else, and another dataset have the same names
+        # other versions may compute something else, and other datasets may have the same names
         name = digest([__version__, self._whole_pool, json.dumps(as_json(origin))])
         return folder / PREPARED_FOLDER / name
 
     def _agreed(self, function: Callable[[], T]) -> T:
-        """Return what a function returns on the first process, on all of them."""
+        """Call a function on the first process; returns the result on all processes."""
         value = function() if self._trainer.is_global_zero else None
         return cast(T, self._trainer.strategy.broadcast(value))
 
     @contextmanager
     def _alone_in(self, folder: Path) -> Iterator[None]:
-        """Wait until no other run fills a folder, and keep others out of it within the context."""
+        """Wait until no other run fills a folder, and lock it within the context."""
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK_FILE)
 
@@ -263,7 +265,7 @@ class TargetInputs:
                 lock.acquire(timeout=1)
             return lock.is_locked
 
-        # all processes wait for a second at a time, and so for no longer than a collective may take
+        # wait a second at a time, so that no collective of the other processes times out
         if not (alone := self._agreed(locked)):
             inform(f"another run computes the features in {folder}: waiting for it")
         while not alone:
@@ -276,29 +278,29 @@ class TargetInputs:
     def rows(
         self, count: int, load: Callable[[Indices], Iterable[Batch]], network: Encoder, title: str
     ) -> Tensor:
-        """Return a row for each image in their order, float32 [N, K].
+        """Return a row for each image in order, float32 [N, K].
 
         Args:
             count: Number N of images.
-            load: Loads batches of those images whose numbers, int64 [n], it is given, in order.
-            network: Makes rows [B, K] of the images of a batch, which are on the device.
-            title: Words beside the progress bar.
+            load: Loads batches of the images of the given numbers, int64 [n], in order.
+            network: Maps images of a batch, on the device, to rows [B, K].
+            title: Label of the progress bar.
         """
-        own = np.arange(self._trainer.global_rank, count, self._trainer.world_size)
+        share = np.arange(self._trainer.global_rank, count, self._trainer.world_size)
         with progress_bar(shown=self._trainer.is_global_zero) as progress:
-            batches = progress.track(load(own), description=title)
+            batches = progress.track(load(share), description=title)
             parts = [rows.float() for rows, _ in infer(network, batches, self.device)]
         return self._joined(parts, count)
 
     def on_first_process(self, function: Callable[[], object]) -> None:
-        """Call a function on the first process, for which the others wait."""
+        """Call a function on the first process; the other processes wait."""
         if self._trainer.is_global_zero:
             function()
         self._trainer.strategy.barrier("kdpl targets")
 
     def _joined(self, parts: list[Tensor], images: int) -> Tensor:
-        """Return the rows [images, K] of all processes, of which ``parts`` are this one's."""
-        # a process without an image learns the width from the others
+        """Join the rows of all processes to [images, K]; ``parts`` are this process's rows."""
+        # a process without images gets the width from the others
         width = torch.tensor(parts[0].shape[1] if parts else 0, device=self.device)
         width = self._trainer.strategy.reduce(width, reduce_op="max")
         rows = torch.zeros(images, int(width), device=self.device)

@@ -1,4 +1,4 @@
-"""The plan of stage 2: which images are distilled on, and what the student learns of each."""
+"""The plan of stage 2: the images to distil on, and the target of each."""
 
 from dataclasses import dataclass
 
@@ -16,13 +16,13 @@ from kdpl.targets.prepared import PreparedTarget
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a student's fit learns, on which images.
+    """Images, teacher features and target of a student's fit.
 
     Attributes:
         selection: The images to distil on, held out and left out.
         features: The teachers' features of their views; None: the teachers run in each step, or
             none is needed.
-        target: The target, which is ready.
+        target: The prepared target.
     """
 
     selection: Selection
@@ -35,25 +35,25 @@ def prepare(preparation: Preparation, target: Target, pool_filter: float | None)
 
     Args:
         preparation: The fit.
-        target: What is learned.
-        pool_filter: The quantile of ``without_unlike``; None: all images are kept.
+        target: The target to prepare.
+        pool_filter: The quantile of ``without_unlike``; None keeps all images.
     """
     data = preparation.data
 
-    # some images are held out, to compare student and target on them
+    # hold out some images, to compare student and target on them
     # Lightning sets the attribute without declaring it
     callbacks: list[Callback] = getattr(preparation.trainer, "callbacks", [])
     measured = any(isinstance(callback, Fidelity) for callback in callbacks)
     selection = hold_out(data) if measured else data.pool.selection
 
-    # the teachers' features of views of all images, from a cache
+    # cached teacher features of views of all images
     features = teacher_features(preparation) if target.uses_teacher else None
 
-    # images unlike all classes are left out
+    # leave out images that are unlike all classes
     if pool_filter is not None:
         selection = without_unlike(preparation, selection, pool_filter)
 
-    # the target of all images that are left
+    # prepare the target of the remaining images
     if isinstance(target, PreparedTarget):
         target.prepare(TargetInputs(preparation, selection))
     return Plan(selection, features, target)

@@ -1,4 +1,4 @@
-"""Choice of the unlabelled images that a student learns from, before its first step."""
+"""Filter of the unlabelled images, before a student's first step."""
 
 import csv
 from collections.abc import Collection, Sequence
@@ -15,7 +15,7 @@ from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.preparation import Preparation
 
 LEFT_OUT_FILE = "left_out.csv"
-"""Images that are left out, in a run's folder; written before the first step, read on resume."""
+"""Table of left-out images in a run's folder; written before the first step, read on resume."""
 
 _VIEWS = 4
 
@@ -25,17 +25,18 @@ def without_unlike(preparation: Preparation, selection: Selection, quantile: flo
 
     Args:
         preparation: The fit.
-        selection: The images that are chosen so far.
-        quantile: Quantile of the labelled images' similarities below which unlabelled images are
+        selection: The images chosen so far.
+        quantile: Unlabelled images below this quantile of the labelled images' similarities are
             left out.
 
     Raises:
-        DataError: No label may be seen, or no image is left.
+        DataError: No label is visible, or no image is left.
     """
     _ = preparation.data.labels.training()  # refused before any image is encoded
     inputs = TargetInputs(preparation, selection)
     filtered = selection.leaving_out(filter_pool(inputs, quantile))
 
+    # report the result
     images, kept = len(inputs.indices), len(filtered.targeted)
     if not kept:
         raise DataError(
@@ -45,29 +46,31 @@ def without_unlike(preparation: Preparation, selection: Selection, quantile: flo
     inform(f"pool filter: keeps {kept} of {images} unlabelled images; the others are in {file}")
     if inputs.num_base is not None:
         inform(
-            "pool filter: its limit is of base classes, and leaves out more images of novel "
-            "ones than of these"
+            "pool filter: its limit comes from base classes, and leaves out more images of novel "
+            "classes than of base classes"
         )
     return filtered
 
 
 def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
-    """Return the unlabelled images that are less like the classes than nearly all labelled ones.
+    """Return the unlabelled images that are less like the classes than nearly all labelled images.
 
-    An image's similarity is that of the first teacher's feature, the normalised mean over four
-    views, to the nearest class vector, a cosine. Images below the ``quantile`` of the labelled
-    training images' similarities are left out; which class those belong to plays no part. Under
-    ``base_to_novel`` all are of base classes, so that more images of novel classes are left out
-    (measured in docs/own_data.md).
+    The similarity of an image is the cosine between the first teacher's feature, the normalised
+    mean over four views, and the nearest class vector. Images below the ``quantile`` of the
+    labelled training images' similarities are left out, regardless of their classes. Under
+    ``base_to_novel`` all labelled images are of base classes, so more images of novel classes are
+    left out (measured in docs/own_data.md).
 
-    The images are listed in ``left_out.csv`` in the run's folder, from which a resumed fit reads
-    them without a check; a new fit writes it again.
+    Writes the images to ``left_out.csv`` in the run's folder. A resumed fit reads the file without
+    a check; a new fit writes it again.
     """
     file = inputs.folder / LEFT_OUT_FILE
     if not inputs.resumes or not file.is_file():
+        # the limit, from labelled images
         labeled = [record.source for record in inputs.labeled]
         least = _similarities(inputs, labeled).quantile(quantile).item()
 
+        # the unlabelled images below it
         similarities = _similarities(inputs, None).cpu().numpy()
         below = np.flatnonzero(similarities < least)
         unlike = [(inputs.pool[inputs.indices[i]], similarities[i]) for i in below]
@@ -77,7 +80,7 @@ def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
 
 
 def _similarities(inputs: TargetInputs, images: Sequence[str] | None) -> Tensor:
-    """The similarity of each image to the nearest class vector, float32 [N]."""
+    """Return the similarity of each image to the nearest class vector, float32 [N]."""
     features = inputs.features(images, _VIEWS)[0].mean
     vectors = inputs.teachers[0].vectors.to(features)
     return torch.cat([(part @ vectors.T).amax(dim=1) for part in torch.split(features, 4096)])

@@ -1,4 +1,4 @@
-"""A student's fit as its preparation sees it: the data, the teachers, and where they run."""
+"""Inputs of the preparation of a student's fit: the data, the teachers, and the device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ Encoder = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Preparation:
-    """Values that the preparation of a student's fit works with.
+    """Inputs of the preparation of a student's fit.
 
     Attributes:
         trainer: Runs the fit; its processes share the work.
         data: The student's datamodule.
-        teachers: The teachers, of which none need be loaded.
-        load_teacher: Loads the teacher of a number, in the precision of the training.
+        teachers: The teachers, possibly not loaded yet.
+        load_teacher: Loads a teacher by its index, in the precision of the training.
         device: The process's device.
     """
 
@@ -37,7 +37,7 @@ class Preparation:
     def encoder(self, number: int, pooled: bool = False) -> Encoder:
         """Return a teacher as a function of images; it is loaded on the first call.
 
-        With ``pooled``, its features are followed by the pooled ones of its image tower, see
+        With ``pooled``, the pooled features of its image tower follow its features, see
         ``FrozenTeacher.both_features``.
         """
         load = cache(partial(self.load_teacher, number))

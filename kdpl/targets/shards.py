@@ -1,4 +1,4 @@
-"""Features of very many images in files of some hundred images, which processes fill together."""
+"""Features of many images in shards that processes fill together."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ from kdpl.targets.views import load_all_views
 SHARD = "shard-{:05d}.npy"
 
 _MOST_SHARDS = 256  # each is an open file in each worker process
-_FEATURES_PER_SHARD = 8192  # of few images, so that an interruption loses little
+_FEATURES_PER_SHARD = 8192  # for small pools, so that an interruption loses little
 
 
 def images_per_shard(images: int, views: int) -> int:
-    """Return how many images a shard has the features of, of so many views each."""
+    """Return the number of images per shard, for a number of images with so many views."""
     return max(-(-images // _MOST_SHARDS), _FEATURES_PER_SHARD // max(views, 1), 1)
 
 
 def shards_in(folder: Path, images: int, size: int) -> dict[Path, range]:
-    """Return the files of the shards, and the indices of the images that each is of."""
+    """Return the files of the shards, each with the indices of its images."""
     return {
         folder / SHARD.format(shard): range(images)[start : start + size]
         for shard, start in enumerate(range(0, images, size))
@@ -41,11 +41,11 @@ class Work:
 
     Attributes:
         encode: Network: uint8 [B, 3, S, S] on the CPU to features, float [B, D].
-        batch_size: Most views B that are encoded at a time.
+        batch_size: Maximum number of views B encoded at a time.
         num_workers: Worker processes that decode.
-        rank: This process, which does every ``world_size``-th part.
-        mean: Whether the first view is that of evaluation, and a shard has its features and the
-            mean over all views of each image, [n, 2, D], instead of all V random ones, [n, V, D].
+        rank: This process; it computes every ``world_size``-th shard.
+        mean: Make the first view the evaluation view, and store it and the mean over all views,
+            [n, 2, D], instead of all V random views, [n, V, D].
     """
 
     images: UnlabeledImages
@@ -58,17 +58,21 @@ class Work:
 
 
 def fill_shards(shards: Mapping[Path, range], views: int, work: Work) -> int:
-    """Compute what is missing of this process's shards; returns the number of its new features.
+    """Compute the missing shards of this process; returns the number of its new features.
 
     A DataError if a feature is not finite.
     """
-    # by their places among all, whatever the others have finished by now
+    # by their positions among all shards, regardless of what other processes have finished
     share = [*shards.items()][work.rank :: work.world_size]
     missing = {path: indices for path, indices in share if not path.is_file()}
+
+    # batches of whole images, loaded ahead by worker processes
     at_once = max(1, work.batch_size // views)
     batches = batches_of(missing.values(), at_once)
     loader = load_all_views(work.images, views, batches, work.num_workers, work.mean)
     encoded = (_encode(batch.images, work) for batch in loader)
+
+    # a shard is written once its last batch is encoded
     total = sum(map(len, missing.values())) * views
     with progress_bar(shown=work.rank == 0) as progress:
         bar = progress.add_task("features of images", total=total)
@@ -89,7 +93,7 @@ def fill_shards(shards: Mapping[Path, range], views: int, work: Work) -> int:
 
 
 def batches_of(shards: Iterable[range], at_once: int) -> Iterator[list[int]]:
-    """Yield batches of images, one by one as there may be millions, none across a shard's end."""
+    """Yield batches of image indices lazily, as there may be millions; none spans two shards."""
     for indices in shards:
         for start in range(0, len(indices), at_once):
             yield list(indices[start : start + at_once])
@@ -97,7 +101,7 @@ def batches_of(shards: Iterable[range], at_once: int) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def _encode(images: Tensor, work: Work) -> npt.NDArray[np.float16]:
-    """Encode all views of some images, uint8 [n, V, 3, S, S], to float16 [n, V or 2, D]."""
+    """Encode all views of images, uint8 [n, V, 3, S, S], to float16 [n, V or 2, D]."""
     parts = [work.encode(part) for part in torch.split(images.flatten(0, 1), work.batch_size)]
     features = torch.cat(parts).view(*images.shape[:2], -1)
     if work.mean:

@@ -1,4 +1,4 @@
-"""The teachers of a student, as a module carries them along and a checkpoint names them."""
+"""The teachers of a student, as a frozen part of its module."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,15 +20,15 @@ from kdpl.tasks import MULTI_CLASS, Task
 class Teachers(Frozen[nn.ModuleList]):
     """One teacher, or several whose predictions are averaged.
 
-    p(x) = Σ_m p_m(x) / M, where p_m is the prediction of teacher m with its own CLIP, image size,
-    class vectors and scale. The features of several are theirs side by side.
+    p(x) = Σ_m p_m(x) / M, where p_m is the prediction of teacher m with its CLIP, image size, class
+    vectors and scale. The features of several teachers are concatenated.
 
     Args:
         folders: Run folders of the teachers. The student has the class vectors of the first.
-        class_vectors: File of other class vectors of the first teacher; None: those in its folder.
+        class_vectors: File of class vectors of the first teacher; None: the file in its folder.
 
     Attributes:
-        task: The student's task, by which the predictions of several teachers are averaged.
+        task: The student's task; it averages the predictions of several teachers.
     """
 
     task: Task = MULTI_CLASS
@@ -37,19 +37,20 @@ class Teachers(Frozen[nn.ModuleList]):
         folder, *more = folders
         vectors = ClassVectors.of_teacher(folder, class_vectors)
         super().__init__(nn.ModuleList([FrozenTeacher(Path(folder), vectors)]))
-        self._unread = [Path(each) for each in more]
+        self._unread = [Path(run) for run in more]
 
     @property
     def first(self) -> FrozenTeacher:
-        """The teacher whose class vectors the student has."""
+        """The first teacher, whose class vectors the student has."""
         return cast(FrozenTeacher, self.module[0])
 
     def read(self) -> list[FrozenTeacher]:
-        """Return the teachers, after reading the class vectors of all but the first unless done.
+        """Return the teachers; reads the class vectors of all but the first once.
 
-        A test does not need those. An ArtifactError if class vectors are missing, damaged, or for
-        other class names than the first one's.
+        A test does not read them. An ArtifactError if class vectors are missing, damaged, or for
+        other class names than the first teacher's.
         """
+        # one at a time, so that an error leaves the rest unread
         first = self.first
         while self._unread:
             folder = self._unread[0]
@@ -61,7 +62,7 @@ class Teachers(Frozen[nn.ModuleList]):
         return cast(list[FrozenTeacher], list(self.module))
 
     def describe(self) -> list[TeacherDescription]:
-        """Return what a cache of its features is checked against, for each teacher."""
+        """Return the description of each teacher that a cache is checked against."""
         vectors = [teacher.vectors for teacher in self.read()]
         return [
             TeacherDescription(v.teacher, v.vectors.shape[1], v.preprocessing.resizing)
@@ -69,7 +70,7 @@ class Teachers(Frozen[nn.ModuleList]):
         ]
 
     def load(self, compiled: bool = False) -> None:
-        """Load image tower and prompts of each unless already done; errors as ``FrozenTeacher``."""
+        """Load image tower and prompts of each teacher once; errors as in ``FrozenTeacher``."""
         for teacher in self.read():
             if teacher.tower is None:
                 inform(f"loading the teacher of {teacher.folder}")
@@ -85,33 +86,33 @@ class Teachers(Frozen[nn.ModuleList]):
         """
         if batch.teacher_features is not None:
             return batch.teacher_features.float()
+        # the view of each teacher, by its resizing
         views = {student: batch.images, **batch.teacher_views}
-        needed = [teacher.vectors.preprocessing.resizing for teacher in self.read()]
-        if not views.keys() >= {*needed}:
-            ways = len({student, *needed})
+        resizings = [teacher.vectors.preprocessing.resizing for teacher in self.read()]
+        if not views.keys() >= {*resizings}:
+            ways = len({student, *resizings})
             raise ConfigError(
                 f"a batch has {len(views)} views of each image, but student and teachers resize "
                 f"images in {ways} ways: "
                 "let the datamodule make a view for each, as DomainDataModule does"
             )
-        return self.features(*(views[resizing] for resizing in needed))
+        return self.features(*(views[resizing] for resizing in resizings))
 
     def features(self, *views: Tensor) -> Tensor:
         """Encode views into the normalised features of each teacher, float32 [B, D_1 + … + D_M].
 
-        ``views`` are the same crops of the same images, once for each teacher: uint8 [B, 3, S, S]
-        with the teacher's own image size S. The towers compute in the caller's autocast context.
+        ``views`` are the same crops of the same images for each teacher: uint8 [B, 3, S, S] with
+        the teacher's image size S. The towers compute in the caller's autocast context.
         """
-        teachers = self.read()
-        return torch.cat(
-            [each.features(own) for each, own in zip(teachers, views, strict=True)], dim=1
-        )
+        pairs = zip(self.read(), views, strict=True)
+        return torch.cat([teacher.features(view) for teacher, view in pairs], dim=1)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return logits [B, C] of features [B, D_1 + … + D_M], of several those of their mean."""
+        """Return logits [B, C] of the teachers' mean, of features [B, D_1 + … + D_M]."""
         teachers = self.read()
         if len(teachers) == 1:
             return teachers[0].logits(features)
+        # split the features by teacher, and average the predictions
         widths = [teacher.vectors.vectors.shape[1] for teacher in teachers]
         parts = zip(teachers, torch.split(features, widths, dim=1), strict=True)
         return self.task.mean(torch.stack([teacher.logits(part) for teacher, part in parts]))

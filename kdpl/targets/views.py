@@ -1,4 +1,4 @@
-"""Images that worker processes load in batches, such as all views of each image."""
+"""Loading of images in batches by worker processes, such as all views of each image."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -21,9 +21,9 @@ def load_all_views(
     num_workers: int,
     still: bool = False,
 ) -> DataLoader[Batch]:
-    """Load batches of images by their places, with all V views of each, uint8 [n, V, 3, S, S].
+    """Load batches of images by their positions, with all V views of each, uint8 [n, V, 3, S, S].
 
-    With ``still``, the first of them is that of evaluation, and the others are random.
+    With ``still``, the first view is the evaluation view, and the others are random.
     """
     load, numbers = partial(_all_views, images, views, still), range(len(images))
     return load_in_workers(load, numbers, batches, num_workers)
@@ -32,11 +32,12 @@ def load_all_views(
 def _all_views(images: UnlabeledImages, views: int, still: bool, numbers: list[int]) -> Batch:
     view, loaded = images.view, []
     for number in numbers:
-        # decoded once for all of them
+        # decode once for all views
         image, index = view.open_image(images.sources[number]), images.index_of(number)
-        made = [to_tensor(resize_and_crop(image, view.resizing))] if still else []
-        made += [view.make(image, view.draw(image, index, n)) for n in range(views - len(made))]
-        loaded.append(torch.stack(made))
+        tensors = [to_tensor(resize_and_crop(image, view.resizing))] if still else []
+        random_views = range(views - len(tensors))
+        tensors += [view.make(image, view.draw(image, index, n)) for n in random_views]
+        loaded.append(torch.stack(tensors))
     return Batch(torch.stack(loaded))
 
 
@@ -46,14 +47,14 @@ def load_in_workers(
     batches: Iterable[list[int]],
     num_workers: int,
 ) -> DataLoader[Batch]:
-    """Return what a function loads of each batch of items, which are given by their places."""
+    """Load batches of items, given by their positions, with a function in worker processes."""
     return DataLoader(
         cast("Dataset[Batch]", items),
         batch_sampler=batches,
         num_workers=num_workers,
-        # in the worker, as what a dataset does with an item
+        # runs in the worker, like a dataset's __getitem__
         collate_fn=load,
         pin_memory=torch.cuda.is_available(),
-        # of its own, so that torch's global one stays where it is
+        # a separate generator leaves the state of torch's global one unchanged
         generator=torch.Generator(),
     )

@@ -1,1 +1,1 @@
-"""A disk cache of the teacher's features, which any number of students is distilled from."""
+"""Disk cache of the teacher's features, for distilling any number of students."""

@@ -2,9 +2,9 @@
 
 A cache of V views of N images is a folder with ``manifest.json`` and shards. Shard s,
 ``shard-00000.npy`` and so on, is a float16 array [n, V, D] with the normalised features of images
-s·n, s·n + 1, …. A shard takes its name once it is complete, so filling resumes at the first one
-that is missing. View v of an image is the one that the augmentation draws for the cache's seed in
-epoch v; its pixels are not stored.
+s·n, s·n + 1, …. A shard takes its name once it is complete, so filling resumes at the first missing
+shard. View v of an image is the view that the augmentation draws for the cache's seed in epoch v;
+its pixels are not stored.
 """
 
 import json
@@ -36,7 +36,7 @@ from kdpl.targets.shards import SHARD, Work, fill_shards, images_per_shard, shar
 
 MANIFEST = "manifest.json"
 VIEWS = ("views", "view_seed")
-"""Fields of a manifest that say which views a cache has."""
+"""Fields of a manifest that describe the views in a cache."""
 
 _OTHER_FOLDER = "choose another folder as data.init_args.teacher_cache, or remove it"
 _FILL = (
@@ -50,13 +50,12 @@ class Manifest(BaseModel):
     """The settings that the features of a cache depend on.
 
     Attributes:
-        teacher: Fingerprint of the teacher, whose features are ``width`` D wide.
-        sources: Digest of the list of the N ``images``, independent of where the dataset lies.
-        resizing: How the teacher takes its images; the augmentation makes its views for that.
-        decoding: How image files are opened.
+        teacher: Fingerprint of the teacher; its features have ``width`` D.
+        sources: Digest of the list of the N ``images``, independent of the dataset's location.
+        resizing: Resizing of the teacher's images; the augmentation makes its views for it.
+        decoding: Decoding of image files.
         augmentation: Class and settings of the augmentation.
-        views: Number V of views of each image; 0 in the manifest that a run needs where any number
-            will do.
+        views: Number V of views of each image; 0 in the manifest of a run that accepts any number.
         made_with: Versions of the libraries that made the views, for information.
     """
 
@@ -87,9 +86,10 @@ class Manifest(BaseModel):
     ) -> "Manifest":
         """Describe the cache of a teacher's features of images that a run needs.
 
-        It has so many ``views`` of each image (0: any number), of the run's seed, or the same ones
-        as another cache.
+        It has this number of ``views`` of each image (0: any number) with the run's seed, or the
+        same views as another cache.
         """
+        # caches of several teachers share their views
         if same_views:
             views = same_views.views
         return cls(
@@ -108,14 +108,15 @@ class Manifest(BaseModel):
         )
 
     @classmethod
-    def load(cls, folder: Path, needed: "Manifest", same: Collection[str] = ()) -> "Manifest":
+    def load(cls, folder: Path, expected: "Manifest", same: Collection[str] = ()) -> "Manifest":
         """Read the manifest of a cache.
 
         DataError if it is missing, damaged, of another version or of other data or settings.
 
-        ``needed`` is the manifest that a run would write; number and seed of the views may differ,
-        unless the ``same`` are asked for, of ``VIEWS``.
+        ``expected`` is the manifest that a run would write; number and seed of the views may
+        differ, except the fields of ``VIEWS`` in ``same``.
         """
+        # read it
         file = folder / MANIFEST
         if not file.is_file():
             raise DataError(
@@ -124,24 +125,26 @@ class Manifest(BaseModel):
         try:
             manifest = cls.model_validate_json(file.read_bytes())
         except ValidationError as error:
-            fault = error.errors()[0]
-            where = ".".join(map(str, fault["loc"])) or "the file"
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"])) or "the file"
             raise DataError(
-                f"{file} is damaged, or of another version ({where}: {fault['msg']:.200}): remove "
-                f"the folder {folder} and fill the cache again"
+                f"{file} is damaged, or of another version ({where}: {problem['msg']:.200}): "
+                f"remove the folder {folder} and fill the cache again"
             ) from error
+
+        # compare the fields that must not differ
         compared = {*cls.model_fields} - (_MAY_DIFFER - {*same})
-        before, now = manifest.model_dump(include=compared), needed.model_dump(include=compared)
+        before, now = manifest.model_dump(include=compared), expected.model_dump(include=compared)
         require_same(f"the teacher cache {folder}", before, now, _OTHER_FOLDER, kind=DataError)
         return manifest
 
     def shards(self, folder: Path) -> dict[Path, range]:
-        """Files of the shards, and the indices of the images whose features each holds."""
+        """Return the files of the shards, each with the indices of its images."""
         return shards_in(folder, self.images, self.images_per_shard)
 
 
 class FeatureCache:
-    """A complete cache, whose shards each worker process opens for itself."""
+    """A complete cache; each worker process opens the shards for itself."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
@@ -151,14 +154,15 @@ class FeatureCache:
         return {**vars(self), "_shards": {}}
 
     @classmethod
-    def open(cls, folder: Path, needed: Manifest, same: Collection[str] = ()) -> "FeatureCache":
-        """Open a cache; DataError if it is missing, of something else, damaged or incomplete.
+    def open(cls, folder: Path, expected: Manifest, same: Collection[str] = ()) -> "FeatureCache":
+        """Open a cache; DataError if it is missing, different, damaged or incomplete.
 
-        ``needed`` and ``same`` are as for ``Manifest.load``.
+        ``expected`` and ``same`` are as in ``Manifest.load``.
         """
         if not folder.exists():
             raise DataError(f"the teacher cache {folder} does not exist: {_FILL}")
-        manifest = Manifest.load(folder, needed, same)
+        manifest = Manifest.load(folder, expected, same)
+        # all shards must be there, with the right shape
         shards = manifest.shards(folder)
         if missing := sum(not path.is_file() for path in shards):
             raise DataError(
@@ -177,31 +181,35 @@ class FeatureCache:
         return np.array(self._shards[shard][local, view])
 
 
-def fill(folder: Path, needed: Manifest, work: Work, same: Collection[str] = ()) -> int:
-    """Compute the shards that a cache lacks; returns how many features this process computed.
+def fill(folder: Path, expected: Manifest, work: Work, same: Collection[str] = ()) -> int:
+    """Compute the missing shards of a cache; returns the number of features of this process.
 
     Args:
-        folder: The cache's folder, which is made if it does not exist.
-        needed: The manifest of the cache; number and seed of the views count only where it does not
-            exist yet.
-        work: How this process computes its share.
-        same: What else must be as needed, see ``Manifest.load``.
+        folder: The cache's folder; created if it does not exist.
+        expected: The manifest of the cache; number and seed of the views count only for a new
+            cache.
+        work: The share of this process.
+        same: Further fields that must match, see ``Manifest.load``.
 
     Raises:
-        ConfigError: The cache does not exist, and ``needed`` has no number of views.
+        ConfigError: The cache does not exist, and ``expected`` has no number of views.
         DataError: The cache is of something else, another command fills it, or a feature is not
             finite.
     """
+    # a new cache starts with its manifest
     if not (folder / MANIFEST).is_file():
-        if not needed.views:
+        if not expected.views:
             raise ConfigError(
                 f"the number of views in the teacher cache {folder} is unknown: set "
                 "trainer.max_epochs"
             )
-        write_text(folder / MANIFEST, json.dumps(needed.model_dump(), indent=2, ensure_ascii=False))
-    manifest = Manifest.load(folder, needed, same)
+        text = json.dumps(expected.model_dump(), indent=2, ensure_ascii=False)
+        write_text(folder / MANIFEST, text)
+    manifest = Manifest.load(folder, expected, same)
+
+    # the shards, with the seed of the existing views
     images = replace(work.images, view=replace(work.images.view, seed=manifest.view_seed))
-    first = work.rank == 0  # locks for all, which wait for it at the end
+    first = work.rank == 0  # holds the lock for all processes; they wait for it at the end
     try:
         with FileLock(folder / ".lock").acquire(timeout=0) if first else nullcontext():
             shards = manifest.shards(folder)
@@ -215,7 +223,7 @@ def fill(folder: Path, needed: Manifest, work: Work, same: Collection[str] = ())
 def cache_folders(
     folder: str, teachers: Sequence[TeacherDescription]
 ) -> list[tuple[Path, TeacherDescription]]:
-    """Return the folder of each teacher's cache (FOLDER, FOLDER.2, …), and its description."""
+    """Return the cache folder (FOLDER, FOLDER.2, …) and the description of each teacher."""
     first = Path(folder).expanduser()
     return [
         (first if number == 1 else Path(f"{first}.{number}"), teacher)
@@ -225,12 +233,12 @@ def cache_folders(
 
 @dataclass(eq=False)
 class CachedImages(Dataset[UnlabeledBatch]):
-    """Unlabelled images and the teacher's features.
+    """Unlabelled images with the teachers' cached features.
 
     Item (i, epoch) is view ``epoch mod V`` of the i-th image.
 
-    The seed of the images' views is the cache's, which has the features of all unlabelled images.
-    There is one cache for each teacher, of the same views.
+    The images' views use the seed of the caches. There is one cache per teacher, all of the same
+    views of all unlabelled images.
     """
 
     images: UnlabeledImages

@@ -17,7 +17,7 @@ KIND = "pool targets"
 VERSION = 2
 
 MOST_CLASSES = 1000
-"""Classes up to which all probabilities of an image are stored, and not the largest alone."""
+"""Largest number of classes for which all probabilities of an image are stored."""
 
 _LARGEST = 32
 _REMEDY = "remove it, and run the same command again"
@@ -27,10 +27,7 @@ Number = Annotated[int, Field(ge=0)]
 
 
 class Moved(NamedTuple):
-    """Unlabelled image that is assigned to another class than the teacher's.
-
-    Fields are its index among all unlabelled images, and both classes.
-    """
+    """Index of an unlabelled image, and its class before and after, by teacher and assignment."""
 
     image: Number
     before: Number
@@ -39,19 +36,19 @@ class Moved(NamedTuple):
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class PoolManifest:
-    """Inputs of a pool's assignments, and the decision about them with its reason.
+    """Inputs of a pool's assignments, and the decision to use them with its reason.
 
     Attributes:
         made_from: See ``TargetInputs.origin``, with the settings of the refinement.
         class_names: The names of the classes, by label.
-        taken: Whether the target is the assignments; else the teacher's predictions were better.
-        reason: Why they are taken or not.
-        accuracy: Of teacher and assignments on labelled images that neither saw; None without such
-            images.
-        before: Images that the teacher predicts of each class.
-        after: Images that are assigned to each class.
+        taken: True if the target is the assignments, false if it is the teacher's predictions.
+        reason: Reason for the decision.
+        accuracy: Accuracies of teacher and assignments on labelled images that neither saw; None
+            without such images.
+        before: Number of images per class by the teacher.
+        after: Number of images per class by the assignments.
         moved: Number of images whose class changed.
-        examples: Some of those, spread over the pool.
+        examples: Some of the moved images, spread over the pool.
     """
 
     made_from: dict[str, Any]
@@ -69,19 +66,13 @@ class PoolManifest:
     frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True}
 )
 class PoolTargets(PoolManifest):
-    """Assignments of unlabelled images.
-
-    They are indices among all, int64 [N], and probabilities, float16 [N, C].
-    """
+    """Indices of unlabelled images in the pool, int64 [N]; class probabilities, float16 [N, C]."""
 
     images: Tensor
     assignments: Tensor
 
     def save(self, path: Path) -> None:
-        """Write the file atomically.
-
-        Beyond 1,000 classes only the largest probabilities of each image are written.
-        """
+        """Write the file atomically; beyond 1,000 classes only the largest probabilities."""
         tensors = {"images": self.images}
         if len(self.class_names) <= MOST_CLASSES:
             tensors["assignments"] = self.assignments.half()
@@ -98,17 +89,19 @@ class PoolTargets(PoolManifest):
         manifest = parse_metadata(PoolManifest, fields, str(path), _REMEDY)
         classes = len(manifest.class_names)
         try:
+            # all probabilities, or the largest ones with their classes
             images = tensors["images"].long()
             if "assignments" in tensors:
                 assignments = tensors["assignments"]
             else:
                 assignments = torch.zeros(len(images), classes, dtype=torch.float16)
                 assignments.scatter_(1, tensors["classes"].long(), tensors["values"])
+            # check them against the classes
             if assignments.shape != (len(images), classes) or not assignments.isfinite().all():
                 raise ValueError(f"it has assignments of shape {tuple(assignments.shape)}")
             if {len(manifest.before), len(manifest.after)} != {classes}:
                 raise ValueError("it counts images of other classes")
-            if any(max(each.before, each.after) >= classes for each in manifest.examples):
+            if any(max(moved.before, moved.after) >= classes for moved in manifest.examples):
                 raise ValueError("it has examples of other classes")
         except (KeyError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"{path} is damaged ({error}): {_REMEDY}") from error

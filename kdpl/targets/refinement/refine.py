@@ -1,7 +1,7 @@
-"""Refinement of a teacher's predictions by the shape of their data: the mathematics alone.
+"""Refinement of a teacher's predictions by the distribution of the images: the mathematics.
 
-Transductive, after the idea of TransCLIP (arXiv 2406.01837): images that lie close together are of
-one class, and the images of a class lie around its mean. Pure tensors.
+Transductive, following TransCLIP (arXiv 2406.01837): nearby images belong to one class, and the
+images of a class lie around its mean. Works on tensors alone.
 """
 
 from dataclasses import dataclass, replace
@@ -13,14 +13,14 @@ from torch.nn import functional as F
 
 from kdpl.errors import ConfigError
 
-_CELLS = 2**25  # of a matrix that is made at a time, 128 MiB in float32
+_CELLS = 2**25  # largest matrix at a time, 128 MiB in float32
 _LEAST_PRIOR = 1e-9
 _LEAST_VARIANCE = 1e-6
 _LEAST_MASS = 1e-6
 _INNER = 5
 
-# weights of Gaussians, neighbours and predictions (ω, γ, λ) that were best over all worlds: without
-# labels, with fewer than ``_MANY`` a class, and with more (docs/targets.md)
+# best weights of Gaussians, neighbours and predictions (ω, γ, λ) over all worlds: without labels,
+# with fewer than ``_MANY`` per class, and with more (docs/targets.md)
 _MANY = 4
 _NONE = ((0.3, 3.0, 0.3),)
 _FEW = ((0.1, 3.0, 0.3),)
@@ -32,18 +32,19 @@ class RefinementConfig:
     """Settings of the refinement of predictions on the unlabelled images.
 
     Attributes:
-        mode: ``auto`` takes the refinement that is best for labelled images that it did not see, or
+        mode: ``auto`` takes the refinement that is best on labelled images that it did not see, or
             none; ``always`` takes the first of ``candidates``.
-        views: Views of an image: as in evaluation, and random ones. Teacher and probe predict from
-            their mean feature, and what is refined is that of the view of evaluation, counted
-            twice, with that mean.
+        views: Number of views of an image: the evaluation view, and random views. Teacher and probe
+            predict from their mean feature; the refined feature is the mean plus twice the
+            evaluation view.
         neighbors: k, nearest neighbours of an image by cosine.
-        graph: γ, weight of what the neighbours are assigned to; None: that of the candidates, as
-            for the next two.
+        graph: γ, weight of the neighbours' assignments; None: from the candidates, as for the next
+            two.
         likelihood: ω, weight of the classes' Gaussians. Below 1, as the D dimensions of a feature
             depend on each other.
-        prior: λ, weight of the predictions that are refined.
-        rounds: Rounds, of five updates of the assignments and one of the Gaussians each.
+        prior: λ, weight of the refined predictions.
+        rounds: Number of rounds, each with five updates of the assignments and one of the
+            Gaussians.
     """
 
     mode: Literal["auto", "always"] = "auto"
@@ -64,18 +65,18 @@ class RefinementConfig:
                 )
 
     def candidates(self, shots: float) -> list["RefinementConfig"]:
-        """Return settings with all weights, the best first, by the labels a class."""
+        """Return settings with all weights, the best first, for a number of labels per class."""
         filled = []
         for likelihood, graph, prior in _MORE if shots >= _MANY else _FEW if shots else _NONE:
             best: dict[str, Any] = {"likelihood": likelihood, "graph": graph, "prior": prior}
             missing = {name: value for name, value in best.items() if getattr(self, name) is None}
-            each = replace(self, **missing)
-            filled += [each] if each not in filled else []
+            candidate = replace(self, **missing)
+            filled += [candidate] if candidate not in filled else []
         return filled
 
 
 def standardize(features: Tensor) -> Tensor:
-    """Return features float [N, D] with mean 0 and, over all dimensions, variance 1 in sum."""
+    """Standardise features [N, D] to mean 0 and variances that sum to 1 over all dimensions."""
     centered = features.float() - features.float().mean(dim=0)
     scale = (centered.std(dim=0) + 1e-6) * features.shape[1] ** 0.5
     return torch.div(centered, scale)
@@ -84,24 +85,24 @@ def standardize(features: Tensor) -> Tensor:
 def nearest(features: Tensor, k: int, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Find cosines and indices, both [N, k], of the k nearest other images.
 
-    By their normalised features [N, D], in O(N·k) memory. Images of one of the ``groups`` [N], of
-    which each has one, are not neighbours, as near-copies would only confirm themselves; None: each
-    image is alone.
+    Compares normalised features [N, D], in O(N·k) memory. Images of the same group in ``groups``
+    [N] are not neighbours, as near-copies would only confirm themselves; None: each image is a
+    group.
     """
-    n, found = len(features), []
+    n, parts = len(features), []
     groups = torch.arange(n, device=features.device) if groups is None else groups
     for rows in torch.split(torch.arange(n, device=features.device), max(1, _CELLS // n)):
         similarity = features[rows] @ features.T
         similarity.masked_fill_(groups[rows, None] == groups, -2)
-        found.append(similarity.topk(min(k, n - 1), dim=1))
-    cosines, indices = (torch.cat(each) for each in zip(*found, strict=True))
+        parts.append(similarity.topk(min(k, n - 1), dim=1))
+    cosines, indices = (torch.cat(blocks) for blocks in zip(*parts, strict=True))
     return cosines, indices
 
 
 def affinity(cosines: Tensor, indices: Tensor) -> Tensor:
     """Build the symmetric sparse matrix [N, N] of neighbours [N, k].
 
-    It holds half of each cosine in both directions, with negative ones set to 0.
+    It holds half of each cosine in both directions; negative cosines count as 0.
     """
     n, k = indices.shape
     rows = torch.arange(n, device=indices.device).repeat_interleave(k)
@@ -121,17 +122,17 @@ def refine(
 ) -> Tensor:
     """Assign images to classes by the teacher's predictions, neighbours and a Gaussian per class.
 
-    From z = y, in each round means and one diagonal covariance are fitted to the assignments z,
-    then five times z_i ← softmax_c(ω log N(f_i; μ_c, Σ) + γ Σ_j a_ij z_jc + λ log y_ic). All images
+    From z = y, each round fits means and one diagonal covariance to the assignments z, then five
+    times z_i ← softmax_c(ω log N(f_i; μ_c, Σ) + γ Σ_j a_ij z_jc + λ log y_ic). All images
     are updated at once, so their order does not matter.
 
     Args:
         features: Normalised features f of all images, float [N, D].
         predictions: The teacher's probabilities y, float [N, C].
         neighbors: The result a of ``affinity``, sparse [N, N].
-        labels: Classes of labelled images, whose z stays the label, and −1 for the others, [N];
-            None: none is labelled.
-        config: Its weights.
+        labels: Classes of labelled images, whose z stays the label, −1 for the others, [N]; None:
+            no image is labelled.
+        config: The weights.
 
     Returns:
         The assignments z, float32 [N, C].
@@ -139,13 +140,18 @@ def refine(
     (config, *_) = config.candidates(0)
     likelihood, graph, prior = config.likelihood or 0, config.graph or 0, config.prior or 0
     labels = torch.full((len(features),), -1, device=features.device) if labels is None else labels
-    known = torch.nonzero(labels >= 0).flatten()
-    fixed = F.one_hot(labels[known], predictions.shape[1]).float()
+
+    # start at the predictions, and at the labels
+    labeled = torch.nonzero(labels >= 0).flatten()
+    fixed = F.one_hot(labels[labeled], predictions.shape[1]).float()
     z = predictions.float().clone()
-    z[known] = fixed
+    z[labeled] = fixed
+
+    # in parts of the images, to limit memory
     step = max(1, _CELLS // max(*z.shape[1:], features.shape[1]))
     parts = [slice(start, start + step) for start in range(0, len(z), step)]
     for _ in range(config.rounds):
+        # the Gaussians, and what stays the same over the updates of z
         means, variances = _fit(features, z, parts)
         fields = torch.empty_like(z)
         precision = likelihood / variances
@@ -156,11 +162,12 @@ def refine(
             fields[part] = (
                 gaussians + prior * predictions[part].float().clamp_min(_LEAST_PRIOR).log()
             )
+        # the updates of z
         for _ in range(_INNER):
             z = torch.sparse.mm(neighbors, z).mul_(graph).add_(fields)
             for part in parts:
                 z[part] = z[part].softmax(dim=1)
-            z[known] = fixed
+            z[labeled] = fixed
     return z
 
 

@@ -1,4 +1,4 @@
-"""Refined targets: the teacher's predictions, corrected by labels and by the unlabelled images."""
+"""Refined targets: the teacher's predictions corrected by labels and the unlabelled images."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,27 +24,26 @@ from kdpl.targets.refinement.pool_targets import POOL_TARGETS_FILE, Moved, PoolT
 from kdpl.targets.refinement.refine import RefinementConfig
 from kdpl.tasks import MULTI_CLASS, require_one_class
 
-_SHOWN = 60  # images that moved
-_FLOOR = 1e-3  # of probability, spread over all classes: assignments are nearly one-hot
+_SHOWN = 60  # number of moved images in the file
+_FLOOR = 1e-3  # probability spread over all classes, since assignments are nearly one-hot
 
 
 @dataclass(eq=False)
 class Refined(RefinementConfig, PreparedTarget):
-    """Assignment of the unlabelled images to classes, as a student learns it (docs/targets.md).
+    """Assignment of the unlabelled images to classes, as a student's target (docs/targets.md).
 
-    The unlabelled images are assigned to classes before the first step: the teacher's predictions
-    and those of a probe on an encoder's features, weighted by the labels, are refined on the pool.
-    Teacher and probe predict from the mean feature of some views of an image; in the feature that
-    is refined, the view of evaluation counts twice beside that mean. All are normalised. Labelled
-    images take part with their labels; validation images take part without theirs, which help to
-    choose. Written to ``pool_targets.safetensors`` in the run's folder, it is read from there when
-    the run is resumed.
+    The images are assigned before the first step: the predictions of the teacher and of a probe on
+    an encoder's features, weighted by the labels, are refined on the pool. Teacher and probe
+    predict from the mean feature of several views of an image; the refined feature adds twice the
+    evaluation view to the mean. All are normalised. Labelled images take part with their labels;
+    validation images take part without labels, and their labels help to choose. The result is
+    written to ``pool_targets.safetensors`` in the run's folder; a resumed run reads it from there.
 
     Attributes:
-        encoder: Whose features probe, neighbours and Gaussians are of: ``tower``, those of the
-            first teacher's image tower before it projects them into the joint space, without
-            prompts; ``teacher``, the teachers' own, which a cache may have; or another CLIP or
-            network of timm, as for a student's ``clip``. Others are as of ``RefinementConfig``.
+        encoder: Source of the features for probe, neighbours and Gaussians: ``tower``, the first
+            teacher's image tower before its projection into the joint space, without prompts;
+            ``teacher``, the teachers' features; or another CLIP or network of timm, as for a
+            student's ``clip``. Other attributes are as in ``RefinementConfig``.
     """
 
     encoder: ClipConfig | Literal["tower", "teacher"] = "tower"
@@ -56,12 +55,12 @@ class Refined(RefinementConfig, PreparedTarget):
 
     @classmethod
     def require_task(cls, task: str) -> None:
-        """Raise a ConfigError for several labels an image."""
+        """Raise a ConfigError for several labels per image."""
         require_one_class(task, "target: refined")
 
     @property
     def uses_teacher(self) -> bool:
-        """False once the assignments are taken."""
+        """False once the assignments are in use."""
         return not self._taken
 
     def logits(self, predicted: Tensor, indices: Tensor) -> Tensor:
@@ -78,7 +77,7 @@ class Refined(RefinementConfig, PreparedTarget):
     def prepare(self, inputs: TargetInputs) -> None:
         """Refine, or read earlier results; ArtifactError if of other data or settings.
 
-        A ConfigError for several labels an image.
+        A ConfigError for several labels per image.
         """
         self.require_task(inputs.teachers[0].task)
         other = None if isinstance(self.encoder, str) else load_image_clip(self.encoder)
@@ -86,18 +85,19 @@ class Refined(RefinementConfig, PreparedTarget):
         def make(path: Path, origin: Origin) -> None:
             further, labels, groups = _further_images(inputs)
             text, features = self._encode(inputs, further, other)
-            held_out = [-1] * (len(labels) - len(inputs.val)) + [r.single for r in inputs.val]
+            val_labels = [-1] * (len(labels) - len(inputs.val)) + [r.single for r in inputs.val]
             evidence = Evidence(
                 features.blend,
                 features.mean,
                 text,
                 torch.tensor(labels, device=text.device),
-                torch.tensor(held_out, device=text.device),
+                torch.tensor(val_labels, device=text.device),
                 torch.tensor(groups, device=text.device),
                 trusted=not inputs.tuned,
             )
             inputs.on_first_process(lambda: self._assign(inputs, evidence, origin).save(path))
 
+        # read the file, made by this run or another, and check its origin
         settings = {
             "target": asdict(self),
             "encoder": other and other.identity.fingerprint,
@@ -106,6 +106,8 @@ class Refined(RefinementConfig, PreparedTarget):
         file, origin = inputs.kept(POOL_TARGETS_FILE, settings, make)
         targets = PoolTargets.load(file)
         require_same(str(file), targets.made_from, origin, REMEDY, kind=ArtifactError)
+
+        # report and use the result
         inform(f"refinement: {targets.reason}")
         if targets.taken:
             inform(
@@ -115,10 +117,11 @@ class Refined(RefinementConfig, PreparedTarget):
         self.use(targets, inputs.device)
 
     def use(self, targets: PoolTargets, device: torch.device) -> None:
-        """Use these assignments, on a device."""
+        """Use the assignments on a device, if they are taken."""
         self._taken = targets.taken
         if self._taken:
             assignments = targets.assignments.to(device, torch.float32)
+            # logarithms without infinities
             z = assignments + _FLOOR / assignments.shape[1]
             self._log_assignments = (z / z.sum(dim=1, keepdim=True)).log_().half()
             self._rows = rows_of(targets.images).to(device)
@@ -128,8 +131,9 @@ class Refined(RefinementConfig, PreparedTarget):
     ) -> tuple[Tensor, ImageFeatures]:
         """Return the teachers' log probabilities, [N, C], and the encoder's features.
 
-        They are of pool and further images. The encoder is a teacher's or the ``other`` one.
+        Both are for the pool and the further images. The encoder is a teacher's or ``other``.
         """
+        # the teachers' features of both lists of images
         sources = [record.source for record in further]
         groups = [None, sources] if sources else [None]
         pooled = self.encoder == "tower"
@@ -138,14 +142,19 @@ class Refined(RefinementConfig, PreparedTarget):
             for n in range(len(inputs.teachers))
         ]
         joint = [_joined(part for part, _ in parts) for parts in of_teachers]
-        side_by_side = ImageFeatures(*(torch.cat(each, dim=1) for each in zip(*joint, strict=True)))
-        text = MULTI_CLASS.log_probabilities(inputs.predict(side_by_side.mean))
+        concatenated = ImageFeatures(
+            *(torch.cat(features, dim=1) for features in zip(*joint, strict=True))
+        )
+
+        # the predictions, and the features of the chosen encoder
+        text = MULTI_CLASS.log_probabilities(inputs.predict(concatenated.mean))
         if other is not None:
-            return text, _joined(inputs.features_of(other, each, self.views) for each in groups)
-        return text, _joined(part for _, part in of_teachers[0]) if pooled else side_by_side
+            return text, _joined(inputs.features_of(other, images, self.views) for images in groups)
+        return text, _joined(part for _, part in of_teachers[0]) if pooled else concatenated
 
     def _assign(self, inputs: TargetInputs, evidence: Evidence, origin: Origin) -> PoolTargets:
-        """Assign the images, and decide if students learn that."""
+        """Assign the images, and decide whether to use the assignments."""
+        # assign them
         n, labels = len(inputs.indices), int((evidence.labels >= 0).sum())
         with progress_bar() as progress:
             inform(f"refining the predictions of {n} unlabelled images, {labels} labels are seen")
@@ -156,10 +165,11 @@ class Refined(RefinementConfig, PreparedTarget):
                 lambda done, total: progress.update(task, completed=done, total=total),
             )
 
-        # how many images of the pool changed their class
+        # count the images of the pool per class, and the moved images
         before = MULTI_CLASS.labels(evidence.text[:n]).cpu()
         after = MULTI_CLASS.labels(assigned.assignments[:n]).cpu()
-        counts = [each.bincount(minlength=len(inputs.class_names)) for each in (before, after)]
+        num_classes = len(inputs.class_names)
+        counts = [classes.bincount(minlength=num_classes) for classes in (before, after)]
         taken, reason = self._decide(assigned, counts)
         moved = torch.nonzero(before != after).flatten().tolist()
         return PoolTargets(
@@ -180,13 +190,14 @@ class Refined(RefinementConfig, PreparedTarget):
         )
 
     def _decide(self, assigned: Assigned, counts: list[Tensor]) -> tuple[bool, str]:
-        """Decide on taking the assignments; ``counts`` are the pool's images before and after."""
+        """Decide whether to take the assignments; ``counts`` are images per class, [C] each."""
         what = assigned.describe()
         if self.mode == "always":
             return True, f"taken, as mode is always: {what}"
         if assigned.right is not None:
             before, after = assigned.right
             return after >= before, f"{'taken' if after >= before else 'not taken'}: {what}"
+        # without labels to judge by, classes must not lose all their images
         emptied = int(((counts[0] > 0) & (counts[1] == 0)).sum())
         if emptied and assigned.strength is None:
             left = f"{emptied} class{'es' if emptied > 1 else ''}"
@@ -200,20 +211,25 @@ def _joined(parts: Iterable[ImageFeatures]) -> ImageFeatures:
 
 
 def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int], list[int]]:
-    """Images that are refined beside the pool; label, −1 for none, and group of each of both.
+    """Return further images to refine; and label, −1 for none, and group of pool and these.
 
-    They are the labelled images that are not in the pool, and then the validation images.
+    The further images are the labelled images outside the pool, then the validation images.
     """
+    # labels and groups by source
     label_of = {record.source: record.single for record in inputs.labeled}
-    known = [record.source for record in (*inputs.labeled, *inputs.val)]
-    group_of = dict(zip(known, group_numbers(known, inputs.groups).tolist(), strict=True))
+    sources = [record.source for record in (*inputs.labeled, *inputs.val)]
+    group_of = dict(zip(sources, group_numbers(sources, inputs.groups).tolist(), strict=True))
+
+    # labelled images in the pool; each other image of the pool is a group
     labels, inside = [-1] * len(inputs.indices), set[str]()
-    groups = [*range(len(known), len(known) + len(labels))]
-    # a pool may have millions of images, which are not named without a label
+    groups = [*range(len(sources), len(sources) + len(labels))]
+    # without labels, do not name the images: a pool may have millions
     for i, source in enumerate(inputs.pool.take(inputs.indices) if label_of else ()):
         if source in label_of:
             labels[i], groups[i] = label_of[source], group_of[source]
             inside.add(source)
+
+    # labelled images outside the pool, and validation images
     outside = [record for record in inputs.labeled if record.source not in inside]
     further = [*outside, *inputs.val]
     labels += [record.single for record in outside] + [-1] * len(inputs.val)
