@@ -1,6 +1,6 @@
 """Callbacks for averages, class vectors, checkpoints, pictures, interruptions and measurements.
 
-Of the stages' own callbacks the names are here; the commands add those of the other files.
+This module exports the callbacks of the stages; the commands add the others.
 """
 
 from kdpl.callbacks.averaging import GaussianPromptAveraging

@@ -31,8 +31,8 @@ class GaussianPromptAveraging(Callback):
     The sum is part of checkpoints, so a resumed run ends with the same prompts. ``mean`` and
     ``std`` of the weights are in epochs.
 
-    The last validation is of the last epoch's own prompts, since Lightning validates before an
-    epoch ends. The last checkpoint has the average, since callbacks that save come after all
+    The last validation uses the prompts of the last epoch alone, since Lightning validates before
+    an epoch ends. The last checkpoint has the average, since callbacks that save come after all
     others.
     """
 
@@ -43,13 +43,14 @@ class GaussianPromptAveraging(Callback):
         self._weights: list[float] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compute the weights, or raise a ConfigError before any time is spent."""
+        """Compute the weights, or raise a ConfigError before any training."""
         if stage == "fit":
             if not trainer.max_epochs or trainer.max_epochs < 1:
                 raise ConfigError(
                     "prompt averaging needs to know the number of epochs: set trainer.max_epochs"
                 )
             self._weights = gaussian_weights(trainer.max_epochs, self.mean, self.std)
+            # without the last epoch the sum would be incomplete
             if trainer.early_stopping_callbacks or trainer.max_steps >= 0:
                 raise ConfigError(
                     "prompt averaging ends with the last epoch, and EarlyStopping or "
@@ -60,6 +61,7 @@ class GaussianPromptAveraging(Callback):
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add this epoch's prompts; after the last epoch replace them with the average."""
+        # the weighted sum so far, on the device of the parameters
         weight = self._weights[trainer.current_epoch]
         last = trainer.current_epoch == len(self._weights) - 1
         for name, parameter in pl_module.named_parameters():

@@ -1,34 +1,32 @@
-"""Checkpoints of a run, and how a run may resume.
+"""Checkpoints of a run, and the rules for resuming it.
 
-A checkpoint holds all parameters and persistent buffers that no ``kdpl.clip.Frozen`` carries,
-optimiser and progress, the state of callbacks, and what modules and callbacks add in
-``on_save_checkpoint``; with 16-mixed also the gradient scaler. The states of metrics are left out,
-as nothing but a row of ``metrics.csv`` depends on them, and so are those of random generators:
-orders and views depend on seed, epoch and image alone. The first process writes it, and each
-process reads it.
+A checkpoint holds all parameters and persistent buffers outside ``kdpl.clip.Frozen``, optimiser and
+progress, the state of callbacks, and the additions of modules and callbacks in
+``on_save_checkpoint``; with 16-mixed also the gradient scaler. It leaves out the states of metrics,
+as only a row of ``metrics.csv`` depends on them, and of random generators: orders and views depend
+on seed, epoch and image alone. The first process writes it, and each process reads it.
 
 - A teacher's parameters are ``prompts.*``, named as in ``prompts.safetensors`` unless the method
   overrides ``saved``; a student's ``encoder.prompts.tokens``, ``encoder.projector.layers.*`` and,
-  with ``fine_tune``, ``encoder.tower.module.visual.*``; of several labels also ``scores.*``.
-- Added is what the run was made from (``kdpl_origin``, see ``SameRun``): fingerprints of the CLIP
-  and the teachers, digests of class vectors, images and labels, images a step, views, augmentation
-  and seed. A student's own text tower (``text_features: student``) is named by settings alone.
-- Callbacks with a state: ``GaussianPromptAveraging``, and those that a config adds, such as
-  ``EarlyStopping``; that of ``RunCheckpoint`` is for information.
+  with ``fine_tune``, ``encoder.tower.module.visual.*``; with several labels also ``scores.*``.
+- The inputs of the run are added (``kdpl_origin``, see ``SameRun``): fingerprints of the CLIP and
+  the teachers, digests of class vectors, images and labels, images a step, views, augmentation and
+  seed. Only settings identify the text tower of a student (``text_features: student``).
+- Callbacks with a state: ``GaussianPromptAveraging``, and callbacks from a config, such as
+  ``EarlyStopping``; the state of ``RunCheckpoint`` is for information.
 
-A resumed run compares ``config.yaml`` and writes it anew. It also reads, from its folder, the look
-at all images (``checked_images.json``), what a pool filter left out, and prepared targets; outside
-of it the CLIP's weights and the teachers' folders. Weights are restored before stage 2 is prepared
-(``kdpl/targets/plan.py``), and what begins a run is not repeated: prompts at the mean token, scores
-of several labels.
+A resumed run compares ``config.yaml`` and rewrites it. It also reads, from its folder, the check of
+all images (``checked_images.json``), the images left out by a pool filter, and prepared targets;
+from elsewhere the CLIP's weights and the teachers' folders. Weights are restored before stage 2 is
+prepared (``kdpl/targets/plan.py``), and initialisations are not repeated: prompts at the mean
+token, scores of several labels.
 
-Without a checkpoint a fit starts over, and settings are not compared; files that it reads again are
-compared by themselves. So is a checkpoint with ``--ckpt_path`` and an empty folder.
+Without a checkpoint a fit starts over, and settings are not compared; each file that it reads again
+is compared separately. So is a checkpoint with ``--ckpt_path`` and an empty folder.
 
 A resumed run ends with the same weights, bit for bit, in float32 on the CPU with as many processes
-and threads and the same packages, if the network is not compiled and has no random layers of its
-own, such as dropout. A test restores weights as well, and compares the fingerprints and the shapes
-alone.
+and threads and the same packages, if the network is not compiled and has no random layers, such as
+dropout. A test restores weights as well, and compares only fingerprints and shapes.
 """
 
 import io
@@ -60,7 +58,7 @@ _REMEDIES = {
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Saves the last checkpoint into a run's folder, every so many steps or after each epoch."""
+    """Saves the last checkpoint into a run's folder, every N steps or after each epoch."""
 
     def __init__(self, every_n_steps: int | None = None) -> None:
         super().__init__(
@@ -72,15 +70,15 @@ class RunCheckpoint(ModelCheckpoint):
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Set the folder, which is known only now."""
+        """Set the folder, now that the trainer is known."""
         self.dirpath = str(Path(trainer.default_root_dir) / CHECKPOINTS_FOLDER)
         super().setup(trainer, pl_module, stage)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Save between two steps of an epoch, and not between batches that are accumulated.
+        """Save between two steps of an epoch, but not between accumulated batches.
 
         Not after its last step either: Lightning resumes such a checkpoint in the next epoch,
-        without the validation of this one. The checkpoint of the epoch's end follows at once.
+        without the validation of this epoch. The checkpoint at the epoch's end follows at once.
         """
         accumulates = (args[-1] + 1) % trainer.accumulate_grad_batches > 0
         if not accumulates and not trainer.is_last_batch:
@@ -88,28 +86,28 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class SameRun(Callback):
-    """Notes in checkpoints what a run is made from, and refuses to resume it from anything else.
+    """Adds the origin of a run to checkpoints, and refuses to resume from a different origin.
 
-    That is what the module and the datamodule give as their ``origin``. Part of it is compared
-    before anything is prepared, and all of it before the first step. Images count by their paths
-    below their common folder, and not by their content; those in a step are of all processes
-    together, and accumulated batches do not count: their number is a setting that may not change.
+    Module and datamodule return it as ``origin``. Part of it is compared before the preparation,
+    and all of it before the first step. Images are compared by their paths below their common
+    folder, not by content. Images in a step are counted over all processes, without accumulated
+    batches: their number is a setting that may not change.
     """
 
     def __init__(self) -> None:
-        self._before: Origin | None = None  # of a run that is resumed
+        self._before: Origin | None = None  # from the checkpoint of a resumed run
         self._now: Origin = {}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Compare what is known by now; a ConfigError if it differs."""
+        """Compare the part available before the preparation; a ConfigError if it differs."""
         if trainer.state.fn == "fit":
             self._before = checkpoint.get(ORIGIN_KEY)
             self._require_same(_origin(trainer, prepared=False))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note all, and compare it; a ConfigError if it differs."""
+        """Keep the complete origin, and compare it; a ConfigError if it differs."""
         self._now = _origin(trainer, prepared=True)
         if self._before is not None:
             self._require_same(self._now)
@@ -117,8 +115,8 @@ class SameRun(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note it."""
-        # a callback may save before all is prepared
+        """Add the origin to the checkpoint."""
+        # a callback may save before the preparation ends
         now = self._now or _origin(trainer, prepared=False)
         checkpoint[ORIGIN_KEY] = {**checkpoint.get(ORIGIN_KEY, {}), **now}
 
@@ -133,18 +131,17 @@ def _origin(trainer: Trainer, prepared: bool) -> Origin:
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes a checkpoint under a temporary name and renames it.
+    """Writes a checkpoint under a temporary name in its folder, and renames it.
 
-    The previous one thus survives a kill or a full disk.
-
-    Lightning writes to the system's temporary folder first, and a rename across disks is a copy.
+    The previous checkpoint thus survives a kill or a full disk. Lightning writes to the system's
+    temporary folder first, and a rename across disks is a copy.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         """Write a checkpoint; called on one process."""
-        # not by torch, whose error of a full disk has no number
+        # not by torch: its error for a full disk has no errno
         content = io.BytesIO()
         torch.save(checkpoint, content)
         with atomic_path(Path(path)) as temporary:
@@ -152,17 +149,18 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def require_intact(file: Path) -> None:
-    """Raise a ConfigError for a missing checkpoint, an ArtifactError for a damaged or other one.
+    """Raise a ConfigError for a missing checkpoint, an ArtifactError for a damaged or other file.
 
-    Damage is what torch.load notices: a file that was cut off, or is of another kind.
+    Detects what torch.load detects: a truncated file, or another kind of file.
     """
     if not file.is_file():
         raise ConfigError(
             f"checkpoint {file} does not exist: give the file of a run's checkpoint as --ckpt_path"
         )
+    # read the whole file, without arbitrary pickles
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zipfile and torch each raise their own
+    except Exception as error:  # pickle, zipfile and torch raise various errors
         raise ArtifactError(
             f"checkpoint {file} is damaged ({reason(error)}): remove it to start over, or give "
             "another --ckpt_path"

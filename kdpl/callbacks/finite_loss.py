@@ -1,4 +1,4 @@
-"""Stopping a training whose loss or weights are not finite before they are saved."""
+"""Stops a training with a non-finite loss or weights before they are saved."""
 
 from typing import Any, cast
 
@@ -12,14 +12,14 @@ from kdpl.module import ClassifyingModule
 
 
 class FiniteLoss(Callback):
-    """Stops training once a term of the loss, or a trained parameter, is not finite.
+    """Stops training if a term of the loss, or a trained parameter, is not finite.
 
     The terms of each step stay on the device and are checked together: every few steps, at the end
     of each epoch and before each checkpoint. No step waits for the device, and the existing
     checkpoint is always an earlier one.
 
-    Under ``16-mixed`` the gradient scaler skips steps whose gradients overflow, which is an error
-    only if all of the last ``every_n_steps`` steps were skipped.
+    Under ``16-mixed`` the gradient scaler skips steps with overflowing gradients. This is an error
+    only if the last ``every_n_steps`` steps were all skipped.
     """
 
     def __init__(self, every_n_steps: int = 20) -> None:
@@ -56,17 +56,19 @@ class FiniteLoss(Callback):
     def _wrong_loss(self, trainer: Trainer) -> str | None:
         if not self._steps:
             return None
-        # one transfer for all of them
-        finite = torch.stack([torch.stack([*terms.values()]) for _, terms in self._steps])
-        wrong = (~finite.isfinite().all(dim=1)).cpu().nonzero().flatten().tolist()
+        # find the steps with a non-finite term, in one transfer from the device
+        values = torch.stack([torch.stack([*terms.values()]) for _, terms in self._steps])
+        wrong = (~values.isfinite().all(dim=1)).cpu().nonzero().flatten().tolist()
+        # a gradient scaler skips some of them
         skips = getattr(trainer.precision_plugin, "scaler", None) is not None
         least = max(len(self._steps), self.every_n_steps) if skips else 1
         if len(wrong) < least:
             return None
+        # report the first
         number, terms = self._steps[wrong[0]]
-        values = ", ".join(f"{k} is {float(v)}" for k, v in terms.items() if not v.isfinite())
+        listed = ", ".join(f"{k} is {float(v)}" for k, v in terms.items() if not v.isfinite())
         return (
-            f"the loss of step {number} is not finite ({values}): lower model.init_args.optim.lr, "
+            f"the loss of step {number} is not finite ({listed}): lower model.init_args.optim.lr, "
             "or set trainer.precision to 32-true, and start in another --out"
         )
 

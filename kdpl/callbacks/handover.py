@@ -20,7 +20,7 @@ from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMP
 class Handover(Callback):
     """Base of callbacks that write a result at the planned end of a fit, not on interruption.
 
-    The last checkpoint is written by then, so that a kill in between costs no training.
+    The last checkpoint is written before, so a kill in between loses no training.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Handover(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write while the model is still on its device.
 
-        Also write, then on the CPU, after a fit without epochs, or one resumed after its last.
+        After a fit without epochs, or resumed after its last epoch, write on the CPU.
         """
         if self._written:
             return
@@ -43,7 +43,7 @@ class Handover(Callback):
     on_fit_end = on_train_end
 
     def ended_early(self) -> None:
-        """Warn that nothing is written; a further callback says nothing of its own."""
+        """Warn that nothing is written; further callbacks override it to stay silent."""
         warn("training ended early: rerun the same command to resume; nothing was handed over")
 
     @abstractmethod
@@ -56,8 +56,8 @@ def _is_finished(trainer: Trainer) -> bool:
     steps = 0 <= trainer.max_steps <= trainer.global_step
     # early stopping is a planned end as well
     early = any(
-        isinstance(each, EarlyStopping) and each.stopped_epoch > 0
-        for each in trainer.early_stopping_callbacks
+        isinstance(callback, EarlyStopping) and callback.stopped_epoch > 0
+        for callback in trainer.early_stopping_callbacks
     )
     return epochs or steps or early
 
@@ -82,7 +82,7 @@ class FreezeClassVectors(Handover):
     """Encodes all class names with the tuned prompts at the end of stage 1, into the run's folder.
 
     Writes ``prompts.safetensors`` and then ``class_vectors.safetensors``, each atomically, from one
-    process. The last stands for a finished stage 1. From here on no text tower runs (PromptKD,
+    process. The second file marks a finished stage 1. No text tower runs from here on (PromptKD,
     arXiv 2403.02781, section 3.2).
     """
 
@@ -102,15 +102,14 @@ class FreezeClassVectors(Handover):
 class SaveClassifier(Handover):
     """Copies the class vectors into the run's folder, and writes the classifier after stage 2.
 
-    The copy is the first teacher's file as it was. With ``text_features: student`` the classifier
-    alone has the student's own class vectors; scales and biases of several labels are in the
+    The copy is the first teacher's file, unchanged. With ``text_features: student`` only the
+    classifier has the student's class vectors; scales and biases of several labels are in the
     checkpoint as well.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Copy the class vectors: with them and its CLIP's weights, a checkpoint can be tested."""
-        # what is wrong with validation images or a file is an error now, and not after the last
-        # epoch
+        """Copy the class vectors: testing a checkpoint needs them and the weights of its CLIP."""
+        # report problems with validation images or files now, not after the last epoch
         domain_of(trainer).val_dataloader()
         if trainer.is_global_zero:
             cast(_Student, pl_module).shared_vectors.save(
@@ -122,7 +121,7 @@ class SaveClassifier(Handover):
         decoding = domain_of(trainer).decoding
         classifier = cast(_Student, pl_module).classifier(decoding).to(pl_module.device)
         makers = plugins.load_all("handover").values()
-        companions = [each for make in makers for each in make(trainer, classifier)]
+        companions = [companion for make in makers for companion in make(trainer, classifier)]
         if not trainer.is_global_zero:
             return
         classifier.save(folder / CLASSIFIER_FOLDER, companions)

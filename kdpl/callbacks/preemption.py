@@ -1,6 +1,6 @@
 """Interruptions of a training.
 
-Slurm's time limit saves a checkpoint; SIGTERM, Ctrl-C and errors keep the last one.
+Slurm's time limit saves a checkpoint; SIGTERM, Ctrl-C and errors keep the last checkpoint.
 """
 
 import atexit
@@ -21,85 +21,88 @@ _GRACE_SECONDS = 5
 
 
 class Requeue(Checkpoint):
-    """Saves, requeues the Slurm job and ends, between two steps, once the time limit is announced.
+    """Saves, requeues the Slurm job and exits between two steps, once its time limit is announced.
 
-    Lightning's own handler saves wherever the signal arrives, which may be in the middle of a step;
-    it is turned off by ``SLURMEnvironment(auto_requeue=False)``. A Checkpoint, so that it runs
-    after all callbacks with state.
+    Lightning's handler saves when the signal arrives, possibly in the middle of a step; it is
+    disabled by ``SLURMEnvironment(auto_requeue=False)``. A Checkpoint, so it runs after all
+    callbacks with state.
     """
 
     def __init__(self) -> None:
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the first step."""
+        """Remember the first step."""
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *_args: Any) -> None:
-        """Save between two optimiser steps, except after an epoch's last batch: its end follows."""
+        """Exit between two optimiser steps, except after an epoch's last batch: its end follows."""
         if trainer.global_step == self._step or trainer.is_last_batch:
             return
         self._step = trainer.global_step
-        # all processes must ask at the same step, and asking costs a little
+        # all processes must check at the same step, since the check is a collective
         if trainer.world_size == 1 or self._step % _STEPS_BETWEEN_TALKS == 0:
             self._end_if_signalled(trainer, save=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End after an epoch, which was just saved, unless it was the last."""
+        """Exit after an epoch, since it was just saved, unless it was the last."""
         if trainer.current_epoch + 1 != trainer.max_epochs:
             self._end_if_signalled(trainer, save=False)
 
     def on_test_batch_end(self, trainer: Trainer, *_args: Any) -> None:
-        """End a test, which starts over."""
+        """Exit a test; it will start over."""
         self._end_if_signalled(trainer, save=False)
 
     def _end_if_signalled(self, trainer: Trainer, save: bool) -> None:
         if not trainer.strategy.reduce_boolean_decision(slurm.signalled(), all=False):
             return
+        # save, requeue on one process, and exit on all
         file = Path(trainer.default_root_dir) / LAST
         if save:
             trainer.save_checkpoint(file)
         ended: BaseException = SystemExit(slurm.REQUEUED)
         if trainer.is_global_zero:
-            # W&B's service ends with the job
+            # before the W&B service ends with the job
             finish_logging(trainer.loggers, exit_code=1)
             ended = slurm.requeue(trainer.default_root_dir, file if save else None)
-        # srun ends the job with the first process that ends: not before it is requeued
+        # wait for the requeue: srun ends the job with the first process that exits
         trainer.strategy.barrier("kdpl requeue")
         raise ended
 
 
 class InterruptionHandler(Callback):
-    """Notes in an error its step and the kept checkpoint, and lets SIGTERM interrupt a training.
+    """Adds step and kept checkpoint to an error, and lets SIGTERM interrupt a training.
 
-    Lightning's own handler of SIGTERM waits for the other processes, which may be waiting for this
-    one in another collective operation.
+    Lightning's SIGTERM handler waits for the other processes, but they may be waiting for this
+    process in another collective operation.
     """
 
     launched: list[list[subprocess.Popen[bytes]]] = []  # noqa: RUF012 - of all trainers of this process
-    """The processes that Lightning started for trainings of this one, once for several trainers."""
+    """The processes that Lightning started for this process, shared by all its trainers."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace Lightning's handler, which it installs just before."""
+        """Replace Lightning's handler, installed just before."""
         handle_sigterm()
 
     on_test_start = on_validation_start = on_train_start
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Note the other processes."""
+        """Remember the other processes."""
         self._note_processes(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Mark the error for whoever prints it, and let no other process outlive this one."""
+        """Mark the error for its message, and let no other process outlive this process."""
+        # end the other processes at exit
         self._note_processes(trainer)
         for processes in self.launched:
             for process in processes:
                 atexit.register(_end, process)
-            # the launcher watches this list, and would kill this process before it has printed the
-            # error
+            # the launcher watches this list, and would kill this process before it prints the error
             processes.clear()
+
+        # add step and checkpoint to the error of a fit
         if trainer.state.fn != "fit" or isinstance(exception, slurm.Requeued | slurm.RequeueError):
             return
         last = Path(trainer.default_root_dir) / LAST
@@ -113,7 +116,7 @@ class InterruptionHandler(Callback):
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Let a process end by itself, which may have an error of its own to print, or kill it."""
+    """Wait for a process, since it may print an error, then kill it."""
     try:
         process.wait(_GRACE_SECONDS)
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""Saving a test's predictions and accuracies, gathered over all processes."""
+"""Saves predictions and accuracies of a test, gathered over all processes."""
 
 from collections.abc import Iterable
 from itertools import repeat
@@ -20,8 +20,8 @@ RowT = TypeVar("RowT")
 class SaveTestResults(Callback):
     """Writes each test image's prediction, and the accuracies, into the run's folder.
 
-    The accuracies mark a finished test, and so are written last, after all other callbacks used the
-    predictions. Those of several labels an image are written by their task's plugin.
+    The accuracies mark a finished test, so they are written last, after all other callbacks have
+    used the predictions. The plugin of several labels per image writes its predictions itself.
     """
 
     def __init__(self) -> None:
@@ -30,13 +30,14 @@ class SaveTestResults(Callback):
         self._metrics: dict[str, float] | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an earlier test."""
+        """Discard an earlier test."""
         self._rows, self._images, self._metrics = [], 0, None
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object
     ) -> None:
         """Keep index, label, predictions and probability of each image."""
+        # over all classes
         evaluated = cast(EvalOutput, outputs)
         logits, labels = evaluated["logits"], evaluated["labels"]
         num_base, task = domain_of(trainer).num_base, cast(ClassifyingModule, pl_module).task
@@ -45,6 +46,7 @@ class SaveTestResults(Callback):
             return
         probability, predicted = task.probabilities(logits).max(dim=1)
         columns = (c.tolist() for c in (evaluated["indices"], labels, predicted, probability))
+        # within the base or novel classes of the label
         half: Iterable[int | None] = repeat(None, len(labels))
         if num_base is not None:
             half = task.labels(_within_half(logits, labels, num_base)).tolist()
@@ -55,6 +57,7 @@ class SaveTestResults(Callback):
         rows = gather(self._rows, trainer.world_size)
         images = sum(gather([self._images], trainer.world_size))
         if trainer.is_global_zero:
+            # name images and classes
             data = domain_of(trainer)
             folder = Path(trainer.default_root_dir)
             names, records = data.class_names, data.splits.test
@@ -62,6 +65,7 @@ class SaveTestResults(Callback):
                 ImagePrediction(i, records[i].source, names[y], names[p], q, y, p, half)
                 for i, y, p, q, half in rows
             ]
+            # the accuracies, for teardown
             metrics = {
                 k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")
             }
@@ -79,13 +83,13 @@ class SaveTestResults(Callback):
 
 
 def _within_half(logits: Tensor, labels: Tensor, num_base: int) -> Tensor:
-    """Keep the logits of the base or of the novel classes, whichever include the image's label."""
+    """Mask the logits of each image to the half, base or novel classes, that has its label."""
     is_base = torch.arange(logits.shape[1], device=logits.device) < num_base
     return logits.masked_fill(is_base != (labels < num_base).unsqueeze(1), -torch.inf)
 
 
 def gather(rows: list[RowT], processes: int) -> list[RowT]:
-    """Return the rows of all processes, those of the first one first; called on all of them."""
+    """Return the rows of all processes in their order; called on all processes."""
     if processes == 1:
         return rows
     parts: list[list[RowT]] = [[] for _ in range(processes)]

@@ -1,4 +1,4 @@
-"""The complete config of a fit in the run's folder, and what of it may change on resume."""
+"""The complete config of a fit in the run's folder, and the settings that may change on resume."""
 
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,17 @@ from kdpl.runtime.files import write_text
 from kdpl.runtime.origin import flatten, require_same
 from kdpl.runtime.run_folder import CONFIG_FILE
 
-# where and how a run is computed or shown
+# settings of where and how a run is computed or shown
 _MAY_CHANGE = (
     "out",
     "checkpoint_every",
     "ckpt_path",
-    # SameRun compares the number of images in a step: on fewer devices each takes more of them
+    # SameRun compares the number of images in a step: with fewer devices, each takes more images
     "data.init_args.batch_size",
     "data.init_args.eval_batch_size",
     "data.init_args.num_workers",
-    # SameRun compares the views with those of the checkpoint; cached features are float16,
-    # so that a run which changes this does not end with the same bits
+    # SameRun compares the views with the checkpoint; cached features are float16, so a run that
+    # changes this setting does not end bit-equal
     "data.init_args.teacher_cache",
     "data.init_args.fill_teacher_cache",
     "model.init_args.classes_at_once",
@@ -42,7 +42,7 @@ _MAY_CHANGE = (
 class RunConfig(SaveConfigCallback):
     """Writes the config of a fit into the run's folder and hands it to the loggers, once.
 
-    Validation and test leave the config of the fit alone.
+    Validation and test do not change the config of the fit.
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
@@ -52,7 +52,7 @@ class RunConfig(SaveConfigCallback):
         """Do nothing yet: data and model are checked first."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the config; also at the end of a fit without epochs, which starts no training."""
+        """Write the config; also at the end of a fit without epochs, as it starts no training."""
         if trainer.is_global_zero and not self.already_saved:
             self.already_saved = True
             self.save_config(trainer, pl_module, "fit")
@@ -68,7 +68,7 @@ class RunConfig(SaveConfigCallback):
 
 
 def settings_of(config: str) -> dict[str, Any]:
-    """Return the settings of a YAML config that decide the result of a run, by their names."""
+    """Return the settings of a YAML config that determine the result of a run, by name."""
     settings = flatten(yaml.safe_load(config))
     return {key: value for key, value in settings.items() if not key.startswith(_MAY_CHANGE)}
 

@@ -1,4 +1,4 @@
-"""Speed of a training."""
+"""Throughput of a training."""
 
 import time
 
@@ -15,7 +15,7 @@ class Throughput(Callback):
     Both go to the progress bar and the loggers. ``train/data_wait`` is the share of the time
     between the end of a step and the arrival of the next batch. Near 0 the device is busy; near 1
     it waits, and more ``data.init_args.num_workers`` or a faster disk help. The first step of each
-    epoch, or after it was resumed, which starts workers and fills caches, is not counted.
+    epoch, or after a resume, is not counted, since it starts workers and fills caches.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Throughput(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Add the time since the end of the step before."""
+        """Add the time since the end of the previous step."""
         if batch_idx == 0:
             self._steps = 0
         if self._steps > 1:
@@ -40,6 +40,7 @@ class Throughput(Callback):
         batch_idx: int,
     ) -> None:
         """Count the batch and log the rates of this epoch so far."""
+        # the first step only starts the clock
         self._end = time.perf_counter()
         self._steps += 1
         if self._steps == 1:

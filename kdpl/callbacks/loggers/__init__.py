@@ -1,1 +1,1 @@
-"""Weights & Biases and MLflow beyond what Lightning's own loggers do."""
+"""Weights & Biases and MLflow loggers that extend Lightning's loggers."""

@@ -1,4 +1,4 @@
-"""Results of stages as artifacts in Weights & Biases; each run names those that it used."""
+"""Results of stages as artifacts in Weights & Biases; each run lists the artifacts it used."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -43,7 +43,7 @@ class LogArtifacts(Callback):
     """Logs a teacher's prompts and class vectors, and a student's classifier, as artifacts."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what a student starts from; by now its folder has a copy."""
+        """Log the class vectors that a student starts from; its folder has a copy by now."""
         if not _is_student(pl_module):
             return
         metadata = _about(cast(_Student, pl_module).shared_vectors)
@@ -51,21 +51,23 @@ class LogArtifacts(Callback):
         file = Path(trainer.default_root_dir) / CLASS_VECTORS_FILE
         for run in _runs(trainer):
             artifact = _artifact(CLASS_VECTORS, name, file, metadata)
-            # in the config as well: offline, the run itself must say it
+            # in the config as well, for runs that are offline
             inputs = {CLASS_VECTORS: {"artifact": name, "digest": artifact.digest, **metadata}}
             run.config.update({"inputs": inputs}, allow_val_change=True)  # type: ignore[no-untyped-call]  # W&B has no types
             if not run.offline:
-                # the file is sent along unless the project has it already
+                # uploads the file unless the project has it
                 run.use_artifact(artifact)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Log the results once a fit has written them, with the last validation's accuracies."""
         if stage != "fit":
             return
+        # accuracies of the last validation
         folder = Path(trainer.default_root_dir)
         keys = {val_key(name) for name in ACCURACY_TITLES} & trainer.callback_metrics.keys()
         accuracies = {key: float(trainer.callback_metrics[key]) for key in keys}
         for run in _runs(trainer):
+            # after stage 1: prompts, then the class vectors made with them
             if not _is_student(pl_module) and (folder / CLASS_VECTORS_FILE).is_file():
                 vectors = ClassVectors.load(folder / CLASS_VECTORS_FILE)
                 metadata = {**_about(vectors), **accuracies}
@@ -74,6 +76,7 @@ class LogArtifacts(Callback):
                 metadata |= {**vectors.fields(), "made_with": name}
                 name = artifact_name(CLASS_VECTORS, vectors.teacher)
                 _log(run, CLASS_VECTORS, name, folder / CLASS_VECTORS_FILE, metadata)
+            # after stage 2: the classifier
             if _is_student(pl_module) and (folder / CLASSIFIER_FOLDER).is_dir():
                 student = cast(_Student, pl_module)
                 vectors = student.vectors
@@ -92,19 +95,19 @@ def _about(vectors: ClassVectors) -> dict[str, Any]:
 
 
 def artifact_name(kind: str, fingerprint: str) -> str:
-    """Name an artifact by its teacher, so that a student's run knows it without the server."""
+    """Name an artifact by its teacher, so a student's run can name it without the server."""
     return f"{kind}-{fingerprint[:_SHOWN]}"
 
 
 def _runs(trainer: Trainer) -> list["Run"]:
-    """Return the runs in W&B, on the process that logs."""
+    """Return the W&B runs on the process that logs, none on others."""
     loggers = trainer.loggers if trainer.is_global_zero else ()
     runs = [logger.experiment for logger in loggers if isinstance(logger, WandbLogger)]
     return [run for run in runs if not run.disabled]
 
 
 def _log(run: "Run", kind: str, name: str, path: Path, metadata: dict[str, Any]) -> None:
-    """Log a file or folder that the run made; it is read when it is sent, and must not change."""
+    """Log a file or folder of the run; it is read during the upload, and must not change."""
     run.log_artifact(_artifact(kind, name, path, metadata), aliases=["latest", run.id])
 
 
@@ -112,7 +115,7 @@ def _artifact(kind: str, name: str, path: Path, metadata: dict[str, Any]) -> "Ar
     import wandb
 
     artifact = wandb.Artifact(name, type=kind, metadata=metadata)
-    # immutable: read from the run's folder, not from a copy in the home folder
+    # immutable: uploaded from the run's folder, not from a copy in the home folder
     add = artifact.add_dir if path.is_dir() else artifact.add_file
     add(str(path.resolve()), skip_cache=True, policy="immutable")
     return artifact

@@ -1,4 +1,4 @@
-"""One MLflow run for each run's folder, in the store that MLflow itself would choose."""
+"""One MLflow run for each run's folder, in MLflow's default store."""
 
 import os
 import re
@@ -23,17 +23,17 @@ ID_FILE = "mlflow_id"
 
 
 class RunMLFlowLogger(MLFlowLogger):
-    """Lightning's MLFlowLogger, which continues the MLflow run when a fit is resumed or tested.
+    """MLFlowLogger that continues the same MLflow run when a fit is resumed or tested.
 
-    A store that cannot be used at the start is an error; one that fails later ends the log and not
-    the training.
+    A store that fails at the start is an error; a store that fails later ends the log, not the
+    training.
 
     Args:
-        save_dir: The run's folder, which keeps the id of the MLflow run; a relative one is inside
-            the run's folder.
+        save_dir: The run's folder, for the id of the MLflow run; a relative path is inside the
+            run's folder.
         experiment_name: By default MLFLOW_EXPERIMENT_NAME, or kdpl.
         run_name: By default the last two parts of the folder's path.
-        tracking_uri: By default MLFLOW_TRACKING_URI, or MLflow's own default, ``mlflow.db`` in the
+        tracking_uri: By default MLFLOW_TRACKING_URI, or MLflow's default, ``mlflow.db`` in the
             current folder.
     """
 
@@ -46,18 +46,20 @@ class RunMLFlowLogger(MLFlowLogger):
     ) -> None:
         self._id_file = Path(save_dir) / ID_FILE
         self._begun = self._lost = self._has_config = False
-        # before MLflow is imported, which would report its use to its makers
+        # before MLflow is imported, or it would report usage to its developers
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         mlflow = optional("mlflow", "the logger of MLflow", "mlflow")
         self._store = tracking_uri or mlflow.get_tracking_uri()
+
+        # continue the MLflow run of the folder, if it has one
         file = self._id_file
-        known = file.read_text(encoding="utf-8").strip() if file.is_file() else None
+        run_id = file.read_text(encoding="utf-8").strip() if file.is_file() else None
         try:
             super().__init__(
                 experiment_name or os.environ.get("MLFLOW_EXPERIMENT_NAME", "kdpl"),
                 run_name or "/".join(Path(save_dir).parts[-2:]),
                 tracking_uri=self._store,
-                run_id=known,
+                run_id=run_id,
             )
         except mlflow.MlflowException as error:
             raise self._refused(error) from error
@@ -65,13 +67,14 @@ class RunMLFlowLogger(MLFlowLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> "MlflowClient":
-        """Client of the ``mlflow`` package; the run is created or found on first access."""
+        """MLflow client; creates or finds the run on first access."""
         from mlflow import MlflowException
 
         try:
             client: MlflowClient = super().experiment
+            # on first access, keep the id and look for the config of an earlier fit
             if not self._begun:
-                self._begun = True  # the id asks for the experiment again
+                self._begun = True  # run_id reads this property again
                 run_id = str(self.run_id)
                 write_text(self._id_file, run_id)
                 client.update_run(run_id, "RUNNING")
@@ -94,25 +97,25 @@ class RunMLFlowLogger(MLFlowLogger):
         _ = self.experiment
         try:
             function(*args)
-        except Exception as error:  # of the network, the disk or the database
+        except Exception as error:  # from the network, the disk or the database
             self._lost = True
             warn(f"MLflow stops logging ({reason(error)}); metrics.csv is complete")
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
-        """Log the config once: MLflow's cannot change, and a resumed run may have other devices."""
+        """Log the config once: MLflow cannot change it, but a resumed run may change devices."""
         _ = self.experiment
         if not self._has_config:
             self._unless_lost(super().log_hyperparams, params)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
-        """Log numbers of a step."""
+        """Log metrics of a step."""
         self._unless_lost(super().log_metrics, metrics, step)
 
     @rank_zero_only
     def log_picture(self, name: str, path: Path) -> None:
-        """Log a PNG file as an artifact of the run, in the folder that its name begins with."""
+        """Log a PNG file as an artifact of the run, in the folder part of its name."""
         folder = name.rpartition("/")[0]
         self._unless_lost(self.experiment.log_artifact, self.run_id, str(path), folder)
 

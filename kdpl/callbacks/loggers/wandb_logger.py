@@ -1,4 +1,4 @@
-"""A run in Weights & Biases that cannot fail a training: offline if the server does not answer."""
+"""Weights & Biases logger that cannot fail a training: offline if the server does not answer."""
 
 import os
 import secrets
@@ -21,23 +21,23 @@ _DEFAULT_PROJECT = "kdpl"
 _SETTINGS = {
     "WANDB_INIT_TIMEOUT": "20",  # seconds
     "WANDB_FINISH_TIMEOUT": "300",  # seconds
-    # W&B's own process dies with this one, and what it has not written is lost
+    # the W&B process dies with this one and loses what it has not written
     "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1",  # seconds
 }
 
 
 class RunWandbLogger(WandbLogger):
-    """Lightning's WandbLogger, for a run that matters more than its log.
+    """WandbLogger that falls back to offline logging.
 
-    Where W&B cannot be used, the run is logged offline, and one sentence says so. All fits and
-    tests of a run's folder have one id and name.
+    If W&B is unavailable, the run is logged offline after a warning. All fits and tests of a run's
+    folder have the same id and name.
 
     Args:
         name: By default WANDB_NAME, or the last two parts of the folder's path.
-        save_dir: The run's folder; a relative one is inside of it.
-        id: By default that of the run's folder; for a new run WANDB_RUN_ID, or one drawn at random.
+        save_dir: The run's folder; a relative path is inside of it.
+        id: By default the id in the run's folder; for a new run WANDB_RUN_ID, or a random id.
         project: By default WANDB_PROJECT, or kdpl.
-        settings: Those of Lightning's logger.
+        settings: Settings of Lightning's logger.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RunWandbLogger(WandbLogger):
         **settings: Any,
     ) -> None:
         folder = Path(save_dir)
-        # W&B would write elsewhere than into a folder that does not exist
+        # W&B writes elsewhere if the folder does not exist
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__(
             name=name or os.environ.get("WANDB_NAME", "/".join(folder.parts[-2:])),
@@ -62,7 +62,7 @@ class RunWandbLogger(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> "Run":
-        """The run of the ``wandb`` package."""
+        """The W&B run, offline if W&B is unavailable."""
         import wandb
 
         if wandb.run is not None:
@@ -73,7 +73,7 @@ class RunWandbLogger(WandbLogger):
         try:
             run = super().experiment
         except Exception as error:  # wandb's errors have no common base
-            # or the half-begun run would keep its id
+            # otherwise the half-started run would keep the id
             wandb.teardown()
             if os.environ.get("WANDB_MODE") == "offline":
                 raise ConfigError(
@@ -90,7 +90,7 @@ class RunWandbLogger(WandbLogger):
 
 
 def _run_id(folder: Path) -> str:
-    """Return the id that all fits and tests of a run share in W&B, at first WANDB_RUN_ID if set."""
+    """Return the W&B id of a run's fits and tests: the kept id, WANDB_RUN_ID, or a random id."""
     file = folder / ID_FILE
     if file.is_file():
         return file.read_text(encoding="utf-8").strip()
