@@ -103,7 +103,7 @@ def test_saving_again_replaces_the_classifier_and_nothing_else(classifier, folde
     assert Classifier.load(folder).class_names == classifier.class_names
     (folder / "thesis.txt").touch()
     with pytest.raises(
-        ArtifactError, match=r"other things than a classifier \(thesis\.txt\), which would be lost"
+        ArtifactError, match=r"other things than a classifier \(thesis\.txt\) that would be lost"
     ):
         classifier.save(str(folder))
     assert sorted(path.name for path in folder.iterdir()) == [*names, "thesis.txt"]
@@ -318,7 +318,7 @@ class TestAddingClasses:
             (
                 {},
                 {"teacher": "0" * 32},
-                "made by another tuned teacher than those of the classifier: make",
+                "made by another tuned teacher than the class vectors of the classifier: make",
             ),
             (
                 {},

@@ -1,6 +1,6 @@
-"""Classifier, which is deployed, and its folder.
+"""Classifier for deployment, and its folder.
 
-The public names load on first use: commands look for bad input before they import torch.
+Public names load on first use: commands check their input before they import torch.
 """
 
 from typing import TYPE_CHECKING

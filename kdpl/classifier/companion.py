@@ -1,4 +1,4 @@
-"""Files of plugins in a classifier's folder: thresholds, further scores, a pool sample."""
+"""Files of plugins in a classifier's folder, such as thresholds, further scores, a pool sample."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -10,7 +10,7 @@ from kdpl.runtime import plugins
 
 
 class Companion(ABC):
-    """An object that is saved beside a classifier and read with it. A plugin names its class.
+    """An object that is saved and read with a classifier. A plugin registers its class.
 
     Attributes:
         file: Name of its file in the classifier's folder.
@@ -24,27 +24,27 @@ class Companion(ABC):
 
     @classmethod
     def read(cls, folder: Path, classifier: str, width: int) -> Self | None:
-        """Read the file of a classifier by fingerprint and width D; None if not needed to predict.
+        """Read the file for a classifier's fingerprint and width D; None if not used to predict.
 
         ArtifactError if it is damaged, or of another classifier.
         """
         return None
 
     def calibrated(self, logits: Tensor, labels: Tensor) -> Self | None:
-        """Make it anew of held-out logits [N, C] and labels [N]; None if it rests on no labels."""
+        """Recompute it from held-out logits [N, C] and labels [N]; None if it uses no labels."""
         return None
 
     def further_scores(
         self, features: Tensor, class_vectors: Tensor, logit_scale: float
     ) -> dict[str, Tensor]:
-        """Return further scores by name, [B] in 0 to 1, of features [B, D]; above 0.5 means yes."""
+        """Return further scores by name, [B] in [0, 1], of features [B, D]; above 0.5 means yes."""
         return {}
 
     def metadata(self, num_classes: int) -> dict[str, str]:
-        """Return what exported files say of it, as JSON by name."""
+        """Return its metadata for exported files, as JSON by name."""
         return {}
 
 
 def companion_kinds() -> dict[str, type[Companion]]:
-    """Return the classes of all plugins by name."""
+    """Return the companion classes of all plugins by name."""
     return plugins.load_all("companions")

@@ -1,4 +1,4 @@
-"""Export of a classifier to a file that runs without kdpl, and its check; by torch.export."""
+"""Export of a classifier by torch.export to a file that runs without kdpl, and its check."""
 
 import io
 import json
@@ -20,11 +20,11 @@ InputType = Literal["uint8", "float"]
 """Images as bytes 0..255, or as float32 in [0, 1]; normalised inside either way."""
 
 ExportedModel = Callable[[Tensor], Sequence[Tensor]]
-"""The outputs of an exported file, in the order of ``OUTPUTS``, for images as it takes them."""
+"""Runs an exported file: maps images in its input format to outputs in the order of ``OUTPUTS``."""
 
 INPUT = "images"
 OUTPUTS = ("logits", "probabilities")
-"""Names of the outputs, before those of further scores."""
+"""Names of the outputs; further scores follow."""
 BATCHES = {INPUT: {0: Dim("batch")}}
 
 _CHECKED_AT_ONCE = 64
@@ -58,12 +58,15 @@ def as_input(images: Tensor, input_type: InputType) -> Tensor:
 
 def metadata(classifier: Classifier, input_type: InputType, batch: str = "batch") -> dict[str, str]:
     """Return an exported file's metadata: how to prepare images, and the class of each logit."""
+    # preparation of images
     images = classifier.preprocessing.resizing
     size, edge = (
         images.image_size,
         "both edges" if images.resize_mode == "squash" else f"the {images.resize_mode} edge",
     )
     numbers = "uint8 in 0..255" if input_type == "uint8" else "float32 in 0..1"
+
+    # metadata of the task and of companions
     further = classifier.task.metadata(len(classifier.class_names))
     for companion in classifier.companions.values():
         further |= companion.metadata(len(classifier.class_names))
@@ -90,13 +93,13 @@ def metadata(classifier: Classifier, input_type: InputType, batch: str = "batch"
 def program(
     classifier: Classifier, input_type: InputType, batch: int | None = None
 ) -> ExportedProgram:
-    """Trace a classifier, for batches of any size, or of one size alone."""
+    """Trace a classifier for batches of any size, or of one fixed size."""
     size = classifier.preprocessing.image_size
-    # a batch of one would become a constant
+    # a batch of one would be traced as a constant
     example = as_input(torch.zeros(batch or 2, 3, size, size, dtype=torch.uint8), input_type)
     tower = classifier.encoder.tower.module
     before = tower.memory_format
-    # runtimes have formats of their own, and ExecuTorch takes no other
+    # runtimes choose their memory formats, and ExecuTorch takes only this one
     tower.use_memory_format(torch.contiguous_format)
     try:
         return torch.export.export(
@@ -108,11 +111,11 @@ def program(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress gradients, and what exporters print and warn of, which concerns their internals."""
+    """Disable gradients, and the output and warnings of exporters about their internals."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        # the calibration prints its progress, and onnxscript before 0.7 how many rules it applied
+        # the calibration prints its progress, and onnxscript before 0.7 the number of rules applied
         with redirect_stdout(io.StringIO()), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             yield
@@ -125,9 +128,9 @@ class Difference(NamedTuple):
 
     Attributes:
         images: Number of images compared.
-        same: Number of them with the same predicted class.
+        same: Number of images with the same predicted class.
         logits: Largest difference of a logit.
-        scores: Largest difference of a further score; None without any.
+        scores: Largest difference of a further score; None without further scores.
         same_side: Number of images whose further scores stay above, or below, 0.5.
         names: Names of the further scores.
     """
@@ -145,7 +148,7 @@ class Difference(NamedTuple):
         return (self.same if self.scores is None else min(self.same, self.same_side)) / self.images
 
     def within(self, tolerance: float) -> bool:
-        """Return whether no logit and no score differs by more than that; False for NaN."""
+        """Return whether all logits and scores differ by at most a tolerance; False for NaN."""
         return self.logits <= tolerance and (self.scores is None or self.scores <= tolerance)
 
     def __str__(self) -> str:
@@ -168,6 +171,7 @@ def compare(
     classifier: Classifier, run: ExportedModel, images: Tensor, input_type: InputType
 ) -> Difference:
     """Run an exported file and its classifier on images, uint8 [N, 3, S, S], N at least 1."""
+    # count equal predictions, and keep the largest differences
     names = outputs(classifier)
     graph, largest = _Graph(classifier), torch.zeros(len(names))
     same = same_side = 0
@@ -184,6 +188,8 @@ def compare(
             (one - other).abs().max() for one, other in zip(expected, exported, strict=True)
         ]
         largest = torch.maximum(largest, torch.stack(differences))  # NaN stays NaN
+
+    # further scores, if there are any
     difference = Difference(len(images), same, float(largest[0]))
     if further := names[len(OUTPUTS) :]:
         difference = difference._replace(

@@ -1,7 +1,7 @@
-"""The folder of a classifier: classifier.json, model.safetensors and files of scores.
+"""The folder of a classifier: classifier.json, model.safetensors and companion files.
 
-The weights are the whole image tower, so that nothing else is needed. Only the files of scores hold
-a digest of them.
+The weights include the whole image tower, so nothing else is needed. Only the companion files hold
+a digest of the weights.
 """
 
 import json
@@ -35,7 +35,7 @@ from kdpl.runtime.files import atomic_path, write_text
 from kdpl.runtime.run_folder import CLASSIFIER_FILES, CLASSIFIER_REMEDY, require_classifier
 
 _CONFIG, _WEIGHTS = CLASSIFIER_FILES
-# of a classifier's files, and of those that are kept beside it
+# endings of a classifier's files and of companion files
 _ENDINGS = (".json", ".safetensors")
 
 
@@ -78,27 +78,34 @@ class Stored(NamedTuple):
         return {**encoder_tensors(self.encoder), "class_vectors": self.vectors.vectors}
 
     def fingerprint(self) -> str:
-        """Digest of all weights and class vectors, and of what classes have beside these.
+        """Return the digest of all weights and class vectors, with scales and biases if any.
 
-        Companions keep it; scale of the logits, preprocessing and decoding are not part of it.
+        Companions keep it. It leaves out the scale of the logits, preprocessing and decoding.
         """
-        scores = {"scales": self.vectors.scales, "biases": self.vectors.biases}
-        further = {name: torch.tensor(each) for name, each in scores.items() if each is not None}
+        scaling = {"scales": self.vectors.scales, "biases": self.vectors.biases}
+        further = {
+            name: torch.tensor(values) for name, values in scaling.items() if values is not None
+        }
         return fingerprint({**self.tensors(), **further}.items())
 
-    def write(self, folder: Path, beside: Iterable[Companion]) -> None:
-        """Write a folder, atomically, in place of a classifier; an ArtifactError for any other."""
-        there = list(folder.iterdir()) if folder.is_dir() else []
-        others = [
-            path.name for path in there if path.suffix not in _ENDINGS and path.name != "README.md"
+    def write(self, folder: Path, companions: Iterable[Companion]) -> None:
+        """Write a folder atomically, replacing a classifier; an ArtifactError for other folders."""
+        # replace nothing but a classifier
+        existing = list(folder.iterdir()) if folder.is_dir() else []
+        foreign = [
+            path.name
+            for path in existing
+            if path.suffix not in _ENDINGS and path.name != "README.md"
         ]
-        if there and not any(path.name == _CONFIG for path in there):
-            others = [path.name for path in there]
-        if others:
+        if existing and not any(path.name == _CONFIG for path in existing):
+            foreign = [path.name for path in existing]
+        if foreign:
             raise ArtifactError(
-                f"{folder} holds other things than a classifier ({visible(min(others))}), which "
+                f"{folder} holds other things than a classifier ({visible(min(foreign))}) that "
                 "would be lost: give a new folder, or an empty one"
             )
+
+        # the settings
         encoder = self.encoder
         depth, length = encoder.prompts.tokens.shape[:2] if encoder.prompts is not None else (0, 0)
         settings = _Settings(
@@ -116,18 +123,20 @@ class Stored(NamedTuple):
             task=self.task,
         )
         config = TypeAdapter(_Settings).dump_python(settings, mode="json")
+
+        # the weights, and all files at once
         tensors = {
             name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()
         }
         digest = self.fingerprint()
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            # not by save_file, whose error of a full disk has no number
+            # not by save_file: its error for a full disk has no errno
             (temporary / _WEIGHTS).write_bytes(save(tensors))
             (temporary / _CONFIG).write_text(
                 json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8"
             )
-            for companion in beside:
+            for companion in companions:
                 companion.save(temporary, digest)
 
     @classmethod
@@ -138,14 +147,18 @@ class Stored(NamedTuple):
         try:
             config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             tensors = load_file(folder / _WEIGHTS)
-            own = tensors.pop("class_vectors")
+            class_vectors = tensors.pop("class_vectors")
         except Exception as error:
-            # json, safetensors, the encoding and the disk each raise their own
+            # json, safetensors, the encoding and the disk raise various errors
             raise ArtifactError(
                 f"{source} is damaged ({reason(error)}): {CLASSIFIER_REMEDY}"
             ) from error
+
+        # restore class vectors and encoder from the settings
         settings = parse_metadata(_Settings, config, source, CLASSIFIER_REMEDY)
-        vectors = ClassVectors.from_fields(own, settings.class_vectors, source, CLASSIFIER_REMEDY)
+        vectors = ClassVectors.from_fields(
+            class_vectors, settings.class_vectors, source, CLASSIFIER_REMEDY
+        )
         width = vectors.vectors.shape[1]
         encoder = read_encoder(settings, tensors, width, source, CLASSIFIER_REMEDY)
         used = (settings.logit_scale, settings.clip, settings.decoding, settings.task)

@@ -1,6 +1,6 @@
 """Classifier for deployment: the student's encoder and class vectors.
 
-It has no teacher, text tower or Lightning.
+Independent of teacher, text tower and Lightning.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,7 +30,7 @@ from kdpl.tasks import DecisionRule, Predicted, Prediction, Task, require_one_cl
 T = TypeVar("T")
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
-"""Arithmetic of predictions, by Lightning's names."""
+"""Precision of predictions, by Lightning's names."""
 
 _TYPES: dict[str, torch.dtype] = {
     "32-true": torch.float32,
@@ -41,7 +41,7 @@ _TYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How images are classified: the arguments of ``Classifier.predict``, with its errors."""
+    """Options of a prediction: the arguments of ``Classifier.predict``, with its errors."""
 
     top_k: int = 1
     batch_size: int = 64
@@ -63,8 +63,8 @@ class Classifier(nn.Module):
     """Classifies images of one domain with a distilled student's encoder and frozen class vectors.
 
     ``logit_scale`` is the factor of ``clip``, the student's CLIP, on cosine similarities. Images
-    are decoded by ``decoding``, as in training. ``companions`` are what plugins keep beside it, by
-    name.
+    are decoded by ``decoding``, as in training. ``companions`` are the objects of plugins that are
+    saved with it, by name.
     """
 
     task: Task
@@ -98,15 +98,15 @@ class Classifier(nn.Module):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The images that ``forward`` expects; ``predict`` takes any."""
+        """The preprocessing of ``forward``'s input; ``predict`` takes any images."""
         return self.encoder.tower.module.preprocessing
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, C] of images [B, 3, S, S], uint8 or float in [0, 1], of the right size."""
+        """Return logits [B, C] of preprocessed images [B, 3, S, S], uint8 or float in [0, 1]."""
         return self.logits(self.encoder(images))
 
     def logits(self, features: Tensor) -> Tensor:
-        """Logits [B, C] of normalised features [B, D], as ``forward`` returns them."""
+        """Return logits [B, C] of normalised features [B, D], as in ``forward``."""
         logits: Tensor = self.head(features, self.logit_scale)
         return logits
 
@@ -121,7 +121,7 @@ class Classifier(nn.Module):
 
     def card_facts(self) -> dict[str, Any]:
         """Return the facts of the model card: classes, images and models."""
-        # only the name of a weights file: its folder is private
+        # only the name of a weights file, as its folder is private
         clips = {"student": self.clip, "teacher": self.vectors.clip}
         named = {
             who: {"model": clip.model, "weights": Path(clip.pretrained).name}
@@ -136,11 +136,12 @@ class Classifier(nn.Module):
         }
 
     def add_classes(self, vectors: ClassVectors) -> "Classifier":
-        """Return a classifier with further, novel classes behind its own, and the same encoder.
+        """Return a classifier with novel classes after the existing ones, and the same encoder.
 
-        An ArtifactError if the class vectors come from another teacher, or have a class that is
-        already here, or classes have scales and biases that were learned.
+        An ArtifactError if the class vectors come from another teacher, or have an existing class,
+        or classes have learned scales and biases.
         """
+        # check teacher and names
         require_one_class(self.task.name, "adding classes")
         self.vectors.require_teacher(vectors)
         double = [name for name in vectors.class_names if name in self.class_names]
@@ -148,10 +149,12 @@ class Classifier(nn.Module):
             raise ArtifactError(
                 f"the classifier has the class {double[0]!r} already: add other classes alone"
             )
-        own = self.head.class_vectors
+
+        # append vectors, names and texts
+        class_vectors = self.head.class_vectors
         extended = replace(
             self.vectors,
-            vectors=torch.cat([own, vectors.vectors.to(own.device)]),
+            vectors=torch.cat([class_vectors, vectors.vectors.to(class_vectors.device)]),
             class_names=self.class_names + vectors.class_names,
             class_texts=self.vectors.texts + vectors.texts
             if self.vectors.class_texts or vectors.class_texts
@@ -173,15 +176,15 @@ class Classifier(nn.Module):
         Args:
             images: Paths, PIL images, or uint8 tensors [3, H, W], of any size and in any mix.
             top_k: Predictions for each image, at most the number of classes.
-            batch_size: Images at once; does not change the result beyond rounding.
+            batch_size: Images per forward pass; does not change the result beyond rounding.
             workers: Threads that decode; None: one for each processor core.
-            precision: ``bf16-mixed`` and ``16-mixed`` run the image tower in half precision, which
-                is faster on most GPUs; probabilities then differ by rounding.
-            rule: Which classes are named, and which images are rejected, such as one of
+            precision: ``bf16-mixed`` and ``16-mixed`` run the image tower in half precision,
+                faster on most GPUs; probabilities then differ by rounding.
+            rule: Thresholds of classes and of rejected images, such as from
                 ``kdpl.confidence.decision_rule``.
 
         Returns:
-            For each image, in order, its predictions, most probable first. With several labels an
+            For each image, in order, its predictions, most probable first. With several labels per
             image, these are all classes at or above their thresholds, possibly none.
 
         Raises:
@@ -189,7 +192,7 @@ class Classifier(nn.Module):
             DataError: An image is missing or unreadable.
         """
         options = PredictOptions(top_k, batch_size, workers, precision, rule)
-        return [each.top for each in self.predicted(images, options)]
+        return [predicted.top for predicted in self.predicted(images, options)]
 
     def embed(
         self,
@@ -200,13 +203,11 @@ class Classifier(nn.Module):
     ) -> Tensor:
         """Return the encoder's features of N images, float32 [N, D] of length 1.
 
-        Arguments and errors are those of ``predict``.
-
-        Products of two rows are cosine similarities; similar images have high ones, of whatever
-        class.
+        Arguments and errors are as in ``predict``. Products of two rows are cosine similarities,
+        high for similar images of any classes.
         """
         options = PredictOptions(1, batch_size, workers, precision)
-        rows = [each.embedding for each in self.predicted(images, options)]
+        rows = [predicted.embedding for predicted in self.predicted(images, options)]
         return torch.stack(rows) if rows else torch.empty(0, self.head.class_vectors.shape[1])
 
     def predicted(
@@ -214,7 +215,7 @@ class Classifier(nn.Module):
         images: Iterable[GivenImage],
         options: PredictOptions = PredictOptions(),
     ) -> Iterator[Predicted]:
-        """Yield classes, embedding and further scores; errors are those of ``predict``."""
+        """Yield classes, embedding and further scores; errors are as in ``predict``."""
         if isinstance(images, str | Path | Image.Image) or (
             isinstance(images, Tensor) and images.ndim == 3
         ):
@@ -233,10 +234,7 @@ class Classifier(nn.Module):
         open_item: Callable[[T], Image.Image],
         options: PredictOptions = PredictOptions(),
     ) -> Iterator[tuple[T, Predicted | DataError]]:
-        """Classify items, read lazily, as ``predict`` does; yield each and its result or error.
-
-        The error is a ``DataError``.
-        """
+        """Classify items lazily, like ``predict``; yields each with its result or DataError."""
         dtype, rule = _TYPES[options.precision], options.rule
         top_k = self.task.ranked(options.top_k, len(self.class_names), rule)
 
@@ -247,17 +245,21 @@ class Classifier(nn.Module):
         def network(images: Tensor) -> list[Predicted]:
             device = self.head.class_vectors.device
             if device.type == "cuda":
-                images = images.pin_memory()  # so that the copy does not wait for the batch before
+                images = images.pin_memory()  # the copy need not wait for the previous batch
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 features = self.encoder(images.to(device, non_blocking=True))
                 logits = self.logits(features)
+
+            # decide at temperature 1, and return probabilities at the rule's temperature
             probabilities = self.task.probabilities(logits)
             deciding, labels = probabilities.topk(top_k, dim=1)
             shown = self.task.probabilities(logits / rule.temperature).gather(1, labels)
             tops = map(decide, labels.tolist(), deciding.tolist(), shown.tolist())
+
+            # further scores of each image
             scores = {name: score.tolist() for name, score in self.scores(features).items()}
-            own = ({name: values[i] for name, values in scores.items()} for i in range(len(images)))
-            predicted = list(map(Predicted, tops, features.cpu(), own))
+            rows = ({name: score[i] for name, score in scores.items()} for i in range(len(images)))
+            predicted = list(map(Predicted, tops, features.cpu(), rows))
             return predicted if rule.naming is None else rule.naming(predicted, probabilities)
 
         def decide(
@@ -269,6 +271,7 @@ class Classifier(nn.Module):
             probability = dict(zip(labels, shown, strict=True))
             return [Prediction(self.class_names[label], probability[label]) for label in named]
 
+        # frozen weights in the chosen precision, until the last image
         store_frozen(self.encoder, dtype)
         try:
             workers = options.workers or cores()
@@ -277,30 +280,30 @@ class Classifier(nn.Module):
             store_frozen(self.encoder, torch.float32)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """Turn an image of any size and mode into what ``forward`` takes, uint8 [3, S, S]."""
+        """Convert an image of any size and mode to the input of ``forward``, uint8 [3, S, S]."""
         return to_tensor(resize_and_crop(self.decoding.to_rgb(image), self.preprocessing.resizing))
 
-    def save(self, folder: str | Path, beside: Iterable[Companion] = ()) -> None:
-        """Write a folder of safetensors and JSON, atomically, over a classifier's folder.
+    def save(self, folder: str | Path, companions: Iterable[Companion] = ()) -> None:
+        """Write a folder of safetensors and JSON atomically, or replace a classifier's folder.
 
-        Raises an ArtifactError if the folder is not a classifier's.
-
-        The companions are written as well, and further ones ``beside`` them.
+        Also writes the companions of the classifier, and the further ``companions``. Raises an
+        ArtifactError if the folder is not a classifier's.
         """
-        self._stored.write(Path(folder), (*self.companions.values(), *beside))
+        self._stored.write(Path(folder), (*self.companions.values(), *companions))
 
     def fingerprint(self) -> str:
-        """Digest of all weights and class vectors, by which saved scores know their classifier."""
+        """Return the digest of all weights and class vectors; companions check it."""
         return self._stored.fingerprint()
 
     @property
     def _stored(self) -> Stored:
-        own = (self.encoder, self.vectors, self.logit_scale, self.clip, self.decoding)
-        return Stored(*own, self.task.settings())
+        parts = (self.encoder, self.vectors, self.logit_scale, self.clip, self.decoding)
+        return Stored(*parts, self.task.settings())
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read a classifier's folder, offline; an ArtifactError if missing, damaged or too new."""
+        # the classifier
         folder, stored = Path(folder), Stored.read(Path(folder))
         width = stored.vectors.vectors.shape[1]
         try:
@@ -311,8 +314,10 @@ class Classifier(nn.Module):
                 f"the classifier {folder} cannot be read (task: {reason(error)}): "
                 f"{CLASSIFIER_REMEDY}"
             ) from error
+
+        # its companions
         kinds = {n: kind for n, kind in companion_kinds().items() if (folder / kind.file).is_file()}
-        # reads all weights
+        # only if needed: it reads all weights
         digest = stored.fingerprint() if kinds else ""
         for name, kind in kinds.items():
             companion = kind.read(folder, digest, width)

@@ -14,11 +14,11 @@ from kdpl.data.storage import read_list
 from kdpl.errors import DataError, visible
 
 MAX_UPLOAD_PIXELS = 50_000_000
-"""Largest image that demo and service decode, as the largest photographs of telephones."""
+"""Largest image that demo and service decode, the size of the largest phone photos."""
 
 
 class Item(NamedTuple):
-    """An image that is not decoded yet: its bytes if from a shard, the reason if unreadable."""
+    """An image before decoding: with its bytes if from a shard, with the reason if unreadable."""
 
     name: str
     content: bytes | None = None
@@ -37,8 +37,8 @@ def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> lis
     """Find image files and shards, in the order given; a DataError if there are none.
 
     ``arguments`` are files, folders, patterns, lists and URLs as ``kdpl.data.sources.find_files``
-    takes them. The ``list_file`` has one path on each line, relative to the working directory,
-    which need not exist yet.
+    takes them. The ``list_file`` has one path on each line, relative to the working directory; the
+    paths need not exist yet.
     """
     sources = list(find_files(arguments))
     if list_file is not None:
@@ -51,10 +51,10 @@ def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> lis
 
 
 def read_items(sources: Sequence[str]) -> Iterator[Item]:
-    """Yield all images, those in shards in the order of the shard."""
+    """Yield all images; images in shards in the order of the shard."""
     for source in sources:
         if archives.is_one(source):
-            yield from (Item(*each) for each in archives.read(source))
+            yield from (Item(*member) for member in archives.read(source))
         else:
             yield Item(source)
 
@@ -62,6 +62,6 @@ def read_items(sources: Sequence[str]) -> Iterator[Item]:
 def printable(name: str) -> str:
     """Return a path as text on one line.
 
-    Control characters, and bytes that are not UTF-8, are escaped as in Python.
+    Control characters and bytes that are not UTF-8 are escaped as in Python.
     """
     return visible(os.fsencode(name).decode("utf-8", "backslashreplace"))

@@ -12,7 +12,7 @@ from kdpl.errors import ConfigError
 
 
 def require_format(path: Path, embeddings: bool = False) -> None:
-    """Raise a ConfigError if a table cannot be written in the format of its file's ending."""
+    """Raise a ConfigError if no table can be written with the ending of the file."""
     formats = [*([] if embeddings else [".csv"]), ".jsonl", ".parquet"]
     if path.suffix not in formats:
         what = "a table with embeddings" if embeddings else "a table"

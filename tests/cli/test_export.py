@@ -191,8 +191,8 @@ def test_a_difference_is_written_plainly(logits, said):
     [
         ("onnx-int8", "c.onnx", [], ["needs images to calibrate on", "--calibration"]),
         ("torch", "c.onnx", [], ["does not end with .pt2"]),
-        ("openvino", "c.xml", [], ["ends with .xml", "the folder that --format openvino writes"]),
-        ("openvino", "c.onnx", [], ["ends with .onnx", "the folder that --format openvino writes"]),
+        ("openvino", "c.xml", [], ["ends with .xml", "--format openvino writes a folder"]),
+        ("openvino", "c.onnx", [], ["ends with .onnx", "--format openvino writes a folder"]),
         ("openvino", "bad", [], ["bad exists already"]),
         ("onnx", ".", [], ["exists already"]),
         ("torch", "c.pt2", ["--check=nowhere"], ["nowhere", "does not exist"]),

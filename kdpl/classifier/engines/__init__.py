@@ -1,4 +1,4 @@
-"""Arrow tables of predictions: Parquet, and batches for Ray Data, Daft and Spark."""
+"""Arrow tables of predictions: Parquet files, and batches for Ray Data, Daft and Spark."""
 
 from typing import TYPE_CHECKING
 

@@ -16,10 +16,10 @@ from kdpl.errors import ConfigError
 from kdpl.runtime.optional import optional
 from kdpl.tasks import DecisionRule
 
-# a pixel: fills up batches, since processors round products of few rows in another way
+# one pixel to pad batches, since processors round products of few rows differently
 _BLANK = Item("", b"P6 1 1 255 \0\0\0")
 
-# an engine may call from several threads, and precision and torch's threads belong to the process
+# an engine may call from several threads, but precision and torch's threads are global
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -30,14 +30,14 @@ class BatchPredictor:
     The classifier is loaded on first use, once in each process that this object is sent to.
 
     Args:
-        classifier: Folder of a classifier, which each machine has to see.
-        top_k: Classes for each image.
-        batch_size: Images that go through the network at once. Batches of the engine are filled up
-            to a multiple of it, so that a prediction does not depend on how rows are grouped.
+        classifier: Folder of a classifier, visible on each machine.
+        top_k: Number of classes per image.
+        batch_size: Images per forward pass. Batches of the engine are padded to a multiple of it,
+            so a prediction does not depend on how rows are grouped.
         workers: Threads that decode and classify; 1, since engines run a process for each core.
-        device: ``cpu``, ``cuda``, or ``auto``, which is a GPU if there is one.
+        device: ``cpu``, ``cuda``, or ``auto``: a GPU if there is one.
         precision: Arithmetic of the image tower.
-        rule: Which classes are named, such as one of ``kdpl.confidence.decision_rule``.
+        rule: Thresholds of the decision, such as from ``kdpl.confidence.decision_rule``.
         embeddings: Adds the column ``embedding``, the encoder's features.
     """
 
@@ -51,7 +51,7 @@ class BatchPredictor:
     embeddings: bool = False
 
     def __post_init__(self) -> None:
-        self._options()  # refuses bad ones at once
+        self._options()  # validates them
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_bulk"}
@@ -73,36 +73,41 @@ class BatchPredictor:
         """Classify the images of a batch.
 
         Args:
-            batch: Columns as ``pyarrow.table`` takes them: a mapping to NumPy or Arrow arrays, an
-                Arrow table, a DataFrame of pandas. The image is in ``bytes``, or, where that is
-                missing or null, in the file or URL ``path``.
+            batch: Columns accepted by ``pyarrow.table``: a mapping to NumPy or Arrow arrays, an
+                Arrow table, a DataFrame of pandas. The image is in ``bytes``, or, if missing or
+                null, in the file or URL ``path``.
 
         Returns:
-            A ``pyarrow.Table`` with a row for each, in order: the columns of ``schema``, and those
-            of the batch besides ``path`` and ``bytes``, unchanged. An image that cannot be read has
-            the reason in ``error``.
+            A ``pyarrow.Table`` with a row for each, in order: the columns of ``schema``, and the
+            other columns of the batch except ``path`` and ``bytes``, unchanged. For an unreadable
+            image ``error`` has the reason.
 
         Raises:
-            ConfigError: The batch has neither column, or one that predictions have as well.
+            ConfigError: The batch has neither column, or a column of predictions.
         """
+        # the batch has images, and no column of predictions
         arrow = optional("pyarrow", "a BatchPredictor", "parquet")
-        given = arrow.table(batch)
-        schema, others = self.schema, {*given.column_names} - {"path", "bytes"}
-        if len(others) == given.num_columns or others & {*schema.names}:
+        table = arrow.table(batch)
+        schema, other_columns = self.schema, {*table.column_names} - {"path", "bytes"}
+        if len(other_columns) == table.num_columns or other_columns & {*schema.names}:
             raise ConfigError(
-                f"the batch has the columns {', '.join(given.column_names) or 'none'}, expected "
+                f"the batch has the columns {', '.join(table.column_names) or 'none'}, expected "
                 f"path or bytes, and none of predictions ({', '.join(schema.names)}): rename them"
             )
+
+        # classify the images
         paths, contents = (
-            given[name].to_pylist() if name in given.column_names else [None] * given.num_rows
+            table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
             for name in ("path", "bytes")
         )
         rows = self._rows([*map(_item, paths, contents)])
         for row, path in zip(rows, paths, strict=True):
             row["path"] = None if path is None else str(path)
+
+        # append the other columns in their order
         predicted = arrow.Table.from_pylist(rows, schema=schema)
-        for name in filter(others.__contains__, given.column_names):
-            predicted = predicted.append_column(given.schema.field(name), given[name])
+        for name in filter(other_columns.__contains__, table.column_names):
+            predicted = predicted.append_column(table.schema.field(name), table[name])
         return predicted
 
     def _rows(self, items: list[Item]) -> list[dict[str, Any]]:

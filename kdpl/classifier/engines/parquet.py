@@ -8,7 +8,7 @@ from typing import Any
 from kdpl.classifier.rows import Row, Write
 from kdpl.runtime.optional import optional
 
-_ROW_GROUP = 4096  # rows of a file in memory at once
+_ROW_GROUP = 4096  # rows in memory at once
 
 
 def arrow_schema(names: Sequence[str]) -> Any:
@@ -17,7 +17,7 @@ def arrow_schema(names: Sequence[str]) -> Any:
     kinds = {}
     for name in names:
         if name == "embedding":
-            # not of a fixed length: pyarrow 23 does not read such lists back if one is null
+            # not a fixed-size list: pyarrow 23 cannot read it back with a null in it
             kinds[name] = arrow.list_(arrow.float32())
         elif name.startswith(("path", "class", "labels", "scores", "error")):
             kinds[name] = arrow.string()
@@ -27,7 +27,7 @@ def arrow_schema(names: Sequence[str]) -> Any:
 
 
 def writer() -> Write:
-    """Return what writes Parquet; a ConfigError without pyarrow."""
+    """Return the function that writes Parquet; a ConfigError without pyarrow."""
     arrow = optional("pyarrow", "a .parquet file", "parquet")
     parquet = optional("pyarrow.parquet", "a .parquet file", "parquet")
 

@@ -1,1 +1,1 @@
-"""Further formats of exported files: how each is written and run."""
+"""Formats of exported files: how to write and run each."""

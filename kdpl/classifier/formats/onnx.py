@@ -1,4 +1,4 @@
-"""ONNX, the format that the core exports to, and what every format of exported files has."""
+"""ONNX, the default export format, and the type of all export formats."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -24,12 +24,12 @@ class Format(NamedTuple):
     """A format of exported files.
 
     Attributes:
-        ending: Of the file's name; empty for a folder.
+        ending: Ending of the file's name; empty for a folder.
         write: Takes classifier, input type and path, and with ``calibrated`` images to calibrate
             on.
         load: Returns the function that runs a file.
-        extras: Packages that it needs, and the extra of kdpl that brings them.
-        rounded: Logits are rounded, so that files are judged by predicted classes.
+        extras: Required packages, each with the extra of kdpl that installs it.
+        rounded: Logits are rounded, so files are judged by predicted classes.
         calibrated: Unlabelled images set the ranges of its numbers.
     """
 
@@ -45,6 +45,7 @@ def write_onnx(classifier: Classifier, input_type: InputType, path: Path) -> Non
     """Write ONNX in float32 for any batch size."""
     import onnx
 
+    # weights inside the file, not next to it
     with quiet():
         torch.onnx.export(
             program(classifier, input_type),
@@ -56,9 +57,9 @@ def write_onnx(classifier: Classifier, input_type: InputType, path: Path) -> Non
         )
     model = onnx.load(path)
     graph = model.graph
-    # the exporter notes the source files of each node
-    for each in chain(graph.node, graph.input, graph.output, graph.value_info):
-        each.ClearField("metadata_props")
+    # remove the source files that the exporter adds
+    for item in chain(graph.node, graph.input, graph.output, graph.value_info):
+        item.ClearField("metadata_props")
     onnx.helper.set_model_props(model, metadata(classifier, input_type))
     onnx.save(model, path)
 
@@ -69,7 +70,7 @@ def load_onnx(path: Path) -> ExportedModel:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: [
-        torch.from_numpy(each) for each in session.run(None, {INPUT: images.numpy()})
+        torch.from_numpy(output) for output in session.run(None, {INPUT: images.numpy()})
     ]
 
 

@@ -1,4 +1,4 @@
-"""ONNX files of a classifier with products in 16 or in 8 bits."""
+"""ONNX files of a classifier with products in 16 or 8 bits."""
 
 import tempfile
 from pathlib import Path
@@ -15,7 +15,7 @@ from kdpl.classifier.formats.onnx import ONNX_EXTRAS, Format, load_onnx, write_o
 _PRODUCTS = ("Gemm", "MatMul")
 _CALIBRATED_AT_ONCE = 4
 _PERCENTILE = 99.99
-"""Percentage of an activation's values that its range holds; chosen on validation images."""
+"""Percentage of an activation's values within its range; chosen on validation images."""
 
 
 def write_int8_onnx(
@@ -23,14 +23,14 @@ def write_int8_onnx(
 ) -> None:
     """Write ONNX whose convolutions and products with weights compute in 8 bits.
 
-    Most of the time goes there.
+    They take most of the time.
 
-    Unlabelled images of the domain, uint8 [N, 3, S, S], set the ranges of activations. What takes
-    little time computes in float32, since it would add as much to the errors as the rest: products
-    within attention, and with weights in 16 bits the first convolution and products of one row for
-    each image, such as those of the last block and the projector. The product with the class
-    vectors and the score of being none of the classes have float32 weights too: the
-    logit scale would multiply their rounding errors.
+    Unlabelled images of the domain, uint8 [N, 3, S, S], set the ranges of activations. Operations
+    that take little time compute in float32, since they would add as much to the errors as the
+    rest: products within attention, and with weights in 16 bits the first convolution and products
+    of one row per image, such as in the last block and the projector. The product with the class
+    vectors and the score of being none of the classes have float32 weights too: the logit scale
+    would multiply their rounding errors.
     """
     import onnx
     from onnxruntime.quantization import (
@@ -44,7 +44,7 @@ def write_int8_onnx(
 
     batches = torch.split(images, _CALIBRATED_AT_ONCE)
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+    class CalibrationBatches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         def __len__(self) -> int:
             return len(batches)
 
@@ -58,24 +58,24 @@ def write_int8_onnx(
     with tempfile.TemporaryDirectory() as scratch, quiet():
         plain, folded = Path(scratch) / "float.onnx", Path(scratch) / "folded.onnx"
         write_onnx(classifier, input_type, plain)
-        # folds slices of weights, and infers shapes
+        # fold slices of weights, and infer shapes
         quant_pre_process(plain, folded, skip_symbolic_shape=True)
         graph = onnx.load(folded).graph
         rare, frequent = _rare_and_frequent(graph)
         quantize_static(
             folded,
             path,
-            Reader(),
+            CalibrationBatches(),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", *_PRODUCTS],
             nodes_to_quantize=frequent,
             per_channel=True,
-            # 7 of 8 bits: without VNNI, sums of two 8-bit products overflow
+            # 7 of 8 bits: without VNNI the sum of two 8-bit products overflows
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.Percentile,
-            # histograms are filled one batch at a time
+            # fill histograms one batch at a time
             extra_options={"CalibPercentile": _PERCENTILE, "CalibStridedMinMax": 1},
         )
     model = onnx.load(path)
@@ -85,14 +85,12 @@ def write_int8_onnx(
 
 
 def _rare_and_frequent(graph: Any) -> tuple[list[str], list[str]]:
-    """Return the names of the nodes with weights, apart from the heads.
+    """Return the names of rare and frequent nodes with weights, without the heads.
 
-    Those that take little time come first, then the others.
-
-    The former are the first convolution, and products of one row for each image.
+    Rare nodes take little time: the first convolution, and products of one row for each image.
     """
-    weights, heads = {each.name for each in graph.initializer}, _heads(graph)
-    shapes = {each.name: each.type.tensor_type.shape.dim for each in graph.value_info}
+    weights, heads = {tensor.name for tensor in graph.initializer}, _heads(graph)
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
     first, *frequent = [node.name for node in graph.node if node.op_type == "Conv"]
     rare = [first]
     for node in graph.node:
@@ -103,13 +101,10 @@ def _rare_and_frequent(graph: Any) -> tuple[list[str], list[str]]:
 
 
 def _store_in_16_bits(graph: Any, names: list[str]) -> None:
-    """Replace the float32 weights of these nodes by float16 ones.
-
-    A runtime casts them back when it loads them.
-    """
+    """Replace the float32 weights of nodes by float16 weights; a runtime casts them back."""
     from onnx import TensorProto, helper
 
-    weights = {each.name: each for each in graph.initializer}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
     for name in [node.input[1] for node in graph.node if node.name in names]:
         half = _half(weights[name])
         graph.initializer.remove(weights[name])
@@ -118,7 +113,7 @@ def _store_in_16_bits(graph: Any, names: list[str]) -> None:
 
 
 def _half(weight: Any) -> Any:
-    """Return a weight in float16, under a name of its own."""
+    """Return a copy of a weight in float16, under a new name."""
     from onnx import numpy_helper
 
     values = numpy_helper.to_array(weight).astype(np.float16)
@@ -136,7 +131,9 @@ def write_fp16_onnx(classifier: Classifier, input_type: InputType, path: Path) -
     write_onnx(classifier, input_type, path)
     model = onnx.load(path)
     graph = model.graph
-    weights, heads = {each.name: each for each in graph.initializer}, _heads(graph)
+    weights, heads = {tensor.name: tensor for tensor in graph.initializer}, _heads(graph)
+
+    # cast the inputs of products to float16, once each, and their outputs back
     nodes: list[Any] = []
     halves: dict[str, str] = {}
     for node in graph.node:
@@ -155,8 +152,10 @@ def write_fp16_onnx(classifier: Classifier, input_type: InputType, path: Path) -
         (output,) = node.output
         node.output[0] = f"{output}_product"
         nodes += [node, helper.make_node("Cast", [node.output[0]], [output], to=TensorProto.FLOAT)]
+
+    # keep the initializers in use
     used = {name for node in nodes for name in node.input}
-    kept = [each for each in graph.initializer if each.name in used]
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
     for field, items in (("node", nodes), ("initializer", kept)):
         graph.ClearField(field)
         getattr(graph, field).extend(items)
@@ -164,7 +163,8 @@ def write_fp16_onnx(classifier: Classifier, input_type: InputType, path: Path) -
 
 
 def _heads(graph: Any) -> list[str]:
-    """Return the names of the last products, which multiply the feature with class vectors etc."""
+    """Return the names of the last products, such as of features and class vectors."""
+    # from the outputs back to the first products
     makers = {output: node for node in graph.node for output in node.output}
     heads, waiting = [], [output.name for output in graph.output]
     while waiting:

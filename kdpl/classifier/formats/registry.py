@@ -1,4 +1,4 @@
-"""The formats that a classifier can be exported in, by name."""
+"""Registry of export formats, by name."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +11,7 @@ from kdpl.runtime import plugins
 
 
 def formats() -> dict[str, Format]:
-    """Return all formats by name: kdpl's, and those of plugins."""
+    """Return all formats by name: built-in formats, and formats of plugins."""
     return {
         "onnx": ONNX,
         "executorch": EXECUTORCH,
@@ -24,26 +24,30 @@ def formats() -> dict[str, Format]:
 
 
 def require_format(name: str, out: Path, has_calibration: bool) -> Format:
-    """Return a format; a ConfigError if it is unknown, or something that it needs is missing.
+    """Return a format; a ConfigError if it is unknown, or one of its requirements is missing.
 
-    That is the ending of the file's name, images to calibrate on, or packages.
+    Requirements are the ending of the file's name, images to calibrate on, and packages.
     """
-    known = formats()
-    if name not in known:
-        raise ConfigError(f"--format {name} is unknown: give one of {', '.join(known)}")
-    chosen = known[name]
+    # the format
+    by_name = formats()
+    if name not in by_name:
+        raise ConfigError(f"--format {name} is unknown: give one of {', '.join(by_name)}")
+    chosen = by_name[name]
+
+    # the ending
     if chosen.ending and out.suffix != chosen.ending:
         raise ConfigError(
-            f"--out {out} does not end with {chosen.ending}, which --format {name} "
-            "writes: rename it"
+            f"--out {out} does not end with {chosen.ending}, the ending for --format {name}: "
+            "rename it"
         )
-    # the name of a folder may have another dot
-    endings = {".xml", ".bin", *(each.ending for each in known.values() if each.ending)}
+    # a folder's name may contain a dot, but not end like a file
+    endings = {".xml", ".bin", *(form.ending for form in by_name.values() if form.ending)}
     if not chosen.ending and out.suffix in endings:
         raise ConfigError(
-            f"--out {out} ends with {out.suffix}, but the folder that --format "
-            f"{name} writes: rename it"
+            f"--out {out} ends with {out.suffix}, but --format {name} writes a folder: rename it"
         )
+
+    # images and packages
     if chosen.calibrated and not has_calibration:
         raise ConfigError(
             f"--format {name} needs images to calibrate on: give --calibration "

@@ -12,13 +12,13 @@ from kdpl.classifier.export import ExportedModel, InputType, metadata, program, 
 from kdpl.classifier.formats.onnx import ONNX_EXTRAS, Format, write_onnx
 
 OPENVINO_FILE = "classifier.xml"
-"""Graph in the folder of OpenVINO, beside the weights (.bin).
+"""Graph in the folder of OpenVINO, next to the weights (.bin).
 
 Its runtime info ``kdpl`` holds the metadata as JSON.
 """
 
 METADATA_FILE = "kdpl.json"
-"""Name of the metadata within a program of torch.export."""
+"""Name of the metadata inside a program of torch.export."""
 
 _METADATA_METHOD = "metadata"
 
@@ -28,7 +28,7 @@ def write_openvino(classifier: Classifier, input_type: InputType, folder: Path) 
     import openvino
 
     with tempfile.TemporaryDirectory() as scratch:
-        # not by openvino.convert_model, which reports its use to the makers
+        # not by openvino.convert_model: it reports usage to its developers
         plain = Path(scratch) / "float.onnx"
         write_onnx(classifier, input_type, plain)
         model = openvino.Core().read_model(plain)
@@ -38,21 +38,19 @@ def write_openvino(classifier: Classifier, input_type: InputType, folder: Path) 
 
 
 def load_openvino(path: Path) -> ExportedModel:
-    """Read a folder of OpenVINO, to compute in float32."""
+    """Read a folder of OpenVINO; computes in float32."""
     import openvino
 
-    # without the hint, processors with bfloat16 compute in it
+    # without the hint, processors with bfloat16 use it
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
     run = openvino.Core().compile_model(path / OPENVINO_FILE, "CPU", hints)
-    return lambda images: [torch.from_numpy(each) for each in run(images.numpy()).to_tuple()]
+    return lambda images: [torch.from_numpy(output) for output in run(images.numpy()).to_tuple()]
 
 
 def write_executorch(classifier: Classifier, input_type: InputType, path: Path) -> None:
     """Write an ExecuTorch program (.pte) for one image at a time.
 
-    Its products and convolutions are XNNPACK's.
-
-    Metadata are the JSON that its method ``metadata`` returns.
+    Products and convolutions run in XNNPACK. Its method ``metadata`` returns the metadata as JSON.
     """
     with quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -73,11 +71,12 @@ def load_executorch(path: Path) -> ExportedModel:
     forward = Runtime.get().load_program(path).load_method("forward")
 
     def run(images: Tensor) -> list[Tensor]:
-        # the next image overwrites the outputs
+        # clone, as the next image overwrites the outputs
         outputs = [
-            [each.clone() for each in forward.execute([image])] for image in torch.split(images, 1)
+            [output.clone() for output in forward.execute([image])]
+            for image in torch.split(images, 1)
         ]
-        return [torch.cat(each) for each in zip(*outputs, strict=True)]
+        return [torch.cat(batches) for batches in zip(*outputs, strict=True)]
 
     return run
 

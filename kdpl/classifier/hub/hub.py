@@ -37,8 +37,8 @@ def push_to_hub(
         repo_id: ``owner/name``; created if it does not exist.
         run: Folder of the student's run, for the card: data, protocol and, where it was tested,
             accuracies.
-        private: If a repository that is created is private; None: the owner's default.
-        token: The hub's token; None: the one that ``hf auth login`` stored.
+        private: Make a new repository private; None: the owner's default.
+        token: The hub's token; None: the token stored by ``hf auth login``.
 
     Returns:
         URL of the commit.
@@ -49,6 +49,7 @@ def push_to_hub(
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) / "classifier"
         save_pretrained(classifier, folder, run)
+        # create the repository if needed, and upload in one commit
         try:
             api = HfApi(token=token)
             name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -66,14 +67,14 @@ def push_to_hub(
 def save_pretrained(
     classifier: Classifier, folder: str | Path, run: str | Path | None = None
 ) -> None:
-    """Write what ``push_to_hub`` uploads: the classifier and its model card, README.md.
+    """Write the files of ``push_to_hub``: the classifier and its model card, README.md.
 
     ``Classifier.load`` reads the folder too.
     """
     card = model_card(classifier, run)
     classifier.save(folder)
     card.save(Path(folder) / "README.md")
-    # the hub counts downloads by this file, and takes the library's name from it
+    # the hub counts downloads by this file and reads the library name from it
     (Path(folder) / "config.json").write_text('{"library_name": "kdpl"}')
 
 
@@ -89,13 +90,15 @@ def from_pretrained(
         name: ``owner/name`` on the hub, or a folder.
         revision: A commit, branch or tag on the hub.
         token: As in ``push_to_hub``.
-        cache_dir: Folder for downloads; None: the hub's own.
+        cache_dir: Folder for downloads; None: the hub's default.
 
     Raises:
         ArtifactError: It cannot be fetched, or is damaged.
     """
     if Path(name).is_dir():
         return Classifier.load(name)
+
+    # only files of classifiers
     files = [*CLASSIFIER_FILES, *(kind.file for kind in companion_kinds().values())]
     try:
         with hub_or_cache():
@@ -107,10 +110,10 @@ def from_pretrained(
                 cache_dir=cache_dir,
             )
     except (HubUnreachableError, HfHubHTTPError, HFValidationError, OSError) as error:
-        needed = " and ".join(CLASSIFIER_FILES)
+        names = " and ".join(CLASSIFIER_FILES)
         raise ArtifactError(
             f"the classifier {name} cannot be downloaded from the hub ({reason(error)}): check "
-            f"name, token and network, or fetch {needed} of {constants.ENDPOINT}/{name} elsewhere "
+            f"name, token and network, or fetch {names} of {constants.ENDPOINT}/{name} elsewhere "
             "and give their folder"
         ) from error
     return Classifier.load(folder)
@@ -119,8 +122,8 @@ def from_pretrained(
 def model_card(classifier: Classifier, run: str | Path | None = None) -> ModelCard:
     """Return a classifier's model card.
 
-    With the folder of the student's run it has data, protocol and accuracies as well; an
-    ArtifactError if the run's config or accuracies are damaged.
+    With the folder of the student's run it includes data, protocol and accuracies; an ArtifactError
+    if the run's config or accuracies are damaged.
     """
     tags = ["clip", "knowledge-distillation", "prompt-learning", "promptkd"]
     card: ModelCard = ModelCard.from_template(
@@ -137,6 +140,7 @@ def _of_run(run: Path) -> dict[str, Any]:
     """Return data, seed and, for a tested student, test image count and accuracies as text."""
     try:
         config, results = read_config(str(run / CONFIG_FILE)), read_results(run)
+        # settings of the data, and accuracies in percent
         settings = config["data"]["init_args"]
         data = {key: settings[key] for key in ("dataset", "protocol", "shots")}
         keys = {test_key(key): title for key, title in ACCURACY_TITLES.items()}
