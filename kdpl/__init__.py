@@ -1,6 +1,6 @@
-"""Distil a large CLIP into a small image classifier for your own domain.
+"""Distil a large CLIP into a small image classifier for your domain.
 
-The public names load on first use, so that ``import kdpl`` costs nothing.
+Public names load on first use, so ``import kdpl`` costs nothing.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""``python -m kdpl``: dispatch commands, each of which is imported only when it is called."""
+"""``python -m kdpl``: dispatch commands; each is imported only when called."""
 
 import os
 import select
@@ -11,7 +11,7 @@ from kdpl.cli import STAGES, command_names, find_command, usage
 from kdpl.runtime import faults, slurm
 from kdpl.runtime.moved import find_moved
 
-# as a shell reports Ctrl-C, SIGPIPE and SIGTERM
+# exit codes of a shell for Ctrl-C, SIGPIPE and SIGTERM
 _INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 130, 141, 143
 
 
@@ -19,13 +19,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns the exit code: 0; 1 for an error that the user can fix; 2 for an unknown command; 3 for
-    new images that differ from the pool; 75 for a Slurm job that is in the queue again; 130 for
-    Ctrl-C; 141 where nothing reads what is printed; 143 for SIGTERM.
+    new images that differ from the pool; 75 for a requeued Slurm job; 130 for Ctrl-C; 141 if
+    nothing reads the output; 143 for SIGTERM.
     """
+    # signals, only if this process is the command
     if argv is None:
         faults.handle_sigterm()
         if slurm.in_job():
             slurm.listen()
+    # options of the program itself
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
@@ -41,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    # run the command, and turn errors into messages and exit codes
     find_moved()
     try:
         return _run(args)
@@ -49,14 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return slurm.REQUEUED
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, BrokenPipeError) and not _is_read(sys.stdout.fileno()):
-            # as behind head; Python would say so once more at exit
+            # such as in a pipe to head; Python would report it again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _PIPE_CLOSED
         message = None if debug else faults.sentence(error)
         if message is None:
             raise
         if isinstance(error, KeyboardInterrupt):
-            # of the processes of one training, the first one says it
+            # only the first process of a training prints it
             if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
                 print(message, file=sys.stderr)
             return _TERMINATED if isinstance(error, faults.Terminated) else _INTERRUPTED
@@ -64,13 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     finally:
         if argv is None:
-            # this process is about to end: whoever ends a job or a group of processes may ask for
-            # it once more
+            # this process is about to end, but a job manager may send the signal again
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _is_read(file: int) -> bool:
-    """Return whether something reads an open file; other pipes may have broken."""
+    """Return whether an open file has a reader; another pipe may be the broken one."""
     watch = select.poll()
     watch.register(file, select.POLLOUT)
     return not any(event & select.POLLERR for _, event in watch.poll(0))

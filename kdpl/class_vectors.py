@@ -1,4 +1,4 @@
-"""Class vectors, the artifact between the stages; their encoder, and the frozen teacher."""
+"""Class vectors, the artifact between the stages; their encoder; and the frozen teacher."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, w
 from kdpl.runtime.class_names import ClassName, ClassText, composed
 from kdpl.runtime.origin import digest
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
-from kdpl.tasks import MULTI_CLASS, ClassScores
+from kdpl.tasks import MULTI_CLASS, ClassScaling
 
 KIND = "class vectors"
 VERSION = 1
@@ -32,7 +32,7 @@ _IF_GIVEN = Field(exclude_if=lambda value: value is None)
 
 _ClassText = Annotated[
     Annotated[Text, Tag("text")] | Annotated[tuple[Text, ...], Field(min_length=1), Tag("texts")],
-    Discriminator(lambda read: "texts" if isinstance(read, list | tuple) else "text"),
+    Discriminator(lambda value: "texts" if isinstance(value, list | tuple) else "text"),
 ]
 
 
@@ -40,16 +40,16 @@ _ClassText = Annotated[
 class VectorSettings(TeacherSettings):
     """The metadata of class vectors.
 
-    ``teacher`` is a fingerprint of prompts and CLIP, as of ``TunedPrompts``, not of the vectors.
+    ``teacher`` is the fingerprint of prompts and CLIP, as in ``TunedPrompts``, not of the vectors.
     """
 
     class_names: Annotated[tuple[ClassName, ...], Field(min_length=1)]  # by label
-    # classes that come first; None without such a split
+    # number of base classes, which come first; None without a base/novel split
     num_base: Annotated[int, Field(ge=0, lt=2**31)] | None
     teacher: Text
-    # what the text tower read, for some classes several texts; None where that was the names
+    # input of the text tower, one or several texts per class; None: the class names
     class_texts: tuple[_ClassText, ...] | None = None
-    # what the labels were for; scale and bias of each class's logit where classes are decided alone
+    # task of the labels; scale and bias of each class's logit if classes are decided independently
     task: Annotated[Text, Field(exclude_if=lambda name: name == MULTI_CLASS.name)] = (
         MULTI_CLASS.name
     )
@@ -67,21 +67,18 @@ class ClassVectors(VectorSettings):
 
     @property
     def texts(self) -> tuple[ClassText, ...]:
-        """Text that the text tower read for each class: its text or texts, or its name."""
+        """Input of the text tower for each class: its text or texts, or its name."""
         return self.class_texts or self.class_names
 
     def head(self) -> CosineHead:
-        """Return the head that maps features to logits.
-
-        It has a scale and bias for each class if there are any.
-        """
+        """Return the head that maps features to logits, with scales and biases if there are any."""
         if self.scales is None or self.biases is None:
             return CosineHead(self.vectors)
         return CosineHead(self.vectors, torch.tensor(self.scales), torch.tensor(self.biases))
 
-    def scored(self, task: str, scores: ClassScores) -> "ClassVectors":
-        """Return the same class vectors for a task, by name, and its scores of classes."""
-        scales, biases = (tuple(each.detach().cpu().tolist()) for each in scores.values())
+    def scored(self, task: str, scaling: ClassScaling) -> "ClassVectors":
+        """Return the same class vectors for a task, by name, with its scales and biases."""
+        scales, biases = (tuple(values.detach().cpu().tolist()) for values in scaling.values())
         return replace(self, task=task, scales=scales, biases=biases)
 
     @classmethod
@@ -93,7 +90,7 @@ class ClassVectors(VectorSettings):
         num_base: int | None,
         class_texts: Sequence[ClassText] | None = None,
     ) -> "ClassVectors":
-        """Take the vectors [C, D] that a teacher's prompts made of names, or of texts for them."""
+        """Combine vectors [C, D] of names, or of texts for them, with their teacher's metadata."""
         names, texts = tuple(class_names), None if class_texts is None else tuple(class_texts)
         return cls(
             **{name: getattr(prompts, name) for name in TeacherSettings.__dataclass_fields__},
@@ -105,11 +102,11 @@ class ClassVectors(VectorSettings):
         )
 
     def fields(self) -> dict[str, Any]:
-        """The metadata as JSON values."""
+        """Return the metadata as JSON values."""
         return cast(dict[str, Any], TypeAdapter(VectorSettings).dump_python(self, mode="json"))
 
     def digest(self) -> str:
-        """Digest vectors and metadata."""
+        """Return the digest of vectors and metadata."""
         fields = json.dumps(self.fields(), sort_keys=True)
         return digest([fields, self.vectors.cpu().numpy().tobytes()])
 
@@ -121,32 +118,36 @@ class ClassVectors(VectorSettings):
 
         Raises an ArtifactError if they do not fit.
         """
-        read = cls(vectors=vectors, **vars(parse_metadata(VectorSettings, fields, source, remedy)))
-        count = len(read.class_names)
+        settings = parse_metadata(VectorSettings, fields, source, remedy)
+        restored = cls(vectors=vectors, **vars(settings))
+        count = len(restored.class_names)
+        # one float32 row for each class
         if (
             vectors.dtype != torch.float32
             or vectors.ndim != 2
-            or {count, len(read.texts)} != {len(vectors)}
+            or {count, len(restored.texts)} != {len(vectors)}
         ):
             raise ArtifactError(
                 f"{source} holds class vectors of type {vectors.dtype} and shape "
                 f"{tuple(vectors.shape)} for "
                 f"{count} class names, expected float32 [{count}, D]: {remedy}"
             )
-        for each in (read.scales, read.biases):
-            if each is not None and len(each) != count:
+        # metadata for the same number of classes
+        for values in (restored.scales, restored.biases):
+            if values is not None and len(values) != count:
                 raise ArtifactError(
-                    f"{source} has {len(each)} scales or biases for {count} classes: {remedy}"
+                    f"{source} has {len(values)} scales or biases for {count} classes: {remedy}"
                 )
-        if read.num_base is not None and read.num_base > count:
+        if restored.num_base is not None and restored.num_base > count:
             raise ArtifactError(
-                f"{source} has {read.num_base} base classes of {count} classes: {remedy}"
+                f"{source} has {restored.num_base} base classes of {count} classes: {remedy}"
             )
+        # unit vectors
         if not torch.allclose(
             vectors.norm(dim=1), torch.ones(count, device=vectors.device), atol=1e-3
         ):
             raise ArtifactError(f"{source} holds class vectors that are not normalised: {remedy}")
-        return read
+        return restored
 
     def save(self, path: Path) -> None:
         """Write the file, atomically."""
@@ -154,7 +155,7 @@ class ClassVectors(VectorSettings):
 
     @classmethod
     def of_teacher(cls, folder: str, file: str | None = None) -> "ClassVectors":
-        """Read the class vectors of a teacher's run, or another file; errors as of ``load``."""
+        """Read the class vectors of a teacher's run, or another file; errors as in ``load``."""
         return cls.load(file or Path(folder) / CLASS_VECTORS_FILE)
 
     @classmethod
@@ -180,42 +181,41 @@ class ClassVectors(VectorSettings):
             preprocessing=clip.preprocessing,
         )
 
-    def require_teacher(self, made: "ClassVectors | TunedPrompts") -> None:
-        """Raise an ArtifactError unless ``made`` is by the teacher of these class vectors."""
-        if made.teacher != self.teacher:
+    def require_teacher(self, other: "ClassVectors | TunedPrompts") -> None:
+        """Raise an ArtifactError unless ``other`` has the same teacher."""
+        if other.teacher != self.teacher:
             raise ArtifactError(
-                "the class vectors to add were made by another tuned teacher than those of the "
-                "classifier: make them with the teacher that it was distilled from"
+                "the class vectors to add were made by another tuned teacher than the class "
+                "vectors of the classifier: make them with the teacher that it was distilled from"
             )
-        if made.clip.fingerprint != self.clip.fingerprint:
+        if other.clip.fingerprint != self.clip.fingerprint:
             raise ArtifactError(
                 f"the classifier knows its classes by text features of {self.clip.model} and not "
-                f"of its teacher {made.clip.model}: classes can be added only to one distilled "
+                f"of its teacher {other.clip.model}: classes can be added only to one distilled "
                 "with text_features: teacher"
             )
 
     def require_task(self, task: str, source: str, other: str = "the data") -> None:
-        """Raise an ArtifactError if they are for another task; names ``source`` and ``other``."""
+        """Raise an ArtifactError, naming ``source`` and ``other``, if the task differs."""
         if task != self.task:
             raise ArtifactError(
-                f"the class vectors of {source} are for {self.task} labels, those of {other} are "
-                f"{task} ones: run stage 1 on the same data, with the same label_separator"
+                f"the class vectors of {source} are for {self.task} labels, but the labels of "
+                f"{other} are {task}: run stage 1 on the same data, with the same label_separator"
             )
 
     def require_names(
         self, class_names: Sequence[str], source: str, other: str = "the data"
     ) -> None:
-        """Raise an ArtifactError if they are not for these classes in this order.
-
-        The error names ``source`` and ``other``.
-        """
-        own, names = self.class_names, tuple(map(composed, class_names))
-        if names == own:
+        """Raise an ArtifactError, naming ``source`` and ``other``, if classes or order differ."""
+        expected, names = self.class_names, tuple(map(composed, class_names))
+        if names == expected:
             return
-        difference = f"it has {len(own)} classes, {other} has {len(names)}"
-        if len(names) == len(own):
-            label = next(i for i, name in enumerate(own) if name != names[i])
-            difference = f"class {label} is {own[label]!r} there and {names[label]!r} in {other}"
+        # the message names the first class that differs, or the numbers of classes
+        difference = f"it has {len(expected)} classes, {other} has {len(names)}"
+        if len(names) == len(expected):
+            label = next(i for i, name in enumerate(expected) if name != names[i])
+            first, second = expected[label], names[label]
+            difference = f"class {label} is {first!r} there and {second!r} in {other}"
         raise ArtifactError(
             f"the class vectors of {source} are for other class names ({difference}): "
             "freeze class vectors for this data by running stage 1 on it"
@@ -223,7 +223,7 @@ class ClassVectors(VectorSettings):
 
 
 class NameEncoder:
-    """A tuned teacher's text half, from class names to class vectors.
+    """The text half of a tuned teacher: encodes class names into class vectors.
 
     Raises:
         KdplError: Its CLIP cannot be loaded.
@@ -249,13 +249,13 @@ class NameEncoder:
 
         Raises a ConfigError if one is too long for the tower.
         """
-        read: Sequence[ClassText] = names if texts is None else texts
-        vectors = self._method.encode_names(read, self._clip.text_tower, self._clip.tokenize)
+        inputs: Sequence[ClassText] = names if texts is None else texts
+        vectors = self._method.encode_names(inputs, self._clip.text_tower, self._clip.tokenize)
         return ClassVectors.of(self.prompts, vectors, names, num_base, texts)
 
 
 class FrozenTeacher(nn.Module):
-    """The tuned teacher of a run's folder: from images to features, and from features to logits."""
+    """The tuned teacher of a run's folder: encodes images to features, and features to logits."""
 
     def __init__(self, folder: Path, vectors: ClassVectors) -> None:
         super().__init__()
@@ -268,11 +268,12 @@ class FrozenTeacher(nn.Module):
     def load(self) -> None:
         """Load image tower and prompts once; an ArtifactError or WeightsError if they do not fit.
 
-        A student with all features in a cache needs neither, and relies on the cache's manifest;
-        only here are the prompts compared with the class vectors.
+        A student with all features in a cache skips this, and relies on the cache's manifest; only
+        this method compares the prompts with the class vectors.
         """
         if self.tower is not None:
             return
+        # the prompts, checked against the class vectors, and then their CLIP
         prompts = TunedPrompts.load(self.folder / PROMPTS_FILE)
         if prompts.teacher != self.vectors.teacher:
             raise ArtifactError(
@@ -296,10 +297,10 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()
     def both_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode images as ``features``, and into pooled ones of its tower without prompts.
+        """Encode images as ``features`` does, and into pooled features without prompts.
 
-        The pooled ones, before the projection, are normalised as well, float32 [B, W]. Without
-        visual prompts it is one pass of the tower, and with them two.
+        The pooled features, before the projection, are normalised as well, float32 [B, W]. This
+        takes one pass of the tower without visual prompts, and two with them.
         """
         tower, method = self._loaded_for(images)
         pooled = tower.pooled(images)
@@ -308,6 +309,7 @@ class FrozenTeacher(nn.Module):
         return method.encode_images(tower, images), normalized(pooled)
 
     def _loaded_for(self, images: Tensor) -> tuple[ImageTower, PromptMethod]:
+        # refuse another size here, with a remedy
         size = self.vectors.preprocessing.image_size
         if images.shape[-1] != size:
             problem = f"the teacher takes images of {size} pixels, not {images.shape[-1]}"
@@ -320,5 +322,5 @@ class FrozenTeacher(nn.Module):
         return self.tower, self.method
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return logits [B, C] of features [B, D], with the teacher's own scale."""
+        """Return logits [B, C] of features [B, D] with the teacher's scale."""
         return cast(Tensor, self.head(features, self.vectors.logit_scale))

@@ -7,7 +7,7 @@ traceback; ``--debug`` shows the traceback.
 import re
 import unicodedata
 
-# bidirectional control characters, which change the displayed order of a line
+# bidirectional control characters: they change the displayed order of a line
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -15,13 +15,14 @@ class KdplError(Exception):
     """Base class of all errors that a user of kdpl can fix.
 
     A DataLoader re-raises a worker's error in the main process with the worker's traceback as its
-    message. Here the message remains the original sentence, and the traceback becomes a note, which
-    Python prints only below a traceback.
+    message. Here the message stays the original sentence, and the traceback becomes a note: Python
+    prints notes only below a traceback.
 
-    A message may quote text from untrusted files: characters that affect a terminal are escaped.
+    Messages may quote untrusted files, so characters that affect a terminal are escaped.
     """
 
     def __init__(self, message: str = "") -> None:
+        # split the traceback of a DataLoader worker from the sentence
         worker_traceback = (
             message if message.startswith("Caught ") and "\nOriginal Traceback" in message else None
         )
@@ -35,7 +36,7 @@ class KdplError(Exception):
 
 
 def reason(error: BaseException) -> str:
-    """Return the first sentence of another library's error, to be quoted in a message."""
+    """Return the first sentence of another library's error, for a message."""
     lines = str(error).strip().splitlines()
     return re.split(r"(?<=[.!?])\s", lines[0])[0].rstrip(".") if lines else type(error).__name__
 

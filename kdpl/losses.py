@@ -1,4 +1,4 @@
-"""Losses of both stages, as pure functions, and the settings of stage 2's."""
+"""Losses of both stages as pure functions, and the settings of the stage 2 loss."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,12 +11,12 @@ from kdpl.errors import ConfigError
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """Settings of the loss of stage 2: weight · distance between student and target.
+    """Settings of the stage 2 loss: weight · distance between student and target.
 
     Attributes:
         kind: ``kl`` of the predictions; or the ``l1`` or ``mse`` distance of the image features,
             without τ.
-        weight: λ; published are 1000, and 200 for FGVCAircraft, Flowers102 and DTD.
+        weight: λ; published: 1000, and 200 for FGVCAircraft, Flowers102 and DTD.
         temperature: τ.
     """
 
@@ -37,8 +37,8 @@ def distillation_kl(
 ) -> Tensor:
     """Compute the teacher-student KL divergence, a scalar (PromptKD, arXiv 2403.02781, eq. 5).
 
-    At temperature 1 it is also that of PromptSRC between zero-shot and tuned predictions (arXiv
-    2307.06948, eq. 4).
+    At temperature 1 it is also PromptSRC's divergence between zero-shot and tuned predictions
+    (arXiv 2307.06948, eq. 4).
 
     τ² · Σ p_t (log p_t − log p_s) / (B·C) with p = softmax(logits / τ). As in the published code,
     the sum is divided by the number of classes as well as the batch size. The caller multiplies by
@@ -52,6 +52,7 @@ def distillation_kl(
     Returns:
         A scalar.
     """
+    # both as logarithms, for numerical stability
     target = F.log_softmax(teacher_logits / temperature, dim=-1)
     predicted = F.log_softmax(student_logits / temperature, dim=-1)
     kl = F.kl_div(predicted, target, reduction="sum", log_target=True)
@@ -72,4 +73,4 @@ def feature_mse(features: Tensor, target_features: Tensor) -> Tensor:
 
 
 FEATURE_LOSSES = {"l1": feature_l1, "mse": feature_mse}
-"""The kinds of ``DistillationLoss`` that compare features."""
+"""The feature losses by kind, see ``DistillationLoss``."""

@@ -12,10 +12,10 @@ ACCURACY_TITLES = {
     "novel_acc": "novel classes",
     "hm": "harmonic mean",
 }
-"""Accuracies that ``DomainAccuracy`` computes, and their titles."""
+"""Titles of the accuracies that ``DomainAccuracy`` computes."""
 
 ACCURACY_COLUMNS = {"acc": "all", "base_acc": "base", "novel_acc": "novel", "hm": "HM"}
-"""The same with short titles, for columns."""
+"""Short titles of the same accuracies, for columns."""
 
 MULTILABEL_COLUMNS = {
     "map": "mAP",
@@ -24,24 +24,24 @@ MULTILABEL_COLUMNS = {
     "macro_f1": "macro F1",
     "micro_f1": "micro F1",
 }
-"""Metrics of several labels an image that a summary shows, and their short titles."""
+"""Short titles of the metrics for several labels per image."""
 
 SUMMARY_COLUMNS = {**MULTILABEL_COLUMNS, **ACCURACY_COLUMNS}
-"""Metrics that summaries show, of either task, in the order of their columns."""
+"""Short titles of all metrics in summaries, in the order of the columns."""
 
 TRAIN_LOSS = "train/loss"
 IMAGES_PER_SECOND = "train/images_per_s"
 DATA_WAIT = "train/data_wait"
 POOL_KEPT = "pool/kept"
 
-# of student and target on unseen images, see kdpl.targets.fidelity, and the number of these
+# agreement of student and target on unseen images, and their number (kdpl.targets.fidelity)
 FIDELITY, TARGET_KL, UNSEEN = "val/fidelity", "val/kl", "pool/unseen"
 
 _ALL, _BASE, _NOVEL = range(3)
 
 
 def train_key(name: str) -> str:
-    """Return the logged name of a value of training steps; that of their loss is ``TRAIN_LOSS``."""
+    """Return the logged name of a value of training steps; ``TRAIN_LOSS`` for their loss."""
     return f"train/{name}"
 
 
@@ -61,7 +61,7 @@ class DomainAccuracy(Metric):
     ``acc`` is over all classes. With ``num_base``, ``base_acc`` classifies base images among base
     classes, ``novel_acc`` novel images among novel classes, and ``hm`` is their harmonic mean
     2·b·n/(b + n). All are fractions, and NaN without images. Base classes come first. ``kwargs``
-    are those of ``torchmetrics.Metric``.
+    are passed to ``torchmetrics.Metric``.
     """
 
     full_state_update = False
@@ -76,7 +76,7 @@ class DomainAccuracy(Metric):
         self.add_state("total", torch.zeros(3, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch of logits [B, C] and labels [B], which are indices into all C classes."""
+        """Count a batch of logits [B, C] and labels [B], indices into all C classes."""
         self._count(_ALL, logits, labels)
         if self.num_base is not None:
             base = labels < self.num_base

@@ -1,4 +1,4 @@
-"""The part that both stages share: classifying labelled images of a domain, and logging."""
+"""Base module of both stages: classifies labelled images of a domain, and logs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -24,10 +24,10 @@ from kdpl.runtime import plugins
 from kdpl.runtime.allocation import keep_freed_memory
 from kdpl.runtime.origin import require_same
 from kdpl.runtime.resizing import Resizing
-from kdpl.tasks import MULTI_CLASS, ClassScores, Task
+from kdpl.tasks import MULTI_CLASS, ClassScaling, Task
 
 ORIGIN_KEY = "kdpl_origin"
-"""What a run was made from (``kdpl.runtime.origin``), in its checkpoints."""
+"""Checkpoint key of the inputs of a run (``kdpl.runtime.origin``)."""
 
 
 def plugin_callbacks(module: LightningModule) -> list[Callback]:
@@ -40,18 +40,18 @@ def plugin_callbacks(module: LightningModule) -> list[Callback]:
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode within the context, without gradients."""
-    modes = {each: each.training for each in module.modules()}
+    modes = {submodule: submodule.training for submodule in module.modules()}
     module.eval()
     with torch.no_grad():
         yield
-    for each, was_training in modes.items():
-        each.training = was_training
+    for submodule, was_training in modes.items():
+        submodule.training = was_training
 
 
 class EvalOutput(TypedDict):
-    """Output of a step: logits [B, C], labels and the images' positions in their split, [B].
+    """Output of a step: logits [B, C], labels, and the images' positions in their split, [B].
 
-    Labels are as of ``EvaluationBatch``.
+    Labels are as in ``EvaluationBatch``.
     """
 
     logits: Tensor
@@ -63,16 +63,16 @@ class ClassifyingModule(LightningModule, ABC):
     """A LightningModule that classifies images and logs ``val/…`` and ``test/…`` accuracies.
 
     Args:
-        clip: The CLIP whose image tower it works with.
-        compile: Compile that tower with ``torch.compile``; pays off on GPUs after about a minute of
+        clip: The CLIP whose image tower is used.
+        compile: Compile the tower with ``torch.compile``; pays off on GPUs after about a minute of
             compiling.
     """
 
     task: Task = MULTI_CLASS
-    scores: ClassScores | None  # of tasks that learn some
+    scores: ClassScaling | None  # None for tasks without any
     optim: OptimConfig
     logit_scale: float
-    loss_terms: dict[str, Tensor]  # of the last step, by name, without gradients
+    loss_terms: dict[str, Tensor]  # terms of the last step by name, without gradients
     val_metrics: Metric
     test_metrics: Metric
 
@@ -94,60 +94,65 @@ class ClassifyingModule(LightningModule, ABC):
 
     @property
     def clip_fingerprint(self) -> str:
-        """Digest of those weights of the CLIP that are used."""
+        """Digest of the weights of the CLIP that are used."""
         return self.clip.fingerprint
 
     def origin(self, fits: bool) -> dict[str, Any]:
-        """Return what its weights rest on and a checkpoint does not hold; also what a fit does."""
+        """Return the inputs of its weights that a checkpoint lacks; with ``fits``, of a fit too."""
         return {"clip": self.clip_fingerprint}
 
     @property
     def domain(self) -> DomainDataModule:
-        """The data that it is run on; a ConfigError if they are of another kind."""
+        """The datamodule of the trainer; a ConfigError for another kind of data."""
         return domain_of(self.trainer)
 
     @property
     @abstractmethod
     def needs(self) -> Needs:
-        """The images that it trains on and is evaluated on."""
+        """The images for training and evaluation."""
 
     @abstractmethod
     def class_logits(self, images: Tensor) -> Tensor:
         """Classify images uint8 [B, 3, S, S] into logits [B, C] over all classes of the domain."""
 
     def setup(self, stage: str) -> None:
-        """Take over the data's task, and make its metrics for the base/novel split.
+        """Take the task from the data, and make its metrics for the base/novel split.
 
-        The frozen weights are stored in the trainer's precision.
+        Stores the frozen weights in the trainer's precision.
         """
         if self.trainer.strategy.root_device.type == "cpu":
-            # before callbacks look at images, as those that prepare a target do
+            # before callbacks load images, such as to prepare a target
             keep_freed_memory()
         domain = self.domain
+
+        # the task, with scales and biases for the classes that it trains on
         self.task = build_task(domain.task)
         self.task.require_classes(domain.class_names)
         if self.scores is None:
-            own = domain.tuning_class_names if self.needs.split == "labeled" else domain.class_names
-            self.scores = self.task.scores(len(domain.class_names), len(own))
+            tunes = self.needs.split == "labeled"
+            trained = domain.tuning_class_names if tunes else domain.class_names
+            self.scores = self.task.class_scaling(len(domain.class_names), len(trained))
+
+        # metrics, also of base and novel classes
         num_base = domain.num_base
         self.val_metrics = self.task.accuracy(num_base)
         self.test_metrics = self.task.accuracy(num_base)
         self.apply_precision()
 
     def scored(self, logits: Tensor) -> Tensor:
-        """Return logits [B, K] of the first K classes with scale and bias, if they have some."""
+        """Apply the scales and biases of classes, if any, to logits [B, K] of the first K."""
         return logits if self.scores is None else self.scores(logits)
 
     def on_fit_start(self) -> None:
-        """Begin the scores of classes."""
+        """Initialise the scales and biases of classes."""
         if self.scores is not None:
             self.scores.begin(self)
 
-    # of a CLIP that is tested as it is
+    # for a CLIP that is tested without a fit
     on_test_start = on_fit_start
 
     def apply_precision(self) -> None:
-        """Store the frozen weights that autocast casts in its dtype; float32 without autocast."""
+        """Store the frozen weights in the dtype of autocast; in float32 without autocast."""
         device = self.trainer.strategy.root_device.type
         with self.trainer.precision_plugin.forward_context():
             dtype = (
@@ -158,7 +163,7 @@ class ClassifyingModule(LightningModule, ABC):
         store_frozen(self, dtype)
 
     def configure_optimizers(self) -> Any:
-        """Build SGD or AdamW over all that is trained, with its schedule.
+        """Build the optimiser over all trained parameters, and its schedule.
 
         None for the zero-shot CLIP.
         """
@@ -168,26 +173,29 @@ class ClassifyingModule(LightningModule, ABC):
             self.parameters(),
             self.optim,
             self.trainer.max_epochs,
-            # asked for later: it makes the training loader, before the images are chosen
+            # not read here: it makes the training loader, before the images are chosen
             lambda: self.trainer.estimated_stepping_batches,
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what the checkpoint rests on and does not hold."""
+        """Add the origin of the weights to the checkpoint."""
         checkpoint[ORIGIN_KEY] = {**checkpoint.get(ORIGIN_KEY, {}), **self.origin(fits=False)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not fit.
 
         Raises:
-            ArtifactError: It rests on something else.
+            ArtifactError: Its weights have another origin.
             ConfigError: It has other parameters.
         """
+        # compare the origins
         noted, now = checkpoint.get(ORIGIN_KEY), self.origin(fits=False)
         before = noted and {name: noted.get(name) for name in now}
         remedy = "use the settings of its run, or start in a new folder; the CLIP is now "
         remedy += f"{self.clip.pretrained!r} of {self.clip.model}"
         require_same("the checkpoint", before, now, remedy, kind=ArtifactError)
+
+        # compare names, shapes and types of the parameters
         problem = mismatch(self.state_dict(), checkpoint["state_dict"])
         if problem is not None:
             raise ConfigError(
@@ -210,13 +218,12 @@ class ClassifyingModule(LightningModule, ABC):
     def sum_and_log(
         self, terms: Mapping[str, Tensor], batch_size: int, **further: Tensor
     ) -> Tensor:
-        """Return a step's loss, the sum of its terms.
+        """Return a step's loss, the sum of its terms, and log it.
 
-        The terms are kept as ``loss_terms``, which callbacks may read, such as to check that they
-        are finite.
+        Keeps the terms as ``loss_terms`` for callbacks, such as to check that they are finite.
 
-        Loss, terms, if there are several, and further values are logged, as means over an epoch's
-        images on all processes. ``loss`` appears in the progress bar.
+        Logs the loss, its terms if there are several, and the further values, as means over an
+        epoch's images on all processes. ``loss`` appears in the progress bar.
         """
         loss = torch.stack(list(terms.values())).sum()
         self.loss_terms = {name: term.detach() for name, term in terms.items()}

@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule of both stages: by epochs, as published, or by steps."""
+"""Optimiser and learning-rate schedule of both stages: per epoch, as published, or per step."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -23,10 +23,10 @@ class OptimConfig:
         momentum: Momentum of SGD.
         weight_decay: L2 penalty of SGD, or decoupled weight decay of AdamW.
         warmup_lr: Constant learning rate of the first epoch.
-        warmup_steps: For networks that are trained as a whole: steps in which the learning rate
+        warmup_steps: For networks that are trained as a whole: steps over which the learning rate
             rises linearly, before it falls to 0 along a cosine over the other steps. None: the
             published schedule, one step per epoch.
-        decay_vectors: Whether weight decay reaches biases and the scales of norms too.
+        decay_vectors: Apply weight decay to biases and the scales of norms too.
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -47,11 +47,10 @@ def learning_rate(epoch: int, epochs: int, lr: float, warmup_lr: float) -> float
 
 
 def step_factor(step: int, steps: float, warmup: int) -> float:
-    """Compute the learning rate of a step, as a share of the peak.
+    """Compute the learning rate of a step as a share of the peak.
 
-    It is (s + 1)/W in the warm-up of W steps, and then a cosine.
-
-    From step W on it is ½ · (1 + cos(π(s − W)/(S − W))) of S ``steps``.
+    It is (s + 1)/W in the warm-up of W steps, then a cosine ½ · (1 + cos(π(s − W)/(S − W))) over
+    S ``steps``.
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -64,13 +63,13 @@ def build_optimizer(
     epochs: int | None,
     steps: Callable[[], float] | None = None,
 ) -> OptimizerLRSchedulerConfig:
-    """Build the optimiser over those parameters that require gradients, and its schedule.
+    """Build the optimiser over the parameters that require gradients, and its schedule.
 
     Args:
         parameters: All parameters of the module.
         config: The settings.
         epochs: Epochs of the training.
-        steps: Returns the steps of the training, which ``warmup_steps`` needs; called after the
+        steps: Returns the number of steps of the training, for ``warmup_steps``; called after the
             warm-up.
 
     Raises:
@@ -85,11 +84,13 @@ def build_optimizer(
             f"optim.lr is {config.lr}, optim.warmup_lr {config.warmup_lr} and optim.warmup_steps "
             f"{config.warmup_steps}: lr must be above 0, the others 0 or more"
         )
+    # parameter groups
     trained: list[Any] = [p for p in parameters if p.requires_grad]
     if not config.decay_vectors:
         matrices = [p for p in trained if p.ndim >= 2]
         vectors = [p for p in trained if p.ndim < 2]
         trained = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    # the optimiser
     optimizer: Optimizer
     if config.optimizer == "sgd":
         optimizer = SGD(
@@ -97,12 +98,13 @@ def build_optimizer(
         )
     else:
         optimizer = AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
+    # the schedule, stepped per epoch or per step
     warmup = config.warmup_steps
 
-    def factor(at: int) -> float:
+    def factor(index: int) -> float:
         if warmup is not None and steps is not None:
-            return step_factor(at, steps() if at > warmup else math.inf, warmup)
-        return learning_rate(at, epochs, config.lr, config.warmup_lr) / config.lr
+            return step_factor(index, steps() if index > warmup else math.inf, warmup)
+        return learning_rate(index, epochs, config.lr, config.warmup_lr) / config.lr
 
     interval = "epoch" if warmup is None or steps is None else "step"
     schedule = LambdaLR(optimizer, factor)

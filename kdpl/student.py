@@ -41,18 +41,18 @@ from kdpl.targets.plan import prepare
 from kdpl.targets.preparation import Preparation
 from kdpl.tasks import Task, agreement_of
 
-# unlabelled images whose mean patch tokens the prompts start from (vision_prompts.init)
+# number of unlabelled images for vision_prompts.init: mean_token
 _PREVIEW_IMAGES = 256
 
-# the words before a class name for the student's own text tower
-_OWN_CONTEXT = "a photo of a"
+# the words before a class name for the student's text tower
+_STUDENT_CONTEXT = "a photo of a"
 
 
 class Prepare(Callback):
     """Prepares a student's fit before its first step, on all processes together."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepare it, before the training loader is made."""
+        """Prepare the fit before the training loader is made."""
         cast(StudentDistillation, pl_module).prepare()
 
 
@@ -60,51 +60,48 @@ class FillTeacherCache(Callback):
     """Fills ``data.init_args.teacher_cache`` in a fit without steps, on all processes together.
 
     Args:
-        views: Views of each image; None: those that the cache has.
+        views: Views of each image; None: as many as the cache has.
     """
 
     def __init__(self, views: int | None = None) -> None:
         self.views = views
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fill it."""
+        """Fill the cache."""
         fill_caches(cast(StudentDistillation, pl_module).preparation(), self.views)
 
 
 class StudentDistillation(ClassifyingModule):
-    """Visual prompts and a projector on a frozen CLIP image tower.
+    """Visual prompts and a projector on a frozen CLIP image tower, trained to match a teacher.
 
-    They learn a teacher's predictions.
-
-    Loss: λ · τ² · KL(target ‖ student) / (B·C) over the classes of the frozen class vectors, which
+    Loss: λ · τ² · KL(target ‖ student) / (B·C) over the classes of the frozen class vectors that
     teacher and student share. Both see the same augmented image. Two settings differ from this:
-    ``loss.kind`` l1 or mse compares features, and ``text_features: student`` has class vectors of
-    its own.
+    ``loss.kind`` l1 or mse compares features, and with ``text_features: student`` the student does
+    not share the teacher's class vectors.
 
     Args:
         clip: The student's CLIP, or a network of timm; a text tower is used only with
             ``text_features: student``.
-        teacher: The run folder of stage 1; or those of several teachers for the same classes in the
-            same order, of which the student learns the mean prediction, and keeps the class vectors
-            of the first.
-        class_vectors: File of class vectors instead of those in ``teacher``; they must come from
-            the same teacher.
-        vision_prompts: Size and start of the student's visual prompts; depth 0 has none, and
-            trains only the projector unless ``fine_tune`` is set.
+        teacher: The run folder of stage 1; or a list of run folders of teachers for the same
+            classes in the same order. The student then learns their mean prediction, and keeps the
+            class vectors of the first.
+        class_vectors: File of class vectors to use instead of the file in ``teacher``; it must
+            come from the same teacher.
+        vision_prompts: Size and start of the student's visual prompts; depth 0 trains
+            only the projector unless ``fine_tune`` is set.
         fine_tune: Train the whole image tower as well; None: true for a network of timm, false for
             a CLIP.
         text_features: ``teacher``: both share the teacher's class vectors, and the projector maps
-            into their space; ``student``: the student uses text features of its own CLIP, and has
-            no projector.
-        projector_input: What the projector reads: ``projected``, the tower's features in its CLIP's
-            joint space, as published; ``pooled``, those before that projection, which are often
-            wider and know more of the image (docs/targets.md). A network that is no CLIP has no
-            such projection.
+            into their space; ``student``: the student uses text features of its CLIP, and has no
+            projector.
+        projector_input: Input of the projector: ``projected``, the tower's features in its CLIP's
+            joint space, as published; ``pooled``, its features before that projection, often wider
+            and richer (docs/targets.md). A network that is not a CLIP has no such projection.
         target: The distribution that the student learns: ``teacher``; ``refined``, the teacher's
             predictions corrected by labels and the shape of the pool (docs/targets.md);
-            ``local_views``, for several labels an image (docs/several_labels.md); or your own
-            ``kdpl.targets.Target``, with its ``class_path`` and ``init_args``.
-        loss: How far the student is from its target.
+            ``local_views``, for several labels per image (docs/several_labels.md); or a custom
+            ``kdpl.targets.Target`` with its ``class_path`` and ``init_args``.
+        loss: Distance between the student and its target.
         pool_filter: Leave out unlabelled images whose similarity to their nearest class is below
             this quantile of the labelled images', such as 0.05; None keeps all.
         optim: Optimiser and schedule.
@@ -131,10 +128,10 @@ class StudentDistillation(ClassifyingModule):
         optim: OptimConfig = OptimConfig(),
         compile: bool = False,
     ) -> None:
-        # the student's CLIP; of most students its image half alone
+        # the student's CLIP, usually its image half alone
         inform(f"loading {clip}")
-        own = load_clip(clip) if text_features == "student" else None
-        loaded = own if own is not None else load_image_clip(clip)
+        clip_with_text = load_clip(clip) if text_features == "student" else None
+        loaded = clip_with_text if clip_with_text is not None else load_image_clip(clip)
         if projector_input == "pooled":
             loaded.image_tower.drop_projection()
         super().__init__(loaded, compile)
@@ -145,7 +142,7 @@ class StudentDistillation(ClassifyingModule):
         self.target = build_target(target)
         self.loss = loss
         self.pool_filter = pool_filter
-        self._kept = 1.0  # share of the images, by the filter
+        self._kept = 1.0  # share of the images that the filter keeps
         self.optim = optim
         folders = [teacher] if isinstance(teacher, str) else teacher
         self._trains_tower = vision_prompts.depth > 0 or fine_tune
@@ -159,22 +156,22 @@ class StudentDistillation(ClassifyingModule):
             self._trains_tower,
         )
 
-        # the teachers, of which nothing but the first one's class vectors is read yet
+        # the teachers; only the class vectors of the first are read here
         self.teachers = Teachers(folders, class_vectors)
         self.teacher_folder = self.teachers.first.folder
         self.shared_vectors = self.teachers.first.vectors
         if loaded.logit_scale is None:
-            # a network that is no CLIP has no scale of its own: as sharp as the teacher's
+            # a network that is not a CLIP has no scale: use the teacher's
             self.logit_scale = self.shared_vectors.logit_scale
 
-        # what is trained, and the class vectors that it is compared with
-        out_dim = self.shared_vectors.vectors.shape[1] if own is None else None
+        # the encoder to train, and the class vectors
+        out_dim = self.shared_vectors.vectors.shape[1] if clip_with_text is None else None
         size = vision_prompts.length, vision_prompts.depth
         self.encoder = StudentEncoder(loaded.image_tower, *size, out_dim, fine_tune)
         self.vectors = self.shared_vectors
-        if own is not None:
-            self.vectors = self.shared_vectors.of_untuned(own, _OWN_CONTEXT)
-        # without the teacher's scales and biases: the student learns its own, as ``scores``
+        if clip_with_text is not None:
+            self.vectors = self.shared_vectors.of_untuned(clip_with_text, _STUDENT_CONTEXT)
+        # without the teacher's scales and biases: the student learns new ones, as ``scores``
         # not part of the state: the class vectors are in the run's folder, and
         # DistributedDataParallel need not broadcast them
         self.head = Frozen(CosineHead(self.vectors.vectors))
@@ -184,15 +181,14 @@ class StudentDistillation(ClassifyingModule):
         self.shared_vectors.require_names(self.domain.class_names, "the student's teacher")
         self.shared_vectors.require_task(self.domain.task, "the student's teacher")
         if stage == "fit":
-            # before a checkpoint is restored, which is compared with all of them
+            # before a checkpoint is restored, since it is compared with all teachers
             self.teachers.read()
             if self.domain.teacher_cache is None:
                 self.load_teachers()
         is_first = self.scores is None
         super().setup(stage)
         if is_first and self.scores is not None:
-            # they learn as if the loss had no weight: at the published one, SGD would let them
-            # diverge
+            # undo the loss weight for them: with the published one they diverge under SGD
             learned: Iterable[Any] = self.scores.parameters()
             for parameter in learned:
                 parameter.register_hook(lambda gradient: gradient / self.loss.weight)
@@ -201,14 +197,14 @@ class StudentDistillation(ClassifyingModule):
 
     @classmethod
     def require_possible(cls, settings: Mapping[str, Any], data: DomainDataModule) -> None:
-        """Refuse what a fit would refuse, with its errors, as far as there need be no teacher.
+        """Refuse settings that a fit would refuse, as far as no teacher is needed to tell.
 
         Args:
-            settings: Its arguments, as a config has them.
-            data: What it is to be fitted on.
+            settings: The arguments of this class, as a config has them.
+            data: The data of the fit.
         """
         if not settings.keys() >= inspect.signature(StudentDistillation).parameters.keys():
-            return  # of a subclass that has arguments of its own
+            return  # a subclass with other arguments
         target, teacher = settings["target"], settings["teacher"]
         prompts, fine_tune = settings["vision_prompts"], settings["fine_tune"]
         loss, pool_filter = DistillationLoss(**settings["loss"]), settings["pool_filter"]
@@ -222,7 +218,7 @@ class StudentDistillation(ClassifyingModule):
             settings["text_features"],
             settings["projector_input"],
             1 if isinstance(teacher, str) else len(teacher),
-            # without a setting it depends on the network
+            # None depends on the network
             prompts["depth"] > 0 or fine_tune is not False,
         )
         if pool_filter is not None:
@@ -231,32 +227,32 @@ class StudentDistillation(ClassifyingModule):
         StudentEncoder(tower, prompts["length"], prompts["depth"], None, bool(fine_tune))
 
     def load_teachers(self) -> None:
-        """Load image tower and prompts of each teacher, unless that was done."""
+        """Load the image tower and prompts of each teacher once."""
         self.teachers.load(self.compiles)
 
     def _loaded_teacher(self, number: int) -> FrozenTeacher:
         self.load_teachers()
         teacher = self.teachers.read()[number]
-        # outside the precision's context, in which weights would be rounded as they are read
+        # outside the precision's context, where weights would be rounded as they are read
         self.trainer.precision_plugin.convert_module(teacher)
         self.apply_precision()
         return teacher
 
     def preparation(self) -> Preparation:
-        """Return what the preparation of this fit works with."""
+        """Return the inputs of this fit's preparation."""
         return Preparation(
             self.trainer, self.domain, self.teachers, self._loaded_teacher, self.device
         )
 
     def prepare(self) -> None:
-        """Choose the images to distil on, and prepare the target of each."""
+        """Choose the images to distil on, and prepare their targets."""
         if self.trainer.max_epochs != 0:
             plan = prepare(self.preparation(), self.target, self.pool_filter)
             self.domain.distil_on(plan.selection, plan.features)
             self._kept = len(plan.selection.targeted) / len(self.domain.pool.selection.targeted)
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Return the callbacks that check and prepare, and at the end write the classifier."""
+        """Return the callbacks that check and prepare the fit, and write the classifier."""
         checks = [] if self.encoder.projector is None else [EnoughImages()]
         steps = [*checks, Prepare(), SameRun()]
         return [*steps, *plugin_callbacks(self), *artifact_callbacks(self), SaveClassifier()]
@@ -267,7 +263,7 @@ class StudentDistillation(ClassifyingModule):
             self.log(POOL_KEPT, self._kept)
 
     def on_fit_start(self) -> None:
-        """Begin scores and, if asked to, prompts at unlabelled images, unless it is resumed."""
+        """Initialise scores and, with ``mean_token``, prompts, unless the fit is resumed."""
         at_mean = self.vision_prompts.init == "mean_token" and self.encoder.prompts is not None
         if at_mean and self.trainer.ckpt_path is None:
             images = self.domain.preview(_PREVIEW_IMAGES, self.resizing)
@@ -276,7 +272,7 @@ class StudentDistillation(ClassifyingModule):
 
     def training_step(self, batch: UnlabeledBatch, batch_idx: int) -> Tensor:
         """Compute the loss on unlabelled images."""
-        # what the teacher makes of the views, now or from its cache, and the target of that
+        # the teacher's features and predictions, computed or cached, and the target
         teacher_features = predicted = batch.images.new_empty(0)
         if self.target.uses_teacher:
             teacher_features = self.teachers.features_of(batch, self.resizing)
@@ -287,7 +283,7 @@ class StudentDistillation(ClassifyingModule):
         features = self.encoder(batch.images)
         logits = self.logits(features)
 
-        # how far apart they are
+        # the distance between student and target
         if self.loss.kind == "kl":
             distance = self.task.divergence(logits, target_logits, self.loss.temperature)
         else:
@@ -307,17 +303,17 @@ class StudentDistillation(ClassifyingModule):
 
     @property
     def needs(self) -> Needs:
-        """Unlabelled images, and their views for teachers that run in training steps.
+        """Unlabelled images, with views for teachers that run in training steps.
 
-        Asked anew for each loader: a target may no longer need the teacher once it is prepared.
+        Read again for each loader: a target may no longer need the teacher once it is prepared.
         """
         if self.target.uses_teacher:
             return Needs("unlabeled", self.resizing, self.teachers.describe)
-        # a crop may not show what the target of an image names; to train a tower takes the variety
+        # a crop may not show what the target names, but training a tower needs the variety
         return Needs("unlabeled", self.resizing, whole=not self._trains_tower)
 
     def origin(self, fits: bool) -> dict[str, Any]:
-        """Return CLIP and first teacher, and of a fit all teachers and the class vectors."""
+        """Return CLIP and first teacher; for a fit also all teachers and the class vectors."""
         origin = {**super().origin(fits), "teacher": self.shared_vectors.teacher}
         if fits:
             further = [teacher.vectors.teacher for teacher in self.teachers.read()[1:]]
@@ -326,7 +322,7 @@ class StudentDistillation(ClassifyingModule):
         return origin
 
     def classifier(self, decoding: Decoding = Decoding()) -> Classifier:
-        """Return what ships: encoder and class vectors; ``decoding`` opens image files.
+        """Return the classifier: encoder and class vectors; ``decoding`` opens image files.
 
         Puts the frozen weights of the encoder back into float32, in place.
         """
@@ -334,8 +330,8 @@ class StudentDistillation(ClassifyingModule):
         vectors = self.vectors
         if self.scores is not None:
             vectors = vectors.scored(self.task.name, self.scores)
-        own = (self.encoder, vectors, self.logit_scale, self.clip, decoding)
-        return Classifier(*own, task=self.task)
+        parts = (self.encoder, vectors, self.logit_scale, self.clip, decoding)
+        return Classifier(*parts, task=self.task)
 
 
 def _require_consistent(
@@ -349,6 +345,8 @@ def _require_consistent(
 ) -> None:
     """Raise a ConfigError for settings that are out of range or contradict each other."""
     kind = loss.kind
+
+    # each setting by itself
     if teachers < 1:
         raise ConfigError("teacher names no run folder: give the folder of a finished stage 1")
     if pool_filter is not None and not 0 < pool_filter < 1:
@@ -356,6 +354,8 @@ def _require_consistent(
             f"pool_filter must be above 0 and below 1, not {pool_filter}: set 0.05, or "
             "null for none"
         )
+
+    # what feature losses and several teachers rule out
     if text_features == "student" and kind != "kl":
         raise ConfigError(
             f"loss.kind {kind} compares features in the teacher's embedding space, but "
@@ -373,6 +373,8 @@ def _require_consistent(
             f"is defined at temperature 1, not {loss.temperature}: set loss.kind: kl and "
             "loss.temperature: 1, or one teacher"
         )
+
+    # what a student without a projector rules out
     if text_features == "student" and projector_input == "pooled":
         raise ConfigError(
             "with text_features: student there is no projector that could read pooled features: "
@@ -389,5 +391,5 @@ def _require_loss(task: Task, kind: str) -> None:
     if task.per_class and kind != "kl":
         raise ConfigError(
             f"loss.kind {kind} compares features, and teaches no scale and bias of the classes, "
-            "which several labels an image need: set it to kl"
+            "which several labels per image need: set it to kl"
         )

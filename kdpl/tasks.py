@@ -1,4 +1,4 @@
-"""Meaning of predictions: their loss, divergence, accuracy, decision and columns."""
+"""Tasks: the loss, divergence, accuracy, decision and table columns of predictions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ class Prediction(NamedTuple):
 class Predicted(NamedTuple):
     """Predictions for an image, and its embedding: the encoder's normalised features, float32 [D].
 
-    ``scores`` are those of the classifier's companions, by name.
+    ``scores`` are the further scores of the classifier's companions, by name.
     """
 
     top: list[Prediction]
@@ -34,7 +34,7 @@ class Predicted(NamedTuple):
 
 
 Naming = Callable[[list[Predicted], Tensor], list[Predicted]]
-"""Names B images otherwise than by their classes, from predictions and probabilities [B, C]."""
+"""Replaces the predictions of B images, given these and the probabilities [B, C]."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class DecisionRule:
     """Thresholds that decide what is predicted for an image, given its probabilities.
 
     Attributes:
-        temperature: Divides the logits of the probabilities that are returned; those that decide
-            are at temperature 1.
-        threshold: An image with a smaller largest probability is rejected; with several labels an
-            image, classes from it on are named, instead of the task's own. None: not given.
-        set_threshold: The set of an image is its most probable class, and all of at least this
-            probability; None: no sets.
+        temperature: Divides the logits of the returned probabilities; decisions are taken at
+            temperature 1.
+        threshold: Images whose largest probability is below it are rejected. With several labels
+            per image it replaces the thresholds of the task. None: not set.
+        set_threshold: The set of an image holds its most probable class, and all classes of at
+            least this probability; None: no sets.
         scores: Names of the further scores that tables have as columns.
         naming: Replaces the predictions of images, such as by nodes of a tree of classes.
     """
@@ -59,69 +59,69 @@ class DecisionRule:
     naming: Naming | None = None
 
 
-class ClassScores(nn.Module, ABC):
-    """What a task learns beside prompts: a scale and a bias of each class, for its logits [B, C].
+class ClassScaling(nn.Module, ABC):
+    """Learned scale and bias of each class, applied to logits [B, C].
 
-    A module has them as ``scores``, and their state is part of its checkpoints.
+    It is the attribute ``scores`` of a module, and part of its checkpoints.
     """
 
     @abstractmethod
     def begin(self, module: nn.Module) -> None:
-        """Choose where they start, before the first step or test of the module that has them.
+        """Initialise scales and biases, before the first step or test of their module.
 
-        Nothing changes where a checkpoint was restored.
+        Does nothing if a checkpoint was restored.
         """
 
     @abstractmethod
     def forward(self, logits: Tensor) -> Tensor:
-        """Return the logits of the task, of cosine logits [B, K] of the first K classes."""
+        """Map cosine logits [B, K] of the first K classes to logits of the task."""
 
     @abstractmethod
     def centered(self, logits: Tensor) -> Tensor:
-        """Return the logits of the task before anything was learned: of zero-shot predictions."""
+        """Map zero-shot logits to logits of the task, as before any training."""
 
     @abstractmethod
     def values(self) -> tuple[Tensor, Tensor]:
-        """Return scale and bias of each class, [C] each."""
+        """Return scales and biases of the classes, [C] each."""
 
 
 class Task(ABC):
-    """Meaning of the logits [B, C] of the C classes of a domain.
+    """Interpretation of the logits [B, C] of the C classes of a domain.
 
-    Nothing else knows how logits become probabilities, labels and losses, but for methods that are
-    defined for one task alone. Both modules have one as ``task``, which the student passes to its
-    ``Teachers``, and ``Classifier`` has the same. The dataset decides which: ``kdpl.data.tasks``.
+    Nothing else knows how logits become probabilities, labels and losses, except methods that are
+    defined for one task alone. Both modules have a ``task``; the student passes its task to
+    ``Teachers`` and ``Classifier``. The dataset decides the task, see ``kdpl.data.tasks``.
 
     Attributes:
-        name: Its name, in datasets and artifacts.
-        per_class: Whether each class is decided by itself.
+        name: Name in datasets and artifacts.
+        per_class: True if each class is decided independently of the others.
     """
 
     name: ClassVar[str]
     per_class: ClassVar[bool] = False
 
     def settings(self) -> dict[str, Any]:
-        """Return what a classifier's folder keeps of it, as JSON: arguments of its class."""
+        """Return the arguments of its class as JSON, for a classifier's folder."""
         return {}
 
     def metadata(self, num_classes: int) -> dict[str, str]:
-        """Return what exported files say of it, as JSON by name."""
+        """Return its metadata for exported files, as JSON by name."""
         return {}
 
     def require_classes(self, class_names: Sequence[str]) -> None:
-        """Raise a ConfigError if it is not for classes of these names."""
+        """Raise a ConfigError if the task does not support these classes."""
         return
 
-    def scores(self, num_classes: int, num_learned: int) -> ClassScores | None:
-        """Make the scores of C classes, of which the first are learned; None if it has none."""
+    def class_scaling(self, num_classes: int, num_learned: int) -> ClassScaling | None:
+        """Make the scaling of C classes, the first of them learned; None for tasks without one."""
         return None
 
     def ranked(self, top_k: int, num_classes: int, rule: "DecisionRule") -> int:
-        """Return how many of the most probable classes ``decide`` needs."""
+        """Return the number of most probable classes that ``decide`` needs."""
         return min(top_k, num_classes) if rule.set_threshold is None else num_classes
 
     def undecided(self, probability: float) -> list[Prediction]:
-        """Return the predictions where ``decide`` chose none, given the largest probability."""
+        """Return the predictions if ``decide`` chose none, given the largest probability."""
         return [Prediction(None, probability)]
 
     @abstractmethod
@@ -132,74 +132,74 @@ class Task(ABC):
     def divergence(self, logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
         """Compute a scalar distance of predictions from targets, both [B, C].
 
-        It has gradients of the predictions.
+        It is differentiable in the predictions.
         """
 
     @abstractmethod
     def accuracy(self, num_base: int | None) -> Metric:
-        """Return the metric of logits and labels, over all classes and over base and novel ones.
+        """Return the metric of logits and labels over all, base and novel classes.
 
-        It computes values by name, which are logged.
+        Its values, by name, are logged.
         """
 
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probability of each class, of the shape of the logits [..., C]."""
+        """Return the probability of each class, in the shape of the logits [..., C]."""
 
     @abstractmethod
     def log_probabilities(self, logits: Tensor) -> Tensor:
-        """Return the logarithms of ``probabilities``, exact where these would be 0."""
+        """Return the logarithms of ``probabilities``, exact where a probability would be 0."""
 
     @abstractmethod
     def mean(self, logits: Tensor) -> Tensor:
-        """Return logits [B, C] of the mean of M predictions, of their logits [M, B, C]."""
+        """Return logits [B, C] of the mean of M predictions, given their logits [M, B, C]."""
 
     @abstractmethod
-    def labels(self, scores: Tensor) -> Tensor:
-        """Return predictions for scores [..., C], in the form of the labels.
+    def labels(self, logits: Tensor) -> Tensor:
+        """Return the predictions of logits [..., C], in the form of the labels.
 
-        Scores are logits, or of one class an image also probabilities.
+        Tasks of one class per image also accept probabilities.
         """
 
     @abstractmethod
-    def same(self, scores: Tensor, others: Tensor) -> Tensor:
-        """Return for which images two tensors of scores [B, C] predict the same, bool [B].
+    def same(self, logits: Tensor, other: Tensor) -> Tensor:
+        """Compare the predictions of two tensors of logits [B, C]; bool [B], True where equal.
 
-        Scores are as for ``labels``.
+        Logits are as for ``labels``.
         """
 
-    def agreements(self, scores: Tensor, others: Tensor) -> Tensor:
-        """Count where two tensors of scores [B, C] predict the same, and of how many, float [2, K].
+    def agreements(self, logits: Tensor, other: Tensor) -> Tensor:
+        """Count equal predictions of two tensors of logits [B, C], and all, float [2, K].
 
-        Counts of batches add up, and ``agreement_of`` makes one share of them. Here K is 1, and
+        Counts of batches add up; ``agreement_of`` turns the sum into one share. Here K is 1, and
         images are counted.
         """
-        same = self.same(scores, others)
+        same = self.same(logits, other)
         return torch.stack([same.sum(), same.new_tensor(len(same), dtype=torch.long)])[:, None]
 
     @abstractmethod
     def decide(
         self, labels: Sequence[int], deciding: Sequence[float], rule: DecisionRule
     ) -> Sequence[int]:
-        """Choose the classes that are named for an image; empty: it is rejected.
+        """Choose the predicted classes of an image; empty: it is rejected.
 
         Args:
-            labels: The most probable classes, in falling order.
-            deciding: Their probabilities, at temperature 1.
+            labels: The most probable classes, most probable first.
+            deciding: Their probabilities at temperature 1.
             rule: The thresholds.
         """
 
     @abstractmethod
     def columns(self, top_k: int, rule: DecisionRule) -> list[str]:
-        """Return the columns of a table of predictions, between ``path`` and ``error``."""
+        """Return the columns of a prediction table between ``path`` and ``error``."""
 
     @abstractmethod
     def cells(self, predicted: Predicted, columns: Sequence[str]) -> dict[str, Any]:
-        """Return the values of an image in those of these columns that it has."""
+        """Return the values of an image by column, for columns that apply to it."""
 
 
 class MultiClass(Task):
-    """Each image is of one class: softmax over all of them."""
+    """One class per image: softmax over all classes."""
 
     name: ClassVar[str] = "multiclass"
 
@@ -228,18 +228,19 @@ class MultiClass(Task):
         log_weight = logits.new_tensor(1 / len(logits)).log()
         return torch.logsumexp(log_weight + self.log_probabilities(logits), dim=0)
 
-    def labels(self, scores: Tensor) -> Tensor:
+    def labels(self, logits: Tensor) -> Tensor:
         """Return the most probable class, int64 [...]."""
-        return scores.argmax(dim=-1)
+        return logits.argmax(dim=-1)
 
-    def same(self, scores: Tensor, others: Tensor) -> Tensor:
+    def same(self, logits: Tensor, other: Tensor) -> Tensor:
         """Compare the most probable classes."""
-        return self.labels(scores) == self.labels(others)
+        return self.labels(logits) == self.labels(other)
 
     def decide(
         self, labels: Sequence[int], deciding: Sequence[float], rule: DecisionRule
     ) -> Sequence[int]:
-        """Choose all classes asked for, or those in the set; none if rejected."""
+        """Choose all requested classes, or the classes in the set; none if rejected."""
+        # rejection comes before the set
         if rule.threshold is not None and deciding[0] < rule.threshold:
             return []
         if rule.set_threshold is None:
@@ -248,6 +249,7 @@ class MultiClass(Task):
 
     def columns(self, top_k: int, rule: DecisionRule) -> list[str]:
         """Return ``class``, ``probability``, ``class_2``, …, and ``classes`` for sets."""
+        # the first rank has no number
         ranks = ["", *(f"_{i}" for i in range(2, top_k + 1))]
         predictions = [name + rank for rank in ranks for name in ("class", "probability")]
         sets = [] if rule.set_threshold is None else ["classes"]
@@ -255,12 +257,12 @@ class MultiClass(Task):
 
     def cells(self, predicted: Predicted, columns: Sequence[str]) -> dict[str, Any]:
         """Return classes and their probabilities, the set, and further scores."""
+        # ranked classes; a rejected image has one class, None, and a set may exceed the columns
         ranked = [name for name in columns if name.startswith(("class", "probability"))]
-        values = [each for p in predicted.top for each in (p.class_name, round(p.probability, 6))]
-
-        # a rejected image has one class, None, and a set may have more than there are columns
+        values = [cell for p in predicted.top for cell in (p.class_name, round(p.probability, 6))]
         cells: dict[str, Any] = dict(zip(ranked, values, strict=False))
 
+        # the set, and further scores
         if "classes" in columns:
             cells["classes"] = ";".join(str(p.class_name) for p in predicted.top)
         named = predicted.scores.items()
@@ -268,18 +270,18 @@ class MultiClass(Task):
 
 
 def agreement_of(counts: Tensor) -> Tensor:
-    """Return the share of agreements of counts [2, K], the mean over what was counted at all."""
+    """Return the share of agreements in counts [2, K], the mean over columns with a count."""
     agreed, counted = counts.float()
     share: Tensor = (agreed / counted.clamp(min=1)).sum() / (counted > 0).sum().clamp(min=1)
     return share
 
 
 MULTI_CLASS = MultiClass()
-"""The only task built in."""
+"""The only built-in task."""
 
 
 def require_one_class(task: str, what: str) -> None:
-    """Raise a ConfigError unless a task, by name, is that of images of one class each."""
+    """Raise a ConfigError unless a task, by name, has one class per image."""
     if task != MULTI_CLASS.name:
         raise ConfigError(
             f"{what} is defined for images of one class each, and this is a {task} task: do "

@@ -43,10 +43,10 @@ class RegularizerWeights:
     """Weights of PromptSRC's three regularisers; 0 disables one.
 
     Attributes:
-        text: Weight of the L1 distance between the text features and those of the frozen template
-            ensemble; without learnt text prompts a constant, so that 0 saves time.
-        image: Weight of the L1 distance between the image features and those of the frozen tower.
-        logits: Weight of the KL divergence between the zero-shot predictions and the tuned ones.
+        text: Weight of the L1 distance between the text features and the frozen template ensemble;
+            a constant without learnt text prompts, so 0 saves time.
+        image: Weight of the L1 distance between tuned and frozen image features.
+        logits: Weight of the KL divergence between zero-shot and tuned predictions.
     """
 
     text: float = 25.0
@@ -56,7 +56,7 @@ class RegularizerWeights:
 
 @dataclass(frozen=True)
 class AveragingConfig:
-    """Gaussian weights over epochs 1..E with which the prompts are averaged.
+    """Gaussian weights for averaging the prompts over epochs 1..E.
 
     Attributes:
         mean: μ, in epochs.
@@ -77,21 +77,21 @@ class TeacherPromptTuning(ClassifyingModule):
     Args:
         clip: The CLIP to tune.
         context: Words before the class name. The text prompts are initialised from the embeddings
-            of its first tokens, one prompt per token; any further words stay fixed. None:
-            initialise from noise.
+            of its first tokens, one prompt per token; further words stay fixed. None: initialise
+            from noise.
         vision_prompts: Size of the visual prompts.
-        text_prompts: Size of the context and deep text prompts. With depth 0 the text features are
-            fixed, those of ``"{context} {name}."``.
-        method: How the towers are prompted: ``independent``, which is PromptSRC
-            with ``regularizers`` and ``averaging``, and IVLP without them; ``coupled``, which
-            learns linear maps from the text prompts to the visual ones (MaPLe, arXiv 2210.03117);
-            or your own ``kdpl.prompts.PromptMethod`` with its ``class_path`` and ``init_args``. A
-            short name has the defaults of the method's settings.
+        text_prompts: Size of the context and deep text prompts. With depth 0 the text features of
+            ``"{context} {name}."`` are fixed.
+        method: How the towers are prompted: ``independent`` (PromptSRC with ``regularizers`` and
+            ``averaging``, IVLP without them); ``coupled`` (MaPLe, arXiv 2210.03117: learns linear
+            maps from the text prompts to the visual prompts); or a custom
+            ``kdpl.prompts.PromptMethod`` with its ``class_path`` and ``init_args``. A short name
+            uses the default settings of the method.
         regularizers: Weights of the regularisers.
         averaging: Gaussian prompt averaging; None keeps the last epoch's prompts.
         optim: Optimiser and schedule.
-        classes_at_once: Maximum number of classes' texts, mostly one a class, whose text-tower
-            activations are kept for the backward pass; those of more are recomputed in chunks.
+        classes_at_once: Maximum number of class texts, usually one per class, whose text-tower
+            activations are kept for the backward pass; beyond that they are recomputed in chunks.
             Limits memory and does not change the result.
         compile: Compile the image tower.
 
@@ -117,7 +117,7 @@ class TeacherPromptTuning(ClassifyingModule):
         classes_at_once: int = CLASSES_AT_ONCE,
         compile: bool = False,
     ) -> None:
-        # the whole CLIP, which stays frozen
+        # the whole CLIP; it stays frozen
         inform(f"loading {clip}")
         loaded = load_clip(clip)
         super().__init__(loaded, compile)
@@ -138,8 +138,8 @@ class TeacherPromptTuning(ClassifyingModule):
 
         # what is trained
         make_prompts = prompt_method(method) if isinstance(method, str) else method
-        # a PromptMethod; keys of checkpoints begin with "prompts". Which one it is, and its
-        # settings, are in config.yaml
+        # a PromptMethod; its checkpoint keys begin with "prompts". config.yaml holds its class and
+        # settings
         self.prompts = make_prompts(vision_prompts, text_prompts, context, loaded)
         if context is None and self.prompts.text_is_fixed:
             raise ConfigError(
@@ -149,10 +149,11 @@ class TeacherPromptTuning(ClassifyingModule):
         self.has_own_loss = type(self.prompts).own_loss is not PromptMethod.own_loss
         if self.has_own_loss and regularizers != RegularizerWeights(0, 0, 0):
             raise ConfigError(
-                f"regularizers are of PromptSRC's loss, and {type(self.prompts).__name__} has one "
-                "of its own: set regularizers.text, image and logits to 0"
+                "regularizers belong to PromptSRC's loss, but "
+                f"{type(self.prompts).__name__} replaces that loss: set regularizers.text, image "
+                "and logits to 0"
             )
-        self.prompts.settings()  # refuses those that could not be saved, before anything is trained
+        self.prompts.settings()  # refuses settings that cannot be saved, before any training
         self._class_vectors: Tensor | None = None
 
     @property
@@ -162,11 +163,11 @@ class TeacherPromptTuning(ClassifyingModule):
 
     @property
     def clip_fingerprint(self) -> str:
-        """Digest of the weights of image tower and text tower."""
+        """Digest of the weights of both towers."""
         return f"{self.clip.fingerprint} {self.text_fingerprint}"
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Return callbacks: averaging if it is set, what plugins add, and the handover."""
+        """Return the callbacks: averaging if set, plugin callbacks, and the handover."""
         averaging = (
             [GaussianPromptAveraging(self.averaging.mean, self.averaging.std)]
             if self.averaging
@@ -188,13 +189,13 @@ class TeacherPromptTuning(ClassifyingModule):
         domain = self.domain
         names = domain.class_texts[: len(domain.tuning_class_names)]
 
-        # the class names as the prompts take them, or their features where no prompt changes these
+        # token ids of the class names, or their features if no prompt changes them
         if self.prompts.text_is_fixed:
             self.register_buffer("fixed_text_features", self.encode_names(names), persistent=False)
         else:
             self.arranged_texts = self.prompts.arrange(names, self.text_tower.module, self.tokenize)
 
-        # what the regularisers compare with: the frozen CLIP's features, averaged over templates
+        # the reference of the regularisers: features of the frozen CLIP, averaged over templates
         if self.regularizers.text or self.regularizers.logits:
             inform(f"encoding {len(names)} classes in {len(PROMPTSRC_TEMPLATES)} templates")
             with self.text_tower.exact() as tower:
@@ -207,7 +208,7 @@ class TeacherPromptTuning(ClassifyingModule):
         return self.sum_and_log(terms, len(batch.images))
 
     def _own_loss(self, batch: LabeledBatch) -> dict[str, Tensor]:
-        """Return the terms of the prompt method's own loss by name."""
+        """Return the terms of the prompt method's custom loss by name."""
         return self.prompts.own_loss(
             (self.image_tower.module, batch.images),
             (self.text_tower.module, self.arranged_texts),
@@ -221,7 +222,7 @@ class TeacherPromptTuning(ClassifyingModule):
         """Return the terms of PromptSRC's loss by name."""
         tower, weights = self.image_tower.module, self.regularizers
 
-        # images and class names with the prompts
+        # encode images and class names with the prompts
         features = self.prompts.encode_images(tower, batch.images)
         if self.prompts.text_is_fixed:
             text = self.fixed_text_features
@@ -231,7 +232,7 @@ class TeacherPromptTuning(ClassifyingModule):
             )
         logits = self.scored(cosine_logits(features, text, self.logit_scale))
 
-        # the loss on the labels, and how far the prompts are from the frozen CLIP
+        # the loss on the labels, and the distances from the frozen CLIP
         terms = {"ce": self.task.loss(logits, batch.labels)}
         if weights.text:
             terms["text"] = weights.text * feature_l1(text, self.ensemble_text_features)
@@ -252,12 +253,12 @@ class TeacherPromptTuning(ClassifyingModule):
         self.prompts.arrange(texts, self.text_tower.module, self.tokenize)
 
     def encode_names(self, names: Sequence[ClassText]) -> Tensor:
-        """Encode class names with the prompts as they are now; normalised float32 [C, D]."""
+        """Encode class names with the current prompts; normalised float32 [C, D]."""
         with self.text_tower.exact() as tower:
             return self.prompts.encode_names(names, tower, self.tokenize)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the class vectors, so that the first batch encodes them with current prompts."""
+        """Discard the class vectors; the first batch encodes them with the current prompts."""
         self._class_vectors = None
 
     on_test_epoch_start = on_validation_epoch_start
@@ -276,7 +277,7 @@ class TeacherPromptTuning(ClassifyingModule):
         )
 
     def class_vectors(self) -> ClassVectors:
-        """Freeze all class names of the domain into class vectors, with the current prompts."""
+        """Encode all class names of the domain into class vectors with the current prompts."""
         domain = self.domain
         names, texts = domain.class_names, domain.class_texts
         with evaluating(self):

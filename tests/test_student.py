@@ -323,7 +323,7 @@ class TestRefusals:
         world.frozen_vectors("test-teacher", clip=clip, teacher=prompts.teacher).save(
             tmp_path / CLASS_VECTORS_FILE
         )
-        match = "of test-teacher are not those that the teacher was tuned on"
+        match = "of test-teacher are not the weights that the teacher was tuned on"
         refuse(make_student(tmp_path), tmp_path, WeightsError, match)
 
     @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def boxes(
         from kdpl.classifier.bulk import BulkPrediction, load_classifier
 
         loaded = load_classifier(classifier, None, device)
-        write = partial(write_predictions, data=data, found=chosen)
+        write = partial(write_predictions, data=data, detections=chosen)
         decided = rule.of(loaded, top_k)
         options = PredictOptions(top_k, workers=workers, rule=decided)
         bulk = BulkPrediction(loaded, names, options, write_rows=write)

@@ -13,14 +13,14 @@ from kdpl.data.inference import infer
 from kdpl.data.loader import EvaluationSampler, LazyLoader
 from kdpl.module import ClassifyingModule, evaluating
 from kdpl.runtime.predictions import spread
-from kdpl.tasks import ClassScores
+from kdpl.tasks import ClassScaling
 from kdpl.teacher import TeacherPromptTuning
 
 # images whose logits say where scores begin, unlabelled and labelled ones, and how many at once
 _STARTING_IMAGES, _STARTING_LABELS, _AT_ONCE = 256, 1024, 64
 
 
-class ScaleAndBias(Float32Module, ClassScores):
+class ScaleAndBias(Float32Module, ClassScaling):
     """Learned scale and bias of each class, by which logits l become log odds z = a·(l - m) + b.
 
     Args:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kdpl.errors import ConfigError
 from kdpl.multilabel.metrics import DEFAULT, MultiLabelMetrics, decisions
-from kdpl.tasks import ClassScores, DecisionRule, Predicted, Prediction, Task
+from kdpl.tasks import ClassScaling, DecisionRule, Predicted, Prediction, Task
 
 SEPARATOR = ";"
 """Between the names of an image's classes in tables."""
@@ -35,7 +35,7 @@ class MultiLabel(Task):
             )
         self.thresholds = None if thresholds is None else tuple(thresholds)
 
-    def scores(self, num_classes: int, num_learned: int) -> ClassScores:
+    def class_scaling(self, num_classes: int, num_learned: int) -> ClassScaling:
         """Make a scale and a bias of each class."""
         from kdpl.multilabel.scores import ScaleAndBias  # needs Lightning, a classifier does not
 
@@ -91,20 +91,20 @@ class MultiLabel(Task):
         """Compute the log odds of Σ_m p_m / M."""
         return F.logsigmoid(logits).logsumexp(dim=0) - F.logsigmoid(-logits).logsumexp(dim=0)
 
-    def labels(self, scores: Tensor) -> Tensor:
+    def labels(self, logits: Tensor) -> Tensor:
         """Return which classes the images of logits [..., C] have, bool [..., C]."""
-        return decisions(scores, self.thresholds)
+        return decisions(logits, self.thresholds)
 
-    def same(self, scores: Tensor, others: Tensor) -> Tensor:
+    def same(self, logits: Tensor, other: Tensor) -> Tensor:
         """Compare the sets of classes."""
-        return (self.labels(scores) == self.labels(others)).all(dim=-1)
+        return (self.labels(logits) == self.labels(other)).all(dim=-1)
 
-    def agreements(self, scores: Tensor, others: Tensor) -> Tensor:
+    def agreements(self, logits: Tensor, other: Tensor) -> Tensor:
         """Count, for each class, images that both give it, of those that either does, [2, C].
 
         Most images lack most classes, on which any two predictions agree.
         """
-        first, second = self.labels(scores), self.labels(others)
+        first, second = self.labels(logits), self.labels(other)
         return torch.stack([(first & second).sum(dim=0), (first | second).sum(dim=0)])
 
     def ranked(self, top_k: int, num_classes: int, rule: DecisionRule) -> int:

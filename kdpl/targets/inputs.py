@@ -239,9 +239,9 @@ class TargetInputs:
         return torch.from_numpy(rows).to(self.device).float()
 
     def _shared(self, origin: Origin) -> Path:
-        """Return the folder of files of this origin, in the teacher's folder.
+        """Return the folder of files of this origin, inside the teacher's folder.
 
-        If the teacher's folder is not writable, it is in the run's folder.
+        Inside the run's folder if the teacher's folder is not writable.
         """
         writable = self._agreed(lambda: os.access(self.teacher_folder, os.W_OK))
         folder = self.teacher_folder if writable else self.folder

@@ -189,7 +189,10 @@ def test_teachers_and_data_of_different_tasks_are_refused(run, table, tmp_path, 
     (tmp_path / "one.csv").write_text("\n".join(["image,label", *lines]))
     config = f"--config={CONFIGS}/trainer/cpu.yaml"
     assert main(["fit", config, *STUDENT, *data, *SHORT, *student]) != 0
-    assert "are for multilabel labels, those of the data are multiclass" in capsys.readouterr().err
+    assert (
+        "are for multilabel labels, but the labels of the data are multiclass"
+        in capsys.readouterr().err
+    )
 
 
 def test_local_views_of_one_class_for_each_image_are_refused_before_stage_1(tmp_path, capsys):

@@ -206,5 +206,7 @@ def test_what_does_not_fit_is_refused(model, sizes, settings, match, clip_of):
 
 
 def test_a_teacher_with_a_loss_of_its_own_takes_no_regularizers():
-    with world.refused(ConfigError, "regularizers are of PromptSRC's loss.*set regularizers.text"):
+    with world.refused(
+        ConfigError, "regularizers belong to PromptSRC's loss.*set regularizers.text"
+    ):
         teacher_of(regularizers=RegularizerWeights())

@@ -189,7 +189,7 @@ def test_the_log_says_that_base_classes_alone_make_the_limit(
         distil(teacher_folder, tmp_path, callbacks=[world.NoStep()], data={"protocol": protocol})
     output = capsys.readouterr().err
     assert "pool filter: keeps" in output
-    assert ("leaves out more images of novel ones" in output) == said
+    assert ("leaves out more images of novel classes" in output) == said
 
 
 def test_by_default_nothing_is_left_out(teacher_folder, tmp_path):
