@@ -76,8 +76,10 @@ class ClassVectors(VectorSettings):
             return CosineHead(self.vectors)
         return CosineHead(self.vectors, torch.tensor(self.scales), torch.tensor(self.biases))
 
-    def scored(self, task: str, scaling: ClassScaling) -> "ClassVectors":
-        """Return the same class vectors for a task, by name, with its scales and biases."""
+    def of_task(self, task: str, scaling: ClassScaling | None) -> "ClassVectors":
+        """Return the same class vectors for a task, by name, with its scales and biases if any."""
+        if scaling is None:
+            return replace(self, task=task)
         scales, biases = (tuple(values.detach().cpu().tolist()) for values in scaling.values())
         return replace(self, task=task, scales=scales, biases=biases)
 

@@ -327,9 +327,7 @@ class StudentDistillation(ClassifyingModule):
         Puts the frozen weights of the encoder back into float32, in place.
         """
         store_frozen(self.encoder, torch.float32)
-        vectors = self.vectors
-        if self.scores is not None:
-            vectors = vectors.scored(self.task.name, self.scores)
+        vectors = self.vectors.of_task(self.task.name, self.scores)
         parts = (self.encoder, vectors, self.logit_scale, self.clip, decoding)
         return Classifier(*parts, task=self.task)
 

@@ -283,4 +283,4 @@ class TeacherPromptTuning(ClassifyingModule):
         with evaluating(self):
             encoded = self.encode_names(texts).cpu()
         vectors = ClassVectors.of(self.tuned_prompts(), encoded, names, domain.num_base, texts)
-        return vectors if self.scores is None else vectors.scored(self.task.name, self.scores)
+        return vectors.of_task(self.task.name, self.scores)

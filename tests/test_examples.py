@@ -3,6 +3,8 @@
 import json
 import re
 import runpy
+import shutil
+import sys
 import tomllib
 from pathlib import Path
 
@@ -17,7 +19,6 @@ from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 
 PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"
-TEMPLATE = Path(__file__).parents[1] / "docs" / "template.md"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -164,25 +165,51 @@ def test_the_script_of_both_stages_ends_with_the_quickstarts_accuracies(
     assert float(second) == pytest.approx(0.016, abs=0.003)
 
 
-def test_another_package_brings_a_command_and_an_export_format(
-    classifier, tmp_path, monkeypatch, capsys
-):
-    page = TEMPLATE.read_text(encoding="utf-8")
-    code, project = (
-        re.search(rf"```{kind} title=.*?\n(.*?)```", page, re.DOTALL)[1]
-        for kind in ("python", "toml")
-    )
-    (tmp_path / "my_package.py").write_text(code)
-    runs.install_entry_points(
-        tmp_path, "my_package", "1", tomllib.loads(project)["project"]["entry-points"]
-    )
-    monkeypatch.syspath_prepend(tmp_path)
+@pytest.fixture
+def shapes(tmp_path, monkeypatch):
+    """The package in examples/plugin, as if it were installed."""
+    folder = shutil.copytree(PAGE.parent / "examples" / "plugin", tmp_path / "plugin")
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    runs.install_entry_points(folder, "shapes", "1", project["entry-points"])
+    monkeypatch.syspath_prepend(folder)
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "shapes"]:
+        del sys.modules[name]
 
-    assert runs.main(["--help"]) == 0
+
+@pytest.mark.usefixtures("shapes")
+def test_a_plugin_of_another_package_brings_one_thing_of_each_kind(tmp_path, capsys):
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    reader = ["--data.init_args.dataset=shapes", "--data.init_args.val_shots=null"]
+
+    # datasets, tasks, models, targets, callbacks
+    assert runs.fit_teacher(teacher, *reader) == 0
+    assert ClassVectors.load(teacher / CLASS_VECTORS_FILE).task == "smoothed"
+    clip = "--model.init_args.clip={model: shape-student, pretrained: mine}"
     assert (
-        "\n  classes        print the names of a classifier's classes\n" in capsys.readouterr().out
+        runs.fit_student(student, teacher, *reader, clip, "--model.init_args.target=sharpened") == 0
     )
-    assert runs.main(["classes", str(classifier), "--sep= | "]) == 0
-    assert capsys.readouterr().out == " | ".join(Classifier.load(classifier).class_names) + "\n"
-    assert runs.main(["export", str(classifier), "--format=bare", f"--out={tmp_path}/c.pt2"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^TeacherPromptTuning: \d+ steps$", out, re.MULTILINE)
+    assert re.search(r"^StudentDistillation: \d+ steps$", out, re.MULTILINE)
+
+    # handover, companions, report
+    classifier = str(student / "classifier")
+    assert json.loads((student / "classifier/shapes.json").read_text())["images"] == 40
+    assert runs.test(student) == 0
+    assert runs.main(["report", str(student)]) == 0
+    page = (student / "report.html").read_text(encoding="utf-8")
+    assert "<p>The student saw 40 unlabelled drawings.</p>" in page
+
+    # predict, observe, formats, commands
+    runs.noise(32, 32).save(tmp_path / "photo.png")
+    capsys.readouterr()
+    names = tmp_path / "names.txt"
+    options = ["--sure=0.999", f"--names={names}"]
+    assert runs.main(["predict", classifier, str(tmp_path / "photo.png"), *options]) == 0
+    assert "photo.png,," in capsys.readouterr().out
+    assert names.read_text() == "None\n"
+    assert runs.main(["export", classifier, "--format=bare", f"--out={tmp_path}/c.pt2"]) == 0
     assert "the same class for 32 of 32 images" in capsys.readouterr().out
+    assert runs.main(["classes", classifier, "--sep= | "]) == 0
+    assert capsys.readouterr().out == "circle | square\n"
