@@ -1,8 +1,8 @@
 """CLIP models, their weights and their two towers; the only package that imports open_clip.
 
-The towers wrap the modules of an ``open_clip.CLIP`` and own no weights of their own. Both are
-frozen, so that prompts can be put between their layers: no parameter of theirs takes a gradient,
-unless the whole tower is trained.
+The towers wrap the modules of an ``open_clip.CLIP`` and add no weights. Both are frozen, so that
+prompts can be put between their layers: their parameters take no gradient, unless the whole tower
+is trained.
 """
 
 from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Preprocessing

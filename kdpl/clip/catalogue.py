@@ -1,4 +1,4 @@
-"""The CLIPs that are known by name: their possible uses, size, and licence of the weights."""
+"""Catalogue of the CLIPs available by name: possible uses, size, and licence of the weights."""
 
 import json
 import re
@@ -11,13 +11,12 @@ from kdpl.clip.loading import count_image_parameters, known_models
 from kdpl.clip.towers.kinds import DEFAULT_IMAGE_SIZE, ModelConfig
 
 PARAMETERS_FILE = "image_parameters.json"
-"""Parameters of open_clip's image towers, which take minutes to count.
+"""Numbers of parameters of open_clip's image towers; counting them takes minutes.
 
 ``make models`` counts them again.
 """
 
-# by the model and its pretrained tag, as the model cards of the weights state it; the first pattern
-# found counts
+# by model and pretrained tag, as stated in the model cards of the weights; the first match counts
 _LICENCES = {
     r"^tiny-": "MIT",
     r"^nllb-clip|metaclip": "CC-BY-NC-4.0",
@@ -36,23 +35,24 @@ _TIMM_TOKENS = {"deit", "eva", "vision_transformer", "vision_transformer_hybrid"
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """A CLIP with those of its pretrained tags that have the same licence."""
+    """A CLIP with its pretrained tags of one licence."""
 
     model: str
     tags: tuple[str, ...]
     image_size: int
     parameters: int  # of the image tower
-    teacher: str  # the prompts that it takes as a teacher
+    teacher: str  # prompts that it takes as a teacher
     student: str  # what is trained of it as a student
-    extra: str  # the extra of kdpl that it needs as a teacher, or ""
+    extra: str  # extra of kdpl that it needs as a teacher, or ""
     licence: str
 
 
 def catalogue(word: str = "") -> list[CatalogueEntry]:
-    """List the CLIPs whose name or tag contains a word in any case, without a network."""
+    """List the CLIPs whose name or tag contains a word, ignoring case; needs no network."""
     counted = json.loads((files("kdpl.clip") / PARAMETERS_FILE).read_text(encoding="utf-8"))
     entries = []
     for model, (config, tags) in sorted(known_models().items(), key=lambda item: item[0].lower()):
+        # an entry for each licence of the matching tags
         by_licence: dict[str, list[str]] = {}
         for tag in tags:
             if word.lower() in f"{model} {tag}".lower():
@@ -61,29 +61,27 @@ def catalogue(word: str = "") -> list[CatalogueEntry]:
             size = config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE)
             parameters = counted.get(model) or count_image_parameters(config)
             text = config["text_cfg"]
+            # tokenizers and text towers of Hugging Face
             extra = (
                 "transformers" if text.get("hf_tokenizer_name") or text.get("hf_model_name") else ""
             )
-            about = (size, parameters, *grades(config), extra)
+            columns = (size, parameters, *grades(config), extra)
             entries += [
-                CatalogueEntry(model, tuple(some), *about, each)
-                for each, some in by_licence.items()
+                CatalogueEntry(model, tuple(group), *columns, name)
+                for name, group in by_licence.items()
             ]
     return entries
 
 
 def grades(config: ModelConfig) -> tuple[str, str]:
-    """Return what a model is good for as a teacher and as a student, by its config alone."""
+    """Return the possible uses of a model as a teacher and as a student, from its config."""
     visual, text = takes_visual_prompts(config), takes_text_prompts(config)
     teacher = " + ".join(["text"] * text + ["visual"] * visual)
     return teacher or "zero-shot", "prompts" if visual else "projector"
 
 
 def takes_visual_prompts(config: ModelConfig) -> bool:
-    """Return True if a model's image tower has tokens that prompts can stand beside.
-
-    This follows from its config alone.
-    """
+    """Return True if a model's image tower takes prompts next to its tokens, by its config."""
     vision = config["vision_cfg"]
     if "timm_model_name" in vision:
         return timm.models.is_model_in_modules(vision["timm_model_name"], _TIMM_TOKENS)
@@ -91,9 +89,9 @@ def takes_visual_prompts(config: ModelConfig) -> bool:
 
 
 def takes_text_prompts(config: ModelConfig) -> bool:
-    """Return True if a model's text tower takes prompts, by its config alone.
+    """Return True if a model's text tower takes prompts, by its config.
 
-    Text towers of CoCa models take none, those of Hugging Face models at their input alone.
+    Text towers of CoCa models take none; text towers of Hugging Face models only at the input.
     """
     return not config["text_cfg"].get("embed_cls")
 

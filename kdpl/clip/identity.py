@@ -1,4 +1,4 @@
-"""A CLIP's name, source and preprocessing, as plain values that configs and artifacts hold."""
+"""Name, source and preprocessing of a CLIP, as plain values for configs and artifacts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,37 +11,34 @@ from kdpl.runtime.artifacts import STRICT, Text
 from kdpl.runtime.resizing import CropPct, Interpolation, Resizing
 
 LogitScale = Annotated[float, Field(gt=0, le=10_000)]
-"""A factor on cosine similarities; CLIPs are trained with up to 100."""
+"""Scale of cosine similarities; CLIPs are trained with up to 100."""
 
 ResizeMode = Literal["shortest", "squash", "longest", "border"]
 
 RANDOM = "random"
-"""The pretrained tag that stands for random weights, the same ones every time."""
+"""Pretrained tag for random weights, the same every time."""
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Which CLIP, with which weights.
+    """CLIP model and weights to load.
 
     Attributes:
         model: Name of a model of open_clip or of the registry, for example ``ViT-L-14-quickgelu``;
-            or the address of one in open_clip's layout, ``hf-hub:OWNER/NAME`` or
-            ``local-dir:PATH``, which has its weights with it; or a model of transformers,
-            ``hf:OWNER/NAME`` or ``hf:PATH``; for a student also a network of timm, such as
-            ``timm:mobilenetv4_conv_small``.
+            or an address of model and weights in open_clip's layout, ``hf-hub:OWNER/NAME`` or
+            ``local-dir:PATH``; or a model of transformers, ``hf:OWNER/NAME`` or ``hf:PATH``; for a
+            student also a network of timm, such as ``timm:mobilenetv4_conv_small``.
         pretrained: A pretrained tag (``openai``), a weights file (.safetensors, .pt, .pth, .bin),
-            or ``random``; None for an address, and for timm's own weights.
+            or ``random``; None for an address, and for timm's weights.
         quick_gelu: The activation that the weights were trained with, needed with a weights file:
             true for QuickGELU (OpenAI, MetaCLIP, DFN), false for GELU (LAION, DataComp). None: as
-            open_clip knows it.
+            open_clip has it.
         mean: Per-channel mean of the images in [0, 1] that the weights were trained on. None for
-            this and the next two: as open_clip or the ``open_clip_config.json`` beside a weights
-            file says. They are needed with a file without it if the model's pretrained weights
-            differ in them.
-        std: Their standard deviation.
-        resize_mode: Their resizing, see ``Preprocessing``.
-        image_size: Edge in pixels of the images that a network of timm is to take; None: as it was
-            trained.
+            this and the next two: from open_clip or the ``open_clip_config.json`` next to a weights
+            file. Needed for a file without one if the model's pretrained weights differ in it.
+        std: Per-channel standard deviation of these images.
+        resize_mode: Resizing of these images, see ``Preprocessing``.
+        image_size: Edge in pixels of the images for a network of timm; None: as it was trained.
     """
 
     model: str
@@ -60,9 +57,9 @@ class ClipConfig:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class ClipIdentity:
-    """A CLIP by name, with the tag or file of its weights and the digest of its image tower's.
+    """CLIP by name, with the tag or file of its weights and a digest of its image tower's weights.
 
-    A file is kept as it was given: a relative path is relative to the working directory.
+    A file's path is kept as given: a relative path is relative to the working directory.
     """
 
     model: Text
@@ -73,12 +70,12 @@ class ClipIdentity:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Preprocessing:
-    """Images as a tower expects them: size in pixels, channel statistics in [0, 1], and resizing.
+    """Preprocessing of a tower's images: size in pixels, channel statistics in [0, 1], resizing.
 
-    ``resize_mode``: ``shortest`` resizes the short edge and crops the middle, ``squash`` both
-    edges, ``longest`` the long edge and pads with black, ``border`` the same and pads with the mean
-    colour. ``crop_pct`` is the edge of the square as a share of the resized image's, 1 for a CLIP,
-    and less for most networks of timm.
+    ``resize_mode``: ``shortest`` resizes the short edge and crops the middle, ``squash`` resizes
+    both edges, ``longest`` resizes the long edge and pads with black, ``border`` does the same and
+    pads with the mean colour. ``crop_pct`` is the edge of the square as a share of the resized
+    image's edge, 1 for a CLIP, and less for most networks of timm.
     """
 
     image_size: Annotated[int, Field(ge=1, le=8192)]  # the largest CLIP takes a tenth of it
@@ -86,12 +83,13 @@ class Preprocessing:
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=3, max_length=3)]
     resize_mode: ResizeMode = "shortest"
     interpolation: Interpolation = "bicubic"
-    # left out of the files of CLIPs
+    # omitted from the files of CLIPs
     crop_pct: Annotated[CropPct, Field(exclude_if=lambda share: share == 1)] = 1.0
 
     @property
     def resizing(self) -> Resizing:
-        """The part that decides the pixels, before they are normalised."""
+        """Part of the preprocessing before pixels are normalised."""
+        # a border is padding with the mean colour
         mode, fill = self.resize_mode, (0, 0, 0)
         if mode == "border":
             mode, fill = "longest", cast(Any, tuple(round(255 * channel) for channel in self.mean))

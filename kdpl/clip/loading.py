@@ -1,4 +1,4 @@
-"""Finding a CLIP, loading its weights, and taking it apart into frozen towers.
+"""Finding a CLIP, loading its weights, and splitting it into frozen towers.
 
 Models come from open_clip's list, or from the registry and the sources that plugins add.
 """
@@ -36,17 +36,17 @@ from kdpl.runtime.network import hub_or_cache
 # METHOD: PromptSRC's text regulariser averages over the first 60 of the 80 published templates
 PROMPTSRC_TEMPLATES: tuple[Callable[[str], str], ...] = tuple(OPENAI_IMAGENET_TEMPLATES[:60])
 
-# the smallest text tower that open_clip builds, where the image tower alone is wanted
+# the smallest text tower that open_clip builds, for image towers alone
 _NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
 
 
 @dataclass(frozen=True)
 class ImageClip:
-    """The image half of a frozen CLIP, or a network that is no CLIP: all that stage 2 needs."""
+    """Image half of a frozen CLIP, or a network that is not a CLIP: all that stage 2 needs."""
 
     image_tower: ImageTower
-    # factor of cosine similarities, already exponentiated, 100 for OpenAI's weights; None for a
-    # network that is no CLIP
+    # scale of cosine similarities, already exponentiated, 100 for OpenAI's weights; None for a
+    # network that is not a CLIP
     logit_scale: float | None
     identity: ClipIdentity
     preprocessing: Preprocessing
@@ -54,7 +54,7 @@ class ImageClip:
 
 @dataclass(frozen=True)
 class Clip(ImageClip):
-    """A frozen CLIP, taken apart; ``tokenize`` makes token ids [N, context_length] of texts."""
+    """Frozen CLIP in parts; ``tokenize`` turns texts into token ids [N, context_length]."""
 
     logit_scale: float
     text_tower: TextTower
@@ -64,10 +64,10 @@ class Clip(ImageClip):
 
 @dataclass(frozen=True)
 class Source:
-    """Functions of models that an address names, which begins with a scheme.
+    """Functions for models whose address begins with a scheme.
 
-    ``load_clip`` is None for models that are no CLIPs, and have no text tower. Where another
-    library than open_clip builds the image tower, the scheme is a key of its ``vision_cfg``.
+    ``load_clip`` is None for models that are not CLIPs and have no text tower. If a library other
+    than open_clip builds the image tower, the scheme is a key of its ``vision_cfg``.
     """
 
     load_clip: Callable[[ClipConfig], Clip] | None
@@ -79,7 +79,7 @@ _SOURCES: dict[str, Source] = {}
 
 
 def register_source(scheme: str, source: Source) -> None:
-    """Make models known to configs by addresses that begin with ``SCHEME:``."""
+    """Register models for configs by addresses that begin with ``SCHEME:``."""
     _SOURCES[scheme] = source
 
 
@@ -89,7 +89,7 @@ _REGISTRY: dict[str, tuple[ModelConfig, Mapping[str, Callable[[], StateDict]]]] 
 def register_model(
     name: str, config: ModelConfig, weights: Mapping[str, Callable[[], StateDict]]
 ) -> None:
-    """Make a CLIP known to configs by name; its config is a ``kdpl.clip.towers.kinds.ModelConfig``.
+    """Register a CLIP for configs by name; its config is a ``kdpl.clip.towers.kinds.ModelConfig``.
 
     ``weights`` are functions by pretrained tag that return the whole float32 state dict of the
     ``open_clip.CLIP``.
@@ -103,7 +103,7 @@ _REGISTRATIONS = (
     "kdpl.clip.hugging_face.loading:register",
     "kdpl.clip.hugging_face.open_clip_layout:register",
 )
-"""Functions that make further models of kdpl known, by name, as each file imports this one."""
+"""Functions that register further models, as dotted paths: their files import this one."""
 
 
 def _load_registrations() -> None:
@@ -119,13 +119,13 @@ def _source(model: str) -> Source | None:
 
 
 def has_text_tower(model: str) -> bool:
-    """Return whether a model, by its name or address, is a CLIP, which can read class names."""
+    """Return whether a model, by name or address, is a CLIP and can read class names."""
     source = _source(model)
     return source is None or source.load_clip is not None
 
 
 def known_models() -> dict[str, tuple[ModelConfig, list[str]]]:
-    """Return the model config and pretrained tags of each CLIP that has weights, by name.
+    """Return the model config and pretrained tags of each CLIP with weights, by name.
 
     They come from the registry and from open_clip.
     """
@@ -141,9 +141,8 @@ def known_models() -> dict[str, tuple[ModelConfig, list[str]]]:
 def count_image_parameters(config: ModelConfig) -> int:
     """Count the parameters of a model's image tower without allocating them."""
     with torch.device("meta"):
-        return sum(
-            each.numel() for each in _build({**config, "text_cfg": _NO_TEXT}).visual.parameters()
-        )
+        visual = _build({**config, "text_cfg": _NO_TEXT}).visual
+        return sum(parameter.numel() for parameter in visual.parameters())
 
 
 def load_clip(config: ClipConfig) -> Clip:
@@ -155,20 +154,21 @@ def load_clip(config: ClipConfig) -> Clip:
     if source := _source(config.model):
         if source.load_clip is None:
             raise WeightsError(
-                f"{config.model} is no CLIP and cannot read class names: use it as a student, "
+                f"{config.model} is not a CLIP and cannot read class names: use it as a student, "
                 "and a CLIP as teacher"
             )
         return source.load_clip(config)
-    return make_clip(config, *_found(config))
+    return make_clip(config, *_find(config))
 
 
-def make_clip(config: ClipConfig, found: ModelConfig, read: Callable[[], Weights]) -> Clip:
-    """Build a CLIP of a model config, and load the weights that ``read`` returns into it."""
-    model_config = _checked(config, found)
+def make_clip(config: ClipConfig, listed: ModelConfig, read: Callable[[], Weights]) -> Clip:
+    """Build a CLIP from a model config, and load the weights that ``read`` returns."""
+    model_config = _checked(config, listed)
     text = model_config["text_cfg"]
     tokenize = _tokenizer(config.model, text)  # before anything large is built or fetched
-    place = text.get("hf_model_name")
-    with from_transformers(config.model, "text tower", place) if place else nullcontext():
+    # build the whole model, load the weights, and split it
+    source = text.get("hf_model_name")
+    with from_transformers(config.model, "text tower", source) if source else nullcontext():
         model = _build(model_config)
     image = _image_half(model, config, model_config, read, ("",))
     tower = text_tower(config.model, model, tokenize.start)
@@ -177,17 +177,17 @@ def make_clip(config: ClipConfig, found: ModelConfig, read: Callable[[], Weights
 
 
 def load_image_clip(config: ClipConfig) -> ImageClip:
-    """Load the image half of a CLIP, or a network that is no CLIP; errors as of ``load_clip``."""
+    """Load the image half of a CLIP, or a network that is not one; errors as in ``load_clip``."""
     if source := _source(config.model):
         return source.load_image_clip(config)
-    return make_image_clip(config, *_found(config))
+    return make_image_clip(config, *_find(config))
 
 
 def make_image_clip(
-    config: ClipConfig, found: ModelConfig, read: Callable[[], Weights]
+    config: ClipConfig, listed: ModelConfig, read: Callable[[], Weights]
 ) -> ImageClip:
     """Build the image half of a CLIP as ``make_clip`` does."""
-    model_config = _checked(config, found)
+    model_config = _checked(config, listed)
     model = _build({**model_config, "text_cfg": _NO_TEXT})
     return _image_half(model, config, model_config, read, ("visual.", "logit_scale"))
 
@@ -204,7 +204,7 @@ def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Digest of names, shapes and values of tensors; 32 hexadecimal digits."""
+    """Digest names, shapes and values of tensors to 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name} {tuple(tensor.shape)} ".encode())
@@ -212,89 +212,88 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def _found(config: ClipConfig) -> tuple[ModelConfig, Callable[[], Weights]]:
-    """Find a model of the registry or of open_clip by name, and what reads its weights."""
+def _find(config: ClipConfig) -> tuple[ModelConfig, Callable[[], Weights]]:
+    """Find a model of the registry or open_clip by name, and a function that reads its weights."""
     name, tag = config.model, config.pretrained or ""
     if name in _REGISTRY:
-        found, registered = _REGISTRY[name]
+        listed, registered = _REGISTRY[name]
         if tag in registered:
-            return found, lambda: Weights(registered[tag](), f"{name} {tag}")
-        return found, partial(read_weights, config, sorted(registered))
+            return listed, lambda: Weights(registered[tag](), f"{name} {tag}")
+        return listed, partial(read_weights, config, sorted(registered))
     if name in open_clip.list_models():
         tags = open_clip.list_pretrained_tags_by_model(name)
         return open_clip.get_model_config(name), partial(read_weights, config, tags)
-    known = [*_REGISTRY, *list_models()]
-    close = difflib.get_close_matches(name, known, n=3) or known[:3]
+    # suggest similar names
+    names = [*_REGISTRY, *list_models()]
+    close = difflib.get_close_matches(name, names, n=3) or names[:3]
     raise WeightsError(
         f"no CLIP model is called {name!r}: use a name of open_clip, such as {', '.join(close)}, "
         "or the address of one in open_clip's layout, hf-hub:OWNER/NAME or local-dir:PATH"
     )
 
 
-def _checked(config: ClipConfig, found: ModelConfig) -> ModelConfig:
+def _checked(config: ClipConfig, listed: ModelConfig) -> ModelConfig:
     """Return a model config with the activation that its weights were trained with."""
     name = config.model
     if config.image_size is not None:
-        raise ConfigError(
-            f"{name} is a CLIP, which takes images of its own size: remove clip.image_size"
-        )
-    require_clip(name, found)
-    # the name of a model need not say with which activation its weights were trained
+        raise ConfigError(f"{name} is a CLIP with a fixed size of images: remove clip.image_size")
+    require_clip(name, listed)
+    # the name of a model need not tell the activation of its weights
     tag = open_clip.get_pretrained_cfg(name, config.pretrained or "")
     trained = tag.get("quick_gelu") or None if config.quick_gelu is None else config.quick_gelu
-    return found if trained is None else {**found, "quick_gelu": trained}
+    return listed if trained is None else {**listed, "quick_gelu": trained}
 
 
 def _tokenizer(model: str, text: Mapping[str, Any]) -> Tokenizer:
-    """Make the tokenizer that the text part of a model config describes."""
-    place, options = text.get("hf_tokenizer_name"), {**(text.get("tokenizer_kwargs") or {})}
-    options.pop("trust_remote_code", None)  # a downloaded config has no say in that
+    """Make the tokenizer for the text part of a model config."""
+    source, options = text.get("hf_tokenizer_name"), {**(text.get("tokenizer_kwargs") or {})}
+    options.pop("trust_remote_code", None)  # a downloaded config must not decide that
     length = text.get("context_length", DEFAULT_CONTEXT_LENGTH)
-    if place:
-        with from_transformers(model, "tokenizer", place):
+    if source:
+        with from_transformers(model, "tokenizer", source):
             mode = text.get("tokenizer_mode")
-            return Tokenizer(HFTokenizer(place, length, tokenizer_mode=mode, **options))
+            return Tokenizer(HFTokenizer(source, length, tokenizer_mode=mode, **options))
     if options:
         return Tokenizer(SimpleTokenizer(context_length=length, **options))
-    # open_clip reads the vocabulary, which takes longer than a small CLIP, when it is imported
+    # reuse the vocabulary read on import: reading it takes longer than a small CLIP
     return Tokenizer(partial(open_clip.tokenize, context_length=length))
 
 
 @contextmanager
 def from_transformers(
-    model: str, kind: str, place: str, scheme: str = "local-dir:"
+    model: str, kind: str, source: str, scheme: str = "local-dir:"
 ) -> Iterator[None]:
-    """Say in one sentence what transformers could not get from a folder, or from the hub."""
+    """Turn an error of transformers with a folder or the hub into a WeightsError."""
     try:
-        import transformers  # noqa: F401 - before the hub is asked
+        import transformers  # noqa: F401 - before any request to the hub
 
-        with nullcontext() if Path(place).is_dir() else hub_or_cache():
+        with nullcontext() if Path(source).is_dir() else hub_or_cache():
             yield
     except ImportError as error:
         raise WeightsError(
-            f"the {kind} {place!r} of {model} needs the package transformers: pip install "
+            f"the {kind} {source!r} of {model} needs the package transformers: pip install "
             "'kdpl[transformers]'"
         ) from error
-    except Exception as error:  # whatever the hub client or a file's parser raises
+    except Exception as error:  # anything from the hub client or a file's parser
         raise WeightsError(
-            f"cannot load the {kind} {place!r} of {model} ({reason(error)}): fetch the model and "
+            f"cannot load the {kind} {source!r} of {model} ({reason(error)}): fetch the model and "
             "the files of its text tower where there is a network, and give their folder as "
             f"{scheme}PATH"
         ) from error
 
 
 def _build(model_config: ModelConfig) -> Any:
-    # weights come from where the config says, and not from a hub while the model is built; a CoCa's
-    # decoder is not used
+    # load no weights from a hub while the model is built; a CoCa's decoder is not used
     vision = {**model_config["vision_cfg"], "timm_model_pretrained": False, "output_tokens": False}
     text = text_settings(model_config["text_cfg"])
     text |= {"hf_model_pretrained": False, "output_tokens": False}
     options = {**model_config, "vision_cfg": vision, "text_cfg": text}
-    has_own_text = [options.pop("custom_text", False), options.pop("multimodal_cfg", False)]
+    custom_text = [options.pop("custom_text", False), options.pop("multimodal_cfg", False)]
     options.pop("projection", None)
     model = open_clip.CLIP
-    if any([*has_own_text, text.get("hf_model_name")]):
+    if any([*custom_text, text.get("hf_model_name")]):
         model = open_clip.CustomTextCLIP
+    # a fixed seed: pretrained "random" stands for the same weights every time
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return model(**options)
@@ -308,6 +307,7 @@ def _image_half(
     parts: tuple[str, ...],
 ) -> ImageClip:
     """Load the weights whose names begin with one of ``parts``, and wrap the image tower."""
+    # read the weights, or keep the random ones
     name, tag = config.model, config.pretrained or config.model
     if tag == RANDOM:
         warnings.warn(
@@ -317,6 +317,7 @@ def _image_half(
     else:
         weights = read()
     load_weights(model, weights, name, parts)
+    # prepare images as in training, unless the config says otherwise
     images = dict(weights.images)
     images |= {key: value for key, value in vars(config).items() if key in images and value}
     preprocessing = Preprocessing(
@@ -324,7 +325,7 @@ def _image_half(
         tuple(images["mean"]),
         tuple(images["std"]),
         images["resize_mode"],
-        # as open_clip, which may have drawn it anew for each image in training
+        # as in open_clip; in training it may have been drawn for each image
         "bilinear" if images["interpolation"] == "bilinear" else "bicubic",
     )
     digest = fingerprint(model.visual.state_dict().items())

@@ -1,4 +1,4 @@
-"""The order in memory of the weights and activations of convolutional networks."""
+"""Memory format of the weights and activations of convolutional networks."""
 
 import timm
 import torch
@@ -12,13 +12,13 @@ _FASTER = (
     timm.models.ResNet,
     ModifiedResNet,
 )
-"""Kinds of networks that were measured to be faster with channels last: docs/performance.md."""
+"""Networks measured to be faster with channels last: docs/performance.md."""
 
 _LEAST_CHANNELS = 16
 
 
 def memory_format_of(visual: nn.Module) -> torch.memory_format:
-    """Choose the format in which a network is faster; results differ by rounding alone."""
+    """Choose the faster format for a network; results differ only by rounding."""
     network = getattr(visual, "trunk", visual)
     if isinstance(network, _FASTER) and not any(map(_breaks, network.modules())):
         return torch.channels_last
@@ -30,8 +30,8 @@ def _breaks(module: nn.Module) -> bool:
 
     The stem of RepVGG has such a convolution.
 
-    oneDNN writes behind its buffer where a strided 1×1 convolution has fewer input channels than a
-    vector of the processor holds: https://github.com/uxlfoundation/oneDNN/issues/6035
+    oneDNN writes past its buffer if a strided 1×1 convolution has fewer input channels than a
+    vector register holds: https://github.com/uxlfoundation/oneDNN/issues/6035
     """
     return (
         isinstance(module, nn.Conv2d)

@@ -13,16 +13,16 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class Float32Module(nn.Module):
-    """A module that moves between devices but stays float32, even under Lightning's ``bf16-true``.
+    """Module that moves between devices but stays float32, even under Lightning's ``bf16-true``.
 
-    Plain SGD on half-precision prompts collapses seeds.
+    With plain SGD on half-precision prompts, some seeds collapse.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def keep_float32(tensor: Tensor) -> Tensor:
             if tensor.dtype != torch.float32:
                 return fn(tensor)
-            # an empty tensor tells where fn would put it, without rounding the values on the way
+            # an empty tensor tells the target device without rounding any values
             return tensor.to(fn(tensor.new_empty(0)).device)
 
         super()._apply(keep_float32, recurse)  # type: ignore[no-untyped-call]  # torch has no types for it
@@ -30,7 +30,7 @@ class Float32Module(nn.Module):
 
 
 class Frozen(nn.Module, Generic[ModuleT]):
-    """A frozen module in evaluation mode, carried along but not part of its owner's state.
+    """Frozen module in evaluation mode that is not part of its owner's state.
 
     The module moves with its owner, but checkpoints, optimisers and DistributedDataParallel do not
     see its weights.
@@ -53,16 +53,17 @@ class Frozen(nn.Module, Generic[ModuleT]):
     def store_in(self, dtype: torch.dtype) -> None:
         """Store the weights that autocast casts in its type, or in float32 again.
 
-        It is a ConfigError if the float32 weights are needed and were not kept.
-        Autocast itself casts them to the same values at every use, since they take no gradient.
+        A ConfigError if the float32 weights are needed and were not kept.
+        Autocast would cast them to the same values at every use, since they take no gradient.
         """
         towers = [module for module in self.module.modules() if isinstance(module, FrozenTower)]
         for weight in (weight for tower in towers for weight in tower.cast_weights()):
+            # round from float32, or restore float32 where it was kept
             source: Tensor | None = weight.data
             if weight.dtype == torch.float32 != dtype:
                 self._float32[weight] = weight.data.cpu() if self._keep else None
             elif weight.dtype == dtype or weight not in self._float32:
-                # which it is not under bf16-true
+                # under bf16-true it is not float32
                 continue
             else:
                 source = self._float32[weight]
@@ -75,7 +76,8 @@ class Frozen(nn.Module, Generic[ModuleT]):
 
     @contextmanager
     def exact(self) -> Iterator[ModuleT]:
-        """The module with its float32 weights, within the context."""
+        """Yield the module with its float32 weights, within the context."""
+        # put back the rounded tensors afterwards, instead of rounding again
         stored = {weight: weight.data for weight in self._float32}
         self.store_in(torch.float32)
         try:
@@ -91,10 +93,10 @@ class Frozen(nn.Module, Generic[ModuleT]):
 
 
 class Trained(Float32Module, Generic[ModuleT]):
-    """Owns a tower that is trained as a whole, in float32 and as part of the owner's state.
+    """Tower that is trained as a whole, in float32 and as part of the owner's state.
 
-    Statistics of batch norms and dropout stay as in evaluation, since ``train()`` of a tower does
-    nothing, but for a network that is no CLIP, whose batch norms train.
+    Batch norms and dropout stay in evaluation mode, since ``train()`` of a tower does nothing,
+    except in a network that is not a CLIP: its batch norms train.
     """
 
     module: ModuleT
@@ -104,40 +106,40 @@ class Trained(Float32Module, Generic[ModuleT]):
         self.module = module.requires_grad_(True)
 
     def exact(self) -> AbstractContextManager[ModuleT]:
-        """The module: as that of ``Frozen``, whose weights may be rounded."""
+        """Return a context of the module, as in ``Frozen``; its weights are exact already."""
         return nullcontext(self.module)
 
 
 def store_frozen(owner: nn.Module, dtype: torch.dtype) -> None:
-    """Store the weights of all towers that a module carries frozen, as ``Frozen.store_in`` does."""
+    """Store the weights of all frozen towers in a module, as ``Frozen.store_in`` does."""
     for module in owner.modules():
         if isinstance(module, Frozen):
             module.store_in(dtype)
 
 
 class FrozenTower(nn.Module):
-    """A tower that no ``train()`` flips: evaluation is its only mode."""
+    """Tower that stays in evaluation mode, also after ``train()``."""
 
     def cast_weights(self) -> Iterator[nn.Parameter]:
-        """Yield what is cast at each use under autocast.
+        """Yield the parameters that are cast at each use under autocast.
 
         These are the weights and biases of layers, attention and projections.
 
-        Of ``nn.MultiheadAttention`` the bias is left out: with all of it in half precision it would
-        take a fast path on the CPU, which rounds differently.
+        The bias of ``nn.MultiheadAttention`` is left out: entirely in half precision, it would take
+        a fast path on the CPU that rounds differently.
         """
-        # subclasses of torch's layers may compute with their weights before
-        layers, own = (nn.Linear, nn.Conv2d, nn.MultiheadAttention), "torch.nn."
+        # not subclasses of torch's layers, as they may compute with their weights first
+        layers, package = (nn.Linear, nn.Conv2d, nn.MultiheadAttention), "torch.nn."
         for module in self.modules():
-            is_layer = isinstance(module, layers) and type(module).__module__.startswith(own)
+            is_layer = isinstance(module, layers) and type(module).__module__.startswith(package)
             for name, parameter in module.named_parameters(recurse=False):
-                # attention of open_clip 4 is not torch's, but has weights of the same names
+                # attention of open_clip 4 is not torch's, but its weights have the same names
                 is_projection = name.endswith(("proj_weight", "text_projection")) or name == "proj"
                 if (is_layer and name != "in_proj_bias") or is_projection:
                     yield parameter
 
     def train(self, mode: bool = True) -> "FrozenTower":
-        """Stay in evaluation mode, whatever ``mode`` says."""
+        """Stay in evaluation mode for any ``mode``."""
         del mode
         return super().train(False)
 
@@ -145,7 +147,7 @@ class FrozenTower(nn.Module):
 class CosineHead(Float32Module):
     """Frozen class vectors, normalised float32 [C, D]; logits are scaled cosine similarities.
 
-    Where each class is decided by itself, logits have a scale and a bias of the class, [C] each.
+    If classes are decided independently, logits have a scale and a bias per class, [C] each.
     """
 
     class_vectors: Tensor
@@ -161,7 +163,7 @@ class CosineHead(Float32Module):
         self.register_buffer("biases", biases)
 
     def forward(self, features: Tensor, logit_scale: float) -> Tensor:
-        """Logits [B, C] of normalised features, float32 [B, D]."""
+        """Compute logits [B, C] of normalised features, float32 [B, D]."""
         logits = cosine_logits(features, self.class_vectors, logit_scale)
         if self.scales is None or self.biases is None:
             return logits

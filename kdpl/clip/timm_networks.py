@@ -1,4 +1,4 @@
-"""Networks of timm as students: not CLIPs, but with one feature per image, and trained whole."""
+"""Networks of timm as students: not CLIPs, but with one feature per image; trained as a whole."""
 
 import difflib
 from pathlib import Path
@@ -26,12 +26,12 @@ SCHEME = "timm"
 
 
 def register() -> None:
-    """Register the addresses ``timm:…``, as an entry point."""
+    """Register the addresses ``timm:…``."""
     register_source(SCHEME, Source(None, load_image_clip, build_image_tower))
 
 
 class TimmTower(ImageTower):
-    """A network of timm without its classifier.
+    """Network of timm without its classifier.
 
     In training, its batch norms use and track the statistics of the batch.
     """
@@ -47,9 +47,9 @@ def build_network(name: str, image_size: int, pretrained: bool = False) -> Any:
 
     timm fetches its weights if ``pretrained``.
     """
-    # convolutions take any size
-    about: Any = timm.get_pretrained_cfg(name)
-    options: dict[str, Any] = {"img_size": image_size} if about.fixed_input_size else {}
+    # convolutional networks take any size
+    defaults: Any = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {"img_size": image_size} if defaults.fixed_input_size else {}
     return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
 
 
@@ -62,9 +62,9 @@ def load_image_clip(config: ClipConfig) -> ImageClip:
 
 
 def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -> TimmTower:
-    """Build a network from its part of a config, with weights still to be loaded.
+    """Build a network from the image part of a config, without loading weights.
 
-    A ValueError for a name that timm does not know, such as one that it would fetch.
+    A ValueError for a name that is not in timm, such as a repository that it would fetch.
     """
     name = model_config["vision_cfg"][SCHEME]
     require_timm(name)
@@ -72,7 +72,7 @@ def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -
 
 
 def load_network(config: ClipConfig) -> TimmTower:
-    """Load ``timm:NAME`` with timm's, a file's or random weights; a WeightsError if that fails."""
+    """Load ``timm:NAME`` with timm's, a file's or random weights, or raise a WeightsError."""
     name = config.model.removeprefix(f"{SCHEME}:")
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -80,13 +80,14 @@ def load_network(config: ClipConfig) -> TimmTower:
             f"timm has no model called {name!r}: use one of its names, such as "
             f"{', '.join([*close, 'resnet18'])}"
         )
-    about: Any = timm.get_pretrained_cfg(name)
-    size = config.image_size or about.input_size[-1]
+    # build it, with the same random weights every time, or with timm's
+    defaults: Any = timm.get_pretrained_cfg(name)
+    size = config.image_size or defaults.input_size[-1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = _fetch(name, size) if config.pretrained is None else build_network(name, size)
     if config.pretrained not in (None, RANDOM):
-        _load_file(network, Path(str(config.pretrained)), about.classifier, config.model)
+        _load_file(network, Path(str(config.pretrained)), defaults.classifier, config.model)
     width = int(getattr(network, "head_hidden_size", None) or network.num_features)
     return TimmTower(
         network,
@@ -96,24 +97,24 @@ def load_network(config: ClipConfig) -> TimmTower:
 
 
 def preprocessing_of(name: str, image_size: int) -> Preprocessing:
-    """Return how timm's evaluation prepares images.
+    """Return the preprocessing of timm's evaluation.
 
     It crops less at the network's test size than at its training size.
     """
-    about: Any = timm.get_pretrained_cfg(name)
-    crop_pct = about.crop_pct
-    if about.test_input_size == (3, image_size, image_size):
-        crop_pct = about.test_crop_pct or crop_pct
-    mode: Any = "shortest" if about.crop_mode == "center" else about.crop_mode
-    interpolation: Any = "bilinear" if about.interpolation == "bilinear" else "bicubic"
-    return Preprocessing(image_size, about.mean, about.std, mode, interpolation, crop_pct)
+    defaults: Any = timm.get_pretrained_cfg(name)
+    crop_pct = defaults.crop_pct
+    if defaults.test_input_size == (3, image_size, image_size):
+        crop_pct = defaults.test_crop_pct or crop_pct
+    mode: Any = "shortest" if defaults.crop_mode == "center" else defaults.crop_mode
+    interpolation: Any = "bilinear" if defaults.interpolation == "bilinear" else "bicubic"
+    return Preprocessing(image_size, defaults.mean, defaults.std, mode, interpolation, crop_pct)
 
 
 def _fetch(name: str, image_size: int) -> Any:
     try:
         with hub_or_cache():
             return build_network(name, image_size, pretrained=True)
-    except Exception as error:  # whatever timm, the hub client or a proxy raises
+    except Exception as error:  # anything from timm, the hub client or a proxy
         raise WeightsError(
             f"cannot fetch timm's weights of {name} ({reason(error)}): fetch them where there is a "
             f"network and give their path as clip.pretrained, or set it to {RANDOM} to train from "
@@ -126,6 +127,7 @@ def _load_file(network: Any, path: Path, classifier: str | tuple[str, ...], name
         raise WeightsError(
             f"weights file {path} does not exist: give a file, {RANDOM}, or nothing for timm's own"
         )
+    # leave out the classifier
     heads = (classifier,) if isinstance(classifier, str) else classifier or ()
     prefixes = tuple(f"{head}." for head in heads)
     state = {k: v for k, v in read_state(path).items() if not k.startswith(prefixes)}

@@ -1,4 +1,4 @@
-"""A CLIP's tokenizer, and what prompts need to know of it."""
+"""Tokenizer of a CLIP, with the properties that prompts need."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -7,10 +7,9 @@ from torch import Tensor
 
 
 class Tokenizer:
-    """Turns texts into token ids int64 [N, context_length], by a function of open_clip's kind.
+    """Tokenizer of texts to token ids, int64 [N, context_length], by a function as in open_clip.
 
-    Where a text begins and which id pads it, the ids themselves tell, for tokenizers of any
-    library.
+    The start of a text and the padding id are inferred from ids, for tokenizers of any library.
     """
 
     def __init__(self, tokenize: Callable[[list[str]], Tensor]) -> None:
@@ -23,6 +22,7 @@ class Tokenizer:
     @cached_property
     def start(self) -> int:
         """Position of a text's first token: 1 after a start token, as CLIP's, 0 without one."""
+        # the first position at which two one-word texts differ
         one, other = self(["a", "photo"])
         return int((one != other).nonzero()[0])
 
@@ -31,16 +31,16 @@ class Tokenizer:
         return int(self([""])[0, -1])
 
     def words(self, text: str) -> Tensor:
-        """The ids of a text alone, int64 [T], without start, end and padding."""
+        """Return the ids of a text, int64 [T], without start, end and padding."""
         empty, ids = self(["", text])
         count = int((ids != self._padding).sum() - (empty != self._padding).sum())
-        own: Tensor = ids[self.start : self.start + count]
-        return own
+        word_ids: Tensor = ids[self.start : self.start + count]
+        return word_ids
 
     def fills(self, text: str, ids: Tensor) -> bool:
         """Return whether the ids [context_length] of a text have no room for one more word.
 
         The end of such a text may be lost.
         """
-        # padding may be the same id as the end of a text, which is there in any case
+        # padding may have the id of the end of text, so the last id does not tell
         return bool(ids[-2] != self._padding) and self([f"{text} a"])[0].equal(ids)

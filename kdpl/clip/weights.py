@@ -19,7 +19,7 @@ from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
 StateDict = dict[str, Tensor]
 
 CONFIG_FILE = "open_clip_config.json"
-"""What open_clip writes beside weights: the model's config, and how its images were prepared."""
+"""File that open_clip writes next to weights: the model's config and preprocessing."""
 
 _OPENAI = {
     "mean": open_clip.OPENAI_DATASET_MEAN,
@@ -28,12 +28,12 @@ _OPENAI = {
     "interpolation": "bicubic",
 }
 
-# of no use here: positions that transformers builds, a sigmoid's bias, a CoCa's decoder
+# unused: positions that transformers builds, a sigmoid's bias, a CoCa's decoder
 _UNUSED = ("text.transformer.embeddings.position_ids", "logit_bias", "text_decoder.")
 
 
 class Weights(NamedTuple):
-    """Weights, their source, and how open_clip says that their training images were prepared."""
+    """Weights, their source, and the preprocessing of their training images, as in open_clip."""
 
     state: StateDict
     source: str
@@ -44,18 +44,20 @@ def read_weights(config: ClipConfig, tags: list[str]) -> Weights:
     """Read the weights that a config names; a message about an unknown tag lists ``tags``.
 
     Raises:
-        ConfigError: The config names none.
-        WeightsError: They cannot be loaded, or a file does not say how they were trained.
+        ConfigError: The config names no weights.
+        WeightsError: They cannot be loaded, or it is unknown how a file's weights were trained.
     """
     if config.pretrained is None:
         raise ConfigError(
             f"{config.model} has several weights: set clip.pretrained to a tag or a weights file"
         )
+    # a pretrained tag
     tag = open_clip.get_pretrained_cfg(config.model, config.pretrained)
     if tag:
         path = _fetch(config, tag)
         images = {key: tag.get(key, usual) for key, usual in _OPENAI.items()}
         return Weights(read_state(path), str(path), images)
+    # a weights file
     path = Path(config.pretrained)
     if not path.is_file():
         raise WeightsError(
@@ -72,12 +74,13 @@ def read_weights(config: ClipConfig, tags: list[str]) -> Weights:
 
 
 def _fetch(config: ClipConfig, tag: Mapping[str, Any]) -> Path:
-    """Fetch the weights of a pretrained tag, unless they are in the cache, or a WeightsError."""
+    """Fetch the weights of a pretrained tag unless they are cached, or raise a WeightsError."""
+    # a tag names a repository, possibly with a file, or a URL
     repository, _, file = str(tag.get("hf_hub", "")).rpartition("/")
     try:
         with hub_or_cache():
             return Path(open_clip.download_pretrained(tag))
-    except Exception as error:  # whatever the hub client, a proxy or the disk raises
+    except Exception as error:  # anything from the hub client, a proxy or the disk
         files = file or f"{HF_SAFE_WEIGHTS_NAME} and {CONFIG_FILE}"
         origin = f"{files} of https://huggingface.co/{repository}" if repository else tag["url"]
         raise WeightsError(
@@ -91,27 +94,29 @@ def _fetch(config: ClipConfig, tag: Mapping[str, Any]) -> Path:
 def preprocessing_of_file(config: ClipConfig, path: Path) -> Mapping[str, Any]:
     """Return mean, std and resizing of the images that a file's weights were trained on.
 
-    The JSON file beside the weights or all tags of the model agree on those that the config does
-    not set, or it is a WeightsError.
+    They come from the JSON file next to the weights, or from the model's pretrained tags; a
+    WeightsError if the tags differ in a value that the config does not set.
     """
-    beside = path.with_name(CONFIG_FILE)
-    if beside.is_file():
-        known = [read_part(beside, "preprocess_cfg")]
+    # collect what is known of the images
+    config_file = path.with_name(CONFIG_FILE)
+    if config_file.is_file():
+        candidates = [read_part(config_file, "preprocess_cfg")]
     else:
         pairs = [pair for pair in open_clip.list_pretrained() if pair[0] == config.model]
-        known = [open_clip.get_pretrained_cfg(*pair) for pair in pairs]
-    shown = {}
+        candidates = [open_clip.get_pretrained_cfg(*pair) for pair in pairs]
+    # take the first of each value, unless the rest differ
+    images = {}
     for key, usual in _OPENAI.items():
-        shown[key], *others = [each.get(key, usual) for each in known] or [usual]
-        given = getattr(config, key, None)
-        if given is None and any(list(other) != list(shown[key]) for other in others):
+        images[key], *rest = [candidate.get(key, usual) for candidate in candidates] or [usual]
+        is_set = getattr(config, key, None) is not None
+        if not is_set and any(list(other) != list(images[key]) for other in rest):
             setting = f"set clip.{key}, or " if hasattr(config, key) else ""
             raise WeightsError(
                 f"{path} does not say how its images were prepared, and pretrained weights of "
-                f"{config.model} differ in {key}: {setting}put the weights' own {CONFIG_FILE} "
+                f"{config.model} differ in {key}: {setting}put the weights' {CONFIG_FILE} "
                 "beside the file"
             )
-    return shown
+    return images
 
 
 def read_part(file: Path, part: str) -> dict[str, Any]:
@@ -123,43 +128,44 @@ def read_part(file: Path, part: str) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> StateDict:
-    """Return a file's tensors, or raise a WeightsError; no code in the file runs."""
+    """Return a file's tensors, or raise a WeightsError; never runs code in the file."""
     try:
         state = read_state_dict(str(path), weights_only=True)
         return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    except Exception as error:  # zip, json, pickle and torch each raise their own
+    except Exception as error:  # zip, json, pickle and torch have different error types
         raise WeightsError(
-            f"{path} cannot be read ({reason(error)}): give CLIP weights as a state dict, which "
-            "holds tensors alone"
+            f"{path} cannot be read ({reason(error)}): give CLIP weights as a state dict of "
+            "tensors alone"
         ) from error
 
 
 def load_weights(
     model: nn.Module, weights: Weights, name: str, prefixes: tuple[str, ...] = ("",)
 ) -> None:
-    """Load weights that begin with one of ``prefixes`` into a CLIP, or raise a WeightsError.
+    """Load weights whose names begin with one of ``prefixes``, or raise a WeightsError.
 
     The model is an ``open_clip.CLIP``.
     """
+    # convert the names to the model's layout
     state = dict(weights.state)
     if hasattr(model, "text") and "positional_embedding" in state:
         state = convert_to_custom_text_state_dict(state)
-    own, state = (
+    expected, state = (
         {k: v for k, v in tensors.items() if k.startswith(prefixes) and not k.startswith(_UNUSED)}
         for tensors in (model.state_dict(), convert_state_dict(model, state))
     )
-    # some files write the one number as a list of one
+    # some files have the scalar as a list of one
     if "logit_scale" in state and state["logit_scale"].numel() == 1:
-        state["logit_scale"] = state["logit_scale"].reshape(own["logit_scale"].shape)
-    require_weights(own, state, weights.source, name)
+        state["logit_scale"] = state["logit_scale"].reshape(expected["logit_scale"].shape)
+    require_weights(expected, state, weights.source, name)
     model.load_state_dict(state, strict=False)
 
 
 def require_weights(
-    own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str, name: str
+    expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str, name: str
 ) -> None:
-    """Raise a WeightsError unless the weights of a source fit a model's own."""
-    problem = mismatch(own, state)
+    """Raise a WeightsError unless the weights of a source fit a model's weights."""
+    problem = mismatch(expected, state)
     if problem is not None:
         raise WeightsError(
             f"{source} does not hold the weights of {name} ({problem}): use the model it was made "
@@ -167,21 +173,24 @@ def require_weights(
         )
 
 
-def mismatch(own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> str | None:
-    """Return the first differences between a module's tensors and others; None if they fit.
+def mismatch(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the first difference of tensors from a module's expected ones; None if they fit.
 
     Names are compared first, then shapes.
     """
-    strange = {"missing": own.keys() - others.keys(), "unknown": others.keys() - own.keys()}
+    strange = {
+        "missing": expected.keys() - tensors.keys(),
+        "unknown": tensors.keys() - expected.keys(),
+    }
     differences = [
         f"tensor '{min(names)[:80]}' is {how}" for how, names in strange.items() if names
     ]
     if differences:
         return ", ".join(differences)
-    for name in sorted(own):
-        if own[name].shape != others[name].shape:
+    for name in sorted(expected):
+        if expected[name].shape != tensors[name].shape:
             return (
-                f"tensor '{name}' has shape {tuple(others[name].shape)} "
-                f"instead of {tuple(own[name].shape)}"
+                f"tensor '{name}' has shape {tuple(tensors[name].shape)} "
+                f"instead of {tuple(expected[name].shape)}"
             )
     return None

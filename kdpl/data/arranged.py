@@ -1,4 +1,4 @@
-"""Images as training reads them: how they are arranged and shuffled."""
+"""Arrangement of images for training, and how they are shuffled."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -8,11 +8,11 @@ import numpy as np
 from kdpl.data.names import Indices
 
 Shuffle = Callable[[np.random.Generator], Iterator[Indices]]
-"""Draws the order of an epoch from its stream: the next images, until each came once."""
+"""Draws the order of an epoch from its stream: yields the next images until each came once."""
 
 
 class Arranged(NamedTuple):
-    """Images as training reads them, and how they are shuffled; None: as a uniform permutation."""
+    """Images in reading order; ``shuffle`` None draws a uniform permutation."""
 
     sources: Sequence[str]
     shuffle: Shuffle | None = None

@@ -1,6 +1,6 @@
-"""Views of images: the evaluation transform, and random ones of training images.
+"""Views of images: the evaluation transform, and random views of training images.
 
-An augmentation draws a few numbers, which define a view, and applies them.
+An augmentation draws the few numbers that define a view, and applies them.
 """
 
 import math
@@ -18,14 +18,15 @@ from kdpl.errors import ConfigError, DataError, reason
 from kdpl.runtime.resizing import Resizing
 
 GivenImage = str | Path | Image | torch.Tensor
-"""An image as a classifier takes it: a path, a PIL image, or a tensor uint8 [3, H, W]."""
+"""Input of a classifier: a path, a PIL image, or a uint8 tensor [3, H, W]."""
 
 Parameters = tuple[float, ...]
 _LONGEST = 100  # times its short edge
 
 
 def resize_and_crop(image: Image, to: Resizing) -> Image:
-    """The evaluation transform of an RGB image, the same as open_clip's and timm's."""
+    """Apply the evaluation transform of open_clip and timm to an RGB image."""
+    # resize one edge or both, as the mode says
     size, edges = to.image_size, [to.edge, to.edge]
     if to.resize_mode == "shortest":
         image, edges = without_ends(image), [to.edge]
@@ -34,7 +35,7 @@ def resize_and_crop(image: Image, to: Resizing) -> Image:
         edges = [max(1, round(edge / ratio)) for edge in (image.height, image.width)]
     resized = functional.resize(image, edges, InterpolationMode(to.interpolation), antialias=True)
 
-    # the centre is cropped along an edge that is too long, and padded along one that is too short
+    # crop the centre along an edge that is too long, and pad an edge that is too short
     left, top = (
         (size - edge) // 2 if edge < size else -round((edge - size) / 2) for edge in resized.size
     )
@@ -46,11 +47,12 @@ def resize_and_crop(image: Image, to: Resizing) -> Image:
 def without_ends(image: Image) -> Image:
     """Crop the ends of a very elongated image.
 
-    An image of 20,000 x 1 pixels, say, would fill the memory when it is enlarged.
+    Enlarging an image of, say, 20,000 x 1 pixels would exhaust the memory.
     """
     most = _LONGEST * min(image.size)
     if max(image.size) <= most:
         return image
+    # keep the middle of the long edge
     left, top = ((edge - min(edge, most)) // 2 for edge in image.size)
     return image.crop((left, top, left + min(image.width, most), top + min(image.height, most)))
 
@@ -58,7 +60,7 @@ def without_ends(image: Image) -> Image:
 def open_given(image: GivenImage, decoding: Decoding) -> Image:
     """Open an image given to a classifier.
 
-    Raises a ConfigError for an object that is not an image, and a DataError if it is damaged.
+    Raises a ConfigError if it is not an image, and a DataError if it is damaged.
     """
     if isinstance(image, torch.Tensor):
         return fromarray(image.permute(1, 2, 0).cpu().numpy())
@@ -71,7 +73,7 @@ def open_given(image: GivenImage, decoding: Decoding) -> Image:
         )
     try:
         image.load()
-    except Exception as error:  # on damaged bytes Pillow's decoders raise whatever they like
+    except Exception as error:  # Pillow's decoders raise any error on damaged bytes
         raise DataError(f"an image cannot be decoded ({reason(error)}): leave it out") from error
     return image
 
@@ -83,7 +85,7 @@ def to_tensor(image: Image) -> torch.Tensor:
 
 
 class Augmentation(ABC):
-    """A family of random views of an image. Its attributes are its settings."""
+    """Base class of random views of an image; the attributes are its settings."""
 
     @abstractmethod
     def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
@@ -91,14 +93,14 @@ class Augmentation(ABC):
 
     @abstractmethod
     def apply(self, image: Image, parameters: Parameters, to: Resizing) -> Image:
-        """Make the view of an RGB image that its parameters define, resized as ``to`` says."""
+        """Make the view of an RGB image that the parameters define, resized as ``to`` says."""
 
 
 class NoAugmentation(Augmentation):
-    """The evaluation transform: every view of an image is the same."""
+    """Evaluation transform: all views of an image are the same."""
 
     def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
-        """Nothing to draw."""
+        """Draw nothing."""
         return ()
 
     def apply(self, image: Image, parameters: Parameters, to: Resizing) -> Image:
@@ -107,16 +109,16 @@ class NoAugmentation(Augmentation):
 
 
 class HalfWhole(Augmentation):
-    """The evaluation transform for half of the views, by chance, and an augmentation for the rest.
+    """Evaluation transform for a random half of the views, an augmentation for the rest.
 
-    For targets that are of an image and not of a view: a crop may not show what they name.
+    For targets of an image rather than a view: a crop may not show what they name.
     """
 
     def __init__(self, augmentation: Augmentation) -> None:
         self.augmentation = augmentation
 
     def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
-        """Nothing for the evaluation transform, or what the augmentation draws."""
+        """Draw nothing for the evaluation transform, or the augmentation's numbers."""
         return () if rng.random() < 0.5 else self.augmentation.parameters(rng, width, height)
 
     def apply(self, image: Image, parameters: Parameters, to: Resizing) -> Image:
@@ -130,8 +132,8 @@ class RandomResizedCrop(Augmentation):
     """Crop of random area and aspect ratio, resized, with a random flip, as published.
 
     Args:
-        scale: Smallest and largest area of the crop, as a share of the image's, in (0, 1].
-        ratio: Smallest and largest width / height of the crop; drawn uniformly in its logarithm.
+        scale: Smallest and largest area of the crop, as a share of the image, in (0, 1].
+        ratio: Smallest and largest width / height of the crop, drawn uniformly in log space.
         flip: Probability of a horizontal flip.
     """
 
@@ -147,7 +149,7 @@ class RandomResizedCrop(Augmentation):
 
     def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
         """Draw (top, left, crop height, crop width, flipped) in pixels; ``flipped`` is 0 or 1."""
-        # ten tries, as torchvision has it: not every area fits with every ratio
+        # ten tries, as in torchvision: not every area fits every ratio
         for _ in range(10):
             area = width * height * rng.uniform(*self.scale)
             aspect = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
@@ -166,8 +168,8 @@ class RandomResizedCrop(Augmentation):
         return (top, left, crop_height, crop_width, int(rng.random() < self.flip))
 
     def apply(self, image: Image, parameters: Parameters, to: Resizing) -> Image:
-        """Crop, resize (with the tower's interpolation, antialiased) and flip."""
-        # the crop becomes the square, as published: resize_mode, crop_pct and fill play no part
+        """Crop, resize with the tower's interpolation (antialiased) and flip."""
+        # the crop becomes the square, as published: resize_mode, crop_pct and fill are unused
         top, left, height, width, flipped = (int(number) for number in parameters)
         edges, interpolation = [to.image_size, to.image_size], InterpolationMode(to.interpolation)
         view: Image = functional.resized_crop(
@@ -179,10 +181,10 @@ class RandomResizedCrop(Augmentation):
 class LightAffine(Augmentation):
     """Small rotation, scaling and shift, without flips.
 
-    For images in which left and right differ, such as digits.
+    For images that must not be mirrored, such as digits.
 
     Args:
-        degrees: Largest rotation, either way.
+        degrees: Largest rotation in either direction.
         scale: Smallest and largest magnification.
         translate: Largest shift along each axis, as a share of the view's edge.
     """
@@ -197,7 +199,7 @@ class LightAffine(Augmentation):
     def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
         """Draw (angle in degrees, magnification, shift right, shift down).
 
-        The shifts are shares of the view's edge.
+        Shifts are shares of the view's edge.
         """
         return (
             rng.uniform(-self.degrees, self.degrees),

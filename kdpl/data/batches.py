@@ -1,6 +1,6 @@
-"""The batches of the datamodule, as named tensors; the type of each shows what can leak from it.
+"""Batches of the datamodule as named tensors; the type of a batch shows what can leak from it.
 
-The items of a dataset have the same types: one image's fields, without the first dimension B.
+Items of a dataset have the same types, without the first dimension B.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from kdpl.runtime.resizing import Resizing
 
 @dataclass
 class Batch:
-    """Images, made for the image tower of the module that asked for them.
+    """Images for the image tower of the module that requested them.
 
     Not frozen: Lightning sets the fields of a copy when it moves a batch to another device.
 
@@ -50,17 +50,17 @@ class LabeledBatch(Batch):
 class UnlabeledBatch(Batch):
     """Views of unlabelled images, and no labels.
 
-    Labels enter stage 2 in these places: a prepared target is prepared with
-    labelled and validation images; validation measures accuracies, by which a callback may stop;
-    after training, further scores and thresholds are set on validation images. ``pool_filter``
-    compares with labelled images, without their labels.
+    Labels enter stage 2 in three places: a prepared target uses labelled and validation images;
+    validation measures accuracies, on which a callback may stop; after training, further scores
+    and thresholds are set on validation images. ``pool_filter`` compares with labelled images,
+    without their labels.
 
     Attributes:
-        indices: int64 [B], the images' in the list of all unlabelled ones.
+        indices: int64 [B], positions in the list of all unlabelled images.
         teacher_views: The same views, resized for teachers whose input resizing differs from the
             student's, uint8 [B, 3, T, T] for each resizing.
-        teacher_features: The teacher's normalised features of the views from a cache, float16
-            [B, D], those of several teachers side by side; None without a cache.
+        teacher_features: The teachers' normalised features of the views from a cache, float16
+            [B, D], several teachers side by side; None without a cache.
     """
 
     indices: Tensor
@@ -75,7 +75,7 @@ class EvaluationBatch(Batch):
     Attributes:
         labels: int64 [B], indices of the class names; with several labels an image, float32 [B, C]
             of 0 and 1 for all C classes.
-        indices: int64 [B], the images' in their split.
+        indices: int64 [B], positions in the split.
     """
 
     labels: Tensor
@@ -86,7 +86,8 @@ BatchT = TypeVar("BatchT", bound=Batch)
 
 
 def collate(items: Sequence[BatchT]) -> BatchT:
-    """Stack the items of a dataset, all with the same fields, to a batch."""
+    """Stack items of a dataset, all with the same fields, into a batch."""
+    # fields of items without them stay None
     batch = copy(items[0])
     for name, first in vars(batch).items():
         if first is not None:

@@ -1,8 +1,8 @@
-"""Names of classes and their texts for the text tower: a user's file, and a text around the name.
+"""Class names and their texts for the text tower: a user's file, and a text around the name.
 
-The file is CSV with lines ``n01440764,tench``, or with the heading ``label,name,text`` lines
-``n01440764,tench,"tench, a fish"``, where a class may have several texts in further columns
-``text``; or a ``.txt`` list with a name on each line.
+The file is a CSV with lines ``n01440764,tench`` or, below the heading ``label,name,text``, lines
+``n01440764,tench,"tench, a fish"``; further columns ``text`` give a class several texts. It may
+also be a ``.txt`` list with a name on each line.
 """
 
 import csv
@@ -25,25 +25,26 @@ class ClassName(NamedTuple):
 def name_classes(
     keys: Sequence[str], class_names: str | None, class_text: str | None
 ) -> tuple[tuple[str, ...], tuple[ClassText, ...] | None]:
-    """Return class names, and their texts for the text tower, None if these are the names.
+    """Return class names, and their texts for the text tower; None if the texts are the names.
 
     Args:
-        keys: Their folders or labels.
-        class_names: File with their names and texts, see ``read_class_mapping``; None: the keys are
-            their names.
-        class_text: Text around each class's name, or its texts where the file has some; ConfigError
-            unless it has one ``{}`` for it.
+        keys: Folders or labels of the classes.
+        class_names: File with names and texts, see ``read_class_mapping``; None: the keys are
+            the names.
+        class_text: Text around each class's name, or around its texts if the file has some;
+            ConfigError unless it contains one ``{}``.
     """
     if class_text is not None and class_text.count("{}") != 1:
         raise ConfigError(
             f"class_text is {class_text!r}, expected a text with one {{}}: give "
             f"'{{}}, a type of pet'"
         )
-    given = read_class_mapping(Path(class_names), keys) if class_names else {}
-    named = [given.get(key, ClassName(key)) for key in keys]
-    names = tuple(each.name for each in named)
-    if class_text is None and all(each.text is None for each in named):
+    mapping = read_class_mapping(Path(class_names), keys) if class_names else {}
+    classes = [mapping.get(key, ClassName(key)) for key in keys]
+    names = tuple(named.name for named in classes)
+    if class_text is None and all(named.text is None for named in classes):
         return names, None
+    # put the text around each name, or around each of its texts
     around = _without_stop(composed(class_text or "{}"))
 
     def read(named: ClassName) -> ClassText:
@@ -51,21 +52,21 @@ def name_classes(
             return tuple(around.replace("{}", _without_stop(text)) for text in named.text)
         return around.replace("{}", _without_stop(named.text) if named.text else named.name)
 
-    return names, tuple(map(read, named))
+    return names, tuple(map(read, classes))
 
 
 def _without_stop(text: str) -> str:
-    # it comes with the prompt
+    # the prompt adds the full stop
     return text.strip().rstrip(".")
 
 
 def read_class_mapping(
     path: Path, keys: Iterable[str], complete: bool = True
 ) -> dict[str, ClassName]:
-    """Read the names of classes from a ``.txt`` or ``.csv`` file, in its order, in composed form.
+    """Read class names from a ``.txt`` or ``.csv`` file, in its order, in composed form.
 
-    ``keys`` are the dataset's class folders or labels: all of them, or with ``complete: False``
-    those that it has. DataError if the file cannot be read, lacks a class, names another or none,
+    ``keys`` are the dataset's class folders or labels: all of them, or only some with
+    ``complete=False``. DataError if the file cannot be read, lacks a class, names another or none,
     or gives two classes the same name.
     """
     path = path.expanduser()
@@ -79,19 +80,23 @@ def read_class_mapping(
         raise DataError(
             f"class names file {path} cannot be read as {kind[1:].upper()}: {error}"
         ) from error
+    # each key and each name may occur once
     mapping: dict[str, ClassName] = {}
     key_of: dict[str, str] = {}
     for key, named in rows:
-        fault = None
+        problem = None
         if key in mapping:
-            fault = f"has {key!r} twice: keep one"
+            problem = f"has {key!r} twice: keep one"
         elif not named.name:
-            fault = f"gives class {key!r} an empty name: write its class name"
+            problem = f"gives class {key!r} an empty name: write its class name"
         elif (other := key_of.setdefault(named.name, key)) != key:
-            fault = f"gives classes {other!r} and {key!r} the same name {named.name!r}: rename one"
-        if fault:
-            raise DataError(f"class names file {path} {fault}")
+            problem = (
+                f"gives classes {other!r} and {key!r} the same name {named.name!r}: rename one"
+            )
+        if problem:
+            raise DataError(f"class names file {path} {problem}")
         mapping[key] = named
+    # the keys must be the dataset's classes
     expected = set(keys)
     if expected and expected <= key_of.keys() and expected.isdisjoint(mapping):
         label = min(expected)
@@ -100,18 +105,18 @@ def read_class_mapping(
             f"{label},{key_of[label]}"
         )
     if differing := sorted(mapping.keys() ^ expected if complete else expected - mapping.keys()):
-        fault = (
+        problem = (
             "names class {!r}, which the dataset does not have"
             if differing[0] in mapping
             else "lacks class {!r}"
         )
         remedy = "name the dataset's classes, each once"
         if kind == ".txt" and expected:
-            # a list cannot say which class a new name is of
+            # a list cannot assign a new name to a class
             other = next((key for key in mapping if key not in expected), "its name")
             example = f"{min(expected)},{other}"
             remedy += f", and give them other names by a .csv file with lines such as {example}"
-        raise DataError(f"class names file {path} {fault.format(differing[0])}: {remedy}")
+        raise DataError(f"class names file {path} {problem.format(differing[0])}: {remedy}")
     if not mapping:
         raise DataError(
             f"class names file {path} names no class: write a name on each line of a .txt file"
@@ -128,8 +133,7 @@ def _read_csv(text: str) -> list[tuple[str, ClassName]]:
     rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
     heading = [cell.lower() for cell in rows[0]] if rows else []
     has_heading = heading[:2] in (["folder", "name"], ["label", "name"])
-    # a third column is a text where a heading says so, and otherwise mostly a name with a comma in
-    # it
+    # without a heading, a third column is mostly a name with an unquoted comma
     columns = len(heading) if has_heading and {*heading[2:]} <= {"text"} else 2
     named = []
     for number, (key, *row) in enumerate(rows, start=1):
@@ -139,6 +143,7 @@ def _read_csv(text: str) -> list[tuple[str, ClassName]]:
                 "comma in quotes"
             )
         name, *texts = row
-        given = tuple(text for text in texts if text)
-        named.append((key, ClassName(name, given if len(given) > 1 else next(iter(given), None))))
+        filled = tuple(text for text in texts if text)
+        class_text = filled if len(filled) > 1 else next(iter(filled), None)
+        named.append((key, ClassName(name, class_text)))
     return named[has_heading:]

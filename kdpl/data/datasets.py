@@ -1,4 +1,4 @@
-"""The kinds of torch datasets, whose items are batches of one image without the first dimension."""
+"""Torch datasets; an item is a batch of one image without the first dimension."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ def label_tensor(label: Label, num_classes: int) -> torch.Tensor:
 
 @dataclass
 class RandomView:
-    """Random view of an image for a tower's ``resizing``, by seed, index and epoch."""
+    """Random view of an image for a tower's ``resizing``, fixed by seed, index and epoch."""
 
     open_image: OpenImage
     augmentation: Augmentation
@@ -36,12 +36,12 @@ class RandomView:
     seed: int
 
     def __call__(self, source: str, index: int, epoch: int) -> torch.Tensor:
-        """View of ``source`` as uint8 [3, S, S]."""
+        """Make the view of ``source``, uint8 [3, S, S]."""
         image = self.open_image(source)
         return self.make(image, self.draw(image, index, epoch))
 
     def draw(self, image: Image, index: int, epoch: int) -> Parameters:
-        """The numbers that define the view of an image that is open."""
+        """Draw the numbers that define the view of an open image."""
         rng = generator(self.seed, "augmentation", epoch=epoch, index=index)
         return self.augmentation.parameters(rng, image.width, image.height)
 
@@ -79,27 +79,27 @@ class LabeledImages(Dataset[LabeledBatch]):
 class UnlabeledImages(Dataset[UnlabeledBatch]):
     """Random views of unlabelled images, by (i, epoch).
 
-    It holds sources alone, so there is no label that could leak. ``indices`` are the images' in the
-    list of all unlabelled images, None if these are all; a view belongs to an index, so that a
-    share has the views of the whole. The same views are made for each of the resizings ``others``,
-    those of teachers.
+    The dataset holds only sources, so no label can leak. ``indices`` are positions in the list of
+    all unlabelled images, None for all of them. A view belongs to an index, so a share has the same
+    views as the whole. The same views are also made for each of the ``teacher_resizings``.
     """
 
     sources: Sequence[str]
     view: RandomView
     indices: Indices | None = None
-    others: Collection[Resizing] = ()
+    teacher_resizings: Collection[Resizing] = ()
 
     def __getitem__(self, key: tuple[int, int]) -> UnlabeledBatch:
         i, epoch = key
         index = self.index_of(i)
         image = self.view.open_image(self.sources[i])
         parameters = self.view.draw(image, index, epoch)
-        others = {other: self.view.make(image, parameters, other) for other in self.others}
-        return UnlabeledBatch(self.view.make(image, parameters), torch.tensor(index), others)
+        # the teachers see the same crop as the student
+        teacher_views = {to: self.view.make(image, parameters, to) for to in self.teacher_resizings}
+        return UnlabeledBatch(self.view.make(image, parameters), torch.tensor(index), teacher_views)
 
     def index_of(self, i: int) -> int:
-        """Return the number of the i-th image in the list of all, which draws its views."""
+        """Return the i-th image's position in the list of all; its views are drawn by it."""
         return i if self.indices is None else int(self.indices[i])
 
     def __len__(self) -> int:
@@ -108,7 +108,7 @@ class UnlabeledImages(Dataset[UnlabeledBatch]):
 
 @dataclass(eq=False)
 class EvaluationImages(Dataset[EvaluationBatch]):
-    """Labelled images under the evaluation transform; ``num_classes`` as of ``LabeledImages``."""
+    """Labelled images under the evaluation transform; ``num_classes`` as in ``LabeledImages``."""
 
     records: Sequence[Record]
     open_image: OpenImage

@@ -1,4 +1,4 @@
-"""Opening image files, and what becomes of transparency and of orientation tags."""
+"""Opening image files, and handling of transparency and orientation tags."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from kdpl.errors import ConfigError, DataError, reason
 
-# Pillow goes by the content and not by the name, and gives some formats, such as EPS, to other
-# programs
+# Pillow goes by content, not by name, and passes some formats, such as EPS, to other programs
 _FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 _FORMATS += ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
 
@@ -30,7 +29,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# below the limit, of which Pillow warns as of an attack, images are decoded as others are
+# Pillow warns of large images as attacks; images below its limit are decoded as usual
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _Byte = Annotated[int, Field(ge=0, le=255)]
@@ -38,12 +37,12 @@ _Byte = Annotated[int, Field(ge=0, le=255)]
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Decoding:
-    """Conversion of images to RGB; by default that of the user's own images.
+    """Conversion of images to RGB; the defaults are for a user's images.
 
     Attributes:
-        background: Colour on which transparent pixels are put; None drops transparency, and the
-            colour below it stays.
-        orientation: Whether the image is turned as its EXIF orientation says.
+        background: Colour behind transparent pixels; None drops transparency and keeps the
+            colour below it.
+        orientation: Whether to turn the image as its EXIF orientation says.
     """
 
     background: tuple[_Byte, _Byte, _Byte] | None = (255, 255, 255)
@@ -51,7 +50,7 @@ class Decoding:
 
     @classmethod
     def on(cls, background: Sequence[int]) -> "Decoding":
-        """The default on another background; a ConfigError if it is not a colour."""
+        """Return the default with another background; a ConfigError if it is not a colour."""
         try:
             red, green, blue = background
             return cls((red, green, blue))
@@ -69,6 +68,7 @@ class Decoding:
             DataError: Its values are signed, fractional or of 32 bits; the message begins with
                 ``name``.
         """
+        # turn it upright, with 8 bits a channel
         turn = turn_of(image) if self.orientation else None
         image = _in_bytes(image, name)
         if turn is not None:
@@ -77,15 +77,15 @@ class Decoding:
             rgb = Image.new("RGB", image.size, self.background)
             rgb.paste(rgba, mask=rgba)
             return rgb
-        # dropped in any case, and Pillow warns of some kinds that are still there
+        # transparency is dropped in any case, and Pillow would warn of some kinds
         image.info.pop("transparency", None)
         rgb = image.convert("RGB")
-        rgb.info = {}  # so that what is decoded already is not turned again
+        rgb.info = {}  # so that a decoded image is not turned again
         return rgb
 
 
 PUBLISHED = Decoding(background=None, orientation=False)
-"""Conversion of the benchmark's images, as in the field."""
+"""Conversion of the benchmark's images, as in published code."""
 
 
 def open_image(
@@ -96,19 +96,19 @@ def open_image(
 ) -> Image.Image:
     """Open and decode an image file as RGB.
 
-    The first frame of an animation is used. Of values of 16 bits the upper 8 are used.
+    The first frame of an animation is used, and the upper 8 bits of 16-bit values.
 
     Args:
         path: A JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or, with Pillow 11.3, AVIF image,
-            whatever its ending.
+            with any file extension.
         content: The file's bytes, if they were read already.
-        decoding: What becomes of transparency and orientation.
-        max_pixels: Largest number of pixels, looked at before the image is decoded; Pillow has its
-            own, 179 million.
+        decoding: How to handle transparency and orientation.
+        max_pixels: Largest number of pixels, checked before the image is decoded; Pillow's limit
+            is 179 million.
 
     Raises:
         DataError: The file is missing, truncated, not an image, has too many pixels, or has values
-            of another kind than 8 or 16 unsigned bits.
+            other than 8 or 16 unsigned bits.
     """
     with opened(path, content) as image:
         if max_pixels is not None and image.width * image.height > max_pixels:
@@ -121,7 +121,7 @@ def open_image(
 
 @contextmanager
 def opened(path: str, content: bytes | None = None) -> Iterator[Image.Image]:
-    """Open an image file in its own mode.
+    """Open an image file in the mode it is stored in.
 
     Raises a DataError as ``open_image`` does, also for errors raised in the block.
     """
@@ -143,16 +143,16 @@ def opened(path: str, content: bytes | None = None) -> Iterator[Image.Image]:
 
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:
-    """Return the turn or mirroring that an orientation tag asks for; None if upright."""
+    """Return the transpose that an orientation tag asks for; None if upright."""
     image.load()
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow raises any error on damaged tags, which viewers ignore as well
+    except Exception:  # Pillow raises any error on damaged tags; viewers ignore them as well
         return None
 
 
 def translucent(image: Image.Image) -> Image.Image | None:
-    """The image as RGBA; None if it is opaque."""
+    """Return the image as RGBA; None if it is opaque."""
     if not image.has_transparency_data:
         return None
     rgba = _in_bytes(image).convert("RGBA")
@@ -160,11 +160,11 @@ def translucent(image: Image.Image) -> Image.Image | None:
 
 
 def _in_bytes(image: Image.Image, name: str = "an image") -> Image.Image:
-    """The image with the upper 8 bits of values of 16; raises as ``Decoding.to_rgb``."""
+    """Keep the upper 8 bits of 16-bit values; raises as ``Decoding.to_rgb`` does."""
     if image.mode[0] not in "IF":
         return image
-    # Pillow would cut values off at 0 and 255, which leaves images white or black; of these formats
-    # it opens 16 bits as 32
+    # Pillow would clip values to 0 and 255, leaving images white or black; for these formats it
+    # opens 16 bits as 32
     if not image.mode.startswith("I;16") and image.format not in ("PNG", "PPM"):
         raise DataError(
             f"{name} has values of another kind than 8 or 16 unsigned bits: convert it to these"

@@ -1,4 +1,4 @@
-"""The datamodule with its type: that of a trainer, and that of configs without a trainer."""
+"""Access to the datamodule with its type: from a trainer, or from configs without a trainer."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,17 +27,16 @@ def domain_of(trainer: Trainer) -> DomainDataModule:
 def build_data(
     sections: Sequence[Mapping[str, Any]], settings: Sequence[str] = ()
 ) -> DomainDataModule:
-    """Build the datamodule of ``data`` sections of configs, of which later ones win.
+    """Build the datamodule from ``data`` sections of configs; later sections win.
 
-    ``settings`` are further ones as on the command line, such as ``--data.init_args.shots=4``.
+    ``settings`` are further command line settings, such as ``--data.init_args.shots=4``.
     ConfigError if they do not parse, or name another kind of datamodule.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False)
     parser.set_defaults({"data": {"class_path": "kdpl.DomainDataModule"}})
-    # a config of a whole run has other sections too, which this parser does not know: it gets the
-    # data section alone
+    # only the data section: this parser does not know the other sections of a run's config
     configs = [f"--config={json.dumps({'data': section})}" for section in sections]
     with in_one_sentence():
         data = parser.instantiate_classes(parser.parse_args([*configs, *settings])).data

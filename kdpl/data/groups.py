@@ -1,6 +1,6 @@
 """Groups of near-copies, such as the frames of a burst: whole in folds, one image each in bounds.
 
-Whatever estimates something from labelled images divides and counts them here.
+All estimates from labelled images divide and count them here.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,16 +16,16 @@ FOLDS = 5
 
 
 def group_numbers(sources: Iterable[str], groups: Mapping[str, str]) -> Indices:
-    """Number the groups of N images, int64 [N]; an image without a group is alone in its own."""
+    """Number the groups of N images, int64 [N]; an image without a group is a group by itself."""
     numbers: dict[str, int] = {}
     rows = (numbers.setdefault(groups.get(source, source), len(numbers)) for source in sources)
     return np.fromiter(rows, np.int64)
 
 
 def one_of_each(sources: Sequence[str], groups: Mapping[str, str], seed: int) -> Indices:
-    """Draw one image of each group by a seed; return their positions, rising, and say how many.
+    """Draw one image of each group by a seed; return their sorted positions, and print how many.
 
-    A bound of an error counts these alone, as near-copies are right or wrong together.
+    A bound of an error counts only these images, as near-copies are right or wrong together.
     """
     order = generator(seed, "groups").permutation(len(sources))
     numbers = group_numbers(sources, groups)[order]
@@ -38,8 +38,8 @@ def one_of_each(sources: Sequence[str], groups: Mapping[str, str], seed: int) ->
 def folds(labels: Indices, groups: Indices) -> Indices:
     """Divide labelled images into up to ``FOLDS`` folds of whole groups, each class evenly.
 
-    In the order of the images, each group goes to the fold that has the smallest share of its
-    classes, the first of equals. The images of a class that is in no other fold are in none, as
+    In the order of the images, each group goes to the fold with the smallest share of its classes,
+    the first one on a tie. If a class is in one fold only, its images are put in no fold, as
     nothing could learn them while they are held out.
 
     Args:
@@ -49,9 +49,11 @@ def folds(labels: Indices, groups: Indices) -> Indices:
     Returns:
         The fold of each image, int64 [N], −1 for none.
     """
+    # number classes and groups from 0, with the images of each group
     classes = np.unique(labels, return_inverse=True)[1]
     _, first, group = np.unique(groups, return_index=True, return_inverse=True)
     members = np.split(group.argsort(kind="stable"), np.bincount(group).cumsum()[:-1])
+    # assign group by group
     totals = np.bincount(classes)
     counts = np.zeros((FOLDS, len(totals)), np.int64)
     fold_of = np.empty(len(labels), np.int64)

@@ -1,4 +1,4 @@
-"""The labels that a run may see: the few-shot sample, and the images that it is evaluated on."""
+"""Labels that a run may see: the few-shot sample, and the evaluation images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ EvaluationSplit = Literal["labeled", "val", "test"]
 
 @dataclass(frozen=True)
 class Labels:
-    """Labelled images of a dataset, as far as protocol and shots allow to see them.
+    """Labelled images of a dataset that protocol and shots allow a run to see.
 
     Under ``base_to_novel``, no label of a novel class is trained on (``training``) or used to
-    prepare targets (``tuning``); validation and test are of all classes (``evaluation``).
+    prepare targets (``tuning``); validation and test have all classes (``evaluation``).
 
     Attributes:
-        read: The dataset as it was read. All others are as of ``DomainDataModule``.
+        read: The dataset as it was read. The other attributes are as in ``DomainDataModule``.
     """
 
     read: Splits
@@ -34,7 +34,7 @@ class Labels:
 
     @cached_property
     def splits(self) -> Splits:
-        """The dataset before sampling; with 0 shots, it has labels of the test images alone."""
+        """The dataset before sampling; with 0 shots, only test images have labels."""
         if self.protocol == "base_to_novel" and len(self.read.class_names) < 2:
             problem = f"{self.read.origin} has one class, but protocol base_to_novel needs two"
             raise DataError(f"{problem}: set protocol to all")
@@ -42,12 +42,12 @@ class Labels:
 
     @property
     def num_base(self) -> int | None:
-        """Number of base classes, the first ones; None if the protocol has no such distinction."""
+        """Number of base classes, which come first; None if the protocol has none."""
         return base_count(len(self.read.class_names)) if self.protocol == "base_to_novel" else None
 
     @property
     def tuning_class_names(self) -> tuple[str, ...]:
-        """The names that the teacher is tuned on, by label: the base classes, or all."""
+        """Names of the classes that the teacher is tuned on, by label: the base classes, or all."""
         return self.read.class_names[: self.num_base]
 
     @cached_property
@@ -56,7 +56,7 @@ class Labels:
         if not are_sets((*splits.train, *splits.val)):
             return few_shot(splits.train, splits.val, *settings)
 
-        # no image is chosen for a label that no stage may see
+        # choose no image for a label that no stage may see
         base = range(len(self.tuning_class_names))
         train, val = (with_labels(records, base) for records in (splits.train, splits.val))
         sample, chosen = few_shot(train, val, *settings)
@@ -66,8 +66,7 @@ class Labels:
     def training(self) -> list[Record]:
         """Return labelled training images of the tuning classes; DataError if there are none."""
         self.splits.require_training_images()
-        # the sample comes before the base subset, so that base classes get the same images under
-        # either protocol
+        # sample before taking the base classes: they get the same images under either protocol
         names = self.tuning_class_names
         self.require_shots()
         records = with_labels(self._sample[0], range(len(names)))
@@ -97,24 +96,26 @@ class Labels:
         return with_labels(self._sample[1], range(len(self.tuning_class_names)))
 
     def counts_in_stage(self, stage: int, trained: Sequence[Record]) -> str:
-        """Describe in a line how many labels a stage trains on, validates on, and no stage uses."""
-        there, (sample, val) = self.read, self._sample
+        """Describe in a line how many labels a stage trains and validates on, and no stage uses."""
+        read, (sample, val) = self.read, self._sample
         train = with_labels(sample, range(len(self.tuning_class_names)))
-        line = f"labels in the batches of stage {stage}: {len(trained)} of {len(there.train)}"
-        line += f"; validation: {len(val)} of {len(there.val)}"
-        if unseen := len(there.train) + len(there.val) - len(train) - len(val):
+        line = f"labels in the batches of stage {stage}: {len(trained)} of {len(read.train)}"
+        line += f"; validation: {len(val)} of {len(read.val)}"
+        # name the settings that keep labels from all stages
+        if unseen := len(read.train) + len(read.val) - len(train) - len(val):
             named = {"shots": self.shots, "val_shots": self.val_shots, "protocol": self.protocol}
             why = [f"{name} {value}" for name, value in named.items() if value not in (None, "all")]
             line += f"; in no stage: {unseen} ({', '.join(why)})"
         return line
 
     def evaluation(self, split: EvaluationSplit) -> Sequence[Record]:
-        """Return images to measure accuracies on.
+        """Return the images that accuracies are measured on; DataError if there are none.
 
-        They are of all classes except for ``labeled``; DataError if there are none.
+        They have all classes, except in ``labeled``.
         """
         if split == "labeled":
             return self.training()
+        # validation images are sampled, test images are not
         records = self._sample[1] if split == "val" else self.splits.test
         if split == "val" and self.shots == 0:
             raise DataError(

@@ -1,6 +1,6 @@
 """Order of images, their distribution over processes, and the loader of all splits.
 
-The samplers are distributed ones, so that Lightning does not shard them once more.
+The samplers subclass ``DistributedSampler``, so Lightning does not shard them again.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from kdpl.data.batches import BatchT, collate
 from kdpl.data.names import Indices
 from kdpl.data.sampling import balanced, generator
 
-_PART = 2**16  # images of an order that are Python numbers at a time
+_PART = 2**16  # images of an order converted to Python numbers at a time
 # added to the epoch when an image is drawn again within it, so that it gets another view
 _AGAIN = 2**32
 
@@ -23,24 +23,22 @@ _AGAIN = 2**32
 class TrainSampler(DistributedSampler[tuple[int, int]]):
     """Shuffled training images for one process, as (position, epoch) pairs.
 
-    Positions are those in the list of images that are trained on, which may be a part of the pool.
+    Positions refer to the list of training images, possibly a part of the pool.
 
-    The order of an epoch depends on the seed and the epoch alone. Global batch b is the b-th run of
-    ``batch_size * world_size`` images of that order, whatever the number of processes, and each
-    process takes every ``world_size``-th of them. The last, short batch is dropped if there is a
-    full one; otherwise it is all there is, and it is kept, filled up from the start of the order so
-    that every process gets as many images.
+    The order of an epoch depends only on the seed and the epoch. Global batch b is the b-th run of
+    ``batch_size * world_size`` images in that order, for any number of processes, and each process
+    takes every ``world_size``-th image. A short last batch is dropped, unless it is the only batch:
+    then it is filled up from the start of the order, so that all processes get equally many images.
 
-    The order is a uniform permutation, or what ``shuffle`` draws. With ``labels``, it is that of
-    ``kdpl.data.sampling.balanced``: as many images, some of them several times and others not at
-    all.
+    The order is a uniform permutation, or what ``shuffle`` draws. With ``labels``, it is drawn by
+    ``kdpl.data.sampling.balanced``: as many images, some several times and some not at all.
 
-    The epoch travels with the index, so that worker processes, persistent ones too, know it. For an
-    image that comes once more in an epoch it is another number, which makes another view of it.
+    The epoch travels with the index, so that worker processes know it, persistent workers too. An
+    image that is drawn again within an epoch gets another epoch number, and so another view.
 
     Attributes:
-        start: Images of this process that the next iteration leaves out, after an interrupted
-            epoch. ``len()`` stays: the trainer adds the batches that were done.
+        start: Images of this process that the next iteration skips, after an interrupted epoch.
+            ``len()`` stays the same: the trainer adds the batches already done.
     """
 
     def __init__(
@@ -63,7 +61,7 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
         self.start = 0
         global_batch = batch_size * world_size
         full = num_images // global_batch * global_batch
-        # one short batch: rounded up to a multiple of the number of processes
+        # round a single short batch up to a multiple of the number of processes
         self.num_used = full or -(-num_images // world_size) * world_size
 
     def set_epoch(self, epoch: int) -> None:
@@ -72,16 +70,17 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         images: Iterator[int] = chain.from_iterable(part.tolist() for part in self._order())
-        # a cycle keeps what it has seen
+        # only when needed: a cycle stores what it has seen
         images = images if self.num_used <= self.num_images else cycle(images)
-        own = islice(
+        # this process's share, without what an interrupted epoch has done
+        share = islice(
             images, self.rank + self.start * self.num_replicas, self.num_used, self.num_replicas
         )
         if self.labels is None:
-            return zip(own, repeat(self.epoch))
+            return zip(share, repeat(self.epoch))
         return (
             (drawn % self.num_images, self.epoch + drawn // self.num_images * _AGAIN)
-            for drawn in own
+            for drawn in share
         )
 
     def _order(self) -> Iterator[Indices]:
@@ -116,12 +115,11 @@ class LazyLoader(DataLoader[BatchT]):
     """DataLoader whose workers start with the first batch, not when the iteration is set up.
 
     On resume, Lightning sets up the iteration before it tells the sampler its epoch; workers that
-    had begun by then would load the images of epoch 0. A run that was interrupted within an epoch
-    resumes with the batch that was next.
+    had started would load the images of epoch 0. A run interrupted within an epoch resumes with the
+    next batch.
 
-    Worker processes stay from epoch to epoch, and the last batch is kept, however short.
-    ``batches_done`` is called when an iteration begins: the batches of its epoch that were trained
-    on already.
+    Worker processes persist between epochs, and a short last batch is kept. ``batches_done`` is
+    called when an iteration begins, and returns how many batches of the epoch were trained on.
     """
 
     def __init__(
@@ -140,14 +138,13 @@ class LazyLoader(DataLoader[BatchT]):
             collate_fn=collate,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            # its own stream: a loader would draw its workers' seed from torch's global one at every
-            # epoch
+            # without it, each epoch would draw the workers' seed from torch's global stream
             generator=torch.Generator(),
         )
         self._batches_done = batches_done
 
-    def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]  # torch promises an iterator class of its own
-        # a generator: nothing runs before the first next()
+    def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]  # torch declares its private iterator class
+        # a generator function: nothing runs before the first next()
         if isinstance(self.sampler, TrainSampler):
             self.sampler.start = self._batches_done() * (self.batch_size or 1)
         yield from super().__iter__()
@@ -155,11 +152,10 @@ class LazyLoader(DataLoader[BatchT]):
     def state_dict(self) -> dict[str, int]:
         """Return an empty state.
 
-        Lightning takes a loader for resumable if it has ``state_dict`` and ``load_state_dict``, and
-        warns otherwise. Where an epoch was interrupted is in the trainer's own progress, which
-        ``batches_done`` reads.
+        Lightning warns unless a loader has ``state_dict`` and ``load_state_dict``. The trainer's
+        progress says where an epoch was interrupted, and ``batches_done`` reads it.
         """
         return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Nothing to load, see ``state_dict``."""
+        """Do nothing, see ``state_dict``."""

@@ -1,4 +1,4 @@
-"""Names of very many images: text and numbers in arrays, without a Python object for each."""
+"""Names of millions of images: text and numbers in arrays, without a Python object per image."""
 
 import hashlib
 import os
@@ -14,9 +14,9 @@ from kdpl.data.storage import is_url
 ROW = np.dtype(
     [("start", "<i8"), ("length", "<i4"), ("folder", "<i4"), ("offset", "<i8"), ("size", "<i8")]
 )
-"""Numbers of an image: where its name starts in the text, its folder, its place in a shard.
+"""Numbers of an image: start and length of its name in the text, its folder, its bytes in a shard.
 
-The place is from which byte on, above 0, how many bytes have to be read for the image.
+``offset``, above 0, and ``size`` are the bytes to read for the image.
 """
 
 Indices = npt.NDArray[np.int64]
@@ -25,7 +25,7 @@ _CHUNK = 2**14
 
 
 class ShardImage(str):
-    """An image in a ``shard``, as ``SHARD/member``: ``size`` bytes from ``offset`` on."""
+    """Image in a ``shard``, as ``SHARD/member``: ``size`` bytes from ``offset`` on."""
 
     __slots__ = ("offset", "shard", "size")
     shard: str
@@ -49,9 +49,8 @@ class Names(Sequence[str]):
 
     Args:
         text: The names without folders, as UTF-8, uint8 [T].
-        rows: For each of N images its numbers, ``ROW`` [N]; of an image that is not in a shard the
-            offset is 0.
-        folders: The folders, or shards, each with the slash behind it.
+        rows: The numbers of N images, ``ROW`` [N]; the offset is 0 for an image outside of shards.
+        folders: The folders, or shards, with a trailing slash.
     """
 
     def __init__(
@@ -61,36 +60,37 @@ class Names(Sequence[str]):
 
     @classmethod
     def of(cls, names: Iterable[str]) -> "Names":
-        """Hold any number of names, which may come one at a time."""
+        """Hold any number of names from any iterable."""
         if isinstance(names, Names):
             return names
         text, rows, folders = bytearray(), [np.empty(0, ROW)], dict[str, int]()
         names = iter(names)
-        while some := list(islice(names, _CHUNK)):
+        while chunk := list(islice(names, _CHUNK)):
             numbers = []
-            for name in some:
+            for name in chunk:
                 if isinstance(name, ShardImage):
-                    folder, place = f"{name.shard}/", (name.offset, name.size)
+                    folder, position = f"{name.shard}/", (name.offset, name.size)
                 else:
-                    folder, place = folder_of(name), (0, 0)
+                    folder, position = folder_of(name), (0, 0)
                 file = name[len(folder) :].encode("utf-8", "surrogatepass")
                 number = folders.setdefault(folder, len(folders))
-                numbers.append((len(text), len(file), number, *place))
+                numbers.append((len(text), len(file), number, *position))
                 text += file
             rows.append(np.array(numbers, ROW))
         return cls(np.frombuffer(text, np.uint8), np.concatenate(rows), tuple(folders))
 
     @classmethod
     def joined(cls, parts: Iterable["Names"]) -> "Names":
-        """Concatenate several; the folders used come part by part, in the order within each."""
+        """Concatenate parts; the folders in use come part by part, in the order of each part."""
         texts, rows = [np.empty(0, np.uint8)], [np.empty(0, ROW)]
         folders, end = dict[str, int](), 0
         for part in filter(len, parts):
-            # of text and folders only what these use, which may be some of many
+            # copy only the text and folders in use: a part may be a few of many names
             first = int(part.rows["start"].min())
             last = int((part.rows["start"] + part.rows["length"]).max())
             used, folder = np.unique(part.rows["folder"], return_inverse=True)
-            numbers = [folders.setdefault(part.folders[each], len(folders)) for each in used]
+            numbers = [folders.setdefault(part.folders[number], len(folders)) for number in used]
+            # renumber the folders, and shift the text
             moved = part.rows.copy()
             moved["folder"] = np.array(numbers)[folder]
             moved["start"] += end - first
@@ -100,7 +100,7 @@ class Names(Sequence[str]):
         return cls(np.concatenate(texts), np.concatenate(rows), tuple(folders))
 
     def take(self, indices: npt.NDArray[Any] | slice) -> "Names":
-        """Return some, by their indices or by a bool for each."""
+        """Return a selection by indices, or by a bool for each name."""
         return Names(self.text, self.rows[indices], self.folders)
 
     @overload
@@ -128,19 +128,19 @@ class Names(Sequence[str]):
         text = self.text.data
         for start, length, folder, offset, size in rows.tolist():
             name = str(text[start : start + length], "utf-8", "surrogatepass")
-            at = self.folders[folder]
-            yield ShardImage(at[:-1], name, offset, size) if offset else at + name
+            parent = self.folders[folder]
+            yield ShardImage(parent[:-1], name, offset, size) if offset else parent + name
 
 
 def folder_of(path: str) -> str:
-    """The part of a path or URL up to its last slash."""
+    """Return the part of a path or URL up to its last slash."""
     return path[: path.rfind("/") + 1]
 
 
 def places(names: Iterable[str]) -> Iterator[str]:
     """Yield each file's canonical path, the same for all its names; URLs stay as they are.
 
-    The names may be absolute, relative, or through a link.
+    Names may be absolute, relative, or through a link.
     """
     folders: dict[str, tuple[str, frozenset[str]]] = {}
     for name in names:
@@ -153,12 +153,12 @@ def places(names: Iterable[str]) -> Iterator[str]:
 
 
 def _resolved(folder: str) -> tuple[str, frozenset[str]]:
-    """The canonical path of a folder, with the slash behind it, and the links in it."""
+    """Return the canonical path of a folder, with a trailing slash, and the links in it."""
     if is_url(folder):
         return folder, frozenset()
     real = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
     try:
-        # unlike a question for each file, a listing of the folder is a few system calls
+        # listing the folder takes a few system calls, instead of one or more per file
         with os.scandir(real) as entries:
             return real, frozenset(entry.name for entry in entries if entry.is_symlink())
     except OSError:
@@ -168,39 +168,40 @@ def _resolved(folder: str) -> tuple[str, frozenset[str]]:
 def distinct(names: Names) -> Names:
     """Keep the first name of each file."""
     hashes = np.fromiter(map(hash, places(names)), np.int64, len(names))
-    _, which, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-    again = np.flatnonzero(counts[which] > 1)
+    # only names with equal hashes can be the same file
+    _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    again = np.flatnonzero(counts[inverse] > 1)
     seen, keep = set[str](), np.ones(len(names), bool)
-    for index, place in zip(again.tolist(), places(names.take(again)), strict=True):
-        keep[index] = place not in seen
-        seen.add(place)
+    for index, path in zip(again.tolist(), places(names.take(again)), strict=True):
+        keep[index] = path not in seen
+        seen.add(path)
     return select(names, keep)
 
 
-def unlisted(names: Names, known: Iterable[str]) -> Names:
-    """Keep those names that are not among the known ones, under any name."""
-    there = frozenset(places(known))
-    # of millions of names only those in the same folders, or behind links, can be among them
-    near = frozenset(map(folder_of, there))
-    asked_folders = [real in near or bool(links) for real, links in map(_resolved, names.folders)]
-    asked = np.array(asked_folders, bool)[names.rows["folder"]]
-    keep = ~asked
-    keep[asked] = [place not in there for place in places(names.take(asked))]
+def unlisted(names: Names, listed: Iterable[str]) -> Names:
+    """Keep the names of files that are not listed, under any of their names."""
+    listed_paths = frozenset(places(listed))
+    # of millions of names, check only names in the same folders or behind links
+    near = frozenset(map(folder_of, listed_paths))
+    near_folders = [real in near or bool(links) for real, links in map(_resolved, names.folders)]
+    checked = np.array(near_folders, bool)[names.rows["folder"]]
+    keep = ~checked
+    keep[checked] = [path not in listed_paths for path in places(names.take(checked))]
     return select(names, keep)
 
 
 def select(names: Names, keep: Iterable[bool]) -> Names:
-    """Keep those names for which ``keep`` has True."""
+    """Keep the names for which ``keep`` has True."""
     kept = np.fromiter(keep, bool, len(names))
     return names if kept.all() else names.take(kept)
 
 
 def digest_of(sources: Sequence[str]) -> str:
-    """Digest images by their paths below their common folder, so that a dataset may be moved."""
+    """Digest images by their paths below the common folder, so that a dataset may be moved."""
     try:
         base = os.path.commonpath({os.path.dirname(source) for source in sources})  # noqa: PTH120 - any string, not a path
     except ValueError:
-        base = ""  # absolute and relative paths, or URLs, which cannot be moved together
+        base = ""  # URLs, or both absolute and relative paths, cannot be moved together
     digest = hashlib.sha256()
     for source in sources:
         name = source[len(base) :].replace(os.sep, "/").lstrip("/")

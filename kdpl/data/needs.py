@@ -1,4 +1,4 @@
-"""Needs of a LightningModule that the datamodule serves: images, made for which towers."""
+"""Images that a LightningModule needs from the datamodule, and the towers they are made for."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ TrainSplit = Literal["labeled", "unlabeled"]
 
 @dataclass(frozen=True)
 class TeacherDescription:
-    """A teacher, as a cache of its features is described.
+    """Description of a teacher for a cache of its features.
 
     Attributes:
         fingerprint: Digest of its weights and prompts.
         width: Width D of its features.
-        resizing: How it takes its images.
+        resizing: Resizing of its images.
     """
 
     fingerprint: str
@@ -26,13 +26,13 @@ class TeacherDescription:
 
 @dataclass(frozen=True)
 class Needs:
-    """The images that a module trains on and is evaluated on.
+    """Images that a module trains on and is evaluated on.
 
     Attributes:
         split: Split of its training batches, ``LabeledBatch`` or ``UnlabeledBatch``.
-        resizing: How its image tower takes all images.
-        teachers: Returns a description of each teacher. It is called in a fit alone, since the
-            files of further teachers are read for it.
+        resizing: Resizing of all images for its image tower.
+        teachers: Returns a description of each teacher. It is called only in a fit, since it
+            reads the files of further teachers.
         whole: Whether half of the unlabelled images in training batches are as in evaluation.
     """
 
@@ -47,7 +47,7 @@ class HasNeeds(Protocol):
 
     @property
     def needs(self) -> Needs:
-        """The images that it trains on and is evaluated on."""
+        """Images that the module trains on and is evaluated on."""
         ...
 
 

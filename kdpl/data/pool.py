@@ -1,4 +1,4 @@
-"""The unlabelled images of a domain, and the choice of those that a student is distilled on."""
+"""Unlabelled images of a domain, and the selection that a student is distilled on."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -15,12 +15,12 @@ def _no_indices() -> Indices:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Choice among the unlabelled images: to distil on, held out, or left out.
+    """Selection of unlabelled images: to distil on, held out, or left out.
 
     Attributes:
         images: All unlabelled images.
-        kept: Indices of the images that need a target, to distil on or held out, rising; None: all.
-        held_out: Indices of the images that have a target and are not distilled on, rising.
+        kept: Sorted indices of the images that need a target, to distil on or held out; None: all.
+        held_out: Sorted indices of the images that have a target and are not distilled on.
         left_out: Sources of images that are neither distilled on nor held out.
     """
 
@@ -46,15 +46,16 @@ class Selection:
 
     @property
     def used(self) -> Names:
-        """The images to distil on."""
+        """Images to distil on."""
         return self.images if self.chosen is None else self.images.take(self.chosen)
 
     def holding_out(self, indices: Indices) -> "Selection":
-        """Return the choice with these images held out, which are among ``targeted``."""
+        """Return the selection with some of the ``targeted`` images held out."""
         return replace(self, held_out=indices)
 
     def leaving_out(self, sources: Collection[str]) -> "Selection":
-        """Return the choice without some images."""
+        """Return the selection without some images."""
+        # held-out images may be left out as well
         images = self.images if self.kept is None else self.images.take(self.kept)
         kept = self.targeted[[source not in sources for source in images]]
         held_out = np.intersect1d(self.held_out, kept)
@@ -62,12 +63,12 @@ class Selection:
 
 
 class UnlabeledPool:
-    """All unlabelled images, and the share of them that is distilled on.
+    """All unlabelled images, and the share that is distilled on.
 
     Args:
-        images: All of them.
+        images: All unlabelled images.
         share: Share to distil on, above 0 and at most 1, drawn by the seed.
-        seed: Seed of the share, and of samples.
+        seed: Seed of the share and of samples.
 
     Attributes:
         selection: The share, before images are held out or left out.
@@ -80,8 +81,8 @@ class UnlabeledPool:
         self.selection = Selection(images, shared)
 
     def sample(self, n: int) -> Names:
-        """Draw up to n images of the share, also those that a fit leaves out, by the seed."""
-        # images like the pool are like all of it, not like its most typical ones
+        """Draw up to n images of the share by the seed, also images that a fit leaves out."""
+        # a sample stands for the whole pool, not for its most typical images
         sources = self.selection.used
         if len(sources) <= n:
             return sources

@@ -1,4 +1,4 @@
-"""Dataset as a run takes it: read once, without what is left out, with test images."""
+"""Dataset as a run uses it: read once, without images that are left out, with test images."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ BadImages = Literal["error", "skip"]
 
 @dataclass
 class Reading:
-    """Reading of a dataset by the settings of ``DomainDataModule``.
+    """Dataset read with the settings of ``DomainDataModule``.
 
-    ``file`` remembers which images can be used.
+    ``file`` stores the result of checking the images.
     """
 
     reader: Reader
@@ -47,11 +47,11 @@ class Reading:
 
     @property
     def looks(self) -> bool:
-        """Whether all images are looked at before a fit, and copies are left out."""
+        """True if all images are checked before a fit, and copies left out."""
         return self.reader.own if self.scan is None else self.scan
 
     def of_run(self, folder: Path) -> None:
-        """Use the images that the run in this folder used; to be called before anything is read."""
+        """Use the same images as the run in this folder; call it before anything is read."""
         self.file = folder / DECODED_FILE
 
     @cached_property
@@ -63,8 +63,9 @@ class Reading:
     def _apart(self) -> tuple[Splits, int]:
         """Dataset without test or validation images in other parts.
 
-        Beside it the number of unlabelled images that are test or validation images.
+        Also the number of unlabelled images that are test or validation images.
         """
+        # the order decides what is held out: never an image that cannot be used
         splits = self.listed
         splits = self._scan.usable(splits)
         if self.held_out is not None:
@@ -74,14 +75,14 @@ class Reading:
         return splits, same
 
     def prepare(self, trains: bool) -> None:
-        """Look at all images before a run that ``trains`` or not, unless that was done.
+        """Check all images before a run that ``trains`` or not, unless that was done.
 
         DataError if some cannot be used, ``bad_images`` is ``error``, and the run ``trains``.
         """
         self._scan.prepare(trains)
 
     def notes(self) -> Iterator[str]:
-        """One line for each way in which the dataset differs from what lies on the disk."""
+        """Yield a line for each difference between the dataset and the files on disk."""
         splits, same = self._apart
         if splits.held_out:
             yield (
@@ -96,7 +97,7 @@ class Reading:
 
     @cached_property
     def listed(self) -> Splits:
-        """The dataset as it is read, without the images of the skip list."""
+        """Dataset as it is read, without the images of the skip list."""
         splits = self._scan.without_listed(self.reader.read())
         if self.reader.own:
             require_apart(splits)
@@ -104,7 +105,7 @@ class Reading:
 
 
 class _Scan:
-    """A look at all images of a dataset, which decodes them once and remembers the result."""
+    """Check of all images of a dataset: decodes them once and stores the result."""
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
@@ -113,7 +114,7 @@ class _Scan:
         self._copies: dict[str, tuple[str, str]] = {}
 
     def prepare(self, trains: bool) -> None:
-        """Decode all images, unless that was done or is not asked for, and remember the result.
+        """Decode all images, unless that was done or is not needed, and store the result.
 
         DataError if some cannot be used, ``bad_images`` is ``error``, and the run ``trains``.
         """
@@ -126,23 +127,23 @@ class _Scan:
             checked.save(file)
 
     def without_listed(self, splits: Splits) -> Splits:
-        """Leave the images of ``skip_list`` out of a dataset as it was read."""
+        """Leave out the images of ``skip_list``."""
         file = self._reading.skip_list
         return splits if file is None else without_listed(splits, file)
 
     def usable(self, splits: Splits) -> Splits:
-        """Leave images out that cannot be used, if ``bad_images`` is ``skip``."""
+        """Leave out images that cannot be used, if ``bad_images`` is ``skip``."""
         checked = self._check(look=self._skips)
         return leave_out(splits, checked.skipped) if checked and self._skips else splits
 
     def without_copies(self, splits: Splits) -> Splits:
-        """Leave copies of test and validation images out of the other parts."""
+        """Leave out copies of test and validation images in the other parts."""
         checked = self._check(look=self._skips)
         self._copies = copies_of_measured(splits, checked.digests) if checked else {}
         return leave_out(splits, self._copies, "but copies of test or validation images")
 
     def notes(self) -> Iterator[str]:
-        """One line for each way in which the dataset differs from what lies on the disk."""
+        """Yield a line for each difference between the dataset and the files on disk."""
         checked, file = self._check(look=False), self._reading.file
         if checked and checked.skipped and self._skips:
             where = f", listed in {file}" if file else ""
@@ -160,10 +161,11 @@ class _Scan:
             )
 
     def _check(self, look: bool) -> Checked | None:
-        """The remembered result for these images, or, to ``look`` at them, a new one; or None."""
+        """Return the stored result for these images, a new one if told to ``look``, or None."""
         if not self._reading.looks or self._checked is not None:
             return self._checked
         listed, file, measured = self._reading.listed, self._reading.file, self._measured
+        # whether an image can be used depends on these
         decoding = self._reading.reader.decoding
         origin = {
             "images": digest(listed.sources),
@@ -171,12 +173,13 @@ class _Scan:
             "decoding": asdict(decoding),
         }
         if file and (earlier := Checked.load(file)):
-            # a run's images are fixed when it begins, whatever becomes of them later
+            # a run's images are fixed when it begins, even if the files change later
             if (differs := difference(earlier.made_from, origin)) is None:
                 self._checked = earlier
             elif look:
                 inform(f"{file} is of another dataset ({differs[1]}): looking at all images again")
         if self._checked is None and look:
+            # digests are needed only to find copies of measured images
             decode = partial(decode_and_digest, decoding=decoding)
             self._checked = Checked.decode_all(
                 listed.sources, decode if measured else listed.open_image, measured, origin

@@ -23,21 +23,21 @@ Groups = Mapping[str, str]
 """Groups of images by source, such as their cameras."""
 
 NO_GROUPS: Groups = {}
-"""Each image is a group of its own."""
+"""No groups: each image stands by itself."""
 
-# their places are part of the streams
+# the position of a purpose is part of its stream
 _PURPOSES = get_args(Purpose)
 
 
 def generator(
     seed: int, purpose: Purpose, *, epoch: int = 0, index: int = 0
 ) -> np.random.Generator:
-    """Return the random stream that belongs to a seed, a purpose, an epoch and an image.
+    """Return the random stream of a seed, a purpose, an epoch and an image.
 
     Philox is counter-based (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011):
-    a stream's start is computed from its key and counter. So the draw for (seed, image, epoch) is
-    the same for any number of workers and processes, any order of calls, and after a resume.
-    Streams do not overlap: each has 2^64 blocks of its own.
+    a stream's start is computed from its key and counter. The draw for (seed, image, epoch) is
+    therefore the same for any number of workers and processes, any order of calls, and after a
+    resume. Streams do not overlap: each has 2^64 blocks.
     """
     key = np.array([seed, _PURPOSES.index(purpose)], dtype=np.uint64)
     counter = np.array([0, index, epoch, 0], dtype=np.uint64)
@@ -54,10 +54,10 @@ def few_shot(
 ) -> tuple[list[Record], list[Record]]:
     """Draw the k-shot sample that the field uses for a seed.
 
-    One stream of Python's ``random`` serves the training list first and the validation list after
-    it. The classes come in the order of their first image in the list, and a class with fewer
-    images than asked for is taken whole, without a draw. Images of groups or with several labels
-    are drawn by ``kdpl.data.stratified``.
+    One stream of Python's ``random`` serves the training list and then the validation list. The
+    classes come in the order of their first image in the list, and a class with fewer images than
+    requested is taken whole, without a draw. Images of groups or with several labels are drawn by
+    ``kdpl.data.stratified``.
 
     Args:
         train: The whole training list.
@@ -65,9 +65,9 @@ def few_shot(
         shots: Training images a class; None: the list as it is.
         val_shots: Validation images a class, never more than ``shots``; None: the list as it is.
         seed: Seed of the stream.
-        groups: Groups of images by source; those of images with several labels do not count.
+        groups: Groups of images by source; unused for images with several labels.
     """
-    # the same stream as that of random.seed(seed), without touching the global one
+    # the same stream as random.seed(seed), without touching the global stream
     stream = random.Random(seed)  # noqa: S311
     if val_shots is not None and shots is not None:
         val_shots = min(shots, val_shots)
@@ -77,32 +77,32 @@ def few_shot(
 def balanced(labels: Indices, total: int, rng: np.random.Generator) -> Indices:
     """Draw ``total`` of N images with these labels so that each class comes equally often.
 
-    The classes' numbers of draws differ by at most one, and so do those of a class's images.
+    The numbers of draws differ by at most one between classes, and between images of a class.
     Returns the draws in random order, int64 [total]: image i drawn for the k-th time, counted from
     0, is i + k·N.
     """
     classes = rng.permutation(np.unique(labels))
     drawn = []
-    for place, label in enumerate(classes):
+    for rank, label in enumerate(classes):
         images = rng.permutation(np.flatnonzero(labels == label))
-        # what does not divide evenly goes to other classes in each epoch
-        draws = np.arange(total // len(classes) + (place < total % len(classes)))
+        # the remainder goes to other classes in each epoch
+        draws = np.arange(total // len(classes) + (rank < total % len(classes)))
         drawn.append(images[draws % len(images)] + draws // len(images) * len(labels))
     return rng.permutation(np.concatenate(drawn))
 
 
 def base_count(num_classes: int) -> int:
-    """Number of base classes: the first half of the labels, rounded up."""
+    """Return the number of base classes: the first half of the labels, rounded up."""
     return math.ceil(num_classes / 2)
 
 
 def with_labels(records: Iterable[Record], labels: Container[int]) -> list[Record]:
-    """Those records whose label is among ``labels``, in their order.
+    """Return the records whose label is among ``labels``, in their order.
 
-    Of images with several labels all, with those of their labels.
+    Images with several labels are all kept, with only these labels.
     """
     return [
-        Record(record.source, tuple(each for each in record.label if each in labels))
+        Record(record.source, tuple(label for label in record.label if label in labels))
         if isinstance(record.label, tuple)
         else record
         for record in records
@@ -111,9 +111,9 @@ def with_labels(records: Iterable[Record], labels: Container[int]) -> list[Recor
 
 
 def share_of(num_images: int, share: float, seed: int) -> Indices:
-    """Draw a share of unlabelled images, above 0 and at most 1, and return their positions, rising.
+    """Draw a share of unlabelled images, above 0 and at most 1; return their sorted positions.
 
-    At least one image is drawn, and a smaller share of a seed is within a larger one.
+    At least one image is drawn, and a seed's smaller share is part of its larger one.
     """
     order = generator(seed, "share").permutation(num_images)
     return np.sort(order[: max(1, round(share * num_images))])
@@ -127,9 +127,9 @@ def held_out_of(
 ) -> set[str]:
     """Draw the images of each class that become test images, from sources and labels.
 
-    They are the same every time, a share above 0 and below 1; at least one is drawn, and at least
-    one stays. Of a class of fewer images than ``least`` none is drawn. Images of groups or with
-    several labels are drawn by ``kdpl.data.stratified``.
+    The draw is the same every time, a share above 0 and below 1; at least one image is drawn, and
+    at least one stays. A class with fewer images than ``least`` is left alone. Images of groups or
+    with several labels are drawn by ``kdpl.data.stratified``.
     """
     images = list(images)
     if groups or are_sets(images):
@@ -139,7 +139,7 @@ def held_out_of(
         if len(items) < least:
             continue
         number = min(len(items) - 1, max(1, round(share * len(items))))
-        # a seed of its own: all runs are measured on the same images
+        # a fixed seed: all runs are measured on the same images
         chosen.update(source for source, _ in random.Random(0).sample(items, number))  # noqa: S311
     return chosen
 
@@ -162,18 +162,18 @@ def hold_out(splits: Splits, share: float) -> Splits:
 
 def require_apart(splits: Splits) -> None:
     """Raise a DataError that names both if one file is in two of train, val and test."""
+    # remember where each test and validation image was seen first
     measured: dict[str, tuple[str, str]] = {}
     twice = list[str]()
     for split, records in (("test", splits.test), ("val", splits.val), ("train", splits.train)):
-        # of the training images, of which there may be many, nothing is kept, and nothing asked
-        # without others
+        # training images may be many: they are not stored, and skipped if there is nothing to find
         names = Names.of(record.source for record in records if split != "train" or measured)
-        for name, place in zip(names, places(names), strict=True):
-            other, of_other = measured.get(place, ("", split))
+        for name, path in zip(names, places(names), strict=True):
+            other, of_other = measured.get(path, ("", split))
             if of_other != split:
                 twice.append(f"{other} ({of_other}) and {name} ({split})")
             elif split != "train":
-                measured[place] = name, split
+                measured[path] = name, split
     if twice:
         problem = (
             f"{splits.origin} has {len(twice)} files in two splits at once, such as {twice[0]}"
@@ -197,9 +197,9 @@ def keep_apart(splits: Splits) -> tuple[Splits, int]:
 
 
 def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: int) -> None:
-    """Refuse labelled images of which a class has fewer than ``shots``, by a DataError.
+    """Raise a DataError if a class has fewer than ``shots`` labelled images.
 
-    With several labels an image, also if fewer lack a class.
+    With several labels an image, also if fewer than ``shots`` images lack a class.
     """
     records = list(records)
     counts = Counter(label for record in records for label in labels_of(record))

@@ -1,4 +1,4 @@
-"""Unlabelled images, wherever they are, and opening of any image that a user's dataset names."""
+"""Unlabelled images from any location, and opening of any image that a user's dataset names."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ from kdpl.errors import DataError
 
 @dataclass
 class OwnImages(Reader):
-    """A dataset of the user's own images; the settings are those of ``DomainDataModule``."""
+    """A user's dataset; the settings are as in ``DomainDataModule``."""
 
     root: str
     unlabeled: str | Sequence[str] | None = None
@@ -34,19 +34,19 @@ class OwnImages(Reader):
 
     @property
     def open_source(self) -> Callable[[str], Image.Image]:
-        """Opens an image of the dataset."""
+        """Function that opens an image of the dataset."""
         return partial(open_source, decoding=self.decoding)
 
 
 def find_unlabeled(where: str | Sequence[str]) -> Names:
-    """Find the images of any number of places, in the order given, each image once.
+    """Find the images of any number of locations, in the order given, each image once.
 
     Args:
-        where: One or several of: a folder, which is searched recursively; an image; a pattern
+        where: One or several of: a folder, searched recursively; an image; a pattern
             (``photos/**/*.jpg``, ``shards/{000..031}.tar``); a ``.txt`` file with a path on each
             line, relative to the file's folder; a ``.tar`` or ``.parquet`` shard, or a folder of
-            these without image files. Any but the list may be a URL that fsspec opens. KdplError if
-            something is missing, damaged or cannot be reached.
+            shards without image files. All but the list may be a URL that fsspec opens. KdplError
+            if something is missing, damaged or cannot be reached.
 
     Returns:
         Paths, URLs, and ``SHARD/member`` for an image in a shard, as ``open_source`` takes them;
@@ -62,13 +62,14 @@ def find_unlabeled(where: str | Sequence[str]) -> Names:
 
 
 def find_files(where: Sequence[str]) -> Iterator[str]:
-    """Find image files and shards of several places, in order; see ``find_unlabeled``."""
-    for place in (each.removeprefix("file://") for each in where):
-        if is_url(place):
-            for url in expand_braces(place):
+    """Find image files and shards of several locations, in order; see ``find_unlabeled``."""
+    for path in (location.removeprefix("file://") for location in where):
+        if is_url(path):
+            # expand braces before fsspec sees the pattern
+            for url in expand_braces(path):
                 yield from archives.find(url)
             continue
-        for file in resolve(place, archives.is_one):
+        for file in resolve(path, archives.is_one):
             if file.lower().endswith(".txt"):
                 yield from _listed(Path(file))
             else:
@@ -76,7 +77,7 @@ def find_files(where: Sequence[str]) -> Iterator[str]:
 
 
 def open_source(source: str, decoding: Decoding = Decoding()) -> Image.Image:
-    """Open an image by path, URL or place in a shard, as RGB.
+    """Open an image by path, URL or name in a shard, as RGB.
 
     DataError if it is missing or unreadable.
     """
@@ -98,28 +99,29 @@ def content_of(source: str) -> bytes:
 
 
 def _reader_of(source: str) -> Callable[[str], bytes] | None:
-    """Return what reads a source that is not a file; None for a path."""
+    """Return the function that reads a source that is not a file; None for a path."""
     if MARK in source:
         return partial(read_crop, content_of=content_of)
     return archives.content if isinstance(source, ShardImage) or is_url(source) else None
 
 
 def digest_of_content(content: bytes) -> str:
-    """Digest by which files of the same bytes are known."""
+    """Digest a file's bytes; equal files have equal digests."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def try_decoding(source: str, decode: Callable[[str], Image.Image | str]) -> tuple[str | None, str]:
-    """Decode an image; returns its fault or None, and what ``decode`` returns if that is text."""
+    """Decode an image; return the problem or None, and the result of ``decode`` if it is text."""
     try:
         decoded = decode(source)
     except DataError as error:
         return str(error), ""
-    # an image would have to travel between processes
+    # no image: it would have to travel between processes
     return None, decoded if isinstance(decoded, str) else ""
 
 
 def _listed(file: Path) -> list[str]:
+    # paths are relative to the list's folder
     lines = [line.strip() for line in read_list(file)]
     return [
         line if is_url(line) else os.path.normpath(file.parent / Path(line).expanduser())

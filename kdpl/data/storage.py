@@ -1,4 +1,4 @@
-"""Images and other files by path, found in folders and by patterns."""
+"""Search for images and other files in folders and by patterns."""
 
 import os
 import re
@@ -36,25 +36,25 @@ def is_url(path: str) -> bool:
 
 
 def is_image(path: str) -> bool:
-    """Return whether a path is that of an image that is not hidden, by its name."""
-    # no Path: there are millions
+    """Return whether a path names an image that is not hidden."""
+    # no Path: it is slow for millions of names
     name = os.path.basename(plain(path))  # noqa: PTH119
     return os.path.splitext(name)[1] in EXTENSIONS and not name.startswith(".")  # noqa: PTH122
 
 
 def find_images(folder: Path) -> list[str]:
-    """Find images below a folder by extension, sorted, without hidden ones; follow links once."""
+    """Find images below a folder by extension, sorted, not hidden; follow each link once."""
     return list(_walk(str(folder), os.path.realpath(folder), set(), is_image))
 
 
-def resolve(place: str, is_archive: Callable[[str], bool]) -> Iterator[str]:
+def resolve(path: str, is_archive: Callable[[str], bool]) -> Iterator[str]:
     """Find image files and archives by path or pattern, sorted in each folder and pattern.
 
     A folder is searched recursively for images and, if it has none, for archives; DataError if it
     has neither.
     """
-    place = str(Path(place).expanduser())
-    names = [place] if os.path.lexists(place) else expand_braces(place)
+    path = str(Path(path).expanduser())
+    names = [path] if os.path.lexists(path) else expand_braces(path)
     return (file for name in names for file in _of_path(name, is_archive))
 
 
@@ -64,6 +64,7 @@ def expand_braces(pattern: str) -> Iterator[str]:
     if braces is None:
         yield pattern
         return
+    # expand the first braces, then those in the rest of the pattern
     choices = braces[1].split(",")
     if len(choices) == 1:
         first, last = braces[1].split("..")
@@ -86,25 +87,25 @@ def _walk(
     if real in seen:  # a link to a folder above
         return
     seen.add(real)
-    # entries of folders and links alone are kept, since there may be millions of files
-    names, others = list[str](), dict[str, os.DirEntry[str]]()
+    # keep entries only of folders and links: there may be millions of files
+    names, special_entries = list[str](), dict[str, os.DirEntry[str]]()
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith("."):
                 names.append(entry.name)
                 if not entry.is_file(follow_symlinks=False):
-                    others[entry.name] = entry
+                    special_entries[entry.name] = entry
     for name in sorted(names):
-        path, other = os.path.join(folder, name), others.get(name)  # noqa: PTH118
-        if other and other.is_dir():
-            inner = os.path.realpath(path) if other.is_symlink() else os.path.join(real, name)  # noqa: PTH118
+        path, special = os.path.join(folder, name), special_entries.get(name)  # noqa: PTH118
+        if special and special.is_dir():
+            inner = os.path.realpath(path) if special.is_symlink() else os.path.join(real, name)  # noqa: PTH118
             yield from _walk(path, inner, seen, is_wanted)
         elif is_wanted(name):
             yield path
 
 
 def _of_path(path: str, is_archive: Callable[[str], bool]) -> Iterator[str]:
-    # not Path.glob, which takes no absolute pattern
+    # Path.glob takes no absolute pattern
     is_pattern = has_magic(path) and not os.path.lexists(path)
     matches = sorted(glob(path, recursive=True)) if is_pattern else []  # noqa: PTH207
     for match in matches or [path]:
@@ -122,18 +123,18 @@ def _of_path(path: str, is_archive: Callable[[str], bool]) -> Iterator[str]:
             )
 
 
-def required(place: str, images: Iterator[str], archives: Iterator[str]) -> Iterator[str]:
-    """Yield the images of a folder or URL, or its archives if it has none.
+def required(location: str, images: Iterator[str], archives: Iterator[str]) -> Iterator[str]:
+    """Yield the images of a folder or URL, or its archives if it has no images.
 
     A DataError if it has neither.
     """
-    for found in (images, archives):
-        if (first := next(found, None)) is not None:
-            return chain([first], found)
-    what = place if is_url(place) else f"folder {place}"
+    for files in (images, archives):
+        if (first := next(files, None)) is not None:
+            return chain([first], files)
+    what = location if is_url(location) else f"folder {location}"
     raise DataError(f"{what} has no images: expected some of {', '.join(sorted(EXTENSIONS))}")
 
 
 def plain(path: str) -> str:
-    """Return a path in lower case, and a URL without what follows a question mark in it."""
+    """Return a path in lower case, a URL without its query."""
     return (path.partition("?")[0] if is_url(path) else path).lower()

@@ -1,4 +1,4 @@
-"""Few-shot samples and held-out images, of several labels an image, or spread over groups."""
+"""Few-shot samples and held-out images with several labels an image, or spread over groups."""
 
 import random
 from collections import Counter, defaultdict
@@ -12,12 +12,12 @@ Labeled = TypeVar("Labeled", bound=tuple[str, Hashable])
 
 
 def are_sets(images: Iterable[tuple[str, Hashable]]) -> bool:
-    """Return whether images, of sources and labels, have several labels each."""
+    """Return whether images, as (source, label), have several labels each."""
     return any(isinstance(label, tuple) for _, label in images)
 
 
 def by_label(images: Iterable[Labeled]) -> Collection[list[Labeled]]:
-    """The images of each class; the classes come in the order of their first image."""
+    """Return the images of each class; classes come in the order of their first image."""
     classes: defaultdict[Hashable, list[Labeled]] = defaultdict(list)
     for image in images:
         classes[image[1]].append(image)
@@ -29,8 +29,8 @@ def sample(
 ) -> list[Record]:
     """Draw ``shots`` images a class.
 
-    Images with several labels are drawn as ``sample_sets`` does, and groups do not count. Otherwise
-    a second image of a group of a class is drawn only if there is no other group, and so on.
+    Images with several labels are drawn by ``sample_sets``, without groups. Otherwise a class gets
+    a second image of a group only if there is no other group, and so on.
     """
     if are_sets(records):
         return sample_sets(records, shots, stream)
@@ -42,10 +42,10 @@ def sample(
 
 
 def sample_sets(records: Sequence[Record], shots: int, stream: random.Random) -> list[Record]:
-    """Draw images with several labels: of each class ``shots`` that have it, as many that lack it.
+    """Draw images with several labels: for each class ``shots`` with it and as many without it.
 
-    The classes come by label, and each draws only what the images drawn before leave to be wanted,
-    so that no image is drawn twice. A class of fewer images gives all that it has.
+    Classes come by label. A class draws only what it lacks after the earlier draws, so no image is
+    drawn twice. A class with fewer images takes all of them.
     """
     having: defaultdict[int, dict[int, None]] = defaultdict(dict)
     for image, record in enumerate(records):
@@ -59,9 +59,10 @@ def sample_sets(records: Sequence[Record], shots: int, stream: random.Random) ->
 
     for label in sorted(having):
         images = having[label]
-        known = sum(image in images for image in drawn)
-        if known < shots:
-            draw(images, shots - known)
+        # first images with the class, then images without it
+        positives = sum(image in images for image in drawn)
+        if positives < shots:
+            draw(images, shots - positives)
         lacking = sum(image not in images for image in drawn)
         if lacking < shots:
             draw((i for i in range(len(records)) if i not in images), shots - lacking)
@@ -71,33 +72,35 @@ def sample_sets(records: Sequence[Record], shots: int, stream: random.Random) ->
 def hold_out(
     images: Sequence[tuple[str, Hashable]], share: float, groups: Mapping[str, str], least: int
 ) -> set[str]:
-    """Draw a share of the groups of each class, whole, see ``kdpl.data.sampling.held_out_of``.
+    """Draw a share of each class's groups, as whole groups, see ``kdpl.data.sampling.held_out_of``.
 
-    Of a class whose groups are needed for others, none may be drawn. Images with several labels are
-    drawn in the same way, of the rarest class first (Sechidis et al., "On the stratification of
-    multi-label data", ECML 2011).
+    A class may get none if its groups are needed by other classes. Images with several labels are
+    drawn in the same way, starting with the rarest class (Sechidis et al., "On the stratification
+    of multi-label data", ECML 2011).
     """
+    # collect the classes of each group
     stream = random.Random(0)  # noqa: S311
     classes_of: defaultdict[str, dict[Hashable, None]] = defaultdict(dict)
     counts = Counter[Hashable]()
     for source, label in images:
-        # images of none of the classes are drawn as if that were a class
-        own = (label or (None,)) if isinstance(label, tuple) else (label,)
-        classes_of[groups.get(source, source)].update(dict.fromkeys(own))
-        counts.update(own)
+        # an image of none of the classes counts as one of the class None
+        labels = (label or (None,)) if isinstance(label, tuple) else (label,)
+        classes_of[groups.get(source, source)].update(dict.fromkeys(labels))
+        counts.update(labels)
 
-    total = Counter(label for own in classes_of.values() for label in own)
+    # draw groups class by class, the rarest first
+    total = Counter(label for classes in classes_of.values() for label in classes)
     staying = Counter({label: n for label, n in total.items() if counts[label] >= least})
     held_out, done = set[str](), set[Hashable]()
     for label in sorted(staying, key=total.__getitem__):
-        having = [group for group, own in classes_of.items() if label in own]
+        having = [group for group, classes in classes_of.items() if label in classes]
         wanted = max(1, round(share * len(having))) - len(held_out.intersection(having))
-        # first those without a class of which the share was drawn
+        # first groups without any class that has its share already
         drawn = stream.sample(having, len(having))
         for group in sorted(drawn, key=lambda group: not done.isdisjoint(classes_of[group])):
             classes = classes_of[group]
-            # a group of each class stays, and all of the classes that are too small
-            if wanted > 0 and group not in held_out and all(staying[each] > 1 for each in classes):
+            # one group of each class stays, and all groups of a class that is too small
+            if wanted > 0 and group not in held_out and all(staying[key] > 1 for key in classes):
                 held_out.add(group)
                 staying.subtract(classes.keys())
                 wanted -= 1
@@ -115,5 +118,5 @@ def _spread(
         group = groups.get(record.source, record.source)
         seen[group] += 1
         ranked.append((seen[group], record))
-    # the first of each group, then the second of each, and so on
+    # the first image of each group, then the second of each, and so on
     return [record for _, record in sorted(ranked, key=itemgetter(0))[:number]]

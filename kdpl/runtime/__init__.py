@@ -1,1 +1,1 @@
-"""The little around training that no library does: whole files, locks, Slurm, loggers."""
+"""Support around training that no library provides: atomic files, locks, Slurm, loggers."""

@@ -1,4 +1,4 @@
-"""Reading and writing kdpl's own artifacts: safetensors with JSON metadata, written atomically."""
+"""Reading and writing kdpl's artifacts: safetensors with JSON metadata, written atomically."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from kdpl.runtime.files import atomic_path
 _KEY = "kdpl"
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-"""Validation of metadata: each field of exactly its type, and no other fields."""
+"""Validation of metadata: fields of exactly the declared types, and no other fields."""
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ def _shown(text: str) -> str:
 
 
 Text = Annotated[str, Field(max_length=10_000), AfterValidator(_shown)]
-"""A text in metadata that can be shown and encoded, possibly of several lines."""
+"""Text in metadata that can be shown and encoded, possibly with several lines."""
 
 
 def write_tensors(
@@ -41,16 +41,16 @@ def write_tensors(
         content = save(
             {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={_KEY: header}
         )
-        # not by save_file, whose error of a full disk has no number
+        # not save_file: its error for a full disk has no errno
         temporary.write_bytes(content)
 
 
 def read_tensors(
     path: Path, kind: str, version: int, remedy: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors and fields of a file that ``write_tensors`` wrote.
+    """Read the tensors and fields of a file written by ``write_tensors``.
 
-    Any other file raises an ArtifactError, with ``remedy``.
+    Any other file raises an ArtifactError with ``remedy``.
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist, where {kind} were expected: {remedy}")
@@ -60,12 +60,13 @@ def read_tensors(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except Exception as error:  # safetensors has one error type for all damage, json another
         raise ArtifactError(f"{path} is damaged ({reason(error)}): {remedy}") from error
+    # check that it is a file of this kind and version
     if not isinstance(fields, dict) or fields.pop("kind", None) != kind:
         raise ArtifactError(f"{path} does not hold {kind}: {remedy}")
-    given = fields.pop("version", None)
-    if type(given) is not int or given != version:
+    stored = fields.pop("version", None)
+    if type(stored) is not int or stored != version:
         raise ArtifactError(
-            f"{path} has format version {describe(given)}, this kdpl reads version {version}: "
+            f"{path} has format version {describe(stored)}, this kdpl reads version {version}: "
             "use the kdpl it was written with, or make it again"
         )
     return tensors, fields
@@ -77,7 +78,7 @@ def parse_metadata(kind: type[T], fields: Mapping[str, Any], source: str, remedy
     A tuple may stand for a list.
     """
     try:
-        # as JSON, since there strict tuples and dataclasses may be read from lists and objects
+        # as JSON: strict mode then reads tuples from lists, and dataclasses from objects
         return TypeAdapter(kind).validate_json(
             json.dumps(fields, default=lambda value: type(value).__name__)
         )
@@ -91,6 +92,6 @@ def parse_metadata(kind: type[T], fields: Mapping[str, Any], source: str, remedy
 
 
 def describe(value: object) -> str:
-    """A value of an artifact for a message: as it is where it is short, by its type otherwise."""
+    """Describe a value of an artifact in a message: itself if it is short, or its type."""
     text = str(value)
     return visible(text) if value is None or len(text) <= 40 else f"of type {type(value).__name__}"

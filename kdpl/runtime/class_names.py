@@ -1,4 +1,4 @@
-"""Names of classes, and which are valid."""
+"""Validation of class names."""
 
 import unicodedata
 from typing import Annotated
@@ -7,23 +7,23 @@ from pydantic import AfterValidator
 
 from kdpl.errors import visible
 
-_LONGEST = 1000  # CLIP's text tower reads 77 tokens, which are a few hundred letters
+_LONGEST = 1000  # CLIP's text tower reads 77 tokens, a few hundred letters
 
 
 def composed(name: str) -> str:
     """Return a name in Unicode's composed form (NFC).
 
-    A class is then spelt the same, whichever system or program wrote its name.
+    A class name is then spelt the same, no matter what system or program wrote it.
     """
     return unicodedata.normalize("NFC", name)
 
 
 def fault_of_name(name: object) -> str | None:
-    """Return the fault of a class name, as the rest of a sentence about it; None if it is valid.
+    """Return what is wrong with a class name, as the rest of a sentence; None if it is valid.
 
-    Refused are characters that cannot be shown: line breaks, control characters, marks that change
-    a line's direction, and lone surrogates. Those with a meaning in tables, pages or terminals are
-    escaped there.
+    Characters that cannot be shown are refused: line breaks, control characters, marks that change
+    a line's direction, and lone surrogates. Characters with a meaning in tables, pages or terminals
+    are escaped there.
     """
     if not isinstance(name, str):
         return f"is of type {type(name).__name__} instead of text"
@@ -37,15 +37,15 @@ def fault_of_name(name: object) -> str | None:
 
 
 def _valid(name: str) -> str:
-    fault = fault_of_name(name)
-    if fault:
-        raise ValueError(f"the class name {fault}")
+    problem = fault_of_name(name)
+    if problem:
+        raise ValueError(f"the class name {problem}")
     return composed(name)
 
 
 ClassName = Annotated[str, AfterValidator(_valid)]
-"""A class name in the metadata of an artifact."""
+"""Class name in the metadata of an artifact."""
 
 
 ClassText = str | tuple[str, ...]
-"""Text that the text tower reads for a class; of several texts, the features are averaged."""
+"""Text that the text tower reads for a class; features of several texts are averaged."""

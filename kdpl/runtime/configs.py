@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def config_files(args: Sequence[str]) -> list[str]:
-    """Return the files that a command's arguments name with ``--config=``."""
+    """Return the files in a command's ``--config=`` arguments."""
     return [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
 
 
@@ -29,7 +29,7 @@ def config_files(args: Sequence[str]) -> list[str]:
 def shipped_configs() -> Mapping[str, Path]:
     """Return the configs that ship with kdpl, by names such as ``trainer/gpu``.
 
-    They are in a wheel's package, or beside a clone's.
+    They lie inside an installed package, or next to it in a clone.
     """
     inside = _PACKAGE / "configs"
     folder = inside if inside.is_dir() else _PACKAGE.parent / "configs"
@@ -40,23 +40,23 @@ def shipped_configs() -> Mapping[str, Path]:
 
 
 def find_config(value: str, folder: str | None = None) -> str:
-    """Return the file that an option means: itself, or a config that ships with kdpl.
+    """Return the file that an option names: a path, or a config that ships with kdpl.
 
-    A value that is no file and has no suffix is a name of ``shipped_configs``; an option whose
-    configs lie in one ``folder`` takes it without that. ConfigError if there is none of that name.
+    A value that is not a file and has no suffix is looked up in ``shipped_configs``, below
+    ``folder`` if given. ConfigError if there is no such config.
     """
     if Path(value).is_file() or Path(value).suffix:
         return value
-    name, known = f"{folder}/{value}" if folder else value, shipped_configs()
-    if name in known:
-        return str(known[name])
+    name, shipped = f"{folder}/{value}" if folder else value, shipped_configs()
+    if name in shipped:
+        return str(shipped[name])
     if Path(value).is_dir():
         return value
-    near = get_close_matches(
-        name, [each for each in known if each.startswith(folder or "")], n=3, cutoff=0
-    )
-    near.sort(key=lambda each: not each.startswith(name))
-    names = ", ".join(each.removeprefix(f"{folder}/") for each in near)
+    # suggest similar names, first those that continue it
+    candidates = [config for config in shipped if config.startswith(folder or "")]
+    near = get_close_matches(name, candidates, n=3, cutoff=0)
+    near.sort(key=lambda config: not config.startswith(name))
+    names = ", ".join(config.removeprefix(f"{folder}/") for config in near)
     raise ConfigError(
         f"there is no config {value!r}: give a file, or the name of one that ships "
         f"with kdpl ({names})"
@@ -64,7 +64,7 @@ def find_config(value: str, folder: str | None = None) -> str:
 
 
 def with_config_files(args: Sequence[str]) -> list[str]:
-    """Write each ``--config NAME`` as ``--config=FILE``; see ``find_config``."""
+    """Rewrite each ``--config NAME`` as ``--config=FILE``; see ``find_config``."""
     rest = iter(args)
     joined = [f"{arg}={next(rest, '')}" if arg == "--config" else arg for arg in rest]
     return [
@@ -76,13 +76,13 @@ def with_config_files(args: Sequence[str]) -> list[str]:
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """Read a config file; a ConfigError if it is missing, or not a YAML mapping of plain values."""
+    """Read a config file; a ConfigError if it is missing or not a YAML mapping of plain values."""
     file = Path(name)
     if not file.is_file():
-        fault = "is a folder" if file.is_dir() else "does not exist"
+        problem = "is a folder" if file.is_dir() else "does not exist"
         shipped = name.removeprefix("configs/").removesuffix(".yaml")
         hint = f", or give {shipped}, which ships with kdpl" if shipped in shipped_configs() else ""
-        raise ConfigError(f"config {name} {fault}: check the path{hint}")
+        raise ConfigError(f"config {name} {problem}: check the path{hint}")
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -98,20 +98,17 @@ def read_config(name: str) -> dict[str, Any]:
 def find_class(name: str, registry: Mapping[str, str], base: type[T], kind: str) -> type[T]:
     """Find a subclass of ``base`` by its name in a registry of dotted paths, or by its dotted path.
 
-    It is a ConfigError if there is none.
-
-    ``kind`` is what such a class is called in messages.
+    A ConfigError if there is none; ``kind`` names such a class in the message.
     """
     remedy = (
         f"use {', '.join(registry)}, or the dotted path of a subclass of "
         f"{base.__module__}.{base.__qualname__}"
     )
     module, _, attribute = registry.get(name, name).rpartition(".")
-    # an artifact of a stranger may name the class: nothing is imported that is known not to hold
-    # one
-    known = module.partition(".")[0] in sys.stdlib_module_names or "__main__" in module
+    # a stranger's artifact may name the class: do not import modules that cannot define one
+    refused = module.partition(".")[0] in sys.stdlib_module_names or "__main__" in module
     try:
-        value = None if known or not module else getattr(import_module(module), attribute, None)
+        value = None if refused or not module else getattr(import_module(module), attribute, None)
     except ImportError as error:
         raise ConfigError(
             f"the {kind} {name!r} cannot be imported ({reason(error)}): {remedy}"

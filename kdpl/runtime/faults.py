@@ -13,14 +13,14 @@ from typing import NoReturn
 from kdpl.errors import ConfigError, KdplError, reason, visible
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""The system's error numbers for a disk, a quota or a file that is full."""
+"""Error numbers of the system for a full disk, quota or file."""
 
 _RESUME = "rerun the same command to resume"
 _MARK = "kdpl: "
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does, with its own exit code."""
+    """SIGTERM: ends a command as Ctrl-C does, with a different exit code."""
 
 
 def handle_sigterm() -> None:
@@ -33,7 +33,7 @@ def handle_sigterm() -> None:
 
 
 def sentence(error: BaseException) -> str | None:
-    """Return an error as one sentence for the user; None where it is a bug."""
+    """Return an error as one sentence for the user; None if it is a bug."""
     notes = dict.fromkeys(getattr(error, "__notes__", ()))
     marks = [note.removeprefix(_MARK) for note in notes if note.startswith(_MARK)]
     if isinstance(error, KeyboardInterrupt):
@@ -44,7 +44,7 @@ def sentence(error: BaseException) -> str | None:
 
 
 def mark(error: BaseException, where: str) -> None:
-    """Attach where an error occurred and what is kept, which ends its sentence."""
+    """Attach where an error occurred and what is kept, as the end of its sentence."""
     error.add_note(f"{_MARK}{where}")
 
 
@@ -53,7 +53,7 @@ def _of_another(error: BaseException) -> str | None:
         file = f"{visible(str(error.filename))}: " if error.filename is not None else ""
         if error.errno in FULL:
             return f"{file}{error.strerror}: free some space, and {_RESUME}"
-        # an error without a file is not one that a user could fix
+        # a user could not fix an error without a file
         return f"{file}{error.strerror}: check path, permissions and disk" if file else None
     # torch's error has this name; importing torch to compare classes would take seconds
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -66,35 +66,36 @@ def _of_another(error: BaseException) -> str | None:
 
 @contextmanager
 def in_one_sentence(hint: Callable[[str], str] = lambda _: "") -> Iterator[None]:
-    """Turn errors of a user's settings, parsed or built, into a KdplError; all others pass.
+    """Turn errors in parsing or building a user's settings into a KdplError; others pass.
 
     Args:
-        hint: Returns what to add to the message of settings that do not parse.
+        hint: Returns an addition to the message about settings that do not parse.
 
     Raises:
         ConfigError: Settings do not parse, or ask for a package that is missing.
-        KdplError: A class raised it when it was built; jsonargparse wraps it.
+        KdplError: A class raised it in its constructor; jsonargparse wraps it.
     """
     try:
         yield
     except KdplError:
         raise
     except Exception as error:
+        # a KdplError within the chain is the message
         causes: list[BaseException] = [error]
         while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
             causes.append(cause)
-        own = next((each for each in causes if isinstance(each, KdplError)), None)
-        if own is not None:
-            raise own from error
+        inner = next((cause for cause in causes if isinstance(cause, KdplError)), None)
+        if inner is not None:
+            raise inner from error
         if isinstance(error, ModuleNotFoundError):
             raise ConfigError(
                 f"a package is missing ({reason(error)}): install it, or change the setting that "
                 "asks for it"
             ) from error
         if isinstance(error, ArgumentError | ValueError):
-            # a parser of settings within settings names the one that is wrong
-            told = [error, *(each for each in causes if isinstance(each, ArgumentError))][-1]
-            message = " ".join(str(told).split())
+            # the innermost parser names the setting that is wrong
+            innermost = [error, *(c for c in causes if isinstance(c, ArgumentError))][-1]
+            message = " ".join(str(innermost).split())
             raise ConfigError(
                 f"{message}{hint(message)}: correct the config or the command line "
                 "(--print_config shows all settings)"

@@ -1,4 +1,4 @@
-"""Files and folders that are complete or not there at all."""
+"""Files and folders that are either complete or missing."""
 
 import csv
 import fnmatch
@@ -20,18 +20,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` for a file or folder; rename it once it is complete.
 
     An existing file or folder of that name is replaced. If the block raises, nothing is left. The
-    error of a full disk names ``path``.
+    error for a full disk names ``path``.
     """
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # a folder of its own, so that the temporary thing may be a file or a folder
+        # inside a temporary folder, the result may be a file or a folder
         with tempfile.TemporaryDirectory(
             dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX
         ) as scratch:
             temporary = Path(scratch) / path.name
             yield temporary
-            # written through to the disk before the rename: after a power failure, there could be
-            # the name without its content
+            # flush to disk before the rename: a power failure could leave the name without content
             for written in filter(Path.is_file, (temporary, *temporary.rglob("*"))):
                 with written.open("rb") as file:
                     os.fsync(file.fileno())
@@ -41,9 +40,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path, what: str, newline: str | None = None) -> str:
-    """Read a text file that somebody wrote, in UTF-8; a DataError says ``what`` cannot be read.
+    """Read a user's text file in UTF-8; a DataError says ``what`` cannot be read.
 
-    ``newline`` is that of ``open``.
+    ``newline`` is as in ``open``.
     """
     try:
         with path.open(encoding="utf-8-sig", newline=newline) as file:
@@ -64,7 +63,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def copy(source: Path, path: Path) -> None:
-    """Copy a file, atomically."""
+    """Copy a file atomically."""
     with atomic_path(path) as temporary:
         shutil.copyfile(source, temporary)
 
@@ -85,7 +84,7 @@ def append(path: Path, text: str) -> None:
         try:
             written = file.write(content)
             if written < len(content):
-                # the rest raises the reason
+                # writing the rest raises the reason
                 file.write(content[written:])
         except BaseException:
             file.truncate(before)
@@ -105,12 +104,12 @@ def cut_to_whole_lines(path: Path) -> int:
 
 def remove_leftovers(folder: Path, but_with: str) -> None:
     """Remove partial files of killed processes, except in subfolders that contain ``but_with``."""
-    for place, folders, names in os.walk(folder):
-        if but_with in names and place != str(folder):
+    for parent, folders, names in os.walk(folder):
+        if but_with in names and parent != str(folder):
             folders.clear()
         for name in fnmatch.filter(folders, f".*{_SUFFIX}"):
             folders.remove(name)
-            shutil.rmtree(Path(place) / name, ignore_errors=True)
+            shutil.rmtree(Path(parent) / name, ignore_errors=True)
 
 
 @contextmanager

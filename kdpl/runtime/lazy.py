@@ -1,4 +1,4 @@
-"""Public names of a package that are imported when they are first asked for."""
+"""Public names of a package, imported on first use."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a package's ``__getattr__``, which finds names in the modules that ``homes`` gives."""
+    """Return a ``__getattr__`` for a package that finds names in the modules of ``homes``."""
 
     def get(name: str) -> Any:
         if name in homes:

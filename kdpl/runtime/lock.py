@@ -1,4 +1,4 @@
-"""One process at a time writes into a run's folder."""
+"""Lock of a run's folder: one process at a time writes into it."""
 
 from pathlib import Path
 
@@ -11,15 +11,15 @@ from kdpl.runtime.run_folder import LOCK_FILE
 
 # loader workers of a killed process hold its lock until they notice, every 5 s
 _PATIENCE_SECONDS = 10
-# longer than a network file system keeps the lock of a node that went down: NFS 4 gives it 90 s
+# longer than a network file system keeps the lock of a dead node: 90 s in NFS 4
 _LEASE_SECONDS = 150
 
 
 class RunLock:
-    """The lock of a run's folder, held until it is released or the process ends, however it ends.
+    """Lock of a run's folder, held until it is released or the process ends in any way.
 
-    The folder is created if it does not exist. A ConfigError if another process holds the lock for
-    longer than that of a killed one may stay.
+    The folder is created if it does not exist. A ConfigError if another process holds the lock
+    longer than a killed process could.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,7 +33,7 @@ class RunLock:
                 f"another process is running into {folder}: wait until it ends, or choose another "
                 "--out"
             ) from error
-        # stages in subfolders have locks of their own
+        # subfolders of stages have their locks
         remove_leftovers(folder, but_with=LOCK_FILE)
 
     def release(self) -> None:

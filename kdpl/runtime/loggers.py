@@ -1,4 +1,4 @@
-"""metrics.csv in the run's folder, and what the loggers of a run have in common."""
+"""Logger for metrics.csv in the run's folder, and helpers for all loggers of a run."""
 
 import csv
 import io
@@ -16,13 +16,13 @@ from kdpl.runtime.run_folder import METRICS_FILE
 
 
 class MetricsCSV(Logger):
-    """Appends metrics to ``metrics.csv``, also when a run is resumed or tested later.
+    """Logger that appends metrics to ``metrics.csv``, also when a run is resumed or tested later.
 
     Lightning's CSVLogger overwrites the file each time. Rows of one step belong together; of two
-    values of one column at one step the later one counts.
+    values in a column at one step, the later one counts.
 
     Args:
-        save_dir: Folder of the file; a relative one is inside the run's folder.
+        save_dir: Folder of the file; a relative path is inside the run's folder.
     """
 
     def __init__(self, save_dir: str = ".") -> None:
@@ -37,7 +37,7 @@ class MetricsCSV(Logger):
 
     @property
     def version(self) -> str:
-        """No versions: one file per run."""
+        """Empty: there is one file per run."""
         return ""
 
     @property
@@ -52,6 +52,7 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Append a row, with new columns for new metrics."""
+        # make the row
         path = Path(self._save_dir) / METRICS_FILE
         row: dict[str, Any] = {"step": "" if step is None else step}
         row |= {name: float(value) for name, value in metrics.items()}
@@ -67,9 +68,10 @@ class MetricsCSV(Logger):
             csv.DictWriter(line, columns).writerow(row)
             append(path, line.getvalue())
         else:
+            # new columns: write the file again
             rows = [*(_read(path) if path.is_file() else []), row]
             columns += [name for name in row if name not in columns]
-            write_rows(path, [columns, *([each.get(key, "") for key in columns] for each in rows)])
+            write_rows(path, [columns, *([row.get(key, "") for key in columns] for row in rows)])
 
 
 def _columns(path: Path) -> list[str]:
@@ -83,7 +85,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Read ``metrics.csv`` as curves: for each metric (step, value) in order of steps.
+    """Read ``metrics.csv`` as curves: (step, value) pairs by metric, sorted by step.
 
     The value is the last one of its step.
     """
@@ -108,7 +110,7 @@ def place_loggers(loggers: Any, folder: Path) -> None:
 
 
 def finish_logging(loggers: Iterable[Logger], exit_code: int | None = None) -> None:
-    """End the runs in W&B; the next command in this process has a run of its own."""
+    """Finish the runs in W&B; the next command in this process starts a new run."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish(exit_code)

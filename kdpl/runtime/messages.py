@@ -1,4 +1,4 @@
-"""Messages of a training, printed once for all of its processes."""
+"""Messages of a training run, printed once for all its processes."""
 
 import logging
 import sys
@@ -12,7 +12,7 @@ _LIBRARIES = ("lightning", "torch", "torchmetrics", "jsonargparse")
 
 
 def process_rank() -> int:
-    """Return this process's rank in its training; 0 where there are no others."""
+    """Return the rank of this process; 0 if it is the only one."""
     rank: int = getattr(rank_zero_only, "rank", 0)
     return rank
 
@@ -21,7 +21,7 @@ def process_rank() -> int:
 def inform(message: str) -> None:
     """Print a message to standard error, from the first process; a progress bar stays below it."""
     if isinstance(sys.stderr, FileProxy):
-        # of a progress bar, and breaks what is longer than a line
+        # a progress bar's proxy breaks long lines
         get_console().out(message, highlight=False)
     else:
         print(message, file=sys.stderr, flush=True)
@@ -33,7 +33,7 @@ def warn(message: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Hide tips and warnings of libraries, which users of kdpl cannot act on; keep errors."""
+    """Hide tips and warnings of libraries that users of kdpl cannot act on; keep errors."""
     for name in _LIBRARIES:
         warnings.filterwarnings("ignore", module=rf"{name}\b")
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -1,4 +1,4 @@
-"""Dotted paths of earlier versions, which a config may name: each works, and says the new one."""
+"""Dotted paths of earlier versions in users' configs: they work, and print the new path."""
 
 import sys
 from collections.abc import Sequence
@@ -27,15 +27,16 @@ MOVED = {
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Imports a module by its earlier name, with the public names of the new one."""
+    """Finder that imports a module by its earlier name, with the public names of the new one."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        known = fullname in MOVED or any(old.startswith(f"{fullname}.") for old in MOVED)
-        return ModuleSpec(fullname, self, is_package=True) if known else None
+        moved = fullname in MOVED or any(old.startswith(f"{fullname}.") for old in MOVED)
+        return ModuleSpec(fullname, self, is_package=True) if moved else None
 
     def exec_module(self, module: ModuleType) -> None:
+        # imported late: it needs Lightning
         from kdpl.runtime.messages import inform
 
         if (new := MOVED.get(module.__name__)) is not None:
@@ -45,6 +46,6 @@ class _Finder(MetaPathFinder, Loader):
 
 
 def find_moved() -> None:
-    """Let imports find the modules by their earlier names, after all others."""
+    """Let imports find modules by their earlier names, after all other finders."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

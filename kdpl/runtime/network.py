@@ -1,6 +1,6 @@
-"""A quick check that the Hugging Face hub can be reached.
+"""Quick check that the Hugging Face hub can be reached.
 
-The hub's client retries for half a minute for each file, and prints lines of its own.
+The hub's client retries for half a minute per file, and prints messages.
 """
 
 from collections.abc import Iterator
@@ -18,15 +18,15 @@ _SECONDS = 5.0
 
 
 class HubUnreachableError(Exception):
-    """The hub does not answer; the message says why, to be quoted within a sentence."""
+    """The hub does not answer; the message says why, as part of a sentence."""
 
 
 def require_hub() -> None:
-    """Ask the hub for any answer at all; a HubUnreachableError says why there is none."""
+    """Request any response from the hub; a HubUnreachableError says why there is none."""
     if constants.HF_HUB_OFFLINE:
         raise HubUnreachableError("HF_HUB_OFFLINE is set")
     try:
-        # what it answers does not matter
+        # any response will do
         get_session().head(constants.ENDPOINT, timeout=_SECONDS)
     except Exception as error:  # the transport's errors differ between versions of the client
         raise HubUnreachableError(
@@ -43,6 +43,7 @@ def hub_or_cache() -> Iterator[None]:
     try:
         require_hub()
     except HubUnreachableError as unreachable:
+        # offline for the block, whose error then says why
         before = constants.HF_HUB_OFFLINE
         constants.HF_HUB_OFFLINE = True
         try:

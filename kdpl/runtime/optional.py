@@ -10,9 +10,9 @@ def optional(module: str, what: str, extra: str) -> Any:
     """Import a module of an optional package.
 
     Args:
-        module: Its dotted name.
-        what: What needs it, the subject of the message.
-        extra: kdpl's extra that brings it.
+        module: Dotted name.
+        what: Feature that needs it, the subject of the message.
+        extra: Extra of kdpl that installs it.
 
     Raises:
         ConfigError: The package is not installed.

@@ -1,6 +1,6 @@
-"""What a file was made from: one mapping of names to short values or digests.
+"""Origin of a file: one mapping of names to short values or digests of what it was made from.
 
-Whatever kdpl keeps in a file and reads again carries it, or stands beside what does, and
+Every file that kdpl writes and reads again carries its origin, or lies next to a file that does.
 ``require_same`` compares it with what the file would be made from now.
 """
 
@@ -14,13 +14,13 @@ from typing import Any
 from kdpl.errors import ConfigError, KdplError
 
 Origin = Mapping[str, Any]
-"""Names, such as ``seed``, and values that JSON can hold; trees are compared leaf by leaf."""
+"""Mapping of names, such as ``seed``, to JSON values; trees are compared leaf by leaf."""
 
 _SHOWN = 200  # characters of a value in a message
 
 
 def digest(parts: Iterable[str | bytes]) -> str:
-    """Digest texts or bytes, and where each ends."""
+    """Digest texts or bytes, including where each ends."""
     total = hashlib.blake2b(digest_size=16)
     for part in parts:
         content = part if isinstance(part, bytes) else os.fsencode(part)
@@ -29,7 +29,7 @@ def digest(parts: Iterable[str | bytes]) -> str:
 
 
 def as_json(value: Any) -> Any:
-    """Return a value as JSON gives it back, objects by their ``repr`` without addresses."""
+    """Return a value as read back from JSON, objects as their ``repr`` without addresses."""
     text = json.dumps(value, default=lambda thing: re.sub(" at 0x[0-9a-f]+", "", repr(thing)))
     return json.loads(text)
 
@@ -46,15 +46,16 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def difference(before: Origin | None, now: Origin) -> tuple[str, str] | None:
-    """Return the name of the first difference, and it in words; None if there is none.
+    """Return the name of the first difference, and its description; None if there is none.
 
-    ``before`` is None where it is not known.
+    ``before`` is None if it is unknown.
     """
     if before is None:
         return "", "it does not say what"
     was, present = (flatten(as_json(origin)) for origin in (before, now))
     for name in {**present, **was}:
         if was.get(name) != present.get(name):
+            # long values are cut in the message
             there, here = (f"{leaves.get(name)!s:.{_SHOWN}}" for leaves in (was, present))
             return name, f"{name} is {there} there and {here} here"
     return None
@@ -68,9 +69,9 @@ def require_same(
     remedies: Mapping[str, str] | None = None,
     kind: type[KdplError] = ConfigError,
 ) -> None:
-    """Raise an error of a kind, in one sentence, if something was made from anything else than now.
+    """Raise an error of a kind, in one sentence, if something was made from another origin.
 
-    ``what`` begins the sentence; ``remedies`` are for the names that have one of their own.
+    ``what`` begins the sentence; ``remedies`` replace ``remedy`` for some names.
     """
     if differs := difference(before, now):
         name, words = differs

@@ -1,7 +1,7 @@
-"""Packages that add to kdpl: entry points of the one group ``kdpl.plugins``.
+"""Packages that extend kdpl: entry points of the group ``kdpl.plugins``.
 
-kdpl's removable folders and the packages of strangers are declared alike (docs/template.md). The
-core imports none of them: it asks here what is installed.
+kdpl's removable folders and third-party packages are declared alike (docs/template.md). The core
+imports none of them: it asks here what is installed.
 """
 
 import sys
@@ -14,32 +14,31 @@ from pkgutil import resolve_name
 from typing import Any
 
 Paths = Mapping[str, str]
-"""Names, and for each the dotted path ``package.module:object`` of what is imported on use."""
+"""Dotted paths ``package.module:object`` by name, imported on use."""
 
 
 @dataclass(frozen=True)
 class Plugin:
     """Additions of a package to kdpl, by name; an entry point of ``kdpl.plugins`` names one.
 
-    A config can name any reader, method, target or callback by its class path, which takes no
-    plugin.
+    A config can name any reader, method, target or callback by its class path without a plugin.
 
     Attributes:
-        commands: Functions with annotated arguments and a Google docstring, which are commands of
-            ``python -m kdpl``; a parameter ``rule`` or ``observers`` takes the options of others.
+        commands: Functions with annotated arguments and a Google docstring that become commands of
+            ``python -m kdpl``; a parameter ``rule`` or ``observers`` takes other plugins' options.
         models: Functions that register CLIPs (``kdpl.clip.register_model``) or kinds of addresses.
-        datasets: Mappings from the names of datasets to readers (``kdpl.data.splits.Reader``).
+        datasets: Mappings from names of datasets to readers (``kdpl.data.splits.Reader``).
         tasks: Subclasses of ``kdpl.tasks.Task`` for labels of another kind.
         targets: Subclasses of ``kdpl.targets.Target``, by short names for configs.
         callbacks: Functions that return callbacks of a fit or test for its LightningModule.
-        companions: Subclasses of ``kdpl.classifier.companion.Companion``: files that are kept
-            beside a classifier.
+        companions: Subclasses of ``kdpl.classifier.companion.Companion``: files kept with a
+            classifier.
         handover: Functions that make companions for the classifier of a finished student.
         formats: Formats of ``export`` (``kdpl.classifier.formats.onnx.Format``).
         predict: Functions whose keyword arguments become options of ``predict``, ``serve``,
-            ``boxes`` and ``watch``, and that return what makes a rule for a classifier.
+            ``boxes`` and ``watch``, and that return a function from a classifier to a rule.
         observe: Functions whose keyword arguments become options of ``predict``, and that return
-            what is called with each image and its prediction.
+            a function that is called with each image and its prediction.
         report: Sections of the report (``kdpl.report.page.Section``).
     """
 
@@ -58,9 +57,9 @@ class Plugin:
 
 
 def installed() -> list[Plugin]:
-    """Return the plugins of all packages on ``sys.path``, in the order of their names.
+    """Return the plugins of all packages on ``sys.path``, sorted by name.
 
-    A folder of kdpl that was removed is left out, also before kdpl is installed again.
+    A removed folder of kdpl is left out, even before kdpl is installed again.
     """
     return _installed(tuple(sys.path))
 
@@ -72,7 +71,7 @@ def _installed(path: tuple[str, ...]) -> list[Plugin]:  # noqa: ARG001 - decides
 
 
 def paths(field_name: str) -> dict[str, str]:
-    """Return the additions of all plugins to one field, sorted by name."""
+    """Return the additions of all plugins to a field, sorted by name."""
     additions = dict(
         addition for plugin in installed() for addition in getattr(plugin, field_name).items()
     )
@@ -80,12 +79,12 @@ def paths(field_name: str) -> dict[str, str]:
 
 
 def load(field_name: str, name: str) -> Any:
-    """Import an addition; KeyError if there is none of this name."""
+    """Import an addition by name; KeyError if there is none."""
     return resolve_name(paths(field_name)[name])
 
 
 def load_all(field_name: str) -> dict[str, Any]:
-    """Import all additions to one field."""
+    """Import all additions to a field."""
     return {name: resolve_name(path) for name, path in paths(field_name).items()}
 
 

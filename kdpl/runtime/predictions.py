@@ -1,4 +1,4 @@
-"""The predictions and accuracies that a test leaves in a run's folder."""
+"""Predictions and accuracies that a test writes into a run's folder."""
 
 import csv
 import json
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """The class predicted for a test image, out of all classes, with its probability.
+    """Class predicted for a test image, out of all classes, with its probability.
 
-    ``label`` and ``prediction`` are names to show, which several classes may share; the numbers
-    tell classes apart. ``half_prediction_number`` is predicted out of the base or the novel classes
-    alone, those that the label is among; None without such a split.
+    ``label`` and ``prediction`` are names to show, possibly shared by several classes; the numbers
+    tell classes apart. ``half_prediction_number`` is predicted out of only the base or only the
+    novel classes, whichever include the label; None without such a split.
     """
 
     index: int
@@ -40,13 +40,14 @@ class ImagePrediction:
 
 def write_predictions(folder: Path, predictions: Iterable[ImagePrediction]) -> None:
     """Write predictions into a run's folder, in the order of the test split."""
+    # one row per image, without the last column if there is no split into halves
     rows = [
         {**asdict(p), "probability": f"{p.probability:.6f}"}
         for p in sorted(predictions, key=lambda p: p.index)
     ]
     columns = list(ImagePrediction.__annotations__)
     if all(row[columns[-1]] is None for row in rows):
-        columns.pop()  # there is no split
+        columns.pop()
     write_rows(
         folder / PREDICTIONS_FILE, [columns, *([row[name] for name in columns] for row in rows)]
     )
@@ -55,7 +56,7 @@ def write_predictions(folder: Path, predictions: Iterable[ImagePrediction]) -> N
 def read_predictions(folder: Path) -> list[ImagePrediction]:
     """Read a run's predictions; empty if it was not tested yet.
 
-    An ArtifactError for those of several labels an image, which have other columns.
+    An ArtifactError for predictions of several labels an image, whose columns differ.
     """
     file = folder / PREDICTIONS_FILE
     if not file.is_file():
@@ -67,7 +68,7 @@ def read_predictions(folder: Path) -> list[ImagePrediction]:
             f"{file} has predictions of several labels an image, expected one class for each: read "
             f"{RESULTS_FILE} and per_class.csv beside it instead"
         )
-    # only paths may hold bytes that are not UTF-8: this raises where a class name does
+    # only paths may hold bytes that are not UTF-8: raise if a class name does
     "".join(row["label"] + row["prediction"] for row in rows).encode()
     return [
         ImagePrediction(
@@ -90,7 +91,7 @@ def write_results(folder: Path, images: int, metrics: Mapping[str, float]) -> No
 
 
 def read_results(folder: Path) -> dict[str, float]:
-    """Read a run's test accuracies, fractions by metric name; empty if it is not tested yet."""
+    """Read a run's test accuracies, fractions by metric name; empty if it was not tested yet."""
     file = folder / RESULTS_FILE
     if not file.is_file():
         return {}

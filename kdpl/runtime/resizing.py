@@ -1,4 +1,4 @@
-"""Resizing of an image to the square that a tower takes, before it is normalised."""
+"""Resizing of an image to a tower's square input, before normalisation."""
 
 from typing import Annotated, Literal
 
@@ -10,25 +10,25 @@ from kdpl.runtime.artifacts import STRICT
 Interpolation = Literal["bicubic", "bilinear"]
 
 CropPct = Annotated[float, Field(ge=0.5, le=2)]
-"""Crop edge as a share of the resized image's, as in timm, whose networks have 0.875 to 1.15."""
+"""Crop edge as a share of the resized image's edge, as in timm: 0.875 to 1.15 there."""
 
 Channel = Annotated[int, Field(ge=0, le=255)]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Resizing:
-    """The evaluation transform of a tower.
+    """Evaluation transform of a tower.
 
-    Random views take at least size and interpolation from it. Two towers with equal ones see the
+    Random views use at least its size and interpolation. Two towers with equal resizing see the
     same pixels.
 
     Attributes:
-        image_size: Edge S of the square, pixels.
-        resize_mode: Resizes the short edge (``shortest``), both (``squash``) or the long one
+        image_size: Edge S of the square in pixels.
+        resize_mode: Resizes the short edge (``shortest``), both edges (``squash``) or the long edge
             (``longest``) to S / ``crop_pct`` pixels, rounded down. The centre is cropped.
-        interpolation: Of that resizing, always with antialiasing.
-        crop_pct: Edge of the crop as a share of the resized image's.
-        fill: Colour [red, green, blue], 0 to 255, where the image does not reach.
+        interpolation: Interpolation of the resizing, always with antialiasing.
+        crop_pct: Edge of the crop as a share of the resized image's edge.
+        fill: Colour [red, green, blue], 0 to 255, outside of the image.
     """
 
     image_size: Annotated[int, Field(ge=1, le=8192)]  # the largest CLIP takes a tenth of it

@@ -1,15 +1,15 @@
-"""Names of what lies in a run's folder; imports no torch."""
+"""Names of files in a run's folder; imports no torch."""
 
 from pathlib import Path
 
 from kdpl.errors import ArtifactError
 
-# of a fit; other parts have further files, which they name themselves
-# written before the first step; read on resume, and by all that needs a run's settings
+# of a fit; other parts name their files themselves
+# written before the first step; read on resume, and wherever a run's settings are needed
 CONFIG_FILE = "config.yaml"
 # written by the default logger
 METRICS_FILE = "metrics.csv"
-# written once all images were decoded; read on resume, and copied from a run's teacher to the rest
+# written once all images are decoded; read on resume, and copied from a run's teacher to the rest
 DECODED_FILE = "checked_images.json"
 # written by stage 1 at its end; read by stage 2, and to encode further class names
 PROMPTS_FILE = "prompts.safetensors"
@@ -22,7 +22,7 @@ CLASSIFIER_REMEDY = "give the classifier folder of a student's run"
 # locked while a command writes into the folder
 LOCK_FILE = ".lock"
 
-# of a test: accuracies, which the summary and the report of a run read, and predictions
+# of a test: accuracies, for the summary and the report of a run, and predictions
 RESULTS_FILE = "test.json"
 PREDICTIONS_FILE = "test_predictions.csv"
 
@@ -32,26 +32,26 @@ FIGURES_FOLDER = "figures"
 PROBE_FOLDER = "probe"
 PROBE_FILE = "probe.json"
 PROBE_FEATURES = "pooled"
-"""What a probe reads, as its file says it; earlier versions read other features."""
+"""Features that a probe reads, recorded in its file; earlier versions read other features."""
 
 RUN_FILE = "run.json"
-"""Of a whole run: paths of its configs, its seed and its settings, for information.
+"""Paths of a whole run's configs, its seed and its settings, for information.
 
-Marks the folder as a run's; that settings stay is seen to by ``config.yaml`` of each stage.
+Marks the folder as a run's; ``config.yaml`` of each stage ensures that settings stay the same.
 """
 STAGE_FOLDERS = ("teacher", "teacher2", "student")
-"""Of a whole run: its stages; the second teacher's is seldom there."""
+"""Stages of a whole run; a second teacher is rare."""
 SUMMARY_FILE = "results.json"
-"""Of a whole run: the accuracies of all its tests."""
+"""Accuracies of all tests of a whole run."""
 
 CHECKPOINTS_FOLDER = "checkpoints"
 LAST = f"{CHECKPOINTS_FOLDER}/last.ckpt"
-"""The newest checkpoint, from which an interrupted run resumes."""
+"""Newest checkpoint, for resuming an interrupted run."""
 
 
 def handed_over(folder: Path) -> bool:
-    """Return whether a fit is finished: prompts and class vectors, or a classifier, are there."""
-    # not class vectors alone: a student has a copy of its teacher's from the start
+    """Return whether a fit is finished: it has prompts and class vectors, or a classifier."""
+    # class vectors alone do not count: a student starts with a copy of its teacher's
     teacher = (folder / PROMPTS_FILE).exists() and (folder / CLASS_VECTORS_FILE).exists()
     return teacher or (folder / CLASSIFIER_FOLDER).exists()
 
@@ -62,6 +62,7 @@ def require_classifier(folder: Path) -> None:
         raise ArtifactError(f"the classifier {folder} does not exist: {CLASSIFIER_REMEDY}")
     missing = [name for name in CLASSIFIER_FILES if not (folder / name).is_file()]
     if missing:
-        below = [folder / CLASSIFIER_FOLDER, folder / "student" / CLASSIFIER_FOLDER]
-        near = next((f"give {each}" for each in below if each.is_dir()), CLASSIFIER_REMEDY)
+        # the folder may be a stage's or a whole run's
+        candidates = [folder / CLASSIFIER_FOLDER, folder / "student" / CLASSIFIER_FOLDER]
+        near = next((f"give {path}" for path in candidates if path.is_dir()), CLASSIFIER_REMEDY)
         raise ArtifactError(f"{folder} is not a classifier, because it has no {missing[0]}: {near}")

@@ -1,8 +1,8 @@
 """Slurm's notice that a job's time is nearly over, and how to requeue the job; imports no torch.
 
-The notice is a signal that stays pending until it is asked for: nothing is interrupted by it, and
-what a process starts (loader workers, W&B's service) inherits that it is held back, where it would
-otherwise end them.
+The notice is a signal that stays pending until the process checks for it, so it interrupts nothing.
+Child processes (loader workers, W&B's service) inherit the blocked signal, which would otherwise
+end them.
 """
 
 import os
@@ -13,16 +13,16 @@ from pathlib import Path
 from kdpl.errors import ConfigError, KdplError
 
 REQUEUED = 75
-"""Exit code of a command that resumes when its job restarts; the system's 'try again later'."""
+"""Exit code of a command that resumes when its job restarts; ``EX_TEMPFAIL`` of sysexits.h."""
 
 SIGNAL = signal.SIGUSR1
-"""The signal that ``#SBATCH --signal`` has to name."""
+"""Signal that ``#SBATCH --signal`` has to name."""
 
 _SCONTROL_SECONDS = 60
 
 
 class Requeued(Exception):  # noqa: N818 - nothing went wrong
-    """The job is in the queue again: the command ends here, and resumes when the job is started."""
+    """The job is in the queue again: the command ends here, and resumes when the job starts."""
 
 
 class RequeueError(KdplError):
@@ -35,7 +35,7 @@ def in_job() -> bool:
 
 
 def listen() -> None:
-    """Hold the notice back until ``signalled`` is asked; call before any thread is started."""
+    """Block the notice, for ``signalled`` to check; call it before any thread is started."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {SIGNAL})
 
 
@@ -45,7 +45,7 @@ def signalled() -> bool:
 
 
 def require_srun() -> None:
-    """Refuse a task that would wait forever for other tasks of its job, which nobody starts."""
+    """Raise a ConfigError for a task that would wait forever for tasks that nobody starts."""
     tasks = int(os.environ.get("SLURM_NTASKS", 1))
     if tasks == 1 or "TORCHELASTIC_RUN_ID" in os.environ:
         return
@@ -61,7 +61,7 @@ def require_srun() -> None:
 
 
 def requeue(what: str, checkpoint: Path | None = None) -> Requeued | RequeueError:
-    """Put the job back into the queue; returns the exception that ends the command.
+    """Put the job back into the queue; return the exception that ends the command.
 
     ``what`` resumes later, from the ``checkpoint`` if one was just written.
     """
@@ -69,24 +69,25 @@ def requeue(what: str, checkpoint: Path | None = None) -> Requeued | RequeueErro
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     kept = f"; {checkpoint} is kept" if checkpoint is not None else ""
-    # printed first: once Slurm has agreed, it may end this process at any moment
+    # print first: once Slurm has agreed, it may end this process at any moment
     print(
         f"the job's time is nearly over{kept}: job {job} is requeued, to resume {what}", flush=True
     )
+    # ask Slurm, and keep the reason if it refuses
     try:
         command = ["scontrol", "requeue", job]
         done = subprocess.run(  # noqa: S603
             command, capture_output=True, text=True, timeout=_SCONTROL_SECONDS
         )
-        fault = (
+        problem = (
             None
             if done.returncode == 0
             else done.stderr.strip() or f"scontrol ended with {done.returncode}"
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        fault = str(error)
-    if fault is not None:
+        problem = str(error)
+    if problem is not None:
         return RequeueError(
-            f"job {job} could not be requeued ({fault}){kept}: submit it again to resume {what}"
+            f"job {job} could not be requeued ({problem}){kept}: submit it again to resume {what}"
         )
     return Requeued(f"job {job} is in the queue again")

@@ -297,7 +297,7 @@ class TestFiles:
         path = file(tmp_path / "w.pt", world.weights(NAME))
         refused(
             ClipConfig(NAME, path, False),
-            r"differ in interpolation: put the weights' own open_clip_config\.json",
+            r"differ in interpolation: put the weights' open_clip_config\.json",
         )
 
     @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -358,7 +358,7 @@ class TestFiles:
         config = ClipConfig("test-student", str(path), quick_gelu=False)
         refused(
             config,
-            r"w\.pt cannot be read .*: give CLIP weights as a state dict, which holds tensors alone",
+            r"w\.pt cannot be read .*: give CLIP weights as a state dict of tensors alone",
         )
         assert not target.exists()
         torch.load(path, weights_only=False)

@@ -353,7 +353,7 @@ def test_base_to_novel_needs_two_classes(folder):
         ),
         (
             {"dataset": Digits(), "root": "x"},
-            "dataset is a Digits with init_args of its own: remove root",
+            "dataset is a Digits, set by its init_args: remove root",
         ),
         ({"protocol": "novel"}, "protocol 'novel' is unknown: choose all or base_to_novel"),
         ({"unlabeled_share": 0.0}, "unlabeled_share must be above 0 and at most 1, not 0.0"),

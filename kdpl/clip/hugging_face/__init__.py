@@ -1,1 +1,1 @@
-"""Image-text models by address: ``hf-hub:`` and ``local-dir:`` of open_clip, ``hf:``."""
+"""Image-text models by address: ``hf-hub:`` and ``local-dir:`` of open_clip, and ``hf:``."""

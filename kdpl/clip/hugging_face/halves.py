@@ -1,4 +1,4 @@
-"""The two halves of an image-text model of transformers."""
+"""Image and text halves of an image-text model of transformers."""
 
 from typing import Any, cast
 
@@ -9,12 +9,13 @@ from kdpl.clip import ImageTower
 
 
 class _Half(nn.Module):
-    """One tower of a model, with what projects its features; it shares the model's weights."""
+    """One tower of a model with its projection; it shares the model's weights."""
 
     is_text = False
 
     def __init__(self, model: Any) -> None:
         super().__init__()
+        # an empty copy of the model gets the modules of one tower
         with torch.device("meta"):
             self.model = type(model)(model.config)
         for name, child in model.named_children():
@@ -24,7 +25,7 @@ class _Half(nn.Module):
 
 
 class ImageHalf(_Half):
-    """An image tower, from normalised pixels to features."""
+    """Image tower, from normalised pixels to features."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised."""
@@ -32,25 +33,25 @@ class ImageHalf(_Half):
 
 
 class HalfTower(ImageTower):
-    """The image half of a model, whose ``visual`` is an ``ImageHalf``."""
+    """Image tower whose ``visual`` is an ``ImageHalf``."""
 
     def pooled(self, images: Tensor) -> Tensor:
-        """Encode images [B, 3, S, S] into features [B, W] before the model's own projection."""
+        """Encode images [B, 3, S, S] into features [B, W] before the model's projection."""
         vision = self.visual.model.vision_model
         return cast(Tensor, vision(pixel_values=self._input(images)).pooler_output)
 
     def drop_projection(self) -> None:
-        """Leave out the model's own projection, see ``ImageTower.drop_projection``."""
+        """Remove the model's projection, see ``ImageTower.drop_projection``."""
         if isinstance(layer := getattr(self.visual.model, "visual_projection", None), nn.Linear):
             self.visual.model.visual_projection = nn.Identity()
             self._say_dropped(layer.in_features)
 
 
 class TextHalf(_Half):
-    """A text tower, as ``kdpl.clip.towers.hugging_face_text`` expects open_clip's.
+    """Text tower with the interface of open_clip's for ``kdpl.clip.towers.hugging_face_text``.
 
-    The id ``padding`` is hidden from the text, but for the first ``ends`` after it, which end it;
-    with None, a text is read with its padding, as by SigLIP.
+    Tokens with the id ``padding`` are masked, except for the first ``ends`` after a text: they are
+    its end. With None, a text is read with its padding, as in SigLIP.
     """
 
     is_text = True
@@ -67,13 +68,15 @@ class TextHalf(_Half):
     def get_input_embeddings(self) -> nn.Module:
         """Return the embedding of tokens."""
         size = self.model.config.text_config.vocab_size
-        tables = (each for each in self.modules() if isinstance(each, nn.Embedding))
+        # there may be other embeddings, such as of positions
+        tables = (module for module in self.modules() if isinstance(module, nn.Embedding))
         return next(table for table in tables if table.num_embeddings == size)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Encode token ids [N, context_length] into features [N, embed_dim], not normalised."""
         mask = None
         if self.padding is not None:
+            # the last token that is not padding, and the ends after it
             counts = torch.arange(1, ids.shape[1] + 1, device=ids.device)
             lengths = (counts * (ids != self.padding)).amax(dim=1, keepdim=True) + self.ends
             mask = (counts <= lengths).long()

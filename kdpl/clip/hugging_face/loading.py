@@ -1,6 +1,6 @@
-"""Finding an image-text model of transformers, loading it, and taking it apart into towers.
+"""Finding an image-text model of transformers, loading it, and splitting it into towers.
 
-Code of a repository is never run, and weights are read from safetensors alone.
+Code from a repository is never run, and weights are read only from safetensors.
 """
 
 import math
@@ -23,7 +23,7 @@ from kdpl.errors import ConfigError, WeightsError
 from kdpl.runtime.resizing import Interpolation
 
 KINDS = ("aimv2", "altclip", "chinese_clip", "clip", "metaclip_2", "siglip", "tipsv2")
-"""Model types that have a text tower and a vision transformer for images of one size."""
+"""Model types with a text tower and a vision transformer for images of one size."""
 
 PROCESSORS = (
     "ChineseCLIPImageProcessor",
@@ -31,25 +31,26 @@ PROCESSORS = (
     "SiglipImageProcessor",
     "Tipsv2ImageProcessor",
 )
-"""Classes of their image processors, which do what their fields say and nothing else."""
+"""Classes of their image processors, whose fields describe all that they do."""
 
 _INTERPOLATIONS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}  # as Pillow counts
 
-_ATTENTION = "sdpa"  # torch's, whatever a config says: it may name a repository of kernels
+_ATTENTION = "sdpa"  # torch's, not the config's, as that may name a repository of kernels
 
 
 def register() -> None:
-    """Register the addresses ``hf:…``, as an entry point."""
+    """Register the addresses ``hf:…``."""
     register_source("hf", Source(load_clip, load_image_clip, build_image_tower))
 
 
 def load_clip(config: ClipConfig) -> Clip:
     """Load a model, with the errors of ``kdpl.clip.load_clip``."""
     settings = _settings(config.model)
-    with _reading(config.model, "tokenizer") as (library, place):
-        tokenizer = library.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    # the tokenizer, with its start and padding
+    with _reading(config.model, "tokenizer") as (library, path):
+        tokenizer = library.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         tokenizer.padding_side = "right"
-        # CLIP's length at most: BERTs have 512, and padding costs as much as words
+        # at most CLIP's length: BERTs have 512, and padding costs as much as words
         length = min(settings.text_config.max_position_embeddings, tokenizer.model_max_length, 77)
         options = {"padding": "max_length", "max_length": length}
 
@@ -62,6 +63,7 @@ def load_clip(config: ClipConfig) -> Clip:
         if "attention_mask" in one:
             padding = tokenizer.pad_token_id
             ends = int(one["attention_mask"].sum() - (one["input_ids"] != padding).sum())
+    # the model, split into towers
     model = _model(config, settings)
     tower = HuggingFaceTextTower(TextHalf(model, padding, ends), start)
     digest = fingerprint(tower.state_dict().items())
@@ -76,14 +78,14 @@ def load_image_clip(config: ClipConfig) -> ImageClip:
 
 
 def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
-    """Build an image tower from its part of a config, with weights still to be loaded."""
+    """Build an image tower from the image part of a config, without loading weights."""
     from transformers import CONFIG_MAPPING, AutoModel
 
     vision, width = {**model_config["vision_cfg"]}, model_config["embed_dim"]
     kind = vision.pop("hf")
     if kind not in KINDS:
         raise ValueError(f"kdpl builds no image tower of kind {kind!r}")
-    # the smallest text tower beside it
+    # with the smallest text tower
     text = {name: vision[name] for name in ("hidden_size", "num_attention_heads")}
     text |= {"num_hidden_layers": 0, "vocab_size": 8}
     settings = CONFIG_MAPPING[kind](vision_config=vision, text_config=text, projection_dim=width)
@@ -93,8 +95,8 @@ def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -
 
 def _settings(model: str) -> Any:
     """Read the config of a model, or raise a WeightsError if kdpl cannot use it."""
-    with _reading(model, "config") as (library, place):
-        values, _ = library.PretrainedConfig.get_config_dict(place)
+    with _reading(model, "config") as (library, path):
+        values, _ = library.PretrainedConfig.get_config_dict(path)
         kind = values.get("model_type")
         if kind in KINDS and kind in library.CONFIG_MAPPING:
             return library.CONFIG_MAPPING[kind].from_dict(values)
@@ -109,22 +111,24 @@ def _model(config: ClipConfig, settings: Any) -> Any:
     name = config.model
     if config.pretrained not in (None, name) or config.quick_gelu or config.image_size:
         raise ConfigError(
-            f"{name} has weights, an activation and a size of images of its own: remove "
+            f"{name} has fixed weights, activation and size of images: remove "
             "clip.pretrained, clip.quick_gelu and clip.image_size"
         )
-    with _reading(name, "safetensors weights") as (library, place):
+    with _reading(name, "safetensors weights") as (library, path):
         options = {"attn_implementation": _ATTENTION, "use_safetensors": True, "config": settings}
-        model, about = library.AutoModel.from_pretrained(place, output_loading_info=True, **options)
-        if about["missing_keys"]:
-            raise ValueError(f"tensor '{min(about['missing_keys'])}' is missing")
+        model, info = library.AutoModel.from_pretrained(path, output_loading_info=True, **options)
+        if info["missing_keys"]:
+            raise ValueError(f"tensor '{min(info['missing_keys'])}' is missing")
     return model.float()
 
 
 def _image_half(model: Any, config: ClipConfig, settings: Any) -> ImageClip:
+    # a forward pass tells the width of features, and whether the tower works
     visual, preprocessing = ImageHalf(model), _preprocessing(config)
     size = preprocessing.image_size
     with _reading(config.model, "image tower"), torch.no_grad():
         (feature,) = visual(torch.zeros(1, 3, size, size))
+    # the config from which build_image_tower builds it again
     vision = settings.vision_config.to_diff_dict() | {"image_size": size}
     vision = {k: v for k, v in vision.items() if isinstance(v, int | float) or k == "hidden_act"}
     image = {"embed_dim": len(feature), "vision_cfg": {"hf": settings.model_type, **vision}}
@@ -139,63 +143,65 @@ def _image_half(model: Any, config: ClipConfig, settings: Any) -> ImageClip:
 
 
 def _preprocessing(config: ClipConfig) -> Preprocessing:
-    """Read how a model's images are prepared; what the config sets wins.
+    """Read a model's preprocessing; settings in the config take precedence.
 
-    A WeightsError names the field of an image processor that prepares them in another way.
+    A WeightsError names the field of an image processor that kdpl does not support.
     """
-    with _reading(config.model, "image processor") as (library, place):
-        about = library.AutoImageProcessor.from_pretrained(place, trust_remote_code=False).to_dict()
-    size, edge, mode = _resizing(config.model, about)
+    with _reading(config.model, "image processor") as (library, path):
+        fields = library.AutoImageProcessor.from_pretrained(path, trust_remote_code=False).to_dict()
+    size, edge, mode = _resizing(config.model, fields)
 
     # a pixel v in 0..255 becomes (v factor - mean) / std, and kdpl starts from v / 255
-    factor = 255 * (about["rescale_factor"] if about.get("do_rescale") else 1)
+    factor = 255 * (fields["rescale_factor"] if fields.get("do_rescale") else 1)
     mean, std = (0.0,) * 3, (1.0,) * 3
-    if about.get("do_normalize"):
-        mean, std = about["image_mean"], about["image_std"]
-    with _reading(config.model, "image processor"):  # whose numbers may be out of range
+    if fields.get("do_normalize"):
+        mean, std = fields["image_mean"], fields["image_std"]
+    with _reading(config.model, "image processor"):  # its numbers may be out of range
         return Preprocessing(
             image_size=edge,
             mean=tuple(config.mean or [value / factor for value in mean]),
             std=tuple(config.std or [value / factor for value in std]),
             resize_mode=config.resize_mode or mode,
-            interpolation=_INTERPOLATIONS[about["resample"]],
+            interpolation=_INTERPOLATIONS[fields["resample"]],
             crop_pct=crop_share(edge, size),
         )
 
 
 def crop_share(edge: int, size: int) -> float:
-    """Return the share that a crop is of an edge, from which ``Resizing`` gets the edge again."""
+    """Return a crop's share of an edge such that ``Resizing`` computes the same edge from it."""
     share = edge / size
     return share if int(edge / share) == size else math.nextafter(share, 0)
 
 
-def _resizing(model: str, about: Mapping[str, Any]) -> tuple[int, int, ResizeMode]:
-    """Return size before the crop, edge after it, and mode of an image processor's resizing."""
+def _resizing(model: str, fields: Mapping[str, Any]) -> tuple[int, int, ResizeMode]:
+    """Return an image processor's size before the crop, edge after it, and resize mode."""
 
     def refusal(field: str, expected: str) -> WeightsError:
         return WeightsError(
-            f"the image processor of {model} has {field} {about.get(field)}, expected {expected}: "
+            f"the image processor of {model} has {field} {fields.get(field)}, expected {expected}: "
             "use another model, or correct its preprocessor_config.json"
         )
 
-    is_cropped = about.get("do_center_crop")
-    if about["image_processor_type"].removesuffix("Fast") not in PROCESSORS:  # of transformers 4
+    # refuse all steps that Preprocessing does not have
+    is_cropped = fields.get("do_center_crop")
+    if fields["image_processor_type"].removesuffix("Fast") not in PROCESSORS:  # of transformers 4
         raise refusal("image_processor_type", " or ".join(PROCESSORS))
-    if not about.get("do_resize"):
+    if not fields.get("do_resize"):
         raise refusal("do_resize", "true")
-    if about.get("resample") not in _INTERPOLATIONS:
+    if fields.get("resample") not in _INTERPOLATIONS:
         raise refusal("resample", "2 (bilinear) or 3 (bicubic)")
-    if about.get("do_pad"):
+    if fields.get("do_pad"):
         raise refusal("do_pad", "false")
+    # the resized edge, then the crop
     mode: ResizeMode
-    match about.get("size"):
+    match fields.get("size"):
         case {"shortest_edge": int(size), **rest} if not rest:
             mode = "shortest"
         case {"height": int(size), "width": int(width), **rest} if width == size and not rest:
             mode = "squash"
         case _:
             raise refusal("size", "a shortest_edge alone, or a height and an equal width")
-    match about.get("crop_size") if is_cropped else about["size"]:
+    match fields.get("crop_size") if is_cropped else fields["size"]:
         case {"height": int(edge), "width": int(width)} if width == edge <= 2 * size <= 4 * edge:
             return size, edge, mode
     if not is_cropped:
@@ -205,9 +211,9 @@ def _resizing(model: str, about: Mapping[str, Any]) -> tuple[int, int, ResizeMod
 
 @contextmanager
 def _reading(model: str, kind: str) -> Iterator[tuple[Any, str]]:
-    """Give transformers, and a model's folder or repository, for a block that reads a part."""
-    place = Path(model.partition(":")[2]).expanduser().as_posix()
-    with from_transformers(model, kind, place, "hf:"):
+    """Yield transformers and a model's folder or repository, for reading a part of the model."""
+    source = Path(model.partition(":")[2]).expanduser().as_posix()
+    with from_transformers(model, kind, source, "hf:"):
         import transformers
 
-        yield transformers, place
+        yield transformers, source

@@ -1,4 +1,4 @@
-"""CLIPs in open_clip's layout: ``hf-hub:OWNER/NAME`` of the hub, ``local-dir:PATH``."""
+"""CLIPs in open_clip's layout: ``hf-hub:OWNER/NAME`` on the hub, ``local-dir:PATH``."""
 
 from contextlib import suppress
 from functools import partial
@@ -23,7 +23,7 @@ WEIGHTS_FILES = (
 
 
 def register() -> None:
-    """Register the addresses, as an entry point."""
+    """Register the addresses ``hf-hub:…`` and ``local-dir:…``."""
     for scheme in ("hf-hub", FOLDER):
         register_source(scheme, Source(load_clip, load_image_clip))
 
@@ -39,7 +39,7 @@ def load_image_clip(config: ClipConfig) -> ImageClip:
 
 
 def read_weights(config: ClipConfig) -> Weights:
-    """Read the weights that an address has; a ConfigError if the config names others."""
+    """Read the weights at an address; a ConfigError if the config names others."""
     if config.pretrained not in (None, config.model):
         raise ConfigError(
             f"{config.model} has its own weights, not {config.pretrained!r}: remove clip.pretrained"
@@ -51,8 +51,8 @@ def read_weights(config: ClipConfig) -> Weights:
 def read_model_config(address: str) -> dict[str, Any]:
     """Read the model config at an address, or raise a WeightsError.
 
-    In a folder, open_clip is to read tokenizer and text tower of Hugging Face from there: the
-    config mostly names a repository of the hub, which open_clip would ask for the same files.
+    For a folder, open_clip reads tokenizer and text tower of Hugging Face from it. The config
+    mostly names a repository on the hub, and open_clip would fetch the same files from there.
     """
     file = find_file(address, CONFIG_FILE)
     config = read_part(file, "model_cfg")
@@ -66,27 +66,29 @@ def read_model_config(address: str) -> dict[str, Any]:
 
 
 def find_file(address: str, *names: str) -> Path:
-    """Find the first of these files that an address has, or raise a WeightsError.
+    """Find the first of these files at an address, or raise a WeightsError.
 
     A file on the hub is fetched, unless it is in the hub's cache.
     """
     wanted = " or ".join(names)
-    scheme, _, place = address.partition(":")
+    scheme, _, source = address.partition(":")
+    # a folder
     if scheme == FOLDER:
-        folder = Path(place).expanduser()
+        folder = Path(source).expanduser()
         for name in names:
             if (folder / name).is_file():
                 return folder / name
         raise WeightsError(
             f"{folder} is not a CLIP in open_clip's layout, because it has no {wanted}: check it"
         )
+    # a repository on the hub: the error is about the last name
     try:
         with hub_or_cache():
             for name in names[:-1]:
                 with suppress(EntryNotFoundError):
-                    return Path(hf_hub_download(place, name))
-            return Path(hf_hub_download(place, names[-1]))
-    except Exception as error:  # whatever the hub client, a proxy or the disk raises
+                    return Path(hf_hub_download(source, name))
+            return Path(hf_hub_download(source, names[-1]))
+    except Exception as error:  # anything from the hub client, a proxy or the disk
         raise WeightsError(
             f"cannot fetch {wanted} of {address} ({reason(error)}): fetch the repository where "
             f"there is a network, and give its folder as {FOLDER}:PATH{WITHOUT_NETWORK}"

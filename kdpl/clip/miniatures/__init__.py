@@ -1,4 +1,4 @@
-"""Miniature CLIPs, a teacher and two students, to run the pipeline on a laptop without downloads.
+"""Miniature CLIPs, a teacher and two students, for running the pipeline on a laptop offline.
 
 They were pretrained on captioned printed glyphs (digits and letters in matplotlib's fonts), never
 on handwriting. In a clone, ``python -m benchmarks.worlds.pretrain`` creates their weights.
@@ -10,10 +10,7 @@ from kdpl.clip.miniatures.models import CONFIGS, TAG, packaged_weights
 
 
 def register() -> None:
-    """Register the tiny CLIPs, as an entry point.
-
-    They are ``tiny-teacher``, ``tiny-student`` and ``tiny-resnet``, with the tag ``glyphs``.
-    """
+    """Register ``tiny-teacher``, ``tiny-student`` and ``tiny-resnet``, with the tag ``glyphs``."""
     from kdpl.clip.loading import register_model
 
     for name, config in CONFIGS.items():

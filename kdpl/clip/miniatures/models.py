@@ -1,7 +1,7 @@
 """Architectures and weights of the miniature CLIPs.
 
 The models have CLIP's vocabulary of 49,408 tokens, so any class name can be encoded. Pretraining
-saw about a hundred of them, and a weights file holds only the embeddings of these.
+saw about a hundred tokens, and a weights file holds only their embeddings.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 TAG = "glyphs"
-"""The pretrained tag of all models."""
+"""Pretrained tag of all models."""
 
 IMAGE_SIZE = 32
 CONTEXT_LENGTH = 32
@@ -50,7 +50,7 @@ def weights_path(name: str) -> Path:
 def packaged_weights(name: str) -> dict[str, Tensor]:
     """Load the state dict of ``CONFIGS[name]`` from the package; all callers share its tensors.
 
-    A run loads each of them several times, and expanding the embedding takes a second.
+    A run loads each model several times, and expanding the embedding takes a second.
     """
     return load_weights(weights_path(name))
 
@@ -69,14 +69,13 @@ def expand_embedding(rows: Tensor, token_ids: Tensor) -> Tensor:
 
     ``rows``, float32 [T, W], are the embeddings of the tokens ``token_ids``, int64 [T].
 
-    Unseen tokens are drawn from the mean and standard deviation of the trained rows. The tower has
-    only seen embeddings from there; others, such as random initial ones, could dominate the words
+    Unseen tokens are drawn with the mean and standard deviation of the trained rows. The tower has
+    only seen such embeddings; others, such as random initial values, could dominate the words
     around them. Without noise, all unknown names of one length would have the same feature, and no
     tuning could separate them.
     """
     trained = rows.double().numpy()
-    # numpy freezes the stream of RandomState, on which a teacher's fingerprint depends; torch does
-    # not
+    # a teacher's fingerprint depends on this stream: numpy guarantees it, torch does not
     noise = np.random.RandomState(0).standard_normal((VOCAB_SIZE, trained.shape[1]))
     table = torch.from_numpy(
         (trained.mean(axis=0) + trained.std(axis=0) * noise).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Text towers without a causal mask, in which every token affects every other."""
+"""Text towers without a causal mask: every token affects every other."""
 
 from functools import partial
 from typing import Any
@@ -12,16 +12,16 @@ from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, PromptableText
 
 
 class WholeTextTower(PromptableTextTower):
-    """A text transformer of open_clip without a causal mask, as SigLIP's, CLIPA's and MobileCLIP's.
+    """Text transformer of open_clip without a causal mask, as in SigLIP, CLIPA and MobileCLIP.
 
-    Every token affects every other, padding included: nothing is shared between texts, and all
+    Every token affects every other, including padding: nothing is shared between texts, and all
     tokens are computed.
 
     Args:
         text: As for ``PromptableTextTower``.
-        pool_type: The token that becomes the feature, in open_clip's words: ``argmax``, ``eos``,
+        pool_type: Token that becomes the feature, in open_clip's words: ``argmax``, ``eos``,
             ``first`` or ``last``.
-        end: The end-of-text id, where it pools by that.
+        end: End-of-text id, for pooling by it.
         start: Position of the first token of a text.
     """
 
@@ -42,8 +42,9 @@ class WholeTextTower(PromptableTextTower):
     ) -> Tensor:
         """Encode the texts of C classes into unnormalised features [C, embed_dim].
 
-        The arguments are those of the parent class.
+        The arguments are as in the parent class.
         """
+        # to save memory, activations of a few classes at a time are kept for the backward pass
         recompute = torch.is_grad_enabled() and len(texts.rests[0]) > classes_at_once
         encode = (
             partial(checkpoint, self._encode, use_reentrant=False) if recompute else self._encode
@@ -52,6 +53,7 @@ class WholeTextTower(PromptableTextTower):
         return texts.averaged(torch.cat([encode(ids, context, deep) for ids in parts]))
 
     def _encode(self, ids: Tensor, context: Tensor | None, deep: Tensor | None) -> Tensor:
+        # prompts of layer 0 replace embeddings, deep prompts replace states
         x: Tensor = self.token_embedding(ids)
         end = None
         if context is not None:

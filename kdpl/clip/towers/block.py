@@ -1,7 +1,7 @@
-"""Residual attention blocks of open_clip, run on their weights with less copying.
+"""Residual attention blocks of open_clip, run with less copying on the same weights.
 
 ``nn.MultiheadAttention`` copies its projections before attention and their gradients in the
-backward pass, which takes a quarter of a small tower's training step. The results are the same.
+backward pass, taking a quarter of a small tower's training step. The results are the same.
 """
 
 from typing import Any
@@ -18,6 +18,7 @@ def run_block(block: Any, tokens: Tensor) -> Tensor:
 
 def run_first_token(block: Any, tokens: Tensor) -> Tensor:
     """Run a block on tokens [B, L, W] and return only the first token, [B, 1, W]."""
+    # the first token's query, and keys and values of all tokens
     normed = block.ln_1(tokens)
     attention, width = block.attn, tokens.shape[2]
     weight, bias = attention.in_proj_weight, attention.in_proj_bias

@@ -1,4 +1,4 @@
-"""Choice of the towers that fit the modules of open_clip."""
+"""Choice of towers for the modules of open_clip."""
 
 from typing import Any
 
@@ -17,20 +17,20 @@ from kdpl.errors import WeightsError
 
 
 def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
-    """Wrap open_clip's visual module for a model config as the first kind of tower that fits."""
+    """Wrap open_clip's visual module in the first kind of tower that fits its model config."""
     kind: type[ImageTower]
     if _has_class_token(visual, config):
         kind = ClassTokenTower
     elif _is_transformer(visual, config):
         kind = TransformerTower
     else:
-        # it encodes images, and takes no prompts, as a convolutional network
+        # encodes images without prompts, like a convolutional network
         kind = ImageTower
     return kind(visual, preprocessing, config)
 
 
 def text_tower(name: str, model: Any, start: int) -> TextTower:
-    """Wrap the text half of an open_clip model as the first tower that fits, or a WeightsError.
+    """Wrap the text half of an open_clip model in the first tower that fits, or a WeightsError.
 
     ``start`` is the position of a text's first token.
     """
@@ -48,7 +48,7 @@ def text_tower(name: str, model: Any, start: int) -> TextTower:
             f"{name} cannot be a teacher, because its text tower is of no known kind: set "
             "custom_text in it"
         )
-    # a module of its own, such as a CoCa's: encodes texts as they are
+    # another module, such as a CoCa's: encodes texts without prompts
     return TextTower(text)
 
 
@@ -66,7 +66,7 @@ def _has_class_token(visual: Any, config: ModelConfig) -> bool:
 
 
 def _is_transformer(visual: Any, config: ModelConfig) -> bool:
-    """Return whether it is a vision transformer, of open_clip or timm."""
+    """Return whether a module is a vision transformer of open_clip or timm."""
     trunk = getattr(visual, "trunk", None)
     if trunk is None:
         return not isinstance(config["vision_cfg"]["layers"], list | tuple)

@@ -1,4 +1,4 @@
-"""CLIP's own vision transformers, run on their weights with less copying and no unused tokens."""
+"""Vision transformers of CLIP, run on the same weights with less copying and no unused tokens."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -11,7 +11,7 @@ from kdpl.clip.towers.image import PromptableImageTower
 
 
 class ClassTokenTower(PromptableImageTower):
-    """A CLIP vision transformer that pools by its class token."""
+    """CLIP vision transformer that pools by its class token."""
 
     @property
     def blocks(self) -> list[Any]:
@@ -26,7 +26,7 @@ class ClassTokenTower(PromptableImageTower):
     _run: Callable[[nn.Module, Tensor], Tensor] = staticmethod(run_block)
 
     def cast_weights(self) -> Iterator[nn.Parameter]:
-        """Yield the weights of every tower, attention biases, and what ``embed`` adds."""
+        """Yield the weights of every tower, attention biases, and the embeddings of ``embed``."""
         yield from super().cast_weights()
         yield from (block.attn.in_proj_bias for block in self.blocks)
         yield from (self.visual.class_embedding, self.visual.positional_embedding)
@@ -34,19 +34,19 @@ class ClassTokenTower(PromptableImageTower):
     def embed(self, images: Tensor) -> Tensor:
         """Embed images [B, 3, S, S] as a class token and patch tokens [B, 1 + patches, W].
 
-        They have positional embeddings, and have not been through ``ln_pre``.
+        The tokens include positional embeddings; ``ln_pre`` has not been applied.
         """
         visual = self.visual
         pixels = self.pixels(images).to(visual.conv1.weight.dtype)
         patches: Tensor = visual.conv1(pixels).flatten(2).transpose(1, 2)
-        # the shape, and not the length, which would fix the batch in an exported graph
+        # .shape, since len() would fix the batch size in an exported graph
         batch = patches.shape[0]
         class_token = visual.class_embedding.to(patches.dtype).expand(batch, 1, -1)
         positions: Tensor = visual.positional_embedding.to(patches.dtype)
         return torch.cat([class_token, patches], dim=1) + positions
 
     def compile_parts(self) -> None:
-        """Compile the blocks in place; they have the same graph, which is compiled once."""
+        """Compile the blocks in place; they share one graph, compiled once."""
         self._run = torch.compile(run_block)
 
     def run_block(self, layer: int, tokens: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class ClassTokenTower(PromptableImageTower):
         return run(self.blocks[layer], tokens)
 
     def norm(self, tokens: Tensor) -> Tensor:
-        """Apply ``ln_pre``, which precedes the first block, to tokens [B, L, W]."""
+        """Apply ``ln_pre``, the norm before the first block, to tokens [B, L, W]."""
         return cast(Tensor, self.visual.ln_pre(tokens))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -79,14 +79,15 @@ class ClassTokenTower(PromptableImageTower):
         """Run embedded images [B, L, W] with the prompts [n, W] of the first layers: [B, W]."""
         length = x.shape[1]
         for layer in range(len(self.blocks)):
+            # a layer's prompts replace the prompts before it
             if layer < len(prompts):
-                own = prompts[layer].to(x.dtype).expand(x.shape[0], -1, -1)
-                x = torch.cat([x[:, :length], own], dim=1)
+                expanded = prompts[layer].to(x.dtype).expand(x.shape[0], -1, -1)
+                x = torch.cat([x[:, :length], expanded], dim=1)
             x = self.run_block(layer, self.norm(x) if layer == 0 else x)
         return cast(Tensor, self.visual.ln_post(x[:, 0]))
 
     def patch_sums(self, images: Tensor, depth: int) -> Tensor:
-        """Sum the mean patch token over images [B, 3, S, S] at the first J layers: [J, W]."""
+        """Sum the mean patch tokens of images [B, 3, S, S] at the first J layers: [J, W]."""
         x = self.embed(images)
         sums = []
         for layer in range(depth):

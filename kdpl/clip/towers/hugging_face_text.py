@@ -1,4 +1,4 @@
-"""Text towers of Hugging Face transformers, which take a learnt context at their input."""
+"""Text towers of Hugging Face transformers, with a learnt context at their input."""
 
 from collections.abc import Iterator
 from typing import Any, cast
@@ -10,9 +10,9 @@ from kdpl.clip.towers.text import TextTower
 
 
 class HuggingFaceTextTower(WholeTextTower):
-    """An encoder of transformers that pools its tokens, as BiomedCLIP's PubMedBERT.
+    """Encoder of transformers that pools its tokens, such as BiomedCLIP's PubMedBERT.
 
-    It adds positions and applies its layers itself, so that prompts can enter at its input alone.
+    The encoder adds positions and applies its layers, so prompts can enter only at its input.
 
     Args:
         text: open_clip's ``HFTextEncoder``.
@@ -22,34 +22,34 @@ class HuggingFaceTextTower(WholeTextTower):
     takes_deep_prompts = False
 
     def __init__(self, text: Any, start: int = 1) -> None:
-        # the modules of open_clip's own transformers are not there
+        # skip __init__ of the parent: it needs the modules of open_clip's transformers
         TextTower.__init__(self, text)
         self.start = start
 
     def cast_weights(self) -> Iterator[nn.Parameter]:
-        """Yield nothing: what transformers casts under autocast differs between its models."""
+        """Yield nothing: the weights cast under autocast differ between models of transformers."""
         yield from TextTower.cast_weights(self)
 
     @property
     def token_embedding(self) -> Any:
-        """The embedding of tokens, before positions and layer norm."""
+        """Embedding of tokens, before positions and layer norm."""
         encoder = self.text.transformer
-        # before transformers 4.54 an encoder of m2m_100 does not find it
+        # get_input_embeddings fails for an encoder of m2m_100 before transformers 4.54
         return getattr(encoder, "embed_tokens", None) or encoder.get_input_embeddings()
 
     @property
     def blocks(self) -> list[Any]:
-        """The whole encoder, as one block that prompts can enter."""
+        """The whole encoder, as one block that takes prompts."""
         return [self.text.transformer]
 
     def _encode(self, ids: Tensor, context: Tensor | None, deep: Tensor | None) -> Tensor:
-        del deep  # none
+        del deep  # always None
         if context is None:
             return cast(Tensor, self.text(ids))
 
         def enter(_: nn.Module, __: tuple[Tensor, ...], tokens: Tensor) -> Tensor:
             return self._insert(context, tokens)
 
-        # not all towers take embeddings in place of ids, by which some of them pool
+        # a hook, as not all towers take embeddings instead of ids, and some pool by ids
         with self.token_embedding.register_forward_hook(enter):
             return cast(Tensor, self.text(ids))

@@ -1,4 +1,4 @@
-"""Image towers of any architecture, which encode images; and those that take prompts."""
+"""Image towers of any architecture, and image towers that take prompts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from kdpl.clip.modules import Float32Module, FrozenTower
 from kdpl.errors import ConfigError
 
 IMAGE_SETTINGS = ("embed_dim", "vision_cfg", "quick_gelu", "projection")
-"""Keys of the image part of a model config: open_clip's, and ``projection``, False for none."""
+"""Keys of the image part of a model config: open_clip's and ``projection``, False for none."""
 
 
 class Pixels(Float32Module):
@@ -41,7 +41,7 @@ class Pixels(Float32Module):
 
 
 class ImageTower(FrozenTower):
-    """An image tower of any architecture.
+    """Image tower of any architecture.
 
     ``config`` is the image part of its model config in open_clip's form.
     """
@@ -54,6 +54,7 @@ class ImageTower(FrozenTower):
         self.preprocessing = preprocessing
         self.config = {key: config[key] for key in IMAGE_SETTINGS if key in config}
         self.pixels = Pixels(preprocessing)
+        # convolutional networks are faster with channels last
         self.memory_format = torch.contiguous_format
         self.use_memory_format(memory_format_of(visual))
         self.requires_grad_(False).train()
@@ -66,7 +67,7 @@ class ImageTower(FrozenTower):
         return int(self.config["embed_dim"])
 
     def use_memory_format(self, memory_format: torch.memory_format) -> None:
-        """Store the weights of convolutions in a format, and compute in it."""
+        """Store the weights of convolutions in a memory format, and compute in it."""
         if memory_format != self.memory_format:
             self.memory_format = memory_format
             self.visual.to(memory_format=memory_format)
@@ -78,46 +79,48 @@ class ImageTower(FrozenTower):
     def forward(self, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised.
 
-        Images are uint8 in 0..255 or float in [0, 1]; the tower normalises them itself.
+        Images are uint8 in 0..255 or float in [0, 1]; the tower normalises them.
         """
         return cast(Tensor, self.visual(self._input(images)))
 
     def pooled(self, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] into features [B, W] before the joint space, not normalised.
 
-        W is the tower's own width. Where open_clip's module does not tell them apart, they are the
+        W is the width of the tower. If open_clip's module has no separate projection, they are the
         features of the joint space.
         """
         return cast(Tensor, self.visual.trunk(self._input(images)) if self._head else self(images))
 
     def project(self, pooled: Tensor) -> Tensor:
-        """Map features of ``pooled`` to those of ``forward``, [B, embed_dim]."""
+        """Map the features of ``pooled`` to the features of ``forward``, [B, embed_dim]."""
         return cast(Tensor, self._head(pooled)) if self._head else pooled
 
     def drop_projection(self) -> None:
-        """Leave out the projection into the joint space, in place, where the tower has one apart.
+        """Remove the projection into the joint space in place, if it is a separate module.
 
         ``forward`` then returns features as ``pooled`` does, and ``embed_dim`` is their width W.
         """
+        # a parameter of CLIP's transformers, or the head of a timm network
         if isinstance(proj := getattr(self.visual, "proj", None), nn.Parameter):
             self.visual.proj = None
             self._say_dropped(proj.shape[0])
         elif self._head:
-            layers = [each for each in self._head.modules() if isinstance(each, nn.Linear)]
+            layers = [layer for layer in self._head.modules() if isinstance(layer, nn.Linear)]
             self.visual.head = nn.Sequential()
             self._say_dropped(layers[0].in_features if layers else self.embed_dim)
 
     def _say_dropped(self, width: int) -> None:
-        # as ``build_image_tower`` then makes it
+        # so that ``build_image_tower`` builds it without a projection
         self.config |= {"embed_dim": width, "projection": False}
 
     @property
     def _head(self) -> Any:
-        """Projection of open_clip's module of a timm network; None for others, and if it pools."""
+        """Projection of open_clip's module for a timm network; None for others, and if it pools."""
         head = getattr(self.visual, "head", None) if hasattr(self.visual, "trunk") else None
         return None if hasattr(head, "pool") else head
 
     def _input(self, images: Tensor) -> Tensor:
+        # normalise, in the type and memory format of the weights
         pixels = self.pixels(images).to(next(self.visual.parameters()).dtype)
         if self.memory_format == torch.channels_last:
             pixels = pixels.contiguous(memory_format=self.memory_format)
@@ -125,7 +128,7 @@ class ImageTower(FrozenTower):
 
 
 class PromptableImageTower(ImageTower, ABC):
-    """A vision transformer, whose blocks take tokens [B, L, W] beside which prompts can stand."""
+    """Vision transformer whose blocks take tokens [B, L, W] and additional prompts."""
 
     @property
     @abstractmethod
@@ -141,13 +144,13 @@ class PromptableImageTower(ImageTower, ABC):
     def with_prompts(self, images: Tensor, prompts: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] with prompts [J, n, W] in the first J blocks: [B, embed_dim].
 
-        Layer 0's prompts are appended to the tokens of the image; at the next layers they are
-        replaced by that layer's.
+        The prompts of layer 0 are appended to the image's tokens; each later layer replaces them
+        with its prompts.
         """
 
     @abstractmethod
     def patch_sums(self, images: Tensor, depth: int) -> Tensor:
-        """Sum the mean patch token over images [B, 3, S, S] at each layer's prompts: [J, W].
+        """Sum the mean patch tokens of images [B, 3, S, S] for each layer's prompts: [J, W].
 
         The sums are taken where the prompts of each layer enter.
         """

@@ -1,4 +1,4 @@
-"""Blocks and pooling of open_clip's modules, and what is safe to build of a stranger's settings."""
+"""Blocks and pooling of open_clip's modules, and safety checks of untrusted settings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,34 +9,34 @@ from open_clip.transformer import ResidualAttentionBlock
 from kdpl.clip.towers.image import IMAGE_SETTINGS
 
 ModelConfig = Mapping[str, Any]
-"""A model config of open_clip.
+"""Model config of open_clip.
 
-It has ``embed_dim``, ``vision_cfg``, ``text_cfg`` and, where true, ``quick_gelu``.
+It has ``embed_dim``, ``vision_cfg``, ``text_cfg`` and, if true, ``quick_gelu``.
 """
 
 
 def has_clip_blocks(module: Any) -> bool:
-    """Return whether a module of open_clip has CLIP's residual blocks, on the usual tokens."""
+    """Return whether a module of open_clip runs CLIP's residual blocks on the usual tokens."""
     blocks = getattr(getattr(module, "transformer", None), "resblocks", [None])
     usual = getattr(module, "cls_emb", None) is None
     return usual and all(type(block) is ResidualAttentionBlock for block in blocks)
 
 
 def pooling(text: Any) -> tuple[str, int | None]:
-    """Return the token that becomes a text's feature, in open_clip's words, and the end's id.
+    """Return the token that becomes a text's feature, in open_clip's words, and the end id.
 
-    Without an id, the end of a text is the highest of the vocabulary.
+    Without an id, the end of a text is the highest id in the vocabulary.
     """
     pool = str(getattr(text, "text_pool_type", None) or text.pool_type)
     return pool, int(getattr(text, "text_eos_id", None) or text.eos_id) if pool == "eos" else None
 
 
-DEFAULT_IMAGE_SIZE = 224  # open_clip's, where a config does not say it
+DEFAULT_IMAGE_SIZE = 224  # open_clip's default
 
 MOST_LAYERS = 256
-"""More layers than any CLIP has; building them takes a second."""
+"""More layers than in any CLIP; building them takes a second."""
 
-_LARGEST = 1_000_000  # of any size; the memory for tensors of it is checked by names and shapes
+_LARGEST = 1_000_000  # for any setting; memory is bounded by checks of names and shapes
 
 
 def require_modest(config: ModelConfig, image_size: int) -> None:
@@ -44,16 +44,17 @@ def require_modest(config: ModelConfig, image_size: int) -> None:
 
     They would build endlessly, or make timm fetch or look up a model.
 
-    ``config`` is the image part of a model config, said to be for square images of ``image_size``
+    ``config`` is the image part of a model config, declared for square images of ``image_size``
     pixels.
     """
+    # refuse unknown settings, and large or nested values
     vision = config["vision_cfg"]
     if config.keys() - {*IMAGE_SETTINGS}:
         raise ValueError("image_config has unknown settings")
     for name, value in {**config, "vision_cfg": None, **vision}.items():
         values = value if isinstance(value, list) else [value]
         limit = MOST_LAYERS if name in ("layers", "num_hidden_layers") else _LARGEST
-        if len(values) > MOST_LAYERS or not all(_is_plain(each, limit) for each in values):
+        if len(values) > MOST_LAYERS or not all(_is_plain(item, limit) for item in values):
             raise ValueError(f"setting '{name[:80]}' of image_config is out of range")
     if vision.get("image_size", DEFAULT_IMAGE_SIZE) != image_size:
         raise ValueError(f"image_config is not for images of {image_size} pixels")
@@ -62,8 +63,8 @@ def require_modest(config: ModelConfig, image_size: int) -> None:
 
 
 def require_timm(name: str) -> None:
-    """Raise a ValueError for a model that timm does not know, or would fetch or read."""
-    # one such as hf-hub:owner/model would be fetched, and one with a slash read from a folder
+    """Raise a ValueError for a model that is not in timm, or that timm would fetch or read."""
+    # hf-hub:owner/model would be fetched, and a name with a slash read from a folder
     if {*":/\\"} & {*name} or not timm.is_model(name):
         raise ValueError("image_config names a model that timm does not know")
 

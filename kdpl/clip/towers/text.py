@@ -1,8 +1,8 @@
-"""Text towers of any architecture, and CLIP's own without padding or repeated shared tokens.
+"""Text towers of any architecture, and CLIP's, run without padding or repeated shared tokens.
 
-CLIP's mask is causal: the states of the tokens that all texts begin with, including learnt prompts,
-are the same for all texts and computed once, and tokens after the end of a text cannot affect its
-feature. A few tokens per class name remain instead of 77, with the same features and gradients.
+CLIP's mask is causal. Tokens that all texts begin with, including learnt prompts, have the same
+states in all texts, computed once, and tokens after the end of a text cannot affect its feature. A
+few tokens per class name remain instead of 77, with the same features and gradients.
 """
 
 from collections.abc import Iterator
@@ -19,8 +19,7 @@ from kdpl.clip.modules import FrozenTower
 from kdpl.clip.towers.block import finish, in_projection, merge_heads, split_heads
 from kdpl.errors import ConfigError
 
-# class names whose activations are kept at a time; beyond them, activations are recomputed in the
-# backward pass
+# class names whose activations are kept; with more, the backward pass recomputes activations
 CLASSES_AT_ONCE = 128
 
 _KeysValues = tuple[Tensor, Tensor]
@@ -43,9 +42,11 @@ class ArrangedTexts:
 
         Without ``end``, the end-of-text id is the highest, as in CLIP.
         """
+        # the prefix ends at the first difference, or at the first end of a text
         ends = ends_of(ids, end)
         differs = (ids != ids[:1]).any(dim=0).nonzero()[:, 0]
         shared = min([int(ends.min()), *differs[:1].tolist()])
+        # group the rests of texts by length
         lengths = sorted(set(ends.tolist()))
         places = tuple((ends == end).nonzero()[:, 0] for end in lengths)
         rests = tuple(
@@ -67,12 +68,12 @@ class ArrangedTexts:
 
 
 def ends_of(ids: Tensor, end: int | None) -> Tensor:
-    """Find the ends of texts in token ids [N, L]: the id ``end``, or the highest; int64 [N]."""
+    """Find the ends of texts in token ids [N, L]: the id ``end``, or the highest id; int64 [N]."""
     return (ids if end is None else (ids == end).int()).argmax(dim=-1)
 
 
 class TextTower(FrozenTower):
-    """A text tower of any architecture, open_clip's module ``text``; it takes no prompts."""
+    """Text tower of any architecture, open_clip's module ``text``; it takes no prompts."""
 
     def __init__(self, text: Any) -> None:
         super().__init__()
@@ -98,13 +99,12 @@ class TextTower(FrozenTower):
 
 
 class PromptableTextTower(TextTower):
-    """A CLIP text transformer with a causal mask that pools at the end-of-text token.
+    """CLIP text transformer with a causal mask that pools at the end-of-text token.
 
     Args:
-        text: An ``open_clip.CLIP``, or a ``TextTransformer`` of open_clip, whose modules it takes.
-        start: Position of the first token of a text, before which the tokenizer puts its start
-            token.
-        end: The end-of-text id; None: the highest of the vocabulary.
+        text: An ``open_clip.CLIP`` or ``open_clip.TextTransformer`` with the modules to use.
+        start: Position of the first token of a text, after the tokenizer's start token.
+        end: End-of-text id; None: the highest id in the vocabulary.
     """
 
     takes_deep_prompts = True
@@ -130,7 +130,7 @@ class PromptableTextTower(TextTower):
         return list(self.transformer.resblocks)
 
     def cast_weights(self) -> Iterator[nn.Parameter]:
-        """Those of every tower, and the biases of attention."""
+        """Yield the weights of every tower, and attention biases."""
         yield from FrozenTower.cast_weights(self)
         yield from (block.attn.in_proj_bias for block in self.blocks)
 
@@ -149,20 +149,21 @@ class PromptableTextTower(TextTower):
         """Encode the texts of C classes into features [C, embed_dim], not normalised.
 
         Args:
-            texts: The texts, which begin with the start token and the words that ``context``
-                replaces.
+            texts: Texts that begin with the start token and the words that ``context`` replaces.
             context: Learnt prompts of layer 0, [n, W], at positions start..start + n - 1.
             deep: Learnt prompts of the next layers, [J - 1, m, W], at the last m of the same
                 positions.
-            classes_at_once: Texts whose activations are kept at a time for the backward pass; the
-                result is the same.
+            classes_at_once: Number of texts whose activations are kept at a time for the backward
+                pass; the result is the same.
         """
+        # insert the context into the shared prefix, and run it once
         prefix, end = self.embed(texts.prefix[None], 0), None
         if context is not None:
             end = self.start + len(context)
             places = self.positional_embedding[self.start : end]
             prefix = self._insert(context.to(prefix.dtype) + places.to(prefix.dtype), prefix)
         shared = self._shared(prefix, deep, end)
+        # run the rests, in parts if there are many
         order, encode, parts = torch.cat(texts.places), self._rest, [list(texts.rests)]
         if len(order) > classes_at_once:
             parts = [[part] for rest in texts.rests for part in torch.split(rest, classes_at_once)]
@@ -172,16 +173,16 @@ class PromptableTextTower(TextTower):
         return texts.averaged(torch.zeros_like(features).index_copy(0, order, features))
 
     def embed(self, ids: Tensor, start: int) -> Tensor:
-        """Embed token ids [B, L] that stand at positions from ``start`` on, [B, L, W]."""
+        """Embed token ids [B, L] at positions from ``start`` on, [B, L, W]."""
         tokens: Tensor = self.token_embedding(ids)
         positions: Tensor = self.positional_embedding[start : start + ids.shape[1]]
         return tokens + positions.to(tokens.dtype)
 
     def _insert(self, prompts: Tensor, x: Tensor, end: int | None = None) -> Tensor:
-        """Replace the first tokens of texts [B, L, W], or those before ``end``, with [n, W]."""
+        """Replace the first tokens of texts [B, L, W], or the last before ``end``, with [n, W]."""
         start = self.start if end is None else end - len(prompts)
-        own = prompts.to(x.dtype).expand(len(x), -1, -1)
-        return torch.cat([x[:, :start], own, x[:, start + len(prompts) :]], dim=1)
+        inserted = prompts.to(x.dtype).expand(len(x), -1, -1)
+        return torch.cat([x[:, :start], inserted, x[:, start + len(prompts) :]], dim=1)
 
     def project(self, pooled: Tensor) -> Tensor:
         """Project pooled tokens [B, W] into the joint space, [B, embed_dim]."""
@@ -193,7 +194,7 @@ class PromptableTextTower(TextTower):
     def _shared(self, x: Tensor, deep: Tensor | None, end: int | None) -> list[_KeysValues]:
         """Compute keys and values of the shared tokens [1, P, W] at every layer.
 
-        Each is [1, heads, P, W / heads]. Deep prompts stand before ``end``.
+        Each is [1, heads, P, W / heads]. Deep prompts end at ``end``.
         """
         layers: list[_KeysValues] = []
         for layer, block in enumerate(self.blocks):
@@ -208,23 +209,25 @@ class PromptableTextTower(TextTower):
         return layers
 
     def _rest(self, groups: list[Tensor], shared: list[_KeysValues]) -> Tensor:
-        """Compute features from the rests of texts, in groups of the same length L, each [B, L].
+        """Compute features from the rests of texts, in groups of equal length L, each [B, L].
 
         Attention runs group by group, everything else on all tokens as one row [T, W].
         """
+        # positions continue after the shared tokens
         before, sizes = shared[0][0].shape[2], [group.numel() for group in groups]
         masks = [_mask(group.shape[1], before, group.device) for group in groups]
         x = torch.cat([self.embed(group, before).flatten(0, 1) for group in groups])
         last = len(self.blocks) - 1
         for layer, (block, keys_values) in enumerate(zip(self.blocks, shared, strict=True)):
+            # attend to the shared tokens and to the text
             attended, projected = [], torch.split(in_projection(block, block.ln_1(x)), sizes)
             for group, mask, part in zip(groups, masks, projected, strict=True):
-                q, *own = split_heads(block, part.view(*group.shape, -1))
+                q, *rest = split_heads(block, part.view(*group.shape, -1))
                 k, v = (
                     torch.cat([s.expand(len(t), -1, -1, -1), t], 2)
-                    for s, t in zip(keys_values, own, strict=True)
+                    for s, t in zip(keys_values, rest, strict=True)
                 )
-                if layer == last:  # only the end of text is used
+                if layer == last:  # only the end of the text is used
                     q, mask = q[:, :, -1:], mask[-1:]
                 attended.append(
                     merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)).flatten(
@@ -244,7 +247,7 @@ def promptable_text(tower: TextTower, depth: int = 1) -> PromptableTextTower:
         raise ConfigError(
             f"a text tower of kind {type(tower.text).__name__} takes no prompts: set "
             "text_prompts.depth to 0 and give "
-            "a context, or use a CLIP with open_clip's own text transformer"
+            "a context, or use a CLIP with open_clip's text transformer"
         )
     if depth > 1 and not tower.takes_deep_prompts:
         raise ConfigError(
@@ -255,9 +258,9 @@ def promptable_text(tower: TextTower, depth: int = 1) -> PromptableTextTower:
 
 
 def _mask(length: int, before: int, device: torch.device) -> Tensor:
-    """Mask what a text's own tokens attend to, bool [L, P + L].
+    """Return the attention mask of the rest of a text, bool [L, P + L].
 
-    They attend to all shared tokens, and to own ones up to themselves.
+    Its tokens attend to all shared tokens, and to tokens of the rest up to themselves.
     """
-    own = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return torch.cat([own.new_ones(length, before), own], dim=1)
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    return torch.cat([causal.new_ones(length, before), causal], dim=1)

@@ -1,4 +1,4 @@
-"""Vision transformers of any kind, with prompts beside the tokens of their blocks."""
+"""Vision transformers of any kind, with prompts next to the tokens of their blocks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,11 +14,11 @@ Enter = Callable[[int, Tensor], Tensor]
 
 
 class TransformerTower(PromptableImageTower):
-    """A vision transformer, whose module does everything but the prompts.
+    """Vision transformer whose module does everything except prompts.
 
-    Its blocks take tokens [B, L, W], beside which prompts can stand. The prompts enter right before
-    the first block and leave after the last one, so that embedding, pooling and head see the tokens
-    of the image alone. Rotary position embeddings leave them as they are.
+    Prompts join the tokens [B, L, W] right before the first block and leave after the last block,
+    so embedding, pooling and head see only the image's tokens. Rotary position embeddings do not
+    rotate them.
     """
 
     @property
@@ -34,7 +34,7 @@ class TransformerTower(PromptableImageTower):
         return int(self.visual.transformer.width if trunk is None else trunk.embed_dim)
 
     def compile_parts(self) -> None:
-        """Compile attention and MLP of each block in place, between which the prompts enter."""
+        """Compile attention and MLP of each block in place; prompts enter outside of them."""
         for block in self.blocks:
             block.attn.compile()
             block.mlp.compile()
@@ -42,27 +42,28 @@ class TransformerTower(PromptableImageTower):
     def with_prompts(self, images: Tensor, prompts: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] with prompts [J, n, W] in the first J blocks: [B, embed_dim].
 
-        Layer 0's prompts are appended to the tokens of the image; at the next layers they are
-        replaced by that layer's.
+        The prompts of layer 0 are appended to the image's tokens; each later layer replaces them
+        with its prompts.
         """
         depth, length, _ = prompts.shape
 
         def enter(layer: int, x: Tensor) -> Tensor:
             if layer >= depth:
                 return x
-            own = prompts[layer].to(x.dtype).expand(len(x), -1, -1)
-            return torch.cat([x if layer == 0 else x[:, :-length], own], dim=1)
+            # replace the prompts of the layer before
+            expanded = prompts[layer].to(x.dtype).expand(len(x), -1, -1)
+            return torch.cat([x if layer == 0 else x[:, :-length], expanded], dim=1)
 
         with _watched(self.blocks, enter, length):
             return cast(Tensor, self(images))
 
     def patch_sums(self, images: Tensor, depth: int) -> Tensor:
-        """Sum the mean patch token over images [B, 3, S, S] at each layer's prompts: [J, W].
+        """Sum the mean patch tokens of images [B, 3, S, S] for each layer's prompts: [J, W].
 
         The sums are taken where the prompts of each layer enter.
         """
         sums: list[Tensor] = []
-        # class and register tokens come before those of the patches
+        # class and register tokens come before patch tokens
         trunk = getattr(self.visual, "trunk", None)
         first = 1 if trunk is None else trunk.num_prefix_tokens
 
@@ -85,6 +86,7 @@ def _watched(blocks: list[Any], enter: Enter, length: int) -> Iterator[None]:
     def before(
         layer: int, _: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        # EVA passes its rotary embeddings to each block
         if kwargs.get("rope") is not None:
             kwargs = {**kwargs, "rope": _pad_rope(kwargs["rope"], length)}
         return (enter(layer, args[0]), *args[1:]), kwargs
@@ -92,6 +94,7 @@ def _watched(blocks: list[Any], enter: Enter, length: int) -> Iterator[None]:
     def after(_: Any, __: Any, x: Tensor) -> Tensor:
         return x[:, :-length]
 
+    # remove all hooks at the end, also after an error
     with ExitStack() as hooks:
         for layer, block in enumerate(blocks):
             handle = block.register_forward_pre_hook(partial(before, layer), with_kwargs=True)

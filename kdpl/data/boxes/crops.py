@@ -1,6 +1,6 @@
-"""Images that are a box of another image, ``IMAGE#xywh=percent:LEFT,TOP,WIDTH,HEIGHT``.
+"""Boxes of images as images, ``IMAGE#xywh=percent:LEFT,TOP,WIDTH,HEIGHT``.
 
-The part behind the number sign is that of W3C Media Fragments. Without ``percent:`` the numbers are
+The part after the number sign follows W3C Media Fragments. Without ``percent:``, the numbers are
 pixels. Both count from the upper left corner of the image as viewers show it, turned by its
 orientation tag.
 """
@@ -18,9 +18,9 @@ Box = tuple[float, float, float, float]
 
 
 def name_of(image: str, box: Box, margin: float = 0) -> str:
-    """Return the name of a box of an image, a path or URL.
+    """Return the name of a box of an image, given by path or URL.
 
-    The ``margin`` is a share of width and height, which is added at each side.
+    The ``margin``, a share of width and height, is added on each side.
     """
     left, top, width, height = box
     left, top = left - width * margin, top - height * margin
@@ -29,10 +29,10 @@ def name_of(image: str, box: Box, margin: float = 0) -> str:
 
 
 def read_crop(source: str, content_of: Callable[[str], bytes]) -> bytes:
-    """Return a box of an image as an image file, in RGB and upright, as far as the image goes.
+    """Return a box of an image as an image file, in RGB, upright, and clipped to the image.
 
-    ``content_of`` reads the image's file. A DataError if it cannot be read, or nothing of it is in
-    the box.
+    ``content_of`` reads the image's file. A DataError if it cannot be read, or the box has no pixel
+    of it.
     """
     path, _, text = source.rpartition(MARK)
     try:
@@ -42,6 +42,7 @@ def read_crop(source: str, content_of: Callable[[str], bytes]) -> bytes:
             f"image {source} has no box behind {MARK}, expected four numbers with commas: "
             "correct its name"
         ) from None
+    # crop whole pixels, and write them without compression
     image = open_image(path, content_of(path))
     unit = (0.01 * image.width, 0.01 * image.height) if text.startswith(_PERCENT) else (1, 1)
     first_x, last_x = _pixels(left * unit[0], width * unit[0], image.width, source)
@@ -52,8 +53,8 @@ def read_crop(source: str, content_of: Callable[[str], bytes]) -> bytes:
 
 
 def _pixels(start: float, length: float, size: int, source: str) -> tuple[int, int]:
-    """Return from and up to which pixel of ``size`` an edge of a box goes, at least one."""
-    # written such that a number that is none is refused
+    """Return the range of pixels of a box along an axis of ``size`` pixels, at least one."""
+    # written so that NaN is refused
     if not (length > 0 and start < size and start + length > 0):
         raise DataError(
             f"the box of {source} is empty or outside of the image: correct it, or leave it out"

@@ -1,7 +1,7 @@
-"""Real handwriting that needs no download: scikit-learn's copy of the UCI handwritten digits.
+"""Real handwriting without a download: scikit-learn's copy of the UCI handwritten digits.
 
 1,797 grey images of 8 x 8 pixels (Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits",
-1998). They are enlarged to 24 x 24 and set into a black 32 x 32 frame.
+1998), enlarged to 24 x 24 and set into a black 32 x 32 frame.
 """
 
 from functools import cache
@@ -17,13 +17,13 @@ CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 
 
 class Digits(Reader):
-    """The digits; there is nothing to set."""
+    """Reader of the digits, without settings."""
 
     own = False
     decoding = PUBLISHED
 
     def read(self) -> Splits:
-        """Read them; see ``read_digits``."""
+        """Read the dataset; see ``read_digits``."""
         return read_digits()
 
 
@@ -46,7 +46,7 @@ def open_digit(source: str) -> Image.Image:
 
 @cache
 def _arrays() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """All images, uint8 [1797, 8, 8], and their labels."""
+    """Load all images, uint8 [1797, 8, 8], and their labels."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

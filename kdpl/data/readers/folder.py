@@ -44,7 +44,7 @@ def class_folders(top: Path) -> list[Path]:
 
 
 def unlabeled_folders(top: Path) -> list[Path]:
-    """Find folders of unlabelled images beside splits or classes, in any usual spelling."""
+    """Find folders of unlabelled images next to splits or classes, in any usual spelling."""
     return sorted(
         path for path in top.iterdir() if _UNLABELED.fullmatch(path.name) and path.is_dir()
     )
@@ -54,14 +54,14 @@ def unlabeled_folders(top: Path) -> list[Path]:
 class Folder(OwnImages):
     """Folder with ``train`` and optional ``val`` and ``test``, each with a folder for each class.
 
-    ``Train``, ``validation`` and the like are known as well. A folder ``unlabeled`` beside the
-    splits, or in ``train`` beside the classes, holds images without labels, unless the setting
-    ``unlabeled`` names other places.
+    ``Train``, ``validation`` and the like work as well. A folder ``unlabeled`` next to the splits,
+    or in ``train`` next to the classes, holds images without labels, unless the setting
+    ``unlabeled`` names other locations.
 
-    The classes are the sorted union of the folders of all splits; within a class images come in the
-    sorted order of their paths. Hidden files and folders are skipped. Without ``train``, no label
-    is used: the classes are those of the file ``class_names``, and the images without labels are
-    those of their folder, or else all in ``root``.
+    The classes are the sorted union of the folders of all splits; within a class, images are sorted
+    by path. Hidden files and folders are skipped. Without ``train``, no label is used: the file
+    ``class_names`` lists the classes, and the images without labels are in their folder, or else
+    anywhere in ``root``.
     """
 
     def read(self) -> Splits:
@@ -73,13 +73,17 @@ class Folder(OwnImages):
                 "holds train/<class>/"
             )
         images: dict[str, dict[str, list[str]]] = {split: {} for split in _SPELLINGS}
-        beside = [top]
+        # list the images of each class in each split
+        parents = [top]
         for split, folder in split_folders(top):
-            beside += [folder] if split == "train" else []
+            parents += [folder] if split == "train" else []
             for name, paths in _images_by_class(folder).items():
                 images[split].setdefault(name, []).extend(paths)
         folders = sorted(set().union(*images.values()))
-        where = self.unlabeled or [str(path) for each in beside for path in unlabeled_folders(each)]
+        where = self.unlabeled or [
+            str(path) for parent in parents for path in unlabeled_folders(parent)
+        ]
+        # without training images, a file has to list the classes
         if not images["train"]:
             if not self.class_names:
                 raise DataError(
@@ -90,6 +94,7 @@ class Folder(OwnImages):
             named = read_class_mapping(Path(self.class_names), folders, complete=False)
             folders = list(named)
             where = where or str(top)
+        # label images by their class
         names, texts = name_classes(folders, self.class_names, self.class_text)
         train, val, test = (
             tuple(

@@ -1,4 +1,4 @@
-"""The readers of datasets, by the name that ``data.init_args.dataset`` gives."""
+"""Readers of datasets by name, for ``data.init_args.dataset``."""
 
 from collections.abc import Callable
 from inspect import signature
@@ -12,41 +12,41 @@ from kdpl.errors import ConfigError
 from kdpl.runtime import plugins
 
 READERS: dict[str, Callable[..., Reader]] = {"digits": Digits, "folder": Folder, "table": Table}
-"""Readers of the core; plugins add further ones."""
+"""Built-in readers; plugins add others."""
 
 
 def readers() -> dict[str, Callable[..., Reader]]:
     """Return all readers by their names."""
     return {
         name: reader
-        for some in (READERS, *plugins.load_all("datasets").values())
-        for name, reader in some.items()
+        for named in (READERS, *plugins.load_all("datasets").values())
+        for name, reader in named.items()
     }
 
 
 def build_reader(dataset: str | Reader, **options: Any) -> Reader:
     """Build a dataset's reader from settings of the data section, where None means not given.
 
-    A reader is returned as it is. ConfigError if the name is unknown, or the settings are not the
-    reader's.
+    A reader is returned as it is. ConfigError if the name is unknown, or a setting is not one of
+    the reader's.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    settings = {name: value for name, value in options.items() if value is not None}
     if isinstance(dataset, Reader):
-        if given:
-            name = next(iter(given))
+        if settings:
+            name = next(iter(settings))
             raise ConfigError(
-                f"dataset is a {type(dataset).__name__} with init_args of its own: remove {name}"
+                f"dataset is a {type(dataset).__name__}, set by its init_args: remove {name}"
             )
         return dataset
-    known_readers = readers()
-    if dataset not in known_readers:
-        known = ", ".join(sorted(known_readers))
+    by_name = readers()
+    if dataset not in by_name:
+        names = ", ".join(sorted(by_name))
         raise ConfigError(
-            f"dataset {dataset!r} is unknown: choose one of {known}, or give a Reader's class path"
+            f"dataset {dataset!r} is unknown: choose one of {names}, or give a Reader's class path"
         )
-    parameters = signature(known_readers[dataset]).parameters
-    for name in given.keys() - parameters:
-        raise ConfigError(f"dataset {dataset!r} takes no {name}: remove {name}: {given[name]}")
-    if "root" in parameters and "root" not in given:
+    parameters = signature(by_name[dataset]).parameters
+    for name in settings.keys() - parameters:
+        raise ConfigError(f"dataset {dataset!r} takes no {name}: remove {name}: {settings[name]}")
+    if "root" in parameters and "root" not in settings:
         raise ConfigError(f"dataset {dataset!r} needs root: set it to where the dataset lies")
-    return known_readers[dataset](**given)
+    return by_name[dataset](**settings)

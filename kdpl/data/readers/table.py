@@ -1,4 +1,4 @@
-"""Dataset as a table: a row for each image, with its label and, if it has one, its split."""
+"""Dataset as a table: a row for each image, with its label and optionally its split."""
 
 import csv
 import os
@@ -25,7 +25,7 @@ UNKNOWN = "?"
 """Cell of an image without a label, in a table of several labels."""
 
 EmptyLabels = Literal["no_class", "unlabeled"]
-"""What an empty label means in such a table: of none of the classes, or that nobody labelled it."""
+"""Meaning of an empty label in such a table: none of the classes, or not labelled."""
 
 _SEPARATORS = ",;|"
 
@@ -38,15 +38,15 @@ _SPLITS = ("train", "val", "test", HELD_OUT)
 class Table(OwnImages):
     """CSV or Parquet file with columns ``image``, ``label``, and perhaps ``split`` and ``group``.
 
-    Images without a label are unlabelled ones. The split ``held_out`` is of test images that were
-    drawn from the labelled ones by ``init``, because there were no others. The classes are the
-    sorted labels, or, where no training image has one, those of the file ``class_names``. Relative
-    paths begin at the table's folder; URLs are taken as they are.
+    Images without a label are unlabelled. The split ``held_out`` has test images that ``init`` drew
+    from the labelled images, because there were no test images. The classes are the sorted labels
+    or, if no training image has one, the classes in the file ``class_names``. Relative paths start
+    at the table's folder; URLs are taken as they are.
 
     With a ``label_separator``, a label is a list of any number of classes: the separator alone or,
-    in a Parquet file, an empty list says that the image is of none of them, and ``?`` or a missing
-    value that it has no label. An empty label is refused unless ``empty_labels`` says which of the
-    two it means. ``any_labels`` takes such a table also where all images have one class each.
+    in a Parquet file, an empty list stands for none of them; ``?`` or a missing value, for an
+    unlabelled image. An empty label is refused unless ``empty_labels`` says what it means.
+    ``any_labels`` accepts such a table even if all images have one class each.
     """
 
     label_separator: str | None = None
@@ -70,6 +70,7 @@ class Table(OwnImages):
 
     def read(self) -> Splits:
         """Read the dataset, in the order of the rows."""
+        # check each row, and sort it into its split
         table = Path(self.root).expanduser()
         records: dict[str, list[tuple[str, tuple[str, ...]]]] = {split: [] for split in _SPLITS}
         without_label, split_of, groups = list[str](), dict[str, str](), dict[str, str]()
@@ -80,32 +81,33 @@ class Table(OwnImages):
         for number, (image, cell, split, group) in enumerate(rows, start=1):
             source = image if is_url(image) else os.path.normpath(table.parent / image)
             label = split_cell(cell, self.label_separator)
-            fault = None
+            problem = None
             if not image:
-                fault = "names no image: fill in the column image, or remove the row"
+                problem = "names no image: fill in the column image, or remove the row"
             elif split not in _SPLITS:
-                fault = f"has split {split!r}: use {', '.join(_SPLITS)}, or nothing"
+                problem = f"has split {split!r}: use {', '.join(_SPLITS)}, or nothing"
             elif split != "train" and label is None:
-                fault = f"has split {split!r} and no label: label it, or leave split empty"
+                problem = f"has split {split!r} and no label: label it, or leave split empty"
             elif source in split_of:
-                fault = (
+                problem = (
                     f"names {image} again, which is in {split_of[source]} already: "
                     "keep one row for each image"
                 )
             elif group and label is not None and split_of_group.setdefault(group, split) != split:
-                fault = (
+                problem = (
                     f"is of group {group} and split {split}, but an earlier one of the group of "
                     f"split {split_of_group[group]}: keep a group in one split, or rename it"
                 )
-            if fault:
-                raise DataError(f"row {number} of {table} {fault}")
+            if problem:
+                raise DataError(f"row {number} of {table} {problem}")
             split_of[source] = split if label is not None else _UNLABELED
             if label is not None:
                 records[split].append((source, label))
                 groups |= {source: group} if group else {}
             else:
                 without_label.append(source)
-        keys = sorted({each for rows in records.values() for _, label in rows for each in label})
+        # the classes are the labels, or the names in the file
+        keys = sorted({key for rows in records.values() for _, label in rows for key in label})
         if self.class_names and not records["train"] and (without_label or self.unlabeled):
             named = read_class_mapping(Path(self.class_names), keys, complete=False)
             keys = list(named)
@@ -119,11 +121,12 @@ class Table(OwnImages):
             raise DataError(
                 f"{table} has images of split test and of split {HELD_OUT}: use one of the two"
             )
+        # number the classes, and add the other unlabelled images
         labels = {key: label for label, key in enumerate(keys)}
         several = self.label_separator is not None
 
-        def record(source: str, own: tuple[str, ...]) -> Record:
-            numbers = tuple(sorted(labels[key] for key in own))
+        def record(source: str, classes: tuple[str, ...]) -> Record:
+            numbers = tuple(sorted(labels[key] for key in classes))
             return Record(source, numbers if several else numbers[0])
 
         train, val, test, held_out = (
@@ -131,9 +134,9 @@ class Table(OwnImages):
         )
         unlabeled = Names.of(without_label)
         if self.unlabeled:
-            # but test and validation images, which are left out of all datasets, and said
-            known = [source for source, split in split_of.items() if split in ("train", _UNLABELED)]
-            unlabeled = Names.joined([unlabeled, unlisted(find_unlabeled(self.unlabeled), known)])
+            # test and validation images are left out later, for all datasets, with a message
+            listed = [s for s, split in split_of.items() if split in ("train", _UNLABELED)]
+            unlabeled = Names.joined([unlabeled, unlisted(find_unlabeled(self.unlabeled), listed)])
         names, texts = name_classes(keys, self.class_names, self.class_text)
         parts = (train, val, test or held_out, unlabeled or None, self.open_source)
         return Splits(
@@ -147,10 +150,7 @@ class Table(OwnImages):
 
 
 def split_cell(cell: str, separator: str | None) -> tuple[str, ...] | None:
-    """Return the classes that a label names, of which without a separator there is one.
-
-    None: the image has no label.
-    """
+    """Return the classes in a label, one without a separator; None if the image has no label."""
     if separator is None:
         return (cell,) if cell else None
     if cell == UNKNOWN:
@@ -166,12 +166,12 @@ def read_rows(
 ) -> list[tuple[str, str, str, str]]:
     """Read image, label in composed form, split and group of each row; an empty split is ``train``.
 
-    With a ``separator`` of several labels, a missing label is ``?``, and that of an image of none
-    of the classes is the separator; ``empty`` says which of the two an empty one is.
+    With a ``separator`` for several labels, ``?`` is a missing label, and the separator alone means
+    none of the classes; ``empty`` says what an empty label means.
 
     DataError if it cannot be read, lacks the column ``image`` or, with ``labeled``, ``label``, or a
-    row has a value beyond the columns, as a comma without quotes makes it; with a ``separator``
-    also for a label that is empty without ``empty``, or that has ``?`` among its classes.
+    row has a value beyond the columns, as from a comma without quotes; with a ``separator``, also
+    for an empty label without ``empty``, or a label with ``?`` among its classes.
     """
     if table.suffix.lower() not in (".csv", ".parquet"):
         raise DataError(
@@ -190,6 +190,7 @@ def read_rows(
             raise DataError(
                 f"table {table} {problem}: its first row must be image,label or image,label,split"
             )
+    # fill in missing columns
     none = [""] * len(columns["image"])
     splits = [split or "train" for split in columns.get("split", none)]
     missing = "" if separator is None else UNKNOWN
@@ -202,7 +203,7 @@ def read_rows(
 def _complete(
     table: Path, cells: Sequence[str], separator: str, empty: EmptyLabels | None
 ) -> list[str]:
-    """Return labels of which none is empty; a DataError if one may mean two things."""
+    """Fill in empty labels; a DataError if a label is ambiguous."""
     for number, cell in enumerate(cells, start=1):
         if cell != UNKNOWN and UNKNOWN in (split_cell(cell, separator) or ()):
             raise DataError(
@@ -221,15 +222,17 @@ def _complete(
 
 def _require_task(table: Path, cells: Sequence[str], separator: str | None) -> None:
     """Raise a DataError if labels are lists and there is no separator, or the other way round."""
+    # a separator that separates nothing
     if separator is not None:
-        known = [cell for cell in cells if cell != UNKNOWN]
-        if {len(split_cell(cell, separator) or ()) for cell in known} == {1}:
+        labels = [cell for cell in cells if cell != UNKNOWN]
+        if {len(split_cell(cell, separator) or ()) for cell in labels} == {1}:
             raise DataError(
                 f"column label of {table} has one label in each row, such as "
-                f"{visible(known[0])!r}, but label_separator is {separator!r}: leave it out, or "
+                f"{visible(labels[0])!r}, but label_separator is {separator!r}: leave it out, or "
                 "correct it"
             )
         return
+    # no separator, but a label made of other labels
     single = {*cells}
     for cell in cells:
         for mark in {*cell} & {*_SEPARATORS}:
@@ -242,7 +245,7 @@ def _require_task(table: Path, cells: Sequence[str], separator: str | None) -> N
 
 
 def _csv_columns(table: Path) -> dict[str, list[str]]:
-    # a name in quotes may have a line break, which stays as it is
+    # a quoted name may contain a line break, so lines are kept as they are
     text = StringIO(read_text(table, "table", newline=""), newline="")
     lines = csv.reader(text, skipinitialspace=True, strict=True)
     try:
@@ -270,7 +273,7 @@ def _parquet_columns(table: Path, separator: str | None) -> dict[str, list[str]]
     parquet = optional("pyarrow.parquet", "a .parquet table", "parquet")
     try:
         columns = parquet.ParquetFile(table).read().to_pydict()
-    except Exception as error:  # pyarrow raises its own
+    except Exception as error:  # pyarrow has many error types
         raise DataError(
             f"table {table} cannot be read ({reason(error)}): write it again"
         ) from error
@@ -289,15 +292,14 @@ def _parquet_columns(table: Path, separator: str | None) -> dict[str, list[str]]
 def _list_text(value: object, separator: str) -> str:
     if value is None or value != value:
         return UNKNOWN
-    # a list of no class says so, while an empty text may mean that nobody wrote one
+    # an empty list means no class, while an empty text may mean that nobody wrote one
     return (
         separator.join(map(_text, value)) or separator if isinstance(value, list) else _text(value)
     )
 
 
 def _text(value: object) -> str:
-    # numbers are labels like any other, and pandas makes whole numbers floats where others are
-    # missing
+    # labels may be numbers, and pandas turns whole numbers into floats if some are missing
     if value is None or value != value:
         return ""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()

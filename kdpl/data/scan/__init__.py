@@ -1,1 +1,1 @@
-"""Images that a fit leaves out: those of a list, those that cannot be used, and copies."""
+"""Images that a fit leaves out: listed images, images that cannot be used, and copies."""

@@ -1,4 +1,4 @@
-"""Result of decoding all images of a dataset, as a run's folder keeps it."""
+"""Result of decoding all images of a dataset, stored in a run's folder."""
 
 import json
 from collections import Counter
@@ -22,11 +22,11 @@ _SHOWN = 10
 
 
 class Checked(BaseModel):
-    """The result of decoding all ``images`` of a dataset, and what it was made from.
+    """Result of decoding all ``images`` of a dataset, and what it was made from.
 
-    ``skipped`` are those that cannot be used, each with the reason as half a sentence that names
-    it. ``digests`` are those of the contents of images that have the same one as another, of which
-    one is a test or validation image, or may become one.
+    ``skipped`` maps images that cannot be used to the reason, half a sentence that names the image.
+    ``digests`` has the content digests of copies: images with the same content as another, at least
+    one of them a test or validation image, or a training image that may become one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -49,25 +49,27 @@ class Checked(BaseModel):
 
         Args:
             sources: The images.
-            decode: Opens one; or also returns the digest of its content, which it has to for
-                ``measured`` above 0.
-            measured: Number of images, the first ones, of which copies are looked for.
+            decode: Opens an image, or checks it and returns the digest of its content; the latter
+                is required for ``measured`` above 0.
+            measured: Number of leading images whose copies are searched for.
             made_from: What the result depends on.
         """
+        # decode in order: measured images come first, so that later copies of them are noticed
         skipped, digests = dict[str, str](), dict[str, str]()
         contents = set[str]()
         arranged = archives.arrange(Names.of(sources)).sources
         results = in_parallel(
             partial(try_decoding, decode=decode), arranged, "looking at all images"
         )
-        for number, (source, (fault, digest)) in enumerate(zip(sources, results, strict=True)):
-            if fault is not None:
-                # without what to do about it
-                skipped[source] = fault.rpartition(": ")[0]
+        for number, (source, (problem, digest)) in enumerate(zip(sources, results, strict=True)):
+            if problem is not None:
+                # without the remedy
+                skipped[source] = problem.rpartition(": ")[0]
             elif number < measured:
                 contents.add(digest)
             if digest in contents:
                 digests[source] = digest
+        # keep the digests of copies only
         counts = Counter(digests.values())
         return cls(
             made_from=dict(made_from or {}),
@@ -78,20 +80,20 @@ class Checked(BaseModel):
 
     @classmethod
     def load(cls, file: Path) -> "Checked | None":
-        """Read a file; None where there is nothing that can be read."""
+        """Read a file; None if it is missing or invalid."""
         try:
             return cls.model_validate_json(file.read_bytes())
         except (OSError, ValidationError):
             return None
 
     def save(self, file: Path) -> None:
-        """Write it, atomically."""
+        """Write the result to a file, atomically."""
         with atomic_path(file) as temporary:
             text = json.dumps(self.model_dump(), indent=2, ensure_ascii=False)
             temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
     def require_none(self) -> None:
-        """Refuse images that cannot be used, by a DataError that names the first ones."""
+        """Raise a DataError that names the first images that cannot be used, if there are any."""
         if not self.skipped:
             return
         named = [*self.skipped.values()]

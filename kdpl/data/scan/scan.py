@@ -17,7 +17,7 @@ def decode_and_digest(source: str, decoding: Decoding) -> str:
 def copies_of_measured(splits: Splits, digests: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Find copies of test images, and of validation images that are not test images.
 
-    Returns for each copy the part that it is in, and the image that it is a copy of.
+    Returns for each copy its part of the dataset, and the image it is a copy of.
     """
     copies, first = dict[str, tuple[str, str]](), dict[str, tuple[str, str]]()
     parts: dict[str, Iterable[Record]] = {
@@ -26,6 +26,7 @@ def copies_of_measured(splits: Splits, digests: Mapping[str, str]) -> dict[str, 
         "train": splits.train,
         "unlabelled": (Record(source, -1) for source in splits.unlabeled or ()),
     }
+    # content belongs to the first measured part that has it
     for part, records in parts.items():
         for source, _ in records:
             if (digest := digests.get(source)) is None:

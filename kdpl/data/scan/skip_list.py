@@ -1,4 +1,4 @@
-"""Images that are left out of a dataset: those of a user's list, and others."""
+"""Leaving images out of a dataset: the images of a user's list, and others."""
 
 import csv
 from collections.abc import Collection
@@ -12,7 +12,7 @@ from kdpl.errors import DataError
 
 
 def without_listed(splits: Splits, skip_list: str) -> Splits:
-    """Leave the images of a skip list out; a DataError if it names none of them."""
+    """Leave out the images of a skip list; a DataError if none is in the dataset."""
     listed = read_skip_list(Path(skip_list).expanduser())
     named = listed.intersection(splits.sources)
     if listed and not named:
@@ -44,6 +44,7 @@ def leave_out(splits: Splits, sources: Collection[str], left: str = "that can be
     gone = frozenset(sources)
     if not gone:
         return splits
+    # filter the labelled parts, and check that each class can still be trained on
     train, val, test = (
         tuple(record for record in records if record.source not in gone)
         for records in (splits.train, splits.val, splits.test)

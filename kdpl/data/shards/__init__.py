@@ -1,1 +1,1 @@
-"""Shards, which are tar archives or Parquet files, as a pool of images, and to be classified."""
+"""Shards (tar archives or Parquet files) as a pool of images, and for classification."""

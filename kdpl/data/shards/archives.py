@@ -1,8 +1,8 @@
-"""Archives of many images, tar files and Parquet files, and images behind URLs.
+"""Archives of many images (tar and Parquet files), and images behind URLs.
 
 Training shuffles images and resumes in the middle of an epoch, so shards are not streamed: they are
-indexed once, and a view is one read of an image's own bytes, or of the piece of its shard that
-``kdpl/data/shards/pieces.py`` gives it.
+indexed once, and a view is one read of the image's bytes, or of the piece of its shard that
+``kdpl/data/shards/pieces.py`` assigns to it.
 """
 
 from collections.abc import Iterator
@@ -21,27 +21,28 @@ from kdpl.errors import DataError, reason
 
 
 def is_one(path: str) -> bool:
-    """Return whether a path or URL is that of a shard, by its ending."""
+    """Return whether a path or URL names a shard, by its extension."""
     return remote.is_shard(path)
 
 
 def unfold(files: Names) -> Names:
-    """Put the images of each shard in its place, see ``index_shards``."""
+    """Replace each shard by its images, see ``index_shards``."""
     if not (shards := [file for file in files if is_one(file)]):
         return files
-    # imports torch, which takes seconds
+    # imported late: torch takes seconds
     from kdpl.data.shards.index import index_shards
 
     images_of = index_shards(shards)
+    # keep the order, with runs of files between shards in one part
     parts = list[Names]()
-    for in_shards, some in groupby(files, images_of.__contains__):
+    for in_shards, group in groupby(files, images_of.__contains__):
         if in_shards:
-            parts += map(images_of.__getitem__, some)
+            parts += map(images_of.__getitem__, group)
         else:
-            parts.append(Names.of(some))
+            parts.append(Names.of(group))
     images = Names.joined(parts)
-    listed = any(np.any(each.rows["offset"] == 0) for each in images_of.values())
-    # a shard may also list files, which may be there already
+    # a shard may also list files that occur elsewhere
+    listed = any(np.any(names.rows["offset"] == 0) for names in images_of.values())
     return distinct(images) if listed else images
 
 
@@ -53,7 +54,7 @@ def read(file: str) -> Iterator[tuple[str, bytes | None, str | None]]:
 def content(source: str) -> bytes:
     """Read the bytes of an image in a shard, or of a file behind a URL.
 
-    DataError if it is too large, or the file is missing, unreachable or truncated.
+    DataError if the image is too large, or the file is missing, unreachable or truncated.
     """
     if not isinstance(source, ShardImage):
         return remote.read(source)
@@ -65,28 +66,28 @@ def content(source: str) -> bytes:
             return read_row(shard, row, piece or Piece(offset, offset + size, STARTED))
         require_size(source, size)
         if piece:
-            found = read_within(shard, offset, size, piece)
+            data = read_within(shard, offset, size, piece)
         else:
-            found = remote.read(shard, offset, size)
+            data = remote.read(shard, offset, size)
     except OSError as error:
         raise DataError(f"shard {shard} cannot be read ({reason(error)}): restore it") from error
-    if len(found) < size:
+    if len(data) < size:
         raise DataError(
             f"shard {shard} ends within {source}: restore the shard that the run began with"
         )
-    return found
+    return data
 
 
 def stamp(file: str) -> str:
-    """Return text that changes when a shard does."""
+    """Return a text that changes when a shard changes."""
     return remote.stamp(file)
 
 
 def arrange(names: Names) -> Arranged:
-    """Arrange images for training, in pieces if some are in shards, see ``pieces.arrange``."""
+    """Arrange images for training, in pieces if any are in shards, see ``pieces.arrange``."""
     return pieces.arrange(names) if names.rows["offset"].any() else Arranged(names)
 
 
 def find(url: str) -> Iterator[str]:
-    """Find images and shards behind a URL, which may be a pattern."""
+    """Find images and shards behind a URL or a pattern of URLs."""
     return remote.find(url)

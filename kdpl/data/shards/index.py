@@ -1,7 +1,7 @@
 """Positions of images in tar shards: found once, and kept for later starts and all processes.
 
-The index of the shards of a folder is a file in it or, if it is distant or may not be written to,
-in ``$XDG_CACHE_HOME/kdpl/shards``, by default in ``~/.cache``.
+The index of a folder's shards is a file in the folder or, if it is remote or not writable, in
+``$XDG_CACHE_HOME/kdpl/shards``, by default in ``~/.cache``.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from kdpl.runtime.artifacts import read_tensors, write_tensors
 INDEX_FILE = ".kdpl-shards.safetensors"
 
 _KIND, _VERSION = "an index of shards", 2
-_AT_ONCE = 8  # shards that are looked through at a time; mostly waits for the network
+_AT_ONCE = 8  # shards scanned at a time; mostly waits for the network
 _BLOCK = 512  # least number of shards between writes of the index; an interruption loses little
 
 _Index = dict[str, tuple[str, Names]]
@@ -34,10 +34,11 @@ _Index = dict[str, tuple[str, Names]]
 
 
 def index_shards(shards: Sequence[str]) -> dict[str, Names]:
-    """Find the images of each of several different shards, in the order in which they lie there.
+    """Find the images of several distinct shards, in their order in each shard.
 
     DataError if a shard does not exist, is compressed or damaged, or is a tar without images.
     """
+    # start from stored indices, and scan new and changed shards
     with ThreadPoolExecutor(_AT_ONCE) as pool, progress_bar() as progress:
         stamps = dict(zip(shards, pool.map(stamp, shards), strict=True))
         indices = {
@@ -54,37 +55,39 @@ def index_shards(shards: Sequence[str]) -> dict[str, Names]:
                 for folder in changed:
                     _save(folder, indices[folder])
                 changed.clear()
-                # writes all that is known: less often the more that is
+                # each write is of the whole index: less often as it grows
                 due = done + max(_BLOCK, done // 4)
     return {shard: indices[folder_of(shard)][shard][1] for shard in shards}
 
 
 def _load(folder: str, stamps: Mapping[str, str]) -> _Index:
-    """The index of a folder's shards, without those of ``stamps`` that have changed."""
+    """Load the index of a folder's shards, without shards whose stamp has changed."""
     index: _Index = {}
     for file in _files(folder):
-        # no file, or a damaged one
+        # a missing or damaged file is skipped
         with suppress(ArtifactError, ValueError, TypeError, LookupError, AttributeError):
             tensors, fields = read_tensors(file, _KIND, _VERSION, "index the shards again")
             rows, text = tensors["rows"].numpy().view(ROW)[:, 0], tensors["text"].numpy()
-            known = {f"{folder}{name}": str(value) for name, value in fields["stamps"].items()}
+            stored = {f"{folder}{name}": str(value) for name, value in fields["stamps"].items()}
+            # check that all numbers are in range
             inside = (rows["start"] >= 0) & (rows["length"] >= 0) & (rows["offset"] > 0)
             inside &= rows["start"] + rows["length"] <= len(text)
-            # each shard has images, and those of the first come first
-            steps = np.diff(rows["folder"], prepend=-1, append=len(known))
+            # each shard has images, and images are in the order of shards
+            steps = np.diff(rows["folder"], prepend=-1, append=len(stored))
             rising = steps[0] == steps[-1] == 1 and ((steps == 0) | (steps == 1)).all()
             if text.dtype != np.uint8 or not inside.all() or not rising:
                 raise ValueError("it has numbers that are out of range")
-            names = Names(text, rows, [f"{shard}/" for shard in known])
-            ends = np.searchsorted(rows["folder"], np.arange(len(known)), side="right").tolist()
-            for (shard, value), first, end in zip(known.items(), [0, *ends], ends, strict=False):
+            # take the shards that have not changed
+            names = Names(text, rows, [f"{shard}/" for shard in stored])
+            ends = np.searchsorted(rows["folder"], np.arange(len(stored)), side="right").tolist()
+            for (shard, value), first, end in zip(stored.items(), [0, *ends], ends, strict=False):
                 if value and stamps.get(shard, value) == value:
                     index[shard] = value, names[first:end]
     return index
 
 
 def _save(folder: str, index: _Index) -> None:
-    # neither an empty Parquet file nor one of paths, which would have to be read in any case
+    # without Parquet files that are empty or hold paths: they have to be read in any case
     index = {
         shard: (value, images)
         for shard, (value, images) in index.items()
@@ -93,6 +96,7 @@ def _save(folder: str, index: _Index) -> None:
     images = Names.joined(images for _, images in index.values())
     rows = torch.from_numpy(images.rows.view(np.int64).reshape(-1, ROW.itemsize // 8))
     stamps = {shard.removeprefix(folder): value for shard, (value, _) in index.items()}
+    # write to the first file that can be written
     for file in _files(folder):
         # a name that is not UTF-8 is a ValueError
         with suppress(OSError, ValueError):
@@ -107,14 +111,14 @@ def _save(folder: str, index: _Index) -> None:
 
 
 def _files(folder: str) -> list[Path]:
-    """Files that an index may be in."""
-    there = folder if is_url(folder) else os.path.realpath(folder)
-    kept = hashlib.blake2b(os.fsencode(there), digest_size=16).hexdigest()
+    """Return the files that may hold a folder's index."""
+    path = folder if is_url(folder) else os.path.realpath(folder)
+    name = hashlib.blake2b(os.fsencode(path), digest_size=16).hexdigest()
     cache = (
         Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         / "kdpl"
         / "shards"
-        / f"{kept}.safetensors"
+        / f"{name}.safetensors"
     )
     return [cache] if is_url(folder) else [Path(folder) / INDEX_FILE, cache]
 
@@ -122,15 +126,15 @@ def _files(folder: str) -> list[Path]:
 def _look_through(shard: str) -> Names:
     if is_parquet(shard):
         return index_rows(shard)
-    # by name: of two members of one name the later one counts, as when a shard is unpacked
+    # by name: the later of two members of one name counts, as when a shard is unpacked
     members: dict[str, ShardImage] = {}
     if shard.lower().endswith(COMPRESSED_ENDINGS):
         raise DataError(
             f"shard {shard} is compressed, which hides single images: make it a plain .tar"
         )
     try:
-        with open_file(shard) as file, open_tar(file, "r:") as opened:
-            for member in images_of(opened):
+        with open_file(shard) as file, open_tar(file, "r:") as archive:
+            for member in images_of(archive):
                 members[member.name] = ShardImage(
                     shard, member.name, member.offset_data, member.size
                 )

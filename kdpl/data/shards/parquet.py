@@ -1,8 +1,8 @@
 """Parquet files with an image in each row, as bytes or as a path, read by pyarrow.
 
 A file is read by row groups, whose images are decompressed together. A piece of
-``kdpl/data/shards/pieces.py`` is one of them, or several small ones. The footer of a file lists
-them, so that indexing reads nothing else.
+``kdpl/data/shards/pieces.py`` is one row group, or several small ones. The footer of a file lists
+them, so indexing reads nothing else.
 """
 
 import os
@@ -20,22 +20,22 @@ from kdpl.errors import DataError, KdplError, visible
 from kdpl.runtime.optional import optional
 
 LARGEST_GROUP = 2**29
-"""Most bytes of images in a row group: half a gigabyte, of which an epoch has 64 at hand."""
+"""Most bytes of images in a row group: half a gigabyte; an epoch has 64 row groups in use."""
 
 _CONTENTS, _PATHS = ("bytes", "image", "image.bytes"), ("path", "image")
-"""Names of columns that are preferred to others of their type."""
+"""Preferred names of columns of each type."""
 
-_AHEAD, _BUFFER = 2**12, 2**20  # bytes; pyarrow asks a store for all that it needs
-_ROWS = 256  # that are Python objects at a time
+_AHEAD, _BUFFER = 2**12, 2**20  # bytes; pyarrow requests all that it needs from a store
+_ROWS = 256  # converted to Python objects at a time
 
 
 class ImageColumn(NamedTuple):
-    """The column of an open file that has its images.
+    """Image column of an open file.
 
     Attributes:
         file: The ``pyarrow.parquet.ParquetFile``.
         name: The column, or ``COLUMN.bytes`` of Hugging Face datasets.
-        has_paths: Whether it has paths or URLs, in place of bytes.
+        has_paths: Whether it has paths or URLs instead of bytes.
     """
 
     file: Any
@@ -48,8 +48,8 @@ class ImageColumn(NamedTuple):
             yield from self.values([group])
 
     def values(self, groups: Sequence[int]) -> Iterator[Any]:
-        """Yield the value of each row of some row groups, which may be in memory together."""
-        # no threads of pyarrow: loaders have processes of their own, which are forked
+        """Yield the value of each row of some row groups, possibly all in memory at once."""
+        # no threads of pyarrow: loaders fork their worker processes
         for batch in self.file.iter_batches(
             _ROWS, row_groups=groups, columns=[self.name], use_threads=False
         ):
@@ -60,16 +60,16 @@ class ImageColumn(NamedTuple):
         """Describe the row groups.
 
         Returns:
-            For each of G row groups the number of its rows; the bytes of its images, decompressed;
-            and the position of the first of them, from 1 on, if all images of the file stood one
-            behind another: int64 [G] each.
+            For each of G row groups: the number of rows; the bytes of its images, decompressed; and
+            the position of its first byte, from 1, as if the images of the file were concatenated:
+            int64 [G] each.
         """
         schema, metadata = self.file.schema, self.file.metadata
         number = [schema.column(i).path for i in range(len(schema))].index(self.name)
-        found = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-        rows = np.array([group.num_rows for group in found], np.int64)
+        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+        rows = np.array([group.num_rows for group in groups], np.int64)
         sizes = np.array(
-            [max(group.column(number).total_uncompressed_size, 1) for group in found], np.int64
+            [max(group.column(number).total_uncompressed_size, 1) for group in groups], np.int64
         )
         return rows, sizes, 1 + np.cumsum(sizes) - sizes
 
@@ -80,26 +80,27 @@ def open_column(path: str) -> Iterator[ImageColumn]:
 
     Raises:
         ConfigError: pyarrow is not installed.
-        DataError: The file does not exist or is damaged, which may show in the block, or it is
-            unclear which column has its images.
+        DataError: The file does not exist or is damaged, possibly raised in the block, or it is
+            cannot be told which column has its images.
     """
     parquet = optional("pyarrow.parquet", path, "parquet")
     try:
-        # one request for row groups that are read together; of a file here, less is in memory
+        # remote: one request for row groups read together; local: less memory
         how = {"pre_buffer": True} if is_url(path) else {"buffer_size": _BUFFER}
         with open_file(path, _AHEAD) as raw, parquet.ParquetFile(raw, **how) as file:
             yield ImageColumn(file, *_find_column(path, file.schema_arrow))
     except KdplError:
         raise
-    except Exception as error:  # pyarrow raises its own
+    except Exception as error:  # pyarrow has many error types
         raise DataError(fault_of(path, error)) from error
 
 
 def index_rows(path: str) -> Names:
-    """Find the images of a file: a name for each row, with the place of its row group, or its path.
+    """Find the images of a file: a name for each row with its row group's position, or a path.
 
     DataError as ``open_column``, if a row group is too large, or if a path is missing.
     """
+    # paths are names already; otherwise only the footer is read
     with open_column(path) as column:
         if column.has_paths:
             return Names.of(_place(path, *row) for row in enumerate(column.all_values()))
@@ -109,6 +110,7 @@ def index_rows(path: str) -> Names:
             f"shard {path} has a row group with {largest} bytes of images, expected at most "
             f"{LARGEST_GROUP}: write it again with fewer rows in each, such as 100"
         )
+    # name each row by its number, with the bytes of its row group
     names = [str(row) for row in range(int(counts.sum()))]
     rows = np.zeros(len(names), ROW)
     rows["length"] = [*map(len, names)]
@@ -118,7 +120,7 @@ def index_rows(path: str) -> Names:
 
 
 def read_rows(path: str) -> Iterator[tuple[str, bytes | None, str | None]]:
-    """Read a file from beginning to end, as ``read_shard`` does; a path comes without its bytes."""
+    """Read a file from beginning to end, as ``read_shard`` does; a path comes without bytes."""
     try:
         with open_column(path) as column:
             for number, value in enumerate(column.all_values()):
@@ -134,30 +136,32 @@ def read_rows(path: str) -> Iterator[tuple[str, bytes | None, str | None]]:
 
 
 def pack(path: str, start: int, stop: int) -> bytes:
-    """Read the row groups that begin in ``start`` to ``stop``, for ``unpack`` to find an image.
+    """Read the row groups between ``start`` and ``stop`` into one piece, for ``unpack``.
 
     Returns:
-        The images' bytes, one behind another; backwards, the end of each and 0; and the number of
+        The images' bytes, concatenated; in reverse order, the end of each and 0; and the number of
         the first row.
     """
     with open_column(path) as column:
+        # the row groups must be where they were when the run began
         counts, sizes, starts = column.groups()
         groups = np.flatnonzero((starts >= start) & (starts < stop) & (counts > 0))
-        known = len(groups) and (starts[groups[0]], (starts + sizes)[groups[-1]]) == (start, stop)
-        if column.has_paths or not known:
+        same = len(groups) and (starts[groups[0]], (starts + sizes)[groups[-1]]) == (start, stop)
+        if column.has_paths or not same:
             raise DataError(
                 f"shard {path} has other row groups than when the run began: restore it, or begin "
                 "another run"
             )
         contents = [value or b"" for value in column.values(groups.tolist())]
+    # pack the images, with a table of where each ends
     ends = np.cumsum([0, *map(len, contents)], dtype="<i8")
     first = counts[: groups[0]].sum().astype("<i8")
     return b"".join([*contents, ends[::-1].tobytes(), first.tobytes()])
 
 
 def unpack(file: str, row: int) -> bytes:
-    """Read the image of a row from a file of what ``pack`` returns; OSError if it is missing."""
-    with open(file, "rb", buffering=0) as packed:  # noqa: PTH123 - for every image
+    """Read the image of a row from a file packed by ``pack``; OSError if the file is missing."""
+    with open(file, "rb", buffering=0) as packed:  # noqa: PTH123 - called for every image
         packed.seek(-8, os.SEEK_END)
         first = int.from_bytes(packed.read(8), "little")
         packed.seek(-8 * (row - first + 3), os.SEEK_END)
@@ -167,7 +171,7 @@ def unpack(file: str, row: int) -> bytes:
 
 
 def _find_column(path: str, schema: Any) -> tuple[str, bool]:
-    """Return the column of images of an Arrow schema, and whether it has paths."""
+    """Find the column of images in an Arrow schema, and whether it has paths."""
     from pyarrow import types
 
     def is_bytes(kind: Any) -> bool:
@@ -178,23 +182,25 @@ def _find_column(path: str, schema: Any) -> tuple[str, bool]:
         layouts = (types.is_string, types.is_large_string, types.is_string_view)
         return any(is_one(kind) for is_one in layouts)
 
+    # all columns that may have images
     contents, paths = list[str](), list[str]()
     for column in schema:
         inner = [*column.type] if types.is_struct(column.type) else []
         if is_bytes(column.type):
             contents.append(column.name)
-        elif any(each.name == "bytes" and is_bytes(each.type) for each in inner):
+        elif any(field.name == "bytes" and is_bytes(field.type) for field in inner):
             contents.append(f"{column.name}.bytes")
         elif is_text(column.type) and column.name in _PATHS:
             paths.append(column.name)
+    # one of them: bytes before paths, and usual names before others
     contents = [name for name in contents if name in _CONTENTS] or contents
-    for found in filter(None, (contents, paths)):
-        if len(found) > 1:
+    for candidates in filter(None, (contents, paths)):
+        if len(candidates) > 1:
             raise DataError(
-                f"shard {path} has images in the columns {' and '.join(map(visible, found))}, "
+                f"shard {path} has images in the columns {' and '.join(map(visible, candidates))}, "
                 "expected one: write it again without the others"
             )
-        return found[0], found is paths
+        return candidates[0], candidates is paths
     names = ", ".join(map(visible, schema.names)) or "none"
     raise DataError(
         f"shard {path} has no column of images but {names}: give it a column with image files as "
@@ -203,11 +209,11 @@ def _find_column(path: str, schema: Any) -> tuple[str, bool]:
 
 
 def _place(path: str, number: int, value: str | None) -> str:
-    """Return the path or URL that a row has, which may be relative to the file's folder."""
+    """Return the path or URL in a row, resolved against the file's folder."""
     if not value:
         raise DataError(f"row {number} of shard {path} has no path: fill it in, or remove the row")
     value = value.removeprefix("file://")
     if is_url(value):
         return value
-    place = os.path.join(folder_of(path), os.path.expanduser(value))  # noqa: PTH118, PTH111 - there are millions
-    return place if is_url(place) else os.path.normpath(place)
+    full = os.path.join(folder_of(path), os.path.expanduser(value))  # noqa: PTH118, PTH111 - for millions of rows
+    return full if is_url(full) else os.path.normpath(full)

@@ -1,4 +1,4 @@
-"""Pieces of a pool of shards, of some megabytes each: the unit of shuffling and reading."""
+"""Pieces of a pool of shards, a few megabytes each: the unit of shuffling and reading."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -12,29 +12,29 @@ from kdpl.data.shards.remote import is_parquet
 from kdpl.data.shards.spool import Piece
 
 WINDOW = 64
-"""Pieces whose images are mixed with each other."""
+"""Number of pieces whose images are mixed with each other."""
 
 PIECE = 2**23
 """Bytes of images in a piece."""
 
-_FILE = 2**17  # bytes that an image outside of shards counts for
-_DENSE = 0.25  # least wanted share of one read; notes beside small images are as large as these
-_MOST = 4 * PIECE  # bytes that are read at once; an image may be larger
+_FILE = 2**17  # bytes counted for an image outside of shards
+_DENSE = 0.25  # least wanted share of a read; captions may be as large as small images
+_MOST = 4 * PIECE  # bytes read at once; an image may be larger
 
 
 def arrange(names: Names) -> Arranged:
-    """Arrange images, some of which are in shards, to be read and shuffled in pieces."""
+    """Arrange images, some of them in shards, to be read and shuffled in pieces."""
     sources = InPieces(names)
     return Arranged(sources, by_pieces(sources.starts, len(names)))
 
 
 def by_pieces(starts: Indices, num_images: int) -> Shuffle | None:
-    """Return ``shuffle`` of these pieces, or None if so few that all images would be mixed."""
+    """Return ``shuffle`` of these pieces; None if they are so few that all images would mix."""
     return partial(shuffle, starts, num_images) if len(starts) > WINDOW else None
 
 
 class InPiece(ShardImage):
-    """An image in a shard that is read with the piece that it lies in."""
+    """Image in a shard that is read together with its piece."""
 
     __slots__ = ("piece",)
     piece: Piece
@@ -43,10 +43,10 @@ class InPiece(ShardImage):
 class InPieces(Sequence[str]):
     """Names whose shard images, when requested, come with the piece to read them with.
 
-    A piece is a run of images in the order of the names, of about ``PIECE`` bytes. If it lies in
-    several shards, each part is read by itself. Images outside of shards are read one by one. The
-    images of a row group of a Parquet file stay together, in a piece of several row groups, or of
-    one if it is larger.
+    A piece is a run of images in the order of the names, of about ``PIECE`` bytes. If it spans
+    several shards, each part is read separately. Images outside of shards are read one by one. The
+    images of a Parquet row group stay together, in a piece of several row groups, or of a single
+    larger one.
 
     Attributes:
         starts: First image of each piece.
@@ -56,23 +56,24 @@ class InPieces(Sequence[str]):
         self.names, self.since = names, time.time()
         rows, at = names.rows, None
         apart = np.ones(len(rows), bool)
-        # the images of a row group have one place
+        # the images of a row group count once: they share offset and size
         apart[1:] = (rows["offset"][1:] == 0) | (rows["offset"][1:] != rows["offset"][:-1])
         apart[1:] |= rows["folder"][1:] != rows["folder"][:-1]
         if not apart.all():
             at = np.flatnonzero(apart)
             rows = rows[at]
         sizes = np.where(rows["offset"] > 0, rows["size"], _FILE)
+        # number the pieces, in place to save memory
         piece = np.cumsum(sizes)
-        # in place, for the sake of memory
         piece -= sizes
         piece //= PIECE
         begins = np.diff(piece, prepend=-1) != 0
         starts = np.flatnonzero(begins)
-        # a part lies in one shard
+        # split pieces into parts, each in one shard
         parts = np.flatnonzero(begins | (np.diff(rows["folder"], prepend=-1) != 0))
         self._first = np.minimum.reduceat(rows["offset"], parts)
         self._stop = np.maximum.reduceat(rows["offset"] + rows["size"], parts)
+        # read a part at once if most of it is needed
         wanted, bytes_read = np.add.reduceat(rows["size"], parts), self._stop - self._first
         self.starts: Indices = starts if at is None else at[starts]
         self._parts = parts if at is None else at[parts]
@@ -82,6 +83,7 @@ class InPieces(Sequence[str]):
         source = self.names[index]
         if not isinstance(source, ShardImage):
             return source
+        # a dense part is read at once, otherwise the image alone or its row group
         part = np.searchsorted(self._parts, index, side="right") - 1
         if self._dense[part]:
             start, stop = int(self._first[part]), int(self._stop[part])
@@ -98,23 +100,24 @@ class InPieces(Sequence[str]):
 
 
 def shuffle(starts: Indices, num_images: int, rng: np.random.Generator) -> Iterator[Indices]:
-    """Draw the order of images that lie in pieces, such that few pieces are in use at any time.
+    """Draw the order of images in pieces, with few pieces in use at any time.
 
     The pieces come in a random order, one at each turn. Each image of a piece is due after a random
-    time of up to ``WINDOW`` turns, so that a batch has images of about ``WINDOW`` pieces.
+    time of up to ``WINDOW`` turns, so that a batch mixes images of about ``WINDOW`` pieces.
 
     Args:
-        starts: First image of each piece, rising from 0.
+        starts: First image of each piece, increasing from 0.
         num_images: Number of images N.
         rng: The stream to draw from.
 
     Yields:
-        The next images of the order, over all each of 0 … N - 1 once.
+        The next images of the order; in total each of 0 … N - 1 once.
     """
     sizes = np.diff(starts, append=num_images)
     order = rng.permutation(len(starts))
     times, images = np.empty(0), np.empty(0, dtype=np.int64)
     for first in range(0, len(order), WINDOW):
+        # give the images of the next pieces their times
         pieces = order[first : first + WINDOW]
         last = first + len(pieces)
         new = np.concatenate(
@@ -125,6 +128,7 @@ def shuffle(starts: Indices, num_images: int, rng: np.random.Generator) -> Itera
             np.append(times, turns + WINDOW * rng.random(len(new))),
             np.append(images, new),
         )
+        # yield what no later piece can precede
         due = times < last
         yield images[due][np.argsort(times[due], kind="stable")]
         times, images = times[~due], images[~due]

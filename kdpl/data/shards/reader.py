@@ -13,13 +13,13 @@ from kdpl.data.storage import is_image
 from kdpl.errors import DataError, reason
 
 LARGEST_IMAGE = 2**29
-"""Most bytes of an image in a shard: half a gigabyte, more than Pillow accepts undecoded."""
+"""Largest image in a shard, in bytes: half a gigabyte, more than Pillow accepts undecoded."""
 
 UNREADABLE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
 
 
 def fault_of(shard: str, error: Exception) -> str:
-    """Return the sentence for a shard that raised one of ``UNREADABLE``."""
+    """Return the message for a shard that raised one of ``UNREADABLE``."""
     if isinstance(error, FileNotFoundError):
         return f"shard {shard} does not exist: restore it, or leave it out"
     return f"shard {shard} is damaged ({reason(error)}): make it again, or leave it out"
@@ -33,12 +33,12 @@ def open_tar(file: IO[bytes], mode: Literal["r:", "r:*"]) -> tarfile.TarFile:
 def images_of(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Yield members of an open shard that are images, in order.
 
-    Links, hidden files and paths that leave a folder are left out.
+    Links, hidden files and paths that lead out of the folder are skipped.
 
     A tarfile.ReadError if the shard is truncated or damaged.
     """
     while (member := shard.next()) is not None:
-        # tarfile remembers all members, of which a shard may have millions
+        # tarfile stores all members, possibly millions
         shard.members.clear()  # type: ignore[attr-defined]  # documented nowhere, but public
         # a sparse file may claim any size
         if (
@@ -48,7 +48,7 @@ def images_of(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             and _is_below(member.name)
         ):
             yield member
-    # tarfile takes a header that is truncated or damaged for the end
+    # tarfile mistakes a truncated or damaged header for the end
     if shard.fileobj is not None:
         shard.fileobj.seek(shard.offset)
         if shard.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
@@ -56,9 +56,9 @@ def images_of(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def read_shard(path: str) -> Iterator[tuple[str, bytes | None, str | None]]:
-    """Read name and bytes of each image, or the reason if it is unreadable.
+    """Yield name and bytes of each image, or None and the reason if it is unreadable.
 
-    For a damaged shard, the last item gives the reason.
+    For a damaged shard, the last item has the reason.
     """
     try:
         with open_file(path) as file, open_tar(file, "r:*") as shard:
@@ -78,7 +78,7 @@ def read_shard(path: str) -> Iterator[tuple[str, bytes | None, str | None]]:
 
 
 def require_size(name: str, size: int) -> None:
-    """Refuse to read more than an image has into memory, by a DataError."""
+    """Raise a DataError for an image of implausible size, before it is read into memory."""
     if size > LARGEST_IMAGE:
         raise DataError(
             f"image {name} has {size} bytes, expected at most {LARGEST_IMAGE}: leave it out"
@@ -86,7 +86,7 @@ def require_size(name: str, size: int) -> None:
 
 
 def _is_below(path: str) -> bool:
-    """Return whether a path is relative and leads to nothing above its start."""
+    """Return whether a path is relative and stays below its start."""
     path = path.replace("\\", "/")
     parts = PurePosixPath(path).parts
     return bool(parts) and not path.startswith("/") and ".." not in parts

@@ -1,7 +1,7 @@
 """Files behind URLs through fsspec, found by patterns and read whole or in part.
 
-Functions that take a URL raise a ConfigError if it is of a kind that cannot be opened, and a
-DataError if it does not exist or cannot be reached.
+Functions that take a URL raise a ConfigError if its kind is not supported, and a DataError if it
+does not exist or cannot be reached.
 """
 
 from collections.abc import Iterator
@@ -17,39 +17,39 @@ PARQUET_ENDING = ".parquet"
 
 
 def is_shard(path: str) -> bool:
-    """Return whether a path is that of a tar archive or Parquet file, by its ending."""
+    """Return whether a path names a tar archive or Parquet file, by its extension."""
     return plain(path).endswith((".tar", *COMPRESSED_ENDINGS, PARQUET_ENDING))
 
 
 def is_parquet(path: str) -> bool:
-    """Return whether a path is that of a Parquet file, by its ending."""
+    """Return whether a path names a Parquet file, by its extension."""
     return plain(path).endswith(PARQUET_ENDING)
 
 
 def find(url: str) -> Iterator[str]:
-    """Find images and shards of a pattern; of a folder its images, or its shards if it has none.
+    """Find images and shards of a pattern, or a folder's images, or its shards if it has none.
 
-    The URL itself if it is one of these.
+    The URL of an image or shard is returned as it is.
     """
     is_pattern = "*" in url
     is_file = is_shard(url) or is_image(url) or plain(url).endswith(".txt")
     with _store(url) as (files, name):
-        # Spark writes folders that are called X.parquet; a web server has none
+        # Spark writes folders called X.parquet; web servers have no folders
         is_folder = is_parquet(url) and not url.startswith("http") and files.isdir(name)
         if is_file and not is_pattern and not is_folder:
             return iter([url])
         urls = [
-            files.unstrip_protocol(each)
-            for each in sorted(files.glob(name) if is_pattern else files.find(name))
+            files.unstrip_protocol(path)
+            for path in sorted(files.glob(name) if is_pattern else files.find(name))
         ]
-    images = (each for each in urls if is_image(each) or (is_pattern and is_shard(each)))
+    images = (match for match in urls if is_image(match) or (is_pattern and is_shard(match)))
     return required(url, images, filter(is_shard, urls))
 
 
 def open_file(path: str, ahead: int | None = None) -> IO[bytes]:
     """Open a file by path or URL to read bytes from any position; OSError if that fails.
 
-    A request for part of a file behind a URL is for a few megabytes more, or for ``ahead`` bytes.
+    A read behind a URL also fetches the next ``ahead`` bytes, by default a few megabytes.
     """
     if not is_url(path):
         return Path(path).open("rb")
@@ -72,9 +72,9 @@ def read(path: str, start: int = 0, size: int | None = None) -> bytes:
 
 
 def stamp(path: str) -> str:
-    """Return text that changes when a file does; empty if the file is missing.
+    """Return a text that changes when a file changes; empty if the file is missing.
 
-    The text has the size and time, or what the file's store provides instead.
+    It has the file's size and time, or what its store provides instead.
     """
     try:
         if not is_url(path):
@@ -91,7 +91,7 @@ def stamp(path: str) -> str:
 @contextmanager
 def _store(url: str) -> Iterator[tuple[Any, str]]:
     """Yield a URL's file system and its name in it; errors in the block become DataErrors."""
-    # takes a fifth of a second, which most commands have no use for
+    # late: the import takes a fifth of a second, and most commands do not need it
     from fsspec.core import url_to_fs
 
     try:
@@ -104,6 +104,6 @@ def _store(url: str) -> Iterator[tuple[Any, str]]:
         yield files, name
     except FileNotFoundError as error:
         raise DataError(f"{url} does not exist: check the address") from error
-    except Exception as error:  # each store raises its own
+    except Exception as error:  # stores have different error types
         problem = f"{url} cannot be reached ({type(error).__name__}: {reason(error)})"
         raise DataError(f"{problem}: check address, network and credentials") from error

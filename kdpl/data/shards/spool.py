@@ -1,8 +1,8 @@
-"""Reading a piece of a file for the sake of many images, on behalf of all processes of a machine.
+"""Reading a piece of a file for many images at once, shared by all processes of a machine.
 
-A piece of a file on this machine is read whole by each process, and is then in the system's page
-cache. A piece behind a URL is downloaded, and one of a Parquet file is decompressed, by one process
-into a folder of temporary files, where the oldest make room for new ones.
+Each process reads a whole piece of a local file into the system's page cache. A piece behind a URL
+is downloaded, and a piece of a Parquet file decompressed, by one process into a folder of temporary
+files, where the oldest make room for new ones.
 """
 
 import getpass
@@ -24,14 +24,14 @@ from kdpl.data.storage import is_url
 from kdpl.errors import DataError, reason
 
 MOST_PIECES = 256
-"""Pieces that are kept in files, and pieces that a process remembers to have fetched."""
+"""Number of pieces kept in files, and of fetched pieces that a process remembers."""
 
 STARTED = time.time()
-"""When this process, or the one that it was forked from, started."""
+"""Start time of this process, or of the process that it was forked from."""
 
-_IN_USE, _ROOM = 96, 2**31  # pieces that are kept if they take more than these bytes
-_LOCKS = 64  # so that few pieces wait for another
-_STEP = 2**20  # bytes, which a processor's cache holds
+_IN_USE, _ROOM = 96, 2**31  # pieces kept beyond this number of bytes
+_LOCKS = 64  # enough that pieces rarely wait for each other
+_STEP = 2**20  # bytes that fit into a processor's cache
 
 
 class Piece(NamedTuple):
@@ -43,12 +43,12 @@ class Piece(NamedTuple):
 
 
 def read_within(path: str, start: int, size: int, piece: Piece) -> bytes:
-    """Read a file's bytes that lie in a piece, fetching it if missing; raises as ``read``."""
+    """Read bytes of a file within a piece, fetching the piece if missing; raises as ``read``."""
     return _read_from(path, piece, lambda file, first: read(file, start - first, size))
 
 
 def read_row(path: str, row: int, piece: Piece) -> bytes:
-    """Read the image in a row of a Parquet file, of which a piece is whole row groups."""
+    """Read the image in a row of a Parquet file, whose pieces are whole row groups."""
     return _read_from(path, piece, lambda file, _: unpack(file, row))
 
 
@@ -56,13 +56,14 @@ def _read_from(path: str, piece: Piece, read_file: Callable[[str, int], bytes]) 
     try:
         return read_file(*_fetched(path, piece))
     except FileNotFoundError:
-        _fetched.cache_clear()  # a piece that made room for others
+        _fetched.cache_clear()  # the piece made room for others
     return read_file(*_fetched(path, piece))
 
 
 @lru_cache(MOST_PIECES)
 def _fetched(path: str, piece: Piece) -> tuple[str, int]:
     """Return the file that holds a piece from now on, and its start's position in ``path``."""
+    # a local file: read it into the page cache
     if not is_url(path) and not is_parquet(path):
         left, buffer = piece.stop - piece.start, memoryview(bytearray(_STEP))
         with Path(path).open("rb", buffering=0) as shard:
@@ -70,13 +71,14 @@ def _fetched(path: str, piece: Piece) -> tuple[str, int]:
             while left > 0 and (count := shard.readinto(buffer[:left])):
                 left -= count
         return path, 0
+    # others: one process fetches the piece, and the rest wait
     name = hashlib.blake2b(
         f"{path}\0{piece[:2]}".encode(errors="surrogateescape"), digest_size=16
     ).hexdigest()
     folder = _folder()
     file = folder / f"{name}.piece"
     with FileLock(folder / f"{int(name, 16) % _LOCKS}.lock"):
-        # what an earlier run left may be of a file that has changed
+        # a piece left by an earlier run may be outdated
         if not (file.exists() and file.stat().st_mtime >= piece.since):
             if is_parquet(path):
                 _write(file, pack(path, piece.start, piece.stop))
@@ -86,7 +88,7 @@ def _fetched(path: str, piece: Piece) -> tuple[str, int]:
 
 
 def _folder() -> Path:
-    """The folder of temporary files, which is this user's alone."""
+    """Return this user's folder of temporary files."""
     # a user in a container may have no name
     user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
     folder = Path(tempfile.gettempdir()) / f"kdpl-{user}"
@@ -97,9 +99,10 @@ def _folder() -> Path:
 
 
 def _write(file: Path, content: bytes) -> None:
+    # make room: remove the oldest pieces
     kept = []
-    for other in file.parent.glob("*.p*"):  # an interruption leaves a part
-        with suppress(OSError):  # another process makes room, too
+    for other in file.parent.glob("*.p*"):  # including .part files of interrupted processes
+        with suppress(OSError):  # another process may make room, too
             status = other.stat()
             kept.append((status.st_mtime, status.st_size, other))
     total = len(content)
@@ -108,6 +111,7 @@ def _write(file: Path, content: bytes) -> None:
         if number >= MOST_PIECES or (number >= _IN_USE and total > _ROOM):
             with suppress(OSError):
                 other.unlink()
+    # write to a temporary name, and rename
     part = file.with_suffix(".part")
     try:
         part.write_bytes(content)

@@ -1,1 +1,1 @@
-"""Survey of the user's own images, which writes a config for them: ``init``."""
+"""Survey of a user's images, for ``init`` to write a config."""

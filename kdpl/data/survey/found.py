@@ -17,13 +17,13 @@ _KEPT_FIRST = {"test": 0, HELD_OUT: 0, "val": 1, "train": 2}
 
 @dataclass(frozen=True)
 class FoundImage:
-    """Image that was found: absolute path, URL, or place in a shard; ``label`` is empty if none.
+    """Image found: absolute path, URL, or name in a shard; ``label`` is empty if it has none.
 
-    With a ``separator``, the label is a list of classes, and of an image of none the separator.
-    ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside by chance.
-    Looking at the image fills in width and height, whether it is ``plain``, of one colour or nearly
-    so, the digest of the file's bytes, or the ``fault`` for which it cannot be used. A table may
-    give it a ``group``.
+    With a ``separator``, the label is a list of classes, or the separator alone for no class.
+    ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside at random.
+    Inspecting the image fills in its size, whether it is ``plain``, (almost) of one colour, the
+    digest of the file's bytes, or the ``fault`` that makes it unusable. A table may give it a
+    ``group``.
     """
 
     path: str
@@ -38,7 +38,7 @@ class FoundImage:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes that it is labelled with."""
+        """Classes that it is labelled with."""
         return (split_cell(self.label, self.separator) or ()) if self.label else ()
 
 
@@ -51,11 +51,11 @@ def find(
     """List the images of a folder or table without opening them.
 
     A folder holds ``train/<class>/…``, ``val/<class>/…`` and ``test/<class>/…``, or ``<class>/…``
-    without splits; in either a folder ``unlabeled``, beside the classes or the splits, holds images
-    without labels. DataError if it does not exist or is damaged, or no class has a training image,
-    unless a file ``class_names`` lists the classes: then all images of a folder without
-    ``unlabeled`` are taken. With a ``separator``, a table's labels are lists of classes, and
-    ``empty`` says what an empty one means.
+    without splits; a folder ``unlabeled``, next to the classes or the splits, holds images without
+    labels. DataError if it does not exist or is damaged, or no class has a training image, unless a
+    file ``class_names`` lists the classes: then all images of a folder without ``unlabeled`` are
+    taken. With a ``separator``, a table's labels are lists of classes, and ``empty`` says what an
+    empty label means.
     """
     if path.suffix.lower() in (".csv", ".parquet") and not path.is_dir():
         return _find_in_table(path.absolute(), class_names, separator, empty)
@@ -66,17 +66,20 @@ def find(
         )
     if not path.is_dir():
         raise DataError(f"folder {path} does not exist: give the folder of your images")
+    # images in folders of classes
     folder = path.absolute()
     parts = split_folders(folder)
     images = []
     for split, top in parts or [("train", folder)]:
-        for each in class_folders(top):
-            images += [FoundImage(path, composed(each.name), split) for path in find_images(each)]
+        for class_folder in class_folders(top):
+            label = composed(class_folder.name)
+            images += [FoundImage(path, label, split) for path in find_images(class_folder)]
+    # then the unlabelled ones, next to splits or classes
     for top in [folder, *(top for split, top in parts if split == "train")]:
         images += [
             FoundImage(path, "", "train")
-            for place in unlabeled_folders(top)
-            for path in find_images(place)
+            for unlabeled in unlabeled_folders(top)
+            for path in find_images(unlabeled)
         ]
     if not class_names and not any(image.label and image.split == "train" for image in images):
         problem = (
@@ -88,9 +91,10 @@ def find(
         )
     if any(image.split == "train" for image in images):
         return images
-    known = {image.path for image in images}
+    # no training images: take all others as unlabelled
+    labeled = {image.path for image in images}
     return images + [
-        FoundImage(path, "", "train") for path in find_images(folder) if path not in known
+        FoundImage(path, "", "train") for path in find_images(folder) if path not in labeled
     ]
 
 
@@ -107,26 +111,27 @@ def _find_in_table(
             f"{problem}, or write a list of the classes and give it as --class-names "
             "to use no labels"
         )
-    named = read_class_mapping(Path(class_names), (), complete=False) if class_names else {}
-    labels = {each.name: label for label, each in named.items()}
+    # the splits have names of classes: turn them back into labels of the table
+    mapping = read_class_mapping(Path(class_names), (), complete=False) if class_names else {}
+    labels = {named.name: label for label, named in mapping.items()}
     test = HELD_OUT if splits.held_out else "test"
     parts = {"train": splits.train, "val": splits.val, test: splits.test}
     names = splits.class_names
     images = []
     for split, rows in parts.items():
         for record in rows:
-            own = [labels.get(name := names[label], name) for label in labels_of(record)]
-            label = in_one_cell(own, separator)
+            classes = [labels.get(name := names[label], name) for label in labels_of(record)]
+            label = in_one_cell(classes, separator)
             group = splits.groups.get(record.source, "")
-            found = FoundImage(record.source, label, split, separator=separator, group=group)
-            images.append(found)
+            image = FoundImage(record.source, label, split, separator=separator, group=group)
+            images.append(image)
     return images + [
         FoundImage(source, "", "train", separator=separator) for source in splits.unlabeled or ()
     ]
 
 
 def in_one_cell(classes: Sequence[str], separator: str | None) -> str:
-    """Return the ``label`` of a labelled image."""
+    """Join the classes of a labelled image into its ``label``."""
     return classes[0] if separator is None else separator.join(classes) or separator
 
 
@@ -135,11 +140,10 @@ def leave_out_copies(
 ) -> tuple[list[FoundImage], list[tuple[FoundImage, FoundImage]]]:
     """Leave out byte-equal copies, keeping test images first, then val, then train.
 
-    Returns those that stay, in their order, and each that does not, with the one that stays in its
-    place.
+    Returns the images that stay, in their order, and each copy with the image it is a copy of.
     """
     first: dict[str, FoundImage] = {}
-    for image in sorted(images, key=lambda each: (_KEPT_FIRST[each.split], not each.label)):
+    for image in sorted(images, key=lambda image: (_KEPT_FIRST[image.split], not image.label)):
         first.setdefault(image.digest, image)
     copies = [(image, first[image.digest]) for image in images if first[image.digest] is not image]
     return [image for image in images if first[image.digest] is image], copies

@@ -1,4 +1,4 @@
-"""Survey of the user's own images: sizes, bad files, other labels, and what was not found."""
+"""Survey of a user's images: sizes, bad files, corrected labels, and images that were not found."""
 
 import os
 from collections import Counter
@@ -18,7 +18,7 @@ from kdpl.data.storage import is_image, is_url
 from kdpl.data.survey.found import FoundImage, in_one_cell
 from kdpl.errors import DataError, visible
 
-# images that Pillow does not open
+# images that kdpl does not open
 _FOREIGN = frozenset(
     {
         ".arw",
@@ -35,7 +35,7 @@ _FOREIGN = frozenset(
         ".svg",
     }
 )
-_NEARLY = 16  # of 256 levels; 12 bits of data in values of 16 bits have no more
+_NEARLY = 16  # of 256 levels, as many as 12-bit data fills in 16-bit values
 
 
 def relabel(
@@ -48,24 +48,23 @@ def relabel(
 ) -> tuple[list[FoundImage], list[FoundImage]]:
     """Apply labels that a user wrote into a table with the columns ``image`` and ``label``.
 
-    The label of a row replaces that of its image; an empty one, or with a ``separator`` ``?``,
-    leaves or makes it unlabelled. An image that is not known is added for training if it has a
-    label.
+    A row's label replaces the label of its image; an empty label, or ``?`` with a ``separator``,
+    leaves or makes it unlabelled. An unknown image is added for training if it has a label.
 
     Args:
         listed: Images of the dataset.
-        further: Unlabelled images of further places.
-        table: A .csv or .parquet file; relative paths begin at its folder.
-        class_names: File of the classes, whose names may be written for their labels.
-        separator: Character between several labels of an image; None: each is of one class.
-        empty: What an empty label means with a ``separator``; None: it is refused.
+        further: Unlabelled images from other locations.
+        table: A .csv or .parquet file; relative paths start at its folder.
+        class_names: File of the classes; a class's name in it may be written for its label.
+        separator: Character between several labels of an image; None: one class for each.
+        empty: Meaning of an empty label with a ``separator``; None: it is refused.
 
     Returns:
-        Images of the dataset, with those of further places that now have a label, and the others.
+        Images of the dataset, including further images that now have a label, and the rest.
 
     Raises:
-        DataError: It cannot be read, gives an image two labels, names a class that there is not,
-            empties the label of a test or validation image, or leaves a class without one.
+        DataError: It cannot be read, gives an image two labels, names an unknown class, empties the
+            label of a test or validation image, or leaves a class without images.
     """
     keys = {name for image in listed for name in image.classes}
     names = read_class_mapping(Path(class_names), keys, complete=False) if class_names else {}
@@ -74,46 +73,51 @@ def relabel(
         raise DataError(
             "--labels needs the classes: write a list of them, and give it as --class-names"
         )
-    # what may be written for a class
+    # a class may be written by its label or its name
     label_of = {named.name: key for key, named in names.items()} | {key: key for key in classes}
     table, written = table.absolute(), dict[str, str]()
     images = {image.path: image for image in (*listed, *further)}
     rows = read_rows(table, labeled=True, separator=separator, empty=empty)
     for number, (image, cell, *_) in enumerate(rows, start=1):
-        source, fault = image if is_url(image) else os.path.normpath(table.parent / image), None
-        own, old = split_cell(cell, separator), images.get(source)
-        unknown = next((name for name in own or () if name not in label_of), None)
+        # check the row
+        source, problem = image if is_url(image) else os.path.normpath(table.parent / image), None
+        labels, old = split_cell(cell, separator), images.get(source)
+        unknown = next((name for name in labels or () if name not in label_of), None)
         label = ""
-        if own is not None:
-            label = in_one_cell([label_of.get(name, name) for name in sorted(own)], separator)
+        if labels is not None:
+            label = in_one_cell([label_of.get(name, name) for name in sorted(labels)], separator)
         if unknown is not None:
             near = get_close_matches(unknown, label_of, n=1, cutoff=0)
             problem = f"has the label {visible(unknown)!r}, which is not a class"
-            fault = f"{problem}: write {visible(near[0])!r}, or another class"
-            # a run whose classes have other names than the folders writes those
-            fault += "" if names else ", or give the --class-names in which it is one"
+            problem += f": write {visible(near[0])!r}, or another class"
+            # a run writes its class names, possibly other than the folders' names
+            problem += "" if names else ", or give the --class-names in which it is one"
         elif written.setdefault(source, label) != label:
-            fault = f"gives {visible(image)} another label than a row before: keep one of the two"
+            problem = f"gives {visible(image)} another label than a row before: keep one of the two"
         elif old and old.split != "train" and not label:
-            fault = f"leaves {visible(image)} of the {old.split} images without a label: write one"
-        if fault:
-            raise DataError(f"row {number} of {table} {fault}")
+            what = f"leaves {visible(image)} of the {old.split} images without a label"
+            problem = f"{what}: write one"
+        if problem:
+            raise DataError(f"row {number} of {table} {problem}")
+        # apply it
         if old or label:
             old = old or FoundImage(source, "", "train")
             images[source] = replace(old, label=label, separator=separator)
+    # all classes must still have an image
     used = {name for image in images.values() for name in image.classes}
     if used and (unused := sorted({*classes} - used)):
         raise DataError(
             f"with {table} no image has the label {visible(unused[0])!r}: label one of each class"
         )
-    places = {image.path for image in further}
-    dataset = [image for image in images.values() if image.label or image.path not in places]
-    return dataset, [image for image in images.values() if not image.label and image.path in places]
+    paths = {image.path for image in further}
+    dataset = [image for image in images.values() if image.label or image.path not in paths]
+    return dataset, [image for image in images.values() if not image.label and image.path in paths]
 
 
 def overlooked(folder: Path, taken: Iterable[FoundImage]) -> list[str]:
     """List folders with images, and kinds of file, that ``find`` did not find, a line for each."""
-    known, elsewhere, foreign = {image.path for image in taken}, Counter[str](), Counter[str]()
+    # count them by folder and by file extension
+    paths, elsewhere, foreign = {image.path for image in taken}, Counter[str](), Counter[str]()
     empty = list[str]()
     for top, folders, files in os.walk(folder.absolute()):
         if not folders and not files:
@@ -123,12 +127,13 @@ def overlooked(folder: Path, taken: Iterable[FoundImage]) -> list[str]:
             ending = Path(name).suffix.lower()
             if ending in _FOREIGN:
                 foreign[ending] += 1
-            elif is_image(name) and os.path.join(top, name) not in known:  # noqa: PTH118
+            elif is_image(name) and os.path.join(top, name) not in paths:  # noqa: PTH118
                 elsewhere[top] += 1
+    # describe them
     lines = [
-        f"{_count(n, 'image')} in {visible(at)}, which is not a class folder (images without "
+        f"{_count(n, 'image')} in {visible(top)}, which is not a class folder (images without "
         "labels go into a folder called unlabeled)"
-        for at, n in elsewhere.items()
+        for top, n in elsewhere.items()
     ]
     lines += [f"folder {visible(top)}, which is empty" for top in empty]
     return lines + [
@@ -142,18 +147,18 @@ def _count(number: int, what: str) -> str:
 
 
 def inspect_images(images: Sequence[FoundImage], workers: int | None = None) -> list[FoundImage]:
-    """Decode images on all cores with a progress bar; returns them with size, digest and fault."""
+    """Decode images on all cores with a progress bar; fill in size, digest and fault."""
     return list(in_parallel(_inspect, images, "looking", workers))
 
 
 def set_aside(
     images: list[FoundImage], split: str, share: float, least: int = 2
 ) -> list[FoundImage]:
-    """Move a share of each class's labelled training images to a split, always the same ones.
+    """Move a share of each class's labelled training images to a split, always the same images.
 
-    Only classes with at least ``least`` of them take part, or all with several labels an image.
+    Only classes with at least ``least`` images take part, or all with several labels an image.
 
-    One of them moves at least, and one stays; a group moves whole, see ``held_out_of``.
+    At least one image moves, and one stays; a group moves as a whole, see ``held_out_of``.
     """
     train = [image for image in images if image.label and image.split == "train"]
     sets = any(image.separator is not None for image in train)
@@ -165,11 +170,11 @@ def set_aside(
 
 def _inspect(image: FoundImage) -> FoundImage:
     try:
-        image.path.encode()  # for the table
+        image.path.encode()  # as the table needs it
         content = content_of(image.path)
         with opened(image.path, content) as picture:
             rgb = Decoding().to_rgb(picture, f"image {image.path}")
-        # a pair for each colour
+        # a (min, max) pair for each colour
         extrema = cast(tuple[tuple[int, int], ...], rgb.getextrema())
         plain = all(high - low < _NEARLY for low, high in extrema)
         image = replace(image, size=rgb.size, plain=plain)

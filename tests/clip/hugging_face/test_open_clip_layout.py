@@ -164,7 +164,7 @@ def test_a_context_alone_is_tuned_before_a_text_tower_of_hugging_face(tmp_path, 
 
 def test_a_size_of_images_is_for_networks_of_timm_alone(folder):
     with world.refused(
-        ConfigError, r"is a CLIP, which takes images of its own size: remove clip\.image_size"
+        ConfigError, r"is a CLIP with a fixed size of images: remove clip\.image_size"
     ):
         load_image_clip(ClipConfig(f"local-dir:{folder.path}", image_size=64))
 

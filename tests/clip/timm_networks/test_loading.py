@@ -60,7 +60,7 @@ def test_features_are_those_of_timm_before_its_classifier(name, size, tmp_path):
 
 
 def test_it_cannot_be_a_teacher():
-    match = "timm:resnet18 is no CLIP and cannot read class names: use it as a student"
+    match = "timm:resnet18 is not a CLIP and cannot read class names: use it as a student"
     with world.refused(WeightsError, match):
         load_clip(ClipConfig("timm:resnet18", "random"))
 
