@@ -97,14 +97,7 @@ def init(
     ignored = overlooked(source, listed) if source.is_dir() else []
 
     # write the files
-    reader = Table(
-        str((folder / _TABLE).absolute()), places or None, mapping, label_separator=label_separator
-    )
-    if label_separator is not None:
-        # imports torch, and nothing else here needs it
-        from kdpl.data.tasks import build_task
-
-        build_task(reader.task).require_classes([names[key].name for key in sorted(names)])
+    reader = _make_reader(folder, places, mapping, label_separator, names)
     unlisted_paths = {image.path for image in further}
     _write_table(folder, [image for image in images if image.path not in unlisted_paths], reader)
     skips = _write_left_out(folder, reader, {image.path for image in images}, left_out)
@@ -192,6 +185,25 @@ def _reasons_by_class(
         if image.path in left_out
         for name in image.classes
     }
+
+
+def _make_reader(
+    folder: Path,
+    places: list[str],
+    mapping: str | None,
+    label_separator: str | None,
+    names: Mapping[str, ClassName],
+) -> Table:
+    """Return the reader of the list of images; a ConfigError if its task refuses a class name."""
+    reader = Table(
+        str((folder / _TABLE).absolute()), places or None, mapping, label_separator=label_separator
+    )
+    if label_separator is not None:
+        # imports torch, and nothing else here needs it
+        from kdpl.data.tasks import build_task
+
+        build_task(reader.task).require_classes([names[key].name for key in sorted(names)])
+    return reader
 
 
 def _with_validation(images: list[FoundImage], share: float | None) -> list[FoundImage]:
