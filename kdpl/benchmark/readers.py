@@ -2,7 +2,7 @@
 
 The layouts come from CoOp (Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV
 2022), and are the field's standard. The one difference is that images within a class of ImageNet
-are sorted by name. CoOp's code takes them as the file system lists them, so that k-shot samples
+are sorted by name. Published code takes them as the file system lists them, so that k-shot samples
 differ between machines.
 """
 

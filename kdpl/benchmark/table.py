@@ -47,7 +47,7 @@ class Column(NamedTuple):
 class Cell(NamedTuple):
     """Mean and standard deviation over seeds, and the published figure, in %; None if missing.
 
-    ``seeds`` of ``seeds_expected`` seeds are there; both are 0 if the row is not run.
+    ``seeds`` of ``seeds_expected`` seeds are there; none is expected if the row is not run.
     """
 
     column: Column
@@ -211,7 +211,7 @@ class _Maker:
             results = self.by_cell[column.protocol, column.setting, dataset, row]
             return {r.seed: 100 * r.metrics[metric] for r in results if metric in r.metrics}
         if column.metric == _HM:
-            # of the averages, see above
+            # of the two averages, as published
             base, novel = (
                 self._over_seeds(column._replace(metric=part), AVERAGE, row, averaged)
                 for part in (_BASE, _NOVEL)
@@ -220,9 +220,9 @@ class _Maker:
                 seed: statistics.harmonic_mean([base[seed], novel[seed]])
                 for seed in base.keys() & novel.keys()
             }
-        columns = [self._over_seeds(column, name, row, averaged) for name in averaged]
-        seeds = [seed for seed in self.campaign.seeds if all(seed in values for values in columns)]
-        return {seed: statistics.mean(values[seed] for values in columns) for seed in seeds}
+        parts = [self._over_seeds(column, name, row, averaged) for name in averaged]
+        seeds = [seed for seed in self.campaign.seeds if all(seed in values for values in parts)]
+        return {seed: statistics.mean(values[seed] for values in parts) for seed in seeds}
 
 
 def _row_of_probe(name: str, results: Iterable[Result]) -> CampaignRow:

@@ -58,7 +58,7 @@ class SeveralLabels(Handover):
             _choose(trainer, module)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose the thresholds of the test's metrics."""
+        """Choose the thresholds of the test's metrics, once the scores of classes have started."""
         self._rows = []
         _choose(trainer, cast(ClassifyingModule, pl_module))
 

@@ -155,8 +155,8 @@ class LocalViews(PreparedTarget):
             views = views.tuned(summaries_of(inputs, crops, views.best, sources), has[chosen])
         elif inputs.labeled:
             inform(
-                "the labelled images tell too little apart to learn from their crops, as it takes "
-                "two classes and images without one of them: the texts alone decide"
+                "the labelled images are too alike to learn from their crops, expected two classes "
+                "and an image without one of them: only the texts decide"
             )
         log_odds = log_odds_of(summaries_of(inputs, crops, views.scores)).cpu()
 

@@ -41,17 +41,17 @@ def choose(
         logits.float().sigmoid().cpu().T, targets.bool().cpu().T, strict=True
     ):
         order = probabilities.argsort(descending=True, stable=True)
-        falling, hits = probabilities[order], has[order]
-        if not hits.any():
+        falling, is_hit = probabilities[order], has[order]
+        if not is_hit.any():
             chosen.append(Threshold(DEFAULT, "no held-out image has it"))
         elif precision is not None:
-            chosen.append(_for_precision(falling, hits, precision))
+            chosen.append(_for_precision(falling, is_hit, precision))
         elif recall is not None:
-            chosen.append(_for_recall(falling, hits, recall))
+            chosen.append(_for_recall(falling, is_hit, recall))
         else:
             # F1 of each number of accepted images
             counts = torch.tensor(_counts(falling))
-            scores = 2 * hits.cumsum(0)[counts - 1] / (counts + hits.sum())
+            scores = 2 * is_hit.cumsum(0)[counts - 1] / (counts + is_hit.sum())
             best = int(counts[scores.max(dim=0).indices])
             chosen.append(Threshold(_between(falling, best)))
     return chosen
