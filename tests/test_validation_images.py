@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from kdpl.cli.init import ENOUGH
+from kdpl.cli.init_summary import ENOUGH
 from kdpl.confidence.drift.two_samples import QUESTIONS, above_usual
 from kdpl.confidence.held_out import CALIBRATED, HeldOutScores, fit_temperature
 from kdpl.confidence.report.calibration import calibration_error, reliability

@@ -1,4 +1,4 @@
-"""Campaigns over datasets, seeds and variants by one command, and their tables.
+"""Campaigns over datasets, seeds and variants, their tables, and the benchmark's datasets.
 
-The benchmark's datasets and their layouts are in ``kdpl/benchmark/readers.py``.
+The layouts of the datasets are in ``kdpl/benchmark/readers.py``.
 """

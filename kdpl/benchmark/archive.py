@@ -1,4 +1,4 @@
-"""Unpacking archives from elsewhere, which never writes outside its folder."""
+"""Safe unpacking of downloaded archives: nothing is written outside the target folder."""
 
 import re
 import shutil
@@ -13,14 +13,15 @@ from kdpl.errors import DataError, reason
 SUFFIX = re.compile(r"\.(zip|tar|tgz|tar\.(gz|bz2|xz))$", re.IGNORECASE)
 
 
-def unpack(archive: Path, folder: Path, is_own: Callable[[str], bool]) -> None:
-    """Unpack a zip or tar archive into a folder, without what a Mac adds.
+def unpack(archive: Path, folder: Path, is_wrapper: Callable[[str], bool]) -> None:
+    """Unpack a zip or tar archive into a folder, without the files that macOS adds.
 
-    Members of a zip that would leave the folder are left out. If all of the archive lies in one
-    folder whose name ``is_own``, one of the target itself, that folder is left out. DataError if
-    the archive is damaged, or a member of a tar would leave the folder or is a device.
+    Members of a zip that would leave the folder are skipped. If the archive consists of one folder
+    and ``is_wrapper`` is true of its name, the contents of that folder are unpacked instead.
+    DataError if the archive is damaged, or a member of a tar would leave the folder or is a device.
     """
     try:
+        # unpack next to the target, so that moving is a rename
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking.") as scratch:
             if zipfile.is_zipfile(archive):
@@ -28,8 +29,8 @@ def unpack(archive: Path, folder: Path, is_own: Callable[[str], bool]) -> None:
             else:
                 with tarfile.open(archive) as opened:
                     opened.extractall(scratch, filter="data")
-            _move(Path(scratch), folder, is_own)
-    except Exception as error:  # each format raises its own on damaged bytes
+            _move(Path(scratch), folder, is_wrapper)
+    except Exception as error:  # formats raise errors of many classes on damaged bytes
         if isinstance(error, OSError) and error.errno is not None:
             raise
         why = reason(error).rstrip(":")
@@ -38,12 +39,14 @@ def unpack(archive: Path, folder: Path, is_own: Callable[[str], bool]) -> None:
         ) from error
 
 
-def _move(scratch: Path, folder: Path, is_own: Callable[[str], bool]) -> None:
+def _move(scratch: Path, folder: Path, is_wrapper: Callable[[str], bool]) -> None:
+    # what macOS adds
     shutil.rmtree(scratch / "__MACOSX", ignore_errors=True)
     for path in [*scratch.rglob(".DS_Store"), *scratch.rglob("._*")]:
         path.unlink()
+    # a folder around everything
     tops = list(scratch.iterdir())
-    top = tops[0] if len(tops) == 1 and tops[0].is_dir() and is_own(tops[0].name) else scratch
+    top = tops[0] if len(tops) == 1 and tops[0].is_dir() and is_wrapper(tops[0].name) else scratch
     for path in list(top.rglob("*")):
         target = folder / path.relative_to(top)
         if path.is_dir():

@@ -1,4 +1,4 @@
-"""Checkpoints of PromptKD's authors: tensor names, a check of their CLIP, and the import."""
+"""Checkpoints published by PromptKD's authors: reading, comparison of their CLIP, import."""
 
 import hashlib
 import json
@@ -22,14 +22,14 @@ from kdpl.runtime.run_folder import LAST, handed_over
 Kind = Literal["teacher", "student"]
 
 RECORD_FILE = "import.json"
-"""File in a run's folder with the name and SHA-256 of the file that was imported."""
+"""File in a run's folder with the name and SHA-256 of the imported file."""
 
 _CONTEXT = "prompt_learner.ctx"
 _VISION = "image_encoder.VPT"
 _PROJECTOR = "VPT_image_trans.conv1."
-# token embeddings of the class names that the teacher was tuned on, and of those it was tested on
+# token embeddings of the class names in tuning and in the test
 _BUFFERS = re.compile(r"prompt_learner\.token_(prefix|suffix)2?")
-# where CLIP's own weights stand, and in which tower
+# names of CLIP's weights, with their tower
 _CLIP_NAMES = {
     "teacher": re.compile(r"((?:prompt_learner\.ZS_)?image|text)_encoder\.(.+)"),
     "student": re.compile(r"(image)_encoder\.(.+)"),
@@ -44,12 +44,12 @@ class Published:
     Attributes:
         file: The file.
         kind: ``teacher`` or ``student``.
-        learned: The trained tensors and batch norm's statistics under the names of kdpl's own
-            modules; floats in float32.
-        clip: CLIP's own weights, as far as the file has them, by their name in the file: the tower
-            (``image`` or ``text``), the weight's name in it, and the weight.
+        learned: The trained tensors and batch norm's statistics under the names of kdpl's modules;
+            floats in float32.
+        clip: CLIP's weights that the file has, by their name in the file: the tower (``image`` or
+            ``text``), the weight's name in it, and the weight.
         logit_scale: Logarithm of the factor on cosine similarities.
-        unknown: Names that have no place here.
+        unknown: Names without a counterpart in kdpl.
     """
 
     file: Path
@@ -65,12 +65,11 @@ def read_published(file: Path, kind: Kind) -> Published:
 
     Raises an ArtifactError if it is missing, damaged, of another kind, or incomplete.
     """
+    # the file must be a checkpoint of this kind
     content = read_torch_file(file)
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise ArtifactError(
-            f"{file} has no state_dict, which the authors' checkpoints have: give one of those"
-        )
+        raise ArtifactError(f"{file} has no state_dict: give a checkpoint of the authors")
     held = "student" if any(name.startswith(_PROJECTOR) for name in state) else "teacher"
     if held == "teacher" and _CONTEXT not in state:
         raise ArtifactError(
@@ -80,6 +79,8 @@ def read_published(file: Path, kind: Kind) -> Published:
         raise ArtifactError(
             f"{file} holds a {held}, expected a {kind}: use the command import {held}"
         )
+
+    # the trained tensors
     part = _Part(file, dict(state))
     if kind == "teacher":
         context, *deep = part.take_prompts(_CONTEXT, "text_encoder")
@@ -95,6 +96,8 @@ def read_published(file: Path, kind: Kind) -> Published:
             "encoder.prompts.tokens": torch.stack(part.take_prompts(_VISION, "image_encoder"))
         }
         learned |= part.take_projector()
+
+    # CLIP's weights, and what is left
     clip: dict[str, tuple[str, str, Tensor]] = {}
     for name in list(part.left):
         if match := _CLIP_NAMES[kind].fullmatch(name):
@@ -120,7 +123,7 @@ class _Part:
         return tensor
 
     def take_learned(self, name: str) -> Tensor:
-        """Take what was trained, in float32."""
+        """Take a trained tensor in float32; an ArtifactError unless all its values are finite."""
         tensor = self.take(name)
         if not tensor.is_floating_point() or not tensor.isfinite().all():
             raise ArtifactError(
@@ -132,7 +135,7 @@ class _Part:
         """Take a tower's prompts [n, W], layer by layer."""
         pattern = re.compile(rf"{tower}\.transformer\.resblocks\.(\d+)\.VPT_shallow")
         layers = [int(match[1]) for name in self.left if (match := pattern.fullmatch(name))]
-        # a gap is found by its name
+        # a gap raises an error that names the missing tensor
         deep = [
             f"{tower}.transformer.resblocks.{layer}.VPT_shallow"
             for layer in range(1, max(layers, default=0) + 1)
@@ -145,7 +148,7 @@ class _Part:
         return prompts
 
     def take_projector(self) -> dict[str, Tensor]:
-        """Take the projector: 1×1 convolutions [out, in, 1, 1], which are linear layers here."""
+        """Take the projector; its 1×1 convolutions [out, in, 1, 1] become linear layers."""
         names = (
             "0.weight",
             "0.bias",
@@ -167,10 +170,10 @@ class _Part:
 def require_same_clip(
     published: Published, towers: Mapping[str, Mapping[str, Tensor]], log_scale: float
 ) -> set[str]:
-    """Compare CLIP's own weights in the file with those of a CLIP as it was loaded.
+    """Compare CLIP's weights in the file with a freshly loaded CLIP.
 
-    A weight in half precision may differ by one rounding step, since it was rounded once or twice
-    on its way.
+    A weight in half precision may differ by one rounding step, since it may have been rounded
+    twice.
 
     Args:
         published: The file.
@@ -178,7 +181,10 @@ def require_same_clip(
         log_scale: Logarithm of the logit scale.
 
     Returns:
-        Names in the file that the CLIP does not have; a WeightsError if a weight differs.
+        Names in the file that the CLIP does not have.
+
+    Raises:
+        WeightsError: A weight differs.
     """
     pairs = {
         name: (theirs, towers[tower].get(key))
@@ -200,18 +206,15 @@ def require_same_clip(
 def _is_same(theirs: Tensor, ours: Tensor) -> bool:
     relative, absolute = 0.0, float(_FLOAT32_TOLERANCE * ours.abs().max())
     if theirs.dtype in (torch.float16, torch.bfloat16):
-        known = torch.finfo(theirs.dtype)
+        limits = torch.finfo(theirs.dtype)
         # the distance from a number to the next one above it
-        relative, absolute = known.eps, known.eps * known.smallest_normal
+        relative, absolute = limits.eps, limits.eps * limits.smallest_normal
         ours = ours.to(theirs.dtype)
     return torch.allclose(theirs.double(), ours.double(), rtol=relative, atol=absolute)
 
 
 class TakeOver(Callback):
-    """Puts the published tensors into the module.
-
-    Writes the checkpoint of a fit and the record of the file as well.
-    """
+    """Copies the published tensors into the module; writes a checkpoint and the file's record."""
 
     def __init__(self, published: Published, record: Mapping[str, str]) -> None:
         self._published = published
@@ -219,20 +222,23 @@ class TakeOver(Callback):
 
     @torch.no_grad()
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over: the module is complete now, and nothing has been written yet."""
+        """Copy the tensors now that the module is complete and before anything is written."""
+        # all shapes must match
         published = self._published
         tensors = {**dict(pl_module.named_parameters()), **dict(pl_module.named_buffers())}
-        own = {name.removeprefix("prompts."): tensor for name, tensor in tensors.items()}
+        targets = {name.removeprefix("prompts."): tensor for name, tensor in tensors.items()}
         for name, tensor in published.learned.items():
-            if name not in own or own[name].shape != tensor.shape:
-                ours = f"as {list(own[name].shape)}" if name in own else "without it"
+            if name not in targets or targets[name].shape != tensor.shape:
+                ours = f"as {list(targets[name].shape)}" if name in targets else "without it"
                 raise ConfigError(
                     f"{published.file} has {name} as {list(tensor.shape)}, the settings ask for a "
                     f"{published.kind} {ours}: set depth and length of the prompts, clip and "
-                    "teacher to those of that file"
+                    "teacher as in that file"
                 )
+
+        # copy, and write the results
         for name, tensor in published.learned.items():
-            own[name].copy_(tensor)
+            targets[name].copy_(tensor)
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero:
             write_text(folder / RECORD_FILE, json.dumps(self._record, indent=2))
@@ -245,15 +251,15 @@ class TakeOver(Callback):
 
 
 def record_of(file: Path) -> dict[str, str]:
-    """Return what identifies a published file: its name and SHA-256."""
+    """Return the name and SHA-256 of a published file."""
     with file.open("rb") as opened:
         return {"file": file.name, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
 
 
 def require_own_folder(folder: Path, record: Mapping[str, str]) -> None:
-    """Raise a ConfigError if a folder holds anything but the import of this file."""
-    there = folder / RECORD_FILE
-    before = json.loads(there.read_text(encoding="utf-8")) if there.is_file() else None
+    """Raise a ConfigError if a folder holds a run other than the import of this file."""
+    file = folder / RECORD_FILE
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     if handed_over(folder) or (folder / LAST).is_file():
         remedy = "choose another --out, or remove that folder"
         require_same(f"the run in {folder}", before, record, remedy)

@@ -1,4 +1,4 @@
-"""The published choice of an epoch, which looks at the test set; nothing else in kdpl does."""
+"""Choice of the epoch by test accuracy, as published; nothing else in kdpl chooses so."""
 
 from collections.abc import Iterable
 from typing import Any, cast
@@ -16,20 +16,20 @@ from kdpl.tasks import require_one_class
 
 
 def is_last_epoch(trainer: Trainer) -> bool:
-    """Return whether training ends with this epoch, as far as that is known at its end."""
+    """Return whether this epoch, at its end, is the last one."""
     steps = 0 <= trainer.max_steps <= trainer.global_step
     return trainer.should_stop or steps or trainer.current_epoch + 1 == trainer.max_epochs
 
 
 class BestOnBaseTest(Callback):
-    """Replaces the last weights with those of the epoch that is best on the base test images.
+    """Restores the weights of the epoch with the best accuracy on the base test images.
 
     The code published with PromptKD chooses its epoch this way, and reports the accuracies of that
-    epoch. A test accuracy that chose the model is not an estimate for new images: the log and the
-    tables say so. Without base classes the accuracy over all classes is used. The earlier epoch
-    wins a tie.
+    epoch. A test accuracy that chose the model is not an estimate for new images, as the log and
+    the tables point out. Without base classes, the accuracy over all classes is used. The earlier
+    epoch wins a tie.
 
-    The best weights so far are part of checkpoints, so that a resumed run chooses the same epoch.
+    Checkpoints include the best weights so far, so that a resumed run chooses the same epoch.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class BestOnBaseTest(Callback):
         self._test_images: Iterable[EvaluationBatch] = ()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a domain that cannot be tested so, and warn that the test set is used."""
+        """Refuse a domain without usable test images, and warn that the test set is used."""
         data = domain_of(trainer)
         require_one_class(data.task, "BestOnBaseTest")
         if not data.splits.test:
@@ -56,11 +56,12 @@ class BestOnBaseTest(Callback):
             "BestOnBaseTest looks at the TEST set: each epoch is tested, and the best one is the "
             "result"
         )
-        # once, so that its worker processes persist over epochs
+        # made once, so that its worker processes persist over epochs
         self._test_images = data.test_dataloader()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Test this epoch's weights; after the last epoch restore the best ones."""
+        # keep the best weights so far
         accuracy = _base_accuracy(trainer, cast(ClassifyingModule, pl_module), self._test_images)
         pl_module.log("choice/test_base_acc", accuracy)
         if accuracy > self.accuracy:
@@ -76,11 +77,11 @@ class BestOnBaseTest(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best epoch so far."""
+        """Return the best epoch so far, with its weights."""
         return {"accuracy": self.accuracy, "epoch": self.epoch, "weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best epoch of a checkpoint."""
+        """Restore the best epoch so far from a checkpoint."""
         self.accuracy, self.epoch, self.weights = (
             state_dict[k] for k in ("accuracy", "epoch", "weights")
         )
@@ -89,7 +90,7 @@ class BestOnBaseTest(Callback):
 def _base_accuracy(
     trainer: Trainer, module: ClassifyingModule, test_images: Iterable[EvaluationBatch]
 ) -> float:
-    """Test accuracy over the base classes, on all processes together."""
+    """Compute the test accuracy over the base classes, across all processes."""
     metric = module.task.accuracy(domain_of(trainer).num_base).to(module.device)
 
     def classify(images: Tensor) -> Tensor:

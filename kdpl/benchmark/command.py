@@ -1,4 +1,4 @@
-"""``python -m kdpl benchmark``: run the missing runs of a campaign."""
+"""``python -m kdpl benchmark``: do the missing runs of a campaign."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -26,39 +26,41 @@ def benchmark(
     rows: list[str] = [],  # noqa: B006
     settings: list[str],
 ) -> int:
-    """Run what is missing of a campaign over datasets, seeds and variants.
+    """Do the missing runs of a campaign over datasets, seeds and variants.
 
-    Started twice, say on two GPUs, both processes share the work. All other options, such as
-    --trainer.max_epochs 2, are passed on to every fit.
+    Started twice, for example on two GPUs, both processes share the work. Other options, such as
+    --trainer.max_epochs 2, are passed to every fit.
 
     Args:
         campaign: YAML file; configs/benchmark/ has examples.
         out: Folder of the campaign.
         root: Folder of all datasets.
-        datasets: Some of the campaign's datasets.
-        seeds: Some of the campaign's seeds.
-        rows: Some of the campaign's rows; teachers that they need are fitted too.
+        datasets: Subset of the campaign's datasets.
+        seeds: Subset of the campaign's seeds.
+        rows: Subset of the campaign's rows; teachers that they need are fitted too.
         settings: Options for every fit.
     """
     from kdpl.benchmark import runner
     from kdpl.benchmark.campaign import read_campaign
     from kdpl.benchmark.protocols import plan
 
+    # plan, and refuse what would fail later
     file, folder = Path(campaign), Path(out)
     whole = read_campaign(file)
     tasks = plan(whole.choose(datasets, seeds, rows), folder, root, settings, rows)
-    faults = _faults(tasks, root)
-    for fault in faults:
-        print(f"error: {fault}", file=sys.stderr)
-    if faults:
+    problems = _problems(tasks, root)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
         return 1
-    # the table tells from it what is missing
+
+    # keep the campaign, from which the table command knows what is missing
     write_text(folder / CAMPAIGNS / file.name, file.read_text(encoding="utf-8"))
     failures = runner.run_tasks(
         whole, tasks, folder, partial(print, flush=True), runner.in_subprocess
     )
-    for task, fault in failures:
-        print(f"failed: {task.name}: {fault}{f' (log: {task.log})' if task.log.is_file() else ''}")
+    for task, why in failures:
+        print(f"failed: {task.name}: {why}{f' (log: {task.log})' if task.log.is_file() else ''}")
     if not failures:
         print(
             f"all {sum(task.kind == 'test' for task in tasks)} runs are done: python -m kdpl "
@@ -67,32 +69,29 @@ def benchmark(
     return 1 if failures else 0
 
 
-def _faults(tasks: "Sequence[Task]", root: str | None) -> list[str]:
-    """Return what is known to go wrong, each cause once."""
+def _problems(tasks: "Sequence[Task]", root: str | None) -> list[str]:
+    """Return why tasks would fail, each cause once."""
     from kdpl.benchmark.tasks import missing_data, one_of_each_kind
 
     missing = [task for task in tasks if not task.done()]
-    faults = missing_data(missing, root)
+    problems = missing_data(missing, root)
     changed = [task for task in tasks if task.has_other_command()]
-    # other commands may mean the same settings, as another number of GPUs does: fit can tell
+    # another command may have the same settings, such as another number of GPUs: fit can tell
     fits = {task.name: task for task in (*changed, *one_of_each_kind(missing))}
-    faults += _invalid_settings([task.args for task in fits.values()])
-    if not faults:
+    problems += _invalid_settings([task.args for task in fits.values()])
+    if not problems:
         for task in changed:
             task.save_command()
-    return list(dict.fromkeys(faults))
+    return list(dict.fromkeys(problems))
 
 
 def _invalid_settings(commands: Sequence[Sequence[str]]) -> list[str]:
-    """Return why fits cannot be started.
-
-    The reasons are settings that do not parse or differ from a run's, and missing weights.
-    """
+    """Return why fits cannot start: invalid or changed settings, or missing weights."""
     from kdpl.cli.fit import run_command
     from kdpl.cli.stage_cli import Command, KdplCLI
     from kdpl.clip import ClipConfig, load_clip, load_image_clip
 
-    faults: list[str] = []
+    problems: list[str] = []
     clips: dict[tuple[bool, ClipConfig], None] = {}
 
     def check(
@@ -108,10 +107,11 @@ def _invalid_settings(commands: Sequence[Sequence[str]]) -> list[str]:
         try:
             function(*args, **more)
         except KdplError as error:
-            faults.append(str(error))
+            problems.append(str(error))
 
+    # parse every command, then load every CLIP once
     for command in commands:
         collect(run_command, command, check_only=True, make=check)
     for is_student, clip in clips:
         collect(load_image_clip if is_student else load_clip, clip)
-    return faults
+    return problems

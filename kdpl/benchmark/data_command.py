@@ -1,4 +1,4 @@
-"""``python -m kdpl data download|check NAME``: download datasets, check that they are complete."""
+"""``python -m kdpl data download|check NAME``: download or check a benchmark dataset."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
-_FEW = 12  # class names that are shown in full
+_FEW = 12  # up to so many class names are printed in full
 
 
 def data(
@@ -21,9 +21,9 @@ def data(
     """Download a benchmark dataset, or count its classes and decode every image.
 
     Args:
-        action: download gets a dataset, and resumes if it was interrupted; check looks at one that
-            is there.
-        name: A dataset of the benchmark, for example oxford_pets.
+        action: download gets a dataset, and resumes if it was interrupted; check reads a downloaded
+            one.
+        name: A dataset of the benchmark, such as oxford_pets.
         root: The folder of all datasets.
         workers: Processes that decode; by default one for each processor core.
     """
@@ -42,41 +42,43 @@ def data(
 
 
 def _check(name: str, root: str, workers: int | None) -> int:
-    """Print the contents of a dataset and every fault.
+    """Print the contents of a dataset and what is wrong with it.
 
-    Faults are classes without images, and images that cannot be decoded.
-
-    Returns the number of faults.
+    Returns:
+        Number of problems: wrong numbers of classes, and unreadable images.
     """
     from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
     from kdpl.data.parallel import in_parallel
     from kdpl.data.sources import try_decoding
 
+    # count the classes
     splits, expected = BenchmarkSet(name, root).read(), BENCHMARKS[name].num_classes
     print(splits.origin)
     print(f"classes: {_shown(splits.class_names)}")
-    faults = 0
+    num_wrong = 0
     if len(splits.class_names) != expected:
         print(f"wrong: {len(splits.class_names)} classes, expected {expected}")
-        faults += 1
+        num_wrong += 1
     for split, records in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         counts = Counter(record.label for record in records)
         print(f"{split + ':':<10}{len(records)} images of {len(counts)} classes")
         if records and len(counts) != expected:
             without = [
-                repr(each) for label, each in enumerate(splits.class_names) if label not in counts
+                repr(name) for label, name in enumerate(splits.class_names) if label not in counts
             ]
             named = f"; without images: {_shown(without)}" if without else ""
             print(f"wrong: {split} has images of {len(counts)} classes, expected {expected}{named}")
-            faults += 1
+            num_wrong += 1
+
+    # decode the images
     num_bad = 0
     look = partial(try_decoding, decode=splits.open_image)
-    for fault, _ in in_parallel(look, splits.sources, "decoding", workers):
-        if fault is not None:
-            print(fault, flush=True)
+    for problem, _ in in_parallel(look, splits.sources, "decoding", workers):
+        if problem is not None:
+            print(problem, flush=True)
             num_bad += 1
     print(f"{len(splits.sources)} images decoded, {num_bad} of them bad")
-    return faults + num_bad
+    return num_wrong + num_bad
 
 
 def _shown(names: Sequence[str]) -> str:

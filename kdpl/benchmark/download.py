@@ -1,4 +1,4 @@
-"""Downloading a dataset of the benchmark from the collection on the Hugging Face hub."""
+"""Download of the benchmark's datasets from the authors' collection on the Hugging Face hub."""
 
 import re
 import shutil
@@ -22,36 +22,42 @@ ImageNet has a licence that each person accepts for themselves, so it is not dow
      {images}/val/n01440764/…
 3. If you have CoOp's classnames.txt (lines "<wnid> <class name>"), put it at
      {index}
-   Without it the class names are those of open_clip.
+   Without it, the class names of open_clip are used.
 4. python -m kdpl data check imagenet --root {root}
 """
 
 
 def download(name: str, root: Path) -> bool:
-    """Download a dataset to below ``root``, completely or not at all.
+    """Download a dataset to a folder below ``root``, completely or not at all.
 
-    An interrupted download is resumed.
+    An interrupted download is resumed. For ImageNet, instructions are printed instead.
 
-    Returns whether the dataset is there: for ImageNet, instructions are printed instead.
-    DataError if the hub cannot be reached or does not have it in the form that is expected.
+    Returns:
+        Whether the dataset is there.
+
+    Raises:
+        DataError: The hub cannot be reached, or has the dataset in an unexpected form.
     """
+    # no download of ImageNet, nor of what is there
     dataset = BenchmarkSet(name, str(root))
     if dataset.benchmark.layout == "imagenet":
         print(_IMAGENET.format(images=dataset.images, index=dataset.index, root=root), end="")
         return False
     if dataset.folder.exists():
-        if fault := _fault(name, root):
-            problem = f"folder {dataset.folder} exists but is incomplete ({fault})"
+        if why := _refusal(name, root):
+            problem = f"folder {dataset.folder} exists but is incomplete ({why})"
             raise DataError(f"{problem}: move or remove it, then start again")
         print(f"{dataset.origin} is there already: nothing to do")
         return True
+
+    # download, arrange in a temporary folder, and rename it once the reader accepts it
     store = root / f".{name}.download"
     files = _fetch(name, store)
     with atomic_path(dataset.folder) as staging:
         staging.mkdir()
         _lay_out(name, store, files, staging)
-        if fault := _fault(name, staging.parent):
-            problem = f"repository {REPOSITORY} holds {name} in an unknown form ({fault})"
+        if why := _refusal(name, staging.parent):
+            problem = f"repository {REPOSITORY} holds {name} in an unknown form ({why})"
             raise DataError(f"{problem}: arrange the files of {store} by hand as {dataset.folder}")
     shutil.rmtree(store)
     print(
@@ -62,10 +68,7 @@ def download(name: str, root: Path) -> bool:
 
 
 def place_of(file: str) -> tuple[str, PurePosixPath] | None:
-    """Return the dataset that a repository file belongs to, and the path in its folder.
-
-    The dataset follows from the file's name; the path is relative to the dataset's folder.
-    """
+    """Return the dataset of a repository file, by its name, and the path in that dataset."""
     parts = PurePosixPath(file).parts
     for number, part in enumerate(parts):
         if name := _dataset_called(SUFFIX.sub("", part)):
@@ -74,18 +77,18 @@ def place_of(file: str) -> tuple[str, PurePosixPath] | None:
 
 
 def _fetch(name: str, store: Path) -> dict[str, PurePosixPath]:
-    """Download the files of a dataset; returns them and their paths below the dataset's folder."""
+    """Download the files of a dataset; return their paths below the dataset's folder."""
     try:
         require_hub()
         listed = HfApi().list_repo_files(REPOSITORY)
-        places = {file: place_of(file) for file in listed if stays_inside(file)}
-        files = {file: place[1] for file, place in places.items() if place and place[0] == name}
+        paths = {file: place_of(file) for file in listed if stays_inside(file)}
+        files = {file: path[1] for file, path in paths.items() if path and path[0] == name}
         for file in files:
             hf_hub_download(REPOSITORY, file, local_dir=store)
     except Exception as error:
-        # the hub's client raises its own errors, its transport's and the system's
+        # errors of the hub's client, of its transport and of the system
         if isinstance(error, OSError) and error.filename is not None:
-            # the disk's, which names the file
+            # an error of the disk names the file
             raise
         problem = f"dataset {name} cannot be downloaded from {REPOSITORY} ({reason(error)})"
         raise DataError(
@@ -99,34 +102,35 @@ def _fetch(name: str, store: Path) -> dict[str, PurePosixPath]:
 
 
 def _lay_out(name: str, store: Path, files: dict[str, PurePosixPath], staging: Path) -> None:
+    """Arrange the downloaded files as the reader expects them, and unpack archives."""
+
     def is_dataset(folder: str) -> bool:
-        # SUN397 in sun397: the images' own folder stays
+        # not the images' folder, such as SUN397 in sun397
         return folder != BENCHMARKS[name].images and _dataset_called(folder) == name
 
-    for file, place in files.items():
+    for file, path in files.items():
         if SUFFIX.search(file):
-            unpack(store / file, staging / place.parent, is_dataset)
+            unpack(store / file, staging / path.parent, is_dataset)
         else:
-            (staging / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(store / file, staging / place)
+            (staging / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(store / file, staging / path)
 
 
 def _dataset_called(part: str) -> str | None:
+    """Return the dataset that a file or folder is named after, however it is spelled."""
+
     def spelled(name: str) -> str:
         return "-".join(re.findall("[a-z0-9]+", name.lower()))
 
     called = {spelled(key): b.name for b in BENCHMARKS.values() for key in (b.name, b.folder)}
     called |= {spelled(b.index): b.name for b in BENCHMARKS.values() if b.layout == "split_file"}
-    # the longest, since imagenet begins many names
+    # the longest match, since many names begin with imagenet
     keys = [key for key in called if f"{spelled(part)}-".startswith(f"{key}-")]
     return called[max(keys, key=len)] if keys else None
 
 
-def _fault(name: str, root: Path) -> str | None:
-    """Return the first half of the sentence by which the reader refuses a dataset.
-
-    Paths in it are below the root. Returns None if the reader accepts the dataset.
-    """
+def _refusal(name: str, root: Path) -> str | None:
+    """Return why the reader refuses a dataset, with paths below the root; None if it accepts."""
     try:
         BenchmarkSet(name, str(root)).read()
     except DataError as error:

@@ -1,4 +1,4 @@
-"""A campaign's tables as Markdown and CSV."""
+"""Tables of a campaign as Markdown and CSV."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ _COLUMNS += ["transductive", "selected_on_test"]
 
 
 def markdown(tables: Sequence[ResultTable]) -> str:
-    """Write one Markdown table for each table, with its title above it where there are several."""
+    """Format tables as Markdown, with their titles if there are several."""
     parts = []
     for table in tables:
         title = [f"### {escape_markdown(table.title)}", ""] if len(tables) > 1 else []
@@ -23,7 +23,7 @@ def markdown(tables: Sequence[ResultTable]) -> str:
 
 
 def to_csv(tables: Sequence[ResultTable]) -> str:
-    """Write one row for each cell of all tables, in %; what is missing is empty."""
+    """Format the cells of all tables as CSV rows, in %; missing values are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -31,11 +31,11 @@ def to_csv(tables: Sequence[ResultTable]) -> str:
         title, marks = line.title.strip("*"), (line.transductive, line.selected_on_test)
         for cell in line.cells:
             column, shown = cell.column, (cell.published, cell.difference)
-            place = (column.protocol, column.setting, cell.dataset, cell.row, title, column.metric)
+            keys = (column.protocol, column.setting, cell.dataset, cell.row, title, column.metric)
             measured = (cell.mean, cell.standard_deviation)
             writer.writerow(
                 [
-                    *place,
+                    *keys,
                     *map(_figure, measured),
                     cell.seeds,
                     cell.seeds_expected,
@@ -59,7 +59,7 @@ def _rows(table: ResultTable) -> list[str]:
         if line.title == f"**{plain}**":
             title = f"**{title}**"
         marks = "†" * line.transductive + "‡" * line.selected_on_test
-        # what is published has two decimals
+        # published figures have two decimals
         digits = 2 if _has_published(table) else 1
         texts = [escape_markdown(_text(cell, digits)) for cell in line.cells]
         group = [escape_markdown(line.group)] if grouped else []
@@ -68,6 +68,7 @@ def _rows(table: ResultTable) -> list[str]:
 
 
 def _notes(table: ResultTable) -> list[str]:
+    # each is inserted at the front, so the last one comes first
     notes = list(table.notes)
     if _has_published(table):
         notes.insert(0, "in brackets the published figure, and how far the mean is above it")
@@ -84,7 +85,7 @@ def _has_published(table: ResultTable) -> bool:
 
 
 def _text(cell: Cell, digits: int) -> str:
-    """Write mean ± standard deviation, published figure and difference, or what is missing."""
+    """Format mean ± standard deviation, published figure and difference, or what is missing."""
     published = "" if cell.published is None else f"{cell.published:.{digits}f}"
     if cell.seeds_expected == 0:
         return published
@@ -92,7 +93,7 @@ def _text(cell: Cell, digits: int) -> str:
     if cell.mean is None:
         text = f"missing ({seeds})"
     else:
-        # what has no seed, as an untuned CLIP, has no deviation
+        # an untuned CLIP has no deviation, since no seed changes it
         spread = f" ± {cell.standard_deviation:.{digits}f}" if cell.standard_deviation else ""
         text = f"{cell.mean:.{digits}f}{spread}" + (
             f" ({seeds})" if cell.seeds < cell.seeds_expected else ""

@@ -1,8 +1,11 @@
-"""``python -m kdpl import``: the authors' published checkpoints as run folders."""
+"""``python -m kdpl import``: turn the authors' published checkpoints into run folders."""
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from kdpl.cli.stage_cli import KdplCLI
 
 _NAMES_SHOWN = 5
 
@@ -10,14 +13,28 @@ _NAMES_SHOWN = 5
 def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[str]) -> int:
     """Turn a checkpoint published by PromptKD's authors into a run's folder, as fit leaves it.
 
-    All other options are those of the fit: --config FILE, --out FOLDER; a student needs
-    --model.init_args.teacher RUN as well. Nothing is trained, whatever they say.
+    Takes the options of the fit: --config FILE, --out FOLDER, and for a student
+    --model.init_args.teacher RUN. Nothing is trained, even if they set a number of epochs.
 
     Args:
-        kind: What the file holds: teacher or student.
+        kind: Contents of the file: teacher or student.
         file: The checkpoint.
         settings: Options of the fit.
     """
+    from kdpl.cli.fit import run_command
+    from kdpl.errors import ArtifactError, ConfigError
+
+    if not Path(file).is_file():
+        raise ArtifactError(f"checkpoint {file} does not exist: check the path")
+    if not settings:
+        raise ConfigError(
+            "import needs the settings of a fit: give --config FILE (--help tells more)"
+        )
+    return run_command(["fit", *settings], make=_make_importer(kind, file))
+
+
+def _make_importer(kind: Literal["teacher", "student"], file: str) -> "type[KdplCLI]":
+    """Return the command that imports a file; a function, since the imports take seconds."""
     from lightning.pytorch import Callback
 
     from kdpl.benchmark.checkpoints import (
@@ -27,37 +44,40 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
         require_own_folder,
         require_same_clip,
     )
-    from kdpl.cli.fit import run_command
     from kdpl.cli.stage_cli import KdplCLI
-    from kdpl.errors import ArtifactError, ConfigError
+    from kdpl.errors import ConfigError
     from kdpl.runtime.messages import warn
     from kdpl.student import StudentDistillation
     from kdpl.teacher import TeacherPromptTuning
 
-    class Importing(KdplCLI):
-        """Fit of no epochs, into which the published tensors are put.
+    path = Path(file)
 
-        They are put there before it hands over what any fit does.
-        """
+    class Importing(KdplCLI):
+        """Fit of no epochs that starts from the published tensors, and hands over as any fit."""
 
         def before_instantiate_classes(self) -> None:
             self.require_stage(
                 TeacherPromptTuning if kind == "teacher" else StudentDistillation, kind
             )
+            # the settings must fit the published checkpoints
             trainer, model = self.config.trainer, self.config.model.init_args
             if model.get("method", "independent") != "independent":
                 raise ConfigError(
                     "the published teachers have independent prompts, model.init_args.method is "
                     f"{model.method!r}: set it to independent"
                 )
+
+            # train nothing
             trainer.max_epochs = trainer.limit_train_batches = trainer.num_sanity_val_steps = 0
             trainer.fast_dev_run = False
-            # settings of what happens before, during and after epochs
+            # nor change the weights before or after the epochs
             if kind == "teacher":
                 model.averaging = None
             else:
                 model.vision_prompts.init = "normal"
             super().before_instantiate_classes()
+
+            # read the file, unless it has been imported
             self.record = record_of(path)
             require_own_folder(Path(self.config.out), self.record)
             if not self.finished:
@@ -67,15 +87,15 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
             return [TakeOver(self.published, self.record)]
 
         def fit(self) -> None:
-            # while the model is as it was loaded
+            # compare the CLIPs before a tensor is copied
             model = self.model
             if isinstance(model, TeacherPromptTuning):
                 towers = {"image": model.image_tower.module.visual, "text": model.text_tower.module}
             else:
                 towers = {"image": model.encoder.tower.module.visual}
             states = {name: tower.state_dict() for name, tower in towers.items()}
-            strange = require_same_clip(self.published, states, math.log(model.logit_scale))
-            unknown = sorted({*self.published.unknown, *strange})
+            not_in_clip = require_same_clip(self.published, states, math.log(model.logit_scale))
+            unknown = sorted({*self.published.unknown, *not_in_clip})
             if unknown:
                 few = ", ".join(unknown[:_NAMES_SHOWN])
                 if len(unknown) > _NAMES_SHOWN:
@@ -86,11 +106,4 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
                 )
             super().fit()
 
-    path = Path(file)
-    if not path.is_file():
-        raise ArtifactError(f"checkpoint {file} does not exist: check the path")
-    if not settings:
-        raise ConfigError(
-            "import needs the settings of a fit: give --config FILE (--help tells more)"
-        )
-    return run_command(["fit", *settings], make=Importing)
+    return Importing

@@ -1,15 +1,15 @@
-"""The experiments that a campaign can consist of, as tasks that need each other.
+"""The experiments of a campaign as tasks that depend on each other.
 
-They are those of PromptKD (arXiv 2403.02781, section 4):
+PromptKD's experiments (arXiv 2403.02781, section 4):
 
 - ``few_shot``: teacher tuned on k shots of all classes, student distilled, tested on all classes;
 - ``base_to_novel``: teacher tuned on the base classes, tested on base and novel classes separately;
-- ``cross_dataset``: teacher tuned on the source; for each target class vectors of its names, a
+- ``cross_dataset``: teacher tuned on the source; for each target, class vectors of its names, a
   student distilled on its unlabelled images, and a test;
 - ``domain_generalization``: teacher and student of the source, tested on the source and on variants
   of it.
 
-The last two share what is fitted on the source.
+The last two share the models fitted on the source.
 """
 
 import json
@@ -40,21 +40,23 @@ def plan(
     options: Sequence[str] = (),
     rows: Sequence[str] = (),
 ) -> list[Task]:
-    """Return a campaign's tasks in the order in which one process does them.
+    """Return a campaign's tasks in the order of a single process.
 
     Args:
         campaign: The campaign.
-        out: Its folder.
+        out: The campaign's folder.
         root: The folder of all datasets of the benchmark.
         options: Options for every fit, after all others.
-        rows: The rows that are tested, all if none are named; teachers that they need are fitted
-            without a test.
+        rows: Rows to test, by default all; teachers that they need are fitted without a test.
     """
+    # the tasks of all protocols; shared tasks once
     planner = _Planner(campaign, out, root, options)
     tasks: dict[str, Task] = {}
     for protocol in campaign.protocols:
         for task in planner.tasks(protocol):
             tasks.setdefault(task.name, task)
+
+    # the tests of the rows, and all tasks that these need
     wanted: set[str] = set()
     new = [
         task.name
@@ -99,21 +101,23 @@ class _Planner:
         for seed, (name, row) in product(self.seeds, self.rows.items()):
             if row.runs(protocol, shots):
                 run, *teachers = (
-                    self._run(protocol, dataset, seed, each, setting) for each in (name, *row.of)
+                    self._run(protocol, dataset, seed, key, setting) for key in (name, *row.of)
                 )
                 yield from self._tested(self._fit(run, dataset, overlays, options, teachers))
 
     def _cross_dataset(self) -> Iterator[Task]:
+        # fits on the source
         teachers = self._rows_of("cross_dataset", "teacher")
         for seed, name in product(self.seeds, teachers):
             yield self._fit(self._source_run(seed, name), self.source)
+        # tests of teachers, and students, on each target
         for dataset, seed in product(self.campaign.datasets, self.seeds):
             for name in teachers:
                 yield from self._elsewhere("cross_dataset", dataset, seed, name)
             for name in self._rows_of("cross_dataset", "student"):
                 run, vectors = (
-                    self._run("cross_dataset", dataset, seed, each)
-                    for each in (name, *self.rows[name].of)
+                    self._run("cross_dataset", dataset, seed, key)
+                    for key in (name, *self.rows[name].of)
                 )
                 teacher = self._source_run(seed, vectors.row)
                 yield from self._tested(
@@ -124,7 +128,7 @@ class _Planner:
         protocol: Protocol = "domain_generalization"
         names = [*self._rows_of(protocol, "teacher"), *self._rows_of(protocol, "student")]
         for name, seed in product(names, self.seeds):
-            run, *teachers = (self._source_run(seed, each) for each in (name, *self.rows[name].of))
+            run, *teachers = (self._source_run(seed, key) for key in (name, *self.rows[name].of))
             yield from self._tested(self._fit(run, self.source, teachers=teachers))
         for dataset, seed, name in product(self.campaign.variants, self.seeds, names):
             yield from self._elsewhere(protocol, dataset, seed, name)
@@ -148,24 +152,27 @@ class _Planner:
         teachers: Sequence[CampaignRun] = (),
         vectors: CampaignRun | None = None,
     ) -> Task:
-        """Return a run's fit.
-
-        The class vectors of the run ``vectors`` replace the teacher's own.
-        """
+        """Return a run's fit; class vectors of the run ``vectors`` replace the teacher's."""
+        # configs and options, from the general to the particular
         row, folder = self.rows[run.row], self.out / run.name
+        name = dataset_name(dataset)
         exceptions = [
-            each for each in self.campaign.per_dataset if dataset_name(dataset) in each.datasets
+            exception for exception in self.campaign.per_dataset if name in exception.datasets
         ]
-        own = [*row.configs, *(file for each in exceptions for file in getattr(each, row.stage))]
-        configs = [config_of(dataset), *overlays, *self.campaign.configs, *own]
+        row_configs = list(row.configs)
+        row_configs += [file for exception in exceptions for file in getattr(exception, row.stage)]
+        configs = [config_of(dataset), *overlays, *self.campaign.configs, *row_configs]
         args = [f"--config={file}" for file in configs]
         if row.stage == "teacher":
-            options = [*options, *(one for each in exceptions for one in each.teacher_options)]
+            more = [option for exception in exceptions for option in exception.teacher_options]
+            options = [*options, *more]
         args += [*self._root_of(dataset), *options, *row.options, *self.options]
-        trainers = [read_config(file).get("trainer") or {} for file in own]
+        trainers = [read_config(file).get("trainer") or {} for file in row_configs]
         if [trainer["max_epochs"] for trainer in trainers if "max_epochs" in trainer][-1:] == [0]:
-            # nothing is tuned, whatever the options for every fit say
+            # an untuned row stays untuned, even if the options for every fit set max_epochs
             args.append("--trainer.max_epochs=0")
+
+        # teachers and class vectors
         needs = [f"{teacher.name}/fit" for teacher in teachers]
         if teachers:
             folders = [str(self.out / teacher.name) for teacher in teachers]
@@ -179,17 +186,15 @@ class _Planner:
         return Task(run, "fit", ("fit", *args), folder, result, tuple(needs))
 
     def _elsewhere(self, protocol: Protocol, dataset: str, seed: int, name: str) -> Iterator[Task]:
-        """Yield the tasks on a target of what was fitted on the source.
-
-        These are class vectors for its students, and a test.
-        """
+        """Yield the tasks on a target for a model of the source: class vectors, and a test."""
         run, *teachers = (
-            self._run(protocol, dataset, seed, each) for each in (name, *self.rows[name].of)
+            self._run(protocol, dataset, seed, key) for key in (name, *self.rows[name].of)
         )
         source = self._source_run(seed, name)
         folder, fitted, needs = self.out / run.name, self.out / source.name, [f"{source.name}/fit"]
         data = [f"--config={config_of(dataset)}", *self._root_of(dataset)]
         if any(name in row.of for row in self.rows.values()):
+            # students learn from class vectors of the target's names
             file = self._vectors(run)
             args = ("class-vectors", f"--teacher={fitted}", *data, f"--out={file}")
             yield Task(run, "class_vectors", args, folder, file, tuple(needs))
@@ -209,7 +214,7 @@ class _Planner:
         )
 
     def _source_run(self, seed: int, row: str) -> CampaignRun:
-        # its own accuracy is one of domain generalisation
+        # the accuracy on the source is one of domain generalisation
         run = self._run("domain_generalization", self.source, seed, row)
         return run.model_copy(update={"name": f"source/{run.dataset}/seed_{seed}/{row}"})
 
@@ -217,5 +222,6 @@ class _Planner:
         return self.out / run.name / CLASS_VECTORS_FILE
 
     def _root_of(self, dataset: str) -> list[str]:
-        known = self.root is not None and dataset_name(dataset) in BENCHMARKS
-        return [f"--data.init_args.root={self.root}"] if known else []
+        if self.root is None or dataset_name(dataset) not in BENCHMARKS:
+            return []
+        return [f"--data.init_args.root={self.root}"]

@@ -1,12 +1,12 @@
 """Published figures of the base-to-novel experiment, in %.
 
-Each method's figures are those of its ViT-B/16, PromptKD's those of a ViT-B/16 under a ViT-L/14.
+All methods use a ViT-B/16, PromptKD with a ViT-L/14 as teacher.
 
 Source: PromptKD, arXiv 2403.02781, the table of base-to-novel results over the eleven datasets;
 figures of MMRL and of PromptKD with ATPrompt are from the list
 github.com/zhengli97/Awesome-Prompt-Adapter-Learning-for-VLMs by PromptKD's authors. All are as
-printed: for StanfordCars and UCF101 the harmonic mean is not that of the two accuracies beside it,
-which would be 83.08 and 85.83.
+printed, even where the harmonic mean does not match the two accuracies: for StanfordCars and UCF101
+it would be 83.08 and 85.83.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ METRICS = tuple(map(test_key, ("base_acc", "novel_acc", "hm")))
 
 @dataclass(frozen=True)
 class Method:
-    """Figures of a method: averages over the eleven datasets, and each dataset's if kept here."""
+    """Figures of a method: averages over the eleven datasets and, for some, of each dataset."""
 
     average: Figures
     by_dataset: Mapping[str, Figures] = field(default_factory=dict)

@@ -1,9 +1,9 @@
-"""The benchmark's datasets: folder, layout and number of classes of each, and their reader.
+"""The benchmark's datasets and their reader: folder, layout and number of classes.
 
-The layouts are those of CoOp (Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV
-2022), which the field has kept since, but for the order within a class of ImageNet: here it is that
-of the images' names. The field takes them in the order in which the file system lists them, so that
-no two machines share a k-shot sample of it.
+The layouts come from CoOp (Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV
+2022), and are the field's standard. The one difference is that images within a class of ImageNet
+are sorted by name. Published code takes them as the file system lists them, so that k-shot samples
+differ between machines.
 """
 
 import os
@@ -29,13 +29,12 @@ class Benchmark:
     """One dataset of the benchmark.
 
     Attributes:
-        name: Its name in configs and commands.
-        folder: Its folder below the root of all datasets.
+        name: Name in configs and commands.
+        folder: Folder below the root of all datasets.
         images: Folder of the images below ``folder``.
         index: File below ``folder`` that lists images or class names.
-        layout: A JSON file of three lists; FGVC Aircraft's own lists; ImageNet's folders ``train``
-            and ``val``; or test images alone, in one folder a class, named by WordNet id or by
-            label.
+        layout: A JSON file of three lists; the lists of FGVC Aircraft; ImageNet's folders ``train``
+            and ``val``; or only test images, in a folder per class, named by WordNet id or label.
         num_classes: Number of classes of the whole dataset.
     """
 
@@ -109,19 +108,19 @@ class BenchmarkSet(Reader):
     def read(self) -> Splits:
         """Read the dataset.
 
-        Raises a DataError that names the path that is missing or damaged and the command that gets
-        the data.
+        Raises:
+            DataError: A path is missing or damaged; names it and the command that gets the data.
         """
         self.require_folder(self.folder)
         return _LAYOUTS[self.benchmark.layout](self)
 
     def require_folder(self, path: Path) -> None:
-        """Raise a DataError if this folder is missing; it names the command that gets the data."""
+        """Raise a DataError that names the command to get the data, if a folder is missing."""
         if not path.is_dir():
             raise self._missing("folder", path)
 
     def read_text(self, path: Path) -> str:
-        """Text of one of the dataset's files; DataError if it is missing or not text."""
+        """Read one of the dataset's text files; DataError if it is missing or not text."""
         if not path.is_file():
             raise self._missing("file", path)
         try:
@@ -129,10 +128,10 @@ class BenchmarkSet(Reader):
         except UnicodeDecodeError as error:
             raise self.damaged(path, "is not UTF-8 text") from error
 
-    def damaged(self, path: Path, fault: str) -> DataError:
-        """Return the error for an existing but invalid path; ``fault`` continues after its name."""
+    def damaged(self, path: Path, problem: str) -> DataError:
+        """Return the error for an existing but invalid path; its name and ``problem`` begin it."""
         return DataError(
-            f"{path} of dataset {self.benchmark.name} {fault}: replace it ({self._remedy()})"
+            f"{path} of dataset {self.benchmark.name} {problem}: replace it ({self._remedy()})"
         )
 
     def _missing(self, what: str, path: Path) -> DataError:
@@ -149,7 +148,7 @@ class BenchmarkSet(Reader):
 
 
 def stays_inside(path: str) -> bool:
-    """Return whether a relative path names something below a folder, on any system."""
+    """Return whether a relative path stays in its folder, on any operating system."""
     parts = PurePosixPath(path.replace("\\", "/")).parts
     drive = PureWindowsPath(path).drive
     return bool(parts) and parts[0] != "/" and ".." not in parts and not drive
@@ -173,31 +172,34 @@ class _SplitFile(BaseModel):
 
 
 def _read_split_file(dataset: BenchmarkSet) -> Splits:
-    """Read a JSON file of the three splits, with the labels, names and order of the file.
+    """Read a JSON file of the three splits; labels, names and order are kept.
 
     Its form is ``{"train": [[path, label, class name], …], "val": […], "test": […]}``.
 
-    The images themselves are not looked for, which takes minutes on a network disk.
+    Does not check that the images exist, since this takes minutes on a network disk.
     """
+    # validate the file
     try:
         content = _SplitFile.model_validate_json(dataset.read_text(dataset.index), strict=True)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "the file"
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
         raise dataset.damaged(
-            dataset.index, f"is invalid ({where}: {fault['msg']:.200})"
+            dataset.index, f"is invalid ({where}: {first['msg']:.200})"
         ) from error
+
+    # collect images and class names; a label has one name
     dataset.require_folder(dataset.images)
     folder = os.path.normpath(dataset.images)
     names: dict[int, str] = {}
     records: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
-    for split, listed in records.items():
+    for split, split_records in records.items():
         for path, label, name in getattr(content, split):
             if names.setdefault(label, name) != name:
                 raise dataset.damaged(
                     dataset.index, f"calls label {label} {names[label]!r} and {name!r}"
                 )
-            listed.append(Record(f"{folder}{os.sep}{path}", label))
+            split_records.append(Record(f"{folder}{os.sep}{path}", label))
     if len(names) <= max(names):
         raise dataset.damaged(
             dataset.index, f"has label {max(names)} but only {len(names)} labels, from 0 on"
@@ -208,19 +210,20 @@ def _read_split_file(dataset: BenchmarkSet) -> Splits:
 def _read_aircraft(dataset: BenchmarkSet) -> Splits:
     """Read ``variants.txt`` and ``images_variant_{train,val,test}.txt``.
 
-    The former has one class name a line, by label.
-
-    The lines of the latter are ``<image id> <class name>``; the image is ``<image id>.jpg``. Their
-    order is kept.
+    ``variants.txt`` has one class name per line, by label. The lines of the other files are
+    ``<image id> <class name>``; the image is ``<image id>.jpg``. Their order is kept.
     """
+    # the classes
     names = [line.strip() for line in dataset.read_text(dataset.index).splitlines() if line.strip()]
     label_of: dict[str, int] = {}
     for label, name in enumerate(names):
         if label_of.setdefault(name, label) != label:
             raise dataset.damaged(dataset.index, f"lists class {name!r} twice")
+
+    # the images of each split
     dataset.require_folder(dataset.images)
     records: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
-    for split, listed in records.items():
+    for split, split_records in records.items():
         path = dataset.folder / f"images_variant_{split}.txt"
         for number, line in enumerate(dataset.read_text(path).splitlines(), start=1):
             image, _, name = line.strip().partition(" ")
@@ -234,8 +237,9 @@ def _read_aircraft(dataset: BenchmarkSet) -> Splits:
                 raise dataset.damaged(
                     path, f"has an image in line {number} that does not stay in the image folder"
                 )
-            listed.append(Record(f"{dataset.images}{os.sep}{image}.jpg", label_of[name.strip()]))
-        if not listed and split != "val":
+            source = f"{dataset.images}{os.sep}{image}.jpg"
+            split_records.append(Record(source, label_of[name.strip()]))
+        if not split_records and split != "val":
             raise dataset.damaged(path, "lists no images")
     return _splits(dataset, names, **records)
 
@@ -313,7 +317,7 @@ def _class_folders(dataset: BenchmarkSet, top: Path) -> list[str]:
 
 
 def _records(dataset: BenchmarkSet, top: Path, folders: list[str]) -> list[Record]:
-    """The images of class folders, with the rank of their folder as label."""
+    """List the images of class folders; the label is the index of the folder."""
     records = []
     for label, folder in enumerate(folders):
         images = find_images(top / folder)
@@ -334,7 +338,7 @@ def _names_of(dataset: BenchmarkSet, folders: list[str]) -> list[str]:
 
 
 def _names_by_wnid(dataset: BenchmarkSet) -> dict[str, str]:
-    """Class names by WordNet id; several ids may share a name, as in ImageNet two of them do."""
+    """Read class names by WordNet id; two ids may share a name, as in ImageNet."""
     if dataset.index.exists():
         text = dataset.read_text(dataset.index)
     else:  # the names that open_clip uses
@@ -361,4 +365,4 @@ _LAYOUTS: dict[Layout, Callable[[BenchmarkSet], Splits]] = {
 }
 
 READERS = {name: partial(BenchmarkSet, name) for name in BENCHMARKS}
-"""The readers by name; entry point of ``kdpl.datasets``."""
+"""Readers by name of the dataset."""

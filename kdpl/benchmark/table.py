@@ -1,12 +1,12 @@
 """The arithmetic of a campaign's tables.
 
-It computes means and deviations over seeds and averages over datasets, and adds published figures.
+Computes means and deviations over seeds and averages over datasets, and adds published figures.
 
-The harmonic mean of a run is that of its base and novel accuracy, and the table shows its mean over
-seeds. The average over datasets is the field's: base and novel accuracies are averaged over the
-datasets, and the harmonic mean is taken of those two averages, for each seed. The published average
-of PromptKD is made in that way: its eleven datasets average to 86.96 and 80.73, whose harmonic mean
-is the published 83.73; the mean of its eleven harmonic means is 83.63.
+Each run has a harmonic mean of base and novel accuracy; the table shows its mean over seeds.
+Averages over datasets follow the field: for each seed, base and novel accuracies are averaged over
+the datasets, and then the harmonic mean of the two averages is taken. PromptKD's published average
+does so: its eleven datasets average to 86.96 and 80.73, with the published harmonic mean 83.73; the
+mean of its eleven harmonic means is 83.63.
 """
 
 import statistics
@@ -24,7 +24,7 @@ AVERAGE = "average"
 
 _ACCURACY = test_key("acc")
 _BASE, _NOVEL, _HM = METRICS
-_OF_SEVERAL = {each: each.replace("acc", "map") for each in (_ACCURACY, _BASE, _NOVEL)}
+_OF_SEVERAL = {metric: metric.replace("acc", "map") for metric in (_ACCURACY, _BASE, _NOVEL)}
 _BASE_TO_NOVEL = {_BASE: "base", _NOVEL: "novel", _HM: "HM"}
 _TITLES = {
     "few_shot": "Few-shot",
@@ -35,21 +35,19 @@ _TITLES = {
 
 
 class Column(NamedTuple):
-    """One column with numbers: its title, and which numbers they are."""
+    """A column of numbers: the title, and the metric and runs of the numbers."""
 
     title: str
     protocol: str
     setting: str
     metric: str
-    dataset: str | None = None  # None: that of the line
+    dataset: str | None = None  # None: the dataset of the line
 
 
 class Cell(NamedTuple):
-    """Mean and standard deviation over seeds, and the published figure, in %.
+    """Mean and standard deviation over seeds, and the published figure, in %; None if missing.
 
-    What is missing is None.
-
-    ``seeds`` are there out of ``seeds_expected``, which are 0 where the row is not run.
+    ``seeds`` of ``seeds_expected`` seeds are there; none is expected if the row is not run.
     """
 
     column: Column
@@ -68,10 +66,7 @@ class Cell(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One line: its dataset, and its variant.
-
-    The dataset is given where several stand below each other; ``**title**`` of the variant is bold.
-    """
+    """A line of a table: dataset, if there are several, and title; ``**title**`` is bold."""
 
     group: str
     title: str
@@ -81,7 +76,7 @@ class Line(NamedTuple):
 
 
 class ResultTable(NamedTuple):
-    """One table: its title, the titles of numeric columns, its lines, and the campaign's notes."""
+    """A table: title, titles of the numeric columns, lines, and the campaign's notes."""
 
     title: str
     columns: tuple[str, ...]
@@ -90,27 +85,28 @@ class ResultTable(NamedTuple):
 
 
 def tables(campaign: Campaign, results: Iterable[Result]) -> list[ResultTable]:
-    """Make a campaign's tables from the results of finished runs.
-
-    Results that it does not have are left out.
-    """
+    """Make a campaign's tables from the results of finished runs; ignores results of others."""
     maker = _Maker(campaign, results)
     datasets, variants = (
-        [dataset_name(each) for each in names] for names in (campaign.datasets, campaign.variants)
+        [*map(dataset_name, configs)] for configs in (campaign.datasets, campaign.variants)
     )
-    by_dataset = [each for each in campaign.protocols if each in ("few_shot", "base_to_novel")]
-    made = []
+
+    # protocols within a dataset: one table for a single dataset, or one for each protocol
+    by_dataset = [name for name in campaign.protocols if name in ("few_shot", "base_to_novel")]
+    result_tables = []
     if by_dataset and len(datasets) == 1:
         columns = [
             column for protocol in by_dataset for column in maker.columns(protocol, ", all classes")
         ]
-        made.append(maker.table(datasets[0], columns, {"": datasets[0]}, datasets))
+        result_tables.append(maker.table(datasets[0], columns, {"": datasets[0]}, datasets))
     else:
         groups = {name: name for name in (*datasets, AVERAGE)}
-        made += [
+        result_tables += [
             maker.table(_TITLES[protocol], maker.columns(protocol), groups, datasets)
             for protocol in by_dataset
         ]
+
+    # protocols across datasets: a column for each target
     targets = {
         "cross_dataset": (datasets, datasets),
         "domain_generalization": ([dataset_name(campaign.source or ""), *variants], variants),
@@ -118,12 +114,13 @@ def tables(campaign: Campaign, results: Iterable[Result]) -> list[ResultTable]:
     for protocol, (shown, averaged) in targets.items():
         if protocol in campaign.protocols:
             columns = [Column(name, protocol, "", _ACCURACY, name) for name in (*shown, AVERAGE)]
-            made.append(maker.table(_TITLES[protocol], columns, {"": ""}, averaged))
-    return made
+            result_tables.append(maker.table(_TITLES[protocol], columns, {"": ""}, averaged))
+    return result_tables
 
 
 class _Maker:
     def __init__(self, campaign: Campaign, results: Iterable[Result]) -> None:
+        # the results of the campaign, and a row for each linear probe
         datasets = {*map(dataset_name, (*campaign.datasets, *campaign.variants))}
         datasets.add(dataset_name(campaign.source or ""))
         results = [r for r in results if r.dataset in datasets and r.seed in campaign.seeds]
@@ -132,10 +129,11 @@ class _Maker:
         self.probes = {name: _row_of_probe(name, results) for name in probes}
         self.rows = {**campaign.rows, **self.probes}
         self.results = [r for r in results if r.row in self.rows]
-        self.by_place = defaultdict[tuple[str, ...], list[Result]](list)
+        self.by_cell = defaultdict[tuple[str, ...], list[Result]](list)
         for r in self.results:
-            self.by_place[r.protocol, r.setting, r.dataset, r.row].append(r)
-        # datasets whose images have several labels, which are measured by their mAP
+            self.by_cell[r.protocol, r.setting, r.dataset, r.row].append(r)
+
+        # datasets of several labels, measured by their mAP
         self.several = {r.dataset for r in self.results if _OF_SEVERAL[_ACCURACY] in r.metrics}
         if self.several == {r.dataset for r in self.results}:
             self.several.add(AVERAGE)
@@ -149,9 +147,9 @@ class _Maker:
     def table(
         self, title: str, columns: Sequence[Column], groups: dict[str, str], averaged: Sequence[str]
     ) -> ResultTable:
-        """Make a table with a line for each group, of one dataset each, and row.
+        """Make a table with a line for each pair of group, a dataset, and row.
 
-        The averages are over the groups ``averaged``.
+        Averages are over the datasets ``averaged``.
         """
         lines = []
         for (group, dataset), row in product(groups.items(), self.rows):
@@ -163,18 +161,21 @@ class _Maker:
                 runs = [run for cell in cells for run in self._results_of(cell)]
                 transductive = any(run.transductive for run in runs)
                 selected = any(run.selected_on_test for run in runs)
-                of_row = self.rows[row].title or row
-                lines.append(Line(group, of_row, cells, transductive, selected))
+                line_title = self.rows[row].title or row
+                lines.append(Line(group, line_title, cells, transductive, selected))
+
+        # a note on datasets of several labels
         notes = self.campaign.notes
         shown = {cell.dataset for line in lines for cell in line.cells} - {AVERAGE}
         if several := sorted(shown & self.several):
-            of = ", ".join(several)
-            notes = (f"mean average precision of {of}, whose images have several labels", *notes)
+            joined = ", ".join(several)
+            note = f"mean average precision of {joined}, whose images have several labels"
+            notes = (note, *notes)
         return ResultTable(title, tuple(column.title for column in columns), lines, notes)
 
     def _runs(self, row: str, column: Column) -> bool:
         if row in self.probes and column.metric in (_NOVEL, _HM):
-            # it knows the base classes alone
+            # a probe knows only the base classes
             return False
         shots = int(column.setting.removeprefix("shots_")) if column.setting else None
         return self.rows[row].runs(column.protocol, shots)
@@ -185,7 +186,7 @@ class _Maker:
 
     def _cell(self, column: Column, dataset: str, row: str, averaged: Sequence[str]) -> Cell:
         values = [*self._over_seeds(column, dataset, row, averaged).values()]
-        # exact arithmetic: a mean that lies between two printed figures is rounded as by hand
+        # statistics computes exactly: a mean halfway between two figures is rounded as by hand
         mean = statistics.mean(values) if values else None
         deviation = statistics.stdev(values) if len(values) > 1 else None
         expected = len(self.campaign.seeds) if self._runs(row, column) else 0
@@ -198,21 +199,19 @@ class _Maker:
         return Cell(column, dataset, row, mean, deviation, len(values), expected, published)
 
     def _measured(self, dataset: str, metric: str) -> str:
-        """Return what stands in a column of accuracies for a dataset."""
+        """Return the metric of a dataset in a column of accuracies."""
         return _OF_SEVERAL.get(metric, metric) if dataset in self.several else metric
 
     def _over_seeds(
         self, column: Column, dataset: str, row: str, averaged: Sequence[str]
     ) -> Mapping[int, float]:
-        """Return values by seed, in %.
-
-        Those of an average over datasets are of the seeds that have all of the datasets.
-        """
+        """Return values by seed, in %; an average needs the seed's results on all datasets."""
         if dataset != AVERAGE:
             metric = self._measured(dataset, column.metric)
-            found = self.by_place[column.protocol, column.setting, dataset, row]
-            return {r.seed: 100 * r.metrics[metric] for r in found if metric in r.metrics}
+            results = self.by_cell[column.protocol, column.setting, dataset, row]
+            return {r.seed: 100 * r.metrics[metric] for r in results if metric in r.metrics}
         if column.metric == _HM:
+            # of the two averages, as published
             base, novel = (
                 self._over_seeds(column._replace(metric=part), AVERAGE, row, averaged)
                 for part in (_BASE, _NOVEL)
@@ -221,31 +220,28 @@ class _Maker:
                 seed: statistics.harmonic_mean([base[seed], novel[seed]])
                 for seed in base.keys() & novel.keys()
             }
-        each = [self._over_seeds(column, name, row, averaged) for name in averaged]
-        seeds = [seed for seed in self.campaign.seeds if all(seed in values for values in each)]
-        return {seed: statistics.mean(values[seed] for values in each) for seed in seeds}
+        parts = [self._over_seeds(column, name, row, averaged) for name in averaged]
+        seeds = [seed for seed in self.campaign.seeds if all(seed in values for values in parts)]
+        return {seed: statistics.mean(values[seed] for values in parts) for seed in seeds}
 
 
 def _row_of_probe(name: str, results: Iterable[Result]) -> CampaignRow:
-    """Return a row for a linear probe, under the protocols and shots that it has results of."""
-    own = [r for r in results if r.row == name]
-    shots = {int(r.setting.removeprefix("shots_")) for r in own if r.setting}
-    protocols = {r.protocol for r in own}
+    """Return a row for a linear probe, with the protocols and shots of its results."""
+    results = [r for r in results if r.row == name]
+    shots = {int(r.setting.removeprefix("shots_")) for r in results if r.setting}
+    protocols = {r.protocol for r in results}
     return CampaignRow.model_validate(
         {"teacher": name, "protocols": [*protocols], "shots": [*shots]}
     )
 
 
 def published_average(method: str, datasets: Collection[str]) -> Figures:
-    """Return a method's published average over some datasets.
-
-    It is empty if one of them has no published figures.
-    """
+    """Return a method's published average over datasets; empty if one has no published figures."""
     if not METHODS[method].by_dataset and set(datasets) == set(METHODS["promptkd"].by_dataset):
         return METHODS[method].average
-    figures = [METHODS[method].by_dataset.get(dataset) for dataset in datasets]
-    known = [each for each in figures if each is not None]
-    if not known or len(known) < len(figures):
+    by_dataset = METHODS[method].by_dataset
+    if not datasets or not all(dataset in by_dataset for dataset in datasets):
         return {}
-    base, novel = (statistics.mean(each[metric] for each in known) for metric in (_BASE, _NOVEL))
+    figures = [by_dataset[dataset] for dataset in datasets]
+    base, novel = (statistics.mean(row[metric] for row in figures) for metric in (_BASE, _NOVEL))
     return {_BASE: base, _NOVEL: novel, _HM: statistics.harmonic_mean([base, novel])}

@@ -1,4 +1,4 @@
-"""``python -m kdpl table``: the tables of a campaign."""
+"""``python -m kdpl table``: print the tables of a campaign."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from kdpl.runtime.files import write_text
 
 
 def table(folder: str) -> int:
-    """Print the tables of a campaign, beside published figures.
+    """Print the tables of a campaign, finished or not, next to published figures.
 
-    It may be unfinished. They are also written into its folder as Markdown and CSV.
+    The tables are also written into the campaign's folder as Markdown and CSV.
 
     Args:
-        folder: The --out of benchmark.
+        folder: The folder that benchmark was given as --out.
     """
     from kdpl.benchmark.campaign import parse_campaign
     from kdpl.benchmark.formats import markdown, to_csv
@@ -28,13 +28,13 @@ def table(folder: str) -> int:
             "as --out"
         )
     results = list(read_all(Path(folder)))
-    made = [
-        each
+    campaign_tables = [
+        table
         for file in files
-        for each in tables(parse_campaign(read_config(str(file)), file), results)
+        for table in tables(parse_campaign(read_config(str(file)), file), results)
     ]
-    text = markdown(made)
+    text = markdown(campaign_tables)
     write_text(Path(folder) / "table.md", text)
-    write_text(Path(folder) / "table.csv", to_csv(made))
+    write_text(Path(folder) / "table.csv", to_csv(campaign_tables))
     print(text, end="")
     return 0

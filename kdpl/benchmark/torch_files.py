@@ -1,7 +1,7 @@
-"""Torch files that hold more than tensors, read without running anything that they name.
+"""Safe reading of torch files that hold more than tensors: nothing that they name is run.
 
-``torch.load(weights_only=True)`` builds plain values; other classes and functions become a stand-in
-that does nothing.
+``torch.load(weights_only=True)`` builds plain values; a stand-in that does nothing replaces other
+classes and functions.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from kdpl.errors import ArtifactError, reason
 
 
 class _StandIn:
-    """Stands for any class or function of a file, and its instances: takes all, does nothing."""
+    """Replaces any class or function of a file and its instances; takes all, does nothing."""
 
     __slots__ = ()
 
@@ -30,10 +30,13 @@ def _empty_dict(*_: object) -> dict[Any, Any]:
 
 
 def read_torch_file(path: Path) -> Any:
-    """Read a file that ``torch.save`` has written, a zip archive as since version 1.6, on the CPU.
+    """Read a file of ``torch.save``, in the zip format of version 1.6 and later, onto the CPU.
 
-    Returns what was saved: tensors, numbers, strings and plain containers, and a meaningless object
-    for anything else. An ArtifactError if the file is missing, damaged or of another kind.
+    Returns:
+        The saved tensors, numbers, strings and plain containers; a stand-in for anything else.
+
+    Raises:
+        ArtifactError: The file is missing, damaged or of another kind.
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist: check the path")
@@ -43,8 +46,8 @@ def read_torch_file(path: Path) -> Any:
             [(_empty_dict if n == "collections.defaultdict" else _StandIn, n) for n in names]
         ):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever zipfile, pickle and torch raise on damaged bytes
-        # not torch's own words, which advise to load the file without this protection
+    except Exception as error:  # zipfile, pickle and torch raise many on damaged bytes
+        # leave out torch's advice to load the file without this protection
         why = "" if "weights_only" in str(error) else f" ({reason(error)})"
         raise ArtifactError(
             f"{path} is damaged, or not a checkpoint as torch.save writes them since version "

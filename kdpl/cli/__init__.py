@@ -1,7 +1,7 @@
-"""The commands of ``python -m kdpl``, one file each; none is imported before it is called.
+"""The commands of ``python -m kdpl``, one file each, imported when called.
 
-Each returns its exit code, and raises a ``KdplError`` for what the user can fix. Plugins add
-further ones.
+A command returns its exit code, and raises a ``KdplError`` for what the user can fix. Plugins add
+further commands.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from pkgutil import resolve_name
 from kdpl.runtime import plugins
 
 STAGES = ("fit", "validate", "test")
-"""The commands of LightningCLI, which parse their arguments by themselves."""
+"""Commands of LightningCLI that parse their arguments themselves."""
 
 COMMANDS = {
     "run": (
@@ -26,7 +26,7 @@ COMMANDS = {
         "export:export",
         "write a finished classifier as a file that runs without kdpl, and check it",
     ),
-    "init": ("init:init", "survey images of your own and write a config for them"),
+    "init": ("init:init", "survey your images and write a config for them"),
     "search": (
         "search:search",
         "choose what of a student is trained, by short fits that are compared without labels",
@@ -41,23 +41,23 @@ COMMANDS = {
     ),
     "boxes": (
         "boxes:boxes",
-        "list the boxes of a detector as images of their own, or classify them",
+        "list the boxes of a detector as images, or classify them",
     ),
     "models": (
         "models:models",
         "list the CLIPs that can be teacher or student: prompts, size, licence",
     ),
 }
-"""Place of each command of the core in this package, and its line in the usage text."""
+"""Module and function of each core command, and its line in the usage text."""
 
 
 def command_names() -> list[str]:
-    """Return the names of all commands, those of the core first."""
+    """Return the names of all commands, core commands first."""
     return [*COMMANDS, *plugins.paths("commands")]
 
 
 def find_command(name: str) -> Callable[..., int]:
-    """Import a command; KeyError if there is none of this name."""
+    """Import a command; KeyError if the name is unknown."""
     if name in COMMANDS:
         function: Callable[..., int] = resolve_name(f"kdpl.cli.{COMMANDS[name][0]}")
     else:
@@ -66,7 +66,7 @@ def find_command(name: str) -> Callable[..., int]:
 
 
 def usage() -> str:
-    """Return all commands, a plugin's with the first line of its docstring."""
+    """Return the usage text; the line of a plugin's command is the first of its docstring."""
     lines = {name: line for name, (_, line) in COMMANDS.items()}
     for name, function in plugins.load_all("commands").items():
         line = (function.__doc__ or "").partition("\n")[0].rstrip(".")

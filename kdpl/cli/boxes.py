@@ -1,4 +1,4 @@
-"""``python -m kdpl boxes DETECTIONS``: boxes of a detector as images, or classified."""
+"""``python -m kdpl boxes DETECTIONS``: list or classify the boxes of a detector."""
 
 import sys
 from functools import partial
@@ -27,60 +27,56 @@ def boxes(
     workers: PositiveInt | None = None,
     rule: Rule,
 ) -> int:
-    """List the boxes of a detector as images of their own, or classify them.
+    """List the boxes of a detector as images, or classify them.
 
-    With --classifier, OUT is the file of DETECTIONS again, with predictions beside the boxes. If
-    interrupted, the same command resumes. The last options are those of predict.
+    With --classifier, OUT is a copy of DETECTIONS with predictions next to the boxes. If
+    interrupted, the same command resumes.
 
     Args:
         detections: JSON of MegaDetector, SpeciesNet or COCO
         out: a .txt list for a pool or predict; a .csv table with the columns image, label (the
             category of COCO, empty for detectors) and group (the photo); or with --classifier .json
         classifier: classifier folder of a student's run
-        folder: folder or URL of the images, by default that of DETECTIONS
+        folder: folder or URL of the images, by default the folder of DETECTIONS
         only: category of the boxes to take, such as animal; by default all
-        margin: share of a box's width and height that is added at each side, such as 10%
+        margin: share of a box's width and height to add at each side, such as 10%
         min_confidence: least confidence of the detector; labels of COCO have 1
         top_k: classes for each box
         device: auto is a GPU if there is one
         workers: threads that decode, one for each processor core if not given
-        rule: what plugins add as options, such as rejection
+        rule: options that plugins add, such as rejection
     """
     require_file("DETECTIONS", detections)
-    file = output_file("--out", out)
-    if file.suffix not in ((".txt", ".csv") if classifier is None else (".json",)):
-        how = ".txt or .csv" if classifier is None else ".json, as --classifier is given"
-        raise ConfigError(f"--out {out} has an unknown ending, expected {how}: give another")
-    if classifier is not None:
-        require_classifier(Path(classifier))
+    file = _output(out, classifier)
 
-    # imports torch, which takes seconds
+    # imports torch, so only after the checks of paths
     from kdpl.classifier.detections import read_detections, write_predictions
     from kdpl.data.boxes.crops import name_of
 
-    data, found = read_detections(Path(detections), folder)
-    chosen = [
-        each
-        for each in found
-        if each.confidence >= min_confidence and (not only or each.category in only)
+    # select by confidence and category
+    data, detected = read_detections(Path(detections), folder)
+    selected = [
+        box
+        for box in detected
+        if box.confidence >= min_confidence and (not only or box.category in only)
     ]
-    if not chosen:
-        categories = ", ".join(sorted({each.category for each in found})) or "none"
+    if not selected:
+        categories = ", ".join(sorted({box.category for box in detected})) or "none"
         raise DataError(
-            f"{detections} has no such box among {len(found)}, whose categories are {categories}: "
-            "lower --min-confidence, or correct --only"
+            f"{detections} has no such box among {len(detected)}, whose categories are "
+            f"{categories}: lower --min-confidence, or correct --only"
         )
-    print(f"{len(chosen)} of {len(found)} boxes", file=sys.stderr)
-    names = [name_of(each.image, each.box, share("--margin", margin) or 0) for each in chosen]
+    print(f"{len(selected)} of {len(detected)} boxes", file=sys.stderr)
+    names = [name_of(box.image, box.box, share("--margin", margin) or 0) for box in selected]
 
+    # classify the boxes, or list them
     if classifier is not None:
         from kdpl.classifier import PredictOptions
         from kdpl.classifier.bulk import BulkPrediction, load_classifier
 
         loaded = load_classifier(classifier, None, device)
-        write = partial(write_predictions, data=data, detections=chosen)
-        decided = rule.of(loaded, top_k)
-        options = PredictOptions(top_k, workers=workers, rule=decided)
+        write = partial(write_predictions, data=data, detections=selected)
+        options = PredictOptions(top_k, workers=workers, rule=rule.of(loaded, top_k))
         bulk = BulkPrediction(loaded, names, options, write_rows=write)
         if "class" not in bulk.columns:
             raise ConfigError(
@@ -91,7 +87,18 @@ def boxes(
     elif file.suffix == ".txt":
         write_text(file, "".join(f"{name}\n" for name in names))
     else:
-        labels = [each.category if "annotations" in data else "" for each in chosen]
-        rows = zip(names, labels, (each.image for each in chosen), strict=True)
+        labels = [box.category if "annotations" in data else "" for box in selected]
+        rows = zip(names, labels, (box.image for box in selected), strict=True)
         write_rows(file, [("image", "label", "group"), *rows])
     return 0
+
+
+def _output(out: str, classifier: str | None) -> Path:
+    """Return the file to write; a ConfigError if its ending or the classifier is wrong."""
+    file = output_file("--out", out)
+    if file.suffix not in ((".txt", ".csv") if classifier is None else (".json",)):
+        how = ".txt or .csv" if classifier is None else ".json, as --classifier is given"
+        raise ConfigError(f"--out {out} has an unknown ending, expected {how}: give another")
+    if classifier is not None:
+        require_classifier(Path(classifier))
+    return file

@@ -8,9 +8,9 @@ from jsonargparse.typing import PositiveInt
 def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
     """Compute the teacher's features of views of unlabelled images, for a student's fit to read.
 
-    All other options are those of the student's fit: --config FILE, --model.init_args.teacher RUN,
-    and --data.init_args.teacher_cache FOLDER, which says where to. An interrupted command is
-    resumed by the same command.
+    Takes the options of the student's fit: --config FILE, --model.init_args.teacher RUN, and
+    --data.init_args.teacher_cache FOLDER for the folder to write. If interrupted, the same command
+    resumes.
 
     Args:
         views: Views of each image; by default as many as trainer.max_epochs.
@@ -22,7 +22,7 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
     from kdpl.student import FillTeacherCache, StudentDistillation
 
     class Filling(KdplCLI):
-        """A student's fit without steps, which fills the cache and writes nothing else."""
+        """A student's fit without steps that fills the cache and writes nothing else."""
 
         def before_instantiate_classes(self) -> None:
             self.require_stage(StudentDistillation, "student")
@@ -31,10 +31,11 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
                 raise ConfigError(
                     "the settings name no cache to fill: give --data.init_args.teacher_cache FOLDER"
                 )
+            # no training step, no logger, no checkpoint
             data.fill_teacher_cache = True
             trainer.max_epochs = views or trainer.max_epochs or 0
             trainer.limit_train_batches = 0
-            # where the datamodule keeps which images it has decoded
+            # the datamodule records here which images it has decoded
             trainer.default_root_dir = str(Path(data.teacher_cache).expanduser())
             trainer.logger = trainer.enable_checkpointing = trainer.enable_progress_bar = False
             self.save_config_callback = None

@@ -1,4 +1,4 @@
-"""``python -m kdpl class-vectors``: class vectors of other names from an already tuned teacher."""
+"""``python -m kdpl class-vectors``: class vectors of other names from a tuned teacher."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,10 +28,11 @@ def class_vectors(
         out: The file to write.
         classes: The class names, in the order of their labels.
         class_list: Text file with a class name on each line, in that order.
-        config: Config whose data section names the classes, for example a run's config.yaml; may be
+        config: Config whose data section names the classes, such as a run's config.yaml; may be
             repeated.
         settings: Settings of the data.
     """
+    # check the options before anything is read
     file = output_file("--out", out)
     if sum(map(bool, (classes, class_list, config))) != 1:
         raise ConfigError(
@@ -42,6 +43,8 @@ def class_vectors(
         raise ConfigError(
             f"class-vectors has no option {settings[0]}, except after --config: leave it out"
         )
+
+    # read the class names
     num_base: int | None = None
     texts: tuple[ClassText, ...] | None = None
     if config:
@@ -52,6 +55,7 @@ def class_vectors(
     else:
         names = _distinct(classes, "--classes")
 
+    # imports torch, so only after the checks
     from kdpl.class_vectors import NameEncoder
 
     NameEncoder.load(teacher).encode(names, num_base, texts).save(file)
@@ -59,12 +63,12 @@ def class_vectors(
     return 0
 
 
-def _distinct(given: Sequence[str], source: str) -> tuple[str, ...]:
-    names = tuple(composed(name.strip()) for name in given)
+def _distinct(texts: Sequence[str], source: str) -> tuple[str, ...]:
+    """Return normalised class names; a ConfigError if one is invalid or repeated."""
+    names = tuple(composed(text.strip()) for text in texts)
     for i, name in enumerate(names):
-        fault = fault_of_name(name)
-        if fault:
-            raise ConfigError(f"{source} has a class name that {fault}: give another")
+        if problem := fault_of_name(name):
+            raise ConfigError(f"{source} has a class name that {problem}: give another")
         if name in names[:i]:
             raise ConfigError(f"{source} has the class name {name!r} twice: give each class once")
     if not names:
@@ -75,7 +79,7 @@ def _distinct(given: Sequence[str], source: str) -> tuple[str, ...]:
 def _names_of_data(
     files: Sequence[str], settings: Sequence[str]
 ) -> tuple[tuple[str, ...], int | None, tuple[ClassText, ...]]:
-    """Return names, number of base classes and texts of the data in configs and settings."""
+    """Return class names, number of base classes and texts from configs and settings."""
     from kdpl.data.domain import build_data
     from kdpl.runtime.configs import find_config, read_config
 

@@ -1,4 +1,4 @@
-"""``python -m kdpl export CLASSIFIER --format … --out FILE``: write a standalone file, checked."""
+"""``python -m kdpl export CLASSIFIER --format … --out FILE``: write and check a standalone file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -30,23 +30,23 @@ def export(
 ) -> int:
     """Write a classifier as a file that runs without kdpl.
 
-    The file is compared with the classifier, and is not kept if it differs too much.
+    The file is compared with the classifier, and discarded if it differs too much.
 
     Args:
         classifier: classifier folder of a student's run
-        format: onnx; onnx-fp16 and onnx-int8, which have products in 16 or 8 bits; openvino;
-            executorch, which takes one image at a time; or torch, a program of torch.export
-        out: file to write, .onnx, .pte or .pt2, or folder of openvino, which must not exist yet
+        format: onnx; onnx-fp16 and onnx-int8, with products in 16 or 8 bits; openvino; executorch,
+            for one image at a time; or torch, a program of torch.export
+        out: file to write, .onnx, .pte or .pt2, or folder of openvino; must not exist yet
         add_classes: class vectors of further classes, written by the class-vectors command
         input: images as bytes, or as floats in 0..1
-        calibration: folder of unlabelled images to set the ranges of 8-bit numbers, of which 256
-            are used
-        check: folder of images to compare on, of which at most 1024 are used; those of
-            --calibration if not given, or noise
+        calibration: folder of unlabelled images that set the ranges of 8-bit numbers; 256 are used
+        check: folder of images to compare on, at most 1024 are used; by default the images of
+            --calibration, or noise
         tolerance: largest difference of a logit, or of the score unknown, in 32 bits
         agreement: smallest share of equal predictions, and of scores on the same side of 0.5, in 16
             and 8 bits
     """
+    # check the options before torch is imported
     path = Path(out)
     if path.exists():
         raise ConfigError(f"--out {out} exists already: choose another --out, or remove it")
@@ -59,6 +59,7 @@ def export(
     from kdpl.classifier.export import compare
     from kdpl.classifier.formats.registry import require_format
 
+    # load the classifier, and the images to calibrate and compare on
     kind = require_format(format, path, calibration is not None)
     loaded = load_classifier(classifier, add_classes)
     ranges = _images(loaded, calibration, _CALIBRATION_IMAGES) if calibration is not None else None
@@ -69,6 +70,8 @@ def export(
             256, (_NOISE_IMAGES, 3, size, size), dtype=torch.uint8, generator=generator
         )
         note = " (on noise: give --check for real images)"
+
+    # write the file, and keep it only if it predicts the same
     with atomic_path(path) as temporary:
         kind.write(loaded, input, temporary, *([ranges] if kind.calibrated else []))
         difference = compare(loaded, kind.load(temporary), images, input)
@@ -89,6 +92,7 @@ def export(
 
 
 def _images(classifier: "Classifier", folder: str, count: int) -> "Tensor":
+    """Return up to ``count`` prepared images of a folder, stacked."""
     import torch
 
     from kdpl.classifier.sources import find_sources
@@ -96,7 +100,7 @@ def _images(classifier: "Classifier", folder: str, count: int) -> "Tensor":
     from kdpl.runtime.predictions import spread
 
     # evenly spread, because images in a folder are often sorted by class
-    chosen = spread(find_sources([folder]), count)
+    paths = spread(find_sources([folder]), count)
     return torch.stack(
-        [classifier.prepare(open_image(path, decoding=classifier.decoding)) for path in chosen]
+        [classifier.prepare(open_image(path, decoding=classifier.decoding)) for path in paths]
     )

@@ -23,13 +23,13 @@ Scripts read them by name: add further ones at the end.
 def models(word: str | None = None) -> int:
     """List the CLIPs that can be teacher or student: prompts, size, licence.
 
-    No network is used. Those listed are open_clip's and registered ones.
+    Lists the models of open_clip and registered ones, without a network.
 
     In a pipe, the output is tab-separated: a header line with the names of the columns, then a line
     for each model and licence. The columns keep their names and their order (docs/models.md).
 
     Args:
-        word: Part of a model's name or tag, in any case; without it, all are listed.
+        word: Part of a model's name or tag, ignoring case; by default all are listed.
     """
     from rich.console import Console
     from rich.table import Table
@@ -42,24 +42,28 @@ def models(word: str | None = None) -> int:
             f"no name or tag of a CLIP contains {word!r}: give a part of one, such as SigLIP; a "
             "student may also be a network of timm, timm:NAME"
         )
+
+    # for scripts: tab-separated columns
     console = Console()
     if not console.is_terminal:
         print(*COLUMNS, sep="\t")
-        for each in entries:
-            model, tags, *about = astuple(each)
-            print(model, ",".join(tags), *about, sep="\t")
+        for entry in entries:
+            model, tags, *facts = astuple(entry)
+            print(model, ",".join(tags), *facts, sep="\t")
         return 0
+
+    # for people: a table as wide as the terminal
     table = Table(box=None, padding=(0, 1, 1, 0), pad_edge=False, header_style="bold")
     table.add_column("model\n[dim]tags", overflow="fold", ratio=1)
     for title in ("px", "million"):
         table.add_column(title, justify="right", no_wrap=True)
     for title in ("as teacher", "as student", "licence"):
         table.add_column(title)
-    for each in entries:
-        name = f"{each.model}\n[dim]{', '.join(each.tags)}"
-        extra = f"\n[dim]{each.extra}" if each.extra else ""
-        size, millions = str(each.image_size), f"{each.parameters / 1e6:.1f}"
-        table.add_row(name, size, millions, each.teacher + extra, each.student, each.licence)
+    for entry in entries:
+        name = f"{entry.model}\n[dim]{', '.join(entry.tags)}"
+        extra = f"\n[dim]{entry.extra}" if entry.extra else ""
+        size, millions = str(entry.image_size), f"{entry.parameters / 1e6:.1f}"
+        table.add_row(name, size, millions, entry.teacher + extra, entry.student, entry.licence)
     console.print(table)
     console.print(
         "px: edge of the images. million: parameters of the image tower. as teacher: prompts that "

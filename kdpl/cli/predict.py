@@ -29,7 +29,7 @@ def predict(
 ) -> int:
     """Classify images with a finished classifier and write one row for each, in the order given.
 
-    An unreadable image gets a row with the reason. If interrupted, the same command with --out
+    The row of an unreadable image gives the reason. If interrupted, the same command with --out
     resumes.
 
     Args:
@@ -45,12 +45,12 @@ def predict(
         batch_size: images per batch
         device: auto is a GPU if there is one
         workers: threads that decode, one for each processor core if not given
-        rule: what plugins add as options, such as rejection
-        observers: what plugins add as options that look at each image, such as heat maps
-        precision: bf16-mixed and 16-mixed run the image tower in half precision, which is faster on
-            most GPUs
+        rule: options that plugins add, such as rejection
+        observers: options of plugins that look at each image, such as heat maps
+        precision: bf16-mixed and 16-mixed run the image tower in half precision, faster on most
+            GPUs
     """
-    # what imports torch, which takes seconds, comes after all checks of paths
+    # check the options before torch is imported, since the import takes seconds
     from kdpl.classifier.sources import find_sources
     from kdpl.classifier.tables import require_format
 
@@ -58,12 +58,12 @@ def predict(
     require_file("--add-classes", add_classes)
     if add_classes is not None and rule.make is not None:
         raise ConfigError(
-            "options that reject images, name sets or score them rest on images of the run, which "
-            "have none of the added classes: leave out --add-classes"
+            "options that reject images, name sets or score them rest on images of the run, and "
+            "these have none of the added classes: leave out --add-classes"
         )
     if observers and precision != "32-true":
         raise ConfigError(
-            "options that look at each image, such as --explain, take gradients, which need "
+            "options that look at each image, such as --explain, take gradients and need "
             "--precision 32-true: leave out --precision"
         )
     table = output_file("--out", out) if out is not None else None
@@ -73,14 +73,15 @@ def predict(
         raise ConfigError("--embeddings needs a table in a file: give --out")
     sources = find_sources(images, Path(list) if list is not None else None)
 
+    # load the classifier, and predict image by image
     from kdpl.classifier import PredictOptions
     from kdpl.classifier.bulk import BulkPrediction, load_classifier
 
     loaded = load_classifier(classifier, add_classes, device)
-    decided = rule.of(loaded, top_k)
-    looking = [make(loaded, Path(classifier)) for make in observers]
-    options = PredictOptions(top_k, batch_size, workers, precision, decided)
-    bulk = BulkPrediction(loaded, sources, options, embeddings, observers=looking)
+    decision_rule = rule.of(loaded, top_k)
+    watchers = [make(loaded, Path(classifier)) for make in observers]
+    options = PredictOptions(top_k, batch_size, workers, precision, decision_rule)
+    bulk = BulkPrediction(loaded, sources, options, embeddings, observers=watchers)
     if table is None:
         bulk.print()
     else:

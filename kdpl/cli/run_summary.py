@@ -1,4 +1,4 @@
-"""Summary of a finished run: accuracies, and the paths of classifier, report and pictures."""
+"""Summary of a finished run: accuracies and the paths of classifier, report and pictures."""
 
 import json
 import shlex
@@ -22,11 +22,12 @@ from kdpl.runtime.run_folder import (
     SUMMARY_FILE,
 )
 
-_FOLLOWS = 0.5  # agreement of a student with its targets below which it does not follow them
+_FOLLOWS = 0.5  # least agreement of a student with its targets to count as following them
 
 
 def summarize(console: Any, out: Path, nothing_done: bool) -> None:
-    """Print accuracies and where everything is; write the accuracies into the run's folder."""
+    """Print accuracies and paths, and write the accuracies into the run's folder."""
+    # collect the results of the models that were tested
     untuned = out / "zero_shot" / "teacher"
     rows = {
         "teacher's CLIP, zero-shot": untuned,
@@ -43,6 +44,8 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
     results = {title: read_results(folder) for title, folder in tested.items()}
     if not nothing_done or not (out / SUMMARY_FILE).is_file():
         write_text(out / SUMMARY_FILE, json.dumps(results, indent=2))
+
+    # print the accuracies
     console.print()
     if nothing_done:
         console.out(
@@ -51,21 +54,23 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
     console.print(_table(results) if results else "there are no test images: nothing was tested")
     if any(test_key("map") in row for row in results.values()):
         _print_agreement(console, out / "student" / METRICS_FILE)
+
+    # print the paths
     classifier = out / "student" / CLASSIFIER_FOLDER
     report = out / REPORT_FILE
     pictures = [("picture", path) for path in sorted(out.glob(f"*/{FIGURES_FOLDER}/*.png"))]
-    places = [("classifier", classifier), ("results", out / SUMMARY_FILE)]
-    places += [("report", report)] * report.is_file() + pictures
-    for what, path in places:
+    paths = [("classifier", classifier), ("results", out / SUMMARY_FILE)]
+    paths += [("report", report)] * report.is_file() + pictures
+    for title, path in paths:
         # unlike print, this does not break a long path into lines
-        console.out(f"{what:<11} {path}", highlight=False)
+        console.out(f"{title:<11} {path}", highlight=False)
     console.out(
         f"use it: python -m kdpl predict {shlex.quote(str(classifier))} IMAGES…", highlight=False
     )
 
 
 def _print_agreement(console: Any, file: Path) -> None:
-    """Say how well a student of several labels follows its targets, by its last epoch."""
+    """Print how well a student of several labels followed its targets in its last epoch."""
     curves = read_metrics(file) if file.is_file() else {}
     for key, images in {
         FIDELITY: "unlabelled images that it has not seen",
@@ -87,16 +92,17 @@ def _print_agreement(console: Any, file: Path) -> None:
 
 
 def _table(results: Mapping[str, dict[str, float]]) -> Any:
+    # the columns that any model has a value for
     columns = {test_key(name): title for name, title in SUMMARY_COLUMNS.items()}
     columns = {
         key: title for key, title in columns.items() if any(key in row for row in results.values())
     }
-    some = next(iter(results.values()))
-    held_out = ", held out of the labelled ones" if some.get("held_out") else ""
+    first = next(iter(results.values()))
+    held_out = ", held out of the labelled ones" if first.get("held_out") else ""
     transductive = "transductive: unlabelled images of novel classes were seen in distillation"
-    what = "mAP and F1" if test_key("map") in some else "accuracy"
+    metrics = "mAP and F1" if test_key("map") in first else "accuracy"
     table = Table(
-        title=f"{what} on {some['images']:.0f} test images{held_out}, %",
+        title=f"{metrics} on {first['images']:.0f} test images{held_out}, %",
         title_justify="left",
         caption=transductive
         if {test_key("novel_acc"), test_key("novel_map")} & columns.keys()
@@ -106,8 +112,8 @@ def _table(results: Mapping[str, dict[str, float]]) -> Any:
     table.add_column("")
     for title in columns.values():
         table.add_column(title, justify="right")
-    if test_key("chance") in some:
-        chance = {key: some[key.replace("map", "chance")] for key in columns if "map" in key}
+    if test_key("chance") in first:
+        chance = {key: first[key.replace("map", "chance")] for key in columns if "map" in key}
         results = {"chance": chance, **results}
     for title, row in results.items():
         table.add_row(title, *(f"{100 * row[key]:.1f}" if key in row else "" for key in columns))

@@ -1,4 +1,4 @@
-"""Thresholds from validation images before a test and for the classifier, and a test's tables."""
+"""Callback for several labels: thresholds from validation images, and the tables of a test."""
 
 import math
 from collections.abc import Iterable
@@ -27,20 +27,20 @@ from kdpl.runtime.run_folder import PREDICTIONS_FILE
 PER_CLASS_FILE = "per_class.csv"
 """Scores of each class on the test images, in a run's folder."""
 
-_UNLABELED = 256  # images that thresholds are chosen on where there are no validation images
+_UNLABELED = 256  # images to choose thresholds on if there are no validation images
 
 
 def callbacks(module: LightningModule) -> list[Callback]:
-    """Return the callback of a fit or test; entry point of ``kdpl.callbacks``."""
+    """Return the callback of a fit or test."""
     return [SeveralLabels()] if isinstance(module, ClassifyingModule) else []
 
 
 class SeveralLabels(Handover):
     """Chooses thresholds, and writes a test's predictions; idle for images of one class each.
 
-    The thresholds of classes are those of the best F1 on the validation images, as the student is
-    at its end, or as the module is that is tested. Novel classes have the mean of the base ones.
-    Without validation images they follow from unlabelled ones, see ``of_expected_counts``.
+    The threshold of a class maximises F1 on the validation images, for the student at the end of
+    its fit or for the module under test. Novel classes get the mean over the base classes. Without
+    validation images, thresholds follow from unlabelled images, see ``of_expected_counts``.
     """
 
     def __init__(self) -> None:
@@ -48,17 +48,17 @@ class SeveralLabels(Handover):
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def ended_early(self) -> None:
-        """Leave it to the classifier to say so."""
+        """Print nothing: the classifier's handover has the warning."""
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
-        """Choose the thresholds that the classifier takes over, before it is written."""
+        """Choose the thresholds of the classifier before it is written."""
         module = cast(ClassifyingModule, pl_module)
-        # a teacher hands over none
+        # a teacher hands over no thresholds
         if module.needs.split == "unlabeled":
             _choose(trainer, module)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose the thresholds of the test's metrics, when the scores of classes have begun."""
+        """Choose the thresholds of the test's metrics, once the scores of classes have started."""
         self._rows = []
         _choose(trainer, cast(ClassifyingModule, pl_module))
 
@@ -71,7 +71,7 @@ class SeveralLabels(Handover):
             self._rows.append((row["indices"].cpu(), row["logits"].cpu(), row["labels"].cpu()))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather and write the predictions, and the scores of each class."""
+        """Gather the predictions of all processes; write them, and the scores of each class."""
         task = cast(ClassifyingModule, pl_module).task
         parts = gather(self._rows, trainer.world_size)
         if not isinstance(task, MultiLabel) or not trainer.is_global_zero or not parts:
@@ -83,18 +83,20 @@ class SeveralLabels(Handover):
         def joined(labels: Iterable[int]) -> str:
             return SEPARATOR.join(names[label] for label in labels)
 
+        # a row for each image, in the order of the test split
         columns = ("index", "source", "labels", "predicted", "probabilities")
         rows: list[tuple[object, ...]] = [columns]
         decided, probabilities = task.labels(logits), task.probabilities(logits)
-        for place in indices.argsort().tolist():
-            index = int(indices[place])
+        for row in indices.argsort().tolist():
+            index = int(indices[row])
             record = data.splits.test[index]
-            predicted = joined(torch.nonzero(decided[place]).flatten().tolist())
-            numbers = SEPARATOR.join(f"{each:.6f}" for each in probabilities[place].tolist())
-            known = joined(labels_of(record))
-            rows.append((index, record.source, known, predicted, numbers))
+            predicted = joined(torch.nonzero(decided[row]).flatten().tolist())
+            numbers = SEPARATOR.join(f"{number:.6f}" for number in probabilities[row].tolist())
+            labels = joined(labels_of(record))
+            rows.append((index, record.source, labels, predicted, numbers))
         write_rows(folder / PREDICTIONS_FILE, rows)
 
+        # a row for each class
         scores = class_scores(logits, targets, task.thresholds)
         thresholds = task.thresholds_of(len(names))
         table: list[tuple[object, ...]] = [
@@ -102,13 +104,13 @@ class SeveralLabels(Handover):
         ]
         for label, name in enumerate(names):
             measured = [float(column[label]) for column in scores[1:]]
-            cells = ["" if math.isnan(each) else f"{each:.6f}" for each in measured]
+            cells = ["" if math.isnan(score) else f"{score:.6f}" for score in measured]
             table.append((name, int(scores.positives[label]), thresholds[label], *cells))
         write_rows(folder / PER_CLASS_FILE, table)
 
 
 def _choose(trainer: Trainer, module: ClassifyingModule) -> None:
-    """Give a module's task the thresholds of its validation images, on all processes the same."""
+    """Set the thresholds of a module's task, the same on all processes."""
     task, data = module.task, domain_of(trainer)
     if not isinstance(task, MultiLabel):
         return
@@ -117,14 +119,15 @@ def _choose(trainer: Trainer, module: ClassifyingModule) -> None:
         with trainer.precision_plugin.forward_context():
             return module.class_logits(images).float()
 
+    # from validation images, else from unlabelled ones
     with evaluating(module):
-        found = on_validation_images(trainer, lambda images: [classify(images)], module.device)
-    if found is not None:
-        logits, targets = found
+        outputs = on_validation_images(trainer, lambda images: [classify(images)], module.device)
+    if outputs is not None:
+        logits, targets = outputs
         thresholds = _of_best_f1(logits, targets, data)
     elif data.splits.train or data.splits.unlabeled:
         inform(
-            "there are no validation images: thresholds are those with which as many unlabelled "
+            "there are no validation images: thresholds are chosen so that as many unlabelled "
             "images have a class as its probabilities add up to"
         )
         images = data.preview(_UNLABELED, module.resizing).to(module.device)
@@ -135,18 +138,21 @@ def _choose(trainer: Trainer, module: ClassifyingModule) -> None:
     else:
         inform("there are no validation images, so that the threshold of each class is 0.5")
         return
+
+    # the test's metrics take them over
     module.task = MultiLabel(thresholds)
     module.test_metrics = module.task.accuracy(data.num_base).to(module.device)
 
 
 def _of_best_f1(logits: Tensor, targets: Tensor, data: DomainDataModule) -> list[float]:
     """Choose the thresholds of all classes on validation images."""
-    # no label of a novel class plays a part
+    # labels of novel classes are not used
     count = len(data.tuning_class_names)
     chosen = choose(logits[:, :count], targets[:, :count])
-    thresholds = [each.value for each in chosen]
+    thresholds = [threshold.value for threshold in chosen]
     mean = float(torch.tensor(thresholds).mean())
-    missing = [name for name, each in zip(data.class_names, chosen, strict=False) if each.problem]
+    pairs = zip(data.class_names, chosen, strict=False)
+    missing = [name for name, threshold in pairs if threshold.problem]
     if missing:
         inform(
             f"no validation image has the class {missing[0]!r}"

@@ -1,4 +1,4 @@
-"""``python -m kdpl thresholds CLASSIFIER IMAGES``: choose the threshold of each class anew."""
+"""``python -m kdpl thresholds CLASSIFIER IMAGES``: choose new thresholds for the classes."""
 
 import math
 from pathlib import Path
@@ -19,25 +19,24 @@ def thresholds(
     precision: str | None = None,
     recall: str | None = None,
 ) -> int:
-    """Choose the probability from which on an image has a class, of each class, on labelled images.
+    """Choose for each class the least probability for which it is named, on labelled images.
 
-    They replace those in the classifier's folder, which are of the best F1 on the run's validation
-    images. Give images that the classifier was not trained on.
+    These thresholds replace the ones in the classifier's folder, chosen for the best F1 on the
+    run's validation images. Give images that the classifier was not trained on.
 
     Args:
         classifier: classifier folder of a student's run, of several labels an image
-        images: .csv or .parquet table with the columns image and label, and of one split
+        images: .csv or .parquet table of one split with the columns image and label
         label_separator: character between the labels of an image
         empty_labels: meaning of an empty label: no_class, of none of the classes, or unlabeled; as
             for init
-        class_names: file with the names of the classes, where labels are named otherwise, as for
-            init
-        precision: wanted share of an image's named classes that are right, such as 90%, for each
-            class, for which one image of each group of the table counts; by default F1 is as large
-            as possible
+        class_names: file with the names of the classes if the table's labels differ, as for init
+        precision: wanted share of the images for which a class is named that have it, such as 90%,
+            for each class; one image of each group of the table counts; by default F1 is maximised
         recall: wanted share of the images of a class for which it is named, for each class; one
             image of each group counts
     """
+    # check the options before torch is imported
     require_classifier(Path(classifier))
     require_file("--class-names", class_names)
     if precision is not None and recall is not None:
@@ -69,19 +68,23 @@ def thresholds(
         empty_labels,
         one_of_a_group=(precision or recall) is not None,
     )
-    logits, targets = (each.cpu() for each in classify_records(loaded, records))
+    logits, targets = (tensor.cpu() for tensor in classify_records(loaded, records))
 
     # a class that no image has keeps its threshold
     having = {label for record in records for label in labels_of(record)}
     before, chosen = task.thresholds_of(len(names)), choose(logits, targets, **wanted)
-    values = [each.value if label in having else before[label] for label, each in enumerate(chosen)]
+    values = [
+        threshold.value if label in having else before[label]
+        for label, threshold in enumerate(chosen)
+    ]
     keep_task(Path(classifier), MultiLabel(values).settings())
 
+    # print how well the thresholds do on these images
     scores = class_scores(logits, targets, values)
     print("class, threshold, images, precision, recall, F1 on these images:")
     for label, name in enumerate(names):
         measured = [float(column[label]) for column in scores[2:]]
-        shown = ", ".join("" if math.isnan(each) else f"{each:.3f}" for each in measured)
+        shown = ", ".join("" if math.isnan(score) else f"{score:.3f}" for score in measured)
         print(f"  {name}: {values[label]:.4f}, {int(scores.positives[label])}, {shown}")
         if problem := chosen[label].problem:
             print(f"    {problem}{'' if label in having else ': its threshold is as it was'}")

@@ -14,10 +14,10 @@ from torchvision.ops import nms
 from kdpl.data.augmentation import resize_and_crop, to_tensor, without_ends
 from kdpl.runtime.resizing import Resizing
 
-# Best for training pages (docs/several_labels.md). The shorter edge of the image in which boxes are
-# sought, pixels; neighbours' distance and a box's border, as shares of its edge; weight of the
-# border; overlap (IoU) above which the weaker of two boxes goes
-_SOUGHT_IN = 64
+# Best for training pages (docs/several_labels.md). The shorter edge of the image searched, pixels;
+# neighbours' distance and a box's border, as shares of its edge; weight of the border; overlap
+# (IoU) above which the weaker of two boxes is dropped
+_SEARCH_EDGE = 64
 _STRIDE, _BORDER, _BORDER_WEIGHT, _MOST_OVERLAP = 1 / 6, 0.06, 2.0, 0.5
 
 # views of a box: its edge, and how far right and down, as shares of the box's edge
@@ -31,15 +31,15 @@ _VIEWS = (
 class Crops:
     """Makes crops of an image: boxes that look like whole objects, each in several views.
 
-    A box is the better the more edges of the picture it has inside and the fewer run through its
-    border: I − 2·B, over its edge to the power of 1.5, with the sums I and B of the gradient's
-    magnitude. Candidates of all scales lie on a grid, and each is taken that is better than all
-    that it overlaps with. At scale 1 there is the whole image besides, in one view.
+    A box scores high if many edges of the picture lie inside it and few cross its border:
+    I − 2·B, over its edge to the power of 1.5, with the sums I and B of the gradient's magnitude.
+    Candidates of all scales lie on a grid; non-maximum suppression selects from them. Scale 1 adds
+    the whole image in one view.
 
     Attributes:
         scales: The shorter edge of the image over the edges of boxes, at least 1.
         count: Number of boxes in an image.
-        resizing: How the teacher takes images.
+        resizing: Resizing of the teacher's images.
     """
 
     scales: tuple[float, ...]
@@ -48,6 +48,7 @@ class Crops:
 
     def __call__(self, image: Image) -> Tensor:
         """Make the V crops of an RGB image, uint8 [V, 3, S, S]."""
+        # the whole image, then all views of each box, kept inside the image
         image = without_ends(image)
         crops = [image] if 1 in self.scales else []
         for left, top, edge in self.boxes(image).tolist():
@@ -60,50 +61,53 @@ class Crops:
         return torch.stack([to_tensor(resize_and_crop(crop, self.resizing)) for crop in crops])
 
     def features(self, views: Tensor) -> Tensor:
-        """Return the features of the boxes, float [K, D], from those of an image's crops [V, D]."""
+        """Average an image's features of crops [V, D] over the views of a box, float [K, D]."""
         whole = 1 if 1 in self.scales else 0
         boxes = views[whole:].view(-1, len(_VIEWS), views.shape[1]).mean(dim=1)
         return F.normalize(torch.cat([views[:whole], boxes]), dim=1)
 
     def boxes(self, image: Image) -> NDArray[np.float64]:
-        """Return left, top and edge of each box, the best first, pixels, float [count, 3]."""
-        shrink = _SOUGHT_IN / min(image.size)
+        """Return left, top and edge of each box in pixels, the best first, float [count, 3]."""
+        # the gradient of a small copy, and its sums over all that is above and to the left
+        shrink = _SEARCH_EDGE / min(image.size)
         width, height = (round(edge * shrink) for edge in image.size)
         small = image.convert("L").resize((width, height), Resampling.BOX)
         gradient = np.hypot(*np.gradient(np.asarray(small, dtype=np.float64)))
-        # of all that is above and to the left
         sums = np.pad(gradient.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
 
+        # score the candidates by the sums inside them and around their border
         candidates = self._candidates(width, height)
         left, top, edge = candidates.T
         border = np.maximum(1, np.rint(_BORDER * edge)).astype(int)
 
         def total(more: NDArray[np.int_]) -> NDArray[np.float64]:
-            """Sum over boxes that are larger by so much on each side."""
+            """Sum the gradient over boxes grown by ``more`` on each side."""
             x0, x1 = np.clip([left - more, left + edge + more], 0, width)
             y0, y1 = np.clip([top - more, top + edge + more], 0, height)
-            found: NDArray[np.float64] = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
-            return found
+            totals: NDArray[np.float64] = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
+            return totals
 
         inside, around = total(-border), total(border)
         score = (inside - _BORDER_WEIGHT * (around - inside)) / edge**1.5
 
+        # keep the best of boxes that overlap
         corners = np.column_stack([left, top, left + edge, top + edge]).astype(np.float64)
         kept = nms(torch.from_numpy(corners), torch.from_numpy(score), _MOST_OVERLAP)
-        # of an image with too little room for so many, the best are taken again
+        # repeat the best ones if the image has too little room for ``count`` boxes
         return np.resize(candidates[kept.numpy()], (self.count, 3)) / shrink
 
     def _candidates(self, width: int, height: int) -> NDArray[np.int_]:
-        """Return left, top and edge of boxes on a grid for each scale but 1, int [M, 3]."""
-        found = []
+        """Return left, top and edge of boxes on a grid for each scale above 1, int [M, 3]."""
+        boxes = []
         for scale in self.scales:
             edge = max(4, round(min(width, height) / scale))
             if scale > 1:
                 rows, columns = _starts(height, edge), _starts(width, edge)
-                found += [(left, top, edge) for top in rows for left in columns]
-        return np.array(found)
+                boxes += [(left, top, edge) for top in rows for left in columns]
+        return np.array(boxes)
 
 
 def _starts(length: int, edge: int) -> list[int]:
+    """Return evenly spaced starts of boxes along a side of the image."""
     steps = math.ceil((length - edge) / max(1.0, _STRIDE * edge))
     return [round(start) for start in np.linspace(0, length - edge, steps + 1).tolist()]

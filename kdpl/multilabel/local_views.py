@@ -1,8 +1,8 @@
-"""Targets of several labels with few or no labels: what the teacher sees in crops of each image.
+"""Targets for several labels per image from the teacher's predictions for crops of each image.
 
-A CLIP's feature of a whole image is mostly of its largest object; in a small crop there is often
-one object alone. After the ideas of CCD (arXiv 2503.16873) and SPARC (arXiv 2502.16911). All
-constants are those that were best for training pages (docs/several_labels.md).
+A CLIP's feature of a whole image mostly describes the largest object, and a small crop often shows
+a single one. After the ideas of CCD (arXiv 2503.16873) and SPARC (arXiv 2502.16911). All constants
+were tuned on training pages (docs/several_labels.md).
 """
 
 import math
@@ -38,18 +38,18 @@ LOCAL_VIEWS_FILE = "local_views.safetensors"
 """The targets of all unlabelled images, in a run's folder."""
 
 LIMIT = math.log(0.99 / 0.01)
-"""Largest log odds of a target, of which none is quite sure."""
+"""Largest log odds of a target: none is certain."""
 
-# of the probability over standardised scores: how steep it is, and where it is one half
+# slope of the probability over standardised scores, and the score at one half
 _SHARPNESS, _MARGIN = 2.0, 0.5
 
 _KIND = "targets from local views"
 _VERSION = 3
 
-# labelled images that the probe is fitted to, whose crops are kept at once
+# most labelled images to fit the probe to; their crops' features are in memory together
 _MOST_LABELED = 2000
 
-# weight of the texts beside a probe, and its inverse regularisation times the features' width
+# weight of the texts relative to a probe; its inverse regularisation times the features' width
 _TEXT = 0.25
 _STRENGTH = 30.0
 
@@ -58,21 +58,21 @@ _STRENGTH = 30.0
 class LocalViews(PreparedTarget):
     """Log odds of the classes of an image, from the teacher's predictions for crops of it.
 
-    With labels, a probe on the features of crops is multiplied with those predictions, and labelled
-    images have their labels.
+    With labels, a probe on the features of crops is multiplied with the predictions, and the
+    targets of labelled images are their labels.
 
     The teacher predicts for each crop one of the classes or, if its folder has negative vectors, a
-    word for something else. What is found of a class, s = Σ_v p_v², counts sure crops more than
-    many unsure ones. Its logarithm is standardised by class over the pool, since a CLIP prefers
-    some names wherever it looks, and the image has the class with probability σ(2z − 1), but not
-    less than 0.01 nor more than 0.99.
+    word for something else. The score of a class, s = Σ_v p_v², counts a confident crop more than
+    many uncertain ones. Its logarithm is standardised by class over the pool, since a CLIP prefers
+    some names in any image. The image has the class with probability σ(2z − 1), clipped to
+    [0.01, 0.99].
 
-    The targets are made before the first step and written to ``local_views.safetensors`` in the
-    run's folder, from where they are read when the run is resumed.
+    The targets are computed before the first step and written to ``local_views.safetensors`` in the
+    run's folder; a resumed run reads that file.
 
     Attributes:
         scales: The shorter edge of an image over the edges of boxes; 1 is the whole image.
-        count: Number of boxes in an image, which should be above that of its objects.
+        count: Number of boxes in an image; should exceed the number of its objects.
     """
 
     scales: tuple[float, ...] = (1, 2.5, 3, 3.5, 4, 4.5)
@@ -99,23 +99,23 @@ class LocalViews(PreparedTarget):
 
     @property
     def uses_teacher(self) -> bool:
-        """False: all is known before the first step."""
+        """False: all targets are computed before the first step."""
         return False
 
     def logits(self, predicted: Tensor, indices: Tensor) -> Tensor:
         """Return log odds of the target [B, C]; a ConfigError before ``prepare``."""
         if not len(self._rows):
             raise ConfigError(
-                "the targets of local views are not there: fit the student by its command, "
-                "which makes them"
+                "the targets of local views are not there: fit the student by its command to make "
+                "them"
             )
         return self._log_odds[self._rows[indices]]
 
     def prepare(self, inputs: TargetInputs) -> None:
-        """Look at the crops, or read earlier results.
+        """Compute the targets from crops, or read earlier ones.
 
         Raises:
-            ArtifactError: These are of other data or settings.
+            ArtifactError: Earlier targets were made from other data or settings.
             ConfigError: Images have one label each.
         """
         self.require_task(inputs.teachers[0].task)
@@ -127,6 +127,7 @@ class LocalViews(PreparedTarget):
             tensors, fields = {"images": images, "log_odds": log_odds}, {"made_from": origin}
             inputs.on_first_process(lambda: write_tensors(path, _KIND, _VERSION, tensors, fields))
 
+        # make the file on the first process, and read it on all
         words = digest([negatives.cpu().numpy().tobytes()])
         settings = {"target": asdict(self), "negative vectors": words}
         file, origin = inputs.kept(LOCAL_VIEWS_FILE, settings, make)
@@ -137,42 +138,45 @@ class LocalViews(PreparedTarget):
         self._log_odds = tensors["log_odds"].to(inputs.device)
 
     def _make(self, inputs: TargetInputs, negatives: Tensor) -> Tensor:
-        """Return the log odds of the pool's images, float32 [N, C]."""
+        """Compute the log odds of the pool's images, float32 [N, C]."""
+        # the texts of classes and other things
         vectors = inputs.teachers[0]
         crops = Crops(self.scales, self.count, vectors.preprocessing.resizing)
         texts = vectors.logit_scale * torch.cat([vectors.vectors, negatives]).to(inputs.device)
         views = Views(texts, len(vectors.vectors))
+
+        # a probe, if the labels are enough
         has = _multi_hot(inputs)
         chosen = spread(range(len(has)), _MOST_LABELED)
-        what = f"{len(inputs.indices)} images, with {len(negatives)} words for other things"
-        inform(f"looking at crops of {what} and {len(chosen)} of {len(has)} labelled images")
+        images = f"{len(inputs.indices)} images, with {len(negatives)} words for other things"
+        inform(f"looking at crops of {images} and {len(chosen)} of {len(has)} labelled images")
         if _tells_apart(has[chosen]):
             sources = [inputs.labeled[row].source for row in chosen]
             views = views.tuned(summaries_of(inputs, crops, views.best, sources), has[chosen])
         elif inputs.labeled:
             inform(
-                "the labelled images tell too little apart to learn from their crops, which takes "
-                "two classes and images without one of them: the texts alone decide"
+                "the labelled images are too alike to learn from their crops, expected two classes "
+                "and an image without one of them: only the texts decide"
             )
         log_odds = log_odds_of(summaries_of(inputs, crops, views.scores)).cpu()
 
-        # what is known is learned as it is
-        known = dict(zip((r.source for r in inputs.labeled), has, strict=True))
-        for row, image in enumerate(inputs.indices.tolist() if known else []):
-            if (own := known.get(inputs.pool[image])) is not None:
-                log_odds[row, : len(own)] = torch.where(own, LIMIT, -LIMIT)
+        # labels replace the log odds of labelled images
+        labels_of_source = dict(zip((r.source for r in inputs.labeled), has, strict=True))
+        for row, image in enumerate(inputs.indices.tolist() if labels_of_source else []):
+            if (labels := labels_of_source.get(inputs.pool[image])) is not None:
+                log_odds[row, : len(labels)] = torch.where(labels, LIMIT, -LIMIT)
         return log_odds
 
 
 @dataclass(frozen=True)
 class Views:
-    """What is found in the crops of an image, by the teacher's texts and, with labels, a probe.
+    """Classifier of an image's crops by the teacher's texts and, with labels, a probe.
 
     Attributes:
         texts: Vectors of the classes and then of other things, times the teacher's scale, [M, D].
-        classes: The number C of classes.
-        weight: Of the probe, float [D, C + 1]; None: without labels there is none.
-        bias: Of the probe, float [C + 1].
+        classes: Number C of classes.
+        weight: Weight of the probe, float [D, C + 1]; None without a probe.
+        bias: Bias of the probe, float [C + 1].
     """
 
     texts: Tensor
@@ -183,48 +187,50 @@ class Views:
     def probabilities(self, features: Tensor) -> Tensor:
         """Return the probability of each class in each crop, float [V, C].
 
-        With a probe, p ∝ text^¼ · probe over the classes and nothing of them.
+        With a probe, p ∝ text^¼ · probe over the classes and "none of them".
         """
         logits = features @ self.texts.T
         if self.weight is None or self.bias is None:
             return MULTI_CLASS.probabilities(logits)[:, : self.classes]
-        own, others = logits[:, : self.classes], logits[:, self.classes :]
-        nothing = others if others.shape[1] else own.mean(dim=1, keepdim=True)
-        text = torch.cat([own, nothing.logsumexp(dim=1, keepdim=True)], dim=1)
+        # "none of them": the words for other things, else the mean of the classes
+        of_classes, of_words = logits[:, : self.classes], logits[:, self.classes :]
+        nothing = of_words if of_words.shape[1] else of_classes.mean(dim=1, keepdim=True)
+        text = torch.cat([of_classes, nothing.logsumexp(dim=1, keepdim=True)], dim=1)
         probe = features @ self.weight + self.bias
         both = _TEXT * MULTI_CLASS.log_probabilities(text) + MULTI_CLASS.log_probabilities(probe)
         return MULTI_CLASS.probabilities(both)[:, : self.classes]
 
     def scores(self, features: Tensor) -> Tensor:
-        """Return what is found of each class in an image of crops [V, D], float [C]."""
+        """Return the score of each class for the crops [V, D] of an image, float [C]."""
         return self.probabilities(features).square().sum(dim=0)
 
     def best(self, features: Tensor) -> Tensor:
-        """Return the features of the surest crop of each class in an image, float [C · D]."""
+        """Return the features of the most probable crop of each class, float [C · D]."""
         return features[MULTI_CLASS.labels(self.probabilities(features).T)].flatten()
 
     def tuned(self, best: Tensor, has: Tensor) -> "Views":
-        """Return the same with a probe that tells the classes of crops, and none of them.
+        """Return a copy with a probe that classifies crops as one of the classes or none.
 
-        It is a logistic regression on the surest crop of each class in each labelled image: that
-        of a class which the image has shows it, and that of another shows nothing.
+        The probe is a logistic regression on the most probable crop of each class in each labelled
+        image: an example of the class if the image has it, and else of none.
 
         Args:
-            best: The crops' features, float [n, C · D].
-            has: Classes of the images, of those that labels tell of, bool [n, K]: images of two
-                classes, and some without one of these.
+            best: Features of the crops, float [n, C · D].
+            has: Labels of the images for the first K classes, bool [n, K]; at least two classes
+                occur, and some image lacks one.
         """
         from sklearn.linear_model import LogisticRegression
 
-        known = has.shape[1]
-        crops = best.view(len(best), self.classes, -1)[:, :known]
+        # fit to the standardised features of crops
+        labeled = has.shape[1]
+        crops = best.view(len(best), self.classes, -1)[:, :labeled]
         rows = crops.flatten(0, 1).cpu().double()
-        shown = torch.where(has, torch.arange(known), self.classes).flatten()
+        shown = torch.where(has, torch.arange(labeled), self.classes).flatten()
         mean, spread = rows.mean(dim=0), rows.std(dim=0) + 1e-6
         model = LogisticRegression(C=_STRENGTH / rows.shape[1], max_iter=1000)
         model.fit(((rows - mean) / spread).numpy(), shown.numpy())
 
-        # classes that no image has are as likely as before, but for the probe's mean
+        # weights for unscaled features; classes without images get the mean of the intercepts
         weight = rows.new_zeros(rows.shape[1], self.classes + 1)
         bias = rows.new_full((self.classes + 1,), float(model.intercept_.mean()))
         weight[:, model.classes_] = torch.from_numpy(model.coef_.T)
@@ -241,16 +247,16 @@ def summaries_of(
     summarize: Callable[[Tensor], Tensor],
     images: Sequence[str] | None = None,
 ) -> Tensor:
-    """Return what a function makes of the first teacher's features of each image's boxes.
+    """Apply a function to the first teacher's features of each image's boxes.
 
-    The crops of an image are encoded by themselves, so that its summary is the same bit for bit
-    whatever the other images and the number of processes.
+    The crops of each image are encoded separately, so that its summary is bit-equal for any other
+    images and number of processes.
 
     Args:
         inputs: The target's inputs.
         crop: Makes the crops; it is sent to worker processes.
-        summarize: Of the normalised features [V, D] of an image's boxes, float [K].
-        images: Sources of labelled images; None: the unlabelled ones that need a target.
+        summarize: Maps the normalised features [V, D] of an image's boxes to float [K].
+        images: Sources of labelled images; None: the unlabelled images that need a target.
 
     Returns:
         Summaries of all images, float32 [N, K].
@@ -273,10 +279,11 @@ def _crops(open_image: OpenImage, crop: Crops, one: list[str]) -> Batch:
 
 
 def log_odds_of(scores: Tensor) -> Tensor:
-    """Return the log odds of an image's classes from its scores among the pool's, float32 [N, C].
+    """Standardise the scores of the pool's images by class to log odds, float32 [N, C].
 
-    The order of the images does not matter, to the last bit.
+    The result is bit-equal for any order of the images.
     """
+    # sums over sorted values do not depend on the order
     logs = scores.double().clamp_min(1e-6).log()
     ordered = logs.sort(dim=0).values
     spread = ordered.std(dim=0, correction=0).clamp_min(1e-6)
@@ -285,21 +292,21 @@ def log_odds_of(scores: Tensor) -> Tensor:
 
 
 def _tells_apart(has: Tensor) -> bool:
-    """Whether labels [n, K] show two classes and, of one of all, an image without it."""
+    """Return whether labels [n, K] have two classes, and some image lacks one."""
     return int(has.any(dim=0).sum()) >= 2 and not bool(has.all())
 
 
 def _multi_hot(inputs: TargetInputs) -> Tensor:
-    """Return the classes of the labelled images, of those that labels tell of, bool [n, K]."""
-    known = len(inputs.class_names) if inputs.num_base is None else inputs.num_base
-    has = torch.zeros(len(inputs.labeled), known, dtype=torch.bool)
+    """Return the labels of the labelled images for all, or only the base classes, bool [n, K]."""
+    labeled = len(inputs.class_names) if inputs.num_base is None else inputs.num_base
+    has = torch.zeros(len(inputs.labeled), labeled, dtype=torch.bool)
     for row, record in zip(has, inputs.labeled, strict=True):
         row[list(labels_of(record))] = True
     return has
 
 
 def _negative_vectors(inputs: TargetInputs, vectors: ClassVectors) -> Tensor:
-    """Return the vectors of words for other things, of the first teacher, [M, D]; M may be 0."""
+    """Return the first teacher's vectors of words for other things, [M, D]; M may be 0."""
     file = inputs.teacher_folder / NEGATIVE_VECTORS_FILE
     if not file.is_file():
         return vectors.vectors[:0]

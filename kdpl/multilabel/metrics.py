@@ -1,4 +1,4 @@
-"""Average precision of each class, and F1 at thresholds, over all, base and novel classes."""
+"""Average precision and F1 at thresholds, over all, base and novel classes."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,13 +12,13 @@ from torchmetrics.utilities import dim_zero_cat
 from kdpl.metrics import harmonic_mean
 
 DEFAULT = 0.5
-"""Threshold of a class for which none was chosen."""
+"""Threshold of a class without a chosen one."""
 
 
 class ClassScores(NamedTuple):
-    """Scores of each class, float64 [C]; NaN where they are undefined.
+    """Scores of each class, float64 [C]; NaN if undefined.
 
-    A class that no image has, has no average precision, recall and F1.
+    Average precision, recall and F1 are undefined for a class without images.
     """
 
     positives: Tensor
@@ -29,13 +29,14 @@ class ClassScores(NamedTuple):
 
 
 class MultiLabelMetrics(Metric):
-    """Mean average precision, beside that of chance, and macro and micro F1 at thresholds.
+    """Mean average precision, its value by chance, and macro and micro F1 at thresholds.
 
-    ``map`` and ``macro_f1`` are means over the classes that at least one image has; ``chance`` is
-    the mean of their shares of images, which is the ``map`` of an order by chance; ``micro_f1`` is
-    of all decisions. With ``num_base``, ``base_…`` and ``novel_…`` are of the base and the novel
+    ``map`` and ``macro_f1`` are means over the classes with at least one image; ``chance``, the
+    ``map`` of a random order, is the mean of their shares of images; ``micro_f1`` is computed over
+    all decisions. With ``num_base``, ``base_…`` and ``novel_…`` cover the base and the novel
     classes of all images, and ``hm`` is the harmonic mean of ``base_map`` and ``novel_map``. All
-    are fractions, and NaN where no class has an image. ``thresholds`` are of each class; None: 0.5.
+    are fractions, and NaN if no class has an image. ``thresholds`` has one for each class; None:
+    0.5 for all.
     """
 
     full_state_update = False
@@ -56,12 +57,13 @@ class MultiLabelMetrics(Metric):
         self.add_state("targets", [], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Keep logits and labels, 0 or 1, of a batch, [B, C] both."""
+        """Keep the logits and labels, 0 or 1, of a batch, both [B, C]."""
         self.logits.append(logits)
         self.targets.append(labels)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the values by name."""
+        # scores of each class
         logits, targets = dim_zero_cat(self.logits), dim_zero_cat(self.targets)
         scores = class_scores(logits, targets, self.thresholds)
         decided, has = decisions(logits, self.thresholds), targets.bool()
@@ -70,6 +72,7 @@ class MultiLabelMetrics(Metric):
         if self.num_base is not None:
             parts |= {"base_": slice(self.num_base), "novel_": slice(self.num_base, None)}
 
+        # means over all, base and novel classes
         values: dict[str, Tensor] = {}
         for name, part in parts.items():
             values[f"{name}map"] = scores.average_precision[part].nanmean()
@@ -82,7 +85,7 @@ class MultiLabelMetrics(Metric):
 
 
 def decisions(logits: Tensor, thresholds: Sequence[float] | None) -> Tensor:
-    """Return which classes are predicted for logits [..., C], bool [..., C]."""
+    """Decide for each class whether it is predicted; logits and result, bool, are [..., C]."""
     limits = [DEFAULT] * logits.shape[-1] if thresholds is None else thresholds
     return logits.float().sigmoid() >= torch.tensor(limits, device=logits.device)
 
@@ -90,11 +93,11 @@ def decisions(logits: Tensor, thresholds: Sequence[float] | None) -> Tensor:
 def class_scores(
     logits: Tensor, targets: Tensor, thresholds: Sequence[float] | None
 ) -> ClassScores:
-    """Compute the scores of each class from logits and labels, 0 or 1, [N, C] both."""
+    """Compute the scores of each class from logits and labels, 0 or 1, both [N, C]."""
     decided, has = decisions(logits, thresholds), targets.bool()
     positives, hits = has.sum(dim=0), (decided & has).sum(dim=0).double()
 
-    # of float64 probabilities, in which hardly any two differ that are equal as such
+    # in float64, where rounding makes hardly any two probabilities equal
     probabilities = logits.double().sigmoid()
     nothing = probabilities.new_tensor(torch.nan)
     precisions = [
@@ -103,7 +106,7 @@ def class_scores(
     ]
     return ClassScores(
         positives,
-        torch.stack([each.double() for each in precisions]),
+        torch.stack([precision.double() for precision in precisions]),
         hits / decided.sum(dim=0),
         hits / positives,
         _f1(decided, has),
@@ -111,6 +114,6 @@ def class_scores(
 
 
 def _f1(decided: Tensor, has: Tensor) -> Tensor:
-    """F1 of decisions and labels [N, …], of each column; NaN if nothing has a label."""
+    """Compute F1 of each column of decisions and labels [N, …]; NaN for columns without a label."""
     positives, hits = has.sum(dim=0), (decided & has).sum(dim=0).double()
     return torch.where(positives > 0, 2 * hits / (decided.sum(dim=0) + positives), torch.nan)

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def options(*, threshold: float | None = None) -> MakeRule:
-    """Read the options; entry point of ``kdpl.predict``.
+    """Read the options.
 
     Args:
-        threshold: of several labels an image, one probability from which on any class is named,
-            instead of the classifier's own for each class; 0 names all with their probabilities
+        threshold: with several labels an image, the least probability for which any class is named,
+            instead of the classifier's threshold of each class; 0 names all classes
     """
 
     def rule_of(classifier: "Classifier") -> "DecisionRule":

@@ -1,4 +1,4 @@
-"""Additions to kdpl for several labels an image."""
+"""Additions to kdpl for several labels per image."""
 
 from kdpl.runtime.plugins import Plugin
 

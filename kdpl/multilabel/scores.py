@@ -1,4 +1,4 @@
-"""Scale and bias of each class, where each is decided by itself: what they start at, and learn."""
+"""Scale and bias of each class for several labels: their start and their learning."""
 
 from functools import partial
 from typing import cast
@@ -16,16 +16,16 @@ from kdpl.runtime.predictions import spread
 from kdpl.tasks import ClassScaling
 from kdpl.teacher import TeacherPromptTuning
 
-# images whose logits say where scores begin, unlabelled and labelled ones, and how many at once
+# unlabelled and labelled images whose logits set the start, and their batch size
 _STARTING_IMAGES, _STARTING_LABELS, _AT_ONCE = 256, 1024, 64
 
 
 class ScaleAndBias(Float32Module, ClassScaling):
-    """Learned scale and bias of each class, by which logits l become log odds z = a·(l - m) + b.
+    """Learned scale and bias of each class that turn logits l into log odds z = a·(l - m) + b.
 
     Args:
         num_classes: Number C of all classes.
-        num_learned: Number of those that are learned, which come first; the others have their mean.
+        num_learned: Number of learned classes, the first ones; the other classes get their mean.
     """
 
     center: Tensor
@@ -37,10 +37,10 @@ class ScaleAndBias(Float32Module, ClassScaling):
         self.register_buffer("center", torch.zeros(num_classes))
 
     def begin(self, module: nn.Module) -> None:
-        """Start at the logits of unlabelled images, and in a teacher's fit at labelled ones.
+        """Set the start from unlabelled images and, in a teacher's fit, from labelled ones.
 
-        All processes start at the values of the first one. Nothing changes where this was done
-        before, in this process or that of a checkpoint.
+        All processes start at the values of the first one. Values that were set before, or come
+        from a checkpoint, stay.
         """
         module = cast(ClassifyingModule, module)
         splits, trainer = module.domain.splits, module.trainer
@@ -53,7 +53,7 @@ class ScaleAndBias(Float32Module, ClassScaling):
         if isinstance(module, TeacherPromptTuning) and trainer.training and trainer.max_epochs != 0:
             self.fit(*_labeled_logits(module))
         if distributed.is_available() and distributed.is_initialized():
-            # other hardware rounds differently, and the copies would never meet again
+            # hardware may round differently, and the processes would stay apart
             for value in self.state_dict().values():
                 distributed.broadcast(value, src=0)
 
@@ -61,21 +61,21 @@ class ScaleAndBias(Float32Module, ClassScaling):
     def start_at(self, logits: Tensor) -> None:
         """Set m to a standard deviation above the mean of each class's logits [N, C].
 
-        Logits of a CLIP differ far less between images than between classes: without labels, an
-        image has a class if it is clearly more like it than most images are.
+        Logits of a CLIP differ far less between images than between classes. Without labels, an
+        image has a class if it is clearly more similar to it than most images.
         """
         self.center.copy_(logits.mean(dim=0) + logits.std(dim=0, correction=0))
 
     @torch.enable_grad()
     def fit(self, logits: Tensor, labels: Tensor) -> None:
-        """Set scale and bias of the learned classes K by a regression on logits and labels [N, K].
+        """Fit scale and bias of the K learned classes to logits and labels [N, K].
 
-        It is logistic, with a prior N(0, 1) of log scales and N(0, 3²) of biases: an optimiser of
-        prompts would take far longer to move them. Classes that no image has are left out, and have
-        the mean of the others.
+        The logistic regression has the priors N(0, 1) of log scales and N(0, 3²) of biases. Prompt
+        tuning would take far longer to move them. Classes without images get the mean of the
+        others.
         """
-        known = labels.any(dim=0)
-        if not known.any():
+        present = labels.any(dim=0)
+        if not present.any():
             return
         moved = self.centered(logits).detach()
         optimizer = torch.optim.LBFGS([self.log_scale, self.bias], max_iter=100)
@@ -84,47 +84,49 @@ class ScaleAndBias(Float32Module, ClassScaling):
             optimizer.zero_grad()
             scores = self.log_scale.exp() * moved + self.bias
             prior = (self.log_scale**2 + self.bias**2 / 9).sum() / 2
-            of_known = scores[:, known], labels[:, known]
-            value = prior + F.binary_cross_entropy_with_logits(*of_known, reduction="sum")
+            pair = scores[:, present], labels[:, present]
+            value = prior + F.binary_cross_entropy_with_logits(*pair, reduction="sum")
             torch.autograd.backward(value)
             return value
 
         optimizer.step(loss)  # type: ignore[no-untyped-call]  # torch has no types for it
         optimizer.zero_grad()
         for learned in (self.log_scale.data, self.bias.data):
-            learned[~known] = learned[known].mean()
+            learned[~present] = learned[present].mean()
 
     def values(self) -> tuple[Tensor, Tensor]:
-        """Return the scale a and the bias b - a·m of each class, [C] each."""
+        """Return the scale a and the bias b - a·m of each class, both [C]."""
         scales = self._of_all(self.log_scale).exp()
         return scales, self._of_all(self.bias) - scales * self.center
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Return the log odds of logits [B, K] of the first K classes."""
+        """Return log odds for logits [B, K] of the first K classes."""
         scales, biases = self.values()
         return scales[: logits.shape[1]] * logits + biases[: logits.shape[1]]
 
     def centered(self, logits: Tensor) -> Tensor:
-        """Return l - m of logits [B, K], the log odds before anything is learned."""
+        """Return l - m for logits [B, K], the log odds before learning."""
         return logits - self.center[: logits.shape[1]]
 
     def _of_all(self, learned: Tensor) -> Tensor:
-        others = len(self.center) - len(learned)
-        return torch.cat([learned, learned.mean().expand(others)])
+        missing = len(self.center) - len(learned)
+        return torch.cat([learned, learned.mean().expand(missing)])
 
 
 def _labeled_logits(teacher: TeacherPromptTuning) -> tuple[Tensor, Tensor]:
     """Return logits and labels [N, K] of labelled images, before prompts are tuned."""
     domain = teacher.domain
-    # spread over the list, which may be sorted by class
+    # evenly spread, since the list may be sorted by class
     records = spread(domain.labels.training(), _STARTING_LABELS)
-    known = len(domain.tuning_class_names)
-    images = EvaluationImages(records, domain.splits.open_image, teacher.resizing, known)
+    count = len(domain.tuning_class_names)
+    images = EvaluationImages(records, domain.splits.open_image, teacher.resizing, count)
     batches = LazyLoader(images, EvaluationSampler(len(images)), _AT_ONCE, domain.num_workers)
+
+    # similarities of images and class names
     encode = partial(teacher.prompts.encode_images, teacher.image_tower.module)
     with evaluating(teacher), teacher.trainer.precision_plugin.forward_context():
-        outputs = [(each, batch.labels) for each, batch in infer(encode, batches, teacher.device)]
+        outputs = [(rows, batch.labels) for rows, batch in infer(encode, batches, teacher.device)]
         features, labels = (torch.cat(column) for column in zip(*outputs, strict=True))
-        vectors = teacher.encode_names(domain.class_texts[:known])
+        vectors = teacher.encode_names(domain.class_texts[:count])
         logits = cosine_logits(features, vectors, teacher.logit_scale)
     return logits, labels.to(teacher.device)

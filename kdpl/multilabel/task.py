@@ -1,4 +1,4 @@
-"""The task of images with any number of labels: each class is decided by itself."""
+"""The task of images with any number of labels, an independent decision for each class."""
 
 import json
 import math
@@ -14,22 +14,22 @@ from kdpl.multilabel.metrics import DEFAULT, MultiLabelMetrics, decisions
 from kdpl.tasks import ClassScaling, DecisionRule, Predicted, Prediction, Task
 
 SEPARATOR = ";"
-"""Between the names of an image's classes in tables."""
+"""Separates the names of an image's classes in tables."""
 
 
 class MultiLabel(Task):
-    """Each image is of any number of classes; logits are log odds, and probabilities their sigmoid.
+    """Any number of classes per image; logits are log odds, and probabilities their sigmoid.
 
     Args:
-        thresholds: Probability from which on an image has a class, of each class; None: 0.5.
+        thresholds: Least probability to predict a class, for each class; None: 0.5 for all.
     """
 
     name: ClassVar[str] = "multilabel"
     per_class: ClassVar[bool] = True
 
     def __init__(self, thresholds: Sequence[float] | None = None) -> None:
-        numbers = thresholds is None or all(isinstance(each, int | float) for each in thresholds)
-        if not numbers or not all(0 <= each <= 1 for each in thresholds or ()):
+        values = thresholds or ()
+        if not all(isinstance(value, int | float) and 0 <= value <= 1 for value in values):
             raise ConfigError(
                 f"thresholds are {thresholds}, expected numbers from 0 to 1: correct them"
             )
@@ -51,11 +51,11 @@ class MultiLabel(Task):
         return {"task": self.name, "label_thresholds": thresholds}
 
     def require_classes(self, class_names: Sequence[str]) -> None:
-        """Raise a ConfigError for ambiguous names, or another number of thresholds."""
+        """Raise a ConfigError for ambiguous names, or a wrong number of thresholds."""
         if ambiguous := next((name for name in class_names if SEPARATOR in name), None):
             raise ConfigError(
-                f"class {ambiguous!r} has a {SEPARATOR!r} in its name, which is between the labels "
-                "of an image in tables: give it another name by class_names"
+                f"class {ambiguous!r} has a {SEPARATOR!r} in its name, the separator of an image's "
+                "labels in tables: give it another name by class_names"
             )
         if self.thresholds is not None and len(self.thresholds) != len(class_names):
             raise ConfigError(
@@ -76,7 +76,7 @@ class MultiLabel(Task):
         return bernoulli_kl(logits, target_logits, temperature)
 
     def accuracy(self, num_base: int | None) -> MultiLabelMetrics:
-        """Return mean average precision, and F1 at the thresholds."""
+        """Return mean average precision and F1 at the thresholds."""
         return MultiLabelMetrics(num_base, self.thresholds)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -102,23 +102,23 @@ class MultiLabel(Task):
     def agreements(self, logits: Tensor, other: Tensor) -> Tensor:
         """Count, for each class, images that both give it, of those that either does, [2, C].
 
-        Most images lack most classes, on which any two predictions agree.
+        Images that lack it in both are not counted, since most images lack most classes.
         """
         first, second = self.labels(logits), self.labels(other)
         return torch.stack([(first & second).sum(dim=0), (first | second).sum(dim=0)])
 
     def ranked(self, top_k: int, num_classes: int, rule: DecisionRule) -> int:
-        """Return the number of classes: each may be one of the image's."""
+        """Return the number of classes, since an image may have all of them."""
         return num_classes
 
     def undecided(self, probability: float) -> list[Prediction]:
-        """Return nothing: an image may have no class."""
+        """Return an empty list: an image may have no class."""
         return []
 
     def decide(
         self, labels: Sequence[int], deciding: Sequence[float], rule: DecisionRule
     ) -> Sequence[int]:
-        """Choose the classes at or above their thresholds, or that of the rule if it has one."""
+        """Choose the classes at or above their thresholds, or the threshold of the rule if set."""
         thresholds = self.thresholds_of(len(labels))
         if rule.threshold is not None:
             thresholds = [rule.threshold] * len(labels)
@@ -126,14 +126,14 @@ class MultiLabel(Task):
         return [label for label, probability in ranked if probability >= thresholds[label]]
 
     def columns(self, top_k: int, rule: DecisionRule) -> list[str]:
-        """Return ``labels``, the names, and ``scores``, their probabilities, for any ``top_k``."""
+        """Return ``labels``, the names, and ``scores``, the probabilities, for any ``top_k``."""
         return ["labels", "scores", *rule.scores]
 
     def cells(self, predicted: Predicted, columns: Sequence[str]) -> dict[str, Any]:
         """Return names and probabilities, the most probable first, and further scores."""
         cells: dict[str, Any] = {
-            "labels": SEPARATOR.join(str(each.class_name) for each in predicted.top),
-            "scores": SEPARATOR.join(str(round(each.probability, 6)) for each in predicted.top),
+            "labels": SEPARATOR.join(str(item.class_name) for item in predicted.top),
+            "scores": SEPARATOR.join(str(round(item.probability, 6)) for item in predicted.top),
         }
         named = predicted.scores.items()
         return cells | {name: round(score, 6) for name, score in named if name in columns}
@@ -145,14 +145,14 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def bernoulli_kl(logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Compute τ² · Σ KL(target ‖ prediction) / (B·C) of each image and class by itself, a scalar.
+    """Compute τ² · Σ KL(target ‖ prediction) / (B·C) over images and classes, a scalar.
 
     Args:
         logits: Log odds [B, C].
-        target_logits: Those of the target [B, C], finite and without gradient.
-        temperature: τ, which divides both.
+        target_logits: Log odds of the target [B, C], finite and without gradient.
+        temperature: Divisor τ of both.
     """
-    own, target = logits / temperature, target_logits / temperature
-    having = target.sigmoid() * (F.logsigmoid(target) - F.logsigmoid(own))
-    lacking = (-target).sigmoid() * (F.logsigmoid(-target) - F.logsigmoid(-own))
+    predicted, target = logits / temperature, target_logits / temperature
+    having = target.sigmoid() * (F.logsigmoid(target) - F.logsigmoid(predicted))
+    lacking = (-target).sigmoid() * (F.logsigmoid(-target) - F.logsigmoid(-predicted))
     return (having + lacking).sum() / math.prod(logits.shape) * temperature**2

@@ -1,1 +1,1 @@
-"""A service that classifies images which other programs send, on LitServe."""
+"""A service on LitServe that classifies images sent by other programs."""

@@ -1,4 +1,4 @@
-"""Images of a request, and the workers that classify them in batches, each in its own process."""
+"""Images of a request, and the worker processes that classify them in batches."""
 
 import os
 import signal
@@ -34,9 +34,8 @@ _FORMAT = (
     "or one image as the body with its type, as image/jpeg"
 )
 
-# A file that a client sent: its name, made visible, and its content. Requests and responses are of
-# no class of this package, since the process of LitServe's queues would import torch to unpickle
-# them.
+# A file from a client: name, made visible, and content. Requests and responses use no class of this
+# package, since the process of LitServe's queues would import torch to unpickle them.
 Upload = tuple[str, bytes]
 
 
@@ -50,16 +49,18 @@ async def read_uploads(
     request: Request,
     images: Annotated[list[UploadFile], File(description="image files")] = [],  # noqa: B006
 ) -> list[Upload]:
-    """Read images from a request's form or whole body; an HTTPException says what is wrong."""
+    """Read images from a request's form or body; an HTTPException if there is none or too many."""
+    # a form, or one image as the body
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        uploads = [(visible(each.filename or "image"), await each.read()) for each in images]
+        uploads = [(visible(file.filename or "image"), await file.read()) for file in images]
     elif kind.startswith("image/") or kind == "application/octet-stream":
         content = await request.body()
         uploads = [("body", content)] if content else []
     else:
         raise HTTPException(415, f"the Content-Type is {kind or 'missing'}: {_FORMAT}")
 
+    # limits and counts
     most = request.app.state.max_images
     if not uploads:
         raise HTTPException(400, f"there is no image in the request: {_FORMAT}")
@@ -70,51 +71,50 @@ async def read_uploads(
 
 
 class ClassifierApi(LitAPI):  # type: ignore[misc]  # litserve has no types
-    """Classifies the images of all requests that wait, as the predict command does.
+    """Classifies the images of all waiting requests as the predict command does.
 
     Args:
         folder: The classifier's folder.
         top_k: Classes for each image.
-        rule: As of the predict command.
-        workers: Processes on each device, which share the cores.
+        rule: Decision rule, as in the predict command.
+        workers: Processes on each device; they share the cores.
     """
 
     def __init__(
         self, folder: str, top_k: int = 1, rule: DecisionRule = DecisionRule(), workers: int = 1
     ) -> None:
-        # without a time for a batch to fill, an idle worker of LitServe asks for requests without a
-        # pause
+        # without a timeout for batches, an idle worker of LitServe polls without a pause
         super().__init__(max_batch_size=_MAX_BATCH, batch_timeout=_BATCH_SECONDS, api_path=PATH)
         self.folder, self.top_k, self.rule = folder, top_k, rule
         self.threads = max(1, cores() // workers)
 
     def setup(self, device: str) -> None:
-        """Load the classifier, in the worker's process."""
+        """Load the classifier in the worker's process."""
         end_with_parent()
-        # Ctrl-C is for the service's own process, which ends its workers once their requests are
-        # answered
+        # Ctrl-C is for the main process; it ends the workers once their requests are answered
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         configure_logging("warning", stream=sys.stderr)
-        # torch's threads within an operation would mostly wait for each other
+        # threads within an operation would mostly wait for each other
         torch.set_num_threads(1)
 
         self.classifier = Classifier.load(self.folder).to(device)
         self.columns = columns(self.classifier.task, self.top_k, self.rule)
-        # on a CPU each thread takes its part of the images
+        # on a CPU, each thread takes a part of the images
         self.parts = self.threads if device == "cpu" else 1
 
-        # the first image takes longer
+        # warm up, since the first image takes longer
         size = self.classifier.preprocessing.image_size
         self.classifier.predict([torch.zeros(3, size, size, dtype=torch.uint8)])
 
     def decode_request(
         self, request: Annotated[list[Upload], Depends(read_uploads)]
     ) -> list[Upload]:
-        """Return the images, which have been read before the request is queued."""
+        """Return the images; they were read before the request was queued."""
         return request
 
     def predict(self, x: Sequence[list[Upload]]) -> list[list[Row]]:
-        """Classify the images of several requests together; returns one row for each."""
+        """Classify the images of several requests together; return one row for each."""
+        # all requests as one sequence of images
         items = [upload for uploads in x for upload in uploads]
         size = min(_MAX_BATCH, -(-len(items) // self.parts))
         options = PredictOptions(self.top_k, size, self.threads, rule=self.rule)
@@ -123,29 +123,30 @@ class ClassifierApi(LitAPI):  # type: ignore[misc]  # litserve has no types
             to_row(self.classifier.task, name, predicted, self.columns)
             for (name, _), predicted in pairs
         )
+        # the rows of each request
         return [list(islice(rows, len(uploads))) for uploads in x]
 
     def open(self, upload: Upload) -> Image.Image:
         """Decode an image as RGB; DataError if it is unreadable or too large.
 
-        Its name is never used as a path.
+        The name is never used as a path.
         """
         name, content = upload
         return open_image(name, content, self.classifier.decoding, MAX_UPLOAD_PIXELS)
 
     def encode_response(self, output: list[Row]) -> Predictions:
-        """Return the rows of a request, or its refusal if an image is unreadable.
+        """Return the rows of a request, or a refusal if an image is unreadable.
 
-        A refused request must not fail the others of its batch.
+        A refused request must not fail the other requests of its batch.
         """
         errors = [error for row in output if (error := row.pop("error")) is not None]
         response = JSONResponse({"detail": errors[0]}, 422) if errors else {"predictions": output}
-        # the annotation is for the description of the service
+        # the annotation goes into the OpenAPI description
         return cast(Predictions, response)
 
 
 def end_with_parent() -> None:
-    """End this process when the one that started it is gone, which may have been killed."""
+    """End this process when its parent ends, even if the parent was killed."""
     parent = parent_process()
 
     def wait() -> None:

@@ -1,4 +1,4 @@
-"""``python -m kdpl serve CLASSIFIER``: a service that classifies images sent by other programs."""
+"""``python -m kdpl serve CLASSIFIER``: classify images that other programs send over HTTP."""
 
 import sys
 from pathlib import Path
@@ -27,24 +27,24 @@ def serve(
 ) -> int:
     """Classify the images that other programs send over HTTP, until Ctrl-C or SIGTERM.
 
-    POST /predict takes files in the field images of a form, or one image as the body; it returns
-    rows as in predict's tables, as JSON. /health says if the service is ready, /metrics is for
-    Prometheus, /openapi.json describes all.
+    POST /predict takes files in the field images of a form, or one image as the body. It returns
+    the rows of predict's tables as JSON. /health says if the service is ready, /metrics is for
+    Prometheus, and /openapi.json describes everything.
 
     Args:
         classifier: classifier folder of a student's run
         top_k: classes for each image
-        rule: what plugins add as options, such as rejection
+        rule: options that plugins add, such as rejection
         device: auto is a GPU if there is one
-        workers: processes that classify, on each device; each loads the classifier
+        workers: processes on each device that classify; each loads the classifier
         host: address to listen on; 0.0.0.0, or :: for IPv6, opens the service to the network
         port: port to listen on, from 1024; 0 is any
         max_megabytes: largest body of a request, in MB
-        max_images: images in a request
-        max_waiting: requests at once; further ones are refused with status 503
-        timeout: seconds until a request is answered or refused, with the time that its images take
-            to arrive
+        max_images: most images in a request
+        max_waiting: most requests at once; further ones are refused with status 503
+        timeout: seconds until a request is answered or refused, including its upload
     """
+    # check the options and the packages before torch is imported
     require_classifier(Path(classifier))
     for package in ("litserve", "prometheus_client", "python_multipart"):
         optional(package, "the service", "serve")
@@ -54,16 +54,18 @@ def serve(
     from kdpl.serve.server import build, free_port
     from kdpl.serve.server import serve as run
 
-    # a port in use is said before the classifier is loaded
+    # check the port before the classifier is loaded
     port = free_port(host, port)
-    place = choose_device(device)
-    # on the CPU: each worker has its own on the device, and here its names and rule are needed
+    worker_device = choose_device(device)
+    # on the CPU, for names and rule alone: each worker loads the classifier onto its device
     loaded = load_classifier(classifier, None)
     api = ClassifierApi(
         classifier, min(top_k, len(loaded.class_names)), rule.of(loaded, top_k), workers
     )
     limits = Limits(max_megabytes * 2**20, max_images, max_waiting, timeout)
-    server = build(api, loaded, place, workers, limits)
+    server = build(api, loaded, worker_device, workers, limits)
+
+    # announce the address, and serve
     print(
         f"service: http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)",
         flush=True,

@@ -1,4 +1,4 @@
-"""Limits on requests, before they reach the workers, and their counts for Prometheus."""
+"""Limits on requests before they reach the workers, and counts for Prometheus."""
 
 import asyncio
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kdpl.serve.api import PATH, end_with_parent
 
-# as nginx counts clients that have gone
+# nginx's status for clients that have gone
 _CLIENT_CLOSED = 499
 
 
@@ -19,10 +19,10 @@ class Limits:
     """Limits of a request.
 
     Attributes:
-        size: Bytes of its body.
-        images: Images in it.
-        waiting: Requests at once, of which the workers classify a batch and the others wait.
-        seconds: Time until its answer, with that for its body.
+        size: Most bytes of the body.
+        images: Most images in a request.
+        waiting: Most requests at once, both waiting and in the workers' batches.
+        seconds: Longest time until the answer, including the upload.
     """
 
     size: int
@@ -32,7 +32,7 @@ class Limits:
 
 
 class Metrics:
-    """The counts of a service since its start, in a registry of their own."""
+    """The counts of a service since its start, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -54,16 +54,17 @@ class Gate:
     def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics) -> None:
         self.app, self.limits, self.metrics = app, limits, metrics
         self.slots = asyncio.Semaphore(limits.waiting)
-        # this is made in the process of the HTTP server
+        # runs in the process of the HTTP server
         end_with_parent()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request."""
+        """Handle a request; limits and counts are for images to classify only."""
         if scope["type"] != "http" or scope["path"] != PATH:
             await self.app(scope, receive, send)
             return
         status = 500
 
+        # remember the status to count it
         async def noted(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
@@ -88,7 +89,7 @@ class Gate:
                     await self.app(scope, receive, send)
         except TimeoutError:
             detail = f"there is no answer after {self.limits.seconds:g} s: try again later"
-            # what is left of a body would be taken for the next request
+            # close, or the rest of the body would be taken for the next request
             await JSONResponse({"detail": detail}, 504, {"Connection": "close"})(
                 scope, receive, send
             )

@@ -1,4 +1,4 @@
-"""Additions to kdpl that serve a classifier: to other programs, and on a page to try it on."""
+"""Additions to kdpl that serve a classifier to other programs or on a page in the browser."""
 
 from kdpl.runtime.plugins import Plugin
 

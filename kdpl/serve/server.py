@@ -1,4 +1,4 @@
-"""The service as a whole: workers, gate, pages for programs, and its start and end."""
+"""The whole service: workers, gate and routes, and its start and end."""
 
 import logging
 import math
@@ -27,14 +27,14 @@ from kdpl.tasks import DecisionRule
 
 _MAX_CONNECTIONS = 512
 
-# what LitServe's route cannot say of itself
+# what LitServe's route cannot describe by its signature
 _RAW_BODY = {
     "requestBody": {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
 }
 
 
 def free_port(host: str, port: int) -> int:
-    """Return a port to listen on, any if 0 is given; ConfigError says why this is impossible."""
+    """Return a port to listen on, any free one for 0; ConfigError if that is impossible."""
     if 0 < port < 1024:
         raise ConfigError(f"--port {port} is kept for the system: give one from 1024, or 0 for any")
     try:
@@ -51,14 +51,15 @@ def free_port(host: str, port: int) -> int:
 def build(
     api: ClassifierApi, classifier: Classifier, device: str, workers: int, limits: Limits
 ) -> LitServer:
-    """Build the service; ``classifier`` is the one that its workers load from its folder."""
+    """Build the service; ``classifier`` is the one that the workers load from its folder."""
+    # the workers, behind the gate
     metrics = Metrics()
     server = LitServer(
         api,
         accelerator=device,
         devices=torch.cuda.device_count() if device == "cuda" else 1,
         workers_per_device=workers,
-        # what has waited for so long is not begun
+        # a request that has waited longer is not begun
         timeout=limits.seconds,
         max_payload_size=limits.size,
         middlewares=[(Gate, {"limits": limits, "metrics": metrics})],
@@ -75,6 +76,7 @@ def build(
     app.title, app.version = "kdpl", __version__
     app.state.max_images, app.state.images = limits.images, metrics.images
 
+    # routes and their descriptions
     def refuse(*_: object) -> JSONResponse:
         return JSONResponse(
             {"detail": "the field images holds no file: give it a file name and the image"}, 422
@@ -89,13 +91,13 @@ def build(
         if isinstance(route, APIRoute) and route.path == PATH:
             route.summary, route.openapi_extra = "Classify images", _RAW_BODY
             route.responses["4XX"] = {"description": "Refused; detail says why"}
-    # its complaints about a client's forms, whose sentence the client gets
+    # no log of invalid forms, since the client gets the reason
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     return server
 
 
 def _rule_facts(rule: DecisionRule) -> dict[str, Any]:
-    """Return a rule's fields."""
+    """Return the fields of a rule, ready for JSON."""
     facts = asdict(rule)
     if facts.pop("naming") is not None:
         facts["naming"] = repr(rule.naming)
@@ -103,17 +105,17 @@ def _rule_facts(rule: DecisionRule) -> dict[str, Any]:
 
 
 def serve(server: LitServer, host: str, port: int) -> None:
-    """Serve until SIGTERM or Ctrl-C, raised again once pending requests have been answered."""
-    # a forked process of LitServe's queues would inherit the socket, and keep the port when this
-    # one is killed
+    """Serve until SIGTERM or Ctrl-C; raise the signal again once pending requests are answered."""
+    # a forked process of LitServe's queues would inherit the socket, and keep the port if this
+    # process is killed
     multiprocessing.set_start_method("spawn", force=True)
-    own, signals = os.getpid(), []
+    main_process, signals = os.getpid(), []
 
     def stop(number: int, _: FrameType | None) -> None:
-        # the process of the HTTP server, which is forked, ends in its own way
-        if os.getpid() == own:
+        # the forked process of the HTTP server has this handler too, and ends otherwise
+        if os.getpid() == main_process:
             signals.append(number)
-            # the monitor of the workers would report that they have ended
+            # the monitor of the workers would report their end
             configure_logging("critical")
             raise KeyboardInterrupt  # LitServe ends at this
 
@@ -136,7 +138,7 @@ def serve(server: LitServer, host: str, port: int) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        # LitServe leaves the others if one fails to start
+        # LitServe leaves the other workers running if one fails to start
         for process in multiprocessing.active_children():
             process.terminate()
     signal.raise_signal(signals[0])

@@ -1,4 +1,4 @@
-"""The report's section on several labels: an entry point of ``kdpl.report``."""
+"""The report's section on several labels."""
 
 import csv
 from collections.abc import Mapping
@@ -32,6 +32,7 @@ _PROBES = {
 
 def several_labels(run: Run) -> dict[str, Any]:
     """Collect scores of all tested models and probes, and classes and images of the last one."""
+    # mAP and F1 of models, probes and chance
     tested, gaps = dict[str, list[float]](), list[str]()
     for key, title in (_MODELS | _STAGES).items():
         stage = getattr(run, key)
@@ -47,15 +48,16 @@ def several_labels(run: Run) -> dict[str, Any]:
     if (chance := read_results(run.main.folder).get(test_key("chance"))) is not None:
         tested["chance"] = [chance]
 
+    # classes and images of the run's last stage
     folder = run.main.folder
     try:
         rows, classes = (_read(folder / name) for name in (PREDICTIONS_FILE, PER_CLASS_FILE))
         names = [row["class"] for row in classes]
-        known, predicted = (_sets(rows, names, column) for column in ("labels", "predicted"))
+        labels, predicted = (_sets(rows, names, column) for column in ("labels", "predicted"))
         numbers = [[float(p) for p in row["probabilities"].split(SEPARATOR)] for row in rows]
         intervals = [
             average_precision_interval(scores, has)
-            for scores, has in zip(np.array(numbers).T, known.T, strict=True)
+            for scores, has in zip(np.array(numbers).T, labels.T, strict=True)
         ]
     except (OSError, ValueError, KeyError) as error:
         raise ArtifactError(
@@ -70,25 +72,25 @@ def several_labels(run: Run) -> dict[str, Any]:
         "images": len(rows),
         "classes": list(zip(classes, intervals, strict=True)),
         "names": names if len(names) <= _MATRIX_CLASSES else None,
-        # of the images that have the class of the row, those that are said to have the column's
-        "together": (known.T.astype(float) @ predicted).astype(int).tolist(),
-        "having": known.sum(axis=0).tolist(),
+        # images with the label of the row and the prediction of the column
+        "together": (labels.T.astype(float) @ predicted).astype(int).tolist(),
+        "having": labels.sum(axis=0).tolist(),
         "shown": _examples(run, spread(rows, _SHOWN)),
     }
 
 
 def _probed_precisions(run: Run, tested: Mapping[str, list[float]]) -> dict[str, float]:
-    """Return the test mAP of student and probes, of the classes that a probe knows."""
-    found = {title: tested[title][0] for title in _PROBES.values() if title in tested}
+    """Return the test mAP of student and probes over the classes that a probe knows."""
+    precisions = {title: tested[title][0] for title in _PROBES.values() if title in tested}
     if run.student is not None:
         results = read_results(run.student.folder)
         key = test_key("map" if run.vectors.num_base is None else "base_map")
-        found |= {_STAGES["student"]: results[key]} if key in results else {}
-    return found
+        precisions |= {_STAGES["student"]: results[key]} if key in results else {}
+    return precisions
 
 
 def below_probes(precisions: Mapping[str, float]) -> str | None:
-    """Say in one sentence that the student's test mAP, by title, is below that of a probe."""
+    """Return a sentence if the student's test mAP, by title, is below a probe's."""
     student = precisions.get(_STAGES["student"], 1.0)
     better = [
         f"the {title} ({100 * precisions[title]:.1f} %)"
@@ -108,19 +110,22 @@ def average_precision_interval(
 ) -> tuple[float, float] | None:
     """Return the 95 % interval of a class's average precision, by bootstrap over images.
 
-    Scores and labels are of N images. None if no image has the class; draws without one have no
-    average precision and are left out.
+    Scores and labels are [N]. None if no image has the class; draws without a positive image are
+    left out.
     """
     if not has.any():
         return None
+    # how often a draw has each image, by falling score
     order = np.argsort(-scores, kind="stable")
     drawn = np.random.default_rng(0).multinomial(len(has), [1 / len(has)] * len(has), _DRAWS)
-    weights, own = drawn[:, order], has[order]
-    hits = (weights * own).cumsum(axis=1)
+    weights, is_hit = drawn[:, order], has[order]
+
+    # the mean precision at the positive images of a draw
+    hits = (weights * is_hit).cumsum(axis=1)
     precisions = hits / weights.cumsum(axis=1).clip(min=1)
     positives = hits[:, -1]
-    found = (precisions * weights * own).sum(axis=1)[positives > 0] / positives[positives > 0]
-    low, high = np.quantile(found, [0.025, 0.975])
+    averages = (precisions * weights * is_hit).sum(axis=1)[positives > 0] / positives[positives > 0]
+    low, high = np.quantile(averages, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -134,18 +139,18 @@ def _sets(rows: list[dict[str, str]], names: list[str], column: str) -> npt.NDAr
 
 
 def _examples(run: Run, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """Images with the labels that they have, and those that are predicted; none if unreadable."""
+    """Return images with true and predicted labels; none at all if one is unreadable."""
     examples = []
     try:
         for row in rows:
-            known, predicted = (
+            labels, predicted = (
                 [name for name in row[column].split(SEPARATOR) if name]
                 for column in ("labels", "predicted")
             )
-            said = [(name, name in known) for name in predicted]
-            missing = [name for name in known if name not in predicted]
+            judged = [(name, name in labels) for name in predicted]
+            missing = [name for name in labels if name not in predicted]
             image = thumbnail(run.data.splits.open_image(row["source"]))
-            examples.append({"said": said, "missing": missing, **image})
+            examples.append({"said": judged, "missing": missing, **image})
     except KdplError:
         return []
     return examples

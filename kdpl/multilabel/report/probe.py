@@ -1,4 +1,4 @@
-"""Linear probe of several labels: for each class a logistic regression on frozen features."""
+"""Linear probe for several labels: a logistic regression per class on frozen features."""
 
 from dataclasses import replace
 
@@ -24,18 +24,21 @@ from kdpl.runtime.run_folder import PROBE_FOLDER
 def linear_probe(run: Run, role: str) -> float:
     """Return the test mAP of a probe on the network of a run's ``teacher`` or ``student``.
 
-    It learns from the labels that the teacher saw; under ``base_to_novel``, it knows the base
-    classes alone. The result is kept in the run's folder, beside those of its stages.
+    The probe learns from the teacher's labels; with ``base_to_novel``, it has only the base
+    classes. The result is kept in the run's folder, next to the results of the stages.
 
     Raises:
         KdplError: There is no such stage or labelled image, or the network is not pretrained.
     """
+    # refuse what has no labels or no features
     config = clip_of(run.stages[role])
     data = (replace(run, student=None) if "teacher" in run.stages else run).data
     if data.shots == 0:
         raise DataError("shots is 0, so that there are no labelled images to fit it on")
     if config.pretrained == RANDOM:
         raise DataError(f"{config} is not pretrained, so that its features say nothing")
+
+    # encode the splits, and fit and measure
     inform(f"loading {config} for a linear probe")
     clip = load_image_clip(config)
     clip.image_tower.to(device()).eval()
@@ -59,13 +62,13 @@ def probed_map(
 ) -> float:
     """Fit a probe, and return its mean average precision on test images.
 
-    Features are centred on the labelled images, and scaled to their variance in sum. A class that
-    all or none of these have cannot be learned.
+    Features are centred on the labelled images, and scaled to a total variance of one. A class that
+    all or none of the labelled images have is not learned.
 
     Args:
-        labeled: Normalised features float32 [N, D] and labels, 0 or 1, [N, C], of images to learn.
-        val: Those of images that choose among ``STRENGTHS``; None: the first of these.
-        test: Those of images to measure on.
+        labeled: Normalised features float32 [N, D] and labels, 0 or 1, [N, C], to learn from.
+        val: Features and labels that choose among ``STRENGTHS``; None: the first strength is used.
+        test: Features and labels to measure on.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -73,6 +76,7 @@ def probed_map(
     rows = [((part[0] - mean) / scale).numpy() for part in (labeled, val or test, test)]
 
     def probed(strength: float) -> tuple[float, float]:
+        # logits of all parts, by one regression for each class
         logits = [np.zeros((len(part), labeled[1].shape[1]), np.float32) for part in rows]
         for label, has in enumerate(labeled[1].bool().T.numpy()):
             if has.any() and not has.all():
@@ -85,5 +89,6 @@ def probed_map(
         )
         return of_val, of_test
 
+    # the strength with the best mAP on validation images
     precisions = [probed(strength) for strength in (STRENGTHS if val else STRENGTHS[:1])]
     return max(precisions, key=lambda pair: pair[0])[1]

@@ -24,30 +24,30 @@ def demo(
 ) -> int:
     """Try a classifier in the browser, on a page that classifies the images dropped on it.
 
-    The page is served by this machine, needs no network, and keeps no image.
+    This machine serves the page. It needs no network, and keeps no image.
 
     Args:
         classifier: classifier folder of a student's run
-        teacher: run folder of its teacher, with which visitors can add classes by name
+        teacher: run folder of its teacher, so that visitors can add classes by name
         add_classes: class vectors of further classes, written by the class-vectors command
         examples: image files and folders to choose examples from
         top_k: classes for each image
         host: address to listen on; 0.0.0.0 opens the page to the network
-        port: port to listen on, the first free one from 7860 on if not given
+        port: port to listen on, by default the first free one from 7860
         no_browser: print the address without opening a browser
     """
     require_classifier(Path(classifier))
     require_file("--add-classes", add_classes)
-    # a folder for uploads that is removed at the end
+    # a temporary folder for uploads
     with tempfile.TemporaryDirectory(prefix="kdpl-demo-", ignore_cleanup_errors=True) as uploads:
-        # no proxy for this machine's own address
-        known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        # no proxy for addresses of this machine
+        no_proxy = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
         # gradio reads these when it is imported
         os.environ.update(
             GRADIO_TEMP_DIR=uploads,
             GRADIO_ANALYTICS_ENABLED="False",
             GRADIO_RUN_HISTORY="False",  # no history of images in the browser
-            no_proxy=",".join(filter(None, [known, "localhost", "127.0.0.1", host])),
+            no_proxy=",".join(filter(None, [no_proxy, "localhost", "127.0.0.1", host])),
         )
         optional("gradio", "the demo", "demo")
         from kdpl.class_vectors import NameEncoder
@@ -55,6 +55,7 @@ def demo(
         from kdpl.runtime.messages import quiet_libraries
         from kdpl.serve.demo.page import Demo, build, find_examples, serve
 
+        # load the classifier and its teacher's encoder, and serve the page
         quiet_libraries()
         encoder = NameEncoder.load(teacher) if teacher is not None else None
         loaded = Demo(load_classifier(classifier, add_classes), encoder, top_k)

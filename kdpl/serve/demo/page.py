@@ -27,48 +27,48 @@ if TYPE_CHECKING:
     import gradio
 
 MAX_ADDED = 50
-"""Largest number of further classes of a visitor."""
+"""Most classes that a visitor can add."""
 
 _EXAMPLES, _MAX_UPLOAD, _MAX_WAITING, _ENCODED = 12, "20mb", 32, 32
-# seconds between looks at uploaded files, and their largest age
+# seconds between deletions of uploaded files, and their largest age
 _CLEAN_EVERY, _KEPT = 60, 300
 
 
 Picture = Callable[[Classifier, Image.Image], Image.Image]
-"""Draws a picture about an image; an entry point of ``kdpl.demo``, whose name is its title."""
+"""Draws a picture that explains the prediction for an image."""
 
 
 class Demo:
-    """A classifier, and an encoder of its teacher by which visitors can add classes."""
+    """A classifier and its teacher's encoder, so that visitors can add classes."""
 
     def __init__(self, classifier: Classifier, encoder: NameEncoder | None, top_k: int) -> None:
         if encoder is not None:
             classifier.vectors.require_teacher(encoder.prompts)
         self.classifier, self.encoder, self.top_k = classifier, encoder, top_k
-        # a visitor's names stay, and images change
+        # a visitor keeps the names and changes the images
         self._encode = lru_cache(_ENCODED)(encoder.encode) if encoder is not None else None
 
     def classify(self, path: str, name: str, added: str = "") -> dict[str, float] | str:
-        """Return the probabilities of the most probable classes of an image, or that it has none.
+        """Return the probabilities of an image's most probable classes, or a text if it has none.
 
         Args:
             path: The image.
-            name: Its name, as the visitor knows it.
+            name: The image's name for the visitor.
             added: Names of further classes, separated by commas.
 
         Raises:
-            KdplError: If the image is unreadable, or a name is known or too long, or there are too
-                many.
+            KdplError: The image is unreadable, a name exists or is too long, or there are too many.
         """
         classifier, image = self.open(path, name, added)
         (top,) = classifier.predict([image], self.top_k, workers=1)
-        found = {visible(str(each.class_name)): each.probability for each in top}
-        return found or "none of the classes"
+        probabilities = {visible(str(item.class_name)): item.probability for item in top}
+        return probabilities or "none of the classes"
 
     def open(self, path: str, name: str, added: str) -> tuple[Classifier, Image.Image]:
-        """Return the classifier with any further classes, and the image, as ``classify`` does."""
+        """Return the classifier with the added classes, and the image; see ``classify``."""
+        # add the classes by the names of the visitor, each once
         classifier = self.classifier
-        names = dict.fromkeys(composed(" ".join(each.split())) for each in added.split(","))
+        names = dict.fromkeys(composed(" ".join(name.split())) for name in added.split(","))
         names.pop("", None)
         if names:
             if self._encode is None:
@@ -83,17 +83,18 @@ class Demo:
 
 
 def find_examples(arguments: Sequence[str]) -> list[str]:
-    """Choose up to twelve images, evenly spread over files and folders; a DataError if invalid."""
-    chosen = spread(list(find_files(arguments)), _EXAMPLES)
-    for path in chosen:
+    """Choose up to twelve images, evenly spread over files and folders; DataError if unreadable."""
+    paths = spread(list(find_files(arguments)), _EXAMPLES)
+    for path in paths:
         open_image(path)
-    return chosen
+    return paths
 
 
 def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
     """Lay out the page, with image files to choose from as examples."""
     import gradio as gr
 
+    # what happens on a change of image or classes
     names = demo.classifier.class_names
 
     def on_change(file: dict[str, Any] | None, added: str | None) -> dict[str, float] | str | None:
@@ -109,7 +110,7 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
     def drawn_by(draw: Picture, title: str) -> Callable[..., str]:
         def on_picture(file: dict[str, Any] | None, added: str | None) -> str:
             png = BytesIO()
-            # of an error, the prediction says what is wrong
+            # errors are shown with the prediction
             with suppress(KdplError):
                 if file is not None:
                     draw(*demo.open(file["path"], "", added or "")).save(png, "png")
@@ -119,15 +120,16 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
 
         return on_picture
 
-    said = f"The prediction is always one of {len(names)} classes, even if none of them fits."
+    # the page, top to bottom
+    note = f"The prediction is always one of {len(names)} classes, even if none of them fits."
     if demo.classifier.task.per_class:
-        said = f"An image may show any of {len(names)} classes, or none of them."
+        note = f"An image may show any of {len(names)} classes, or none of them."
     page: gr.Blocks
     with gr.Blocks(
         title="kdpl demo", analytics_enabled=False, delete_cache=(_CLEAN_EVERY, _KEPT)
     ) as page:
         gr.Markdown(
-            f"# What is in this image?\n{said} Images are sent only to the machine that "
+            f"# What is in this image?\n{note} Images are sent only to the machine that "
             "serves this page, which deletes them within ten minutes."
         )
         with gr.Row():
@@ -139,7 +141,7 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
                 elem_id="image",
             )
             label = gr.Label(label="Prediction", num_top_classes=demo.top_k, elem_id="predictions")
-            # not as gr.Image, which offers to publish what it shows
+            # HTML, since gr.Image offers to publish what it shows
             pictures = [
                 (drawn_by(overlay, "Heat map"), gr.HTML(elem_id="heat-map")),
             ]
@@ -160,7 +162,7 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
             )
         with gr.Accordion(f"All {len(names)} classes", open=False):
             gr.Textbox(", ".join(map(visible, names)), show_label=False, container=False)
-        # the file as it was sent, which is decoded as in predict
+        # without preprocessing, to decode the uploaded file as predict does
         for react, shown in ((on_change, label), *pictures):
             gr.on([image.change, added.submit], react, [image, added], shown, preprocess=False)
     page.queue(max_size=_MAX_WAITING, api_open=False)
@@ -170,7 +172,7 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
 def serve(page: "gradio.Blocks", host: str, port: int | None, show: bool) -> None:
     """Serve the page until Ctrl-C, and open it in the browser if there is a screen.
 
-    Port None is the first free one from 7860 on; a ConfigError says if there is none.
+    Port None is the first free one from 7860; a ConfigError if there is none.
     """
     # without a screen, Python would start a browser in the terminal
     has_display = bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())

@@ -15,7 +15,7 @@ from zoo import odd_photo, tag, write_shard
 
 from kdpl import Classifier, DomainDataModule
 from kdpl.__main__ import main
-from kdpl.cli.init import ENOUGH
+from kdpl.cli.init_summary import ENOUGH
 from kdpl.confidence.held_out import HeldOutScores
 from kdpl.confidence.unknown import USUAL, usual_rank
 from kdpl.errors import ConfigError, DataError

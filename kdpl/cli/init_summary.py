@@ -1,0 +1,193 @@
+"""What ``init`` prints: the survey of the images, and the commands to run next."""
+
+import re
+import shlex
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from kdpl.data.class_mapping import ClassName
+from kdpl.data.readers.table import HELD_OUT
+from kdpl.data.survey.found import FoundImage
+from kdpl.errors import visible
+
+_FEW = 4  # a class with fewer labelled images is named
+_UNEVEN = 3  # ratio of labels between two classes from which balanced classes are mentioned
+_BALANCE = (
+    "to tune on each class equally often, add --data.init_args.balance_classes true to the command"
+)
+_AFFINE = "--data.init_args.augmentation light_affine"
+ENOUGH = {
+    "predict --unknown": 19,
+    "--max-error 5%": 59,
+    "--calibrated": 100,
+    "--max-error 1%": 299,
+}
+"""Validation images that these options need; for an error, if no prediction is wrong."""
+_WITHOUT_VALIDATION = (
+    "  no validation image: nothing decides if refined targets are better than the teacher's "
+    "predictions, the\n    classifier has no temperature and no thresholds (predict --max-error, "
+    "--sets), more than 5 % of new\n    images exceed the limit of predict --unknown, and watch "
+    "does not ask if more are of none of the\n    classes: label some, in val/<class>/ or with "
+    "split val, or take some of the labels above by --val-share 20%"
+)
+# names such as 7, class_07, n01440764
+_UNINFORMATIVE = re.compile(r"([a-z]+[\W_]*)?\d+|[a-z]", re.IGNORECASE)
+_SHOWN = 10  # of a list on the terminal
+_NAMED = 100  # of images left out
+
+
+def print_survey(
+    path: Path,
+    images: list[FoundImage],
+    names: Mapping[str, ClassName],
+    shots: int | None,
+    notes: Mapping[str, str],
+) -> None:
+    """Print the survey: splits, labels to train on, and what is missing or looks wrong."""
+    several = any(image.separator is not None for image in images)
+    labeled = {names[label].name: count for label, count in training_counts(images).items()}
+    tested = {
+        names[name].name
+        for image in images
+        if image.split in ("test", HELD_OUT)
+        for name in image.classes
+    }
+
+    # size and splits
+    splits = Counter("unlabelled" if not image.label else image.split for image in images)
+    edges = {edge for image in images if image.size for edge in image.size}
+    pixels = f"{min(edges)} to {max(edges)}" if len(edges) > 1 else f"{min(edges)}"
+    print(f"{path}: {len(names)} classes, {len(images)} images of {pixels} pixels an edge")
+    for split, count in splits.items():
+        note = f", {notes[split]} by chance with seed 0" if split in notes else ""
+        print(f"  {'test' if split == HELD_OUT else split}: {count}{note}")
+    if none := sum(bool(image.label) and not image.classes for image in images):
+        print(f"  of none of the classes: {none} of these")
+
+    # labels of each class
+    fewest = sorted(labeled.items(), key=lambda item: item[1])
+    trained = _some([f"{name} ({count})" for name, count in fewest])
+    print(
+        "  labelled to train on: "
+        f"{trained or 'none, so that the teacher is the original CLIP (zero-shot)'}"
+    )
+    if poor := [name for name, count in fewest if count < _FEW]:
+        print(f"  fewer than {_FEW} of: {_some(poor)}: label more if you can")
+    seen = {name: count if shots is None else min(shots, count) for name, count in fewest}
+    if unused := sum(labeled.values()) - sum(seen.values()):
+        print(
+            f"  {unused} of these {sum(labeled.values())} labels are used in no stage, as "
+            f"--shots is {shots}"
+        )
+    if fewest and not several and max(seen.values()) > _UNEVEN * max(1, fewest[0][1]):
+        print(f"  very different numbers of labels: {_BALANCE}")
+
+    # test and validation images
+    if not tested:
+        print(
+            "  no test image: label some, in test/<class>/ or with split test, to measure the "
+            "accuracy"
+        )
+    elif untested := sorted({named.name for named in names.values()} - tested):
+        print(f"  no test image of: {_some(untested)}: label more of their images")
+    if labeled and shots != 0 and not several:
+        _print_validation(count_validating(images), splits["val"])
+    elif labeled and shots != 0 and not splits["val"]:
+        print(
+            "  no validation image: thresholds of classes rest on unlabelled images, until "
+            "python -m kdpl thresholds chooses them"
+        )
+
+    # names and pictures that look wrong
+    _print_uninformative(names)
+    print(
+        "  the default augmentation crops and mirrors: for digits, letters, or left and right, "
+        "add to the last command"
+    )
+    print(f"    {_AFFINE}")
+    if plain := [visible(image.path) for image in images if image.plain]:
+        print(
+            f"  images of one colour, or nearly so: {len(plain)} ({_some(plain)}): look whether "
+            "they show anything"
+        )
+
+
+def _print_uninformative(names: Mapping[str, ClassName]) -> None:
+    """Print the class names that are only numbers or single letters."""
+    classes = [name for _, name in sorted(names.items())]
+    if uninformative := [name.name for name in classes if _is_uninformative(name)]:
+        words = (
+            "give words for all classes by --class-names, "
+            f"a .csv with lines such as {uninformative[0]},WORDS"
+        )
+        print(f"  names that tell the text tower nothing: {_some(uninformative)}: {words}")
+
+
+def _print_validation(number: int, images: int) -> None:
+    """Print what more validation images would allow, and what is lost without any."""
+    if not number:
+        print(_WITHOUT_VALIDATION)
+    if short := [f"{least} for {option}" for option, least in ENOUGH.items() if least > number]:
+        of_groups = ", one of each group" if number < images else ""
+        print(f"  validation images{of_groups}: {number}; enough would be {', '.join(short)}")
+
+
+def print_lines(title: str, lines: Sequence[str], where: str = "") -> None:
+    """Print the first lines, and the number of the others with ``where`` to read them."""
+    for line in lines[:_NAMED]:
+        print(f"  {title}: {visible(line)}")
+    if len(lines) > _NAMED:
+        print(f"  {title}: {len(lines) - _NAMED} more{where}")
+
+
+def print_next(config: Path, table: Path, label_separator: str | None) -> None:
+    """Print the commands to run next, with miniatures and with the published models."""
+    # one label: refined decides by itself if its targets are better than the teacher's predictions
+    small, overlay = "quickstart", " --student refined"
+    if label_separator is not None:
+        # the teacher's view of a whole image, and a network of 32 pixels, are hardly above chance
+        small, overlay = "quickstart_timm_64", " --student local_views"
+
+    def command(trainer: str, teacher: str, student: str, ending: str, more: str = "") -> str:
+        folder = config.parent.absolute()
+        out = shlex.quote(str(folder.with_name(f"{folder.name}_{ending}")))
+        file = shlex.quote(str(folder / config.name))
+        stages = f"--teacher {teacher} --student {student}{overlay}{more}"
+        return f"python -m kdpl run --config {file} --config trainer/{trainer} {stages} --out {out}"
+
+    print(
+        "  to try things out in minutes, offline and without a GPU, with miniature CLIPs that know "
+        "letters and digits:"
+    )
+    print(f"    {command('cpu', 'quickstart', small, 'offline', f' {_AFFINE}')}")
+    gpu = shutil.which("nvidia-smi") is not None
+    if not gpu:
+        print(
+            "  no GPU was found: with the published models, training takes a day or more without "
+            "one"
+        )
+    print(f"wrote {config} and {table}; next:")
+    print(command("gpu" if gpu else "cpu", "promptsrc_vit_l14", "promptkd_vit_b16", "run"))
+
+
+def training_counts(images: list[FoundImage]) -> Counter[str]:
+    """Count the training images of each class."""
+    return Counter(name for image in images if image.split == "train" for name in image.classes)
+
+
+def count_validating(images: Iterable[FoundImage]) -> int:
+    """Count the validation images of different groups, since only these count for bounds."""
+    return len({image.group or image.path for image in images if image.split == "val"})
+
+
+def _is_uninformative(named: ClassName) -> bool:
+    texts = named.text if isinstance(named.text, tuple) else (named.text or named.name,)
+    return all(map(_UNINFORMATIVE.fullmatch, texts))
+
+
+def _some(items: Sequence[str]) -> str:
+    """Join the first items, with the number of the others."""
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more
