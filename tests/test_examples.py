@@ -205,7 +205,7 @@ def test_a_plugin_of_another_package_brings_one_thing_of_each_kind(tmp_path, cap
     runs.noise(32, 32).save(tmp_path / "photo.png")
     capsys.readouterr()
     names = tmp_path / "names.txt"
-    options = ["--sure=0.999", f"--names={names}"]
+    options = ["--sure=0.9999999", f"--names={names}"]
     assert runs.main(["predict", classifier, str(tmp_path / "photo.png"), *options]) == 0
     assert "photo.png,," in capsys.readouterr().out
     assert names.read_text() == "None\n"
