@@ -221,13 +221,14 @@ def begun_student(
         teacher.write_run(Path(folder), names)
         prompts = StudentPrompts(sizes.prompt_length, sizes.prompt_depth)
         student = StudentDistillation(
-            ClipConfig(sizes.student, RANDOM), folder, vision_prompts=prompts
+            ClipConfig(sizes.student, RANDOM),
+            folder,
+            vision_prompts=prompts,
+            teacher_cache=folder if cached else None,
         )
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
-        domain = _Domain(names)
-        domain.teacher_cache = folder if cached else None
         trainer = SimpleNamespace(
-            datamodule=domain, world_size=1, strategy=strategy, precision_plugin=Precision()
+            datamodule=_Domain(names), world_size=1, strategy=strategy, precision_plugin=Precision()
         )
         student.trainer = cast(Trainer, trainer)
         student.setup("fit")

@@ -174,7 +174,7 @@ def _fit(
         commands = []
         if stage == "plain":
             # the teacher's features of the same few views for all seeds
-            options.append(f"--data.init_args.teacher_cache={folder.parent / 'cache'}")
+            options.append(f"--model.init_args.teacher_cache={folder.parent / 'cache'}")
             commands.append(["cache", *options, f"--views={VIEWS}", "--seed_everything=1"])
         for command in (
             *commands,

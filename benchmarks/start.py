@@ -137,8 +137,8 @@ def _fit(folder: Path, stage: str, *options: str) -> None:
     configs = ("data/folder.yaml", f"{stage}/quickstart.yaml", "trainer/cpu.yaml")
     data = {
         "root": folder / "labelled",
-        "held_out": "null",
-        "scan": "false",
+        "reading.test_share": "null",
+        "reading.scan": "false",
         "num_workers": _WORKERS,
     }
     given = [f"--data.init_args.{name}={value}" for name, value in data.items()]

@@ -202,7 +202,8 @@ class ClassVectors(VectorSettings):
         if task != self.task:
             raise ArtifactError(
                 f"the class vectors of {source} are for {self.task} labels, but the labels of "
-                f"{other} are {task}: run stage 1 on the same data, with the same label_separator"
+                f"{other} are {task}: run stage 1 on the same data, with the same "
+                "classes.label_separator"
             )
 
     def require_names(

@@ -57,7 +57,7 @@ class Prepare(Callback):
 
 
 class FillTeacherCache(Callback):
-    """Fills ``data.init_args.teacher_cache`` in a fit without steps, on all processes together.
+    """Fills the student's ``teacher_cache`` in a fit without steps, on all processes together.
 
     Args:
         views: Views of each image; None: as many as the cache has.
@@ -104,6 +104,11 @@ class StudentDistillation(ClassifyingModule):
         loss: Distance between the student and its target.
         pool_filter: Leave out unlabelled images whose similarity to their nearest class is below
             this quantile of the labelled images', such as 0.05; None keeps all.
+        teacher_cache: Folder with the teacher's features of V views of each unlabelled image; epoch
+            e then sees view e mod V of each image, drawn by the seed that the cache was filled
+            with. None: the teacher runs on each image of each epoch. Further teachers' features of
+            the same views are in FOLDER.2, FOLDER.3 and so on.
+        fill_teacher_cache: Before the first epoch, compute the features that the caches lack.
         optim: Optimiser and schedule.
         compile: Compile the image towers.
 
@@ -125,6 +130,8 @@ class StudentDistillation(ClassifyingModule):
         target: Target | str = "teacher",
         loss: DistillationLoss = DistillationLoss(),
         pool_filter: float | None = None,
+        teacher_cache: str | None = None,
+        fill_teacher_cache: bool = False,
         optim: OptimConfig = OptimConfig(),
         compile: bool = False,
     ) -> None:
@@ -142,9 +149,12 @@ class StudentDistillation(ClassifyingModule):
         self.target = build_target(target)
         self.loss = loss
         self.pool_filter = pool_filter
+        self.teacher_cache = teacher_cache
+        self.fill_teacher_cache = fill_teacher_cache
         self._kept = 1.0  # share of the images that the filter keeps
         self.optim = optim
         folders = [teacher] if isinstance(teacher, str) else teacher
+        _require_cache_folder(teacher_cache, fill_teacher_cache)
         self._trains_tower = vision_prompts.depth > 0 or fine_tune
         _require_consistent(
             type(self.target),
@@ -183,7 +193,7 @@ class StudentDistillation(ClassifyingModule):
         if stage == "fit":
             # before a checkpoint is restored, since it is compared with all teachers
             self.teachers.read()
-            if self.domain.teacher_cache is None:
+            if self.teacher_cache is None:
                 self.load_teachers()
         is_first = self.scores is None
         super().setup(stage)
@@ -208,6 +218,7 @@ class StudentDistillation(ClassifyingModule):
         target, teacher = settings["target"], settings["teacher"]
         prompts, fine_tune = settings["vision_prompts"], settings["fine_tune"]
         loss, pool_filter = DistillationLoss(**settings["loss"]), settings["pool_filter"]
+        _require_cache_folder(settings["teacher_cache"], settings["fill_teacher_cache"])
         kind = target_class(target if isinstance(target, str) else target["class_path"])
         kind.require_task(data.task)
         _require_loss(build_task(data.task), loss.kind)
@@ -240,9 +251,8 @@ class StudentDistillation(ClassifyingModule):
 
     def preparation(self) -> Preparation:
         """Return the inputs of this fit's preparation."""
-        return Preparation(
-            self.trainer, self.domain, self.teachers, self._loaded_teacher, self.device
-        )
+        fit = self.trainer, self.domain, self.teachers, self._loaded_teacher, self.device
+        return Preparation(*fit, self.teacher_cache, self.fill_teacher_cache)
 
     def prepare(self) -> None:
         """Choose the images to distil on, and prepare their targets."""
@@ -383,6 +393,11 @@ def _require_consistent(
             "with text_features: student there is no projector, and without visual prompts "
             "nothing to train: set vision_prompts.depth above 0, or fine_tune: true"
         )
+
+
+def _require_cache_folder(teacher_cache: str | None, fill_teacher_cache: bool) -> None:
+    if fill_teacher_cache and teacher_cache is None:
+        raise ConfigError("fill_teacher_cache has no folder to fill: set teacher_cache as well")
 
 
 def _require_loss(task: Task, kind: str) -> None:

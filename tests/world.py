@@ -441,14 +441,13 @@ class Distilled:
         data=(),
         **options,
     ):
-        self.student = make_student(teacher, **{"kd_weight": 20, **options})
+        cached = {"teacher_cache": cache and str(cache), "fill_teacher_cache": fill}
+        self.student = make_student(teacher, **{"kd_weight": 20, **cached, **options})
         self.batches, watch = [], Callback()
         watch.on_train_batch_start = lambda *args: self.batches.append(args[2])
         callbacks = [watch]
         settings = {"limit_train_batches": 5, **dict(trainer)}
-        domain = digits(
-            50, teacher_cache=cache and str(cache), fill_teacher_cache=fill, **dict(data)
-        )
+        domain = digits(50, **dict(data))
         record = fit(self.student, folder, 2, callbacks, domain, ckpt_path, **settings)
         self.losses = record.losses
         self.state = self.student.encoder.state_dict()

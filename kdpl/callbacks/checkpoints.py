@@ -46,7 +46,7 @@ from kdpl.runtime.origin import Origin, require_same
 from kdpl.runtime.run_folder import CHECKPOINTS_FOLDER, LAST
 
 _OR = "or choose another --out"
-_AS_CACHED = f"set data.init_args.teacher_cache to what it was, {_OR}"
+_AS_CACHED = f"set model.init_args.teacher_cache to what it was, {_OR}"
 _REMEDIES = {
     "images": f"put back the images that it had, {_OR}",
     "images a step": "set data.init_args.batch_size times the number of processes to what it was",

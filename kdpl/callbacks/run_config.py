@@ -23,8 +23,8 @@ _MAY_CHANGE = (
     "data.init_args.num_workers",
     # SameRun compares the views with the checkpoint; cached features are float16, so a run that
     # changes this setting does not end bit-equal
-    "data.init_args.teacher_cache",
-    "data.init_args.fill_teacher_cache",
+    "model.init_args.teacher_cache",
+    "model.init_args.fill_teacher_cache",
     "model.init_args.classes_at_once",
     "model.init_args.compile",
     "trainer.accelerator",

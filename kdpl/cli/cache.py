@@ -9,8 +9,8 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
     """Compute the teacher's features of views of unlabelled images, for a student's fit to read.
 
     Takes the options of the student's fit: --config FILE, --model.init_args.teacher RUN, and
-    --data.init_args.teacher_cache FOLDER for the folder to write. If interrupted, the same command
-    resumes.
+    --model.init_args.teacher_cache FOLDER for the folder to write. If interrupted, the same
+    command resumes.
 
     Args:
         views: Views of each image; by default as many as trainer.max_epochs.
@@ -26,17 +26,18 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
 
         def before_instantiate_classes(self) -> None:
             self.require_stage(StudentDistillation, "student")
-            data, trainer = self.config.data.get("init_args", {}), self.config.trainer
-            if not data.get("teacher_cache"):
+            model, trainer = self.config.model.init_args, self.config.trainer
+            if not model.get("teacher_cache"):
                 raise ConfigError(
-                    "the settings name no cache to fill: give --data.init_args.teacher_cache FOLDER"
+                    "the settings name no cache to fill: give --model.init_args.teacher_cache "
+                    "FOLDER"
                 )
             # no training step, no logger, no checkpoint
-            data.fill_teacher_cache = True
+            model.fill_teacher_cache = True
             trainer.max_epochs = views or trainer.max_epochs or 0
             trainer.limit_train_batches = 0
             # the datamodule records here which images it has decoded
-            trainer.default_root_dir = str(Path(data.teacher_cache).expanduser())
+            trainer.default_root_dir = str(Path(model.teacher_cache).expanduser())
             trainer.logger = trainer.enable_checkpointing = trainer.enable_progress_bar = False
             self.save_config_callback = None
             self._given = self.config.clone()

@@ -311,16 +311,16 @@ def _write_config(
         test += ", and its validation images were split off them"
 
     # the settings, with comments on some
+    classes = {"names": reader.class_names, "label_separator": reader.label_separator}
     values = {
         "root": reader.root,
         "unlabeled": reader.unlabeled,
-        "class_names": reader.class_names,
-        "label_separator": reader.label_separator,
-        "skip_list": str((out / _LEFT_OUT).absolute()) if skips else None,
+        "classes": {name: value for name, value in classes.items() if value is not None} or None,
+        "reading": {"skip_list": str((out / _LEFT_OUT).absolute())} if skips else None,
         "allow_fewer_shots": True if smallest else None,
     }
     comments = {
-        "skip_list": "  # unusable images, and copies",
+        "reading": "  # without unusable images, and copies",
         "allow_fewer_shots": "  # classes with fewer images give all they have",
     }
     settings = "".join(

@@ -289,7 +289,7 @@ def _several(files: Sequence[str], options: Sequence[str]) -> bool:
     from kdpl.data.readers.registry import readers
     from kdpl.data.splits import Reader
 
-    if _given(files, options, "data.init_args.label_separator") is not None:
+    if _given(files, options, "data.init_args.classes.label_separator") is not None:
         return True
     name = str(_given(files, options, "data.init_args.dataset"))
     kind = readers().get(name)

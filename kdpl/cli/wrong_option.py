@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.runtime.configs import config_files, read_config
+from kdpl.runtime.moved import SETTINGS
 from kdpl.runtime.origin import flatten
 from kdpl.student import StudentDistillation
 from kdpl.teacher import TeacherPromptTuning
@@ -44,7 +45,7 @@ def hint_of(message: str, options: Sequence[str]) -> str:
     wrong = re.compile(rf"(.*\.)?{re.escape(name)}(?=\.|$)")
     matches = ((wrong.match(key), where) for key, where in given)
     path, *hints = next(((match[0], where) for match, where in matches if match), (name,))
-    near = _nearest(path)
+    near = SETTINGS.get(name.rpartition(".")[2]) or _nearest(path)
     hints += [f"did you mean {near}?"] if near not in (None, path) else []
     return f" ({', '.join(hints)})" if hints else ""
 

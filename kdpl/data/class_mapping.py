@@ -36,7 +36,7 @@ def name_classes(
     """
     if class_text is not None and class_text.count("{}") != 1:
         raise ConfigError(
-            f"class_text is {class_text!r}, expected a text with one {{}}: give "
+            f"classes.text is {class_text!r}, expected a text with one {{}}: give "
             f"'{{}}, a type of pet'"
         )
     mapping = read_class_mapping(Path(class_names), keys) if class_names else {}

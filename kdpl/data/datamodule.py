@@ -30,10 +30,11 @@ from kdpl.data.labels import ClassProtocol, EvaluationSplit, Labels
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.names import Indices, Names, digest_of
 from kdpl.data.needs import Needs, TrainSplit, needs_of
+from kdpl.data.options import ClassOptions, ReadingOptions
 from kdpl.data.parallel import cores
 from kdpl.data.pool import Selection, UnlabeledPool
 from kdpl.data.readers.registry import build_reader
-from kdpl.data.reading import BadImages, Reading
+from kdpl.data.reading import Reading
 from kdpl.data.shards import archives
 from kdpl.data.splits import Label, Reader, Splits
 from kdpl.errors import ConfigError, DataError
@@ -51,12 +52,12 @@ _VAL_SHOTS = 4  # of the published protocol
 class DomainDataModule(LightningDataModule):
     """A domain's images, for both stages and the test.
 
-    Images are un-normalised: every CLIP tower normalises with its own mean and standard deviation.
+    Images are un-normalised: every CLIP tower normalises with its mean and standard deviation.
     Batches are
 
     - training, ``labeled``: ``LabeledBatch``, the k-shot sample (of the base classes under
       ``base_to_novel``);
-    - training, ``unlabeled``: ``UnlabeledBatch``, ALL training images and those of ``unlabeled``,
+    - training, ``unlabeled``: ``UnlabeledBatch``, ALL training images and the unlabelled images,
       or a share of them, and no labels anywhere;
     - validation and test: ``EvaluationBatch``, each image exactly once over all processes.
 
@@ -66,58 +67,34 @@ class DomainDataModule(LightningDataModule):
 
     Args:
         dataset: ``digits``, ``folder``, ``table``, a dataset of the benchmark
-            (``kdpl/benchmark/readers.py``), or your own reader with its ``class_path`` and
+            (``kdpl/benchmark/readers.py``), or your reader with its ``class_path`` and
             ``init_args``.
         root: Folder of the dataset, the table's file, or the folder of all datasets of the
             benchmark.
         unlabeled: Places of unlabelled images (``folder`` and ``table``): folders, patterns, lists
             and shards, see ``kdpl/data/sources.py``; None: the table's rows without a label, or
-            those of the folder ``unlabeled`` in root. The training images are distilled on too.
-        class_names: CSV file that maps class folders or labels to names, and texts for the text
-            tower (``folder`` and ``table``), or a .txt list of them; None: they are the names.
-            Without labelled training images, its classes are those of the dataset.
-        class_text: Text that the text tower reads for a class, with ``{}`` instead of the name or
-            text (``folder`` and ``table``).
-        label_separator: Character between the labels of an image (``table``), each of which may
-            then have several or none; None: each image is of one class.
-        empty_labels: What an empty label means with a ``label_separator``: ``no_class``, the image
-            is of none of the classes, or ``unlabeled``; None: it is refused.
-        background: Colour [red, green, blue], 0 to 255, on which transparent images are put
-            (``folder`` and ``table``); None: white. The benchmark's images lose their transparency,
-            and their orientation tags are not followed.
-        held_out: Share of each class's training images that become test images, where there are no
-            others; None: none.
-        bad_images: Treatment of images that cannot be decoded: ``error`` names them before anything
-            is trained, ``skip`` leaves them out.
-        scan: Whether all images are decoded to find these before a fit, and copies of test and
-            validation images left out of the rest (``folder`` and ``table``); None: your own
-            images, not a benchmark's.
-        skip_list: File of images to leave out: a ``.txt``, or a ``.csv``.
-        taxonomy: CSV file with the columns ``child`` and ``parent``, a tree whose leaves are the
-            classes; None: no tree.
+            the images in the folder ``unlabeled`` in root. The training images are distilled on
+            too.
+        classes: Names and texts of the classes, a tree of them, and the meaning of labels.
+        reading: Background of transparent images, images to leave out, and a share of the training
+            images to test on.
         protocol: ``all`` classes alike, or ``base_to_novel``: training labels of the first half of
             the classes alone.
         shots: Labelled training images a class; None: all; 0: no labelled image is used, for
             validation either.
         val_shots: Validation images a class, at most ``shots`` of them; None: the whole validation
-            split; ``auto``: 4 of a benchmark's dataset, as published, and all of your own.
+            split; ``auto``: 4 of a benchmark's dataset, as published, and all of your images.
         unlabeled_share: Share of the unlabelled training images to distil on, above 0 and at most
             1.
         allow_fewer_shots: Use classes that have fewer than ``shots`` training images as they are.
         balance_classes: Draw the labelled training images of an epoch so that each class comes
             equally often, however many it has; an epoch is as long as without.
         augmentation: Views of training images: ``random_resized_crop``, ``light_affine``, ``none``,
-            or your own.
+            or your ``Augmentation``.
         batch_size: Training images a batch, on each process.
         eval_batch_size: Validation and test images a batch, on each process.
         num_workers: Worker processes of each loader; None: 4, or one for each processor core where
             there are fewer.
-        teacher_cache: Folder with the teacher's features of views of the unlabelled images; epoch e
-            then sees view e mod V of each image, as the cache's own seed draws it. None: the
-            teacher runs on each image of each epoch. Further teachers' features of the same views
-            are in FOLDER.2, FOLDER.3 and so on.
-        fill_teacher_cache: Whether features that ``teacher_cache`` lacks are computed before the
-            first epoch.
         seed: Seed of the k-shot sample, of the training order and of the augmentation; at least 0.
     """
 
@@ -126,16 +103,8 @@ class DomainDataModule(LightningDataModule):
         dataset: Reader | str,
         root: str | None = None,
         unlabeled: list[str] | str | None = None,
-        class_names: str | None = None,
-        class_text: str | None = None,
-        label_separator: str | None = None,
-        empty_labels: Literal["no_class", "unlabeled"] | None = None,
-        background: tuple[int, int, int] | None = None,
-        held_out: float | None = None,
-        bad_images: BadImages = "error",
-        scan: bool | None = None,
-        skip_list: str | None = None,
-        taxonomy: str | None = None,
+        classes: ClassOptions = ClassOptions(),
+        reading: ReadingOptions = ReadingOptions(),
         protocol: ClassProtocol = "all",
         shots: NonNegativeInt | None = 16,
         val_shots: PositiveInt | Literal["auto"] | None = "auto",
@@ -146,25 +115,24 @@ class DomainDataModule(LightningDataModule):
         batch_size: PositiveInt = 8,
         eval_batch_size: PositiveInt = 64,
         num_workers: NonNegativeInt | None = None,
-        teacher_cache: str | None = None,
-        fill_teacher_cache: bool = False,
         seed: int = 1,
     ) -> None:
         super().__init__()
         # the run's folder is one for all nodes
         self.prepare_data_per_node = False
 
-        # the dataset, which is read later
-        named = {
-            "class_names": class_names,
-            "class_text": class_text,
-            "label_separator": label_separator,
-            "empty_labels": empty_labels,
-        }
+        # the dataset; it is read later
         reader = build_reader(
-            dataset, root=root, unlabeled=unlabeled, background=background, **named
+            dataset,
+            root=root,
+            unlabeled=unlabeled,
+            class_names=classes.names,
+            class_text=classes.text,
+            label_separator=classes.label_separator,
+            empty_labels=classes.empty_labels,
+            background=reading.background,
         )
-        self.reading = Reading(reader, bad_images, scan, skip_list, held_out)
+        self.reading = Reading(reader, reading)
 
         # the settings
         if protocol not in ("all", "base_to_novel"):
@@ -178,17 +146,12 @@ class DomainDataModule(LightningDataModule):
                 "balance_classes draws images of one class each, and these data have several "
                 "labels an image: set balance_classes to false"
             )
-        if fill_teacher_cache and teacher_cache is None:
-            raise ConfigError(
-                "fill_teacher_cache fills a folder, but teacher_cache names none: "
-                "set it, or do not fill"
-            )
         self.dataset = (
             dataset
             if isinstance(dataset, str)
             else f"{type(reader).__module__}.{type(reader).__qualname__}"
         )
-        self.taxonomy = taxonomy
+        self.classes = classes
         self.protocol = protocol
         self.shots = shots
         if val_shots == "auto":
@@ -201,14 +164,12 @@ class DomainDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = min(_WORKERS, cores()) if num_workers is None else num_workers
-        self.teacher_cache = teacher_cache
-        self.fill_teacher_cache = fill_teacher_cache
         self.seed = seed
         self._selection: Selection | None = None
         self._features: CachedFeatures | None = None
 
     def prepare_data(self) -> None:
-        """Decode all images once before training, on one process, while the others wait."""
+        """Decode all images once before training, on one process, while all others wait."""
         inform(f"reading dataset {self.dataset}")
         self.reading.file = self._decoded_file
         self.reading.prepare(trains=self._trainer.state.fn == "fit" and self._trains)
@@ -243,15 +204,15 @@ class DomainDataModule(LightningDataModule):
 
     @property
     def views_origin(self) -> dict[str, Any]:
-        """What views depend on beside their image and the tower's way to resize it."""
+        """Settings that views depend on beside their image and the tower's resizing."""
         kind, decoding = type(self.augmentation), asdict(self.decoding)
-        named = {"class": f"{kind.__module__}.{kind.__qualname__}", **vars(self.augmentation)}
-        return {"augmentation": as_json(named), "seed": self.seed, "decoding": decoding}
+        settings = {"class": f"{kind.__module__}.{kind.__qualname__}", **vars(self.augmentation)}
+        return {"augmentation": as_json(settings), "seed": self.seed, "decoding": decoding}
 
     def origin(self, prepared: bool) -> dict[str, Any]:
-        """Return what a fit depends on, of the images, as checkpoints note it.
+        """Return the images and views that a fit depends on, as checkpoints note them.
 
-        With ``prepared`` also what was chosen before the first step: views from a cache, and images
+        With ``prepared``, also the choices before the first step: views from a cache, and images
         that are held out or left out.
         """
         if not self._trains:
@@ -324,9 +285,9 @@ class DomainDataModule(LightningDataModule):
         view = self.view(resizing, cached.view_seed if cached else None)
         if whole:
             view = replace(view, augmentation=HalfWhole(view.augmentation))
-        others = () if cached else teacher_resizings
-        others = tuple(dict.fromkeys(each for each in others if each != resizing))
-        images = UnlabeledImages(arranged.sources, view, self.selection.chosen, others)
+        further = () if cached else tuple(dict.fromkeys(teacher_resizings))
+        further = tuple(other for other in further if other != resizing)
+        images = UnlabeledImages(arranged.sources, view, self.selection.chosen, further)
         seen = cached.with_features(images) if cached else images
         return self._loader(seen, len(images), shuffle=arranged.shuffle)
 
@@ -365,22 +326,22 @@ class DomainDataModule(LightningDataModule):
     def bounding_images(self) -> tuple[Indices, bool]:
         """Return the validation images from which errors are bounded, and if they are a sample.
 
-        Near-copies show no more than one of them: it is one image of each group, drawn by the seed.
+        One image of each group is drawn by the seed, as near-copies show no more than one of them.
         A sample, of ``val_shots`` images a class, is not like images as they come.
         """
-        images = self.labels.evaluation("val")
-        counted = one_of_each([image.source for image in images], self.splits.groups, self.seed)
-        return counted, len(images) < len(self.splits.val)
+        records = self.labels.evaluation("val")
+        indices = one_of_each([record.source for record in records], self.splits.groups, self.seed)
+        return indices, len(records) < len(self.splits.val)
 
     @cached_property
     def labels(self) -> Labels:
-        """The labels that may be seen, of the dataset, which is read on first use."""
+        """The labels of the dataset that may be seen; it is read on first use."""
         shots = (self.shots, self.val_shots, self.allow_fewer_shots)
         return Labels(self.reading.splits, self.protocol, *shots, self.seed)
 
     @property
     def splits(self) -> Splits:
-        """The dataset before protocol and sampling, less what is left out as invalid."""
+        """The dataset before protocol and sampling, without invalid images."""
         return self.labels.splits
 
     @cached_property
@@ -488,7 +449,7 @@ class DomainDataModule(LightningDataModule):
 
     @property
     def _trains(self) -> bool:
-        # a fit of 0 epochs makes the zero-shot CLIP, which needs no training images
+        # a fit of 0 epochs makes the zero-shot CLIP and needs no training images
         return self._trainer.max_epochs != 0
 
     @property

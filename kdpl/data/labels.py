@@ -123,7 +123,7 @@ class Labels:
             )
         if not records:
             remedy = (
-                ", set data.init_args.held_out to 0.25 to hold some training images out"
+                ", set data.init_args.reading.test_share to 0.25 to hold some training images out"
                 if split == "test"
                 else ""
             )

@@ -5,20 +5,17 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
 
+from kdpl.data.options import ReadingOptions
 from kdpl.data.sampling import hold_out, keep_apart, require_apart
 from kdpl.data.scan.checked import Checked
 from kdpl.data.scan.scan import copies_of_measured, decode_and_digest
 from kdpl.data.scan.skip_list import leave_out, without_listed
 from kdpl.data.sources import OwnImages
 from kdpl.data.splits import Reader, Splits
-from kdpl.errors import ConfigError
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import difference, digest
 from kdpl.runtime.run_folder import DECODED_FILE
-
-BadImages = Literal["error", "skip"]
 
 
 @dataclass
@@ -29,26 +26,18 @@ class Reading:
     """
 
     reader: Reader
-    bad_images: BadImages = "error"
-    scan: bool | None = None
-    skip_list: str | None = None
-    held_out: float | None = None
+    options: ReadingOptions = ReadingOptions()
     file: Path | None = None
     _scan: "_Scan" = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.bad_images not in ("error", "skip"):
-            raise ConfigError(f"bad_images {self.bad_images!r} is unknown: choose error or skip")
-        if self.held_out is not None and not 0 < self.held_out < 1:
-            raise ConfigError(
-                f"held_out must be above 0 and below 1, not {self.held_out}: leave it out for none"
-            )
         self._scan = _Scan(self)
 
     @property
     def looks(self) -> bool:
         """True if all images are checked before a fit, and copies left out."""
-        return self.reader.own if self.scan is None else self.scan
+        scan = self.options.scan
+        return self.reader.own if scan is None else scan
 
     def of_run(self, folder: Path) -> None:
         """Use the same images as the run in this folder; call it before anything is read."""
@@ -68,8 +57,8 @@ class Reading:
         # the order decides what is held out: never an image that cannot be used
         splits = self.listed
         splits = self._scan.usable(splits)
-        if self.held_out is not None:
-            splits = hold_out(splits, self.held_out)
+        if self.options.test_share is not None:
+            splits = hold_out(splits, self.options.test_share)
         splits, same = keep_apart(splits)
         splits = self._scan.without_copies(splits)
         return splits, same
@@ -109,7 +98,7 @@ class _Scan:
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
-        self._skips = reading.bad_images == "skip"
+        self._skips = reading.options.bad_images == "skip"
         self._checked: Checked | None = None
         self._copies: dict[str, tuple[str, str]] = {}
 
@@ -128,7 +117,7 @@ class _Scan:
 
     def without_listed(self, splits: Splits) -> Splits:
         """Leave out the images of ``skip_list``."""
-        file = self._reading.skip_list
+        file = self._reading.options.skip_list
         return splits if file is None else without_listed(splits, file)
 
     def usable(self, splits: Splits) -> Splits:
@@ -192,5 +181,6 @@ class _Scan:
         splits = self._reading.listed
         if not isinstance(self._reading.reader, OwnImages):
             return 0
-        drawn_from = splits.train if self._reading.held_out is not None and not splits.test else ()
+        draws = self._reading.options.test_share is not None and not splits.test
+        drawn_from = splits.train if draws else ()
         return len(splits.test) + len(splits.val) + len(drawn_from)

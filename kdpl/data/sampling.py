@@ -180,7 +180,7 @@ def require_apart(splits: Splits) -> None:
         )
         raise DataError(
             f"{problem}: keep each in one split, or list its other names in a file and "
-            "set skip_list to it"
+            "set reading.skip_list to it"
         )
 
 

@@ -94,7 +94,7 @@ class LocalViews(PreparedTarget):
         if task != MultiLabel.name:
             raise ConfigError(
                 "the target local_views is for images of several labels, and these have one each: "
-                "set label_separator, or another target"
+                "set classes.label_separator, or another target"
             )
 
     @property

@@ -55,7 +55,7 @@ class MultiLabel(Task):
         if ambiguous := next((name for name in class_names if SEPARATOR in name), None):
             raise ConfigError(
                 f"class {ambiguous!r} has a {SEPARATOR!r} in its name, the separator of an image's "
-                "labels in tables: give it another name by class_names"
+                "labels in tables: give it another name by classes.names"
             )
         if self.thresholds is not None and len(self.thresholds) != len(class_names):
             raise ConfigError(

@@ -1,5 +1,6 @@
-"""Dotted paths of earlier versions in users' configs: they work, and print the new path."""
+"""Names of earlier versions in configs: paths of classes still work, settings are refused."""
 
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -24,6 +25,29 @@ MOVED = {
     "kdpl.tables.reader": "kdpl.data.readers.table",
 }
 """New modules by their names in version 0.1; to be removed with version 0.3."""
+
+SETTINGS = {
+    "background": "data.init_args.reading.background",
+    "bad_images": "data.init_args.reading.bad_images",
+    "class_names": "data.init_args.classes.names",
+    "class_text": "data.init_args.classes.text",
+    "empty_labels": "data.init_args.classes.empty_labels",
+    "fill_teacher_cache": "model.init_args.fill_teacher_cache",
+    "held_out": "data.init_args.reading.test_share",
+    "label_separator": "data.init_args.classes.label_separator",
+    "scan": "data.init_args.reading.scan",
+    "skip_list": "data.init_args.reading.skip_list",
+    "taxonomy": "data.init_args.classes.taxonomy",
+    "teacher_cache": "model.init_args.teacher_cache",
+}
+"""New settings by their names below ``data.init_args`` in version 0.1."""
+
+
+def moved_setting(message: str) -> str:
+    """Return the new name of the setting that a message of jsonargparse refuses, as its hint."""
+    named = re.search(r"ption '([\w.]+)'", message)
+    new = SETTINGS.get(named[1].rpartition(".")[2]) if named else None
+    return f" (did you mean {new}?)" if new else ""
 
 
 class _Finder(MetaPathFinder, Loader):

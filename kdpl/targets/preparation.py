@@ -26,6 +26,8 @@ class Preparation:
         teachers: The teachers, possibly not loaded yet.
         load_teacher: Loads a teacher by its index, in the precision of the training.
         device: The process's device.
+        teacher_cache: Folder of the first teacher's cache; None: no cache.
+        fill_teacher_cache: Compute the features that the caches lack.
     """
 
     trainer: Trainer
@@ -33,6 +35,8 @@ class Preparation:
     teachers: Teachers
     load_teacher: Callable[[int], FrozenTeacher]
     device: torch.device
+    teacher_cache: str | None = None
+    fill_teacher_cache: bool = False
 
     def encoder(self, number: int, pooled: bool = False) -> Encoder:
         """Return a teacher as a function of images; it is loaded on the first call.

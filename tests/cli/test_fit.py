@@ -60,6 +60,18 @@ EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_a
             [*FIT, "--data.init_args.shot=4"],
             ["'shot' is not accepted", "on the command line", "data.init_args.shots?"],
         ),
+        (
+            "data: {init_args: {class_names: names.csv}}",
+            ["'class_names'", "in wrong.yaml", "did you mean data.init_args.classes.names?"],
+        ),
+        (
+            [*FIT, "--data.held_out=0.5"],
+            ["on the command line", "did you mean data.init_args.reading.test_share?"],
+        ),
+        (
+            [*FIT, "--data.init_args.teacher_cache=c"],
+            ["on the command line", "did you mean model.init_args.teacher_cache?"],
+        ),
         ([*FIT, "--shot=4"], ["unrecognized arguments: --shot=4"]),
         ([*FIT, "--model.init_args.clip.pretraind=x"], ["pretraind"]),
         ([*FIT, "--trainer.max_epoch=3"], ["max_epoch"]),

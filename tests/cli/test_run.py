@@ -68,7 +68,7 @@ def test_the_images_are_decoded_once_for_all_steps(tmp_path, monkeypatch):
         return look(function, items, title, 1)
 
     monkeypatch.setattr(module, "in_parallel", note)
-    options = ["--data.init_args.scan=true", "--data.init_args.bad_images=skip"]
+    options = ["--data.init_args.reading.scan=true", "--data.init_args.reading.bad_images=skip"]
     assert main(["run", *data, *STAGES, *SHORT, *few, *options, f"--out={tmp_path / 'out'}"]) == 0
     assert len([number for number in looked if number]) == 1
 
@@ -138,7 +138,7 @@ def test_tests_of_an_earlier_fit_in_the_folder_are_made_again(finished, tmp_path
     out = shutil.copytree(finished, tmp_path / "out")
     for stage in ("teacher", "student"):
         shutil.rmtree(out / stage)
-    assert run_into(out, "--data.init_args.held_out=0.5", "--data.init_args.shots=5") == 0
+    assert run_into(out, "--data.init_args.reading.test_share=0.5", "--data.init_args.shots=5") == 0
     for test in ("zero_shot/teacher", "zero_shot/student", "teacher", "student"):
         assert read_results(out / test)["images"] == read_results(out / "teacher")["images"]
 
@@ -172,14 +172,23 @@ def test_a_network_of_the_student_that_there_is_not_is_refused_before_stage_1(tm
     assert not (out / "teacher").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"vision_prompts": {"depth": 0}, "text_features": "student", "fine_tune": False},
+            "with text_features: student there is no projector",
+        ),
+        ({"fill_teacher_cache": True}, "fill_teacher_cache has no folder to fill"),
+    ],
+)
 def test_settings_of_the_student_that_contradict_each_other_are_refused_before_stage_1(
-    tmp_path, capsys
+    settings, words, tmp_path, capsys
 ):
-    settings = {"vision_prompts": {"depth": 0}, "text_features": "student", "fine_tune": False}
     (tmp_path / "mine.yaml").write_text(json.dumps({"model": {"init_args": settings}}))
     out = tmp_path / "out"
     assert main([*RUN, *SHOTS, f"--student={tmp_path}/mine.yaml", f"--out={out}"]) == 1
-    error_line(capsys, "with text_features: student there is no projector")
+    error_line(capsys, words)
     assert not (out / "teacher").exists()
 
 

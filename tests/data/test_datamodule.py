@@ -15,6 +15,7 @@ from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.batches import LabeledBatch
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.domain import build_data
+from kdpl.data.options import ClassOptions, ReadingOptions
 from kdpl.data.readers.digits import Digits
 from kdpl.data.sampling import few_shot
 from kdpl.errors import ConfigError, DataError
@@ -168,7 +169,7 @@ def test_transparent_and_turned_images_are_those_on_a_background_the_right_way_u
         )
         upright.save(even / path.relative_to(odd))
     views = []
-    for root, settings in ((odd, {"background": background}), (even, {})):
+    for root, settings in ((odd, {"reading": ReadingOptions(background=background)}), (even, {})):
         module = in_folder(folder, root=str(root), augmentation="random_resized_crop", **settings)
         training = [
             module.train_dataloader_for(split, SQUARE) for split in ("labeled", "unlabeled")
@@ -348,8 +349,12 @@ def test_base_to_novel_needs_two_classes(folder):
         ({"dataset": "folder"}, "dataset 'folder' needs root: set it to where the dataset lies"),
         ({"root": "data"}, "dataset 'digits' takes no root: remove root: data"),
         (
-            {"background": (0, 0, 0)},
-            "dataset 'digits' takes no background: remove background: .0, 0, 0.",
+            {"reading": ReadingOptions(background=(0, 0, 0))},
+            "dataset 'digits' takes no background: remove data.init_args.reading.background: .0, 0, 0.",
+        ),
+        (
+            {"classes": ClassOptions(names="n.csv")},
+            "dataset 'digits' takes no class_names: remove data.init_args.classes.names: n.csv",
         ),
         (
             {"dataset": Digits(), "root": "x"},
@@ -357,17 +362,23 @@ def test_base_to_novel_needs_two_classes(folder):
         ),
         ({"protocol": "novel"}, "protocol 'novel' is unknown: choose all or base_to_novel"),
         ({"unlabeled_share": 0.0}, "unlabeled_share must be above 0 and at most 1, not 0.0"),
-        (
-            {"fill_teacher_cache": True},
-            "fill_teacher_cache fills a folder, but teacher_cache names none: set it",
-        ),
-        ({"held_out": 1.0}, "held_out"),
-        ({"bad_images": "ignore"}, "bad_images 'ignore' is unknown: choose error or skip"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused_at_once(options, message):
     with pytest.raises(ConfigError, match=rf"^{message}[^\n]*$"):
         DomainDataModule(**{"dataset": "digits", **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"test_share": 1.0}, "reading.test_share must be above 0 and below 1, not 1.0"),
+        ({"bad_images": "ignore"}, "reading.bad_images 'ignore' is unknown: choose error or skip"),
+    ],
+)
+def test_reading_that_cannot_be_is_refused_at_once(options, message):
+    with pytest.raises(ConfigError, match=message):
+        ReadingOptions(**options)
 
 
 def test_config_may_set_an_augmentation_up():

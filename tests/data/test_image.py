@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from kdpl import DomainDataModule
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.decoding import PUBLISHED, Decoding, open_image
+from kdpl.data.options import ReadingOptions
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.resizing import Resizing
 
@@ -222,7 +223,7 @@ def test_a_background_that_is_not_a_colour_is_refused(background):
     with world.refused(
         ConfigError, r"background is .*, expected three numbers from 0 to 255: give for example"
     ):
-        DomainDataModule("folder", root="somewhere", background=background)
+        DomainDataModule("folder", root="somewhere", reading=ReadingOptions(background=background))
 
 
 @pytest.mark.parametrize("decoding", [Decoding(), PUBLISHED])

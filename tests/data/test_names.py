@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from kdpl import DomainDataModule
 from kdpl.data import names as module
 from kdpl.data.names import Names, ShardImage, places, unlisted
+from kdpl.data.options import ReadingOptions
 from kdpl.data.sampling import share_of
 from kdpl.data.sources import find_unlabeled
 from kdpl.runtime.resizing import Resizing
@@ -114,7 +115,9 @@ def test_a_listing_takes_no_system_call_for_each_file(tree, monkeypatch):
 )
 def test_training_holds_no_object_for_each_unlabelled_image(tree, monkeypatch, options):
     monkeypatch.chdir(tree)
-    data = DomainDataModule("folder", root="many", num_workers=0, scan=False, **options)
+    data = DomainDataModule(
+        "folder", root="many", num_workers=0, reading=ReadingOptions(scan=False), **options
+    )
     images = data.train_dataloader_for("unlabeled", Resizing(8)).dataset
     every = [f"many/train/x/{name}.png" for name in sorted([*map(str, range(12)), "link"])]
     if "unlabeled_share" in options:

@@ -14,6 +14,7 @@ from world import Probe
 from kdpl import DomainDataModule
 from kdpl.__main__ import main
 from kdpl.data import parallel
+from kdpl.data.options import ReadingOptions
 from kdpl.data.scan.checked import Checked
 from kdpl.data.storage import find_images
 from kdpl.errors import DataError
@@ -214,15 +215,21 @@ def test_a_copy_of_a_test_or_validation_image_is_left_out_and_said(
     kind, bad_images, copy, way, pets, tmp_path, capsys
 ):
     split, said = COPIES[copy]
-    expected = parts(fitted(dataset(kind, pets, bad_images=bad_images), tmp_path / "before"))
+    expected = parts(
+        fitted(
+            dataset(kind, pets, reading=ReadingOptions(bad_images=bad_images)), tmp_path / "before"
+        )
+    )
     assert "copies" not in capsys.readouterr().err
     way(pets / split / CAT, pets / copy)
-    data = fitted(dataset(kind, pets, bad_images=bad_images), tmp_path / "run")
+    data = fitted(
+        dataset(kind, pets, reading=ReadingOptions(bad_images=bad_images)), tmp_path / "run"
+    )
     assert parts(data) == expected
     line = f"left out as copies of test or validation images: {said} ({pets}/{copy} is a copy of {pets}/{split}/{CAT})\n"
     assert capsys.readouterr().err.count(line) == 1
     # and so it is for the other processes, and for reports
-    again = dataset(kind, pets, bad_images=bad_images)
+    again = dataset(kind, pets, reading=ReadingOptions(bad_images=bad_images))
     again.reading.of_run(tmp_path / "run")
     assert parts(again) == expected
 
@@ -251,7 +258,9 @@ def test_copies_of_images_that_are_held_out_by_chance_are_left_out(pets, tmp_pat
             shutil.copyfile(
                 pets / f"train/{name}/{number}.png", pets / f"train/{name}/copy {number}.png"
             )
-    splits = fitted(dataset("folder", pets, held_out=0.2), tmp_path / "run").splits
+    splits = fitted(
+        dataset("folder", pets, reading=ReadingOptions(test_share=0.2)), tmp_path / "run"
+    ).splits
     held, trained = (
         {Path(source).read_bytes() for source, _ in part} for part in (splits.test, splits.train)
     )
@@ -275,10 +284,11 @@ def test_a_class_of_copies_alone_is_named(pets, tmp_path):
 def test_images_that_are_trusted_are_compared_by_their_paths_alone(pets, tmp_path, monkeypatch):
     shutil.copyfile(pets / "test" / CAT, pets / "train/cat/9.png")
     monkeypatch.setattr("kdpl.data.reading.Checked", None)
-    assert len(fitted(dataset("folder", pets, scan=False), tmp_path / "run").splits.train) == 7
+    trusting = {"reading": ReadingOptions(scan=False)}
+    assert len(fitted(dataset("folder", pets, **trusting), tmp_path / "run").splits.train) == 7
     (pets / "val/cat/9.png").symlink_to(pets / "test" / CAT)
     with world.refused(DataError, "has 1 files in two splits at once"):
-        fitted(dataset("folder", pets, scan=False), tmp_path / "run")
+        fitted(dataset("folder", pets, **trusting), tmp_path / "run")
 
 
 @pytest.mark.usefixtures("checked")
@@ -288,7 +298,10 @@ def test_a_skip_list_settles_which_split_a_file_is_in(pets, tmp_path):
     assert (
         len(
             fitted(
-                dataset("folder", pets, skip_list=str(tmp_path / "skip.txt")), tmp_path / "run"
+                dataset(
+                    "folder", pets, reading=ReadingOptions(skip_list=str(tmp_path / "skip.txt"))
+                ),
+                tmp_path / "run",
             ).splits.val
         )
         == 6
@@ -296,7 +309,9 @@ def test_a_skip_list_settles_which_split_a_file_is_in(pets, tmp_path):
 
 
 def test_a_benchmark_keeps_the_copies_that_it_is_published_with(checked, tmp_path):
-    digits = DomainDataModule("digits", num_workers=0, augmentation="none", scan=True)
+    digits = DomainDataModule(
+        "digits", num_workers=0, augmentation="none", reading=ReadingOptions(scan=True)
+    )
     before = DomainDataModule("digits").splits
     assert fitted(digits, tmp_path / "run").splits == before
     assert (

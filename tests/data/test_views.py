@@ -220,9 +220,14 @@ def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(
     settings = {"target": refined, "pool_filter": 0.05}
     prompts = StudentPrompts(prompts.length, prompts.depth, options.get("prompt_init", "normal"))
     student = world.StudentDistillation(
-        config, folders, vision_prompts=prompts, loss=DistillationLoss(weight=20), **settings
+        config,
+        folders,
+        vision_prompts=prompts,
+        loss=DistillationLoss(weight=20),
+        **settings,
+        **cache,
     )
-    domain = images_in(pictures, **cache)
+    domain = images_in(pictures)
     world.fit(student, tmp_path, 2, (), domain, limit_val_batches=1.0)
 
     files = opened(sorted(pictures.rglob("*.png")))

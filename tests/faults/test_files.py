@@ -47,7 +47,7 @@ def test_nothing_is_written_into_a_read_only_dataset(tmp_path, read_only, classi
     assert fit(root, tmp_path / "out") == 0
     place = [
         f"--model.init_args.teacher={tmp_path}/out",
-        f"--data.init_args.teacher_cache={tmp_path}/cache",
+        f"--model.init_args.teacher_cache={tmp_path}/cache",
     ]
     student = [
         *configs("data/folder.yaml", "trainer/cpu.yaml"),

@@ -9,6 +9,7 @@ import world
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import label_tensor
 from kdpl.data.labels import Labels
+from kdpl.data.options import ClassOptions, ReadingOptions
 from kdpl.data.readers.table import Table
 from kdpl.data.sampling import few_shot, hold_out, require_shots, with_labels
 from kdpl.data.splits import Record, Splits
@@ -228,12 +229,11 @@ def test_no_label_of_a_novel_class_is_in_a_training_batch(table):
     data = DomainDataModule(
         "table",
         str(table),
-        label_separator=";",
-        empty_labels="no_class",
+        classes=ClassOptions(label_separator=";", empty_labels="no_class"),
         protocol="base_to_novel",
         shots=4,
         num_workers=0,
-        scan=False,
+        reading=ReadingOptions(scan=False),
     )
     assert data.task == "multilabel"
     records = data.labels.training()
@@ -250,7 +250,9 @@ def test_no_label_of_a_novel_class_is_in_a_training_batch(table):
 
 def test_classes_of_several_labels_are_not_balanced(table):
     with world.refused(ConfigError, "balance_classes draws images of one class each"):
-        DomainDataModule("table", str(table), label_separator=";", balance_classes=True)
+        DomainDataModule(
+            "table", str(table), classes=ClassOptions(label_separator=";"), balance_classes=True
+        )
 
 
 def test_images_that_have_one_class_or_not_are_of_several_labels(tmp_path):

@@ -51,8 +51,8 @@ def test_the_service_returns_labels_and_scores(folder, table, monkeypatch):
 
 def test_a_campaign_has_a_table_of_mean_average_precisions(table, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("kdpl.benchmark.runner.in_subprocess", in_this_process)
-    pages = {"dataset": "table", "root": str(table), "label_separator": ";", "num_workers": 0}
-    pages["empty_labels"] = "no_class"
+    pages = {"dataset": "table", "root": str(table), "num_workers": 0}
+    pages["classes"] = {"label_separator": ";", "empty_labels": "no_class"}
     data = {"class_path": "kdpl.DomainDataModule", "init_args": pages}
     (tmp_path / "pages.yaml").write_text(yaml.safe_dump({"data": data}))
     rows = {

@@ -22,8 +22,8 @@ def fit(table, out, stage, *more, interrupted_after=None):
         "--data.class_path=kdpl.DomainDataModule",
         "--data.init_args.dataset=table",
         f"--data.init_args.root={table}",
-        "--data.init_args.label_separator=;",
-        "--data.init_args.empty_labels=no_class",
+        "--data.init_args.classes.label_separator=;",
+        "--data.init_args.classes.empty_labels=no_class",
         "--data.init_args.shots=4",
         "--data.init_args.num_workers=0",
     ]

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from kdpl.clip import ClipConfig
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import label_tensor
+from kdpl.data.options import ClassOptions
 from kdpl.errors import ConfigError
 from kdpl.multilabel import callback, scores
 from kdpl.prompts import PromptConfig
@@ -19,8 +20,8 @@ from kdpl.teacher import TeacherPromptTuning
 
 def pages(table, **settings):
     own = {"shots": 4, "val_shots": 4, "batch_size": 8, "num_workers": 0, **settings}
-    own |= {"empty_labels": "no_class"}
-    return DomainDataModule("table", str(table), label_separator=";", **own)
+    classes = ClassOptions(label_separator=";", empty_labels="no_class")
+    return DomainDataModule("table", str(table), classes=classes, **own)
 
 
 def make_teacher():
@@ -100,7 +101,7 @@ def test_a_loss_that_compares_features_is_refused(table, tmp_path):
 def test_names_with_the_separator_of_predictions_are_refused_before_training(table, tmp_path):
     lines = [f'{table.parent}/train{i}.png,"{"one,a;b" if i else ","}"' for i in range(4)]
     (tmp_path / "t.csv").write_text("\n".join(["image,label", *lines]))
-    own = {"label_separator": ",", "shots": None, "num_workers": 0}
+    own = {"classes": ClassOptions(label_separator=","), "shots": None, "num_workers": 0}
     data = DomainDataModule("table", str(tmp_path / "t.csv"), **own)
     with world.refused(ConfigError, "class 'a;b' has a ';' in its name"):
         world.quiet_trainer(tmp_path).fit(make_teacher(), datamodule=data)

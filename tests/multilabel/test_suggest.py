@@ -38,7 +38,7 @@ def teacher(mine):
         "--data.class_path=kdpl.DomainDataModule",
         "--data.init_args.dataset=table",
         f"--data.init_args.root={mine}",
-        "--data.init_args.label_separator=,",
+        "--data.init_args.classes.label_separator=,",
         "--data.init_args.shots=4",
         "--data.init_args.num_workers=0",
     ]

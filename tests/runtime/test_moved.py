@@ -1,8 +1,13 @@
 from importlib import import_module
 
 import pytest
+import world
+from jsonargparse import ArgumentParser
 
-from kdpl.runtime.moved import MOVED, find_moved
+from kdpl import DomainDataModule, StudentDistillation
+from kdpl.data.domain import build_data
+from kdpl.errors import ConfigError
+from kdpl.runtime.moved import MOVED, SETTINGS, find_moved
 
 NAMES = {
     "kdpl.cache.callback": "FillTeacherCache",
@@ -38,3 +43,17 @@ def test_other_names_stay_unknown():
     find_moved()
     with pytest.raises(ModuleNotFoundError):
         import_module("kdpl.no_such_folder")
+
+
+@pytest.mark.parametrize(("old", "new"), SETTINGS.items())
+def test_a_setting_by_its_earlier_name_is_refused_with_the_new_one(old, new):
+    parser = ArgumentParser()
+    parser.add_class_arguments(DomainDataModule, "data.init_args")
+    parser.add_class_arguments(StudentDistillation, "model.init_args")
+    assert new in parser.get_defaults()
+    for sections, options in (
+        ([{"init_args": {"dataset": "digits", old: None}}], []),
+        ([{"init_args": {"dataset": "digits"}}], [f"--data.init_args.{old}=x"]),
+    ):
+        with world.refused(ConfigError, rf"'{old}' is not accepted .did you mean {new}\?"):
+            build_data(sections, options)

@@ -43,14 +43,14 @@ class Levels(Callback):
         data, folder = domain_of(trainer), Path(trainer.default_root_dir)
         self._taxonomy, self._thresholds, self._metrics = None, (), {}
         writes = stage == "fit" and trainer.is_global_zero
-        if data.taxonomy is None:
+        if data.classes.taxonomy is None:
             if writes:
                 # left by a fit that ended before its first checkpoint
                 (folder / FILE).unlink(missing_ok=True)
             return
         # keep the table with the run
         require_one_class(data.task, "a tree of classes")
-        file = Path(data.taxonomy).expanduser()
+        file = Path(data.classes.taxonomy).expanduser()
         self._taxonomy = Taxonomy.read(file, data.class_names)
         if writes:
             write_text(folder / FILE, read_text(file, "taxonomy"))

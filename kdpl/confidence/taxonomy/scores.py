@@ -162,7 +162,8 @@ def level_scores_of(classifier: Classifier) -> LevelScores:
     scores, classes = classifier.companions.get(NAME), len(classifier.class_names)
     if not isinstance(scores, LevelScores) or scores.taxonomy.of_class.shape[1] != classes:
         raise ArtifactError(
-            "this classifier has no tree of its classes: train it with data.init_args.taxonomy"
+            "this classifier has no tree of its classes: train it with "
+            "data.init_args.classes.taxonomy"
         )
     return scores
 

@@ -89,7 +89,7 @@ class Folder(OwnImages):
                 raise DataError(
                     f"dataset folder {top} has no folder train: put images into "
                     f"{top}/train/<class>/, or write a list "
-                    "of the classes, give it as class_names, and set shots to 0"
+                    "of the classes, give it as classes.names, and set shots to 0"
                 )
             named = read_class_mapping(Path(self.class_names), folders, complete=False)
             folders = list(named)

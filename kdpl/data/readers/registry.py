@@ -10,6 +10,7 @@ from kdpl.data.readers.table import Table
 from kdpl.data.splits import Reader
 from kdpl.errors import ConfigError
 from kdpl.runtime import plugins
+from kdpl.runtime.moved import SETTINGS
 
 READERS: dict[str, Callable[..., Reader]] = {"digits": Digits, "folder": Folder, "table": Table}
 """Built-in readers; plugins add others."""
@@ -35,7 +36,8 @@ def build_reader(dataset: str | Reader, **options: Any) -> Reader:
         if settings:
             name = next(iter(settings))
             raise ConfigError(
-                f"dataset is a {type(dataset).__name__}, set by its init_args: remove {name}"
+                f"dataset is a {type(dataset).__name__}, set by its init_args: "
+                f"remove {SETTINGS.get(name, name)}"
             )
         return dataset
     by_name = readers()
@@ -46,7 +48,8 @@ def build_reader(dataset: str | Reader, **options: Any) -> Reader:
         )
     parameters = signature(by_name[dataset]).parameters
     for name in settings.keys() - parameters:
-        raise ConfigError(f"dataset {dataset!r} takes no {name}: remove {name}: {settings[name]}")
+        given = f"{SETTINGS.get(name, name)}: {settings[name]}"
+        raise ConfigError(f"dataset {dataset!r} takes no {name}: remove {given}")
     if "root" in parameters and "root" not in settings:
         raise ConfigError(f"dataset {dataset!r} needs root: set it to where the dataset lies")
     return by_name[dataset](**settings)

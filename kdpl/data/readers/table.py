@@ -115,7 +115,7 @@ class Table(OwnImages):
             raise DataError(
                 f"{table} has no row with a label: fill in the column label for a few images of "
                 "each class, or write a "
-                "list of the classes, give it as class_names, and set shots to 0"
+                "list of the classes, give it as classes.names, and set shots to 0"
             )
         if records["test"] and records[HELD_OUT]:
             raise DataError(

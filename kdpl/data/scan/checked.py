@@ -103,5 +103,6 @@ class Checked(BaseModel):
             f"({'; '.join(named[:_SHOWN] + more)})"
         )
         raise DataError(
-            f"{problem}: convert, replace or remove them, or set data.init_args.bad_images to skip"
+            f"{problem}: convert, replace or remove them, or set "
+            "data.init_args.reading.bad_images to skip"
         )

@@ -30,7 +30,7 @@ def read_skip_list(file: Path) -> frozenset[str]:
     column.
     """
     if not file.is_file():
-        raise DataError(f"skip list {file} does not exist: check skip_list")
+        raise DataError(f"skip list {file} does not exist: check reading.skip_list")
     if file.suffix == ".txt":
         return frozenset(read_list(file))
     if file.suffix != ".csv":

@@ -55,7 +55,7 @@ def suggest(
     print(f"to look through: {folder / PAGE}")
     # with several labels an image, init reads only tables with a separator
     reader = suggestions.data.reading.reader
-    separator = opened.main.settings("data").get("label_separator")
+    separator = suggestions.data.classes.label_separator
     readable = separator == suggestions.separator and "init" in command_names()
     if isinstance(reader, OwnImages) and readable:
         print(

@@ -118,7 +118,7 @@ class Suggestions:
         # images to label
         separator = None
         if task.per_class:
-            separator = run.teacher.settings("data").get("label_separator") or ";"
+            separator = data.classes.label_separator or ";"
         chosen, notes = list[Suggestion](), list[str]()
         if pool:
             predictions = task.probabilities(teacher.logits(of_pool))

@@ -45,18 +45,18 @@ class TeacherCaches:
 
 
 def teacher_features(preparation: Preparation) -> TeacherCaches | None:
-    """Open the complete caches of all teachers, after filling them if the data ask for it.
+    """Open the complete caches of all teachers, after filling them if asked to.
 
     None if there is no cache. A DataError if one is missing, of something else, damaged or
     incomplete.
     """
-    data = preparation.data
-    if data.teacher_cache is None:
+    if preparation.teacher_cache is None:
         return None
-    if data.fill_teacher_cache:
+    if preparation.fill_teacher_cache:
         return fill_caches(preparation)
-    caches = list[FeatureCache]()
-    for folder, teacher in cache_folders(data.teacher_cache, preparation.teachers.describe()):
+    data, caches = preparation.data, list[FeatureCache]()
+    folders = cache_folders(preparation.teacher_cache, preparation.teachers.describe())
+    for folder, teacher in folders:
         first = caches[0].manifest if caches else None
         needed = Manifest.of(data, teacher, data.pool.images, same_views=first)
         caches.append(FeatureCache.open(folder, needed, VIEWS if first else ()))
@@ -71,11 +71,10 @@ def fill_caches(preparation: Preparation, views: int | None = None) -> TeacherCa
 
     Args:
         preparation: The fit.
-        views: Views of each image; None: those that the caches have, or as many as there are
-            epochs.
+        views: Views of each image; None: as many as the caches have, or as there are epochs.
     """
     data, caches = preparation.data, list[FeatureCache]()
-    folders = cache_folders(str(data.teacher_cache), preparation.teachers.describe())
+    folders = cache_folders(str(preparation.teacher_cache), preparation.teachers.describe())
     for number, (folder, teacher) in enumerate(folders):
         # further teachers see the views of the first
         first = caches[0].manifest if caches else None

@@ -38,10 +38,10 @@ MANIFEST = "manifest.json"
 VIEWS = ("views", "view_seed")
 """Fields of a manifest that describe the views in a cache."""
 
-_OTHER_FOLDER = "choose another folder as data.init_args.teacher_cache, or remove it"
+_OTHER_FOLDER = "choose another folder as model.init_args.teacher_cache, or remove it"
 _FILL = (
     "fill it with python -m kdpl cache and the settings of this fit, "
-    "or set data.init_args.fill_teacher_cache: true"
+    "or set model.init_args.fill_teacher_cache: true"
 )
 _MAY_DIFFER = {*VIEWS, "images_per_shard", "made_with"}
 

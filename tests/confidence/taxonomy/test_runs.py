@@ -32,7 +32,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tree")
     table = folder / "shapes.csv"
     table.write_text("child,parent\n" + "".join(f"{c},{p}\n" for c, p in PARENTS.items()))
-    tree = f"--data.init_args.taxonomy={table}"
+    tree = f"--data.init_args.classes.taxonomy={table}"
     assert runs.fit_teacher(folder / "teacher", tree, *runs.AVERAGING) == 0
     assert runs.test(folder / "teacher") == 0
     assert runs.fit_student(folder / "student", folder / "teacher", tree) == 0
@@ -126,14 +126,15 @@ def test_what_does_not_go_with_it_is_refused(options, says, run, photos, capsys)
 def test_a_classifier_without_a_tree_says_so(classifier, photos, capsys):
     assert main(["predict", str(classifier), str(photos), "--level-error=2%"]) == 1
     assert (
-        "no tree of its classes: train it with data.init_args.taxonomy" in capsys.readouterr().err
+        "no tree of its classes: train it with data.init_args.classes.taxonomy"
+        in capsys.readouterr().err
     )
 
 
 def test_a_table_that_is_no_tree_ends_a_fit_before_training(tmp_path, capsys):
     table = tmp_path / "tree.csv"
     table.write_text("child,parent\nzero,digit\n")
-    assert runs.fit_teacher(tmp_path / "out", f"--data.init_args.taxonomy={table}") == 1
+    assert runs.fit_teacher(tmp_path / "out", f"--data.init_args.classes.taxonomy={table}") == 1
     assert "lacks the class 'eight'" in capsys.readouterr().err
     assert not (tmp_path / "out" / "checkpoints").exists()
 

@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save
 
 from kdpl import DomainDataModule
 from kdpl.__main__ import main
+from kdpl.data.options import ReadingOptions
 from kdpl.data.scan.checked import Checked
 from kdpl.errors import DataError
 from kdpl.runtime.run_folder import DECODED_FILE
@@ -46,7 +47,9 @@ def test_a_fit_that_skips_bad_images_is_that_without_them(pets, tmp_path):
     clean, skipping = tmp_path / "clean/run", tmp_path / "skipping/run"
     assert fit(pets, clean) == runs.test(clean) == 0
     bad = spoil(pets)
-    assert fit(pets, skipping, "--data.init_args.bad_images=skip") == runs.test(skipping) == 0
+    assert (
+        fit(pets, skipping, "--data.init_args.reading.bad_images=skip") == runs.test(skipping) == 0
+    )
     for name in ("prompts.safetensors", "class_vectors.safetensors"):
         assert save(load_file(skipping / name)) == save(load_file(clean / name))
     assert list(Checked.load(skipping / DECODED_FILE).skipped) == bad
@@ -56,12 +59,12 @@ def test_a_fit_that_skips_bad_images_is_that_without_them(pets, tmp_path):
 
 
 def test_the_images_of_a_run_are_fixed_when_it_begins(pets, tmp_path):
-    looking = in_pets(pets, bad_images="skip")
+    looking = in_pets(pets, reading=ReadingOptions(bad_images="skip"))
     looking.reading.of_run(tmp_path / "runs/first")
     looking.reading.prepare(trains=True)
     (pets / "train/dog/5.png").write_bytes(b"broken by now")
     for folder, left in (("first", 12), ("second", 11)):
-        again = in_pets(pets, bad_images="skip")
+        again = in_pets(pets, reading=ReadingOptions(bad_images="skip"))
         again.reading.of_run(tmp_path / "runs" / folder)
         assert len(again.splits.train) == left
 
@@ -71,7 +74,7 @@ def test_the_images_of_a_run_are_fixed_when_it_begins(pets, tmp_path):
     [
         ({"background": (0, 0, 0)}, "decoding.background is [255, 255, 255] there and [0, 0, 0] "),
         ({"skip_list": "dog/5.png"}, "images is "),
-        ({"held_out": 0.5}, "test and validation images is 0 there and 12 here"),
+        ({"test_share": 0.5}, "test and validation images is 0 there and 12 here"),
     ],
 )
 def test_a_dataset_that_is_read_otherwise_is_looked_at_again(change, words, pets, tmp_path, capsys):
@@ -82,7 +85,7 @@ def test_a_dataset_that_is_read_otherwise_is_looked_at_again(change, words, pets
     for options in ({}, {}, change):
         before = file.read_bytes() if file.exists() else None
         assert "looking at all images again" not in capsys.readouterr().err
-        reading = in_pets(pets, **options).reading
+        reading = in_pets(pets, reading=ReadingOptions(**options)).reading
         reading.of_run(tmp_path)
         reading.prepare(trains=True)
     assert f"{file} is of another dataset ({words}" in capsys.readouterr().err
@@ -93,4 +96,4 @@ def test_a_class_of_which_nothing_is_left_is_named(pets):
     for path in (pets / "train/dog").iterdir():
         path.write_bytes(b"")
     with world.refused(DataError, r"class 'dog' .* has no training image that can be used"):
-        _ = in_pets(pets, bad_images="skip").splits
+        _ = in_pets(pets, reading=ReadingOptions(bad_images="skip")).splits

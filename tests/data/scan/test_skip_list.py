@@ -2,6 +2,7 @@ import pytest
 import runs
 import world
 
+from kdpl.data.options import ReadingOptions
 from kdpl.errors import DataError
 
 
@@ -10,7 +11,10 @@ def test_a_list_of_images_to_leave_out_may_be_of_two_kinds(pets, tmp_path):
     (tmp_path / "skip.txt").write_text(f"{dog}\nelsewhere.png\n")
     (tmp_path / "skip.csv").write_text(f'path,reason\n"{dog}",blurred\n')
     for file in tmp_path.glob("skip.*"):
-        assert len(runs.in_folder(pets, skip_list=str(file)).splits.train) == 11
+        assert (
+            len(runs.in_folder(pets, reading=ReadingOptions(skip_list=str(file))).splits.train)
+            == 11
+        )
 
 
 @pytest.mark.parametrize(
@@ -20,4 +24,4 @@ def test_a_list_that_does_not_fit_is_one_sentence(pets, tmp_path, name, content)
     if content is not None:
         (tmp_path / name).write_text(content)
     with world.refused(DataError, "skip list"):
-        _ = runs.in_folder(pets, skip_list=str(tmp_path / name)).splits
+        _ = runs.in_folder(pets, reading=ReadingOptions(skip_list=str(tmp_path / name))).splits

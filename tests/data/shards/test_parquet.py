@@ -16,6 +16,7 @@ from kdpl.data.augmentation import to_tensor
 from kdpl.data.decoding import Decoding
 from kdpl.data.loader import LazyLoader
 from kdpl.data.names import ShardImage
+from kdpl.data.options import ReadingOptions
 from kdpl.data.shards import archives, parquet, pieces, spool
 from kdpl.data.shards import index as shard_index
 from kdpl.data.shards.index import INDEX_FILE
@@ -241,7 +242,7 @@ def test_damaged_images_of_a_pool_are_refused_together_or_left_out(tmp_path):
 
     with world.refused(DataError, r"10 of 101 images cannot be used \(image .*x\.parquet/0 "):
         pool()
-    kept = pool(bad_images="skip")
+    kept = pool(reading=ReadingOptions(bad_images="skip"))
     assert list(kept) == [
         *(f"{path}/{number}" for number in range(100) if number % 10),
         str(tmp_path / "data/train/a/0.png"),

@@ -16,6 +16,7 @@ from zoo import odd_photo, tag, write_shard
 from kdpl import Classifier, DomainDataModule
 from kdpl.__main__ import main
 from kdpl.cli.init_summary import ENOUGH
+from kdpl.data.domain import build_data
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.resizing import Resizing
@@ -62,9 +63,14 @@ def settings(out):
     return yaml.safe_load((out / "data.yaml").read_text(encoding="utf-8"))["data"]["init_args"]
 
 
+def built(**settings):
+    """A datamodule of settings as configs have them."""
+    return build_data([{"init_args": {"num_workers": 0, **settings}}])
+
+
 def splits_of(out):
     """The dataset as a run of the written config takes it."""
-    return DomainDataModule(**{"num_workers": 0, **settings(out)}).splits
+    return built(**settings(out)).splits
 
 
 def test_splits_that_are_there_are_kept_and_bad_images_and_copies_left_out(tmp_path, capsys):
@@ -278,7 +284,7 @@ def test_validation_images_of_ones_own_are_all_used(tmp_path):
         for name, where in (("folder", root), ("table", tmp_path / "out/images.csv"))
     ]
     for each in own:
-        data = DomainDataModule(**{"num_workers": 0, "allow_fewer_shots": True, **each})
+        data = built(**{"allow_fewer_shots": True, **each})
         assert len(data.evaluation_dataloader_for("val", Resizing(32)).dataset) == 12
 
 
@@ -516,7 +522,7 @@ def test_what_needs_labels_says_so_where_there_are_none(tmp_path):
     photos(tmp_path / "photos", 2)
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     assert init(tmp_path / "photos", tmp_path / "out", f"--class-names={tmp_path}/names.txt") == 0
-    data = DomainDataModule(**{"num_workers": 0, **settings(tmp_path / "out"), "shots": 16})
+    data = built(**settings(tmp_path / "out") | {"shots": 16})
     with pytest.raises(
         DataError, match="has no labelled training images: add some, or set shots to 0"
     ):
@@ -607,7 +613,7 @@ def test_what_an_earlier_init_wrote_is_replaced_if_asked_and_nothing_of_it_stays
         (root / "cat/0.png").unlink(missing_ok=True)
         assert init(source, out, "--overwrite", "--shots=3") == 0
         assert len(listed(out)) == 15
-        assert (settings(out)["shots"], settings(out).get("skip_list")) == (3, None)
+        assert (settings(out)["shots"], settings(out).get("reading")) == (3, None)
         assert not (out / "left_out.csv").exists()
 
 
@@ -628,7 +634,7 @@ def test_all_labels_are_taken_unless_shots_says_otherwise_and_what_is_left_is_sa
     root = many(tmp_path / "pets", cat=32, dog=12)
     assert init(root, tmp_path / "all") == 0
     assert "are used in no stage" not in capsys.readouterr().out
-    data = DomainDataModule(**{"num_workers": 0, **settings(tmp_path / "all")})
+    data = built(**settings(tmp_path / "all"))
     assert settings(tmp_path / "all")["shots"] is None
     assert len(data.labels.training()) == 24 + 9
     assert (
@@ -640,7 +646,7 @@ def test_all_labels_are_taken_unless_shots_says_otherwise_and_what_is_left_is_sa
         "  14 of these 33 labels are used in no stage, as --shots is 10\n"
         in capsys.readouterr().out
     )
-    data = DomainDataModule(**{"num_workers": 0, **settings(tmp_path / "few")})
+    data = built(**settings(tmp_path / "few"))
     # the class that has fewer gives all it has
     assert len(data.labels.training()) == 10 + 9
     said = (
@@ -687,7 +693,7 @@ def test_validation_images_are_split_off_where_labels_are_many_and_config_and_li
     assert f"  val: 19, {note}\n" in said
     assert "  validation images: 19; enough would be 59 for --max-error 5%" in said
     assert "and its validation images were split off them." in (out / "data.yaml").read_text()
-    data = DomainDataModule(**{"num_workers": 0, **settings(out)})
+    data = built(**settings(out))
     assert len(data.evaluation_dataloader_for("val", Resizing(32)).dataset) == 19
     assert init(root, tmp_path / "again") == 0
     assert listed(tmp_path / "again") == rows
@@ -803,8 +809,8 @@ def test_each_command_that_is_printed_runs_in_another_folder_with_the_options_th
     *_, command = capsys.readouterr().out.splitlines()
     assert f"'{tmp_path}/to label_data/data.yaml'" in command
     before, after = (settings(Path(each)) for each in ("first look", "to label_data"))
-    assert {key: after[key] for key in ("class_names", "unlabeled")} == {
-        "class_names": before["class_names"],
+    assert {key: after[key] for key in ("classes", "unlabeled")} == {
+        "classes": before["classes"],
         "unlabeled": before["unlabeled"],
     }
     labels = Counter(row["label"] for row in rows_of("to label_data/images.csv"))

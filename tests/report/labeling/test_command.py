@@ -28,7 +28,13 @@ def own(tmp_path_factory):
     various(folder / "more", 6)
     unlabeled = f"--data.init_args.unlabeled={folder / 'more'}"
     assert (
-        main([*folder_fit(root, folder / "run"), unlabeled, "--data.init_args.bad_images=skip"])
+        main(
+            [
+                *folder_fit(root, folder / "run"),
+                unlabeled,
+                "--data.init_args.reading.bad_images=skip",
+            ]
+        )
         == 0
     )
     return folder
@@ -97,7 +103,7 @@ def test_the_command_that_is_printed_takes_places_and_class_names_of_the_run(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(own / "run", tmp_path / "run")
     (tmp_path / "names.csv").write_text("cat,cat\ndog,dog\neel,eel\n")
-    change(tmp_path / "run", class_names="names.csv")
+    change(tmp_path / "run", classes={"names": "names.csv"})
     capsys.readouterr()
     assert suggest("run", "next labels", "--images=2") == 0
     *_, command = capsys.readouterr().out.splitlines()
@@ -108,7 +114,7 @@ def test_the_command_that_is_printed_takes_places_and_class_names_of_the_run(
     assert main(shlex.split(command)[3:]) == 0
     listed = {row["image"]: row["label"] for row in rows_of("next labels_data/images.csv")}
     written = yaml.safe_load(Path("next labels_data/data.yaml").read_text())["data"]["init_args"]
-    assert written["class_names"] == str(tmp_path / "names.csv")
+    assert written["classes"]["names"] == str(tmp_path / "names.csv")
     assert [listed[str(own / "more" / name)] for name in (first, second)] == ["eel", "dog"]
     # 4 of the 6 images of the run's further place have no label yet
     assert written["unlabeled"] == [str(own / "more")]

@@ -7,12 +7,10 @@ from runs import (
     DATA,
     STUDENT,
     TEACHER,
-    configs,
     curves_of,
     error_line,
     files_of,
     fit_student,
-    fit_teacher,
 )
 
 from kdpl import DomainDataModule
@@ -31,7 +29,7 @@ def settings(teacher, cache):
         *STUDENT,
         *quiet,
         f"--model.init_args.teacher={teacher}",
-        f"--data.init_args.teacher_cache={cache}",
+        f"--model.init_args.teacher_cache={cache}",
     ]
 
 
@@ -81,19 +79,6 @@ def test_it_holds_the_teachers_features_of_the_views_that_training_sees(filled, 
     )
 
 
-@pytest.mark.parametrize(
-    "more", [[], [*configs("teacher/zero_shot.yaml"), "--data.init_args.shots=0"]]
-)
-def test_a_teachers_fit_with_the_settings_of_a_run_fills_none(more, tmp_path):
-    cache = [
-        f"--data.init_args.teacher_cache={tmp_path / 'cache'}",
-        "--data.init_args.fill_teacher_cache=true",
-    ]
-    assert fit_teacher(tmp_path / "teacher", *more, *cache) == 0
-    assert (tmp_path / "teacher" / CLASS_VECTORS_FILE).is_file()
-    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
-
-
 def test_a_second_start_says_complete_and_changes_nothing(filled, teacher_run, capsys):
     before = files_of(filled)
     assert fill(teacher_run, filled) == 0
@@ -116,7 +101,7 @@ def test_a_missing_shard_is_filled_again(tmp_path, teacher_run, filled, capsys):
         if file.name != "shard-00003.npy":
             (cache / file.name).write_bytes(file.read_bytes())
     assert (
-        fit_student(tmp_path / "out", teacher_run, f"--data.init_args.teacher_cache={cache}") == 1
+        fit_student(tmp_path / "out", teacher_run, f"--model.init_args.teacher_cache={cache}") == 1
     )
     error_line(capsys, f"{cache} is incomplete, 1 of 11 shards are missing: fill it with")
     assert fill(teacher_run, cache) == 0
@@ -130,7 +115,7 @@ def test_a_missing_shard_is_filled_again(tmp_path, teacher_run, filled, capsys):
         ([], "cache needs the settings of a student's fit"),
         (
             [*DATA, *STUDENT, "--model.init_args.teacher=t"],
-            "give --data.init_args.teacher_cache FOLDER",
+            "give --model.init_args.teacher_cache FOLDER",
         ),
         ([*DATA, *TEACHER], "expected those of a student"),
         (settings("t", "c"), "t/class_vectors.safetensors does not exist"),
@@ -150,7 +135,7 @@ def test_one_cache_serves_other_students_and_none_loads_the_teacher(
     filled, teacher_run, student_run, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("kdpl.prompts.tuned.TunedPrompts.load_image_clip", None)
-    cache = f"--data.init_args.teacher_cache={filled}"
+    cache = f"--model.init_args.teacher_cache={filled}"
     assert fit_student(tmp_path / "same", teacher_run, cache) == 0
     # but for the rounding of the features to float16
     losses, expected = (

@@ -3,6 +3,7 @@ import json
 import pickle
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +15,13 @@ from runs import noise
 from kdpl import DomainDataModule
 from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.needs import Needs, TeacherDescription
+from kdpl.data.options import ClassOptions, ReadingOptions
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.resizing import Resizing
 from kdpl.targets import shards as module
+from kdpl.targets.cache.caches import teacher_features
 from kdpl.targets.cache.feature_cache import FeatureCache, Manifest, fill
+from kdpl.targets.preparation import Preparation
 from kdpl.targets.shards import Work, batches_of
 
 WIDTH, SIZE, VIEWS = 4, Resizing(8), 3
@@ -42,7 +46,7 @@ def encode(images):
 
 
 def data(folder, **options):
-    settings = {"root": str(folder / "data"), "teacher_cache": str(folder / "cache"), "shots": None}
+    settings = {"root": str(folder / "data"), "shots": None}
     return DomainDataModule("folder", **{**settings, "batch_size": 5, "num_workers": 0, **options})
 
 
@@ -64,17 +68,23 @@ def opened(folder):
 
 
 class Distiller(world.Probe):
-    def __init__(self):
+    def __init__(self, cache):
         super().__init__()
+        self.cache = cache
         self.needs = Needs("unlabeled", SIZE, lambda: [TeacherDescription("t", WIDTH, SIZE)])
+
+    def on_fit_start(self):
+        domain, teachers = self.trainer.datamodule, SimpleNamespace(describe=self.needs.teachers)
+        preparation = Preparation(self.trainer, domain, teachers, None, self.device, self.cache)
+        domain.distil_on(domain.pool.selection, teacher_features(preparation))
 
     def on_train_start(self):
         origin = self.trainer.datamodule.origin(prepared=True)
         self.view_source = origin["seed of the views"], origin["views"]
 
 
-def fit(folder, epochs=VIEWS, **options):
-    distiller = Distiller()
+def fit(folder, epochs=VIEWS, cached=True, **options):
+    distiller = Distiller(str(folder / "cache") if cached else None)
     trainer = world.quiet_trainer(folder, epochs, use_distributed_sampler=False)
     trainer.fit(distiller, datamodule=data(folder, **options))
     return distiller
@@ -185,7 +195,7 @@ def test_a_cache_is_made_by_one_command_with_a_known_number_of_views(folder):
 def test_training_sees_the_views_that_it_sees_without_a_cache_and_their_features(
     folder, num_workers
 ):
-    plain = fit(folder, teacher_cache=None)
+    plain = fit(folder, cached=False)
     assert all(batch.teacher_features is None for batch in plain.train_batches)
     filled(folder)
     cached = fit(folder, num_workers=num_workers)
@@ -241,7 +251,7 @@ def copied(folder):
             "augmentation.scale is [0.08, 1.0] there and [0.5, 1.0] here",
         ),
         (
-            lambda folder: needed(data(folder, background=(0, 0, 0))),
+            lambda folder: needed(data(folder, reading=ReadingOptions(background=(0, 0, 0)))),
             "decoding.background is [255, 255, 255] there and [0, 0, 0] here",
         ),
         (
@@ -256,14 +266,14 @@ def test_a_cache_of_something_else_is_refused_with_the_first_difference(folder, 
         with world.refused(DataError, re.escape(words)) as error:
             use(folder / "cache", manifest(folder))
         assert str(error.value).endswith(
-            ": choose another folder as data.init_args.teacher_cache, or remove it"
+            ": choose another folder as model.init_args.teacher_cache, or remove it"
         )
 
 
 def test_a_moved_dataset_with_other_texts_keeps_its_cache_unless_other_views_are_asked_for(folder):
     filled(folder)
     (folder / "data").rename(folder / "moved")
-    moved = {"root": str(folder / "moved"), "class_text": "a {}"}
+    moved = {"root": str(folder / "moved"), "classes": ClassOptions(text="a {}")}
     manifest = needed(data(folder, **moved), views=9)
     FeatureCache.open(folder / "cache", manifest)
     with pytest.raises(DataError, match=r"from something else \(views is 3 there and 9 here\)"):

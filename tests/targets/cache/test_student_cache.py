@@ -135,9 +135,9 @@ def filled(teacher_folder, tmp_path_factory):
     def get(views, seed=1):
         if (views, seed) not in folders:
             folder = folders[views, seed] = tmp_path_factory.mktemp("filled") / "cache"
-            student = world.make_student(teacher_folder, kd_weight=20)
+            student = world.make_student(teacher_folder, kd_weight=20, teacher_cache=str(folder))
             student.configure_callbacks = list
-            domain = world.digits(50, seed=seed, teacher_cache=str(folder))
+            domain = world.digits(50, seed=seed)
             world.quiet_trainer(folder.parent, 0, callbacks=[FillTeacherCache(views)]).fit(
                 student, datamodule=domain
             )
@@ -190,10 +190,10 @@ def test_in_half_precision_the_features_are_those_that_the_teacher_has_in_traini
 @pytest.mark.slow
 def test_two_processes_fill_a_cache_together(teacher_folder, filled, tmp_path):
     cache = tmp_path / "cache"
-    student = world.make_student(teacher_folder, kd_weight=20)
+    student = world.make_student(teacher_folder, kd_weight=20, teacher_cache=str(cache))
     student.configure_callbacks = list
     two = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
-    domain = world.digits(25, teacher_cache=str(cache))
+    domain = world.digits(25)
     world.quiet_trainer(tmp_path, 0, callbacks=[FillTeacherCache(2)], **two).fit(
         student, datamodule=domain
     )

@@ -212,10 +212,9 @@ def test_a_run_is_resumed_with_as_many_images_as_it_had(whole, teacher_folder, t
 def test_with_a_cache_the_targets_are_still_those_of_the_evaluation_view(
     whole, teacher_folder, tmp_path
 ):
-    callback, data = Fidelity(), {"teacher_cache": f"{tmp_path}/cache", "fill_teacher_cache": True}
-    distil(teacher_folder, tmp_path / "filled", Fidelity(), data=data)
-    data["fill_teacher_cache"] = False
-    record = distil(teacher_folder, tmp_path / "run", callback, data=data)
+    callback, cache = Fidelity(), {"teacher_cache": f"{tmp_path}/cache"}
+    distil(teacher_folder, tmp_path / "filled", Fidelity(), **cache, fill_teacher_cache=True)
+    record = distil(teacher_folder, tmp_path / "run", callback, **cache)
     assert torch.equal(torch.cat(callback._targets), whole[0].targets)
     share, nats = plainly(record.student, record.domain)
     assert record.logged["val/fidelity"] == pytest.approx(share, abs=1e-6)

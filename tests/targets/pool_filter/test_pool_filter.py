@@ -40,11 +40,12 @@ def distil(
     ckpt_path=None,
     data=(),
     optim=OptimConfig(),
+    cached=(),
     **options,
 ):
     """Fit a student for two epochs in a folder; returns its record, which also has the steps' images."""
     student, seen = (
-        world.make_student(teacher, kd_weight=20, pool_filter=share, optim=optim),
+        world.make_student(teacher, kd_weight=20, pool_filter=share, optim=optim, **dict(cached)),
         Seen(),
     )
     domain = world.digits(batch_size, **{**POOL, **dict(data)})
@@ -106,12 +107,12 @@ def test_a_schedule_by_steps_changes_nothing_of_what_is_left_out(teacher_folder,
 
 def cached(teacher, folder, cache, views=None, **options):
     """``distil`` from a cache, which is filled where ``views`` are given."""
-    data = {"teacher_cache": str(cache), "fill_teacher_cache": views is not None}
+    cached = {"teacher_cache": str(cache), "fill_teacher_cache": views is not None}
     return distil(
         teacher,
         folder,
         callbacks=[],
-        data=data,
+        cached=cached,
         **options,
     )
 

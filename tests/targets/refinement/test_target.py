@@ -433,14 +433,14 @@ def test_beside_a_teacher_that_cannot_be_written_to_the_run_keeps_them(
 def test_from_a_cache_no_teacher_is_loaded_once_its_features_are_kept(
     teacher, whole, tmp_path, monkeypatch
 ):
-    data = {"teacher_cache": str(tmp_path / "cache"), "fill_teacher_cache": True}
-    cached = distil(teacher, tmp_path, [], data=data, epochs=2)
+    cache = str(tmp_path / "cache")
+    cached = distil(teacher, tmp_path, [], epochs=2, teacher_cache=cache, fill_teacher_cache=True)
     assert targets_in(tmp_path).assignments.equal(targets_in(whole[1]).assignments)
     assert cached.losses == whole[0].losses
 
     monkeypatch.setattr(TunedPrompts, "load_image_clip", None)
-    data["fill_teacher_cache"] = False
-    assert distil(teacher, tmp_path / "again", data=data, epochs=2).losses == cached.losses
+    again = distil(teacher, tmp_path / "again", epochs=2, teacher_cache=cache)
+    assert again.losses == cached.losses
 
 
 @pytest.mark.parametrize(

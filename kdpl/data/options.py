@@ -1,0 +1,67 @@
+"""Settings of ``DomainDataModule`` in groups: classes, and the reading of images."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kdpl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ClassOptions:
+    """Settings of the names, texts and labels of classes.
+
+    Args:
+        names: CSV file that maps class folders or labels to names, and texts for the text tower
+            (``folder`` and ``table``), or a .txt list of names; None: folders or labels are the
+            names. Without labelled training images, the classes are those in this file.
+        text: Text that the text tower reads for a class, with ``{}`` instead of the name or text
+            (``folder`` and ``table``).
+        label_separator: Character between the labels of an image (``table``), each of which may
+            then have several or none; None: each image is of one class.
+        empty_labels: Meaning of an empty label with a ``label_separator``: ``no_class``, the image
+            is of none of the classes, or ``unlabeled``; None: an empty label is refused.
+        taxonomy: CSV file with the columns ``child`` and ``parent``, a tree whose leaves are the
+            classes; None: no tree.
+    """
+
+    names: str | None = None
+    text: str | None = None
+    label_separator: str | None = None
+    empty_labels: Literal["no_class", "unlabeled"] | None = None
+    taxonomy: str | None = None
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """Settings of the reading of images, and of images that are left out or held out.
+
+    Args:
+        background: Colour [red, green, blue], 0 to 255, on which transparent images are put
+            (``folder`` and ``table``); None: white. The benchmark's images lose their transparency,
+            and their orientation tags are not followed.
+        bad_images: Treatment of images that cannot be decoded: ``error`` names them before anything
+            is trained, ``skip`` leaves them out.
+        scan: Decode all images before a fit to find invalid ones, and leave copies of test and
+            validation images out of the rest (``folder`` and ``table``); None: true for your
+            images, false for a benchmark's.
+        skip_list: File of images to leave out: a ``.txt``, or a ``.csv``.
+        test_share: Share of each class's training images that become test images, above 0 and below
+            1, if there are no other test images; None: no share.
+    """
+
+    background: tuple[int, int, int] | None = None
+    bad_images: Literal["error", "skip"] = "error"
+    scan: bool | None = None
+    skip_list: str | None = None
+    test_share: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.bad_images not in ("error", "skip"):
+            raise ConfigError(
+                f"reading.bad_images {self.bad_images!r} is unknown: choose error or skip"
+            )
+        if self.test_share is not None and not 0 < self.test_share < 1:
+            raise ConfigError(
+                f"reading.test_share must be above 0 and below 1, not {self.test_share}: leave it "
+                "out for none"
+            )
