@@ -105,14 +105,14 @@ def interrupted_at(step):
     """Interrupt ``run`` or ``search`` as it begins the step of this number, counted from 1."""
     began, original = [], kdpl.cli.fit.run_stage
 
-    def stage(command, options, values=None, check_only=False, **more):
-        began.extend([] if check_only else [command])
+    def run_stage(stage):
+        began.append(stage)
         if len(began) == step:
             raise KeyboardInterrupt
-        original(command, options, values, check_only, **more)
+        original(stage)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdpl.cli.fit.run_stage", stage)
+        patch.setattr("kdpl.cli.fit.run_stage", run_stage)
         yield
 
 

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from kdpl.errors import KdplError
 from kdpl.runtime.files import write_text
 
 if TYPE_CHECKING:
-    from kdpl.benchmark.tasks import Task
+    from kdpl.benchmark.steps import CampaignStep
 
 CAMPAIGNS = "campaigns"
 
@@ -47,8 +46,8 @@ def benchmark(
     # plan, and refuse what would fail later
     file, folder = Path(campaign), Path(out)
     whole = read_campaign(file)
-    tasks = plan(whole.choose(datasets, seeds, rows), folder, root, settings, rows)
-    problems = _problems(tasks, root)
+    steps = plan(whole.choose(datasets, seeds, rows), folder, root, settings, rows)
+    problems = _problems(steps, root)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if problems:
@@ -56,62 +55,59 @@ def benchmark(
 
     # keep the campaign, from which the table command knows what is missing
     write_text(folder / CAMPAIGNS / file.name, file.read_text(encoding="utf-8"))
-    failures = runner.run_tasks(
-        whole, tasks, folder, partial(print, flush=True), runner.in_subprocess
+    failures = runner.run_steps(
+        whole, steps, folder, partial(print, flush=True), runner.in_subprocess
     )
-    for task, why in failures:
-        print(f"failed: {task.name}: {why}{f' (log: {task.log})' if task.log.is_file() else ''}")
+    for step, why in failures:
+        print(f"failed: {step.title}: {why}{f' (log: {step.log})' if step.log.is_file() else ''}")
     if not failures:
         print(
-            f"all {sum(task.kind == 'test' for task in tasks)} runs are done: python -m kdpl "
+            f"all {sum(step.kind == 'test' for step in steps)} runs are done: python -m kdpl "
             f"table {out}"
         )
     return 1 if failures else 0
 
 
-def _problems(tasks: "Sequence[Task]", root: str | None) -> list[str]:
-    """Return why tasks would fail, each cause once."""
-    from kdpl.benchmark.tasks import missing_data, one_of_each_kind
+def _problems(steps: "Sequence[CampaignStep]", root: str | None) -> list[str]:
+    """Return why steps would fail, each cause once."""
+    from kdpl.benchmark.steps import missing_data, one_of_each_kind
 
-    missing = [task for task in tasks if not task.done()]
+    missing = [step for step in steps if not step.done()]
     problems = missing_data(missing, root)
-    changed = [task for task in tasks if task.has_other_command()]
+    changed = [step for step in steps if step.has_other_command()]
     # another command may have the same settings, such as another number of GPUs: fit can tell
-    fits = {task.name: task for task in (*changed, *one_of_each_kind(missing))}
-    problems += _invalid_settings([task.args for task in fits.values()])
+    fits = {step.title: step for step in (*changed, *one_of_each_kind(missing))}
+    problems += _invalid_settings([step.args for step in fits.values()])
     if not problems:
-        for task in changed:
-            task.save_command()
+        for step in changed:
+            step.save_command()
     return list(dict.fromkeys(problems))
 
 
 def _invalid_settings(commands: Sequence[Sequence[str]]) -> list[str]:
     """Return why fits cannot start: invalid or changed settings, or missing weights."""
-    from kdpl.cli.fit import run_command
-    from kdpl.cli.stage_cli import Command, KdplCLI
+    from kdpl.cli.fit import parse_stage
     from kdpl.clip import ClipConfig, load_clip, load_image_clip
 
     problems: list[str] = []
     clips: dict[tuple[bool, ClipConfig], None] = {}
 
-    def check(
-        command: Command, args: Sequence[str], check_only: bool, at_end: ExitStack
-    ) -> KdplCLI:
-        cli = KdplCLI(command, args, check_only, at_end)
-        model = cli.config.model
-        is_student = str(model.class_path).endswith("StudentDistillation")
-        clips[is_student, ClipConfig(**vars(model.init_args.clip))] = None
-        return cli
-
-    def collect(function: Callable[..., object], *args: object, **more: object) -> None:
+    def collect(function: Callable[..., object], *args: object) -> None:
         try:
-            function(*args, **more)
+            function(*args)
         except KdplError as error:
             problems.append(str(error))
 
+    def check(args: Sequence[str]) -> None:
+        stage = parse_stage("fit", args)
+        model = stage.config.model
+        is_student = str(model.class_path).endswith("StudentDistillation")
+        clips[is_student, ClipConfig(**vars(model.init_args.clip))] = None
+        stage.check()
+
     # parse every command, then load every CLIP once
     for command in commands:
-        collect(run_command, command, check_only=True, make=check)
+        collect(check, command[1:])
     for is_student, clip in clips:
         collect(load_image_clip if is_student else load_clip, clip)
     return problems

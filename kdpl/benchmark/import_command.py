@@ -35,6 +35,7 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
 
 def _make_importer(kind: Literal["teacher", "student"], file: str) -> "type[KdplCLI]":
     """Return the command that imports a file; a function, since the imports take seconds."""
+    from jsonargparse import Namespace
     from lightning.pytorch import Callback
 
     from kdpl.benchmark.checkpoints import (
@@ -75,15 +76,17 @@ def _make_importer(kind: Literal["teacher", "student"], file: str) -> "type[Kdpl
                 model.averaging = None
             else:
                 model.vision_prompts.init = "normal"
-            super().before_instantiate_classes()
 
-            # read the file, unless it has been imported
+        def check(self) -> None:
+            super().check()
             self.record = record_of(path)
-            require_own_folder(Path(self.config.out), self.record)
-            if not self.finished:
-                self.published = read_published(path, kind)
+            require_own_folder(self.folder, self.record)
 
-        def own_callbacks(self) -> list[Callback]:
+        def build(self, config: Namespace) -> None:
+            self.published = read_published(path, kind)
+            super().build(config)
+
+        def further_callbacks(self) -> list[Callback]:
             return [TakeOver(self.published, self.record)]
 
         def fit(self) -> None:

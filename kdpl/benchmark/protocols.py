@@ -1,4 +1,4 @@
-"""The experiments of a campaign as tasks that depend on each other.
+"""The experiments of a campaign as steps that depend on each other.
 
 PromptKD's experiments (arXiv 2403.02781, section 4):
 
@@ -26,7 +26,7 @@ from kdpl.benchmark.campaign import (
     dataset_name,
 )
 from kdpl.benchmark.readers import BENCHMARKS
-from kdpl.benchmark.tasks import RESULT_FILE, CampaignRun, Task
+from kdpl.benchmark.steps import RESULT_FILE, CampaignRun, CampaignStep
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, CONFIG_FILE, LAST
 
@@ -39,8 +39,8 @@ def plan(
     root: str | None = None,
     options: Sequence[str] = (),
     rows: Sequence[str] = (),
-) -> list[Task]:
-    """Return a campaign's tasks in the order of a single process.
+) -> list[CampaignStep]:
+    """Return a campaign's steps in the order of a single process.
 
     Args:
         campaign: The campaign.
@@ -49,24 +49,24 @@ def plan(
         options: Options for every fit, after all others.
         rows: Rows to test, by default all; teachers that they need are fitted without a test.
     """
-    # the tasks of all protocols; shared tasks once
+    # the steps of all protocols; shared steps once
     planner = _Planner(campaign, out, root, options)
-    tasks: dict[str, Task] = {}
+    steps: dict[str, CampaignStep] = {}
     for protocol in campaign.protocols:
-        for task in planner.tasks(protocol):
-            tasks.setdefault(task.name, task)
+        for step in planner.steps(protocol):
+            steps.setdefault(step.title, step)
 
-    # the tests of the rows, and all tasks that these need
+    # the tests of the rows, and all steps that these need
     wanted: set[str] = set()
     new = [
-        task.name
-        for task in tasks.values()
-        if task.kind == "test" and (not rows or task.run.row in rows)
+        step.title
+        for step in steps.values()
+        if step.kind == "test" and (not rows or step.run.row in rows)
     ]
     while new:
         wanted.update(new)
-        new = [need for name in new for need in tasks[name].needs if need not in wanted]
-    return [task for task in tasks.values() if task.name in wanted]
+        new = [need for name in new for need in steps[name].needs if need not in wanted]
+    return [step for step in steps.values() if step.title in wanted]
 
 
 class _Planner:
@@ -76,7 +76,7 @@ class _Planner:
         self.campaign, self.out, self.root, self.options = campaign, out, root, options
         self.rows, self.seeds, self.source = campaign.rows, campaign.seeds, campaign.source or ""
 
-    def tasks(self, protocol: Protocol) -> Iterator[Task]:
+    def steps(self, protocol: Protocol) -> Iterator[CampaignStep]:
         if protocol == "cross_dataset":
             yield from self._cross_dataset()
         elif protocol == "domain_generalization":
@@ -96,7 +96,7 @@ class _Planner:
         shots: int | None = None,
         overlays: Sequence[str] = (),
         options: Sequence[str] = (),
-    ) -> Iterator[Task]:
+    ) -> Iterator[CampaignStep]:
         setting = "" if shots is None else f"shots_{shots}"
         for seed, (name, row) in product(self.seeds, self.rows.items()):
             if row.runs(protocol, shots):
@@ -105,7 +105,7 @@ class _Planner:
                 )
                 yield from self._tested(self._fit(run, dataset, overlays, options, teachers))
 
-    def _cross_dataset(self) -> Iterator[Task]:
+    def _cross_dataset(self) -> Iterator[CampaignStep]:
         # fits on the source
         teachers = self._rows_of("cross_dataset", "teacher")
         for seed, name in product(self.seeds, teachers):
@@ -124,7 +124,7 @@ class _Planner:
                     self._fit(run, dataset, teachers=[teacher], vectors=vectors)
                 )
 
-    def _domain_generalization(self) -> Iterator[Task]:
+    def _domain_generalization(self) -> Iterator[CampaignStep]:
         protocol: Protocol = "domain_generalization"
         names = [*self._rows_of(protocol, "teacher"), *self._rows_of(protocol, "student")]
         for name, seed in product(names, self.seeds):
@@ -138,10 +138,11 @@ class _Planner:
             name for name in self.campaign.rows_of(stage) if self.rows[name].runs(protocol, None)
         ]
 
-    def _tested(self, fit: Task) -> Iterator[Task]:
+    def _tested(self, fit: CampaignStep) -> Iterator[CampaignStep]:
         args = ("test", f"--config={fit.folder / CONFIG_FILE}", f"--out={fit.folder}")
         yield fit
-        yield Task(fit.run, "test", args, fit.folder, fit.folder / RESULT_FILE, (fit.name,))
+        title, result = f"{fit.run.name}/test", fit.folder / RESULT_FILE
+        yield CampaignStep(title, "test", result, (fit.title,), run=fit.run, args=args)
 
     def _fit(
         self,
@@ -151,7 +152,7 @@ class _Planner:
         options: Iterable[str] = (),
         teachers: Sequence[CampaignRun] = (),
         vectors: CampaignRun | None = None,
-    ) -> Task:
+    ) -> CampaignStep:
         """Return a run's fit; class vectors of the run ``vectors`` replace the teacher's."""
         # configs and options, from the general to the particular
         row, folder = self.rows[run.row], self.out / run.name
@@ -183,10 +184,13 @@ class _Planner:
             needs.append(f"{vectors.name}/class_vectors")
         args += [f"--seed_everything={run.seed}", f"--out={folder}"]
         result = folder / (CLASS_VECTORS_FILE if row.stage == "teacher" else CLASSIFIER_FOLDER)
-        return Task(run, "fit", ("fit", *args), folder, result, tuple(needs))
+        title = f"{run.name}/fit"
+        return CampaignStep(title, "fit", result, tuple(needs), run=run, args=("fit", *args))
 
-    def _elsewhere(self, protocol: Protocol, dataset: str, seed: int, name: str) -> Iterator[Task]:
-        """Yield the tasks on a target for a model of the source: class vectors, and a test."""
+    def _elsewhere(
+        self, protocol: Protocol, dataset: str, seed: int, name: str
+    ) -> Iterator[CampaignStep]:
+        """Yield the steps on a target for a model of the source: class vectors, and a test."""
         run, *teachers = (
             self._run(protocol, dataset, seed, key) for key in (name, *self.rows[name].of)
         )
@@ -197,12 +201,21 @@ class _Planner:
             # students learn from class vectors of the target's names
             file = self._vectors(run)
             args = ("class-vectors", f"--teacher={fitted}", *data, f"--out={file}")
-            yield Task(run, "class_vectors", args, folder, file, tuple(needs))
+            title = f"{run.name}/class_vectors"
+            yield CampaignStep(title, "class_vectors", file, tuple(needs), run=run, args=args)
         for teacher in teachers:
             data.append(f"--model.init_args.class_vectors={self._vectors(teacher)}")
             needs.append(f"{teacher.name}/class_vectors")
         args = ("test", f"--config={fitted / CONFIG_FILE}", *data, f"--out={folder}")
-        yield Task(run, "test", args, folder, folder / RESULT_FILE, tuple(needs), fitted / LAST)
+        yield CampaignStep(
+            f"{run.name}/test",
+            "test",
+            folder / RESULT_FILE,
+            tuple(needs),
+            run=run,
+            args=args,
+            checkpoint=fitted / LAST,
+        )
 
     def _run(
         self, protocol: Protocol, dataset: str, seed: int, row: str, setting: str = ""

@@ -1,4 +1,4 @@
-"""Runs the missing tasks of a campaign in turn, beside other processes that do the same."""
+"""Runs the missing steps of a campaign in turn, beside other processes that do the same."""
 
 import json
 import signal
@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kdpl.benchmark.campaign import Campaign
-from kdpl.benchmark.tasks import RESULT_FILE, Result, Task
+from kdpl.benchmark.steps import RESULT_FILE, CampaignStep, Result
 from kdpl.metrics import SUMMARY_COLUMNS, test_key
 from kdpl.runtime import plugins, slurm
 from kdpl.runtime.configs import config_files, read_config
@@ -54,109 +54,111 @@ def in_subprocess(args: Sequence[str], log: Path) -> int:
             raise
 
 
-def run_tasks(
+def run_steps(
     campaign: Campaign,
-    tasks: Sequence[Task],
+    steps: Sequence[CampaignStep],
     out: Path,
     say: Callable[[str], None],
     command: Command = in_subprocess,
-) -> list[tuple[Task, str]]:
-    """Run tasks until all are done or cannot be.
+) -> list[tuple[CampaignStep, str]]:
+    """Run steps until all are done or cannot be.
 
-    They are run in their order, as their needs are met. A task that another process works on is
+    They are run in their order, as their needs are met. A step that another process works on is
     left to it; one that fails keeps back only those that need it. ``out`` is the campaign's folder.
-    ``say`` prints a line at the beginning and at the end of each task.
+    ``say`` prints a line at the beginning and at the end of each step.
 
     Returns:
-        The tasks that failed, and those that could not be started for it, with what went wrong, in
+        The steps that failed, and those that could not be started for it, with what went wrong, in
         one sentence.
     """
     failures: dict[str, str] = {}
-    tests = [task for task in tasks if task.kind == "test"]
+    tests = [step for step in steps if step.kind == "test"]
     waits = False
-    while missing := [task for task in tasks if not task.done() and task.name not in failures]:
+    while missing := [step for step in steps if not step.done() and step.title not in failures]:
         if slurm.signalled():
             raise slurm.requeue(str(out))
-        waiting = {task.name for task in missing}
+        waiting = {step.title for step in missing}
         busy = 0
-        for task in missing:
-            if failed := [need for need in task.needs if need in failures]:
-                failures[task.name] = f"it needs {failed[0]}, which failed"
-            elif not waiting.intersection(task.needs):
+        for step in missing:
+            if failed := [need for need in step.needs if need in failures]:
+                failures[step.title] = f"it needs {failed[0]}, which failed"
+            elif not waiting.intersection(step.needs):
                 try:
-                    with _locked(out, task):
-                        if task.done():
+                    with _locked(out, step):
+                        if step.done():
                             break
-                        say(f"{task.name} begins (log: {task.log})")
+                        say(f"{step.title} begins (log: {step.log})")
                         start = time.monotonic()
-                        fault = _run(campaign, task, command)
+                        failure = _run(campaign, step, command)
                 except Timeout:
                     busy += 1
                     continue
-                if fault is not None:
-                    failures[task.name] = fault
-                outcome = f"failed ({fault})" if fault is not None else _accuracies(task)
+                if failure is not None:
+                    failures[step.title] = failure
+                outcome = f"failed ({failure})" if failure is not None else _accuracies(step)
                 minutes, seconds = divmod(round(time.monotonic() - start), 60)
                 done = f"{sum(test.done() for test in tests)}/{len(tests)}"
-                say(f"[{done}] {task.name}: {outcome} ({minutes} min {seconds} s)")
+                say(f"[{done}] {step.title}: {outcome} ({minutes} min {seconds} s)")
                 waits = False
                 break
         else:
             if busy:
                 if not waits:
-                    say(f"waiting for other processes, which work on the last {busy} tasks")
+                    say(f"waiting for other processes, which work on the last {busy} steps")
                 waits = True
                 time.sleep(_WAIT_SECONDS)
-    return [(task, failures[task.name]) for task in tasks if task.name in failures]
+    return [(step, failures[step.title]) for step in steps if step.title in failures]
 
 
-def _accuracies(task: Task) -> str:
-    """Return the accuracies of a test in %, or of another task that it is done."""
-    metrics = read_results(task.folder) if task.kind == "test" else {}
+def _accuracies(step: CampaignStep) -> str:
+    """Return the accuracies of a test in %, or of another step that it is done."""
+    metrics = read_results(step.folder) if step.kind == "test" else {}
     titles = {test_key(name): title for name, title in SUMMARY_COLUMNS.items()}
-    found = [f"{title} {100 * metrics[key]:.2f}" for key, title in titles.items() if key in metrics]
-    return ", ".join(found) or "done"
+    accuracies = [
+        f"{title} {100 * metrics[key]:.2f}" for key, title in titles.items() if key in metrics
+    ]
+    return ", ".join(accuracies) or "done"
 
 
 @contextmanager
-def _locked(out: Path, task: Task) -> Iterator[None]:
-    """Lock a task against other processes of the campaign; a Timeout if one of them works on it."""
-    lock = out / ".locks" / f"{task.name.replace('/', '+')}.lock"
+def _locked(out: Path, step: CampaignStep) -> Iterator[None]:
+    """Lock a step against other processes of the campaign; a Timeout if one of them works on it."""
+    lock = out / ".locks" / f"{step.title.replace('/', '+')}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock, timeout=0):
-        if task.kind == "fit" and (task.folder / LOCK_FILE).exists():
-            # the fit of a campaign whose own process was killed may still be running
-            with FileLock(task.folder / LOCK_FILE, timeout=0):
+        if step.kind == "fit" and (step.folder / LOCK_FILE).exists():
+            # the fit of a campaign whose process was killed may still be running
+            with FileLock(step.folder / LOCK_FILE, timeout=0):
                 pass
         yield
 
 
-def _run(campaign: Campaign, task: Task, command: Command) -> str | None:
-    """Run a task; returns what went wrong."""
-    task.folder.mkdir(parents=True, exist_ok=True)
-    if task.kind == "fit":
-        task.save_command()
-    args = [*task.command(), *([_NO_BAR] if task.kind in ("fit", "test") else [])]
-    logged = task.log.stat().st_size if task.log.is_file() else 0
-    code = command(args, task.log)
+def _run(campaign: Campaign, step: CampaignStep, command: Command) -> str | None:
+    """Run a step; returns what went wrong."""
+    step.folder.mkdir(parents=True, exist_ok=True)
+    if step.kind == "fit":
+        step.save_command()
+    args = [*step.command(), *([_NO_BAR] if step.kind in ("fit", "test") else [])]
+    logged = step.log.stat().st_size if step.log.is_file() else 0
+    code = command(args, step.log)
     if code in _INTERRUPTED:
         raise KeyboardInterrupt
     if code == slurm.REQUEUED:
-        raise slurm.Requeued(f"{task.name} is resumed when the job is started again")
+        raise slurm.Requeued(f"{step.title} is resumed when the job is started again")
     if code < 0:
         return f"it was killed by signal {-code}: start the same command again to resume it"
     if code > 0:
-        return last_error(task.log, logged)
-    if task.kind == "test":
-        result = result_of(campaign, task)
-        _save_probe(task, result, command)
-        write_text(task.folder / RESULT_FILE, result.model_dump_json(indent=2))
-    if not task.done():
-        return f"it ended without {task.result}: start the same command again to resume it"
+        return last_error(step.log, logged)
+    if step.kind == "test":
+        result = result_of(campaign, step)
+        _save_probe(step, result, command)
+        write_text(step.folder / RESULT_FILE, result.model_dump_json(indent=2))
+    if not step.done():
+        return f"it ended without {step.result}: start the same command again to resume it"
     return None
 
 
-def _save_probe(task: Task, result: Result, command: Command) -> None:
+def _save_probe(step: CampaignStep, result: Result, command: Command) -> None:
     """Let ``compare`` fit a linear probe of the run's network, unless another row's run has it.
 
     There is none without labels, of other classes than the labels', or of several labels an image.
@@ -165,14 +167,14 @@ def _save_probe(task: Task, result: Result, command: Command) -> None:
     labelled = labelled and test_key("acc") in result.metrics
     if not labelled or "compare" not in plugins.paths("commands"):
         return
-    settings = read_config(config_files(task.args)[0])["model"]["init_args"]
-    for file in task.folder.parent.glob(f"*/{PROBE_FOLDER}/*/{RESULT_FILE}"):
+    settings = read_config(config_files(step.args)[0])["model"]["init_args"]
+    for file in step.folder.parent.glob(f"*/{PROBE_FOLDER}/*/{RESULT_FILE}"):
         about = json.loads(file.with_name(PROBE_FILE).read_bytes())
         if about["clip"] == settings["clip"] and about.get("features") == PROBE_FEATURES:
             return
-    if command(["compare", str(task.folder), "--trust"], task.log) in _INTERRUPTED:
+    if command(["compare", str(step.folder), "--trust"], step.log) in _INTERRUPTED:
         raise KeyboardInterrupt
-    folder = task.folder / PROBE_FOLDER / ("student" if settings.get("teacher") else "teacher")
+    folder = step.folder / PROBE_FOLDER / ("student" if settings.get("teacher") else "teacher")
     if metrics := read_results(folder):
         images = int(metrics.pop("images"))
         title = f"linear probe: {json.loads((folder / PROBE_FILE).read_bytes())['network']}"
@@ -193,18 +195,18 @@ def last_error(log: Path, begin: int = 0) -> str:
     return (errors or lines or ["it printed nothing"])[-1]
 
 
-def result_of(campaign: Campaign, task: Task) -> Result:
+def result_of(campaign: Campaign, step: CampaignStep) -> Result:
     """Read the result that the test of a run left in its folder."""
-    metrics = read_results(task.folder)
+    metrics = read_results(step.folder)
     images = int(metrics.pop("images"))
-    # the run's own config comes first
-    config = read_config(config_files(task.args)[0])
+    # the run's config comes first
+    config = read_config(config_files(step.args)[0])
     return Result(
-        **task.run.model_dump(exclude={"name"}),
-        title=campaign.title(task.run.row).strip("*"),
+        **step.run.model_dump(exclude={"name"}),
+        title=campaign.title(step.run.row).strip("*"),
         metrics=metrics,
         images=images,
-        transductive=task.run.protocol == "base_to_novel"
-        and campaign.rows[task.run.row].stage == "student",
+        transductive=step.run.protocol == "base_to_novel"
+        and campaign.rows[step.run.row].stage == "student",
         selected_on_test="BestOnBaseTest" in str(config.get("trainer")),
     )

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from kdpl.benchmark.campaign import Campaign, CampaignRow, dataset_name
 from kdpl.benchmark.published import METHODS, METRICS, Figures
-from kdpl.benchmark.tasks import Result
+from kdpl.benchmark.steps import Result
 from kdpl.metrics import test_key
 
 AVERAGE = "average"

@@ -18,8 +18,8 @@ def table(folder: str) -> int:
     """
     from kdpl.benchmark.campaign import parse_campaign
     from kdpl.benchmark.formats import markdown, to_csv
+    from kdpl.benchmark.steps import read_all
     from kdpl.benchmark.table import tables
-    from kdpl.benchmark.tasks import read_all
 
     files = sorted((Path(folder) / CAMPAIGNS).glob("*.yaml"))
     if not files:

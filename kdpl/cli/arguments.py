@@ -1,5 +1,8 @@
 """Parsers of commands, from their signatures and docstrings; imports no torch or Lightning."""
 
+# jsonargparse's auto_parser does not do: it hands no unknown options on (parse_known_args is not
+# implemented), takes no words for a list, and has neither flags nor dashes in the names of options
+
 import argparse
 import inspect
 from collections.abc import Callable, Sequence
@@ -89,8 +92,8 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     parser = build_parser(command, prog)
     parameters = inspect.signature(command).parameters
     if _SETTINGS in parameters:
-        own, settings = parser.parse_known_args(argv)
-        options = {**vars(own), _SETTINGS: settings}
+        values, settings = parser.parse_known_args(argv)
+        options = {**vars(values), _SETTINGS: settings}
     else:
         values, unknown = parser.parse_known_intermixed_args(argv)
         if unknown:
@@ -100,10 +103,10 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         options = vars(values)
     if _RULE in parameters:
-        rule, *others = [Rule(*made) for made in _made(options, _RULE)] or [Rule()]
-        if others:
+        rule, *more_rules = [Rule(*made) for made in _made(options, _RULE)] or [Rule()]
+        if more_rules:
             raise ConfigError(
-                f"{rule.given} and {others[0].given} each decide what is predicted: give one"
+                f"{rule.given} and {more_rules[0].given} each decide what is predicted: give one"
             )
         options[_RULE] = rule
     if _OBSERVERS in parameters:
@@ -113,8 +116,8 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
 
 def build_parser(command: Command, prog: str) -> Parser:
     """Build the parser of a command; see ``parse``."""
-    docs = [parse_docstring(inspect.getdoc(each) or "") for each in _functions(command)]
-    helps = {each.arg_name: each.description or "" for doc in docs for each in doc.params}
+    docs = [parse_docstring(inspect.getdoc(function) or "") for function in _functions(command)]
+    helps = {param.arg_name: param.description or "" for doc in docs for param in doc.params}
     about = filter(None, (docs[0].short_description, docs[0].long_description))
     parser = Parser(
         prog=prog,
@@ -168,14 +171,14 @@ def _made(options: dict[str, Any], parameter: str) -> list[tuple[Any, str]]:
     made = []
     for function in plugins.load_all(_GROUPS[parameter]).values():
         parameters = inspect.signature(function).parameters
-        own = {name: options.pop(name) for name in parameters}
+        values = {name: options.pop(name) for name in parameters}
         given = [
             _option(name) + ("" if value is True else f" {value}")
-            for name, value in own.items()
+            for name, value in values.items()
             if value != parameters[name].default
         ]
         if given:
-            made.append((function(**own), " ".join(given)))
+            made.append((function(**values), " ".join(given)))
     return made
 
 
@@ -183,7 +186,7 @@ def _functions(command: Command) -> list[Callable[..., Any]]:
     """The command, and the plugins' functions whose options it takes."""
     taken = inspect.signature(command).parameters
     groups = [group for name, group in _GROUPS.items() if name in taken]
-    return [command, *(each for group in groups for each in plugins.load_all(group).values())]
+    return [command, *(make for group in groups for make in plugins.load_all(group).values())]
 
 
 def _parameters(command: Command) -> dict[str, tuple[inspect.Parameter, Any]]:

@@ -40,9 +40,9 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
             trainer.default_root_dir = str(Path(model.teacher_cache).expanduser())
             trainer.logger = trainer.enable_checkpointing = trainer.enable_progress_bar = False
             self.save_config_callback = None
-            self._given = self.config.clone()
 
         def execute(self) -> None:
+            self.build(self.config)
             fill = FillTeacherCache(views or self.trainer.max_epochs)
             self.model.configure_callbacks = lambda: [fill]
             self.trainer.fit(self.model, datamodule=self.datamodule)

@@ -1,22 +1,17 @@
 """``python -m kdpl fit``, ``validate`` and ``test``: LightningCLI over modules and datamodule."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
+import gc
+from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from kdpl.cli import COMMANDS
 from kdpl.cli.stage_cli import Command, KdplCLI
-from kdpl.cli.wrong_option import hint_of
 from kdpl.errors import ConfigError, reason
 from kdpl.runtime.configs import config_files, read_config, with_config_files
-from kdpl.runtime.faults import in_one_sentence
 from kdpl.runtime.messages import quiet_libraries
-
-MakeStage = Callable[[Command, Sequence[str], bool, ExitStack], KdplCLI]
 
 _HELP = """\
 usage: python -m kdpl {command} --config FILE … --out FOLDER [SETTINGS]
@@ -41,13 +36,12 @@ max_epochs, logger
 """
 
 
-def run_command(args: Sequence[str], check_only: bool = False, make: MakeStage = KdplCLI) -> int:
+def run_command(args: Sequence[str], make: type[KdplCLI] = KdplCLI) -> int:
     """Run ``fit``, ``validate`` or ``test`` with arguments of the command line; returns 0.
 
     Args:
         args: The command and its arguments.
-        check_only: Check the settings and do nothing.
-        make: Builds what runs it; another KdplCLI for another kind of fit.
+        make: The kind of fit.
     """
     command: Any = args[0]
     if {"-h", "--help"} & {*args}:
@@ -57,39 +51,29 @@ def run_command(args: Sequence[str], check_only: bool = False, make: MakeStage =
         raise ConfigError(
             f"{command} needs to know what to do: give --config FILE (--help tells more)"
         )
-    options = with_config_files(["--help" if arg == "--full_help" else arg for arg in args[1:]])
-    for file in config_files(options):
-        read_config(file)
-    run_stage(command, options, check_only=check_only, make=make)
+    options = ["--help" if arg == "--full_help" else arg for arg in args[1:]]
+    run_stage(parse_stage(command, options, make=make))
     return 0
 
 
-def run_stage(
+def parse_stage(
     command: Command,
     options: Sequence[str],
     values: Mapping[str, Any] | None = None,
-    check_only: bool = False,
-    make: MakeStage = KdplCLI,
-) -> None:
-    """Run ``fit``, ``validate`` or ``test``, or check its settings only.
-
-    Args:
-        command: What to run.
-        options: Config files and settings, as text of the command line.
-        values: Further settings, as a tree like a config's, which win over the options.
-        check_only: As of ``run_command``.
-        make: As of ``run_command``.
-    """
+    make: type[KdplCLI] = KdplCLI,
+) -> KdplCLI:
+    """Parse the settings of a stage, of which the files exist; see ``KdplCLI``."""
     quiet_libraries()
-    hint = partial(hint_of, options=options)
-    if values is not None:
-        # parsed together with the options, which may lack what is required
-        options = [*options, f"--config={json.dumps(values)}"]
+    options = with_config_files(options)
+    for file in config_files(options):
+        read_config(file)
+    return make(command, options, values)
+
+
+def run_stage(stage: KdplCLI) -> None:
+    """Build a stage and run its command; nothing that is built outlives this."""
     try:
-        with ExitStack() as at_end:
-            with in_one_sentence(hint):
-                cli = make(command, options, check_only, at_end)
-            cli.execute()
+        copy(stage).execute()
     except MisconfigurationException as error:
         raise ConfigError(
             f"the trainer cannot be set up ({reason(error)}): correct the trainer's settings; "
@@ -100,3 +84,5 @@ def run_stage(
         if isinstance(error.__context__, KeyboardInterrupt):
             raise error.__context__ from None
         raise
+    # a trainer and its model refer to each other; the next stage needs the GPU's memory
+    gc.collect()

@@ -1,17 +1,15 @@
 """``python -m kdpl run``: both stages and their tests in order."""
 
-import argparse
-import gc
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import NonNegativeInt
 
@@ -19,18 +17,21 @@ from kdpl.errors import ConfigError, KdplError, visible
 from kdpl.runtime import plugins, slurm
 from kdpl.runtime.configs import find_config, read_config
 from kdpl.runtime.faults import mark
-from kdpl.runtime.files import copy, write_text
+from kdpl.runtime.files import write_text
 from kdpl.runtime.origin import flatten
 from kdpl.runtime.run_folder import (
     CLASS_VECTORS_FILE,
     CLASSIFIER_FOLDER,
-    CONFIG_FILE,
     DECODED_FILE,
     REPORT_FILE,
     RESULTS_FILE,
     RUN_FILE,
     STAGE_FOLDERS,
 )
+from kdpl.runtime.steps import LocalStep
+
+if TYPE_CHECKING:
+    from kdpl.cli.stage_cli import KdplCLI
 
 _NO_PROMPTS = {
     "method": "independent",
@@ -42,59 +43,7 @@ _ZERO_SHOT = {
     "model": {"init_args": {**_NO_PROMPTS, "averaging": None}},
     "trainer": {"max_epochs": 0, "limit_train_batches": 0},
 }
-_SHOTS, _MODEL, _TARGET, _LOSS = (
-    "data.init_args.shots",
-    "model.init_args.clip.model",
-    "model.init_args.target",
-    "model.init_args.loss.kind",
-)
 _DEPTHS = ("model.init_args.vision_prompts.depth", "model.init_args.text_prompts.depth")
-_REFINED = "refined"
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A stage's fit, a test or a search; its result exists once it is done.
-
-    It is written last, and stands for the others; ``fit`` itself asks for all that it hands over,
-    see ``handed_over``. A search is done with the student's fit: until then its finished candidates
-    compare their settings again.
-    """
-
-    title: str
-    command: Literal["fit", "test", "search"]
-    result: Path
-    options: list[str]
-    # settings that win over the options
-    values: dict[str, Any]
-    # for a zero-shot test, the folder of the stage whose CLIP is tested
-    clip_of: Path | None = None
-    # a config that a search writes, and that wins over the options of a fit
-    found: Path | None = None
-
-    @property
-    def folder(self) -> Path:
-        """The folder that it writes into."""
-        return cast(Path, self.found if self.command == "search" else self.result).parent
-
-    def run(self, check_only: bool = False) -> None:
-        """Run it, or check its settings only."""
-        from kdpl.cli.fit import run_stage
-        from kdpl.cli.search import search
-        from kdpl.cli.stage_cli import KdplCLI, StageCheck
-
-        if self.command == "search":
-            search(out=str(self.folder), settings=self.options)
-            return
-        options = self.options
-        if self.found is not None and self.found.exists():
-            options = [*options, f"--config={self.found}"]
-        values = {"out": str(self.folder), **self.values}
-        if self.clip_of is not None:
-            clip = read_config(str(self.clip_of / CONFIG_FILE))["model"]["init_args"]["clip"]
-            values["model"] = {"init_args": {**_NO_PROMPTS, "clip": clip}}
-        kind = StageCheck if check_only else KdplCLI
-        run_stage(self.command, options, values, check_only, make=kind)
 
 
 def run(
@@ -137,53 +86,51 @@ def run(
     from kdpl.runtime.lock import RunLock
     from kdpl.runtime.messages import process_rank
 
+    # find the configs, and parse the settings of each stage once
     configs = {
-        "shared": [find_config(each) for each in config],
-        "teacher": [find_config(each, "teacher") for each in teacher],
-        "teacher2": [find_config(each, "teacher") for each in teacher2],
-        "student": [find_config(each, "student") for each in student],
+        "shared": [find_config(name) for name in config],
+        "teacher": [find_config(name, "teacher") for name in teacher],
+        "teacher2": [find_config(name, "teacher") for name in teacher2],
+        "student": [find_config(name, "student") for name in student],
     }
     for file in itertools.chain(*configs.values()):
         read_config(file)
     folder = Path(out)
-    _require_own_folder(folder)
-    settings = [f"--{_SHOTS}={shots}", *settings] if shots is not None else settings
-    steps = _steps(folder, configs, seed, settings, search)
+    _require_run_folder(folder)
+    settings = [f"--data.init_args.shots={shots}", *settings] if shots is not None else settings
+    stages = _parse(folder, configs, seed, settings)
+    steps = _steps(folder, stages, search)
     os.environ.setdefault("WANDB_RUN_GROUP", folder.name)
     # the stages are runs of their own
     os.environ.pop("WANDB_RUN_ID", None)
     first = process_rank() == 0
 
-    def due(step: _Step) -> bool:
+    def due(step: LocalStep) -> bool:
         # the tests come last, when the student's run says which images there are
-        return not step.result.exists() and (step.command != "test" or tested())
+        return not step.done() and (step.kind != "test" or tested())
 
-    tested = cache(partial(_has_test_images, folder))
+    tested = cache(partial(_has_test_images, stages["student"]))
     unfinished = any(map(due, steps))
     with ExitStack() as at_end:
         if first and unfinished:
             at_end.callback(RunLock(folder).release)
-        # the student's settings as well, before the teacher is tuned
-        for step in steps:
-            if step.command == "fit":
-                step.run(check_only=True)
+        # check the settings of all stages before the teacher is tuned
+        for stage in stages.values():
+            stage.check_all()
         if first and unfinished:
             about = {"configs": configs, "seed": seed, "settings": settings}
             write_text(folder / RUN_FILE, json.dumps(about, indent=2))
+        # do what is missing
         console = Console(quiet=not first)
         for number, step in enumerate(steps, start=1):
             try:
                 if due(step):
-                    # what was tested in its folder before is something else
-                    stage = step.folder.name if first and step.command == "fit" else None
-                    for test in steps:
-                        if test.command == "test" and test.folder.name == stage:
-                            test.result.unlink(missing_ok=True)
-                    _do(step, f"[bold]{number}/{len(steps)} {step.title}", console, folder)
+                    _do(number, steps, console, folder)
             except (Exception, KeyboardInterrupt) as error:
                 if number > 1:
                     mark(error, f"step {number - 1} of {len(steps)} is finished and kept")
                 raise
+        # report and summarize
         if first:
             # unless it is written already
             report = plugins.paths("commands").get("report")
@@ -193,139 +140,142 @@ def run(
     return 0
 
 
-def _steps(
-    out: Path,
-    configs: Mapping[str, Sequence[str]],
-    seed: int,
-    settings: Sequence[str],
-    search: bool,
-) -> list[_Step]:
+def _parse(
+    out: Path, configs: Mapping[str, Sequence[str]], seed: int, settings: Sequence[str]
+) -> "dict[str, KdplCLI]":
+    """Parse the settings of the stages, by the names of their folders."""
+    from kdpl.cli.fit import parse_stage
+    from kdpl.tasks import MULTI_CLASS
+
+    def parse(name: str, **model: Any) -> "KdplCLI":
+        files = [f"--config={file}" for file in (*configs["shared"], *configs[name])]
+        options = [*files, f"--seed_everything={seed}", *settings]
+        values = {"out": str(out / name)} | ({"model": {"init_args": model}} if model else {})
+        return parse_stage("fit", options, values)
+
+    stages = {name: parse(name) for name in ("teacher", "teacher2") if configs[name]}
+    without_labels = stages["teacher"].config.get("data.init_args.shots") == 0
+    if without_labels:
+        stages = {name: stage.derive(_ZERO_SHOT) for name, stage in stages.items()}
+    teachers = [str(out / name) for name in stages]
+    student = parse("student", teacher=teachers if len(teachers) > 1 else teachers[0])
+    # parsed settings do not tell a default from the same value in a config
+    given = [name for file in configs["student"] for name in flatten(read_config(file))]
+    if (
+        without_labels
+        and not any(name.replace(".init_args", "").startswith("model.target") for name in given)
+        # a distance of features has no target, and several labels are not refined
+        and student.config.get("model.init_args.loss.kind") == "kl"
+        and student.data().task == MULTI_CLASS.name
+    ):
+        student = student.derive({"model": {"init_args": {"target": "refined"}}})
+    return {**stages, "student": student}
+
+
+def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalStep]:
+    """Return the steps: all fits before the tests, since there may be no test images.
+
+    A search replaces the student's settings in ``stages``.
+    """
+    from kdpl.cli.fit import run_stage
+    from kdpl.cli.search import candidates_of, compare, with_choice
     from kdpl.clip.loading import has_text_tower
 
-    teacher, teacher2, student = (out / stage for stage in STAGE_FOLDERS)
-    of_teacher, of_student = (
-        [*configs["shared"], *configs[each]] for each in ("teacher", "student")
-    )
-    labels = str(_given(of_teacher, settings, _SHOTS)) != "0"
+    def step(
+        kind: str, title: str, result: Path, stage: "Callable[[], KdplCLI]", *needs: LocalStep
+    ) -> LocalStep:
+        titles = tuple(need.title for need in needs)
+        return LocalStep(title, kind, result, titles, start=lambda: run_stage(stage()))
 
     def tuned(name: str) -> bool:
-        files = [*configs["shared"], *configs[name]]
-        return labels and any(str(_given(files, settings, depth)) != "0" for depth in _DEPTHS)
+        return any(stages[name].config.get(depth) != 0 for depth in _DEPTHS)
 
-    def fit(stage: Path, title: str, result: str, values: Mapping[str, Any]) -> _Step:
-        files = [f"--config={file}" for file in (*configs["shared"], *configs[stage.name])]
-        options = [*files, f"--seed_everything={seed}", *settings]
-        return _Step(title, "fit", stage / result, options, dict(values))
-
-    def tune(stage: Path, name: str) -> _Step:
-        tuning = f"tune the {name}" if tuned(stage.name) else f"the {name} is the original CLIP"
+    def tune(name: str, words: str) -> LocalStep:
+        tuning = f"tune the {words}" if tuned(name) else f"the {words} is the original CLIP"
         title = f"stage 1: {tuning}, freeze class vectors"
-        return fit(stage, title, CLASS_VECTORS_FILE, {} if labels else _ZERO_SHOT)
+        return step("fit", title, out / name / CLASS_VECTORS_FILE, lambda: stages[name])
 
-    def test(stage: Path, name: str) -> _Step:
-        options = [f"--config={stage / CONFIG_FILE}"]
-        return _Step(f"test the {name}", "test", stage / RESULTS_FILE, options, {})
-
-    def zero_shot(stage: Path) -> _Step:
-        # the teacher's config without prompts is the zero-shot CLIP, here with the stage's own CLIP
-        title = f"test the {stage.name}'s original CLIP (zero-shot)"
-        result = out / "zero_shot" / stage.name / RESULTS_FILE
-        return _Step(
-            title, "test", result, [f"--config={teacher / CONFIG_FILE}"], {}, clip_of=stage
+    def test(fit: LocalStep, words: str) -> LocalStep:
+        name, result = fit.folder.name, fit.folder / RESULTS_FILE
+        return step(
+            "test", f"test the {words}", result, lambda: stages[name].derive({}, "test"), fit
         )
 
-    model = str(_given(of_student, settings, _MODEL))
-    two = bool(configs["teacher2"])
-    learn: dict[str, Any] = {"teacher": [str(teacher), str(teacher2)] if two else str(teacher)}
-    # a distance of features has no target
-    has_target = _given(of_student, [], _TARGET) or _given(of_student, [], _LOSS) not in (
-        None,
-        "kl",
+    def zero_shot(fit: LocalStep) -> LocalStep:
+        # the teacher's settings without prompts are the zero-shot CLIP, here with the stage's CLIP
+        name, folder = fit.folder.name, out / "zero_shot" / fit.folder.name
+        clip = stages[name].config.model.init_args.clip.as_dict()
+        values = {"out": str(folder), "model": {"init_args": {**_NO_PROMPTS, "clip": clip}}}
+        stage = partial(stages["teacher"].derive, values, "test")
+        title = f"test the {name}'s original CLIP (zero-shot)"
+        return step("test", title, folder / RESULTS_FILE, stage, fit)
+
+    teacher = tune("teacher", "teacher")
+    second = [tune("teacher2", "second teacher")] if "teacher2" in stages else []
+    distil = step(
+        "fit",
+        "stage 2: distil the student, write the classifier",
+        out / "student" / CLASSIFIER_FOLDER,
+        lambda: stages["student"],
+        teacher,
+        *second,
     )
-    refines = not _several(of_student, settings)
-    if not labels and not has_target and refines:
-        learn["target"] = _REFINED
-    title = "stage 2: distil the student, write the classifier"
-    distil = fit(student, title, CLASSIFIER_FOLDER, {"model": {"init_args": learn}})
-    searches = list[_Step]()
+    searches = list[LocalStep]()
     if search:
-        found = out / "search" / "best.yaml"
-        texts = ((n, v if isinstance(v, str) else json.dumps(v)) for n, v in learn.items())
-        told = [f"--model.init_args.{name}={text}" for name, text in texts]
+        student, folder = stages["student"], out / "search"
+        candidates = candidates_of(student, folder)
+
+        def choose() -> None:
+            compare(student, candidates, folder, out / "teacher" / DECODED_FILE)
+            stages["student"] = with_choice(student, folder)
+
+        # it is done with the student's fit: until then finished candidates compare their settings
         title = "search what of the student is trained"
-        distil = replace(distil, found=found)
-        options = [*distil.options, *told]
-        searches = [replace(distil, title=title, command="search", options=options)]
-    # all fits before the tests: without test images there is still a classifier
+        searches = [replace(distil, kind="search", title=title, start=choose)]
+        stages["student"] = with_choice(student, folder)
+    student_clip = stages["student"].config.model.init_args.clip.model
     return [
-        tune(teacher, "teacher"),
-        *([tune(teacher2, "second teacher")] if two else []),
+        teacher,
+        *second,
         *searches,
         distil,
         test(teacher, "teacher"),
-        *([test(teacher2, "second teacher")] if two else []),
-        test(student, "student"),
+        *(test(fit, "second teacher") for fit in second),
+        test(distil, "student"),
         *([zero_shot(teacher)] if tuned("teacher") else []),
         # a network of timm is no CLIP before it is distilled
-        *([zero_shot(student)] if has_text_tower(model) else []),
+        *([zero_shot(distil)] if has_text_tower(student_clip) else []),
     ]
 
 
-def _given(files: Sequence[str], options: Sequence[str], key: str) -> Any:
-    """Return a setting's value, or its class path, or None if it is in neither place.
-
-    Options come before configs; of the configs the last that has the setting counts.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(f"--{key}", dest="value", nargs="?")
-    trees = [flatten(read_config(file)) for file in files]
-    value = parser.parse_known_args(options)[0].value
-    known = (tree.get(key, tree.get(f"{key}.class_path")) for tree in reversed(trees))
-    return next((each for each in known if each is not None), None) if value is None else value
-
-
-def _several(files: Sequence[str], options: Sequence[str]) -> bool:
-    """Return whether images of a named dataset have several labels, which are not refined."""
-    from kdpl.data.readers.registry import readers
-    from kdpl.data.splits import Reader
-
-    if _given(files, options, "data.init_args.classes.label_separator") is not None:
-        return True
-    name = str(_given(files, options, "data.init_args.dataset"))
-    kind = readers().get(name)
-    return isinstance(kind, type) and issubclass(kind, Reader) and kind.task != Reader.task
-
-
-def _has_test_images(out: Path) -> bool:
-    from kdpl.data.domain import build_data
-
+def _has_test_images(student: "KdplCLI") -> bool:
     try:
-        config = read_config(str(out / "student" / CONFIG_FILE))
-        data = build_data([config["data"]], [f"--data.init_args.seed={config['seed_everything']}"])
-        data.reading.of_run(out / "student")
+        data = student.data()
+        data.reading.of_run(student.folder)
         return bool(data.splits.test)
     except KdplError:
         # the test says what is wrong
         return True
 
 
-def _do(step: _Step, title: str, console: Any, out: Path) -> None:
+def _do(number: int, steps: Sequence[LocalStep], console: Any, out: Path) -> None:
+    """Do the step of this number, counted from 1."""
     from kdpl.runtime.messages import process_rank
 
+    step = steps[number - 1]
     # one process asks, as the others may have got the notice a moment later
     if process_rank() == 0 and slurm.signalled():
         raise slurm.requeue(str(out))
-    console.rule(title, align="left")
-    decoded, copied = out / "teacher" / DECODED_FILE, step.folder / DECODED_FILE
-    if process_rank() == 0 and decoded.is_file() and not copied.exists():
-        # the images are the same, and need not be decoded once more
-        copy(decoded, copied)
-    step.run()
-    # a trainer and its model refer to each other; the next step needs the GPU's memory
-    gc.collect()
+    if process_rank() == 0 and step.kind == "fit":
+        # what was tested in its folder before is something else
+        for test in steps:
+            if test.kind == "test" and step.title in test.needs:
+                test.result.unlink(missing_ok=True)
+    console.rule(f"[bold]{number}/{len(steps)} {step.title}", align="left")
+    step.run(out / "teacher" / DECODED_FILE)
 
 
-def _require_own_folder(out: Path) -> None:
+def _require_run_folder(out: Path) -> None:
     """Refuse a folder that contains anything other than a run."""
     # a stage may exist already, imported for example
     names = [path.name for path in out.iterdir()] if out.is_dir() else []

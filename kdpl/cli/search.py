@@ -1,10 +1,16 @@
 """``python -m kdpl search``: what of a student is trained, chosen by its fidelity."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
+if TYPE_CHECKING:
+    from kdpl.cli.stage_cli import KdplCLI
+
 _RATES = (1e-4, 3e-4, 1e-3)
-_TOWER = {"fine_tune": "true", "vision_prompts.depth": "0", "optim.optimizer": "adamw"}
-_LOGGER = '--trainer.logger={"class_path": "kdpl.runtime.loggers.MetricsCSV"}'
+_CHOSEN_FILE = "best.yaml"
 
 
 def search(
@@ -28,84 +34,112 @@ def search(
         lr: Learning rates of the tower; by default 1e-4, 3e-4 and 1e-3.
         settings: Options of the student's fit.
     """
-    import gc
-    from pathlib import Path
-    from pkgutil import resolve_name
-
-    import yaml
-    from lightning.pytorch import Callback
-
-    from kdpl.cli.fit import run_command
-    from kdpl.cli.stage_cli import KdplCLI
-    from kdpl.errors import ConfigError, TrainingError
-    from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
-    from kdpl.runtime.configs import read_config
-    from kdpl.runtime.files import copy, write_text
-    from kdpl.runtime.loggers import read_metrics
-    from kdpl.runtime.markdown import markdown_rows
-    from kdpl.runtime.messages import inform, process_rank
-    from kdpl.runtime.run_folder import CONFIG_FILE, DECODED_FILE, METRICS_FILE
-    from kdpl.student import StudentDistillation
-    from kdpl.targets.fidelity import Fidelity
+    from kdpl.cli.fit import parse_stage
+    from kdpl.errors import ConfigError
+    from kdpl.runtime.run_folder import DECODED_FILE
 
     if not settings:
         raise ConfigError(
             "search needs the settings of a student's fit: give --config FILE (--help tells more)"
         )
-    candidates = {"configured": dict[str, str]()}
-    candidates |= {f"tower_{rate:g}": {**_TOWER, "optim.lr": str(rate)} for rate in lr or _RATES}
+    student, folder = parse_stage("fit", settings), Path(out)
+    candidates = candidates_of(student, folder, epochs, lr)
+    compare(student, candidates, folder, folder / "configured" / DECODED_FILE)
+    return 0
 
-    class Candidate(KdplCLI):
-        """A student's fit of fewer epochs, which is measured after the last one."""
 
-        def before_instantiate_classes(self) -> None:
-            self.require_stage(StudentDistillation, "student")
-            trainer = self.config.trainer
-            if (all_epochs := trainer.max_epochs or 0) < 1:
-                raise ConfigError("the number of epochs is unknown: set trainer.max_epochs")
-            # four quarters cost one fit, and the first epoch is a warm-up
-            own = int(epochs or max(2, -(-all_epochs // 4)))
-            trainer.max_epochs = trainer.check_val_every_n_epoch = own
-            cost = f"{len(candidates) * own / all_epochs:.2g} times the fit of {all_epochs}"
-            inform(f"{name}: {own} epochs each; the {len(candidates)} candidates cost {cost}")
-            super().before_instantiate_classes()
+def candidates_of(
+    student: "KdplCLI", out: Path, epochs: int | None = None, rates: Sequence[float] = ()
+) -> "dict[str, KdplCLI]":
+    """Return the candidates by name: short fits of a student, measured at their end."""
+    from pkgutil import resolve_name
 
-        def own_callbacks(self) -> list[Callback]:
-            given = [each.class_path for each in self.config.trainer.callbacks or ()]
-            own = [] if any(resolve_name(each) is Fidelity for each in given) else [Fidelity()]
-            return [*super().own_callbacks(), *own]
+    from kdpl.errors import ConfigError
+    from kdpl.student import StudentDistillation
+    from kdpl.targets.fidelity import Fidelity
 
+    student.require_stage(StudentDistillation, "student")
+    trainer = student.config.trainer
+    if (trainer.max_epochs or 0) < 1:
+        raise ConfigError("the number of epochs is unknown: set trainer.max_epochs")
+    callbacks = [callback.as_dict() for callback in trainer.callbacks or ()]
+    if not any(resolve_name(callback["class_path"]) is Fidelity for callback in callbacks):
+        callbacks.append({"class_path": "kdpl.targets.fidelity.Fidelity"})
+    # four quarters cost one fit, and the first epoch is a warm-up
+    epochs = int(epochs or max(2, -(-trainer.max_epochs // 4)))
+    shorter = {
+        "max_epochs": epochs,
+        "check_val_every_n_epoch": epochs,
+        "callbacks": callbacks,
+        "logger": {"class_path": "kdpl.runtime.loggers.MetricsCSV"},
+    }
+    tower = {"fine_tune": True, "vision_prompts": {"depth": 0}}
+    models: dict[str, dict[str, object]] = {"configured": {}}
+    for rate in rates or _RATES:
+        models[f"tower_{rate:g}"] = {**tower, "optim": {"optimizer": "adamw", "lr": float(rate)}}
+    return {
+        name: student.derive(
+            {"out": str(out / name), "trainer": shorter, "model": {"init_args": model}}
+        )
+        for name, model in models.items()
+    }
+
+
+def compare(
+    student: "KdplCLI", candidates: "Mapping[str, KdplCLI]", out: Path, decoded: Path
+) -> None:
+    """Fit the candidates of a student, and write what the best one trains into a folder.
+
+    ``decoded`` is the file that tells which images can be decoded, once an earlier fit wrote it.
+    """
+    from functools import partial
+
+    import yaml
+
+    from kdpl.cli.fit import run_stage
+    from kdpl.errors import TrainingError
+    from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
+    from kdpl.runtime.files import write_text
+    from kdpl.runtime.loggers import read_metrics
+    from kdpl.runtime.markdown import markdown_rows
+    from kdpl.runtime.messages import inform, process_rank
+    from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, METRICS_FILE
+    from kdpl.runtime.steps import LocalStep
+
+    # fit each candidate, also one that is done: it compares its settings again
+    all_epochs = student.config.trainer.max_epochs
     measured = dict[str, tuple[float, float, float]]()
-    # the images of all candidates are the same, and need not be decoded once more
-    first, decoded = process_rank() == 0, Path(out, DECODED_FILE)
-    for name, options in candidates.items():
-        folder = Path(out, name)
-        own = [f"--model.init_args.{key}={value}" for key, value in options.items()]
-        if first and decoded.is_file() and not (folder / DECODED_FILE).exists():
-            copy(decoded, folder / DECODED_FILE)
+    for name, candidate in candidates.items():
+        epochs, result = candidate.config.trainer.max_epochs, candidate.folder / CLASSIFIER_FOLDER
+        cost = f"{len(candidates) * epochs / all_epochs:.2g} times the fit of {all_epochs}"
+        inform(f"{name}: {epochs} epochs each; the {len(candidates)} candidates cost {cost}")
         try:
-            run_command(["fit", *settings, _LOGGER, *own, f"--out={folder}"], make=Candidate)
+            LocalStep(name, "fit", result, start=partial(run_stage, candidate)).run(decoded)
         except TrainingError as error:
-            if not options:
+            if name == "configured":
                 raise
             inform(f"{name} is left out: {error}")
             continue
-        if first and (folder / DECODED_FILE).is_file() and not decoded.exists():
-            copy(folder / DECODED_FILE, decoded)
-        # a trainer and its model refer to each other
-        gc.collect()
-        curves = read_metrics(folder / METRICS_FILE)
-        share, kl, images = (curves[each][-1][1] for each in (FIDELITY, TARGET_KL, UNSEEN))
+        curves = read_metrics(candidate.folder / METRICS_FILE)
+        share, kl, images = (curves[key][-1][1] for key in (FIDELITY, TARGET_KL, UNSEEN))
         measured[name] = share, -kl, images
+    if process_rank() > 0:
+        return
 
-    if first:
-        # of equals the one that is closer
-        best = max(measured, key=lambda name: measured[name])
-        chosen = read_config(str(Path(out, best, CONFIG_FILE)))["model"]["init_args"]
-        kept = {name: chosen[name] for name in ("fine_tune", "vision_prompts", "optim")}
-        file = Path(out, "best.yaml")
-        write_text(file, yaml.safe_dump({"model": {"init_args": kept}}, sort_keys=False))
-        head = ["", f"agrees on % of {measured[best][2]:.0f}", "KL, nats"]
-        rows = [[name, f"{100 * at[0]:.1f}", f"{-at[1]:.3f}"] for name, at in measured.items()]
-        print(*markdown_rows([head, *rows], 2), f"{best} is written to {file}", sep="\n")
-    return 0
+    # write what the best one trains; of equals the one that is closer to its target
+    best = max(measured, key=lambda name: measured[name])
+    settings = candidates[best].config.model.init_args.as_dict()
+    chosen = {name: settings[name] for name in ("fine_tune", "vision_prompts", "optim")}
+    file = out / _CHOSEN_FILE
+    write_text(file, yaml.safe_dump({"model": {"init_args": chosen}}, sort_keys=False))
+    head = ["", f"agrees on % of {measured[best][2]:.0f}", "KL, nats"]
+    rows = [[name, f"{100 * at[0]:.1f}", f"{-at[1]:.3f}"] for name, at in measured.items()]
+    print(*markdown_rows([head, *rows], 2), f"{best} is written to {file}", sep="\n")
+
+
+def with_choice(student: "KdplCLI", out: Path) -> "KdplCLI":
+    """Return a student's fit with what a search in the folder ``out`` has chosen, if it has."""
+    from kdpl.runtime.configs import read_config
+
+    file = out / _CHOSEN_FILE
+    return student.derive(read_config(str(file))) if file.is_file() else student

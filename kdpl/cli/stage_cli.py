@@ -1,16 +1,26 @@
-"""LightningCLI for stages: a run has a folder, a seed, and its own callbacks and loggers."""
+"""LightningCLI for stages: settings are parsed once, checked, and then built and run."""
 
 import atexit
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from copy import copy
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
+from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import (
+    Callback,
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+    seed_everything,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import distributed
 
@@ -25,9 +35,12 @@ from kdpl.callbacks.progress import ProgressBar
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.callbacks.run_config import RunConfig, require_same_settings
 from kdpl.callbacks.throughput import Throughput
+from kdpl.cli.wrong_option import hint_of
+from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import build_data
 from kdpl.errors import ConfigError
 from kdpl.runtime import slurm
+from kdpl.runtime.faults import in_one_sentence
 from kdpl.runtime.lock import RunLock
 from kdpl.runtime.loggers import finish_logging, place_loggers
 from kdpl.runtime.messages import inform, process_rank
@@ -43,40 +56,51 @@ Command = Literal["fit", "validate", "test"]
 
 
 class KdplCLI(LightningCLI):
-    """LightningCLI with a run's folder, a seed for the data too, and loggers in that folder."""
+    """Parsed settings of a stage, with a run's folder and one seed for model and data.
+
+    LightningCLI parses them when this is made. Nothing is built before ``execute``: until then the
+    settings can be checked, and ``derive`` makes other stages from them.
+
+    Args:
+        command: The command to run.
+        args: Config files and settings, as text of the command line.
+        values: Further settings, as a tree like a config's, which win over ``args``.
+    """
 
     def __init__(
-        self, command: Command, args: Sequence[str], check_only: bool, at_end: ExitStack
+        self, command: Command, args: Sequence[str], values: Mapping[str, Any] | None = None
     ) -> None:
         self.command: Command = command
-        self.check_only = check_only
-        self.finished = False
-        self._at_end = at_end
-        super().__init__(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=RunConfig if self.command == "fit" else None,
-            trainer_defaults={
-                "logger": {"class_path": "kdpl.runtime.loggers.MetricsCSV"},
-                # the datamodule's samplers shard by themselves and count each test image once
-                "use_distributed_sampler": False,
-                # it does not see the frozen towers, which are most of the model
-                "enable_model_summary": False,
-            },
-            seed_everything_default=1,
-            parser_kwargs={
-                "exit_on_error": False,
-                "allow_abbrev": False,
-                "prog": f"python -m kdpl {self.command}",
-            },
-            args=list(args),
-            run=False,
-            auto_configure_optimizers=False,
-            # checkpoints hold no settings that could override those of the command line
-            load_from_checkpoint_support=False,
-        )
+        self._in_one_sentence = partial(in_one_sentence, partial(hint_of, options=args))
+        if values is not None:
+            # parsed together with the arguments, which may lack what is required
+            args = [*args, f"--config={json.dumps(values)}"]
+        with self._in_one_sentence():
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=RunConfig,
+                trainer_defaults={
+                    "logger": {"class_path": "kdpl.runtime.loggers.MetricsCSV"},
+                    # the datamodule's samplers shard by themselves and count each test image once
+                    "use_distributed_sampler": False,
+                    # it does not see the frozen towers, which are most of the model
+                    "enable_model_summary": False,
+                },
+                seed_everything_default=1,
+                parser_kwargs={
+                    "exit_on_error": False,
+                    "allow_abbrev": False,
+                    "prog": f"python -m kdpl {self.command}",
+                },
+                args=list(args),
+                run=False,
+                auto_configure_optimizers=False,
+                # checkpoints hold no settings that could override those of the command line
+                load_from_checkpoint_support=False,
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of a run, and link seed and folder to where they are used."""
@@ -107,55 +131,67 @@ class KdplCLI(LightningCLI):
                 f"{2**32 - 1}: correct it"
             )
 
-    def before_instantiate_classes(self) -> None:
-        """Find out what is in the run's folder already, and point the loggers into it."""
+    def instantiate_classes(self) -> None:
+        """Build nothing yet; LightningCLI calls this once it has parsed."""
+
+    def derive(self, values: Mapping[str, Any], command: Command | None = None) -> Self:
+        """Return a stage of the same settings but for ``values``, a tree like a config's."""
+        derived = copy(self)
+        derived.command = command or self.command
+        with self._in_one_sentence():
+            derived.config = self.parser.parse_object(dict(values), self.config)
+        return derived
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder; a ConfigError if there is none."""
         if not self.config.out:
             raise ConfigError("the run has no folder to write to: give --out FOLDER")
-        folder = Path(self.config.out)
-        if self.command == "fit":
-            self._begin(folder)
-        # the config as given: the rest is worked out anew each time, and config.yaml must not keep
-        # it
-        self._given = self.config.clone()
-        if self.check_only or self.finished:
-            return
-        self._choose_checkpoint(folder)
-        settings = self.config.model.get("init_args", {})
-        # of the stages, the student alone has this setting
-        if self.command != "fit" and settings.get("class_vectors", "") is None:
-            # its folder has a copy of those that it learned from
-            copy = folder / CLASS_VECTORS_FILE
-            settings.class_vectors = str(copy) if copy.is_file() else None
-        place_loggers(self.config.trainer.logger, folder)
+        return Path(self.config.out)
 
-    def _begin(self, folder: Path) -> None:
-        """Find out whether a fit is finished, and lock its folder if it is not."""
+    def data(self) -> DomainDataModule:
+        """Build the datamodule alone; a ConfigError if it is of another kind."""
+        return build_data([self.config.data.as_dict()])
+
+    def check(self) -> None:
+        """Refuse settings that a fit does not take, or that differ from its earlier start."""
+        folder = self.folder
+        if self.command != "fit":
+            return
         if self.config.trainer.max_time is not None:
             raise ConfigError(
                 "trainer.max_time would end an epoch in its middle as if it were complete: leave "
-                "it out, and interrupt "
-                "the command instead (Ctrl-C, SIGTERM, a job's limit); the same command resumes"
+                "it out, and interrupt the command instead (Ctrl-C, SIGTERM, a job's limit); the "
+                "same command resumes"
             )
-        first = process_rank() == 0 and not self.check_only
-        if first and not handed_over(folder):
-            self._at_end.callback(RunLock(folder).release)
-        self.finished = handed_over(folder)
-        begun = self.finished or (folder / LAST).is_file()
         file = folder / CONFIG_FILE
-        if begun and file.is_file():
+        if file.is_file() and (handed_over(folder) or (folder / LAST).is_file()):
             require_same_settings(file, self.parser.dump(self.config, skip_none=False))
 
-    def _choose_checkpoint(self, folder: Path) -> None:
-        given, last = self.config.ckpt_path, folder / LAST
+    def check_all(self) -> None:
+        """Check, and refuse what the model or a callback can tell before earlier stages are run."""
+        self.check()
+        if handed_over(self.folder):
+            return
+        callbacks = self.config.trainer.callbacks or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        for section in (self.config.model, *callbacks):
+            check = getattr(resolve_name(section.class_path), "require_possible", None)
+            if check is not None:
+                check(section.as_dict().get("init_args", {}), self.data())
+
+    def _choose_checkpoint(self) -> str | None:
+        folder, given = self.folder, self.config.ckpt_path
+        last = folder / LAST
         if given is None and not last.is_file():
             if self.command == "fit" and process_rank() == 0:
                 # of a start that is not resumed, perhaps with other settings
                 (folder / METRICS_FILE).unlink(missing_ok=True)
-            return
+            return None
         require_intact(Path(given or last))
         if given is None:
-            self.config.ckpt_path = str(last)
             inform(f"{'resuming from' if self.command == 'fit' else 'using'} {last}")
+        return str(given or last)
 
     def require_stage(self, stage: type[LightningModule], name: str) -> None:
         """Refuse settings that are not those of a stage, whose folder of configs has this name."""
@@ -165,31 +201,32 @@ class KdplCLI(LightningCLI):
                 f"{name}: give a --config of that stage, such as {name}/quickstart"
             )
 
-    def instantiate_classes(self) -> None:
-        """Build nothing for a run that is finished, or of which only the settings are checked."""
-        if self.finished or self.check_only:
-            return
-        super().instantiate_classes()
+    def build(self, config: Namespace) -> None:
+        """Build data, model and trainer from settings that the run's config does not keep."""
+        seed_everything(config.seed_everything, workers=True)
+        with self._in_one_sentence():
+            self.config_init = self.parser.instantiate_classes(config)
+            self.datamodule, self.model = self.config_init.data, self.config_init.model
+            self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has."""
-        self._ckpt_path, self.config = self.config.ckpt_path, self._given
-        trainer = self._given.trainer
+        trainer = self.config.trainer
         callbacks: list[Callback] = [InterruptionHandler(), SaveTestResults()]
-        callbacks += self.own_callbacks()
+        callbacks += self.further_callbacks()
         callbacks.append(FiniteLoss())
         if trainer.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         callbacks.append(Throughput())
         if trainer.enable_checkpointing is not False:
             callbacks.append(RunCheckpoint())
-            if self._given.checkpoint_every is not None:
+            if self.config.checkpoint_every is not None:
                 # both write one file: the newer checkpoint is the one to resume from
-                callbacks.append(RunCheckpoint(self._given.checkpoint_every))
+                callbacks.append(RunCheckpoint(self.config.checkpoint_every))
             if slurm.in_job():
                 # after those that save
                 callbacks.append(Requeue())
-        self.trainer_defaults["callbacks"] = callbacks
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         slurm.require_srun()
         plugins = self.config_init.trainer.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
@@ -205,19 +242,37 @@ class KdplCLI(LightningCLI):
             started_by.validate_settings(made.num_devices, made.num_nodes)
         return made
 
-    def own_callbacks(self) -> list[Callback]:
-        """Return the callbacks that this kind of fit has beside those of all runs."""
+    def further_callbacks(self) -> list[Callback]:
+        """Return the callbacks of this kind of fit, beside the ones that every run has."""
         return []
 
     def execute(self) -> None:
-        """Run the command, unless its run is finished or only the settings are checked."""
-        if self.check_only:
-            return
-        if self.finished:
-            inform(
-                f"{self.config.out} is finished: nothing to do; remove the folder to run it again"
-            )
-            return
+        """Build the stage and run the command, unless its run is finished."""
+        folder = self.folder
+        with ExitStack() as at_end:
+            if self.command == "fit":
+                if process_rank() == 0 and not handed_over(folder):
+                    at_end.callback(RunLock(folder).release)
+                self.check()
+                if handed_over(folder):
+                    inform(
+                        f"{folder} is finished: nothing to do; remove the folder to run it again"
+                    )
+                    return
+            self._ckpt_path = self._choose_checkpoint()
+            # the config as given is kept: this is worked out anew each time
+            config = self.config.clone()
+            settings = config.model.get("init_args", {})
+            # of the stages, the student alone has this setting
+            if self.command != "fit" and settings.get("class_vectors", "") is None:
+                # its folder has a copy of the ones that it learned from
+                vectors = folder / CLASS_VECTORS_FILE
+                settings.class_vectors = str(vectors) if vectors.is_file() else None
+            place_loggers(config.trainer.logger, folder)
+            self.build(config)
+            self._start()
+
+    def _start(self) -> None:
         if self.trainer.world_size == 1 and distributed.is_initialized():
             if self.command == "fit":
                 raise ConfigError(
@@ -249,8 +304,7 @@ class KdplCLI(LightningCLI):
         """Measure the accuracies on validation or test images, and print them in one line."""
         if self._trains() and self._ckpt_path is None:
             raise ConfigError(
-                f"{self._given.out} has no {LAST} to test: run fit with this --out, "
-                "or give --ckpt_path"
+                f"{self.folder} has no {LAST} to test: run fit with this --out, or give --ckpt_path"
             )
         # the module is that of config and checkpoint; prompts.safetensors is for stage 2
         self._run(getattr(self.trainer, self.command), verbose=False)
@@ -273,26 +327,6 @@ class KdplCLI(LightningCLI):
 
     def _trains(self) -> bool:
         return any(p.requires_grad for p in self.model.parameters())
-
-
-class StageCheck(KdplCLI):
-    """Checks the settings of a stage, and what can be told of it before the stages it rests on."""
-
-    def instantiate_classes(self) -> None:
-        """Refuse what the model or a callback says that it cannot do."""
-        if self.finished:
-            return
-        callbacks = self.config.trainer.callbacks or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        checks = [
-            (check, section.as_dict().get("init_args", {}))
-            for section in (self.config.model, *callbacks)
-            if (check := getattr(resolve_name(section.class_path), "require_possible", None))
-        ]
-        if checks:
-            data = build_data([self.config.data.as_dict()])
-            for check, settings in checks:
-                check(settings, data)
 
 
 def _leave_group() -> None:

@@ -15,9 +15,8 @@ from kdpl.__main__ import main
 from kdpl.benchmark.campaign import read_campaign
 from kdpl.benchmark.protocols import plan
 from kdpl.benchmark.readers import BENCHMARKS
-from kdpl.benchmark.tasks import one_of_each_kind
-from kdpl.cli.fit import run_command
-from kdpl.cli.stage_cli import KdplCLI
+from kdpl.benchmark.steps import one_of_each_kind
+from kdpl.cli.fit import parse_stage
 
 FILES = sorted(
     [*(ROOT / "configs/benchmark").glob("*.yaml"), ROOT / "benchmarks/worlds/targets.yaml"]
@@ -37,60 +36,62 @@ SIZES = {
 }
 
 
-def tasks_of(name):
+def steps_of(name):
     (file,) = (file for file in FILES if file.stem == name)
     return plan(read_campaign(file), Path("out"), "data")
 
 
-def settings_of(task):
-    kept = []
-
-    def make(*args):
-        kept.append(KdplCLI(*args))
-        return kept[0]
-
-    run_command(task.args, check_only=True, make=make)
-    return kept[0].config
+def settings_of(step):
+    stage = parse_stage("fit", step.args[1:])
+    stage.check()
+    return stage.config
 
 
 @pytest.mark.parametrize("name", [file.stem for file in FILES])
 def test_every_campaign_has_known_datasets_and_settings_that_parse(name):
-    tasks = tasks_of(name)
-    assert {task.run.dataset for task in tasks} <= {*BENCHMARKS, "digits", "letters"}
-    kinds = [task.kind for task in tasks]
+    steps = steps_of(name)
+    assert {step.run.dataset for step in steps} <= {*BENCHMARKS, "digits", "letters"}
+    kinds = [step.kind for step in steps]
     assert (kinds.count("fit"), kinds.count("test")) == SIZES.get(
-        name, (len(tasks) // 2, len(tasks) // 2)
+        name, (len(steps) // 2, len(steps) // 2)
     )
     assert kinds.count("class_vectors") == {"cross_dataset": 30, "domain_generalization": 12}.get(
         name, 0
     )
-    for task in one_of_each_kind(tasks):
-        settings = settings_of(task)
-        assert settings.seed_everything == task.run.seed
+    for step in one_of_each_kind(steps):
+        settings = settings_of(step)
+        assert settings.seed_everything == step.run.seed
         dataset = settings.data.init_args.dataset
-        assert (dataset if isinstance(dataset, str) else "letters") == task.run.dataset
+        assert (dataset if isinstance(dataset, str) else "letters") == step.run.dataset
         assert isinstance(dataset, str) or dataset.class_path == LETTERS
+
+
+@pytest.mark.parametrize("option", ["--data.shots=0", "--data.init_args.shots=0"])
+def test_an_option_for_every_fit_wins_over_the_shots_of_the_campaign(option):
+    campaign = read_campaign(ROOT / "configs/benchmark/few_shot.yaml")
+    step = plan(campaign, Path("out"), "data", [option])[0]
+    assert settings_of(step).data.init_args.shots == 0
 
 
 def test_the_campaign_of_photographs_reads_the_folders_that_its_command_writes():
     file = ROOT / "benchmarks/worlds/photographs/campaign.yaml"
-    tasks = plan(read_campaign(file), Path("out"), "data")
-    assert {task.run.dataset for task in tasks} == PHOTOGRAPHS.keys()
-    for task in one_of_each_kind(tasks):
-        settings = settings_of(task)
+    steps = plan(read_campaign(file), Path("out"), "data")
+    assert {step.run.dataset for step in steps} == PHOTOGRAPHS.keys()
+    for step in one_of_each_kind(steps):
+        settings = settings_of(step)
         data, clip = settings.data.init_args, settings.model.init_args.clip
-        root = f"runs/photographs/data/{task.run.dataset}"
+        root = f"runs/photographs/data/{step.run.dataset}"
         assert (data.dataset, data.root, clip.pretrained) == ("folder", root, None)
         assert clip.model.removeprefix("local-dir:runs/photographs/clips/") in RECIPES
 
 
 def settings_by_dataset(name, row, datasets=None):
     fits = [
-        task
-        for task in tasks_of(name)
-        if task.kind == "fit" and (task.run.row, task.run.seed) == (row, 1)
+        step
+        for step in steps_of(name)
+        if step.kind == "fit" and (step.run.row, step.run.seed) == (row, 1)
     ]
-    found = {task.run.dataset: task for task in fits}
+    found = {step.run.dataset: step for step in fits}
     return {dataset: settings_of(found[dataset]) for dataset in datasets or found}
 
 
@@ -120,8 +121,8 @@ def test_settings_that_differ_by_dataset_are_the_published_ones():
 
 
 def test_what_is_reproduced_has_the_settings_of_the_main_table():
-    everything = {task.name: task.args for task in tasks_of("base_to_novel")}
-    assert {task.name: task.args for task in tasks_of("reproduce")}.items() <= everything.items()
+    everything = {step.title: step.args for step in steps_of("base_to_novel")}
+    assert {step.title: step.args for step in steps_of("reproduce")}.items() <= everything.items()
 
 
 def test_published_methods_have_the_settings_of_each_dataset_on_their_teachers_alone():

@@ -14,7 +14,7 @@ from runs import error_line, files_of, rows_of
 
 from kdpl.__main__ import main
 from kdpl.benchmark.published import METHODS
-from kdpl.benchmark.tasks import read_all
+from kdpl.benchmark.steps import read_all
 
 
 @pytest.fixture(scope="module")

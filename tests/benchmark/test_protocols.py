@@ -22,25 +22,25 @@ SOURCE, DTD, OTHER = (
 
 
 def planned(text, place=(OUT, "data"), rows=ROWS, only=(), **changes):
-    """The tasks by name."""
-    tasks = plan(
+    """The steps by name."""
+    steps = plan(
         campaigns.campaign(text, rows=rows, **{"configs": [], **changes}), *place, rows=only
     )
-    return {task.name: task for task in tasks}
+    return {step.title: step for step in steps}
 
 
-def graph(tasks):
-    return {name: set(task.needs) for name, task in tasks.items()}
+def graph(steps):
+    return {name: set(step.needs) for name, step in steps.items()}
 
 
 def test_base_to_novel_has_both_stages_for_each_seed():
-    tasks = planned(BASE_TO_NOVEL)
-    assert list(tasks) == [
+    steps = planned(BASE_TO_NOVEL)
+    assert list(steps) == [
         f"base_to_novel/dtd/seed_{seed}/{step}" for seed in (1, 2) for step in CHAIN
     ]
     run = "base_to_novel/dtd/seed_2"
     needs = [(), (f"{run}/teacher/fit",), (f"{run}/teacher/fit",), (f"{run}/student/fit",)]
-    assert [tasks[f"{run}/{step}"].needs for step in CHAIN] == needs
+    assert [steps[f"{run}/{step}"].needs for step in CHAIN] == needs
 
 
 def test_a_fit_is_the_command_that_a_person_would_type():
@@ -50,7 +50,7 @@ def test_a_fit_is_the_command_that_a_person_would_type():
     ]
     rows = {**ROWS, "teacher": {**ROWS["teacher"], "options": ["--model.init_args.optim.lr=1"]}}
     place = (OUT, "data", ("--trainer.max_epochs", "2"))
-    tasks = planned(
+    steps = planned(
         BASE_TO_NOVEL, place, rows, configs=["configs/trainer/cpu.yaml"], per_dataset=exceptions
     )
     shared = [
@@ -63,7 +63,7 @@ def test_a_fit_is_the_command_that_a_person_would_type():
         ("--trainer.max_epochs", "2"),
     )
     teacher, student, test = (
-        tasks[f"{run}/{name}"] for name in ("teacher/fit", "student/fit", "student/test")
+        steps[f"{run}/{name}"] for name in ("teacher/fit", "student/fit", "student/test")
     )
     own = [
         "--config=configs/teacher/quickstart.yaml",
@@ -83,21 +83,21 @@ def test_a_fit_is_the_command_that_a_person_would_type():
         f"--out=out/{run}/student",
     )
     results = ("teacher/class_vectors.safetensors", "student/classifier", "student/results.json")
-    assert [task.result for task in (teacher, student, test)] == [
+    assert [step.result for step in (teacher, student, test)] == [
         Path("out", run, name) for name in results
     ]
 
 
 def test_few_shot_has_a_run_for_each_number_of_shots():
-    tasks = planned("{protocols: [few_shot], datasets: [dtd], seeds: [1], shots: [1, 16]}")
-    assert list(tasks) == [
+    steps = planned("{protocols: [few_shot], datasets: [dtd], seeds: [1], shots: [1, 16]}")
+    assert list(steps) == [
         f"few_shot/dtd/shots_{shots}/seed_1/{step}" for shots in (1, 16) for step in CHAIN
     ]
-    for name, task in tasks.items():
-        assert ("--data.init_args.shots=1" in task.args) == (
-            task.kind == "fit" and "shots_1/" in name
+    for name, step in steps.items():
+        assert ("--data.init_args.shots=1" in step.args) == (
+            step.kind == "fit" and "shots_1/" in name
         )
-        assert not any("base_to_novel" in arg for arg in task.args)
+        assert not any("base_to_novel" in arg for arg in step.args)
 
 
 def test_rows_are_run_under_their_own_protocols_and_shots_and_may_have_several_teachers():
@@ -113,15 +113,15 @@ def test_rows_are_run_under_their_own_protocols_and_shots_and_may_have_several_t
         },
     }
     text = "{protocols: [few_shot, base_to_novel], datasets: [dtd], seeds: [1], shots: [0, 16]}"
-    tasks = planned(text, rows=rows)
-    fits = [name.removesuffix("/fit") for name in tasks if name.endswith("/fit")]
+    steps = planned(text, rows=rows)
+    fits = [name.removesuffix("/fit") for name in steps if name.endswith("/fit")]
     sixteen = "few_shot/dtd/shots_16/seed_1"
     assert fits == [
         "few_shot/dtd/shots_0/seed_1/zero_shot",
         *(f"{sixteen}/{row}" for row in ("teacher", "second", "both")),
         "base_to_novel/dtd/seed_1/teacher",
     ]
-    both = tasks[f"{sixteen}/both/fit"]
+    both = steps[f"{sixteen}/both/fit"]
     assert both.needs == (f"{sixteen}/teacher/fit", f"{sixteen}/second/fit")
     assert (
         f'--model.init_args.teacher=["out/{sixteen}/teacher", "out/{sixteen}/second"]' in both.args
@@ -135,19 +135,19 @@ def test_rows_of_other_protocols_are_left_out_where_the_source_is_tuned_on(text,
     others = {"second": ROWS["teacher"], "both": {**ROWS["student"], "of": ["teacher", "second"]}}
     few = {name: {**row, "protocols": "few_shot"} for name, row in others.items()}
     places = {"protocols": ["few_shot", protocol], "shots": [1], "datasets": ["dtd"]}
-    tasks = planned(text, rows={**ROWS, **few}, **places)
-    assert {task.run.row for name, task in tasks.items() if name.startswith("few_shot/")} == {
+    steps = planned(text, rows={**ROWS, **few}, **places)
+    assert {step.run.row for name, step in steps.items() if name.startswith("few_shot/")} == {
         *ROWS,
         *few,
     }
-    assert {task.run.row for name, task in tasks.items() if not name.startswith("few_shot/")} == {
+    assert {step.run.row for name, step in steps.items() if not name.startswith("few_shot/")} == {
         *ROWS
     }
 
 
 def test_cross_dataset_tunes_on_the_source_and_distils_on_each_target():
-    tasks = planned(CROSS)
-    assert graph(tasks) == {
+    steps = planned(CROSS)
+    assert graph(steps) == {
         f"{SOURCE}/teacher/fit": set(),
         f"{DTD}/teacher/class_vectors": {f"{SOURCE}/teacher/fit"},
         f"{DTD}/teacher/test": {f"{SOURCE}/teacher/fit"},
@@ -156,17 +156,17 @@ def test_cross_dataset_tunes_on_the_source_and_distils_on_each_target():
     }
     vectors = f"out/{DTD}/teacher/class_vectors.safetensors"
     data = ("--config=configs/data/dtd.yaml", "--data.init_args.root=data")
-    make = tasks[f"{DTD}/teacher/class_vectors"].args
+    make = steps[f"{DTD}/teacher/class_vectors"].args
     assert make == ("class-vectors", f"--teacher=out/{SOURCE}/teacher", *data, f"--out={vectors}")
-    fit = tasks[f"{DTD}/student/fit"].args
+    fit = steps[f"{DTD}/student/fit"].args
     assert fit[1] == data[0]
     settings = (f"teacher=out/{SOURCE}/teacher", f"class_vectors={vectors}")
     assert fit[-4:-2] == tuple(f"--model.init_args.{each}" for each in settings)
 
 
 def test_domain_generalization_tests_both_on_the_source_and_elsewhere():
-    tasks = planned(SHIFT)
-    assert graph(tasks) == {
+    steps = planned(SHIFT)
+    assert graph(steps) == {
         f"{SOURCE}/teacher/fit": set(),
         f"{SOURCE}/teacher/test": {f"{SOURCE}/teacher/fit"},
         f"{SOURCE}/student/fit": {f"{SOURCE}/teacher/fit"},
@@ -175,7 +175,7 @@ def test_domain_generalization_tests_both_on_the_source_and_elsewhere():
         f"{OTHER}/teacher/test": {f"{SOURCE}/teacher/fit"},
         f"{OTHER}/student/test": {f"{SOURCE}/student/fit", f"{OTHER}/teacher/class_vectors"},
     }
-    args = tasks[f"{OTHER}/student/test"].args
+    args = steps[f"{OTHER}/student/test"].args
     assert args[1:3] == (
         f"--config=out/{SOURCE}/student/config.yaml",
         "--config=configs/data/imagenet_a.yaml",
@@ -186,17 +186,17 @@ def test_domain_generalization_tests_both_on_the_source_and_elsewhere():
 
 
 def test_elsewhere_the_checkpoint_is_tested_if_there_is_one(tmp_path):
-    task = planned(CROSS, (tmp_path, "data"))[f"{DTD}/teacher/test"]
-    assert task.command() == list(task.args)
+    step = planned(CROSS, (tmp_path, "data"))[f"{DTD}/teacher/test"]
+    assert step.command() == list(step.args)
     checkpoint = tmp_path / SOURCE / "teacher/checkpoints/last.ckpt"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
-    assert task.command() == [*task.args, f"--ckpt_path={checkpoint}"]
+    assert step.command() == [*step.args, f"--ckpt_path={checkpoint}"]
 
 
 def test_chosen_rows_bring_the_fits_that_they_need_and_no_more():
-    tasks = planned(BASE_TO_NOVEL, only=["student"], seeds=[1])
-    assert list(tasks) == [
+    steps = planned(BASE_TO_NOVEL, only=["student"], seeds=[1])
+    assert list(steps) == [
         f"base_to_novel/dtd/seed_1/{step}" for step in CHAIN if step != "teacher/test"
     ]
 
@@ -204,17 +204,17 @@ def test_chosen_rows_bring_the_fits_that_they_need_and_no_more():
 def test_a_row_that_tunes_nothing_keeps_its_0_epochs():
     zero_shot = {"teacher": ["configs/teacher/quickstart.yaml", "configs/teacher/zero_shot.yaml"]}
     place = (OUT, None, ("--trainer.max_epochs", "2"))
-    tasks = planned(BASE_TO_NOVEL, place, {"tuned": ROWS["teacher"], "untuned": zero_shot})
-    assert tasks["base_to_novel/dtd/seed_1/tuned/fit"].args[4:-2] == place[2]
-    assert tasks["base_to_novel/dtd/seed_1/untuned/fit"].args[5:-2] == (
+    steps = planned(BASE_TO_NOVEL, place, {"tuned": ROWS["teacher"], "untuned": zero_shot})
+    assert steps["base_to_novel/dtd/seed_1/tuned/fit"].args[4:-2] == place[2]
+    assert steps["base_to_novel/dtd/seed_1/untuned/fit"].args[5:-2] == (
         *place[2],
         "--trainer.max_epochs=0",
     )
 
 
 def test_a_dataset_of_ones_own_is_a_config_and_gets_no_root():
-    task = planned(BASE_TO_NOVEL, datasets=["configs/data/digits.yaml"])[
+    step = planned(BASE_TO_NOVEL, datasets=["configs/data/digits.yaml"])[
         "base_to_novel/digits/seed_1/teacher/fit"
     ]
-    assert task.args[1] == "--config=configs/data/digits.yaml"
-    assert not any("root" in arg for arg in task.args)
+    assert step.args[1] == "--config=configs/data/digits.yaml"
+    assert not any("root" in arg for arg in step.args)

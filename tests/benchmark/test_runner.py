@@ -9,8 +9,8 @@ from filelock import FileLock
 
 from kdpl.benchmark import runner
 from kdpl.benchmark.protocols import plan
-from kdpl.benchmark.runner import last_error, run_tasks
-from kdpl.benchmark.tasks import read_all
+from kdpl.benchmark.runner import last_error, run_steps
+from kdpl.benchmark.steps import read_all
 from kdpl.runtime import slurm
 
 WHOLE = campaign(BASE_TO_NOVEL)
@@ -71,8 +71,8 @@ def _no_pause(monkeypatch):
     monkeypatch.setattr(runner, "_WAIT_SECONDS", 0)
 
 
-def run(out, commands, say=lambda _: None, tasks=None):
-    return run_tasks(WHOLE, tasks or plan(WHOLE, out), out, say, commands)
+def run(out, commands, say=lambda _: None, steps=None):
+    return run_steps(WHOLE, steps or plan(WHOLE, out), out, say, commands)
 
 
 def test_everything_is_run_once_and_in_order_and_then_nothing_more(tmp_path):
@@ -133,14 +133,14 @@ def test_the_linear_probe_of_each_network_is_a_result_of_its_own(tmp_path):
 
 
 def test_a_network_that_another_row_has_is_not_probed_again(tmp_path):
-    tasks = plan(WHOLE, tmp_path)
+    steps = plan(WHOLE, tmp_path)
     other = tmp_path / DTD_1 / "other/probe/teacher"
     other.mkdir(parents=True)
     (other / "results.json").touch()
     about = {"network": "same", "clip": {"model": "teacher"}, "features": "pooled"}
     (other / "probe.json").write_text(json.dumps(about))
     commands = Commands()
-    run(tmp_path, commands, tasks=[task for task in tasks if task.name.startswith(DTD_1)])
+    run(tmp_path, commands, steps=[step for step in steps if step.title.startswith(DTD_1)])
     assert commands.probed == ["seed_1/student"]
 
 
@@ -160,7 +160,7 @@ def test_an_interrupted_probe_leaves_the_test_to_be_done_again(tmp_path):
 def test_without_labels_of_the_classes_there_is_no_probe(protocol, setting, tmp_path):
     commands, (fit, test, *_) = Commands(), plan(WHOLE, tmp_path)
     changed = test.run.model_copy(update={"protocol": protocol, "setting": setting})
-    assert run(tmp_path, commands, tasks=[fit, replace(test, run=changed)]) == []
+    assert run(tmp_path, commands, steps=[fit, replace(test, run=changed)]) == []
     assert commands.probed == []
 
 
@@ -168,7 +168,7 @@ def test_a_failure_keeps_back_only_those_that_need_it(tmp_path):
     commands = Commands(fail=["seed_2/teacher/fit"])
     failures = run(tmp_path, commands)
     assert commands.ran == [*CHAIN_1, "seed_2/teacher/fit"] * 2
-    assert (len(failures), {task.run.seed for task, _ in failures}) == (8, {2})
+    assert (len(failures), {step.run.seed for step, _ in failures}) == (8, {2})
     fixed = Commands()
     assert run(tmp_path, fixed) == []
     assert fixed.ran == CHAIN_2 * 2

@@ -8,8 +8,8 @@ import pytest
 
 from kdpl.benchmark.formats import markdown, to_csv
 from kdpl.benchmark.published import METHODS
+from kdpl.benchmark.steps import Result
 from kdpl.benchmark.table import published_average, tables
-from kdpl.benchmark.tasks import Result
 
 CAMPAIGN = """
 protocols: [base_to_novel]

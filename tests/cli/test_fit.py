@@ -1,5 +1,6 @@
 import atexit
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ from kdpl.__main__ import main
 from kdpl.callbacks.checkpoints import CheckpointFiles
 from kdpl.callbacks.handover import FreezeClassVectors, SaveClassifier
 from kdpl.callbacks.preemption import InterruptionHandler
+from kdpl.cli.fit import parse_stage, run_stage
+from kdpl.cli.stage_cli import KdplCLI
 from kdpl.runtime.lock import RunLock
 from kdpl.teacher import TeacherPromptTuning
 
@@ -384,6 +387,21 @@ def test_configs_are_merged_and_their_order_counts_only_where_they_overlap(capsy
     assert printed(capsys, *parts[::-1]) == printed(capsys, *parts)
 
 
+def test_a_short_option_means_the_same_as_the_long_one_wherever_it_stands(capsys, tmp_path):
+    short, long = (tmp_path / name for name in ("short.yaml", "long.yaml"))
+    short.write_text("data: {shots: 3}\nmodel: {text_prompts: {depth: 1}}\n")
+    long.write_text(
+        "data: {init_args: {shots: 3}}\nmodel: {init_args: {text_prompts: {depth: 1}}}\n"
+    )
+    options = [
+        [f"--config={file}", f"--data{init}.batch_size=5", f"--model{init}.clip.model", "x"]
+        for file, init in ((short, ""), (long, ".init_args"))
+    ]
+    first, second = (printed(capsys, *DATA, *TEACHER, *given) for given in options)
+    assert first == second
+    assert first["data"]["init_args"]["shots"] == 3
+
+
 def test_help_is_short_and_the_full_help_lists_the_trainers_options(capsys):
     for command in ("fit", "validate", "test"):
         assert main([command, "--help"]) == 0
@@ -405,6 +423,15 @@ def test_help_is_short_and_the_full_help_lists_the_trainers_options(capsys):
     assert all(
         option in out for option in ("--out", "--trainer.max_epochs", "--model.help", "--data.help")
     )
+
+
+def test_nothing_that_a_stage_builds_outlives_its_run(teacher_run, monkeypatch):
+    models = []
+    monkeypatch.setattr(KdplCLI, "_evaluate", lambda stage: models.append(weakref.ref(stage.model)))
+    stage = parse_stage("test", [f"--config={teacher_run}/config.yaml"])
+    run_stage(stage)
+    assert [model() for model in models] == [None]
+    assert stage.config.out == str(teacher_run)
 
 
 def test_nothing_of_a_run_lands_in_the_working_directory(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from soak.comparison import differences
 
 from kdpl import StudentDistillation
 from kdpl.__main__ import main
+from kdpl.cli.stage_cli import KdplCLI
 from kdpl.data.scan import checked
 from kdpl.runtime import slurm
 from kdpl.runtime.predictions import read_results
@@ -31,6 +32,7 @@ from kdpl.runtime.predictions import read_results
 RUN = ["run", *DATA, *STAGES, *SHORT]
 SHOTS = ["--data.init_args.shots=4"]
 STEPS = 6
+STAGE_NAMES = ("teacher", "student")
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +194,72 @@ def test_settings_of_the_student_that_contradict_each_other_are_refused_before_s
     assert not (out / "teacher").exists()
 
 
+def planned(monkeypatch, *options):
+    """The stages that ``run`` hands on, step by step; nothing is fitted."""
+    stages = []
+
+    def run_stage(stage):
+        stages.append(stage)
+        if len(stages) == STEPS:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("kdpl.cli.fit.run_stage", run_stage)
+    assert main([*RUN, *options]) == 130
+    return stages
+
+
+def test_the_settings_of_a_stage_are_parsed_once_and_its_tests_have_the_parsed_ones(
+    tmp_path, monkeypatch
+):
+    parse, parsed = KdplCLI.parse_arguments, []
+
+    def count(stage, *args):
+        parsed.append(stage)
+        parse(stage, *args)
+
+    monkeypatch.setattr(KdplCLI, "parse_arguments", count)
+    stages = planned(monkeypatch, *SHOTS, f"--out={tmp_path}")
+    assert len(parsed) == 2
+    assert [stage.command for stage in stages] == ["fit"] * 2 + ["test"] * 4
+    teacher, student = (stage.config for stage in stages[:2])
+    assert [stage.config for stage in stages[2:4]] == [teacher, student]
+    for stage, fitted, name in zip(stages[4:], (teacher, student), STAGE_NAMES, strict=True):
+        settings = stage.config.model.init_args
+        assert settings.clip == fitted.model.init_args.clip
+        assert settings.vision_prompts.depth == settings.text_prompts.depth == 0
+        assert stage.config.out == str(tmp_path / "zero_shot" / name)
+
+
+@pytest.mark.parametrize("section", ["data", "data.init_args"])
+def test_a_short_option_means_the_same_to_run_as_the_long_one(section, tmp_path, monkeypatch):
+    options = [f"--{section}.shots=3", f"--{section}.batch_size", "5", f"--out={tmp_path}"]
+    for stage in planned(monkeypatch, *options):
+        assert (stage.config.data.init_args.shots, stage.config.data.init_args.batch_size) == (3, 5)
+
+
+@pytest.mark.parametrize("key", ["model: {", "model: {init_args: {"])
+def test_short_settings_in_configs_mean_the_same_to_run_as_long_ones(
+    key, tmp_path, monkeypatch, capsys
+):
+    end = "}" * key.count("{")
+    untuned = f"{key}vision_prompts: {{depth: 0}}, text_prompts: {{depth: 0}}{end}"
+    (tmp_path / "untuned.yaml").write_text(untuned)
+    (tmp_path / "timm.yaml").write_text(f"{key}clip: {{model: timm:test_resnet}}{end}")
+    plans = []
+    monkeypatch.setattr(KdplCLI, "check_all", lambda _: None)
+    monkeypatch.setattr("kdpl.cli.run._do", lambda *args: plans.append(args[1]))
+    monkeypatch.setattr("kdpl.cli.run._has_test_images", lambda _: 1 / 0)
+    configs = [f"--teacher={tmp_path}/untuned.yaml", f"--student={tmp_path}/timm.yaml"]
+    with pytest.raises(ZeroDivisionError):
+        main([*RUN, *configs, f"--out={tmp_path / 'out'}"])
+    assert [step.title for step in plans[0]] == [
+        "stage 1: the teacher is the original CLIP, freeze class vectors",
+        "stage 2: distil the student, write the classifier",
+        "test the teacher",
+        "test the student",
+    ]
+
+
 def test_one_class_is_refused_before_anything_is_trained(tmp_path, capsys):
     folder = image_folder(tmp_path / "data", ["cat"], splits=["train"])
     data = [*configs("data/folder.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={folder}"]
@@ -278,7 +346,7 @@ def test_a_notice_of_slurm_requeues_the_job_and_no_step_begins(tmp_path, monkeyp
     monkeypatch.setattr(slurm, "signalled", lambda: bool(begun))
     monkeypatch.setattr(
         "kdpl.cli.fit.run_stage",
-        lambda command, *_, **__: _[-1] or begun.append(command),
+        lambda stage: begun.append(stage.command),
     )
     assert main([*RUN, f"--out={tmp_path / 'out'}"]) == slurm.REQUEUED
     assert asked.read_text() == "requeue 17\n"

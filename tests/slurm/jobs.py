@@ -10,7 +10,7 @@ from runs import CONFIGS, DATA, STAGES, TEACHER, configs, wait_for
 from slurm.cluster import Cluster, missing
 from soak.comparison import differences
 
-from kdpl.benchmark.tasks import read_all
+from kdpl.benchmark.steps import read_all
 
 ROOT = Path(__file__).parents[2]
 SHORT = [

@@ -117,17 +117,17 @@ def test_a_run_asks_the_search_again_until_its_student_is_finished(tmp_path, mon
     """The search itself compares settings, see above."""
     asked = []
 
-    def found(out, settings):
-        asked.append(settings)
+    def compare(student, candidates, out, decoded):
+        asked.append([*candidates])
         if len(asked) > 1:
             raise ConfigError("it is of other settings: refused by a candidate")
         write_text(Path(out, "best.yaml"), "model: {init_args: {optim: {lr: 0.1}}}")
 
-    monkeypatch.setattr("kdpl.cli.search.search", found)
+    monkeypatch.setattr("kdpl.cli.search.compare", compare)
     given = [*DATA, *STAGES, *SHORT, f"--out={tmp_path}", "--search", "--trainer.max_epochs=1"]
     with interrupted_at(2):
         assert main(["run", *given]) == 130
-    assert len(asked) == 1
+    assert asked == [["configured", "tower_0.0001", "tower_0.0003", "tower_0.001"]]
     # what it has found does not stand for what it would find now
     assert main(["run", *given]) == 1
     assert "refused by a candidate" in capsys.readouterr().err

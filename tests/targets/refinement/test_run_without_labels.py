@@ -23,6 +23,7 @@ from soak.comparison import differences
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
 from kdpl.callbacks.preemption import InterruptionHandler
+from kdpl.cli.stage_cli import KdplCLI
 from kdpl.data import datamodule
 
 RUN = ["run", *DATA, *STAGES, *SHORT]
@@ -135,6 +136,13 @@ def test_an_interrupted_run_is_resumed(finished, tmp_path, monkeypatch, capsys):
         (["--shots=4"], False, None),
         ([], False, None),
         (["--shots=0", "--student=target.yaml"], True, None),
+        (["--data.shots=0"], True, "refined"),
+        (["--data.shots", "0", "--teacher=short_depths.yaml"], True, "refined"),
+        (["--config=short_none.yaml"], True, "refined"),
+        (["--config=none.yaml", "--data.shots=4"], False, None),
+        (["--data.shots=0", "--data.init_args.shots=4"], False, None),
+        (["--shots=0", "--student=short_target.yaml"], True, None),
+        (["--shots=0", "--student=short_loss.yaml"], True, None),
         (["--shots=0", f"--student={CONFIGS}/student/feature_l1.yaml"], True, None),
     ],
 )
@@ -145,17 +153,21 @@ def test_what_configs_and_options_say_of_labels_and_target_decides(
         "none": "data: {init_args: {shots: 0}}",
         "four": "data: {init_args: {shots: 4}}",
         "target": "model: {init_args: {target: teacher}}",
+        "short_none": "data: {shots: 0}",
+        "short_depths": "model: {vision_prompts: {depth: 1}, text_prompts: {depth: 1}}",
+        "short_target": "model: {target: teacher}",
+        "short_loss": "model: {loss: {kind: l1}, vision_prompts: {depth: 1}}",
     }.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     fits = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("kdpl.cli.fit.run_stage", lambda *args, **_: fits.append(args[2]))
+    monkeypatch.setattr(KdplCLI, "check_all", lambda stage: fits.append(stage.config))
     monkeypatch.setattr("kdpl.cli.run._do", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main([*RUN, "--out=out", *more])
     teacher, student = fits
-    assert (teacher.get("trainer", {}).get("max_epochs") == 0) == zero_shot
-    assert student["model"]["init_args"].get("target") == target
+    assert (teacher.trainer.max_epochs == 0) == zero_shot
+    assert student.model.init_args.target == (target or "teacher")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,9 @@
-"""Runs of a campaign, their tasks, each one command of ``python -m kdpl``, and their results."""
+"""Runs of a campaign, their steps, each one command of ``python -m kdpl``, and their results."""
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -12,8 +11,7 @@ from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
 from kdpl.errors import ArtifactError, DataError
 from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.files import write_text
-
-Kind = Literal["fit", "class_vectors", "test"]
+from kdpl.runtime.steps import Step
 
 RESULT_FILE = "results.json"
 """File in the folder of a tested run with its ``Result``."""
@@ -74,39 +72,25 @@ def read_all(out: Path) -> Iterator[Result]:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One command of a run.
+class CampaignStep(Step):
+    """One command of a run, in another process.
+
+    Its title is the run's folder and its kind, ``fit``, ``class_vectors`` or ``test``.
 
     Attributes:
-        kind: The kind of command.
-        args: Arguments of ``python -m kdpl``.
-        folder: The folder that it writes into.
-        result: A file or folder that exists once it is done.
-        needs: Names of the tasks that must be done before.
+        run: The run.
+        args: Arguments of ``python -m kdpl``; those of another process are text.
         checkpoint: Checkpoint to test, if it exists by then: an untuned teacher has none.
     """
 
-    run: CampaignRun
-    kind: Kind
-    args: tuple[str, ...]
-    folder: Path
-    result: Path
-    needs: tuple[str, ...] = ()
+    run: CampaignRun = field(kw_only=True)
+    args: tuple[str, ...] = field(kw_only=True)
     checkpoint: Path | None = None
-
-    @property
-    def name(self) -> str:
-        """Name within the campaign: the run's folder and the kind of command."""
-        return f"{self.run.name}/{self.kind}"
 
     @property
     def log(self) -> Path:
         """File that the command's output is appended to."""
         return self.folder / f"{self.kind}.log"
-
-    def done(self) -> bool:
-        """Return True if its result is there."""
-        return self.result.exists()
 
     def command(self) -> list[str]:
         """Return the arguments, with the checkpoint if it exists."""
@@ -135,31 +119,31 @@ class Task:
         return json.dumps({"args": list(self.args), "configs": contents}, indent=2, default=str)
 
 
-def missing_data(tasks: Iterable[Task], root: str | None) -> list[str]:
-    """Describe what is missing below ``root`` of the benchmark's datasets that tasks need."""
-    faults = []
-    configs = dict.fromkeys(Path(file).stem for task in tasks for file in config_files(task.args))
+def missing_data(steps: Iterable[CampaignStep], root: str | None) -> list[str]:
+    """Describe what is missing below ``root`` of the benchmark's datasets that steps need."""
+    problems = []
+    configs = dict.fromkeys(Path(file).stem for step in steps for file in config_files(step.args))
     for name in (name for name in configs if name in BENCHMARKS):
         if root is None:
-            faults.append(f"dataset {name} needs the folder of all datasets: give it as --root")
+            problems.append(f"dataset {name} needs the folder of all datasets: give it as --root")
             continue
         dataset = BenchmarkSet(name, root)
         try:
             dataset.require_folder(dataset.images)
             dataset.read_text(dataset.index)
         except DataError as error:
-            faults.append(str(error))
-    return faults
+            problems.append(str(error))
+    return problems
 
 
-def one_of_each_kind(tasks: Iterable[Task]) -> list[Task]:
+def one_of_each_kind(steps: Iterable[CampaignStep]) -> list[CampaignStep]:
     """Return one fit for each row and combination of configs.
 
-    The others differ only in dataset and seed.
+    The remaining fits differ only in dataset and seed.
     """
-    kinds: dict[tuple[str, ...], Task] = {}
-    for task in tasks:
-        if task.kind == "fit":
+    kinds: dict[tuple[str, ...], CampaignStep] = {}
+    for step in steps:
+        if step.kind == "fit":
             # the first config is the dataset's
-            kinds.setdefault((task.run.row, *config_files(task.args)[1:]), task)
+            kinds.setdefault((step.run.row, *config_files(step.args)[1:]), step)
     return list(kinds.values())
