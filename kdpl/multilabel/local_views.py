@@ -20,6 +20,7 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.confidence.words import NEGATIVE_VECTORS_FILE
 from kdpl.data.batches import Batch
 from kdpl.data.datasets import OpenImage
+from kdpl.data.inference import read_in_workers
 from kdpl.data.names import Indices, Names
 from kdpl.data.splits import labels_of
 from kdpl.errors import ArtifactError, ConfigError
@@ -31,7 +32,6 @@ from kdpl.runtime.origin import Origin, digest, require_same
 from kdpl.runtime.predictions import spread
 from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.prepared import REMEDY, PreparedTarget, rows_of
-from kdpl.targets.views import load_in_workers
 from kdpl.tasks import MULTI_CLASS
 
 LOCAL_VIEWS_FILE = "local_views.safetensors"
@@ -266,7 +266,7 @@ def summaries_of(
     def load(rows: Indices) -> Iterable[Batch]:
         make = partial(_crops, inputs.open_image, crop)
         one_by_one = BatchSampler(range(len(rows)), 1, drop_last=False)
-        return load_in_workers(make, sources.take(rows), one_by_one, inputs.num_workers)
+        return read_in_workers(make, sources.take(rows), one_by_one, inputs.num_workers)
 
     def network(crops: Tensor) -> Tensor:
         return summarize(crop.features(inputs.encoder(crops)))[None]

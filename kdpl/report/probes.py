@@ -19,7 +19,7 @@ from kdpl.clip import ClipConfig, ImageClip, load_image_clip
 from kdpl.clip.identity import RANDOM
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.groups import group_numbers
-from kdpl.data.inference import infer
+from kdpl.data.inference import infer_labeled
 from kdpl.data.labels import EvaluationSplit
 from kdpl.data.parallel import progress_bar
 from kdpl.data.probe import choose_strength, classes_of, fit_probe
@@ -157,13 +157,13 @@ def encode(
 ) -> tuple[Tensor, Tensor]:
     """Return normalised pooled features of a split's images, float32 [N, W], and their labels."""
     loader = data.evaluation_dataloader_for(split, clip.preprocessing.resizing)
-    values, labels = [], []
+
+    def features(images: Tensor) -> Tensor:
+        return normalize(clip.image_tower.pooled(images).float(), dim=1).cpu()
+
     with progress_bar() as progress:
         batches = progress.track(loader, description=f"{split} images, {clip.identity.model}")
-        for features, batch in infer(clip.image_tower.pooled, batches, device()):
-            values.append(normalize(features.float(), dim=1).cpu())
-            labels.append(batch.labels)
-    return torch.cat(values), torch.cat(labels)
+        return infer_labeled(features, batches, device())
 
 
 def _stored(folder: Path, origin: Origin) -> Probe | None:
