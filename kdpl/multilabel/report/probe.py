@@ -2,14 +2,13 @@
 
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kdpl.clip import load_image_clip
 from kdpl.clip.identity import RANDOM
 from kdpl.data.labels import EvaluationSplit
-from kdpl.data.probe import STRENGTHS, scale_of
+from kdpl.data.probe import STRENGTHS, logistic_regression, scale_of
 from kdpl.errors import DataError
 from kdpl.metrics import test_key
 from kdpl.multilabel.metrics import class_scores
@@ -70,21 +69,19 @@ def probed_map(
         val: Features and labels that choose among ``STRENGTHS``; None: the first strength is used.
         test: Features and labels to measure on.
     """
-    from sklearn.linear_model import LogisticRegression
-
     mean, scale = scale_of(labeled[0])
-    rows = [((part[0] - mean) / scale).numpy() for part in (labeled, val or test, test)]
+    rows = [(part[0] - mean) / scale for part in (labeled, val or test, test)]
 
     def probed(strength: float) -> tuple[float, float]:
         # logits of all parts, by one regression for each class
-        logits = [np.zeros((len(part), labeled[1].shape[1]), np.float32) for part in rows]
-        for label, has in enumerate(labeled[1].bool().T.numpy()):
+        logits = [torch.zeros(len(part), labeled[1].shape[1]) for part in rows]
+        for label, has in enumerate(labeled[1].bool().T):
             if has.any() and not has.all():
-                model = LogisticRegression(C=strength, max_iter=1000).fit(rows[0], has)
-                for column, features in zip(logits, rows, strict=True):
-                    column[:, label] = model.decision_function(features)
+                weight, bias, _ = logistic_regression(rows[0], has, strength)
+                for scores, features in zip(logits, rows, strict=True):
+                    scores[:, label] = features @ weight[:, 1] + bias[1]
         of_val, of_test = (
-            float(class_scores(torch.from_numpy(scores), has, None).average_precision.nanmean())
+            float(class_scores(scores, has, None).average_precision.nanmean())
             for scores, (_, has) in zip(logits[1:], (val or test, test), strict=True)
         )
         return of_val, of_test
