@@ -5,17 +5,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kdpl.clip import load_image_clip
-from kdpl.clip.identity import RANDOM
 from kdpl.data.labels import EvaluationSplit
 from kdpl.data.probe import STRENGTHS, logistic_regression, scale_of
-from kdpl.errors import DataError
 from kdpl.metrics import test_key
 from kdpl.multilabel.metrics import class_scores
-from kdpl.report.cost import device
-from kdpl.report.probes import clip_of, encode
+from kdpl.report.probes import clip_of, encode, load_encoder, require_probe
 from kdpl.report.run_folder import Run
-from kdpl.runtime.messages import inform
 from kdpl.runtime.predictions import write_results
 from kdpl.runtime.run_folder import PROBE_FOLDER
 
@@ -32,16 +27,10 @@ def linear_probe(run: Run, role: str) -> float:
     # refuse what has no labels or no features
     config = clip_of(run.stages[role])
     data = (replace(run, student=None) if "teacher" in run.stages else run).data
-    if data.shots == 0:
-        raise DataError("shots is 0, so that there are no labelled images to fit it on")
-    if config.pretrained == RANDOM:
-        raise DataError(f"{config} is not pretrained, so that its features say nothing")
+    require_probe(config, data)
 
     # encode the splits, and fit and measure
-    inform(f"loading {config} for a linear probe")
-    clip = load_image_clip(config)
-    clip.image_tower.to(device()).eval()
-    classes = len(data.tuning_class_names)
+    clip, classes = load_encoder(config), len(data.tuning_class_names)
 
     def encoded(split: EvaluationSplit) -> tuple[Tensor, Tensor]:
         features, labels = encode(clip, data, split)
