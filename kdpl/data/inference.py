@@ -34,6 +34,7 @@ def read_in_workers(
         num_workers: Number of worker processes; 0: this process reads.
         pin_memory: Put tensors into page-locked memory where there is a GPU.
     """
+    # of torch, whose processes end with the one that started them
     return DataLoader(
         cast("Dataset[OutputT]", items),
         batch_sampler=batches,

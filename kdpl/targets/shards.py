@@ -104,7 +104,10 @@ def batches_of(shards: Iterable[range], at_once: int) -> Iterator[list[int]]:
 
 
 def _all_views(images: UnlabeledImages, views: int, mean: bool, positions: list[int]) -> Batch:
-    """Make all V views of images, uint8 [n, V, 3, S, S]; with ``mean``, the first is still."""
+    """Make all V views of images, uint8 [n, V, 3, S, S].
+
+    With ``mean``, the first is the view of evaluation, and the others are random.
+    """
     view, batch = images.view, []
     for i in positions:
         # decoded once for all of them
