@@ -110,7 +110,7 @@ def _all_views(images: UnlabeledImages, views: int, mean: bool, positions: list[
     """
     view, batch = images.view, []
     for i in positions:
-        # decoded once for all of them
+        # decode once for all views
         image, index = view.open_image(images.sources[i]), images.index_of(i)
         made = [to_tensor(resize_and_crop(image, view.resizing))] if mean else []
         made += [view.make(image, view.draw(image, index, n)) for n in range(views - len(made))]
