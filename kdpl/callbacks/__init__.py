@@ -4,7 +4,7 @@ This module exports the callbacks of the stages; the commands add the others.
 """
 
 from kdpl.callbacks.averaging import GaussianPromptAveraging
-from kdpl.callbacks.enough_images import EnoughImages
+from kdpl.callbacks.finite_loss import EnoughImages
 from kdpl.callbacks.handover import FreezeClassVectors, SaveClassifier
 
 __all__ = [

@@ -16,9 +16,8 @@ from filelock import FileLock, Timeout
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, PredictOptions
-from kdpl.classifier.rows import Row, Write
 from kdpl.classifier.sources import Item, printable, read_items
-from kdpl.classifier.tables import write_csv, write_table
+from kdpl.classifier.tables import Row, Write, write_csv, write_table
 from kdpl.data.parallel import progress_bar
 from kdpl.data.shards import archives
 from kdpl.errors import ConfigError, DataError

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from PIL import ExifTags
 
-from kdpl.classifier.rows import Row
+from kdpl.classifier.tables import Row
 from kdpl.data.boxes.crops import Box
 from kdpl.data.decoding import opened
 from kdpl.data.storage import is_url

@@ -1,14 +1,25 @@
-"""Tables of predictions as CSV, JSON lines or Parquet."""
+"""Tables of predictions: their rows, written as CSV, JSON lines or Parquet."""
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from kdpl.classifier.engines.parquet import writer
-from kdpl.classifier.rows import Row
 from kdpl.errors import ConfigError
+from kdpl.runtime.optional import optional
+
+Row = dict[str, Any]
+"""An image's predictions: ``path``, ``class``, ``probability``, ``class_2``, …, ``error``.
+
+``classes`` and further scores, if requested, come before ``error``, and ``embedding`` after it.
+"""
+
+Write = Callable[[Path, Iterable[Row], Sequence[str]], None]
+"""Writes a file, given its path, rows and columns."""
+
+_ROW_GROUP = 4096  # rows of a Parquet file in memory at once
 
 
 def require_format(path: Path, embeddings: bool = False) -> None:
@@ -21,13 +32,13 @@ def require_format(path: Path, embeddings: bool = False) -> None:
             "give another"
         )
     if path.suffix == ".parquet":
-        writer()
+        parquet_writer()
 
 
 def write_table(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
     """Write rows with the given columns, in the format of the file's ending."""
     if path.suffix == ".parquet":
-        writer()(path, rows, names)
+        parquet_writer()(path, rows, names)
         return
     with path.open("w", newline="", encoding="utf-8") as file:
         if path.suffix == ".csv":
@@ -44,3 +55,32 @@ def write_csv(file: TextIO, rows: Iterable[Row], names: Sequence[str]) -> None:
     for row in rows:
         values = (row[name] for name in names)
         writer.writerow(f"{value:.6f}" if isinstance(value, float) else value for value in values)
+
+
+def arrow_schema(names: Sequence[str]) -> Any:
+    """Return the types of these columns, as a ``pyarrow.Schema``."""
+    arrow = optional("pyarrow", "a .parquet file", "parquet")
+    kinds = {}
+    for name in names:
+        if name == "embedding":
+            # not a fixed-size list: pyarrow 23 cannot read it back with a null in it
+            kinds[name] = arrow.list_(arrow.float32())
+        elif name.startswith(("path", "class", "labels", "scores", "error")):
+            kinds[name] = arrow.string()
+        else:
+            kinds[name] = arrow.float64()
+    return arrow.schema(kinds)
+
+
+def parquet_writer() -> Write:
+    """Return the function that writes Parquet; a ConfigError without pyarrow."""
+    arrow = optional("pyarrow", "a .parquet file", "parquet")
+    parquet = optional("pyarrow.parquet", "a .parquet file", "parquet")
+
+    def write(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
+        schema, remaining = arrow_schema(names), iter(rows)
+        with parquet.ParquetWriter(path, schema) as file:
+            while group := list(islice(remaining, _ROW_GROUP)):
+                file.write_table(arrow.Table.from_pylist(group, schema=schema))
+
+    return write

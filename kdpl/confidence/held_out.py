@@ -17,7 +17,7 @@ from scipy.stats import beta, binom
 from torch import Tensor
 
 from kdpl.classifier import Classifier
-from kdpl.confidence.beside import OfClassifier, read_of_classifier
+from kdpl.classifier.companion import OfClassifier, read_of_classifier
 from kdpl.confidence.student_outputs import LearnedCompanion, StudentOutputs
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.artifacts import STRICT, write_tensors

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from kdpl.classifier import Classifier
@@ -13,8 +12,7 @@ from kdpl.data import parallel, sources
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.datasets import EvaluationImages, OpenImage
 from kdpl.data.groups import one_of_each
-from kdpl.data.inference import infer
-from kdpl.data.loader import EvaluationSampler, LazyLoader
+from kdpl.data.inference import infer_labeled, read_evaluation_images
 from kdpl.data.readers.folder import class_folders, split_folders
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.splits import Record, labels_of
@@ -133,12 +131,9 @@ def classify_records(
     images = EvaluationImages(records, opened, resizing, classes)
     if num_workers is None:
         num_workers = min(parallel.cores(), math.ceil(len(records) / _BATCH_SIZE))
-    batches = LazyLoader(images, EvaluationSampler(len(records)), _BATCH_SIZE, num_workers)
+    batches = read_evaluation_images(images, _BATCH_SIZE, num_workers)
 
     # classify in batches
     device = classifier.head.class_vectors.device
-    outputs = [
-        (logits.float(), batch.labels) for logits, batch in infer(classifier, batches, device)
-    ]
-    logits, labels = (torch.cat(column).to(device) for column in zip(*outputs, strict=True))
-    return logits, labels
+    logits, labels = infer_labeled(classifier, batches, device)
+    return logits.float(), labels.to(device)

@@ -22,7 +22,7 @@ PLUGIN = Plugin(
     },
     predict={
         "doubt": "kdpl.confidence.options:options",
-        "taxonomy": "kdpl.confidence.taxonomy.options:options",
+        "taxonomy": "kdpl.confidence.options:level_option",
     },
     report={
         "calibration": "kdpl.confidence.report:CALIBRATION",

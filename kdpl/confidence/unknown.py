@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdpl.classifier import Classifier, PredictOptions
-from kdpl.confidence.beside import OfClassifier, read_of_classifier
+from kdpl.classifier.companion import OfClassifier, read_of_classifier
 from kdpl.confidence.student_outputs import LearnedCompanion, StudentOutputs
 from kdpl.confidence.words import distant_words
 from kdpl.data.augmentation import GivenImage

@@ -13,7 +13,6 @@ from lightning.pytorch import LightningDataModule, Trainer
 from PIL.Image import Image
 from torch.utils.data import DataLoader, Dataset
 
-from kdpl.data.arranged import Shuffle
 from kdpl.data.augmentation import (
     Augmentation,
     HalfWhole,
@@ -22,13 +21,18 @@ from kdpl.data.augmentation import (
     to_tensor,
 )
 from kdpl.data.batches import BatchT, EvaluationBatch, LabeledBatch, UnlabeledBatch
-from kdpl.data.cached_features import CachedFeatures
-from kdpl.data.datasets import EvaluationImages, LabeledImages, RandomView, UnlabeledImages
+from kdpl.data.datasets import (
+    CachedFeatures,
+    EvaluationImages,
+    LabeledImages,
+    RandomView,
+    UnlabeledImages,
+)
 from kdpl.data.decoding import Decoding
 from kdpl.data.groups import one_of_each
 from kdpl.data.labels import ClassProtocol, EvaluationSplit, Labels
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
-from kdpl.data.names import Indices, Names, digest_of
+from kdpl.data.names import Indices, Names, Shuffle, digest_of
 from kdpl.data.needs import Needs, TrainSplit, needs_of
 from kdpl.data.options import ClassOptions, ReadingOptions
 from kdpl.data.parallel import cores

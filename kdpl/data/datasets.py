@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from PIL.Image import Image
@@ -104,6 +105,28 @@ class UnlabeledImages(Dataset[UnlabeledBatch]):
 
     def __len__(self) -> int:
         return len(self.sources)
+
+
+class CachedFeatures(Protocol):
+    """All teachers' features of views of each unlabelled image.
+
+    Attributes:
+        views: Number V of views of each image; epoch e sees view e mod V.
+        view_seed: The seed that they are drawn with.
+    """
+
+    @property
+    def views(self) -> int: ...  # noqa: D102 - see above
+
+    @property
+    def view_seed(self) -> int: ...  # noqa: D102
+
+    def with_features(self, images: UnlabeledImages) -> Dataset[UnlabeledBatch]:
+        """Return a dataset whose item (i, epoch) also has ``teacher_features``.
+
+        ``images`` have views of ``view_seed``, for the student.
+        """
+        ...
 
 
 @dataclass(eq=False)

@@ -1,14 +1,58 @@
-"""A network over the batches of a loader, without gradients."""
+"""One pass over images outside of a fit: worker processes read them, and a network encodes them.
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+A fit has its own loader (``kdpl.data.loader``), and so has a classifier, whose threads decode and
+classify together (``kdpl.runtime.ahead``).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from kdpl.data.batches import BatchT
+from kdpl.data.batches import BatchT, EvaluationBatch, collate
+from kdpl.data.datasets import EvaluationImages
 
+ItemT = TypeVar("ItemT")
 OutputT = TypeVar("OutputT")
+
+
+def read_in_workers(
+    load: Callable[[list[ItemT]], OutputT],
+    items: Sequence[ItemT],
+    batches: Iterable[list[int]],
+    num_workers: int,
+    pin_memory: bool = True,
+) -> DataLoader[OutputT]:
+    """Return a loader of what a function makes of each batch of items.
+
+    Args:
+        load: Called in a worker process with the items of a batch.
+        items: Items, which are sent to each worker.
+        batches: Positions of the items of each batch; read lazily.
+        num_workers: Number of worker processes; 0: this process reads.
+        pin_memory: Put tensors into page-locked memory where there is a GPU.
+    """
+    # of torch, whose processes end with the one that started them
+    return DataLoader(
+        cast("Dataset[OutputT]", items),
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=load,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        # a loader would draw its workers' seed from torch's global generator
+        generator=torch.Generator(),
+    )
+
+
+def read_evaluation_images(
+    images: EvaluationImages, batch_size: int, num_workers: int
+) -> DataLoader[EvaluationBatch]:
+    """Return a loader of all images in their order, the last batch as short as it is."""
+    batches = BatchSampler(range(len(images)), batch_size, drop_last=False)
+    items = cast(Sequence[EvaluationBatch], images)
+    return read_in_workers(collate, items, batches, num_workers)
 
 
 @torch.no_grad()
@@ -18,3 +62,12 @@ def infer(
     """Yield the network's output for each batch of images, on its device, and the batch."""
     for batch in batches:
         yield network(batch.images.to(device)), batch
+
+
+def infer_labeled(
+    network: Callable[[Tensor], Tensor], batches: Iterable[EvaluationBatch], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the network's outputs for all images, [N, …], and their labels on the CPU."""
+    outputs = [(output, batch.labels) for output, batch in infer(network, batches, device)]
+    rows, labels = (torch.cat(column) for column in zip(*outputs, strict=True))
+    return rows, labels

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from kdpl.data.arranged import Shuffle
 from kdpl.data.batches import BatchT, collate
-from kdpl.data.names import Indices
+from kdpl.data.names import Indices, Shuffle
 from kdpl.data.sampling import balanced, generator
 
 _PART = 2**16  # images of an order converted to Python numbers at a time

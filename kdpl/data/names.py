@@ -1,10 +1,13 @@
-"""Names of millions of images: text and numbers in arrays, without a Python object per image."""
+"""Names of millions of images: text and numbers in arrays, without a Python object per image.
+
+Also how training reads and shuffles them.
+"""
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Self, overload
+from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +24,17 @@ ROW = np.dtype(
 
 Indices = npt.NDArray[np.int64]
 
+Shuffle = Callable[[np.random.Generator], Iterator[Indices]]
+"""Draws the order of an epoch from its stream: yields the next images until each came once."""
+
 _CHUNK = 2**14
+
+
+class Arranged(NamedTuple):
+    """Images in reading order; ``shuffle`` None draws a uniform permutation."""
+
+    sources: Sequence[str]
+    shuffle: Shuffle | None = None
 
 
 class ShardImage(str):

@@ -3,13 +3,10 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-if TYPE_CHECKING:
-    from torch.utils.data import Dataset
 
 _CHUNK = 64  # items that a worker takes at a time
 
@@ -47,19 +44,14 @@ def in_parallel(
     The function is one at module level, or a ``partial`` of one. ``workers`` are processes; None:
     one for each core; 1: this process alone.
     """
-    import torch
-    from torch.utils.data import DataLoader
+    from torch.utils.data import BatchSampler
 
-    workers = min(workers or cores(), -(-len(items) // _CHUNK))
-    # processes, since Pillow decodes under Python's lock; torch's end with the process that started
-    # them
-    loader: DataLoader[Item] = DataLoader(
-        cast("Dataset[Item]", items),
-        _CHUNK,
-        num_workers=workers if workers > 1 else 0,
-        collate_fn=partial(_apply, function=function),
-        generator=torch.Generator(),
-    )
+    from kdpl.data.inference import read_in_workers
+
+    chunks = BatchSampler(range(len(items)), _CHUNK, drop_last=False)
+    workers = min(workers or cores(), len(chunks))
+    load = partial(_apply, function=function)
+    loader = read_in_workers(load, items, chunks, workers if workers > 1 else 0, pin_memory=False)
     with progress_bar() as progress:
         task = progress.add_task(title, total=len(items))
         for results in loader:

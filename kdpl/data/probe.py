@@ -59,8 +59,6 @@ def fit_probe(features: Tensor, labels: Tensor, strength: float) -> Probe:
         labels: Their labels, [n].
         strength: C.
     """
-    from sklearn.linear_model import LogisticRegression
-
     seen = classes_of(labels)
     if len(seen) == 1:
         return Probe(features.new_zeros(features.shape[1], 1), features.new_zeros(1), seen)
@@ -71,19 +69,36 @@ def fit_probe(features: Tensor, labels: Tensor, strength: float) -> Probe:
         # the weights of the minimum lie in the span of the images, which has fewer dimensions
         left, values, basis = torch.linalg.svd(rows, full_matrices=False)
         rows = left * values
-    model = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000, tol=1e-6)
+    weight, bias, _ = logistic_regression(rows, labels, strength, balanced=True, tolerance=1e-6)
+    weight = (weight if basis is None else basis.T @ weight) / deviation
+    return Probe(weight.to(features), (bias - mean @ weight).to(features), seen)
+
+
+def logistic_regression(
+    rows: Tensor, labels: Tensor, strength: float, balanced: bool = False, tolerance: float = 1e-4
+) -> Probe:
+    """Fit scikit-learn's logistic regression to rows [n, D] as they are.
+
+    Args:
+        rows: Features, centred and scaled, in the precision of the fit.
+        labels: Labels of at least two classes, [n].
+        strength: C.
+        balanced: Weight images so that each class counts alike.
+        tolerance: Largest gradient at which the fit stops.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    weighting = "balanced" if balanced else None
+    model = LogisticRegression(C=strength, class_weight=weighting, max_iter=1000, tol=tolerance)
     with warnings.catch_warnings():
         # that classes are many for so few images, and that separable ones have no largest weights
         warnings.simplefilter("ignore", UserWarning)
         model.fit(rows.cpu().numpy(), labels.cpu().numpy())
-    weight, bias = (
-        torch.from_numpy(each).to(rows.device) for each in (model.coef_.T, model.intercept_)
-    )
-    if len(seen) == 2:
+    weight, bias = torch.from_numpy(model.coef_.T).to(rows), torch.from_numpy(model.intercept_)
+    if len(model.classes_) == 2:
         # scikit-learn has the weights of the second class alone, against 0 of the first
-        weight, bias = (F.pad(each, (1, 0)) for each in (weight, bias))
-    weight = (weight if basis is None else basis.T @ weight) / deviation
-    return Probe(weight.to(features), (bias - mean @ weight).to(features), seen)
+        weight, bias = F.pad(weight, (1, 0)), F.pad(bias, (1, 0))
+    return Probe(weight, bias.to(rows), torch.from_numpy(model.classes_))
 
 
 def choose_strength(features: Tensor, labels: Tensor, groups: Tensor) -> tuple[float, str]:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from kdpl.data.options import ReadingOptions
 from kdpl.data.sampling import hold_out, keep_apart, require_apart
-from kdpl.data.scan.checked import Checked
-from kdpl.data.scan.scan import copies_of_measured, decode_and_digest
+from kdpl.data.scan.checked import Checked, copies_of_measured, decode_and_digest
 from kdpl.data.scan.skip_list import leave_out, without_listed
 from kdpl.data.sources import OwnImages
 from kdpl.data.splits import Reader, Splits

@@ -5,7 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -14,8 +14,6 @@ from kdpl.data.names import Indices, Names, places, unlisted
 from kdpl.data.splits import Record, Splits, labels_of
 from kdpl.data.stratified import are_sets, by_label
 from kdpl.errors import DataError
-
-Labeled = TypeVar("Labeled", bound=tuple[str, Hashable])
 
 Purpose = Literal["augmentation", "order", "share", "labels", "sample", "unseen", "groups"]
 

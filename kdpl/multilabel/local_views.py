@@ -20,7 +20,9 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.confidence.words import NEGATIVE_VECTORS_FILE
 from kdpl.data.batches import Batch
 from kdpl.data.datasets import OpenImage
+from kdpl.data.inference import read_in_workers
 from kdpl.data.names import Indices, Names
+from kdpl.data.probe import logistic_regression
 from kdpl.data.splits import labels_of
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.multilabel.crops import Crops
@@ -31,7 +33,6 @@ from kdpl.runtime.origin import Origin, digest, require_same
 from kdpl.runtime.predictions import spread
 from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.prepared import REMEDY, PreparedTarget, rows_of
-from kdpl.targets.views import load_in_workers
 from kdpl.tasks import MULTI_CLASS
 
 LOCAL_VIEWS_FILE = "local_views.safetensors"
@@ -219,22 +220,19 @@ class Views:
             has: Labels of the images for the first K classes, bool [n, K]; at least two classes
                 occur, and some image lacks one.
         """
-        from sklearn.linear_model import LogisticRegression
-
         # fit to the standardised features of crops
         labeled = has.shape[1]
         crops = best.view(len(best), self.classes, -1)[:, :labeled]
         rows = crops.flatten(0, 1).cpu().double()
         shown = torch.where(has, torch.arange(labeled), self.classes).flatten()
         mean, spread = rows.mean(dim=0), rows.std(dim=0) + 1e-6
-        model = LogisticRegression(C=_STRENGTH / rows.shape[1], max_iter=1000)
-        model.fit(((rows - mean) / spread).numpy(), shown.numpy())
+        probe = logistic_regression((rows - mean) / spread, shown, _STRENGTH / rows.shape[1])
 
         # weights for unscaled features; classes without images get the mean of the intercepts
         weight = rows.new_zeros(rows.shape[1], self.classes + 1)
-        bias = rows.new_full((self.classes + 1,), float(model.intercept_.mean()))
-        weight[:, model.classes_] = torch.from_numpy(model.coef_.T)
-        bias[model.classes_] = torch.from_numpy(model.intercept_)
+        bias = rows.new_full((self.classes + 1,), probe.bias.mean().item())
+        weight[:, probe.classes] = probe.weight
+        bias[probe.classes] = probe.bias
         weight /= spread[:, None]
         bias -= mean @ weight
         device = self.texts.device
@@ -266,7 +264,7 @@ def summaries_of(
     def load(rows: Indices) -> Iterable[Batch]:
         make = partial(_crops, inputs.open_image, crop)
         one_by_one = BatchSampler(range(len(rows)), 1, drop_last=False)
-        return load_in_workers(make, sources.take(rows), one_by_one, inputs.num_workers)
+        return read_in_workers(make, sources.take(rows), one_by_one, inputs.num_workers)
 
     def network(crops: Tensor) -> Tensor:
         return summarize(crop.features(inputs.encoder(crops)))[None]

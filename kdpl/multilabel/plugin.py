@@ -19,7 +19,7 @@ PLUGIN = Plugin(
         "multilabel": "kdpl.multilabel.callback:callbacks",
     },
     predict={
-        "multilabel": "kdpl.multilabel.options:options",
+        "multilabel": "kdpl.multilabel.command:options",
     },
     report={
         "several": "kdpl.multilabel.report:SECTION",

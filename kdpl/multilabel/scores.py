@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from kdpl.clip import Float32Module, cosine_logits
 from kdpl.data.datasets import EvaluationImages
-from kdpl.data.inference import infer
-from kdpl.data.loader import EvaluationSampler, LazyLoader
+from kdpl.data.inference import infer_labeled, read_evaluation_images
 from kdpl.module import ClassifyingModule, evaluating
 from kdpl.runtime.predictions import spread
 from kdpl.tasks import ClassScaling
@@ -120,13 +119,12 @@ def _labeled_logits(teacher: TeacherPromptTuning) -> tuple[Tensor, Tensor]:
     records = spread(domain.labels.training(), _STARTING_LABELS)
     count = len(domain.tuning_class_names)
     images = EvaluationImages(records, domain.splits.open_image, teacher.resizing, count)
-    batches = LazyLoader(images, EvaluationSampler(len(images)), _AT_ONCE, domain.num_workers)
+    batches = read_evaluation_images(images, _AT_ONCE, domain.num_workers)
 
     # similarities of images and class names
     encode = partial(teacher.prompts.encode_images, teacher.image_tower.module)
     with evaluating(teacher), teacher.trainer.precision_plugin.forward_context():
-        outputs = [(rows, batch.labels) for rows, batch in infer(encode, batches, teacher.device)]
-        features, labels = (torch.cat(column) for column in zip(*outputs, strict=True))
+        features, labels = infer_labeled(encode, batches, teacher.device)
         vectors = teacher.encode_names(domain.class_texts[:count])
         logits = cosine_logits(features, vectors, teacher.logit_scale)
     return logits, labels.to(teacher.device)

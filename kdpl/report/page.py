@@ -14,10 +14,10 @@ from kdpl import __version__
 from kdpl.errors import KdplError
 from kdpl.report.accuracy import accuracies, classes, confusions, find_examples
 from kdpl.report.cost import costs
-from kdpl.report.names import shorten
 from kdpl.report.run_folder import Run
 from kdpl.report.training import learning_curves, training
 from kdpl.runtime import plugins
+from kdpl.runtime.class_names import shorten
 from kdpl.runtime.messages import inform
 from kdpl.tasks import MULTI_CLASS
 

@@ -15,8 +15,8 @@ from kdpl.callbacks.results import SaveTestResults
 from kdpl.data.domain import domain_of
 from kdpl.errors import reason
 from kdpl.report.accuracy import confusion_matrix
-from kdpl.report.names import shorten
 from kdpl.report.run_folder import Pair
+from kdpl.runtime.class_names import shorten
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.predictions import ImagePrediction, read_predictions, spread

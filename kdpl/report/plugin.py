@@ -12,7 +12,7 @@ PLUGIN = Plugin(
         "pictures": "kdpl.report.pictures:callbacks",
     },
     observe={
-        "explain": "kdpl.report.reasons.options:options",
+        "explain": "kdpl.report.reasons:options",
     },
     report={
         "reasons": "kdpl.report.reasons.section:SECTION",

@@ -19,7 +19,7 @@ from kdpl.clip import ClipConfig, ImageClip, load_image_clip
 from kdpl.clip.identity import RANDOM
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.groups import group_numbers
-from kdpl.data.inference import infer
+from kdpl.data.inference import infer_labeled
 from kdpl.data.labels import EvaluationSplit
 from kdpl.data.parallel import progress_bar
 from kdpl.data.probe import choose_strength, classes_of, fit_probe
@@ -61,8 +61,8 @@ class Probe(NamedTuple):
 def clip_of(stage: Stage) -> ClipConfig:
     """Return the CLIP, or the network of timm, that a stage starts from."""
     settings = stage.settings("model").get("clip")
-    known = ClipConfig.__annotations__.keys()
-    if not isinstance(settings, dict) or not {"model"} <= settings.keys() <= known:
+    fields = ClipConfig.__annotations__.keys()
+    if not isinstance(settings, dict) or not {"model"} <= settings.keys() <= fields:
         raise ConfigError(f"the config of {stage.folder} has no settings of a CLIP: restore it")
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
@@ -88,7 +88,7 @@ def linear_probe(run: Run, role: str) -> Probe:
     origin = as_json(
         {"clip": asdict(clip), "features": PROBE_FEATURES, "data": data, "seed": labeled.seed}
     )
-    tested = [each for each in run.tested if num_base is None or each[1] < num_base]
+    tested = [(s, label) for s, label in run.tested if num_base is None or label < num_base]
     if not tested:
         raise DataError("no test image is of a base class")
 
@@ -106,27 +106,23 @@ def linear_probe(run: Run, role: str) -> Probe:
     if not run.read_only:
         # another person's folder may be read-only
         with suppress(OSError):
-            place = run.folder / PROBE_FOLDER / role
-            write_predictions(place, probe.predictions)
-            write_results(place, len(probe.predictions), probe.results)
-            write_text(place / PROBE_FILE, json.dumps(probe.about, indent=2))
+            folder = run.folder / PROBE_FOLDER / role
+            write_predictions(folder, probe.predictions)
+            write_results(folder, len(probe.predictions), probe.results)
+            write_text(folder / PROBE_FILE, json.dumps(probe.about, indent=2))
     return probe
 
 
 def _fit(run: Run, data: DomainDataModule, config: ClipConfig) -> Probe:
     if data.class_names != run.vectors.class_names:
         raise DataError(f"the teacher of {run.folder} was tuned on other classes than were tested")
-    if data.shots == 0:
-        raise DataError("shots is 0, so that there are no labelled images to fit it on")
-    if config.pretrained == RANDOM:
-        raise DataError(f"{config} is not pretrained, so that its features say nothing")
+    require_probe(config, data)
     images = len(data.labels.evaluation("labeled"))
     if images * len(data.class_names) > _MOST_TERMS:
         raise DataError(f"{images} labelled images of so many classes would take hours")
 
-    inform(f"loading {config} for a linear probe")
-    clip, num_base, tested = load_image_clip(config), run.vectors.num_base, run.tested_data()
-    clip.image_tower.to(device()).eval()
+    # the features of the labelled and the test images
+    clip, num_base, tested = load_encoder(config), run.vectors.num_base, run.tested_data()
     classes = len(data.class_names) if num_base is None else num_base
     (train, labels), (test, numbers) = encode(clip, data, "labeled"), encode(clip, tested, "test")
     test = test[numbers < classes]
@@ -134,11 +130,14 @@ def _fit(run: Run, data: DomainDataModule, config: ClipConfig) -> Probe:
         raise DataError("all labelled images are of one class, but a linear probe needs two")
     sources = [record.source for record in data.labels.evaluation("labeled")]
     groups = torch.from_numpy(group_numbers(sources, data.splits.groups))
+
+    # the probe, and its predictions
     strength, how = choose_strength(train, labels, groups)
     probe = fit_probe(train, labels, strength)
-
     names, predictions = data.class_names, []
-    records = [each for each in enumerate(tested.splits.test) if each[1].single < classes]
+    records = [
+        (i, record) for i, record in enumerate(tested.splits.test) if record.single < classes
+    ]
     sure, predicted = probe.log_probabilities(test).exp().max(dim=1)
     chosen = probe.classes[predicted].tolist()
     for (i, record), p, q in zip(records, chosen, sure.tolist(), strict=True):
@@ -152,18 +151,34 @@ def _fit(run: Run, data: DomainDataModule, config: ClipConfig) -> Probe:
     )
 
 
+def require_probe(config: ClipConfig, data: DomainDataModule) -> None:
+    """Raise a DataError without labelled images, and for a network of random weights."""
+    if data.shots == 0:
+        raise DataError("shots is 0, so that there are no labelled images to fit it on")
+    if config.pretrained == RANDOM:
+        raise DataError(f"{config} is not pretrained, so that its features say nothing")
+
+
+def load_encoder(config: ClipConfig) -> ImageClip:
+    """Load a CLIP's image tower onto the device, and say so."""
+    inform(f"loading {config} for a linear probe")
+    clip = load_image_clip(config)
+    clip.image_tower.to(device()).eval()
+    return clip
+
+
 def encode(
     clip: ImageClip, data: DomainDataModule, split: EvaluationSplit
 ) -> tuple[Tensor, Tensor]:
     """Return normalised pooled features of a split's images, float32 [N, W], and their labels."""
     loader = data.evaluation_dataloader_for(split, clip.preprocessing.resizing)
-    values, labels = [], []
+
+    def features(images: Tensor) -> Tensor:
+        return normalize(clip.image_tower.pooled(images).float(), dim=1).cpu()
+
     with progress_bar() as progress:
         batches = progress.track(loader, description=f"{split} images, {clip.identity.model}")
-        for features, batch in infer(clip.image_tower.pooled, batches, device()):
-            values.append(normalize(features.float(), dim=1).cpu())
-            labels.append(batch.labels)
-    return torch.cat(values), torch.cat(labels)
+        return infer_labeled(features, batches, device())
 
 
 def _stored(folder: Path, origin: Origin) -> Probe | None:

@@ -1,4 +1,4 @@
-"""Validation of class names."""
+"""Validation and display of class names."""
 
 import unicodedata
 from typing import Annotated
@@ -34,6 +34,16 @@ def fault_of_name(name: object) -> str | None:
     if visible(name) != name:
         return f"has characters that cannot be shown ('{visible(name)[:80]}')"
     return None
+
+
+def shorten(name: str, length: int = 60) -> str:
+    """Fit a name into one line: no control characters, and an ellipsis at the end of a long one."""
+    line = " ".join(name[: 10 * length].split())
+    shown = "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c).startswith("C") else c for c in line
+    )
+    fits = len(shown) <= length and len(name) <= 10 * length
+    return shown if fits else shown[: length - 1].rstrip() + "…"
 
 
 def _valid(name: str) -> str:

@@ -18,8 +18,8 @@ from pydantic import BaseModel
 
 from kdpl.classifier import Classifier, PredictOptions
 from kdpl.classifier.bulk import columns, to_row
-from kdpl.classifier.rows import Row
 from kdpl.classifier.sources import MAX_UPLOAD_PIXELS
+from kdpl.classifier.tables import Row
 from kdpl.data.decoding import open_image
 from kdpl.data.parallel import cores
 from kdpl.errors import visible

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from kdpl.data.augmentation import resize_and_crop, to_tensor
+from kdpl.data.batches import Batch
 from kdpl.data.datasets import UnlabeledImages
+from kdpl.data.inference import read_in_workers
 from kdpl.data.parallel import progress_bar
 from kdpl.errors import DataError
 from kdpl.runtime.files import atomic_path
-from kdpl.targets.views import load_all_views
 
 SHARD = "shard-{:05d}.npy"
 
@@ -69,7 +72,8 @@ def fill_shards(shards: Mapping[Path, range], views: int, work: Work) -> int:
     # batches of whole images, loaded ahead by worker processes
     at_once = max(1, work.batch_size // views)
     batches = batches_of(missing.values(), at_once)
-    loader = load_all_views(work.images, views, batches, work.num_workers, work.mean)
+    load = partial(_all_views, work.images, views, work.mean)
+    loader = read_in_workers(load, range(len(work.images)), batches, work.num_workers)
     encoded = (_encode(batch.images, work) for batch in loader)
 
     # a shard is written once its last batch is encoded
@@ -97,6 +101,21 @@ def batches_of(shards: Iterable[range], at_once: int) -> Iterator[list[int]]:
     for indices in shards:
         for start in range(0, len(indices), at_once):
             yield list(indices[start : start + at_once])
+
+
+def _all_views(images: UnlabeledImages, views: int, mean: bool, positions: list[int]) -> Batch:
+    """Make all V views of images, uint8 [n, V, 3, S, S].
+
+    With ``mean``, the first is the view of evaluation, and the others are random.
+    """
+    view, batch = images.view, []
+    for i in positions:
+        # decode once for all views
+        image, index = view.open_image(images.sources[i]), images.index_of(i)
+        made = [to_tensor(resize_and_crop(image, view.resizing))] if mean else []
+        made += [view.make(image, view.draw(image, index, n)) for n in range(views - len(made))]
+        batch.append(torch.stack(made))
+    return Batch(torch.stack(batch))
 
 
 @torch.no_grad()

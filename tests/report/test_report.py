@@ -19,8 +19,8 @@ from kdpl.data.readers.digits import CLASS_NAMES, open_digit
 from kdpl.errors import DataError
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.report.accuracy import thumbnail
-from kdpl.report.names import shorten
 from kdpl.report.run_folder import Run
+from kdpl.runtime.class_names import shorten
 from kdpl.runtime.loggers import MetricsCSV
 from kdpl.runtime.predictions import read_predictions, read_results, write_predictions
 from kdpl.runtime.run_folder import PROBE_FOLDER

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from kdpl.confidence.beside import OfClassifier, read_of_classifier
+from kdpl.classifier.companion import OfClassifier, read_of_classifier
 from kdpl.confidence.student_outputs import LearnedCompanion, StudentOutputs
 from kdpl.errors import ArtifactError
 from kdpl.runtime.artifacts import write_tensors

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdpl.classifier import Classifier
-from kdpl.confidence.beside import OfClassifier, read_of_classifier
+from kdpl.classifier.companion import OfClassifier, read_of_classifier
 from kdpl.confidence.held_out import CONFIDENCE, REMEDY, HeldOutScores, require_share
 from kdpl.confidence.student_outputs import LearnedCompanion, StudentOutputs
 from kdpl.confidence.taxonomy.tree import Taxonomy

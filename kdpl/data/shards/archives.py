@@ -10,8 +10,7 @@ from itertools import groupby
 
 import numpy as np
 
-from kdpl.data.arranged import Arranged
-from kdpl.data.names import Names, ShardImage, distinct
+from kdpl.data.names import Arranged, Names, ShardImage, distinct
 from kdpl.data.shards import pieces, remote
 from kdpl.data.shards.parquet import read_rows
 from kdpl.data.shards.pieces import InPiece

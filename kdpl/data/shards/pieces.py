@@ -6,8 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from kdpl.data.arranged import Arranged, Shuffle
-from kdpl.data.names import Indices, Names, ShardImage
+from kdpl.data.names import Arranged, Indices, Names, ShardImage, Shuffle
 from kdpl.data.shards.remote import is_parquet
 from kdpl.data.shards.spool import Piece
 

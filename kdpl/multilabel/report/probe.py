@@ -2,21 +2,15 @@
 
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kdpl.clip import load_image_clip
-from kdpl.clip.identity import RANDOM
 from kdpl.data.labels import EvaluationSplit
-from kdpl.data.probe import STRENGTHS, scale_of
-from kdpl.errors import DataError
+from kdpl.data.probe import STRENGTHS, logistic_regression, scale_of
 from kdpl.metrics import test_key
 from kdpl.multilabel.metrics import class_scores
-from kdpl.report.cost import device
-from kdpl.report.probes import clip_of, encode
+from kdpl.report.probes import clip_of, encode, load_encoder, require_probe
 from kdpl.report.run_folder import Run
-from kdpl.runtime.messages import inform
 from kdpl.runtime.predictions import write_results
 from kdpl.runtime.run_folder import PROBE_FOLDER
 
@@ -33,16 +27,10 @@ def linear_probe(run: Run, role: str) -> float:
     # refuse what has no labels or no features
     config = clip_of(run.stages[role])
     data = (replace(run, student=None) if "teacher" in run.stages else run).data
-    if data.shots == 0:
-        raise DataError("shots is 0, so that there are no labelled images to fit it on")
-    if config.pretrained == RANDOM:
-        raise DataError(f"{config} is not pretrained, so that its features say nothing")
+    require_probe(config, data)
 
     # encode the splits, and fit and measure
-    inform(f"loading {config} for a linear probe")
-    clip = load_image_clip(config)
-    clip.image_tower.to(device()).eval()
-    classes = len(data.tuning_class_names)
+    clip, classes = load_encoder(config), len(data.tuning_class_names)
 
     def encoded(split: EvaluationSplit) -> tuple[Tensor, Tensor]:
         features, labels = encode(clip, data, split)
@@ -70,21 +58,19 @@ def probed_map(
         val: Features and labels that choose among ``STRENGTHS``; None: the first strength is used.
         test: Features and labels to measure on.
     """
-    from sklearn.linear_model import LogisticRegression
-
     mean, scale = scale_of(labeled[0])
-    rows = [((part[0] - mean) / scale).numpy() for part in (labeled, val or test, test)]
+    rows = [(part[0] - mean) / scale for part in (labeled, val or test, test)]
 
     def probed(strength: float) -> tuple[float, float]:
         # logits of all parts, by one regression for each class
-        logits = [np.zeros((len(part), labeled[1].shape[1]), np.float32) for part in rows]
-        for label, has in enumerate(labeled[1].bool().T.numpy()):
+        logits = [torch.zeros(len(part), labeled[1].shape[1]) for part in rows]
+        for label, has in enumerate(labeled[1].bool().T):
             if has.any() and not has.all():
-                model = LogisticRegression(C=strength, max_iter=1000).fit(rows[0], has)
-                for column, features in zip(logits, rows, strict=True):
-                    column[:, label] = model.decision_function(features)
+                weight, bias, _ = logistic_regression(rows[0], has, strength)
+                for scores, features in zip(logits, rows, strict=True):
+                    scores[:, label] = features @ weight[:, 1] + bias[1]
         of_val, of_test = (
-            float(class_scores(torch.from_numpy(scores), has, None).average_precision.nanmean())
+            float(class_scores(scores, has, None).average_precision.nanmean())
             for scores, (_, has) in zip(logits[1:], (val or test, test), strict=True)
         )
         return of_val, of_test

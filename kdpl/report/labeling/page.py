@@ -8,14 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import SequentialSampler
 
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import EvaluationImages
 from kdpl.data.groups import group_numbers
-from kdpl.data.inference import infer
-from kdpl.data.loader import LazyLoader
+from kdpl.data.inference import infer_labeled, read_evaluation_images
 from kdpl.data.names import ShardImage, unlisted
 from kdpl.data.parallel import progress_bar
 from kdpl.data.sampling import share_of
@@ -225,7 +223,7 @@ def encode(teacher: FrozenTeacher, data: DomainDataModule, sources: Sequence[str
     """Return the teacher's normalised features of images, seen as in a test, float32 [N, D]."""
     records, resizing = [Record(s, -1) for s in sources], teacher.vectors.preprocessing.resizing
     images = EvaluationImages(records, data.splits.open_image, resizing)
-    loader = LazyLoader(images, SequentialSampler(images), data.eval_batch_size, data.num_workers)
+    loader = read_evaluation_images(images, data.eval_batch_size, data.num_workers)
     with progress_bar() as progress:
         batches = progress.track(loader, description="teacher's features")
-        return torch.cat([features for features, _ in infer(teacher.features, batches, device())])
+        return infer_labeled(teacher.features, batches, device())[0]

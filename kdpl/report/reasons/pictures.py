@@ -15,9 +15,9 @@ from kdpl.classifier.sources import Item
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.splits import labels_of
 from kdpl.errors import ConfigError, KdplError, reason
-from kdpl.report.names import shorten
 from kdpl.report.reasons.heat import heat_map, label_of
 from kdpl.report.run_folder import Run
+from kdpl.runtime.class_names import shorten
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.predictions import spread
 from kdpl.tasks import Predicted

@@ -1,8 +1,8 @@
 import pytest
 import world
 
+from kdpl.classifier import tables as own
 from kdpl.classifier.bulk import columns
-from kdpl.classifier.engines import parquet as own
 from kdpl.classifier.tables import require_format, write_table
 from kdpl.errors import ConfigError
 from kdpl.tasks import MULTI_CLASS, DecisionRule

@@ -10,8 +10,8 @@ import torch
 
 from kdpl.classifier import Precision, PredictOptions
 from kdpl.classifier.bulk import BulkPrediction, load_classifier
-from kdpl.classifier.engines.parquet import arrow_schema
 from kdpl.classifier.sources import Item
+from kdpl.classifier.tables import arrow_schema
 from kdpl.errors import ConfigError
 from kdpl.runtime.optional import optional
 from kdpl.tasks import DecisionRule
