@@ -93,7 +93,7 @@ screenshots: quickstart $(WITH_DEV) ## make the pictures in docs/images again, w
 notebook: $(WITH_DEV) ## run the notebook in examples/ and save its outputs
 	@KDPL_SAVE_NOTEBOOK=1 $(VENV_PYTHON) -m pytest -q -m slow tests/test_notebook.py
 
-models: $(WITH_DEV) ## list open_clip's models in docs/all_models.md again, with the parameters of their image towers
+models: $(WITH_DEV) ## count the parameters of the image towers of open_clip's models again
 	@$(VENV_PYTHON) -m benchmarks.models
 
 lint: $(WITH_DEV) ## check code style and formatting

@@ -71,12 +71,11 @@ def test_pages_fit_a_phone_and_a_reader_asks_no_server_for_anything(site, tmp_pa
         tab.look(width=390)
         for name in (
             "index",
-            "tour",
             "faq",
             "notebook",
             "benchmark",
             "performance",
-            "api/training",
+            "api",
         ):
             tab.open(f"file://{site}/{name}.html")
             tab.wait(
@@ -89,7 +88,7 @@ def test_pages_fit_a_phone_and_a_reader_asks_no_server_for_anything(site, tmp_pa
 
 @pytest.mark.slow
 def test_the_reference_has_every_public_name_with_what_its_docstring_says(site):
-    text = "".join(path.read_text(encoding="utf-8") for path in (site / "api").glob("*.html"))
+    text = (site / "api.html").read_text(encoding="utf-8")
     ids = set(re.findall(r'id="(kdpl\.[\w.]+)"', text))
     for module in (kdpl, kdpl.prompts):
         for name in module.__all__:
@@ -228,11 +227,11 @@ def test_the_python_that_the_quickstart_shows_runs(tmp_path, monkeypatch, studen
 def test_the_python_that_shows_what_a_tower_takes_runs(tmp_path, monkeypatch):
     noise(50, 40).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    code = python_of("api/clip.md").replace(
+    code = python_of("api.md", "load_clip").replace(
         '"ViT-B-16-quickgelu", "openai"', f'"test-teacher", "{world.TAG}"'
     )
     names = {}
-    exec(compile(code, "clip.md", "exec"), names)  # noqa: S102
+    exec(compile(code, "api.md", "exec"), names)  # noqa: S102
     tower, image = names["clip"].image_tower, names["image"][None]
     assert image.dtype == torch.uint8
     assert relative_error(names["features"], tower(image / 255)) < 1e-6
@@ -272,11 +271,11 @@ def test_the_neighbours_that_a_page_looks_for_are_found(student_run, tmp_path, m
     Path("photos/broken.png").touch()
     noise(45, 40).save("query.jpg", quality=100)
     (command,) = (
-        words for words in commands_of(TEXTS[DOCS / "deployment.md"]) if "--embeddings" in words
+        words for words in commands_of(TEXTS[DOCS / "predict.md"]) if "--embeddings" in words
     )
     assert main(command) == 0
     capsys.readouterr()
-    exec(compile(python_of("deployment.md", "NearestNeighbors"), "deployment.md", "exec"), {})  # noqa: S102
+    exec(compile(python_of("predict.md", "NearestNeighbors"), "predict.md", "exec"), {})  # noqa: S102
     *same, similar = capsys.readouterr().out.splitlines()
     pair = ("photos/3.png", "photos/same.png")
     assert same == [f"{one} is nearly the same as {other}" for one, other in (pair, pair[::-1])]
@@ -291,7 +290,7 @@ def run_without(packages, script, image, monkeypatch, capsys):
         patch.setattr(sys, "argv", ["script.py", image.name])
         for package in packages:
             patch.setitem(sys.modules, package, None)
-        exec(compile(script, "deployment.md", "exec"), {})  # noqa: S102
+        exec(compile(script, "export.md", "exec"), {})  # noqa: S102
     return capsys.readouterr().out.splitlines()
 
 
@@ -338,7 +337,7 @@ def test_the_script_without_torch_makes_the_classifiers_predictions(
     onnx.save(model, tmp_path / "classifier.onnx")
     noise(47, 90).save(tmp_path / "0.png")
     pictures = [tmp_path / "0.png", odd_photo(tmp_path / "1.png", 101, 64)]
-    script, read = python_of("deployment.md", "onnxruntime"), Classifier.load(folder)
+    script, read = python_of("export.md", "onnxruntime"), Classifier.load(folder)
     for path in pictures:
         ((expected,),), ((accepted,),) = (
             read.predict([path]),
@@ -376,8 +375,8 @@ def test_other_runtimes_take_other_lines_of_that_script(
     pytest.importorskip(kind)
     assert main(["export", str(classifier), f"--format={kind}", f"--out={tmp_path}/{out}"]) == 0
     noise(47, 90).save(tmp_path / "0.png")
-    imports, loading, call = python_of("deployment.md", word).split("\n\n")
-    script = python_of("deployment.md", "onnxruntime").replace(
+    imports, loading, call = python_of("export.md", word).split("\n\n")
+    script = python_of("export.md", "onnxruntime").replace(
         "import onnxruntime\n", f"{imports}\n"
     )
     script, made = re.subn(r"session = .*\nabout = .*\n", lambda _: f"{loading}\n", script)
@@ -407,7 +406,7 @@ def test_core_ml_converts_the_program_of_torch(classifier, tmp_path, monkeypatch
         == 0
     )
     names: dict = {}
-    exec(compile(python_of("deployment.md", "coremltools"), "deployment.md", "exec"), names)  # noqa: S102
+    exec(compile(python_of("export.md", "coremltools"), "export.md", "exec"), names)  # noqa: S102
     description = names["model"].get_spec().description
     assert [each.name for each in description.input] == ["images"]
     assert len(description.output) == 3

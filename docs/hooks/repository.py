@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
-    "README.md": "tour.md",
+    "README.md": "index.md",
     "SECURITY.md": "security.md",
     "examples/both_stages.py": "both_stages.md",
     "examples/folder_to_onnx.ipynb": "notebook.md",

@@ -59,7 +59,7 @@ def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
     mean over four views, and the nearest class vector. Images below the ``quantile`` of the
     labelled training images' similarities are left out, regardless of their classes. Under
     ``base_to_novel`` all labelled images are of base classes, so more images of novel classes are
-    left out (measured in docs/own_data.md).
+    left out (measured in docs/sources.md).
 
     Writes the images to ``left_out.csv`` in the run's folder. A resumed fit reads the file without
     a check; a new fit writes it again.

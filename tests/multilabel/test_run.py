@@ -144,7 +144,7 @@ def test_a_classifier_with_thresholds_of_other_classes_is_refused(run, tmp_path)
 
 def test_the_script_without_torch_names_the_same_labels(run, table, exported):
     folder = run / "student" / "classifier"
-    page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
     script = page.partition("## Classify without torch")[2].partition("```python\n")[2]
     (exported.parent / "script.py").write_text(script.partition("```")[0])
     classifier = Classifier.load(folder)

@@ -138,8 +138,8 @@ def test_a_rule_and_a_precision_are_those_of_the_classifier(classifier, pictures
 
 
 def block(title):
-    """A block of code of the page on engines, by what it imports."""
-    page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    """A block of code of the page on prediction, by what it imports."""
+    page = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     return next(each for each in blocks if f"import {title}" in each)
 
