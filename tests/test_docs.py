@@ -376,9 +376,7 @@ def test_other_runtimes_take_other_lines_of_that_script(
     assert main(["export", str(classifier), f"--format={kind}", f"--out={tmp_path}/{out}"]) == 0
     noise(47, 90).save(tmp_path / "0.png")
     imports, loading, call = python_of("export.md", word).split("\n\n")
-    script = python_of("export.md", "onnxruntime").replace(
-        "import onnxruntime\n", f"{imports}\n"
-    )
+    script = python_of("export.md", "onnxruntime").replace("import onnxruntime\n", f"{imports}\n")
     script, made = re.subn(r"session = .*\nabout = .*\n", lambda _: f"{loading}\n", script)
     script, called = re.subn(r"found = session.*\noutputs = .*\n", lambda _: call, script)
     assert (made, called) == (1, 1)
