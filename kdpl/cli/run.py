@@ -31,6 +31,8 @@ from kdpl.runtime.run_folder import (
 from kdpl.runtime.steps import LocalStep
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from kdpl.cli.stage_cli import KdplCLI
 
 _NO_PROMPTS = {
@@ -122,14 +124,7 @@ def run(
             write_text(folder / RUN_FILE, json.dumps(about, indent=2))
         # do what is missing
         console = Console(quiet=not first)
-        for number, step in enumerate(steps, start=1):
-            try:
-                if due(step):
-                    _do(number, steps, console, folder)
-            except (Exception, KeyboardInterrupt) as error:
-                if number > 1:
-                    mark(error, f"step {number - 1} of {len(steps)} is finished and kept")
-                raise
+        _do_all(steps, due, console, folder)
         # report and summarize
         if first:
             # unless it is written already
@@ -138,6 +133,20 @@ def run(
                 resolve_name(report)(str(folder), trust=True)
             summarize(console, folder, nothing_done=not unfinished)
     return 0
+
+
+def _do_all(
+    steps: Sequence[LocalStep], due: Callable[[LocalStep], bool], console: "Console", folder: Path
+) -> None:
+    """Do the steps that are due; an error says which ones are kept."""
+    for number, step in enumerate(steps, start=1):
+        try:
+            if due(step):
+                _do(number, steps, console, folder)
+        except (Exception, KeyboardInterrupt) as error:
+            if number > 1:
+                mark(error, f"step {number - 1} of {len(steps)} is finished and kept")
+            raise
 
 
 def _parse(

@@ -179,20 +179,8 @@ def compare_batches(
         unknown = {**limit._asdict(), "usual": share_above(limit.images), **above}
 
     # frequencies of predicted classes, the largest changes first
-    of_pool, of_new = (
-        images.labels.bincount(minlength=len(names)).tolist() for images in (pool, sample)
-    )
-    rows = [
-        {
-            "name": name,
-            "pool": of_pool[number] / len(pool),
-            "new": of_new[number] / len(sample),
-            "interval": wilson(of_new[number], len(sample)),
-            "changed": "classes" in alarms and comparison.classes[number] <= false_alarms,
-        }
-        for number, name in enumerate(names)
-    ]
-    rows.sort(key=lambda row: (-abs(row["new"] - row["pool"]), row["name"]))
+    p_values = comparison.classes if "classes" in alarms else [1.0] * len(names)
+    rows = _class_changes(names, pool, sample, [p_value <= false_alarms for p_value in p_values])
 
     # distances to the pool, and the share of distances within the pool that are smaller
     within = np.sort(distances_within(pool.features))
@@ -240,6 +228,26 @@ def compare_batches(
         ],
         "unreadable": new.unreadable[:_MAX_LISTED],
     }
+
+
+def _class_changes(
+    names: Sequence[str], pool: ImageSample, sample: ImageSample, changed: Sequence[bool]
+) -> list[dict[str, Any]]:
+    """Return the frequencies of predicted classes, the largest changes first."""
+    of_pool, of_new = (
+        images.labels.bincount(minlength=len(names)).tolist() for images in (pool, sample)
+    )
+    rows = [
+        {
+            "name": name,
+            "pool": of_pool[number] / len(pool),
+            "new": of_new[number] / len(sample),
+            "interval": wilson(of_new[number], len(sample)),
+            "changed": changed[number],
+        }
+        for number, name in enumerate(names)
+    ]
+    return sorted(rows, key=lambda row: (-abs(row["new"] - row["pool"]), row["name"]))
 
 
 def _share(flags: npt.NDArray[np.bool_]) -> dict[str, Any]:
