@@ -215,7 +215,7 @@ def test_a_folder_that_kdpl_cannot_use_is_refused_in_one_sentence(what, tmp_path
 def test_settings_of_other_models_and_a_missing_package_are_refused(written, monkeypatch):
     address = written("siglip").address
     for setting in ({"pretrained": "webli"}, {"quick_gelu": True}, {"image_size": 64}):
-        with world.refused(ConfigError, "of its own: remove clip.pretrained, clip.quick_gelu and"):
+        with world.refused(ConfigError, "remove clip.pretrained, clip.quick_gelu and"):
             load_image_clip(ClipConfig(address, **setting))
     monkeypatch.setitem(sys.modules, "transformers", None)
     with world.refused(WeightsError, r"needs the package transformers: pip install 'kdpl\[trans"):
