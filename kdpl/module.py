@@ -195,7 +195,7 @@ class ClassifyingModule(LightningModule, ABC):
         remedy += f"{self.clip.pretrained!r} of {self.clip.model}"
         require_same("the checkpoint", before, now, remedy, kind=ArtifactError)
 
-        # compare names, shapes and types of the parameters
+        # compare names and shapes of the parameters
         problem = mismatch(self.state_dict(), checkpoint["state_dict"])
         if problem is not None:
             raise ConfigError(

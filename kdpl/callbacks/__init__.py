@@ -1,10 +1,10 @@
-"""Callbacks for averages, class vectors, checkpoints, pictures, interruptions and measurements.
+"""Callbacks for averages, class vectors, checkpoints, loggers, interruptions and measurements.
 
 This module exports the callbacks of the stages; the commands add the others.
 """
 
 from kdpl.callbacks.averaging import GaussianPromptAveraging
-from kdpl.callbacks.finite_loss import EnoughImages
+from kdpl.callbacks.enough_images import EnoughImages
 from kdpl.callbacks.handover import FreezeClassVectors, SaveClassifier
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Checks of a training's steps: a finite loss, finite weights, and enough images in a batch."""
+"""Check of a training's steps: a finite loss and finite weights."""
 
 from typing import Any, cast
 
@@ -7,12 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from kdpl.data.batches import Batch
-from kdpl.errors import ConfigError, TrainingError
+from kdpl.errors import TrainingError
 from kdpl.module import ClassifyingModule
-from kdpl.runtime.messages import warn
-
-_PUBLISHED_BATCH = 8
 
 
 class FiniteLoss(Callback):
@@ -75,27 +71,6 @@ class FiniteLoss(Callback):
             f"the loss of step {number} is not finite ({listed}): lower model.init_args.optim.lr, "
             "or set trainer.precision to 32-true, and start in another --out"
         )
-
-
-class EnoughImages(Callback):
-    """Refuses a batch of one image, and warns of a small one for the projector's batch norm."""
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
-        """Count the images of the first batch, those of all processes together."""
-        images = len(batch.images) * trainer.world_size
-        remedy = (
-            "set data.init_args.batch_size so that all processes together take "
-            f"{_PUBLISHED_BATCH} or more"
-        )
-        if images == 1:
-            raise ConfigError(f"the projector's batch norm cannot take one image: {remedy}")
-        if trainer.global_step == 0 and batch_idx == 0 and images < _PUBLISHED_BATCH:
-            warn(
-                f"the projector's batch norm has {images} images at a time, which costs accuracy: "
-                f"{remedy}"
-            )
 
 
 def _wrong_weights(trainer: Trainer, pl_module: LightningModule) -> str | None:

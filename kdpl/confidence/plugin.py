@@ -8,7 +8,7 @@ PLUGIN = Plugin(
         "watch": "kdpl.confidence.drift.command:watch",
     },
     callbacks={
-        "doubt": "kdpl.confidence.negatives:callbacks",
+        "confidence": "kdpl.confidence.negatives:callbacks",
         "taxonomy": "kdpl.confidence.taxonomy.callback:callbacks",
     },
     companions={
@@ -18,10 +18,10 @@ PLUGIN = Plugin(
         "unknown": "kdpl.confidence.unknown:Unknown",
     },
     handover={
-        "doubt": "kdpl.confidence.handover:make_companions",
+        "confidence": "kdpl.confidence.handover:make_companions",
     },
     predict={
-        "doubt": "kdpl.confidence.options:options",
+        "confidence": "kdpl.confidence.options:options",
         "taxonomy": "kdpl.confidence.options:level_option",
     },
     report={

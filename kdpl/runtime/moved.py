@@ -24,7 +24,7 @@ MOVED = {
     "kdpl.refinement.target": "kdpl.targets.refinement.target",
     "kdpl.tables.reader": "kdpl.data.readers.table",
 }
-"""New modules by their names in version 0.1; to be removed with version 0.3."""
+"""New modules by their names before version 0.1; to be removed with version 0.3."""
 
 SETTINGS = {
     "background": "data.init_args.reading.background",
@@ -40,7 +40,7 @@ SETTINGS = {
     "taxonomy": "data.init_args.classes.taxonomy",
     "teacher_cache": "model.init_args.teacher_cache",
 }
-"""New settings by their names below ``data.init_args`` in version 0.1."""
+"""New settings by their names below ``data.init_args`` before version 0.1."""
 
 
 def moved_setting(message: str) -> str:

@@ -23,7 +23,7 @@ from kdpl.targets.refinement.refine import RefinementConfig, affinity, nearest, 
 from kdpl.tasks import MULTI_CLASS
 
 PRIOR = 3.0
-"""Penalty of half the squared distance of each weight from 1, beside the log loss of the images."""
+"""Penalty on half the squared distance of each weight from 1, added to the images' log loss."""
 
 COST = 0.5
 """Nats of log loss that an expert must save to have a weight (docs/targets.md)."""
@@ -32,17 +32,17 @@ COST = 0.5
 def combine(text: Tensor, probe: Tensor, classes: Tensor, weights: Sequence[float]) -> Tensor:
     """Return the logarithms of p ∝ text^{w_0} · probe^{w_1} of all C classes, float [N, C].
 
-    Classes that no label is of keep the text's probability, and the others share the rest.
+    Classes without a label keep the text's probability, and the other classes share the rest.
 
     Args:
         text: The teacher's log probabilities, float [N, C].
-        probe: Those of the probe's classes, float [N, S].
-        classes: Labels of these classes, [S].
-        weights: w of text and probe.
+        probe: The log probabilities of the probe's S classes, float [N, S].
+        classes: Labels of the probe's classes, [S].
+        weights: Weights w of text and probe.
     """
-    own = text[:, classes]
-    mixed = MULTI_CLASS.log_probabilities(weights[0] * own + weights[1] * probe)
-    return text.index_copy(1, classes, mixed + own.logsumexp(dim=1, keepdim=True))
+    text_part = text[:, classes]
+    mixed = MULTI_CLASS.log_probabilities(weights[0] * text_part + weights[1] * probe)
+    return text.index_copy(1, classes, mixed + text_part.logsumexp(dim=1, keepdim=True))
 
 
 def fit_weights(
@@ -55,7 +55,7 @@ def fit_weights(
     ``COST``; the others have weight 0.
 
     Args:
-        log_probabilities: Those of each expert, float [M, n, S].
+        log_probabilities: Log probabilities by each expert, float [M, n, S].
         labels: Labels among the S classes, [n].
         counts: How much each image counts, c [n].
 
@@ -67,62 +67,63 @@ def fit_weights(
     c = counts.double().cpu().numpy()
 
     def loss(
-        weights: NDArray[np.float64], own: NDArray[np.float64], penalty: float
+        weights: NDArray[np.float64], chosen: NDArray[np.float64], penalty: float
     ) -> tuple[float, Any]:
-        logits, away = np.tensordot(weights, own, 1), weights - 1
+        logits, away = np.tensordot(weights, chosen, 1), weights - 1
         totals = logsumexp(logits, axis=1, keepdims=True)
         residual = np.exp(logits - totals)
         residual[images, y] -= 1
         value = c @ (totals[:, 0] - logits[images, y]) + penalty / 2 * (away**2).sum()
-        return value, (own * residual).sum(axis=2) @ c + penalty * away
+        return value, (chosen * residual).sum(axis=2) @ c + penalty * away
 
     options = []
     for number in range(1, len(experts) + 1):
-        for chosen in combinations(range(len(experts)), number):
-            own, bounds = experts[[*chosen]], [(0, None)] * number
-            found = minimize(
-                loss, np.ones(number), (own, PRIOR), "L-BFGS-B", jac=True, bounds=bounds
+        for members in combinations(range(len(experts)), number):
+            chosen, bounds = experts[[*members]], [(0, None)] * number
+            minimum = minimize(
+                loss, np.ones(number), (chosen, PRIOR), "L-BFGS-B", jac=True, bounds=bounds
             )
             weights = np.zeros(len(experts))
-            weights[[*chosen]] = found.x
-            value, _ = loss(found.x, own, 0)
+            weights[[*members]] = minimum.x
+            value, _ = loss(minimum.x, chosen, 0)
             options.append((tuple(weights.tolist()), float(value) + COST * number))
     return min(options, key=lambda fitted: fitted[1])
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of N images, labelled, unlabelled, and for validation.
+    """Features, predictions and labels of N labelled, unlabelled and validation images.
 
     Attributes:
-        features: An encoder's features, whose shape refines, float [N, D].
-        probed: Its normalised features that the probe reads, float [N, D].
+        features: An encoder's features, whose neighbours refine, float [N, D].
+        probed: The encoder's normalised features that the probe reads, float [N, D].
         text: The teacher's log probabilities, float [N, C].
-        labels: Classes of labelled images, whose assignment stays the label, and −1, int64 [N].
-        held_out: Classes of validation images, whose labels only choose, and −1, int64 [N].
+        labels: Classes of labelled images, which stay as they are; −1 for others, int64 [N].
+        validation: Classes of validation images, which only choose; −1 for others, int64 [N].
         groups: Group of each image as a number, int64 [N], such as bursts of near-copies; an image
             without one has a number of its own.
-        trusted: Whether the teacher has not seen the labels, as a zero-shot one; otherwise
-            validation images alone tell how good it is.
+        trusted: Whether the teacher, such as a zero-shot one, has not seen the labels; otherwise
+            only validation images tell how good it is.
     """
 
     features: Tensor
     probed: Tensor
     text: Tensor
     labels: Tensor
-    held_out: Tensor
+    validation: Tensor
     groups: Tensor
     trusted: bool
 
     @property
     def truth(self) -> Tensor:
-        """Classes of labelled and validation images, and −1, [N]."""
-        return torch.where(self.labels >= 0, self.labels, self.held_out)
+        """Classes of labelled and validation images; −1 for others, [N]."""
+        return torch.where(self.labels >= 0, self.labels, self.validation)
 
     def merged(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Merge images [n] of the same group and class, which count as one.
+        """Merge images [n] of the same group and class, which count as one image.
 
-        Returns the number of the pair that each is of, [n], and the images of each pair, [P].
+        Returns the index of each image's pair of group and class, [n], and the size of each of the
+        P pairs, [P].
         """
         pairs = torch.stack([self.groups[images], self.truth[images]], dim=1)
         _, pair, sizes = torch.unique(pairs, dim=0, return_inverse=True, return_counts=True)
@@ -135,12 +136,12 @@ class Assigned:
 
     Attributes:
         assignments: Probabilities, float [N, C].
-        weights: Those of text and probe.
-        strength: The probe's; None without labels.
+        weights: Weights of text and probe.
+        strength: The probe's regularisation; None without labels.
         refinement: Settings of the refinement; None where the experts alone were better.
-        right: Shares of the images that chose on which the teacher and the result are right, where
-            those of a group and class count as one; None without such images.
-        judges: Number of these images.
+        right: Accuracies of the teacher and of the result on the judging images; images of the
+            same group and class count as one. None without judging images.
+        judges: Number of judging images.
         groups: Number of their groups.
     """
 
@@ -153,7 +154,7 @@ class Assigned:
     groups: int
 
     def describe(self) -> str:
-        """Return the choice and how good it is, as a clause."""
+        """Return a clause that says what was chosen, and how accurate it is."""
         parts = []
         if self.strength is not None:
             text, probe = self.weights
@@ -161,8 +162,9 @@ class Assigned:
         if self.refinement is None:
             parts.append("not refined, as that was no better")
         else:
-            own = self.refinement
-            parts.append(f"refined with ω {own.likelihood}, γ {own.graph}, λ {own.prior}")
+            chosen = self.refinement
+            weights = f"ω {chosen.likelihood}, γ {chosen.graph}, λ {chosen.prior}"
+            parts.append(f"refined with {weights}")
         if self.right is not None:
             before, after = (100 * share for share in self.right)
             groups = f" in {self.groups} groups" if self.groups < self.judges else ""
@@ -180,7 +182,7 @@ class Assigned:
 
 
 class _Split(NamedTuple):
-    """Labels [N] that experts may see, and images that judge them, which may not be of these."""
+    """Labels [N] that experts may see, and the indices of other images, which judge them."""
 
     labels: Tensor
     judges: Tensor
@@ -194,14 +196,14 @@ def assign(
     """Assign images to classes by the experts, refined on all images where that is better.
 
     Each labelled image judges experts and refinements that were made without the labels of its
-    group, in ``kdpl.data.groups.folds``, and each validation image those that were made of all
-    labels. Probe and weights are those of the least log loss, the refinement is that of the most
-    images that are right, where those of a group and class count as one.
+    group (``kdpl.data.groups.folds``); each validation image judges the ones made from all labels.
+    Probe and weights have the least log loss, and the refinement is right on the most images.
+    Images of the same group and class count as one.
 
     Args:
-        evidence: What is known.
-        config: Settings of the refinement, of which ``candidates`` are tried.
-        on_step: Called with the number of refinements done, and of all.
+        evidence: Features, predictions and labels.
+        config: Settings of the refinement; its ``candidates`` are tried.
+        on_step: Called with the number of refinements done, and the number of all.
     """
     splits = _splits(evidence)
     unit = F.normalize(standardize(evidence.features), dim=1)
@@ -212,10 +214,10 @@ def assign(
     shots = len(evidence.merged(labeled)[1]) / max(len(classes_of(evidence.labels)), 1)
     strength, weights, predictions = _experts(evidence, splits, shots)
 
-    # refinements of their predictions, and these themselves
+    # the refinements to try, and the predictions without one
     judges, truth = torch.cat([split.judges for split in splits]), evidence.truth
     tried: list[RefinementConfig | None] = [*config.candidates(shots)]
-    # without a label that judges, the first is taken
+    # without a judging image, the first is taken
     tried = [*tried, None] if config.mode == "auto" and len(judges) else tried[:1]
     total = len(tried) * len(splits)
     pair, sizes = evidence.merged(judges)
@@ -223,6 +225,7 @@ def assign(
     def shares_of(hits: Tensor) -> Tensor:
         return torch.zeros_like(sizes, dtype=torch.float).index_add(0, pair, hits.float()) / sizes
 
+    # judge each on the images whose labels it has not seen
     results, right = [], []
     for number, candidate in enumerate(tried):
         hits = []
@@ -230,9 +233,9 @@ def assign(
             if candidate is not None:
                 z = refine(unit, predicted, neighbors, split.labels, candidate)
             else:
-                known = (split.labels >= 0)[:, None]
+                labeled = (split.labels >= 0)[:, None]
                 fixed = F.one_hot(split.labels.clamp_min(0), predicted.shape[1]).to(predicted)
-                z = torch.where(known, fixed, predicted)
+                z = torch.where(labeled, fixed, predicted)
             hits.append(MULTI_CLASS.labels(z[split.judges]) == truth[split.judges])
             on_step(number * len(splits) + k + 1, total)
         results.append(z)  # of the last split, which has all labels
@@ -246,12 +249,12 @@ def assign(
 
 
 def _choose(right: Sequence[Tensor], alone: bool, before: float) -> int:
-    """Return which refinement is right on most judges, by the share of each, float [judges].
+    """Return which candidate is right on most judges, by the share of each, float [judges].
 
-    Of equals it is the first. If the last is that of the experts ``alone``, these are chosen only
-    where they are right on more, by over a standard error of the difference: a refinement helps
-    classes of few labels most, and few labels are there to judge those. Or where they are as good
-    as the teacher, which is right on ``before`` of the judges, and the refinement is not.
+    Of equals it is the first. If the last candidate is the experts ``alone``, it is chosen only in
+    two cases. It is right on more judges, by over a standard error of the difference: a refinement
+    helps classes with few labels most, and there few labels judge. Or it is as good as the teacher,
+    which is right on ``before`` of the judges, and the best refinement is not.
     """
     totals = [shares.sum().item() for shares in right]
     refined = totals[:-1] if alone else totals
@@ -276,14 +279,14 @@ def _experts(
     rows = torch.cat(judges)
     pair, sizes = evidence.merged(rows)
 
-    # the least log loss on images that the experts have not seen; one label of each class, or a
+    # find the least log loss on images that the experts have not seen; one label per class, or a
     # few validation images, cannot choose the probe's regularisation
     options = []
     for strength in STRENGTHS if len(rows) and shots >= CHOOSING else STRENGTHS[:1]:
         probes = []
         for split in splits:
-            known = split.labels >= 0
-            probes.append(fit_probe(evidence.probed[known], split.labels[known], strength))
+            labeled = split.labels >= 0
+            probes.append(fit_probe(evidence.probed[labeled], split.labels[labeled], strength))
         weights: tuple[float, ...] = (1.0, 1.0)
         loss = 0.0
         if len(rows):
@@ -305,15 +308,15 @@ def _experts(
 
 
 def _splits(evidence: Evidence) -> list[_Split]:
-    """The folds of the labels, unless the teacher has seen them; last, all labels."""
+    """Return the folds of the labels, unless the teacher has seen them; last, all labels."""
     labels = evidence.labels
-    whole = _Split(labels, torch.nonzero(evidence.held_out >= 0).flatten())
+    whole = _Split(labels, torch.nonzero(evidence.validation >= 0).flatten())
     if not evidence.trusted or not (labels >= 0).any():
         return [whole]
-    # by a feature and not by the order of the images
-    known = torch.nonzero(labels >= 0).flatten()
-    known = known[evidence.features[known, 0].argsort()]
-    numbers = folds(labels[known].cpu().numpy(), evidence.groups[known].cpu().numpy())
-    fold_of = torch.from_numpy(numbers).to(known.device)
-    parts = [known[fold_of == fold] for fold in range(FOLDS) if (fold_of == fold).any()]
+    # sort by a feature, so that folds do not depend on the order of the images
+    labeled = torch.nonzero(labels >= 0).flatten()
+    labeled = labeled[evidence.features[labeled, 0].argsort()]
+    numbers = folds(labels[labeled].cpu().numpy(), evidence.groups[labeled].cpu().numpy())
+    fold_of = torch.from_numpy(numbers).to(labeled.device)
+    parts = [labeled[fold_of == fold] for fold in range(FOLDS) if (fold_of == fold).any()]
     return [*(_Split(labels.index_fill(0, part, -1), part) for part in parts), whole]

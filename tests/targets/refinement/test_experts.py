@@ -362,7 +362,7 @@ def test_a_tuned_teacher_is_judged_by_validation_images_alone():
     assert unjudged.refinement == RefinementConfig().candidates(5)[0]
 
     held_out = torch.where(torch.arange(160) >= 140, truth, -1)
-    judged = assign(replace(tuned, held_out=held_out), RefinementConfig())
+    judged = assign(replace(tuned, validation=held_out), RefinementConfig())
     assert judged.judges == 20
     assert judged.weights != (1.0, 1.0)
     assert (judged.assignments[140:].argmax(dim=1) != truth[140:]).any() or judged.right[1] == 1
