@@ -137,7 +137,7 @@ def _fit(folder: Path, stage: str, *options: str) -> None:
     configs = ("data/folder.yaml", f"{stage}/quickstart.yaml", "trainer/cpu.yaml")
     data = {
         "root": folder / "labelled",
-        "reading.test_share": "null",
+        "reading.test_share": "0",
         "reading.scan": "false",
         "num_workers": _WORKERS,
     }

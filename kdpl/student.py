@@ -67,8 +67,9 @@ class FillTeacherCache(Callback):
         self.views = views
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fill the cache."""
-        fill_caches(cast(StudentDistillation, pl_module).preparation(), self.views)
+        """Fill the cache, if this is a student that has one."""
+        if isinstance(pl_module, StudentDistillation) and pl_module.teacher_cache is not None:
+            fill_caches(pl_module.preparation(), self.views)
 
 
 class StudentDistillation(ClassifyingModule):

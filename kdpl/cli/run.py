@@ -235,8 +235,8 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
         candidates = candidates_of(student, folder)
 
         def choose() -> None:
-            compare(student, candidates, folder, out / "teacher" / DECODED_FILE)
-            stages["student"] = with_choice(student, folder)
+            decoded = out / "teacher" / DECODED_FILE
+            stages["student"] = compare(student, candidates, folder, decoded)
 
         # it is done with the student's fit: until then finished candidates compare their settings
         title = "search what of the student is trained"

@@ -87,10 +87,11 @@ def candidates_of(
 
 def compare(
     student: "KdplCLI", candidates: "Mapping[str, KdplCLI]", out: Path, decoded: Path
-) -> None:
+) -> "KdplCLI":
     """Fit the candidates of a student, and write what the best one trains into a folder.
 
-    ``decoded`` is the file that tells which images can be decoded, once an earlier fit wrote it.
+    ``decoded`` is the file that tells which images can be decoded, if an earlier fit wrote it.
+    Returns the student's fit with the best candidate's settings, on all processes.
     """
     from functools import partial
 
@@ -103,7 +104,7 @@ def compare(
     from kdpl.runtime.loggers import read_metrics
     from kdpl.runtime.markdown import markdown_rows
     from kdpl.runtime.messages import inform, process_rank
-    from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, METRICS_FILE
+    from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, DECODED_FILE, METRICS_FILE
     from kdpl.runtime.steps import LocalStep
 
     # fit each candidate, also one that is done: it compares its settings again
@@ -114,6 +115,9 @@ def compare(
         cost = f"{len(candidates) * epochs / all_epochs:.2g} times the fit of {all_epochs}"
         inform(f"{name}: {epochs} epochs each; the {len(candidates)} candidates cost {cost}")
         try:
+            # the first candidate decodes the images if no earlier fit did
+            files = [decoded, out / "configured" / DECODED_FILE]
+            decoded = next(filter(Path.is_file, files), decoded)
             LocalStep(name, "fit", result, start=partial(run_stage, candidate)).run(decoded)
         except TrainingError as error:
             if name == "configured":
@@ -123,18 +127,22 @@ def compare(
         curves = read_metrics(candidate.folder / METRICS_FILE)
         share, kl, images = (curves[key][-1][1] for key in (FIDELITY, TARGET_KL, UNSEEN))
         measured[name] = share, -kl, images
-    if process_rank() > 0:
-        return
 
-    # write what the best one trains; of equals the one that is closer to its target
+    # choose the best one; of equals the one that is closer to its target
     best = max(measured, key=lambda name: measured[name])
     settings = candidates[best].config.model.init_args.as_dict()
     chosen = {name: settings[name] for name in ("fine_tune", "vision_prompts", "optim")}
+    best_settings = {"model": {"init_args": chosen}}
+    if process_rank() > 0:
+        return student.derive(best_settings)
+
+    # write what it trains
     file = out / _CHOSEN_FILE
-    write_text(file, yaml.safe_dump({"model": {"init_args": chosen}}, sort_keys=False))
+    write_text(file, yaml.safe_dump(best_settings, sort_keys=False))
     head = ["", f"agrees on % of {measured[best][2]:.0f}", "KL, nats"]
     rows = [[name, f"{100 * at[0]:.1f}", f"{-at[1]:.3f}"] for name, at in measured.items()]
     print(*markdown_rows([head, *rows], 2), f"{best} is written to {file}", sep="\n")
+    return student.derive(best_settings)
 
 
 def with_choice(student: "KdplCLI", out: Path) -> "KdplCLI":

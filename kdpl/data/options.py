@@ -45,23 +45,22 @@ class ReadingOptions:
             validation images out of the rest (``folder`` and ``table``); None: true for your
             images, false for a benchmark's.
         skip_list: File of images to leave out: a ``.txt``, or a ``.csv``.
-        test_share: Share of each class's training images that become test images, above 0 and below
-            1, if there are no other test images; None: no share.
+        test_share: Share of each class's training images that become test images, at least 0 and
+            below 1, if there are no other test images; 0: none.
     """
 
     background: tuple[int, int, int] | None = None
     bad_images: Literal["error", "skip"] = "error"
     scan: bool | None = None
     skip_list: str | None = None
-    test_share: float | None = None
+    test_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.bad_images not in ("error", "skip"):
             raise ConfigError(
                 f"reading.bad_images {self.bad_images!r} is unknown: choose error or skip"
             )
-        if self.test_share is not None and not 0 < self.test_share < 1:
+        if not 0 <= self.test_share < 1:
             raise ConfigError(
-                f"reading.test_share must be above 0 and below 1, not {self.test_share}: leave it "
-                "out for none"
+                f"reading.test_share must be at least 0 and below 1, not {self.test_share}"
             )

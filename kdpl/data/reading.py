@@ -56,7 +56,7 @@ class Reading:
         # the order decides what is held out: never an image that cannot be used
         splits = self.listed
         splits = self._scan.usable(splits)
-        if self.options.test_share is not None:
+        if self.options.test_share:
             splits = hold_out(splits, self.options.test_share)
         splits, same = keep_apart(splits)
         splits = self._scan.without_copies(splits)
@@ -180,6 +180,6 @@ class _Scan:
         splits = self._reading.listed
         if not isinstance(self._reading.reader, OwnImages):
             return 0
-        draws = self._reading.options.test_share is not None and not splits.test
+        draws = self._reading.options.test_share > 0 and not splits.test
         drawn_from = splits.train if draws else ()
         return len(splits.test) + len(splits.val) + len(drawn_from)

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -10,6 +11,8 @@ from types import ModuleType
 
 MOVED = {
     "kdpl.cache.callback": "kdpl.student",
+    "kdpl.doubt": "kdpl.confidence",
+    "kdpl.doubt.negatives": "kdpl.confidence.negatives",
     "kdpl.fidelity": "kdpl.targets.fidelity",
     "kdpl.fidelity.callback": "kdpl.targets.fidelity",
     "kdpl.logging.mlflow_logger": "kdpl.callbacks.loggers.mlflow_logger",
@@ -65,11 +68,12 @@ class _Finder(MetaPathFinder, Loader):
 
         if (new := MOVED.get(module.__name__)) is not None:
             inform(f"{module.__name__} is {new} now: write that, as the next version needs it")
-            names = vars(import_module(new)).items()
-            vars(module).update({name: value for name, value in names if name[:2] != "__"})
+            # packages import some of their names when they are asked for
+            vars(module)["__getattr__"] = partial(getattr, import_module(new))
 
 
 def find_moved() -> None:
-    """Let imports find modules by their earlier names, after all other finders."""
+    """Let imports find modules by their earlier names."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())
+        # first, as an earlier folder may be left with nothing but its __pycache__
+        sys.meta_path.insert(0, _Finder())

@@ -118,9 +118,7 @@ def test_without_them_an_option_that_needs_them_says_how_to_get_them(sure, many)
     )
     for given in (like(sure), sure.add_classes(further)):
         for option in ({"max_error": 0.05}, {"sets": 0.9}, {"calibrated": True}):
-            with world.refused(
-                ArtifactError, "does not have: run python -m kdpl calibrate with labelled images"
-            ):
+            with world.refused(ArtifactError, "run python -m kdpl calibrate with labelled images"):
                 predict(given, many, **option)
 
 

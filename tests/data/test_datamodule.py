@@ -372,7 +372,7 @@ def test_arguments_that_cannot_be_are_refused_at_once(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"test_share": 1.0}, "reading.test_share must be above 0 and below 1, not 1.0"),
+        ({"test_share": 1.0}, "reading.test_share must be at least 0 and below 1, not 1.0"),
         ({"bad_images": "ignore"}, "reading.bad_images 'ignore' is unknown: choose error or skip"),
     ],
 )

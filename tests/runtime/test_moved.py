@@ -1,9 +1,11 @@
+import sys
 from importlib import import_module
 
 import pytest
 import world
 from jsonargparse import ArgumentParser
 
+import kdpl
 from kdpl import DomainDataModule, StudentDistillation
 from kdpl.data.domain import build_data
 from kdpl.errors import ConfigError
@@ -11,6 +13,8 @@ from kdpl.runtime.moved import MOVED, SETTINGS, find_moved
 
 NAMES = {
     "kdpl.cache.callback": "FillTeacherCache",
+    "kdpl.doubt": "NegativeVectors",
+    "kdpl.doubt.negatives": "NegativeVectors",
     "kdpl.fidelity": "Fidelity",
     "kdpl.fidelity.callback": "Fidelity",
     "kdpl.logging.mlflow_logger": "RunMLFlowLogger",
@@ -37,6 +41,14 @@ def test_a_class_by_its_earlier_path_is_the_same_and_the_new_path_is_named(old, 
     found = getattr(import_module(old), NAMES[old])
     assert found is getattr(import_module(MOVED[old]), NAMES[old])
     assert f"{old} is {MOVED[old]} now" in capsys.readouterr().err
+
+
+def test_a_folder_that_an_update_left_empty_does_not_hide_the_new_place(tmp_path, monkeypatch):
+    find_moved()
+    (tmp_path / "fidelity" / "__pycache__").mkdir(parents=True)
+    monkeypatch.setattr(kdpl, "__path__", [*kdpl.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "kdpl.fidelity", raising=False)
+    assert import_module("kdpl.fidelity").Fidelity is import_module(MOVED["kdpl.fidelity"]).Fidelity
 
 
 def test_other_names_stay_unknown():

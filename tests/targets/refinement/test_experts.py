@@ -51,7 +51,7 @@ def bursts(evidence, size=3):
     )
     columns = {
         name: getattr(evidence, name)[rows]
-        for name in ("features", "probed", "text", "labels", "held_out", "groups")
+        for name in ("features", "probed", "text", "labels", "validation", "groups")
     }
     shape = columns["features"].shape
     for name in ("features", "probed"):
@@ -313,7 +313,7 @@ def test_the_order_of_the_images_does_not_matter():
     order = torch.randperm(160, generator=torch.Generator().manual_seed(3))
     rows = {
         name: getattr(evidence, name)[order]
-        for name in ("features", "probed", "text", "labels", "held_out", "groups")
+        for name in ("features", "probed", "text", "labels", "validation", "groups")
     }
     first, second = (
         assign(each, RefinementConfig()) for each in (evidence, replace(evidence, **rows))

@@ -190,7 +190,7 @@ def test_a_run_without_test_images_ends_with_a_classifier_and_a_report(tmp_path,
     root, out = image_folder(tmp_path / "pets", splits=("train",)), tmp_path / "out"
     data = [*configs("data/folder.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={root}"]
     own = [
-        "--data.init_args.reading.test_share=null",
+        "--data.init_args.reading.test_share=0",
         "--data.init_args.batch_size=4",
         "--data.init_args.num_workers=0",
     ]

@@ -461,7 +461,7 @@ def test_no_label_is_seen_that_the_teacher_was_not_tuned_on(
     (evidence,) = seen_by
     assert (evidence.labels >= 0).sum() == shown
     assert not evidence.trusted
-    for labels in (evidence.labels, evidence.held_out):
+    for labels in (evidence.labels, evidence.validation):
         assert {label for label in labels.tolist() if label >= 0} == seen
     assert (targets_in(tmp_path).accuracy is None) == (not seen)
 
