@@ -13,6 +13,7 @@ from resampling import bootstrap_difference
 from sklearn.linear_model import LogisticRegression
 
 from kdpl.__main__ import main
+from kdpl.cli import command_names
 from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.data.probe import STRENGTHS, choose_strength, held_out_loss
 from kdpl.data.readers import digits
@@ -22,7 +23,6 @@ from kdpl.report.accuracy import advice_for, below_probes
 from kdpl.report.intervals import wilson
 from kdpl.report.probes import linear_probe
 from kdpl.report.run_folder import Run
-from kdpl.runtime import plugins
 from kdpl.runtime.configs import find_config
 from kdpl.runtime.predictions import read_predictions, read_results
 
@@ -310,7 +310,7 @@ def test_what_is_to_be_done_about_a_student_below_a_probe_is_there_and_not_done_
     for name in re.findall(r"--student (\w+)", said):
         assert find_config(name, "student")
     (command,) = re.findall(r"python -m kdpl (\w+)", said)
-    assert command in plugins.paths("commands")
+    assert command in command_names()
     refined = shutil.copytree(run, tmp_path / "run")
     config = yaml.safe_load((refined / "student/config.yaml").read_text())
     config["model"]["init_args"]["target"] = {
