@@ -163,7 +163,7 @@ def test_a_run_is_resumed_with_the_same_views_alone(teacher_folder, filled, tmp_
         (filled(1), "views is one in each epoch there and 1 of each here"),
         (filled(2, seed=5), "seed of the views is 1 there and 5 here"),
     ):
-        match = rf"checkpoint was made from something else \({words}\): set data.init_args.teacher"
+        match = rf"checkpoint was made from something else \({words}\): set model.init_args.teacher"
         with world.refused(ConfigError, match):
             Distilled(teacher_folder, tmp_path, cache, **resume)
     resumed = Distilled(teacher_folder, tmp_path, tmp_path / "new", fill=True, **resume)
