@@ -3,16 +3,19 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import Metric
 
 from kdpl.errors import ConfigError
 from kdpl.losses import distillation_kl
-from kdpl.metrics import DomainAccuracy
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+    from kdpl.metrics import DomainAccuracy
 
 
 class Prediction(NamedTuple):
@@ -136,7 +139,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def accuracy(self, num_base: int | None) -> Metric:
+    def accuracy(self, num_base: int | None) -> "Metric":
         """Return the metric of logits and labels over all, base and novel classes.
 
         Its values, by name, are logged.
@@ -211,8 +214,11 @@ class MultiClass(Task):
         """Compute ``kdpl.losses.distillation_kl``."""
         return distillation_kl(logits, target_logits, temperature)
 
-    def accuracy(self, num_base: int | None) -> DomainAccuracy:
+    def accuracy(self, num_base: int | None) -> "DomainAccuracy":
         """Return top-1 accuracy."""
+        # torchmetrics takes as long to import as torch, and a classifier needs none
+        from kdpl.metrics import DomainAccuracy
+
         return DomainAccuracy(num_base)
 
     def probabilities(self, logits: Tensor) -> Tensor:
