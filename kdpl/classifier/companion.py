@@ -69,7 +69,7 @@ def read_of_classifier(
 ) -> tuple[dict[str, Tensor], C]:
     """Read the tensors and fields of a file that is kept beside a classifier.
 
-    It is an ArtifactError if the file is damaged, or of another classifier than this fingerprint's.
+    An ArtifactError if the file is damaged, or names another classifier than the fingerprint.
     """
     tensors, read = read_tensors(path, kind, version, remedy)
     fields = parse_metadata(fields_of, read, str(path), remedy)

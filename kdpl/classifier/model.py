@@ -41,7 +41,7 @@ _TYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Options of a prediction: the arguments of ``Classifier.predict``, with its errors."""
+    """Options of a prediction: arguments of ``Classifier.predict``, with the same errors."""
 
     top_k: int = 1
     batch_size: int = 64
@@ -138,8 +138,9 @@ class Classifier(nn.Module):
     def add_classes(self, vectors: ClassVectors) -> "Classifier":
         """Return a classifier with novel classes after the existing ones, and the same encoder.
 
-        An ArtifactError if the class vectors come from another teacher, or have an existing class,
-        or classes have learned scales and biases.
+        It has no companions, as they are of the existing classes alone. An ArtifactError if the
+        class vectors come from another teacher, or have an existing class, or classes have learned
+        scales and biases.
         """
         # check teacher and names
         require_one_class(self.task.name, "adding classes")

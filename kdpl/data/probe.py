@@ -23,12 +23,12 @@ CHOOSING = 2
 
 
 class Probe(NamedTuple):
-    """Linear classifier of the S classes that its images were of.
+    """Linear classifier of the S classes of the images that it was fitted on.
 
     Attributes:
         weight: float [D, S].
         bias: float [S].
-        classes: Their labels, int64 [S].
+        classes: Labels of the S classes, int64 [S].
     """
 
     weight: Tensor
@@ -52,7 +52,7 @@ def fit_probe(features: Tensor, labels: Tensor, strength: float) -> Probe:
 
     The features are normalised, and here centred and scaled as a whole by ``scale_of``. The weight
     c_i of an image is n / (S · n_y) with n_y of the n images in its class, so that each class
-    counts alike: how many labels it has often says more of the labelling than of the domain.
+    counts alike: its number of labels often says more about the labelling than about the domain.
 
     Args:
         features: Normalised features of labelled images, float [n, D].
@@ -105,7 +105,7 @@ def choose_strength(features: Tensor, labels: Tensor, groups: Tensor) -> tuple[f
     """Choose C by the log loss of labelled images in folds of their groups; also say how.
 
     It is the first of ``STRENGTHS`` where there are fewer than ``CHOOSING`` groups of a class.
-    Arguments are as of ``fit_probe``; ``groups`` [n] are numbers.
+    Takes features and labels as ``fit_probe`` does; ``groups`` [n] are numbers.
     """
     fold_of = torch.from_numpy(folds(labels.cpu().numpy(), groups.cpu().numpy())).to(labels.device)
     pairs = torch.unique(torch.stack([groups, labels]), dim=1).shape[1]
@@ -117,7 +117,7 @@ def choose_strength(features: Tensor, labels: Tensor, groups: Tensor) -> tuple[f
 
 
 def held_out_loss(features: Tensor, labels: Tensor, fold_of: Tensor, strength: float) -> float:
-    """Return the log loss of images by the probes of the other folds; fold −1 judges none."""
+    """Return the log loss of images by probes of the other folds; fold −1 does not count."""
     loss = 0.0
     for fold in range(int(fold_of.max()) + 1):
         judged = fold_of == fold
@@ -129,5 +129,5 @@ def held_out_loss(features: Tensor, labels: Tensor, fold_of: Tensor, strength: f
 
 
 def classes_of(labels: Tensor) -> Tensor:
-    """The classes that there are labels of, in order; −1 is none."""
+    """Return the classes that have labels, in order; −1 is no label."""
     return torch.nonzero(torch.bincount(labels[labels >= 0])).flatten()

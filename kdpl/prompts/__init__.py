@@ -1,4 +1,4 @@
-"""Learnable prompts in both towers of a frozen CLIP; independent of Lightning."""
+"""Learnable prompts in both towers of a frozen CLIP, and the student's encoder; no Lightning."""
 
 from kdpl.prompts.independent import IndependentPrompts
 from kdpl.prompts.method import MethodFactory, PromptConfig, PromptMethod, prompt_method

@@ -15,8 +15,8 @@ class VisionPrompts(Float32Module):
 
     Layer 0's prompts are appended after class token and patches, without positional embeddings and,
     in the vision transformers of CLIP, before ``ln_pre``; each of the following ``depth - 1``
-    layers replaces the last ``length`` tokens by its prompts. From layer ``depth`` on the tokens
-    flow.
+    layers replaces the last ``length`` tokens by its prompts. From layer ``depth`` on, the tokens
+    pass on unchanged.
 
     Args:
         length: Prompt tokens per layer, n.

@@ -1,7 +1,7 @@
 """Linear probes of a run's networks with the same labels, the baseline of its student.
 
-``kdpl.data.probe`` says what they are. A run's probes are kept in its folder as tests, beside
-those of its stages.
+``kdpl.data.probe`` fits them. A run's folder keeps its probes as tests, beside the tests of its
+stages.
 """
 
 import json
@@ -44,8 +44,8 @@ from kdpl.runtime.run_folder import PROBE_FEATURES, PROBE_FILE, PROBE_FOLDER
 _MOST_TERMS = 50_000_000
 
 
-class Probe(NamedTuple):
-    """Test of a logistic regression, of base images alone under ``base_to_novel``."""
+class ProbeTest(NamedTuple):
+    """Test of a logistic regression; with ``base_to_novel`` only on images of base classes."""
 
     results: dict[str, float]
     predictions: list[ImagePrediction]
@@ -70,11 +70,11 @@ def clip_of(stage: Stage) -> ClipConfig:
     return ClipConfig(**values)
 
 
-def linear_probe(run: Run, role: str) -> Probe:
+def linear_probe(run: Run, role: str) -> ProbeTest:
     """Return the linear probe of a run's ``teacher`` or ``student``.
 
     It is read from the run's folder, or fitted on the labelled images that the run may see, tested
-    on those of its test, and kept in the folder.
+    on the run's test images, and kept in the folder.
 
     Raises:
         KdplError: There is no such stage, test or labelled image, or the images are gone.
@@ -82,7 +82,7 @@ def linear_probe(run: Run, role: str) -> Probe:
     if role not in run.stages:
         raise ArtifactError(f"not part of {run.folder}")
     clip, num_base = clip_of(run.stages[role]), run.vectors.num_base
-    # the labels are those that the teacher saw
+    # use the labels that the teacher saw
     labeled = replace(run, student=None) if "teacher" in run.stages else run
     data = labeled.main.config["data"]
     origin = as_json(
@@ -92,7 +92,7 @@ def linear_probe(run: Run, role: str) -> Probe:
     if not tested:
         raise DataError("no test image is of a base class")
 
-    # a teacher has its own in a campaign, where students share it
+    # in a campaign, students share the probe in their teacher's folder
     for folder in (run.folder, run.stages[role].folder):
         kept = _stored(folder / PROBE_FOLDER / role, origin)
         if kept and [(p.source, p.label_number) for p in kept.predictions] == tested:
@@ -113,7 +113,7 @@ def linear_probe(run: Run, role: str) -> Probe:
     return probe
 
 
-def _fit(run: Run, data: DomainDataModule, config: ClipConfig) -> Probe:
+def _fit(run: Run, data: DomainDataModule, config: ClipConfig) -> ProbeTest:
     if data.class_names != run.vectors.class_names:
         raise DataError(f"the teacher of {run.folder} was tuned on other classes than were tested")
     require_probe(config, data)
@@ -121,7 +121,7 @@ def _fit(run: Run, data: DomainDataModule, config: ClipConfig) -> Probe:
     if images * len(data.class_names) > _MOST_TERMS:
         raise DataError(f"{images} labelled images of so many classes would take hours")
 
-    # the features of the labelled and the test images
+    # encode the labelled and the test images
     clip, num_base, tested = load_encoder(config), run.vectors.num_base, run.tested_data()
     classes = len(data.class_names) if num_base is None else num_base
     (train, labels), (test, numbers) = encode(clip, data, "labeled"), encode(clip, tested, "test")
@@ -131,7 +131,7 @@ def _fit(run: Run, data: DomainDataModule, config: ClipConfig) -> Probe:
     sources = [record.source for record in data.labels.evaluation("labeled")]
     groups = torch.from_numpy(group_numbers(sources, data.splits.groups))
 
-    # the probe, and its predictions
+    # fit the probe, and predict
     strength, how = choose_strength(train, labels, groups)
     probe = fit_probe(train, labels, strength)
     names, predictions = data.class_names, []
@@ -144,7 +144,7 @@ def _fit(run: Run, data: DomainDataModule, config: ClipConfig) -> Probe:
         y = record.single
         predictions.append(ImagePrediction(i, record.source, names[y], names[p], q, y, p))
     accuracy = sum(p.correct for p in predictions) / len(predictions)
-    return Probe(
+    return ProbeTest(
         {test_key("acc" if num_base is None else "base_acc"): accuracy},
         predictions,
         {"network": str(config), "labels": len(labels), "C": strength, "how": how},
@@ -181,13 +181,13 @@ def encode(
         return infer_labeled(features, batches, device())
 
 
-def _stored(folder: Path, origin: Origin) -> Probe | None:
+def _stored(folder: Path, origin: Origin) -> ProbeTest | None:
     """Read a probe of the same network and labels; None if there is none or it is damaged."""
     try:
         about = json.loads((folder / PROBE_FILE).read_text(encoding="utf-8"))
         if differs := difference({name: about.get(name) for name in origin}, origin):
             inform(f"{folder} has a probe of something else ({differs[1]}): fitting it again")
             return None
-        return Probe(read_results(folder), read_predictions(folder), about)
+        return ProbeTest(read_results(folder), read_predictions(folder), about)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

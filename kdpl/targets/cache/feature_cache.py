@@ -32,6 +32,7 @@ from kdpl.errors import ConfigError, DataError, reason
 from kdpl.runtime.files import write_text
 from kdpl.runtime.origin import require_same
 from kdpl.runtime.resizing import Resizing
+from kdpl.runtime.run_folder import LOCK_FILE
 from kdpl.targets.shards import SHARD, Work, fill_shards, images_per_shard, shards_in
 
 MANIFEST = "manifest.json"
@@ -211,7 +212,7 @@ def fill(folder: Path, expected: Manifest, work: Work, same: Collection[str] = (
     images = replace(work.images, view=replace(work.images.view, seed=manifest.view_seed))
     first = work.rank == 0  # holds the lock for all processes; they wait for it at the end
     try:
-        with FileLock(folder / ".lock").acquire(timeout=0) if first else nullcontext():
+        with FileLock(folder / LOCK_FILE).acquire(timeout=0) if first else nullcontext():
             shards = manifest.shards(folder)
             return fill_shards(shards, manifest.views, replace(work, images=images))
     except Timeout as error:

@@ -19,8 +19,8 @@ _LEAST_VARIANCE = 1e-6
 _LEAST_MASS = 1e-6
 _INNER = 5
 
-# best weights of Gaussians, neighbours and predictions (ω, γ, λ) over all worlds: without labels,
-# with fewer than ``_MANY`` per class, and with more (docs/targets.md)
+# best weights of Gaussians, neighbours and predictions (ω, γ, λ) on digits, letters and
+# photographs: without labels, with fewer than ``_MANY`` per class, and with more (docs/targets.md)
 _MANY = 4
 _NONE = ((0.3, 3.0, 0.3),)
 _FEW = ((0.1, 3.0, 0.3),)
@@ -42,7 +42,7 @@ class RefinementConfig:
             two.
         likelihood: ω, weight of the classes' Gaussians. Below 1, as the D dimensions of a feature
             depend on each other.
-        prior: λ, weight of the refined predictions.
+        prior: λ, weight of the predictions that are refined.
         rounds: Number of rounds, each with five updates of the assignments and one of the
             Gaussians.
     """
@@ -120,7 +120,7 @@ def refine(
     labels: Tensor | None = None,
     config: RefinementConfig = RefinementConfig(),
 ) -> Tensor:
-    """Assign images to classes by the teacher's predictions, neighbours and a Gaussian per class.
+    """Assign images to classes by predictions, neighbours and a Gaussian per class.
 
     From z = y, each round fits means and one diagonal covariance to the assignments z, then five
     times z_i ← softmax_c(ω log N(f_i; μ_c, Σ) + γ Σ_j a_ij z_jc + λ log y_ic). All images
@@ -128,7 +128,7 @@ def refine(
 
     Args:
         features: Normalised features f of all images, float [N, D].
-        predictions: The teacher's probabilities y, float [N, C].
+        predictions: The probabilities y to refine, float [N, C].
         neighbors: The result a of ``affinity``, sparse [N, N].
         labels: Classes of labelled images, whose z stays the label, −1 for the others, [N]; None:
             no image is labelled.
