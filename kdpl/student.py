@@ -208,7 +208,7 @@ class StudentDistillation(ClassifyingModule):
 
     @classmethod
     def require_possible(cls, settings: Mapping[str, Any], data: DomainDataModule) -> None:
-        """Refuse settings that a fit would refuse, as far as no teacher is needed to tell.
+        """Refuse settings that a fit would refuse, as far as this can be checked without a teacher.
 
         Args:
             settings: The arguments of this class, as a config has them.

@@ -50,8 +50,8 @@ _AS_CACHED = f"set model.init_args.teacher_cache to what it was, {_OR}"
 _REMEDIES = {
     "images": f"put back the images that it had, {_OR}",
     "images a step": "set data.init_args.batch_size times the number of processes to what it was",
-    "images held out": "give kdpl.targets.fidelity.Fidelity as it was, in trainer.callbacks or "
-    f"not, {_OR}",
+    "images held out": "add kdpl.targets.fidelity.Fidelity to trainer.callbacks, or remove it, as "
+    f"before, {_OR}",
     "views": _AS_CACHED,
     "seed of the views": _AS_CACHED,
 }

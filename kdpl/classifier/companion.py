@@ -17,7 +17,8 @@ class Companion(ABC):
     """An object that is saved and read with a classifier. A plugin registers its class.
 
     Attributes:
-        file: Name of its file in the classifier's folder.
+        file: Name of its file in the classifier's folder, with the ending ``.json`` or
+            ``.safetensors``: a classifier's folder with other files is not replaced.
     """
 
     file: ClassVar[str]

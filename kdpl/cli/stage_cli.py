@@ -169,7 +169,7 @@ class KdplCLI(LightningCLI):
             require_same_settings(file, self.parser.dump(self.config, skip_none=False))
 
     def check_all(self) -> None:
-        """Check, and refuse what the model or a callback can tell before earlier stages are run."""
+        """Run ``check``, and the checks of model and callbacks that need no earlier stage."""
         self.check()
         if handed_over(self.folder):
             return
@@ -185,7 +185,7 @@ class KdplCLI(LightningCLI):
         last = folder / LAST
         if given is None and not last.is_file():
             if self.command == "fit" and process_rank() == 0:
-                # of a start that is not resumed, perhaps with other settings
+                # these metrics are from an earlier start that is not resumed
                 (folder / METRICS_FILE).unlink(missing_ok=True)
             return None
         require_intact(Path(given or last))

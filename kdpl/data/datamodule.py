@@ -91,8 +91,8 @@ class DomainDataModule(LightningDataModule):
         unlabeled_share: Share of the unlabelled training images to distil on, above 0 and at most
             1.
         allow_fewer_shots: Use classes that have fewer than ``shots`` training images as they are.
-        balance_classes: Draw the labelled training images of an epoch so that each class comes
-            equally often, however many it has; an epoch is as long as without.
+        balance_classes: Sample labelled training images so that all classes are equally frequent;
+            the length of an epoch does not change.
         augmentation: Views of training images: ``random_resized_crop``, ``light_affine``, ``none``,
             or your ``Augmentation``.
         batch_size: Training images a batch, on each process.

@@ -107,8 +107,8 @@ class LocalViews(PreparedTarget):
         """Return log odds of the target [B, C]; a ConfigError before ``prepare``."""
         if not len(self._rows):
             raise ConfigError(
-                "the targets of local views are not there: fit the student by its command to make "
-                "them"
+                "the targets of local views are not there: run a fit of the student, which "
+                "prepares them before its first step"
             )
         return self._log_odds[self._rows[indices]]
 

@@ -249,12 +249,13 @@ def assign(
 
 
 def _choose(right: Sequence[Tensor], alone: bool, before: float) -> int:
-    """Return which candidate is right on most judges, by the share of each, float [judges].
+    """Return the index of the candidate that is right on most judging images, the first of equals.
 
-    Of equals it is the first. If the last candidate is the experts ``alone``, it is chosen only in
-    two cases. It is right on more judges, by over a standard error of the difference: a refinement
-    helps classes with few labels most, and there few labels judge. Or it is as good as the teacher,
-    which is right on ``before`` of the judges, and the best refinement is not.
+    With ``alone``, the last candidate is the unrefined experts. It is chosen only if (a) it beats
+    the best refinement by more than a standard error of the difference, or (b) it is as good as the
+    teacher, which is right on ``before`` images, and the best refinement is not. The margin in (a)
+    favours refinement, which helps most where labels, and so judging images, are few. ``right`` has
+    for each candidate the share of each judging image, float [judges].
     """
     totals = [shares.sum().item() for shares in right]
     refined = totals[:-1] if alone else totals

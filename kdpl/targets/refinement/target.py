@@ -67,8 +67,8 @@ class Refined(RefinementConfig, PreparedTarget):
         """Return logits of the target [B, C]; a ConfigError before ``prepare``."""
         if self._taken is None:
             raise ConfigError(
-                "the refined targets are not there: fit the student by its command, "
-                "which makes them"
+                "the refined targets are not there: run a fit of the student, which prepares them "
+                "before its first step"
             )
         if not self._taken:
             return predicted
