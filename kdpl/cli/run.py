@@ -89,14 +89,7 @@ def run(
     from kdpl.runtime.messages import process_rank
 
     # find the configs, and parse the settings of each stage once
-    configs = {
-        "shared": [find_config(name) for name in config],
-        "teacher": [find_config(name, "teacher") for name in teacher],
-        "teacher2": [find_config(name, "teacher") for name in teacher2],
-        "student": [find_config(name, "student") for name in student],
-    }
-    for file in itertools.chain(*configs.values()):
-        read_config(file)
+    configs = _find_configs(config, teacher, teacher2, student)
     folder = Path(out)
     _require_run_folder(folder)
     settings = [f"--data.init_args.shots={shots}", *settings] if shots is not None else settings
@@ -133,6 +126,21 @@ def run(
                 resolve_name(report)(str(folder), trust=True)
             summarize(console, folder, nothing_done=not unfinished)
     return 0
+
+
+def _find_configs(
+    shared: Sequence[str], teacher: Sequence[str], teacher2: Sequence[str], student: Sequence[str]
+) -> dict[str, list[str]]:
+    """Return the config files of the stages; a ConfigError if one is missing or not YAML."""
+    configs = {
+        "shared": [find_config(name) for name in shared],
+        "teacher": [find_config(name, "teacher") for name in teacher],
+        "teacher2": [find_config(name, "teacher") for name in teacher2],
+        "student": [find_config(name, "student") for name in student],
+    }
+    for file in itertools.chain(*configs.values()):
+        read_config(file)
+    return configs
 
 
 def _do_all(

@@ -186,7 +186,6 @@ def compare_batches(
     within = np.sort(distances_within(pool.features))
     far = distances_to(pool.features, sample.features)
     ranks = np.searchsorted(within, far) / len(within)
-    bands = np.histogram(ranks, _BANDS)[0] / len(sample)
     summary = {
         "differs": bool(alarms),
         "because": [_ALARMS[question] for question in alarms],
@@ -210,23 +209,32 @@ def compare_batches(
         "sizes": {"pool": len(pool), "compared": len(drawn)},
         "rejected": rejected,
         "classes": rows,
-        "bands": [
-            {"low": low, "high": high, "pool": high - low, "new": share}
-            for low, high, share in zip(_BANDS[:-1], _BANDS[1:], bands, strict=True)
-        ],
+        "bands": _bands(ranks),
         "medians": {"pool": np.median(within), "new": np.median(far)},
         "unusual": [
-            {
-                "position": new.positions[i],
-                "name": new.names[i],
-                "class": names[sample.labels[i]],
-                "probability": sample.scores[i].item(),
-                "rejected": is_rejected[i],
-                "rank": ranks[i],
-            }
-            for i in np.argsort(-far)[:MAX_SHOWN]
+            _shown(new, i, names) | {"rejected": is_rejected[i], "rank": ranks[i]}
+            for i in np.argsort(-far)[:MAX_SHOWN].tolist()
         ],
         "unreadable": new.unreadable[:_MAX_LISTED],
+    }
+
+
+def _bands(ranks: npt.NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Return the share of new images in each band of ranks, and the pool's share."""
+    shares = np.histogram(ranks, _BANDS)[0] / len(ranks)
+    return [
+        {"low": low, "high": high, "pool": high - low, "new": share}
+        for low, high, share in zip(_BANDS[:-1], _BANDS[1:], shares, strict=True)
+    ]
+
+
+def _shown(new: Batch, i: int, names: Sequence[str]) -> dict[str, Any]:
+    """Return an image as the page shows it, with its most probable class."""
+    return {
+        "position": new.positions[i],
+        "name": new.names[i],
+        "class": names[int(new.sample.labels[i])],
+        "probability": new.sample.scores[i].item(),
     }
 
 

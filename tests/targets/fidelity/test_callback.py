@@ -199,12 +199,12 @@ def test_a_resumed_run_holds_out_the_same_images(whole, teacher_folder, tmp_path
 
 def test_a_run_is_resumed_with_as_many_images_as_it_had(whole, teacher_folder, tmp_path):
     with refused(
-        ConfigError, "images held out is 100 there and 0 here.: give kdpl.targets.fidelity.Fide"
+        ConfigError, "images held out is 100 there and 0 here.: add kdpl.targets.fidelity.Fide"
     ):
         distil(teacher_folder, tmp_path, ckpt_path=whole[1] / "epoch=0.ckpt")
     distil(teacher_folder, tmp_path, epochs=1, trainer={"save": True})
     with refused(
-        ConfigError, "images held out is 0 there and 100 here.: give kdpl.targets.fidelity.Fide"
+        ConfigError, "images held out is 0 there and 100 here.: add kdpl.targets.fidelity.Fide"
     ):
         distil(teacher_folder, tmp_path, Fidelity(), ckpt_path=tmp_path / "epoch=0.ckpt")
 
