@@ -17,6 +17,7 @@ FEATURES = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
 
 
 def test_projection_gradients_and_running_statistics_are_the_plain_ones():
+    torch.manual_seed(0)  # some weights nearly cancel a gradient, whose rounding is then large
     projector = world.disturbed(Projector(20, 24), 0.3)
     plain = PlainProjector(projector.state_dict())
     leaves = {k: v.requires_grad_() for k, v in plain.parameters.items() if "running" not in k}
