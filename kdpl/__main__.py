@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from kdpl import __version__
 from kdpl.cli import STAGES, command_names, find_command, usage
 from kdpl.runtime import faults, slurm
-from kdpl.runtime.moved import find_moved
 
 # exit codes of a shell for Ctrl-C, SIGPIPE and SIGTERM
 _INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 130, 141, 143
@@ -44,7 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     # run the command, and turn errors into messages and exit codes
-    find_moved()
     try:
         return _run(args)
     except slurm.Requeued as requeued:

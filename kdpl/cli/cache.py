@@ -33,7 +33,6 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
                     "FOLDER"
                 )
             # no training step, no logger, no checkpoint
-            model.fill_teacher_cache = True
             trainer.max_epochs = views or trainer.max_epochs or 0
             trainer.limit_train_batches = 0
             # the datamodule records here which images it has decoded

@@ -275,7 +275,7 @@ def _has_test_images(student: "KdplCLI") -> bool:
         return True
 
 
-def _do(number: int, steps: Sequence[LocalStep], console: Any, out: Path) -> None:
+def _do(number: int, steps: Sequence[LocalStep], console: "Console", out: Path) -> None:
     """Do the step of this number, counted from 1."""
     from kdpl.runtime.messages import process_rank
 

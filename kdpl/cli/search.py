@@ -36,15 +36,13 @@ def search(
     """
     from kdpl.cli.fit import parse_stage
     from kdpl.errors import ConfigError
-    from kdpl.runtime.run_folder import DECODED_FILE
 
     if not settings:
         raise ConfigError(
             "search needs the settings of a student's fit: give --config FILE (--help tells more)"
         )
     student, folder = parse_stage("fit", settings), Path(out)
-    candidates = candidates_of(student, folder, epochs, lr)
-    compare(student, candidates, folder, folder / "configured" / DECODED_FILE)
+    compare(student, candidates_of(student, folder, epochs, lr), folder)
     return 0
 
 
@@ -86,12 +84,16 @@ def candidates_of(
 
 
 def compare(
-    student: "KdplCLI", candidates: "Mapping[str, KdplCLI]", out: Path, decoded: Path
+    student: "KdplCLI",
+    candidates: "Mapping[str, KdplCLI]",
+    out: Path,
+    decoded: Path | None = None,
 ) -> "KdplCLI":
     """Fit the candidates of a student, and write what the best one trains into a folder.
 
-    ``decoded`` is the file that tells which images can be decoded, if an earlier fit wrote it.
-    Returns the student's fit with the best candidate's settings, on all processes.
+    ``decoded`` is the file in which an earlier fit noted what images can be decoded; without it the
+    first candidate decodes them. Returns the student's fit with the best candidate's settings, on
+    all processes.
     """
     from functools import partial
 
@@ -109,15 +111,14 @@ def compare(
 
     # fit each candidate, also one that is done: it compares its settings again
     all_epochs = student.config.trainer.max_epochs
+    if decoded is None or not decoded.is_file():
+        decoded = out / "configured" / DECODED_FILE
     measured = dict[str, tuple[float, float, float]]()
     for name, candidate in candidates.items():
         epochs, result = candidate.config.trainer.max_epochs, candidate.folder / CLASSIFIER_FOLDER
         cost = f"{len(candidates) * epochs / all_epochs:.2g} times the fit of {all_epochs}"
         inform(f"{name}: {epochs} epochs each; the {len(candidates)} candidates cost {cost}")
         try:
-            # the first candidate decodes the images if no earlier fit did
-            files = [decoded, out / "configured" / DECODED_FILE]
-            decoded = next(filter(Path.is_file, files), decoded)
             LocalStep(name, "fit", result, start=partial(run_stage, candidate)).run(decoded)
         except TrainingError as error:
             if name == "configured":
@@ -133,15 +134,12 @@ def compare(
     settings = candidates[best].config.model.init_args.as_dict()
     chosen = {name: settings[name] for name in ("fine_tune", "vision_prompts", "optim")}
     best_settings = {"model": {"init_args": chosen}}
-    if process_rank() > 0:
-        return student.derive(best_settings)
-
-    # write what it trains
-    file = out / _CHOSEN_FILE
-    write_text(file, yaml.safe_dump(best_settings, sort_keys=False))
-    head = ["", f"agrees on % of {measured[best][2]:.0f}", "KL, nats"]
-    rows = [[name, f"{100 * at[0]:.1f}", f"{-at[1]:.3f}"] for name, at in measured.items()]
-    print(*markdown_rows([head, *rows], 2), f"{best} is written to {file}", sep="\n")
+    if process_rank() == 0:
+        file = out / _CHOSEN_FILE
+        write_text(file, yaml.safe_dump(best_settings, sort_keys=False))
+        head = ["", f"agrees on % of {measured[best][2]:.0f}", "KL, nats"]
+        rows = [[name, f"{100 * at[0]:.1f}", f"{-at[1]:.3f}"] for name, at in measured.items()]
+        print(*markdown_rows([head, *rows], 2), f"{best} is written to {file}", sep="\n")
     return student.derive(best_settings)
 
 

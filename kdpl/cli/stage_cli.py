@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal, Self
@@ -175,10 +175,11 @@ class KdplCLI(LightningCLI):
             return
         callbacks = self.config.trainer.callbacks or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        data = cache(self.data)  # read once for all checks
         for section in (self.config.model, *callbacks):
             check = getattr(resolve_name(section.class_path), "require_possible", None)
             if check is not None:
-                check(section.as_dict().get("init_args", {}), self.data())
+                check(section.as_dict().get("init_args", {}), data())
 
     def _choose_checkpoint(self) -> str | None:
         folder, given = self.folder, self.config.ckpt_path

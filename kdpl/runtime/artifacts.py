@@ -92,6 +92,6 @@ def parse_metadata(kind: type[T], fields: Mapping[str, Any], source: str, remedy
 
 
 def describe(value: object) -> str:
-    """Describe a value of an artifact in a message: itself if it is short, or its type."""
+    """Return a value of an artifact for a message: the value if it is short, or its type."""
     text = str(value)
     return visible(text) if value is None or len(text) <= 40 else f"of type {type(value).__name__}"

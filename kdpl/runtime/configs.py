@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import yaml
 
 from kdpl.errors import ConfigError, reason
-from kdpl.runtime.moved import find_moved
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -106,7 +105,6 @@ def find_class(name: str, registry: Mapping[str, str], base: type[T], kind: str)
         f"{base.__module__}.{base.__qualname__}"
     )
     module, _, attribute = registry.get(name, name).rpartition(".")
-    find_moved()  # artifacts hold paths as well as configs
     # a stranger's artifact may name the class: do not import modules that cannot define one
     refused = module.partition(".")[0] in sys.stdlib_module_names or "__main__" in module
     try:

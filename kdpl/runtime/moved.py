@@ -74,6 +74,5 @@ class _Finder(MetaPathFinder, Loader):
 
 def find_moved() -> None:
     """Let imports find modules by their earlier names."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        # first, as an earlier folder may be left with nothing but its __pycache__
-        sys.meta_path.insert(0, _Finder())
+    # first, as an earlier folder may be left with nothing but its __pycache__
+    sys.meta_path.insert(0, _Finder())

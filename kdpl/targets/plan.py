@@ -16,18 +16,16 @@ from kdpl.targets.prepared import PreparedTarget
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Images, teacher features and target of a student's fit.
+    """Images and teacher features of a student's fit, whose target is prepared.
 
     Attributes:
         selection: The images to distil on, held out and left out.
         features: The teachers' features of their views; None: the teachers run in each step, or
             none is needed.
-        target: The prepared target.
     """
 
     selection: Selection
     features: TeacherCaches | None
-    target: Target
 
 
 def prepare(preparation: Preparation, target: Target, pool_filter: float | None) -> Plan:
@@ -56,4 +54,4 @@ def prepare(preparation: Preparation, target: Target, pool_filter: float | None)
     # prepare the target of the remaining images
     if isinstance(target, PreparedTarget):
         target.prepare(TargetInputs(preparation, selection))
-    return Plan(selection, features, target)
+    return Plan(selection, features)

@@ -9,7 +9,7 @@ import kdpl
 from kdpl import DomainDataModule, StudentDistillation
 from kdpl.data.domain import build_data
 from kdpl.errors import ConfigError
-from kdpl.runtime.moved import MOVED, SETTINGS, find_moved
+from kdpl.runtime.moved import MOVED, SETTINGS
 
 NAMES = {
     "kdpl.cache.callback": "FillTeacherCache",
@@ -37,7 +37,6 @@ def test_every_earlier_path_is_tried():
 
 @pytest.mark.parametrize("old", MOVED)
 def test_a_class_by_its_earlier_path_is_the_same_and_the_new_path_is_named(old, capsys):
-    find_moved()
     pytest.importorskip(".".join(MOVED[old].split(".")[:2]))  # a folder may have been removed
     found = getattr(import_module(old), NAMES[old])
     assert found is getattr(import_module(MOVED[old]), NAMES[old])
@@ -45,7 +44,6 @@ def test_a_class_by_its_earlier_path_is_the_same_and_the_new_path_is_named(old, 
 
 
 def test_a_folder_that_an_update_left_empty_does_not_hide_the_new_place(tmp_path, monkeypatch):
-    find_moved()
     (tmp_path / "fidelity" / "__pycache__").mkdir(parents=True)
     monkeypatch.setattr(kdpl, "__path__", [*kdpl.__path__, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "kdpl.fidelity", raising=False)
@@ -53,7 +51,6 @@ def test_a_folder_that_an_update_left_empty_does_not_hide_the_new_place(tmp_path
 
 
 def test_other_names_stay_unknown():
-    find_moved()
     with pytest.raises(ModuleNotFoundError):
         import_module("kdpl.no_such_folder")
 
