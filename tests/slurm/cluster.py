@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 _DAEMONS = ("munged", "slurmctld", "slurmd")
+_ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 _CONF = """
 ClusterName=kdpl
@@ -167,11 +168,18 @@ class Cluster:
 
     def finish(self, job):
         """Wait for a job's end, through requeues; returns its fields, or those of each element of an array."""
-        running = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING")
-        self._wait(
-            lambda: all(each["JobState"] not in running for each in self.hasten(job)), seconds=1500
-        )
-        return self.hasten(job)
+        looks = []
+
+        def ended():
+            looks.append(self.hasten(job))
+            # twice: a job that is being requeued is, for a moment, like one that has ended
+            return len(looks) > 1 and all(
+                elements and all(element["JobState"] in _ENDED for element in elements)
+                for elements in looks[-2:]
+            )
+
+        self._wait(ended, seconds=1500)
+        return looks[-1]
 
     def queued(self):
         """The jobs that are pending or running."""
