@@ -21,7 +21,7 @@ WITH_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart table reproduce targets photographs bench gpu test check-slow base floors soak fuzz slurm screenshots models lint typecheck format docs docs-serve clean notebook
+.PHONY: help quickstart table reproduce targets photographs bench gpu test check-slow base core floors soak fuzz slurm screenshots models lint typecheck format docs docs-serve clean notebook
 
 help: ## list the targets
 	@echo "usage: make TARGET"
@@ -69,10 +69,16 @@ check-slow: $(WITH_DEV) ## run the slow tests: several processes, browsers, fuzz
 	@$(VENV_PYTHON) -m pytest -n 3 --dist loadfile -m slow $(TESTS)
 
 # environments of their own: .venv-base and .venv-floors
-base: ## run the tests that need the base installation alone, without any extra
+$(VENV)-base/.installed: pyproject.toml
 	@$(MAKE) --no-print-directory VENV=$(VENV)-base $(VENV)-base/.created
 	@$(VENV)-base/bin/python -m pip install --quiet --disable-pip-version-check --editable . pytest pytest-xdist
+	@touch $@
+
+base: $(VENV)-base/.installed ## run the tests that need the base installation alone, without any extra
 	@KDPL_WITHOUT=dev $(VENV)-base/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
+
+core: $(VENV)-base/.installed ## run the tests of the core without any extra and without the folders that can be removed
+	@KDPL_WITHOUT=dev PYTHONPATH=tests $(VENV)-base/bin/python tests/core.py -n 2 --dist loadfile
 
 floors: ## run the tests with the oldest versions that pyproject.toml allows
 	@$(MAKE) --no-print-directory VENV=$(VENV)-floors $(VENV)-floors/.created

@@ -2,36 +2,16 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tomllib
 from importlib import import_module
-from pathlib import Path
 
 import pytest
+from core import REMOVABLE, without
 from forked import forked
-from runs import SHORT, STAGES, configs, image_folder, install_entry_points, noise
+from runs import SHORT, STAGES, configs, image_folder, noise
 
-ROOT = Path(__file__).parents[1]
-PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-REMOVABLE = PYPROJECT["tool"]["kdpl"]["removable"]
 PLUGINS = {name: import_module(f"kdpl.{name}.plugin").PLUGIN for name in REMOVABLE}
-
-
-def without(folders, copy):
-    """Copy the package without these folders and their lines in pyproject.toml."""
-    leave_out = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "kdpl", copy / "kdpl", ignore=leave_out)
-    lines = (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
-    for folder in folders:
-        shutil.rmtree(copy / "kdpl" / folder)
-        declaring = re.compile(rf'"kdpl\.{folder}\.|^{folder} = \[.*\]$')
-        lines = [line for line in lines if not declaring.search(line)]
-    text = "\n".join(lines)
-    (copy / "pyproject.toml").write_text(text, encoding="utf-8")
-    groups = tomllib.loads(text)["project"]["entry-points"]
-    install_entry_points(copy, "kdpl", "0.1.0", groups)
 
 
 def needing(folder):
@@ -113,44 +93,3 @@ def test_a_project_without_a_folder_runs_both_stages_exports_and_predicts(
     header, row, _ = said.partition("path,class,")[2].splitlines()
     assert header == "probability,error"
     assert row.startswith(f"{tmp_path}/photo.png,")
-
-
-@pytest.mark.slow
-def test_the_tests_of_the_core_pass_without_any_of_them(tmp_path):
-    without(REMOVABLE, tmp_path)
-    leave_out = shutil.ignore_patterns("__pycache__", *REMOVABLE)
-    for name in ("configs", "examples", "tests"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=leave_out)
-    modules = [
-        "teacher",
-        "student",
-        "student_ablations",
-        "mixed_precision",
-        "class_vectors",
-        "classifier",
-        "tasks",
-        "losses",
-        "metrics",
-    ]
-    files = [f"tests/test_{name}.py" for name in [*modules, "optim", "errors"]]
-    folders = [
-        "callbacks",
-        "classifier",
-        "cli",
-        "clip",
-        "data",
-        "faults",
-        "prompts",
-        "properties",
-        "runtime",
-        "targets",
-    ]
-    # what lies deeper is of one kind of model, source, format or logger
-    files += [
-        str(file.relative_to(tmp_path))
-        for folder in folders
-        for file in sorted((tmp_path / "tests" / folder).glob("test_*.py"))
-    ]
-    options = ["-m", "not slow", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/temporary"]
-    said = call(tmp_path, "-m", "pytest", *options, *files)
-    assert int(re.search(r"(\d+) passed", said)[1]) > 1000
