@@ -25,9 +25,8 @@ SQUARE = Resizing(8)
 
 
 def digits(**options):
-    return DomainDataModule(
-        "digits", **{"num_workers": 0, "augmentation": "light_affine", **options}
-    )
+    options = {"num_workers": 0, "augmentation": "light_affine", **options}
+    return DomainDataModule("digits", **options)
 
 
 @pytest.fixture
@@ -43,49 +42,37 @@ def folder(tmp_path):
 
 
 def in_folder(folder, **options):
-    own = {"root": str(folder / "data"), "num_workers": 0, "augmentation": "none", "shots": 4}
-    return DomainDataModule("folder", **{**own, **options})
+    settings = {"root": str(folder / "data"), "num_workers": 0, "augmentation": "none", "shots": 4}
+    return DomainDataModule("folder", **{**settings, **options})
 
 
 def trainer(folder, **options):
-    return world.quiet_trainer(
-        folder, **{"limit_val_batches": 1.0, "use_distributed_sampler": False, **options}
-    )
+    options = {"limit_val_batches": 1.0, "use_distributed_sampler": False, **options}
+    return world.quiet_trainer(folder, **options)
 
 
 def test_labelled_split_is_the_few_shot_sample_and_its_base_subset_and_unlabelled_all_training_images(
     folder,
 ):
-    every, base = in_folder(folder, seed=3), in_folder(folder, seed=3, protocol="base_to_novel")
-    assert (every.class_names, every.num_base, every.tuning_class_names) == (
-        tuple("abcde"),
-        None,
-        tuple("abcde"),
-    )
-    assert (base.class_names, base.num_base, base.tuning_class_names) == (
-        tuple("abcde"),
-        3,
-        tuple("abc"),
-    )
-    sample, _ = few_shot(every.splits.train, every.splits.val, 4, 4, 3)
+    whole, base = in_folder(folder, seed=3), in_folder(folder, seed=3, protocol="base_to_novel")
+    sample, _ = few_shot(whole.splits.train, whole.splits.val, 4, 4, 3)
     assert Counter(record.label for record in sample) == dict.fromkeys(range(5), 4)
-    assert list(every.train_dataloader_for("labeled", SQUARE).dataset.records) == sample
     first = [record for record in sample if record.label < 3]
-    assert list(base.train_dataloader_for("labeled", SQUARE).dataset.records) == first
-    for datamodule in (every, base):
-        unlabelled = datamodule.train_dataloader_for("unlabeled", SQUARE).dataset
+    for data, num_base, records in ((whole, None, sample), (base, 3, first)):
+        assert (data.class_names, data.num_base) == (tuple("abcde"), num_base)
+        assert data.tuning_class_names == tuple("abcde"[:num_base])
+        assert list(data.train_dataloader_for("labeled", SQUARE).dataset.records) == records
+        unlabelled = data.train_dataloader_for("unlabeled", SQUARE).dataset
         assert isinstance(unlabelled, UnlabeledImages)
-        assert list(unlabelled.sources) == [record.source for record in every.splits.train], (
-            "of all classes"
-        )
+        # of all classes
+        assert list(unlabelled.sources) == [record.source for record in whole.splits.train]
 
 
 def test_a_share_of_the_unlabelled_images_is_a_subset_that_the_seed_decides(folder):
     def sources(share, seed=1):
         datamodule = in_folder(folder, unlabeled_share=share, seed=seed)
-        assert datamodule.preview(30, SQUARE).shape[0] == max(1, round(share * 30)), (
-            "the start of prompts sees no others"
-        )
+        # the start of prompts sees no other images
+        assert datamodule.preview(30, SQUARE).shape[0] == max(1, round(share * 30))
         return list(datamodule.train_dataloader_for("unlabeled", SQUARE).dataset.sources)
 
     half = sources(0.5)
@@ -94,28 +81,29 @@ def test_a_share_of_the_unlabelled_images_is_a_subset_that_the_seed_decides(fold
     assert half == sources(0.5) != sources(0.5, seed=2)
 
 
-def test_validation_is_capped_and_test_is_not(folder):
-    for options, count in (
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
         ({"val_shots": 4}, 4),
         ({"val_shots": None}, 5),
         ({"val_shots": 4, "shots": 2}, 2),
         ({"val_shots": 4, "protocol": "base_to_novel"}, 4),
-    ):
-        datamodule = in_folder(folder, **options)
-        assert len(datamodule.evaluation_dataloader_for("val", SQUARE).dataset) == 5 * count
-        assert len(datamodule.evaluation_dataloader_for("test", SQUARE).dataset) == 5 * 3
+        ({}, 5),
+    ],
+)
+def test_validation_is_capped_and_test_is_not(options, count, folder):
+    data = in_folder(folder, **options)
+    assert len(data.evaluation_dataloader_for("val", SQUARE).dataset) == 5 * count
+    assert len(data.evaluation_dataloader_for("test", SQUARE).dataset) == 5 * 3
 
 
-def test_without_val_shots_all_of_your_own_validation_images_are_taken_and_four_of_a_benchmark(
-    folder,
-):
-    for own, count in ((in_folder(folder), 25), (DomainDataModule("digits", num_workers=0), 40)):
-        assert len(own.labels.evaluation("val")) == count
+def test_without_val_shots_four_validation_images_of_each_class_of_a_benchmark_are_taken(folder):
+    assert len(digits().labels.evaluation("val")) == 40
     images, sampled = in_folder(folder).bounding_images()
     assert (images.tolist(), sampled) == ([*range(25)], False)
     for val_shots, sampled in ((4, True), (5, False)):
-        own = in_folder(folder, shots=5, val_shots=val_shots)
-        assert own.bounding_images()[1] is sampled
+        data = in_folder(folder, shots=5, val_shots=val_shots)
+        assert data.bounding_images()[1] is sampled
 
 
 def test_evaluation_batches_are_in_order_and_drop_nothing(folder):
@@ -146,39 +134,28 @@ def numbers(batch):
 
 
 def same_batches(some, others):
-    pairs = zip(some, others, strict=True)
     return all(
         torch.equal(one.images, other.images) and numbers(one).equal(numbers(other))
-        for one, other in pairs
+        for one, other in zip(some, others, strict=True)
     )
 
 
-@pytest.mark.parametrize("background", [None, (0, 90, 200)])
-def test_transparent_and_turned_images_are_those_on_a_background_the_right_way_up(
-    background, folder
-):
-    odd, even = folder / "data", folder / "even"
+def test_transparent_and_turned_images_are_those_on_a_background_the_right_way_up(folder):
+    odd, even, background = folder / "data", folder / "even", (0, 90, 200)
     shutil.copytree(odd, even)
     for number, path in enumerate(sorted(odd.glob("*/*/*.png"))):
         image = noise(9, 14, seed=number).convert("RGBA")
         image.putalpha(noise(9, 14, "L", seed=1000 + number))
         image.save(path, exif=tag(8))
-        on = Image.new("RGBA", image.size, background or "white")
-        upright = (
-            Image.alpha_composite(on, image).convert("RGB").transpose(Image.Transpose.ROTATE_90)
-        )
+        mixed = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+        upright = mixed.convert("RGB").transpose(Image.Transpose.ROTATE_90)
         upright.save(even / path.relative_to(odd))
     views = []
     for root, settings in ((odd, {"reading": ReadingOptions(background=background)}), (even, {})):
         module = in_folder(folder, root=str(root), augmentation="random_resized_crop", **settings)
-        training = [
-            module.train_dataloader_for(split, SQUARE) for split in ("labeled", "unlabeled")
-        ]
-        loaders = [
-            *training,
-            *(module.evaluation_dataloader_for(split, SQUARE) for split in ("val", "test")),
-        ]
-        images = [batch.images for loader in loaders for batch in loader]
+        training = (module.train_dataloader_for(s, SQUARE) for s in ("labeled", "unlabeled"))
+        measuring = (module.evaluation_dataloader_for(s, SQUARE) for s in ("val", "test"))
+        images = [batch.images for loader in (*training, *measuring) for batch in loader]
         views.append([*images, module.preview(5, SQUARE), to_tensor(module.test_item(3)[1])])
     for odd_view, even_view in zip(*views, strict=True):
         # compositing rounds in two ways
@@ -187,7 +164,10 @@ def test_transparent_and_turned_images_are_those_on_a_background_the_right_way_u
 
 @pytest.mark.parametrize("split", ["labeled", "unlabeled"])
 def test_batches_are_the_same_for_any_number_of_workers(split):
-    alone, helped = (list(itertools.chain(*epochs(split, range(2), num_workers=n))) for n in (0, 2))
+    alone, helped = (
+        list(itertools.chain(*epochs(split, range(2), num_workers=n, unlabeled_share=0.05)))
+        for n in (0, 2)
+    )
     assert same_batches(alone, helped)
     for batch in alone:
         assert (batch.images.shape, batch.images.dtype) == ((8, 3, 32, 32), torch.uint8)
@@ -205,15 +185,11 @@ def test_epochs_differ_can_be_entered_anywhere_and_leave_torchs_global_stream_al
 
 
 def test_preview_is_spread_over_the_unlabelled_images(folder):
-    datamodule = in_folder(folder)
-    preview = datamodule.preview(5, SQUARE)
+    data = in_folder(folder)
+    preview = data.preview(5, SQUARE)
     assert (preview.shape, preview.dtype) == ((5, 3, 8, 8), torch.uint8)
-    chosen = [
-        datamodule.splits.open_image(datamodule.splits.train[i].source) for i in (0, 6, 12, 18, 24)
-    ]
-    assert torch.equal(
-        preview, torch.stack([to_tensor(resize_and_crop(image, SQUARE)) for image in chosen])
-    )
+    chosen = [data.splits.open_image(data.splits.train[i].source) for i in (0, 6, 12, 18, 24)]
+    assert preview.equal(torch.stack([to_tensor(resize_and_crop(i, SQUARE)) for i in chosen]))
     # four unlabelled images, and 30 training images
     shown = in_folder(folder, unlabeled=str(folder / "pool")).preview(99, SQUARE)
     assert len(shown) == 34
@@ -225,42 +201,36 @@ def test_module_chooses_split_and_size_and_knows_the_names_at_setup(folder):
     trainer(folder, max_epochs=2).fit(probe, datamodule=in_folder(folder, batch_size=10))
     assert probe.names_at_setup == tuple("abcde")
     assert [batch.images.shape for batch in probe.train_batches] == [(10, 3, 6, 6)] * 2 * 3
-    assert sorted(torch.cat([batch.indices for batch in probe.train_batches[:3]]).tolist()) == list(
-        range(30)
-    )
+    seen = torch.cat([batch.indices for batch in probe.train_batches[:3]])
+    assert sorted(seen.tolist()) == [*range(30)]
     assert sum(len(batch.indices) for batch in probe.val_batches) == 2 * 25
 
 
 def test_balanced_classes_take_part_equally_in_as_many_steps_and_each_view_is_another_one(folder):
     for i in range(1, 6):
         (folder / f"data/train/a/{i}.png").unlink()
-    options = {
-        "allow_fewer_shots": True,
-        "shots": 6,
-        "batch_size": 5,
-        "augmentation": "random_resized_crop",
-    }
+    options = {"allow_fewer_shots": True, "shots": 6, "augmentation": "random_resized_crop"}
     plain, even = (
-        in_folder(folder, balance_classes=on, **options).train_dataloader_for("labeled", SQUARE)
-        for on in (0, 1)
+        in_folder(folder, balance_classes=balanced, batch_size=5, **options).train_dataloader_for(
+            "labeled", SQUARE
+        )
+        for balanced in (False, True)
     )
     assert (len(plain), len(even), len(plain.dataset)) == (5, 5, 25)
     for epoch in range(3):
         even.sampler.set_epoch(epoch)
-        batches = list(even)
-        assert Counter(torch.cat([batch.labels for batch in batches]).tolist()) == dict.fromkeys(
-            range(5), 5
-        )
+        labels = torch.cat([batch.labels for batch in even])
+        assert Counter(labels.tolist()) == dict.fromkeys(range(5), 5)
     keys = [key for key in even.sampler if even.dataset.records[key[0]].label == 0]
     assert len({even.dataset.view.draw(Image.new("RGB", (10, 8)), *key) for key in keys}) == 5
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_trainer_hands_the_epoch_on_also_after_a_resume(tmp_path, num_workers):
+def test_trainer_hands_the_epoch_on_also_after_a_resume(tmp_path):
     def fit(max_epochs, ckpt_path=None):
         probe = Probe("labeled")
         fitted = trainer(tmp_path, max_epochs=max_epochs, limit_val_batches=0)
-        fitted.fit(probe, datamodule=digits(shots=2, num_workers=num_workers), ckpt_path=ckpt_path)
+        # a worker is asked for images ahead of the step
+        fitted.fit(probe, datamodule=digits(shots=2, num_workers=1), ckpt_path=ckpt_path)
         return fitted, probe
 
     expected = list(itertools.chain(*epochs("labeled", range(3), shots=2)))
@@ -280,29 +250,20 @@ def test_a_split_that_is_not_there_is_not_validated_on_and_not_tested_on(folder)
     assert not probe.val_batches
     (folder / "data/test").rename(folder / "data/later too")
     for use, split in ((trainer(folder).validate, "val"), (trainer(folder).test, "test")):
-        with pytest.raises(
-            DataError, match=rf"^dataset folder .*data has no {split} split: [^\n]*$"
-        ):
+        with world.refused(DataError, rf"^dataset folder .*data has no {split} split: "):
             use(probe, datamodule=in_folder(folder))
 
 
 def test_fewer_test_images_than_processes_are_refused(folder):
-    with pytest.raises(
-        ConfigError, match=r"has 15 test images for 16 processes: set trainer\.devices to 15"
-    ):
-        in_folder(folder).evaluation_dataloader_for("test", SQUARE, rank=0, world_size=16)
-    assert (
-        len(in_folder(folder).evaluation_dataloader_for("test", SQUARE, rank=14, world_size=15))
-        == 1
-    )
+    loader = in_folder(folder).evaluation_dataloader_for
+    with world.refused(ConfigError, r"15 test images for 16 processes: set trainer\.devices to 15"):
+        loader("test", SQUARE, rank=0, world_size=16)
+    assert len(loader("test", SQUARE, rank=14, world_size=15)) == 1
 
 
 def test_fewer_images_than_shots_are_refused_before_the_fit_begins(folder):
     probe = Probe()
-    with pytest.raises(
-        DataError,
-        match=r"^class 'a' has 6 training images where shots asks for 16: lower shots, or",
-    ):
+    with world.refused(DataError, r"^class 'a' has 6 training images where shots asks for 16: "):
         trainer(folder).fit(probe, datamodule=in_folder(folder, shots=16))
     assert not hasattr(probe, "names_at_setup")
     fewer = in_folder(folder, shots=16, allow_fewer_shots=True)
@@ -312,73 +273,49 @@ def test_fewer_images_than_shots_are_refused_before_the_fit_begins(folder):
 
 
 def test_with_0_shots_no_labelled_image_is_used_and_all_are_distilled_on(folder):
-    for val_shots in (4, None):
-        none, probe = in_folder(folder, shots=0, val_shots=val_shots), Probe("unlabeled")
-        trainer(folder).fit(probe, datamodule=none)
-        assert sum(len(batch.indices) for batch in probe.train_batches) == 24, (
-            "30, less those of a short batch"
-        )
-        assert not probe.val_batches
+    data, probe = in_folder(folder, shots=0), Probe("unlabeled")
+    trainer(folder).fit(probe, datamodule=data)
+    # 30, less those of a short batch
+    assert sum(len(batch.indices) for batch in probe.train_batches) == 24
+    assert not probe.val_batches
     with world.refused(DataError, "shots is 0, so that no labelled image is used for validation"):
-        trainer(folder).validate(probe, datamodule=none)
-    for use in (lambda: trainer(folder).fit(Probe(), datamodule=none), none.labels.training):
-        with world.refused(
-            DataError, "shots is 0, so that no labelled image is used, but prompts and pool_filter"
-        ):
+        trainer(folder).validate(probe, datamodule=data)
+    for use in (lambda: trainer(folder).fit(Probe(), datamodule=data), data.labels.training):
+        with world.refused(DataError, "shots is 0, so that no labelled image is used, but"):
             use()
-    assert (none.splits.train, none.splits.val, len(none.splits.test)) == ((), (), 15)
+    assert (data.splits.train, data.splits.val, len(data.splits.test)) == ((), (), 15)
 
 
 def test_base_to_novel_needs_two_classes(folder):
     (folder / "single/train").mkdir(parents=True)
     (folder / "data/train/a").rename(folder / "single/train/a")
-    datamodule = in_folder(folder, root=str(folder / "single"), protocol="base_to_novel")
-    with pytest.raises(
-        DataError, match=r"^dataset folder .* has one class, but protocol base_to_novel needs two"
-    ):
-        datamodule.setup()
+    data = in_folder(folder, root=str(folder / "single"), protocol="base_to_novel")
+    with world.refused(DataError, r"^dataset folder .* has one class, but protocol base_to_novel"):
+        data.setup()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"dataset": "mnist"},
-            "dataset 'mnist' is unknown: choose one of .*, or give a Reader's class path",
-        ),
-        ({"dataset": "folder"}, "dataset 'folder' needs root: set it to where the dataset lies"),
-        ({"root": "data"}, "dataset 'digits' takes no root: remove root: data"),
-        (
-            {"reading": ReadingOptions(background=(0, 0, 0))},
-            "dataset 'digits' takes no background: remove data.init_args.reading.background: .0, 0, 0.",
-        ),
-        (
-            {"classes": ClassOptions(names="n.csv")},
-            "dataset 'digits' takes no class_names: remove data.init_args.classes.names: n.csv",
-        ),
-        (
-            {"dataset": Digits(), "root": "x"},
-            "dataset is a Digits, set by its init_args: remove root",
-        ),
-        ({"protocol": "novel"}, "protocol 'novel' is unknown: choose all or base_to_novel"),
+        ({"dataset": "mnist"}, "dataset 'mnist' is unknown"),
+        ({"dataset": "folder"}, "dataset 'folder' needs root"),
+        ({"root": "data"}, "dataset 'digits' takes no root: remove root"),
+        ({"reading": ReadingOptions(background=(0, 0, 0))}, r"remove data.*reading\.background"),
+        ({"classes": ClassOptions(names="n.csv")}, r"remove data\.init_args\.classes\.names"),
+        ({"dataset": Digits(), "root": "x"}, "dataset is a Digits, .*: remove root"),
+        ({"protocol": "novel"}, "protocol 'novel' is unknown"),
         ({"unlabeled_share": 0.0}, "unlabeled_share must be above 0 and at most 1, not 0.0"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused_at_once(options, message):
-    with pytest.raises(ConfigError, match=rf"^{message}[^\n]*$"):
+    with pytest.raises(ConfigError, match=message):
         DomainDataModule(**{"dataset": "digits", **options})
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"test_share": 1.0}, "reading.test_share must be at least 0 and below 1, not 1.0"),
-        ({"bad_images": "ignore"}, "reading.bad_images 'ignore' is unknown: choose error or skip"),
-    ],
-)
-def test_reading_that_cannot_be_is_refused_at_once(options, message):
-    with pytest.raises(ConfigError, match=message):
-        ReadingOptions(**options)
+@pytest.mark.parametrize(("option", "value"), [("test_share", 1.0), ("bad_images", "ignore")])
+def test_reading_that_cannot_be_is_refused_at_once(option, value):
+    with pytest.raises(ConfigError, match=rf"reading\.{option} "):
+        ReadingOptions(**{option: value})
 
 
 def test_config_may_set_an_augmentation_up():

@@ -1,4 +1,4 @@
-"""Splits of one's own images that overlap: each overlap is refused, or left out and said."""
+"""Splits of your images that overlap: each overlap is refused, or left out and said."""
 
 import builtins
 import io
@@ -22,76 +22,53 @@ from kdpl.runtime.run_folder import DECODED_FILE
 
 SPLITS = ("train", "val", "test")
 CAT = "cat/0.png"
+UNLABELED = ["unlabeled/0.png", "unlabeled/1.png"]
 
 
 @pytest.fixture
 def pets(tmp_path):
     """Two classes of three images in each split, and two without a label, all different."""
-    shown = iter(range(100))
-    for folder in [f"{split}/{name}" for split in SPLITS for name in ("cat", "dog")] + [
-        "unlabeled"
-    ]:
+    folders = {f"{split}/{name}": 3 for split in SPLITS for name in ("cat", "dog")}
+    for seed, (folder, count) in enumerate({**folders, "unlabeled": 2}.items()):
         (tmp_path / "pets" / folder).mkdir(parents=True)
-        for number in range(2 if folder == "unlabeled" else 3):
-            runs.noise(9, 8, seed=next(shown)).save(tmp_path / "pets" / folder / f"{number}.png")
+        for number in range(count):
+            image = runs.noise(9, 8, seed=10 * seed + number)
+            image.save(tmp_path / "pets" / folder / f"{number}.png")
     return tmp_path / "pets"
 
 
-@pytest.fixture
-def checked():
-    """What a look at all images leaves in a run's folder."""
-    return Checked
-
-
-def rows_of(pets):
-    """A row for each image below the folder, by its path from there."""
+def table_of(pets, *more):
+    """Write a table with a row for each image below the folder, by its path from there."""
+    rows = ["image,label,split"]
     for split in (*SPLITS, "unlabeled"):
         for path in find_images(pets / split):
-            label = "" if split == "unlabeled" else Path(path).parent.name
-            yield os.path.relpath(path, pets), label, split if label else ""
-
-
-def write_table(pets, rows=None):
-    lines = [",".join(row) for row in (rows or rows_of(pets))]
-    (pets / "images.csv").write_text("\n".join(["image,label,split", *lines]))
+            name = "," if split == "unlabeled" else f"{Path(path).parent.name},{split}"
+            rows.append(f"{os.path.relpath(path, pets)},{name}")
+    (pets / "images.csv").write_text("\n".join([*rows, *more]))
     return str(pets / "images.csv")
 
 
-def dataset(kind, pets, **options):
-    root = str(pets) if kind == "folder" else write_table(pets)
-    own = {
-        "root": root,
-        "num_workers": 0,
-        "augmentation": "none",
-        "shots": None,
-        "val_shots": None,
-        **options,
-    }
-    return DomainDataModule(kind, **own)
+def dataset(kind, pets, unlabeled=None, **reading):
+    root = str(pets) if kind == "folder" else table_of(pets)
+    options = {"num_workers": 0, "augmentation": "none", "shots": None, "val_shots": None}
+    return DomainDataModule(
+        kind, root=root, unlabeled=unlabeled, reading=ReadingOptions(**reading), **options
+    )
 
 
-def fitted(data, out, probe=None):
-    """Fit on a dataset; returns it as all processes of the run and later commands find it."""
-    trainer = world.quiet_trainer(out, limit_val_batches=1.0, use_distributed_sampler=False)
-    trainer.fit(probe or Probe("unlabeled"), datamodule=data)
-    return data
+def looked_at(data, out):
+    """The dataset as a run into a folder looks at it, and what the run says about it."""
+    data.reading.of_run(out)
+    data.reading.prepare(trains=True)
+    return data.splits, list(data.reading.notes())
 
 
-def parts(data):
-    splits = data.splits
+def parts(splits):
     return splits.train, splits.val, splits.test, list(splits.unlabeled)
 
 
-def names(records, pets):
-    sources = (record if isinstance(record, str) else record.source for record in records)
+def names(sources, pets):
     return [os.path.relpath(source, pets) for source in sources]
-
-
-def of_split(split):
-    return [f"{split}/{name}/{number}.png" for name in ("cat", "dog") for number in range(3)]
-
-
-kinds = pytest.mark.parametrize("kind", ["folder", "table"])
 
 
 def replace_by_link(pets, split, other):
@@ -99,227 +76,153 @@ def replace_by_link(pets, split, other):
     (pets / split).symlink_to(other)
 
 
-REFUSED = {
-    "symlink of a folder, val to test": (
-        lambda pets: replace_by_link(pets, "val", "test"),
-        6,
-        "test",
-        "val",
-    ),
-    "symlink of a folder, test to train": (
-        lambda pets: replace_by_link(pets, "test", "train"),
-        6,
-        "test",
-        "train",
-    ),
-    "symlink of a folder, val to train": (
-        lambda pets: replace_by_link(pets, "val", "train"),
-        6,
-        "val",
-        "train",
-    ),
-    "symlink of a file": (
-        lambda pets: (pets / "train/cat/9.png").symlink_to(f"../../test/{CAT}"),
-        1,
-        "test",
-        "train",
-    ),
-}
-
-
-@kinds
-@pytest.mark.parametrize("way", REFUSED)
-def test_one_file_in_two_splits_is_refused_by_both_names(kind, way, pets, tmp_path):
-    overlap, count, first, second = REFUSED[way]
-    overlap(pets)
-    probe = Probe()
-    said = rf"has {count} files in two splits at once, such as \S*{first}/\S+ \({first}\) and \S*{second}/\S+ \({second}\)"
+@pytest.mark.parametrize(
+    ("kind", "link", "target", "count"),
+    [
+        ("folder", "val", "test", 6),
+        ("table", "test", "train", 6),
+        ("folder", "val", "train", 6),
+        ("table", "train/cat/9.png", f"test/{CAT}", 1),
+        ("folder", "train/cat/9.png", f"test/{CAT}", 1),
+    ],
+)
+def test_one_file_in_two_splits_is_refused_by_both_names(kind, link, target, count, pets, tmp_path):
+    if link in SPLITS:
+        replace_by_link(pets, link, target)
+    else:
+        (pets / link).symlink_to(pets / target)
+    # the split that counts more is named first
+    order = ("test", "val", "train")
+    first, second = sorted((link.split("/")[0], target.split("/")[0]), key=order.index)
+    said = (
+        rf"has {count} files in two splits at once, such as \S*{first}/\S+ \({first}\) "
+        rf"and \S*{second}/\S+ \({second}\)"
+    )
     with world.refused(DataError, said):
-        fitted(dataset(kind, pets), tmp_path / "run", probe)
-    assert not probe.train_batches
-    # before a label is used, and in a test as well
-    assert not (tmp_path / "run/config.yaml").exists()
+        looked_at(dataset(kind, pets), tmp_path / "run")
 
 
 def test_relative_and_absolute_paths_of_one_file_are_refused(pets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_table(pets, [*rows_of(pets), (str(pets / "test" / CAT), "cat", "val")])
-    with world.refused(
-        DataError, r"such as pets/test/cat/0\.png \(test\) and /.*/test/cat/0\.png \(val\)"
-    ):
+    table_of(pets, f"{pets}/test/{CAT},cat,val")
+    said = r"such as pets/test/cat/0\.png \(test\) and /.*/test/cat/0\.png \(val\)"
+    with world.refused(DataError, said):
         _ = DomainDataModule("table", root="pets/images.csv").splits
 
 
-def test_a_relative_root_and_an_absolute_place_of_unlabelled_images_are_one(
-    pets, tmp_path, monkeypatch, capsys
+def test_unlabelled_images_that_are_listed_for_the_test_by_other_paths_are_not_distilled_on(
+    pets, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    data = fitted(dataset("folder", Path("pets"), unlabeled=str(pets)), tmp_path / "run")
-    assert names(data.splits.unlabeled, pets) == [
-        *of_split("train"),
-        "unlabeled/0.png",
-        "unlabeled/1.png",
-    ]
-    assert (
-        "12 unlabelled images are test or validation images, and are not distilled on"
-        in capsys.readouterr().err
-    )
-
-
-def test_a_table_against_a_folder_of_its_test_images_distils_on_none_and_says_so(
-    pets, tmp_path, capsys
-):
     (tmp_path / "link").symlink_to(pets / "test")
-    data = fitted(
-        dataset("table", pets, unlabeled=[str(tmp_path / "link"), str(pets / "val")]),
-        tmp_path / "run",
-    )
-    assert names(data.splits.unlabeled, pets) == ["unlabeled/0.png", "unlabeled/1.png"]
-    assert (
-        "12 unlabelled images are test or validation images, and are not distilled on"
-        in capsys.readouterr().err
-    )
+    train = [f"train/{name}/{number}.png" for name in ("cat", "dog") for number in range(3)]
+    relative = dataset("folder", Path("pets"), unlabeled=str(pets))
+    linked = dataset("table", pets, unlabeled=[str(tmp_path / "link"), str(pets / "val")])
+    for number, (data, expected) in enumerate(
+        ((relative, [*train, *UNLABELED]), (linked, UNLABELED))
+    ):
+        splits, notes = looked_at(data, tmp_path / str(number))
+        assert names(splits.unlabeled, pets) == expected
+        assert [note.partition(" are ")[0] for note in notes] == ["12 unlabelled images"]
 
 
-@kinds
-@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
-@pytest.mark.usefixtures("checked")
-def test_unlabelled_images_that_are_test_images_are_not_distilled_on(
-    kind, link, pets, tmp_path, capsys
+@pytest.mark.parametrize(
+    ("kind", "link", "said"),
+    [
+        ("folder", "symlink_to", "1 unlabelled images are test or validation images"),
+        ("table", "hardlink_to", "of test or validation images: 1 unlabelled ("),
+    ],
+)
+def test_unlabelled_images_that_link_to_test_images_are_not_distilled_on(
+    kind, link, said, pets, tmp_path
 ):
     getattr(pets / "unlabeled/9.png", link)(pets / "test" / CAT)
-    data = fitted(dataset(kind, pets), tmp_path / "run")
-    assert names(data.splits.unlabeled, pets) == ["unlabeled/0.png", "unlabeled/1.png"]
-    said = capsys.readouterr().err
-    by_place = "1 unlabelled images are test or validation images"
-    assert (
-        by_place if link == "symlink_to" else "of test or validation images: 1 unlabelled ("
-    ) in said
+    splits, (note,) = looked_at(dataset(kind, pets), tmp_path / "run")
+    assert names(splits.unlabeled, pets) == UNLABELED
+    assert said in note
 
 
-COPIES = {
-    "train/cat/9.png": ("test", "1 train"),
-    "train/dog/9.png": ("val", "1 train"),
-    "val/dog/9.png": ("test", "1 val"),
-    "unlabeled/9.png": ("test", "1 unlabelled"),
-    "unlabeled/8.png": ("val", "1 unlabelled"),
-}
-
-
-@kinds
-@pytest.mark.parametrize("bad_images", ["error", "skip"])
-@pytest.mark.parametrize("copy", COPIES)
-@pytest.mark.parametrize("way", [shutil.copyfile, os.link])
-@pytest.mark.usefixtures("checked")
+@pytest.mark.parametrize(
+    ("copy", "split", "said", "kind", "bad_images", "way"),
+    [
+        ("train/cat/9.png", "test", "1 train", "folder", "error", shutil.copyfile),
+        ("train/cat/9.png", "test", "1 train", "table", "skip", os.link),
+        ("train/dog/9.png", "val", "1 train", "folder", "skip", os.link),
+        ("val/dog/9.png", "test", "1 val", "table", "error", shutil.copyfile),
+        ("unlabeled/9.png", "test", "1 unlabelled", "folder", "error", os.link),
+        ("unlabeled/8.png", "val", "1 unlabelled", "table", "skip", shutil.copyfile),
+    ],
+)
 def test_a_copy_of_a_test_or_validation_image_is_left_out_and_said(
-    kind, bad_images, copy, way, pets, tmp_path, capsys
+    copy, split, said, kind, bad_images, way, pets, tmp_path
 ):
-    split, said = COPIES[copy]
-    expected = parts(
-        fitted(
-            dataset(kind, pets, reading=ReadingOptions(bad_images=bad_images)), tmp_path / "before"
-        )
-    )
-    assert "copies" not in capsys.readouterr().err
+    before, notes = looked_at(dataset(kind, pets, bad_images=bad_images), tmp_path / "before")
+    assert notes == []
     way(pets / split / CAT, pets / copy)
-    data = fitted(
-        dataset(kind, pets, reading=ReadingOptions(bad_images=bad_images)), tmp_path / "run"
-    )
-    assert parts(data) == expected
-    line = f"left out as copies of test or validation images: {said} ({pets}/{copy} is a copy of {pets}/{split}/{CAT})\n"
-    assert capsys.readouterr().err.count(line) == 1
+    splits, notes = looked_at(dataset(kind, pets, bad_images=bad_images), tmp_path / "run")
+    assert parts(splits) == parts(before)
+    (note,) = notes
+    assert note.endswith(f": {said} ({pets}/{copy} is a copy of {pets}/{split}/{CAT})")
     # and so it is for the other processes, and for reports
-    again = dataset(kind, pets, reading=ReadingOptions(bad_images=bad_images))
+    again = dataset(kind, pets, bad_images=bad_images)
     again.reading.of_run(tmp_path / "run")
-    assert parts(again) == expected
+    assert parts(again.splits) == parts(before)
 
 
-def test_copies_within_a_split_stay(checked, pets, tmp_path, capsys):
+def test_copies_within_a_split_stay(pets, tmp_path):
     for split in (*SPLITS, "unlabeled"):
-        first = "0.png" if split == "unlabeled" else CAT
-        shutil.copyfile(pets / split / first, (pets / split / first).with_name("9.png"))
-    splits = fitted(dataset("folder", pets), tmp_path / "run").splits
-    assert [len(part) for part in (splits.train, splits.val, splits.test, splits.unlabeled)] == [
-        7,
-        7,
-        7,
-        3,
-    ]
-    assert "copies" not in capsys.readouterr().err
-    assert len(checked.load(tmp_path / "run" / DECODED_FILE).digests) == 4, "those of val and test"
+        first = pets / split / ("0.png" if split == "unlabeled" else CAT)
+        shutil.copyfile(first, first.with_name("9.png"))
+    splits, notes = looked_at(dataset("folder", pets), tmp_path)
+    assert [len(part) for part in parts(splits)] == [7, 7, 7, 3]
+    assert notes == []
+    assert len(Checked.load(tmp_path / DECODED_FILE).digests) == 4, "of val and test"
 
 
-@pytest.mark.usefixtures("checked")
-def test_copies_of_images_that_are_held_out_by_chance_are_left_out(pets, tmp_path, capsys):
+def test_copies_of_images_that_are_held_out_by_chance_are_left_out(pets, tmp_path):
     for split in ("val", "test"):
         shutil.rmtree(pets / split)
-    for name in ("cat", "dog"):
-        for number in range(3):
-            shutil.copyfile(
-                pets / f"train/{name}/{number}.png", pets / f"train/{name}/copy {number}.png"
-            )
-    splits = fitted(
-        dataset("folder", pets, reading=ReadingOptions(test_share=0.2)), tmp_path / "run"
-    ).splits
+    for path in list((pets / "train").glob("*/*.png")):
+        shutil.copyfile(path, path.with_name(f"copy {path.name}"))
+    splits, notes = looked_at(dataset("folder", pets, test_share=0.2), tmp_path)
     held, trained = (
         {Path(source).read_bytes() for source, _ in part} for part in (splits.test, splits.train)
     )
     assert (len(splits.test), len(splits.train)) == (2, 8)
     assert held.isdisjoint(trained)
-    assert "left out as copies of test or validation images: 2 train (" in capsys.readouterr().err
+    assert "left out as copies of test or validation images: 2 train (" in notes[1]
 
 
-@pytest.mark.usefixtures("checked")
 def test_a_class_of_copies_alone_is_named(pets, tmp_path):
     for number in range(3):
         shutil.copyfile(pets / f"test/cat/{number}.png", pets / f"train/cat/{number}.png")
-    said = (
-        r"class 'cat' of .* has no training image but copies of test or validation images: add some"
-    )
-    with world.refused(DataError, said):
-        fitted(dataset("folder", pets), tmp_path / "run")
+    with world.refused(DataError, r"class 'cat' of .* has no training image but copies"):
+        looked_at(dataset("folder", pets), tmp_path)
 
 
-@pytest.mark.usefixtures("checked")
 def test_images_that_are_trusted_are_compared_by_their_paths_alone(pets, tmp_path, monkeypatch):
     shutil.copyfile(pets / "test" / CAT, pets / "train/cat/9.png")
     monkeypatch.setattr("kdpl.data.reading.Checked", None)
-    trusting = {"reading": ReadingOptions(scan=False)}
-    assert len(fitted(dataset("folder", pets, **trusting), tmp_path / "run").splits.train) == 7
+    assert len(looked_at(dataset("folder", pets, scan=False), tmp_path)[0].train) == 7
     (pets / "val/cat/9.png").symlink_to(pets / "test" / CAT)
     with world.refused(DataError, "has 1 files in two splits at once"):
-        fitted(dataset("folder", pets, **trusting), tmp_path / "run")
+        looked_at(dataset("folder", pets, scan=False), tmp_path)
 
 
-@pytest.mark.usefixtures("checked")
 def test_a_skip_list_settles_which_split_a_file_is_in(pets, tmp_path):
     (pets / "val/cat/9.png").symlink_to(pets / "test" / CAT)
     (tmp_path / "skip.txt").write_text(f"{pets}/val/cat/9.png\n")
-    assert (
-        len(
-            fitted(
-                dataset(
-                    "folder", pets, reading=ReadingOptions(skip_list=str(tmp_path / "skip.txt"))
-                ),
-                tmp_path / "run",
-            ).splits.val
-        )
-        == 6
-    )
+    data = dataset("folder", pets, skip_list=str(tmp_path / "skip.txt"))
+    assert len(looked_at(data, tmp_path)[0].val) == 6
 
 
-def test_a_benchmark_keeps_the_copies_that_it_is_published_with(checked, tmp_path):
-    digits = DomainDataModule(
-        "digits", num_workers=0, augmentation="none", reading=ReadingOptions(scan=True)
-    )
-    before = DomainDataModule("digits").splits
-    assert fitted(digits, tmp_path / "run").splits == before
-    assert (
-        checked.load(tmp_path / "run" / DECODED_FILE).made_from["test and validation images"] == 0
-    )
+def test_a_benchmark_keeps_the_copies_that_it_is_published_with(tmp_path):
+    digits = DomainDataModule("digits", num_workers=0, reading=ReadingOptions(scan=True))
+    assert looked_at(digits, tmp_path)[0] == DomainDataModule("digits").splits
+    checked = Checked.load(tmp_path / DECODED_FILE)
+    assert checked.made_from["test and validation images"] == 0
 
 
-@pytest.mark.usefixtures("checked")
 def test_a_look_opens_each_file_once_and_asks_nothing_more_about_it(pets, tmp_path, monkeypatch):
     for number in range(3, 9):
         runs.noise(9, 8, seed=100 + number).save(pets / f"unlabeled/{number}.png")
@@ -338,41 +241,33 @@ def test_a_look_opens_each_file_once_and_asks_nothing_more_about_it(pets, tmp_pa
     for name in ("stat", "lstat", "readlink"):
         watch(os, name, "ask")
     data.reading.prepare(trains=True)
-    every = list(data.splits.sources)
-    assert len(every) == 18 + 8
-    assert sorted(path for path in calls["open"] if path.endswith(".png")) == sorted(every)
+    sources = list(data.splits.sources)
+    assert len(sources) == 18 + 8
+    assert sorted(path for path in calls["open"] if path.endswith(".png")) == sorted(sources)
     assert not [path for path in calls["ask"] if path.startswith(f"{pets}/unlabeled/")]
 
 
-@pytest.mark.parametrize("command", ["fit", "run"])
-def test_the_command_line_refuses_a_val_that_is_test(command, pets, tmp_path, capsys):
+def test_the_command_line_refuses_a_val_that_is_test(pets, tmp_path, capsys):
     replace_by_link(pets, "val", "test")
     data = [*runs.configs("data/folder.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={pets}"]
-    stages = runs.STAGES if command == "run" else runs.TEACHER
-    assert main([command, *data, *stages, *runs.SHORT, f"--out={tmp_path / 'out'}"]) == 1
-    runs.error_line(
-        capsys,
-        f"has 6 files in two splits at once, such as {pets}/test/{CAT} (test)",
-        f"{pets}/val/{CAT} (val)",
-    )
+    assert main(["fit", *data, *runs.TEACHER, *runs.SHORT, f"--out={tmp_path / 'out'}"]) == 1
+    runs.error_line(capsys, f"{pets}/test/{CAT} (test)", f"{pets}/val/{CAT} (val)")
+    assert not (tmp_path / "out/config.yaml").exists()
 
 
-def test_both_stages_leave_copies_out_and_say_so(checked, pets, tmp_path, capsys):
+def test_fits_of_both_stages_and_a_test_leave_copies_out_and_say_so(pets, tmp_path, capsys):
     for copy in ("train/cat/9.png", "unlabeled/9.png"):
         shutil.copyfile(pets / "test" / CAT, pets / copy)
-    data = [*runs.configs("data/folder.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={pets}"]
-    few = [
-        *runs.SHORT,
-        "--data.init_args.shots=3",
-        "--data.init_args.batch_size=2",
-        "--data.init_args.num_workers=0",
-    ]
-    teacher, student = tmp_path / "teacher", tmp_path / "student"
-    assert main(["fit", *data, *runs.TEACHER, *few, f"--out={teacher}"]) == 0
-    of = f"--model.init_args.teacher={teacher}"
-    assert (
-        main(["fit", *data, *runs.STUDENT, *few, of, f"--out={student}"]) == runs.test(student) == 0
-    )
-    said = "left out as copies of test or validation images: 1 train, 1 unlabelled ("
-    assert capsys.readouterr().err.count(said) == 3
-    assert checked.load(teacher / DECODED_FILE) == checked.load(student / DECODED_FILE)
+    stages = ("labeled", "unlabeled")
+    for split in stages:
+        trainer = world.quiet_trainer(tmp_path / split, use_distributed_sampler=False)
+        data = dataset("folder", pets)
+        trainer.fit(Probe(split), datamodule=data)
+        assert [len(part) for part in parts(data.splits)] == [6, 6, 6, 2]
+    trainer.test(Probe(split), datamodule=dataset("folder", pets))
+    err = capsys.readouterr().err
+    assert err.count("left out as copies of test or validation images: 1 train, 1 unlabelled") == 3
+    for words in ("stage 1: 6 of 6; validation: 6 of 6", "stage 2: 0 of 6; validation: 6 of 6"):
+        assert f"labels in the batches of {words}" in err
+    first, second = (Checked.load(tmp_path / name / DECODED_FILE) for name in stages)
+    assert first == second

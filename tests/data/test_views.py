@@ -16,23 +16,14 @@ from kdpl.class_vectors import FrozenTeacher
 from kdpl.clip import ClipConfig, Preprocessing, load_image_clip, weights
 from kdpl.data.augmentation import LightAffine, RandomResizedCrop, resize_and_crop, to_tensor
 from kdpl.losses import DistillationLoss
-from kdpl.prompts import PromptConfig, StudentPrompts
+from kdpl.prompts import StudentPrompts
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.runtime.resizing import Resizing
 from kdpl.targets.refinement.target import Refined
 
-SHAPES = [
-    (57, 32),
-    (20, 33),
-    (97, 41),
-    (33, 20),
-    (32, 32),
-    (200, 7),
-    (41, 90),
-    (5, 4),
-    (64, 65),
-    (50, 37),
-]
+# widths and heights
+SHAPES = [(57, 32), (20, 33), (97, 41), (33, 20), (32, 32)]
+SHAPES += [(200, 7), (41, 90), (5, 4), (64, 65), (50, 37)]
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 CROPS = {"shortest": "center", "squash": "squash", "border": "border"}
 
@@ -45,13 +36,8 @@ def reference(images):
     """The evaluation transform of open_clip or timm, uint8 [3, S, S]."""
     size, interpolation = images.image_size, images.interpolation
     if images.resize_mode == "longest":
-        own = {
-            "mean": (0, 0, 0),
-            "std": (1, 1, 1),
-            "resize_mode": "longest",
-            "interpolation": interpolation,
-        }
-        prepare = open_clip.image_transform(size, False, **own)
+        options = {"mean": (0, 0, 0), "std": (1, 1, 1), "resize_mode": "longest"}
+        prepare = open_clip.image_transform(size, False, interpolation=interpolation, **options)
         return lambda image: (prepare(image) * 255).round().to(torch.uint8)
     crop = {"crop_pct": images.crop_pct, "crop_mode": CROPS[images.resize_mode]}
     return create_transform(
@@ -74,7 +60,7 @@ TOWERS = [
 def test_the_evaluation_transform_is_open_clips_and_timms_pixel_by_pixel(images):
     rng = np.random.default_rng(0)
     pictures = [
-        noise(*shape, seed=i) for i, shape in enumerate([*SHAPES, *rng.integers(4, 130, (100, 2))])
+        noise(*shape, seed=i) for i, shape in enumerate([*SHAPES, *rng.integers(4, 130, (40, 2))])
     ]
     made = torch.stack(
         [to_tensor(resize_and_crop(picture, images.resizing)) for picture in pictures]
@@ -86,26 +72,19 @@ def test_the_evaluation_transform_is_open_clips_and_timms_pixel_by_pixel(images)
 def pictures(tmp_path_factory):
     """Folders of two classes, train, val and test, and a pool beside them; every image of another shape and noise."""
     root, seed = tmp_path_factory.mktemp("pictures"), 0
-    for place, count in [
-        *((f"data/{split}/{name}", 3) for split in ("train", "val") for name in "ab"),
-        ("pool", 10),
-    ]:
-        (root / place).mkdir(parents=True)
+    folders = {f"data/{split}/{name}": 3 for split in ("train", "val") for name in "ab"}
+    for folder, count in {**folders, "pool": 10}.items():
+        (root / folder).mkdir(parents=True)
         for number in range(count):
-            noise(*SHAPES[seed % len(SHAPES)], seed=seed).save(root / place / f"{number}.png")
+            noise(*SHAPES[seed % len(SHAPES)], seed=seed).save(root / folder / f"{number}.png")
             seed += 1
     return root
 
 
-def images_in(root, **options):
-    own = {
-        "root": str(root / "data"),
-        "unlabeled": str(root / "pool"),
-        "augmentation": "none",
-        "num_workers": 0,
-    }
+def images_in(root):
+    options = {"augmentation": "none", "num_workers": 0, "shots": None, "val_shots": None}
     return DomainDataModule(
-        "folder", **{**own, "shots": None, "val_shots": None, "batch_size": 5, **options}
+        "folder", root=str(root / "data"), unlabeled=str(root / "pool"), batch_size=5, **options
     )
 
 
@@ -113,56 +92,53 @@ def opened(sources):
     return [Image.open(source) for source in sources]
 
 
-@pytest.mark.parametrize("student", TOWERS, ids=str)
-def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pictures, tmp_path):
+@pytest.mark.parametrize(
+    "student", [TOWERS[0], tower("border", "bilinear", 0.9, 48), tower("longest")], ids=str
+)
+def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pictures):
     teachers = [tower("squash"), tower("border", "bilinear", 0.9, 48), tower("squash"), student]
     data = images_in(pictures)
     labeled, pool = [record.source for record in data.labels.training()], list(data.pool.images)
 
+    def assert_views(views, sources, images=student):
+        assert torch.equal(torch.stack([*views]), expected(images, opened(sources)))
+
     dataset = data.train_dataloader_for("labeled", student.resizing).dataset
-    assert torch.equal(
-        torch.stack([dataset[i, 3].images for i in range(6)]), expected(student, opened(labeled))
-    )
+    assert_views((dataset[i, 3].images for i in range(6)), labeled)
 
     # one view for each other way of resizing, in the order of the teachers
-    others = [
-        each for each in (tower("squash"), tower("border", "bilinear", 0.9, 48)) if each != student
-    ]
+    further = [teacher for teacher in teachers[:2] if teacher != student]
     resizings = [teacher.resizing for teacher in teachers]
     loader = data.train_dataloader_for("unlabeled", student.resizing, teacher_resizings=resizings)
     # ten unlabelled images, and the training images
     assert pool[10:] == [record.source for record in data.splits.train]
     items = [loader.dataset[i, 2] for i in range(len(pool))]
     assert [int(item.indices) for item in items] == list(range(len(pool)))
-    assert torch.equal(
-        torch.stack([item.images for item in items]), expected(student, opened(pool))
-    )
-    assert all(list(item.teacher_views) == [other.resizing for other in others] for item in items)
-    for other in others:
-        views = torch.stack([item.teacher_views[other.resizing] for item in items])
-        assert torch.equal(views, expected(other, opened(pool)))
+    assert_views((item.images for item in items), pool)
+    assert all(list(item.teacher_views) == [t.resizing for t in further] for item in items)
+    for teacher in further:
+        assert_views((item.teacher_views[teacher.resizing] for item in items), pool, teacher)
 
     val = data.evaluation_dataloader_for("val", student.resizing).dataset
-    records = opened(record.source for record in data.labels.evaluation("val"))
-    assert torch.equal(torch.stack([val[i].images for i in range(6)]), expected(student, records))
-    assert torch.equal(data.preview(len(pool), student.resizing), expected(student, opened(pool)))
+    records = data.labels.evaluation("val")
+    assert_views((val[i].images for i in range(6)), [record.source for record in records])
+    assert_views(data.preview(len(pool), student.resizing), pool)
 
     # what refinement and pool filter encode
     everything = data.unlabeled_images(student.resizing)
-    views = torch.stack([everything[i, 0].images for i in range(len(everything))])
-    assert torch.equal(views, expected(student, opened(pool)))
+    assert_views((everything[i, 0].images for i in range(len(everything))), pool)
     images = data.images_of(pool[3:5], student.resizing)
-    assert torch.equal(
-        torch.stack([images[i, 1].images for i in range(2)]), expected(student, opened(pool[3:5]))
-    )
+    assert_views((images[i, 1].images for i in range(2)), pool[3:5])
 
 
 FITS = {
-    "squash teacher": (tower("squash"), ("shortest", "bicubic"), {}),
-    "squash student": (tower("shortest"), ("squash", "bicubic"), {"prompt_init": "mean_token"}),
-    "both, and the cache": (tower("border", "bilinear"), ("longest", "bilinear"), {"cache": True}),
-    "two teachers": (tower("squash"), ("squash", "bilinear"), {"more_teachers": True}),
-    "timm": (tower("longest"), None, {"cache": True}),
+    "two teachers, start of prompts": (
+        tower("squash"),
+        ("squash", "bilinear"),
+        {"more_teachers": True, "prompt_init": "mean_token"},
+    ),
+    "the cache": (tower("border", "bilinear"), ("longest", "bilinear"), {"cache": True}),
+    "timm": (tower("longest"), None, {}),
 }
 
 
@@ -173,17 +149,16 @@ def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(
 ):
     """Start of prompts, refinement, pool filter, cache, steps, validation and classifier."""
     teacher, ways, options = FITS[name]
-    options = dict(options)
     seen = {}
 
     def note(kind, method):
-        own = getattr(kind, method)
+        call = getattr(kind, method)
 
         def noting(self, images, *rest):
             tower = images if isinstance(images, torch.nn.Module) else self
             pixels = rest[0] if tower is images else images
             seen.setdefault(who(self), []).append(pixels)
-            return own(self, images, *rest)
+            return call(self, images, *rest)
 
         monkeypatch.setattr(kind, method, noting)
 
@@ -198,48 +173,35 @@ def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(
         (tmp_path / folder).mkdir()
         changes = {"class_names": ("a", "b"), "num_base": None, "preprocessing": images}
         world.write_teacher(tmp_path / folder, seed=number, **changes)
-    folders = [
-        str(tmp_path / name) for name in (teachers if "more_teachers" in options else ["first"])
-    ]
-    cache = (
-        {"teacher_cache": str(tmp_path / "cache"), "fill_teacher_cache": True}
-        if options.pop("cache", 0)
-        else {}
-    )
-    prompts = PromptConfig(2, 3)
+    names = list(teachers) if "more_teachers" in options else ["first"]
+    cache = {"teacher_cache": str(tmp_path / "cache"), "fill_teacher_cache": True}
     if ways is None:
-        config, prompts = (
-            ClipConfig("timm:test_resnet", "random", image_size=32),
-            PromptConfig(depth=0),
-        )
+        config, size = ClipConfig("timm:test_resnet", "random", image_size=32), (4, 0)
     else:
-        config = ClipConfig("test-student", world.TAG)
+        config, size = ClipConfig("test-student", world.TAG), (2, 3)
         monkeypatch.setitem(weights._OPENAI, "resize_mode", ways[0])
         monkeypatch.setitem(weights._OPENAI, "interpolation", ways[1])
-    refined = Refined(mode="always", neighbors=2)
-    settings = {"target": refined, "pool_filter": 0.05}
-    prompts = StudentPrompts(prompts.length, prompts.depth, options.get("prompt_init", "normal"))
     student = world.StudentDistillation(
         config,
-        folders,
-        vision_prompts=prompts,
+        [str(tmp_path / name) for name in names],
+        vision_prompts=StudentPrompts(*size, options.get("prompt_init", "normal")),
         loss=DistillationLoss(weight=20),
-        **settings,
-        **cache,
+        target=Refined(mode="always", neighbors=2),
+        pool_filter=0.05,
+        **(cache if "cache" in options else {}),
     )
-    domain = images_in(pictures)
-    world.fit(student, tmp_path, 2, (), domain, limit_val_batches=1.0)
+    world.fit(student, tmp_path, 2, (), images_in(pictures), limit_val_batches=1.0)
 
     files = opened(sorted(pictures.rglob("*.png")))
-    own = tower(*ways) if ways else load_image_clip(config).preprocessing
-    assert student.preprocessing.resizing == own.resizing
-    towers = {"student": own, **(teachers if "more_teachers" in options else {"first": teacher})}
+    images = tower(*ways) if ways else load_image_clip(config).preprocessing
+    assert student.preprocessing.resizing == images.resizing
+    towers = {"student": images, **{name: teachers[name] for name in names}}
     assert seen.keys() == towers.keys()
     for who_saw, images in towers.items():
-        known = {row.numpy().tobytes() for row in expected(images, files)}
+        views = {row.numpy().tobytes() for row in expected(images, files)}
         rows = [row.numpy().tobytes() for batch in seen[who_saw] for row in batch]
         assert len(set(rows)) > 10, "more than the pool"
-        assert set(rows) <= known, who_saw
+        assert set(rows) <= views, who_saw
 
 
 def test_light_affine_moves_the_squashed_image_whose_ends_stay():
@@ -264,20 +226,15 @@ def test_a_random_crop_is_squared_by_the_towers_interpolation_alone():
     picture, box = noise(50, 40), (5, 7, 20, 30, 0)
     cropped = picture.crop((7, 5, 37, 25))
     for way in ("bicubic", "bilinear"):
-        for images in (
-            Resizing(24, "squash", way),
-            Resizing(24, "longest", way, 0.9),
-            Resizing(24, "shortest", way),
-        ):
-            plain = cropped.resize((24, 24), Image.Resampling[way.upper()])
-            assert RandomResizedCrop().apply(picture, box, images).tobytes() == plain.tobytes()
+        plain = cropped.resize((24, 24), Image.Resampling[way.upper()])
+        for mode in ("squash", "longest", "shortest"):
+            view = RandomResizedCrop().apply(picture, box, Resizing(24, mode, way))
+            assert view.tobytes() == plain.tobytes()
 
 
 def test_equal_pixels_are_one_view_whatever_the_normalisation():
-    assert (
-        tower("squash").resizing == replace(tower("squash"), mean=(0, 0, 0), std=(1, 1, 1)).resizing
-    )
-    assert tower("border").resizing != replace(tower("border"), mean=(0, 0, 0)).resizing, (
-        "the padding is the mean"
-    )
-    assert tower("border").resizing.fill == (123, 117, 104)
+    squash, border = tower("squash"), tower("border")
+    assert squash.resizing == replace(squash, mean=(0, 0, 0), std=(1, 1, 1)).resizing
+    # the padding is the mean
+    assert border.resizing != replace(border, mean=(0, 0, 0)).resizing
+    assert border.resizing.fill == (123, 117, 104)

@@ -48,10 +48,8 @@ def unpacked(path):
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 def test_own_folder_is_left_out(tmp_path, kind):
-    path = packed(
-        tmp_path / f"x.{kind}",
-        {"dtd/images/a/1.jpg": b"one", "dtd/labels.txt": b"two", "dtd/empty/": b""},
-    )
+    members = {"dtd/images/a/1.jpg": b"one", "dtd/labels.txt": b"two", "dtd/empty/": b""}
+    path = packed(tmp_path / f"x.{kind}", members)
     assert unpacked(path) == {"images/a/1.jpg": b"one", "labels.txt": b"two"}
     assert (tmp_path / "in/out/empty").is_dir()
 
@@ -68,11 +66,8 @@ def test_nothing_is_written_outside_of_the_folder(tmp_path, name, kind):
     path = packed(tmp_path / f"bad.{kind}", {"dtd/fine.jpg": b"1", name: b"2"})
     with suppress(DataError):
         unpacked(path)
-    assert {each.relative_to(tmp_path).parts[0] for each in tmp_path.rglob("*")} == {
-        path.name,
-        "in",
-    }
-    assert [each.name for each in (tmp_path / "in").iterdir()] == ["out"]
+    assert {entry.name for entry in tmp_path.iterdir()} == {path.name, "in"}
+    assert [entry.name for entry in (tmp_path / "in").iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
@@ -95,9 +90,7 @@ def test_a_damaged_archive_is_named(tmp_path, content):
     flipped = bytearray(path.read_bytes())
     flipped[45] ^= 1
     path.write_bytes(flipped if content is None else content)
-    with world.refused(
-        DataError, r"^archive .*bad\.zip is damaged or unsafe \(.*\): remove it and download it"
-    ):
+    with world.refused(DataError, r"^archive .*bad\.zip is damaged or unsafe \("):
         unpacked(path)
 
 
@@ -114,13 +107,8 @@ def png_with_100_megabytes_of_text():
     file = io.BytesIO()
     Image.new("RGB", (4, 4)).save(file, "PNG")
     png, text = file.getvalue(), b"zTXt" + b"k\0\0" + zlib.compress(bytes(100_000_000))
-    return (
-        png[:33]
-        + struct.pack(">I", len(text) - 4)
-        + text
-        + struct.pack(">I", zlib.crc32(text))
-        + png[33:]
-    )
+    framed = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    return png[:33] + framed + png[33:]
 
 
 @pytest.mark.parametrize(

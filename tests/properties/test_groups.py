@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdpl.data.sampling import few_shot, held_out_of, hold_out
@@ -35,7 +35,6 @@ def classes_of(records):
     return {each for own in labels for each in own}
 
 
-@settings(deadline=None)
 @given(IMAGES | SETS.map(lambda rows: [(tuple(sorted(own)), group) for own, group in rows]), SHARES)
 def test_what_is_held_out_shares_no_group_and_no_class_is_lost(images, share):
     records, groups = listed(images)
@@ -48,7 +47,6 @@ def test_what_is_held_out_shares_no_group_and_no_class_is_lost(images, share):
         assert hold_out(splits, share) == divided
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(2, 12), min_size=1, max_size=4), SHARES)
 def test_of_groups_of_one_class_the_share_of_each_class_is_drawn(numbers, share):
     # three images of each group
@@ -65,7 +63,6 @@ def test_of_groups_of_one_class_the_share_of_each_class_is_drawn(numbers, share)
         assert drawn[label] == 3 * min(number - 1, max(1, round(share * number)))
 
 
-@settings(deadline=None)
 @given(IMAGES, st.integers(1, 8), st.integers(0, 5))
 def test_a_sample_has_a_second_image_of_a_group_only_if_all_other_groups_are_in_it(
     images, shots, seed
@@ -84,7 +81,6 @@ def test_a_sample_has_a_second_image_of_a_group_only_if_all_other_groups_are_in_
         assert all(taken[group] >= min(number, most - 1) for group, number in there.items())
 
 
-@settings(deadline=None)
 @given(IMAGES, st.integers(1, 8), st.integers(0, 5), SHARES)
 def test_without_groups_nothing_changes(images, shots, seed, share):
     records, groups = listed([(label, 0) for label, _ in images])
@@ -97,12 +93,10 @@ def test_without_groups_nothing_changes(images, shots, seed, share):
     assert Counter(map(number, by_group)) == Counter(map(number, plain))
 
 
-@settings(deadline=None)
 @given(IMAGES, SHARES, SHARES, st.integers(2, 8))
 def test_init_draws_test_and_validation_images_of_other_groups(images, share, val_share, least):
-    found_image = FoundImage
     found = [
-        found_image(f"{i}.png", "abcd"[label], "train", group=f"camera {group}" if group else "")
+        FoundImage(f"{i}.png", "abcd"[label], "train", group=f"camera {group}" if group else "")
         for i, (label, group) in enumerate(images)
     ]
     tested = set_aside(found, "held_out", share)

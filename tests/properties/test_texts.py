@@ -13,7 +13,7 @@ TEACHER = "test-teacher"
 names = st.lists(class_names(), min_size=1, max_size=3)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(names, st.booleans())
 @example(["<end_of_text>", "crab"], True)
 @example(["a<start_of_text>", "&amp;"], True)

@@ -13,9 +13,8 @@ KIND, VERSION = "an index of shards", 2
 
 
 @pytest.fixture
-def shards(tmp_path, monkeypatch):
+def shards(tmp_path):
     """Four shards of two images each, the last of them in a folder of its own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     paths = [tmp_path / name for name in ("a/0.tar", "a/1.tar", "a/2.tar", "b/3.tar")]
     for number, path in enumerate(paths):
         path.parent.mkdir(exist_ok=True)

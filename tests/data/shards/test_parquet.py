@@ -1,10 +1,8 @@
-import tempfile
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
-import torch
 import world
 from runs import noise
 from torch.utils.data import DataLoader
@@ -12,31 +10,18 @@ from zoo import encoded
 
 from kdpl import DomainDataModule
 from kdpl.classifier.sources import find_sources, read_items
-from kdpl.data.augmentation import to_tensor
 from kdpl.data.decoding import Decoding
-from kdpl.data.loader import LazyLoader
 from kdpl.data.names import ShardImage
 from kdpl.data.options import ReadingOptions
 from kdpl.data.shards import archives, parquet, pieces, spool
 from kdpl.data.shards import index as shard_index
 from kdpl.data.shards.index import INDEX_FILE
-from kdpl.data.shards.pieces import WINDOW, InPieces
+from kdpl.data.shards.pieces import InPieces
 from kdpl.data.sources import content_of, find_unlabeled, open_source
 from kdpl.errors import DataError
-from kdpl.runtime.resizing import Resizing
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
-
-
-@pytest.fixture(autouse=True)
-def _own_folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    spool._fetched.cache_clear()
-    # a short path: workers open sockets in there, whose paths have at most 107 bytes
-    with tempfile.TemporaryDirectory() as temporary:
-        monkeypatch.setattr(tempfile, "tempdir", temporary)
-        yield
 
 
 def write(path, numbers, rows, column="image", layout=None, **others):
@@ -50,9 +35,7 @@ def write(path, numbers, rows, column="image", layout=None, **others):
 def write_struct(path, contents, rows=100):
     """A file as Hugging Face's datasets write it."""
     layout = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    values = [
-        None if content is None else {"bytes": content, "path": "x.png"} for content in contents
-    ]
+    values = [c if c is None else {"bytes": c, "path": "x.png"} for c in contents]
     pq.write_table(pa.table({"image": pa.array(values, layout)}), path, row_group_size=rows)
     return str(path)
 
@@ -78,82 +61,42 @@ def test_each_row_of_a_folder_of_files_is_an_image_named_by_its_number(folder):
     rows = [("a", 17), ("b", 8), ("c/part-1", 8), ("d", 7)]
     names = [f"{folder}/{name}.parquet/{row}" for name, number in rows for row in range(number)]
     assert list(found) == names
-    assert [content_of(each) for each in found] == [encoded(number) for number in range(40)]
+    assert contents_of(found) == [encoded(number) for number in range(40)]
     assert list(find_unlabeled([f"{folder}/b.parquet", f"{folder}/*.parquet"])) == (
         names[17:25] + names[:17] + names[33:]
     )
 
 
-@pytest.mark.parametrize("size", [1, 700, 10**6])
-@pytest.mark.parametrize("step", [1, 6])
+@pytest.mark.parametrize(("size", "step"), [(1, 1), (1, 6), (700, 6), (10**6, 1)])
 def test_pieces_are_whole_row_groups_and_any_of_their_images_can_be_read(
     folder, monkeypatch, size, step
 ):
     monkeypatch.setattr(pieces, "PIECE", size)
-    found = find_unlabeled(str(folder)).take(slice(None, None, step))
-    sources, packed, pack = InPieces(found), [], spool.pack
+    names = find_unlabeled(str(folder)).take(slice(None, None, step))
+    sources, packed, pack = InPieces(names), [], spool.pack
     monkeypatch.setattr(spool, "pack", lambda *piece: packed.append(piece) or pack(*piece))
-    order = np.random.default_rng(0).permutation(len(found))
+    order = np.random.default_rng(0).permutation(len(names))
     for _ in range(2):
         for index in order:
             assert content_of(sources[index]) == encoded(int(index) * step)
     assert len(packed) == len(set(packed)), "each piece is read once"
-    groups = [(each.shard, each.offset) for each in found]
+    groups = [(name.shard, name.offset) for name in names]
     assert all(index == 0 or groups[index] != groups[index - 1] for index in sources.starts)
     if size == 1:
         assert len(sources.starts) == len(set(groups)) == len(packed)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_training_is_the_same_for_any_number_of_workers_and_processes_and_resumes(
-    folder, monkeypatch, num_workers
-):
-    monkeypatch.setattr(pieces, "PIECE", 1)
-    for number in range(10):
-        contents = map(encoded, range(40 + 16 * number, 56 + 16 * number))
-        write_struct(folder / f"e{number}.parquet", contents, 2)
-    (folder / "train/a").mkdir(parents=True)
-    noise(9, 7).save(folder / "train/a/0.png")
-
-    def batches(rank=0, world_size=1, batch_size=8):
-        own = {"root": str(folder), "unlabeled": f"{folder}/*.parquet", "augmentation": "none"}
-        datamodule = DomainDataModule(
-            "folder", **own, batch_size=batch_size, num_workers=num_workers, seed=3
-        )
-        monkeypatch.setattr(datamodule, "_processes", lambda: (rank, world_size))
-        return datamodule.train_dataloader_for("unlabeled", Resizing(7))
-
-    alone = batches()
-    sources = alone.dataset.sources
-    assert len(sources.starts) > WINDOW
-    seen = [pair for batch in alone for pair in zip(batch.images, batch.indices, strict=True)]
-    for pixels, index in seen:
-        expected = open_source(sources.names[int(index)]).crop((1, 0, 8, 7))
-        assert torch.equal(pixels, to_tensor(expected))
-    assert [int(index) for _, index in seen] == [index for index, _ in alone.sampler]
-    two = zip(*(batches(rank, 2, 4) for rank in range(2)), strict=True)
-    merged = [
-        torch.stack([batch.indices for batch in both], dim=1).flatten().tolist() for both in two
-    ]
-    assert merged == [batch.indices.tolist() for batch in alone]
-    resumed = LazyLoader(alone.dataset, alone.sampler, 8, num_workers, batches_done=lambda: 7)
-    assert [batch.indices.tolist() for batch in resumed] == merged[7:]
-
-
 def test_a_file_is_indexed_once_from_its_footer_and_again_when_it_has_changed(folder, monkeypatch):
-    looked, index_rows = [], parquet.index_rows
-    monkeypatch.setattr(
-        shard_index, "index_rows", lambda path: looked.append(path) or index_rows(path)
-    )
+    looked, read = [], parquet.index_rows
+    monkeypatch.setattr(shard_index, "index_rows", lambda path: looked.append(path) or read(path))
     monkeypatch.setattr(parquet.ImageColumn, "values", None)  # nothing but footers is read
     first = find_unlabeled(str(folder))
     assert (folder / INDEX_FILE).is_file()
     looked.clear()
     again = find_unlabeled(str(folder))
     assert again == first
-    assert [(each.offset, each.size) for each in again] == [
-        (each.offset, each.size) for each in first
-    ]
+    for one, other in zip(again, first, strict=True):
+        assert (one.offset, one.size) == (other.offset, other.size)
     assert looked == [f"{folder}/c/part-0.parquet"], "an empty file is not in the index"
     write(folder / "b.parquet", range(9), 2)
     assert len(find_unlabeled(str(folder))) == len(first) + 1
@@ -184,7 +127,9 @@ def test_files_behind_a_url_are_listed_and_read(folder):
         assert content_of(sources[0]) == encoded(0)
         # in processes that are forked from one that has read
         loader = DataLoader(sources, 4, num_workers=2, collate_fn=contents_of)
-        assert [each for some in loader for each in some] == [encoded(n) for n in range(40)]
+        assert [content for contents in loader for content in contents] == [
+            encoded(n) for n in range(40)
+        ]
         assert list(find_unlabeled("memory://store/rows.parquet/c/part-1.parquet"))[2:4] == [
             "memory://store/rows.parquet/c/part-1.parquet/2",
             "memory://store/rows.parquet/c/part-1.parquet/3",
@@ -204,21 +149,21 @@ def test_a_column_of_paths_is_a_list_of_files_each_of_which_counts_once(tmp_path
     expected = [f"{tmp_path}/photos/{number}.png" for number in (2, 0, 1)]
     found = find_unlabeled([expected[0], str(tmp_path / "list.parquet"), f"{tmp_path}/photos"])
     assert list(found) == [*expected, "memory://store/9.png"]
-    assert not any(isinstance(each, ShardImage) for each in found)
+    assert not any(isinstance(name, ShardImage) for name in found)
     sources = find_sources([str(tmp_path / "list.parquet")])
-    assert [each.name for each in read_items(sources)][:2] == expected[1:]
+    assert [item.name for item in read_items(sources)][:2] == expected[1:]
 
     pq.write_table(pa.table({"path": ["a.png", None]}), tmp_path / "list.parquet")
     with world.refused(DataError, r"row 1 of shard .*list\.parquet has no path: fill it in"):
         find_unlabeled(str(tmp_path / "list.parquet"))
     items = list(read_items(sources))
-    assert [each.error is None for each in items] == [True, False]
+    assert [item.error is None for item in items] == [True, False]
 
 
 def test_predict_reads_files_in_order_and_damaged_images_are_those_of_other_pools(tmp_path):
     path = write_struct(tmp_path / "x.parquet", [encoded(1), b"no", None, b"", encoded(4)], 2)
     items, found = list(read_items(find_sources([str(tmp_path)]))), find_unlabeled(path)
-    assert [each.name for each in items] == list(found)
+    assert [item.name for item in items] == list(found)
     for number in (0, 4):
         assert items[number].open(Decoding()).tobytes() == open_source(found[number]).tobytes()
     for number in (1, 2, 3):
@@ -230,7 +175,7 @@ def test_predict_reads_files_in_order_and_damaged_images_are_those_of_other_pool
 
 
 def test_damaged_images_of_a_pool_are_refused_together_or_left_out(tmp_path):
-    contents = [encoded(number) if number % 10 else b"no" for number in range(100)]
+    contents = [encoded(number) if number % 10 else b"no" for number in range(20)]
     path = write_struct(tmp_path / "x.parquet", contents, 7)
     (tmp_path / "data/train/a").mkdir(parents=True)
     noise(9, 7).save(tmp_path / "data/train/a/0.png")
@@ -240,24 +185,21 @@ def test_damaged_images_of_a_pool_are_refused_together_or_left_out(tmp_path):
         data.reading.prepare(trains=True)
         return data.pool.images
 
-    with world.refused(DataError, r"10 of 101 images cannot be used \(image .*x\.parquet/0 "):
+    with world.refused(DataError, r"2 of 21 images cannot be used \(image .*x\.parquet/0 "):
         pool()
     kept = pool(reading=ReadingOptions(bad_images="skip"))
-    assert list(kept) == [
-        *(f"{path}/{number}" for number in range(100) if number % 10),
-        str(tmp_path / "data/train/a/0.png"),
-    ]
+    good = [f"{path}/{number}" for number in range(20) if number % 10]
+    assert list(kept) == [*good, str(tmp_path / "data/train/a/0.png")]
     sources = InPieces(kept)
-    assert [content_of(sources[i]) for i in range(90)] == [c for c in contents if c != b"no"]
+    assert [content_of(sources[i]) for i in range(18)] == [c for c in contents if c != b"no"]
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"label": ["a"], "url": ["b"]}, "has no column of images but label, url: give it"),
-        ({"jpg": [b"a"], "png": [b"b"]}, "has images in the columns jpg and png, expected one"),
-        ({"image": [b"a"], "bytes": [b"b"]}, "in the columns image and bytes, expected one"),
-        ({"image": ["a"], "path": ["b"]}, "in the columns image and path, expected one"),
+        ({"label": ["a"], "url": ["b"]}, "has no column of images but label, url"),
+        ({"jpg": [b"a"], "png": [b"b"]}, "in the columns jpg and png"),
+        ({"image": ["a"], "path": ["b"]}, "in the columns image and path"),
     ],
 )
 def test_a_file_whose_images_cannot_be_found_is_one_sentence(tmp_path, columns, message):

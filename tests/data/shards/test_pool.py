@@ -15,9 +15,8 @@ from kdpl.errors import ConfigError, DataError
 
 
 @pytest.fixture
-def places(tmp_path, monkeypatch):
+def places(tmp_path):
     """Folders p/a and p/b of one image each, a list, and shards 000.tar to 002.tar of two images each."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for number, name in enumerate(("a/1.png", "b/2.png")):
         (tmp_path / "p" / name).parent.mkdir(parents=True)
         noise(9, 7, seed=90 + number).save(tmp_path / "p" / name)
