@@ -2,92 +2,74 @@ import pytest
 import runs
 import world
 import zoo
-from safetensors.torch import load_file, save
 
-from kdpl import DomainDataModule
 from kdpl.__main__ import main
 from kdpl.data.options import ReadingOptions
 from kdpl.data.scan.checked import Checked
 from kdpl.errors import DataError
+from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import DECODED_FILE
 
 
-@pytest.fixture
-def pets(tmp_path):
-    """Two classes of six images each, all different, without test images."""
-    runs.image_folder(tmp_path / "pets", images=6, splits=("train",))
-    return tmp_path / "pets"
-
-
-def spoil(pets):
-    """Put files that are not good images among the others; returns their paths."""
-    return zoo.write(pets / "train/cat", zoo.BAD)
-
-
-def fit(pets, out, *more):
-    own = ["--data.init_args.num_workers=0", "--data.init_args.shots=3", f"--out={out}"]
-    data = [*runs.configs("data/folder.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={pets}"]
-    return main(["fit", *data, *runs.TEACHER, *runs.SHORT, *own, *more])
-
-
-def in_pets(pets, **options):
-    return DomainDataModule("folder", root=str(pets), num_workers=0, **options)
+def read(pets, run=None, **options):
+    """The images of a run into a folder, as read with these options."""
+    data = runs.in_folder(pets, reading=ReadingOptions(**options), shots=3, augmentation="none")
+    if run:
+        data.reading.of_run(run)
+    return data
 
 
 def test_bad_images_are_named_before_anything_is_trained_or_written(pets, tmp_path, capsys):
-    bad = spoil(pets)
-    assert fit(pets, tmp_path / "run") == 1
+    bad = zoo.write(pets / "train/cat", zoo.BAD)
+    assert main(runs.folder_fit(pets, tmp_path / "run")) == 1
     said = f"{len(bad)} of {12 + len(bad)} images cannot be used ("
     runs.error_line(capsys, said, *bad[:10], f"; and {len(bad) - 10} more)", "bad_images")
     assert not (tmp_path / "run" / DECODED_FILE).exists()
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_a_fit_that_skips_bad_images_is_that_without_them(pets, tmp_path):
-    clean, skipping = tmp_path / "clean/run", tmp_path / "skipping/run"
-    assert fit(pets, clean) == runs.test(clean) == 0
-    bad = spoil(pets)
-    assert (
-        fit(pets, skipping, "--data.init_args.reading.bad_images=skip") == runs.test(skipping) == 0
-    )
-    for name in ("prompts.safetensors", "class_vectors.safetensors"):
-        assert save(load_file(skipping / name)) == save(load_file(clean / name))
-    assert list(Checked.load(skipping / DECODED_FILE).skipped) == bad
-    rows, expected = (runs.rows_of(run / "test_predictions.csv") for run in (skipping, clean))
-    assert rows == expected
-    assert len(rows) == 4
+def test_a_run_that_skips_bad_images_is_that_without_them(pets, tmp_path):
+    clean = read(pets, test_share=0.25)
+    assert len(clean.splits.test) == 4
+    batches = list(clean.train_dataloader_for("labeled", Resizing(8)))
+    bad = zoo.write(pets / "train/cat", zoo.BAD)
+    skipping = read(pets, tmp_path, test_share=0.25, bad_images="skip")
+    skipping.reading.prepare(trains=True)
+    assert list(Checked.load(tmp_path / DECODED_FILE).skipped) == bad
+    for split in ("train", "val", "test"):
+        assert getattr(skipping.splits, split) == getattr(clean.splits, split)
+    assert list(skipping.pool.images) == list(clean.pool.images)
+    loader = skipping.train_dataloader_for("labeled", Resizing(8))
+    for batch, expected in zip(loader, batches, strict=True):
+        assert batch.images.equal(expected.images)
+        assert batch.labels.equal(expected.labels)
 
 
 def test_the_images_of_a_run_are_fixed_when_it_begins(pets, tmp_path):
-    looking = in_pets(pets, reading=ReadingOptions(bad_images="skip"))
-    looking.reading.of_run(tmp_path / "runs/first")
-    looking.reading.prepare(trains=True)
+    read(pets, tmp_path / "first", bad_images="skip").reading.prepare(trains=True)
     (pets / "train/dog/5.png").write_bytes(b"broken by now")
     for folder, left in (("first", 12), ("second", 11)):
-        again = in_pets(pets, reading=ReadingOptions(bad_images="skip"))
-        again.reading.of_run(tmp_path / "runs" / folder)
-        assert len(again.splits.train) == left
+        assert len(read(pets, tmp_path / folder, bad_images="skip").splits.train) == left
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"background": (0, 0, 0)}, "decoding.background is [255, 255, 255] there and [0, 0, 0] "),
-        ({"skip_list": "dog/5.png"}, "images is "),
+        ({"skip_list": "skip.txt"}, "images is "),
         ({"test_share": 0.5}, "test and validation images is 0 there and 12 here"),
     ],
 )
-def test_a_dataset_that_is_read_otherwise_is_looked_at_again(change, words, pets, tmp_path, capsys):
-    if "skip_list" in change:
-        (tmp_path / "skip.txt").write_text(str(pets / "train/dog/5.png"))
-        change = {"skip_list": str(tmp_path / "skip.txt")}
+def test_a_dataset_that_is_read_otherwise_is_looked_at_again(
+    change, words, pets, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "skip.txt").write_text(str(pets / "train/dog/5.png"))
     file = tmp_path / DECODED_FILE
     for options in ({}, {}, change):
         before = file.read_bytes() if file.exists() else None
         assert "looking at all images again" not in capsys.readouterr().err
-        reading = in_pets(pets, reading=ReadingOptions(**options)).reading
-        reading.of_run(tmp_path)
-        reading.prepare(trains=True)
+        read(pets, tmp_path, **options).reading.prepare(trains=True)
     assert f"{file} is of another dataset ({words}" in capsys.readouterr().err
     assert file.read_bytes() != before
 
@@ -96,4 +78,36 @@ def test_a_class_of_which_nothing_is_left_is_named(pets):
     for path in (pets / "train/dog").iterdir():
         path.write_bytes(b"")
     with world.refused(DataError, r"class 'dog' .* has no training image that can be used"):
-        _ = in_pets(pets, reading=ReadingOptions(bad_images="skip")).splits
+        _ = read(pets, bad_images="skip").splits
+
+
+def test_a_list_of_images_to_leave_out_may_be_of_two_kinds(pets, tmp_path):
+    dog = str(pets / "train/dog/5.png")
+    (tmp_path / "skip.txt").write_text(f"{dog}\nelsewhere.png\n")
+    (tmp_path / "skip.csv").write_text(f'path,reason\n"{dog}",blurred\n')
+    for file in tmp_path.glob("skip.*"):
+        assert len(read(pets, skip_list=str(file)).splits.train) == 11
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("gone.txt", None), ("x.json", "{}"), ("x.txt", "1.png")]
+)
+def test_a_skip_list_that_does_not_fit_is_one_sentence(pets, tmp_path, name, content):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with world.refused(DataError, "skip list"):
+        _ = read(pets, skip_list=str(tmp_path / name)).splits
+
+
+def test_held_out_images_are_the_same_for_every_seed_and_none_beside_a_test_split(pets):
+    held_out = ReadingOptions(test_share=0.25)
+    first = runs.in_folder(pets, reading=held_out, seed=1, unlabeled=str(pets)).splits
+    assert first.held_out
+    assert [record.label for record in first.test] == [0, 0, 1, 1]
+    assert len(first.train) == len(first.unlabeled) == 8
+    second = runs.in_folder(pets, reading=held_out, seed=2).splits
+    assert second.held_out
+    assert second.test == first.test
+    (pets / "test/cat").mkdir(parents=True)
+    runs.noise(4, 4).save(pets / "test/cat/1.png")
+    assert len(runs.in_folder(pets, reading=held_out).splits.train) == 12

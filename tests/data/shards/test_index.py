@@ -25,11 +25,11 @@ def shards(tmp_path):
 @pytest.fixture
 def looked(monkeypatch):
     """The shards that were looked through, by name."""
-    seen, real = [], shard_index._look_through
+    names, look = [], shard_index._look_through
     monkeypatch.setattr(
-        shard_index, "_look_through", lambda shard: seen.append(shard[-5:]) or real(shard)
+        shard_index, "_look_through", lambda shard: names.append(shard[-5:]) or look(shard)
     )
-    return seen
+    return names
 
 
 def described(index):
@@ -63,14 +63,15 @@ def test_a_shard_that_changed_is_looked_through_again_and_no_other(shards, looke
         index_shards(shards)
 
 
-def _elsewhere(file, **changes):
+def _elsewhere(file, column, value):
+    """Change a number in the last row."""
     tensors, fields = read_tensors(file, KIND, VERSION, "")
     rows = tensors["rows"].clone()
-    for column, value in changes.items():
-        rows.view(torch.int32)[-1, {"start": 0, "length": 2, "folder": 3, "offset": 4}[column]] = (
-            value
-        )
+    rows.view(torch.int32)[-1, {"start": 0, "length": 2, "folder": 3, "offset": 4}[column]] = value
     write_tensors(file, KIND, VERSION, {**tensors, "rows": rows}, fields)
+
+
+ODD = {"rows": torch.ones(3), "text": torch.ones(2)}
 
 
 @pytest.mark.parametrize(
@@ -79,16 +80,13 @@ def _elsewhere(file, **changes):
         lambda file: file.write_bytes(file.read_bytes()[:-20]),
         lambda file: file.write_bytes(b"\xff" * 200),
         lambda file: file.write_bytes(b""),
-        lambda file: write_tensors(
-            file, KIND, VERSION, {"rows": torch.ones(3), "text": torch.ones(2)}, {"stamps": 3}
-        ),
-        lambda file: write_tensors(file, KIND, VERSION, {}, {}),
+        lambda file: write_tensors(file, KIND, VERSION, ODD, {"stamps": 3}),
         lambda file: write_tensors(file, KIND, VERSION - 1, {}, {}),
-        lambda file: _elsewhere(file, start=2**20),
-        lambda file: _elsewhere(file, length=-1),
-        lambda file: _elsewhere(file, folder=9),
-        lambda file: _elsewhere(file, folder=-1),
-        lambda file: _elsewhere(file, offset=0),
+        lambda file: _elsewhere(file, "start", 2**20),
+        lambda file: _elsewhere(file, "length", -1),
+        lambda file: _elsewhere(file, "folder", 9),
+        lambda file: _elsewhere(file, "folder", -1),
+        lambda file: _elsewhere(file, "offset", 0),
     ],
 )
 def test_a_damaged_index_is_made_anew(shards, looked, damage):

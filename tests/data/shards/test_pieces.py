@@ -3,16 +3,13 @@ import io
 import os
 import resource
 import tarfile
-from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import fsspec
 import pytest
 import torch
 import world
+from fsspec.implementations.memory import MemoryFileSystem
 from runs import noise
 from torch.utils.data import Dataset
 from zoo import add, encoded
@@ -127,7 +124,7 @@ def test_training_on_shards_is_the_same_for_any_number_of_workers_and_processes_
     # two processes take turns, four images each
     halves = [[index for index, _ in batches(rank, 2, 4).sampler] for rank in range(2)]
     assert [index for pair in zip(*halves, strict=True) for index in pair] == order
-    resumed = LazyLoader(alone.dataset, alone.sampler, 8, num_workers, batches_done=lambda: 20)
+    resumed = LazyLoader(alone.dataset, alone.sampler, 8, 0, batches_done=lambda: 20)
     assert [index for batch in resumed for index in batch.indices.tolist()] == order[160:]
 
 
@@ -149,9 +146,7 @@ def test_a_piece_is_read_as_it_is_now_whatever_an_earlier_run_kept_and_again_onc
         content_of(sources[index])
     kept = [path for path in spool._folder().iterdir() if path.suffix != ".lock"]
     assert len(kept) == 3
-    assert [path[-6:] for path in distant(reads)] == [
-        f"{i}.tar" for i in ("00", "00", "01", "02", "03", "04", "00")
-    ]
+    assert [path[-6:-4] for path in distant(reads)] == ["00", "00", "01", "02", "03", "04", "00"]
 
 
 def test_images_are_read_alone_where_most_of_a_piece_is_something_else(pool, tmp_path):
@@ -187,27 +182,12 @@ def test_a_folder_that_cannot_hold_pieces_is_one_sentence(pool, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with world.refused(
-        DataError, r"kdpl-.* cannot hold pieces of shards \(.*No space left on device\): set TMPDIR"
-    ):
+    said = r"kdpl-.* cannot hold pieces of shards \(.*No space left on device\): set TMPDIR"
+    with world.refused(DataError, said):
         content_of(InPieces(names)[0])
 
 
-@pytest.mark.slow
-def test_workers_get_a_piece_behind_a_url_by_one_request(tmp_path, monkeypatch):
-    for number in range(20):
-        (tmp_path / f"{number:02d}.tar").write_bytes(shard_of(range(10 * number, 10 * number + 10)))
-    monkeypatch.setattr(pieces, "PIECE", 5 * IMAGE)
-    with served(tmp_path) as (url, requests):
-        sources = InPieces(find_unlabeled(f"{url}/{{00..19}}.tar"))
-        requests.clear()
-        loader = LazyLoader(Contents(sources), order_of(sources), 8, num_workers=2)
-        seen = [number for batch in loader for number in batch.labels.tolist()]
-    assert sorted(seen) == list(range(200))
-    assert len(requests) == len(set(requests)) == len(sources.starts) == 40
-
-
-class Contents(Dataset):
+class Numbers(Dataset):
     """The number that an image says, for a key of training."""
 
     def __init__(self, sources):
@@ -217,44 +197,35 @@ class Contents(Dataset):
         return LabeledBatch(torch.zeros(1), content_of(self.sources[key[0]])[0] - 1)
 
 
-@contextmanager
-def served(folder):
-    """The URL of the files of a folder, and a list of the ranges that are asked for."""
-    requests = []
+def test_workers_get_a_piece_behind_a_url_by_one_request(pool, monkeypatch, tmp_path):
+    names, _ = pool
+    monkeypatch.setattr(pieces, "PIECE", 5 * IMAGE)
+    get = MemoryFileSystem.cat_file
 
-    class Ranges(SimpleHTTPRequestHandler):
-        def do_GET(self):
-            requests.append((self.path, self.headers["Range"]))
-            content = Path(self.translate_path(self.path)).read_bytes()
-            first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
-            self.send_response(206)
-            part = content[first : last + 1]
-            self.send_header("Content-Length", str(len(part)))
-            place = f"bytes {first}-{first + len(part) - 1}/{len(content)}"
-            self.send_header("Content-Range", place)
-            self.end_headers()
-            self.wfile.write(part)
+    def noting(files, path, start=None, end=None):
+        with (tmp_path / "requests.txt").open("a") as requests:
+            requests.write(f"{path} {start} {end}\n")
+        return get(files, path)  # whole, as from a server that ignores ranges
 
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=str(folder))) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", requests
-        server.shutdown()
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", noting)
+    sources = InPieces(names)
+    # the workers are forked, and take the patch with them
+    loader = LazyLoader(Numbers(sources), order_of(sources), 8, num_workers=2)
+    assert sorted(n for batch in loader for n in batch.labels.tolist()) == list(range(200))
+    requests = (tmp_path / "requests.txt").read_text().splitlines()
+    assert len(requests) == len(set(requests)) == len(sources.starts) == 40
 
 
-@pytest.mark.slow
-def test_two_thousand_shards_are_trained_on_with_few_files_open(tmp_path, monkeypatch):
-    for number in range(2000):
-        (tmp_path / f"{number:04d}.tar").write_bytes(shard_of([number % 200]))
+def test_many_shards_are_trained_on_with_few_files_open(tmp_path, monkeypatch):
+    for number in range(200):
+        (tmp_path / f"{number:03d}.tar").write_bytes(shard_of([number]))
     monkeypatch.setattr(pieces, "PIECE", 10 * IMAGE)
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    limits, in_use = resource.getrlimit(resource.RLIMIT_NOFILE), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 20, limits[1]))
     try:
-        sources = InPieces(find_unlabeled(str(tmp_path / "{0000..1999}.tar")))
+        sources = InPieces(find_unlabeled(str(tmp_path / "{000..199}.tar")))
         order = [index for index, _ in order_of(sources)]
-        assert all(content_of(sources[index]) == content(index % 200) for index in order)
+        assert all(content_of(sources[index]) == content(index) for index in order)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert (len(order), len(sources.starts)) == (2000, 200)
+    assert (len(order), len(sources.starts)) == (200, 20)

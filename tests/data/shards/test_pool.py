@@ -2,6 +2,7 @@ import gzip
 import pickle
 import tarfile
 
+import fsspec
 import pytest
 import world
 from runs import noise
@@ -37,20 +38,22 @@ def pixels(source):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
+        (["{}/p/**/*.png"], "p/a/1.png p/b/2.png"),
+        (["{}/p/{{b,a}}"], "p/b/2.png p/a/1.png"),
+        (["file://{}/p/b"], "p/b/2.png"),
+        (["{}/p/b", "{}/p"], "p/b/2.png p/a/1.png"),
         (
-            ["{}/{{001..002}}.tar"],
-            ["001.tar/0002.png", "001.tar/0003.png", "002.tar/0004.png", "002.tar/0005.png"],
+            ["{}/00{{1..2}}.tar"],
+            "001.tar/0002.png 001.tar/0003.png 002.tar/0004.png 002.tar/0005.png",
         ),
-        (["{}/list.txt"], ["p/b/2.png", "000.tar/0000.png", "000.tar/0001.png", "p/a/1.png"]),
-        (
-            ["{}/p/b", "{}/p", "{}/000.tar"],
-            ["p/b/2.png", "p/a/1.png", "000.tar/0000.png", "000.tar/0001.png"],
-        ),
+        (["{}/list.txt"], "p/b/2.png 000.tar/0000.png 000.tar/0001.png p/a/1.png"),
+        (["{}/p/b", "{}/p", "{}/000.tar"], "p/b/2.png p/a/1.png 000.tar/0000.png 000.tar/0001.png"),
     ],
 )
-def test_shards_among_files_are_read_in_their_order_each_image_once(places, given, expected):
-    given = [each.format(places) for each in given]
-    assert short(find_unlabeled(given if len(given) > 1 else given[0]), places) == expected
+def test_files_and_shards_are_read_in_their_order_each_image_once(places, given, expected):
+    given = [place.format(places) for place in given]
+    found = find_unlabeled(given if len(given) > 1 else given[0])
+    assert short(found, places) == expected.split()
 
 
 def test_an_image_in_a_shard_opens_also_after_it_has_travelled_to_another_process(places):
@@ -60,48 +63,27 @@ def test_an_image_in_a_shard_opens_also_after_it_has_travelled_to_another_proces
 
 
 def test_what_lies_behind_a_url_is_listed_and_read_in_part(places, monkeypatch):
-    import fsspec
-
     files = fsspec.filesystem("memory")
     files.pipe("/store/x/1.png", encoded(7))
     files.pipe("/store/x/.hidden.png", b"")
     files.pipe("/store/000.tar", (places / "000.tar").read_bytes())
     try:
         found = find_unlabeled(["memory://store/x", "memory://store/{000..000}.tar"])
-        assert [pixels(each) for each in found] == [
-            noise(9, 7, seed=s).tobytes() for s in (7, 0, 1)
-        ]
-        assert [each[-8:] for each in find_unlabeled("memory://store/*.tar")] == [
-            "0000.png",
-            "0001.png",
-        ]
-        with monkeypatch.context() as patched:
-            patched.setattr(shard_index, "open_tar", None)
-            assert [each[-8:] for each in find_unlabeled("memory://store/000.tar")] == [
-                "0000.png",
-                "0001.png",
-            ]
-        with world.refused(DataError, r"memory://store/gone\.tar does not exist"):
-            find_unlabeled("memory://store/gone.tar")
+        expected = [noise(9, 7, seed=seed).tobytes() for seed in (7, 0, 1)]
+        assert [pixels(source) for source in found] == expected
+        assert list(find_unlabeled("memory://store/*/*.png")) == [found[0]]
+        # which the index has from now on
+        monkeypatch.setattr(shard_index, "open_tar", None)
+        for place in ("memory://store/*.tar", "memory://store/000.tar"):
+            assert [name[-8:] for name in find_unlabeled(place)] == ["0000.png", "0001.png"]
+        for gone, said in (
+            ("gone.tar", r"gone\.tar does not exist"),
+            ("gone", "gone has no images"),
+        ):
+            with world.refused(DataError, f"memory://store/{said}"):
+                find_unlabeled(f"memory://store/{gone}")
     finally:
         files.rm("/store", recursive=True)
-
-
-def test_images_behind_urls_are_listed_and_opened():
-    import fsspec
-
-    files = fsspec.filesystem("memory")
-    files.pipe("/photos/x/1.png", encoded(7))
-    files.pipe("/photos/x/.hidden.png", b"")
-    try:
-        (found,) = find_unlabeled("memory://photos/x")
-        assert open_source(found).tobytes() == noise(9, 7, seed=7).tobytes()
-        (same,) = find_unlabeled("memory://photos/*/*.png")
-        assert same == found
-        with world.refused(DataError, r"memory://photos/gone has no images"):
-            find_unlabeled("memory://photos/gone")
-    finally:
-        files.rm("/photos", recursive=True)
     with world.refused(ConfigError, "nonsense://x cannot be opened"):
         find_unlabeled("nonsense://x")
 
@@ -121,17 +103,12 @@ def test_members_that_leave_the_folder_or_are_not_files_are_ignored(tmp_path):
         add(shard, "c:\\d*.png", encoded(4))
     found = find_unlabeled(str(tmp_path / "evil.tar"))
     assert short(found, tmp_path) == [
-        "evil.tar/good.png",
-        "evil.tar/a:b?.png",
-        "evil.tar/c:\\d*.png",
+        f"evil.tar/{n}" for n in ("good.png", "a:b?.png", "c:\\d*.png")
     ]
-    assert [pixels(each) for each in found] == [
-        noise(9, 7, seed=seed).tobytes() for seed in (2, 3, 4)
-    ]
-    assert [each.name for each in read_items([str(tmp_path / "evil.tar")])] == list(found)
-    assert sorted(each.name for each in tmp_path.rglob("*")) == [INDEX_FILE, "evil.tar"], (
-        "nothing is unpacked"
-    )
+    assert [pixels(name) for name in found] == [noise(9, 7, seed=s).tobytes() for s in (2, 3, 4)]
+    assert [item.name for item in read_items([str(tmp_path / "evil.tar")])] == list(found)
+    # nothing is unpacked
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [INDEX_FILE, "evil.tar"]
 
 
 @pytest.mark.parametrize(

@@ -30,17 +30,12 @@ def write_shard(path, members, mode="w", links=()):
 def test_a_shard_gives_its_images_in_order_without_unpacking_them_or_following_links(
     ending, mode, tmp_path
 ):
-    members = {
-        "b/2.png": encoded(2),
-        "b/2.json": b"{}",
-        "1.jpg": encoded(1, "JPEG"),
-        "._1.jpg": b"x",
-        "bad.png": b"no",
-    }
+    members = {"b/2.png": encoded(2), "b/2.json": b"{}", "1.jpg": encoded(1, "JPEG")}
+    members |= {"._1.jpg": b"x", "bad.png": b"no"}
     shard = write_shard(tmp_path / f"s.{ending}", members, mode, links=[("link.png", __file__)])
     items = list(read_items([str(shard)]))
     assert [item.name for item in items] == [
-        f"{shard}/{name}" for name in ("b/2.png", "1.jpg", "bad.png")
+        f"{shard}/{n}" for n in ("b/2.png", "1.jpg", "bad.png")
     ]
     assert items[0].open(Decoding()).getpixel((0, 0)) == (2, 4, 7)
     items[1].open(Decoding())
