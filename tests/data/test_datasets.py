@@ -31,11 +31,9 @@ def unlabeled():
 def test_view_is_drawn_from_seed_epoch_and_index():
     item = labeled(seed=7)[4, 2]
     parameters = LightAffine().parameters(generator(7, "augmentation", epoch=2, index=4), 20, 20)
-    assert torch.equal(
-        item.images, to_tensor(LightAffine().apply(open_grey("50"), parameters, Resizing(16)))
-    )
-    assert item.labels == RECORDS[4].label
-    assert (item.images.dtype, item.images.shape) == (torch.uint8, (3, 16, 16))
+    expected = to_tensor(LightAffine().apply(open_grey("50"), parameters, Resizing(16)))
+    assert torch.equal(item.images, expected)
+    assert (item.labels, item.images.dtype) == (RECORDS[4].label, torch.uint8)
     without = unlabeled()[4, 2]
     assert torch.equal(without.images, labeled()[4, 2].images)
     assert without.indices == 4

@@ -5,11 +5,9 @@ import warnings
 import numpy as np
 import pytest
 import runs
-import torch
 import world
 import zoo
 from PIL import Image
-from torchvision.transforms import v2
 
 from kdpl import DomainDataModule
 from kdpl.data import decoding
@@ -18,18 +16,6 @@ from kdpl.data.decoding import PUBLISHED, Decoding, open_image
 from kdpl.data.options import ReadingOptions
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.resizing import Resizing
-
-
-@pytest.mark.parametrize(("width", "height"), [(64, 48), (31, 90), (20, 20), (9, 14), (32, 32)])
-def test_evaluation_transform_is_torchvisions(width, height, tmp_path):
-    runs.noise(width, height).save(tmp_path / "image.png")
-    bicubic = v2.InterpolationMode.BICUBIC
-    reference = v2.Compose(
-        [v2.Resize(32, bicubic, antialias=True), v2.CenterCrop(32), v2.PILToTensor()]
-    )
-    tensor = to_tensor(resize_and_crop(open_image(str(tmp_path / "image.png")), Resizing(32)))
-    assert (tensor.dtype, tensor.shape) == (torch.uint8, (3, 32, 32))
-    assert torch.equal(tensor, reference(runs.noise(width, height)))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (20_000, 3)])

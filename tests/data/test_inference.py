@@ -16,9 +16,8 @@ from kdpl.runtime.resizing import Resizing
 def batches(taken):
     for i in range(3):
         taken.append(i)
-        yield EvaluationBatch(
-            torch.full((2, 3), i, dtype=torch.uint8), torch.tensor([i, 7]), torch.tensor([i, 9])
-        )
+        images = torch.full((2, 3), i, dtype=torch.uint8)
+        yield EvaluationBatch(images, torch.tensor([i, 7]), torch.tensor([i, 9]))
 
 
 def test_a_network_sees_the_images_of_one_batch_after_the_other_without_gradients():
@@ -29,20 +28,13 @@ def test_a_network_sees_the_images_of_one_batch_after_the_other_without_gradient
         assert torch.equal(output, network(torch.full((2, 3), float(i))))
         assert (batch.labels.tolist(), batch.indices.tolist()) == ([i, 7], [i, 9])
         assert not output.requires_grad
-        assert torch.is_grad_enabled(), "the caller's own"
+        assert torch.is_grad_enabled(), "for the caller"
     assert taken == [0, 1, 2]
 
 
 def test_images_are_moved_to_the_device_and_the_batch_stays_where_it_is():
-    devices = [
-        (output, batch.images.device.type)
-        for output, batch in infer(_device, batches([]), torch.device("meta"))
-    ]
-    assert devices == [("meta", "cpu")] * 3
-
-
-def _device(images):
-    return images.device.type
+    outputs = infer(lambda images: images.device.type, batches([]), torch.device("meta"))
+    assert [(where, b.images.device.type) for where, b in outputs] == [("meta", "cpu")] * 3
 
 
 def evaluation_images(folder, count):

@@ -22,25 +22,18 @@ paths = st.lists(
 
 @given(paths, paths, st.integers(0, 9), st.integers(0, 9))
 def test_names_are_those_of_a_list_however_they_are_cut_and_joined(first, second, start, end):
-    one, two = Names.of(iter(first)), Names.of(second)
-    both = Names.joined([one, two])
-    assert list(both) == first + second == [both[i] for i in range(len(both))]
-    assert both == first + second != [*first, *second, "more"]
-    assert list(Names.joined([both[end:], both[:start], both.take(slice(None, None, -1))])) == [
-        *(first + second)[end:],
-        *(first + second)[:start],
-        *(first + second)[::-1],
-    ]
+    both, plain = Names.joined([Names.of(iter(first)), Names.of(second)]), first + second
+    assert list(both) == plain == [both[i] for i in range(len(both))]
+    assert both == plain != [*plain, "more"]
+    parts = [both[end:], both[:start], both.take(slice(None, None, -1))]
+    assert list(Names.joined(parts)) == [*plain[end:], *plain[:start], *plain[::-1]]
     with pytest.raises(IndexError):
         both[len(both)]
 
 
 def test_images_in_shards_keep_their_place_also_in_another_process():
-    images = [
-        ShardImage("a/1.tar", "x/1.png", 512, 10),
-        "b.png",
-        ShardImage("2.tar", "é.png", 2**40, 2**33),
-    ]
+    images = [ShardImage("a/1.tar", "x/1.png", 512, 10), "b.png"]
+    images.append(ShardImage("2.tar", "é.png", 2**40, 2**33))
     for names in (Names.of(images), pickle.loads(pickle.dumps(Names.of(images)))):  # noqa: S301
         assert list(names) == images
         assert [vars_of(name) for name in names] == [vars_of(name) for name in images]
@@ -64,13 +57,9 @@ def tree(tmp_path):
 
 def test_places_are_the_real_paths_of_files(tree, monkeypatch):
     monkeypatch.chdir(tree)
-    found = [
-        *find_unlabeled(str(tree / "many")),
-        "many/train/x/3.png",
-        "few/to_many/train/x/link.png",
-        "not/there.png",
-    ]
-    found += [f"few/train/x/{name}.png" for name in ("0", "link", "gone")]
+    found = [*find_unlabeled(str(tree / "many")), "many/train/x/3.png", "not/there.png"]
+    found += [f"few/{name}.png" for name in ("to_many/train/x/link", "train/x/0", "train/x/link")]
+    found.append("few/train/x/gone.png")
     assert list(places(Names.of(found))) == [os.path.realpath(path) for path in found]
     shard = ShardImage("few/to_many/1.tar", "a/1.png", 512, 9)
     assert list(places(Names.of([shard, "https://host/a/../1.png"]))) == [
@@ -88,22 +77,18 @@ def test_each_image_counts_once_and_the_first_name_stays(tree, monkeypatch, same
     for path in [name for each in given for name in find_unlabeled(each)]:
         plain.setdefault(os.path.realpath(path), path)
     assert list(find_unlabeled(given)) == list(plain.values())
-    left = unlisted(
-        Names.of(plain.values()),
-        [str(tree / "elsewhere/train/x/0.png"), f"{tree}/few/../many/train/x/5.png"],
-    )
-    assert [name for name in plain.values() if name not in left] == [
-        str(tree / "few/to_many/train/x/5.png"),
-        str(tree / "few/to_many/train/x/link.png"),
-    ]
+    listed = [str(tree / "elsewhere/train/x/0.png"), f"{tree}/few/../many/train/x/5.png"]
+    left = unlisted(Names.of(plain.values()), listed)
+    gone = [name for name in plain.values() if name not in left]
+    assert gone == [str(tree / f"few/to_many/train/x/{name}.png") for name in ("5", "link")]
 
 
 def test_a_listing_takes_no_system_call_for_each_file(tree, monkeypatch):
     asked = []
     for name in ("lstat", "stat", "readlink"):
-        real = getattr(os, name)
+        ask = getattr(os, name)
         monkeypatch.setattr(
-            os, name, lambda path, *a, _real=real, **k: asked.append(path) or _real(path, *a, **k)
+            os, name, lambda path, *a, _ask=ask, **k: asked.append(path) or _ask(path, *a, **k)
         )
     assert len(find_unlabeled(str(tree / "many"))) == 13
     within = {path for path in map(str, asked) if path.startswith(f"{tree}/many/train/x/")}
@@ -123,8 +108,6 @@ def test_training_holds_no_object_for_each_unlabelled_image(tree, monkeypatch, o
     if "unlabeled_share" in options:
         every = [every[index] for index in share_of(13, 0.5, seed=1)]
     assert list(images.sources) == every
-    held = runs.reachable(images).values()
-    assert not any(each in every for each in held if isinstance(each, str))
-    assert not any(
-        len(each) >= len(every) for each in held if isinstance(each, (list, tuple, dict))
-    )
+    for value in runs.reachable(images).values():
+        assert not isinstance(value, str) or value not in every
+        assert not isinstance(value, (list, tuple, dict)) or len(value) < len(every)

@@ -12,7 +12,6 @@ import world
 from world import Probe
 
 from kdpl import DomainDataModule
-from kdpl.__main__ import main
 from kdpl.data import parallel
 from kdpl.data.options import ReadingOptions
 from kdpl.data.scan.checked import Checked
@@ -245,14 +244,6 @@ def test_a_look_opens_each_file_once_and_asks_nothing_more_about_it(pets, tmp_pa
     assert len(sources) == 18 + 8
     assert sorted(path for path in calls["open"] if path.endswith(".png")) == sorted(sources)
     assert not [path for path in calls["ask"] if path.startswith(f"{pets}/unlabeled/")]
-
-
-def test_the_command_line_refuses_a_val_that_is_test(pets, tmp_path, capsys):
-    replace_by_link(pets, "val", "test")
-    data = [*runs.configs("data/folder.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={pets}"]
-    assert main(["fit", *data, *runs.TEACHER, *runs.SHORT, f"--out={tmp_path / 'out'}"]) == 1
-    runs.error_line(capsys, f"{pets}/test/{CAT} (test)", f"{pets}/val/{CAT} (val)")
-    assert not (tmp_path / "out/config.yaml").exists()
 
 
 def test_fits_of_both_stages_and_a_test_leave_copies_out_and_say_so(pets, tmp_path, capsys):

@@ -47,10 +47,10 @@ def unpacked(path):
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_own_folder_is_left_out(tmp_path, kind):
+def test_the_archives_folder_is_left_out(tmp_path, kind):
     members = {"dtd/images/a/1.jpg": b"one", "dtd/labels.txt": b"two", "dtd/empty/": b""}
-    path = packed(tmp_path / f"x.{kind}", members)
-    assert unpacked(path) == {"images/a/1.jpg": b"one", "labels.txt": b"two"}
+    contents = unpacked(packed(tmp_path / f"x.{kind}", members))
+    assert contents == {"images/a/1.jpg": b"one", "labels.txt": b"two"}
     assert (tmp_path / "in/out/empty").is_dir()
 
 

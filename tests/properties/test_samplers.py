@@ -66,20 +66,18 @@ def in_classes(labels):
 def test_balanced_each_class_comes_equally_often_and_so_do_its_images(
     labels, batch_size, world_size, seed, epoch
 ):
-    pool, together = in_classes(labels), batch_size * world_size
+    pool, together, size = in_classes(labels), batch_size * world_size, len(labels)
     (alone,) = train_samplers(pool, together, 1, seed, epoch)
     drawn = list(alone)
-    assert len(drawn) == len(alone) == (len(labels) // together * together or len(labels)), (
-        "as long as without"
-    )
+    assert len(drawn) == len(alone) == (size // together * together or size), "as without"
     assert len(set(drawn)) == len(drawn), "an image that comes again is another view"
-    times = np.bincount([index for index, _ in drawn], minlength=len(labels))
-    of_class = np.bincount(labels, times)
-    assert of_class.max() - of_class.min() <= 1
+    times = np.bincount([index for index, _ in drawn], minlength=size)
+    assert np.ptp(np.bincount(labels, times)) <= 1
     for label in range(labels.max() + 1):
         assert np.ptp(times[labels == label]) <= 1
-    for index, views in ((i, sorted(at for j, at in drawn if j == i)) for i in range(len(labels))):
-        assert views == [epoch + 2**32 * again for again in range(times[index])]
+    for index, number in enumerate(times):
+        views = sorted(view for i, view in drawn if i == index)
+        assert views == [epoch + 2**32 * again for again in range(number)]
     lists = [list(sampler) for sampler in train_samplers(pool, batch_size, world_size, seed, epoch)]
     merged = [pair for step in zip(*lists, strict=True) for pair in step]
     assert merged[: len(drawn)] == drawn

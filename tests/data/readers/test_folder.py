@@ -21,8 +21,8 @@ def make(root, *paths):
             Image.new("RGB", (4, 4)).save(root / path, format="PNG")
 
 
-def found(root):
-    return [path.removeprefix(f"{root}/") for path in find_images(root)]
+def listed(root):
+    return [os.path.relpath(path, root) for path in find_images(root)]
 
 
 def test_classes_are_the_sorted_union_of_all_splits_under_their_names_in_a_file(
@@ -92,14 +92,14 @@ def test_images_are_found_recursively_by_extension_without_hidden_ones(tmp_path)
     make(tmp_path, "b/2.PNG", "b/10.png", "a.JPG", "b/c/x.webp", "c.jpeg", "b.tiff")
     make(tmp_path, ".hidden.png", ".cache/1.png")
     (tmp_path / "notes.txt").write_text("no image")
-    assert found(tmp_path) == ["a.JPG", "b/10.png", "b/2.PNG", "b/c/x.webp", "b.tiff", "c.jpeg"]
+    assert listed(tmp_path) == ["a.JPG", "b/10.png", "b/2.PNG", "b/c/x.webp", "b.tiff", "c.jpeg"]
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
     make(tmp_path, "elsewhere/1.png", "data/a/2.png")
     (tmp_path / "data/linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data/a/up").symlink_to(tmp_path / "data")
-    assert found(tmp_path / "data") == ["a/2.png", "linked/1.png"]
+    assert listed(tmp_path / "data") == ["a/2.png", "linked/1.png"]
 
 
 @pytest.mark.parametrize(

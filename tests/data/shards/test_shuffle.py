@@ -30,34 +30,18 @@ def sorted_by_times(num_images, pieces, rng):
 many_pieces = st.integers(0, 2**31).map(random_pieces)
 
 
-def sampler(pool, seed, epoch, batch_size=1, rank=0, world_size=1):
+def order_of(pool, seed, epoch):
     num_images, pieces = pool
-    made = TrainSampler(
-        num_images, batch_size, seed, rank, world_size, by_pieces(pieces, num_images)
-    )
-    made.set_epoch(epoch)
-    return made
+    sampler = TrainSampler(num_images, 1, seed, 0, 1, by_pieces(pieces, num_images))
+    sampler.set_epoch(epoch)
+    return [index for index, _ in sampler]
 
 
 @settings(deadline=None, max_examples=30)
 @given(many_pieces, st.integers(0, 2**31), st.integers(0, 5))
 def test_the_order_is_that_of_plain_sorting_by_the_times_that_images_wait(pool, seed, epoch):
-    (num_images, pieces), rng = pool, generator(seed, "order", epoch=epoch)
-    found = [index for index, _ in sampler(pool, seed, epoch)]
-    assert found == sorted_by_times(num_images, pieces, rng)
-
-
-@settings(deadline=None, max_examples=30)
-@given(many_pieces, st.integers(1, 9), st.integers(1, 5), st.integers(0, 2**31), st.data())
-def test_processes_see_together_what_one_sees_alone_and_a_resumed_epoch_is_the_rest(
-    pool, batch, processes, seed, data
-):
-    together = [list(sampler(pool, seed, 1, batch, rank, processes)) for rank in range(processes)]
-    alone = sampler(pool, seed, 1, batch * processes)
-    merged = [pair for step in zip(*together, strict=True) for pair in step]
-    assert merged[: len(alone)] == list(alone)
-    alone.start = data.draw(st.integers(0, len(alone)))
-    assert list(alone) == merged[alone.start : len(alone)]
+    rng = generator(seed, "order", epoch=epoch)
+    assert order_of(pool, seed, epoch) == sorted_by_times(*pool, rng)
 
 
 def test_a_pool_of_no_more_pieces_than_are_mixed_has_the_uniform_order_of_files():
@@ -68,7 +52,7 @@ def test_a_pool_of_no_more_pieces_than_are_mixed_has_the_uniform_order_of_files(
 
 def test_few_pieces_are_in_use_at_a_time_and_a_run_of_images_is_from_many():
     pool = in_pieces([100] * 1000)
-    order = np.array([index for index, _ in sampler(pool, 1, 0)])
+    order = np.array(order_of(pool, 1, 0))
     piece_of = order // 100
     first, last = (np.full(1000, -1) for _ in range(2))
     last[piece_of] = np.arange(100_000)
