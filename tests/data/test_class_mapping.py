@@ -102,9 +102,7 @@ def test_faults_are_one_sentence_that_names_the_file(tmp_path, name, content, me
         ("names.csv", "n02,tench,\nn01,ant, ,\n", ["tench", "ant"]),
     ],
 )
-def test_without_labels_the_classes_are_those_of_the_file_in_its_order(
-    tmp_path, name, content, names
-):
+def test_without_labels_classes_are_in_the_order_of_the_file(tmp_path, name, content, names):
     file = written(tmp_path, name, content)
     keys = read_class_mapping(file, ["n02"] if "n02" in content else [], complete=False)
     assert list(name_classes([*keys], file, None)[0]) == names

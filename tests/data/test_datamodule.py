@@ -12,7 +12,6 @@ from zoo import tag
 
 from kdpl import DomainDataModule
 from kdpl.data.augmentation import resize_and_crop, to_tensor
-from kdpl.data.batches import LabeledBatch
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.domain import build_data
 from kdpl.data.options import ClassOptions, ReadingOptions
@@ -51,9 +50,7 @@ def trainer(folder, **options):
     return world.quiet_trainer(folder, **options)
 
 
-def test_labelled_split_is_the_few_shot_sample_and_its_base_subset_and_unlabelled_all_training_images(
-    folder,
-):
+def test_the_labelled_split_is_the_sample_and_the_unlabelled_all_images(folder):
     whole, base = in_folder(folder, seed=3), in_folder(folder, seed=3, protocol="base_to_novel")
     sample, _ = few_shot(whole.splits.train, whole.splits.val, 4, 4, 3)
     assert Counter(record.label for record in sample) == dict.fromkeys(range(5), 4)
@@ -121,21 +118,17 @@ def test_evaluation_batches_are_in_order_and_drop_nothing(folder):
         assert torch.equal(images[i], to_tensor(resize_and_crop(image, SQUARE)))
 
 
-def epochs(split, numbers, **options):
-    """The batches of some epochs of the digits, four images a class."""
-    loader = digits(**{"shots": 4, **options}).train_dataloader_for(split, Resizing(32))
+def epochs(numbers, **options):
+    """The labelled batches of some epochs of the digits, four images a class."""
+    loader = digits(**{"shots": 4, **options}).train_dataloader_for("labeled", Resizing(32))
     for number in numbers:
         loader.sampler.set_epoch(number)
         yield list(loader)
 
 
-def numbers(batch):
-    return batch.labels if isinstance(batch, LabeledBatch) else batch.indices
-
-
 def same_batches(some, others):
     return all(
-        torch.equal(one.images, other.images) and numbers(one).equal(numbers(other))
+        torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
         for one, other in zip(some, others, strict=True)
     )
 
@@ -162,24 +155,15 @@ def test_transparent_and_turned_images_are_those_on_a_background_the_right_way_u
         torch.testing.assert_close(odd_view, even_view, atol=2, rtol=0)
 
 
-@pytest.mark.parametrize("split", ["labeled", "unlabeled"])
-def test_batches_are_the_same_for_any_number_of_workers(split):
-    alone, helped = (
-        list(itertools.chain(*epochs(split, range(2), num_workers=n, unlabeled_share=0.05)))
-        for n in (0, 2)
-    )
-    assert same_batches(alone, helped)
-    for batch in alone:
-        assert (batch.images.shape, batch.images.dtype) == ((8, 3, 32, 32), torch.uint8)
-        assert (numbers(batch).shape, numbers(batch).dtype) == ((8,), torch.int64)
-
-
 def test_epochs_differ_can_be_entered_anywhere_and_leave_torchs_global_stream_alone():
     before = torch.get_rng_state()
-    first, second, third = epochs("labeled", range(3))
-    (late,) = epochs("labeled", [2])
+    first, second, third = epochs(range(3))
+    (late,) = epochs([2])
     assert same_batches(third, late)
     assert not torch.equal(first[0].labels, second[0].labels)
+    for batch in first:
+        assert (batch.images.shape, batch.images.dtype) == ((8, 3, 32, 32), torch.uint8)
+        assert (batch.labels.shape, batch.labels.dtype) == ((8,), torch.int64)
     list(digits(shots=4).evaluation_dataloader_for("val", Resizing(32)))
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -233,7 +217,7 @@ def test_trainer_hands_the_epoch_on_also_after_a_resume(tmp_path):
         fitted.fit(probe, datamodule=digits(shots=2, num_workers=1), ckpt_path=ckpt_path)
         return fitted, probe
 
-    expected = list(itertools.chain(*epochs("labeled", range(3), shots=2)))
+    expected = list(itertools.chain(*epochs(range(3), shots=2)))
     assert same_batches(fit(3)[1].train_batches, expected)
     stopped, _ = fit(1)
     stopped.save_checkpoint(tmp_path / "stopped.ckpt")

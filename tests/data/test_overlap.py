@@ -109,9 +109,7 @@ def test_relative_and_absolute_paths_of_one_file_are_refused(pets, tmp_path, mon
         _ = DomainDataModule("table", root="pets/images.csv").splits
 
 
-def test_unlabelled_images_that_are_listed_for_the_test_by_other_paths_are_not_distilled_on(
-    pets, tmp_path, monkeypatch
-):
+def test_test_images_by_other_paths_are_not_distilled_on(pets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(pets / "test")
     train = [f"train/{name}/{number}.png" for name in ("cat", "dog") for number in range(3)]
@@ -132,9 +130,7 @@ def test_unlabelled_images_that_are_listed_for_the_test_by_other_paths_are_not_d
         ("table", "hardlink_to", "of test or validation images: 1 unlabelled ("),
     ],
 )
-def test_unlabelled_images_that_link_to_test_images_are_not_distilled_on(
-    kind, link, said, pets, tmp_path
-):
+def test_links_to_test_images_are_not_distilled_on(kind, link, said, pets, tmp_path):
     getattr(pets / "unlabeled/9.png", link)(pets / "test" / CAT)
     splits, (note,) = looked_at(dataset(kind, pets), tmp_path / "run")
     assert names(splits.unlabeled, pets) == UNLABELED

@@ -13,7 +13,7 @@ from timm.data import create_transform
 
 from kdpl import DomainDataModule
 from kdpl.class_vectors import FrozenTeacher
-from kdpl.clip import ClipConfig, Preprocessing, load_image_clip, weights
+from kdpl.clip import ClipConfig, Preprocessing, weights
 from kdpl.data.augmentation import LightAffine, RandomResizedCrop, resize_and_crop, to_tensor
 from kdpl.losses import DistillationLoss
 from kdpl.prompts import StudentPrompts
@@ -138,15 +138,11 @@ FITS = {
         {"more_teachers": True, "prompt_init": "mean_token"},
     ),
     "the cache": (tower("border", "bilinear"), ("longest", "bilinear"), {"cache": True}),
-    "timm": (tower("longest"), None, {}),
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*random weights")
 @pytest.mark.parametrize("name", FITS)
-def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(
-    name, pictures, tmp_path, monkeypatch
-):
+def test_in_a_fit_towers_see_the_evaluation_transform(name, pictures, tmp_path, monkeypatch):
     """Start of prompts, refinement, pool filter, cache, steps, validation and classifier."""
     teacher, ways, options = FITS[name]
     seen = {}
@@ -175,16 +171,13 @@ def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(
         world.write_teacher(tmp_path / folder, seed=number, **changes)
     names = list(teachers) if "more_teachers" in options else ["first"]
     cache = {"teacher_cache": str(tmp_path / "cache"), "fill_teacher_cache": True}
-    if ways is None:
-        config, size = ClipConfig("timm:test_resnet", "random", image_size=32), (4, 0)
-    else:
-        config, size = ClipConfig("test-student", world.TAG), (2, 3)
-        monkeypatch.setitem(weights._OPENAI, "resize_mode", ways[0])
-        monkeypatch.setitem(weights._OPENAI, "interpolation", ways[1])
+    config = ClipConfig("test-student", world.TAG)
+    monkeypatch.setitem(weights._OPENAI, "resize_mode", ways[0])
+    monkeypatch.setitem(weights._OPENAI, "interpolation", ways[1])
     student = world.StudentDistillation(
         config,
         [str(tmp_path / name) for name in names],
-        vision_prompts=StudentPrompts(*size, options.get("prompt_init", "normal")),
+        vision_prompts=StudentPrompts(2, 3, options.get("prompt_init", "normal")),
         loss=DistillationLoss(weight=20),
         target=Refined(mode="always", neighbors=2),
         pool_filter=0.05,
@@ -193,9 +186,8 @@ def test_in_a_whole_fit_each_tower_sees_the_evaluation_transform_alone(
     world.fit(student, tmp_path, 2, (), images_in(pictures), limit_val_batches=1.0)
 
     files = opened(sorted(pictures.rglob("*.png")))
-    images = tower(*ways) if ways else load_image_clip(config).preprocessing
-    assert student.preprocessing.resizing == images.resizing
-    towers = {"student": images, **{name: teachers[name] for name in names}}
+    assert student.preprocessing.resizing == tower(*ways).resizing
+    towers = {"student": tower(*ways), **{name: teachers[name] for name in names}}
     assert seen.keys() == towers.keys()
     for who_saw, images in towers.items():
         views = {row.numpy().tobytes() for row in expected(images, files)}

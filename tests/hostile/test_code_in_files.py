@@ -53,9 +53,7 @@ def test_a_checkpoint_that_would_write_a_file_is_refused_and_writes_none(zipped,
 
 
 @pytest.mark.parametrize("place", ["model", "data", "augmentation", "augmentation as a section"])
-def test_a_report_imports_no_class_that_an_untrusted_run_names(
-    place, tmp_path, monkeypatch, capsys
-):
+def test_a_report_imports_no_class_of_a_strangers_run(place, tmp_path, monkeypatch, capsys):
     (tmp_path / "stranger.py").write_text(f"open({str(tmp_path / 'written')!r}, 'w').close()")
     monkeypatch.syspath_prepend(str(tmp_path))
     stranger = {"class_path": "stranger.Thing"}

@@ -226,11 +226,8 @@ def test_a_classifier_with_invalid_held_out_scores_is_refused(classifier_folder)
     classifier.companions["held_out"] = COMPANIONS[HeldOutScores]
     classifier.save(classifier_folder)
     path = classifier_folder / HeldOutScores.file
-    save_file(
-        load_file(path),
-        path,
-        metadata={"kdpl": json.dumps({**header_of(path), "temperature": None})},
-    )
+    header = json.dumps({**header_of(path), "temperature": None})
+    save_file(load_file(path), path, metadata={"kdpl": header})
     refused(partial(Classifier.load, classifier_folder), path, ": ")
 
 
@@ -276,9 +273,7 @@ def test_headers_that_lie_are_refused(header, classifier_folder, tmp_path):
     ],
     ids=str,
 )
-def test_a_tower_that_would_fill_the_memory_or_be_fetched_is_refused_before_it_is_built(
-    settings, classifier_folder
-):
+def test_a_tower_that_is_too_large_or_would_be_fetched_is_refused(settings, classifier_folder):
     path = classifier_folder / "classifier.json"
     config = json.loads(path.read_text())
     vision = {**config["image_config"]["vision_cfg"], **settings.pop("vision_cfg", {})}

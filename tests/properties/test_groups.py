@@ -64,9 +64,7 @@ def test_of_groups_of_one_class_the_share_of_each_class_is_drawn(numbers, share)
 
 
 @given(IMAGES, st.integers(1, 8), st.integers(0, 5))
-def test_a_sample_has_a_second_image_of_a_group_only_if_all_other_groups_are_in_it(
-    images, shots, seed
-):
+def test_a_sample_is_spread_over_the_groups(images, shots, seed):
     records, groups = listed(images)
     sample, _ = few_shot(records, [], shots, None, seed, groups)
     assert len({*sample}) == len(sample)

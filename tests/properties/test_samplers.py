@@ -37,9 +37,7 @@ def train_samplers(pool, batch_size, world_size, seed, epoch):
 
 
 @given(pools, batches, processes, seeds, epochs)
-def test_an_epoch_has_each_image_once_in_full_batches_whatever_process_sees_it(
-    pool, batch_size, world_size, seed, epoch
-):
+def test_an_epoch_has_each_image_once(pool, batch_size, world_size, seed, epoch):
     lists = [list(sampler) for sampler in train_samplers(pool, batch_size, world_size, seed, epoch)]
     assert len(set(map(len, lists))) == 1
     seen = [index for index, _ in chain(*lists)]
@@ -63,9 +61,7 @@ def in_classes(labels):
 
 
 @given(uneven, batches, processes, seeds, epochs)
-def test_balanced_each_class_comes_equally_often_and_so_do_its_images(
-    labels, batch_size, world_size, seed, epoch
-):
+def test_balanced_classes_come_equally_often(labels, batch_size, world_size, seed, epoch):
     pool, together, size = in_classes(labels), batch_size * world_size, len(labels)
     (alone,) = train_samplers(pool, together, 1, seed, epoch)
     drawn = list(alone)
@@ -101,9 +97,7 @@ def test_the_order_is_a_uniform_permutation_or_what_is_drawn_in_its_place(pool, 
 
 
 @given(pools | uneven.map(in_classes), batches, processes, seeds, epochs, st.data())
-def test_a_resumed_epoch_is_the_rest_of_an_uninterrupted_one(
-    pool, batch_size, world_size, seed, epoch, data
-):
+def test_a_resumed_epoch_is_the_rest(pool, batch_size, world_size, seed, epoch, data):
     for sampler in train_samplers(pool, batch_size, world_size, seed, epoch):
         whole = list(sampler)
         sampler.start = data.draw(st.integers(0, len(whole)), "start")

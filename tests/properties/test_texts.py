@@ -18,9 +18,7 @@ names = st.lists(class_names(), min_size=1, max_size=3)
 @example(["<end_of_text>", "crab"], True)
 @example(["a<start_of_text>", "&amp;"], True)
 @example(["crab", "crab", "seahorse_of_the_deep"], False)
-def test_a_ragged_row_of_names_has_the_features_of_77_tokens_each(
-    clip_of, plain_of, names, prompted
-):
+def test_ragged_names_have_the_features_of_77_tokens(clip_of, plain_of, names, prompted):
     clip, plain = clip_of(TEACHER), plain_of(TEACHER)
     plain_texts = [prompt_text(WORDS, name) for name in names]
     texts = tokenize_prompts(clip.tokenize, prompt_texts(WORDS, 4, names), clip.text_tower)

@@ -239,9 +239,7 @@ def test_an_interrupted_command_resumes(photos, classifier, capsys, monkeypatch)
     assert out.exists()
 
 
-def test_boxes_of_a_photo_that_its_tag_turns_are_refused_if_they_are_of_the_stored_one(
-    photos, capsys
-):
+def test_boxes_of_a_turned_photo_as_it_is_stored_are_refused(photos, capsys):
     data = coco()
     data["images"][1] |= {"width": 60, "height": 40}
     error = refused(capsys, written(photos, data), f"--out={photos}/crops.txt")
@@ -294,9 +292,7 @@ def test_wrong_options_are_refused_in_one_sentence(photos, classifier, capsys):
     assert "nope.json does not exist" in refused(capsys, "nope.json", "--out=t.txt")
 
 
-def test_a_classifier_of_several_classes_for_an_image_is_refused(
-    photos, classifier, monkeypatch, capsys
-):
+def test_a_classifier_of_several_labels_is_refused(photos, classifier, monkeypatch, capsys):
     monkeypatch.setattr(MultiClass, "columns", lambda *_: ["labels", "scores"])
     options = [f"--classifier={classifier}", f"--out={photos}/classified.json"]
     assert "names several classes" in refused(capsys, written(photos, coco()), *options)

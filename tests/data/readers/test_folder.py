@@ -25,9 +25,7 @@ def listed(root):
     return [os.path.relpath(path, root) for path in find_images(root)]
 
 
-def test_classes_are_the_sorted_union_of_all_splits_under_their_names_in_a_file(
-    tmp_path, monkeypatch
-):
+def test_classes_are_those_of_all_splits_sorted_and_named_by_a_file(tmp_path, monkeypatch):
     make(tmp_path, "train/dog/1.png", "train/cat/1.png", "train/cat/0.png", "val/dog/1.png")
     make(tmp_path, "test/ant_lion/1.png", "train/.ipynb_checkpoints/1.png", "train/loose.png")
     (tmp_path / "names.csv").write_text("dog,a dog\nant_lion,an ant\ncat,a cat\n")
@@ -66,9 +64,7 @@ def test_a_folder_of_images_without_labels_beside_splits_or_classes_is_the_pool(
     assert list(pool) == [f"{tmp_path}/pool/5.png"]
 
 
-def test_two_spellings_of_one_name_in_unicode_are_one_class_of_files_under_their_own_paths(
-    tmp_path,
-):
+def test_two_spellings_of_one_name_in_unicode_are_one_class(tmp_path):
     made = [
         "train/jose\u0301/1.png",
         "train/jos\u00e9/0.png",

@@ -122,9 +122,7 @@ def test_the_index_of_a_folder_that_cannot_be_written_to_is_kept_elsewhere(
     assert described(index_shards(shards)) == plain(shards)
 
 
-def test_shards_that_were_looked_through_before_an_interruption_are_kept(
-    shards, looked, monkeypatch
-):
+def test_shards_read_before_an_interruption_are_kept(shards, looked, monkeypatch):
     monkeypatch.setattr(shard_index, "_BLOCK", 1)
     whole = Path(shards[2]).read_bytes()
     Path(shards[2]).write_bytes(whole[:700])

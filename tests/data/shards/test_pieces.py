@@ -67,9 +67,7 @@ def distant(reads):
 
 
 @pytest.mark.parametrize("size", [2 * IMAGE, 5 * IMAGE, 10**6])
-def test_an_epoch_is_one_read_for_each_piece_of_a_shard_whatever_process_reads(
-    pool, monkeypatch, size
-):
+def test_an_epoch_reads_each_piece_once_in_any_process(pool, monkeypatch, size):
     names, reads = pool
     monkeypatch.setattr(pieces, "PIECE", size)
     sources = InPieces(names)
@@ -99,7 +97,7 @@ def write_pool(folder, kind):
 
 
 @pytest.mark.parametrize(("kind", "num_workers"), [("tar", 0), ("parquet", 2)])
-def test_training_on_shards_is_the_same_for_any_number_of_workers_and_processes_and_resumes(
+def test_processes_share_an_epoch_of_shards_and_it_resumes(
     tmp_path, monkeypatch, kind, num_workers
 ):
     monkeypatch.setattr(pieces, "PIECE", 600 if kind == "tar" else 1)
@@ -128,9 +126,7 @@ def test_training_on_shards_is_the_same_for_any_number_of_workers_and_processes_
     assert [index for batch in resumed for index in batch.indices.tolist()] == order[160:]
 
 
-def test_a_piece_is_read_as_it_is_now_whatever_an_earlier_run_kept_and_again_once_it_made_room(
-    pool, monkeypatch
-):
+def test_a_piece_is_read_anew_by_each_run_and_once_it_made_room(pool, monkeypatch):
     names, reads = pool
     content_of(InPieces(names)[0])
     spool._fetched.cache_clear()

@@ -1,5 +1,4 @@
 import gzip
-import pickle
 import tarfile
 
 import fsspec
@@ -54,12 +53,6 @@ def test_files_and_shards_are_read_in_their_order_each_image_once(places, given,
     given = [place.format(places) for place in given]
     found = find_unlabeled(given if len(given) > 1 else given[0])
     assert short(found, places) == expected.split()
-
-
-def test_an_image_in_a_shard_opens_also_after_it_has_travelled_to_another_process(places):
-    source = find_unlabeled(str(places / "001.tar"))[1]
-    travelled = pickle.loads(pickle.dumps(source))  # noqa: S301
-    assert pixels(travelled) == pixels(source) == noise(9, 7, seed=3).tobytes()
 
 
 def test_what_lies_behind_a_url_is_listed_and_read_in_part(places, monkeypatch):

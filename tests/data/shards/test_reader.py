@@ -27,9 +27,7 @@ def write_shard(path, members, mode="w", links=()):
 
 
 @pytest.mark.parametrize(("ending", "mode"), [("tar", "w"), ("tar.gz", "w:gz"), ("TAR", "w")])
-def test_a_shard_gives_its_images_in_order_without_unpacking_them_or_following_links(
-    ending, mode, tmp_path
-):
+def test_images_of_a_shard_are_read_in_order_and_not_unpacked(ending, mode, tmp_path):
     members = {"b/2.png": encoded(2), "b/2.json": b"{}", "1.jpg": encoded(1, "JPEG")}
     members |= {"._1.jpg": b"x", "bad.png": b"no"}
     shard = write_shard(tmp_path / f"s.{ending}", members, mode, links=[("link.png", __file__)])

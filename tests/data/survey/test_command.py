@@ -138,7 +138,7 @@ class _CheckedError(Exception):
 
 
 @pytest.mark.parametrize(("labels", "more"), [(1, ()), (9, ("--shots=0",))])
-def test_each_run_that_init_prints_has_refined_targets_and_settings_that_hold_in_another_folder(
+def test_the_runs_that_init_prints_are_possible_in_another_folder(
     labels, more, tmp_path, survey, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -376,9 +376,7 @@ def test_a_strangers_folder_is_run_and_predicted_as_advised_without_a_file_edite
     assert capsys.readouterr().out.count("more.tar/") == 8
 
 
-def test_images_without_any_label_take_a_list_of_names_and_what_needs_labels_says_so(
-    tmp_path, survey
-):
+def test_images_without_any_label_take_a_list_of_names(tmp_path, survey):
     photos(tmp_path / "photos/unlabeled", 9)
     (tmp_path / "names.txt").write_text("red ball\ngreen box\nblue tent\n")
     names = f"--class-names={tmp_path}/names.txt"
