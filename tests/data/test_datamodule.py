@@ -79,6 +79,22 @@ def test_a_share_of_the_unlabelled_images_is_a_subset_that_the_seed_decides(fold
 
 
 @pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"shots": None}, "0 of 30; validation: 25 of 25"),
+        ({"shots": 0}, "0 of 30; validation: 0 of 25; in no stage: 55 (shots 0)"),
+        (
+            {"shots": 3, "protocol": "base_to_novel"},
+            "0 of 30; validation: 25 of 25; in no stage: 21 (shots 3, protocol base_to_novel)",
+        ),
+    ],
+)
+def test_labels_that_no_stage_sees_are_counted(options, said, folder):
+    labels = in_folder(folder, **options).labels
+    assert labels.counts_in_stage(2, []) == f"labels in the batches of stage 2: {said}"
+
+
+@pytest.mark.parametrize(
     ("options", "count"),
     [
         ({"val_shots": 4}, 4),

@@ -79,18 +79,6 @@ def test_a_sample_is_spread_over_the_groups(images, shots, seed):
         assert all(taken[group] >= min(number, most - 1) for group, number in there.items())
 
 
-@given(IMAGES, st.integers(1, 8), st.integers(0, 5), SHARES)
-def test_without_groups_nothing_changes(images, shots, seed, share):
-    records, groups = listed([(label, 0) for label, _ in images])
-    assert groups == {}
-    assert few_shot(records, [], shots, None, seed, {}) == few_shot(records, [], shots, None, seed)
-    # groups of one image each are drawn in another order, but as many of each class
-    alone = {source: f"of {source}" for source, _ in records}
-    by_group, plain = held_out_of(records, share, alone), held_out_of(records, share)
-    number = dict(records).get
-    assert Counter(map(number, by_group)) == Counter(map(number, plain))
-
-
 @given(IMAGES, SHARES, SHARES, st.integers(2, 8))
 def test_init_draws_test_and_validation_images_of_other_groups(images, share, val_share, least):
     found = [

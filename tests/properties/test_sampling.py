@@ -1,8 +1,8 @@
 import random
 from collections import Counter
-from itertools import product
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,20 +31,11 @@ seeds = st.integers(0, 2**31)
 shares = st.floats(0.01, 0.99)
 
 
-def test_stream_is_philox_at_its_documented_key_and_counter():
-    philox = np.random.Philox(key=7 + (0 << 64), counter=(5 << 64) + (3 << 128))
+@pytest.mark.parametrize(("purpose", "number"), [("augmentation", 0), ("order", 1), ("share", 2)])
+def test_stream_is_philox_at_its_documented_key_and_counter(purpose, number):
+    philox = np.random.Philox(key=7 + (number << 64), counter=(5 << 64) + (3 << 128))
     expected = np.random.Generator(philox).random(4)
-    assert generator(7, "augmentation", epoch=3, index=5).random(4).tolist() == expected.tolist()
-
-
-def test_every_key_has_its_stream_whatever_the_order_of_calls():
-    keys = [*product(range(3), ("augmentation", "order"), range(3), range(3))]
-    forward, backward = (
-        {key: generator(*key[:2], epoch=key[2], index=key[3]).random() for key in order}
-        for order in (keys, keys[::-1])
-    )
-    assert forward == backward
-    assert len(set(forward.values())) == len(keys)
+    assert generator(7, purpose, epoch=3, index=5).random(4).tolist() == expected.tolist()
 
 
 def records(folder, labels):

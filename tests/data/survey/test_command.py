@@ -12,7 +12,7 @@ from PIL import Image
 from runs import CONFIGS, SHORT, error_line, files_of, image_folder, noise, rows_of
 from zoo import odd_photo, tag, write_shard
 
-from kdpl import Classifier, DomainDataModule
+from kdpl import Classifier
 from kdpl.__main__ import main
 from kdpl.cli.init_summary import ENOUGH
 from kdpl.data.domain import build_data
@@ -509,26 +509,6 @@ def test_all_labels_are_taken_unless_shots_says_otherwise_and_the_rest_is_said(t
     assert labels.counts_in_stage(2, []).endswith(
         "stage 2: 0 of 32; validation: 0 of 0; in no stage: 14 (shots 10)"
     )
-
-
-@pytest.mark.parametrize(
-    ("protocol", "shots", "said"),
-    [
-        ("all", None, "validation: 6 of 6"),
-        ("all", 0, "validation: 0 of 6; in no stage: 18 (shots 0)"),
-        ("base_to_novel", 3, "6 of 6; in no stage: 6 (shots 3, protocol base_to_novel)"),
-    ],
-)
-def test_labels_that_no_stage_sees_are_counted(protocol, shots, said, tmp_path):
-    root = image_folder(tmp_path / "pets", classes=("cat", "dog", "eel"), splits=("train", "test"))
-    for name in ("cat", "dog", "eel"):
-        for i in range(2):
-            picture(root / "val" / name / f"{i}.png", ord(name[0]), i, 200)
-    options = {"protocol": protocol, "shots": shots, "val_shots": None, "num_workers": 0}
-    labels = DomainDataModule("folder", str(root), **options).labels
-    assert labels.counts_in_stage(2, []).startswith("labels in the batches of stage 2: 0 of 12; ")
-    assert labels.counts_in_stage(2, []).endswith(said)
-    assert shots == 0 or len(labels.evaluation("val")) == 6
 
 
 def test_validation_images_are_split_off_where_labels_are_many_and_said(tmp_path, survey):
