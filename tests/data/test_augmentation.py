@@ -40,7 +40,7 @@ def test_crop_distribution_is_torchvisions_and_half_of_the_crops_are_flipped():
 def test_crops_have_the_published_scale_and_ratio_and_reach_both_ends():
     _, _, height, width, _ = draws(RandomResizedCrop(), 4000, 1000, 1000).T
     share, ratio = height * width / 1e6, width / height
-    assert (share.min(), share.max()) == pytest.approx((0.08, 1), abs=0.01)
+    assert (share.min(), share.max()) == pytest.approx((0.08, 1), abs=0.02)
     assert (ratio.min(), ratio.max()) == pytest.approx((3 / 4, 4 / 3), abs=0.01)
     # uniform in the logarithm: portrait as often as landscape
     assert (ratio < 1).mean() == pytest.approx(0.5, abs=0.03)
