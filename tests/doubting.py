@@ -25,5 +25,5 @@ def bursts(draw, size, groups=120, error=0.06):
     scores = np.repeat(draw.uniform(0.5, 0.99, groups), size) + draw.uniform(0, 1e-4, size * groups)
     correct = np.repeat(draw.random(groups) >= error, size)
     sources = [str(i) for i in range(size * groups)]
-    rows = one_of_each(sources, {each: str(int(each) // size) for each in sources}, 0)
+    rows = one_of_each(sources, {source: str(int(source) // size) for source in sources}, 0)
     return torch.tensor(scores, dtype=torch.float32), torch.tensor(correct), torch.tensor(rows)

@@ -46,8 +46,11 @@ def node_probabilities(parents, names, probabilities, level):
     return sums
 
 
-def threshold(scores, correct, max_error, confidence):
-    """By a loop from a quarter of the images, or the fewest that can show the error; None: there is none."""
+def threshold(scores, correct, max_error, confidence, strictest=0.25):
+    """By a loop from this share of the images, or the fewest that can show the error; None: there is none.
+
+    The bound of the error is the upper one by Clopper and Pearson.
+    """
 
     def bound(errors, accepted):
         return 1.0 if errors == accepted else beta.ppf(confidence, errors + 1, accepted - errors)
@@ -57,7 +60,7 @@ def threshold(scores, correct, max_error, confidence):
         more = permitted
         while bound(more + 1, count) <= max_error:
             more += 1
-        if count < len(scores) / 4 or more < 0:
+        if count < len(scores) * strictest or more < 0:
             continue
         if found is None or more > permitted or count == len(scores):
             least = sorted(scores, reverse=True)[count - 1]

@@ -19,10 +19,9 @@ from kdpl.errors import ArtifactError, ConfigError
 from kdpl.prompts.student_encoder import StudentEncoder
 
 
-def like(given, held_out=None):
-    beside = {} if held_out is None else {"held_out": held_out}
+def like(given, **companions):
     return Classifier(
-        given.encoder, given.vectors, given.logit_scale, given.clip, companions=beside
+        given.encoder, given.vectors, given.logit_scale, given.clip, companions=companions
     )
 
 
@@ -32,11 +31,9 @@ def median_of(classifier, images):
 
 def with_scores(given, threshold_at):
     """The classifier with held-out scores that lead to this threshold: those below it are wrong."""
-    scores = torch.cat(
-        [torch.full((200,), 1.0), torch.full((100,), float(threshold_at)), torch.zeros(100)]
-    )
-    correct = scores > 0
-    return like(given, HeldOutScores(1.7, scores, scores.clone(), correct))
+    scores = torch.tensor([1.0, float(threshold_at), 0.0])
+    scores = scores.repeat_interleave(torch.tensor([200, 100, 100]))
+    return like(given, held_out=HeldOutScores(1.7, scores, scores.clone(), scores > 0))
 
 
 @pytest.fixture(scope="module")
@@ -61,33 +58,25 @@ def many():
     return [*world.images_of(torch.arange(40), seed=8)]
 
 
-def test_they_change_no_prediction_by_themselves(sure, many):
-    assert sure.predict(many, top_k=5) == like(sure).predict(many, top_k=5)
-
-
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_images_below_the_threshold_are_rejected_with_their_score(calibrated, sure, many):
     sure = with_scores(sure, threshold_at=median_of(sure, many))
-    plain, found = (
-        sure.predict(many, top_k=2),
-        predict(sure, many, 2, max_error=0.02, calibrated=calibrated),
-    )
-    shown = predict(sure, many, top_k=2, calibrated=calibrated)
-    rejected = [top.probability < sure.companions["held_out"].threshold(0.02) for top, _ in plain]
+    threshold = sure.companions["held_out"].threshold(0.02)
+    rejected = [top.probability < threshold for (top,) in sure.predict(many)]
     assert 0 < sum(rejected) < len(many)
-    for out, row, kept in zip(rejected, found, shown, strict=True):
+    plain = predict(sure, many, top_k=2, calibrated=calibrated)
+    decided = predict(sure, many, 2, max_error=0.02, calibrated=calibrated)
+    for out, row, kept in zip(rejected, decided, plain, strict=True):
         assert row == ([(None, kept[0].probability)] if out else kept)
 
 
 def test_sets_have_every_class_that_is_probable_enough_and_are_never_empty(sure, many):
-    sizes = set()
+    sizes, ranked = set(), sure.predict(many, 5)
     for coverage in (0.5, 0.9, 0.97, 0.99):
         threshold = sure.companions["held_out"].set_threshold(coverage)
-        for row, found in zip(
-            sure.predict(many, 5), predict(sure, many, sets=coverage), strict=True
-        ):
-            assert found == [p for i, p in enumerate(row) if i == 0 or p.probability >= threshold]
-            sizes.add(len(found))
+        for row, named in zip(ranked, predict(sure, many, sets=coverage), strict=True):
+            assert named == [p for i, p in enumerate(row) if i == 0 or p.probability >= threshold]
+            sizes.add(len(named))
     assert min(sizes) == 1 < max(sizes)
 
 
@@ -100,15 +89,13 @@ def test_calibrated_probabilities_are_those_at_the_temperature(sure, many):
 
 
 def test_they_are_kept_in_the_folder_and_only_for_their_own_weights(sure, many, tmp_path):
-    sure.save(tmp_path / "c")
-    sure.save(tmp_path / "c")
+    for _ in range(2):
+        sure.save(tmp_path / "c")
     read = Classifier.load(tmp_path / "c")
     assert predict(read, many, max_error=0.05) == predict(sure, many, max_error=0.05)
     Classifier(sure.encoder, world.frozen_vectors(seed=9), 17.0, sure.clip).save(tmp_path / "other")
     shutil.copy(tmp_path / "c" / "held_out.safetensors", tmp_path / "other")
-    with world.refused(
-        ArtifactError, "held_out.safetensors is of another classifier than .*: remove it, or run"
-    ):
+    with world.refused(ArtifactError, "held_out.safetensors is of another classifier"):
         Classifier.load(tmp_path / "other")
 
 
@@ -118,55 +105,42 @@ def test_without_them_an_option_that_needs_them_says_how_to_get_them(sure, many)
     )
     for given in (like(sure), sure.add_classes(further)):
         for option in ({"max_error": 0.05}, {"sets": 0.9}, {"calibrated": True}):
-            with world.refused(ArtifactError, "run python -m kdpl calibrate with labelled images"):
+            with world.refused(ArtifactError, "run python -m kdpl calibrate"):
                 predict(given, many, **option)
-
-
-def test_a_wanted_error_and_sets_at_once_are_refused(sure, many):
-    with world.refused(
-        ConfigError, "max_error rejects images and sets names several .*: give one of the two"
-    ):
-        predict(sure, many, max_error=0.05, sets=0.9)
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """The digits of the test set in a folder for each class."""
+    """Digits of the test set in a folder for each class."""
     folder = tmp_path_factory.mktemp("photos")
     digits = load_digits()
-    for i in range(1400, 1700):
-        place = folder / world.DIGITS[digits.target[i]]
-        place.mkdir(exist_ok=True)
-        Image.fromarray((digits.images[i] * 15.9375).astype("uint8")).save(place / f"{i}.png")
+    for i in range(1400, 1520):
+        (folder / world.DIGITS[digits.target[i]]).mkdir(exist_ok=True)
+        image = Image.fromarray((digits.images[i] * 15.9375).astype("uint8"))
+        image.save(folder / world.DIGITS[digits.target[i]] / f"{i}.png")
     return folder
 
 
-@pytest.fixture
-def folder(classifier, tmp_path):
-    """A copy of a student's classifier."""
-    return shutil.copytree(classifier, tmp_path / "classifier")
+def kept_scores(folder):
+    held_out = Classifier.load(folder).companions["held_out"]
+    return torch.stack([held_out.scores, held_out.label_scores], dim=1)
 
 
-def plain_scores(classifier, photos):
-    """Largest probability and the label's, of each image, from predictions one by one."""
-    found = []
-    for path in sorted(photos.rglob("*.png")):
-        (row,) = classifier.predict([path], top_k=10)
-        found.append((row[0].probability, dict(row)[path.parent.name]))
-    return torch.tensor(sorted(found))
+def plain_scores(folder, images, names):
+    """Largest probability and the label's, of each image."""
+    rows = Classifier.load(folder).predict(images, top_k=10)
+    pairs = [(row[0].probability, dict(row)[name]) for row, name in zip(rows, names, strict=True)]
+    return torch.tensor(pairs)
 
 
-def test_a_fit_keeps_the_scores_of_its_validation_images(student_run):
-    read = Classifier.load(student_run / "classifier")
-    data = world.digits(batch_size=8)
-    expected = []
-    for record in data.splits.val:
-        (row,) = read.predict([data.splits.open_image(record.source)], top_k=10)
-        expected.append((row[0].probability, dict(row)[world.DIGITS[record.label]]))
-    assert len(expected) == len(read.companions["held_out"]) == 198
-    assert torch.stack(
-        [read.companions["held_out"].scores, read.companions["held_out"].label_scores], dim=1
-    ).tolist() == [pytest.approx(pair, rel=1e-4) for pair in expected]
+def test_a_fit_keeps_the_scores_of_its_validation_images(classifier):
+    splits = world.digits(batch_size=8).splits
+    images = [splits.open_image(record.source) for record in splits.val]
+    names = [world.DIGITS[record.label] for record in splits.val]
+    kept = kept_scores(classifier)
+    assert len(kept) == 198
+    expected = plain_scores(classifier, images, names)
+    torch.testing.assert_close(kept, expected, rtol=1e-4, atol=1e-6)
 
 
 def companions_of_a_fit(folder, **data):
@@ -201,77 +175,52 @@ class NoImages(world.TinyDomain):
 def test_a_fit_without_validation_images_keeps_none(tmp_path):
     world.write_teacher(tmp_path, num_base=None)
     world.fit(world.make_student(tmp_path), tmp_path, domain=NoImages())
-    assert sorted(path.name for path in (tmp_path / "classifier").iterdir()) == [
-        "classifier.json",
-        "model.safetensors",
-    ]
     assert "held_out" not in Classifier.load(tmp_path / "classifier").companions
 
 
-@pytest.mark.parametrize("table", [False, True])
-def test_calibrate_replaces_them_by_those_of_a_folder_or_table(table, folder, photos, capsys):
-    before = {
-        name: content
-        for name, content in runs.files_of(folder).items()
-        if name != "held_out.safetensors"
-    }
-    images = photos
-    if table:
-        images = folder.parent / "held_out.csv"
-        rows = [
-            f"{path},number {world.DIGITS.index(path.parent.name)}"
-            for path in sorted(photos.rglob("*.png"))
-        ]
-        images.write_text("\n".join(["image,label", *rows]))
-        names = folder.parent / "names.csv"
-        names.write_text("\n".join(f"number {i},{name}" for i, name in enumerate(world.DIGITS)))
-    assert (
-        main(
-            ["calibrate", str(folder), str(images), *([f"--class-names={names}"] if table else [])]
-        )
-        == 0
-    )
-    read = Classifier.load(folder)
-    found = torch.stack(
-        [read.companions["held_out"].scores, read.companions["held_out"].label_scores], dim=1
-    )
-    torch.testing.assert_close(
-        torch.tensor(sorted(found.tolist())), plain_scores(read, photos), rtol=1e-4, atol=1e-6
-    )
-    accuracy = (found[:, 0] == found[:, 1]).double().mean().item()
-    said = capsys.readouterr().out
-    assert (
-        said
-        == f"300 images: accuracy {accuracy:.1%}, temperature {read.companions['held_out'].temperature:.3g}\n"
-    )
-    after = {
-        name: content
-        for name, content in runs.files_of(folder).items()
-        if name != "held_out.safetensors"
-    }
-    assert after == before
+def test_calibrate_replaces_them_by_those_of_a_folder_or_table(folder, photos, tmp_path, capsys):
+    def other_files():
+        files = runs.files_of(folder)
+        return {name: files[name] for name in files if name != "held_out.safetensors"}
+
+    before, paths = other_files(), sorted(photos.rglob("*.png"))
+    expected = plain_scores(folder, paths, [path.parent.name for path in paths]).sort(dim=0).values
+    names = "\n".join(f"number {i},{name}" for i, name in enumerate(world.DIGITS))
+    (tmp_path / "names.csv").write_text(names)
+    rows = [f"{path},number {world.DIGITS.index(path.parent.name)}" for path in paths]
+    (tmp_path / "table.csv").write_text("\n".join(["image,label", *rows]))
+    for options in (
+        [photos],
+        [tmp_path / "table.csv", f"--class-names={tmp_path}/names.csv"],
+    ):
+        capsys.readouterr()
+        assert main(["calibrate", str(folder), *map(str, options)]) == 0
+        kept = kept_scores(folder)
+        torch.testing.assert_close(kept.sort(dim=0).values, expected, rtol=1e-4, atol=1e-6)
+        accuracy = (kept[:, 0] == kept[:, 1]).double().mean().item()
+        assert f"120 images: accuracy {accuracy:.1%}" in capsys.readouterr().out
+        assert other_files() == before
+        # it is made anew
+        (folder / "held_out.safetensors").unlink()
 
 
 def test_calibrate_counts_one_image_of_each_group_and_few_are_warned_of(folder, photos, capsys):
-    table = folder.parent / "held_out.csv"
-    paths = sorted(photos.rglob("*.png"))
+    table, paths = folder.parent / "held_out.csv", sorted(photos.rglob("*.png"))
     rows = [f"{path},{path.parent.name},{i // 5}" for i, path in enumerate(paths)]
     table.write_text("\n".join(["image,label,group", *rows]))
-    capsys.readouterr()
-    assert main(["calibrate", str(folder), str(table)]) == 0
-    said = capsys.readouterr()
-    assert said.out.startswith("60 images: accuracy")
-    assert "60 of 300 held-out images count, one of each group" in said.err
-    few = "the temperature is of 60 held-out images and may make probabilities worse"
-    assert few in said.err
-    assert main(["predict", str(folder), str(paths[0]), "--calibrated"]) == 0
-    assert f"--calibrated: {few}" in capsys.readouterr().err
-    assert main(["predict", str(folder), str(paths[0]), "--sets=50%"]) == 0
-    assert few not in capsys.readouterr().err
+    few = "the temperature is of 24 held-out images"
 
-    assert main(["calibrate", str(folder), str(photos)]) == 0
-    assert main(["predict", str(folder), str(paths[0]), "--calibrated"]) == 0
-    assert "may make probabilities worse" not in capsys.readouterr().err
+    def warned(*command):
+        capsys.readouterr()
+        assert main([*map(str, command)]) == 0
+        return few in capsys.readouterr().err
+
+    assert warned("calibrate", folder, table)
+    assert len(kept_scores(folder)) == 24
+    assert warned("predict", folder, paths[0], "--calibrated")
+    assert not warned("predict", folder, paths[0], "--sets=50%")
+    assert not warned("calibrate", folder, photos)
+    assert not warned("predict", folder, paths[0], "--calibrated")
 
 
 def rows_of(capsys):
@@ -280,32 +229,26 @@ def rows_of(capsys):
 
 def test_predict_leaves_the_class_of_a_rejected_image_empty_and_lists_sets(folder, photos, capsys):
     paths = sorted(map(str, photos.rglob("*.png")))[::10]
-    made = like(
-        read := Classifier.load(folder),
-        with_scores(read, median_of(read, paths)).companions["held_out"],
-    )
+    read = Classifier.load(folder)
+    made = with_scores(read, median_of(read, paths))
     made.companions["held_out"].save(folder, made.fingerprint())
-    for options, given in (
-        (["--max-error=2%"], {"max_error": 0.02}),
-        (
-            ["--max-error=0.02", "--calibrated", "--top-k=2"],
-            {"max_error": 0.02, "calibrated": True},
-        ),
+    for options, wanted in (
+        (["--max-error=2%"], {}),
+        (["--max-error=0.02", "--calibrated", "--top-k=2"], {"calibrated": True}),
     ):
+        capsys.readouterr()
         assert main(["predict", str(folder), *paths, *options]) == 0
-        found = rows_of(capsys)
-        assert 0 < sum(row["class"] == "" for row in found) < len(paths)
-        for row, (top,) in zip(found, predict(made, paths, **given), strict=True):
-            assert (row["class"] or None, float(row["probability"])) == (
-                top[0],
-                pytest.approx(top[1], abs=2e-6),
-            )
+        rows = rows_of(capsys)
+        assert 0 < sum(row["class"] == "" for row in rows) < len(paths)
+        for row, (top,) in zip(rows, predict(made, paths, max_error=0.02, **wanted), strict=True):
+            assert (row["class"] or None) == top.class_name
+            assert float(row["probability"]) == pytest.approx(top.probability, abs=2e-6)
             assert bool(row.get("class_2", row["class"])) == bool(row["class"])
     assert main(["predict", str(folder), *paths, "--sets=70%"]) == 0
-    found = rows_of(capsys)
-    assert [*found[0]] == ["path", "class", "probability", "classes", "error"]
-    for row, expected in zip(found, predict(made, paths, sets=0.7), strict=True):
-        assert row["classes"].split(";") == [each.class_name for each in expected]
+    rows = rows_of(capsys)
+    assert [*rows[0]] == ["path", "class", "probability", "classes", "error"]
+    for row, expected in zip(rows, predict(made, paths, sets=0.7), strict=True):
+        assert row["classes"].split(";") == [top.class_name for top in expected]
         assert row["class"] == expected[0].class_name
 
 
@@ -314,10 +257,10 @@ def test_a_table_is_resumed_only_by_the_same_rule(folder, photos, capsys, monkey
     arguments = ["predict", str(folder), str(photos / "one"), f"--out={out}"]
     arguments += ["--batch-size=2", "--workers=1"]
     with monkeypatch.context() as patch:
-        runs.interrupt_predict(patch, at=15)
+        runs.interrupt_predict(patch, at=7)
         assert main([*arguments, "--calibrated"]) == 130
     capsys.readouterr()
-    runs.refused(capsys, main(arguments), f"{out}.partial was made from something else (rule.t")
+    runs.refused(capsys, main(arguments), f"{out}.partial", "rule.t")
     assert main([*arguments, "--calibrated"]) == 0
     assert "resuming after" in capsys.readouterr().err
 
@@ -325,38 +268,31 @@ def test_a_table_is_resumed_only_by_the_same_rule(folder, photos, capsys, monkey
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (
-            ["--max-error=1%"],
-            ["it takes 299 held-out images or more to show an error of 1%, not 198"],
-        ),
-        (["--sets=99.9%"], ["it takes 999 held-out images or more for sets of 99.9%, not 198"]),
-        (["--max-error=many"], ["--max-error is 'many', expected a share between 0% and 100%"]),
-        (["--sets=100%"], ["--sets is '100%'", "give for example 5%"]),
-        (["--sets=90%", "--max-error=20%"], ["give one of the two"]),
-        (["--sets=90%", "--top-k=2"], ["leave out --top-k"]),
-        (
-            ["--calibrated", "--add-classes=ADDED"],
-            ["have none of the added classes: leave out --add-classes"],
-        ),
+        (["--max-error=1%"], ["299 held-out images", "not 198"]),
+        (["--sets=99.9%"], ["999 held-out images", "not 198"]),
+        (["--max-error=many"], ["--max-error is 'many'"]),
+        (["--sets=100%"], ["--sets is '100%'"]),
+        (["--sets=90%", "--max-error=20%"], ["sets", "max_error"]),
+        (["--sets=90%", "--top-k=2"], ["--top-k"]),
+        (["--calibrated", "--add-classes=ADDED"], ["--add-classes"]),
     ],
 )
 def test_a_wrong_wish_is_one_sentence(options, words, folder, photos, capsys):
-    (folder.parent / "ADDED").touch()
-    options = [each.replace("ADDED", str(folder.parent / "ADDED")) for each in options]
-    runs.refused(capsys, main(["predict", str(folder), str(photos), *options]), *words)
+    added = folder.parent / "ADDED"
+    added.touch()
+    options = [option.replace("ADDED", str(added)) for option in options]
+    image = next(photos.rglob("*.png"))
+    runs.refused(capsys, main(["predict", str(folder), str(image), *options]), *words)
 
 
 def test_calibrate_refuses_images_that_it_cannot_take(folder, photos, tmp_path, capsys):
     kept = (folder / "held_out.safetensors").read_bytes()
-    for names in (["cat", "one"], ["train/one", "test/one"]):
+    for names, words in (
+        (["cat", "one"], "the class 'cat'"),
+        (["train/one", "test/one"], "has several splits"),
+    ):
         images = tmp_path / f"of {names[0][:3]}"
         for name in names:
             shutil.copytree(photos / "one", images / name)
-        code = main(["calibrate", str(folder), str(images)])
-        words = (
-            ["the class 'cat', which the classifier does not have"]
-            if "cat" in names
-            else ["has several splits"]
-        )
-        runs.refused(capsys, code, *words)
+        runs.refused(capsys, main(["calibrate", str(folder), str(images)]), words)
     assert (folder / "held_out.safetensors").read_bytes() == kept

@@ -1,12 +1,12 @@
 """What scores images as being of none of the classes, against a plain implementation, and the words that it takes."""
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from plain import normalized
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from world import refused
 
@@ -27,9 +27,8 @@ WORDS = ("sun", "moon", "star", "sky")
 
 def around(vectors, count, noise, seed):
     draw = np.random.RandomState(seed)
-    rows = vectors[torch.arange(count) % len(vectors)].numpy() + noise * draw.randn(
-        count, vectors.shape[1]
-    )
+    rows = vectors[torch.arange(count) % len(vectors)].numpy()
+    rows = rows + noise * draw.randn(*rows.shape)
     return normalized(torch.from_numpy(rows)).float()
 
 
@@ -46,9 +45,8 @@ class Plain:
     def __post_init__(self):
         groups = {}
         for f in self.pool:
-            groups.setdefault(
-                max(range(3), key=lambda c: sum(f * CLASSES[c].double().numpy())), []
-            ).append(f)
+            nearest = max(range(3), key=lambda c: sum(f * CLASSES[c].double().numpy()))
+            groups.setdefault(nearest, []).append(f)
         self.means = [sum(g) / len(g) for g in groups.values()]
         rest = [f - m for g, m in zip(groups.values(), self.means, strict=True) for f in g]
         covariance = sum(np.outer(r, r) for r in rest) / len(rest)
@@ -86,10 +84,10 @@ def test_the_score_is_that_of_a_plain_implementation(negatives, monkeypatch):
     cutoff = sorted(plain.unusual(f) for f in HELD_OUT.double().numpy())[37]
     images = torch.cat([drawn(4, 20, 6), HELD_OUT])
     expected = [1 / (1 + np.exp(cutoff - plain.unusual(f))) for f in images.double().numpy()]
-    found = made(images, CLASSES, SCALE)
-    assert found.tolist() == pytest.approx(expected, abs=2e-4)
-    assert (found[20:] > 0.5 + 1e-6).sum() == 1
-    assert found[:20].mean() > 0.7 > 0.3 > found[20:].mean()
+    scores = made(images, CLASSES, SCALE)
+    assert scores.tolist() == pytest.approx(expected, abs=2e-4)
+    assert (scores[20:] > 0.5 + 1e-6).sum() == 1
+    assert scores[:20].mean() > 0.7 > 0.3 > scores[20:].mean()
 
 
 def test_without_validation_images_the_unlabelled_ones_make_the_cutoff():
@@ -97,11 +95,11 @@ def test_without_validation_images_the_unlabelled_ones_make_the_cutoff():
     assert (made(POOL, CLASSES, SCALE) > 0.5 + 1e-6).sum() == 60 - 58
 
 
-@pytest.mark.parametrize("images", [1, 2, 4, 18, 19, 20, 39, 198])
+@pytest.mark.parametrize("images", [1, 18, 19, 198])
 def test_the_share_above_the_limit_is_that_of_draws_and_at_most_5_percent_from_19_images_on(images):
-    scores = np.random.default_rng(0).random((40_000, images + 1))
+    scores = np.random.default_rng(0).random((20_000, images + 1))
     limits = np.sort(scores[:, 1:], axis=1)[:, usual_rank(images) - 1]
-    assert share_above(images) == pytest.approx((scores[:, 0] > limits).mean(), abs=0.008)
+    assert share_above(images) == pytest.approx((scores[:, 0] > limits).mean(), abs=0.011)
     assert (share_above(images) <= 0.05) == (images >= MIN_HELD_OUT == 19)
 
 
@@ -117,9 +115,9 @@ def test_an_image_that_is_alone_in_its_class_does_not_count_as_usual():
 
 def test_equal_features_are_scored():
     same = CLASSES[:1].repeat(20, 1)
-    found = Unknown.fit(same, CLASSES, SCALE)(torch.cat([same, CLASSES[1:]]), CLASSES, SCALE)
-    assert found.isfinite().all()
-    assert found[0] <= 0.5 < found[-1]
+    scores = Unknown.fit(same, CLASSES, SCALE)(torch.cat([same, CLASSES[1:]]), CLASSES, SCALE)
+    assert scores.isfinite().all()
+    assert scores[0] <= 0.5 < scores[-1]
 
 
 def test_the_words_that_are_least_similar_to_the_classes_are_chosen():
@@ -136,62 +134,46 @@ def test_an_everyday_word_that_is_a_class_is_left_out_and_a_chosen_one_is_refuse
     words = ("dog", "Traffic  Light", "traffic light", "crane")
     assert [words[i] for i in other_than(["Dog", "tram"], words, "my.txt")] == [*words[1:]]
     assert other_than(["traffic_light"], words[2:], "my.txt") == [1]
-    with refused(
-        ConfigError, "my.txt has the word 'Traffic  Light', which is a class: leave it out"
-    ):
-        other_than(["traffic_light"], words, "my.txt")
-    with refused(ConfigError, "which is a class"):
-        other_than(["caf\u00e9"], ["cafe\u0301"], "my.txt")
+    for names, chosen in ((["traffic_light"], words), (["caf\u00e9"], ["cafe\u0301"])):
+        with refused(ConfigError, "my.txt has the word .*, which is a class"):
+            other_than(names, chosen, "my.txt")
 
 
-def test_the_words_that_ship_are_distinct_and_plain():
-    words = everyday_words()
-    assert len({*words}) == len(words) > 200
-    assert all(word == word.strip().casefold() and word for word in words)
-
-
-def test_own_words_are_read_line_by_line(tmp_path):
+def test_words_are_read_line_by_line_and_those_that_ship_are_distinct_and_plain(tmp_path):
     file = tmp_path / "words.txt"
     file.write_text("\ufeffhand\n\n  table top \nhand\n", encoding="utf-8")
     assert read_words(str(file)) == ("hand", "table top")
+    words = everyday_words()
+    assert len({*words}) == len(words) > 200
+    assert all(word == word.strip().casefold() and word for word in words)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         (None, "cannot be read"),
-        (b"a\nB\xe4r", r"\(line 2\): save it as UTF-8"),
+        (b"a\nB\xe4r", "line 2"),
         (b" \n", "no words"),
         (b"a\x1bb", "be shown"),
     ],
 )
-def test_own_words_that_cannot_be_read_are_refused(content, words, tmp_path):
+def test_words_that_cannot_be_read_are_refused(content, words, tmp_path):
     if content is not None:
         (tmp_path / "w.txt").write_bytes(content)
     with refused(DataError, f"negative words .*w.txt .*{words}"):
         read_words(str(tmp_path / "w.txt"))
 
 
-@pytest.fixture
-def folder(tmp_path):
-    Unknown.fit(POOL, CLASSES, SCALE, HELD_OUT, NEGATIVES, WORDS).save(tmp_path, "ab12")
-    return tmp_path
-
-
-def test_a_file_gives_the_same_scores(folder):
-    expected = Unknown.fit(POOL, CLASSES, SCALE, HELD_OUT, NEGATIVES, WORDS)
-    read = Unknown.read(folder, "ab12", 6)
+def test_a_file_gives_the_same_scores_to_its_classifier_alone(tmp_path):
+    made = Unknown.fit(POOL, CLASSES, SCALE, HELD_OUT, NEGATIVES, WORDS)
+    made.save(tmp_path, "ab12")
+    read = Unknown.read(tmp_path, "ab12", 6)
     assert read.words == WORDS
-    torch.testing.assert_close(read(HELD_OUT, CLASSES, SCALE), expected(HELD_OUT, CLASSES, SCALE))
-
-
-def test_a_file_of_another_classifier_or_width_is_refused(folder):
-    with refused(
-        ArtifactError, "unknown.safetensors is of another classifier than .*: remove it, or distil"
-    ):
-        Unknown.read(folder, "cd34", 6)
+    torch.testing.assert_close(read(HELD_OUT, CLASSES, SCALE), made(HELD_OUT, CLASSES, SCALE))
+    with refused(ArtifactError, "unknown.safetensors is of another classifier"):
+        Unknown.read(tmp_path, "cd34", 6)
     with refused(ArtifactError, "its numbers are invalid"):
-        Unknown.read(folder, "ab12", 5)
+        Unknown.read(tmp_path, "ab12", 5)
 
 
 @pytest.mark.parametrize(
@@ -206,11 +188,12 @@ def test_a_file_of_another_classifier_or_width_is_refused(folder):
         {"center": torch.ones(6, dtype=torch.float64)},
     ],
 )
-def test_tensors_that_cannot_be_are_refused(changes, folder):
-    path = folder / "unknown.safetensors"
-    content = path.read_bytes()
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+def test_tensors_that_cannot_be_are_refused(changes, tmp_path):
+    Unknown.fit(POOL, CLASSES, SCALE, HELD_OUT, NEGATIVES, WORDS).save(tmp_path, "ab12")
+    path = tmp_path / "unknown.safetensors"
+    with safe_open(path, "pt") as opened:
+        about = opened.metadata()
     tensors = {name: t for name, t in {**load_file(path), **changes}.items() if t is not None}
-    save_file(tensors, path, metadata=header)
+    save_file(tensors, path, metadata=about)
     with refused(ArtifactError, "its numbers are invalid"):
-        Unknown.read(folder, "ab12", 6)
+        Unknown.read(tmp_path, "ab12", 6)

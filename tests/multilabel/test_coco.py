@@ -26,8 +26,8 @@ def write(file, images, folder=None):
     for number, (name, categories) in enumerate(images.items()):
         noise(20, 20, seed=len(name) + number).save(folder / name)
         annotations += [
-            {"id": len(annotations), "image_id": number, "category_id": each, "bbox": [1, 2, 3, 4]}
-            for each in categories
+            {"image_id": number, "category_id": category, "bbox": [1, 2, 3, 4]}
+            for category in categories
         ]
     listed = [{"id": number, "file_name": name} for number, name in enumerate(images)]
     content = {"images": listed, "annotations": annotations, "categories": CATEGORIES}
@@ -35,13 +35,6 @@ def write(file, images, folder=None):
 
 
 TRAIN = {"a.png": [7, 2, 7], "b.png": [], "c.png": [2]}
-
-
-def test_all_validation_images_choose_thresholds(tmp_path):
-    write(tmp_path / "train.json", TRAIN, tmp_path / "images")
-    write(tmp_path / "val.json", {f"{i}.png": [7] for i in range(9)}, tmp_path / "images")
-    data = DomainDataModule("coco", str(tmp_path), num_workers=0)
-    assert len(data.labels.evaluation("val")) == 9
 
 
 @pytest.mark.parametrize(
@@ -54,9 +47,8 @@ def test_all_validation_images_choose_thresholds(tmp_path):
     ],
 )
 def test_images_have_the_categories_of_their_annotations(tmp_path, train, test, images):
-    places = [None if images is None else tmp_path / images.format(s) for s in ("train", "test")]
-    write(tmp_path / train, TRAIN, places[0])
-    write(tmp_path / test, {"t.png": [7]}, places[1])
+    for split, file, content in (("train", train, TRAIN), ("test", test, {"t.png": [7]})):
+        write(tmp_path / file, content, images and tmp_path / images.format(split))
     splits = Coco(str(tmp_path)).read()
     # a category that nothing has is no class
     assert splits.class_names == ("cat", "dog")
@@ -72,11 +64,13 @@ def test_a_file_that_two_patterns_name_is_one(tmp_path):
     assert len(Coco(str(tmp_path)).read().val) == 1
 
 
-def test_a_datamodule_knows_it_by_name(tmp_path):
-    write(tmp_path / "train.json", TRAIN)
+def test_a_datamodule_knows_it_by_name_and_all_validation_images_choose_thresholds(tmp_path):
+    write(tmp_path / "train.json", TRAIN, tmp_path / "images")
+    write(tmp_path / "val.json", {f"{i}.png": [7] for i in range(9)}, tmp_path / "images")
     data = DomainDataModule("coco", str(tmp_path), shots=None)
     assert data.task == "multilabel"
     assert len(data.labels.training()) == 3
+    assert len(data.labels.evaluation("val")) == 9
 
 
 def test_what_is_missing_or_of_another_format_is_refused(tmp_path):

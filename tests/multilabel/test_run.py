@@ -1,31 +1,29 @@
-"""A whole run on several labels an image, and the use of its classifier."""
+"""A whole run on several labels an image, its report, and the use of its classifier."""
 
-import csv
 import json
 import math
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
-from PIL import Image
+from pages import NAMES, data_of, write_table
 from rich.console import Console
-from runs import CONFIGS, SHORT, STAGES, STUDENT, curves_of
+from runs import CONFIGS, DATA, SHORT, STAGES, STUDENT, curves_of, rows_of
 
 from kdpl import Classifier
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
+from kdpl.classifier.export import metadata
 from kdpl.cli.run_summary import summarize
 from kdpl.errors import ArtifactError
+from kdpl.multilabel.report import several_labels
+from kdpl.report.page import render
+from kdpl.report.run_folder import Run
+from kdpl.report.training import training
+from kdpl.runtime.loggers import MetricsCSV
 from kdpl.runtime.predictions import read_predictions, read_results
-
-NAMES = ("four", "one", "three", "two", "zero")
-
-
-def rows_of(path):
-    with path.open(newline="") as lines:
-        return list(csv.DictReader(lines))
 
 
 def test_a_run_tests_all_four_models_by_average_precision_and_f1(run):
@@ -39,8 +37,7 @@ def test_a_run_tests_all_four_models_by_average_precision_and_f1(run):
 
 
 def test_a_run_prints_chance_probes_and_agreement_with_its_targets(run, capsys):
-    console = Console(width=200)
-    summarize(console, run, nothing_done=True)
+    summarize(Console(width=200), run, nothing_done=True)
     said = capsys.readouterr().out
     rows = {
         cells[0].strip(): cells[1:] for line in said.splitlines() if (cells := line.split("│")[1:])
@@ -50,7 +47,7 @@ def test_a_run_prints_chance_probes_and_agreement_with_its_targets(run, capsys):
     assert [cell.strip() for cell in rows["chance"][:3]] == shares
     for role, title in (("teacher", "the teacher's CLIP"), ("student", "the student's network")):
         # of base classes alone, whose labels it has
-        (precision,) = (read_results(run / "probe" / role)[key] for key in ("test/base_map",))
+        precision = read_results(run / "probe" / role)["test/base_map"]
         shown = rows[f"linear probe of {title}"]
         assert [cell.strip() for cell in shown[:3]] == ["", f"{100 * precision:.1f}", ""]
     share = curves_of(run / "student")["train/agreement"][-1][1]
@@ -69,13 +66,12 @@ def test_scale_and_bias_are_learned_and_novel_classes_have_the_mean_of_base_ones
 def test_the_predictions_of_a_test_are_those_of_the_classifier(run, table):
     predictions = rows_of(run / "student" / "test_predictions.csv")
     assert [int(row["index"]) for row in predictions] == list(range(24))
-    known = {str(table.parent / row["image"]): row["label"] for row in rows_of(table)}
-    assert all(row["labels"] == known[row["source"]] for row in predictions)
+    labels = {str(table.parent / row["image"]): row["label"] for row in rows_of(table)}
+    assert all(row["labels"] == labels[row["source"]] for row in predictions)
 
     classifier = Classifier.load(run / "student" / "classifier")
-    assert len(classifier.task.thresholds) == 5
     predicted = classifier.predict([row["source"] for row in predictions])
-    named = [sorted(each.class_name for each in one) for one in predicted]
+    named = [sorted(label.class_name for label in image) for image in predicted]
     assert named == [sorted(filter(None, row["predicted"].split(";"))) for row in predictions]
 
     per_class = rows_of(run / "student" / "per_class.csv")
@@ -92,49 +88,86 @@ def test_what_reads_one_class_for_each_image_refuses_the_predictions(run):
     assert main(["compare", str(run / "student"), str(run / "teacher")]) != 0
 
 
-def test_predict_writes_names_and_probabilities(run, table, tmp_path):
-    folder = run / "student" / "classifier"
-    assert (
-        main(["predict", str(folder), str(table.parent / "test0.png"), f"--out={tmp_path}/p.csv"])
-        == 0
-    )
-    row = rows_of(tmp_path / "p.csv")[0]
+def test_the_page_has_scores_classes_and_images_instead_of_accuracies(run):
+    page = (run / "report.html").read_text(encoding="utf-8")
+    headings = ("Several labels", "Classes", "Which classes are predicted with which", "Images")
+    assert all(f">{heading}</h" in page for heading in headings)
+    for other in ("Confusions", "Accuracy by class", "Calibration", "Where teacher and student"):
+        assert other not in page
+    assert page.count("data:image/webp") == 12
+    assert "validation mAP, %" in page
+    assert "validation accuracy" not in page
+
+
+def test_what_the_report_shows_is_what_was_tested(run):
+    data = several_labels(Run.find(run, trusted=True))
+    assert data["images"] == 24
+    assert [*data["models"]] == [
+        "teacher's original CLIP",
+        "student's original CLIP",
+        "teacher",
+        "distilled student",
+        "linear probe of the teacher's CLIP",
+        "linear probe of the student's network",
+        "chance",
+    ]
+    for row, (low, high) in data["classes"]:
+        assert low - 0.02 < float(row["ap"]) <= high
+    together, having = np.array(data["together"]), np.array(data["having"])
+    assert (together <= having[:, None]).all()
+    assert having.tolist() == [int(row["positives"]) for row, _ in data["classes"]]
+
+
+def test_fidelity_is_said_of_the_classes_that_student_or_target_gives(run, tmp_path):
+    shutil.copytree(run / "student", tmp_path / "student")
+    logger = MetricsCSV(str(tmp_path / "student"))
+    logger.log_metrics({"val/fidelity": 0.8125, "pool/unseen": 100.0}, step=9)
+    copied = Run.find(tmp_path, trusted=True)
+    expected = {"share": 0.8125, "images": 100, "several": True, "follows": True}
+    assert training(copied)["fidelity"] == expected
+    page = " ".join(render(copied).split())
+    assert "on 81.2 % of the classes that either gives to 100 unlabelled images" in page
+
+
+def test_predict_writes_names_and_probabilities(several, table, tmp_path):
+    image = str(table.parent / "test0.png")
+    assert main(["predict", str(several), image, f"--out={tmp_path}/p.csv"]) == 0
+    (row,) = rows_of(tmp_path / "p.csv")
     assert [*row] == ["path", "labels", "scores", "error"]
     assert row["labels"].count(";") == row["scores"].count(";")
     for option in ("--max-error=0.1", "--unknown", "--sets=0.9", "--calibrated"):
-        assert main(["predict", str(folder), str(table), option]) != 0
+        assert main(["predict", str(several), image, option]) != 0
 
 
-@pytest.fixture(scope="module")
-def exported(run, tmp_path_factory):
-    """The classifier as ONNX."""
-    pytest.importorskip("onnxruntime")
-    file = tmp_path_factory.mktemp("exported") / "classifier.onnx"
-    folder = run / "student" / "classifier"
-    assert main(["export", str(folder), "--format=onnx", f"--out={file}"]) == 0
-    return file
-
-
-def test_an_exported_file_has_the_labels_of_the_classifier(run, table, exported):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    folder = run / "student" / "classifier"
-    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
-    about = session.get_modelmeta().custom_metadata_map
+def test_the_metadata_of_an_exported_file_has_the_threshold_of_each_class(several):
+    classifier = Classifier.load(several)
+    about = metadata(classifier, "uint8")
     assert about["task"] == "multilabel"
-    names, thresholds = json.loads(about["class_names"]), json.loads(about["label_thresholds"])
-
-    classifier = Classifier.load(folder)
-    paths = [table.parent / row["image"] for row in rows_of(table) if row["split"] == "test"]
-    images = torch.stack([classifier.prepare(Image.open(path)) for path in paths])
-    _, probabilities = session.run(None, {"images": images.numpy()})
-    for own, predicted in zip(probabilities.tolist(), classifier.predict(paths), strict=True):
-        exported = [name for name, p, t in zip(names, own, thresholds, strict=True) if p >= t]
-        assert sorted(exported) == sorted(each.class_name for each in predicted)
+    assert json.loads(about["label_thresholds"]) == [*classifier.task.thresholds]
 
 
-def test_a_classifier_with_thresholds_of_other_classes_is_refused(run, tmp_path):
-    folder = tmp_path / "classifier"
-    Classifier.load(run / "student" / "classifier").save(folder)
+@pytest.mark.slow
+def test_the_script_without_torch_names_the_labels_by_an_exported_file(
+    run, table, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("onnxruntime")
+    folder = run / "student" / "classifier"
+    file = tmp_path / "classifier.onnx"
+    assert main(["export", str(folder), "--format=onnx", f"--out={file}"]) == 0
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    script = page.partition("## Classify without torch")[2].partition("```python\n")[2]
+    images = [table.parent / f"test{number}.png" for number in range(8)]
+    monkeypatch.chdir(tmp_path)
+    for image, predicted in zip(images, Classifier.load(folder).predict(images), strict=True):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["script.py", str(image)])
+        exec(compile(script.partition("```")[0], "export.md", "exec"), {})  # noqa: S102
+        named = sorted(filter(None, capsys.readouterr().out.splitlines()[1].split(";")))
+        assert named == sorted(label.class_name for label in predicted)
+
+
+def test_a_classifier_with_thresholds_of_other_classes_is_refused(several, tmp_path):
+    folder = shutil.copytree(several, tmp_path / "classifier")
     config = json.loads((folder / "classifier.json").read_text())
     for task in ({"thresholds": [0.5]}, {"limits": [0.5] * 5}, {"thresholds": ["high"] * 5}):
         (folder / "classifier.json").write_text(json.dumps({**config, "task": task}))
@@ -142,79 +175,29 @@ def test_a_classifier_with_thresholds_of_other_classes_is_refused(run, tmp_path)
             Classifier.load(folder)
 
 
-def test_the_script_without_torch_names_the_same_labels(run, table, exported):
-    folder = run / "student" / "classifier"
-    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
-    script = page.partition("## Classify without torch")[2].partition("```python\n")[2]
-    (exported.parent / "script.py").write_text(script.partition("```")[0])
-    classifier = Classifier.load(folder)
-    for number in range(3):
-        image = table.parent / f"test{number}.png"
-        said = subprocess.run(
-            [sys.executable, "script.py", image],
-            cwd=exported.parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        (predicted,) = classifier.predict([image])
-        named = sorted(filter(None, said.stdout.splitlines()[1].split(";")))
-        assert named == sorted(each.class_name for each in predicted)
-
-
-def test_without_a_label_the_student_learns_the_original_clip_and_an_image_is_of_what_it_is_most_like(
-    table, data_of, tmp_path
-):
-    config = f"--config={CONFIGS}/trainer/cpu.yaml"
-    options = [config, *data_of(table, "--data.init_args.shots=0")]
-    assert main(["run", *options, *STAGES, *SHORT, f"--out={tmp_path}/run"]) == 0
-    assert {"test/map", "test/macro_f1"} < read_results(tmp_path / "run" / "student").keys()
-    vectors = ClassVectors.load(tmp_path / "run" / "teacher" / "class_vectors.safetensors")
-    assert vectors.scales == (1.0,) * 5
-    assert all(bias < 0 for bias in vectors.biases)
-    thresholds = Classifier.load(tmp_path / "run" / "student" / "classifier").task.thresholds
-    assert len({*thresholds}) == 5
-    assert all(0 < threshold < 1 for threshold in thresholds)
-
-
 def test_teachers_and_data_of_different_tasks_are_refused(run, table, tmp_path, capsys):
-    student = [f"--model.init_args.teacher={run}/teacher", f"--out={tmp_path}/student"]
-    data = [
-        "--data.class_path=kdpl.DomainDataModule",
-        "--data.init_args.dataset=table",
-        f"--data.init_args.root={tmp_path}/one.csv",
-    ]
     rows = [(table.parent / f"train{i}.png", name) for i, name in enumerate(NAMES)]
-    lines = [f"{path},{name}" for path, name in rows]
-    (tmp_path / "one.csv").write_text("\n".join(["image,label", *lines]))
+    root = write_table(tmp_path / "one.csv", ("image", "label"), *rows)
+    data = [option for option in data_of(root) if ".classes." not in option]
+    student = [f"--model.init_args.teacher={run}/teacher", f"--out={tmp_path}/student"]
     config = f"--config={CONFIGS}/trainer/cpu.yaml"
     assert main(["fit", config, *STUDENT, *data, *SHORT, *student]) != 0
-    assert (
-        "are for multilabel labels, but the labels of the data are multiclass"
-        in capsys.readouterr().err
-    )
-
-
-def test_local_views_of_one_class_for_each_image_are_refused_before_stage_1(tmp_path, capsys):
-    config = [f"--config={CONFIGS}/{name}.yaml" for name in ("data/digits", "trainer/cpu")]
-    options = [*config, *STAGES, "--student=local_views", *SHORT]
-    assert main(["run", *options, f"--out={tmp_path}/run"]) != 0
-    assert "local_views is for images of several labels" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "teacher").exists()
+    assert "are for multilabel labels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("student", "said"),
+    ("student", "words"),
     [
-        ("--student=refined", "target: refined is defined for images of one class each"),
-        ("--student=feature_l1", "loss.kind l1 compares features"),
+        ("local_views", "local_views is for images of several labels"),
+        ("refined", "refined is defined for images of one class each"),
+        ("feature_l1", "loss.kind l1 compares features"),
     ],
 )
-def test_what_several_labels_do_not_go_with_is_refused_before_stage_1(
-    student, said, table, data_of, tmp_path, capsys
+def test_what_does_not_go_with_the_number_of_labels_is_refused_before_stage_1(
+    student, words, table, tmp_path, capsys
 ):
-    config = f"--config={CONFIGS}/trainer/cpu.yaml"
-    options = [config, *data_of(table), *STAGES, student, *SHORT]
-    assert main(["run", *options, f"--out={tmp_path}/run"]) != 0
-    assert said in capsys.readouterr().err
+    several = [f"--config={CONFIGS}/trainer/cpu.yaml", *data_of(table)]
+    options = [*(DATA if student == "local_views" else several), *STAGES, f"--student={student}"]
+    assert main(["run", *options, *SHORT, f"--out={tmp_path}/run"]) != 0
+    assert words in capsys.readouterr().err
     assert not (tmp_path / "run" / "teacher").exists()

@@ -49,9 +49,9 @@ def test_the_fit_is_the_most_probable_scale_and_bias():
         return total
 
     for c in range(2):
-        own = scores.log_scale[c].item(), scores.bias[c].item()
-        near = [(own[0] + a, own[1] + b) for a in (-0.03, 0, 0.03) for b in (-0.05, 0, 0.05)]
-        assert min(near, key=lambda at: loss(*at, c)) == pytest.approx(own)
+        fitted = scores.log_scale[c].item(), scores.bias[c].item()
+        near = [(fitted[0] + a, fitted[1] + b) for a in (-0.03, 0, 0.03) for b in (-0.05, 0, 0.05)]
+        assert min(near, key=lambda at: loss(*at, c)) == pytest.approx(fitted)
 
 
 def test_classes_that_no_image_has_get_the_mean_of_the_others():
@@ -61,9 +61,9 @@ def test_classes_that_no_image_has_get_the_mean_of_the_others():
     scores.start_at(LOGITS)
     alone.fit(LOGITS[:, :2], labels)
     scores.fit(LOGITS, torch.cat([labels, torch.zeros(60, 1)], dim=1))
-    for own, expected in ((scores.log_scale, alone.log_scale), (scores.bias, alone.bias)):
-        assert torch.allclose(own[:2], expected, atol=1e-4)
-        assert own[2].item() == pytest.approx(expected.mean().item(), abs=1e-4)
+    for learned, expected in ((scores.log_scale, alone.log_scale), (scores.bias, alone.bias)):
+        assert torch.allclose(learned[:2], expected, atol=1e-4)
+        assert learned[2].item() == pytest.approx(expected.mean().item(), abs=1e-4)
     nothing = ScaleAndBias(3, 3)
     nothing.fit(LOGITS, torch.zeros(60, 3))
     assert not nothing.log_scale.any()

@@ -6,64 +6,54 @@ import pytest
 import torch
 import world
 from lightning.pytorch import Callback
+from pages import OF_PAGES, make_teacher, pages, write_table
 
-from kdpl.clip import ClipConfig
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import label_tensor
 from kdpl.data.options import ClassOptions
 from kdpl.errors import ConfigError
-from kdpl.multilabel import callback, scores
-from kdpl.prompts import PromptConfig
+from kdpl.multilabel import scores
 from kdpl.runtime.predictions import spread
-from kdpl.teacher import TeacherPromptTuning
 
 
-def pages(table, **settings):
-    own = {"shots": 4, "val_shots": 4, "batch_size": 8, "num_workers": 0, **settings}
-    classes = ClassOptions(label_separator=";", empty_labels="no_class")
-    return DomainDataModule("table", str(table), classes=classes, **own)
-
-
-def make_teacher():
-    torch.manual_seed(0)
-    clip, size = ClipConfig("test-teacher-quickgelu", world.TAG), PromptConfig(2, 2)
-    return TeacherPromptTuning(clip, vision_prompts=size, text_prompts=size)
-
-
-def fit(table, folder, *callbacks, **settings):
-    module, data = make_teacher(), pages(table, **settings)
-    trainer = world.quiet_trainer(folder, 1, callbacks=[*callbacks])
+def fit(table, folder, *callbacks):
+    module, data = make_teacher(), pages(table)
+    trainer = world.quiet_trainer(folder, 1, callbacks=[*callbacks], limit_train_batches=1)
     trainer.fit(module, datamodule=data)
     return module, data, trainer
 
 
-@pytest.mark.parametrize("eval_batch_size", [2, 40])
-def test_scores_are_fitted_to_labelled_images_from_all_over_the_list(
-    table, tmp_path, monkeypatch, eval_batch_size
-):
+@pytest.fixture
+def student(tmp_path):
+    """A function that makes a student of a teacher of the pages."""
+    world.write_teacher(tmp_path, **OF_PAGES)
+    return lambda **options: world.make_student(tmp_path, **options)
+
+
+def test_scores_are_fitted_to_labelled_images_from_all_over_the_list(table, tmp_path, monkeypatch):
     seen = []
-
-    def note(self, logits, labels):
-        seen.append(labels)
-
-    monkeypatch.setattr(scores.ScaleAndBias, "fit", note)
+    monkeypatch.setattr(scores.ScaleAndBias, "fit", lambda _, *given: seen.append(given[1]))
     monkeypatch.setattr(scores, "_STARTING_LABELS", 10)
-    _, data, _ = fit(table, tmp_path, eval_batch_size=eval_batch_size)
-    records = spread(data.labels.training(), 10)
-    assert len(data.labels.training()) > 10
-    assert torch.stack([label_tensor(each.label, 5) for each in records]).equal(seen[0])
+    _, data, _ = fit(table, tmp_path)
+    training = data.labels.training()
+    assert len(training) > 10
+    expected = [label_tensor(record.label, 5) for record in spread(training, 10)]
+    assert torch.stack(expected).equal(seen[0])
 
 
 def test_a_test_or_a_second_fit_after_a_fit_keeps_what_scores_were_learned(
     table, tmp_path, monkeypatch
 ):
     module, data, trainer = fit(table, tmp_path)
+    # a teacher hands no thresholds over
+    assert module.task.thresholds is None
     learned = {name: value.clone() for name, value in module.scores.state_dict().items()}
-    trainer.test(module, datamodule=data)
+    trainer.test(module, datamodule=data, verbose=False)
     assert all(value.equal(learned[name]) for name, value in module.scores.state_dict().items())
 
     monkeypatch.setattr(scores.ScaleAndBias, "fit", None)
-    world.quiet_trainer(tmp_path / "more", 1).fit(module, datamodule=pages(table))
+    again = world.quiet_trainer(tmp_path / "more", 1, limit_train_batches=1)
+    again.fit(module, datamodule=pages(table))
     assert module.scores.center.equal(learned["center"])
 
 
@@ -72,10 +62,8 @@ def test_every_process_starts_at_the_scores_of_the_first(table, tmp_path, monkey
         assert src == 0
         value.fill_(0.5)
 
-    group = SimpleNamespace(
-        is_available=lambda: True, is_initialized=lambda: True, broadcast=broadcast
-    )
-    monkeypatch.setattr(scores, "distributed", group)
+    yes = dict.fromkeys(("is_available", "is_initialized"), lambda: True)
+    monkeypatch.setattr(scores, "distributed", SimpleNamespace(broadcast=broadcast, **yes))
     started, note = {}, Callback()
     note.on_train_start = lambda _, module: started.update(
         {name: value.clone() for name, value in module.scores.state_dict().items()}
@@ -85,24 +73,16 @@ def test_every_process_starts_at_the_scores_of_the_first(table, tmp_path, monkey
     assert all((value == 0.5).all() for value in started.values())
 
 
-def test_thresholds_are_not_chosen_for_a_teacher_that_hands_none_over(table, tmp_path, monkeypatch):
-    monkeypatch.setattr(callback, "choose", None)
-    module, _, _ = fit(table, tmp_path)
-    assert module.task.thresholds is None
-
-
-def test_a_loss_that_compares_features_is_refused(table, tmp_path):
-    fit(table, tmp_path / "teacher")
-    student = world.make_student(tmp_path / "teacher", distill="l1")
-    with world.refused(ConfigError, "loss.kind l1 compares features, and teaches no scale"):
-        world.fit(student, tmp_path / "student", domain=pages(table))
+def test_a_loss_that_compares_features_is_refused(table, tmp_path, student):
+    with world.refused(ConfigError, "loss.kind l1 compares features"):
+        world.fit(student(distill="l1"), tmp_path / "student", domain=pages(table))
 
 
 def test_names_with_the_separator_of_predictions_are_refused_before_training(table, tmp_path):
-    lines = [f'{table.parent}/train{i}.png,"{"one,a;b" if i else ","}"' for i in range(4)]
-    (tmp_path / "t.csv").write_text("\n".join(["image,label", *lines]))
-    own = {"classes": ClassOptions(label_separator=","), "shots": None, "num_workers": 0}
-    data = DomainDataModule("table", str(tmp_path / "t.csv"), **own)
+    rows = [(table.parent / f"train{i}.png", "one,a;b" if i else ",") for i in range(4)]
+    root = write_table(tmp_path / "t.csv", ("image", "label"), *rows)
+    classes = ClassOptions(label_separator=",")
+    data = DomainDataModule("table", str(root), classes=classes, shots=None, num_workers=0)
     with world.refused(ConfigError, "class 'a;b' has a ';' in its name"):
         world.quiet_trainer(tmp_path).fit(make_teacher(), datamodule=data)
 
@@ -113,29 +93,15 @@ def test_the_published_choice_of_an_epoch_is_refused(table, tmp_path):
         fit(table, tmp_path, choice.BestOnBaseTest())
 
 
-def test_scores_do_not_diverge_under_sgd_with_the_published_weight(table, tmp_path):
-    fit(table, tmp_path / "teacher")
-    student = world.make_student(tmp_path / "teacher", kd_weight=1000)
-    world.fit(student, tmp_path / "student", epochs=5, domain=pages(table))
-    assert student.scores.log_scale.abs().max() < 0.5
-
-
-def test_scores_learn_as_if_the_loss_had_no_weight(table, tmp_path):
-    fit(table, tmp_path / "teacher")
+def test_scores_learn_as_if_the_loss_had_no_weight(table, tmp_path, student):
     gradients = []
     for weight in (1, 1000):
-        student = world.make_student(tmp_path / "teacher", kd_weight=weight)
-        keep = lambda s: [p.grad.clone() for p in s.scores.parameters()]  # noqa: E731
-        kept = []
-        step = Callback()
-        step.on_before_optimizer_step = lambda _, s, __, keep=keep, kept=kept: kept.append(keep(s))
-        world.fit(
-            student,
-            tmp_path / f"{weight}",
-            callbacks=[step],
-            domain=pages(table),
-            limit_train_batches=1,
+        kept, step = [], Callback()
+        step.on_before_optimizer_step = lambda _, module, __, kept=kept: kept.extend(
+            parameter.grad.clone() for parameter in module.scores.parameters()
         )
-        gradients.append(kept[0])
+        options = {"callbacks": [step], "domain": pages(table), "limit_train_batches": 1}
+        world.fit(student(kd_weight=weight), tmp_path / f"{weight}", **options)
+        gradients.append(kept)
     for once, weighted in zip(*gradients, strict=True):
         torch.testing.assert_close(weighted, once)

@@ -138,10 +138,12 @@ def test_the_metrics_are_those_of_scikit_learn_with_ties_and_empty_classes(seed)
     values = {name: value.item() for name, value in metric.compute().items()}
     halves = {"": range(7), "base_": range(4), "novel_": range(4, 7)}
     for half, classes in halves.items():
-        own = [c for c in classes if c in having]
-        assert values[f"{half}map"] == pytest.approx(np.mean([precisions[c] for c in own]))
-        assert values[f"{half}chance"] == pytest.approx(np.mean([labels[:, c].mean() for c in own]))
-        assert values[f"{half}macro_f1"] == pytest.approx(np.mean([f1[c] for c in own]))
+        present = [c for c in classes if c in having]
+        assert values[f"{half}map"] == pytest.approx(np.mean([precisions[c] for c in present]))
+        assert values[f"{half}chance"] == pytest.approx(
+            np.mean([labels[:, c].mean() for c in present])
+        )
+        assert values[f"{half}macro_f1"] == pytest.approx(np.mean([f1[c] for c in present]))
         micro = f1_score(labels[:, [*classes]], decided[:, [*classes]], average="micro")
         assert values[f"{half}micro_f1"] == pytest.approx(micro)
     base, novel = values["base_map"], values["novel_map"]

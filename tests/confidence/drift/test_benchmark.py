@@ -21,7 +21,7 @@ def test_the_energy_distance_is_that_of_a_plain_loop(shift, monkeypatch):
     monkeypatch.setattr("kdpl.confidence.drift.two_samples.PERMUTATIONS", 40)
     pool, new = sample_of(9, seed=1), sample_of(7, seed=2, shift=shift)
     everything = [*pool.features.double().tolist(), *new.features.double().tolist()]
-    numbers, given, found = np.random.default_rng(0), [False] * 9 + [True] * 7, []
+    numbers, given, energies = np.random.default_rng(0), [False] * 9 + [True] * 7, []
 
     def mean(one, other):
         return statistics.mean(math.dist(x, y) for x in one for y in other)
@@ -29,41 +29,39 @@ def test_the_energy_distance_is_that_of_a_plain_loop(shift, monkeypatch):
     for number in range(41):
         is_new = numbers.permutation(given) if number else given
         x, y = (
-            [row for row, there in zip(everything, is_new, strict=True) if there == each]
-            for each in (True, False)
+            [row for row, there in zip(everything, is_new, strict=True) if there == side]
+            for side in (True, False)
         )
-        found.append(2 * mean(x, y) - mean(x, x) - mean(y, y))
-    assert watch.energy(pool, new) == pytest.approx(np.mean(np.array(found) >= found[0] - 1e-9))
+        energies.append(2 * mean(x, y) - mean(x, x) - mean(y, y))
+    assert watch.energy(pool, new) == pytest.approx(
+        np.mean(np.array(energies) >= energies[0] - 1e-9)
+    )
 
 
 def test_batches_to_watch_have_what_their_names_say():
-    unseen, others = sample_of(200, seed=1), sample_of(60, seed=2)
-    world = watch.World(None, unseen, unseen, np.arange(200) % 10, {"noise": others}, others)
-    found = {name: draw(40, np.random.default_rng(0)) for name, draw in watch.cases(world).items()}
-    assert {len(each) for each in found.values()} == {40}
-    for name, each in found.items():
-        known = {tuple(row) for row in unseen.features.tolist()}
-        strange = sum(tuple(row) not in known for row in each.features.tolist())
-        assert strange == 40 * (
-            int(name.partition("%")[0]) / 100 if "%" in name else name == "noise"
-        )
-        assert len({tuple(row) for row in each.features.tolist()}) == 40
-    assert not (found["a class missing"].labels == watch.CLASS).any()
-    everything = watch.cases(world)["a class doubled"](500, np.random.default_rng(0))
-    assert (everything.labels == watch.CLASS).sum() / len(everything) == pytest.approx(
-        0.2, abs=0.02
+    unseen, strange = sample_of(200, seed=1), sample_of(60, seed=2)
+    world = watch.World(None, unseen, unseen, np.arange(200) % 10, {"noise": strange}, strange)
+    draw, usual = np.random.default_rng(0), {tuple(row) for row in unseen.features.tolist()}
+    for name, batch in watch.cases(world).items():
+        rows = [tuple(row) for row in batch(40, draw).features.tolist()]
+        share = int(name.partition("%")[0]) / 100 if "%" in name else name == "noise"
+        assert sum(row not in usual for row in rows) == 40 * share
+        assert len({*rows}) == 40
+    missing, doubled = (watch.cases(world)[f"a class {name}"] for name in ("missing", "doubled"))
+    assert not (missing(40, draw).labels == watch.CLASS).any()
+    labels = doubled(500, draw).labels
+    assert (labels == watch.CLASS).float().mean() == pytest.approx(0.2, abs=0.02)
+    pool, new = (
+        {tuple(row) for row in part.features.tolist()} for part in watch.apart(unseen, 50, draw)
     )
-    pool, new = watch.apart(unseen, 50, np.random.default_rng(0))
-    assert {tuple(row) for row in pool.features.tolist()}.isdisjoint(
-        tuple(row) for row in new.features.tolist()
-    )
+    assert pool.isdisjoint(new)
     assert (len(pool), len(new)) == (150, 50)
 
 
 @pytest.mark.slow
 def test_a_classifier_of_the_digits_is_watched(classifier, capsys, monkeypatch):
     monkeypatch.setattr("kdpl.confidence.drift.two_samples.PERMUTATIONS", 0)  # the command sets it
-    watch.main([str(classifier), "--batches=3", "--false=3", "--permutations=399", "--sizes", "60"])
+    watch.main([str(classifier), "--batches=1", "--false=2", "--permutations=399", "--sizes", "60"])
     rows = {
         line.split("|")[1]: line.split("|")[2] for line in capsys.readouterr().out.splitlines()[3:]
     }

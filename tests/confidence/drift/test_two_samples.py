@@ -35,9 +35,9 @@ def distance(one, other):
 def plain_statistics(pool, new, threshold):
     """The three statistics and each class's difference, of two lists of (features, score, class)."""
     if threshold is None:
-        ordered, place = sorted(score for _, score, _ in pool), 0.05 * (len(pool) - 1)
-        low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
-        threshold = low + (place % 1) * (high - low)
+        ordered, rank = sorted(score for _, score, _ in pool), 0.05 * (len(pool) - 1)
+        low, high = ordered[math.floor(rank)], ordered[math.ceil(rank)]
+        threshold = low + (rank % 1) * (high - low)
     rejected = sum(score < threshold for _, score, _ in new)
     angles = []
     for part in (pool, new):
@@ -45,18 +45,22 @@ def plain_statistics(pool, new, threshold):
         angles.append([math.asin(math.sqrt((n + 3 / 8) / (len(part) + 3 / 4))) for n in counts])
     differences = [abs(a - b) for a, b in zip(*angles, strict=True)]
     far = [min(distance(x, y) for y, *_ in pool) for x, *_ in new]
-    own = [
-        min(distance(x, y) for j, (y, *_) in enumerate(pool) if i != j)
-        for i, (x, *_) in enumerate(pool)
+    within = nearest_within([x for x, *_ in pool])
+    difference = sum(far) / len(far) - sum(within) / len(within)
+    return [rejected, sum(d**2 for d in differences), difference], differences
+
+
+def nearest_within(features):
+    return [
+        min(distance(x, y) for j, y in enumerate(features) if i != j)
+        for i, x in enumerate(features)
     ]
-    difference = sum(far) / len(far) - sum(own) / len(own)
-    return [rejected, sum(each**2 for each in differences), difference], differences
 
 
 def plain_comparison(pool, new, threshold, permutations):
     images = [
-        [*zip(*(column.tolist() for column in vars(each).values()), strict=True)]
-        for each in (pool, new)
+        [*zip(*(column.tolist() for column in vars(sample).values()), strict=True)]
+        for sample in (pool, new)
     ]
     everything, numbers = images[0] + images[1], np.random.default_rng(0)
     given, rows = [False] * len(pool) + [True] * len(new), []
@@ -72,16 +76,14 @@ def plain_comparison(pool, new, threshold, permutations):
         [sum(r[0][k] >= row[0][k] - close for r in rows) / len(rows) for k in range(3)]
         for row in rows
     ]
-    adjusted = [sum(min(each) <= p + 1e-12 for each in p_values) / len(rows) for p in p_values[0]]
-    return adjusted, [sum(max(r[1]) >= own - close for r in rows) / len(rows) for own in rows[0][1]]
+    adjusted = [sum(min(row) <= p + 1e-12 for row in p_values) / len(rows) for p in p_values[0]]
+    return adjusted, [sum(max(r[1]) >= d - close for r in rows) / len(rows) for d in rows[0][1]]
 
 
 def below(threshold, *samples):
-    return (
-        None
-        if threshold is None
-        else np.concatenate([each.scores.numpy() < threshold for each in samples])
-    )
+    if threshold is None:
+        return None
+    return np.concatenate([sample.scores.numpy() < threshold for sample in samples])
 
 
 @pytest.mark.parametrize(
@@ -98,11 +100,11 @@ def test_p_values_are_those_of_a_plain_implementation(changes, near, threshold, 
     monkeypatch.setattr(two_samples, "PERMUTATIONS", 80)
     monkeypatch.setattr(two_samples, "_NEAR", near)
     pool, new = draw(17, seed=1), draw(12, seed=2, **changes)
-    found = compare(pool, new, CLASSES, below(threshold, pool, new))
+    comparison = compare(pool, new, CLASSES, below(threshold, pool, new))
     questions, classes = plain_comparison(pool, new, threshold, 80)
-    assert [*found.questions] == ["rejected", "classes", "distance"]
-    assert [*found.questions.values()] == pytest.approx(questions)
-    assert found.classes == pytest.approx(classes)
+    assert [*comparison.questions] == ["rejected", "classes", "distance"]
+    assert [*comparison.questions.values()] == pytest.approx(questions)
+    assert comparison.classes == pytest.approx(classes)
 
 
 def test_distances_are_those_to_the_nearest_other_image():
@@ -110,21 +112,20 @@ def test_distances_are_those_to_the_nearest_other_image():
     expected = [min(distance(x, y) for y in pool) for x in new[-50:]]
     assert distances_to(pool, new)[-50:].tolist() == pytest.approx(expected)
     assert len(distances_to(pool, new)) == 1100
-    own = [min(distance(x, y) for j, y in enumerate(pool) if i != j) for i, x in enumerate(pool)]
-    assert distances_within(pool).tolist() == pytest.approx(own)
+    assert distances_within(pool).tolist() == pytest.approx(nearest_within([*pool]))
 
 
 @pytest.mark.parametrize("sizes", [(60, 20), (25, 50)])
 def test_of_images_like_the_pool_as_many_differ_as_is_asked(sizes, monkeypatch):
-    monkeypatch.setattr(two_samples, "PERMUTATIONS", 99)
+    monkeypatch.setattr(two_samples, "PERMUTATIONS", 49)
     smallest, classes = [], []
-    for seed in range(200):
+    for seed in range(100):
         pool, new = (draw(count, seed=(seed, count), rare=0.2) for count in sizes)
-        found = compare(pool, new, CLASSES)
-        smallest.append(min(found.questions.values()))
-        classes.append(min(found.classes))
+        comparison = compare(pool, new, CLASSES)
+        smallest.append(min(comparison.questions.values()))
+        classes.append(min(comparison.classes))
     for rate in (0.1, 0.3, 0.5):
-        above = 3 * math.sqrt(rate * (1 - rate) / 200)
+        above = 3 * math.sqrt(rate * (1 - rate) / 100)
         assert np.mean(np.array(smallest) <= rate) == pytest.approx(rate, abs=above)
         # of few images many differences are equal
         assert np.mean(np.array(classes) <= rate) <= rate + above
@@ -136,24 +137,24 @@ def test_of_images_like_the_pool_as_many_differ_as_is_asked(sizes, monkeypatch):
 )
 def test_each_question_sees_its_own_difference(changes, question):
     pool, new = draw(200, seed=1), draw(60, seed=2, **changes)
-    found = compare(pool, new, CLASSES, below(0.05, pool, new))
-    assert found.questions[question] < 0.005
-    assert all(p_value > 0.05 for name, p_value in found.questions.items() if name != question)
-    assert (found.classes[0] < 0.01) == (question == "classes")
+    comparison = compare(pool, new, CLASSES, below(0.05, pool, new))
+    assert comparison.questions[question] < 0.005
+    assert all(p_value > 0.05 for name, p_value in comparison.questions.items() if name != question)
+    assert (comparison.classes[0] < 0.01) == (question == "classes")
 
 
-@pytest.mark.parametrize(("known", "rank"), [(40, 39), (19, 19), (7, 7)])
+@pytest.mark.parametrize(("references", "rank"), [(40, 39), (19, 19), (7, 7)])
 def test_a_number_above_the_usual_score_is_as_probable_as_arrangements_of_the_images_that_have_it(
-    known, rank
+    references, rank
 ):
     def arrangements(above):
         return math.comb(12 - above + rank - 1, rank - 1) * math.comb(
-            above + known - rank, known - rank
+            above + references - rank, references - rank
         )
 
     for least in range(13):
-        expected = sum(map(arrangements, range(least, 13))) / math.comb(known + 12, known)
-        assert above_usual(least, 12, known) == pytest.approx(expected)
+        expected = sum(map(arrangements, range(least, 13))) / math.comb(references + 12, references)
+        assert above_usual(least, 12, references) == pytest.approx(expected)
 
 
 def test_a_question_of_other_images_takes_its_share_of_the_false_alarms():

@@ -1,8 +1,6 @@
 """A tree from a run's settings to its test, classifier, predictions and report."""
 
-import csv
 import json
-import re
 import shutil
 
 import pytest
@@ -10,11 +8,13 @@ import runs
 import torch
 import world
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from kdpl.__main__ import main
+from kdpl.callbacks.results import SaveTestResults
 from kdpl.classifier import Classifier
-from kdpl.confidence.taxonomy.scores import FILE, LevelScores
+from kdpl.confidence.taxonomy.scores import FILE
+from kdpl.data.options import ClassOptions
+from kdpl.errors import DataError
 
 SHAPES = {
     "round": ["zero", "six", "eight", "nine"],
@@ -23,21 +23,22 @@ SHAPES = {
     "digit": ["one", "round", "open", "straight"],
 }
 PARENTS = {child: parent for parent, children in SHAPES.items() for child in children}
-PREDICTIONS = "test_predictions.csv"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run with a tree, tested; no test changes it."""
-    folder = tmp_path_factory.mktemp("tree")
-    table = folder / "shapes.csv"
-    table.write_text("child,parent\n" + "".join(f"{c},{p}\n" for c, p in PARENTS.items()))
-    tree = f"--data.init_args.classes.taxonomy={table}"
-    assert runs.fit_teacher(folder / "teacher", tree, *runs.AVERAGING) == 0
-    assert runs.test(folder / "teacher") == 0
-    assert runs.fit_student(folder / "student", folder / "teacher", tree) == 0
-    assert runs.test(folder / "student") == 0
-    return folder
+def table(tmp_path_factory):
+    file = tmp_path_factory.mktemp("tree") / "shapes.csv"
+    file.write_text("child,parent\n" + "".join(f"{c},{p}\n" for c, p in PARENTS.items()))
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(table, teacher_run):
+    """The shared teacher's student with a tree, tested; no test changes it."""
+    out, tree = table.parent / "student", f"--data.init_args.classes.taxonomy={table}"
+    assert runs.fit_student(out, teacher_run, tree) == 0
+    assert runs.test(out) == 0
+    return out
 
 
 def results(folder):
@@ -45,128 +46,108 @@ def results(folder):
 
 
 def test_a_tree_changes_nothing_else(run, student_run):
-    plain, tree = results(student_run), results(run / "student")
+    plain, tree = results(student_run), results(run)
     assert plain == {name: value for name, value in tree.items() if "level" not in name}
-    for name in ("class_vectors.safetensors", PREDICTIONS, "classifier/model.safetensors"):
-        assert (run / "student" / name).read_bytes() == (student_run / name).read_bytes()
+    for name in (
+        "class_vectors.safetensors",
+        "test_predictions.csv",
+        "classifier/model.safetensors",
+    ):
+        assert (run / name).read_bytes() == (student_run / name).read_bytes()
 
 
-def test_a_test_measures_each_level_and_the_whole_path(run):
-    found = results(run / "student")
-    # the deepest level is that of the classes
-    assert found["test/level_2_acc"] == pytest.approx(found["test/acc"], abs=1e-6)
-    assert found["test/level_1_acc"] > found["test/level_path"]
-    assert 0 <= found["test/level_path"] <= found["test/level_2_acc"]
-    assert "test/level_1_acc" in results(run / "teacher")
-    assert (run / "student" / FILE).read_text() == (run / "shapes.csv").read_text()
-    known = Classifier.load(run / "student" / "classifier").companions["taxonomy"]
-    assert isinstance(known, LevelScores)
-    assert known.scores.shape == (198, 2)
+def test_a_test_measures_each_level_and_the_whole_path(run, table):
+    measured = results(run)
+    # the deepest level has the classes
+    assert measured["test/level_2_acc"] == pytest.approx(measured["test/acc"], abs=1e-6)
+    assert measured["test/level_1_acc"] > measured["test/level_path"]
+    assert 0 <= measured["test/level_path"] <= measured["test/level_2_acc"]
+    assert (run / FILE).read_text() == table.read_text()
+    assert Classifier.load(run / "classifier").companions["taxonomy"].scores.shape == (198, 2)
 
 
-@pytest.fixture
-def photos(tmp_path):
-    digits = load_digits()
-    for i in range(12):
-        Image.fromarray(digits.images[i].astype("uint8") * 15).save(tmp_path / f"{i:02d}.png")
-    return tmp_path
-
-
-def calibrated(run, tmp_path):
-    """A copy of the classifier, whose held-out images are ten of each class, as it predicts them."""
-    folder = shutil.copytree(run / "student" / "classifier", tmp_path / "classifier")
-    classifier = Classifier.load(folder)
+def test_predict_names_the_deepest_node_after_calibration(run, tmp_path):
+    folder = shutil.copytree(run / "classifier", tmp_path / "classifier")
+    classifier, photos = Classifier.load(folder), tmp_path / "held_out"
     images = world.images_of(torch.arange(200), seed=3)
+    # held-out images with the classes that are predicted
     for i, (image, (top,)) in enumerate(zip(images, classifier.predict([*images]), strict=True)):
-        own = tmp_path / "held_out" / top.class_name
-        own.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(own / f"{i}.png")
-    assert main(["calibrate", str(folder), str(tmp_path / "held_out")]) == 0
-    return folder
-
-
-def test_predict_names_the_deepest_node_after_calibration(run, photos, tmp_path):
-    folder, table = calibrated(run, tmp_path), tmp_path / "table.csv"
-    images = [str(each) for each in sorted(photos.glob("*.png"))]
-    assert main(["predict", str(folder), *images, "--level-error=5%", f"--out={table}"]) == 0
-    why = tmp_path / "why"
-    options = ["--level-error=5%", f"--explain={why}"]
-    assert main(["predict", str(folder), *images[:2], *options]) == 0
-    assert len(list(why.iterdir())) == 2
-    rows = list(csv.DictReader(table.open()))
+        (photos / top.class_name).mkdir(parents=True, exist_ok=True)
+        file = photos / top.class_name / f"{i}.png"
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
+    assert main(["calibrate", str(folder), str(photos)]) == 0
+    some = [*map(str, sorted(photos.rglob("*.png"))[::60])]
+    options = [f"--out={tmp_path}/table.csv", f"--explain={tmp_path}/why"]
+    assert main(["predict", str(folder), *some, "--level-error=5%", *options]) == 0
+    rows = runs.rows_of(tmp_path / "table.csv")
     assert list(rows[0]) == ["path", "class", "probability", "level", "error"]
-    assert {row["level"] for row in rows} <= {"0", "1", "2"}
-    for row in rows:
-        nodes = {"0": {""}, "1": {"round", "open", "straight", "one"}}.get(row["level"], PARENTS)
-        assert row["class"] in nodes
+    assert len(list((tmp_path / "why").iterdir())) == len(rows) == len(some)
+    nodes = {"0": {""}, "1": {"one", *SHAPES} - {"digit"}, "2": {*PARENTS}}
+    assert all(row["class"] in nodes[row["level"]] for row in rows)
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "words"),
     [
-        (["--level-error=nothing"], "--level-error is 'nothing', expected a share"),
-        (["--level-error=2%", "--max-error=2%"], "each decide what is predicted: give one"),
-        (
-            ["--level-error=0.1%"],
-            "at no level 198 held-out images show an error of 0.1%, the least",
-        ),
-        (
-            ["--level-error=99%", "--top-k=2"],
-            "--level-error 99% decides what .*: leave out --top-k",
-        ),
-        (["--level-error=2%", "--add-classes=pyproject.toml"], "leave out --add-classes"),
+        (["--level-error=nothing"], ["--level-error", "expected a share"]),
+        (["--level-error=2%", "--max-error=2%"], ["--level-error", "--max-error"]),
+        (["--level-error=0.1%"], ["198 held-out images"]),
+        (["--level-error=99%", "--top-k=2"], ["--level-error", "--top-k"]),
+        (["--level-error=2%", "--add-classes=pyproject.toml"], ["--add-classes"]),
     ],
 )
-def test_what_does_not_go_with_it_is_refused(options, says, run, photos, capsys):
-    assert main(["predict", str(run / "student" / "classifier"), str(photos), *options]) == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.search(says, error), error
+def test_what_does_not_go_with_it_is_refused(options, words, run, tmp_path, capsys):
+    runs.noise(32, 32).save(tmp_path / "0.png")
+    capsys.readouterr()
+    code = main(["predict", str(run / "classifier"), str(tmp_path / "0.png"), *options])
+    runs.refused(capsys, code, *words)
 
 
-def test_a_classifier_without_a_tree_says_so(classifier, photos, capsys):
-    assert main(["predict", str(classifier), str(photos), "--level-error=2%"]) == 1
-    assert (
-        "no tree of its classes: train it with data.init_args.classes.taxonomy"
-        in capsys.readouterr().err
-    )
+def test_a_table_that_is_no_tree_ends_a_fit_before_training(tmp_path, teacher_folder):
+    (tmp_path / "tree.csv").write_text("child,parent\nzero,digit\n")
+    domain = world.digits(8, classes=ClassOptions(taxonomy=str(tmp_path / "tree.csv")))
+    with world.refused(DataError, "lacks the class 'eight'"):
+        world.fit(world.make_student(teacher_folder), tmp_path, 1, [world.NoStep()], domain=domain)
 
 
-def test_a_table_that_is_no_tree_ends_a_fit_before_training(tmp_path, capsys):
-    table = tmp_path / "tree.csv"
-    table.write_text("child,parent\nzero,digit\n")
-    assert runs.fit_teacher(tmp_path / "out", f"--data.init_args.classes.taxonomy={table}") == 1
-    assert "lacks the class 'eight'" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "checkpoints").exists()
-
-
-def test_a_tree_of_a_fit_that_was_given_up_is_not_taken_over(tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / FILE).write_text("child,parent\nzero,digit\n")
-    assert runs.fit_teacher(out) == 0
-    assert not (out / FILE).exists()
+def test_a_tree_of_a_fit_that_was_given_up_is_not_taken_over(tmp_path, teacher_folder):
+    (tmp_path / FILE).write_text("child,parent\nzero,digit\n")
+    world.fit(world.make_student(teacher_folder), tmp_path, epochs=0, domain=world.digits(8))
+    assert not (tmp_path / FILE).exists()
 
 
 def test_the_report_draws_the_tree(run, student_run):
     pytest.importorskip("kdpl.report")
-    assert main(["report", str(run / "student")]) == 0
-    page = (run / "student" / "report.html").read_text()
-    assert 'id="taxonomy"' in page
+    from kdpl.confidence.taxonomy.report import SECTION
+    from kdpl.report.page import fill
+    from kdpl.report.run_folder import Run
+
+    assert SECTION.make(Run.find(student_run)) is None
+    data = SECTION.make(Run.find(run))
+    shares = {node["name"]: node["share"] for node in data["nodes"]}
     # once each: a leaf that ends early is drawn at its own level alone
-    for name in (*PARENTS, "digit"):
-        assert page.partition('id="taxonomy"')[2].partition("</svg>")[0].count(f">{name} <") <= 1
-    assert ">round <" in page
-    assert main(["report", str(student_run)]) == 0
-    assert 'id="taxonomy"' not in (student_run / "report.html").read_text()
+    assert len(data["nodes"]) == len(shares)
+    assert shares.keys() == PARENTS.keys()
+    rows = runs.rows_of(run / "test_predictions.csv")
+    hits = [row["prediction"] in SHAPES["open"] for row in rows if row["label"] in SHAPES["open"]]
+    assert shares["open"] == pytest.approx(sum(hits) / len(hits))
+    accuracy = results(run)["test/level_1_acc"]
+    assert data["accuracies"]["level 1"]["student"][0] == pytest.approx(accuracy)
+    assert "teacher" not in data["accuracies"]["level 1"]
+    assert "digit" in fill(SECTION.template.name, added={"taxonomy": SECTION}, data=data)
 
 
 @pytest.mark.slow
-def test_a_test_on_two_processes_has_the_same_numbers(run, tmp_path):
-    shutil.copytree(run / "student", tmp_path / "student")
-    known = results(tmp_path / "student")
-    (tmp_path / "student" / "test.json").unlink()
-    options = [f"--out={tmp_path}/student", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    # in a process of its own, which starts the other
-    process = runs.start_process(["test", f"--config={tmp_path}/student/config.yaml", *options])
-    assert process.wait() == 0, process.stderr.read()
-    assert results(tmp_path / "student") == known
+def test_a_test_on_two_processes_has_the_same_numbers(table, teacher_folder, tmp_path):
+    for processes in (1, 2):
+        options = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
+        domain = world.digits(8, classes=ClassOptions(taxonomy=str(table)))
+        trainer = world.quiet_trainer(
+            tmp_path / str(processes),
+            callbacks=[SaveTestResults()],
+            use_distributed_sampler=False,
+            **options,
+        )
+        trainer.test(world.make_student(teacher_folder), datamodule=domain, verbose=False)
+    assert "test/level_1_acc" in results(tmp_path / "1")
+    assert results(tmp_path / "2") == results(tmp_path / "1")

@@ -41,10 +41,8 @@ def test_further_columns_order_and_composed_names_do_not_matter(tmp_path):
         (GOOD + "d,c\n", "has the class 'c' as a parent, expected a leaf: "),
         (GOOD.replace("c,root", "c,other"), "has the roots 'other' and 'root', expected one: "),
         ("name,above\na,b\n", "has the columns name, above, expected child and parent: "),
-        ("", "has the columns nothing, expected child and parent: "),
         ("child,parent\n", "lacks the class 'a': "),
         ("child,parent\na,\n", "row 1 of taxonomy .* has a name that is empty: "),
-        ("child,parent\na\n", "row 1 of taxonomy .* has a name that is empty: "),
         ('child,parent\n"' + "a" * 200_000 + '",b\n', "cannot be read as CSV .*: correct it"),
     ],
 )
@@ -52,14 +50,11 @@ def test_a_table_that_is_no_tree_over_the_classes_is_named_in_one_sentence(tmp_p
     with world.refused(DataError, says) as caught:
         read(tmp_path, text)
     assert "tree.csv" in str(caught.value)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"taxonomy .*none.csv cannot be read"):
+    with world.refused(DataError, "none.csv cannot be read"):
         Taxonomy.read(tmp_path / "none.csv", ("a",))
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_nodes_and_probabilities_are_those_of_a_plain_loop(seed, tmp_path):
     draw = np.random.default_rng(seed)
     names = [f"c{i}" for i in draw.permutation(int(draw.integers(1, 12)))]
@@ -70,8 +65,8 @@ def test_nodes_and_probabilities_are_those_of_a_plain_loop(seed, tmp_path):
     scores, nodes = tree.best(probabilities)
     assert scores.shape == nodes.shape == (7, trees.depth(parents, names))
     for level in range(1, scores.shape[1] + 1):
-        own = [trees.node_at(parents, name, level) for name in names]
-        assert [tree.nodes[level - 1][i] for i in tree.of_class[level - 1]] == own
+        expected = [trees.node_at(parents, name, level) for name in names]
+        assert [tree.nodes[level - 1][i] for i in tree.of_class[level - 1]] == expected
         for image in range(7):
             sums = trees.node_probabilities(parents, names, probabilities[image], level)
             best = max(sums, key=sums.get)
