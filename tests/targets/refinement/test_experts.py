@@ -114,7 +114,7 @@ def test_experts_are_multiplied_and_classes_without_a_label_keep_their_probabili
     for row, first, second in zip(made, text.exp(), probe.exp(), strict=True):
         products = [first[c] ** 0.3 * second[i] ** 1.7 for i, c in enumerate(classes)]
         mass = first[classes].sum()
-        expected = [mass * product / sum(products) for product in products]
+        expected = [(mass * product / sum(products)).item() for product in products]
         assert row[classes].tolist() == pytest.approx(expected, abs=1e-6)
         assert row[[1, 4]].tolist() == pytest.approx(first[[1, 4]].tolist(), abs=1e-6)
 
