@@ -48,21 +48,17 @@ def test_wrong_number_of_classes_fails_and_names_what_is_missing(tmp_path, capsy
     make_tree("imagenetv2", tmp_path)
     code, lines = checked(capsys, "imagenetv2", tmp_path)
     assert code == 1
-    assert lines[5].startswith(
-        "wrong: test has images of 3 classes, expected 12; without images: 'name 1', 'name 3', "
-    )
+    said = "wrong: test has images of 3 classes, expected 12; without images: 'name 1', 'name 3', "
+    assert lines[5].startswith(said)
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("check dtd --root=gone", "dataset dtd needs the folder gone/dtd, which does not exist: "),
+        ("check dtd --root=gone", "dataset dtd needs the folder gone/dtd, which does not exist"),
         ("check dtd --root=gone --workers=0", ""),
         ("check dtd", "--root"),
-        (
-            "download mnist --root=gone",
-            "dataset 'mnist' is not of the benchmark: choose one of caltech101, ",
-        ),
+        ("download mnist --root=gone", "dataset 'mnist' is not of the benchmark"),
     ],
 )
 def test_mistakes_are_one_line(capsys, args, message):

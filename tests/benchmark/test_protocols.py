@@ -14,19 +14,14 @@ BASE_TO_NOVEL = "{protocols: [base_to_novel], datasets: [dtd], seeds: [1, 2]}"
 CROSS = "{protocols: [cross_dataset], source: imagenet, datasets: [dtd], seeds: [3]}"
 SHIFT = "{protocols: [domain_generalization], source: imagenet, variants: [imagenet_a], seeds: [3]}"
 CHAIN = ["teacher/fit", "teacher/test", "student/fit", "student/test"]
-SOURCE, DTD, OTHER = (
-    "source/imagenet/seed_3",
-    "cross_dataset/dtd/seed_3",
-    "domain_generalization/imagenet_a/seed_3",
-)
+SOURCE, DTD = "source/imagenet/seed_3", "cross_dataset/dtd/seed_3"
+OTHER = "domain_generalization/imagenet_a/seed_3"
 
 
 def planned(text, place=(OUT, "data"), rows=ROWS, only=(), **changes):
     """The steps by name."""
-    steps = plan(
-        campaigns.campaign(text, rows=rows, **{"configs": [], **changes}), *place, rows=only
-    )
-    return {step.title: step for step in steps}
+    campaign = campaigns.campaign(text, rows=rows, **{"configs": [], **changes})
+    return {step.title: step for step in plan(campaign, *place, rows=only)}
 
 
 def graph(steps):
@@ -35,9 +30,8 @@ def graph(steps):
 
 def test_base_to_novel_has_both_stages_for_each_seed():
     steps = planned(BASE_TO_NOVEL)
-    assert list(steps) == [
-        f"base_to_novel/dtd/seed_{seed}/{step}" for seed in (1, 2) for step in CHAIN
-    ]
+    runs = [f"base_to_novel/dtd/seed_{seed}" for seed in (1, 2)]
+    assert list(steps) == [f"{run}/{step}" for run in runs for step in CHAIN]
     run = "base_to_novel/dtd/seed_2"
     needs = [(), (f"{run}/teacher/fit",), (f"{run}/teacher/fit",), (f"{run}/student/fit",)]
     assert [steps[f"{run}/{step}"].needs for step in CHAIN] == needs
@@ -50,67 +44,47 @@ def test_a_fit_is_the_command_that_a_person_would_type():
     ]
     rows = {**ROWS, "teacher": {**ROWS["teacher"], "options": ["--model.init_args.optim.lr=1"]}}
     place = (OUT, "data", ("--trainer.max_epochs", "2"))
-    steps = planned(
-        BASE_TO_NOVEL, place, rows, configs=["configs/trainer/cpu.yaml"], per_dataset=exceptions
-    )
-    shared = [
-        f"--config=configs/{each}.yaml"
-        for each in ("data/dtd", "data/base_to_novel", "trainer/cpu")
-    ]
-    run, root, epochs = (
-        "base_to_novel/dtd/seed_2",
-        "--data.init_args.root=data",
-        ("--trainer.max_epochs", "2"),
-    )
-    teacher, student, test = (
-        steps[f"{run}/{name}"] for name in ("teacher/fit", "student/fit", "student/test")
-    )
-    own = [
-        "--config=configs/teacher/quickstart.yaml",
-        root,
-        "--model.init_args.optim.lr=1",
-        *epochs,
-    ]
-    assert teacher.args == ("fit", *shared, *own, "--seed_everything=2", f"--out=out/{run}/teacher")
-    own = [
-        f"--config={file}" for file in ("configs/student/quickstart.yaml", exceptions[0]["student"])
-    ]
-    own += [root, *epochs, f"--model.init_args.teacher=out/{run}/teacher"]
-    assert student.args == ("fit", *shared, *own, "--seed_everything=2", f"--out=out/{run}/student")
-    assert test.args == (
-        "test",
-        f"--config=out/{run}/student/config.yaml",
-        f"--out=out/{run}/student",
-    )
+    changes = {"configs": ["configs/trainer/cpu.yaml"], "per_dataset": exceptions}
+    steps = planned(BASE_TO_NOVEL, place, rows, **changes)
+
+    def configs(*names):
+        names = ("data/dtd", "data/base_to_novel", "trainer/cpu", *names)
+        return [f"--config=configs/{name}.yaml" for name in names]
+
+    run, root = "base_to_novel/dtd/seed_2", "--data.init_args.root=data"
+    options = [root, "--model.init_args.optim.lr=1", *place[2]]
+    end = ["--seed_everything=2", f"--out=out/{run}/teacher"]
+    teacher = steps[f"{run}/teacher/fit"]
+    assert teacher.args == ("fit", *configs("teacher/quickstart"), *options, *end)
+    options = [root, *place[2], f"--model.init_args.teacher=out/{run}/teacher"]
+    end = ["--seed_everything=2", f"--out=out/{run}/student"]
+    student = steps[f"{run}/student/fit"]
+    files = configs("student/quickstart", "student/kd_weight_200")
+    assert student.args == ("fit", *files, *options, *end)
+    test = steps[f"{run}/student/test"]
+    assert test.args == ("test", f"--config=out/{run}/student/config.yaml", end[1])
     results = ("teacher/class_vectors.safetensors", "student/classifier", "student/results.json")
-    assert [step.result for step in (teacher, student, test)] == [
-        Path("out", run, name) for name in results
-    ]
+    for step, name in zip((teacher, student, test), results, strict=True):
+        assert step.result == Path("out", run, name)
 
 
 def test_few_shot_has_a_run_for_each_number_of_shots():
     steps = planned("{protocols: [few_shot], datasets: [dtd], seeds: [1], shots: [1, 16]}")
-    assert list(steps) == [
-        f"few_shot/dtd/shots_{shots}/seed_1/{step}" for shots in (1, 16) for step in CHAIN
-    ]
+    runs = [f"few_shot/dtd/shots_{shots}/seed_1" for shots in (1, 16)]
+    assert list(steps) == [f"{run}/{step}" for run in runs for step in CHAIN]
     for name, step in steps.items():
-        assert ("--data.init_args.shots=1" in step.args) == (
-            step.kind == "fit" and "shots_1/" in name
-        )
+        of_one = step.kind == "fit" and "shots_1/" in name
+        assert ("--data.init_args.shots=1" in step.args) == of_one
         assert not any("base_to_novel" in arg for arg in step.args)
 
 
 def test_rows_are_run_under_their_own_protocols_and_shots_and_may_have_several_teachers():
+    few = {"shots": 16, "protocols": "few_shot"}
     rows = {
         "zero_shot": {**ROWS["teacher"], "protocols": "few_shot", "shots": 0},
         "teacher": {**ROWS["teacher"], "shots": 16},
-        "second": {**ROWS["teacher"], "shots": 16, "protocols": "few_shot"},
-        "both": {
-            **ROWS["student"],
-            "of": ["teacher", "second"],
-            "shots": 16,
-            "protocols": "few_shot",
-        },
+        "second": {**ROWS["teacher"], **few},
+        "both": {**ROWS["student"], "of": ["teacher", "second"], **few},
     }
     text = "{protocols: [few_shot, base_to_novel], datasets: [dtd], seeds: [1], shots: [0, 16]}"
     steps = planned(text, rows=rows)
@@ -123,26 +97,21 @@ def test_rows_are_run_under_their_own_protocols_and_shots_and_may_have_several_t
     ]
     both = steps[f"{sixteen}/both/fit"]
     assert both.needs == (f"{sixteen}/teacher/fit", f"{sixteen}/second/fit")
-    assert (
-        f'--model.init_args.teacher=["out/{sixteen}/teacher", "out/{sixteen}/second"]' in both.args
-    )
+    teachers = f'["out/{sixteen}/teacher", "out/{sixteen}/second"]'
+    assert f"--model.init_args.teacher={teachers}" in both.args
 
 
 @pytest.mark.parametrize(
     ("text", "protocol"), [(CROSS, "cross_dataset"), (SHIFT, "domain_generalization")]
 )
 def test_rows_of_other_protocols_are_left_out_where_the_source_is_tuned_on(text, protocol):
-    others = {"second": ROWS["teacher"], "both": {**ROWS["student"], "of": ["teacher", "second"]}}
-    few = {name: {**row, "protocols": "few_shot"} for name, row in others.items()}
+    more = {"second": ROWS["teacher"], "both": {**ROWS["student"], "of": ["teacher", "second"]}}
+    few = {name: {**row, "protocols": "few_shot"} for name, row in more.items()}
     places = {"protocols": ["few_shot", protocol], "shots": [1], "datasets": ["dtd"]}
     steps = planned(text, rows={**ROWS, **few}, **places)
-    assert {step.run.row for name, step in steps.items() if name.startswith("few_shot/")} == {
-        *ROWS,
-        *few,
-    }
-    assert {step.run.row for name, step in steps.items() if not name.startswith("few_shot/")} == {
-        *ROWS
-    }
+    few_shot = {step.run.row for name, step in steps.items() if name.startswith("few_shot/")}
+    of_source = {step.run.row for name, step in steps.items() if not name.startswith("few_shot/")}
+    assert (few_shot, of_source) == ({*ROWS, *few}, {*ROWS})
 
 
 def test_cross_dataset_tunes_on_the_source_and_distils_on_each_target():
@@ -161,7 +130,7 @@ def test_cross_dataset_tunes_on_the_source_and_distils_on_each_target():
     fit = steps[f"{DTD}/student/fit"].args
     assert fit[1] == data[0]
     settings = (f"teacher=out/{SOURCE}/teacher", f"class_vectors={vectors}")
-    assert fit[-4:-2] == tuple(f"--model.init_args.{each}" for each in settings)
+    assert fit[-4:-2] == tuple(f"--model.init_args.{setting}" for setting in settings)
 
 
 def test_domain_generalization_tests_both_on_the_source_and_elsewhere():
@@ -176,13 +145,10 @@ def test_domain_generalization_tests_both_on_the_source_and_elsewhere():
         f"{OTHER}/student/test": {f"{SOURCE}/student/fit", f"{OTHER}/teacher/class_vectors"},
     }
     args = steps[f"{OTHER}/student/test"].args
-    assert args[1:3] == (
-        f"--config=out/{SOURCE}/student/config.yaml",
-        "--config=configs/data/imagenet_a.yaml",
-    )
-    assert (
-        args[4] == f"--model.init_args.class_vectors=out/{OTHER}/teacher/class_vectors.safetensors"
-    )
+    config = f"--config=out/{SOURCE}/student/config.yaml"
+    assert args[1:3] == (config, "--config=configs/data/imagenet_a.yaml")
+    vectors = f"out/{OTHER}/teacher/class_vectors.safetensors"
+    assert args[4] == f"--model.init_args.class_vectors={vectors}"
 
 
 def test_elsewhere_the_checkpoint_is_tested_if_there_is_one(tmp_path):
@@ -196,9 +162,8 @@ def test_elsewhere_the_checkpoint_is_tested_if_there_is_one(tmp_path):
 
 def test_chosen_rows_bring_the_fits_that_they_need_and_no_more():
     steps = planned(BASE_TO_NOVEL, only=["student"], seeds=[1])
-    assert list(steps) == [
-        f"base_to_novel/dtd/seed_1/{step}" for step in CHAIN if step != "teacher/test"
-    ]
+    chain = [step for step in CHAIN if step != "teacher/test"]
+    assert list(steps) == [f"base_to_novel/dtd/seed_1/{step}" for step in chain]
 
 
 def test_a_row_that_tunes_nothing_keeps_its_0_epochs():
@@ -206,15 +171,12 @@ def test_a_row_that_tunes_nothing_keeps_its_0_epochs():
     place = (OUT, None, ("--trainer.max_epochs", "2"))
     steps = planned(BASE_TO_NOVEL, place, {"tuned": ROWS["teacher"], "untuned": zero_shot})
     assert steps["base_to_novel/dtd/seed_1/tuned/fit"].args[4:-2] == place[2]
-    assert steps["base_to_novel/dtd/seed_1/untuned/fit"].args[5:-2] == (
-        *place[2],
-        "--trainer.max_epochs=0",
-    )
+    args = steps["base_to_novel/dtd/seed_1/untuned/fit"].args
+    assert args[5:-2] == (*place[2], "--trainer.max_epochs=0")
 
 
 def test_a_dataset_of_ones_own_is_a_config_and_gets_no_root():
-    step = planned(BASE_TO_NOVEL, datasets=["configs/data/digits.yaml"])[
-        "base_to_novel/digits/seed_1/teacher/fit"
-    ]
+    steps = planned(BASE_TO_NOVEL, datasets=["configs/data/digits.yaml"])
+    step = steps["base_to_novel/digits/seed_1/teacher/fit"]
     assert step.args[1] == "--config=configs/data/digits.yaml"
     assert not any("root" in arg for arg in step.args)

@@ -29,40 +29,25 @@ def read(name, root):
 
 
 WNIDS = ("n01440764", "n02012849", "n03126707")
-AIRCRAFT = {
-    "train": {5: 2, 2: 0, 9: 1, 1: 0},
-    "val": {3: 1, 4: 2, 6: 0},
-    "test": {8: 1, 7: 2, 10: 0},
-}
+VALIDATION = "ILSVRC2012_val_00000001.JPEG"
+AIRCRAFT = ({5: 2, 2: 0, 9: 1, 1: 0}, {3: 1, 4: 2, 6: 0}, {8: 1, 7: 2, 10: 0})
 LISTS = {
     "fgvc_aircraft": (
         ("707-320", "F-16A/B", "Metroliner II"),
-        *(
-            [(f"images/{number:07d}.jpg", label) for number, label in split.items()]
-            for split in AIRCRAFT.values()
-        ),
+        *([(f"images/{n:07d}.jpg", label) for n, label in split.items()] for split in AIRCRAFT),
     ),
     # labels are ranks of folders, the validation images are the test set, and names may repeat
     "imagenet": (
         ("tench", "crane", "crane"),
-        [
-            (f"images/train/{wnid}/{wnid}_{i}.JPEG", label)
-            for label, wnid in enumerate(WNIDS)
-            for i in (10, 2)
-        ],
+        [(f"images/train/{w}/{w}_{i}.JPEG", WNIDS.index(w)) for w in WNIDS for i in (10, 2)],
         [],
-        [
-            (f"images/val/{wnid}/ILSVRC2012_val_00000001.JPEG", label)
-            for label, wnid in enumerate(WNIDS)
-        ],
+        [(f"images/val/{wnid}/{VALIDATION}", label) for label, wnid in enumerate(WNIDS)],
     ),
 }
 for name, (_, images, _) in SPLIT_FILES.items():
-    place = "" if images == "." else f"{images}/"
-    LISTS[name] = (
-        NAMES,
-        *([(place + path, label) for path, label, _ in entries] for entries in SPLIT.values()),
-    )
+    prefix = "" if images == "." else f"{images}/"
+    splits = ([(prefix + path, label) for path, label, _ in part] for part in SPLIT.values())
+    LISTS[name] = (NAMES, *splits)
 for name, (_, images) in VARIANTS.items():
     folders = enumerate(("n01443537", "n01484850"))
     test = [(f"{images}/{wnid}/{letter}.jpg", label) for label, wnid in folders for letter in "ab"]
@@ -78,16 +63,12 @@ def test_layout_gives_names_by_label_and_images_in_their_order(tmp_path, name):
 def test_images_are_opened_as_published(tmp_path):
     folder = make_tree("oxford_pets", tmp_path)
     reader = build_reader("oxford_pets", root=str(tmp_path))
-    assert (
-        reader.decoding
-        == build_reader("digits").decoding
-        == Decoding(background=None, orientation=False)
-    )
+    published = Decoding(background=None, orientation=False)
+    assert reader.decoding == build_reader("digits").decoding == published
     splits = pickle.loads(pickle.dumps(reader.read()))  # noqa: S301
-    Image.new("RGBA", (12, 10), (10, 200, 30, 0)).save(
-        folder / "images/a/1.jpg", "PNG", exif=tag(6)
-    )
-    image = splits.open_image(str(folder / "images/a/1.jpg"))
+    file = folder / "images/a/1.jpg"
+    Image.new("RGBA", (12, 10), (10, 200, 30, 0)).save(file, "PNG", exif=tag(6))
+    image = splits.open_image(str(file))
     assert (image.size, image.getpixel((0, 0))) == ((12, 10), (10, 200, 30))
 
 
@@ -96,12 +77,8 @@ def test_imagenetv2_labels_are_the_numbers_of_folders_among_all_names(tmp_path):
 
     folder = make_tree("imagenetv2", tmp_path)
     images = [(f"{V2_IMAGES}/{label}/{label}a.jpeg", label) for label in (0, 2, 10)]
-    assert read("imagenetv2", tmp_path) == (
-        tuple(f"name {number}" for number in range(12)),
-        [],
-        [],
-        images,
-    )
+    numbered = tuple(f"name {number}" for number in range(12))
+    assert read("imagenetv2", tmp_path) == (numbered, [], [], images)
     (folder / "classnames.txt").unlink()
     names = read("imagenetv2", tmp_path)[0]
     assert names == tuple(IMAGENET_CLASSNAMES)
@@ -110,12 +87,8 @@ def test_imagenetv2_labels_are_the_numbers_of_folders_among_all_names(tmp_path):
 
 def test_wordnet_ids_are_those_of_imagenet_in_the_order_of_its_labels():
     info = pytest.importorskip("timm.data").ImageNetInfo("imagenet-1k")
-    lines = (
-        files("kdpl.benchmark")
-        .joinpath("imagenet_classes.txt")
-        .read_text(encoding="utf-8")
-        .splitlines()
-    )
+    file = files("kdpl.benchmark").joinpath("imagenet_classes.txt")
+    lines = file.read_text(encoding="utf-8").splitlines()
     wnids = [line.split()[0] for line in lines]
     assert wnids == [info.index_to_label_name(label) for label in range(1000)] == sorted(wnids)
 
@@ -124,24 +97,18 @@ def test_wordnet_ids_are_those_of_imagenet_in_the_order_of_its_labels():
 def test_test_only_set_is_tested_on_and_says_that_it_cannot_be_trained_on(tmp_path, name):
     folder = make_tree(name, tmp_path)
     data = DomainDataModule(name, root=str(tmp_path), num_workers=0)
-    assert sum(
-        len(batch.images) for batch in data.evaluation_dataloader_for("test", Resizing(8))
-    ) == len(data.splits.test)
+    batches = data.evaluation_dataloader_for("test", Resizing(8))
+    assert sum(len(batch.images) for batch in batches) == len(data.splits.test)
     for split in ("labeled", "unlabeled"):
-        with pytest.raises(
-            DataError,
-            match=f"dataset {name} in {folder} is for tests alone: train on another dataset",
-        ):
+        with pytest.raises(DataError, match=f"dataset {name} in {folder} is for tests alone"):
             data.train_dataloader_for(split, Resizing(8))
 
 
-def fault_of(name, root):
+def error_of(name, root):
     with pytest.raises(DataError) as raised:
         build_reader(name, root=str(root)).read()
-    message, _, remedy = str(raised.value).rpartition(" (")
-    tells = " tells how" if name == "imagenet" else ""
-    assert remedy == f"python -m kdpl data download {name} --root {root}{tells})"
-    return message
+    assert f"python -m kdpl data download {name} --root {root}" in str(raised.value)
+    return str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -155,10 +122,11 @@ def fault_of(name, root):
 )
 def test_missing_part_is_named_and_how_to_get_the_data(tmp_path, name, gone):
     folder = make_tree(name, tmp_path)
-    what = "file" if gone.endswith((".txt", ".json")) else "folder"
     (folder / gone).rename(tmp_path / "elsewhere")
-    missing = f"dataset {name} needs the {what} {folder / gone}, which does not exist: set root to the folder that"
-    assert fault_of(name, tmp_path).startswith(missing)
+    assert f"{folder / gone}, which does not exist" in error_of(name, tmp_path)
+
+
+AIRCRAFT_TEST = "images_variant_test.txt"
 
 
 def with_entry(split, *entry):
@@ -166,75 +134,49 @@ def with_entry(split, *entry):
 
 
 @pytest.mark.parametrize(
-    ("content", "fault"),
+    ("content", "problem"),
     [
         ("[" * 10_000, "(the file: Invalid JSON"),
         (json.dumps({**SPLIT, "train": []}), "(train: "),
         (with_entry("train", "a.jpg", 0), "(train.6.2: "),
         (
             with_entry("val", "/etc/passwd", 0, "Zebra_crossing"),
-            "the path does not stay in the image folder",
+            "does not stay in the image folder",
         ),
-        (
-            with_entry("val", "a/../../b.jpg", 0, "Zebra_crossing"),
-            "the path does not stay in the image folder",
-        ),
+        (with_entry("val", "a/../../b.jpg", 0, "Zebra_crossing"), "does not stay"),
         (with_entry("train", "a.jpg", -1, "apple"), "(train.6.1: "),
         (with_entry("train", "a.jpg", 2, " "), "(train.6.2: "),
         (with_entry("test", "a.jpg", 2, "pear"), "calls label 2 'apple' and 'pear'"),
-        (with_entry("test", "a.jpg", 4, "pear"), "has label 4 but only 4 labels, from 0 on"),
+        (with_entry("test", "a.jpg", 4, "pear"), "has label 4 but only 4 labels"),
     ],
 )
-def test_damaged_split_file_is_refused_by_name(tmp_path, content, fault):
+def test_damaged_split_file_is_refused_by_name(tmp_path, content, problem):
     path = make_tree("dtd", tmp_path) / "split_zhou_DescribableTextures.json"
     path.write_text(content)
-    message = fault_of("dtd", tmp_path)
+    message = error_of("dtd", tmp_path)
     assert message.startswith(f"{path} of dataset dtd ")
-    assert fault in message
+    assert problem in message
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "content", "fault"),
+    ("name", "file", "content", "problem"),
     [
         ("fgvc_aircraft", "variants.txt", "a\nb\na\n", "lists class 'a' twice"),
-        (
-            "fgvc_aircraft",
-            "images_variant_test.txt",
-            "1 707-320\n2 Concorde\n",
-            "names 'Concorde' in line 2, which is",
-        ),
-        (
-            "fgvc_aircraft",
-            "images_variant_test.txt",
-            "../1 707-320\n",
-            "has an image in line 1 that does not stay",
-        ),
-        (
-            "imagenet",
-            "classnames.txt",
-            "n01440764 tench\nn02012849\n",
-            "is not '<wnid> <class name>' in line 2",
-        ),
-        (
-            "imagenet",
-            "classnames.txt",
-            "n01440764 tench\n",
-            "has a class folder n02012849 that no class name belongs",
-        ),
-        (
-            "imagenet",
-            "images/val/n01443537/",
-            None,
-            "has class n01443537 in only one of train and val",
-        ),
-        ("imagenetv2", "classnames.txt", "n1 a\nn2 b\nn3 c\n", "is not one of the folders 0 to 2"),
+        ("fgvc_aircraft", AIRCRAFT_TEST, "1 707-320\n2 Concorde\n", "names 'Concorde' in line 2"),
+        ("fgvc_aircraft", AIRCRAFT_TEST, "../1 707-320\n", "has an image in line 1 that does not"),
+        ("imagenet", "classnames.txt", "n01440764 tench\nn02012849\n", "<class name>' in line 2"),
+        ("imagenet", "classnames.txt", "n01440764 tench\n", "has a class folder n02012849 that no"),
+        ("imagenet", "images/val/n01443537/", None, "n01443537 in only one of train and val"),
+        ("imagenetv2", "classnames.txt", "n1 a\nn2 b\nn3 c\n", "not one of the folders 0 to 2"),
         ("imagenetv2", f"{V2_IMAGES}/3/", None, "has no images"),
     ],
 )
-def test_damaged_lists_and_folders_are_refused_by_name(tmp_path, name, file, content, fault):
+def test_damaged_lists_and_folders_are_refused_by_name(tmp_path, name, file, content, problem):
     path = make_tree(name, tmp_path) / file
     if content is None:
         path.mkdir()
     else:
         path.write_text(content)
-    assert f" of dataset {name} {fault}" in fault_of(name, tmp_path)
+    message = error_of(name, tmp_path)
+    assert f" of dataset {name} " in message
+    assert problem in message

@@ -1,6 +1,5 @@
 import csv
 import io
-import statistics
 from functools import partial
 
 import campaigns
@@ -24,11 +23,10 @@ campaign = partial(campaigns.campaign, CAMPAIGN)
 
 
 def result(dataset, seed, row, protocol="base_to_novel", setting="", **changes):
-    metrics = changes.pop("metrics", None) or {"test/acc": 0.5}
     student = row == "student" and protocol == "base_to_novel"
     fields = {"title": row, "images": 9, "transductive": student, "selected_on_test": False}
     place = {"protocol": protocol, "setting": setting, "dataset": dataset, "seed": seed, "row": row}
-    return Result(**place, metrics=metrics, **{**fields, **changes})
+    return Result(**place, **{"metrics": {"test/acc": 0.5}, **fields, **changes})
 
 
 def harmonic_mean(base, novel):
@@ -36,12 +34,8 @@ def harmonic_mean(base, novel):
 
 
 def base_novel(base, novel):
-    return {
-        "test/acc": 0.1,
-        "test/base_acc": base,
-        "test/novel_acc": novel,
-        "test/hm": harmonic_mean(base, novel),
-    }
+    mean = harmonic_mean(base, novel)
+    return {"test/acc": 0.1, "test/base_acc": base, "test/novel_acc": novel, "test/hm": mean}
 
 
 RESULTS = [
@@ -74,21 +68,17 @@ def test_several_labels_an_image_are_measured_by_their_mean_average_precision():
     # 2·60·20/80 and 2·30·60/90, whose averages are of the same kind
     more = {"test/map": 0.1, "test/base_map": 0.2, "test/novel_map": 0.6, "test/hm": 0.3}
     (made,) = tables(mine, [*results, result("oxford_pets", 1, "teacher", metrics=more)])
-    average = next(line for line in made.lines if line.group == "average")
-    assert [round(cell.mean, 2) for cell in average.cells] == [40.0, 45.0, 42.35]
-    assert [cell.column.metric for cell in average.cells][:2] == ["test/base_map", "test/novel_map"]
+    assert text_of(made, "average", "teacher")[2:] == ["40.00", "45.00", "42.35"]
     mine = mine.model_copy(update={"protocols": ("few_shot",), "shots": (4,)})
     alone = [result("dtd", 1, "teacher", "few_shot", "shots_4", metrics=of_sets)]
     assert text_of(tables(mine, alone)[0], "dtd", "teacher")[2:] == ["10.0"]
 
 
 def test_notes_of_a_campaign_stand_below_each_of_its_tables():
-    notes = campaigns.campaign(CAMPAIGN + "notes: validation labels chose 5 %, none is seen\n")
-    other = campaigns.campaign(CAMPAIGN)
     note = "validation labels chose 5 %, none is seen"
+    notes = campaigns.campaign(CAMPAIGN + f"notes: {note}\n")
     assert markdown(tables(notes, RESULTS) * 2).count(note) == 2
-    assert note not in markdown(tables(other, RESULTS))
-    assert to_csv(tables(notes, RESULTS)) == to_csv(tables(other, RESULTS))
+    assert to_csv(tables(notes, RESULTS)) == to_csv(tables(campaign(), RESULTS))
 
 
 def test_means_deviations_over_seeds_and_averages_over_datasets_stand_beside_the_published_figures():
@@ -113,18 +103,16 @@ def test_published_figures_are_complete_and_their_average_takes_the_harmonic_mea
     assert len(figures) == 11
     again = published_average("promptkd", figures)
     assert {key: round(value, 2) for key, value in again.items()} == METHODS["promptkd"].average
-    assert round(statistics.mean(each["test/hm"] for each in figures.values()), 2) == 83.63
-    printed_otherwise = {"stanford_cars": 83.08, "ucf101": 85.83}
-    for name, each in figures.items():
-        again = harmonic_mean(each["test/base_acc"], each["test/novel_acc"])
-        assert again == pytest.approx(printed_otherwise.get(name, each["test/hm"]), abs=0.011), name
     assert published_average("promptkd", ["dtd", "digits"]) == {}
     # of others the average of the eleven is known alone
     assert published_average("mmrl", [*figures]) == METHODS["mmrl"].average
     assert published_average("mmrl", ["dtd"]) == {}
-    for name in ("mmrl", "promptkd_atprompt"):
-        base, novel, mean = METHODS[name].average.values()
-        assert harmonic_mean(base, novel) == pytest.approx(mean, abs=0.011), name
+    rows = {**figures, **{name: METHODS[name].average for name in ("mmrl", "promptkd_atprompt")}}
+    printed_otherwise = {"stanford_cars": 83.08, "ucf101": 85.83}
+    for name, row in rows.items():
+        expected = printed_otherwise.get(name, row["test/hm"])
+        mean = harmonic_mean(row["test/base_acc"], row["test/novel_acc"])
+        assert mean == pytest.approx(expected, abs=0.011), name
 
 
 def test_a_row_stands_where_it_is_run_alone():
@@ -133,9 +121,8 @@ def test_a_row_stands_where_it_is_run_alone():
         "few": {"teacher": "t.yaml", "protocols": "few_shot", "shots": 4},
     }
     places = {"protocols": ["few_shot", "base_to_novel"], "shots": [1, 4], "seeds": [1]}
-    few_shot, base_to_novel = tables(
-        campaign(rows=rows, **places), [result("dtd", 1, "few", "few_shot", "shots_4")]
-    )
+    four = result("dtd", 1, "few", "few_shot", "shots_4")
+    few_shot, base_to_novel = tables(campaign(rows=rows, **places), [four])
     assert text_of(few_shot, "dtd", "few")[2:] == ["", "50.0"]
     assert text_of(few_shot, "dtd", "teacher")[2:] == ["missing (0 of 1 seed)"] * 2
     assert "few" not in markdown([base_to_novel])
@@ -155,14 +142,13 @@ def test_missing_runs_are_named_by_the_number_of_seeds_that_are_there():
 
 
 def test_one_dataset_has_its_protocols_side_by_side():
-    one = campaign(
-        protocols=["few_shot", "base_to_novel"], datasets=["digits"], shots=[16], seeds=[1]
-    )
-    found = [
+    protocols = ["few_shot", "base_to_novel"]
+    one = campaign(protocols=protocols, datasets=["digits"], shots=[16], seeds=[1])
+    results = [
         result("digits", 1, "teacher", "few_shot", "shots_16", metrics={"test/acc": 0.695}),
         result("digits", 1, "student", metrics=base_novel(0.5, 0.25)),
     ]
-    assert markdown(tables(one, found)) == (
+    assert markdown(tables(one, results)) == (
         "| | 16 shots, all classes | base | novel | HM |\n"
         "|---|--:|--:|--:|--:|\n"
         "| teacher | 69.5 | missing (0 of 1 seed) | missing (0 of 1 seed) | missing (0 of 1 seed) |\n"
@@ -175,11 +161,11 @@ def test_one_dataset_has_its_protocols_side_by_side():
 def test_few_shot_has_a_column_for_each_number_of_shots():
     few = campaign(protocols=["few_shot"], shots=[1, 16], seeds=[1])
     values = {("dtd", 1): 0.1, ("oxford_pets", 1): 0.3, ("dtd", 16): 0.4}
-    found = [
-        result(d, 1, "teacher", "few_shot", f"shots_{n}", metrics={"test/acc": v})
-        for (d, n), v in values.items()
+    results = [
+        result(name, 1, "teacher", "few_shot", f"shots_{shots}", metrics={"test/acc": value})
+        for (name, shots), value in values.items()
     ]
-    (made,) = tables(few, found)
+    (made,) = tables(few, results)
     assert made.columns == ("1 shot", "16 shots")
     assert text_of(made, "dtd", "teacher")[2:] == ["10.0", "40.0"]
     assert text_of(made, "average", "teacher")[2:] == ["20.0", "missing (0 of 1 seed)"]
@@ -188,17 +174,13 @@ def test_few_shot_has_a_column_for_each_number_of_shots():
 def test_targets_are_columns_and_the_source_is_not_averaged():
     first, second = protocols = ["cross_dataset", "domain_generalization"]
     both = campaign(protocols=protocols, source="imagenet", variants=["imagenet_a"], seeds=[1])
-    values = {
-        (first, "dtd"): 0.2,
-        (first, "oxford_pets"): 0.4,
-        (second, "imagenet"): 0.7,
-        (second, "imagenet_a"): 0.5,
-    }
-    found = [
-        result(data, 1, "student", name, metrics={"test/acc": acc})
-        for (name, data), acc in values.items()
+    values = {(first, "dtd"): 0.2, (first, "oxford_pets"): 0.4}
+    values |= {(second, "imagenet"): 0.7, (second, "imagenet_a"): 0.5}
+    results = [
+        result(data, 1, "student", name, metrics={"test/acc": accuracy})
+        for (name, data), accuracy in values.items()
     ]
-    cross, shift = tables(both, found)
+    cross, shift = tables(both, results)
     assert cross.columns == ("dtd", "oxford_pets", "average")
     assert text_of(cross, "", "**student**")[1:] == ["20.0", "40.0", "30.0"]
     assert shift.columns == ("imagenet", "imagenet_a", "average")
@@ -209,40 +191,30 @@ def test_targets_are_columns_and_the_source_is_not_averaged():
 
 
 def test_an_epoch_that_was_chosen_on_test_images_is_marked_and_explained():
-    found = [
-        result("dtd", 1, "teacher", metrics=base_novel(0.5, 0.5), selected_on_test=True),
-        *RESULTS,
-    ]
-    text = markdown(tables(campaign(), found))
+    chosen = result("dtd", 1, "teacher", metrics=base_novel(0.5, 0.5), selected_on_test=True)
+    text = markdown(tables(campaign(), [chosen, *RESULTS]))
     for start in ("| dtd | teacher ‡ |", "| oxford\\_pets | teacher |", "| dtd | **student** † |"):
         assert start in text
-    assert "‡ the epoch was chosen by the accuracy on the base classes' test images" in text
+    assert "‡ the epoch was chosen" in text
 
 
 def test_csv_has_one_row_for_each_cell():
     rows = list(csv.DictReader(io.StringIO(to_csv(tables(campaign(), RESULTS)))))
     assert len(rows) == 3 * 2 * 3
-    assert " ".join(rows[0]) == (
-        "protocol setting dataset row title metric mean standard_deviation seeds seeds_expected published difference "
-        "transductive selected_on_test"
-    )
     cells = {
         (row["dataset"], row["row"], row["metric"]): ",".join(list(row.values())[6:])
         for row in rows
     }
-    assert (
-        cells["dtd", "student", "test/base_acc"] == "85.0000,7.0711,2,2,85.8400,-0.8400,true,false"
-    )
+    written = "85.0000,7.0711,2,2,85.8400,-0.8400,true,false"
+    assert cells["dtd", "student", "test/base_acc"] == written
     assert cells["dtd", "teacher", "test/hm"] == ",,0,2,,,false,false"
 
 
 def test_markdown_escapes_its_own_signs():
     hostile = {"a": {"title": r"50% & $x_1$ #2 {a|b} ~^\ *c* <i> `d`", "teacher": "t.yaml"}}
     made = tables(campaign(rows=hostile, seeds=[1]), [])
-    assert (
-        r"| oxford\_pets | 50% & $x\_1$ \#2 {a\|b} \~^\\ \*c\* \<i\> \`d\` | missing"
-        in markdown(made)
-    )
+    escaped = r"| oxford\_pets | 50% & $x\_1$ \#2 {a\|b} \~^\\ \*c\* \<i\> \`d\` | missing"
+    assert escaped in markdown(made)
 
 
 def probe(dataset, seed, protocol="base_to_novel", setting="", **metrics):
@@ -265,7 +237,6 @@ def test_a_linear_probe_is_a_line_beside_the_rows_of_its_runs():
 
 def test_a_linear_probe_is_missing_only_where_there_are_labels():
     settings = {"protocols": ["few_shot"], "datasets": ["dtd"], "shots": [0, 4], "seeds": [1]}
-    (made,) = tables(
-        campaign(**settings), [probe("dtd", 1, "few_shot", "shots_4", **{"test/acc": 0.5})]
-    )
+    labeled = probe("dtd", 1, "few_shot", "shots_4", **{"test/acc": 0.5})
+    (made,) = tables(campaign(**settings), [labeled])
     assert text_of(made, "", "linear probe")[1:] == ["", "50.0"]

@@ -92,8 +92,8 @@ def fit(folder, epochs=VIEWS, cached=True, **options):
 
 def same_images(some, others):
     return all(
-        torch.equal(x.images, y.images) and torch.equal(x.indices, y.indices)
-        for x, y in zip(some, others, strict=True)
+        torch.equal(one.images, other.images) and torch.equal(one.indices, other.indices)
+        for one, other in zip(some, others, strict=True)
     )
 
 
@@ -106,12 +106,11 @@ def test_features_are_those_of_the_views_in_the_documented_layout(folder):
     stored = np.concatenate([np.load(folder / "cache" / name) for name in SHARDS])
     assert stored.shape == (10, VIEWS, WIDTH)
     cache = opened(folder)
-    for each in (cache, pickle.loads(pickle.dumps(cache))):  # noqa: S301
+    for copy in (cache, pickle.loads(pickle.dumps(cache))):  # noqa: S301
         for index, view in np.ndindex(10, VIEWS):
-            assert np.array_equal(
-                each.read(view, index), encode(images[index, view].images[None])[0].half().numpy()
-            )
-            assert np.array_equal(each.read(view, index), stored[index, view])
+            feature = encode(images[index, view].images[None])[0].half().numpy()
+            assert np.array_equal(copy.read(view, index), feature)
+            assert np.array_equal(stored[index, view], feature)
     manifest = json.loads((folder / "cache/manifest.json").read_text())
     assert not [key for key in manifest if "label" in key or "class" in key]
 
@@ -138,9 +137,7 @@ def test_an_interrupted_filling_resumes_at_the_first_missing_shard_with_the_same
 
     with pytest.raises(KeyboardInterrupt):
         filled(folder, encode=interrupted, num_workers=num_workers)
-    with pytest.raises(
-        DataError, match=r"incomplete, 2 of 3 shards are missing: fill it with python -m kdpl cache"
-    ):
+    with pytest.raises(DataError, match="2 of 3 shards are missing"):
         opened(folder)
     assert filled(folder, num_workers=num_workers) == 6 * VIEWS
     assert filled(folder) == 0
@@ -163,29 +160,23 @@ def test_features_that_are_not_finite_are_named_and_not_written(folder):
     bad = data(folder).unlabeled_images(SIZE)[3, 1].images
 
     def broken(images):
-        return encode(images).masked_fill(
-            (images == bad).flatten(1).all(dim=1, keepdim=True), torch.nan
-        )
+        same = (images == bad).flatten(1).all(dim=1, keepdim=True)
+        return encode(images).masked_fill(same, torch.nan)
 
-    with pytest.raises(DataError, match="images 0 to 3 are not finite: check the network"):
+    with pytest.raises(DataError, match="images 0 to 3 are not finite"):
         filled(folder, encode=broken)
     assert not list((folder / "cache").glob("shard*"))
 
 
 def test_a_cache_is_made_by_one_command_with_a_known_number_of_views(folder):
-    with pytest.raises(
-        ConfigError, match=r"number of views .* is unknown: set trainer\.max_epochs"
-    ):
+    with pytest.raises(ConfigError, match=r"number of views .* is unknown"):
         filled(folder, views=0)
     (folder / "cache").mkdir()
-    with pytest.raises(
-        DataError,
-        match=r"is not a teacher cache \(it has no manifest\.json\): choose another folder",
-    ):
+    with pytest.raises(DataError, match=r"is not a teacher cache"):
         opened(folder)
     with (
         FileLock(folder / "cache/.lock"),
-        pytest.raises(DataError, match="is being filled by another command: wait"),
+        pytest.raises(DataError, match="is being filled by another command"),
     ):
         filled(folder)
     filled(folder)
@@ -221,12 +212,12 @@ def test_epochs_go_through_the_views_again(folder):
 
 def test_runs_of_any_seed_and_share_see_views_of_the_seed_of_the_cache(folder):
     filled(folder)
-    every = fit(folder).train_batches
+    whole = fit(folder).train_batches
     other = fit(folder, seed=7, unlabeled_share=0.5).train_batches
     views = {
-        x.numpy().tobytes(): f
-        for batch in every
-        for x, f in zip(batch.images, batch.teacher_features, strict=True)
+        image.numpy().tobytes(): feature
+        for batch in whole
+        for image, feature in zip(batch.images, batch.teacher_features, strict=True)
     }
     assert sum(len(batch.images) for batch in other) == 5 * VIEWS
     for batch in other:
@@ -235,39 +226,36 @@ def test_runs_of_any_seed_and_share_see_views_of_the_seed_of_the_cache(folder):
     # filled by a run of another seed, too
     (folder / "cache" / SHARDS[1]).unlink()
     assert filled(folder, seed=7) == 4 * VIEWS
-    assert same_images(fit(folder).train_batches, every)
-
-
-def copied(folder):
-    """Copy a folder of images to a name of its own, once."""
-    return str(shutil.copytree(folder, f"{folder} copied", dirs_exist_ok=True))
+    assert same_images(fit(folder).train_batches, whole)
 
 
 @pytest.mark.parametrize(
-    ("manifest", "words"),
+    ("options", "difference"),
     [
         (
-            lambda folder: needed(data(folder, augmentation=RandomResizedCrop((0.5, 1.0)))),
-            "augmentation.scale is [0.08, 1.0] there and [0.5, 1.0] here",
+            {"augmentation": RandomResizedCrop((0.5, 1.0))},
+            "augmentation.scale is [0.08, 1.0] there",
         ),
         (
-            lambda folder: needed(data(folder, reading=ReadingOptions(background=(0, 0, 0)))),
-            "decoding.background is [255, 255, 255] there and [0, 0, 0] here",
+            {"reading": ReadingOptions(background=(0, 0, 0))},
+            "decoding.background is [255, 255, 255]",
         ),
-        (
-            lambda folder: needed(data(folder, unlabeled=copied(folder / "data/train/a"))),
-            "images is 10 there and 15 here",
-        ),
+        ({"unlabeled": "copied"}, "images is 10 there and 15 here"),
+        ({"resizing": Resizing(16)}, "resizing.image_size is 8 there and 16 here"),
     ],
+    ids=["augmentation", "reading", "unlabeled", "resizing"],
 )
-def test_a_cache_of_something_else_is_refused_with_the_first_difference(folder, manifest, words):
+def test_a_cache_of_something_else_is_refused_with_the_first_difference(
+    folder, options, difference, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    shutil.copytree("data/train/a", "copied")
     filled(folder)
+    resizing = options.get("resizing", SIZE)
+    options = {name: value for name, value in options.items() if name != "resizing"}
     for use in (FeatureCache.open, lambda *args: fill(*args, None)):
-        with world.refused(DataError, re.escape(words)) as error:
-            use(folder / "cache", manifest(folder))
-        assert str(error.value).endswith(
-            ": choose another folder as model.init_args.teacher_cache, or remove it"
-        )
+        with world.refused(DataError, re.escape(difference)):
+            use(folder / "cache", needed(data(folder, **options), resizing=resizing))
 
 
 def test_a_moved_dataset_with_other_texts_keeps_its_cache_unless_other_views_are_asked_for(folder):
@@ -284,15 +272,11 @@ def test_a_moved_dataset_with_other_texts_keeps_its_cache_unless_other_views_are
 
 
 def test_sources_are_told_apart_whatever_they_are():
-    lists = [
-        ["/x/ab.png", "/x/.png"],
-        ["/x/a.png", "/x/b.png"],
-        ["/x/\udcff.png"] * 2,
-        ["/x/\udcfe.png", "/x/a.png"],
-    ]
-    teacher = TeacherDescription("t", 1, Resizing(1))
-    module = DomainDataModule("digits")
-    assert len({Manifest.of(module, teacher, each, views=1).sources for each in lists}) == 4
+    lists = [["/x/ab.png", "/x/.png"], ["/x/a.png", "/x/b.png"]]
+    lists += [["/x/\udcff.png"] * 2, ["/x/\udcfe.png", "/x/a.png"]]
+    teacher, module = TeacherDescription("t", 1, Resizing(1)), DomainDataModule("digits")
+    manifests = [Manifest.of(module, teacher, sources, views=1) for sources in lists]
+    assert len({manifest.sources for manifest in manifests}) == 4
 
 
 def npy(array):
@@ -301,37 +285,20 @@ def npy(array):
     return file.getvalue()
 
 
-MANIFEST = r"manifest\.json is damaged, or of another version"
-OLDER = (
-    rf"{MANIFEST} \(version: Input should be 3\): remove the folder .* and fill the cache again$"
-)
-DAMAGED = r"shard-00001\.npy is damaged \(.*\): remove shard-00001\.npy and fill"
-
-
 @pytest.mark.parametrize(
-    ("name", "damage", "words"),
+    ("name", "damage"),
     [
-        (
-            "manifest.json",
-            lambda content: content[:100],
-            rf"{MANIFEST} \(the file: .*: remove the folder",
-        ),
-        (
-            "manifest.json",
-            lambda content: content.replace(b'"width"', b'"breadth"'),
-            rf"{MANIFEST} \(width: ",
-        ),
-        ("manifest.json", lambda content: content.replace(b'"version": 3', b'"version": 2'), OLDER),
-        (SHARDS[1], lambda content: content[:-1], DAMAGED),
-        (SHARDS[1], lambda _: npy(np.zeros(3)), DAMAGED),
-        (SHARDS[1], lambda _: npy(np.array([{}])), DAMAGED),
+        ("manifest.json", lambda content: content[:100]),
+        ("manifest.json", lambda content: content.replace(b'"width"', b'"breadth"')),
+        ("manifest.json", lambda content: content.replace(b'"version": 3', b'"version": 2')),
+        (SHARDS[1], lambda content: content[:-1]),
+        (SHARDS[1], lambda _: npy(np.zeros(3))),
+        (SHARDS[1], lambda _: npy(np.array([{}]))),
     ],
 )
-def test_a_damaged_file_or_one_of_another_version_is_refused_before_training(
-    folder, name, damage, words
-):
+def test_a_damaged_file_or_one_of_another_version_is_refused_before_training(folder, name, damage):
     filled(folder)
     file = folder / "cache" / name
     file.write_bytes(damage(file.read_bytes()))
-    with world.refused(DataError, words):
+    with world.refused(DataError, f"{name} is damaged"):
         fit(folder)

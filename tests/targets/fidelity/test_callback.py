@@ -49,12 +49,8 @@ def distil(teacher, folder, *callbacks, epochs=2, data=(), ckpt_path=None, train
     domain = world.digits(20, **{**POOL, **dict(data)})
     settings = {"limit_train_batches": 4, **dict(trainer)}
     record = world.fit(student, folder, epochs, [*callbacks, seen], domain, ckpt_path, **settings)
-    record.seen, record.each, record.student, record.domain = (
-        seen.steps,
-        seen.logged,
-        student,
-        domain,
-    )
+    record.seen, record.by_epoch = seen.steps, seen.logged
+    record.student, record.domain = student, domain
     return record
 
 
@@ -86,37 +82,43 @@ def whole(teacher_folder, tmp_path_factory):
     return record, folder
 
 
-def plainly(student, domain, target=None):
-    """Agreement and KL, image by image in double precision, with what was distilled."""
-    student.eval()
-    agreed, nats = [], []
+@pytest.fixture(scope="module")
+def without(teacher_folder, tmp_path_factory):
+    """A fit that holds nothing out, with its checkpoints, and its folder; no test changes it."""
+    folder = tmp_path_factory.mktemp("without")
+    return distil(teacher_folder, folder, epochs=1, trainer={"save": True}), folder
+
+
+def assert_plain(record, target=None):
+    """Require agreement and KL, image by image in double precision, with what was distilled."""
+    student, domain = record.student.eval(), record.domain
+    teachers, agreed, nats = student.teachers, [], []
+    resizings = [teacher.vectors.preprocessing.resizing for teacher in teachers.read()]
     for index in domain.selection.held_out.tolist():
         image = domain.splits.open_image(domain.pool.images[index])
-        view = to_tensor(resize_and_crop(image, student.resizing))[None]
-        teachers = student.teachers
-        views = [
-            to_tensor(resize_and_crop(image, each.vectors.preprocessing.resizing))[None]
-            for each in teachers.read()
-        ]
+        view, *views = (
+            to_tensor(resize_and_crop(image, resizing))[None]
+            for resizing in (student.resizing, *resizings)
+        )
         with torch.no_grad():
             wanted = teachers.logits(teachers.features(*views))
             wanted = (target or Target()).logits(wanted, torch.tensor([index]))[0].double()
             given = student.class_logits(view)[0].double()
-        p, q = (torch.exp(each - each.max()) for each in (wanted, given))
+        p, q = (torch.exp(logits - logits.max()) for logits in (wanted, given))
         p, q = p / p.sum(), q / q.sum()
         agreed.append(float(p.argmax() == q.argmax()))
         nats.append(sum(a * (a / b).log() for a, b in zip(p, q, strict=True) if a > 0).item())
-    return sum(agreed) / len(agreed), sum(nats) / len(nats)
+    assert record.logged["val/fidelity"] == pytest.approx(sum(agreed) / len(agreed), abs=1e-6)
+    assert record.logged["val/kl"] == pytest.approx(sum(nats) / len(nats), rel=1e-4)
 
 
 def test_it_is_what_a_plain_loop_over_the_images_counts(whole):
     record, _ = whole
-    share, nats = plainly(record.student, record.domain)
-    assert 0 < share < 1
-    assert record.logged["val/fidelity"] == pytest.approx(share, abs=1e-6)
-    assert record.logged["val/kl"] == pytest.approx(nats, rel=1e-4)
+    assert_plain(record)
+    assert 0 < record.logged["val/fidelity"] < 1
     assert record.logged["pool/unseen"] == 100
-    assert [each.keys() for each in record.each] == [{"val/fidelity", "val/kl", "pool/unseen"}] * 2
+    names = {"val/fidelity", "val/kl", "pool/unseen"}
+    assert [logged.keys() for logged in record.by_epoch] == [names] * 2
 
 
 def test_nothing_held_out_is_distilled_on_nor_labelled(whole):
@@ -127,7 +129,7 @@ def test_nothing_held_out_is_distilled_on_nor_labelled(whole):
     assert not unseen & {index for step in record.seen for index in step}
     assert unseen | set(pool.indices.tolist()) == set(pool.targeted.tolist())
     assert len(pool.indices) == 250
-    labeled = {each.source for each in (*labels.training(), *labels.tuning("val"))}
+    labeled = {labeled.source for labeled in (*labels.training(), *labels.tuning("val"))}
     assert not labeled & {*pool.images.take(pool.held_out)}
     # some of them are in the pool, and would be drawn otherwise
     first = generator(1, "unseen").permutation(pool.targeted)[:100]
@@ -143,50 +145,38 @@ def test_measuring_changes_nothing_of_the_training(whole, teacher_folder, tmp_pa
         assert torch.equal(unmeasured.epochs[-1][name], value), name
 
 
-def test_by_default_nothing_is_held_out(teacher_folder, tmp_path):
-    record = distil(teacher_folder, tmp_path, epochs=1, trainer={"limit_train_batches": 1.0})
+def test_by_default_nothing_is_held_out(without):
+    record, _ = without
     pool = record.domain.selection
     assert not len(pool.held_out)
     assert pool.indices.tolist() == pool.targeted.tolist()
-    assert len(pool.indices) == 350
-    order = generator(1, "order").permutation(350)[:340]
-    assert [each for step in record.seen for each in step] == pool.indices[order].tolist()
+    order = generator(1, "order").permutation(350)[:80]
+    assert [index for step in record.seen for index in step] == pool.indices[order].tolist()
     assert "val/fidelity" not in record.logged
 
 
-def test_with_labelled_validation_images_it_is_the_same_beside_their_accuracy(
-    whole, teacher_folder, tmp_path
+@pytest.mark.parametrize(("batches", "every"), [(0, 1), (0, 2), (1.0, 2)])
+def test_it_is_measured_when_validation_would_run_and_a_checkpoint_is_chosen_by_it(
+    batches, every, whole, teacher_folder, tmp_path
 ):
-    trainer = {"limit_val_batches": 1.0, "num_sanity_val_steps": 2}
-    record = distil(teacher_folder, tmp_path, Fidelity(), trainer=trainer)
-    assert record.losses == whole[0].losses
-    assert [{**each, "val/acc": 0} for each in whole[0].each] == [
-        {**each, "val/acc": 0} for each in record.each
-    ]
-    assert "val/acc" in record.logged
-
-
-@pytest.mark.parametrize("batches", [0, 1.0])
-def test_it_is_measured_after_the_epochs_after_which_validation_runs(
-    batches, whole, teacher_folder, tmp_path
-):
-    trainer = {"limit_val_batches": batches, "check_val_every_n_epoch": 2}
-    record = distil(teacher_folder, tmp_path, Fidelity(), trainer=trainer)
-    assert [("val/fidelity" in each) for each in record.each] == [False, True]
-    assert record.each[-1]["val/kl"] == whole[0].each[-1]["val/kl"]
-
-
-@pytest.mark.parametrize(("batches", "every"), [(0, 1), (1.0, 1), (1.0, 2)])
-def test_a_checkpoint_is_chosen_by_it(batches, every, teacher_folder, tmp_path):
     best = ModelCheckpoint(tmp_path, monitor="val/fidelity", mode="max", filename="best")
     trainer = {
         "limit_val_batches": batches,
+        "num_sanity_val_steps": 2,
         "check_val_every_n_epoch": every,
         "enable_checkpointing": True,
     }
     record = distil(teacher_folder, tmp_path, Fidelity(), best, trainer=trainer)
-    measured = [each["val/fidelity"] for each in record.each if "val/fidelity" in each]
-    assert best.best_model_score.item() == pytest.approx(max(measured))
+    measured = [logged.get("val/fidelity") for logged in record.by_epoch]
+    expected = [logged["val/fidelity"] for logged in whole[0].by_epoch]
+    # labelled validation images change nothing of it
+    assert record.losses == whole[0].losses
+    assert measured == ([None, expected[1]] if every == 2 else expected)
+    assert record.logged["val/kl"] == whole[0].logged["val/kl"]
+    assert ("val/acc" in record.logged) == bool(batches)
+    if batches or every == 1:
+        chosen = max(value for value in measured if value is not None)
+        assert best.best_model_score.item() == pytest.approx(chosen)
 
 
 def test_a_resumed_run_holds_out_the_same_images(whole, teacher_folder, tmp_path):
@@ -197,28 +187,21 @@ def test_a_resumed_run_holds_out_the_same_images(whole, teacher_folder, tmp_path
     assert resumed.logged == record.logged
 
 
-def test_a_run_is_resumed_with_as_many_images_as_it_had(whole, teacher_folder, tmp_path):
-    with refused(
-        ConfigError, "images held out is 100 there and 0 here.: add kdpl.targets.fidelity.Fide"
-    ):
+def test_a_run_is_resumed_with_as_many_images_as_it_had(whole, without, teacher_folder, tmp_path):
+    with refused(ConfigError, "images held out is 100 there and 0 here"):
         distil(teacher_folder, tmp_path, ckpt_path=whole[1] / "epoch=0.ckpt")
-    distil(teacher_folder, tmp_path, epochs=1, trainer={"save": True})
-    with refused(
-        ConfigError, "images held out is 0 there and 100 here.: add kdpl.targets.fidelity.Fide"
-    ):
-        distil(teacher_folder, tmp_path, Fidelity(), ckpt_path=tmp_path / "epoch=0.ckpt")
+    with refused(ConfigError, "images held out is 0 there and 100 here"):
+        distil(teacher_folder, tmp_path, Fidelity(), ckpt_path=without[1] / "epoch=0.ckpt")
 
 
 def test_with_a_cache_the_targets_are_still_those_of_the_evaluation_view(
     whole, teacher_folder, tmp_path
 ):
-    callback, cache = Fidelity(), {"teacher_cache": f"{tmp_path}/cache"}
-    distil(teacher_folder, tmp_path / "filled", Fidelity(), **cache, fill_teacher_cache=True)
-    record = distil(teacher_folder, tmp_path / "run", callback, **cache)
+    cache = {"teacher_cache": f"{tmp_path}/cache", "epochs": 1}
+    distil(teacher_folder, tmp_path / "filled", **cache, fill_teacher_cache=True)
+    callback = Fidelity()
+    assert_plain(distil(teacher_folder, tmp_path / "run", callback, **cache))
     assert torch.equal(torch.cat(callback._targets), whole[0].targets)
-    share, nats = plainly(record.student, record.domain)
-    assert record.logged["val/fidelity"] == pytest.approx(share, abs=1e-6)
-    assert record.logged["val/kl"] == pytest.approx(nats, rel=1e-4)
 
 
 def test_in_mixed_precision_it_is_nearly_the_same(whole, teacher_folder, tmp_path):
@@ -231,10 +214,7 @@ def test_in_mixed_precision_it_is_nearly_the_same(whole, teacher_folder, tmp_pat
 
 def test_several_teachers_each_see_an_image_in_their_own_size(teacher_folder, tmp_path):
     options = {"more_teachers": [str(write_teacher(tmp_path, "test-large"))]}
-    record = distil(teacher_folder, tmp_path / "run", Fidelity(), epochs=1, **options)
-    share, nats = plainly(record.student, record.domain)
-    assert record.logged["val/fidelity"] == pytest.approx(share, abs=1e-6)
-    assert record.logged["val/kl"] == pytest.approx(nats, rel=1e-4)
+    assert_plain(distil(teacher_folder, tmp_path / "run", Fidelity(), epochs=1, **options))
 
 
 def test_a_prepared_target_is_that_of_the_unseen_images_too(teacher_folder, tmp_path):
@@ -254,9 +234,7 @@ def test_a_prepared_target_is_that_of_the_unseen_images_too(teacher_folder, tmp_
     distil(teacher_folder, tmp_path, epochs=1, target=without)
     assert target.indices == without.indices == record.domain.selection.targeted.tolist()
     assert torch.equal(target.features, without.features)
-    share, nats = plainly(record.student, record.domain, target)
-    assert record.logged["val/fidelity"] == pytest.approx(share, abs=1e-6)
-    assert record.logged["val/kl"] == pytest.approx(nats, rel=1e-4)
+    assert_plain(record, target)
 
 
 def test_images_unlike_all_classes_are_not_measured_on(teacher_folder, tmp_path):
@@ -268,10 +246,9 @@ def test_images_unlike_all_classes_are_not_measured_on(teacher_folder, tmp_path)
 
 
 def test_a_pool_that_is_too_small_is_refused(teacher_folder, tmp_path):
-    with refused(DataError, "the pool has 196 images, too few to hold 100 without a label"):
-        distil(teacher_folder, tmp_path, Fidelity(), data={"unlabeled_share": 0.28})
-    with refused(DataError, "the pool has 350 images, too few to hold 100 without a label"):
-        distil(teacher_folder, tmp_path, Fidelity(), data={"shots": None})
+    for data, images in (({"unlabeled_share": 0.28}, 196), ({"shots": None}, 350)):
+        with refused(DataError, f"the pool has {images} images"):
+            distil(teacher_folder, tmp_path, Fidelity(), data=data)
 
 
 def test_a_teacher_has_no_fidelity(tmp_path):

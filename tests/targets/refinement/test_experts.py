@@ -1,6 +1,5 @@
 """Experts: a probe beside the teacher's text, weighted by labels that neither saw."""
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -11,17 +10,11 @@ from torch.nn import functional as F
 
 from kdpl.data.probe import fit_probe
 from kdpl.targets.refinement import experts
-from kdpl.targets.refinement.experts import (
-    COST,
-    PRIOR,
-    Evidence,
-    assign,
-    combine,
-    fit_weights,
-)
+from kdpl.targets.refinement.experts import COST, PRIOR, Evidence, assign, combine, fit_weights
 from kdpl.targets.refinement.refine import RefinementConfig, affinity, nearest, refine, standardize
 
 CLASSES = 4
+COLUMNS = ("features", "probed", "text", "labels", "validation", "groups")
 
 
 def world(images=160, width=12, shots=5, seed=0, text=1.0, spread=1.1):
@@ -32,40 +25,50 @@ def world(images=160, width=12, shots=5, seed=0, text=1.0, spread=1.1):
     features = centres[truth] + spread * torch.randn(images, width, generator=draw)
     logits = text * F.one_hot(truth, CLASSES) + torch.randn(images, CLASSES, generator=draw)
     labels = torch.where(torch.arange(images) < shots * CLASSES, truth, -1)
-    return Evidence(
-        features,
-        F.normalize(features, dim=1),
-        logits.log_softmax(dim=1),
-        labels,
-        torch.full_like(labels, -1),
-        torch.arange(images),
-        trusted=True,
-    ), truth
+    probed, text, none = F.normalize(features, dim=1), logits.log_softmax(dim=1), labels * 0 - 1
+    alone = torch.arange(images)
+    return Evidence(features, probed, text, labels, none, alone, trusted=True), truth
+
+
+def noisy(evidence, seed):
+    """The same, with features that say nothing."""
+    draw = torch.Generator().manual_seed(seed)
+    noise = torch.randn(evidence.features.shape, generator=draw)
+    return replace(evidence, features=noise, probed=F.normalize(noise, dim=1))
 
 
 def bursts(evidence, size=3):
     """The same, with each labelled image as a group of near-copies."""
     labeled = torch.nonzero(evidence.labels >= 0).flatten()
-    rows = torch.cat(
-        [labeled.repeat_interleave(size), torch.nonzero(evidence.labels < 0).flatten()]
-    )
-    columns = {
-        name: getattr(evidence, name)[rows]
-        for name in ("features", "probed", "text", "labels", "validation", "groups")
-    }
-    shape = columns["features"].shape
+    unlabeled = torch.nonzero(evidence.labels < 0).flatten()
+    rows = torch.cat([labeled.repeat_interleave(size), unlabeled])
+    columns = {name: getattr(evidence, name)[rows] for name in COLUMNS}
     for name in ("features", "probed"):
-        columns[name] += 1e-3 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        draw = torch.Generator().manual_seed(1)
+        columns[name] += 1e-3 * torch.randn(columns[name].shape, generator=draw)
     return replace(evidence, **columns)
+
+
+@pytest.fixture
+def probed_on(monkeypatch):
+    """The features of each probe that is fitted, as sets of rows."""
+    fits = []
+
+    def watched(features, labels, strength):
+        fits.append({tuple(row) for row in features.tolist()})
+        return fit_probe(features, labels, strength)
+
+    monkeypatch.setattr(experts, "fit_probe", watched)
+    return fits
 
 
 def plain_probe(features, labels, strength, of):
     """Log probabilities, of images that are not normalised, by a regression in which each class counts alike."""
     linear_model = pytest.importorskip("sklearn.linear_model")
     lengths = [np.linalg.norm(x.double().numpy(), axis=1, keepdims=True) for x in (features, of)]
-    x, z = (each.double().numpy() / n for each, n in zip((features, of), lengths, strict=True))
+    x, z = (rows.double().numpy() / n for rows, n in zip((features, of), lengths, strict=True))
     scale = np.sqrt(sum(column.var(ddof=1) for column in x.T))
-    x, z = ((each - x.mean(axis=0)) / scale for each in (x, z))
+    x, z = ((rows - x.mean(axis=0)) / scale for rows in (x, z))
     labels = labels.numpy()
     classes, counts = np.unique(labels, return_counts=True)
     weights = [len(labels) / len(classes) / counts[classes.tolist().index(y)] for y in labels]
@@ -108,14 +111,12 @@ def test_experts_are_multiplied_and_classes_without_a_label_keep_their_probabili
     classes = torch.tensor([0, 2, 3])
     probe = torch.randn(7, 3, generator=draw).log_softmax(dim=1)
     made = combine(text, probe, classes, (0.3, 1.7)).exp()
-    for row, own, other in zip(made, text.exp(), probe.exp(), strict=True):
-        products = [own[c] ** 0.3 * other[i] ** 1.7 for i, c in enumerate(classes)]
-        mass = own[classes].sum()
-        for i, c in enumerate(classes):
-            assert row[c].item() == pytest.approx(
-                (mass * products[i] / sum(products)).item(), abs=1e-6
-            )
-        assert row[[1, 4]].tolist() == pytest.approx(own[[1, 4]].tolist(), abs=1e-6)
+    for row, first, second in zip(made, text.exp(), probe.exp(), strict=True):
+        products = [first[c] ** 0.3 * second[i] ** 1.7 for i, c in enumerate(classes)]
+        mass = first[classes].sum()
+        expected = [(mass * product / sum(products)).item() for product in products]
+        assert row[classes].tolist() == pytest.approx(expected, abs=1e-6)
+        assert row[[1, 4]].tolist() == pytest.approx(first[[1, 4]].tolist(), abs=1e-6)
 
 
 def test_weights_minimise_log_loss_and_penalty():
@@ -125,22 +126,22 @@ def test_weights_minimise_log_loss_and_penalty():
     both = torch.stack([evidence.text, other])
 
     def losses(weights):
-        logits = sum(w * each.double() for w, each in zip(weights, both, strict=True))
-        log_loss = sum(
+        logits = sum(w * logs.double() for w, logs in zip(weights, both, strict=True))
+        log_losses = (
             -(row - row.exp().sum().log())[y] for row, y in zip(logits, truth, strict=True)
         )
-        return log_loss.item(), PRIOR / 2 * sum((w - 1) ** 2 for w in weights)
+        return sum(log_losses).item(), PRIOR / 2 * sum((w - 1) ** 2 for w in weights)
 
     weights, value = fit_weights(both, truth, torch.ones(160))
     assert min(weights) > 0
     assert value == pytest.approx(losses(weights)[0] + 2 * COST, rel=1e-6)
     for i in range(2):  # convex: no better along either axis
-        along = minimize_scalar(
-            lambda w, i=i: sum(losses([w if j == i else each for j, each in enumerate(weights)])),
-            bounds=(0, 5),
-            method="bounded",
-        )
-        assert along.fun >= sum(losses(weights)) - 1e-4
+
+        def along(weight, i=i):
+            return sum(losses([weight if j == i else weights[j] for j in range(2)]))
+
+        best = minimize_scalar(along, bounds=(0, 5), method="bounded")
+        assert best.fun >= sum(losses(weights)) - 1e-4
 
 
 def test_an_expert_that_saves_less_than_its_cost_has_no_weight(monkeypatch):
@@ -163,10 +164,8 @@ def plainly(evidence, config, strength, weights):
     """All folds by hand: what each refinement, and none, is right on, and its assignments with all labels."""
     unit = F.normalize(standardize(evidence.features), dim=1)
     neighbors = affinity(*nearest(unit, config.neighbors, evidence.groups))
-    labeled = sorted(
-        torch.nonzero(evidence.labels >= 0).flatten().tolist(),
-        key=lambda i: evidence.features[i, 0],
-    )
+    labeled = torch.nonzero(evidence.labels >= 0).flatten().tolist()
+    labeled.sort(key=lambda i: evidence.features[i, 0])
     # groups are of one class and of one size here, and come in turns as images do
     fold_of, places, sizes = {}, {}, evidence.groups.bincount()
     for i in labeled:
@@ -180,13 +179,12 @@ def plainly(evidence, config, strength, weights):
         seen = [i for i in labeled if i not in held_out]
         probed = evidence.probed
         logs, _ = plain_probe(probed[seen], evidence.labels[seen], strength, probed)
-        mixed = (weights[0] * evidence.text + weights[1] * torch.tensor(logs).float()).softmax(
-            dim=1
-        )
-        known = torch.full_like(evidence.labels, -1)
-        known[seen] = evidence.labels[seen]
+        mixed = weights[0] * evidence.text + weights[1] * torch.tensor(logs).float()
+        mixed = mixed.softmax(dim=1)
+        labels = torch.full_like(evidence.labels, -1)
+        labels[seen] = evidence.labels[seen]
         mixed[seen] = F.one_hot(evidence.labels[seen], CLASSES).float()
-        return mixed if settings is None else refine(unit, mixed, neighbors, known, settings)
+        return mixed if settings is None else refine(unit, mixed, neighbors, labels, settings)
 
     right, results = [], []
     for settings in (*config.candidates(len(fold_of) / CLASSES), None):
@@ -220,51 +218,17 @@ def test_all_folds_and_the_result_are_those_of_a_plain_implementation(size):
     assert (made.assignments - results[best]).abs().max() < 1e-2
 
 
-def test_no_label_judges_what_saw_it(monkeypatch):
-    evidence, _ = world(shots=3)
-    seen = []
-    fit = fit_probe
-
-    def watched(features, labels, strength):
-        seen.append({tuple(row) for row in features.tolist()})
-        return fit(features, labels, strength)
-
-    monkeypatch.setattr(experts, "fit_probe", watched)
+@pytest.mark.parametrize("size", [1, 3])
+def test_no_label_judges_what_saw_its_group(size, probed_on):
+    evidence = bursts(world(shots=3)[0], size)
+    rows = [tuple(row) for row in evidence.probed[: 12 * size].tolist()]
+    group_of = dict(zip(rows, evidence.groups.tolist(), strict=False))
     assign(evidence, RefinementConfig(rounds=1))
-    rows = {tuple(row) for row in evidence.probed[:12].tolist()}
-    folds = [rows - each for each in seen[:4]]
-    assert [len(fold) for fold in folds] == [4, 4, 4, 0]
-    assert set().union(*folds) == rows
-
-
-def test_no_label_judges_what_saw_its_group(monkeypatch):
-    evidence, seen, fit = bursts(world(shots=3)[0]), [], fit_probe
-    labeled = {tuple(row): i for i, row in enumerate(evidence.probed[:36].tolist())}
-
-    def watched(features, labels, strength):
-        seen.append({int(evidence.groups[labeled[tuple(row)]]) for row in features.tolist()})
-        assert len(features) == 3 * len(seen[-1])
-        return fit(features, labels, strength)
-
-    monkeypatch.setattr(experts, "fit_probe", watched)
-    assign(evidence, RefinementConfig(rounds=1))
-    assert [len(groups) for groups in seen[:4]] == [8, 8, 8, 12]
-
-
-def test_near_copies_do_not_make_noise_look_right():
-    """Features that say nothing, each labelled image five times: by image, all are right."""
-    differences, weights = [], []
-    for seed in range(5):
-        evidence, truth = world(shots=6, seed=seed, text=3.0)
-        draw = torch.Generator().manual_seed(seed)
-        noise = torch.randn(evidence.features.shape, generator=draw)
-        noise = replace(evidence, features=noise, probed=F.normalize(noise, dim=1))
-        made = assign(bursts(noise, 5), RefinementConfig())
-        weights.append(made.weights[1])
-        hits = made.assignments[5 * 24 :].argmax(dim=1) == truth[24:]
-        differences.append(made.right[1] - hits.float().mean().item())
-    assert np.mean(weights) < 0.1
-    assert abs(np.mean(differences)) < 0.1
+    *folds, everything = ({group_of[row] for row in fit} for fit in probed_on[:4])
+    assert [len(fit) for fit in probed_on[:4]] == [8 * size, 8 * size, 8 * size, 12 * size]
+    left_out = [everything - fold for fold in folds]
+    assert [len(groups) for groups in left_out] == [4, 4, 4]
+    assert set().union(*left_out) == everything
 
 
 def test_images_of_a_group_and_class_count_as_one_for_the_weights(monkeypatch):
@@ -277,47 +241,41 @@ def test_images_of_a_group_and_class_count_as_one_for_the_weights(monkeypatch):
     )
     assert made[0] == pytest.approx(expected[0], abs=1e-3)
     assert made[1] == pytest.approx(expected[1])
-    labels = torch.tensor([0, 0, 1, 1, 1])
-    few = Evidence(
-        *[torch.zeros(5, 2)] * 3, labels, labels, torch.tensor([3, 3, 3, 4, 4]), trusted=True
-    )
+    labels, groups = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([3, 3, 3, 4, 4])
+    few = Evidence(*[torch.zeros(5, 2)] * 3, labels, labels, groups, trusted=True)
     pair, sizes = few.merged(torch.arange(5))
     assert pair.tolist() == [0, 0, 1, 2, 2]
     assert sizes.tolist() == [2, 1, 2]
     given = []
     monkeypatch.setattr(
-        experts, "fit_weights", lambda *each: given.append(each[2]) or fit_weights(*each)
+        experts, "fit_weights", lambda *args: given.append(args[2]) or fit_weights(*args)
     )
     assign(bursts(world(shots=3)[0]), RefinementConfig(rounds=1))
     assert torch.stack(given).allclose(torch.tensor(1 / 3))
     assert len(given[0]) == 36
 
 
-def test_what_is_said_of_the_labels_is_what_they_could_show():
-    evidence, _ = world(shots=5)
-    said = assign(evidence, RefinementConfig(rounds=1)).describe()
-    assert "of the 20 labelled images that chose the settings, each predicted without" in said
-    said = assign(bursts(evidence), RefinementConfig(rounds=1)).describe()
-    assert "of the 60 labelled images in 20 groups that chose" in said
-    # a tuned teacher has seen them all, and of one label a class none can be spared
-    for seen in (replace(evidence, trusted=False), world(shots=1)[0]):
-        said = assign(seen, RefinementConfig(rounds=1)).describe()
-        assert "not measured, as teacher or probe have seen all labels" in said
-        assert "no labels" not in said
-    said = assign(world(shots=0)[0], RefinementConfig(rounds=1)).describe()
-    assert "there are no labels to measure it on" in said
+@pytest.mark.parametrize(
+    ("shots", "burst", "trusted", "words"),
+    [
+        (5, 1, True, "of the 20 labelled images that chose the settings"),
+        (5, 3, True, "of the 60 labelled images in 20 groups that chose"),
+        # a tuned teacher has seen them all, and of one label a class none can be spared
+        (5, 1, False, "seen all labels"),
+        (1, 1, True, "seen all labels"),
+        (0, 1, True, "there are no labels"),
+    ],
+)
+def test_what_is_said_of_the_labels_is_what_they_could_show(shots, burst, trusted, words):
+    evidence = bursts(replace(world(shots=shots)[0], trusted=trusted), burst)
+    assert words in assign(evidence, RefinementConfig(rounds=1)).describe()
 
 
 def test_the_order_of_the_images_does_not_matter():
     evidence, _ = world(shots=4)
     order = torch.randperm(160, generator=torch.Generator().manual_seed(3))
-    rows = {
-        name: getattr(evidence, name)[order]
-        for name in ("features", "probed", "text", "labels", "validation", "groups")
-    }
-    first, second = (
-        assign(each, RefinementConfig()) for each in (evidence, replace(evidence, **rows))
-    )
+    shuffled = replace(evidence, **{name: getattr(evidence, name)[order] for name in COLUMNS})
+    first, second = (assign(images, RefinementConfig()) for images in (evidence, shuffled))
     assert first.weights == pytest.approx(second.weights, abs=1e-4)
     assert first.refinement == second.refinement
     assert (first.assignments[order] - second.assignments).abs().max() < 1e-3
@@ -385,43 +343,35 @@ def test_classes_of_no_label_are_left_to_the_teacher():
     assert (made.assignments.argmax(dim=1) == truth)[novel].float().mean() > 0.85
 
 
-def mean_weights(draws, **null):
+@pytest.mark.slow
+@pytest.mark.parametrize("useless", [0, 1], ids=["text", "features"])
+def test_a_useless_expert_gets_a_weight_near_0_and_costs_at_most_a_point(useless):
     rows = []
-    for seed in range(draws):
-        evidence, truth = world(images=200, shots=8, seed=seed, text=3.0, spread=1.4)
-        draw = torch.Generator().manual_seed(seed)
-        if "text" in null:
-            evidence = replace(evidence, text=evidence.text[torch.randperm(200, generator=draw)])
-        if "features" in null:
-            noise = torch.randn(evidence.features.shape, generator=draw)
-            evidence = replace(evidence, features=noise, probed=F.normalize(noise, dim=1))
+    for seed in range(3):
+        evidence, truth = world(shots=8, seed=seed, text=3.0, spread=1.4)
+        if useless == 0:
+            order = torch.randperm(160, generator=torch.Generator().manual_seed(seed))
+            evidence = replace(evidence, text=evidence.text[order])
+        else:
+            evidence = noisy(evidence, seed)
         made = assign(evidence, RefinementConfig())
         probe = fit_probe(evidence.probed[:32], truth[:32], made.strength)
-        alone = probe.log_probabilities(evidence.probed)
-        scores = [
-            accuracy(each, truth, evidence) for each in (evidence.text, alone, made.assignments)
-        ]
-        rows.append([*made.weights, *scores])
-    return np.mean(rows, axis=0)
+        scores = (evidence.text, probe.log_probabilities(evidence.probed), made.assignments)
+        rows.append([*made.weights, *(accuracy(score, truth, evidence) for score in scores)])
+    *weights, text, probe, result = np.mean(rows, axis=0)
+    # of noise that seems to save enough in some of the draws
+    assert weights[useless] < 0.25
+    assert weights[1 - useless] > 1
+    assert result >= max(text, probe) - 0.01
 
 
-def test_a_useless_expert_gets_a_weight_near_0_and_costs_at_most_a_point():
-    for null, useless in (({"text": True}, 0), ({"features": True}, 1)):
-        *weights, text, probe, result = mean_weights(10, **null)
-        # of noise that seems to save enough in some of the draws
-        assert weights[useless] < 0.25
-        assert weights[1 - useless] > 1
-        assert result >= max(text, probe) - 0.01
-
-
-def test_each_weight_that_is_set_is_the_only_one_tried():
-    pairs = itertools.product(
-        (0, 4), ({}, {"graph": 1.0}, {"graph": 1.0, "likelihood": 0.2, "prior": 0.5})
-    )
-    for shots, own in pairs:
-        for each in RefinementConfig(**own).candidates(shots):
-            assert all(getattr(each, name) == value for name, value in own.items())
-            assert None not in (each.graph, each.likelihood, each.prior)
-        assert len(RefinementConfig(**own).candidates(shots)) == (
-            1 if len(own) == 3 or not shots else 2
-        )
+@pytest.mark.parametrize("shots", [0, 4])
+@pytest.mark.parametrize(
+    "weights", [{}, {"graph": 1.0}, {"graph": 1.0, "likelihood": 0.2, "prior": 0.5}]
+)
+def test_each_weight_that_is_set_is_the_only_one_tried(shots, weights):
+    candidates = RefinementConfig(**weights).candidates(shots)
+    for candidate in candidates:
+        assert all(getattr(candidate, name) == value for name, value in weights.items())
+        assert None not in (candidate.graph, candidate.likelihood, candidate.prior)
+    assert len(candidates) == (1 if len(weights) == 3 or not shots else 2)

@@ -1,13 +1,11 @@
 """``run`` without labels: the original CLIP is the teacher, and no labelled image is used."""
 
 import json
-import re
 
 import pytest
 import torch
 import yaml
 from runs import (
-    CONFIGS,
     DATA,
     SHORT,
     STAGES,
@@ -18,13 +16,12 @@ from runs import (
     fit_teacher,
     image_folder,
 )
-from soak.comparison import differences
 
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
-from kdpl.callbacks.preemption import InterruptionHandler
 from kdpl.cli.stage_cli import KdplCLI
 from kdpl.data import datamodule
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
 
 RUN = ["run", *DATA, *STAGES, *SHORT]
 
@@ -53,27 +50,21 @@ def settings(stage):
 def test_the_teacher_is_that_of_the_config_for_fit_and_the_student_is_trained_as_asked(
     finished, tmp_path
 ):
-    assert (
-        fit_teacher(
-            tmp_path / "teacher", *configs("teacher/zero_shot.yaml"), "--data.init_args.shots=0"
-        )
-        == 0
-    )
+    config = configs("teacher/zero_shot.yaml")
+    assert fit_teacher(tmp_path / "teacher", *config, "--data.init_args.shots=0") == 0
     by_config, by_run = (settings(folder / "teacher") for folder in (tmp_path, finished))
     assert by_config.pop("out") != by_run.pop("out")
     assert by_config == by_run
-    vectors = [
-        ClassVectors.load(folder / "teacher/class_vectors.safetensors")
-        for folder in (tmp_path, finished)
-    ]
-    assert torch.equal(vectors[0].vectors, vectors[1].vectors)
+    vectors, expected = (
+        ClassVectors.load(folder / "teacher" / CLASS_VECTORS_FILE).vectors
+        for folder in (finished, tmp_path)
+    )
+    assert torch.equal(vectors, expected)
     student = settings(finished / "student")
     assert (student["data"]["init_args"]["shots"], student["trainer"]["max_epochs"]) == (0, 2)
     target = student["model"]["init_args"]["target"]
-    assert (target["class_path"], target["init_args"]["views"]) == (
-        "kdpl.targets.refinement.target.Refined",
-        2,
-    )
+    assert target["class_path"] == "kdpl.targets.refinement.target.Refined"
+    assert target["init_args"]["views"] == 2
     assert (finished / "student/pool_targets.safetensors").is_file()
     assert "train/loss" in curves_of(finished / "student")
     assert not any(name.startswith("val/") for name in curves_of(finished / "student"))
@@ -90,9 +81,7 @@ def test_labelled_test_images_are_tested_and_the_teacher_is_called_zero_shot(fin
     assert {row["images"] for row in results.values()} == {899}
     page = (finished / "report.html").read_text()
     assert "is taken as it is" in page
-    assert re.search(r"<dt>labels</dt><dd>none</dd>", page)
     assert "tuned" not in page.partition("<details>")[0]
-    assert "was not tested" not in page
 
 
 def test_a_second_start_touches_nothing(finished, capsys):
@@ -102,48 +91,19 @@ def test_a_second_start_touches_nothing(finished, capsys):
     assert files_of(finished) == before
 
 
-@pytest.mark.slow
-def test_an_interrupted_run_is_resumed(finished, tmp_path, monkeypatch, capsys):
-    def interrupt(self, trainer, *_):
-        if trainer.global_step == 4:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InterruptionHandler, "on_train_batch_end", interrupt)
-        assert run_into(tmp_path / "out") == 130
-    assert "step 1 of 5 is finished and kept" in capsys.readouterr().err
-    assert run_into(tmp_path / "out") == 0
-    assert "1/5" not in capsys.readouterr().out
-    # the configs and the record of the command name the folder
-    assert set(differences(finished, tmp_path / "out")) == {
-        "run.json differs",
-        "teacher/config.yaml differs",
-        "student/config.yaml differs",
-    }
-
-
 @pytest.mark.parametrize(
     ("more", "zero_shot", "target"),
     [
-        (["--shots=0"], True, "refined"),
-        (["--shots", "0"], True, "refined"),
-        (["--data.init_args.shots", "0"], True, "refined"),
-        (["--config=none.yaml"], True, "refined"),
-        (["--teacher=none.yaml"], True, "refined"),
-        (["--config=none.yaml", "--config=four.yaml"], False, None),
-        (["--config=none.yaml", "--shots=4"], False, None),
-        (["--shots=0", "--data.init_args.shots=4"], False, None),
-        (["--shots=4"], False, None),
         ([], False, None),
-        (["--shots=0", "--student=target.yaml"], True, None),
-        (["--data.shots=0"], True, "refined"),
-        (["--data.shots", "0", "--teacher=short_depths.yaml"], True, "refined"),
+        (["--shots", "0"], True, "refined"),
+        (["--teacher=none.yaml"], True, "refined"),
         (["--config=short_none.yaml"], True, "refined"),
+        (["--config=none.yaml", "--config=four.yaml"], False, None),
         (["--config=none.yaml", "--data.shots=4"], False, None),
         (["--data.shots=0", "--data.init_args.shots=4"], False, None),
-        (["--shots=0", "--student=short_target.yaml"], True, None),
-        (["--shots=0", "--student=short_loss.yaml"], True, None),
-        (["--shots=0", f"--student={CONFIGS}/student/feature_l1.yaml"], True, None),
+        (["--shots=0", "--student=target.yaml"], True, None),
+        (["--data.shots=0", "--student=short_target.yaml"], True, None),
+        (["--data.init_args.shots", "0", "--student=short_loss.yaml"], True, None),
     ],
 )
 def test_what_configs_and_options_say_of_labels_and_target_decides(
@@ -154,7 +114,6 @@ def test_what_configs_and_options_say_of_labels_and_target_decides(
         "four": "data: {init_args: {shots: 4}}",
         "target": "model: {init_args: {target: teacher}}",
         "short_none": "data: {shots: 0}",
-        "short_depths": "model: {vision_prompts: {depth: 1}, text_prompts: {depth: 1}}",
         "short_target": "model: {target: teacher}",
         "short_loss": "model: {loss: {kind: l1}, vision_prompts: {depth: 1}}",
     }.items():
@@ -172,33 +131,25 @@ def test_what_configs_and_options_say_of_labels_and_target_decides(
 
 @pytest.mark.parametrize(
     ("more", "words"),
-    [
-        (["--shots=-1"], ["shots", "run --help"]),
-        (["--shots=two"], ["shots", "run --help"]),
-        (
-            ["--shots=0", f"--student={CONFIGS}/student/pool_filter.yaml"],
-            ["shots is 0", "prompts and pool_filter need"],
-        ),
-    ],
+    [(["--shots=-1"], "shots"), (["--shots=0", "--student=pool_filter"], "pool_filter need")],
 )
-def test_what_needs_labels_is_one_sentence(more, words, tmp_path, capsys):
+def test_what_needs_labels_is_one_sentence_before_the_teacher_is_tuned(
+    more, words, tmp_path, capsys
+):
     assert main([*RUN, f"--out={tmp_path / 'out'}", *more]) == 1
-    error_line(capsys, *words)
+    error_line(capsys, words)
+    assert not (tmp_path / "out" / "teacher").exists()
 
 
 def test_a_run_without_test_images_ends_with_a_classifier_and_a_report(tmp_path, capsys):
     root, out = image_folder(tmp_path / "pets", splits=("train",)), tmp_path / "out"
     data = [*configs("data/folder.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={root}"]
-    own = [
-        "--data.init_args.reading.test_share=0",
-        "--data.init_args.batch_size=4",
-        "--data.init_args.num_workers=0",
-    ]
-    command = ["run", *data, *STAGES, *SHORT, *own, "--shots=0", f"--out={out}"]
+    data += ["--data.init_args.reading.test_share=0", "--data.init_args.batch_size=4"]
+    command = ["run", *data, *STAGES, *SHORT, "--shots=0", f"--out={out}"]
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "there are no test images: nothing was tested" in said
-    assert str(out / "report.html") in said
+    assert (out / "report.html").is_file()
     assert not list(out.rglob("test.json"))
     assert Classifier.load(out / "student/classifier").class_names == ("cat", "dog")
     before = files_of(out)
