@@ -40,21 +40,21 @@ def test_projection_gradients_and_running_statistics_are_the_plain_ones():
         assert torch.equal(projector(FEATURES.bfloat16()), projector(FEATURES.bfloat16().float()))
 
 
-@pytest.mark.parametrize("depth", [0, 1, 4])
-def test_the_encoder_is_tower_prompts_projector_norm(depth, clip_of, plain_of, images):
-    plain = plain_of("test-student")
-    encoder = StudentEncoder(clip_of("test-student").image_tower, 2, depth, 24).eval()
-    world.disturbed(encoder, 1)
-    prompts = encoder.prompts.tokens.detach().double() if depth else None
+def require_plain(encoder, plain, images):
+    prompts = encoder.prompts and encoder.prompts.tokens.detach().double()
     projector = PlainProjector(encoder.projector.state_dict())
     expected = normalized(projector(plain.image_features(images, prompts), training=False))
     assert relative_error(encoder(images), expected) < 1e-5
 
 
 @pytest.mark.parametrize("depth", [0, 4])
-def test_without_the_towers_projection_the_projector_reads_what_enters_it(
-    depth, clip_of, plain_of, images
-):
+def test_the_encoder_is_tower_prompts_projector_norm(depth, clip_of, plain_of, images):
+    encoder = StudentEncoder(clip_of("test-student").image_tower, 2, depth, 24).eval()
+    require_plain(world.disturbed(encoder, 1), plain_of("test-student"), images)
+
+
+@pytest.mark.parametrize("depth", [0, 4])
+def test_without_the_towers_projection_the_projector_reads_what_enters_it(depth, clip_of, images):
     name, tower = "test-student", deepcopy(clip_of("test-student").image_tower)
     before, narrow = tower.pooled(images), tower.embed_dim
     tower.drop_projection()
@@ -64,19 +64,13 @@ def test_without_the_towers_projection_the_projector_reads_what_enters_it(
 
     identity = torch.eye(tower.embed_dim)
     plain = PlainClip({**world.weights(name), "visual.proj": identity}, world.CONFIGS[name])
-    prompts = encoder.prompts.tokens.detach().double() if depth else None
-    projector = PlainProjector(encoder.projector.state_dict())
-    expected = normalized(projector(plain.image_features(images, prompts), training=False))
-    assert relative_error(encoder(images), expected) < 1e-5
+    require_plain(encoder, plain, images)
 
+    sizes = {"prompt_length": 2 if depth else 0, "prompt_depth": depth, "projector": True}
     settings = EncoderSettings(
-        image_config=tower.config,
-        preprocessing=tower.preprocessing,
-        prompt_length=2 if depth else 0,
-        prompt_depth=depth,
-        projector=True,
+        image_config=tower.config, preprocessing=tower.preprocessing, **sizes
     )
     tensors = encoder_tensors(encoder)
-    assert not [each for each in tensors if each.endswith("visual.proj") or each == "tower.proj"]
+    assert not [name for name in tensors if name.endswith(".proj")]
     read = read_encoder(settings, tensors, 24, "model.safetensors", "").eval()
     assert read(images).equal(encoder(images))
