@@ -49,7 +49,7 @@ def folder(classifier, tmp_path):
     ("name", "depth"),
     [("test-student", 0), ("test-student", 3), ("test-student-quickgelu", 1)],
 )
-def test_logits_are_the_plain_ones_before_and_after_a_round_trip(
+def test_logits_are_the_plain_ones_before_and_after_saving(
     name, depth, clip_of, plain_of, images, tmp_path
 ):
     classifier = make_classifier(clip_of(name), depth)
@@ -115,9 +115,7 @@ def test_what_is_no_list_of_images_is_refused(images, classifier):
 
 
 @pytest.mark.slow
-def test_it_loads_alone_without_lightning_registry_and_network(
-    classifier, folder, images, tmp_path
-):
+def test_it_loads_alone_without_lightning_and_network(classifier, folder, images, tmp_path):
     moved = tmp_path / "elsewhere" / "c"
     shutil.copytree(folder, moved)
     torch.save((images, classifier(images)), tmp_path / "expected.pt")
@@ -256,9 +254,7 @@ def further(classifier, **changes):
     return world.frozen_vectors(seed=9, **{"teacher": classifier.vectors.teacher, **fields})
 
 
-def test_old_logits_stay_and_those_of_added_classes_are_scaled_cosines(
-    classifier, images, tmp_path
-):
+def test_logits_of_added_classes_are_scaled_cosines_beside_the_old(classifier, images, tmp_path):
     added = further(classifier, num_base=1)
     more = classifier.add_classes(added)
     assert classifier.class_names == world.NAMES

@@ -116,9 +116,7 @@ def run(kind, name, folder):
 
 
 @pytest.mark.parametrize(("kind", "name"), MODULES)
-def test_everything_is_equal_to_the_last_bit_without_a_cast_of_a_frozen_weight(
-    kind, name, tmp_path, monkeypatch
-):
+def test_every_bit_is_equal_without_a_cast_of_a_frozen_weight(kind, name, tmp_path, monkeypatch):
     results, casts = run(kind, name, tmp_path / "stored")
     monkeypatch.setattr(Frozen, "store_in", lambda *_: None)
     expected, casts_by_autocast = run(kind, name, tmp_path / "cast")

@@ -237,7 +237,7 @@ def test_prompts_may_start_at_the_mean_tokens_of_the_domain(tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-true"])
-def test_what_is_trained_and_kept_is_float32_under_every_precision(precision, tmp_path, plain_of):
+def test_what_is_trained_is_float32_under_every_precision(precision, tmp_path, plain_of):
     student, seen = first_batch(tmp_path, plain_of, precision=precision)
     state = student.state_dict().items()
     kept = [tensor for name, tensor in state if not name.endswith("num_batches_tracked")]
@@ -252,9 +252,7 @@ def test_what_is_trained_and_kept_is_float32_under_every_precision(precision, tm
     assert seen.losses == [pytest.approx(seen.started.loss(IMAGES).item(), rel=0.2)]
 
 
-def test_a_student_of_pooled_features_ships_without_its_clips_projection(
-    distilled, tmp_path, images
-):
+def test_a_student_of_pooled_features_ships_without_the_projection(distilled, tmp_path, images):
     student = make_student(distilled.teacher, projector_input="pooled")
     world.fit(student, tmp_path, 1)
     read = Classifier.load(tmp_path / "classifier")

@@ -19,9 +19,7 @@ NONE = PromptConfig(depth=0)
 
 
 @pytest.mark.parametrize("distill", ["l1", "mse"])
-def test_feature_distillation_compares_normalised_features_in_the_teachers_embedding(
-    distill, tmp_path, plain_of
-):
+def test_feature_distillation_compares_normalised_features(distill, tmp_path, plain_of):
     _, step = first_batch(tmp_path, plain_of, distill=distill, kd_weight=50)
     p = step.started
     difference = p.features(IMAGES) - p.teacher_features(IMAGES)

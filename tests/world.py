@@ -70,9 +70,7 @@ CONFIGS = {
     "test-student-quickgelu": {**_STUDENT, "quick_gelu": True},
     "test-large": {**_LARGE, "vision_cfg": {**_LARGE["vision_cfg"], "image_size": 48}},
     # as many layers as the published settings prompt
-    "test-deep": _config(
-        16, 9, patch_size=16, head_width=8, text_width=16, text_layers=9, text_heads=2, embed_dim=16
-    ),
+    "test-deep": _config(16, vision=(16, 9, 16, 8), text=(16, 9, 2)),
 }
 """Model configs by name."""
 
@@ -87,8 +85,6 @@ _LOGIT_SCALES = {
     "test-deep": 21.0,
     "test-large": 13.0,
 }
-
-
 _NORMS = "ln_", "bn", "norm", "downsample.1"
 
 

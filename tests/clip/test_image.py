@@ -22,9 +22,7 @@ def test_features_are_those_of_the_plain_tower(name, clip_of, plain_of, images):
 
 @pytest.mark.parametrize("name", world.CLIPS)
 @pytest.mark.parametrize("layer", [0, -1])
-def test_a_block_gives_the_tokens_and_gradients_that_open_clips_own_forward_gives(
-    layer, name, clip_of, images
-):
+def test_a_block_has_the_tokens_and_gradients_of_open_clips_forward(layer, name, clip_of, images):
     tower = clip_of(name).image_tower
     layer %= len(tower.blocks)
     ours, theirs = (tower.norm(tower.embed(images)).detach().requires_grad_() for _ in range(2))

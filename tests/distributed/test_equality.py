@@ -197,7 +197,7 @@ def test_fidelity_is_that_of_one_process(batches, tmp_path, teacher_folder):
     require_same(several, one)
 
 
-def test_prompts_that_a_process_rounds_differently_start_equal(
+def test_prompts_that_processes_round_differently_start_equal(
     teacher_folder, tmp_path, monkeypatch
 ):
     def init(prompts, *_):
@@ -226,9 +226,7 @@ def test_the_same_epoch_is_chosen_as_by_one_process(teacher_folder, tmp_path):
     assert len(set(choices)) == 1
 
 
-def test_scores_of_validation_images_and_of_the_pool_are_those_of_one_process(
-    teacher_folder, tmp_path
-):
+def test_scores_of_validation_and_pool_are_those_of_one_process(teacher_folder, tmp_path):
     scores = []
     for n in (1, 4):  # of which two have fewer of the 198 images
         module = student(teacher_folder, kind=WithoutBatchNorm)
@@ -249,9 +247,7 @@ def two():
 
 
 @pytest.mark.parametrize("ranks", [(0,), (0, 1)], ids=["one has all", "each has all"])
-def test_validation_images_count_once_however_processes_share_them(
-    ranks, teacher_folder, tmp_path, monkeypatch
-):
+def test_shared_validation_images_count_once(ranks, teacher_folder, tmp_path, monkeypatch):
     def unshared(data):
         if data.trainer.global_rank not in ranks:
             return []

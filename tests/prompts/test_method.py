@@ -42,20 +42,11 @@ def test_without_prompts_features_are_the_frozen_clips(kind, clip_of, plain_of, 
     assert relative_error(names_of(method, clip), expected) < 1e-5
 
 
-def test_independent_prompts_in_both_towers(clip_of, plain_of, images):
-    clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
-    method = world.disturbed(IndependentPrompts(SIZE, PromptConfig(4, 3), WORDS, clip), 0.5)
+def test_names_are_encoded_without_gradients_and_autocast(clip_of):
+    clip = clip_of("test-teacher")
+    method = world.disturbed(IndependentPrompts(SIZE, SIZE, WORDS, clip), 0.5)
     assert not method.text_is_fixed
-    tokens = method.vision_prompts.tokens.detach().double()
-    features = method.encode_images(clip.image_tower, images)
-    assert relative_error(features, normalized(plain.image_features(images, tokens))) < 1e-5
-    prompts = method.text_prompts
-    layers = torch.cat([prompts.context[None], prompts.deep]).detach().double()
-    expected = normalized(plain.text_features(TEXTS, layers))
-    texts = method.arrange(world.NAMES, clip.text_tower, clip.tokenize)
-    assert relative_error(method.encode_texts(clip.text_tower, texts), expected) < 1e-5
     names = names_of(method, clip)
-    assert relative_error(names, expected) < 1e-5
     assert not names.requires_grad
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(names_of(method, clip), names)

@@ -16,9 +16,7 @@ from kdpl.prompts import VisionPrompts
         ("test-teacher-quickgelu", 3, 4),
     ],
 )
-def test_prompted_features_and_gradients_are_the_plain_ones(
-    name, depth, length, clip_of, plain_of, images
-):
+def test_features_and_gradients_are_the_plain_ones(name, depth, length, clip_of, plain_of, images):
     tower, plain = clip_of(name).image_tower, plain_of(name)
     prompts = world.disturbed(VisionPrompts(length, depth, tower), 1)
     tokens = prompts.tokens.detach().double().requires_grad_()

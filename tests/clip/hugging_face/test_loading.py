@@ -69,9 +69,7 @@ def built_again(tower):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_image_tower_is_built_again_with_its_models_projection_and_without(
-    kind, written, images
-):
+def test_an_image_tower_is_built_again_with_its_projection_and_without(kind, written, images):
     model, tower = written(kind).model, image_tower(written(kind))
     require_modest(tower.config, SIZE)
     assert not any("text" in name for name in tower.visual.state_dict())
@@ -123,9 +121,7 @@ def test_weights_stored_in_autocasts_type_change_no_bit(kind, written, images):
         assert torch.equal(tower(images), expected)
 
 
-def test_a_repository_in_the_hubs_cache_serves_without_a_network(
-    written, tmp_path, monkeypatch, cached
-):
+def test_a_repository_in_the_hubs_cache_needs_no_network(written, tmp_path, monkeypatch, cached):
     cached(tmp_path, written("siglip").path)
     for module in (constants, transformers.utils.hub.constants):
         monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path))
@@ -232,9 +228,7 @@ def test_attention_from_a_repository_is_never_loaded(kind, written, tmp_path, im
         assert loaded(images).isfinite().all()
 
 
-def test_a_context_is_tuned_and_frozen_into_class_vectors_and_read_in_stage_2(
-    written, tmp_path, images
-):
+def test_a_tuned_context_is_frozen_into_class_vectors_for_stage_2(written, tmp_path, images):
     teacher = TeacherPromptTuning(
         ClipConfig(written("siglip").address),
         vision_prompts=PromptConfig(depth=0),

@@ -49,9 +49,7 @@ def test_a_folder_brings_its_weights_tokenizer_and_preprocessing(folder):
     assert half.identity == clip.identity
 
 
-def test_a_repository_in_the_hubs_cache_serves_without_a_network(
-    folder, tmp_path, monkeypatch, cached
-):
+def test_a_repository_in_the_hubs_cache_needs_no_network(folder, tmp_path, monkeypatch, cached):
     cached(tmp_path, folder.path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert same(load_image_clip(ClipConfig("hf-hub:someone/siglip")), folder.model)
@@ -107,9 +105,7 @@ def test_a_text_tower_of_hugging_face_in_the_folder_encodes_names_and_takes_a_co
         load_clip(ClipConfig(f"local-dir:{written.path}"))
 
 
-def test_a_clip_that_takes_no_prompts_is_refused_with_the_config_that_uses_it_untuned(
-    tmp_path, capsys
-):
+def test_a_clip_without_prompts_is_refused_with_the_config_that_uses_it_untuned(tmp_path, capsys):
     address = f"local-dir:{write_siglip(tmp_path / 'clip', RESNET, embed_cls=True).path}"
     fit = ["fit", *DATA, *TEACHER, *SHORT, f"--out={tmp_path / 'out'}"]
     fit.append(f"--model.init_args.clip={{model: '{address}', pretrained: null}}")

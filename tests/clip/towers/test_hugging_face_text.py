@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from kdpl.clip import ClipConfig, load_clip
 from kdpl.clip.towers.hugging_face_text import HuggingFaceTextTower
-from kdpl.errors import ConfigError
 from kdpl.prompts import TextPrompts
 from kdpl.prompts.text import ensemble_features, tokenize_prompts
 
@@ -95,22 +94,6 @@ def test_a_context_and_its_gradient_are_the_plain_ones(folder, clip, at_once):
     assert relative_error(prompts.context.grad, context.grad) < 1e-5
 
 
-def test_a_context_of_words_encodes_as_the_text_with_these_words(folder, clip):
-    prompts = TextPrompts(2, 1, "a photo of", clip.text_tower, clip.tokenize)
-    ids = clip.tokenize([f"a photo of {name}" for name in NAMES])
-    features = prompts(clip.text_tower, clip.text_tower.arrange(ids))
-    assert relative_error(features, folder.model.encode_text(ids)) < 1e-5
-
-
-def test_noise_takes_the_places_of_placeholder_words(folder, clip):
-    with torch.random.fork_rng(devices=[]):
-        prompts = TextPrompts(4, 1, None, clip.text_tower, clip.tokenize)
-    ids = clip.tokenize([f"X X X X {name}." for name in NAMES])
-    features = prompts(clip.text_tower, clip.text_tower.arrange(ids))
-    expected = plain_features(folder.model.text, ids, prompts.context.detach().double(), start=1)
-    assert relative_error(features, expected) < 1e-5
-
-
 SIZE = {"num_hidden_layers": 2, "hidden_size": 24, "intermediate_size": 32}
 ENCODERS = {
     "roberta": SIZE,
@@ -147,9 +130,7 @@ def test_an_encoder_that_does_not_find_its_embedding_takes_a_context(tmp_path, m
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_words_and_their_embeddings_as_a_context_are_the_same_to_every_kind_of_encoder(
-    kind, tmp_path
-):
+def test_embeddings_of_words_as_a_context_change_nothing_in_any_kind_of_encoder(kind, tmp_path):
     text = encoder_of(kind, tmp_path)
     padding = text.config.pad_token_id
     ids = torch.full((3, 12), padding)
@@ -160,11 +141,6 @@ def test_words_and_their_embeddings_as_a_context_are_the_same_to_every_kind_of_e
     context = tower.token_embedding(ids[0, 1:4]).detach()
     assert relative_error(tower(texts, context), text(ids)) < 1e-5
     assert relative_error(tower(texts, context.flip(0)), text(ids)) > 1e-4
-
-
-def test_deep_prompts_are_refused_with_the_setting(clip):
-    with world.refused(ConfigError, r"not in 9 layers: set text_prompts\.depth to 1"):
-        TextPrompts(2, 9, "a photo of", clip.text_tower, clip.tokenize)
 
 
 def test_frozen_features_are_averaged_over_templates_as_open_clip_encodes_them(folder, clip):

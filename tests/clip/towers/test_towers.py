@@ -321,9 +321,7 @@ def test_every_text_tower_averages_the_texts_of_a_class(family):
 
 
 @pytest.mark.filterwarnings("ignore:.*random weights")
-def test_a_causal_tower_that_pools_elsewhere_is_read_as_it_is_and_an_unknown_one_is_refused(
-    monkeypatch,
-):
+def test_a_causal_tower_with_another_pooling_is_read_and_an_unknown_one_refused(monkeypatch):
     text = {**TEXT, "pool_type": "last"}
     for name, apart in {"apart": True, "within": False}.items():
         settings = config(VIT, text, custom_text=apart), {}

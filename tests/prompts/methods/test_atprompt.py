@@ -1,20 +1,15 @@
 """Attributes in text prompts, beside a plain implementation that builds each sequence token by token."""
 
-import re
-from pathlib import Path
-
 import open_clip
 import pytest
 import torch
 import world
-import yaml
 from plain import END, START, backward, layer_norm, normalized, relative_error
 
 from kdpl.errors import ConfigError
 from kdpl.prompts import IndependentPrompts, PromptConfig
 from kdpl.prompts.attributes import AttributePrompts
 
-ROOT = Path(__file__).parents[3]
 NONE = PromptConfig(depth=0)
 
 
@@ -129,12 +124,3 @@ def test_images_are_those_of_independent_prompts(clip_of, images):
 def test_attributes_that_cannot_be_prompts_are_refused(attributes, text, match, clip_of):
     with world.refused(ConfigError, match):
         AttributePrompts(NONE, PromptConfig(*text), None, clip_of("test-teacher"), attributes)
-
-
-def test_of_the_authors_attributes_playfulness_alone_has_several_tokens():
-    campaign = yaml.safe_load((ROOT / "configs/benchmark/atprompt.yaml").read_text("utf-8"))
-    options = [row.get("teacher_options", "") for row in campaign["per_dataset"]]
-    names = {name for option in options for name in re.findall(r"\w+(?=[,\]])", option)}
-    encode = open_clip.SimpleTokenizer().encode
-    assert len(names) > 10
-    assert {name for name in names if len(encode(name)) != 1} == {"playfulness"}
