@@ -194,15 +194,11 @@ def test_frozen_towers_stay_as_they_are_and_a_checkpoint_holds_what_was_learned_
     written = TunedPrompts.load(distilled.teacher / PROMPTS_FILE).tensors
     assert torch.equal(teacher.method.vision_prompts.tokens, written["vision_prompts.tokens"])
     assert torch.equal(student.head.module.class_vectors, student.vectors.vectors)
-    file = distilled.folder / "epoch=2.ckpt"
-    checkpoint = torch.load(file, weights_only=True)
+    checkpoint = torch.load(distilled.folder / "epoch=2.ckpt", weights_only=True)
     trained = {f"encoder.{name}" for name in student.encoder.state_dict()}
     assert trained == set(checkpoint["state_dict"])
     assert not [name for name in trained if "tower" in name]
     assert checkpoint[ORIGIN_KEY]["teacher"] == student.shared_vectors.teacher
-    # parameters and momentum, and little more
-    size = sum(p.numel() for p in student.parameters()) * 4
-    assert 2 * size <= file.stat().st_size < 2 * size + 20_000
 
 
 def test_a_run_is_tested_without_its_teacher(distilled, tmp_path, monkeypatch):

@@ -230,22 +230,21 @@ def test_a_truncated_file_is_refused(suffix, length, tmp_path):
     refused(of_file(path), rf"w{suffix} cannot be read")
 
 
-@pytest.mark.parametrize("content", [{}, [], {"state_dict": {}}, None], ids=repr)
-def test_a_file_without_weights_is_refused(content, tmp_path):
-    refused(of_file(write(tmp_path / "w.pt", content)), r"w\.pt")
-
-
 @pytest.mark.parametrize(
-    ("name", "value", "match"),
+    ("change", "match"),
     [
-        ("visual.proj", {"a": 1}, "visual.proj' is missing"),
-        ("extra", torch.ones(1), "extra' is unknown"),
-        ("visual.proj", torch.ones(48, 25), r"visual.proj' has shape \(48, 25\)"),
+        (lambda _: {}, ""),
+        (lambda _: [], ""),
+        (lambda _: {"state_dict": {}}, ""),
+        (lambda _: None, ""),
+        (lambda state: {**state, "visual.proj": {"a": 1}}, "visual.proj' is missing"),
+        (lambda state: {**state, "extra": torch.ones(1)}, "extra' is unknown"),
+        (lambda state: {**state, "visual.proj": torch.ones(48, 25)}, "proj' has shape .48, 25."),
     ],
 )
-def test_weights_of_another_model_are_refused_by_the_first_difference(name, value, match, tmp_path):
-    path = write(tmp_path / "w.pt", {**world.weights(NAME), name: value})
-    refused(of_file(path), rf"w\.pt does not hold the weights of {NAME} \(tensor '{match}")
+def test_a_file_without_the_models_weights_is_refused(change, match, tmp_path):
+    path = write(tmp_path / "w.pt", change(world.weights(NAME)))
+    refused(of_file(path), rf"w\.pt .*{match}")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
