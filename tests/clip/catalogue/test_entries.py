@@ -36,8 +36,9 @@ def build(config):
         return (open_clip.CoCa if "multimodal_cfg" in config else kind)(**config)
 
 
+# towers with the other activation are built and counted alike
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("quickgelu")])
 def test_the_rules_agree_with_what_open_clip_builds(name):
     config = open_clip.get_model_config(name)
     model = build(config)
