@@ -112,13 +112,8 @@ def write_tokenizer(
 ):
     """Write a tokenizer of whole words, as transformers reads it, by default one as SigLIP's.
 
-    Args:
-        path: Its folder.
-        special: The first tokens of its vocabulary.
-        template: Where they stand in a text.
-        unknown: What another word becomes.
-        padding: What a text is filled up with.
-        **settings: Go into its config.
+    Its vocabulary begins with the ``special`` tokens, which stand in texts as the ``template`` says; ``settings`` go into
+    its config.
     """
     # of the extra transformers
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors

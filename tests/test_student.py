@@ -104,7 +104,6 @@ def test_the_loss_and_all_gradients_are_the_plain_ones(
     expected = seen.started
     same = expected.logits(IMAGES).argmax(dim=1) == expected.teacher_logits(IMAGES).argmax(dim=1)
     assert seen.logged["train/agreement"] == pytest.approx(same.double().mean().item())
-    # each look at a batch moves the running statistics alone
     require_plain_step(seen, expected.loss(IMAGES, weight, temperature))
 
 

@@ -8,7 +8,6 @@ from plain import backward, relative_error
 from runs import noise
 
 from kdpl.clip import ClipConfig, Preprocessing, load_clip
-from kdpl.clip.weights import read_weights
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.prompts import VisionPrompts
 
@@ -71,15 +70,3 @@ def test_images_are_prepared_as_open_clip_prepares_them(mode, interpolation):
         image = noise(*shape, seed=seed)
         expected = (prepare(image) * 255).round().to(torch.uint8)
         assert torch.equal(to_tensor(resize_and_crop(image, square.resizing)), expected), shape
-
-
-@pytest.mark.parametrize(
-    "name", ["ViT-B-16-SigLIP", "ViT-L-14-CLIPA", "PE-Core-T-16-384", "MobileCLIP-S1", "ViT-B-16"]
-)
-def test_a_pretrained_tag_says_how_images_are_prepared(name, monkeypatch):
-    monkeypatch.setattr("kdpl.clip.weights.read_state", lambda _: {})
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda _: "w.safetensors")
-    tag = open_clip.list_pretrained_tags_by_model(name)[-1]
-    expected = open_clip.get_pretrained_cfg(name, tag)
-    images = read_weights(ClipConfig(name, tag), []).images
-    assert images == {key: expected[key] for key in ("mean", "std", "resize_mode", "interpolation")}

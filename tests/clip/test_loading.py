@@ -127,13 +127,13 @@ def tag(monkeypatch, weights):
     return entry
 
 
-def test_the_tags_own_normalisation_is_used(tag, images):
+def test_the_tags_own_preprocessing_is_used(tag, images):
     # an interpolation that training drew is bicubic
-    tag.update(mean=MEAN, std=STD, interpolation="random")
+    tag.update(mean=MEAN, std=STD, resize_mode="squash", interpolation="random")
     clip = load_clip(ClipConfig(NAME, "hub"))
     assert same_weights(clip)
     assert clip.identity.pretrained == "hub"
-    assert clip.preprocessing == Preprocessing(32, MEAN, STD)
+    assert clip.preprocessing == Preprocessing(32, MEAN, STD, "squash")
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     patches = ((images.double() / 255 - mean) / std)[:, None, :, :8, :8]
     state = {name: tensor.double() for name, tensor in world.weights(NAME).items()}
