@@ -96,12 +96,12 @@ def run(kind, name, folder):
     """Train for two steps with a validation after each, and test: all that comes out, and the casts in the steps."""
     folder.mkdir(exist_ok=True)
     module, casts, results = make(kind, name, folder), Casts(), Results()
-    options = {"precision": "bf16-mixed", "limit_train_batches": 2, "limit_val_batches": 1}
+    options = {"precision": "bf16-mixed", "limit_train_batches": 2, "limit_val_batches": 2}
     domain = domain_of(kind, name)
     record = world.fit(module, folder, 1, [casts], domain, val_check_interval=1, **options)
     assert {gradient.dtype for gradient in record.gradients.values()} == {torch.float32}
     trainer = world.quiet_trainer(
-        folder, precision="bf16-mixed", callbacks=[results], limit_test_batches=1
+        folder, precision="bf16-mixed", callbacks=[results], limit_test_batches=2
     )
     tested = trainer.test(module, datamodule=domain, verbose=False)
     files = [folder / CLASS_VECTORS_FILE, *(folder / CLASSIFIER_FOLDER).glob("*")]
@@ -159,7 +159,8 @@ def test_rounded_weights_are_not_taken_for_others(tmp_path):
     with world.refused(ConfigError, r"rounded to torch\.bfloat16 .*: build the module again"):
         world.fit(teacher, tmp_path, **options)
     # a student's own tower is what ships
-    student = make("student", "mean tokens", tmp_path)
+    (tmp_path / "teacher").mkdir()
+    student = make("student", "mean tokens", tmp_path / "teacher")
     world.fit(student, tmp_path, precision="bf16-mixed", **options)
     classifier, domain = student.classifier(), domain_of("student", "")
     trainer = world.quiet_trainer(tmp_path, precision="bf16-mixed")

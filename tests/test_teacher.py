@@ -31,6 +31,17 @@ MAPLE = {
 }
 
 
+TEMPLATES = OPENAI_IMAGENET_TEMPLATES[:2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_templates():
+    """Encode the ensemble of the frozen CLIP in two templates instead of 60."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdpl.teacher.PROMPTSRC_TEMPLATES", TEMPLATES)
+        yield
+
+
 def make_teacher(model=MODEL, **options):
     torch.manual_seed(0)
     sizes = {"vision_prompts": PromptConfig(3, 2), "text_prompts": PromptConfig(4, 3)}
@@ -75,7 +86,7 @@ def plain_of_method(plain_of):
             texts = clip.text_features(texts_of(names, words), text)
             logits = clip.logits(clip.image_features(images, vision), texts)
             return {"ce": plain.cross_entropy(logits, labels)}
-        ensemble = clip.ensemble(names, OPENAI_IMAGENET_TEMPLATES[:60])
+        ensemble = clip.ensemble(names, TEMPLATES)
         return plain.promptsrc(clip, images, labels, names, WORDS, vision, text, ensemble, weights)
 
     return terms
@@ -264,14 +275,6 @@ def test_the_rate_rises_and_falls_by_steps_if_asked_to(tmp_path):
     assert rates == pytest.approx([0.005, 0.01, 0.01, 0.0085355, 0.005, 0.0014645], rel=1e-4)
 
 
-@pytest.fixture
-def few_templates(monkeypatch):
-    """Encode the ensemble of the frozen CLIP in two templates instead of 60."""
-    templates = OPENAI_IMAGENET_TEMPLATES[:2]
-    monkeypatch.setattr("kdpl.teacher.PROMPTSRC_TEMPLATES", templates)
-    return templates
-
-
 SEVERAL = (
     ("crab",),
     ("sea_horse", "fish with a horse's head", "horse"),
@@ -281,9 +284,7 @@ SEVERAL = (
 )
 
 
-def test_features_of_several_texts_are_averaged_before_normalising(
-    tmp_path, plain_of, few_templates
-):
+def test_features_of_several_texts_are_averaged_before_normalising(tmp_path, plain_of):
     teacher, domain = disturbed(classes_at_once=2), world.TinyDomain(num_base=3)
     domain.class_texts = tuple(texts if len(texts) > 1 else texts[0] for texts in SEVERAL)
     leaves, clip = leaves_of(teacher), plain_of(MODEL)
@@ -295,7 +296,7 @@ def test_features_of_several_texts_are_averaged_before_normalising(
 
     def ensemble(texts):
         names = [name.replace("_", " ") for name in texts]
-        return clip.text_features([t(name) for name in names for t in few_templates]).mean(dim=0)
+        return clip.text_features([t(name) for name in names for t in TEMPLATES]).mean(dim=0)
 
     zero_shot = normalized(torch.stack([ensemble(texts) for texts in SEVERAL[:3]]))
     text = averaged(SEVERAL[:3])
@@ -338,7 +339,7 @@ def test_zero_shot_is_the_untouched_clip(tmp_path, plain_of, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-true"])
-def test_what_is_trained_is_float32_under_every_precision(precision, tmp_path, few_templates):
+def test_what_is_trained_is_float32_under_every_precision(precision, tmp_path):
     teacher = disturbed(averaging=AveragingConfig(1, 1))
     before = {name: p.detach().clone() for name, p in teacher.named_parameters()}
     seen = first_batch(teacher, tmp_path, precision=precision)
