@@ -143,7 +143,9 @@ def require_same(processes, one, per_step=1):
     for name in ("views", "lr"):
         assert [step[name] for step in steps] == [step[name] for step in expected]
     losses = [step["loss"] for step in expected]
-    assert [step["loss"] for step in steps] == pytest.approx(losses, rel=1e-5)
+    # a small loss after a large one has the rounding of the large one
+    tolerance = {"rel": 1e-5, "abs": 1e-6 * max(losses)}
+    assert [step["loss"] for step in steps] == pytest.approx(losses, **tolerance)
     assert max(losses) > 1.001 * min(losses), "a loss that does not change proves nothing"
 
 
@@ -159,7 +161,7 @@ def test_losses_views_and_learning_rates_are_those_of_one_process(fitted, proces
     for notes in several:
         # what is logged is of all images: the same on all processes
         logged = {name: notes["metrics"][name] for name in losses}
-        assert logged == pytest.approx(losses, rel=1e-5)
+        assert logged == pytest.approx(losses, rel=1e-5, abs=1e-5)
         assert notes["metrics"]["val/acc"] == one["metrics"]["val/acc"]
         statistics = notes["statistics"]
         torch.testing.assert_close(statistics[0], one["statistics"][0], rtol=1e-5, atol=1e-6)
