@@ -4,7 +4,7 @@ Works on the tensors of a CLIP's state dict. Nothing here calls a layer of torch
 """
 
 import math
-from functools import cache
+from functools import cache, partial
 
 import open_clip
 import torch
@@ -66,6 +66,8 @@ class PlainClip:
         self.context_length = text["context_length"]
         self.activation = quick_gelu if config.get("quick_gelu") else gelu
         self.scale = math.exp(self.state["logit_scale"].item())
+        # several tests encode the same texts in 60 templates
+        self._unprompted = cache(self._text)
 
     def _attention(self, x, prefix, heads, causal):
         """Self-attention of one sequence [L, W], head by head."""
@@ -141,22 +143,23 @@ class PlainClip:
 
     def text_features(self, texts, prompts=None):
         """Features [N, D], not normalised, of texts; prompts [J, n, W] take the place of the words after the start."""
-        s, rows = self.state, []
-        for text in texts:
-            ids = token_ids(text, self.context_length)
-            x = torch.stack([s["token_embedding.weight"][i] for i in ids.tolist()])
-            if prompts is not None:
-                after = 1 + prompts.shape[1]
-                x = torch.cat([x[:1], prompts[0], x[after:]])
-            x = x + s["positional_embedding"]
-            for layer in range(self.text_layers):
-                if prompts is not None and 1 <= layer < len(prompts):
-                    x = torch.cat([x[:1], prompts[layer], x[after:]])
-                x = self._block(x, f"transformer.resblocks.{layer}", self.text_heads, causal=True)
-            end = ids.tolist().index(END)
-            pooled = layer_norm(x[end], s["ln_final.weight"], s["ln_final.bias"])
-            rows.append(pooled @ s["text_projection"])
-        return torch.stack(rows)
+        encode = self._unprompted if prompts is None else partial(self._text, prompts=prompts)
+        return torch.stack([encode(text) for text in texts])
+
+    def _text(self, text, prompts=None):
+        s, ids = self.state, token_ids(text, self.context_length)
+        x = torch.stack([s["token_embedding.weight"][i] for i in ids.tolist()])
+        if prompts is not None:
+            after = 1 + prompts.shape[1]
+            x = torch.cat([x[:1], prompts[0], x[after:]])
+        x = x + s["positional_embedding"]
+        for layer in range(self.text_layers):
+            if prompts is not None and 1 <= layer < len(prompts):
+                x = torch.cat([x[:1], prompts[layer], x[after:]])
+            x = self._block(x, f"transformer.resblocks.{layer}", self.text_heads, causal=True)
+        end = ids.tolist().index(END)
+        pooled = layer_norm(x[end], s["ln_final.weight"], s["ln_final.bias"])
+        return pooled @ s["text_projection"]
 
     def ensemble(self, names, templates):
         """Normalised mean over templates of the features, which are not normalised one by one, [C, D]."""

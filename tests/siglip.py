@@ -18,6 +18,8 @@ _VISION = {
     "head_width": 16,
     "patch_size": 8,
     "pool_type": "avg",
+    "final_ln_after_pool": True,
+    "no_ln_pre": True,
 }
 _TEXT = {
     "context_length": 16,
@@ -35,7 +37,7 @@ CONFIG = {
     "embed_dim": 24,
     "init_logit_bias": -10,
     "custom_text": True,
-    "vision_cfg": {**_VISION, "final_ln_after_pool": True, "no_ln_pre": True},
+    "vision_cfg": _VISION,
     "text_cfg": _TEXT,
 }
 PREPROCESSING = {
@@ -87,33 +89,42 @@ def write_siglip(path, vision=None, built=None, **text):
     """
     pytest.importorskip("transformers")
     path.mkdir(parents=True, exist_ok=True)
-    config = {**CONFIG, "vision_cfg": vision or CONFIG["vision_cfg"], "text_cfg": {**_TEXT, **text}}
+    config = {**CONFIG, "vision_cfg": vision or _VISION, "text_cfg": {**_TEXT, **text}}
     about = {"model_cfg": config, "preprocess_cfg": PREPROCESSING}
     (path / "open_clip_config.json").write_text(json.dumps(about))
     write_tokenizer(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         parts = {**config, "text_cfg": {**config["text_cfg"], **(built or {})}}
-        model = open_clip.CustomTextCLIP(
-            **{k: v for k, v in parts.items() if k != "custom_text"}
-        ).eval()
+        del parts["custom_text"]
+        model = open_clip.CustomTextCLIP(**parts).eval()
     save_file(model.state_dict(), path / "open_clip_model.safetensors")
     return Folder(path, model)
 
 
-def write_tokenizer(path, **settings):
-    """Write a tokenizer of whole words, as transformers reads it; ``settings`` go into its config."""
+def write_tokenizer(
+    path,
+    special=("<unk>", "</s>"),
+    template="$A </s>",
+    unknown="<unk>",
+    padding="</s>",
+    **settings,
+):
+    """Write a tokenizer of whole words, as transformers reads it, by default one as SigLIP's.
+
+    Its vocabulary begins with the ``special`` tokens, which stand in texts as the ``template`` says; ``settings`` go into
+    its config.
+    """
     # of the extra transformers
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    ids = {word: number for number, word in enumerate(["<unk>", "</s>", *WORDS.split()])}
-    tokenizer = Tokenizer(models.WordLevel(ids, "<unk>"))
+    ids = {word: number for number, word in enumerate([*special, *WORDS.split()])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unknown))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
+    numbered = [(token, number) for number, token in enumerate(special)]
+    tokenizer.post_processor = processors.TemplateProcessing(template, special_tokens=numbered)
     tokenizer.save(str(path / "tokenizer.json"))
-    # as SigLIP's, texts are padded with their end
-    about = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "</s>", "eos_token": "</s>"}
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": padding}
+    about |= {"eos_token": "</s>"} if "</s>" in special else {}
     (path / "tokenizer_config.json").write_text(json.dumps({**about, **settings}))

@@ -35,45 +35,36 @@ def test_the_file_says_where_they_come_from(vectors, tmp_path):
     raw = (tmp_path / "v.safetensors").read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     assert (header["class_vectors"]["dtype"], header["class_vectors"]["shape"]) == ("F32", [5, 24])
-    said = json.loads(header["__metadata__"]["kdpl"])
-    assert (said["kind"], said["version"]) == ("class vectors", 1)
-    assert (said["class_names"], said["num_base"]) == ([*world.NAMES], 3)
-    assert said["clip"] == vars(vectors.clip)
-    assert (said["clip"]["model"], said["clip"]["pretrained"]) == (
-        "test-teacher-quickgelu",
-        world.TAG,
-    )
-    assert (said["logit_scale"], said["context"]) == (pytest.approx(30), "a photo of a")
-    assert (said["preprocessing"]["mean"], said["preprocessing"]["std"]) == ([*MEAN], [*STD])
-    assert said["teacher"] == vectors.teacher
+    told = json.loads(header["__metadata__"]["kdpl"])
+    assert (told["kind"], told["version"]) == ("class vectors", 1)
+    assert (told["class_names"], told["num_base"]) == ([*world.NAMES], 3)
+    assert told["clip"] == vars(vectors.clip)
+    assert (told["logit_scale"], told["context"]) == (pytest.approx(30), "a photo of a")
+    assert (told["preprocessing"]["mean"], told["preprocessing"]["std"]) == ([*MEAN], [*STD])
+    assert told["teacher"] == vectors.teacher
 
 
 @pytest.mark.parametrize(
-    ("texts", "match"),
-    [
-        ([1], r"class_texts.0.text' \(Input should be a valid string\)"),
-        ([["a", 2]], r"class_texts.0.texts.1' \(Input should be a valid string\)"),
-        ([[]], r"class_texts.0.texts' \(Tuple should have at least 1 item"),
-    ],
+    ("texts", "field"),
+    [([1], r"0\.text"), ([["a", 2]], r"0\.texts\.1"), ([[]], r"0\.texts")],
 )
-def test_texts_of_another_kind_are_refused(texts, match, vectors):
-    with world.refused(ArtifactError, f"here has an invalid field '{match}"):
-        ClassVectors.from_fields(
-            vectors.vectors, {**vectors.fields(), "class_texts": texts}, "here"
-        )
+def test_texts_of_another_kind_are_refused(texts, field, vectors):
+    fields = {**vectors.fields(), "class_texts": texts}
+    with world.refused(ArtifactError, f"here .*'class_texts.{field}'"):
+        ClassVectors.from_fields(vectors.vectors, fields, "here")
 
 
 def test_a_file_without_the_tensor_is_refused(vectors, tmp_path):
     write_tensors(tmp_path / "v", KIND, VERSION, {"vectors": vectors.vectors}, vectors.fields())
-    with world.refused(ArtifactError, r"v has no tensor named class_vectors"):
+    with world.refused(ArtifactError, "v has no tensor named class_vectors"):
         ClassVectors.load(tmp_path / "v")
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda v: v[:4], r"for 5 class names, expected float32 \[5, D\]"),
-        (lambda v: v.double(), r"for 5 class names, expected float32 \[5, D\]"),
+        (lambda v: v[:4], r"expected float32 \[5, D\]"),
+        (lambda v: v.double(), r"expected float32 \[5, D\]"),
         (lambda v: v * torch.tensor([1, 1, 1, 1.01, 1])[:, None], "not normalised"),
         (lambda v: v * torch.tensor([1, 1, 1, float("nan"), 1])[:, None], "not normalised"),
         (lambda v: v[:, :0], "not normalised"),
@@ -89,23 +80,18 @@ def test_tensors_that_are_no_class_vectors_are_refused(change, match, vectors):
     [
         (world.NAMES[:4], "it has 5 classes, the data has 4"),
         (("sea_horse", "Crab", *world.NAMES[2:]), "class 1 is 'crab' there and 'Crab' in the data"),
-        (
-            (*world.NAMES[:3], *world.NAMES[:2:-1]),
-            "class 3 is 'squid' there and 'star_fish' in the data",
-        ),
+        ((*world.NAMES[:3], *world.NAMES[:2:-1]), "class 3 is 'squid' there and 'star_fish'"),
     ],
 )
 def test_other_class_names_are_refused(names, match, vectors):
     vectors.require_names(list(world.NAMES), "here")
-    with world.refused(
-        ArtifactError, rf"of here are for other class names \({match}\): freeze .*stage 1"
-    ):
+    with world.refused(ArtifactError, rf"here are for other class names \({match}"):
         vectors.require_names(names, "here")
 
 
 @pytest.mark.parametrize(
     ("model", "depth", "width"),
-    [("test-teacher", 0, 48), ("test-teacher", 2, 48), ("test-timm", 0, 64)],
+    [("test-teacher", 2, 48), ("test-timm", 0, 64)],
 )
 def test_both_features_are_those_of_either_function(model, depth, width, tmp_path):
     world.write_teacher(tmp_path, model, depth=depth)

@@ -1,64 +1,54 @@
-import plain
 import pytest
 import torch
-import world
-from lightning.pytorch import LightningModule
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
+from kdpl.errors import ConfigError
 from kdpl.optim import OptimConfig, build_optimizer
 
-# by hand from lr/2 · (1 + cos(π (e − 1) / 20)) with lr 0.005
-TABLE = {0: 1e-5, 1: 0.005, 2: 0.0049692, 3: 0.0048776, 11: 0.0025, 19: 0.00012236}
+# by hand from lr/2 · (1 + cos(π (e − 1) / 12)) with lr 0.005
+TABLE = {0: 1e-5, 1: 0.005, 2: 0.0049148, 3: 0.0046651, 7: 0.0025, 11: 0.00033494}
 
 
-class Quadratic(LightningModule):
-    """Two parameters of which one is frozen, trained three steps an epoch; notes the rate of each step."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.trained = nn.Parameter(torch.tensor([1.0, -2.0]))
-        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
-        self.rates = []
-
-    def configure_optimizers(self):
-        return build_optimizer(self.parameters(), self.config, self.trainer.max_epochs)
-
-    def training_step(self, batch):
-        self.rates.append(self.optimizers().param_groups[0]["lr"])
-        return (batch[0].mean() * self.trained**2).sum()
-
-    def train_dataloader(self):
-        return DataLoader(TensorDataset(torch.tensor([1.0, 2.0, 3.0])))
-
-
-def test_a_fit_steps_the_schedule_once_an_epoch_and_sgd_is_the_plain_one(tmp_path):
-    module = Quadratic(OptimConfig())
-    exact = module.trained.detach().double().requires_grad_()
-    world.quiet_trainer(tmp_path, max_epochs=20).fit(module)
-    optimizer = plain.PlainSGD([exact], momentum=0.9, weight_decay=5e-4)
-    expected = [plain.learning_rate(epoch, 20, 0.005) for epoch in range(20)]
-    for rate in expected:
-        for factor in (1.0, 2.0, 3.0):
-            optimizer.step((factor * exact**2).sum(), rate)
-    assert plain.relative_error(module.trained, exact) < 1e-5
-    assert torch.equal(module.frozen, torch.ones(2))
-    assert module.rates == pytest.approx([rate for rate in expected for _ in range(3)], rel=1e-9)
-    for epoch, rate in TABLE.items():
-        assert expected[epoch] == pytest.approx(rate, rel=1e-4)
-
-
-def test_adamw_has_the_same_schedule_and_sees_trained_parameters_alone():
-    module = Quadratic(OptimConfig())
-    config = OptimConfig(optimizer="adamw", lr=0.001, weight_decay=0.01)
-    built = build_optimizer(module.parameters(), config, 10)
-    optimizer, schedule = built["optimizer"], built["lr_scheduler"]["scheduler"]
-    assert isinstance(optimizer, torch.optim.AdamW)
-    (group,) = optimizer.param_groups
-    assert [p is module.trained for p in group["params"]] == [True]
-    assert group["weight_decay"] == 0.01
-    for epoch in range(10):
-        assert group["lr"] == pytest.approx(plain.learning_rate(epoch, 10, 0.001), rel=1e-9)
+def build(config, steps=None):
+    """The optimiser of a layer and a frozen parameter for 12 epochs, and its rates in 12 of its schedule's steps."""
+    frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+    built = build_optimizer([*nn.Linear(3, 2).parameters(), frozen], config, 12, steps)
+    optimizer, schedule, rates = built["optimizer"], built["lr_scheduler"], []
+    for _ in range(12):
+        rates.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
-        schedule.step()
+        schedule["scheduler"].step()
+    return optimizer, rates, schedule["interval"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_both_optimizers_have_the_published_schedule_and_trained_parameters_alone(name, kind):
+    optimizer, rates, interval = build(OptimConfig(name, weight_decay=0.01))
+    assert isinstance(optimizer, kind)
+    (group,) = optimizer.param_groups
+    assert len(group["params"]) == 2
+    assert group["weight_decay"] == 0.01
+    assert interval == "epoch"
+    for epoch, rate in TABLE.items():
+        assert rates[epoch] == [pytest.approx(rate, rel=1e-4)]
+
+
+def test_the_rate_may_rise_and_fall_by_steps_and_vectors_need_not_decay():
+    config = OptimConfig("adamw", 0.01, weight_decay=0.1, warmup_steps=2, decay_vectors=False)
+    optimizer, rates, interval = build(config, steps=lambda: 6)
+    # by hand: of 6 steps 2 warm up; then ½ (1 + cos(π s / 4)) for s = 0, 1, 2, 3
+    expected = [0.005, 0.01, 0.01, 0.0085355, 0.005, 0.0014645]
+    assert rates[:6] == [pytest.approx([rate] * 2, rel=1e-4) for rate in expected]
+    assert interval == "step"
+    matrices, vectors = optimizer.param_groups
+    assert [group["weight_decay"] for group in (matrices, vectors)] == [0.1, 0.0]
+    assert [p.ndim for group in (matrices, vectors) for p in group["params"]] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs"),
+    [({}, None), ({"lr": 0.0}, 3), ({"warmup_lr": -1.0}, 3), ({"warmup_steps": -1}, 3)],
+)
+def test_settings_without_a_schedule_are_refused(settings, epochs):
+    with pytest.raises(ConfigError, match="max_epochs" if epochs is None else r"optim\.lr"):
+        build_optimizer([], OptimConfig(**settings), epochs)

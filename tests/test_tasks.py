@@ -26,9 +26,8 @@ def test_probabilities_labels_and_loss_are_those_of_a_softmax():
 
 def test_the_mean_of_predictions_is_that_of_their_probabilities():
     several = torch.stack([LOGITS, LOGITS.flip(0), 3 * LOGITS])
-    expected = (
-        sum(torch.tensor([by_hand(row) for row in each.double().tolist()]) for each in several) / 3
-    )
+    rows = [[by_hand(row) for row in scores.double().tolist()] for scores in several]
+    expected = torch.tensor(rows).mean(dim=0)
     assert plain.relative_error(MULTI_CLASS.mean(several).exp(), expected) < 1e-5
 
 
@@ -39,18 +38,15 @@ def test_the_divergence_is_that_of_the_paper_and_0_for_the_target_itself():
     assert MULTI_CLASS.divergence(LOGITS, LOGITS).item() == 0
 
 
-def test_two_scores_predict_the_same_where_their_largest_is_at_the_same_place():
-    others = LOGITS.clone()
-    others[1] = -others[1]
-    assert MULTI_CLASS.same(LOGITS, others).tolist() == [True, False, True, True, True, True]
-
-
-def test_agreement_is_the_share_of_images_whatever_the_batches():
-    others = LOGITS.clone()
-    others[1] = -others[1]
-    parts = [MULTI_CLASS.agreements(LOGITS[rows], others[rows]) for rows in ([0, 1], [2, 3, 4, 5])]
+def test_agreement_is_the_share_of_images_whose_largest_score_is_at_the_same_place():
+    reordered = LOGITS.clone()
+    reordered[1] = -reordered[1]
+    same = MULTI_CLASS.same(LOGITS, reordered)
+    assert same.tolist() == [True, False, True, True, True, True]
+    # whatever the batches
+    parts = [MULTI_CLASS.agreements(LOGITS[i], reordered[i]) for i in ([0, 1], [2, 3, 4, 5])]
     assert agreement_of(sum(parts)).item() == pytest.approx(5 / 6)
-    assert agreement_of(sum(parts)).equal(MULTI_CLASS.same(LOGITS, others).float().mean())
+    assert agreement_of(sum(parts)).equal(same.float().mean())
 
 
 @pytest.mark.parametrize(
@@ -82,7 +78,5 @@ def test_columns_and_cells_of_a_table():
         "unknown": 0.123457,
     }
     rejected = predicted._replace(top=[Prediction(None, 0.3)])
-    assert MULTI_CLASS.cells(rejected, MULTI_CLASS.columns(1, DecisionRule())) == {
-        "class": None,
-        "probability": 0.3,
-    }
+    cells = MULTI_CLASS.cells(rejected, MULTI_CLASS.columns(1, DecisionRule()))
+    assert cells == {"class": None, "probability": 0.3}

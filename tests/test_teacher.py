@@ -16,7 +16,7 @@ from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 from kdpl.teacher import AveragingConfig, RegularizerWeights, TeacherPromptTuning
 
-WORDS = "a photo of a"
+MODEL, WORDS = "test-teacher", "a photo of a"
 NO_PROMPTS = PromptConfig(depth=0)
 # cross entropy alone
 IVLP = {"regularizers": RegularizerWeights(text=0, image=0, logits=0)}
@@ -31,7 +31,18 @@ MAPLE = {
 }
 
 
-def make_teacher(model="test-teacher", **options):
+TEMPLATES = OPENAI_IMAGENET_TEMPLATES[:2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_templates():
+    """Encode the ensemble of the frozen CLIP in two templates instead of 60."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdpl.teacher.PROMPTSRC_TEMPLATES", TEMPLATES)
+        yield
+
+
+def make_teacher(model=MODEL, **options):
     torch.manual_seed(0)
     sizes = {"vision_prompts": PromptConfig(3, 2), "text_prompts": PromptConfig(4, 3)}
     return TeacherPromptTuning(ClipConfig(model, world.TAG), **{**sizes, **options})
@@ -49,19 +60,12 @@ def leaves_of(teacher):
 
 def prompts_of(state):
     """Visual and text prompts of all layers, each [J, n, W] or None, from parameters by name."""
-    text = None
-    if "prompts.text_prompts.context" in state:
-        layers = [
-            state["prompts.text_prompts.context"][None],
-            state.get("prompts.text_prompts.deep"),
-        ]
-        text = torch.cat([layer for layer in layers if layer is not None])
-    vision = state.get("prompts.vision_prompts.tokens")
-    if "prompts.maps.0.weight" in state:
-        maps = [
-            (state[f"prompts.maps.{i}.weight"], state[f"prompts.maps.{i}.bias"])
-            for i in range(len(text))
-        ]
+    state = {name.removeprefix("prompts."): tensor for name, tensor in state.items()}
+    text, vision = state.get("text_prompts.context"), state.get("vision_prompts.tokens")
+    if text is not None:
+        text = torch.cat([text[None], state["text_prompts.deep"]])
+    if "maps.0.weight" in state:
+        maps = [(state[f"maps.{i}.weight"], state[f"maps.{i}.bias"]) for i in range(len(text))]
         vision = torch.stack([layer @ w.T + b for layer, (w, b) in zip(text, maps, strict=True)])
     return vision, text
 
@@ -72,25 +76,18 @@ def texts_of(names, words=WORDS):
 
 @pytest.fixture(scope="module")
 def plain_of_method(plain_of):
-    """The plain terms of the loss on a batch of a domain; with ``published``, those of the regularizers as well."""
-    ensembles = {}
+    """The plain terms of the loss on a batch of a domain; without ``weights``, the cross entropy alone."""
 
-    def terms(domain, batch, state, published=True, model="test-teacher", words=WORDS):
+    def terms(domain, state, batch=slice(4), weights=(25.0, 10.0, 1.0), model=MODEL, words=WORDS):
         clip, names = plain_of(model), domain.tuning_class_names
         vision, text = prompts_of(state)
         images, labels = domain.labeled[batch], domain.labels[batch]
-        if not published:
+        if weights is None:
             texts = clip.text_features(texts_of(names, words), text)
-            return {
-                "ce": plain.cross_entropy(
-                    clip.logits(clip.image_features(images, vision), texts), labels
-                )
-            }
-        if model not in ensembles:
-            ensembles[model] = clip.ensemble(world.NAMES, OPENAI_IMAGENET_TEMPLATES[:60])
-        return plain.promptsrc(
-            clip, images, labels, names, WORDS, vision, text, ensembles[model][: len(names)]
-        )
+            logits = clip.logits(clip.image_features(images, vision), texts)
+            return {"ce": plain.cross_entropy(logits, labels)}
+        ensemble = clip.ensemble(names, TEMPLATES)
+        return plain.promptsrc(clip, images, labels, names, WORDS, vision, text, ensemble, weights)
 
     return terms
 
@@ -99,43 +96,47 @@ def first_batch(teacher, folder, domain=None, **options):
     return world.fit(teacher, folder, domain=domain, limit_train_batches=1, **options)
 
 
-def assert_gradients(seen, leaves):
+def require_loss(seen, *terms):
+    assert seen.losses == [pytest.approx(sum(terms).item(), rel=1e-5)]
+
+
+def require_plain_step(teacher, domain, folder, terms, leaves):
+    """Fit on one batch, and require the loss, its terms and all gradients to be the plain ones."""
+    seen = first_batch(teacher, folder, domain)
+    require_loss(seen, *terms.values())
+    logged = {f"train/loss_{name}": term.item() for name, term in terms.items() if len(terms) > 1}
+    expected = {**logged, "train/loss": seen.losses[0]}
+    # a term may be small beside the logits that it comes from
+    assert seen.logged == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    sum(terms.values()).backward()
     assert seen.gradients.keys() == {name for name, leaf in leaves.items() if len(leaf)}
-    for name, mine in seen.gradients.items():
-        # layer by layer
-        for one, other in (
-            zip(mine, leaves[name].grad, strict=True)
-            if mine.ndim == 3
-            else [(mine, leaves[name].grad)]
-        ):
-            assert relative_error(one, other) < 1e-5, name
+    for name, gradient in seen.gradients.items():
+        layers = gradient.ndim == 3
+        pairs = zip(gradient, leaves[name].grad, strict=True) if layers else []
+        for actual, expected in [*pairs] or [(gradient, leaves[name].grad)]:
+            assert relative_error(actual, expected) < 1e-5, name
+    return seen
 
 
-@pytest.mark.parametrize("model", ["test-teacher", "test-teacher-quickgelu"])
-@pytest.mark.parametrize("num_base", [None, 3])
-def test_the_loss_its_terms_and_all_gradients_are_the_plain_ones(
+@pytest.mark.parametrize(("model", "num_base"), [(MODEL, None), (f"{MODEL}-quickgelu", 2)])
+def test_loss_terms_and_all_gradients_are_the_plain_ones(
     model, num_base, tmp_path, plain_of_method
 ):
-    teacher, domain = disturbed(model), world.TinyDomain(num_base)
+    teacher = disturbed(model)
+    domain = world.TinyDomain(num_base, names=world.NAMES[: 3 if num_base else 2])
     leaves = leaves_of(teacher)
-    terms = plain_of_method(domain, slice(4), leaves, model=model)
-    seen = first_batch(teacher, tmp_path, domain)
-    assert seen.losses == [pytest.approx(sum(t.item() for t in terms.values()), rel=1e-5)]
-    expected = {f"train/loss_{name}": term.item() for name, term in terms.items()}
-    assert seen.logged == pytest.approx({**expected, "train/loss": seen.losses[0]}, rel=1e-5)
-    sum(terms.values()).backward()
-    assert_gradients(seen, leaves)
+    terms = plain_of_method(domain, leaves, model=model)
+    require_plain_step(teacher, domain, tmp_path, terms, leaves)
 
 
-@pytest.mark.parametrize(("left", "published"), [("text", 25.0), ("image", 10.0), ("logits", 1.0)])
-def test_each_regularizer_alone_adds_its_own_term(left, published, tmp_path, plain_of_method):
-    weights = RegularizerWeights(**{"text": 0.0, "image": 0.0, "logits": 0.0, left: 7.0})
-    teacher, domain = disturbed(regularizers=weights), world.TinyDomain()
-    terms = plain_of_method(domain, slice(4), leaves_of(teacher))
-    expected = terms["ce"] + terms[left] * 7 / published
-    assert first_batch(teacher, tmp_path, domain).losses == [
-        pytest.approx(expected.item(), rel=1e-5)
-    ]
+@pytest.mark.parametrize(
+    "weights", [(7.0, 0.0, 0.0), (0.0, 3.0, 0.0), (0.0, 0.0, 5.0)], ids=["text", "image", "logits"]
+)
+def test_each_regularizer_alone_adds_its_own_term(weights, tmp_path, plain_of_method):
+    teacher = disturbed(regularizers=RegularizerWeights(*weights))
+    domain = world.TinyDomain(num_base=2)
+    terms = plain_of_method(domain, leaves_of(teacher), weights=weights)
+    require_loss(first_batch(teacher, tmp_path, domain), *terms.values())
 
 
 @pytest.mark.parametrize(
@@ -152,27 +153,19 @@ def test_settings_make_the_module_another_published_method(
     method, trained, tmp_path, plain_of_method
 ):
     teacher, domain = disturbed(**method), world.TinyDomain(num_base=3)
-    leaves = leaves_of(teacher)
-    words = method.get("context", WORDS) or "X X X X"
-    loss = plain_of_method(domain, slice(4), leaves, published=False, words=words)["ce"]
-    loss.backward()
-    seen = first_batch(teacher, tmp_path, domain)
-    assert seen.losses == [pytest.approx(loss.item(), rel=1e-5)]
-    assert set(seen.logged) == {"train/loss"}
+    leaves, context = leaves_of(teacher), method.get("context", WORDS)
+    terms = plain_of_method(domain, leaves, weights=None, words=context or "X X X X")
+    seen = require_plain_step(teacher, domain, tmp_path, terms, leaves)
     assert set(seen.gradients) == {f"prompts.{name}" for name in trained}
-    assert_gradients(seen, leaves)
-    assert ClassVectors.load(tmp_path / CLASS_VECTORS_FILE).context == method.get("context", WORDS)
+    assert ClassVectors.load(tmp_path / CLASS_VECTORS_FILE).context == context
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"context": None, "text_prompts": NO_PROMPTS}, r"text_prompts\.depth 0.*give context"),
-        ({"classes_at_once": 0}, "classes_at_once is 0, expected 1 or more"),
-        (
-            {**MAPLE, "vision_prompts": PromptConfig(3, 3)},
-            "vision_prompts has length 3 and depth 3, text",
-        ),
+        ({"classes_at_once": 0}, "classes_at_once is 0"),
+        ({**MAPLE, "vision_prompts": PromptConfig(3, 3)}, "vision_prompts has length 3"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(options, match):
@@ -180,29 +173,24 @@ def test_settings_that_cannot_be_are_refused(options, match):
         make_teacher(**options)
 
 
-SETTINGS = {"averaging": AveragingConfig(2, 1.5), "optim": OptimConfig(lr=0.05)}
 WEIGHTS = gaussian_weights(3, 2, 1.5)
 
 
 class Run:
     """A teacher after three epochs with averaging."""
 
-    def __init__(self, method, folder):
-        self.method, self.folder, self.domain = method, folder, world.TinyDomain(num_base=3)
-        self.teacher = make_teacher(**method, **SETTINGS)
+    def __init__(self, folder):
+        self.folder, self.domain = folder, world.TinyDomain(num_base=3)
+        self.teacher = make_teacher(averaging=AveragingConfig(2, 1.5), optim=OptimConfig(lr=0.05))
         self.start = leaves_of(self.teacher)
         self.epochs = world.fit(self.teacher, folder, 3, domain=self.domain, save=True).epochs
         self.prompts = TunedPrompts.load(folder / PROMPTS_FILE)
         self.vectors = ClassVectors.load(folder / CLASS_VECTORS_FILE)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[{}, MAPLE],
-    ids=["independent", "coupled"],
-)
-def run(request, tmp_path_factory):
-    return Run(request.param, tmp_path_factory.mktemp("teacher"))
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return Run(tmp_path_factory.mktemp("teacher"))
 
 
 def test_nine_steps_of_the_trainer_are_nine_plain_steps(run, plain_of_method):
@@ -210,24 +198,22 @@ def test_nine_steps_of_the_trainer_are_nine_plain_steps(run, plain_of_method):
     optimizer = plain.PlainSGD(list(run.start.values()))
     for epoch, state in enumerate(run.epochs):
         for batch in torch.arange(12).split(4):
-            terms = plain_of_method(run.domain, batch, run.start, published=not run.method)
+            terms = plain_of_method(run.domain, run.start, batch)
             optimizer.step(sum(terms.values()), plain.learning_rate(epoch, 3, 0.05))
         for name, expected in run.start.items():
             assert relative_error(state[name], expected) < 1e-5
-            # what was learned is small beside what it was added to
-            assert (
-                epoch == 0
-                or relative_error(state[name] - start[name], expected - start[name]) < 1e-4
-            )
+            if epoch > 0:
+                # what was learned is small beside what it was added to
+                learned = state[name] - start[name]
+                assert relative_error(learned, expected - start[name]) < 1e-4
 
 
 def test_after_the_last_epoch_the_prompts_are_the_average_of_the_epochs(run):
     for name, parameter in run.teacher.named_parameters():
-        expected = sum(
-            w * epoch[name].double() for w, epoch in zip(WEIGHTS, run.epochs, strict=True)
-        )
+        epochs = [epoch[name].double() for epoch in run.epochs]
+        expected = sum(w * epoch for w, epoch in zip(WEIGHTS, epochs, strict=True))
         assert relative_error(parameter, expected) < 1e-6
-        assert relative_error(parameter, run.epochs[-1][name]) > 1e-4
+        assert relative_error(parameter, epochs[-1]) > 1e-4
 
 
 def test_class_vectors_are_those_of_the_averaged_prompts_for_all_names(run, plain_of):
@@ -242,24 +228,18 @@ def test_class_vectors_are_those_of_the_averaged_prompts_for_all_names(run, plai
     assert run.vectors.num_base == 3
     assert run.vectors.logit_scale == pytest.approx(30)
     assert run.vectors.teacher == run.prompts.teacher
-    assert (run.vectors.clip, run.vectors.preprocessing) == (
-        run.teacher.clip,
-        run.teacher.preprocessing,
-    )
+    assert run.vectors.clip == run.teacher.clip
+    assert run.vectors.preprocessing == run.teacher.preprocessing
 
 
 def test_frozen_towers_stay_as_they_are_and_a_checkpoint_holds_the_prompts_alone(run):
     world.assert_untouched(run.teacher.image_tower.module.visual, "test-teacher", "visual.")
     world.assert_untouched(run.teacher.text_tower.module, "test-teacher")
-    file = run.folder / "epoch=2.ckpt"
-    learned = torch.load(file, weights_only=True)["state_dict"]
+    learned = torch.load(run.folder / "epoch=2.ckpt", weights_only=True)["state_dict"]
     assert learned.keys() == {name for name, _ in run.teacher.named_parameters()}
     assert all(name.startswith("prompts.") for name in learned)
     # the averaged ones, after the last epoch
     assert all(torch.equal(learned[name], p) for name, p in run.teacher.named_parameters())
-    # parameters, momentum and the running average, and little more
-    size = sum(p.numel() for p in run.teacher.parameters()) * 4
-    assert 3 * size <= file.stat().st_size < 3 * size + 20_000
 
 
 def test_evaluation_counts_all_classes_with_the_prompts_as_they_are(run, plain_of, tmp_path):
@@ -281,72 +261,65 @@ def test_validation_between_epochs_sees_the_prompts_of_its_own_epoch(tmp_path):
             features = pl_module.prompts.encode_images(pl_module.image_tower.module, batch.images)
             seen.append((outputs["logits"], 30 * features @ fresh.T))
 
-    teacher, seen = make_teacher(optim=OptimConfig(lr=0.5, warmup_lr=0.5)), []
+    teacher, seen = make_teacher(optim=OptimConfig(lr=0.5, warmup_lr=0.5), **IVLP), []
     world.fit(teacher, tmp_path, 2, [Look()], limit_val_batches=1)
     assert len(seen) == 2
     assert all(relative_error(used, fresh) < 1e-6 for used, fresh in seen)
     assert relative_error(seen[0][0], seen[1][0]) > 1e-3
 
 
-SEVERAL = (
-    "crab",
-    ("sea_horse", "fish with a horse's head", "horse"),
-    ("jelly", "squid"),
-    "shark",
-    ("ray", "flat fish"),
-)
-
-
 def test_the_rate_rises_and_falls_by_steps_if_asked_to(tmp_path):
     rates, watch = [], Callback()
-    watch.on_train_batch_start = lambda trainer, *_: rates.append(
-        trainer.optimizers[0].param_groups[0]["lr"]
-    )
-    world.fit(make_teacher(optim=OptimConfig(lr=0.01, warmup_steps=2)), tmp_path, 2, [watch])
+    watch.on_train_batch_start = lambda t, *_: rates.append(t.optimizers[0].param_groups[0]["lr"])
+    optim = OptimConfig(lr=0.01, warmup_steps=2)
+    world.fit(make_teacher(optim=optim, **IVLP), tmp_path, 2, [watch])
     # by hand: 2 epochs of 3 batches, of which 2 steps warm up; then ½ (1 + cos(π s / 4)) for s = 0, 1, 2, 3
     assert rates == pytest.approx([0.005, 0.01, 0.01, 0.0085355, 0.005, 0.0014645], rel=1e-4)
 
 
-@pytest.mark.parametrize("at_once", [2, 128])
-def test_the_features_of_several_texts_of_a_class_are_averaged_before_they_are_normalised(
-    at_once, tmp_path, plain_of
-):
-    teacher, domain = disturbed(classes_at_once=at_once), world.TinyDomain(num_base=3)
-    domain.class_texts = SEVERAL
-    leaves, clip = leaves_of(teacher), plain_of("test-teacher")
+SEVERAL = (
+    ("crab",),
+    ("sea_horse", "fish with a horse's head", "horse"),
+    ("jelly", "squid"),
+    ("shark",),
+    ("ray", "flat fish"),
+)
+
+
+def test_features_of_several_texts_are_averaged_before_normalising(tmp_path, plain_of):
+    teacher, domain = disturbed(classes_at_once=2), world.TinyDomain(num_base=3)
+    domain.class_texts = tuple(texts if len(texts) > 1 else texts[0] for texts in SEVERAL)
+    leaves, clip = leaves_of(teacher), plain_of(MODEL)
     vision, prompts = prompts_of(leaves)
 
-    def averaged(of_class, mean=lambda features: features.mean(dim=0)):
-        texts = [(text,) if isinstance(text, str) else text for text in of_class]
-        return normalized(
-            torch.stack([mean(clip.text_features(texts_of(each), prompts)) for each in texts])
-        )
+    def averaged(classes, mean=lambda features: features.mean(dim=0)):
+        encoded = [clip.text_features(texts_of(texts), prompts) for texts in classes]
+        return normalized(torch.stack([mean(features) for features in encoded]))
 
-    def ensemble(text):
-        templates = [template for _ in text for template in OPENAI_IMAGENET_TEMPLATES[:60]]
-        names = [name.replace("_", " ") for name in text for _ in range(60)]
-        return clip.text_features([t(n) for t, n in zip(templates, names, strict=True)]).mean(dim=0)
+    def ensemble(texts):
+        names = [name.replace("_", " ") for name in texts]
+        return clip.text_features([t(name) for name in names for t in TEMPLATES]).mean(dim=0)
 
-    several = [(text,) if isinstance(text, str) else text for text in SEVERAL[:3]]
-    zero_shot = normalized(torch.stack([ensemble(text) for text in several]))
+    zero_shot = normalized(torch.stack([ensemble(texts) for texts in SEVERAL[:3]]))
     text = averaged(SEVERAL[:3])
     images, labels = domain.labeled[:4], domain.labels[:4]
-    features, frozen = (normalized(clip.image_features(images, each)) for each in (vision, None))
+    features, frozen = (normalized(clip.image_features(images, p)) for p in (vision, None))
     logits, frozen_logits = clip.scale * features @ text.T, clip.scale * frozen @ zero_shot.T
-    loss = plain.cross_entropy(logits, labels) + plain.kl(frozen_logits, logits)
-    loss = loss + 25 * (text - zero_shot).abs().mean() + 10 * (features - frozen).abs().mean()
-    loss.backward()
-
-    seen = first_batch(teacher, tmp_path, domain)
-    assert seen.losses == [pytest.approx(loss.item(), rel=1e-5)]
-    assert_gradients(seen, leaves)
+    text_term, image_term = (text - zero_shot).abs().mean(), (features - frozen).abs().mean()
+    terms = {
+        "ce": plain.cross_entropy(logits, labels),
+        "text": 25 * text_term,
+        "image": 10 * image_term,
+        "logits": plain.kl(frozen_logits, logits),
+    }
+    require_plain_step(teacher, domain, tmp_path, terms, leaves)
     vectors = ClassVectors.load(tmp_path / CLASS_VECTORS_FILE)
-    assert (vectors.class_names, vectors.class_texts) == (world.NAMES, SEVERAL)
+    assert (vectors.class_names, vectors.class_texts) == (world.NAMES, domain.class_texts)
     prompts = prompts_of(leaves_of(teacher))[1].detach()
     assert relative_error(vectors.vectors, averaged(SEVERAL)) < 1e-5
     later = averaged(SEVERAL, lambda features: normalized(features).mean(dim=0))
     assert relative_error(vectors.vectors, later) > 1e-4, "the order must matter here"
-    again = NameEncoder.load(tmp_path).encode(world.NAMES, 3, SEVERAL)
+    again = NameEncoder.load(tmp_path).encode(world.NAMES, 3, domain.class_texts)
     assert torch.equal(again.vectors, vectors.vectors)
 
 
@@ -355,33 +328,20 @@ def test_zero_shot_is_the_untouched_clip(tmp_path, plain_of, monkeypatch):
     monkeypatch.setattr(
         "kdpl.teacher.ensemble_features", lambda *_: pytest.fail("an ensemble was encoded")
     )
-    teacher, domain = (
-        make_teacher(vision_prompts=NO_PROMPTS, text_prompts=NO_PROMPTS),
-        world.TinyDomain(num_base=3),
-    )
+    teacher = make_teacher(vision_prompts=NO_PROMPTS, text_prompts=NO_PROMPTS)
+    domain, clip = world.TinyDomain(num_base=3), plain_of(MODEL)
     world.fit(teacher, tmp_path, 0, domain=domain)
-    clip = plain_of("test-teacher")
     texts = clip.text_features(texts_of(world.NAMES))
-    assert (
-        relative_error(ClassVectors.load(tmp_path / CLASS_VECTORS_FILE).vectors, normalized(texts))
-        < 1e-5
-    )
+    vectors = ClassVectors.load(tmp_path / CLASS_VECTORS_FILE).vectors
+    assert relative_error(vectors, normalized(texts)) < 1e-5
     assert TunedPrompts.load(tmp_path / PROMPTS_FILE).tensors == {}
     expected = clip.logits(clip.image_features(domain.test_images), texts)
     teacher.on_test_epoch_start()
     assert relative_error(teacher.class_logits(domain.test_images), expected) < 1e-5
 
 
-def test_a_bound_on_the_memory_does_not_change_what_is_learned(tmp_path):
-    whole, parts = make_teacher(), make_teacher(classes_at_once=2)
-    for name, teacher in (("whole", whole), ("parts", parts)):
-        world.fit(teacher, tmp_path / name, limit_train_batches=2)
-    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
-        assert relative_error(other, one) < 1e-6
-
-
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-true"])
-def test_what_is_trained_and_kept_is_float32_under_every_precision(precision, tmp_path):
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-true"])
+def test_what_is_trained_is_float32_under_every_precision(precision, tmp_path):
     teacher = disturbed(averaging=AveragingConfig(1, 1))
     before = {name: p.detach().clone() for name, p in teacher.named_parameters()}
     seen = first_batch(teacher, tmp_path, precision=precision)
@@ -397,23 +357,17 @@ def test_what_is_trained_and_kept_is_float32_under_every_precision(precision, tm
 
 def test_without_a_datamodule_that_knows_its_classes_it_is_refused(tmp_path):
     batches = [(torch.zeros(1, 3, 32, 32), torch.zeros(1))]
-    with world.refused(
-        ConfigError, r"TeacherPromptTuning needs to know the class names.*DomainDataModule"
-    ):
+    with world.refused(ConfigError, r"class names.*DomainDataModule"):
         world.quiet_trainer(tmp_path).fit(make_teacher(), train_dataloaders=batches)
 
 
-def test_a_run_is_not_resumed_with_another_text_tower(tmp_path):
-    world.fit(make_teacher(**IVLP), tmp_path, save=True)
+def test_a_run_is_not_resumed_with_another_text_tower_or_other_sizes(tmp_path):
+    first_batch(make_teacher(**IVLP), tmp_path, save=True)
+    checkpoint = {"ckpt_path": tmp_path / "epoch=0.ckpt"}
     other = make_teacher(**IVLP)
     other.text_fingerprint = "0" * 32
-    with world.refused(ArtifactError, r"\(clip is .* here\): .*'noise' of test-teacher"):
-        world.fit(other, tmp_path, 2, ckpt_path=tmp_path / "epoch=0.ckpt")
-
-
-def test_a_run_is_not_resumed_with_other_sizes(tmp_path):
-    world.fit(make_teacher(**IVLP), tmp_path, save=True)
+    with world.refused(ArtifactError, r"\(clip is .* here\).*test-teacher"):
+        world.fit(other, tmp_path, 2, **checkpoint)
     other = make_teacher(**IVLP, vision_prompts=PromptConfig(2, 1))
-    match = r"does not fit the settings \(tensor 'prompts.vision_prompts.tokens' has shape"
-    with world.refused(ConfigError, match):
-        world.fit(other, tmp_path, 2, ckpt_path=tmp_path / "epoch=0.ckpt")
+    with world.refused(ConfigError, r"'prompts\.vision_prompts\.tokens' has shape"):
+        world.fit(other, tmp_path, 2, **checkpoint)

@@ -3,15 +3,13 @@
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from scipy.stats import binom
 
 from kdpl.cli.init_summary import ENOUGH
 from kdpl.confidence.drift.two_samples import QUESTIONS, above_usual
-from kdpl.confidence.held_out import CALIBRATED, HeldOutScores, fit_temperature
-from kdpl.confidence.report.calibration import calibration_error, reliability
+from kdpl.confidence.held_out import HeldOutScores
 from kdpl.confidence.unknown import USUAL, usual_rank
 from kdpl.errors import ConfigError
 
@@ -40,50 +38,6 @@ def held_out(images, errors=0):
     """Scores of held-out images, of which those with the lowest are wrong."""
     scores = torch.linspace(0.5, 0.9, images)
     return HeldOutScores(1.0, scores, scores, torch.arange(images) >= errors)
-
-
-def test_a_temperature_is_as_exact_as_the_page_says():
-    draw = np.random.default_rng(0)
-
-    def images(number):
-        logits = 6 * draw.normal(size=(number, 10))
-        probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities /= probabilities.sum(axis=1, keepdims=True)
-        labels = (probabilities.cumsum(axis=1) < draw.random((number, 1))).sum(axis=1).clip(max=9)
-        return logits, labels
-
-    logits, labels = images(20_000)
-    right = (logits.argmax(axis=1) == labels).mean()
-    assert f"ten classes that is right on {100 * right:.0f} % of the images" in PAGE.replace(
-        "\n", " "
-    )
-    row, found = row_of("--calibrated"), []
-    for number in (50, 100, 400):
-        assert f"with {number}" in row
-        found += [
-            *np.quantile([fit_temperature(*images(number)) for _ in range(500)], [0.05, 0.95])
-        ]
-    assert [float(number) for number in re.findall(r"\d\.\d+", row)] == pytest.approx(
-        found, abs=0.05
-    )
-    assert fit_temperature(logits[:1], labels[:1]) > 0
-    assert row.startswith(f"{CALIBRATED} | ")
-
-    # what of the calibration error is left, at most in 95 % of draws
-    def error(temperature):
-        scores = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
-        scores /= scores.sum(axis=1, keepdims=True)
-        bins = reliability(scores.max(axis=1), scores.argmax(axis=1) == labels)
-        return 100 * calibration_error(bins)
-
-    left = re.findall(
-        r"with (\d+)(?: images the calibration error at the temperature is)? up to (\d+)", row
-    )
-    assert [number for number, _ in left] == ["30", str(CALIBRATED), "300"]
-    logits, labels = logits[:5000], labels[:5000]
-    for number, most in left:
-        drawn = [error(fit_temperature(*images(int(number)))) for _ in range(200)]
-        assert np.quantile(drawn, 0.95) == pytest.approx(int(most), abs=1.5)
 
 
 @pytest.mark.parametrize(

@@ -33,23 +33,10 @@ TAG = "noise"
 """The pretrained tag of every model here."""
 
 
-def _config(
-    vision_width,
-    vision_layers,
-    patch_size,
-    head_width,
-    text_width,
-    text_layers,
-    text_heads,
-    embed_dim,
-):
-    vision = {
-        "layers": vision_layers,
-        "width": vision_width,
-        "head_width": head_width,
-        "patch_size": patch_size,
-    }
-    text = {"width": text_width, "heads": text_heads, "layers": text_layers}
+def _config(embed_dim, vision, text):
+    """A config in open_clip's form; width, layers, and patch and head size of one tower, or heads of the other."""
+    vision = dict(zip(("width", "layers", "patch_size", "head_width"), vision, strict=True))
+    text = dict(zip(("width", "layers", "heads"), text, strict=True))
     return {
         "embed_dim": embed_dim,
         "vision_cfg": {"image_size": 32, **vision},
@@ -57,15 +44,9 @@ def _config(
     }
 
 
-_TEACHER = _config(
-    48, 3, patch_size=8, head_width=16, text_width=40, text_layers=4, text_heads=5, embed_dim=24
-)
-_STUDENT = _config(
-    32, 4, patch_size=16, head_width=8, text_width=8, text_layers=1, text_heads=1, embed_dim=20
-)
-_LARGE = _config(
-    40, 2, patch_size=16, head_width=8, text_width=24, text_layers=1, text_heads=2, embed_dim=28
-)
+_TEACHER = _config(24, vision=(48, 3, 8, 16), text=(40, 4, 5))
+_STUDENT = _config(20, vision=(32, 4, 16, 8), text=(8, 1, 1))
+_LARGE = _config(28, vision=(40, 2, 16, 8), text=(24, 1, 2))
 _RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 4, "head_width": 8}
 _TIMM = {
     "image_size": 48,
@@ -89,9 +70,7 @@ CONFIGS = {
     "test-student-quickgelu": {**_STUDENT, "quick_gelu": True},
     "test-large": {**_LARGE, "vision_cfg": {**_LARGE["vision_cfg"], "image_size": 48}},
     # as many layers as the published settings prompt
-    "test-deep": _config(
-        16, 9, patch_size=16, head_width=8, text_width=16, text_layers=9, text_heads=2, embed_dim=16
-    ),
+    "test-deep": _config(16, vision=(16, 9, 16, 8), text=(16, 9, 2)),
 }
 """Model configs by name."""
 
@@ -99,15 +78,14 @@ CLIPS = ("test-teacher", "test-teacher-quickgelu", "test-student", "test-student
 """Those whose both towers are transformers of CLIP's kind."""
 
 _LOGIT_SCALES = {
-    **{
-        "test-teacher": 30.0,
-        "test-student": 17.0,
-        "test-resnet": 19.0,
-        "test-timm": 23.0,
-        "test-deep": 21.0,
-    },
+    "test-teacher": 30.0,
+    "test-student": 17.0,
+    "test-resnet": 19.0,
+    "test-timm": 23.0,
+    "test-deep": 21.0,
     "test-large": 13.0,
 }
+_NORMS = "ln_", "bn", "norm", "downsample.1"
 
 
 @cache
@@ -117,8 +95,9 @@ def weights(name):
     draw = torch.Generator().manual_seed(sum(plain_name.encode()))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        kind = open_clip.CustomTextCLIP if CONFIGS[name].get("custom_text") else open_clip.CLIP
-        state = kind(**{k: v for k, v in CONFIGS[name].items() if k != "custom_text"}).state_dict()
+        config = {**CONFIGS[name]}
+        kind = open_clip.CustomTextCLIP if config.pop("custom_text", None) else open_clip.CLIP
+        state = kind(**config).state_dict()
     for key, tensor in state.items():
         noise = torch.randn(tensor.shape, generator=draw)
         if key == "logit_scale":
@@ -127,9 +106,7 @@ def weights(name):
             state[key] = 1 + 0.2 * noise.abs()
         elif key.endswith("num_batches_tracked"):
             pass
-        elif any(norm in key for norm in ("ln_", "bn", "norm", "downsample.1")) and key.endswith(
-            "weight"
-        ):
+        elif key.endswith("weight") and any(norm in key for norm in _NORMS):
             state[key] = 1 + 0.2 * noise
         elif tensor.ndim < 2 or "positional" in key:
             state[key] = 0.2 * noise
@@ -206,9 +183,9 @@ class TinyDomain(DomainDataModule):
 
     def for_teachers(self):
         needs = self.trainer.lightning_module.needs
-        others = {teacher.resizing for teacher in needs.teachers()} - {needs.resizing}
-        views = {other: images_of(self.shown, seed=2, size=other.image_size) for other in others}
-        return [{other: view[i] for other, view in views.items()} for i in range(len(self.shown))]
+        resizings = {teacher.resizing for teacher in needs.teachers()} - {needs.resizing}
+        views = {r: images_of(self.shown, seed=2, size=r.image_size) for r in resizings}
+        return [{r: view[i] for r, view in views.items()} for i in range(len(self.shown))]
 
     def train_dataloader(self):
         if self.trainer.lightning_module.needs.split == "labeled":
@@ -228,15 +205,9 @@ class TinyDomain(DomainDataModule):
 def quiet_trainer(folder, max_epochs=1, **options):
     """A trainer on the CPU that prints and logs nothing and writes into ``folder``."""
     off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    quiet = {
-        "devices": 1,
-        **dict.fromkeys(off, False),
-        "num_sanity_val_steps": 0,
-        "limit_val_batches": 0,
-    }
-    return Trainer(
-        accelerator="cpu", max_epochs=max_epochs, default_root_dir=folder, **{**quiet, **options}
-    )
+    none = dict.fromkeys(("num_sanity_val_steps", "limit_val_batches"), 0)
+    settings = {"accelerator": "cpu", "devices": 1, **dict.fromkeys(off, False), **none}
+    return Trainer(max_epochs=max_epochs, default_root_dir=folder, **{**settings, **options})
 
 
 def tuned_prompts(tensors, model="test-teacher-quickgelu", context="a photo of a", **changes):
@@ -244,12 +215,11 @@ def tuned_prompts(tensors, model="test-teacher-quickgelu", context="a photo of a
     clip = clip_of(model)
     tokens, deep = tensors.get("vision_prompts.tokens"), tensors.get("text_prompts.deep")
     none = PromptConfig(depth=0)
+    context_length = len(tensors.get("text_prompts.context", ()))
     fields = {
         "method": "independent",
         "vision": none if tokens is None else PromptConfig(tokens.shape[1], tokens.shape[0]),
-        "text": none
-        if deep is None
-        else PromptConfig(len(tensors.get("text_prompts.context", ())), 1 + len(deep)),
+        "text": none if deep is None else PromptConfig(context_length, 1 + len(deep)),
         "context": context,
         "clip": clip.identity,
         "text_fingerprint": clip.text_fingerprint,
@@ -263,9 +233,8 @@ def frozen_vectors(model="test-teacher-quickgelu", prompts=None, seed=0, **chang
     """Class vectors that nothing was tuned for: random directions, tied to a model and to prompts."""
     clip = clip_of(model)
     draw = torch.Generator().manual_seed(seed)
-    vectors = torch.randn(
-        len(changes.get("class_names", NAMES)), clip.image_tower.embed_dim, generator=draw
-    )
+    size = len(changes.get("class_names", NAMES)), clip.image_tower.embed_dim
+    vectors = torch.randn(size, generator=draw)
     fields = {
         "vectors": torch.nn.functional.normalize(vectors, dim=-1),
         "class_names": NAMES,
@@ -283,9 +252,9 @@ def write_teacher(folder, model="test-teacher-quickgelu", depth=2, seed=0, **cha
     """Write what stage 1 leaves in a run folder, with random prompts; returns the class vectors and visual prompts."""
     draw = torch.Generator().manual_seed(seed)
     width = CONFIGS[model]["vision_cfg"].get("width")  # a network of timm has none, nor prompts
-    prompts = (
-        {"vision_prompts.tokens": torch.randn(depth, 3, width, generator=draw)} if depth else {}
-    )
+    prompts = {}
+    if depth:
+        prompts["vision_prompts.tokens"] = torch.randn(depth, 3, width, generator=draw)
     vectors = frozen_vectors(model, prompts, seed, **changes)
     tuned_prompts(prompts, model).save(folder / PROMPTS_FILE)
     vectors.save(folder / CLASS_VECTORS_FILE)
@@ -308,15 +277,14 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def digits(batch_size, **options):
-    all_of_them = {"shots": None, "val_shots": None}
     settings = {
         "augmentation": "light_affine",
         "num_workers": 0,
         "eval_batch_size": 40,
-        **all_of_them,
-        **options,
+        "shots": None,
+        "val_shots": None,
     }
-    return DomainDataModule("digits", batch_size=batch_size, **settings)
+    return DomainDataModule("digits", batch_size=batch_size, **{**settings, **options})
 
 
 def group_digits(monkeypatch, size=3):

@@ -17,8 +17,7 @@ class Holder(Float32Module):
         self.register_buffer("vectors", torch.tensor([1 / 7]))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize(("dtype", "within"), [(torch.bfloat16, False), (torch.float64, True)])
 def test_values_survive_a_change_of_type_to_the_last_bit(dtype, within):
     holder = Holder()
     before = {k: v.clone() for k, v in holder.state_dict().items()}

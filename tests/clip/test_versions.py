@@ -14,25 +14,17 @@ from kdpl.errors import WeightsError
 TEXT = {"context_length": 16, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
 VISION = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
 OTHERS = {
-    "sound": {"embed_dim": 8, "audio_cfg": {}, "text_cfg": TEXT},
-    "captions": {"embed_dim": 8, "genlip_cfg": {}, "vision_cfg": VISION, "text_cfg": TEXT},
-    "any number of patches": {
-        "embed_dim": 8,
-        "vision_cfg": {**VISION, "image_seq_len": 4},
-        "text_cfg": TEXT,
-    },
-    "another tokenizer": {
-        "embed_dim": 8,
-        "vision_cfg": VISION,
-        "text_cfg": {**TEXT, "tokenizer_type": "tiktoken"},
-    },
+    "sound": {"audio_cfg": {}, "text_cfg": TEXT},
+    "captions": {"genlip_cfg": {}, "vision_cfg": VISION, "text_cfg": TEXT},
+    "any number of patches": {"vision_cfg": {**VISION, "image_seq_len": 4}, "text_cfg": TEXT},
+    "another tokenizer": {"vision_cfg": VISION, "text_cfg": {**TEXT, "tokenizer_type": "tiktoken"}},
 }
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 @pytest.mark.parametrize("load", [load_clip, load_image_clip])
 def test_a_model_that_is_not_a_clip_of_square_images_is_refused(load, kind, monkeypatch):
-    monkeypatch.setitem(kdpl.clip.loading._REGISTRY, kind, (OTHERS[kind], {}))
+    monkeypatch.setitem(kdpl.clip.loading._REGISTRY, kind, ({"embed_dim": 8, **OTHERS[kind]}, {}))
     with world.refused(WeightsError, f"{kind} is not a CLIP of square images and texts"):
         load(ClipConfig(kind, "random"))
 
@@ -49,12 +41,8 @@ def test_only_clips_are_listed():
 
 @pytest.mark.filterwarnings("ignore:.*random weights")
 def test_the_end_of_a_text_has_an_id_where_a_config_names_none(monkeypatch):
-    config = {
-        "embed_dim": 8,
-        "custom_text": True,
-        "vision_cfg": VISION,
-        "text_cfg": {**TEXT, "pool_type": "eos"},
-    }
+    text = {**TEXT, "pool_type": "eos"}
+    config = {"embed_dim": 8, "custom_text": True, "vision_cfg": VISION, "text_cfg": text}
     monkeypatch.setitem(kdpl.clip.loading._REGISTRY, "eos", (config, {}))
     assert load_clip(ClipConfig("eos", "random")).text_tower.end == 2
 

@@ -22,9 +22,17 @@ def arranged(clip, texts):
     return ArrangedTexts.of(clip.tokenize(texts))
 
 
-@pytest.mark.parametrize("name", ["test-teacher", "test-teacher-quickgelu"])
-@pytest.mark.parametrize(("depth", "length"), [(1, 4), (2, 4), (4, 4), (3, 2)])
-@pytest.mark.parametrize("at_once", [1, 2, 3, 128])
+@pytest.mark.parametrize(
+    ("at_once", "depth", "length", "name"),
+    [
+        (128, 1, 4, "test-teacher"),
+        (2, 2, 4, "test-teacher-quickgelu"),
+        (1, 4, 4, "test-teacher"),
+        (128, 4, 4, "test-teacher-quickgelu"),
+        (3, 3, 2, "test-teacher"),
+        (128, 3, 2, "test-teacher-quickgelu"),
+    ],
+)
 def test_prompted_features_and_gradients_are_the_plain_ones(
     at_once, depth, length, name, clip_of, plain_of
 ):
@@ -47,9 +55,8 @@ def test_prompted_features_and_gradients_are_the_plain_ones(
     assert not [p for p in prompts.parameters() if p.requires_grad and p.grad is None]
     if length < 4:
         other = arranged(clip, prompt_texts("a photo with no", length, world.NAMES))
-        assert relative_error(prompts(clip.text_tower, other), expected) > 1e-3, (
-            "the words that stay must matter"
-        )
+        # the words that stay must matter
+        assert relative_error(prompts(clip.text_tower, other), expected) > 1e-3
 
 
 @pytest.mark.parametrize("length", [2, 4])
@@ -57,10 +64,8 @@ def test_the_context_starts_at_copies_of_the_first_words(length, clip_of, plain_
     clip, plain = clip_of("test-teacher"), plain_of("test-teacher")
     prompts = TextPrompts(length, 1, WORDS, clip.text_tower, clip.tokenize)
     texts = ["a photo of a sea horse.", "a photo of a crab."]
-    assert (
-        relative_error(prompts(clip.text_tower, arranged(clip, texts)), plain.text_features(texts))
-        < 1e-5
-    )
+    features = prompts(clip.text_tower, arranged(clip, texts))
+    assert relative_error(features, plain.text_features(texts)) < 1e-5
     embeddings = world.weights("test-teacher")["token_embedding.weight"]
     assert torch.equal(prompts.context, embeddings[token_ids(WORDS)[1 : 1 + length]])
     with torch.no_grad():
@@ -84,9 +89,7 @@ def test_a_name_that_does_not_fit_is_refused(clip_of):
     clip = clip_of("test-teacher")
     texts = tokenize_prompts(clip.tokenize, prompt_texts(WORDS, 4, ["crab " * 69]), clip.text_tower)
     assert len(texts.prefix) + texts.rests[0].shape[1] == 76
-    with world.refused(
-        ConfigError, r"'a photo of a crab crab .*all 77 tokens.*shorten the class name"
-    ):
+    with world.refused(ConfigError, "'a photo of a crab crab .* 77 tokens"):
         tokenize_prompts(clip.tokenize, prompt_texts(WORDS, 4, ["crab " * 80]), clip.text_tower)
 
 
@@ -95,16 +98,10 @@ def test_the_ensemble_averages_features_before_normalising(clip_of, plain_of):
     names = world.NAMES[:2]
     features = ensemble_features(clip.text_tower, clip.tokenize, names, PROMPTSRC_TEMPLATES)
     assert relative_error(features, plain.ensemble(names, OPENAI_IMAGENET_TEMPLATES[:60])) < 1e-5
-    assert relative_error(features, plain.ensemble(names, OPENAI_IMAGENET_TEMPLATES)) > 1e-3
-    each_normalised = [
-        normalized(plain.text_features([t(n.replace("_", " ")) for t in PROMPTSRC_TEMPLATES])).mean(
-            dim=0
-        )
-        for n in names
-    ]
-    assert relative_error(features, normalized(torch.stack(each_normalised))) > 1e-4, (
-        "the order must matter here"
-    )
+    texts = [[t(name.replace("_", " ")) for t in PROMPTSRC_TEMPLATES] for name in names]
+    later = [normalized(plain.text_features(named)).mean(dim=0) for named in texts]
+    # the order must matter here
+    assert relative_error(features, normalized(torch.stack(later))) > 1e-4
     assert not features.requires_grad
     assert len(PROMPTSRC_TEMPLATES) == 60
 
@@ -112,9 +109,9 @@ def test_the_ensemble_averages_features_before_normalising(clip_of, plain_of):
 @pytest.mark.parametrize(
     ("length", "depth", "words", "match"),
     [
-        (4, 5, None, "text prompts of length 4 and depth 5 do not fit.*1 to 4"),
-        (4, 2, "a photo of", "'a photo of' has 3 tokens, fewer than .* length 4: give more"),
-        (4, 2, "", "'' has 0 tokens, fewer than"),
+        (4, 5, None, "length 4 and depth 5"),
+        (4, 2, "a photo of", "'a photo of' has 3 tokens"),
+        (4, 2, "", "'' has 0 tokens"),
     ],
 )
 def test_sizes_and_words_that_do_not_fit_are_refused(length, depth, words, match, clip_of):
@@ -126,22 +123,22 @@ def test_sizes_and_words_that_do_not_fit_are_refused(length, depth, words, match
 def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_classes(clip_of):
     clip = clip_of("test-teacher")
     prompts = noisy_prompts(clip, 4)
-    names = [
-        f"a photo of a {one} {other}." for one in ("sea", "river", "lake") for other in "abcdefghij"
-    ]
+    words = "sea", "river", "lake"
+    names = [f"a photo of a {word} {letter}." for word in words for letter in "abcdefghij"]
 
     def kept(classes, at_once):
         """Bytes that autograd holds between forward and backward."""
-        found = {}
+        sizes = {}
 
         def count(tensor):
-            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         texts = arranged(clip, names[:classes])
         with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
             features = prompts(clip.text_tower, texts, at_once)
-        return sum(found.values()) if features.requires_grad else 0
+        return sum(sizes.values()) if features.requires_grad else 0
 
     assert kept(30, at_once=128) > 2 * kept(10, at_once=128)
     assert kept(30, at_once=9) < 1.1 * kept(10, at_once=9)

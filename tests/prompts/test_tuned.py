@@ -66,7 +66,7 @@ def test_the_fingerprint_tells_teachers_apart():
     ],
 )
 def test_prompts_for_another_clip_or_of_an_unknown_method_are_refused(changes, clip_of):
-    with world.refused(ArtifactError, r"tuned prompts do not fit test-teacher \(.*use the CLIP"):
+    with world.refused(ArtifactError, "do not fit test-teacher"):
         tuned(**changes).build_method(clip_of("test-teacher"))
 
 
@@ -76,10 +76,7 @@ def test_a_clip_with_other_weights_than_then_is_refused(name, monkeypatch):
     changed[name] = changed[name] + 1e-3
     registered = world.CONFIGS["test-teacher"], {world.TAG: lambda: changed}
     monkeypatch.setitem(kdpl.clip.loading._REGISTRY, "test-teacher", registered)
-    match = (
-        "'noise' of test-teacher are not the weights that the teacher was tuned on: restore them"
-    )
-    with world.refused(WeightsError, match):
+    with world.refused(WeightsError, "of test-teacher are not the weights"):
         prompts.load_clip()
 
 
@@ -88,7 +85,5 @@ def test_a_file_that_was_changed_is_refused(tmp_path):
     tuned().save(path)
     kept, read = read_tensors(path, KIND, VERSION, "")
     write_tensors(path, KIND, VERSION, kept, {**read, "context": "other words"})
-    with world.refused(
-        ArtifactError, r"prompts\.safetensors holds other prompts than its fingerprint says"
-    ):
+    with world.refused(ArtifactError, r"prompts\.safetensors .* fingerprint"):
         TunedPrompts.load(path)
