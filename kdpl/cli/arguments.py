@@ -92,8 +92,15 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     parser = build_parser(command, prog)
     parameters = inspect.signature(command).parameters
     if _SETTINGS in parameters:
-        values, settings = parser.parse_known_args(argv)
-        options = {**vars(values), _SETTINGS: settings}
+        # an optional argument has to come first: values of options to hand on look like one
+        optional = [
+            name
+            for name, (parameter, _) in _parameters(command).items()
+            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY and parameter.default is None
+        ]
+        absent = optional if not argv or argv[0].startswith("-") else []
+        values, settings = parser.parse_known_args([*[""] * len(absent), *argv])
+        options = {**vars(values), **dict.fromkeys(absent), _SETTINGS: settings}
     else:
         values, unknown = parser.parse_known_intermixed_args(argv)
         if unknown:

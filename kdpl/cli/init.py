@@ -23,12 +23,20 @@ from kdpl.data.sources import find_unlabeled
 from kdpl.data.storage import is_url
 from kdpl.data.survey.found import FoundImage, find, leave_out_copies
 from kdpl.data.survey.images import inspect_images, overlooked, relabel, set_aside
+from kdpl.data.survey.views import views_to_choose
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.class_names import fault_of_name
 from kdpl.runtime.files import write_rows, write_text
 
-_TABLE, _CONFIG, _LEFT_OUT = "images.csv", "data.yaml", "left_out.csv"
+CONFIG = "data.yaml"
+"""File that ``init`` writes for a run."""
+
+_TABLE, _LEFT_OUT = "images.csv", "left_out.csv"
 _HELD_OUT = 0.25
+_AFFINE_HINT = """\
+    # augmentation: light_affine  # where a mirrored or closely cropped image would be of \
+another class
+"""
 _VAL_SHARE, _VAL_LEAST = 0.2, 8  # default share of each class with at least so many labels
 
 
@@ -75,7 +83,42 @@ def init(
         overwrite: Replace the config and the list that an earlier init wrote into OUT.
         workers: Processes that decode; by default one for each processor core.
     """
-    source, folder = Path(path).expanduser(), Path(out).expanduser()
+    config, _ = survey(
+        path,
+        Path(out).expanduser(),
+        unlabeled=unlabeled,
+        class_names=class_names,
+        label_separator=label_separator,
+        empty_labels=empty_labels,
+        labels=labels,
+        shots=shots,
+        val_share=val_share,
+        overwrite=overwrite,
+        workers=workers,
+    )
+    print_next(config, config.with_name(_TABLE), label_separator)
+    return 0
+
+
+def survey(
+    path: str,
+    folder: Path,
+    *,
+    unlabeled: Sequence[str] = (),
+    class_names: str | None = None,
+    label_separator: str | None = None,
+    empty_labels: EmptyLabels | None = None,
+    labels: str | None = None,
+    shots: int | None = None,
+    val_share: str | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+) -> tuple[Path, list[FoundImage]]:
+    """Survey images, write a config for them into ``folder``, and print what was found.
+
+    Arguments are as in ``init``. Returns the config and the images that it uses.
+    """
+    source = Path(path).expanduser()
     val = 0.0 if val_share in ("0", "0%") else share("--val-share", val_share)
     _require_new(folder, overwrite)
 
@@ -101,19 +144,19 @@ def init(
     unlisted_paths = {image.path for image in further}
     _write_table(folder, [image for image in images if image.path not in unlisted_paths], reader)
     skips = _write_left_out(folder, reader, {image.path for image in images}, left_out)
-    _write_config(folder, images, "val" in notes, reader, skips, shots)
+    affine = views_to_choose({named.name for named in names.values()}, images)
+    _write_config(folder, images, "val" in notes, reader, skips, shots, affine)
 
     # print last, since the reader of a pipe may close it
-    print_survey(source, images, names, shots, notes)
+    print_survey(source, images, names, shots, notes, affine)
     print_lines("not taken", ignored)
     print_lines("left out", [*left_out.values()], f", all in {_LEFT_OUT}")
-    print_next(folder / _CONFIG, folder / _TABLE, label_separator)
-    return 0
+    return folder / CONFIG, images
 
 
 def _require_new(folder: Path, overwrite: bool) -> None:
     """Raise a ConfigError if a file to write exists and must not be overwritten."""
-    for name in (_CONFIG, _TABLE):
+    for name in (CONFIG, _TABLE):
         if (folder / name).exists() and not overwrite:
             raise ConfigError(
                 f"{folder / name} exists already: choose another --out, or give --overwrite"
@@ -289,6 +332,7 @@ def _write_config(
     reader: Table,
     skips: bool,
     shots: int | None,
+    affine: str | None,
 ) -> None:
     # the shots, and what the labels allow
     smallest = min(training_counts(images).values(), default=0)
@@ -318,16 +362,19 @@ def _write_config(
         "classes": {name: value for name, value in classes.items() if value is not None} or None,
         "reading": {"skip_list": str((out / _LEFT_OUT).absolute())} if skips else None,
         "allow_fewer_shots": True if smallest else None,
+        "augmentation": "light_affine" if affine else None,
     }
     comments = {
         "reading": "  # without unusable images, and copies",
         "allow_fewer_shots": "  # classes with fewer images give all they have",
+        "augmentation": f"  # without mirroring: {affine}",
     }
     settings = "".join(
         f"    {name}: {json.dumps(value, ensure_ascii=False)}{comments.get(name, '')}\n"
         for name, value in values.items()
         if value is not None
     )
+    hint = "" if affine else _AFFINE_HINT
     text = f"""\
 # Written by python -m kdpl init;
 # {test}.
@@ -339,9 +386,7 @@ data:
 {settings}\
     shots: {taken}
     val_shots: null  # validate on all validation images, if there are any
-    # augmentation: light_affine  # where a mirrored or closely cropped image would be of \
-another class
-    # protocol: base_to_novel  # to measure the accuracy on classes that the teacher had no \
+{hint}    # protocol: base_to_novel  # to measure the accuracy on classes that the teacher had no \
 labels of
 """
-    write_text(out / _CONFIG, text)
+    write_text(out / CONFIG, text)

@@ -44,6 +44,7 @@ def print_survey(
     names: Mapping[str, ClassName],
     shots: int | None,
     notes: Mapping[str, str],
+    affine: str | None,
 ) -> None:
     """Print the survey: splits, labels to train on, and what is missing or looks wrong."""
     several = any(image.separator is not None for image in images)
@@ -102,11 +103,11 @@ def print_survey(
 
     # names and pictures that look wrong
     _print_uninformative(names)
-    print(
-        "  the default augmentation crops and mirrors: for digits, letters, or left and right, "
-        "add to the last command"
-    )
-    print(f"    {_AFFINE}")
+    if affine:
+        print(f"  images are not mirrored (augmentation light_affine), since {affine}")
+    else:
+        print("  images are mirrored and cropped: if that would change the class of one, add")
+        print(f"    {_AFFINE}")
     if plain := [visible(image.path) for image in images if image.plain]:
         print(
             f"  images of one colour, or nearly so: {len(plain)} ({_some(plain)}): look whether "
@@ -161,7 +162,7 @@ def print_next(config: Path, table: Path, label_separator: str | None) -> None:
         "  to try things out in minutes, offline and without a GPU, with miniature CLIPs that know "
         "letters and digits:"
     )
-    print(f"    {command('cpu', 'quickstart', small, 'offline', f' {_AFFINE}')}")
+    print(f"    {command('cpu', 'quickstart', small, 'offline')}")
     gpu = shutil.which("nvidia-smi") is not None
     if not gpu:
         print(

@@ -3,7 +3,7 @@
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import NonNegativeInt
 
+from kdpl.data.readers.table import EmptyLabels
 from kdpl.errors import ConfigError, KdplError, visible
 from kdpl.runtime import plugins, slurm
 from kdpl.runtime.configs import find_config, read_config
@@ -22,6 +23,7 @@ from kdpl.runtime.origin import flatten
 from kdpl.runtime.run_folder import (
     CLASS_VECTORS_FILE,
     CLASSIFIER_FOLDER,
+    DATA_FOLDER,
     DECODED_FILE,
     REPORT_FILE,
     RESULTS_FILE,
@@ -49,30 +51,38 @@ _DEPTHS = ("model.init_args.vision_prompts.depth", "model.init_args.text_prompts
 
 
 def run(
+    path: str | None = None,
     *,
     config: list[str] = [],  # noqa: B006 - the parser copies it
-    teacher: list[str],
-    student: list[str],
-    out: str,
+    teacher: list[str] = [],  # noqa: B006 - the parser copies it
+    student: list[str] = [],  # noqa: B006 - the parser copies it
+    out: str | None = None,
     seed: int = 1,
     shots: NonNegativeInt | None = None,
     teacher2: list[str] = [],  # noqa: B006 - the parser copies it
     search: bool = False,
+    class_names: str | None = None,
+    label_separator: str | None = None,
+    empty_labels: EmptyLabels | None = None,
     settings: list[str],
 ) -> int:
     """Tune a teacher, freeze class vectors, distil a student, test both, write classifier, report.
 
-    Any other option, such as --trainer.max_epochs 5, is passed on to both stages. An interrupted
-    run is resumed by the same command.
+    With PATH, your images are surveyed, trainer, teacher, student and target are chosen unless you
+    give them, and the command that names them is printed. Any other option, such as
+    --trainer.max_epochs 5, is passed on to both stages. An interrupted run is resumed by the same
+    command.
 
     Args:
+        path: Folder with <class>/…, or train/<class>/… and test/<class>/…, and unlabeled/…; or a
+            table, as for init. Write it before all options.
         config: Config for both stages: data, trainer, logger; a file, or the name of one that ships
             with kdpl, such as trainer/gpu; may be repeated.
         teacher: Config for stage 1 alone; a file, or a name such as promptsrc_vit_l14; may be
-            repeated.
+            repeated. Required without PATH.
         student: Config for stage 2 alone; a file, or a name such as promptkd_vit_b16; may be
-            repeated.
-        out: The run's folder.
+            repeated. Required without PATH. With PATH, a target follows unless a config sets one.
+        out: The run's folder; with PATH, by default runs/NAME with the name of PATH.
         seed: Seed of sampling, initialisation and order.
         shots: Labelled images a class, short for --data.init_args.shots; with 0 the teacher is the
             original CLIP.
@@ -80,21 +90,36 @@ def run(
             first one's; may be repeated.
         search: Choose what of the student is trained before it is distilled, without labels, as the
             command search does, which costs about one more fit.
+        class_names: With PATH, file with the names of all classes, as for init.
+        label_separator: With a table as PATH, character between two classes of a label, as for
+            init.
+        empty_labels: Meaning of an empty label with --label-separator, as for init.
         settings: Options for both stages.
     """
     from rich.console import Console
 
+    from kdpl.cli.choice import Options, complete
     from kdpl.cli.run_summary import summarize
     from kdpl.runtime.lock import RunLock
     from kdpl.runtime.messages import process_rank
 
-    # find the configs, and parse the settings of each stage once
-    configs = _find_configs(config, teacher, teacher2, student)
-    folder = Path(out)
+    # choose what is not given
+    if out is None and path is None:
+        raise ConfigError("--out is missing: give the folder of the run")
+    folder = Path(out or Path("runs") / Path(path or "").expanduser().absolute().stem)
     _require_run_folder(folder)
     settings = [f"--data.init_args.shots={shots}", *settings] if shots is not None else settings
+    reading = (class_names, label_separator, empty_labels)
+    options = Options(config, teacher, student, search, settings)
+    if path is None:
+        _require_stages(teacher, student, reading)
+    else:
+        options = complete(path, folder, options, reading)
+
+    # find the configs, and parse the settings of each stage once
+    configs = _find_configs(options.config, options.teacher, teacher2, options.student)
     stages = _parse(folder, configs, seed, settings)
-    steps = _steps(folder, stages, search)
+    steps = _steps(folder, stages, options.search)
     os.environ.setdefault("WANDB_RUN_GROUP", folder.name)
     # the stages are runs of their own
     os.environ.pop("WANDB_RUN_ID", None)
@@ -126,6 +151,22 @@ def run(
                 resolve_name(report)(str(folder), trust=True)
             summarize(console, folder, nothing_done=not unfinished)
     return 0
+
+
+def _require_stages(teacher: list[str], student: list[str], reading: Iterable[str | None]) -> None:
+    """Raise a ConfigError unless both stages, and nothing for a PATH, are given."""
+    for option, names in (("teacher", teacher), ("student", student)):
+        if not names:
+            raise ConfigError(
+                f"--{option} is missing: give it, or the folder of your images, as in python -m "
+                "kdpl run my_images"
+            )
+    for value in reading:
+        if value is not None:
+            raise ConfigError(
+                f"{value!r} says how PATH is read, but there is none: give the folder or table of "
+                "your images before all options"
+            )
 
 
 def _find_configs(
@@ -296,7 +337,8 @@ def _require_run_folder(out: Path) -> None:
     """Refuse a folder that contains anything other than a run."""
     # a stage may exist already, imported for example
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
-    foreign = [name for name in names if not name.startswith(".") and name not in STAGE_FOLDERS]
+    expected = (*STAGE_FOLDERS, DATA_FOLDER)
+    foreign = [name for name in names if not name.startswith(".") and name not in expected]
     if foreign and not (out / RUN_FILE).is_file():
         raise ConfigError(
             f"--out {out} contains something other than a run ({visible(min(foreign))}): choose "

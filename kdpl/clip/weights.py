@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from kdpl.clip.identity import ClipConfig
 from kdpl.errors import ConfigError, WeightsError, reason
-from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
+from kdpl.runtime.network import (
+    WITHOUT_NETWORK,
+    HubUnreachableError,
+    hub_or_cache,
+    require_hub,
+)
 
 StateDict = dict[str, Tensor]
 
@@ -89,6 +94,18 @@ def _fetch(config: ClipConfig, tag: Mapping[str, Any]) -> Path:
             f"clip.pretrained, and clip.quick_gelu {str(bool(tag.get('quick_gelu'))).lower()}"
             f"{WITHOUT_NETWORK}"
         ) from error
+
+
+def obtainable(model: str, tag: str) -> bool:
+    """Return whether weights are cached, or the hub answers, so that they can be fetched."""
+    try:
+        require_hub()
+    except HubUnreachableError:
+        try:
+            _fetch(ClipConfig(model, tag), open_clip.get_pretrained_cfg(model, tag))
+        except WeightsError:
+            return False
+    return True
 
 
 def preprocessing_of_file(config: ClipConfig, path: Path) -> Mapping[str, Any]:

@@ -41,6 +41,8 @@ Marks the folder as a run's; ``config.yaml`` of each stage ensures that settings
 """
 STAGE_FOLDERS = ("teacher", "teacher2", "student")
 """Stages of a whole run; a second teacher is rare."""
+DATA_FOLDER = "data"
+"""Survey of the images of ``run PATH``, and what was chosen for them."""
 SUMMARY_FILE = "results.json"
 """Accuracies of all tests of a whole run."""
 

@@ -16,6 +16,7 @@ from kdpl.data.sampling import held_out_of
 from kdpl.data.sources import content_of, digest_of_content
 from kdpl.data.storage import is_image, is_url
 from kdpl.data.survey.found import FoundImage, in_one_cell
+from kdpl.data.survey.views import is_drawn
 from kdpl.errors import DataError, visible
 
 # images that kdpl does not open
@@ -177,7 +178,7 @@ def _inspect(image: FoundImage) -> FoundImage:
         # a (min, max) pair for each colour
         extrema = cast(tuple[tuple[int, int], ...], rgb.getextrema())
         plain = all(high - low < _NEARLY for low, high in extrema)
-        image = replace(image, size=rgb.size, plain=plain)
+        image = replace(image, size=rgb.size, plain=plain, drawn=is_drawn(rgb))
     except DataError as error:
         return replace(image, fault=str(error))
     except UnicodeEncodeError:

@@ -1,0 +1,189 @@
+"""Trainer, models and target that ``run PATH`` chooses where they are not given, and why."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from kdpl.cli.init import CONFIG, survey
+from kdpl.data.readers.table import EmptyLabels
+from kdpl.errors import ArtifactError, ConfigError, reason
+from kdpl.runtime.configs import find_config, read_config
+from kdpl.runtime.files import write_text
+from kdpl.runtime.messages import process_rank
+from kdpl.runtime.origin import flatten
+from kdpl.runtime.run_folder import DATA_FOLDER
+
+_CHOICE = "choice.json"
+_SMALL_GPU = 8 * 2**30  # bytes; a step of the published teacher with 1,000 classes takes 5.6 GB
+_POOL_TO_SEARCH = 500  # images to distil on, of which a search holds 100 out
+
+
+@dataclass(frozen=True)
+class Options:
+    """Configs by name, as options of ``run`` take them, and settings of both stages."""
+
+    config: Sequence[str]
+    teacher: Sequence[str]
+    student: Sequence[str]
+    search: bool
+    settings: Sequence[str] = ()
+
+    def command(self, out: Path) -> str:
+        """Return the command with these options; it can be pasted in any folder."""
+        words = ["python", "-m", "kdpl", "run"]
+        for option in ("config", "teacher", "student"):
+            words += [word for value in getattr(self, option) for word in (f"--{option}", value)]
+        words += ["--search"] * self.search + [*self.settings, "--out", str(out.absolute())]
+        return shlex.join(words)
+
+    def sets(self, prefix: str) -> bool:
+        """Return whether a config or a setting sets something that begins with a dotted name."""
+        files = [
+            *map(find_config, self.config),
+            *(find_config(name, "student") for name in self.student),
+        ]
+        names = [name for file in files for name in flatten(read_config(file))]
+        names += [setting.lstrip("-").partition("=")[0] for setting in self.settings]
+        return any(name.replace(".init_args", "").startswith(prefix) for name in names)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for the images of a path, with a reason for each."""
+
+    path: str
+    trainer: list[str]
+    teacher: list[str]
+    student: list[str]
+    target: str
+    search: bool
+    reasons: Mapping[str, str]
+
+    def completed(self, given: Options, data: str) -> tuple[Options, list[str]]:
+        """Return the options of the run, where those that are given win, and the reasons."""
+        trainer = [] if given.sets("trainer.accelerator") else self.trainer
+        target = [] if given.sets("model.target") else [self.target]
+        search = self.search and not given.student
+        options = replace(
+            given,
+            config=[data, *trainer, *given.config],
+            teacher=given.teacher or self.teacher,
+            student=[*(given.student or self.student), *target],
+            search=given.search or search,
+        )
+        chosen = {
+            "trainer": trainer,
+            "models": not (given.teacher and given.student),
+            "target": target,
+            "search": search,
+        }
+        return options, [why for name, why in self.reasons.items() if chosen[name]]
+
+
+def complete(
+    path: str,
+    out: Path,
+    given: Options,
+    reading: tuple[str | None, str | None, EmptyLabels | None],
+) -> Options:
+    """Survey images, choose what is not given, and print it; a run that resumes reads both.
+
+    Args:
+        path: Folder or table of the images.
+        out: The run's folder.
+        given: Options that are given.
+        reading: Class names, label separator and meaning of empty labels, as for ``init``.
+    """
+    names, separator, empty = reading
+    folder, source = out / DATA_FOLDER, str(Path(path).expanduser().absolute())
+    first, choice = process_rank() == 0, _read(folder)
+    if choice is None and not first:
+        raise ConfigError(
+            f"one process surveys {path}: call python -m kdpl init {path}, and give its config as "
+            "--config"
+        )
+    if choice is None:
+        _, images = survey(
+            path,
+            folder,
+            class_names=names,
+            label_separator=separator,
+            empty_labels=empty,
+            overwrite=True,
+        )
+        pool = sum(image.split == "train" for image in images)
+        choice = choose(source, separator is not None, pool)
+        write_text(folder / _CHOICE, json.dumps(asdict(choice), indent=2))
+    elif choice.path != source:
+        raise ConfigError(f"{out} is a run of {choice.path}, not of {path}: choose another --out")
+    options, reasons = choice.completed(given, str((folder / CONFIG).absolute()))
+    if first:
+        print(f"chosen for {path}, where you give nothing else:")
+        for line in reasons:
+            print(f"  {line}")
+        print(f"the same command in full, into {out}:\n  {options.command(out)}")
+    return options
+
+
+def _read(folder: Path) -> Choice | None:
+    """Return what was chosen before, or None; an ArtifactError if it cannot be read."""
+    file = folder / _CHOICE
+    try:
+        return Choice(**json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{file} cannot be read ({reason(error)}): remove {folder}") from error
+
+
+def choose(path: str, several_labels: bool, pool: int) -> Choice:
+    """Choose by the hardware, by the weights that can be loaded, and by the images.
+
+    Args:
+        path: Folder or table of the images.
+        several_labels: Whether an image has a list of labels.
+        pool: Number of images to distil on.
+    """
+    import torch
+
+    from kdpl.clip.weights import obtainable
+
+    # hardware
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    trainer = ["trainer/gpu", *["trainer/ddp"] * (gpus > 1)] if gpus else ["trainer/cpu"]
+    found = f"{gpus} GPUs were found" if gpus > 1 else f"{'a' if gpus else 'no'} GPU was found"
+    reasons = {"trainer": f"{', '.join(trainer)}: {found}"}
+
+    # models
+    published = ("ViT-L-14-quickgelu", "ViT-B-16-quickgelu")
+    miniatures = not gpus or not all(obtainable(model, "openai") for model in published)
+    if miniatures:
+        # several labels: a network of 32 pixels cannot tell small objects apart
+        models = ["quickstart"], ["quickstart_timm_64" if several_labels else "quickstart"]
+        why = (
+            "miniature CLIPs, which know digits and letters and LITTLE ELSE, since "
+            + ("the published weights are not cached and cannot be fetched" if gpus else found)
+            + "; for photographs give --teacher promptsrc_vit_l14 --student promptkd_vit_b16"
+        )
+    else:
+        small = torch.cuda.get_device_properties(0).total_memory < _SMALL_GPU
+        models = ["promptsrc_vit_l14", *["vit_b16"] * small], ["promptkd_vit_b16"]
+        why = "the published models" + (", a smaller teacher for so small a GPU" if small else "")
+    reasons["models"] = f"teacher {', '.join(models[0])}, student {', '.join(models[1])}: {why}"
+
+    # target, and what of the student is trained
+    target = "local_views" if several_labels else "refined"
+    learned = (
+        "what the teacher sees in crops of each image"
+        if several_labels
+        else "the teacher's predictions, corrected by your labels and the shape of the pool"
+    )
+    reasons["target"] = f"target {target}: the student learns {learned}"
+    search = miniatures and not several_labels and pool >= _POOL_TO_SEARCH
+    reasons["search"] = (
+        f"search: {pool} images to distil on are enough to choose what of so small a student is "
+        "trained"
+    )
+    return Choice(path, trainer, *models, target, search, reasons)
