@@ -15,8 +15,8 @@ STAGES = ("fit", "validate", "test")
 COMMANDS = {
     "run": (
         "run:run",
-        "both stages on your data: tune the teacher, distil the student, test, "
-        "write the classifier",
+        "from a folder of images to a classifier: choose, tune the teacher, distil the student, "
+        "test",
     ),
     "fit": ("fit:run_command", "one stage: train what --config says into the folder --out"),
     "validate": ("fit:run_command", "accuracies of a run on the validation split"),
@@ -51,6 +51,17 @@ COMMANDS = {
 """Module and function of each core command, and its line in the usage text."""
 
 
+_GROUPS = {
+    "first": ("run", "predict"),
+    "train": ("init", "fit", "validate", "test", "search", "cache"),
+    "use": ("export", "class-vectors", "boxes", "serve", "demo"),
+    "understand": ("estimate", "report", "compare", "calibrate", "thresholds", "watch", "models"),
+    "data": ("data", "suggest"),
+    "benchmark": ("benchmark", "table", "import"),
+}
+"""Commands in the order of the usage text, where they are installed; others are listed last."""
+
+
 def command_names() -> list[str]:
     """Return the names of all commands, core commands first."""
     return [*COMMANDS, *plugins.paths("commands")]
@@ -71,10 +82,19 @@ def usage() -> str:
     for name, function in plugins.load_all("commands").items():
         line = (function.__doc__ or "").partition("\n")[0].rstrip(".")
         lines[name] = line[:1].lower() + line[1:]
+    listed = {name for names in _GROUPS.values() for name in names}
+    groups = {**_GROUPS, "further": tuple(name for name in lines if name not in listed)}
+    blocks = [
+        "".join(
+            [f"{title}:\n", *(f"  {name:<15}{lines[name]}\n" for name in names if name in lines)]
+        )
+        for title, names in groups.items()
+        if any(name in lines for name in names)
+    ]
     return f"""\
 usage: python -m kdpl COMMAND …
 
-{"".join(f"  {name:<15}{line}{chr(10)}" for name, line in lines.items())}
+{chr(10).join(blocks)}
   --version      the version
   --debug        with any command: show the traceback of an error
 

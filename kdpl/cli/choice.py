@@ -22,20 +22,21 @@ _POOL_TO_SEARCH = 500  # images to distil on, of which a search holds 100 out
 
 @dataclass(frozen=True)
 class Options:
-    """Configs by name, as options of ``run`` take them, and settings of both stages."""
+    """Configs by name, as options of ``run`` take them, settings of both stages, and the rest."""
 
     config: Sequence[str]
     teacher: Sequence[str]
     student: Sequence[str]
     search: bool
     settings: Sequence[str] = ()
+    others: Sequence[str] = ()
 
     def command(self, out: Path) -> str:
-        """Return the command with these options; it can be pasted in any folder."""
+        """Return the command with these options, to be pasted in the same folder."""
         words = ["python", "-m", "kdpl", "run"]
         for option in ("config", "teacher", "student"):
             words += [word for value in getattr(self, option) for word in (f"--{option}", value)]
-        words += ["--search"] * self.search + [*self.settings, "--out", str(out.absolute())]
+        words += ["--search"] * self.search + [*self.others, *self.settings, "--out", str(out)]
         return shlex.join(words)
 
     def sets(self, prefix: str) -> bool:
@@ -118,12 +119,12 @@ def complete(
         write_text(folder / _CHOICE, json.dumps(asdict(choice), indent=2))
     elif choice.path != source:
         raise ConfigError(f"{out} is a run of {choice.path}, not of {path}: choose another --out")
-    options, reasons = choice.completed(given, str((folder / CONFIG).absolute()))
+    options, reasons = choice.completed(given, str(folder / CONFIG))
     if first:
         print(f"chosen for {path}, where you give nothing else:")
         for line in reasons:
             print(f"  {line}")
-        print(f"the same command in full, into {out}:\n  {options.command(out)}")
+        print(f"the same command in full:\n  {options.command(out)}")
     return options
 
 

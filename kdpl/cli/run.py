@@ -110,7 +110,8 @@ def run(
     _require_run_folder(folder)
     settings = [f"--data.init_args.shots={shots}", *settings] if shots is not None else settings
     reading = (class_names, label_separator, empty_labels)
-    options = Options(config, teacher, student, search, settings)
+    others = [f"--seed={seed}"] * (seed != 1) + [f"--teacher2={name}" for name in teacher2]
+    options = Options(config, teacher, student, search, settings, others)
     if path is None:
         _require_stages(teacher, student, reading)
     else:

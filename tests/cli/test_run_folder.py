@@ -1,0 +1,166 @@
+"""``run PATH``: images are surveyed, and what is not given is chosen for them."""
+
+import shlex
+
+import pytest
+import torch
+from PIL import Image
+from runs import SHORT, image_folder, noise, refused
+
+from kdpl.__main__ import main
+from kdpl.cli.choice import Choice, Options, choose
+from kdpl.data.survey.found import FoundImage
+from kdpl.data.survey.views import is_drawn, views_to_choose
+
+NOTHING = Options([], [], [], search=False)
+MINIATURES = Choice(
+    "my_images",
+    trainer=["trainer/cpu"],
+    teacher=["quickstart"],
+    student=["quickstart"],
+    target="refined",
+    search=True,
+    reasons=dict.fromkeys(("trainer", "models", "target", "search"), "why"),
+)
+
+
+def chosen(given):
+    return MINIATURES.completed(given, "data.yaml")
+
+
+def test_a_folder_alone_becomes_a_classifier_and_the_printed_command_does_the_same(
+    tmp_path, monkeypatch, capsys
+):
+    image_folder(tmp_path / "my pets")
+    monkeypatch.chdir(tmp_path)
+    few = [*SHORT, "--data.init_args.batch_size=4", "--trainer.limit_train_batches=1.0", "--seed=2"]
+    assert main(["run", "my pets", *few]) == 0
+    out = tmp_path / "runs" / "my pets"
+    assert (out / "student" / "classifier" / "model.safetensors").is_file()
+    said = capsys.readouterr().out
+    (command,) = [line for line in said.splitlines() if line.startswith("  python -m kdpl run")]
+    assert main(shlex.split(command)[3:]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    # the short form again, which neither surveys nor chooses anew
+    assert main(["run", "my pets", *few]) == 0
+    said = capsys.readouterr().out
+    assert "nothing to do" in said
+    assert "2 classes" not in said
+    assert main(["run", "elsewhere", "--out", str(out)]) == 1
+    refused(capsys, 1, "my pets", "elsewhere")
+
+
+def test_what_is_given_wins():
+    options, reasons = chosen(NOTHING)
+    assert options.config == ["data.yaml", "trainer/cpu"]
+    assert (options.teacher, options.student) == (["quickstart"], ["quickstart", "refined"])
+    assert options.search
+    assert len(reasons) == 4
+
+    options, reasons = chosen(
+        Options(["trainer/gpu"], ["promptsrc_vit_l14"], ["promptkd_vit_b16"], search=False)
+    )
+    assert options.config == ["data.yaml", "trainer/gpu"]
+    assert options.teacher == ["promptsrc_vit_l14"]
+    assert options.student == ["promptkd_vit_b16", "refined"]
+    assert not options.search
+    assert len(reasons) == 1
+
+
+@pytest.mark.parametrize(
+    ("student", "settings"),
+    [(["quickstart", "local_views"], []), (["quickstart"], ["--model.target=teacher"])],
+)
+def test_a_target_that_is_given_is_not_replaced(student, settings):
+    options, _ = chosen(Options([], [], student, search=False, settings=settings))
+    assert options.student == student
+
+
+@pytest.mark.parametrize(
+    ("gpus", "memory", "weights", "trainer", "teacher", "student"),
+    [
+        (0, 0, True, ["cpu"], ["quickstart"], ["quickstart"]),
+        (1, 80, True, ["gpu"], ["promptsrc_vit_l14"], ["promptkd_vit_b16"]),
+        (2, 6, True, ["gpu", "ddp"], ["promptsrc_vit_l14", "vit_b16"], ["promptkd_vit_b16"]),
+        (1, 80, False, ["gpu"], ["quickstart"], ["quickstart"]),
+    ],
+)
+def test_models_are_chosen_by_the_gpu_and_the_weights_that_can_be_loaded(
+    gpus, memory, weights, trainer, teacher, student, monkeypatch
+):
+    class Properties:
+        total_memory = memory * 2**30
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    monkeypatch.setattr("kdpl.clip.weights.obtainable", lambda *_: weights)
+    choice = choose("my_images", several_labels=False, pool=700)
+    assert choice.trainer == [f"trainer/{name}" for name in trainer]
+    assert (choice.teacher, choice.student, choice.target) == (teacher, student, "refined")
+    assert choice.search == (teacher == ["quickstart"])
+
+
+def test_several_labels_and_few_images_are_chosen_for():
+    choice = choose("pages.csv", several_labels=True, pool=700)
+    assert (choice.student, choice.target) == (["quickstart_timm_64"], "local_views")
+    assert not choice.search
+    assert not choose("my_images", several_labels=False, pool=400).search
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--student", "quickstart", "--out", "out"], ["--teacher", "my_images"]),
+        (["--teacher", "quickstart", "--out", "out"], ["--student", "my_images"]),
+        (["--teacher", "quickstart", "--student", "quickstart"], ["--out"]),
+        (
+            [
+                *("--teacher", "quickstart", "--student", "quickstart", "--out", "out"),
+                *("--label-separator", ";"),
+            ],
+            ["';'", "PATH"],
+        ),
+        (["missing"], ["missing", "does not exist"]),
+    ],
+)
+def test_what_is_missing_is_named(args, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", *args]) == 1
+    refused(capsys, 1, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unreadable_choice_is_refused(tmp_path, pets, capsys):
+    file = tmp_path / "out" / "data" / "choice.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{")
+    assert main(["run", str(pets), "--out", str(tmp_path / "out")]) == 1
+    refused(capsys, 1, str(file))
+
+
+@pytest.mark.parametrize(
+    ("names", "affine"),
+    [
+        ({"zero", "one", "2"}, True),
+        ({"letter a", "b"}, True),
+        ({"left hand", "right hand"}, True),
+        ({"cat", "dog", "seven"}, False),
+        ({"class_07", "class_08"}, False),
+    ],
+)
+def test_classes_that_a_mirror_would_change_are_told_by_their_names(names, affine):
+    photo = FoundImage("photo.png", "", "train", drawn=False)
+    assert (views_to_choose(names, [photo]) is not None) == affine
+
+
+def test_grey_images_on_a_plain_ground_are_not_mirrored():
+    written = Image.new("RGB", (60, 40), "white")
+    written.paste((30, 30, 30), (20, 10, 30, 30))
+    coloured = written.copy()
+    coloured.paste((200, 30, 30), (20, 10, 30, 30))
+    assert is_drawn(written)
+    assert not is_drawn(coloured)
+    assert not is_drawn(noise(60, 40, "L").convert("RGB"))
+    drawn = FoundImage("drawn.png", "", "train", drawn=True)
+    assert views_to_choose({"cat", "dog"}, [drawn]) is not None
