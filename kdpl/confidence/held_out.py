@@ -10,10 +10,9 @@ from typing import Annotated, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 import pydantic.dataclasses
+import scipy
 import torch
 from pydantic import Field
-from scipy.optimize import brentq
-from scipy.stats import beta, binom
 from torch import Tensor
 
 from kdpl.classifier import Classifier
@@ -134,7 +133,7 @@ class HeldOutScores(LearnedCompanion):
         threshold = None
         for count in _counts(first, len(self), max_error, confidence):
             candidate, accepted, errors = self._accepting(count)
-            if binom.cdf(errors, accepted, max_error) > 1 - confidence:
+            if scipy.stats.binom.cdf(errors, accepted, max_error) > 1 - confidence:
                 break
             threshold = candidate
         if threshold is None:
@@ -154,7 +153,7 @@ class HeldOutScores(LearnedCompanion):
         if errors == accepted:
             return 1.0
         # the Clopper-Pearson bound
-        bound = float(beta.ppf(CONFIDENCE, errors + 1, accepted - errors))
+        bound = float(scipy.stats.beta.ppf(CONFIDENCE, errors + 1, accepted - errors))
         return min(1.0, math.ceil(bound * 1000) / 1000)
 
     def set_threshold(self, coverage: float) -> float:
@@ -277,7 +276,7 @@ def _counts(first: int, last: int, max_error: float, confidence: float) -> list[
     They are the first, every number that permits one more error, and the last.
     """
     counts = np.arange(first, last + 1)
-    permitted = binom.ppf(1 - confidence, counts, max_error)
+    permitted = scipy.stats.binom.ppf(1 - confidence, counts, max_error)
     return sorted({*counts[np.diff(permitted, prepend=-1) > 0].tolist(), last})
 
 
@@ -304,4 +303,4 @@ def fit_temperature(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int6
         return TEMPERATURES[0]
     if slope(high) >= 0:
         return TEMPERATURES[1]
-    return float(np.exp(brentq(slope, low, high, xtol=1e-12)))
+    return float(np.exp(scipy.optimize.brentq(slope, low, high, xtol=1e-12)))

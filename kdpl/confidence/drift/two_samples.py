@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 import torch
-from scipy.stats import betabinom, rankdata
 from torch import Tensor
 
 from kdpl.confidence.drift.image_sample import ImageSample
@@ -105,7 +105,7 @@ def above_usual(above: int, images: int, references: int) -> float:
     exchangeable, the number is beta-binomial for any distribution of the scores.
     """
     rank = usual_rank(references)
-    return float(betabinom.sf(above - 1, images, references + 1 - rank, rank))
+    return float(scipy.stats.betabinom.sf(above - 1, images, references + 1 - rank, rank))
 
 
 def distances_to(pool: Tensor, features: Tensor) -> Floats:
@@ -150,5 +150,5 @@ def _arcsine(counts: npt.NDArray[np.int64]) -> Floats:
 
 def _p_values(statistics: Floats) -> Floats:
     """Return the share of rows with at least the value of each row, by column; both [P, S]."""
-    smaller: Floats = rankdata(statistics, method="min", axis=0) - 1
+    smaller: Floats = scipy.stats.rankdata(statistics, method="min", axis=0) - 1
     return 1 - smaller / len(statistics)
