@@ -178,10 +178,10 @@ def python_of(page, word=""):
 
 
 def fits_of(words):
-    """Parse the arguments of a command; yields the fits that it would start."""
+    """Parse the arguments of a command; yields the fits that it would start, unless it chooses them."""
     options = parse(find_command(words[0]), words[1:], COMMAND)
     settings = options.get("settings", [])
-    if words[0] == "run":
+    if words[0] == "run" and options["path"] is None:
         shared = [f"--config={file}" for file in options["config"]]
         for stage, teacher in (("teacher", []), ("student", ["--model.init_args.teacher=T"])):
             own = [f"--config={find_config(file, stage)}" for file in options[stage]]

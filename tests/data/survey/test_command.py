@@ -145,7 +145,6 @@ def test_the_runs_that_init_prints_are_possible_in_another_folder(
     image_folder(tmp_path / "my pets", images=labels)
     out = survey("my pets", *more, out="my out")
     offline, published = commands_of(out)
-    assert "--data.init_args.augmentation light_affine" in shlex.join(offline)
     assert offline.count("quickstart") == 2
     assert "promptsrc_vit_l14" in published
     gpu = shutil.which("nvidia-smi") is not None
@@ -566,3 +565,10 @@ def test_as_many_validation_images_are_called_enough_as_the_code_needs(tmp_path,
         assert held_out.HeldOutScores(1.0, ones, ones, ones.bool()).threshold(error) == 1
         with pytest.raises(ConfigError, match=f"it takes {right} held-out images"):
             held_out.HeldOutScores(1.0, ones[1:], ones[1:], ones[1:].bool()).threshold(error)
+
+
+def test_images_that_a_mirror_would_change_are_not_mirrored(tmp_path, survey):
+    assert "light_affine" in survey(class_folders(tmp_path / "digits", seven=3, eight=3))
+    assert settings(tmp_path / "out")["augmentation"] == "light_affine"
+    survey(class_folders(tmp_path / "pets", cat=3, dog=3), out="pets out")
+    assert "augmentation" not in settings(tmp_path / "pets out")
