@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from runs import (
     AVERAGING,
     CONFIGS,
@@ -48,7 +47,6 @@ EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_a
     ("wrong", "words"),
     [
         ("model: {class_path: kdpl.DomainDataModule}", ["kdpl.DomainDataModule"]),
-        ("model: {class_path: kdpl.TeacherTuning}", ["kdpl.TeacherTuning"]),
         ("data: {init_args: {shot: 4}}", ["'shot'", "in wrong.yaml", "data.init_args.shots?"]),
         (
             "model: {init_args: {vision_prompts: {lenght: 1}}}",
@@ -59,20 +57,15 @@ EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_a
             [*FIT, "--out=out", "--data.init_args.shot=4"],
             ["'shot'", "on the command line", "data.init_args.shots?"],
         ),
-        # settings of earlier versions
-        ("data: {init_args: {class_names: names.csv}}", ["data.init_args.classes.names?"]),
+        # a setting of earlier versions
         ([*FIT, "--data.held_out=0.5"], ["data.init_args.reading.test_share?"]),
-        ([*FIT, "--data.init_args.teacher_cache=c"], ["model.init_args.teacher_cache?"]),
         ([*FIT, "--shot=4"], ["unrecognized arguments: --shot=4"]),
         ("trainr: {max_epochs: 1}", ["trainr"]),
         ("data: {init_args: {shots: many}}", ["shots", "many"]),
         ([*FIT, "--data.init_args.batch_size=0"], ["batch_size", ">0", "0"]),
-        ("model: {init_args: {optim: {optimizer: adam}}}", ["adam"]),
         ("seed_everything: -3", ["seed_everything", "-3"]),
         ("seed_everything: false", ["seed", "False"]),
         ("data: {init_args: {dataset: digit}}", ["'digit'", "digits"]),
-        ("model: {init_args: {clip: {model: tiny-techer}}}", ["'tiny-techer'", "tiny-teacher"]),
-        ("model: {init_args: {clip: {pretrained: gone/w.safetensors}}}", ["gone/w.safetensors"]),
         ("model: {init_args: {vision_prompts: {depth: 9}}}", ["depth 9", "1 to 4"]),
         (
             "model: {init_args: {vision_prompts: {depth: 0}, text_prompts: {depth: 0}}}",
@@ -94,10 +87,8 @@ EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_a
                 torch.cuda.is_available(), reason="needs a machine without a GPU"
             ),
         ),
-        ("model:\n\tx: 1", ["wrong.yaml", "line 2", "not YAML"]),
         ("model", ["wrong.yaml", "no settings"]),
         (["fit"], ["fit", "--config"]),
-        ([*FIT, "--config", "gone.yaml"], ["gone.yaml", "does not exist"]),
         ([*FIT, f"--config={CONFIGS}"], [str(CONFIGS), "is a folder"]),
         (["fit", *DATA, "--out=out"], ["model"]),
         (["fit", *DATA, *STUDENT, "--out=out"], ["teacher"]),
@@ -323,38 +314,35 @@ def test_a_group_of_processes_is_left_before_the_interpreter_ends(
     assert not distributed.is_initialized()
 
 
-def printed(capsys, *args):
-    with pytest.raises(SystemExit):
-        main(["fit", *args, "--print_config"])
-    return yaml.safe_load(capsys.readouterr().out)
+def settings_of(*options):
+    config = parse_stage("fit", options).config.as_dict()
+    return {section: config[section] for section in ("data", "model", "trainer", "out")}
 
 
-def test_configs_are_merged_and_their_order_counts_only_where_they_overlap(capsys, tmp_path):
+def test_configs_are_merged_and_their_order_counts_only_where_they_overlap(tmp_path):
     more = tmp_path / "more.yaml"
     more.write_text("data: {init_args: {shots: 3}}\n")
     options = [f"--config={more}", "--trainer.max_epochs=7", "--out=x"]
-    config = printed(capsys, *DATA, *TEACHER, *options)
-    data, trainer = config["data"]["init_args"], config["trainer"]
+    settings = settings_of(*DATA, *TEACHER, *options)
+    data, trainer = settings["data"]["init_args"], settings["trainer"]
     assert (data["shots"], data["dataset"], data["batch_size"]) == (3, "digits", 16)
-    assert config["model"]["init_args"]["clip"]["model"] == "tiny-teacher"
-    assert (trainer["accelerator"], trainer["max_epochs"], config["out"]) == ("cpu", 7, "x")
+    assert settings["model"]["init_args"]["clip"]["model"] == "tiny-teacher"
+    assert (trainer["accelerator"], trainer["max_epochs"], settings["out"]) == ("cpu", 7, "x")
     parts = [*DATA, *configs("logger/csv.yaml"), *TEACHER]
-    assert printed(capsys, *parts[::-1]) == printed(capsys, *parts)
+    assert settings_of(*parts[::-1]) == settings_of(*parts)
 
 
-def test_a_short_option_means_the_same_as_the_long_one_wherever_it_stands(capsys, tmp_path):
+def test_a_short_option_means_the_same_as_the_long_one_wherever_it_stands(tmp_path):
     short, long = (tmp_path / name for name in ("short.yaml", "long.yaml"))
     short.write_text("data: {shots: 3}\nmodel: {text_prompts: {depth: 1}}\n")
-    long.write_text(
-        "data: {init_args: {shots: 3}}\nmodel: {init_args: {text_prompts: {depth: 1}}}\n"
-    )
-    options = [
-        [f"--config={file}", f"--data{init}.batch_size=5", f"--model{init}.clip.model", "x"]
+    data, model = "data: {init_args: {shots: 3}}", "model: {init_args: {text_prompts: {depth: 1}}}"
+    long.write_text(f"{data}\n{model}\n")
+    first, second = (
+        settings_of(*DATA, *TEACHER, f"--config={file}", f"--data{init}.batch_size=5")
         for file, init in ((short, ""), (long, ".init_args"))
-    ]
-    first, second = (printed(capsys, *DATA, *TEACHER, *given) for given in options)
+    )
     assert first == second
-    assert first["data"]["init_args"]["shots"] == 3
+    assert (first["data"]["init_args"]["shots"], first["data"]["init_args"]["batch_size"]) == (3, 5)
 
 
 def test_help_is_short_and_the_full_help_lists_the_trainers_options(capsys):

@@ -27,7 +27,12 @@ def test_a_run_resumes_with_equal_results_once_a_missing_image_is_back(tmp_path,
     with at_step(2, lambda: image.rename(away)):
         assert fit(root, out) == 1
     error_line(capsys, f"image {image} does not exist", f"{out}/checkpoints/last.ckpt is kept)")
-    away.rename(image)
+    config = (out / "config.yaml").read_bytes()
+    away.rename(image.with_stem("new"))
+    assert fit(root, out) == 1
+    error_line(capsys, "the run's checkpoint was made from something else (images is ", "put back")
+    assert (out / "config.yaml").read_bytes() == config
+    image.with_stem("new").rename(image)
     assert fit(root, out) == 0
     for name in ("class_vectors.safetensors", "prompts.safetensors"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
