@@ -11,6 +11,7 @@ import pytest
 import runs
 import torch
 import world
+from filelock import FileLock
 from plain import PlainClip
 
 # Files that import what only an extra brings. Elsewhere single tests call pytest.importorskip. The environment for
@@ -109,23 +110,50 @@ def images():
 
 
 @pytest.fixture(scope="session")
-def teacher_run(tmp_path_factory, draw):
-    """The folder of a teacher that was fitted for two short epochs and tested; no test changes it."""
-    out = tmp_path_factory.mktemp("shared") / "teacher"
-    with _drawn(draw):
-        assert runs.fit_teacher(out, *runs.AVERAGING) == 0
-        assert runs.test(out) == 0
-    return out
+def built_once(tmp_path_factory):
+    """Let the first of the processes that run the tests build a folder; returns the folder."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    built = {}
+
+    def once(name, build):
+        folder, done = shared / name, shared / f"{name}.built"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                build(folder)
+                done.touch()
+        built[folder] = runs.files_of(folder)
+        return folder
+
+    yield once
+    for folder, files in built.items():
+        assert runs.files_of(folder) == files, f"a test has changed {folder}"
 
 
 @pytest.fixture(scope="session")
-def student_run(tmp_path_factory, teacher_run, draw):
+def teacher_run(built_once, draw):
+    """The folder of a teacher that was fitted for two short epochs and tested; no test changes it."""
+
+    def build(out):
+        with _drawn(draw):
+            assert runs.fit_teacher(out, *runs.AVERAGING) == 0
+            assert runs.test(out) == 0
+
+    return built_once("teacher", build)
+
+
+@pytest.fixture(scope="session")
+def student_run(built_once, teacher_run, draw):
     """The folder of a student that was distilled from that teacher and tested; no test changes it."""
-    out = tmp_path_factory.mktemp("shared") / "student"
-    with _drawn(draw):
-        assert runs.fit_student(out, teacher_run) == 0
-        assert runs.test(out) == 0
-    return out
+
+    def build(out):
+        with _drawn(draw):
+            assert runs.fit_student(out, teacher_run) == 0
+            assert runs.test(out) == 0
+
+    return built_once("student", build)
 
 
 @pytest.fixture(scope="session")

@@ -66,17 +66,8 @@ def folder_fit(root, out):
 
 
 def fit_student(out, teacher, *more):
-    return main(
-        [
-            "fit",
-            *DATA,
-            *STUDENT,
-            *SHORT,
-            f"--model.init_args.teacher={teacher}",
-            f"--out={out}",
-            *more,
-        ]
-    )
+    given = [f"--model.init_args.teacher={teacher}", f"--out={out}"]
+    return main(["fit", *DATA, *STUDENT, *SHORT, *given, *more])
 
 
 def test(out, *more):
@@ -91,13 +82,10 @@ def install_entry_points(folder, name, version, groups):
     about = folder / f"{name}-{version}.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n")
-    sections = (
-        [f"[{group}]", *(f"{name} = {value}" for name, value in names.items())]
-        for group, names in groups.items()
-    )
-    (about / "entry_points.txt").write_text(
-        "\n".join(line for section in sections for line in section)
-    )
+    lines = []
+    for group, names in groups.items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in names.items())]
+    (about / "entry_points.txt").write_text("\n".join(lines))
 
 
 @contextmanager
@@ -135,15 +123,15 @@ def start_process(args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **var
 
 def processes_of(group):
     """The processes of a group that have not ended."""
-    found = []
+    pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, owner = stat.read_text().rpartition(")")[2].split()[:3]
         except (FileNotFoundError, ProcessLookupError):
             continue
         if int(owner) == group and state != "Z":
-            found.append(int(stat.parent.name))
-    return found
+            pids.append(int(stat.parent.name))
+    return pids
 
 
 def wait_for(condition, seconds=300):

@@ -1,39 +1,45 @@
-"""Every file in configs/ is parsed and run here; miniature CLIPs stand in for those whose weights are a download."""
+"""Every file in configs/ is parsed, and what it configures is built; some of them are fitted.
+
+Miniature CLIPs stand in for those whose weights are a download.
+"""
 
 import json
+from pathlib import Path
 
+import open_clip
 import pytest
+import timm
+import world
 import yaml
 from benchmark_tree import TRAINABLE, VARIANTS, make_tree
 from runs import (
     CONFIGS,
     DATA,
     SHORT,
-    STUDENT,
     TEACHER,
     configs,
     image_folder,
     rows_of,
-    start_process,
 )
 from runs import test as run_test
+from world import TAG
 
-from kdpl import Classifier, ClassVectors
+from kdpl import Classifier, ClassVectors, StudentDistillation, TeacherPromptTuning
 from kdpl.__main__ import main
 from kdpl.benchmark.readers import BENCHMARKS
-from kdpl.runtime.predictions import read_results
+from kdpl.cli.fit import parse_stage
+from kdpl.data.domain import build_data
+from kdpl.runtime.configs import read_config
 
 ONE_EPOCH = [
     *SHORT,
     "--trainer.max_epochs=1",
-    "--trainer.limit_train_batches=2",
+    "--trainer.limit_train_batches=1",
     "--trainer.limit_val_batches=1",
 ]
 NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_file())
-PUBLISHED_TEACHER, PUBLISHED_STUDENT = (
-    "teacher/promptsrc_vit_l14.yaml",
-    "student/promptkd_vit_b16.yaml",
-)
+PUBLISHED_TEACHER = "teacher/promptsrc_vit_l14.yaml"
+PUBLISHED_STUDENT = "student/promptkd_vit_b16.yaml"
 # by the runs that all tests share
 QUICKSTART = {
     "data/digits.yaml",
@@ -41,75 +47,55 @@ QUICKSTART = {
     "teacher/quickstart.yaml",
     "student/quickstart.yaml",
 }
-TEACHERS = [name for name in NAMES if name.startswith("teacher/") and name not in QUICKSTART]
-# of several labels an image, in tests/multilabel
-SEVERAL = {"student/local_views.yaml"}
-STUDENTS = [
-    name
-    for name in NAMES
-    if name.startswith("student/") and name not in QUICKSTART and name not in SEVERAL
-]
-OVERLAYS = ("trainer/gpu.yaml", "data/base_to_novel.yaml", "logger/csv.yaml")
+OVERLAYS = ("trainer/gpu.yaml", "trainer/ddp.yaml", "logger/csv.yaml")
 BENCHMARK = {f"data/{name}.yaml": name for name in TRAINABLE}
 TEST_ONLY = {f"data/{name}.yaml": name for name in ("imagenetv2", *VARIANTS)}
-# in tests of their own, below and in tests/runtime
-OWN = {"data/folder.yaml", "data/table.yaml", "trainer/ddp.yaml"}
-OWN |= {f"logger/{name}.yaml" for name in ("mlflow", "tensorboard", "wandb")}
+# in tests of their own, below and in tests/callbacks and tests/runtime
+APART = {"data/folder.yaml", "data/table.yaml", "data/base_to_novel.yaml"}
+# of several labels an image, in tests/multilabel
+APART |= {"student/local_views.yaml"}
+APART |= {f"logger/{name}.yaml" for name in ("mlflow", "tensorboard", "wandb")}
+
+STAGES = {name for name in NAMES if name.startswith(("teacher/", "student/"))} - QUICKSTART - APART
 
 
-def test_every_config_is_run_by_a_test():
+def test_every_config_is_read_by_a_test():
     # all in tests/benchmark
     of_many_runs = {name for name in NAMES if name.startswith(("benchmark/", "sweep/"))}
-    assert {*NAMES} - of_many_runs == {
-        *QUICKSTART,
-        *OVERLAYS,
-        *TEACHERS,
-        *STUDENTS,
-        *SEVERAL,
-        *BENCHMARK,
-        *TEST_ONLY,
-        *OWN,
-    }
+    tested = {*QUICKSTART, *OVERLAYS, *STAGES, *BENCHMARK, *TEST_ONLY, *APART}
+    assert {*NAMES} - of_many_runs == tested
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
-def test_a_config_over_those_of_the_quickstart_runs(name, tmp_path):
-    args = [*DATA, *TEACHER, *configs(name), *ONE_EPOCH, "--trainer.accelerator=cpu"]
-    assert main(["fit", *args, f"--out={tmp_path / 'out'}"]) == 0
-    vectors = ClassVectors.load(tmp_path / "out" / "class_vectors.safetensors")
-    assert (len(vectors.class_names), vectors.num_base) == (
-        10,
-        5 if "base_to_novel" in name else None,
-    )
+def models_of(settings):
+    """The models that a config names, each with its weights, at any depth."""
+    if isinstance(settings, dict):
+        if isinstance(settings.get("model"), str):
+            yield settings["model"], settings.get("pretrained")
+        for value in settings.values():
+            yield from models_of(value)
 
 
-def fit_over(base, name, out, *more, clip="test-deep"):
-    """Fit with a config over a published one, on a random CLIP with as many layers, or a small network of timm."""
-    about = (
-        ["pretrained=random", "image_size=32"] if clip.startswith("timm:") else ["pretrained=noise"]
-    )
-    model = [f"--model.init_args.clip.{each}" for each in (f"model={clip}", *about)]
-    assert main(["fit", *DATA, *configs(base, name), *model, f"--out={out}", *more]) == 0
+def test_the_models_of_all_stages_exist():
+    models = {model for name in STAGES for model in models_of(read_config(str(CONFIGS / name)))}
+    assert len(models) > 10
+    for model, weights in models:
+        library, _, name = model.rpartition(":")
+        if library == "timm":
+            assert timm.is_model(name), model
+        elif not library and not name.startswith("tiny-") and not str(weights).endswith(".pt"):
+            assert weights in open_clip.list_pretrained_tags_by_model(model), model
 
 
-# the layers of the random CLIP are nine
-FEWER_LAYERS = {"teacher/mmrl.yaml": ["--model.init_args.method.init_args.first_layer=3"]}
+# one of each kind of method, network and callback that no other test fits by a command
+FITTED_TEACHERS = {"teacher/zero_shot.yaml", "teacher/mmrl.yaml"}
+FITTED_STUDENTS = {
+    "student/best_on_base_test.yaml",
+    "student/own_text_features.yaml",
+    "student/mobileclip_s1.yaml",
+    "student/mobilenetv4.yaml",
+}
 
-
-@pytest.mark.parametrize("name", TEACHERS)
-def test_a_teachers_config_runs(name, tmp_path):
-    # the published averages are those of later epochs
-    one_epoch = [*ONE_EPOCH, "--model.init_args.averaging={mean: 1, std: 1}"]
-    fit_over(
-        PUBLISHED_TEACHER,
-        name,
-        tmp_path,
-        *(one_epoch if name != "teacher/zero_shot.yaml" else []),
-        *FEWER_LAYERS.get(name, []),
-    )
-    assert len(ClassVectors.load(tmp_path / "class_vectors.safetensors").class_names) == 10
-
-
+# a small network of timm, or a random CLIP with as many layers as the published settings prompt
 STAND_INS = {
     "student/rn50.yaml": "test-resnet",
     "student/mobileclip_s1.yaml": "test-timm",
@@ -118,42 +104,81 @@ STAND_INS = {
     "student/quickstart_timm.yaml": "timm:test_resnet",
     "student/quickstart_timm_64.yaml": "timm:test_resnet",
 }
+ENCODER = {"model": "timm:test_vit", "pretrained": "random", "image_size": 32}
+FURTHER = {
+    # the layers of the random CLIP are nine
+    "teacher/mmrl.yaml": ["--model.init_args.method.init_args.first_layer=3"],
+    "student/refined_dinov2.yaml": [f"--model.init_args.target.encoder={json.dumps(ENCODER)}"],
+    "student/refined_dinov3.yaml": [f"--model.init_args.target.encoder={json.dumps(ENCODER)}"],
+}
 
 
-@pytest.mark.parametrize("name", STUDENTS)
-def test_a_students_config_runs(name, tmp_path, teacher_run):
-    clip = STAND_INS.get(name, "test-deep")
-    given = [f"--model.init_args.teacher={teacher_run}", *ONE_EPOCH]
-    if name.startswith("student/refined"):
-        given += (
-            ["--model.init_args.target=kdpl.targets.refinement.target.Refined"]
-            if name == "student/refined.yaml"
-            else []
-        )
-        given += ["--model.init_args.target.views=1"]
-        if "dino" in name:
-            encoder = {"model": "timm:test_vit", "pretrained": "random", "image_size": 32}
-            given += [f"--model.init_args.target.encoder={json.dumps(encoder)}"]
-    fit_over(PUBLISHED_STUDENT, name, tmp_path, *given, clip=clip)
+def options_of(name, teacher):
+    """Options of fit, with a config over the published one of its stage and with a stand-in."""
+    stage, clip = name.partition("/")[0], STAND_INS.get(name, "test-deep")
+    model = {"model": clip, "pretrained": TAG}
+    if clip.startswith("timm:"):
+        model = {"model": clip, "pretrained": "random", "image_size": 32}
+    return [
+        *DATA,
+        *configs(PUBLISHED_TEACHER if stage == "teacher" else PUBLISHED_STUDENT, name),
+        *(f"--model.init_args.clip.{key}={value}" for key, value in model.items()),
+        *([f"--model.init_args.teacher={teacher}"] if stage == "student" else []),
+        *FURTHER.get(name, []),
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(STAGES - FITTED_TEACHERS - FITTED_STUDENTS))
+def test_a_stage_is_built_by_its_config(name, tmp_path, teacher_folder):
+    stage = parse_stage("fit", [*options_of(name, teacher_folder), f"--out={tmp_path}"])
+    stage.check_all()
+    stage.build(stage.config.clone())
+    kind = TeacherPromptTuning if name.startswith("teacher/") else StudentDistillation
+    assert type(stage.model) is kind
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_config_over_those_of_the_quickstart_is_built(name, tmp_path):
+    over = [*configs(name), "--trainer.accelerator=cpu", f"--out={tmp_path}"]
+    devices = 2 if "ddp" in name else 1
+    stage = parse_stage("fit", [*DATA, *TEACHER, *over, f"--trainer.devices={devices}"])
+    stage.build(stage.config.clone())
+    assert stage.trainer.num_devices == devices
+    assert stage.trainer.precision == ("bf16-mixed" if "gpu" in name else "32-true")
+
+
+@pytest.mark.parametrize("name", sorted(FITTED_TEACHERS))
+def test_a_teachers_config_runs(name, tmp_path):
+    # the published averages are those of later epochs
+    epochs = [*ONE_EPOCH, "--model.init_args.averaging=null"] if "zero" not in name else []
+    assert main(["fit", *options_of(name, None), *epochs, f"--out={tmp_path}"]) == 0
+    assert len(ClassVectors.load(tmp_path / "class_vectors.safetensors").class_names) == 10
+
+
+@pytest.mark.parametrize("name", sorted(FITTED_STUDENTS))
+def test_a_students_config_runs(name, tmp_path, teacher_folder):
+    options = [*options_of(name, teacher_folder), *ONE_EPOCH, f"--out={tmp_path}"]
+    assert main(["fit", *options]) == 0
     assert len(Classifier.load(tmp_path / "classifier").class_names) == 10
 
 
-def fit_on(data, root, out, shots=1):
-    """Fit a teacher for an epoch on a dataset in a folder."""
-    args = [
-        *configs(data, "trainer/cpu.yaml"),
-        *TEACHER,
-        *ONE_EPOCH,
-        f"--data.init_args.root={root}",
-        f"--out={out}",
-    ]
-    return main(["fit", *args, f"--data.init_args.shots={shots}", "--data.init_args.num_workers=0"])
+def built(root, *names):
+    """The datamodule of configs, of which later ones win, with the data in a folder."""
+    sections = [read_config(str(CONFIGS / name))["data"] for name in names]
+    options = {"root": root, "shots": 1, "num_workers": 0}
+    return build_data(sections, [f"--data.init_args.{k}={v}" for k, v in options.items()])
+
+
+def test_base_and_novel_classes_are_halves():
+    names = ("data/digits.yaml", "data/base_to_novel.yaml")
+    data = build_data([read_config(str(CONFIGS / name))["data"] for name in names])
+    assert (len(data.class_names), data.num_base) == (10, 5)
 
 
 @pytest.mark.parametrize(
     ("config", "root"), [("data/folder.yaml", "data"), ("data/table.yaml", "labels.csv")]
 )
-def test_the_configs_of_own_images_run(config, root, tmp_path):
+def test_the_configs_of_custom_images_read_each_split(config, root, tmp_path):
     image_folder(tmp_path / "data", splits=("train", "val", "test"))
     images = sorted((tmp_path / "data").rglob("*.png"))
     rows = [
@@ -161,37 +186,49 @@ def test_the_configs_of_own_images_run(config, root, tmp_path):
         for image in images
     ]
     (tmp_path / "labels.csv").write_text("\n".join(["image,label,split", *rows]))
-    assert fit_on(config, tmp_path / root, tmp_path / "out", shots=4) == 0
-    assert run_test(tmp_path / "out") == 0
-    assert {row["label"] for row in rows_of(tmp_path / "out/test_predictions.csv")} == {
-        "cat",
-        "dog",
-    }
+    data = built(tmp_path / root, config)
+    assert data.class_names == ("cat", "dog")
+    for split in ("train", "val", "test"):
+        folders = {Path(record.source).parents[1].name for record in getattr(data.splits, split)}
+        assert folders == {split}
 
 
 @pytest.mark.parametrize("name", BENCHMARK)
-def test_a_benchmark_datasets_config_runs(name, tmp_path):
+def test_a_benchmark_datasets_config_trains_and_validates(name, tmp_path):
     make_tree(BENCHMARK[name], tmp_path)
-    assert fit_on(name, tmp_path, tmp_path / "out") == 0
-    assert len(ClassVectors.load(tmp_path / "out" / "class_vectors.safetensors").class_names) == 3
+    data, module = built(tmp_path, name), world.Probe()
+    world.fit(module, tmp_path / "out", domain=data, limit_val_batches=None)
+    assert len(data.class_names) == 3
+    assert sum(len(batch.labels) for batch in module.train_batches) == 3
+    # as published, ImageNet has no validation split
+    assert bool(module.val_batches) == (name != "data/imagenet.yaml")
+    assert data.splits.test
 
 
 @pytest.mark.parametrize("name", TEST_ONLY)
 def test_a_variant_of_imagenet_takes_the_place_of_the_data_that_a_run_was_trained_on(
     name, tmp_path
 ):
-    for each in ("imagenet", TEST_ONLY[name]):
-        make_tree(each, tmp_path)
-    assert fit_on("data/imagenet.yaml", tmp_path, tmp_path / "out") == 0
-    checkpoint = f"--ckpt_path={tmp_path / 'out/checkpoints/last.ckpt'}"
-    assert (
-        run_test(tmp_path / "out", *configs(name), checkpoint, f"--out={tmp_path / 'elsewhere'}")
-        == 0
-    )
+    for tree in ("imagenet", TEST_ONLY[name]):
+        make_tree(tree, tmp_path)
     folder = str(tmp_path / BENCHMARKS[TEST_ONLY[name]].folder)
-    predictions = rows_of(tmp_path / "elsewhere/test_predictions.csv")
-    assert len(predictions) >= 3
-    assert all(row["source"].startswith(folder) for row in predictions)
+    test_images = built(tmp_path, "data/imagenet.yaml", name).splits.test
+    assert len(test_images) >= 3
+    assert all(str(record.source).startswith(folder) for record in test_images)
+
+
+def test_a_run_on_imagenet_is_tested_on_a_variant(tmp_path):
+    for tree in ("imagenet", "imagenet_a"):
+        make_tree(tree, tmp_path)
+    data = [*configs("data/imagenet.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={tmp_path}"]
+    few = ["--data.init_args.shots=1", "--data.init_args.num_workers=0"]
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    assert main(["fit", *data, *TEACHER, *ONE_EPOCH, *few, f"--out={out}"]) == 0
+    checkpoint = f"--ckpt_path={out / 'checkpoints/last.ckpt'}"
+    assert run_test(out, *configs("data/imagenet_a.yaml"), checkpoint, f"--out={elsewhere}") == 0
+    sources = [row["source"] for row in rows_of(elsewhere / "test_predictions.csv")]
+    assert len(sources) >= 3
+    assert all("imagenet-adversarial" in source for source in sources)
 
 
 PUBLISHED = yaml.safe_load("""
@@ -251,39 +288,12 @@ student/cross_dataset.yaml:
 
 
 @pytest.mark.parametrize("files", PUBLISHED)
-def test_published_settings_are_those_of_the_papers(files, capsys):
+def test_published_settings_are_those_of_the_papers(files):
     base = PUBLISHED_STUDENT if "student" in files else PUBLISHED_TEACHER
-    given = ["--model.init_args.teacher=t"] if "student" in files else []
-    args = configs("data/digits.yaml", "data/base_to_novel.yaml", base, *files.split())
-    with pytest.raises(SystemExit):
-        main(["fit", *args, *given, "--print_config"])
-    printed = yaml.safe_load(capsys.readouterr().out)
-    found = {**printed["trainer"], **printed["data"]["init_args"], **printed["model"]["init_args"]}
+    teacher = ["--model.init_args.teacher=t"] if "student" in files else []
+    names = ("data/digits.yaml", "data/base_to_novel.yaml", base, *files.split())
+    config = parse_stage("fit", [*configs(*names), *teacher]).config.as_dict()
+    settings = config["trainer"] | config["data"]["init_args"] | config["model"]["init_args"]
     for name, value in PUBLISHED[files].items():
-        assert found[name] == (found[name] | value if isinstance(value, dict) else value), name
-
-
-@pytest.mark.slow
-def test_two_processes_distil_and_test_as_one_does(tmp_path, teacher_run):
-    out = tmp_path / "out"
-    fit = [
-        *DATA,
-        *STUDENT,
-        *ONE_EPOCH,
-        *configs("trainer/ddp.yaml"),
-        "--trainer.devices=2",
-        f"--out={out}",
-    ]
-    for args in (
-        ["fit", *fit, f"--model.init_args.teacher={teacher_run}"],
-        ["test", f"--config={out}/config.yaml"],
-    ):
-        process = start_process(args)
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        assert err.count("classifier: ") == (args[0] == "fit")
-    predictions, results = rows_of(out / "test_predictions.csv"), read_results(out)
-    assert run_test(out, "--trainer.devices=1", "--trainer.strategy=auto") == 0
-    alone = rows_of(out / "test_predictions.csv")
-    assert [row["prediction"] for row in alone] == [row["prediction"] for row in predictions]
-    assert results["test/acc"] == pytest.approx(read_results(out)["test/acc"], rel=1e-6)
+        expected = settings[name] | value if isinstance(value, dict) else value
+        assert settings[name] == expected, name

@@ -109,10 +109,7 @@ def test_a_fit_that_is_stopped_writes_nothing_and_says_so(handover, tmp_path, ca
     module.teacher_folder = tmp_path
     stop = At(lambda trainer, _: setattr(trainer, "should_stop", True))
     fit(tmp_path, 2, stop, module=module, handover=handover)
-    assert (
-        "training ended early: rerun the same command to resume; nothing was"
-        in capsys.readouterr().err
-    )
+    assert "training ended early: rerun the same command" in capsys.readouterr().err
     assert module.frozen == 0
     # a student's run has the class vectors that it learns from
     assert files(tmp_path) == ([FILES[0]] if handover is SaveClassifier else [])
@@ -130,13 +127,9 @@ def test_too_few_validation_images_are_refused_before_the_first_epoch(tmp_path):
             raise ConfigError("1 val image for 2 processes")
 
     world.write_teacher(tmp_path)
+    student = world.make_student(tmp_path)
     with pytest.raises(ConfigError, match="for 2 processes"):
-        world.fit(
-            world.make_student(tmp_path),
-            tmp_path,
-            domain=Few(num_base=3),
-            callbacks=[world.NoStep()],
-        )
+        world.fit(student, tmp_path, domain=Few(num_base=3), callbacks=[world.NoStep()])
 
 
 @pytest.mark.parametrize("epochs", [1, 2])

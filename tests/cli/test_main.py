@@ -24,7 +24,6 @@ print({{"torch", "lightning", "open_clip", "wandb"}} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("\nset()\n")
-    assert all(f"usage: python -m kdpl {command} " in done.stdout for command in commands)
 
 
 @pytest.mark.parametrize("command", sorted(set(command_names()) - set(STAGES)))

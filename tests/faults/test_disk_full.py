@@ -71,16 +71,8 @@ def test_predictions_that_do_not_fit_are_resumed_and_each_image_is_there_once(
     images = image_folder(tmp_path / f"{'x' * 200}", images=24)
 
     def predict(out):
-        return main(
-            [
-                "predict",
-                str(classifier),
-                str(images),
-                f"--out={out}",
-                "--batch-size=8",
-                "--workers=1",
-            ]
-        )
+        options = ["--batch-size=8", "--workers=1", f"--out={out}"]
+        return main(["predict", str(classifier), str(images), *options])
 
     out = disk.folder / "predictions.csv"
     disk.fill(leave=20_000)

@@ -25,12 +25,7 @@ def unreachable(monkeypatch):
 def test_a_download_without_network_is_one_sentence(unreachable, tmp_path, capsys):
     pytest.importorskip("kdpl.benchmark")
     assert main(["data", "download", "dtd", f"--root={tmp_path / 'root'}"]) == 1
-    error_line(
-        capsys,
-        "dtd cannot be downloaded from",
-        f"({unreachable} does not answer: ",
-        "check the network",
-    )
+    error_line(capsys, "dtd cannot be downloaded from", unreachable, "check the network")
     assert not (tmp_path / "root").exists()
     # what is there needs no network
     make_tree("dtd", tmp_path / "root")
@@ -51,16 +46,10 @@ def test_a_download_without_network_is_one_sentence(unreachable, tmp_path, capsy
 def test_missing_weights_without_network_are_one_sentence(clip, origin, quick, unreachable, capfd):
     with pytest.raises(WeightsError) as error:
         load_image_clip(ClipConfig(*clip))
-    assert f"({unreachable} does not answer: " in str(error.value)
-    files = f"open_clip_model.safetensors and open_clip_config.json of https://huggingface.co/{origin}; give"
-    assert (
-        f"fetch {files} the path of the weights as clip.pretrained, and clip.quick_gelu {quick}"
-        in str(error.value)
-    )
-    assert str(error.value).endswith(
-        "to try things out without, run with --teacher quickstart --student quickstart"
-    )
-    assert "\n" not in str(error.value)
+    message = str(error.value)
+    assert "\n" not in message
+    for words in (unreachable, f"https://huggingface.co/{origin};", f"clip.quick_gelu {quick}"):
+        assert words in message
     assert not capfd.readouterr().err
 
 

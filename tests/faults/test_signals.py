@@ -24,14 +24,8 @@ def run_of(folder):
     """The arguments of a run whose second stage does not end by itself."""
     for name, number in {"teacher": 1, "student": 3000}.items():
         (folder / f"{name}.yaml").write_text(f"trainer: {{max_epochs: {number}}}")
-    return [
-        "run",
-        *DATA,
-        *STAGES,
-        f"--teacher={folder}/teacher.yaml",
-        f"--student={folder}/student.yaml",
-        *QUICK,
-    ]
+    more = [f"--{name}={folder}/{name}.yaml" for name in ("teacher", "student")]
+    return ["run", *DATA, *STAGES, *more, *QUICK]
 
 
 @pytest.fixture
@@ -59,9 +53,15 @@ def ended(process):
     return err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("processes", ON)
-@pytest.mark.parametrize("command", ["fit", "run"])
+@pytest.mark.parametrize(
+    ("command", "processes", "number"),
+    [
+        ("fit", 1, signal.SIGTERM),
+        ("fit", 2, signal.SIGINT),
+        ("run", 1, signal.SIGINT),
+        ("run", 2, signal.SIGTERM),
+    ],
+)
 def test_a_signal_ends_a_command_with_one_line_and_an_intact_checkpoint(
     command, processes, number, tmp_path, started
 ):
@@ -77,11 +77,7 @@ def test_a_signal_ends_a_command_with_one_line_and_an_intact_checkpoint(
     assert err.count(f"{word}: ") == 1, err
     line = err.splitlines()[-1]
     assert line.startswith(f"{word}: rerun the same command to resume (after "), err
-    assert (
-        line.removesuffix("; step 1 of 6 is finished and kept)")
-        .removesuffix(")")
-        .endswith(f"{last} is kept")
-    ), err
+    assert f"{last} is kept" in line, err
     assert torch.load(last, weights_only=True)["global_step"] > 0
     assert not [path for path in out.rglob(".*") if path.name != ".lock"]
 
@@ -89,9 +85,8 @@ def test_a_signal_ends_a_command_with_one_line_and_an_intact_checkpoint(
 @pytest.mark.parametrize("which", [0, 1])
 def test_where_one_of_two_processes_is_killed_the_other_ends(which, tmp_path, started):
     last = tmp_path / "checkpoints" / "last.ckpt"
-    process = started(
-        [*FIT, LONG, *ON[2], "--data.init_args.num_workers=0", f"--out={tmp_path}"], last
-    )
+    fit = [*FIT, LONG, *ON[2], "--data.init_args.num_workers=0", f"--out={tmp_path}"]
+    process = started(fit, last)
     other = next(pid for pid in processes_of(process.pid) if pid != process.pid)
     os.kill((process.pid, other)[which], signal.SIGKILL)
     ended(process)
@@ -116,21 +111,12 @@ def test_an_error_of_one_of_two_processes_is_printed_and_ends_both(rank, tmp_pat
     (tmp_path / "failing.py").write_text(FAILING.format(rank=rank))
     out, path = tmp_path / "out", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     # no workers: forking while gloo's threads run has a rare race in CPython
-    args = [
-        *FIT,
-        *SHORT,
-        *ON[2],
-        "--trainer.callbacks+=failing.Failing",
-        "--data.init_args.num_workers=0",
-        f"--out={out}",
-    ]
-    process = start_process(args, PYTHONPATH=path)
+    more = ["--trainer.callbacks+=failing.Failing", "--data.init_args.num_workers=0"]
+    process = start_process([*FIT, *SHORT, *ON[2], *more, f"--out={out}"], PYTHONPATH=path)
     err = ended(process)
     assert process.returncode != 0
-    assert (
-        f"error: step 5 is refused: give another (after 4 steps; {out}/checkpoints/last.ckpt is kept)"
-        in err
-    )
+    kept = f"(after 4 steps; {out}/checkpoints/last.ckpt is kept)"
+    assert f"error: step 5 is refused: give another {kept}" in err
     assert not (out / "class_vectors.safetensors").exists()
 
 

@@ -18,15 +18,14 @@ def network(images):
     return [("classes of", value) for value in images[:, 0, 0, 0].tolist()]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 50])
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("items", [[], [5], list(range(23)), [3, -1, 5, -2, -3, -4, 7]])
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 3), (3, 1), (3, 3), (50, 3)])
+@pytest.mark.parametrize("items", [[], [*range(23)], [3, -1, 5, -2, -3, -4, 7]])
 def test_every_item_comes_once_in_order_with_its_own_classes_or_its_own_error(
     batch_size, workers, items
 ):
-    found = list(classify_ahead(iter(items), prepare, network, batch_size, workers))
-    assert [item for item, _ in found] == items
-    for item, classes in found:
+    classified = list(classify_ahead(iter(items), prepare, network, batch_size, workers))
+    assert [item for item, _ in classified] == items
+    for item, classes in classified:
         if item < 0:
             assert str(classes).startswith(f"{item} is negative")
         else:
@@ -49,10 +48,10 @@ def test_items_are_read_no_further_ahead_than_the_threads_need():
             read.append(i)
             yield i
 
-    found = classify_ahead(items(), prepare, network, 4, 2)
-    next(found)
+    classified = classify_ahead(items(), prepare, network, 4, 2)
+    next(classified)
     assert len(read) <= (2 + 3) * 4
-    found.close()
+    classified.close()
     assert len(read) <= (2 + 3) * 4
 
 

@@ -38,10 +38,9 @@ def test_tensors_and_fields_come_back_as_they_were_written(tmp_path):
     [
         (Path.exists, "does not exist, where apples were expected: plant a tree"),
         (lambda path: (write(path), os.truncate(path, 40)), r"is damaged \(.+\): plant a tree"),
-        (lambda path: path.write_bytes(bytes(range(256)) * 8), "is damaged"),
         (lambda path: save_file(TENSORS, path, metadata={"kdpl": "{"}), "is damaged"),
-        (lambda path: save_file(TENSORS, path), "does not hold apples: plant a tree"),
-        (lambda path: write(path, kind="pears"), "does not hold apples"),
+        (lambda path: write(path, kind="pears"), "does not hold apples: plant a tree"),
+        (lambda path: save_file(TENSORS, path), "does not hold apples"),
         (lambda path: write(path, version=4), "has format version 4, this kdpl reads version 3"),
         (lambda path: write(path, version="3"), "has format version 3, this kdpl reads version 3"),
     ],

@@ -36,9 +36,16 @@ def test_what_has_its_name_is_on_the_disk(folder, tmp_path, monkeypatch):
     assert written == {"/deep/file" if folder else ""}
 
 
-@pytest.mark.parametrize("new", ["file", "folder"])
-@pytest.mark.parametrize("existing", [False, True])
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(
+    ("new", "existing", "fails"),
+    [
+        ("file", True, False),
+        ("file", False, True),
+        ("folder", False, False),
+        ("folder", True, False),
+        ("folder", True, True),
+    ],
+)
 def test_what_was_there_stays_until_it_is_replaced_as_a_whole(new, existing, fails, tmp_path):
     def write(path, text):
         if new == "folder":

@@ -27,24 +27,10 @@ def test_predictions_are_read_in_order_of_the_test_split_whatever_their_names(tm
         newline="", encoding="utf-8", errors="surrogateescape"
     ) as file:
         header, first, *_ = csv.reader(file)
-    assert header == [
-        "index",
-        "source",
-        "label",
-        "prediction",
-        "probability",
-        "label_number",
-        "prediction_number",
-    ]
-    assert first == [
-        "0",
-        "folder/with, comma.png",
-        'say "cheese", please',
-        "line\nbreak",
-        "0.250000",
-        "2",
-        "3",
-    ]
+    columns = "index,source,label,prediction,probability,label_number,prediction_number"
+    assert header == columns.split(",")
+    about = ["folder/with, comma.png", 'say "cheese", please', "line\nbreak"]
+    assert first == ["0", *about, "0.250000", "2", "3"]
 
 
 def test_accuracies_are_read_to_the_last_digit_and_a_second_test_replaces_them(tmp_path):

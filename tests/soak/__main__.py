@@ -59,40 +59,33 @@ class Soak:
 
     def killed(self, processes, kills):
         """Kill a run so often, and let it end; returns the moments of the kills, and what is wrong."""
-        moments, faults = [], []
+        moments, problems = [], []
         while len(moments) < kills:
-            moment, alone = (
-                self.draw.uniform(1, 0.9 * self.seconds[processes]),
-                self.draw.random() < 0.3,
-            )
+            moment = self.draw.uniform(1, 0.9 * self.seconds[processes])
+            alone = self.draw.random() < 0.3
             code = attempt(self.command(processes), self.log, moment, alone)
             if code == 0:
                 break
             moments.append(f"{moment:.1f} s{' (first process alone)' if alone else ''}")
             if code != -signal.SIGKILL:
-                faults.append(f"ended with {code} before it was killed")
+                problems.append(f"ended with {code} before it was killed")
                 break
         code = attempt(self.command(processes), self.log)
-        faults += (
-            [f"ended with {code}"]
-            if code
-            else differences(self.out / f"reference-{processes}", self.run)
-        )
-        if not faults:
+        if code:
+            problems.append(f"ended with {code}")
+        else:
+            problems += differences(self.out / f"reference-{processes}", self.run)
+        if not problems:
             shutil.rmtree(self.run)
-        return moments, faults
+        return moments, problems
 
 
 def main():
     """Kill runs until there were enough kills; 0 if all of them ended as those that were not interrupted."""
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="kills in total (default: 20)")
-    parser.add_argument(
-        "--epochs", type=int, help="epochs of either stage (default: those of the quickstart)"
-    )
-    parser.add_argument(
-        "--seed", type=int, help="seed of the kills (default: another one each time)"
-    )
+    parser.add_argument("--epochs", type=int, help="epochs of either stage")
+    parser.add_argument("--seed", type=int, help="seed of the kills (default: another each time)")
     parser.add_argument("--out", type=Path, default=Path("runs/soak"))
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
@@ -105,16 +98,13 @@ def main():
     kills = runs = 0
     while kills < options.kills:
         processes = 1 + runs % len(ON)
-        moments, faults = soak.killed(
-            processes, min(soak.draw.randint(1, MOST_KILLS), options.kills - kills)
-        )
+        most = min(soak.draw.randint(1, MOST_KILLS), options.kills - kills)
+        moments, problems = soak.killed(processes, most)
         runs, kills = runs + 1, kills + len(moments)
-        said = "; ".join(faults) or "same as without"
-        print(
-            f"run {runs}, processes {processes}, killed after {', '.join(moments) or '-'}: {said}",
-            flush=True,
-        )
-        if faults:
+        said = "; ".join(problems) or "same as without"
+        killed = ", ".join(moments) or "-"
+        print(f"run {runs}, processes {processes}, killed after {killed}: {said}", flush=True)
+        if problems:
             print(f"its folder is {soak.run}, its messages are in {soak.log}")
             return 1
     print(f"{runs} runs with {kills} kills ended as those without, seed {seed}")

@@ -4,26 +4,18 @@ import pytest
 import torch
 from soak.comparison import differences
 
+MODEL, LAST = "classifier/model.safetensors", "checkpoints/last.ckpt"
+
 
 @pytest.mark.parametrize(
     ("name", "old", "new", "said"),
     [
         ("test.json", b"", b"", []),
-        (
-            "classifier/model.safetensors",
-            b"\x00\x00",
-            b"\x00\x01",
-            ["classifier/model.safetensors differs"],
-        ),
+        (MODEL, b"\x00\x00", b"\x00\x01", [f"{MODEL} differs"]),
         ("metrics.csv", b",,,0,0.", b",,,0,1.", ["metrics.csv: val/acc differs"]),
         ("test.json", None, None, ["test.json is missing"]),
         ("classifier/.model.tmp", None, b"", ["classifier/.model.tmp was left behind"]),
-        (
-            "checkpoints/last.ckpt",
-            None,
-            "another weight",
-            ["checkpoints/last.ckpt: state_dict differs"],
-        ),
+        (LAST, None, "another weight", [f"{LAST}: state_dict differs"]),
     ],
 )
 def test_every_difference_is_reported(name, old, new, said, student_run, tmp_path):
@@ -31,9 +23,8 @@ def test_every_difference_is_reported(name, old, new, said, student_run, tmp_pat
     file = copy / name
     if new == "another weight":
         checkpoint = torch.load(file, weights_only=True)
-        next(
-            value for value in checkpoint["state_dict"].values() if value.is_floating_point()
-        ).view(-1)[0] += 1e-6
+        weights = checkpoint["state_dict"].values()
+        next(tensor for tensor in weights if tensor.is_floating_point()).view(-1)[0] += 1e-6
         torch.save(checkpoint, file)
     elif old is not None:
         assert old in file.read_bytes()

@@ -15,21 +15,16 @@ from kdpl.runtime.run_folder import CONFIG_FILE, METRICS_FILE
 LOGGER = configs("logger/mlflow.yaml")
 
 
-@pytest.fixture(params=["file", "sqlite"])
-def store(request, tmp_path, monkeypatch):
+@pytest.fixture
+def store(tmp_path, monkeypatch):
     """A client of the store that MLFLOW_TRACKING_URI names, from a folder where nothing else is."""
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     # not by the module, which each process of the tests imports
     mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
-    if request.param == "sqlite":
-        pytest.importorskip("sqlalchemy", reason="needs the extra mlflow")
-        pytest.importorskip("alembic", reason="needs the extra mlflow")
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    uri = (
-        f"file:{tmp_path}/mlruns" if request.param == "file" else f"sqlite:///{tmp_path}/mlflow.db"
-    )
+    uri = f"file:{tmp_path}/mlruns"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(None)
     yield mlflow.MlflowClient(uri)
@@ -60,27 +55,19 @@ def test_an_interrupted_fit_its_resume_and_its_test_are_one_run_with_config_numb
     (run,) = runs_of(store)
     assert run.info.status == "FINISHED"
     assert run.data.params["model/init_args/optim/lr"] == "0.002"
-    assert (
-        run.data.params["data/init_args/num_workers"]
-        == str(given["data.init_args.num_workers"])
-        != "1"
-    )
+    workers = run.data.params["data/init_args/num_workers"]
+    assert workers == str(given["data.init_args.num_workers"]) != "1"
     rows = rows_of(out / METRICS_FILE)
     for name in ("train/loss", "val/acc", "test/acc"):
         # those of steps after the checkpoint are logged again, with the same values
-        found = {
-            metric.step: metric.value for metric in store.get_metric_history(run.info.run_id, name)
-        }
-        assert (
-            found
-            == {int(row["step"]): pytest.approx(float(row[name])) for row in rows if row[name]}
-            != {}
-        ), name
-    pictures = [Path(each.path).name for each in store.list_artifacts(run.info.run_id, "figures")]
+        history = store.get_metric_history(run.info.run_id, name)
+        expected = {int(row["step"]): float(row[name]) for row in rows if row[name]}
+        assert {metric.step: metric.value for metric in history} == pytest.approx(expected), name
+        assert expected, name
+    pictures = [Path(file.path).name for file in store.list_artifacts(run.info.run_id, "figures")]
     assert pictures == ["confusion.png"]
 
 
-@pytest.mark.parametrize("store", ["file"], indirect=True)
 def test_a_store_that_fails_later_ends_the_log_and_not_the_training(
     store, tmp_path, monkeypatch, capsys
 ):
@@ -89,12 +76,7 @@ def test_a_store_that_fails_later_ends_the_log_and_not_the_training(
 
     with at_step(4, lambda: monkeypatch.setattr("mlflow.tracking.MlflowClient.log_batch", fail)):
         assert fit_teacher(tmp_path / "out", *LOGGER) == 0
-    assert (
-        capsys.readouterr().err.count(
-            "warning: MLflow stops logging (no route to host); metrics.csv"
-        )
-        == 1
-    )
+    assert capsys.readouterr().err.count("MLflow stops logging (no route to host)") == 1
     (run,) = runs_of(store)
     steps = [
         int(row["step"]) for row in rows_of(tmp_path / "out" / METRICS_FILE) if row["train/loss"]
@@ -103,7 +85,6 @@ def test_a_store_that_fails_later_ends_the_log_and_not_the_training(
     assert kept == [step for step in steps if step < 4] != steps
 
 
-@pytest.mark.parametrize("store", ["file"], indirect=True)
 @pytest.mark.parametrize("case", ["unknown run", "unknown scheme", "no package"])
 def test_a_store_that_cannot_be_used_at_the_start_is_one_sentence(
     case, store, tmp_path, monkeypatch, capsys

@@ -90,6 +90,7 @@ def test_a_stage_is_one_run_with_config_numbers_pictures_and_artifacts_that_name
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     teacher, student = tmp_path / "runs/teacher", tmp_path / "runs/student"
+    # the picture of test images compares the student with its tested teacher
     assert fit_teacher(teacher, *LOGGER) == run_test(teacher, "--trainer.logger=false") == 0
     assert fit_student(student, teacher, *LOGGER) == run_test(student) == 0
     # nothing is written outside the runs' folders, and artifacts are read from there
@@ -99,19 +100,15 @@ def test_a_stage_is_one_run_with_config_numbers_pictures_and_artifacts_that_name
     vectors = ClassVectors.load(teacher / CLASS_VECTORS_FILE)
     prompts, made = records_of(teacher)["artifact"]
     assert (prompts.type, prompts.name) == ("teacher", artifact_name("teacher", vectors.teacher))
-    assert (made.type, made.name) == (
-        "class-vectors",
-        artifact_name("class-vectors", vectors.teacher),
-    )
+    name = artifact_name("class-vectors", vectors.teacher)
+    assert (made.type, made.name) == ("class-vectors", name)
     files = [content.path for artifact in (prompts, made) for content in artifact.manifest.contents]
     assert files == [PROMPTS_FILE, CLASS_VECTORS_FILE]
     assert set(made.aliases) == {"latest", (teacher / ID_FILE).read_text()}
     metadata = json.loads(made.metadata)
     about = {"teacher": vectors.teacher, "num_classes": 10}
-    assert (
-        metadata.items()
-        >= {**about, "made_with": prompts.name, "val/acc": logged(teacher, "val/acc")[-1]}.items()
-    )
+    made_of = {"made_with": prompts.name, "val/acc": logged(teacher, "val/acc")[-1]}
+    assert metadata.items() >= {**about, **made_of}.items()
 
     found, number = records_of(student), (student / ID_FILE).read_text()
     assert {(run.run_id, run.project, run.display_name) for run in found["run"]} == {
@@ -127,9 +124,8 @@ def test_a_stage_is_one_run_with_config_numbers_pictures_and_artifacts_that_name
     assert inputs["class-vectors"] == {"artifact": made.name, "digest": made.digest, **about}
     (classifier,) = found["artifact"]
     assert (classifier.type, classifier.name) == ("classifier", f"classifier-{number}")
-    assert {c.path for c in classifier.manifest.contents} == {
-        p.name for p in (student / CLASSIFIER_FOLDER).iterdir()
-    }
+    files = {path.name for path in (student / CLASSIFIER_FOLDER).iterdir()}
+    assert {content.path for content in classifier.manifest.contents} == files
     metadata = json.loads(classifier.metadata)
     assert (metadata["made_with"], metadata["clip"]["model"]) == (made.name, "tiny-student")
 

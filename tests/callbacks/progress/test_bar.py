@@ -17,21 +17,22 @@ from kdpl.runtime.messages import inform
     ("metrics", "shown"),
     [
         (
-            {"train/images_per_s": 151.7, "val/acc": 0.9, "train/loss": 0.5},
-            "loss: 0.5, acc: 0.9, img/s: 152",
+            {"train/images_per_s": 151.7, "val/acc": 0.9, "train/loss": 1391.6},
+            {"loss": "1392", "acc": "0.9", "img/s": "152"},
         ),
-        ({"train/images_per_s": 0.2345, "train/loss": 1391.6}, "loss: 1392, img/s: 0.234"),
-        ({"val/acc": 0.7, "val/base_acc": 0.9, "val/novel_acc": 0.5, "val/hm": 0.64}, "HM: 0.64"),
-        ({}, ""),
+        ({"train/images_per_s": 0.2345}, {"img/s": "0.234"}),
+        (
+            {"val/acc": 0.7, "val/base_acc": 0.9, "val/novel_acc": 0.5, "val/hm": 0.64},
+            {"HM": "0.64"},
+        ),
     ],
 )
 def test_metrics_have_short_names_and_of_base_and_novel_accuracies_the_harmonic_mean_is_shown(
     metrics, shown
 ):
     trainer = SimpleNamespace(progress_bar_metrics=metrics, loggers=[], is_global_zero=True)
-    assert (
-        ", ".join(f"{k}: {v}" for k, v in ProgressBar().get_metrics(trainer, None).items()) == shown
-    )
+    numbers = ProgressBar().get_metrics(trainer, None)
+    assert {name: str(number) for name, number in numbers.items()} == shown
 
 
 class Long(LightningModule):
@@ -54,7 +55,7 @@ class Long(LightningModule):
         return DataLoader(range(1234))
 
 
-@pytest.mark.parametrize(("columns", "bar"), [(80, 0), (100, 20), (200, 40)])
+@pytest.mark.parametrize(("columns", "bar"), [(80, 0), (200, 40)])
 def test_the_line_fits_into_the_console_with_a_bar_where_there_is_room(
     columns, bar, tmp_path, monkeypatch, capsys
 ):
@@ -108,14 +109,8 @@ def test_the_epochs_mean_loss_and_the_time_left_for_the_whole_fit_are_shown_afte
         Counting()
     )
     assert seen.losses == [1, 1.5, 2, 1, 1.5, 2]
-    assert seen.lines == [
-        f"epoch {epoch} {left}"
-        for epoch, left in zip(
-            ["1/2"] * 3 + ["2/2"] * 3,
-            ["00:03", "00:03", "00:02", "00:01", "00:01", "00:00"],
-            strict=True,
-        )
-    ]
+    left = ["00:03", "00:03", "00:02", "00:01", "00:01", "00:00"]
+    assert seen.lines == [f"epoch {1 + i // 3}/2 {time}" for i, time in enumerate(left)]
 
 
 class SaveAfter(Callback):

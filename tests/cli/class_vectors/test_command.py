@@ -24,14 +24,13 @@ def require_frozen(file, run):
     assert file.read_bytes() == (run / "class_vectors.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("source", ["one by one", "a list", "the data", "a whole config"])
+@pytest.mark.parametrize("source", ["a list", "the data", "a whole config"])
 def test_the_names_of_the_teachers_own_run_give_its_class_vectors_bit_for_bit(
     source, teacher_run, out, tmp_path, capsys
 ):
     names = tmp_path / "names.txt"
     names.write_text("\ufeff" + "\n\n".join(DIGITS) + "\n  \n", encoding="utf-8")
     options = {
-        "one by one": ["--classes", *DIGITS],
         "a list": [f"--class-list={names}"],
         "the data": configs("data/digits.yaml"),
         "a whole config": [f"--config={teacher_run}/config.yaml"],
@@ -64,17 +63,10 @@ def test_names_that_the_teacher_never_saw_are_encoded_with_its_prompts(tmp_path,
     vectors = ClassVectors.load(out)
     texts = [prompt_text("X X X X", name) for name in ("hermit_crab", "eel")]
     layers = torch.cat([context[None], deep]).double()
-    assert (
-        relative_error(
-            vectors.vectors, normalized(plain_of("test-teacher").text_features(texts, layers))
-        )
-        < 1e-5
-    )
-    assert (vectors.class_names, vectors.num_base, vectors.context) == (
-        ("hermit_crab", "eel"),
-        None,
-        None,
-    )
+    expected = normalized(plain_of("test-teacher").text_features(texts, layers))
+    assert relative_error(vectors.vectors, expected) < 1e-5
+    assert vectors.class_names == ("hermit_crab", "eel")
+    assert vectors.num_base is vectors.context is None
     assert vectors.logit_scale == pytest.approx(30)
     assert (vectors.clip, vectors.teacher) == (prompts.clip, prompts.teacher)
     assert vectors.preprocessing == prompts.preprocessing
@@ -85,20 +77,17 @@ def test_names_that_the_teacher_never_saw_are_encoded_with_its_prompts(tmp_path,
     [
         (["--classes", "one", "two", " one"], ["--classes", "'one' twice"]),
         (["--classes", "jos\u00e9", "jose\u0301"], ["'jos\u00e9' twice"]),
-        (["--classes", "one", "  "], ["--classes", "class name that is empty"]),
-        (["--classes", "word " * 100], ["all 32 tokens", "shorten the class name"]),
+        (["--classes", "one", "  "], ["--classes", "empty"]),
+        (["--classes", "word " * 100], ["32 tokens"]),
         (["--class-list=empty.txt"], ["empty.txt", "no class names"]),
-        (["--class-list=latin.txt"], ["latin.txt", "not in UTF-8 (line 1): save it as UTF-8"]),
-        (
-            ["--classes", "one", "--teacher=."],
-            ["prompts.safetensors", "does not exist", "run folder of a teacher"],
-        ),
-        ([], ["one source: give --classes, --class-list or --config"]),
-        (["--classes", "one", "--data.init_args.shots=1"], ["no option --data.init_args.shots=1"]),
+        (["--class-list=latin.txt"], ["latin.txt", "UTF-8", "line 1"]),
+        (["--classes", "one", "--teacher=."], ["prompts.safetensors", "does not exist"]),
+        ([], ["--classes, --class-list or --config"]),
+        (["--classes", "one", "--data.init_args.shots=1"], ["--data.init_args.shots=1"]),
         (["--config=gone.yaml"], ["gone.yaml", "does not exist"]),
         ([*configs("data/digits.yaml"), "--data.init_args.shot=1"], ["'shot'"]),
         (["--config=number.yaml"], ["data in config", "is 3"]),
-        (["--config=nameless.yaml"], ["BoringDataModule does not say its class names"]),
+        (["--config=nameless.yaml"], ["BoringDataModule"]),
     ],
     ids=lambda value: " ".join(value)[:40],
 )
