@@ -26,18 +26,12 @@ class Tab:
     """A page in a browser: ``requested`` are the addresses that it asked for so far, ``complaints`` its errors."""
 
     def __init__(self, send_to, read_from):
-        self._to, self._from, self._buffer, self._number, self._session = (
-            send_to,
-            read_from,
-            b"",
-            0,
-            None,
-        )
+        self._to, self._from = send_to, read_from
+        self._buffer, self._number, self._session = b"", 0, None
         self.requested, self.complaints = [], []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
-            "sessionId"
-        ]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
         for domain in ("Page", "DOM", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
@@ -83,9 +77,8 @@ class Tab:
 
     def run(self, script):
         """Return the value of a script."""
-        done = self.call(
-            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
-        )
+        options = {"returnByValue": True, "awaitPromise": True}
+        done = self.call("Runtime.evaluate", expression=script, **options)
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
@@ -93,9 +86,7 @@ class Tab:
         """Wait until a script's value is true, and return it."""
         end = time.monotonic() + _PATIENCE_SECONDS
         while not (value := self.run(script)):
-            assert time.monotonic() < end, (
-                f"{script} does not come true; the page shows: {self.text('body')}"
-            )
+            assert time.monotonic() < end, f"{script}: the page shows {self.text('body')}"
             time.sleep(0.05)
         return value
 
@@ -110,9 +101,8 @@ class Tab:
 
     def write(self, selector, text):
         """Replace the text of a field."""
-        self.run(
-            f"(field => {{field.focus(); field.select()}})(document.querySelector({json.dumps(selector)}))"
-        )
+        field = f"document.querySelector({json.dumps(selector)})"
+        self.run(f"(field => {{field.focus(); field.select()}})({field})")
         self.call("Input.insertText", text=text)
 
     def add_classes(self, names):
@@ -130,9 +120,8 @@ class Tab:
 
     def screenshot(self, path):
         """Write a picture of the window; returns it."""
-        path.write_bytes(
-            base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
-        )
+        content = self.call("Page.captureScreenshot", format="png")["data"]
+        path.write_bytes(base64.b64decode(content))
         with Image.open(path) as picture:
             return picture.convert("RGB")
 
@@ -143,14 +132,9 @@ def demo(folder, classifier, teacher, digits, *more):
     (folder / "examples").mkdir()
     for name, source in digits.items():
         open_digit(source).save(folder / "examples" / f"{name}.png")
-    args = [
-        "demo",
-        str(classifier),
-        f"--teacher={teacher}",
-        f"--examples={folder / 'examples'}",
-        *more,
-    ]
-    process = start_process([*args, "--no-browser"], stdout=subprocess.PIPE)
+    options = [f"--teacher={teacher}", f"--examples={folder / 'examples'}", "--no-browser", *more]
+    args = ["demo", str(classifier), *options]
+    process = start_process(args, stdout=subprocess.PIPE)
     try:
         line = process.stdout.readline()
         assert line.startswith("demo: http://127.0.0.1:"), process.stderr.read()
@@ -165,27 +149,10 @@ def browser(folder, *options):
     """Start a browser with one tab, which keeps its files in a folder."""
     (they_read, we_write), (we_read, they_write) = os.pipe(), os.pipe()
     # the browser reads from 3 and writes to 4
-    shell = [
-        "bash",
-        "-c",
-        f'exec "$0" "$@" 3<&{they_read} 4>&{they_write} >/dev/null 2>&1',
-        CHROMIUM,
-    ]
-    fixed = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--hide-scrollbars",
-    ]
-    command = [
-        *shell,
-        *fixed,
-        "--remote-debugging-pipe",
-        f"--user-data-dir={folder}",
-        *options,
-        "about:blank",
-    ]
+    start = f'exec "$0" "$@" 3<&{they_read} 4>&{they_write} >/dev/null 2>&1'
+    fixed = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    fixed += ["--hide-scrollbars", "--remote-debugging-pipe", f"--user-data-dir={folder}"]
+    command = ["bash", "-c", start, CHROMIUM, *fixed, *options, "about:blank"]
     process = subprocess.Popen(command, pass_fds=(they_read, they_write))
     os.close(they_read)
     os.close(they_write)

@@ -1,5 +1,6 @@
 import gc
 import os
+import shutil
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -13,6 +14,8 @@ import torch
 import world
 from filelock import FileLock
 from plain import PlainClip
+
+from kdpl.__main__ import main
 
 # Files that import what only an extra brings. Elsewhere single tests call pytest.importorskip. The environment for
 # development has every extra, which test_project.py checks, so that nothing is left out there.
@@ -160,6 +163,29 @@ def student_run(built_once, teacher_run, draw):
 def classifier(student_run):
     """The folder of that student's classifier; no test changes it."""
     return student_run / "classifier"
+
+
+@pytest.fixture(scope="session")
+def exported(classifier, tmp_path_factory):
+    """The file that export writes of that classifier in a format; no test changes it."""
+    from kdpl.classifier.formats import onnx_files, runtime_files
+    from kdpl.classifier.formats.registry import formats
+
+    folder = tmp_path_factory.mktemp("exported")
+
+    @cache
+    def file(kind):
+        path = folder / f"{kind}{formats()[kind].ending}"
+        with pytest.MonkeyPatch.context() as patch:
+            if kind in ("onnx-fp16", "openvino"):
+                # both are made of an ONNX file, which takes most of the time
+                plain = file("onnx")
+                for module in (onnx_files, runtime_files):
+                    patch.setattr(module, "write_onnx", lambda *args: shutil.copy(plain, args[2]))
+            assert main(["export", str(classifier), f"--format={kind}", f"--out={path}"]) == 0
+        return path
+
+    return file
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import yaml
 
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
+from kdpl.report.page import fill
 
 HOSTILE = (
     "<script>document.documentElement.dataset.broken = 'yes'</script>",
@@ -76,6 +77,22 @@ def make(folder, out=None):
         patch.setattr("kdpl.report.cost._MIN_ROUNDS", 1)
         assert main(["report", str(folder), *([f"--out={out}"] if out else [])]) == 0
     return (out or folder / "report.html").read_text(encoding="utf-8")
+
+
+def section(name, data=None, *added, **sections):
+    """The text of one section of a report, whose template shows ``data`` and reads other sections.
+
+    ``added`` is the section itself, if a plugin brings it.
+    """
+    others = {other: {"data": values, "gap": None} for other, values in sections.items()}
+    html = fill(
+        f"{name}.html.jinja",
+        data=data,
+        added=dict(enumerate(added)),
+        sections=others,
+        below=None,
+    )
+    return Page(html).texts["header"]
 
 
 class Page(HTMLParser):

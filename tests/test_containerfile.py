@@ -23,37 +23,27 @@ OF_THE_SYSTEM = "useradd "
 
 
 def of(instruction):
-    return [rest for each, rest in STEPS if each == instruction]
+    return [rest for name, rest in STEPS if name == instruction]
+
+
+def default_of(argument):
+    (value,) = (rest.partition("=")[2] for rest in of("ARG") if rest.startswith(f"{argument}="))
+    return value
 
 
 def test_the_image_is_of_a_supported_python_and_a_user_without_rights_and_names_no_package_index():
-    assert {each for each, _ in STEPS} == {
-        "ARG",
-        "FROM",
-        "ENV",
-        "RUN",
-        "WORKDIR",
-        "COPY",
-        "USER",
-        "ENTRYPOINT",
-    }
-    (python,) = (rest.partition("=")[2] for rest in of("ARG") if rest.startswith("PYTHON="))
-    assert f"Programming Language :: Python :: {python}" in PYPROJECT["project"]["classifiers"]
+    python = f"Programming Language :: Python :: {default_of('PYTHON')}"
+    assert python in PYPROJECT["project"]["classifiers"]
     (user,) = of("USER")
     assert any(rest.startswith(OF_THE_SYSTEM) and rest.endswith(f" {user}") for rest in of("RUN"))
     assert "://" not in TEXT
-    (extras,) = (
-        json.loads(rest.partition("=")[2]) for rest in of("ARG") if rest.startswith("EXTRAS=")
-    )
-    assert {*extras.split(",")} <= PYPROJECT["project"]["optional-dependencies"].keys()
+    extras = json.loads(default_of("EXTRAS")).split(",")
+    assert {*extras} <= PYPROJECT["project"]["optional-dependencies"].keys()
 
 
 def test_what_is_sent_to_the_build_is_what_it_copies():
-    first, *lines = (
-        line
-        for line in (ROOT / ".containerignore").read_text().splitlines()
-        if not line.startswith("#")
-    )
+    text = (ROOT / ".containerignore").read_text()
+    first, *lines = (line for line in text.splitlines() if not line.startswith("#"))
     assert first == "*"
     copied = {source for rest in of("COPY") for source in rest.split()[:-1]}
     assert {line.removeprefix("!") for line in lines if line.startswith("!")} == copied
@@ -76,16 +66,14 @@ def test_every_step_runs_in_a_plain_environment_and_the_entry_point_trains(tmp_p
                 folder.mkdir(parents=True, exist_ok=True)
             elif step in ("ARG", "ENV"):
                 given = re.findall(r'(\w+)=("[^"]*"|\S*)', rest)
-                settings |= {
-                    name: value.strip('"') for name, value in given if name != "PIP_NO_CACHE_DIR"
-                }
+                values = {name: value.strip('"') for name, value in given}
+                settings |= {n: value for n, value in values.items() if n != "PIP_NO_CACHE_DIR"}
             elif step == "COPY":
                 *sources, to = rest.split()
                 for source in map(ROOT.joinpath, sources):
                     if source.is_dir():
-                        shutil.copytree(
-                            source, folder / to, ignore=shutil.ignore_patterns("__pycache__")
-                        )
+                        ignore = shutil.ignore_patterns("__pycache__")
+                        shutil.copytree(source, folder / to, ignore=ignore)
                     else:
                         shutil.copy(source, folder / to)
             elif step == "RUN" and not rest.startswith(OF_THE_SYSTEM):
@@ -95,9 +83,8 @@ def test_every_step_runs_in_a_plain_environment_and_the_entry_point_trains(tmp_p
         (command,) = map(json.loads, of("ENTRYPOINT"))
         command[0] = str(venv / "bin" / command[0])
         # by their names, which the installed package knows
-        configs = [
-            word.replace(f"{ROOT}/configs/", "").removesuffix(".yaml") for word in [*DATA, *TEACHER]
-        ]
+        words = (word.replace(f"{ROOT}/configs/", "") for word in [*DATA, *TEACHER])
+        configs = [word.removesuffix(".yaml") for word in words]
         args = ["fit", *configs, *SHORT, "--trainer.max_epochs=1", "--out=runs/teacher"]
         done = subprocess.run(
             [*command, *args], cwd=folder, env=settings, capture_output=True, text=True, check=False

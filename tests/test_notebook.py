@@ -37,10 +37,8 @@ def saved():
 def test_what_is_saved_is_one_run_from_the_first_cell_to_the_last_and_nothing_of_the_machine_that_made_it():
     cells = code_cells(saved())
     assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
-    assert {output["output_type"] for cell in cells for output in cell["outputs"]} == {
-        "display_data",
-        "stream",
-    }
+    kinds = {output["output_type"] for cell in cells for output in cell["outputs"]}
+    assert kinds == {"display_data", "stream"}
     assert NOTEBOOK.stat().st_size < 300_000
     for cell in cells:
         assert cell["metadata"] == {}
@@ -63,20 +61,19 @@ def test_it_runs_from_a_folder_to_an_onnx_file_and_shows_what_is_saved(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": str(folder)}}
-    options = {
-        "timeout": 600,
-        "record_timing": False,
-        "coalesce_streams": True,
-        "kernel_name": "python3",
-    }
-    nbclient.NotebookClient(notebook, resources=resources, **options).execute()
+    options = {"timeout": 600, "record_timing": False, "coalesce_streams": True}
+    nbclient.NotebookClient(
+        notebook, resources=resources, kernel_name="python3", **options
+    ).execute()
     assert (folder / "runs/mine.onnx").is_file()
     if SAVE:
         notebook.metadata = saved()["metadata"]
         nbformat.write(notebook, tmp_path / "saved.ipynb")
         shutil.copy(tmp_path / "saved.ipynb", NOTEBOOK)
     before, now = code_cells(saved()), code_cells(notebook)
-    assert [bool(texts_of(cell)) for cell in now] == [bool(texts_of(cell)) for cell in before]
-    assert [pictures_of(cell) for cell in now] == [pictures_of(cell) for cell in before]
+    shown, expected = (
+        [(bool(texts_of(cell)), pictures_of(cell)) for cell in cells] for cells in (now, before)
+    )
+    assert shown == expected
     # processors round differently
     assert accuracy_of(now) == pytest.approx(accuracy_of(before), abs=2)

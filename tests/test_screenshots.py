@@ -46,9 +46,8 @@ def take(tab, name, scheme, height):
 
 def test_the_figures():
     shutil.copy(Path(RUN) / "student/figures/confusion.png", IMAGES)
-    pairs = list(
-        zip(*(read_predictions(Path(RUN) / stage) for stage in ("teacher", "student")), strict=True)
-    )
+    tests = (read_predictions(Path(RUN) / stage) for stage in ("teacher", "student"))
+    pairs = list(zip(*tests, strict=True))
     chosen = [pairs[i] for i in choose_for_sheet(pairs, 8)]
     images = [open_digit(student.source) for _, student in chosen]
     draw_sheet(images, chosen, "8 test images, half of them mistakes", IMAGES / "examples.png")

@@ -1,10 +1,16 @@
 """The layers of the package: imports go down, never in a circle, and only clip/ knows open_clip."""
 
 import ast
+import importlib.metadata
+import os
 import re
+import sys
 import tomllib
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1] / "kdpl"
 
@@ -30,105 +36,98 @@ def module_of(path):
 MODULES = {module_of(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 
-def imports_of(module):
-    """The modules that a module imports, anywhere in it; of a module of kdpl whose names are imported, that module."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            inside = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (name if name in MODULES else node.module for name in inside)
+@cache
+def tree_of(module):
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
 
 
-# the package's own face loads its names when they are asked for
-ALL_IMPORTS = {
-    module: {*imports_of(module)} - {module, "kdpl"} for module in MODULES if module != "kdpl"
-}
-IMPORTS = {module: others & MODULES.keys() for module, others in ALL_IMPORTS.items()}
+def imports_of(node):
+    """The modules that a statement imports; of a module of kdpl whose names are imported, that module."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        inside = [f"{node.module}.{alias.name}" for alias in node.names]
+        return [name if name in MODULES else node.module for name in inside]
+    return []
+
+
+@cache
+def all_imports():
+    """What each module imports, anywhere in it, but for kdpl itself, which loads its names when they are asked for."""
+    return {
+        module: {name for node in ast.walk(tree_of(module)) for name in imports_of(node)}
+        - {module, "kdpl"}
+        for module in MODULES
+        if module != "kdpl"
+    }
+
+
+def imports_within():
+    return {module: names & MODULES.keys() for module, names in all_imports().items()}
 
 
 def part_of(module):
     return module.split(".")[1]
 
 
-def test_every_folder_and_file_is_of_the_core_or_removable_and_they_are_few():
-    assert {part_of(module) for module in IMPORTS} == LAYER_OF.keys() | REMOVABLE.keys()
-    assert (
-        len(
-            [
-                *(
-                    path
-                    for path in ROOT.iterdir()
-                    if path.suffix in ("", ".py") and path.name != "__pycache__"
-                )
-            ]
-        )
-        <= 24
-    )
+def test_every_folder_and_file_is_of_the_core_or_removable():
+    assert {part_of(module) for module in all_imports()} == LAYER_OF.keys() | REMOVABLE.keys()
 
 
 def test_the_core_imports_nothing_removable_and_a_removable_folder_what_it_names():
-    # kdpl.confidence.report, say, is a section of the report, and loaded by it alone
-    removable_of = {
-        module: {part_of(other) for other in others} & REMOVABLE.keys()
-        for module, others in IMPORTS.items()
-    }
-    wrong = [
-        f"{module} imports {folder}"
-        for module, folders in removable_of.items()
-        for folder in folders
-        - {part_of(module), *REMOVABLE.get(part_of(module), []), *module.split(".")[2:3]}
-    ]
-    assert wrong == []
-
-
-def test_the_picture_of_the_layout_shows_the_core_and_every_removable_folder():
-    picture = (ROOT.parent / "docs" / "images" / "layout.svg").read_text(encoding="utf-8")
-    shown = set(re.findall(r">(\w+)</text>", picture))
-    # the package's own entry
-    assert REMOVABLE.keys() | LAYER_OF.keys() - {"__main__"} <= shown
+    for module, names in imports_within().items():
+        part, inside = part_of(module), module.split(".")[2:3]
+        # kdpl.confidence.report, say, is a section of the report, and loaded by it alone
+        allowed = {part, *REMOVABLE.get(part, []), *inside}
+        assert {part_of(name) for name in names} & REMOVABLE.keys() <= allowed, module
 
 
 def test_no_import_of_the_core_goes_up_or_to_a_neighbour():
-    wrong = [
-        f"{module} imports {other}"
-        for module, others in IMPORTS.items()
-        for other in others
-        if part_of(module) in LAYER_OF
-        and part_of(other) in LAYER_OF
-        and part_of(other) != part_of(module)
-        if LAYER_OF[part_of(other)] >= LAYER_OF[part_of(module)]
-    ]
-    assert wrong == []
+    for module, names in imports_within().items():
+        if (part := part_of(module)) in LAYER_OF:
+            layers = {LAYER_OF.get(other, -1) for other in map(part_of, names) if other != part}
+            assert max(layers, default=-1) < LAYER_OF[part], module
 
 
 def test_no_files_import_each_other_in_a_circle():
-    TopologicalSorter(IMPORTS).prepare()
-
-
-def test_few_files_know_how_logits_become_a_class():
-    # a second task is one more class in tasks.py, but for methods that are defined for one class an image
-    known = re.compile(r"\b(log_softmax|softmax|argmax|cross_entropy)\(")
-    knowing = {
-        module for module, path in MODULES.items() if known.search(path.read_text(encoding="utf-8"))
-    }
-    # the end of a text, and the nearest neighbour
-    others = {"kdpl.clip.towers.text", "kdpl.confidence.drift.two_samples"}
-    own = {"kdpl.tasks", "kdpl.losses", "kdpl.metrics"}
-    assert knowing - others == own | {
-        "kdpl.targets.refinement.refine",
-        "kdpl.report.labeling.choice",
-        "kdpl.confidence.held_out",
-    }
+    TopologicalSorter(imports_within()).prepare()
 
 
 def test_only_clip_imports_open_clip():
     users = {
-        part_of(m)
-        for m, others in ALL_IMPORTS.items()
-        if any(o.split(".")[0] == "open_clip" for o in others)
+        part_of(module)
+        for module, names in all_imports().items()
+        if any(name.split(".")[0] == "open_clip" for name in names)
     }
     assert users == {"clip"}
+
+
+# its classes are those of an extra's; nothing imports it before its command is called
+OF_AN_EXTRA = "kdpl.serve"
+
+
+@pytest.mark.skipif(bool(os.environ.get("KDPL_WITHOUT")), reason="needs the packages of all extras")
+def test_every_import_is_a_declared_dependency_and_those_of_extras_wait_until_they_are_needed():
+    project = PYPROJECT["project"]
+    core = {name_of(requirement) for requirement in project["dependencies"]}
+    groups = [group for name, group in project["optional-dependencies"].items() if name != "dev"]
+    extras = {name_of(requirement) for group in groups for requirement in group}
+    assert core & extras == set()
+    providers = importlib.metadata.packages_distributions()
+    for module in MODULES:
+        inside = module.startswith(OF_AN_EXTRA)
+        for node in ast.walk(tree_of(module)):
+            for name in imports_of(node):
+                at_start = node in tree_of(module).body and not inside
+                package = name.split(".")[0]
+                if package not in sys.stdlib_module_names | {"kdpl"}:
+                    needed = {name_of(provider) for provider in providers.get(package, [])}
+                    assert needed & (core if at_start else core | extras), f"{module}: {name}"
+                assert not (at_start and name.startswith(OF_AN_EXTRA)), module
+
+
+def name_of(requirement):
+    return re.match(r"[A-Za-z0-9_-]+", requirement).group().lower().replace("_", "-")
 
 
 def test_the_page_on_removable_folders_lists_them_with_what_goes_with_each():

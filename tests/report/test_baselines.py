@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from report_pages import Page, change_vectors, make, put_together
+from report_pages import change_vectors, put_together
 from resampling import bootstrap_difference
 from sklearn.linear_model import LogisticRegression
 
@@ -24,7 +24,8 @@ from kdpl.report.intervals import wilson
 from kdpl.report.probes import linear_probe
 from kdpl.report.run_folder import Run
 from kdpl.runtime.configs import find_config
-from kdpl.runtime.predictions import read_predictions, read_results
+from kdpl.runtime.predictions import read_predictions, read_results, write_predictions
+from kdpl.runtime.run_folder import PROBE_FILE
 
 CLIPS = {name: f"tiny-{name}, weights glyphs" for name in ("teacher", "student")}
 
@@ -50,22 +51,20 @@ def plain_loss(c, x, y, fold_of):
     return loss
 
 
-def chosen(x, y, groups):
-    return choose_strength(
-        *(torch.from_numpy(np.ascontiguousarray(each)) for each in (x, y, groups))
-    )
+def chosen(*arrays):
+    return choose_strength(*map(torch.from_numpy, map(np.ascontiguousarray, arrays)))
 
 
-def places(labels):
+def places_of(labels):
     """Place of each image within its class: images of a class come in turns."""
     return np.array([sum(labels[:i] == y) for i, y in enumerate(labels)])
 
 
 def test_c_has_the_least_log_loss_in_folds_as_far_as_there_are_labels():
     x, y = blobs(20, 3)
-    fold_of = places(y) % 5
+    fold_of = places_of(y) % 5
     losses = [plain_loss(c, x, y, fold_of) for c in STRENGTHS]
-    rows, labels, folds = (torch.from_numpy(each) for each in (x, y, fold_of))
+    rows, labels, folds = map(torch.from_numpy, (x, y, fold_of))
     for c, expected in zip(STRENGTHS, losses, strict=True):
         assert held_out_loss(rows, labels, folds, c) == pytest.approx(expected, rel=1e-3)
     best = STRENGTHS[int(np.argmin(losses))]
@@ -85,7 +84,7 @@ def test_c_is_chosen_by_folds_of_whole_groups():
         return STRENGTHS[int(np.argmin([plain_loss(c, near, y, fold_of) for c in STRENGTHS]))]
 
     strength, _ = chosen(near, y, groups)
-    assert strength == best(np.repeat(places(labels), 4) % 5) != best(places(y) % 5)
+    assert strength == best(np.repeat(places_of(labels), 4) % 5) != best(places_of(y) % 5)
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +92,27 @@ def run(tmp_path_factory, teacher_run, student_run):
     return put_together(tmp_path_factory.mktemp("complete") / "run", teacher_run, student_run)
 
 
+@pytest.fixture
+def copy(run, compared, tmp_path):
+    """A copy of that run with its probes, for a test to change."""
+    folder = shutil.copytree(run, tmp_path / "copy")
+    replace_in(folder / "student/config.yaml", str(run / "teacher"), str(folder / "teacher"))
+    return folder
+
+
+def replace_in(file, old, new):
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
 def compare(*args):
     """The rows by name, and the notes, that a comparison writes as JSON."""
     file = args[0].parent / "table.json"
     assert main(["compare", *map(str, args), f"--out={file}"]) == 0
-    found = json.loads(file.read_text())
-    assert len({row["row"] for row in found["rows"]}) == len(found["rows"])
-    return {row["row"]: row for row in found["rows"]}, found["notes"]
+    table = json.loads(file.read_text())
+    assert len({row["row"] for row in table["rows"]}) == len(table["rows"])
+    return {row["row"]: row for row in table["rows"]}, table["notes"]
 
 
 @pytest.fixture(scope="module")
@@ -107,65 +120,67 @@ def compared(run):
     return compare(run)
 
 
+@pytest.fixture
+def without_fits(compared, monkeypatch):
+    """Refuse to fit another probe."""
+    monkeypatch.setattr("kdpl.report.probes.load_image_clip", Mock(side_effect=AssertionError))
+
+
 def correct_of(stage):
     return np.array([p.correct for p in read_predictions(stage)])
 
 
-def plain_features(name, sources):
-    """Features of digits, image by image."""
+def plain_features(name, records):
+    """Features [N, D] of digits, of what enters the projection, and their labels."""
     tower = load_image_clip(ClipConfig(name, "glyphs")).image_tower
-    images = [digits.open_digit(source) for source in sources]
-    pixels = [
-        torch.from_numpy(np.array(image.resize((32, 32), 3))).permute(2, 0, 1)[None]
-        for image in images
-    ]
+    images = [digits.open_digit(record.source).resize((32, 32), 3) for record in records]
+    pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
     visual, read = tower.visual, []
-    # what enters the projection
-    handle = visual.ln_post.register_forward_hook(lambda *each: read.append(each[2][:, 0]))
+    handle = visual.ln_post.register_forward_hook(lambda *hooked: read.append(hooked[2][:, 0]))
     with torch.no_grad():
-        for each in pixels:
-            visual(tower.pixels(each))
+        visual(tower.pixels(pixels))
     handle.remove()
-    found = torch.cat(read)
-    return torch.nn.functional.normalize(found, dim=1).numpy()
+    labels = np.array([record.label for record in records])
+    return torch.nn.functional.normalize(read[0], dim=1).numpy(), labels
+
+
+def plain_accuracy(c, x, y, z, truth):
+    """Accuracy of scikit-learn's regression on x and y for z."""
+    scale = np.sqrt(x.var(axis=0, ddof=1).sum())
+    model = LogisticRegression(C=c, class_weight="balanced", max_iter=10_000)
+    return model.fit(x / scale, y).score(z / scale, truth)
 
 
 def test_a_run_stands_beside_zero_shot_and_linear_probes(run, compared):
     shown, notes = compared
     expected = ["run", *(f"zero-shot: {clip}" for clip in CLIPS.values())]
-    assert list(shown) == expected + [
-        f"linear probe: {clip}, 160 labels" for clip in CLIPS.values()
-    ]
-    for name, stage in zip(
-        expected, ("student", "zero_shot/teacher", "zero_shot/student"), strict=True
-    ):
+    probes = [f"linear probe: {clip}, 160 labels" for clip in CLIPS.values()]
+    assert list(shown) == expected + probes
+    stages = ("student", "zero_shot/teacher", "zero_shot/student")
+    for name, stage in zip(expected, stages, strict=True):
         correct, row = correct_of(run / stage), shown[name]
-        assert row["accuracy"] == pytest.approx(
-            100 * read_results(run / stage)["test/acc"], abs=1e-4
-        )
-        low, high = wilson(int(correct.sum()), correct.size)
-        assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx(
-            (100 * low, 100 * high), abs=1e-4
-        )
+        accuracy = 100 * read_results(run / stage)["test/acc"]
+        assert row["accuracy"] == pytest.approx(accuracy, abs=1e-4)
+        interval = [100 * bound for bound in wilson(int(correct.sum()), correct.size)]
+        assert [row["accuracy_low"], row["accuracy_high"]] == pytest.approx(interval, abs=1e-4)
         if name != "run":
             interval = bootstrap_difference(correct_of(run / "student"), correct)
-            found = [row["difference_low"], row["difference_high"]]
-            assert found == pytest.approx([100 * bound for bound in interval], abs=0.15)
+            assert [row["difference_low"], row["difference_high"]] == pytest.approx(
+                [100 * bound for bound in interval], abs=0.15
+            )
     assert len([note for note in notes if "chosen by 5-fold cross-validation" in note]) == 2
 
 
-def test_a_teacher_without_labels_is_its_zero_shot_clip(run, tmp_path):
-    without = shutil.copytree(run, tmp_path / "without")
-    shutil.rmtree(without / "zero_shot/teacher")
-    file = without / "teacher/config.yaml"
+def test_a_teacher_without_labels_is_its_zero_shot_clip(copy):
+    shutil.rmtree(copy / "zero_shot/teacher")
+    file = copy / "teacher/config.yaml"
     config = yaml.safe_load(file.read_text())
     for tower in ("vision", "text"):
         config["model"]["init_args"][f"{tower}_prompts"]["depth"] = 0
     file.write_text(yaml.safe_dump(config))
-    shown, notes = compare(without)
-    assert shown[f"zero-shot: {CLIPS['teacher']}"]["accuracy"] == pytest.approx(
-        100 * correct_of(without / "teacher").mean(), abs=1e-4
-    )
+    shown, notes = compare(copy, "--baselines=zero-shot")
+    accuracy = shown[f"zero-shot: {CLIPS['teacher']}"]["accuracy"]
+    assert accuracy == pytest.approx(100 * correct_of(copy / "teacher").mean(), abs=1e-4)
     assert not [note for note in notes if "no zero-shot" in note]
 
 
@@ -173,59 +188,43 @@ def test_a_teacher_without_labels_is_its_zero_shot_clip(run, tmp_path):
 def test_a_probe_is_that_of_scikit_learn_on_plain_features(name, compared):
     splits, (shown, notes) = digits.read_digits(), compared
     labeled, _ = few_shot(splits.train, splits.val, 16, None, 1)
-    (x, y), (z, truth) = (
-        (plain_features(name, [r.source for r in records]), np.array([r.label for r in records]))
-        for records in (labeled, splits.test)
-    )
+    x, y = plain_features(name, labeled)
     row = shown[f"linear probe: {name}, weights glyphs, 160 labels"]
     (note,) = [note for note in notes if note.startswith(f"{row['row']}: C = ")]
     c = float(re.search("C = ([0-9]+)", note)[1])
-    losses = {other: plain_loss(other, x, y, places(y) % 5) for other in STRENGTHS}
+    losses = {other: plain_loss(other, x, y, places_of(y) % 5) for other in STRENGTHS}
     assert losses[c] <= min(losses.values()) * 1.01
-    scale = np.sqrt(x.var(axis=0, ddof=1).sum())
-    model = LogisticRegression(C=c, class_weight="balanced", max_iter=10_000).fit(x / scale, y)
-    assert row["accuracy"] == pytest.approx(100 * model.score(z / scale, truth), abs=0.12)
+    expected = plain_accuracy(c, x, y, *plain_features(name, splits.test))
+    assert row["accuracy"] == pytest.approx(100 * expected, abs=0.12)
 
 
-def test_runs_with_the_same_clips_and_labels_have_the_same_baselines(run, compared):
-    other = shutil.copytree(run, run.parent / "other")
-    shown, notes = compare(run, other)
-    assert list(shown) == ["run", "other", *list(compared[0])[1:]]
+@pytest.mark.usefixtures("without_fits")
+def test_runs_with_the_same_clips_and_labels_have_the_same_baselines(run, copy, compared):
+    shown, notes = compare(run, copy)
+    assert list(shown) == ["run", "copy", *list(compared[0])[1:]]
     assert notes == compared[1]
 
 
-def without_data(patch, run):
-    shutil.rmtree(run / "probe")
-    patch.setattr(
-        "kdpl.data.readers.digits.Digits.read",
-        Mock(side_effect=DataError("dataset digits is gone")),
-    )
-
-
-def without_labels(_, run):
-    config = run / "teacher" / "config.yaml"
-    config.write_text(config.read_text().replace("    shots: 16\n", "    shots: 0\n"))
-
-
-@pytest.mark.parametrize(
-    ("break_it", "words"),
-    [
-        (without_data, "no linear probe of the teacher's CLIP for run: dataset digits is gone"),
-        (without_labels, "no linear probe of the teacher's CLIP for run: shots is 0"),
-    ],
-)
-def test_where_something_is_missing_a_line_says_why_there_is_no_probe(
-    break_it, words, run, tmp_path, monkeypatch
-):
-    copy = shutil.copytree(run, tmp_path / "run")
-    break_it(monkeypatch, copy)
+@pytest.mark.parametrize("missing", ["data", "labels"])
+def test_where_something_is_missing_a_line_says_why_there_is_no_probe(missing, copy, monkeypatch):
+    shutil.rmtree(copy / "probe")
+    if missing == "data":
+        gone = Mock(side_effect=DataError("digits are gone"))
+        monkeypatch.setattr("kdpl.data.readers.digits.Digits.read", gone)
+    else:
+        replace_in(copy / "teacher/config.yaml", "    shots: 16\n", "    shots: 0\n")
     shown, notes = compare(copy)
-    assert list(shown) == ["run", *(f"zero-shot: {clip}" for clip in CLIPS.values())]
-    assert words in notes[1]
+    assert list(shown) == ["copy", *(f"zero-shot: {clip}" for clip in CLIPS.values())]
+    why = {"data": "digits are gone", "labels": "shots is 0"}[missing]
+    assert f"no linear probe of the teacher's CLIP for copy: {why}" in notes[1]
 
 
-def test_a_stages_folder_has_no_zero_shot_accuracy_and_its_teachers_labels(run, compared):
-    shown, notes = compare(run / "student")
+@pytest.mark.usefixtures("without_fits")
+def test_a_stages_folder_has_no_zero_shot_accuracy_and_the_probes_of_its_stages(copy, compared):
+    for stage in ("teacher", "student"):
+        (copy / stage / "probe").mkdir()
+        (copy / "probe" / stage).rename(copy / stage / "probe" / stage)
+    shown, notes = compare(copy / "student")
     probes = {name: row["accuracy"] for name, row in compared[0].items() if "probe" in name}
     assert {name: row["accuracy"] for name, row in shown.items() if name != "student"} == probes
     assert len([note for note in notes if "student has no test of tiny-" in note]) == 2
@@ -237,45 +236,37 @@ def test_baselines_can_be_left_out(kind, rows, run):
     assert len(shown) == rows
 
 
-def test_a_probe_is_kept_in_the_folder_and_not_fitted_again(
-    run, compared, tmp_path, monkeypatch, capsys
-):
-    kept = shutil.copytree(run, tmp_path / "kept")
+@pytest.mark.usefixtures("without_fits")
+def test_a_probe_is_kept_in_the_folder_and_not_fitted_again(run, compared, copy, capsys):
     for role, clip in CLIPS.items():
         row = compared[0][f"linear probe: {clip}, 160 labels"]
-        accuracy = read_results(kept / "probe" / role)["test/acc"]
+        accuracy = read_results(copy / "probe" / role)["test/acc"]
         assert row["accuracy"] == pytest.approx(100 * accuracy, abs=1e-4)
-        assert correct_of(kept / "probe" / role).mean() == pytest.approx(accuracy)
-    monkeypatch.setattr("kdpl.report.probes.load_image_clip", Mock(side_effect=AssertionError))
-    shown, notes = compare(shutil.copytree(kept, tmp_path / "run"))
-    assert (shown, notes) == compared
+        assert correct_of(copy / "probe" / role).mean() == pytest.approx(accuracy)
+    assert compare(run) == compared
     # other labels are another probe
-    config = kept / "teacher/config.yaml"
-    config.write_text(config.read_text().replace("    shots: 16\n", "    shots: 8\n"))
+    replace_in(copy / "teacher/config.yaml", "    shots: 16\n", "    shots: 8\n")
     with pytest.raises(AssertionError):
-        compare(kept)
-    said = "has a probe of something else (data.init_args.shots is 16 there and 8 here): fitting"
-    assert said in capsys.readouterr().err
+        compare(copy)
+    assert "(data.init_args.shots is 16 there and 8 here): fitting" in capsys.readouterr().err
 
 
-def test_under_base_to_novel_a_probe_is_of_the_base_classes(run, tmp_path):
-    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("probe"))
+def test_under_base_to_novel_a_probe_is_of_the_base_classes(copy):
+    shutil.rmtree(copy / "probe")
     for stage in ("teacher", "student"):
         file = copy / stage / "config.yaml"
-        file.write_text(file.read_text().replace("protocol: all\n", "protocol: base_to_novel\n"))
+        replace_in(file, "protocol: all\n", "protocol: base_to_novel\n")
     change_vectors(copy / "student", num_base=5)
-    probe = linear_probe(Run.find(copy), "student")
+    probe = linear_probe(replace(Run.find(copy), read_only=True), "student")
+    assert not (copy / "probe").exists()
     assert (list(probe.results), probe.about["labels"]) == (["test/base_acc"], 80)
 
     splits = digits.read_digits()
     labeled, _ = few_shot(splits.train, splits.val, 16, None, 1)
     train, test = ([r for r in records if r.label < 5] for records in (labeled, splits.test))
     assert [p.source for p in probe.predictions] == [r.source for r in test]
-    x, z = (plain_features("tiny-student", [r.source for r in each]) for each in (train, test))
-    scale = np.sqrt(x.var(axis=0, ddof=1).sum())
-    model = LogisticRegression(C=probe.about["C"], class_weight="balanced", max_iter=10_000)
-    model.fit(x / scale, [r.label for r in train])
-    expected = model.score(z / scale, [r.label for r in test])
+    features = (*plain_features("tiny-student", train), *plain_features("tiny-student", test))
+    expected = plain_accuracy(probe.about["C"], *features)
     assert probe.results["test/base_acc"] == pytest.approx(expected, abs=0.0021)  # a test image
 
 
@@ -293,70 +284,59 @@ def test_a_student_below_a_probe_is_said_first_with_both_figures_and_what_to_do(
     # of 200 images the probe is right on so many more
     more = 0.94 - student
     error = 1.97 * (more * (1 - more) / 199) ** 0.5
-    found = re.search(
+    interval = re.search(
         r"of the teacher's CLIP \(94.0 %, (\S+) to (\S+) points more\): do this", said
     )
-    assert [float(each) for each in found.groups()] == pytest.approx(
+    assert [float(points) for points in interval.groups()] == pytest.approx(
         [100 * (more - error), 100 * (more + error)], abs=0.1
     )
     assert ("of its own network (87.5 %" in said) is (words == "both")
     assert below_probes(probes, "do this") is None
 
 
-def test_what_is_to_be_done_about_a_student_below_a_probe_is_there_and_not_done_already(
-    run, tmp_path
-):
-    said = advice_for(Run.find(run))
+def test_what_is_to_be_done_about_a_student_below_a_probe_is_there_and_not_done_already(copy):
+    said = advice_for(Run.find(copy))
     for name in re.findall(r"--student (\w+)", said):
         assert find_config(name, "student")
     (command,) = re.findall(r"python -m kdpl (\w+)", said)
     assert command in command_names()
-    refined = shutil.copytree(run, tmp_path / "run")
-    config = yaml.safe_load((refined / "student/config.yaml").read_text())
-    config["model"]["init_args"]["target"] = {
-        "class_path": "kdpl.targets.refinement.target.Refined"
-    }
-    (refined / "student/config.yaml").write_text(yaml.safe_dump(config))
-    assert advice_for(Run.find(refined)) == said.partition("refined, or ")[2]
-    (refined / "search").mkdir()
-    assert "label more" in advice_for(Run.find(refined))
+    file = copy / "student/config.yaml"
+    config = yaml.safe_load(file.read_text())
+    refined = {"class_path": "kdpl.targets.refinement.target.Refined"}
+    config["model"]["init_args"]["target"] = refined
+    file.write_text(yaml.safe_dump(config))
+    assert advice_for(Run.find(copy)) == said.partition("refined, or ")[2]
+    (copy / "search").mkdir()
+    assert "label more" in advice_for(Run.find(copy))
 
 
-def test_probes_of_one_network_with_other_labels_are_told_apart(run, tmp_path):
-    other = shutil.copytree(run, tmp_path / "other")
-    config = other / "teacher/config.yaml"
-    config.write_text(config.read_text().replace("seed_everything: 1\n", "seed_everything: 2\n"))
-    shown, notes = compare(run, other)
+@pytest.mark.usefixtures("without_fits")
+def test_probes_of_one_network_with_other_labels_are_told_apart(run, copy):
+    replace_in(copy / "teacher/config.yaml", "seed_everything: 1\n", "seed_everything: 2\n")
+    for role in CLIPS:
+        replace_in(copy / "probe" / role / PROBE_FILE, '"seed": 1', '"seed": 2')
+        first, *rest = read_predictions(copy / "probe" / role)
+        other = first.label_number + first.correct
+        write_predictions(copy / "probe" / role, [replace(first, prediction_number=other), *rest])
+    shown, notes = compare(run, copy)
     probes = [name for name in shown if name.startswith("linear probe")]
     assert probes == [
         f"linear probe: {clip}, 160 labels, of {name}"
         for clip in CLIPS.values()
-        for name in ("run", "other")
+        for name in ("run", "copy")
     ]
     assert [note.partition(": C")[0] for note in notes if ": C = " in note] == probes
-    assert [name for name in shown if name.startswith("zero-shot")] == [
-        f"zero-shot: {clip}" for clip in CLIPS.values()
-    ]
+    zero_shot = [name for name in shown if name.startswith("zero-shot")]
+    assert zero_shot == [f"zero-shot: {clip}" for clip in CLIPS.values()]
 
 
-def test_the_report_says_it_above_everything_else(run, tmp_path, capsys):
-    copy = shutil.copytree(run, tmp_path / "run")
-    capsys.readouterr()
-    header = Page(make(copy)).texts["header"]
-    own = 100 * read_results(copy / "student")["test/acc"]
-    (said,) = [line for line in capsys.readouterr().err.splitlines() if "logistic" in line]
-    assert said.startswith(f"The student classifies {own:.1f} % of the test images correctly, less")
-    assert said in header
-    assert header.index(said) < header.index("accuracy of the student")
-
-
-def test_random_weights_and_too_many_labels_have_no_probe(run, monkeypatch):
-    found = replace(Run.find(run), read_only=True)
-    monkeypatch.setattr("kdpl.report.probes._stored", lambda *_: None)
+def test_random_weights_and_too_many_labels_have_no_probe(copy, monkeypatch):
+    shutil.rmtree(copy / "probe")
+    run = Run.find(copy)
     with monkeypatch.context() as patch:
         patch.setattr("kdpl.report.probes.clip_of", lambda _: ClipConfig("tiny-student", "random"))
         with pytest.raises(DataError, match="not pretrained"):
-            linear_probe(found, "student")
+            linear_probe(run, "student")
     monkeypatch.setattr("kdpl.report.probes._MOST_TERMS", 1599)
     with pytest.raises(DataError, match="160 labelled images"):
-        linear_probe(found, "student")
+        linear_probe(run, "student")

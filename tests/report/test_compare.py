@@ -32,12 +32,12 @@ def binary(shape, seed, share=0.8):
 
 def test_with_one_seed_each_the_interval_is_that_of_paired_images():
     first, second = binary((1, 300), 1), binary((1, 300), 2, 0.9)
-    found = paired_difference(first, second)
-    assert found.value == pytest.approx(second.mean() - first.mean())
-    assert found.interval == pytest.approx(ttest_rel(second[0], first[0]).confidence_interval(0.95))
-    assert found.interval == pytest.approx(
-        bootstrap_difference(first[0] == 1, second[0] == 1), abs=0.006
-    )
+    difference = paired_difference(first, second)
+    assert difference.value == pytest.approx(second.mean() - first.mean())
+    paired = ttest_rel(second[0], first[0]).confidence_interval(0.95)
+    assert difference.interval == pytest.approx(paired)
+    resampled = bootstrap_difference(first[0] == 1, second[0] == 1)
+    assert difference.interval == pytest.approx(resampled, abs=0.006)
 
 
 def test_with_differences_between_seeds_alone_the_interval_is_that_of_seeds():
@@ -62,22 +62,22 @@ def test_with_seeds_and_images_the_interval_is_that_of_resampling_both():
         s, i = draw.integers(0, seeds, seeds), draw.integers(0, images, images)
         drawn.append(second[s][:, i].mean() - first[s][:, i].mean())
     expected = np.quantile(drawn, [0.025, 0.975])
-    found = paired_difference(first, second, same_seeds=True)
-    assert found.interval == pytest.approx(expected, abs=0.006)
-    without_seeds = paired_difference(
-        first.mean(axis=0, keepdims=True), second.mean(axis=0, keepdims=True)
-    )
-    assert np.ptp(without_seeds.interval) < np.ptp(found.interval)
+    both = paired_difference(first, second, same_seeds=True).interval
+    assert both == pytest.approx(expected, abs=0.006)
+    means = (scores.mean(axis=0, keepdims=True) for scores in (first, second))
+    assert np.ptp(paired_difference(*means).interval) < np.ptp(both)
+
+
+def rows_of(*scores, seeds=(1,)):
+    rows = [
+        ComparisonRow(name, [*seeds], {"acc": acc}) for name, acc in zip("ab", scores, strict=True)
+    ]
+    return compared(rows)
 
 
 def test_equal_rows_have_no_difference_and_a_mean_has_seeds_in_its_interval():
     same = binary((2, 40), 3)
-    first, second = compared(
-        [
-            ComparisonRow("a", [1, 2], {"acc": same}),
-            ComparisonRow("b", [1, 2], {"acc": same.copy()}),
-        ]
-    )
+    first, second = rows_of(same, same.copy(), seeds=(1, 2))
     assert (second["difference"], second["difference_low"], second["difference_high"]) == (0, 0, 0)
     assert (first["verdict"], second["verdict"]) == ("", "not clear")
     assert first["accuracy_low"] < first["accuracy"] < first["accuracy_high"]
@@ -90,14 +90,8 @@ def test_a_difference_is_named_if_its_interval_excludes_zero(gained, lost, verdi
     first, second = np.zeros((1, 200)), np.zeros((1, 200))
     second[0, :gained], first[0, gained : gained + lost] = 1, 1
     low, high = bootstrap_difference(first[0] == 1, second[0] == 1)
-    found = compared(
-        [ComparisonRow("a", [1], {"acc": first}), ComparisonRow("b", [2], {"acc": second})]
-    )[1]
-    assert (
-        found["verdict"]
-        == verdict
-        == ("higher" if low > 0 else "lower" if high < 0 else "not clear")
-    )
+    expected = "higher" if low > 0 else "lower" if high < 0 else "not clear"
+    assert rows_of(first, second)[1]["verdict"] == verdict == expected
 
 
 def test_a_harmonic_mean_has_the_interval_of_resampling_base_and_novel_images():
@@ -111,19 +105,13 @@ def test_a_harmonic_mean_has_the_interval_of_resampling_base_and_novel_images():
     scores = scores_of(run, SimpleNamespace(predictions=predictions))
     right = labels == predicted
     base, novel = right[:60], right[60:]
-    assert [scores[key].mean() for key in ("acc", "base_acc", "novel_acc")] == pytest.approx(
-        [(labels == 0).mean(), base.mean(), novel.mean()]
-    )
-    assert scores["hm"].mean() == pytest.approx(
-        2 * base.mean() * novel.mean() / (base.mean() + novel.mean())
-    )
+    shares = [scores[key].mean() for key in ("acc", "base_acc", "novel_acc", "hm")]
+    mean = 2 * base.mean() * novel.mean() / (base.mean() + novel.mean())
+    assert shares == pytest.approx([(labels == 0).mean(), base.mean(), novel.mean(), mean])
     expected = bootstrap_harmonic_mean((base.sum(), 60), (novel.sum(), 180))
-    found = paired_difference(np.zeros((1, 240)), scores["hm"][None])
-    assert found.interval == pytest.approx(expected, abs=0.008)
-    wrong = [
-        SimpleNamespace(**{**vars(p), "correct": False, "half_prediction_number": 9})
-        for p in predictions
-    ]
+    difference = paired_difference(np.zeros((1, 240)), scores["hm"][None])
+    assert difference.interval == pytest.approx(expected, abs=0.008)
+    wrong = [replace(p, half_prediction_number=9) for p in predictions]
     assert not scores_of(run, SimpleNamespace(predictions=wrong))["hm"].any()
 
 
@@ -139,13 +127,14 @@ def copy_of(run, name, seed=1, wrong=0):
     """A copy of a run's student, of another seed, with that number of correct predictions made wrong."""
     copy = shutil.copytree(run / "student", run.parent / name)
     text = (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(
-        text.replace("seed_everything: 1\n", f"seed_everything: {seed}\n")
-    )
-    rows = [vars(p) for p in read_predictions(copy)]
-    for row in [row for row in rows if row["label_number"] == row["prediction_number"]][:wrong]:
-        row["prediction_number"] = (row["label_number"] + 1) % 10
-    write_predictions(copy, [ImagePrediction(**row) for row in rows])
+    changed = text.replace("seed_everything: 1\n", f"seed_everything: {seed}\n")
+    (copy / "config.yaml").write_text(changed)
+    predictions = read_predictions(copy)
+    correct = [i for i, p in enumerate(predictions) if p.correct]
+    for i in correct[:wrong]:
+        other = (predictions[i].label_number + 1) % 10
+        predictions[i] = replace(predictions[i], prediction_number=other)
+    write_predictions(copy, predictions)
     return copy
 
 
@@ -153,31 +142,27 @@ def compare(folder, *args, kind="none"):
     """The rows and notes that a comparison writes as JSON."""
     file = folder / "table.json"
     assert main(["compare", *map(str, args), f"--out={file}", f"--baselines={kind}"]) == 0
-    found = json.loads(file.read_text())
-    return found["rows"], found["notes"]
+    table = json.loads(file.read_text())
+    return table["rows"], table["notes"]
 
 
 def test_runs_of_several_seeds_are_one_row_whose_mean_is_compared(run, tmp_path):
     for seed, wrong in ((2, 30), (3, 60), (4, 90)):
         copy_of(run, f"few_{seed}", seed, wrong)
-    rows, notes = compare(
-        tmp_path, run, f"few={tmp_path}/few_*", f"two={tmp_path}/few_3,{tmp_path}/few_2"
-    )
+    two = f"two={tmp_path}/few_3,{tmp_path}/few_2"
+    rows, notes = compare(tmp_path, run, f"few={tmp_path}/few_*", two)
     assert [(row["row"], row["seeds"]) for row in rows] == [("run", 1), ("few", 3), ("two", 2)]
     accuracy = 100 * read_results(run / "student")["test/acc"]
-    expected = [0, -100 * 60 / 899, -100 * 45 / 899]
-    assert [row["accuracy"] for row in rows] == pytest.approx(
-        [accuracy + each for each in expected], abs=1e-3
-    )
-    assert [row["difference"] for row in rows[1:]] == pytest.approx(expected[1:], abs=1e-3)
+    lost = np.array([0, 100 * 60 / 899, 100 * 45 / 899])
+    assert [row["accuracy"] for row in rows] == pytest.approx(accuracy - lost, abs=1e-3)
+    assert [row["difference"] for row in rows[1:]] == pytest.approx(-lost[1:], abs=1e-3)
     assert "over images and seeds" in notes[0]
 
 
 def test_a_run_without_a_student_is_that_of_its_teacher(run, tmp_path):
     (row, *_), _ = compare(tmp_path, run / "teacher")
-    assert row["accuracy"] == pytest.approx(
-        100 * read_results(run / "teacher")["test/acc"], abs=1e-4
-    )
+    accuracy = 100 * read_results(run / "teacher")["test/acc"]
+    assert row["accuracy"] == pytest.approx(accuracy, abs=1e-4)
 
 
 def test_the_printed_table_is_the_files_and_its_csv_has_the_same_figures(run, tmp_path, capsys):
@@ -186,14 +171,8 @@ def test_the_printed_table_is_the_files_and_its_csv_has_the_same_figures(run, tm
         args = ["compare", str(run), str(tmp_path / "with|bar"), f"--out={tmp_path}/t.{ending}"]
         assert main([*args, "--baselines=none"]) == 0
     head, _, first, second, *_ = capsys.readouterr().out.splitlines()
-    assert [cell.strip() for cell in head.split("|")] == [
-        "",
-        "",
-        "accuracy",
-        "difference to run",
-        "",
-        "",
-    ]
+    cells = [cell.strip() for cell in head.split("|")]
+    assert cells == ["", "", "accuracy", "difference to run", "", ""]
     accuracy = read_results(run / "student")["test/acc"]
     assert f"| {100 * accuracy:.1f} [" in first
     assert len(first) == len(second) == len(head)
@@ -211,23 +190,21 @@ def test_the_printed_table_is_the_files_and_its_csv_has_the_same_figures(run, tm
 def test_base_novel_and_their_harmonic_mean_are_compared_and_a_probe_knows_base_classes_alone(
     tmp_path,
 ):
-    for seed in (1, 2):
+    teachers = [tmp_path / f"teacher_{seed}" for seed in (1, 2)]
+    for seed, teacher in enumerate(teachers, 1):
         split = ["--data.init_args.protocol=base_to_novel", f"--seed_everything={seed}"]
-        assert fit_teacher(tmp_path / f"teacher_{seed}", *split) == 0
-        assert run_test(tmp_path / f"teacher_{seed}") == 0
-    rows, notes = compare(tmp_path, *(tmp_path / f"teacher_{seed}" for seed in (1, 2)), kind="all")
-    results = [read_results(tmp_path / f"teacher_{seed}") for seed in (1, 2)]
+        assert fit_teacher(teacher, *split) == 0
+        assert run_test(teacher) == 0
+    rows, notes = compare(tmp_path, *teachers, kind="all")
+    results = [read_results(teacher) for teacher in teachers]
     keys = {"all": "test/acc", "base": "test/base_acc", "novel": "test/novel_acc", "HM": "test/hm"}
     for classes, key in keys.items():
-        first, second, *others = (row for row in rows if row["classes"] == classes)
-        assert [first["accuracy"], second["accuracy"]] == pytest.approx(
-            [100 * r[key] for r in results], abs=1e-3
-        )
-        assert second["difference"] == pytest.approx(
-            100 * (results[1][key] - results[0][key]), abs=1e-3
-        )
+        first, second, *probes = (row for row in rows if row["classes"] == classes)
+        expected = [100 * result[key] for result in results]
+        assert [first["accuracy"], second["accuracy"]] == pytest.approx(expected, abs=1e-3)
+        assert second["difference"] == pytest.approx(expected[1] - expected[0], abs=1e-3)
         assert second["difference_low"] < second["difference"] < second["difference_high"]
-        assert [row["row"] for row in others] == [
+        assert [row["row"] for row in probes] == [
             f"linear probe: tiny-teacher, weights glyphs, 80 labels, of teacher_{seed}"
             for seed in ((1, 2) if classes == "base" else ())
         ]
@@ -235,49 +212,69 @@ def test_base_novel_and_their_harmonic_mean_are_compared_and_a_probe_knows_base_
     assert len([note for note in notes if "has no test of" in note]) == 2
 
 
+def in_folder(run, name):
+    """A copy of a run that was tested on files of a folder, which need not exist."""
+    copy = copy_of(run, f"of_{name}")
+    folder = run.parent / name
+    moved = [replace(p, source=f"{folder}/{p.index}.png") for p in read_predictions(copy)]
+    write_predictions(copy, moved)
+    return copy
+
+
+def compare_on_images(capsys, first, second, *refusal):
+    """Compare two runs, which is refused if there are words of a refusal."""
+    capsys.readouterr()
+    code = main(["compare", str(first), str(second), "--baselines=none"])
+    if refusal:
+        refused(capsys, code, *refusal)
+    assert code == bool(refusal)
+
+
 def test_the_same_files_behind_a_link_are_the_same_test_images(run, tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     (tmp_path / "link").symlink_to("photos")
-    for name in ("photos", "link", "others"):
-        copy = copy_of(run, f"of_{name}")
-        found = [
-            replace(each, source=f"{tmp_path}/{name}/{each.source}")
-            for each in read_predictions(copy)
-        ]
-        write_predictions(copy, found)
-    runs = {name: str(tmp_path / f"of_{name}") for name in ("photos", "link", "others")}
-    assert main(["compare", runs["photos"], runs["link"], "--baselines=none"]) == 0
-    capsys.readouterr()
-    code = main(["compare", runs["photos"], runs["others"], "--baselines=none"])
-    refused(capsys, code, "of_others was tested on other test images than")
+    photos, link, others = (in_folder(run, name) for name in ("photos", "link", "others"))
+    compare_on_images(capsys, photos, link)
+    compare_on_images(capsys, photos, others, "of_others was tested on other test images than")
 
 
 def test_equal_files_in_another_folder_are_the_same_test_images_and_what_differs_is_named(
     run, tmp_path, capsys
 ):
     for name in ("photos", "copies", "others"):
-        copy = copy_of(run, f"of_{name}")
         (tmp_path / name).mkdir()
-        predictions = read_predictions(copy)
-        for number, p in enumerate(predictions):
+        for number in range(899):
             (tmp_path / name / f"{number}.png").write_text(f"image {number}")
-            predictions[number] = replace(p, source=f"{tmp_path}/{name}/{number}.png")
-        write_predictions(copy, predictions)
     (tmp_path / "others/5.png").write_text("another image")
-    runs = {name: str(tmp_path / f"of_{name}") for name in ("photos", "copies", "others")}
-    assert main(["compare", runs["photos"], runs["copies"], "--baselines=none"]) == 0
-    capsys.readouterr()
-    code = main(["compare", runs["photos"], runs["others"], "--baselines=none"])
-    refused(capsys, code, f"{tmp_path}/others/5.png of class")
+    photos, copies, others = (in_folder(run, name) for name in ("photos", "copies", "others"))
+    compare_on_images(capsys, photos, copies)
+    compare_on_images(capsys, photos, others, f"{tmp_path}/others/5.png of class")
     # an equal file with another label
-    first, *rest = read_predictions(tmp_path / "of_copies")
+    first, *rest = read_predictions(copies)
     changed = replace(first, label_number=(first.label_number + 1) % 10, label="another")
-    write_predictions(tmp_path / "of_copies", [changed, *rest])
-    code = main(["compare", runs["photos"], runs["copies"], "--baselines=none"])
-    refused(capsys, code, f"{tmp_path}/copies/0.png of class another")
+    write_predictions(copies, [changed, *rest])
+    compare_on_images(capsys, photos, copies, f"{tmp_path}/copies/0.png of class another")
 
 
 # --- what is refused ---
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory, teacher_run, student_run):
+    """A folder with a run and copies of it that cannot be compared with it."""
+    folder = tmp_path_factory.mktemp("broken")
+    run = put_together(folder / "run", teacher_run, student_run)
+    names = ("other", "untested", "images", "classes", "split", "strange")
+    copies = {name: copy_of(run, name) for name in names}
+    (copies["untested"] / "test_predictions.csv").unlink()
+    write_predictions(copies["images"], read_predictions(copies["images"])[1:])
+    change_vectors(copies["classes"], class_names=("none", *map(str, range(1, 10))))
+    change_vectors(copies["split"], num_base=5)
+    config = copies["strange"] / "config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    settings["data"]["init_args"]["dataset"] = {"class_path": "stranger.Reader", "init_args": {}}
+    config.write_text(yaml.safe_dump(settings))
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -285,41 +282,18 @@ def test_equal_files_in_another_folder_are_the_same_test_images_and_what_differs
     [
         (["run", "gone"], "run folder gone does not exist"),
         (["run", "few=gone_*"], "run folder gone_* does not exist"),
-        (["run", "run"], "two of the runs are called run: name them"),
+        (["run", "run"], "two of the runs are called run"),
         (["few=run,other"], "two runs of few have the same seed"),
-        (
-            ["run", "untested"],
-            "untested was not tested: python -m kdpl test --config untested/config.yaml",
-        ),
+        (["run", "untested"], "untested was not tested"),
         (["run", "images"], "images was tested on other test images than run (898 and 899)"),
         (["run", "classes"], "classes was tested on other classes than run (none and zero)"),
-        (
-            ["split"],
-            "split has no predictions among the base or the novel classes alone, test it again",
-        ),
-        (["strange"], "if you trust the run, give --trust"),
-        (
-            ["run", "--out=table.txt"],
-            "--out table.txt has an unknown ending, expected one of .md, .csv, .json",
-        ),
+        (["split"], "split has no predictions among the base or the novel classes alone"),
+        (["strange"], "give --trust"),
+        (["run", "--out=table.txt"], "--out table.txt has an unknown ending"),
         (["run", "--out=run"], "--out run is a folder"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_in_a_line(
-    args, words, run, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    others = {
-        name: copy_of(run, name)
-        for name in ("other", "untested", "images", "classes", "split", "strange")
-    }
-    (others["untested"] / "test_predictions.csv").unlink()
-    write_predictions(others["images"], read_predictions(others["images"])[1:])
-    change_vectors(others["classes"], class_names=("none", *map(str, range(1, 10))))
-    change_vectors(others["split"], num_base=5)
-    config = others["strange"] / "config.yaml"
-    settings = yaml.safe_load(config.read_text())
-    settings["data"]["init_args"]["dataset"] = {"class_path": "stranger.Reader", "init_args": {}}
-    config.write_text(yaml.safe_dump(settings))
+def test_what_cannot_be_compared_is_refused_in_a_line(args, words, broken, monkeypatch, capsys):
+    monkeypatch.chdir(broken)
     capsys.readouterr()
     refused(capsys, main(["compare", *args, "--baselines=none"]), words)

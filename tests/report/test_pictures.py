@@ -1,22 +1,24 @@
-import re
 import shutil
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from matplotlib.font_manager import findfont, get_font
 from PIL import Image
-from runs import fit_teacher, noise
-from runs import test as run_test
+from runs import noise
 
 from kdpl.errors import DataError
 from kdpl.report.pictures import (
+    DrawPictures,
     choose_for_sheet,
     draw_confusion,
     draw_sheet,
     font_families,
 )
+from kdpl.report.run_folder import Run
 from kdpl.runtime.predictions import ImagePrediction
-from kdpl.runtime.run_folder import RESULTS_FILE
+from kdpl.student import StudentDistillation
 
 
 @pytest.fixture(autouse=True)
@@ -32,18 +34,8 @@ def predictions_of(labels, predictions, names):
 
 
 def pairs_of(teacher, student, names=("a", "b")):
-    labels = [0] * len(teacher)
-    return list(
-        zip(
-            predictions_of(labels, teacher, names),
-            predictions_of(labels, student, names),
-            strict=True,
-        )
-    )
-
-
-def noises(n):
-    return [noise(32, 32, seed=seed) for seed in range(n)]
+    rows = (predictions_of([0] * len(teacher), given, names) for given in (teacher, student))
+    return list(zip(*rows, strict=True))
 
 
 def pixels(path):
@@ -65,7 +57,8 @@ def sheet(images, *predictions):
     return lambda path: draw_sheet(images, pairs_of(*predictions), "some", path)
 
 
-RIGHT, WRONG, NAMES, MANY = [0] * 9, [1] * 9, ["a", "b", "never seen"], list(range(60))
+RIGHT, WRONG, NAMES, MANY = [0, 0], [1, 1], ["a", "b", "never seen"], list(range(60))
+IMAGES = [noise(32, 32, seed=seed) for seed in range(2)]
 PICTURES = {
     "confusion": [
         confusion([0, 0, 1, 1], [0, 0, 1, 1], NAMES),
@@ -74,12 +67,12 @@ PICTURES = {
         confusion(MANY, MANY[::-1], [f"class {i}" for i in MANY]),
     ],
     "sheet": [
-        sheet(noises(9), RIGHT, RIGHT),
-        sheet(noises(9), RIGHT, WRONG),
-        sheet(noises(9), WRONG, RIGHT),
-        sheet(noises(9)[::-1], RIGHT, RIGHT),
-        sheet([image.resize((20 + 40 * i, 30)) for i, image in enumerate(noises(9))], RIGHT, RIGHT),
-        sheet(noises(1), [0], [1]),
+        sheet(IMAGES, RIGHT, RIGHT),
+        sheet(IMAGES, RIGHT, WRONG),
+        sheet(IMAGES, WRONG, RIGHT),
+        sheet(IMAGES[::-1], RIGHT, RIGHT),
+        sheet([IMAGES[0], IMAGES[1].resize((320, 30))], RIGHT, RIGHT),
+        sheet(IMAGES[:1], [0], [1]),
     ],
 }
 
@@ -90,16 +83,14 @@ def test_pictures_show_what_they_are_drawn_of(kind, tmp_path):
     for draw in PICTURES[kind]:
         draw(tmp_path / "picture.png")
         drawn.append(pixels(tmp_path / "picture.png"))
-    assert not any(
-        a.shape == b.shape and (a == b).all() for i, a in enumerate(drawn) for b in drawn[:i]
-    )
+    assert not any(np.array_equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
 
 
-# matplotlib reads text between dollar signs as mathematics
-@pytest.mark.parametrize("name", ["$x_{$", r"\$ { 100 % _#&^~", "very " * 20])
-def test_names_are_drawn_as_they_are(tmp_path, name):
-    confusion([0, 1], [0, 0], (name, "other"))(tmp_path / "c.png")
-    sheet(noises(2), [0, 1], [0, 0], (name, "other"))(tmp_path / "s.png")
+def test_names_are_drawn_as_they_are(tmp_path):
+    # matplotlib reads text between dollar signs as mathematics
+    names = ("$x_{$", r"\$ { 100 % _#&^~", "very " * 20)
+    confusion([0, 1, 2], [0, 0, 1], names)(tmp_path / "c.png")
+    draw_sheet([*IMAGES, IMAGES[0]], pairs_of([0, 1, 2], [0, 0, 1], names), "s", tmp_path / "s.png")
     pixels(tmp_path / "c.png")
     pixels(tmp_path / "s.png")
 
@@ -147,67 +138,64 @@ def test_a_fit_and_a_test_leave_pictures(teacher_run, student_run):
         pixels(path)
 
 
-def test_without_matplotlib_it_says_so_and_all_else_works(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("kdpl.report.pictures.find_spec", lambda _: None)
-    assert fit_teacher(tmp_path, "--trainer.max_epochs=1") == run_test(tmp_path) == 0
-    assert "pip install 'kdpl[quickstart]'" in capsys.readouterr().err
-    assert not (tmp_path / "figures").exists()
+@pytest.fixture
+def draw_test(tmp_path, student_run, capsys):
+    """Draws the test of a student whose folder has no figures yet; returns their names and what was said."""
+    folder = shutil.copytree(
+        student_run, tmp_path / "student", ignore=shutil.ignore_patterns("figures")
+    )
+    run = Run.find(folder)
+    trainer = SimpleNamespace(
+        datamodule=run.data, default_root_dir=folder, loggers=[], is_global_zero=True
+    )
+
+    def draw(teacher=run.teacher.folder):
+        DrawPictures().on_test_end(trainer, Mock(StudentDistillation, teacher_folder=teacher))
+        return sorted(p.name for p in folder.glob("figures/*")), capsys.readouterr().err
+
+    return draw
 
 
-def test_a_picture_that_fails_or_would_be_too_large_does_not_end_the_test(
-    tmp_path, teacher_run, monkeypatch, capsys
+@pytest.mark.parametrize(
+    ("target", "value", "said"),
+    [
+        ("kdpl.report.pictures.find_spec", lambda _: None, "pip install 'kdpl[quickstart]'"),
+        (
+            "kdpl.data.datamodule.DomainDataModule.class_names",
+            [*map(str, range(201))],
+            "no picture of the confusions of 201 classes",
+        ),
+        (
+            "kdpl.report.pictures.draw_confusion",
+            Mock(side_effect=MemoryError("no memory")),
+            "confusion.png (no memory)",
+        ),
+        (
+            "kdpl.data.datamodule.DomainDataModule.test_item",
+            Mock(side_effect=DataError("image 0.png is gone")),
+            "cannot draw pictures of the test (image 0.png is gone)",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_and_does_not_end_the_test(
+    target, value, said, draw_test, monkeypatch
 ):
-    def broken(*_):
-        raise MemoryError("no memory for that")
-
-    for attribute, value, said in (
-        ("draw_confusion", broken, r"warning: cannot draw \S+confusion.png \(no memory for that\)"),
-        ("_MOST_CLASSES", 3, "no picture of the confusions of"),
-    ):
-        monkeypatch.setattr(f"kdpl.report.pictures.{attribute}", value)
-        copy = tmp_path / attribute
-        shutil.copytree(teacher_run, copy, ignore=shutil.ignore_patterns("figures", RESULTS_FILE))
-        assert run_test(copy, f"--out={copy}") == 0
-        assert re.search(said, capsys.readouterr().err)
-        assert (copy / RESULTS_FILE).is_file()
-        assert not (copy / "figures/confusion.png").exists()
+    monkeypatch.setattr("kdpl.report.pictures.draw_sheet", Mock())
+    monkeypatch.setattr(target, value)
+    names, err = draw_test()
+    assert said in err
+    assert names == (["confusion.png"] if "test_item" in target else [])
 
 
-def test_an_image_that_is_gone_does_not_end_the_test(tmp_path, student_run, monkeypatch, capsys):
-    copy = tmp_path / "student"
-    shutil.copytree(student_run, copy, ignore=shutil.ignore_patterns("figures", RESULTS_FILE))
-
-    def gone(*_):
-        raise DataError("image 0.png does not exist: restore it")
-
-    monkeypatch.setattr("kdpl.data.datamodule.DomainDataModule.test_item", gone)
-    assert run_test(copy, f"--out={copy}") == 0
-    assert (
-        "warning: cannot draw pictures of the test (image 0.png does not exist"
-        in capsys.readouterr().err
-    )
-    assert (copy / RESULTS_FILE).read_bytes() == (student_run / RESULTS_FILE).read_bytes()
+def test_without_its_teachers_test_a_student_has_no_sheet(draw_test, tmp_path):
+    assert draw_test(tmp_path / "gone")[0] == ["confusion.png"]
 
 
-def test_a_student_is_tested_from_its_folder_alone_without_a_sheet(tmp_path, student_run):
-    copy = tmp_path / "student"
-    shutil.copytree(student_run, copy, ignore=shutil.ignore_patterns("figures", RESULTS_FILE))
-    assert run_test(copy, f"--out={copy}", f"--model.init_args.teacher={tmp_path / 'gone'}") == 0
-    assert sorted(p.name for p in (copy / "figures").iterdir()) == ["confusion.png"]
-    assert (copy / RESULTS_FILE).read_bytes() == (student_run / RESULTS_FILE).read_bytes()
-
-
-def test_the_title_of_a_sheet_counts_what_it_shows(tmp_path, student_run, monkeypatch):
-    titles = {}
-    monkeypatch.setattr(
-        "kdpl.report.pictures.draw_sheet", lambda *args: titles.update({args[3].stem: args[1:3]})
-    )
-    copy = tmp_path / "student"
-    shutil.copytree(student_run, copy, ignore=shutil.ignore_patterns("figures", RESULTS_FILE))
-    assert run_test(copy, f"--out={copy}") == 0
-    pairs, title = titles["test_images"]
-    wrong = [pair for pair in pairs if not all(each.correct for each in pair)]
-    assert (
-        title
-        == f"{len(pairs)} of 899 test images, {len(wrong)} of them misclassified by teacher or student"
-    )
+def test_the_title_of_a_sheet_counts_what_it_shows(draw_test, monkeypatch):
+    monkeypatch.setattr("kdpl.report.pictures.draw_confusion", Mock())
+    monkeypatch.setattr("kdpl.report.pictures.draw_sheet", sheet := Mock())
+    draw_test()
+    _, pairs, title, _ = sheet.call_args.args
+    wrong = [pair for pair in pairs if not (pair[0].correct and pair[1].correct)]
+    shown = f"{len(pairs)} of 899 test images, {len(wrong)} of them misclassified"
+    assert title.startswith(shown)

@@ -3,24 +3,16 @@
 import asyncio
 import io
 import json
-import re
-import shutil
 import signal
 import socket
-import ssl
-import subprocess
-import threading
 from dataclasses import replace
-from pathlib import Path
 
-import httpx
 import pytest
 import torch
-import uvicorn
 from fastapi.testclient import TestClient
 from litserve.utils import LitAPIStatus, WorkerSetupStatus
 from PIL import Image
-from runs import noise, refused, wait_for
+from runs import noise, refused
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from zoo import odd_photo
@@ -31,9 +23,8 @@ from kdpl.confidence.decision import decision_rule
 from kdpl.confidence.held_out import HeldOutScores
 from kdpl.serve.api import PATH, ClassifierApi
 from kdpl.serve.gate import Gate, Limits, Metrics
-from kdpl.serve.server import build, free_port
+from kdpl.serve.server import build
 
-DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
 PNG = {"content-type": "image/png"}
 LIMITS = Limits(size=300_000, images=5, waiting=2, seconds=60)
 
@@ -110,10 +101,8 @@ def form(*files):
 
 def counts(client):
     lines = client.get("/metrics").text.splitlines()
-    return {
-        name: float(value)
-        for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")
-    }
+    pairs = (line.rsplit(" ", 1) for line in lines if line[0] != "#")
+    return {name: float(value) for name, value in pairs}
 
 
 @pytest.mark.parametrize(
@@ -127,27 +116,24 @@ def counts(client):
     ],
 )
 def test_answers_are_the_rows_of_predict(options, rule, sure, photos, tmp_path):
-    assert (
-        main(["predict", sure, *map(str, photos), *options, f"--out={tmp_path / 'rows.jsonl'}"])
-        == 0
-    )
-    expected = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    client = client_of(sure, **rule)
-    answer = client.post(PATH, **form(*((str(path), path.read_bytes()) for path in photos)))
+    out = tmp_path / "rows.jsonl"
+    assert main(["predict", sure, *map(str, photos), *options, f"--out={out}"]) == 0
+    expected = [json.loads(line) for line in out.read_text().splitlines()]
+    sent = form(*((str(path), path.read_bytes()) for path in photos))
+    answer = client_of(sure, **rule).post(PATH, **sent)
     assert answer.status_code == 200
-    found = answer.json()["predictions"]
+    rows = answer.json()["predictions"]
     assert [row.pop("error") for row in expected] == [None] * len(photos)
-    assert [list(row) for row in found] == [list(row) for row in expected]
-    assert found == [pytest.approx(row, abs=2e-6) for row in expected]
-    assert ("--max-error=2%" in options) == (None in [row["class"] for row in found])
+    assert [list(row) for row in rows] == [list(row) for row in expected]
+    assert rows == [pytest.approx(row, abs=2e-6) for row in expected]
+    assert ("--max-error=2%" in options) == (None in [row["class"] for row in rows])
 
 
 @pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "IMAGE/PNG; x=y"])
 def test_an_image_can_be_the_whole_body(kind, client):
-    (of_form,) = client.post(PATH, **form(("body", PICTURE))).json()["predictions"]
-    assert client.post(PATH, content=PICTURE, headers={"content-type": kind}).json() == {
-        "predictions": [of_form]
-    }
+    expected = client.post(PATH, **form(("body", PICTURE))).json()
+    answer = client.post(PATH, content=PICTURE, headers={"content-type": kind})
+    assert answer.json() == expected
 
 
 BOMB = png(Image.new("1", (8000, 8000)))
@@ -156,33 +142,19 @@ BOMB = png(Image.new("1", (8000, 8000)))
 @pytest.mark.parametrize(
     ("request_", "status", "words"),
     [
-        (
-            {"content": b"", "headers": PNG},
-            400,
-            "there is no image in the request: send files in the field images",
-        ),
+        ({"content": b"", "headers": PNG}, 400, "there is no image in the request"),
         ({"files": [("photos", ("a.png", PICTURE))]}, 400, "there is no image in the request"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
-        ({"content": PICTURE}, 415, "the Content-Type is missing: send"),
-        ({"json": {"images": []}}, 415, "the Content-Type is application/json: send"),
+        ({"content": PICTURE}, 415, "the Content-Type is missing"),
+        ({"json": {"images": []}}, 415, "the Content-Type is application/json"),
         ({"content": bytes(LIMITS.size + 1), "headers": PNG}, 413, "Payload too large"),
-        (form(*[("a.png", PICTURE)] * 6), 413, "there are 6 images, at most 5: send fewer"),
-        (
-            {"data": {"images": "x"}, "files": {"b": b""}},
-            422,
-            "the field images holds no file: give it",
-        ),
-        (
-            {"content": b"garbage", "headers": PNG},
-            422,
-            "body cannot be read (no format that Pillow knows): replace",
-        ),
+        # a body of unknown length
+        ({"content": [bytes(100_000)] * 50, "headers": PNG}, 413, "Payload too large"),
+        (form(*[("a.png", PICTURE)] * 6), 413, "there are 6 images, at most 5"),
+        ({"data": {"images": "x"}, "files": {"b": b""}}, 422, "the field images holds no file"),
+        ({"content": b"garbage", "headers": PNG}, 422, "body cannot be read (no format"),
         (form(("a.png", PICTURE), ("b.png", PICTURE[:900])), 422, "image b.png cannot be read"),
-        (
-            form(("bomb.png", BOMB)),
-            422,
-            "image bomb.png has 8000 × 8000 pixels, expected at most 50 million: scale",
-        ),
+        (form(("bomb.png", BOMB)), 422, "image bomb.png has 8000 × 8000 pixels"),
     ],
 )
 def test_a_bad_request_is_refused_with_one_sentence(request_, status, words, client):
@@ -195,17 +167,14 @@ def test_a_bad_request_is_refused_with_one_sentence(request_, status, words, cli
 
 
 def test_a_name_is_never_taken_as_a_path(client, photos):
-    path = photos[0]
-    assert client.post(PATH, **form((str(path), b"garbage"))).status_code == 422
-    answers = [
-        client.post(PATH, **form((name, PICTURE))).json()
-        for name in (str(path), "http://localhost/a.png")
-    ]
-    (expected,) = client.post(PATH, **form(("a.png", PICTURE))).json()["predictions"]
-    assert [{**row, "path": "a.png"} for answer in answers for row in answer["predictions"]] == [
-        expected
-    ] * 2
-    assert answers[0]["predictions"][0]["path"] == str(path)
+    path = str(photos[0])
+    assert client.post(PATH, **form((path, b"garbage"))).status_code == 422
+    rows = []
+    for name in ("a.png", path, "http://localhost/a.png"):
+        (row,) = client.post(PATH, **form((name, PICTURE))).json()["predictions"]
+        assert row.pop("path") == name
+        rows.append(row)
+    assert rows[1] == rows[2] == rows[0]
 
 
 def test_characters_of_a_name_that_cannot_be_written_are_escaped(client):
@@ -239,9 +208,8 @@ def test_metrics_count_requests_images_and_time(client):
     after = counts(client)
     changes = {name: after[name] - before.get(name, 0) for name in after}
     assert changes["kdpl_images_total"] == 2
-    assert (
-        changes['kdpl_requests_total{status="200"}'] == changes["kdpl_request_seconds_count"] == 1
-    )
+    assert changes['kdpl_requests_total{status="200"}'] == 1
+    assert changes["kdpl_request_seconds_count"] == 1
     assert after["kdpl_requests_active"] == 0
 
 
@@ -252,26 +220,21 @@ def test_health_is_ready_once_every_worker_has_its_classifier(client, monkeypatc
     assert client.get("/health").status_code == 503
 
 
-def test_the_pages_for_programs_describe_requests_answers_and_classes(client, sure):
+def test_the_pages_for_programs_describe_requests_answers_classes_and_limits(client, sure):
     described = client.get("/openapi.json").json()
     operation = described["paths"][PATH]["post"]
     assert set(operation["requestBody"]["content"]) == {"multipart/form-data", "image/*"}
-    assert operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith(
-        "/Predictions"
-    )
     assert "4XX" in operation["responses"]
     assert "422" not in operation["responses"]
-    model = client.get("/info").json()["model"]
+    schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    assert schema["$ref"].endswith("/Predictions")
+    limits = Limits(size=3 * 2**20, images=5, waiting=7, seconds=40)
+    facts = client_of(sure, limits=limits).get("/info").json()
+    model, server = facts["model"], facts["server"]
     assert model["names"] == list(Classifier.load(sure).class_names)
     thresholds = {"threshold": None, "set_threshold": None}
     assert model["rule"] == {"temperature": 1.0, **thresholds, "scores": []}
-
-
-def test_the_limits_are_shown_as_the_options_gave_them(sure):
-    limits = Limits(size=3 * 2**20, images=5, waiting=7, seconds=40)
-    facts = client_of(sure, limits=limits).get("/info").json()
-    assert facts["model"]["limits"] == {"max_images": 5, "max_waiting": 7}
-    server = facts["server"]
+    assert model["limits"] == {"max_images": 5, "max_waiting": 7}
     assert (server["timeout"], server["max_payload_size"]) == (40, 3 * 2**20)
     assert (server["devices"], server["workers_per_device"]) == (["cpu"], 1)
 
@@ -301,14 +264,11 @@ def ask(*apps_and_bodies, limits):
 
         return await asyncio.gather(*(one(app, messages) for app, messages in apps_and_bodies))
 
-    found = asyncio.run(serve_all())
-    return found, metrics
+    return asyncio.run(serve_all()), metrics
 
 
-WHOLE, PART = (
-    [{"type": "http.request", "body": b"x"}],
-    [{"type": "http.request", "body": b"x", "more_body": True}],
-)
+WHOLE = [{"type": "http.request", "body": b"x"}]
+PART = [{"type": "http.request", "body": b"x", "more_body": True}]
 
 
 async def answering(scope, receive, send):
@@ -328,24 +288,19 @@ async def left(scope, receive, send):
 
 
 def test_requests_beyond_those_that_may_wait_get_503_and_later_ones_an_answer():
-    found, metrics = ask(*[(answering, WHOLE)] * 5, limits=replace(LIMITS, waiting=3))
-    assert [status for status, _ in found] == [200] * 3 + [503] * 2
-    assert found[-1][1][b"retry-after"] == b"1"
-    found, metrics = ask((left, WHOLE), limits=replace(LIMITS, waiting=1))
-    assert found == [None]
+    answers, metrics = ask(*[(answering, WHOLE)] * 5, limits=replace(LIMITS, waiting=3))
+    assert [status for status, _ in answers] == [200] * 3 + [503] * 2
+    assert answers[-1][1][b"retry-after"] == b"1"
+    answers, metrics = ask((left, WHOLE), limits=replace(LIMITS, waiting=1))
+    assert answers == [None]
     assert metrics.registry.get_sample_value("kdpl_requests_total", {"status": "499"}) == 1
     assert metrics.registry.get_sample_value("kdpl_requests_active") == 0
 
 
-def test_a_body_of_unknown_length_is_refused_beyond_the_limit(client):
-    parts = iter([bytes(100_000)] * 50)
-    assert client.post(PATH, content=parts, headers=PNG).status_code == 413
-
-
 def test_requests_and_bodies_that_take_too_long_are_ended():
-    found, metrics = ask((silent, WHOLE), (silent, PART), limits=replace(LIMITS, seconds=0.05))
-    assert [status for status, _ in found] == [504, 504]
-    assert found[1][1][b"connection"] == b"close"
+    answers, metrics = ask((silent, WHOLE), (silent, PART), limits=replace(LIMITS, seconds=0.05))
+    assert [status for status, _ in answers] == [504, 504]
+    assert answers[1][1][b"connection"] == b"close"
     assert metrics.registry.get_sample_value("kdpl_requests_active") == 0
 
 
@@ -361,96 +316,32 @@ def test_a_request_that_fails_is_counted_as_status_500():
     assert metrics.registry.get_sample_value("kdpl_requests_active") == 0
 
 
-@pytest.fixture
-def service_address(client):
-    """Serve over HTTP what the client asks, without workers of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(client.app, lifespan="off", log_level="critical")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--sets=90%", "--top-k=2"], ["leave out --top-k"]),
+        (
+            ["--sets=90%", "--max-error=2%", "--port=0"],
+            ["max_error rejects", "give one of the two"],
+        ),
+        (["--port=99999"], ["cannot listen on 127.0.0.1 port 99999"]),
+        (["--port=80"], ["--port 80 is kept for the system"]),
+        (["--host=192.0.2.1"], ["192.0.2.1", "127.0.0.1"]),
+    ],
+)
+def test_what_the_command_cannot_serve_is_one_sentence(options, words, sure, capsys):
+    refused(capsys, main(["serve", sure, *options]), *words)
 
 
-@pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx")
-def test_requests_pass_the_documented_nginx(service_address, client, tmp_path):
-    (documented,) = re.findall("```nginx.*?\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    new = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=kdpl"]
-    new += ["-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run([*new, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    port = free_port("127.0.0.1", 0)
-    replacements = {
-        "127.0.0.1:8000": service_address,
-        "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
-        "/etc/ssl/images.example.org.pem": str(certificate),
-        "/etc/ssl/images.example.org.key": str(key),
-        "client_max_body_size 20m": "client_max_body_size 100k",
-    }
-    for text, replacement in replacements.items():
-        assert documented.count(text) == 1
-        documented = documented.replace(text, replacement)
-    # as in the main file of a distribution, but in one process of this user, in this folder
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    folders = "".join(f"{kind}_temp_path {tmp_path / kind};\n" for kind in kinds)
-    main_file = tmp_path / "nginx.conf"
-    main_file.write_text(
-        f"daemon off;\nmaster_process off;\npid {tmp_path / 'pid'};\nevents {{}}\n"
-        f"http {{\naccess_log off;\n{folders}{documented}}}\n"
-    )
-    command = ["nginx", "-e", str(tmp_path / "errors.log"), "-c", str(main_file)]
-    subprocess.run([*command, "-t"], check=True, capture_output=True)
-    nginx = subprocess.Popen(command)
-    try:
-        wait_for(lambda: not socket.socket().connect_ex(("127.0.0.1", port)))
-        trusted = ssl.create_default_context(cafile=certificate)
-        with httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=trusted) as browser:
-            passed = browser.post(PATH, **form(("a.png", PICTURE)))
-            assert passed.status_code == 200
-            assert passed.json() == client.post(PATH, **form(("a.png", PICTURE))).json()
-            too_large = browser.post(PATH, content=bytes(200_000), headers=PNG)
-            assert too_large.status_code == 413
-            assert browser.get("/metrics").status_code == 404
-    finally:
-        nginx.terminate()
-        nginx.wait()
-
-
-def test_what_the_command_cannot_serve_is_one_sentence(sure, tmp_path, capsys):
-    refused(
-        capsys,
-        main(["serve", str(tmp_path / "none")]),
-        "does not exist: give the classifier folder",
-    )
-    refused(capsys, main(["serve", sure, "--sets=90%", "--top-k=2"]), "leave out --top-k")
-    refused(
-        capsys,
-        main(["serve", sure, "--sets=90%", "--max-error=2%", "--port=0"]),
-        "give one of the two",
-    )
+def test_a_port_in_use_and_a_classifier_that_lacks_something_are_one_sentence(
+    sure, tmp_path, capsys
+):
+    refused(capsys, main(["serve", str(tmp_path / "none")]), f"{tmp_path}/none does not exist")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        refused(
-            capsys,
-            main(["serve", sure, f"--port={port}"]),
-            f"port {port} (",
-            "give another --host or --port",
-        )
-    refused(capsys, main(["serve", sure, "--port=99999"]), "cannot listen on 127.0.0.1 port 99999")
-    refused(
-        capsys,
-        main(["serve", sure, "--port=80"]),
-        "--port 80 is kept for the system: give one from 1024",
-    )
-    refused(capsys, main(["serve", sure, "--host=192.0.2.1"]), "192.0.2.1", "127.0.0.1")
-    bare = tmp_path / "bare"
+        refused(capsys, main(["serve", sure, f"--port={port}"]), f"port {port} (", "--host")
     made = Classifier.load(sure)
     del made.companions["held_out"]
-    made.save(bare)
-    refused(
-        capsys,
-        main(["serve", str(bare), "--max-error=5%", "--port=0"]),
-        "run python -m kdpl calibrate",
-    )
+    made.save(tmp_path / "bare")
+    options = ["--max-error=5%", "--port=0"]
+    refused(capsys, main(["serve", str(tmp_path / "bare"), *options]), "kdpl calibrate")

@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
@@ -30,14 +31,10 @@ def run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     data = {"dataset": "dtd", "protocol": "base_to_novel", "shots": 16, "root": "/secret/place"}
-    (folder / "config.yaml").write_text(
-        yaml.safe_dump({"seed_everything": 3, "data": {"init_args": data}})
-    )
-    write_results(
-        folder,
-        11,
-        {"test/acc": 0.5, "test/base_acc": 0.625, "test/novel_acc": 0.25, "test/hm": 0.35714},
-    )
+    config = {"seed_everything": 3, "data": {"init_args": data}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    accuracies = {"acc": 0.5, "base_acc": 0.625, "novel_acc": 0.25, "hm": 0.35714}
+    write_results(folder, 11, {f"test/{name}": value for name, value in accuracies.items()})
     return folder
 
 
@@ -60,14 +57,9 @@ def hub(tmp_path, monkeypatch):
             return f"https://huggingface.co/{repo_id}/commit/1"
 
     def snapshot(repo_id, allow_patterns, **options):
-        assert set(allow_patterns) == {
-            "classifier.json",
-            "model.safetensors",
-            "held_out.safetensors",
-            "unknown.safetensors",
-            "pool_sample.safetensors",
-            "taxonomy.safetensors",
-        }
+        names = {"held_out", "model", "pool_sample", "taxonomy", "unknown"}
+        files = {f"{name}.safetensors" for name in names}
+        assert set(allow_patterns) == {"classifier.json", *files}
         validate_repo_id(repo_id)
         if not (root / repo_id).is_dir():
             raise LocalEntryNotFoundError(f"{repo_id} is not there.")
@@ -83,14 +75,9 @@ def test_an_uploaded_classifier_is_downloaded_unchanged(classifier, run, hub, im
     assert url == "https://huggingface.co/me/digits/commit/1"
     pushed = hub / "me" / "digits"
     assert json.loads((pushed / "asked.json").read_text()) == [True, True, "secret"]
-    names = sorted(path.name for path in pushed.iterdir())
-    assert names == [
-        "README.md",
-        "asked.json",
-        "classifier.json",
-        "config.json",
-        "model.safetensors",
-    ]
+    names = {path.name for path in pushed.iterdir()}
+    files = {"README.md", "classifier.json", "config.json", "model.safetensors"}
+    assert names == {"asked.json", *files}
     assert json.loads((pushed / "config.json").read_text()) == {"library_name": "kdpl"}
     read = from_pretrained("me/digits")
     assert torch.equal(read(images), classifier(images))
@@ -99,16 +86,10 @@ def test_an_uploaded_classifier_is_downloaded_unchanged(classifier, run, hub, im
 
 
 def test_the_card_states_data_protocol_accuracies_teacher_and_licence(classifier, run, tmp_path):
-    clip = replace(classifier.clip, pretrained="/somebody/weights.pt")
-    save_pretrained(
-        Classifier(classifier.encoder, classifier.vectors, 17.0, clip), tmp_path / "saved", run=run
-    )
-    assert {path.suffix for path in (tmp_path / "saved").iterdir()} == {
-        ".json",
-        ".md",
-        ".safetensors",
-    }
-    card = ModelCard.load(tmp_path / "saved" / "README.md")
+    saved, clip = tmp_path / "saved", replace(classifier.clip, pretrained="/somebody/weights.pt")
+    save_pretrained(Classifier(classifier.encoder, classifier.vectors, 17.0, clip), saved, run=run)
+    assert {path.suffix for path in saved.iterdir()} == {".json", ".md", ".safetensors"}
+    card = ModelCard.load(saved / "README.md")
     assert (card.data.library_name, card.data.pipeline_tag) == ("kdpl", "image-classification")
     for words in (
         "# Image classifier of 5 classes\n\n## Classes\n\n`sea_horse`, `crab`",
@@ -124,9 +105,7 @@ def test_the_card_states_data_protocol_accuracies_teacher_and_licence(classifier
         assert words in card.text, words
     assert "/secret" not in card.content
     assert "/somebody" not in card.content
-    assert torch.equal(
-        Classifier.load(tmp_path / "saved").vectors.vectors, classifier.vectors.vectors
-    )
+    assert torch.equal(Classifier.load(saved).vectors.vectors, classifier.vectors.vectors)
 
 
 def test_the_card_says_what_was_not_recorded(classifier, run):
@@ -137,19 +116,17 @@ def test_the_card_says_what_was_not_recorded(classifier, run):
     assert "dataset `dtd`" in text
 
 
-@pytest.mark.parametrize(
-    ("shots", "words"),
-    [
-        (0, "- labels for tuning the teacher: none\n"),
-        (4, "- labels for tuning the teacher: 4 images per class of the first half"),
-        (None, "- labels for tuning the teacher: all images per class of the first half"),
-    ],
-)
-def test_the_card_says_which_labels_were_seen(shots, words, classifier, run):
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["data"]["init_args"]["shots"] = shots
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    assert words in model_card(classifier, run).text
+def test_the_card_says_which_labels_were_seen(classifier, run):
+    file = run / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    for shots, words in (
+        (0, "none\n"),
+        (4, "4 images per class of the first half"),
+        (None, "all images"),
+    ):
+        config["data"]["init_args"]["shots"] = shots
+        file.write_text(yaml.safe_dump(config))
+        assert f"labels for tuning the teacher: {words}" in model_card(classifier, run).text
 
 
 @pytest.mark.parametrize(
@@ -164,17 +141,12 @@ def test_a_damaged_run_is_named(name, content, classifier, run, tmp_path):
 
 @pytest.mark.parametrize("name", ["me/gone", "no such folder/a/b"])
 def test_a_classifier_that_is_not_on_the_hub_is_one_sentence(name, hub):
-    with world.refused(
-        ArtifactError,
-        f"{name} cannot be downloaded from the hub .* fetch classifier.json and model",
-    ):
+    with world.refused(ArtifactError, f"{name} cannot be downloaded from the hub"):
         from_pretrained(name)
 
 
 def test_an_unreachable_hub_is_one_sentence(classifier, hub, monkeypatch):
-    def unreachable(*_, **__):
-        raise ConnectionError("no route to host")
-
+    unreachable = Mock(side_effect=ConnectionError("no route to host"))
     monkeypatch.setattr(kdpl.classifier.hub.hub.HfApi, "upload_folder", unreachable)
-    with world.refused(ArtifactError, r"me/digits \(no route to host\): check"):
+    with world.refused(ArtifactError, r"me/digits \(no route to host\)"):
         push_to_hub(classifier, "me/digits")

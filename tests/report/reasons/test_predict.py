@@ -1,6 +1,5 @@
 """``predict --explain``: a picture for each image."""
 
-import csv
 import re
 import shutil
 from base64 import b64decode
@@ -10,7 +9,8 @@ import pytest
 import torch
 import world
 from PIL import Image
-from runs import noise
+from report_pages import Page
+from runs import noise, refused, rows_of
 
 import kdpl.report.reasons.pictures
 from kdpl.__main__ import main
@@ -18,7 +18,9 @@ from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig
 from kdpl.clip.timm_networks import load_network
 from kdpl.prompts.student_encoder import StudentEncoder
+from kdpl.report.page import fill
 from kdpl.report.reasons.pictures import nearest_labelled, overlay
+from kdpl.report.reasons.section import SECTION
 from kdpl.report.run_folder import Run
 from kdpl.serve.demo.page import Demo, build
 
@@ -43,6 +45,10 @@ def panels(path):
         return picture.width // PANEL
 
 
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_each_image_gets_a_picture_with_the_nearest_labelled_images(
     classifier, photos, tmp_path, capsys
 ):
@@ -50,10 +56,9 @@ def test_each_image_gets_a_picture_with_the_nearest_labelled_images(
     expected = capsys.readouterr().out
     assert explain(classifier, photos, tmp_path / "why") == 0
     assert capsys.readouterr().out == expected
-    pictures = sorted((tmp_path / "why").iterdir())
-    assert [each.name for each in pictures] == ["000001_0.png", "000002_1.png"]
+    assert names_in(tmp_path / "why") == ["000001_0.png", "000002_1.png"]
     # what was seen, one heat map, four labelled images
-    assert [panels(each) for each in pictures] == [6, 6]
+    assert [panels(path) for path in (tmp_path / "why").iterdir()] == [6, 6]
 
 
 def test_the_classes_are_those_predicted_or_those_given(classifier, photos, tmp_path):
@@ -63,14 +68,16 @@ def test_the_classes_are_those_predicted_or_those_given(classifier, photos, tmp_
     assert panels(tmp_path / "b" / "000001_0.png") == 6
 
 
-def test_rejected_images_have_pictures_too(classifier, photos, tmp_path, capsys):
-    rejecting = tmp_path / "classifier"
-    shutil.copytree(classifier, rejecting)
-    code = explain(rejecting, photos, tmp_path / "why", "--max-error=50%")
+def test_rejected_images_and_a_classifier_without_its_run_have_pictures_too(
+    classifier, photos, tmp_path, capsys
+):
+    alone = shutil.copytree(classifier, tmp_path / "classifier")
+    code = explain(alone, photos, tmp_path / "why", "--max-error=50%")
     said = capsys.readouterr()
     assert code == 0, said.err
     assert ",," in said.out
     assert panels(tmp_path / "why" / "000001_0.png") == 2
+    assert "the nearest labelled images are left out: " in said.err
 
 
 def test_pictures_of_a_resumed_table_keep_their_numbers(classifier, photos, tmp_path, monkeypatch):
@@ -86,23 +93,12 @@ def test_pictures_of_a_resumed_table_keep_their_numbers(classifier, photos, tmp_
 
     monkeypatch.setattr("kdpl.report.reasons.pictures.picture", once)
     assert explain(classifier, photos, why, *options) != 0
-    assert [each.name for each in why.iterdir()] == ["000001_0.png"]
+    assert names_in(why) == ["000001_0.png"]
     assert explain(classifier, photos, why, *options) == 0
-    assert sorted(each.name for each in why.iterdir()) == ["000001_0.png", "000002_1.png"]
+    assert names_in(why) == ["000001_0.png", "000002_1.png"]
     # the first image is not drawn once more
     assert len(drawn) == 3
-    with table.open() as file:
-        assert len(list(csv.DictReader(file))) == 3
-
-
-def test_a_classifier_without_its_run_has_no_labelled_images_and_says_so(
-    classifier, photos, tmp_path, capsys
-):
-    alone = tmp_path / "alone" / "classifier"
-    shutil.copytree(classifier, alone)
-    assert explain(alone, photos, tmp_path / "why") == 0
-    assert panels(tmp_path / "why" / "000001_0.png") == 2
-    assert "the nearest labelled images are left out: " in capsys.readouterr().err
+    assert len(rows_of(table)) == 3
 
 
 @pytest.mark.parametrize(
@@ -118,51 +114,48 @@ def test_a_classifier_without_its_run_has_no_labelled_images_and_says_so(
 def test_bad_input_is_one_sentence(options, words, classifier, photos, tmp_path, capsys):
     file = tmp_path / "file"
     file.touch()
-    given = [each.format(file=file, folder=tmp_path / "why") for each in options]
-    assert main(["predict", str(classifier), str(photos), *given]) == 1
-    said = capsys.readouterr()
-    assert words in said.err
-    assert len(said.err.strip().splitlines()) == 1
-    assert said.out == ""
+    given = [option.format(file=file, folder=tmp_path / "why") for option in options]
+    refused(capsys, main(["predict", str(classifier), str(photos), *given]), words)
 
 
 def test_the_nearest_are_those_of_the_largest_cosine_similarity(student_run, classifier):
-    known, data = Classifier.load(classifier), Run.find(student_run).data
-    nearest = nearest_labelled(known, data)
+    loaded, data = Classifier.load(classifier), Run.find(student_run).data
+    nearest = nearest_labelled(loaded, data)
     records = data.labels.training()
     images = [data.splits.open_image(record.source) for record in records]
-    features = known.embed(images)
-    query = known.embed([data.test_item(5)[1]])[0]
+    features = loaded.embed(images)
+    query = loaded.embed([data.test_item(5)[1]])[0]
     order = sorted(range(len(images)), key=lambda i: -float(features[i] @ query))[:4]
-    found = nearest(query)
-    assert [image.tobytes() for image, _ in found] == [images[i].tobytes() for i in order]
-    assert [caption for _, caption in found] == [
-        f"labelled {data.class_names[records[i].label]}\nsimilarity {float(features[i] @ query):.2f}"
-        for i in order
+    shown, captions = zip(*nearest(query), strict=True)
+    assert [image.tobytes() for image in shown] == [images[i].tobytes() for i in order]
+    names = [data.class_names[records[i].label] for i in order]
+    assert list(captions) == [
+        f"labelled {name}\nsimilarity {float(features[i] @ query):.2f}"
+        for i, name in zip(order, names, strict=True)
     ]
     # a labelled image is nearest to itself
     assert nearest(features[7])[0][0].tobytes() == images[7].tobytes()
 
 
 def test_without_labelled_images_there_are_none(student_run, classifier):
-    run, known = Run.find(student_run), Classifier.load(classifier)
+    run, loaded = Run.find(student_run), Classifier.load(classifier)
     run.main.config["data"]["init_args"]["shots"] = 0
-    assert nearest_labelled(known, run.data)(torch.zeros(known.vectors.vectors.shape[1])) == []
+    assert nearest_labelled(loaded, run.data)(torch.zeros(loaded.vectors.vectors.shape[1])) == []
 
 
-def test_the_report_shows_right_and_wrong_images(student_run, tmp_path):
-    assert main(["report", str(student_run), f"--out={tmp_path / 'report.html'}"]) == 0
-    page = (tmp_path / "report.html").read_text()
-    assert "What predictions rest on" in page
-    assert page.count("heat maps of test image") == 8
-    assert len(re.findall(r"✗ test image", page)) == 4
+def test_the_report_shows_right_and_wrong_images(student_run):
+    shown = SECTION.make(Run.find(student_run))
+    assert [row["image"].correct for row in shown] == [False] * 4 + [True] * 4
+    page = Page(fill("reasons.html.jinja", data=shown, added={"reasons": SECTION}))
+    assert len([a for a in page.of("img") if a["alt"].startswith("heat maps of test image")]) == 8
+    assert page.texts["header"].count("✗ test image") == 4
 
 
 def test_the_demo_draws_the_heat_map(classifier, photos):
     pytest.importorskip("gradio")
     demo = Demo(Classifier.load(classifier), None, 3)
-    handlers = [each.fn for each in build(demo, []).fns.values()]
-    (draw,) = [each for each in handlers if getattr(each, "__name__", "") == "on_picture"]
+    handlers = [event.fn for event in build(demo, []).fns.values()]
+    (draw,) = [fn for fn in handlers if getattr(fn, "__name__", "") == "on_picture"]
     shown = draw({"path": str(photos / "0.png")}, None)
     assert shown.startswith("Heat map<br>")
     drawn = Image.open(BytesIO(b64decode(re.search(r"base64,([^\"]+)", shown)[1])))
@@ -173,12 +166,11 @@ def test_the_demo_draws_the_heat_map(classifier, photos):
 
 def test_the_demo_predicts_as_predict_does_where_images_are_cropped(tmp_path):
     # prepared twice, an image would be cropped twice
-    encoder = StudentEncoder(
-        load_network(ClipConfig("timm:test_resnet", "random", image_size=48)), 0, 0, 24
-    )
+    network = load_network(ClipConfig("timm:test_resnet", "random", image_size=48))
+    encoder = StudentEncoder(network, 0, 0, 24)
     identity = world.clip_of("test-student").identity
-    known = Classifier(encoder, world.frozen_vectors(), 17.0, identity)
-    assert known.preprocessing.crop_pct < 1
+    loaded = Classifier(encoder, world.frozen_vectors(), 17.0, identity)
+    assert loaded.preprocessing.crop_pct < 1
     noise(80, 60).save(tmp_path / "photo.png")
     photo = str(tmp_path / "photo.png")
-    assert Demo(known, None, 3).classify(photo, photo) == dict(known.predict([photo], 3)[0])
+    assert Demo(loaded, None, 3).classify(photo, photo) == dict(loaded.predict([photo], 3)[0])

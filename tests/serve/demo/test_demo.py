@@ -1,3 +1,4 @@
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -38,17 +39,17 @@ def test_predictions_are_those_of_predict(demo, photo):
 def test_a_photo_is_opened_as_in_training(demo, tmp_path):
     photo = odd_photo(tmp_path / "photo.png")
     given = demo.classifier
-    own = Classifier(given.encoder, given.vectors, given.logit_scale, given.clip, Decoding())
-    shown = [Demo(each, None, 10).classify(str(photo), "photo.png") for each in (given, own)]
-    assert shown == [dict(each.predict([photo], top_k=10)[0]) for each in (given, own)]
+    other = Classifier(given.encoder, given.vectors, given.logit_scale, given.clip, Decoding())
+    shown = [Demo(opened, None, 10).classify(str(photo), "photo.png") for opened in (given, other)]
+    assert shown == [dict(opened.predict([photo], top_k=10)[0]) for opened in (given, other)]
     assert shown[0] != shown[1]
 
 
 def test_added_classes_are_among_the_predictions(demo, encoder, photo):
     every = Demo(demo.classifier, encoder, 99)
-    known = demo.classifier.add_classes(encoder.encode(["letter B", "eel"]))
+    extended = demo.classifier.add_classes(encoder.encode(["letter B", "eel"]))
     shown = every.classify(str(photo), "photo.png", "  letter \n B,eel , ,eel")
-    assert shown == pytest.approx(dict(known.predict([photo], top_k=99)[0]), rel=1e-4)
+    assert shown == pytest.approx(dict(extended.predict([photo], top_k=99)[0]), rel=1e-4)
     # those of one visitor are not seen by another
     assert len(every.classify(str(photo), "photo.png")) == 10
 
@@ -79,11 +80,7 @@ def test_examples_are_spread_evenly_and_missing_ones_are_named(tmp_path):
     folder = image_folder(tmp_path / "images", classes=("a", "b", "c"))
     chosen = find_examples([str(folder), str(folder / "test/a/0.png")])
     assert len(chosen) == len(set(chosen)) == 12
-    assert {name for name in "abc" if any(f"/{name}/" in path for path in chosen)} == {
-        "a",
-        "b",
-        "c",
-    }
+    assert {Path(path).parent.name for path in chosen} == {"a", "b", "c"}
     assert find_examples([]) == []
     with refused(DataError, "does not exist"):
         find_examples([str(tmp_path / "a.png")])
@@ -98,9 +95,7 @@ def test_control_characters_of_names_are_made_visible(demo, photo):
 
 def test_an_image_that_would_fill_the_memory_is_refused(demo, tmp_path):
     Image.new("1", (8000, 8000)).save(tmp_path / "large.png")
-    with refused(
-        DataError, "image large.png has .* pixels, expected at most 50 million: scale it down"
-    ):
+    with refused(DataError, "image large.png has .* pixels, expected at most 50 million"):
         demo.classify(str(tmp_path / "large.png"), "large.png")
 
 
@@ -108,7 +103,7 @@ def test_what_a_visitor_sends_is_answered_by_the_page(demo, photo, monkeypatch):
     gradio = pytest.importorskip("gradio")
     monkeypatch.setattr(gradio, "Warning", shown := Mock())
     page = build(demo, [str(photo)])
-    (event,) = [each for each in page.fns.values() if each.fn.__name__ == "on_change"]
+    (event,) = [event for event in page.fns.values() if event.fn.__name__ == "on_change"]
     sent = {"path": str(photo), "orig_name": "holiday<.png"}
     assert event.fn(sent, None) == demo.classify(str(photo), "holiday<.png")
     assert event.fn(None, "eel") is None
