@@ -3,7 +3,7 @@ from typing import Literal
 import pytest
 from jsonargparse.typing import PositiveInt
 
-from kdpl.cli.arguments import call, parse
+from kdpl.cli.arguments import call, parse, share
 from kdpl.errors import ConfigError
 
 
@@ -104,3 +104,17 @@ def test_help_is_that_of_the_docstring(capsys):
         "1",
     ):
         assert text in out
+
+
+@pytest.mark.parametrize("value", ["0", "1", "100%", "0%", "-5%", "nan", "5 %%"])
+def test_a_share_lies_between_nothing_and_all(value):
+    with pytest.raises(ConfigError, match=f"--sets is '{value}', expected a share between"):
+        share("--sets", value)
+
+
+def test_a_share_is_a_number_or_a_percentage():
+    assert (share("--sets", "5%"), share("--sets", "0.05"), share("--sets", None)) == (
+        pytest.approx(0.05),
+        pytest.approx(0.05),
+        None,
+    )
