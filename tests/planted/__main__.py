@@ -3,8 +3,10 @@
 import argparse
 import multiprocessing
 import shutil
+import signal
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -39,22 +41,22 @@ def _paths(faults):
 def control(pool, faults):
     """Run each named path once without a fault: all must pass, or faults would seem caught."""
     codes = [0]
-    for path, outcome in pool.imap(_control, _paths(faults)):
+    for path, outcome in pool.map(_control, _paths(faults)):
         print(
-            f"{path}: {outcome.test or outcome.problem or 'passes'} ({outcome.seconds:.0f} s)",
+            f"{path}: {outcome.test or outcome.words or 'passes'} ({outcome.seconds:.0f} s)",
             flush=True,
         )
-        codes.append(int(bool(outcome.test or outcome.problem)))
+        codes.append(int(bool(outcome.test or outcome.words)))
     return max(codes)
 
 
 def plant_all(pool, faults, whole_suite, markdown):
     """Plant the faults; 0 if each is caught."""
     verdicts = []
-    for verdict in pool.imap(partial(_try, whole_suite), faults):
+    for verdict in pool.map(partial(_try, whole_suite), faults):
         fault, suite, outcome = verdict
         words = f"caught by the {suite} suite: {outcome.test}" if suite else "caught by none"
-        print(f"{fault.name}: {words} ({outcome.seconds:.0f} s) {outcome.problem}", flush=True)
+        print(f"{fault.name}: {words} ({outcome.seconds:.0f} s) {outcome.words}", flush=True)
         verdicts.append(verdict)
     suites = [verdict.suite for verdict in verdicts]
     counts = [f"{suites.count(suite)} by the {suite} suite" for suite in ("fast", "slow")]
@@ -89,10 +91,13 @@ def main():
     if options.list:
         print(*(f"{fault.name}: {fault.breaks}" for fault in faults), sep="\n")
         return 0
+    # ends the runs as Ctrl-C does
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     import_libraries()
     fork, folder = multiprocessing.get_context("fork"), tempfile.mkdtemp(prefix="planted-")
     try:
-        with fork.Pool(options.workers, _begin, (folder,)) as pool:
+        # its processes may have children, unlike those of multiprocessing.Pool
+        with ProcessPoolExecutor(options.workers, fork, _begin, (folder,)) as pool:
             if options.control:
                 return control(pool, faults)
             return plant_all(pool, faults, options.all, options.markdown)

@@ -19,18 +19,18 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 from forked import LIBRARIES
 from planted.faults import ROOT, Fault, plant
 
-SECONDS = 400  # a run that takes longer has an endless loop
+SECONDS = 300  # a test that takes longer has an endless loop
 _PASSED, _FAILED, _NO_TESTS, _NO_PYTEST = 0, 1, 5, 100
 # the list itself would notice each fault
 _OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "--ignore=tests/planted")
 
 
 class Outcome(NamedTuple):
-    """The first failed test, None if all passed; its seconds; what kept pytest from running."""
+    """The first failed test, None if all passed; seconds; what failed, or kept pytest from it."""
 
     test: str | None
     seconds: float
-    problem: str = ""
+    words: str = ""
 
 
 class Verdict(NamedTuple):
@@ -46,7 +46,7 @@ class Copy:
 
     def __init__(self, folder):
         self.root, self.scratch = folder / "copy", folder / "tmp"
-        self.log, self.first_failure = folder / "log.txt", folder / "first.txt"
+        self.log, self.last_test = folder / "log.txt", folder / "test.txt"
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         for name in names.rstrip("\0").split("\0"):
@@ -57,17 +57,18 @@ class Copy:
     def run(self, paths, marker, fault=None):
         """Run tests of a marker until one fails, with a fault or without."""
         begin = time.monotonic()
-        self.first_failure.unlink(missing_ok=True)
+        self.last_test.write_text("", encoding="utf-8")
         with plant(fault, self.root) if fault is not None else nullcontext():
             code = self._forked([*_OPTIONS, f"--basetemp={self.scratch}", "-m", marker, *paths])
         seconds = time.monotonic() - begin
-        if code is None or code < 0:
-            why = f"no end after {SECONDS} s" if code is None else signal.Signals(-code).name
-            return Outcome(f"({why})", seconds)
-        if code == _FAILED and self.first_failure.is_file():
-            return Outcome(self.first_failure.read_text(encoding="utf-8"), seconds)
-        problem = "" if code in (_PASSED, _NO_TESTS) else self.log.read_text(encoding="utf-8")
-        return Outcome(None, seconds, problem[-2000:])
+        if code in (_PASSED, _NO_TESTS):
+            return Outcome(None, seconds)
+        test, _, words = self.last_test.read_text(encoding="utf-8").partition("\n")
+        if code < 0 and test:
+            return Outcome(test, seconds, f"ended by {signal.Signals(-code).name}")
+        if code == _FAILED and words:
+            return Outcome(test, seconds, words)
+        return Outcome(None, seconds, self.log.read_text(encoding="utf-8")[-2000:])
 
     def verdict_of(self, fault, whole_suite):
         """Try the named fast tests, then the named slow ones, then perhaps the whole fast suite."""
@@ -81,7 +82,7 @@ class Copy:
         return Verdict(fault, "", outcome)
 
     def _forked(self, options):
-        """Return the exit code of pytest in a process of its own, None if it took too long."""
+        """Return the exit code of pytest in a process of its own."""
         child = os.fork()
         if child == 0:
             try:
@@ -90,23 +91,18 @@ class Copy:
                 traceback.print_exc()
             finally:
                 os._exit(_NO_PYTEST)
-        limit, ended = time.monotonic() + SECONDS, 0
         try:
-            while not ended and time.monotonic() < limit:
-                time.sleep(0.05)
-                ended, status = os.waitpid(child, os.WNOHANG)
-            return os.waitstatus_to_exitcode(status) if ended else None
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         finally:
             # with the processes that tests started
             with suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
-            if not ended:
-                os.waitpid(child, 0)
 
     def _become_pytest(self, options):
         import pytest
 
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.chdir(self.root)
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
@@ -122,20 +118,26 @@ class Copy:
         import kdpl
 
         assert Path(kdpl.__file__).is_relative_to(self.root), kdpl.__file__
-        code = pytest.main(options, plugins=[_FirstFailure(self.first_failure)])
+        code = pytest.main(options, plugins=[_Watch(self.last_test)])
         sys.stdout.flush()
         os._exit(int(code))
 
 
-class _FirstFailure:
-    """Writes the first failed test into a file; a file that cannot be imported is not a test."""
+class _Watch:
+    """Writes the test that runs, and how it failed; ends the process if one takes too long."""
 
     def __init__(self, file):
         self.file = file
 
+    def pytest_runtest_logstart(self, nodeid, location):
+        signal.alarm(SECONDS)
+        self.file.write_text(f"{nodeid}\n", encoding="utf-8")
+
     def pytest_runtest_logreport(self, report):
-        if report.failed and not self.file.exists():
-            self.file.write_text(report.nodeid, encoding="utf-8")
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            words = " ".join(str(report.longrepr if crash is None else crash.message).split())
+            self.file.write_text(f"{report.nodeid}\n{words or 'failed':.200}", encoding="utf-8")
 
 
 def import_libraries():
