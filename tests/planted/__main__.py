@@ -6,28 +6,42 @@ import shutil
 import signal
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from planted.faults import read_faults
 from planted.runner import Copy, import_libraries
 
-_copy = None  # of a worker process
+
+def _work(results, folder, function, items):
+    try:
+        copy = Copy(Path(tempfile.mkdtemp(dir=folder)))
+        for item in items:
+            results.put(function(copy, item))
+    except BaseException:
+        results.put(None)
+        raise
 
 
-def _begin(folder):
-    global _copy
-    _copy = Copy(Path(tempfile.mkdtemp(dir=folder)))
-
-
-def _try(whole_suite, fault):
-    return _copy.verdict_of(fault, whole_suite)
-
-
-def _control(path_and_marker):
-    path, marker = path_and_marker
-    return path, _copy.run([path], marker)
+def shared_out(workers, function, items):
+    """Yield the results of a function of a copy and an item, from processes with a copy each."""
+    # not a pool: its processes have no children, or take up the next item when they are ended
+    fork, folder = multiprocessing.get_context("fork"), tempfile.mkdtemp(prefix="planted-")
+    results, processes = fork.SimpleQueue(), []
+    try:
+        for worker in range(workers):
+            work = (results, folder, function, items[worker::workers])
+            processes.append(fork.Process(target=_work, args=work))
+            processes[-1].start()
+        for _ in items:
+            if (result := results.get()) is None:
+                raise SystemExit("a worker failed, as its error says")
+            yield result
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _paths(faults):
@@ -38,22 +52,25 @@ def _paths(faults):
     return sorted(named - inside)
 
 
-def control(pool, faults):
+def control(workers, faults):
     """Run each named path once without a fault: all must pass, or faults would seem caught."""
     codes = [0]
-    for path, outcome in pool.map(_control, _paths(faults)):
-        print(
-            f"{path}: {outcome.test or outcome.words or 'passes'} ({outcome.seconds:.0f} s)",
-            flush=True,
-        )
-        codes.append(int(bool(outcome.test or outcome.words)))
+
+    def run(copy, path_and_marker):
+        path, marker = path_and_marker
+        return path, copy.run([path], marker)
+
+    for path, outcome in shared_out(workers, run, _paths(faults)):
+        said = outcome.test or outcome.words or "passes"
+        print(f"{path}: {said} ({outcome.seconds:.0f} s)", flush=True)
+        codes.append(int(said != "passes"))
     return max(codes)
 
 
-def plant_all(pool, faults, whole_suite, markdown):
+def plant_all(workers, faults, whole_suite, markdown):
     """Plant the faults; 0 if each is caught."""
     verdicts = []
-    for verdict in pool.map(partial(_try, whole_suite), faults):
+    for verdict in shared_out(workers, partial(Copy.verdict_of, whole_suite=whole_suite), faults):
         fault, suite, outcome = verdict
         words = f"caught by the {suite} suite: {outcome.test}" if suite else "caught by none"
         print(f"{fault.name}: {words} ({outcome.seconds:.0f} s) {outcome.words}", flush=True)
@@ -91,18 +108,12 @@ def main():
     if options.list:
         print(*(f"{fault.name}: {fault.breaks}" for fault in faults), sep="\n")
         return 0
-    # ends the runs as Ctrl-C does
+    # as Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     import_libraries()
-    fork, folder = multiprocessing.get_context("fork"), tempfile.mkdtemp(prefix="planted-")
-    try:
-        # its processes may have children, unlike those of multiprocessing.Pool
-        with ProcessPoolExecutor(options.workers, fork, _begin, (folder,)) as pool:
-            if options.control:
-                return control(pool, faults)
-            return plant_all(pool, faults, options.all, options.markdown)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    if options.control:
+        return control(options.workers, faults)
+    return plant_all(options.workers, faults, options.all, options.markdown)
 
 
 if __name__ == "__main__":
