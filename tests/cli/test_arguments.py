@@ -3,7 +3,7 @@ from typing import Literal
 import pytest
 from jsonargparse.typing import PositiveInt
 
-from kdpl.cli.arguments import call, parse, share
+from kdpl.cli.arguments import call, parse, require_file, share
 from kdpl.errors import ConfigError
 
 
@@ -118,3 +118,10 @@ def test_a_share_is_a_number_or_a_percentage():
         pytest.approx(0.05),
         None,
     )
+
+
+def test_an_option_that_names_a_file_refuses_a_folder(tmp_path):
+    require_file("--list", None)
+    for path in (tmp_path, tmp_path / "gone"):
+        with pytest.raises(ConfigError, match=f"--list {path} does not exist: check its path"):
+            require_file("--list", str(path))
