@@ -24,6 +24,7 @@ from kdpl.data.augmentation import LightAffine
 from kdpl.data.needs import Needs
 from kdpl.data.splits import Record
 from kdpl.errors import ArtifactError, ConfigError
+from kdpl.module import ORIGIN_KEY
 from kdpl.runtime.origin import difference
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import (
@@ -196,3 +197,12 @@ def test_the_config_is_complete_with_all_defaults(teacher_run):
     assert config["data"]["init_args"]["shots"] == 16
     assert config["trainer"]["logger"] is not None
     assert config["ckpt_path"] is None
+
+
+def test_a_checkpoint_that_does_not_name_an_input_is_not_resumed(interrupted, capsys):
+    file = interrupted / LAST
+    checkpoint = torch.load(file, weights_only=True)
+    del checkpoint[ORIGIN_KEY]["images"]
+    torch.save(checkpoint, file)
+    assert fit_teacher(interrupted, *STEPS) == 1
+    assert "(images is None there and " in capsys.readouterr().err

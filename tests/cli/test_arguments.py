@@ -3,7 +3,7 @@ from typing import Literal
 import pytest
 from jsonargparse.typing import PositiveInt
 
-from kdpl.cli.arguments import call, parse
+from kdpl.cli.arguments import call, parse, require_file, share
 from kdpl.errors import ConfigError
 
 
@@ -88,3 +88,24 @@ def test_help_is_that_of_the_docstring(capsys):
     out = capsys.readouterr().out
     for text in ("usage: kdpl one", "They may be anything.", "--top-k", "Number of classes"):
         assert text in out
+
+
+@pytest.mark.parametrize("value", ["0", "1", "100%", "0%", "-5%", "nan", "5 %%"])
+def test_a_share_lies_between_nothing_and_all(value):
+    with pytest.raises(ConfigError, match=f"--sets is '{value}', expected a share between"):
+        share("--sets", value)
+
+
+def test_a_share_is_a_number_or_a_percentage():
+    assert (share("--sets", "5%"), share("--sets", "0.05"), share("--sets", None)) == (
+        pytest.approx(0.05),
+        pytest.approx(0.05),
+        None,
+    )
+
+
+def test_an_option_that_names_a_file_refuses_a_folder(tmp_path):
+    require_file("--list", None)
+    for path in (tmp_path, tmp_path / "gone"):
+        with pytest.raises(ConfigError, match=f"--list {path} does not exist: check its path"):
+            require_file("--list", str(path))

@@ -81,3 +81,19 @@ def test_text_is_appended_and_an_unfinished_line_removed(tmp_path):
     append(file, "b\nc")
     assert cut_to_whole_lines(file) == 2
     assert file.read_text() == "a\nb\n"
+
+
+def test_the_earlier_file_keeps_its_name_until_the_rename_itself(tmp_path, monkeypatch):
+    file, before = tmp_path / "a", []
+    file.write_text("old")
+    rename = Path.replace
+
+    def noted(temporary, target):
+        before.append(target.read_text() if target.exists() else None)
+        return rename(temporary, target)
+
+    monkeypatch.setattr(Path, "replace", noted)
+    with atomic_path(file) as temporary:
+        temporary.write_text("new")
+    assert before == ["old"]
+    assert file.read_text() == "new"
