@@ -1,6 +1,7 @@
 """``run`` without labels: the original CLIP is the teacher, and no labelled image is used."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -79,9 +80,10 @@ def test_labelled_test_images_are_tested_and_the_teacher_is_called_zero_shot(fin
     ]
     assert results["teacher, zero-shot"]["test/acc"] == pytest.approx(0.695, abs=0.01)
     assert {row["images"] for row in results.values()} == {899}
-    page = (finished / "report.html").read_text()
-    assert "is taken as it is" in page
-    assert "tuned" not in page.partition("<details>")[0]
+    if find_spec("kdpl.report") is not None:
+        page = (finished / "report.html").read_text()
+        assert "is taken as it is" in page
+        assert "tuned" not in page.partition("<details>")[0]
 
 
 def test_a_second_start_touches_nothing(finished, capsys):
@@ -149,7 +151,7 @@ def test_a_run_without_test_images_ends_with_a_classifier_and_a_report(tmp_path,
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "there are no test images: nothing was tested" in said
-    assert (out / "report.html").is_file()
+    assert (out / "report.html").is_file() == (find_spec("kdpl.report") is not None)
     assert not list(out.rglob("test.json"))
     assert Classifier.load(out / "student/classifier").class_names == ("cat", "dog")
     before = files_of(out)
