@@ -104,17 +104,15 @@ def run(
     from kdpl.runtime.messages import process_rank
 
     # choose what is not given
-    if out is None and path is None:
-        raise ConfigError("--out is missing: give the folder of the run")
+    reading = (class_names, label_separator, empty_labels)
+    if path is None:
+        _require_options({"--teacher": teacher, "--student": student, "--out": out}, reading)
     folder = Path(out or Path("runs") / Path(path or "").expanduser().absolute().stem)
     _require_run_folder(folder)
     settings = [f"--data.init_args.shots={shots}", *settings] if shots is not None else settings
-    reading = (class_names, label_separator, empty_labels)
     others = [f"--seed={seed}"] * (seed != 1) + [f"--teacher2={name}" for name in teacher2]
     options = Options(config, teacher, student, search, settings, others)
-    if path is None:
-        _require_stages(teacher, student, reading)
-    else:
+    if path is not None:
         options = complete(path, folder, options, reading)
 
     # find the configs, and parse the settings of each stage once
@@ -154,14 +152,14 @@ def run(
     return 0
 
 
-def _require_stages(teacher: list[str], student: list[str], reading: Iterable[str | None]) -> None:
-    """Raise a ConfigError unless both stages, and nothing for a PATH, are given."""
-    for option, names in (("teacher", teacher), ("student", student)):
-        if not names:
-            raise ConfigError(
-                f"--{option} is missing: give it, or the folder of your images, as in python -m "
-                "kdpl run my_images"
-            )
+def _require_options(needed: Mapping[str, Any], reading: Iterable[str | None]) -> None:
+    """Raise a ConfigError if an option is missing without PATH, or says how PATH is read."""
+    missing = ", ".join(option for option, value in needed.items() if not value)
+    if missing:
+        raise ConfigError(
+            f"run lacks {missing}: give the folder of your images, as in python -m kdpl run "
+            "my_images, or these options; python -m kdpl run --help tells more"
+        )
     for value in reading:
         if value is not None:
             raise ConfigError(

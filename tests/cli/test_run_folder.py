@@ -113,7 +113,7 @@ def test_several_labels_and_few_images_are_chosen_for():
     [
         (["--student", "quickstart", "--out", "out"], ["--teacher", "my_images"]),
         (["--teacher", "quickstart", "--out", "out"], ["--student", "my_images"]),
-        (["--teacher", "quickstart", "--student", "quickstart"], ["--out"]),
+        (["--teacher", "quickstart", "--student", "quickstart"], ["--out", "my_images"]),
         (
             [
                 *("--teacher", "quickstart", "--student", "quickstart", "--out", "out"),
