@@ -199,10 +199,9 @@ def test_the_config_is_complete_with_all_defaults(teacher_run):
     assert config["ckpt_path"] is None
 
 
-def test_a_checkpoint_that_does_not_name_an_input_is_not_resumed(interrupted, capsys):
-    file = interrupted / LAST
-    checkpoint = torch.load(file, weights_only=True)
+def test_a_checkpoint_that_does_not_name_an_input_is_not_resumed(distilled, tmp_path):
+    checkpoint = torch.load(distilled / "epoch=0.ckpt", weights_only=True)
     del checkpoint[ORIGIN_KEY]["images"]
-    torch.save(checkpoint, file)
-    assert fit_teacher(interrupted, *STEPS) == 1
-    assert "(images is None there and " in capsys.readouterr().err
+    torch.save(checkpoint, tmp_path / "changed.ckpt")
+    with world.refused(ConfigError, r"\(images is None there and "):
+        Distilled(distilled, tmp_path, ckpt_path=tmp_path / "changed.ckpt")
