@@ -96,12 +96,7 @@ def run(
         empty_labels: Meaning of an empty label with --label-separator, as for init.
         settings: Options for both stages.
     """
-    from rich.console import Console
-
     from kdpl.cli.choice import Options, complete
-    from kdpl.cli.run_summary import summarize
-    from kdpl.runtime.lock import RunLock
-    from kdpl.runtime.messages import process_rank
 
     # choose what is not given
     reading = (class_names, label_separator, empty_labels)
@@ -118,7 +113,24 @@ def run(
     # find the configs, and parse the settings of each stage once
     configs = _find_configs(options.config, options.teacher, teacher2, options.student)
     stages = _parse(folder, configs, seed, settings)
-    steps = _steps(folder, stages, options.search)
+    about = {"configs": configs, "seed": seed, "settings": settings}
+    _carry_out(folder, stages, _steps(folder, stages, options.search), about)
+    return 0
+
+
+def _carry_out(
+    folder: Path,
+    stages: "Mapping[str, KdplCLI]",
+    steps: Sequence[LocalStep],
+    about: Mapping[str, Any],
+) -> None:
+    """Do the steps that are due, write the report and ``about`` the run, and summarize it."""
+    from rich.console import Console
+
+    from kdpl.cli.run_summary import summarize
+    from kdpl.runtime.lock import RunLock
+    from kdpl.runtime.messages import process_rank
+
     os.environ.setdefault("WANDB_RUN_GROUP", folder.name)
     # the stages are runs of their own
     os.environ.pop("WANDB_RUN_ID", None)
@@ -137,7 +149,6 @@ def run(
         for stage in stages.values():
             stage.check_all()
         if first and unfinished:
-            about = {"configs": configs, "seed": seed, "settings": settings}
             write_text(folder / RUN_FILE, json.dumps(about, indent=2))
         # do what is missing
         console = Console(quiet=not first)
@@ -149,7 +160,6 @@ def run(
             if report is not None and (unfinished or not (folder / REPORT_FILE).is_file()):
                 resolve_name(report)(str(folder), trust=True)
             summarize(console, folder, nothing_done=not unfinished)
-    return 0
 
 
 def _require_options(needed: Mapping[str, Any], reading: Iterable[str | None]) -> None:
