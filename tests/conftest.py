@@ -66,6 +66,15 @@ def _brief_timing_of_encoders():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _images_in_this_process():
+    """Processes that load a few images take longer to start than to load; tests of them ask for some."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdpl.data.datamodule.cores", lambda: 0)
+        patch.setattr("kdpl.data.parallel.cores", lambda: 1)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_wait_for_the_disk():
     """A fit writes ten files through to the disk, each of which takes as long as some of its steps."""
     with pytest.MonkeyPatch.context() as patch:
