@@ -55,7 +55,7 @@ _GROUPS = {
     "first": ("run", "predict"),
     "train": ("init", "fit", "validate", "test", "search", "cache"),
     "use": ("export", "class-vectors", "boxes", "serve", "demo"),
-    "understand": ("estimate", "report", "compare", "calibrate", "thresholds", "watch", "models"),
+    "understand": ("report", "compare", "calibrate", "thresholds", "watch", "models"),
     "data": ("data", "suggest"),
     "benchmark": ("benchmark", "table", "import"),
 }

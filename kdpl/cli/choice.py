@@ -39,15 +39,16 @@ class Options:
         words += ["--search"] * self.search + [*self.others, *self.settings, "--out", str(out)]
         return shlex.join(words)
 
-    def sets(self, prefix: str) -> bool:
-        """Return whether a config or a setting sets something that begins with a dotted name."""
-        files = [
-            *map(find_config, self.config),
-            *(find_config(name, "student") for name in self.student),
-        ]
-        names = [name for file in files for name in flatten(read_config(file))]
+    def names_set(self) -> list[str]:
+        """Return the dotted names of all settings; a ConfigError if a config cannot be read."""
+        for name in self.teacher:
+            # sets nothing that is chosen
+            read_config(find_config(name, "teacher"))
+        configs = [read_config(find_config(name)) for name in self.config]
+        configs += [read_config(find_config(name, "student")) for name in self.student]
+        names = [name for config in configs for name in flatten(config)]
         names += [setting.lstrip("-").partition("=")[0] for setting in self.settings]
-        return any(name.replace(".init_args", "").startswith(prefix) for name in names)
+        return [name.replace(".init_args", "") for name in names]
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,15 @@ class Choice:
     search: bool
     reasons: Mapping[str, str]
 
-    def completed(self, given: Options, data: str) -> tuple[Options, list[str]]:
-        """Return the options of the run, where those that are given win, and the reasons."""
-        trainer = [] if given.sets("trainer.accelerator") else self.trainer
-        target = [] if given.sets("model.target") else [self.target]
+    def completed(
+        self, given: Options, names: Sequence[str], data: str
+    ) -> tuple[Options, list[str]]:
+        """Return the options of the run, where those that are given win, and the reasons.
+
+        ``names`` are those of the settings that are given.
+        """
+        trainer = [] if any(name == "trainer.accelerator" for name in names) else self.trainer
+        target = [] if any(name.startswith("model.target") for name in names) else [self.target]
         search = self.search and not given.student
         options = replace(
             given,
@@ -97,7 +103,8 @@ def complete(
         given: Options that are given.
         reading: Class names, label separator and meaning of empty labels, as for ``init``.
     """
-    names, separator, empty = reading
+    # what is wrong with the options is said before all images are read
+    given_names, (class_names, separator, empty) = given.names_set(), reading
     folder, source = out / DATA_FOLDER, str(Path(path).expanduser().absolute())
     first, choice = process_rank() == 0, _read(folder)
     if choice is None and not first:
@@ -109,7 +116,7 @@ def complete(
         _, images = survey(
             path,
             folder,
-            class_names=names,
+            class_names=class_names,
             label_separator=separator,
             empty_labels=empty,
             overwrite=True,
@@ -119,7 +126,7 @@ def complete(
         write_text(folder / _CHOICE, json.dumps(asdict(choice), indent=2))
     elif choice.path != source:
         raise ConfigError(f"{out} is a run of {choice.path}, not of {path}: choose another --out")
-    options, reasons = choice.completed(given, str(folder / CONFIG))
+    options, reasons = choice.completed(given, given_names, str(folder / CONFIG))
     if first:
         print(f"chosen for {path}, where you give nothing else:")
         for line in reasons:
@@ -159,7 +166,7 @@ def choose(path: str, several_labels: bool, pool: int) -> Choice:
 
     # models
     published = ("ViT-L-14-quickgelu", "ViT-B-16-quickgelu")
-    miniatures = not gpus or not all(obtainable(model, "openai") for model in published)
+    miniatures = not gpus or not obtainable(published, "openai")
     if miniatures:
         # several labels: a network of 32 pixels cannot tell small objects apart
         models = ["quickstart"], ["quickstart_timm_64" if several_labels else "quickstart"]

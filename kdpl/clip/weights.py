@@ -1,7 +1,7 @@
 """Weights of a CLIP, from a pretrained tag or a file, checked against the model before loading."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,13 +96,14 @@ def _fetch(config: ClipConfig, tag: Mapping[str, Any]) -> Path:
         ) from error
 
 
-def obtainable(model: str, tag: str) -> bool:
-    """Return whether weights are cached, or the hub answers, so that they can be fetched."""
+def obtainable(models: Iterable[str], tag: str) -> bool:
+    """Return whether the hub answers, or the weights of all models are cached."""
     try:
         require_hub()
     except HubUnreachableError:
         try:
-            _fetch(ClipConfig(model, tag), open_clip.get_pretrained_cfg(model, tag))
+            for model in models:
+                _fetch(ClipConfig(model, tag), open_clip.get_pretrained_cfg(model, tag))
         except WeightsError:
             return False
     return True

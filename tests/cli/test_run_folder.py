@@ -25,7 +25,7 @@ MINIATURES = Choice(
 
 
 def chosen(given):
-    return MINIATURES.completed(given, "data.yaml")
+    return MINIATURES.completed(given, given.names_set(), "data.yaml")
 
 
 def test_a_folder_alone_becomes_a_classifier_and_the_printed_command_does_the_same(
@@ -122,6 +122,8 @@ def test_several_labels_and_few_images_are_chosen_for():
             ["';'", "PATH"],
         ),
         (["missing"], ["missing", "does not exist"]),
+        (["missing", "--student", "quickstrat"], ["quickstrat"]),
+        (["missing", "--teacher", "gone.yaml"], ["gone.yaml"]),
     ],
 )
 def test_what_is_missing_is_named(args, words, tmp_path, monkeypatch, capsys):

@@ -27,7 +27,7 @@ from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.targets.refinement.pool_targets import Moved, PoolTargets
 
-INPUTS = int(os.environ.get("FUZZ_INPUTS", "50"))
+INPUTS = int(os.environ.get("FUZZ_INPUTS", "100"))
 PIECES = (
     *(b"null", b"-1", b"1e999", b"NaN", b"[]", b"{}", b'"x"', b"true", b"9" * 30, b"[" * 2000),
     *(b'""', b"\\ud800", b"../", b"\n", b",", b'"', b"\xff\xfe", b"\0"),
