@@ -30,7 +30,7 @@ from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1
 from kdpl.module import ClassifyingModule, evaluating, plugin_callbacks
 from kdpl.optim import OptimConfig
-from kdpl.prompts import MethodFactory, PromptConfig, PromptMethod, prompt_method
+from kdpl.prompts import MethodFactory, PromptConfig, prompt_method
 from kdpl.prompts.method import normalized
 from kdpl.prompts.text import ensemble_features
 from kdpl.prompts.tuned import TunedPrompts
@@ -146,13 +146,6 @@ class TeacherPromptTuning(ClassifyingModule):
                 "no text prompt is learnt that could stand before the class names "
                 "(text_prompts.depth 0, or a method without any): give context"
             )
-        self.has_own_loss = type(self.prompts).own_loss is not PromptMethod.own_loss
-        if self.has_own_loss and regularizers != RegularizerWeights(0, 0, 0):
-            raise ConfigError(
-                "regularizers belong to PromptSRC's loss, but "
-                f"{type(self.prompts).__name__} replaces that loss: set regularizers.text, image "
-                "and logits to 0"
-            )
         self.prompts.settings()  # refuses settings that cannot be saved, before any training
         self._class_vectors: Tensor | None = None
 
@@ -203,23 +196,7 @@ class TeacherPromptTuning(ClassifyingModule):
             self.register_buffer("ensemble_text_features", ensemble, persistent=False)
 
     def training_step(self, batch: LabeledBatch, batch_idx: int) -> Tensor:
-        """Compute the loss on labelled images."""
-        terms = self._own_loss(batch) if self.has_own_loss else self._regularized_loss(batch)
-        return self.sum_and_log(terms, len(batch.images))
-
-    def _own_loss(self, batch: LabeledBatch) -> dict[str, Tensor]:
-        """Return the terms of the prompt method's custom loss by name."""
-        return self.prompts.own_loss(
-            (self.image_tower.module, batch.images),
-            (self.text_tower.module, self.arranged_texts),
-            self.classes_at_once,
-            lambda features, text: self.task.loss(
-                self.scored(cosine_logits(features, text, self.logit_scale)), batch.labels
-            ),
-        )
-
-    def _regularized_loss(self, batch: LabeledBatch) -> dict[str, Tensor]:
-        """Return the terms of PromptSRC's loss by name."""
+        """Compute PromptSRC's loss on labelled images."""
         tower, weights = self.image_tower.module, self.regularizers
 
         # encode images and class names with the prompts
@@ -246,7 +223,7 @@ class TeacherPromptTuning(ClassifyingModule):
                 if self.scores is not None:
                     zero_shot = self.scores.centered(zero_shot)
                 terms["logits"] = weights.logits * self.task.divergence(logits, zero_shot)
-        return terms
+        return self.sum_and_log(terms, len(batch.images))
 
     def require_texts(self, texts: Sequence[ClassText]) -> None:
         """Raise a ConfigError if a text is too long for the text tower."""

@@ -19,7 +19,6 @@ MOVED = {
     "kdpl.logging.wandb_logger": "kdpl.callbacks.loggers.wandb_logger",
     "kdpl.methods.atprompt": "kdpl.prompts.attributes",
     "kdpl.methods.coupled": "kdpl.prompts.coupled",
-    "kdpl.methods.mmrl": "kdpl.prompts.mmrl",
     "kdpl.monitoring.finite_loss": "kdpl.callbacks.finite_loss",
     "kdpl.monitoring.throughput": "kdpl.callbacks.throughput",
     "kdpl.preparation": "kdpl.targets.prepared",

@@ -29,7 +29,6 @@ SIZES = {
     "base_to_novel": (3 * 11 * 2, 3 * 11 * 2),
     "reproduce": (3 * 2 * 2, 3 * 2 * 2),
     "atprompt": (3 * 11 * 2, 3 * 11 * 2),
-    "mmrl": (3 * 11 * 2, 3 * 11 * 2),
     "few_shot": (3 * 11 * 5 * 2, 3 * 11 * 5 * 2),
     "cross_dataset": (3 * (1 + 10), 3 * 10 * 2),
     "domain_generalization": (3 * 2, 3 * 5 * 2),
@@ -140,14 +139,6 @@ def test_published_methods_have_the_settings_of_each_dataset_on_their_teachers_a
     assert attributes == [["color", "habitat", "growth"], ["color", "shape"]]
     student = settings_by_dataset("atprompt", "student", some[:1])[some[0]]
     assert student.model.init_args.loss.weight == 200
-    for row, combine in (("both", True), ("class_alone", False)):
-        by_dataset = settings_by_dataset("mmrl", row, [*some, "eurosat"])
-        methods = [settings.model.init_args.method.init_args for settings in by_dataset.values()]
-        weights = {name: method.weight for name, method in zip(by_dataset, methods, strict=True)}
-        assert weights == {"oxford_flowers": 4, "imagenet": 0.5, "eurosat": 0.01}
-        assert {method.combine for method in methods} == {combine}
-        assert [by_dataset[name].trainer.max_epochs for name in some] == [10, 5]
-        assert [by_dataset[name].data.init_args.batch_size for name in some] == [4, 32]
 
 
 @pytest.mark.parametrize("name", ["cross_dataset", "domain_generalization"])

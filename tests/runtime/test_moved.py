@@ -21,7 +21,6 @@ NAMES = {
     "kdpl.logging.wandb_logger": "RunWandbLogger",
     "kdpl.methods.atprompt": "AttributePrompts",
     "kdpl.methods.coupled": "CoupledPrompts",
-    "kdpl.methods.mmrl": "RepresentationTokens",
     "kdpl.monitoring.finite_loss": "FiniteLoss",
     "kdpl.monitoring.throughput": "Throughput",
     "kdpl.preparation": "PreparedTarget",
