@@ -18,7 +18,6 @@ from pydantic import (
     model_validator,
 )
 
-from kdpl.benchmark.published import METHODS
 from kdpl.errors import ConfigError
 from kdpl.runtime.configs import read_config
 
@@ -68,7 +67,7 @@ class CampaignRow(_Settings):
         protocols: Protocols under which it is run; empty: all of the campaign.
         shots: Numbers of shots with which it is run under few_shot; empty: all of the campaign.
         options: Options of its fit.
-        published: Key of ``METHODS`` whose figures stand beside its own.
+        published: Method whose published figures stand beside its own.
     """
 
     title: str = ""
@@ -78,7 +77,7 @@ class CampaignRow(_Settings):
     protocols: Several[Protocol] = ()
     shots: Several[Annotated[int, Field(ge=0)]] = ()
     options: Several[str] = ()
-    published: str | None = None
+    published: Literal["promptkd"] | None = None
 
     @property
     def stage(self) -> Stage:
@@ -106,20 +105,15 @@ class CampaignRow(_Settings):
                 "needs 'of:' with the row of its teacher if it is a student, and only "
                 "then: correct it"
             )
-        if self.published is not None and self.published not in METHODS:
-            raise ValueError(
-                f"has no published figures {self.published!r}: choose from {', '.join(METHODS)}"
-            )
         return self
 
 
 class Exceptional(_Settings):
-    """Config files of the stages on some datasets, after those of rows; options come before."""
+    """Config files of the stages on some datasets, after those of rows."""
 
     datasets: Several[str]
     teacher: Several[str] = ()
     student: Several[str] = ()
-    teacher_options: Several[str] = ()
 
 
 class Campaign(_Settings):
@@ -136,7 +130,7 @@ class Campaign(_Settings):
             tune no teacher.
         source: Dataset that cross_dataset and domain_generalization tune on.
         variants: Other test sets of the source's classes, for domain_generalization.
-        per_dataset: Settings that differ by dataset.
+        per_dataset: Config files that differ by dataset.
         notes: Sentences below each of its tables, such as what the accuracies depend on.
     """
 

@@ -164,9 +164,6 @@ class _Planner:
         row_configs += [file for exception in exceptions for file in getattr(exception, row.stage)]
         configs = [config_of(dataset), *overlays, *self.campaign.configs, *row_configs]
         args = [f"--config={file}" for file in configs]
-        if row.stage == "teacher":
-            more = [option for exception in exceptions for option in exception.teacher_options]
-            options = [*options, *more]
         args += [*self._root_of(dataset), *options, *row.options, *self.options]
         trainers = [read_config(file).get("trainer") or {} for file in row_configs]
         if [trainer["max_epochs"] for trainer in trainers if "max_epochs" in trainer][-1:] == [0]:

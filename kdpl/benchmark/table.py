@@ -16,7 +16,7 @@ from itertools import product
 from typing import NamedTuple
 
 from kdpl.benchmark.campaign import Campaign, CampaignRow, dataset_name
-from kdpl.benchmark.published import METHODS, METRICS, Figures
+from kdpl.benchmark.published import FIGURES, METRICS, Figures
 from kdpl.benchmark.steps import Result
 from kdpl.metrics import test_key
 
@@ -190,10 +190,10 @@ class _Maker:
         mean = statistics.mean(values) if values else None
         deviation = statistics.stdev(values) if len(values) > 1 else None
         expected = len(self.campaign.seeds) if self._runs(row, column) else 0
-        method, published = self.rows[row].published, None
-        if method is not None and column.protocol == "base_to_novel":
-            figures = METHODS[method].by_dataset.get(dataset, {})
-            figures = published_average(method, averaged) if dataset == AVERAGE else figures
+        published = None
+        if self.rows[row].published and column.protocol == "base_to_novel":
+            average = dataset == AVERAGE
+            figures = published_average(averaged) if average else FIGURES.get(dataset, {})
             published = figures.get(column.metric)
         column = column._replace(metric=self._measured(dataset, column.metric))
         return Cell(column, dataset, row, mean, deviation, len(values), expected, published)
@@ -235,13 +235,10 @@ def _row_of_probe(name: str, results: Iterable[Result]) -> CampaignRow:
     )
 
 
-def published_average(method: str, datasets: Collection[str]) -> Figures:
-    """Return a method's published average over datasets; empty if one has no published figures."""
-    if not METHODS[method].by_dataset and set(datasets) == set(METHODS["promptkd"].by_dataset):
-        return METHODS[method].average
-    by_dataset = METHODS[method].by_dataset
-    if not datasets or not all(dataset in by_dataset for dataset in datasets):
+def published_average(datasets: Collection[str]) -> Figures:
+    """Return the published average over datasets; empty if one has no published figures."""
+    if not datasets or not all(dataset in FIGURES for dataset in datasets):
         return {}
-    figures = [by_dataset[dataset] for dataset in datasets]
+    figures = [FIGURES[dataset] for dataset in datasets]
     base, novel = (statistics.mean(row[metric] for row in figures) for metric in (_BASE, _NOVEL))
     return {_BASE: base, _NOVEL: novel, _HM: statistics.harmonic_mean([base, novel])}

@@ -17,7 +17,6 @@ MOVED = {
     "kdpl.fidelity.callback": "kdpl.targets.fidelity",
     "kdpl.logging.mlflow_logger": "kdpl.callbacks.loggers.mlflow_logger",
     "kdpl.logging.wandb_logger": "kdpl.callbacks.loggers.wandb_logger",
-    "kdpl.methods.atprompt": "kdpl.prompts.attributes",
     "kdpl.methods.coupled": "kdpl.prompts.coupled",
     "kdpl.monitoring.finite_loss": "kdpl.callbacks.finite_loss",
     "kdpl.monitoring.throughput": "kdpl.callbacks.throughput",

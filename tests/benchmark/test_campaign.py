@@ -50,7 +50,10 @@ def test_a_campaign_is_read_from_its_file(tmp_path):
         ({"rows": {"a": {"student": "s.yaml", "of": "b"}}}, "'b', which is not the row of a teach"),
         ({"rows": {"a": {"teacher": "t.yaml", "student": "s.yaml"}}}, "rows.a needs either"),
         ({"rows": {"a/b": TEACHER}}, "'a/b' names a folder"),
-        ({"rows": {"a": {**TEACHER, "published": "mine"}}}, "'mine': choose from promptkd"),
+        (
+            {"rows": {"a": {**TEACHER, "published": "mine"}}},
+            "published: Input should be 'promptkd'",
+        ),
         (
             {"rows": {"a": {**TEACHER, "protocols": "few_shot"}, "b": OF_A}},
             "row 'b' is run where its teacher 'a' is not",

@@ -28,7 +28,6 @@ LETTERS = "benchmarks.worlds.letters.Letters"
 SIZES = {
     "base_to_novel": (3 * 11 * 2, 3 * 11 * 2),
     "reproduce": (3 * 2 * 2, 3 * 2 * 2),
-    "atprompt": (3 * 11 * 2, 3 * 11 * 2),
     "few_shot": (3 * 11 * 5 * 2, 3 * 11 * 5 * 2),
     "cross_dataset": (3 * (1 + 10), 3 * 10 * 2),
     "domain_generalization": (3 * 2, 3 * 5 * 2),
@@ -100,7 +99,7 @@ def test_the_campaign_of_photographs_reads_the_folders_that_its_command_writes()
         assert clip.model.removeprefix("local-dir:runs/photographs/clips/") in RECIPES
 
 
-def settings_by_dataset(name, row, datasets=None):
+def settings_by_dataset(name, row):
     """The settings of each dataset's fit; fits that differ in the dataset's name alone are parsed once."""
     folders = ("--out=", "--model.init_args.teacher=", "--model.init_args.class_vectors=")
     fits = {
@@ -109,8 +108,7 @@ def settings_by_dataset(name, row, datasets=None):
         if step.kind == "fit" and (step.run.row, step.run.seed) == (row, 1)
     }
     by_dataset, parsed = {}, {}
-    for dataset in datasets or fits:
-        step = fits[dataset]
+    for dataset, step in fits.items():
         more = tuple(arg for arg in step.args[2:] if not arg.startswith(folders))
         by_dataset[dataset] = parsed[more] = parsed.get(more) or settings_of(step)
     return by_dataset
@@ -129,16 +127,6 @@ def test_weights_and_epochs_that_differ_by_dataset_are_the_published_ones():
         expected = (45, 5) if dataset in late else (30, 30)
         assert (averaging.mean, averaging.std, settings.trainer.max_epochs) == (*expected, 50)
     assert len(students) == len(teachers) == 11
-
-
-def test_published_methods_have_the_settings_of_each_dataset_on_their_teachers_alone():
-    some = ["oxford_flowers", "imagenet"]
-    by_dataset = settings_by_dataset("atprompt", "teacher", some)
-    methods = [by_dataset[name].model.init_args.method for name in some]
-    attributes = [method.init_args.attributes for method in methods]
-    assert attributes == [["color", "habitat", "growth"], ["color", "shape"]]
-    student = settings_by_dataset("atprompt", "student", some[:1])[some[0]]
-    assert student.model.init_args.loss.weight == 200
 
 
 @pytest.mark.parametrize("name", ["cross_dataset", "domain_generalization"])

@@ -19,7 +19,6 @@ NAMES = {
     "kdpl.fidelity.callback": "Fidelity",
     "kdpl.logging.mlflow_logger": "RunMLFlowLogger",
     "kdpl.logging.wandb_logger": "RunWandbLogger",
-    "kdpl.methods.atprompt": "AttributePrompts",
     "kdpl.methods.coupled": "CoupledPrompts",
     "kdpl.monitoring.finite_loss": "FiniteLoss",
     "kdpl.monitoring.throughput": "Throughput",

@@ -55,14 +55,12 @@ class WholeTextTower(PromptableTextTower):
     def _encode(self, ids: Tensor, context: Tensor | None, deep: Tensor | None) -> Tensor:
         # prompts of layer 0 replace embeddings, deep prompts replace states
         x: Tensor = self.token_embedding(ids)
-        end = None
         if context is not None:
-            end = self.start + len(context)
             x = self._insert(context, x)
         x = x + self.positional_embedding[: ids.shape[1]].to(x.dtype)
         for layer, block in enumerate(self.blocks):
             if deep is not None and 0 < layer <= len(deep):
-                x = self._insert(deep[layer - 1], x, end)
+                x = self._insert(deep[layer - 1], x)
             x = run_block(block, x)
         return self.project(self._pool(self.ln_final(x), ids))
 

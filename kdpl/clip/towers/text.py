@@ -151,18 +151,16 @@ class PromptableTextTower(TextTower):
         Args:
             texts: Texts that begin with the start token and the words that ``context`` replaces.
             context: Learnt prompts of layer 0, [n, W], at positions start..start + n - 1.
-            deep: Learnt prompts of the next layers, [J - 1, m, W], at the last m of the same
-                positions.
+            deep: Learnt prompts of the next layers, [J - 1, n, W], at the same positions.
             classes_at_once: Number of texts whose activations are kept at a time for the backward
                 pass; the result is the same.
         """
         # insert the context into the shared prefix, and run it once
-        prefix, end = self.embed(texts.prefix[None], 0), None
+        prefix = self.embed(texts.prefix[None], 0)
         if context is not None:
-            end = self.start + len(context)
-            places = self.positional_embedding[self.start : end]
+            places = self.positional_embedding[self.start : self.start + len(context)]
             prefix = self._insert(context.to(prefix.dtype) + places.to(prefix.dtype), prefix)
-        shared = self._shared(prefix, deep, end)
+        shared = self._shared(prefix, deep)
         # run the rests, in parts if there are many
         order, encode, parts = torch.cat(texts.places), self._rest, [list(texts.rests)]
         if len(order) > classes_at_once:
@@ -178,9 +176,9 @@ class PromptableTextTower(TextTower):
         positions: Tensor = self.positional_embedding[start : start + ids.shape[1]]
         return tokens + positions.to(tokens.dtype)
 
-    def _insert(self, prompts: Tensor, x: Tensor, end: int | None = None) -> Tensor:
-        """Replace the first tokens of texts [B, L, W], or the last before ``end``, with [n, W]."""
-        start = self.start if end is None else end - len(prompts)
+    def _insert(self, prompts: Tensor, x: Tensor) -> Tensor:
+        """Replace the first n tokens of texts [B, L, W] with prompts [n, W]."""
+        start = self.start
         inserted = prompts.to(x.dtype).expand(len(x), -1, -1)
         return torch.cat([x[:, :start], inserted, x[:, start + len(prompts) :]], dim=1)
 
@@ -191,15 +189,15 @@ class PromptableTextTower(TextTower):
             return cast(Tensor, projection(pooled))
         return pooled if projection is None else pooled @ projection
 
-    def _shared(self, x: Tensor, deep: Tensor | None, end: int | None) -> list[_KeysValues]:
+    def _shared(self, x: Tensor, deep: Tensor | None) -> list[_KeysValues]:
         """Compute keys and values of the shared tokens [1, P, W] at every layer.
 
-        Each is [1, heads, P, W / heads]. Deep prompts end at ``end``.
+        Each is [1, heads, P, W / heads].
         """
         layers: list[_KeysValues] = []
         for layer, block in enumerate(self.blocks):
             if deep is not None and 0 < layer <= len(deep):
-                x = self._insert(deep[layer - 1], x, end)
+                x = self._insert(deep[layer - 1], x)
             q, k, v = split_heads(block, in_projection(block, block.ln_1(x)))
             layers.append((k, v))
             if layer < len(self.blocks) - 1:  # the last layer's output is not used
