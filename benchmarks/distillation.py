@@ -107,7 +107,7 @@ class Distillation:
             module: nn.Module = self.published_student
             return dict(module.named_parameters())
         encoder = self.student.encoder
-        assert encoder.prompts is not None and encoder.projector is not None  # noqa: S101, PT018
+        assert encoder.prompts is not None  # noqa: S101
         projector = {
             f"projector.{name}": p for name, p in encoder.projector.layers.named_parameters()
         }
@@ -242,10 +242,9 @@ def _as_published(student: StudentDistillation) -> PublishedStudent:
     """Build the published student in the same state, over the same frozen tower."""
     encoder = student.encoder
     assert encoder.prompts is not None  # noqa: S101
-    tower, out_dim = encoder.tower.module, student.shared_vectors.vectors.shape[1]
+    tower, out_dim = encoder.tower.module, student.vectors.vectors.shape[1]
     published = PublishedStudent(
         tower.visual, student.logit_scale, encoder.prompts.tokens, tower.embed_dim, out_dim
     )
-    assert encoder.projector is not None  # noqa: S101
     published.projector.load_state_dict(encoder.projector.layers.state_dict())
     return published

@@ -11,9 +11,9 @@ import torch
 from pydantic import Discriminator, Field, Tag, TypeAdapter
 from torch import Tensor, nn
 
-from kdpl.clip import Clip, CosineHead, ImageTower
+from kdpl.clip import CosineHead, ImageTower
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.prompts import PromptConfig, PromptMethod
+from kdpl.prompts import PromptMethod
 from kdpl.prompts.method import normalized
 from kdpl.prompts.tuned import TeacherSettings, TunedPrompts
 from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
@@ -169,32 +169,12 @@ class ClassVectors(VectorSettings):
             raise ArtifactError(f"{path} has no tensor named class_vectors: {_REMEDY}")
         return cls.from_fields(tensors["class_vectors"], fields, str(path))
 
-    def of_untuned(self, clip: Clip, context: str) -> "ClassVectors":
-        """Encode the same classes with another CLIP's text tower and context, without prompts."""
-        none = PromptConfig(depth=0)
-        return replace(
-            self,
-            vectors=PromptMethod(none, none, context, clip).encode_names(
-                self.texts, clip.text_tower, clip.tokenize
-            ),
-            clip=clip.identity,
-            logit_scale=clip.logit_scale,
-            context=context,
-            preprocessing=clip.preprocessing,
-        )
-
     def require_teacher(self, other: "ClassVectors | TunedPrompts") -> None:
         """Raise an ArtifactError unless ``other`` has the same teacher."""
         if other.teacher != self.teacher:
             raise ArtifactError(
                 "the class vectors to add were made by another tuned teacher than the class "
                 "vectors of the classifier: make them with the teacher that it was distilled from"
-            )
-        if other.clip.fingerprint != self.clip.fingerprint:
-            raise ArtifactError(
-                f"the classifier knows its classes by text features of {self.clip.model} and not "
-                f"of its teacher {other.clip.model}: classes can be added only to one distilled "
-                "with text_features: teacher"
             )
 
     def require_task(self, task: str, source: str, other: str = "the data") -> None:

@@ -1,7 +1,6 @@
 """Losses of both stages as pure functions, and the settings of the stage 2 loss."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,16 +10,13 @@ from kdpl.errors import ConfigError
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """Settings of the stage 2 loss: weight · distance between student and target.
+    """Settings of the stage 2 loss, λ · τ² · KL(target ‖ student) / (B·C).
 
     Attributes:
-        kind: ``kl`` of the predictions; or the ``l1`` or ``mse`` distance of the image features,
-            without τ.
         weight: λ; published: 1000, and 200 for FGVCAircraft, Flowers102 and DTD.
         temperature: τ.
     """
 
-    kind: Literal["kl", "l1", "mse"] = "kl"
     weight: float = 1000.0
     temperature: float = 1.0
 
@@ -65,12 +61,3 @@ def feature_l1(features: Tensor, target_features: Tensor) -> Tensor:
     Returns a scalar.
     """
     return F.l1_loss(features, target_features)
-
-
-def feature_mse(features: Tensor, target_features: Tensor) -> Tensor:
-    """Compute the mean squared difference of normalised features [N, D], a scalar."""
-    return F.mse_loss(features, target_features)
-
-
-FEATURE_LOSSES = {"l1": feature_l1, "mse": feature_mse}
-"""The feature losses by kind, see ``DistillationLoss``."""

@@ -16,20 +16,12 @@ from kdpl.callbacks.checkpoints import SameRun
 from kdpl.callbacks.loggers.artifacts import artifact_callbacks
 from kdpl.class_vectors import FrozenTeacher
 from kdpl.classifier import Classifier, Decoding
-from kdpl.clip import (
-    ClipConfig,
-    CosineHead,
-    Frozen,
-    load_clip,
-    load_image_clip,
-    store_frozen,
-)
+from kdpl.clip import ClipConfig, CosineHead, Frozen, load_image_clip, store_frozen
 from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.needs import Needs
-from kdpl.data.tasks import build_task
 from kdpl.errors import ConfigError
-from kdpl.losses import FEATURE_LOSSES, DistillationLoss
+from kdpl.losses import DistillationLoss
 from kdpl.metrics import POOL_KEPT
 from kdpl.module import ClassifyingModule, plugin_callbacks
 from kdpl.optim import OptimConfig
@@ -39,13 +31,10 @@ from kdpl.targets import Target, Teachers, build_target, target_class
 from kdpl.targets.cache.caches import fill_caches
 from kdpl.targets.plan import prepare
 from kdpl.targets.preparation import Preparation
-from kdpl.tasks import Task, agreement_of
+from kdpl.tasks import agreement_of
 
 # number of unlabelled images for vision_prompts.init: mean_token
 _PREVIEW_IMAGES = 256
-
-# the words before a class name for the student's text tower
-_STUDENT_CONTEXT = "a photo of a"
 
 
 class Prepare(Callback):
@@ -76,13 +65,10 @@ class StudentDistillation(ClassifyingModule):
     """Visual prompts and a projector on a frozen CLIP image tower, trained to match a teacher.
 
     Loss: λ · τ² · KL(target ‖ student) / (B·C) over the classes of the frozen class vectors that
-    teacher and student share. Both see the same augmented image. Two settings differ from this:
-    ``loss.kind`` l1 or mse compares features, and with ``text_features: student`` the student does
-    not share the teacher's class vectors.
+    teacher and student share. Both see the same augmented image.
 
     Args:
-        clip: The student's CLIP, or a network of timm; a text tower is used only with
-            ``text_features: student``.
+        clip: The student's CLIP, of which only the image tower is used, or a network of timm.
         teacher: The run folder of stage 1; or a list of run folders of teachers for the same
             classes in the same order. The student then learns their mean prediction, and keeps the
             class vectors of the first.
@@ -92,9 +78,6 @@ class StudentDistillation(ClassifyingModule):
             only the projector unless ``fine_tune`` is set.
         fine_tune: Train the whole image tower as well; None: true for a network of timm, false for
             a CLIP.
-        text_features: ``teacher``: both share the teacher's class vectors, and the projector maps
-            into their space; ``student``: the student uses text features of its CLIP, and has no
-            projector.
         projector_input: Input of the projector: ``projected``, the tower's features in its CLIP's
             joint space, as published; ``pooled``, its features before that projection, often wider
             and richer (docs/targets.md). A network that is not a CLIP has no such projection.
@@ -102,7 +85,7 @@ class StudentDistillation(ClassifyingModule):
             predictions corrected by labels and the shape of the pool (docs/targets.md);
             ``local_views``, for several labels per image (docs/several_labels.md); or a custom
             ``kdpl.targets.Target`` with its ``class_path`` and ``init_args``.
-        loss: Distance between the student and its target.
+        loss: Weight and temperature of the distance between the student and its target.
         pool_filter: Leave out unlabelled images whose similarity to their nearest class is below
             this quantile of the labelled images', such as 0.05; None keeps all.
         teacher_cache: Folder with the teacher's features of V views of each unlabelled image; epoch
@@ -126,7 +109,6 @@ class StudentDistillation(ClassifyingModule):
         class_vectors: str | None = None,
         vision_prompts: StudentPrompts = StudentPrompts(),
         fine_tune: bool | None = None,
-        text_features: Literal["teacher", "student"] = "teacher",
         projector_input: Literal["projected", "pooled"] = "projected",
         target: Target | str = "teacher",
         loss: DistillationLoss = DistillationLoss(),
@@ -136,10 +118,9 @@ class StudentDistillation(ClassifyingModule):
         optim: OptimConfig = OptimConfig(),
         compile: bool = False,
     ) -> None:
-        # the student's CLIP, usually its image half alone
+        # the image half of the student's CLIP
         inform(f"loading {clip}")
-        clip_with_text = load_clip(clip) if text_features == "student" else None
-        loaded = clip_with_text if clip_with_text is not None else load_image_clip(clip)
+        loaded = load_image_clip(clip)
         if projector_input == "pooled":
             loaded.image_tower.drop_projection()
         super().__init__(loaded, compile)
@@ -157,31 +138,20 @@ class StudentDistillation(ClassifyingModule):
         folders = [teacher] if isinstance(teacher, str) else teacher
         _require_cache_folder(teacher_cache, fill_teacher_cache)
         self._trains_tower = vision_prompts.depth > 0 or fine_tune
-        _require_consistent(
-            type(self.target),
-            loss,
-            pool_filter,
-            text_features,
-            projector_input,
-            len(folders),
-            self._trains_tower,
-        )
+        _require_consistent(loss, pool_filter, len(folders))
 
         # the teachers; only the class vectors of the first are read here
         self.teachers = Teachers(folders, class_vectors)
         self.teacher_folder = self.teachers.first.folder
-        self.shared_vectors = self.teachers.first.vectors
+        self.vectors = self.teachers.first.vectors
         if loaded.logit_scale is None:
             # a network that is not a CLIP has no scale: use the teacher's
-            self.logit_scale = self.shared_vectors.logit_scale
+            self.logit_scale = self.vectors.logit_scale
 
         # the encoder to train, and the class vectors
-        out_dim = self.shared_vectors.vectors.shape[1] if clip_with_text is None else None
+        out_dim = self.vectors.vectors.shape[1]
         size = vision_prompts.length, vision_prompts.depth
         self.encoder = StudentEncoder(loaded.image_tower, *size, out_dim, fine_tune)
-        self.vectors = self.shared_vectors
-        if clip_with_text is not None:
-            self.vectors = self.shared_vectors.of_untuned(clip_with_text, _STUDENT_CONTEXT)
         # without the teacher's scales and biases: the student learns new ones, as ``scores``
         # not part of the state: the class vectors are in the run's folder, and
         # DistributedDataParallel need not broadcast them
@@ -189,8 +159,8 @@ class StudentDistillation(ClassifyingModule):
 
     def setup(self, stage: str) -> None:
         """Check the classes; for a fit, read all teachers, and load them unless they are cached."""
-        self.shared_vectors.require_names(self.domain.class_names, "the student's teacher")
-        self.shared_vectors.require_task(self.domain.task, "the student's teacher")
+        self.vectors.require_names(self.domain.class_names, "the student's teacher")
+        self.vectors.require_task(self.domain.task, "the student's teacher")
         if stage == "fit":
             # before a checkpoint is restored, since it is compared with all teachers
             self.teachers.read()
@@ -203,7 +173,6 @@ class StudentDistillation(ClassifyingModule):
             learned: Iterable[Any] = self.scores.parameters()
             for parameter in learned:
                 parameter.register_hook(lambda gradient: gradient / self.loss.weight)
-        _require_loss(self.task, self.loss.kind)
         self.teachers.task = self.task
 
     @classmethod
@@ -222,21 +191,11 @@ class StudentDistillation(ClassifyingModule):
         _require_cache_folder(settings["teacher_cache"], settings["fill_teacher_cache"])
         kind = target_class(target if isinstance(target, str) else target["class_path"])
         kind.require_task(data.task)
-        _require_loss(build_task(data.task), loss.kind)
-        _require_consistent(
-            kind,
-            loss,
-            pool_filter,
-            settings["text_features"],
-            settings["projector_input"],
-            1 if isinstance(teacher, str) else len(teacher),
-            # None depends on the network
-            prompts["depth"] > 0 or fine_tune is not False,
-        )
+        _require_consistent(loss, pool_filter, 1 if isinstance(teacher, str) else len(teacher))
         if pool_filter is not None:
             data.labels.require_shots()
         tower = load_image_clip(ClipConfig(**settings["clip"])).image_tower
-        StudentEncoder(tower, prompts["length"], prompts["depth"], None, bool(fine_tune))
+        StudentEncoder(tower, prompts["length"], prompts["depth"], 1, bool(fine_tune))
 
     def load_teachers(self) -> None:
         """Load the image tower and prompts of each teacher once."""
@@ -264,8 +223,7 @@ class StudentDistillation(ClassifyingModule):
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return the callbacks that check and prepare the fit, and write the classifier."""
-        checks = [] if self.encoder.projector is None else [EnoughImages()]
-        steps = [*checks, Prepare(), SameRun()]
+        steps = [EnoughImages(), Prepare(), SameRun()]
         return [*steps, *plugin_callbacks(self), *artifact_callbacks(self), SaveClassifier()]
 
     def on_train_epoch_end(self) -> None:
@@ -284,23 +242,17 @@ class StudentDistillation(ClassifyingModule):
     def training_step(self, batch: UnlabeledBatch, batch_idx: int) -> Tensor:
         """Compute the loss on unlabelled images."""
         # the teacher's features and predictions, computed or cached, and the target
-        teacher_features = predicted = batch.images.new_empty(0)
+        predicted = batch.images.new_empty(0)
         if self.target.uses_teacher:
-            teacher_features = self.teachers.features_of(batch, self.resizing)
-            predicted = self.teachers.logits(teacher_features)
+            predicted = self.teachers.logits(self.teachers.features_of(batch, self.resizing))
         target_logits = self.target.logits(predicted, batch.indices)
 
         # the student on the same views
-        features = self.encoder(batch.images)
-        logits = self.logits(features)
+        logits = self.class_logits(batch.images)
 
         # the distance between student and target
-        if self.loss.kind == "kl":
-            distance = self.task.divergence(logits, target_logits, self.loss.temperature)
-        else:
-            distance = FEATURE_LOSSES[self.loss.kind](features, teacher_features)
-        terms: dict[str, Tensor] = {self.loss.kind: self.loss.weight * distance}
-
+        distance = self.task.divergence(logits, target_logits, self.loss.temperature)
+        terms = {"kl": self.loss.weight * distance}
         agreement = agreement_of(self.task.agreements(logits, target_logits))
         return self.sum_and_log(terms, len(batch.images), agreement=agreement)
 
@@ -325,11 +277,10 @@ class StudentDistillation(ClassifyingModule):
 
     def origin(self, fits: bool) -> dict[str, Any]:
         """Return CLIP and first teacher; for a fit also all teachers and the class vectors."""
-        origin = {**super().origin(fits), "teacher": self.shared_vectors.teacher}
+        origin = {**super().origin(fits), "teacher": self.vectors.teacher}
         if fits:
             further = [teacher.vectors.teacher for teacher in self.teachers.read()[1:]]
-            vectors = self.shared_vectors.digest()
-            origin |= {"further teachers": further, "class vectors": vectors}
+            origin |= {"further teachers": further, "class vectors": self.vectors.digest()}
         return origin
 
     def classifier(self, decoding: Decoding = Decoding()) -> Classifier:
@@ -343,19 +294,8 @@ class StudentDistillation(ClassifyingModule):
         return Classifier(*parts, task=self.task)
 
 
-def _require_consistent(
-    target: type[Target],
-    loss: DistillationLoss,
-    pool_filter: float | None,
-    text_features: str,
-    projector_input: str,
-    teachers: int,
-    trains_tower: bool,
-) -> None:
+def _require_consistent(loss: DistillationLoss, pool_filter: float | None, teachers: int) -> None:
     """Raise a ConfigError for settings that are out of range or contradict each other."""
-    kind = loss.kind
-
-    # each setting by itself
     if teachers < 1:
         raise ConfigError("teacher names no run folder: give the folder of a finished stage 1")
     if pool_filter is not None and not 0 < pool_filter < 1:
@@ -363,47 +303,13 @@ def _require_consistent(
             f"pool_filter must be above 0 and below 1, not {pool_filter}: set 0.05, or "
             "null for none"
         )
-
-    # what feature losses and several teachers rule out
-    if text_features == "student" and kind != "kl":
+    if teachers > 1 and loss.temperature != 1:
         raise ConfigError(
-            f"loss.kind {kind} compares features in the teacher's embedding space, but "
-            "text_features: student has "
-            "no projector into it: set one of the two back to its default"
-        )
-    if target is not Target and kind != "kl":
-        raise ConfigError(
-            f"loss.kind {kind} compares features and ignores the target "
-            f"{target.__name__}: set it to kl"
-        )
-    if teachers > 1 and (kind != "kl" or loss.temperature != 1):
-        raise ConfigError(
-            f"several teachers have no features in common for loss.kind {kind}, and their mean "
-            f"is defined at temperature 1, not {loss.temperature}: set loss.kind: kl and "
-            "loss.temperature: 1, or one teacher"
-        )
-
-    # what a student without a projector rules out
-    if text_features == "student" and projector_input == "pooled":
-        raise ConfigError(
-            "with text_features: student there is no projector that could read pooled features: "
-            "set projector_input: projected"
-        )
-    if text_features == "student" and not trains_tower:
-        raise ConfigError(
-            "with text_features: student there is no projector, and without visual prompts "
-            "nothing to train: set vision_prompts.depth above 0, or fine_tune: true"
+            "the mean of several teachers is defined at temperature 1, not "
+            f"{loss.temperature}: set loss.temperature: 1, or one teacher"
         )
 
 
 def _require_cache_folder(teacher_cache: str | None, fill_teacher_cache: bool) -> None:
     if fill_teacher_cache and teacher_cache is None:
         raise ConfigError("fill_teacher_cache has no folder to fill: set teacher_cache as well")
-
-
-def _require_loss(task: Task, kind: str) -> None:
-    if task.per_class and kind != "kl":
-        raise ConfigError(
-            f"loss.kind {kind} compares features, and teaches no scale and bias of the classes, "
-            "which several labels per image need: set it to kl"
-        )

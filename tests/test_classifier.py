@@ -77,11 +77,10 @@ def test_logits_are_the_plain_ones_before_and_after_saving(
     ("model", "settings"),
     [
         ("test-student", {"fine_tune": True}),
-        ("test-student", {"text_features": "student"}),
         ("test-resnet", {"vision_prompts": PromptConfig(2, 0)}),
         ("test-timm", {"vision_prompts": PromptConfig(2, 0), "fine_tune": True}),
     ],
-    ids=["fine-tuned", "no projector", "ResNet", "timm"],
+    ids=["fine-tuned", "ResNet", "timm"],
 )
 def test_logits_are_those_of_the_student_that_it_was_made_of(model, settings, tmp_path):
     world.write_teacher(tmp_path)
@@ -282,7 +281,6 @@ def test_a_name_is_known_in_either_spelling_of_unicode(classifier):
     [
         ("test-teacher-quickgelu", {"teacher": "0" * 32}, "another tuned teacher"),
         ("test-teacher-quickgelu", {"class_names": ("eel", "squid")}, "class 'squid' already"),
-        ("test-student", {}, "by text features of test-student"),
     ],
 )
 def test_vectors_that_do_not_fit_are_not_added(model, changes, match, classifier):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import world
 from plain import normalized, relative_error
-from test_student import IMAGES, PlainStudent, first_batch, new_student, require_plain_step
+from test_student import IMAGES, PlainStudent, first_batch, new_student
 from world import make_student
 
 from kdpl.data.batches import UnlabeledBatch
@@ -16,35 +16,6 @@ from kdpl.prompts import PromptConfig
 from kdpl.runtime.resizing import Resizing
 
 NONE = PromptConfig(depth=0)
-
-
-@pytest.mark.parametrize("distill", ["l1", "mse"])
-def test_feature_distillation_compares_normalised_features(distill, tmp_path, plain_of):
-    _, step = first_batch(tmp_path, plain_of, distill=distill, kd_weight=50)
-    p = step.started
-    difference = p.features(IMAGES) - p.teacher_features(IMAGES)
-    total = (difference.abs() if distill == "l1" else difference**2).sum()
-    require_plain_step(step, 50 * total / difference.numel())
-
-
-def test_without_shared_class_vectors_the_students_own_text_features_classify(tmp_path, plain_of):
-    def start(student, vectors, teacher_prompts, _):
-        prompts = student.encoder.prompts.tokens.detach().double().requires_grad_()
-        return vectors, teacher_prompts, prompts
-
-    student, step = first_batch(tmp_path, plain_of, start, text_features="student")
-    vectors, teacher_prompts, prompts = step.started
-    clip, teacher = plain_of("test-student"), plain_of("test-teacher-quickgelu")
-    texts = [plain.prompt_text("a photo of a", name) for name in world.NAMES]
-    text = normalized(clip.text_features(texts))
-    logits = 17 * normalized(clip.image_features(IMAGES, prompts)) @ text.T
-    teacher_features = normalized(teacher.image_features(IMAGES, teacher_prompts.double()))
-    loss = plain.distillation(logits, 30 * teacher_features @ vectors.vectors.double().T, 1000, 1)
-    assert step.losses == [pytest.approx(loss.item(), rel=1e-5)]
-    loss.backward()
-    assert list(step.gradients) == ["encoder.prompts.tokens"], "there is no projector"
-    assert relative_error(step.gradients["encoder.prompts.tokens"], prompts.grad) < 1e-5
-    assert relative_error(student.classifier().vectors.vectors, text) < 1e-5
 
 
 def test_fine_tuning_trains_the_whole_tower(tmp_path, plain_of):

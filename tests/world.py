@@ -306,7 +306,6 @@ def make_student(
     more_teachers=(),
     vision_prompts=PromptConfig(2, 3),
     prompt_init="normal",
-    distill="kl",
     kd_weight=1000.0,
     temperature=1.0,
     **options,
@@ -315,7 +314,7 @@ def make_student(
     torch.manual_seed(0)
     teachers = [str(folder), *more_teachers]
     prompts = StudentPrompts(vision_prompts.length, vision_prompts.depth, prompt_init)
-    loss = DistillationLoss(distill, kd_weight, temperature)
+    loss = DistillationLoss(kd_weight, temperature)
     return kind(ClipConfig(model, TAG), teachers, vision_prompts=prompts, loss=loss, **options)
 
 

@@ -11,7 +11,7 @@ on seed, epoch and image alone. The first process writes it, and each process re
   with ``fine_tune``, ``encoder.tower.module.visual.*``; with several labels also ``scores.*``.
 - The inputs of the run are added (``kdpl_origin``, see ``SameRun``): fingerprints of the CLIP and
   the teachers, digests of class vectors, images and labels, images a step, views, augmentation and
-  seed. Only settings identify the text tower of a student (``text_features: student``).
+  seed.
 - Callbacks with a state: ``GaussianPromptAveraging``, and callbacks from a config, such as
   ``EarlyStopping``; the state of ``RunCheckpoint`` is for information.
 

@@ -73,7 +73,7 @@ class _Teacher(Protocol):
 class _Student(Protocol):
     """The module of stage 2."""
 
-    shared_vectors: ClassVectors
+    vectors: ClassVectors
 
     def classifier(self, decoding: Decoding) -> Classifier: ...
 
@@ -102,9 +102,8 @@ class FreezeClassVectors(Handover):
 class SaveClassifier(Handover):
     """Copies the class vectors into the run's folder, and writes the classifier after stage 2.
 
-    The copy is the first teacher's file, unchanged. With ``text_features: student`` only the
-    classifier has the student's class vectors; scales and biases of several labels are in the
-    checkpoint as well.
+    The copy is the first teacher's file, unchanged; scales and biases of several labels are in the
+    classifier and the checkpoint.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,7 +111,7 @@ class SaveClassifier(Handover):
         # report problems with validation images or files now, not after the last epoch
         domain_of(trainer).val_dataloader()
         if trainer.is_global_zero:
-            cast(_Student, pl_module).shared_vectors.save(
+            cast(_Student, pl_module).vectors.save(
                 Path(trainer.default_root_dir) / CLASS_VECTORS_FILE
             )
 

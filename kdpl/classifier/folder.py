@@ -116,7 +116,7 @@ class Stored(NamedTuple):
             preprocessing=encoder.tower.module.preprocessing,
             prompt_length=length,
             prompt_depth=depth,
-            projector=encoder.projector is not None,
+            projector=True,
             logit_scale=self.logit_scale,
             class_vectors=self.vectors.fields(),
             decoding=self.decoding,

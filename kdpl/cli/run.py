@@ -231,8 +231,7 @@ def _parse(
     if (
         without_labels
         and not any(name.replace(".init_args", "").startswith("model.target") for name in given)
-        # a distance of features has no target, and several labels are not refined
-        and student.config.get("model.init_args.loss.kind") == "kl"
+        # several labels are not refined
         and student.data().task == MULTI_CLASS.name
     ):
         student = student.derive({"model": {"init_args": {"target": "refined"}}})

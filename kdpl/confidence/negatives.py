@@ -68,12 +68,7 @@ class CopyNegativeVectors(Callback):
         """Copy the vectors if there are any; an ArtifactError if another teacher made them."""
         student = cast(StudentDistillation, pl_module)
         file = student.teacher_folder / NEGATIVE_VECTORS_FILE
-        # the teacher's text features are useless to a student with another text tower
-        if (
-            not trainer.is_global_zero
-            or not file.is_file()
-            or student.vectors is not student.shared_vectors
-        ):
+        if not trainer.is_global_zero or not file.is_file():
             return
         vectors = ClassVectors.load(file)
         if vectors.teacher != student.vectors.teacher:

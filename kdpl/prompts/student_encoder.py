@@ -36,13 +36,13 @@ class StudentPrompts(PromptConfig):
 
 
 class StudentEncoder(nn.Module):
-    """Encodes images to normalised features of the teacher, or of the student without projector.
+    """Encodes images to normalised features in the teacher's embedding space.
 
     Args:
         tower: The student's image tower.
         prompt_length: Visual prompt tokens per layer, n.
         prompt_depth: Number of layers with prompts, J; 0 for none.
-        out_dim: The teacher's embed_dim D; None leaves the projector out.
+        out_dim: The teacher's embed_dim D.
         fine_tune: Train the tower as well; otherwise it is frozen.
     """
 
@@ -51,7 +51,7 @@ class StudentEncoder(nn.Module):
         tower: ImageTower,
         prompt_length: int,
         prompt_depth: int,
-        out_dim: int | None,
+        out_dim: int,
         fine_tune: bool = False,
     ) -> None:
         super().__init__()
@@ -59,15 +59,13 @@ class StudentEncoder(nn.Module):
             Trained(tower) if fine_tune else Frozen(tower, keep=True)
         )
         self.prompts = VisionPrompts(prompt_length, prompt_depth, tower) if prompt_depth else None
-        self.projector = Projector(tower.embed_dim, out_dim) if out_dim is not None else None
+        self.projector = Projector(tower.embed_dim, out_dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S], uint8 or float in [0, 1]; normalised, float32 [B, D]."""
         tower = self.tower.module
         features = tower(images) if self.prompts is None else self.prompts(tower, images)
-        if self.projector is not None:
-            features = self.projector(features)
-        return F.normalize(features.float(), dim=-1)
+        return F.normalize(self.projector(features).float(), dim=-1)
 
     def init_at_mean_tokens(self, images: Tensor) -> None:
         """Add the mean patch tokens of images [N, 3, S, S] to any prompts, on all processes."""
@@ -88,7 +86,7 @@ class EncoderSettings:
     preprocessing: Preprocessing
     prompt_length: Annotated[int, Field(ge=0, le=1000)]
     prompt_depth: Annotated[int, Field(ge=0, le=MOST_LAYERS)]
-    projector: bool
+    projector: Literal[True]
 
 
 def encoder_tensors(encoder: StudentEncoder) -> dict[str, Tensor]:
@@ -110,8 +108,7 @@ def read_encoder(
 
     def build() -> StudentEncoder:
         tower = build_image_tower(settings.image_config, settings.preprocessing)
-        out_dim = width if settings.projector else None
-        return StudentEncoder(tower, settings.prompt_length, settings.prompt_depth, out_dim)
+        return StudentEncoder(tower, settings.prompt_length, settings.prompt_depth, width)
 
     try:
         require_modest(settings.image_config, settings.preprocessing.image_size)

@@ -280,7 +280,6 @@ def test_nothing_is_trained_or_rounded_and_names_without_a_place_are_left_out(tm
         ("teacher", "teacher", f"clip.model={files.STUDENT} text_prompts.depth=1", "another CLIP"),
         ("teacher", "teacher", "method=coupled", "model.init_args.method is 'coupled'"),
         ("student", "student", "teacher={other}", "[24, 20], the settings ask for"),
-        ("student", "student", "text_features=student", "ask for a student without it"),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_leaves_nothing(

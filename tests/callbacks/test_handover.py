@@ -105,7 +105,7 @@ def test_a_finished_fit_hands_over_its_result_once(epochs, callbacks, options, n
 @pytest.mark.parametrize("handover", [FreezeClassVectors, SaveClassifier])
 def test_a_fit_that_is_stopped_writes_nothing_and_says_so(handover, tmp_path, capsys):
     module = Teacher()
-    module.vectors = module.shared_vectors = world.frozen_vectors()
+    module.vectors = world.frozen_vectors()
     module.teacher_folder = tmp_path
     stop = At(lambda trainer, _: setattr(trainer, "should_stop", True))
     fit(tmp_path, 2, stop, module=module, handover=handover)

@@ -152,10 +152,7 @@ def test_a_wrong_start_is_one_line_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("settings", "word"),
     [
-        (
-            {"vision_prompts": {"depth": 0}, "text_features": "student", "fine_tune": False},
-            "projector",
-        ),
+        ({"pool_filter": 2}, "pool_filter"),
         ({"fill_teacher_cache": True}, "fill_teacher_cache"),
         ({"clip": {"model": "tiny-studnet"}}, "tiny-studnet"),
     ],

@@ -190,7 +190,6 @@ def test_teachers_and_data_of_different_tasks_are_refused(run, table, tmp_path, 
     [
         ("local_views", "local_views is for images of several labels"),
         ("refined", "refined is defined for images of one class each"),
-        ("feature_l1", "loss.kind l1 compares features"),
     ],
 )
 def test_what_does_not_go_with_the_number_of_labels_is_refused_before_stage_1(

@@ -73,11 +73,6 @@ def test_every_process_starts_at_the_scores_of_the_first(table, tmp_path, monkey
     assert all((value == 0.5).all() for value in started.values())
 
 
-def test_a_loss_that_compares_features_is_refused(table, tmp_path, student):
-    with world.refused(ConfigError, "loss.kind l1 compares features"):
-        world.fit(student(distill="l1"), tmp_path / "student", domain=pages(table))
-
-
 def test_names_with_the_separator_of_predictions_are_refused_before_training(table, tmp_path):
     rows = [(table.parent / f"train{i}.png", "one,a;b" if i else ",") for i in range(4)]
     root = write_table(tmp_path / "t.csv", ("image", "label"), *rows)

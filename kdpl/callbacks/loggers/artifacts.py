@@ -26,7 +26,6 @@ _SHOWN = 16  # digits of a fingerprint
 class _Student(Protocol):
     clip: ClipIdentity
     vectors: ClassVectors
-    shared_vectors: ClassVectors
 
 
 def artifact_callbacks(module: LightningModule) -> list[Callback]:
@@ -46,7 +45,7 @@ class LogArtifacts(Callback):
         """Log the class vectors that a student starts from; its folder has a copy by now."""
         if not _is_student(pl_module):
             return
-        metadata = _about(cast(_Student, pl_module).shared_vectors)
+        metadata = _about(cast(_Student, pl_module).vectors)
         name = artifact_name(CLASS_VECTORS, metadata["teacher"])
         file = Path(trainer.default_root_dir) / CLASS_VECTORS_FILE
         for run in _runs(trainer):

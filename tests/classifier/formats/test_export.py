@@ -23,7 +23,7 @@ from kdpl.prompts.student_encoder import StudentEncoder
 KINDS = {
     "test-student": (3, 24),
     "test-resnet": (0, 24),
-    "test-timm": (0, None),
+    "test-timm": (0, 24),
     "timm:test_resnet": (0, 24),
 }
 """Depth of the prompts and width of the projector by model."""
@@ -41,9 +41,7 @@ def make_classifier(name):
     clip = load_image_clip(config)
     torch.manual_seed(0)
     encoder = StudentEncoder(clip.image_tower, 2, depth, out_dim)
-    teacher = "test-teacher-quickgelu" if out_dim else "test-student"
-    vectors = world.frozen_vectors(teacher)
-    return Classifier(encoder, vectors, 17.0, clip.identity)
+    return Classifier(encoder, world.frozen_vectors(), 17.0, clip.identity)
 
 
 def noise_for(classifier, count):

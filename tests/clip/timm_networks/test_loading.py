@@ -102,7 +102,7 @@ def test_it_is_trained_as_a_whole_and_its_classifier_gives_the_same_logits(tmp_p
     before, after = fit(student, tmp_path)
     trained = [name for name in before if "tracked" not in name]
     assert not [name for name in trained if torch.equal(before[name], after[name])]
-    assert student.logit_scale == student.shared_vectors.logit_scale
+    assert student.logit_scale == student.vectors.logit_scale
     expected = student.eval().class_logits(images)
     read = Classifier.load(tmp_path / "classifier")
     assert relative_error(read(images), expected) < 1e-6

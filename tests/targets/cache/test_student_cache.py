@@ -53,8 +53,8 @@ def runs_of_kl(teacher_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs_of_crops(teacher_folder, tmp_path_factory):
-    """Of another image size than the teacher's, with the features' own loss."""
-    options = {**OTHER_SIZE, "distill": "l1", "data": {"augmentation": "random_resized_crop"}}
+    """Of another image size than the teacher's."""
+    options = {**OTHER_SIZE, "data": {"augmentation": "random_resized_crop"}}
     return Runs(teacher_folder, tmp_path_factory.mktemp("crops"), **options)
 
 
@@ -74,9 +74,8 @@ def plain_views(indices, epoch, size):
     return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
 
 
-# the gradient of l1 is made of signs, a few of which rounding flips
-@pytest.mark.parametrize(("runs", "tolerance"), [("runs_of_kl", 5e-3), ("runs_of_crops", 3e-2)])
-def test_distillation_from_a_cache_is_distillation_with_the_teacher(runs, tolerance, request):
+@pytest.mark.parametrize("runs", ["runs_of_kl", "runs_of_crops"])
+def test_distillation_from_a_cache_is_distillation_with_the_teacher(runs, request):
     runs = request.getfixturevalue(runs)
     plain, cached = runs.plain, runs.cached
     assert cached.student.teachers.read()[0].tower is None
@@ -92,7 +91,7 @@ def test_distillation_from_a_cache_is_distillation_with_the_teacher(runs, tolera
     for name, value in cached.state.items():
         # batch norm cancels the first bias, which rounding alone moves
         if not name.endswith(("projector.layers.0.bias", "num_batches_tracked")):
-            assert relative_error(value, plain.state[name]) < tolerance, name
+            assert relative_error(value, plain.state[name]) < 5e-3, name
 
 
 class Even(Target):

@@ -105,7 +105,7 @@ def test_a_second_start_touches_nothing(finished, capsys):
         (["--data.shots=0", "--data.init_args.shots=4"], False, None),
         (["--shots=0", "--student=target.yaml"], True, None),
         (["--data.shots=0", "--student=short_target.yaml"], True, None),
-        (["--data.init_args.shots", "0", "--student=short_loss.yaml"], True, None),
+        (["--data.init_args.shots", "0"], True, "refined"),
     ],
 )
 def test_what_configs_and_options_say_of_labels_and_target_decides(
@@ -117,7 +117,6 @@ def test_what_configs_and_options_say_of_labels_and_target_decides(
         "target": "model: {init_args: {target: teacher}}",
         "short_none": "data: {shots: 0}",
         "short_target": "model: {target: teacher}",
-        "short_loss": "model: {loss: {kind: l1}, vision_prompts: {depth: 1}}",
     }.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     fits = []
