@@ -116,7 +116,7 @@ class Reading:
             return F.normalize(torch.randn(len(batch), width, generator=draw), dim=1)
 
         fill(self.cache, manifest, Work(images, encode, settings.batch_size, num_workers=0))
-        self.dataset = CachedImages(images, [FeatureCache.open(self.cache, manifest)])
+        self.dataset = CachedImages(images, FeatureCache.open(self.cache, manifest))
 
     def read(self) -> None:
         """Read all rows once through the loader, in random order, in this process."""

@@ -92,8 +92,8 @@ class Distillation:
         self.images = patterns.mul(255).to(torch.uint8).to(device)
         indices = torch.arange(batch_size, device=device)
         self.batch = UnlabeledBatch(self.images, indices)
-        self.student.load_teachers()
-        features = self.student.teachers.features(self.images).half()
+        self.student.load_teacher()
+        features = self.student.teacher.module.features(self.images).half()
         self.cached_batch = UnlabeledBatch(self.images, indices, teacher_features=features)
         self.losses: dict[str, Loss] = {
             PUBLISHED: self._published,

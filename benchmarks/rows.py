@@ -208,7 +208,7 @@ class Bench:
 
             return run_under
 
-        own, teacher = step.student.encoder.tower.module, step.student.teachers.read()[0].tower
+        own, teacher = step.student.encoder.tower.module, step.student.teacher.module.tower
         assert teacher is not None  # noqa: S101
         sides = {
             "float32": (torch.float32, distillation(CACHED, None)),

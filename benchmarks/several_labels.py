@@ -106,7 +106,7 @@ class Remembered(LocalViews):
                 save_file({"features": summaries_of(inputs, crop, torch.flatten)}, file)
             if not known:
                 known.update(zip(pool, load_file(file)["features"], strict=True))
-            width = inputs.teachers[0].vectors.shape[1]
+            width = inputs.teacher.vectors.shape[1]
             sources = pool if images is None else images
             return torch.stack([summarize(known[each].view(-1, width)) for each in sources])
 

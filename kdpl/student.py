@@ -5,6 +5,7 @@ The paper's ablations are settings of the same module; see configs/student/.
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from kdpl.callbacks import EnoughImages, SaveClassifier
 from kdpl.callbacks.checkpoints import SameRun
 from kdpl.callbacks.loggers.artifacts import artifact_callbacks
-from kdpl.class_vectors import FrozenTeacher
+from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.classifier import Classifier, Decoding
 from kdpl.clip import ClipConfig, CosineHead, Frozen, load_image_clip, store_frozen
 from kdpl.data.batches import UnlabeledBatch
@@ -27,8 +28,8 @@ from kdpl.module import ClassifyingModule, plugin_callbacks
 from kdpl.optim import OptimConfig
 from kdpl.prompts import StudentEncoder, StudentPrompts
 from kdpl.runtime.messages import inform
-from kdpl.targets import Target, Teachers, build_target, target_class
-from kdpl.targets.cache.caches import fill_caches
+from kdpl.targets import Target, build_target, target_class
+from kdpl.targets.cache.caches import fill_cache
 from kdpl.targets.plan import prepare
 from kdpl.targets.preparation import Preparation
 from kdpl.tasks import agreement_of
@@ -58,7 +59,7 @@ class FillTeacherCache(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fill the cache, if this is a student that has one."""
         if isinstance(pl_module, StudentDistillation) and pl_module.teacher_cache is not None:
-            fill_caches(pl_module.preparation(), self.views)
+            fill_cache(pl_module.preparation(), self.views)
 
 
 class StudentDistillation(ClassifyingModule):
@@ -69,9 +70,7 @@ class StudentDistillation(ClassifyingModule):
 
     Args:
         clip: The student's CLIP, of which only the image tower is used, or a network of timm.
-        teacher: The run folder of stage 1; or a list of run folders of teachers for the same
-            classes in the same order. The student then learns their mean prediction, and keeps the
-            class vectors of the first.
+        teacher: The run folder of stage 1.
         class_vectors: File of class vectors to use instead of the file in ``teacher``; it must
             come from the same teacher.
         vision_prompts: Size and start of the student's visual prompts; depth 0 trains
@@ -90,9 +89,8 @@ class StudentDistillation(ClassifyingModule):
             this quantile of the labelled images', such as 0.05; None keeps all.
         teacher_cache: Folder with the teacher's features of V views of each unlabelled image; epoch
             e then sees view e mod V of each image, drawn by the seed that the cache was filled
-            with. None: the teacher runs on each image of each epoch. Further teachers' features of
-            the same views are in FOLDER.2, FOLDER.3 and so on.
-        fill_teacher_cache: Before the first epoch, compute the features that the caches lack.
+            with. None: the teacher runs on each image of each epoch.
+        fill_teacher_cache: Before the first epoch, compute the features that the cache lacks.
         optim: Optimiser and schedule.
         compile: Compile the image towers.
 
@@ -105,7 +103,7 @@ class StudentDistillation(ClassifyingModule):
     def __init__(
         self,
         clip: ClipConfig,
-        teacher: str | list[str],
+        teacher: str,
         class_vectors: str | None = None,
         vision_prompts: StudentPrompts = StudentPrompts(),
         fine_tune: bool | None = None,
@@ -135,15 +133,14 @@ class StudentDistillation(ClassifyingModule):
         self.fill_teacher_cache = fill_teacher_cache
         self._kept = 1.0  # share of the images that the filter keeps
         self.optim = optim
-        folders = [teacher] if isinstance(teacher, str) else teacher
         _require_cache_folder(teacher_cache, fill_teacher_cache)
         self._trains_tower = vision_prompts.depth > 0 or fine_tune
-        _require_consistent(loss, pool_filter, len(folders))
+        _require_quantile(pool_filter)
 
-        # the teachers; only the class vectors of the first are read here
-        self.teachers = Teachers(folders, class_vectors)
-        self.teacher_folder = self.teachers.first.folder
-        self.vectors = self.teachers.first.vectors
+        # the teacher, of which only the class vectors are read here
+        self.teacher_folder = Path(teacher)
+        self.vectors = ClassVectors.of_teacher(teacher, class_vectors)
+        self.teacher = Frozen(FrozenTeacher(self.teacher_folder, self.vectors))
         if loaded.logit_scale is None:
             # a network that is not a CLIP has no scale: use the teacher's
             self.logit_scale = self.vectors.logit_scale
@@ -158,14 +155,11 @@ class StudentDistillation(ClassifyingModule):
         self.head = Frozen(CosineHead(self.vectors.vectors))
 
     def setup(self, stage: str) -> None:
-        """Check the classes; for a fit, read all teachers, and load them unless they are cached."""
+        """Check the classes; for a fit, load the teacher unless it is cached."""
         self.vectors.require_names(self.domain.class_names, "the student's teacher")
         self.vectors.require_task(self.domain.task, "the student's teacher")
-        if stage == "fit":
-            # before a checkpoint is restored, since it is compared with all teachers
-            self.teachers.read()
-            if self.teacher_cache is None:
-                self.load_teachers()
+        if stage == "fit" and self.teacher_cache is None:
+            self.load_teacher()
         is_first = self.scores is None
         super().setup(stage)
         if is_first and self.scores is not None:
@@ -173,7 +167,6 @@ class StudentDistillation(ClassifyingModule):
             learned: Iterable[Any] = self.scores.parameters()
             for parameter in learned:
                 parameter.register_hook(lambda gradient: gradient / self.loss.weight)
-        self.teachers.task = self.task
 
     @classmethod
     def require_possible(cls, settings: Mapping[str, Any], data: DomainDataModule) -> None:
@@ -185,34 +178,38 @@ class StudentDistillation(ClassifyingModule):
         """
         if not settings.keys() >= inspect.signature(StudentDistillation).parameters.keys():
             return  # a subclass with other arguments
-        target, teacher = settings["target"], settings["teacher"]
+        target, pool_filter = settings["target"], settings["pool_filter"]
         prompts, fine_tune = settings["vision_prompts"], settings["fine_tune"]
-        loss, pool_filter = DistillationLoss(**settings["loss"]), settings["pool_filter"]
+        DistillationLoss(**settings["loss"])
         _require_cache_folder(settings["teacher_cache"], settings["fill_teacher_cache"])
         kind = target_class(target if isinstance(target, str) else target["class_path"])
         kind.require_task(data.task)
-        _require_consistent(loss, pool_filter, 1 if isinstance(teacher, str) else len(teacher))
+        _require_quantile(pool_filter)
         if pool_filter is not None:
             data.labels.require_shots()
         tower = load_image_clip(ClipConfig(**settings["clip"])).image_tower
         StudentEncoder(tower, prompts["length"], prompts["depth"], 1, bool(fine_tune))
 
-    def load_teachers(self) -> None:
-        """Load the image tower and prompts of each teacher once."""
-        self.teachers.load(self.compiles)
+    def load_teacher(self) -> None:
+        """Load the teacher's image tower and prompts once."""
+        teacher = self.teacher.module
+        if teacher.tower is None:
+            inform(f"loading the teacher of {teacher.folder}")
+            teacher.load()
+            if self.compiles and teacher.tower is not None:
+                teacher.tower.compile_parts()
 
-    def _loaded_teacher(self, number: int) -> FrozenTeacher:
-        self.load_teachers()
-        teacher = self.teachers.read()[number]
+    def _load_for_training(self) -> None:
+        self.load_teacher()
         # outside the precision's context, where weights would be rounded as they are read
-        self.trainer.precision_plugin.convert_module(teacher)
+        self.trainer.precision_plugin.convert_module(self.teacher.module)
         self.apply_precision()
-        return teacher
 
     def preparation(self) -> Preparation:
         """Return the inputs of this fit's preparation."""
-        fit = self.trainer, self.domain, self.teachers, self._loaded_teacher, self.device
-        return Preparation(*fit, self.teacher_cache, self.fill_teacher_cache)
+        teacher = self.teacher.module, self._load_for_training
+        cache = self.teacher_cache, self.fill_teacher_cache
+        return Preparation(self.trainer, self.domain, *teacher, self.device, *cache)
 
     def prepare(self) -> None:
         """Choose the images to distil on, and prepare their targets."""
@@ -244,7 +241,7 @@ class StudentDistillation(ClassifyingModule):
         # the teacher's features and predictions, computed or cached, and the target
         predicted = batch.images.new_empty(0)
         if self.target.uses_teacher:
-            predicted = self.teachers.logits(self.teachers.features_of(batch, self.resizing))
+            predicted = self.teacher.module.logits(self._teacher_features(batch))
         target_logits = self.target.logits(predicted, batch.indices)
 
         # the student on the same views
@@ -256,6 +253,20 @@ class StudentDistillation(ClassifyingModule):
         agreement = agreement_of(self.task.agreements(logits, target_logits))
         return self.sum_and_log(terms, len(batch.images), agreement=agreement)
 
+    def _teacher_features(self, batch: UnlabeledBatch) -> Tensor:
+        """Return the teacher's features of a batch, float32 [B, D], cached or new."""
+        if batch.teacher_features is not None:
+            return batch.teacher_features.float()
+        teacher = self.teacher.module
+        same = teacher.vectors.preprocessing.resizing == self.resizing
+        images = batch.images if same else batch.teacher_images
+        if images is None:
+            raise ConfigError(
+                "the teacher resizes images otherwise than the student, but a batch has no view "
+                "for it: let the datamodule make one, as DomainDataModule does"
+            )
+        return teacher.features(images)
+
     def class_logits(self, images: Tensor) -> Tensor:
         """Classify images uint8 [B, 3, S, S] into logits [B, C], with ``logit_scale``."""
         return self.logits(self.encoder(images))
@@ -266,21 +277,21 @@ class StudentDistillation(ClassifyingModule):
 
     @property
     def needs(self) -> Needs:
-        """Unlabelled images, with views for teachers that run in training steps.
+        """Unlabelled images, with views for a teacher that runs in training steps.
 
         Read again for each loader: a target may no longer need the teacher once it is prepared.
         """
         if self.target.uses_teacher:
-            return Needs("unlabeled", self.resizing, self.teachers.describe)
+            return Needs("unlabeled", self.resizing, self.vectors.preprocessing.resizing)
         # a crop may not show what the target names, but training a tower needs the variety
         return Needs("unlabeled", self.resizing, whole=not self._trains_tower)
 
     def origin(self, fits: bool) -> dict[str, Any]:
-        """Return CLIP and first teacher; for a fit also all teachers and the class vectors."""
+        """Return CLIP and teacher; for a fit also the class vectors."""
         origin = {**super().origin(fits), "teacher": self.vectors.teacher}
         if fits:
-            further = [teacher.vectors.teacher for teacher in self.teachers.read()[1:]]
-            origin |= {"further teachers": further, "class vectors": self.vectors.digest()}
+            # as in earlier checkpoints, some of which had several teachers
+            origin |= {"further teachers": [], "class vectors": self.vectors.digest()}
         return origin
 
     def classifier(self, decoding: Decoding = Decoding()) -> Classifier:
@@ -294,19 +305,11 @@ class StudentDistillation(ClassifyingModule):
         return Classifier(*parts, task=self.task)
 
 
-def _require_consistent(loss: DistillationLoss, pool_filter: float | None, teachers: int) -> None:
-    """Raise a ConfigError for settings that are out of range or contradict each other."""
-    if teachers < 1:
-        raise ConfigError("teacher names no run folder: give the folder of a finished stage 1")
+def _require_quantile(pool_filter: float | None) -> None:
     if pool_filter is not None and not 0 < pool_filter < 1:
         raise ConfigError(
             f"pool_filter must be above 0 and below 1, not {pool_filter}: set 0.05, or "
             "null for none"
-        )
-    if teachers > 1 and loss.temperature != 1:
-        raise ConfigError(
-            "the mean of several teachers is defined at temperature 1, not "
-            f"{loss.temperature}: set loss.temperature: 1, or one teacher"
         )
 
 

@@ -93,7 +93,7 @@ class Task(ABC):
 
     Nothing else knows how logits become probabilities, labels and losses, except methods that are
     defined for one task alone. Both modules have a ``task``; the student passes its task to
-    ``Teachers`` and ``Classifier``. The dataset decides the task, see ``kdpl.data.tasks``.
+    its ``Classifier``. The dataset decides the task, see ``kdpl.data.tasks``.
 
     Attributes:
         name: Name in datasets and artifacts.
@@ -152,10 +152,6 @@ class Task(ABC):
     @abstractmethod
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """Return the logarithms of ``probabilities``, exact where a probability would be 0."""
-
-    @abstractmethod
-    def mean(self, logits: Tensor) -> Tensor:
-        """Return logits [B, C] of the mean of M predictions, given their logits [M, B, C]."""
 
     @abstractmethod
     def labels(self, logits: Tensor) -> Tensor:
@@ -228,11 +224,6 @@ class MultiClass(Task):
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """Compute the logarithm of the softmax."""
         return logits.log_softmax(dim=-1)
-
-    def mean(self, logits: Tensor) -> Tensor:
-        """Compute the logarithm of Σ_m p_m / M."""
-        log_weight = logits.new_tensor(1 / len(logits)).log()
-        return torch.logsumexp(log_weight + self.log_probabilities(logits), dim=0)
 
     def labels(self, logits: Tensor) -> Tensor:
         """Return the most probable class, int64 [...]."""

@@ -187,7 +187,7 @@ def test_evaluation_is_the_plain_one_with_running_statistics(distilled, plain_of
 
 def test_frozen_towers_stay_as_they_are_and_a_checkpoint_holds_what_was_learned_alone(distilled):
     student = distilled.student
-    (teacher,) = student.teachers.read()
+    teacher = student.teacher.module
     world.assert_untouched(student.encoder.tower.module.visual, "test-student", "visual.")
     world.assert_untouched(teacher.tower.visual, "test-teacher-quickgelu", "visual.")
     written = TunedPrompts.load(distilled.teacher / PROMPTS_FILE).tensors
@@ -211,9 +211,9 @@ def test_a_run_is_tested_without_its_teacher(distilled, tmp_path, monkeypatch):
     validated = world.quiet_trainer(tmp_path, limit_val_batches=1.0).validate(student, **options)[0]
     # both splits of this domain hold the same images
     assert validated == {k.replace("test/", "val/"): v for k, v in distilled.metrics.items()}
-    assert student.teachers.read()[0].tower is None
+    assert student.teacher.module.tower is None
     with world.refused(ConfigError, "image tower is not loaded"):
-        student.teachers.features(IMAGES)
+        student.teacher.module.features(IMAGES)
 
 
 def test_prompts_may_start_at_the_mean_tokens_of_the_domain(tmp_path):
@@ -240,7 +240,7 @@ def test_what_is_trained_is_float32_under_every_precision(precision, tmp_path, p
     # the setting is for the arithmetic of the frozen towers; under bf16-mixed, what ships is float32 again
     half = torch.float16 if precision == "16-true" else torch.bfloat16
     shipped = torch.float32 if precision == "bf16-mixed" else half
-    assert student.teachers.read()[0].tower.visual.proj.dtype == half
+    assert student.teacher.module.tower.visual.proj.dtype == half
     assert student.encoder.tower.module.visual.proj.dtype == shipped
     assert seen.losses == [pytest.approx(seen.started.loss(IMAGES).item(), rel=0.2)]
 
@@ -313,6 +313,12 @@ def test_checkpoints_of_others_are_refused(distilled, tmp_path):
     match = r"teacher is \w+ there and \w+ here"
     refuse(make_student(tmp_path), tmp_path, ArtifactError, match, ckpt_path=file)
     content = torch.load(file, weights_only=True)
+    # several teachers, of an earlier version
+    content[ORIGIN_KEY]["further teachers"] = ["0" * 32]
+    torch.save(content, tmp_path / "several.ckpt")
+    several = tmp_path / "several.ckpt"
+    match = "further teachers is .* there"
+    refuse(make_student(distilled.teacher), tmp_path, ConfigError, match, ckpt_path=several)
     del content[ORIGIN_KEY]
     torch.save(content, tmp_path / "other.ckpt")
     student = make_student(distilled.teacher)

@@ -87,12 +87,12 @@ def test_images_of_a_size_that_the_teacher_does_not_take_are_refused(tmp_path):
     student = new_student(tmp_path, model="test-timm", vision_prompts=NONE)
     images = world.TinyDomain(image_size=48).unlabeled
     assert student.needs.resizing == Resizing(48)
-    assert [teacher.resizing for teacher in student.needs.teachers()] == [Resizing(32)]
-    with world.refused(ConfigError, "a batch has 1 views of each image, but .* in 2 ways"):
+    assert student.needs.teacher == Resizing(32)
+    with world.refused(ConfigError, "a batch has no view for it"):
         student.training_step(UnlabeledBatch(images, torch.arange(len(images))), 0)
-    student.load_teachers()
+    student.load_teacher()
     with world.refused(ConfigError, "images of 32 pixels, not 48"):
-        student.teachers.features(images)
+        student.teacher.module.features(images)
 
 
 def test_a_finished_student_is_tested_with_further_class_vectors_of_its_teacher_alone(tmp_path):

@@ -24,13 +24,6 @@ def test_probabilities_labels_and_loss_are_those_of_a_softmax():
     assert MULTI_CLASS.loss(LOGITS, LABELS).item() == pytest.approx(loss, rel=1e-5)
 
 
-def test_the_mean_of_predictions_is_that_of_their_probabilities():
-    several = torch.stack([LOGITS, LOGITS.flip(0), 3 * LOGITS])
-    rows = [[by_hand(row) for row in scores.double().tolist()] for scores in several]
-    expected = torch.tensor(rows).mean(dim=0)
-    assert plain.relative_error(MULTI_CLASS.mean(several).exp(), expected) < 1e-5
-
-
 def test_the_divergence_is_that_of_the_paper_and_0_for_the_target_itself():
     target = LOGITS.flip(0)
     expected = plain.distillation(LOGITS.double(), target.double(), weight=1, temperature=2.0)

@@ -181,17 +181,17 @@ class TinyDomain(DomainDataModule):
         items = [kind(*fields) for fields in zip(*columns, strict=True)]
         return DataLoader(items, self.batch_size, collate_fn=collate)
 
-    def for_teachers(self):
+    def for_teacher(self):
         needs = self.trainer.lightning_module.needs
-        resizings = {teacher.resizing for teacher in needs.teachers()} - {needs.resizing}
-        views = {r: images_of(self.shown, seed=2, size=r.image_size) for r in resizings}
-        return [{r: view[i] for r, view in views.items()} for i in range(len(self.shown))]
+        if needs.teacher in (None, needs.resizing):
+            return [None] * len(self.shown)
+        return images_of(self.shown, seed=2, size=needs.teacher.image_size)
 
     def train_dataloader(self):
         if self.trainer.lightning_module.needs.split == "labeled":
             return self._loader(LabeledBatch, self.labeled, self.labels)
         return self._loader(
-            UnlabeledBatch, self.unlabeled, torch.arange(len(self.unlabeled)), self.for_teachers()
+            UnlabeledBatch, self.unlabeled, torch.arange(len(self.unlabeled)), self.for_teacher()
         )
 
     def val_dataloader(self):
@@ -303,7 +303,6 @@ def make_student(
     folder,
     model="test-student",
     kind=StudentDistillation,
-    more_teachers=(),
     vision_prompts=PromptConfig(2, 3),
     prompt_init="normal",
     kd_weight=1000.0,
@@ -312,10 +311,9 @@ def make_student(
 ):
     """A student of the teacher in a folder, the same each time."""
     torch.manual_seed(0)
-    teachers = [str(folder), *more_teachers]
     prompts = StudentPrompts(vision_prompts.length, vision_prompts.depth, prompt_init)
     loss = DistillationLoss(kd_weight, temperature)
-    return kind(ClipConfig(model, TAG), teachers, vision_prompts=prompts, loss=loss, **options)
+    return kind(ClipConfig(model, TAG), str(folder), vision_prompts=prompts, loss=loss, **options)
 
 
 _RESIZING = Resizing(32)

@@ -62,8 +62,7 @@ class CampaignRow(_Settings):
         title: Title in the table; ``**title**`` is printed bold. Empty: the row's name.
         teacher: Config files of a teacher's fit, after those that all fits share.
         student: The same of a student's; one of the two is empty.
-        of: For a student, the row of its teacher, or, under few_shot and base_to_novel, rows of
-            several.
+        of: For a student, the row of its teacher.
         protocols: Protocols under which it is run; empty: all of the campaign.
         shots: Numbers of shots with which it is run under few_shot; empty: all of the campaign.
         options: Options of its fit.
@@ -73,7 +72,7 @@ class CampaignRow(_Settings):
     title: str = ""
     teacher: Several[str] = ()
     student: Several[str] = ()
-    of: Several[str] = ()
+    of: str | None = None
     protocols: Several[Protocol] = ()
     shots: Several[Annotated[int, Field(ge=0)]] = ()
     options: Several[str] = ()
@@ -100,7 +99,7 @@ class CampaignRow(_Settings):
             raise ValueError(
                 "needs either 'teacher:' or 'student:' with config files: give one of them"
             )
-        if bool(self.student) != bool(self.of):
+        if bool(self.student) != (self.of is not None):
             raise ValueError(
                 "needs 'of:' with the row of its teacher if it is a student, and only "
                 "then: correct it"
@@ -163,23 +162,16 @@ class Campaign(_Settings):
         for name, row in self.rows.items():
             if not re.fullmatch(r"[\w-]+", name):
                 raise ValueError(f"row {name!r} names a folder: use letters, digits, _ and -")
-            for of in row.of:
-                if of not in self.rows_of("teacher"):
-                    raise ValueError(
-                        f"row {name!r} is of {of!r}, which is not the row of a "
-                        "teacher: name one of those"
-                    )
-                if any(row.runs(*place) and not self.rows[of].runs(*place) for place in places):
-                    raise ValueError(
-                        f"row {name!r} is run where its teacher {of!r} is not: give both the same"
-                    )
-            if len(row.of) > 1 and {*(row.protocols or self.protocols)} & {
-                "cross_dataset",
-                "domain_generalization",
-            }:
+            if row.of is None:
+                continue
+            if row.of not in self.rows_of("teacher"):
                 raise ValueError(
-                    f"row {name!r} has several teachers, for few_shot and base_to_novel alone: set "
-                    "its 'protocols:'"
+                    f"row {name!r} is of {row.of!r}, which is not the row of a "
+                    "teacher: name one of those"
+                )
+            if any(row.runs(*place) and not self.rows[row.of].runs(*place) for place in places):
+                raise ValueError(
+                    f"row {name!r} is run where its teacher {row.of!r} is not: give both the same"
                 )
         return self
 

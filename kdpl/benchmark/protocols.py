@@ -12,7 +12,6 @@ PromptKD's experiments (arXiv 2403.02781, section 4):
 The last two share the models fitted on the source.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -100,10 +99,11 @@ class _Planner:
         setting = "" if shots is None else f"shots_{shots}"
         for seed, (name, row) in product(self.seeds, self.rows.items()):
             if row.runs(protocol, shots):
-                run, *teachers = (
-                    self._run(protocol, dataset, seed, key, setting) for key in (name, *row.of)
-                )
-                yield from self._tested(self._fit(run, dataset, overlays, options, teachers))
+                run = self._run(protocol, dataset, seed, name, setting)
+                teacher = None
+                if row.of is not None:
+                    teacher = self._run(protocol, dataset, seed, row.of, setting)
+                yield from self._tested(self._fit(run, dataset, overlays, options, teacher))
 
     def _cross_dataset(self) -> Iterator[CampaignStep]:
         # fits on the source
@@ -115,21 +115,18 @@ class _Planner:
             for name in teachers:
                 yield from self._elsewhere("cross_dataset", dataset, seed, name)
             for name in self._rows_of("cross_dataset", "student"):
-                run, vectors = (
-                    self._run("cross_dataset", dataset, seed, key)
-                    for key in (name, *self.rows[name].of)
-                )
+                run = self._run("cross_dataset", dataset, seed, name)
+                vectors = self._run("cross_dataset", dataset, seed, str(self.rows[name].of))
                 teacher = self._source_run(seed, vectors.row)
-                yield from self._tested(
-                    self._fit(run, dataset, teachers=[teacher], vectors=vectors)
-                )
+                yield from self._tested(self._fit(run, dataset, teacher=teacher, vectors=vectors))
 
     def _domain_generalization(self) -> Iterator[CampaignStep]:
         protocol: Protocol = "domain_generalization"
         names = [*self._rows_of(protocol, "teacher"), *self._rows_of(protocol, "student")]
         for name, seed in product(names, self.seeds):
-            run, *teachers = (self._source_run(seed, key) for key in (name, *self.rows[name].of))
-            yield from self._tested(self._fit(run, self.source, teachers=teachers))
+            run, of = self._source_run(seed, name), self.rows[name].of
+            teacher = None if of is None else self._source_run(seed, of)
+            yield from self._tested(self._fit(run, self.source, teacher=teacher))
         for dataset, seed, name in product(self.campaign.variants, self.seeds, names):
             yield from self._elsewhere(protocol, dataset, seed, name)
 
@@ -150,7 +147,7 @@ class _Planner:
         dataset: str,
         overlays: Iterable[str] = (),
         options: Iterable[str] = (),
-        teachers: Sequence[CampaignRun] = (),
+        teacher: CampaignRun | None = None,
         vectors: CampaignRun | None = None,
     ) -> CampaignStep:
         """Return a run's fit; class vectors of the run ``vectors`` replace the teacher's."""
@@ -170,12 +167,11 @@ class _Planner:
             # an untuned row stays untuned, even if the options for every fit set max_epochs
             args.append("--trainer.max_epochs=0")
 
-        # teachers and class vectors
-        needs = [f"{teacher.name}/fit" for teacher in teachers]
-        if teachers:
-            folders = [str(self.out / teacher.name) for teacher in teachers]
-            value = json.dumps(folders) if len(folders) > 1 else folders[0]
-            args.append(f"--model.init_args.teacher={value}")
+        # teacher and class vectors
+        needs = []
+        if teacher is not None:
+            needs.append(f"{teacher.name}/fit")
+            args.append(f"--model.init_args.teacher={self.out / teacher.name}")
         if vectors is not None:
             args.append(f"--model.init_args.class_vectors={self._vectors(vectors)}")
             needs.append(f"{vectors.name}/class_vectors")
@@ -188,19 +184,18 @@ class _Planner:
         self, protocol: Protocol, dataset: str, seed: int, name: str
     ) -> Iterator[CampaignStep]:
         """Yield the steps on a target for a model of the source: class vectors, and a test."""
-        run, *teachers = (
-            self._run(protocol, dataset, seed, key) for key in (name, *self.rows[name].of)
-        )
+        run, of = self._run(protocol, dataset, seed, name), self.rows[name].of
         source = self._source_run(seed, name)
         folder, fitted, needs = self.out / run.name, self.out / source.name, [f"{source.name}/fit"]
         data = [f"--config={config_of(dataset)}", *self._root_of(dataset)]
-        if any(name in row.of for row in self.rows.values()):
+        if any(name == row.of for row in self.rows.values()):
             # students learn from class vectors of the target's names
             file = self._vectors(run)
             args = ("class-vectors", f"--teacher={fitted}", *data, f"--out={file}")
             title = f"{run.name}/class_vectors"
             yield CampaignStep(title, "class_vectors", file, tuple(needs), run=run, args=args)
-        for teacher in teachers:
+        if of is not None:
+            teacher = self._run(protocol, dataset, seed, of)
             data.append(f"--model.init_args.class_vectors={self._vectors(teacher)}")
             needs.append(f"{teacher.name}/class_vectors")
         args = ("test", f"--config={fitted / CONFIG_FILE}", *data, f"--out={folder}")

@@ -10,14 +10,14 @@ on seed, epoch and image alone. The first process writes it, and each process re
   overrides ``saved``; a student's ``encoder.prompts.tokens``, ``encoder.projector.layers.*`` and,
   with ``fine_tune``, ``encoder.tower.module.visual.*``; with several labels also ``scores.*``.
 - The inputs of the run are added (``kdpl_origin``, see ``SameRun``): fingerprints of the CLIP and
-  the teachers, digests of class vectors, images and labels, images a step, views, augmentation and
+  the teacher, digests of class vectors, images and labels, images a step, views, augmentation and
   seed.
 - Callbacks with a state: ``GaussianPromptAveraging``, and callbacks from a config, such as
   ``EarlyStopping``; the state of ``RunCheckpoint`` is for information.
 
 A resumed run compares ``config.yaml`` and rewrites it. It also reads, from its folder, the check of
 all images (``checked_images.json``), the images left out by a pool filter, and prepared targets;
-from elsewhere the CLIP's weights and the teachers' folders. Weights are restored before stage 2 is
+from elsewhere the CLIP's weights and the teacher's folder. Weights are restored before stage 2 is
 prepared (``kdpl/targets/plan.py``), and initialisations are not repeated: prompts at the mean
 token, scores of several labels.
 

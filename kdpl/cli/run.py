@@ -59,7 +59,6 @@ def run(
     out: str | None = None,
     seed: int = 1,
     shots: NonNegativeInt | None = None,
-    teacher2: list[str] = [],  # noqa: B006 - the parser copies it
     search: bool = False,
     class_names: str | None = None,
     label_separator: str | None = None,
@@ -86,8 +85,6 @@ def run(
         seed: Seed of sampling, initialisation and order.
         shots: Labelled images a class, short for --data.init_args.shots; with 0 the teacher is the
             original CLIP.
-        teacher2: Config for stage 1 of a second teacher, whose predictions are averaged with the
-            first one's; may be repeated.
         search: Choose what of the student is trained before it is distilled, without labels, as the
             command search does, which costs about one more fit.
         class_names: With PATH, file with the names of all classes, as for init.
@@ -105,13 +102,13 @@ def run(
     folder = Path(out or Path("runs") / Path(path or "").expanduser().absolute().stem)
     _require_run_folder(folder)
     settings = [f"--data.init_args.shots={shots}", *settings] if shots is not None else settings
-    others = [f"--seed={seed}"] * (seed != 1) + [f"--teacher2={name}" for name in teacher2]
+    others = [f"--seed={seed}"] * (seed != 1)
     options = Options(config, teacher, student, search, settings, others)
     if path is not None:
         options = complete(path, folder, options, reading)
 
     # find the configs, and parse the settings of each stage once
-    configs = _find_configs(options.config, options.teacher, teacher2, options.student)
+    configs = _find_configs(options.config, options.teacher, options.student)
     stages = _parse(folder, configs, seed, settings)
     about = {"configs": configs, "seed": seed, "settings": settings}
     _carry_out(folder, stages, _steps(folder, stages, options.search), about)
@@ -179,13 +176,12 @@ def _require_options(needed: Mapping[str, Any], reading: Iterable[str | None]) -
 
 
 def _find_configs(
-    shared: Sequence[str], teacher: Sequence[str], teacher2: Sequence[str], student: Sequence[str]
+    shared: Sequence[str], teacher: Sequence[str], student: Sequence[str]
 ) -> dict[str, list[str]]:
     """Return the config files of the stages; a ConfigError if one is missing or not YAML."""
     configs = {
         "shared": [find_config(name) for name in shared],
         "teacher": [find_config(name, "teacher") for name in teacher],
-        "teacher2": [find_config(name, "teacher") for name in teacher2],
         "student": [find_config(name, "student") for name in student],
     }
     for file in itertools.chain(*configs.values()):
@@ -220,12 +216,11 @@ def _parse(
         values = {"out": str(out / name)} | ({"model": {"init_args": model}} if model else {})
         return parse_stage("fit", options, values)
 
-    stages = {name: parse(name) for name in ("teacher", "teacher2") if configs[name]}
-    without_labels = stages["teacher"].config.get("data.init_args.shots") == 0
+    teacher = parse("teacher")
+    without_labels = teacher.config.get("data.init_args.shots") == 0
     if without_labels:
-        stages = {name: stage.derive(_ZERO_SHOT) for name, stage in stages.items()}
-    teachers = [str(out / name) for name in stages]
-    student = parse("student", teacher=teachers if len(teachers) > 1 else teachers[0])
+        teacher = teacher.derive(_ZERO_SHOT)
+    student = parse("student", teacher=str(out / "teacher"))
     # parsed settings do not tell a default from the same value in a config
     given = [name for file in configs["student"] for name in flatten(read_config(file))]
     if (
@@ -235,7 +230,7 @@ def _parse(
         and student.data().task == MULTI_CLASS.name
     ):
         student = student.derive({"model": {"init_args": {"target": "refined"}}})
-    return {**stages, "student": student}
+    return {"teacher": teacher, "student": student}
 
 
 def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalStep]:
@@ -256,15 +251,10 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
     def tuned(name: str) -> bool:
         return any(stages[name].config.get(depth) != 0 for depth in _DEPTHS)
 
-    def tune(name: str, words: str) -> LocalStep:
-        tuning = f"tune the {words}" if tuned(name) else f"the {words} is the original CLIP"
-        title = f"stage 1: {tuning}, freeze class vectors"
-        return step("fit", title, out / name / CLASS_VECTORS_FILE, lambda: stages[name])
-
-    def test(fit: LocalStep, words: str) -> LocalStep:
+    def test(fit: LocalStep) -> LocalStep:
         name, result = fit.folder.name, fit.folder / RESULTS_FILE
         return step(
-            "test", f"test the {words}", result, lambda: stages[name].derive({}, "test"), fit
+            "test", f"test the {name}", result, lambda: stages[name].derive({}, "test"), fit
         )
 
     def zero_shot(fit: LocalStep) -> LocalStep:
@@ -276,15 +266,19 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
         title = f"test the {name}'s original CLIP (zero-shot)"
         return step("test", title, folder / RESULTS_FILE, stage, fit)
 
-    teacher = tune("teacher", "teacher")
-    second = [tune("teacher2", "second teacher")] if "teacher2" in stages else []
+    tuning = "tune the teacher" if tuned("teacher") else "the teacher is the original CLIP"
+    teacher = step(
+        "fit",
+        f"stage 1: {tuning}, freeze class vectors",
+        out / "teacher" / CLASS_VECTORS_FILE,
+        lambda: stages["teacher"],
+    )
     distil = step(
         "fit",
         "stage 2: distil the student, write the classifier",
         out / "student" / CLASSIFIER_FOLDER,
         lambda: stages["student"],
         teacher,
-        *second,
     )
     searches = list[LocalStep]()
     if search:
@@ -302,12 +296,10 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
     student_clip = stages["student"].config.model.init_args.clip.model
     return [
         teacher,
-        *second,
         *searches,
         distil,
-        test(teacher, "teacher"),
-        *(test(fit, "second teacher") for fit in second),
-        test(distil, "student"),
+        test(teacher),
+        test(distil),
         *([zero_shot(teacher)] if tuned("teacher") else []),
         # a network of timm is no CLIP before it is distilled
         *([zero_shot(distil)] if has_text_tower(student_clip) else []),

@@ -34,7 +34,6 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
         # without labels or prompts, the teacher is the original CLIP itself
         f"teacher, {'tuned' if (untuned / RESULTS_FILE).is_file() else 'zero-shot'}": out
         / "teacher",
-        "second teacher": out / "teacher2",
         "student's CLIP, zero-shot": out / "zero_shot" / "student",
         "student, distilled": out / "student",
         "linear probe of the teacher's CLIP": out / PROBE_FOLDER / "teacher",

@@ -5,13 +5,11 @@ Items of a dataset have the same types, without the first dimension B.
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self, TypeVar
 
 from torch import Tensor
 from torch.utils.data import default_collate
-
-from kdpl.runtime.resizing import Resizing
 
 
 @dataclass
@@ -30,7 +28,7 @@ class Batch:
         """Return the batch in page-locked memory; a DataLoader that pins memory calls this."""
         pinned = copy(self)
         for name, value in vars(self).items():
-            setattr(pinned, name, _pinned(value))
+            setattr(pinned, name, None if value is None else value.pin_memory())
         return pinned
 
 
@@ -57,14 +55,14 @@ class UnlabeledBatch(Batch):
 
     Attributes:
         indices: int64 [B], positions in the list of all unlabelled images.
-        teacher_views: The same views, resized for teachers whose input resizing differs from the
-            student's, uint8 [B, 3, T, T] for each resizing.
-        teacher_features: The teachers' normalised features of the views from a cache, float16
-            [B, D], several teachers side by side; None without a cache.
+        teacher_images: The same views, uint8 [B, 3, T, T], for a teacher that resizes images
+            otherwise than the student.
+        teacher_features: The teacher's normalised features of the views from a cache, float16
+            [B, D]; None without a cache.
     """
 
     indices: Tensor
-    teacher_views: dict[Resizing, Tensor] = field(default_factory=dict)
+    teacher_images: Tensor | None = None
     teacher_features: Tensor | None = None
 
 
@@ -93,12 +91,3 @@ def collate(items: Sequence[BatchT]) -> BatchT:
         if first is not None:
             setattr(batch, name, default_collate([getattr(item, name) for item in items]))
     return batch
-
-
-_Field = Tensor | dict[Resizing, Tensor] | None
-
-
-def _pinned(value: _Field) -> _Field:
-    if isinstance(value, dict):
-        return {key: tensor.pin_memory() for key, tensor in value.items()}
-    return None if value is None else value.pin_memory()

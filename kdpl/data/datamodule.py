@@ -246,10 +246,7 @@ class DomainDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[LabeledBatch] | DataLoader[UnlabeledBatch]:
         """Batches of the split that the trainer's module asks for."""
         needs = self._needs
-        teacher_resizings = [teacher.resizing for teacher in needs.teachers()]
-        return self.train_dataloader_for(
-            needs.split, needs.resizing, teacher_resizings, needs.whole
-        )
+        return self.train_dataloader_for(needs.split, needs.resizing, needs.teacher, needs.whole)
 
     def val_dataloader(self) -> DataLoader[EvaluationBatch] | list[EvaluationBatch]:
         """Return validation batches; without such a split an empty list, to skip validation."""
@@ -265,14 +262,14 @@ class DomainDataModule(LightningDataModule):
         self,
         split: TrainSplit,
         resizing: Resizing,
-        teacher_resizings: Sequence[Resizing] = (),
+        teacher: Resizing | None = None,
         whole: bool = False,
     ) -> DataLoader[LabeledBatch] | DataLoader[UnlabeledBatch]:
         """Training batches without a trainer, of the kind that the split has.
 
         ``resizing`` is that of the tower which sees the images. With a trainer and a teacher cache,
-        unlabelled batches have the cached features; otherwise, they have the same views for each of
-        ``teacher_resizings`` that differs. With ``whole``, half of the unlabelled images are as in
+        unlabelled batches have the cached features; otherwise, they have the same views for a
+        ``teacher`` of another resizing. With ``whole``, half of the unlabelled images are as in
         evaluation. The epoch is set on the loader's ``sampler``.
         """
         if split == "labeled":
@@ -283,15 +280,13 @@ class DomainDataModule(LightningDataModule):
             dataset = LabeledImages(records, self.view(resizing), len(self.tuning_class_names))
             return self._loader(dataset, len(dataset), labels)
 
-        # the views that the cache has, or views for student and teachers: each resizing once, in
-        # their order
+        # the views that the cache has, or views for student and teacher
         cached, arranged = self._features, archives.arrange(self.selection.used)
         view = self.view(resizing, cached.view_seed if cached else None)
         if whole:
             view = replace(view, augmentation=HalfWhole(view.augmentation))
-        further = () if cached else tuple(dict.fromkeys(teacher_resizings))
-        further = tuple(other for other in further if other != resizing)
-        images = UnlabeledImages(arranged.sources, view, self.selection.chosen, further)
+        to = None if cached else teacher
+        images = UnlabeledImages(arranged.sources, view, self.selection.chosen, to)
         seen = cached.with_features(images) if cached else images
         return self._loader(seen, len(images), shuffle=arranged.shuffle)
 
@@ -427,7 +422,7 @@ class DomainDataModule(LightningDataModule):
         return self._selection or self.pool.selection
 
     def distil_on(self, selection: Selection, features: CachedFeatures | None) -> None:
-        """Make training batches of some images, and of the teachers' features if there are any."""
+        """Make training batches of some images, and of the teacher's features if there are any."""
         self._selection, self._features = selection, features
 
     def _batches_done(self) -> int:

@@ -1,6 +1,6 @@
 """Torch datasets; an item is a batch of one image without the first dimension."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -82,22 +82,24 @@ class UnlabeledImages(Dataset[UnlabeledBatch]):
 
     The dataset holds only sources, so no label can leak. ``indices`` are positions in the list of
     all unlabelled images, None for all of them. A view belongs to an index, so a share has the same
-    views as the whole. The same views are also made for each of the ``teacher_resizings``.
+    views as the whole. The same views are also made for a teacher of another resizing.
     """
 
     sources: Sequence[str]
     view: RandomView
     indices: Indices | None = None
-    teacher_resizings: Collection[Resizing] = ()
+    teacher: Resizing | None = None
 
     def __getitem__(self, key: tuple[int, int]) -> UnlabeledBatch:
         i, epoch = key
         index = self.index_of(i)
         image = self.view.open_image(self.sources[i])
         parameters = self.view.draw(image, index, epoch)
-        # the teachers see the same crop as the student
-        teacher_views = {to: self.view.make(image, parameters, to) for to in self.teacher_resizings}
-        return UnlabeledBatch(self.view.make(image, parameters), torch.tensor(index), teacher_views)
+        item = UnlabeledBatch(self.view.make(image, parameters), torch.tensor(index))
+        if self.teacher is not None and self.teacher != self.view.resizing:
+            # the same crop as the student's
+            item.teacher_images = self.view.make(image, parameters, self.teacher)
+        return item
 
     def index_of(self, i: int) -> int:
         """Return the i-th image's position in the list of all; its views are drawn by it."""
@@ -108,7 +110,7 @@ class UnlabeledImages(Dataset[UnlabeledBatch]):
 
 
 class CachedFeatures(Protocol):
-    """All teachers' features of views of each unlabelled image.
+    """The teacher's features of views of each unlabelled image.
 
     Attributes:
         views: Number V of views of each image; epoch e sees view e mod V.

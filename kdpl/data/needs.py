@@ -1,6 +1,5 @@
 """Images that a LightningModule needs from the datamodule, and the towers they are made for."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
@@ -31,14 +30,13 @@ class Needs:
     Attributes:
         split: Split of its training batches, ``LabeledBatch`` or ``UnlabeledBatch``.
         resizing: Resizing of all images for its image tower.
-        teachers: Returns a description of each teacher. It is called only in a fit, since it
-            reads the files of further teachers.
+        teacher: Resizing of the same views for a teacher that runs in training steps.
         whole: Whether half of the unlabelled images in training batches are as in evaluation.
     """
 
     split: TrainSplit
     resizing: Resizing
-    teachers: Callable[[], Sequence[TeacherDescription]] = tuple
+    teacher: Resizing | None = None
     whole: bool = False
 
 

@@ -119,8 +119,8 @@ class LocalViews(PreparedTarget):
             ArtifactError: Earlier targets were made from other data or settings.
             ConfigError: Images have one label each.
         """
-        self.require_task(inputs.teachers[0].task)
-        negatives = _negative_vectors(inputs, inputs.teachers[0])
+        self.require_task(inputs.teacher.task)
+        negatives = _negative_vectors(inputs, inputs.teacher)
 
         def make(path: Path, origin: Origin) -> None:
             log_odds = self._make(inputs, negatives)
@@ -141,7 +141,7 @@ class LocalViews(PreparedTarget):
     def _make(self, inputs: TargetInputs, negatives: Tensor) -> Tensor:
         """Compute the log odds of the pool's images, float32 [N, C]."""
         # the texts of classes and other things
-        vectors = inputs.teachers[0]
+        vectors = inputs.teacher
         crops = Crops(self.scales, self.count, vectors.preprocessing.resizing)
         texts = vectors.logit_scale * torch.cat([vectors.vectors, negatives]).to(inputs.device)
         views = Views(texts, len(vectors.vectors))
@@ -304,7 +304,7 @@ def _multi_hot(inputs: TargetInputs) -> Tensor:
 
 
 def _negative_vectors(inputs: TargetInputs, vectors: ClassVectors) -> Tensor:
-    """Return the first teacher's vectors of words for other things, [M, D]; M may be 0."""
+    """Return the teacher's vectors of words for other things, [M, D]; M may be 0."""
     file = inputs.teacher_folder / NEGATIVE_VECTORS_FILE
     if not file.is_file():
         return vectors.vectors[:0]

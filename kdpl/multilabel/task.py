@@ -87,10 +87,6 @@ class MultiLabel(Task):
         """Compute the logarithm of the sigmoid."""
         return F.logsigmoid(logits)
 
-    def mean(self, logits: Tensor) -> Tensor:
-        """Compute the log odds of Σ_m p_m / M."""
-        return F.logsigmoid(logits).logsumexp(dim=0) - F.logsigmoid(-logits).logsumexp(dim=0)
-
     def labels(self, logits: Tensor) -> Tensor:
         """Return which classes the images of logits [..., C] have, bool [..., C]."""
         return decisions(logits, self.thresholds)

@@ -27,7 +27,6 @@ _EDGE = 112
 _TITLES = {
     "teacher_clip": "teacher's original CLIP (zero-shot)",
     "teacher": "tuned teacher",
-    "second_teacher": "second teacher",
     "student_clip": "student's original CLIP (zero-shot)",
     "student": "distilled student",
     "teacher_probe": "linear probe of the teacher's CLIP",
@@ -49,8 +48,6 @@ def accuracies(run: Run) -> dict[str, Any]:
     titles = dict(_TITLES)
     if run.untuned:
         titles["teacher"] = titles.pop("teacher_clip")
-    if run.second_teacher is None:
-        del titles["second_teacher"]
     main = "teacher" if run.student is None else "student"
     rows: list[ModelRow] = []
     gaps, tested = [], dict[str, Scores]()

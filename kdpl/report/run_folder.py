@@ -135,12 +135,11 @@ class Run:
     student: Stage | None
     teacher_clip: Stage | None = None
     student_clip: Stage | None = None
-    second_teacher: Stage | None = None
     read_only: bool = False
 
     @classmethod
     def find(cls, folder: Path, trusted: bool = False) -> "Run":
-        """Find the stages of a folder of ``run``, or of a single stage and its teachers.
+        """Find the stages of a folder of ``run``, or of a single stage and its teacher.
 
         Raises:
             ConfigError: The folder is neither, or a config is damaged, or names a class other than
@@ -150,15 +149,13 @@ class Run:
             raise ConfigError(
                 f"run folder {folder} does not exist: give the --out of run or of fit"
             )
-        # a single stage; a student names its teachers
+        # a single stage; a student names its teacher
         if (folder / CONFIG_FILE).is_file():
             stage = Stage(folder, trusted)
             named = stage.settings("model").get("teacher")
             if named is None:
                 return cls(folder, stage, None)
-            teachers = named if isinstance(named, list) else [named]
-            first, *rest = (Stage(Path(teacher), trusted) for teacher in teachers)
-            return cls(folder, first, stage, second_teacher=rest[0] if rest else None)
+            return cls(folder, Stage(Path(named), trusted), stage)
         # a folder of run
         finished = {
             name: Stage(folder / name, trusted)
@@ -176,17 +173,13 @@ class Run:
             Stage(folder / "zero_shot" / name, trusted) if name in finished else None
             for name in STAGE_FOLDERS
         ]
-        teacher, second_teacher, student = (finished.get(name) for name in STAGE_FOLDERS)
-        return cls(folder, teacher, student, clips[0], clips[2], second_teacher)
+        teacher, student = (finished.get(name) for name in STAGE_FOLDERS)
+        return cls(folder, teacher, student, clips[0], clips[1])
 
     @property
     def stages(self) -> dict[str, Stage]:
-        """Teachers and student with an existing config."""
-        stages = {
-            "teacher": self.teacher,
-            "second teacher": self.second_teacher,
-            "student": self.student,
-        }
+        """Teacher and student with an existing config."""
+        stages = {"teacher": self.teacher, "student": self.student}
         return {
             n: s for n, s in stages.items() if s is not None and (s.folder / CONFIG_FILE).is_file()
         }

@@ -39,8 +39,8 @@ RUN_FILE = "run.json"
 
 Marks the folder as a run's; ``config.yaml`` of each stage ensures that settings stay the same.
 """
-STAGE_FOLDERS = ("teacher", "teacher2", "student")
-"""Stages of a whole run; a second teacher is rare."""
+STAGE_FOLDERS = ("teacher", "student")
+"""Stages of a whole run."""
 DATA_FOLDER = "data"
 """Survey of the images of ``run PATH``, and what was chosen for them."""
 SUMMARY_FILE = "results.json"

@@ -4,9 +4,8 @@ from torch import Tensor
 
 from kdpl.runtime import plugins
 from kdpl.runtime.configs import find_class
-from kdpl.targets.teachers import Teachers
 
-__all__ = ["Target", "Teachers", "build_target", "target_class"]
+__all__ = ["Target", "build_target", "target_class"]
 
 
 class Target:
@@ -29,8 +28,8 @@ class Target:
         """Return logits of the target distribution, such as log probabilities, [B, C].
 
         Args:
-            predicted: The teacher's logits of the views, float32 [B, C], or the logits of the mean
-                of several teachers; empty if the target does not use them.
+            predicted: The teacher's logits of the views, float32 [B, C]; empty if the target does
+                not use them.
             indices: Indices of the images in the list of unlabelled images, [B].
         """
         return predicted

@@ -1,6 +1,6 @@
 """Fidelity: agreement of a student with its target on unseen unlabelled images."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -9,6 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from kdpl.class_vectors import FrozenTeacher
+from kdpl.clip import Frozen
 from kdpl.data.augmentation import NoAugmentation
 from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.datamodule import DomainDataModule
@@ -25,7 +27,7 @@ from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
 from kdpl.module import ClassifyingModule, evaluating
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
-from kdpl.targets import Target, Teachers
+from kdpl.targets import Target
 from kdpl.targets.preparation import Preparation
 from kdpl.tasks import agreement_of
 
@@ -35,7 +37,7 @@ _SHARE, _FEWEST, _MOST = 0.05, 100, 5000
 
 class _Student(Protocol):
     target: Target
-    teachers: Teachers
+    teacher: Frozen[FrozenTeacher]
     device: torch.device
 
     def preparation(self) -> Preparation: ...
@@ -51,7 +53,7 @@ class Fidelity(Callback):
     as a share of the images with the class in either.
 
     Both see the evaluation transform. The targets are computed once, before the first step. This
-    loads the teachers that the targets depend on, even if their features of other views are cached.
+    loads the teacher if the targets depend on it, even if its features of other views are cached.
     """
 
     def __init__(self) -> None:
@@ -76,21 +78,19 @@ class Fidelity(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the targets of this process's share of the images."""
-        # resizing and encoder of each teacher that the targets need
-        student, resizing = cast(_Student, pl_module), needs_of(pl_module).resizing
-        teachers = student.teachers.read() if student.target.uses_teacher else []
-        resizings = [teacher.vectors.preprocessing.resizing for teacher in teachers]
-        encoders = [student.preparation().encoder(number) for number in range(len(teachers))]
+        student = cast(_Student, pl_module)
+        teacher, encode = student.teacher.module, student.preparation().encoder()
+        uses_teacher = student.target.uses_teacher
+        resizing = teacher.vectors.preprocessing.resizing if uses_teacher else None
 
-        # the targets, on the CPU
+        # on the CPU
         self._epoch, self._targets = -1, []
-        for batch in _loader(trainer, {*resizings} - {resizing}):
-            views = {resizing: batch.images, **batch.teacher_views}
-            parts = [encode(views[to]) for encode, to in zip(encoders, resizings, strict=True)]
+        for batch in _loader(trainer, resizing):
             predicted = torch.empty(0)
             with torch.no_grad(), trainer.precision_plugin.forward_context():
-                if parts:
-                    predicted = student.teachers.logits(torch.cat(parts, dim=1))
+                if uses_teacher:
+                    other = batch.teacher_images
+                    predicted = teacher.logits(encode(batch.images if other is None else other))
                 target = student.target.logits(predicted, batch.indices.to(student.device))
             self._targets.append(target.float().cpu())
         self._batches = _loader(trainer)
@@ -135,12 +135,12 @@ class Fidelity(Callback):
         student.log_dict({TARGET_KL: nats / images, UNSEEN: images})
 
 
-def _loader(trainer: Trainer, resizings: Collection[Resizing] = ()) -> DataLoader[UnlabeledBatch]:
-    """Load this process's share of the unseen images, with views for teachers' ``resizings``."""
+def _loader(trainer: Trainer, teacher: Resizing | None = None) -> DataLoader[UnlabeledBatch]:
+    """Load this process's share of the unseen images, with views for a teacher's resizing."""
     data, resizing = domain_of(trainer), needs_of(trainer.lightning_module).resizing
     unseen = data.selection.held_out
     view = RandomView(data.splits.open_image, NoAugmentation(), resizing, data.seed)
-    images = UnlabeledImages(data.pool.images.take(unseen), view, unseen, resizings)
+    images = UnlabeledImages(data.pool.images.take(unseen), view, unseen, teacher)
     keys = [(i, 0) for i in range(trainer.global_rank, len(unseen), trainer.world_size)]
     return LazyLoader(images, keys, data.eval_batch_size, data.num_workers)
 

@@ -1,4 +1,4 @@
-"""Inputs of targets: teachers, the pool, the visible labels, and features of images."""
+"""Inputs of targets: the teacher, the pool, the visible labels, and features of images."""
 
 import json
 import os
@@ -69,9 +69,9 @@ class TargetInputs:
 
     Attributes:
         folder: The run's folder.
-        teacher_folder: The run folder of the first teacher.
+        teacher_folder: The teacher's run folder.
         resumes: True if the fit resumes from a checkpoint.
-        teachers: Class vectors of each teacher.
+        teacher: The teacher's class vectors.
         class_names: The names of the C classes, by label.
         num_base: Number of base classes, which come first; None without a base/novel split.
         pool: Sources of all unlabelled images.
@@ -83,21 +83,20 @@ class TargetInputs:
         open_image: Opens a source as an RGB image.
         num_workers: Worker processes that load images.
         device: Device of the targets.
-        encoder: The first teacher, of images uint8 [B, 3, S, S]; loaded on the first call.
-        predict: Returns the teachers' logits [N, C] of their concatenated features,
-            [N, D_1 + … + D_M].
+        encoder: The teacher, of images uint8 [B, 3, S, S]; loaded on the first call.
+        predict: Returns the teacher's logits [N, C] of its features [N, D].
     """
 
     def __init__(self, preparation: Preparation, selection: Selection) -> None:
         self._preparation = preparation
         self._trainer, self._data = preparation.trainer, preparation.data
-        # the run and its teachers
+        # the run and its teacher
         self.folder = Path(self._trainer.default_root_dir)
-        self.teacher_folder = preparation.teachers.first.folder
+        self.teacher_folder = preparation.teacher.folder
         self.resumes = self._trainer.ckpt_path is not None
-        self.teachers = [teacher.vectors for teacher in preparation.teachers.read()]
-        self.encoder = preparation.encoder(0)
-        self.predict = preparation.teachers.logits
+        self.teacher = preparation.teacher.vectors
+        self.encoder = preparation.encoder()
+        self.predict = preparation.teacher.logits
         self.device = preparation.device
         # the images, and the labels that may be seen
         self.class_names = self._data.class_names
@@ -112,16 +111,15 @@ class TargetInputs:
 
     @property
     def tuned(self) -> bool:
-        """True if a teacher was tuned on labels, so it may have seen the ``labeled`` images."""
-        folders = [teacher.folder for teacher in self._preparation.teachers.read()]
-        return any(TunedPrompts.load(folder / PROMPTS_FILE).tensors for folder in folders)
+        """True if the teacher was tuned on labels, so it may have seen the ``labeled`` images."""
+        return bool(TunedPrompts.load(self.teacher_folder / PROMPTS_FILE).tensors)
 
     @cached_property
     def origin(self) -> dict[str, Any]:
         """Origin of targets regardless of their settings, by name."""
         return {
-            "teachers": [teacher.teacher for teacher in self.teachers],
-            "class vectors": digest(teacher.digest() for teacher in self.teachers),
+            "teachers": [self.teacher.teacher],
+            "class vectors": digest([self.teacher.digest()]),
             "images": digest_of(self.pool),
             "images with a target": digest([np.asarray(self.indices).tobytes()]),
             "labels": self._digest(self.labeled),
@@ -160,9 +158,9 @@ class TargetInputs:
         return file, origin
 
     def features(
-        self, images: Sequence[str] | None, views: int, teacher: int = 0, pooled: bool = False
+        self, images: Sequence[str] | None, views: int, pooled: bool = False
     ) -> tuple[ImageFeatures, ImageFeatures]:
-        """Return a teacher's features of images, kept for other students and restarts.
+        """Return the teacher's features of images, kept for other students and restarts.
 
         The first are in the space of the class vectors. The second are the pooled features of the
         image tower, before the projection and without prompts; [N, 0] without ``pooled``.
@@ -171,12 +169,11 @@ class TargetInputs:
             images: Sources of labelled or validation images; None: the unlabelled images that need
                 a target.
             views: Views of each image.
-            teacher: Index of the teacher.
             pooled: Return pooled features as well.
         """
-        vectors = self.teachers[teacher]
+        vectors = self.teacher
         name = {"teacher": vectors.teacher, "pooled": pooled}
-        encode = self._preparation.encoder(teacher, pooled)
+        encode = self._preparation.encoder(pooled)
         rows = self._rows(name, encode, vectors.preprocessing.resizing, images, views)
         width = vectors.vectors.shape[1]
         return ImageFeatures.of(rows[..., :width]), ImageFeatures.of(rows[..., width:])

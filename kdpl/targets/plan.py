@@ -6,7 +6,8 @@ from lightning.pytorch import Callback
 
 from kdpl.data.pool import Selection
 from kdpl.targets import Target
-from kdpl.targets.cache.caches import TeacherCaches, teacher_features
+from kdpl.targets.cache.caches import teacher_features
+from kdpl.targets.cache.feature_cache import FeatureCache
 from kdpl.targets.fidelity import Fidelity, hold_out
 from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.pool_filter import without_unlike
@@ -20,12 +21,12 @@ class Plan:
 
     Attributes:
         selection: The images to distil on, held out and left out.
-        features: The teachers' features of their views; None: the teachers run in each step, or
-            none is needed.
+        features: The teacher's features of their views; None: the teacher runs in each step, or
+            is not needed.
     """
 
     selection: Selection
-    features: TeacherCaches | None
+    features: FeatureCache | None
 
 
 def prepare(preparation: Preparation, target: Target, pool_filter: float | None) -> Plan:

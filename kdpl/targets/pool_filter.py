@@ -55,7 +55,7 @@ def without_unlike(preparation: Preparation, selection: Selection, quantile: flo
 def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
     """Return the unlabelled images that are less like the classes than nearly all labelled images.
 
-    The similarity of an image is the cosine between the first teacher's feature, the normalised
+    The similarity of an image is the cosine between the teacher's feature, the normalised
     mean over four views, and the nearest class vector. Images below the ``quantile`` of the
     labelled training images' similarities are left out, regardless of their classes. Under
     ``base_to_novel`` all labelled images are of base classes, so more images of novel classes are
@@ -82,5 +82,5 @@ def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
 def _similarities(inputs: TargetInputs, images: Sequence[str] | None) -> Tensor:
     """Return the similarity of each image to the nearest class vector, float32 [N]."""
     features = inputs.features(images, _VIEWS)[0].mean
-    vectors = inputs.teachers[0].vectors.to(features)
+    vectors = inputs.teacher.vectors.to(features)
     return torch.cat([(part @ vectors.T).amax(dim=1) for part in torch.split(features, 4096)])

@@ -1,8 +1,8 @@
-"""Inputs of the preparation of a student's fit: the data, the teachers, and the device."""
+"""Inputs of the preparation of a student's fit: the data, the teacher, and the device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 
 import torch
 from lightning.pytorch import Trainer
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from kdpl.class_vectors import FrozenTeacher
 from kdpl.data.datamodule import DomainDataModule
-from kdpl.targets.teachers import Teachers
 
 Encoder = Callable[[Tensor], Tensor]
 """Encodes images uint8 [B, 3, S, S] into features [B, D]."""
@@ -23,31 +22,31 @@ class Preparation:
     Attributes:
         trainer: Runs the fit; its processes share the work.
         data: The student's datamodule.
-        teachers: The teachers, possibly not loaded yet.
-        load_teacher: Loads a teacher by its index, in the precision of the training.
+        teacher: The teacher, possibly not loaded yet.
+        load_teacher: Loads the teacher once, in the precision of the training.
         device: The process's device.
-        teacher_cache: Folder of the first teacher's cache; None: no cache.
-        fill_teacher_cache: Compute the features that the caches lack.
+        teacher_cache: Folder of the teacher's cache; None: no cache.
+        fill_teacher_cache: Compute the features that the cache lacks.
     """
 
     trainer: Trainer
     data: DomainDataModule
-    teachers: Teachers
-    load_teacher: Callable[[int], FrozenTeacher]
+    teacher: FrozenTeacher
+    load_teacher: Callable[[], object]
     device: torch.device
     teacher_cache: str | None = None
     fill_teacher_cache: bool = False
 
-    def encoder(self, number: int, pooled: bool = False) -> Encoder:
-        """Return a teacher as a function of images; it is loaded on the first call.
+    def encoder(self, pooled: bool = False) -> Encoder:
+        """Return the teacher as a function of images; it is loaded on the first call.
 
         With ``pooled``, the pooled features of its image tower follow its features, see
         ``FrozenTeacher.both_features``.
         """
-        load = cache(partial(self.load_teacher, number))
+        load, teacher = cache(self.load_teacher), self.teacher
 
         def encode(images: Tensor) -> Tensor:
-            teacher = load()
+            load()
             with self.trainer.precision_plugin.forward_context():
                 if not pooled:
                     return teacher.features(images.to(self.device))

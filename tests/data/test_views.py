@@ -96,7 +96,6 @@ def opened(sources):
     "student", [TOWERS[0], tower("border", "bilinear", 0.9, 48), tower("longest")], ids=str
 )
 def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pictures):
-    teachers = [tower("squash"), tower("border", "bilinear", 0.9, 48), tower("squash"), student]
     data = images_in(pictures)
     labeled, pool = [record.source for record in data.labels.training()], list(data.pool.images)
 
@@ -106,18 +105,18 @@ def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pi
     dataset = data.train_dataloader_for("labeled", student.resizing).dataset
     assert_views((dataset[i, 3].images for i in range(6)), labeled)
 
-    # one view for each other way of resizing, in the order of the teachers
-    further = [teacher for teacher in teachers[:2] if teacher != student]
-    resizings = [teacher.resizing for teacher in teachers]
-    loader = data.train_dataloader_for("unlabeled", student.resizing, teacher_resizings=resizings)
     # ten unlabelled images, and the training images
     assert pool[10:] == [record.source for record in data.splits.train]
-    items = [loader.dataset[i, 2] for i in range(len(pool))]
-    assert [int(item.indices) for item in items] == list(range(len(pool)))
-    assert_views((item.images for item in items), pool)
-    assert all(list(item.teacher_views) == [t.resizing for t in further] for item in items)
-    for teacher in further:
-        assert_views((item.teacher_views[teacher.resizing] for item in items), pool, teacher)
+    # a further view for a teacher that resizes otherwise
+    for teacher in (tower("squash"), tower("border", "bilinear", 0.9, 48), student):
+        loader = data.train_dataloader_for("unlabeled", student.resizing, teacher.resizing)
+        items = [loader.dataset[i, 2] for i in range(len(pool))]
+        assert [int(item.indices) for item in items] == list(range(len(pool)))
+        assert_views((item.images for item in items), pool)
+        if teacher == student:
+            assert all(item.teacher_images is None for item in items)
+        else:
+            assert_views((item.teacher_images for item in items), pool, teacher)
 
     val = data.evaluation_dataloader_for("val", student.resizing).dataset
     records = data.labels.evaluation("val")
@@ -132,10 +131,10 @@ def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pi
 
 
 FITS = {
-    "two teachers, start of prompts": (
+    "start of prompts": (
         tower("squash"),
         ("squash", "bilinear"),
-        {"more_teachers": True, "prompt_init": "mean_token"},
+        {"prompt_init": "mean_token"},
     ),
     "the cache": (tower("border", "bilinear"), ("longest", "bilinear"), {"cache": True}),
 }
@@ -164,19 +163,16 @@ def test_in_a_fit_towers_see_the_evaluation_transform(name, pictures, tmp_path, 
     note(FrozenTeacher, "features")
     note(StudentEncoder, "forward")
     note(StudentEncoder, "init_at_mean_tokens")
-    teachers = {"first": teacher, "second": tower("shortest", "bilinear")}
-    for number, (folder, images) in enumerate(teachers.items()):
-        (tmp_path / folder).mkdir()
-        changes = {"class_names": ("a", "b"), "num_base": None, "preprocessing": images}
-        world.write_teacher(tmp_path / folder, seed=number, **changes)
-    names = list(teachers) if "more_teachers" in options else ["first"]
+    (tmp_path / "teacher").mkdir()
+    changes = {"class_names": ("a", "b"), "num_base": None, "preprocessing": teacher}
+    world.write_teacher(tmp_path / "teacher", **changes)
     cache = {"teacher_cache": str(tmp_path / "cache"), "fill_teacher_cache": True}
     config = ClipConfig("test-student", world.TAG)
     monkeypatch.setitem(weights._OPENAI, "resize_mode", ways[0])
     monkeypatch.setitem(weights._OPENAI, "interpolation", ways[1])
     student = world.StudentDistillation(
         config,
-        [str(tmp_path / name) for name in names],
+        str(tmp_path / "teacher"),
         vision_prompts=StudentPrompts(2, 3, options.get("prompt_init", "normal")),
         loss=DistillationLoss(weight=20),
         target=Refined(mode="always", neighbors=2),
@@ -187,7 +183,7 @@ def test_in_a_fit_towers_see_the_evaluation_transform(name, pictures, tmp_path, 
 
     files = opened(sorted(pictures.rglob("*.png")))
     assert student.preprocessing.resizing == tower(*ways).resizing
-    towers = {"student": tower(*ways), **{name: teachers[name] for name in names}}
+    towers = {"student": tower(*ways), "teacher": teacher}
     assert seen.keys() == towers.keys()
     for who_saw, images in towers.items():
         views = {row.numpy().tobytes() for row in expected(images, files)}

@@ -206,7 +206,7 @@ class Looks(PreparedTarget):
     """Keeps the features of crops of the pool and of other images."""
 
     def prepare(self, inputs):
-        crops = Crops((1, 2), 3, inputs.teachers[0].preprocessing.resizing)
+        crops = Crops((1, 2), 3, inputs.teacher.preprocessing.resizing)
         self.inputs = inputs
         self.pool = summaries_of(inputs, crops, torch.flatten)
         some = [inputs.pool[i] for i in inputs.indices[:3][::-1].tolist()]
@@ -381,7 +381,7 @@ def inputs_of(texts, images, records, num_base=2):
         vectors=texts[:3], logit_scale=1.0, preprocessing=SimpleNamespace(resizing=Resizing(32))
     )
     return SimpleNamespace(
-        teachers=[vectors], teacher_folder=Path("/nowhere"), pool=names, indices=np.arange(8),
+        teacher=vectors, teacher_folder=Path("/nowhere"), pool=names, indices=np.arange(8),
         labeled=records, class_names=("a", "b", "c"), num_base=num_base, crops=images, device="cpu",
     )  # fmt: skip
 

@@ -47,15 +47,6 @@ def test_the_divergence_is_the_kl_of_each_class_by_itself(temperature):
     assert bernoulli_kl(LOGITS, LOGITS).item() == 0
 
 
-def test_the_mean_of_predictions_is_that_of_their_probabilities():
-    mean = TASK.mean(torch.stack([LOGITS, TARGETS]))
-    expected = [(sigmoid(z) + sigmoid(t)) / 2 for z, t in pairs(LOGITS, TARGETS)]
-    assert mean.sigmoid().flatten().tolist() == pytest.approx(expected, rel=1e-5)
-    assert TASK.log_probabilities(mean).exp().flatten().tolist() == pytest.approx(
-        expected, rel=1e-5
-    )
-
-
 def test_labels_are_the_classes_at_or_above_their_thresholds():
     task = MultiLabel([0.5, 0.9, 0.0, 1.0])
     logits = torch.tensor([[0.0, 2.0, -50.0, 3.0], [-0.1, 2.3, 0.0, 200.0]])

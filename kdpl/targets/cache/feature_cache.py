@@ -36,15 +36,12 @@ from kdpl.runtime.run_folder import LOCK_FILE
 from kdpl.targets.shards import SHARD, Work, fill_shards, images_per_shard, shards_in
 
 MANIFEST = "manifest.json"
-VIEWS = ("views", "view_seed")
-"""Fields of a manifest that describe the views in a cache."""
-
 _OTHER_FOLDER = "choose another folder as model.init_args.teacher_cache, or remove it"
 _FILL = (
     "fill it with python -m kdpl cache and the settings of this fit, "
     "or set model.init_args.fill_teacher_cache: true"
 )
-_MAY_DIFFER = {*VIEWS, "images_per_shard", "made_with"}
+_MAY_DIFFER = {"views", "view_seed", "images_per_shard", "made_with"}
 
 
 class Manifest(BaseModel):
@@ -83,16 +80,11 @@ class Manifest(BaseModel):
         teacher: TeacherDescription,
         images: Sequence[str],
         views: int = 0,
-        same_views: "Manifest | None" = None,
     ) -> "Manifest":
         """Describe the cache of a teacher's features of images that a run needs.
 
-        It has this number of ``views`` of each image (0: any number) with the run's seed, or the
-        same views as another cache.
+        It has this number of ``views`` of each image (0: any number) with the run's seed.
         """
-        # caches of several teachers share their views
-        if same_views:
-            views = same_views.views
         return cls(
             teacher=teacher.fingerprint,
             width=teacher.width,
@@ -102,7 +94,7 @@ class Manifest(BaseModel):
             resizing=teacher.resizing,
             decoding=data.decoding,
             augmentation=data.views_origin["augmentation"],
-            view_seed=same_views.view_seed if same_views else data.seed,
+            view_seed=data.seed,
             views=views,
             images_per_shard=images_per_shard(len(images), views),
             made_with={name: version(name) for name in ("pillow", "torch", "torchvision", "numpy")},
@@ -115,7 +107,7 @@ class Manifest(BaseModel):
         DataError if it is missing, damaged, of another version or of other data or settings.
 
         ``expected`` is the manifest that a run would write; number and seed of the views may
-        differ, except the fields of ``VIEWS`` in ``same``.
+        differ, except the fields in ``same``.
         """
         # read it
         file = folder / MANIFEST
@@ -145,7 +137,10 @@ class Manifest(BaseModel):
 
 
 class FeatureCache:
-    """A complete cache; each worker process opens the shards for itself."""
+    """A complete cache, ``CachedFeatures`` of a datamodule.
+
+    Each worker process opens the shards for itself.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
@@ -173,6 +168,20 @@ class FeatureCache:
         for path, indices in shards.items():
             _require_shape(path, (len(indices), manifest.views, manifest.width))
         return cls(folder, manifest)
+
+    @property
+    def views(self) -> int:
+        """Number of views of each image."""
+        return self.manifest.views
+
+    @property
+    def view_seed(self) -> int:
+        """The seed that the views are drawn with."""
+        return self.manifest.view_seed
+
+    def with_features(self, images: UnlabeledImages) -> Dataset[UnlabeledBatch]:
+        """Return a dataset of the images and the features of their views."""
+        return CachedImages(images, self)
 
     def read(self, view: int, index: int) -> npt.NDArray[np.float16]:
         """Read the normalised feature of a view of an image, float16 [D]."""
@@ -221,35 +230,22 @@ def fill(folder: Path, expected: Manifest, work: Work, same: Collection[str] = (
         ) from error
 
 
-def cache_folders(
-    folder: str, teachers: Sequence[TeacherDescription]
-) -> list[tuple[Path, TeacherDescription]]:
-    """Return the cache folder (FOLDER, FOLDER.2, …) and the description of each teacher."""
-    first = Path(folder).expanduser()
-    return [
-        (first if number == 1 else Path(f"{first}.{number}"), teacher)
-        for number, teacher in enumerate(teachers, start=1)
-    ]
-
-
 @dataclass(eq=False)
 class CachedImages(Dataset[UnlabeledBatch]):
-    """Unlabelled images with the teachers' cached features.
+    """Unlabelled images with the teacher's cached features.
 
-    Item (i, epoch) is view ``epoch mod V`` of the i-th image.
-
-    The images' views use the seed of the caches. There is one cache per teacher, all of the same
-    views of all unlabelled images.
+    Item (i, epoch) is view ``epoch mod V`` of the i-th image. The images' views use the seed of the
+    cache.
     """
 
     images: UnlabeledImages
-    caches: Sequence[FeatureCache]
+    cache: FeatureCache
 
     def __getitem__(self, key: tuple[int, int]) -> UnlabeledBatch:
-        view = key[1] % self.caches[0].manifest.views
+        view = key[1] % self.cache.views
         item = self.images[key[0], view]
-        features = np.concatenate([cache.read(view, int(item.indices)) for cache in self.caches])
-        return replace(item, teacher_features=torch.from_numpy(features))
+        features = torch.from_numpy(self.cache.read(view, int(item.indices)))
+        return replace(item, teacher_features=features)
 
     def __len__(self) -> int:
         return len(self.images)

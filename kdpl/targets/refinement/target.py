@@ -42,7 +42,7 @@ class Refined(RefinementConfig, PreparedTarget):
     Attributes:
         encoder: Source of the features for probe, neighbours and Gaussians: ``tower``, the first
             teacher's image tower before its projection into the joint space, without prompts;
-            ``teacher``, the teachers' features; or another CLIP or network of timm, as for a
+            ``teacher``, the teacher's features; or another CLIP or network of timm, as for a
             student's ``clip``. Other attributes are as in ``RefinementConfig``.
     """
 
@@ -79,7 +79,7 @@ class Refined(RefinementConfig, PreparedTarget):
 
         A ConfigError for several labels per image.
         """
-        self.require_task(inputs.teachers[0].task)
+        self.require_task(inputs.teacher.task)
         other = None if isinstance(self.encoder, str) else load_image_clip(self.encoder)
 
         def make(path: Path, origin: Origin) -> None:
@@ -129,28 +129,22 @@ class Refined(RefinementConfig, PreparedTarget):
     def _encode(
         self, inputs: TargetInputs, further: Sequence[Record], other: ImageClip | None
     ) -> tuple[Tensor, ImageFeatures]:
-        """Return the teachers' log probabilities, [N, C], and the encoder's features.
+        """Return the teacher's log probabilities, [N, C], and the encoder's features.
 
-        Both are for the pool and the further images. The encoder is a teacher's or ``other``.
+        Both are for the pool and the further images. The encoder is the teacher's or ``other``.
         """
-        # the teachers' features of both lists of images
+        # the teacher's features of both lists of images
         sources = [record.source for record in further]
         groups = [None, sources] if sources else [None]
         pooled = self.encoder == "tower"
-        of_teachers = [
-            [inputs.features(images, self.views, n, pooled and n == 0) for images in groups]
-            for n in range(len(inputs.teachers))
-        ]
-        joint = [_joined(part for part, _ in parts) for parts in of_teachers]
-        concatenated = ImageFeatures(
-            *(torch.cat(features, dim=1) for features in zip(*joint, strict=True))
-        )
+        parts = [inputs.features(images, self.views, pooled) for images in groups]
+        features = _joined(part for part, _ in parts)
 
         # the predictions, and the features of the chosen encoder
-        text = MULTI_CLASS.log_probabilities(inputs.predict(concatenated.mean))
+        text = MULTI_CLASS.log_probabilities(inputs.predict(features.mean))
         if other is not None:
             return text, _joined(inputs.features_of(other, images, self.views) for images in groups)
-        return text, _joined(part for _, part in of_teachers[0]) if pooled else concatenated
+        return text, _joined(part for _, part in parts) if pooled else features
 
     def _assign(self, inputs: TargetInputs, evidence: Evidence, origin: Origin) -> PoolTargets:
         """Assign the images, and decide whether to use the assignments."""

@@ -71,11 +71,12 @@ class Distiller(world.Probe):
     def __init__(self, cache):
         super().__init__()
         self.cache = cache
-        self.needs = Needs("unlabeled", SIZE, lambda: [TeacherDescription("t", WIDTH, SIZE)])
+        self.needs = Needs("unlabeled", SIZE, SIZE)
 
     def on_fit_start(self):
-        domain, teachers = self.trainer.datamodule, SimpleNamespace(describe=self.needs.teachers)
-        preparation = Preparation(self.trainer, domain, teachers, None, self.device, self.cache)
+        teacher = SimpleNamespace(description=TeacherDescription("t", WIDTH, SIZE))
+        domain = self.trainer.datamodule
+        preparation = Preparation(self.trainer, domain, teacher, None, self.device, self.cache)
         domain.distil_on(domain.pool.selection, teacher_features(preparation))
 
     def on_train_start(self):

@@ -78,7 +78,7 @@ def plain_views(indices, epoch, size):
 def test_distillation_from_a_cache_is_distillation_with_the_teacher(runs, request):
     runs = request.getfixturevalue(runs)
     plain, cached = runs.plain, runs.cached
-    assert cached.student.teachers.read()[0].tower is None
+    assert cached.student.teacher.module.tower is None
     assert cached.losses == runs.filling.losses
     assert all(torch.equal(value, runs.filling.state[name]) for name, value in cached.state.items())
     for seen, expected in zip(cached.batches, plain.batches, strict=True):
@@ -113,11 +113,11 @@ def test_a_target_without_a_teacher_reads_no_cache(teacher_folder, tmp_path):
 
 def test_a_view_is_rendered_at_the_size_of_each_tower_with_a_cache_and_without(runs_of_crops):
     plain = runs_of_crops.plain
-    plain.student.load_teachers()
-    (teacher,) = plain.student.teachers.read()
+    plain.student.load_teacher()
+    teacher = plain.student.teacher.module
     batches = zip(plain.batches, runs_of_crops.cached.batches, strict=True)
     for step, (batch, from_cache) in enumerate(batches):
-        (for_teacher,) = batch.teacher_views.values()
+        for_teacher = batch.teacher_images
         assert torch.equal(batch.images, plain_views(batch.indices, step // 2, 48))
         assert torch.equal(for_teacher, plain_views(batch.indices, step // 2, 32))
         features = teacher.features(for_teacher)
@@ -181,7 +181,7 @@ def test_in_half_precision_the_features_are_those_that_the_teacher_has_in_traini
     plain = Distilled(teacher_folder, tmp_path, **settings)
     cached = Distilled(teacher_folder, tmp_path, tmp_path / "cache", fill=True, **settings)
     assert cached.losses == pytest.approx(plain.losses, rel=2e-3)
-    assert cached.student.teachers.read()[0].tower.visual.proj.dtype == torch.bfloat16
+    assert cached.student.teacher.module.tower.visual.proj.dtype == torch.bfloat16
     # to the last bit with weights that autocast casts
     monkeypatch.setattr(Frozen, "store_in", lambda *_: None)
     cast = Distilled(teacher_folder, tmp_path, tmp_path / "other", fill=True, **settings)

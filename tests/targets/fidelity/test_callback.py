@@ -92,16 +92,15 @@ def without(teacher_folder, tmp_path_factory):
 def assert_plain(record, target=None):
     """Require agreement and KL, image by image in double precision, with what was distilled."""
     student, domain = record.student.eval(), record.domain
-    teachers, agreed, nats = student.teachers, [], []
-    resizings = [teacher.vectors.preprocessing.resizing for teacher in teachers.read()]
+    teacher, agreed, nats = student.teacher.module, [], []
+    resizing = teacher.vectors.preprocessing.resizing
     for index in domain.selection.held_out.tolist():
         image = domain.splits.open_image(domain.pool.images[index])
-        view, *views = (
-            to_tensor(resize_and_crop(image, resizing))[None]
-            for resizing in (student.resizing, *resizings)
+        view, for_teacher = (
+            to_tensor(resize_and_crop(image, to))[None] for to in (student.resizing, resizing)
         )
         with torch.no_grad():
-            wanted = teachers.logits(teachers.features(*views))
+            wanted = teacher.logits(teacher.features(for_teacher))
             wanted = (target or Target()).logits(wanted, torch.tensor([index]))[0].double()
             given = student.class_logits(view)[0].double()
         p, q = (torch.exp(logits - logits.max()) for logits in (wanted, given))
@@ -212,9 +211,9 @@ def test_in_mixed_precision_it_is_nearly_the_same(whole, teacher_folder, tmp_pat
     assert (targets - whole[0].targets).abs().max() < 0.05 * whole[0].targets.abs().max()
 
 
-def test_several_teachers_each_see_an_image_in_their_own_size(teacher_folder, tmp_path):
-    options = {"more_teachers": [str(write_teacher(tmp_path, "test-large"))]}
-    assert_plain(distil(teacher_folder, tmp_path / "run", Fidelity(), epochs=1, **options))
+def test_a_teacher_sees_an_image_in_its_own_size(tmp_path):
+    teacher = write_teacher(tmp_path, "test-large")
+    assert_plain(distil(teacher, tmp_path / "run", Fidelity(), epochs=1))
 
 
 def test_a_prepared_target_is_that_of_the_unseen_images_too(teacher_folder, tmp_path):

@@ -22,7 +22,7 @@ from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, LOCK_FILE, PROMPTS_FILE
-from kdpl.targets import Teachers
+from kdpl.student import StudentDistillation
 from kdpl.targets.inputs import PREPARED_FOLDER
 from kdpl.targets.refinement import target as refined_target
 from kdpl.targets.refinement.experts import Assigned, Evidence, assign
@@ -223,13 +223,13 @@ def test_no_teacher_runs_while_a_student_learns_assignments_alone(
     teacher, whole, tmp_path, monkeypatch
 ):
     class NoViews(Callback):
-        """Sees that no views are made for teachers."""
+        """Sees that no views are made for the teacher."""
 
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            assert pl_module.needs.teachers() == ()
-            assert batch.teacher_views == {}
+            assert pl_module.needs.teacher is None
+            assert batch.teacher_images is None
 
-    monkeypatch.setattr(Teachers, "features_of", None)
+    monkeypatch.setattr(StudentDistillation, "_teacher_features", None)
     assert distil(teacher, tmp_path, [NoViews()], epochs=2).losses == whole[0].losses
 
 
