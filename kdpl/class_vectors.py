@@ -207,11 +207,7 @@ class ClassVectors(VectorSettings):
 
 
 class NameEncoder:
-    """The text half of a tuned teacher: encodes class names into class vectors.
-
-    Raises:
-        KdplError: Its CLIP cannot be loaded.
-    """
+    """The text half of a tuned teacher: encodes class names into class vectors."""
 
     def __init__(self, prompts: TunedPrompts) -> None:
         self.prompts = prompts

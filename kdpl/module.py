@@ -182,12 +182,7 @@ class ClassifyingModule(LightningModule, ABC):
         checkpoint[ORIGIN_KEY] = {**checkpoint.get(ORIGIN_KEY, {}), **self.origin(fits=False)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that does not fit.
-
-        Raises:
-            ArtifactError: Its weights have another origin.
-            ConfigError: It has other parameters.
-        """
+        """Refuse a checkpoint that does not fit."""
         # compare the origins
         noted, now = checkpoint.get(ORIGIN_KEY), self.origin(fits=False)
         before = noted and {name: noted.get(name) for name in now}

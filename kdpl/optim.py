@@ -65,15 +65,8 @@ def build_optimizer(
 ) -> OptimizerLRSchedulerConfig:
     """Build the optimiser over the parameters that require gradients, and its schedule.
 
-    Args:
-        parameters: All parameters of the module.
-        config: The settings.
-        epochs: Epochs of the training.
-        steps: Returns the number of steps of the training, for ``warmup_steps``; called after the
-            warm-up.
-
-    Raises:
-        ConfigError: The number of epochs is unknown, or a learning rate is out of range.
+    ``steps``, for ``warmup_steps``, returns the number of steps of the training; it is called after
+    the warm-up.
     """
     if epochs is None or epochs < 0:
         raise ConfigError(

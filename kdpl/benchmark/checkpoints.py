@@ -42,8 +42,6 @@ class Published:
     """The content of a published checkpoint.
 
     Attributes:
-        file: The file.
-        kind: ``teacher`` or ``student``.
         learned: The trained tensors and batch norm's statistics under the names of kdpl's modules;
             floats in float32.
         clip: CLIP's weights that the file has, by their name in the file: the tower (``image`` or
@@ -175,16 +173,8 @@ def require_same_clip(
     A weight in half precision may differ by one rounding step, since it may have been rounded
     twice.
 
-    Args:
-        published: The file.
-        towers: State dicts of the towers ``image`` and ``text``.
-        log_scale: Logarithm of the logit scale.
-
     Returns:
         Names in the file that the CLIP does not have.
-
-    Raises:
-        WeightsError: A weight differs.
     """
     pairs = {
         name: (theirs, towers[tower].get(key))

@@ -34,9 +34,6 @@ def download(name: str, root: Path) -> bool:
 
     Returns:
         Whether the dataset is there.
-
-    Raises:
-        DataError: The hub cannot be reached, or has the dataset in an unexpected form.
     """
     # no download of ImageNet, nor of what is there
     dataset = BenchmarkSet(name, str(root))

@@ -39,15 +39,7 @@ def plan(
     options: Sequence[str] = (),
     rows: Sequence[str] = (),
 ) -> list[CampaignStep]:
-    """Return a campaign's steps in the order of a single process.
-
-    Args:
-        campaign: The campaign.
-        out: The campaign's folder.
-        root: The folder of all datasets of the benchmark.
-        options: Options for every fit, after all others.
-        rows: Rows to test, by default all; teachers that they need are fitted without a test.
-    """
+    """Return a campaign's steps in the order of a single process."""
     # the steps of all protocols; shared steps once
     planner = _Planner(campaign, out, root, options)
     steps: dict[str, CampaignStep] = {}

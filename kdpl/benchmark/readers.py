@@ -29,8 +29,6 @@ class Benchmark:
     """One dataset of the benchmark.
 
     Attributes:
-        name: Name in configs and commands.
-        folder: Folder below the root of all datasets.
         images: Folder of the images below ``folder``.
         index: File below ``folder`` that lists images or class names.
         layout: A JSON file of three lists; the lists of FGVC Aircraft; ImageNet's folders ``train``
@@ -106,11 +104,7 @@ class BenchmarkSet(Reader):
         self.origin = f"dataset {name} in {self.folder}"
 
     def read(self) -> Splits:
-        """Read the dataset.
-
-        Raises:
-            DataError: A path is missing or damaged; names it and the command that gets the data.
-        """
+        """Read the dataset."""
         self.require_folder(self.folder)
         return _LAYOUTS[self.benchmark.layout](self)
 

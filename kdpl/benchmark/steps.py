@@ -78,7 +78,6 @@ class CampaignStep(Step):
     Its title is the run's folder and its kind, ``fit``, ``class_vectors`` or ``test``.
 
     Attributes:
-        run: The run.
         args: Arguments of ``python -m kdpl``; those of another process are text.
         checkpoint: Checkpoint to test, if it exists by then: an untuned teacher has none.
     """

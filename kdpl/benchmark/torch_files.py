@@ -34,9 +34,6 @@ def read_torch_file(path: Path) -> Any:
 
     Returns:
         The saved tensors, numbers, strings and plain containers; a stand-in for anything else.
-
-    Raises:
-        ArtifactError: The file is missing, damaged or of another kind.
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist: check the path")

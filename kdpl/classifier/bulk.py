@@ -69,9 +69,6 @@ class BulkPrediction:
     An unreadable image gets a row with the reason.
 
     Attributes:
-        classifier: The classifier.
-        sources: Image files and shards.
-        options: How images are classified.
         embeddings: Adds the column ``embedding``, the encoder's features.
         write_rows: Writes the rows into a file, by its path, the rows and their columns.
         observers: Called with the number, from 1, of each image that can be read, with the image

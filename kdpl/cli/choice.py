@@ -95,14 +95,7 @@ def complete(
     given: Options,
     reading: tuple[str | None, str | None, EmptyLabels | None],
 ) -> Options:
-    """Survey images, choose what is not given, and print it; a run that resumes reads both.
-
-    Args:
-        path: Folder or table of the images.
-        out: The run's folder.
-        given: Options that are given.
-        reading: Class names, label separator and meaning of empty labels, as for ``init``.
-    """
+    """Survey images, choose what is not given, and print it; a run that resumes reads both."""
     # what is wrong with the options is said before all images are read
     given_names, (class_names, separator, empty) = given.names_set(), reading
     folder, source = out / DATA_FOLDER, str(Path(path).expanduser().absolute())
@@ -147,13 +140,7 @@ def _read(folder: Path) -> Choice | None:
 
 
 def choose(path: str, several_labels: bool, pool: int) -> Choice:
-    """Choose by the hardware, by the weights that can be loaded, and by the images.
-
-    Args:
-        path: Folder or table of the images.
-        several_labels: Whether an image has a list of labels.
-        pool: Number of images to distil on.
-    """
+    """Choose by the hardware, by the weights that can be loaded, and by the images."""
     import torch
 
     from kdpl.clip.weights import obtainable

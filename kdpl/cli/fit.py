@@ -37,12 +37,7 @@ max_epochs, logger
 
 
 def run_command(args: Sequence[str], make: type[KdplCLI] = KdplCLI) -> int:
-    """Run ``fit``, ``validate`` or ``test`` with arguments of the command line; returns 0.
-
-    Args:
-        args: The command and its arguments.
-        make: The kind of fit.
-    """
+    """Run ``fit``, ``validate`` or ``test`` with arguments of the command line; returns 0."""
     command: Any = args[0]
     if {"-h", "--help"} & {*args}:
         print(_HELP.format(command=command, about=COMMANDS[command][1]), end="")

@@ -169,14 +169,7 @@ def _find_images(
     labels: str | None,
     reading: tuple[str | None, str | None, EmptyLabels | None],
 ) -> tuple[list[FoundImage], list[FoundImage]]:
-    """Return the images of PATH and further images from --unlabeled, relabelled by --labels.
-
-    Args:
-        source: Folder or table of PATH.
-        places: Absolute paths and URLs of further images.
-        labels: Table of --labels.
-        reading: Class mapping, label separator and meaning of empty labels.
-    """
+    """Return the images of PATH and further images from --unlabeled, relabelled by --labels."""
     listed = find(source, *reading)
     sources = unlisted(find_unlabeled(places), (image.path for image in listed)) if places else ()
     further = [FoundImage(path, "", "train") for path in sources]

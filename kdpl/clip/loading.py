@@ -146,11 +146,7 @@ def count_image_parameters(config: ModelConfig) -> int:
 
 
 def load_clip(config: ClipConfig) -> Clip:
-    """Load a CLIP in float32 on the CPU, frozen, in evaluation mode.
-
-    Raises:
-        WeightsError: Model, tokenizer or weights cannot be loaded, or do not fit each other.
-    """
+    """Load a CLIP in float32 on the CPU, frozen, in evaluation mode."""
     if source := _source(config.model):
         if source.load_clip is None:
             raise WeightsError(

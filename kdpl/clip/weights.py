@@ -46,12 +46,7 @@ class Weights(NamedTuple):
 
 
 def read_weights(config: ClipConfig, tags: list[str]) -> Weights:
-    """Read the weights that a config names; a message about an unknown tag lists ``tags``.
-
-    Raises:
-        ConfigError: The config names no weights.
-        WeightsError: They cannot be loaded, or it is unknown how a file's weights were trained.
-    """
+    """Read the weights that a config names; a message about an unknown tag lists ``tags``."""
     if config.pretrained is None:
         raise ConfigError(
             f"{config.model} has several weights: set clip.pretrained to a tag or a weights file"

@@ -36,14 +36,7 @@ def labeled_records(
     """Read labelled images from a folder of class folders, or from a table with one split.
 
     A folder has one class per image, and is refused for images with several labels.
-
-    Args:
-        images: The folder or table.
-        class_names: File with the names of the classes, if folders or labels have other names.
-        names: The classifier's classes; labels of records are their numbers.
-        label_separator: Separator of an image's labels; None: one label per image.
-        empty_labels: Meaning of an empty label with a ``label_separator``, as in ``Table``.
-        one_of_a_group: Take one image of each group of a table, as bounds of errors require.
+    ``one_of_a_group`` takes one image of each group of a table, as bounds of errors require.
     """
     top, groups = Path(images).expanduser(), dict[str, str]()
     if not top.exists():

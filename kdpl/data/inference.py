@@ -27,12 +27,8 @@ def read_in_workers(
 ) -> DataLoader[OutputT]:
     """Return a loader of what a function makes of each batch of items.
 
-    Args:
-        load: Called in a worker process with the items of a batch.
-        items: Items, which are sent to each worker.
-        batches: Positions of the items of each batch; read lazily.
-        num_workers: Number of worker processes; 0: this process reads.
-        pin_memory: Put tensors into page-locked memory where there is a GPU.
+    ``load`` is called in a worker process, or in this one without workers. ``batches``, positions
+    of items, are read lazily.
     """
     # of torch, whose processes end with the one that started them
     return DataLoader(

@@ -86,12 +86,7 @@ def _tested(run: Run, name: str) -> Scores:
 
 
 def below_probes(tested: Mapping[str, Scores], advice: str) -> str | None:
-    """Return a sentence if the student is less accurate than a linear probe, else None.
-
-    Args:
-        tested: Scores of the models, by key of ``ModelRow``.
-        advice: What the sentence tells the reader to do.
-    """
+    """Return a sentence if the student is less accurate than a linear probe, else None."""
     student, better, share = tested.get("student", {}), [], ""
     # a probe has one accuracy: of all classes, or of the base classes
     for role, network in {"student": "its own network", "teacher": "the teacher's CLIP"}.items():

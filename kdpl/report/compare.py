@@ -34,18 +34,7 @@ class ComparisonRow(NamedTuple):
 
 
 def find_groups(arguments: Sequence[str], trusted: bool = False) -> dict[str, list[Run]]:
-    """Find the runs of each row of a comparison, in the order of their seeds.
-
-    Args:
-        arguments: Folders of ``run`` or of a stage, named by the folder, or ``NAME=RUN,RUN,…``
-            of folders or patterns.
-        trusted: Whether configs may name classes other than kdpl's.
-
-    Raises:
-        ConfigError: A run does not exist, two rows have the same name, or two runs of a row have
-            the same seed.
-        ArtifactError: A run was not tested, or not on the images and classes of the first run.
-    """
+    """Find the runs of each row of a comparison, in the order of their seeds."""
     groups: dict[str, list[Run]] = {}
     # read the name and the runs of each row
     for argument in arguments:

@@ -75,9 +75,6 @@ def linear_probe(run: Run, role: str) -> ProbeTest:
 
     It is read from the run's folder, or fitted on the labelled images that the run may see, tested
     on the run's test images, and kept in the folder.
-
-    Raises:
-        KdplError: There is no such stage, test or labelled image, or the images are gone.
     """
     if role not in run.stages:
         raise ArtifactError(f"not part of {run.folder}")

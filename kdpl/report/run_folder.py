@@ -139,12 +139,7 @@ class Run:
 
     @classmethod
     def find(cls, folder: Path, trusted: bool = False) -> "Run":
-        """Find the stages of a folder of ``run``, or of a single stage and its teacher.
-
-        Raises:
-            ConfigError: The folder is neither, or a config is damaged, or names a class other than
-                kdpl's without ``trusted``.
-        """
+        """Find the stages of a folder of ``run``, or of a single stage and its teacher."""
         if not folder.is_dir():
             raise ConfigError(
                 f"run folder {folder} does not exist: give the --out of run or of fit"

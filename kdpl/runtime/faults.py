@@ -70,10 +70,6 @@ def in_one_sentence(hint: Callable[[str], str] = lambda _: "") -> Iterator[None]
 
     Args:
         hint: Returns an addition to the message about settings that do not parse.
-
-    Raises:
-        ConfigError: Settings do not parse, or ask for a package that is missing.
-        KdplError: A class raised it in its constructor; jsonargparse wraps it.
     """
     try:
         yield

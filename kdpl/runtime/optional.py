@@ -7,16 +7,7 @@ from kdpl.errors import ConfigError
 
 
 def optional(module: str, what: str, extra: str) -> Any:
-    """Import a module of an optional package.
-
-    Args:
-        module: Dotted name.
-        what: Feature that needs it, the subject of the message.
-        extra: Extra of kdpl that installs it.
-
-    Raises:
-        ConfigError: The package is not installed.
-    """
+    """Import a module of an optional package; ``what`` is the subject of the message."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -71,14 +71,7 @@ async def read_uploads(
 
 
 class ClassifierApi(LitAPI):  # type: ignore[misc]  # litserve has no types
-    """Classifies the images of all waiting requests as the predict command does.
-
-    Args:
-        folder: The classifier's folder.
-        top_k: Classes for each image.
-        rule: Decision rule, as in the predict command.
-        workers: Processes on each device; they share the cores.
-    """
+    """Classifies the images of all waiting requests as the predict command does."""
 
     def __init__(
         self, folder: str, top_k: int = 1, rule: DecisionRule = DecisionRule(), workers: int = 1

@@ -23,14 +23,7 @@ _VIEWS = 4
 def without_unlike(preparation: Preparation, selection: Selection, quantile: float) -> Selection:
     """Leave out unlabelled images that are unlike all classes, on all processes.
 
-    Args:
-        preparation: The fit.
-        selection: The images chosen so far.
-        quantile: Unlabelled images below this quantile of the labelled images' similarities are
-            left out.
-
-    Raises:
-        DataError: No label is visible, or no image is left.
+    Their similarity is below the ``quantile`` of the labelled images' similarities.
     """
     _ = preparation.data.labels.training()  # refused before any image is encoded
     inputs = TargetInputs(preparation, selection)

@@ -20,11 +20,8 @@ class Preparation:
     """Inputs of the preparation of a student's fit.
 
     Attributes:
-        trainer: Runs the fit; its processes share the work.
-        data: The student's datamodule.
         teacher: The teacher, possibly not loaded yet.
         load_teacher: Loads the teacher once, in the precision of the training.
-        device: The process's device.
         teacher_cache: Folder of the teacher's cache; None: no cache.
         fill_teacher_cache: Compute the features that the cache lacks.
     """

@@ -88,10 +88,6 @@ class LevelScores(LearnedCompanion):
         deepest level up, the threshold is ``HeldOutScores.threshold`` of the images that no deeper
         level answers; the strictest one accepts a quarter of them. Each of L levels keeps the error
         with the confidence 1 - 5 % / L, and so all levels together with 95 %.
-
-        Raises:
-            ConfigError: No level has a threshold, or ``max_error`` is not between 0 and 1.
-            ArtifactError: There are no held-out images.
         """
         require_share("level_error", max_error)
         if not len(self.scores):

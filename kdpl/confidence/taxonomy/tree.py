@@ -23,7 +23,6 @@ class Taxonomy:
     the deeper levels, so that each level divides all classes.
 
     Attributes:
-        root: Name of the root.
         nodes: Names of the nodes of each level.
         of_class: Number of each class's node at each level, int64 [L, C].
     """

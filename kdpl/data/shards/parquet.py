@@ -76,13 +76,7 @@ class ImageColumn(NamedTuple):
 
 @contextmanager
 def open_column(path: str) -> Iterator[ImageColumn]:
-    """Open a file by path or URL and find its images, see ``ImageColumn``.
-
-    Raises:
-        ConfigError: pyarrow is not installed.
-        DataError: The file does not exist or is damaged, possibly raised in the block, or it is
-            cannot be told which column has its images.
-    """
+    """Open a file by path or URL and find its images, see ``ImageColumn``."""
     parquet = optional("pyarrow.parquet", path, "parquet")
     try:
         # remote: one request for row groups read together; local: less memory

@@ -104,11 +104,6 @@ def shuffle(starts: Indices, num_images: int, rng: np.random.Generator) -> Itera
     The pieces come in a random order, one at each turn. Each image of a piece is due after a random
     time of up to ``WINDOW`` turns, so that a batch mixes images of about ``WINDOW`` pieces.
 
-    Args:
-        starts: First image of each piece, increasing from 0.
-        num_images: Number of images N.
-        rng: The stream to draw from.
-
     Yields:
         The next images of the order; in total each of 0 … N - 1 once.
     """

@@ -52,20 +52,8 @@ def relabel(
     A row's label replaces the label of its image; an empty label, or ``?`` with a ``separator``,
     leaves or makes it unlabelled. An unknown image is added for training if it has a label.
 
-    Args:
-        listed: Images of the dataset.
-        further: Unlabelled images from other locations.
-        table: A .csv or .parquet file; relative paths start at its folder.
-        class_names: File of the classes; a class's name in it may be written for its label.
-        separator: Character between several labels of an image; None: one class for each.
-        empty: Meaning of an empty label with a ``separator``; None: it is refused.
-
     Returns:
         Images of the dataset, including further images that now have a label, and the rest.
-
-    Raises:
-        DataError: It cannot be read, gives an image two labels, names an unknown class, empties the
-            label of a test or validation image, or leaves a class without images.
     """
     keys = {name for image in listed for name in image.classes}
     names = read_class_mapping(Path(class_names), keys, complete=False) if class_names else {}

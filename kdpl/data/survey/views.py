@@ -25,12 +25,7 @@ _AS_BRIGHT = 24
 
 
 def views_to_choose(names: Collection[str], images: Sequence["FoundImage"]) -> str | None:
-    """Return why images must not be mirrored or closely cropped, or None if they may be.
-
-    Args:
-        names: Names of the classes, or what the text tower reads for them.
-        images: Surveyed images.
-    """
+    """Return why images must not be mirrored or closely cropped, or None if they may be."""
     of_names = sum(bool(_NOT_MIRRORED.fullmatch(name)) for name in names)
     if of_names > _MOST * len(names):
         return "by their names the classes are digits, letters, or left and right"

@@ -20,9 +20,6 @@ def linear_probe(run: Run, role: str) -> float:
 
     The probe learns from the teacher's labels; with ``base_to_novel``, it has only the base
     classes. The result is kept in the run's folder, next to the results of the stages.
-
-    Raises:
-        KdplError: There is no such stage or labelled image, or the network is not pretrained.
     """
     # refuse what has no labels or no features
     config = clip_of(run.stages[role])

@@ -70,18 +70,7 @@ class Suggestions:
 
     @classmethod
     def of(cls, run: Run, images: int | None, most: int) -> "Suggestions":
-        """Make suggestions for a run's images with its teacher.
-
-        Args:
-            run: A run with a finished teacher.
-            images: Number of images to label; None: 4 for each class, or all there are.
-            most: Number of images without a label to look at; if there are more, drawn at random.
-
-        Raises:
-            ConfigError: There are fewer images without a label than ``images``.
-            DataError: There is nothing to look at.
-            ArtifactError: The teacher is not finished, or has other classes.
-        """
+        """Make suggestions for a run's images with its teacher."""
         if run.teacher is None:
             raise ArtifactError(
                 f"{run.folder} has no teacher, expected a finished one: run stage 1 to its end"

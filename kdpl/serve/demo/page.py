@@ -49,16 +49,7 @@ class Demo:
         self._encode = lru_cache(_ENCODED)(encoder.encode) if encoder is not None else None
 
     def classify(self, path: str, name: str, added: str = "") -> dict[str, float] | str:
-        """Return the probabilities of an image's most probable classes, or a text if it has none.
-
-        Args:
-            path: The image.
-            name: The image's name for the visitor.
-            added: Names of further classes, separated by commas.
-
-        Raises:
-            KdplError: The image is unreadable, a name exists or is too long, or there are too many.
-        """
+        """Return the probabilities of an image's most probable classes, or a text without any."""
         classifier, image = self.open(path, name, added)
         (top,) = classifier.predict([image], self.top_k, workers=1)
         probabilities = {visible(str(item.class_name)): item.probability for item in top}
