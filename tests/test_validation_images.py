@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from kdpl.cli.init_summary import ENOUGH
 from kdpl.confidence.drift.two_samples import QUESTIONS, above_usual
 from kdpl.confidence.held_out import HeldOutScores
 from kdpl.confidence.unknown import USUAL, usual_rank
@@ -88,10 +87,3 @@ def test_the_fourth_question_is_answered_with_as_many_images_as_the_page_says():
     assert row_of("of `watch`").endswith(
         ", ".join(f"{alarm(known)} with {known}" for known in (19, 100, 500))
     )
-
-
-def test_init_names_the_numbers_of_the_page():
-    assert [*ENOUGH.values()] == [
-        int(row_of(word).split()[0])
-        for word in ("--unknown", "error of 5 %", "--calibrated", "for 1 %")
-    ]

@@ -9,7 +9,6 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from kdpl.cli.arguments import share
 from kdpl.cli.init_summary import (
-    ENOUGH,
     count_validating,
     print_lines,
     print_next,
@@ -33,11 +32,8 @@ CONFIG = "data.yaml"
 
 _TABLE, _LEFT_OUT = "images.csv", "left_out.csv"
 _HELD_OUT = 0.25
-_AFFINE_HINT = """\
-    # augmentation: light_affine  # where a mirrored or closely cropped image would be of \
-another class
-"""
 _VAL_SHARE, _VAL_LEAST = 0.2, 8  # default share of each class with at least so many labels
+_VAL_FEWEST = 19  # in all, as predict --unknown needs
 
 
 def init(
@@ -145,7 +141,7 @@ def survey(
     _write_table(folder, [image for image in images if image.path not in unlisted_paths], reader)
     skips = _write_left_out(folder, reader, {image.path for image in images}, left_out)
     affine = views_to_choose({named.name for named in names.values()}, images)
-    _write_config(folder, images, "val" in notes, reader, skips, shots, affine)
+    _write_config(folder, images, reader, skips, shots, affine)
 
     # print last, since the reader of a pipe may close it
     print_survey(source, images, names, shots, notes, affine)
@@ -252,17 +248,13 @@ def _with_validation(images: list[FoundImage], share: float | None) -> list[Foun
     if share:
         return set_aside(images, "val", share)
     divided = set_aside(images, "val", _VAL_SHARE, _VAL_LEAST)
-    # fewer would be too few for any of their uses
-    return divided if count_validating(divided) >= min(ENOUGH.values()) else images
+    return divided if count_validating(divided) >= _VAL_FEWEST else images
 
 
 def _copy(image: FoundImage, kept: FoundImage) -> str:
     """Return why a copy is left out."""
-    other = (
-        f" of class {visible(kept.label)}, not {visible(image.label)}: correct one of the labels"
-    )
-    contrary = image.label and kept.label and image.label != kept.label
-    return f"{image.path} is a copy of {kept.path} ({kept.split}){other if contrary else ''}"
+    of_class = f", of class {visible(kept.label)}" if image.label not in ("", kept.label) else ""
+    return f"{image.path} is a copy of {kept.path} ({kept.split}{of_class})"
 
 
 def _require_classes(
@@ -321,33 +313,14 @@ def _write_left_out(out: Path, reader: Table, kept: set[str], left_out: dict[str
 def _write_config(
     out: Path,
     images: list[FoundImage],
-    split_off: bool,
     reader: Table,
     skips: bool,
     shots: int | None,
     affine: str | None,
 ) -> None:
-    # the shots, and what the labels allow
+    # without labels, the teacher is the original CLIP
     smallest = min(training_counts(images).values(), default=0)
-    if not smallest or shots == 0:
-        taken = "0  # no labelled image is used, but to test"
-    elif shots is None:
-        taken = (
-            f"null  # all labelled images, of the smallest class {smallest}; "
-            "a number takes at most so many a class"
-        )
-    else:
-        taken = f"{shots}  # labelled images a class; the smallest class has {smallest}"
-
-    # the origin of test and validation images
-    splits = {image.split for image in images}
-    test = "its test images are yours" if "test" in splits else "there are no test images"
-    if HELD_OUT in splits:
-        test = "its test images were held out of your labelled ones, by chance"
-    if split_off:
-        test += ", and its validation images were split off them"
-
-    # the settings, with comments on some
+    shots = shots if smallest else 0
     classes = {"names": reader.class_names, "label_separator": reader.label_separator}
     values = {
         "root": reader.root,
@@ -357,29 +330,21 @@ def _write_config(
         "allow_fewer_shots": True if smallest else None,
         "augmentation": "light_affine" if affine else None,
     }
-    comments = {
-        "reading": "  # without unusable images, and copies",
-        "allow_fewer_shots": "  # classes with fewer images give all they have",
-        "augmentation": f"  # without mirroring: {affine}",
-    }
     settings = "".join(
-        f"    {name}: {json.dumps(value, ensure_ascii=False)}{comments.get(name, '')}\n"
+        f"    {name}: {json.dumps(value, ensure_ascii=False)}\n"
         for name, value in values.items()
         if value is not None
     )
-    hint = "" if affine else _AFFINE_HINT
     text = f"""\
-# Written by python -m kdpl init;
-# {test}.
-# {_TABLE} lists the images: to move one to another split, or to leave one out, edit its row.
+# Written by python -m kdpl init. {_TABLE} lists the images: to move one to another split, or to
+# leave one out, edit its row.
 data:
   class_path: kdpl.DomainDataModule
   init_args:
     dataset: table
 {settings}\
-    shots: {taken}
-    val_shots: null  # validate on all validation images, if there are any
-{hint}    # protocol: base_to_novel  # to measure the accuracy on classes that the teacher had no \
-labels of
+    shots: {json.dumps(shots)}  # labelled images a class; null: all
+    val_shots: null  # all validation images
+    # protocol: base_to_novel  # to measure the accuracy on classes without labels
 """
     write_text(out / CONFIG, text)

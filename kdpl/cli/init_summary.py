@@ -13,25 +13,7 @@ from kdpl.data.survey.found import FoundImage
 from kdpl.errors import visible
 
 _FEW = 4  # a class with fewer labelled images is named
-_UNEVEN = 3  # ratio of labels between two classes from which balanced classes are mentioned
-_BALANCE = (
-    "to tune on each class equally often, add --data.init_args.balance_classes true to the command"
-)
 _AFFINE = "--data.init_args.augmentation light_affine"
-ENOUGH = {
-    "predict --unknown": 19,
-    "--max-error 5%": 59,
-    "--calibrated": 100,
-    "--max-error 1%": 299,
-}
-"""Validation images that these options need; for an error, if no prediction is wrong."""
-_WITHOUT_VALIDATION = (
-    "  no validation image: nothing decides if refined targets are better than the teacher's "
-    "predictions, the\n    classifier has no temperature and no thresholds (predict --max-error, "
-    "--sets), more than 5 % of new\n    images exceed the limit of predict --unknown, and watch "
-    "does not ask if more are of none of the\n    classes: label some, in val/<class>/ or with "
-    "split val, or take some of the labels above by --val-share 20%"
-)
 # names such as 7, class_07, n01440764
 _UNINFORMATIVE = re.compile(r"([a-z]+[\W_]*)?\d+|[a-z]", re.IGNORECASE)
 _SHOWN = 10  # of a list on the terminal
@@ -47,7 +29,6 @@ def print_survey(
     affine: str | None,
 ) -> None:
     """Print the survey: splits, labels to train on, and what is missing or looks wrong."""
-    several = any(image.separator is not None for image in images)
     labeled = {names[label].name: count for label, count in training_counts(images).items()}
     tested = {
         names[name].name
@@ -82,8 +63,6 @@ def print_survey(
             f"  {unused} of these {sum(labeled.values())} labels are used in no stage, as "
             f"--shots is {shots}"
         )
-    if fewest and not several and max(seen.values()) > _UNEVEN * max(1, fewest[0][1]):
-        print(f"  very different numbers of labels: {_BALANCE}")
 
     # test and validation images
     if not tested:
@@ -93,46 +72,23 @@ def print_survey(
         )
     elif untested := sorted({named.name for named in names.values()} - tested):
         print(f"  no test image of: {_some(untested)}: label more of their images")
-    if labeled and shots != 0 and not several:
-        _print_validation(count_validating(images), splits["val"])
-    elif labeled and shots != 0 and not splits["val"]:
+    if labeled and shots != 0 and not splits["val"]:
         print(
-            "  no validation image: thresholds of classes rest on unlabelled images, until "
-            "python -m kdpl thresholds chooses them"
+            "  no validation image: to choose targets and thresholds, label some, in val/<class>/ "
+            "or with split val, or take some of the labels above by --val-share 20%"
         )
 
     # names and pictures that look wrong
-    _print_uninformative(names)
+    if numbers := [named.name for _, named in sorted(names.items()) if _is_uninformative(named)]:
+        print(
+            f"  names that tell the text tower nothing: {_some(numbers)}: give words for all "
+            f"classes by --class-names, a .csv with lines such as {numbers[0]},WORDS"
+        )
     if affine:
         print(f"  images are not mirrored (augmentation light_affine), since {affine}")
     else:
         print("  images are mirrored and cropped: if that would change the class of one, add")
         print(f"    {_AFFINE}")
-    if plain := [visible(image.path) for image in images if image.plain]:
-        print(
-            f"  images of one colour, or nearly so: {len(plain)} ({_some(plain)}): look whether "
-            "they show anything"
-        )
-
-
-def _print_uninformative(names: Mapping[str, ClassName]) -> None:
-    """Print the class names that are only numbers or single letters."""
-    classes = [name for _, name in sorted(names.items())]
-    if uninformative := [name.name for name in classes if _is_uninformative(name)]:
-        words = (
-            "give words for all classes by --class-names, "
-            f"a .csv with lines such as {uninformative[0]},WORDS"
-        )
-        print(f"  names that tell the text tower nothing: {_some(uninformative)}: {words}")
-
-
-def _print_validation(number: int, images: int) -> None:
-    """Print what more validation images would allow, and what is lost without any."""
-    if not number:
-        print(_WITHOUT_VALIDATION)
-    if short := [f"{least} for {option}" for option, least in ENOUGH.items() if least > number]:
-        of_groups = ", one of each group" if number < images else ""
-        print(f"  validation images{of_groups}: {number}; enough would be {', '.join(short)}")
 
 
 def print_lines(title: str, lines: Sequence[str], where: str = "") -> None:

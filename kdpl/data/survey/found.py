@@ -21,9 +21,8 @@ class FoundImage:
 
     With a ``separator``, the label is a list of classes, or the separator alone for no class.
     ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside at random.
-    Inspecting the image fills in its size, whether it is ``plain``, (almost) of one colour, or
-    ``drawn``, grey on a plain ground, the digest of the file's bytes, or the ``fault`` that makes
-    it unusable. A table may give it a
+    Inspecting the image fills in its size, whether it is ``drawn``, grey on a plain ground, the
+    digest of the file's bytes, or the ``fault`` that makes it unusable. A table may give it a
     ``group``.
     """
 
@@ -31,7 +30,6 @@ class FoundImage:
     label: str
     split: str
     size: tuple[int, int] | None = None
-    plain: bool = False
     drawn: bool = False
     digest: str = ""
     fault: str | None = None

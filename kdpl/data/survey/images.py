@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import cast
 
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.decoding import Decoding, opened
@@ -14,29 +13,10 @@ from kdpl.data.parallel import in_parallel
 from kdpl.data.readers.table import EmptyLabels, read_rows, split_cell
 from kdpl.data.sampling import held_out_of
 from kdpl.data.sources import content_of, digest_of_content
-from kdpl.data.storage import is_image, is_url
+from kdpl.data.storage import is_url
 from kdpl.data.survey.found import FoundImage, in_one_cell
 from kdpl.data.survey.views import is_drawn
 from kdpl.errors import DataError, visible
-
-# images that kdpl does not open
-_FOREIGN = frozenset(
-    {
-        ".arw",
-        ".cr2",
-        ".dcm",
-        ".dng",
-        ".eps",
-        ".heic",
-        ".heif",
-        ".jxl",
-        ".nef",
-        ".psd",
-        ".raw",
-        ".svg",
-    }
-)
-_NEARLY = 16  # of 256 levels, as many as 12-bit data fills in 16-bit values
 
 
 def relabel(
@@ -104,35 +84,18 @@ def relabel(
 
 
 def overlooked(folder: Path, taken: Iterable[FoundImage]) -> list[str]:
-    """List folders with images, and kinds of file, that ``find`` did not find, a line for each."""
-    # count them by folder and by file extension
-    paths, elsewhere, foreign = {image.path for image in taken}, Counter[str](), Counter[str]()
-    empty = list[str]()
+    """List the files that ``find`` did not take, a line for each folder and file extension."""
+    paths, counts = {image.path for image in taken}, Counter[tuple[str, str]]()
     for top, folders, files in os.walk(folder.absolute()):
-        if not folders and not files:
-            empty.append(top)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            ending = Path(name).suffix.lower()
-            if ending in _FOREIGN:
-                foreign[ending] += 1
-            elif is_image(name) and os.path.join(top, name) not in paths:  # noqa: PTH118
-                elsewhere[top] += 1
-    # describe them
-    lines = [
-        f"{_count(n, 'image')} in {visible(top)}, which is not a class folder (images without "
-        "labels go into a folder called unlabeled)"
-        for top, n in elsewhere.items()
+        counts.update(
+            (top, Path(name).suffix.lower())
+            for name in files
+            if not name.startswith(".") and os.path.join(top, name) not in paths  # noqa: PTH118
+        )
+    return [
+        f"{count} {ending or 'files'} in {visible(top)}" for (top, ending), count in counts.items()
     ]
-    lines += [f"folder {visible(top)}, which is empty" for top in empty]
-    return lines + [
-        f"{_count(n, f'{ending} file')}, which cannot be read: convert"
-        for ending, n in foreign.items()
-    ]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def inspect_images(images: Sequence[FoundImage], workers: int | None = None) -> list[FoundImage]:
@@ -163,10 +126,7 @@ def _inspect(image: FoundImage) -> FoundImage:
         content = content_of(image.path)
         with opened(image.path, content) as picture:
             rgb = Decoding().to_rgb(picture, f"image {image.path}")
-        # a (min, max) pair for each colour
-        extrema = cast(tuple[tuple[int, int], ...], rgb.getextrema())
-        plain = all(high - low < _NEARLY for low, high in extrema)
-        image = replace(image, size=rgb.size, plain=plain, drawn=is_drawn(rgb))
+        image = replace(image, size=rgb.size, drawn=is_drawn(rgb))
     except DataError as error:
         return replace(image, fault=str(error))
     except UnicodeEncodeError:

@@ -4,9 +4,7 @@ from collections import Counter, defaultdict
 from contextlib import chdir
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 from runs import CONFIGS, SHORT, error_line, files_of, image_folder, noise, rows_of
@@ -14,9 +12,8 @@ from zoo import odd_photo, tag, write_shard
 
 from kdpl import Classifier
 from kdpl.__main__ import main
-from kdpl.cli.init_summary import ENOUGH
 from kdpl.data.domain import build_data
-from kdpl.errors import ConfigError, DataError
+from kdpl.errors import DataError
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.resizing import Resizing
 from kdpl.student import StudentDistillation
@@ -95,23 +92,7 @@ def test_splits_that_are_there_are_kept_and_bad_images_and_copies_left_out(tmp_p
     assert "2 classes, 21 images of 16 to 40 pixels" in out
     assert "torn.png cannot be read" in out
     assert f"leak.png is a copy of {root}/test/dog/1.png (test)" in out
-    assert " of class cat, not dog: " in out
-
-
-def test_images_of_one_colour_or_nearly_so_are_named_and_stay(tmp_path, survey):
-    root = tmp_path / "pets"
-    for i in range(8):
-        path = root / ("dog", "cat")[i % 2] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        noise(20, 20, seed=i).save(path)
-    out = survey(root)
-    assert "of one colour" not in out
-    assert "8 images of 20 pixels an edge\n" in out
-    picture(root / "cat/grey.png", 90, 90, 90)
-    # 12 bits in 16, which a PNG file cannot say
-    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(root / "dog/dark.png")
-    assert f"so: 2 ({root}/cat/grey.png, {root}/dog/dark.png): " in survey(root, out="again")
-    assert len(listed(tmp_path / "again")) == 10
+    assert "(train, of class cat)" in out
 
 
 def test_without_test_images_a_quarter_of_each_class_is_held_out_and_said_so(tmp_path, survey):
@@ -123,8 +104,6 @@ def test_without_test_images_a_quarter_of_each_class_is_held_out_and_said_so(tmp
     assert [counts[name, "train"] for name in ("cat", "dog", "eel")] == [6, 6, 2]
     assert "test: 5, a quarter of each class, held out by chance" in out
     assert "fewer than 4 of: eel: " in out
-    written = (tmp_path / "out/data.yaml").read_text()
-    assert "all labelled images, of the smallest class 2" in written
     survey(root, out="again")
     assert listed(tmp_path / "again") == rows
     # a run says so too, and so does a look at what the first one wrote
@@ -174,16 +153,15 @@ def test_images_that_it_does_not_take_are_counted_by_folder_and_kind(tmp_path, s
     unlabeled = ("train/unlabeled/a.jfif", "Unlabelled_images/a.png")
     for number, path in enumerate((*unlabeled, "loose.png", "train/loose.png", "old/cat/b.png")):
         picture(root / path, 1, 2, number)
-    (root / "eel").mkdir()
     for name in ("a.heic", "b.HEIC"):
         (root / "train" / "cat" / name).touch()
     out = survey(root)
     assert "unlabelled: 2" in out
     assert "val: 6" in out
-    not_taken = [f"1 image in {root}{folder}, which" for folder in ("", "/train", "/old/cat")]
-    not_taken += [f"folder {root}/eel, which is empty", "2 .heic files, which"]
+    not_taken = [f"1 .png in {root}{folder}" for folder in ("", "/train", "/old/cat")]
+    not_taken.append(f"2 .heic in {root}/train/cat")
     assert out.count("not taken: ") == len(not_taken)
-    assert all(f"not taken: {line}" in out for line in not_taken)
+    assert all(f"not taken: {line}\n" in out for line in not_taken)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +254,6 @@ def test_a_group_is_in_one_split_stays_with_its_images_and_counts_once(tmp_path,
     assert numbers == {"held_out": 2, "val": 2, "train": 4}
     assert splits_of(tmp_path / "out").groups
     assert "  val: 6," in out
-    assert "validation images, one of each group: 2; enough would be 19" in out
 
 
 def test_bad_images_and_copies_in_further_places_are_left_out(tmp_path, survey, monkeypatch):
@@ -488,14 +465,10 @@ def test_what_an_earlier_init_wrote_is_replaced_if_asked_and_nothing_of_it_stays
 # --- labels and validation images ---
 
 
-BALANCE = "--data.init_args.balance_classes true"
-
-
 def test_all_labels_are_taken_unless_shots_says_otherwise_and_the_rest_is_said(tmp_path, survey):
     root = class_folders(tmp_path / "pets", cat=32, dog=11)
     out = survey(root, out="all")
     assert "are used in no stage" not in out
-    assert BALANCE not in out, "three times as many labels are not very different"
     assert settings(tmp_path / "all")["shots"] is None
     labels = built(**settings(tmp_path / "all")).labels
     assert len(labels.training()) == 24 + 8
@@ -517,9 +490,6 @@ def test_validation_images_are_split_off_where_labels_are_many_and_said(tmp_path
     assert [counts[name, "val"] for name in ("cat", "dog", "eel")] == [12, 7, 0]
     assert [counts[name, "train"] for name in ("cat", "dog", "eel")] == [48, 29, 7]
     assert "  val: 19, 20% of each class with 8 labels or more" in said
-    assert "  validation images: 19; enough would be 59 for --max-error 5%" in said
-    assert BALANCE in said
-    assert "and its validation images were split off them." in (out / "data.yaml").read_text()
     data = built(**settings(out))
     assert len(data.evaluation_dataloader_for("val", Resizing(32)).dataset) == 19
     survey(root, out="again")
@@ -546,25 +516,8 @@ def test_how_many_validation_images_are_split_off(cats, dogs, more, val, tmp_pat
     splits = Counter(split for *_, split in listed(tmp_path / "out"))
     assert splits["val"] == val
     assert splits["train"] >= 2
-    assert ("no validation image: nothing decides" in said) == (val == 0)
+    assert ("no validation image: " in said) == (val == 0)
     assert ("split off (--val-share)" in said) == (val > 0)
-
-
-def test_as_many_validation_images_are_called_enough_as_the_code_needs(tmp_path, survey):
-    said = survey(class_folders(tmp_path / "pets"))
-    enough = ", ".join(f"{least} for {option}" for option, least in ENOUGH.items())
-    assert f"enough would be {enough}" in said
-    held_out = pytest.importorskip("kdpl.confidence.held_out")
-    unknown = pytest.importorskip("kdpl.confidence.unknown")
-    # of N images and a new one, each is equally likely to be the most unusual: N / (N + 1) are below it at most
-    possible = (n for n in range(1, 99) if unknown.usual_rank(n) / (n + 1) >= unknown.USUAL)
-    assert next(possible) == ENOUGH["predict --unknown"]
-    for error in (0.05, 0.01):
-        right = ENOUGH[f"--max-error {error:.0%}"]
-        ones = torch.ones(right)
-        assert held_out.HeldOutScores(1.0, ones, ones, ones.bool()).threshold(error) == 1
-        with pytest.raises(ConfigError, match=f"it takes {right} held-out images"):
-            held_out.HeldOutScores(1.0, ones[1:], ones[1:], ones[1:].bool()).threshold(error)
 
 
 def test_images_that_a_mirror_would_change_are_not_mirrored(tmp_path, survey):
