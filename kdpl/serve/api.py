@@ -60,13 +60,12 @@ async def read_uploads(
     else:
         raise HTTPException(415, f"the Content-Type is {kind or 'missing'}: {_FORMAT}")
 
-    # limits and counts
+    # limits
     most = request.app.state.max_images
     if not uploads:
         raise HTTPException(400, f"there is no image in the request: {_FORMAT}")
     if len(uploads) > most:
         raise HTTPException(413, f"there are {len(uploads)} images, at most {most}: send fewer")
-    request.app.state.images.inc(len(uploads))
     return uploads
 
 

@@ -28,8 +28,8 @@ def serve(
     """Classify the images that other programs send over HTTP, until Ctrl-C or SIGTERM.
 
     POST /predict takes files in the field images of a form, or one image as the body. It returns
-    the rows of predict's tables as JSON. /health says if the service is ready, /metrics is for
-    Prometheus, and /openapi.json describes everything.
+    the rows of predict's tables as JSON. /health says if the service is ready, and
+    /openapi.json describes everything.
 
     Args:
         classifier: classifier folder of a student's run
@@ -46,7 +46,7 @@ def serve(
     """
     # check the options and the packages before torch is imported
     require_classifier(Path(classifier))
-    for package in ("litserve", "prometheus_client", "python_multipart"):
+    for package in ("litserve", "python_multipart"):
         optional(package, "the service", "serve")
     from kdpl.classifier.bulk import choose_device, load_classifier
     from kdpl.serve.api import ClassifierApi

@@ -11,18 +11,16 @@ from types import FrameType
 from typing import Any
 
 import torch
-from fastapi import Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from litserve import LitServer, configure_logging
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from kdpl import __version__
 from kdpl.classifier import Classifier
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.serve.api import PATH, ClassifierApi
-from kdpl.serve.gate import Gate, Limits, Metrics
+from kdpl.serve.gate import Gate, Limits
 from kdpl.tasks import DecisionRule
 
 _MAX_CONNECTIONS = 512
@@ -53,7 +51,6 @@ def build(
 ) -> LitServer:
     """Build the service; ``classifier`` is the one that the workers load from its folder."""
     # the workers, behind the gate
-    metrics = Metrics()
     server = LitServer(
         api,
         accelerator=device,
@@ -62,7 +59,7 @@ def build(
         # a request that has waited longer is not begun
         timeout=limits.seconds,
         max_payload_size=limits.size,
-        middlewares=[(Gate, {"limits": limits, "metrics": metrics})],
+        middlewares=[(Gate, {"limits": limits})],
         model_metadata={
             "kdpl": __version__,
             **classifier.card_facts(),
@@ -74,7 +71,7 @@ def build(
     server.uvicorn_graceful_timeout = math.ceil(limits.seconds)
     app = server.app
     app.title, app.version = "kdpl", __version__
-    app.state.max_images, app.state.images = limits.images, metrics.images
+    app.state.max_images = limits.images
 
     # routes and their descriptions
     def refuse(*_: object) -> JSONResponse:
@@ -82,11 +79,7 @@ def build(
             {"detail": "the field images holds no file: give it a file name and the image"}, 422
         )
 
-    def count() -> Response:
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
     app.add_exception_handler(RequestValidationError, refuse)
-    app.add_api_route("/metrics", count, summary="Counts for Prometheus")
     for route in app.routes:
         if isinstance(route, APIRoute) and route.path == PATH:
             route.summary, route.openapi_extra = "Classify images", _RAW_BODY

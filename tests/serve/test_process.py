@@ -94,7 +94,10 @@ def test_requests_at_the_time_of_sigterm_are_answered(classifier, tmp_path):
     image = picture(40)
     head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(image)}"
     request = f"{head}\r\nX-API-Key: secret\r\n\r\n".encode() + image
-    with service(tmp_path, classifier, LIT_SERVER_API_KEY="secret") as (process, address):
+    with service(tmp_path, classifier, "--max-waiting=1", LIT_SERVER_API_KEY="secret") as (
+        process,
+        address,
+    ):
         assert send(address, image)[0] == 401
         server = place_of(address)
         with (
@@ -102,8 +105,8 @@ def test_requests_at_the_time_of_sigterm_are_answered(classifier, tmp_path):
             socket.create_connection(server) as unused,
         ):
             connection.sendall(request[:-1])
-            metrics = f"http://{address}/metrics"
-            wait_for(lambda: "kdpl_requests_active 1.0" in httpx.get(metrics).text)
+            # the one slot is taken
+            wait_for(lambda: httpx.post(f"http://{address}/predict").status_code == 503)
             process.send_signal(signal.SIGTERM)
             # the end has begun
             assert unused.recv(4096) == b""
