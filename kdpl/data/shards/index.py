@@ -27,7 +27,6 @@ INDEX_FILE = ".kdpl-shards.safetensors"
 
 _KIND, _VERSION = "an index of shards", 2
 _AT_ONCE = 8  # shards scanned at a time; mostly waits for the network
-_BLOCK = 512  # least number of shards between writes of the index; an interruption loses little
 
 _Index = dict[str, tuple[str, Names]]
 """Stamp and images of each shard."""
@@ -47,16 +46,10 @@ def index_shards(shards: Sequence[str]) -> dict[str, Names]:
         new = [shard for shard in shards if shard not in indices[folder_of(shard)]]
         counts = zip(new, pool.map(_look_through, new), strict=True)
         shown = progress.track(counts, len(new), description="shards")
-        changed, due = set[str](), _BLOCK
-        for done, (shard, images) in enumerate(shown, start=1):
+        for shard, images in shown:
             indices[folder_of(shard)][shard] = stamps[shard], images
-            changed.add(folder_of(shard))
-            if done >= due or done == len(new):
-                for folder in changed:
-                    _save(folder, indices[folder])
-                changed.clear()
-                # each write is of the whole index: less often as it grows
-                due = done + max(_BLOCK, done // 4)
+        for folder in dict.fromkeys(map(folder_of, new)):
+            _save(folder, indices[folder])
     return {shard: indices[folder_of(shard)][shard][1] for shard in shards}
 
 

@@ -120,15 +120,3 @@ def test_the_index_of_a_folder_that_cannot_be_written_to_is_kept_elsewhere(
     write_everywhere = False
     (tmp_path / "cache").rename(tmp_path / "gone")
     assert described(index_shards(shards)) == plain(shards)
-
-
-def test_shards_read_before_an_interruption_are_kept(shards, looked, monkeypatch):
-    monkeypatch.setattr(shard_index, "_BLOCK", 1)
-    whole = Path(shards[2]).read_bytes()
-    Path(shards[2]).write_bytes(whole[:700])
-    with pytest.raises(DataError, match=r"2\.tar is damaged"):
-        index_shards(shards)
-    Path(shards[2]).write_bytes(whole)
-    looked.clear()
-    assert index_shards(shards).keys() == {*shards}
-    assert sorted(looked) == ["2.tar", "3.tar"]
