@@ -21,7 +21,7 @@ WITH_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart table reproduce targets photographs bench gpu test check-slow base core floors soak fuzz slurm screenshots models lint typecheck format docs docs-serve clean notebook planted
+.PHONY: help quickstart table reproduce targets photographs bench gpu test check-slow base core floors soak fuzz slurm screenshots lint typecheck format docs docs-serve clean notebook planted
 
 help: ## list the targets
 	@echo "usage: make TARGET"
@@ -101,9 +101,6 @@ screenshots: quickstart $(WITH_DEV) ## make the pictures in docs/images again, w
 
 notebook: $(WITH_DEV) ## run the notebook in examples/ and save its outputs
 	@KDPL_SAVE_NOTEBOOK=1 $(VENV_PYTHON) -m pytest -q -m slow tests/test_notebook.py
-
-models: $(WITH_DEV) ## count the parameters of the image towers of open_clip's models again
-	@$(VENV_PYTHON) -m benchmarks.models
 
 lint: $(WITH_DEV) ## check code style and formatting
 	@$(VENV_PYTHON) -m ruff check

@@ -8,7 +8,6 @@ COLUMNS = (
     "model",
     "tags",
     "image_size",
-    "parameters",
     "as_teacher",
     "as_student",
     "extra",
@@ -55,19 +54,18 @@ def models(word: str | None = None) -> int:
     # for people: a table as wide as the terminal
     table = Table(box=None, padding=(0, 1, 1, 0), pad_edge=False, header_style="bold")
     table.add_column("model\n[dim]tags", overflow="fold", ratio=1)
-    for title in ("px", "million"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("px", justify="right", no_wrap=True)
     for title in ("as teacher", "as student", "licence"):
         table.add_column(title)
     for entry in entries:
         name = f"{entry.model}\n[dim]{', '.join(entry.tags)}"
         extra = f"\n[dim]{entry.extra}" if entry.extra else ""
-        size, millions = str(entry.image_size), f"{entry.parameters / 1e6:.1f}"
-        table.add_row(name, size, millions, entry.teacher + extra, entry.student, entry.licence)
+        size = str(entry.image_size)
+        table.add_row(name, size, entry.teacher + extra, entry.student, entry.licence)
     console.print(table)
     console.print(
-        "px: edge of the images. million: parameters of the image tower. as teacher: prompts that "
-        "it takes, and the extra of kdpl that it needs. as student: what is trained, and the "
+        "px: edge of the images. as teacher: prompts that it takes, and the extra of kdpl that it "
+        "needs. as student: what is trained, and the "
         "projector always. A student may also be a network of timm: timm:NAME, and both an "
         "image-text model of transformers: hf:OWNER/NAME. More: docs/models.md",
         style="dim", highlight=False,

@@ -1,20 +1,12 @@
 """Catalogue of the CLIPs available by name: possible uses, size, and licence of the weights."""
 
-import json
 import re
 from dataclasses import dataclass
-from importlib.resources import files
 
 import timm
 
-from kdpl.clip.loading import count_image_parameters, known_models
+from kdpl.clip.loading import known_models
 from kdpl.clip.towers.kinds import DEFAULT_IMAGE_SIZE, ModelConfig
-
-PARAMETERS_FILE = "image_parameters.json"
-"""Numbers of parameters of open_clip's image towers; counting them takes minutes.
-
-``make models`` counts them again.
-"""
 
 # by model and pretrained tag, as stated in the model cards of the weights; the first match counts
 _LICENCES = {
@@ -40,7 +32,6 @@ class CatalogueEntry:
     model: str
     tags: tuple[str, ...]
     image_size: int
-    parameters: int  # of the image tower
     teacher: str  # prompts that it takes as a teacher
     student: str  # what is trained of it as a student
     extra: str  # extra of kdpl that it needs as a teacher, or ""
@@ -49,7 +40,6 @@ class CatalogueEntry:
 
 def catalogue(word: str = "") -> list[CatalogueEntry]:
     """List the CLIPs whose name or tag contains a word, ignoring case; needs no network."""
-    counted = json.loads((files("kdpl.clip") / PARAMETERS_FILE).read_text(encoding="utf-8"))
     entries = []
     for model, (config, tags) in sorted(known_models().items(), key=lambda item: item[0].lower()):
         # an entry for each licence of the matching tags
@@ -59,13 +49,12 @@ def catalogue(word: str = "") -> list[CatalogueEntry]:
                 by_licence.setdefault(licence(model, tag), []).append(tag)
         if by_licence:
             size = config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE)
-            parameters = counted.get(model) or count_image_parameters(config)
             text = config["text_cfg"]
             # tokenizers and text towers of Hugging Face
             extra = (
                 "transformers" if text.get("hf_tokenizer_name") or text.get("hf_model_name") else ""
             )
-            columns = (size, parameters, *grades(config), extra)
+            columns = (size, *grades(config), extra)
             entries += [
                 CatalogueEntry(model, tuple(group), *columns, name)
                 for name, group in by_licence.items()

@@ -138,13 +138,6 @@ def known_models() -> dict[str, tuple[ModelConfig, list[str]]]:
     return {**models, **registered}
 
 
-def count_image_parameters(config: ModelConfig) -> int:
-    """Count the parameters of a model's image tower without allocating them."""
-    with torch.device("meta"):
-        visual = _build({**config, "text_cfg": _NO_TEXT}).visual
-        return sum(parameter.numel() for parameter in visual.parameters())
-
-
 def load_clip(config: ClipConfig) -> Clip:
     """Load a CLIP in float32 on the CPU, frozen, in evaluation mode."""
     if source := _source(config.model):

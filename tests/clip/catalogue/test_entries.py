@@ -1,17 +1,12 @@
 """What each CLIP is good for, by rules about its config, and by what open_clip builds from it."""
 
-import json
-from importlib.resources import files
-
 import open_clip
 import pytest
 import torch
 import world
 
-from benchmarks.models import FILE, NAMES, PAIRS
-from kdpl.clip import ClipConfig, Preprocessing, PromptableImageTower, load_clip
+from kdpl.clip import Preprocessing, PromptableImageTower
 from kdpl.clip.catalogue import (
-    PARAMETERS_FILE,
     UNKNOWN_LICENCE,
     catalogue,
     licence,
@@ -20,7 +15,11 @@ from kdpl.clip.catalogue import (
 )
 from kdpl.clip.towers.choice import image_tower, text_tower
 from kdpl.clip.towers.text import PromptableTextTower
+from kdpl.clip.versions import list_models
 
+_USABLE = {*list_models()}
+PAIRS = [pair for pair in open_clip.list_pretrained() if pair[0] in _USABLE]
+NAMES = list(dict.fromkeys(name for name, _ in PAIRS))
 PREPROCESSING = Preprocessing(8, (0.5,) * 3, (0.5,) * 3)
 SMALL_TEXT = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
 
@@ -53,8 +52,6 @@ def test_the_rules_agree_with_what_open_clip_builds(name):
         features = model.visual(torch.zeros(1, 3, size, size, device="meta"))
     features = features[0] if isinstance(features, tuple) else features
     assert features.shape == (1, config["embed_dim"])
-    counted = json.loads((files("kdpl.clip") / PARAMETERS_FILE).read_text(encoding="utf-8"))
-    assert counted[name] == sum(p.numel() for p in model.visual.parameters())
 
 
 def entry_of(model, tag):
@@ -80,18 +77,15 @@ def test_a_model_is_listed_with_what_it_is_good_for(model, tag, teacher, student
     assert (entry.teacher, entry.student, entry.extra) == (teacher, student, extra)
 
 
-def test_every_pretrained_pair_is_listed_once_and_every_model_counted():
-    assert json.loads(FILE.read_text(encoding="utf-8")).keys() == {*NAMES}, "run make models"
+def test_every_pretrained_pair_is_listed_once():
     accepted = [row for row in catalogue() if row.model in NAMES]
     listed = [(row.model, tag) for row in accepted for tag in row.tags]
     assert sorted(listed) == sorted(PAIRS)
     assert len(listed) >= 190
 
 
-def test_a_registered_models_parameters_are_those_of_its_image_tower():
-    loaded = load_clip(ClipConfig("test-resnet", world.TAG)).image_tower.visual
+def test_a_registered_model_is_listed():
     entry = entry_of("test-resnet", world.TAG)
-    assert entry.parameters == sum(p.numel() for p in loaded.parameters())
     assert (entry.image_size, entry.licence) == (32, UNKNOWN_LICENCE)
 
 
