@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from kdpl.benchmark.campaign import Campaign
 from kdpl.benchmark.steps import RESULT_FILE, CampaignStep, Result
-from kdpl.metrics import SUMMARY_COLUMNS, test_key
+from kdpl.metrics import test_key
 from kdpl.runtime import plugins, slurm
 from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.files import write_text
@@ -95,7 +95,7 @@ def run_steps(
                     continue
                 if failure is not None:
                     failures[step.title] = failure
-                outcome = f"failed ({failure})" if failure is not None else _accuracies(step)
+                outcome = "done" if failure is None else f"failed ({failure})"
                 minutes, seconds = divmod(round(time.monotonic() - start), 60)
                 done = f"{sum(test.done() for test in tests)}/{len(tests)}"
                 say(f"[{done}] {step.title}: {outcome} ({minutes} min {seconds} s)")
@@ -108,16 +108,6 @@ def run_steps(
                 waits = True
                 time.sleep(_WAIT_SECONDS)
     return [(step, failures[step.title]) for step in steps if step.title in failures]
-
-
-def _accuracies(step: CampaignStep) -> str:
-    """Return the accuracies of a test in %, or of another step that it is done."""
-    metrics = read_results(step.folder) if step.kind == "test" else {}
-    titles = {test_key(name): title for name, title in SUMMARY_COLUMNS.items()}
-    accuracies = [
-        f"{title} {100 * metrics[key]:.2f}" for key, title in titles.items() if key in metrics
-    ]
-    return ", ".join(accuracies) or "done"
 
 
 @contextmanager

@@ -24,7 +24,6 @@ AVERAGE = "average"
 
 _ACCURACY = test_key("acc")
 _BASE, _NOVEL, _HM = METRICS
-_OF_SEVERAL = {metric: metric.replace("acc", "map") for metric in (_ACCURACY, _BASE, _NOVEL)}
 _BASE_TO_NOVEL = {_BASE: "base", _NOVEL: "novel", _HM: "HM"}
 _TITLES = {
     "few_shot": "Few-shot",
@@ -133,11 +132,6 @@ class _Maker:
         for r in self.results:
             self.by_cell[r.protocol, r.setting, r.dataset, r.row].append(r)
 
-        # datasets of several labels, measured by their mAP
-        self.several = {r.dataset for r in self.results if _OF_SEVERAL[_ACCURACY] in r.metrics}
-        if self.several == {r.dataset for r in self.results}:
-            self.several.add(AVERAGE)
-
     def columns(self, protocol: str, suffix: str = "") -> list[Column]:
         if protocol == "base_to_novel":
             return [Column(title, protocol, "", metric) for metric, title in _BASE_TO_NOVEL.items()]
@@ -163,15 +157,9 @@ class _Maker:
                 selected = any(run.selected_on_test for run in runs)
                 line_title = self.rows[row].title or row
                 lines.append(Line(group, line_title, cells, transductive, selected))
-
-        # a note on datasets of several labels
-        notes = self.campaign.notes
-        shown = {cell.dataset for line in lines for cell in line.cells} - {AVERAGE}
-        if several := sorted(shown & self.several):
-            joined = ", ".join(several)
-            note = f"mean average precision of {joined}, whose images have several labels"
-            notes = (note, *notes)
-        return ResultTable(title, tuple(column.title for column in columns), lines, notes)
+        return ResultTable(
+            title, tuple(column.title for column in columns), lines, self.campaign.notes
+        )
 
     def _runs(self, row: str, column: Column) -> bool:
         if row in self.probes and column.metric in (_NOVEL, _HM):
@@ -195,19 +183,14 @@ class _Maker:
             average = dataset == AVERAGE
             figures = published_average(averaged) if average else FIGURES.get(dataset, {})
             published = figures.get(column.metric)
-        column = column._replace(metric=self._measured(dataset, column.metric))
         return Cell(column, dataset, row, mean, deviation, len(values), expected, published)
-
-    def _measured(self, dataset: str, metric: str) -> str:
-        """Return the metric of a dataset in a column of accuracies."""
-        return _OF_SEVERAL.get(metric, metric) if dataset in self.several else metric
 
     def _over_seeds(
         self, column: Column, dataset: str, row: str, averaged: Sequence[str]
     ) -> Mapping[int, float]:
         """Return values by seed, in %; an average needs the seed's results on all datasets."""
         if dataset != AVERAGE:
-            metric = self._measured(dataset, column.metric)
+            metric = column.metric
             results = self.by_cell[column.protocol, column.setting, dataset, row]
             return {r.seed: 100 * r.metrics[metric] for r in results if metric in r.metrics}
         if column.metric == _HM:

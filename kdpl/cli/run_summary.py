@@ -8,21 +8,17 @@ from typing import Any
 
 from rich.table import Table
 
-from kdpl.metrics import FIDELITY, SUMMARY_COLUMNS, test_key, train_key
+from kdpl.metrics import SUMMARY_COLUMNS, test_key
 from kdpl.runtime.files import write_text
-from kdpl.runtime.loggers import read_metrics
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import (
     CLASSIFIER_FOLDER,
     FIGURES_FOLDER,
-    METRICS_FILE,
     PROBE_FOLDER,
     REPORT_FILE,
     RESULTS_FILE,
     SUMMARY_FILE,
 )
-
-_FOLLOWS = 0.5  # least agreement of a student with its targets to count as following them
 
 
 def summarize(console: Any, out: Path, nothing_done: bool) -> None:
@@ -51,8 +47,6 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
             f"{out} is finished: nothing to do; remove the folder to run it again", highlight=False
         )
     console.print(_table(results) if results else "there are no test images: nothing was tested")
-    if any(test_key("map") in row for row in results.values()):
-        _print_agreement(console, out / "student" / METRICS_FILE)
 
     # print the paths
     classifier = out / "student" / CLASSIFIER_FOLDER
@@ -66,28 +60,6 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
     console.out(
         f"use it: python -m kdpl predict {shlex.quote(str(classifier))} IMAGES…", highlight=False
     )
-
-
-def _print_agreement(console: Any, file: Path) -> None:
-    """Print how well a student of several labels followed its targets in its last epoch."""
-    curves = read_metrics(file) if file.is_file() else {}
-    for key, images in {
-        FIDELITY: "unlabelled images that it has not seen",
-        train_key("agreement"): "views that it was trained on",
-    }.items():
-        if key in curves:
-            share = curves[key][-1][1]
-            line = (
-                f"the student agrees with its targets on {100 * share:.1f} % of the classes that "
-                f"either gives to {images}"
-            )
-            if share < _FOLLOWS:
-                line += (
-                    ": it cannot follow them; train its image tower (--student fine_tune), or "
-                    "take a network that sees more of an image"
-                )
-            console.out(line, highlight=False)
-            return
 
 
 def _table(results: Mapping[str, dict[str, float]]) -> Any:

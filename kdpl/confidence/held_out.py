@@ -135,22 +135,9 @@ class HeldOutScores(LearnedCompanion):
         if threshold is None:
             raise ConfigError(
                 "no threshold that accepts half of the held-out images shows an error of "
-                f"{_percent(max_error)}, the "
-                f"least that one shows is {_percent(self.least_error())}: {_REMEDIES}"
+                f"{_percent(max_error)}: {_REMEDIES}"
             )
         return threshold
-
-    def least_error(self) -> float:
-        """Return the error, rounded up, kept by a threshold that accepts half of the images."""
-        # half of them, or all above the most probable mistake
-        highest_error = float(self.scores[~self.correct].max()) if not self.correct.all() else -1.0
-        without_error = int((self.scores > highest_error).sum())
-        _, accepted, errors = self._accepting(max(-(-len(self) // 2), without_error))
-        if errors == accepted:
-            return 1.0
-        # the Clopper-Pearson bound
-        bound = float(scipy.stats.beta.ppf(CONFIDENCE, errors + 1, accepted - errors))
-        return min(1.0, math.ceil(bound * 1000) / 1000)
 
     def set_threshold(self, coverage: float) -> float:
         """Return the smallest probability of a class in the set of an image.

@@ -52,28 +52,6 @@ def text_of(made, group, title):
     return [part.strip() for part in line.strip("|").split("|")]
 
 
-def test_several_labels_an_image_are_measured_by_their_mean_average_precision():
-    mine = campaigns.campaign(CAMPAIGN.replace("[1, 2]", "[1]"))
-    of_sets = {"test/map": 0.1, "test/base_map": 0.6, "test/novel_map": 0.3, "test/hm": 0.4}
-    results = [result("dtd", 1, "teacher", metrics=of_sets)]
-    other = result("oxford_pets", 1, "teacher", metrics=base_novel(0.9, 0.5))
-    (made,) = tables(mine, [*results, other])
-    assert text_of(made, "dtd", "teacher")[2:] == ["60.00", "30.00", "40.00"]
-    assert made.notes == ("mean average precision of dtd, whose images have several labels",)
-    cells = list(csv.DictReader(io.StringIO(to_csv([made]))))
-    metrics = {(cell["dataset"], cell["metric"]) for cell in cells if cell["row"] == "teacher"}
-    assert {("dtd", "test/base_map"), ("oxford_pets", "test/base_acc")} <= metrics
-    assert ("dtd", "test/base_acc") not in metrics
-
-    # 2·60·20/80 and 2·30·60/90, whose averages are of the same kind
-    more = {"test/map": 0.1, "test/base_map": 0.2, "test/novel_map": 0.6, "test/hm": 0.3}
-    (made,) = tables(mine, [*results, result("oxford_pets", 1, "teacher", metrics=more)])
-    assert text_of(made, "average", "teacher")[2:] == ["40.00", "45.00", "42.35"]
-    mine = mine.model_copy(update={"protocols": ("few_shot",), "shots": (4,)})
-    alone = [result("dtd", 1, "teacher", "few_shot", "shots_4", metrics=of_sets)]
-    assert text_of(tables(mine, alone)[0], "dtd", "teacher")[2:] == ["10.0"]
-
-
 def test_notes_of_a_campaign_stand_below_each_of_its_tables():
     note = "validation labels chose 5 %, none is seen"
     notes = campaigns.campaign(CAMPAIGN + f"notes: {note}\n")

@@ -46,7 +46,7 @@ def plain_threshold(scores, correct, max_error):
         (0.3, True, 1),
     ],
 )
-def test_the_threshold_is_that_of_a_plain_loop_and_so_is_the_least_error(max_error, rounded, seed):
+def test_the_threshold_is_that_of_a_plain_loop(max_error, rounded, seed):
     draw = np.random.default_rng(seed)
     scores = draw.random(160).astype("float32")
     correct = draw.random(160) < scores ** (0.02 + 0.06 * seed)
@@ -55,13 +55,10 @@ def test_the_threshold_is_that_of_a_plain_loop_and_so_is_the_least_error(max_err
     held_out = scores_of(scores, correct)
     expected = plain_threshold(scores, correct, max_error)
     if expected is None:
-        with world.refused(ConfigError, f"shows an error of {100 * max_error:.3g}%, the least"):
+        with world.refused(ConfigError, f"shows an error of {100 * max_error:.3g}%: "):
             held_out.threshold(max_error)
     else:
         assert held_out.threshold(max_error) == expected
-    least = held_out.least_error()
-    assert plain_threshold(scores, correct, least) is not None
-    assert plain_threshold(scores, correct, least - 0.002) is None
 
 
 def draw_logits(draw, count, classes=10):

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import pydantic.dataclasses
-import torch
 from pydantic import Field, TypeAdapter
 from torch import Tensor
 
@@ -16,10 +15,6 @@ POOL_TARGETS_FILE = "pool_targets.safetensors"
 KIND = "pool targets"
 VERSION = 2
 
-MOST_CLASSES = 1000
-"""Largest number of classes for which all probabilities of an image are stored."""
-
-_LARGEST = 32
 _REMEDY = "remove it, and run the same command again"
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -72,13 +67,8 @@ class PoolTargets(PoolManifest):
     assignments: Tensor
 
     def save(self, path: Path) -> None:
-        """Write the file atomically; beyond 1,000 classes only the largest probabilities."""
-        tensors = {"images": self.images}
-        if len(self.class_names) <= MOST_CLASSES:
-            tensors["assignments"] = self.assignments.half()
-        else:
-            values, classes = self.assignments.topk(_LARGEST, dim=1)
-            tensors |= {"values": values.half(), "classes": classes.int()}
+        """Write the file atomically."""
+        tensors = {"images": self.images, "assignments": self.assignments.half()}
         fields = TypeAdapter(PoolManifest).dump_python(self, mode="json")
         write_tensors(path, KIND, VERSION, tensors, fields)
 
@@ -89,20 +79,11 @@ class PoolTargets(PoolManifest):
         manifest = parse_metadata(PoolManifest, fields, str(path), _REMEDY)
         classes = len(manifest.class_names)
         try:
-            # all probabilities, or the largest ones with their classes
-            images = tensors["images"].long()
-            if "assignments" in tensors:
-                assignments = tensors["assignments"]
-            else:
-                assignments = torch.zeros(len(images), classes, dtype=torch.float16)
-                assignments.scatter_(1, tensors["classes"].long(), tensors["values"])
-            # check them against the classes
+            images, assignments = tensors["images"].long(), tensors["assignments"]
             if assignments.shape != (len(images), classes) or not assignments.isfinite().all():
                 raise ValueError(f"it has assignments of shape {tuple(assignments.shape)}")
             if {len(manifest.before), len(manifest.after)} != {classes}:
                 raise ValueError("it counts images of other classes")
-            if any(max(moved.before, moved.after) >= classes for moved in manifest.examples):
-                raise ValueError("it has examples of other classes")
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (KeyError, ValueError) as error:
             raise ArtifactError(f"{path} is damaged ({error}): {_REMEDY}") from error
         return cls(images=images, assignments=assignments, **vars(manifest))
