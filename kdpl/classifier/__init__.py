@@ -5,7 +5,7 @@ Public names load on first use: commands check their input before they import to
 
 from typing import TYPE_CHECKING
 
-from kdpl.runtime.lazy import lazily
+from kdpl.runtime.optional import lazily
 
 if TYPE_CHECKING:
     from kdpl.classifier.model import Classifier, Precision, PredictOptions

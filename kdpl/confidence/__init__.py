@@ -5,7 +5,7 @@ Public names load on first use, since some of them import Lightning.
 
 from typing import TYPE_CHECKING
 
-from kdpl.runtime.lazy import lazily
+from kdpl.runtime.optional import lazily
 
 if TYPE_CHECKING:
     from kdpl.confidence.decision import decision_rule

@@ -15,7 +15,7 @@ PLUGIN = Plugin(
         "explain": "kdpl.report.reasons:options",
     },
     report={
-        "reasons": "kdpl.report.reasons.section:SECTION",
+        "reasons": "kdpl.report.reasons.pictures:SECTION",
         "refined": "kdpl.report.refined:SECTION",
     },
 )

@@ -1,5 +1,6 @@
-"""Optional packages, imported where they are used."""
+"""Packages and modules that are imported where they are used."""
 
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -13,3 +14,14 @@ def optional(module: str, what: str, extra: str) -> Any:
     except ImportError as error:
         package = module.partition(".")[0]
         raise ConfigError(f"{what} needs {package}: pip install 'kdpl[{extra}]'") from error
+
+
+def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a ``__getattr__`` for a package that finds names in its modules, on first use."""
+
+    def get(name: str) -> Any:
+        if name in homes:
+            return getattr(import_module(f"{package}.{homes[name]}"), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return get

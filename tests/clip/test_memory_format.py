@@ -11,7 +11,7 @@ from torch import nn
 
 from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.clip.loading import fingerprint
-from kdpl.clip.memory_format import memory_format_of
+from kdpl.clip.towers.image import memory_format_of
 
 CONVOLUTIONAL = {
     "EfficientNet": ClipConfig("timm:test_efficientnet", "random", image_size=48),

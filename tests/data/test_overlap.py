@@ -1,7 +1,5 @@
 """Splits of your images that overlap: each overlap is refused, or left out and said."""
 
-import builtins
-import io
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +10,6 @@ import world
 from world import Probe
 
 from kdpl import DomainDataModule
-from kdpl.data import parallel
 from kdpl.data.options import ReadingOptions
 from kdpl.data.scan.checked import Checked
 from kdpl.data.storage import find_images
@@ -124,20 +121,6 @@ def test_test_images_by_other_paths_are_not_distilled_on(pets, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("kind", "link", "said"),
-    [
-        ("folder", "symlink_to", "1 unlabelled images are test or validation images"),
-        ("table", "hardlink_to", "of test or validation images: 1 unlabelled ("),
-    ],
-)
-def test_links_to_test_images_are_not_distilled_on(kind, link, said, pets, tmp_path):
-    getattr(pets / "unlabeled/9.png", link)(pets / "test" / CAT)
-    splits, (note,) = looked_at(dataset(kind, pets), tmp_path / "run")
-    assert names(splits.unlabeled, pets) == UNLABELED
-    assert said in note
-
-
-@pytest.mark.parametrize(
     ("copy", "split", "said", "kind", "bad_images", "way"),
     [
         ("train/cat/9.png", "test", "1 train", "folder", "error", shutil.copyfile),
@@ -216,30 +199,6 @@ def test_a_benchmark_keeps_the_copies_that_it_is_published_with(tmp_path):
     assert looked_at(digits, tmp_path)[0] == DomainDataModule("digits").splits
     checked = Checked.load(tmp_path / DECODED_FILE)
     assert checked.made_from["test and validation images"] == 0
-
-
-def test_a_look_opens_each_file_once_and_asks_nothing_more_about_it(pets, tmp_path, monkeypatch):
-    for number in range(3, 9):
-        runs.noise(9, 8, seed=100 + number).save(pets / f"unlabeled/{number}.png")
-    monkeypatch.setattr(parallel, "cores", lambda: 1)
-    data, calls = dataset("folder", pets), {"open": [], "ask": []}
-    data.reading.file = tmp_path / "kept.json"
-
-    def watch(owner, name, kind):
-        call = getattr(owner, name)
-        monkeypatch.setattr(
-            owner, name, lambda path, *a, **k: calls[kind].append(str(path)) or call(path, *a, **k)
-        )
-
-    watch(io, "open", "open")
-    watch(builtins, "open", "open")
-    for name in ("stat", "lstat", "readlink"):
-        watch(os, name, "ask")
-    data.reading.prepare(trains=True)
-    sources = list(data.splits.sources)
-    assert len(sources) == 18 + 8
-    assert sorted(path for path in calls["open"] if path.endswith(".png")) == sorted(sources)
-    assert not [path for path in calls["ask"] if path.startswith(f"{pets}/unlabeled/")]
 
 
 def test_fits_of_both_stages_and_a_test_leave_copies_out_and_say_so(pets, tmp_path, capsys):

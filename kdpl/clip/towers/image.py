@@ -4,16 +4,28 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, cast
 
+import timm
 import torch
+from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
 from kdpl.clip.identity import Preprocessing
-from kdpl.clip.memory_format import memory_format_of
 from kdpl.clip.modules import Float32Module, FrozenTower
 from kdpl.errors import ConfigError
 
 IMAGE_SETTINGS = ("embed_dim", "vision_cfg", "quick_gelu", "projection")
 """Keys of the image part of a model config: open_clip's and ``projection``, False for none."""
+
+_FASTER = (
+    timm.models.EfficientNet,
+    timm.models.MobileNetV3,
+    timm.models.RegNet,
+    timm.models.ResNet,
+    ModifiedResNet,
+)
+"""Networks measured to be faster with channels last: docs/performance.md."""
+
+_LEAST_CHANNELS = 16
 
 
 class Pixels(Float32Module):
@@ -164,3 +176,27 @@ def promptable(tower: ImageTower) -> PromptableImageTower:
             "could stand beside: set vision_prompts.depth to 0, or use a vision transformer"
         )
     return tower
+
+
+def memory_format_of(visual: nn.Module) -> torch.memory_format:
+    """Choose the faster format for a network; results differ only by rounding."""
+    network = getattr(visual, "trunk", visual)
+    if isinstance(network, _FASTER) and not any(map(_breaks, network.modules())):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _breaks(module: nn.Module) -> bool:
+    """Return whether the backward pass of a convolution corrupts memory with channels last.
+
+    The stem of RepVGG has such a convolution.
+
+    oneDNN writes past its buffer if a strided 1×1 convolution has fewer input channels than a
+    vector register holds: https://github.com/uxlfoundation/oneDNN/issues/6035
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        and module.in_channels // module.groups < _LEAST_CHANNELS
+    )

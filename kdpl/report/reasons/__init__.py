@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from kdpl.cli.arguments import MakeObserver, Observer
 from kdpl.errors import ConfigError
-from kdpl.runtime.lazy import lazily
+from kdpl.runtime.optional import lazily
 
 if TYPE_CHECKING:
     from kdpl.classifier import Classifier

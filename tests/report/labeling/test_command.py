@@ -285,14 +285,6 @@ def test_labels_are_replaced_emptied_and_added_by_paths_below_the_table(tmp_path
     assert written["pets/train/cat/1.png"] == "cat"
 
 
-def test_a_comma_without_quotes_in_a_filled_in_table_is_refused(tmp_path, pets, capsys):
-    rows = ["image,label,likely,probability", "a.png,cat,dog,0.5", "b.png,cat, tame,dog,0.5"]
-    table = tmp_path / "labels.csv"
-    table.write_text("\n".join(rows))
-    code = main(["init", str(pets), f"--out={tmp_path / 'out'}", f"--labels={table}"])
-    refused(capsys, code, f"line 3 of {table} has 5 values, expected 4", "comma")
-
-
 def test_the_first_labels_of_images_without_any_go_by_the_list_of_classes(tmp_path):
     various(tmp_path / "new", 6)
     (tmp_path / "names.csv").write_text("c,cat\nd,dog\n")

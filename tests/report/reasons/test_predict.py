@@ -19,8 +19,7 @@ from kdpl.clip import ClipConfig
 from kdpl.clip.timm_networks import load_network
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.report.page import fill
-from kdpl.report.reasons.pictures import nearest_labelled, overlay
-from kdpl.report.reasons.section import SECTION
+from kdpl.report.reasons.pictures import SECTION, nearest_labelled, overlay
 from kdpl.report.run_folder import Run
 from kdpl.serve.demo.page import Demo, build
 

@@ -86,13 +86,6 @@ def test_labelled_test_images_are_tested_and_the_teacher_is_called_zero_shot(fin
         assert "tuned" not in page.partition("<details>")[0]
 
 
-def test_a_second_start_touches_nothing(finished, capsys):
-    before = files_of(finished)
-    assert run_into(finished) == 0
-    assert "is finished: nothing to do" in "".join(capsys.readouterr().out.splitlines())
-    assert files_of(finished) == before
-
-
 @pytest.mark.parametrize(
     ("more", "zero_shot", "target"),
     [
