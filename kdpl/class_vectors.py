@@ -117,10 +117,7 @@ class ClassVectors(VectorSettings):
     def from_fields(
         cls, vectors: Tensor, fields: Mapping[str, Any], source: str, remedy: str = _REMEDY
     ) -> "ClassVectors":
-        """Restore class vectors from vectors [C, D] and the result of ``fields``.
-
-        Raises an ArtifactError if they do not fit.
-        """
+        """Restore class vectors from vectors [C, D] and the result of ``fields``."""
         settings = parse_metadata(VectorSettings, fields, source, remedy)
         restored = cls(vectors=vectors, **vars(settings))
         count = len(restored.class_names)
@@ -225,10 +222,7 @@ class NameEncoder:
         num_base: int | None = None,
         texts: Sequence[ClassText] | None = None,
     ) -> ClassVectors:
-        """Encode names, by label, or the texts that stand for them.
-
-        Raises a ConfigError if one is too long for the tower.
-        """
+        """Encode names, by label, or the texts that stand for them."""
         inputs: Sequence[ClassText] = names if texts is None else texts
         vectors = self._method.encode_names(inputs, self._clip.text_tower, self._clip.tokenize)
         return ClassVectors.of(self.prompts, vectors, names, num_base, texts)

@@ -56,8 +56,5 @@ def distillation_kl(
 
 
 def feature_l1(features: Tensor, target_features: Tensor) -> Tensor:
-    """Compute the mean absolute difference of normalised features [N, D] (PromptSRC, eq. 3).
-
-    Returns a scalar.
-    """
+    """Compute the mean absolute difference of normalised features [N, D] (PromptSRC, eq. 3)."""
     return F.l1_loss(features, target_features)

@@ -59,10 +59,7 @@ class Published:
 
 
 def read_published(file: Path, kind: Kind) -> Published:
-    """Read a published checkpoint.
-
-    Raises an ArtifactError if it is missing, damaged, of another kind, or incomplete.
-    """
+    """Read a published checkpoint."""
     # the file must be a checkpoint of this kind
     content = read_torch_file(file)
     state = content.get("state_dict") if isinstance(content, dict) else None

@@ -175,10 +175,7 @@ def _save_probe(step: CampaignStep, result: Result, command: Command) -> None:
 
 
 def last_error(log: Path, begin: int = 0) -> str:
-    """Return the last error in a command's log after its first ``begin`` bytes.
-
-    Returns the last line if there is no error.
-    """
+    """Return the last error in a command's log after its first ``begin`` bytes."""
     text = log.read_bytes()[begin:].decode(errors="replace") if log.is_file() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]

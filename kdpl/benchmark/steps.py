@@ -57,10 +57,7 @@ class Result(Coordinates):
 
 
 def read_all(out: Path) -> Iterator[Result]:
-    """Read the results of all finished runs below a campaign's folder.
-
-    Raises an ArtifactError for any other file.
-    """
+    """Read the results of all finished runs below a campaign's folder."""
     for file in sorted(out.glob(f"*/**/{RESULT_FILE}")):
         try:
             yield Result.model_validate_json(file.read_bytes())
@@ -102,10 +99,7 @@ class CampaignStep(Step):
         write_text(self.folder / _COMMAND_FILE, self._recorded())
 
     def has_other_command(self) -> bool:
-        """Return True if a fit was started by another command.
-
-        ``fit`` can tell if its settings differ.
-        """
+        """Return True if a fit was started by another command."""
         file = self.folder / _COMMAND_FILE
         return (
             self.kind == "fit"
@@ -136,10 +130,7 @@ def missing_data(steps: Iterable[CampaignStep], root: str | None) -> list[str]:
 
 
 def one_of_each_kind(steps: Iterable[CampaignStep]) -> list[CampaignStep]:
-    """Return one fit for each row and combination of configs.
-
-    The remaining fits differ only in dataset and seed.
-    """
+    """Return one fit for each row and combination of configs."""
     kinds: dict[tuple[str, ...], CampaignStep] = {}
     for step in steps:
         if step.kind == "fit":

@@ -141,10 +141,7 @@ class _Maker:
     def table(
         self, title: str, columns: Sequence[Column], groups: dict[str, str], averaged: Sequence[str]
     ) -> ResultTable:
-        """Make a table with a line for each pair of group, a dataset, and row.
-
-        Averages are over the datasets ``averaged``.
-        """
+        """Make a table with a line for each pair of group, a dataset, and row."""
         lines = []
         for (group, dataset), row in product(groups.items(), self.rows):
             if any(self._runs(row, column) for column in columns):

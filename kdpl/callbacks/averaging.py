@@ -11,10 +11,7 @@ from kdpl.errors import ConfigError
 
 
 def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
-    """Return the weights w_e ∝ N(e; mean, std) of epochs e = 1..epochs, which sum to 1.
-
-    A ConfigError if all are 0.
-    """
+    """Return the weights w_e ∝ N(e; mean, std) of epochs e = 1..epochs, which sum to 1."""
     densities = [math.exp(-0.5 * ((e - mean) / std) ** 2) for e in range(1, epochs + 1)]
     total = sum(densities)
     if total == 0:

@@ -149,10 +149,7 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def require_intact(file: Path) -> None:
-    """Raise a ConfigError for a missing checkpoint, an ArtifactError for a damaged or other file.
-
-    Detects what torch.load detects: a truncated file, or another kind of file.
-    """
+    """Raise an error for a missing checkpoint, a damaged one, or another kind of file."""
     if not file.is_file():
         raise ConfigError(
             f"checkpoint {file} does not exist: give the file of a run's checkpoint as --ckpt_path"

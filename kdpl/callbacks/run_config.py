@@ -40,10 +40,7 @@ _MAY_CHANGE = (
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes the config of a fit into the run's folder and hands it to the loggers, once.
-
-    Validation and test do not change the config of the fit.
-    """
+    """Writes the config of a fit into the run's folder and hands it to the loggers, once."""
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
         super().__init__(parser, config, save_to_log_dir=False)

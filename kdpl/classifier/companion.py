@@ -68,10 +68,7 @@ C = TypeVar("C", bound=OfClassifier)
 def read_of_classifier(
     path: Path, kind: str, version: int, fields_of: type[C], classifier: str, remedy: str
 ) -> tuple[dict[str, Tensor], C]:
-    """Read the tensors and fields of a file that is kept beside a classifier.
-
-    An ArtifactError if the file is damaged, or names another classifier than the fingerprint.
-    """
+    """Read the tensors and fields of a file that is kept beside a classifier."""
     tensors, read = read_tensors(path, kind, version, remedy)
     fields = parse_metadata(fields_of, read, str(path), remedy)
     if fields.classifier != classifier:

@@ -125,10 +125,7 @@ def has_text_tower(model: str) -> bool:
 
 
 def known_models() -> dict[str, tuple[ModelConfig, list[str]]]:
-    """Return the model config and pretrained tags of each CLIP with weights, by name.
-
-    They come from the registry and from open_clip.
-    """
+    """Return the model config and pretrained tags of each CLIP with weights, by name."""
     _load_registrations()
     registered = {name: (config, list(weights)) for name, (config, weights) in _REGISTRY.items()}
     usable = {*list_models()}

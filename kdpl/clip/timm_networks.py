@@ -43,10 +43,7 @@ class TimmTower(ImageTower):
 
 
 def build_network(name: str, image_size: int, pretrained: bool = False) -> Any:
-    """Build a network of timm that returns one feature per image.
-
-    timm fetches its weights if ``pretrained``.
-    """
+    """Build a network of timm that returns one feature per image."""
     # convolutional networks take any size
     defaults: Any = timm.get_pretrained_cfg(name)
     options: dict[str, Any] = {"img_size": image_size} if defaults.fixed_input_size else {}
@@ -97,10 +94,7 @@ def load_network(config: ClipConfig) -> TimmTower:
 
 
 def preprocessing_of(name: str, image_size: int) -> Preprocessing:
-    """Return the preprocessing of timm's evaluation.
-
-    It crops less at the network's test size than at its training size.
-    """
+    """Return the preprocessing of timm's evaluation."""
     defaults: Any = timm.get_pretrained_cfg(name)
     crop_pct = defaults.crop_pct
     if defaults.test_input_size == (3, image_size, image_size):

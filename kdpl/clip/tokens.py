@@ -38,9 +38,6 @@ class Tokenizer:
         return word_ids
 
     def fills(self, text: str, ids: Tensor) -> bool:
-        """Return whether the ids [context_length] of a text have no room for one more word.
-
-        The end of such a text may be lost.
-        """
+        """Return whether the ids [context_length] of a text have no room for one more word."""
         # padding may have the id of the end of text, so the last id does not tell
         return bool(ids[-2] != self._padding) and self([f"{text} a"])[0].equal(ids)

@@ -155,10 +155,7 @@ def read_state(path: Path) -> StateDict:
 def load_weights(
     model: nn.Module, weights: Weights, name: str, prefixes: tuple[str, ...] = ("",)
 ) -> None:
-    """Load weights whose names begin with one of ``prefixes``, or raise a WeightsError.
-
-    The model is an ``open_clip.CLIP``.
-    """
+    """Load weights whose names begin with one of ``prefixes``, or raise a WeightsError."""
     # convert the names to the model's layout
     state = dict(weights.state)
     if hasattr(model, "text") and "positional_embedding" in state:
@@ -187,10 +184,7 @@ def require_weights(
 
 
 def mismatch(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the first difference of tensors from a module's expected ones; None if they fit.
-
-    Names are compared first, then shapes.
-    """
+    """Return the first difference of tensors from a module's expected ones; None if they fit."""
     strange = {
         "missing": expected.keys() - tensors.keys(),
         "unknown": tensors.keys() - expected.keys(),

@@ -23,10 +23,7 @@ _LEAST_IMAGES, _IMAGES_PER_CLASS, _MOST_IMAGES = 2000, 10, 10_000
 
 
 def make_companions(trainer: Trainer, classifier: Classifier) -> list[Companion]:
-    """Make the companions of a classifier; named in the plugin's ``handover``.
-
-    All processes classify validation images; the first one makes the companions.
-    """
+    """Make the companions of a classifier; named in the plugin's ``handover``."""
 
     def classify(images: Tensor) -> tuple[Tensor, Tensor]:
         features = classifier.encoder(images)

@@ -217,10 +217,7 @@ class Unknown(nn.Module, LearnedCompanion):
         return unusual - _WORDS_WEIGHT * (share - self.share[0]) / self.share[1]
 
     def forward(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> Tensor:
-        """Return the score [B], high for none of the classes, of normalised features [B, D].
-
-        Class vectors [C, D] and the factor on cosines are the classifier's.
-        """
+        """Return the score [B], high for none of the classes, of normalised features [B, D]."""
         return torch.sigmoid(self.unusualness(features, class_vectors, logit_scale) - self.cutoff)
 
     def further_scores(
@@ -238,10 +235,7 @@ class Unknown(nn.Module, LearnedCompanion):
 
     @classmethod
     def read(cls, folder: Path, classifier: str, width: int) -> Self:
-        """Read the file of a folder.
-
-        Raises an ArtifactError if it is damaged, or has another classifier or width D.
-        """
+        """Read the file of a folder."""
         path, remedy = folder / cls.file, f"remove it, or {REMEDY}"
         tensors, settings = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
         # the number of means is not stored

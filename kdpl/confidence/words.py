@@ -52,10 +52,7 @@ def read_words(file: str) -> tuple[str, ...]:
 
 
 def other_than(class_names: Sequence[str], words: Sequence[str], source: str) -> list[int]:
-    """Return the positions of words that do not name a class.
-
-    An everyday word that names one is left out; any other such word is a ConfigError.
-    """
+    """Return the positions of words that do not name a class."""
     # nobody chose the everyday words
     classes = {_plain(name) for name in class_names}
     clashes = [word for word in words if _plain(word) in classes and word not in everyday_words()]

@@ -58,10 +58,7 @@ def without_ends(image: Image) -> Image:
 
 
 def open_given(image: GivenImage, decoding: Decoding) -> Image:
-    """Open an image given to a classifier.
-
-    Raises a ConfigError if it is not an image, and a DataError if it is damaged.
-    """
+    """Open an image given to a classifier."""
     if isinstance(image, torch.Tensor):
         return fromarray(image.permute(1, 2, 0).cpu().numpy())
     if isinstance(image, str | Path):

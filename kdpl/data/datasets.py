@@ -49,19 +49,13 @@ class RandomView:
     def make(
         self, image: Image, parameters: Parameters, to: Resizing | None = None
     ) -> torch.Tensor:
-        """Make the view that the parameters define, uint8 [3, S, S].
-
-        ``to`` is the resizing of another tower.
-        """
+        """Make the view that the parameters define, uint8 [3, S, S]."""
         return to_tensor(self.augmentation.apply(image, parameters, to or self.resizing))
 
 
 @dataclass(eq=False)
 class LabeledImages(Dataset[LabeledBatch]):
-    """Random views of labelled images, by (index, epoch).
-
-    ``num_classes`` is needed for several labels an image.
-    """
+    """Random views of labelled images, by (index, epoch)."""
 
     records: Sequence[Record]
     view: RandomView

@@ -121,10 +121,7 @@ def open_image(
 
 @contextmanager
 def opened(path: str, content: bytes | None = None) -> Iterator[Image.Image]:
-    """Open an image file in the mode it is stored in.
-
-    Raises a DataError as ``open_image`` does, also for errors raised in the block.
-    """
+    """Open an image file in the mode it is stored in."""
     try:
         with Image.open(path if content is None else BytesIO(content), formats=_FORMATS) as image:
             yield image

@@ -109,10 +109,7 @@ class Labels:
         return line
 
     def evaluation(self, split: EvaluationSplit) -> Sequence[Record]:
-        """Return the images that accuracies are measured on; DataError if there are none.
-
-        They have all classes, except in ``labeled``.
-        """
+        """Return the images that accuracies are measured on; DataError if there are none."""
         if split == "labeled":
             return self.training()
         # validation images are sampled, test images are not

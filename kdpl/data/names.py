@@ -151,10 +151,7 @@ def folder_of(path: str) -> str:
 
 
 def places(names: Iterable[str]) -> Iterator[str]:
-    """Yield each file's canonical path, the same for all its names; URLs stay as they are.
-
-    Names may be absolute, relative, or through a link.
-    """
+    """Yield each file's canonical path, the same for all its names; URLs stay as they are."""
     folders: dict[str, tuple[str, frozenset[str]]] = {}
     for name in names:
         folder = folder_of(name)

@@ -19,10 +19,7 @@ from kdpl.runtime.run_folder import DECODED_FILE
 
 @dataclass
 class Reading:
-    """Dataset read with the settings of ``DomainDataModule``.
-
-    ``file`` stores the result of checking the images.
-    """
+    """Dataset read with the settings of ``DomainDataModule``."""
 
     reader: Reader
     options: ReadingOptions = ReadingOptions()
@@ -77,10 +74,7 @@ class Reading:
         return leave_out(splits, self._copies, "but copies of test or validation images"), same
 
     def prepare(self, trains: bool) -> None:
-        """Check all images before a run that ``trains`` or not, unless that was done.
-
-        DataError if some cannot be used, ``bad_images`` is ``error``, and the run ``trains``.
-        """
+        """Check all images before a run that ``trains`` or not, unless that was done."""
         checked = self._check(look=trains or self._skips)
         if checked is None:
             return

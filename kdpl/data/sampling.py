@@ -143,10 +143,7 @@ def held_out_of(
 
 
 def hold_out(splits: Splits, share: float) -> Splits:
-    """Hold out a share of each class's training images as test images if a dataset has none.
-
-    See ``held_out_of``.
-    """
+    """Hold out a share of each class's training images as test images if a dataset has none."""
     if splits.test or not splits.train:
         return splits
     chosen = held_out_of(splits.train, share, splits.groups)

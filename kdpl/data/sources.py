@@ -77,10 +77,7 @@ def find_files(where: Sequence[str]) -> Iterator[str]:
 
 
 def open_source(source: str, decoding: Decoding = Decoding()) -> Image.Image:
-    """Open an image by path, URL or name in a shard, as RGB.
-
-    DataError if it is missing or unreadable.
-    """
+    """Open an image by path, URL or name in a shard, as RGB."""
     read = _reader_of(source)
     return open_image(source, read(source) if read else None, decoding)
 

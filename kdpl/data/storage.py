@@ -124,10 +124,7 @@ def _of_path(path: str, is_archive: Callable[[str], bool]) -> Iterator[str]:
 
 
 def required(location: str, images: Iterator[str], archives: Iterator[str]) -> Iterator[str]:
-    """Yield the images of a folder or URL, or its archives if it has no images.
-
-    A DataError if it has neither.
-    """
+    """Yield the images of a folder or URL, or its archives if it has no images."""
     for files in (images, archives):
         if (first := next(files, None)) is not None:
             return chain([first], files)

@@ -11,10 +11,7 @@ from kdpl.tasks import MULTI_CLASS, Task
 
 
 def build_task(name: str, **settings: Any) -> Task:
-    """Build a task: ``multiclass``, or a plugin's, with its settings.
-
-    A ConfigError if it is unknown.
-    """
+    """Build a task: ``multiclass``, or a plugin's, with its settings."""
     if name == MULTI_CLASS.name:
         return MULTI_CLASS
     kinds = plugins.load_all("tasks")

@@ -101,10 +101,7 @@ def encoder_tensors(encoder: StudentEncoder) -> dict[str, Tensor]:
 def read_encoder(
     settings: EncoderSettings, tensors: dict[str, Tensor], width: int, source: str, remedy: str
 ) -> StudentEncoder:
-    """Build an encoder from settings and ``encoder_tensors``, for class vectors of some width.
-
-    Raises an ArtifactError if they do not fit.
-    """
+    """Build an encoder from settings and ``encoder_tensors``, for class vectors of some width."""
 
     def build() -> StudentEncoder:
         tower = build_image_tower(settings.image_config, settings.preprocessing)

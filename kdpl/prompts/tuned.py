@@ -43,10 +43,7 @@ class TeacherSettings:
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class PromptSettings(TeacherSettings):
-    """The metadata of tuned prompts that encoding needs.
-
-    Loss weights and averaging are only in the run's ``config.yaml``.
-    """
+    """The metadata of tuned prompts that encoding needs."""
 
     method: Text  # name or class path
     # see PromptMethod.settings

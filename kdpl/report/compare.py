@@ -106,10 +106,7 @@ def run_row(name: str, runs: Sequence[Run]) -> ComparisonRow:
 def baselines(
     groups: Mapping[str, Sequence[Run]], with_probes: bool
 ) -> tuple[list[ComparisonRow], list[str]]:
-    """Return rows, each once, and notes on the original CLIPs of teachers and students.
-
-    The rows are zero-shot accuracies and, with ``with_probes``, linear probes on frozen features.
-    """
+    """Return rows, each once, and notes on the original CLIPs of teachers and students."""
     rows: dict[tuple[str, bytes], tuple[ComparisonRow, str, str]] = {}
     notes = []
     kinds = ["zero-shot accuracy", *(["linear probe"] if with_probes else [])]

@@ -37,10 +37,7 @@ def callbacks(module: LightningModule) -> list[Callback]:
 
 
 class DrawPictures(Callback):
-    """Draws a confusion matrix and a sheet of test images after a test, if matplotlib is installed.
-
-    The sheet shows a selection of test images with the predictions of student and teacher.
-    """
+    """Draws a confusion matrix and test images after a test, if matplotlib is installed."""
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the predictions, next to the teacher's predictions if there are any."""

@@ -48,10 +48,7 @@ def write_tensors(
 def read_tensors(
     path: Path, kind: str, version: int, remedy: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors and fields of a file written by ``write_tensors``.
-
-    Any other file raises an ArtifactError with ``remedy``.
-    """
+    """Read the tensors and fields of a file written by ``write_tensors``."""
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist, where {kind} were expected: {remedy}")
     try:
@@ -73,10 +70,7 @@ def read_tensors(
 
 
 def parse_metadata(kind: type[T], fields: Mapping[str, Any], source: str, remedy: str) -> T:
-    """Validate JSON fields, or raise an ArtifactError that names the first invalid one.
-
-    A tuple may stand for a list.
-    """
+    """Validate JSON fields, or raise an ArtifactError that names the first invalid one."""
     try:
         # as JSON: strict mode then reads tuples from lists, and dataclasses from objects
         return TypeAdapter(kind).validate_json(

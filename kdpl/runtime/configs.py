@@ -27,10 +27,7 @@ def config_files(args: Sequence[str]) -> list[str]:
 
 @cache
 def shipped_configs() -> Mapping[str, Path]:
-    """Return the configs that ship with kdpl, by names such as ``trainer/gpu``.
-
-    They lie inside an installed package, or next to it in a clone.
-    """
+    """Return the configs that ship with kdpl, by names such as ``trainer/gpu``."""
     inside = _PACKAGE / "configs"
     folder = inside if inside.is_dir() else _PACKAGE.parent / "configs"
     return {
@@ -96,10 +93,7 @@ def read_config(name: str) -> dict[str, Any]:
 
 
 def find_class(name: str, registry: Mapping[str, str], base: type[T], kind: str) -> type[T]:
-    """Find a subclass of ``base`` by its name in a registry of dotted paths, or by its dotted path.
-
-    A ConfigError if there is none; ``kind`` names such a class in the message.
-    """
+    """Find a subclass of ``base`` by its dotted path, or its name in a registry of such paths."""
     remedy = (
         f"use {', '.join(registry)}, or the dotted path of a subclass of "
         f"{base.__module__}.{base.__qualname__}"

@@ -40,10 +40,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path, what: str, newline: str | None = None) -> str:
-    """Read a user's text file in UTF-8; a DataError says ``what`` cannot be read.
-
-    ``newline`` is as in ``open``.
-    """
+    """Read a user's text file in UTF-8; a DataError says ``what`` cannot be read."""
     try:
         with path.open(encoding="utf-8-sig", newline=newline) as file:
             return file.read()

@@ -98,10 +98,7 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def place_loggers(loggers: Any, folder: Path) -> None:
-    """Put the relative folders of the trainer's logger settings into the run's folder.
-
-    There may be one logger, several or none.
-    """
+    """Put the relative folders of the trainer's logger settings into the run's folder."""
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         settings = logger.get("init_args") if isinstance(logger, Namespace) else None
         if settings is not None and settings.get("save_dir") is not None:

@@ -36,10 +36,7 @@ def require_hub() -> None:
 
 @contextmanager
 def hub_or_cache() -> Iterator[None]:
-    """Let the hub's client use only its cache if the hub cannot be reached.
-
-    If the block then fails, the error says so.
-    """
+    """Let the hub's client use only its cache if the hub cannot be reached."""
     try:
         require_hub()
     except HubUnreachableError as unreachable:

@@ -46,10 +46,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def difference(before: Origin | None, now: Origin) -> tuple[str, str] | None:
-    """Return the name of the first difference, and its description; None if there is none.
-
-    ``before`` is None if it is unknown.
-    """
+    """Return the name of the first difference, and its description; None if there is none."""
     if before is None:
         return "", "it does not say what"
     was, present = (flatten(as_json(origin)) for origin in (before, now))

@@ -54,10 +54,7 @@ def write_predictions(folder: Path, predictions: Iterable[ImagePrediction]) -> N
 
 
 def read_predictions(folder: Path) -> list[ImagePrediction]:
-    """Read a run's predictions; empty if it was not tested yet.
-
-    An ArtifactError for predictions of several labels an image, whose columns differ.
-    """
+    """Read a run's predictions; empty if it was not tested yet."""
     file = folder / PREDICTIONS_FILE
     if not file.is_file():
         return []

@@ -61,10 +61,7 @@ def require_srun() -> None:
 
 
 def requeue(what: str, checkpoint: Path | None = None) -> Requeued | RequeueError:
-    """Put the job back into the queue; return the exception that ends the command.
-
-    ``what`` resumes later, from the ``checkpoint`` if one was just written.
-    """
+    """Put the job back into the queue; return the exception that ends the command."""
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"

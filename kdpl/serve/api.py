@@ -127,10 +127,7 @@ class ClassifierApi(LitAPI):  # type: ignore[misc]  # litserve has no types
         return open_image(name, content, self.classifier.decoding, MAX_UPLOAD_PIXELS)
 
     def encode_response(self, output: list[Row]) -> Predictions:
-        """Return the rows of a request, or a refusal if an image is unreadable.
-
-        A refused request must not fail the other requests of its batch.
-        """
+        """Return the rows of a request, or a refusal if an image is unreadable."""
         errors = [error for row in output if (error := row.pop("error")) is not None]
         response = JSONResponse({"detail": errors[0]}, 422) if errors else {"predictions": output}
         # the annotation goes into the OpenAPI description

@@ -192,10 +192,7 @@ class TargetInputs:
         images: Sequence[str] | None,
         views: int,
     ) -> Tensor:
-        """Return the features of the evaluation view and the mean over views, float32 [N, 2, D].
-
-        They are computed once, and kept as float16 in shards.
-        """
+        """Return the features of the evaluation view and the mean over views, float32 [N, 2, D]."""
         # the images, and everything that their features depend on
         data, trainer = self._data, self._trainer
         if images is None:

@@ -61,10 +61,7 @@ class Work:
 
 
 def fill_shards(shards: Mapping[Path, range], views: int, work: Work) -> int:
-    """Compute the missing shards of this process; returns the number of its new features.
-
-    A DataError if a feature is not finite.
-    """
+    """Compute the missing shards of this process; returns the number of its new features."""
     # by their positions among all shards, regardless of what other processes have finished
     share = [*shards.items()][work.rank :: work.world_size]
     missing = {path: indices for path, indices in share if not path.is_file()}

@@ -67,10 +67,7 @@ def push_to_hub(
 def save_pretrained(
     classifier: Classifier, folder: str | Path, run: str | Path | None = None
 ) -> None:
-    """Write the files of ``push_to_hub``: the classifier and its model card, README.md.
-
-    ``Classifier.load`` reads the folder too.
-    """
+    """Write the files of ``push_to_hub``: the classifier and its model card, README.md."""
     card = model_card(classifier, run)
     classifier.save(folder)
     card.save(Path(folder) / "README.md")

@@ -143,10 +143,7 @@ def _image_half(model: Any, config: ClipConfig, settings: Any) -> ImageClip:
 
 
 def _preprocessing(config: ClipConfig) -> Preprocessing:
-    """Read a model's preprocessing; settings in the config take precedence.
-
-    A WeightsError names the field of an image processor that kdpl does not support.
-    """
+    """Read a model's preprocessing; settings in the config take precedence."""
     with _reading(config.model, "image processor") as (library, path):
         fields = library.AutoImageProcessor.from_pretrained(path, trust_remote_code=False).to_dict()
     size, edge, mode = _resizing(config.model, fields)

@@ -66,10 +66,7 @@ def read_model_config(address: str) -> dict[str, Any]:
 
 
 def find_file(address: str, *names: str) -> Path:
-    """Find the first of these files at an address, or raise a WeightsError.
-
-    A file on the hub is fetched, unless it is in the hub's cache.
-    """
+    """Find the first of these files at an address, or raise a WeightsError."""
     wanted = " or ".join(names)
     scheme, _, source = address.partition(":")
     # a folder

@@ -48,10 +48,7 @@ def weights_path(name: str) -> Path:
 
 @cache
 def packaged_weights(name: str) -> dict[str, Tensor]:
-    """Load the state dict of ``CONFIGS[name]`` from the package; all callers share its tensors.
-
-    A run loads each model several times, and expanding the embedding takes a second.
-    """
+    """Load the state dict of ``CONFIGS[name]`` from the package; all callers share its tensors."""
     return load_weights(weights_path(name))
 
 

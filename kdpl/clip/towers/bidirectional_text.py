@@ -40,10 +40,7 @@ class WholeTextTower(PromptableTextTower):
         deep: Tensor | None = None,
         classes_at_once: int = CLASSES_AT_ONCE,
     ) -> Tensor:
-        """Encode the texts of C classes into unnormalised features [C, embed_dim].
-
-        The arguments are as in the parent class.
-        """
+        """Encode the texts of C classes into unnormalised features [C, embed_dim]."""
         # to save memory, activations of a few classes at a time are kept for the backward pass
         recompute = torch.is_grad_enabled() and len(texts.rests[0]) > classes_at_once
         encode = (

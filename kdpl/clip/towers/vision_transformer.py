@@ -40,11 +40,7 @@ class TransformerTower(PromptableImageTower):
             block.mlp.compile()
 
     def with_prompts(self, images: Tensor, prompts: Tensor) -> Tensor:
-        """Encode images [B, 3, S, S] with prompts [J, n, W] in the first J blocks: [B, embed_dim].
-
-        The prompts of layer 0 are appended to the image's tokens; each later layer replaces them
-        with its prompts.
-        """
+        """Encode images [B, 3, S, S] with prompts [J, n, W] in the first J blocks."""
         depth, length, _ = prompts.shape
 
         def enter(layer: int, x: Tensor) -> Tensor:
@@ -58,10 +54,7 @@ class TransformerTower(PromptableImageTower):
             return cast(Tensor, self(images))
 
     def patch_sums(self, images: Tensor, depth: int) -> Tensor:
-        """Sum the mean patch tokens of images [B, 3, S, S] for each layer's prompts: [J, W].
-
-        The sums are taken where the prompts of each layer enter.
-        """
+        """Sum the mean patch tokens of images [B, 3, S, S] for each layer's prompts: [J, W]."""
         sums: list[Tensor] = []
         # class and register tokens come before patch tokens
         trunk = getattr(self.visual, "trunk", None)

@@ -29,10 +29,7 @@ def callbacks(module: LightningModule) -> list[Callback]:
 
 
 class Levels(Callback):
-    """Copies the table of the tree into a run's folder, and logs a test's accuracy at each level.
-
-    Without a tree it does nothing.
-    """
+    """Copies the table of a tree into a run's folder, and logs a test's accuracy by level."""
 
     _taxonomy: Taxonomy | None
     _thresholds: Thresholds

@@ -165,10 +165,7 @@ def level_scores_of(classifier: Classifier) -> LevelScores:
 
 
 def level_rule(classifier: Classifier, max_error: float) -> DecisionRule:
-    """Make a rule for ``Classifier.predict`` that names the deepest node that keeps an error.
-
-    Raises the errors of ``level_scores_of`` and ``LevelScores.thresholds``.
-    """
+    """Make a rule for ``Classifier.predict`` that names the deepest node that keeps an error."""
     levels = level_scores_of(classifier)
     naming = DeepestNode(levels.taxonomy, levels.thresholds(max_error))
     return DecisionRule(scores=(LEVEL,), naming=naming)

@@ -33,10 +33,7 @@ class Taxonomy:
 
     @classmethod
     def read(cls, file: Path, class_names: Sequence[str]) -> Self:
-        """Read a CSV table with the columns ``child`` and ``parent``.
-
-        Raises a DataError if it is not a tree with these classes as its leaves.
-        """
+        """Read a CSV table with the columns ``child`` and ``parent``."""
         # each child has one parent
         parents = dict[str, str]()
         for child, parent in _rows(file):

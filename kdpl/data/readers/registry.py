@@ -26,11 +26,7 @@ def readers() -> dict[str, Callable[..., Reader]]:
 
 
 def build_reader(dataset: str | Reader, **options: Any) -> Reader:
-    """Build a dataset's reader from settings of the data section, where None means not given.
-
-    A reader is returned as it is. ConfigError if the name is unknown, or a setting is not one of
-    the reader's.
-    """
+    """Build a dataset's reader from settings of the data section, where None means not given."""
     settings = {name: value for name, value in options.items() if value is not None}
     if isinstance(dataset, Reader):
         if settings:

@@ -51,10 +51,7 @@ def read(file: str) -> Iterator[tuple[str, bytes | None, str | None]]:
 
 
 def content(source: str) -> bytes:
-    """Read the bytes of an image in a shard, or of a file behind a URL.
-
-    DataError if the image is too large, or the file is missing, unreachable or truncated.
-    """
+    """Read the bytes of an image in a shard, or of a file behind a URL."""
     if not isinstance(source, ShardImage):
         return remote.read(source)
     shard, offset, size = source.shard, source.offset, source.size

@@ -33,10 +33,7 @@ _Index = dict[str, tuple[str, Names]]
 
 
 def index_shards(shards: Sequence[str]) -> dict[str, Names]:
-    """Find the images of several distinct shards, in their order in each shard.
-
-    DataError if a shard does not exist, is compressed or damaged, or is a tar without images.
-    """
+    """Find the images of several distinct shards, in their order in each shard."""
     # start from stored indices, and scan new and changed shards
     with ThreadPoolExecutor(_AT_ONCE) as pool, progress_bar() as progress:
         stamps = dict(zip(shards, pool.map(stamp, shards), strict=True))

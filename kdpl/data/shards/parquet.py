@@ -90,10 +90,7 @@ def open_column(path: str) -> Iterator[ImageColumn]:
 
 
 def index_rows(path: str) -> Names:
-    """Find the images of a file: a name for each row with its row group's position, or a path.
-
-    DataError as ``open_column``, if a row group is too large, or if a path is missing.
-    """
+    """Find the images of a file: a name for each row with its row group's position, or a path."""
     # paths are names already; otherwise only the footer is read
     with open_column(path) as column:
         if column.has_paths:

@@ -27,10 +27,7 @@ def is_parquet(path: str) -> bool:
 
 
 def find(url: str) -> Iterator[str]:
-    """Find images and shards of a pattern, or a folder's images, or its shards if it has none.
-
-    The URL of an image or shard is returned as it is.
-    """
+    """Find images and shards of a pattern, or a folder's images, or its shards if it has none."""
     is_pattern = "*" in url
     is_file = is_shard(url) or is_image(url) or plain(url).endswith(".txt")
     with _store(url) as (files, name):

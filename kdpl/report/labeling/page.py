@@ -185,10 +185,7 @@ def _doubtful(
 def _suggestion(
     record: Record, probabilities: Tensor, class_names: Sequence[str], separator: str | None = None
 ) -> Suggestion:
-    """Return the most probable class other than the label, or the set of predicted classes.
-
-    ``probabilities`` are the image's, [C].
-    """
+    """Return the most probable class other than the label, or the set of predicted classes."""
     if separator is not None:
         pairs = zip(class_names, probabilities.tolist(), strict=True)
         likely_set = separator.join(name for name, probability in pairs if probability >= 0.5)

@@ -63,11 +63,7 @@ def nearest_labelled(classifier: Classifier, data: DomainDataModule) -> Callable
 def explainer(
     classifier: Classifier, folder: Path, out: Path, class_name: str | None
 ) -> Callable[[int, Item, Predicted], None]:
-    """Return a function that writes an image's picture into ``out``.
-
-    If the run of the classifier's folder has no images, a line on standard error says why. A bad
-    class or folder is a ConfigError.
-    """
+    """Return a function that writes an image's picture into ``out``."""
     # fail before the first image
     if class_name is not None:
         label_of(classifier, class_name)

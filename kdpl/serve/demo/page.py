@@ -161,10 +161,7 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
 
 
 def serve(page: "gradio.Blocks", host: str, port: int | None, show: bool) -> None:
-    """Serve the page until Ctrl-C, and open it in the browser if there is a screen.
-
-    Port None is the first free one from 7860; a ConfigError if there is none.
-    """
+    """Serve the page until Ctrl-C, and open it in the browser if there is a screen."""
     # without a screen, Python would start a browser in the terminal
     has_display = bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
     screen = sys.platform in ("darwin", "win32") or has_display

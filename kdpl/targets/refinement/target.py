@@ -75,10 +75,7 @@ class Refined(RefinementConfig, PreparedTarget):
         return self._log_assignments[self._rows[indices]].float()
 
     def prepare(self, inputs: TargetInputs) -> None:
-        """Refine, or read earlier results; ArtifactError if of other data or settings.
-
-        A ConfigError for several labels per image.
-        """
+        """Refine, or read earlier results; ArtifactError if of other data or settings."""
         self.require_task(inputs.teacher.task)
         other = None if isinstance(self.encoder, str) else load_image_clip(self.encoder)
 
@@ -129,10 +126,7 @@ class Refined(RefinementConfig, PreparedTarget):
     def _encode(
         self, inputs: TargetInputs, further: Sequence[Record], other: ImageClip | None
     ) -> tuple[Tensor, ImageFeatures]:
-        """Return the teacher's log probabilities, [N, C], and the encoder's features.
-
-        Both are for the pool and the further images. The encoder is the teacher's or ``other``.
-        """
+        """Return the teacher's log probabilities, [N, C], and the encoder's features."""
         # the teacher's features of both lists of images
         sources = [record.source for record in further]
         groups = [None, sources] if sources else [None]
