@@ -79,7 +79,7 @@ def test_everything_is_run_once_and_in_order_and_then_nothing_more(tmp_path):
         f"{DTD_1}/teacher/fit begins",
         f"[0/8] {DTD_1}/teacher/fit: done",
         f"{DTD_1}/teacher/test begins",
-        f"[1/8] {DTD_1}/teacher/test: all 50.00, base 25.00",
+        f"[1/8] {DTD_1}/teacher/test: done",
     ]
     assert f"(log: {tmp_path}/{DTD_1}/teacher/fit.log)" in said[0]
     assert (len(said), said[-1][:5]) == (32, "[8/8]")

@@ -161,19 +161,12 @@ def targets(pool):
     )
 
 
-@pytest.mark.parametrize("classes", [C, 1001])
-def test_the_file_holds_all_of_it(targets, classes, tmp_path):
-    padded = torch.nn.functional.pad(targets.assignments, (0, classes - C))
-    names = tuple(f"class {i}" for i in range(classes))
-    whole = replace(
-        targets, assignments=padded, class_names=names, before=(1,) * classes, after=(1,) * classes
-    )
-    whole.save(tmp_path / "file")
+def test_the_file_holds_all_of_it(targets, tmp_path):
+    targets.save(tmp_path / "file")
     read = PoolTargets.load(tmp_path / "file")
-    assert read.assignments.equal(padded)
+    assert read.assignments.equal(targets.assignments)
     assert read.images.equal(targets.images)
-    assert read.examples == whole.examples
-    assert (tmp_path / "file").stat().st_size < 60_000
+    assert read.examples == targets.examples
     (tmp_path / "file").write_bytes((tmp_path / "file").read_bytes()[:-30])
     with world.refused(ArtifactError, "is damaged"):
         PoolTargets.load(tmp_path / "file")
@@ -200,7 +193,6 @@ def test_the_target_is_the_assignment_where_it_is_taken(targets):
     [
         {"before": (10, 10, 20)},
         {"after": (10, 10, 10, 5, 5)},
-        {"examples": (Moved(6, 0, 4),)},
         {"examples": (Moved(-1, 0, 1),)},
         {"assignments": torch.zeros(N, C + 1)},
         {"assignments": torch.full((N, C), float("nan"))},
