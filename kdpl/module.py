@@ -72,7 +72,6 @@ class ClassifyingModule(LightningModule, ABC):
     scores: ClassScaling | None  # None for tasks without any
     optim: OptimConfig
     logit_scale: float
-    loss_terms: dict[str, Tensor]  # terms of the last step by name, without gradients
     val_metrics: Metric
     test_metrics: Metric
 
@@ -215,13 +214,10 @@ class ClassifyingModule(LightningModule, ABC):
     ) -> Tensor:
         """Return a step's loss, the sum of its terms, and log it.
 
-        Keeps the terms as ``loss_terms`` for callbacks, such as to check that they are finite.
-
         Logs the loss, its terms if there are several, and the further values, as means over an
         epoch's images on all processes. ``loss`` appears in the progress bar.
         """
         loss = torch.stack(list(terms.values())).sum()
-        self.loss_terms = {name: term.detach() for name, term in terms.items()}
         parts = {f"loss_{name}": term for name, term in terms.items()} if len(terms) > 1 else {}
         for name, value in {"loss": loss, **further, **parts}.items():
             self.log(
