@@ -19,19 +19,21 @@ from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.loader import LazyLoader, TrainSampler
 from kdpl.data.needs import TeacherDescription
 from kdpl.data.sources import open_source
+from kdpl.runtime.origin import Origin
 from kdpl.runtime.resizing import Resizing
-from kdpl.targets.cache.feature_cache import CachedImages, FeatureCache, Manifest, fill
+from kdpl.targets.cache.feature_cache import CachedImages, FeatureCache, fill
+from kdpl.targets.cache.feature_cache import manifest_of as describe
 from kdpl.targets.shards import Work
 
 _CLASSES = ("crab", "squid")
 _SMALL_EDGE = 8  # of images that are not used
 
 
-def manifest_of(images: UnlabeledImages, width: int) -> Manifest:
+def manifest_of(images: UnlabeledImages, width: int) -> Origin:
     """Describe a cache of one view of each image."""
     view = images.view
     data = DomainDataModule("folder", ".", augmentation=view.augmentation, seed=view.seed)
-    return Manifest.of(data, TeacherDescription("random", width, view.resizing), images.sources, 1)
+    return describe(data, TeacherDescription("random", width, view.resizing), images.sources, 1)
 
 
 class Filling:

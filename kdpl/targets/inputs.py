@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from kdpl import __version__
@@ -25,10 +23,9 @@ from kdpl.data.splits import Record
 from kdpl.prompts.method import normalized
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.files import copy, write_text
-from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import Origin, as_json, digest
 from kdpl.runtime.resizing import Resizing
-from kdpl.runtime.run_folder import LOCK_FILE, PROMPTS_FILE
+from kdpl.runtime.run_folder import PROMPTS_FILE
 from kdpl.targets.preparation import Encoder, Preparation
 from kdpl.targets.shards import Work, fill_shards, images_per_shard, shards_in
 
@@ -209,18 +206,18 @@ class TargetInputs:
             **data.views_origin,
         }
 
-        # compute missing shards, in one run at a time
+        # compute missing shards
         folder = self._shared(origin)
         shards = shards_in(folder, len(dataset), images_per_shard(len(dataset), views))
         if not self._agreed(lambda: all(path.is_file() for path in shards)):
             processes = trainer.global_rank, trainer.world_size
             work = Work(dataset, encode, data.eval_batch_size, data.num_workers, *processes, True)
-            with self._alone_in(folder):
-                self.on_first_process(
-                    lambda: write_text(folder / ORIGIN_FILE, json.dumps(as_json(origin), indent=2))
-                )
-                fill_shards(shards, views, work)
-                trainer.strategy.barrier("kdpl features")
+            self.on_first_process(
+                lambda: write_text(folder / ORIGIN_FILE, json.dumps(as_json(origin), indent=2))
+            )
+            # another run that does the same writes the same files
+            fill_shards(shards, views, work)
+            trainer.strategy.barrier("kdpl features")
         rows = np.concatenate([np.load(path, mmap_mode="r") for path in shards])
         return torch.from_numpy(rows).to(self.device).float()
 
@@ -239,27 +236,6 @@ class TargetInputs:
         """Call a function on the first process; returns the result on all processes."""
         value = function() if self._trainer.is_global_zero else None
         return cast(T, self._trainer.strategy.broadcast(value))
-
-    @contextmanager
-    def _alone_in(self, folder: Path) -> Iterator[None]:
-        """Wait until no other run fills a folder, and lock it within the context."""
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK_FILE)
-
-        def locked() -> bool:
-            with suppress(Timeout):
-                lock.acquire(timeout=1)
-            return lock.is_locked
-
-        # wait a second at a time, so that no collective of the other processes times out
-        if not (alone := self._agreed(locked)):
-            inform(f"another run computes the features in {folder}: waiting for it")
-        while not alone:
-            alone = self._agreed(locked)
-        try:
-            yield
-        finally:
-            lock.release()
 
     def rows(
         self, count: int, load: Callable[[Indices], Iterable[Batch]], network: Encoder, title: str

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kdpl.runtime.messages import inform
-from kdpl.targets.cache.feature_cache import FeatureCache, Manifest, fill
+from kdpl.targets.cache.feature_cache import FeatureCache, fill, manifest_of
 from kdpl.targets.preparation import Preparation
 from kdpl.targets.shards import Work
 
@@ -19,7 +19,7 @@ def teacher_features(preparation: Preparation) -> FeatureCache | None:
     if preparation.fill_teacher_cache:
         return fill_cache(preparation)
     data, teacher = preparation.data, preparation.teacher.description
-    needed = Manifest.of(data, teacher, data.pool.images)
+    needed = manifest_of(data, teacher, data.pool.images)
     return FeatureCache.open(Path(preparation.teacher_cache).expanduser(), needed)
 
 
@@ -36,8 +36,9 @@ def fill_cache(preparation: Preparation, views: int | None = None) -> FeatureCac
     trainer, data = preparation.trainer, preparation.data
     folder = Path(str(preparation.teacher_cache)).expanduser()
     wanted = views or max(trainer.max_epochs or 0, 0)
-    needed = Manifest.of(data, preparation.teacher.description, data.pool.images, wanted)
-    images, same = data.unlabeled_images(needed.resizing), ["views"] if views else []
+    teacher, same = preparation.teacher.description, ["views"] if views else []
+    needed = manifest_of(data, teacher, data.pool.images, wanted)
+    images = data.unlabeled_images(teacher.resizing)
     processes = (trainer.global_rank, trainer.world_size)
     work = Work(images, preparation.encoder(), data.eval_batch_size, data.num_workers, *processes)
     done = fill(folder, needed, work, same) * trainer.world_size

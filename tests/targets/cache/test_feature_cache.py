@@ -20,7 +20,7 @@ from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.resizing import Resizing
 from kdpl.targets import shards as module
 from kdpl.targets.cache.caches import teacher_features
-from kdpl.targets.cache.feature_cache import FeatureCache, Manifest, fill
+from kdpl.targets.cache.feature_cache import FeatureCache, fill, manifest_of, read_manifest
 from kdpl.targets.preparation import Preparation
 from kdpl.targets.shards import Work, batches_of
 
@@ -52,7 +52,7 @@ def data(folder, **options):
 
 def needed(datamodule, views=VIEWS, teacher="t", resizing=SIZE):
     described = TeacherDescription(teacher, WIDTH, resizing)
-    return Manifest.of(datamodule, described, datamodule.pool.images, views)
+    return manifest_of(datamodule, described, datamodule.pool.images, views)
 
 
 def filled(folder, into="cache", views=VIEWS, encode=encode, seed=1, num_workers=0, **options):
@@ -266,7 +266,7 @@ def test_a_moved_dataset_with_other_texts_keeps_its_cache_unless_other_views_are
     manifest = needed(data(folder, **moved), views=9)
     FeatureCache.open(folder / "cache", manifest)
     with pytest.raises(DataError, match=r"from something else \(views is 3 there and 9 here\)"):
-        Manifest.load(folder / "cache", manifest, ["views"])
+        read_manifest(folder / "cache", manifest, ["views"])
     (folder / "moved/train/a/4.png").rename(folder / "moved/train/a/5.png")
     with pytest.raises(DataError, match=r"sources is \w+ there"):
         FeatureCache.open(folder / "cache", needed(data(folder, **moved)))
@@ -276,8 +276,8 @@ def test_sources_are_told_apart_whatever_they_are():
     lists = [["/x/ab.png", "/x/.png"], ["/x/a.png", "/x/b.png"]]
     lists += [["/x/\udcff.png"] * 2, ["/x/\udcfe.png", "/x/a.png"]]
     teacher, module = TeacherDescription("t", 1, Resizing(1)), DomainDataModule("digits")
-    manifests = [Manifest.of(module, teacher, sources, views=1) for sources in lists]
-    assert len({manifest.sources for manifest in manifests}) == 4
+    manifests = [manifest_of(module, teacher, sources, views=1) for sources in lists]
+    assert len({manifest["sources"] for manifest in manifests}) == 4
 
 
 def npy(array):
@@ -291,15 +291,22 @@ def npy(array):
     [
         ("manifest.json", lambda content: content[:100]),
         ("manifest.json", lambda content: content.replace(b'"width"', b'"breadth"')),
-        ("manifest.json", lambda content: content.replace(b'"version": 3', b'"version": 2')),
         (SHARDS[1], lambda content: content[:-1]),
         (SHARDS[1], lambda _: npy(np.zeros(3))),
         (SHARDS[1], lambda _: npy(np.array([{}]))),
     ],
 )
-def test_a_damaged_file_or_one_of_another_version_is_refused_before_training(folder, name, damage):
+def test_a_damaged_file_is_refused_before_training(folder, name, damage):
     filled(folder)
     file = folder / "cache" / name
     file.write_bytes(damage(file.read_bytes()))
     with world.refused(DataError, f"{name} is damaged"):
+        fit(folder)
+
+
+def test_a_cache_of_another_version_is_refused(folder):
+    filled(folder)
+    file = folder / "cache/manifest.json"
+    file.write_text(file.read_text().replace('"version": 3', '"version": 2'))
+    with world.refused(DataError, "version is 2 there and 3 here"):
         fit(folder)

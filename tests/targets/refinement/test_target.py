@@ -7,7 +7,6 @@ from shutil import copytree, ignore_patterns
 import pytest
 import torch
 import world
-from filelock import FileLock
 from lightning.pytorch import Callback
 from plain import normalized
 from torch.nn import functional as F
@@ -21,7 +20,7 @@ from kdpl.errors import ArtifactError
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.resizing import Resizing
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, LOCK_FILE, PROMPTS_FILE
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 from kdpl.student import StudentDistillation
 from kdpl.targets.inputs import PREPARED_FOLDER
 from kdpl.targets.refinement import target as refined_target
@@ -349,30 +348,6 @@ def test_other_views_have_features_and_a_file_of_their_own(fresh, few_digits, tm
     assert len(files) == len({file.read_bytes() for file in files}) == 3
     with world.refused(ArtifactError, r"was made from something else \(seed is 1 there and 2 here"):
         distil(fresh, tmp_path / "0", [world.NoStep()], data=seed, refinement=refinement)
-
-
-def test_a_second_run_waits_for_the_one_that_computes_the_same(fresh, tmp_path, monkeypatch):
-    distil(fresh, tmp_path / "whole")
-    for file in (fresh / PREPARED_FOLDER).rglob("*.s*"):
-        file.unlink()
-    features = {path: path.read_bytes() for path in (fresh / PREPARED_FOLDER).rglob("*.npy")}
-    path = next(iter(features))
-    path.unlink()
-    lock, said = FileLock(path.with_name(LOCK_FILE)), []
-    lock.acquire()
-
-    def finish(message):
-        """As the other run does it while this one waits."""
-        said.append(message)
-        if "waiting for it" in message:
-            path.write_bytes(features[path])
-            lock.release()
-
-    monkeypatch.setattr("kdpl.targets.inputs.inform", finish)
-    distil(fresh, tmp_path / "other")
-    assert [message for message in said if str(path.parent) in message]
-    first, second = (targets_in(tmp_path / name).assignments for name in ("whole", "other"))
-    assert first.equal(second)
 
 
 def test_beside_a_read_only_teacher_the_run_keeps_them(fresh, tmp_path, monkeypatch):
