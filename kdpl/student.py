@@ -89,8 +89,8 @@ class StudentDistillation(ClassifyingModule):
             this quantile of the labelled images', such as 0.05; None keeps all.
         teacher_cache: Folder with the teacher's features of V views of each unlabelled image; epoch
             e then sees view e mod V of each image, drawn by the seed that the cache was filled
-            with. None: the teacher runs on each image of each epoch.
-        fill_teacher_cache: Before the first epoch, compute the features that the cache lacks.
+            with, as the command ``cache`` fills it. None: the teacher runs on each image of each
+            epoch.
         optim: Optimiser and schedule.
         compile: Compile the image towers.
 
@@ -112,7 +112,6 @@ class StudentDistillation(ClassifyingModule):
         loss: DistillationLoss = DistillationLoss(),
         pool_filter: float | None = None,
         teacher_cache: str | None = None,
-        fill_teacher_cache: bool = False,
         optim: OptimConfig = OptimConfig(),
         compile: bool = False,
     ) -> None:
@@ -130,10 +129,8 @@ class StudentDistillation(ClassifyingModule):
         self.loss = loss
         self.pool_filter = pool_filter
         self.teacher_cache = teacher_cache
-        self.fill_teacher_cache = fill_teacher_cache
         self._kept = 1.0  # share of the images that the filter keeps
         self.optim = optim
-        _require_cache_folder(teacher_cache, fill_teacher_cache)
         self._trains_tower = vision_prompts.depth > 0 or fine_tune
         _require_quantile(pool_filter)
 
@@ -181,7 +178,6 @@ class StudentDistillation(ClassifyingModule):
         target, pool_filter = settings["target"], settings["pool_filter"]
         prompts, fine_tune = settings["vision_prompts"], settings["fine_tune"]
         DistillationLoss(**settings["loss"])
-        _require_cache_folder(settings["teacher_cache"], settings["fill_teacher_cache"])
         kind = target_class(target if isinstance(target, str) else target["class_path"])
         kind.require_task(data.task)
         _require_quantile(pool_filter)
@@ -208,8 +204,7 @@ class StudentDistillation(ClassifyingModule):
     def preparation(self) -> Preparation:
         """Return the inputs of this fit's preparation."""
         teacher = self.teacher.module, self._load_for_training
-        cache = self.teacher_cache, self.fill_teacher_cache
-        return Preparation(self.trainer, self.domain, *teacher, self.device, *cache)
+        return Preparation(self.trainer, self.domain, *teacher, self.device, self.teacher_cache)
 
     def prepare(self) -> None:
         """Choose the images to distil on, and prepare their targets."""
@@ -311,8 +306,3 @@ def _require_quantile(pool_filter: float | None) -> None:
             f"pool_filter must be above 0 and below 1, not {pool_filter}: set 0.05, or "
             "null for none"
         )
-
-
-def _require_cache_folder(teacher_cache: str | None, fill_teacher_cache: bool) -> None:
-    if fill_teacher_cache and teacher_cache is None:
-        raise ConfigError("fill_teacher_cache has no folder to fill: set teacher_cache as well")

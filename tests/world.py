@@ -27,7 +27,7 @@ from kdpl.prompts import PromptConfig, StudentPrompts
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
-from kdpl.student import StudentDistillation
+from kdpl.student import FillTeacherCache, StudentDistillation
 
 TAG = "noise"
 """The pretrained tag of every model here."""
@@ -406,11 +406,11 @@ class Distilled:
         data=(),
         **options,
     ):
-        cached = {"teacher_cache": cache and str(cache), "fill_teacher_cache": fill}
-        self.student = make_student(teacher, **{"kd_weight": 20, **cached, **options})
+        options = {"kd_weight": 20, "teacher_cache": cache and str(cache), **options}
+        self.student = make_student(teacher, **options)
         self.batches, watch = [], Callback()
         watch.on_train_batch_start = lambda *args: self.batches.append(args[2])
-        callbacks = [watch]
+        callbacks = [FillTeacherCache(), watch] if fill else [watch]
         settings = {"limit_train_batches": 5, **dict(trainer)}
         domain = digits(50, **dict(data))
         record = fit(self.student, folder, 2, callbacks, domain, ckpt_path, **settings)

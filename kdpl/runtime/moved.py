@@ -33,7 +33,7 @@ SETTINGS = {
     "class_names": "data.init_args.classes.names",
     "class_text": "data.init_args.classes.text",
     "empty_labels": "data.init_args.classes.empty_labels",
-    "fill_teacher_cache": "model.init_args.fill_teacher_cache",
+    "fill_teacher_cache": "python -m kdpl cache",
     "held_out": "data.init_args.reading.test_share",
     "label_separator": "data.init_args.classes.label_separator",
     "scan": "data.init_args.reading.scan",
@@ -41,7 +41,7 @@ SETTINGS = {
     "taxonomy": "data.init_args.classes.taxonomy",
     "teacher_cache": "model.init_args.teacher_cache",
 }
-"""New settings by their names below ``data.init_args`` before version 0.1."""
+"""New settings, or commands, by names of settings below ``data.init_args`` before version 0.1."""
 
 
 def moved_setting(message: str) -> str:

@@ -23,7 +23,6 @@ class Preparation:
         teacher: The teacher, possibly not loaded yet.
         load_teacher: Loads the teacher once, in the precision of the training.
         teacher_cache: Folder of the teacher's cache; None: no cache.
-        fill_teacher_cache: Compute the features that the cache lacks.
     """
 
     trainer: Trainer
@@ -32,7 +31,6 @@ class Preparation:
     load_teacher: Callable[[], object]
     device: torch.device
     teacher_cache: str | None = None
-    fill_teacher_cache: bool = False
 
     def encoder(self, pooled: bool = False) -> Encoder:
         """Return the teacher as a function of images; it is loaded on the first call.

@@ -153,7 +153,7 @@ def test_a_wrong_start_is_one_line_and_nothing_is_written(
     ("settings", "word"),
     [
         ({"pool_filter": 2}, "pool_filter"),
-        ({"fill_teacher_cache": True}, "fill_teacher_cache"),
+        ({"fill_teacher_cache": True}, "did you mean python -m kdpl cache?"),
         ({"clip": {"model": "tiny-studnet"}}, "tiny-studnet"),
     ],
 )

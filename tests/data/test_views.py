@@ -19,6 +19,7 @@ from kdpl.losses import DistillationLoss
 from kdpl.prompts import StudentPrompts
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.runtime.resizing import Resizing
+from kdpl.student import FillTeacherCache
 from kdpl.targets.refinement.target import Refined
 
 # widths and heights
@@ -166,7 +167,6 @@ def test_in_a_fit_towers_see_the_evaluation_transform(name, pictures, tmp_path, 
     (tmp_path / "teacher").mkdir()
     changes = {"class_names": ("a", "b"), "num_base": None, "preprocessing": teacher}
     world.write_teacher(tmp_path / "teacher", **changes)
-    cache = {"teacher_cache": str(tmp_path / "cache"), "fill_teacher_cache": True}
     config = ClipConfig("test-student", world.TAG)
     monkeypatch.setitem(weights._OPENAI, "resize_mode", ways[0])
     monkeypatch.setitem(weights._OPENAI, "interpolation", ways[1])
@@ -177,9 +177,10 @@ def test_in_a_fit_towers_see_the_evaluation_transform(name, pictures, tmp_path, 
         loss=DistillationLoss(weight=20),
         target=Refined(mode="always", neighbors=2),
         pool_filter=0.05,
-        **(cache if "cache" in options else {}),
+        teacher_cache=str(tmp_path / "cache") if "cache" in options else None,
     )
-    world.fit(student, tmp_path, 2, (), images_in(pictures), limit_val_batches=1.0)
+    fill = [FillTeacherCache()]
+    world.fit(student, tmp_path, 2, fill, images_in(pictures), limit_val_batches=1.0)
 
     files = opened(sorted(pictures.rglob("*.png")))
     assert student.preprocessing.resizing == tower(*ways).resizing

@@ -9,15 +9,9 @@ from kdpl.targets.shards import Work
 
 
 def teacher_features(preparation: Preparation) -> FeatureCache | None:
-    """Open the teacher's complete cache, after filling it if asked to.
-
-    None if there is no cache. A DataError if it is missing, of something else, damaged or
-    incomplete.
-    """
+    """Open the teacher's complete cache; None if the fit has none."""
     if preparation.teacher_cache is None:
         return None
-    if preparation.fill_teacher_cache:
-        return fill_cache(preparation)
     data, teacher = preparation.data, preparation.teacher.description
     needed = manifest_of(data, teacher, data.pool.images)
     return FeatureCache.open(Path(preparation.teacher_cache).expanduser(), needed)

@@ -33,10 +33,7 @@ from kdpl.targets.shards import SHARD, Work, fill_shards, images_per_shard, shar
 
 MANIFEST = "manifest.json"
 _OTHER_FOLDER = "choose another folder as model.init_args.teacher_cache, or remove it"
-_FILL = (
-    "fill it with python -m kdpl cache and the settings of this fit, "
-    "or set model.init_args.fill_teacher_cache: true"
-)
+_FILL = "fill it with python -m kdpl cache and the settings of this fit"
 _VERSION = 3
 _NUMBERS = ("width", "images", "views", "images_per_shard")
 # ``made_with`` is of earlier versions

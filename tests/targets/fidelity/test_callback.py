@@ -11,6 +11,7 @@ from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.sampling import generator
 from kdpl.errors import ConfigError, DataError
+from kdpl.student import FillTeacherCache
 from kdpl.targets import Target
 from kdpl.targets.fidelity import Fidelity
 from kdpl.targets.prepared import PreparedTarget
@@ -197,7 +198,7 @@ def test_with_a_cache_the_targets_are_still_those_of_the_evaluation_view(
     whole, teacher_folder, tmp_path
 ):
     cache = {"teacher_cache": f"{tmp_path}/cache", "epochs": 1}
-    distil(teacher_folder, tmp_path / "filled", **cache, fill_teacher_cache=True)
+    distil(teacher_folder, tmp_path / "filled", FillTeacherCache(), **cache)
     callback = Fidelity()
     assert_plain(distil(teacher_folder, tmp_path / "run", callback, **cache))
     assert torch.equal(torch.cat(callback._targets), whole[0].targets)

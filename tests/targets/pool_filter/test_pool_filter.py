@@ -15,6 +15,7 @@ from kdpl.optim import OptimConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
+from kdpl.student import FillTeacherCache
 from kdpl.targets import pool_filter as callback
 
 POOL = {"shots": 1, "unlabeled_share": 0.06}  # 10 labelled images, 42 unlabelled ones
@@ -91,8 +92,8 @@ def test_a_schedule_by_steps_changes_nothing_of_what_is_left_out(teacher_folder,
 
 def cached(teacher, folder, cache, views=None, **options):
     """``distil`` from a cache, which is filled where ``views`` are given."""
-    cached = {"teacher_cache": str(cache), "fill_teacher_cache": views is not None}
-    return distil(teacher, folder, cached=cached, **options)
+    options["callbacks"] = [] if views is None else [FillTeacherCache(views)]
+    return distil(teacher, folder, cached={"teacher_cache": str(cache)}, **options)
 
 
 @pytest.mark.parametrize("views", [2, 4], ids=["fewer than it looks at", "as many"])

@@ -21,7 +21,7 @@ from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
-from kdpl.student import StudentDistillation
+from kdpl.student import FillTeacherCache, StudentDistillation
 from kdpl.targets.inputs import PREPARED_FOLDER
 from kdpl.targets.refinement import target as refined_target
 from kdpl.targets.refinement.experts import Assigned, Evidence, assign
@@ -361,7 +361,7 @@ def test_from_a_cache_no_teacher_is_loaded_once_its_features_are_kept(
     teacher, whole, tmp_path, monkeypatch
 ):
     cache = str(tmp_path / "cache")
-    cached = distil(teacher, tmp_path, [], epochs=2, teacher_cache=cache, fill_teacher_cache=True)
+    cached = distil(teacher, tmp_path, [FillTeacherCache()], epochs=2, teacher_cache=cache)
     assert targets_in(tmp_path).assignments.equal(targets_in(whole[1]).assignments)
     assert cached.losses == whole[0].losses
 
