@@ -117,7 +117,10 @@ class ClassVectors(VectorSettings):
     def from_fields(
         cls, vectors: Tensor, fields: Mapping[str, Any], source: str, remedy: str = _REMEDY
     ) -> "ClassVectors":
-        """Restore class vectors from vectors [C, D] and the result of ``fields``."""
+        """Restore class vectors from vectors [C, D] and the result of ``fields``.
+
+        Raises an ArtifactError if they do not fit.
+        """
         settings = parse_metadata(VectorSettings, fields, source, remedy)
         restored = cls(vectors=vectors, **vars(settings))
         count = len(restored.class_names)

@@ -136,7 +136,11 @@ def known_models() -> dict[str, tuple[ModelConfig, list[str]]]:
 
 
 def load_clip(config: ClipConfig) -> Clip:
-    """Load a CLIP in float32 on the CPU, frozen, in evaluation mode."""
+    """Load a CLIP in float32 on the CPU, frozen, in evaluation mode.
+
+    Raises:
+        WeightsError: Model, tokenizer or weights cannot be loaded, or do not fit each other.
+    """
     if source := _source(config.model):
         if source.load_clip is None:
             raise WeightsError(

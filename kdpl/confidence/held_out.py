@@ -114,6 +114,10 @@ class HeldOutScores(LearnedCompanion):
         depend on the labels. In at most 5 % (1 - ``confidence``) of all draws of held-out
         images the threshold has a larger error on new images, if these are exchangeable with the
         held-out ones, and if a stricter threshold never has a larger error.
+
+        Raises:
+            ConfigError: ``max_error`` is not between 0 and 1, no threshold reaches it, or there are
+                too few images, or ``sampled`` ones.
         """
         # too few images show no such error, even without a mistake
         require_share("max_error", max_error)
@@ -145,6 +149,10 @@ class HeldOutScores(LearnedCompanion):
         Split conformal prediction with the score 1 - p (Sadinle et al., arXiv 1609.00451): of
         exchangeable images, at least the share ``coverage`` have their label in their set, on
         average over draws of the held-out images.
+
+        Raises:
+            ConfigError: ``coverage`` is not between 0 and 1, or there are too few held-out images
+                for it, or ``sampled`` ones.
         """
         require_share("sets", coverage)
         self._require_as_they_come()

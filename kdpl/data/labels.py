@@ -109,7 +109,10 @@ class Labels:
         return line
 
     def evaluation(self, split: EvaluationSplit) -> Sequence[Record]:
-        """Return the images that accuracies are measured on; DataError if there are none."""
+        """Return the images that accuracies are measured on; DataError if there are none.
+
+        They have all classes, except in ``labeled``.
+        """
         if split == "labeled":
             return self.training()
         # validation images are sampled, test images are not

@@ -63,7 +63,16 @@ class Selection:
 
 
 class UnlabeledPool:
-    """All unlabelled images, and the share that is distilled on."""
+    """All unlabelled images, and the share that is distilled on.
+
+    Args:
+        images: All unlabelled images.
+        share: Share to distil on, above 0 and at most 1, drawn by the seed.
+        seed: Seed of the share and of samples.
+
+    Attributes:
+        selection: The share, before images are held out or left out.
+    """
 
     def __init__(self, images: Names, share: float, seed: int) -> None:
         self.images = images

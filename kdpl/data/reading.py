@@ -74,7 +74,10 @@ class Reading:
         return leave_out(splits, self._copies, "but copies of test or validation images"), same
 
     def prepare(self, trains: bool) -> None:
-        """Check all images before a run that ``trains`` or not, unless that was done."""
+        """Check all images before a run that ``trains`` or not, unless that was done.
+
+        DataError if some cannot be used, ``bad_images`` is ``error``, and the run ``trains``.
+        """
         checked = self._check(look=trains or self._skips)
         if checked is None:
             return

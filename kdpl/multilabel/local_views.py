@@ -113,7 +113,12 @@ class LocalViews(PreparedTarget):
         return self._log_odds[self._rows[indices]]
 
     def prepare(self, inputs: TargetInputs) -> None:
-        """Compute the targets from crops, or read earlier ones."""
+        """Compute the targets from crops, or read earlier ones.
+
+        Raises:
+            ArtifactError: Earlier targets were made from other data or settings.
+            ConfigError: Images have one label each.
+        """
         self.require_task(inputs.teacher.task)
         negatives = _negative_vectors(inputs, inputs.teacher)
 

@@ -18,6 +18,9 @@ class CoupledPrompts(IndependentPrompts):
     Layer 0's visual prompts come from the context. They enter the image tower as ``VisionPrompts``
     do. The mapped visual prompts are saved, so stage 2 reads ``IndependentPrompts``. The ``maps``
     are a Linear(W_t, W_v) with bias for each of the J layers, with the initialisation of torch.
+
+    Raises:
+        ConfigError: The sizes of visual and text prompts differ, or do not fit the CLIP.
     """
 
     def __init__(

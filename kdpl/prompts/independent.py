@@ -14,7 +14,11 @@ from kdpl.prompts.vision import VisionPrompts
 
 
 class IndependentPrompts(PromptMethod):
-    """Learnt prompts in each tower whose depth is above 0."""
+    """Learnt prompts in each tower whose depth is above 0.
+
+    Raises:
+        ConfigError: The sizes do not fit the CLIP.
+    """
 
     def __init__(
         self, vision: PromptConfig, text: PromptConfig, context: str | None, clip: ImageClip

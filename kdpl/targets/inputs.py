@@ -65,12 +65,16 @@ class TargetInputs:
     All processes call its methods together: each does its share, and all get the whole result.
 
     Attributes:
+        folder: The run's folder.
+        teacher_folder: The run folder of the teacher.
         resumes: True if the fit resumes from a checkpoint.
+        class_names: The names of the C classes, by label.
         num_base: Number of base classes, which come first; None without a base/novel split.
         pool: Sources of all unlabelled images.
         indices: Indices in the pool of the images that need a target, int64 [N]; they are distilled
             on, or held out to compare student and target.
         labeled: Labelled training images of the classes that the teacher was tuned on.
+        val: Validation images of these classes.
         groups: Groups of both by source.
         encoder: The teacher, of images uint8 [B, 3, S, S]; loaded on the first call.
         predict: Returns the teacher's logits [N, C] of its features [N, D].

@@ -30,7 +30,13 @@ class Plan:
 
 
 def prepare(preparation: Preparation, target: Target, pool_filter: float | None) -> Plan:
-    """Prepare a student's fit, on all processes together, after weights are restored."""
+    """Prepare a student's fit, on all processes together, after weights are restored.
+
+    Args:
+        preparation: The fit.
+        target: The target to prepare.
+        pool_filter: The quantile of ``without_unlike``; None keeps all images.
+    """
     data = preparation.data
 
     # hold out some images, to compare student and target on them
