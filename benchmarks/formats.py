@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.export.passes import move_to_device_pass
 
 from benchmarks.distillation import begun_student
 from benchmarks.settings import Settings
@@ -74,12 +73,6 @@ def network_sides(
         tower.store_in(dtype)
         return partial(run, partial(teacher.prompts.to(device).encode_images, tower.module))
 
-    def exported() -> Callable[[], None]:
-        path = folder / "classifier.pt2"
-        formats()["torch"].write(classifier.cpu(), "uint8", path)
-        program = move_to_device_pass(torch.export.load(path), device)
-        return partial(run, program.module())
-
     def onnx() -> Callable[[], object]:
         import onnxruntime
 
@@ -94,6 +87,4 @@ def network_sides(
     onnx_name = "onnx" if settings.autocast is None else "onnx-fp16"
     # files are written before the weights are rounded
     sides = {f"file of --format {onnx_name}": onnx}
-    if settings.autocast is None:
-        sides["file of --format torch"] = exported
     return sides | {"student's Classifier": in_torch, "teacher's image tower": of_teacher}

@@ -177,7 +177,7 @@ def classifier(student_run):
 @pytest.fixture(scope="session")
 def exported(classifier, tmp_path_factory):
     """The file that export writes of that classifier in a format; no test changes it."""
-    from kdpl.classifier.formats import onnx_files, runtime_files
+    from kdpl.classifier.formats import onnx_files, openvino
     from kdpl.classifier.formats.registry import formats
 
     folder = tmp_path_factory.mktemp("exported")
@@ -189,7 +189,7 @@ def exported(classifier, tmp_path_factory):
             if kind in ("onnx-fp16", "openvino"):
                 # both are made of an ONNX file, which takes most of the time
                 plain = file("onnx")
-                for module in (onnx_files, runtime_files):
+                for module in (onnx_files, openvino):
                     patch.setattr(module, "write_onnx", lambda *args: shutil.copy(plain, args[2]))
             assert main(["export", str(classifier), f"--format={kind}", f"--out={path}"]) == 0
         return path

@@ -1,10 +1,8 @@
 """Run the tests with the oldest versions that pyproject.toml allows: ``make floors``.
 
-Installs kdpl with all extras into the environment of this Python, each package at its floor. Executorch pins packages
-that the other extras leave open, so it is installed over them, and tested, at the end.
+Installs kdpl with all extras into the environment of this Python, each package at its floor.
 """
 
-import os
 import re
 import subprocess
 import sys
@@ -14,9 +12,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-APART = "executorch"
-ABOVE_FLOOR = {"numpy", "scikit-learn"}
-"""What executorch needs in a newer version than the rest."""
 
 
 def floors(requirements):
@@ -38,31 +33,16 @@ def install(requirements, versions):
     )
 
 
-def run_pytest(*options, without=""):
-    """Run pytest, and return its exit code."""
-    command = [sys.executable, "-m", "pytest", "-m", "not slow", *options]
-    return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "KDPL_WITHOUT": without}, check=False
-    ).returncode
-
-
 def main(paths):
     """Install, test, and return 0 if all tests passed; ``paths`` are those of tests."""
     versions = floors(
         [*PROJECT["dependencies"], *(each for group in EXTRAS.values() for each in group)]
     )
     tools = [each for each in EXTRAS["dev"] if not each.startswith("kdpl[")]
-    others = ",".join(extra for extra in EXTRAS if extra not in {"dev", APART})
-    install(
-        [f".[{others}]", *tools], {name: each for name, each in versions.items() if name != APART}
-    )
-    code = run_pytest("-n", "2", "--dist", "loadfile", *paths, without=APART)
-
-    install(
-        [f".[{others},{APART}]"],
-        {name: each for name, each in versions.items() if name not in ABOVE_FLOOR},
-    )
-    return code or run_pytest("-k", APART, "tests/classifier/formats", "tests/cli/test_export.py")
+    others = ",".join(extra for extra in EXTRAS if extra != "dev")
+    install([f".[{others}]", *tools], versions)
+    command = [sys.executable, "-m", "pytest", "-m", "not slow", "-n", "2", "--dist", "loadfile"]
+    return subprocess.run([*command, *paths], cwd=ROOT, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def as_input(images: Tensor, input_type: InputType) -> Tensor:
     return images if input_type == "uint8" else images.float() / 255
 
 
-def metadata(classifier: Classifier, input_type: InputType, batch: str = "batch") -> dict[str, str]:
+def metadata(classifier: Classifier, input_type: InputType) -> dict[str, str]:
     """Return an exported file's metadata: how to prepare images, and the class of each logit."""
     # preparation of images
     images = classifier.preprocessing.resizing
@@ -82,7 +82,7 @@ def metadata(classifier: Classifier, input_type: InputType, batch: str = "batch"
         "does it",
         "crop": f"the square of {size} in the centre, with the colour {images.fill} where the "
         "image does not reach",
-        "input": f"RGB, [{batch}, 3, image_size, image_size], {numbers}",
+        "input": f"RGB, [batch, 3, image_size, image_size], {numbers}",
         "logit_scale": str(classifier.logit_scale),
         "fingerprint": classifier.fingerprint(),
         **further,
@@ -90,21 +90,17 @@ def metadata(classifier: Classifier, input_type: InputType, batch: str = "batch"
     }
 
 
-def program(
-    classifier: Classifier, input_type: InputType, batch: int | None = None
-) -> ExportedProgram:
-    """Trace a classifier for batches of any size, or of one fixed size."""
+def program(classifier: Classifier, input_type: InputType) -> ExportedProgram:
+    """Trace a classifier for batches of any size."""
     size = classifier.preprocessing.image_size
     # a batch of one would be traced as a constant
-    example = as_input(torch.zeros(batch or 2, 3, size, size, dtype=torch.uint8), input_type)
+    example = as_input(torch.zeros(2, 3, size, size, dtype=torch.uint8), input_type)
     tower = classifier.encoder.tower.module
     before = tower.memory_format
-    # runtimes choose their memory formats, and ExecuTorch takes only this one
+    # runtimes choose their memory formats
     tower.use_memory_format(torch.contiguous_format)
     try:
-        return torch.export.export(
-            _Graph(classifier).eval(), (example,), dynamic_shapes=None if batch else BATCHES
-        )
+        return torch.export.export(_Graph(classifier).eval(), (example,), dynamic_shapes=BATCHES)
     finally:
         tower.use_memory_format(before)
 

@@ -34,9 +34,8 @@ def export(
 
     Args:
         classifier: classifier folder of a student's run
-        format: onnx; onnx-fp16 and onnx-int8, with products in 16 or 8 bits; openvino; executorch,
-            for one image at a time; or torch, a program of torch.export
-        out: file to write, .onnx, .pte or .pt2, or folder of openvino; must not exist yet
+        format: onnx; onnx-fp16 and onnx-int8, with products in 16 or 8 bits; or openvino
+        out: file to write, .onnx, or folder of openvino; must not exist yet
         add_classes: class vectors of further classes, written by the class-vectors command
         input: images as bytes, or as floats in 0..1
         calibration: folder of unlabelled images that set the ranges of 8-bit numbers; 256 are used

@@ -141,7 +141,7 @@ def test_a_path_that_does_not_exist_is_named_before_torch_is_imported(classifier
         ["predict", c, "gone.png"],
         ["predict", c, d, "--list=gone.txt"],
         ["predict", c, d, "--add-classes=gone"],
-        ["export", c, "--format=torch", "--out=c.pt2", "--add-classes=gone"],
+        ["export", c, "--format=onnx", "--out=c.onnx", "--add-classes=gone"],
     ]
     code = f"""
 import sys

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kdpl.classifier.formats.onnx import ONNX, Format
 from kdpl.classifier.formats.onnx_files import ONNX_FP16, ONNX_INT8
-from kdpl.classifier.formats.runtime_files import EXECUTORCH, OPENVINO, TORCH
+from kdpl.classifier.formats.openvino import OPENVINO
 from kdpl.errors import ConfigError
 from kdpl.runtime import plugins
 
@@ -14,11 +14,9 @@ def formats() -> dict[str, Format]:
     """Return all formats by name: built-in formats, and formats of plugins."""
     return {
         "onnx": ONNX,
-        "executorch": EXECUTORCH,
         "onnx-fp16": ONNX_FP16,
         "onnx-int8": ONNX_INT8,
         "openvino": OPENVINO,
-        "torch": TORCH,
         **plugins.load_all("formats"),
     }
 
