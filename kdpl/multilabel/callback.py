@@ -148,11 +148,11 @@ def _of_best_f1(logits: Tensor, targets: Tensor, data: DomainDataModule) -> list
     """Choose the thresholds of all classes on validation images."""
     # labels of novel classes are not used
     count = len(data.tuning_class_names)
-    chosen = choose(logits[:, :count], targets[:, :count])
-    thresholds = [threshold.value for threshold in chosen]
+    thresholds = choose(logits[:, :count], targets[:, :count])
     mean = float(torch.tensor(thresholds).mean())
-    pairs = zip(data.class_names, chosen, strict=False)
-    missing = [name for name, threshold in pairs if threshold.problem]
+    has_image = targets[:, :count].any(dim=0).tolist()
+    pairs = zip(data.class_names, has_image, strict=False)
+    missing = [name for name, has in pairs if not has]
     if missing:
         inform(
             f"no validation image has the class {missing[0]!r}"

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kdpl.cli.arguments import MakeRule, require_file, share
+from kdpl.cli.arguments import MakeRule, require_file
 from kdpl.errors import ConfigError
 from kdpl.runtime.run_folder import require_classifier
 
@@ -20,8 +20,6 @@ def thresholds(
     label_separator: str = ";",
     empty_labels: Literal["no_class", "unlabeled"] | None = None,
     class_names: str | None = None,
-    precision: str | None = None,
-    recall: str | None = None,
 ) -> int:
     """Choose for each class the least probability for which it is named, on labelled images.
 
@@ -35,19 +33,10 @@ def thresholds(
         empty_labels: meaning of an empty label: no_class, of none of the classes, or unlabeled; as
             for init
         class_names: file with the names of the classes if the table's labels differ, as for init
-        precision: wanted share of the images for which a class is named that have it, such as 90%,
-            for each class; one image of each group of the table counts; by default F1 is maximised
-        recall: wanted share of the images of a class for which it is named, for each class; one
-            image of each group counts
     """
     # check the options before torch is imported
     require_classifier(Path(classifier))
     require_file("--class-names", class_names)
-    if precision is not None and recall is not None:
-        raise ConfigError(
-            "--precision and --recall each decide the thresholds alone: give one of the two"
-        )
-    wanted = {"precision": share("--precision", precision), "recall": share("--recall", recall)}
 
     from kdpl.classifier.bulk import load_classifier
     from kdpl.classifier.folder import keep_task
@@ -64,23 +53,13 @@ def thresholds(
             f"{classifier} names one class for each image and needs no thresholds of classes: "
             "run python -m kdpl calibrate"
         )
-    records = labeled_records(
-        images,
-        class_names,
-        names,
-        label_separator,
-        empty_labels,
-        one_of_a_group=(precision or recall) is not None,
-    )
+    records = labeled_records(images, class_names, names, label_separator, empty_labels)
     logits, targets = (tensor.cpu() for tensor in classify_records(loaded, records))
 
     # a class that no image has keeps its threshold
     having = {label for record in records for label in labels_of(record)}
-    before, chosen = task.thresholds_of(len(names)), choose(logits, targets, **wanted)
-    values = [
-        threshold.value if label in having else before[label]
-        for label, threshold in enumerate(chosen)
-    ]
+    before, chosen = task.thresholds_of(len(names)), choose(logits, targets)
+    values = [value if label in having else before[label] for label, value in enumerate(chosen)]
     keep_task(Path(classifier), MultiLabel(values).settings())
 
     # print how well the thresholds do on these images
@@ -90,8 +69,8 @@ def thresholds(
         measured = [float(column[label]) for column in scores[2:]]
         shown = ", ".join("" if math.isnan(score) else f"{score:.3f}" for score in measured)
         print(f"  {name}: {values[label]:.4f}, {int(scores.positives[label])}, {shown}")
-        if problem := chosen[label].problem:
-            print(f"    {problem}{'' if label in having else ': its threshold is as it was'}")
+        if label not in having:
+            print("    no held-out image has it: its threshold is as it was")
     return 0
 
 

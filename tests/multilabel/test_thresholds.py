@@ -1,4 +1,4 @@
-"""Thresholds of classes: the best F1, and a precision or recall that is kept."""
+"""Thresholds of classes: the best F1."""
 
 import csv
 import json
@@ -10,7 +10,6 @@ import torch
 from pages import NAMES, write_table
 from PIL import Image
 from runs import rows_of
-from scipy.stats import binom
 from sklearn.metrics import f1_score
 
 from kdpl import Classifier
@@ -19,9 +18,9 @@ from kdpl.data.sources import open_source
 from kdpl.multilabel.thresholds import choose, of_expected_counts
 
 
-def one_class(probabilities, labels, **wanted):
+def one_class(probabilities, labels):
     logits = torch.tensor(probabilities, dtype=torch.float64).logit().float()
-    (chosen,) = choose(logits[:, None], torch.tensor(labels)[:, None], **wanted)
+    (chosen,) = choose(logits[:, None], torch.tensor(labels)[:, None])
     return chosen, logits.sigmoid().tolist()
 
 
@@ -39,70 +38,13 @@ def test_no_threshold_has_a_better_f1(seed):
     probabilities, labels = drawn(seed)
     chosen, rounded = one_class(probabilities, labels)
     best = max(f1_score(labels, [p >= limit for p in rounded]) for limit in {0.0, *rounded})
-    assert f1_score(labels, [p >= chosen.value for p in rounded]) == pytest.approx(best)
-    assert chosen.problem is None
+    assert f1_score(labels, [p >= chosen for p in rounded]) == pytest.approx(best)
     # it stands between two images, so that no rounding moves one
-    assert min(abs(p - chosen.value) for p in rounded) > 0.01
+    assert min(abs(p - chosen) for p in rounded) > 0.01
 
 
-def upper_tail(hits, count, share):
-    """Probability of at least so many hits."""
-    return binom.sf(hits - 1, count, share)
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_a_wanted_precision_is_shown_by_the_accepted_images(seed):
-    probabilities, labels = drawn(seed, 400, 2)
-    chosen, rounded = one_class(probabilities, labels, precision=0.6)
-    accepted = [label for p, label in zip(rounded, labels, strict=True) if p >= chosen.value]
-    assert chosen.problem is None
-    # so many hits would be rare at a smaller precision
-    assert upper_tail(sum(accepted), len(accepted), 0.6) <= 0.05
-
-
-def test_a_precision_is_kept_as_often_as_it_says():
-    draw, failures = np.random.default_rng(0), 0
-    for _ in range(200):
-        # the precision of new images above a threshold t is (1 + t) / 2
-        probabilities = draw.random(150)
-        labels = draw.random(150) < probabilities
-        chosen, _ = one_class(probabilities.tolist(), labels.tolist(), precision=0.7)
-        failures += chosen.problem is None and (1 + chosen.value) / 2 < 0.7
-    assert failures <= 0.05 * 200 + 3 * (200 * 0.05 * 0.95) ** 0.5
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_a_wanted_recall_is_shown_by_the_fewest_images(seed):
-    probabilities, labels = drawn(seed, 400, 2)
-    chosen, rounded = one_class(probabilities, labels, recall=0.8)
-    having = [p for p, label in zip(rounded, labels, strict=True) if label]
-    named = [p for p in having if p >= chosen.value]
-    assert chosen.problem is None
-    assert upper_tail(len(named), len(having), 0.8) <= 0.05
-    # with the images of the next probability left out, it would not be
-    stricter = sum(p > min(named) for p in named)
-    assert upper_tail(stricter, len(having), 0.8) > 0.05
-
-
-def test_a_recall_is_kept_as_often_as_it_says():
-    draw, kept = np.random.default_rng(0), 0
-    for _ in range(150):
-        scores = draw.random(40)
-        chosen, _ = one_class(scores.tolist(), [True] * 40, recall=0.8)
-        # of new images, that share is above the threshold
-        kept += 1 - chosen.value >= 0.8
-    assert kept >= 0.95 * 150 - 3 * (150 * 0.95 * 0.05) ** 0.5
-
-
-def test_what_no_threshold_reaches_is_said_with_the_best():
-    labels = [True, False] * 10
-    chosen, _ = one_class(np.linspace(0.9, 0.1, 20).tolist(), labels, precision=0.9)
-    assert "precision of 0.9, the best shows 0." in chosen.problem
-    chosen, rounded = one_class(np.linspace(0.9, 0.1, 20).tolist(), labels, recall=0.9)
-    assert "10 held-out images do not show a recall of 0.9, the best is 0.741" in chosen.problem
-    assert all(p >= chosen.value for p, label in zip(rounded, labels, strict=True) if label)
-    chosen, _ = one_class([0.3, 0.2], [False, False])
-    assert chosen == (0.5, "no held-out image has it")
+def test_a_class_without_an_image_has_a_half():
+    assert one_class([0.3, 0.2], [False, False])[0] == 0.5
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -148,7 +90,7 @@ def counts_of(printed):
 
 def test_the_command_replaces_the_thresholds_in_the_folder_alone(folder, labeled, capsys):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    printed(capsys, folder, labeled, "--recall=60%")
+    printed(capsys, folder, labeled)
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert [name for name in after if after[name] != before[name]] == ["classifier.json"]
     now, then = (json.loads(files["classifier.json"]) for files in (after, before))
@@ -159,16 +101,8 @@ def test_the_command_replaces_the_thresholds_in_the_folder_alone(folder, labeled
     images = torch.stack([classifier.prepare(Image.open(row["image"])) for row in rows])
     labels = [[name in row["label"].split(";") for name in NAMES] for row in rows]
     with torch.inference_mode():
-        chosen = choose(classifier(images), torch.tensor(labels), recall=0.6)
-    assert classifier.task.thresholds == pytest.approx([t.value for t in chosen], abs=1e-5)
-    assert "a precision of 0.99, the best" in printed(capsys, folder, labeled, "--precision=0.99")
-
-
-def test_one_image_of_a_group_counts_for_a_wanted_share(folder, labeled, capsys):
-    rows = [(row["image"], "one", i // 6) for i, row in enumerate(rows_of(labeled))]
-    groups = write_table(labeled.with_name("groups.csv"), ("image", "label", "group"), *rows)
-    for options, count in (([], 24), (["--precision=60%"], 4), (["--recall=60%"], 4)):
-        assert counts_of(printed(capsys, folder, groups, *options))["one"] == count
+        chosen = choose(classifier(images), torch.tensor(labels))
+    assert classifier.task.thresholds == pytest.approx(chosen, abs=1e-5)
 
 
 def test_invalid_input_of_the_command_is_refused(folder, labeled, table, capsys, classifier):
@@ -176,7 +110,6 @@ def test_invalid_input_of_the_command_is_refused(folder, labeled, table, capsys,
         assert main(["thresholds", *map(str, options)]) != 0
         assert words in capsys.readouterr().err
 
-    refused("--precision and --recall", folder, labeled, "--precision=90%", "--recall=90%")
     refused("several splits", folder, table, "--empty-labels=no_class")
     refused("names one class for each image", classifier, labeled)
     whole = labeled.read_text()
