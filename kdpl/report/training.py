@@ -1,28 +1,19 @@
-"""Report section on training: data, settings and learning curves."""
+"""Report section on training: data, stages and learning curves."""
 
-import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
-from importlib import import_module
-from typing import Any, NamedTuple
-
-from lightning.pytorch import Trainer
+from typing import Any
 
 from kdpl.errors import KdplError
 from kdpl.metrics import ACCURACY_TITLES, FIDELITY, TRAIN_LOSS, UNSEEN, val_key
 from kdpl.report.charts import Point, line_chart
 from kdpl.report.run_folder import Run
-from kdpl.runtime.origin import flatten
 from kdpl.tasks import MULTI_CLASS
-
-# kdpl's command line sets other defaults for these
-_LEFT_OUT = ("trainer.logger", "trainer.use_distributed_sampler", "trainer.enable_model_summary")
 
 _NOT_MEASURED = "Not everything was measured: a loss needs epochs, an accuracy a validation split."
 
 
 def training(run: Run) -> dict[str, Any]:
-    """Collect data, CLIPs, and the settings of each stage that differ from the defaults."""
+    """Collect data and CLIPs, and the epochs and seed of each stage."""
     data, student = run.main.settings("data"), run.stages.get("student")
     target = student and student.settings("model").get("target")
     # the dataset may be gone
@@ -36,7 +27,6 @@ def training(run: Run) -> dict[str, Any]:
             "clip": stage.settings("model").get("clip"),
             "epochs": (stage.config.get("trainer") or {}).get("max_epochs"),
             "seed": stage.config["seed_everything"],
-            "settings": differing_settings(stage.config),
         }
         for name, stage in run.stages.items()
     ]
@@ -95,52 +85,6 @@ def _split_sizes(run: Run) -> dict[str, int]:
         "test": len(splits.test),
         "held_out": splits.held_out,
     }
-
-
-class Setting(NamedTuple):
-    """A setting as on the command line, its value, and its default; None if it is required."""
-
-    name: str
-    value: str
-    default: str | None
-
-
-def differing_settings(config: Mapping[str, Any]) -> list[Setting]:
-    """List the settings in a fit's complete config that differ from the defaults."""
-    values = flatten(config.get("trainer") or {}, "trainer")
-    defaults = flatten(_defaults(Trainer), "trainer")
-    for section in ("data", "model"):
-        settings, prefix = config[section], f"{section}.init_args"
-        values = flatten(settings["init_args"], prefix) | values
-        defaults |= flatten(_defaults_of(str(settings.get("class_path"))), prefix)
-    return [
-        Setting(name, _text(value), _text(defaults[name]) if name in defaults else None)
-        for name, value in values.items()
-        if not name.startswith(_LEFT_OUT)
-        and (value != defaults[name] if name in defaults else value is not None)
-    ]
-
-
-def _defaults_of(class_path: str) -> dict[str, Any]:
-    module, _, name = class_path.rpartition(".")
-    try:
-        return _defaults(getattr(import_module(module), name))
-    except (ImportError, AttributeError, ValueError):
-        return {}  # all settings are listed
-
-
-def _defaults(kind: Any) -> dict[str, Any]:
-    parameters = inspect.signature(kind).parameters.values()
-    values = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    # as a config writes them
-    return {
-        n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v
-        for n, v in values.items()
-    }
-
-
-def _text(value: Any) -> str:
-    return "none" if value is None else str(value)
 
 
 def learning_curves(run: Run) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 from torch import nn
 from world import CONFIGS
 
@@ -16,7 +15,6 @@ from kdpl.report.accuracy import (
 )
 from kdpl.report.charts import Axis, line_chart
 from kdpl.report.cost import Encoder, count_flops
-from kdpl.report.training import differing_settings
 from kdpl.runtime.predictions import ImagePrediction
 
 
@@ -66,29 +64,6 @@ def test_operations_are_those_counted_by_hand(clip_of):
 def test_a_parameter_in_two_modules_counts_once():
     inner = nn.Linear(3, 4)
     assert Encoder(inner, [nn.Sequential(inner, nn.ReLU()), inner], 8).parameters == 16
-
-
-def changed_in(stage):
-    config = yaml.safe_load((stage / "config.yaml").read_text())
-    return {s.name: (s.value, s.default) for s in differing_settings(config)}
-
-
-def test_settings_of_a_real_fit_are_listed_with_value_and_default(teacher_run, student_run):
-    changed = changed_in(student_run)
-    assert changed["model.init_args.vision_prompts.depth"] == ("2", "9")
-    assert changed["model.init_args.optim.lr"] == ("0.003", "0.005")
-    assert changed["data.init_args.dataset"] == ("digits", None)
-    assert changed["trainer.max_epochs"] == ("2", "none")
-    defaults = {"model.init_args.loss.weight", "data.init_args.shots", "trainer.num_nodes"}
-    assert defaults.isdisjoint(changed)
-    assert not [name for name in changed if name.startswith("trainer.logger")]
-    # a group whose default is None is listed part by part
-    averaging = {name: value for name, value in changed_in(teacher_run).items() if "averag" in name}
-    parts = {name: value for name, (value, _) in averaging.items()}
-    assert parts == {
-        "model.init_args.averaging.mean": "2.0",
-        "model.init_args.averaging.std": "1.0",
-    }
 
 
 NAMES = ("a", "b", "c", "unseen")
