@@ -116,7 +116,7 @@ def test_a_tree_of_a_fit_that_was_given_up_is_not_taken_over(tmp_path, teacher_f
     assert not (tmp_path / FILE).exists()
 
 
-def test_the_report_draws_the_tree(run, student_run):
+def test_the_report_has_the_accuracy_of_each_level(run, student_run):
     pytest.importorskip("kdpl.report")
     from kdpl.confidence.taxonomy.report import SECTION
     from kdpl.report.page import fill
@@ -124,17 +124,10 @@ def test_the_report_draws_the_tree(run, student_run):
 
     assert SECTION.make(Run.find(student_run)) is None
     data = SECTION.make(Run.find(run))
-    shares = {node["name"]: node["share"] for node in data["nodes"]}
-    # once each: a leaf that ends early is drawn at its own level alone
-    assert len(data["nodes"]) == len(shares)
-    assert shares.keys() == PARENTS.keys()
-    rows = runs.rows_of(run / "test_predictions.csv")
-    hits = [row["prediction"] in SHAPES["open"] for row in rows if row["label"] in SHAPES["open"]]
-    assert shares["open"] == pytest.approx(sum(hits) / len(hits))
     accuracy = results(run)["test/level_1_acc"]
     assert data["accuracies"]["level 1"]["student"][0] == pytest.approx(accuracy)
     assert "teacher" not in data["accuracies"]["level 1"]
-    assert "digit" in fill(SECTION.template.name, added={"taxonomy": SECTION}, data=data)
+    assert "level 1" in fill(SECTION.template.name, added={"taxonomy": SECTION}, data=data)
 
 
 @pytest.mark.slow
