@@ -9,9 +9,7 @@ import pytest
 from browser import CHROMIUM, NEEDED, browser, demo
 from PIL import Image
 
-from benchmarks.worlds.letters import open_letter, read_letters
-from kdpl.__main__ import main
-from kdpl.confidence.drift.command import DIFFERS
+from benchmarks.worlds.letters import open_letter
 from kdpl.data.readers.digits import open_digit, read_digits
 from kdpl.report.pictures import choose_for_sheet, draw_sheet
 from kdpl.runtime.predictions import read_predictions
@@ -69,26 +67,6 @@ def test_the_report(tmp_path):
             tab.open((Path(RUN) / "report.html").absolute().as_uri())
             tab.wait("document.readyState === 'complete' && !!document.querySelector('#classes')")
             take(tab, "report", scheme, height)
-
-
-def test_new_images(tmp_path, monkeypatch):
-    """Test digits, and letters among them."""
-    run = Path(RUN).absolute()
-    monkeypatch.chdir(tmp_path)
-    Path("photos").mkdir()
-    for number, record in enumerate(read_digits().test[:150]):
-        open_digit(record.source).save(f"photos/{number:03d}.png")
-    for number, record in enumerate(read_letters().test[:50]):
-        open_letter(record.source).save(f"photos/letter_{number:02d}.png")
-    assert main(["watch", str(run / "student/classifier"), "photos", "--out=today.html"]) == DIFFERS
-    page = Path("today.html")
-    shown = page.read_text(encoding="utf-8").replace(str(run.resolve()), "runs/quickstart")
-    page.write_text(shown, encoding="utf-8")
-    with browser(tmp_path / "browser") as tab:
-        tab.look(height=1400)
-        tab.open(page.absolute().as_uri())
-        tab.wait("document.readyState === 'complete' && !!document.querySelector('#unusual')")
-        take(tab, "watch", "light", 1400)
 
 
 def test_the_demo(tmp_path):

@@ -3,15 +3,13 @@
 import json
 from pathlib import Path
 
-from kdpl.cli.arguments import Rule, output_file, share
+from kdpl.cli.arguments import Rule, share
 from kdpl.errors import ConfigError
-from kdpl.runtime.files import write_text
 from kdpl.runtime.run_folder import require_classifier
 
 DIFFERS = 3
 """Exit code if new images differ from the pool."""
 
-_PAGE = "watch.html"
 _FALSE_ALARMS = 0.01
 
 
@@ -21,12 +19,11 @@ def watch(
     *,
     against: list[str] = [],  # noqa: B006
     false_alarms: str | None = None,
-    out: str = _PAGE,
     rule: Rule,
 ) -> int:
     """Compare new images, without labels, with the images that a classifier was distilled on.
 
-    Writes a page, watch.html. The exit code is 0 if they are alike, and 3 if they differ.
+    Prints one line of JSON. The exit code is 0 if they are alike, and 3 if they differ.
 
     Args:
         classifier: classifier folder of a student's run
@@ -35,12 +32,9 @@ def watch(
         against: images to compare with, instead of the sample of the pool in the classifier's
             folder
         false_alarms: share of batches like the pool that may be said to differ; 0.01 if not given
-        out: file to write
         rule: options of predict that reject images; by default, an image is rejected if it is less
             sure than 19 in 20 of the pool
     """
-    path = output_file("--out", out)
-
     from kdpl.data.sources import find_files
 
     require_classifier(Path(classifier))
@@ -48,9 +42,9 @@ def watch(
     sources, references = list(find_files(images)), list(find_files(against))
 
     from kdpl.classifier.bulk import load_classifier
-    from kdpl.confidence.drift.batches import MIN_IMAGES, compare_batches, read_batch, render
+    from kdpl.confidence.drift.batches import MIN_IMAGES, compare_batches, read_batch
     from kdpl.confidence.drift.image_sample import MAX_IMAGES, REMEDY, ImageSample
-    from kdpl.confidence.drift.two_samples import LEAST_RATE, QUANTILE
+    from kdpl.confidence.drift.two_samples import LEAST_RATE
     from kdpl.runtime.messages import inform
     from kdpl.tasks import require_one_class
 
@@ -74,24 +68,13 @@ def watch(
             f"{len(pool)}: {REMEDY}"
         )
 
-    # compare, and write the page
+    # compare, and report the result
     new = read_batch(loaded, sources, "IMAGES")
-    comparison = compare_batches(loaded, pool, new, decided, rate, trained_on=not against)
-    default = f"the one that {100 * QUANTILE:.0f} % of the pool are below"
-    facts = {
-        "name": str(Path(classifier).resolve()),
-        "batch": " ".join(images),
-        "reference": " ".join(against) if against else None,
-        "rule": default if decided is None else f"that of {rule.given}",
-    }
-    write_text(path, render(comparison, loaded, sources, **facts))
-
-    # report the result
-    summary = comparison["summary"]
+    summary, missing = compare_batches(loaded, pool, new, decided, rate, trained_on=not against)
     reasons = "; ".join(summary["because"])
     why = f"differ from the pool: {reasons}" if summary["differs"] else "are like the pool"
     inform(f"{summary['images']} new images {why}")
-    if comparison["missing"]:
-        inform(f"images of none of the classes are not compared: {comparison['missing']}")
-    print(json.dumps({**summary, "report": str(path)}, ensure_ascii=False))
+    if missing:
+        inform(f"images of none of the classes are not compared: {missing}")
+    print(json.dumps(summary, ensure_ascii=False))
     return DIFFERS if summary["differs"] else 0

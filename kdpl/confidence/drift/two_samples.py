@@ -114,11 +114,6 @@ def distances_to(pool: Tensor, features: Tensor) -> Floats:
     return np.concatenate([_distances(chunk, pool).min(axis=1) for chunk in chunks])
 
 
-def distances_within(pool: Tensor) -> Floats:
-    """Return distances [N] of images' features [N, D] to the nearest other image."""
-    return _Nearest(pool).among(np.ones(len(pool), np.bool_))
-
-
 def _distances(first: Tensor, second: Tensor) -> Floats:
     distances: Floats = torch.cdist(first.double(), second.double()).numpy()
     return distances

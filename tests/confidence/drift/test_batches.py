@@ -8,7 +8,6 @@ import pytest
 import torch
 import world
 from PIL import Image, ImageOps
-from report_pages import HOSTILE, Page, with_vectors
 from runs import files_of, refused
 
 from kdpl.__main__ import main
@@ -49,13 +48,13 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def watch(here, capsys, monkeypatch):
-    """A function that runs the command; returns the page's elements and the summary."""
+    """A function that runs the command; returns the summary, and what is said."""
     monkeypatch.setattr(two_samples, "PERMUTATIONS", 399)
 
     def watch(classifier, *options, code=0):
         assert main(["watch", str(classifier), *map(str, options)]) == code
-        summary = json.loads(capsys.readouterr().out)
-        return Page((here / summary["report"]).read_text(encoding="utf-8")), summary
+        printed, err = capsys.readouterr()
+        return json.loads(printed), err
 
     return watch
 
@@ -112,56 +111,59 @@ def test_a_classifier_takes_its_place_but_neither_copies_nor_uploads_it(folder, 
         assert not (written / "pool_sample.safetensors").exists()
 
 
-def test_images_like_the_pool_end_with_0_and_a_page(classifier, batches, here, watch):
+def test_images_like_the_pool_end_with_0(classifier, batches, here, watch):
     before = files_of(classifier)
-    page, summary = watch(classifier, batches / "same")
+    summary, err = watch(classifier, batches / "same")
     assert files_of(classifier) == before
-    assert [path.name for path in here.iterdir()] == ["watch.html"]
+    assert list(here.iterdir()) == []
     assert (summary["differs"], summary["because"], summary["changed_classes"]) == (False, [], [])
-    assert (summary["images"], summary["unreadable"], summary["report"]) == (60, 0, "watch.html")
+    assert (summary["images"], summary["unreadable"]) == (60, 0)
     assert summary["rejected_of_pool"] == 0.05
     assert min(summary["p_values"].values()) > 0.01
-    assert "are like the training pool" in page.texts["header"]
-    assert page.of("meta")[2]["content"].startswith("default-src 'none'; img-src data:;")
-    assert len(page.of("img")) == 24
-    assert {"tests", "rejected", "unknown", "distances", "classes", "unusual"} <= page.texts.keys()
-    # of 198 validation images
-    assert "at most 4.5 % are above it" in page.texts["unknown"]
+    assert "60 new images are like the pool" in err
 
 
-def test_other_images_end_with_3_and_are_shown_also_from_a_shard(classifier, batches, here, watch):
+def test_other_images_end_with_3_and_are_named_also_from_a_shard(classifier, batches, here, watch):
     scores = none_of_these(Classifier.load(classifier), sorted((batches / "mixed").iterdir()))
-    page, summary = watch(classifier, batches / "mixed", "--out", "new.html", code=3)
+    summary, err = watch(classifier, batches / "mixed", code=3)
     assert summary["differs"]
     assert "images are farther from the pool" in summary["because"]
     assert "more images look like none of the classes" in summary["because"]
     assert max(summary["p_values"][name] for name in ("distance", "unknown")) < 0.01
     assert summary["unknown"] == pytest.approx((scores > 0.5).float().mean().item(), abs=1e-4)
-    assert "differ from the training pool" in page.texts["header"]
-    assert sum(image["alt"].endswith("other.png") for image in page.of("img")) > 18
+    assert "60 new images differ from the pool: " in err
+    assert sum(name.endswith("other.png") for name in summary["farthest"]) > 7
 
     # the same images give the same figures, whatever they lie in and what is unreadable among them
     with tarfile.open(here / "new.tar", "w") as shard:
         shard.add(batches / "mixed", "in")
     (here / "broken.png").write_bytes(b"no image")
     (here / "list.txt").write_text("broken.png\n")
-    page, of_shard = watch(classifier, "list.txt", "new.tar", code=3)
-    assert of_shard == {**summary, "unreadable": 1, "report": "watch.html"}
-    assert "broken.png" in page.texts["unreadable"]
-    shown = [image["alt"] for image in page.of("img")]
-    assert sum(name.endswith("other.png") and "new.tar/in/" in name for name in shown) > 18
+    of_shard, _ = watch(classifier, "list.txt", "new.tar", code=3)
+    farthest = of_shard.pop("farthest")
+    assert [name.rpartition("/")[2] for name in farthest] == [
+        name.rpartition("/")[2] for name in summary.pop("farthest")
+    ]
+    assert all("new.tar/in/" in name for name in farthest)
+    assert of_shard == {**summary, "unreadable": 1}
 
 
 def test_classes_at_other_frequencies_end_with_3_and_are_named(classifier, loaded, batches, watch):
-    page, summary = watch(classifier, batches / "few", code=3)
+    summary, _ = watch(classifier, batches / "few", code=3)
     assert "classes are predicted at other frequencies" in summary["because"]
-    pool, text = pool_of(classifier, loaded), page.texts["classes"]
-    shares = pool.labels.bincount(minlength=10) / len(pool)
+    of_pool = pool_of(classifier, loaded).labels
+    tops = loaded.predict(sorted((batches / "few").iterdir()))
+    changes = {
+        name: abs(
+            sum(top.class_name == name for (top,) in tops) / len(tops)
+            - (of_pool == number).float().mean().item()
+        )
+        for number, name in enumerate(loaded.class_names)
+    }
+    largest = sorted(changes, key=lambda name: -changes[name])
     assert summary["changed_classes"]
-    for name in summary["changed_classes"]:
-        assert f"{name} {100 * shares[loaded.class_names.index(name)]:.1f} %" in text
-    changes = text.count("▲ more") + text.count("▼ fewer")
-    assert changes == len(summary["changed_classes"])
+    assert summary["changed_classes"][0] == largest[0]
+    assert {*summary["changed_classes"]} <= {*largest[: len(summary["changed_classes"]) + 2]}
 
 
 def test_a_wanted_error_sets_the_threshold(folder, loaded, batches, watch):
@@ -169,7 +171,7 @@ def test_a_wanted_error_sets_the_threshold(folder, loaded, batches, watch):
     scores[:300] = 0.3
     held_out = HeldOutScores(1.5, scores, scores.clone(), scores > 0.2)
     held_out.save(folder, loaded.fingerprint())
-    page, summary = watch(folder, batches / "same", "--max-error=2%")
+    summary, _ = watch(folder, batches / "same", "--max-error=2%")
     new = [top.probability for (top,) in loaded.predict(sorted((batches / "same").iterdir()))]
     for key, probabilities in (
         ("rejected", torch.tensor(new)),
@@ -177,16 +179,6 @@ def test_a_wanted_error_sets_the_threshold(folder, loaded, batches, watch):
     ):
         share = (probabilities < held_out.threshold(0.02)).float().mean().item()
         assert summary[key] == pytest.approx(share, abs=1e-4)
-    assert "--max-error 2%" in page.texts["rejected"]
-
-
-def test_the_page_says_what_a_limit_of_few_validation_images_holds(folder, loaded, batches, watch):
-    loaded.companions["unknown"].held_out = 4
-    loaded.companions["unknown"].save(folder, loaded.fingerprint())
-    page, _ = watch(folder, batches / "same")
-    assert "it takes 19 images or more for 5 %" in page.texts["unknown"]
-    for section in ("unknown", "tests", "header"):
-        assert "20.0 %" in page.texts[section]
 
 
 @pytest.mark.parametrize("reason", ["its limit of 0.5", "has no scores of that"])
@@ -197,10 +189,10 @@ def test_without_a_limit_of_the_score_the_other_three_questions_are_asked(
     loaded.companions["unknown"].save(folder, loaded.fingerprint())
     if "scores" in reason:
         (folder / "unknown.safetensors").unlink()
-    page, summary = watch(folder, batches / "same")
+    summary, err = watch(folder, batches / "same")
     assert summary["unknown"] is None
     assert [*summary["p_values"]] == ["rejected", "classes", "distance"]
-    assert reason in page.texts["unknown"]
+    assert reason in err
 
 
 def test_a_classifier_without_a_sample_takes_images_to_compare_with(folder, batches, watch, capsys):
@@ -208,13 +200,11 @@ def test_a_classifier_without_a_sample_takes_images_to_compare_with(folder, batc
     code = main(["watch", str(folder), str(batches / "same")])
     refused(capsys, code, "has no sample of the pool", "--against")
     options = ["--against", batches / "same"]
-    page, summary = watch(folder, batches / "same", *options)
+    summary, _ = watch(folder, batches / "same", *options)
     assert not summary["differs"]
     # the limit of the score is that of the images compared with
     assert summary["unknown"] <= 0.05
-    assert f"60 images of {batches}/same" in page.texts["header"]
-    assert "those compared with" in page.texts["unknown"]
-    assert watch(folder, batches / "mixed", *options, code=3)[1]["differs"]
+    assert watch(folder, batches / "mixed", *options, code=3)[0]["differs"]
 
 
 def test_a_sample_of_another_classifier_or_of_few_images_is_refused(
@@ -228,16 +218,6 @@ def test_a_sample_of_another_classifier_or_of_few_images_is_refused(
     refused(capsys, main(["watch", str(folder.parent), image]), "classifier")
 
 
-def test_hostile_names_stay_text(classifier, batches, here, watch):
-    loaded = with_vectors(Classifier.load(classifier), class_names=HOSTILE)
-    loaded.save(here / "hostile")
-    where = here / "<script>alert(1)<" / "script>"
-    shutil.copytree(batches / "same", where)
-    page, _ = watch(here / "hostile", where, "--against", where)
-    assert len(page.of("script")) == 1
-    assert "<script>document" in page.texts["classes"]
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -249,7 +229,6 @@ def test_hostile_names_stay_text(classifier, batches, here, watch):
         (["SAME", "--false-alarms=0.1%"], ["--false-alarms is 0.1%"]),
         (["SAME", "--false-alarms=no"], ["--false-alarms is 'no'"]),
         (["SAME", "--max-error=0.1%"], ["2995 held-out images"]),
-        (["SAME", "--out", "EMPTY"], ["is a folder"]),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_1(
