@@ -29,7 +29,7 @@ from kdpl.optim import OptimConfig
 from kdpl.prompts import StudentEncoder, StudentPrompts
 from kdpl.runtime.messages import inform
 from kdpl.targets import Target, build_target, target_class
-from kdpl.targets.cache.caches import fill_cache
+from kdpl.targets.cache.feature_cache import fill_cache
 from kdpl.targets.plan import prepare
 from kdpl.targets.preparation import Preparation
 from kdpl.tasks import agreement_of

@@ -6,8 +6,7 @@ from lightning.pytorch import Callback
 
 from kdpl.data.pool import Selection
 from kdpl.targets import Target
-from kdpl.targets.cache.caches import teacher_features
-from kdpl.targets.cache.feature_cache import FeatureCache
+from kdpl.targets.cache.feature_cache import FeatureCache, teacher_features
 from kdpl.targets.fidelity import Fidelity, hold_out
 from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.pool_filter import without_unlike

@@ -19,8 +19,13 @@ from kdpl.data.options import ClassOptions, ReadingOptions
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.resizing import Resizing
 from kdpl.targets import shards as module
-from kdpl.targets.cache.caches import teacher_features
-from kdpl.targets.cache.feature_cache import FeatureCache, fill, manifest_of, read_manifest
+from kdpl.targets.cache.feature_cache import (
+    FeatureCache,
+    fill,
+    manifest_of,
+    read_manifest,
+    teacher_features,
+)
 from kdpl.targets.preparation import Preparation
 from kdpl.targets.shards import Work, batches_of
 
