@@ -37,7 +37,7 @@ MANIFEST = "manifest.json"
 _OTHER_FOLDER = "choose another folder as model.init_args.teacher_cache, or remove it"
 _FILL = "fill it with python -m kdpl cache and the settings of this fit"
 _VERSION = 3
-_NUMBERS = ("width", "images", "views", "images_per_shard")
+_NUMBERS = ("view_seed", "width", "images", "views", "images_per_shard")
 # ``made_with`` is of earlier versions
 _MAY_DIFFER = {"views", "view_seed", "images_per_shard", "made_with"}
 
@@ -81,9 +81,10 @@ def read_manifest(folder: Path, expected: Origin, same: Collection[str] = ()) ->
     if not file.is_file():
         raise DataError(f"{folder} is not a teacher cache (it has no {MANIFEST}): {_OTHER_FOLDER}")
     try:
-        stored = json.loads(file.read_bytes())
-        if not all(type(stored[name]) is int and stored[name] > 0 for name in _NUMBERS):
-            raise ValueError("a number is missing")
+        stored: Origin = json.loads(file.read_bytes())
+        seed, *numbers = (stored[name] for name in _NUMBERS)
+        if {*map(type, (seed, *numbers))} != {int} or seed < 0 or min(numbers) < 1:
+            raise ValueError("its numbers are invalid")
     except (ValueError, LookupError, TypeError) as error:
         raise DataError(
             f"{file} is damaged ({reason(error)}): remove the folder {folder} and fill the cache "

@@ -10,7 +10,7 @@ from world import refused
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.sampling import generator
-from kdpl.errors import ConfigError, DataError
+from kdpl.errors import ConfigError
 from kdpl.student import FillTeacherCache
 from kdpl.targets import Target
 from kdpl.targets.fidelity import Fidelity
@@ -243,12 +243,6 @@ def test_images_unlike_all_classes_are_not_measured_on(teacher_folder, tmp_path)
     assert 0 < record.logged["pool/unseen"] == len(pool.held_out) < 100
     assert not pool.left_out & {*pool.images.take(pool.held_out)}
     assert record.logged["pool/kept"] == pytest.approx(len(pool.targeted) / 350)
-
-
-def test_a_pool_that_is_too_small_is_refused(teacher_folder, tmp_path):
-    for data, images in (({"unlabeled_share": 0.28}, 196), ({"shots": None}, 350)):
-        with refused(DataError, f"the pool has {images} images"):
-            distil(teacher_folder, tmp_path, Fidelity(), data=data)
 
 
 def test_a_teacher_has_no_fidelity(tmp_path):
