@@ -50,12 +50,14 @@ class VectorSettings(TeacherSettings):
     teacher: Text
     # input of the text tower, one or several texts per class; None: the class names
     class_texts: tuple[_ClassText, ...] | None = None
-    # task of the labels; scale and bias of each class's logit if classes are decided independently
+    # task of the labels; scale and bias of each class's logit if classes are decided independently,
+    # or added by example images, and then the digest of the encoder of these
     task: Annotated[Text, Field(exclude_if=lambda name: name == MULTI_CLASS.name)] = (
         MULTI_CLASS.name
     )
     scales: Annotated[tuple[float, ...] | None, _IF_GIVEN] = None
     biases: Annotated[tuple[float, ...] | None, _IF_GIVEN] = None
+    encoder: Annotated[Text | None, _IF_GIVEN] = None
 
 
 @pydantic.dataclasses.dataclass(
@@ -76,6 +78,11 @@ class ClassVectors(VectorSettings):
         if self.scales is None or self.biases is None:
             return CosineHead(self.vectors)
         return CosineHead(self.vectors, torch.tensor(self.scales), torch.tensor(self.biases))
+
+    def scaling(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return scales and biases of the classes, 1 and 0 without any."""
+        count = len(self.class_names)
+        return self.scales or (1.0,) * count, self.biases or (0.0,) * count
 
     def of_task(self, task: str, scaling: ClassScaling | None) -> "ClassVectors":
         """Return the same class vectors for a task, by name, with its scales and biases if any."""

@@ -5,6 +5,7 @@ import torch
 
 from benchmarks import doubt, gpu, refinement
 from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
+from benchmarks.example_classes import LEFT_OUT, Without
 from benchmarks.inference import CLASSIFIER, ONNX, Inference
 from benchmarks.measuring import flops
 from benchmarks.rows import Row
@@ -171,3 +172,13 @@ def test_a_relabeled_world_has_the_labels_of_the_file_and_all_training_images_wi
     assert splits.train == (("digits/0001", 3), ("digits/0002", 4))
     assert splits.unlabeled == [record.source for record in digits.train]
     assert (splits.val, splits.test) == (digits.val, digits.test)
+
+
+def test_a_world_without_classes_has_no_image_or_name_of_them():
+    left_out, digits = LEFT_OUT["digits"][1], read_digits()
+    splits = Without("digits", 1).read()
+    assert len(splits.class_names) == 10 - len(left_out)
+    for records, whole in ((splits.train, digits.train), (splits.test, digits.test)):
+        named = {record.source: splits.class_names[record.label] for record in records}
+        kept = (record for record in whole if record.label not in left_out)
+        assert named == {record.source: digits.class_names[record.label] for record in kept}

@@ -15,15 +15,18 @@ from torch import Tensor, nn
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier.companion import Companion, companion_kinds
+from kdpl.classifier.examples import PoolModel
 from kdpl.classifier.folder import Stored
 from kdpl.clip import ClipIdentity, Preprocessing, store_frozen
+from kdpl.clip.loading import fingerprint
 from kdpl.data.augmentation import GivenImage, open_given, resize_and_crop, to_tensor
 from kdpl.data.decoding import Decoding
 from kdpl.data.parallel import cores
 from kdpl.data.tasks import build_task
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason
-from kdpl.prompts.student_encoder import StudentEncoder
+from kdpl.prompts.student_encoder import StudentEncoder, encoder_tensors
 from kdpl.runtime.ahead import classify_ahead
+from kdpl.runtime.class_names import composed, fault_of_name
 from kdpl.runtime.run_folder import CLASSIFIER_REMEDY
 from kdpl.tasks import DecisionRule, Predicted, Prediction, Task, require_one_class
 
@@ -87,6 +90,7 @@ class Classifier(nn.Module):
         self.clip = clip
         self.decoding = decoding
         self.companions = dict(companions or {})
+        self.folder: Path | None = None  # that it was read from
         self.task = build_task(vectors.task) if task is None else task
         self.task.require_classes(vectors.class_names)
         self.eval()
@@ -135,16 +139,62 @@ class Classifier(nn.Module):
             **named,
         }
 
+    def add_class(
+        self, name: str, images: Iterable[GivenImage], named: ClassVectors | None = None
+    ) -> "Classifier":
+        """Return a classifier with one more class; see ``encode_examples`` and ``add_classes``."""
+        return self.add_classes(self.encode_examples({name: images}, named))
+
+    def encode_examples(
+        self, examples: Mapping[str, Iterable[GivenImage]], named: ClassVectors | None = None
+    ) -> ClassVectors:
+        """Encode example images by class into vectors for ``add_classes``.
+
+        Vectors of the same names count as well, if ``named`` has them. Raises an ArtifactError if
+        the classifier was not read from the folder of a student's run, or ``named`` is of another
+        teacher; a ConfigError for a class without images; and the errors of ``embed``.
+        """
+        require_one_class(self.task.name, "adding classes")
+        if named is not None:
+            self.vectors.require_teacher(named)
+        texts = dict(zip(named.class_names, named.vectors, strict=True)) if named else {}
+        model, scores = PoolModel.read(self.folder), {}
+        for name, images in examples.items():
+            features = self.embed(images)
+            problem = fault_of_name(name) or (None if len(features) else "has no example images")
+            if problem:
+                raise ConfigError(f"a class to add {problem}: give a name and at least one image")
+            scores[composed(name)] = model.score(features, texts.get(composed(name)))
+        # unit vectors; lengths and biases go into the logits
+        vectors, biases = map(torch.stack, zip(*scores.values(), strict=True))
+        lengths = vectors.norm(dim=1)
+        return replace(
+            self.vectors,
+            vectors=(vectors / lengths[:, None]).float(),
+            class_names=tuple(scores),
+            class_texts=None,
+            num_base=None,
+            scales=tuple(lengths.tolist()),
+            biases=tuple((self.logit_scale * biases).tolist()),
+            encoder=fingerprint(encoder_tensors(self.encoder).items()),
+        )
+
     def add_classes(self, vectors: ClassVectors) -> "Classifier":
         """Return a classifier with novel classes after the existing ones, and the same encoder.
 
         It has no companions, as they are of the existing classes alone. An ArtifactError if the
-        class vectors come from another teacher, or have an existing class, or classes have learned
-        scales and biases.
+        class vectors come from another teacher, from examples that another classifier encoded, or
+        have an existing class; a ConfigError for several labels per image.
         """
-        # check teacher and names
+        # check teacher, encoder and names
         require_one_class(self.task.name, "adding classes")
         self.vectors.require_teacher(vectors)
+        encoder = vectors.encoder and fingerprint(encoder_tensors(self.encoder).items())
+        if vectors.encoder != encoder:
+            raise ArtifactError(
+                "the class vectors to add are of example images that another classifier encoded: "
+                "make them with this one"
+            )
         double = [name for name in vectors.class_names if name in self.class_names]
         if double:
             raise ArtifactError(
@@ -161,7 +211,13 @@ class Classifier(nn.Module):
             if self.vectors.class_texts or vectors.class_texts
             else None,
         )
-        return Classifier(self.encoder, extended, self.logit_scale, self.clip, self.decoding)
+        if self.vectors.scales or vectors.scales:
+            columns = zip(self.vectors.scaling(), vectors.scaling(), strict=True)
+            scales, biases = (first + further for first, further in columns)
+            extended = replace(extended, scales=scales, biases=biases)
+        classifier = Classifier(self.encoder, extended, self.logit_scale, self.clip, self.decoding)
+        classifier.folder = self.folder
+        return classifier
 
     def predict(
         self,
@@ -317,6 +373,7 @@ class Classifier(nn.Module):
             ) from error
 
         # its companions
+        classifier.folder = folder
         kinds = {n: kind for n, kind in companion_kinds().items() if (folder / kind.file).is_file()}
         # only if needed: it reads all weights
         digest = stored.fingerprint() if kinds else ""

@@ -37,7 +37,7 @@ COMMANDS = {
     ),
     "class-vectors": (
         "class_vectors:class_vectors",
-        "encode class names with the prompts of a tuned teacher; nothing is trained",
+        "encode class names or example images, for classes to add; nothing is trained",
     ),
     "boxes": (
         "boxes:boxes",

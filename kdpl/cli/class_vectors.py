@@ -1,4 +1,4 @@
-"""``python -m kdpl class-vectors``: class vectors of other names from a tuned teacher."""
+"""``python -m kdpl class-vectors``: class vectors of further names or example images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,34 +11,41 @@ from kdpl.runtime.files import read_text
 
 def class_vectors(
     *,
-    teacher: str,
     out: str,
+    teacher: str | None = None,
     classes: list[str] = [],  # noqa: B006 - the parser's default
     class_list: str | None = None,
     config: list[str] = [],  # noqa: B006
+    examples: str | None = None,
+    classifier: str | None = None,
     settings: list[str],
 ) -> int:
-    """Encode class names with the prompts of a tuned teacher; nothing is trained.
+    """Encode class names with a tuned teacher, or example images with a classifier, or both.
 
-    The names come from one of --classes, --class-list and --config. After --config,
-    --data.init_args.NAME VALUE changes a setting of the data.
+    Nothing is trained. The names come from one of --classes, --class-list, --config and --examples,
+    which also takes a --classifier and no --teacher, unless the names are to count as well. After
+    --config, --data.init_args.NAME VALUE changes a setting of the data.
 
     Args:
-        teacher: Run folder of a teacher.
         out: The file to write.
+        teacher: Run folder of a teacher.
         classes: The class names, in the order of their labels.
         class_list: Text file with a class name on each line, in that order.
         config: Config whose data section names the classes, such as a run's config.yaml; may be
             repeated.
+        examples: Folder with a folder of example images for each class.
+        classifier: Classifier folder, for whose predictions the examples are encoded.
         settings: Settings of the data.
     """
     # check the options before anything is read
     file = output_file("--out", out)
-    if sum(map(bool, (classes, class_list, config))) != 1:
+    if sum(map(bool, (classes, class_list, config, examples))) != 1:
         raise ConfigError(
             "class-vectors takes its names from one source: give --classes, "
-            "--class-list or --config"
+            "--class-list or --config, or --examples"
         )
+    if bool(examples) != bool(classifier) or not (teacher or classifier):
+        raise ConfigError("names need a --teacher, and --examples a --classifier: give it as well")
     if settings and not config:
         raise ConfigError(
             f"class-vectors has no option {settings[0]}, except after --config: leave it out"
@@ -52,13 +59,25 @@ def class_vectors(
     elif class_list:
         lines = read_text(Path(class_list), "class list").splitlines()
         names = _distinct([line for line in lines if line.strip()], class_list)
+    elif examples:
+        from kdpl.data.readers.folder import images_by_class
+
+        images = images_by_class(Path(examples))
+        names = _distinct([*images], examples)
     else:
         names = _distinct(classes, "--classes")
 
     # imports torch, so only after the checks
     from kdpl.class_vectors import NameEncoder
+    from kdpl.classifier import Classifier
 
-    NameEncoder.load(teacher).encode(names, num_base, texts).save(file)
+    vectors = NameEncoder.load(teacher).encode(names, num_base, texts) if teacher else None
+    if classifier:
+        loaded = Classifier.load(classifier)
+        vectors = loaded.encode_examples(images, vectors)
+        loaded.add_classes(vectors)  # refuses what predict would refuse
+    assert vectors is not None  # noqa: S101 - there is a teacher or a classifier
+    vectors.save(file)
     print(f"class vectors of {len(names)} classes: {file}")
     return 0
 

@@ -59,6 +59,12 @@ class ImageSample(LearnedCompanion):
         features, scores, labels = zip(*rows, strict=True)
         return cls(torch.stack(features), torch.tensor(scores), torch.tensor(labels))
 
+    @classmethod
+    def pool_features(cls, folder: Path, classifier: str, shape: Sequence[int]) -> Tensor | None:
+        """Read the features if there is a file; errors as in ``load``."""
+        exists = (folder / cls.file).is_file()
+        return cls.load(folder, classifier, shape).features.float() if exists else None
+
     def __len__(self) -> int:
         return len(self.scores)
 

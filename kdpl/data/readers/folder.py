@@ -77,7 +77,7 @@ class Folder(OwnImages):
         parents = [top]
         for split, folder in split_folders(top):
             parents += [folder] if split == "train" else []
-            for name, paths in _images_by_class(folder).items():
+            for name, paths in images_by_class(folder).items():
                 images[split].setdefault(name, []).extend(paths)
         folders = sorted(set().union(*images.values()))
         where = self.unlabeled or [
@@ -117,7 +117,8 @@ class Folder(OwnImages):
         )
 
 
-def _images_by_class(split: Path) -> dict[str, list[str]]:
+def images_by_class(split: Path) -> dict[str, list[str]]:
+    """Find the images of each class below a folder; a DataError for a class without any."""
     folders = class_folders(split)
     if not folders:
         raise DataError(
