@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -184,3 +185,31 @@ def test_a_plugin_of_another_package_brings_one_thing_of_each_kind(tmp_path, cap
     assert "the same class for 32 of 32 images" in capsys.readouterr().out
     assert runs.main(["classes", str(classifier), "--sep= | "]) == 0
     assert capsys.readouterr().out == "circle | square\n"
+
+
+def test_the_photographs_of_the_example_come_from_its_repository(tmp_path):
+    source = tmp_path / "repository"
+    for split, count in (("train", 12), ("test", 3), ("validation", 1)):
+        for name in ("longsleeve", "hat"):
+            (source / split / name).mkdir(parents=True)
+            for number in range(count):
+                # hexadecimal digits as of the real files, of which a quarter is fetched
+                file = source / split / name / f"{number:x}-{name}.jpg"
+                file.write_bytes(f"{split} {name} {number}".encode())
+    git = ["git", "-C", str(source), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "photographs"]):
+        subprocess.run([*git, *command], check=True)
+    clothing = runpy.run_path(str(PAGE.parent / "examples" / "clothing.py"))
+    assert clothing["LABELS"] == 4
+    folder = tmp_path / "my_clothes"
+    clothing["fetch"].__globals__["LABELS"] = 2
+    clothing["main"](folder, f"file://{source}")
+    written = {split: sorted((folder / split).rglob("*.jpg")) for split in ("train", "test")}
+    assert {path.parent.name for path in written["train"]} == {"hat", "long-sleeved shirt"}
+    assert len(written["train"]) == 4
+    assert len(written["test"]) == 6
+    # the rest of the quarter that starts with 0 to 3
+    assert len(list((folder / "unlabeled").iterdir())) == 4
+    assert not (folder / "validation").exists()
+    with pytest.raises(FileExistsError):
+        clothing["main"](folder, f"file://{source}")
