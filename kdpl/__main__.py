@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # such as in a pipe to head; Python would report it again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _PIPE_CLOSED
+        error = faults.interruption(error)
         message = None if debug else faults.sentence(error)
         if message is None:
             raise

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdpl.errors import KdplError
+from kdpl.runtime.advice import command
 from kdpl.runtime.files import write_text
 
 if TYPE_CHECKING:
@@ -61,10 +62,8 @@ def benchmark(
     for step, why in failures:
         print(f"failed: {step.title}: {why}{f' (log: {step.log})' if step.log.is_file() else ''}")
     if not failures:
-        print(
-            f"all {sum(step.kind == 'test' for step in steps)} runs are done: python -m kdpl "
-            f"table {out}"
-        )
+        runs = sum(step.kind == "test" for step in steps)
+        print(f"all {runs} runs are done: {command('table', folder)}")
     return 1 if failures else 0
 
 
@@ -106,8 +105,8 @@ def _invalid_settings(commands: Sequence[Sequence[str]]) -> list[str]:
         stage.check()
 
     # parse every command, then load every CLIP once
-    for command in commands:
-        collect(check, command[1:])
+    for words in commands:
+        collect(check, words[1:])
     for is_student, clip in clips:
         collect(load_image_clip if is_student else load_clip, clip)
     return problems

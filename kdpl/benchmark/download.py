@@ -9,6 +9,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from kdpl.benchmark.archive import SUFFIX, unpack
 from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet, stays_inside
 from kdpl.errors import DataError, reason
+from kdpl.runtime.advice import command
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.network import require_hub
 
@@ -23,7 +24,7 @@ ImageNet has a licence that each person accepts for themselves, so it is not dow
 3. If you have CoOp's classnames.txt (lines "<wnid> <class name>"), put it at
      {index}
    Without it, the class names of open_clip are used.
-4. python -m kdpl data check imagenet --root {root}
+4. {check}
 """
 
 
@@ -37,8 +38,9 @@ def download(name: str, root: Path) -> bool:
     """
     # no download of ImageNet, nor of what is there
     dataset = BenchmarkSet(name, str(root))
+    check = command("data", "check", name, "--root", root)
     if dataset.benchmark.layout == "imagenet":
-        print(_IMAGENET.format(images=dataset.images, index=dataset.index, root=root), end="")
+        print(_IMAGENET.format(images=dataset.images, index=dataset.index, check=check), end="")
         return False
     if dataset.folder.exists():
         if why := _refusal(name, root):
@@ -57,10 +59,7 @@ def download(name: str, root: Path) -> bool:
             problem = f"repository {REPOSITORY} holds {name} in an unknown form ({why})"
             raise DataError(f"{problem}: arrange the files of {store} by hand as {dataset.folder}")
     shutil.rmtree(store)
-    print(
-        f"{dataset.origin} is there: python -m kdpl data check {name} --root {root} decodes "
-        "every image"
-    )
+    print(f"{dataset.origin} is there: {check} decodes every image")
     return True
 
 

@@ -20,6 +20,7 @@ from kdpl.data.decoding import PUBLISHED, open_image
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.data.storage import find_images
 from kdpl.errors import DataError
+from kdpl.runtime.advice import command
 
 Layout = Literal["split_file", "aircraft", "imagenet", "class_folders", "numbered_folders"]
 
@@ -137,8 +138,8 @@ class BenchmarkSet(Reader):
         return DataError(f"{problem}: {remedy}")
 
     def _remedy(self) -> str:
-        command = f"python -m kdpl data download {self.benchmark.name} --root {self.root}"
-        return f"{command} tells how" if self.benchmark.layout == "imagenet" else command
+        download = command("data", "download", self.benchmark.name, "--root", self.root)
+        return f"{download} tells how" if self.benchmark.layout == "imagenet" else download
 
 
 def stays_inside(path: str) -> bool:

@@ -36,6 +36,7 @@ _MAY_CHANGE = (
     "trainer.profiler",
     "trainer.strategy",
 )
+_TEACHER = "model.init_args.teacher"
 
 
 class RunConfig(SaveConfigCallback):
@@ -71,6 +72,11 @@ def settings_of(config: str) -> dict[str, Any]:
 
 def require_same_settings(config: Path, now: str) -> None:
     """Raise a ConfigError if YAML settings would change the result of the run of ``config``."""
-    before = settings_of(config.read_text(encoding="utf-8"))
+    before, after = settings_of(config.read_text(encoding="utf-8")), settings_of(now)
+    folders = [Path(settings.get(_TEACHER) or "").parts for settings in (before, after)]
+    short, long = sorted(folders, key=len)
+    if long[len(long) - len(short) :] == short:
+        # the same folder, named from another one
+        before[_TEACHER] = after[_TEACHER]
     remedy = "choose another --out, or remove that folder"
-    require_same(f"the run in {config.parent}", before, settings_of(now), remedy)
+    require_same(f"the run in {config.parent}", before, after, remedy)

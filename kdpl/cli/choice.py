@@ -9,6 +9,7 @@ from pathlib import Path
 from kdpl.cli.init import CONFIG, survey
 from kdpl.data.readers.table import EmptyLabels
 from kdpl.errors import ArtifactError, ConfigError, reason
+from kdpl.runtime.advice import command
 from kdpl.runtime.configs import find_config, read_config
 from kdpl.runtime.files import write_text
 from kdpl.runtime.messages import process_rank
@@ -29,15 +30,22 @@ class Options:
     student: Sequence[str]
     search: bool
     settings: Sequence[str] = ()
-    others: Sequence[str] = ()
+    seed: int = 1
 
-    def command(self, out: Path) -> str:
-        """Return the command with these options, to be pasted in the same folder."""
-        words = ["python", "-m", "kdpl", "run"]
+    def in_full(self, out: Path) -> str:
+        """Return the command with these options, to be pasted in any folder."""
+        words: list[str | Path] = ["run"]
         for option in ("config", "teacher", "student"):
-            words += [word for value in getattr(self, option) for word in (f"--{option}", value)]
-        words += ["--search"] * self.search + [*self.others, *self.settings, "--out", str(out)]
-        return shlex.join(words)
+            for value in getattr(self, option):
+                words += [f"--{option}", Path(value) if Path(value).is_file() else value]
+        words += ["--search"] * self.search + [f"--seed={self.seed}"] * (self.seed != 1)
+        return command(*words, *self.settings, "--out", out)
+
+    def names_paths(self) -> bool:
+        """Return whether configs or settings of the user's may hold paths relative to here."""
+        settings = [setting.partition("=")[2] or setting for setting in self.settings]
+        files = (*self.config, *self.teacher, *self.student, *settings)
+        return any(Path(value).exists() for value in files) or any("/" in s for s in settings)
 
     def names_set(self) -> list[str]:
         """Return the dotted names of all settings; a ConfigError if a config cannot be read."""
@@ -101,9 +109,12 @@ def complete(
     folder, source = out / DATA_FOLDER, str(Path(path).expanduser().absolute())
     first, choice = process_rank() == 0, _read(folder)
     if choice is None and not first:
+        words: list[str | Path] = ["--class-names", Path(class_names)] if class_names else []
+        words += ["--label-separator", separator] if separator else []
+        words += ["--empty-labels", empty] if empty else []
+        init = command("init", Path(path), *words, "--out", out.with_name(f"{out.name}_data"))
         raise ConfigError(
-            f"one process surveys {path}: call python -m kdpl init {path}, and give its config as "
-            "--config"
+            f"one process surveys {path}: call {init}, and give its config as --config"
         )
     if choice is None:
         _, images = survey(
@@ -124,7 +135,8 @@ def complete(
         print(f"chosen for {path}, where you give nothing else:")
         for line in reasons:
             print(f"  {line}")
-        print(f"the same command in full:\n  {options.command(out)}")
+        here = f"cd {shlex.quote(str(Path.cwd()))} && " if given.names_paths() else ""
+        print(f"the same command in full:\n  {here}{options.in_full(out)}")
     return options
 
 

@@ -1,7 +1,6 @@
 """What ``init`` prints: the survey of the images, and the commands to run next."""
 
 import re
-import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from kdpl.data.class_mapping import ClassName
 from kdpl.data.readers.table import HELD_OUT
 from kdpl.data.survey.found import FoundImage
 from kdpl.errors import visible
+from kdpl.runtime.advice import command
 
 _FEW = 4  # a class with fewer labelled images is named
 _AFFINE = "--data.init_args.augmentation light_affine"
@@ -102,23 +102,22 @@ def print_lines(title: str, lines: Sequence[str], where: str = "") -> None:
 def print_next(config: Path, table: Path, label_separator: str | None) -> None:
     """Print the commands to run next, with miniatures and with the published models."""
     # one label: refined decides by itself if its targets are better than the teacher's predictions
-    small, overlay = "quickstart", " --student refined"
+    small, overlay = "quickstart", "refined"
     if label_separator is not None:
         # the teacher's view of a whole image, and a network of 32 pixels, are hardly above chance
-        small, overlay = "quickstart_timm_64", " --student local_views"
+        small, overlay = "quickstart_timm_64", "local_views"
 
-    def command(trainer: str, teacher: str, student: str, ending: str, more: str = "") -> str:
+    def run(trainer: str, teacher: str, student: str, ending: str) -> str:
         folder = config.parent.absolute()
-        out = shlex.quote(str(folder.with_name(f"{folder.name}_{ending}")))
-        file = shlex.quote(str(folder / config.name))
-        stages = f"--teacher {teacher} --student {student}{overlay}{more}"
-        return f"python -m kdpl run --config {file} --config trainer/{trainer} {stages} --out {out}"
+        words = ["--config", f"trainer/{trainer}", "--teacher", teacher, "--student", student]
+        out = folder.with_name(f"{folder.name}_{ending}")
+        return command("run", "--config", config, *words, "--student", overlay, "--out", out)
 
     print(
         "  to try things out in minutes, offline and without a GPU, with miniature CLIPs that know "
         "letters and digits:"
     )
-    print(f"    {command('cpu', 'quickstart', small, 'offline')}")
+    print(f"    {run('cpu', 'quickstart', small, 'offline')}")
     gpu = shutil.which("nvidia-smi") is not None
     if not gpu:
         print(
@@ -126,7 +125,7 @@ def print_next(config: Path, table: Path, label_separator: str | None) -> None:
             "one"
         )
     print(f"wrote {config} and {table}; next:")
-    print(command("gpu" if gpu else "cpu", "promptsrc_vit_l14", "promptkd_vit_b16", "run"))
+    print(run("gpu" if gpu else "cpu", "promptsrc_vit_l14", "promptkd_vit_b16", "run"))
 
 
 def training_counts(images: list[FoundImage]) -> Counter[str]:

@@ -102,8 +102,7 @@ def run(
     folder = Path(out or Path("runs") / Path(path or "").expanduser().absolute().stem)
     _require_run_folder(folder)
     settings = [f"--data.init_args.shots={shots}", *settings] if shots is not None else settings
-    others = [f"--seed={seed}"] * (seed != 1)
-    options = Options(config, teacher, student, search, settings, others)
+    options = Options(config, teacher, student, search, settings, seed)
     if path is not None:
         options = complete(path, folder, options, reading)
 

@@ -1,7 +1,6 @@
 """Summary of a finished run: accuracies and the paths of classifier, report and pictures."""
 
 import json
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from kdpl.metrics import SUMMARY_COLUMNS, test_key
+from kdpl.runtime.advice import command
 from kdpl.runtime.files import write_text
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import (
@@ -57,9 +57,7 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
     for title, path in paths:
         # unlike print, this does not break a long path into lines
         console.out(f"{title:<11} {path}", highlight=False)
-    console.out(
-        f"use it: python -m kdpl predict {shlex.quote(str(classifier))} IMAGES…", highlight=False
-    )
+    console.out(f"use it: {command('predict', classifier)} IMAGES…", highlight=False)
 
 
 def _table(results: Mapping[str, dict[str, float]]) -> Any:

@@ -14,6 +14,7 @@ from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import build_data
 from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError, reason
 from kdpl.metrics import test_key
+from kdpl.runtime.advice import command
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.loggers import read_metrics
 from kdpl.runtime.predictions import ImagePrediction, read_predictions, read_results
@@ -89,10 +90,8 @@ class Stage:
             return results if test_key("acc") in results else self._not_tested()
 
     def _not_tested(self) -> NoReturn:
-        raise ArtifactError(
-            f"{self.folder} was not tested: python -m kdpl test --config "
-            f"{self.folder}/{CONFIG_FILE}"
-        )
+        test = command("test", "--config", self.folder / CONFIG_FILE, "--out", self.folder)
+        raise ArtifactError(f"{self.folder} was not tested: {test}")
 
     @cached_property
     def curves(self) -> dict[str, list[tuple[int, float]]]:

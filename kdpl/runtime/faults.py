@@ -32,6 +32,21 @@ def handle_sigterm() -> None:
     signal.signal(signal.SIGTERM, terminate)
 
 
+def interruption(error: BaseException) -> BaseException:
+    """Return the interruption that an error arose from, such as of workers that it ended as well.
+
+    An error that arose from none is returned as it is.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__context__
+    if cause is None or cause is error:
+        return error
+    for note in getattr(error, "__notes__", ()):
+        cause.add_note(note)
+    return cause
+
+
 def sentence(error: BaseException) -> str | None:
     """Return an error as one sentence for the user; None if it is a bug."""
     notes = dict.fromkeys(getattr(error, "__notes__", ()))

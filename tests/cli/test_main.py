@@ -73,6 +73,19 @@ def test_an_error_is_one_line_unless_debug_asks_for_its_traceback(
             main(args)
 
 
+def test_an_error_that_an_interruption_brought_about_is_the_interruption(monkeypatch, capsys):
+    def end(*_):
+        try:
+            raise Terminated
+        except KeyboardInterrupt as error:
+            error.add_note("kdpl: step 1 of 6 is finished and kept")
+            raise RuntimeError("a worker is killed by signal: Terminated") from None
+
+    monkeypatch.setattr("kdpl.cli.fit.run_command", end)
+    assert main(["fit"]) == 143
+    assert capsys.readouterr().err.startswith("terminated: rerun")
+
+
 @pytest.mark.parametrize(
     "error", [ZeroDivisionError(), BrokenPipeError(32, "Broken pipe"), OSError(5, "no file")]
 )

@@ -5,7 +5,7 @@ import shlex
 import pytest
 import torch
 from PIL import Image
-from runs import SHORT, image_folder, noise, refused
+from runs import SHORT, image_folder, interrupted_at, noise, refused
 
 from kdpl.__main__ import main
 from kdpl.cli.choice import Choice, Options, choose
@@ -28,20 +28,25 @@ def chosen(given):
     return MINIATURES.completed(given, given.names_set(), "data.yaml")
 
 
-def test_a_folder_alone_becomes_a_classifier_and_the_printed_command_does_the_same(
+def test_a_folder_alone_becomes_a_classifier_and_the_printed_command_resumes_elsewhere(
     tmp_path, monkeypatch, capsys
 ):
     image_folder(tmp_path / "my pets")
+    (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     few = [*SHORT, "--data.init_args.batch_size=4", "--trainer.limit_train_batches=1.0", "--seed=2"]
-    assert main(["run", "my pets", *few]) == 0
-    out = tmp_path / "runs" / "my pets"
-    assert (out / "student" / "classifier" / "model.safetensors").is_file()
+    with interrupted_at(2):
+        assert main(["run", "my pets", *few]) == 130
     said = capsys.readouterr().out
     (command,) = [line for line in said.splitlines() if line.startswith("  python -m kdpl run")]
+    monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(shlex.split(command)[3:]) == 0
-    assert "nothing to do" in capsys.readouterr().out
+    out = tmp_path / "runs" / "my pets"
+    assert (out / "student" / "classifier" / "model.safetensors").is_file()
+    assert not list((tmp_path / "elsewhere").iterdir())
+    capsys.readouterr()
     # the short form again, which neither surveys nor chooses anew
+    monkeypatch.chdir(tmp_path)
     assert main(["run", "my pets", *few]) == 0
     said = capsys.readouterr().out
     assert "nothing to do" in said

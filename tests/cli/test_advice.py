@@ -1,0 +1,171 @@
+"""Commands that messages advise: each works when it is pasted in another folder."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from rich.console import Console
+
+import kdpl
+from kdpl.cli import STAGES, command_names, find_command
+from kdpl.cli.arguments import parse
+from kdpl.cli.choice import Options, complete
+from kdpl.cli.fit import parse_stage
+from kdpl.cli.init_summary import print_next
+from kdpl.cli.run import _find_configs
+from kdpl.cli.run_summary import summarize
+from kdpl.errors import KdplError
+from kdpl.runtime.advice import command
+
+COMMAND = re.compile(
+    r"python -m kdpl (.+?)(?: tells how| decodes every image|, and give|\)|$)", re.M
+)
+
+TESTED = {
+    "out": "my runs/teacher",
+    "data": {"class_path": "kdpl.DomainDataModule", "init_args": {"dataset": "digits"}},
+    "model": {
+        "class_path": "kdpl.TeacherPromptTuning",
+        "init_args": {"clip": {"model": "tiny-teacher", "pretrained": "glyphs"}},
+    },
+}
+
+
+def error_of(function, *args):
+    with pytest.raises(KdplError) as raised:
+        function(*args)
+    return str(raised.value)
+
+
+def in_full(capsys):
+    Path("my student.yaml").write_text("model: {init_args: {projector_input: pooled}}")
+    options = Options(
+        ["trainer/cpu"],
+        ["quickstart", "configs of mine/teacher.yaml"],
+        ["quickstart", "my student.yaml"],
+        search=True,
+        settings=["--trainer.max_epochs", "2"],
+        seed=3,
+    )
+    Path("configs of mine").mkdir()
+    Path("configs of mine/teacher.yaml").write_text("trainer: {max_epochs: 1}")
+    return options.in_full(Path("runs/my pets"))
+
+
+def init_by_one_process(capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdpl.cli.choice.process_rank", lambda: 1)
+        options, reading = Options([], [], [], search=False), ("names.csv", ";", None)
+        return error_of(complete, "my table.csv", Path("runs/it's"), options, reading)
+
+
+def after_init(capsys):
+    for separator in (None, ";"):
+        print_next(Path("my data/data.yaml"), Path("my data/images.csv"), separator)
+    Path("my data").mkdir()
+    Path("my data/data.yaml").write_text("data: {}")
+    return capsys.readouterr().out
+
+
+def after_run(capsys):
+    Path("my runs").mkdir()
+    summarize(Console(), Path("my runs"), nothing_done=False)
+    return capsys.readouterr().out
+
+
+def run_without_a_test(capsys):
+    run_folder = pytest.importorskip("kdpl.report.run_folder")
+    intervals = pytest.importorskip("kdpl.report.intervals")
+    folder = Path("my runs/teacher")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(TESTED))
+    stage = run_folder.Stage(folder)
+    prediction = SimpleNamespace(correct=True, half_prediction_number=None)
+    tested = SimpleNamespace(folder=folder, predictions=[prediction])
+    run = SimpleNamespace(vectors=SimpleNamespace(num_base=1))
+    untested = error_of(lambda: stage._not_tested())
+    return f"{untested}\n{error_of(intervals.scores_of, run, tested)}"
+
+
+def after_suggest(capsys):
+    labeling = pytest.importorskip("kdpl.report.labeling.command")
+    reader = SimpleNamespace(root="my images", class_names="names.csv", unlabeled=["more", "a.tar"])
+    return shlex.join(labeling._next_command(reader, Path("to label/labels.csv"), ";"))
+
+
+def missing_data(capsys):
+    readers = pytest.importorskip("kdpl.benchmark.readers")
+    download = pytest.importorskip("kdpl.benchmark.download")
+    download.download("imagenet", Path("my data"))
+    dataset = readers.BenchmarkSet("eurosat", "my data")
+    return f"{capsys.readouterr().out}\n{dataset.damaged(Path('split.json'), 'is empty')}"
+
+
+@pytest.mark.parametrize(
+    "advise",
+    [
+        in_full,
+        init_by_one_process,
+        after_init,
+        after_run,
+        run_without_a_test,
+        after_suggest,
+        missing_data,
+    ],
+)
+def test_an_advised_command_is_parsed_in_another_folder(advise, tmp_path, monkeypatch, capsys):
+    here, elsewhere = tmp_path / "it's here", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(here)
+    commands = COMMAND.findall(advise(capsys))
+    monkeypatch.chdir(elsewhere)
+    assert commands
+    for text in commands:
+        name, *words = shlex.split(text)
+        assert not [
+            word
+            for word in words
+            if "/" in word and (here / word) != Path(word) and (here / word).exists()
+        ]
+        if name in STAGES:
+            assert parse_stage(name, words).folder.is_dir()
+            continue
+        values = parse(find_command(name), words, name)
+        if name == "run":
+            configs = ("config", "teacher", "student")
+            _find_configs(*(values[kind] for kind in configs))
+
+
+def test_a_config_or_a_setting_may_name_paths_relative_to_the_folder(tmp_path, monkeypatch):
+    def names_paths(**more):
+        return Options(["trainer/cpu"], ["quickstart"], [], search=False, **more).names_paths()
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "more").mkdir()
+    assert not names_paths()
+    assert not names_paths(settings=["--trainer.max_epochs=2"])
+    assert names_paths(settings=["--data.init_args.unlabeled=more"])
+    assert names_paths(settings=["--model.init_args.clip.model", "local-dir:clips/mine"])
+    (tmp_path / "quickstart").touch()
+    assert names_paths()
+
+
+def test_a_path_of_a_command_is_absolute_and_quoted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = command("predict", Path("my run/classifier"), "it's")
+    assert shlex.split(text)[3:] == ["predict", f"{tmp_path}/my run/classifier", "it's"]
+
+
+def test_each_command_that_the_source_names_exists():
+    named = set()
+    for file in Path(kdpl.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named.update(re.findall(r"python -m kdpl ([a-z][a-z-]+)", node.value))
+    assert named <= set(command_names())
+    assert {"predict", "run"} & named
