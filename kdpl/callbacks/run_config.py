@@ -75,7 +75,7 @@ def require_same_settings(config: Path, now: str) -> None:
     before, after = settings_of(config.read_text(encoding="utf-8")), settings_of(now)
     folders = [Path(settings.get(_TEACHER) or "").parts for settings in (before, after)]
     short, long = sorted(folders, key=len)
-    if long[len(long) - len(short) :] == short:
+    if short and long[len(long) - len(short) :] == short:
         # the same folder, named from another one
         before[_TEACHER] = after[_TEACHER]
     remedy = "choose another --out, or remove that folder"

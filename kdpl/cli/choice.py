@@ -167,8 +167,11 @@ def choose(path: str, several_labels: bool, pool: int) -> Choice:
     published = ("ViT-L-14-quickgelu", "ViT-B-16-quickgelu")
     miniatures = not gpus or not obtainable(published, "openai")
     if miniatures:
-        # several labels: a network of 32 pixels cannot tell small objects apart
-        models = ["quickstart"], ["quickstart_timm_64" if several_labels else "quickstart"]
+        models = ["quickstart"], ["quickstart"]
+        if several_labels:
+            # a teacher tuned on whole images is worse at crops, and a network of 32 pixels cannot
+            # tell small objects apart
+            models = ["quickstart", "zero_shot"], ["quickstart_timm_64"]
         why = (
             "miniature CLIPs, which know digits and letters and LITTLE ELSE, since "
             + ("the published weights are not cached and cannot be fetched" if gpus else found)

@@ -203,7 +203,7 @@ def _hold_out(
     before, after = ({image.split for image in group} for group in (usable, images))
     if "val" in after - before:
         least = "" if val else f" with {_VAL_LEAST} labels or more"
-        notes["val"] = f"{val or _VAL_SHARE:.0%} of each class{least}, split off (--val-share)"
+        notes["val"] = f"{val or _VAL_SHARE:.0%} of each class{least}, split off (init --val-share)"
     return images, notes
 
 
@@ -266,7 +266,7 @@ def _require_classes(
 ) -> None:
     """Raise a DataError if there is no image to train on, or a class is invalid or has none."""
     if not labeled and not any(image.split == "train" for image in images):
-        raise DataError(f"{path} has no readable image to train on: add some, or give --unlabeled")
+        raise DataError(f"{path} has no readable image to train on: add some, or init --unlabeled")
     counts = training_counts(images)
     if len(names) == 1:
         raise DataError(

@@ -75,7 +75,7 @@ def print_survey(
     if labeled and shots != 0 and not splits["val"]:
         print(
             "  no validation image: to choose targets and thresholds, label some, in val/<class>/ "
-            "or with split val, or take some of the labels above by --val-share 20%"
+            "or with split val, or take some of the labels above by init --val-share 20%"
         )
 
     # names and pictures that look wrong

@@ -108,6 +108,7 @@ def test_models_are_chosen_by_the_gpu_and_the_weights_that_can_be_loaded(
 
 def test_several_labels_and_few_images_are_chosen_for():
     choice = choose("pages.csv", several_labels=True, pool=700)
+    assert choice.teacher == ["quickstart", "zero_shot"]
     assert (choice.student, choice.target) == (["quickstart_timm_64"], "local_views")
     assert not choice.search
     assert not choose("my_images", several_labels=False, pool=400).search

@@ -517,7 +517,7 @@ def test_how_many_validation_images_are_split_off(cats, dogs, more, val, tmp_pat
     assert splits["val"] == val
     assert splits["train"] >= 2
     assert ("no validation image: " in said) == (val == 0)
-    assert ("split off (--val-share)" in said) == (val > 0)
+    assert ("split off (init --val-share)" in said) == (val > 0)
 
 
 def test_images_that_a_mirror_would_change_are_not_mirrored(tmp_path, survey):
