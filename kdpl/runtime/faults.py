@@ -32,7 +32,7 @@ def handle_sigterm() -> None:
     signal.signal(signal.SIGTERM, terminate)
 
 
-def interruption(error: BaseException) -> BaseException:
+def interruption(error: Exception | KeyboardInterrupt) -> Exception | KeyboardInterrupt:
     """Return the interruption that an error arose from, such as of workers that it ended as well.
 
     An error that arose from none is returned as it is.

@@ -196,13 +196,13 @@ def test_a_config_of_another_kind_is_never_built(written):
 
 def test_a_classifier_that_is_read_without_transformers_names_the_package(written, monkeypatch):
     tower = image_tower(written("siglip"))
-    encoder = StudentEncoder(tower, 0, 0, None)
+    encoder = StudentEncoder(tower, 0, 0, tower.embed_dim)
     settings = EncoderSettings(
         image_config=tower.config,
         preprocessing=tower.preprocessing,
         prompt_length=0,
         prompt_depth=0,
-        projector=False,
+        projector=True,
     )
     tensors = encoder_tensors(encoder)
     again = read_encoder(settings, tensors, tower.embed_dim, "model.safetensors", "fetch it")
