@@ -90,7 +90,6 @@ def test_every_section_has_content_and_the_accuracies_are_those_of_the_tests(pag
             "899 test, 198 validation, 700 unlabelled for the student; 10 classes",
             "16 images per class, for the teacher only",
             "tiny-teacher, weights glyphs; 2 epochs, seed 1",
-            "vision_prompts.init mean_token",
         ),
         "curves": ("training loss", "Teacher", "Student"),
         "classes": ("seven",),
