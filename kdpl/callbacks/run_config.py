@@ -73,7 +73,7 @@ def settings_of(config: str) -> dict[str, Any]:
 def require_same_settings(config: Path, now: str) -> None:
     """Raise a ConfigError if YAML settings would change the result of the run of ``config``."""
     before, after = settings_of(config.read_text(encoding="utf-8")), settings_of(now)
-    folders = [Path(settings.get(_TEACHER) or "").parts for settings in (before, after)]
+    folders = [Path(str(settings.get(_TEACHER, ""))).parts for settings in (before, after)]
     short, long = sorted(folders, key=len)
     if short and long[len(long) - len(short) :] == short:
         # the same folder, named from another one

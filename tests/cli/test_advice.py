@@ -20,6 +20,7 @@ from kdpl.cli.run import _find_configs
 from kdpl.cli.run_summary import summarize
 from kdpl.errors import KdplError
 from kdpl.runtime.advice import command
+from kdpl.runtime.configs import find_config
 
 COMMAND = re.compile(
     r"python -m kdpl (.+?)(?: tells how| decodes every image|, and give|\)|$)", re.M
@@ -161,11 +162,20 @@ def test_a_path_of_a_command_is_absolute_and_quoted(tmp_path, monkeypatch):
     assert shlex.split(text)[3:] == ["predict", f"{tmp_path}/my run/classifier", "it's"]
 
 
-def test_each_command_that_the_source_names_exists():
-    named = set()
+def texts_of_the_source():
     for file in Path(kdpl.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                named.update(re.findall(r"python -m kdpl ([a-z][a-z-]+)", node.value))
-    assert named <= set(command_names())
-    assert {"predict", "run"} & named
+                yield node.value
+
+
+def test_each_command_and_config_that_the_source_advises_exists():
+    commands, configs = set(), set()
+    for text in texts_of_the_source():
+        commands.update(re.findall(r"python -m kdpl ([a-z][a-z-]+)", text))
+        configs.update(re.findall(r"--(teacher|student) ([a-z][a-z0-9_]+)", text))
+    assert {"predict", "run"} & commands
+    assert commands <= set(command_names())
+    assert ("teacher", "quickstart") in configs
+    for kind, name in configs:
+        assert Path(find_config(name, kind)).is_file()
