@@ -4,9 +4,7 @@ import world
 from torch.utils.data import DataLoader
 
 from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch, collate
-from kdpl.runtime.resizing import Resizing
 
-SMALL = Resizing(8)
 IMAGES = torch.arange(3 * 3 * 4 * 4, dtype=torch.uint8).reshape(3, 3, 4, 4)
 INDICES = torch.tensor([7, 5, 9])
 SMALLER = IMAGES[:, :, ::2, ::2]
@@ -16,34 +14,27 @@ BATCHES = [
     LabeledBatch(IMAGES, INDICES),
     EvaluationBatch(IMAGES, torch.tensor([1, 0, 1]), INDICES),
     UnlabeledBatch(IMAGES, INDICES),
-    UnlabeledBatch(IMAGES, INDICES, {SMALL: SMALLER, Resizing(9): IMAGES}),
-    UnlabeledBatch(IMAGES, INDICES, {}, FEATURES),
+    UnlabeledBatch(IMAGES, INDICES, SMALLER),
+    UnlabeledBatch(IMAGES, INDICES, None, FEATURES),
 ]
 
 
 def item_of(batch, i):
-    def pick(value):
-        if isinstance(value, dict):
-            return {key: each[i] for key, each in value.items()}
-        return None if value is None else value[i]
-
-    return type(batch)(**{name: pick(value) for name, value in vars(batch).items()})
+    values = {name: None if value is None else value[i] for name, value in vars(batch).items()}
+    return type(batch)(**values)
 
 
 def same(one, other):
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
-    return one is other if one is None else one.dtype == other.dtype and torch.equal(one, other)
+    return list(one) == list(other) and all(
+        one[name] is other[name]
+        if one[name] is None
+        else one[name].dtype == other[name].dtype and torch.equal(one[name], other[name])
+        for name in one
+    )
 
 
 def tensors_of(batch):
-    """The tensors of a batch by field, and by the key in a field of several."""
-    values = {
-        (name, key): tensor
-        for name, value in vars(batch).items()
-        for key, tensor in (value if isinstance(value, dict) else {"": value}).items()
-    }
-    return {place: tensor for place, tensor in values.items() if tensor is not None}
+    return {name: tensor for name, tensor in vars(batch).items() if tensor is not None}
 
 
 @pytest.mark.parametrize("batch", BATCHES)
