@@ -53,15 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             # such as in a pipe to head; Python would report it again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _PIPE_CLOSED
-        error = faults.interruption(error)
-        message = None if debug else faults.sentence(error)
+        cause = faults.interruption(error)
+        message = None if debug else faults.sentence(cause)
         if message is None:
             raise
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(cause, KeyboardInterrupt):
             # only the first process of a training prints it
             if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
                 print(message, file=sys.stderr)
-            return _TERMINATED if isinstance(error, faults.Terminated) else _INTERRUPTED
+            return _TERMINATED if isinstance(cause, faults.Terminated) else _INTERRUPTED
         print(f"error: {message}", file=sys.stderr)
         return 1
     finally:
