@@ -21,9 +21,10 @@ from kdpl.clip import ClipConfig, ImageTower, load_image_clip
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import build_data
-from kdpl.data.probe import choose_strength, fit_probe, scale_of
+from kdpl.data.probe import choose_strength, fit_probe
 from kdpl.data.splits import Record
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.report.estimate.folds import linear_student
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.messages import quiet_libraries
 from kdpl.runtime.run_folder import PROMPTS_FILE
@@ -31,7 +32,6 @@ from kdpl.targets.inputs import ImageFeatures
 from kdpl.targets.refinement.experts import Evidence, assign
 from kdpl.targets.refinement.refine import RefinementConfig
 
-_PENALTY = 0.05  # half the squared weights of the linear student, beside the sum of its losses
 _FLOOR = 1e-3
 
 
@@ -66,23 +66,6 @@ def cell(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}{spread}"
 
 
-def linear_student(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Fit a linear classifier to the distributions [N, C] of images, by L-BFGS; returns weight and bias."""
-    weight = torch.zeros(features.shape[1], targets.shape[1], requires_grad=True)
-    bias = torch.zeros(targets.shape[1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=150, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(features @ weight + bias, targets, reduction="sum")
-        loss = loss + _PENALTY * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return weight.detach(), bias.detach()
-
-
 def measure(
     config: str,
     teacher: str,
@@ -114,7 +97,6 @@ def measure(
     def accuracy(scores: Tensor) -> float:
         return 100 * (scores.argmax(dim=1) == truth).float().mean().item()
 
-    centre, scale = scale_of(small)
     x, y = (own.still, own_test.still), (small, small_test)
     for number in shots:
         rows = []
@@ -139,10 +121,10 @@ def measure(
                 RefinementConfig(),
             )
             weight, bias = linear_student(
-                (small - centre) / scale,
+                small,
                 (1 - _FLOOR) * made.assignments + _FLOOR / len(vectors.class_names),
             )
-            row = [accuracy(text_test), accuracy((small_test - centre) / scale @ weight + bias)]
+            row = [accuracy(text_test), accuracy(small_test @ weight + bias)]
             for features in (y, x) if number else ():
                 known = features[0][labels >= 0], labels[labels >= 0]
                 strength, _ = choose_strength(*known, alone[labels >= 0])

@@ -43,7 +43,7 @@ _NO_PROMPTS = {
     "text_prompts": {"depth": 0},
 }
 # the teacher of no labels, as configs/teacher/zero_shot.yaml says for fit
-_ZERO_SHOT = {
+ZERO_SHOT = {
     "model": {"init_args": {**_NO_PROMPTS, "averaging": None}},
     "trainer": {"max_epochs": 0, "limit_train_batches": 0},
 }
@@ -107,8 +107,8 @@ def run(
         options = complete(path, folder, options, reading)
 
     # find the configs, and parse the settings of each stage once
-    configs = _find_configs(options.config, options.teacher, options.student)
-    stages = _parse(folder, configs, seed, settings)
+    configs = find_configs(options.config, options.teacher, options.student)
+    stages = parse_stages(folder, configs, seed, settings)
     about = {"configs": configs, "seed": seed, "settings": settings}
     _carry_out(folder, stages, _steps(folder, stages, options.search), about)
     return 0
@@ -174,7 +174,7 @@ def _require_options(needed: Mapping[str, Any], reading: Iterable[str | None]) -
             )
 
 
-def _find_configs(
+def find_configs(
     shared: Sequence[str], teacher: Sequence[str], student: Sequence[str]
 ) -> dict[str, list[str]]:
     """Return the config files of the stages; a ConfigError if one is missing or not YAML."""
@@ -202,7 +202,7 @@ def _do_all(
             raise
 
 
-def _parse(
+def parse_stages(
     out: Path, configs: Mapping[str, Sequence[str]], seed: int, settings: Sequence[str]
 ) -> "dict[str, KdplCLI]":
     """Parse the settings of the stages, by the names of their folders."""
@@ -218,7 +218,7 @@ def _parse(
     teacher = parse("teacher")
     without_labels = teacher.config.get("data.init_args.shots") == 0
     if without_labels:
-        teacher = teacher.derive(_ZERO_SHOT)
+        teacher = teacher.derive(ZERO_SHOT)
     student = parse("student", teacher=str(out / "teacher"))
     # parsed settings do not tell a default from the same value in a config
     given = [name for file in configs["student"] for name in flatten(read_config(file))]

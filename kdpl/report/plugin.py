@@ -5,6 +5,7 @@ from kdpl.runtime.plugins import Plugin
 PLUGIN = Plugin(
     commands={
         "compare": "kdpl.report.compare_command:compare",
+        "estimate": "kdpl.report.estimate.command:estimate",
         "report": "kdpl.report.command:report",
         "suggest": "kdpl.report.labeling.command:suggest",
     },

@@ -188,10 +188,27 @@ class _Split(NamedTuple):
     judges: Tensor
 
 
+class Result(NamedTuple):
+    """Assignments that saw a part of the labels.
+
+    Attributes:
+        refinement: Settings of the refinement; None for the experts alone.
+        labels: Labels that were seen, [N].
+        judges: Indices of images whose labels were not seen.
+        assignments: Probabilities, float [N, C].
+    """
+
+    refinement: RefinementConfig | None
+    labels: Tensor
+    judges: Tensor
+    assignments: Tensor
+
+
 def assign(
     evidence: Evidence,
     config: RefinementConfig,
     on_step: Callable[[int, int], object] = lambda done, total: None,  # noqa: ARG005
+    on_result: Callable[[Result], object] = lambda result: None,  # noqa: ARG005
 ) -> Assigned:
     """Assign images to classes by the experts, refined on all images where that is better.
 
@@ -204,6 +221,7 @@ def assign(
         evidence: Features, predictions and labels.
         config: Settings of the refinement; its ``candidates`` are tried.
         on_step: Called with the number of refinements done, and the number of all.
+        on_result: Called with the result of each of them.
     """
     splits = _splits(evidence)
     unit = F.normalize(standardize(evidence.features), dim=1)
@@ -238,6 +256,7 @@ def assign(
                 z = torch.where(labeled, fixed, predicted)
             hits.append(MULTI_CLASS.labels(z[split.judges]) == truth[split.judges])
             on_step(number * len(splits) + k + 1, total)
+            on_result(Result(candidate, split.labels, split.judges, z))
         results.append(z)  # of the last split, which has all labels
         right.append(shares_of(torch.cat(hits)))
     before = shares_of(MULTI_CLASS.labels(evidence.text[judges]) == truth[judges])

@@ -80,18 +80,7 @@ class Refined(RefinementConfig, PreparedTarget):
         other = None if isinstance(self.encoder, str) else load_image_clip(self.encoder)
 
         def make(path: Path, origin: Origin) -> None:
-            further, labels, groups = _further_images(inputs)
-            text, features = self._encode(inputs, further, other)
-            val_labels = [-1] * (len(labels) - len(inputs.val)) + [r.single for r in inputs.val]
-            evidence = Evidence(
-                features.blend,
-                features.mean,
-                text,
-                torch.tensor(labels, device=text.device),
-                torch.tensor(val_labels, device=text.device),
-                torch.tensor(groups, device=text.device),
-                trusted=not inputs.tuned,
-            )
+            evidence = self.evidence(inputs, other)
             inputs.on_first_process(lambda: self._assign(inputs, evidence, origin).save(path))
 
         # read the file, made by this run or another, and check its origin
@@ -122,6 +111,24 @@ class Refined(RefinementConfig, PreparedTarget):
             z = assignments + _FLOOR / assignments.shape[1]
             self._log_assignments = (z / z.sum(dim=1, keepdim=True)).log_().half()
             self._rows = rows_of(targets.images).to(device)
+
+    def evidence(self, inputs: TargetInputs, other: ImageClip | None = None) -> Evidence:
+        """Return features, predictions and labels of the pool and of ``further_images``.
+
+        ``other`` is the network of ``encoder`` if that is not a teacher.
+        """
+        further, labels, groups = further_images(inputs)
+        text, features = self._encode(inputs, further, other)
+        val_labels = [-1] * (len(labels) - len(inputs.val)) + [r.single for r in inputs.val]
+        return Evidence(
+            features.blend,
+            features.mean,
+            text,
+            torch.tensor(labels, device=text.device),
+            torch.tensor(val_labels, device=text.device),
+            torch.tensor(groups, device=text.device),
+            trusted=not inputs.tuned,
+        )
 
     def _encode(
         self, inputs: TargetInputs, further: Sequence[Record], other: ImageClip | None
@@ -198,7 +205,7 @@ def _joined(parts: Iterable[ImageFeatures]) -> ImageFeatures:
     return ImageFeatures(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _further_images(inputs: TargetInputs) -> tuple[list[Record], list[int], list[int]]:
+def further_images(inputs: TargetInputs) -> tuple[list[Record], list[int], list[int]]:
     """Return further images to refine; and label, −1 for none, and group of pool and these.
 
     The further images are the labelled images outside the pool, then the validation images.

@@ -1,0 +1,1 @@
+"""What a run will be worth, estimated from frozen features before anything is trained."""

@@ -1,0 +1,56 @@
+"""``python -m kdpl estimate PATH``: what a run will be worth, before anything is trained."""
+
+from pathlib import Path
+
+from kdpl.errors import ConfigError
+
+_PAGE = "estimate.html"
+
+
+def estimate(
+    path: str,
+    *,
+    teacher: list[str] = [],  # noqa: B006 - the parser copies it
+    student: list[str] = [],  # noqa: B006 - the parser copies it
+    class_names: str | None = None,
+    out: str | None = None,
+    seed: int = 1,
+) -> int:
+    """Estimate what run PATH will be worth, from frozen features, before anything is trained.
+
+    Writes estimate.html: expected test accuracies with intervals, what fewer and more labels give,
+    weak classes, and what to do next.
+
+    Args:
+        path: folder or table of the images, as for run; test images are not looked at
+        teacher: config of the teacher, as for run, whose original CLIP is measured; may be repeated
+        student: config of the student, as for run; may be repeated
+        class_names: file with the names of all classes, as for run
+        out: folder to write into, by default runs/NAME_estimate with the name of PATH
+        seed: seed of views and samples
+    """
+    name = Path(path).expanduser().absolute().stem
+    folder = Path(out or Path("runs") / f"{name}_estimate")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / _PAGE).is_file():
+        foreign = min(folder.iterdir()).name
+        raise ConfigError(
+            f"--out {folder} contains something other than an estimate ({foreign}): choose another"
+        )
+
+    from kdpl.cli.choice import Options
+    from kdpl.report.estimate.findings import describe
+    from kdpl.report.estimate.folds import measure
+    from kdpl.report.estimate.inputs import gather
+    from kdpl.report.page import fill
+    from kdpl.runtime.files import write_text
+    from kdpl.runtime.messages import inform
+
+    write_text(folder / _PAGE, "")  # marks the folder
+    given = Options([], teacher, student, search=False)
+    frozen, names = gather(path, folder, given, class_names, seed)
+    inform("predicting each labelled image without its label")
+    values = describe(frozen, measure(frozen), names)
+    values |= {"name": name, "command": f"python -m kdpl run {path}"}
+    write_text(folder / _PAGE, fill("estimate.html.jinja", **values))
+    print(fill("estimate.txt.jinja", **values) + f"page: {folder / _PAGE}")
+    return 0

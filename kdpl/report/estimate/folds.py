@@ -1,0 +1,155 @@
+"""Predictions of labelled images by models that have not seen their labels. Pure tensors."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdpl.data.probe import classes_of, fit_probe, scale_of
+from kdpl.targets.refinement.experts import Evidence, Result, assign
+from kdpl.targets.refinement.refine import RefinementConfig
+from kdpl.tasks import MULTI_CLASS
+
+STUDENT, TARGETS, ZERO_SHOT = "student", "targets", "zero-shot teacher"
+PROBE, LARGER_PROBE = "probe of the student's network", "probe of the teacher's network"
+PUBLISHED = "published student"
+MODELS = (STUDENT, TARGETS, ZERO_SHOT, PROBE, LARGER_PROBE, PUBLISHED)
+
+_PENALTY = 0.05  # half the squared weights of the linear student, beside the sum of its losses
+_FLOOR = 1e-3  # probability spread over all classes, since assignments are nearly one-hot
+_ASIDE = 10  # one in so many images is kept from the student whose confidence counts
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Frozen features of N images, of which the first are the pool.
+
+    Attributes:
+        evidence: Features, predictions and labels, as refined targets take them, of a teacher that
+            has not seen the labels.
+        still: The teacher's log probabilities of the evaluation view, float [N, C].
+        student: Normalised pooled features of the student's network, float [N, W].
+        teacher: Normalised pooled features of the teacher's network, float [N, V].
+        pool: Number of images in the pool.
+    """
+
+    evidence: Evidence
+    still: Tensor
+    student: Tensor
+    teacher: Tensor
+    pool: int
+
+
+class Measured(NamedTuple):
+    """Labelled images that were predicted by models that saw the labels of other images.
+
+    Attributes:
+        images: Indices of the images, [J]; all labelled images if no label can be spared.
+        hits: By model, whether each image was predicted right, float [J]; if no label can be
+            spared, only of models that see no labels.
+        labels: Labelled groups a class that the models saw, in the mean.
+        confidence: The mean confidence, in images that it was not fitted on, of the student with
+            all labels.
+    """
+
+    images: Tensor
+    hits: dict[str, Tensor]
+    labels: float
+    confidence: float
+
+
+def linear_student(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit a linear classifier to targets, distributions [N, C], by L-BFGS.
+
+    Returns weights [W, C] and biases [C] for the features [N, W] as they are.
+    """
+    mean, deviation = scale_of(features)
+    rows = (features - mean) / deviation
+    weight = rows.new_zeros(rows.shape[1], targets.shape[1], requires_grad=True)
+    bias = rows.new_zeros(targets.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=150, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        log_probabilities = MULTI_CLASS.log_probabilities(rows @ weight + bias)
+        loss = _PENALTY * weight.square().sum() - (targets * log_probabilities).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    scaled = weight.detach() / deviation
+    return scaled, bias.detach() - mean @ scaled
+
+
+def labels_a_class(evidence: Evidence, labels: Tensor) -> float:
+    """Return the number of labelled groups a class, in the mean."""
+    labeled = torch.nonzero(labels >= 0).flatten()
+    return len(evidence.merged(labeled)[1]) / max(len(classes_of(evidence.labels)), 1)
+
+
+def taught(frozen: Frozen, targets: Tensor, images: Tensor) -> Tensor:
+    """Return predictions [J, C] of images [J] by a linear student of the rest of the pool."""
+    fitted = torch.arange(len(targets), device=targets.device) < frozen.pool
+    fitted[images] = False
+    smooth = (1 - _FLOOR) * targets + _FLOOR / targets.shape[1]
+    weight, bias = linear_student(frozen.student[fitted], smooth[fitted])
+    return MULTI_CLASS.probabilities(frozen.student[images] @ weight + bias)
+
+
+def measure(frozen: Frozen) -> Measured:
+    """Measure models on labelled images that they have not seen.
+
+    The settings of refinement and probes are chosen once, by all labels, as a run chooses them;
+    targets, students and probes are made anew for each fold of the labels.
+    """
+    evidence, text = frozen.evidence, MULTI_CLASS.probabilities(frozen.evidence.text)
+
+    # targets, and students of them, of all candidates, as the best is not known before
+    results = list[tuple[Result, Tensor]]()
+
+    def distil(result: Result) -> None:
+        if len(result.judges):
+            results.append((result, taught(frozen, result.assignments, result.judges)))
+
+    settings = assign(evidence, RefinementConfig(), on_result=distil)
+    results = [pair for pair in results if pair[0].refinement is settings.refinement]
+    refused = settings.right is not None and settings.right[1] < settings.right[0]
+    aside = torch.arange(frozen.pool)[::_ASIDE]
+    sure = taught(frozen, text if refused else settings.assignments, aside).amax(dim=1)
+
+    # all labelled images judge models that see no label, and others where a label can be spared
+    images = torch.nonzero(evidence.truth >= 0).flatten()
+    judged = torch.cat([images[:0], *(result.judges for result, _ in results)])
+    spared = 2 * len(classes_of(evidence.truth[judged])) >= len(classes_of(evidence.truth))
+    predicted, labels = dict[str, list[Tensor]](), 0.0
+    if len(judged) and spared and settings.strength is not None:
+        images = judged
+        predicted[STUDENT] = [rows for _, rows in results]
+        predicted[TARGETS] = [result.assignments[result.judges] for result, _ in results]
+        for name, features in ((PROBE, frozen.student), (LARGER_PROBE, frozen.teacher)):
+            predicted[name] = [
+                _probed(features, result, settings.strength) for result, _ in results
+            ]
+        seen = [labels_a_class(evidence, result.labels) for result, _ in results]
+        labels = sum(seen) / len(seen)
+    predicted[ZERO_SHOT] = [frozen.still[images]]
+    predicted[PUBLISHED] = [taught(frozen, text, images)]
+    truth = evidence.truth[images]
+    hits = {
+        name: (MULTI_CLASS.labels(torch.cat(rows)) == truth).float()
+        for name, rows in predicted.items()
+    }
+    if refused and labels:
+        # refined targets are not taken
+        hits |= {STUDENT: hits[PUBLISHED], TARGETS: hits[ZERO_SHOT]}
+    return Measured(images, hits, labels, float(sure.mean()))
+
+
+def _probed(features: Tensor, result: Result, strength: float) -> Tensor:
+    """Return predictions [J, C] of a result's judges by a probe of the labels that it saw."""
+    seen = result.labels >= 0
+    probe = fit_probe(features[seen], result.labels[seen], strength)
+    rows = probe.log_probabilities(features[result.judges]).exp()
+    return torch.zeros_like(result.assignments[result.judges]).index_copy(1, probe.classes, rows)

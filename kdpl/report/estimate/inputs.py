@@ -1,0 +1,84 @@
+"""Frozen features of a student's fit without steps, kept in a file."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from kdpl.cli.choice import Options, choose
+from kdpl.cli.fit import run_stage
+from kdpl.cli.init import survey
+from kdpl.cli.run import ZERO_SHOT, find_configs, parse_stages
+from kdpl.clip import ClipConfig, load_image_clip
+from kdpl.clip.identity import RANDOM
+from kdpl.errors import ConfigError
+from kdpl.report.estimate.folds import Frozen
+from kdpl.runtime.run_folder import DATA_FOLDER
+from kdpl.student import StudentDistillation
+from kdpl.targets.inputs import TargetInputs
+from kdpl.targets.refinement.target import Refined, further_images
+from kdpl.tasks import MULTI_CLASS
+
+FEATURES = "features.pt"
+"""File with the features."""
+
+
+def gather(
+    path: str, folder: Path, given: Options, class_names: str | None, seed: int
+) -> tuple[Frozen, tuple[str, ...]]:
+    """Return the frozen features of a run's images, and the names of its classes.
+
+    Arguments are as in ``estimate``. The features are also written to ``FEATURES``.
+    """
+    # survey and choose as run does, anew each time
+    names = given.names_set()
+    config, images = survey(path, folder / DATA_FOLDER, class_names=class_names, overwrite=True)
+    pool = sum(image.split == "train" for image in images)
+    options, _ = choose(path, False, pool).completed(given, names, str(config))
+    configs = find_configs(options.config, options.teacher, [], options.student)
+    stages = parse_stages(folder, configs, seed, [])
+    clip = ClipConfig(**stages["student"].config.model.init_args.clip.as_dict())
+    if clip.pretrained == RANDOM:
+        raise ConfigError(
+            f"{clip} has random weights, whose features say nothing before training: choose "
+            "another --student"
+        )
+
+    # the original CLIP is the teacher, made anew, and its features of images are kept
+    for file in (folder / "teacher").glob("*.*"):
+        file.unlink()
+    run_stage(stages["teacher"].derive(ZERO_SHOT))
+
+    # a student's fit without steps computes features
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    alone = {"max_epochs": 1, "limit_train_batches": 0, "devices": 1, "strategy": "auto"}
+    stage = stages["student"].derive({"trainer": {**off, **alone, "callbacks": None}})
+    stage.save_config_callback = None
+    stage.build(stage.config)
+    gathering = _Gather(clip)
+    stage.model.configure_callbacks = lambda: [gathering]
+    stage.trainer.fit(stage.model, datamodule=stage.datamodule)
+    torch.save(asdict(gathering.frozen), folder / FEATURES)
+    return gathering.frozen, stage.datamodule.class_names
+
+
+class _Gather(Callback):
+    """Computes the features, of the teacher as refined targets do, before the first step."""
+
+    def __init__(self, clip: ClipConfig) -> None:
+        self.clip = clip
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = cast(StudentDistillation, pl_module)
+        inputs = TargetInputs(module.preparation(), module.domain.pool.selection)
+        further = [record.source for record in further_images(inputs)[0]]
+        target, lists = Refined(), [None, further] if further else [None]
+        evidence = target.evidence(inputs)
+        features = [inputs.features(images, target.views, 0, True) for images in lists]
+        joint, teacher = (torch.cat([part[k].still for part in features]) for k in range(2))
+        network = load_image_clip(self.clip)
+        student = torch.cat([inputs.features_of(network, images, 1).still for images in lists])
+        still = MULTI_CLASS.log_probabilities(inputs.predict(joint))
+        self.frozen = Frozen(evidence, still, student, teacher, len(inputs.indices))

@@ -1,0 +1,254 @@
+"""Estimates on made-up features, against plain and slow arithmetic, and the command on a small folder."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import image_folder, refused
+from scipy.stats import beta
+from sklearn.linear_model import LogisticRegression
+
+from kdpl.__main__ import main
+from kdpl.data.readers.digits import Digits
+from kdpl.report.estimate import folds
+from kdpl.report.estimate.expected import Priors, expect, interval
+from kdpl.report.estimate.findings import describe
+from kdpl.report.estimate.folds import (
+    LARGER_PROBE,
+    PROBE,
+    PUBLISHED,
+    STUDENT,
+    TARGETS,
+    ZERO_SHOT,
+    Frozen,
+    Measured,
+    measure,
+)
+from kdpl.targets.refinement.experts import Evidence
+
+NAMES = ("cat", "dog", "eel")
+
+
+@pytest.fixture(autouse=True)
+def _one_strength(monkeypatch):
+    """A choice among five strengths of a probe is most of the time, and not what is tested here."""
+    monkeypatch.setattr("kdpl.targets.refinement.experts.STRENGTHS", (10.0,))
+
+
+def made_up(labels_a_class=4, group_size=1, val=0, noise=0.8):
+    """Frozen features of 90 images around three means, the first of each class labelled; and all true classes."""
+    generator = torch.Generator().manual_seed(5)
+    truth = torch.arange(90) % 3
+
+    def features(width):
+        means = torch.randn(3, width, generator=generator)
+        rows = means[truth] + noise * torch.randn(90, width, generator=generator)
+        return torch.nn.functional.normalize(rows, dim=1)
+
+    teacher, student = features(6), features(5)
+    text = (2 * torch.randn(90, 3, generator=generator) + 2 * torch.eye(3)[truth]).log_softmax(
+        dim=1
+    )
+    number = torch.arange(90)
+    labels = torch.where(number < 3 * labels_a_class, truth, -1)
+    validation = torch.where(number >= 90 - val, truth, -1)
+    groups = number // 3 // group_size * 3 + number % 3  # consecutive images of a class
+    evidence = Evidence(teacher, teacher, text, labels, validation, groups, trusted=True)
+    return Frozen(evidence, text, student, teacher, 90 - val), truth
+
+
+def test_each_labelled_image_judges_once_models_that_have_not_seen_its_group(monkeypatch):
+    frozen, _ = made_up(labels_a_class=6, group_size=2, val=6)
+    groups, fitted, judged = frozen.evidence.groups, [], []
+
+    def spy(features, result, strength):
+        judged.extend(result.judges.tolist())
+        seen = groups[result.labels >= 0].tolist()
+        assert not {*seen} & {*groups[result.judges].tolist()}
+        return probed(features, result, strength)
+
+    def taught(frozen, targets, images):
+        fitted.append({*images.tolist()})
+        return as_is(frozen, targets, images)
+
+    probed, as_is = folds._probed, folds.taught
+    monkeypatch.setattr(folds, "_probed", spy)
+    monkeypatch.setattr(folds, "taught", taught)
+    result = measure(frozen)
+    expected = [*range(18), *range(84, 90)]  # labelled images, and validation images
+    assert sorted(judged) == sorted([*expected, *expected])  # by two probes
+    assert sorted(result.images.tolist()) == expected
+    assert {*range(84, 90)} in fitted
+
+
+def test_no_held_out_label_leaks_into_targets_or_student():
+    frozen, truth = made_up()
+    evidence = frozen.evidence
+    seen = replace(evidence, labels=evidence.labels.index_fill(0, torch.tensor([0]), -1))
+    results = []
+    folds.assign(evidence, folds.RefinementConfig(), on_result=results.append)
+    fold = next(result for result in results if 0 in result.judges)
+    wrong = evidence.labels.index_fill(0, fold.judges, -1)
+    assert fold.labels.equal(wrong)
+    assert seen.labels[0] == -1
+    rows = folds.taught(frozen, fold.assignments, fold.judges)
+    spoilt = fold.assignments.index_copy(0, fold.judges, torch.eye(3)[(truth[fold.judges] + 1) % 3])
+    assert rows.equal(folds.taught(frozen, spoilt, fold.judges))
+
+
+def test_the_out_of_fold_accuracy_of_a_probe_is_that_of_a_plain_loop():
+    frozen, truth = made_up(labels_a_class=2)
+    result = measure(frozen)
+    assert result.labels == 1
+    order = frozen.evidence.features[:6, 0].argsort()
+    hits = {}
+    for c in range(3):
+        first, second = (i for i in order.tolist() if i % 3 == c)
+        hits[first], hits[second] = 0, 1  # folds of the two images of a class
+    x = frozen.student.double().numpy()
+    for fold in (0, 1):
+        learned = [i for i in hits if hits[i] == 1 - fold]
+        held_out = [i for i in hits if hits[i] == fold]
+        mean, deviation = x[learned].mean(axis=0), np.sqrt(x[learned].var(axis=0, ddof=1).sum())
+        probe = LogisticRegression(C=10, class_weight="balanced", max_iter=1000, tol=1e-6)
+        probe.fit((x[learned] - mean) / deviation, truth[learned].numpy())
+        right = probe.predict((x[held_out] - mean) / deviation) == truth[held_out].numpy()
+        measured = dict(zip(result.images.tolist(), result.hits[PROBE].tolist(), strict=True))
+        assert [measured[i] for i in held_out] == right.tolist()
+
+
+def test_targets_that_are_worse_than_the_teacher_are_not_expected(monkeypatch):
+    frozen, _ = made_up()
+    assign = folds.assign
+
+    def refusing(*args, **kwargs):
+        return replace(assign(*args, **kwargs), right=(0.9, 0.1))
+
+    monkeypatch.setattr(folds, "assign", refusing)
+    hits = measure(frozen).hits
+    assert hits[STUDENT].equal(hits[PUBLISHED])
+    assert hits[TARGETS].equal(hits[ZERO_SHOT])
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.7, 10), (0.95, 160)])
+def test_an_interval_is_of_a_beta_distribution_and_a_spread_adds_to_its_variance(share, count):
+    low, high = interval(share, count)
+    assert (low, high) == pytest.approx(beta.interval(0.9, share * count, (1 - share) * count))
+    wide = interval(share, count, 0.03)
+    fewer = next(
+        n
+        for n in np.arange(count, 0, -0.01)
+        if _variance(share, n) >= _variance(share, count) + 0.03**2
+    )
+    assert wide == pytest.approx(interval(share, fewer), abs=1e-3)
+
+
+def _variance(share, count):
+    return beta.var(share * count, (1 - share) * count)
+
+
+def test_groups_count_once_and_the_confidence_counts_as_images():
+    frozen, _ = made_up(labels_a_class=6, group_size=2)
+    hits = torch.tensor([1.0, 1, 1, 1, 0, 1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 0])
+    measured = Measured(torch.arange(18), {STUDENT: hits, ZERO_SHOT: hits}, 2.0, 0.7)
+    groups = [(hits[i] + hits[i + 3]) / 2 for g in range(0, 18, 6) for i in range(g, g + 3)]
+    error = 1 - float(np.mean(groups))
+    priors = Priors(offset=-0.1, worth=20, exponent=0.4, training=0)
+    rows = expect(frozen.evidence, measured, priors).rows
+    assert rows[ZERO_SHOT].value == pytest.approx((0.5 + 9 * (1 - error)) / 10)
+    right = 20 * 0.6 + 9 * (1 - error * (3 / 2) ** -0.4)  # three groups a class, two were seen
+    assert rows[STUDENT].value == pytest.approx(right / 29)
+    assert rows[STUDENT].interval == pytest.approx(interval(right / 29, 29))
+
+
+def test_twice_the_labels_leave_two_to_the_minus_b_of_the_error():
+    frozen, _ = made_up()
+    expected = expect(frozen.evidence, measure(frozen), Priors(exponent=0.5, deviation=0.1))
+    error = 1 - expected.rows[STUDENT].value
+    assert expected.more.value == pytest.approx(error * (1 - 2**-0.5))
+    assert expected.more.interval[0] < expected.more.value < expected.more.interval[1]
+    (half, less), (labels, value), (twice, more) = expected.curves[STUDENT]
+    assert (half, labels, twice) == (2, 4, 8)
+    assert value == pytest.approx(1 - error)
+    assert 1 - less == pytest.approx(error * 2**0.5)
+    assert more - value == pytest.approx(expected.more.value)
+
+
+def test_with_one_label_a_class_the_student_is_a_guess_and_nothing_is_said_of_a_probe():
+    frozen, _ = made_up(labels_a_class=1)
+    said = describe(frozen, measure(frozen), NAMES)
+    assert not said["judged"]
+    assert said["expected"].over_probe is None
+    assert not said["expected"].rows.keys() & {PROBE, LARGER_PROBE, TARGETS}
+    low, high = said["expected"].rows[STUDENT].interval
+    assert high - low > 0.2
+
+
+def test_validation_images_judge_one_label_a_class():
+    frozen, _ = made_up(labels_a_class=1, val=12)
+    result = measure(frozen)
+    assert result.labels == 1
+    assert result.images.tolist() == [*range(78, 90)]
+    assert describe(frozen, result, NAMES)["expected"].over_probe is not None
+
+
+def test_without_labels_nothing_is_expected():
+    frozen, _ = made_up(labels_a_class=0)
+    assert describe(frozen, measure(frozen), NAMES)["expected"] is None
+
+
+def test_limits_are_sorted_by_gain_and_weak_classes_are_below_the_mean():
+    frozen, _ = made_up(labels_a_class=8, noise=1.5)
+    result = measure(frozen)
+    said = describe(frozen, result, NAMES)
+    gains = [limit.gain.value for limit in said["limits"] if limit.gain]
+    assert gains == sorted(gains, reverse=True)
+    mean = result.hits[STUDENT].mean()
+    assert all(right / total < mean for _, right, total in said["weak"])
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Three digits with three labels each, and images without labels."""
+    root = tmp_path_factory.mktemp("estimate") / "my_digits"
+    splits, counts = Digits().read(), {}
+    for record in splits.train:
+        number = counts[record.single] = counts.get(record.single, 0) + 1
+        if record.single < 3 and number <= 12:
+            name = splits.class_names[record.single]
+            folder = root / ("train/" + name if number <= 3 else "unlabeled")
+            folder.mkdir(parents=True, exist_ok=True)
+            splits.open_image(record.source).save(folder / f"{name}_{number}.png")
+    for record in splits.test[:30]:
+        if record.single < 3:
+            folder = root / "test" / splits.class_names[record.single]
+            folder.mkdir(parents=True, exist_ok=True)
+            splits.open_image(record.source).save(folder / f"{Path(record.source).name}.png")
+    return root
+
+
+def test_the_command_estimates_a_folder_and_again_and_keeps_the_features(digits, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["estimate", str(digits), f"--out={out}"]
+    assert main(options) == 0
+    printed = capsys.readouterr().out
+    page = (out / "estimate.html").read_text()
+    for name in (STUDENT, ZERO_SHOT, PROBE, LARGER_PROBE):
+        assert name in printed
+        assert name.replace("'", "&#39;") in page
+    assert page.count("<svg") == 1
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("teacher/prepared/*/*.npy")}
+    assert kept
+    assert main(options) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert capsys.readouterr().out == printed
+
+
+def test_other_folders_and_random_networks_are_refused(digits, tmp_path, capsys):
+    image_folder(tmp_path / "pets")
+    refused(capsys, main(["estimate", str(digits), f"--out={tmp_path}"]), "--out", "pets")
+    options = [f"--out={tmp_path / 'out'}", "--student=quickstart_timm"]
+    assert main(["estimate", str(digits), *options]) == 1
+    assert "random weights" in capsys.readouterr().err
