@@ -21,10 +21,9 @@ from kdpl.clip import ClipConfig, ImageTower, load_image_clip
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import build_data
-from kdpl.data.probe import choose_strength, fit_probe
+from kdpl.data.probe import choose_strength, fit_probe, linear_student
 from kdpl.data.splits import Record
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.report.estimate.folds import linear_student
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.messages import quiet_libraries
 from kdpl.runtime.run_folder import PROMPTS_FILE

@@ -22,6 +22,9 @@ CHOOSING = 2
 """Labelled groups a class, in the mean, from which on C is chosen."""
 
 
+_PENALTY = 0.05  # half the squared weights of the linear student, beside the sum of its losses
+
+
 class Probe(NamedTuple):
     """Linear classifier of the S classes of the images that it was fitted on.
 
@@ -126,6 +129,30 @@ def held_out_loss(features: Tensor, labels: Tensor, fold_of: Tensor, strength: f
         numbers = torch.searchsorted(probe.classes, labels[judged])
         loss += F.nll_loss(rows, numbers, reduction="sum").item()
     return loss
+
+
+def linear_student(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit a linear classifier to targets, distributions [N, C], by L-BFGS.
+
+    Returns weights [W, C] and biases [C] for the features [N, W] as they are.
+    """
+    mean, deviation = scale_of(features)
+    rows = (features - mean) / deviation
+    weight = rows.new_zeros(rows.shape[1], targets.shape[1], requires_grad=True)
+    bias = rows.new_zeros(targets.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=150, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        log_probabilities = MULTI_CLASS.log_probabilities(rows @ weight + bias)
+        loss = _PENALTY * weight.square().sum() - (targets * log_probabilities).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    scaled = weight.detach() / deviation
+    return scaled, bias.detach() - mean @ scaled
 
 
 def classes_of(labels: Tensor) -> Tensor:

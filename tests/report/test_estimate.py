@@ -28,6 +28,7 @@ from kdpl.report.estimate.folds import (
 )
 from kdpl.targets.refinement.experts import Evidence
 
+PRIORS = Priors(-0.05, 30, (0.02, 0.01), (0.05, 0.02), (0.2, 0.5, 0.05), (0.01, 0.03))
 NAMES = ("cat", "dog", "eel")
 
 
@@ -155,25 +156,43 @@ def test_groups_count_once_and_the_confidence_counts_as_images():
     measured = Measured(torch.arange(18), {STUDENT: hits, ZERO_SHOT: hits}, 2.0, 0.7)
     groups = [(hits[i] + hits[i + 3]) / 2 for g in range(0, 18, 6) for i in range(g, g + 3)]
     error = 1 - float(np.mean(groups))
-    priors = Priors(offset=-0.1, worth=20, exponent=0.4, training=0)
+    priors = PRIORS._replace(offset=-0.1, worth=20, training=(0.05, 0.0))
     rows = expect(frozen.evidence, measured, priors).rows
     assert rows[ZERO_SHOT].value == pytest.approx((0.5 + 9 * (1 - error)) / 10)
-    right = 20 * 0.6 + 9 * (1 - error * (3 / 2) ** -0.4)  # three groups a class, two were seen
-    assert rows[STUDENT].value == pytest.approx(right / 29)
-    assert rows[STUDENT].interval == pytest.approx(interval(right / 29, 29))
+    steps = np.log2(3 / 2)  # three groups a class, two were seen
+    value = (20 * 0.6 + 9 * (1 - error + steps * 0.02)) / 29 + 0.05
+    assert rows[STUDENT].value == pytest.approx(value)
+    assert rows[STUDENT].interval == pytest.approx(interval(value, 29, steps * 0.01))
 
 
-def test_twice_the_labels_leave_two_to_the_minus_b_of_the_error():
-    frozen, _ = made_up()
-    expected = expect(frozen.evidence, measure(frozen), Priors(exponent=0.5, deviation=0.1))
-    error = 1 - expected.rows[STUDENT].value
-    assert expected.more.value == pytest.approx(error * (1 - 2**-0.5))
-    assert expected.more.interval[0] < expected.more.value < expected.more.interval[1]
-    (half, less), (labels, value), (twice, more) = expected.curves[STUDENT]
-    assert (half, labels, twice) == (2, 4, 8)
-    assert value == pytest.approx(1 - error)
-    assert 1 - less == pytest.approx(error * 2**0.5)
-    assert more - value == pytest.approx(expected.more.value)
+def test_each_doubling_of_the_labels_gains_as_much():
+    frozen, _ = made_up(noise=1.5)
+    expected = expect(frozen.evidence, measure(frozen), PRIORS)
+    value = expected.rows[STUDENT].value
+    assert expected.more.value == pytest.approx(0.02)
+    assert expected.more.interval == pytest.approx(
+        (0.02 - 1.6448536 * 0.01, 0.02 + 1.6448536 * 0.01)
+    )
+    assert expected.curves[STUDENT] == [
+        (2, pytest.approx(value - 0.02)),
+        (4, value),
+        (8, pytest.approx(value + 0.02)),
+    ]
+
+
+def test_the_gain_over_the_probe_is_weighted_by_precision():
+    frozen, _ = made_up(labels_a_class=4)
+    hits = [(torch.arange(12) % n > 0).float() for n in (4, 2)]
+    measured = Measured(torch.arange(12), dict(zip((STUDENT, PROBE), hits, strict=True)), 4.0, 0.7)
+    expected = expect(frozen.evidence, measured, PRIORS)
+    measured_gain = expected.rows[STUDENT].value - expected.rows[PROBE].value
+    variances = np.var((hits[0] - hits[1]).numpy(), ddof=1) / 12 + 0.03**2, 0.05**2
+    values = measured_gain, 0.2 * 4**-0.5 + 0.01
+    value, sum_of_weights = np.average(values, weights=1 / np.array(variances), returned=True)
+    assert expected.over_probe.value == pytest.approx(value)
+    assert expected.over_probe.interval[1] - value == pytest.approx(
+        1.6448536 * sum_of_weights**-0.5
+    )
 
 
 def test_with_one_label_a_class_the_student_is_a_guess_and_nothing_is_said_of_a_probe():

@@ -1,5 +1,6 @@
 """Expected accuracies with intervals, and the learning curve, from held-out predictions."""
 
+from math import hypot, log2
 from typing import NamedTuple
 
 from scipy.stats import beta, norm
@@ -18,29 +19,25 @@ class Priors(NamedTuple):
     """What was measured on other domains by ``python -m benchmarks.estimate`` (docs/own_data.md).
 
     Attributes:
-        offset: Accuracy of the student minus its confidence.
+        offset: Accuracy of the linear student minus its confidence.
         worth: Labelled images that its confidence is worth.
-        exponent: Exponent b of error ∝ labels^−b of students.
-        probe_exponent: The same of probes.
-        deviation: Standard deviation of b.
-        gain: Gain of a student over the probe of its network with one label a class.
-        fall: Exponent of labels a class by which that gain falls.
-        gain_deviation: Standard deviation of the gain.
-        training: Standard deviation of a trained student's accuracy around the linear one's.
+        doubling: Gain of students by twice the labels, and its standard deviation.
+        probe_doubling: The same of probes.
+        gain: Gain of a student over the probe of its network with one label a class, the exponent
+            of labels a class by which it falls, and its standard deviation.
+        training: Test accuracy of a trained student minus the linear one's, and its deviation, also
+            taken for how test images differ from labelled ones.
     """
 
-    offset: float = -0.04
-    worth: float = 40
-    exponent: float = 0.2
-    probe_exponent: float = 0.35
-    deviation: float = 0.2
-    gain: float = 0.17
-    fall: float = 0.75
-    gain_deviation: float = 0.05
-    training: float = 0.03
+    offset: float
+    worth: float
+    doubling: tuple[float, float]
+    probe_doubling: tuple[float, float]
+    gain: tuple[float, float, float]
+    training: tuple[float, float]
 
 
-MEASURED = Priors()
+MEASURED = Priors(-0.056, 34, (0.018, 0.029), (0.055, 0.042), (0.18, 0.65, 0.055), (0.036, 0.032))
 
 
 class Expected(NamedTuple):
@@ -51,7 +48,6 @@ class Expected(NamedTuple):
         curves: Accuracies with half, all and twice the labels, of student and its probe.
         more: The student's gain by twice the labels.
         over_probe: Its gain over the probe of its network; None if nothing measures that.
-        labels: Labelled groups a class, in the mean.
         groups: Number of groups that judge.
     """
 
@@ -59,7 +55,6 @@ class Expected(NamedTuple):
     curves: dict[str, list[tuple[float, float]]]
     more: Accuracy
     over_probe: Accuracy | None
-    labels: float
     groups: int
 
 
@@ -84,47 +79,47 @@ def expect(evidence: Evidence, measured: Measured, priors: Priors = MEASURED) ->
     """Return what is expected with all labels."""
     labels = labels_a_class(evidence, evidence.labels)
     shares = {name: by_group(evidence, measured, name) for name in measured.hits}
-    exponents = dict.fromkeys((PROBE, folds.LARGER_PROBE), priors.probe_exponent)
-    exponents |= dict.fromkeys((STUDENT, folds.TARGETS), priors.exponent)
+    doubling = dict.fromkeys((PROBE, folds.LARGER_PROBE), priors.probe_doubling)
+    doubling |= dict.fromkeys((STUDENT, folds.TARGETS), priors.doubling)
     rows = dict[str, Accuracy]()
     for name in folds.MODELS:
-        count, right = 1.0, 0.5
+        count, right, spread = 1.0, 0.5, priors.training[1]
         if name == STUDENT:
             # its confidence counts as labelled images
-            sure = min(max(measured.confidence + priors.offset, 0.02), 0.98)
-            count, right = priors.worth, priors.worth * sure
+            count, right = priors.worth, priors.worth * (measured.confidence + priors.offset)
         if name in shares:
             # the models of the folds saw fewer labels
-            more = labels / measured.labels if name in exponents else 1.0
-            error = (1 - float(shares[name].mean())) * more ** -exponents.get(name, 0)
-            count, right = count + len(shares[name]), right + len(shares[name]) * (1 - error)
+            steps = log2(labels / measured.labels) if name in doubling else 0.0
+            gain, deviation = doubling.get(name, (0.0, 0.0))
+            share = float(shares[name].mean()) + steps * gain
+            spread = hypot(spread, steps * deviation)
+            count, right = count + len(shares[name]), right + len(shares[name]) * share
         if name in shares or name == STUDENT:
-            spread = priors.training if name in (STUDENT, folds.PUBLISHED) else 0.0
-            rows[name] = Accuracy(right / count, interval(right / count, count, spread))
+            shift = priors.training[0] if name == STUDENT else 0.0
+            value = min(max(right / count + shift, 0.01), 0.99)
+            rows[name] = Accuracy(value, interval(value, count, spread))
 
     # the learning curves
-    error, b = 1 - rows[STUDENT].value, priors.exponent
-    low, more, high = (
-        error * (1 - 2 ** -max(b + z * priors.deviation, 0.0)) for z in (-_Z, 0.0, _Z)
-    )
     curves = {
         name: [
-            (labels * part, 1 - (1 - rows[name].value) * part ** -exponents[name])
-            for part in (0.5, 1.0, 2.0)
+            (labels * 2**step, min(rows[name].value + step * doubling[name][0], 1.0))
+            for step in (-1, 0, 1)
         ]
         for name in (STUDENT, PROBE)
-        if name in rows and labels
+        if name in rows
     }
+    more, half = priors.doubling[0], _Z * priors.doubling[1]
 
     # student against probe: what is measured, and what other domains say
     over_probe = None
     if PROBE in rows:
         difference = shares[STUDENT] - shares[PROBE]
-        variance = float(difference.var()) / len(difference) + priors.training**2
-        precision, weight = 1 / variance, priors.gain_deviation**-2
-        value = precision * (rows[STUDENT].value - rows[PROBE].value)
-        value += weight * priors.gain * labels**-priors.fall
-        value, half = value / (precision + weight), _Z * (precision + weight) ** -0.5
-        over_probe = Accuracy(value, (value - half, value + half))
-    groups = len(next(iter(shares.values()), ()))
-    return Expected(rows, curves, Accuracy(more, (low, high)), over_probe, labels, groups)
+        gain, fall, deviation = priors.gain
+        variance = float(difference.var()) / len(difference) + priors.training[1] ** 2
+        weight = variance / (variance + deviation**2)
+        value = weight * (gain * labels**-fall + priors.training[0])
+        value += (1 - weight) * (rows[STUDENT].value - rows[PROBE].value)
+        margin = _Z * deviation * weight**0.5
+        over_probe = Accuracy(value, (value - margin, value + margin))
+    groups = len(next(iter(shares.values())))
+    return Expected(rows, curves, Accuracy(more, (more - half, more + half)), over_probe, groups)

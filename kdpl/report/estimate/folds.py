@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdpl.data.probe import classes_of, fit_probe, scale_of
+from kdpl.data.probe import classes_of, fit_probe, linear_student
 from kdpl.targets.refinement.experts import Evidence, Result, assign
 from kdpl.targets.refinement.refine import RefinementConfig
 from kdpl.tasks import MULTI_CLASS
@@ -16,7 +16,6 @@ PROBE, LARGER_PROBE = "probe of the student's network", "probe of the teacher's 
 PUBLISHED = "published student"
 MODELS = (STUDENT, TARGETS, ZERO_SHOT, PROBE, LARGER_PROBE, PUBLISHED)
 
-_PENALTY = 0.05  # half the squared weights of the linear student, beside the sum of its losses
 _FLOOR = 1e-3  # probability spread over all classes, since assignments are nearly one-hot
 _ASIDE = 10  # one in so many images is kept from the student whose confidence counts
 
@@ -57,30 +56,6 @@ class Measured(NamedTuple):
     hits: dict[str, Tensor]
     labels: float
     confidence: float
-
-
-def linear_student(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Fit a linear classifier to targets, distributions [N, C], by L-BFGS.
-
-    Returns weights [W, C] and biases [C] for the features [N, W] as they are.
-    """
-    mean, deviation = scale_of(features)
-    rows = (features - mean) / deviation
-    weight = rows.new_zeros(rows.shape[1], targets.shape[1], requires_grad=True)
-    bias = rows.new_zeros(targets.shape[1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=150, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        log_probabilities = MULTI_CLASS.log_probabilities(rows @ weight + bias)
-        loss = _PENALTY * weight.square().sum() - (targets * log_probabilities).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
-    scaled = weight.detach() / deviation
-    return scaled, bias.detach() - mean @ scaled
 
 
 def labels_a_class(evidence: Evidence, labels: Tensor) -> float:
