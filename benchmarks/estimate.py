@@ -140,13 +140,13 @@ def priors_of(cases: Sequence[Case], training: tuple[float, float]) -> Priors:
 
 def report(cases: Sequence[Case], training: tuple[float, float]) -> None:
     """Print how often estimates are right, where what they take is from the other domains."""
-    rows = defaultdict(list)
+    rows = defaultdict[str | int, list[dict[str, float]]](list)
     for case in cases:
         priors = priors_of([other for other in cases if other.domain != case.domain], training)
         expected = expect(case.evidence, case.measured, priors)
         student = expected.rows[STUDENT]
         low, high = student.interval
-        right: dict[str, float | None] = {
+        right: dict[str, float] = {
             "covered": low <= case.tested.student <= high,
             "width": 100 * (high - low),
             "error": 100 * abs(student.value - case.tested.student),
@@ -160,12 +160,14 @@ def report(cases: Sequence[Case], training: tuple[float, float]) -> None:
         if PROBE in expected.rows:
             low, high = expected.rows[PROBE].interval
             right["probe"] = low <= case.tested.probe <= high
-        for key in (case.domain, f"{case.labels} labels a class", "all"):
+        for key in (case.domain, case.labels, "all"):
             rows[key].append(right)
     print("| | cases | covered | median width | error | twice | worth | probe covered |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
-    for key, cells in rows.items():
-        texts = [f"{key} | {len(cells)}"]
+    # domains, numbers of labels, all
+    for key in sorted(rows, key=lambda key: (key == "all", isinstance(key, int), key)):
+        cells, unit = rows[key], " a class" if isinstance(key, int) else ""
+        texts = [f"{key}{unit} | {len(cells)}"]
         for name in ("covered", "width", "error", "twice", "worth", "probe"):
             values = [float(cell[name]) for cell in cells if name in cell]
             if name in ("width", "error"):

@@ -17,7 +17,7 @@ PUBLISHED = "published student"
 MODELS = (STUDENT, TARGETS, ZERO_SHOT, PROBE, LARGER_PROBE, PUBLISHED)
 
 _FLOOR = 1e-3  # probability spread over all classes, since assignments are nearly one-hot
-_ASIDE = 10  # one in so many images is kept from the student whose confidence counts
+_ASIDE = 5  # one in so many unlabelled images is kept from the student whose confidence counts
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Measured(NamedTuple):
         hits: By model, whether each image was predicted right, float [J]; if no label can be
             spared, only of models that see no labels.
         labels: Labelled groups a class that the models saw, in the mean.
-        confidence: The mean confidence, in images that it was not fitted on, of the student with
-            all labels.
+        confidence: Of the student with all labels, on images that it was not fitted on: the mean of
+            its confidence and the share on which the probe of its network agrees.
     """
 
     images: Tensor
@@ -89,17 +89,18 @@ def measure(frozen: Frozen) -> Measured:
             results.append((result, taught(frozen, result.assignments, result.judges)))
 
     settings = assign(evidence, RefinementConfig(), on_result=distil)
+    images = torch.nonzero(evidence.truth >= 0).flatten()
+    if settings.strength is None:
+        # no label to learn from
+        return Measured(images[:0], {}, 0.0, 0.0)
     results = [pair for pair in results if pair[0].refinement is settings.refinement]
     refused = settings.right is not None and settings.right[1] < settings.right[0]
-    aside = torch.arange(frozen.pool)[::_ASIDE]
-    sure = taught(frozen, text if refused else settings.assignments, aside).amax(dim=1)
 
-    # all labelled images judge models that see no label, and others where a label can be spared
-    images = torch.nonzero(evidence.truth >= 0).flatten()
+    # labelled images judge models that see no label, and others where a label can be spared
     judged = torch.cat([images[:0], *(result.judges for result, _ in results)])
     spared = 2 * len(classes_of(evidence.truth[judged])) >= len(classes_of(evidence.truth))
     predicted, labels = dict[str, list[Tensor]](), 0.0
-    if len(judged) and spared and settings.strength is not None:
+    if len(judged) and spared:
         images = judged
         predicted[STUDENT] = [rows for _, rows in results]
         predicted[TARGETS] = [result.assignments[result.judges] for result, _ in results]
@@ -119,7 +120,18 @@ def measure(frozen: Frozen) -> Measured:
     if refused and labels:
         # refined targets are not taken
         hits |= {STUDENT: hits[PUBLISHED], TARGETS: hits[ZERO_SHOT]}
-    return Measured(images, hits, labels, float(sure.mean()))
+
+    # what the student with all labels thinks of other images, and how often its probe agrees
+    unlabeled = torch.nonzero(evidence.truth[: frozen.pool] < 0).flatten()
+    aside = (unlabeled if len(unlabeled) else images)[::_ASIDE]
+    targets = text if refused else settings.assignments
+    student = taught(frozen, targets, aside)
+    probe = _probed(
+        frozen.student, Result(None, evidence.labels, aside, targets), settings.strength
+    )
+    agreement = (MULTI_CLASS.labels(student) == MULTI_CLASS.labels(probe)).float().mean()
+    confidence = float(student.amax(dim=1).mean() + agreement) / 2
+    return Measured(images, hits, labels, confidence)
 
 
 def _probed(features: Tensor, result: Result, strength: float) -> Tensor:
