@@ -24,6 +24,8 @@ from kdpl.tasks import MULTI_CLASS
 FEATURES = "features.pt"
 """File with the features."""
 
+_VIEWS = 2  # of each image for the teacher; refined targets take eight, for four times the time
+
 
 def gather(
     path: str, folder: Path, given: Options, class_names: str | None, seed: int
@@ -74,7 +76,7 @@ class _Gather(Callback):
         module = cast(StudentDistillation, pl_module)
         inputs = TargetInputs(module.preparation(), module.domain.pool.selection)
         further = [record.source for record in further_images(inputs)[0]]
-        target, lists = Refined(), [None, further] if further else [None]
+        target, lists = Refined(views=_VIEWS), [None, further] if further else [None]
         evidence = target.evidence(inputs)
         features = [inputs.features(images, target.views, 0, True) for images in lists]
         joint, teacher = (torch.cat([part[k].still for part in features]) for k in range(2))
