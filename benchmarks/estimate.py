@@ -109,16 +109,16 @@ def cases_of(folder: Path, labels: Sequence[int], seeds: Sequence[int]) -> list[
 
 
 def priors_of(cases: Sequence[Case], training: tuple[float, float]) -> Priors:
-    """Measure what an estimate takes from other domains; each domain counts alike in a mean."""
+    """Measure what an estimate takes from other domains; centres are medians of domains."""
 
     def moments(values: Sequence[tuple[str, float]]) -> tuple[float, float]:
         of_domain = defaultdict(list)
         for domain, value in values:
             of_domain[domain].append(value)
-        mean = fmean(map(fmean, of_domain.values()))
-        square = fmean((value - mean) ** 2 for _, value in values)
-        # the mean is of few domains
-        return mean, (square * len(of_domain) / max(len(of_domain) - 1, 1)) ** 0.5
+        middle = median(map(fmean, of_domain.values()))
+        square = fmean((value - middle) ** 2 for _, value in values)
+        # the median is of few domains
+        return middle, (square * len(of_domain) / max(len(of_domain) - 1, 1)) ** 0.5
 
     offset, deviation = moments(
         [(c.domain, c.tested.student - c.measured.confidence) for c in cases]

@@ -37,7 +37,7 @@ class Priors(NamedTuple):
     training: tuple[float, float]
 
 
-MEASURED = Priors(-0.056, 34, (0.018, 0.029), (0.055, 0.042), (0.18, 0.65, 0.055), (0.036, 0.032))
+MEASURED = Priors(0.013, 65, (0.019, 0.029), (0.059, 0.042), (0.18, 0.65, 0.055), (0.025, 0.031))
 
 
 class Expected(NamedTuple):

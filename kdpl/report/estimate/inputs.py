@@ -39,7 +39,7 @@ def gather(
     config, images = survey(path, folder / DATA_FOLDER, class_names=class_names, overwrite=True)
     pool = sum(image.split == "train" for image in images)
     options, _ = choose(path, False, pool).completed(given, names, str(config))
-    configs = find_configs(options.config, options.teacher, [], options.student)
+    configs = find_configs(options.config, options.teacher, options.student)
     stages = parse_stages(folder, configs, seed, [])
     clip = ClipConfig(**stages["student"].config.model.init_args.clip.as_dict())
     if clip.pretrained == RANDOM:
