@@ -16,11 +16,11 @@ _Z = float(norm.ppf((1 + LEVEL) / 2))
 
 
 class Priors(NamedTuple):
-    """What was measured on other domains by ``python -m benchmarks.estimate`` (docs/own_data.md).
+    """What was measured on other domains, as by ``benchmarks.estimate`` (docs/own_data.md).
 
     Attributes:
-        offset: Accuracy of the linear student minus its confidence.
-        worth: Labelled images that its confidence is worth.
+        offset: Accuracy of the linear student minus ``Measured.confidence``.
+        worth: Labelled images that this confidence is worth.
         doubling: Gain of students by twice the labels, and its standard deviation.
         probe_doubling: The same of probes.
         gain: Gain of a student over the probe of its network with one label a class, the exponent
