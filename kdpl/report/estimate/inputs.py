@@ -78,7 +78,7 @@ class _Gather(Callback):
         further = [record.source for record in further_images(inputs)[0]]
         target, lists = Refined(views=_VIEWS), [None, further] if further else [None]
         evidence = target.evidence(inputs)
-        features = [inputs.features(images, target.views, 0, True) for images in lists]
+        features = [inputs.features(images, target.views, pooled=True) for images in lists]
         joint, teacher = (torch.cat([part[k].still for part in features]) for k in range(2))
         network = load_image_clip(self.clip)
         student = torch.cat([inputs.features_of(network, images, 1).still for images in lists])
