@@ -21,6 +21,7 @@ from kdpl.data.probe import choose_strength, fit_probe, linear_student
 from kdpl.report.estimate.expected import Priors, expect
 from kdpl.report.estimate.folds import PROBE, STUDENT, Frozen, Measured, measure
 from kdpl.report.estimate.inputs import FEATURES
+from kdpl.runtime.artifacts import read_tensors
 from kdpl.targets.refinement.experts import Evidence, assign
 from kdpl.targets.refinement.refine import RefinementConfig
 
@@ -49,8 +50,11 @@ class Case(NamedTuple):
 
 def read(folder: Path) -> Frozen:
     """Read the features in an estimate's folder."""
-    values = torch.load(folder / FEATURES, weights_only=True)
-    return Frozen(Evidence(**values.pop("evidence")), **values)
+    file = folder / FEATURES
+    tensors, numbers = read_tensors(file, "features of an estimate", 1, "run estimate again")
+    networks = {name: tensors.pop(name) for name in ("still", "student", "teacher")}
+    evidence = Evidence(**tensors, trusted=numbers["trusted"])
+    return Frozen(evidence, **networks, pool=numbers["pool"])
 
 
 def draw(whole: Frozen, labels_a_class: int, seed: int) -> tuple[Frozen, Tensor]:

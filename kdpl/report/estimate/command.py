@@ -42,15 +42,22 @@ def estimate(
     from kdpl.report.estimate.folds import measure
     from kdpl.report.estimate.inputs import gather
     from kdpl.report.page import fill
+    from kdpl.runtime.advice import command
     from kdpl.runtime.files import write_text
     from kdpl.runtime.messages import inform
 
-    write_text(folder / _PAGE, "")  # marks the folder
+    # marks the folder
+    write_text(folder / _PAGE, "This estimate was not finished: start it again.")
     given = Options([], teacher, student, search=False)
     frozen, names = gather(path, folder, given, class_names, seed)
     inform("predicting each labelled image without its label")
     values = describe(frozen, measure(frozen), names)
-    values |= {"name": name, "command": f"python -m kdpl run {path}"}
+    options = [
+        *(f"--teacher={word}" for word in teacher),
+        *(f"--student={word}" for word in student),
+    ]
+    options += [f"--class-names={class_names}"] * (class_names is not None)
+    values |= {"name": name, "command": command("run", Path(path), *options)}
     write_text(folder / _PAGE, fill("estimate.html.jinja", **values))
     print(fill("estimate.txt.jinja", **values) + f"page: {folder / _PAGE}")
     return 0

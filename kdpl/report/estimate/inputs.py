@@ -1,11 +1,11 @@
 """Frozen features of a student's fit without steps, kept in a file."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from kdpl.cli.choice import Options, choose
 from kdpl.cli.fit import run_stage
@@ -15,14 +15,15 @@ from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.clip.identity import RANDOM
 from kdpl.errors import ConfigError
 from kdpl.report.estimate.folds import Frozen
+from kdpl.runtime.artifacts import write_tensors
 from kdpl.runtime.run_folder import DATA_FOLDER
 from kdpl.student import StudentDistillation
 from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.refinement.target import Refined, further_images
 from kdpl.tasks import MULTI_CLASS
 
-FEATURES = "features.pt"
-"""File with the features."""
+FEATURES = "features.safetensors"
+"""File with the features, for ``benchmarks.estimate``."""
 
 _VIEWS = 2  # of each image for the teacher; refined targets take eight, for four times the time
 
@@ -62,8 +63,16 @@ def gather(
     gathering = _Gather(clip)
     stage.model.configure_callbacks = lambda: [gathering]
     stage.trainer.fit(stage.model, datamodule=stage.datamodule)
-    torch.save(asdict(gathering.frozen), folder / FEATURES)
+    save(gathering.frozen, folder / FEATURES)
     return gathering.frozen, stage.datamodule.class_names
+
+
+def save(frozen: Frozen, file: Path) -> None:
+    """Write features to a file."""
+    values = {**vars(frozen.evidence), **vars(frozen)}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    numbers = {"pool": frozen.pool, "trusted": frozen.evidence.trusted}
+    write_tensors(file, "features of an estimate", 1, tensors, numbers)
 
 
 class _Gather(Callback):
