@@ -16,7 +16,7 @@ _Z = float(norm.ppf((1 + LEVEL) / 2))
 
 
 class Priors(NamedTuple):
-    """What was measured on other domains, as by ``benchmarks.estimate`` (docs/own_data.md).
+    """What was measured on other domains, as by ``benchmarks.estimate`` (docs/estimate.md).
 
     Attributes:
         offset: Accuracy of the linear student minus ``Measured.confidence``.
@@ -37,7 +37,7 @@ class Priors(NamedTuple):
     training: tuple[float, float]
 
 
-MEASURED = Priors(0.013, 65, (0.019, 0.029), (0.059, 0.042), (0.18, 0.65, 0.055), (0.025, 0.031))
+MEASURED = Priors(-0.008, 32, (0.018, 0.027), (0.054, 0.045), (0.18, 0.7, 0.058), (0.025, 0.031))
 
 
 class Expected(NamedTuple):
