@@ -34,9 +34,9 @@ def fetch(repository: str, clone: Path) -> None:
 
 def main(folder: Path, repository: str = REPOSITORY) -> None:
     """Write ``train/<class>``, ``test/<class>`` and ``unlabeled`` below a new folder."""
-    folder.mkdir(parents=True)
     with TemporaryDirectory() as clone:
         fetch(repository, Path(clone))
+        folder.mkdir(parents=True)
         for split in ("train", "test"):
             for source in sorted(Path(clone, split).iterdir()):
                 name = NAMES.get(source.name, source.name)
@@ -48,8 +48,11 @@ def main(folder: Path, repository: str = REPOSITORY) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: python examples/clothing.py FOLDER")
     if Path(sys.argv[1]).exists():
         sys.exit(f"{sys.argv[1]} exists already: name another folder")
-    main(Path(sys.argv[1]))
+    try:
+        main(Path(sys.argv[1]))
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"{REPOSITORY} could not be fetched ({error}): it takes git and a network")

@@ -4,10 +4,12 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 from kdpl.cli.init import CONFIG, survey
 from kdpl.data.readers.table import EmptyLabels
+from kdpl.data.storage import find_images
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.runtime.advice import command
 from kdpl.runtime.configs import find_config, read_config
@@ -61,9 +63,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for the images of a path, with a reason for each."""
+    """What was chosen for the images of a path, with a reason for each.
+
+    ``images`` is a digest of which images these are.
+    """
 
     path: str
+    images: str
     trainer: list[str]
     teacher: list[str]
     student: list[str]
@@ -81,6 +87,11 @@ class Choice:
         trainer = [] if any(name == "trainer.accelerator" for name in names) else self.trainer
         target = [] if any(name.startswith("model.target") for name in names) else [self.target]
         search = self.search and not given.student
+        reasons = dict(self.reasons)
+        if self.search and given.student and not given.search:
+            reasons["search"] = (
+                "no search, since you give --student: add --search to choose what of it is trained"
+            )
         options = replace(
             given,
             config=[data, *trainer, *given.config],
@@ -92,9 +103,9 @@ class Choice:
             "trainer": trainer,
             "models": not (given.teacher and given.student),
             "target": target,
-            "search": search,
+            "search": self.search and not given.search,
         }
-        return options, [why for name, why in self.reasons.items() if chosen[name]]
+        return options, [why for name, why in reasons.items() if chosen[name]]
 
 
 def complete(
@@ -126,10 +137,15 @@ def complete(
             overwrite=True,
         )
         pool = sum(image.split == "train" for image in images)
-        choice = choose(source, separator is not None, pool)
+        digest = _digest(Path(source), out)
+        choice = choose(source, separator is not None, pool, digest)
         write_text(folder / _CHOICE, json.dumps(asdict(choice), indent=2))
     elif choice.path != source:
         raise ConfigError(f"{out} is a run of {choice.path}, not of {path}: choose another --out")
+    elif choice.images != _digest(Path(source), out):
+        raise ConfigError(
+            f"{path} has other images than when {out} was begun: choose another --out, or remove it"
+        )
     options, reasons = choice.completed(given, given_names, str(folder / CONFIG))
     if first:
         print(f"chosen for {path}, where you give nothing else:")
@@ -151,7 +167,15 @@ def _read(folder: Path) -> Choice | None:
         raise ArtifactError(f"{file} cannot be read ({reason(error)}): remove {folder}") from error
 
 
-def choose(path: str, several_labels: bool, pool: int) -> Choice:
+def _digest(source: Path, out: Path) -> str:
+    """Return a digest of a table's content, or of the paths of a folder's images not in ``out``."""
+    if source.is_file():
+        return sha256(source.read_bytes()).hexdigest()
+    images = (path for path in find_images(source) if not Path(path).is_relative_to(out))
+    return sha256("\n".join(images).encode(errors="surrogateescape")).hexdigest()
+
+
+def choose(path: str, several_labels: bool, pool: int, images: str = "") -> Choice:
     """Choose by the hardware, by the weights that can be loaded, and by the images."""
     import torch
 
@@ -196,4 +220,4 @@ def choose(path: str, several_labels: bool, pool: int) -> Choice:
         f"search: {pool} images to distil on are enough to choose what of so small a student is "
         "trained"
     )
-    return Choice(path, trainer, *models, target, search, reasons)
+    return Choice(path, images, trainer, *models, target, search, reasons)

@@ -74,7 +74,7 @@ def accuracies(run: Run) -> dict[str, Any]:
         "images": max(len(array) for scores in tested.values() for array in scores.values()),
         "gaps": gaps,
         "difference": _difference(run),
-        "below": below_probes(tested, advice_for(run)),
+        "verdict": against_probes(tested, advice_for(run)),
     }
 
 
@@ -85,24 +85,30 @@ def _tested(run: Run, name: str) -> Scores:
     return scores_of(run, stage)
 
 
-def below_probes(tested: Mapping[str, Scores], advice: str) -> str | None:
-    """Return a sentence if the student is less accurate than a linear probe, else None."""
-    student, better, share = tested.get("student", {}), [], ""
+def against_probes(tested: Mapping[str, Scores], advice: str) -> str | None:
+    """Say how much more of the test images the student classifies correctly than linear probes.
+
+    None without a probe. What can be done is added if one is better.
+    """
+    student, parts, share, worse = tested.get("student", {}), list[str](), "", False
     # a probe has one accuracy: of all classes, or of the base classes
     for role, network in {"student": "its own network", "teacher": "the teacher's CLIP"}.items():
         for key, probe in tested.get(f"{role}_probe", {}).items():
-            if key not in student or student[key].mean() >= probe.mean():
+            if key not in student:
                 continue
-            more = paired_difference(student[key][None], probe[None]).interval
-            low, high = (f"{100 * points:.1f}" for points in more)
-            better.append(f"of {network} ({100 * probe.mean():.1f} %, {low} to {high} points more)")
+            more, (low, high) = paired_difference(probe[None], student[key][None])
+            doubt = "" if low > 0 or high < 0 else ", not clear"
+            interval = f"{100 * low:+.1f} to {100 * high:+.1f}{doubt}"
+            parts.append(f"{100 * more:+.1f} points ({interval}) with those of {network}")
+            worse = worse or more < 0
             images = "test images of the base classes" if key == "base_acc" else "test images"
             share = f"{100 * student[key].mean():.1f} % of the {images}"
-    if not better:
+    if not parts:
         return None
     return (
-        f"The student classifies {share} correctly, less than logistic regression with the same "
-        f"labels on the frozen features {' and '.join(better)}: {advice} (docs/targets.md)."
+        f"The student classifies {share} correctly. Compared with logistic regression on frozen "
+        f"features and the same labels: {' and '.join(parts)}"
+        + (f". To improve it, {advice} (docs/targets.md)." if worse else ".")
     )
 
 

@@ -69,18 +69,18 @@ def render(run: Run) -> str:
         makers = {name: make for name, make in makers.items() if name not in _ONE_CLASS}
     sections = {name: {"data": None, "gap": None} for name in [*_SECTIONS, *added]}
     sections |= {name: _section(make, run) for name, make in makers.items()}
-    # warn first of a student that is less accurate than a linear probe
+    # say first how the student compares with linear probes
     collected: list[Any] = [section["data"] for section in sections.values()]
-    warnings = (data.get("below") for data in collected if isinstance(data, dict))
-    below = next(filter(None, warnings), None)
-    if below is not None:
-        inform(below)
+    verdicts = (data.get("verdict") for data in collected if isinstance(data, dict))
+    verdict = next(filter(None, verdicts), None)
+    if verdict is not None:
+        inform(verdict)
     name = run.folder.resolve().name
     return fill(
         "report.html.jinja",
         sections=sections,
         added=added,
-        below=below,
+        verdict=verdict,
         untuned=run.untuned,
         name=name,
     )

@@ -16,7 +16,7 @@ from kdpl.cli.arguments import parse
 from kdpl.cli.choice import Options, complete
 from kdpl.cli.fit import parse_stage
 from kdpl.cli.init_summary import print_next
-from kdpl.cli.run import _find_configs
+from kdpl.cli.run import find_configs
 from kdpl.cli.run_summary import summarize
 from kdpl.errors import KdplError
 from kdpl.runtime.advice import command
@@ -139,7 +139,7 @@ def test_an_advised_command_is_parsed_in_another_folder(advise, tmp_path, monkey
         values = parse(find_command(name), words, name)
         if name == "run":
             configs = ("config", "teacher", "student")
-            _find_configs(*(values[kind] for kind in configs))
+            find_configs(*(values[kind] for kind in configs))
 
 
 def test_a_config_or_a_setting_may_name_paths_relative_to_the_folder(tmp_path, monkeypatch):

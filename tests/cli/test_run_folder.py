@@ -15,6 +15,7 @@ from kdpl.data.survey.views import is_drawn, views_to_choose
 NOTHING = Options([], [], [], search=False)
 MINIATURES = Choice(
     "my_images",
+    images="digest",
     trainer=["trainer/cpu"],
     teacher=["quickstart"],
     student=["quickstart"],
@@ -53,6 +54,10 @@ def test_a_folder_alone_becomes_a_classifier_and_the_printed_command_resumes_els
     assert "2 classes" not in said
     assert main(["run", "elsewhere", "--out", str(out)]) == 1
     refused(capsys, 1, "my pets", "elsewhere")
+    # another image is another run
+    noise(8, 9).save(tmp_path / "my pets" / "train" / "cat" / "new.png")
+    assert main(["run", "my pets", *few]) == 1
+    refused(capsys, 1, "other images", "choose another --out")
 
 
 def test_what_is_given_wins():
@@ -69,7 +74,9 @@ def test_what_is_given_wins():
     assert options.teacher == ["promptsrc_vit_l14"]
     assert options.student == ["promptkd_vit_b16", "refined"]
     assert not options.search
-    assert len(reasons) == 1
+    # that of the target, and that nothing is searched
+    assert len(reasons) == 2
+    assert "add --search" in reasons[1]
 
 
 @pytest.mark.parametrize(

@@ -260,7 +260,7 @@ def test_without_the_dataset_and_with_a_full_gpu_the_accuracies_are_left(run, mo
     assert [name for name in SECTIONS if words in page.texts[name]] == [
         *("training", "calibration", "rejection", "disagreement", "reasons")
     ]
-    assert "less than logistic regression" in capsys.readouterr().err
+    assert "Compared with logistic regression" in capsys.readouterr().err
     assert "CUDA out of memory" in page.texts["cost"]
     assert page.of("img") == []
     assert "Wilson" in page.texts["accuracy"]

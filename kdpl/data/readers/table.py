@@ -178,7 +178,7 @@ def read_rows(
             f"table {table} is of an unknown kind: give a .csv or .parquet file as root"
         )
     if not table.is_file():
-        raise DataError(f"table {table} does not exist: check root")
+        raise DataError(f"table {table} does not exist: give the table of your images")
     columns = (
         _parquet_columns(table, separator)
         if table.suffix.lower() == ".parquet"

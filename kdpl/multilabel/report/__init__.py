@@ -66,7 +66,7 @@ def several_labels(run: Run) -> dict[str, Any]:
 
     return {
         "models": tested,
-        "below": below_probes(_probed_precisions(run, tested)),
+        "verdict": below_probes(_probed_precisions(run, tested)),
         "gaps": gaps,
         "metrics": METRICS.values(),
         "images": len(rows),

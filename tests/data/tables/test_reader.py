@@ -96,7 +96,7 @@ def test_without_a_labelled_training_image_the_classes_are_listed_in_a_file(
         ("x.csv", b"image,label\n", "no row with a label: "),
         ("x.csv", b'image,label\n1.png,"cat\n2.png,dog\n', "line 3 of .* cannot be read"),
         ("x.csv", b"image,label\n1.png,cat\n2.png,K\xe4tzchen\n", r"UTF-8 \(line 3\)"),
-        ("x.csv", None, "x.csv does not exist: check root"),
+        ("x.csv", None, "x.csv does not exist: give the table"),
         ("x.txt", b"image,label", "of an unknown kind"),
         ("x.parquet", b"no parquet", "cannot be read"),
     ],
