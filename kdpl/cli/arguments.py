@@ -100,13 +100,16 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
         ]
         absent = optional if not argv or argv[0].startswith("-") else []
         values, settings = parser.parse_known_args([*[""] * len(absent), *argv])
+        # settings of stages have dots, or are unlike the command's own options
+        for word in settings:
+            option = word.partition("=")[0]
+            if option.startswith("--") and "." not in option and (hint := _hint(command, option)):
+                parser.error(f"unrecognized arguments: {word}{hint}")
         options = {**vars(values), **dict.fromkeys(absent), _SETTINGS: settings}
     else:
         values, unknown = parser.parse_known_intermixed_args(argv)
         if unknown:
-            names = map(_option, _parameters(command))
-            near = get_close_matches(unknown[0].partition("=")[0], names, n=1)
-            hint = "".join(f" (did you mean {name}?)" for name in near)
+            hint = _hint(command, unknown[0].partition("=")[0])
             parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         options = vars(values)
     if _RULE in parameters:
@@ -119,6 +122,12 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     if _OBSERVERS in parameters:
         options[_OBSERVERS] = [make for make, _ in _made(options, _OBSERVERS)]
     return options
+
+
+def _hint(command: Command, option: str) -> str:
+    """Return in brackets the command's own option that is nearest to another word, if any is."""
+    near = get_close_matches(option, map(_option, _parameters(command)), n=1)
+    return "".join(f" (did you mean {name}?)" for name in near)
 
 
 def build_parser(command: Command, prog: str) -> Parser:

@@ -136,6 +136,8 @@ def test_several_labels_and_few_images_are_chosen_for():
         ),
         (["missing"], ["missing", "does not exist"]),
         (["missing", "--student", "quickstrat"], ["quickstrat"]),
+        (["my_images", "--studnet", "quickstart"], ["--studnet", "did you mean --student?"]),
+        (["my_images", "--shot=2"], ["did you mean --shots?"]),
         (["missing", "--teacher", "gone.yaml"], ["gone.yaml"]),
     ],
 )
