@@ -82,6 +82,7 @@ def test_a_file_that_differs_too_much_is_not_kept(
 
 
 def test_a_file_is_written_with_added_classes(classifier, teacher_run, digits, tmp_path, capsys):
+    runtime = pytest.importorskip("onnxruntime")
     further, out = tmp_path / "further.safetensors", tmp_path / "new" / "c.onnx"
     encode = ["class-vectors", f"--teacher={teacher_run}", f"--out={further}"]
     assert main([*encode, "--classes", "cross", "ring"]) == 0
@@ -91,7 +92,7 @@ def test_a_file_is_written_with_added_classes(classifier, teacher_run, digits, t
     assert printed.startswith(f"{out}: the same class for 60 of 60 images")
     assert err == ""
     assert [path.name for path in out.parent.iterdir()] == ["c.onnx"]
-    session = pytest.importorskip("onnxruntime").InferenceSession(out)
+    session = runtime.InferenceSession(out)
     names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
     assert names[-3:] == ["nine", "cross", "ring"]
     more = Classifier.load(classifier).add_classes(ClassVectors.load(further))
@@ -121,6 +122,8 @@ def test_a_difference_is_written_plainly(logits, said):
 def test_wrong_settings_are_named(
     kind, out, options, words, classifier, tmp_path, capsys, monkeypatch
 ):
+    if options:
+        pytest.importorskip("onnx")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "broken.png").write_bytes(b"no image")
