@@ -136,7 +136,7 @@ def test_the_comparisons_for_a_gpu_run_on_miniatures(tmp_path, monkeypatch):
     assert gpu.main(["--device=cpu", "--small", "--repeats=1", f"--out={out}"]) == 0
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
     assert [row["failure"] for row in rows if row["failure"]] == []
-    assert len(rows) == 2 + 1 + 1 + 3 + 2 + 4
+    assert len(rows) == 2 + 1 + 1 + 3 + 2 + 3
     assert all(row["value"] > 0 for row in rows)
 
 
