@@ -90,7 +90,7 @@ def section(name, data=None, *added, **sections):
         data=data,
         added=dict(enumerate(added)),
         sections=others,
-        below=None,
+        verdict=None,
     )
     return Page(html).texts["header"]
 
