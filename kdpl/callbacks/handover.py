@@ -102,7 +102,7 @@ class FreezeClassVectors(Handover):
 class SaveClassifier(Handover):
     """Copies the class vectors into the run's folder, and writes the classifier after stage 2.
 
-    The copy is the first teacher's file, unchanged; scales and biases of several labels are in the
+    The copy is the teacher's file, unchanged; scales and biases of several labels are in the
     classifier and the checkpoint.
     """
 

@@ -52,7 +52,7 @@ COMMANDS = {
 
 
 _GROUPS = {
-    "first": ("estimate", "run", "predict"),
+    "first": ("run", "predict", "estimate"),
     "train": ("init", "fit", "validate", "test", "search", "cache"),
     "use": ("export", "class-vectors", "boxes", "serve", "demo"),
     "understand": ("report", "compare", "calibrate", "thresholds", "watch", "models"),

@@ -127,6 +127,7 @@ def complete(
         raise ConfigError(
             f"one process surveys {path}: call {init}, and give its config as --config"
         )
+    digest = _digest(Path(source), out)
     if choice is None:
         _, images = survey(
             path,
@@ -137,12 +138,11 @@ def complete(
             overwrite=True,
         )
         pool = sum(image.split == "train" for image in images)
-        digest = _digest(Path(source), out)
         choice = choose(source, separator is not None, pool, digest)
         write_text(folder / _CHOICE, json.dumps(asdict(choice), indent=2))
     elif choice.path != source:
         raise ConfigError(f"{out} is a run of {choice.path}, not of {path}: choose another --out")
-    elif choice.images != _digest(Path(source), out):
+    elif choice.images != digest:
         raise ConfigError(
             f"{path} has other images than when {out} was begun: choose another --out, or remove it"
         )
@@ -171,6 +171,8 @@ def _digest(source: Path, out: Path) -> str:
     """Return a digest of a table's content, or of the paths of a folder's images not in ``out``."""
     if source.is_file():
         return sha256(source.read_bytes()).hexdigest()
+    if not source.is_dir():
+        raise ConfigError(f"{source} does not exist: give the folder or table of your images")
     images = (path for path in find_images(source) if not Path(path).is_relative_to(out))
     return sha256("\n".join(images).encode(errors="surrogateescape")).hexdigest()
 

@@ -245,7 +245,7 @@ def summaries_of(
     summarize: Callable[[Tensor], Tensor],
     images: Sequence[str] | None = None,
 ) -> Tensor:
-    """Apply a function to the first teacher's features of each image's boxes.
+    """Apply a function to the teacher's features of each image's boxes.
 
     The crops of each image are encoded separately, so that its summary is bit-equal for any other
     images and number of processes.

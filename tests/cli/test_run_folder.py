@@ -58,6 +58,9 @@ def test_a_folder_alone_becomes_a_classifier_and_the_printed_command_resumes_els
     noise(8, 9).save(tmp_path / "my pets" / "train" / "cat" / "new.png")
     assert main(["run", "my pets", *few]) == 1
     refused(capsys, 1, "other images", "choose another --out")
+    (tmp_path / "my pets").rename(tmp_path / "moved")
+    assert main(["run", "my pets", *few]) == 1
+    refused(capsys, 1, "my pets", "does not exist")
 
 
 def test_what_is_given_wins():
