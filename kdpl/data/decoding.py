@@ -128,9 +128,7 @@ def opened(path: str, content: bytes | None = None) -> Iterator[Image.Image]:
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(
-            f"image {path} does not exist: restore it, or read the dataset again without it"
-        ) from error
+        raise DataError(f"image {path} does not exist: restore it, or go on without it") from error
     except Exception as error:  # Pillow's decoders raise any error on damaged bytes
         unknown = isinstance(error, UnidentifiedImageError)
         why = "no format that Pillow knows" if unknown else reason(error)

@@ -90,9 +90,7 @@ def content_of(source: str) -> bytes:
         return Path(source).read_bytes()
     except OSError as error:
         problem = f"image {source} cannot be read ({error.strerror or error})"
-        raise DataError(
-            f"{problem}: restore the file, or read the dataset again without it"
-        ) from error
+        raise DataError(f"{problem}: restore the file, or go on without it") from error
 
 
 def _reader_of(source: str) -> Callable[[str], bytes] | None:
