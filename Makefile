@@ -137,7 +137,7 @@ $(VENV)/.created:
 
 $(WITH_QUICKSTART): pyproject.toml | $(VENV)/.created
 	@echo "Installing kdpl and the dependencies of the quickstart into $(VENV); this takes a few minutes"
-	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[quickstart]'
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
 # dev includes quickstart

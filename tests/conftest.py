@@ -1,7 +1,6 @@
 import gc
 import os
 import shutil
-from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 
@@ -27,7 +26,6 @@ IMPORTED = {
         "data/shards/test_shuffle.py",
     ],
     "litserve": ["serve"],
-    "matplotlib": ["report/test_pictures.py"],
     "onnxruntime": ["classifier/formats/test_export.py"],
 }
 collect_ignore = [
@@ -82,29 +80,6 @@ def _no_wait_for_the_disk():
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def draw():
-    """What draws a picture of a run; where no test looks at it, a white one stands in its place."""
-    if find_spec("kdpl.report") is None:
-        yield None
-        return
-    from kdpl.report import pictures
-
-    draw = pictures._save
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "_save", lambda _, path: runs.blank(path))
-        yield draw
-
-
-@contextmanager
-def _drawn(draw):
-    """Draw the pictures of runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        if draw is not None:
-            patch.setattr("kdpl.report.pictures._save", draw)
-        yield
-
-
 @pytest.fixture(scope="session")
 def clip_of():
     return world.clip_of
@@ -145,25 +120,23 @@ def built_once(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def teacher_run(built_once, draw):
+def teacher_run(built_once):
     """The folder of a teacher that was fitted for two short epochs and tested; no test changes it."""
 
     def build(out):
-        with _drawn(draw):
-            assert runs.fit_teacher(out, *runs.AVERAGING) == 0
-            assert runs.test(out) == 0
+        assert runs.fit_teacher(out, *runs.AVERAGING) == 0
+        assert runs.test(out) == 0
 
     return built_once("teacher", build)
 
 
 @pytest.fixture(scope="session")
-def student_run(built_once, teacher_run, draw):
+def student_run(built_once, teacher_run):
     """The folder of a student that was distilled from that teacher and tested; no test changes it."""
 
     def build(out):
-        with _drawn(draw):
-            assert runs.fit_student(out, teacher_run) == 0
-            assert runs.test(out) == 0
+        assert runs.fit_student(out, teacher_run) == 0
+        assert runs.test(out) == 0
 
     return built_once("student", build)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 LIBRARIES = (
     *("torch", "torchvision.transforms.v2", "lightning.pytorch.cli", "torchmetrics.classification"),
     *("open_clip", "transformers", "timm", "sklearn.linear_model", "sklearn.model_selection"),
-    *("matplotlib.figure", "matplotlib.backends.backend_agg", "onnx", "onnxscript", "torch.onnx"),
+    *("onnx", "onnxscript", "torch.onnx"),
     *("torch.export._trace", "torch._functorch.aot_autograd"),
     *("onnxscript.function_libs.torch_lib.ops", "networkx", "sympy.tensor.tensor"),
     *("litserve", "PIL.Image", "rich.progress", "yaml", "jinja2"),

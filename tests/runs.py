@@ -195,12 +195,6 @@ def in_folder(root, **options):
     return DomainDataModule("folder", root=str(root), num_workers=0, **options)
 
 
-def blank(path):
-    """Write a white picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (200, 200), "white").save(path)
-
-
 def noise(width, height, mode="RGB", seed=0):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels).convert(mode)

@@ -1,18 +1,17 @@
 """The pictures in docs/images, most of the quickstart's run: ``make screenshots`` makes them again."""
 
 import os
-import shutil
 import string
 from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, NEEDED, browser, demo
+from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.worlds.letters import open_letter
 from kdpl.data.readers.digits import open_digit, read_digits
-from kdpl.report.pictures import choose_for_sheet, draw_sheet
-from kdpl.runtime.predictions import read_predictions
+from kdpl.runtime.predictions import read_predictions, spread
 
 RUN = os.environ.get("KDPL_SCREENSHOTS_OF")
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
@@ -26,11 +25,6 @@ pytestmark = [
 SCHEMES = {"light": False, "dark": True}
 
 
-@pytest.fixture(autouse=True)
-def _drawn(draw, monkeypatch):
-    monkeypatch.setattr("kdpl.report.pictures._save", draw)
-
-
 def take(tab, name, scheme, height):
     """Take a picture, 1200 pixels wide, and see that the page is there in its colours."""
     tab.look(height=height, dark=SCHEMES[scheme])
@@ -42,13 +36,26 @@ def take(tab, name, scheme, height):
     assert len(pixels.getcolors(maxcolors=1200 * height)) > 100
 
 
-def test_the_figures():
-    shutil.copy(Path(RUN) / "student/figures/confusion.png", IMAGES)
+def test_the_examples():
+    """Eight test images, of which teacher or student misclassifies four."""
     tests = (read_predictions(Path(RUN) / stage) for stage in ("teacher", "student"))
     pairs = list(zip(*tests, strict=True))
-    chosen = [pairs[i] for i in choose_for_sheet(pairs, 8)]
-    images = [open_digit(student.source) for _, student in chosen]
-    draw_sheet(images, chosen, "8 test images, half of them mistakes", IMAGES / "examples.png")
+    wrong = [i for i, pair in enumerate(pairs) if not all(test.correct for test in pair)]
+    right = [i for i in range(len(pairs)) if i not in wrong]
+    chosen = [pairs[i] for i in sorted(spread(wrong, 4) + spread(right, 4))]
+    figure = Figure(figsize=(11.6, 2.45))
+    note = "above each its true class, below it the predictions of teacher (T) and student (S)"
+    figure.suptitle(f"8 test images, half of them mistakes\n{note}", ha="left", x=0.125, fontsize=10)
+    for axis, pair in zip(figure.subplots(1, 8), chosen, strict=True):
+        axis.axis("off")
+        axis.imshow(open_digit(pair[0].source))
+        axis.set_title(pair[0].label, fontsize=8, pad=3)
+        for line, (letter, test) in enumerate(zip("TS", pair, strict=True)):
+            mark, colour = ("✓", "#1a7f37") if test.correct else ("✗", "#c62828")
+            text = f"{letter} {mark} {test.prediction} {100 * test.probability:.0f} %"
+            style = {"ha": "center", "va": "top", "fontsize": 7.5, "color": colour}
+            axis.text(0.5, -0.03 - 0.17 * line, text, transform=axis.transAxes, **style)
+    figure.savefig(IMAGES / "examples.png", dpi=130, bbox_inches="tight")
 
 
 def test_the_letters():

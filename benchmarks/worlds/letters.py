@@ -150,6 +150,6 @@ def _photographs() -> list[Image.Image]:
         from sklearn.datasets import load_sample_images
     except ImportError as error:
         raise DataError(
-            "dataset letters needs matplotlib and scikit-learn: pip install 'kdpl[quickstart]'"
+            "dataset letters needs matplotlib and scikit-learn: pip install 'kdpl[dev]'"
         ) from error
     return [Image.fromarray(image) for image in load_sample_images().images]

@@ -20,7 +20,7 @@ COMMANDS = {
     ),
     "fit": ("fit:run_command", "one stage: train what --config says into the folder --out"),
     "validate": ("fit:run_command", "accuracies of a run on the validation split"),
-    "test": ("fit:run_command", "accuracies, predictions and pictures of a run on the test split"),
+    "test": ("fit:run_command", "accuracies and predictions of a run on the test split"),
     "predict": ("predict:predict", "classify images with a finished classifier"),
     "export": (
         "export:export",

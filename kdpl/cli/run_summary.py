@@ -1,4 +1,4 @@
-"""Summary of a finished run: accuracies and the paths of classifier, report and pictures."""
+"""Summary of a finished run: accuracies and the paths of classifier and report."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,6 @@ from kdpl.runtime.files import write_text
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import (
     CLASSIFIER_FOLDER,
-    FIGURES_FOLDER,
     PROBE_FOLDER,
     REPORT_FILE,
     RESULTS_FILE,
@@ -51,9 +50,8 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
     # print the paths
     classifier = out / "student" / CLASSIFIER_FOLDER
     report = out / REPORT_FILE
-    pictures = [("picture", path) for path in sorted(out.glob(f"*/{FIGURES_FOLDER}/*.png"))]
     paths = [("classifier", classifier), ("results", out / SUMMARY_FILE)]
-    paths += [("report", report)] * report.is_file() + pictures
+    paths += [("report", report)] * report.is_file()
     for title, path in paths:
         # unlike print, this does not break a long path into lines
         console.out(f"{title:<11} {path}", highlight=False)

@@ -1,4 +1,4 @@
-"""Additions of the report to kdpl: pages, pictures, heat maps, suggested labels."""
+"""Additions of the report to kdpl: pages, heat maps, suggested labels."""
 
 from kdpl.runtime.plugins import Plugin
 
@@ -8,9 +8,6 @@ PLUGIN = Plugin(
         "estimate": "kdpl.report.estimate.command:estimate",
         "report": "kdpl.report.command:report",
         "suggest": "kdpl.report.labeling.command:suggest",
-    },
-    callbacks={
-        "pictures": "kdpl.report.pictures:callbacks",
     },
     observe={
         "explain": "kdpl.report.reasons:options",

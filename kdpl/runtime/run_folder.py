@@ -28,7 +28,6 @@ PREDICTIONS_FILE = "test_predictions.csv"
 
 # of a report
 REPORT_FILE = "report.html"
-FIGURES_FOLDER = "figures"
 PROBE_FOLDER = "probe"
 PROBE_FILE = "probe.json"
 PROBE_FEATURES = "pooled"

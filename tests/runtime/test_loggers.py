@@ -41,7 +41,7 @@ def test_metrics_of_a_run_agree_with_its_results(student_run):
     assert epochs == [0, 1]
 
 
-def test_tensorboard_gets_the_same_numbers_and_pictures_inside_the_folder(tmp_path, monkeypatch):
+def test_tensorboard_gets_the_same_numbers_inside_the_folder(tmp_path, monkeypatch):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.chdir(tmp_path)
     assert fit_teacher("run", *configs("logger/tensorboard.yaml")) == 0
@@ -51,8 +51,6 @@ def test_tensorboard_gets_the_same_numbers_and_pictures_inside_the_folder(tmp_pa
         Path("run").rglob("events.out.tfevents.*"), key=lambda file: file.stat().st_mtime
     )
     events, of_test = (accumulator.EventAccumulator(str(file)).Reload() for file in files)
-    pytest.importorskip("kdpl.report")
-    assert of_test.Tags()["images"] == ["figures/confusion"]
     for name in ("train/loss", "val/acc"):
         expected = [float(row[name]) for row in rows_of(Path("run") / METRICS_FILE) if row[name]]
         assert [event.value for event in events.Scalars(name)] == pytest.approx(expected, rel=1e-6)
