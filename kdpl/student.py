@@ -14,7 +14,6 @@ from torch import Tensor
 
 from kdpl.callbacks import EnoughImages, SaveClassifier
 from kdpl.callbacks.checkpoints import SameRun
-from kdpl.callbacks.loggers.artifacts import artifact_callbacks
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.classifier import Classifier, Decoding
 from kdpl.clip import ClipConfig, CosineHead, Frozen, load_image_clip, store_frozen
@@ -216,7 +215,7 @@ class StudentDistillation(ClassifyingModule):
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return the callbacks that check and prepare the fit, and write the classifier."""
         steps = [EnoughImages(), Prepare(), SameRun()]
-        return [*steps, *plugin_callbacks(self), *artifact_callbacks(self), SaveClassifier()]
+        return [*steps, *plugin_callbacks(self), SaveClassifier()]
 
     def on_train_epoch_end(self) -> None:
         """Log the share of images that a pool filter keeps."""

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from kdpl.callbacks import FreezeClassVectors, GaussianPromptAveraging
 from kdpl.callbacks.checkpoints import SameRun
-from kdpl.callbacks.loggers.artifacts import artifact_callbacks
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import (
     CLASSES_AT_ONCE,
@@ -166,13 +165,7 @@ class TeacherPromptTuning(ClassifyingModule):
             if self.averaging
             else []
         )
-        return [
-            *averaging,
-            SameRun(),
-            *plugin_callbacks(self),
-            *artifact_callbacks(self),
-            FreezeClassVectors(),
-        ]
+        return [*averaging, SameRun(), *plugin_callbacks(self), FreezeClassVectors()]
 
     def on_fit_start(self) -> None:
         """Precompute token ids and frozen text features, unless there are no steps to train."""
