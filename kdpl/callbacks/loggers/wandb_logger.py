@@ -1,4 +1,4 @@
-"""Weights & Biases logger that cannot fail a training: offline if the server does not answer."""
+"""Weights & Biases logger with one W&B run for each run's folder."""
 
 import os
 import secrets
@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from kdpl.errors import ConfigError, reason
 from kdpl.runtime.files import write_text
-from kdpl.runtime.messages import process_rank, warn
+from kdpl.runtime.messages import process_rank
 
 if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run
@@ -19,7 +19,6 @@ ID_FILE = "wandb_id"
 
 _DEFAULT_PROJECT = "kdpl"
 _SETTINGS = {
-    "WANDB_INIT_TIMEOUT": "20",  # seconds
     "WANDB_FINISH_TIMEOUT": "300",  # seconds
     # the W&B process dies with this one and loses what it has not written
     "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1",  # seconds
@@ -27,10 +26,7 @@ _SETTINGS = {
 
 
 class RunWandbLogger(WandbLogger):
-    """WandbLogger that falls back to offline logging.
-
-    If W&B is unavailable, the run is logged offline after a warning. All fits and tests of a run's
-    folder have the same id and name.
+    """WandbLogger that gives all fits and tests of a run's folder the same id and name.
 
     Args:
         name: By default WANDB_NAME, or the last two parts of the folder's path.
@@ -48,6 +44,8 @@ class RunWandbLogger(WandbLogger):
         project: str | None = None,
         **settings: Any,
     ) -> None:
+        for variable, value in _SETTINGS.items():
+            os.environ.setdefault(variable, value)
         folder = Path(save_dir)
         # W&B writes elsewhere if the folder does not exist
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,30 +60,14 @@ class RunWandbLogger(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> "Run":
-        """The W&B run, offline if W&B is unavailable."""
-        import wandb
-
-        if wandb.run is not None:
-            run: Run = super().experiment
-            return run
-        for name, value in _SETTINGS.items():
-            os.environ.setdefault(name, value)
+        """The W&B run."""
         try:
-            run = super().experiment
+            run: Run = super().experiment
         except Exception as error:  # wandb's errors have no common base
-            # otherwise the half-started run would keep the id
-            wandb.teardown()
-            if os.environ.get("WANDB_MODE") == "offline":
-                raise ConfigError(
-                    f"W&B refuses to begin a run ({reason(error)}): correct the logger's settings, "
-                    "or leave it out"
-                ) from error
-            os.environ["WANDB_MODE"] = "offline"
-            warn(
-                f"W&B cannot be used now ({reason(error)}): the run is logged offline, send it "
-                f"later with wandb sync {self.save_dir}/wandb/offline-run-*"
-            )
-            run = self.experiment
+            raise ConfigError(
+                f"W&B cannot begin a run ({reason(error)}): correct the logger's settings, leave it "
+                "out, or set WANDB_MODE=offline and send the run later with wandb sync"
+            ) from error
         return run
 
 
