@@ -45,7 +45,9 @@ def test_the_examples():
     chosen = [pairs[i] for i in sorted(spread(wrong, 4) + spread(right, 4))]
     figure = Figure(figsize=(11.6, 2.45))
     note = "above each its true class, below it the predictions of teacher (T) and student (S)"
-    figure.suptitle(f"8 test images, half of them mistakes\n{note}", ha="left", x=0.125, fontsize=10)
+    figure.suptitle(
+        f"8 test images, half of them mistakes\n{note}", ha="left", x=0.125, fontsize=10
+    )
     for axis, pair in zip(figure.subplots(1, 8), chosen, strict=True):
         axis.axis("off")
         axis.imshow(open_digit(pair[0].source))

@@ -15,7 +15,6 @@ MOVED = {
     "kdpl.doubt.negatives": "kdpl.confidence.negatives",
     "kdpl.fidelity": "kdpl.targets.fidelity",
     "kdpl.fidelity.callback": "kdpl.targets.fidelity",
-    "kdpl.logging.mlflow_logger": "kdpl.callbacks.loggers.mlflow_logger",
     "kdpl.logging.wandb_logger": "kdpl.callbacks.loggers.wandb_logger",
     "kdpl.methods.coupled": "kdpl.prompts.coupled",
     "kdpl.monitoring.finite_loss": "kdpl.callbacks.finite_loss",

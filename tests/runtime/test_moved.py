@@ -17,7 +17,6 @@ NAMES = {
     "kdpl.doubt.negatives": "NegativeVectors",
     "kdpl.fidelity": "Fidelity",
     "kdpl.fidelity.callback": "Fidelity",
-    "kdpl.logging.mlflow_logger": "RunMLFlowLogger",
     "kdpl.logging.wandb_logger": "RunWandbLogger",
     "kdpl.methods.coupled": "CoupledPrompts",
     "kdpl.monitoring.finite_loss": "FiniteLoss",

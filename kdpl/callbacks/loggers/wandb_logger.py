@@ -65,8 +65,8 @@ class RunWandbLogger(WandbLogger):
             run: Run = super().experiment
         except Exception as error:  # wandb's errors have no common base
             raise ConfigError(
-                f"W&B cannot begin a run ({reason(error)}): correct the logger's settings, leave it "
-                "out, or set WANDB_MODE=offline and send the run later with wandb sync"
+                f"W&B cannot begin a run ({reason(error)}): correct the logger's settings, leave "
+                "it out, or set WANDB_MODE=offline and send the run later with wandb sync"
             ) from error
         return run
 

@@ -79,9 +79,7 @@ def logged(run, name):
     return [float(row[name]) for row in rows_of(run / METRICS_FILE) if row[name]]
 
 
-def test_a_fit_and_its_test_are_one_run_with_config_and_numbers(
-    tmp_path, monkeypatch, teacher_run
-):
+def test_a_fit_and_its_test_are_one_run_with_config_and_numbers(tmp_path, monkeypatch, teacher_run):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     student = tmp_path / "runs/student"
