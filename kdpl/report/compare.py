@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdpl.data.sources import content_of
-from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError
+from kdpl.errors import ArtifactError, ConfigError, KdplError
 from kdpl.metrics import ACCURACY_COLUMNS
 from kdpl.report.intervals import Accuracy, Scores, accuracy_of, paired_difference, scores_of
 from kdpl.report.probes import clip_of, linear_probe
@@ -85,15 +84,30 @@ def _require_same_test(run: Run, first: Run) -> None:
 
 
 def _same_image(image: ImagePrediction, other: ImagePrediction) -> bool:
-    """Return whether two test images have the same label, and the same resolved path or bytes."""
-    if image.label_number != other.label_number:
-        return False
-    if os.path.realpath(image.source) == os.path.realpath(other.source):
-        return True
-    try:
-        return content_of(image.source) == content_of(other.source)
-    except DataError:
-        return False
+    """Return whether two test images have the same label and the same resolved path."""
+    paths = {os.path.realpath(prediction.source) for prediction in (image, other)}
+    return image.label_number == other.label_number and len(paths) == 1
+
+
+def compare_runs(
+    arguments: Sequence[str], kind: str, trusted: bool = False
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the records of a comparison, with baselines of a ``kind``, and notes on them."""
+    # a row for each group of runs, then the baselines
+    groups = find_groups(arguments, trusted)
+    rows = [run_row(name, group) for name, group in groups.items()]
+    images = rows[0].scores["acc"].shape[1]
+    over = "images and seeds" if any(len(row.seeds) > 1 for row in rows) else "images"
+    notes = [
+        f"accuracy in % on {images} test images, with 95 % intervals, paired for differences, "
+        f"over {over}"
+    ]
+    if any("novel_acc" in row.scores for row in rows):
+        notes.append("transductive: unlabelled images of novel classes were seen in distillation")
+    if kind != "none":
+        added_rows, added_notes = baselines(groups, with_probes=kind == "all")
+        rows, notes = rows + added_rows, notes + added_notes
+    return compared(rows), notes
 
 
 def run_row(name: str, runs: Sequence[Run]) -> ComparisonRow:

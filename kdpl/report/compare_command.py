@@ -1,16 +1,11 @@
 """``python -m kdpl compare RUN RUN…``: test accuracies of runs, and their differences."""
 
-import csv
-import json
 from collections.abc import Callable
-from io import StringIO
 from typing import Any, Literal
 
 from kdpl.cli.arguments import output_file
-from kdpl.errors import ConfigError, visible
+from kdpl.errors import visible
 from kdpl.runtime.files import write_text
-
-_ENDINGS = (".md", ".csv", ".json")
 
 
 def compare(
@@ -27,57 +22,25 @@ def compare(
     Args:
         runs: the --out of run, or of a stage's fit; NAME=RUN,RUN,… are runs that differ only in the
             seed, compared by their means; a pattern, as in 'NAME=runs/few_*', stands for several
-        out: file to write the table to as well, .md, .csv or .json
+        out: Markdown file to write the table to as well
         baselines: rows for the original CLIPs of teacher and student, zero-shot and with a linear
             probe
         trust: import any class that the configs name, for runs that you trust
     """
     path = output_file("--out", out) if out is not None else None
-    if path is not None and path.suffix not in _ENDINGS:
-        raise ConfigError(
-            f"--out {path} has an unknown ending, expected one of "
-            f"{', '.join(_ENDINGS)}: give another"
-        )
 
-    from kdpl.report import compare as comparison
+    from kdpl.report.compare import compare_runs
+    from kdpl.runtime.markdown import escape_markdown
     from kdpl.runtime.messages import quiet_libraries
 
     quiet_libraries()
-    # a row for each group of runs, then the baselines
-    groups = comparison.find_groups(runs, trust)
-    rows = [comparison.run_row(name, group) for name, group in groups.items()]
-    images = rows[0].scores["acc"].shape[1]
-    over = "images and seeds" if any(len(row.seeds) > 1 for row in rows) else "images"
-    notes = [
-        f"accuracy in % on {images} test images, with 95 % intervals, paired for differences, "
-        f"over {over}"
-    ]
-    if any("novel_acc" in row.scores for row in rows):
-        notes.append("transductive: unlabelled images of novel classes were seen in distillation")
-    if baselines != "none":
-        added_rows, added_notes = comparison.baselines(groups, with_probes=baselines == "all")
-        rows, notes = rows + added_rows, notes + added_notes
-    records = comparison.compared(rows)
+    records, notes = compare_runs(runs, baselines, trust)
     print("\n".join(map(visible, [*_lines(records), "", *notes])))
     if path is not None:
-        write_text(path, _text(path.suffix, records, notes))
+        lines = _lines(records, escape_markdown)
+        write_text(path, "\n".join([*lines, *(f"\n{escape_markdown(note)}" for note in notes), ""]))
         print(f"table: {path}")
     return 0
-
-
-def _text(ending: str, records: list[dict[str, Any]], notes: list[str]) -> str:
-    if ending == ".md":
-        from kdpl.runtime.markdown import escape_markdown
-
-        lines = _lines(records, escape_markdown)
-        return "\n".join([*lines, *(f"\n{escape_markdown(note)}" for note in notes), ""])
-    if ending == ".json":
-        return json.dumps({"rows": records, "notes": notes}, indent=2, ensure_ascii=False) + "\n"
-    file = StringIO()
-    table = csv.DictWriter(file, records[0], lineterminator="\n")
-    table.writeheader()
-    table.writerows(records)
-    return file.getvalue()
 
 
 def _lines(records: list[dict[str, Any]], escape: Callable[[str], str] = str) -> list[str]:

@@ -1,4 +1,3 @@
-import json
 import re
 import shutil
 from dataclasses import replace
@@ -12,7 +11,6 @@ from report_pages import change_vectors, put_together
 from resampling import bootstrap_difference
 from sklearn.linear_model import LogisticRegression
 
-from kdpl.__main__ import main
 from kdpl.cli import command_names
 from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.data.probe import STRENGTHS, choose_strength, held_out_loss
@@ -20,6 +18,7 @@ from kdpl.data.readers import digits
 from kdpl.data.sampling import few_shot
 from kdpl.errors import DataError
 from kdpl.report.accuracy import advice_for, against_probes
+from kdpl.report.compare import compare_runs
 from kdpl.report.intervals import wilson
 from kdpl.report.probes import linear_probe
 from kdpl.report.run_folder import Run
@@ -106,13 +105,11 @@ def replace_in(file, old, new):
     file.write_text(text.replace(old, new))
 
 
-def compare(*args):
-    """The rows by name, and the notes, that a comparison writes as JSON."""
-    file = args[0].parent / "table.json"
-    assert main(["compare", *map(str, args), f"--out={file}"]) == 0
-    table = json.loads(file.read_text())
-    assert len({row["row"] for row in table["rows"]}) == len(table["rows"])
-    return {row["row"]: row for row in table["rows"]}, table["notes"]
+def compare(*args, kind="all"):
+    """The rows by name, and the notes, of a comparison."""
+    rows, notes = compare_runs([*map(str, args)], kind)
+    assert len({row["row"] for row in rows}) == len(rows)
+    return {row["row"]: row for row in rows}, notes
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +175,7 @@ def test_a_teacher_without_labels_is_its_zero_shot_clip(copy):
     for tower in ("vision", "text"):
         config["model"]["init_args"][f"{tower}_prompts"]["depth"] = 0
     file.write_text(yaml.safe_dump(config))
-    shown, notes = compare(copy, "--baselines=zero-shot")
+    shown, notes = compare(copy, kind="zero-shot")
     accuracy = shown[f"zero-shot: {CLIPS['teacher']}"]["accuracy"]
     assert accuracy == pytest.approx(100 * correct_of(copy / "teacher").mean(), abs=1e-4)
     assert not [note for note in notes if "no zero-shot" in note]
@@ -232,7 +229,7 @@ def test_a_stages_folder_has_no_zero_shot_accuracy_and_the_probes_of_its_stages(
 
 @pytest.mark.parametrize(("kind", "rows"), [("none", 1), ("zero-shot", 3)])
 def test_baselines_can_be_left_out(kind, rows, run):
-    shown, _ = compare(run, f"--baselines={kind}")
+    shown, _ = compare(run, kind=kind)
     assert len(shown) == rows
 
 
