@@ -1,4 +1,4 @@
-"""Parameters, floating-point operations, and images per second of image encoders."""
+"""Parameters and images per second of image encoders."""
 
 import platform
 import time
@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.errors import ArtifactError, KdplError
@@ -98,7 +96,7 @@ def _cpu() -> str:
 
 
 def measure(encoders: Mapping[str, Encoder], where: torch.device) -> dict[str, dict[str, float]]:
-    """Count parameters and operations of encoders, and time them in float32 on images in memory.
+    """Count the parameters of encoders, and time them in float32 on images in memory.
 
     Encoders take turns, so that other programs slow all of them alike; the fastest batch counts.
     """
@@ -120,7 +118,6 @@ def measure(encoders: Mapping[str, Encoder], where: torch.device) -> dict[str, d
     return {
         name: {
             "parameters": encoder.parameters,
-            "flops": count_flops(encoder.encode, images[name][:1]),
             "images_per_s": batch_size / fastest[name],
             "batch_size": batch_size,
             "image_size": encoder.image_size,
@@ -136,17 +133,3 @@ def _seconds(encode: Encode, images: Tensor) -> float:
     if images.device.type == "cuda":
         torch.cuda.synchronize(images.device)
     return time.perf_counter() - start
-
-
-@torch.no_grad()
-def count_flops(encode: Encode, images: Tensor) -> int:
-    """Count the operations of matrix products and convolutions; a multiply-add is two."""
-    # the counter does not support fused attention on every device
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            encode(images)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    return int(counter.get_total_flops())

@@ -13,7 +13,6 @@ PLUGIN = Plugin(
         "explain": "kdpl.report.reasons:options",
     },
     report={
-        "reasons": "kdpl.report.reasons.pictures:SECTION",
         "refined": "kdpl.report.refined:SECTION",
     },
 )

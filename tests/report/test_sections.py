@@ -2,9 +2,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import torch
 from torch import nn
-from world import CONFIGS
 
 from kdpl.report.accuracy import (
     class_rows,
@@ -14,7 +12,7 @@ from kdpl.report.accuracy import (
     largest_confusions,
 )
 from kdpl.report.charts import Axis, line_chart
-from kdpl.report.cost import Encoder, count_flops
+from kdpl.report.cost import Encoder
 from kdpl.runtime.predictions import ImagePrediction
 
 
@@ -40,25 +38,6 @@ def test_a_chart_has_its_lowest_value_at_the_bottom_and_later_epochs_to_the_righ
     assert chart["lines"][0]["last"] == 1.0
     assert len(line_chart("accuracy", {"all": [(1, 0.5), (2, 0.5)]})["lines"][0]["points"]) == 2
     assert line_chart("accuracy", {"all": []}) is None
-
-
-def by_hand(config, tokens):
-    """Operations of a CLIP vision transformer for one image: two for each multiplication and its addition."""
-    vision = config["vision_cfg"]
-    width, patches = vision["width"], (vision["image_size"] // vision["patch_size"]) ** 2
-    embedding = patches * 3 * vision["patch_size"] ** 2 * width
-    # queries, keys, values and output; the attention's two products; the MLP of four times the width
-    block = tokens * 4 * width**2 + 2 * tokens**2 * width + tokens * 8 * width**2
-    # in the last block nothing but the class token leaves, so that it alone asks
-    last = (1 + 2 * tokens + 1) * width**2 + 2 * tokens * width + 8 * width**2
-    projection = width * config["embed_dim"]
-    return 2 * (embedding + (vision["layers"] - 1) * block + last + projection)
-
-
-def test_operations_are_those_counted_by_hand(clip_of):
-    tower = clip_of("test-student").image_tower
-    pixels = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
-    assert count_flops(tower, pixels) == 3 * by_hand(CONFIGS["test-student"], tokens=5)
 
 
 def test_a_parameter_in_two_modules_counts_once():

@@ -4,7 +4,6 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -15,9 +14,7 @@ from kdpl.classifier import Classifier
 from kdpl.classifier.sources import Item
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.splits import labels_of
-from kdpl.errors import ArtifactError, ConfigError, KdplError, reason
-from kdpl.report.accuracy import thumbnail
-from kdpl.report.page import Section
+from kdpl.errors import ConfigError, KdplError, reason
 from kdpl.report.reasons.heat import heat_map, label_of
 from kdpl.report.run_folder import Run
 from kdpl.runtime.class_names import shorten
@@ -27,9 +24,6 @@ from kdpl.tasks import Predicted
 
 NEAREST, MOST_MAPS, MOST_LABELLED = 4, 5, 2000
 """Largest numbers of labelled images shown, maps shown, and labelled images compared."""
-
-NUM_IMAGES = 4
-"""Number of wrong images in the report, and of right ones."""
 
 _EDGE, _GAP, _LINE = 176, 8, 19
 # from dark purple to light yellow: the brighter, the more speaks for the class
@@ -127,31 +121,3 @@ def overlay(classifier: Classifier, image: Image.Image, name: str | None = None)
     colours = np.stack([np.interp(heat, stops, part) for part in _COLOURS.T], axis=2)
     grey = classifier.prepare(image).float().mean(dim=0)[:, :, None].numpy()
     return Image.fromarray((0.45 * grey + 0.55 * colours).astype(np.uint8))
-
-
-def reasons(run: Run) -> list[dict[str, Any]]:
-    """Draw some wrong and some right test images, with maps of the predicted and the true class."""
-    if run.student is None:
-        raise ArtifactError("there is no student: heat maps need a classifier")
-    predictions, data, shown = run.student.predictions, run.tested_data(), []
-    nearest = nearest_labelled(run.classifier, data)
-    # some wrong ones, then some right ones
-    kinds = ([p for p in predictions if p.correct is right] for right in (False, True))
-    for tested in (p for kind in kinds for p in spread(kind, NUM_IMAGES)):
-        image = data.test_item(tested.index)[1]
-        captions: dict[str | None, str] = {tested.label: f"{tested.label}\nthe true class"}
-        # the same class where the prediction is right
-        captions[tested.prediction] = f"{tested.prediction}\n{100 * tested.probability:.0f} %"
-        near = nearest(run.classifier.embed([image])[0])
-        sheet = picture(run.classifier, image, captions, near)
-        shown.append({"image": tested, **thumbnail(sheet, sheet.width)})
-    return shown
-
-
-SECTION = Section(
-    "What predictions rest on",
-    reasons,
-    Path(__file__).parent / "reasons.html.jinja",
-    "disagreement",
-)
-"""Report section on what predictions rest on."""
