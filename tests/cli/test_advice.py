@@ -95,7 +95,7 @@ def run_without_a_test(capsys):
 def after_suggest(capsys):
     labeling = pytest.importorskip("kdpl.report.labeling.command")
     reader = SimpleNamespace(root="my images", class_names="names.csv", unlabeled=["more", "a.tar"])
-    return shlex.join(labeling._next_command(reader, Path("to label/labels.csv"), ";"))
+    return shlex.join(labeling._next_command(reader, Path("to label/labels.csv")))
 
 
 def missing_data(capsys):

@@ -27,9 +27,7 @@ def to_label(
 
     Args:
         features: Normalised features f of unlabelled images, float [N, D].
-        predictions: Their probabilities p, float [N, C]. With several labels an image, the
-            probabilities of lacking and having each class, float [N, C, 2]: w_i then has the mean
-            over classes of H / log 2.
+        predictions: Their probabilities p, float [N, C].
         n: How many to choose, at most N.
         labeled: Normalised features of images that have labels, float [L, D].
 
@@ -39,7 +37,7 @@ def to_label(
     # weights by uncertainty
     choices = max(predictions.shape[-1], 2)
     entropies = torch.special.entr(predictions).sum(dim=-1) / math.log(choices)
-    weights = 1 + entropies.view(len(features), -1).mean(dim=1)
+    weights = 1 + entropies
     # similarity of each image to the nearest labelled one
     everything = torch.arange(len(features), device=features.device)
     step = max(1, _CELLS // len(features))

@@ -53,19 +53,14 @@ def suggest(
     for note in suggestions.notes:
         print(f"  {note}")
     print(f"to look through: {folder / PAGE}")
-    # with several labels an image, init reads only tables with a separator
     reader = suggestions.data.reading.reader
-    separator = suggestions.data.classes.label_separator
-    readable = separator == suggestions.separator and "init" in command_names()
-    if isinstance(reader, OwnImages) and readable:
-        print(
-            f"when {folder / TABLE} is filled "
-            f"in:\n{shlex.join(_next_command(reader, folder / TABLE, suggestions.separator))}"
-        )
+    if isinstance(reader, OwnImages) and "init" in command_names():
+        next_command = shlex.join(_next_command(reader, folder / TABLE))
+        print(f"when {folder / TABLE} is filled in:\n{next_command}")
     return 0
 
 
-def _next_command(reader: "OwnImages", table: Path, separator: str | None) -> list[str]:
+def _next_command(reader: "OwnImages", table: Path) -> list[str]:
     """Return the command that reads the labels, with paths and class names of the run's data."""
 
     def absolute(path: str) -> str:
@@ -74,8 +69,5 @@ def _next_command(reader: "OwnImages", table: Path, separator: str | None) -> li
     command = ["python", "-m", "kdpl", "init", absolute(reader.root)]
     command += ["--labels", absolute(str(table)), "--out", absolute(f"{table.parent}_data")]
     command += ["--class-names", absolute(reader.class_names)] if reader.class_names else []
-    command += ["--label-separator", separator] if separator is not None else []
-    empty = getattr(reader, "empty_labels", None)
-    command += ["--empty-labels", empty] if empty else []
     paths = [reader.unlabeled] if isinstance(reader.unlabeled, str) else reader.unlabeled or ()
     return command + [word for path in paths for word in ("--unlabeled", absolute(path))]

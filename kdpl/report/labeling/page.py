@@ -32,17 +32,12 @@ from kdpl.tasks import MULTI_CLASS
 
 TABLE, PAGE = "labels.csv", "suggestions.html"
 
-_UNKNOWN = "?"  # in a table of several labels: nobody has labelled the image
 _A_CLASS = 4  # images to label, by default
 _EDGE = 224
 
 
 class Suggestion(NamedTuple):
-    """An image, its label if it has one, and the most probable other class with its probability.
-
-    With several labels an image, ``likely`` has the predicted ones, and the probability is the one
-    of the least certain class.
-    """
+    """An image, its label if it has one, and the most probable other class with its probability."""
 
     source: str
     label: str
@@ -59,14 +54,12 @@ class Suggestions:
         to_label: Images without a label; the first ones teach most.
         doubtful: Labels that are probably wrong; the most certain ones first.
         notes: A sentence for each thing that could not be done.
-        separator: Character between the labels of an image; None: one class per image.
     """
 
     data: DomainDataModule
     to_label: Sequence[Suggestion]
     doubtful: Sequence[Suggestion]
     notes: Sequence[str]
-    separator: str | None = None
 
     @classmethod
     def of(cls, run: Run, images: int | None, most: int) -> "Suggestions":
@@ -80,6 +73,11 @@ class Suggestions:
         vectors = ClassVectors.of_teacher(str(folder))
         vectors.require_names(data.class_names, str(folder))
         task, labeled = build_task(data.task), known_labels(data)
+        if task.per_class:
+            raise ConfigError(
+                f"{run.folder} has several labels an image, for which suggested images are no "
+                "better than others: label images drawn at random"
+            )
         pool = unlisted(data.pool.images, (record.source for record in labeled))
         available = min(len(pool), most)
         number = min(_A_CLASS * len(data.class_names), available) if images is None else images
@@ -103,25 +101,15 @@ class Suggestions:
         of_labeled, of_pool = torch.tensor_split(features, [len(labeled)])
 
         # images to label
-        separator = None
-        if task.per_class:
-            separator = data.classes.label_separator or ";"
         chosen, notes = list[Suggestion](), list[str]()
         if pool:
             predictions = task.probabilities(teacher.logits(of_pool))
-            distributions = predictions
-            if separator is not None:
-                distributions = torch.stack([1 - predictions, predictions], dim=2)
-            for i in to_label(of_pool, distributions, number, of_labeled):
-                unlabeled = Record(pool[i], -1)
-                chosen.append(_suggestion(unlabeled, predictions[i], data.class_names, separator))
+            for i in to_label(of_pool, predictions, number, of_labeled):
+                chosen.append(_suggestion(Record(pool[i], -1), predictions[i], data.class_names))
         else:
             notes.append("there are no images without a label to choose from")
 
         # labels to check
-        if separator is not None:
-            notes.append("several labels an image are not checked")
-            return cls(data, chosen, [], notes, separator)
         groups = group_numbers((record.source for record in labeled), data.splits.groups)
         doubtful, note = _doubtful(labeled, of_labeled, torch.from_numpy(groups), data.class_names)
         return cls(data, chosen, doubtful, notes + note)
@@ -142,14 +130,13 @@ class Suggestions:
                 image = str(copy)
             # a name in a dataset of the benchmark is not a path, and stays
             image = str(Path(image).absolute()) if Path(image).is_file() else image
-            label = suggestion.label or ("" if self.separator is None else _UNKNOWN)
-            rows.append((image, label, suggestion.likely, f"{suggestion.probability:.3f}"))
+            probability = f"{suggestion.probability:.3f}"
+            rows.append((image, suggestion.label, suggestion.likely, probability))
         html = fill(
             "suggestions.html.jinja",
             to_label=shown[: len(self.to_label)],
             doubtful=shown[len(self.to_label) :],
             notes=self.notes,
-            separator=self.separator,
             class_names=self.data.class_names,
             origin=self.data.splits.origin,
             table=TABLE,
@@ -182,15 +169,8 @@ def _doubtful(
     return suggestions, notes
 
 
-def _suggestion(
-    record: Record, probabilities: Tensor, class_names: Sequence[str], separator: str | None = None
-) -> Suggestion:
-    """Return the most probable class other than the label, or the set of predicted classes."""
-    if separator is not None:
-        pairs = zip(class_names, probabilities.tolist(), strict=True)
-        likely_set = separator.join(name for name, probability in pairs if probability >= 0.5)
-        least = torch.maximum(probabilities, 1 - probabilities).min()
-        return Suggestion(record.source, "", likely_set, least.item())
+def _suggestion(record: Record, probabilities: Tensor, class_names: Sequence[str]) -> Suggestion:
+    """Return the most probable class other than the label."""
     # an image without a label has the label -1
     rest = probabilities.clone()
     if record.single >= 0:

@@ -190,6 +190,12 @@ def test_numbers_that_do_not_fit_are_refused(options, words, photos, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_with_several_labels_an_image_is_refused(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(suggestions, "build_task", lambda _: SimpleNamespace(per_class=True))
+    capsys.readouterr()
+    refused(capsys, suggest(photos / "run", tmp_path / "out"), "several labels an image")
+
+
 def test_a_run_that_is_not_finished_and_no_run_and_an_earlier_table_are_refused(
     run, tmp_path, capsys
 ):
