@@ -16,7 +16,7 @@ from kdpl.data.domain import build_data
 from kdpl.data.names import digest_of
 from kdpl.data.readers import digits
 from kdpl.data.readers.digits import CLASS_NAMES, open_digit
-from kdpl.errors import ArtifactError, DataError
+from kdpl.errors import DataError
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.report import refined
 from kdpl.report.accuracy import accuracies, find_examples, thumbnail
@@ -114,19 +114,6 @@ def test_every_section_has_content_and_the_accuracies_are_those_of_the_tests(pag
     assert "Chosen on the test set" not in page.texts["accuracy"]
     assert len(re.findall(r"ECE \d+\.\d points", page.texts["calibration"])) == 2
     assert len([a for a in page.of("svg") if "over epochs" in a["aria-label"]]) == 4
-
-
-@pytest.mark.parametrize(
-    ("student", "words"),
-    [(500, "1/2 of the teacher's"), (1026, "1.03 × the teacher's"), (1000, "1 × the teacher's")],
-)
-def test_the_head_compares_the_parameters_of_a_larger_student_too(student, words):
-    cost = {
-        name: {"parameters": parameters, "images_per_s": 1.0}
-        for name, parameters in (("teacher", 1000), ("student", student))
-    }
-    head = section("tiles", accuracy=None, cost={"costs": cost, "gaps": {}})
-    assert f"{words} parameters" in head
 
 
 def test_disagreements_are_counted_and_shown(page, complete):
@@ -425,13 +412,6 @@ class TestRefinedTargets:
         assert tuple(page.texts)[1:] == (*SECTIONS[:2], "refined", *SECTIONS[2:])
         assert gaps_of(page) == []
 
-    def test_targets_that_were_not_taken_are_called_so(self, run, targets):
-        file = run / "student/pool_targets.safetensors"
-        replace(targets, taken=False, reason="not taken: it is worse").save(file)
-        text = self.text_of(run)
-        assert "Not taken: it is worse." in text
-        assert "the student learned the teacher's predictions nevertheless" in text
-
     def test_those_that_the_student_did_not_learn_are_not_shown(self, run, targets):
         set_in(run / "student", target="teacher")
         assert refined.refined_targets(Run.find(run)) is None
@@ -445,8 +425,3 @@ class TestRefinedTargets:
         assert "Images are left out: " in text
         assert "three 1 2 +1" in text
         assert "teacher one refined three" not in text
-
-    def test_a_damaged_file_is_a_sentence(self, run, targets):
-        (run / "student/pool_targets.safetensors").write_bytes(b"x")
-        with pytest.raises(ArtifactError, match=r"pool_targets\.safetensors"):
-            refined.refined_targets(Run.find(run))

@@ -51,16 +51,6 @@ def test_all_images_can_be_chosen_duplicates_and_certain_predictions_too():
     assert sorted(to_label(features, predictions, 8)) == [*range(8)]
 
 
-def test_of_two_groups_the_uncertain_one_comes_first_and_a_labelled_one_last():
-    axes = torch.eye(3)
-    features = axes.repeat_interleave(3, dim=0)
-    certain = torch.tensor([1.0, 0.0]).expand(3, 2)
-    uncertain = torch.tensor([0.5, 0.5]).expand(3, 2)
-    predictions = torch.cat([certain, uncertain, uncertain])
-    assert [i // 3 for i in to_label(features, predictions, 3, axes[2:])] == [1, 0, 0]
-    assert [i // 3 for i in to_label(features, predictions, 3)[2:]] == [0]
-
-
 def groups(a_class, classes=3, seed=5, noise=0.1):
     labels = torch.arange(classes).repeat(a_class)
     centres = features_of(classes, seed)
@@ -113,12 +103,6 @@ def plant(labels, share, classes, seed):
     return labels, set(wrong.tolist())
 
 
-def marked(features, labels, classes):
-    scores = cross_validated_scores(features, labels, classes, torch.arange(len(labels)))
-    wrong, _ = wrong_labels(scores, labels)
-    return set(torch.nonzero(wrong > 0.5).flatten().tolist())
-
-
 def plainly_wrong(scores, labels):
     """The likeliest mixture of right and wrong labels, one label and one share at a time."""
     classes, best = scores.shape[1], None
@@ -146,19 +130,6 @@ def test_the_probability_of_a_wrong_label_is_that_of_the_likeliest_mixture(share
     expected_wrong, expected = plainly_wrong(scores, labels.tolist())
     np.testing.assert_allclose(wrong.numpy(), expected_wrong, atol=1e-4)
     np.testing.assert_allclose(probabilities.numpy(), expected, atol=1e-4)
-
-
-@pytest.mark.parametrize("noise", [0.1, 0.4])  # with 0.3 and 31 % errors of the discriminant
-def test_of_correct_labels_none_or_few_are_marked(noise):
-    counts = [len(marked(*groups(20, 10, seed, noise), 10)) for seed in range(10)]
-    assert sum(counts) <= 0.01 * 10 * 200
-
-
-def test_planted_labels_are_marked_however_many_there_are():
-    for share in (0.02, 0.05, 0.1):
-        features, labels = groups(20, 10, seed=3)
-        labels, wrong = plant(labels, share, 10, seed=4)
-        assert marked(features, labels, 10) == wrong
 
 
 def test_an_image_that_is_alone_in_its_class_is_not_judged_and_a_class_without_images_is_impossible():

@@ -9,7 +9,6 @@ from unittest.mock import Mock
 
 import pytest
 import yaml
-from browser import CHROMIUM, NEEDED, browser
 from report_pages import HOSTILE, Page
 from runs import folder_fit, image_folder, noise, refused, rows_of
 from zoo import write_shard
@@ -242,21 +241,6 @@ def test_a_page_of_hostile_names_shows_them_and_is_whole(tmp_path):
     page = Page(some(tmp_path / "out", HOSTILE, sources).read_text(encoding="utf-8"))
     assert {tag for tag, _ in page.elements}.isdisjoint({"script", "i"})
     assert all(" ".join(name.split())[:59] in " ".join(page.texts.values()) for name in HOSTILE)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason=NEEDED)
-def test_the_page_fits_a_phone_and_asks_no_server_for_anything(tmp_path):
-    image_folder(tmp_path, images=3, splits=("train",))
-    page = some(tmp_path / "out", HOSTILE, sorted(str(path) for path in tmp_path.rglob("*.png")))
-    with browser(tmp_path / "profile") as tab:
-        for width in (1366, 390):
-            tab.look(width=width)
-            tab.open(page.as_uri())
-            tab.wait("document.readyState === 'complete' && document.images.length == 7")
-            assert tab.run("document.documentElement.scrollWidth") == width
-            assert tab.run("[...document.images].every(image => image.naturalWidth > 0)")
-        assert {url.split(":")[0] for url in tab.requested} <= {"file", "data", "about"}
 
 
 # --- init --labels ---
