@@ -274,17 +274,14 @@ def test_a_student_is_compared_with_both_probes_and_what_to_do_if_one_is_better(
 
     probes = {"teacher_probe": scores(0.94), "student_probe": scores(0.87)}
     said = against_probes({"student": scores(student), **probes}, "do this")
-    assert f"classifies {100 * student:.1f} % of the test images correctly" in said
     assert ("do this" in said) is (student < 0.94)
-    number = r"([+-][\d.]+)"
-    numbers = re.findall(rf"{number} points \({number} to {number}(, not clear)?\)", said)
-    for (more, low, high, doubt), probe in zip(numbers, (0.87, 0.94), strict=True):
-        # of 200 images one of the two is right on so many more
+    # of 200 images one of the two is right on so many more
+    for probe in (0.87, 0.94):
         difference = student - probe
         error = 1.97 * (abs(difference) * (1 - abs(difference)) / 199) ** 0.5
-        expected = [100 * difference, 100 * (difference - error), 100 * (difference + error)]
-        assert [float(more), float(low), float(high)] == pytest.approx(expected, abs=0.1)
-        assert bool(doubt) is (abs(difference) < error)
+        interval = f"({100 * (difference - error):+.1f} to {100 * (difference + error):+.1f}"
+        assert f"{100 * difference:+.1f} points {interval}" in said
+    assert ("not clear" in said) is (student == 0.95)
     assert against_probes(probes, "do this") is None
 
 
