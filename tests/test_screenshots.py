@@ -71,7 +71,7 @@ def test_the_letters():
 
 def test_the_report(tmp_path):
     with browser(tmp_path) as tab:
-        for scheme, height in (("light", 2360), ("dark", 1440)):
+        for scheme, height in (("light", 2010), ("dark", 1440)):
             tab.look(height=height, dark=SCHEMES[scheme])
             tab.open((Path(RUN) / "report.html").absolute().as_uri())
             tab.wait("document.readyState === 'complete' && !!document.querySelector('#classes')")
