@@ -35,7 +35,6 @@ from benchmarks.memory_formats import CONTIGUOUS, LAST, MINIATURES, NETWORKS
 from benchmarks.memory_formats import format_sides as memory_format_sides
 from benchmarks.refinement import refinements
 from benchmarks.settings import Settings
-from benchmarks.shards import Rows, Shards, served
 from benchmarks.start import starts
 from benchmarks.texts import Texts
 from benchmarks.tuning import Tuning
@@ -322,69 +321,6 @@ class Bench:
             Row("cache, on disk per view", size / 1000, "KB", at_most=self._target(1.6)),
         ]
 
-    def shards(self) -> list[Row]:
-        """Compare reading of shards in training order with reading from end to end, and pieces with single requests."""
-        with TemporaryDirectory() as folder:
-            shards = Shards(self.settings, Path(folder))
-            few = self.sizes.single_images
-            with served(Path(folder)) as url:
-                sides: Sides = {
-                    "from end to end": shards.end_to_end,
-                    "bytes alone": shards.bytes_alone,
-                    "in training order": shards.in_training_order,
-                    "views, one after another": lambda: shards.views(in_training_order=False),
-                    "views, in training order": lambda: shards.views(in_training_order=True),
-                    "pieces": lambda: shards.from_web(url, self.sizes.shard_images, in_pieces=True),
-                    "single images": lambda: shards.from_web(url, few, in_pieces=False),
-                }
-                seconds: dict[str, list[float]] = {side: [] for side in sides}
-                for _ in range(self._few_rounds):
-                    for side, run in sides.items():
-                        shards.forget()
-                        seconds[side] += alternate({side: run}, 1, self.device)[side]
-        # for as many images
-        seconds["single images"] = [
-            each * self.sizes.shard_images / few for each in seconds["single images"]
-        ]
-        times = {
-            side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()
-        }
-        end_to_end, raw, epoch, ordered, views, pieces, single = sides
-        name = f"reading {self.sizes.shard_images} images in shards in training order"
-        return [
-            self._ratio(f"{name}, relative to end to end", times, end_to_end, epoch, at_least=0.8),
-            self._ratio(f"{name}, the same with decoding", times, ordered, views, at_least=0.8),
-            self._ratio(f"{name}, relative to the shards' bytes alone", times, raw, epoch),
-            self._ratio(
-                f"{name}, from a web server: single images / pieces", times, single, pieces
-            ),
-        ]
-
-    def parquet(self) -> list[Row]:
-        """Compare reading of Parquet files in training order with reading from end to end."""
-        with TemporaryDirectory() as folder:
-            rows = Rows(self.settings, Path(folder))
-            sides: Sides = {
-                "from end to end": rows.end_to_end,
-                "in training order": rows.in_training_order,
-                "views, from end to end": rows.plain_views,
-                "views, in training order": lambda: rows.views(in_training_order=True),
-            }
-            seconds: dict[str, list[float]] = {side: [] for side in sides}
-            for _ in range(self._few_rounds):
-                for side, run in sides.items():
-                    rows.forget()
-                    seconds[side] += alternate({side: run}, 1, self.device)[side]
-        times = {
-            side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()
-        }
-        end_to_end, epoch, ordered, views = sides
-        name = f"reading {self.sizes.shard_images} images in Parquet files in training order"
-        return [
-            self._ratio(f"{name}, relative to end to end", times, end_to_end, epoch),
-            self._ratio(f"{name}, the same with decoding", times, ordered, views, at_least=0.8),
-        ]
-
     def start(self) -> list[Row]:
         """Measure the second start on very many unlabelled images, and the memory of its processes."""
         return [
@@ -595,8 +531,6 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "many-classes": Bench.many_classes,
     "texts": Bench.texts,
     "cache": Bench.cache,
-    "shards": Bench.shards,
-    "parquet": Bench.parquet,
     "start": Bench.start,
     "refinement": Bench.refinement,
     "inference": Bench.inference,

@@ -25,8 +25,6 @@ class Sizes:
         fill_images: Images to fill the cache with, one view each.
         read_images: Images in the cache to read.
         infer_images: Images to classify.
-        shard_images: Images in shards.
-        single_images: Those of them that are requested one by one from a web server.
     """
 
     teacher: str
@@ -39,18 +37,14 @@ class Sizes:
     fill_images: int
     read_images: int
     infer_images: int
-    shard_images: int
-    single_images: int
 
     def names(self, classes: int) -> tuple[str, ...]:
         """Return the first class names of ImageNet."""
         return tuple(IMAGENET_CLASSNAMES[:classes])
 
 
-FULL = Sizes(
-    "ViT-L-14-quickgelu", "ViT-B-16-quickgelu", 100, 1000, 4, 9, 4096, 24, 20_000, 32, 8_000, 500
-)
-SMALL = Sizes("miniature-teacher", "miniature-student", 5, 12, 2, 3, 256, 16, 200, 12, 60, 20)
+FULL = Sizes("ViT-L-14-quickgelu", "ViT-B-16-quickgelu", 100, 1000, 4, 9, 4096, 24, 20_000, 32)
+SMALL = Sizes("miniature-teacher", "miniature-student", 5, 12, 2, 3, 256, 16, 200, 12)
 
 
 def register_miniatures() -> None:

@@ -18,11 +18,10 @@ from lightning.pytorch import Callback, Trainer
 from PIL import Image
 
 from benchmarks.settings import Settings
-from benchmarks.shards import write_rows
 from kdpl.__main__ import main as kdpl
 
-SHARDS, FILES, PARQUET = "shards/*.tar", "files", "parquet"
-"""Where the images are, in tar archives, in folders or in Parquet files."""
+SHARDS, FILES = "shards/*.tar", "files"
+"""Where the images are, in tar archives or in folders."""
 
 _CONFIGS = Path(__file__).parents[1] / "configs"
 _GROUPS = 100  # shards, and folders
@@ -42,7 +41,7 @@ class Pool:
         self.folder = folder
         many = 2_000 if settings.small else 1_000_000
         files = 1_000 if settings.small else 200_000
-        self.images = {SHARDS: many, PARQUET: many, FILES: files}
+        self.images = {SHARDS: many, FILES: files}
         self.seen = 640 if settings.small else 200_000
         draw = np.random.default_rng(0)
         content = [_png(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(40)]
@@ -55,8 +54,6 @@ class Pool:
                     member = tarfile.TarInfo(f"{group:05}{index:06}.png")
                     member.size = len(content[index % 40])
                     archive.addfile(member, io.BytesIO(content[index % 40]))
-            rows = [content[index % 40] for index in range(self.images[PARQUET] // _GROUPS)]
-            write_rows(folder / f"{PARQUET}/{group:05}.parquet", rows)
             for index in range(self.images[FILES] // _GROUPS):
                 (files / f"{index:06}.png").write_bytes(content[index % 40])
         for index, each in enumerate(content):
@@ -113,7 +110,7 @@ def starts(settings: Settings) -> Iterator[tuple[str, float, str, float]]:
     """Start twice on images of each kind; yields what was measured at the second start, value, unit and target."""
     with TemporaryDirectory() as folder:
         pool = Pool(settings, Path(folder))
-        for kind, most in ((SHARDS, 30), (PARQUET, 30), (FILES, 15)):
+        for kind, most in ((SHARDS, 30), (FILES, 15)):
             pool.start(kind)
             found = pool.start(kind, pool.seen)
             name = f"{pool.images[kind]} unlabelled images ({kind}), second start"

@@ -19,7 +19,8 @@ from kdpl.classifier import Classifier, PredictOptions
 from kdpl.classifier.sources import Item, printable, read_items
 from kdpl.classifier.tables import Row, Write, write_csv, write_table
 from kdpl.data.parallel import progress_bar
-from kdpl.data.shards import archives
+from kdpl.data.shards.archives import stamp
+from kdpl.data.storage import is_shard
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines, write_text
@@ -162,7 +163,7 @@ class BulkPrediction:
         """Return all that determines the rows."""
         classifier, options = self.classifier, self.options
         # a shard that was written again may have other images at other positions
-        stamps = [archives.stamp(each) for each in self.sources if archives.is_one(each)]
+        stamps = [stamp(each) for each in self.sources if is_shard(each)]
         with TemporaryDirectory() as folder:
             for companion in classifier.companions.values() if options.rule.scores else ():
                 companion.save(Path(folder), "")
@@ -188,7 +189,7 @@ class BulkPrediction:
         """Yield rows, with a bar on a terminal, and a line on standard error at the end."""
         items = islice(read_items(self.sources), skip, None)
         # the number of images in a shard is known only after reading it
-        total = None if any(map(archives.is_one, self.sources)) else len(self.sources) - skip
+        total = None if any(map(is_shard, self.sources)) else len(self.sources) - skip
         start = time.perf_counter()
         count = unreadable = 0
         with progress_bar(show_bar) as bar:

@@ -12,7 +12,6 @@ from PIL import ExifTags
 from kdpl.classifier.tables import Row
 from kdpl.data.boxes.crops import Box
 from kdpl.data.decoding import opened
-from kdpl.data.storage import is_url
 from kdpl.errors import DataError
 from kdpl.runtime.files import read_text
 
@@ -32,11 +31,10 @@ class Detection(NamedTuple):
 def read_detections(file: Path, folder: str | None) -> tuple[dict[str, Any], list[Detection]]:
     """Read a file of detections; returns its JSON, and its boxes in order.
 
-    Images are in ``folder``, a path or URL, by default the folder of the file. A DataError if the
-    file is missing, damaged, or of another format.
+    Images are in ``folder``, by default the folder of the file. A DataError if the file is missing,
+    damaged, or of another format.
     """
-    if folder is None or not is_url(folder):
-        folder = str(Path(folder or file.parent).expanduser().absolute())
+    folder = str(Path(folder or file.parent).expanduser().absolute())
     try:
         # the formats differ in their keys
         data = json.loads(read_text(file, "file of detections"))
@@ -126,7 +124,7 @@ def _of_coco(data: dict[str, Any], folder: str) -> Iterator[Detection]:
 
 @cache
 def _is_of_stored_image(path: str, width: int, height: int) -> bool:
-    if is_url(path) or not Path(path).is_file():
+    if not Path(path).is_file():
         return False
     try:
         with opened(path) as image:
@@ -140,4 +138,4 @@ def _is_of_stored_image(path: str, width: int, height: int) -> bool:
 
 def _placed(folder: str, file: str) -> str:
     file = file.replace("\\", "/")
-    return file if is_url(file) or file.startswith("/") else f"{folder.rstrip('/')}/{file}"
+    return file if file.startswith("/") else f"{folder.rstrip('/')}/{file}"

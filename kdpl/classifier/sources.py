@@ -8,9 +8,9 @@ from typing import NamedTuple
 from PIL import Image
 
 from kdpl.data.decoding import Decoding, open_image
-from kdpl.data.shards import archives
+from kdpl.data.shards.archives import read_shard
 from kdpl.data.sources import find_files, open_source
-from kdpl.data.storage import read_list
+from kdpl.data.storage import is_shard, read_list
 from kdpl.errors import DataError, visible
 
 MAX_UPLOAD_PIXELS = 50_000_000
@@ -36,7 +36,7 @@ class Item(NamedTuple):
 def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> list[str]:
     """Find image files and shards, in the order given; a DataError if there are none.
 
-    ``arguments`` are files, folders, patterns, lists and URLs as ``kdpl.data.sources.find_files``
+    ``arguments`` are files, folders, patterns and lists as ``kdpl.data.sources.find_files``
     takes them. The ``list_file`` has one path on each line, relative to the working directory; the
     paths need not exist yet.
     """
@@ -53,8 +53,8 @@ def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> lis
 def read_items(sources: Sequence[str]) -> Iterator[Item]:
     """Yield all images; images in shards in the order of the shard."""
     for source in sources:
-        if archives.is_one(source):
-            yield from (Item(*member) for member in archives.read(source))
+        if is_shard(source):
+            yield from (Item(*member) for member in read_shard(source))
         else:
             yield Item(source)
 

@@ -37,7 +37,7 @@ def boxes(
         out: a .txt list for a pool or predict; a .csv table with the columns image, label (the
             category of COCO, empty for detectors) and group (the photo); or with --classifier .json
         classifier: classifier folder of a student's run
-        folder: folder or URL of the images, by default the folder of DETECTIONS
+        folder: folder of the images, by default the folder of DETECTIONS
         only: category of the boxes to take, such as animal; by default all
         margin: share of a box's width and height to add at each side, such as 10%
         min_confidence: least confidence of the detector; labels of COCO have 1

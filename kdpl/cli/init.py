@@ -19,7 +19,6 @@ from kdpl.data.class_mapping import ClassName, read_class_mapping
 from kdpl.data.names import unlisted
 from kdpl.data.readers.table import HELD_OUT, UNKNOWN, EmptyLabels, Table
 from kdpl.data.sources import find_unlabeled
-from kdpl.data.storage import is_url
 from kdpl.data.survey.found import FoundImage, find, leave_out_copies
 from kdpl.data.survey.images import inspect_images, overlooked, relabel, set_aside
 from kdpl.data.survey.views import views_to_choose
@@ -59,8 +58,7 @@ def init(
             .csv or .parquet table with the columns image, label and, optionally, split and group;
             no group gets into two splits. With --class-names, no training image needs a label.
         out: Folder for the config and the list of images.
-        unlabeled: Further images without labels: a folder, a pattern, a .txt list, .tar or .parquet
-            files or a URL.
+        unlabeled: Further images without labels: a folder, a pattern, a .txt list or .tar files.
         class_names: File with the names of all classes, if folders or labels say too little or are
             missing: a .csv with lines such as 0,zero or, if no image has a label, a .txt with a
             name on each line.
@@ -119,10 +117,7 @@ def survey(
     _require_new(folder, overwrite)
 
     # find the images and the names of their classes
-    places = [
-        location if is_url(location) else str(Path(location).expanduser().absolute())
-        for location in unlabeled
-    ]
+    places = [str(Path(location).expanduser().absolute()) for location in unlabeled]
     mapping = str(Path(class_names).expanduser().absolute()) if class_names else None
     listed, further = _find_images(source, places, labels, (mapping, label_separator, empty_labels))
     labeled = any(image.label and image.split == "train" for image in listed)

@@ -34,7 +34,7 @@ def predict(
 
     Args:
         classifier: classifier folder of a student's run
-        images: image files, .tar and .parquet shards, folders (searched recursively), patterns like
+        images: image files, .tar shards, folders (searched recursively), patterns like
             'a/**/*.jpg', and .txt lists, whose paths are relative to the list's folder
         list: file with one path of an image or shard on each line, relative to the working
             directory

@@ -32,14 +32,13 @@ from kdpl.data.decoding import Decoding
 from kdpl.data.groups import one_of_each
 from kdpl.data.labels import ClassProtocol, EvaluationSplit, Labels
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
-from kdpl.data.names import Indices, Names, Shuffle, digest_of
+from kdpl.data.names import Indices, Names, digest_of
 from kdpl.data.needs import Needs, TrainSplit, needs_of
 from kdpl.data.options import ClassOptions, ReadingOptions
 from kdpl.data.parallel import cores
 from kdpl.data.pool import Selection, UnlabeledPool
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import Reading
-from kdpl.data.shards import archives
 from kdpl.data.splits import Label, Reader, Splits
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.class_names import ClassText
@@ -281,25 +280,19 @@ class DomainDataModule(LightningDataModule):
             return self._loader(dataset, len(dataset), labels)
 
         # the views that the cache has, or views for student and teacher
-        cached, arranged = self._features, archives.arrange(self.selection.used)
+        cached = self._features
         view = self.view(resizing, cached.view_seed if cached else None)
         if whole:
             view = replace(view, augmentation=HalfWhole(view.augmentation))
         to = None if cached else teacher
-        images = UnlabeledImages(arranged.sources, view, self.selection.chosen, to)
+        images = UnlabeledImages(self.selection.used, view, self.selection.chosen, to)
         seen = cached.with_features(images) if cached else images
-        return self._loader(seen, len(images), shuffle=arranged.shuffle)
+        return self._loader(seen, len(images))
 
     def _loader(
-        self,
-        dataset: Dataset[BatchT],
-        size: int,
-        labels: Indices | None = None,
-        shuffle: Shuffle | None = None,
+        self, dataset: Dataset[BatchT], size: int, labels: Indices | None = None
     ) -> LazyLoader[BatchT]:
-        sampler = TrainSampler(
-            size, self.batch_size, self.seed, *self._processes(), shuffle, labels
-        )
+        sampler = TrainSampler(size, self.batch_size, self.seed, *self._processes(), labels)
         return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
 
     def evaluation_dataloader_for(
@@ -410,7 +403,7 @@ class DomainDataModule(LightningDataModule):
         ``indices`` are among all; None: all, regardless of ``unlabeled_share``.
         """
         names = self.pool.images if indices is None else self.pool.images.take(indices)
-        return UnlabeledImages(archives.arrange(names).sources, self.view(resizing), indices)
+        return UnlabeledImages(names, self.view(resizing), indices)
 
     def images_of(self, sources: Sequence[str], resizing: Resizing) -> UnlabeledImages:
         """Views of given images, without their labels: of labelled ones, to prepare targets."""

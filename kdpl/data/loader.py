@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from kdpl.data.batches import BatchT, collate
-from kdpl.data.names import Indices, Shuffle
+from kdpl.data.names import Indices
 from kdpl.data.sampling import balanced, generator
 
 _PART = 2**16  # images of an order converted to Python numbers at a time
@@ -29,7 +29,7 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
     takes every ``world_size``-th image. A short last batch is dropped, unless it is the only batch:
     then it is filled up from the start of the order, so that all processes get equally many images.
 
-    The order is a uniform permutation, or what ``shuffle`` draws. With ``labels``, it is drawn by
+    The order is a uniform permutation. With ``labels``, it is drawn by
     ``kdpl.data.sampling.balanced``: as many images, some several times and some not at all.
 
     The epoch travels with the index, so that worker processes know it, persistent workers too. An
@@ -47,12 +47,10 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        shuffle: Shuffle | None = None,
         labels: Indices | None = None,
     ) -> None:
         self.num_images = num_images
         self.labels = labels
-        self.shuffle_images = shuffle
         self.seed = seed
         self.rank = rank
         self.num_replicas = world_size
@@ -68,7 +66,10 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        images: Iterator[int] = chain.from_iterable(part.tolist() for part in self._order())
+        order = self._order()
+        # a part at a time: there may be millions
+        parts = (order[first : first + _PART] for first in range(0, len(order), _PART))
+        images: Iterator[int] = chain.from_iterable(part.tolist() for part in parts)
         # only when needed: a cycle stores what it has seen
         images = images if self.num_used <= self.num_images else cycle(images)
         # this process's share, without what an interrupted epoch has done
@@ -82,15 +83,11 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
             for drawn in share
         )
 
-    def _order(self) -> Iterator[Indices]:
+    def _order(self) -> Indices:
         rng = generator(self.seed, "order", epoch=self.epoch)
-        if self.shuffle_images is not None:
-            return self.shuffle_images(rng)
         if self.labels is None:
-            order = rng.permutation(self.num_images)
-        else:
-            order = balanced(self.labels, min(self.num_used, self.num_images), rng)
-        return (order[first : first + _PART] for first in range(0, len(order), _PART))
+            return rng.permutation(self.num_images)
+        return balanced(self.labels, min(self.num_used, self.num_images), rng)
 
     def __len__(self) -> int:
         return self.num_used // self.num_replicas

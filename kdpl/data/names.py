@@ -1,18 +1,13 @@
-"""Names of millions of images: text and numbers in arrays, without a Python object per image.
-
-Also how training reads and shuffles them.
-"""
+"""Names of millions of images: text and numbers in arrays, without a Python object per image."""
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple, Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import numpy.typing as npt
-
-from kdpl.data.storage import is_url
 
 ROW = np.dtype(
     [("start", "<i8"), ("length", "<i4"), ("folder", "<i4"), ("offset", "<i8"), ("size", "<i8")]
@@ -24,17 +19,7 @@ ROW = np.dtype(
 
 Indices = npt.NDArray[np.int64]
 
-Shuffle = Callable[[np.random.Generator], Iterator[Indices]]
-"""Draws the order of an epoch from its stream: yields the next images until each came once."""
-
 _CHUNK = 2**14
-
-
-class Arranged(NamedTuple):
-    """Images in reading order; ``shuffle`` None draws a uniform permutation."""
-
-    sources: Sequence[str]
-    shuffle: Shuffle | None = None
 
 
 class ShardImage(str):
@@ -56,7 +41,7 @@ class ShardImage(str):
 
 
 class Names(Sequence[str]):
-    """Paths, URLs and images in shards, made as ``str`` or ``ShardImage`` only when requested.
+    """Paths and images in shards, made as ``str`` or ``ShardImage`` only when requested.
 
     Worker processes share the arrays, since reading them changes no reference count.
 
@@ -146,12 +131,12 @@ class Names(Sequence[str]):
 
 
 def folder_of(path: str) -> str:
-    """Return the part of a path or URL up to its last slash."""
+    """Return the part of a path up to its last slash."""
     return path[: path.rfind("/") + 1]
 
 
 def places(names: Iterable[str]) -> Iterator[str]:
-    """Yield each file's canonical path, the same for all its names; URLs stay as they are."""
+    """Yield each file's canonical path, the same for all its names."""
     folders: dict[str, tuple[str, frozenset[str]]] = {}
     for name in names:
         folder = folder_of(name)
@@ -164,8 +149,6 @@ def places(names: Iterable[str]) -> Iterator[str]:
 
 def _resolved(folder: str) -> tuple[str, frozenset[str]]:
     """Return the canonical path of a folder, with a trailing slash, and the links in it."""
-    if is_url(folder):
-        return folder, frozenset()
     real = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
     try:
         # listing the folder takes a few system calls, instead of one or more per file
@@ -211,7 +194,7 @@ def digest_of(sources: Sequence[str]) -> str:
     try:
         base = os.path.commonpath({os.path.dirname(source) for source in sources})  # noqa: PTH120 - any string, not a path
     except ValueError:
-        base = ""  # URLs, or both absolute and relative paths, cannot be moved together
+        base = ""  # absolute and relative paths cannot be moved together
     digest = hashlib.sha256()
     for source in sources:
         name = source[len(base) :].replace(os.sep, "/").lstrip("/")

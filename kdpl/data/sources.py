@@ -14,7 +14,7 @@ from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.names import Names, ShardImage, distinct
 from kdpl.data.shards import archives
 from kdpl.data.splits import Reader
-from kdpl.data.storage import expand_braces, is_url, read_list, resolve
+from kdpl.data.storage import read_list, resolve
 from kdpl.errors import DataError
 
 
@@ -44,13 +44,11 @@ def find_unlabeled(where: str | Sequence[str]) -> Names:
     Args:
         where: One or several of: a folder, searched recursively; an image; a pattern
             (``photos/**/*.jpg``, ``shards/{000..031}.tar``); a ``.txt`` file with a path on each
-            line, relative to the file's folder; a ``.tar`` or ``.parquet`` shard, or a folder of
-            shards without image files. All but the list may be a URL that fsspec opens. KdplError
-            if something is missing, damaged or cannot be reached.
+            line, relative to the file's folder; a ``.tar`` shard, or a folder of shards without
+            image files. DataError if something is missing or damaged.
 
     Returns:
-        Paths, URLs, and ``SHARD/member`` for an image in a shard, as ``open_source`` takes them;
-        in a Parquet file the member is the number of the row, from 0.
+        Paths, and ``SHARD/member`` for an image in a shard, as ``open_source`` takes them.
     """
     files = distinct(Names.of(find_files([where] if isinstance(where, str) else where)))
     images = archives.unfold(files)
@@ -63,13 +61,8 @@ def find_unlabeled(where: str | Sequence[str]) -> Names:
 
 def find_files(where: Sequence[str]) -> Iterator[str]:
     """Find image files and shards of several locations, in order; see ``find_unlabeled``."""
-    for path in (location.removeprefix("file://") for location in where):
-        if is_url(path):
-            # expand braces before fsspec sees the pattern
-            for url in expand_braces(path):
-                yield from archives.find(url)
-            continue
-        for file in resolve(path, archives.is_one):
+    for path in where:
+        for file in resolve(path):
             if file.lower().endswith(".txt"):
                 yield from _listed(Path(file))
             else:
@@ -77,27 +70,22 @@ def find_files(where: Sequence[str]) -> Iterator[str]:
 
 
 def open_source(source: str, decoding: Decoding = Decoding()) -> Image.Image:
-    """Open an image by path, URL or name in a shard, as RGB."""
-    read = _reader_of(source)
-    return open_image(source, read(source) if read else None, decoding)
+    """Open an image by path or name in a shard, as RGB."""
+    is_file = MARK not in source and not isinstance(source, ShardImage)
+    return open_image(source, None if is_file else content_of(source), decoding)
 
 
 def content_of(source: str) -> bytes:
     """Read the bytes of an image file; DataError if it is missing or unreadable."""
-    if read := _reader_of(source):
-        return read(source)
+    if MARK in source:
+        return read_crop(source, content_of)
+    if isinstance(source, ShardImage):
+        return archives.content(source)
     try:
         return Path(source).read_bytes()
     except OSError as error:
         problem = f"image {source} cannot be read ({error.strerror or error})"
         raise DataError(f"{problem}: restore the file, or go on without it") from error
-
-
-def _reader_of(source: str) -> Callable[[str], bytes] | None:
-    """Return the function that reads a source that is not a file; None for a path."""
-    if MARK in source:
-        return partial(read_crop, content_of=content_of)
-    return archives.content if isinstance(source, ShardImage) or is_url(source) else None
 
 
 def digest_of_content(content: bytes) -> str:
@@ -117,9 +105,5 @@ def try_decoding(source: str, decode: Callable[[str], Image.Image | str]) -> tup
 
 def _listed(file: Path) -> list[str]:
     # paths are relative to the list's folder
-    lines = [line.strip() for line in read_list(file)]
-    return [
-        line if is_url(line) else os.path.normpath(file.parent / Path(line).expanduser())
-        for line in lines
-        if line
-    ]
+    lines = map(str.strip, read_list(file))
+    return [os.path.normpath(file.parent / Path(line).expanduser()) for line in lines if line]

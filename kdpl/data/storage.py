@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from glob import glob, has_magic
-from itertools import chain
 from pathlib import Path
 
 from kdpl.errors import DataError
@@ -27,38 +26,40 @@ EXTENSIONS = frozenset(
     }
 )
 
+COMPRESSED_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*|\d+\.\.\d+)\}")
-
-
-def is_url(path: str) -> bool:
-    """Return whether a path is a URL, such as ``s3://bucket/photos``."""
-    return "://" in path
 
 
 def is_image(path: str) -> bool:
     """Return whether a path names an image that is not hidden."""
     # no Path: it is slow for millions of names
-    name = os.path.basename(plain(path))  # noqa: PTH119
-    return os.path.splitext(name)[1] in EXTENSIONS and not name.startswith(".")  # noqa: PTH122
+    name = os.path.basename(path)  # noqa: PTH119
+    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")  # noqa: PTH122
+
+
+def is_shard(path: str) -> bool:
+    """Return whether a path names a tar archive, by its extension."""
+    return path.lower().endswith((".tar", *COMPRESSED_ENDINGS))
 
 
 def find_images(folder: Path) -> list[str]:
     """Find images below a folder by extension, sorted, not hidden; follow each link once."""
-    return list(_walk(str(folder), os.path.realpath(folder), set(), is_image))
+    return list(_walk(str(folder), set(), is_image))
 
 
-def resolve(path: str, is_archive: Callable[[str], bool]) -> Iterator[str]:
-    """Find image files and archives by path or pattern, sorted in each folder and pattern.
+def resolve(path: str) -> Iterator[str]:
+    """Find image files and shards by path or pattern, sorted in each folder and pattern.
 
-    A folder is searched recursively for images and, if it has none, for archives; DataError if it
-    has neither.
+    A folder is searched recursively for images and, if it has none, for shards; DataError if it has
+    neither.
     """
     path = str(Path(path).expanduser())
-    names = [path] if os.path.lexists(path) else expand_braces(path)
-    return (file for name in names for file in _of_path(name, is_archive))
+    names = [path] if os.path.lexists(path) else _expand_braces(path)
+    return (file for name in names for file in _of_path(name))
 
 
-def expand_braces(pattern: str) -> Iterator[str]:
+def _expand_braces(pattern: str) -> Iterator[str]:
     """Expand ``{000..031}`` and ``{a,b}`` as a shell does."""
     braces = _BRACES.search(pattern)
     if braces is None:
@@ -70,7 +71,7 @@ def expand_braces(pattern: str) -> Iterator[str]:
         first, last = braces[1].split("..")
         choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     for choice in choices:
-        yield from expand_braces(f"{pattern[: braces.start()]}{choice}{pattern[braces.end() :]}")
+        yield from _expand_braces(f"{pattern[: braces.start()]}{choice}{pattern[braces.end() :]}")
 
 
 def read_list(file: Path) -> list[str]:
@@ -81,30 +82,24 @@ def read_list(file: Path) -> list[str]:
         return [path for line in lines if (path := line.rstrip("\r\n"))]
 
 
-def _walk(
-    folder: str, real: str, seen: set[str], is_wanted: Callable[[str], bool]
-) -> Iterator[str]:
+def _walk(folder: str, seen: set[str], is_wanted: Callable[[str], bool]) -> Iterator[str]:
+    real = os.path.realpath(folder)
     if real in seen:  # a link to a folder above
         return
     seen.add(real)
-    # keep entries only of folders and links: there may be millions of files
-    names, special_entries = list[str](), dict[str, os.DirEntry[str]]()
     with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith("."):
-                names.append(entry.name)
-                if not entry.is_file(follow_symlinks=False):
-                    special_entries[entry.name] = entry
-    for name in sorted(names):
-        path, special = os.path.join(folder, name), special_entries.get(name)  # noqa: PTH118
-        if special and special.is_dir():
-            inner = os.path.realpath(path) if special.is_symlink() else os.path.join(real, name)  # noqa: PTH118
-            yield from _walk(path, inner, seen, is_wanted)
+        names = sorted(
+            (entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")
+        )
+    for name, is_folder in names:
+        path = os.path.join(folder, name)  # noqa: PTH118
+        if is_folder:
+            yield from _walk(path, seen, is_wanted)
         elif is_wanted(name):
             yield path
 
 
-def _of_path(path: str, is_archive: Callable[[str], bool]) -> Iterator[str]:
+def _of_path(path: str) -> Iterator[str]:
     # Path.glob takes no absolute pattern
     is_pattern = has_magic(path) and not os.path.lexists(path)
     matches = sorted(glob(path, recursive=True)) if is_pattern else []  # noqa: PTH207
@@ -112,26 +107,14 @@ def _of_path(path: str, is_archive: Callable[[str], bool]) -> Iterator[str]:
         if Path(match).is_file():
             yield match
         elif Path(match).is_dir():
-            images, archives = (
-                _walk(match, os.path.realpath(match), set(), is_wanted)
-                for is_wanted in (is_image, is_archive)
-            )
-            yield from required(match, images, archives)
+            # its images or, if it has none, its shards
+            searched = (is_image, is_shard)
+            wanted = next((kind for kind in searched if any(_walk(match, set(), kind))), None)
+            if wanted is None:
+                endings = ", ".join(sorted(EXTENSIONS))
+                raise DataError(f"folder {match} has no images: expected some of {endings}")
+            yield from _walk(match, set(), wanted)
         else:
             raise DataError(
                 f"{match} does not exist: give image files, folders, patterns or shards that do"
             )
-
-
-def required(location: str, images: Iterator[str], archives: Iterator[str]) -> Iterator[str]:
-    """Yield the images of a folder or URL, or its archives if it has no images."""
-    for files in (images, archives):
-        if (first := next(files, None)) is not None:
-            return chain([first], files)
-    what = location if is_url(location) else f"folder {location}"
-    raise DataError(f"{what} has no images: expected some of {', '.join(sorted(EXTENSIONS))}")
-
-
-def plain(path: str) -> str:
-    """Return a path in lower case, a URL without its query."""
-    return (path.partition("?")[0] if is_url(path) else path).lower()

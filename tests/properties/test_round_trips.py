@@ -8,7 +8,6 @@ from texts import class_names, text
 
 from kdpl.data.class_mapping import ClassName, read_class_mapping
 from kdpl.data.readers.table import Table
-from kdpl.data.storage import is_url
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,7 @@ def test_a_table_gives_each_image_its_label_and_split_in_the_order_of_its_rows(f
     splits = Table(str(folder / "table.csv")).read()
     expected = {"train": [], "val": [], "test": [], "unlabeled": []}
     for image, label, split in rows:
-        source = image if is_url(image) else os.path.normpath(folder / image)
+        source = os.path.normpath(folder / image)
         if label:
             expected[split or "train"].append((source, label))
         else:

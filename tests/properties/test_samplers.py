@@ -8,17 +8,10 @@ from hypothesis import strategies as st
 from kdpl.data.loader import EvaluationSampler, TrainSampler
 from kdpl.data.sampling import generator
 
-
-def in_parts(rng):
-    """An order of 40 images in parts of their own, as archives may draw it."""
-    order = rng.permutation(40)[::-1]
-    return iter([order[:7], order[7:8], order[8:]])
-
-
 uneven = st.lists(st.integers(1, 30), min_size=1, max_size=5).map(
     lambda sizes: np.repeat(np.arange(len(sizes)), sizes)
 )
-pools = st.tuples(st.integers(1, 80), st.none()) | st.just((40, in_parts))
+pools = st.tuples(st.integers(1, 80))
 batches = st.integers(1, 9)
 processes = st.integers(1, 5)
 seeds = st.integers(0, 2**31)
@@ -26,9 +19,9 @@ epochs = st.integers(0, 5)
 
 
 def train_samplers(pool, batch_size, world_size, seed, epoch):
-    num_images, shuffle, *labels = pool
+    num_images, *labels = pool
     made = [
-        TrainSampler(num_images, batch_size, seed, rank, world_size, shuffle, *labels)
+        TrainSampler(num_images, batch_size, seed, rank, world_size, *labels)
         for rank in range(world_size)
     ]
     for sampler in made:
@@ -42,7 +35,7 @@ def test_an_epoch_has_each_image_once(pool, batch_size, world_size, seed, epoch)
     assert len(set(map(len, lists))) == 1
     seen = [index for index, _ in chain(*lists)]
     assert {at for _, at in chain(*lists)} == {epoch}
-    (num_images, _), together = pool, batch_size * world_size
+    (num_images,), together = pool, batch_size * world_size
     if num_images >= together:
         assert len(seen) == len(set(seen)) == num_images // together * together
         assert set(seen) <= set(range(num_images))
@@ -57,7 +50,7 @@ def test_an_epoch_has_each_image_once(pool, batch_size, world_size, seed, epoch)
 
 
 def in_classes(labels):
-    return len(labels), None, labels
+    return len(labels), labels
 
 
 @given(uneven, batches, processes, seeds, epochs)
@@ -89,9 +82,8 @@ def test_over_epochs_all_images_of_a_large_class_come_and_no_class_comes_more_of
 
 
 @given(pools, seeds, epochs)
-def test_the_order_is_a_uniform_permutation_or_what_is_drawn_in_its_place(pool, seed, epoch):
-    (num_images, shuffle), rng = pool, generator(seed, "order", epoch=epoch)
-    expected = np.concatenate([*shuffle(rng)]) if shuffle else rng.permutation(num_images)
+def test_the_order_is_a_uniform_permutation(pool, seed, epoch):
+    expected = generator(seed, "order", epoch=epoch).permutation(pool[0])
     (sampler,) = train_samplers(pool, 1, 1, seed, epoch)
     assert [index for index, _ in sampler] == list(expected)
 

@@ -18,7 +18,7 @@ Box = tuple[float, float, float, float]
 
 
 def name_of(image: str, box: Box, margin: float = 0) -> str:
-    """Return the name of a box of an image, given by path or URL.
+    """Return the name of a box of an image, given by its path.
 
     The ``margin``, a share of width and height, is added on each side.
     """

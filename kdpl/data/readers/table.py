@@ -12,7 +12,6 @@ from kdpl.data.class_mapping import name_classes, read_class_mapping
 from kdpl.data.names import Names, unlisted
 from kdpl.data.sources import OwnImages, find_unlabeled
 from kdpl.data.splits import Record, Splits
-from kdpl.data.storage import is_url
 from kdpl.errors import ConfigError, DataError, reason, visible
 from kdpl.runtime.class_names import composed
 from kdpl.runtime.files import read_text
@@ -41,7 +40,7 @@ class Table(OwnImages):
     Images without a label are unlabelled. The split ``held_out`` has test images that ``init`` drew
     from the labelled images, because there were no test images. The classes are the sorted labels
     or, if no training image has one, the classes in the file ``class_names``. Relative paths start
-    at the table's folder; URLs are taken as they are.
+    at the table's folder.
 
     With a ``label_separator``, a label is a list of any number of classes: the separator alone or,
     in a Parquet file, an empty list stands for none of them; ``?`` or a missing value, for an
@@ -79,7 +78,7 @@ class Table(OwnImages):
         if not self.any_labels:
             _require_task(table, [cell for _, cell, _, _ in rows], self.label_separator)
         for number, (image, cell, split, group) in enumerate(rows, start=1):
-            source = image if is_url(image) else os.path.normpath(table.parent / image)
+            source = os.path.normpath(table.parent / image)
             label = split_cell(cell, self.label_separator)
             problem = None
             if not image:

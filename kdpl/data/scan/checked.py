@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.names import Names
 from kdpl.data.parallel import in_parallel
-from kdpl.data.shards import archives
 from kdpl.data.sources import content_of, digest_of_content, try_decoding
 from kdpl.data.splits import Record, Splits
 from kdpl.errors import DataError
@@ -59,9 +58,8 @@ class Checked(BaseModel):
         # decode in order: measured images come first, so that later copies of them are noticed
         skipped, digests = dict[str, str](), dict[str, str]()
         contents = set[str]()
-        arranged = archives.arrange(Names.of(sources)).sources
         results = in_parallel(
-            partial(try_decoding, decode=decode), arranged, "looking at all images"
+            partial(try_decoding, decode=decode), Names.of(sources), "looking at all images"
         )
         for number, (source, (problem, digest)) in enumerate(zip(sources, results, strict=True)):
             if problem is not None:

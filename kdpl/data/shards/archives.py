@@ -1,32 +1,31 @@
-"""Archives of many images (tar and Parquet files), and images behind URLs.
+"""Tar archives of many images (shards), such as WebDataset's, on local or mounted disks.
 
 Training shuffles images and resumes in the middle of an epoch, so shards are not streamed: they are
-indexed once, and a view is one read of the image's bytes, or of the piece of its shard that
-``kdpl/data/shards/pieces.py`` assigns to it.
+indexed once, and a view is one read of the image's bytes. Prediction reads them from beginning to
+end. Nothing is unpacked.
 """
 
+import gzip
+import lzma
+import tarfile
+import zlib
 from collections.abc import Iterator
 from itertools import groupby
+from pathlib import Path, PurePosixPath
 
-import numpy as np
-
-from kdpl.data.names import Arranged, Names, ShardImage, distinct
-from kdpl.data.shards import pieces, remote
-from kdpl.data.shards.parquet import read_rows
-from kdpl.data.shards.pieces import InPiece
-from kdpl.data.shards.reader import read_shard, require_size
-from kdpl.data.shards.spool import STARTED, Piece, read_row, read_within
+from kdpl.data.names import Names, ShardImage
+from kdpl.data.storage import is_image, is_shard
 from kdpl.errors import DataError, reason
 
+LARGEST_IMAGE = 2**29
+"""Largest image in a shard, in bytes: half a gigabyte, more than Pillow accepts undecoded."""
 
-def is_one(path: str) -> bool:
-    """Return whether a path or URL names a shard, by its extension."""
-    return remote.is_shard(path)
+UNREADABLE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
 
 
 def unfold(files: Names) -> Names:
     """Replace each shard by its images, see ``index_shards``."""
-    if not (shards := [file for file in files if is_one(file)]):
+    if not (shards := [file for file in files if is_shard(file)]):
         return files
     # imported late: torch takes seconds
     from kdpl.data.shards.index import index_shards
@@ -39,51 +38,96 @@ def unfold(files: Names) -> Names:
             parts += map(images_of.__getitem__, group)
         else:
             parts.append(Names.of(group))
-    images = Names.joined(parts)
-    # a shard may also list files that occur elsewhere
-    listed = any(np.any(names.rows["offset"] == 0) for names in images_of.values())
-    return distinct(images) if listed else images
+    return Names.joined(parts)
 
 
-def read(file: str) -> Iterator[tuple[str, bytes | None, str | None]]:
-    """Read a shard from beginning to end, see ``read_shard`` and ``read_rows``."""
-    return read_rows(file) if remote.is_parquet(file) else read_shard(file)
-
-
-def content(source: str) -> bytes:
-    """Read the bytes of an image in a shard, or of a file behind a URL."""
-    if not isinstance(source, ShardImage):
-        return remote.read(source)
-    shard, offset, size = source.shard, source.offset, source.size
-    piece = source.piece if isinstance(source, InPiece) else None
+def content(image: ShardImage) -> bytes:
+    """Read the bytes of an image in a shard; DataError if they cannot be read."""
+    _require_size(image, image.size)
     try:
-        if remote.is_parquet(shard):
-            row = int(source[len(shard) + 1 :])
-            return read_row(shard, row, piece or Piece(offset, offset + size, STARTED))
-        require_size(source, size)
-        if piece:
-            data = read_within(shard, offset, size, piece)
-        else:
-            data = remote.read(shard, offset, size)
+        with Path(image.shard).open("rb", buffering=0) as file:
+            file.seek(image.offset)
+            data = file.read(image.size)
     except OSError as error:
-        raise DataError(f"shard {shard} cannot be read ({reason(error)}): restore it") from error
-    if len(data) < size:
-        raise DataError(
-            f"shard {shard} ends within {source}: restore the shard that the run began with"
-        )
+        problem = f"shard {image.shard} cannot be read ({reason(error)})"
+        raise DataError(f"{problem}: restore it") from error
+    if len(data) < image.size:
+        problem = f"shard {image.shard} ends within {image}"
+        raise DataError(f"{problem}: restore the shard that the run began with")
     return data
 
 
-def stamp(file: str) -> str:
-    """Return a text that changes when a shard changes."""
-    return remote.stamp(file)
+def stamp(shard: str) -> str:
+    """Return a text that changes when a shard changes; empty if it is missing."""
+    try:
+        status = Path(shard).stat()
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
-def arrange(names: Names) -> Arranged:
-    """Arrange images for training, in pieces if any are in shards, see ``pieces.arrange``."""
-    return pieces.arrange(names) if names.rows["offset"].any() else Arranged(names)
+def fault_of(shard: str, error: Exception) -> str:
+    """Return the message for a shard that raised one of ``UNREADABLE``."""
+    if isinstance(error, FileNotFoundError):
+        return f"shard {shard} does not exist: restore it, or leave it out"
+    return f"shard {shard} is damaged ({reason(error)}): make it again, or leave it out"
 
 
-def find(url: str) -> Iterator[str]:
-    """Find images and shards behind a URL or a pattern of URLs."""
-    return remote.find(url)
+def images_of(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield members of an open shard that are images, in order.
+
+    Links, hidden files and paths that lead out of the folder are skipped.
+
+    A tarfile.ReadError if the shard is truncated or damaged.
+    """
+    while (member := shard.next()) is not None:
+        # tarfile stores all members, possibly millions
+        shard.members.clear()  # type: ignore[attr-defined]  # documented nowhere, but public
+        # a sparse file may claim any size
+        if (
+            member.isreg()
+            and not member.issparse()
+            and is_image(member.name)
+            and _is_below(member.name)
+        ):
+            yield member
+    # tarfile mistakes a truncated or damaged header for the end
+    if shard.fileobj is not None:
+        shard.fileobj.seek(shard.offset)
+        if shard.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError("it continues with something that is not a member")
+
+
+def read_shard(path: str) -> Iterator[tuple[str, bytes | None, str | None]]:
+    """Yield name and bytes of each image, or None and the reason if it is unreadable.
+
+    The shard may be compressed. For a damaged shard, the last item has the reason.
+    """
+    try:
+        with tarfile.open(path, "r:*") as shard:
+            for member in images_of(shard):
+                name = f"{path}/{member.name}"
+                try:
+                    _require_size(name, member.size)
+                except DataError as error:
+                    yield name, None, str(error)
+                else:
+                    content = shard.extractfile(member)
+                    yield name, content.read() if content is not None else b"", None
+    except UNREADABLE as error:
+        yield path, None, fault_of(path, error)
+
+
+def _require_size(name: str, size: int) -> None:
+    """Raise a DataError for an image of implausible size, before it is read into memory."""
+    if size > LARGEST_IMAGE:
+        raise DataError(
+            f"image {name} has {size} bytes, expected at most {LARGEST_IMAGE}: leave it out"
+        )
+
+
+def _is_below(path: str) -> bool:
+    """Return whether a path is relative and stays below its start."""
+    path = path.replace("\\", "/")
+    parts = PurePosixPath(path).parts
+    return bool(parts) and not path.startswith("/") and ".." not in parts

@@ -17,7 +17,7 @@ _KEPT_FIRST = {"test": 0, HELD_OUT: 0, "val": 1, "train": 2}
 
 @dataclass(frozen=True)
 class FoundImage:
-    """Image found: absolute path, URL, or name in a shard; ``label`` is empty if it has none.
+    """Image found: absolute path, or name in a shard; ``label`` is empty if it has none.
 
     With a ``separator``, the label is a list of classes, or the separator alone for no class.
     ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside at random.

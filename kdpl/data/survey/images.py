@@ -13,7 +13,6 @@ from kdpl.data.parallel import in_parallel
 from kdpl.data.readers.table import EmptyLabels, read_rows, split_cell
 from kdpl.data.sampling import held_out_of
 from kdpl.data.sources import content_of, digest_of_content
-from kdpl.data.storage import is_url
 from kdpl.data.survey.found import FoundImage, in_one_cell
 from kdpl.data.survey.views import is_drawn
 from kdpl.errors import DataError, visible
@@ -49,7 +48,7 @@ def relabel(
     rows = read_rows(table, labeled=True, separator=separator, empty=empty)
     for number, (image, cell, *_) in enumerate(rows, start=1):
         # check the row
-        source, problem = image if is_url(image) else os.path.normpath(table.parent / image), None
+        source, problem = os.path.normpath(table.parent / image), None
         labels, old = split_cell(cell, separator), images.get(source)
         unknown = next((name for name in labels or () if name not in label_of), None)
         label = ""

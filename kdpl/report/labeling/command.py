@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from jsonargparse.typing import PositiveInt
 
-from kdpl.data.storage import is_url
 from kdpl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def _next_command(reader: "OwnImages", table: Path) -> list[str]:
     """Return the command that reads the labels, with paths and class names of the run's data."""
 
     def absolute(path: str) -> str:
-        return path if is_url(path) else str(Path(path).expanduser().absolute())
+        return str(Path(path).expanduser().absolute())
 
     command = ["python", "-m", "kdpl", "init", absolute(reader.root)]
     command += ["--labels", absolute(str(table)), "--out", absolute(f"{table.parent}_data")]

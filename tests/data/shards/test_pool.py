@@ -1,17 +1,21 @@
 import gzip
 import tarfile
 
-import fsspec
 import pytest
+import runs
+import torch
 import world
 from runs import noise
 from zoo import add, encoded, write_shard
 
+from kdpl import DomainDataModule
 from kdpl.classifier.sources import read_items
-from kdpl.data.shards import index as shard_index
+from kdpl.data.augmentation import resize_and_crop, to_tensor
+from kdpl.data.loader import LazyLoader
 from kdpl.data.shards.index import INDEX_FILE, index_shards
 from kdpl.data.sources import find_unlabeled, open_source
-from kdpl.errors import ConfigError, DataError
+from kdpl.errors import DataError
+from kdpl.runtime.resizing import Resizing
 
 
 @pytest.fixture
@@ -27,7 +31,7 @@ def places(tmp_path):
 
 
 def short(found, folder):
-    return [source.removeprefix(f"file://{folder}/").removeprefix(f"{folder}/") for source in found]
+    return [source.removeprefix(f"{folder}/") for source in found]
 
 
 def pixels(source):
@@ -39,7 +43,6 @@ def pixels(source):
     [
         (["{}/p/**/*.png"], "p/a/1.png p/b/2.png"),
         (["{}/p/{{b,a}}"], "p/b/2.png p/a/1.png"),
-        (["file://{}/p/b"], "p/b/2.png"),
         (["{}/p/b", "{}/p"], "p/b/2.png p/a/1.png"),
         (
             ["{}/00{{1..2}}.tar"],
@@ -53,30 +56,6 @@ def test_files_and_shards_are_read_in_their_order_each_image_once(places, given,
     given = [place.format(places) for place in given]
     found = find_unlabeled(given if len(given) > 1 else given[0])
     assert short(found, places) == expected.split()
-
-
-def test_what_lies_behind_a_url_is_listed_and_read_in_part(places, monkeypatch):
-    files = fsspec.filesystem("memory")
-    files.pipe("/store/x/1.png", encoded(7))
-    files.pipe("/store/x/.hidden.png", b"")
-    files.pipe("/store/000.tar", (places / "000.tar").read_bytes())
-    try:
-        found = find_unlabeled(["memory://store/x", "memory://store/{000..000}.tar"])
-        expected = [noise(9, 7, seed=seed).tobytes() for seed in (7, 0, 1)]
-        assert [pixels(source) for source in found] == expected
-        assert list(find_unlabeled("memory://store/*/*.png")) == [found[0]]
-        in_shard = ["0000.png", "0001.png"]
-        assert [name[-8:] for name in find_unlabeled("memory://store/*.tar")] == in_shard
-        with monkeypatch.context() as patch:
-            patch.setattr(shard_index, "open_tar", None)  # the index has them by this name
-            assert [name[-8:] for name in find_unlabeled("memory://store/000.tar")] == in_shard
-        for gone, said in (("gone.tar", "does not exist"), ("gone", "has no images")):
-            with world.refused(DataError, f"memory://store/{gone} {said}"):
-                find_unlabeled(f"memory://store/{gone}")
-    finally:
-        files.rm("/store", recursive=True)
-    with world.refused(ConfigError, "nonsense://x cannot be opened"):
-        find_unlabeled("nonsense://x")
 
 
 def test_members_that_leave_the_folder_or_are_not_files_are_ignored(tmp_path):
@@ -126,3 +105,30 @@ def test_a_shard_truncated_after_indexing_names_the_image(places):
     (places / "000.tar").write_bytes((places / "000.tar").read_bytes()[:1600])
     with world.refused(DataError, r"000\.tar ends within .*0001\.png"):
         open_source(source)
+
+
+def test_processes_share_an_epoch_of_shards_and_it_resumes(places, monkeypatch):
+    runs.image_folder(places / "data", classes=("a",), images=1, splits=("train",))
+
+    def batches(rank=0, world_size=1, batch_size=2):
+        options = {"unlabeled": f"{places}/*.tar", "augmentation": "none", "seed": 3}
+        options |= {"batch_size": batch_size, "num_workers": rank}
+        data = DomainDataModule("folder", str(places / "data"), **options)
+        monkeypatch.setattr(data, "_processes", lambda: (rank, world_size))
+        return data.train_dataloader_for("unlabeled", Resizing(7))
+
+    alone = batches()
+    seen = [pair for batch in alone for pair in zip(batch.images, batch.indices, strict=True)]
+    for pixels, index in seen:
+        plain = open_source(alone.dataset.sources[int(index)])
+        assert torch.equal(pixels, to_tensor(resize_and_crop(plain, Resizing(7))))
+    order = [int(index) for _, index in seen]
+    assert len(set(order)) == len(order) == 6
+    # two processes take turns, one image each
+    halves = [
+        [index for batch in batches(rank, 2, 1) for index in batch.indices.tolist()]
+        for rank in range(2)
+    ]
+    assert [index for pair in zip(*halves, strict=True) for index in pair] == order
+    resumed = LazyLoader(alone.dataset, alone.sampler, 2, 0, batches_done=lambda: 1)
+    assert [index for batch in resumed for index in batch.indices.tolist()] == order[2:]
