@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 import pydantic.dataclasses
 import torch
-from pydantic import Discriminator, Field, Tag, TypeAdapter
+from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
 from kdpl.clip import CosineHead, ImageTower
@@ -18,7 +18,7 @@ from kdpl.prompts import PromptMethod
 from kdpl.prompts.method import normalized
 from kdpl.prompts.tuned import TeacherSettings, TunedPrompts
 from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
-from kdpl.runtime.class_names import ClassName, ClassText, composed
+from kdpl.runtime.class_names import ClassName, composed
 from kdpl.runtime.origin import digest
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 from kdpl.tasks import MULTI_CLASS, ClassScaling
@@ -30,11 +30,6 @@ _REMEDY = "run stage 1 again, or give the class_vectors.safetensors of a teacher
 
 
 _IF_GIVEN = Field(exclude_if=lambda value: value is None)
-
-_ClassText = Annotated[
-    Annotated[Text, Tag("text")] | Annotated[tuple[Text, ...], Field(min_length=1), Tag("texts")],
-    Discriminator(lambda value: "texts" if isinstance(value, list | tuple) else "text"),
-]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -48,8 +43,8 @@ class VectorSettings(TeacherSettings):
     # number of base classes, which come first; None without a base/novel split
     num_base: Annotated[int, Field(ge=0, lt=2**31)] | None
     teacher: Text
-    # input of the text tower, one or several texts per class; None: the class names
-    class_texts: tuple[_ClassText, ...] | None = None
+    # input of the text tower for each class; None: the class names
+    class_texts: tuple[Text, ...] | None = None
     # task of the labels; scale and bias of each class's logit if classes are decided independently,
     # or added by example images, and then the digest of the encoder of these
     task: Annotated[Text, Field(exclude_if=lambda name: name == MULTI_CLASS.name)] = (
@@ -69,8 +64,8 @@ class ClassVectors(VectorSettings):
     vectors: Tensor
 
     @property
-    def texts(self) -> tuple[ClassText, ...]:
-        """Input of the text tower for each class: its text or texts, or its name."""
+    def texts(self) -> tuple[str, ...]:
+        """Input of the text tower for each class: its text, or its name."""
         return self.class_texts or self.class_names
 
     def head(self) -> CosineHead:
@@ -98,7 +93,7 @@ class ClassVectors(VectorSettings):
         vectors: Tensor,
         class_names: Sequence[str],
         num_base: int | None,
-        class_texts: Sequence[ClassText] | None = None,
+        class_texts: Sequence[str] | None = None,
     ) -> "ClassVectors":
         """Combine vectors [C, D] of names, or of texts for them, with their teacher's metadata."""
         names, texts = tuple(class_names), None if class_texts is None else tuple(class_texts)
@@ -230,10 +225,10 @@ class NameEncoder:
         self,
         names: Sequence[str],
         num_base: int | None = None,
-        texts: Sequence[ClassText] | None = None,
+        texts: Sequence[str] | None = None,
     ) -> ClassVectors:
         """Encode names, by label, or the texts that stand for them."""
-        inputs: Sequence[ClassText] = names if texts is None else texts
+        inputs: Sequence[str] = names if texts is None else texts
         vectors = self._method.encode_names(inputs, self._clip.text_tower, self._clip.tokenize)
         return ClassVectors.of(self.prompts, vectors, names, num_base, texts)
 

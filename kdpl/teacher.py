@@ -33,7 +33,6 @@ from kdpl.prompts import MethodFactory, PromptConfig, prompt_method
 from kdpl.prompts.method import normalized
 from kdpl.prompts.text import ensemble_features
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.messages import inform
 
 
@@ -89,9 +88,9 @@ class TeacherPromptTuning(ClassifyingModule):
         regularizers: Weights of the regularisers.
         averaging: Gaussian prompt averaging; None keeps the last epoch's prompts.
         optim: Optimiser and schedule.
-        classes_at_once: Maximum number of class texts, usually one per class, whose text-tower
-            activations are kept for the backward pass; beyond that they are recomputed in chunks.
-            Limits memory and does not change the result.
+        classes_at_once: Maximum number of classes whose text-tower activations are kept for the
+            backward pass; beyond that they are recomputed in chunks. Limits memory and does not
+            change the result.
         compile: Compile the image tower.
 
     Raises:
@@ -218,11 +217,11 @@ class TeacherPromptTuning(ClassifyingModule):
                 terms["logits"] = weights.logits * self.task.divergence(logits, zero_shot)
         return self.sum_and_log(terms, len(batch.images))
 
-    def require_texts(self, texts: Sequence[ClassText]) -> None:
+    def require_texts(self, texts: Sequence[str]) -> None:
         """Raise a ConfigError if a text is too long for the text tower."""
         self.prompts.arrange(texts, self.text_tower.module, self.tokenize)
 
-    def encode_names(self, names: Sequence[ClassText]) -> Tensor:
+    def encode_names(self, names: Sequence[str]) -> Tensor:
         """Encode class names with the current prompts; normalised float32 [C, D]."""
         with self.text_tower.exact() as tower:
             return self.prompts.encode_names(names, tower, self.tokenize)

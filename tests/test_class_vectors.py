@@ -16,7 +16,7 @@ def vectors():
     return world.frozen_vectors()
 
 
-TEXTS = ("a crab", ("a horse", "of the sea"), "c", "d", ("e", "f", "g"))
+TEXTS = ("a crab", "a horse", "c", "d", "e, of the sea")
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,10 @@ def test_the_file_says_where_they_come_from(vectors, tmp_path):
     assert told["teacher"] == vectors.teacher
 
 
-@pytest.mark.parametrize(
-    ("texts", "field"),
-    [([1], r"0\.text"), ([["a", 2]], r"0\.texts\.1"), ([[]], r"0\.texts")],
-)
-def test_texts_of_another_kind_are_refused(texts, field, vectors):
-    fields = {**vectors.fields(), "class_texts": texts}
-    with world.refused(ArtifactError, f"here .*'class_texts.{field}'"):
+@pytest.mark.parametrize("text", [1, ["a horse", "of the sea"]])
+def test_texts_of_another_kind_are_refused(text, vectors):
+    fields = {**vectors.fields(), "class_texts": ["a crab", text]}
+    with world.refused(ArtifactError, r"here .*'class_texts\.1'"):
         ClassVectors.from_fields(vectors.vectors, fields, "here")
 
 

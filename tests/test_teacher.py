@@ -277,48 +277,15 @@ def test_the_rate_rises_and_falls_by_steps_if_asked_to(tmp_path):
     assert rates == pytest.approx([0.005, 0.01, 0.01, 0.0085355, 0.005, 0.0014645], rel=1e-4)
 
 
-SEVERAL = (
-    ("crab",),
-    ("sea_horse", "fish with a horse's head", "horse"),
-    ("jelly", "squid"),
-    ("shark",),
-    ("ray", "flat fish"),
-)
-
-
-def test_features_of_several_texts_are_averaged_before_normalising(tmp_path, plain_of):
-    teacher, domain = disturbed(classes_at_once=2), world.TinyDomain(num_base=3)
-    domain.class_texts = tuple(texts if len(texts) > 1 else texts[0] for texts in SEVERAL)
-    leaves, clip = leaves_of(teacher), plain_of(MODEL)
-    vision, prompts = prompts_of(leaves)
-
-    def averaged(classes, mean=lambda features: features.mean(dim=0)):
-        encoded = [clip.text_features(texts_of(texts), prompts) for texts in classes]
-        return normalized(torch.stack([mean(features) for features in encoded]))
-
-    def ensemble(texts):
-        names = [name.replace("_", " ") for name in texts]
-        return clip.text_features([t(name) for name in names for t in TEMPLATES]).mean(dim=0)
-
-    zero_shot = normalized(torch.stack([ensemble(texts) for texts in SEVERAL[:3]]))
-    text = averaged(SEVERAL[:3])
-    images, labels = domain.labeled[:4], domain.labels[:4]
-    features, frozen = (normalized(clip.image_features(images, p)) for p in (vision, None))
-    logits, frozen_logits = clip.scale * features @ text.T, clip.scale * frozen @ zero_shot.T
-    text_term, image_term = (text - zero_shot).abs().mean(), (features - frozen).abs().mean()
-    terms = {
-        "ce": plain.cross_entropy(logits, labels),
-        "text": 25 * text_term,
-        "image": 10 * image_term,
-        "logits": plain.kl(frozen_logits, logits),
-    }
-    require_plain_step(teacher, domain, tmp_path, terms, leaves)
+def test_texts_are_read_in_place_of_names(tmp_path, plain_of):
+    teacher, domain = disturbed(), world.TinyDomain(num_base=3)
+    domain.class_texts = ("crab", "fish with a horse's head", "squid", "shark", "flat_fish")
+    first_batch(teacher, tmp_path, domain)
     vectors = ClassVectors.load(tmp_path / CLASS_VECTORS_FILE)
     assert (vectors.class_names, vectors.class_texts) == (world.NAMES, domain.class_texts)
     prompts = prompts_of(leaves_of(teacher))[1].detach()
-    assert relative_error(vectors.vectors, averaged(SEVERAL)) < 1e-5
-    later = averaged(SEVERAL, lambda features: normalized(features).mean(dim=0))
-    assert relative_error(vectors.vectors, later) > 1e-4, "the order must matter here"
+    expected = normalized(plain_of(MODEL).text_features(texts_of(domain.class_texts), prompts))
+    assert relative_error(vectors.vectors, expected) < 1e-5
     again = NameEncoder.load(tmp_path).encode(world.NAMES, 3, domain.class_texts)
     assert torch.equal(again.vectors, vectors.vectors)
 

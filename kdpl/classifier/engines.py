@@ -75,7 +75,7 @@ class BatchPredictor:
         Args:
             batch: Columns accepted by ``pyarrow.table``: a mapping to NumPy or Arrow arrays, an
                 Arrow table, a DataFrame of pandas. The image is in ``bytes``, or, if missing or
-                null, in the file ``path``.
+                null, in the file or URL ``path``.
 
         Returns:
             A ``pyarrow.Table`` with a row for each, in order: the columns of ``schema``, and the

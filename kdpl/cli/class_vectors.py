@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kdpl.cli.arguments import output_file
 from kdpl.errors import ConfigError
-from kdpl.runtime.class_names import ClassText, composed, fault_of_name
+from kdpl.runtime.class_names import composed, fault_of_name
 from kdpl.runtime.files import read_text
 
 
@@ -53,7 +53,7 @@ def class_vectors(
 
     # read the class names
     num_base: int | None = None
-    texts: tuple[ClassText, ...] | None = None
+    texts: tuple[str, ...] | None = None
     if config:
         names, num_base, texts = _names_of_data(config, settings)
     elif class_list:
@@ -97,7 +97,7 @@ def _distinct(texts: Sequence[str], source: str) -> tuple[str, ...]:
 
 def _names_of_data(
     files: Sequence[str], settings: Sequence[str]
-) -> tuple[tuple[str, ...], int | None, tuple[ClassText, ...]]:
+) -> tuple[tuple[str, ...], int | None, tuple[str, ...]]:
     """Return class names, number of base classes and texts from configs and settings."""
     from kdpl.data.domain import build_data
     from kdpl.runtime.configs import find_config, read_config

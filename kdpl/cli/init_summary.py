@@ -139,8 +139,7 @@ def count_validating(images: Iterable[FoundImage]) -> int:
 
 
 def _is_uninformative(named: ClassName) -> bool:
-    texts = named.text if isinstance(named.text, tuple) else (named.text or named.name,)
-    return all(map(_UNINFORMATIVE.fullmatch, texts))
+    return bool(_UNINFORMATIVE.fullmatch(named.text or named.name))
 
 
 def _some(items: Sequence[str]) -> str:

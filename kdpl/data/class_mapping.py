@@ -1,8 +1,7 @@
 """Class names and their texts for the text tower: a user's file, and a text around the name.
 
 The file is a CSV with lines ``n01440764,tench`` or, below the heading ``label,name,text``, lines
-``n01440764,tench,"tench, a fish"``; further columns ``text`` give a class several texts. It may
-also be a ``.txt`` list with a name on each line.
+``n01440764,tench,"tench, a fish"``. It may also be a ``.txt`` list with a name on each line.
 """
 
 import csv
@@ -11,27 +10,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdpl.errors import ConfigError, DataError
-from kdpl.runtime.class_names import ClassText, composed
+from kdpl.runtime.class_names import composed
 from kdpl.runtime.files import read_text
 
 
 class ClassName(NamedTuple):
-    """Name of a class, and the text or texts for the text tower; None: the name itself."""
+    """Name of a class, and the text for the text tower; None: the name itself."""
 
     name: str
-    text: ClassText | None = None
+    text: str | None = None
 
 
 def name_classes(
     keys: Sequence[str], class_names: str | None, class_text: str | None
-) -> tuple[tuple[str, ...], tuple[ClassText, ...] | None]:
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
     """Return class names, and their texts for the text tower; None if the texts are the names.
 
     Args:
         keys: Folders or labels of the classes.
         class_names: File with names and texts, see ``read_class_mapping``; None: the keys are
             the names.
-        class_text: Text around each class's name, or around its texts if the file has some;
+        class_text: Text around each class's name, or around its text if the file has one;
             ConfigError unless it contains one ``{}``.
     """
     if class_text is not None and class_text.count("{}") != 1:
@@ -44,15 +43,10 @@ def name_classes(
     names = tuple(named.name for named in classes)
     if class_text is None and all(named.text is None for named in classes):
         return names, None
-    # put the text around each name, or around each of its texts
+    # put the text around each name, or around its text
     around = _without_stop(composed(class_text or "{}"))
-
-    def read(named: ClassName) -> ClassText:
-        if isinstance(named.text, tuple):
-            return tuple(around.replace("{}", _without_stop(text)) for text in named.text)
-        return around.replace("{}", _without_stop(named.text) if named.text else named.name)
-
-    return names, tuple(map(read, classes))
+    texts = (_without_stop(named.text) if named.text else named.name for named in classes)
+    return names, tuple(around.replace("{}", text) for text in texts)
 
 
 def _without_stop(text: str) -> str:
@@ -134,7 +128,7 @@ def _read_csv(text: str) -> list[tuple[str, ClassName]]:
     heading = [cell.lower() for cell in rows[0]] if rows else []
     has_heading = heading[:2] in (["folder", "name"], ["label", "name"])
     # without a heading, a third column is mostly a name with an unquoted comma
-    columns = len(heading) if has_heading and {*heading[2:]} <= {"text"} else 2
+    columns = 3 if has_heading and heading[2:3] == ["text"] else 2
     named = []
     for number, (key, *row) in enumerate(rows, start=1):
         if len(row) < columns - 1 or any(row[columns - 1 :]):
@@ -143,7 +137,5 @@ def _read_csv(text: str) -> list[tuple[str, ClassName]]:
                 "comma in quotes"
             )
         name, *texts = row
-        filled = tuple(text for text in texts if text)
-        class_text = filled if len(filled) > 1 else next(iter(filled), None)
-        named.append((key, ClassName(name, class_text)))
+        named.append((key, ClassName(name, next(filter(None, texts), None))))
     return named[has_heading:]

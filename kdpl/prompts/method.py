@@ -18,9 +18,8 @@ from kdpl.clip.towers.image import ImageTower
 from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
 from kdpl.clip.weights import mismatch
 from kdpl.errors import ConfigError
-from kdpl.prompts.text import flat_texts, prompt_texts, tokenize_prompts
+from kdpl.prompts.text import prompt_texts, tokenize_prompts
 from kdpl.runtime.artifacts import STRICT
-from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.configs import find_class
 
 
@@ -99,14 +98,10 @@ class PromptMethod(Float32Module):
         """
         return normalized(tower(images))
 
-    def arrange(
-        self, names: Sequence[ClassText], tower: TextTower, tokenize: Tokenizer
-    ) -> ArrangedTexts:
+    def arrange(self, names: Sequence[str], tower: TextTower, tokenize: Tokenizer) -> ArrangedTexts:
         """Tokenise C class names for ``encode_texts``; a ConfigError for one that does not fit."""
-        texts, counts = flat_texts(names)
-        return tokenize_prompts(
-            tokenize, prompt_texts(self.context, self.text_config.length, texts), tower, counts
-        )
+        texts = prompt_texts(self.context, self.text_config.length, names)
+        return tokenize_prompts(tokenize, texts, tower)
 
     def encode_texts(
         self, tower: TextTower, texts: ArrangedTexts, classes_at_once: int = CLASSES_AT_ONCE
@@ -120,13 +115,10 @@ class PromptMethod(Float32Module):
         return normalized(tower(texts))
 
     @torch.no_grad()
-    def encode_names(
-        self, names: Sequence[ClassText], tower: TextTower, tokenize: Tokenizer
-    ) -> Tensor:
+    def encode_names(self, names: Sequence[str], tower: TextTower, tokenize: Tokenizer) -> Tensor:
         """Encode C class names, or texts for them, in float32; normalised [C, embed_dim].
 
-        Without gradients, and regardless of autocast. A class with several texts gets their mean,
-        taken before normalising.
+        Without gradients, and regardless of autocast.
         """
         texts = self.arrange(names, tower, tokenize)
         # class vectors must not depend on the trainer's precision

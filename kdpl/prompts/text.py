@@ -5,9 +5,7 @@ Context: CoOp, arXiv 2109.01134, section 3.2. Deep prompts: PromptSRC, arXiv 230
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import reduce
-from itertools import chain
 from typing import cast
 
 import torch
@@ -19,7 +17,6 @@ from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower, promptable_text
 from kdpl.errors import ConfigError
 from kdpl.prompts.vision import INIT_STD, require_size
-from kdpl.runtime.class_names import ClassText
 
 
 def prompt_texts(context: str | None, length: int, class_names: Sequence[str]) -> list[str]:
@@ -31,19 +28,7 @@ def prompt_texts(context: str | None, length: int, class_names: Sequence[str]) -
     return [f"{words} {name.replace('_', ' ')}.".lstrip() for name in class_names]
 
 
-def flat_texts(texts: Sequence[ClassText]) -> tuple[list[str], tuple[int, ...] | None]:
-    """Return the texts of all classes in one list, and their counts; None if each has one."""
-    several = [(text,) if isinstance(text, str) else text for text in texts]
-    counts = tuple(map(len, several))
-    return [*chain.from_iterable(several)], counts if max(counts, default=1) > 1 else None
-
-
-def tokenize_prompts(
-    tokenize: Tokenizer,
-    texts: Sequence[str],
-    tower: TextTower,
-    counts: tuple[int, ...] | None = None,
-) -> ArrangedTexts:
+def tokenize_prompts(tokenize: Tokenizer, texts: Sequence[str], tower: TextTower) -> ArrangedTexts:
     """Tokenise prompts for a tower, on its device; a ConfigError if one exceeds its context."""
     ids = tokenize(list(texts))
     for text, row in zip(texts, ids, strict=True):
@@ -52,7 +37,7 @@ def tokenize_prompts(
                 f"the prompt {text[:60]!r} fills all {len(row)} tokens that the text tower reads, "
                 "so that its end may be lost: shorten the class name"
             )
-    return replace(tower.arrange(ids.to(next(tower.parameters()).device)), counts=counts)
+    return tower.arrange(ids.to(next(tower.parameters()).device))
 
 
 class TextPrompts(Float32Module):
@@ -118,21 +103,19 @@ class TextPrompts(Float32Module):
 def ensemble_features(
     tower: TextTower,
     tokenize: Tokenizer,
-    class_names: Sequence[ClassText],
+    class_names: Sequence[str],
     templates: Sequence[Callable[[str], str]],
 ) -> Tensor:
     """Average frozen text features over prompt templates (PromptSRC, section 3.3), [C, embed_dim].
 
-    Means over templates, and over several texts of a class, are taken before normalising, as in the
-    published code. Underscores of the C names become spaces. A ConfigError for a name that is too
-    long for the tower's context.
+    The mean is taken before normalising, as in the published code. Underscores of the C names
+    become spaces. A ConfigError for a name that is too long for the tower's context.
     """
     # one template at a time, so that only one set of features is in memory
-    flat, counts = flat_texts(class_names)
-    names = [name.replace("_", " ") for name in flat]
+    names = [name.replace("_", " ") for name in class_names]
     texts = ([template(name) for name in names] for template in templates)
     features = (
-        tower(tokenize_prompts(tokenize, of_one_template, tower, counts)).float()
+        tower(tokenize_prompts(tokenize, of_one_template, tower)).float()
         for of_one_template in texts
     )
     return F.normalize(reduce(torch.add, features) / len(templates), dim=-1)

@@ -47,7 +47,7 @@ class WholeTextTower(PromptableTextTower):
             partial(checkpoint, self._encode, use_reentrant=False) if recompute else self._encode
         )
         parts = torch.split(texts.rests[0], classes_at_once)
-        return texts.averaged(torch.cat([encode(ids, context, deep) for ids in parts]))
+        return torch.cat([encode(ids, context, deep) for ids in parts])
 
     def _encode(self, ids: Tensor, context: Tensor | None, deep: Tensor | None) -> Tensor:
         # prompts of layer 0 replace embeddings, deep prompts replace states

@@ -32,9 +32,6 @@ class ArrangedTexts:
     prefix: Tensor  # ids that all texts begin with, int64 [P], at most up to the first end of text
     places: tuple[Tensor, ...]  # indices of the texts with each length, int64 [N_l]
     rests: tuple[Tensor, ...]  # their ids up to the end of text, int64 [N_l, L]
-    counts: tuple[int, ...] | None = (
-        None  # numbers of texts of the C classes, in order; None: one for each
-    )
 
     @classmethod
     def of(cls, ids: Tensor, end: int | None = None) -> "ArrangedTexts":
@@ -58,13 +55,6 @@ class ArrangedTexts:
     def whole(cls, ids: Tensor) -> "ArrangedTexts":
         """Take token ids [N, context_length] as they are, for a tower that reads all of them."""
         return cls(ids[0, :0], (torch.arange(len(ids), device=ids.device),), (ids,))
-
-    def averaged(self, features: Tensor) -> Tensor:
-        """Average unnormalised features [N, embed_dim] by class into float32 [C, embed_dim]."""
-        if self.counts is None:
-            return features
-        by_class = torch.split(features.float(), list(self.counts))
-        return torch.stack([of_one_class.mean(dim=0) for of_one_class in by_class])
 
 
 def ends_of(ids: Tensor, end: int | None) -> Tensor:
@@ -93,9 +83,7 @@ class TextTower(FrozenTower):
 
     def forward(self, texts: ArrangedTexts) -> Tensor:
         """Encode the texts of C classes into features [C, embed_dim], not normalised."""
-        return texts.averaged(
-            torch.cat([self.text(ids) for ids in torch.split(texts.rests[0], CLASSES_AT_ONCE)])
-        )
+        return torch.cat([self.text(ids) for ids in torch.split(texts.rests[0], CLASSES_AT_ONCE)])
 
 
 class PromptableTextTower(TextTower):
@@ -168,7 +156,7 @@ class PromptableTextTower(TextTower):
             if torch.is_grad_enabled() and any(t.requires_grad for pair in shared for t in pair):
                 encode = partial(checkpoint, self._rest, use_reentrant=False)
         features = torch.cat([encode(part, shared) for part in parts])
-        return texts.averaged(torch.zeros_like(features).index_copy(0, order, features))
+        return torch.zeros_like(features).index_copy(0, order, features)
 
     def embed(self, ids: Tensor, start: int) -> Tensor:
         """Embed token ids [B, L] at positions from ``start`` on, [B, L, W]."""

@@ -9,7 +9,7 @@ import timm
 import torch
 import world
 from open_clip.transformer import text_global_pool
-from plain import backward, normalized, relative_error
+from plain import backward, relative_error
 from timm.models import register_model
 from timm.models.vitamin import VitCfg, VitConvCfg
 
@@ -18,7 +18,7 @@ from kdpl.clip import ClipConfig, Frozen, PromptableImageTower, load_clip
 from kdpl.clip.loading import build_image_tower
 from kdpl.clip.towers.text import PromptableTextTower
 from kdpl.errors import ConfigError, WeightsError
-from kdpl.prompts import PromptConfig, PromptMethod, TextPrompts, VisionPrompts
+from kdpl.prompts import TextPrompts, VisionPrompts
 
 TEXT = {"context_length": 20, "vocab_size": 49408, "width": 24, "heads": 3, "layers": 3}
 VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
@@ -307,17 +307,6 @@ def test_text_prompts_and_their_gradients_are_the_plain_ones(family, depth, at_o
     backward(features, expected)
     learned = torch.cat([prompts.context.grad[None], *([prompts.deep.grad] if depth > 1 else [])])
     assert relative_error(learned, layers.grad) < 1e-5
-
-
-@pytest.mark.parametrize("family", ["CLIP, text apart", "SigLIP", ZERO_SHOT[0]])
-def test_every_text_tower_averages_the_texts_of_a_class(family):
-    tower, tokenize = (clip := clip_of_family(family)).text_tower, clip.tokenize
-    method = PromptMethod(PromptConfig(depth=0), PromptConfig(depth=0), "a", clip)
-    one, two, other = (
-        tower(tower.arrange(tokenize([f"a {name}."]))) for name in ("cat", "large cat", "dog")
-    )
-    encoded = method.encode_names([("cat", "large cat"), "dog"], tower, tokenize)
-    assert relative_error(encoded, normalized(torch.cat([(one + two) / 2, other]))) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore:.*random weights")

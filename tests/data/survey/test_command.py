@@ -170,8 +170,8 @@ def test_images_that_it_does_not_take_are_counted_by_folder_and_kind(tmp_path, s
         (None, "7, b, class_07, n01440764: "),
         ("7,hen\nclass_07,class_08\nn01440764,eel\nb,bee\ncat2 dog,cat\n", "class_08: "),
         (
-            "label,name,text,text\n7,class_7,7,hen\nclass_07,class_08,8,class_8\n"
-            "n01440764,eel,,\nb,bee,,\ncat2 dog,cat,,\n",
+            "label,name,text\n7,class_7,hen\nclass_07,class_08,8\n"
+            "n01440764,eel,\nb,bee,\ncat2 dog,cat,\n",
             "class_08: ",
         ),
     ],
