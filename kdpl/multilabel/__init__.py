@@ -1,1 +1,1 @@
-"""Several labels for an image: task, metrics, thresholds of classes, and COCO's annotations."""
+"""Several labels for an image: task, metrics, and thresholds of classes."""

@@ -6,9 +6,6 @@ PLUGIN = Plugin(
     commands={
         "thresholds": "kdpl.multilabel.command:thresholds",
     },
-    datasets={
-        "multilabel": "kdpl.multilabel.coco:READERS",
-    },
     tasks={
         "multilabel": "kdpl.multilabel.task:MultiLabel",
     },
