@@ -52,9 +52,8 @@ def without_ends(image: Image) -> Image:
     most = _LONGEST * min(image.size)
     if max(image.size) <= most:
         return image
-    # keep the middle of the long edge
-    left, top = ((edge - min(edge, most)) // 2 for edge in image.size)
-    return image.crop((left, top, left + min(image.width, most), top + min(image.height, most)))
+    middle: Image = functional.center_crop(image, [min(edge, most) for edge in image.size[::-1]])
+    return middle
 
 
 def open_given(image: GivenImage, decoding: Decoding) -> Image:
