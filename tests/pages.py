@@ -40,7 +40,7 @@ def write_pages(folder):
                 glyph = Image.fromarray(ink.astype(np.uint8)).resize((22, 22))
                 page.paste(glyph, (24 * int(corner % 2) + 1, 24 * int(corner // 2) + 1))
             page.convert("RGB").save(folder / f"{split}{number}.png")
-            rows.append((f"{split}{number}.png", ";".join(shown), split))
+            rows.append((f"{split}{number}.png", ";".join(shown) or ";", split))
     return write_table(folder / "pages.csv", ("image", "label", "split"), *rows)
 
 
@@ -57,7 +57,6 @@ def data_of(table, *more, separator=";"):
         "--data.init_args.dataset=table",
         f"--data.init_args.root={table}",
         f"--data.init_args.classes.label_separator={separator}",
-        "--data.init_args.classes.empty_labels=no_class",
         "--data.init_args.shots=4",
         "--data.init_args.num_workers=0",
         "--data.init_args.batch_size=8",
@@ -68,7 +67,7 @@ def data_of(table, *more, separator=";"):
 def pages(table, **settings):
     """The datamodule of a table of several labels."""
     settings = {"shots": 4, "val_shots": 4, "batch_size": 8, "num_workers": 0, **settings}
-    classes = ClassOptions(label_separator=";", empty_labels="no_class")
+    classes = ClassOptions(label_separator=";")
     return DomainDataModule("table", str(table), classes=classes, **settings)
 
 

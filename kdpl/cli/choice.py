@@ -8,7 +8,6 @@ from hashlib import sha256
 from pathlib import Path
 
 from kdpl.cli.init import CONFIG, survey
-from kdpl.data.readers.table import EmptyLabels
 from kdpl.data.storage import find_images
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.runtime.advice import command
@@ -112,17 +111,16 @@ def complete(
     path: str,
     out: Path,
     given: Options,
-    reading: tuple[str | None, str | None, EmptyLabels | None],
+    reading: tuple[str | None, str | None],
 ) -> Options:
     """Survey images, choose what is not given, and print it; a run that resumes reads both."""
     # what is wrong with the options is said before all images are read
-    given_names, (class_names, separator, empty) = given.names_set(), reading
+    given_names, (class_names, separator) = given.names_set(), reading
     folder, source = out / DATA_FOLDER, str(Path(path).expanduser().absolute())
     first, choice = process_rank() == 0, _read(folder)
     if choice is None and not first:
         words: list[str | Path] = ["--class-names", Path(class_names)] if class_names else []
         words += ["--label-separator", separator] if separator else []
-        words += ["--empty-labels", empty] if empty else []
         init = command("init", Path(path), *words, "--out", out.with_name(f"{out.name}_data"))
         raise ConfigError(
             f"one process surveys {path}: call {init}, and give its config as --config"
@@ -134,7 +132,6 @@ def complete(
             folder,
             class_names=class_names,
             label_separator=separator,
-            empty_labels=empty,
             overwrite=True,
         )
         pool = sum(image.split == "train" for image in images)

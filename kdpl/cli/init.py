@@ -17,7 +17,7 @@ from kdpl.cli.init_summary import (
 )
 from kdpl.data.class_mapping import ClassName, read_class_mapping
 from kdpl.data.names import unlisted
-from kdpl.data.readers.table import HELD_OUT, UNKNOWN, EmptyLabels, Table
+from kdpl.data.readers.table import HELD_OUT, UNKNOWN, Table
 from kdpl.data.sources import find_unlabeled
 from kdpl.data.survey.found import FoundImage, find, leave_out_copies
 from kdpl.data.survey.images import inspect_images, overlooked, relabel, set_aside
@@ -42,7 +42,6 @@ def init(
     unlabeled: list[str] = [],  # noqa: B006 - read from the signature, never changed
     class_names: str | None = None,
     label_separator: str | None = None,
-    empty_labels: EmptyLabels | None = None,
     labels: str | None = None,
     shots: NonNegativeInt | None = None,
     val_share: str | None = None,
@@ -55,7 +54,7 @@ def init(
 
     Args:
         path: Folder with <class>/…, or train/<class>/… and test/<class>/…, and unlabeled/…; or a
-            .csv or .parquet table with the columns image, label and, optionally, split and group;
+            .csv table with the columns image, label and, optionally, split and group;
             no group gets into two splits. With --class-names, no training image needs a label.
         out: Folder for the config and the list of images.
         unlabeled: Further images without labels: a folder, a pattern, a .txt list or .tar files.
@@ -64,9 +63,7 @@ def init(
             name on each line.
         label_separator: Character between two classes of a label, such as ';', for a table whose
             labels are lists of classes. The separator alone says that the image is of none of the
-            classes, and '?' that it has no label.
-        empty_labels: Meaning of an empty label with --label-separator: no_class or unlabeled.
-            Without this option, such a table is refused.
+            classes, and '?' that it has no label; an empty label is refused.
         labels: Table with the columns image and label, as suggest writes it for you to fill in. Its
             labels replace the labels of PATH; an image whose label is empty, or with
             --label-separator "?", has none.
@@ -83,7 +80,6 @@ def init(
         unlabeled=unlabeled,
         class_names=class_names,
         label_separator=label_separator,
-        empty_labels=empty_labels,
         labels=labels,
         shots=shots,
         val_share=val_share,
@@ -101,7 +97,6 @@ def survey(
     unlabeled: Sequence[str] = (),
     class_names: str | None = None,
     label_separator: str | None = None,
-    empty_labels: EmptyLabels | None = None,
     labels: str | None = None,
     shots: int | None = None,
     val_share: str | None = None,
@@ -119,7 +114,7 @@ def survey(
     # find the images and the names of their classes
     places = [str(Path(location).expanduser().absolute()) for location in unlabeled]
     mapping = str(Path(class_names).expanduser().absolute()) if class_names else None
-    listed, further = _find_images(source, places, labels, (mapping, label_separator, empty_labels))
+    listed, further = _find_images(source, places, labels, (mapping, label_separator))
     labeled = any(image.label and image.split == "train" for image in listed)
     names = _read_names(listed, mapping, labeled)
 
@@ -158,7 +153,7 @@ def _find_images(
     source: Path,
     places: Sequence[str],
     labels: str | None,
-    reading: tuple[str | None, str | None, EmptyLabels | None],
+    reading: tuple[str | None, str | None],
 ) -> tuple[list[FoundImage], list[FoundImage]]:
     """Return the images of PATH and further images from --unlabeled, relabelled by --labels."""
     listed = find(source, *reading)

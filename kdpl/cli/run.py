@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import NonNegativeInt
 
-from kdpl.data.readers.table import EmptyLabels
 from kdpl.errors import ConfigError, KdplError, visible
 from kdpl.runtime import plugins, slurm
 from kdpl.runtime.configs import find_config, read_config
@@ -62,7 +61,6 @@ def run(
     search: bool = False,
     class_names: str | None = None,
     label_separator: str | None = None,
-    empty_labels: EmptyLabels | None = None,
     settings: list[str],
 ) -> int:
     """Tune a teacher, freeze class vectors, distil a student, test both, write classifier, report.
@@ -90,13 +88,12 @@ def run(
         class_names: With PATH, file with the names of all classes, as for init.
         label_separator: With a table as PATH, character between two classes of a label, as for
             init.
-        empty_labels: Meaning of an empty label with --label-separator, as for init.
         settings: Options for both stages.
     """
     from kdpl.cli.choice import Options, complete
 
     # choose what is not given
-    reading = (class_names, label_separator, empty_labels)
+    reading = (class_names, label_separator)
     if path is None:
         _require_options({"--teacher": teacher, "--student": student, "--out": out}, reading)
     folder = Path(out or Path("runs") / Path(path or "").expanduser().absolute().stem)

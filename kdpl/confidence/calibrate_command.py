@@ -20,8 +20,8 @@ def calibrate(
 
     Args:
         classifier: classifier folder of a student's run
-        images: folder with a folder of images for each class, named as the class, or a .csv or
-            .parquet table with the columns image and label
+        images: folder with a folder of images for each class, named as the class, or a .csv table
+            with the columns image and label
         class_names: file with the names of the classes, if folders or labels have other names, as
             for init
     """

@@ -14,7 +14,7 @@ from kdpl.data.datasets import EvaluationImages, OpenImage
 from kdpl.data.groups import one_of_each
 from kdpl.data.inference import infer_labeled, read_evaluation_images
 from kdpl.data.readers.folder import class_folders, split_folders
-from kdpl.data.readers.registry import build_reader
+from kdpl.data.readers.table import Table
 from kdpl.data.splits import Record, labels_of
 from kdpl.data.storage import find_images
 from kdpl.errors import DataError
@@ -30,7 +30,6 @@ def labeled_records(
     class_names: str | None,
     names: Sequence[str],
     label_separator: str | None = None,
-    empty_labels: str | None = None,
     one_of_a_group: bool = False,
 ) -> list[Record]:
     """Read labelled images from a folder of class folders, or from a table with one split.
@@ -43,8 +42,8 @@ def labeled_records(
         raise DataError(f"{images} does not exist: check its path")
     if top.is_dir() and label_separator is not None:
         raise DataError(
-            f"{images} is a folder with one class per image, expected several: give a .csv or "
-            ".parquet table with all labels of each"
+            f"{images} is a folder with one class per image, expected several: give a .csv "
+            "table with all labels of each"
         )
     if top.is_dir():
         # a folder for each class
@@ -60,11 +59,9 @@ def labeled_records(
                 f"{images}/<class>/"
             )
     else:
-        options: dict[str, str | bool | None] = {"root": str(top), "empty_labels": empty_labels}
-        if label_separator is not None:
-            # a table with one label in each row is accepted, too
-            options |= {"label_separator": label_separator, "any_labels": True}
-        splits = build_reader("table", **options).read()
+        # a table with one label in each row is accepted with a separator, too
+        any_labels = label_separator is not None
+        splits = Table(str(top), label_separator=label_separator, any_labels=any_labels).read()
         keys, groups = [*splits.class_names], dict(splits.groups)
         parts = [part for part in (splits.train, splits.val, splits.test) if part]
         records, several = [*parts[0]], len(parts) > 1

@@ -41,7 +41,6 @@ from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import Reading
 from kdpl.data.splits import Label, Reader, Splits
 from kdpl.errors import ConfigError, DataError
-from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import as_json, digest
 from kdpl.runtime.resizing import Resizing
@@ -132,7 +131,6 @@ class DomainDataModule(LightningDataModule):
             class_names=classes.names,
             class_text=classes.text,
             label_separator=classes.label_separator,
-            empty_labels=classes.empty_labels,
             background=reading.background,
         )
         self.reading = Reading(reader, reading)
@@ -360,8 +358,8 @@ class DomainDataModule(LightningDataModule):
         return self.splits.class_names
 
     @property
-    def class_texts(self) -> tuple[ClassText, ...]:
-        """The text or texts that the text tower reads for each class, by label; mostly its name."""
+    def class_texts(self) -> tuple[str, ...]:
+        """The text that the text tower reads for each class, by label; mostly its name."""
         return self.splits.class_texts or self.class_names
 
     @property

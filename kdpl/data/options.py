@@ -18,8 +18,6 @@ class ClassOptions:
             (``folder`` and ``table``).
         label_separator: Character between the labels of an image (``table``), each of which may
             then have several or none; None: each image is of one class.
-        empty_labels: Meaning of an empty label with a ``label_separator``: ``no_class``, the image
-            is of none of the classes, or ``unlabeled``; None: an empty label is refused.
         taxonomy: CSV file with the columns ``child`` and ``parent``, a tree whose leaves are the
             classes; None: no tree.
     """
@@ -27,7 +25,6 @@ class ClassOptions:
     names: str | None = None
     text: str | None = None
     label_separator: str | None = None
-    empty_labels: Literal["no_class", "unlabeled"] | None = None
     taxonomy: str | None = None
 
 

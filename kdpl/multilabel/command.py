@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from kdpl.cli.arguments import MakeRule, require_file
 from kdpl.errors import ConfigError
@@ -18,7 +18,6 @@ def thresholds(
     images: str,
     *,
     label_separator: str = ";",
-    empty_labels: Literal["no_class", "unlabeled"] | None = None,
     class_names: str | None = None,
 ) -> int:
     """Choose for each class the least probability for which it is named, on labelled images.
@@ -28,10 +27,8 @@ def thresholds(
 
     Args:
         classifier: classifier folder of a student's run, of several labels an image
-        images: .csv or .parquet table of one split with the columns image and label
+        images: .csv table of one split with the columns image and label
         label_separator: character between the labels of an image
-        empty_labels: meaning of an empty label: no_class, of none of the classes, or unlabeled; as
-            for init
         class_names: file with the names of the classes if the table's labels differ, as for init
     """
     # check the options before torch is imported
@@ -53,7 +50,7 @@ def thresholds(
             f"{classifier} names one class for each image and needs no thresholds of classes: "
             "run python -m kdpl calibrate"
         )
-    records = labeled_records(images, class_names, names, label_separator, empty_labels)
+    records = labeled_records(images, class_names, names, label_separator)
     logits, targets = (tensor.cpu() for tensor in classify_records(loaded, records))
 
     # a class that no image has keeps its threshold

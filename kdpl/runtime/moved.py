@@ -31,7 +31,6 @@ SETTINGS = {
     "bad_images": "data.init_args.reading.bad_images",
     "class_names": "data.init_args.classes.names",
     "class_text": "data.init_args.classes.text",
-    "empty_labels": "data.init_args.classes.empty_labels",
     "fill_teacher_cache": "python -m kdpl cache",
     "held_out": "data.init_args.reading.test_share",
     "label_separator": "data.init_args.classes.label_separator",

@@ -41,20 +41,10 @@ def test_a_cell_is_a_set_the_separator_alone_none_of_the_classes_and_a_question_
     assert [source.rpartition("/")[2] for source in splits.unlabeled] == ["c.png"]
 
 
-def test_an_empty_label_is_one_of_two_things_as_it_is_told(tmp_path):
-    table = table_of(tmp_path, "a.png,cat;dog,", "b.png,,", "c.png,?,", "d.png,;,")
-    splits = Table(table, label_separator=";", empty_labels="no_class").read()
-    assert labels_in(splits.train) == {"a.png": (0, 1), "b.png": (), "d.png": ()}
-    assert len(splits.unlabeled) == 1
-    splits = Table(table, label_separator=";", empty_labels="unlabeled").read()
-    assert labels_in(splits.train) == {"a.png": (0, 1), "d.png": ()}
-    assert [source.rpartition("/")[2] for source in splits.unlabeled] == ["b.png", "c.png"]
-
-
 @pytest.mark.parametrize(
     ("lines", "separator", "words"),
     [
-        (["a,cat;dog,", "b,,", "c,?,", "d,;,"], ";", "1 of 4 rows .* set empty_labels"),
+        (["a,cat;dog,", "b,,", "c,?,", "d,;,"], ";", "1 of 4 rows .* have an empty label"),
         (["a,cat;dog,", "b,cat;?,"], ";", "row 2 of .* has the label 'cat;\\?'"),
         (["a,cat;dog,", "b,?;cat,"], ";", "row 2 of .* has the label '\\?;cat'"),
         (["a,cat;dog,", "b,?;,"], ";", "row 2 of .* has the label '\\?;'"),
@@ -72,33 +62,10 @@ def test_a_name_with_a_comma_is_one_label(tmp_path):
     assert Table(table).read().class_names == ("dog", "tench, a fish")
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"label_separator": ", "}, "expected one character"),
-        ({"label_separator": ""}, "expected one character"),
-        # with one class each it has one meaning
-        ({"empty_labels": "no_class"}, "empty_labels is for tables of several labels"),
-    ],
-)
-def test_settings_that_do_not_go_together_are_refused(options, words):
-    with world.refused(ConfigError, words):
-        Table("t.csv", **options)
-
-
-def test_a_parquet_table_has_lists_or_cells_and_its_missing_values_are_no_labels(tmp_path):
-    arrow = pytest.importorskip("pyarrow")
-    from pyarrow.parquet import write_table
-
-    file, images = str(tmp_path / "t.parquet"), ["a", "b", "c", "d"]
-    for labels in ([["cat", "dog"], [], None, ["dog"]], ["cat|dog", "|", None, "dog"]):
-        write_table(arrow.table({"image": images, "label": labels}), file)
-        splits = Table(file, label_separator="|").read()
-        assert labels_in(splits.train) == {"a": (0, 1), "b": (), "d": (1,)}
-        assert [source.rpartition("/")[2] for source in splits.unlabeled] == ["c"]
-    write_table(arrow.table({"image": images[:1], "label": [["cat"]]}), file)
-    with world.refused(DataError, "has lists"):
-        Table(file).read()
+@pytest.mark.parametrize("separator", ["", ", "])
+def test_a_separator_is_one_character(separator):
+    with world.refused(ConfigError, "expected one character"):
+        Table("t.csv", label_separator=separator)
 
 
 def test_images_of_a_table_without_labels_have_none_and_are_not_of_no_class(tmp_path):

@@ -13,15 +13,15 @@ from kdpl.runtime.configs import read_config
 
 @pytest.fixture
 def mine(table, tmp_path):
-    """The pages without their splits, of which the first two have no label, but an empty one."""
+    """The pages without their splits, of which the first has no label and the second no class."""
     rows = [[table.parent / row["image"], row["label"]] for row in rows_of(table)]
-    rows[0][1], rows[1][1] = "?", ""
+    rows[0][1], rows[1][1] = "?", ";"
     return write_table(tmp_path / "mine.csv", ("image", "label"), *rows)
 
 
 def test_init_writes_a_config_that_reads_the_same_labels(mine, tmp_path, capsys):
     out = tmp_path / "data"
-    options = ["--label-separator=;", "--empty-labels=no_class", "--val-share=20%", "--workers=1"]
+    options = ["--label-separator=;", "--val-share=20%", "--workers=1"]
     assert main(["init", str(mine), f"--out={out}", *options]) == 0
     said = capsys.readouterr().out
     assert "5 classes, 84 images" in said
@@ -35,9 +35,7 @@ def test_init_writes_a_config_that_reads_the_same_labels(mine, tmp_path, capsys)
 
     labels = {row["image"]: row["label"] for row in rows_of(mine)}
     rows = rows_of(out / "images.csv")
-    assert {row["image"]: row["label"] for row in rows} == {
-        path: label or ";" for path, label in labels.items()
-    }
+    assert {row["image"]: row["label"] for row in rows} == labels
     assert {row["split"] for row in rows} == {"train", "val", "held_out"}
 
     data = build_data([read_config(str(out / "data.yaml"))["data"]])
@@ -50,23 +48,14 @@ def test_init_writes_a_config_that_reads_the_same_labels(mine, tmp_path, capsys)
     assert len(data.splits.unlabeled) == 1
 
 
-def test_rows_with_an_empty_label_are_counted_by_what_they_are_told_to_mean(mine, tmp_path, capsys):
-    empty = sum(row["label"] == "" for row in rows_of(mine))
-    init = ["init", str(mine), "--label-separator=;", "--workers=1"]
-    assert main([*init, f"--out={tmp_path}/data"]) != 0
-    assert f"{empty} of 84 rows of {mine} have an empty label" in capsys.readouterr().err
-    assert not (tmp_path / "data").exists()
-
-    for meaning, said, cell in (
-        ("no_class", f"of none of the classes: {empty} of these", ";"),
-        ("unlabeled", f"unlabelled: {empty + 1}", "?"),
-    ):
-        out = tmp_path / meaning
-        assert main([*init, f"--empty-labels={meaning}", f"--out={out}"]) == 0
-        assert said in capsys.readouterr().out
-        # the list that is written has no empty label
-        cells = [row["label"] for row in rows_of(out / "images.csv")]
-        assert (cells.count(""), cells.count(cell)) == (0, empty + (cell == "?"))
+def test_images_of_no_class_are_counted_and_empty_labels_refused(mine, tmp_path, capsys):
+    none = sum(row["label"] == ";" for row in rows_of(mine))
+    init = ["init", str(mine), "--label-separator=;", "--workers=1", f"--out={tmp_path}/data"]
+    assert main(init) == 0
+    assert f"of none of the classes: {none} of these" in capsys.readouterr().out
+    mine.write_text(mine.read_text().replace(",;\n", ",\n"))
+    assert main([*init, "--overwrite"]) != 0
+    assert f"{none} of 84 rows of {mine} have an empty label" in capsys.readouterr().err
 
 
 def test_a_name_with_the_separator_of_predictions_is_refused_before_anything_is_written(
@@ -77,7 +66,7 @@ def test_a_name_with_the_separator_of_predictions_is_refused_before_anything_is_
         for row in rows_of(mine)
     ]
     write_table(mine, ("image", "label"), *rows)
-    init = ["init", str(mine), "--label-separator=,", "--empty-labels=no_class", "--workers=1"]
+    init = ["init", str(mine), "--label-separator=,", "--workers=1"]
     init.append(f"--out={tmp_path}/data")
     assert main(init) != 0
     assert "class 'two;2' has a ';' in its name" in capsys.readouterr().err

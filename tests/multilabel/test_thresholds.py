@@ -72,7 +72,7 @@ def folder(several, tmp_path):
 def labeled(table, tmp_path):
     """The test pages as a table of one split."""
     rows = [row for row in rows_of(table) if row["split"] == "test"]
-    lines = [(table.parent / row["image"], row["label"] or ";") for row in rows]
+    lines = [(table.parent / row["image"], row["label"]) for row in rows]
     return write_table(tmp_path / "labeled.csv", ("image", "label"), *lines)
 
 
@@ -110,7 +110,7 @@ def test_invalid_input_of_the_command_is_refused(folder, labeled, table, capsys,
         assert main(["thresholds", *map(str, options)]) != 0
         assert words in capsys.readouterr().err
 
-    refused("several splits", folder, table, "--empty-labels=no_class")
+    refused("several splits", folder, table)
     refused("names one class for each image", classifier, labeled)
     whole = labeled.read_text()
     for old, new, words in (

@@ -6,25 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Literal
 
 from kdpl.data.class_mapping import name_classes, read_class_mapping
 from kdpl.data.names import Names, unlisted
 from kdpl.data.sources import OwnImages, find_unlabeled
 from kdpl.data.splits import Record, Splits
-from kdpl.errors import ConfigError, DataError, reason, visible
+from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.class_names import composed
 from kdpl.runtime.files import read_text
-from kdpl.runtime.optional import optional
 
 HELD_OUT = "held_out"
 """Split of test images that were set aside by chance."""
 
 UNKNOWN = "?"
 """Cell of an image without a label, in a table of several labels."""
-
-EmptyLabels = Literal["no_class", "unlabeled"]
-"""Meaning of an empty label in such a table: none of the classes, or not labelled."""
 
 _SEPARATORS = ",;|"
 
@@ -35,21 +30,19 @@ _SPLITS = ("train", "val", "test", HELD_OUT)
 
 @dataclass
 class Table(OwnImages):
-    """CSV or Parquet file with columns ``image``, ``label``, and perhaps ``split`` and ``group``.
+    """CSV file with columns ``image``, ``label``, and perhaps ``split`` and ``group``.
 
     Images without a label are unlabelled. The split ``held_out`` has test images that ``init`` drew
     from the labelled images, because there were no test images. The classes are the sorted labels
     or, if no training image has one, the classes in the file ``class_names``. Relative paths start
     at the table's folder.
 
-    With a ``label_separator``, a label is a list of any number of classes: the separator alone or,
-    in a Parquet file, an empty list stands for none of them; ``?`` or a missing value, for an
-    unlabelled image. An empty label is refused unless ``empty_labels`` says what it means.
-    ``any_labels`` accepts such a table even if all images have one class each.
+    With a ``label_separator``, a label is a list of any number of classes: the separator alone
+    stands for none of them, and ``?`` for an unlabelled image. An empty label may mean either, and
+    is refused. ``any_labels`` accepts such a table even if all images have one class each.
     """
 
     label_separator: str | None = None
-    empty_labels: EmptyLabels | None = None
     any_labels: bool = False
 
     def __post_init__(self) -> None:
@@ -61,11 +54,6 @@ class Table(OwnImages):
                     "to the one between two labels, such as ';'"
                 )
             self.task = "multilabel"
-        elif self.empty_labels is not None:
-            raise ConfigError(
-                "empty_labels is for tables of several labels an image, and without one an empty "
-                "label is of an unlabelled image: set label_separator, or leave it out"
-            )
 
     def read(self) -> Splits:
         """Read the dataset, in the order of the rows."""
@@ -74,7 +62,7 @@ class Table(OwnImages):
         records: dict[str, list[tuple[str, tuple[str, ...]]]] = {split: [] for split in _SPLITS}
         without_label, split_of, groups = list[str](), dict[str, str](), dict[str, str]()
         split_of_group: dict[str, str] = {}
-        rows = read_rows(table, not self.class_names, self.label_separator, self.empty_labels)
+        rows = read_rows(table, not self.class_names, self.label_separator)
         if not self.any_labels:
             _require_task(table, [cell for _, cell, _, _ in rows], self.label_separator)
         for number, (image, cell, split, group) in enumerate(rows, start=1):
@@ -158,31 +146,22 @@ def split_cell(cell: str, separator: str | None) -> tuple[str, ...] | None:
 
 
 def read_rows(
-    table: Path,
-    labeled: bool,
-    separator: str | None = None,
-    empty: EmptyLabels | None = None,
+    table: Path, labeled: bool, separator: str | None = None
 ) -> list[tuple[str, str, str, str]]:
     """Read image, label in composed form, split and group of each row; an empty split is ``train``.
 
     With a ``separator`` for several labels, ``?`` is a missing label, and the separator alone means
-    none of the classes; ``empty`` says what an empty label means.
+    none of the classes.
 
     DataError if it cannot be read, lacks the column ``image`` or, with ``labeled``, ``label``, or a
     row has a value beyond the columns, as from a comma without quotes; with a ``separator``, also
-    for an empty label without ``empty``, or a label with ``?`` among its classes.
+    for an empty label, or a label with ``?`` among its classes.
     """
-    if table.suffix.lower() not in (".csv", ".parquet"):
-        raise DataError(
-            f"table {table} is of an unknown kind: give a .csv or .parquet file as root"
-        )
+    if table.suffix.lower() != ".csv":
+        raise DataError(f"table {table} is of an unknown kind: give a .csv file as root")
     if not table.is_file():
         raise DataError(f"table {table} does not exist: give the table of your images")
-    columns = (
-        _parquet_columns(table, separator)
-        if table.suffix.lower() == ".parquet"
-        else _csv_columns(table)
-    )
+    columns = _csv_columns(table)
     for name in ("image", "label")[: 1 + labeled]:
         if name not in columns:
             problem = f"has no column {name!r} but {', '.join(map(visible, columns)) or 'none'}"
@@ -195,28 +174,24 @@ def read_rows(
     missing = "" if separator is None else UNKNOWN
     labels = list(map(composed, columns.get("label", [missing] * len(none))))
     if separator is not None:
-        labels = _complete(table, labels, separator, empty)
+        _require_clear(table, labels, separator)
     return list(zip(columns["image"], labels, splits, columns.get("group", none), strict=True))
 
 
-def _complete(
-    table: Path, cells: Sequence[str], separator: str, empty: EmptyLabels | None
-) -> list[str]:
-    """Fill in empty labels; a DataError if a label is ambiguous."""
+def _require_clear(table: Path, cells: Sequence[str], separator: str) -> None:
+    """Raise a DataError if a label of several classes is ambiguous."""
     for number, cell in enumerate(cells, start=1):
         if cell != UNKNOWN and UNKNOWN in (split_cell(cell, separator) or ()):
             raise DataError(
                 f"row {number} of {table} has the label {visible(cell)!r}, in which {UNKNOWN!r} "
                 f"may be any class: write all classes of the image, or {UNKNOWN!r} alone"
             )
-    if empty is None and "" in cells:
+    if "" in cells:
         raise DataError(
             f"{cells.count('')} of {len(cells)} rows of {table} have an empty label, expected "
-            "classes: set empty_labels to no_class if these images are of none of the classes, or "
-            "to unlabeled if nobody has labelled them"
+            f"classes: write {separator!r} if an image is of none of the classes, or {UNKNOWN!r} "
+            "if nobody has labelled it"
         )
-    meaning = UNKNOWN if empty == "unlabeled" else separator
-    return [cell or meaning for cell in cells]
 
 
 def _require_task(table: Path, cells: Sequence[str], separator: str | None) -> None:
@@ -266,39 +241,3 @@ def _csv_columns(table: Path) -> dict[str, list[str]]:
             f"line {lines.line_num} of {table} cannot be read ({error}): correct it"
         ) from error
     return {name: [row[names.index(name)] for row in rows] for name in names}
-
-
-def _parquet_columns(table: Path, separator: str | None) -> dict[str, list[str]]:
-    parquet = optional("pyarrow.parquet", "a .parquet table", "parquet")
-    try:
-        columns = parquet.ParquetFile(table).read().to_pydict()
-    except Exception as error:  # pyarrow has many error types
-        raise DataError(
-            f"table {table} cannot be read ({reason(error)}): write it again"
-        ) from error
-    texts = {name.strip(): [_text(value) for value in values] for name, values in columns.items()}
-    labels = next((values for name, values in columns.items() if name.strip() == "label"), None)
-    if labels is not None and separator is not None:
-        texts["label"] = [_list_text(value, separator) for value in labels]
-    elif any(isinstance(value, list) for value in labels or ()):
-        raise DataError(
-            f"column label of table {table} has lists, which are several labels an image: set "
-            "label_separator to ';'"
-        )
-    return texts
-
-
-def _list_text(value: object, separator: str) -> str:
-    if value is None or value != value:
-        return UNKNOWN
-    # an empty list means no class, while an empty text may mean that nobody wrote one
-    return (
-        separator.join(map(_text, value)) or separator if isinstance(value, list) else _text(value)
-    )
-
-
-def _text(value: object) -> str:
-    # labels may be numbers, and pandas turns whole numbers into floats if some are missing
-    if value is None or value != value:
-        return ""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()

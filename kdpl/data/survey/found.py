@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.readers.folder import class_folders, split_folders, unlabeled_folders
-from kdpl.data.readers.table import HELD_OUT, EmptyLabels, Table, split_cell
+from kdpl.data.readers.table import HELD_OUT, Table, split_cell
 from kdpl.data.splits import labels_of
 from kdpl.data.storage import find_images
 from kdpl.errors import DataError
@@ -46,7 +46,6 @@ def find(
     path: Path,
     class_names: str | None = None,
     separator: str | None = None,
-    empty: EmptyLabels | None = None,
 ) -> list[FoundImage]:
     """List the images of a folder or table without opening them.
 
@@ -54,12 +53,11 @@ def find(
     without splits; a folder ``unlabeled``, next to the classes or the splits, holds images without
     labels. DataError if it does not exist or is damaged, or no class has a training image, unless a
     file ``class_names`` lists the classes: then all images of a folder without ``unlabeled`` are
-    taken. With a ``separator``, a table's labels are lists of classes, and ``empty`` says what an
-    empty label means.
+    taken. With a ``separator``, a table's labels are lists of classes.
     """
-    if path.suffix.lower() in (".csv", ".parquet") and not path.is_dir():
-        return _find_in_table(path.absolute(), class_names, separator, empty)
-    if separator is not None or empty is not None:
+    if path.is_file() or path.suffix.lower() == ".csv":
+        return _find_in_table(path.absolute(), class_names, separator)
+    if separator is not None:
         raise DataError(
             f"{path} is no table, and only a table has several labels for an image: write one with "
             "the columns image and label"
@@ -98,13 +96,8 @@ def find(
     ]
 
 
-def _find_in_table(
-    table: Path, class_names: str | None, separator: str | None, empty: EmptyLabels | None
-) -> list[FoundImage]:
-    reader = Table(
-        str(table), class_names=class_names, label_separator=separator, empty_labels=empty
-    )
-    splits = reader.read()
+def _find_in_table(table: Path, class_names: str | None, separator: str | None) -> list[FoundImage]:
+    splits = Table(str(table), class_names=class_names, label_separator=separator).read()
     if not splits.train and not class_names:
         problem = f"table {table} has no labelled training image: label a few images of each class"
         raise DataError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.decoding import Decoding, opened
 from kdpl.data.parallel import in_parallel
-from kdpl.data.readers.table import EmptyLabels, read_rows, split_cell
+from kdpl.data.readers.table import read_rows, split_cell
 from kdpl.data.sampling import held_out_of
 from kdpl.data.sources import content_of, digest_of_content
 from kdpl.data.survey.found import FoundImage, in_one_cell
@@ -24,7 +24,6 @@ def relabel(
     table: Path,
     class_names: str | None = None,
     separator: str | None = None,
-    empty: EmptyLabels | None = None,
 ) -> tuple[list[FoundImage], list[FoundImage]]:
     """Apply labels that a user wrote into a table with the columns ``image`` and ``label``.
 
@@ -45,7 +44,7 @@ def relabel(
     label_of = {named.name: key for key, named in names.items()} | {key: key for key in classes}
     table, written = table.absolute(), dict[str, str]()
     images = {image.path: image for image in (*listed, *further)}
-    rows = read_rows(table, labeled=True, separator=separator, empty=empty)
+    rows = read_rows(table, labeled=True, separator=separator)
     for number, (image, cell, *_) in enumerate(rows, start=1):
         # check the row
         source, problem = os.path.normpath(table.parent / image), None

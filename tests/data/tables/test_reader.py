@@ -1,5 +1,4 @@
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +6,7 @@ import world
 from runs import noise
 
 from kdpl.data.readers.table import Table
-from kdpl.errors import ConfigError, DataError
+from kdpl.errors import DataError
 
 ROWS = """image,label,split
 a/1.png,sea dog,train
@@ -19,14 +18,9 @@ b/6.png,,train
 """
 
 
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_rows_become_splits_in_their_order_and_those_without_a_label_are_unlabelled(kind, tmp_path):
-    file = tmp_path / f"labels.{kind}"
-    (tmp_path / "labels.csv").write_text(ROWS)
-    if kind == "parquet":
-        csv, parquet = (pytest.importorskip(f"pyarrow.{name}") for name in ("csv", "parquet"))
-        options = csv.ConvertOptions(strings_can_be_null=True)
-        parquet.write_table(csv.read_csv(tmp_path / "labels.csv", convert_options=options), file)
+def test_rows_become_splits_in_their_order_and_those_without_a_label_are_unlabelled(tmp_path):
+    file = tmp_path / "labels.csv"
+    file.write_text(ROWS)
     (tmp_path / "more").mkdir()
     noise(4, 4).save(tmp_path / "more/x.png")
     for more, further in ((None, []), (str(tmp_path / "more"), ["more/x.png"])):
@@ -98,12 +92,9 @@ def test_without_a_labelled_training_image_the_classes_are_listed_in_a_file(
         ("x.csv", b"image,label\n1.png,cat\n2.png,K\xe4tzchen\n", r"UTF-8 \(line 3\)"),
         ("x.csv", None, "x.csv does not exist: give the table"),
         ("x.txt", b"image,label", "of an unknown kind"),
-        ("x.parquet", b"no parquet", "cannot be read"),
     ],
 )
 def test_what_is_not_such_a_table_is_one_sentence(name, content, match, tmp_path):
-    if name == "x.parquet":
-        pytest.importorskip("pyarrow")
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with world.refused(DataError, match):
@@ -136,10 +127,3 @@ def test_commas_at_the_end_of_a_line_hold_no_value(heading, first, second, tmp_p
     (tmp_path / "x.csv").write_text(f"{heading}\n1.png,cat{first}\n2.png,dog{second}\n")
     records = Table(str(tmp_path / "x.csv")).read().train
     assert [(Path(source).name, label) for source, label in records] == [("1.png", 0), ("2.png", 1)]
-
-
-def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
-    (tmp_path / "labels.parquet").touch()
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ConfigError, match=r"pip install 'kdpl\[parquet\]'"):
-        Table(str(tmp_path / "labels.parquet")).read()
