@@ -5,6 +5,7 @@ The file is a CSV with lines ``n01440764,tench`` or, below the heading ``label,n
 """
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -74,43 +75,25 @@ def read_class_mapping(
         raise DataError(
             f"class names file {path} cannot be read as {kind[1:].upper()}: {error}"
         ) from error
-    # each key and each name may occur once
-    mapping: dict[str, ClassName] = {}
-    key_of: dict[str, str] = {}
-    for key, named in rows:
-        problem = None
-        if key in mapping:
-            problem = f"has {key!r} twice: keep one"
-        elif not named.name:
-            problem = f"gives class {key!r} an empty name: write its class name"
-        elif (other := key_of.setdefault(named.name, key)) != key:
-            problem = (
-                f"gives classes {other!r} and {key!r} the same name {named.name!r}: rename one"
-            )
-        if problem:
-            raise DataError(f"class names file {path} {problem}")
-        mapping[key] = named
+    # each class and each name may occur once
+    for values in ([key for key, _ in rows], [named.name for _, named in rows]):
+        twice = [value for value, count in Counter(values).items() if count > 1]
+        if twice or "" in values:
+            problem = f"has {twice[0]!r} twice" if twice else "has an empty name"
+            raise DataError(f"class names file {path} {problem}: give each class one name")
+    mapping = dict(rows)
     # the keys must be the dataset's classes
     expected = set(keys)
-    if expected and expected <= key_of.keys() and expected.isdisjoint(mapping):
-        label = min(expected)
+    missing = sorted(expected - mapping.keys())
+    foreign = sorted(mapping.keys() - expected) if complete else []
+    if missing or foreign:
+        problems = [f"lacks class {key!r}" for key in missing[:1]]
+        problems += [f"names class {key!r}, which the dataset does not have" for key in foreign[:1]]
+        example = min(missing or expected, default="LABEL")
         raise DataError(
-            f"class names file {path} has names before labels: swap its columns, as in "
-            f"{label},{key_of[label]}"
+            f"class names file {path} {' and '.join(problems)}: name each class of the dataset "
+            f"once, by lines such as {example},NAME in a .csv file"
         )
-    if differing := sorted(mapping.keys() ^ expected if complete else expected - mapping.keys()):
-        problem = (
-            "names class {!r}, which the dataset does not have"
-            if differing[0] in mapping
-            else "lacks class {!r}"
-        )
-        remedy = "name the dataset's classes, each once"
-        if kind == ".txt" and expected:
-            # a list cannot assign a new name to a class
-            other = next((key for key in mapping if key not in expected), "its name")
-            example = f"{min(expected)},{other}"
-            remedy += f", and give them other names by a .csv file with lines such as {example}"
-        raise DataError(f"class names file {path} {problem.format(differing[0])}: {remedy}")
     if not mapping:
         raise DataError(
             f"class names file {path} names no class: write a name on each line of a .txt file"

@@ -211,17 +211,6 @@ def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: 
 
 
 def _sample(
-    records: Sequence[Record],
-    shots: int | None,
-    stream: random.Random,
-    groups: Groups,
+    records: Sequence[Record], shots: int | None, stream: random.Random, groups: Groups
 ) -> list[Record]:
-    if shots is None:
-        return list(records)
-    if groups or are_sets(records):
-        return stratified.sample(records, shots, stream, groups)
-    return [
-        record
-        for items in by_label(records)
-        for record in (stream.sample(items, shots) if len(items) >= shots else items)
-    ]
+    return list(records) if shots is None else stratified.sample(records, shots, stream, groups)

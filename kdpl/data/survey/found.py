@@ -1,13 +1,12 @@
 """Contents of a user's images, in a folder or table: classes, splits, sizes, bad files, copies."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.readers.folder import class_folders, split_folders, unlabeled_folders
-from kdpl.data.readers.table import HELD_OUT, Table, split_cell
-from kdpl.data.splits import labels_of
+from kdpl.data.readers.table import HELD_OUT, Table, read_rows, split_cell
 from kdpl.data.storage import find_images
 from kdpl.errors import DataError
 from kdpl.runtime.class_names import composed
@@ -104,23 +103,15 @@ def _find_in_table(table: Path, class_names: str | None, separator: str | None) 
             f"{problem}, or write a list of the classes and give it as --class-names "
             "to use no labels"
         )
-    # the splits have names of classes: turn them back into labels of the table
-    mapping = read_class_mapping(Path(class_names), (), complete=False) if class_names else {}
-    labels = {named.name: label for label, named in mapping.items()}
-    test = HELD_OUT if splits.held_out else "test"
-    parts = {"train": splits.train, "val": splits.val, test: splits.test}
-    names = splits.class_names
+    # the rows are in order, and have labels where the splits have names of classes
     images = []
-    for split, rows in parts.items():
-        for record in rows:
-            classes = [labels.get(name := names[label], name) for label in labels_of(record)]
-            label = in_one_cell(classes, separator)
-            group = splits.groups.get(record.source, "")
-            image = FoundImage(record.source, label, split, separator=separator, group=group)
-            images.append(image)
-    return images + [
-        FoundImage(source, "", "train", separator=separator) for source in splits.unlabeled or ()
-    ]
+    for image, cell, split, _ in read_rows(table, not class_names, separator):
+        source, classes = os.path.normpath(table.parent / image), split_cell(cell, separator)
+        label = "" if classes is None else in_one_cell(sorted(classes), separator)
+        group = splits.groups.get(source, "")
+        images.append(FoundImage(source, label, split, separator=separator, group=group))
+    # training images first, and unlabelled ones last
+    return sorted(images, key=lambda image: (not image.label, -_KEPT_FIRST[image.split]))
 
 
 def in_one_cell(classes: Sequence[str], separator: str | None) -> str:

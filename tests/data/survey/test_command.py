@@ -422,7 +422,7 @@ def odd_places(tmp_path_factory):
         ("gone.csv", "", ["gone.csv"]),
         ("pets", "--unlabeled=gone/", ["gone"]),
         ("pets", "--unlabeled=torn.tar", ["torn.tar is damaged"]),
-        ("digits", "--class-names=digits.txt", ["digits.txt lacks class '0': ", " 0,zero"]),
+        ("digits", "--class-names=digits.txt", ["digits.txt lacks class '0'", " 0,NAME"]),
     ],
 )
 def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(
