@@ -14,7 +14,7 @@ from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.names import Names, ShardImage, distinct
 from kdpl.data.shards import archives
 from kdpl.data.splits import Reader
-from kdpl.data.storage import read_list, resolve
+from kdpl.data.storage import is_shard, read_list, resolve
 from kdpl.errors import DataError
 
 
@@ -50,8 +50,12 @@ def find_unlabeled(where: str | Sequence[str]) -> Names:
     Returns:
         Paths, and ``SHARD/member`` for an image in a shard, as ``open_source`` takes them.
     """
-    files = distinct(Names.of(find_files([where] if isinstance(where, str) else where)))
-    images = archives.unfold(files)
+    images = distinct(Names.of(find_files([where] if isinstance(where, str) else where)))
+    if any(map(is_shard, images)):
+        # imported late: torch takes seconds
+        from kdpl.data.shards.index import unfold
+
+        images = unfold(images)
     if not images:
         raise DataError(
             f"unlabeled names no images ({where}): give a folder, a pattern, a list or shards"

@@ -10,35 +10,16 @@ import lzma
 import tarfile
 import zlib
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path, PurePosixPath
 
-from kdpl.data.names import Names, ShardImage
-from kdpl.data.storage import is_image, is_shard
+from kdpl.data.names import ShardImage
+from kdpl.data.storage import is_image
 from kdpl.errors import DataError, reason
 
 LARGEST_IMAGE = 2**29
 """Largest image in a shard, in bytes: half a gigabyte, more than Pillow accepts undecoded."""
 
 UNREADABLE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
-
-
-def unfold(files: Names) -> Names:
-    """Replace each shard by its images, see ``index_shards``."""
-    if not (shards := [file for file in files if is_shard(file)]):
-        return files
-    # imported late: torch takes seconds
-    from kdpl.data.shards.index import index_shards
-
-    images_of = index_shards(shards)
-    # keep the order, with runs of files between shards in one part
-    parts = list[Names]()
-    for in_shards, group in groupby(files, images_of.__contains__):
-        if in_shards:
-            parts += map(images_of.__getitem__, group)
-        else:
-            parts.append(Names.of(group))
-    return Names.joined(parts)
 
 
 def content(image: ShardImage) -> bytes:

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ import torch
 
 from kdpl.data.names import ROW, Names, ShardImage, folder_of
 from kdpl.data.parallel import progress_bar
-from kdpl.data.shards.archives import UNREADABLE, fault_of, images_of, stamp
-from kdpl.data.storage import COMPRESSED_ENDINGS
+from kdpl.data.shards import archives
+from kdpl.data.storage import COMPRESSED_ENDINGS, is_shard
 from kdpl.errors import ArtifactError, DataError
 from kdpl.runtime.artifacts import read_tensors, write_tensors
 
@@ -29,10 +30,23 @@ _Index = dict[str, tuple[str, Names]]
 """Stamp and images of each shard."""
 
 
+def unfold(files: Names) -> Names:
+    """Replace each shard by its images, see ``index_shards``."""
+    images_of = index_shards([file for file in files if is_shard(file)])
+    # keep the order, with runs of files between shards in one part
+    parts = list[Names]()
+    for in_shards, group in groupby(files, images_of.__contains__):
+        if in_shards:
+            parts += map(images_of.__getitem__, group)
+        else:
+            parts.append(Names.of(group))
+    return Names.joined(parts)
+
+
 def index_shards(shards: Sequence[str]) -> dict[str, Names]:
     """Find the images of several distinct shards, in their order in each shard."""
     # start from stored indices, and scan new and changed shards
-    stamps = {shard: stamp(shard) for shard in shards}
+    stamps = {shard: archives.stamp(shard) for shard in shards}
     indices = {folder: _load(folder, stamps) for folder in dict.fromkeys(map(folder_of, shards))}
     new = [shard for shard in shards if shard not in indices[folder_of(shard)]]
     with ThreadPoolExecutor(_AT_ONCE) as pool, progress_bar() as progress:
@@ -81,12 +95,12 @@ def _look_through(shard: str) -> Names:
     members: dict[str, ShardImage] = {}
     try:
         with tarfile.open(shard, "r:") as archive:
-            for member in images_of(archive):
+            for member in archives.images_of(archive):
                 members[member.name] = ShardImage(
                     shard, member.name, member.offset_data, member.size
                 )
-    except UNREADABLE as error:
-        raise DataError(fault_of(shard, error)) from error
+    except archives.UNREADABLE as error:
+        raise DataError(archives.fault_of(shard, error)) from error
     if not members:
         raise DataError(f"shard {shard} has no images: leave it out of unlabeled")
     return Names.of(members.values())
