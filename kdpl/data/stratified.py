@@ -1,4 +1,4 @@
-"""Few-shot samples and held-out images with several labels an image, or spread over groups."""
+"""Few-shot samples, and held-out images with several labels an image or spread over groups."""
 
 import random
 from collections import Counter, defaultdict
