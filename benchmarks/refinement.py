@@ -11,9 +11,17 @@ from torch.nn import functional as F
 from benchmarks.measuring import alternate, median, peak_memory
 from benchmarks.settings import Settings
 from kdpl.targets.refinement.experts import Evidence, assign
-from kdpl.targets.refinement.refine import RefinementConfig, affinity, nearest, refine
+from kdpl.targets.refinement.refine import (
+    RefinementConfig,
+    Weights,
+    affinity,
+    nearest,
+    refine,
+)
 
-_CONFIG = RefinementConfig(rounds=3, likelihood=0.3, graph=3.0, prior=0.3)
+_WEIGHTS = Weights(0.3, 3.0, 0.3)
+_NEIGHBORS = RefinementConfig.neighbors
+_ROUNDS = 3
 _SHARPNESS = 60.0
 
 Measured = tuple[str, float, str, float | None, float | None]
@@ -30,14 +38,16 @@ def pool(images: int, classes: int, width: int) -> tuple[Tensor, Tensor]:
     return features, (_SHARPNESS * features @ vectors.T).softmax(dim=1)
 
 
-def dense(features: Tensor, predictions: Tensor, config: RefinementConfig) -> Tensor:
+def dense(
+    features: Tensor, predictions: Tensor, weights: Weights, neighbors_of: int, rounds: int
+) -> Tensor:
     """The same rounds with a matrix [N, N] of all pairs, and each class's Gaussian as it is written."""
     similarity = (features @ features.T).fill_diagonal_(-1)
-    values, indices = similarity.topk(config.neighbors, dim=1)
+    values, indices = similarity.topk(neighbors_of, dim=1)
     neighbors = torch.zeros_like(similarity).scatter_(1, indices, values.clamp_min(0))
     neighbors = (neighbors + neighbors.T) / 2
-    z, prior = predictions.clone(), config.prior * predictions.clamp_min(1e-9).log()
-    for _ in range(config.rounds):
+    z, prior = predictions.clone(), weights.prior * predictions.clamp_min(1e-9).log()
+    for _ in range(rounds):
         mass = z.sum(dim=0)[:, None]
         means = z.T @ features / mass
         variance = (z.T @ features.square() - mass * means.square()).sum(dim=0) / len(z)
@@ -45,9 +55,9 @@ def dense(features: Tensor, predictions: Tensor, config: RefinementConfig) -> Te
             [(-0.5 * (features - mean).square() / variance).sum(dim=1) for mean in means], dim=1
         )
         for _ in range(5):
-            z = (
-                (config.likelihood or 0) * gaussians + config.graph * neighbors @ z + prior
-            ).softmax(dim=1)
+            z = (weights.likelihood * gaussians + weights.graph * neighbors @ z + prior).softmax(
+                dim=1
+            )
     return z
 
 
@@ -70,11 +80,11 @@ def _large(settings: Settings) -> Iterator[Measured]:
 
     def run() -> None:
         start = time.perf_counter()
-        neighbors = affinity(*nearest(features, _CONFIG.neighbors))
+        neighbors = affinity(*nearest(features, _NEIGHBORS))
         found = time.perf_counter()
-        refine(features, predictions, neighbors, None, _CONFIG)
+        refine(features, predictions, neighbors, None, _WEIGHTS, _ROUNDS)
         seconds["search"] = found - start
-        seconds["round"] = (time.perf_counter() - found) / _CONFIG.rounds
+        seconds["round"] = (time.perf_counter() - found) / _ROUNDS
 
     peak = peak_memory(lambda: run, device)["peak"]
     name = f"refining {images:,} images of {classes:,} classes"
@@ -91,11 +101,11 @@ def _small(settings: Settings) -> Iterator[Measured]:
     made: dict[str, Tensor] = {}
 
     def sparse() -> None:
-        neighbors = affinity(*nearest(features, _CONFIG.neighbors))
-        made["kdpl"] = refine(features, predictions, neighbors, None, _CONFIG)
+        neighbors = affinity(*nearest(features, _NEIGHBORS))
+        made["kdpl"] = refine(features, predictions, neighbors, None, _WEIGHTS, _ROUNDS)
 
     def plain() -> None:
-        made["dense"] = dense(features, predictions, _CONFIG)
+        made["dense"] = dense(features, predictions, _WEIGHTS, _NEIGHBORS, _ROUNDS)
 
     seconds = alternate({"dense": plain, "kdpl": sparse}, settings.repeats, settings.torch_device)
     name = f"refining {images:,} images of {classes:,} classes"

@@ -15,7 +15,7 @@ from benchmarks.sizes import SMALL, register_miniatures
 from benchmarks.suggest import Relabeled
 from benchmarks.texts import Texts
 from kdpl.data.readers.digits import read_digits
-from kdpl.targets.refinement.refine import RefinementConfig, affinity, nearest, refine
+from kdpl.targets.refinement.refine import Weights, affinity, nearest, refine
 
 CPU = torch.device("cpu")
 
@@ -68,9 +68,10 @@ def test_operations_are_counted_by_the_book_and_not_run():
 
 def test_dense_matrices_refine_to_what_kdpl_does():
     features, predictions = refinement.pool(200, 6, 16)
-    config = RefinementConfig(neighbors=4, likelihood=0.2, rounds=2, graph=3.0, prior=0.3)
-    expected = refine(features, predictions, affinity(*nearest(features, 4)), None, config)
-    assert (refinement.dense(features, predictions, config) - expected).abs().max() < 1e-5
+    weights = Weights(0.2, 3.0, 0.3)
+    expected = refine(features, predictions, affinity(*nearest(features, 4)), None, weights, 2)
+    made = refinement.dense(features, predictions, weights, 4, 2)
+    assert (made - expected).abs().max() < 1e-5
     assert (expected.argmax(dim=1) != predictions.argmax(dim=1)).any()
 
 

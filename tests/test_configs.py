@@ -3,7 +3,6 @@
 Miniature CLIPs stand in for those whose weights are a download.
 """
 
-import json
 from pathlib import Path
 
 import open_clip
@@ -103,11 +102,6 @@ STAND_INS = {
     "student/quickstart_timm.yaml": "timm:test_resnet",
     "student/quickstart_timm_64.yaml": "timm:test_resnet",
 }
-ENCODER = {"model": "timm:test_vit", "pretrained": "random", "image_size": 32}
-FURTHER = {
-    "student/refined_dinov2.yaml": [f"--model.init_args.target.encoder={json.dumps(ENCODER)}"],
-    "student/refined_dinov3.yaml": [f"--model.init_args.target.encoder={json.dumps(ENCODER)}"],
-}
 
 
 def options_of(name, teacher):
@@ -121,7 +115,6 @@ def options_of(name, teacher):
         *configs(PUBLISHED_TEACHER if stage == "teacher" else PUBLISHED_STUDENT, name),
         *(f"--model.init_args.clip.{key}={value}" for key, value in model.items()),
         *([f"--model.init_args.teacher={teacher}"] if stage == "student" else []),
-        *FURTHER.get(name, []),
     ]
 
 

@@ -19,7 +19,15 @@ from torch.nn import functional as F
 
 from kdpl.data.groups import FOLDS, folds
 from kdpl.data.probe import CHOOSING, STRENGTHS, classes_of, fit_probe
-from kdpl.targets.refinement.refine import RefinementConfig, affinity, nearest, refine, standardize
+from kdpl.targets.refinement.refine import (
+    RefinementConfig,
+    Weights,
+    affinity,
+    candidates,
+    nearest,
+    refine,
+    standardize,
+)
 from kdpl.tasks import MULTI_CLASS
 
 PRIOR = 3.0
@@ -138,7 +146,7 @@ class Assigned:
         assignments: Probabilities, float [N, C].
         weights: Weights of text and probe.
         strength: The probe's regularisation; None without labels.
-        refinement: Settings of the refinement; None where the experts alone were better.
+        refinement: Weights of the refinement; None where the experts alone were better.
         right: Accuracies of the teacher and of the result on the judging images; images of the
             same group and class count as one. None without judging images.
         judges: Number of judging images.
@@ -148,7 +156,7 @@ class Assigned:
     assignments: Tensor
     weights: tuple[float, ...]
     strength: float | None
-    refinement: RefinementConfig | None
+    refinement: Weights | None
     right: tuple[float, float] | None
     judges: int
     groups: int
@@ -162,9 +170,8 @@ class Assigned:
         if self.refinement is None:
             parts.append("not refined, as that was no better")
         else:
-            chosen = self.refinement
-            weights = f"ω {chosen.likelihood}, γ {chosen.graph}, λ {chosen.prior}"
-            parts.append(f"refined with {weights}")
+            likelihood, graph, prior = self.refinement
+            parts.append(f"refined with ω {likelihood}, γ {graph}, λ {prior}")
         if self.right is not None:
             before, after = (100 * share for share in self.right)
             groups = f" in {self.groups} groups" if self.groups < self.judges else ""
@@ -192,13 +199,13 @@ class Result(NamedTuple):
     """Assignments that saw a part of the labels.
 
     Attributes:
-        refinement: Settings of the refinement; None for the experts alone.
+        refinement: Weights of the refinement; None for the experts alone.
         labels: Labels that were seen, [N].
         judges: Indices of images whose labels were not seen.
         assignments: Probabilities, float [N, C].
     """
 
-    refinement: RefinementConfig | None
+    refinement: Weights | None
     labels: Tensor
     judges: Tensor
     assignments: Tensor
@@ -219,7 +226,7 @@ def assign(
 
     Args:
         evidence: Features, predictions and labels.
-        config: Settings of the refinement; its ``candidates`` are tried.
+        config: Settings of the refinement, whose weights are chosen among ``candidates``.
         on_step: Called with the number of refinements done, and the number of all.
         on_result: Called with the result of each of them.
     """
@@ -234,7 +241,7 @@ def assign(
 
     # the refinements to try, and the predictions without one
     judges, truth = torch.cat([split.judges for split in splits]), evidence.truth
-    tried: list[RefinementConfig | None] = [*config.candidates(shots)]
+    tried: list[Weights | None] = [*candidates(shots)]
     # without a judging image, the first is taken
     tried = [*tried, None] if config.mode == "auto" and len(judges) else tried[:1]
     total = len(tried) * len(splits)
@@ -249,7 +256,7 @@ def assign(
         hits = []
         for k, (split, predicted) in enumerate(zip(splits, predictions, strict=True)):
             if candidate is not None:
-                z = refine(unit, predicted, neighbors, split.labels, candidate)
+                z = refine(unit, predicted, neighbors, split.labels, candidate, config.rounds)
             else:
                 labeled = (split.labels >= 0)[:, None]
                 fixed = F.one_hot(split.labels.clamp_min(0), predicted.shape[1]).to(predicted)

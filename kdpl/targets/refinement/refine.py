@@ -4,8 +4,8 @@ Transductive, following TransCLIP (arXiv 2406.01837): nearby images belong to on
 images of a class lie around its mean. Works on tensors alone.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +19,33 @@ _LEAST_VARIANCE = 1e-6
 _LEAST_MASS = 1e-6
 _INNER = 5
 
-# best weights of Gaussians, neighbours and predictions (ω, γ, λ) on digits, letters and
-# photographs: without labels, with fewer than ``_MANY`` per class, and with more (docs/targets.md)
+
+class Weights(NamedTuple):
+    """Weights of the terms of the refinement.
+
+    Attributes:
+        likelihood: ω, weight of the classes' Gaussians. Below 1, as the D dimensions of a feature
+            depend on each other.
+        graph: γ, weight of the neighbours' assignments.
+        prior: λ, weight of the predictions that are refined.
+    """
+
+    likelihood: float
+    graph: float
+    prior: float
+
+
+# best weights on digits, letters and photographs: without labels, with fewer than ``_MANY`` per
+# class, and with more (docs/targets.md)
 _MANY = 4
-_NONE = ((0.3, 3.0, 0.3),)
-_FEW = ((0.1, 3.0, 0.3),)
-_MORE = ((0.03, 3.0, 1.0), *_FEW)
+_NONE = (Weights(0.3, 3.0, 0.3),)
+_FEW = (Weights(0.1, 3.0, 0.3),)
+_MORE = (Weights(0.03, 3.0, 1.0), *_FEW)
+
+
+def candidates(shots: float) -> tuple[Weights, ...]:
+    """Return the weights to try, the best first, for a number of labels per class."""
+    return _MORE if shots >= _MANY else _FEW if shots else _NONE
 
 
 @dataclass
@@ -38,11 +59,6 @@ class RefinementConfig:
             predict from their mean feature; the refined feature is the mean plus twice the
             evaluation view.
         neighbors: k, nearest neighbours of an image by cosine.
-        graph: γ, weight of the neighbours' assignments; None: from the candidates, as for the next
-            two.
-        likelihood: ω, weight of the classes' Gaussians. Below 1, as the D dimensions of a feature
-            depend on each other.
-        prior: λ, weight of the predictions that are refined.
         rounds: Number of rounds, each with five updates of the assignments and one of the
             Gaussians.
     """
@@ -50,29 +66,14 @@ class RefinementConfig:
     mode: Literal["auto", "always"] = "auto"
     views: int = 8
     neighbors: int = 5
-    graph: float | None = None
-    likelihood: float | None = None
-    prior: float | None = None
     rounds: int = 15
 
     def __post_init__(self) -> None:
-        least_values = dict.fromkeys(("views", "neighbors", "rounds"), 1)
-        least_values |= dict.fromkeys(("graph", "likelihood", "prior"), 0)
-        for name, least in least_values.items():
-            if (value := getattr(self, name)) is not None and value < least:
+        for name in ("views", "neighbors", "rounds"):
+            if (value := getattr(self, name)) < 1:
                 raise ConfigError(
-                    f"{name} of refined targets must be at least {least}, not {value}: correct it"
+                    f"{name} of refined targets must be at least 1, not {value}: correct it"
                 )
-
-    def candidates(self, shots: float) -> list["RefinementConfig"]:
-        """Return settings with all weights, the best first, for a number of labels per class."""
-        filled = []
-        for likelihood, graph, prior in _MORE if shots >= _MANY else _FEW if shots else _NONE:
-            best: dict[str, Any] = {"likelihood": likelihood, "graph": graph, "prior": prior}
-            missing = {name: value for name, value in best.items() if getattr(self, name) is None}
-            candidate = replace(self, **missing)
-            filled += [candidate] if candidate not in filled else []
-        return filled
 
 
 def standardize(features: Tensor) -> Tensor:
@@ -117,8 +118,9 @@ def refine(
     features: Tensor,
     predictions: Tensor,
     neighbors: Tensor,
-    labels: Tensor | None = None,
-    config: RefinementConfig = RefinementConfig(),
+    labels: Tensor | None,
+    weights: Weights,
+    rounds: int,
 ) -> Tensor:
     """Assign images to classes by predictions, neighbours and a Gaussian per class.
 
@@ -132,13 +134,13 @@ def refine(
         neighbors: The result a of ``affinity``, sparse [N, N].
         labels: Classes of labelled images, whose z stays the label, −1 for the others, [N]; None:
             no image is labelled.
-        config: The weights.
+        weights: The weights ω, γ and λ.
+        rounds: Number of rounds.
 
     Returns:
         The assignments z, float32 [N, C].
     """
-    (config, *_) = config.candidates(0)
-    likelihood, graph, prior = config.likelihood or 0, config.graph or 0, config.prior or 0
+    likelihood, graph, prior = weights
     labels = torch.full((len(features),), -1, device=features.device) if labels is None else labels
 
     # start at the predictions, and at the labels
@@ -150,7 +152,7 @@ def refine(
     # in parts of the images, to limit memory
     step = max(1, _CELLS // max(*z.shape[1:], features.shape[1]))
     parts = [slice(start, start + step) for start in range(0, len(z), step)]
-    for _ in range(config.rounds):
+    for _ in range(rounds):
         # the Gaussians, and what stays the same over the updates of z
         means, variances = _fit(features, z, parts)
         fields = torch.empty_like(z)

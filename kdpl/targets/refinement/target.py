@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdpl.clip import ClipConfig, ImageClip, load_image_clip
 from kdpl.data.groups import group_numbers
 from kdpl.data.parallel import progress_bar
 from kdpl.data.splits import Record
@@ -40,13 +39,12 @@ class Refined(RefinementConfig, PreparedTarget):
     written to ``pool_targets.safetensors`` in the run's folder; a resumed run reads it from there.
 
     Attributes:
-        encoder: Source of the features for probe, neighbours and Gaussians: ``tower``, the first
-            teacher's image tower before its projection into the joint space, without prompts;
-            ``teacher``, the teacher's features; or another CLIP or network of timm, as for a
-            student's ``clip``. Other attributes are as in ``RefinementConfig``.
+        encoder: Source of the features for probe, neighbours and Gaussians: ``tower``, the
+            teacher's image tower before its projection into the joint space, without prompts; or
+            ``teacher``, the teacher's features. Other attributes are as in ``RefinementConfig``.
     """
 
-    encoder: ClipConfig | Literal["tower", "teacher"] = "tower"
+    encoder: Literal["tower", "teacher"] = "tower"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,18 +75,13 @@ class Refined(RefinementConfig, PreparedTarget):
     def prepare(self, inputs: TargetInputs) -> None:
         """Refine, or read earlier results; ArtifactError if of other data or settings."""
         self.require_task(inputs.teacher.task)
-        other = None if isinstance(self.encoder, str) else load_image_clip(self.encoder)
 
         def make(path: Path, origin: Origin) -> None:
-            evidence = self.evidence(inputs, other)
+            evidence = self.evidence(inputs)
             inputs.on_first_process(lambda: self._assign(inputs, evidence, origin).save(path))
 
         # read the file, made by this run or another, and check its origin
-        settings = {
-            "target": asdict(self),
-            "encoder": other and other.identity.fingerprint,
-            "features": "normalised and blended",
-        }
+        settings = {"target": asdict(self), "features": "normalised and blended"}
         file, origin = inputs.kept(POOL_TARGETS_FILE, settings, make)
         targets = PoolTargets.load(file)
         require_same(str(file), targets.made_from, origin, REMEDY, kind=ArtifactError)
@@ -112,13 +105,10 @@ class Refined(RefinementConfig, PreparedTarget):
             self._log_assignments = (z / z.sum(dim=1, keepdim=True)).log_().half()
             self._rows = rows_of(targets.images).to(device)
 
-    def evidence(self, inputs: TargetInputs, other: ImageClip | None = None) -> Evidence:
-        """Return features, predictions and labels of the pool and of ``further_images``.
-
-        ``other`` is the network of ``encoder`` if that is not a teacher.
-        """
+    def evidence(self, inputs: TargetInputs) -> Evidence:
+        """Return features, predictions and labels of the pool and of ``further_images``."""
         further, labels, groups = further_images(inputs)
-        text, features = self._encode(inputs, further, other)
+        text, features = self._encode(inputs, further)
         val_labels = [-1] * (len(labels) - len(inputs.val)) + [r.single for r in inputs.val]
         return Evidence(
             features.blend,
@@ -131,7 +121,7 @@ class Refined(RefinementConfig, PreparedTarget):
         )
 
     def _encode(
-        self, inputs: TargetInputs, further: Sequence[Record], other: ImageClip | None
+        self, inputs: TargetInputs, further: Sequence[Record]
     ) -> tuple[Tensor, ImageFeatures]:
         """Return the teacher's log probabilities, [N, C], and the encoder's features."""
         # the teacher's features of both lists of images
@@ -143,8 +133,6 @@ class Refined(RefinementConfig, PreparedTarget):
 
         # the predictions, and the features of the chosen encoder
         text = MULTI_CLASS.log_probabilities(inputs.predict(features.mean))
-        if other is not None:
-            return text, _joined(inputs.features_of(other, images, self.views) for images in groups)
         return text, _joined(part for _, part in parts) if pooled else features
 
     def _assign(self, inputs: TargetInputs, evidence: Evidence, origin: Origin) -> PoolTargets:

@@ -11,7 +11,14 @@ from torch.nn import functional as F
 from kdpl.data.probe import fit_probe
 from kdpl.targets.refinement import experts
 from kdpl.targets.refinement.experts import COST, PRIOR, Evidence, assign, combine, fit_weights
-from kdpl.targets.refinement.refine import RefinementConfig, affinity, nearest, refine, standardize
+from kdpl.targets.refinement.refine import (
+    RefinementConfig,
+    affinity,
+    candidates,
+    nearest,
+    refine,
+    standardize,
+)
 
 CLASSES = 4
 COLUMNS = ("features", "probed", "text", "labels", "validation", "groups")
@@ -184,10 +191,12 @@ def plainly(evidence, config, strength, weights):
         labels = torch.full_like(evidence.labels, -1)
         labels[seen] = evidence.labels[seen]
         mixed[seen] = F.one_hot(evidence.labels[seen], CLASSES).float()
-        return mixed if settings is None else refine(unit, mixed, neighbors, labels, settings)
+        if settings is None:
+            return mixed
+        return refine(unit, mixed, neighbors, labels, settings, config.rounds)
 
     right, results = [], []
-    for settings in (*config.candidates(len(fold_of) / CLASSES), None):
+    for settings in (*candidates(len(fold_of) / CLASSES), None):
         hits = dict.fromkeys(fold_of, 0.0)
         for fold in range(5):
             held_out = [i for i in labeled if folds[i] == fold]
@@ -306,8 +315,8 @@ def test_without_labels_the_teachers_predictions_are_refined():
     evidence, _ = world(shots=0)
     made = assign(evidence, RefinementConfig())
     unit = F.normalize(standardize(evidence.features), dim=1)
-    (settings,) = RefinementConfig().candidates(0)
-    expected = refine(unit, evidence.text.exp(), affinity(*nearest(unit, 5)), None, settings)
+    (weights,), near = candidates(0), affinity(*nearest(unit, 5))
+    expected = refine(unit, evidence.text.exp(), near, None, weights, RefinementConfig.rounds)
     assert (made.assignments - expected).abs().max() < 1e-5
     assert (made.strength, made.weights, made.right) == (None, (1.0,), None)
 
@@ -317,7 +326,7 @@ def test_a_tuned_teacher_is_judged_by_validation_images_alone():
     tuned = replace(evidence, trusted=False)
     unjudged = assign(tuned, RefinementConfig())
     assert (unjudged.weights, unjudged.right, unjudged.judges) == ((1.0, 1.0), None, 0)
-    assert unjudged.refinement == RefinementConfig().candidates(5)[0]
+    assert unjudged.refinement == candidates(5)[0]
 
     held_out = torch.where(torch.arange(160) >= 140, truth, -1)
     judged = assign(replace(tuned, validation=held_out), RefinementConfig())
@@ -363,15 +372,3 @@ def test_a_useless_expert_gets_a_weight_near_0_and_costs_at_most_a_point(useless
     assert weights[useless] < 0.25
     assert weights[1 - useless] > 1
     assert result >= max(text, probe) - 0.01
-
-
-@pytest.mark.parametrize("shots", [0, 4])
-@pytest.mark.parametrize(
-    "weights", [{}, {"graph": 1.0}, {"graph": 1.0, "likelihood": 0.2, "prior": 0.5}]
-)
-def test_each_weight_that_is_set_is_the_only_one_tried(shots, weights):
-    candidates = RefinementConfig(**weights).candidates(shots)
-    for candidate in candidates:
-        assert all(getattr(candidate, name) == value for name, value in weights.items())
-        assert None not in (candidate.graph, candidate.likelihood, candidate.prior)
-    assert len(candidates) == (1 if len(weights) == 3 or not shots else 2)

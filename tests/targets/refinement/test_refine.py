@@ -12,10 +12,11 @@ from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.artifacts import write_tensors
 from kdpl.targets.refinement import refine as refinement
 from kdpl.targets.refinement.pool_targets import KIND, VERSION, Moved, PoolManifest, PoolTargets
-from kdpl.targets.refinement.refine import RefinementConfig, affinity, nearest, refine
+from kdpl.targets.refinement.refine import RefinementConfig, Weights, affinity, nearest, refine
 from kdpl.targets.refinement.target import Refined
 
 N, C, D = 40, 4, 6
+WEIGHTS = Weights(0.3, 3.0, 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +49,10 @@ def plain_affinity(features, k, groups=range(N)):
     return a
 
 
-def plain_refine(features, predictions, labels, config):
+def plain_refine(features, predictions, labels, neighbors, weights, rounds):
     """The updates as they are written, image by image and class by class."""
     f, y = features.double(), predictions.double()
-    a = plain_affinity(f, config.neighbors)
+    a = plain_affinity(f, neighbors)
     labeled = [] if labels is None else [i for i in range(N) if labels[i] >= 0]
 
     def clamp(z):
@@ -67,7 +68,7 @@ def plain_refine(features, predictions, labels, config):
         return means, variance
 
     z = clamp(y.clone())
-    for _ in range(config.rounds):
+    for _ in range(rounds):
         means, variance = fit(z)
         for _ in range(5):
             new = torch.empty_like(z)
@@ -78,22 +79,18 @@ def plain_refine(features, predictions, labels, config):
                         - math.log(math.sqrt(2 * math.pi * variance[d]))
                         for d in range(D)
                     )
-                    neighbors = sum(a[i, j] * z[j, c] for j in range(N) if a[i, j])
+                    nearby = sum(a[i, j] * z[j, c] for j in range(N) if a[i, j])
                     prior = math.log(max(y[i, c], 1e-9))
-                    new[i, c] = (
-                        config.likelihood * log_density
-                        + config.graph * neighbors
-                        + config.prior * prior
-                    )
+                    terms = (log_density, nearby, prior)
+                    new[i, c] = sum(w * term for w, term in zip(weights, terms, strict=True))
             z = clamp(new.softmax(dim=1))
     return z, *fit(z)
 
 
-def refined(pool, config, labels=None):
+def refined(pool, labels=None, neighbors=4, weights=WEIGHTS, rounds=4):
     features, predictions, _ = pool
-    return refine(
-        features, predictions, affinity(*nearest(features, config.neighbors)), labels, config
-    )
+    near = affinity(*nearest(features, neighbors))
+    return refine(features, predictions, near, labels, weights, rounds)
 
 
 def test_images_of_a_group_are_no_neighbours(pool):
@@ -105,9 +102,8 @@ def test_images_of_a_group_are_no_neighbours(pool):
 
 @pytest.mark.parametrize("labeled", [False, True])
 def test_it_is_the_plain_updates(pool, labeled):
-    config = RefinementConfig(neighbors=3, graph=0.7, likelihood=0.4, prior=1.3, rounds=2)
-    labels = pool[2] if labeled else None
-    made, expected = refined(pool, config, labels), plain_refine(*pool[:2], labels, config)
+    settings = (pool[2] if labeled else None, 3, Weights(0.4, 0.7, 1.3), 2)
+    made, expected = refined(pool, *settings), plain_refine(*pool[:2], *settings)
     fitted = refinement._fit(pool[0], made, [slice(None)])
     for ours, plain in zip((made, *fitted), expected, strict=True):
         assert (ours - plain).abs().max() < 1e-5
@@ -119,12 +115,11 @@ def test_it_is_the_plain_updates(pool, labeled):
 
 def test_the_order_of_images_and_the_size_of_chunks_do_not_matter(pool, monkeypatch):
     features, predictions, labels = pool
-    config = RefinementConfig(neighbors=4, rounds=4)
-    whole = refined(pool, config, labels)
+    whole = refined(pool, labels)
     monkeypatch.setattr(refinement, "_CELLS", 7 * N)
-    assert (refined(pool, config, labels) - whole).abs().max() < 1e-5
+    assert (refined(pool, labels) - whole).abs().max() < 1e-5
     order = torch.randperm(N, generator=torch.Generator().manual_seed(2))
-    shuffled = refined((features[order], predictions[order], None), config, labels[order])
+    shuffled = refined((features[order], predictions[order], None), labels[order])
     assert (shuffled - whole[order]).abs().max() < 1e-5
 
 
@@ -137,15 +132,14 @@ def test_neighbours_are_the_nearest_others(pool):
     assert nearest(features[:3], 5)[1].shape == (3, 2)  # as many as there are
 
 
-@pytest.mark.parametrize(("setting", "value"), [("neighbors", 0), ("graph", -1)])
-def test_impossible_settings_are_refused(setting, value):
-    with world.refused(ConfigError, f"{setting} of refined targets"):
-        RefinementConfig(**{setting: value})
+def test_impossible_settings_are_refused():
+    with world.refused(ConfigError, "neighbors of refined targets"):
+        RefinementConfig(neighbors=0)
 
 
 @pytest.fixture
 def targets(pool):
-    assignments = refined(pool, RefinementConfig()).half()
+    assignments = refined(pool).half()
     return PoolTargets(
         made_from={"teachers": ["abc"], "target": {"rounds": 15}},
         class_names=("a", "b", "c", "d"),
