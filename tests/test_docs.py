@@ -296,8 +296,6 @@ def require_prediction(line, expected):
         (PUBLISHED, {}),
         (Decoding((0, 90, 200)), {"crop_pct": 0.875}),
         (PUBLISHED, {"resize_mode": "squash", "interpolation": "bilinear", "crop_pct": 0.9}),
-        (PUBLISHED, {"resize_mode": "longest"}),
-        (PUBLISHED, {"resize_mode": "border", "crop_pct": 0.8}),
     ],
 )
 def test_the_script_without_torch_makes_the_classifiers_predictions(

@@ -62,7 +62,7 @@ def metadata(classifier: Classifier, input_type: InputType) -> dict[str, str]:
     images = classifier.preprocessing.resizing
     size, edge = (
         images.image_size,
-        "both edges" if images.resize_mode == "squash" else f"the {images.resize_mode} edge",
+        "both edges" if images.resize_mode == "squash" else "the shortest edge",
     )
     numbers = "uint8 in 0..255" if input_type == "uint8" else "float32 in 0..1"
 
@@ -77,11 +77,9 @@ def metadata(classifier: Classifier, input_type: InputType) -> dict[str, str]:
         "resize_mode": images.resize_mode,
         "interpolation": images.interpolation,
         "crop_pct": str(images.crop_pct),
-        "fill": json.dumps(images.fill),
         "resize": f"{edge} to {images.edge}, {images.interpolation} with antialiasing as Pillow "
         "does it",
-        "crop": f"the square of {size} in the centre, with the colour {images.fill} where the "
-        "image does not reach",
+        "crop": f"the square of {size} in the centre, black where the image does not reach",
         "input": f"RGB, [batch, 3, image_size, image_size], {numbers}",
         "logit_scale": str(classifier.logit_scale),
         "fingerprint": classifier.fingerprint(),

@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated
 
 import pydantic.dataclasses
 from pydantic import Field
 
 from kdpl.runtime.artifacts import STRICT, Text
-from kdpl.runtime.resizing import CropPct, Interpolation, Resizing
+from kdpl.runtime.resizing import CropPct, Interpolation, ResizeMode, Resizing
 
 LogitScale = Annotated[float, Field(gt=0, le=10_000)]
 """Scale of cosine similarities; CLIPs are trained with up to 100."""
-
-ResizeMode = Literal["shortest", "squash", "longest", "border"]
 
 RANDOM = "random"
 """Pretrained tag for random weights, the same every time."""
@@ -73,9 +71,8 @@ class Preprocessing:
     """Preprocessing of a tower's images: size in pixels, channel statistics in [0, 1], resizing.
 
     ``resize_mode``: ``shortest`` resizes the short edge and crops the middle, ``squash`` resizes
-    both edges, ``longest`` resizes the long edge and pads with black, ``border`` does the same and
-    pads with the mean colour. ``crop_pct`` is the edge of the square as a share of the resized
-    image's edge, 1 for a CLIP, and less for most networks of timm.
+    both edges. ``crop_pct`` is the edge of the square as a share of the resized image's edge, 1 for
+    a CLIP, and less for most networks of timm.
     """
 
     image_size: Annotated[int, Field(ge=1, le=8192)]  # the largest CLIP takes a tenth of it
@@ -89,8 +86,4 @@ class Preprocessing:
     @property
     def resizing(self) -> Resizing:
         """Part of the preprocessing before pixels are normalised."""
-        # a border is padding with the mean colour
-        mode, fill = self.resize_mode, (0, 0, 0)
-        if mode == "border":
-            mode, fill = "longest", cast(Any, tuple(round(255 * channel) for channel in self.mean))
-        return Resizing(self.image_size, mode, self.interpolation, self.crop_pct, fill)
+        return Resizing(self.image_size, self.resize_mode, self.interpolation, self.crop_pct)

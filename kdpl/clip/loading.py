@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, get_args
 
 import open_clip
 import torch
@@ -32,6 +32,7 @@ from kdpl.clip.weights import StateDict, Weights, load_weights, read_weights
 from kdpl.errors import ConfigError, WeightsError, reason
 from kdpl.runtime import plugins
 from kdpl.runtime.network import hub_or_cache
+from kdpl.runtime.resizing import ResizeMode
 
 # METHOD: PromptSRC's text regulariser averages over the first 60 of the 80 published templates
 PROMPTSRC_TEMPLATES: tuple[Callable[[str], str], ...] = tuple(OPENAI_IMAGENET_TEMPLATES[:60])
@@ -202,6 +203,17 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
+def require_resizing(name: str, mode: Any) -> ResizeMode:
+    """Return the resize mode of a model's images, or a WeightsError for another one."""
+    modes: tuple[ResizeMode, ...] = get_args(ResizeMode)
+    if mode not in modes:
+        raise WeightsError(
+            f"the images of {name} are resized as {mode!r}, expected {' or '.join(modes)}: use "
+            "another model"
+        )
+    return modes[modes.index(mode)]
+
+
 def _find(config: ClipConfig) -> tuple[ModelConfig, Callable[[], Weights]]:
     """Find a model of the registry or open_clip by name, and a function that reads its weights."""
     name, tag = config.model, config.pretrained or ""
@@ -314,7 +326,7 @@ def _image_half(
         int(model_config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE)),
         tuple(images["mean"]),
         tuple(images["std"]),
-        images["resize_mode"],
+        require_resizing(name, images["resize_mode"]),
         # as in open_clip; in training it may have been drawn for each image
         "bilinear" if images["interpolation"] == "bilinear" else "bicubic",
     )

@@ -16,7 +16,7 @@ from kdpl.clip import (
     ImageTower,
     Preprocessing,
 )
-from kdpl.clip.loading import Source, fingerprint, register_source
+from kdpl.clip.loading import Source, fingerprint, register_source, require_resizing
 from kdpl.clip.towers.kinds import ModelConfig, require_timm
 from kdpl.clip.weights import read_state, require_weights
 from kdpl.errors import WeightsError, reason
@@ -94,13 +94,14 @@ def load_network(config: ClipConfig) -> TimmTower:
 
 
 def preprocessing_of(name: str, image_size: int) -> Preprocessing:
-    """Return the preprocessing of timm's evaluation."""
+    """Return the preprocessing of timm's evaluation; errors as in ``require_resizing``."""
     defaults: Any = timm.get_pretrained_cfg(name)
     crop_pct = defaults.crop_pct
     if defaults.test_input_size == (3, image_size, image_size):
         crop_pct = defaults.test_crop_pct or crop_pct
-    mode: Any = "shortest" if defaults.crop_mode == "center" else defaults.crop_mode
+    mode = "shortest" if defaults.crop_mode == "center" else defaults.crop_mode
     interpolation: Any = "bilinear" if defaults.interpolation == "bilinear" else "bicubic"
+    mode = require_resizing(f"{SCHEME}:{name}", mode)
     return Preprocessing(image_size, defaults.mean, defaults.std, mode, interpolation, crop_pct)
 
 

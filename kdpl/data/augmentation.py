@@ -30,16 +30,13 @@ def resize_and_crop(image: Image, to: Resizing) -> Image:
     size, edges = to.image_size, [to.edge, to.edge]
     if to.resize_mode == "shortest":
         image, edges = without_ends(image), [to.edge]
-    elif to.resize_mode == "longest":
-        ratio = max(image.size) / to.edge
-        edges = [max(1, round(edge / ratio)) for edge in (image.height, image.width)]
     resized = functional.resize(image, edges, InterpolationMode(to.interpolation), antialias=True)
 
     # crop the centre along an edge that is too long, and pad an edge that is too short
     left, top = (
         (size - edge) // 2 if edge < size else -round((edge - size) / 2) for edge in resized.size
     )
-    square = new(image.mode, (size, size), to.fill)
+    square = new(image.mode, (size, size))
     square.paste(resized, (left, top))
     return square
 
@@ -165,7 +162,7 @@ class RandomResizedCrop(Augmentation):
 
     def apply(self, image: Image, parameters: Parameters, to: Resizing) -> Image:
         """Crop, resize with the tower's interpolation (antialiased) and flip."""
-        # the crop becomes the square, as published: resize_mode, crop_pct and fill are unused
+        # the crop becomes the square, as published: resize_mode and crop_pct are unused
         top, left, height, width, flipped = (int(number) for number in parameters)
         edges, interpolation = [to.image_size, to.image_size], InterpolationMode(to.interpolation)
         view: Image = functional.resized_crop(

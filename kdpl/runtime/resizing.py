@@ -7,12 +7,12 @@ from pydantic import Field
 
 from kdpl.runtime.artifacts import STRICT
 
+ResizeMode = Literal["shortest", "squash"]
+
 Interpolation = Literal["bicubic", "bilinear"]
 
 CropPct = Annotated[float, Field(ge=0.5, le=2)]
 """Crop edge as a share of the resized image's edge, as in timm: 0.875 to 1.15 there."""
-
-Channel = Annotated[int, Field(ge=0, le=255)]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -24,18 +24,16 @@ class Resizing:
 
     Attributes:
         image_size: Edge S of the square in pixels.
-        resize_mode: Resizes the short edge (``shortest``), both edges (``squash``) or the long edge
-            (``longest``) to S / ``crop_pct`` pixels, rounded down. The centre is cropped.
+        resize_mode: Resizes the short edge (``shortest``) or both edges (``squash``) to
+            S / ``crop_pct`` pixels, rounded down. The centre is cropped, or padded with black.
         interpolation: Interpolation of the resizing, always with antialiasing.
         crop_pct: Edge of the crop as a share of the resized image's edge.
-        fill: Colour [red, green, blue], 0 to 255, outside of the image.
     """
 
     image_size: Annotated[int, Field(ge=1, le=8192)]  # the largest CLIP takes a tenth of it
-    resize_mode: Literal["shortest", "squash", "longest"] = "shortest"
+    resize_mode: ResizeMode = "shortest"
     interpolation: Interpolation = "bicubic"
     crop_pct: CropPct = 1.0
-    fill: tuple[Channel, Channel, Channel] = (0, 0, 0)
 
     @property
     def edge(self) -> int:

@@ -59,7 +59,7 @@ def test_a_compiled_tower_gives_the_same_features_gradients_and_names(images):
 SHAPES = [(32, 32), (33, 20), (20, 33), (1, 7), (200, 7), (64, 65), (31, 32), (97, 41), (500, 375)]
 
 
-@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_images_are_prepared_as_open_clip_prepares_them(mode, interpolation):
     prepare = open_clip.image_transform(

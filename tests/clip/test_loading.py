@@ -201,12 +201,14 @@ def test_where_those_differ_the_config_or_the_file_beside_it_tells(weights, monk
     for told, expected in (
         ({"mean": MEAN, "std": STD}, Preprocessing(32, MEAN, STD)),
         (
-            {"resize_mode": "longest", "interpolation": "bilinear"},
-            Preprocessing(32, *USUAL, "longest", "bilinear"),
+            {"resize_mode": "squash", "interpolation": "bilinear"},
+            Preprocessing(32, *USUAL, "squash", "bilinear"),
         ),
     ):
         beside.write_text(json.dumps({"preprocess_cfg": told}))
         assert load_image_clip(of_file(weights)).preprocessing == expected
+    beside.write_text('{"preprocess_cfg": {"resize_mode": "longest"}}')
+    refused(of_file(weights), "'longest'")
     beside.write_text("{}")
     refused(of_file(weights), r"open_clip_config\.json has no preprocess_cfg")
 

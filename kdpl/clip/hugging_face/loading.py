@@ -14,13 +14,12 @@ from torch import Tensor
 
 from kdpl.clip import Clip, ClipConfig, ClipIdentity, ImageClip, ImageTower, Preprocessing
 from kdpl.clip.hugging_face.halves import HalfTower, ImageHalf, TextHalf
-from kdpl.clip.identity import ResizeMode
 from kdpl.clip.loading import Source, fingerprint, from_transformers, register_source
 from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.towers.hugging_face_text import HuggingFaceTextTower
 from kdpl.clip.towers.kinds import ModelConfig
 from kdpl.errors import ConfigError, WeightsError
-from kdpl.runtime.resizing import Interpolation
+from kdpl.runtime.resizing import Interpolation, ResizeMode
 
 KINDS = ("aimv2", "altclip", "chinese_clip", "clip", "metaclip_2", "siglip", "tipsv2")
 """Model types with a text tower and a vision transformer for images of one size."""

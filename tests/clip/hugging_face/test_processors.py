@@ -74,8 +74,8 @@ def test_pixels_and_features_are_those_of_a_kinds_own_processor(kind, changes, l
 
 def test_what_the_config_sets_wins_over_the_processor(loaded):
     processor = processor_of("clip", do_normalize=False)
-    _, clip = loaded("clip", processor, mean=(0.1, 0.2, 0.3), resize_mode="longest")
-    expected = Preprocessing(SIZE, (0.1, 0.2, 0.3), (1.0,) * 3, "longest", crop_pct=SIZE / 40)
+    _, clip = loaded("clip", processor, mean=(0.1, 0.2, 0.3), resize_mode="squash")
+    expected = Preprocessing(SIZE, (0.1, 0.2, 0.3), (1.0,) * 3, "squash", crop_pct=SIZE / 40)
     assert clip.preprocessing == expected
 
 

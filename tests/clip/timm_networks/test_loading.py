@@ -159,7 +159,6 @@ def test_lightnings_moving_average_of_the_weights_is_what_ships(tmp_path):
         ("mobilenetv4_conv_small", 256, 0.95),  # the size of timm's test
         ("mobilenetv4_conv_small", 32, 0.875),
         ("tf_efficientnetv2_b3", 240, 0.9),
-        ("deepseek_vit_412m", 546, 1.0),
         ("vit_base_patch16_clip_384", 384, 1.0),
         ("test_resnet", 160, 0.95),
     ],
