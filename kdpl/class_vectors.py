@@ -138,14 +138,11 @@ class ClassVectors(VectorSettings):
                 f"{count} class names, expected float32 [{count}, D]: {remedy}"
             )
         # metadata for the same number of classes
-        for values in (restored.scales, restored.biases):
-            if values is not None and len(values) != count:
-                raise ArtifactError(
-                    f"{source} has {len(values)} scales or biases for {count} classes: {remedy}"
-                )
-        if restored.num_base is not None and restored.num_base > count:
+        counts = {len(v) for v in (restored.scales, restored.biases) if v is not None}
+        if counts - {count} or (restored.num_base or 0) > count:
             raise ArtifactError(
-                f"{source} has {restored.num_base} base classes of {count} classes: {remedy}"
+                f"{source} has scales, biases or base classes that do not fit its {count} classes: "
+                f"{remedy}"
             )
         # unit vectors
         if not torch.allclose(

@@ -207,14 +207,12 @@ class HeldOutScores(LearnedCompanion):
         tensors.pop("predicted", None)  # of earlier versions
         names = ("scores", "label_scores", "correct")
         scores, label_scores, correct = (tensors.get(name, torch.empty(0)) for name in names)
-        # shapes, types and ranges
-        valid = len(tensors) == 3 and scores.ndim == 1 and 1 <= len(scores) <= MAX_IMAGES
+        # shapes and types
+        valid = len(tensors) == 3 and scores.ndim == 1 and len(scores) > 0
         valid = valid and scores.shape == label_scores.shape == correct.shape
-        valid = valid and scores.dtype == label_scores.dtype == torch.float32
-        # false for NaN too
-        ordered = valid and ((label_scores >= 0) & (label_scores <= scores) & (scores <= 1)).all()
-        if not ordered or correct.dtype != torch.bool:
-            raise ArtifactError(f"{path} is damaged (its numbers are invalid): {remedy}")
+        kinds = [tensor.dtype for tensor in (scores, label_scores, correct)]
+        if not valid or kinds != [torch.float32, torch.float32, torch.bool]:
+            raise ArtifactError(f"{path} is damaged (its tensors are invalid): {remedy}")
         return cls(settings.temperature, scores, label_scores, correct, settings.sampled)
 
     def metadata(self, num_classes: int) -> dict[str, str]:

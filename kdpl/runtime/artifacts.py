@@ -63,7 +63,7 @@ def read_tensors(
     stored = fields.pop("version", None)
     if type(stored) is not int or stored != version:
         raise ArtifactError(
-            f"{path} has format version {describe(stored)}, this kdpl reads version {version}: "
+            f"{path} has format version {visible(str(stored))[:40]}, this kdpl reads {version}: "
             "use the kdpl it was written with, or make it again"
         )
     return tensors, fields
@@ -83,9 +83,3 @@ def parse_metadata(kind: type[T], fields: Mapping[str, Any], source: str, remedy
         raise ArtifactError(
             f"{source} has an invalid field '{where}' ({what}): {remedy}"
         ) from error
-
-
-def describe(value: object) -> str:
-    """Return a value of an artifact for a message: the value if it is short, or its type."""
-    text = str(value)
-    return visible(text) if value is None or len(text) <= 40 else f"of type {type(value).__name__}"

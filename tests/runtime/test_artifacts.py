@@ -41,9 +41,8 @@ def test_tensors_and_fields_come_back_as_they_were_written(tmp_path):
         (lambda path: save_file(TENSORS, path, metadata={"kdpl": "{"}), "is damaged"),
         (lambda path: write(path, kind="pears"), "does not hold apples: plant a tree"),
         (lambda path: save_file(TENSORS, path), "does not hold apples"),
-        (lambda path: write(path, version=2), "has format version 2, this kdpl reads version 3"),
-        (lambda path: write(path, version=4), "has format version 4, this kdpl reads version 3"),
-        (lambda path: write(path, version="3"), "has format version 3, this kdpl reads version 3"),
+        (lambda path: write(path, version=2), "has format version 2, this kdpl reads 3"),
+        (lambda path: write(path, version="3"), "has format version 3, this kdpl reads 3"),
     ],
 )
 def test_another_or_a_damaged_file_is_one_sentence_that_names_it(make, match, tmp_path):

@@ -91,7 +91,7 @@ class ImageSample(LearnedCompanion):
             raise ArtifactError(
                 f"{folder} has no sample of the pool that it was trained on ({path.name}): {REMEDY}"
             )
-        # types and shapes, then ranges
+        # types and shapes
         remedy = f"remove it, and {REMEDY}"
         tensors, _ = read_of_classifier(path, KIND, VERSION, OfClassifier, classifier, remedy)
         count = tensors["scores"].numel() if "scores" in tensors else 0
@@ -101,10 +101,6 @@ class ImageSample(LearnedCompanion):
             "labels": (torch.int64, (count,)),
         }
         stored = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-        if stored == expected and 1 <= count <= MAX_IMAGES:
-            features, scores, labels = (tensors[name] for name in expected)
-            # false for NaN too
-            within = (features.abs() <= 2).all() and ((scores >= 0) & (scores <= 1)).all()
-            if within and ((labels >= 0) & (labels < shape[0])).all():
-                return cls(**tensors)
-        raise ArtifactError(f"{path} is damaged (its numbers are invalid): {remedy}")
+        if stored != expected or not count:
+            raise ArtifactError(f"{path} is damaged (its tensors are invalid): {remedy}")
+        return cls(**tensors)

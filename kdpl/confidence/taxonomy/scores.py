@@ -134,14 +134,12 @@ class LevelScores(LearnedCompanion):
         of_class, scores, correct = (
             tensors.get(name, torch.empty(0)) for name in ("of_class", "scores", "correct")
         )
-        # types, shapes and ranges
+        # types and shapes
         sizes = [*map(len, fields.nodes)]
         kinds = (torch.int64, torch.float32, torch.bool)
         valid = len(tensors) == 3 and (of_class.dtype, scores.dtype, correct.dtype) == kinds
         valid = valid and scores.shape == correct.shape and scores.shape[1:] == (len(sizes),)
         valid = valid and of_class.ndim == 2 and of_class.numel() > 0 and int(of_class.min()) >= 0
-        # false for NaN too
-        valid = valid and bool(((scores >= 0) & (scores <= 1)).all())
         if not valid or (of_class.amax(dim=1) + 1).tolist() != sizes:
             raise ArtifactError(f"{path} is damaged (its tree or numbers are invalid): {remedy}")
         return cls(Taxonomy(fields.root, fields.nodes, of_class), scores, correct)

@@ -1,10 +1,10 @@
 """Assignments of the unlabelled images to classes, as a file in a run's folder."""
 
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pydantic.dataclasses
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from kdpl.errors import ArtifactError
@@ -17,16 +17,13 @@ VERSION = 2
 
 _REMEDY = "remove it, and run the same command again"
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Number = Annotated[int, Field(ge=0)]
-
 
 class Moved(NamedTuple):
     """Index of an unlabelled image, and its class before and after, by teacher and assignment."""
 
-    image: Number
-    before: Number
-    after: Number
+    image: int
+    before: int
+    after: int
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -50,7 +47,7 @@ class PoolManifest:
     class_names: tuple[ClassName, ...]
     taken: bool
     reason: Text
-    accuracy: tuple[Share, Share] | None
+    accuracy: tuple[float, float] | None
     before: tuple[int, ...]
     after: tuple[int, ...]
     moved: int
@@ -77,13 +74,8 @@ class PoolTargets(PoolManifest):
         """Read the file; ArtifactError if missing, damaged, or of another version or kind."""
         tensors, fields = read_tensors(path, KIND, VERSION, _REMEDY)
         manifest = parse_metadata(PoolManifest, fields, str(path), _REMEDY)
-        classes = len(manifest.class_names)
-        try:
-            images, assignments = tensors["images"].long(), tensors["assignments"]
-            if assignments.shape != (len(images), classes) or not assignments.isfinite().all():
-                raise ValueError(f"it has assignments of shape {tuple(assignments.shape)}")
-            if {len(manifest.before), len(manifest.after)} != {classes}:
-                raise ValueError("it counts images of other classes")
-        except (KeyError, ValueError) as error:
-            raise ArtifactError(f"{path} is damaged ({error}): {_REMEDY}") from error
-        return cls(images=images, assignments=assignments, **vars(manifest))
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        size = len(tensors.get("images", ()))
+        if shapes != {"images": (size,), "assignments": (size, len(manifest.class_names))}:
+            raise ArtifactError(f"{path} is damaged (it has tensors of {shapes}): {_REMEDY}")
+        return cls(**tensors, **vars(manifest))

@@ -136,8 +136,6 @@ def test_it_is_made_of_a_run_with_a_tree_and_read_again(tmp_path):
     "changes",
     [
         {"scores": torch.zeros(20, 1)},
-        {"scores": torch.full((20, 2), torch.nan)},
-        {"scores": torch.full((20, 2), 1.1)},
         {"scores": torch.zeros(20, 2, dtype=torch.float64)},
         {"scores": None},
         {"correct": torch.zeros(5, 2, dtype=torch.bool)},

@@ -185,11 +185,8 @@ def test_the_target_is_the_assignment_where_it_is_taken(targets):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"before": (10, 10, 20)},
-        {"after": (10, 10, 10, 5, 5)},
-        {"examples": (Moved(-1, 0, 1),)},
+        {"examples": (("0", 0, 1),)},
         {"assignments": torch.zeros(N, C + 1)},
-        {"assignments": torch.full((N, C), float("nan"))},
         {"images": torch.arange(N - 1)},
         {"taken": 2},
         {"reason": "\x1b[2J"},
