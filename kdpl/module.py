@@ -16,7 +16,6 @@ from kdpl.data.batches import EvaluationBatch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
 from kdpl.data.needs import Needs
-from kdpl.data.tasks import build_task
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.metrics import test_key, train_key, val_key
 from kdpl.optim import OptimConfig, build_optimizer
@@ -24,7 +23,7 @@ from kdpl.runtime import plugins
 from kdpl.runtime.allocation import keep_freed_memory
 from kdpl.runtime.origin import require_same
 from kdpl.runtime.resizing import Resizing
-from kdpl.tasks import MULTI_CLASS, ClassScaling, Task
+from kdpl.tasks import MULTI_CLASS, ClassScaling, Task, build_task
 
 ORIGIN_KEY = "kdpl_origin"
 """Checkpoint key of the inputs of a run (``kdpl.runtime.origin``)."""

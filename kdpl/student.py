@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kdpl.callbacks import EnoughImages, SaveClassifier
+from kdpl.callbacks import SaveClassifier
 from kdpl.callbacks.checkpoints import SameRun
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.classifier import Classifier, Decoding
@@ -26,15 +26,16 @@ from kdpl.metrics import POOL_KEPT
 from kdpl.module import ClassifyingModule, plugin_callbacks
 from kdpl.optim import OptimConfig
 from kdpl.prompts import StudentEncoder, StudentPrompts
-from kdpl.runtime.messages import inform
+from kdpl.runtime.messages import inform, warn
 from kdpl.targets import Target, build_target, target_class
 from kdpl.targets.cache.feature_cache import fill_cache
+from kdpl.targets.inputs import Preparation
 from kdpl.targets.plan import prepare
-from kdpl.targets.preparation import Preparation
 from kdpl.tasks import agreement_of
 
 # number of unlabelled images for vision_prompts.init: mean_token
 _PREVIEW_IMAGES = 256
+_PUBLISHED_BATCH = 8
 
 
 class Prepare(Callback):
@@ -213,9 +214,23 @@ class StudentDistillation(ClassifyingModule):
             self._kept = len(plan.selection.targeted) / len(self.domain.pool.selection.targeted)
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Return the callbacks that check and prepare the fit, and write the classifier."""
-        steps = [EnoughImages(), Prepare(), SameRun()]
-        return [*steps, *plugin_callbacks(self), SaveClassifier()]
+        """Return the callbacks that prepare and check the fit, and write the classifier."""
+        return [Prepare(), SameRun(), *plugin_callbacks(self), SaveClassifier()]
+
+    def on_train_batch_start(self, batch: UnlabeledBatch, batch_idx: int) -> None:
+        """Refuse one image at a time, and warn of few, which the projector's batch norm needs."""
+        images = len(batch.images) * self.trainer.world_size
+        remedy = (
+            "set data.init_args.batch_size so that all processes together take "
+            f"{_PUBLISHED_BATCH} or more"
+        )
+        if images == 1:
+            raise ConfigError(f"the projector's batch norm cannot take one image: {remedy}")
+        if self.trainer.global_step == 0 and batch_idx == 0 and images < _PUBLISHED_BATCH:
+            warn(
+                f"the projector's batch norm has {images} images at a time, which costs accuracy: "
+                f"{remedy}"
+            )
 
     def on_train_epoch_end(self) -> None:
         """Log the share of images that a pool filter keeps."""

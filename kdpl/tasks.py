@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from kdpl.errors import ConfigError
 from kdpl.losses import distillation_kl
+from kdpl.runtime import plugins
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -93,7 +94,7 @@ class Task(ABC):
 
     Nothing else knows how logits become probabilities, labels and losses, except methods that are
     defined for one task alone. Both modules have a ``task``; the student passes its task to
-    its ``Classifier``. The dataset decides the task, see ``kdpl.data.tasks``.
+    its ``Classifier``. The dataset decides the task, see ``build_task``.
 
     Attributes:
         name: Name in datasets and artifacts.
@@ -275,6 +276,21 @@ def agreement_of(counts: Tensor) -> Tensor:
 
 MULTI_CLASS = MultiClass()
 """The only built-in task."""
+
+
+def build_task(name: str, **settings: Any) -> Task:
+    """Build a task: ``multiclass``, or a plugin's, with its settings."""
+    if name == MULTI_CLASS.name:
+        return MULTI_CLASS
+    kinds = plugins.load_all("tasks")
+    if name not in kinds:
+        known = ", ".join([MULTI_CLASS.name, *kinds])
+        raise ConfigError(
+            f"task {name!r} is not installed, which these labels are for: install its package, or "
+            f"use labels for {known}"
+        )
+    task: Task = kinds[name](**settings)
+    return task
 
 
 def require_one_class(task: str, what: str) -> None:

@@ -15,8 +15,7 @@ from kdpl.optim import OptimConfig
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
-from kdpl.targets import Target
-from kdpl.targets.prepared import PreparedTarget
+from kdpl.targets import PreparedTarget, Target
 
 IMAGES = world.TinyDomain().unlabeled[:6]
 

@@ -4,11 +4,9 @@ This module exports the callbacks of the stages; the commands add the others.
 """
 
 from kdpl.callbacks.averaging import GaussianPromptAveraging
-from kdpl.callbacks.enough_images import EnoughImages
 from kdpl.callbacks.handover import FreezeClassVectors, SaveClassifier
 
 __all__ = [
-    "EnoughImages",
     "FreezeClassVectors",
     "GaussianPromptAveraging",
     "SaveClassifier",

@@ -22,13 +22,12 @@ from kdpl.clip.loading import fingerprint
 from kdpl.data.augmentation import GivenImage, open_given, resize_and_crop, to_tensor
 from kdpl.data.decoding import Decoding
 from kdpl.data.parallel import cores
-from kdpl.data.tasks import build_task
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason
 from kdpl.prompts.student_encoder import StudentEncoder, encoder_tensors
 from kdpl.runtime.ahead import classify_ahead
 from kdpl.runtime.class_names import composed, fault_of_name
 from kdpl.runtime.run_folder import CLASSIFIER_REMEDY
-from kdpl.tasks import DecisionRule, Predicted, Prediction, Task, require_one_class
+from kdpl.tasks import DecisionRule, Predicted, Prediction, Task, build_task, require_one_class
 
 T = TypeVar("T")
 

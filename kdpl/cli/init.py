@@ -222,7 +222,7 @@ def _make_reader(
     )
     if label_separator is not None:
         # imports torch, and nothing else here needs it
-        from kdpl.data.tasks import build_task
+        from kdpl.tasks import build_task
 
         build_task(reader.task).require_classes([names[key].name for key in sorted(names)])
     return reader

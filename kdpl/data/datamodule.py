@@ -349,7 +349,7 @@ class DomainDataModule(LightningDataModule):
 
     @property
     def task(self) -> str:
-        """Name of the task that the labels are for, see ``kdpl.data.tasks``."""
+        """Name of the task that the labels are for, see ``kdpl.tasks.build_task``."""
         return self.reading.reader.task
 
     @property

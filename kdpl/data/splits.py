@@ -120,7 +120,7 @@ class Reader(ABC):
     Attributes:
         own: Whether the images come from a user, so that all are decoded before the first fit.
         decoding: How image files are opened, also by the classifier.
-        task: Name of the task of the labels, see ``kdpl.data.tasks``.
+        task: Name of the task of the labels, see ``kdpl.tasks.build_task``.
     """
 
     own: bool = True

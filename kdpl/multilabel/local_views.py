@@ -31,8 +31,8 @@ from kdpl.runtime.artifacts import read_tensors, write_tensors
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import Origin, digest, require_same
 from kdpl.runtime.predictions import spread
-from kdpl.targets.inputs import TargetInputs
-from kdpl.targets.prepared import REMEDY, PreparedTarget, rows_of
+from kdpl.targets import PreparedTarget
+from kdpl.targets.inputs import REMEDY, TargetInputs, rows_of
 from kdpl.tasks import MULTI_CLASS
 
 LOCAL_VIEWS_FILE = "local_views.safetensors"

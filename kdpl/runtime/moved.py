@@ -19,7 +19,7 @@ MOVED = {
     "kdpl.methods.coupled": "kdpl.prompts.coupled",
     "kdpl.monitoring.finite_loss": "kdpl.callbacks.finite_loss",
     "kdpl.monitoring.throughput": "kdpl.callbacks.throughput",
-    "kdpl.preparation": "kdpl.targets.prepared",
+    "kdpl.preparation": "kdpl.targets",
     "kdpl.progress.bar": "kdpl.callbacks.progress",
     "kdpl.refinement.target": "kdpl.targets.refinement.target",
     "kdpl.tables.reader": "kdpl.data.readers.table",

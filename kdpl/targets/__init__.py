@@ -1,11 +1,17 @@
 """Targets of the student: ``Target`` and its subclasses."""
 
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from kdpl.runtime import plugins
 from kdpl.runtime.configs import find_class
 
-__all__ = ["Target", "build_target", "target_class"]
+if TYPE_CHECKING:
+    from kdpl.targets.inputs import TargetInputs
+
+__all__ = ["PreparedTarget", "Target", "build_target", "target_class"]
 
 
 class Target:
@@ -33,6 +39,14 @@ class Target:
             indices: Indices of the images in the list of unlabelled images, [B].
         """
         return predicted
+
+
+class PreparedTarget(Target):
+    """Target that is prepared once for all unlabelled images, before the first step of a fit."""
+
+    @abstractmethod
+    def prepare(self, inputs: "TargetInputs") -> None:
+        """Prepare the values for ``logits``, kept in a file; called on all processes."""
 
 
 def build_target(target: Target | str) -> Target:

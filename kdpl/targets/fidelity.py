@@ -28,7 +28,7 @@ from kdpl.module import ClassifyingModule, evaluating
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
 from kdpl.targets import Target
-from kdpl.targets.preparation import Preparation
+from kdpl.targets.inputs import Preparation
 from kdpl.tasks import agreement_of
 
 # share of images to hold out, and the smallest and largest number

@@ -1,20 +1,22 @@
-"""Inputs of targets: the teacher, the pool, the visible labels, and features of images."""
+"""Inputs of a student's fit and of targets: data, teacher, labels, and features of images."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from kdpl import __version__
+from kdpl.class_vectors import FrozenTeacher
 from kdpl.clip import ImageClip
 from kdpl.data.batches import Batch
+from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.inference import infer
 from kdpl.data.names import Indices, digest_of
 from kdpl.data.parallel import progress_bar
@@ -26,7 +28,6 @@ from kdpl.runtime.files import copy, write_text
 from kdpl.runtime.origin import Origin, as_json, digest
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import PROMPTS_FILE
-from kdpl.targets.preparation import Encoder, Preparation
 from kdpl.targets.shards import Work, fill_shards, images_per_shard, shards_in
 
 PREPARED_FOLDER = "prepared"
@@ -34,7 +35,48 @@ PREPARED_FOLDER = "prepared"
 
 ORIGIN_FILE = "made_from.json"
 
+REMEDY = "remove it, or choose another --out"
+"""Remedy for a file of targets of another origin."""
+
 T = TypeVar("T")
+
+Encoder = Callable[[Tensor], Tensor]
+"""Encodes images uint8 [B, 3, S, S] into features [B, D]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """Inputs of the preparation of a student's fit.
+
+    Attributes:
+        teacher: The teacher, possibly not loaded yet.
+        load_teacher: Loads the teacher once, in the precision of the training.
+        teacher_cache: Folder of the teacher's cache; None: no cache.
+    """
+
+    trainer: Trainer
+    data: DomainDataModule
+    teacher: FrozenTeacher
+    load_teacher: Callable[[], object]
+    device: torch.device
+    teacher_cache: str | None = None
+
+    def encoder(self, pooled: bool = False) -> Encoder:
+        """Return the teacher as a function of images; it is loaded on the first call.
+
+        With ``pooled``, the pooled features of its image tower follow its features, see
+        ``FrozenTeacher.both_features``.
+        """
+        load, teacher = cache(self.load_teacher), self.teacher
+
+        def encode(images: Tensor) -> Tensor:
+            load()
+            with self.trainer.precision_plugin.forward_context():
+                if not pooled:
+                    return teacher.features(images.to(self.device))
+                return torch.cat(teacher.both_features(images.to(self.device)), dim=1)
+
+        return encode
 
 
 class ImageFeatures(NamedTuple):
@@ -226,15 +268,10 @@ class TargetInputs:
         return torch.from_numpy(rows).to(self.device).float()
 
     def _shared(self, origin: Origin) -> Path:
-        """Return the folder of files of this origin, inside the teacher's folder.
-
-        Inside the run's folder if the teacher's folder is not writable.
-        """
-        writable = self._agreed(lambda: os.access(self.teacher_folder, os.W_OK))
-        folder = self.teacher_folder if writable else self.folder
+        """Return the folder of files of this origin, inside the teacher's folder."""
         # other versions may compute something else, and other datasets may have the same names
         name = digest([__version__, self._whole_pool, json.dumps(as_json(origin))])
-        return folder / PREPARED_FOLDER / name
+        return self.teacher_folder / PREPARED_FOLDER / name
 
     def _agreed(self, function: Callable[[], T]) -> T:
         """Call a function on the first process; returns the result on all processes."""
@@ -273,3 +310,10 @@ class TargetInputs:
         rows[self._trainer.global_rank :: self._trainer.world_size] = torch.cat([rows[:0], *parts])
         total: Tensor = self._trainer.strategy.reduce(rows, reduce_op="sum")
         return total
+
+
+def rows_of(images: Tensor) -> Tensor:
+    """Return the row of each image by its index in the pool; -1 for images without a row."""
+    rows = torch.full((int(images.max()) + 1,), -1)
+    rows[images] = torch.arange(len(images))
+    return rows

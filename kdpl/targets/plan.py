@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from lightning.pytorch import Callback
 
 from kdpl.data.pool import Selection
-from kdpl.targets import Target
+from kdpl.targets import PreparedTarget, Target
 from kdpl.targets.cache.feature_cache import FeatureCache, teacher_features
 from kdpl.targets.fidelity import Fidelity, hold_out
-from kdpl.targets.inputs import TargetInputs
+from kdpl.targets.inputs import Preparation, TargetInputs
 from kdpl.targets.pool_filter import without_unlike
-from kdpl.targets.preparation import Preparation
-from kdpl.targets.prepared import PreparedTarget
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,7 @@ from kdpl.data.pool import Selection
 from kdpl.errors import DataError
 from kdpl.runtime.files import write_rows
 from kdpl.runtime.messages import inform
-from kdpl.targets.inputs import TargetInputs
-from kdpl.targets.preparation import Preparation
+from kdpl.targets.inputs import Preparation, TargetInputs
 
 LEFT_OUT_FILE = "left_out.csv"
 """Table of left-out images in a run's folder; written before the first step, read on resume."""

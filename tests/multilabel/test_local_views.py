@@ -31,7 +31,7 @@ from kdpl.multilabel.local_views import (
 from kdpl.runtime.artifacts import read_tensors
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
-from kdpl.targets.prepared import PreparedTarget
+from kdpl.targets import PreparedTarget
 
 POOL = {"shots": 0, "unlabeled_share": 0.02}
 

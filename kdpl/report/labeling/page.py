@@ -19,7 +19,6 @@ from kdpl.data.parallel import progress_bar
 from kdpl.data.sampling import share_of
 from kdpl.data.sources import content_of
 from kdpl.data.splits import Record
-from kdpl.data.tasks import build_task
 from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.report.accuracy import thumbnail
 from kdpl.report.cost import device
@@ -28,7 +27,7 @@ from kdpl.report.page import fill
 from kdpl.report.run_folder import Run
 from kdpl.runtime.files import atomic_path, write_rows, write_text
 from kdpl.runtime.messages import inform
-from kdpl.tasks import MULTI_CLASS
+from kdpl.tasks import MULTI_CLASS, build_task
 
 TABLE, PAGE = "labels.csv", "suggestions.html"
 

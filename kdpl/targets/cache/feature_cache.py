@@ -30,7 +30,7 @@ from kdpl.runtime.files import write_text
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import Origin, as_json, require_same
 from kdpl.runtime.run_folder import LOCK_FILE
-from kdpl.targets.preparation import Preparation
+from kdpl.targets.inputs import Preparation
 from kdpl.targets.shards import SHARD, Work, fill_shards, images_per_shard, shards_in
 
 MANIFEST = "manifest.json"

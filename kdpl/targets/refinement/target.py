@@ -16,8 +16,8 @@ from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import Origin, require_same
 from kdpl.runtime.predictions import spread
-from kdpl.targets.inputs import ImageFeatures, TargetInputs
-from kdpl.targets.prepared import REMEDY, PreparedTarget, rows_of
+from kdpl.targets import PreparedTarget
+from kdpl.targets.inputs import REMEDY, ImageFeatures, TargetInputs, rows_of
 from kdpl.targets.refinement.experts import Assigned, Evidence, assign
 from kdpl.targets.refinement.pool_targets import POOL_TARGETS_FILE, Moved, PoolTargets
 from kdpl.targets.refinement.refine import RefinementConfig

@@ -26,7 +26,7 @@ from kdpl.targets.cache.feature_cache import (
     read_manifest,
     teacher_features,
 )
-from kdpl.targets.preparation import Preparation
+from kdpl.targets.inputs import Preparation
 from kdpl.targets.shards import Work, batches_of
 
 WIDTH, SIZE, VIEWS = 4, Resizing(8), 3

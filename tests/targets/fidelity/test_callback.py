@@ -12,9 +12,8 @@ from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.sampling import generator
 from kdpl.errors import ConfigError
 from kdpl.student import FillTeacherCache
-from kdpl.targets import Target
+from kdpl.targets import PreparedTarget, Target
 from kdpl.targets.fidelity import Fidelity
-from kdpl.targets.prepared import PreparedTarget
 
 POOL = {"shots": 2, "unlabeled_share": 0.5}  # 20 labelled images, 350 unlabelled ones
 

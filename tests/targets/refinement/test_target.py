@@ -330,13 +330,6 @@ def test_other_views_have_features_and_a_file_of_their_own(fresh, few_digits, tm
         distil(fresh, tmp_path / "0", [world.NoStep()], data=seed, refinement=refinement)
 
 
-def test_beside_a_read_only_teacher_the_run_keeps_them(fresh, tmp_path, monkeypatch):
-    monkeypatch.setattr("os.access", lambda *_: False)
-    distil(fresh, tmp_path / "run")
-    assert not (fresh / PREPARED_FOLDER).exists()
-    assert (tmp_path / "run" / PREPARED_FOLDER).is_dir()
-
-
 def test_from_a_cache_no_teacher_is_loaded_once_its_features_are_kept(
     teacher, whole, tmp_path, monkeypatch
 ):
