@@ -103,21 +103,15 @@ def test_the_clip_that_a_file_was_made_on_is_recognised_by_weights_off_by_roundi
     ("dtype", "name", "change"),
     [
         (HALF, "image_encoder.proj", step(2)),
-        (HALF, "prompt_learner.ZS_image_encoder.proj", step(2)),
         (BRAIN, "text_encoder.ln_final.bias", step(-2)),
-        (HALF, "image_encoder.proj", times(1.003)),
         (FLOAT, "image_encoder.proj", times(1.003)),
         (FLOAT, "image_encoder.proj", times(math.nan)),
-        (HALF, "image_encoder.proj", times(math.inf)),
         (HALF, "image_encoder.class_embedding", lambda tensor: tensor[:5]),
     ],
 )
 def test_other_weights_are_another_clip(dtype, name, change, compare):
     with refused(WeightsError, f"another CLIP than the settings name .{name} differs"):
         compare(dtype, name, change)
-
-
-def test_another_scale_is_another_clip(compare):
     with refused(WeightsError, "logit_scale"):
         compare(scale=31.0)
 
@@ -273,7 +267,6 @@ def test_nothing_is_trained_or_rounded_and_names_without_a_place_are_left_out(tm
     ("kind", "file", "options", "words"),
     [
         ("student", "teacher", "", "expected a student"),
-        ("teacher", "student", "", "expected a teacher"),
         ("teacher", "teacher", "vision_prompts.depth=2", "settings ask for a teacher as [2, 4"),
         ("teacher", "teacher", "vision_prompts.depth=0", "ask for a teacher without it"),
         # the student's text tower has one layer: no deep prompts in it

@@ -58,8 +58,6 @@ def test_the_fingerprint_tells_teachers_apart():
     "changes",
     [
         {"tensors": tensors(vision_width=32)},
-        {"tensors": tensors(text_width=32)},
-        {"tensors": {}, "vision": PromptConfig(3, 2)},
         {"text": PromptConfig(4, 5)},
         {"method": "no_such_package.Prompts"},
         {"method_settings": {"rank": 2}},

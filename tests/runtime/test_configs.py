@@ -33,22 +33,9 @@ def test_a_file_comes_before_a_name_and_a_name_before_a_folder(tmp_path, monkeyp
 
 def test_names_after_config_become_files_and_other_arguments_stay():
     cpu = str(CONFIGS / "trainer/cpu.yaml")
-    args = [
-        "--config",
-        "trainer/cpu",
-        "--config=trainer/cpu",
-        "--out",
-        "trainer/cpu",
-        "--config",
-        "a.yaml",
-    ]
-    assert with_config_files(args) == [
-        f"--config={cpu}",
-        f"--config={cpu}",
-        "--out",
-        "trainer/cpu",
-        "--config=a.yaml",
-    ]
+    args = ["--config", "trainer/cpu", "--config=trainer/cpu", "--out", "trainer/cpu"]
+    assert with_config_files(args) == [f"--config={cpu}", f"--config={cpu}", *args[3:]]
+    assert with_config_files(["--config", "a.yaml"]) == ["--config=a.yaml"]
 
 
 @pytest.mark.parametrize(
