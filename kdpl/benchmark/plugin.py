@@ -7,7 +7,7 @@ PLUGIN = Plugin(
         "benchmark": "kdpl.benchmark.command:benchmark",
         "data": "kdpl.benchmark.data_command:data",
         "import": "kdpl.benchmark.import_command:import_",
-        "table": "kdpl.benchmark.table_command:table",
+        "table": "kdpl.benchmark.command:table",
     },
     datasets={
         "benchmark": "kdpl.benchmark.readers:READERS",

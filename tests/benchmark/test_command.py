@@ -13,8 +13,8 @@ from campaigns import BASE_TO_NOVEL, FEW, ROOT, ROWS, SOURCE, in_this_process, m
 from runs import error_line, files_of, rows_of
 
 from kdpl.__main__ import main
-from kdpl.benchmark.published import FIGURES
 from kdpl.benchmark.steps import read_all
+from kdpl.benchmark.table import FIGURES
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,8 @@ import campaigns
 import pytest
 
 from kdpl.benchmark.formats import markdown, to_csv
-from kdpl.benchmark.published import FIGURES
 from kdpl.benchmark.steps import Result
-from kdpl.benchmark.table import published_average, tables
+from kdpl.benchmark.table import FIGURES, published_average, tables
 
 CAMPAIGN = """
 protocols: [base_to_novel]
