@@ -1,15 +1,10 @@
-import os
 import pickle
-import re
-import signal
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import noise, wait_for
+from runs import noise
 from world import refused
 
 from kdpl import Classifier
@@ -21,7 +16,6 @@ from kdpl.tasks import DecisionRule
 pyarrow = pytest.importorskip("pyarrow")
 pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("pandas")
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -121,57 +115,3 @@ def test_a_rule_and_a_precision_are_those_of_the_classifier(classifier, pictures
     assert None in rows["class"].to_pylist()
     probabilities = [top.probability for top, *_ in predictions]
     np.testing.assert_allclose(rows["probability"], probabilities, atol=4e-3)
-
-
-def block(title):
-    """A block of code of the page on prediction, by what it imports."""
-    page = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    return next(code for code in blocks if f"import {title}" in code)
-
-
-@pytest.fixture
-def job(classifier, tmp_path):
-    """Writes a script of the page for some images, and returns what starts it in a session of its own."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "OMP_NUM_THREADS": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-
-    def start(title, number):
-        photos = tmp_path / "photos"
-        photos.mkdir()
-        for i in range(number):
-            noise(12, 12, seed=i).save(photos / f"{i:05}.png")
-        paths = pyarrow.table({"path": [str(path) for path in sorted(photos.iterdir())]})
-        pyarrow.parquet.write_table(paths, tmp_path / "paths.parquet")
-        script = block(title).replace("runs/mine/student/classifier", str(classifier))
-        for name in ("paths.parquet", "done", "predictions"):
-            script = script.replace(f'"{name}"', f'"{tmp_path / name}"')
-        (tmp_path / "job.py").write_text(script, encoding="utf-8")
-        command = [sys.executable, tmp_path / "job.py"]
-        options = {"env": environment, "cwd": tmp_path, "start_new_session": True}
-        return lambda: subprocess.Popen(command, **options)
-
-    return start
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("title", "module"), [("ray", "ray.data.checkpoint"), ("daft", "daft")])
-def test_a_job_of_the_page_writes_each_image_once(title, module, classifier, job, tmp_path):
-    pytest.importorskip(module)
-    start, written = job(title, 1000), tmp_path / "predictions"
-    process = start()
-    if title == "ray":
-        # one that is killed is resumed, and one that is done adds nothing
-        wait_for(lambda: process.poll() is not None or any(written.glob("*.parquet")))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert start().wait() == 0
-        process = start()
-    assert process.wait() == 0
-    table = predict(classifier, tmp_path / "photos", tmp_path / "table.parquet")
-    rows = pyarrow.parquet.read_table(written).sort_by("path")
-    assert rows.select(table.column_names).cast(table.schema) == table
