@@ -5,7 +5,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from browser import CHROMIUM, NEEDED, browser, demo
-from runs import start_process
+from runs import error_line
+
+from kdpl.__main__ import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=NEEDED)]
 
@@ -56,14 +58,13 @@ def test_a_file_that_is_not_an_image_is_a_sentence_in_the_page(page, tmp_path):
     tab.wait("document.body.innerText.includes('image broken.png cannot be read')")
 
 
-def test_a_port_in_use_is_a_sentence_and_ctrl_c_ends_it_and_leaves_no_file(page, classifier):
+def test_a_port_in_use_is_a_sentence_and_ctrl_c_ends_it_and_leaves_no_file(
+    page, classifier, capsys
+):
     url, process, _, _ = page
     port = urlsplit(url).port
-    other = start_process(["demo", str(classifier), "--no-browser", f"--port={port}"])
-    _, err = other.communicate(timeout=120)
-    assert err.startswith("error: the demo cannot listen on 127.0.0.1 (")
-    assert err.endswith("give another --host or --port\n")
-    assert other.returncode == 1
+    assert main(["demo", str(classifier), "--no-browser", f"--port={port}"]) == 1
+    error_line(capsys, "the demo cannot listen on 127.0.0.1 (", "--port")
     (uploads,) = [
         path for path in Path(gettempdir()).glob("kdpl-demo-*") if any(path.rglob("broken.png"))
     ]
