@@ -77,8 +77,8 @@ $(VENV)-base/.installed: pyproject.toml
 base: $(VENV)-base/.installed ## run the tests that need the base installation alone, without any extra
 	@KDPL_WITHOUT=dev $(VENV)-base/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
 
-core: $(VENV)-base/.installed ## run the tests of the core without any extra and without the folders that can be removed
-	@KDPL_WITHOUT=dev PYTHONPATH=tests $(VENV)-base/bin/python tests/core.py -n 2 --dist loadfile
+core: $(VENV)-base/.installed ## run the tests of the core without any extra and without the folders that can be removed, or some
+	@KDPL_WITHOUT=dev PYTHONPATH=tests $(VENV)-base/bin/python tests/core.py -n 2 --dist loadfile $(TESTS)
 
 floors: ## run the tests with the oldest versions that pyproject.toml allows
 	@$(MAKE) --no-print-directory VENV=$(VENV)-floors $(VENV)-floors/.created

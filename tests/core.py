@@ -40,7 +40,7 @@ _NOT_OF_THE_CORE = (
 
 
 def main(options):
-    """Copy, run pytest with these options, and return its exit code."""
+    """Copy, run pytest with these options and paths, and return its exit code."""
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary)
         without(REMOVABLE, copy)
@@ -49,7 +49,7 @@ def main(options):
             shutil.copytree(ROOT / name, copy / name, ignore=left_out)
         command = [sys.executable, "-m", "pytest", "-m", "not slow", "-p", "no:cacheprovider"]
         return subprocess.run(
-            [*command, *options, "tests"],
+            [*command, *options],
             cwd=copy,
             env=os.environ | {"PYTHONPATH": temporary},
             check=False,

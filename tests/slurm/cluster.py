@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -192,10 +193,22 @@ class Cluster:
             self._wait(lambda: not self.queued())
 
     def stop(self):
-        """End all jobs and daemons, and remove the state."""
-        if len(self._daemons) == len(_DAEMONS):
-            self.clear()
-        for daemon in reversed(self._daemons):
-            daemon.kill()
-            daemon.wait()
+        """Kill the daemons and what is left of jobs, and remove the state."""
+        # daemons first, which would start others; jobs outlive them, as they do when Slurm is updated
+        while pids := self._processes():
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for daemon in self._daemons:
+                daemon.wait()
         shutil.rmtree(self.state, ignore_errors=True)
+
+    def _processes(self):
+        """The daemons, which are in the folder of the state, and the jobs, which have its settings."""
+        settings, pids = f"SLURM_CONF={self.state}/".encode(), []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                started_here = (process / "cwd").readlink() == self.state
+                if started_here or settings in (process / "environ").read_bytes():
+                    pids.append(int(process.name))
+        return pids

@@ -25,12 +25,16 @@ def attempt(args, log, kill_after=None, alone=False):
     with log.open("a") as errors:
         process = start_process(args, stderr=errors)
         begin = time.monotonic()
-        while process.poll() is None:
-            if kill_after is not None and time.monotonic() - begin > kill_after:
-                (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
-                break
-            time.sleep(0.05)
-        wait_for(lambda: not processes_of(process.pid))
+        try:
+            while process.poll() is None:
+                if kill_after is not None and time.monotonic() - begin > kill_after:
+                    (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
+                    break
+                time.sleep(0.05)
+            wait_for(lambda: not processes_of(process.pid))
+        finally:  # Ctrl-C does not reach its group
+            if processes_of(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
         return process.wait()
 
 
