@@ -23,6 +23,9 @@ from kdpl.__main__ import main as kdpl
 SHARDS, FILES = "shards/*.tar", "files"
 """Where the images are, in tar archives or in folders."""
 
+KINDS = {SHARDS: 30, FILES: 15}
+"""The most seconds to the first step of each."""
+
 _CONFIGS = Path(__file__).parents[1] / "configs"
 _GROUPS = 100  # shards, and folders
 _BATCH = 64
@@ -110,7 +113,7 @@ def starts(settings: Settings) -> Iterator[tuple[str, float, str, float]]:
     """Start twice on images of each kind; yields what was measured at the second start, value, unit and target."""
     with TemporaryDirectory() as folder:
         pool = Pool(settings, Path(folder))
-        for kind, most in ((SHARDS, 30), (FILES, 15)):
+        for kind, most in KINDS.items():
             pool.start(kind)
             found = pool.start(kind, pool.seen)
             name = f"{pool.images[kind]} unlabelled images ({kind}), second start"

@@ -8,10 +8,11 @@ from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, large
 from benchmarks.example_classes import LEFT_OUT, Without
 from benchmarks.inference import CLASSIFIER, ONNX, Inference
 from benchmarks.measuring import flops
-from benchmarks.rows import Row
+from benchmarks.rows import Bench, Row
 from benchmarks.run import main
 from benchmarks.settings import Settings
 from benchmarks.sizes import SMALL, register_miniatures
+from benchmarks.start import SHARDS
 from benchmarks.suggest import Relabeled
 from benchmarks.texts import Texts
 from kdpl.data.readers.digits import read_digits
@@ -76,15 +77,17 @@ def test_dense_matrices_refine_to_what_kdpl_does():
 
 
 @pytest.mark.slow
-def test_every_comparison_runs_and_is_written_down(tmp_path, capsys):
+def test_every_comparison_runs_and_is_written_down(tmp_path, monkeypatch, capsys):
+    # each kind starts two processes
+    monkeypatch.setattr("benchmarks.start.KINDS", {SHARDS: 30})
     out = tmp_path / "bench.json"
     threads = torch.get_num_threads()
-    names = ["distillation", "student", "bf16", "many-classes", "texts", "cache"]
-    names += ["start", "refinement", "inference", "formats", "memory-formats"]
+    names = ["distillation", "bf16", "many-classes", "texts", "cache"]
+    names += ["start", "refinement", "formats"]
     args = ["--small", "--repeats=1", f"--threads={threads}", f"--out={out}"]
     assert main([*args, *(f"--only={name}" for name in names)]) == 0
     report = json.loads(out.read_text(encoding="utf-8"))
-    assert len(report["rows"]) == 49
+    assert len(report["rows"]) == 32
     assert all(row["value"] > 0 for row in report["rows"])
     sides = report["rows"][0]["details"]
     assert sides["published"]["flops"] > sides["kdpl"]["flops"]
@@ -115,12 +118,12 @@ def test_a_comparison_that_fails_or_comes_too_late_is_a_row_and_the_others_go_on
 
 @pytest.mark.slow
 def test_the_comparisons_for_a_gpu_run_on_miniatures(tmp_path, monkeypatch):
-    # what the other test runs, and what needs a compiler
+    # but for what other tests run, and what needs a compiler
     names = {"student", "tuning", "stage-2", "networks", "memory-formats"}
     parts = [
         (precision, 8, [name for name in groups if name in names])
         for precision, batch_size, groups in gpu.PARTS
-        if batch_size == 64
+        if (precision, batch_size) == ("bf16-mixed", 64)
     ]
     monkeypatch.setattr(gpu, "PARTS", parts)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
@@ -128,17 +131,21 @@ def test_the_comparisons_for_a_gpu_run_on_miniatures(tmp_path, monkeypatch):
     assert gpu.main(["--device=cpu", "--small", "--repeats=1", f"--out={out}"]) == 0
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
     assert [row["failure"] for row in rows if row["failure"]] == []
-    assert len(rows) == 2 + 1 + 1 + 3 + 2 + 3
+    assert len(rows) == 2 + 1 + 1 + 3 + 2
     assert all(row["value"] > 0 for row in rows)
 
 
 @pytest.mark.slow
-def test_what_ships_and_open_clip_classify_the_same_files(tmp_path):
+def test_what_ships_and_open_clip_classify_the_same_files_and_are_compared(tmp_path, monkeypatch):
     inference = Inference(settings_of(batch_size=5), tmp_path)
     predictions = {side: run() for side, run in inference.sides.items()}
     names = set(SMALL.names(SMALL.few))
     assert set(predictions[ONNX]) <= names
     assert predictions[ONNX] == predictions[CLASSIFIER]
+    monkeypatch.setattr("benchmarks.rows.Inference", lambda *_: inference)
+    rows = Bench(inference.settings).inference()
+    assert len(rows) == 5 + 6
+    assert all(row.value > 0 for row in rows)
 
 
 @pytest.mark.slow

@@ -1,9 +1,6 @@
 """Folders that can be removed: in a copy without one and its lines in pyproject.toml, all else works."""
 
-import os
 import re
-import subprocess
-import sys
 from importlib import import_module
 
 import pytest
@@ -46,46 +43,34 @@ print(kdpl.__file__, *map(main, calls))
 """
 
 
-def call(copy, *args):
-    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *map(str, args)], cwd=copy, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def in_a_fork():
     with forked() as run:
         yield run
 
 
+# without all of them the tests of the core run: make core
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", [*REMOVABLE, "all of them"])
-def test_a_project_without_a_folder_runs_both_stages_exports_and_predicts(
-    folder, tmp_path, request
+@pytest.mark.parametrize(
+    "folders", [("benchmark", "multilabel", "serve"), ("confidence",), ("report",)], ids="-".join
+)
+def test_a_project_without_folders_runs_both_stages_exports_and_predicts(
+    folders, tmp_path, in_a_fork
 ):
     pytest.importorskip("onnxruntime")
     copy = tmp_path / "copy"
-    gone = {folder, *needing(folder)} if folder in REMOVABLE else {*REMOVABLE}
+    gone = {*folders}.union(*map(needing, folders))
     without(gone, copy)
     commands = {name: {*plugin.commands} for name, plugin in PLUGINS.items()}
     absent = {command for name in gone for command in commands[name]}
     present = {command for name in REMOVABLE if name not in gone for command in commands[name]}
     noise(64, 64).save(tmp_path / "photo.png")
     given = [tmp_path / "run", tmp_path / "photo.png"]
-    if folder in REMOVABLE:
-        data = configs("data/folder.yaml", "trainer/cpu.yaml")
-        data += [f"--data.init_args.root={image_folder(tmp_path / 'photos')}"]
-        few = ["--data.init_args.batch_size=4", "--trainer.limit_train_batches=1.0"]
-        run = request.getfixturevalue("in_a_fork")
-        code, said, errors = run(USE, copy, *given, *data, *STAGES, *SHORT, *few)
-        assert code == 0, errors
-    else:
-        # whatever it imports, it imports by itself
-        data = configs("data/digits.yaml", "trainer/cpu.yaml")
-        said = call(copy, "-c", USE, *given, *data, *STAGES, *SHORT)
+    data = configs("data/folder.yaml", "trainer/cpu.yaml")
+    data += [f"--data.init_args.root={image_folder(tmp_path / 'photos')}"]
+    few = ["--data.init_args.batch_size=4", "--trainer.limit_train_batches=1.0"]
+    code, said, errors = in_a_fork(USE, copy, *given, *data, *STAGES, *SHORT, *few)
+    assert code == 0, errors
     assert said.endswith(f"{copy}/kdpl/__init__.py 0 0 0 0\n")
     listed = set(re.findall(r"^  ([a-z-]+) ", said.partition("usage:")[2], re.MULTILINE))
     assert {"run", "predict", "init", *present} <= listed

@@ -28,34 +28,27 @@ def ends_well(process):
     return text
 
 
-def test_a_killed_campaign_is_completed_by_the_same_command_and_nothing_is_done_twice(
-    command, tmp_path
-):
+def test_two_processes_complete_a_killed_campaign_and_nothing_is_done_twice(command, tmp_path):
     out = tmp_path / "out"
     process = started(*command)
-    second_fit = out / "base_to_novel/dtd/seed_2/teacher/config.yaml"
-    wait_for(lambda: process.poll() is not None or second_fit.exists())
+    first_fit = out / "base_to_novel/dtd/seed_1/teacher/class_vectors.safetensors"
+    wait_for(lambda: process.poll() is not None or first_fit.exists())
     assert process.poll() is None, process.communicate()
     # without its child, which ends by itself
     process.kill()
     before = done_in(out)
-    first, _ = process.communicate()
-    second = ends_well(started(*command))
-    assert "all 2 runs are done: " in second
-    assert before.items() <= done_in(out).items()
-    finished = re.findall(r"^\[\d/2\] (\S+): ", first + second, re.MULTILINE)
-    assert len(finished) == len(set(finished))
-
-
-def test_two_processes_share_the_work(command, tmp_path):
+    killed, _ = process.communicate()
     texts = [ends_well(process) for process in [started(*command), started(*command)]]
+    assert all("all 2 runs are done: " in text for text in texts)
+    assert before.items() <= done_in(out).items()
     finished = [
-        name for text in texts for name in re.findall(r"^\[\d/2\] (\S+): ", text, re.MULTILINE)
+        name
+        for text in (killed, *texts)
+        for name in re.findall(r"^\[\d/2\] (\S+): ", text, re.MULTILINE)
     ]
     assert len(finished) == len(set(finished)) == 4
-    assert all("all 2 runs are done" in text for text in texts)
     # those of the linear probes stand beside them
-    assert len(list((tmp_path / "out").rglob("results.json"))) == 2 + 2
+    assert len(list(out.rglob("results.json"))) == 2 + 2
 
 
 @pytest.mark.parametrize(
