@@ -148,24 +148,28 @@ def classifier(student_run):
 
 
 @pytest.fixture(scope="session")
-def exported(classifier, tmp_path_factory):
+def exported(built_once, classifier):
     """The file that export writes of that classifier in a format; no test changes it."""
     from kdpl.classifier.formats import onnx_files, openvino
     from kdpl.classifier.formats.registry import formats
 
-    folder = tmp_path_factory.mktemp("exported")
-
     @cache
     def file(kind):
-        path = folder / f"{kind}{formats()[kind].ending}"
-        with pytest.MonkeyPatch.context() as patch:
-            if kind in ("onnx-fp16", "openvino"):
-                # both are made of an ONNX file, which takes most of the time
-                plain = file("onnx")
-                for module in (onnx_files, openvino):
-                    patch.setattr(module, "write_onnx", lambda *args: shutil.copy(plain, args[2]))
-            assert main(["export", str(classifier), f"--format={kind}", f"--out={path}"]) == 0
-        return path
+        name = f"classifier{formats()[kind].ending}"
+
+        def build(folder):
+            with pytest.MonkeyPatch.context() as patch:
+                if kind in ("onnx-fp16", "openvino"):
+                    # both are made of an ONNX file, which takes most of the time
+                    plain = file("onnx")
+                    for module in (onnx_files, openvino):
+                        patch.setattr(
+                            module, "write_onnx", lambda *args: shutil.copy(plain, args[2])
+                        )
+                command = ["export", str(classifier), f"--format={kind}", f"--out={folder / name}"]
+                assert main(command) == 0
+
+        return built_once(kind, build) / name
 
     return file
 

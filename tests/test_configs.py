@@ -26,7 +26,7 @@ from world import TAG
 from kdpl import Classifier, ClassVectors, StudentDistillation, TeacherPromptTuning
 from kdpl.__main__ import main
 from kdpl.benchmark.readers import BENCHMARKS
-from kdpl.cli.fit import parse_stage
+from kdpl.cli.fit import parse_stage, run_stage
 from kdpl.data.domain import build_data
 from kdpl.runtime.configs import read_config
 
@@ -104,23 +104,30 @@ STAND_INS = {
 }
 
 
-def options_of(name, teacher):
-    """Options of fit, with a config over the published one of its stage and with a stand-in."""
-    stage, clip = name.partition("/")[0], STAND_INS.get(name, "test-deep")
-    model = {"model": clip, "pretrained": TAG}
+@pytest.fixture(scope="module")
+def published(teacher_folder, tmp_path_factory):
+    """A fit of the published settings by the name of its stage; parsing takes longer than a change of what is parsed."""
+    out = f"--out={tmp_path_factory.mktemp('published')}"
+    teacher = f"--model.init_args.teacher={teacher_folder}"
+    return {
+        "teacher": parse_stage("fit", [*DATA, *configs(PUBLISHED_TEACHER), out]),
+        "student": parse_stage("fit", [*DATA, *configs(PUBLISHED_STUDENT), teacher, out]),
+    }
+
+
+def small(name, published):
+    """A fit with a config over the published one of its stage, and with a stand-in."""
+    config, clip = read_config(str(CONFIGS / name)), STAND_INS.get(name, "test-deep")
+    settings = config.setdefault("model", {}).setdefault("init_args", {})
+    settings["clip"] = settings.get("clip", {}) | {"model": clip, "pretrained": TAG}
     if clip.startswith("timm:"):
-        model = {"model": clip, "pretrained": "random", "image_size": 32}
-    return [
-        *DATA,
-        *configs(PUBLISHED_TEACHER if stage == "teacher" else PUBLISHED_STUDENT, name),
-        *(f"--model.init_args.clip.{key}={value}" for key, value in model.items()),
-        *([f"--model.init_args.teacher={teacher}"] if stage == "student" else []),
-    ]
+        settings["clip"] |= {"pretrained": "random", "image_size": 32}
+    return published[name.partition("/")[0]].derive(config)
 
 
 @pytest.mark.parametrize("name", sorted(STAGES - FITTED_TEACHERS - FITTED_STUDENTS))
-def test_a_stage_is_built_by_its_config(name, tmp_path, teacher_folder):
-    stage = parse_stage("fit", [*options_of(name, teacher_folder), f"--out={tmp_path}"])
+def test_a_stage_is_built_by_its_config(name, published):
+    stage = small(name, published)
     stage.check_all()
     stage.build(stage.config.clone())
     kind = TeacherPromptTuning if name.startswith("teacher/") else StudentDistillation
@@ -138,15 +145,16 @@ def test_a_config_over_those_of_the_quickstart_is_built(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(FITTED_TEACHERS))
-def test_a_teachers_config_runs(name, tmp_path):
-    assert main(["fit", *options_of(name, None), f"--out={tmp_path}"]) == 0
+def test_a_teachers_config_runs(name, published, tmp_path):
+    run_stage(small(name, published).derive({"out": str(tmp_path)}))
     assert len(ClassVectors.load(tmp_path / "class_vectors.safetensors").class_names) == 10
 
 
 @pytest.mark.parametrize("name", sorted(FITTED_STUDENTS))
-def test_a_students_config_runs(name, tmp_path, teacher_folder):
-    options = [*options_of(name, teacher_folder), *ONE_EPOCH, f"--out={tmp_path}"]
-    assert main(["fit", *options]) == 0
+def test_a_students_config_runs(name, published, tmp_path):
+    one = ("max_epochs", "limit_train_batches", "limit_val_batches", "check_val_every_n_epoch")
+    trainer = {**dict.fromkeys(one, 1), "num_sanity_val_steps": 0, "enable_progress_bar": False}
+    run_stage(small(name, published).derive({"out": str(tmp_path), "trainer": trainer}))
     assert len(Classifier.load(tmp_path / "classifier").class_names) == 10
 
 
@@ -267,11 +275,11 @@ student/cross_dataset.yaml:
 
 
 @pytest.mark.parametrize("files", PUBLISHED)
-def test_published_settings_are_those_of_the_papers(files):
-    base = PUBLISHED_STUDENT if "student" in files else PUBLISHED_TEACHER
-    teacher = ["--model.init_args.teacher=t"] if "student" in files else []
-    names = ("data/digits.yaml", "data/base_to_novel.yaml", base, *files.split())
-    config = parse_stage("fit", [*configs(*names), *teacher]).config.as_dict()
+def test_published_settings_are_those_of_the_papers(files, published):
+    stage = published[files.partition("/")[0]]
+    for file in files.split():
+        stage = stage.derive(read_config(str(CONFIGS / file)))
+    config = stage.config.as_dict()
     settings = config["trainer"] | config["data"]["init_args"] | config["model"]["init_args"]
     for name, value in PUBLISHED[files].items():
         expected = settings[name] | value if isinstance(value, dict) else value

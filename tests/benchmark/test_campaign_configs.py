@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -35,15 +36,26 @@ SIZES = {
 }
 
 
+# in which fits of one kind differ; the parser takes any
+FOLDERS = ("--out=", "--model.init_args.teacher=", "--model.init_args.class_vectors=")
+
+
+@cache
 def steps_of(name):
     (file,) = (file for file in FILES if file.stem == name)
     return plan(read_campaign(file), Path("out"), "data")
 
 
+@cache
+def parsed(*args):
+    return parse_stage("fit", args).config
+
+
 def settings_of(step):
-    stage = parse_stage("fit", step.args[1:])
-    stage.check()
-    return stage.config
+    """The settings of a fit; fits that differ in their folders alone are parsed once."""
+    is_folder = [arg.startswith(FOLDERS) for arg in step.args[1:]]
+    args = zip(step.args[1:], is_folder, strict=True)
+    return parsed(*(f"{arg.partition('=')[0]}=folder" if folder else arg for arg, folder in args))
 
 
 @pytest.mark.parametrize("name", [file.stem for file in FILES])
@@ -81,7 +93,7 @@ def test_what_is_reproduced_has_the_settings_of_the_main_table():
 
 @pytest.mark.parametrize("option", ["--data.shots=0", "--data.init_args.shots=0"])
 def test_an_option_for_every_fit_wins_over_the_shots_of_the_campaign(option):
-    campaign = read_campaign(ROOT / "configs/benchmark/few_shot.yaml")
+    campaign = read_campaign(ROOT / "configs/benchmark/quickstart.yaml")
     step = plan(campaign, Path("out"), "data", [option])[0]
     assert settings_of(step).data.init_args.shots == 0
 
@@ -101,16 +113,12 @@ def test_the_campaign_of_photographs_reads_the_folders_that_its_command_writes()
 
 def settings_by_dataset(name, row):
     """The settings of each dataset's fit; fits that differ in the dataset's name alone are parsed once."""
-    folders = ("--out=", "--model.init_args.teacher=", "--model.init_args.class_vectors=")
-    fits = {
-        step.run.dataset: step
-        for step in steps_of(name)
-        if step.kind == "fit" and (step.run.row, step.run.seed) == (row, 1)
-    }
-    by_dataset, parsed = {}, {}
-    for dataset, step in fits.items():
-        more = tuple(arg for arg in step.args[2:] if not arg.startswith(folders))
-        by_dataset[dataset] = parsed[more] = parsed.get(more) or settings_of(step)
+    by_dataset, by_args = {}, {}
+    for step in steps_of(name):
+        if step.kind == "fit" and step.run.row == row and step.run.dataset not in by_dataset:
+            more = tuple(arg for arg in step.args[2:] if not arg.startswith(FOLDERS))
+            by_args[more] = by_args.get(more) or settings_of(step)
+            by_dataset[step.run.dataset] = by_args[more]
     return by_dataset
 
 

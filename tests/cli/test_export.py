@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 
 from kdpl import Classifier, ClassVectors
 from kdpl.__main__ import main
+from kdpl.class_vectors import NameEncoder
 from kdpl.classifier.export import Difference
 from kdpl.classifier.formats.registry import formats
 
@@ -81,12 +82,13 @@ def test_a_file_that_differs_too_much_is_not_kept(
     assert out.exists() == (words is None)
 
 
-def test_a_file_is_written_with_added_classes(classifier, teacher_run, digits, tmp_path, capsys):
+@pytest.mark.slow
+def test_a_file_is_written_with_classes_of_examples(classifier, digits, tmp_path, capsys):
     runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("kdpl.confidence.drift")  # writes the sample of the pool
     further, out = tmp_path / "further.safetensors", tmp_path / "new" / "c.onnx"
-    encode = ["class-vectors", f"--teacher={teacher_run}", f"--out={further}"]
-    assert main([*encode, "--classes", "cross", "ring"]) == 0
-    capsys.readouterr()
+    images = {"cross": [digits / "00.png", digits / "01.png"], "ring": [digits / "02.png"]}
+    Classifier.load(classifier).encode_examples(images).save(further)
     assert export(classifier, "onnx", out, f"--add-classes={further}", f"--check={digits}") == 0
     printed, err = capsys.readouterr()
     assert printed.startswith(f"{out}: the same class for 60 of 60 images")
@@ -99,6 +101,24 @@ def test_a_file_is_written_with_added_classes(classifier, teacher_run, digits, t
     images = torch.stack([more.prepare(Image.open(path)) for path in sorted(digits.iterdir())[:3]])
     (logits,) = session.run(["logits"], {"images": images.numpy()})
     assert torch.allclose(torch.from_numpy(logits), more(images), atol=1e-4)
+
+
+def test_added_classes_are_written(classifier, teacher_run, digits, tmp_path, monkeypatch):
+    written, further = [], tmp_path / "further.safetensors"
+
+    def write(exported, _, path):
+        written.append(exported)
+        path.touch()
+
+    fake = {"onnx": formats()["onnx"]._replace(write=write, load=lambda _: None, extras={})}
+    monkeypatch.setattr("kdpl.classifier.formats.registry.formats", lambda: fake)
+    same = Difference(images=60, same=60, logits=0.0)
+    monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: same)
+    NameEncoder.load(teacher_run).encode(["cross", "ring"]).save(further)
+    out = tmp_path / "new" / "c.onnx"
+    assert export(classifier, "onnx", out, f"--add-classes={further}", f"--check={digits}") == 0
+    assert written[0].class_names[-3:] == ("nine", "cross", "ring")
+    assert [path.name for path in out.parent.iterdir()] == ["c.onnx"]
 
 
 @pytest.mark.parametrize(("logits", "said"), [(0.0, "at most 0"), (1.3e-6, "at most 1.3e-06")])

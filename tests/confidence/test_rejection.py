@@ -1,45 +1,45 @@
 """The report's section on rejection, against counts by a loop."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import world
-from report_pages import Page, make, put_together
 
 from kdpl.classifier import Classifier
 from kdpl.confidence.held_out import HeldOutScores
 from kdpl.confidence.report.rejection import rejection
 from kdpl.errors import ArtifactError
+from kdpl.report.run_folder import Run
 from kdpl.runtime.predictions import read_predictions
 
 
-def test_the_table_and_the_images_are_those_of_the_thresholds(teacher_run, student_run, tmp_path):
-    folder = put_together(tmp_path / "run", teacher_run, student_run)
-    predictions, classifier = read_predictions(student_run), folder / "student" / "classifier"
+def test_the_table_and_the_images_are_those_of_the_thresholds(student_run, tmp_path):
+    folder = shutil.copytree(student_run, tmp_path / "student")
+    predictions, classifier = read_predictions(student_run), folder / "classifier"
     # held-out images in which the lower half of the scores is often wrong, too few to show 1 %
     scores = torch.tensor([p.probability for p in predictions])[:200]
     held_out = HeldOutScores(1.0, scores, scores.clone(), scores > scores.quantile(0.4))
     held_out.save(classifier, Classifier.load(classifier).fingerprint())
-    page = Page(make(folder))
-    text = page.texts["rejection"]
-    assert "1 % it takes 299 held-out images or more" in text
+    data = rejection(Run.find(folder))
+    rows = {row["wanted"]: row for row in data["rows"]}
+    assert "it takes 299 held-out images or more" in rows[0.01]["gap"]
     for wanted in (0.05, 0.1, 0.2):
         threshold = held_out.threshold(wanted)
         accepted = [p for p in predictions if p.probability >= threshold]
-        wrong = sum(not p.correct for p in accepted)
-        shares = f"{100 * len(accepted) / len(predictions):.1f} {100 * wrong / len(accepted):.1f} "
-        assert f"{100 * wanted:.3g} % {threshold:.3f} {shares}" in text
+        wrong = sum(not p.correct for p in accepted) / len(accepted)
+        expected = threshold, len(accepted) / len(predictions), pytest.approx(wrong)
+        row = rows[wanted]
+        assert (row["threshold"], row["coverage"], row["error"][0]) == expected
     # the images are of the least error that is shown
-    assert "Rejected at 5 %" in text
+    shown = data["rejects"]
     rejected = [p for p in predictions if p.probability < held_out.threshold(0.05)]
     saved = sum(not p.correct for p in rejected)
-    assert f"{len(rejected)} test images are rejected, of which {saved} would" in text
-    shown = [a["alt"] for a in page.of("img") if a["alt"].startswith("rejected")]
-    assert len(shown) == 24
-    first = min(rejected, key=lambda p: p.probability)
-    assert shown[0] == f"rejected test image {first.index}, of class {first.label}"
+    assert (shown["wanted"], shown["count"], shown["wrong"]) == (0.05, len(rejected), saved)
+    assert len(shown["shown"]) == 24
+    assert shown["shown"][0]["image"] == min(rejected, key=lambda p: p.probability)
 
 
 def student_of(scores, correct):

@@ -1,9 +1,6 @@
 """``predict --explain``: a picture for each image."""
 
-import re
 import shutil
-from base64 import b64decode
-from io import BytesIO
 
 import pytest
 import torch
@@ -17,9 +14,9 @@ from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig
 from kdpl.clip.timm_networks import load_network
 from kdpl.prompts.student_encoder import StudentEncoder
-from kdpl.report.reasons.pictures import nearest_labelled, overlay
+from kdpl.report.reasons.pictures import nearest_labelled
 from kdpl.report.run_folder import Run
-from kdpl.serve.demo.page import Demo, build
+from kdpl.serve.demo.page import Demo
 
 PANEL = 176 + 8
 
@@ -138,19 +135,6 @@ def test_without_labelled_images_there_are_none(student_run, classifier):
     run, loaded = Run.find(student_run), Classifier.load(classifier)
     run.main.config["data"]["init_args"]["shots"] = 0
     assert nearest_labelled(loaded, run.data)(torch.zeros(loaded.vectors.vectors.shape[1])) == []
-
-
-def test_the_demo_draws_the_heat_map(classifier, photos):
-    pytest.importorskip("gradio")
-    demo = Demo(Classifier.load(classifier), None, 3)
-    handlers = [event.fn for event in build(demo, []).fns.values()]
-    (draw,) = [fn for fn in handlers if getattr(fn, "__name__", "") == "on_picture"]
-    shown = draw({"path": str(photos / "0.png")}, None)
-    assert shown.startswith("Heat map<br>")
-    drawn = Image.open(BytesIO(b64decode(re.search(r"base64,([^\"]+)", shown)[1])))
-    expected = overlay(demo.classifier, Image.open(photos / "0.png"))
-    assert drawn.tobytes() == expected.tobytes()
-    assert draw(None, "") == draw({"path": str(photos / "broken.png")}, "") == ""
 
 
 def test_the_demo_predicts_as_predict_does_where_images_are_cropped(tmp_path):

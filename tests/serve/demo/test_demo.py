@@ -1,3 +1,6 @@
+import re
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -111,3 +114,17 @@ def test_what_a_visitor_sends_is_answered_by_the_page(demo, photo, monkeypatch):
     assert event.fn(sent, "") is None
     (sentence,) = shown.call_args.args
     assert sentence.startswith("image holiday&lt;.png cannot be read")
+
+
+def test_what_a_visitor_asks_for_is_a_heat_map(demo, photo):
+    pytest.importorskip("gradio")
+    pictures = pytest.importorskip("kdpl.report.reasons.pictures")
+    handlers = [event.fn for event in build(demo, []).fns.values()]
+    (draw,) = [fn for fn in handlers if getattr(fn, "__name__", "") == "on_picture"]
+    shown = draw({"path": str(photo)}, None)
+    assert shown.startswith("Heat map<br>")
+    drawn = Image.open(BytesIO(b64decode(re.search(r"base64,([^\"]+)", shown)[1])))
+    expected = pictures.overlay(demo.classifier, Image.open(photo))
+    assert drawn.tobytes() == expected.tobytes()
+    photo.write_bytes(b"no image")
+    assert draw(None, "") == draw({"path": str(photo)}, "") == ""

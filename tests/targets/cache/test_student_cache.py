@@ -20,6 +20,8 @@ from kdpl.prompts.tuned import TunedPrompts
 from kdpl.student import FillTeacherCache
 from kdpl.targets import Target
 
+pytestmark = pytest.mark.usefixtures("without_companions")
+
 OTHER_SIZE = {"model": "test-timm", "vision_prompts": PromptConfig(depth=0)}
 
 

@@ -15,6 +15,8 @@ from kdpl.student import FillTeacherCache
 from kdpl.targets import PreparedTarget, Target
 from kdpl.targets.fidelity import Fidelity
 
+pytestmark = pytest.mark.usefixtures("without_companions")
+
 POOL = {"shots": 2, "unlabeled_share": 0.5}  # 20 labelled images, 350 unlabelled ones
 
 

@@ -28,6 +28,8 @@ from kdpl.targets.refinement.pool_targets import POOL_TARGETS_FILE, PoolTargets
 from kdpl.targets.refinement.refine import RefinementConfig, Weights
 from kdpl.targets.refinement.target import Refined
 
+pytestmark = pytest.mark.usefixtures("without_companions")
+
 # 20 labelled images, 84 unlabelled ones, of which some are both
 POOL = {"shots": 2, "unlabeled_share": 0.12}
 SCALE = 3.0  # not the CLIP's own, with which each prediction is nearly one-hot
