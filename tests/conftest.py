@@ -1,6 +1,8 @@
 import gc
 import os
 import shutil
+import sys
+from copy import deepcopy
 from functools import cache
 from importlib.util import find_spec
 
@@ -8,13 +10,21 @@ from importlib.util import find_spec
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
-import runs
-import torch
-import world
 from filelock import FileLock
-from plain import PlainClip
 
-from kdpl.__main__ import main
+# xdist's first process runs no test, and starts the others seconds earlier without these
+if "-n" not in sys.argv or "PYTEST_XDIST_WORKER" in os.environ:
+    import runs
+    import torch
+    import world
+    from plain import PlainClip
+
+    from kdpl.__main__ import main
+    from kdpl.clip import loading
+
+    # the models are too small for threads to pay, several test processes share the machine, and with others sums have
+    # other last bits
+    torch.set_num_threads(1)
 
 # Files that import what only an extra brings. Elsewhere single tests call pytest.importorskip. The environment for
 # development has every extra, which test_project.py checks, so that nothing is left out there.
@@ -32,9 +42,6 @@ collect_ignore = [
     file for module, files in IMPORTED.items() if find_spec(module) is None for file in files
 ]
 
-# the models are too small for threads to pay, several test processes share the machine, and with others sums have other
-# last bits
-torch.set_num_threads(1)
 # a sixth of the time of collecting tests would be for looking through the objects of all modules for garbage
 gc.disable()
 
@@ -77,6 +84,24 @@ def _no_wait_for_the_disk():
     """A fit writes ten files through to the disk, each of which takes as long as some of its steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _copies_of_small_models():
+    """Building draws all weights anew, the same each time, only for others to be loaded in their place."""
+    build, built = loading._build, {}
+
+    def copied(config):
+        # a network that is read from a file is built without memory
+        key = repr(config), torch.empty(0).device
+        model = built.get(key) or build(config)
+        if sum(p.numel() for p in model.parameters()) < 10_000_000:
+            built[key] = model
+        return deepcopy(model)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "_build", copied)
         yield
 
 

@@ -24,7 +24,7 @@ from kdpl.report.probes import linear_probe
 from kdpl.report.run_folder import Run
 from kdpl.runtime.configs import find_config
 from kdpl.runtime.predictions import read_predictions, read_results, write_predictions
-from kdpl.runtime.run_folder import PROBE_FILE
+from kdpl.runtime.run_folder import PROBE_FILE, PROBE_FOLDER
 
 CLIPS = {name: f"tiny-{name}, weights glyphs" for name in ("teacher", "student")}
 
@@ -87,8 +87,10 @@ def test_c_is_chosen_by_folds_of_whole_groups():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, teacher_run, student_run):
-    return put_together(tmp_path_factory.mktemp("complete") / "run", teacher_run, student_run)
+def run(tmp_path_factory, complete):
+    folder = tmp_path_factory.mktemp("complete") / "run"
+    shutil.copytree(complete / PROBE_FOLDER, folder / PROBE_FOLDER)
+    return put_together(folder, complete / "teacher", complete / "student")
 
 
 @pytest.fixture

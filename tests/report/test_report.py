@@ -33,14 +33,6 @@ SECTIONS = ("accuracy", "training", "classes", "confusions", "calibration", "rej
 SECTIONS += ("disagreement", "curves", "cost")
 
 
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory, teacher_run, student_run):
-    """A run with its report, and the linear probes that the report fitted; no test changes it."""
-    folder = tmp_path_factory.mktemp("complete") / "my run"
-    make(put_together(folder, teacher_run, student_run))
-    return folder
-
-
 @pytest.fixture
 def run(tmp_path, complete):
     """A copy of that run for a test to change."""
