@@ -113,11 +113,16 @@ def compare(
     all_epochs = student.config.trainer.max_epochs
     if decoded is None or not decoded.is_file():
         decoded = out / "configured" / DECODED_FILE
+    count, epochs = len(candidates), candidates["configured"].config.trainer.max_epochs
+    inform(
+        f"{count} candidates of {epochs} epochs each cost {count * epochs / all_epochs:.2g} times "
+        f"the fit of {all_epochs} epochs: configured is the student as given, tower_R trains its "
+        "whole image tower at the learning rate R"
+    )
     measured = dict[str, tuple[float, float, float]]()
-    for name, candidate in candidates.items():
-        epochs, result = candidate.config.trainer.max_epochs, candidate.folder / CLASSIFIER_FOLDER
-        cost = f"{len(candidates) * epochs / all_epochs:.2g} times the fit of {all_epochs}"
-        inform(f"{name}: {epochs} epochs each; the {len(candidates)} candidates cost {cost}")
+    for number, (name, candidate) in enumerate(candidates.items(), start=1):
+        inform(f"candidate {number} of {count}: {name}")
+        result = candidate.folder / CLASSIFIER_FOLDER
         try:
             LocalStep(name, "fit", result, start=partial(run_stage, candidate)).run(decoded)
         except TrainingError as error:
@@ -137,9 +142,14 @@ def compare(
     if process_rank() == 0:
         file = out / _CHOSEN_FILE
         write_text(file, yaml.safe_dump(best_settings, sort_keys=False))
-        head = ["", f"agrees on % of {measured[best][2]:.0f}", "KL, nats"]
+        head = ["candidate", "agreement, %", "KL, nats"]
         rows = [[name, f"{100 * at[0]:.1f}", f"{-at[1]:.3f}"] for name, at in measured.items()]
-        print(*markdown_rows([head, *rows], 2), f"{best} is written to {file}", sep="\n")
+        legend = (
+            f"agreement: share of {measured[best][2]:.0f} unlabelled images, held out of these "
+            "fits, on which a candidate predicts the class of its target; KL: divergence of its "
+            f"predictions from the target\n{best} is chosen, as it agrees most: {file}"
+        )
+        print(*markdown_rows([head, *rows], 2), legend, sep="\n")
     return student.derive(best_settings)
 
 

@@ -166,12 +166,16 @@ class Assigned:
         parts = []
         if self.strength is not None:
             text, probe = self.weights
-            parts.append(f"weights {text:.2f} of the teacher, {probe:.2f} of the probe")
+            parts.append(
+                f"the teacher's predictions have the weight {text:.2f}, those of a linear probe of "
+                f"the labels {probe:.2f}"
+            )
         if self.refinement is None:
-            parts.append("not refined, as that was no better")
+            parts.append("similar images do not correct the predictions, as that was no better")
         else:
             likelihood, graph, prior = self.refinement
-            parts.append(f"refined with ω {likelihood}, γ {graph}, λ {prior}")
+            weights = f"ω {likelihood}, γ {graph}, λ {prior}"
+            parts.append(f"similar images correct the predictions ({weights})")
         if self.right is not None:
             before, after = (100 * share for share in self.right)
             groups = f" in {self.groups} groups" if self.groups < self.judges else ""

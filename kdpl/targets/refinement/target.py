@@ -80,19 +80,11 @@ class Refined(RefinementConfig, PreparedTarget):
             evidence = self.evidence(inputs)
             inputs.on_first_process(lambda: self._assign(inputs, evidence, origin).save(path))
 
-        # read the file, made by this run or another, and check its origin
+        # use the file, made by this run or another, after a check of its origin
         settings = {"target": asdict(self), "features": "normalised and blended"}
         file, origin = inputs.kept(POOL_TARGETS_FILE, settings, make)
         targets = PoolTargets.load(file)
         require_same(str(file), targets.made_from, origin, REMEDY, kind=ArtifactError)
-
-        # report and use the result
-        inform(f"refinement: {targets.reason}")
-        if targets.taken:
-            inform(
-                f"{targets.moved} of {len(targets.images)} unlabelled images are assigned to "
-                f"another class: {file}"
-            )
         self.use(targets, inputs.device)
 
     def use(self, targets: PoolTargets, device: torch.device) -> None:
@@ -155,6 +147,10 @@ class Refined(RefinementConfig, PreparedTarget):
         counts = [classes.bincount(minlength=num_classes) for classes in (before, after)]
         taken, reason = self._decide(assigned, counts)
         moved = torch.nonzero(before != after).flatten().tolist()
+        # once, where several students share the result
+        inform(f"refined targets are {reason}")
+        if taken:
+            inform(f"they give {len(moved)} of {n} images another class than the teacher does")
         return PoolTargets(
             made_from=dict(origin),
             class_names=tuple(inputs.class_names),
