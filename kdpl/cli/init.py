@@ -8,13 +8,8 @@ from pathlib import Path
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from kdpl.cli.arguments import share
-from kdpl.cli.init_summary import (
-    count_validating,
-    print_lines,
-    print_next,
-    print_survey,
-    training_counts,
-)
+from kdpl.cli.choice import Options, choose, print_choice
+from kdpl.cli.init_summary import count_validating, print_lines, print_survey, training_counts
 from kdpl.data.class_mapping import ClassName, read_class_mapping
 from kdpl.data.names import unlisted
 from kdpl.data.readers.table import HELD_OUT, UNKNOWN, Table
@@ -23,6 +18,7 @@ from kdpl.data.survey.found import FoundImage, find, leave_out_copies
 from kdpl.data.survey.images import inspect_images, overlooked, relabel, set_aside
 from kdpl.data.survey.views import views_to_choose
 from kdpl.errors import ConfigError, DataError, visible
+from kdpl.runtime.advice import absolute
 from kdpl.runtime.class_names import fault_of_name
 from kdpl.runtime.files import write_rows, write_text
 
@@ -50,7 +46,8 @@ def init(
 ) -> int:
     """Survey your images and write a config for them.
 
-    Unreadable images and copies of test images are named and left out.
+    Unreadable images and copies of test images are named and left out. The run that suits the
+    images and this machine is printed, as run PATH would choose it.
 
     Args:
         path: Folder with <class>/…, or train/<class>/… and test/<class>/…, and unlabeled/…; or a
@@ -74,9 +71,10 @@ def init(
         overwrite: Replace the config and the list that an earlier init wrote into OUT.
         workers: Processes that decode; by default one for each processor core.
     """
-    config, _ = survey(
+    folder = absolute(out)
+    config, pool = survey(
         path,
-        Path(out).expanduser(),
+        folder,
         unlabeled=unlabeled,
         class_names=class_names,
         label_separator=label_separator,
@@ -86,7 +84,11 @@ def init(
         overwrite=overwrite,
         workers=workers,
     )
-    print_next(config, config.with_name(_TABLE), label_separator)
+    choice = choose(label_separator is not None).for_pool(pool)
+    options, reasons = choice.completed(Options(), str(config))
+    print_choice(path, reasons)
+    run = options.in_full(folder.with_name(f"{folder.name}_run"))
+    print(f"wrote {config} and {config.with_name(_TABLE)}; next:\n  {run}")
     return 0
 
 
@@ -102,10 +104,10 @@ def survey(
     val_share: str | None = None,
     overwrite: bool = False,
     workers: int | None = None,
-) -> tuple[Path, list[FoundImage]]:
+) -> tuple[Path, int]:
     """Survey images, write a config for them into ``folder``, and print what was found.
 
-    Arguments are as in ``init``. Returns the config and the images that it uses.
+    Arguments are as in ``init``. Returns the config and the number of images to distil on.
     """
     source = Path(path).expanduser()
     val = 0.0 if val_share in ("0", "0%") else share("--val-share", val_share)
@@ -116,7 +118,7 @@ def survey(
     mapping = str(Path(class_names).expanduser().absolute()) if class_names else None
     listed, further = _find_images(source, places, labels, (mapping, label_separator))
     labeled = any(image.label and image.split == "train" for image in listed)
-    names = _read_names(listed, mapping, labeled)
+    names = _read_names(source, listed, mapping, labeled)
 
     # leave out what cannot be used, and hold out images for test and validation
     surveyed = inspect_images([*listed, *further], workers)
@@ -137,7 +139,7 @@ def survey(
     print_survey(source, images, names, shots, notes, affine)
     print_lines("not taken", ignored)
     print_lines("left out", [*left_out.values()], f", all in {_LEFT_OUT}")
-    return folder / CONFIG, images
+    return folder / CONFIG, sum(image.split == "train" for image in images)
 
 
 def _require_new(folder: Path, overwrite: bool) -> None:
@@ -165,13 +167,18 @@ def _find_images(
 
 
 def _read_names(
-    listed: Iterable[FoundImage], mapping: str | None, labeled: bool
+    path: Path, listed: Iterable[FoundImage], mapping: str | None, labeled: bool
 ) -> dict[str, ClassName]:
-    """Return the name of each class by its label, from the labels and the class mapping."""
+    """Return the name of each class by its label, from labels and class mapping; refuse one."""
     used = {name for image in listed for name in image.classes}
     names = {name: ClassName(name) for name in used}
     if mapping:
         names |= read_class_mapping(Path(mapping), used, complete=labeled)
+    if len(names) == 1:
+        raise DataError(
+            f"{path} has one class, {visible(min(names))!r}, expected several: write a name on "
+            "each line of --class-names, or give the folder above"
+        )
     return names
 
 
@@ -258,11 +265,6 @@ def _require_classes(
     if not labeled and not any(image.split == "train" for image in images):
         raise DataError(f"{path} has no readable image to train on: add some, or init --unlabeled")
     counts = training_counts(images)
-    if len(names) == 1:
-        raise DataError(
-            f"{path} has one class, {visible(min(names))!r}, expected several: write a name on "
-            "each line of --class-names, or give the folder above"
-        )
     for label, named in sorted(names.items()):
         problem = fault_of_name(label) or fault_of_name(named.name)
         if label != label.strip():

@@ -1,7 +1,6 @@
-"""What ``init`` prints: the survey of the images, and the commands to run next."""
+"""What ``init`` prints: the survey of the images."""
 
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from kdpl.data.class_mapping import ClassName
 from kdpl.data.readers.table import HELD_OUT
 from kdpl.data.survey.found import FoundImage
 from kdpl.errors import visible
-from kdpl.runtime.advice import command
 
 _FEW = 4  # a class with fewer labelled images is named
 _AFFINE = "--data.init_args.augmentation light_affine"
@@ -97,35 +95,6 @@ def print_lines(title: str, lines: Sequence[str], where: str = "") -> None:
         print(f"  {title}: {visible(line)}")
     if len(lines) > _NAMED:
         print(f"  {title}: {len(lines) - _NAMED} more{where}")
-
-
-def print_next(config: Path, table: Path, label_separator: str | None) -> None:
-    """Print the commands to run next, with miniatures and with the published models."""
-    # one label: refined decides by itself if its targets are better than the teacher's predictions
-    small, overlay = "quickstart", "refined"
-    if label_separator is not None:
-        # the teacher's view of a whole image, and a network of 32 pixels, are hardly above chance
-        small, overlay = "quickstart_timm_64", "local_views"
-
-    def run(trainer: str, teacher: str, student: str, ending: str) -> str:
-        folder = config.parent.absolute()
-        words = ["--config", f"trainer/{trainer}", "--teacher", teacher, "--student", student]
-        out = folder.with_name(f"{folder.name}_{ending}")
-        return command("run", "--config", config, *words, "--student", overlay, "--out", out)
-
-    print(
-        "  to try things out in minutes, offline and without a GPU, with miniature CLIPs that know "
-        "letters and digits:"
-    )
-    print(f"    {run('cpu', 'quickstart', small, 'offline')}")
-    gpu = shutil.which("nvidia-smi") is not None
-    if not gpu:
-        print(
-            "  no GPU was found: with the published models, training takes a day or more without "
-            "one"
-        )
-    print(f"wrote {config} and {table}; next:")
-    print(run("gpu" if gpu else "cpu", "promptsrc_vit_l14", "promptkd_vit_b16", "run"))
 
 
 def training_counts(images: list[FoundImage]) -> Counter[str]:

@@ -1,6 +1,5 @@
 """``python -m kdpl run``: both stages and their tests in order."""
 
-import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,10 +14,9 @@ from jsonargparse.typing import NonNegativeInt
 
 from kdpl.errors import ConfigError, KdplError, visible
 from kdpl.runtime import plugins, slurm
-from kdpl.runtime.configs import find_config, read_config
+from kdpl.runtime.advice import absolute
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import write_text
-from kdpl.runtime.origin import flatten
 from kdpl.runtime.run_folder import (
     CLASS_VECTORS_FILE,
     CLASSIFIER_FOLDER,
@@ -36,16 +34,6 @@ if TYPE_CHECKING:
 
     from kdpl.cli.stage_cli import KdplCLI
 
-_NO_PROMPTS = {
-    "method": "independent",
-    "vision_prompts": {"depth": 0},
-    "text_prompts": {"depth": 0},
-}
-# the teacher of no labels, as configs/teacher/zero_shot.yaml says for fit
-ZERO_SHOT = {
-    "model": {"init_args": {**_NO_PROMPTS, "averaging": None}},
-    "trainer": {"max_epochs": 0, "limit_train_batches": 0},
-}
 _DEPTHS = ("model.init_args.vision_prompts.depth", "model.init_args.text_prompts.depth")
 
 
@@ -90,22 +78,22 @@ def run(
             init.
         settings: Options for both stages.
     """
-    from kdpl.cli.choice import Options, complete
+    from kdpl.cli.choice import Options
+    from kdpl.cli.prepare import complete, parse_stages
 
     # choose what is not given
     reading = (class_names, label_separator)
     if path is None:
         _require_options({"--teacher": teacher, "--student": student, "--out": out}, reading)
-    folder = Path(out or Path("runs") / Path(path or "").expanduser().absolute().stem)
-    _require_run_folder(folder)
+    folder = Path(out or Path("runs") / absolute(path or "").stem)
+    require_folder_of("a run", folder, RUN_FILE)
     settings = [f"--data.init_args.shots={shots}", *settings] if shots is not None else settings
     options = Options(config, teacher, student, search, settings, seed)
     if path is not None:
         options = complete(path, folder, options, reading)
 
-    # find the configs, and parse the settings of each stage once
-    configs = find_configs(options.config, options.teacher, options.student)
-    stages = parse_stages(folder, configs, seed, settings)
+    # find the configs, and parse the settings of each stage
+    configs, stages = parse_stages(folder, options)
     about = {"configs": configs, "seed": seed, "settings": settings}
     _carry_out(folder, stages, _steps(folder, stages, options.search), about)
     return 0
@@ -171,20 +159,6 @@ def _require_options(needed: Mapping[str, Any], reading: Iterable[str | None]) -
             )
 
 
-def find_configs(
-    shared: Sequence[str], teacher: Sequence[str], student: Sequence[str]
-) -> dict[str, list[str]]:
-    """Return the config files of the stages; a ConfigError if one is missing or not YAML."""
-    configs = {
-        "shared": [find_config(name) for name in shared],
-        "teacher": [find_config(name, "teacher") for name in teacher],
-        "student": [find_config(name, "student") for name in student],
-    }
-    for file in itertools.chain(*configs.values()):
-        read_config(file)
-    return configs
-
-
 def _do_all(
     steps: Sequence[LocalStep], due: Callable[[LocalStep], bool], console: "Console", folder: Path
 ) -> None:
@@ -199,42 +173,13 @@ def _do_all(
             raise
 
 
-def parse_stages(
-    out: Path, configs: Mapping[str, Sequence[str]], seed: int, settings: Sequence[str]
-) -> "dict[str, KdplCLI]":
-    """Parse the settings of the stages, by the names of their folders."""
-    from kdpl.cli.fit import parse_stage
-    from kdpl.tasks import MULTI_CLASS
-
-    def parse(name: str, **model: Any) -> "KdplCLI":
-        files = [f"--config={file}" for file in (*configs["shared"], *configs[name])]
-        options = [*files, f"--seed_everything={seed}", *settings]
-        values = {"out": str(out / name)} | ({"model": {"init_args": model}} if model else {})
-        return parse_stage("fit", options, values)
-
-    teacher = parse("teacher")
-    without_labels = teacher.config.get("data.init_args.shots") == 0
-    if without_labels:
-        teacher = teacher.derive(ZERO_SHOT)
-    student = parse("student", teacher=str(out / "teacher"))
-    # parsed settings do not tell a default from the same value in a config
-    given = [name for file in configs["student"] for name in flatten(read_config(file))]
-    if (
-        without_labels
-        and not any(name.replace(".init_args", "").startswith("model.target") for name in given)
-        # several labels are not refined
-        and student.data().task == MULTI_CLASS.name
-    ):
-        student = student.derive({"model": {"init_args": {"target": "refined"}}})
-    return {"teacher": teacher, "student": student}
-
-
 def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalStep]:
     """Return the steps: all fits before the tests, since there may be no test images.
 
     A search replaces the student's settings in ``stages``.
     """
     from kdpl.cli.fit import run_stage
+    from kdpl.cli.prepare import NO_PROMPTS
     from kdpl.cli.search import candidates_of, compare, with_choice
     from kdpl.clip.loading import has_text_tower
 
@@ -257,7 +202,7 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
         # the teacher's settings without prompts are the zero-shot CLIP, here with the stage's CLIP
         name, folder = fit.folder.name, out / "zero_shot" / fit.folder.name
         clip = stages[name].config.model.init_args.clip.as_dict()
-        values = {"out": str(folder), "model": {"init_args": {**_NO_PROMPTS, "clip": clip}}}
+        values = {"out": str(folder), "model": {"init_args": {**NO_PROMPTS, "clip": clip}}}
         stage = partial(stages["teacher"].derive, values, "test")
         title = f"test the {name}'s original CLIP (zero-shot)"
         return step("test", title, folder / RESULTS_FILE, stage, fit)
@@ -329,14 +274,14 @@ def _do(number: int, steps: Sequence[LocalStep], console: "Console", out: Path) 
     step.run(out / "teacher" / DECODED_FILE)
 
 
-def _require_run_folder(out: Path) -> None:
-    """Refuse a folder that contains anything other than a run."""
+def require_folder_of(kind: str, out: Path, marker: str) -> None:
+    """Refuse a folder of more than stages and a survey, unless it has the file that marks it."""
     # a stage may exist already, imported for example
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
     expected = (*STAGE_FOLDERS, DATA_FOLDER)
     foreign = [name for name in names if not name.startswith(".") and name not in expected]
-    if foreign and not (out / RUN_FILE).is_file():
+    if foreign and not (out / marker).is_file():
         raise ConfigError(
-            f"--out {out} contains something other than a run ({visible(min(foreign))}): choose "
+            f"--out {out} contains something other than {kind} ({visible(min(foreign))}): choose "
             "another --out or empty it"
         )

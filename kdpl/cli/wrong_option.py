@@ -46,7 +46,8 @@ def hint_of(message: str, options: Sequence[str]) -> str:
     matches = ((wrong.match(key), where) for key, where in given)
     path, *hints = next(((match[0], where) for match, where in matches if match), (name,))
     near = SETTINGS.get(name.rpartition(".")[2]) or _nearest(path)
-    hints += [f"did you mean {near}?"] if near not in (None, path) else []
+    if near is not None and near.replace(".init_args", "") != path.replace(".init_args", ""):
+        hints.append(f"did you mean {near}?")
     return f" ({', '.join(hints)})" if hints else ""
 
 

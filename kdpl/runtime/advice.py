@@ -1,7 +1,13 @@
 """Commands that messages advise."""
 
+import os
 import shlex
 from pathlib import Path
+
+
+def absolute(path: str | Path) -> Path:
+    """Return an absolute path without ``~`` and ``..``; symbolic links stay."""
+    return Path(os.path.normpath(Path(path).expanduser().absolute()))
 
 
 def command(*words: str | Path) -> str:
@@ -9,5 +15,5 @@ def command(*words: str | Path) -> str:
 
     Paths become absolute, and words are quoted where the shell needs it.
     """
-    texts = [str(word.absolute()) if isinstance(word, Path) else word for word in words]
+    texts = [str(absolute(word)) if isinstance(word, Path) else word for word in words]
     return shlex.join(["python", "-m", "kdpl", *texts])

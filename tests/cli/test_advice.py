@@ -13,10 +13,9 @@ from rich.console import Console
 import kdpl
 from kdpl.cli import STAGES, command_names, find_command
 from kdpl.cli.arguments import parse
-from kdpl.cli.choice import Options, complete
+from kdpl.cli.choice import Options
 from kdpl.cli.fit import parse_stage
-from kdpl.cli.init_summary import print_next
-from kdpl.cli.run import find_configs
+from kdpl.cli.prepare import complete, find_configs
 from kdpl.cli.run_summary import summarize
 from kdpl.errors import KdplError
 from kdpl.runtime.advice import command
@@ -59,17 +58,9 @@ def in_full(capsys):
 
 def init_by_one_process(capsys):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdpl.cli.choice.process_rank", lambda: 1)
-        options, reading = Options([], [], [], search=False), ("names.csv", ";", None)
+        patch.setattr("kdpl.cli.prepare.process_rank", lambda: 1)
+        options, reading = Options(), ("names.csv", ";")
         return error_of(complete, "my table.csv", Path("runs/it's"), options, reading)
-
-
-def after_init(capsys):
-    for separator in (None, ";"):
-        print_next(Path("my data/data.yaml"), Path("my data/images.csv"), separator)
-    Path("my data").mkdir()
-    Path("my data/data.yaml").write_text("data: {}")
-    return capsys.readouterr().out
 
 
 def after_run(capsys):
@@ -111,7 +102,6 @@ def missing_data(capsys):
     [
         in_full,
         init_by_one_process,
-        after_init,
         after_run,
         run_without_a_test,
         after_suggest,
@@ -158,7 +148,7 @@ def test_a_config_or_a_setting_may_name_paths_relative_to_the_folder(tmp_path, m
 
 def test_a_path_of_a_command_is_absolute_and_quoted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = command("predict", Path("my run/classifier"), "it's")
+    text = command("predict", Path("my run/../my run/classifier"), "it's")
     assert shlex.split(text)[3:] == ["predict", f"{tmp_path}/my run/classifier", "it's"]
 
 

@@ -12,10 +12,8 @@ from kdpl.cli.choice import Choice, Options, choose
 from kdpl.data.survey.found import FoundImage
 from kdpl.data.survey.views import is_drawn, views_to_choose
 
-NOTHING = Options([], [], [], search=False)
+NOTHING = Options()
 MINIATURES = Choice(
-    "my_images",
-    images="digest",
     trainer=["trainer/cpu"],
     teacher=["quickstart"],
     student=["quickstart"],
@@ -26,7 +24,7 @@ MINIATURES = Choice(
 
 
 def chosen(given):
-    return MINIATURES.completed(given, given.names_set(), "data.yaml")
+    return MINIATURES.completed(given, "data.yaml")
 
 
 def test_a_folder_alone_becomes_a_classifier_and_the_printed_command_resumes_elsewhere(
@@ -87,7 +85,7 @@ def test_what_is_given_wins():
     [(["quickstart", "local_views"], []), (["quickstart"], ["--model.target=teacher"])],
 )
 def test_a_target_that_is_given_is_not_replaced(student, settings):
-    options, _ = chosen(Options([], [], student, search=False, settings=settings))
+    options, _ = chosen(Options(student=student, settings=settings))
     assert options.student == student
 
 
@@ -110,18 +108,18 @@ def test_models_are_chosen_by_the_gpu_and_the_weights_that_can_be_loaded(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
     monkeypatch.setattr("kdpl.clip.weights.obtainable", lambda *_: weights)
-    choice = choose("my_images", several_labels=False, pool=700)
+    choice = choose(several_labels=False).for_pool(700)
     assert choice.trainer == [f"trainer/{name}" for name in trainer]
     assert (choice.teacher, choice.student, choice.target) == (teacher, student, "refined")
     assert choice.search == (teacher == ["quickstart"])
 
 
 def test_several_labels_and_few_images_are_chosen_for():
-    choice = choose("pages.csv", several_labels=True, pool=700)
+    choice = choose(several_labels=True).for_pool(700)
     assert choice.teacher == ["quickstart", "zero_shot"]
     assert (choice.student, choice.target) == (["quickstart_timm_64"], "local_views")
     assert not choice.search
-    assert not choose("my_images", several_labels=False, pool=400).search
+    assert not choose(several_labels=False).for_pool(400).search
 
 
 @pytest.mark.parametrize(
@@ -138,10 +136,8 @@ def test_several_labels_and_few_images_are_chosen_for():
             ["';'", "PATH"],
         ),
         (["missing"], ["missing", "does not exist"]),
-        (["missing", "--student", "quickstrat"], ["quickstrat"]),
         (["my_images", "--studnet", "quickstart"], ["--studnet", "did you mean --student?"]),
         (["my_images", "--shot=2"], ["did you mean --shots?"]),
-        (["missing", "--teacher", "gone.yaml"], ["gone.yaml"]),
     ],
 )
 def test_what_is_missing_is_named(args, words, tmp_path, monkeypatch, capsys):
@@ -149,6 +145,27 @@ def test_what_is_missing_is_named(args, words, tmp_path, monkeypatch, capsys):
     assert main(["run", *args]) == 1
     refused(capsys, 1, *words)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "word"),
+    [
+        ("run", "--model.optimizer.lrr=1", "model.init_args.optim.lr"),
+        ("run", "--data.shotss=1", "data.init_args.shots"),
+        ("run", "--student=misspelt.yaml", "kd_wieght"),
+        ("run", "--student=quickstrat", "quickstrat"),
+        ("run", "--teacher=gone.yaml", "gone.yaml"),
+        ("estimate", "--student=misspelt.yaml", "kd_wieght"),
+    ],
+)
+def test_a_mistyped_setting_is_refused_before_the_images_are_read(
+    command, option, word, tmp_path, pets, monkeypatch, capsys
+):
+    monkeypatch.setattr("kdpl.cli.prepare.survey", lambda *_, **__: 1 / 0)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "misspelt.yaml").write_text("model: {init_args: {kd_wieght: 1}}")
+    refused(capsys, main([command, str(pets), option]), word)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_unreadable_choice_is_refused(tmp_path, pets, capsys):

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from kdpl.errors import ConfigError
-
 _PAGE = "estimate.html"
 
 
@@ -29,35 +27,32 @@ def estimate(
         out: folder to write into, by default runs/NAME_estimate with the name of PATH
         seed: seed of views and samples
     """
-    name = Path(path).expanduser().absolute().stem
+    from kdpl.cli.run import require_folder_of
+    from kdpl.runtime.advice import absolute, command
+
+    name = absolute(path).stem
     folder = Path(out or Path("runs") / f"{name}_estimate")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / _PAGE).is_file():
-        foreign = min(folder.iterdir()).name
-        raise ConfigError(
-            f"--out {folder} contains something other than an estimate ({foreign}): choose another"
-        )
+    require_folder_of("an estimate", folder, _PAGE)
 
     from kdpl.cli.choice import Options
+    from kdpl.cli.prepare import prepare
     from kdpl.report.estimate.findings import describe
     from kdpl.report.estimate.folds import measure
     from kdpl.report.estimate.inputs import gather
     from kdpl.report.page import fill
-    from kdpl.runtime.advice import command
     from kdpl.runtime.files import write_text
     from kdpl.runtime.messages import inform
 
+    given = Options(teacher=teacher, student=student, seed=seed)
+    choice = prepare(path, folder, given, (class_names, None))
     # marks the folder
     write_text(folder / _PAGE, "This estimate was not finished: start it again.")
-    given = Options([], teacher, student, search=False)
-    frozen, names = gather(path, folder, given, class_names, seed)
+    frozen, names = gather(choice, folder, given)
     inform("predicting each labelled image without its label")
     values = describe(frozen, measure(frozen), names)
-    options = [
-        *(f"--teacher={word}" for word in teacher),
-        *(f"--student={word}" for word in student),
-    ]
-    options += [f"--class-names={class_names}"] * (class_names is not None)
-    values |= {"name": name, "command": command("run", Path(path), *options)}
+    words = given.words()
+    words += ["--class-names", Path(class_names)] if class_names else []
+    values |= {"name": name, "command": command("run", Path(path), *words)}
     write_text(folder / _PAGE, fill("estimate.html.jinja", **values))
     print(fill("estimate.txt.jinja", **values) + f"page: {folder / _PAGE}")
     return 0

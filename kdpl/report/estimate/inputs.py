@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kdpl.cli.choice import Options, choose
+from kdpl.cli.choice import Choice, Options, print_choice
 from kdpl.cli.fit import run_stage
-from kdpl.cli.init import survey
-from kdpl.cli.run import ZERO_SHOT, find_configs, parse_stages
+from kdpl.cli.init import CONFIG
+from kdpl.cli.prepare import ZERO_SHOT, parse_stages
 from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.clip.identity import RANDOM
 from kdpl.errors import ConfigError
@@ -28,20 +28,14 @@ FEATURES = "features.safetensors"
 _VIEWS = 2  # of each image for the teacher; refined targets take eight, for four times the time
 
 
-def gather(
-    path: str, folder: Path, given: Options, class_names: str | None, seed: int
-) -> tuple[Frozen, tuple[str, ...]]:
+def gather(choice: Choice, folder: Path, given: Options) -> tuple[Frozen, tuple[str, ...]]:
     """Return the frozen features of a run's images, and the names of its classes.
 
-    Arguments are as in ``estimate``. The features are also written to ``FEATURES``.
+    The features are also written to ``FEATURES``.
     """
-    # survey and choose as run does, anew each time
-    names = given.names_set()
-    config, images = survey(path, folder / DATA_FOLDER, class_names=class_names, overwrite=True)
-    pool = sum(image.split == "train" for image in images)
-    options, _ = choose(path, False, pool).completed(given, names, str(config))
-    configs = find_configs(options.config, options.teacher, options.student)
-    stages = parse_stages(folder, configs, seed, [])
+    options, reasons = choice.completed(given, str(folder / DATA_FOLDER / CONFIG))
+    print_choice(choice.path, reasons)
+    _, stages = parse_stages(folder, options)
     clip = ClipConfig(**stages["student"].config.model.init_args.clip.as_dict())
     if clip.pretrained == RANDOM:
         raise ConfigError(

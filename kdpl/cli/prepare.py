@@ -1,0 +1,150 @@
+"""What ``run PATH`` does before its first step: survey, choose, and parse both stages."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdpl.cli.choice import Choice, Options, choose, print_choice
+from kdpl.cli.init import CONFIG, survey
+from kdpl.data.storage import find_images
+from kdpl.errors import ArtifactError, ConfigError, reason
+from kdpl.runtime.advice import absolute, command
+from kdpl.runtime.configs import find_config
+from kdpl.runtime.faults import mark
+from kdpl.runtime.files import write_text
+from kdpl.runtime.messages import process_rank
+from kdpl.runtime.run_folder import DATA_FOLDER
+
+if TYPE_CHECKING:
+    from kdpl.cli.stage_cli import KdplCLI
+
+_CHOICE = "choice.json"
+
+Reading = tuple[str | None, str | None]  # class names, label separator
+
+NO_PROMPTS = {
+    "method": "independent",
+    "vision_prompts": {"depth": 0},
+    "text_prompts": {"depth": 0},
+}
+# the teacher of no labels, as configs/teacher/zero_shot.yaml says for fit
+ZERO_SHOT = {
+    "model": {"init_args": {**NO_PROMPTS, "averaging": None}},
+    "trainer": {"max_epochs": 0, "limit_train_batches": 0},
+}
+
+
+def complete(path: str, out: Path, given: Options, reading: Reading) -> Options:
+    """Survey images, choose what is not given, and print it; a run that resumes reads both."""
+    folder, source = out / DATA_FOLDER, absolute(path)
+    first, choice = process_rank() == 0, _read(folder)
+    if choice is None and not first:
+        class_names, separator = reading
+        words: list[str | Path] = ["--class-names", Path(class_names)] if class_names else []
+        words += ["--label-separator", separator] if separator else []
+        init = command("init", source, *words, "--out", out.with_name(f"{out.name}_data"))
+        raise ConfigError(
+            f"one process surveys {path}: call {init}, and give its config as --config"
+        )
+    if choice is None:
+        choice = prepare(path, out, given, reading)
+        write_text(folder / _CHOICE, json.dumps(asdict(choice), indent=2))
+    elif choice.path != str(source):
+        raise ConfigError(f"{out} is a run of {choice.path}, not of {path}: choose another --out")
+    elif choice.images != _digest(source, out):
+        raise ConfigError(
+            f"{path} has other images than when {out} was begun: choose another --out, or remove it"
+        )
+    options, reasons = choice.completed(given, str(folder / CONFIG))
+    if first:
+        print_choice(path, reasons)
+        here = f"cd {shlex.quote(str(Path.cwd()))} && " if given.names_paths() else ""
+        print(f"the same command in full:\n  {here}{options.in_full(out)}")
+    return options
+
+
+def prepare(path: str, out: Path, given: Options, reading: Reading) -> Choice:
+    """Survey images and choose; settings that no stage takes are refused before."""
+    class_names, separator = reading
+    source = absolute(path)
+    digest, choice = _digest(source, out), choose(separator is not None)
+    # the images may take minutes; their config is not written yet
+    parse_stages(out, choice.completed(given, "data/table")[0])
+    _, pool = survey(
+        path,
+        out / DATA_FOLDER,
+        class_names=class_names,
+        label_separator=separator,
+        overwrite=True,
+    )
+    return replace(choice.for_pool(pool), path=str(source), images=digest)
+
+
+def _read(folder: Path) -> Choice | None:
+    """Return what was chosen before, or None; an ArtifactError if it cannot be read."""
+    file = folder / _CHOICE
+    try:
+        return Choice(**json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{file} cannot be read ({reason(error)}): remove {folder}") from error
+
+
+def _digest(source: Path, out: Path) -> str:
+    """Return a digest of a table's content, or of the paths of a folder's images not in ``out``."""
+    if source.is_file():
+        return sha256(source.read_bytes()).hexdigest()
+    if not source.is_dir():
+        raise ConfigError(f"{source} does not exist: give the folder or table of your images")
+    out = absolute(out)
+    images = (path for path in find_images(source) if not Path(path).is_relative_to(out))
+    return sha256("\n".join(images).encode(errors="surrogateescape")).hexdigest()
+
+
+def find_configs(
+    shared: Sequence[str], teacher: Sequence[str], student: Sequence[str]
+) -> dict[str, list[str]]:
+    """Return the config files of the stages; a ConfigError if a name is not that of a config."""
+    return {
+        "shared": [find_config(name) for name in shared],
+        "teacher": [find_config(name, "teacher") for name in teacher],
+        "student": [find_config(name, "student") for name in student],
+    }
+
+
+def parse_stages(out: Path, run: Options) -> "tuple[dict[str, list[str]], dict[str, KdplCLI]]":
+    """Return the configs and the parsed stages of a run, by the names of the stages' folders."""
+    from kdpl.cli.fit import parse_stage
+    from kdpl.tasks import MULTI_CLASS
+
+    configs = find_configs(run.config, run.teacher, run.student)
+
+    def parse(name: str, **model: Any) -> "KdplCLI":
+        files = [f"--config={file}" for file in (*configs["shared"], *configs[name])]
+        options = [*files, f"--seed_everything={run.seed}", *run.settings]
+        values = {"out": str(out / name)} | ({"model": {"init_args": model}} if model else {})
+        try:
+            return parse_stage("fit", options, values)
+        except ConfigError as error:
+            mark(error, f"for the {name}; a config of --teacher, or of --student, is for one stage")
+            raise
+
+    teacher = parse("teacher")
+    without_labels = teacher.config.get("data.init_args.shots") == 0
+    if without_labels:
+        teacher = teacher.derive(ZERO_SHOT)
+    student = parse("student", teacher=str(out / "teacher"))
+    if (
+        without_labels
+        # parsed settings do not tell a default from the same value in a config
+        and not any(name.startswith("model.target") for name in run.names_set())
+        # several labels are not refined
+        and student.data().task == MULTI_CLASS.name
+    ):
+        student = student.derive({"model": {"init_args": {"target": "refined"}}})
+    return configs, {"teacher": teacher, "student": student}
