@@ -20,7 +20,7 @@ from kdpl.data.names import unlisted
 from kdpl.data.readers.table import HELD_OUT, UNKNOWN, Table
 from kdpl.data.sources import find_unlabeled
 from kdpl.data.survey.found import FoundImage, find, leave_out_copies
-from kdpl.data.survey.images import inspect_images, overlooked, relabel, set_aside
+from kdpl.data.survey.images import inspect_images, overlooked, set_aside
 from kdpl.data.survey.views import views_to_choose
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.class_names import fault_of_name
@@ -42,7 +42,6 @@ def init(
     unlabeled: list[str] = [],  # noqa: B006 - read from the signature, never changed
     class_names: str | None = None,
     label_separator: str | None = None,
-    labels: str | None = None,
     shots: NonNegativeInt | None = None,
     val_share: str | None = None,
     overwrite: bool = False,
@@ -64,9 +63,6 @@ def init(
         label_separator: Character between two classes of a label, such as ';', for a table whose
             labels are lists of classes. The separator alone says that the image is of none of the
             classes, and '?' that it has no label; an empty label is refused.
-        labels: Table with the columns image and label, as suggest writes it for you to fill in. Its
-            labels replace the labels of PATH; an image whose label is empty, or with
-            --label-separator "?", has none.
         shots: Labelled images per class to train on, at most; by default all of them.
         val_share: Share of each class's labelled images to validate on, if there are no validation
             images; 0 for none. By default a fifth of classes with 8 labelled images or more, if
@@ -80,7 +76,6 @@ def init(
         unlabeled=unlabeled,
         class_names=class_names,
         label_separator=label_separator,
-        labels=labels,
         shots=shots,
         val_share=val_share,
         overwrite=overwrite,
@@ -97,7 +92,6 @@ def survey(
     unlabeled: Sequence[str] = (),
     class_names: str | None = None,
     label_separator: str | None = None,
-    labels: str | None = None,
     shots: int | None = None,
     val_share: str | None = None,
     overwrite: bool = False,
@@ -114,7 +108,9 @@ def survey(
     # find the images and the names of their classes
     places = [str(Path(location).expanduser().absolute()) for location in unlabeled]
     mapping = str(Path(class_names).expanduser().absolute()) if class_names else None
-    listed, further = _find_images(source, places, labels, (mapping, label_separator))
+    listed = find(source, mapping, label_separator)
+    sources = unlisted(find_unlabeled(places), (image.path for image in listed)) if places else ()
+    further = [FoundImage(path, "", "train") for path in sources]
     labeled = any(image.label and image.split == "train" for image in listed)
     names = _read_names(listed, mapping, labeled)
 
@@ -147,21 +143,6 @@ def _require_new(folder: Path, overwrite: bool) -> None:
             raise ConfigError(
                 f"{folder / name} exists already: choose another --out, or give --overwrite"
             )
-
-
-def _find_images(
-    source: Path,
-    places: Sequence[str],
-    labels: str | None,
-    reading: tuple[str | None, str | None],
-) -> tuple[list[FoundImage], list[FoundImage]]:
-    """Return the images of PATH and further images from --unlabeled, relabelled by --labels."""
-    listed = find(source, *reading)
-    sources = unlisted(find_unlabeled(places), (image.path for image in listed)) if places else ()
-    further = [FoundImage(path, "", "train") for path in sources]
-    if labels is not None:
-        listed, further = relabel(listed, further, Path(labels).expanduser(), *reading)
-    return listed, further
 
 
 def _read_names(
