@@ -10,7 +10,6 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from kdpl.cli.arguments import share
 from kdpl.cli.init_summary import (
     count_validating,
-    print_lines,
     print_next,
     print_survey,
     training_counts,
@@ -20,7 +19,7 @@ from kdpl.data.names import unlisted
 from kdpl.data.readers.table import HELD_OUT, UNKNOWN, Table
 from kdpl.data.sources import find_unlabeled
 from kdpl.data.survey.found import FoundImage, find, leave_out_copies
-from kdpl.data.survey.images import inspect_images, overlooked, set_aside
+from kdpl.data.survey.images import inspect_images, set_aside
 from kdpl.data.survey.views import views_to_choose
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.class_names import fault_of_name
@@ -118,8 +117,13 @@ def survey(
     surveyed = inspect_images([*listed, *further], workers)
     usable, left_out = _without_copies(surveyed)
     images, notes = _hold_out(usable, val)
-    _require_classes(source, names, images, labeled, _reasons_by_class(surveyed, left_out))
-    ignored = overlooked(source, listed) if source.is_dir() else []
+    reasons = {
+        name: f" ({left_out[image.path]})"
+        for image in surveyed
+        if image.path in left_out
+        for name in image.classes
+    }
+    _require_classes(source, names, images, labeled, reasons)
 
     # write the files
     reader = _make_reader(folder, places, mapping, label_separator, names)
@@ -130,9 +134,7 @@ def survey(
     _write_config(folder, images, reader, skips, shots, affine)
 
     # print last, since the reader of a pipe may close it
-    print_survey(source, images, names, shots, notes, affine)
-    print_lines("not taken", ignored)
-    print_lines("left out", [*left_out.values()], f", all in {_LEFT_OUT}")
+    print_survey(source, images, names, notes, affine, [*left_out.values()])
     return folder / CONFIG, images
 
 
@@ -176,18 +178,6 @@ def _hold_out(
         least = "" if val else f" with {_VAL_LEAST} labels or more"
         notes["val"] = f"{val or _VAL_SHARE:.0%} of each class{least}, split off (init --val-share)"
     return images, notes
-
-
-def _reasons_by_class(
-    surveyed: Iterable[FoundImage], left_out: Mapping[str, str]
-) -> dict[str, str]:
-    """Return for each class why its last image that is left out is so, in brackets."""
-    return {
-        name: f" ({left_out[image.path]})"
-        for image in surveyed
-        if image.path in left_out
-        for name in image.classes
-    }
 
 
 def _make_reader(
@@ -307,8 +297,7 @@ def _write_config(
         if value is not None
     )
     text = f"""\
-# Written by python -m kdpl init. {_TABLE} lists the images: to move one to another split, or to
-# leave one out, edit its row.
+# Written by python -m kdpl init. {_TABLE} lists the images, and may be edited.
 data:
   class_path: kdpl.DomainDataModule
   init_args:
@@ -316,6 +305,5 @@ data:
 {settings}\
     shots: {json.dumps(shots)}  # labelled images a class; null: all
     val_shots: null  # all validation images
-    # protocol: base_to_novel  # to measure the accuracy on classes without labels
 """
     write_text(out / CONFIG, text)

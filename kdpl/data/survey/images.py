@@ -1,10 +1,7 @@
-"""Survey of a user's images: sizes, bad files, and images that were not found."""
+"""Survey of a user's images: sizes and bad files."""
 
-import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from kdpl.data.decoding import Decoding, opened
 from kdpl.data.parallel import in_parallel
@@ -13,21 +10,6 @@ from kdpl.data.sources import content_of, digest_of_content
 from kdpl.data.survey.found import FoundImage
 from kdpl.data.survey.views import is_drawn
 from kdpl.errors import DataError, visible
-
-
-def overlooked(folder: Path, taken: Iterable[FoundImage]) -> list[str]:
-    """List the files that ``find`` did not take, a line for each folder and file extension."""
-    paths, counts = {image.path for image in taken}, Counter[tuple[str, str]]()
-    for top, folders, files in os.walk(folder.absolute()):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        counts.update(
-            (top, Path(name).suffix.lower())
-            for name in files
-            if not name.startswith(".") and os.path.join(top, name) not in paths  # noqa: PTH118
-        )
-    return [
-        f"{count} {ending or 'files'} in {visible(top)}" for (top, ending), count in counts.items()
-    ]
 
 
 def inspect_images(images: Sequence[FoundImage], workers: int | None = None) -> list[FoundImage]:
