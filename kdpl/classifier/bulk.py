@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from filelock import FileLock, Timeout
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, PredictOptions
@@ -105,24 +104,11 @@ class BulkPrediction:
             raise ConfigError(f"--out {out} exists already: choose another --out, or remove it")
         so_far = out.with_name(f"{out.name}.partial")
         out.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out.with_name(f".{out.name}.lock"))
-        # an error that says why, where filelock would wait for a folder that takes no files
-        Path(lock.lock_file).touch()
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ConfigError(
-                f"another process is writing {out}: wait for it, or write another file"
-            ) from None
-        try:
-            self._append_rows(so_far, self._begin(so_far))
-            with atomic_path(out) as temporary, so_far.open(encoding="utf-8") as lines:
-                next(lines)  # what they are made from
-                self.write_rows(temporary, map(json.loads, lines), self.columns)
-            so_far.unlink()
-            Path(lock.lock_file).unlink()
-        finally:
-            lock.release()
+        self._append_rows(so_far, self._begin(so_far))
+        with atomic_path(out) as temporary, so_far.open(encoding="utf-8") as lines:
+            next(lines)  # what they are made from
+            self.write_rows(temporary, map(json.loads, lines), self.columns)
+        so_far.unlink()
 
     def _begin(self, so_far: Path) -> int:
         """Return the number of rows that are there already."""
