@@ -65,18 +65,22 @@ def write_coco(
             continue
         if detection.image not in images:
             wide, high = _size(detection.image)
-            image = {"id": len(images) + 1, "file_name": detection.image}
-            images[detection.image] = {**image, "width": wide, "height": high}
-        image = images[detection.image]
+            images[detection.image] = {
+                "id": len(images) + 1,
+                "file_name": detection.image,
+                "width": wide,
+                "height": high,
+            }
         # shares of the image to pixels
-        left, top, width, height = detection.box
-        wide, high = image["width"], image["height"]
+        image = images[detection.image]
+        left, width = (share * image["width"] for share in detection.box[::2])
+        top, height = (share * image["height"] for share in detection.box[1::2])
         annotation = {
             "id": len(annotations) + 1,
             "image_id": image["id"],
             "category_id": numbers.setdefault(row["class"], len(numbers) + 1),
-            "bbox": [left * wide, top * high, width * wide, height * high],
-            "area": width * wide * height * high,
+            "bbox": [left, top, width, height],
+            "area": width * height,
             "iscrowd": 0,
             "score": row["probability"],
         }

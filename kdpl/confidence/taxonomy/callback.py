@@ -51,7 +51,7 @@ class Levels(Callback):
         if self._taxonomy is None:
             return
         evaluated, task = cast(EvalOutput, outputs), cast(ClassifyingModule, pl_module).task
-        _, nodes = self._taxonomy.best(task.probabilities(evaluated["logits"]))
+        nodes = self._taxonomy.best(task.probabilities(evaluated["logits"]))[1]
         correct = nodes == self._taxonomy.of_class[:, evaluated["labels"].cpu()].T
         shares = {"path": correct.all(dim=1)}
         shares |= {f"{level}_acc": right for level, right in enumerate(correct.T, start=1)}
