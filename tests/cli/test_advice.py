@@ -60,7 +60,7 @@ def in_full(capsys):
 def init_by_one_process(capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdpl.cli.choice.process_rank", lambda: 1)
-        options, reading = Options([], [], [], search=False), ("names.csv", ";", None)
+        options, reading = Options([], [], [], search=False), ("names.csv", ";")
         return error_of(complete, "my table.csv", Path("runs/it's"), options, reading)
 
 
