@@ -93,7 +93,7 @@ def test_added_classes_are_written(classifier, teacher_run, digits, tmp_path, mo
 
     fake = {"onnx": formats()["onnx"]._replace(write=write, load=lambda _: None, extras={})}
     monkeypatch.setattr("kdpl.classifier.formats.registry.formats", lambda: fake)
-    same = Difference(images=60, same=60, logits=0.0)
+    same = Difference(images=60, same=60, largest=0.0)
     monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: same)
     NameEncoder.load(teacher_run).encode(["cross", "ring"]).save(further)
     out = tmp_path / "new" / "c.onnx"
