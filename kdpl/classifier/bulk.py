@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from filelock import FileLock, Timeout
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, PredictOptions
@@ -90,16 +89,6 @@ class BulkPrediction:
         names = columns(self.classifier.task, top_k, self.options.rule)
         return [*names, "embedding"] if self.embeddings else names
 
-    def rows_of(self, items: Iterable[Item], done: int = 0) -> Iterator[Row]:
-        """Yield the row of each image, after so many that are ``done``."""
-        opened, names = partial(Item.open, decoding=self.classifier.decoding), self.columns
-        predictions = self.classifier.predictions(items, opened, self.options)
-        for number, (item, predicted) in enumerate(predictions, start=done + 1):
-            if not isinstance(predicted, DataError):
-                for observe in self.observers:
-                    observe(number, item, predicted)
-            yield to_row(self.classifier.task, printable(item.name), predicted, names)
-
     def print(self) -> None:
         """Write CSV to standard output."""
         # rows on the terminal show the progress themselves
@@ -115,24 +104,11 @@ class BulkPrediction:
             raise ConfigError(f"--out {out} exists already: choose another --out, or remove it")
         so_far = out.with_name(f"{out.name}.partial")
         out.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out.with_name(f".{out.name}.lock"))
-        # an error that says why, where filelock would wait for a folder that takes no files
-        Path(lock.lock_file).touch()
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ConfigError(
-                f"another process is writing {out}: wait for it, or write another file"
-            ) from None
-        try:
-            self._append_rows(so_far, self._begin(so_far))
-            with atomic_path(out) as temporary, so_far.open(encoding="utf-8") as lines:
-                next(lines)  # what they are made from
-                self.write_rows(temporary, map(json.loads, lines), self.columns)
-            so_far.unlink()
-            Path(lock.lock_file).unlink()
-        finally:
-            lock.release()
+        self._append_rows(so_far, self._begin(so_far))
+        with atomic_path(out) as temporary, so_far.open(encoding="utf-8") as lines:
+            next(lines)  # what they are made from
+            self.write_rows(temporary, map(json.loads, lines), self.columns)
+        so_far.unlink()
 
     def _begin(self, so_far: Path) -> int:
         """Return the number of rows that are there already."""
@@ -190,13 +166,19 @@ class BulkPrediction:
         items = islice(read_items(self.sources), skip, None)
         # the number of images in a shard is known only after reading it
         total = None if any(map(is_shard, self.sources)) else len(self.sources) - skip
+        opened, names = partial(Item.open, decoding=self.classifier.decoding), self.columns
+        predictions = self.classifier.predictions(items, opened, self.options)
         start = time.perf_counter()
         count = unreadable = 0
         with progress_bar(show_bar) as bar:
-            for row in bar.track(self.rows_of(items, skip), total, description="classifying"):
+            for item, predicted in bar.track(predictions, total, description="classifying"):
                 count += 1
-                unreadable += row["error"] is not None
-                yield row
+                if isinstance(predicted, DataError):
+                    unreadable += 1
+                else:
+                    for observe in self.observers:
+                        observe(skip + count, item, predicted)
+                yield to_row(self.classifier.task, printable(item.name), predicted, names)
         errors = f", {unreadable} of them unreadable" if unreadable else ""
         print(
             f"{count} images{errors}, {count / (time.perf_counter() - start):.0f} images/s",

@@ -1,9 +1,8 @@
-"""Reads boxes from the JSON of MegaDetector, SpeciesNet and COCO, and adds predictions to it."""
+"""Reads boxes from the JSON of MegaDetector, SpeciesNet and COCO, and writes that of COCO."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,17 +18,17 @@ _DETECTED = {"1": "animal", "2": "person", "3": "vehicle"}
 
 
 class Detection(NamedTuple):
-    """A box in a file of detections: image, box, category, confidence, and its JSON object."""
+    """A box in a file of detections: image, box, category, confidence; a label in COCO alone."""
 
     image: str
     box: Box
     category: str
     confidence: float
-    entry: dict[str, Any]
+    label: str = ""
 
 
-def read_detections(file: Path, folder: str | None) -> tuple[dict[str, Any], list[Detection]]:
-    """Read a file of detections; returns its JSON, and its boxes in order.
+def read_detections(file: Path, folder: str | None) -> list[Detection]:
+    """Read the boxes of a file of detections, in order.
 
     Images are in ``folder``, by default the folder of the file. A DataError if the file is missing,
     damaged, or of another format.
@@ -39,10 +38,10 @@ def read_detections(file: Path, folder: str | None) -> tuple[dict[str, Any], lis
         # the formats differ in their keys
         data = json.loads(read_text(file, "file of detections"))
         if "annotations" in data:
-            return data, list(_of_coco(data, folder))
+            return list(_of_coco(data, folder))
         key, name = ("predictions", "filepath") if "predictions" in data else ("images", "file")
         categories = data.get("detection_categories", _DETECTED)
-        return data, list(_of_photos(data[key], name, categories, folder))
+        return list(_of_photos(data[key], name, categories, folder))
     except (DataError, OSError, MemoryError):
         raise
     except Exception as error:  # files of another kind raise various errors
@@ -52,43 +51,43 @@ def read_detections(file: Path, folder: str | None) -> tuple[dict[str, Any], lis
         ) from error
 
 
-def write_predictions(
-    path: Path,
-    rows: Iterable[Row],
-    columns: Sequence[str],
-    data: Any,
-    detections: Iterable[Detection],
+def write_coco(
+    path: Path, rows: Iterable[Row], _: Sequence[str], detections: Iterable[Detection]
 ) -> None:
-    """Write a file of detections, with the rows of a table added to the objects of the boxes.
+    """Write COCO's JSON: the boxes with the class and probability in the rows of a table.
 
-    MegaDetector gets pairs of a category's number and its probability, other formats get lists of
-    classes and of scores. An unreadable box gets a ``failure``.
+    Boxes without a class, which are rejected or unreadable, are left out.
     """
-    # numbers of the classes, in MegaDetector's format; existing numbers stay
-    in_pairs = "detection_categories" in data
-    categories = dict(data.get("classification_categories") or {})
-    if in_pairs:
-        data["classification_categories"] = categories
-    numbers = {name: number for number, name in categories.items()}
-    unused = count(1 + max(map(int, filter(str.isdecimal, categories)), default=-1))
-
-    # the classes of each box
-    ranks = [name.removeprefix("probability") for name in columns if "probability" in name]
+    images, numbers = dict[str, dict[str, Any]](), dict[str, int]()
+    annotations = list[dict[str, Any]]()
     for row, detection in zip(rows, detections, strict=True):
-        classes = [name for rank in ranks if (name := row[f"class{rank}"]) is not None]
-        scores = [row[f"probability{rank}"] for rank in ranks[: len(classes)]]
-        for name in classes:
-            if name not in numbers:
-                numbers[name] = str(next(unused))
-                categories[numbers[name]] = name
-        if row["error"] is not None:
-            detection.entry["failure"] = row["error"]
-        elif in_pairs:
-            pairs = zip(classes, scores, strict=True)
-            detection.entry["classifications"] = [[numbers[name], score] for name, score in pairs]
-        else:
-            detection.entry["classifications"] = {"classes": classes, "scores": scores}
-    path.write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
+        if row["class"] is None:
+            continue
+        if detection.image not in images:
+            wide, high = _size(detection.image)
+            images[detection.image] = {
+                "id": len(images) + 1,
+                "file_name": detection.image,
+                "width": wide,
+                "height": high,
+            }
+        # shares of the image to pixels
+        image = images[detection.image]
+        left, width = (share * image["width"] for share in detection.box[::2])
+        top, height = (share * image["height"] for share in detection.box[1::2])
+        annotation = {
+            "id": len(annotations) + 1,
+            "image_id": image["id"],
+            "category_id": numbers.setdefault(row["class"], len(numbers) + 1),
+            "bbox": [left, top, width, height],
+            "area": width * height,
+            "iscrowd": 0,
+            "score": row["probability"],
+        }
+        annotations.append(annotation)
+    categories = [{"id": number, "name": name} for name, number in numbers.items()]
+    content = {"images": [*images.values()], "annotations": annotations, "categories": categories}
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _of_photos(
@@ -101,7 +100,7 @@ def _of_photos(
             left, top, width, height = map(float, entry["bbox"])
             number = str(entry["category"])
             category = categories.get(number, number)
-            yield Detection(path, (left, top, width, height), category, float(entry["conf"]), entry)
+            yield Detection(path, (left, top, width, height), category, float(entry["conf"]))
 
 
 def _of_coco(data: dict[str, Any], folder: str) -> Iterator[Detection]:
@@ -112,28 +111,31 @@ def _of_coco(data: dict[str, Any], folder: str) -> Iterator[Detection]:
         path, wide, high = _placed(folder, image["file_name"]), image["width"], image["height"]
         if _is_of_stored_image(path, wide, high):
             raise DataError(
-                f"image {path} has the size {wide} × {high} only before its orientation tag turns "
-                "it, expected boxes of upright images: write it upright, without the tag"
+                f"image {path} has the size {high} × {wide} as viewers show it, but its boxes are "
+                f"of {wide} × {high}: write it upright, without an orientation tag"
             )
         # pixels to shares of the image
         left, top, width, height = map(float, entry["bbox"])
         box = (left / wide, top / high, width / wide, height / high)
         category = str(names[entry["category_id"]])
-        yield Detection(path, box, category, float(entry.get("score", 1)), entry)
+        yield Detection(path, box, category, float(entry.get("score", 1)), label=category)
 
 
-@cache
 def _is_of_stored_image(path: str, width: int, height: int) -> bool:
-    if not Path(path).is_file():
-        return False
     try:
-        with opened(path) as image:
-            # tags from 5 on swap width and height
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return turned and width != height and image.size == (width, height)
+        return width != height and _size(path) == (height, width)
     except DataError:
         # reported when its boxes are read
         return False
+
+
+@cache
+def _size(path: str) -> tuple[int, int]:
+    """Return width and height of an upright image."""
+    with opened(path) as image:
+        # tags from 5 on swap width and height
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return image.size[::-1] if turned else image.size
 
 
 def _placed(folder: str, file: str) -> str:

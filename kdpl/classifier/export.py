@@ -122,42 +122,24 @@ class Difference(NamedTuple):
 
     Attributes:
         images: Number of images compared.
-        same: Number of images with the same predicted class.
-        logits: Largest difference of a logit.
-        scores: Largest difference of a further score; None without further scores.
-        same_side: Number of images whose further scores stay above, or below, 0.5.
-        names: Names of the further scores.
+        same: Number of images with the same predicted class, or classes.
+        largest: Largest difference of a logit, a probability or a further score.
     """
 
     images: int
     same: int
-    logits: float
-    scores: float | None = None
-    same_side: int = 0
-    names: str = "further scores"
+    largest: float
 
     @property
     def agreement(self) -> float:
-        """Share of images with the same class, or on the same side of 0.5 if that is smaller."""
-        return (self.same if self.scores is None else min(self.same, self.same_side)) / self.images
-
-    def within(self, tolerance: float) -> bool:
-        """Return whether all logits and scores differ by at most a tolerance; False for NaN."""
-        return self.logits <= tolerance and (self.scores is None or self.scores <= tolerance)
+        """Share of images with the same predicted class."""
+        return self.same / self.images
 
     def __str__(self) -> str:
-        same = (
-            f"the same class for {self.same} of {self.images} images "
-            f"({self.same / self.images:.1%})"
+        return (
+            f"the same class for {self.same} of {self.images} images ({self.agreement:.1%}), "
+            f"outputs off by at most {self.largest:.2g}"
         )
-        result = f"{same}, logits off by at most {self.logits:.2g}"
-        if self.scores is None:
-            return result
-        side = (
-            f"{self.names} on the same side of 0.5 for {self.same_side} "
-            f"({self.same_side / self.images:.1%})"
-        )
-        return f"{result}, {side} and off by at most {self.scores:.2g}"
 
 
 @torch.inference_mode()
@@ -165,28 +147,10 @@ def compare(
     classifier: Classifier, run: ExportedModel, images: Tensor, input_type: InputType
 ) -> Difference:
     """Run an exported file and its classifier on images, uint8 [N, 3, S, S], N at least 1."""
-    # count equal predictions, and keep the largest differences
-    names = outputs(classifier)
-    graph, largest = _Graph(classifier), torch.zeros(len(names))
-    same = same_side = 0
+    graph, largest, same = _Graph(classifier), torch.zeros(()), 0
     for batch in torch.split(images, _CHECKED_AT_ONCE):
         expected, exported = graph(batch), run(as_input(batch, input_type))
         same += int(classifier.task.same(expected[0], exported[0]).sum())
-        # 0.5 itself is on both sides, NaN on none
-        sides = [
-            (one - 0.5) * (other - 0.5) >= 0
-            for one, other in zip(expected[2:], exported[2:], strict=True)
-        ]
-        same_side += int(torch.stack(sides).all(dim=0).sum()) if sides else 0
-        differences = [
-            (one - other).abs().max() for one, other in zip(expected, exported, strict=True)
-        ]
-        largest = torch.maximum(largest, torch.stack(differences))  # NaN stays NaN
-
-    # further scores, if there are any
-    difference = Difference(len(images), same, float(largest[0]))
-    if further := names[len(OUTPUTS) :]:
-        difference = difference._replace(
-            scores=float(largest[2:].max()), same_side=same_side, names=", ".join(further)
-        )
-    return difference
+        for one, other in zip(expected, exported, strict=True):
+            largest = torch.maximum(largest, (one - other).abs().max())  # NaN stays NaN
+    return Difference(len(images), same, float(largest))

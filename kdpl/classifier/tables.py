@@ -57,28 +57,20 @@ def write_csv(file: TextIO, rows: Iterable[Row], names: Sequence[str]) -> None:
         writer.writerow(f"{value:.6f}" if isinstance(value, float) else value for value in values)
 
 
-def arrow_schema(names: Sequence[str]) -> Any:
-    """Return the types of these columns, as a ``pyarrow.Schema``."""
-    arrow = optional("pyarrow", "a .parquet file", "parquet")
-    kinds = {}
-    for name in names:
-        if name == "embedding":
-            # not a fixed-size list: pyarrow 23 cannot read it back with a null in it
-            kinds[name] = arrow.list_(arrow.float32())
-        elif name.startswith(("path", "class", "labels", "scores", "error")):
-            kinds[name] = arrow.string()
-        else:
-            kinds[name] = arrow.float64()
-    return arrow.schema(kinds)
-
-
 def parquet_writer() -> Write:
     """Return the function that writes Parquet; a ConfigError without pyarrow."""
     arrow = optional("pyarrow", "a .parquet file", "parquet")
     parquet = optional("pyarrow.parquet", "a .parquet file", "parquet")
 
+    def kind(name: str) -> Any:
+        if name == "embedding":
+            # not a fixed-size list: pyarrow 23 cannot read it back with a null in it
+            return arrow.list_(arrow.float32())
+        is_text = name.startswith(("path", "class", "labels", "scores", "error"))
+        return arrow.string() if is_text else arrow.float64()
+
     def write(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
-        schema, remaining = arrow_schema(names), iter(rows)
+        schema, remaining = arrow.schema({name: kind(name) for name in names}), iter(rows)
         with parquet.ParquetWriter(path, schema) as file:
             while group := list(islice(remaining, _ROW_GROUP)):
                 file.write_table(arrow.Table.from_pylist(group, schema=schema))

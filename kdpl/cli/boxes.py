@@ -22,14 +22,13 @@ def boxes(
     only: list[str] = [],  # noqa: B006 - read from the signature, never changed
     margin: str | None = None,
     min_confidence: float = 0.2,
-    top_k: PositiveInt = 1,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     workers: PositiveInt | None = None,
     rule: Rule,
 ) -> int:
     """List the boxes of a detector as images, or classify them.
 
-    With --classifier, OUT is a copy of DETECTIONS with predictions next to the boxes. If
+    With --classifier, OUT is COCO's JSON with the class of each box and its probability. If
     interrupted, the same command resumes.
 
     Args:
@@ -41,7 +40,6 @@ def boxes(
         only: category of the boxes to take, such as animal; by default all
         margin: share of a box's width and height to add at each side, such as 10%
         min_confidence: least confidence of the detector; labels of COCO have 1
-        top_k: classes for each box
         device: auto is a GPU if there is one
         workers: threads that decode, one for each processor core if not given
         rule: options that plugins add, such as rejection
@@ -50,11 +48,11 @@ def boxes(
     file = _output(out, classifier)
 
     # imports torch, so only after the checks of paths
-    from kdpl.classifier.detections import read_detections, write_predictions
+    from kdpl.classifier.detections import read_detections, write_coco
     from kdpl.data.boxes.crops import name_of
 
     # select by confidence and category
-    data, detected = read_detections(Path(detections), folder)
+    detected = read_detections(Path(detections), folder)
     selected = [
         box
         for box in detected
@@ -75,8 +73,8 @@ def boxes(
         from kdpl.classifier.bulk import BulkPrediction, load_classifier
 
         loaded = load_classifier(classifier, None, device)
-        write = partial(write_predictions, data=data, detections=selected)
-        options = PredictOptions(top_k, workers=workers, rule=rule.of(loaded, top_k))
+        write = partial(write_coco, detections=selected)
+        options = PredictOptions(workers=workers, rule=rule.of(loaded))
         bulk = BulkPrediction(loaded, names, options, write_rows=write)
         if "class" not in bulk.columns:
             raise ConfigError(
@@ -87,8 +85,7 @@ def boxes(
     elif file.suffix == ".txt":
         write_text(file, "".join(f"{name}\n" for name in names))
     else:
-        labels = [box.category if "annotations" in data else "" for box in selected]
-        rows = zip(names, labels, (box.image for box in selected), strict=True)
+        rows = [(name, box.label, box.image) for name, box in zip(names, selected, strict=True)]
         write_rows(file, [("image", "label", "group"), *rows])
     return 0
 

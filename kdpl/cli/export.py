@@ -41,9 +41,8 @@ def export(
         calibration: folder of unlabelled images that set the ranges of 8-bit numbers; 256 are used
         check: folder of images to compare on, at most 1024 are used; by default the images of
             --calibration, or noise
-        tolerance: largest difference of a logit, or of the score unknown, in 32 bits
-        agreement: smallest share of equal predictions, and of scores on the same side of 0.5, in 16
-            and 8 bits
+        tolerance: largest difference of an output in 32 bits
+        agreement: smallest share of equal predictions in 16 and 8 bits
     """
     # check the options before torch is imported
     path = Path(out)
@@ -81,7 +80,7 @@ def export(
                 f"{more}accept less with --agreement, or export --format onnx"
             )
         # refuses NaN too
-        if not kind.rounded and not difference.within(tolerance):
+        if not kind.rounded and not difference.largest <= tolerance:
             raise ArtifactError(
                 f"the file has {difference}, expected {tolerance:.2g} or less, and was not kept: "
                 "accept more with --tolerance, or use another --format"

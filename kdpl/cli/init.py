@@ -9,13 +9,13 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from kdpl.cli.arguments import share
 from kdpl.cli.choice import Options, choose, print_choice
-from kdpl.cli.init_summary import count_validating, print_lines, print_survey, training_counts
+from kdpl.cli.init_summary import count_validating, print_survey, training_counts
 from kdpl.data.class_mapping import ClassName, read_class_mapping
 from kdpl.data.names import unlisted
 from kdpl.data.readers.table import HELD_OUT, UNKNOWN, Table
 from kdpl.data.sources import find_unlabeled
 from kdpl.data.survey.found import FoundImage, find, leave_out_copies
-from kdpl.data.survey.images import inspect_images, overlooked, relabel, set_aside
+from kdpl.data.survey.images import inspect_images, set_aside
 from kdpl.data.survey.views import views_to_choose
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.advice import absolute
@@ -38,7 +38,6 @@ def init(
     unlabeled: list[str] = [],  # noqa: B006 - read from the signature, never changed
     class_names: str | None = None,
     label_separator: str | None = None,
-    labels: str | None = None,
     shots: NonNegativeInt | None = None,
     val_share: str | None = None,
     overwrite: bool = False,
@@ -61,9 +60,6 @@ def init(
         label_separator: Character between two classes of a label, such as ';', for a table whose
             labels are lists of classes. The separator alone says that the image is of none of the
             classes, and '?' that it has no label; an empty label is refused.
-        labels: Table with the columns image and label, as suggest writes it for you to fill in. Its
-            labels replace the labels of PATH; an image whose label is empty, or with
-            --label-separator "?", has none.
         shots: Labelled images per class to train on, at most; by default all of them.
         val_share: Share of each class's labelled images to validate on, if there are no validation
             images; 0 for none. By default a fifth of classes with 8 labelled images or more, if
@@ -78,7 +74,6 @@ def init(
         unlabeled=unlabeled,
         class_names=class_names,
         label_separator=label_separator,
-        labels=labels,
         shots=shots,
         val_share=val_share,
         overwrite=overwrite,
@@ -99,7 +94,6 @@ def survey(
     unlabeled: Sequence[str] = (),
     class_names: str | None = None,
     label_separator: str | None = None,
-    labels: str | None = None,
     shots: int | None = None,
     val_share: str | None = None,
     overwrite: bool = False,
@@ -116,7 +110,9 @@ def survey(
     # find the images and the names of their classes
     places = [str(Path(location).expanduser().absolute()) for location in unlabeled]
     mapping = str(Path(class_names).expanduser().absolute()) if class_names else None
-    listed, further = _find_images(source, places, labels, (mapping, label_separator))
+    listed = find(source, mapping, label_separator)
+    sources = unlisted(find_unlabeled(places), (image.path for image in listed)) if places else ()
+    further = [FoundImage(path, "", "train") for path in sources]
     labeled = any(image.label and image.split == "train" for image in listed)
     names = _read_names(source, listed, mapping, labeled)
 
@@ -124,8 +120,13 @@ def survey(
     surveyed = inspect_images([*listed, *further], workers)
     usable, left_out = _without_copies(surveyed)
     images, notes = _hold_out(usable, val)
-    _require_classes(source, names, images, labeled, _reasons_by_class(surveyed, left_out))
-    ignored = overlooked(source, listed) if source.is_dir() else []
+    reasons = {
+        name: f" ({left_out[image.path]})"
+        for image in surveyed
+        if image.path in left_out
+        for name in image.classes
+    }
+    _require_classes(source, names, images, labeled, reasons)
 
     # write the files
     reader = _make_reader(folder, places, mapping, label_separator, names)
@@ -136,9 +137,7 @@ def survey(
     _write_config(folder, images, reader, skips, shots, affine)
 
     # print last, since the reader of a pipe may close it
-    print_survey(source, images, names, shots, notes, affine)
-    print_lines("not taken", ignored)
-    print_lines("left out", [*left_out.values()], f", all in {_LEFT_OUT}")
+    print_survey(source, images, names, notes, affine, [*left_out.values()])
     return folder / CONFIG, sum(image.split == "train" for image in images)
 
 
@@ -149,21 +148,6 @@ def _require_new(folder: Path, overwrite: bool) -> None:
             raise ConfigError(
                 f"{folder / name} exists already: choose another --out, or give --overwrite"
             )
-
-
-def _find_images(
-    source: Path,
-    places: Sequence[str],
-    labels: str | None,
-    reading: tuple[str | None, str | None],
-) -> tuple[list[FoundImage], list[FoundImage]]:
-    """Return the images of PATH and further images from --unlabeled, relabelled by --labels."""
-    listed = find(source, *reading)
-    sources = unlisted(find_unlabeled(places), (image.path for image in listed)) if places else ()
-    further = [FoundImage(path, "", "train") for path in sources]
-    if labels is not None:
-        listed, further = relabel(listed, further, Path(labels).expanduser(), *reading)
-    return listed, further
 
 
 def _read_names(
@@ -202,18 +186,6 @@ def _hold_out(
         least = "" if val else f" with {_VAL_LEAST} labels or more"
         notes["val"] = f"{val or _VAL_SHARE:.0%} of each class{least}, split off (init --val-share)"
     return images, notes
-
-
-def _reasons_by_class(
-    surveyed: Iterable[FoundImage], left_out: Mapping[str, str]
-) -> dict[str, str]:
-    """Return for each class why its last image that is left out is so, in brackets."""
-    return {
-        name: f" ({left_out[image.path]})"
-        for image in surveyed
-        if image.path in left_out
-        for name in image.classes
-    }
 
 
 def _make_reader(
@@ -328,8 +300,7 @@ def _write_config(
         if value is not None
     )
     text = f"""\
-# Written by python -m kdpl init. {_TABLE} lists the images: to move one to another split, or to
-# leave one out, edit its row.
+# Written by python -m kdpl init. {_TABLE} lists the images, and may be edited.
 data:
   class_path: kdpl.DomainDataModule
   init_args:
@@ -337,6 +308,5 @@ data:
 {settings}\
     shots: {json.dumps(shots)}  # labelled images a class; null: all
     val_shots: null  # all validation images
-    # protocol: base_to_novel  # to measure the accuracy on classes without labels
 """
     write_text(out / CONFIG, text)

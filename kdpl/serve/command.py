@@ -28,8 +28,8 @@ def serve(
     """Classify the images that other programs send over HTTP, until Ctrl-C or SIGTERM.
 
     POST /predict takes files in the field images of a form, or one image as the body. It returns
-    the rows of predict's tables as JSON. /health says if the service is ready, and
-    /openapi.json describes everything.
+    the rows of predict's tables as JSON. /health says if the service is ready, and /info what it
+    serves.
 
     Args:
         classifier: classifier folder of a student's run

@@ -1,34 +1,26 @@
-"""The whole service: workers, gate and routes, and its start and end."""
+"""The whole service: workers and gate, and its start and end."""
 
+import json
 import logging
 import math
 import multiprocessing
 import os
 import signal
 import socket
-from dataclasses import asdict
 from types import FrameType
-from typing import Any
 
 import torch
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from litserve import LitServer, configure_logging
 
 from kdpl import __version__
 from kdpl.classifier import Classifier
 from kdpl.errors import ArtifactError, ConfigError, reason
-from kdpl.serve.api import PATH, ClassifierApi
+from kdpl.serve.api import ClassifierApi
 from kdpl.serve.gate import Gate, Limits
-from kdpl.tasks import DecisionRule
 
 _MAX_CONNECTIONS = 512
-
-# what LitServe's route cannot describe by its signature
-_RAW_BODY = {
-    "requestBody": {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
-}
 
 
 def free_port(host: str, port: int) -> int:
@@ -63,7 +55,7 @@ def build(
         model_metadata={
             "kdpl": __version__,
             **classifier.card_facts(),
-            "rule": _rule_facts(api.rule),
+            "rule": json.loads(json.dumps(vars(api.rule), default=repr)),
             "limits": {"max_images": limits.images, "max_waiting": limits.waiting},
         },
         restart_workers=True,
@@ -73,28 +65,15 @@ def build(
     app.title, app.version = "kdpl", __version__
     app.state.max_images = limits.images
 
-    # routes and their descriptions
     def refuse(*_: object) -> JSONResponse:
         return JSONResponse(
             {"detail": "the field images holds no file: give it a file name and the image"}, 422
         )
 
     app.add_exception_handler(RequestValidationError, refuse)
-    for route in app.routes:
-        if isinstance(route, APIRoute) and route.path == PATH:
-            route.summary, route.openapi_extra = "Classify images", _RAW_BODY
-            route.responses["4XX"] = {"description": "Refused; detail says why"}
     # no log of invalid forms, since the client gets the reason
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     return server
-
-
-def _rule_facts(rule: DecisionRule) -> dict[str, Any]:
-    """Return the fields of a rule, ready for JSON."""
-    facts = asdict(rule)
-    if facts.pop("naming") is not None:
-        facts["naming"] = repr(rule.naming)
-    return facts
 
 
 def serve(server: LitServer, host: str, port: int) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from PIL import Image
 from runs import error_line, interrupt_predict, rows_of, wait_for
 from zoo import odd_photo
@@ -176,20 +175,6 @@ def test_what_rows_are_made_from_names_all_that_decides_them(classifier, picture
     }
     for name, other in changed.items():
         assert difference(origin(Classifier(*parts)), origin(other))[0] == name
-
-
-def test_one_process_at_a_time_writes(classifier, pictures, tmp_path, capsys):
-    with FileLock(tmp_path / ".table.csv.lock"):
-        assert predict(classifier, pictures, tmp_path / "table.csv") == 1
-    assert "another process is writing" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that takes no files")
-def test_a_folder_that_takes_no_files_is_not_taken_for_another_process(
-    classifier, pictures, capsys
-):
-    assert predict(classifier, pictures, Path("/proc/table.csv")) == 1
-    error_line(capsys, "/proc/.table.csv.lock: ", "check path, permissions")
 
 
 def test_files_and_shards_are_opened_as_in_training(classifier, tmp_path):

@@ -83,12 +83,6 @@ def run_without_a_test(capsys):
     return f"{untested}\n{error_of(intervals.scores_of, run, tested)}"
 
 
-def after_suggest(capsys):
-    labeling = pytest.importorskip("kdpl.report.labeling.command")
-    reader = SimpleNamespace(root="my images", class_names="names.csv", unlabeled=["more", "a.tar"])
-    return shlex.join(labeling._next_command(reader, Path("to label/labels.csv")))
-
-
 def missing_data(capsys):
     readers = pytest.importorskip("kdpl.benchmark.readers")
     download = pytest.importorskip("kdpl.benchmark.download")
@@ -104,7 +98,6 @@ def missing_data(capsys):
         init_by_one_process,
         after_run,
         run_without_a_test,
-        after_suggest,
         missing_data,
     ],
 )

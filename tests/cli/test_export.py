@@ -43,20 +43,14 @@ def test_a_file_is_written_and_compared(
     assert err == ""
 
 
-SIDES = {"scores": 0.2, "names": "unknown"}
-
-
 @pytest.mark.parametrize(
     ("kind", "options", "difference", "words"),
     [
         ("onnx", ["--input=float"], {}, None),
         ("onnx", ["--tolerance=-1"], {}, ["60 of 60 images", "--tolerance"]),
-        ("onnx", [], {"logits": float("nan")}, ["logits off by at most nan"]),
+        ("onnx", [], {"largest": float("nan")}, ["off by at most nan"]),
         ("onnx-int8", [], {"same": 58}, ["58 of 60 images (96.7%)", "98.0%", "--agreement"]),
         ("onnx-int8", ["--agreement=0.96"], {"same": 58}, None),
-        ("onnx", [], {**SIDES, "same_side": 60}, ["unknown on the same side", "0.2", "--tol"]),
-        ("onnx-int8", [], {**SIDES, "same_side": 58}, ["for 58 (96.7%)", "98.0%", "--agreement"]),
-        ("onnx-int8", ["--agreement=0.96"], {**SIDES, "same_side": 58}, None),
     ],
 )
 def test_a_file_that_differs_too_much_is_not_kept(
@@ -66,7 +60,7 @@ def test_a_file_that_differs_too_much_is_not_kept(
     blank = {"write": lambda *args: args[2].touch(), "load": lambda _: None, "extras": {}}
     fake = {kind: formats()[kind]._replace(**blank)}
     monkeypatch.setattr("kdpl.classifier.formats.registry.formats", lambda: fake)
-    compared = Difference(**{"images": 60, "same": 60, "logits": 0.0, **difference})
+    compared = Difference(**{"images": 60, "same": 60, "largest": 0.0, **difference})
     monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: compared)
     out = tmp_path / "c.onnx"
     calibration = [] if kind == "onnx" else [f"--calibration={digits}"]
@@ -99,18 +93,13 @@ def test_added_classes_are_written(classifier, teacher_run, digits, tmp_path, mo
 
     fake = {"onnx": formats()["onnx"]._replace(write=write, load=lambda _: None, extras={})}
     monkeypatch.setattr("kdpl.classifier.formats.registry.formats", lambda: fake)
-    same = Difference(images=60, same=60, logits=0.0)
+    same = Difference(images=60, same=60, largest=0.0)
     monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: same)
     NameEncoder.load(teacher_run).encode(["cross", "ring"]).save(further)
     out = tmp_path / "new" / "c.onnx"
     assert export(classifier, "onnx", out, f"--add-classes={further}", f"--check={digits}") == 0
     assert written[0].class_names[-3:] == ("nine", "cross", "ring")
     assert [path.name for path in out.parent.iterdir()] == ["c.onnx"]
-
-
-@pytest.mark.parametrize(("logits", "said"), [(0.0, "at most 0"), (1.3e-6, "at most 1.3e-06")])
-def test_a_difference_is_written_plainly(logits, said):
-    assert str(Difference(images=1, same=1, logits=logits)).endswith(said)
 
 
 @pytest.mark.parametrize(

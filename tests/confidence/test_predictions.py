@@ -270,17 +270,12 @@ def test_a_table_is_resumed_only_by_the_same_rule(folder, photos, capsys, monkey
     [
         (["--max-error=1%"], ["299 held-out images", "not 198"]),
         (["--sets=99.9%"], ["999 held-out images", "not 198"]),
-        (["--max-error=many"], ["--max-error is 'many'"]),
         (["--sets=100%"], ["--sets is '100%'"]),
         (["--sets=90%", "--max-error=20%"], ["sets", "max_error"]),
         (["--sets=90%", "--top-k=2"], ["--top-k"]),
-        (["--calibrated", "--add-classes=ADDED"], ["--add-classes"]),
     ],
 )
 def test_a_wrong_wish_is_one_sentence(options, words, folder, photos, capsys):
-    added = folder.parent / "ADDED"
-    added.touch()
-    options = [option.replace("ADDED", str(added)) for option in options]
     image = next(photos.rglob("*.png"))
     runs.refused(capsys, main(["predict", str(folder), str(image), *options]), *words)
 

@@ -3,7 +3,6 @@
 import shutil
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import world
@@ -57,14 +56,6 @@ def test_the_chart_is_the_error_of_the_surest_images_equal_ones_together():
     expected = [(25.0, 0.0), (75.0, 100 / 3), (100.0, 50.0)]
     assert line["points"] == [(chart["x"](x), chart["y"](y)) for x, y in expected]
     assert line["last"] == pytest.approx(50)
-
-
-def test_many_images_are_thinned_out_and_the_last_stays():
-    draw = np.random.RandomState(0)
-    correct = draw.rand(5000) < 0.8
-    (line,) = rejection(student_of(draw.rand(5000).tolist(), correct.tolist()))["chart"]["lines"]
-    assert len(line["points"]) == 201
-    assert line["last"] == pytest.approx(100 * (1 - correct.mean()))
 
 
 def test_a_classifier_without_scores_and_a_run_without_student_say_so():

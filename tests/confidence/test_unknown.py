@@ -181,8 +181,6 @@ def test_a_file_gives_the_same_scores_to_its_classifier_alone(tmp_path):
     [
         {"means": None},
         {"means": torch.ones(0, 6)},
-        {"means": torch.tensor(1.0)},
-        {"more": torch.ones(3)},
         {"negatives": torch.ones(3, 6)},
         {"center": torch.ones(6, dtype=torch.float64)},
     ],

@@ -1,6 +1,5 @@
 """Callback that checks a tree of classes before training, and tests each of its levels."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -8,19 +7,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torchmetrics import MeanMetric
 
-from kdpl.classifier import Classifier
-from kdpl.confidence.taxonomy.scores import FILE, Thresholds, level_scores_of, levels_answered
+from kdpl.confidence.taxonomy.scores import FILE
 from kdpl.confidence.taxonomy.tree import Taxonomy
 from kdpl.data.domain import domain_of
-from kdpl.errors import ArtifactError, ConfigError
 from kdpl.metrics import test_key
 from kdpl.module import ClassifyingModule, EvalOutput
 from kdpl.runtime.files import read_text, write_text
-from kdpl.runtime.run_folder import CLASSIFIER_FOLDER
 from kdpl.tasks import require_one_class
-
-WANTED = 0.05
-"""Wanted error at each level, for the shares of images that a test logs as answered."""
 
 
 def callbacks(module: LightningModule) -> list[Callback]:
@@ -32,13 +25,12 @@ class Levels(Callback):
     """Copies the table of a tree into a run's folder, and logs a test's accuracy by level."""
 
     _taxonomy: Taxonomy | None
-    _thresholds: Thresholds
     _metrics: dict[str, MeanMetric]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Read the tree, or raise a DataError that says what is wrong with it."""
         data, folder = domain_of(trainer), Path(trainer.default_root_dir)
-        self._taxonomy, self._thresholds, self._metrics = None, (), {}
+        self._taxonomy, self._metrics = None, {}
         writes = stage == "fit" and trainer.is_global_zero
         if data.classes.taxonomy is None:
             if writes:
@@ -51,28 +43,18 @@ class Levels(Callback):
         self._taxonomy = Taxonomy.read(file, data.class_names)
         if writes:
             write_text(folder / FILE, read_text(file, "taxonomy"))
-        # thresholds, if the classifier's held-out images suffice
-        if stage == "test" and (folder / CLASSIFIER_FOLDER).is_dir():
-            classifier = Classifier.load(folder / CLASSIFIER_FOLDER)
-            with suppress(ArtifactError, ConfigError):
-                self._thresholds = level_scores_of(classifier).thresholds(WANTED)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object
     ) -> None:
-        """Count correct nodes at each level and, with thresholds, the answered images."""
+        """Count correct nodes at each level, from 1."""
         if self._taxonomy is None:
             return
         evaluated, task = cast(EvalOutput, outputs), cast(ClassifyingModule, pl_module).task
-        scores, nodes = self._taxonomy.best(task.probabilities(evaluated["logits"]))
+        nodes = self._taxonomy.best(task.probabilities(evaluated["logits"]))[1]
         correct = nodes == self._taxonomy.of_class[:, evaluated["labels"].cpu()].T
         shares = {"path": correct.all(dim=1)}
-        answered = levels_answered(scores, self._thresholds) if self._thresholds else None
-        # shares at each level, from 1
-        for level in range(1, correct.shape[1] + 1):
-            shares[f"{level}_acc"] = correct[:, level - 1]
-            if answered is not None:
-                shares[f"{level}_answered"] = answered == level
+        shares |= {f"{level}_acc": right for level, right in enumerate(correct.T, start=1)}
         for name, share in shares.items():
             metric = self._metrics.setdefault(name, MeanMetric().to(pl_module.device))
             metric.update(share.float().to(pl_module.device))

@@ -95,19 +95,6 @@ class LevelScores(LearnedCompanion):
                 "this classifier has a tree, but no held-out images (a sample of val_shots of each "
                 f"class does not count): {REMEDY}"
             )
-        thresholds = self._thresholds(max_error)
-        if min(thresholds) < math.inf:
-            return thresholds
-        # name the smallest error that has a threshold
-        errors = (n / 1000 for n in range(math.ceil(1000 * max_error), 1000))
-        least = next((e for e in errors if min(self._thresholds(e)) < math.inf), 1.0)
-        raise ConfigError(
-            f"at no level {len(self.scores)} held-out images show an error of "
-            f"{100 * max_error:.3g}%, the least that they show is {100 * least:.3g}%: accept a "
-            "larger error, or calibrate on more images"
-        )
-
-    def _thresholds(self, max_error: float) -> list[float]:
         confidence = 1 - (1 - CONFIDENCE) / self.scores.shape[1]
         thresholds = [math.inf] * self.scores.shape[1]
         for level in reversed(range(len(thresholds))):
@@ -117,6 +104,11 @@ class LevelScores(LearnedCompanion):
             of_level = HeldOutScores(1.0, scores, scores, self.correct[left, level])
             with suppress(ConfigError):
                 thresholds[level] = of_level.threshold(max_error, confidence, _STRICTEST)
+        if min(thresholds) == math.inf:
+            raise ConfigError(
+                f"at no level {len(self.scores)} held-out images show an error of "
+                f"{100 * max_error:.3g}%: accept a larger error, or calibrate on more images"
+            )
         return thresholds
 
     def save(self, folder: Path, classifier: str) -> None:

@@ -107,16 +107,12 @@ def _find_in_table(table: Path, class_names: str | None, separator: str | None) 
     images = []
     for image, cell, split, _ in read_rows(table, not class_names, separator):
         source, classes = os.path.normpath(table.parent / image), split_cell(cell, separator)
-        label = "" if classes is None else in_one_cell(sorted(classes), separator)
+        mark = separator or ""
+        label = "" if classes is None else mark.join(sorted(classes)) or mark
         group = splits.groups.get(source, "")
         images.append(FoundImage(source, label, split, separator=separator, group=group))
     # training images first, and unlabelled ones last
     return sorted(images, key=lambda image: (not image.label, -_KEPT_FIRST[image.split]))
-
-
-def in_one_cell(classes: Sequence[str], separator: str | None) -> str:
-    """Join the classes of a labelled image into its ``label``."""
-    return classes[0] if separator is None else separator.join(classes) or separator
 
 
 def leave_out_copies(

@@ -1,15 +1,10 @@
 """``python -m kdpl suggest RUN``: images to label next, and labels that look wrong."""
 
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jsonargparse.typing import PositiveInt
 
 from kdpl.errors import ConfigError
-
-if TYPE_CHECKING:
-    from kdpl.data.sources import OwnImages
 
 
 def suggest(
@@ -22,8 +17,8 @@ def suggest(
 ) -> int:
     """Choose the images to label next, and point out labels that look wrong.
 
-    Both rest on the teacher of a finished run. Writes labels.csv, a table to fill in for
-    init --labels, and suggestions.html, a page to look through.
+    Both rest on the teacher of a finished run. Writes labels.csv, a table to fill in, and
+    suggestions.html, a page to look through.
 
     Args:
         run: the --out of run, or of a stage's fit
@@ -33,8 +28,6 @@ def suggest(
             random
         trust: import any class that the configs name, for a run that you trust
     """
-    from kdpl.cli import command_names
-    from kdpl.data.sources import OwnImages
     from kdpl.report.labeling.page import PAGE, TABLE, Suggestions
     from kdpl.report.run_folder import Run
     from kdpl.runtime.messages import quiet_libraries
@@ -52,21 +45,5 @@ def suggest(
     for note in suggestions.notes:
         print(f"  {note}")
     print(f"to look through: {folder / PAGE}")
-    reader = suggestions.data.reading.reader
-    if isinstance(reader, OwnImages) and "init" in command_names():
-        next_command = shlex.join(_next_command(reader, folder / TABLE))
-        print(f"when {folder / TABLE} is filled in:\n{next_command}")
+    print("fill in the column label, and take it over into your table of images: docs/labelling.md")
     return 0
-
-
-def _next_command(reader: "OwnImages", table: Path) -> list[str]:
-    """Return the command that reads the labels, with paths and class names of the run's data."""
-
-    def absolute(path: str) -> str:
-        return str(Path(path).expanduser().absolute())
-
-    command = ["python", "-m", "kdpl", "init", absolute(reader.root)]
-    command += ["--labels", absolute(str(table)), "--out", absolute(f"{table.parent}_data")]
-    command += ["--class-names", absolute(reader.class_names)] if reader.class_names else []
-    paths = [reader.unlabeled] if isinstance(reader.unlabeled, str) else reader.unlabeled or ()
-    return command + [word for path in paths for word in ("--unlabeled", absolute(path))]

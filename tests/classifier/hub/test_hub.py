@@ -14,7 +14,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from test_classifier import make_classifier
 
-import kdpl.classifier.hub.hub
+import kdpl.classifier.hub
 from kdpl import Classifier
 from kdpl.classifier.hub import from_pretrained, model_card, push_to_hub, save_pretrained
 from kdpl.errors import ArtifactError
@@ -68,8 +68,8 @@ def hub(tmp_path, monkeypatch):
             raise LocalEntryNotFoundError(f"{repo_id} is not there.")
         return str(root / repo_id)
 
-    monkeypatch.setattr(kdpl.classifier.hub.hub, "HfApi", Api)
-    monkeypatch.setattr(kdpl.classifier.hub.hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(kdpl.classifier.hub, "HfApi", Api)
+    monkeypatch.setattr(kdpl.classifier.hub, "snapshot_download", snapshot)
     return root
 
 
@@ -150,6 +150,6 @@ def test_a_classifier_that_is_not_on_the_hub_is_one_sentence(name, hub):
 
 def test_an_unreachable_hub_is_one_sentence(classifier, hub, monkeypatch):
     unreachable = Mock(side_effect=ConnectionError("no route to host"))
-    monkeypatch.setattr(kdpl.classifier.hub.hub.HfApi, "upload_folder", unreachable)
+    monkeypatch.setattr(kdpl.classifier.hub.HfApi, "upload_folder", unreachable)
     with world.refused(ArtifactError, r"me/digits \(no route to host\)"):
         push_to_hub(classifier, "me/digits")

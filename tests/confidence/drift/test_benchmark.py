@@ -38,26 +38,6 @@ def test_the_energy_distance_is_that_of_a_plain_loop(shift, monkeypatch):
     )
 
 
-def test_batches_to_watch_have_what_their_names_say():
-    unseen, strange = sample_of(200, seed=1), sample_of(60, seed=2)
-    world = watch.World(None, unseen, unseen, np.arange(200) % 10, {"noise": strange}, strange)
-    draw, usual = np.random.default_rng(0), {tuple(row) for row in unseen.features.tolist()}
-    for name, batch in watch.cases(world).items():
-        rows = [tuple(row) for row in batch(40, draw).features.tolist()]
-        share = int(name.partition("%")[0]) / 100 if "%" in name else name == "noise"
-        assert sum(row not in usual for row in rows) == 40 * share
-        assert len({*rows}) == 40
-    missing, doubled = (watch.cases(world)[f"a class {name}"] for name in ("missing", "doubled"))
-    assert not (missing(40, draw).labels == watch.CLASS).any()
-    labels = doubled(500, draw).labels
-    assert (labels == watch.CLASS).float().mean() == pytest.approx(0.2, abs=0.02)
-    pool, new = (
-        {tuple(row) for row in part.features.tolist()} for part in watch.apart(unseen, 50, draw)
-    )
-    assert pool.isdisjoint(new)
-    assert (len(pool), len(new)) == (150, 50)
-
-
 @pytest.mark.slow
 def test_a_classifier_of_the_digits_is_watched(classifier, capsys, monkeypatch):
     monkeypatch.setattr("kdpl.confidence.drift.two_samples.PERMUTATIONS", 0)  # the command sets it

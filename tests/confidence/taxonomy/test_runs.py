@@ -89,11 +89,9 @@ def test_predict_names_the_deepest_node_after_calibration(run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--level-error=nothing"], ["--level-error", "expected a share"]),
         (["--level-error=2%", "--max-error=2%"], ["--level-error", "--max-error"]),
         (["--level-error=0.1%"], ["198 held-out images"]),
         (["--level-error=99%", "--top-k=2"], ["--level-error", "--top-k"]),
-        (["--level-error=2%", "--add-classes=pyproject.toml"], ["--add-classes"]),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(options, words, run, tmp_path, capsys):

@@ -1,5 +1,6 @@
-import copy
+import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,61 +153,30 @@ def test_a_margin_ends_at_the_edges_of_the_image(photos):
 
 
 @pytest.mark.parametrize("make", [megadetector, speciesnet, coco])
-def test_predictions_are_those_of_the_crops_and_all_else_stays(make, photos, classifier, capsys):
-    data, out = make(), photos / "classified.json"
-    only = [] if make is coco else ["--only=animal"]
-    content = classified(photos, data, classifier, "--top-k=2", "--margin=10%", *only)
-
-    # the same crops, written by hand, as images
-    detections = read_detections(out, None)[1]
-    taken = [detection for detection in detections if "classifications" in detection.entry][:3]
-    crops = photos / "crops"
-    crops.mkdir()
-    for number, detection in enumerate(taken):
-        box = detection.box
-        with Image.open(detection.image) as photo:
-            upright = ImageOps.exif_transpose(photo)
-        left, top = ((box[i] - 0.1 * box[2 + i]) * upright.size[i] for i in (0, 1))
-        right, bottom = ((box[i] + 1.1 * box[2 + i]) * upright.size[i] for i in (0, 1))
-        edges = (max(0, left), max(0, top), min(upright.width, right), min(upright.height, bottom))
-        upright.crop(tuple(map(round, edges))).save(crops / f"{number}.png")
+def test_predictions_are_those_of_the_crops_in_the_format_of_coco(
+    make, photos, classifier, tmp_path, capsys
+):
+    file, only = written(photos, make()), [] if make is coco else ["--only=animal"]
+    content = classified(photos, make(), classifier, *only)
+    assert main(["boxes", str(file), f"--out={tmp_path}/crops.txt", *only]) == 0
     capsys.readouterr()
-    assert main(["predict", str(classifier), str(crops), "--top-k=2"]) == 0
-    rows = [line.split(",") for line in capsys.readouterr().out.splitlines()[1:]]
-    assert len(rows) == 3
-    names = content.get("classification_categories", {})
-    for detection, (_, first, p_first, second, p_second, _) in zip(taken, rows, strict=True):
-        given = detection.entry["classifications"]
-        pairs = given if make is megadetector else zip(*given.values(), strict=True)
-        predicted, scores = zip(*pairs, strict=True)
-        assert [names.get(name, name) for name in predicted] == [first, second]
-        assert scores == pytest.approx([float(p_first), float(p_second)], abs=2e-6)
+    assert main(["predict", str(classifier), f"{tmp_path}/crops.txt"]) == 0
+    rows = [*csv.DictReader(capsys.readouterr().out.splitlines())]
+    readable = [row for row in rows if not row["error"]]
+    assert len(readable) == 3
 
-    # nothing but the predictions, their categories and failures was added
-    before = copy.deepcopy(data)
-    for tree in (before, content):
-        tree.pop("classification_categories", None)
-        for key in ("images", "predictions", "annotations"):
-            for photo in tree.get(key, ()):
-                for entry in photo.get("detections") or [photo]:
-                    entry.pop("classifications", None)
-                    entry.pop("failure", None)
-    assert content == before
-
-
-def test_boxes_that_were_not_chosen_or_cannot_be_read_are_told_apart(photos, classifier):
-    content = classified(photos, megadetector(), classifier, "--only=animal")
-    first, second, person, unsure = content["images"][0]["detections"]
-    assert all(name in content["classification_categories"] for name, _ in first["classifications"])
-    assert content["classification_categories"]["7"] == "fox"
-    assert first["classifications"][0][0] != "7"
-    assert "classifications" in second
-    assert "classifications" not in person.keys() | unsure.keys()
-    for detection in content["images"][3]["detections"]:
-        assert "d.jpg" in detection["failure"]
-    assert "is empty" in content["images"][1]["detections"][1]["failure"]
-    # the format's own failures stay
-    assert content["images"][4] == megadetector()["images"][4]
+    # what is written is read again
+    detections = read_detections(photos / "classified.json", None)
+    before = {(box.image, *np.round(box.box, 6)) for box in read_detections(file, None)}
+    assert [box.category for box in detections] == [row["class"] for row in readable]
+    scores = [float(row["probability"]) for row in readable]
+    assert [box.confidence for box in detections] == pytest.approx(scores, abs=1e-6)
+    assert {(box.image, *np.round(box.box, 6)) for box in detections} <= before
+    sizes = {
+        Path(image["file_name"]).name: (image["width"], image["height"])
+        for image in content["images"]
+    }
+    assert sizes == {"a.png": (60, 40), "b.jpg": (40, 60)}
 
 
 def test_a_list_of_crops_is_a_pool_and_a_table_a_dataset(photos, tmp_path):
@@ -228,7 +198,7 @@ def test_an_interrupted_command_resumes(photos, classifier, capsys, monkeypatch)
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kdpl.classifier.detections.write_predictions", interrupted)
+    monkeypatch.setattr("kdpl.classifier.detections.write_coco", interrupted)
     file, out = written(photos, megadetector()), photos / "classified.json"
     command = ["boxes", str(file), f"--classifier={classifier}", f"--out={out}"]
     assert main(command) == 130
@@ -243,7 +213,7 @@ def test_boxes_of_a_turned_photo_as_it_is_stored_are_refused(photos, capsys):
     data = coco()
     data["images"][1] |= {"width": 60, "height": 40}
     error = refused(capsys, written(photos, data), f"--out={photos}/crops.txt")
-    assert "has the size 60 × 40 only before its orientation tag turns it" in error
+    assert "has the size 40 × 60 as viewers show it" in error
 
 
 @pytest.mark.parametrize(
@@ -263,20 +233,16 @@ def test_a_file_of_another_kind_is_refused_in_one_sentence(data, said, photos, c
     assert said in refused(capsys, file, f"--out={photos}/crops.txt")
 
 
-def test_numbers_for_categories_are_read_as_the_names_that_they_stand_for(photos, classifier):
+def test_numbers_for_categories_are_read_as_the_names_that_they_stand_for(photos):
     data = megadetector()
     data["images"][0]["detections"][0]["category"] = 1
-    data["classification_categories"] = None
-    content = classified(photos, data, classifier, "--only=animal")
-    first = content["images"][0]["detections"][0]["classifications"][0][0]
-    assert content["classification_categories"][first]
+    assert read_detections(written(photos, data), None)[0].category == "animal"
 
 
-def test_a_damaged_photo_of_coco_is_named_where_its_box_is_read(photos, classifier):
+def test_a_damaged_photo_of_coco_is_left_out(photos, classifier):
     data = coco()
     data["annotations"].append({"image_id": 3, "bbox": [0, 0, 10, 10], "category_id": 3})
-    *_, last = classified(photos, data, classifier)["annotations"]
-    assert "d.jpg" in last["failure"]
+    assert len(classified(photos, data, classifier)["annotations"]) == 3
 
 
 def test_wrong_options_are_refused_in_one_sentence(photos, classifier, capsys):

@@ -102,7 +102,6 @@ def test_without_test_images_a_quarter_of_each_class_is_held_out_and_said_so(tmp
     assert [counts[name, "held_out"] for name in ("cat", "dog", "eel")] == [2, 2, 1]
     assert [counts[name, "train"] for name in ("cat", "dog", "eel")] == [6, 6, 2]
     assert "test: 5, a quarter of each class, held out by chance" in out
-    assert "fewer than 4 of: eel: " in out
     survey(root, out="again")
     assert listed(tmp_path / "again") == rows
     # a run says so too, and so does a look at what the first one wrote
@@ -138,49 +137,22 @@ def test_the_run_that_init_prints_is_possible_in_another_folder(
     assert not list(Path().iterdir())
 
 
-def test_images_that_it_does_not_take_are_counted_by_folder_and_kind(tmp_path, survey):
+def test_folders_and_files_of_other_names_are_not_taken(tmp_path, survey):
     root = image_folder(tmp_path / "pets", splits=("train", "valid"), images=3)
     unlabeled = ("train/unlabeled/a.jfif", "Unlabelled_images/a.png")
     for number, path in enumerate((*unlabeled, "loose.png", "train/loose.png", "old/cat/b.png")):
         picture(root / path, 1, 2, number)
-    for name in ("a.heic", "b.HEIC"):
-        (root / "train" / "cat" / name).touch()
     out = survey(root)
     assert "unlabelled: 2" in out
     assert "val: 6" in out
-    not_taken = [f"1 .png in {root}{folder}" for folder in ("", "/train", "/old/cat")]
-    not_taken.append(f"2 .heic in {root}/train/cat")
-    assert out.count("not taken: ") == len(not_taken)
-    assert all(f"not taken: {line}\n" in out for line in not_taken)
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (None, "7, b, class_07, n01440764: "),
-        ("7,hen\nclass_07,class_08\nn01440764,eel\nb,bee\ncat2 dog,cat\n", "class_08: "),
-        (
-            "label,name,text\n7,class_7,hen\nclass_07,class_08,8\n"
-            "n01440764,eel,\nb,bee,\ncat2 dog,cat,\n",
-            "class_08: ",
-        ),
-    ],
-)
-def test_names_that_say_nothing_are_pointed_out(text, said, tmp_path, survey):
-    names = ("7", "class_07", "n01440764", "b", "cat2 dog")
-    root, more = class_folders(tmp_path / "my pets", dict.fromkeys(names, 2)), []
-    if text:
-        (tmp_path / "names.csv").write_text(text)
-        more = [f"--class-names={tmp_path}/names.csv"]
-    assert f"tell the text tower nothing: {said}" in survey(root, *more)
-
-
-def test_a_run_takes_words_for_such_names_from_a_file(tmp_path, survey, monkeypatch):
+def test_a_run_takes_words_for_names_from_a_file(tmp_path, survey, monkeypatch):
     text = 'label,name,text\n7,tench,"tench, a fish"\nclass_07,hen,\n'
     class_folders(tmp_path / "pets", {"7": 8, "class_07": 8})
     (tmp_path / "names.csv").write_text(text)
     monkeypatch.chdir(tmp_path)
-    assert "tell the text tower nothing" not in survey("pets", "--class-names=names.csv")
+    survey("pets", "--class-names=names.csv")
     monkeypatch.chdir("/")
     splits = splits_of(tmp_path / "out")
     assert (splits.class_names, splits.class_texts) == (("tench", "hen"), ("tench, a fish", "hen"))
@@ -312,7 +284,7 @@ def test_a_strangers_folder_is_run_and_predicted_as_advised_without_a_file_edite
     (tmp_path / "names.csv").write_text("0,red ball\n1,green box\n2,blue tent\n")
     more = ["--class-names=names.csv", f"--unlabeled={tmp_path}/more.tar", "--shots=10"]
     out = survey("my photos", *more, out="first look")
-    for words in ("train: 25", "test: 8, a quarter", "val: 12", "fewer than 4 of: blue tent"):
+    for words in ("train: 25", "test: 8, a quarter", "val: 12", "blue tent (1), "):
         assert words in out
     assert run_as_printed(out) == 0
     trained, run = capsys.readouterr(), tmp_path / "first look_run"
@@ -342,7 +314,7 @@ def test_images_without_any_label_take_a_list_of_names(tmp_path, survey):
     (tmp_path / "names.txt").write_text("red ball\ngreen box\nblue tent\n")
     names = f"--class-names={tmp_path}/names.txt"
     out = survey(tmp_path / "photos", names)
-    for words in ("unlabelled: 9", "none, so that the teacher", "no test image: label some"):
+    for words in ("unlabelled: 9", "none, so that the teacher"):
         assert words in out
     assert settings(tmp_path / "out")["shots"] == 0
     data = built(**settings(tmp_path / "out") | {"shots": 16})
@@ -350,7 +322,7 @@ def test_images_without_any_label_take_a_list_of_names(tmp_path, survey):
         data.train_dataloader_for("labeled", Resizing(32))
     for seed, name in ((100, "green box"), (200, "red ball")):
         photos(tmp_path / "photos/test" / name, 2, seed)
-    assert "no test image of: blue tent" in survey(tmp_path / "photos", names, out="tested")
+    survey(tmp_path / "photos", names, out="tested")
     splits = splits_of(tmp_path / "tested")
     assert splits.class_names == ("red ball", "green box", "blue tent")
     assert (len(splits.test), len(splits.unlabeled)) == (4, 9)
@@ -452,14 +424,13 @@ def test_what_an_earlier_init_wrote_is_replaced_if_asked_and_nothing_of_it_stays
 
 def test_all_labels_are_taken_unless_shots_says_otherwise_and_the_rest_is_said(tmp_path, survey):
     root = class_folders(tmp_path / "pets", cat=32, dog=11)
-    out = survey(root, out="all")
-    assert "are used in no stage" not in out
+    survey(root, out="all")
     assert settings(tmp_path / "all")["shots"] is None
     labels = built(**settings(tmp_path / "all")).labels
     assert len(labels.training()) == 24 + 8
     said = labels.counts_in_stage(1, labels.training())
     assert said == "labels in the batches of stage 1: 32 of 32; validation: 0 of 0"
-    assert "  14 of these 32 labels are used in no stage" in survey(root, "--shots=10", out="few")
+    survey(root, "--shots=10", out="few")
     labels = built(**settings(tmp_path / "few")).labels
     # the class that has fewer gives all it has
     assert len(labels.training()) == 10 + 8
@@ -501,7 +472,6 @@ def test_how_many_validation_images_are_split_off(cats, dogs, more, val, tmp_pat
     splits = Counter(split for *_, split in listed(tmp_path / "out"))
     assert splits["val"] == val
     assert splits["train"] >= 2
-    assert ("no validation image: " in said) == (val == 0)
     assert ("split off (init --val-share)" in said) == (val > 0)
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from kdpl.confidence.taxonomy.callback import WANTED
 from kdpl.confidence.taxonomy.scores import FILE
 from kdpl.confidence.taxonomy.tree import Taxonomy
 from kdpl.metrics import test_key
@@ -28,15 +27,7 @@ def tree(run: Run) -> dict[str, Any] | None:
             if (value := stage.results.get(test_key(name))) is not None:
                 images = len(stage.predictions)
                 accuracies[title][model] = value, *wilson(round(value * images), images)
-
-    # shares of images that the classifier answers at each level
-    answered = [run.main.results.get(test_key(f"level_{level}_answered")) for level in levels]
-    return {
-        "models": list(run.stages),
-        "accuracies": accuracies,
-        "answered": None if None in answered else answered,
-        "wanted": WANTED,
-    }
+    return {"models": list(run.stages), "accuracies": accuracies}
 
 
 SECTION = Section(
