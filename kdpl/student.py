@@ -215,6 +215,7 @@ class StudentDistillation(ClassifyingModule):
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return the callbacks that prepare and check the fit, and write the classifier."""
+        # SameRun compares what Prepare has chosen
         return [Prepare(), SameRun(), *plugin_callbacks(self), SaveClassifier()]
 
     def on_train_batch_start(self, batch: UnlabeledBatch, batch_idx: int) -> None:

@@ -21,8 +21,9 @@ from elsewhere the CLIP's weights and the teacher's folder. Weights are restored
 prepared (``kdpl/targets/plan.py``), and initialisations are not repeated: prompts at the mean
 token, scores of several labels.
 
-Without a checkpoint a fit starts over, and settings are not compared; each file that it reads again
-is compared separately. So is a checkpoint with ``--ckpt_path`` and an empty folder.
+Without a checkpoint an unfinished fit starts over, and settings are not compared; each file that it
+reads again is compared separately. With ``--ckpt_path`` and an empty folder the checkpoint alone is
+compared.
 
 A resumed run ends with the same weights, bit for bit, in float32 on the CPU with as many processes
 and threads and the same packages, if the network is not compiled and has no random layers, such as

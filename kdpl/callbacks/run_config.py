@@ -12,7 +12,7 @@ from kdpl.runtime.files import write_text
 from kdpl.runtime.origin import flatten, require_same
 from kdpl.runtime.run_folder import CONFIG_FILE
 
-# settings of where and how a run is computed or shown
+# prefixes of settings of where and how a run is computed or shown
 _MAY_CHANGE = (
     "out",
     "checkpoint_every",

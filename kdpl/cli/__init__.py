@@ -1,4 +1,4 @@
-"""The commands of ``python -m kdpl``, one file each, imported when called.
+"""The commands of ``python -m kdpl``, imported when called, and what they share.
 
 A command returns its exit code, and raises a ``KdplError`` for what the user can fix. Plugins add
 further commands.

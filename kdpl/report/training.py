@@ -46,7 +46,7 @@ def training(run: Run) -> dict[str, Any]:
 
 def is_refined(target: Any) -> bool:
     """Return whether a student's setting ``target`` is ``refined``."""
-    return _name_of(target).endswith(("refined", "Refined"))
+    return _name_of(target).rpartition(".")[2] in ("refined", "Refined")
 
 
 def _name_of(target: Any) -> str:

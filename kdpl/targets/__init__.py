@@ -1,6 +1,6 @@
 """Targets of the student: ``Target`` and its subclasses."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -41,7 +41,7 @@ class Target:
         return predicted
 
 
-class PreparedTarget(Target):
+class PreparedTarget(Target, ABC):
     """Target that is prepared once for all unlabelled images, before the first step of a fit."""
 
     @abstractmethod

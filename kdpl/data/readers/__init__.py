@@ -1,1 +1,1 @@
-"""Readers of datasets, one file for each kind of source."""
+"""Subclasses of ``kdpl.data.splits.Reader``, one file for each kind of source."""
