@@ -33,7 +33,6 @@ IMPORTED = {
         "data/test_groups.py",
         "data/test_names.py",
         "properties",
-        "data/shards/test_shuffle.py",
     ],
     "litserve": ["serve"],
     "onnxruntime": ["classifier/formats/test_export.py"],

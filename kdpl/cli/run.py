@@ -86,7 +86,8 @@ def run(
     if path is None:
         _require_options({"--teacher": teacher, "--student": student, "--out": out}, reading)
     folder = Path(out or Path("runs") / absolute(path or "").stem)
-    require_folder_of("a run", folder, RUN_FILE)
+    # a stage may exist already, imported for example
+    require_folder_of("a run", folder, RUN_FILE, (*STAGE_FOLDERS, DATA_FOLDER))
     settings = [f"--data.init_args.shots={shots}", *settings] if shots is not None else settings
     options = Options(config, teacher, student, search, settings, seed)
     if path is not None:
@@ -274,11 +275,9 @@ def _do(number: int, steps: Sequence[LocalStep], console: "Console", out: Path) 
     step.run(out / "teacher" / DECODED_FILE)
 
 
-def require_folder_of(kind: str, out: Path, marker: str) -> None:
-    """Refuse a folder of more than stages and a survey, unless it has the file that marks it."""
-    # a stage may exist already, imported for example
+def require_folder_of(kind: str, out: Path, marker: str, expected: Sequence[str]) -> None:
+    """Refuse a folder of more than what is expected, unless it has the file that marks it."""
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
-    expected = (*STAGE_FOLDERS, DATA_FOLDER)
     foreign = [name for name in names if not name.startswith(".") and name not in expected]
     if foreign and not (out / marker).is_file():
         raise ConfigError(

@@ -54,6 +54,8 @@ def resolve(path: str) -> Iterator[str]:
     A folder is searched recursively for images and, if it has none, for shards; DataError if it has
     neither.
     """
+    if "://" in path:
+        raise DataError(f"{path} is a URL, expected a path: copy the images, or mount the bucket")
     path = str(Path(path).expanduser())
     names = [path] if os.path.lexists(path) else _expand_braces(path)
     return (file for name in names for file in _of_path(name))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from kdpl.cli.arguments import output_file
-from kdpl.errors import visible
+from kdpl.errors import ConfigError, visible
 from kdpl.runtime.files import write_text
 
 
@@ -28,6 +28,8 @@ def compare(
         trust: import any class that the configs name, for runs that you trust
     """
     path = output_file("--out", out) if out is not None else None
+    if path is not None and path.suffix != ".md":
+        raise ConfigError(f"--out {path} has an unknown ending, expected .md: give another")
 
     from kdpl.report.compare import compare_runs
     from kdpl.runtime.markdown import escape_markdown

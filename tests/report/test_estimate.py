@@ -264,6 +264,14 @@ def test_the_command_estimates_a_folder_and_again_and_keeps_the_features(digits,
 def test_other_folders_and_random_networks_are_refused(digits, tmp_path, capsys):
     image_folder(tmp_path / "pets")
     refused(capsys, main(["estimate", str(digits), f"--out={tmp_path}"]), "--out", "pets")
+    # a teacher's files would be replaced
+    prompts = tmp_path / "run" / "teacher" / "prompts.safetensors"
+    prompts.parent.mkdir(parents=True)
+    prompts.touch()
+    refused(
+        capsys, main(["estimate", str(digits), f"--out={tmp_path / 'run'}"]), "--out", "teacher"
+    )
+    assert prompts.exists()
     options = [f"--out={tmp_path / 'out'}", "--student=quickstart_timm"]
     assert main(["estimate", str(digits), *options]) == 1
     assert "random weights" in capsys.readouterr().err

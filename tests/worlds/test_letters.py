@@ -6,7 +6,7 @@ import pytest
 from benchmarks.worlds import letters
 
 # the first that ships all fonts
-pytest.importorskip("matplotlib", minversion="3.11")
+pytest.importorskip("matplotlib")
 
 
 @pytest.fixture(scope="module")

@@ -158,7 +158,7 @@ def read_rows(
     for an empty label, or a label with ``?`` among its classes.
     """
     if table.suffix.lower() != ".csv":
-        raise DataError(f"table {table} is of an unknown kind: give a .csv file as root")
+        raise DataError(f"table {table} is of an unknown kind: give a .csv file")
     if not table.is_file():
         raise DataError(f"table {table} does not exist: give the table of your images")
     columns = _csv_columns(table)

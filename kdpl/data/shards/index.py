@@ -61,7 +61,7 @@ def index_shards(shards: Sequence[str]) -> dict[str, Names]:
 def _load(folder: str, stamps: Mapping[str, str]) -> _Index:
     """Load the index of a folder's shards, without shards whose stamp has changed."""
     index: _Index = {}
-    # a missing or damaged file is skipped
+    # a missing or unreadable file is skipped
     with suppress(ArtifactError, ValueError, TypeError, LookupError, AttributeError):
         file = Path(folder) / INDEX_FILE
         tensors, fields = read_tensors(file, _KIND, _VERSION, "index the shards again")

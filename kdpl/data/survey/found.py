@@ -54,7 +54,7 @@ def find(
     file ``class_names`` lists the classes: then all images of a folder without ``unlabeled`` are
     taken. With a ``separator``, a table's labels are lists of classes.
     """
-    if path.is_file() or path.suffix.lower() == ".csv":
+    if path.is_file() or (path.suffix.lower() == ".csv" and not path.is_dir()):
         return _find_in_table(path.absolute(), class_names, separator)
     if separator is not None:
         raise DataError(

@@ -29,10 +29,11 @@ def estimate(
     """
     from kdpl.cli.run import require_folder_of
     from kdpl.runtime.advice import absolute, command
+    from kdpl.runtime.run_folder import DATA_FOLDER
 
     name = absolute(path).stem
     folder = Path(out or Path("runs") / f"{name}_estimate")
-    require_folder_of("an estimate", folder, _PAGE)
+    require_folder_of("an estimate", folder, _PAGE, (DATA_FOLDER,))
 
     from kdpl.cli.choice import Options
     from kdpl.cli.prepare import prepare

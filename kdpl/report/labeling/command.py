@@ -45,5 +45,5 @@ def suggest(
     for note in suggestions.notes:
         print(f"  {note}")
     print(f"to look through: {folder / PAGE}")
-    print("fill in the column label, and take it over into your table of images: docs/labelling.md")
+    print("fill in the column label, and take it over into your labels: docs/labelling.md")
     return 0
