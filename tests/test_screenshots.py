@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, NEEDED, browser, demo
-from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.worlds.letters import open_letter
@@ -38,6 +37,8 @@ def take(tab, name, scheme, height):
 
 def test_the_examples():
     """Eight test images, of which teacher or student misclassifies four."""
+    from matplotlib.figure import Figure  # in the extra dev alone
+
     tests = (read_predictions(Path(RUN) / stage) for stage in ("teacher", "student"))
     pairs = list(zip(*tests, strict=True))
     wrong = [i for i, pair in enumerate(pairs) if not all(test.correct for test in pair)]

@@ -6,11 +6,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import ExifTags
+from PIL.Image import Transpose
 
 from kdpl.classifier.tables import Row
 from kdpl.data.boxes.crops import Box
-from kdpl.data.decoding import opened
+from kdpl.data.decoding import opened, turn_of
 from kdpl.errors import DataError
 from kdpl.runtime.files import read_text
 
@@ -112,7 +112,7 @@ def _of_coco(data: dict[str, Any], folder: str) -> Iterator[Detection]:
         if _is_of_stored_image(path, wide, high):
             raise DataError(
                 f"image {path} has the size {high} × {wide} as viewers show it, but its boxes are "
-                f"of {wide} × {high}: write it upright, without an orientation tag"
+                f"of {wide} × {high}: correct these, or write it upright, without an orientation tag"
             )
         # pixels to shares of the image
         left, top, width, height = map(float, entry["bbox"])
@@ -129,13 +129,19 @@ def _is_of_stored_image(path: str, width: int, height: int) -> bool:
         return False
 
 
+_ON_ITS_SIDE = {
+    Transpose.TRANSPOSE,
+    Transpose.ROTATE_270,
+    Transpose.TRANSVERSE,
+    Transpose.ROTATE_90,
+}
+
+
 @cache
 def _size(path: str) -> tuple[int, int]:
     """Return width and height of an upright image."""
     with opened(path) as image:
-        # tags from 5 on swap width and height
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return image.size[::-1] if turned else image.size
+        return image.size[::-1] if turn_of(image) in _ON_ITS_SIDE else image.size
 
 
 def _placed(folder: str, file: str) -> str:

@@ -43,7 +43,7 @@ class Options:
         return any(Path(value).exists() for value in files) or any("/" in s for s in settings)
 
     def names_set(self) -> list[str]:
-        """Return the dotted names of settings that may be chosen: all but the teacher's."""
+        """Return the dotted names of the settings that are given, but for the teacher's configs."""
         configs = [read_config(find_config(name)) for name in self.config]
         configs += [read_config(find_config(name, "student")) for name in self.student]
         names = [name for config in configs for name in flatten(config)]

@@ -13,7 +13,7 @@ from kdpl.cli.init import CONFIG, survey
 from kdpl.data.storage import find_images
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.runtime.advice import absolute, command
-from kdpl.runtime.configs import find_config
+from kdpl.runtime.configs import find_config, shipped_configs
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import write_text
 from kdpl.runtime.messages import process_rank
@@ -73,9 +73,9 @@ def prepare(path: str, out: Path, given: Options, reading: Reading) -> Choice:
     source = absolute(path)
     digest, choice = _digest(source, out), choose(separator is not None)
     # the images may take minutes; their config is not written yet
-    parse_stages(out, choice.completed(given, "data/table")[0])
+    parse_stages(out, choice.completed(given, str(shipped_configs()["data/table"]))[0])
     _, pool = survey(
-        path,
+        str(source),
         out / DATA_FOLDER,
         class_names=class_names,
         label_separator=separator,
@@ -106,23 +106,16 @@ def _digest(source: Path, out: Path) -> str:
     return sha256("\n".join(images).encode(errors="surrogateescape")).hexdigest()
 
 
-def find_configs(
-    shared: Sequence[str], teacher: Sequence[str], student: Sequence[str]
-) -> dict[str, list[str]]:
-    """Return the config files of the stages; a ConfigError if a name is not that of a config."""
-    return {
-        "shared": [find_config(name) for name in shared],
-        "teacher": [find_config(name, "teacher") for name in teacher],
-        "student": [find_config(name, "student") for name in student],
-    }
-
-
 def parse_stages(out: Path, run: Options) -> "tuple[dict[str, list[str]], dict[str, KdplCLI]]":
     """Return the configs and the parsed stages of a run, by the names of the stages' folders."""
     from kdpl.cli.fit import parse_stage
     from kdpl.tasks import MULTI_CLASS
 
-    configs = find_configs(run.config, run.teacher, run.student)
+    configs = {
+        "shared": [find_config(name) for name in run.config],
+        "teacher": [find_config(name, "teacher") for name in run.teacher],
+        "student": [find_config(name, "student") for name in run.student],
+    }
 
     def parse(name: str, **model: Any) -> "KdplCLI":
         files = [f"--config={file}" for file in (*configs["shared"], *configs[name])]
@@ -131,7 +124,7 @@ def parse_stages(out: Path, run: Options) -> "tuple[dict[str, list[str]], dict[s
         try:
             return parse_stage("fit", options, values)
         except ConfigError as error:
-            mark(error, f"for the {name}; a config of --teacher, or of --student, is for one stage")
+            mark(error, f"in the settings of the {name}")
             raise
 
     teacher = parse("teacher")

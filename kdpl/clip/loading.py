@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import open_clip
 import torch
@@ -205,13 +205,13 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 def require_resizing(name: str, mode: Any) -> ResizeMode:
     """Return the resize mode of a model's images, or a WeightsError for another one."""
-    modes: tuple[ResizeMode, ...] = get_args(ResizeMode)
+    modes = get_args(ResizeMode)
     if mode not in modes:
         raise WeightsError(
             f"the images of {name} are resized as {mode!r}, expected {' or '.join(modes)}: use "
             "another model"
         )
-    return modes[modes.index(mode)]
+    return cast(ResizeMode, mode)
 
 
 def _find(config: ClipConfig) -> tuple[ModelConfig, Callable[[], Weights]]:

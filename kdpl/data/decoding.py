@@ -69,6 +69,7 @@ class Decoding:
                 ``name``.
         """
         # turn it upright, with 8 bits a channel
+        image.load()  # a tag may be behind the pixels
         turn = turn_of(image) if self.orientation else None
         image = _in_bytes(image, name)
         if turn is not None:
@@ -138,8 +139,10 @@ def opened(path: str, content: bytes | None = None) -> Iterator[Image.Image]:
 
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:
-    """Return the transpose that an orientation tag asks for; None if upright."""
-    image.load()
+    """Return the transpose that an orientation tag asks for; None if upright.
+
+    In an image that is not loaded, a tag behind the pixels is not seen.
+    """
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow raises any error on damaged tags; viewers ignore them as well

@@ -6,8 +6,10 @@ from pathlib import Path
 
 
 def absolute(path: str | Path) -> Path:
-    """Return an absolute path without ``~`` and ``..``; symbolic links stay."""
-    return Path(os.path.normpath(Path(path).expanduser().absolute()))
+    """Return an absolute path without ``~`` and ``..``; symbolic links stay, with ``..`` after them."""
+    given = Path(path).expanduser().absolute()
+    normal = Path(os.path.normpath(given))
+    return normal if normal.resolve() == given.resolve() else given
 
 
 def command(*words: str | Path) -> str:

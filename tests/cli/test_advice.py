@@ -15,7 +15,7 @@ from kdpl.cli import STAGES, command_names, find_command
 from kdpl.cli.arguments import parse
 from kdpl.cli.choice import Options
 from kdpl.cli.fit import parse_stage
-from kdpl.cli.prepare import complete, find_configs
+from kdpl.cli.prepare import complete
 from kdpl.cli.run_summary import summarize
 from kdpl.errors import KdplError
 from kdpl.runtime.advice import command
@@ -121,8 +121,11 @@ def test_an_advised_command_is_parsed_in_another_folder(advise, tmp_path, monkey
             continue
         values = parse(find_command(name), words, name)
         if name == "run":
-            configs = ("config", "teacher", "student")
-            find_configs(*(values[kind] for kind in configs))
+            for config in values["config"]:
+                find_config(config)
+            for stage in ("teacher", "student"):
+                for config in values[stage]:
+                    find_config(config, stage)
 
 
 def test_a_config_or_a_setting_may_name_paths_relative_to_the_folder(tmp_path, monkeypatch):

@@ -199,6 +199,7 @@ class Cluster:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
             for daemon in self._daemons:
                 daemon.wait()
         shutil.rmtree(self.state, ignore_errors=True)

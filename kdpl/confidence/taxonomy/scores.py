@@ -143,21 +143,18 @@ def levels_answered(scores: Tensor, thresholds: Thresholds) -> Tensor:
     return (reached * torch.arange(1, len(thresholds) + 1)).amax(dim=1)
 
 
-def level_scores_of(classifier: Classifier) -> LevelScores:
-    """Return a classifier's tree with its scores; an ArtifactError if it has none."""
+def level_rule(classifier: Classifier, max_error: float) -> DecisionRule:
+    """Make a rule for ``Classifier.predict`` that names the deepest node that keeps an error.
+
+    An ArtifactError if the classifier has no tree.
+    """
     scores, classes = classifier.companions.get(NAME), len(classifier.class_names)
     if not isinstance(scores, LevelScores) or scores.taxonomy.of_class.shape[1] != classes:
         raise ArtifactError(
             "this classifier has no tree of its classes: train it with "
             "data.init_args.classes.taxonomy"
         )
-    return scores
-
-
-def level_rule(classifier: Classifier, max_error: float) -> DecisionRule:
-    """Make a rule for ``Classifier.predict`` that names the deepest node that keeps an error."""
-    levels = level_scores_of(classifier)
-    naming = DeepestNode(levels.taxonomy, levels.thresholds(max_error))
+    naming = DeepestNode(scores.taxonomy, scores.thresholds(max_error))
     return DecisionRule(scores=(LEVEL,), naming=naming)
 
 

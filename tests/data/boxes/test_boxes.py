@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from runs import error_line, noise, rows_of
 
 from kdpl.__main__ import main
-from kdpl.classifier.detections import read_detections
+from kdpl.classifier.detections import Detection, read_detections, write_coco
 from kdpl.data.boxes.crops import MARK, name_of, read_crop
 from kdpl.data.sources import content_of, find_unlabeled, open_source
 from kdpl.errors import DataError
@@ -177,6 +177,17 @@ def test_predictions_are_those_of_the_crops_in_the_format_of_coco(
         for image in content["images"]
     }
     assert sizes == {"a.png": (60, 40), "b.jpg": (40, 60)}
+
+
+def test_a_photo_has_the_size_that_it_is_decoded_with(tmp_path):
+    tags = {"turned": zoo.tag(6), "unknown": zoo.tag(9), "damaged": b"Exif\0\0II*\0\xff\xff"}
+    for name, exif in tags.items():
+        noise(60, 40, seed=1).save(tmp_path / f"{name}.jpg", exif=exif)
+    boxes = [Detection(str(tmp_path / f"{name}.jpg"), (0, 0, 1, 1), "", 1) for name in tags]
+    rows = [{"class": "cat", "probability": 0.9}] * 3
+    write_coco(tmp_path / "found.json", rows, (), boxes)
+    for image in json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["images"]:
+        assert (image["width"], image["height"]) == open_source(image["file_name"]).size
 
 
 def test_a_list_of_crops_is_a_pool_and_a_table_a_dataset(photos, tmp_path):

@@ -72,6 +72,7 @@ def take_over(data, labels):
 
 
 def test_a_filled_in_table_becomes_the_labels_of_the_next_run(photos, tmp_path, capsys):
+    pytest.importorskip("pandas")
     out, more = tmp_path / "next", photos / "more"
     assert suggest(photos / "run", out, "--images=4") == 0
     rows = rows_of(out / "labels.csv")
