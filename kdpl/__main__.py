@@ -1,6 +1,7 @@
 """``python -m kdpl``: dispatch commands; each is imported only when called."""
 
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -9,16 +10,16 @@ from kdpl import __version__
 from kdpl.cli import STAGES, command_names, find_command, usage
 from kdpl.runtime import faults, slurm
 
-# exit codes of a shell for Ctrl-C and SIGTERM
-_INTERRUPTED, _TERMINATED = 130, 143
+# exit codes of a shell for Ctrl-C, SIGPIPE and SIGTERM
+_INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 130, 141, 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns the exit code: 0; 1 for an error that the user can fix; 2 for an unknown command; 3 for
-    new images that differ from the pool; 75 for a requeued Slurm job; 130 for Ctrl-C; 143 for
-    SIGTERM.
+    new images that differ from the pool; 75 for a requeued Slurm job; 130 for Ctrl-C; 141 if
+    nothing reads the output; 143 for SIGTERM.
     """
     # signals, only if this process is the command
     if argv is None:
@@ -48,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(requeued, file=sys.stderr)
         return slurm.REQUEUED
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError) and not _is_read(sys.stdout.fileno()):
+            # such as in a pipe to head; Python would report it again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _PIPE_CLOSED
         cause = faults.interruption(error)
         message = None if debug else faults.sentence(cause)
         if message is None:
@@ -63,6 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None:
             # this process is about to end, but a job manager may send the signal again
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _is_read(file: int) -> bool:
+    """Return whether an open file has a reader; another pipe may be the broken one."""
+    watch = select.poll()
+    watch.register(file, select.POLLOUT)
+    return not any(event & select.POLLERR for _, event in watch.poll(0))
 
 
 def _run(args: list[str]) -> int:

@@ -86,8 +86,11 @@ def test_an_error_that_an_interruption_brought_about_is_the_interruption(monkeyp
     assert capsys.readouterr().err.startswith("terminated: rerun")
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError(), BrokenPipeError(32, "Broken pipe")])
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError(), BrokenPipeError(32, "Broken pipe"), OSError(5, "no file")]
+)
 def test_a_bug_is_not_hidden(error, monkeypatch):
     raising(monkeypatch, error)
+    monkeypatch.setattr("kdpl.__main__._is_read", lambda _: True)
     with pytest.raises(type(error)):
         main(["fit"])

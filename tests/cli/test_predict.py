@@ -10,7 +10,7 @@ import pytest
 import torch
 import world
 from PIL import Image
-from runs import refused
+from runs import refused, start_process
 from sklearn.datasets import load_digits
 
 from kdpl import Classifier, ClassVectors
@@ -55,15 +55,16 @@ def test_images_of_folders_are_predicted_to_standard_output_or_a_file(
     assert (tmp_path / "new/table.csv").read_text() == out
 
 
-def test_half_precision_agrees_but_for_rounding(classifier, digits, capsys):
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_half_precision_agrees_but_for_rounding(precision, classifier, digits, tmp_path, capsys):
     whole = Classifier.load(classifier)
     paths = sorted(map(str, digits.rglob("*.png")))
     dtypes = set()
     whole.encoder.projector.register_forward_pre_hook(lambda _, args: dtypes.add(args[0].dtype))
-    options = ["--precision=bf16-mixed", "--top-k=10", "--batch-size=1"]
+    options = [f"--precision={precision}", "--top-k=10", "--batch-size=1"]
     assert main(["predict", str(classifier), *paths, *options]) == 0
-    table, half = rows(capsys.readouterr().out), whole.predict(paths, 10, 1, precision="bf16-mixed")
-    assert dtypes == {torch.bfloat16}
+    table, half = rows(capsys.readouterr().out), whole.predict(paths, 10, 1, precision=precision)
+    assert dtypes == {{"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[precision]}
     exact = whole.predict(paths, 10)
     assert exact == Classifier.load(classifier).predict(paths, 10), "the weights are float32 again"
     for row, one, other in zip(table, half, exact, strict=True):
@@ -78,6 +79,18 @@ def test_an_unknown_precision_is_refused_in_a_sentence(classifier, digits, capsy
     refused(capsys, code, "precision", "bf16-mixed")
     with world.refused(ConfigError, "precision is 'bf16'"):
         Classifier.load(classifier).predict([], precision="bf16")
+
+
+@pytest.mark.slow
+def test_a_reader_that_ends_early_is_not_an_error(classifier, digits):
+    process = start_process(
+        ["predict", str(classifier), *[str(digits)] * 400], stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == "path,class,probability,error\n"
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == 141
 
 
 def test_added_classes_are_among_the_most_probable_ones_that_have_columns(
