@@ -42,7 +42,7 @@ reproduce: $(if $(DATA),$(WITH_QUICKSTART)) ## compare DTD and EuroSAT with the 
 		$(if $(SEEDS),--seeds $(SEEDS)) $(SETTINGS)
 	@$(VENV_PYTHON) -m kdpl table runs/reproduce
 
-targets: $(WITH_QUICKSTART) ## measure what else a student can learn from, in two hours
+targets: $(WITH_DEV) ## measure what else a student can learn from, in two hours
 	@$(VENV_PYTHON) -m kdpl benchmark benchmarks/worlds/targets.yaml --out runs/targets
 	@$(VENV_PYTHON) -m kdpl table runs/targets
 	@$(VENV_PYTHON) -m benchmarks.messy_pool --out runs/messy_pool
@@ -96,7 +96,7 @@ fuzz: $(WITH_DEV) ## fuzz all readers of untrusted files; FUZZ_INPUTS=100000 set
 slurm: $(WITH_DEV) ## test jobs in a local Slurm; needs root, slurm-wlm and munge
 	@$(VENV_PYTHON) -m pytest tests/slurm/jobs.py
 
-screenshots: quickstart $(WITH_DEV) ## make the pictures in docs/images again, with chromium
+screenshots: quickstart $(WITH_DEV) ## make the quickstart's pictures and the letters in docs/images again, with chromium
 	@KDPL_SCREENSHOTS_OF=$(CURDIR)/runs/quickstart $(VENV_PYTHON) -m pytest -q tests/test_screenshots.py
 
 notebook: $(WITH_DEV) ## run the notebook in examples/ and save its outputs
@@ -140,7 +140,7 @@ $(WITH_QUICKSTART): pyproject.toml | $(VENV)/.created
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-# dev includes quickstart
+# dev includes all that the quickstart needs
 $(WITH_DEV): pyproject.toml | $(VENV)/.created
 	@echo "Installing kdpl and the dependencies for development into $(VENV); this takes a few minutes"
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'

@@ -35,7 +35,7 @@ _NOT_OF_THE_CORE = (
     *(*REMOVABLE, "distributed", "fuzz", "hostile", "planted", "worlds"),
     *(f"test_{name}.py" for name in ("benchmarks", "configs", "containerfile", "docs", "examples")),
     *(f"test_{name}.py" for name in ("notebook", "project", "removable", "screenshots")),
-    *("test_structure.py", "test_validation_images.py"),
+    "test_structure.py",
 )
 
 

@@ -26,7 +26,7 @@ _NO_CHARACTER = "\uffff"  # unassigned: every font draws its symbol for a missin
 @cache
 def load_font(name: str) -> ImageFont.FreeTypeFont:
     """Load one of matplotlib's fonts by its file's name; DataError if it is too old to have it."""
-    # in the extra quickstart
+    # in the extra dev
     import matplotlib
 
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"

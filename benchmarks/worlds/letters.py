@@ -47,7 +47,7 @@ class Letters(Reader):
 
 
 def read_letters() -> Splits:
-    """1,560 training, 260 validation and 1,300 test images; DataError if the extra quickstart is not installed."""
+    """1,560 training, 260 validation and 1,300 test images; DataError without matplotlib."""
     _photographs()
     for font in FONTS:
         load_font(font)

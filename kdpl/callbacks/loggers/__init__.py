@@ -1,1 +1,1 @@
-"""Weights & Biases and MLflow loggers that extend Lightning's loggers."""
+"""Weights & Biases logger that extends Lightning's."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import EvaluationImages
 from kdpl.data.groups import group_numbers
@@ -17,7 +18,7 @@ from kdpl.data.inference import infer_labeled, read_evaluation_images
 from kdpl.data.names import ShardImage, unlisted
 from kdpl.data.parallel import progress_bar
 from kdpl.data.sampling import share_of
-from kdpl.data.sources import content_of
+from kdpl.data.sources import OwnImages, content_of
 from kdpl.data.splits import Record
 from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.report.accuracy import thumbnail
@@ -116,6 +117,7 @@ class Suggestions:
     def save(self, out: Path) -> None:
         """Write the page, and then the table with copies of its images from shards."""
         rows, shown = list[tuple[str, ...]](), list[dict[str, Any]]()
+        label_of = labels_by_name(self.data)
         # rows are numbered as in a spreadsheet, below the header
         for row, suggestion in enumerate(chain(self.to_label, self.doubtful), start=2):
             image = suggestion.source
@@ -130,13 +132,14 @@ class Suggestions:
             # a name in a dataset of the benchmark is not a path, and stays
             image = str(Path(image).absolute()) if Path(image).is_file() else image
             probability = f"{suggestion.probability:.3f}"
-            rows.append((image, suggestion.label, suggestion.likely, probability))
+            label = label_of[suggestion.label] if suggestion.label else ""
+            rows.append((image, label, label_of[suggestion.likely], probability))
         html = fill(
             "suggestions.html.jinja",
             to_label=shown[: len(self.to_label)],
             doubtful=shown[len(self.to_label) :],
             notes=self.notes,
-            class_names=self.data.class_names,
+            label_of=label_of,
             origin=self.data.splits.origin,
             table=TABLE,
         )
@@ -177,6 +180,15 @@ def _suggestion(record: Record, probabilities: Tensor, class_names: Sequence[str
     likely = int(MULTI_CLASS.labels(rest))
     label = class_names[record.single] if record.single >= 0 else ""
     return Suggestion(record.source, label, class_names[likely], rest[likely].item())
+
+
+def labels_by_name(data: DomainDataModule) -> dict[str, str]:
+    """Return each class's label in the user's images; without a file of names, its name."""
+    reader = data.reading.reader
+    if not isinstance(reader, OwnImages) or reader.class_names is None:
+        return {name: name for name in data.class_names}
+    mapping = read_class_mapping(Path(reader.class_names), (), complete=False)
+    return {named.name: label for label, named in mapping.items()}
 
 
 def known_labels(data: DomainDataModule) -> Sequence[Record]:

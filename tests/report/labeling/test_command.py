@@ -13,6 +13,7 @@ from runs import folder_fit, image_folder, noise, refused, rows_of
 from zoo import write_shard
 
 from kdpl.__main__ import main
+from kdpl.data.readers.folder import Folder
 from kdpl.data.sources import content_of, find_unlabeled, open_source
 from kdpl.report.labeling import page as suggestions
 from kdpl.report.labeling.page import Suggestion, Suggestions
@@ -194,15 +195,27 @@ def test_an_interrupted_command_runs_again(photos, tmp_path, monkeypatch):
     assert (tmp_path / "suggestions.html").is_file()
 
 
-def some(folder, class_names, sources):
+def some(folder, class_names, sources, reader=None):
     """A page of suggestions for some images."""
     splits = SimpleNamespace(open_image=open_source, origin="folder <b>")
-    data = SimpleNamespace(class_names=class_names, splits=splits)
+    reading = SimpleNamespace(reader=reader)
+    data = SimpleNamespace(class_names=class_names, splits=splits, reading=reading)
     names = cycle(class_names)
     shown = [Suggestion(source, "", next(names), 0.5) for source in sources]
     doubtful = [Suggestion(sources[0], class_names[1], class_names[0], 0.9)]
     Suggestions(data, shown, doubtful, ["there are <i>no</i> others"]).save(folder)
     return folder / "suggestions.html"
+
+
+def test_the_table_has_labels_of_the_users_images_where_a_file_names_the_classes(tmp_path):
+    (tmp_path / "names.csv").write_text("0,zero\n1,one\n")
+    image_folder(tmp_path, classes=("0", "1"), images=1, splits=("train",))
+    sources = sorted(str(path) for path in tmp_path.rglob("*.png"))
+    reader = Folder(str(tmp_path), class_names=str(tmp_path / "names.csv"))
+    some(tmp_path / "out", ("zero", "one"), sources, reader)
+    rows = rows_of(tmp_path / "out/labels.csv")
+    expected = [("", "0"), ("", "1"), ("1", "0")]
+    assert [(row["label"], row["likely"]) for row in rows] == expected
 
 
 def test_images_in_shards_are_copied_for_the_table_to_name(tmp_path):
