@@ -112,7 +112,7 @@ def _of_coco(data: dict[str, Any], folder: str) -> Iterator[Detection]:
         if _is_of_stored_image(path, wide, high):
             raise DataError(
                 f"image {path} has the size {high} × {wide} as viewers show it, but its boxes are "
-                f"of {wide} × {high}: correct these, or write it upright, without an orientation tag"
+                f"of {wide} × {high}: correct them, or write it upright, without an orientation tag"
             )
         # pixels to shares of the image
         left, top, width, height = map(float, entry["bbox"])

@@ -147,8 +147,8 @@ def compare(
         legend = (
             f"agreement: share of {measured[best][2]:.0f} unlabelled images, held out of these "
             "fits, on which a candidate predicts the class of its target; KL: divergence of its "
-            f"predictions from the target\n{best} is chosen: it agrees most, and of equals is closest"
-            f" to the target: {file}"
+            f"predictions from the target\n{best} is chosen: it agrees most, and of equals it is "
+            f"closest to the target: {file}"
         )
         print(*markdown_rows([head, *rows], 2), legend, sep="\n")
     return student.derive(best_settings)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def absolute(path: str | Path) -> Path:
-    """Return an absolute path without ``~`` and ``..``; symbolic links stay, with ``..`` after them."""
+    """Return an absolute path without ``~`` and, but after a symbolic link, without ``..``."""
     given = Path(path).expanduser().absolute()
     normal = Path(os.path.normpath(given))
     return normal if normal.resolve() == given.resolve() else given
