@@ -78,7 +78,8 @@ def test_a_fit_of_two_tasks_gives_what_two_processes_outside_of_slurm_give(slurm
     require_one_run(out)
     require_same(slurm, tmp_path, out, "fit", *fit, "--trainer.devices=2", "--trainer.num_nodes=1")
     test = [sys.executable, "-m", "kdpl", "test", f"--config={out}/config.yaml"]
-    slurm.run("srun", "--ntasks-per-node=2", "--ntasks=2", *test, cwd=ROOT)
+    tasks = ["--ntasks-per-node=2", "--ntasks=2"]
+    slurm.run("srun", *tasks, *test, cwd=ROOT, WANDB_MODE="offline")
     results = json.loads((out / "test.json").read_text())
     kdpl(slurm, *test[3:], "--trainer.devices=1")
     assert json.loads((out / "test.json").read_text()) == results
