@@ -46,7 +46,11 @@ def test_two_processes_complete_a_killed_campaign_and_nothing_is_done_twice(comm
         for text in (killed, *texts)
         for name in re.findall(r"^\[\d/2\] (\S+): ", text, re.MULTILINE)
     ]
-    assert len(finished) == len(set(finished)) == 4
+    assert len(finished) == len(set(finished))
+    # the first was killed before or after it said that its fit was done
+    step = "base_to_novel/dtd/seed_{}/teacher/{}".format
+    others = {step(2, "fit"), step(1, "test"), step(2, "test")}
+    assert others <= set(finished) <= {*others, step(1, "fit")}
     # those of the linear probes stand beside them
     assert len(list(out.rglob("results.json"))) == 2 + 2
 
