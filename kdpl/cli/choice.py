@@ -10,7 +10,6 @@ from kdpl.runtime.origin import flatten
 
 _SMALL_GPU = 8 * 2**30  # bytes; a step of the published teacher with 1,000 classes takes 5.6 GB
 _POOL_TO_SEARCH = 500  # images to distil on, of which a search holds 100 out
-_SMALL_POOL = 5_000  # images to distil on, for which many epochs take minutes
 
 
 @dataclass(frozen=True)
@@ -64,24 +63,18 @@ class Choice:
     target: str
     search: bool
     reasons: Mapping[str, str]
-    longer: bool = False
     path: str = ""
     images: str = ""
 
     def for_pool(self, images: int) -> "Choice":
-        """Return the choice for a number of images to distil on."""
-        return replace(
-            self,
-            search=self.search and images >= _POOL_TO_SEARCH,
-            longer=self.longer and images <= _SMALL_POOL,
-        )
+        """Return the choice without a search if the images to distil on are too few for one."""
+        return replace(self, search=self.search and images >= _POOL_TO_SEARCH)
 
     def completed(self, given: Options, data: str) -> tuple[Options, list[str]]:
         """Return the options of the run, where those that are given win, and the reasons."""
         names = given.names_set()
         trainer = [] if any(name == "trainer.accelerator" for name in names) else self.trainer
         target = [] if any(name.startswith("model.target") for name in names) else [self.target]
-        longer = self.longer and not given.student
         reasons = dict(self.reasons)
         if self.search and given.student and not given.search:
             reasons["search"] = (
@@ -91,14 +84,13 @@ class Choice:
             given,
             config=[data, *trainer, *given.config],
             teacher=given.teacher or self.teacher,
-            student=[*(given.student or self.student), *target, *["longer"] * longer],
+            student=[*(given.student or self.student), *target],
             search=given.search or (self.search and not given.student),
         )
         chosen = {
             "trainer": trainer,
             "models": not (given.teacher and given.student),
             "target": target,
-            "longer": longer,
             "search": self.search and not given.search,
         }
         return options, [why for name, why in reasons.items() if chosen[name]]
@@ -151,6 +143,5 @@ def choose(several_labels: bool) -> Choice:
         f"search: {_POOL_TO_SEARCH} images to distil on are enough to choose what of so small a "
         "student is trained"
     )
-    reasons["longer"] = f"longer: more epochs, as {_SMALL_POOL} images or fewer give few steps"
     search = miniatures and not several_labels
-    return Choice(trainer, *models, target, search, reasons, longer=miniatures)
+    return Choice(trainer, *models, target, search, reasons)
