@@ -110,12 +110,15 @@ def _of_path(path: str) -> Iterator[str]:
             yield match
         elif Path(match).is_dir():
             # its images or, if it has none, its shards
-            searched = (is_image, is_shard)
-            wanted = next((kind for kind in searched if any(_walk(match, set(), kind))), None)
-            if wanted is None:
+            for is_wanted in (is_image, is_shard):
+                files = _walk(match, set(), is_wanted)
+                if (first := next(files, None)) is not None:
+                    yield first
+                    yield from files
+                    break
+            else:
                 endings = ", ".join(sorted(EXTENSIONS))
                 raise DataError(f"folder {match} has no images: expected some of {endings}")
-            yield from _walk(match, set(), wanted)
         else:
             raise DataError(
                 f"{match} does not exist: give image files, folders, patterns or shards that do"
