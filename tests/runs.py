@@ -3,15 +3,14 @@
 import csv
 import inspect
 import os
-import signal
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import ForkedProcess
 from PIL import Image
 
 import kdpl.cli.fit
@@ -109,16 +108,8 @@ def start_process(args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **var
 
     ``variables`` are added to its environment.
     """
-    return subprocess.Popen(
-        [sys.executable, "-m", "kdpl", *args],
-        stdout=stdout,
-        stderr=stderr,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
-        # a shell starts its background jobs with SIGINT ignored, and so would be everything that they start
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    return ForkedProcess(["-m", "kdpl", *args], environment, stdout=stdout, stderr=stderr)
 
 
 def processes_of(group):

@@ -1,11 +1,12 @@
 """Folders that can be removed: in a copy without one and its lines in pyproject.toml, all else works."""
 
+import os
 import re
 from importlib import import_module
 
 import pytest
 from core import REMOVABLE, without
-from forked import forked
+from forked import ForkedProcess
 from runs import SHORT, STAGES, configs, image_folder, noise
 
 PLUGINS = {name: import_module(f"kdpl.{name}.plugin").PLUGIN for name in REMOVABLE}
@@ -43,20 +44,12 @@ print(kdpl.__file__, *map(main, calls))
 """
 
 
-@pytest.fixture(scope="module")
-def in_a_fork():
-    with forked() as run:
-        yield run
-
-
 # without all of them the tests of the core run: make core
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "folders", [("benchmark", "multilabel", "serve"), ("confidence",), ("report",)], ids="-".join
 )
-def test_a_project_without_folders_runs_both_stages_exports_and_predicts(
-    folders, tmp_path, in_a_fork
-):
+def test_a_project_without_folders_runs_both_stages_exports_and_predicts(folders, tmp_path):
     pytest.importorskip("onnxruntime")
     copy = tmp_path / "copy"
     gone = {*folders}.union(*map(needing, folders))
@@ -69,8 +62,10 @@ def test_a_project_without_folders_runs_both_stages_exports_and_predicts(
     data = configs("data/folder.yaml", "trainer/cpu.yaml")
     data += [f"--data.init_args.root={image_folder(tmp_path / 'photos')}"]
     few = ["--data.init_args.batch_size=4", "--trainer.limit_train_batches=1.0"]
-    code, said, errors = in_a_fork(USE, copy, *given, *data, *STAGES, *SHORT, *few)
-    assert code == 0, errors
+    options = [*given, *data, *STAGES, *SHORT, *few]
+    process = ForkedProcess(["-c", USE, *options], {**os.environ, "PYTHONPATH": str(copy)}, copy)
+    said, errors = process.communicate()
+    assert process.returncode == 0, errors
     assert said.endswith(f"{copy}/kdpl/__init__.py 0 0 0 0\n")
     listed = set(re.findall(r"^  ([a-z-]+) ", said.partition("usage:")[2], re.MULTILINE))
     assert {"run", "predict", "init", *present} <= listed

@@ -1,6 +1,4 @@
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +12,7 @@ from runs import (
     at_step,
     curves_of,
     fit_teacher,
+    start_process,
 )
 from safetensors.torch import load_file
 from world import Distilled
@@ -180,8 +179,9 @@ def test_a_fit_resumes_with_the_same_images_on_another_number_of_processes(tmp_p
     assert fit_teacher(tmp_path / "whole", *STEPS) == 0
     two = ["--trainer.devices=2", "--data.init_args.batch_size=8"]
     fit = ["fit", *DATA, *TEACHER, *SHORT, *STEPS, f"--out={interrupted}", *two]
-    command = [sys.executable, "-m", "kdpl", *fit]
-    subprocess.run(command, check=True, capture_output=True)
+    process = start_process(fit)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
     whole, resumed = (load_file(run / PROMPTS_FILE) for run in (tmp_path / "whole", interrupted))
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():

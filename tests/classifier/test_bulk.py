@@ -1,6 +1,5 @@
 import json
-import subprocess
-import sys
+import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import ForkedProcess
 from PIL import Image
 from runs import error_line, interrupt_predict, rows_of, wait_for
 from zoo import odd_photo
@@ -54,8 +54,7 @@ def test_a_killed_command_resumes_with_each_image_once_in_order(
     out, partial = tmp_path / "table.csv", tmp_path / "table.csv.partial"
     options = [*TWO_BY_TWO, f"--out={out}"]
     arguments = ["predict", str(classifier), str(pictures), *options]
-    command = [sys.executable, "-c", SLOWLY, *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = ForkedProcess(["-c", SLOWLY, *arguments], dict(os.environ))
     wait_for(lambda: partial.exists() and partial.read_bytes().count(b"\n") >= 4)
     process.kill()
     process.wait()

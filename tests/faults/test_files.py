@@ -1,5 +1,6 @@
 import os
 import subprocess
+import sys
 
 import pytest
 from runs import (
@@ -10,7 +11,6 @@ from runs import (
     files_of,
     folder_fit,
     image_folder,
-    start_process,
 )
 
 from kdpl.__main__ import main
@@ -92,11 +92,12 @@ def test_a_locale_without_umlauts_another_date_and_a_name_that_is_not_utf8_chang
     tmp_path, classifier, capsys
 ):
     def output(args):
-        # where it is tomorrow already
-        process = start_process(args, stdout=subprocess.PIPE, LC_ALL="C", TZ="Pacific/Kiritimati")
-        out, err = process.communicate()
-        assert process.returncode == 0, err
-        return out
+        # where it is tomorrow already; not forked, since a process takes its locale as it starts
+        elsewhere = {**os.environ, "LC_ALL": "C", "TZ": "Pacific/Kiritimati"}
+        command = [sys.executable, "-m", "kdpl", *args]
+        done = subprocess.run(command, capture_output=True, text=True, env=elsewhere)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     root = image_folder(tmp_path / "Größen", classes=("Bär", "Großer Hund"))
     image = root / "test" / "Bär" / os.fsdecode(b"caf\xe9.png")
