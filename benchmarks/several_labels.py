@@ -101,12 +101,12 @@ class Remembered(LocalViews):
             summarize: Callable[[Tensor], Tensor],
             images: Sequence[str] | None = None,
         ) -> Tensor:
-            pool = [inputs.pool[i] for i in inputs.indices.tolist()]
+            pool = [inputs.pool[i] for i in inputs.targeted.tolist()]
             if not file.is_file():
                 save_file({"features": summaries_of(inputs, crop, torch.flatten)}, file)
             if not known:
                 known.update(zip(pool, load_file(file)["features"], strict=True))
-            width = inputs.teacher.vectors.shape[1]
+            width = inputs.vectors.vectors.shape[1]
             sources = pool if images is None else images
             return torch.stack([summarize(known[each].view(-1, width)) for each in sources])
 

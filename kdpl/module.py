@@ -68,7 +68,8 @@ class ClassifyingModule(LightningModule, ABC):
     """
 
     task: Task = MULTI_CLASS
-    scores: ClassScaling | None  # None for tasks without any
+    # learned scale and bias of each class; None for tasks without any
+    scores: ClassScaling | None
     optim: OptimConfig
     logit_scale: float
     val_metrics: Metric

@@ -136,7 +136,8 @@ class Task(ABC):
     def divergence(self, logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
         """Compute a scalar distance of predictions from targets, both [B, C].
 
-        It is differentiable in the predictions.
+        It is differentiable in the predictions. The student's loss, PromptSRC's regulariser of the
+        tuned predictions and ``val/kl`` of ``Fidelity`` all use it.
         """
 
     @abstractmethod

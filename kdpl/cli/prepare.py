@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 _CHOICE = "choice.json"
 
-Reading = tuple[str | None, str | None]  # class names, label separator
-
 NO_PROMPTS = {
     "method": "independent",
     "vision_prompts": {"depth": 0},
@@ -37,8 +35,13 @@ ZERO_SHOT = {
 }
 
 
-def complete(path: str, out: Path, given: Options, reading: Reading) -> Options:
-    """Survey images, choose what is not given, and print it; a run that resumes reads both."""
+def complete(
+    path: str, out: Path, given: Options, reading: tuple[str | None, str | None]
+) -> Options:
+    """Survey images, choose what is not given, and print it; a run that resumes reads both.
+
+    ``reading`` is the file of class names and the separator of labels.
+    """
     folder, source = out / DATA_FOLDER, absolute(path)
     first, choice = process_rank() == 0, _read(folder)
     if choice is None and not first:
@@ -66,7 +69,7 @@ def complete(path: str, out: Path, given: Options, reading: Reading) -> Options:
     return options
 
 
-def prepare(path: str, out: Path, given: Options, reading: Reading) -> Choice:
+def prepare(path: str, out: Path, given: Options, reading: tuple[str | None, str | None]) -> Choice:
     """Survey images and choose; settings that no stage takes are refused before."""
     class_names, separator = reading
     source = absolute(path)

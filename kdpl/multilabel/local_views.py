@@ -119,12 +119,12 @@ class LocalViews(PreparedTarget):
             ArtifactError: Earlier targets were made from other data or settings.
             ConfigError: Images have one label each.
         """
-        self.require_task(inputs.teacher.task)
-        negatives = _negative_vectors(inputs, inputs.teacher)
+        self.require_task(inputs.vectors.task)
+        negatives = _negative_vectors(inputs, inputs.vectors)
 
         def make(path: Path, origin: Origin) -> None:
             log_odds = self._make(inputs, negatives)
-            images = torch.from_numpy(np.asarray(inputs.indices)).long()
+            images = torch.from_numpy(np.asarray(inputs.targeted)).long()
             tensors, fields = {"images": images, "log_odds": log_odds}, {"made_from": origin}
             inputs.on_first_process(lambda: write_tensors(path, _KIND, _VERSION, tensors, fields))
 
@@ -141,7 +141,7 @@ class LocalViews(PreparedTarget):
     def _make(self, inputs: TargetInputs, negatives: Tensor) -> Tensor:
         """Compute the log odds of the pool's images, float32 [N, C]."""
         # the texts of classes and other things
-        vectors = inputs.teacher
+        vectors = inputs.vectors
         crops = Crops(self.scales, self.count, vectors.preprocessing.resizing)
         texts = vectors.logit_scale * torch.cat([vectors.vectors, negatives]).to(inputs.device)
         views = Views(texts, len(vectors.vectors))
@@ -149,7 +149,7 @@ class LocalViews(PreparedTarget):
         # a probe, if the labels are enough
         has = _multi_hot(inputs)
         chosen = spread(range(len(has)), _MOST_LABELED)
-        images = f"{len(inputs.indices)} images, with {len(negatives)} words for other things"
+        images = f"{len(inputs.targeted)} images, with {len(negatives)} words for other things"
         inform(f"looking at crops of {images} and {len(chosen)} of {len(has)} labelled images")
         if _tells_apart(has[chosen]):
             sources = [inputs.labeled[row].source for row in chosen]
@@ -163,7 +163,7 @@ class LocalViews(PreparedTarget):
 
         # labels replace the log odds of labelled images
         labels_of_source = dict(zip((r.source for r in inputs.labeled), has, strict=True))
-        for row, image in enumerate(inputs.indices.tolist() if labels_of_source else []):
+        for row, image in enumerate(inputs.targeted.tolist() if labels_of_source else []):
             if (labels := labels_of_source.get(inputs.pool[image])) is not None:
                 log_odds[row, : len(labels)] = torch.where(labels, LIMIT, -LIMIT)
         return log_odds
@@ -259,7 +259,7 @@ def summaries_of(
     Returns:
         Summaries of all images, float32 [N, K].
     """
-    sources = inputs.pool.take(inputs.indices) if images is None else Names.of(images)
+    sources = inputs.pool.take(inputs.targeted) if images is None else Names.of(images)
 
     def load(rows: Indices) -> Iterable[Batch]:
         make = partial(_crops, inputs.open_image, crop)

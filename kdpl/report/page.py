@@ -22,7 +22,8 @@ from kdpl.runtime.messages import inform
 from kdpl.tasks import MULTI_CLASS
 
 _TEMPLATES = Path(__file__).parent / "templates"
-# in the order of computation; the template orders the page
+# in the order of computation; each has a heading in ``own`` of report.html.jinja, which orders the
+# page, and a template of its name; further sections are a ``Section`` each
 _SECTIONS: dict[str, Callable[[Run], Any]] = {
     "training": training,
     "accuracy": accuracies,
@@ -45,7 +46,7 @@ class Section(NamedTuple):
         make: Collects its data from a run. The page shows a KdplError in place of the section;
             None leaves the section out.
         template: Its part of the page, a template of ``data``.
-        after: Name of the section that it follows.
+        after: Name of the section that it follows; with an unknown name it is the last.
         wide: Whether it takes the whole width.
         task: Name of the task that has the section.
     """

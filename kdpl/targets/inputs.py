@@ -109,17 +109,21 @@ class TargetInputs:
     Attributes:
         folder: The run's folder.
         teacher_folder: The run folder of the teacher.
+        vectors: The teacher's class vectors.
         resumes: True if the fit resumes from a checkpoint.
         class_names: The names of the C classes, by label.
         num_base: Number of base classes, which come first; None without a base/novel split.
         pool: Sources of all unlabelled images.
-        indices: Indices in the pool of the images that need a target, int64 [N]; they are distilled
-            on, or held out to compare student and target.
+        targeted: Indices in the pool of the images that need a target, int64 [N]; they are
+            distilled on, or held out to compare student and target.
         labeled: Labelled training images of the classes that the teacher was tuned on.
         val: Validation images of these classes.
         groups: Groups of both by source.
         encoder: The teacher, of images uint8 [B, 3, S, S]; loaded on the first call.
         predict: Returns the teacher's logits [N, C] of its features [N, D].
+        device: Device of this process.
+        open_image: Opens a source as an RGB image.
+        num_workers: Number of worker processes that load images.
     """
 
     def __init__(self, preparation: Preparation, selection: Selection) -> None:
@@ -129,7 +133,7 @@ class TargetInputs:
         self.folder = Path(self._trainer.default_root_dir)
         self.teacher_folder = preparation.teacher.folder
         self.resumes = self._trainer.ckpt_path is not None
-        self.teacher = preparation.teacher.vectors
+        self.vectors = preparation.teacher.vectors
         self.encoder = preparation.encoder()
         self.predict = preparation.teacher.logits
         self.device = preparation.device
@@ -137,7 +141,7 @@ class TargetInputs:
         self.class_names = self._data.class_names
         self.num_base = self._data.num_base
         self.pool = self._data.pool.images
-        self.indices = selection.targeted
+        self.targeted = selection.targeted
         self.labeled = self._data.labels.tuning("labeled")
         self.val = self._data.labels.tuning("val")
         self.groups = self._data.splits.groups
@@ -153,10 +157,10 @@ class TargetInputs:
     def origin(self) -> dict[str, Any]:
         """Origin of targets regardless of their settings, by name."""
         return {
-            "teachers": [self.teacher.teacher],
-            "class vectors": digest([self.teacher.digest()]),
+            "teachers": [self.vectors.teacher],
+            "class vectors": digest([self.vectors.digest()]),
             "images": digest_of(self.pool),
-            "images with a target": digest([np.asarray(self.indices).tobytes()]),
+            "images with a target": digest([np.asarray(self.targeted).tobytes()]),
             "labels": self._digest(self.labeled),
             "validation labels": self._digest(self.val),
             "precision": str(self._trainer.precision),
@@ -206,7 +210,7 @@ class TargetInputs:
             views: Views of each image.
             pooled: Return pooled features as well.
         """
-        vectors = self.teacher
+        vectors = self.vectors
         name = {"teacher": vectors.teacher, "pooled": pooled}
         encode = self._preparation.encoder(pooled)
         rows = self._rows(name, encode, vectors.preprocessing.resizing, images, views)
@@ -239,7 +243,7 @@ class TargetInputs:
         # the images, and everything that their features depend on
         data, trainer = self._data, self._trainer
         if images is None:
-            dataset = data.unlabeled_images(resizing, self.indices)
+            dataset = data.unlabeled_images(resizing, self.targeted)
             named = {name: self.origin[name] for name in ("images", "images with a target")}
         else:
             dataset, named = data.images_of(images, resizing), {"images": digest(images)}

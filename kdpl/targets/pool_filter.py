@@ -29,7 +29,7 @@ def without_unlike(preparation: Preparation, selection: Selection, quantile: flo
     filtered = selection.leaving_out(filter_pool(inputs, quantile))
 
     # report the result
-    images, kept = len(inputs.indices), len(filtered.targeted)
+    images, kept = len(inputs.targeted), len(filtered.targeted)
     if not kept:
         raise DataError(
             f"pool_filter leaves out all {images} unlabelled images: check what they show"
@@ -65,7 +65,7 @@ def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
         # the unlabelled images below it
         similarities = _similarities(inputs, None).cpu().numpy()
         below = np.flatnonzero(similarities < least)
-        unlike = [(inputs.pool[inputs.indices[i]], similarities[i]) for i in below]
+        unlike = [(inputs.pool[inputs.targeted[i]], similarities[i]) for i in below]
         inputs.on_first_process(lambda: write_rows(file, [("image", "similarity"), *unlike]))
     with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
         return {row["image"] for row in csv.DictReader(lines)}
@@ -74,5 +74,5 @@ def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
 def _similarities(inputs: TargetInputs, images: Sequence[str] | None) -> Tensor:
     """Return the similarity of each image to the nearest class vector, float32 [N]."""
     features = inputs.features(images, _VIEWS)[0].mean
-    vectors = inputs.teacher.vectors.to(features)
+    vectors = inputs.vectors.vectors.to(features)
     return torch.cat([(part @ vectors.T).amax(dim=1) for part in torch.split(features, 4096)])

@@ -206,10 +206,10 @@ class Looks(PreparedTarget):
     """Keeps the features of crops of the pool and of other images."""
 
     def prepare(self, inputs):
-        crops = Crops((1, 2), 3, inputs.teacher.preprocessing.resizing)
+        crops = Crops((1, 2), 3, inputs.vectors.preprocessing.resizing)
         self.inputs = inputs
         self.pool = summaries_of(inputs, crops, torch.flatten)
-        some = [inputs.pool[i] for i in inputs.indices[:3][::-1].tolist()]
+        some = [inputs.pool[i] for i in inputs.targeted[:3][::-1].tolist()]
         self.some = summaries_of(inputs, crops, torch.flatten, some)
 
 
@@ -224,14 +224,14 @@ def test_the_teacher_encodes_the_crops_of_every_image_of_the_pool(teacher, tmp_p
     target, domain = Looks(), world.digits(7, **POOL)
     student = world.make_student(teacher, target=target)
     world.fit(student, tmp_path, 1, (), domain, limit_train_batches=1)
-    n = len(target.inputs.indices)
+    n = len(target.inputs.targeted)
     assert target.pool.shape == (n, (1 + 3) * 24)
     # an image's features do not depend on the others
     assert target.some.equal(target.pool[:3].flip(0))
 
     vectors = ClassVectors.load(teacher / CLASS_VECTORS_FILE)
     tower, tokens = plain_of("test-teacher-quickgelu"), world.write_teacher(tmp_path / "t")[1]
-    image = domain.splits.open_image(target.inputs.pool[int(target.inputs.indices[0])])
+    image = domain.splits.open_image(target.inputs.pool[int(target.inputs.targeted[0])])
     images = Crops((1, 2), 3, vectors.preprocessing.resizing)(image)
     views = plain.normalized(tower.image_features(images, tokens.double()))
     means = [views[0], *(views[1 + 8 * box : 9 + 8 * box].mean(dim=0) for box in range(3))]
@@ -381,7 +381,7 @@ def inputs_of(texts, images, records, num_base=2):
         vectors=texts[:3], logit_scale=1.0, preprocessing=SimpleNamespace(resizing=Resizing(32))
     )
     return SimpleNamespace(
-        teacher=vectors, teacher_folder=Path("/nowhere"), pool=names, indices=np.arange(8),
+        vectors=vectors, teacher_folder=Path("/nowhere"), pool=names, targeted=np.arange(8),
         labeled=records, class_names=("a", "b", "c"), num_base=num_base, crops=images, device="cpu",
     )  # fmt: skip
 

@@ -1,4 +1,6 @@
+import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ from kdpl.report.accuracy import (
 )
 from kdpl.report.charts import Axis, line_chart
 from kdpl.report.cost import Encoder
+from kdpl.report.page import Section, fill
 from kdpl.runtime.predictions import ImagePrediction
 
 
@@ -38,6 +41,21 @@ def test_a_chart_has_its_lowest_value_at_the_bottom_and_later_epochs_to_the_righ
     assert chart["lines"][0]["last"] == 1.0
     assert len(line_chart("accuracy", {"all": [(1, 0.5), (2, 0.5)]})["lines"][0]["points"]) == 2
     assert line_chart("accuracy", {"all": []}) is None
+
+
+def test_a_section_follows_the_one_that_it_names_and_is_the_last_if_there_is_none():
+    follows = {"late": "removed", "later": "late", "early": "training", "next": "early"}
+    added = {
+        name: Section(name.title(), lambda _: None, Path("part.html.jinja"), after)
+        for name, after in follows.items()
+    }
+    empty = ("accuracy", "classes", "confusions", "disagreement", "curves")
+    sections = {name: {"data": None, "gap": None} for name in empty}
+    sections |= {name: {"data": None, "gap": "missing"} for name in ("training", "cost", *added)}
+    values = {"verdict": None, "untuned": False, "name": "run"}
+    page = fill("report.html.jinja", sections=sections, added=added, **values)
+    shown = re.findall(r'<section.* aria-labelledby="(\w+)">', page)
+    assert shown == ["training", "early", "next", "cost", "late", "later"]
 
 
 def test_a_parameter_in_two_modules_counts_once():

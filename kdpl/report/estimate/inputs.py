@@ -86,4 +86,4 @@ class _Gather(Callback):
         network = load_image_clip(self.clip)
         student = torch.cat([inputs.features_of(network, images, 1).still for images in lists])
         still = MULTI_CLASS.log_probabilities(inputs.predict(joint))
-        self.frozen = Frozen(evidence, still, student, teacher, len(inputs.indices))
+        self.frozen = Frozen(evidence, still, student, teacher, len(inputs.targeted))

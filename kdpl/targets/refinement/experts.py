@@ -105,7 +105,8 @@ class Evidence:
     Attributes:
         features: An encoder's features, whose neighbours refine, float [N, D].
         probed: The encoder's normalised features that the probe reads, float [N, D].
-        text: The teacher's log probabilities, float [N, C].
+        text: The teacher's log probabilities, named for the texts of its class vectors, float
+            [N, C].
         labels: Classes of labelled images, which stay as they are; −1 for others, int64 [N].
         validation: Classes of validation images, which only choose; −1 for others, int64 [N].
         groups: Group of each image as a number, int64 [N], such as bursts of near-copies; an image

@@ -74,7 +74,7 @@ class Refined(RefinementConfig, PreparedTarget):
 
     def prepare(self, inputs: TargetInputs) -> None:
         """Refine, or read earlier results; ArtifactError if of other data or settings."""
-        self.require_task(inputs.teacher.task)
+        self.require_task(inputs.vectors.task)
 
         def make(path: Path, origin: Origin) -> None:
             evidence = self.evidence(inputs)
@@ -118,9 +118,9 @@ class Refined(RefinementConfig, PreparedTarget):
         """Return the teacher's log probabilities, [N, C], and the encoder's features."""
         # the teacher's features of both lists of images
         sources = [record.source for record in further]
-        groups = [None, sources] if sources else [None]
+        lists = [None, sources] if sources else [None]
         pooled = self.encoder == "tower"
-        parts = [inputs.features(images, self.views, pooled) for images in groups]
+        parts = [inputs.features(images, self.views, pooled) for images in lists]
         features = _joined(part for part, _ in parts)
 
         # the predictions, and the features of the chosen encoder
@@ -130,7 +130,7 @@ class Refined(RefinementConfig, PreparedTarget):
     def _assign(self, inputs: TargetInputs, evidence: Evidence, origin: Origin) -> PoolTargets:
         """Assign the images, and decide whether to use the assignments."""
         # assign them
-        n, labels = len(inputs.indices), int((evidence.labels >= 0).sum())
+        n, labels = len(inputs.targeted), int((evidence.labels >= 0).sum())
         with progress_bar() as progress:
             inform(f"refining the predictions of {n} unlabelled images, {labels} labels are seen")
             task = progress.add_task("refinement", total=None)
@@ -161,10 +161,10 @@ class Refined(RefinementConfig, PreparedTarget):
             after=tuple(counts[1].tolist()),
             moved=len(moved),
             examples=tuple(
-                Moved(int(inputs.indices[i]), int(before[i]), int(after[i]))
+                Moved(int(inputs.targeted[i]), int(before[i]), int(after[i]))
                 for i in spread(moved, _SHOWN)
             ),
-            images=torch.from_numpy(np.asarray(inputs.indices)).long(),
+            images=torch.from_numpy(np.asarray(inputs.targeted)).long(),
             assignments=assigned.assignments[:n].half().cpu(),
         )
 
@@ -200,10 +200,10 @@ def further_images(inputs: TargetInputs) -> tuple[list[Record], list[int], list[
     group_of = dict(zip(sources, group_numbers(sources, inputs.groups).tolist(), strict=True))
 
     # labelled images in the pool; each other image of the pool is a group
-    labels, inside = [-1] * len(inputs.indices), set[str]()
+    labels, inside = [-1] * len(inputs.targeted), set[str]()
     groups = [*range(len(sources), len(sources) + len(labels))]
     # without labels, do not name the images: a pool may have millions
-    for i, source in enumerate(inputs.pool.take(inputs.indices) if label_of else ()):
+    for i, source in enumerate(inputs.pool.take(inputs.targeted) if label_of else ()):
         if source in label_of:
             labels[i], groups[i] = label_of[source], group_of[source]
             inside.add(source)

@@ -223,7 +223,7 @@ def test_a_prepared_target_is_that_of_the_unseen_images_too(teacher_folder, tmp_
 
     class Moved(PreparedTarget):
         def prepare(self, inputs):
-            self.indices = inputs.indices.tolist()
+            self.indices = inputs.targeted.tolist()
             self.features = inputs.features(None, 1)[0].mean
 
         def logits(self, predicted, indices):
