@@ -134,14 +134,16 @@ class PromptableImageTower(ImageTower, ABC):
     """Vision transformer whose blocks take tokens [B, L, W] and additional prompts."""
 
     @property
-    @abstractmethod
     def blocks(self) -> list[Any]:
         """The transformer's residual blocks, first to last."""
+        trunk = getattr(self.visual, "trunk", None)
+        return list(self.visual.transformer.resblocks if trunk is None else trunk.blocks)
 
     @property
-    @abstractmethod
     def width(self) -> int:
         """Width W of the tokens."""
+        trunk = getattr(self.visual, "trunk", None)
+        return int(self.visual.transformer.width if trunk is None else trunk.embed_dim)
 
     @abstractmethod
     def with_prompts(self, images: Tensor, prompts: Tensor) -> Tensor:

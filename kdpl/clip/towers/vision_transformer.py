@@ -21,18 +21,6 @@ class TransformerTower(PromptableImageTower):
     rotate them.
     """
 
-    @property
-    def blocks(self) -> list[Any]:
-        """The transformer's residual blocks, first to last."""
-        trunk = getattr(self.visual, "trunk", None)
-        return list(self.visual.transformer.resblocks if trunk is None else trunk.blocks)
-
-    @property
-    def width(self) -> int:
-        """Width W of the tokens."""
-        trunk = getattr(self.visual, "trunk", None)
-        return int(self.visual.transformer.width if trunk is None else trunk.embed_dim)
-
     def compile_parts(self) -> None:
         """Compile attention and MLP of each block in place; prompts enter outside of them."""
         for block in self.blocks:
