@@ -134,7 +134,6 @@ def model_card(classifier: Classifier, run: str | Path | None = None) -> ModelCa
 
 
 def _of_run(run: Path) -> dict[str, Any]:
-    """Return data, seed and, for a tested student, test image count and accuracies as text."""
     try:
         config, results = read_config(str(run / CONFIG_FILE)), read_results(run)
         # settings of the data, and accuracies in percent
