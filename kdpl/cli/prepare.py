@@ -11,7 +11,7 @@ from kdpl.cli.choice import Choice, Options, choose, print_choice
 from kdpl.cli.init import CONFIG, survey
 from kdpl.data.storage import find_images
 from kdpl.errors import ArtifactError, ConfigError, reason
-from kdpl.runtime.advice import absolute, command
+from kdpl.runtime.advice import absolute
 from kdpl.runtime.configs import find_config, shipped_configs
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import write_text
@@ -42,12 +42,8 @@ def complete(path: str, out: Path, given: Options, reading: Reading) -> Options:
     folder, source = out / DATA_FOLDER, absolute(path)
     first, choice = process_rank() == 0, _read(folder)
     if choice is None and not first:
-        class_names, separator = reading
-        words: list[str | Path] = ["--class-names", Path(class_names)] if class_names else []
-        words += ["--label-separator", separator] if separator else []
-        init = command("init", source, *words, "--out", out.with_name(f"{out.name}_data"))
         raise ConfigError(
-            f"one process surveys {path}: call {init}, and give its config as --config"
+            f"one process surveys {path}: call init with it, and give its config as --config"
         )
     if choice is None:
         choice = prepare(path, out, given, reading)
@@ -84,7 +80,6 @@ def prepare(path: str, out: Path, given: Options, reading: Reading) -> Choice:
 
 
 def _read(folder: Path) -> Choice | None:
-    """Return what was chosen before, or None; an ArtifactError if it cannot be read."""
     file = folder / _CHOICE
     try:
         return Choice(**json.loads(file.read_text(encoding="utf-8")))

@@ -244,7 +244,7 @@ class KdplCLI(LightningCLI):
         return made
 
     def further_callbacks(self) -> list[Callback]:
-        """Return the callbacks of this kind of fit, beside the ones that every run has."""
+        """Return further callbacks of this kind of fit."""
         return []
 
     def execute(self) -> None:
@@ -283,8 +283,7 @@ class KdplCLI(LightningCLI):
             # of another step of a run; metrics would wait for its processes
             distributed.destroy_process_group()
         if self.trainer.world_size == 1 and process_rank() > 0:
-            # started by Lightning for another step of a run, on several processes; the first does
-            # this one alone
+            # started by Lightning for another step of a run; the first process does this one alone
             return
         if self.command == "fit":
             self.fit()
@@ -302,7 +301,6 @@ class KdplCLI(LightningCLI):
         self._run(self.trainer.fit)
 
     def _evaluate(self) -> None:
-        """Measure the accuracies on validation or test images, and print them in one line."""
         if self._trains() and self._ckpt_path is None:
             raise ConfigError(
                 f"{self.folder} has no {LAST} to test: run fit with this --out, or give --ckpt_path"

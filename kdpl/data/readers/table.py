@@ -178,7 +178,6 @@ def split_cell(cell: str, separator: str | None) -> tuple[str, ...] | None:
 
 
 def _require_clear(table: Path, cells: Sequence[str], separator: str) -> None:
-    """Raise a DataError if a label of several classes is ambiguous."""
     for number, cell in enumerate(cells, start=1):
         if cell != UNKNOWN and UNKNOWN in (split_cell(cell, separator) or ()):
             raise DataError(
