@@ -265,9 +265,7 @@ class Classifier(nn.Module):
         return torch.stack(rows) if rows else torch.empty(0, self.head.class_vectors.shape[1])
 
     def predicted(
-        self,
-        images: Iterable[GivenImage],
-        options: PredictOptions = PredictOptions(),
+        self, images: Iterable[GivenImage], options: PredictOptions = PredictOptions()
     ) -> Iterator[Predicted]:
         """Yield classes, embedding and further scores; errors are as in ``predict``."""
         if isinstance(images, str | Path | Image.Image) or (

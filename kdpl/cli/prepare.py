@@ -25,11 +25,7 @@ _CHOICE = "choice.json"
 
 Reading = tuple[str | None, str | None]  # class names, label separator
 
-NO_PROMPTS = {
-    "method": "independent",
-    "vision_prompts": {"depth": 0},
-    "text_prompts": {"depth": 0},
-}
+NO_PROMPTS = {"method": "independent", "vision_prompts": {"depth": 0}, "text_prompts": {"depth": 0}}
 # the teacher of no labels, as configs/teacher/zero_shot.yaml says for fit
 ZERO_SHOT = {
     "model": {"init_args": {**NO_PROMPTS, "averaging": None}},

@@ -84,10 +84,7 @@ def candidates_of(
 
 
 def compare(
-    student: "KdplCLI",
-    candidates: "Mapping[str, KdplCLI]",
-    out: Path,
-    decoded: Path | None = None,
+    student: "KdplCLI", candidates: "Mapping[str, KdplCLI]", out: Path, decoded: Path | None = None
 ) -> "KdplCLI":
     """Fit the candidates of a student, and write what the best one trains into a folder.
 

@@ -24,11 +24,7 @@ from lightning.pytorch import (
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import distributed
 
-from kdpl.callbacks.checkpoints import (
-    CheckpointFiles,
-    RunCheckpoint,
-    require_intact,
-)
+from kdpl.callbacks.checkpoints import CheckpointFiles, RunCheckpoint, require_intact
 from kdpl.callbacks.finite_loss import FiniteLoss
 from kdpl.callbacks.preemption import InterruptionHandler, Requeue
 from kdpl.callbacks.progress import ProgressBar
@@ -44,13 +40,7 @@ from kdpl.runtime.faults import in_one_sentence
 from kdpl.runtime.lock import RunLock
 from kdpl.runtime.loggers import finish_logging, place_loggers
 from kdpl.runtime.messages import inform, process_rank
-from kdpl.runtime.run_folder import (
-    CLASS_VECTORS_FILE,
-    CONFIG_FILE,
-    LAST,
-    METRICS_FILE,
-    handed_over,
-)
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CONFIG_FILE, LAST, METRICS_FILE, handed_over
 
 Command = Literal["fit", "validate", "test"]
 

@@ -119,10 +119,7 @@ def share_of(num_images: int, share: float, seed: int) -> Indices:
 
 
 def held_out_of(
-    images: Iterable[tuple[str, Hashable]],
-    share: float,
-    groups: Groups = NO_GROUPS,
-    least: int = 2,
+    images: Iterable[tuple[str, Hashable]], share: float, groups: Groups = NO_GROUPS, least: int = 2
 ) -> set[str]:
     """Draw the images of each class that become test images, from sources and labels.
 

@@ -100,11 +100,7 @@ def from_pretrained(
     try:
         with hub_or_cache():
             folder = snapshot_download(
-                str(name),
-                allow_patterns=files,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
+                str(name), allow_patterns=files, revision=revision, token=token, cache_dir=cache_dir
             )
     except (HubUnreachableError, HfHubHTTPError, HFValidationError, OSError) as error:
         names = " and ".join(CLASSIFIER_FILES)
