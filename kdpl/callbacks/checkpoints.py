@@ -134,8 +134,7 @@ def _origin(trainer: Trainer, prepared: bool) -> Origin:
 class CheckpointFiles(TorchCheckpointIO):
     """Writes a checkpoint under a temporary name in its folder, and renames it.
 
-    The previous checkpoint thus survives a kill or a full disk. Lightning writes to the system's
-    temporary folder first, and a rename across disks is a copy.
+    Lightning writes to the system's temporary folder, and a rename across disks is a copy.
     """
 
     def save_checkpoint(

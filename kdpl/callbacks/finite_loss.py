@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kdpl.errors import TrainingError
 
+_EVERY_N_STEPS = 20
 _LEAST_SCALE = 1e-6  # the scaler begins at 65536, and halves with each step that it skips
 
 
@@ -20,14 +21,11 @@ class FiniteLoss(Callback):
     parameters. This is an error only if it has skipped nearly all steps.
     """
 
-    def __init__(self, every_n_steps: int = 20) -> None:
-        self.every_n_steps = every_n_steps
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Check every few steps."""
-        if (batch_idx + 1) % self.every_n_steps == 0:
+        if (batch_idx + 1) % _EVERY_N_STEPS == 0:
             _require_finite(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -2,16 +2,12 @@
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
-from kdpl.class_vectors import ClassVectors
-from kdpl.classifier import Classifier
-from kdpl.data.decoding import Decoding
 from kdpl.data.domain import domain_of
-from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime import plugins
 from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
@@ -62,22 +58,6 @@ def _is_finished(trainer: Trainer) -> bool:
     return epochs or steps or early
 
 
-class _Teacher(Protocol):
-    """The module of stage 1."""
-
-    def class_vectors(self) -> ClassVectors: ...
-
-    def tuned_prompts(self) -> TunedPrompts: ...
-
-
-class _Student(Protocol):
-    """The module of stage 2."""
-
-    vectors: ClassVectors
-
-    def classifier(self, decoding: Decoding) -> Classifier: ...
-
-
 class FreezeClassVectors(Handover):
     """Encodes all class names with the tuned prompts at the end of stage 1, into the run's folder.
 
@@ -88,7 +68,7 @@ class FreezeClassVectors(Handover):
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Encode on all processes, write on one."""
-        teacher = cast(_Teacher, pl_module)
+        teacher: Any = pl_module  # the module of stage 1, which imports this file
         vectors = teacher.class_vectors()
         if not trainer.is_global_zero:
             return
@@ -111,14 +91,13 @@ class SaveClassifier(Handover):
         # report problems with validation images or files now, not after the last epoch
         domain_of(trainer).val_dataloader()
         if trainer.is_global_zero:
-            cast(_Student, pl_module).vectors.save(
-                Path(trainer.default_root_dir) / CLASS_VECTORS_FILE
-            )
+            student: Any = pl_module
+            student.vectors.save(Path(trainer.default_root_dir) / CLASS_VECTORS_FILE)
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Make the companions of plugins on all processes, write on one."""
-        decoding = domain_of(trainer).decoding
-        classifier = cast(_Student, pl_module).classifier(decoding).to(pl_module.device)
+        student: Any = pl_module
+        classifier = student.classifier(domain_of(trainer).decoding).to(student.device)
         makers = plugins.load_all("handover").values()
         companions = [companion for make in makers for companion in make(trainer, classifier)]
         if not trainer.is_global_zero:

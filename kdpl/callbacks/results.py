@@ -59,7 +59,6 @@ class SaveTestResults(Callback):
         if trainer.is_global_zero:
             # name images and classes
             data = domain_of(trainer)
-            folder = Path(trainer.default_root_dir)
             names, records = data.class_names, data.splits.test
             predictions = [
                 ImagePrediction(i, records[i].source, names[y], names[p], q, y, p, half)
@@ -72,7 +71,7 @@ class SaveTestResults(Callback):
             if data.splits.held_out:
                 metrics["held_out"] = True
             if not cast(ClassifyingModule, pl_module).task.per_class:
-                write_predictions(folder, predictions)
+                write_predictions(Path(trainer.default_root_dir), predictions)
             self._images, self._metrics = images, metrics
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -111,7 +111,7 @@ class BulkPrediction:
         so_far.unlink()
 
     def _begin(self, so_far: Path) -> int:
-        """Return the number of rows that are there already."""
+        # the number of rows that are there already
         origin = self._origin()
         lines = cut_to_whole_lines(so_far) if so_far.exists() else 0
         if not lines:
@@ -136,7 +136,6 @@ class BulkPrediction:
             raise
 
     def _origin(self) -> Origin:
-        """Return all that determines the rows."""
         classifier, options = self.classifier, self.options
         # a shard that was written again may have other images at other positions
         stamps = [stamp(each) for each in self.sources if is_shard(each)]
@@ -162,7 +161,6 @@ class BulkPrediction:
         return origin
 
     def _rows(self, skip: int, show_bar: bool = True) -> Iterator[Row]:
-        """Yield rows, with a bar on a terminal, and a line on standard error at the end."""
         items = islice(read_items(self.sources), skip, None)
         # the number of images in a shard is known only after reading it
         total = None if any(map(is_shard, self.sources)) else len(self.sources) - skip

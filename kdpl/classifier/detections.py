@@ -139,7 +139,7 @@ _ON_ITS_SIDE = {
 
 @cache
 def _size(path: str) -> tuple[int, int]:
-    """Return width and height of an upright image."""
+    # width and height of an upright image
     with opened(path) as image:
         return image.size[::-1] if turn_of(image) in _ON_ITS_SIDE else image.size
 

@@ -38,11 +38,8 @@ class _Graph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         features = self.classifier.encoder(images)
         logits = self.classifier.logits(features)
-        return (
-            logits,
-            self.classifier.task.probabilities(logits),
-            *self.classifier.scores(features).values(),
-        )
+        probabilities = self.classifier.task.probabilities(logits)
+        return (logits, probabilities, *self.classifier.scores(features).values())
 
 
 def outputs(classifier: Classifier) -> tuple[str, ...]:
@@ -60,10 +57,8 @@ def metadata(classifier: Classifier, input_type: InputType) -> dict[str, str]:
     """Return an exported file's metadata: how to prepare images, and the class of each logit."""
     # preparation of images
     images = classifier.preprocessing.resizing
-    size, edge = (
-        images.image_size,
-        "both edges" if images.resize_mode == "squash" else "the shortest edge",
-    )
+    size = images.image_size
+    edge = "both edges" if images.resize_mode == "squash" else "the shortest edge"
     numbers = "uint8 in 0..255" if input_type == "uint8" else "float32 in 0..1"
 
     # metadata of the task and of companions

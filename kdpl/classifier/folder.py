@@ -57,10 +57,9 @@ class _Settings(EncoderSettings):
 
 def keep_task(folder: Path, settings: Mapping[str, Any]) -> None:
     """Replace the settings of a classifier's task, such as thresholds, in its folder."""
-    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    write_text(
-        folder / _CONFIG, json.dumps({**config, "task": settings}, indent=2, ensure_ascii=False)
-    )
+    file = folder / _CONFIG
+    config = {**json.loads(file.read_text(encoding="utf-8")), "task": settings}
+    write_text(file, json.dumps(config, indent=2, ensure_ascii=False))
 
 
 class Stored(NamedTuple):
@@ -92,13 +91,9 @@ class Stored(NamedTuple):
         """Write a folder atomically, replacing a classifier; an ArtifactError for other folders."""
         # replace nothing but a classifier
         existing = list(folder.iterdir()) if folder.is_dir() else []
-        foreign = [
-            path.name
-            for path in existing
-            if path.suffix not in _ENDINGS and path.name != "README.md"
-        ]
-        if existing and not any(path.name == _CONFIG for path in existing):
-            foreign = [path.name for path in existing]
+        is_own = (folder / _CONFIG).exists()
+        endings = (*_ENDINGS, "README.md")
+        foreign = [path.name for path in existing if not (is_own and path.name.endswith(endings))]
         if foreign:
             raise ArtifactError(
                 f"{folder} holds other things than a classifier ({visible(min(foreign))}) that "
@@ -126,7 +121,7 @@ class Stored(NamedTuple):
 
         # the weights, and all files at once
         tensors = {
-            name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()
+            name: value.detach().cpu().contiguous() for name, value in self.tensors().items()
         }
         digest = self.fingerprint()
         with atomic_path(folder) as temporary:

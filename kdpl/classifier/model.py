@@ -52,8 +52,8 @@ class PredictOptions:
     rule: DecisionRule = DecisionRule()
 
     def __post_init__(self) -> None:
-        for name, number in {"top_k": self.top_k, "batch_size": self.batch_size}.items():
-            if number < 1:
+        for name in ("top_k", "batch_size"):
+            if (number := getattr(self, name)) < 1:
                 raise ConfigError(f"{name} is {number}, expected 1 or more: give another number")
         if self.precision not in _TYPES:
             raise ConfigError(
@@ -115,12 +115,10 @@ class Classifier(nn.Module):
 
     def scores(self, features: Tensor) -> dict[str, Tensor]:
         """Return the companions' further scores by name, [B] each, of features [B, D]."""
-        classes, scale = self.head.class_vectors, self.logit_scale
-        of_companions = (
-            companion.further_scores(features, classes, scale)
-            for companion in self.companions.values()
-        )
-        return {name: score for scores in of_companions for name, score in scores.items()}
+        scores = dict[str, Tensor]()
+        for companion in self.companions.values():
+            scores |= companion.further_scores(features, self.head.class_vectors, self.logit_scale)
+        return scores
 
     def card_facts(self) -> dict[str, Any]:
         """Return the facts of the model card: classes, images and models."""
@@ -267,9 +265,7 @@ class Classifier(nn.Module):
         return torch.stack(rows) if rows else torch.empty(0, self.head.class_vectors.shape[1])
 
     def predicted(
-        self,
-        images: Iterable[GivenImage],
-        options: PredictOptions = PredictOptions(),
+        self, images: Iterable[GivenImage], options: PredictOptions = PredictOptions()
     ) -> Iterator[Predicted]:
         """Yield classes, embedding and further scores; errors are as in ``predict``."""
         if isinstance(images, str | Path | Image.Image) or (

@@ -60,8 +60,5 @@ def read_items(sources: Sequence[str]) -> Iterator[Item]:
 
 
 def printable(name: str) -> str:
-    """Return a path as text on one line.
-
-    Control characters and bytes that are not UTF-8 are escaped as in Python.
-    """
+    """Return a path on one line; control characters and bytes but UTF-8 are escaped."""
     return visible(os.fsencode(name).decode("utf-8", "backslashreplace"))

@@ -39,10 +39,7 @@ COMMANDS = {
         "class_vectors:class_vectors",
         "encode class names or example images, for classes to add; nothing is trained",
     ),
-    "boxes": (
-        "boxes:boxes",
-        "list the boxes of a detector as images, or classify them",
-    ),
+    "boxes": ("boxes:boxes", "list the boxes of a detector as images, or classify them"),
     "models": (
         "models:models",
         "list the CLIPs that can be teacher or student: prompts, size, licence",

@@ -125,7 +125,6 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
 
 
 def _hint(command: Command, option: str) -> str:
-    """Return in brackets the command's own option that is nearest to another word, if any is."""
     near = get_close_matches(option, map(_option, _parameters(command)), n=1)
     return "".join(f" (did you mean {name}?)" for name in near)
 
@@ -153,13 +152,12 @@ def build_parser(command: Command, prog: str) -> Parser:
         if not required and parameter.default not in (None, [], False):
             text += f" (default: {parameter.default})"
         # argparse formats a help with %
-        how["help"] = text.replace("%", "%%")
-        parser.add_argument(name if positional else _option(name), **how)
+        help_text = text.replace("%", "%%")
+        parser.add_argument(name if positional else _option(name), help=help_text, **how)
     return parser
 
 
 def _how(kind: Any, positional: bool, required: bool) -> dict[str, Any]:
-    """Return the settings of an argument that its type determines."""
     if kind is bool:
         return {"action": "store_true"}
     if get_origin(kind) is list:
@@ -180,10 +178,7 @@ def _option(name: str) -> str:
 
 
 def _made(options: dict[str, Any], parameter: str) -> list[tuple[Any, str]]:
-    """Take the options of plugins out of a command's.
-
-    Returns what each plugin makes of those that are given, and these as text.
-    """
+    """Take plugins' options out; return what each makes of those that are given, and their text."""
     made = []
     for function in plugins.load_all(_GROUPS[parameter]).values():
         parameters = inspect.signature(function).parameters
@@ -199,14 +194,12 @@ def _made(options: dict[str, Any], parameter: str) -> list[tuple[Any, str]]:
 
 
 def _functions(command: Command) -> list[Callable[..., Any]]:
-    """The command, and the plugins' functions whose options it takes."""
     taken = inspect.signature(command).parameters
     groups = [group for name, group in _GROUPS.items() if name in taken]
     return [command, *(make for group in groups for make in plugins.load_all(group).values())]
 
 
 def _parameters(command: Command) -> dict[str, tuple[inspect.Parameter, Any]]:
-    """All parameters that are arguments, and their types."""
     parameters = {}
     for function in _functions(command):
         hints = get_type_hints(function)

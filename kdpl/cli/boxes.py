@@ -91,7 +91,6 @@ def boxes(
 
 
 def _output(out: str, classifier: str | None) -> Path:
-    """Return the file to write; a ConfigError if its ending or the classifier is wrong."""
     file = output_file("--out", out)
     if file.suffix not in ((".txt", ".csv") if classifier is None else (".json",)):
         how = ".txt or .csv" if classifier is None else ".json, as --classifier is given"

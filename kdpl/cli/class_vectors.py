@@ -83,7 +83,6 @@ def class_vectors(
 
 
 def _distinct(texts: Sequence[str], source: str) -> tuple[str, ...]:
-    """Return normalised class names; a ConfigError if one is invalid or repeated."""
     names = tuple(composed(text.strip()) for text in texts)
     for i, name in enumerate(names):
         if problem := fault_of_name(name):
@@ -98,15 +97,9 @@ def _distinct(texts: Sequence[str], source: str) -> tuple[str, ...]:
 def _names_of_data(
     files: Sequence[str], settings: Sequence[str]
 ) -> tuple[tuple[str, ...], int | None, tuple[str, ...]]:
-    """Return class names, number of base classes and texts from configs and settings."""
     from kdpl.data.domain import build_data
     from kdpl.runtime.configs import find_config, read_config
 
     sections = [read_config(find_config(file)).get("data", {}) for file in files]
-    for file, section in zip(files, sections, strict=True):
-        if not isinstance(section, dict):
-            raise ConfigError(
-                f"data in config {file} is {section!r}, expected a section of settings: correct it"
-            )
     data = build_data(sections, settings)
     return data.class_names, data.num_base, data.class_texts

@@ -90,7 +90,6 @@ def export(
 
 
 def _images(classifier: "Classifier", folder: str, count: int) -> "Tensor":
-    """Return up to ``count`` prepared images of a folder, stacked."""
     import torch
 
     from kdpl.classifier.sources import find_sources

@@ -1,9 +1,9 @@
 """``python -m kdpl init PATH``: survey your images, and write a config that runs."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
@@ -11,12 +11,17 @@ from kdpl.cli.arguments import share
 from kdpl.cli.choice import Options, choose, print_choice
 from kdpl.cli.init_summary import count_validating, print_survey, training_counts
 from kdpl.data.class_mapping import ClassName, read_class_mapping
-from kdpl.data.names import unlisted
-from kdpl.data.readers.table import HELD_OUT, UNKNOWN, Table
+from kdpl.data.names import Names, unlisted
+from kdpl.data.readers.table import HELD_OUT, SEVERAL, UNKNOWN
 from kdpl.data.sources import find_unlabeled
-from kdpl.data.survey.found import FoundImage, find, leave_out_copies
-from kdpl.data.survey.images import inspect_images, set_aside
-from kdpl.data.survey.views import views_to_choose
+from kdpl.data.survey import (
+    FoundImage,
+    find,
+    inspect_images,
+    leave_out_copies,
+    set_aside,
+    views_to_choose,
+)
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.advice import absolute
 from kdpl.runtime.class_names import fault_of_name
@@ -108,17 +113,20 @@ def survey(
     _require_new(folder, overwrite)
 
     # find the images and the names of their classes
-    places = [str(Path(location).expanduser().absolute()) for location in unlabeled]
-    mapping = str(Path(class_names).expanduser().absolute()) if class_names else None
+    places = [str(absolute(location)) for location in unlabeled]
+    mapping = str(absolute(class_names)) if class_names else None
     listed = find(source, mapping, label_separator)
-    sources = unlisted(find_unlabeled(places), (image.path for image in listed)) if places else ()
-    further = [FoundImage(path, "", "train") for path in sources]
+    pool = find_unlabeled(places) if places else Names.of(())
+    unlisted_paths = dict.fromkeys(unlisted(pool, (image.path for image in listed)))
+    further = [FoundImage(path, "", "train") for path in unlisted_paths]
     labeled = any(image.label and image.split == "train" for image in listed)
     names = _read_names(source, listed, mapping, labeled)
 
     # leave out what cannot be used, and hold out images for test and validation
     surveyed = inspect_images([*listed, *further], workers)
-    usable, left_out = _without_copies(surveyed)
+    left_out = {image.path: image.fault for image in surveyed if image.fault is not None}
+    usable, copies = leave_out_copies([image for image in surveyed if image.fault is None])
+    left_out |= {image.path: _copy(image, kept) for image, kept in copies}
     images, notes = _hold_out(usable, val)
     reasons = {
         name: f" ({left_out[image.path]})"
@@ -127,14 +135,33 @@ def survey(
         for name in image.classes
     }
     _require_classes(source, names, images, labeled, reasons)
+    if label_separator is not None:
+        # imports torch, and nothing else here needs it
+        from kdpl.tasks import build_task
+
+        build_task(SEVERAL).require_classes([names[key].name for key in sorted(names)])
 
     # write the files
-    reader = _make_reader(folder, places, mapping, label_separator, names)
-    unlisted_paths = {image.path for image in further}
-    _write_table(folder, [image for image in images if image.path not in unlisted_paths], reader)
-    skips = _write_left_out(folder, reader, {image.path for image in images}, left_out)
+    _write_table(
+        folder,
+        [image for image in images if image.path not in unlisted_paths],
+        "" if label_separator is None else UNKNOWN,
+    )
+    skip_list = folder.absolute() / _LEFT_OUT
+    skip_list.unlink(missing_ok=True)
+    if left_out:
+        write_rows(skip_list, [("image", "why"), *left_out.items()])
     affine = views_to_choose({named.name for named in names.values()}, images)
-    _write_config(folder, images, reader, skips, shots, affine)
+    classes = {"names": mapping, "label_separator": label_separator}
+    # a run finds these images in the places again
+    skips = any(path in left_out for path in pool)
+    settings = {
+        "unlabeled": places or None,
+        "classes": {name: value for name, value in classes.items() if value is not None} or None,
+        "reading": {"skip_list": str(skip_list)} if skips else None,
+        "augmentation": "light_affine" if affine else None,
+    }
+    _write_config(folder, settings, images, shots)
 
     # print last, since the reader of a pipe may close it
     print_survey(source, images, names, notes, affine, [*left_out.values()])
@@ -142,7 +169,6 @@ def survey(
 
 
 def _require_new(folder: Path, overwrite: bool) -> None:
-    """Raise a ConfigError if a file to write exists and must not be overwritten."""
     for name in (CONFIG, _TABLE):
         if (folder / name).exists() and not overwrite:
             raise ConfigError(
@@ -153,7 +179,6 @@ def _require_new(folder: Path, overwrite: bool) -> None:
 def _read_names(
     path: Path, listed: Iterable[FoundImage], mapping: str | None, labeled: bool
 ) -> dict[str, ClassName]:
-    """Return the name of each class by its label, from labels and class mapping; refuse one."""
     used = {name for image in listed for name in image.classes}
     names = {name: ClassName(name) for name in used}
     if mapping:
@@ -166,18 +191,9 @@ def _read_names(
     return names
 
 
-def _without_copies(surveyed: list[FoundImage]) -> tuple[list[FoundImage], dict[str, str]]:
-    """Return the usable images, and by path why each other image is left out."""
-    usable, copies = leave_out_copies([image for image in surveyed if image.fault is None])
-    left_out = {image.path: image.fault for image in surveyed if image.fault is not None}
-    left_out |= {image.path: _copy(image, kept) for image, kept in copies}
-    return usable, left_out
-
-
 def _hold_out(
     usable: list[FoundImage], val: float | None
 ) -> tuple[list[FoundImage], dict[str, str]]:
-    """Hold out test and validation images if there are none; return notes on those splits too."""
     tested = any(image.split in ("test", HELD_OUT) for image in usable)
     images = _with_validation(usable if tested else set_aside(usable, HELD_OUT, _HELD_OUT), val)
     notes = {HELD_OUT: "a quarter of each class, held out"}
@@ -188,30 +204,8 @@ def _hold_out(
     return images, notes
 
 
-def _make_reader(
-    folder: Path,
-    places: list[str],
-    mapping: str | None,
-    label_separator: str | None,
-    names: Mapping[str, ClassName],
-) -> Table:
-    """Return the reader of the list of images; a ConfigError if its task refuses a class name."""
-    reader = Table(
-        str((folder / _TABLE).absolute()), places or None, mapping, label_separator=label_separator
-    )
-    if label_separator is not None:
-        # imports torch, and nothing else here needs it
-        from kdpl.tasks import build_task
-
-        build_task(reader.task).require_classes([names[key].name for key in sorted(names)])
-    return reader
-
-
 def _with_validation(images: list[FoundImage], share: float | None) -> list[FoundImage]:
-    """Split validation images off the labelled ones if there are none.
-
-    A ``share`` of 0 splits off none, and None only if there are enough labels.
-    """
+    # a share of 0 splits off none, and None only if there are enough labels
     if share == 0 or any(image.split == "val" for image in images):
         return images
     if share:
@@ -221,7 +215,6 @@ def _with_validation(images: list[FoundImage], share: float | None) -> list[Foun
 
 
 def _copy(image: FoundImage, kept: FoundImage) -> str:
-    """Return why a copy is left out."""
     of_class = f", of class {visible(kept.label)}" if image.label not in ("", kept.label) else ""
     return f"{image.path} is a copy of {kept.path} ({kept.split}{of_class})"
 
@@ -233,7 +226,6 @@ def _require_classes(
     labeled: bool,
     reasons: Mapping[str, str],
 ) -> None:
-    """Raise a DataError if there is no image to train on, or a class is invalid or has none."""
     if not labeled and not any(image.split == "train" for image in images):
         raise DataError(f"{path} has no readable image to train on: add some, or init --unlabeled")
     counts = training_counts(images)
@@ -251,54 +243,30 @@ def _require_classes(
             )
 
 
-def _write_table(out: Path, images: Sequence[FoundImage], reader: Table) -> None:
-    """Write the list of images; the column group only if an image has one."""
-    unknown = "" if reader.label_separator is None else UNKNOWN
+def _write_table(out: Path, images: Sequence[FoundImage], unknown: str) -> None:
     header = ("image", "label", "split", "group")
     rows = [(image.path, image.label or unknown, image.split, image.group) for image in images]
+    # the column group only if an image has one
     columns = len(header) if any(image.group for image in images) else len(header) - 1
     write_rows(out / _TABLE, [row[:columns] for row in (header, *rows)])
 
 
-def _write_left_out(out: Path, reader: Table, kept: set[str], left_out: dict[str, str]) -> bool:
-    """Write the images that are left out; return whether a run needs the file."""
-    kept = kept | {os.path.normpath(path) for path in kept}
-    aliases = {
-        source: f"{source} is listed under another name"
-        for source in reader.read().sources
-        if source not in kept
-    }
-    (out / _LEFT_OUT).unlink(missing_ok=True)
-    if left_out or aliases:
-        write_rows(out / _LEFT_OUT, [("image", "why"), *(aliases | left_out).items()])
-    return bool(aliases)
-
-
 def _write_config(
-    out: Path,
-    images: list[FoundImage],
-    reader: Table,
-    skips: bool,
-    shots: int | None,
-    affine: str | None,
+    out: Path, more: Mapping[str, Any], images: list[FoundImage], shots: int | None
 ) -> None:
     # without labels, the teacher is the original CLIP
     smallest = min(training_counts(images).values(), default=0)
-    shots = shots if smallest else 0
-    classes = {"names": reader.class_names, "label_separator": reader.label_separator}
     values = {
-        "root": reader.root,
-        "unlabeled": reader.unlabeled,
-        "classes": {name: value for name, value in classes.items() if value is not None} or None,
-        "reading": {"skip_list": str((out / _LEFT_OUT).absolute())} if skips else None,
+        "root": str((out / _TABLE).absolute()),
+        **more,
         "allow_fewer_shots": True if smallest else None,
-        "augmentation": "light_affine" if affine else None,
     }
     settings = "".join(
         f"    {name}: {json.dumps(value, ensure_ascii=False)}\n"
         for name, value in values.items()
         if value is not None
     )
+    shots = shots if smallest else 0
     text = f"""\
 # Written by python -m kdpl init. {_TABLE} lists the images, and may be edited.
 data:

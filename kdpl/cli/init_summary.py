@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdpl.data.class_mapping import ClassName
 from kdpl.data.readers.table import HELD_OUT
-from kdpl.data.survey.found import FoundImage
+from kdpl.data.survey import FoundImage
 from kdpl.errors import visible
 
 _SHOWN = 10  # classes on the terminal

@@ -4,19 +4,8 @@ from dataclasses import astuple
 
 from kdpl.errors import ConfigError
 
-COLUMNS = (
-    "model",
-    "tags",
-    "image_size",
-    "as_teacher",
-    "as_student",
-    "extra",
-    "licence",
-)
-"""Columns of the tab-separated list, the fields of ``CatalogueEntry``.
-
-Scripts read them by name: add further ones at the end.
-"""
+# the fields of CatalogueEntry; scripts read them by name: add further ones at the end
+COLUMNS = ("model", "tags", "image_size", "as_teacher", "as_student", "extra", "licence")
 
 
 def models(word: str | None = None) -> int:

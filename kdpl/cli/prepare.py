@@ -11,7 +11,7 @@ from kdpl.cli.choice import Choice, Options, choose, print_choice
 from kdpl.cli.init import CONFIG, survey
 from kdpl.data.storage import find_images
 from kdpl.errors import ArtifactError, ConfigError, reason
-from kdpl.runtime.advice import absolute, command
+from kdpl.runtime.advice import absolute
 from kdpl.runtime.configs import find_config, shipped_configs
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import write_text
@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 
 _CHOICE = "choice.json"
 
-NO_PROMPTS = {
-    "method": "independent",
-    "vision_prompts": {"depth": 0},
-    "text_prompts": {"depth": 0},
-}
+NO_PROMPTS = {"method": "independent", "vision_prompts": {"depth": 0}, "text_prompts": {"depth": 0}}
 # the teacher of no labels, as configs/teacher/zero_shot.yaml says for fit
 ZERO_SHOT = {
     "model": {"init_args": {**NO_PROMPTS, "averaging": None}},
@@ -45,12 +41,8 @@ def complete(
     folder, source = out / DATA_FOLDER, absolute(path)
     first, choice = process_rank() == 0, _read(folder)
     if choice is None and not first:
-        class_names, separator = reading
-        words: list[str | Path] = ["--class-names", Path(class_names)] if class_names else []
-        words += ["--label-separator", separator] if separator else []
-        init = command("init", source, *words, "--out", out.with_name(f"{out.name}_data"))
         raise ConfigError(
-            f"one process surveys {path}: call {init}, and give its config as --config"
+            f"one process surveys {path}: call init with it, and give its config as --config"
         )
     if choice is None:
         choice = prepare(path, out, given, reading)
@@ -87,7 +79,6 @@ def prepare(path: str, out: Path, given: Options, reading: tuple[str | None, str
 
 
 def _read(folder: Path) -> Choice | None:
-    """Return what was chosen before, or None; an ArtifactError if it cannot be read."""
     file = folder / _CHOICE
     try:
         return Choice(**json.loads(file.read_text(encoding="utf-8")))

@@ -106,7 +106,6 @@ def _carry_out(
     steps: Sequence[LocalStep],
     about: Mapping[str, Any],
 ) -> None:
-    """Do the steps that are due, write the report and ``about`` the run, and summarize it."""
     from rich.console import Console
 
     from kdpl.cli.run_summary import summarize
@@ -145,7 +144,6 @@ def _carry_out(
 
 
 def _require_options(needed: Mapping[str, Any], reading: Iterable[str | None]) -> None:
-    """Raise a ConfigError if an option is missing without PATH, or says how PATH is read."""
     missing = ", ".join(option for option, value in needed.items() if not value)
     if missing:
         raise ConfigError(
@@ -163,7 +161,6 @@ def _require_options(needed: Mapping[str, Any], reading: Iterable[str | None]) -
 def _do_all(
     steps: Sequence[LocalStep], due: Callable[[LocalStep], bool], console: "Console", folder: Path
 ) -> None:
-    """Do the steps that are due; an error says which ones are kept."""
     for number, step in enumerate(steps, start=1):
         try:
             if due(step):
@@ -259,7 +256,6 @@ def _has_test_images(student: "KdplCLI") -> bool:
 
 
 def _do(number: int, steps: Sequence[LocalStep], console: "Console", out: Path) -> None:
-    """Do the step of this number, counted from 1."""
     from kdpl.runtime.messages import process_rank
 
     step = steps[number - 1]

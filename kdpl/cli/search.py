@@ -84,16 +84,12 @@ def candidates_of(
 
 
 def compare(
-    student: "KdplCLI",
-    candidates: "Mapping[str, KdplCLI]",
-    out: Path,
-    decoded: Path | None = None,
+    student: "KdplCLI", candidates: "Mapping[str, KdplCLI]", out: Path, decoded: Path | None = None
 ) -> "KdplCLI":
     """Fit the candidates of a student, and write what the best one trains into a folder.
 
-    ``decoded`` is the file in which an earlier fit noted what images can be decoded; without it the
-    first candidate decodes them. Returns the student's fit with the best candidate's settings, on
-    all processes.
+    ``decoded`` is the file in which an earlier fit noted what images can be decoded, if any.
+    Returns the student's fit with the best candidate's settings, on all processes.
     """
     from functools import partial
 

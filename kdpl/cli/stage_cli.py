@@ -24,11 +24,7 @@ from lightning.pytorch import (
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import distributed
 
-from kdpl.callbacks.checkpoints import (
-    CheckpointFiles,
-    RunCheckpoint,
-    require_intact,
-)
+from kdpl.callbacks.checkpoints import CheckpointFiles, RunCheckpoint, require_intact
 from kdpl.callbacks.finite_loss import FiniteLoss
 from kdpl.callbacks.preemption import InterruptionHandler, Requeue
 from kdpl.callbacks.progress import ProgressBar
@@ -44,13 +40,7 @@ from kdpl.runtime.faults import in_one_sentence
 from kdpl.runtime.lock import RunLock
 from kdpl.runtime.loggers import finish_logging, place_loggers
 from kdpl.runtime.messages import inform, process_rank
-from kdpl.runtime.run_folder import (
-    CLASS_VECTORS_FILE,
-    CONFIG_FILE,
-    LAST,
-    METRICS_FILE,
-    handed_over,
-)
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CONFIG_FILE, LAST, METRICS_FILE, handed_over
 
 Command = Literal["fit", "validate", "test"]
 
@@ -244,7 +234,7 @@ class KdplCLI(LightningCLI):
         return made
 
     def further_callbacks(self) -> list[Callback]:
-        """Return the callbacks of this kind of fit, beside the ones that every run has."""
+        """Return further callbacks of this kind of fit."""
         return []
 
     def execute(self) -> None:
@@ -283,8 +273,7 @@ class KdplCLI(LightningCLI):
             # of another step of a run; metrics would wait for its processes
             distributed.destroy_process_group()
         if self.trainer.world_size == 1 and process_rank() > 0:
-            # started by Lightning for another step of a run, on several processes; the first does
-            # this one alone
+            # started by Lightning for another step of a run; the first process does this one alone
             return
         if self.command == "fit":
             self.fit()
@@ -302,7 +291,6 @@ class KdplCLI(LightningCLI):
         self._run(self.trainer.fit)
 
     def _evaluate(self) -> None:
-        """Measure the accuracies on validation or test images, and print them in one line."""
         if self._trains() and self._ckpt_path is None:
             raise ConfigError(
                 f"{self.folder} has no {LAST} to test: run fit with this --out, or give --ckpt_path"

@@ -14,13 +14,7 @@ from kdpl.clip.loading import (
     load_image_clip,
     register_model,
 )
-from kdpl.clip.modules import (
-    CosineHead,
-    Float32Module,
-    Frozen,
-    cosine_logits,
-    store_frozen,
-)
+from kdpl.clip.modules import CosineHead, Float32Module, Frozen, cosine_logits, store_frozen
 from kdpl.clip.towers.image import ImageTower, PromptableImageTower
 from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts
 

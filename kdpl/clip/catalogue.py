@@ -49,24 +49,21 @@ def catalogue(word: str = "") -> list[CatalogueEntry]:
                 by_licence.setdefault(licence(model, tag), []).append(tag)
         if by_licence:
             size = config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE)
-            text = config["text_cfg"]
+            visual, text = takes_visual_prompts(config), takes_text_prompts(config)
+            teacher = " + ".join(["text"] * text + ["visual"] * visual) or "zero-shot"
             # tokenizers and text towers of Hugging Face
-            extra = (
-                "transformers" if text.get("hf_tokenizer_name") or text.get("hf_model_name") else ""
+            foreign = map(config["text_cfg"].get, ("hf_tokenizer_name", "hf_model_name"))
+            columns = (
+                size,
+                teacher,
+                "prompts" if visual else "projector",
+                "transformers" if any(foreign) else "",
             )
-            columns = (size, *grades(config), extra)
             entries += [
                 CatalogueEntry(model, tuple(group), *columns, name)
                 for name, group in by_licence.items()
             ]
     return entries
-
-
-def grades(config: ModelConfig) -> tuple[str, str]:
-    """Return the possible uses of a model as a teacher and as a student, from its config."""
-    visual, text = takes_visual_prompts(config), takes_text_prompts(config)
-    teacher = " + ".join(["text"] * text + ["visual"] * visual)
-    return teacher or "zero-shot", "prompts" if visual else "projector"
 
 
 def takes_visual_prompts(config: ModelConfig) -> bool:

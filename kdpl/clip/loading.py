@@ -52,6 +52,11 @@ class ImageClip:
     identity: ClipIdentity
     preprocessing: Preprocessing
 
+    def with_text(self, tower: TextTower, tokenize: Tokenizer) -> "Clip":
+        """Return the whole CLIP, which has a text tower as well."""
+        digest = fingerprint(tower.state_dict().items())
+        return Clip(**vars(self), text_tower=tower, tokenize=tokenize, text_fingerprint=digest)
+
 
 @dataclass(frozen=True)
 class Clip(ImageClip):
@@ -90,7 +95,7 @@ _REGISTRY: dict[str, tuple[ModelConfig, Mapping[str, Callable[[], StateDict]]]] 
 def register_model(
     name: str, config: ModelConfig, weights: Mapping[str, Callable[[], StateDict]]
 ) -> None:
-    """Register a CLIP for configs by name; its config is a ``kdpl.clip.towers.kinds.ModelConfig``.
+    """Register a CLIP for configs by name.
 
     ``weights`` are functions by pretrained tag that return the whole float32 state dict of the
     ``open_clip.CLIP``.
@@ -163,8 +168,7 @@ def make_clip(config: ClipConfig, listed: ModelConfig, read: Callable[[], Weight
         model = _build(model_config)
     image = _image_half(model, config, model_config, read, ("",))
     tower = text_tower(config.model, model, tokenize.start)
-    digest = fingerprint(tower.state_dict().items())
-    return Clip(**vars(image), text_tower=tower, tokenize=tokenize, text_fingerprint=digest)
+    return image.with_text(tower, tokenize)
 
 
 def load_image_clip(config: ClipConfig) -> ImageClip:
@@ -189,9 +193,8 @@ def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -
     for scheme in _SOURCES.keys() & model_config["vision_cfg"].keys():
         if (build := _SOURCES[scheme].build_image_tower) is not None:
             return build(model_config, preprocessing)
-    return image_tower(
-        _build({**model_config, "text_cfg": _NO_TEXT}).visual, model_config, preprocessing
-    )
+    visual = _build({**model_config, "text_cfg": _NO_TEXT}).visual
+    return image_tower(visual, model_config, preprocessing)
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -247,7 +250,6 @@ def _checked(config: ClipConfig, listed: ModelConfig) -> ModelConfig:
 
 
 def _tokenizer(model: str, text: Mapping[str, Any]) -> Tokenizer:
-    """Make the tokenizer for the text part of a model config."""
     source, options = text.get("hf_tokenizer_name"), {**(text.get("tokenizer_kwargs") or {})}
     options.pop("trust_remote_code", None)  # a downloaded config must not decide that
     length = text.get("context_length", DEFAULT_CONTEXT_LENGTH)

@@ -51,10 +51,9 @@ class Frozen(nn.Module, Generic[ModuleT]):
 
     @torch.inference_mode(False)
     def store_in(self, dtype: torch.dtype) -> None:
-        """Store the weights that autocast casts in its type, or in float32 again.
+        """Store the weights that autocast would cast at every use in its type, or in float32 again.
 
         A ConfigError if the float32 weights are needed and were not kept.
-        Autocast would cast them to the same values at every use, since they take no gradient.
         """
         towers = [module for module in self.module.modules() if isinstance(module, FrozenTower)]
         for weight in (weight for tower in towers for weight in tower.cast_weights()):
@@ -121,9 +120,7 @@ class FrozenTower(nn.Module):
     """Tower that stays in evaluation mode, also after ``train()``."""
 
     def cast_weights(self) -> Iterator[nn.Parameter]:
-        """Yield the parameters that are cast at each use under autocast.
-
-        These are the weights and biases of layers, attention and projections.
+        """Yield the parameters that autocast casts: of layers, attention and projections.
 
         The bias of ``nn.MultiheadAttention`` is left out: entirely in half precision, it would take
         a fast path on the CPU that rounds differently.
@@ -140,7 +137,6 @@ class FrozenTower(nn.Module):
 
     def train(self, mode: bool = True) -> "FrozenTower":
         """Stay in evaluation mode for any ``mode``."""
-        del mode
         return super().train(False)
 
 

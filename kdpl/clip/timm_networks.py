@@ -8,14 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from kdpl.clip import (
-    RANDOM,
-    ClipConfig,
-    ClipIdentity,
-    ImageClip,
-    ImageTower,
-    Preprocessing,
-)
+from kdpl.clip import RANDOM, ClipConfig, ClipIdentity, ImageClip, ImageTower, Preprocessing
 from kdpl.clip.loading import Source, fingerprint, register_source, require_resizing
 from kdpl.clip.towers.kinds import ModelConfig, require_timm
 from kdpl.clip.weights import read_state, require_weights
@@ -31,10 +24,7 @@ def register() -> None:
 
 
 class TimmTower(ImageTower):
-    """Network of timm without its classifier.
-
-    In training, its batch norms use and track the statistics of the batch.
-    """
+    """Network of timm without its classifier, whose batch norms train."""
 
     def train(self, mode: bool = True) -> "TimmTower":
         """Switch between training and evaluation."""
@@ -59,10 +49,7 @@ def load_image_clip(config: ClipConfig) -> ImageClip:
 
 
 def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -> TimmTower:
-    """Build a network from the image part of a config, without loading weights.
-
-    A ValueError for a name that is not in timm, such as a repository that it would fetch.
-    """
+    """Build a network without weights; a ValueError for one that timm would fetch or read."""
     name = model_config["vision_cfg"][SCHEME]
     require_timm(name)
     return TimmTower(build_network(name, preprocessing.image_size), preprocessing, model_config)

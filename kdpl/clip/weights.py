@@ -14,12 +14,7 @@ from torch import Tensor, nn
 
 from kdpl.clip.identity import ClipConfig
 from kdpl.errors import ConfigError, WeightsError, reason
-from kdpl.runtime.network import (
-    WITHOUT_NETWORK,
-    HubUnreachableError,
-    hub_or_cache,
-    require_hub,
-)
+from kdpl.runtime.network import WITHOUT_NETWORK, HubUnreachableError, hub_or_cache, require_hub
 
 StateDict = dict[str, Tensor]
 
@@ -74,7 +69,6 @@ def read_weights(config: ClipConfig, tags: list[str]) -> Weights:
 
 
 def _fetch(config: ClipConfig, tag: Mapping[str, Any]) -> Path:
-    """Fetch the weights of a pretrained tag unless they are cached, or raise a WeightsError."""
     # a tag names a repository, possibly with a file, or a URL
     repository, _, file = str(tag.get("hf_hub", "")).rpartition("/")
     try:
@@ -185,15 +179,12 @@ def require_weights(
 
 def mismatch(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str | None:
     """Return the first difference of tensors from a module's expected ones; None if they fit."""
-    strange = {
-        "missing": expected.keys() - tensors.keys(),
-        "unknown": tensors.keys() - expected.keys(),
-    }
-    differences = [
-        f"tensor '{min(names)[:80]}' is {how}" for how, names in strange.items() if names
-    ]
-    if differences:
-        return ", ".join(differences)
+    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    strange = {"missing": missing, "unknown": unknown}
+    if missing or unknown:
+        return ", ".join(
+            f"tensor '{min(names)[:80]}' is {how}" for how, names in strange.items() if names
+        )
     for name in sorted(expected):
         if expected[name].shape != tensors[name].shape:
             return (

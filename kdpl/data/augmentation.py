@@ -42,10 +42,7 @@ def resize_and_crop(image: Image, to: Resizing) -> Image:
 
 
 def without_ends(image: Image) -> Image:
-    """Crop the ends of a very elongated image.
-
-    Enlarging an image of, say, 20,000 x 1 pixels would exhaust the memory.
-    """
+    """Crop the ends of an image of, say, 20,000 x 1 pixels, which would exhaust the memory."""
     most = _LONGEST * min(image.size)
     if max(image.size) <= most:
         return image
@@ -146,10 +143,8 @@ class RandomResizedCrop(Augmentation):
         for _ in range(10):
             area = width * height * rng.uniform(*self.scale)
             aspect = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
-            crop_width, crop_height = (
-                round(math.sqrt(area * aspect)),
-                round(math.sqrt(area / aspect)),
-            )
+            crop_width = round(math.sqrt(area * aspect))
+            crop_height = round(math.sqrt(area / aspect))
             if 0 < crop_width <= width and 0 < crop_height <= height:
                 top = int(rng.integers(height - crop_height + 1))
                 left = int(rng.integers(width - crop_width + 1))
@@ -190,10 +185,7 @@ class LightAffine(Augmentation):
         self.translate = translate
 
     def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
-        """Draw (angle in degrees, magnification, shift right, shift down).
-
-        Shifts are shares of the view's edge.
-        """
+        """Draw (degrees, magnification, shift right and down as shares of the view's edge)."""
         return (
             rng.uniform(-self.degrees, self.degrees),
             rng.uniform(*self.scale),

@@ -70,7 +70,8 @@ def read_class_mapping(
         raise DataError(f"class names file {path} is of an unknown kind: give a .txt or .csv file")
     text = composed(read_text(path, "class names file"))
     try:
-        rows = _read_csv(text) if kind == ".csv" else _read_list(text)
+        names = filter(None, map(str.strip, text.splitlines()))
+        rows = _read_csv(text) if kind == ".csv" else [(name, ClassName(name)) for name in names]
     except (ValueError, csv.Error) as error:
         raise DataError(
             f"class names file {path} cannot be read as {kind[1:].upper()}: {error}"
@@ -99,11 +100,6 @@ def read_class_mapping(
             f"class names file {path} names no class: write a name on each line of a .txt file"
         )
     return mapping
-
-
-def _read_list(text: str) -> list[tuple[str, ClassName]]:
-    names = map(str.strip, text.splitlines())
-    return [(name, ClassName(name)) for name in names if name]
 
 
 def _read_csv(text: str) -> list[tuple[str, ClassName]]:

@@ -43,6 +43,7 @@ from kdpl.data.splits import Label, Reader, Splits
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import as_json, digest
+from kdpl.runtime.predictions import spread
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import DECODED_FILE
 from kdpl.tasks import MULTI_CLASS
@@ -194,10 +195,9 @@ class DomainDataModule(LightningDataModule):
             )
         if stage == "fit" and self._trains:
             self.splits.require_training_images()
-            if self._needs.split == "labeled":
-                inform(self.labels.counts_in_stage(1, self.labels.training()))
-            else:
-                inform(self.labels.counts_in_stage(2, []))
+            first = self._needs.split == "labeled"
+            trained = self.labels.training() if first else []
+            inform(self.labels.counts_in_stage(1 if first else 2, trained))
 
         # what the accuracies are measured on
         if stage in ("test", "validate"):
@@ -262,12 +262,9 @@ class DomainDataModule(LightningDataModule):
         teacher: Resizing | None = None,
         whole: bool = False,
     ) -> DataLoader[LabeledBatch] | DataLoader[UnlabeledBatch]:
-        """Training batches without a trainer, of the kind that the split has.
+        """Training batches without a trainer; arguments are as in ``Needs``.
 
-        ``resizing`` is that of the tower which sees the images. With a trainer and a teacher cache,
-        unlabelled batches have the cached features; otherwise, they have the same views for a
-        ``teacher`` of another resizing. With ``whole``, half of the unlabelled images are as in
-        evaluation. The epoch is set on the loader's ``sampler``.
+        The epoch is set on the loader's ``sampler``.
         """
         if split == "labeled":
             records = self.labels.training()
@@ -296,18 +293,17 @@ class DomainDataModule(LightningDataModule):
     def evaluation_dataloader_for(
         self, split: EvaluationSplit, resizing: Resizing, rank: int = 0, world_size: int = 1
     ) -> DataLoader[EvaluationBatch]:
-        """Validation or test batches without a trainer.
+        """Batches without a trainer and without augmentation, also of ``labeled`` training images.
 
-        ``labeled`` are the labelled training images without augmentation. ``resizing`` is that of
-        the tower which sees the images.
+        ``resizing`` is that of the tower which sees the images.
         """
         records = self.labels.evaluation(split)
         if len(records) < world_size:
             # a process without a batch would leave the others waiting for its metrics
-            problem = (
-                f"{self.splits.origin} has {len(records)} {split} images for {world_size} processes"
+            raise ConfigError(
+                f"{self.splits.origin} has {len(records)} {split} images for {world_size} "
+                f"processes: set trainer.devices to {len(records)} or fewer"
             )
-            raise ConfigError(f"{problem}: set trainer.devices to {len(records)} or fewer")
         classes = self.tuning_class_names if split == "labeled" else self.class_names
         dataset = EvaluationImages(records, self.splits.open_image, resizing, len(classes))
         sampler = EvaluationSampler(len(records), rank, world_size)
@@ -378,13 +374,8 @@ class DomainDataModule(LightningDataModule):
         return source, self.splits.open_image(source), label
 
     def preview(self, n: int, resizing: Resizing) -> torch.Tensor:
-        """Return up to n unlabelled images under the evaluation transform, uint8 [n, 3, S, S].
-
-        They are spread over the list.
-        """
-        sources, opened = self.selection.used, self.splits.open_image
-        n = min(n, len(sources))
-        images = (opened(sources[i * len(sources) // n]) for i in range(n))
+        """Return up to n unlabelled images, evenly spread, as in evaluation, uint8 [n, 3, S, S]."""
+        images = map(self.splits.open_image, spread(self.selection.used, n))
         return torch.stack([to_tensor(resize_and_crop(image, resizing)) for image in images])
 
     def view(self, resizing: Resizing, seed: int | None = None) -> RandomView:
@@ -396,10 +387,7 @@ class DomainDataModule(LightningDataModule):
     def unlabeled_images(
         self, resizing: Resizing, indices: Indices | None = None
     ) -> UnlabeledImages:
-        """Return views of unlabelled images, to fill a teacher cache or to prepare targets.
-
-        ``indices`` are among all; None: all, regardless of ``unlabeled_share``.
-        """
+        """Return views of unlabelled images: of ``indices``, or all for any ``unlabeled_share``."""
         names = self.pool.images if indices is None else self.pool.images.take(indices)
         return UnlabeledImages(names, self.view(resizing), indices)
 
@@ -420,11 +408,9 @@ class DomainDataModule(LightningDataModule):
         # Lightning sets ``ready`` to 0 when an epoch starts. On resume it is the number of batches
         # that were done when the checkpoint was saved, not of steps, and it is read after that, see
         # LazyLoader. A checkpoint's ``completed`` is one less, which Lightning makes up for
-        return (
-            int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
-            if self.trainer
-            else 0
-        )
+        if self.trainer is None:
+            return 0
+        return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

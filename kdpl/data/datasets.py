@@ -118,10 +118,7 @@ class CachedFeatures(Protocol):
     def view_seed(self) -> int: ...  # noqa: D102
 
     def with_features(self, images: UnlabeledImages) -> Dataset[UnlabeledBatch]:
-        """Return a dataset whose item (i, epoch) also has ``teacher_features``.
-
-        ``images`` have views of ``view_seed``, for the student.
-        """
+        """Return the student's views of ``view_seed`` with ``teacher_features`` in each item."""
         ...
 
 

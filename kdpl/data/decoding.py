@@ -55,9 +55,9 @@ class Decoding:
             red, green, blue = background
             return cls((red, green, blue))
         except (TypeError, ValueError) as error:
-            problem = f"background is {background!r:.100}, expected three numbers from 0 to 255"
             raise ConfigError(
-                f"{problem}: give for example [255, 255, 255], which is white"
+                f"background is {background!r:.100}, expected three numbers from 0 to 255: give "
+                "for example [255, 255, 255], which is white"
             ) from error
 
     def to_rgb(self, image: Image.Image, name: str = "an image") -> Image.Image:

@@ -28,10 +28,10 @@ def domain_of(trainer: Trainer) -> DomainDataModule:
 def build_data(
     sections: Sequence[Mapping[str, Any]], settings: Sequence[str] = ()
 ) -> DomainDataModule:
-    """Build the datamodule from ``data`` sections of configs; later sections win.
+    """Build the datamodule from ``data`` sections of configs, of which later ones win.
 
-    ``settings`` are further command line settings, such as ``--data.init_args.shots=4``.
-    ConfigError if they do not parse, or name another kind of datamodule.
+    ``settings`` are further ones of the command line. ConfigError if they do not parse, or name
+    another kind of datamodule.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")

@@ -23,10 +23,7 @@ def group_numbers(sources: Iterable[str], groups: Mapping[str, str]) -> Indices:
 
 
 def one_of_each(sources: Sequence[str], groups: Mapping[str, str], seed: int) -> Indices:
-    """Draw one image of each group by a seed; return their sorted positions, and print how many.
-
-    A bound of an error counts only these images, as near-copies are right or wrong together.
-    """
+    """Draw one image of each group by a seed; return their sorted positions, and print how many."""
     order = generator(seed, "groups").permutation(len(sources))
     numbers = group_numbers(sources, groups)[order]
     drawn = np.sort(order[np.unique(numbers, return_index=True)[1]])

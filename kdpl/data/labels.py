@@ -36,8 +36,10 @@ class Labels:
     def splits(self) -> Splits:
         """The dataset before sampling; with 0 shots, only test images have labels."""
         if self.protocol == "base_to_novel" and len(self.read.class_names) < 2:
-            problem = f"{self.read.origin} has one class, but protocol base_to_novel needs two"
-            raise DataError(f"{problem}: set protocol to all")
+            raise DataError(
+                f"{self.read.origin} has one class, but protocol base_to_novel needs two: set "
+                "protocol to all"
+            )
         return self.read.without_labels() if self.shots == 0 else self.read
 
     @property
@@ -81,12 +83,9 @@ class Labels:
     def require_shots(self) -> None:
         """Raise a DataError if no label of a training image is used."""
         if self.shots == 0:
-            problem = (
-                "shots is 0, so that no labelled image is used, "
-                "but prompts and pool_filter need some"
-            )
             raise DataError(
-                f"{problem}: set shots above 0, or do without them (config teacher/zero_shot)"
+                "shots is 0, so that no labelled image is used, but prompts and pool_filter need "
+                "some: set shots above 0, or do without them (config teacher/zero_shot)"
             )
 
     def tuning(self, split: Literal["labeled", "val"]) -> list[Record]:
@@ -109,10 +108,7 @@ class Labels:
         return line
 
     def evaluation(self, split: EvaluationSplit) -> Sequence[Record]:
-        """Return the images that accuracies are measured on; DataError if there are none.
-
-        They have all classes, except in ``labeled``.
-        """
+        """Return the images that accuracies are measured on; DataError if there are none."""
         if split == "labeled":
             return self.training()
         # validation images are sampled, test images are not
@@ -122,13 +118,12 @@ class Labels:
                 "shots is 0, so that no labelled image is used for validation: set shots above 0"
             )
         if not records:
-            remedy = (
-                ", set data.init_args.reading.test_share to 0.25 to hold some training images out"
-                if split == "test"
-                else ""
+            held_out = (
+                "set data.init_args.reading.test_share to 0.25 to hold some training images out"
             )
+            remedy = f", {held_out}" if split == "test" else ""
             raise DataError(
-                f"{self.splits.origin} has no {split} split: add one{remedy}, or do "
-                "without its accuracy"
+                f"{self.splits.origin} has no {split} split: add one{remedy}, or do without its "
+                "accuracy"
             )
         return records

@@ -78,10 +78,8 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
         )
         if self.labels is None:
             return zip(share, repeat(self.epoch))
-        return (
-            (drawn % self.num_images, self.epoch + drawn // self.num_images * _AGAIN)
-            for drawn in share
-        )
+        repeats = (divmod(drawn, self.num_images) for drawn in share)
+        return ((image, self.epoch + again * _AGAIN) for again, image in repeats)
 
     def _order(self) -> Indices:
         rng = generator(self.seed, "order", epoch=self.epoch)
@@ -146,11 +144,7 @@ class LazyLoader(DataLoader[BatchT]):
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, int]:
-        """Return an empty state.
-
-        Lightning warns unless a loader has ``state_dict`` and ``load_state_dict``. The trainer's
-        progress says where an epoch was interrupted, and ``batches_done`` reads it.
-        """
+        """Return an empty state: ``batches_done`` tells the batch; without it Lightning warns."""
         return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

@@ -1,7 +1,7 @@
 """Images that a LightningModule needs from the datamodule, and the towers they are made for."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Any, Literal
 
 from kdpl.runtime.resizing import Resizing
 
@@ -40,15 +40,7 @@ class Needs:
     whole: bool = False
 
 
-class HasNeeds(Protocol):
-    """A LightningModule that ``DomainDataModule`` can make batches for."""
-
-    @property
-    def needs(self) -> Needs:
-        """Images that the module trains on and is evaluated on."""
-        ...
-
-
-def needs_of(module: object) -> Needs:
-    """Return what a module needs."""
-    return cast(HasNeeds, module).needs
+def needs_of(module: Any) -> Needs:
+    """Return what a LightningModule needs, which its property ``needs`` says."""
+    needs: Needs = module.needs
+    return needs

@@ -53,10 +53,6 @@ class ReadingOptions:
     test_share: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.bad_images not in ("error", "skip"):
-            raise ConfigError(
-                f"reading.bad_images {self.bad_images!r} is unknown: choose error or skip"
-            )
         if not 0 <= self.test_share < 1:
             raise ConfigError(
                 f"reading.test_share must be at least 0 and below 1, not {self.test_share}"

@@ -9,10 +9,6 @@ from kdpl.data.names import Indices, Names
 from kdpl.data.sampling import generator, share_of
 
 
-def _no_indices() -> Indices:
-    return np.empty(0, np.int64)
-
-
 @dataclass(frozen=True, eq=False)
 class Selection:
     """Selection of unlabelled images: to distil on, held out, or left out.
@@ -26,7 +22,7 @@ class Selection:
 
     images: Names
     kept: Indices | None = None
-    held_out: Indices = field(default_factory=_no_indices)
+    held_out: Indices = field(default_factory=lambda: np.empty(0, np.int64))
     left_out: Collection[str] = ()
 
     @property
@@ -86,7 +82,5 @@ class UnlabeledPool:
         sources = self.selection.used
         if len(sources) <= n:
             return sources
-        chosen = generator(self.seed, "sample").choice(
-            len(sources), n, replace=False, shuffle=False
-        )
-        return sources.take(np.sort(chosen))
+        rng = generator(self.seed, "sample")
+        return sources.take(np.sort(rng.choice(len(sources), n, replace=False, shuffle=False)))

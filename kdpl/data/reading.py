@@ -58,10 +58,7 @@ class Reading:
 
     @cached_property
     def _apart(self) -> tuple[Splits, int]:
-        """Dataset without test or validation images in other parts.
-
-        Also the number of unlabelled images that are test or validation images.
-        """
+        """Dataset without test or validation images in other parts; how many were unlabelled."""
         # the order decides what is held out: never an image that cannot be used
         splits, checked = self.listed, self._check(look=self._skips)
         if checked and self._skips:
@@ -74,10 +71,7 @@ class Reading:
         return leave_out(splits, self._copies, "but copies of test or validation images"), same
 
     def prepare(self, trains: bool) -> None:
-        """Check all images before a run that ``trains`` or not, unless that was done.
-
-        DataError if some cannot be used, ``bad_images`` is ``error``, and the run ``trains``.
-        """
+        """Check all images, unless that was done; DataError for a bad one if the run ``trains``."""
         checked = self._check(look=trains or self._skips)
         if checked is None:
             return
@@ -90,14 +84,11 @@ class Reading:
         """Yield a line for each difference between the dataset and the files on disk."""
         splits, same = self._apart
         if splits.held_out:
-            yield (
-                f"{len(splits.test)} labelled images are held out for the test, because there "
-                "are no test images"
-            )
+            held_out = f"{len(splits.test)} labelled images are held out for the test"
+            yield f"{held_out}, because there are no test images"
         if same:
-            yield (
-                f"{same} unlabelled images are test or validation images, and are not distilled on"
-            )
+            held_out = f"{same} unlabelled images are test or validation images"
+            yield f"{held_out}, and are not distilled on"
         checked = self._check(look=False)
         if checked and checked.skipped and self._skips:
             where = f", listed in {self.file}" if self.file else ""

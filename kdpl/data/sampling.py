@@ -69,7 +69,8 @@ def few_shot(
     stream = random.Random(seed)  # noqa: S311
     if val_shots is not None and shots is not None:
         val_shots = min(shots, val_shots)
-    return _sample(train, shots, stream, groups), _sample(val, val_shots, stream, groups)
+    drawn = stratified.sample(train, shots, stream, groups)
+    return drawn, stratified.sample(val, val_shots, stream, groups)
 
 
 def balanced(labels: Indices, total: int, rng: np.random.Generator) -> Indices:
@@ -118,10 +119,7 @@ def share_of(num_images: int, share: float, seed: int) -> Indices:
 
 
 def held_out_of(
-    images: Iterable[tuple[str, Hashable]],
-    share: float,
-    groups: Groups = NO_GROUPS,
-    least: int = 2,
+    images: Iterable[tuple[str, Hashable]], share: float, groups: Groups = NO_GROUPS, least: int = 2
 ) -> set[str]:
     """Draw the images of each class that become test images, from sources and labels.
 
@@ -170,20 +168,15 @@ def require_apart(splits: Splits) -> None:
             elif split != "train":
                 measured[path] = name, split
     if twice:
-        problem = (
-            f"{splits.origin} has {len(twice)} files in two splits at once, such as {twice[0]}"
-        )
         raise DataError(
-            f"{problem}: keep each in one split, or list its other names in a file and "
-            "set reading.skip_list to it"
+            f"{splits.origin} has {len(twice)} files in two splits at once, such as {twice[0]}: "
+            "keep each in one split, or list its other names in a file and set reading.skip_list "
+            "to it"
         )
 
 
 def keep_apart(splits: Splits) -> tuple[Splits, int]:
-    """Leave out unlabelled images that are test or validation images, under any name.
-
-    Returns the remaining dataset and the number of images left out.
-    """
+    """Leave out, and count, unlabelled images that are test or validation images by any name."""
     measured = [record.source for record in (*splits.val, *splits.test)]
     if not splits.unlabeled or not measured:
         return splits, 0
@@ -200,17 +193,10 @@ def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: 
     counts = Counter(label for record in records for label in labels_of(record))
     sets = are_sets(records)
     for label, name in enumerate(class_names):
-        lacking = len(records) - counts[label] if sets else shots
-        if min(counts[label], lacking) < shots:
+        number = min(counts[label], len(records) - counts[label] if sets else shots)
+        if number < shots:
             what = "has" if counts[label] < shots else "is lacked by"
-            number = min(counts[label], lacking)
-            problem = f"class {name!r} {what} {number} training images where shots asks for {shots}"
             raise DataError(
-                f"{problem}: lower shots, or set allow_fewer_shots: true to take what there is"
+                f"class {name!r} {what} {number} training images where shots asks for {shots}: "
+                "lower shots, or set allow_fewer_shots: true to take what there is"
             )
-
-
-def _sample(
-    records: Sequence[Record], shots: int | None, stream: random.Random, groups: Groups
-) -> list[Record]:
-    return list(records) if shots is None else stratified.sample(records, shots, stream, groups)

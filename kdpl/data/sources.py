@@ -88,8 +88,10 @@ def content_of(source: str) -> bytes:
     try:
         return Path(source).read_bytes()
     except OSError as error:
-        problem = f"image {source} cannot be read ({error.strerror or error})"
-        raise DataError(f"{problem}: restore the file, or go on without it") from error
+        raise DataError(
+            f"image {source} cannot be read ({error.strerror or error}): restore the file, or go "
+            "on without it"
+        ) from error
 
 
 def digest_of_content(content: bytes) -> str:

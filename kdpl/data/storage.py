@@ -49,10 +49,9 @@ def find_images(folder: Path) -> list[str]:
 
 
 def resolve(path: str) -> Iterator[str]:
-    """Find image files and shards by path or pattern, sorted in each folder and pattern.
+    """Find image files and shards by path or pattern, sorted; DataError if there are none.
 
-    A folder is searched recursively for images and, if it has none, for shards; DataError if it has
-    neither.
+    A folder is searched recursively for images and, if it has none, for shards.
     """
     if "://" in path:
         raise DataError(f"{path} is a URL, expected a path: copy the images, or mount the bucket")

@@ -25,13 +25,15 @@ def by_label(images: Iterable[Labeled]) -> Collection[list[Labeled]]:
 
 
 def sample(
-    records: Sequence[Record], shots: int, stream: random.Random, groups: Mapping[str, str]
+    records: Sequence[Record], shots: int | None, stream: random.Random, groups: Mapping[str, str]
 ) -> list[Record]:
-    """Draw ``shots`` images a class.
+    """Draw ``shots`` images a class; None: all.
 
     Images with several labels are drawn by ``sample_sets``, without groups. Otherwise a class gets
     a second image of a group only if there is no other group, and so on.
     """
+    if shots is None:
+        return list(records)
     if are_sets(records):
         return sample_sets(records, shots, stream)
     return [

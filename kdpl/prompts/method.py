@@ -76,7 +76,6 @@ class PromptMethod(Float32Module):
         self, vision: PromptConfig, text: PromptConfig, context: str | None, clip: ImageClip
     ) -> None:
         super().__init__()
-        del clip
         self.vision_config = vision
         self.text_config = text
         self.context = context
@@ -92,10 +91,7 @@ class PromptMethod(Float32Module):
         return type(self).encode_images is PromptMethod.encode_images
 
     def encode_images(self, tower: ImageTower, images: Tensor) -> Tensor:
-        """Encode images [B, 3, S, S], uint8 or float in [0, 1], to float32 [B, embed_dim].
-
-        The features are normalised.
-        """
+        """Encode images [B, 3, S, S], uint8 or float in [0, 1]; normalised, float32 [B, D]."""
         return normalized(tower(images))
 
     def arrange(self, names: Sequence[str], tower: TextTower, tokenize: Tokenizer) -> ArrangedTexts:
@@ -111,15 +107,11 @@ class PromptMethod(Float32Module):
         Called in steps under the trainer's autocast, and by ``encode_names`` in float32. With
         gradients, ``classes_at_once`` limits the classes whose activations are kept at a time.
         """
-        del classes_at_once
         return normalized(tower(texts))
 
     @torch.no_grad()
     def encode_names(self, names: Sequence[str], tower: TextTower, tokenize: Tokenizer) -> Tensor:
-        """Encode C class names, or texts for them, in float32; normalised [C, embed_dim].
-
-        Without gradients, and regardless of autocast.
-        """
+        """Encode C class names, or texts for them, in float32; normalised [C, embed_dim]."""
         texts = self.arrange(names, tower, tokenize)
         # class vectors must not depend on the trainer's precision
         with torch.autocast(texts.prefix.device.type, enabled=False):
@@ -167,9 +159,7 @@ class PromptMethod(Float32Module):
         saved: Mapping[str, Tensor],
         settings: Mapping[str, Any] = MappingProxyType({}),
     ) -> "PromptMethod":
-        """Build the method from the results of ``saved`` and ``settings``.
-
-        The image half of a CLIP is enough to encode images.
+        """Build the method from ``saved`` and ``settings``; for images, half a CLIP is enough.
 
         A ConfigError, ValueError or TypeError if sizes, settings or tensors do not fit.
         """

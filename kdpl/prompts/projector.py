@@ -9,7 +9,6 @@ from kdpl.clip.modules import Float32Module
 
 
 def _local_rows(rows: Tensor) -> Tensor:
-    """Return this process's part of the rows of all processes."""
     return rows.reshape(distributed.get_world_size(), -1, rows.shape[1])[distributed.get_rank()]
 
 

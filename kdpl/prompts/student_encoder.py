@@ -126,7 +126,6 @@ def read_encoder(
 
 
 def _require_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Raise a ValueError unless tensors are finite, of the expected names, shapes and types."""
     problem = mismatch(expected, tensors)
     if problem is not None:
         raise ValueError(problem)

@@ -20,10 +20,7 @@ from kdpl.prompts.vision import INIT_STD, require_size
 
 
 def prompt_texts(context: str | None, length: int, class_names: Sequence[str]) -> list[str]:
-    """Return ``"{context} {name}."`` for each name, with underscores as spaces.
-
-    ``length`` words stand for a missing context.
-    """
+    """Return ``"{context} {name}."`` for each name, with ``length`` words for a missing context."""
     words = context if context is not None else " ".join(["X"] * length)
     return [f"{words} {name.replace('_', ' ')}.".lstrip() for name in class_names]
 
@@ -75,9 +72,8 @@ class TextPrompts(Float32Module):
                     f"the context {context!r} has {len(ids)} tokens, fewer than the text prompts' "
                     f"length {length}: give more words or a smaller length"
                 )
-            start = tower.token_embedding(
-                ids[:length].to(tower.token_embedding.weight.device)
-            ).detach()
+            ids = ids[:length].to(tower.token_embedding.weight.device)
+            start = tower.token_embedding(ids).detach()
 
         # the learnt tokens
         self.context = nn.Parameter(start.to(torch.float32, copy=True))
@@ -114,8 +110,5 @@ def ensemble_features(
     # one template at a time, so that only one set of features is in memory
     names = [name.replace("_", " ") for name in class_names]
     texts = ([template(name) for name in names] for template in templates)
-    features = (
-        tower(tokenize_prompts(tokenize, of_one_template, tower)).float()
-        for of_one_template in texts
-    )
+    features = (tower(tokenize_prompts(tokenize, group, tower)).float() for group in texts)
     return F.normalize(reduce(torch.add, features) / len(templates), dim=-1)

@@ -138,10 +138,8 @@ class TunedPrompts(PromptSettings):
         )
 
     def _require_weights(self, clip: ImageClip, text_fingerprint: str) -> None:
-        if (clip.identity.fingerprint, text_fingerprint) != (
-            self.clip.fingerprint,
-            self.text_fingerprint,
-        ):
+        loaded = clip.identity.fingerprint, text_fingerprint
+        if loaded != (self.clip.fingerprint, self.text_fingerprint):
             raise WeightsError(
                 f"the weights {self.clip.pretrained!r} of {self.clip.model} are not the weights "
                 "that the teacher was tuned on: restore them, or run stage 1 again"

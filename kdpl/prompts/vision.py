@@ -38,7 +38,7 @@ class VisionPrompts(Float32Module):
 
     @torch.no_grad()
     def init_at_mean_tokens(self, tower: ImageTower, images: Tensor) -> None:
-        """Add to each layer's prompts the mean patch token that enters the layer.
+        """Add the mean patch token that enters the layer to each layer's prompts.
 
         A deviation from the published initialisation: that starts every prompt near the origin, far
         from the tokens. The drawn noise is kept, and the mean of the unprompted patch tokens over

@@ -47,16 +47,15 @@ def classify_ahead(
             return error
 
     def classify(
-        batch: Sequence[T], images: Iterable[Tensor | DataError]
+        batch: Sequence[T], each: Callable[..., Iterator[Tensor | DataError]] = map
     ) -> list[tuple[T, R | DataError]]:
-        images = list(images)
+        images = list(each(attempt, batch))
         readable = [image for image in images if isinstance(image, Tensor)]
         results = iter(network(torch.stack(readable)) if readable else ())
-        each = (image if isinstance(image, DataError) else next(results) for image in images)
-        return list(zip(batch, each, strict=True))
-
-    def work(batch: Sequence[T]) -> list[tuple[T, R | DataError]]:
-        return classify(batch, map(attempt, batch))
+        return [
+            (item, image if isinstance(image, DataError) else next(results))
+            for item, image in zip(batch, images, strict=True)
+        ]
 
     rest = iter(items)
     batches = iter(lambda: list(islice(rest, batch_size)), [])
@@ -68,10 +67,10 @@ def classify_ahead(
     ) as pool:
         try:
             if len(begin) == 1:
-                yield from classify(begin[0], pool.map(attempt, begin[0]))
+                yield from classify(begin[0], pool.map)
                 return
             for batch in chain(begin, batches):
-                waiting.append(pool.submit(work, batch))
+                waiting.append(pool.submit(classify, batch))
                 if len(waiting) > workers:
                     yield from waiting.popleft().result()
             while waiting:

@@ -37,12 +37,10 @@ def write_tensors(
 ) -> None:
     """Write tensors and JSON fields atomically as a safetensors file of a kind and version."""
     header = json.dumps({"kind": kind, "version": version, **fields}, ensure_ascii=False)
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        content = save(
-            {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={_KEY: header}
-        )
         # not save_file: its error for a full disk has no errno
-        temporary.write_bytes(content)
+        temporary.write_bytes(save(stored, metadata={_KEY: header}))
 
 
 def read_tensors(

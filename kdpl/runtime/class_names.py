@@ -11,10 +11,7 @@ _LONGEST = 1000  # CLIP's text tower reads 77 tokens, a few hundred letters
 
 
 def composed(name: str) -> str:
-    """Return a name in Unicode's composed form (NFC).
-
-    A class name is then spelt the same, no matter what system or program wrote it.
-    """
+    """Return a name in Unicode's composed form (NFC), the same from any system or program."""
     return unicodedata.normalize("NFC", name)
 
 

@@ -33,10 +33,7 @@ def handle_sigterm() -> None:
 
 
 def interruption(error: Exception | KeyboardInterrupt) -> Exception | KeyboardInterrupt:
-    """Return the interruption that an error arose from, such as of workers that it ended as well.
-
-    An error that arose from none is returned as it is.
-    """
+    """Return the interruption that an error arose from, as of workers that it ended, or itself."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, KeyboardInterrupt):
         cause = cause.__context__

@@ -75,17 +75,9 @@ def write_rows(path: Path, rows: Iterable[Iterable[object]]) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Add text to a file, all of it or nothing."""
-    with _naming(path), path.open("ab", buffering=0) as file:
-        content, before = text.encode(), file.tell()
-        try:
-            written = file.write(content)
-            if written < len(content):
-                # writing the rest raises the reason
-                file.write(content[written:])
-        except BaseException:
-            file.truncate(before)
-            raise
+    """Add lines to a file; ``cut_to_whole_lines`` removes one that a kill or full disk left."""
+    with _naming(path), path.open("a", encoding="utf-8", newline="") as file:
+        file.write(text)
 
 
 def cut_to_whole_lines(path: Path) -> int:
@@ -111,7 +103,7 @@ def remove_leftovers(folder: Path, but_with: str) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Name the file in the error of a full disk, which the system leaves out."""
+    # the system leaves the file out of the error of a full disk
     try:
         yield
     except OSError as error:

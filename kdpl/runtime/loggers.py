@@ -62,7 +62,10 @@ class MetricsCSV(Logger):
             cut_to_whole_lines(path)
         self._begun = True
         # a test of the same run may have added columns since the last row
-        columns = _columns(path) if path.is_file() else []
+        columns = list[str]()
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                columns = next(csv.reader(file), [])
         if row.keys() <= set(columns):
             line = io.StringIO(newline="")
             csv.DictWriter(line, columns).writerow(row)
@@ -74,21 +77,13 @@ class MetricsCSV(Logger):
             write_rows(path, [columns, *([row.get(key, "") for key in columns] for row in rows)])
 
 
-def _columns(path: Path) -> list[str]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return next(csv.reader(file), [])
-
-
 def _read(path: Path) -> list[dict[str, Any]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Read ``metrics.csv`` as curves: (step, value) pairs by metric, sorted by step.
-
-    The value is the last one of its step.
-    """
+    """Read ``metrics.csv`` as curves: steps, sorted, each with its last value, by metric."""
     curves: dict[str, dict[int, float]] = {}
     for row in _read(path):
         for key, value in row.items():

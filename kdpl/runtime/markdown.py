@@ -5,10 +5,7 @@ from collections.abc import Sequence
 
 
 def markdown_rows(lines: Sequence[Sequence[str]], numbers: int) -> list[str]:
-    """Return the lines of a Markdown table, head first.
-
-    The last ``numbers`` columns are numbers, aligned to the right.
-    """
+    """Return a Markdown table, head first; the last ``numbers`` columns are aligned right."""
     rows = ["|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines]
     rows.insert(1, "|" + "---|" * (len(lines[0]) - numbers) + "--:|" * numbers)
     return rows

@@ -48,9 +48,8 @@ def write_predictions(folder: Path, predictions: Iterable[ImagePrediction]) -> N
     columns = list(ImagePrediction.__annotations__)
     if all(row[columns[-1]] is None for row in rows):
         columns.pop()
-    write_rows(
-        folder / PREDICTIONS_FILE, [columns, *([row[name] for name in columns] for row in rows)]
-    )
+    lines = ([row[name] for name in columns] for row in rows)
+    write_rows(folder / PREDICTIONS_FILE, [columns, *lines])
 
 
 def read_predictions(folder: Path) -> list[ImagePrediction]:

@@ -76,15 +76,11 @@ def requeue(what: str, checkpoint: Path | None = None) -> Requeued | RequeueErro
         done = subprocess.run(  # noqa: S603
             command, capture_output=True, text=True, timeout=_SCONTROL_SECONDS
         )
-        problem = (
-            None
-            if done.returncode == 0
-            else done.stderr.strip() or f"scontrol ended with {done.returncode}"
-        )
+        if done.returncode == 0:
+            return Requeued(f"job {job} is in the queue again")
+        problem = done.stderr.strip() or f"scontrol ended with {done.returncode}"
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)
-    if problem is not None:
-        return RequeueError(
-            f"job {job} could not be requeued ({problem}){kept}: submit it again to resume {what}"
-        )
-    return Requeued(f"job {job} is in the queue again")
+    return RequeueError(
+        f"job {job} could not be requeued ({problem}){kept}: submit it again to resume {what}"
+    )

@@ -15,7 +15,6 @@ from kdpl.cli import STAGES, command_names, find_command
 from kdpl.cli.arguments import parse
 from kdpl.cli.choice import Options
 from kdpl.cli.fit import parse_stage
-from kdpl.cli.prepare import complete
 from kdpl.cli.run_summary import summarize
 from kdpl.errors import KdplError
 from kdpl.runtime.advice import command
@@ -56,13 +55,6 @@ def in_full(capsys):
     return options.in_full(Path("runs/my pets"))
 
 
-def init_by_one_process(capsys):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdpl.cli.prepare.process_rank", lambda: 1)
-        options, reading = Options(), ("names.csv", ";")
-        return error_of(complete, "my table.csv", Path("runs/it's"), options, reading)
-
-
 def after_run(capsys):
     Path("my runs").mkdir()
     summarize(Console(), Path("my runs"), nothing_done=False)
@@ -95,7 +87,6 @@ def missing_data(capsys):
     "advise",
     [
         in_full,
-        init_by_one_process,
         after_run,
         run_without_a_test,
         missing_data,

@@ -9,8 +9,7 @@ from runs import SHORT, image_folder, interrupted_at, noise, refused
 
 from kdpl.__main__ import main
 from kdpl.cli.choice import Choice, Options, choose
-from kdpl.data.survey.found import FoundImage
-from kdpl.data.survey.views import is_drawn, views_to_choose
+from kdpl.data.survey import FoundImage, is_drawn, views_to_choose
 
 NOTHING = Options()
 MINIATURES = Choice(

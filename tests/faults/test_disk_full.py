@@ -50,7 +50,7 @@ def test_class_vectors_and_a_classifier_that_do_not_fit_leave_those_before(disk,
             assert files_of(disk.folder) == before, "nothing unfinished"
 
 
-def test_metrics_that_do_not_fit_leave_complete_rows(disk):
+def test_metrics_that_do_not_fit_leave_complete_rows_to_the_next_start(disk):
     logger = MetricsCSV(str(disk.folder))
     logger.log_metrics({"train/loss": 0.5}, step=0)
     disk.fill()
@@ -59,9 +59,9 @@ def test_metrics_that_do_not_fit_leave_complete_rows(disk):
         [logger.log_metrics({"train/loss": step / 3}, step=step) for step in steps]
     assert error.value.filename == str(disk.folder / "metrics.csv")
     step = next(steps) - 1
-    assert [int(row["step"]) for row in rows_of(disk.folder / "metrics.csv")] == list(range(step))
     disk.free()
-    logger.log_metrics({"train/loss": 7.0}, step=step)
+    MetricsCSV(str(disk.folder)).log_metrics({"train/loss": 7.0}, step=step)
+    assert [int(row["step"]) for row in rows_of(disk.folder / "metrics.csv")] == [*range(step + 1)]
     assert read_metrics(disk.folder / "metrics.csv")["train/loss"][-1] == (step, 7.0)
 
 

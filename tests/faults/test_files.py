@@ -93,7 +93,12 @@ def test_a_locale_without_umlauts_another_date_and_a_name_that_is_not_utf8_chang
 ):
     def output(args):
         # where it is tomorrow already; not forked, since a process takes its locale as it starts
-        elsewhere = {**os.environ, "LC_ALL": "C", "TZ": "Pacific/Kiritimati"}
+        elsewhere = {
+            **os.environ,
+            "LC_ALL": "C",
+            "TZ": "Pacific/Kiritimati",
+            "OMP_NUM_THREADS": "1",
+        }
         command = [sys.executable, "-m", "kdpl", *args]
         done = subprocess.run(command, capture_output=True, text=True, env=elsewhere)
         assert done.returncode == 0, done.stderr

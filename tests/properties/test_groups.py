@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from kdpl.data.sampling import few_shot, held_out_of, hold_out
 from kdpl.data.splits import Record, Splits
-from kdpl.data.survey.found import FoundImage
-from kdpl.data.survey.images import set_aside
+from kdpl.data.survey import FoundImage, set_aside
 
 # images in order, each with its class and its group; 0: none
 IMAGES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), min_size=1, max_size=60)

@@ -72,7 +72,6 @@ class RunWandbLogger(WandbLogger):
 
 
 def _run_id(folder: Path) -> str:
-    """Return the W&B id of a run's fits and tests: the kept id, WANDB_RUN_ID, or a random id."""
     file = folder / ID_FILE
     if file.is_file():
         return file.read_text(encoding="utf-8").strip()

@@ -23,8 +23,6 @@ def write_int8_onnx(
 ) -> None:
     """Write ONNX whose convolutions and products with weights compute in 8 bits.
 
-    They take most of the time.
-
     Unlabelled images of the domain, uint8 [N, 3, S, S], set the ranges of activations. Operations
     that take little time compute in float32, since they would add as much to the errors as the
     rest: products within attention, and with weights in 16 bits the first convolution and products
@@ -85,10 +83,7 @@ def write_int8_onnx(
 
 
 def _rare_and_frequent(graph: Any) -> tuple[list[str], list[str]]:
-    """Return the names of rare and frequent nodes with weights, without the heads.
-
-    Rare nodes take little time: the first convolution, and products of one row for each image.
-    """
+    """Return the names of nodes with weights, but for the heads: rare ones take little time."""
     weights, heads = {tensor.name for tensor in graph.initializer}, _heads(graph)
     shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
     first, *frequent = [node.name for node in graph.node if node.op_type == "Conv"]
@@ -101,7 +96,6 @@ def _rare_and_frequent(graph: Any) -> tuple[list[str], list[str]]:
 
 
 def _store_in_16_bits(graph: Any, names: list[str]) -> None:
-    """Replace the float32 weights of nodes by float16 weights; a runtime casts them back."""
     from onnx import TensorProto, helper
 
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -113,7 +107,6 @@ def _store_in_16_bits(graph: Any, names: list[str]) -> None:
 
 
 def _half(weight: Any) -> Any:
-    """Return a copy of a weight in float16, under a new name."""
     from onnx import numpy_helper
 
     values = numpy_helper.to_array(weight).astype(np.float16)

@@ -22,10 +22,7 @@ def formats() -> dict[str, Format]:
 
 
 def require_format(name: str, out: Path, has_calibration: bool) -> Format:
-    """Return a format; a ConfigError if it is unknown, or one of its requirements is missing.
-
-    Requirements are the ending of the file's name, images to calibrate on, and packages.
-    """
+    """Return a format; a ConfigError for another ending, or without images or packages it needs."""
     # the format
     by_name = formats()
     if name not in by_name:
@@ -39,8 +36,7 @@ def require_format(name: str, out: Path, has_calibration: bool) -> Format:
             "rename it"
         )
     # a folder's name may contain a dot, but not end like a file
-    endings = {".xml", ".bin", *(form.ending for form in by_name.values() if form.ending)}
-    if not chosen.ending and out.suffix in endings:
+    if not chosen.ending and out.suffix in (".xml", ".onnx"):
         raise ConfigError(
             f"--out {out} ends with {out.suffix}, but --format {name} writes a folder: rename it"
         )

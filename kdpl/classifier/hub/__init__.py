@@ -100,11 +100,7 @@ def from_pretrained(
     try:
         with hub_or_cache():
             folder = snapshot_download(
-                str(name),
-                allow_patterns=files,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
+                str(name), allow_patterns=files, revision=revision, token=token, cache_dir=cache_dir
             )
     except (HubUnreachableError, HfHubHTTPError, HFValidationError, OSError) as error:
         names = " and ".join(CLASSIFIER_FILES)
@@ -134,7 +130,6 @@ def model_card(classifier: Classifier, run: str | Path | None = None) -> ModelCa
 
 
 def _of_run(run: Path) -> dict[str, Any]:
-    """Return data, seed and, for a tested student, test image count and accuracies as text."""
     try:
         config, results = read_config(str(run / CONFIG_FILE)), read_results(run)
         # settings of the data, and accuracies in percent

@@ -85,4 +85,4 @@ class TextHalf(_Half):
 
 def _features(output: Any) -> Tensor:
     # transformers 4 returns the features, 5 an output that holds them
-    return cast(Tensor, output if isinstance(output, Tensor) else output.pooler_output)
+    return cast(Tensor, getattr(output, "pooler_output", output))

@@ -65,9 +65,7 @@ def load_clip(config: ClipConfig) -> Clip:
     # the model, split into towers
     model = _model(config, settings)
     tower = HuggingFaceTextTower(TextHalf(model, padding, ends), start)
-    digest = fingerprint(tower.state_dict().items())
-    image = _image_half(model, config, settings)
-    return Clip(**vars(image), text_tower=tower, tokenize=tokenize, text_fingerprint=digest)
+    return _image_half(model, config, settings).with_text(tower, tokenize)
 
 
 def load_image_clip(config: ClipConfig) -> ImageClip:
@@ -93,7 +91,6 @@ def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -
 
 
 def _settings(model: str) -> Any:
-    """Read the config of a model, or raise a WeightsError if kdpl cannot use it."""
     with _reading(model, "config") as (library, path):
         values, _ = library.PretrainedConfig.get_config_dict(path)
         kind = values.get("model_type")
@@ -106,7 +103,6 @@ def _settings(model: str) -> Any:
 
 
 def _model(config: ClipConfig, settings: Any) -> Any:
-    """Load the whole model in float32."""
     name = config.model
     if config.pretrained not in (None, name) or config.quick_gelu or config.image_size:
         raise ConfigError(
@@ -207,7 +203,6 @@ def _resizing(model: str, fields: Mapping[str, Any]) -> tuple[int, int, ResizeMo
 
 @contextmanager
 def _reading(model: str, kind: str) -> Iterator[tuple[Any, str]]:
-    """Yield transformers and a model's folder or repository, for reading a part of the model."""
     source = Path(model.partition(":")[2]).expanduser().as_posix()
     with from_transformers(model, kind, source, "hf:"):
         import transformers

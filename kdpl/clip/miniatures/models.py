@@ -26,7 +26,6 @@ _IDS = "token_ids"
 
 
 def _config(width: int, vision: dict[str, Any]) -> dict[str, Any]:
-    """Return an open_clip config with 32-wide attention heads."""
     text = {"context_length": CONTEXT_LENGTH, "vocab_size": VOCAB_SIZE, "width": width, "layers": 2}
     text["heads"] = width // 32
     vision = {"image_size": IMAGE_SIZE, "head_width": 32, **vision}
@@ -62,9 +61,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def expand_embedding(rows: Tensor, token_ids: Tensor) -> Tensor:
-    """Expand the trained token embeddings to the whole vocabulary, float32 [V, W].
-
-    ``rows``, float32 [T, W], are the embeddings of the tokens ``token_ids``, int64 [T].
+    """Expand the embeddings [T, W] of the tokens ``token_ids`` [T] to the vocabulary, [V, W].
 
     Unseen tokens are drawn with the mean and standard deviation of the trained rows. The tower has
     only seen such embeddings; others, such as random initial values, could dominate the words
@@ -74,8 +71,7 @@ def expand_embedding(rows: Tensor, token_ids: Tensor) -> Tensor:
     trained = rows.double().numpy()
     # a teacher's fingerprint depends on this stream: numpy guarantees it, torch does not
     noise = np.random.RandomState(0).standard_normal((VOCAB_SIZE, trained.shape[1]))
-    table = torch.from_numpy(
-        (trained.mean(axis=0) + trained.std(axis=0) * noise).astype(np.float32)
-    )
+    drawn = trained.mean(axis=0) + trained.std(axis=0) * noise
+    table = torch.from_numpy(drawn.astype(np.float32))
     table[token_ids] = rows
     return table

@@ -23,10 +23,8 @@ def run_first_token(block: Any, tokens: Tensor) -> Tensor:
     attention, width = block.attn, tokens.shape[2]
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     q = _heads(F.linear(normed[:, :1], weight[:width], bias[:width]), attention.num_heads)
-    k, v = (
-        _heads(t, attention.num_heads)
-        for t in F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
-    )
+    rest = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
+    k, v = (_heads(t, attention.num_heads) for t in rest)
     return finish(block, tokens[:, :1], merge_heads(F.scaled_dot_product_attention(q, k, v)))
 
 

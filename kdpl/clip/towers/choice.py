@@ -18,22 +18,16 @@ from kdpl.errors import WeightsError
 
 def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
     """Wrap open_clip's visual module in the first kind of tower that fits its model config."""
-    kind: type[ImageTower]
     if _has_class_token(visual, config):
-        kind = ClassTokenTower
-    elif _is_transformer(visual, config):
-        kind = TransformerTower
-    else:
-        # encodes images without prompts, like a convolutional network
-        kind = ImageTower
-    return kind(visual, preprocessing, config)
+        return ClassTokenTower(visual, preprocessing, config)
+    if _is_transformer(visual, config):
+        return TransformerTower(visual, preprocessing, config)
+    # encodes images without prompts, like a convolutional network
+    return ImageTower(visual, preprocessing, config)
 
 
 def text_tower(name: str, model: Any, start: int) -> TextTower:
-    """Wrap the text half of an open_clip model in the first tower that fits, or a WeightsError.
-
-    ``start`` is the position of a text's first token.
-    """
+    """Wrap the text half of an open_clip model, with texts from ``start`` on, or a WeightsError."""
     text = getattr(model, "text", model)
     if has_clip_blocks(text):
         pool, end = pooling(text)
@@ -66,7 +60,6 @@ def _has_class_token(visual: Any, config: ModelConfig) -> bool:
 
 
 def _is_transformer(visual: Any, config: ModelConfig) -> bool:
-    """Return whether a module is a vision transformer of open_clip or timm."""
     trunk = getattr(visual, "trunk", None)
     if trunk is None:
         return not isinstance(config["vision_cfg"]["layers"], list | tuple)

@@ -1,7 +1,7 @@
 """Vision transformers of CLIP, run on the same weights with less copying and no unused tokens."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +13,6 @@ from kdpl.clip.towers.image import PromptableImageTower
 class ClassTokenTower(PromptableImageTower):
     """CLIP vision transformer that pools by its class token."""
 
-    @property
-    def blocks(self) -> list[Any]:
-        """The transformer's residual blocks, first to last."""
-        return list(self.visual.transformer.resblocks)
-
-    @property
-    def width(self) -> int:
-        """Width W of the tokens."""
-        return int(self.visual.transformer.width)
-
     _run: Callable[[nn.Module, Tensor], Tensor] = staticmethod(run_block)
 
     def cast_weights(self) -> Iterator[nn.Parameter]:
@@ -32,10 +22,7 @@ class ClassTokenTower(PromptableImageTower):
         yield from (self.visual.class_embedding, self.visual.positional_embedding)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Embed images [B, 3, S, S] as a class token and patch tokens [B, 1 + patches, W].
-
-        The tokens include positional embeddings; ``ln_pre`` has not been applied.
-        """
+        """Embed images [B, 3, S, S] as class token and patches [B, 1 + P, W], before ``ln_pre``."""
         visual = self.visual
         pixels = self.pixels(images).to(visual.conv1.weight.dtype)
         patches: Tensor = visual.conv1(pixels).flatten(2).transpose(1, 2)

@@ -43,7 +43,6 @@ class HuggingFaceTextTower(WholeTextTower):
         return [self.text.transformer]
 
     def _encode(self, ids: Tensor, context: Tensor | None, deep: Tensor | None) -> Tensor:
-        del deep  # always None
         if context is None:
             return cast(Tensor, self.text(ids))
 

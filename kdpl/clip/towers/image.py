@@ -29,22 +29,16 @@ _LEAST_CHANNELS = 16
 
 
 class Pixels(Float32Module):
-    """Normalisation of images [B, 3, S, S], in float32 on their device.
-
-    Images are uint8 in 0..255, or float in [0, 1].
-    """
+    """Normalisation of images [B, 3, S, S], uint8 or float in [0, 1], in float32."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.register_buffer(
-            "mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False
-        )
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return normalised images, float32."""
@@ -89,10 +83,7 @@ class ImageTower(FrozenTower):
         self.visual.compile()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encode images [B, 3, S, S] into features [B, embed_dim], not normalised.
-
-        Images are uint8 in 0..255 or float in [0, 1]; the tower normalises them.
-        """
+        """Encode images [B, 3, S, S], uint8 or float in [0, 1]: [B, embed_dim], not normalised."""
         return cast(Tensor, self.visual(self._input(images)))
 
     def pooled(self, images: Tensor) -> Tensor:
@@ -143,14 +134,16 @@ class PromptableImageTower(ImageTower, ABC):
     """Vision transformer whose blocks take tokens [B, L, W] and additional prompts."""
 
     @property
-    @abstractmethod
     def blocks(self) -> list[Any]:
         """The transformer's residual blocks, first to last."""
+        trunk = getattr(self.visual, "trunk", None)
+        return list(self.visual.transformer.resblocks if trunk is None else trunk.blocks)
 
     @property
-    @abstractmethod
     def width(self) -> int:
         """Width W of the tokens."""
+        trunk = getattr(self.visual, "trunk", None)
+        return int(self.visual.transformer.width if trunk is None else trunk.embed_dim)
 
     @abstractmethod
     def with_prompts(self, images: Tensor, prompts: Tensor) -> Tensor:
@@ -187,12 +180,10 @@ def memory_format_of(visual: nn.Module) -> torch.memory_format:
 
 
 def _breaks(module: nn.Module) -> bool:
-    """Return whether the backward pass of a convolution corrupts memory with channels last.
+    """Return whether the backward pass of a convolution corrupts memory, as of RepVGG's stem.
 
-    The stem of RepVGG has such a convolution.
-
-    oneDNN writes past its buffer if a strided 1×1 convolution has fewer input channels than a
-    vector register holds: https://github.com/uxlfoundation/oneDNN/issues/6035
+    oneDNN writes past its buffer if a strided 1×1 convolution with channels last has fewer input
+    channels than a vector register holds: https://github.com/uxlfoundation/oneDNN/issues/6035
     """
     return (
         isinstance(module, nn.Conv2d)

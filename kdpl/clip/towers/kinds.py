@@ -9,10 +9,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from kdpl.clip.towers.image import IMAGE_SETTINGS
 
 ModelConfig = Mapping[str, Any]
-"""Model config of open_clip.
-
-It has ``embed_dim``, ``vision_cfg``, ``text_cfg`` and, if true, ``quick_gelu``.
-"""
+"""Config of open_clip: ``embed_dim``, ``vision_cfg``, ``text_cfg``, perhaps ``quick_gelu``."""
 
 
 def has_clip_blocks(module: Any) -> bool:
@@ -40,12 +37,9 @@ _LARGEST = 1_000_000  # for any setting; memory is bounded by checks of names an
 
 
 def require_modest(config: ModelConfig, image_size: int) -> None:
-    """Raise an error for settings of an artifact that are not safe to build.
+    """Raise an error for image settings that would build endlessly, or make timm fetch a model.
 
-    They would build endlessly, or make timm fetch or look up a model.
-
-    ``config`` is the image part of a model config, declared for square images of ``image_size``
-    pixels.
+    ``config``, from an artifact, is declared for square images of ``image_size`` pixels.
     """
     # refuse unknown settings, and large or nested values
     vision = config["vision_cfg"]

@@ -71,10 +71,7 @@ class TextTower(FrozenTower):
         self.requires_grad_(False).train()
 
     def cast_weights(self) -> Iterator[nn.Parameter]:
-        """Yield nothing, since names are encoded in float32.
-
-        open_clip's module would round its embeddings to the layers' type.
-        """
+        """Yield nothing: open_clip's module would round its embeddings to the layers' type."""
         yield from ()
 
     def arrange(self, ids: Tensor) -> ArrangedTexts:
@@ -178,10 +175,7 @@ class PromptableTextTower(TextTower):
         return pooled if projection is None else pooled @ projection
 
     def _shared(self, x: Tensor, deep: Tensor | None) -> list[_KeysValues]:
-        """Compute keys and values of the shared tokens [1, P, W] at every layer.
-
-        Each is [1, heads, P, W / heads].
-        """
+        # keys and values of the shared tokens [1, P, W] at every layer, [1, heads, P, W / heads]
         layers: list[_KeysValues] = []
         for layer, block in enumerate(self.blocks):
             if deep is not None and 0 < layer <= len(deep):
@@ -189,9 +183,8 @@ class PromptableTextTower(TextTower):
             q, k, v = split_heads(block, in_projection(block, block.ln_1(x)))
             layers.append((k, v))
             if layer < len(self.blocks) - 1:  # the last layer's output is not used
-                x = finish(
-                    block, x, merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))
-                )
+                attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+                x = finish(block, x, merge_heads(attended))
         return layers
 
     def _rest(self, groups: list[Tensor], shared: list[_KeysValues]) -> Tensor:
@@ -215,11 +208,8 @@ class PromptableTextTower(TextTower):
                 )
                 if layer == last:  # only the end of the text is used
                     q, mask = q[:, :, -1:], mask[-1:]
-                attended.append(
-                    merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)).flatten(
-                        0, 1
-                    )
-                )
+                heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+                attended.append(merge_heads(heads).flatten(0, 1))
             if layer == last:
                 parts = zip(groups, torch.split(x, sizes), strict=True)
                 x = torch.cat([part.view(*group.shape, -1)[:, -1] for group, part in parts])
@@ -244,9 +234,6 @@ def promptable_text(tower: TextTower, depth: int = 1) -> PromptableTextTower:
 
 
 def _mask(length: int, before: int, device: torch.device) -> Tensor:
-    """Return the attention mask of the rest of a text, bool [L, P + L].
-
-    Its tokens attend to all shared tokens, and to tokens of the rest up to themselves.
-    """
+    # bool [L, P + L]: the rest of a text attends to all shared tokens, and to itself causally
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     return torch.cat([causal.new_ones(length, before), causal], dim=1)

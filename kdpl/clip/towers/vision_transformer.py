@@ -21,18 +21,6 @@ class TransformerTower(PromptableImageTower):
     rotate them.
     """
 
-    @property
-    def blocks(self) -> list[Any]:
-        """The transformer's residual blocks, first to last."""
-        trunk = getattr(self.visual, "trunk", None)
-        return list(self.visual.transformer.resblocks if trunk is None else trunk.blocks)
-
-    @property
-    def width(self) -> int:
-        """Width W of the tokens."""
-        trunk = getattr(self.visual, "trunk", None)
-        return int(self.visual.transformer.width if trunk is None else trunk.embed_dim)
-
     def compile_parts(self) -> None:
         """Compile attention and MLP of each block in place; prompts enter outside of them."""
         for block in self.blocks:
@@ -71,10 +59,7 @@ class TransformerTower(PromptableImageTower):
 
 @contextmanager
 def _watched(blocks: list[Any], enter: Enter, length: int) -> Iterator[None]:
-    """Let ``enter`` change the tokens [B, L, W] before each block.
-
-    The last ``length`` tokens are dropped at the end.
-    """
+    """Let ``enter`` change the tokens [B, L, W] before each block, and drop the last ``length``."""
 
     def before(
         layer: int, _: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]
@@ -98,13 +83,8 @@ def _watched(blocks: list[Any], enter: Enter, length: int) -> Iterator[None]:
 
 
 def _pad_rope(rope: Tensor, length: int) -> Tensor:
-    """Extend rotary embeddings by ``length`` positions that are not rotated.
-
-    The embeddings are [..., patches, 2 d], with sines before cosines.
-    """
-    sines, cosines = (
-        part[..., :1, :].expand(*part.shape[:-2], length, -1) for part in rope.chunk(2, dim=-1)
-    )
-    return torch.cat(
-        [rope, torch.cat([torch.zeros_like(sines), torch.ones_like(cosines)], dim=-1)], dim=-2
-    )
+    """Extend rotary embeddings [..., patches, 2 d] by ``length`` positions that are not rotated."""
+    # sines before cosines
+    still = torch.zeros_like(rope[..., :1, :].expand(*rope.shape[:-2], length, -1))
+    still[..., rope.shape[-1] // 2 :] = 1
+    return torch.cat([rope, still], dim=-2)

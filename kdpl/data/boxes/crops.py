@@ -18,10 +18,7 @@ Box = tuple[float, float, float, float]
 
 
 def name_of(image: str, box: Box, margin: float = 0) -> str:
-    """Return the name of a box of an image, given by its path.
-
-    The ``margin``, a share of width and height, is added on each side.
-    """
+    """Return the name of a box of an image, enlarged by a ``margin``, a share of its edges."""
     left, top, width, height = box
     left, top = left - width * margin, top - height * margin
     shares = (left, top, width * (1 + 2 * margin), height * (1 + 2 * margin))
@@ -47,8 +44,7 @@ def read_crop(source: str, content_of: Callable[[str], bytes]) -> bytes:
     unit = (0.01 * image.width, 0.01 * image.height) if text.startswith(_PERCENT) else (1, 1)
     first_x, last_x = _pixels(left * unit[0], width * unit[0], image.width, source)
     first_y, last_y = _pixels(top * unit[1], height * unit[1], image.height, source)
-    file = BytesIO()
-    image.crop((first_x, first_y, last_x, last_y)).save(file, "PPM")
+    image.crop((first_x, first_y, last_x, last_y)).save(file := BytesIO(), "PPM")
     return file.getvalue()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 from kdpl.data.class_mapping import name_classes, read_class_mapping
 from kdpl.data.names import Names, unlisted
@@ -18,14 +19,24 @@ from kdpl.runtime.files import read_text
 HELD_OUT = "held_out"
 """Split of test images that were set aside by chance."""
 
+SEVERAL = "multilabel"
+"""Task of labels that are lists of classes."""
+
 UNKNOWN = "?"
 """Cell of an image without a label, in a table of several labels."""
 
 _SEPARATORS = ",;|"
 
-_UNLABELED = "the unlabelled images"
-
 _SPLITS = ("train", "val", "test", HELD_OUT)
+
+
+class Row(NamedTuple):
+    """Row of a table; ``classes`` is None for an image without a label."""
+
+    source: str
+    classes: tuple[str, ...] | None
+    split: str
+    group: str
 
 
 @dataclass
@@ -53,86 +64,107 @@ class Table(OwnImages):
                     f"label_separator is {self.label_separator!r}, expected one character: set it "
                     "to the one between two labels, such as ';'"
                 )
-            self.task = "multilabel"
+            self.task = SEVERAL
 
-    def read(self) -> Splits:
-        """Read the dataset, in the order of the rows."""
-        # check each row, and sort it into its split
-        table = Path(self.root).expanduser()
-        records: dict[str, list[tuple[str, tuple[str, ...]]]] = {split: [] for split in _SPLITS}
-        without_label, split_of, groups = list[str](), dict[str, str](), dict[str, str]()
-        split_of_group: dict[str, str] = {}
-        rows = read_rows(table, not self.class_names, self.label_separator)
+    def rows(self) -> list[Row]:
+        """Read and check the rows, in their order.
+
+        DataError if the table cannot be read, lacks the column ``image`` or, without
+        ``class_names``, ``label``, or for the first row that is invalid.
+        """
+        table, separator = Path(self.root).expanduser(), self.label_separator
+        columns = _csv_columns(table)
+        for name in ("image",) if self.class_names else ("image", "label"):
+            if name not in columns:
+                problem = f"has no column {name!r} but {', '.join(map(visible, columns)) or 'none'}"
+                raise DataError(
+                    f"table {table} {problem}: its first row must be image,label or "
+                    "image,label,split"
+                )
+        # fill in missing columns
+        none = [""] * len(columns["image"])
+        missing = "" if separator is None else UNKNOWN
+        cells = [composed(cell) for cell in columns.get("label", [missing] * len(none))]
+        if separator is not None:
+            _require_clear(table, cells, separator)
         if not self.any_labels:
-            _require_task(table, [cell for _, cell, _, _ in rows], self.label_separator)
-        for number, (image, cell, split, group) in enumerate(rows, start=1):
+            _require_task(table, cells, separator)
+        # check each row
+        rows, earlier, split_of_group = list[Row](), dict[str, Row](), dict[str, str]()
+        others = (columns.get(name, none) for name in ("split", "group"))
+        values = zip(columns["image"], cells, *others, strict=True)
+        for number, (image, cell, split, group) in enumerate(values, start=1):
             source = os.path.normpath(table.parent / image)
-            label = split_cell(cell, self.label_separator)
-            problem = None
+            row = Row(source, split_cell(cell, separator), split or "train", group)
+            labeled, problem = row.classes is not None, None
             if not image:
                 problem = "names no image: fill in the column image, or remove the row"
-            elif split not in _SPLITS:
+            elif row.split not in _SPLITS:
                 problem = f"has split {split!r}: use {', '.join(_SPLITS)}, or nothing"
-            elif split != "train" and label is None:
+            elif row.split != "train" and not labeled:
                 problem = f"has split {split!r} and no label: label it, or leave split empty"
-            elif source in split_of:
+            elif source in earlier:
+                place = earlier[source].split
+                place = place if earlier[source].classes is not None else "the unlabelled images"
                 problem = (
-                    f"names {image} again, which is in {split_of[source]} already: "
-                    "keep one row for each image"
+                    f"names {image} again, which is in {place} already: keep one row for each image"
                 )
-            elif group and label is not None and split_of_group.setdefault(group, split) != split:
+            elif group and labeled and split_of_group.setdefault(group, row.split) != row.split:
                 problem = (
-                    f"is of group {group} and split {split}, but an earlier one of the group of "
-                    f"split {split_of_group[group]}: keep a group in one split, or rename it"
+                    f"is of group {group} and split {row.split}, but an earlier one of the group "
+                    f"of split {split_of_group[group]}: keep a group in one split, or rename it"
                 )
             if problem:
                 raise DataError(f"row {number} of {table} {problem}")
-            split_of[source] = split if label is not None else _UNLABELED
-            if label is not None:
-                records[split].append((source, label))
-                groups |= {source: group} if group else {}
-            else:
-                without_label.append(source)
+            earlier[source] = row
+            rows.append(row)
+        if {"test", HELD_OUT} <= {row.split for row in rows}:
+            raise DataError(
+                f"{table} has images of split test and of split {HELD_OUT}: use one of the two"
+            )
+        return rows
+
+    def read(self) -> Splits:
+        """Read the dataset, in the order of the rows."""
+        table, rows = Path(self.root).expanduser(), self.rows()
+        labeled = [(row, row.classes) for row in rows if row.classes is not None]
+        without_label = [row.source for row in rows if row.classes is None]
         # the classes are the labels, or the names in the file
-        keys = sorted({key for rows in records.values() for _, label in rows for key in label})
-        if self.class_names and not records["train"] and (without_label or self.unlabeled):
-            named = read_class_mapping(Path(self.class_names), keys, complete=False)
-            keys = list(named)
+        keys = sorted({key for _, classes in labeled for key in classes})
+        trained = any(row.split == "train" for row, _ in labeled)
+        if self.class_names and not trained and (without_label or self.unlabeled):
+            keys = list(read_class_mapping(Path(self.class_names), keys, complete=False))
         if not keys:
             raise DataError(
                 f"{table} has no row with a label: fill in the column label for a few images of "
                 "each class, or write a "
                 "list of the classes, give it as classes.names, and set shots to 0"
             )
-        if records["test"] and records[HELD_OUT]:
-            raise DataError(
-                f"{table} has images of split test and of split {HELD_OUT}: use one of the two"
-            )
         # number the classes, and add the other unlabelled images
-        labels = {key: label for label, key in enumerate(keys)}
-        several = self.label_separator is not None
-
-        def record(source: str, classes: tuple[str, ...]) -> Record:
-            numbers = tuple(sorted(labels[key] for key in classes))
-            return Record(source, numbers if several else numbers[0])
-
-        train, val, test, held_out = (
-            tuple(record(source, label) for source, label in records[split]) for split in _SPLITS
-        )
+        numbers = {key: number for number, key in enumerate(keys)}
+        records: dict[str, list[Record]] = {split: [] for split in _SPLITS}
+        for row, classes in labeled:
+            labels = tuple(sorted(numbers[key] for key in classes))
+            label = labels[0] if self.label_separator is None else labels
+            records[row.split].append(Record(row.source, label))
         unlabeled = Names.of(without_label)
         if self.unlabeled:
             # test and validation images are left out later, for all datasets, with a message
-            listed = [s for s, split in split_of.items() if split in ("train", _UNLABELED)]
+            listed = [row.source for row in rows if row.split == "train"]
             unlabeled = Names.joined([unlabeled, unlisted(find_unlabeled(self.unlabeled), listed)])
         names, texts = name_classes(keys, self.class_names, self.class_text)
-        parts = (train, val, test or held_out, unlabeled or None, self.open_source)
+        train, val, test, held_out = map(tuple, records.values())
         return Splits(
             f"table {table}",
             names,
-            *parts,
+            train,
+            val,
+            test or held_out,
+            unlabeled or None,
+            self.open_source,
             class_texts=texts,
             held_out=bool(held_out),
-            groups=groups,
+            groups={row.source: row.group for row, _ in labeled if row.group},
         )
 
 
@@ -145,41 +177,7 @@ def split_cell(cell: str, separator: str | None) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(filter(None, map(str.strip, cell.split(separator)))))
 
 
-def read_rows(
-    table: Path, labeled: bool, separator: str | None = None
-) -> list[tuple[str, str, str, str]]:
-    """Read image, label in composed form, split and group of each row; an empty split is ``train``.
-
-    With a ``separator`` for several labels, ``?`` is a missing label, and the separator alone means
-    none of the classes.
-
-    DataError if it cannot be read, lacks the column ``image`` or, with ``labeled``, ``label``, or a
-    row has a value beyond the columns, as from a comma without quotes; with a ``separator``, also
-    for an empty label, or a label with ``?`` among its classes.
-    """
-    if table.suffix.lower() != ".csv":
-        raise DataError(f"table {table} is of an unknown kind: give a .csv file")
-    if not table.is_file():
-        raise DataError(f"table {table} does not exist: give the table of your images")
-    columns = _csv_columns(table)
-    for name in ("image", "label")[: 1 + labeled]:
-        if name not in columns:
-            problem = f"has no column {name!r} but {', '.join(map(visible, columns)) or 'none'}"
-            raise DataError(
-                f"table {table} {problem}: its first row must be image,label or image,label,split"
-            )
-    # fill in missing columns
-    none = [""] * len(columns["image"])
-    splits = [split or "train" for split in columns.get("split", none)]
-    missing = "" if separator is None else UNKNOWN
-    labels = list(map(composed, columns.get("label", [missing] * len(none))))
-    if separator is not None:
-        _require_clear(table, labels, separator)
-    return list(zip(columns["image"], labels, splits, columns.get("group", none), strict=True))
-
-
 def _require_clear(table: Path, cells: Sequence[str], separator: str) -> None:
-    """Raise a DataError if a label of several classes is ambiguous."""
     for number, cell in enumerate(cells, start=1):
         if cell != UNKNOWN and UNKNOWN in (split_cell(cell, separator) or ()):
             raise DataError(
@@ -219,6 +217,10 @@ def _require_task(table: Path, cells: Sequence[str], separator: str | None) -> N
 
 
 def _csv_columns(table: Path) -> dict[str, list[str]]:
+    if table.suffix.lower() != ".csv":
+        raise DataError(f"table {table} is of an unknown kind: give a .csv file")
+    if not table.is_file():
+        raise DataError(f"table {table} does not exist: give the table of your images")
     # a quoted name may contain a line break, so lines are kept as they are
     text = StringIO(read_text(table, "table", newline=""), newline="")
     lines = csv.reader(text, skipinitialspace=True, strict=True)

@@ -98,12 +98,9 @@ class Checked(BaseModel):
             return
         named = [*self.skipped.values()]
         more = [f"and {len(named) - _SHOWN} more"] if len(named) > _SHOWN else []
-        problem = (
-            f"{len(named)} of {self.images} images cannot be used "
-            f"({'; '.join(named[:_SHOWN] + more)})"
-        )
         raise DataError(
-            f"{problem}: convert, replace or remove them, or set "
+            f"{len(named)} of {self.images} images cannot be used "
+            f"({'; '.join(named[:_SHOWN] + more)}): convert, replace or remove them, or set "
             "data.init_args.reading.bad_images to skip"
         )
 
@@ -116,10 +113,7 @@ def decode_and_digest(source: str, decoding: Decoding) -> str:
 
 
 def copies_of_measured(splits: Splits, digests: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Find copies of test images, and of validation images that are not test images.
-
-    Returns for each copy its part of the dataset, and the image it is a copy of.
-    """
+    """Return each copy of a test or validation image, with its part and what it is a copy of."""
     copies, first = dict[str, tuple[str, str]](), dict[str, tuple[str, str]]()
     parts: dict[str, Iterable[Record]] = {
         "test": splits.test,

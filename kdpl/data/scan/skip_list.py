@@ -24,11 +24,7 @@ def without_listed(splits: Splits, skip_list: str) -> Splits:
 
 
 def read_skip_list(file: Path) -> frozenset[str]:
-    """Read a skip list; DataError if the file is missing, of another kind or unreadable.
-
-    It is a ``.txt`` file with a path on each line, or a ``.csv`` file with the path in its first
-    column.
-    """
+    """Read paths from the lines of a ``.txt`` or the first column of a ``.csv``, or a DataError."""
     if not file.is_file():
         raise DataError(f"skip list {file} does not exist: check reading.skip_list")
     if file.suffix == ".txt":

@@ -30,11 +30,13 @@ def content(image: ShardImage) -> bytes:
             file.seek(image.offset)
             data = file.read(image.size)
     except OSError as error:
-        problem = f"shard {image.shard} cannot be read ({reason(error)})"
-        raise DataError(f"{problem}: restore it") from error
+        raise DataError(
+            f"shard {image.shard} cannot be read ({reason(error)}): restore it"
+        ) from error
     if len(data) < image.size:
-        problem = f"shard {image.shard} ends within {image}"
-        raise DataError(f"{problem}: restore the shard that the run began with")
+        raise DataError(
+            f"shard {image.shard} ends within {image}: restore the shard that the run began with"
+        )
     return data
 
 
@@ -55,22 +57,16 @@ def fault_of(shard: str, error: Exception) -> str:
 
 
 def images_of(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield members of an open shard that are images, in order.
+    """Yield members of an open shard that are images, in order; a ReadError if it is damaged.
 
     Links, hidden files and paths that lead out of the folder are skipped.
-
-    A tarfile.ReadError if the shard is truncated or damaged.
     """
     while (member := shard.next()) is not None:
         # tarfile stores all members, possibly millions
         shard.members.clear()  # type: ignore[attr-defined]  # documented nowhere, but public
         # a sparse file may claim any size
-        if (
-            member.isreg()
-            and not member.issparse()
-            and is_image(member.name)
-            and _is_below(member.name)
-        ):
+        is_whole = member.isreg() and not member.issparse()
+        if is_whole and is_image(member.name) and _is_below(member.name):
             yield member
     # tarfile mistakes a truncated or damaged header for the end
     if shard.fileobj is not None:
@@ -108,7 +104,6 @@ def _require_size(name: str, size: int) -> None:
 
 
 def _is_below(path: str) -> bool:
-    """Return whether a path is relative and stays below its start."""
     path = path.replace("\\", "/")
     parts = PurePosixPath(path).parts
     return bool(parts) and not path.startswith("/") and ".." not in parts

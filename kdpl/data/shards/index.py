@@ -59,7 +59,7 @@ def index_shards(shards: Sequence[str]) -> dict[str, Names]:
 
 
 def _load(folder: str, stamps: Mapping[str, str]) -> _Index:
-    """Load the index of a folder's shards, without shards whose stamp has changed."""
+    # without shards whose stamp has changed
     index: _Index = {}
     # a missing or unreadable file is skipped
     with suppress(ArtifactError, ValueError, TypeError, LookupError, AttributeError):

@@ -1,8 +1,7 @@
 import pytest
 from benchmark_tree import image
 
-from kdpl.data.survey.found import FoundImage, find, leave_out_copies
-from kdpl.data.survey.images import inspect_images
+from kdpl.data.survey import FoundImage, find, inspect_images, leave_out_copies
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,6 @@ def test_a_port_in_use_is_a_sentence_and_ctrl_c_ends_it_and_leaves_no_file(
         path for path in Path(gettempdir()).glob("kdpl-demo-*") if any(path.rglob("broken.png"))
     ]
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert (process.returncode, err) == (0, "")
     assert not uploads.exists()

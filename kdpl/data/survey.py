@@ -1,0 +1,205 @@
+"""Survey of a user's images, for ``init``: classes, splits, sizes, bad files, copies, views."""
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kdpl.data.decoding import open_image
+from kdpl.data.parallel import in_parallel
+from kdpl.data.readers.folder import class_folders, split_folders, unlabeled_folders
+from kdpl.data.readers.table import HELD_OUT, Table, split_cell
+from kdpl.data.sampling import held_out_of
+from kdpl.data.sources import content_of, digest_of_content
+from kdpl.data.storage import find_images
+from kdpl.errors import DataError, visible
+from kdpl.runtime.class_names import composed
+
+_KEPT_FIRST = {"test": 0, HELD_OUT: 0, "val": 1, "train": 2}
+
+_NUMBERS = "zero|one|two|three|four|five|six|seven|eight|nine|ten"
+# whole names such as 7, seven, b, letter b, upper-case B, left arrow, right hand
+_NOT_MIRRORED = re.compile(
+    rf"(.*\b(digit|number|letter|character|upper.?case|lower.?case)\b.*)|\d|\w|{_NUMBERS}"
+    r"|.*\b(left|right)\b.*",
+    re.IGNORECASE,
+)
+_MOST = 0.5  # least share of the classes, or of the images, that decides
+_GREY = 16  # greatest difference of the channels of a grey pixel, of 256
+_PLAIN = 0.9  # least share of an image's border that is as bright as its median
+_AS_BRIGHT = 24
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """Image found: absolute path, or name in a shard; ``label`` is empty if it has none.
+
+    With a ``separator``, the label is a list of classes, or the separator alone for no class.
+    ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside at random.
+    Inspecting the image fills in its size, whether it is ``drawn``, grey on a plain ground, the
+    digest of the file's bytes, or the ``fault`` that makes it unusable. A table may give it a
+    ``group``.
+    """
+
+    path: str
+    label: str
+    split: str
+    size: tuple[int, int] | None = None
+    drawn: bool = False
+    digest: str = ""
+    fault: str | None = None
+    separator: str | None = None
+    group: str = ""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Classes that it is labelled with."""
+        return (split_cell(self.label, self.separator) or ()) if self.label else ()
+
+
+def find(
+    path: Path, class_names: str | None = None, separator: str | None = None
+) -> list[FoundImage]:
+    """List the images of a folder or table without opening them.
+
+    A folder holds ``train/<class>/…``, ``val/<class>/…`` and ``test/<class>/…``, or ``<class>/…``
+    without splits; a folder ``unlabeled``, next to the classes or the splits, holds images without
+    labels. DataError if it does not exist or is damaged, or no class has a training image, unless a
+    file ``class_names`` lists the classes: then all images of a folder without ``unlabeled`` are
+    taken. With a ``separator``, a table's labels are lists of classes.
+    """
+    if path.is_file() or (path.suffix.lower() == ".csv" and not path.is_dir()):
+        table = path.absolute()
+        images = _in_table(table, class_names, separator)
+        problem = f"table {table} has no labelled training image: label a few images of each class"
+    elif separator is not None:
+        raise DataError(
+            f"{path} is no table, and only a table has several labels for an image: write one with "
+            "the columns image and label"
+        )
+    elif not path.is_dir():
+        raise DataError(f"folder {path} does not exist: give the folder of your images")
+    else:
+        folder = path.absolute()
+        images = _in_folder(folder)
+        problem = (
+            f"folder {folder} has no images in folders of classes: put them into {folder}/<class>/"
+        )
+    if not class_names and not any(image.label and image.split == "train" for image in images):
+        raise DataError(
+            f"{problem}, or write a list of the classes and give it as --class-names to use no "
+            "labels"
+        )
+    return images
+
+
+def _in_folder(folder: Path) -> list[FoundImage]:
+    # images in folders of classes
+    parts = split_folders(folder)
+    images = [
+        FoundImage(path, composed(class_folder.name), split)
+        for split, top in parts or [("train", folder)]
+        for class_folder in class_folders(top)
+        for path in find_images(class_folder)
+    ]
+    # then the unlabelled ones, next to splits or classes
+    images += [
+        FoundImage(path, "", "train")
+        for top in [folder, *(top for split, top in parts if split == "train")]
+        for unlabeled in unlabeled_folders(top)
+        for path in find_images(unlabeled)
+    ]
+    if any(image.split == "train" for image in images):
+        return images
+    # no training images: take all others as unlabelled
+    labeled = {image.path for image in images}
+    further = (path for path in find_images(folder) if path not in labeled)
+    return images + [FoundImage(path, "", "train") for path in further]
+
+
+def _in_table(table: Path, class_names: str | None, separator: str | None) -> list[FoundImage]:
+    mark = separator or ""
+    images = [
+        FoundImage(
+            row.source,
+            "" if row.classes is None else mark.join(sorted(row.classes)) or mark,
+            row.split,
+            separator=separator,
+            group="" if row.classes is None else row.group,
+        )
+        for row in Table(str(table), class_names=class_names, label_separator=separator).rows()
+    ]
+    # training images first, and unlabelled ones last
+    return sorted(images, key=lambda image: (not image.label, -_KEPT_FIRST[image.split]))
+
+
+def inspect_images(images: Sequence[FoundImage], workers: int | None = None) -> list[FoundImage]:
+    """Decode images on all cores with a progress bar; fill in size, digest and fault."""
+    return list(in_parallel(_inspect, images, "looking", workers))
+
+
+def _inspect(image: FoundImage) -> FoundImage:
+    try:
+        image.path.encode()  # as the table needs it
+        content = content_of(image.path)
+        picture = open_image(image.path, content)
+    except DataError as error:
+        return replace(image, fault=str(error))
+    except UnicodeEncodeError:
+        return replace(
+            image, fault=f"image {visible(image.path)} has a path that is not UTF-8: rename it"
+        )
+    drawn, digest = is_drawn(picture), digest_of_content(content)
+    return replace(image, size=picture.size, drawn=drawn, digest=digest)
+
+
+def leave_out_copies(
+    images: Sequence[FoundImage],
+) -> tuple[list[FoundImage], list[tuple[FoundImage, FoundImage]]]:
+    """Leave out byte-equal copies, keeping test images first, then val, then train.
+
+    Returns the images that stay, in their order, and each copy with the image it is a copy of.
+    """
+    first: dict[str, FoundImage] = {}
+    for image in sorted(images, key=lambda image: (_KEPT_FIRST[image.split], not image.label)):
+        first.setdefault(image.digest, image)
+    copies = [(image, first[image.digest]) for image in images if first[image.digest] is not image]
+    return [image for image in images if first[image.digest] is image], copies
+
+
+def set_aside(
+    images: list[FoundImage], split: str, share: float, least: int = 2
+) -> list[FoundImage]:
+    """Move a share of each class's labelled training images to a split, always the same images.
+
+    Only classes with at least ``least`` images take part, or all with several labels an image.
+    At least one image moves, and one stays; a group moves as a whole, see ``held_out_of``.
+    """
+    train = [image for image in images if image.label and image.split == "train"]
+    sets = any(image.separator is not None for image in train)
+    labels = ((image.path, image.classes if sets else image.label) for image in train)
+    groups = {image.path: image.group for image in train if image.group}
+    chosen = held_out_of(labels, share, groups, 1 if sets else least)
+    return [replace(image, split=split) if image.path in chosen else image for image in images]
+
+
+def views_to_choose(names: Collection[str], images: Sequence[FoundImage]) -> str | None:
+    """Return why images must not be mirrored or closely cropped, or None if they may be."""
+    of_names = sum(bool(_NOT_MIRRORED.fullmatch(name)) for name in names)
+    if of_names > _MOST * len(names):
+        return "by their names the classes are digits, letters, or left and right"
+    if sum(image.drawn for image in images) > _MOST * len(images):
+        return "most images are grey on a plain ground, like written characters"
+    return None
+
+
+def is_drawn(image: Image.Image) -> bool:
+    """Return whether an RGB image is grey with a border of one brightness."""
+    pixels = np.asarray(image.resize((32, 32))).astype(np.int16)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])[:, 0]
+    grey = np.ptp(pixels, axis=2).max() < _GREY
+    alike = np.abs(border - np.median(border)) < _AS_BRIGHT
+    return bool(grey and alike.mean() > _PLAIN)

@@ -1,1 +1,0 @@
-"""Survey of a user's images, for ``init`` to write a config."""
