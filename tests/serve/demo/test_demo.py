@@ -15,7 +15,7 @@ from kdpl.class_vectors import NameEncoder
 from kdpl.classifier import Classifier
 from kdpl.data.decoding import Decoding
 from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError
-from kdpl.serve.demo.page import MAX_ADDED, Demo, build, find_examples
+from kdpl.serve.demo import MAX_ADDED, Demo, build, find_examples
 
 
 @pytest.fixture(scope="module")
