@@ -264,7 +264,6 @@ class StudentDistillation(ClassifyingModule):
         return self.sum_and_log(terms, len(batch.images), agreement=agreement)
 
     def _teacher_features(self, batch: UnlabeledBatch) -> Tensor:
-        """Return the teacher's features of a batch, float32 [B, D], cached or new."""
         if batch.teacher_features is not None:
             return batch.teacher_features.float()
         teacher = self.teacher.module

@@ -98,7 +98,6 @@ def _fetch(name: str, store: Path) -> dict[str, PurePosixPath]:
 
 
 def _lay_out(name: str, store: Path, files: dict[str, PurePosixPath], staging: Path) -> None:
-    """Arrange the downloaded files as the reader expects them, and unpack archives."""
 
     def is_dataset(folder: str) -> bool:
         # not the images' folder, such as SUN397 in sun397

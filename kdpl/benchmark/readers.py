@@ -312,7 +312,6 @@ def _class_folders(dataset: BenchmarkSet, top: Path) -> list[str]:
 
 
 def _records(dataset: BenchmarkSet, top: Path, folders: list[str]) -> list[Record]:
-    """List the images of class folders; the label is the index of the folder."""
     records = []
     for label, folder in enumerate(folders):
         images = find_images(top / folder)

@@ -239,7 +239,6 @@ def held_out_of(classifier: Classifier) -> HeldOutScores:
 
 
 def _least_images(max_error: float, confidence: float = CONFIDENCE) -> int:
-    """Return the number of images that show an error if all are correct."""
     return math.ceil(math.log(1 - confidence) / math.log1p(-max_error))
 
 

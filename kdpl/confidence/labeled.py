@@ -95,7 +95,6 @@ def labeled_records(
 
 
 def _require_separator(images: str, label: str, names: Mapping[str, int]) -> None:
-    """Raise a DataError if a label is a list of classes with another separator."""
     for mark in {*label} & {*_SEPARATORS}:
         if {part.strip() for part in label.split(mark)} <= names.keys():
             raise DataError(

@@ -139,7 +139,6 @@ class LocalViews(PreparedTarget):
         self._log_odds = tensors["log_odds"].to(inputs.device)
 
     def _make(self, inputs: TargetInputs, negatives: Tensor) -> Tensor:
-        """Compute the log odds of the pool's images, float32 [N, C]."""
         # the texts of classes and other things
         vectors = inputs.teacher
         crops = Crops(self.scales, self.count, vectors.preprocessing.resizing)
@@ -304,7 +303,6 @@ def _multi_hot(inputs: TargetInputs) -> Tensor:
 
 
 def _negative_vectors(inputs: TargetInputs, vectors: ClassVectors) -> Tensor:
-    """Return the teacher's vectors of words for other things, [M, D]; M may be 0."""
     file = inputs.teacher_folder / NEGATIVE_VECTORS_FILE
     if not file.is_file():
         return vectors.vectors[:0]

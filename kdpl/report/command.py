@@ -77,7 +77,6 @@ def compare(
 
 
 def _lines(records: list[dict[str, Any]], escape: Callable[[str], str] = str) -> list[str]:
-    """Lay out records as a Markdown table with aligned columns."""
     from kdpl.runtime.markdown import markdown_rows
 
     lines = [["classes", "", "accuracy", f"difference to {records[0]['row']}", ""]]

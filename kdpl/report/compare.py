@@ -60,7 +60,6 @@ def find_groups(arguments: Sequence[str], trusted: bool = False) -> dict[str, li
 
 
 def _require_same_test(run: Run, first: Run) -> None:
-    """Raise an ArtifactError if classes or test images of two runs differ."""
     names = [compared_run.vectors.class_names for compared_run in (run, first)]
     tests = [compared_run.main.predictions for compared_run in (run, first)]
     other_names = (f"{a} and {b}" for a, b in zip(*names, strict=False) if a != b)
@@ -84,7 +83,6 @@ def _require_same_test(run: Run, first: Run) -> None:
 
 
 def _same_image(image: ImagePrediction, other: ImagePrediction) -> bool:
-    """Return whether two test images have the same label and the same resolved path."""
     paths = {os.path.realpath(prediction.source) for prediction in (image, other)}
     return image.label_number == other.label_number and len(paths) == 1
 
@@ -158,7 +156,6 @@ def _zero_shot(run: Run, role: str) -> tuple[ComparisonRow, str]:
 
 
 def _probe(runs: Sequence[Run], role: str) -> tuple[ComparisonRow, str]:
-    """Return the row of the runs' probes, and a note on how C was chosen."""
     probes = [linear_probe(run, role) for run in runs]
     last = probes[-1].about
     name = f"linear probe: {last['network']}, {last['labels']} labels"

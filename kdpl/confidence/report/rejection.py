@@ -62,7 +62,6 @@ def _row(held_out: HeldOutScores, wanted: float, scores: Floats, correct: Bools)
 def _rejects(
     run: Run, row: dict[str, Any], predictions: Sequence[ImagePrediction]
 ) -> dict[str, Any]:
-    """Collect the images that a row's threshold rejects, with thumbnails of some."""
     below = [p for p in predictions if p.probability < row["threshold"]]
     below.sort(key=lambda p: p.probability)
     shown, gap = [], None

@@ -181,7 +181,6 @@ def fill(folder: Path, expected: Origin, work: Work, same: Collection[str] = ())
 
 
 def _shards(folder: Path, manifest: Origin) -> dict[Path, range]:
-    """Return the files of the shards, each with the indices of its images."""
     return shards_in(folder, manifest["images"], manifest["images_per_shard"])
 
 
