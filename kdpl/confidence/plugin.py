@@ -27,6 +27,6 @@ PLUGIN = Plugin(
     report={
         "calibration": "kdpl.confidence.report:CALIBRATION",
         "rejection": "kdpl.confidence.report:REJECTION",
-        "taxonomy": "kdpl.confidence.taxonomy.report:SECTION",
+        "taxonomy": "kdpl.confidence.report:TREE",
     },
 )
