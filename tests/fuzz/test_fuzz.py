@@ -12,7 +12,7 @@ import torch
 import world
 from runs import noise
 
-from kdpl.benchmark.archive import unpack
+from kdpl.benchmark.download import unpack
 from kdpl.benchmark.torch_files import read_torch_file
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
