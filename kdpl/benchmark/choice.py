@@ -90,7 +90,6 @@ class BestOnBaseTest(Callback):
 def _base_accuracy(
     trainer: Trainer, module: ClassifyingModule, test_images: Iterable[EvaluationBatch]
 ) -> float:
-    """Compute the test accuracy over the base classes, across all processes."""
     metric = module.task.accuracy(domain_of(trainer).num_base).to(module.device)
 
     def classify(images: Tensor) -> Tensor:

@@ -101,7 +101,6 @@ def table(folder: str) -> int:
 
 
 def _problems(steps: "Sequence[CampaignStep]", root: str | None) -> list[str]:
-    """Return why steps would fail, each cause once."""
     from kdpl.benchmark.steps import missing_data, one_of_each_kind
 
     missing = [step for step in steps if not step.done()]

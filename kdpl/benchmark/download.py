@@ -2,18 +2,23 @@
 
 import re
 import shutil
-from pathlib import Path, PurePosixPath
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from huggingface_hub import HfApi, hf_hub_download
 
-from kdpl.benchmark.archive import SUFFIX, unpack
-from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet, stays_inside
+from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
 from kdpl.errors import DataError, reason
 from kdpl.runtime.advice import command
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.network import require_hub
 
 REPOSITORY = "zhengli97/prompt_learning_dataset"  # of PromptKD's authors, uploaded as a model
+
+_ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.(gz|bz2|xz))$", re.IGNORECASE)
 
 _IMAGENET = """\
 ImageNet has a licence that each person accepts for themselves, so it is not downloaded here:
@@ -67,7 +72,7 @@ def place_of(file: str) -> tuple[str, PurePosixPath] | None:
     """Return the dataset of a repository file, by its name, and the path in that dataset."""
     parts = PurePosixPath(file).parts
     for number, part in enumerate(parts):
-        if name := _dataset_called(SUFFIX.sub("", part)):
+        if name := _dataset_called(_ARCHIVE.sub("", part)):
             return name, PurePosixPath(*(parts[number + 1 :] or [part]))
     return None
 
@@ -77,7 +82,7 @@ def _fetch(name: str, store: Path) -> dict[str, PurePosixPath]:
     try:
         require_hub()
         listed = HfApi().list_repo_files(REPOSITORY)
-        paths = {file: place_of(file) for file in listed if stays_inside(file)}
+        paths = {file: place_of(file) for file in listed if _stays_inside(file)}
         files = {file: path[1] for file, path in paths.items() if path and path[0] == name}
         for file in files:
             hf_hub_download(REPOSITORY, file, local_dir=store)
@@ -98,18 +103,65 @@ def _fetch(name: str, store: Path) -> dict[str, PurePosixPath]:
 
 
 def _lay_out(name: str, store: Path, files: dict[str, PurePosixPath], staging: Path) -> None:
-    """Arrange the downloaded files as the reader expects them, and unpack archives."""
-
     def is_dataset(folder: str) -> bool:
         # not the images' folder, such as SUN397 in sun397
         return folder != BENCHMARKS[name].images and _dataset_called(folder) == name
 
     for file, path in files.items():
-        if SUFFIX.search(file):
+        if _ARCHIVE.search(file):
             unpack(store / file, staging / path.parent, is_dataset)
         else:
             (staging / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(store / file, staging / path)
+
+
+def unpack(archive: Path, folder: Path, is_wrapper: Callable[[str], bool]) -> None:
+    """Unpack a zip or tar archive into a folder, without the files that macOS adds.
+
+    Members of a zip that would leave the folder are skipped. If the archive consists of one folder
+    and ``is_wrapper`` is true of its name, the contents of that folder are unpacked instead.
+    DataError if the archive is damaged, or a member of a tar would leave the folder or is a device.
+    """
+    try:
+        # unpack next to the target, so that moving is a rename
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking.") as scratch:
+            if zipfile.is_zipfile(archive):
+                shutil.unpack_archive(archive, scratch, "zip")
+            else:
+                with tarfile.open(archive) as opened:
+                    opened.extractall(scratch, filter="data")
+            _move(Path(scratch), folder, is_wrapper)
+    except Exception as error:  # formats raise errors of many classes on damaged bytes
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        why = reason(error).rstrip(":")
+        raise DataError(
+            f"archive {archive} is damaged or unsafe ({why}): remove it and download it again"
+        ) from error
+
+
+def _move(scratch: Path, folder: Path, is_wrapper: Callable[[str], bool]) -> None:
+    # what macOS adds
+    shutil.rmtree(scratch / "__MACOSX", ignore_errors=True)
+    for path in [*scratch.rglob(".DS_Store"), *scratch.rglob("._*")]:
+        path.unlink()
+    # a folder around everything
+    tops = list(scratch.iterdir())
+    top = tops[0] if len(tops) == 1 and tops[0].is_dir() and is_wrapper(tops[0].name) else scratch
+    for path in list(top.rglob("*")):
+        target = folder / path.relative_to(top)
+        if path.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            path.replace(target)
+
+
+def _stays_inside(path: str) -> bool:
+    # on any operating system
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    drive = PureWindowsPath(path).drive
+    return bool(parts) and parts[0] != "/" and ".." not in parts and not drive
 
 
 def _dataset_called(part: str) -> str | None:
@@ -118,8 +170,8 @@ def _dataset_called(part: str) -> str | None:
     def spelled(name: str) -> str:
         return "-".join(re.findall("[a-z0-9]+", name.lower()))
 
-    called = {spelled(key): b.name for b in BENCHMARKS.values() for key in (b.name, b.folder)}
-    called |= {spelled(b.index): b.name for b in BENCHMARKS.values() if b.layout == "split_file"}
+    called = {spelled(key): n for n, b in BENCHMARKS.items() for key in (n, b.folder)}
+    called |= {spelled(b.index): n for n, b in BENCHMARKS.items() if b.layout == "split_file"}
     # the longest match, since many names begin with imagenet
     keys = [key for key in called if f"{spelled(part)}-".startswith(f"{key}-")]
     return called[max(keys, key=len)] if keys else None

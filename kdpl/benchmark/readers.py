@@ -6,21 +6,22 @@ are sorted by name. Published code takes them as the file system lists them, so 
 differ between machines.
 """
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Annotated, Literal
-
-from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, ValidationError
+from pathlib import Path
+from typing import Literal
 
 from kdpl.data.decoding import PUBLISHED, open_image
+from kdpl.data.readers.folder import class_folders
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.data.storage import find_images
-from kdpl.errors import DataError
+from kdpl.errors import DataError, reason
 from kdpl.runtime.advice import command
+from kdpl.runtime.files import read_text
 
 Layout = Literal["split_file", "aircraft", "imagenet", "class_folders", "numbered_folders"]
 
@@ -37,7 +38,6 @@ class Benchmark:
         num_classes: Number of classes of the whole dataset.
     """
 
-    name: str
     folder: str
     images: str
     index: str
@@ -45,50 +45,33 @@ class Benchmark:
     num_classes: int
 
 
-_V2_IMAGES = "imagenetv2-matched-frequency-format-val"
-_ALL = (
-    Benchmark(
-        "caltech101",
-        "caltech-101",
-        "101_ObjectCategories",
-        "split_zhou_Caltech101.json",
-        "split_file",
-        100,
-    ),
-    Benchmark(
-        "oxford_pets", "oxford_pets", "images", "split_zhou_OxfordPets.json", "split_file", 37
-    ),
-    Benchmark(
-        "stanford_cars", "stanford_cars", ".", "split_zhou_StanfordCars.json", "split_file", 196
-    ),
-    Benchmark(
-        "oxford_flowers",
-        "oxford_flowers",
-        "jpg",
-        "split_zhou_OxfordFlowers.json",
-        "split_file",
-        102,
-    ),
-    Benchmark("food101", "food-101", "images", "split_zhou_Food101.json", "split_file", 101),
-    Benchmark("fgvc_aircraft", "fgvc_aircraft", "images", "variants.txt", "aircraft", 100),
-    Benchmark("sun397", "sun397", "SUN397", "split_zhou_SUN397.json", "split_file", 397),
-    Benchmark("dtd", "dtd", "images", "split_zhou_DescribableTextures.json", "split_file", 47),
-    Benchmark("eurosat", "eurosat", "2750", "split_zhou_EuroSAT.json", "split_file", 10),
-    Benchmark("ucf101", "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", "split_file", 101),
-    Benchmark("imagenet", "imagenet", "images", "classnames.txt", "imagenet", 1000),
-    Benchmark("imagenetv2", "imagenetv2", _V2_IMAGES, "classnames.txt", "numbered_folders", 1000),
-    Benchmark(
-        "imagenet_sketch", "imagenet-sketch", "images", "classnames.txt", "class_folders", 1000
-    ),
-    Benchmark(
-        "imagenet_a", "imagenet-adversarial", "imagenet-a", "classnames.txt", "class_folders", 200
-    ),
-    Benchmark(
-        "imagenet_r", "imagenet-rendition", "imagenet-r", "classnames.txt", "class_folders", 200
-    ),
-)
+def _zhou(folder: str, images: str, name: str, num_classes: int) -> Benchmark:
+    return Benchmark(folder, images, f"split_zhou_{name}.json", "split_file", num_classes)
 
-BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
+
+def _imagenet(folder: str, images: str, layout: Layout, num_classes: int) -> Benchmark:
+    return Benchmark(folder, images, "classnames.txt", layout, num_classes)
+
+
+_V2_IMAGES = "imagenetv2-matched-frequency-format-val"
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "caltech101": _zhou("caltech-101", "101_ObjectCategories", "Caltech101", 100),
+    "oxford_pets": _zhou("oxford_pets", "images", "OxfordPets", 37),
+    "stanford_cars": _zhou("stanford_cars", ".", "StanfordCars", 196),
+    "oxford_flowers": _zhou("oxford_flowers", "jpg", "OxfordFlowers", 102),
+    "food101": _zhou("food-101", "images", "Food101", 101),
+    "fgvc_aircraft": Benchmark("fgvc_aircraft", "images", "variants.txt", "aircraft", 100),
+    "sun397": _zhou("sun397", "SUN397", "SUN397", 397),
+    "dtd": _zhou("dtd", "images", "DescribableTextures", 47),
+    "eurosat": _zhou("eurosat", "2750", "EuroSAT", 10),
+    "ucf101": _zhou("ucf101", "UCF-101-midframes", "UCF101", 101),
+    "imagenet": _imagenet("imagenet", "images", "imagenet", 1000),
+    "imagenetv2": _imagenet("imagenetv2", _V2_IMAGES, "numbered_folders", 1000),
+    "imagenet_sketch": _imagenet("imagenet-sketch", "images", "class_folders", 1000),
+    "imagenet_a": _imagenet("imagenet-adversarial", "imagenet-a", "class_folders", 200),
+    "imagenet_r": _imagenet("imagenet-rendition", "imagenet-r", "class_folders", 200),
+}
 
 
 class BenchmarkSet(Reader):
@@ -98,7 +81,7 @@ class BenchmarkSet(Reader):
     decoding = PUBLISHED
 
     def __init__(self, name: str, root: str) -> None:
-        self.benchmark, self.root = BENCHMARKS[name], Path(root).expanduser()
+        self.name, self.benchmark, self.root = name, BENCHMARKS[name], Path(root).expanduser()
         self.folder = self.root / self.benchmark.folder
         self.images = self.folder / self.benchmark.images
         self.index = self.folder / self.benchmark.index
@@ -107,7 +90,10 @@ class BenchmarkSet(Reader):
     def read(self) -> Splits:
         """Read the dataset."""
         self.require_folder(self.folder)
-        return _LAYOUTS[self.benchmark.layout](self)
+        try:
+            return _LAYOUTS[self.benchmark.layout](self)
+        except (ValueError, LookupError, TypeError) as error:
+            raise self.damaged(self.index, f"does not fit ({reason(error)})") from error
 
     def require_folder(self, path: Path) -> None:
         """Raise a DataError that names the command to get the data, if a folder is missing."""
@@ -118,52 +104,21 @@ class BenchmarkSet(Reader):
         """Read one of the dataset's text files; DataError if it is missing or not text."""
         if not path.is_file():
             raise self._missing("file", path)
-        try:
-            return path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise self.damaged(path, "is not UTF-8 text") from error
+        return read_text(path, f"file of dataset {self.name}")
 
     def damaged(self, path: Path, problem: str) -> DataError:
         """Return the error for an existing but invalid path; its name and ``problem`` begin it."""
-        return DataError(
-            f"{path} of dataset {self.benchmark.name} {problem}: replace it ({self._remedy()})"
-        )
+        return DataError(f"{path} of dataset {self.name} {problem}: replace it ({self._remedy()})")
 
     def _missing(self, what: str, path: Path) -> DataError:
-        problem = f"dataset {self.benchmark.name} needs the {what} {path}, which does not exist"
-        remedy = (
-            f"set root to the folder that holds {self.benchmark.folder}/, "
-            f"or get the data ({self._remedy()})"
+        return DataError(
+            f"dataset {self.name} needs the {what} {path}, which does not exist: set root to the "
+            f"folder that holds {self.benchmark.folder}/, or get the data ({self._remedy()})"
         )
-        return DataError(f"{problem}: {remedy}")
 
     def _remedy(self) -> str:
-        download = command("data", "download", self.benchmark.name, "--root", self.root)
+        download = command("data", "download", self.name, "--root", self.root)
         return f"{download} tells how" if self.benchmark.layout == "imagenet" else download
-
-
-def stays_inside(path: str) -> bool:
-    """Return whether a relative path stays in its folder, on any operating system."""
-    parts = PurePosixPath(path.replace("\\", "/")).parts
-    drive = PureWindowsPath(path).drive
-    return bool(parts) and parts[0] != "/" and ".." not in parts and not drive
-
-
-def _inside(path: str) -> str:
-    if not stays_inside(path):
-        raise ValueError("the path does not stay in the image folder")
-    return path
-
-
-_Entry = tuple[
-    Annotated[str, AfterValidator(_inside)], NonNegativeInt, Annotated[str, Field(pattern=r"\S")]
-]
-
-
-class _SplitFile(BaseModel):
-    train: list[_Entry] = Field(min_length=1)
-    val: list[_Entry]
-    test: list[_Entry] = Field(min_length=1)
 
 
 def _read_split_file(dataset: BenchmarkSet) -> Splits:
@@ -173,32 +128,14 @@ def _read_split_file(dataset: BenchmarkSet) -> Splits:
 
     Does not check that the images exist, since this takes minutes on a network disk.
     """
-    # validate the file
-    try:
-        content = _SplitFile.model_validate_json(dataset.read_text(dataset.index), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise dataset.damaged(
-            dataset.index, f"is invalid ({where}: {first['msg']:.200})"
-        ) from error
-
-    # collect images and class names; a label has one name
+    content = json.loads(dataset.read_text(dataset.index))
     dataset.require_folder(dataset.images)
-    folder = os.path.normpath(dataset.images)
-    names: dict[int, str] = {}
+    folder, names = os.path.normpath(dataset.images), dict[int, str]()
     records: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
     for split, split_records in records.items():
-        for path, label, name in getattr(content, split):
-            if names.setdefault(label, name) != name:
-                raise dataset.damaged(
-                    dataset.index, f"calls label {label} {names[label]!r} and {name!r}"
-                )
+        for path, label, name in content[split]:
+            names[label] = name
             split_records.append(Record(f"{folder}{os.sep}{path}", label))
-    if len(names) <= max(names):
-        raise dataset.damaged(
-            dataset.index, f"has label {max(names)} but only {len(names)} labels, from 0 on"
-        )
     return _splits(dataset, [names[label] for label in range(len(names))], **records)
 
 
@@ -208,113 +145,74 @@ def _read_aircraft(dataset: BenchmarkSet) -> Splits:
     ``variants.txt`` has one class name per line, by label. The lines of the other files are
     ``<image id> <class name>``; the image is ``<image id>.jpg``. Their order is kept.
     """
-    # the classes
     names = [line.strip() for line in dataset.read_text(dataset.index).splitlines() if line.strip()]
-    label_of: dict[str, int] = {}
-    for label, name in enumerate(names):
-        if label_of.setdefault(name, label) != label:
-            raise dataset.damaged(dataset.index, f"lists class {name!r} twice")
-
-    # the images of each split
+    label_of = {name: label for label, name in enumerate(names)}
     dataset.require_folder(dataset.images)
     records: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
     for split, split_records in records.items():
         path = dataset.folder / f"images_variant_{split}.txt"
-        for number, line in enumerate(dataset.read_text(path).splitlines(), start=1):
+        for line in dataset.read_text(path).splitlines():
             image, _, name = line.strip().partition(" ")
-            if not image:
-                continue
-            if name.strip() not in label_of:
-                raise dataset.damaged(
-                    path, f"names {name.strip()!r} in line {number}, which is not a class"
-                )
-            if not stays_inside(image):
-                raise dataset.damaged(
-                    path, f"has an image in line {number} that does not stay in the image folder"
-                )
-            source = f"{dataset.images}{os.sep}{image}.jpg"
-            split_records.append(Record(source, label_of[name.strip()]))
-        if not split_records and split != "val":
-            raise dataset.damaged(path, "lists no images")
+            if image:
+                source = f"{dataset.images}{os.sep}{image}.jpg"
+                split_records.append(Record(source, label_of[name.strip()]))
     return _splits(dataset, names, **records)
 
 
 def _read_imagenet(dataset: BenchmarkSet) -> Splits:
     """Read ``images/train/<wnid>/`` and ``images/val/<wnid>/``.
 
-    A label is the rank of the folder's name.
-
     ImageNet's validation images are the test split, since their true test labels are not public;
     there is no validation split.
     """
     train, val = dataset.images / "train", dataset.images / "val"
-    folders = _class_folders(dataset, train)
-    differing = sorted(set(folders) ^ set(_class_folders(dataset, val)))
-    if differing:
+    label_of = _ranks(dataset, train)
+    if differing := sorted(label_of.keys() ^ _ranks(dataset, val).keys()):
         raise dataset.damaged(
             dataset.images, f"has class {differing[0]} in only one of train and val"
         )
-    names = _names_of(dataset, folders)
-    return _splits(
-        dataset, names, _records(dataset, train, folders), [], _records(dataset, val, folders)
-    )
+    names = _names_of(dataset, label_of)
+    images, tested = (_records(dataset, top, label_of) for top in (train, val))
+    return _splits(dataset, names, images, test=tested)
 
 
 def _read_class_folders(dataset: BenchmarkSet) -> Splits:
-    """Read test images in folders ``<wnid>/``.
-
-    A label is the rank of the folder's name among the existing ones.
-    """
-    folders = _class_folders(dataset, dataset.images)
-    return _splits(
-        dataset, _names_of(dataset, folders), [], [], _records(dataset, dataset.images, folders)
-    )
+    """Read test images in folders ``<wnid>/``."""
+    label_of = _ranks(dataset, dataset.images)
+    test = _records(dataset, dataset.images, label_of)
+    return _splits(dataset, _names_of(dataset, label_of), test=test)
 
 
 def _read_numbered_folders(dataset: BenchmarkSet) -> Splits:
-    """Read test images in folders ``0/``, ``1/``, ….
-
-    The folder's number is the label among all of ImageNet's classes.
-    """
+    """Read test images in folders ``0/``, ``1/``, …, by label among all of ImageNet's classes."""
     names = [name for _, name in sorted(_names_by_wnid(dataset).items())]
-    folders = _class_folders(dataset, dataset.images)
-    for folder in folders:
-        if not (folder.isascii() and folder.isdecimal()) or int(folder) >= len(names):
-            raise dataset.damaged(
-                dataset.images / folder, f"is not one of the folders 0 to {len(names) - 1}"
-            )
-    folders.sort(key=int)
-    records = _records(dataset, dataset.images, folders)
-    tested = [Record(record.source, int(folders[record.single])) for record in records]
-    return _splits(dataset, names, [], [], tested)
+    label_of = {name: int(name) for name in sorted(_ranks(dataset, dataset.images), key=int)}
+    return _splits(dataset, names, test=_records(dataset, dataset.images, label_of))
 
 
 def _splits(
     dataset: BenchmarkSet,
-    names: list[str],
-    train: list[Record],
-    val: list[Record],
-    test: list[Record],
+    names: Iterable[str],
+    train: Iterable[Record] = (),
+    val: Iterable[Record] = (),
+    test: Iterable[Record] = (),
 ) -> Splits:
     opened = partial(open_image, decoding=dataset.decoding)
     return Splits(dataset.origin, tuple(names), tuple(train), tuple(val), tuple(test), None, opened)
 
 
-def _class_folders(dataset: BenchmarkSet, top: Path) -> list[str]:
+def _ranks(dataset: BenchmarkSet, top: Path) -> dict[str, int]:
+    """Return the ranks of the names of class folders, which are labels in most layouts."""
     dataset.require_folder(top)
-    with os.scandir(top) as entries:
-        folders = sorted(
-            entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()
-        )
-    if not folders:
+    ranks = {folder.name: rank for rank, folder in enumerate(class_folders(top))}
+    if not ranks:
         raise dataset.damaged(top, "has no class folders")
-    return folders
+    return ranks
 
 
-def _records(dataset: BenchmarkSet, top: Path, folders: list[str]) -> list[Record]:
-    """List the images of class folders; the label is the index of the folder."""
+def _records(dataset: BenchmarkSet, top: Path, label_of: Mapping[str, int]) -> list[Record]:
     records = []
-    for label, folder in enumerate(folders):
+    for folder, label in label_of.items():
         images = find_images(top / folder)
         if not images:
             raise dataset.damaged(top / folder, "has no images")
@@ -322,7 +220,7 @@ def _records(dataset: BenchmarkSet, top: Path, folders: list[str]) -> list[Recor
     return records
 
 
-def _names_of(dataset: BenchmarkSet, folders: list[str]) -> list[str]:
+def _names_of(dataset: BenchmarkSet, folders: Iterable[str]) -> list[str]:
     names = _names_by_wnid(dataset)
     for folder in folders:
         if folder not in names:
@@ -338,17 +236,8 @@ def _names_by_wnid(dataset: BenchmarkSet) -> dict[str, str]:
         text = dataset.read_text(dataset.index)
     else:  # the names that open_clip uses
         text = files("kdpl.benchmark").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
-    names: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        wnid, _, name = line.strip().partition(" ")
-        if not wnid:
-            continue
-        if not name.strip():
-            raise dataset.damaged(dataset.index, f"is not '<wnid> <class name>' in line {number}")
-        if wnid in names:
-            raise dataset.damaged(dataset.index, f"has {wnid} twice, again in line {number}")
-        names[wnid] = name.strip()
-    return names
+    # an id without a name is an error
+    return dict(line.split(maxsplit=1) for line in map(str.strip, text.splitlines()) if line)
 
 
 _LAYOUTS: dict[Layout, Callable[[BenchmarkSet], Splits]] = {

@@ -124,7 +124,6 @@ def _locked(out: Path, step: CampaignStep) -> Iterator[None]:
 
 
 def _run(campaign: Campaign, step: CampaignStep, command: Command) -> str | None:
-    """Run a step; returns what went wrong."""
     step.folder.mkdir(parents=True, exist_ok=True)
     if step.kind == "fit":
         step.save_command()

@@ -232,7 +232,6 @@ class _Maker:
 
 
 def _row_of_probe(name: str, results: Iterable[Result]) -> CampaignRow:
-    """Return a row for a linear probe, with the protocols and shots of its results."""
     results = [r for r in results if r.row == name]
     shots = {int(r.setting.removeprefix("shots_")) for r in results if r.setting}
     protocols = {r.protocol for r in results}

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pydantic.dataclasses
 import scipy
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -203,17 +202,11 @@ class HeldOutScores(LearnedCompanion):
     def read(cls, folder: Path, classifier: str, width: int = 0) -> Self:
         """Read the file of a folder; an ArtifactError if damaged or of another classifier."""
         path, remedy = folder / cls.file, f"remove it, or {REMEDY}"
-        tensors, settings = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
-        tensors.pop("predicted", None)  # of earlier versions
-        names = ("scores", "label_scores", "correct")
-        scores, label_scores, correct = (tensors.get(name, torch.empty(0)) for name in names)
-        # shapes and types
-        valid = len(tensors) == 3 and scores.ndim == 1 and len(scores) > 0
-        valid = valid and scores.shape == label_scores.shape == correct.shape
-        kinds = [tensor.dtype for tensor in (scores, label_scores, correct)]
-        if not valid or kinds != [torch.float32, torch.float32, torch.bool]:
-            raise ArtifactError(f"{path} is damaged (its tensors are invalid): {remedy}")
-        return cls(settings.temperature, scores, label_scores, correct, settings.sampled)
+        shapes = {"scores": "float32 N", "label_scores": "float32 N", "correct": "bool N"}
+        tensors, settings = read_of_classifier(
+            path, KIND, VERSION, _Fields, classifier, remedy, shapes
+        )
+        return cls(settings.temperature, **tensors, sampled=settings.sampled)
 
     def metadata(self, num_classes: int) -> dict[str, str]:
         """Return the temperature and the thresholds that the images suffice for."""
@@ -239,7 +232,6 @@ def held_out_of(classifier: Classifier) -> HeldOutScores:
 
 
 def _least_images(max_error: float, confidence: float = CONFIDENCE) -> int:
-    """Return the number of images that show an error if all are correct."""
     return math.ceil(math.log(1 - confidence) / math.log1p(-max_error))
 
 

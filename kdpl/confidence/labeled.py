@@ -13,12 +13,10 @@ from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.datasets import EvaluationImages, OpenImage
 from kdpl.data.groups import one_of_each
 from kdpl.data.inference import infer_labeled, read_evaluation_images
-from kdpl.data.readers.folder import class_folders, split_folders
+from kdpl.data.readers.folder import images_by_class, split_folders
 from kdpl.data.readers.table import Table
 from kdpl.data.splits import Record, labels_of
-from kdpl.data.storage import find_images
 from kdpl.errors import DataError
-from kdpl.runtime.class_names import composed
 
 _BATCH_SIZE = 64
 _SEPARATORS = ",;|"
@@ -46,18 +44,9 @@ def labeled_records(
             "table with all labels of each"
         )
     if top.is_dir():
-        # a folder for each class
-        several = bool(split_folders(top))
-        files: dict[str, list[str]] = {}
-        for folder in class_folders(top):
-            files.setdefault(composed(folder.name), []).extend(find_images(folder))
-        keys = [key for key in files if files[key]]
-        records = [Record(path, i) for i, key in enumerate(keys) for path in files[key]]
-        if not records:
-            raise DataError(
-                f"folder {images} has no images in folders of classes: put them into "
-                f"{images}/<class>/"
-            )
+        files, several = images_by_class(top), bool(split_folders(top))
+        keys = [*files]
+        records = [Record(path, i) for i, paths in enumerate(files.values()) for path in paths]
     else:
         # a table with one label in each row is accepted with a separator, too
         any_labels = label_separator is not None
@@ -85,17 +74,15 @@ def labeled_records(
     if one_of_a_group:
         drawn = one_of_each([record.source for record in records], groups, _SEED)
         records = [records[i] for i in drawn]
-    relabeled = []
-    for record in records:
-        labels = [numbers[keys[label]] for label in labels_of(record)]
-        relabeled.append(
-            Record(record.source, labels[0] if label_separator is None else tuple(sorted(labels)))
-        )
-    return relabeled
+    if label_separator is None:
+        return [Record(record.source, numbers[keys[record.single]]) for record in records]
+    return [
+        Record(record.source, tuple(sorted(numbers[keys[label]] for label in labels_of(record))))
+        for record in records
+    ]
 
 
 def _require_separator(images: str, label: str, names: Mapping[str, int]) -> None:
-    """Raise a DataError if a label is a list of classes with another separator."""
     for mark in {*label} & {*_SEPARATORS}:
         if {part.strip() for part in label.split(mark)} <= names.keys():
             raise DataError(

@@ -4,8 +4,8 @@ from kdpl.runtime.plugins import Plugin
 
 PLUGIN = Plugin(
     commands={
-        "calibrate": "kdpl.confidence.calibrate_command:calibrate",
-        "watch": "kdpl.confidence.drift.command:watch",
+        "calibrate": "kdpl.confidence.command:calibrate",
+        "watch": "kdpl.confidence.command:watch",
     },
     callbacks={
         "confidence": "kdpl.confidence.negatives:callbacks",
@@ -21,12 +21,12 @@ PLUGIN = Plugin(
         "confidence": "kdpl.confidence.handover:make_companions",
     },
     predict={
-        "confidence": "kdpl.confidence.options:options",
-        "taxonomy": "kdpl.confidence.options:level_option",
+        "confidence": "kdpl.confidence.command:options",
+        "taxonomy": "kdpl.confidence.command:level_option",
     },
     report={
         "calibration": "kdpl.confidence.report:CALIBRATION",
         "rejection": "kdpl.confidence.report:REJECTION",
-        "taxonomy": "kdpl.confidence.taxonomy.report:SECTION",
+        "taxonomy": "kdpl.confidence.report:TREE",
     },
 )

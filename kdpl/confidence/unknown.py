@@ -237,13 +237,14 @@ class Unknown(nn.Module, LearnedCompanion):
     def read(cls, folder: Path, classifier: str, width: int) -> Self:
         """Read the file of a folder."""
         path, remedy = folder / cls.file, f"remove it, or {REMEDY}"
-        tensors, settings = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
-        # the number of means is not stored
-        classes = max(1, tensors.get("means", torch.empty(0)).numel() // width)
-        rows = [(), (width,), (classes,), (len(settings.words),)]
-        shapes = {name: (*size, width) for name, size in zip(_TENSORS, rows, strict=True)}
-        valid = {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
-        if not valid or {tensor.dtype for tensor in tensors.values()} != {torch.float32}:
+        shapes = {
+            name: f"float32 {axes}"
+            for name, axes in zip(_TENSORS, ("D", "D D", "K D", "m D"), strict=True)
+        }
+        tensors, settings = read_of_classifier(
+            path, KIND, VERSION, _Fields, classifier, remedy, shapes, D=width
+        )
+        if len(tensors["negatives"]) != len(settings.words):
             raise ArtifactError(f"{path} is damaged (its tensors are invalid): {remedy}")
         return cls(tensors, **{name: getattr(settings, name) for name in _SETTINGS})
 

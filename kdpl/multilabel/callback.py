@@ -110,7 +110,6 @@ class SeveralLabels(Handover):
 
 
 def _choose(trainer: Trainer, module: ClassifyingModule) -> None:
-    """Set the thresholds of a module's task, the same on all processes."""
     task, data = module.task, domain_of(trainer)
     if not isinstance(task, MultiLabel):
         return
@@ -145,7 +144,6 @@ def _choose(trainer: Trainer, module: ClassifyingModule) -> None:
 
 
 def _of_best_f1(logits: Tensor, targets: Tensor, data: DomainDataModule) -> list[float]:
-    """Choose the thresholds of all classes on validation images."""
     # labels of novel classes are not used
     count = len(data.tuning_class_names)
     thresholds = choose(logits[:, :count], targets[:, :count])

@@ -108,6 +108,5 @@ class Crops:
 
 
 def _starts(length: int, edge: int) -> list[int]:
-    """Return evenly spaced starts of boxes along a side of the image."""
     steps = math.ceil((length - edge) / max(1.0, _STRIDE * edge))
     return [round(start) for start in np.linspace(0, length - edge, steps + 1).tolist()]

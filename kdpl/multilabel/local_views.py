@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jsonargparse.typing import PositiveInt
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
@@ -77,7 +78,7 @@ class LocalViews(PreparedTarget):
     """
 
     scales: tuple[float, ...] = (1, 2.5, 3, 3.5, 4, 4.5)
-    count: int = 8
+    count: PositiveInt = 8
 
     def __post_init__(self) -> None:
         if min(self.scales, default=0) < 1 or max(self.scales) == 1:
@@ -85,8 +86,6 @@ class LocalViews(PreparedTarget):
                 f"scales of local views are {list(self.scales)}, expected numbers of at least 1, "
                 "and one above: set [1, 2.5, 3, 3.5, 4, 4.5]"
             )
-        if self.count < 1:
-            raise ConfigError(f"count of local views must be at least 1, not {self.count}: set 8")
         self._rows, self._log_odds = torch.empty(0), torch.empty(0)
 
     @classmethod
@@ -139,7 +138,6 @@ class LocalViews(PreparedTarget):
         self._log_odds = tensors["log_odds"].to(inputs.device)
 
     def _make(self, inputs: TargetInputs, negatives: Tensor) -> Tensor:
-        """Compute the log odds of the pool's images, float32 [N, C]."""
         # the texts of classes and other things
         vectors = inputs.vectors
         crops = Crops(self.scales, self.count, vectors.preprocessing.resizing)
@@ -304,7 +302,6 @@ def _multi_hot(inputs: TargetInputs) -> Tensor:
 
 
 def _negative_vectors(inputs: TargetInputs, vectors: ClassVectors) -> Tensor:
-    """Return the teacher's vectors of words for other things, [M, D]; M may be 0."""
     file = inputs.teacher_folder / NEGATIVE_VECTORS_FILE
     if not file.is_file():
         return vectors.vectors[:0]

@@ -113,7 +113,6 @@ class ScaleAndBias(Float32Module, ClassScaling):
 
 
 def _labeled_logits(teacher: TeacherPromptTuning) -> tuple[Tensor, Tensor]:
-    """Return logits and labels [N, K] of labelled images, before prompts are tuned."""
     domain = teacher.domain
     # evenly spread, since the list may be sorted by class
     records = spread(domain.labels.training(), _STARTING_LABELS)

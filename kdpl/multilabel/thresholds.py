@@ -46,7 +46,6 @@ def _counts(falling: Tensor) -> list[int]:
 
 
 def _between(falling: Tensor, count: int) -> float:
-    """Return a float32 threshold that accepts only the first ``count`` images."""
     last = float(falling[count - 1])
     below = float(falling[count]) if count < len(falling) else 0.0
     middle = float(torch.tensor((last + below) / 2))

@@ -1,11 +1,18 @@
-"""``python -m kdpl report RUN``: the report of a run."""
+"""The commands of the report: ``compare``, ``estimate``, ``report`` and ``suggest``."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse.typing import PositiveInt
 
 from kdpl.cli.arguments import output_file
+from kdpl.errors import ConfigError, visible
 from kdpl.runtime.files import write_text
-from kdpl.runtime.run_folder import REPORT_FILE
+from kdpl.runtime.run_folder import DATA_FOLDER, REPORT_FILE
+
+ESTIMATE_FILE = "estimate.html"
 
 
 def report(run: str, *, out: str | None = None, trust: bool = False) -> int:
@@ -29,4 +36,154 @@ def report(run: str, *, out: str | None = None, trust: bool = False) -> int:
     html = render(opened)
     write_text(path, html)
     print(f"report: {path}")
+    return 0
+
+
+def compare(
+    runs: list[str],
+    *,
+    out: str | None = None,
+    baselines: Literal["all", "zero-shot", "none"] = "all",
+    trust: bool = False,
+) -> int:
+    """Compare the test accuracies of runs with the first run, on the same test images.
+
+    A difference is called higher or lower if its 95 % interval excludes 0.
+
+    Args:
+        runs: the --out of run, or of a stage's fit; NAME=RUN,RUN,… are runs that differ only in the
+            seed, compared by their means; a pattern, as in 'NAME=runs/few_*', stands for several
+        out: Markdown file to write the table to as well
+        baselines: rows for the original CLIPs of teacher and student, zero-shot and with a linear
+            probe
+        trust: import any class that the configs name, for runs that you trust
+    """
+    path = output_file("--out", out) if out is not None else None
+    if path is not None and path.suffix != ".md":
+        raise ConfigError(f"--out {path} has an unknown ending, expected .md: give another")
+
+    from kdpl.report.compare import compare_runs
+    from kdpl.runtime.markdown import escape_markdown
+    from kdpl.runtime.messages import quiet_libraries
+
+    quiet_libraries()
+    records, notes = compare_runs(runs, baselines, trust)
+    print("\n".join(map(visible, [*_lines(records), "", *notes])))
+    if path is not None:
+        lines = _lines(records, escape_markdown)
+        write_text(path, "\n".join([*lines, *(f"\n{escape_markdown(note)}" for note in notes), ""]))
+        print(f"table: {path}")
+    return 0
+
+
+def _lines(records: list[dict[str, Any]], escape: Callable[[str], str] = str) -> list[str]:
+    from kdpl.runtime.markdown import markdown_rows
+
+    lines = [["classes", "", "accuracy", f"difference to {records[0]['row']}", ""]]
+    for record in records:
+        seeds = f" ({record['seeds']} seeds)" if record["seeds"] > 1 else ""
+        accuracy = "{accuracy:.1f} [{accuracy_low:.1f}, {accuracy_high:.1f}]".format_map(record)
+        figures = "{difference:+.1f} [{difference_low:+.1f}, {difference_high:+.1f}]"
+        difference = "" if record["difference"] is None else figures.format_map(record)
+        name, difference = record["row"] + seeds, difference.replace("-", "−")
+        lines.append([record["classes"], name, accuracy, difference, record["verdict"]])
+    # the column of classes is left out where all rows have the same
+    labels = 1 if len({record["classes"] for record in records}) == 1 else 2
+    cells = [[escape(text) for text in line[2 - labels :]] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    formats = [f"{'<' if i < labels else '>'}{width}" for i, width in enumerate(widths)]
+    return markdown_rows([[*map(format, line, formats)] for line in cells], 3)
+
+
+def estimate(
+    path: str,
+    *,
+    teacher: list[str] = [],  # noqa: B006 - the parser copies it
+    student: list[str] = [],  # noqa: B006 - the parser copies it
+    class_names: str | None = None,
+    out: str | None = None,
+    seed: int = 1,
+) -> int:
+    """Estimate what run PATH will be worth, from frozen features, before anything is trained.
+
+    Writes estimate.html: expected test accuracies with intervals, what fewer and more labels give,
+    weak classes, and what to do next.
+
+    Args:
+        path: folder or table of the images, as for run; test images are not looked at
+        teacher: config of the teacher, as for run, whose original CLIP is measured; may be repeated
+        student: config of the student, as for run; may be repeated
+        class_names: file with the names of all classes, as for run
+        out: folder to write into, by default runs/NAME_estimate with the name of PATH
+        seed: seed of views and samples
+    """
+    from kdpl.cli.run import require_folder_of
+    from kdpl.runtime.advice import absolute, command
+
+    name = absolute(path).stem
+    folder = Path(out or Path("runs") / f"{name}_estimate")
+    require_folder_of("an estimate", folder, ESTIMATE_FILE, (DATA_FOLDER,))
+
+    from kdpl.cli.choice import Options
+    from kdpl.cli.prepare import prepare
+    from kdpl.report.estimate.findings import describe
+    from kdpl.report.estimate.folds import measure
+    from kdpl.report.estimate.inputs import gather
+    from kdpl.report.page import fill
+    from kdpl.runtime.messages import inform
+
+    given = Options(teacher=teacher, student=student, seed=seed)
+    choice = prepare(path, folder, given, (class_names, None))
+    # marks the folder
+    write_text(folder / ESTIMATE_FILE, "This estimate was not finished: start it again.")
+    frozen, names = gather(choice, folder, given)
+    inform("predicting each labelled image without its label")
+    values = describe(frozen, measure(frozen), names)
+    words = given.words()
+    words += ["--class-names", Path(class_names)] if class_names else []
+    values |= {"name": name, "command": command("run", Path(path), *words)}
+    write_text(folder / ESTIMATE_FILE, fill("estimate.html.jinja", **values))
+    print(fill("estimate.txt.jinja", **values) + f"page: {folder / ESTIMATE_FILE}")
+    return 0
+
+
+def suggest(
+    run: str,
+    *,
+    out: str,
+    images: PositiveInt | None = None,
+    pool: PositiveInt = 10_000,
+    trust: bool = False,
+) -> int:
+    """Choose the images to label next, and point out labels that look wrong.
+
+    Both rest on the teacher of a finished run. Writes labels.csv, a table to fill in, and
+    suggestions.html, a page to look through.
+
+    Args:
+        run: the --out of run, or of a stage's fit
+        out: folder to write into
+        images: number of images to label, by default 4 for each class
+        pool: images without a label that are looked at; if there are more, that many drawn at
+            random
+        trust: import any class that the configs name, for a run that you trust
+    """
+    from kdpl.report.labeling.page import PAGE, TABLE, Suggestions
+    from kdpl.report.run_folder import Run
+    from kdpl.runtime.messages import quiet_libraries
+
+    folder = Path(out)
+    # somebody may have filled in the table
+    if (folder / TABLE).exists():
+        raise ConfigError(f"{folder / TABLE} exists already: choose another --out, or remove it")
+    quiet_libraries()
+    opened = Run.find(Path(run), trust)
+    suggestions = Suggestions.of(opened, images, pool)
+    suggestions.save(folder)
+    counts = len(suggestions.to_label), len(suggestions.doubtful)
+    print(f"{counts[0]} images to label, {counts[1]} labels that look wrong: {folder / TABLE}")
+    for note in suggestions.notes:
+        print(f"  {note}")
+    print(f"to look through: {folder / PAGE}")
+    print("fill in the column label, and take it over into your labels: docs/labelling.md")
     return 0

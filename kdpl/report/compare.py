@@ -15,7 +15,6 @@ from kdpl.metrics import ACCURACY_COLUMNS
 from kdpl.report.intervals import Accuracy, Scores, accuracy_of, paired_difference, scores_of
 from kdpl.report.probes import clip_of, linear_probe
 from kdpl.report.run_folder import Run, Stage
-from kdpl.runtime.predictions import ImagePrediction
 
 
 class ComparisonRow(NamedTuple):
@@ -60,33 +59,23 @@ def find_groups(arguments: Sequence[str], trusted: bool = False) -> dict[str, li
 
 
 def _require_same_test(run: Run, first: Run) -> None:
-    """Raise an ArtifactError if classes or test images of two runs differ."""
-    names = [compared_run.vectors.class_names for compared_run in (run, first)]
-    tests = [compared_run.main.predictions for compared_run in (run, first)]
-    other_names = (f"{a} and {b}" for a, b in zip(*names, strict=False) if a != b)
-    other_images = (
-        f"{a.source} of class {a.label}, and {b.source} of class {b.label}"
-        for a, b in zip(*tests, strict=False)
-        if not _same_image(a, b)
-    )
-    # different numbers say more than the first difference
-    for what, lists, differing in (
-        ("classes", names, other_names),
-        ("test images", tests, other_images),
-    ):
-        count, expected = map(len, lists)
-        difference = next(differing, None) if count == expected else f"{count} and {expected}"
-        if difference is not None:
+    # an image may have several paths
+    images = [
+        [f"{os.path.realpath(p.source)} of class {p.label}" for p in compared_run.main.predictions]
+        for compared_run in (run, first)
+    ]
+    names = run.vectors.class_names, first.vectors.class_names
+    for what, (tested, expected) in {"classes": names, "test images": images}.items():
+        # different numbers say more than the first difference
+        difference = f"{len(tested)} and {len(expected)}"
+        if len(tested) == len(expected):
+            differing = (f"{a} and {b}" for a, b in zip(tested, expected, strict=True) if a != b)
+            difference = next(differing, "")
+        if difference:
             raise ArtifactError(
                 f"{run.folder} was tested on other {what} than {first.folder} ({difference}): "
                 "compare only runs with the same test"
             )
-
-
-def _same_image(image: ImagePrediction, other: ImagePrediction) -> bool:
-    """Return whether two test images have the same label and the same resolved path."""
-    paths = {os.path.realpath(prediction.source) for prediction in (image, other)}
-    return image.label_number == other.label_number and len(paths) == 1
 
 
 def compare_runs(
@@ -158,7 +147,6 @@ def _zero_shot(run: Run, role: str) -> tuple[ComparisonRow, str]:
 
 
 def _probe(runs: Sequence[Run], role: str) -> tuple[ComparisonRow, str]:
-    """Return the row of the runs' probes, and a note on how C was chosen."""
     probes = [linear_probe(run, role) for run in runs]
     last = probes[-1].about
     name = f"linear probe: {last['network']}, {last['labels']} labels"

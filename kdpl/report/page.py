@@ -117,7 +117,6 @@ def fill(template: str, **values: Any) -> str:
 
 
 def _section(make: Callable[[Run], Any], run: Run) -> dict[str, Any]:
-    """Return a section's ``data``, or the ``gap`` that says why there is none."""
     try:
         return {"data": make(run), "gap": None}
     except (KdplError, OSError, torch.OutOfMemoryError) as error:
@@ -138,7 +137,6 @@ def _points(difference: float) -> str:
 
 
 def _count(number: float) -> str:
-    """Write a number with three digits and a unit prefix."""
     for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
             return f"{number / limit:.3g} {letter}"

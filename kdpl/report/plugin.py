@@ -4,10 +4,10 @@ from kdpl.runtime.plugins import Plugin
 
 PLUGIN = Plugin(
     commands={
-        "compare": "kdpl.report.compare_command:compare",
-        "estimate": "kdpl.report.estimate.command:estimate",
+        "compare": "kdpl.report.command:compare",
+        "estimate": "kdpl.report.command:estimate",
         "report": "kdpl.report.command:report",
-        "suggest": "kdpl.report.labeling.command:suggest",
+        "suggest": "kdpl.report.command:suggest",
     },
     observe={
         "explain": "kdpl.report.reasons:options",

@@ -179,7 +179,6 @@ def encode(
 
 
 def _stored(folder: Path, origin: Origin) -> ProbeTest | None:
-    """Read a probe of the same network and labels; None if there is none or it is damaged."""
     try:
         about = json.loads((folder / PROBE_FILE).read_text(encoding="utf-8"))
         if differs := difference({name: about.get(name) for name in origin}, origin):

@@ -54,7 +54,6 @@ def _name_of(target: Any) -> str:
 
 
 def _labels_for(target: Any) -> str:
-    """Name what used the labels, apart from validation."""
     if is_refined(target):
         return "the teacher and its refined targets"
     if _name_of(target).endswith(("local_views", "LocalViews")):
@@ -63,7 +62,6 @@ def _labels_for(target: Any) -> str:
 
 
 def _fidelity(run: Run) -> dict[str, Any] | None:
-    """Read the student's fidelity in its last epoch; None if it was not measured."""
     try:
         curves = {} if run.student is None else run.student.curves
         (_, share), (_, images) = curves[FIDELITY][-1], curves[UNSEEN][-1]

@@ -4,7 +4,7 @@ from kdpl.runtime.plugins import Plugin
 
 PLUGIN = Plugin(
     commands={
-        "demo": "kdpl.serve.demo.command:demo",
+        "demo": "kdpl.serve.command:demo",
         "serve": "kdpl.serve.command:serve",
     },
 )

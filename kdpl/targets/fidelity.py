@@ -136,7 +136,6 @@ class Fidelity(Callback):
 
 
 def _loader(trainer: Trainer, teacher: Resizing | None = None) -> DataLoader[UnlabeledBatch]:
-    """Load this process's share of the unseen images, with views for a teacher's resizing."""
     data, resizing = domain_of(trainer), needs_of(trainer.lightning_module).resizing
     unseen = data.selection.held_out
     view = RandomView(data.splits.open_image, NoAugmentation(), resizing, data.seed)

@@ -169,7 +169,6 @@ class TargetInputs:
 
     @cached_property
     def _whole_pool(self) -> str:
-        """Digest of the full paths of the unlabelled images."""
         return digest(self.pool)
 
     def _digest(self, records: Sequence[Record]) -> str:
@@ -272,13 +271,11 @@ class TargetInputs:
         return torch.from_numpy(rows).to(self.device).float()
 
     def _shared(self, origin: Origin) -> Path:
-        """Return the folder of files of this origin, inside the teacher's folder."""
         # other versions may compute something else, and other datasets may have the same names
         name = digest([__version__, self._whole_pool, json.dumps(as_json(origin))])
         return self.teacher_folder / PREPARED_FOLDER / name
 
     def _agreed(self, function: Callable[[], T]) -> T:
-        """Call a function on the first process; returns the result on all processes."""
         value = function() if self._trainer.is_global_zero else None
         return cast(T, self._trainer.strategy.broadcast(value))
 

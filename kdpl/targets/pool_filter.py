@@ -72,7 +72,6 @@ def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
 
 
 def _similarities(inputs: TargetInputs, images: Sequence[str] | None) -> Tensor:
-    """Return the similarity of each image to the nearest class vector, float32 [N]."""
     features = inputs.features(images, _VIEWS)[0].mean
     vectors = inputs.vectors.vectors.to(features)
     return torch.cat([(part @ vectors.T).amax(dim=1) for part in torch.split(features, 4096)])

@@ -9,7 +9,7 @@ import world
 
 from kdpl.classifier import Classifier
 from kdpl.confidence.held_out import HeldOutScores
-from kdpl.confidence.report.rejection import rejection
+from kdpl.confidence.report import rejection
 from kdpl.errors import ArtifactError
 from kdpl.report.run_folder import Run
 from kdpl.runtime.predictions import read_predictions

@@ -13,7 +13,7 @@ import world
 from PIL import Image
 from zoo import add
 
-from kdpl.benchmark.archive import unpack
+from kdpl.benchmark.download import unpack
 from kdpl.classifier.sources import printable
 from kdpl.data.decoding import open_image
 from kdpl.data.splits import Splits

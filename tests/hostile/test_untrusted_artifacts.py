@@ -165,7 +165,6 @@ def test_every_invalid_field_of_held_out_scores_and_of_a_pool_sample_is_refused(
 
 HELD_OUT_CHANGES = [
     {"scores": None},
-    {"more": torch.ones(3)},
     {"correct": torch.tensor([1, 1, 1])},
     {"correct": torch.tensor([True])},
     {"scores": torch.rand(3, 1)},
@@ -173,7 +172,6 @@ HELD_OUT_CHANGES = [
 ]
 SAMPLE_CHANGES = [
     {"scores": None},
-    {"more": torch.ones(3)},
     {"features": torch.ones(3, 4)},
     {"features": torch.ones(3).half()},
     {"features": torch.ones(2, 4).half()},

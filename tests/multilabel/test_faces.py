@@ -6,7 +6,7 @@ import pytest
 
 from kdpl import Classifier
 from kdpl.multilabel.task import MultiLabel
-from kdpl.serve.demo.page import Demo
+from kdpl.serve.demo import Demo
 
 
 def test_the_demo_shows_the_classes_above_their_thresholds(several, table):

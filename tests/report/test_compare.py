@@ -231,7 +231,7 @@ def test_the_same_files_behind_a_link_are_the_same_test_images_and_what_differs_
     first, *rest = read_predictions(link)
     changed = replace(first, label_number=(first.label_number + 1) % 10, label="another")
     write_predictions(link, [changed, *rest])
-    compare_on_images(capsys, photos, link, f"{tmp_path}/link/0.png of class another")
+    compare_on_images(capsys, photos, link, f"{tmp_path}/photos/0.png of class another")
 
 
 # --- what is refused ---

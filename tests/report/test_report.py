@@ -11,7 +11,7 @@ from runs import refused
 
 from kdpl.__main__ import main
 from kdpl.confidence.decision import decision_rule
-from kdpl.confidence.report.calibration import calibrate, confidences_at
+from kdpl.confidence.report import calibrate, confidences_at
 from kdpl.data.domain import build_data
 from kdpl.data.names import digest_of
 from kdpl.data.readers import digits

@@ -4,7 +4,7 @@ import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
 from kdpl.confidence.held_out import TEMPERATURES, fit_temperature
-from kdpl.confidence.report.calibration import calibration_error, reliability
+from kdpl.confidence.report import calibration_error, reliability
 from kdpl.report.intervals import wilson
 
 

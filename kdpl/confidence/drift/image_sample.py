@@ -91,16 +91,9 @@ class ImageSample(LearnedCompanion):
             raise ArtifactError(
                 f"{folder} has no sample of the pool that it was trained on ({path.name}): {REMEDY}"
             )
-        # types and shapes
         remedy = f"remove it, and {REMEDY}"
-        tensors, _ = read_of_classifier(path, KIND, VERSION, OfClassifier, classifier, remedy)
-        count = tensors["scores"].numel() if "scores" in tensors else 0
-        expected = {
-            "features": (torch.float16, (count, shape[1])),
-            "scores": (torch.float32, (count,)),
-            "labels": (torch.int64, (count,)),
-        }
-        stored = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-        if stored != expected or not count:
-            raise ArtifactError(f"{path} is damaged (its tensors are invalid): {remedy}")
+        shapes = {"features": "float16 N D", "scores": "float32 N", "labels": "int64 N"}
+        tensors, _ = read_of_classifier(
+            path, KIND, VERSION, OfClassifier, classifier, remedy, shapes, D=shape[1]
+        )
         return cls(**tensors)

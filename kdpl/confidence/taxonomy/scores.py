@@ -122,19 +122,15 @@ class LevelScores(LearnedCompanion):
     def read(cls, folder: Path, classifier: str, width: int = 0) -> Self:
         """Read the file of a folder; an ArtifactError if damaged or of another classifier."""
         path, remedy = folder / cls.file, "remove it, and run the student's fit again"
-        tensors, fields = read_of_classifier(path, KIND, VERSION, _Fields, classifier, remedy)
-        of_class, scores, correct = (
-            tensors.get(name, torch.empty(0)) for name in ("of_class", "scores", "correct")
+        shapes = {"of_class": "int64 L C", "scores": "float32 n L", "correct": "bool n L"}
+        tensors, fields = read_of_classifier(
+            path, KIND, VERSION, _Fields, classifier, remedy, shapes
         )
-        # types and shapes
-        sizes = [*map(len, fields.nodes)]
-        kinds = (torch.int64, torch.float32, torch.bool)
-        valid = len(tensors) == 3 and (of_class.dtype, scores.dtype, correct.dtype) == kinds
-        valid = valid and scores.shape == correct.shape and scores.shape[1:] == (len(sizes),)
-        valid = valid and of_class.ndim == 2 and of_class.numel() > 0 and int(of_class.min()) >= 0
-        if not valid or (of_class.amax(dim=1) + 1).tolist() != sizes:
-            raise ArtifactError(f"{path} is damaged (its tree or numbers are invalid): {remedy}")
-        return cls(Taxonomy(fields.root, fields.nodes, of_class), scores, correct)
+        of_class = tensors.pop("of_class")
+        largest = [len(nodes) - 1 for nodes in fields.nodes]
+        if int(of_class.min()) < 0 or of_class.amax(dim=1).tolist() != largest:
+            raise ArtifactError(f"{path} is damaged (its tree is invalid): {remedy}")
+        return cls(Taxonomy(fields.root, fields.nodes, of_class), **tensors)
 
 
 def levels_answered(scores: Tensor, thresholds: Thresholds) -> Tensor:

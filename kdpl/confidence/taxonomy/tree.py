@@ -101,7 +101,6 @@ def _rows(file: Path) -> list[tuple[str, str]]:
 
 
 def _problem(parents: Mapping[str, str], classes: set[str]) -> str | None:
-    """Return the reason why this is not a tree with the classes as leaves; None if it is."""
     inner = {*parents.values()}
     try:
         TopologicalSorter({child: [parent] for child, parent in parents.items()}).prepare()

@@ -139,7 +139,6 @@ def _sets(rows: list[dict[str, str]], names: list[str], column: str) -> npt.NDAr
 
 
 def _examples(run: Run, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """Return images with true and predicted labels; none at all if one is unreadable."""
     examples = []
     try:
         for row in rows:

@@ -135,7 +135,6 @@ def measure(frozen: Frozen) -> Measured:
 
 
 def _probed(features: Tensor, result: Result, strength: float) -> Tensor:
-    """Return predictions [J, C] of a result's judges by a probe of the labels that it saw."""
     seen = result.labels >= 0
     probe = fit_probe(features[seen], result.labels[seen], strength)
     rows = probe.log_probabilities(features[result.judges]).exp()

@@ -151,7 +151,6 @@ class Suggestions:
 def _doubtful(
     labeled: Sequence[Record], features: Tensor, groups: Tensor, class_names: Sequence[str]
 ) -> tuple[list[Suggestion], list[str]]:
-    """Return the labels that are more probably wrong than right, and notes on unchecked ones."""
     if not labeled:
         return [], ["there are no labels to check"]
     labels = torch.tensor([record.single for record in labeled], device=features.device)
@@ -172,7 +171,6 @@ def _doubtful(
 
 
 def _suggestion(record: Record, probabilities: Tensor, class_names: Sequence[str]) -> Suggestion:
-    """Return the most probable class other than the label."""
     # an image without a label has the label -1
     rest = probabilities.clone()
     if record.single >= 0:

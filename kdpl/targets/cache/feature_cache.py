@@ -37,7 +37,6 @@ MANIFEST = "manifest.json"
 _OTHER_FOLDER = "choose another folder as model.init_args.teacher_cache, or remove it"
 _FILL = "fill it with python -m kdpl cache and the settings of this fit"
 _VERSION = 3
-_NUMBERS = ("view_seed", "width", "images", "views", "images_per_shard")
 # ``made_with`` is of earlier versions
 _MAY_DIFFER = {"views", "view_seed", "images_per_shard", "made_with"}
 
@@ -82,10 +81,7 @@ def read_manifest(folder: Path, expected: Origin, same: Collection[str] = ()) ->
         raise DataError(f"{folder} is not a teacher cache (it has no {MANIFEST}): {_OTHER_FOLDER}")
     try:
         stored: Origin = json.loads(file.read_bytes())
-        seed, *numbers = (stored[name] for name in _NUMBERS)
-        if {*map(type, (seed, *numbers))} != {int} or seed < 0 or min(numbers) < 1:
-            raise ValueError("its numbers are invalid")
-    except (ValueError, LookupError, TypeError) as error:
+    except ValueError as error:
         raise DataError(
             f"{file} is damaged ({reason(error)}): remove the folder {folder} and fill the cache "
             "again"
@@ -119,7 +115,7 @@ class FeatureCache:
             raise DataError(f"the teacher cache {folder} does not exist: {_FILL}")
         manifest = read_manifest(folder, expected, same)
         # all shards must be there, with the right shape
-        shards = _shards(folder, manifest)
+        shards = shards_in(folder, manifest["images"], manifest["images_per_shard"])
         if missing := sum(not path.is_file() for path in shards):
             raise DataError(
                 f"the teacher cache {folder} is incomplete, {missing} of {len(shards)} shards are "
@@ -172,17 +168,12 @@ def fill(folder: Path, expected: Origin, work: Work, same: Collection[str] = ())
     first = work.rank == 0  # holds the lock for all processes; they wait for it at the end
     try:
         with FileLock(folder / LOCK_FILE).acquire(timeout=0) if first else nullcontext():
-            shards = _shards(folder, manifest)
+            shards = shards_in(folder, manifest["images"], manifest["images_per_shard"])
             return fill_shards(shards, manifest["views"], replace(work, images=images))
     except Timeout as error:
         raise DataError(
             f"the teacher cache {folder} is being filled by another command: wait until it ends"
         ) from error
-
-
-def _shards(folder: Path, manifest: Origin) -> dict[Path, range]:
-    """Return the files of the shards, each with the indices of its images."""
-    return shards_in(folder, manifest["images"], manifest["images_per_shard"])
 
 
 @dataclass(eq=False)

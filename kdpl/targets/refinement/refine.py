@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+from jsonargparse.typing import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
-
-from kdpl.errors import ConfigError
 
 _CELLS = 2**25  # largest matrix at a time, 128 MiB in float32
 _LEAST_PRIOR = 1e-9
@@ -64,16 +63,9 @@ class RefinementConfig:
     """
 
     mode: Literal["auto", "always"] = "auto"
-    views: int = 8
-    neighbors: int = 5
-    rounds: int = 15
-
-    def __post_init__(self) -> None:
-        for name in ("views", "neighbors", "rounds"):
-            if (value := getattr(self, name)) < 1:
-                raise ConfigError(
-                    f"{name} of refined targets must be at least 1, not {value}: correct it"
-                )
+    views: PositiveInt = 8
+    neighbors: PositiveInt = 5
+    rounds: PositiveInt = 15
 
 
 def standardize(features: Tensor) -> Tensor:
@@ -83,15 +75,13 @@ def standardize(features: Tensor) -> Tensor:
     return torch.div(centered, scale)
 
 
-def nearest(features: Tensor, k: int, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def nearest(features: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
     """Find cosines and indices, both [N, k], of the k nearest other images.
 
     Compares normalised features [N, D], in O(N·k) memory. Images of the same group in ``groups``
-    [N] are not neighbours, as near-copies would only confirm themselves; None: each image is a
-    group.
+    [N] are not neighbours, as near-copies would only confirm themselves.
     """
     n, parts = len(features), []
-    groups = torch.arange(n, device=features.device) if groups is None else groups
     for rows in torch.split(torch.arange(n, device=features.device), max(1, _CELLS // n)):
         similarity = features[rows] @ features.T
         similarity.masked_fill_(groups[rows, None] == groups, -2)
@@ -118,7 +108,7 @@ def refine(
     features: Tensor,
     predictions: Tensor,
     neighbors: Tensor,
-    labels: Tensor | None,
+    labels: Tensor,
     weights: Weights,
     rounds: int,
 ) -> Tensor:
@@ -132,8 +122,7 @@ def refine(
         features: Normalised features f of all images, float [N, D].
         predictions: The probabilities y to refine, float [N, C].
         neighbors: The result a of ``affinity``, sparse [N, N].
-        labels: Classes of labelled images, whose z stays the label, −1 for the others, [N]; None:
-            no image is labelled.
+        labels: Classes of labelled images, whose z stays the label, −1 for the others, [N].
         weights: The weights ω, γ and λ.
         rounds: Number of rounds.
 
@@ -141,7 +130,6 @@ def refine(
         The assignments z, float32 [N, C].
     """
     likelihood, graph, prior = weights
-    labels = torch.full((len(features),), -1, device=features.device) if labels is None else labels
 
     # start at the predictions, and at the labels
     labeled = torch.nonzero(labels >= 0).flatten()

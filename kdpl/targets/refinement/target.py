@@ -47,7 +47,6 @@ class Refined(RefinementConfig, PreparedTarget):
     encoder: Literal["tower", "teacher"] = "tower"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         self._taken: bool | None = None
         self._rows = self._log_assignments = torch.empty(0)
 
@@ -128,7 +127,6 @@ class Refined(RefinementConfig, PreparedTarget):
         return text, _joined(part for _, part in parts) if pooled else features
 
     def _assign(self, inputs: TargetInputs, evidence: Evidence, origin: Origin) -> PoolTargets:
-        """Assign the images, and decide whether to use the assignments."""
         # assign them
         n, labels = len(inputs.targeted), int((evidence.labels >= 0).sum())
         with progress_bar() as progress:
@@ -185,7 +183,6 @@ class Refined(RefinementConfig, PreparedTarget):
 
 
 def _joined(parts: Iterable[ImageFeatures]) -> ImageFeatures:
-    """Concatenate features of several lists of images."""
     return ImageFeatures(*map(torch.cat, zip(*parts, strict=True)))
 
 

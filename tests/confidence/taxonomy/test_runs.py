@@ -116,16 +116,16 @@ def test_a_tree_of_a_fit_that_was_given_up_is_not_taken_over(tmp_path, teacher_f
 
 def test_the_report_has_the_accuracy_of_each_level(run, student_run):
     pytest.importorskip("kdpl.report")
-    from kdpl.confidence.taxonomy.report import SECTION
+    from kdpl.confidence.report import TREE
     from kdpl.report.page import fill
     from kdpl.report.run_folder import Run
 
-    assert SECTION.make(Run.find(student_run)) is None
-    data = SECTION.make(Run.find(run))
+    assert TREE.make(Run.find(student_run)) is None
+    data = TREE.make(Run.find(run))
     accuracy = results(run)["test/level_1_acc"]
     assert data["accuracies"]["level 1"]["student"][0] == pytest.approx(accuracy)
     assert "teacher" not in data["accuracies"]["level 1"]
-    assert "level 1" in fill(SECTION.template.name, added={"taxonomy": SECTION}, data=data)
+    assert "level 1" in fill(TREE.template.name, added={"taxonomy": TREE}, data=data)
 
 
 @pytest.mark.slow

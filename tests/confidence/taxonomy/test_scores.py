@@ -139,7 +139,6 @@ def test_it_is_made_of_a_run_with_a_tree_and_read_again(tmp_path):
         {"of_class": torch.tensor([[0, 0], [0, -1]])},
         {"of_class": torch.zeros(2, 0, dtype=torch.int64)},
         {"of_class": torch.zeros(2, dtype=torch.int64)},
-        {"more": torch.zeros(3)},
         {"nodes": (("x",),)},
         {"nodes": (("x",), ("a", "b\x1b"))},
         {"root": 3},

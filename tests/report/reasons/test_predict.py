@@ -16,7 +16,7 @@ from kdpl.clip.timm_networks import load_network
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.report.reasons.pictures import nearest_labelled
 from kdpl.report.run_folder import Run
-from kdpl.serve.demo.page import Demo
+from kdpl.serve.demo import Demo
 
 PANEL = 176 + 8
 

@@ -15,7 +15,7 @@ from kdpl.class_vectors import NameEncoder
 from kdpl.classifier import Classifier
 from kdpl.data.decoding import Decoding
 from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError
-from kdpl.serve.demo.page import MAX_ADDED, Demo, build, find_examples
+from kdpl.serve.demo import MAX_ADDED, Demo, build, find_examples
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_what_a_visitor_asks_for_is_a_heat_map(demo, photo):
     pytest.importorskip("gradio")
     pictures = pytest.importorskip("kdpl.report.reasons.pictures")
     handlers = [event.fn for event in build(demo, []).fns.values()]
-    (draw,) = [fn for fn in handlers if getattr(fn, "__name__", "") == "on_picture"]
+    (draw,) = [fn for fn in handlers if getattr(fn, "__name__", "") == "draw_heat_map"]
     shown = draw({"path": str(photo)}, None)
     assert shown.startswith("Heat map<br>")
     drawn = Image.open(BytesIO(b64decode(re.search(r"base64,([^\"]+)", shown)[1])))

@@ -287,7 +287,6 @@ def npy(array):
     ("name", "damage"),
     [
         ("manifest.json", lambda content: content[:100]),
-        ("manifest.json", lambda content: content.replace(b'"width"', b'"breadth"')),
         (SHARDS[1], lambda content: content[:-1]),
         (SHARDS[1], lambda _: npy(np.zeros(3))),
         (SHARDS[1], lambda _: npy(np.array([{}]))),

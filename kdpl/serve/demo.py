@@ -3,7 +3,7 @@
 import os
 import sys
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from html import escape
@@ -32,10 +32,6 @@ MAX_ADDED = 50
 _EXAMPLES, _MAX_UPLOAD, _MAX_WAITING, _ENCODED = 12, "20mb", 32, 32
 # seconds between deletions of uploaded files, and their largest age
 _CLEAN_EVERY, _KEPT = 60, 300
-
-
-Picture = Callable[[Classifier, Image.Image], Image.Image]
-"""Draws a picture that explains the prediction for an image."""
 
 
 class Demo:
@@ -98,18 +94,15 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
             gr.Warning(escape(str(error)))
             return None
 
-    def drawn_by(draw: Picture, title: str) -> Callable[..., str]:
-        def on_picture(file: dict[str, Any] | None, added: str | None) -> str:
-            png = BytesIO()
-            # errors are shown with the prediction
-            with suppress(KdplError):
-                if file is not None:
-                    draw(*demo.open(file["path"], "", added or "")).save(png, "png")
-            data = b64encode(png.getvalue()).decode()
-            image = f'<img src="data:image/png;base64,{data}" alt="" style="width: 100%">'
-            return f"{escape(title)}<br>{image}" if data else ""
-
-        return on_picture
+    def draw_heat_map(file: dict[str, Any] | None, added: str | None) -> str:
+        png = BytesIO()
+        # errors are shown with the prediction
+        with suppress(KdplError):
+            if file is not None:
+                overlay(*demo.open(file["path"], "", added or "")).save(png, "png")
+        data = b64encode(png.getvalue()).decode()
+        image = f'<img src="data:image/png;base64,{data}" alt="" style="width: 100%">'
+        return f"Heat map<br>{image}" if data else ""
 
     # the page, top to bottom
     note = f"The prediction is always one of {len(names)} classes, even if none of them fits."
@@ -133,9 +126,7 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
             )
             label = gr.Label(label="Prediction", num_top_classes=demo.top_k, elem_id="predictions")
             # HTML, since gr.Image offers to publish what it shows
-            pictures = [
-                (drawn_by(overlay, "Heat map"), gr.HTML(elem_id="heat-map")),
-            ]
+            heat_map = gr.HTML(elem_id="heat-map")
         added = gr.Textbox(
             label="Add classes",
             info="Type names as in a sentence, separated by commas. Only you see them.",
@@ -154,7 +145,7 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
         with gr.Accordion(f"All {len(names)} classes", open=False):
             gr.Textbox(", ".join(map(visible, names)), show_label=False, container=False)
         # without preprocessing, to decode the uploaded file as predict does
-        for react, shown in ((on_change, label), *pictures):
+        for react, shown in ((on_change, label), (draw_heat_map, heat_map)):
             gr.on([image.change, added.submit], react, [image, added], shown, preprocess=False)
     page.queue(max_size=_MAX_WAITING, api_open=False)
     return page

@@ -1,0 +1,204 @@
+"""Report sections on calibration, rejection and a tree of classes; only the report loads them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpl.confidence.held_out import CONFIDENCE, TEMPERATURES, HeldOutScores, held_out_of
+from kdpl.confidence.labeled import classify_records
+from kdpl.confidence.taxonomy.scores import FILE
+from kdpl.confidence.taxonomy.tree import Taxonomy
+from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError
+from kdpl.metrics import test_key
+from kdpl.report.accuracy import thumbnail
+from kdpl.report.charts import line_chart
+from kdpl.report.cost import device
+from kdpl.report.intervals import wilson
+from kdpl.report.page import Section
+from kdpl.report.run_folder import Run
+from kdpl.runtime.predictions import ImagePrediction, spread
+from kdpl.tasks import MULTI_CLASS
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+NUM_BINS = 15
+MAX_MEASURED = 2000
+"""Largest number of test images to measure the calibration on, since they are classified again."""
+
+WANTED = (0.01, 0.02, 0.05, 0.1, 0.2)
+"""Wanted errors whose thresholds are shown."""
+MAX_REJECTED = 24
+"""Largest number of shown rejected images."""
+_MAX_POINTS = 200
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def _tested(run: Run) -> list[ImagePrediction]:
+    if run.student is None:
+        raise ArtifactError("there is no student: run stage 2 to its end")
+    return run.student.predictions
+
+
+def calibrate(run: Run) -> dict[str, Any]:
+    """Measure the student's calibration on test images, before and after temperature scaling."""
+    # as it is
+    predictions = spread(_tested(run), MAX_MEASURED)
+    confidences = np.array([p.probability for p in predictions])
+    correct = np.array([p.correct for p in predictions])
+    before = _diagram("as it is", confidences, correct)
+    facts: dict[str, Any] = {"before": before, "after": None, "gap": None}
+    # at the temperature of the held-out images
+    try:
+        held_out = held_out_of(run.classifier)
+        temperature, images = held_out.temperature, len(held_out)
+        if temperature in TEMPERATURES:
+            low, high = TEMPERATURES
+            raise DataError(
+                f"on {images} held-out images no temperature from {low} to {high} is best"
+            )
+        confidences = confidences_at(temperature, run, predictions)
+    except (KdplError, OSError) as error:
+        return {**facts, "gap": str(error)}
+    after = _diagram(f"at temperature {temperature:.2f}", confidences, correct)
+    return {**facts, "after": after, "temperature": temperature, "images": images}
+
+
+def _diagram(title: str, confidences: Floats, correct: Bools) -> dict[str, Any]:
+    bins = reliability(confidences, correct)
+    return {"title": title, "bins": bins, "error": calibration_error(bins)}
+
+
+def confidences_at(temperature: float, run: Run, predictions: list[ImagePrediction]) -> Floats:
+    """Return the classifier's largest probabilities [N] for test images, at a temperature."""
+    data, classifier = run.tested_data(), run.classifier.to(device())
+    chosen = [data.splits.test[p.index] for p in predictions]
+    logits, _ = classify_records(classifier, chosen, data.splits.open_image, data.num_workers)
+    probabilities = MULTI_CLASS.probabilities(logits.cpu().double() / temperature)
+    confidences: Floats = probabilities.max(dim=1).values.numpy()
+    return confidences
+
+
+class Bin(NamedTuple):
+    """Predictions with ``low`` < confidence <= ``high``; both means are 0 for an empty bin."""
+
+    low: float
+    high: float
+    images: int
+    accuracy: float
+    confidence: float
+
+
+def reliability(confidences: Floats, correct: Bools) -> list[Bin]:
+    """Sort predictions [N] into 15 bins of confidence (Guo et al., arXiv 1706.04599, section 2)."""
+    edges = np.linspace(0, 1, NUM_BINS + 1)
+    # bin i holds edges[i] < confidence <= edges[i + 1]; torchmetrics puts confidences of 1 apart
+    number = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, NUM_BINS - 1)
+    # number and means of each bin
+    images = np.bincount(number, minlength=NUM_BINS)
+    accuracy, confidence = (
+        np.bincount(number, values, minlength=NUM_BINS) / np.maximum(images, 1)
+        for values in (correct, confidences)
+    )
+    columns = (edges[:-1], edges[1:], images, accuracy, confidence)
+    return [Bin(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def calibration_error(bins: list[Bin]) -> float:
+    """Return the expected calibration error: the mean distance of accuracy and confidence."""
+    distances = sum(b.images * abs(b.accuracy - b.confidence) for b in bins)
+    return distances / sum(b.images for b in bins)
+
+
+def rejection(run: Run) -> dict[str, Any]:
+    """Collect how many test images each threshold accepts, and how many of them are wrong."""
+    # the curve needs the test alone
+    predictions = _tested(run)
+    scores = np.array([p.probability for p in predictions])
+    correct = np.array([p.correct for p in predictions])
+    chart = _risk_coverage(scores, correct)
+    facts: dict[str, Any] = {"chart": chart, "rows": [], "rejects": None, "gap": None}
+    # thresholds need held-out images
+    try:
+        held_out = held_out_of(run.classifier)
+    except (KdplError, OSError) as error:
+        return {**facts, "gap": str(error)}
+    rows = [_row(held_out, wanted, scores, correct) for wanted in WANTED]
+    # examples for the smallest error that has a threshold
+    if strictest := next((row for row in rows if row["gap"] is None), None):
+        facts["rejects"] = _rejects(run, strictest, predictions)
+    return {**facts, "rows": rows, "images": len(held_out), "confidence": CONFIDENCE}
+
+
+def _row(held_out: HeldOutScores, wanted: float, scores: Floats, correct: Bools) -> dict[str, Any]:
+    try:
+        threshold = held_out.threshold(wanted)
+    except ConfigError as error:
+        return {"wanted": wanted, "gap": str(error)}
+    accepted = scores >= threshold
+    count, right = int(accepted.sum()), int((accepted & correct).sum())
+    row = {"wanted": wanted, "gap": None, "threshold": threshold, "coverage": count / len(scores)}
+    if not count:
+        return {**row, "error": None}
+    # the complement of a Wilson interval of the correct ones
+    low, high = wilson(right, count)
+    return {**row, "error": (1 - right / count, 1 - high, 1 - low)}
+
+
+def _rejects(
+    run: Run, row: dict[str, Any], predictions: Sequence[ImagePrediction]
+) -> dict[str, Any]:
+    below = [p for p in predictions if p.probability < row["threshold"]]
+    below.sort(key=lambda p: p.probability)
+    shown, gap = [], None
+    try:
+        read = run.tested_data().test_item
+        examples = spread(below, MAX_REJECTED)
+        shown = [{"image": image, **thumbnail(read(image.index)[1])} for image in examples]
+    except (KdplError, OSError) as error:
+        gap = str(error)
+    facts = {"wanted": row["wanted"], "count": len(below), "shown": shown, "gap": gap}
+    return {**facts, "wrong": sum(not p.correct for p in below)}
+
+
+def _risk_coverage(scores: Floats, correct: Bools) -> dict[str, Any] | None:
+    """Chart the error in % among the images with the highest scores, by their share in %."""
+    # images with equal scores are accepted together
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.diff(scores[order], append=-1.0))
+    errors = np.cumsum(~correct[order])[ends] / (ends + 1)
+    shares = 100 * (ends + 1) / len(scores)
+    *points, last = zip(shares.tolist(), (100 * errors).tolist(), strict=True)
+    # keep the last point, for all images
+    line = [*spread(points, _MAX_POINTS), last]
+    return line_chart("error of the accepted images, %", {"student": line})
+
+
+def tree(run: Run) -> dict[str, Any] | None:
+    """Collect accuracies by level; None without a tree."""
+    file = run.main.folder / FILE
+    if not file.is_file():
+        return None
+    taxonomy = Taxonomy.read(file, run.vectors.class_names)
+
+    # accuracies at each level, and of whole paths
+    levels = range(1, len(taxonomy.nodes) + 1)
+    rows = {f"level {level}": f"level_{level}_acc" for level in levels} | {"path": "level_path"}
+    accuracies = {title: dict[str, Any]() for title in rows}
+    for title, name in rows.items():
+        for model, stage in run.stages.items():
+            if (value := stage.results.get(test_key(name))) is not None:
+                images = len(stage.predictions)
+                accuracies[title][model] = value, *wilson(round(value * images), images)
+    return {"models": list(run.stages), "accuracies": accuracies}
+
+
+CALIBRATION = Section(
+    "Calibration", calibrate, _TEMPLATES / "calibration.html.jinja", "confusions", wide=False
+)
+REJECTION = Section("Rejection", rejection, _TEMPLATES / "rejection.html.jinja", "calibration")
+TREE = Section("Tree of classes", tree, _TEMPLATES / "taxonomy.html.jinja", "classes")

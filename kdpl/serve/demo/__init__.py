@@ -1,1 +1,0 @@
-"""A page in the browser that classifies images dropped on it."""
