@@ -133,8 +133,8 @@ class Task:
     def divergence(self, logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
         """Compute a scalar distance of predictions from targets; ``kdpl.losses.distillation_kl``.
 
-        Both are logits [B, C]; it is differentiable in the predictions. The student\'s loss,
-        PromptSRC\'s regulariser of the tuned predictions and ``val/kl`` of ``Fidelity`` use it.
+        Both are logits [B, C]; it is differentiable in the predictions. The student's loss,
+        PromptSRC's regulariser of the tuned predictions and ``val/kl`` of ``Fidelity`` use it.
         """
         return distillation_kl(logits, target_logits, temperature)
 
