@@ -16,6 +16,8 @@ from kdpl.runtime import plugins
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+    from kdpl.metrics import DomainAccuracy
+
 
 class Prediction(NamedTuple):
     """A class, None for a rejected image, and its probability."""
@@ -87,19 +89,19 @@ class ClassScaling(nn.Module, ABC):
         """Return scales and biases of the classes, [C] each."""
 
 
-class Task:
-    """Interpretation of the logits [B, C] of the C classes of a domain; here, one class per image.
+class Task(ABC):
+    """Interpretation of the logits [B, C] of the C classes of a domain.
 
-    A subclass is another task. Nothing else knows how logits become probabilities, labels and
-    losses, except methods that are defined for one task alone. Both modules have a ``task``; the
-    student passes its task to its ``Classifier``. The dataset decides the task, see ``build_task``.
+    Nothing else knows how logits become probabilities, labels and losses, except methods that are
+    defined for one task alone. Both modules have a ``task``; the student passes its task to
+    its ``Classifier``. The dataset decides the task, see ``build_task``.
 
     Attributes:
         name: Name in datasets and artifacts.
         per_class: True if each class is decided independently of the others.
     """
 
-    name: ClassVar[str] = "multiclass"
+    name: ClassVar[str]
     per_class: ClassVar[bool] = False
 
     def settings(self) -> dict[str, Any]:
@@ -118,7 +120,7 @@ class Task:
         """Make the scaling of C classes, the first of them learned; None for tasks without one."""
         return None
 
-    def ranked(self, top_k: int, num_classes: int, rule: DecisionRule) -> int:
+    def ranked(self, top_k: int, num_classes: int, rule: "DecisionRule") -> int:
         """Return the number of most probable classes that ``decide`` needs."""
         return min(top_k, num_classes) if rule.set_threshold is None else num_classes
 
@@ -126,43 +128,46 @@ class Task:
         """Return the predictions if ``decide`` chose none, given the largest probability."""
         return [Prediction(None, probability)]
 
+    @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss of logits [B, C] on labels, a scalar; here, the cross entropy."""
-        return F.cross_entropy(logits, labels)
+        """Compute the loss of logits [B, C] on labels, a scalar; mean over images."""
 
+    @abstractmethod
     def divergence(self, logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
-        """Compute a scalar distance of predictions from targets; ``kdpl.losses.distillation_kl``.
+        """Compute a scalar distance of predictions from targets, both [B, C].
 
-        Both are logits [B, C]; it is differentiable in the predictions. The student's loss,
-        PromptSRC's regulariser of the tuned predictions and ``val/kl`` of ``Fidelity`` use it.
+        It is differentiable in the predictions. The student's loss, PromptSRC's regulariser of the
+        tuned predictions and ``val/kl`` of ``Fidelity`` use it.
         """
-        return distillation_kl(logits, target_logits, temperature)
 
+    @abstractmethod
     def accuracy(self, num_base: int | None) -> "Metric":
-        """Return the metric of logits and labels, whose values are logged; here, top-1 accuracy."""
-        # torchmetrics takes as long to import as torch, and a classifier needs none
-        from kdpl.metrics import DomainAccuracy
+        """Return the metric of logits and labels over all, base and novel classes.
 
-        return DomainAccuracy(num_base)
+        Its values, by name, are logged.
+        """
 
+    @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probability of each class, in the shape of the logits [..., C]."""
-        return logits.softmax(dim=-1)
 
+    @abstractmethod
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """Return the logarithms of ``probabilities``, exact where a probability would be 0."""
-        return logits.log_softmax(dim=-1)
 
+    @abstractmethod
     def labels(self, logits: Tensor) -> Tensor:
-        """Return the predictions of logits [..., C] in the form of labels; here, int64 [...].
+        """Return the predictions of logits [..., C], in the form of the labels.
 
         Tasks of one class per image also accept probabilities.
         """
-        return logits.argmax(dim=-1)
 
+    @abstractmethod
     def same(self, logits: Tensor, other: Tensor) -> Tensor:
-        """Compare the predictions of two tensors of logits [B, C]; bool [B], True where equal."""
-        return self.labels(logits) == self.labels(other)
+        """Compare the predictions of two tensors of logits [B, C]; bool [B], True where equal.
+
+        Logits are as for ``labels``.
+        """
 
     def agreements(self, logits: Tensor, other: Tensor) -> Tensor:
         """Count equal predictions of two tensors of logits [B, C], and all, float [2, K].
@@ -173,16 +178,67 @@ class Task:
         same = self.same(logits, other)
         return torch.stack([same.sum(), same.new_tensor(len(same), dtype=torch.long)])[:, None]
 
+    @abstractmethod
     def decide(
         self, labels: Sequence[int], deciding: Sequence[float], rule: DecisionRule
     ) -> Sequence[int]:
-        """Choose the predicted classes of an image, here all or those in the set; empty: rejected.
+        """Choose the predicted classes of an image; empty: it is rejected.
 
         Args:
             labels: The most probable classes, most probable first.
             deciding: Their probabilities at temperature 1.
             rule: The thresholds.
         """
+
+    @abstractmethod
+    def columns(self, top_k: int, rule: DecisionRule) -> list[str]:
+        """Return the columns of a prediction table between ``path`` and ``error``."""
+
+    @abstractmethod
+    def cells(self, predicted: Predicted, columns: Sequence[str]) -> dict[str, Any]:
+        """Return the values of an image by column, for columns that apply to it."""
+
+
+class MultiClass(Task):
+    """One class per image: softmax over all classes."""
+
+    name: ClassVar[str] = "multiclass"
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the cross entropy with labels int64 [B]."""
+        return F.cross_entropy(logits, labels)
+
+    def divergence(self, logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
+        """Compute ``kdpl.losses.distillation_kl``."""
+        return distillation_kl(logits, target_logits, temperature)
+
+    def accuracy(self, num_base: int | None) -> "DomainAccuracy":
+        """Return top-1 accuracy."""
+        # torchmetrics takes as long to import as torch, and a classifier needs none
+        from kdpl.metrics import DomainAccuracy
+
+        return DomainAccuracy(num_base)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Compute the softmax."""
+        return logits.softmax(dim=-1)
+
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """Compute the logarithm of the softmax."""
+        return logits.log_softmax(dim=-1)
+
+    def labels(self, logits: Tensor) -> Tensor:
+        """Return the most probable class, int64 [...]."""
+        return logits.argmax(dim=-1)
+
+    def same(self, logits: Tensor, other: Tensor) -> Tensor:
+        """Compare the most probable classes."""
+        return self.labels(logits) == self.labels(other)
+
+    def decide(
+        self, labels: Sequence[int], deciding: Sequence[float], rule: DecisionRule
+    ) -> Sequence[int]:
+        """Choose all requested classes, or the classes in the set; none if rejected."""
         # rejection comes before the set
         if rule.threshold is not None and deciding[0] < rule.threshold:
             return []
@@ -191,7 +247,7 @@ class Task:
         return labels[: max(1, sum(p >= rule.set_threshold for p in deciding))]
 
     def columns(self, top_k: int, rule: DecisionRule) -> list[str]:
-        """Return the columns of a prediction table between ``path`` and ``error``."""
+        """Return ``class``, ``probability``, ``class_2``, …, and ``classes`` for sets."""
         # the first rank has no number
         ranks = ["", *(f"_{i}" for i in range(2, top_k + 1))]
         predictions = [name + rank for rank in ranks for name in ("class", "probability")]
@@ -199,7 +255,7 @@ class Task:
         return [*predictions, *sets, *rule.scores]
 
     def cells(self, predicted: Predicted, columns: Sequence[str]) -> dict[str, Any]:
-        """Return the values of an image by column, for columns that apply to it."""
+        """Return classes and their probabilities, the set, and further scores."""
         # ranked classes; a rejected image has one class, None, and a set may exceed the columns
         ranked = [name for name in columns if name.startswith(("class", "probability"))]
         values = [cell for p in predicted.top for cell in (p.class_name, round(p.probability, 6))]
@@ -218,9 +274,6 @@ def agreement_of(counts: Tensor) -> Tensor:
     share: Tensor = (agreed / counted.clamp(min=1)).sum() / (counted > 0).sum().clamp(min=1)
     return share
 
-
-MultiClass = Task
-"""The task of one class per image, by its own name."""
 
 MULTI_CLASS = MultiClass()
 """The only built-in task."""
