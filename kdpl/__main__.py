@@ -5,6 +5,7 @@ import select
 import signal
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from kdpl import __version__
 from kdpl.cli import STAGES, command_names, find_command, usage
@@ -37,8 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kdpl {__version__}")
         return 0
     if args[0] not in (names := command_names()):
+        hint = "".join(
+            f" (did you mean {name}?)" for name in get_close_matches(args[0], names, n=1)
+        )
         print(
-            f"error: there is no command {args[0]!r}: use one of {', '.join(names)}",
+            f"error: there is no command {args[0]!r}{hint}: use one of {', '.join(names)}",
             file=sys.stderr,
         )
         return 2

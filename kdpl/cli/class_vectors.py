@@ -78,7 +78,7 @@ def class_vectors(
         loaded.add_classes(vectors)  # refuses what predict would refuse
     assert vectors is not None  # noqa: S101 - there is a teacher or a classifier
     vectors.save(file)
-    print(f"class vectors of {len(names)} classes: {file}")
+    print(f"class vectors of {len(names)} class{'es' * (len(names) > 1)}: {file}")
     return 0
 
 

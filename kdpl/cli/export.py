@@ -1,10 +1,11 @@
 """``python -m kdpl export CLASSIFIER --format … --out FILE``: write and check a standalone file."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kdpl.cli.arguments import require_file
-from kdpl.errors import ArtifactError, ConfigError
+from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.run_folder import require_classifier
 
@@ -98,6 +99,17 @@ def _images(classifier: "Classifier", folder: str, count: int) -> "Tensor":
 
     # evenly spread, because images in a folder are often sorted by class
     paths = spread(find_sources([folder]), count)
-    return torch.stack(
-        [classifier.prepare(open_image(path, decoding=classifier.decoding)) for path in paths]
-    )
+    images, unreadable = [], []
+    for path in paths:
+        try:
+            image = open_image(path, decoding=classifier.decoding)
+        except DataError as error:
+            unreadable.append(error)
+        else:
+            images.append(classifier.prepare(image))
+    if unreadable:
+        if not images:
+            raise unreadable[0]
+        left_out = f"{len(unreadable)} of {len(paths)} images of {folder}"
+        print(f"left out {left_out}: {unreadable[0]}", file=sys.stderr)
+    return torch.stack(images)

@@ -3,7 +3,6 @@
 import json
 import shlex
 from dataclasses import asdict, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from kdpl.runtime.configs import find_config, shipped_configs
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import write_text
 from kdpl.runtime.messages import process_rank
+from kdpl.runtime.origin import digest
 from kdpl.runtime.run_folder import DATA_FOLDER
 
 if TYPE_CHECKING:
@@ -49,9 +49,10 @@ def complete(
         write_text(folder / _CHOICE, json.dumps(asdict(choice), indent=2))
     elif choice.path != str(source):
         raise ConfigError(f"{out} is a run of {choice.path}, not of {path}: choose another --out")
-    elif choice.images != _digest(source, out):
+    elif choice.images != _digest(source, out, reading):
         raise ConfigError(
-            f"{path} has other images than when {out} was begun: choose another --out, or remove it"
+            f"{path} has other images, --class-names or --label-separator than when {out} was "
+            "begun: give the same, choose another --out, or remove it"
         )
     options, reasons = choice.completed(given, str(folder / CONFIG))
     if first:
@@ -65,7 +66,7 @@ def prepare(path: str, out: Path, given: Options, reading: tuple[str | None, str
     """Survey images and choose; settings that no stage takes are refused before."""
     class_names, separator = reading
     source = absolute(path)
-    digest, choice = _digest(source, out), choose(separator is not None)
+    images, choice = _digest(source, out, reading), choose(separator is not None)
     # the images may take minutes; their config is not written yet
     parse_stages(out, choice.completed(given, str(shipped_configs()["data/table"]))[0])
     _, pool = survey(
@@ -75,7 +76,7 @@ def prepare(path: str, out: Path, given: Options, reading: tuple[str | None, str
         label_separator=separator,
         overwrite=True,
     )
-    return replace(choice.for_pool(pool), path=str(source), images=digest)
+    return replace(choice.for_pool(pool), path=str(source), images=images)
 
 
 def _read(folder: Path) -> Choice | None:
@@ -88,15 +89,21 @@ def _read(folder: Path) -> Choice | None:
         raise ArtifactError(f"{file} cannot be read ({reason(error)}): remove {folder}") from error
 
 
-def _digest(source: Path, out: Path) -> str:
-    """Return a digest of a table's content, or of the paths of a folder's images not in ``out``."""
+def _digest(source: Path, out: Path, reading: tuple[str | None, str | None]) -> str:
+    """Return a digest of what is surveyed.
+
+    That is a table's content, or the paths of a folder's images not in ``out``; and the content of
+    the file of class names, and the separator.
+    """
+    class_names, separator = reading
+    names = Path(class_names).read_bytes() if class_names is not None else b""
     if source.is_file():
-        return sha256(source.read_bytes()).hexdigest()
+        return digest([separator or "", names, source.read_bytes()])
     if not source.is_dir():
         raise ConfigError(f"{source} does not exist: give the folder or table of your images")
     out = absolute(out)
     images = (path for path in find_images(source) if not Path(path).is_relative_to(out))
-    return sha256("\n".join(images).encode(errors="surrogateescape")).hexdigest()
+    return digest([separator or "", names, *images])
 
 
 def parse_stages(out: Path, run: Options) -> "tuple[dict[str, list[str]], dict[str, KdplCLI]]":

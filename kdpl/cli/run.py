@@ -222,6 +222,11 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
     searches = list[LocalStep]()
     if search:
         student, folder = stages["student"], out / "search"
+        if distil.done() and not folder.exists():
+            raise ConfigError(
+                f"{distil.folder} was distilled without --search: remove it, or choose another "
+                "--out"
+            )
         candidates = candidates_of(student, folder)
 
         def choose() -> None:

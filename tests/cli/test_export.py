@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -84,7 +86,9 @@ def test_a_file_is_written_with_classes_of_examples(classifier, digits, tmp_path
     assert "the same class for 60 of 60 images" in capsys.readouterr().out
 
 
-def test_added_classes_are_written(classifier, teacher_run, digits, tmp_path, monkeypatch):
+def test_added_classes_are_written_and_damaged_images_left_out(
+    classifier, teacher_run, digits, tmp_path, monkeypatch, capsys
+):
     written, further = [], tmp_path / "further.safetensors"
 
     def write(exported, _, path):
@@ -96,8 +100,12 @@ def test_added_classes_are_written(classifier, teacher_run, digits, tmp_path, mo
     same = Difference(images=60, same=60, largest=0.0)
     monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: same)
     NameEncoder.load(teacher_run).encode(["cross", "ring"]).save(further)
-    out = tmp_path / "new" / "c.onnx"
-    assert export(classifier, "onnx", out, f"--add-classes={further}", f"--check={digits}") == 0
+    out, mixed = tmp_path / "new" / "c.onnx", tmp_path / "mixed"
+    mixed.mkdir()
+    shutil.copy(digits / "00.png", mixed)
+    (mixed / "broken.png").write_bytes(b"no image")
+    assert export(classifier, "onnx", out, f"--add-classes={further}", f"--check={mixed}") == 0
+    assert f"left out 1 of 2 images of {mixed}: " in capsys.readouterr().err
     assert written[0].class_names[-3:] == ("nine", "cross", "ring")
     assert [path.name for path in out.parent.iterdir()] == ["c.onnx"]
 

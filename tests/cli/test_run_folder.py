@@ -51,7 +51,14 @@ def test_a_folder_alone_becomes_a_classifier_and_the_printed_command_resumes_els
     assert "2 classes" not in said
     assert main(["run", "elsewhere", "--out", str(out)]) == 1
     refused(capsys, 1, "my pets", "elsewhere")
-    # another image is another run
+    # a search, other names and another image are another run
+    assert main(["run", "my pets", *few, "--search"]) == 1
+    refused_error = capsys.readouterr().err
+    assert refused_error.count("error: ") == 1
+    assert "without --search" in refused_error
+    (tmp_path / "names.csv").write_text("cat,tom cat\ndog,hound\n")
+    assert main(["run", "my pets", *few, "--class-names=names.csv"]) == 1
+    refused(capsys, 1, "--class-names", "choose another --out")
     noise(8, 9).save(tmp_path / "my pets" / "train" / "cat" / "new.png")
     assert main(["run", "my pets", *few]) == 1
     refused(capsys, 1, "other images", "choose another --out")

@@ -262,7 +262,7 @@ def test_base_and_novel_classes_have_intervals_and_remarks(run):
     base, novel, mean = (float(value) for value, _, _ in shown[1:4])
     assert (base, novel) == pytest.approx((80, 60), abs=0.4)
     assert mean == pytest.approx(2 * base * novel / (base + novel), abs=0.1)
-    for words in ("Transductive:", "Student's over images", "Chosen on the test set:"):
+    for words in ("Transductive:", "Student's t over images", "Chosen on the test set:"):
         assert words in text
 
 
