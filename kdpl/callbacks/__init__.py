@@ -1,7 +1,4 @@
-"""Callbacks for averages, class vectors, checkpoints, loggers, interruptions and measurements.
-
-This module exports the callbacks of the stages; the commands add the others.
-"""
+"""Callbacks of both stages; the commands add further ones."""
 
 from kdpl.callbacks.averaging import GaussianPromptAveraging
 from kdpl.callbacks.handover import FreezeClassVectors, SaveClassifier

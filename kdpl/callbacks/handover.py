@@ -23,10 +23,7 @@ class Handover(Callback):
         self._written = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write while the model is still on its device.
-
-        After a fit without epochs, or resumed after its last epoch, write on the CPU.
-        """
+        """Write while the model is on its device, or on the CPU after a fit without training."""
         if self._written:
             return
         self._written = True

@@ -1,7 +1,4 @@
-"""Interruptions of a training.
-
-Slurm's time limit saves a checkpoint; SIGTERM, Ctrl-C and errors keep the last checkpoint.
-"""
+"""Interruptions of a training: a job's limit saves a checkpoint, all others keep the last."""
 
 import atexit
 import subprocess

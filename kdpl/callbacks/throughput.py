@@ -1,9 +1,9 @@
 """Throughput of a training."""
 
 import time
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from kdpl.data.batches import Batch
 from kdpl.metrics import DATA_WAIT, IMAGES_PER_SECOND
@@ -32,12 +32,7 @@ class Throughput(Callback):
             self._waited += time.perf_counter() - self._end
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: Batch,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
         """Count the batch and log the rates of this epoch so far."""
         # the first step only starts the clock

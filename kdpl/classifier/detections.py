@@ -54,10 +54,7 @@ def read_detections(file: Path, folder: str | None) -> list[Detection]:
 def write_coco(
     path: Path, rows: Iterable[Row], _: Sequence[str], detections: Iterable[Detection]
 ) -> None:
-    """Write COCO's JSON: the boxes with the class and probability in the rows of a table.
-
-    Boxes without a class, which are rejected or unreadable, are left out.
-    """
+    """Write COCO's JSON: boxes with class and probability, but for rejected or unreadable ones."""
     images, numbers = dict[str, dict[str, Any]](), dict[str, int]()
     annotations = list[dict[str, Any]]()
     for row, detection in zip(rows, detections, strict=True):

@@ -1,7 +1,4 @@
-"""Classifier for deployment: the student's encoder and class vectors.
-
-Independent of teacher, text tower and Lightning.
-"""
+"""Classifier for deployment, independent of teacher, text tower and Lightning."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace

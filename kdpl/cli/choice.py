@@ -52,10 +52,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for the images of a path, with a reason for each.
-
-    ``images`` is a digest of which images these are.
-    """
+    """What was chosen for images, of which ``images`` is a digest, with a reason for each."""
 
     trainer: list[str]
     teacher: list[str]

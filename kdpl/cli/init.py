@@ -104,10 +104,7 @@ def survey(
     overwrite: bool = False,
     workers: int | None = None,
 ) -> tuple[Path, int]:
-    """Survey images, write a config for them into ``folder``, and print what was found.
-
-    Arguments are as in ``init``. Returns the config and the number of images to distil on.
-    """
+    """Survey images as ``init`` does; return the config and the number of images to distil on."""
     source = Path(path).expanduser()
     val = 0.0 if val_share in ("0", "0%") else share("--val-share", val_share)
     _require_new(folder, overwrite)

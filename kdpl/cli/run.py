@@ -172,10 +172,7 @@ def _do_all(
 
 
 def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalStep]:
-    """Return the steps: all fits before the tests, since there may be no test images.
-
-    A search replaces the student's settings in ``stages``.
-    """
+    """Return the steps, fits first; a search replaces the student's settings in ``stages``."""
     from kdpl.cli.fit import run_stage
     from kdpl.cli.prepare import NO_PROMPTS
     from kdpl.cli.search import candidates_of, compare, with_choice

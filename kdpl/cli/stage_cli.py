@@ -94,19 +94,12 @@ class KdplCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of a run, and link seed and folder to where they are used."""
-        parser.add_argument("--out", type=str | None, default=None, help="the run's folder")
-        parser.add_argument(
-            "--ckpt_path",
-            type=str | None,
-            default=None,
-            help="checkpoint other than the run's last",
-        )
-        parser.add_argument(
-            "--checkpoint_every",
-            type=PositiveInt | None,
-            default=None,
-            help="steps between checkpoints in an epoch",
-        )
+        for name, kind, text in (
+            ("out", str | None, "the run's folder"),
+            ("ckpt_path", str | None, "checkpoint other than the run's last"),
+            ("checkpoint_every", PositiveInt | None, "steps between checkpoints in an epoch"),
+        ):
+            parser.add_argument(f"--{name}", type=kind, default=None, help=text)
         parser.set_defaults({"data": {"class_path": "kdpl.DomainDataModule"}})
         parser.link_arguments("out", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.init_args.seed")

@@ -75,10 +75,7 @@ def takes_visual_prompts(config: ModelConfig) -> bool:
 
 
 def takes_text_prompts(config: ModelConfig) -> bool:
-    """Return True if a model's text tower takes prompts, by its config.
-
-    Text towers of CoCa models take none; text towers of Hugging Face models only at the input.
-    """
+    """Return True if a model's text tower takes prompts, by its config; a CoCa's takes none."""
     return not config["text_cfg"].get("embed_cls")
 
 

@@ -1,7 +1,4 @@
-"""Views of images: the evaluation transform, and random views of training images.
-
-An augmentation draws the few numbers that define a view, and applies them.
-"""
+"""Views of images: the evaluation transform, and random views, each drawn as a few numbers."""
 
 import math
 from abc import ABC, abstractmethod

@@ -262,10 +262,7 @@ class DomainDataModule(LightningDataModule):
         teacher: Resizing | None = None,
         whole: bool = False,
     ) -> DataLoader[LabeledBatch] | DataLoader[UnlabeledBatch]:
-        """Training batches without a trainer; arguments are as in ``Needs``.
-
-        The epoch is set on the loader's ``sampler``.
-        """
+        """Training batches without a trainer, as in ``Needs``; the ``sampler`` takes the epoch."""
         if split == "labeled":
             records = self.labels.training()
             labels = None

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Trainer
 
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.errors import ConfigError
@@ -35,15 +35,12 @@ def build_data(
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
-    parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False)
+    parser.add_subclass_arguments(DomainDataModule, "data", fail_untyped=False)
     parser.set_defaults({"data": {"class_path": "kdpl.DomainDataModule"}})
     # only the data section: this parser does not know the other sections of a run's config
     configs = [f"--config={json.dumps({'data': section})}" for section in sections]
     with in_one_sentence(moved_setting):
-        data = parser.instantiate_classes(parser.parse_args([*configs, *settings])).data
-    if not isinstance(data, DomainDataModule):
-        raise ConfigError(
-            f"{type(data).__name__} does not say its class names: give the config of a "
-            "DomainDataModule as --config"
-        )
+        data: DomainDataModule = parser.instantiate_classes(
+            parser.parse_args([*configs, *settings])
+        ).data
     return data

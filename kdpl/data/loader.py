@@ -4,9 +4,9 @@ The samplers subclass ``DistributedSampler``, so Lightning does not shard them a
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, cycle, islice, repeat
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -14,7 +14,6 @@ from kdpl.data.batches import BatchT, collate
 from kdpl.data.names import Indices
 from kdpl.data.sampling import balanced, generator
 
-_PART = 2**16  # images of an order converted to Python numbers at a time
 # added to the epoch when an image is drawn again within it, so that it gets another view
 _AGAIN = 2**32
 
@@ -66,19 +65,11 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = self._order()
-        # a part at a time: there may be millions
-        parts = (order[first : first + _PART] for first in range(0, len(order), _PART))
-        images: Iterator[int] = chain.from_iterable(part.tolist() for part in parts)
-        # only when needed: a cycle stores what it has seen
-        images = images if self.num_used <= self.num_images else cycle(images)
         # this process's share, without what an interrupted epoch has done
-        share = islice(
-            images, self.rank + self.start * self.num_replicas, self.num_used, self.num_replicas
-        )
-        if self.labels is None:
-            return zip(share, repeat(self.epoch))
-        repeats = (divmod(drawn, self.num_images) for drawn in share)
+        first = self.rank + self.start * self.num_replicas
+        share = np.resize(self._order(), self.num_used)[first :: self.num_replicas]
+        # one number at a time becomes one of Python: there may be millions
+        repeats = (divmod(int(drawn), self.num_images) for drawn in share)
         return ((image, self.epoch + again * _AGAIN) for again, image in repeats)
 
     def _order(self) -> Indices:

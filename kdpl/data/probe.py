@@ -132,10 +132,7 @@ def held_out_loss(features: Tensor, labels: Tensor, fold_of: Tensor, strength: f
 
 
 def linear_student(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Fit a linear classifier to targets, distributions [N, C], by L-BFGS.
-
-    Returns weights [W, C] and biases [C] for the features [N, W] as they are.
-    """
+    """Fit weights [W, C] and biases [C] for features [N, W] to distributions [N, C], by L-BFGS."""
     mean, deviation = scale_of(features)
     rows = (features - mean) / deviation
     weight = rows.new_zeros(rows.shape[1], targets.shape[1], requires_grad=True)

@@ -13,9 +13,6 @@ def absolute(path: str | Path) -> Path:
 
 
 def command(*words: str | Path) -> str:
-    """Return a command of kdpl as text to paste into a shell, in any folder.
-
-    Paths become absolute, and words are quoted where the shell needs it.
-    """
+    """Return a command of kdpl, quoted and with absolute paths, to paste into a shell."""
     texts = [str(absolute(word)) if isinstance(word, Path) else word for word in words]
     return shlex.join(["python", "-m", "kdpl", *texts])

@@ -1,7 +1,4 @@
-"""Checks of config files and of classes that settings name.
-
-LightningCLI composes the files (``kdpl/cli/stage_cli.py``).
-"""
+"""Checks of config files and of classes that settings name."""
 
 import sys
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,4 @@
-"""Errors from outside kdpl, such as a full disk or an invalid setting, as one sentence each.
-
-Imports no torch.
-"""
+"""Errors from outside kdpl, such as a full disk, as one sentence each; imports no torch."""
 
 import errno
 import signal

@@ -1,7 +1,4 @@
-"""Quick check that the Hugging Face hub can be reached.
-
-The hub's client retries for half a minute per file, and prints messages.
-"""
+"""Quick check of the Hugging Face hub, whose client retries for half a minute per file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -66,17 +66,10 @@ def read_predictions(folder: Path) -> list[ImagePrediction]:
         )
     # only paths may hold bytes that are not UTF-8: raise if a class name does
     "".join(row["label"] + row["prediction"] for row in rows).encode()
+    kinds: dict[str, type] = dict.fromkeys(("source", "label", "prediction"), str)
+    kinds["probability"] = float
     return [
-        ImagePrediction(
-            int(row["index"]),
-            row["source"],
-            row["label"],
-            row["prediction"],
-            float(row["probability"]),
-            int(row["label_number"]),
-            int(row["prediction_number"]),
-            int(row["half_prediction_number"]) if "half_prediction_number" in row else None,
-        )
+        ImagePrediction(**{name: kinds.get(name, int)(value) for name, value in row.items()})
         for row in rows
     ]
 

@@ -114,10 +114,7 @@ def _half(weight: Any) -> Any:
 
 
 def write_fp16_onnx(classifier: Classifier, input_type: InputType, path: Path) -> None:
-    """Write ONNX whose matrix products and convolutions compute in float16, as under autocast.
-
-    Everything else computes in float32, and so does the product with the class vectors.
-    """
+    """Write ONNX whose products and convolutions, but for the heads, compute in float16."""
     import onnx
     from onnx import TensorProto, helper
 

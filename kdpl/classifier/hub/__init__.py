@@ -1,7 +1,4 @@
-"""A classifier and its model card on the Hugging Face hub.
-
-The files are safetensors, JSON and Markdown; nothing is unpickled.
-"""
+"""A classifier and its model card on the Hugging Face hub; nothing is unpickled."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory

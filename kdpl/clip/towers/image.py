@@ -47,10 +47,7 @@ class Pixels(Float32Module):
 
 
 class ImageTower(FrozenTower):
-    """Image tower of any architecture.
-
-    ``config`` is the image part of its model config in open_clip's form.
-    """
+    """Image tower of any architecture, with the image part of its model config."""
 
     def __init__(
         self, visual: nn.Module, preprocessing: Preprocessing, config: Mapping[str, Any]
@@ -155,10 +152,7 @@ class PromptableImageTower(ImageTower, ABC):
 
     @abstractmethod
     def patch_sums(self, images: Tensor, depth: int) -> Tensor:
-        """Sum the mean patch tokens of images [B, 3, S, S] for each layer's prompts: [J, W].
-
-        The sums are taken where the prompts of each layer enter.
-        """
+        """Sum mean patch tokens of images [B, 3, S, S] where each layer's prompts enter: [J, W]."""
 
 
 def promptable(tower: ImageTower) -> PromptableImageTower:

@@ -35,10 +35,7 @@ class ArrangedTexts:
 
     @classmethod
     def of(cls, ids: Tensor, end: int | None = None) -> "ArrangedTexts":
-        """Arrange token ids [N, context_length].
-
-        Without ``end``, the end-of-text id is the highest, as in CLIP.
-        """
+        """Arrange token ids [N, context_length]; without ``end``, texts end at the highest id."""
         # the prefix ends at the first difference, or at the first end of a text
         ends = ends_of(ids, end)
         differs = (ids != ids[:1]).any(dim=0).nonzero()[:, 0]

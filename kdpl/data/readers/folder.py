@@ -1,7 +1,4 @@
-"""Dataset in folders: ``root/train/<class>/…``, optional ``root/val`` and ``root/test``.
-
-It may also have unlabelled images.
-"""
+"""Dataset in folders ``train/<class>/…``, optional ``val`` and ``test``, and unlabelled images."""
 
 import re
 from dataclasses import dataclass

@@ -76,10 +76,10 @@ class Table(OwnImages):
         columns = _csv_columns(table)
         for name in ("image",) if self.class_names else ("image", "label"):
             if name not in columns:
-                problem = f"has no column {name!r} but {', '.join(map(visible, columns)) or 'none'}"
+                names = ", ".join(map(visible, columns)) or "none"
                 raise DataError(
-                    f"table {table} {problem}: its first row must be image,label or "
-                    "image,label,split"
+                    f"table {table} has no column {name!r} but {names}: its first row must be "
+                    "image,label or image,label,split"
                 )
         # fill in missing columns
         none = [""] * len(columns["image"])
@@ -90,13 +90,13 @@ class Table(OwnImages):
         if not self.any_labels:
             _require_task(table, cells, separator)
         # check each row
-        rows, earlier, split_of_group = list[Row](), dict[str, Row](), dict[str, str]()
+        earlier, split_of_group = dict[str, Row](), dict[str, str]()
         others = (columns.get(name, none) for name in ("split", "group"))
         values = zip(columns["image"], cells, *others, strict=True)
         for number, (image, cell, split, group) in enumerate(values, start=1):
             source = os.path.normpath(table.parent / image)
             row = Row(source, split_cell(cell, separator), split or "train", group)
-            labeled, problem = row.classes is not None, None
+            labeled, problem = row.classes is not None, ""
             if not image:
                 problem = "names no image: fill in the column image, or remove the row"
             elif row.split not in _SPLITS:
@@ -117,7 +117,7 @@ class Table(OwnImages):
             if problem:
                 raise DataError(f"row {number} of {table} {problem}")
             earlier[source] = row
-            rows.append(row)
+        rows = [*earlier.values()]
         if {"test", HELD_OUT} <= {row.split for row in rows}:
             raise DataError(
                 f"{table} has images of split test and of split {HELD_OUT}: use one of the two"
@@ -232,10 +232,10 @@ def _csv_columns(table: Path) -> dict[str, list[str]]:
         for row in lines:
             cells = [cell.strip() for cell in row]
             if any(cells[len(names) :]):
-                problem = (
-                    f"line {lines.line_num} of {table} has {len(row)} values, expected {len(names)}"
+                raise DataError(
+                    f"line {lines.line_num} of {table} has {len(row)} values, expected "
+                    f"{len(names)}: put a value with a comma in quotes"
                 )
-                raise DataError(f"{problem}: put a value with a comma in quotes")
             if cells:
                 rows.append(cells + [""] * (len(names) - len(cells)))
     except csv.Error as error:
