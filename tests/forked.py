@@ -56,8 +56,9 @@ class ForkedProcess:
         return printed
 
     def send_signal(self, number):
-        """Send it a signal."""
-        os.kill(self.pid, number)
+        """Send it a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
     def kill(self):
         """Kill it."""

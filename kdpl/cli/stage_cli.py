@@ -8,7 +8,7 @@ from copy import copy
 from functools import cache, partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
@@ -91,6 +91,16 @@ class KdplCLI(LightningCLI):
                 # checkpoints hold no settings that could override those of the command line
                 load_from_checkpoint_support=False,
             )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the settings of trainer, model and data; a whole number stays one."""
+        # to typing, Union[float, int] equals Union[int, float], and it returns what was asked first
+        # by any library: after rich's types, one batch (1) would be read as all of them (1.0)
+        hints = Trainer.__init__.__annotations__
+        for name, hint in hints.items():
+            if {int, float} <= {*get_args(hint)}:
+                hints[name] = int | hint
+        super().add_core_arguments_to_parser(parser)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of a run, and link seed and folder to where they are used."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from runs import (
     AVERAGING,
     CONFIGS,
@@ -337,6 +338,18 @@ def test_a_short_option_means_the_same_as_the_long_one_wherever_it_stands(tmp_pa
     )
     assert first == second
     assert (first["data"]["init_args"]["shots"], first["data"]["init_args"]["batch_size"]) == (3, 5)
+
+
+def test_one_batch_is_not_read_as_all_batches(monkeypatch):
+    # as where rich was imported before Lightning
+    hints = Trainer.__init__.__annotations__
+    monkeypatch.setitem(hints, "limit_train_batches", float | int | None)
+    one, all_of_them = (
+        parse_stage("fit", [*DATA, *TEACHER, f"--trainer.limit_train_batches={number}"]).config
+        for number in ("1", "1.0")
+    )
+    assert isinstance(one.trainer.limit_train_batches, int)
+    assert isinstance(all_of_them.trainer.limit_train_batches, float)
 
 
 def test_help_is_short_and_the_full_help_lists_the_trainers_options(capsys):
