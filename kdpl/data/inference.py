@@ -1,8 +1,4 @@
-"""One pass over images outside of a fit: worker processes read them, and a network encodes them.
-
-A fit has its own loader (``kdpl.data.loader``), and so has a classifier, whose threads decode and
-classify together (``kdpl.runtime.ahead``).
-"""
+"""One pass over images outside of a fit: worker processes read them, and a network encodes them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar, cast
