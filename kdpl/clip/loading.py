@@ -98,11 +98,7 @@ _REGISTRY: dict[str, tuple[ModelConfig, Mapping[str, Callable[[], StateDict]]]] 
 def register_model(
     name: str, config: ModelConfig, weights: Mapping[str, Callable[[], StateDict]]
 ) -> None:
-    """Register a CLIP for configs by name.
-
-    ``weights`` are functions by pretrained tag that return the whole float32 state dict of the
-    ``open_clip.CLIP``.
-    """
+    """Register a CLIP for configs; ``weights`` by pretrained tag return float32 state dicts."""
     _REGISTRY[name] = config, weights
 
 

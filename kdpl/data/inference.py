@@ -21,11 +21,7 @@ def read_in_workers(
     num_workers: int,
     pin_memory: bool = True,
 ) -> DataLoader[OutputT]:
-    """Return a loader of what a function makes of each batch of items.
-
-    ``load`` is called in a worker process, or in this one without workers. ``batches``, positions
-    of items, are read lazily.
-    """
+    """Return a loader of what ``load`` makes, in workers, of items in each batch of positions."""
     # of torch, whose processes end with the one that started them
     return DataLoader(
         cast("Dataset[OutputT]", items),
