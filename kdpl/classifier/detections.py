@@ -28,11 +28,7 @@ class Detection(NamedTuple):
 
 
 def read_detections(file: Path, folder: str | None) -> list[Detection]:
-    """Read the boxes of a file of detections, in order.
-
-    Images are in ``folder``, by default the folder of the file. A DataError if the file is missing,
-    damaged, or of another format.
-    """
+    """Read boxes in order, of images in ``folder`` or beside the file; a DataError if damaged."""
     folder = str(Path(folder or file.parent).expanduser().absolute())
     try:
         # the formats differ in their keys

@@ -32,13 +32,13 @@ def require_format(path: Path, embeddings: bool = False) -> None:
             "give another"
         )
     if path.suffix == ".parquet":
-        parquet_writer()
+        _pyarrow()
 
 
 def write_table(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
     """Write rows with the given columns, in the format of the file's ending."""
     if path.suffix == ".parquet":
-        parquet_writer()(path, rows, names)
+        _write_parquet(path, rows, names)
         return
     with path.open("w", newline="", encoding="utf-8") as file:
         if path.suffix == ".csv":
@@ -57,10 +57,13 @@ def write_csv(file: TextIO, rows: Iterable[Row], names: Sequence[str]) -> None:
         writer.writerow(f"{value:.6f}" if isinstance(value, float) else value for value in values)
 
 
-def parquet_writer() -> Write:
-    """Return the function that writes Parquet; a ConfigError without pyarrow."""
-    arrow = optional("pyarrow", "a .parquet file", "parquet")
-    parquet = optional("pyarrow.parquet", "a .parquet file", "parquet")
+def _pyarrow() -> Any:
+    optional("pyarrow.parquet", "a .parquet file", "parquet")
+    return optional("pyarrow", "a .parquet file", "parquet")
+
+
+def _write_parquet(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
+    arrow = _pyarrow()
 
     def kind(name: str) -> Any:
         if name == "embedding":
@@ -69,10 +72,7 @@ def parquet_writer() -> Write:
         is_text = name.startswith(("path", "class", "labels", "scores", "error"))
         return arrow.string() if is_text else arrow.float64()
 
-    def write(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
-        schema, remaining = arrow.schema({name: kind(name) for name in names}), iter(rows)
-        with parquet.ParquetWriter(path, schema) as file:
-            while group := list(islice(remaining, _ROW_GROUP)):
-                file.write_table(arrow.Table.from_pylist(group, schema=schema))
-
-    return write
+    schema, remaining = arrow.schema({name: kind(name) for name in names}), iter(rows)
+    with arrow.parquet.ParquetWriter(path, schema) as file:
+        while group := list(islice(remaining, _ROW_GROUP)):
+            file.write_table(arrow.Table.from_pylist(group, schema=schema))

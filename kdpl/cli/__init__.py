@@ -13,39 +13,22 @@ STAGES = ("fit", "validate", "test")
 """Commands of LightningCLI that parse their arguments themselves."""
 
 COMMANDS = {
-    "run": (
-        "run:run",
-        "from a folder of images to a classifier: choose, tune the teacher, distil the student, "
-        "test",
-    ),
-    "fit": ("fit:run_command", "one stage: train what --config says into the folder --out"),
-    "validate": ("fit:run_command", "accuracies of a run on the validation split"),
-    "test": ("fit:run_command", "accuracies and predictions of a run on the test split"),
-    "predict": ("predict:predict", "classify images with a finished classifier"),
-    "export": (
-        "export:export",
-        "write a finished classifier as a file that runs without kdpl, and check it",
-    ),
-    "init": ("init:init", "survey your images and write a config for them"),
-    "search": (
-        "search:search",
-        "choose what of a student is trained, by short fits that are compared without labels",
-    ),
-    "cache": (
-        "cache:cache",
-        "compute the teacher's features of views of unlabelled images, for a student's fit to read",
-    ),
-    "class-vectors": (
-        "class_vectors:class_vectors",
-        "encode class names or example images, for classes to add; nothing is trained",
-    ),
-    "boxes": ("boxes:boxes", "list the boxes of a detector as images, or classify them"),
-    "models": (
-        "models:models",
-        "list the CLIPs that can be teacher or student: prompts, size, licence",
-    ),
+    "run": "from a folder of images to a classifier: choose, tune the teacher, distil the student, "
+    "test",
+    "fit": "one stage: train what --config says into the folder --out",
+    "validate": "accuracies of a run on the validation split",
+    "test": "accuracies and predictions of a run on the test split",
+    "predict": "classify images with a finished classifier",
+    "export": "write a finished classifier as a file that runs without kdpl, and check it",
+    "init": "survey your images and write a config for them",
+    "search": "choose what of a student is trained, by short fits that are compared without labels",
+    "cache": "compute the teacher's features of views of unlabelled images, for a student's fit to "
+    "read",
+    "class-vectors": "encode class names or example images, for classes to add; nothing is trained",
+    "boxes": "list the boxes of a detector as images, or classify them",
+    "models": "list the CLIPs that can be teacher or student: prompts, size, licence",
 }
-"""Module and function of each core command, and its line in the usage text."""
+"""Line of each core command in the usage text; its file here has a function of its name."""
 
 
 _GROUPS = {
@@ -66,16 +49,17 @@ def command_names() -> list[str]:
 
 def find_command(name: str) -> Callable[..., int]:
     """Import a command; KeyError if the name is unknown."""
-    if name in COMMANDS:
-        function: Callable[..., int] = resolve_name(f"kdpl.cli.{COMMANDS[name][0]}")
-    else:
-        function = plugins.load("commands", name)
+    module = name.replace("-", "_")
+    path = "fit:run_command" if name in STAGES else f"{module}:{module}"
+    function: Callable[..., int] = (
+        resolve_name(f"kdpl.cli.{path}") if name in COMMANDS else plugins.load("commands", name)
+    )
     return function
 
 
 def usage() -> str:
     """Return the usage text; the line of a plugin's command is the first of its docstring."""
-    lines = {name: line for name, (_, line) in COMMANDS.items()}
+    lines = dict(COMMANDS)
     for name, function in plugins.load_all("commands").items():
         line = (function.__doc__ or "").partition("\n")[0].rstrip(".")
         lines[name] = line[:1].lower() + line[1:]

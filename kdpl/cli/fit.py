@@ -40,7 +40,7 @@ def run_command(args: Sequence[str], make: type[KdplCLI] = KdplCLI) -> int:
     """Run ``fit``, ``validate`` or ``test`` with arguments of the command line; returns 0."""
     command: Any = args[0]
     if {"-h", "--help"} & {*args}:
-        print(_HELP.format(command=command, about=COMMANDS[command][1]), end="")
+        print(_HELP.format(command=command, about=COMMANDS[command]), end="")
         return 0
     if len(args) == 1:
         raise ConfigError(

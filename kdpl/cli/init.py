@@ -1,6 +1,7 @@
 """``python -m kdpl init PATH``: survey your images, and write a config that runs."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from kdpl.cli.arguments import share
 from kdpl.cli.choice import Options, choose, print_choice
-from kdpl.cli.init_summary import count_validating, print_survey, training_counts
 from kdpl.data.class_mapping import ClassName, read_class_mapping
 from kdpl.data.names import Names, unlisted
 from kdpl.data.readers.table import HELD_OUT, SEVERAL, UNKNOWN
@@ -34,6 +34,8 @@ _TABLE, _LEFT_OUT = "images.csv", "left_out.csv"
 _HELD_OUT = 0.25
 _VAL_SHARE, _VAL_LEAST = 0.2, 8  # default share of each class with at least so many labels
 _VAL_FEWEST = 19  # in all, as predict --unknown needs
+_SHOWN = 10  # classes on the terminal
+_NAMED = 100  # images left out
 
 
 def init(
@@ -161,7 +163,7 @@ def survey(
     _write_config(folder, settings, images, shots)
 
     # print last, since the reader of a pipe may close it
-    print_survey(source, images, names, notes, affine, [*left_out.values()])
+    _print_survey(source, images, names, notes, affine, [*left_out.values()])
     return folder / CONFIG, sum(image.split == "train" for image in images)
 
 
@@ -208,7 +210,7 @@ def _with_validation(images: list[FoundImage], share: float | None) -> list[Foun
     if share:
         return set_aside(images, "val", share)
     divided = set_aside(images, "val", _VAL_SHARE, _VAL_LEAST)
-    return divided if count_validating(divided) >= _VAL_FEWEST else images
+    return divided if _count_validating(divided) >= _VAL_FEWEST else images
 
 
 def _copy(image: FoundImage, kept: FoundImage) -> str:
@@ -225,7 +227,7 @@ def _require_classes(
 ) -> None:
     if not labeled and not any(image.split == "train" for image in images):
         raise DataError(f"{path} has no readable image to train on: add some, or init --unlabeled")
-    counts = training_counts(images)
+    counts = _training_counts(images)
     for label, named in sorted(names.items()):
         problem = fault_of_name(label) or fault_of_name(named.name)
         if label != label.strip():
@@ -252,7 +254,7 @@ def _write_config(
     out: Path, more: Mapping[str, Any], images: list[FoundImage], shots: int | None
 ) -> None:
     # without labels, the teacher is the original CLIP
-    smallest = min(training_counts(images).values(), default=0)
+    smallest = min(_training_counts(images).values(), default=0)
     values = {
         "root": str((out / _TABLE).absolute()),
         **more,
@@ -275,3 +277,49 @@ data:
     val_shots: null  # all validation images
 """
     write_text(out / CONFIG, text)
+
+
+def _print_survey(
+    path: Path,
+    images: list[FoundImage],
+    names: Mapping[str, ClassName],
+    notes: Mapping[str, str],
+    affine: str | None,
+    left_out: Sequence[str],
+) -> None:
+    # size and splits
+    splits = Counter("unlabelled" if not image.label else image.split for image in images)
+    edges = {edge for image in images if image.size for edge in image.size}
+    pixels = f"{min(edges)} to {max(edges)}" if len(edges) > 1 else f"{min(edges)}"
+    print(f"{path}: {len(names)} classes, {len(images)} images of {pixels} pixels an edge")
+    for split, count in splits.items():
+        note = f", {notes[split]} by chance with seed 0" if split in notes else ""
+        print(f"  {'test' if split == HELD_OUT else split}: {count}{note}")
+    if none := sum(bool(image.label) and not image.classes for image in images):
+        print(f"  of none of the classes: {none} of these")
+
+    # labels of each class, the fewest first
+    fewest = sorted(_training_counts(images).items(), key=lambda item: item[1])
+    trained = ", ".join(f"{names[label].name} ({count})" for label, count in fewest[:_SHOWN])
+    trained += f" and {len(fewest) - _SHOWN} more" if len(fewest) > _SHOWN else ""
+    print(
+        "  labelled to train on: "
+        f"{trained or 'none, so that the teacher is the original CLIP (zero-shot)'}"
+    )
+    if affine:
+        print(f"  images are not mirrored (augmentation light_affine), since {affine}")
+
+    # images that are left out
+    for line in left_out[:_NAMED]:
+        print(f"  left out: {visible(line)}")
+    if len(left_out) > _NAMED:
+        print(f"  left out: {len(left_out) - _NAMED} more, all in left_out.csv")
+
+
+def _training_counts(images: list[FoundImage]) -> Counter[str]:
+    return Counter(name for image in images if image.split == "train" for name in image.classes)
+
+
+def _count_validating(images: Iterable[FoundImage]) -> int:
+    # of different groups, since only these count for bounds
+    return len({image.group or image.path for image in images if image.split == "val"})

@@ -1,10 +1,20 @@
 """``python -m kdpl search``: what of a student is trained, chosen by its fidelity."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
+import yaml
 from jsonargparse.typing import PositiveFloat, PositiveInt
+
+from kdpl.errors import ConfigError, TrainingError
+from kdpl.runtime.configs import read_config
+from kdpl.runtime.files import write_text
+from kdpl.runtime.markdown import markdown_rows
+from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, DECODED_FILE, METRICS_FILE
+from kdpl.runtime.steps import LocalStep
 
 if TYPE_CHECKING:
     from kdpl.cli.stage_cli import KdplCLI
@@ -35,7 +45,6 @@ def search(
         settings: Options of the student's fit.
     """
     from kdpl.cli.fit import parse_stage
-    from kdpl.errors import ConfigError
 
     if not settings:
         raise ConfigError(
@@ -50,9 +59,6 @@ def candidates_of(
     student: "KdplCLI", out: Path, epochs: int | None = None, rates: Sequence[float] = ()
 ) -> "dict[str, KdplCLI]":
     """Return the candidates by name: short fits of a student, measured at their end."""
-    from pkgutil import resolve_name
-
-    from kdpl.errors import ConfigError
     from kdpl.student import StudentDistillation
     from kdpl.targets.fidelity import Fidelity
 
@@ -91,19 +97,10 @@ def compare(
     ``decoded`` is the file in which an earlier fit noted what images can be decoded, if any.
     Returns the student's fit with the best candidate's settings, on all processes.
     """
-    from functools import partial
-
-    import yaml
-
     from kdpl.cli.fit import run_stage
-    from kdpl.errors import TrainingError
     from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
-    from kdpl.runtime.files import write_text
     from kdpl.runtime.loggers import read_metrics
-    from kdpl.runtime.markdown import markdown_rows
     from kdpl.runtime.messages import inform, process_rank
-    from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, DECODED_FILE, METRICS_FILE
-    from kdpl.runtime.steps import LocalStep
 
     # fit each candidate, also one that is done: it compares its settings again
     all_epochs = student.config.trainer.max_epochs
@@ -152,7 +149,5 @@ def compare(
 
 def with_choice(student: "KdplCLI", out: Path) -> "KdplCLI":
     """Return a student's fit with what a search in the folder ``out`` has chosen, if it has."""
-    from kdpl.runtime.configs import read_config
-
     file = out / _CHOSEN_FILE
     return student.derive(read_config(str(file))) if file.is_file() else student

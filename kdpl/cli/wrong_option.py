@@ -52,7 +52,7 @@ def hint_of(message: str, options: Sequence[str]) -> str:
 
 
 def _nearest(path: str) -> str | None:
-    """Return the setting nearest to a wrong one by its last name; None if none is near."""
+    # by its last name
     settings = list[str]()
     for kind, section in _SECTIONS:
         parser = ArgumentParser()

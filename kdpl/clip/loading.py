@@ -22,6 +22,7 @@ from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 
 from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Preprocessing
+from kdpl.clip.miniatures.models import CONFIGS, TAG, packaged_weights
 from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.towers.choice import image_tower, text_tower
 from kdpl.clip.towers.image import ImageTower
@@ -89,32 +90,29 @@ def register_source(scheme: str, source: Source) -> None:
     _SOURCES[scheme] = source
 
 
-_REGISTRY: dict[str, tuple[ModelConfig, Mapping[str, Callable[[], StateDict]]]] = {}
+_REGISTRY: dict[str, tuple[ModelConfig, Mapping[str, Callable[[], StateDict]]]] = {
+    name: (config, {TAG: partial(packaged_weights, name)}) for name, config in CONFIGS.items()
+}
 
 
 def register_model(
     name: str, config: ModelConfig, weights: Mapping[str, Callable[[], StateDict]]
 ) -> None:
-    """Register a CLIP for configs by name.
-
-    ``weights`` are functions by pretrained tag that return the whole float32 state dict of the
-    ``open_clip.CLIP``.
-    """
+    """Register a CLIP for configs; ``weights`` by pretrained tag return float32 state dicts."""
     _REGISTRY[name] = config, weights
 
 
-_REGISTRATIONS = (
-    "kdpl.clip.miniatures:register",
-    "kdpl.clip.timm_networks:register",
-    "kdpl.clip.hugging_face.loading:register",
-    "kdpl.clip.hugging_face.open_clip_layout:register",
-)
-"""Functions that register further models, as dotted paths: their files import this one."""
+_BUILT_IN = {
+    "timm": "kdpl.clip.timm_networks:SOURCE",
+    "hf": "kdpl.clip.hugging_face.loading:SOURCE",
+    "hf-hub": "kdpl.clip.hugging_face.open_clip_layout:SOURCE",
+    "local-dir": "kdpl.clip.hugging_face.open_clip_layout:SOURCE",
+}
+"""Sources by scheme, as dotted paths: their files import this one."""
 
 
 def _load_registrations() -> None:
-    for path in _REGISTRATIONS:
-        resolve_name(path)()
+    _SOURCES.update({scheme: resolve_name(path) for scheme, path in _BUILT_IN.items()})
     for register in plugins.load_all("models").values():
         register()
 

@@ -9,18 +9,13 @@ import torch
 from torch import nn
 
 from kdpl.clip import RANDOM, ClipConfig, ClipIdentity, ImageClip, ImageTower, Preprocessing
-from kdpl.clip.loading import Source, fingerprint, register_source, require_resizing
+from kdpl.clip.loading import Source, fingerprint, require_resizing
 from kdpl.clip.towers.kinds import ModelConfig, require_timm
 from kdpl.clip.weights import read_state, require_weights
 from kdpl.errors import WeightsError, reason
 from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
 
 SCHEME = "timm"
-
-
-def register() -> None:
-    """Register the addresses ``timm:…``."""
-    register_source(SCHEME, Source(None, load_image_clip, build_image_tower))
 
 
 class TimmTower(ImageTower):
@@ -115,3 +110,7 @@ def _load_file(network: Any, path: Path, classifier: str | tuple[str, ...], name
     state = {k: v for k, v in read_state(path).items() if not k.startswith(prefixes)}
     require_weights(network.state_dict(), state, str(path), name)
     network.load_state_dict(state)
+
+
+SOURCE = Source(None, load_image_clip, build_image_tower)
+"""Of the addresses ``timm:…``."""

@@ -45,7 +45,6 @@ from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import as_json, digest
 from kdpl.runtime.predictions import spread
 from kdpl.runtime.resizing import Resizing
-from kdpl.runtime.run_folder import DECODED_FILE
 from kdpl.tasks import MULTI_CLASS
 
 _WORKERS = 4
@@ -173,7 +172,7 @@ class DomainDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Decode all images once before training, on one process, while all others wait."""
         inform(f"reading dataset {self.dataset}")
-        self.reading.file = self._decoded_file
+        self.reading.of_run(Path(self._trainer.default_root_dir))
         self.reading.prepare(trains=self._trainer.state.fn == "fit" and self._trains)
         _ = self.splits  # keeps the index of shards, which the others then read
 
@@ -182,7 +181,7 @@ class DomainDataModule(LightningDataModule):
         if self.trainer is None:
             _ = self.splits  # reads the dataset
             return
-        self.reading.file = self._decoded_file
+        self.reading.of_run(Path(self._trainer.default_root_dir))
         if stage in ("fit", "test"):
             for line in self.reading.notes():
                 inform(line)
@@ -424,7 +423,3 @@ class DomainDataModule(LightningDataModule):
     def _trains(self) -> bool:
         # a fit of 0 epochs makes the zero-shot CLIP and needs no training images
         return self._trainer.max_epochs != 0
-
-    @property
-    def _decoded_file(self) -> Path:
-        return Path(self._trainer.default_root_dir) / DECODED_FILE

@@ -1,8 +1,4 @@
-"""One pass over images outside of a fit: worker processes read them, and a network encodes them.
-
-A fit has its own loader (``kdpl.data.loader``), and so has a classifier, whose threads decode and
-classify together (``kdpl.runtime.ahead``).
-"""
+"""One pass over images outside of a fit: worker processes read them, and a network encodes them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar, cast
@@ -25,11 +21,7 @@ def read_in_workers(
     num_workers: int,
     pin_memory: bool = True,
 ) -> DataLoader[OutputT]:
-    """Return a loader of what a function makes of each batch of items.
-
-    ``load`` is called in a worker process, or in this one without workers. ``batches``, positions
-    of items, are read lazily.
-    """
+    """Return a loader of what ``load`` makes, in workers, of items in each batch of positions."""
     # of torch, whose processes end with the one that started them
     return DataLoader(
         cast("Dataset[OutputT]", items),

@@ -1,17 +1,20 @@
 """Dataset as a run uses it: read once, without images that are left out, with test images."""
 
+import csv
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+from kdpl.data.checked import Checked, copies_of_measured, decode_and_digest
+from kdpl.data.names import Names, select
 from kdpl.data.options import ReadingOptions
 from kdpl.data.sampling import hold_out, keep_apart, require_apart
-from kdpl.data.scan.checked import Checked, copies_of_measured, decode_and_digest
-from kdpl.data.scan.skip_list import leave_out, without_listed
 from kdpl.data.sources import OwnImages
-from kdpl.data.splits import Reader, Splits
+from kdpl.data.splits import Reader, Splits, labels_of
+from kdpl.data.storage import read_list
+from kdpl.errors import DataError
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import difference, digest
 from kdpl.runtime.run_folder import DECODED_FILE
@@ -46,7 +49,7 @@ class Reading:
         """Dataset as it is read, without the images of the skip list."""
         splits, skip_list = self.reader.read(), self.options.skip_list
         if skip_list is not None:
-            splits = without_listed(splits, skip_list)
+            splits = _without_listed(splits, skip_list)
         if self.reader.own:
             require_apart(splits)
         return splits
@@ -62,13 +65,13 @@ class Reading:
         # the order decides what is held out: never an image that cannot be used
         splits, checked = self.listed, self._check(look=self._skips)
         if checked and self._skips:
-            splits = leave_out(splits, checked.skipped)
+            splits = _leave_out(splits, checked.skipped)
         if self.options.test_share:
             splits = hold_out(splits, self.options.test_share)
         splits, same = keep_apart(splits)
         if checked:
             self._copies = copies_of_measured(splits, checked.digests)
-        return leave_out(splits, self._copies, "but copies of test or validation images"), same
+        return _leave_out(splits, self._copies, "but copies of test or validation images"), same
 
     def prepare(self, trains: bool) -> None:
         """Check all images, unless that was done; DataError for a bad one if the run ``trains``."""
@@ -143,3 +146,49 @@ class Reading:
         draws = self.options.test_share > 0 and not self.listed.test
         drawn_from = self.listed.train if draws else ()
         return len(self.listed.test) + len(self.listed.val) + len(drawn_from)
+
+
+def _without_listed(splits: Splits, skip_list: str) -> Splits:
+    listed = _read_skip_list(Path(skip_list).expanduser())
+    named = listed.intersection(splits.sources)
+    if listed and not named:
+        example = next(iter(splits.sources), "photos/1.jpg")
+        raise DataError(
+            f"skip list {skip_list} names no image of {splits.origin}: write paths as {example}"
+        )
+    return _leave_out(splits, named)
+
+
+def _read_skip_list(file: Path) -> frozenset[str]:
+    # paths on the lines of a .txt, or in the first column of a .csv
+    if not file.is_file():
+        raise DataError(f"skip list {file} does not exist: check reading.skip_list")
+    if file.suffix == ".txt":
+        return frozenset(read_list(file))
+    if file.suffix != ".csv":
+        raise DataError(f"skip list {file} is of an unknown kind: give a .txt or .csv file")
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        return frozenset(row[0] for row in csv.reader(lines) if row)
+
+
+def _leave_out(splits: Splits, sources: Collection[str], left: str = "that can be used") -> Splits:
+    """Leave images out of a dataset; DataError if a class has none ``left`` to train on."""
+    gone = frozenset(sources)
+    if not gone:
+        return splits
+    # filter the labelled parts, and check that each class can still be trained on
+    train, val, test = (
+        tuple(record for record in records if record.source not in gone)
+        for records in (splits.train, splits.val, splits.test)
+    )
+    trained = {label for record in train for label in labels_of(record)}
+    before = {label for record in splits.train for label in labels_of(record)}
+    for label in sorted(before - trained):
+        raise DataError(
+            f"class {splits.class_names[label]!r} of {splits.origin} has no training image {left}: "
+            "add some, or remove the class"
+        )
+    unlabeled = splits.unlabeled
+    if unlabeled is not None:
+        unlabeled = select(Names.of(unlabeled), (source not in gone for source in unlabeled))
+    return replace(splits, train=train, val=val, test=test, unlabeled=unlabeled)

@@ -1,8 +1,4 @@
-"""Context and deep text prompts, and class names encoded with them.
-
-Context: CoOp, arXiv 2109.01134, section 3.2. Deep prompts: PromptSRC, arXiv 2307.06948, section
-3.1.
-"""
+"""Context (CoOp, arXiv 2109.01134, section 3.2) and deep text prompts (arXiv 2307.06948, 3.1)."""
 
 from collections.abc import Callable, Sequence
 from functools import reduce

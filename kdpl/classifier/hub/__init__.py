@@ -110,11 +110,7 @@ def from_pretrained(
 
 
 def model_card(classifier: Classifier, run: str | Path | None = None) -> ModelCard:
-    """Return a classifier's model card.
-
-    With the folder of the student's run it includes data, protocol and accuracies; an ArtifactError
-    if the run's config or accuracies are damaged.
-    """
+    """Return a model card; of a ``run``, with its data and accuracies, or an ArtifactError."""
     tags = ["clip", "knowledge-distillation", "prompt-learning", "promptkd"]
     card: ModelCard = ModelCard.from_template(
         ModelCardData(library_name="kdpl", pipeline_tag="image-classification", tags=tags),

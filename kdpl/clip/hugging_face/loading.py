@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdpl.clip import Clip, ClipConfig, ClipIdentity, ImageClip, ImageTower, Preprocessing
 from kdpl.clip.hugging_face.halves import HalfTower, ImageHalf, TextHalf
-from kdpl.clip.loading import Source, fingerprint, from_transformers, register_source
+from kdpl.clip.loading import Source, fingerprint, from_transformers
 from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.towers.hugging_face_text import HuggingFaceTextTower
 from kdpl.clip.towers.kinds import ModelConfig
@@ -35,11 +35,6 @@ PROCESSORS = (
 _INTERPOLATIONS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}  # as Pillow counts
 
 _ATTENTION = "sdpa"  # torch's, not the config's, as that may name a repository of kernels
-
-
-def register() -> None:
-    """Register the addresses ``hf:…``."""
-    register_source("hf", Source(load_clip, load_image_clip, build_image_tower))
 
 
 def load_clip(config: ClipConfig) -> Clip:
@@ -208,3 +203,7 @@ def _reading(model: str, kind: str) -> Iterator[tuple[Any, str]]:
         import transformers
 
         yield transformers, source
+
+
+SOURCE = Source(load_clip, load_image_clip, build_image_tower)
+"""Of the addresses ``hf:…``."""

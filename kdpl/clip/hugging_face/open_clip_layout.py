@@ -9,7 +9,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from kdpl.clip import Clip, ClipConfig, ImageClip
-from kdpl.clip.loading import Source, make_clip, make_image_clip, register_source
+from kdpl.clip.loading import Source, make_clip, make_image_clip
 from kdpl.clip.weights import CONFIG_FILE, Weights, preprocessing_of_file, read_part, read_state
 from kdpl.errors import ConfigError, WeightsError, reason
 from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
@@ -20,12 +20,6 @@ WEIGHTS_FILES = (
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-
-
-def register() -> None:
-    """Register the addresses ``hf-hub:…`` and ``local-dir:…``."""
-    for scheme in ("hf-hub", FOLDER):
-        register_source(scheme, Source(load_clip, load_image_clip))
 
 
 def load_clip(config: ClipConfig) -> Clip:
@@ -90,3 +84,7 @@ def find_file(address: str, *names: str) -> Path:
             f"cannot fetch {wanted} of {address} ({reason(error)}): fetch the repository where "
             f"there is a network, and give its folder as {FOLDER}:PATH{WITHOUT_NETWORK}"
         ) from error
+
+
+SOURCE = Source(load_clip, load_image_clip)
+"""Of the addresses ``hf-hub:…`` and ``local-dir:…``."""

@@ -26,11 +26,7 @@ def name_of(image: str, box: Box, margin: float = 0) -> str:
 
 
 def read_crop(source: str, content_of: Callable[[str], bytes]) -> bytes:
-    """Return a box of an image as an image file, in RGB, upright, and clipped to the image.
-
-    ``content_of`` reads the image's file. A DataError if it cannot be read, or the box has no pixel
-    of it.
-    """
+    """Return a box of an image as an upright RGB file, clipped to the image, or a DataError."""
     path, _, text = source.rpartition(MARK)
     try:
         left, top, width, height = map(float, text.removeprefix(_PERCENT).split(","))

@@ -67,11 +67,7 @@ class Table(OwnImages):
             self.task = SEVERAL
 
     def rows(self) -> list[Row]:
-        """Read and check the rows, in their order.
-
-        DataError if the table cannot be read, lacks the column ``image`` or, without
-        ``class_names``, ``label``, or for the first row that is invalid.
-        """
+        """Read and check the rows, in their order; a DataError for the first that is invalid."""
         table, separator = Path(self.root).expanduser(), self.label_separator
         columns = _csv_columns(table)
         for name in ("image",) if self.class_names else ("image", "label"):

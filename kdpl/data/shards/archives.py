@@ -96,7 +96,7 @@ def read_shard(path: str) -> Iterator[tuple[str, bytes | None, str | None]]:
 
 
 def _require_size(name: str, size: int) -> None:
-    """Raise a DataError for an image of implausible size, before it is read into memory."""
+    # before it is read into memory
     if size > LARGEST_IMAGE:
         raise DataError(
             f"image {name} has {size} bytes, expected at most {LARGEST_IMAGE}: leave it out"

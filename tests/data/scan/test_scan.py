@@ -4,8 +4,8 @@ import world
 import zoo
 
 from kdpl.__main__ import main
+from kdpl.data.checked import Checked
 from kdpl.data.options import ReadingOptions
-from kdpl.data.scan.checked import Checked
 from kdpl.errors import DataError
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import DECODED_FILE

@@ -56,7 +56,7 @@ class Search:
     def run(self, *more):
         with pytest.MonkeyPatch.context() as patch:
             for name in (
-                "kdpl.data.scan.checked.Checked.decode_all",
+                "kdpl.data.checked.Checked.decode_all",
                 "kdpl.targets.refinement.target.assign",
             ):
                 patch.setattr(name, self.counted(name, resolve_name(name)))

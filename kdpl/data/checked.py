@@ -43,8 +43,8 @@ class Checked(BaseModel):
         cls,
         sources: Sequence[str],
         decode: Callable[[str], Image | str],
-        measured: int = 0,
-        made_from: Origin | None = None,
+        measured: int,
+        made_from: Origin,
     ) -> "Checked":
         """Decode every image, in parallel under a progress bar.
 
@@ -72,7 +72,7 @@ class Checked(BaseModel):
         # keep the digests of copies only
         counts = Counter(digests.values())
         return cls(
-            made_from=dict(made_from or {}),
+            made_from=dict(made_from),
             images=len(sources),
             skipped=skipped,
             digests={source: digest for source, digest in digests.items() if counts[digest] > 1},

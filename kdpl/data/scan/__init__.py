@@ -1,1 +1,0 @@
-"""Images that a fit leaves out: listed images, images that cannot be used, and copies."""
