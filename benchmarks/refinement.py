@@ -76,13 +76,16 @@ def _large(settings: Settings) -> Iterator[Measured]:
     images, classes, width = (600, 12, 32) if settings.small else (100_000, 1000, 768)
     device = settings.torch_device
     features, predictions = (each.to(device) for each in pool(images, classes, width))
+    unlabeled = torch.full((images,), -1, device=device)
     seconds: dict[str, float] = {}
 
     def run() -> None:
         start = time.perf_counter()
-        neighbors = affinity(*nearest(features, _NEIGHBORS))
+        neighbors = affinity(
+            *nearest(features, _NEIGHBORS, torch.arange(len(features), device=features.device))
+        )
         found = time.perf_counter()
-        refine(features, predictions, neighbors, None, _WEIGHTS, _ROUNDS)
+        refine(features, predictions, neighbors, unlabeled, _WEIGHTS, _ROUNDS)
         seconds["search"] = found - start
         seconds["round"] = (time.perf_counter() - found) / _ROUNDS
 
@@ -98,11 +101,14 @@ def _small(settings: Settings) -> Iterator[Measured]:
     features, predictions = (
         each.to(settings.torch_device) for each in pool(images, classes, width)
     )
+    unlabeled = torch.full((images,), -1, device=settings.torch_device)
     made: dict[str, Tensor] = {}
 
     def sparse() -> None:
-        neighbors = affinity(*nearest(features, _NEIGHBORS))
-        made["kdpl"] = refine(features, predictions, neighbors, None, _WEIGHTS, _ROUNDS)
+        neighbors = affinity(
+            *nearest(features, _NEIGHBORS, torch.arange(len(features), device=features.device))
+        )
+        made["kdpl"] = refine(features, predictions, neighbors, unlabeled, _WEIGHTS, _ROUNDS)
 
     def plain() -> None:
         made["dense"] = dense(features, predictions, _WEIGHTS, _NEIGHBORS, _ROUNDS)

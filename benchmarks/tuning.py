@@ -58,7 +58,9 @@ class Tuning:
 
     def step(self) -> Callable[[], None]:
         """Return a function that runs one training step: forward, backward and update."""
-        optimizer = build_optimizer(self.teacher.parameters(), OptimConfig(), epochs=1)["optimizer"]
+        optimizer = build_optimizer(self.teacher.parameters(), OptimConfig(), 1, lambda: 1)[
+            "optimizer"
+        ]
 
         def run() -> None:
             optimizer.zero_grad()

@@ -177,28 +177,26 @@ class ClassVectors(VectorSettings):
                 "vectors of the classifier: make them with the teacher that it was distilled from"
             )
 
-    def require_task(self, task: str, source: str, other: str = "the data") -> None:
-        """Raise an ArtifactError, naming ``source`` and ``other``, if the task differs."""
+    def require_task(self, task: str, source: str) -> None:
+        """Raise an ArtifactError, naming ``source``, if the data has another task."""
         if task != self.task:
             raise ArtifactError(
                 f"the class vectors of {source} are for {self.task} labels, but the labels of "
-                f"{other} are {task}: run stage 1 on the same data, with the same "
+                f"the data are {task}: run stage 1 on the same data, with the same "
                 "classes.label_separator"
             )
 
-    def require_names(
-        self, class_names: Sequence[str], source: str, other: str = "the data"
-    ) -> None:
-        """Raise an ArtifactError, naming ``source`` and ``other``, if classes or order differ."""
+    def require_names(self, class_names: Sequence[str], source: str) -> None:
+        """Raise an ArtifactError, naming ``source``, if the data has other classes or order."""
         expected, names = self.class_names, tuple(map(composed, class_names))
         if names == expected:
             return
         # the message names the first class that differs, or the numbers of classes
-        difference = f"it has {len(expected)} classes, {other} has {len(names)}"
+        difference = f"it has {len(expected)} classes, the data has {len(names)}"
         if len(names) == len(expected):
             label = next(i for i, name in enumerate(expected) if name != names[i])
             first, second = expected[label], names[label]
-            difference = f"class {label} is {first!r} there and {second!r} in {other}"
+            difference = f"class {label} is {first!r} there and {second!r} in the data"
         raise ArtifactError(
             f"the class vectors of {source} are for other class names ({difference}): "
             "freeze class vectors for this data by running stage 1 on it"

@@ -61,7 +61,7 @@ def build_optimizer(
     parameters: Iterable[Parameter],
     config: OptimConfig,
     epochs: int | None,
-    steps: Callable[[], float] | None = None,
+    steps: Callable[[], float],
 ) -> OptimizerLRSchedulerConfig:
     """Build the optimiser over the parameters that require gradients, and its schedule.
 
@@ -95,11 +95,11 @@ def build_optimizer(
     warmup = config.warmup_steps
 
     def factor(index: int) -> float:
-        if warmup is not None and steps is not None:
+        if warmup is not None:
             return step_factor(index, steps() if index > warmup else math.inf, warmup)
         return learning_rate(index, epochs, config.lr, config.warmup_lr) / config.lr
 
-    interval = "epoch" if warmup is None or steps is None else "step"
+    interval = "epoch" if warmup is None else "step"
     schedule = LambdaLR(optimizer, factor)
     return {
         "optimizer": optimizer,

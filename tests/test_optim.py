@@ -51,4 +51,4 @@ def test_the_rate_may_rise_and_fall_by_steps_and_vectors_need_not_decay():
 )
 def test_settings_without_a_schedule_are_refused(settings, epochs):
     with pytest.raises(ConfigError, match="max_epochs" if epochs is None else r"optim\.lr"):
-        build_optimizer([], OptimConfig(**settings), epochs)
+        build_optimizer([], OptimConfig(**settings), epochs, None)

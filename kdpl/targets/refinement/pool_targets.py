@@ -7,7 +7,6 @@ import pydantic.dataclasses
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from kdpl.errors import ArtifactError
 from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
 from kdpl.runtime.class_names import ClassName
 
@@ -74,10 +73,5 @@ class PoolTargets(PoolManifest):
         """Read the file; ArtifactError if missing, damaged, or of another version or kind."""
         tensors, fields = read_tensors(path, KIND, VERSION, _REMEDY)
         manifest = parse_metadata(PoolManifest, fields, str(path), _REMEDY)
-        size = tensors["images"].numel() if "images" in tensors else 0
-        expected = {"images": (size,), "assignments": (size, len(manifest.class_names))}
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if shapes != expected:
-            raise ArtifactError(f"{path} is damaged (it has tensors of {shapes}): {_REMEDY}")
-        images, assignments = (tensors[name] for name in expected)
+        images, assignments = tensors["images"], tensors["assignments"]
         return cls(images=images, assignments=assignments, **vars(manifest))

@@ -83,15 +83,13 @@ def standardize(features: Tensor) -> Tensor:
     return torch.div(centered, scale)
 
 
-def nearest(features: Tensor, k: int, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def nearest(features: Tensor, k: int, groups: Tensor) -> tuple[Tensor, Tensor]:
     """Find cosines and indices, both [N, k], of the k nearest other images.
 
     Compares normalised features [N, D], in O(N·k) memory. Images of the same group in ``groups``
-    [N] are not neighbours, as near-copies would only confirm themselves; None: each image is a
-    group.
+    [N] are not neighbours, as near-copies would only confirm themselves.
     """
     n, parts = len(features), []
-    groups = torch.arange(n, device=features.device) if groups is None else groups
     for rows in torch.split(torch.arange(n, device=features.device), max(1, _CELLS // n)):
         similarity = features[rows] @ features.T
         similarity.masked_fill_(groups[rows, None] == groups, -2)
@@ -118,7 +116,7 @@ def refine(
     features: Tensor,
     predictions: Tensor,
     neighbors: Tensor,
-    labels: Tensor | None,
+    labels: Tensor,
     weights: Weights,
     rounds: int,
 ) -> Tensor:
@@ -132,8 +130,7 @@ def refine(
         features: Normalised features f of all images, float [N, D].
         predictions: The probabilities y to refine, float [N, C].
         neighbors: The result a of ``affinity``, sparse [N, N].
-        labels: Classes of labelled images, whose z stays the label, −1 for the others, [N]; None:
-            no image is labelled.
+        labels: Classes of labelled images, whose z stays the label, −1 for the others, [N].
         weights: The weights ω, γ and λ.
         rounds: Number of rounds.
 
@@ -141,7 +138,6 @@ def refine(
         The assignments z, float32 [N, C].
     """
     likelihood, graph, prior = weights
-    labels = torch.full((len(features),), -1, device=features.device) if labels is None else labels
 
     # start at the predictions, and at the labels
     labeled = torch.nonzero(labels >= 0).flatten()

@@ -316,8 +316,10 @@ def test_without_labels_the_teachers_predictions_are_refined():
     evidence, _ = world(shots=0)
     made = assign(evidence, RefinementConfig())
     unit = F.normalize(standardize(evidence.features), dim=1)
-    (weights,), near = candidates(0), affinity(*nearest(unit, 5))
-    expected = refine(unit, evidence.text.exp(), near, None, weights, RefinementConfig.rounds)
+    (weights,), near = candidates(0), affinity(*nearest(unit, 5, evidence.groups))
+    expected = refine(
+        unit, evidence.text.exp(), near, evidence.labels, weights, RefinementConfig.rounds
+    )
     assert (made.assignments - expected).abs().max() < 1e-5
     assert (made.strength, made.weights, made.right) == (None, (1.0,), None)
 
