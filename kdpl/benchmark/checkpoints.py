@@ -6,14 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from kdpl.benchmark.torch_files import read_torch_file
-from kdpl.errors import ArtifactError, ConfigError, WeightsError
+from kdpl.errors import ArtifactError, ConfigError, WeightsError, reason
 from kdpl.runtime.files import write_text
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import require_same
@@ -77,20 +77,16 @@ def read_published(file: Path, kind: Kind) -> Published:
 
     # the trained tensors
     part = _Part(file, dict(state))
+    visual = torch.stack(part.take_prompts(_VISION, "image_encoder"))
     if kind == "teacher":
-        context, *deep = part.take_prompts(_CONTEXT, "text_encoder")
+        text = torch.stack(part.take_prompts(_CONTEXT, "text_encoder"))
         learned = {
-            "text_prompts.context": context,
-            "text_prompts.deep": torch.stack(deep)
-            if deep
-            else context.new_empty(0, *context.shape),
-            "vision_prompts.tokens": torch.stack(part.take_prompts(_VISION, "image_encoder")),
+            "text_prompts.context": text[0],
+            "text_prompts.deep": text[1:],
+            "vision_prompts.tokens": visual,
         }
     else:
-        learned = {
-            "encoder.prompts.tokens": torch.stack(part.take_prompts(_VISION, "image_encoder"))
-        }
-        learned |= part.take_projector()
+        learned = {"encoder.prompts.tokens": visual, **part.take_projector()}
 
     # CLIP's weights, and what is left
     clip: dict[str, tuple[str, str, Tensor]] = {}
@@ -144,21 +140,11 @@ class _Part:
 
     def take_projector(self) -> dict[str, Tensor]:
         """Take the projector; its 1×1 convolutions [out, in, 1, 1] become linear layers."""
-        names = (
-            "0.weight",
-            "0.bias",
-            "1.weight",
-            "1.bias",
-            "1.running_mean",
-            "1.running_var",
-            "3.weight",
-            "3.bias",
-        )
-        taken = {name: self.take_learned(_PROJECTOR + name) for name in names}
+        names = "0.weight 0.bias 1.weight 1.bias 1.running_mean 1.running_var 3.weight 3.bias"
+        taken = {name: self.take_learned(_PROJECTOR + name) for name in names.split()}
         taken |= {name: tensor.flatten(1) for name, tensor in taken.items() if tensor.ndim > 1}
-        taken["1.num_batches_tracked"] = self.take(f"{_PROJECTOR}1.num_batches_tracked").to(
-            torch.int64, copy=True
-        )
+        batches = self.take(f"{_PROJECTOR}1.num_batches_tracked")
+        taken["1.num_batches_tracked"] = batches.to(torch.int64, copy=True)
         return {f"encoder.projector.layers.{name}": tensor for name, tensor in taken.items()}
 
 
@@ -250,3 +236,44 @@ def require_own_folder(folder: Path, record: Mapping[str, str]) -> None:
     if handed_over(folder) or (folder / LAST).is_file():
         remedy = "choose another --out, or remove that folder"
         require_same(f"the run in {folder}", before, record, remedy)
+
+
+class _StandIn:
+    """Replaces any class or function of a file and its instances; takes all, does nothing."""
+
+    __slots__ = ()
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+def _empty_dict(*_: object) -> dict[Any, Any]:
+    return {}  # torch sets items on exact dicts alone
+
+
+def read_torch_file(path: Path) -> Any:
+    """Read a file of ``torch.save``, version 1.6 or later, onto the CPU; nothing it names is run.
+
+    ``torch.load(weights_only=True)`` builds plain values.
+
+    Returns:
+        The saved tensors, numbers, strings and plain containers; a stand-in for anything else.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist: check the path")
+    try:
+        names = get_unsafe_globals_in_checkpoint(str(path))
+        with safe_globals(
+            [(_empty_dict if n == "collections.defaultdict" else _StandIn, n) for n in names]
+        ):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile, pickle and torch raise many on damaged bytes
+        # leave out torch's advice to load the file without this protection
+        why = "" if "weights_only" in str(error) else f" ({reason(error)})"
+        raise ArtifactError(
+            f"{path} is damaged, or not a checkpoint as torch.save writes them since version "
+            f"1.6{why}: fetch it again"
+        ) from error

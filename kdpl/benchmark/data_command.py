@@ -63,9 +63,7 @@ def _check(name: str, root: str, workers: int | None) -> int:
         counts = Counter(record.label for record in records)
         print(f"{split + ':':<10}{len(records)} images of {len(counts)} classes")
         if records and len(counts) != expected:
-            without = [
-                repr(name) for label, name in enumerate(splits.class_names) if label not in counts
-            ]
+            without = [repr(n) for label, n in enumerate(splits.class_names) if label not in counts]
             named = f"; without images: {_shown(without)}" if without else ""
             print(f"wrong: {split} has images of {len(counts)} classes, expected {expected}{named}")
             num_wrong += 1

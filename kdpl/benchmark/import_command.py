@@ -101,11 +101,9 @@ def _make_importer(kind: Literal["teacher", "student"], file: str) -> "type[Kdpl
             unknown = sorted({*self.published.unknown, *not_in_clip})
             if unknown:
                 few = ", ".join(unknown[:_NAMES_SHOWN])
-                if len(unknown) > _NAMES_SHOWN:
-                    few += ", …"
                 warn(
                     f"left out of {file}, because they have no place here: {len(unknown)} tensors "
-                    f"({few})"
+                    f"({few}{', …' if len(unknown) > _NAMES_SHOWN else ''})"
                 )
             super().fit()
 

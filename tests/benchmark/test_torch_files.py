@@ -10,7 +10,7 @@ import pytest
 import torch
 import world
 
-from kdpl.benchmark.torch_files import read_torch_file
+from kdpl.benchmark.checkpoints import read_torch_file
 from kdpl.errors import ArtifactError
 
 

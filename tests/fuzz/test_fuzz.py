@@ -12,8 +12,8 @@ import torch
 import world
 from runs import noise
 
+from kdpl.benchmark.checkpoints import read_torch_file
 from kdpl.benchmark.download import unpack
-from kdpl.benchmark.torch_files import read_torch_file
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.confidence.drift.image_sample import ImageSample

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from kdpl.data.labels import EvaluationSplit
@@ -56,22 +55,22 @@ def probed_map(
         test: Features and labels to measure on.
     """
     mean, scale = scale_of(labeled[0])
-    rows = [(part[0] - mean) / scale for part in (labeled, val or test, test)]
+    rows, classes = (labeled[0] - mean) / scale, labeled[1].bool().T
 
-    def probed(strength: float) -> tuple[float, float]:
-        # logits of all parts, by one regression for each class
-        logits = [torch.zeros(len(part), labeled[1].shape[1]) for part in rows]
-        for label, has in enumerate(labeled[1].bool().T):
+    def fit(strength: float) -> tuple[Tensor, Tensor]:
+        # one regression for each class
+        weights, biases = rows.new_zeros(rows.shape[1], len(classes)), rows.new_zeros(len(classes))
+        for label, has in enumerate(classes):
             if has.any() and not has.all():
-                weight, bias, _ = logistic_regression(rows[0], has, strength)
-                for scores, features in zip(logits, rows, strict=True):
-                    scores[:, label] = features @ weight[:, 1] + bias[1]
-        of_val, of_test = (
-            float(class_scores(scores, has, None).average_precision.nanmean())
-            for scores, (_, has) in zip(logits[1:], (val or test, test), strict=True)
-        )
-        return of_val, of_test
+                weight, bias, _ = logistic_regression(rows, has, strength)
+                weights[:, label], biases[label] = weight[:, 1], bias[1]
+        return weights, biases
+
+    def precision(probe: tuple[Tensor, Tensor], part: tuple[Tensor, Tensor]) -> float:
+        logits = (part[0] - mean) / scale @ probe[0] + probe[1]
+        return float(class_scores(logits, part[1], None).average_precision.nanmean())
 
     # the strength with the best mAP on validation images
-    precisions = [probed(strength) for strength in (STRENGTHS if val else STRENGTHS[:1])]
-    return max(precisions, key=lambda pair: pair[0])[1]
+    if val is None:
+        return precision(fit(STRENGTHS[0]), test)
+    return precision(max(map(fit, STRENGTHS), key=lambda probe: precision(probe, val)), test)
