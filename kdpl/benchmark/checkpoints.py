@@ -77,9 +77,9 @@ def read_published(file: Path, kind: Kind) -> Published:
 
     # the trained tensors
     part = _Part(file, dict(state))
-    visual = torch.stack(part.take_prompts(_VISION, "image_encoder"))
+    visual = part.take_prompts(_VISION, "image_encoder")
     if kind == "teacher":
-        text = torch.stack(part.take_prompts(_CONTEXT, "text_encoder"))
+        text = part.take_prompts(_CONTEXT, "text_encoder")
         learned = {
             "text_prompts.context": text[0],
             "text_prompts.deep": text[1:],
@@ -114,16 +114,10 @@ class _Part:
         return tensor
 
     def take_learned(self, name: str) -> Tensor:
-        """Take a trained tensor in float32; an ArtifactError unless all its values are finite."""
-        tensor = self.take(name)
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise ArtifactError(
-                f"{self.file} holds {name}, expected finite floats: give another checkpoint"
-            )
-        return tensor.to(torch.float32, copy=True)
+        return self.take(name).to(torch.float32, copy=True)
 
-    def take_prompts(self, first: str, tower: str) -> list[Tensor]:
-        """Take a tower's prompts [n, W], layer by layer."""
+    def take_prompts(self, first: str, tower: str) -> Tensor:
+        """Take a tower's prompts [depth, n, W]."""
         pattern = re.compile(rf"{tower}\.transformer\.resblocks\.(\d+)\.VPT_shallow")
         layers = [int(match[1]) for name in self.left if (match := pattern.fullmatch(name))]
         # a gap raises an error that names the missing tensor
@@ -131,12 +125,7 @@ class _Part:
             f"{tower}.transformer.resblocks.{layer}.VPT_shallow"
             for layer in range(1, max(layers, default=0) + 1)
         ]
-        prompts = [self.take_learned(name) for name in (first, *deep)]
-        if {prompt.shape for prompt in prompts} != {prompts[0].shape}:
-            raise ArtifactError(
-                f"{self.file} has a {tower} with prompts of several sizes: give another checkpoint"
-            )
-        return prompts
+        return torch.stack([self.take_learned(name) for name in (first, *deep)])
 
     def take_projector(self) -> dict[str, Tensor]:
         """Take the projector; its 1×1 convolutions [out, in, 1, 1] become linear layers."""
