@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from jsonargparse.typing import OpenUnitInterval
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -110,7 +111,7 @@ class StudentDistillation(ClassifyingModule):
         projector_input: Literal["projected", "pooled"] = "projected",
         target: Target | str = "teacher",
         loss: DistillationLoss = DistillationLoss(),
-        pool_filter: float | None = None,
+        pool_filter: OpenUnitInterval | None = None,
         teacher_cache: str | None = None,
         optim: OptimConfig = OptimConfig(),
         compile: bool = False,
@@ -132,7 +133,6 @@ class StudentDistillation(ClassifyingModule):
         self._kept = 1.0  # share of the images that the filter keeps
         self.optim = optim
         self._trains_tower = vision_prompts.depth > 0 or fine_tune
-        _require_quantile(pool_filter)
 
         # the teacher, of which only the class vectors are read here
         self.teacher_folder = Path(teacher)
@@ -180,7 +180,6 @@ class StudentDistillation(ClassifyingModule):
         DistillationLoss(**settings["loss"])
         kind = target_class(target if isinstance(target, str) else target["class_path"])
         kind.require_task(data.task)
-        _require_quantile(pool_filter)
         if pool_filter is not None:
             data.labels.require_shots()
         tower = load_image_clip(ClipConfig(**settings["clip"])).image_tower
@@ -312,11 +311,3 @@ class StudentDistillation(ClassifyingModule):
         vectors = self.vectors.of_task(self.task.name, self.scores)
         parts = (self.encoder, vectors, self.logit_scale, self.clip, decoding)
         return Classifier(*parts, task=self.task)
-
-
-def _require_quantile(pool_filter: float | None) -> None:
-    if pool_filter is not None and not 0 < pool_filter < 1:
-        raise ConfigError(
-            f"pool_filter must be above 0 and below 1, not {pool_filter}: set 0.05, or "
-            "null for none"
-        )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jsonargparse.typing import PositiveFloat
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import Callback
 from torch import Tensor
 
@@ -112,7 +112,7 @@ class TeacherPromptTuning(ClassifyingModule):
         regularizers: RegularizerWeights = RegularizerWeights(),
         averaging: AveragingConfig | None = None,
         optim: OptimConfig = OptimConfig(),
-        classes_at_once: int = CLASSES_AT_ONCE,
+        classes_at_once: PositiveInt = CLASSES_AT_ONCE,
         compile: bool = False,
     ) -> None:
         # the whole CLIP; it stays frozen
@@ -125,10 +125,6 @@ class TeacherPromptTuning(ClassifyingModule):
         self.text_fingerprint = loaded.text_fingerprint
 
         # the settings
-        if classes_at_once < 1:
-            raise ConfigError(
-                f"classes_at_once is {classes_at_once}, expected 1 or more: correct it"
-            )
         self.regularizers = regularizers
         self.averaging = averaging
         self.optim = optim

@@ -164,7 +164,6 @@ def test_settings_make_the_module_another_published_method(
     ("options", "match"),
     [
         ({"context": None, "text_prompts": NO_PROMPTS}, r"text_prompts\.depth 0.*give context"),
-        ({"classes_at_once": 0}, "classes_at_once is 0"),
         ({**MAPLE, "vision_prompts": PromptConfig(3, 3)}, "vision_prompts has length 3"),
     ],
 )

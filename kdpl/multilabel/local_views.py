@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jsonargparse.typing import PositiveInt
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
@@ -77,7 +78,7 @@ class LocalViews(PreparedTarget):
     """
 
     scales: tuple[float, ...] = (1, 2.5, 3, 3.5, 4, 4.5)
-    count: int = 8
+    count: PositiveInt = 8
 
     def __post_init__(self) -> None:
         if min(self.scales, default=0) < 1 or max(self.scales) == 1:
@@ -85,8 +86,6 @@ class LocalViews(PreparedTarget):
                 f"scales of local views are {list(self.scales)}, expected numbers of at least 1, "
                 "and one above: set [1, 2.5, 3, 3.5, 4, 4.5]"
             )
-        if self.count < 1:
-            raise ConfigError(f"count of local views must be at least 1, not {self.count}: set 8")
         self._rows, self._log_odds = torch.empty(0), torch.empty(0)
 
     @classmethod

@@ -194,7 +194,6 @@ def test_a_class_that_looks_the_same_in_all_images_is_likely_in_none():
         ({"scales": ()}, "scales"),
         ({"scales": (0.5, 2)}, "scales"),
         ({"scales": (1,)}, "scales"),
-        ({"count": 0}, "count"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, match):

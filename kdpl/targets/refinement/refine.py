@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+from jsonargparse.typing import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
-
-from kdpl.errors import ConfigError
 
 _CELLS = 2**25  # largest matrix at a time, 128 MiB in float32
 _LEAST_PRIOR = 1e-9
@@ -64,16 +63,9 @@ class RefinementConfig:
     """
 
     mode: Literal["auto", "always"] = "auto"
-    views: int = 8
-    neighbors: int = 5
-    rounds: int = 15
-
-    def __post_init__(self) -> None:
-        for name in ("views", "neighbors", "rounds"):
-            if (value := getattr(self, name)) < 1:
-                raise ConfigError(
-                    f"{name} of refined targets must be at least 1, not {value}: correct it"
-                )
+    views: PositiveInt = 8
+    neighbors: PositiveInt = 5
+    rounds: PositiveInt = 15
 
 
 def standardize(features: Tensor) -> Tensor:

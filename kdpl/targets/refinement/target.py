@@ -47,7 +47,6 @@ class Refined(RefinementConfig, PreparedTarget):
     encoder: Literal["tower", "teacher"] = "tower"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         self._taken: bool | None = None
         self._rows = self._log_assignments = torch.empty(0)
 

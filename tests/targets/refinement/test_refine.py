@@ -12,7 +12,7 @@ from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.artifacts import write_tensors
 from kdpl.targets.refinement import refine as refinement
 from kdpl.targets.refinement.pool_targets import KIND, VERSION, Moved, PoolManifest, PoolTargets
-from kdpl.targets.refinement.refine import RefinementConfig, Weights, affinity, nearest, refine
+from kdpl.targets.refinement.refine import Weights, affinity, nearest, refine
 from kdpl.targets.refinement.target import Refined
 
 N, C, D = 40, 4, 6
@@ -131,11 +131,6 @@ def test_neighbours_are_the_nearest_others(pool):
     assert values.equal(cosines.topk(5, dim=1).values)
     assert (torch.arange(N)[:, None] != indices).all()
     assert nearest(features[:3], 5, torch.arange(3))[1].shape == (3, 2)  # as many as there are
-
-
-def test_impossible_settings_are_refused():
-    with world.refused(ConfigError, "neighbors of refined targets"):
-        RefinementConfig(neighbors=0)
 
 
 @pytest.fixture
