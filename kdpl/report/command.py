@@ -126,7 +126,7 @@ def estimate(
 
     from kdpl.cli.choice import Options
     from kdpl.cli.prepare import prepare
-    from kdpl.report.estimate.findings import describe
+    from kdpl.report.estimate.expected import describe
     from kdpl.report.estimate.folds import measure
     from kdpl.report.estimate.inputs import gather
     from kdpl.report.page import fill

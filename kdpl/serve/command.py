@@ -52,8 +52,7 @@ def serve(
         optional(package, "the service", "serve")
     from kdpl.classifier.bulk import choose_device, load_classifier
     from kdpl.serve.api import ClassifierApi
-    from kdpl.serve.gate import Limits
-    from kdpl.serve.server import build, free_port
+    from kdpl.serve.server import Limits, build, free_port
     from kdpl.serve.server import serve as run
 
     # check the port before the classifier is loaded

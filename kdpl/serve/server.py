@@ -1,5 +1,6 @@
-"""The whole service: workers and gate, and its start and end."""
+"""The whole service: workers and gate, with limits on requests, and its start and end."""
 
+import asyncio
 import json
 import logging
 import math
@@ -7,20 +8,68 @@ import multiprocessing
 import os
 import signal
 import socket
+from contextlib import suppress
+from dataclasses import dataclass
 from types import FrameType
 
 import torch
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from litserve import LitServer, configure_logging
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kdpl import __version__
 from kdpl.classifier import Classifier
 from kdpl.errors import ArtifactError, ConfigError, reason
-from kdpl.serve.api import ClassifierApi
-from kdpl.serve.gate import Gate, Limits
+from kdpl.serve.api import PATH, ClassifierApi, end_with_parent
 
 _MAX_CONNECTIONS = 512
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a request.
+
+    Attributes:
+        size: Most bytes of the body.
+        images: Most images in a request.
+        waiting: Most requests at once, both waiting and in the workers' batches.
+        seconds: Longest time until the answer, including the upload.
+    """
+
+    size: int
+    images: int
+    waiting: int
+    seconds: float
+
+
+class Gate:
+    """ASGI middleware that limits the number and the time of requests to classify images."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self.app, self.limits, self.slots = app, limits, asyncio.Semaphore(limits.waiting)
+        # runs in the process of the HTTP server
+        end_with_parent()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] != "http" or scope["path"] != PATH:
+            await self.app(scope, receive, send)
+            return
+        if self.slots.locked():
+            detail = f"{self.limits.waiting} requests are waiting: try again later"
+            await JSONResponse({"detail": detail}, 503, {"Retry-After": "1"})(scope, receive, send)
+            return
+        try:
+            async with self.slots, asyncio.timeout(self.limits.seconds):
+                with suppress(ClientDisconnect):
+                    await self.app(scope, receive, send)
+        except TimeoutError:
+            detail = f"there is no answer after {self.limits.seconds:g} s: try again later"
+            # close, or the rest of the body would be taken for the next request
+            answer = JSONResponse({"detail": detail}, 504, {"Connection": "close"})
+            await answer(scope, receive, send)
 
 
 def free_port(host: str, port: int) -> int:

@@ -6,8 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-from kdpl.multilabel.report import average_precision_interval, below_probes
-from kdpl.multilabel.report.probe import STRENGTHS, probed_map
+from kdpl.multilabel.report import STRENGTHS, average_precision_interval, below_probes, probed_map
 
 
 def test_a_probe_is_a_logistic_regression_for_each_class_with_what_validation_images_choose():

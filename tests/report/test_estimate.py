@@ -13,8 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from kdpl.__main__ import main
 from kdpl.data.readers.digits import Digits
 from kdpl.report.estimate import folds
-from kdpl.report.estimate.expected import Priors, expect, interval
-from kdpl.report.estimate.findings import describe
+from kdpl.report.estimate.expected import Priors, describe, expect, interval
 from kdpl.report.estimate.folds import (
     LARGER_PROBE,
     PROBE,

@@ -16,8 +16,7 @@ from benchmarks.serve import at_once, bomb, picture, send
 from kdpl.classifier import Classifier
 from kdpl.errors import ArtifactError
 from kdpl.serve.api import ClassifierApi
-from kdpl.serve.gate import Limits
-from kdpl.serve.server import build, free_port, serve
+from kdpl.serve.server import Limits, build, free_port, serve
 
 pytestmark = pytest.mark.slow
 

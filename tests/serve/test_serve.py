@@ -22,8 +22,7 @@ from kdpl.classifier import Classifier
 from kdpl.confidence.decision import decision_rule
 from kdpl.confidence.held_out import HeldOutScores
 from kdpl.serve.api import PATH, ClassifierApi
-from kdpl.serve.gate import Gate, Limits
-from kdpl.serve.server import build
+from kdpl.serve.server import Gate, Limits, build
 
 PNG = {"content-type": "image/png"}
 LIMITS = Limits(size=300_000, images=5, waiting=2, seconds=60)
