@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 
 def thresholds(
-    classifier: str,
-    images: str,
-    *,
-    label_separator: str = ";",
-    class_names: str | None = None,
+    classifier: str, images: str, *, label_separator: str = ";", class_names: str | None = None
 ) -> int:
     """Choose for each class the least probability for which it is named, on labelled images.
 

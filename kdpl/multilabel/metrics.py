@@ -45,10 +45,7 @@ class MultiLabelMetrics(Metric):
     targets: list[Tensor]
 
     def __init__(
-        self,
-        num_base: int | None = None,
-        thresholds: Sequence[float] | None = None,
-        **kwargs: Any,
+        self, num_base: int | None = None, thresholds: Sequence[float] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.num_base = num_base
