@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from PIL import Image
@@ -17,7 +18,6 @@ from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.loader import LazyLoader, TrainSampler
-from kdpl.data.needs import TeacherDescription
 from kdpl.data.sources import open_source
 from kdpl.runtime.origin import Origin
 from kdpl.runtime.resizing import Resizing
@@ -33,7 +33,9 @@ def manifest_of(images: UnlabeledImages, width: int) -> Origin:
     """Describe a cache of one view of each image."""
     view = images.view
     data = DomainDataModule("folder", ".", augmentation=view.augmentation, seed=view.seed)
-    return describe(data, TeacherDescription("random", width, view.resizing), images.sources, 1)
+    shown = SimpleNamespace(resizing=view.resizing)
+    vectors = SimpleNamespace(teacher="random", vectors=torch.empty(1, width), preprocessing=shown)
+    return describe(data, vectors, images.sources, 1)
 
 
 class Filling:

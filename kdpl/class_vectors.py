@@ -12,7 +12,6 @@ from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
 from kdpl.clip import CosineHead, ImageTower
-from kdpl.data.needs import TeacherDescription
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.prompts import PromptMethod
 from kdpl.prompts.method import normalized
@@ -238,13 +237,6 @@ class FrozenTeacher(nn.Module):
         self.head = vectors.head()
         self.tower: ImageTower | None = None
         self.method: PromptMethod | None = None
-
-    @property
-    def description(self) -> TeacherDescription:
-        """The description that a cache is checked against."""
-        vectors = self.vectors
-        resizing = vectors.preprocessing.resizing
-        return TeacherDescription(vectors.teacher, vectors.vectors.shape[1], resizing)
 
     def load(self) -> None:
         """Load image tower and prompts once; an ArtifactError or WeightsError if they do not fit.

@@ -70,7 +70,8 @@ def test_operations_are_counted_by_the_book_and_not_run():
 def test_dense_matrices_refine_to_what_kdpl_does():
     features, predictions = refinement.pool(200, 6, 16)
     weights = Weights(0.2, 3.0, 0.3)
-    expected = refine(features, predictions, affinity(*nearest(features, 4)), None, weights, 2)
+    near = affinity(*nearest(features, 4, torch.arange(200)))
+    expected = refine(features, predictions, near, torch.full((200,), -1), weights, 2)
     made = refinement.dense(features, predictions, weights, 4, 2)
     assert (made - expected).abs().max() < 1e-5
     assert (expected.argmax(dim=1) != predictions.argmax(dim=1)).any()

@@ -175,10 +175,6 @@ class Campaign(_Settings):
                 )
         return self
 
-    def title(self, row: str) -> str:
-        """Return a row's title in the table."""
-        return self.rows[row].title or row
-
     def rows_of(self, stage: Stage) -> list[str]:
         """Return the names of a stage's rows."""
         return [name for name, row in self.rows.items() if row.stage == stage]

@@ -9,7 +9,5 @@ PLUGIN = Plugin(
         "import": "kdpl.benchmark.import_command:import_",
         "table": "kdpl.benchmark.command:table",
     },
-    datasets={
-        "benchmark": "kdpl.benchmark.readers:READERS",
-    },
+    datasets={"benchmark": "kdpl.benchmark.readers:READERS"},
 )

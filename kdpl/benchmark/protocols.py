@@ -16,14 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
-from kdpl.benchmark.campaign import (
-    DATA_CONFIGS,
-    Campaign,
-    Protocol,
-    Stage,
-    config_of,
-    dataset_name,
-)
+from kdpl.benchmark.campaign import DATA_CONFIGS, Campaign, Protocol, Stage, config_of, dataset_name
 from kdpl.benchmark.readers import BENCHMARKS
 from kdpl.benchmark.steps import RESULT_FILE, CampaignRun, CampaignStep
 from kdpl.runtime.configs import read_config

@@ -189,7 +189,7 @@ def result_of(campaign: Campaign, step: CampaignStep) -> Result:
     config = read_config(config_files(step.args)[0])
     return Result(
         **step.run.model_dump(exclude={"name"}),
-        title=campaign.title(step.run.row).strip("*"),
+        title=(campaign.rows[step.run.row].title or step.run.row).strip("*"),
         metrics=metrics,
         images=images,
         transductive=step.run.protocol == "base_to_novel"

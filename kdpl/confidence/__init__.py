@@ -17,9 +17,5 @@ __all__ = ["NegativeVectors", "decision_rule", "none_of_these"]
 
 __getattr__ = lazily(
     __name__,
-    {
-        "NegativeVectors": "negatives",
-        "decision_rule": "decision",
-        "none_of_these": "unknown",
-    },
+    {"NegativeVectors": "negatives", "decision_rule": "decision", "none_of_these": "unknown"},
 )

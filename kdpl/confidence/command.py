@@ -19,12 +19,7 @@ DIFFERS = 3
 _FALSE_ALARMS = 0.01
 
 
-def calibrate(
-    classifier: str,
-    images: str,
-    *,
-    class_names: str | None = None,
-) -> int:
+def calibrate(classifier: str, images: str, *, class_names: str | None = None) -> int:
     """Score labelled images that a classifier was not trained on; keep the scores in its folder.
 
     The scores replace the scores of the run's validation images. predict --max-error, --sets and

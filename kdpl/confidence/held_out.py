@@ -121,7 +121,7 @@ class HeldOutScores(LearnedCompanion):
         # too few images show no such error, even without a mistake
         require_share("max_error", max_error)
         self._require_as_they_come()
-        least = _least_images(max_error, confidence)
+        least = math.ceil(math.log(1 - confidence) / math.log1p(-max_error))
         if len(self) < least:
             raise ConfigError(
                 f"it takes {least} held-out images or more to show an error of "
@@ -229,10 +229,6 @@ def held_out_of(classifier: Classifier) -> HeldOutScores:
     if not isinstance(scores, HeldOutScores):
         raise ArtifactError(f"this classifier has no scores of held-out images: {REMEDY}")
     return scores
-
-
-def _least_images(max_error: float, confidence: float = CONFIDENCE) -> int:
-    return math.ceil(math.log(1 - confidence) / math.log1p(-max_error))
 
 
 def _percent(share: float) -> str:

@@ -9,21 +9,6 @@ TrainSplit = Literal["labeled", "unlabeled"]
 
 
 @dataclass(frozen=True)
-class TeacherDescription:
-    """Description of a teacher for a cache of its features.
-
-    Attributes:
-        fingerprint: Digest of its weights and prompts.
-        width: Width D of its features.
-        resizing: Resizing of its images.
-    """
-
-    fingerprint: str
-    width: int
-    resizing: Resizing
-
-
-@dataclass(frozen=True)
 class Needs:
     """Images that a module trains on and is evaluated on.
 

@@ -17,9 +17,8 @@ from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
 from kdpl.data.splits import labels_of
 from kdpl.module import ClassifyingModule, EvalOutput, evaluating
-from kdpl.multilabel.metrics import class_scores
+from kdpl.multilabel.metrics import choose_thresholds, class_scores, of_expected_counts
 from kdpl.multilabel.task import SEPARATOR, MultiLabel
-from kdpl.multilabel.thresholds import choose, of_expected_counts
 from kdpl.runtime.files import write_rows
 from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import PREDICTIONS_FILE
@@ -146,7 +145,7 @@ def _choose(trainer: Trainer, module: ClassifyingModule) -> None:
 def _of_best_f1(logits: Tensor, targets: Tensor, data: DomainDataModule) -> list[float]:
     # labels of novel classes are not used
     count = len(data.tuning_class_names)
-    thresholds = choose(logits[:, :count], targets[:, :count])
+    thresholds = choose_thresholds(logits[:, :count], targets[:, :count])
     mean = float(torch.tensor(thresholds).mean())
     has_image = targets[:, :count].any(dim=0).tolist()
     pairs = zip(data.class_names, has_image, strict=False)

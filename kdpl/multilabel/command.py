@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 
 def thresholds(
-    classifier: str,
-    images: str,
-    *,
-    label_separator: str = ";",
-    class_names: str | None = None,
+    classifier: str, images: str, *, label_separator: str = ";", class_names: str | None = None
 ) -> int:
     """Choose for each class the least probability for which it is named, on labelled images.
 
@@ -39,9 +35,8 @@ def thresholds(
     from kdpl.classifier.folder import keep_task
     from kdpl.confidence.labeled import classify_records, labeled_records
     from kdpl.data.splits import labels_of
-    from kdpl.multilabel.metrics import class_scores
+    from kdpl.multilabel.metrics import choose_thresholds, class_scores
     from kdpl.multilabel.task import MultiLabel
-    from kdpl.multilabel.thresholds import choose
 
     loaded = load_classifier(classifier, None, "auto")
     names, task = loaded.class_names, loaded.task
@@ -55,7 +50,7 @@ def thresholds(
 
     # a class that no image has keeps its threshold
     having = {label for record in records for label in labels_of(record)}
-    before, chosen = task.thresholds_of(len(names)), choose(logits, targets)
+    before, chosen = task.thresholds_of(len(names)), choose_thresholds(logits, targets)
     values = [value if label in having else before[label] for label, value in enumerate(chosen)]
     keep_task(Path(classifier), MultiLabel(values).settings())
 

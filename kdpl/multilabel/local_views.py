@@ -149,7 +149,8 @@ class LocalViews(PreparedTarget):
         chosen = spread(range(len(has)), _MOST_LABELED)
         images = f"{len(inputs.targeted)} images, with {len(negatives)} words for other things"
         inform(f"looking at crops of {images} and {len(chosen)} of {len(has)} labelled images")
-        if _tells_apart(has[chosen]):
+        # two classes occur, and some image lacks one
+        if int(has[chosen].any(dim=0).sum()) >= 2 and not bool(has[chosen].all()):
             sources = [inputs.labeled[row].source for row in chosen]
             views = views.tuned(summaries_of(inputs, crops, views.best, sources), has[chosen])
         elif inputs.labeled:
@@ -285,11 +286,6 @@ def log_odds_of(scores: Tensor) -> Tensor:
     spread = ordered.std(dim=0, correction=0).clamp_min(1e-6)
     odds = _SHARPNESS * ((logs - ordered.mean(dim=0)) / spread - _MARGIN)
     return odds.float().clamp(-LIMIT, LIMIT)
-
-
-def _tells_apart(has: Tensor) -> bool:
-    """Return whether labels [n, K] have two classes, and some image lacks one."""
-    return int(has.any(dim=0).sum()) >= 2 and not bool(has.all())
 
 
 def _multi_hot(inputs: TargetInputs) -> Tensor:

@@ -3,22 +3,10 @@
 from kdpl.runtime.plugins import Plugin
 
 PLUGIN = Plugin(
-    commands={
-        "thresholds": "kdpl.multilabel.command:thresholds",
-    },
-    tasks={
-        "multilabel": "kdpl.multilabel.task:MultiLabel",
-    },
-    targets={
-        "local_views": "kdpl.multilabel.local_views:LocalViews",
-    },
-    callbacks={
-        "multilabel": "kdpl.multilabel.callback:callbacks",
-    },
-    predict={
-        "multilabel": "kdpl.multilabel.command:options",
-    },
-    report={
-        "several": "kdpl.multilabel.report:SECTION",
-    },
+    commands={"thresholds": "kdpl.multilabel.command:thresholds"},
+    tasks={"multilabel": "kdpl.multilabel.task:MultiLabel"},
+    targets={"local_views": "kdpl.multilabel.local_views:LocalViews"},
+    callbacks={"multilabel": "kdpl.multilabel.callback:callbacks"},
+    predict={"multilabel": "kdpl.multilabel.command:options"},
+    report={"several": "kdpl.multilabel.report:SECTION"},
 )

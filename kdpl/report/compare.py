@@ -84,7 +84,10 @@ def compare_runs(
     """Return the records of a comparison, with baselines of a ``kind``, and notes on them."""
     # a row for each group of runs, then the baselines
     groups = find_groups(arguments, trusted)
-    rows = [run_row(name, group) for name, group in groups.items()]
+    rows = [
+        ComparisonRow.of(name, [run.seed for run in group], [scores_of(r, r.main) for r in group])
+        for name, group in groups.items()
+    ]
     images = rows[0].scores["acc"].shape[1]
     over = "images and seeds" if any(len(row.seeds) > 1 for row in rows) else "images"
     notes = [
@@ -97,13 +100,6 @@ def compare_runs(
         added_rows, added_notes = baselines(groups, with_probes=kind == "all")
         rows, notes = rows + added_rows, notes + added_notes
     return compared(rows), notes
-
-
-def run_row(name: str, runs: Sequence[Run]) -> ComparisonRow:
-    """Score the students of runs, or the teachers of runs without a student."""
-    return ComparisonRow.of(
-        name, [run.seed for run in runs], [scores_of(run, run.main) for run in runs]
-    )
 
 
 def baselines(

@@ -43,10 +43,11 @@ def costs(run: Run) -> dict[str, Any]:
             encoders[name] = load(run)
         except (KdplError, OSError) as error:
             gaps[name] = str(error)
-    measured = measure(encoders, where)
+    threads = torch.get_num_threads()
+    cpu = f"{platform.machine()} CPU, {threads} thread{'s' * (threads > 1)}"
     return {
-        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else _cpu(),
-        "costs": measured,
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else cpu,
+        "costs": measure(encoders, where),
         "gaps": gaps,
         "files": _files(run),
     }
@@ -88,11 +89,6 @@ def _files(run: Run) -> dict[str, int]:
 def device() -> torch.device:
     """Return the first GPU, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _cpu() -> str:
-    threads = torch.get_num_threads()
-    return f"{platform.machine()} CPU, {threads} thread{'s' * (threads > 1)}"
 
 
 def measure(encoders: Mapping[str, Encoder], where: torch.device) -> dict[str, dict[str, float]]:

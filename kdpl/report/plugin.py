@@ -9,10 +9,6 @@ PLUGIN = Plugin(
         "report": "kdpl.report.command:report",
         "suggest": "kdpl.report.command:suggest",
     },
-    observe={
-        "explain": "kdpl.report.reasons:options",
-    },
-    report={
-        "refined": "kdpl.report.refined:SECTION",
-    },
+    observe={"explain": "kdpl.report.reasons:options"},
+    report={"refined": "kdpl.report.refined:SECTION"},
 )

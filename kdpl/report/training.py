@@ -118,7 +118,4 @@ def panels(curves: Mapping[str, Sequence[Point]]) -> dict[str, dict[str, list[Po
     if val_key("map") in curves:
         accuracy, heading = "map", "validation mAP, %"
     keys = {title: val_key(key.replace("acc", accuracy)) for key, title in ACCURACY_TITLES.items()}
-    return {
-        "training loss": loss,
-        heading: {title: line(key, 100) for title, key in keys.items()},
-    }
+    return {"training loss": loss, heading: {title: line(key, 100) for title, key in keys.items()}}

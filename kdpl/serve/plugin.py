@@ -2,9 +2,4 @@
 
 from kdpl.runtime.plugins import Plugin
 
-PLUGIN = Plugin(
-    commands={
-        "demo": "kdpl.serve.command:demo",
-        "serve": "kdpl.serve.command:serve",
-    },
-)
+PLUGIN = Plugin(commands={"demo": "kdpl.serve.command:demo", "serve": "kdpl.serve.command:serve"})

@@ -15,12 +15,12 @@ from sklearn.metrics import f1_score
 from kdpl import Classifier
 from kdpl.__main__ import main
 from kdpl.data.sources import open_source
-from kdpl.multilabel.thresholds import choose, of_expected_counts
+from kdpl.multilabel.metrics import choose_thresholds, of_expected_counts
 
 
 def one_class(probabilities, labels):
     logits = torch.tensor(probabilities, dtype=torch.float64).logit().float()
-    (chosen,) = choose(logits[:, None], torch.tensor(labels)[:, None])
+    (chosen,) = choose_thresholds(logits[:, None], torch.tensor(labels)[:, None])
     return chosen, logits.sigmoid().tolist()
 
 
@@ -101,7 +101,7 @@ def test_the_command_replaces_the_thresholds_in_the_folder_alone(folder, labeled
     images = torch.stack([classifier.prepare(Image.open(row["image"])) for row in rows])
     labels = [[name in row["label"].split(";") for name in NAMES] for row in rows]
     with torch.inference_mode():
-        chosen = choose(classifier(images), torch.tensor(labels))
+        chosen = choose_thresholds(classifier(images), torch.tensor(labels))
     assert classifier.task.thresholds == pytest.approx(chosen, abs=1e-5)
 
 

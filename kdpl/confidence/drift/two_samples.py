@@ -85,8 +85,9 @@ def compare(
         statistics.append([below[is_new].sum(), np.square(difference).sum(), distance])
         differences.append(difference)
 
-    # adjust for the number of questions and of classes
-    p_values = _p_values(np.round(statistics, _DECIMALS))
+    # p-values, adjusted for the number of questions and of classes
+    smaller = scipy.stats.rankdata(np.round(statistics, _DECIMALS), method="min", axis=0) - 1
+    p_values = 1 - smaller / len(statistics)
     by_class = np.round(differences, _DECIMALS)
     adjusted = (p_values.min(axis=1)[:, None] <= p_values[0]).mean(axis=0)
     of_classes = (by_class.max(axis=1)[:, None] >= by_class[0]).mean(axis=0)
@@ -141,9 +142,3 @@ class _Nearest:
 def _arcsine(counts: npt.NDArray[np.int64]) -> Floats:
     angles: Floats = np.arcsin(np.sqrt((counts + 0.375) / (counts.sum() + 0.75)))
     return angles
-
-
-def _p_values(statistics: Floats) -> Floats:
-    """Return the share of rows with at least the value of each row, by column; both [P, S]."""
-    smaller: Floats = scipy.stats.rankdata(statistics, method="min", axis=0) - 1
-    return 1 - smaller / len(statistics)

@@ -57,16 +57,13 @@ def gather(choice: Choice, folder: Path, given: Options) -> tuple[Frozen, tuple[
     gathering = _Gather(clip)
     stage.model.configure_callbacks = lambda: [gathering]
     stage.trainer.fit(stage.model, datamodule=stage.datamodule)
-    save(gathering.frozen, folder / FEATURES)
-    return gathering.frozen, stage.datamodule.class_names
-
-
-def save(frozen: Frozen, file: Path) -> None:
-    """Write features to a file."""
+    # keep the features
+    frozen = gathering.frozen
     values = {**vars(frozen.evidence), **vars(frozen)}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     numbers = {"pool": frozen.pool, "trusted": frozen.evidence.trusted}
-    write_tensors(file, "features of an estimate", 1, tensors, numbers)
+    write_tensors(folder / FEATURES, "features of an estimate", 1, tensors, numbers)
+    return frozen, stage.datamodule.class_names
 
 
 class _Gather(Callback):

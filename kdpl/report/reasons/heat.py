@@ -24,9 +24,7 @@ GRID, MASKS = 16, 16
 
 
 def heat_map(
-    classifier: Classifier,
-    images: GivenImage | Iterable[GivenImage],
-    class_name: str | None = None,
+    classifier: Classifier, images: GivenImage | Iterable[GivenImage], class_name: str | None = None
 ) -> Tensor:
     """Return how much each part of an image speaks for a class; deterministic.
 

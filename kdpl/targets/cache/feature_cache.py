@@ -20,11 +20,11 @@ import torch
 from filelock import FileLock, Timeout
 from torch.utils.data import Dataset
 
+from kdpl.class_vectors import ClassVectors
 from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.names import digest_of
-from kdpl.data.needs import TeacherDescription
 from kdpl.errors import ConfigError, DataError, reason
 from kdpl.runtime.files import write_text
 from kdpl.runtime.messages import inform
@@ -42,9 +42,9 @@ _MAY_DIFFER = {"views", "view_seed", "images_per_shard", "made_with"}
 
 
 def manifest_of(
-    data: DomainDataModule, teacher: TeacherDescription, images: Sequence[str], views: int = 0
+    data: DomainDataModule, vectors: ClassVectors, images: Sequence[str], views: int = 0
 ) -> Origin:
-    """Describe the cache of a teacher's features of images that a run needs.
+    """Describe the cache of features of images by the teacher of class vectors that a run needs.
 
     It has this number V of ``views`` of each image (0: any number) with the run's seed. Its
     ``sources`` are a digest of the list of images, independent of the dataset's location.
@@ -52,12 +52,12 @@ def manifest_of(
     manifest: Origin = as_json(
         {
             "version": _VERSION,
-            "teacher": teacher.fingerprint,
-            "width": teacher.width,
+            "teacher": vectors.teacher,
+            "width": vectors.vectors.shape[1],
             "dataset": data.dataset,
             "images": len(images),
             "sources": digest_of(images),
-            "resizing": asdict(teacher.resizing),
+            "resizing": asdict(vectors.preprocessing.resizing),
             "decoding": asdict(data.decoding),
             "augmentation": data.views_origin["augmentation"],
             "view_seed": data.seed,
@@ -212,8 +212,8 @@ def teacher_features(preparation: Preparation) -> FeatureCache | None:
     """Open the teacher's complete cache; None if the fit has none."""
     if preparation.teacher_cache is None:
         return None
-    data, teacher = preparation.data, preparation.teacher.description
-    needed = manifest_of(data, teacher, data.pool.images)
+    data = preparation.data
+    needed = manifest_of(data, preparation.teacher.vectors, data.pool.images)
     return FeatureCache.open(Path(preparation.teacher_cache).expanduser(), needed)
 
 
@@ -226,9 +226,9 @@ def fill_cache(preparation: Preparation, views: int | None = None) -> None:
     trainer, data = preparation.trainer, preparation.data
     folder = Path(str(preparation.teacher_cache)).expanduser()
     wanted = views or max(trainer.max_epochs or 0, 0)
-    teacher, same = preparation.teacher.description, ["views"] if views else []
-    needed = manifest_of(data, teacher, data.pool.images, wanted)
-    images = data.unlabeled_images(teacher.resizing)
+    vectors, same = preparation.teacher.vectors, ["views"] if views else []
+    needed = manifest_of(data, vectors, data.pool.images, wanted)
+    images = data.unlabeled_images(vectors.preprocessing.resizing)
     processes = (trainer.global_rank, trainer.world_size)
     work = Work(images, preparation.encoder(), data.eval_batch_size, data.num_workers, *processes)
     done = fill(folder, needed, work, same) * trainer.world_size

@@ -14,7 +14,7 @@ from runs import noise
 
 from kdpl import DomainDataModule
 from kdpl.data.augmentation import RandomResizedCrop
-from kdpl.data.needs import Needs, TeacherDescription
+from kdpl.data.needs import Needs
 from kdpl.data.options import ClassOptions, ReadingOptions
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.resizing import Resizing
@@ -55,9 +55,13 @@ def data(folder, **options):
     return DomainDataModule("folder", **{**settings, "batch_size": 5, "num_workers": 0, **options})
 
 
-def needed(datamodule, views=VIEWS, teacher="t", resizing=SIZE):
-    described = TeacherDescription(teacher, WIDTH, resizing)
-    return manifest_of(datamodule, described, datamodule.pool.images, views)
+def vectors_of(resizing=SIZE):
+    preprocessing = SimpleNamespace(resizing=resizing)
+    return SimpleNamespace(teacher="t", vectors=torch.empty(1, WIDTH), preprocessing=preprocessing)
+
+
+def needed(datamodule, views=VIEWS, resizing=SIZE):
+    return manifest_of(datamodule, vectors_of(resizing), datamodule.pool.images, views)
 
 
 def filled(folder, into="cache", views=VIEWS, encode=encode, seed=1, num_workers=0, **options):
@@ -79,7 +83,7 @@ class Distiller(world.Probe):
         self.needs = Needs("unlabeled", SIZE, SIZE)
 
     def on_fit_start(self):
-        teacher = SimpleNamespace(description=TeacherDescription("t", WIDTH, SIZE))
+        teacher = SimpleNamespace(vectors=vectors_of())
         domain = self.trainer.datamodule
         preparation = Preparation(self.trainer, domain, teacher, None, self.device, self.cache)
         domain.distil_on(domain.pool.selection, teacher_features(preparation))
