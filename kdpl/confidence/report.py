@@ -18,7 +18,7 @@ from kdpl.report.charts import line_chart
 from kdpl.report.cost import device
 from kdpl.report.intervals import wilson
 from kdpl.report.page import Section
-from kdpl.report.run_folder import Run
+from kdpl.report.run_folder import Run, attempt
 from kdpl.runtime.predictions import ImagePrediction, spread
 from kdpl.tasks import MULTI_CLASS
 
@@ -44,12 +44,17 @@ def _tested(run: Run) -> list[ImagePrediction]:
     return run.student.predictions
 
 
+def _scored(predictions: Sequence[ImagePrediction]) -> tuple[Floats, Bools]:
+    """Return the probability of each prediction, and whether it is correct."""
+    scores = np.array([p.probability for p in predictions])
+    return scores, np.array([p.correct for p in predictions])
+
+
 def calibrate(run: Run) -> dict[str, Any]:
     """Measure the student's calibration on test images, before and after temperature scaling."""
     # as it is
     predictions = spread(_tested(run), MAX_MEASURED)
-    confidences = np.array([p.probability for p in predictions])
-    correct = np.array([p.correct for p in predictions])
+    confidences, correct = _scored(predictions)
     before = _diagram("as it is", confidences, correct)
     facts: dict[str, Any] = {"before": before, "after": None, "gap": None}
     # at the temperature of the held-out images
@@ -118,15 +123,13 @@ def rejection(run: Run) -> dict[str, Any]:
     """Collect how many test images each threshold accepts, and how many of them are wrong."""
     # the curve needs the test alone
     predictions = _tested(run)
-    scores = np.array([p.probability for p in predictions])
-    correct = np.array([p.correct for p in predictions])
+    scores, correct = _scored(predictions)
     chart = _risk_coverage(scores, correct)
     facts: dict[str, Any] = {"chart": chart, "rows": [], "rejects": None, "gap": None}
     # thresholds need held-out images
-    try:
-        held_out = held_out_of(run.classifier)
-    except (KdplError, OSError) as error:
-        return {**facts, "gap": str(error)}
+    held_out, gap = attempt(lambda: held_out_of(run.classifier))
+    if held_out is None:
+        return {**facts, "gap": gap}
     rows = [_row(held_out, wanted, scores, correct) for wanted in WANTED]
     # examples for the smallest error that has a threshold
     if strictest := next((row for row in rows if row["gap"] is None), None):

@@ -13,8 +13,8 @@ from kdpl.errors import ArtifactError, KdplError
 from kdpl.metrics import ACCURACY_TITLES
 from kdpl.report.intervals import Accuracy, Scores, accuracy_of, paired_difference, scores_of
 from kdpl.report.probes import linear_probe
-from kdpl.report.run_folder import Pair, Run, Stage
-from kdpl.report.training import is_refined
+from kdpl.report.run_folder import Pair, Run, Stage, attempt
+from kdpl.report.training import name_of
 from kdpl.runtime.predictions import ImagePrediction, spread
 
 MATRIX_CLASSES = 20
@@ -115,16 +115,15 @@ def against_probes(tested: Mapping[str, Scores], advice: str) -> str | None:
 def advice_for(run: Run) -> str:
     """Name the remedies for a weak student that the run does not use yet."""
     target = None if run.student is None else run.student.settings("model").get("target")
-    remedies = [] if is_refined(target) else ["add --student refined"]
+    remedies = [] if name_of(target) in ("refined", "Refined") else ["add --student refined"]
     if not (run.folder / "search").is_dir():
         remedies.append("let python -m kdpl search choose what of it is trained")
     return ", or ".join(remedies) or "label more images"
 
 
 def _difference(run: Run) -> Accuracy | None:
-    try:
-        pairs = run.pairs
-    except KdplError:
+    pairs, _ = attempt(lambda: run.pairs)
+    if pairs is None:
         return None
     teacher, student = np.array([[t.correct, s.correct] for t, s in pairs], float).T
     return paired_difference(teacher[None], student[None])
@@ -147,13 +146,10 @@ class ClassRow(NamedTuple):
 
 def classes(run: Run) -> dict[str, Any]:
     """Collect accuracies by class; ``gap`` says why the teacher's are missing."""
-    names, main, teacher, gap = run.vectors.class_names, run.main.predictions, None, None
+    names, main = run.vectors.class_names, run.main.predictions
     if run.student is None:
         return {"rows": class_rows(names, main, None), "gap": None}
-    try:
-        teacher = [prediction for prediction, _ in run.pairs]
-    except KdplError as error:
-        gap = str(error)
+    teacher, gap = attempt(lambda: [prediction for prediction, _ in run.pairs])
     return {"rows": class_rows(names, teacher, main), "gap": gap}
 
 
@@ -233,9 +229,7 @@ def find_examples(run: Run) -> dict[str, Any]:
         gap = str(error)
     return {
         "images": len(run.pairs),
-        "only_teacher": len(kinds[0]),
-        "only_student": len(kinds[1]),
-        "neither": len(kinds[2]),
+        "kinds": [len(kind) for kind in kinds],
         "shown": shown,
         "gap": gap,
     }

@@ -4,6 +4,7 @@ import base64
 import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +12,9 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kdpl import __version__
-from kdpl.errors import KdplError
 from kdpl.report.accuracy import accuracies, classes, confusions, find_examples
 from kdpl.report.cost import costs
-from kdpl.report.run_folder import Run
+from kdpl.report.run_folder import Run, attempt
 from kdpl.report.training import learning_curves, training
 from kdpl.runtime import plugins
 from kdpl.runtime.class_names import shorten
@@ -68,10 +68,13 @@ def render(run: Run) -> str:
     }
     if run.task != MULTI_CLASS.name:
         makers = {name: make for name, make in makers.items() if name not in _ONE_CLASS}
-    sections = {name: {"data": None, "gap": None} for name in [*_SECTIONS, *added]}
-    sections |= {name: _section(make, run) for name, make in makers.items()}
+    made = {name: attempt(partial(make, run)) for name, make in makers.items()}
+    sections = {
+        name: dict(zip(("data", "gap"), made.get(name, (None, None)), strict=True))
+        for name in [*_SECTIONS, *added]
+    }
     # say first how the student compares with linear probes
-    collected: list[Any] = [section["data"] for section in sections.values()]
+    collected = [data for data, _ in made.values()]
     verdicts = (data.get("verdict") for data in collected if isinstance(data, dict))
     verdict = next(filter(None, verdicts), None)
     if verdict is not None:
@@ -102,7 +105,6 @@ def fill(template: str, **values: Any) -> str:
         "name": shorten,
         "percent": _percent,
         "points": _points,
-        "count": _count,
         "of": _of,
     }
     script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
@@ -116,13 +118,6 @@ def fill(template: str, **values: Any) -> str:
     )
 
 
-def _section(make: Callable[[Run], Any], run: Run) -> dict[str, Any]:
-    try:
-        return {"data": make(run), "gap": None}
-    except (KdplError, OSError, torch.OutOfMemoryError) as error:
-        return {"data": None, "gap": str(error)}
-
-
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
@@ -134,10 +129,3 @@ def _of(number: int, noun: str) -> str:
 def _points(difference: float) -> str:
     text = f"{100 * difference:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
-
-
-def _count(number: float) -> str:
-    for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g} {letter}"
-    return f"{number:.3g}"

@@ -42,10 +42,7 @@ def refined_targets(run: Run) -> dict[str, Any] | None:
     rows = list(zip(targets.class_names, targets.before, targets.after, strict=True))
     rows.sort(key=lambda row: (-abs(row[2] - row[1]), row[0]))
     return {
-        "reason": targets.reason,
-        "taken": targets.taken,
-        "images": len(targets.images),
-        "moved": targets.moved,
+        "targets": targets,
         "rows": rows,
         "most": max(1, *targets.before, *targets.after),
         "shown": shown,

@@ -1,12 +1,14 @@
 """A run's folder as the report reads it."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
+
+from torch import OutOfMemoryError
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
@@ -30,6 +32,8 @@ from kdpl.runtime.run_folder import (
 from kdpl.tasks import MULTI_CLASS
 
 _NAMING = ("class_path", "augmentation", "dataset")  # settings that may name a class to import
+
+T = TypeVar("T")
 
 Pair = tuple[ImagePrediction, ImagePrediction]
 """Predictions of teacher and student for one image."""
@@ -111,6 +115,14 @@ def _named_classes(tree: Any) -> Iterator[str]:
             if key in _NAMING and isinstance(value, str):
                 yield value
             yield from _named_classes(value)
+
+
+def attempt(make: Callable[[], T]) -> tuple[T | None, str | None]:
+    """Return what a function makes of a run, or else why that is impossible."""
+    try:
+        return make(), None
+    except (KdplError, OSError, OutOfMemoryError) as error:
+        return None, str(error)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 from kdpl.errors import KdplError
 from kdpl.metrics import ACCURACY_TITLES, FIDELITY, TRAIN_LOSS, UNSEEN, val_key
 from kdpl.report.charts import Point, line_chart
-from kdpl.report.run_folder import Run
+from kdpl.report.run_folder import Run, attempt
 from kdpl.tasks import MULTI_CLASS
 
 _NOT_MEASURED = "Not everything was measured: a loss needs epochs, an accuracy a validation split."
@@ -17,10 +17,7 @@ def training(run: Run) -> dict[str, Any]:
     data, student = run.main.settings("data"), run.stages.get("student")
     target = student and student.settings("model").get("target")
     # the dataset may be gone
-    try:
-        sizes, gap = _split_sizes(run), None
-    except (KdplError, OSError) as error:
-        sizes, gap = None, str(error)
+    splits, gap = attempt(lambda: run.data.splits)
     stages = [
         {
             "name": name,
@@ -33,10 +30,9 @@ def training(run: Run) -> dict[str, Any]:
     return {
         "data": data,
         "stages": stages,
-        "sizes": sizes,
-        "sizes_gap": gap,
-        "labels_for": _labels_for(target),
-        "refined": is_refined(target),
+        "splits": splits,
+        "splits_gap": gap,
+        "target": name_of(target),
         "fidelity": _fidelity(run),
         "transductive": student is not None and data.get("protocol") == "base_to_novel",
         "chosen_on_test": student is not None
@@ -44,21 +40,10 @@ def training(run: Run) -> dict[str, Any]:
     }
 
 
-def is_refined(target: Any) -> bool:
-    """Return whether a student's setting ``target`` is ``refined``."""
-    return _name_of(target).rpartition(".")[2] in ("refined", "Refined")
-
-
-def _name_of(target: Any) -> str:
-    return str(target.get("class_path") if isinstance(target, dict) else target)
-
-
-def _labels_for(target: Any) -> str:
-    if is_refined(target):
-        return "the teacher and its refined targets"
-    if _name_of(target).endswith(("local_views", "LocalViews")):
-        return "the teacher and its targets of local views"
-    return "the teacher only"
+def name_of(target: Any) -> str:
+    """Return the name of a student's setting ``target``, such as ``refined``, or of its class."""
+    path = target.get("class_path") if isinstance(target, dict) else target
+    return str(path).rpartition(".")[2]
 
 
 def _fidelity(run: Run) -> dict[str, Any] | None:
@@ -72,17 +57,6 @@ def _fidelity(run: Run) -> dict[str, Any] | None:
     # student that misses a tenth of its target's labels, and adds as many, has 0.82
     follows = share >= (0.8 if several else 0.9)
     return {"share": share, "images": int(images), "several": several, "follows": follows}
-
-
-def _split_sizes(run: Run) -> dict[str, int]:
-    splits = run.data.splits
-    return {
-        "classes": len(splits.class_names),
-        "unlabelled": len(splits.pool),
-        "validation": len(splits.val),
-        "test": len(splits.test),
-        "held_out": splits.held_out,
-    }
 
 
 def learning_curves(run: Run) -> list[dict[str, Any]]:
