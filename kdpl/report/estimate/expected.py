@@ -6,20 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 from scipy.stats import beta, norm
-from torch import Tensor
 from torch.nn import functional as F
 
 from kdpl.report.charts import line_chart
 from kdpl.report.estimate import folds
-from kdpl.report.estimate.folds import (
-    PROBE,
-    STUDENT,
-    TARGETS,
-    ZERO_SHOT,
-    Frozen,
-    Measured,
-    labels_a_class,
-)
+from kdpl.report.estimate.folds import PROBE, STUDENT, TARGETS, ZERO_SHOT, Frozen, Measured
 from kdpl.report.intervals import Accuracy, Interval
 from kdpl.targets.refinement.experts import Evidence
 
@@ -83,16 +74,11 @@ def interval(share: float, count: float, spread: float = 0.0) -> Interval:
     return float(low), float(high)
 
 
-def by_group(evidence: Evidence, measured: Measured, name: str) -> Tensor:
-    """Return a model's share of hits in each group and class, float [P]."""
-    pair, sizes = evidence.merged(measured.images)
-    return measured.hits[name].new_zeros(len(sizes)).index_add(0, pair, measured.hits[name]) / sizes
-
-
 def expect(evidence: Evidence, measured: Measured, priors: Priors = MEASURED) -> Expected:
     """Return what is expected with all labels."""
-    labels = labels_a_class(evidence, evidence.labels)
-    shares = {name: by_group(evidence, measured, name) for name in measured.hits}
+    labels = evidence.labels_a_class(evidence.labels)
+    hits = measured.hits.items()
+    shares = {name: evidence.share_of(right, measured.images) for name, right in hits}
     doubling = dict.fromkeys((PROBE, folds.LARGER_PROBE), priors.probe_doubling)
     doubling |= dict.fromkeys((STUDENT, folds.TARGETS), priors.doubling)
     rows = dict[str, Accuracy]()
@@ -160,7 +146,7 @@ def describe(frozen: Frozen, measured: Measured, names: Sequence[str]) -> dict[s
     chosen = F.one_hot(truth, classes).float()
     total = chosen.sum(dim=0).tolist()
     right, by_name = (
-        (by_group(evidence, measured, name) @ chosen).tolist()
+        (evidence.share_of(measured.hits[name], measured.images) @ chosen).tolist()
         for name in (STUDENT if judged else ZERO_SHOT, ZERO_SHOT)
     )
     mean = sum(right) / sum(total)

@@ -58,12 +58,6 @@ class Measured(NamedTuple):
     confidence: float
 
 
-def labels_a_class(evidence: Evidence, labels: Tensor) -> float:
-    """Return the number of labelled groups a class, in the mean."""
-    labeled = torch.nonzero(labels >= 0).flatten()
-    return len(evidence.merged(labeled)[1]) / max(len(classes_of(evidence.labels)), 1)
-
-
 def taught(frozen: Frozen, targets: Tensor, images: Tensor) -> Tensor:
     """Return predictions [J, C] of images [J] by a linear student of the rest of the pool."""
     fitted = torch.arange(len(targets), device=targets.device) < frozen.pool
@@ -108,7 +102,7 @@ def measure(frozen: Frozen) -> Measured:
             predicted[name] = [
                 _probed(features, result, settings.strength) for result, _ in results
             ]
-        seen = [labels_a_class(evidence, result.labels) for result, _ in results]
+        seen = [evidence.labels_a_class(result.labels) for result, _ in results]
         labels = sum(seen) / len(seen)
     predicted[ZERO_SHOT] = [frozen.still[images]]
     predicted[PUBLISHED] = [taught(frozen, text, images)]

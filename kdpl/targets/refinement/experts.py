@@ -138,6 +138,16 @@ class Evidence:
         _, pair, sizes = torch.unique(pairs, dim=0, return_inverse=True, return_counts=True)
         return pair, sizes
 
+    def share_of(self, hits: Tensor, images: Tensor) -> Tensor:
+        """Return the share of hits [n] among the images [n] of each pair of ``merged``, [P]."""
+        pair, sizes = self.merged(images)
+        return torch.zeros_like(sizes, dtype=torch.float).index_add(0, pair, hits.float()) / sizes
+
+    def labels_a_class(self, labels: Tensor) -> float:
+        """Return the number of groups a class that have one of these labels [N], in the mean."""
+        labeled = torch.nonzero(labels >= 0).flatten()
+        return len(self.merged(labeled)[1]) / max(len(classes_of(self.labels)), 1)
+
 
 @dataclass(frozen=True)
 class Assigned:
@@ -240,8 +250,7 @@ def assign(
     neighbors = affinity(*nearest(unit, config.neighbors, evidence.groups))
 
     # the experts, weighted
-    labeled = torch.nonzero(evidence.labels >= 0).flatten()
-    shots = len(evidence.merged(labeled)[1]) / max(len(classes_of(evidence.labels)), 1)
+    shots = evidence.labels_a_class(evidence.labels)
     strength, weights, predictions = _experts(evidence, splits, shots)
 
     # the refinements to try, and the predictions without one
@@ -250,10 +259,6 @@ def assign(
     # without a judging image, the first is taken
     tried = [*tried, None] if config.mode == "auto" and len(judges) else tried[:1]
     total = len(tried) * len(splits)
-    pair, sizes = evidence.merged(judges)
-
-    def shares_of(hits: Tensor) -> Tensor:
-        return torch.zeros_like(sizes, dtype=torch.float).index_add(0, pair, hits.float()) / sizes
 
     # judge each on the images whose labels it has not seen
     results, right = [], []
@@ -270,8 +275,9 @@ def assign(
             on_step(number * len(splits) + k + 1, total)
             on_result(Result(candidate, split.labels, split.judges, z))
         results.append(z)  # of the last split, which has all labels
-        right.append(shares_of(torch.cat(hits)))
-    before = shares_of(MULTI_CLASS.labels(evidence.text[judges]) == truth[judges])
+        right.append(evidence.share_of(torch.cat(hits), judges))
+    hits_before = MULTI_CLASS.labels(evidence.text[judges]) == truth[judges]
+    before = evidence.share_of(hits_before, judges)
     best = _choose(right, tried[-1] is None, before.sum().item())
 
     shares = (before.mean().item(), right[best].mean().item()) if len(judges) else None
