@@ -111,11 +111,8 @@ class CachedFeatures(Protocol):
         view_seed: The seed that they are drawn with.
     """
 
-    @property
-    def views(self) -> int: ...  # noqa: D102 - see above
-
-    @property
-    def view_seed(self) -> int: ...  # noqa: D102
+    views: int
+    view_seed: int
 
     def with_features(self, images: UnlabeledImages) -> Dataset[UnlabeledBatch]:
         """Return the student's views of ``view_seed`` with ``teacher_features`` in each item."""

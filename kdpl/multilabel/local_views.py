@@ -79,6 +79,8 @@ class LocalViews(PreparedTarget):
 
     scales: tuple[float, ...] = (1, 2.5, 3, 3.5, 4, 4.5)
     count: PositiveInt = 8
+    # all targets are computed before the first step
+    uses_teacher = False
 
     def __post_init__(self) -> None:
         if min(self.scales, default=0) < 1 or max(self.scales) == 1:
@@ -96,11 +98,6 @@ class LocalViews(PreparedTarget):
                 "the target local_views is for images of several labels, and these have one each: "
                 "set classes.label_separator, or another target"
             )
-
-    @property
-    def uses_teacher(self) -> bool:
-        """False: all targets are computed before the first step."""
-        return False
 
     def logits(self, predicted: Tensor, indices: Tensor) -> Tensor:
         """Return log odds of the target [B, C]; a ConfigError before ``prepare``."""

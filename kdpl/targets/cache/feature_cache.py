@@ -103,6 +103,8 @@ class FeatureCache:
 
     def __init__(self, folder: Path, manifest: Origin) -> None:
         self.folder, self.manifest = folder, manifest
+        self.views: int = manifest["views"]
+        self.view_seed: int = manifest["view_seed"]
         self._shards: dict[int, npt.NDArray[np.float16]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,16 +126,6 @@ class FeatureCache:
         for path, indices in shards.items():
             _require_shape(path, (len(indices), manifest["views"], manifest["width"]))
         return cls(folder, manifest)
-
-    @property
-    def views(self) -> int:
-        """Number of views of each image."""
-        return int(self.manifest["views"])
-
-    @property
-    def view_seed(self) -> int:
-        """The seed that the views are drawn with."""
-        return int(self.manifest["view_seed"])
 
     def with_features(self, images: UnlabeledImages) -> Dataset[UnlabeledBatch]:
         """Return a dataset of the images and the features of their views."""
