@@ -67,15 +67,8 @@ def serve(
     server = build(api, loaded, worker_device, workers, limits)
 
     # announce the address, and serve
-    print(
-        f"service: http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)",
-        flush=True,
-    )
-    if host != "127.0.0.1":
-        print(
-            "everybody who can reach this machine over the network can use the service",
-            file=sys.stderr,
-        )
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    _announce(f"service: {url}", host, "service")
     run(server, host, port)
     return 0
 
@@ -122,11 +115,21 @@ def demo(
         from kdpl.class_vectors import NameEncoder
         from kdpl.classifier.bulk import load_classifier
         from kdpl.runtime.messages import quiet_libraries
-        from kdpl.serve.demo import Demo, build, find_examples, serve
+        from kdpl.serve.demo import Demo, build, find_examples, launch
 
         # load the classifier and its teacher's encoder, and serve the page
         quiet_libraries()
         encoder = NameEncoder.load(teacher) if teacher is not None else None
         loaded = Demo(load_classifier(classifier, add_classes), encoder, top_k)
-        serve(build(loaded, find_examples(examples)), host, port, show=not no_browser)
+        page = build(loaded, find_examples(examples))
+        launch(page, host, port, show=not no_browser)
+        _announce(f"demo: {page.local_url}", host, "page")
+        page.block_thread()
     return 0
+
+
+def _announce(address: str, host: str, what: str) -> None:
+    print(f"{address} (Ctrl-C ends it)", flush=True)
+    if host != "127.0.0.1":
+        warning = f"everybody who can reach this machine over the network can use the {what}"
+        print(warning, file=sys.stderr)

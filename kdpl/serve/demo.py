@@ -151,8 +151,8 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
     return page
 
 
-def serve(page: "gradio.Blocks", host: str, port: int | None, show: bool) -> None:
-    """Serve the page until Ctrl-C, and open it in the browser if there is a screen."""
+def launch(page: "gradio.Blocks", host: str, port: int | None, show: bool) -> None:
+    """Start to serve the page, and open it in the browser if there is a screen."""
     # without a screen, Python would start a browser in the terminal
     has_display = bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
     screen = sys.platform in ("darwin", "win32") or has_display
@@ -170,8 +170,3 @@ def serve(page: "gradio.Blocks", host: str, port: int | None, show: bool) -> Non
     except OSError as error:
         subject = f"the demo cannot listen on {host} ({reason(error)})"
         raise ConfigError(f"{subject}: give another --host or --port") from error
-    print(f"demo: {page.local_url} (Ctrl-C ends it)", flush=True)
-    if host != "127.0.0.1":
-        warning = "everybody who can reach this machine over the network can use the page"
-        print(warning, file=sys.stderr)
-    page.block_thread()
