@@ -1,7 +1,7 @@
 """Reading and classification of labelled images that a classifier was not trained on."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +14,11 @@ from kdpl.data.datasets import EvaluationImages, OpenImage
 from kdpl.data.groups import one_of_each
 from kdpl.data.inference import infer_labeled, read_evaluation_images
 from kdpl.data.readers.folder import images_by_class, split_folders
-from kdpl.data.readers.table import Table
+from kdpl.data.readers.table import Table, separator_in
 from kdpl.data.splits import Record, labels_of
 from kdpl.errors import DataError
 
 _BATCH_SIZE = 64
-_SEPARATORS = ",;|"
 _SEED = 0
 
 
@@ -65,8 +64,11 @@ def labeled_records(
         keys = [mapping[key].name for key in keys]
     numbers = {name: number for number, name in enumerate(names)}
     if unknown := sorted({*keys} - numbers.keys()):
-        if label_separator is not None:
-            _require_separator(images, unknown[0], numbers)
+        if label_separator is not None and (mark := separator_in(unknown[0], numbers)):
+            raise DataError(
+                f"{images} has the label {unknown[0]!r}, which is a list of classes: give "
+                f"--label-separator {mark!r}"
+            )
         raise DataError(
             f"{images} has the class {unknown[0]!r}, which the classifier does not have: leave it "
             "out, or give its name by --class-names"
@@ -80,15 +82,6 @@ def labeled_records(
         Record(record.source, tuple(sorted(numbers[keys[label]] for label in labels_of(record))))
         for record in records
     ]
-
-
-def _require_separator(images: str, label: str, names: Mapping[str, int]) -> None:
-    for mark in {*label} & {*_SEPARATORS}:
-        if {part.strip() for part in label.split(mark)} <= names.keys():
-            raise DataError(
-                f"{images} has the label {label!r}, which is a list of classes: give "
-                f"--label-separator {mark!r}"
-            )
 
 
 def classify_records(

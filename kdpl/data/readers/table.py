@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -24,8 +24,6 @@ SEVERAL = "multilabel"
 
 UNKNOWN = "?"
 """Cell of an image without a label, in a table of several labels."""
-
-_SEPARATORS = ",;|"
 
 _SPLITS = ("train", "val", "test", HELD_OUT)
 
@@ -173,6 +171,15 @@ def split_cell(cell: str, separator: str | None) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(filter(None, map(str.strip, cell.split(separator)))))
 
 
+def separator_in(cell: str, labels: Container[str]) -> str | None:
+    """Return the usual character that several of the labels are joined by, if it is one."""
+    for mark in ",;|":
+        parts = split_cell(cell, mark) or ()
+        if len(parts) > 1 and all(part in labels for part in parts):
+            return mark
+    return None
+
+
 def _require_clear(table: Path, cells: Sequence[str], separator: str) -> None:
     for number, cell in enumerate(cells, start=1):
         if cell != UNKNOWN and UNKNOWN in (split_cell(cell, separator) or ()):
@@ -203,13 +210,11 @@ def _require_task(table: Path, cells: Sequence[str], separator: str | None) -> N
     # no separator, but a label made of other labels
     single = {*cells}
     for cell in cells:
-        for mark in {*cell} & {*_SEPARATORS}:
-            parts = split_cell(cell, mark) or ()
-            if len(parts) > 1 and {*parts} <= single:
-                raise DataError(
-                    f"column label of {table} has {visible(cell)!r}, whose parts are labels of "
-                    f"other rows: set label_separator to {mark!r}, or rename the class"
-                )
+        if mark := separator_in(cell, single):
+            raise DataError(
+                f"column label of {table} has {visible(cell)!r}, whose parts are labels of other "
+                f"rows: set label_separator to {mark!r}, or rename the class"
+            )
 
 
 def _csv_columns(table: Path) -> dict[str, list[str]]:
