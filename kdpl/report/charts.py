@@ -33,7 +33,7 @@ class Axis(NamedTuple):
 
 
 def line_chart(title: str, lines: Mapping[str, Sequence[Point]]) -> dict[str, Any] | None:
-    """Lay out the lines that are not empty, of (epoch, value) by name; None if all are empty."""
+    """Lay out axes for lines of (epoch, value) by name that are not empty; None if all are."""
     drawn = {name: line for name, line in lines.items() if line}
     if not drawn:
         return None
@@ -43,8 +43,4 @@ def line_chart(title: str, lines: Mapping[str, Sequence[Point]]) -> dict[str, An
     # an axis needs a length, even for a single point
     x = Axis(min(epochs), max(*epochs, min(epochs) + 1), 48, width - 10)
     y = Axis(low, high if high > low else low + 1, height - 34, 12)
-    placed = [
-        {"name": n, "points": [(x(a), y(b)) for a, b in line], "last": line[-1][1]}
-        for n, line in drawn.items()
-    ]
-    return {"title": title, "width": width, "height": height, "x": x, "y": y, "lines": placed}
+    return {"title": title, "width": width, "height": height, "x": x, "y": y, "lines": drawn}

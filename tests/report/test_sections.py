@@ -36,10 +36,11 @@ def test_ticks_are_round_and_within_the_axis(low, high, texts):
 
 def test_a_chart_has_its_lowest_value_at_the_bottom_and_later_epochs_to_the_right_if_there_are_any():
     chart = line_chart("loss", {"loss": [(1, 4.0), (2, 3.0), (3, 1.0)], "none": []})
-    assert [line["name"] for line in chart["lines"]] == ["loss"]
-    assert chart["lines"][0]["points"] == [(48, 12), (219, pytest.approx(12 + 174 / 3)), (390, 186)]
-    assert chart["lines"][0]["last"] == 1.0
-    assert len(line_chart("accuracy", {"all": [(1, 0.5), (2, 0.5)]})["lines"][0]["points"]) == 2
+    assert list(chart["lines"]) == ["loss"]
+    places = [(chart["x"](epoch), chart["y"](value)) for epoch, value in chart["lines"]["loss"]]
+    assert places == [(48, 12), (219, pytest.approx(12 + 174 / 3)), (390, 186)]
+    level = line_chart("accuracy", {"all": [(1, 0.5), (2, 0.5)]})
+    assert [level["y"](value) for _, value in level["lines"]["all"]] == [186, 186]
     assert line_chart("accuracy", {"all": []}) is None
 
 
