@@ -11,7 +11,7 @@ from kdpl.confidence.held_out import CONFIDENCE, TEMPERATURES, HeldOutScores, he
 from kdpl.confidence.labeled import classify_records
 from kdpl.confidence.taxonomy.scores import FILE
 from kdpl.confidence.taxonomy.tree import Taxonomy
-from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError
+from kdpl.errors import ConfigError, DataError, KdplError
 from kdpl.metrics import test_key
 from kdpl.report.accuracy import thumbnail
 from kdpl.report.charts import line_chart
@@ -38,12 +38,6 @@ _MAX_POINTS = 200
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def _tested(run: Run) -> list[ImagePrediction]:
-    if run.student is None:
-        raise ArtifactError("there is no student: run stage 2 to its end")
-    return run.student.predictions
-
-
 def _scored(predictions: Sequence[ImagePrediction]) -> tuple[Floats, Bools]:
     """Return the probability of each prediction, and whether it is correct."""
     scores = np.array([p.probability for p in predictions])
@@ -53,7 +47,7 @@ def _scored(predictions: Sequence[ImagePrediction]) -> tuple[Floats, Bools]:
 def calibrate(run: Run) -> dict[str, Any]:
     """Measure the student's calibration on test images, before and after temperature scaling."""
     # as it is
-    predictions = spread(_tested(run), MAX_MEASURED)
+    predictions = spread(run.require("student").predictions, MAX_MEASURED)
     confidences, correct = _scored(predictions)
     before = _diagram("as it is", confidences, correct)
     facts: dict[str, Any] = {"before": before, "after": None, "gap": None}
@@ -122,7 +116,7 @@ def calibration_error(bins: list[Bin]) -> float:
 def rejection(run: Run) -> dict[str, Any]:
     """Collect how many test images each threshold accepts, and how many of them are wrong."""
     # the curve needs the test alone
-    predictions = _tested(run)
+    predictions = run.require("student").predictions
     scores, correct = _scored(predictions)
     chart = _risk_coverage(scores, correct)
     facts: dict[str, Any] = {"chart": chart, "rows": [], "rejects": None, "gap": None}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
-from kdpl.errors import ArtifactError, KdplError
+from kdpl.errors import KdplError
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.report.run_folder import Run
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
@@ -54,12 +54,11 @@ def costs(run: Run) -> dict[str, Any]:
 
 
 def _teacher_encoder(run: Run) -> Encoder:
-    if run.teacher is None:
-        raise ArtifactError("there is no teacher: run stage 1 to its end")
-    prompts = run.teacher.folder / PROMPTS_FILE
-    run.teacher.require_trust(TunedPrompts.load(prompts).method, prompts)
-    vectors = ClassVectors.load(run.teacher.folder / CLASS_VECTORS_FILE)
-    teacher = FrozenTeacher(run.teacher.folder, vectors)
+    stage = run.require("teacher")
+    prompts = stage.folder / PROMPTS_FILE
+    stage.require_trust(TunedPrompts.load(prompts).method, prompts)
+    vectors = ClassVectors.load(stage.folder / CLASS_VECTORS_FILE)
+    teacher = FrozenTeacher(stage.folder, vectors)
     teacher.load()
     teacher.to(device())
     return Encoder(teacher.features, [teacher], vectors.preprocessing.image_size)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 from torch import OutOfMemoryError
 
@@ -182,6 +182,14 @@ class Run:
         teacher, student = (finished.get(name) for name in STAGE_FOLDERS)
         return cls(folder, teacher, student, clips[0], clips[1])
 
+    def require(self, role: Literal["teacher", "student"]) -> Stage:
+        """Return a stage; an ArtifactError if there is none."""
+        stage = {"teacher": self.teacher, "student": self.student}[role]
+        if stage is None:
+            number = 1 + STAGE_FOLDERS.index(role)
+            raise ArtifactError(f"there is no {role}: run stage {number} to its end")
+        return stage
+
     @property
     def stages(self) -> dict[str, Stage]:
         """Teacher and student with an existing config."""
@@ -207,9 +215,7 @@ class Run:
     @cached_property
     def classifier(self) -> Classifier:
         """The student's classifier."""
-        if self.student is None:
-            raise ArtifactError("there is no student: run stage 2 to its end")
-        return Classifier.load(self.student.folder / CLASSIFIER_FOLDER)
+        return Classifier.load(self.require("student").folder / CLASSIFIER_FOLDER)
 
     @cached_property
     def vectors(self) -> ClassVectors:

@@ -1,6 +1,7 @@
 """The report's section on rejection, against counts by a loop."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -47,18 +48,18 @@ def student_of(scores, correct):
         for score, right in zip(scores, correct, strict=True)
     ]
     stage = SimpleNamespace(predictions=predictions)
-    return SimpleNamespace(student=stage, classifier=SimpleNamespace(companions={}))
+    classifier = SimpleNamespace(companions={})
+    return SimpleNamespace(require=lambda _: stage, classifier=classifier)
 
 
 def test_the_chart_is_the_error_of_the_surest_images_equal_ones_together():
     chart = rejection(student_of([0.9, 0.5, 0.7, 0.7], [True, False, False, True]))["chart"]
-    (line,) = chart["lines"]
+    (line,) = chart["lines"].values()
     expected = [(25.0, 0.0), (75.0, 100 / 3), (100.0, 50.0)]
-    assert line["points"] == [(chart["x"](x), chart["y"](y)) for x, y in expected]
-    assert line["last"] == pytest.approx(50)
+    assert line == [pytest.approx(point) for point in expected]
 
 
 def test_a_classifier_without_scores_and_a_run_without_student_say_so():
     assert "run python -m kdpl calibrate" in rejection(student_of([0.9], [True]))["gap"]
     with world.refused(ArtifactError, "there is no student"):
-        rejection(SimpleNamespace(student=None))
+        rejection(Run(Path("run"), None, None))

@@ -20,7 +20,7 @@ from kdpl.data.parallel import progress_bar
 from kdpl.data.sampling import share_of
 from kdpl.data.sources import OwnImages, content_of
 from kdpl.data.splits import Record
-from kdpl.errors import ArtifactError, ConfigError, DataError
+from kdpl.errors import ConfigError, DataError
 from kdpl.report.accuracy import thumbnail
 from kdpl.report.cost import device
 from kdpl.report.labeling.choice import cross_validated_scores, to_label, wrong_labels
@@ -64,12 +64,8 @@ class Suggestions:
     @classmethod
     def of(cls, run: Run, images: int | None, most: int) -> "Suggestions":
         """Make suggestions for a run's images with its teacher."""
-        if run.teacher is None:
-            raise ArtifactError(
-                f"{run.folder} has no teacher, expected a finished one: run stage 1 to its end"
-            )
         # which images to look at
-        folder, data = run.teacher.folder, run.data
+        folder, data = run.require("teacher").folder, run.data
         vectors = ClassVectors.of_teacher(str(folder))
         vectors.require_names(data.class_names, str(folder))
         task, labeled = build_task(data.task), known_labels(data)
