@@ -1,7 +1,6 @@
 """The task of images with any number of labels, an independent decision for each class."""
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -68,12 +67,15 @@ class MultiLabel(Task):
         return [DEFAULT] * num_classes if self.thresholds is None else list(self.thresholds)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Compute ``binary_cross_entropy`` with labels, 0 or 1, float [B, C]."""
-        return binary_cross_entropy(logits, labels)
+        """Compute the binary cross entropy, a sum over classes, with labels 0 or 1, [B, C]."""
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / len(logits)
 
     def divergence(self, logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
-        """Compute ``bernoulli_kl``."""
-        return bernoulli_kl(logits, target_logits, temperature)
+        """Compute τ² · Σ KL(target ‖ prediction) / (B·C) over images and classes."""
+        predicted, target = logits / temperature, target_logits / temperature
+        having = target.sigmoid() * (F.logsigmoid(target) - F.logsigmoid(predicted))
+        lacking = (-target).sigmoid() * (F.logsigmoid(-target) - F.logsigmoid(-predicted))
+        return (having + lacking).sum() / logits.numel() * temperature**2
 
     def accuracy(self, num_base: int | None) -> MultiLabelMetrics:
         """Return mean average precision and F1 at the thresholds."""
@@ -133,22 +135,3 @@ class MultiLabel(Task):
         }
         named = predicted.scores.items()
         return cells | {name: round(score, 6) for name, score in named if name in columns}
-
-
-def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute the binary cross entropy, a sum over classes and a mean over images [B, C]."""
-    return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / len(logits)
-
-
-def bernoulli_kl(logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Compute τ² · Σ KL(target ‖ prediction) / (B·C) over images and classes, a scalar.
-
-    Args:
-        logits: Log odds [B, C].
-        target_logits: Log odds of the target [B, C], finite and without gradient.
-        temperature: Divisor τ of both.
-    """
-    predicted, target = logits / temperature, target_logits / temperature
-    having = target.sigmoid() * (F.logsigmoid(target) - F.logsigmoid(predicted))
-    lacking = (-target).sigmoid() * (F.logsigmoid(-target) - F.logsigmoid(-predicted))
-    return (having + lacking).sum() / math.prod(logits.shape) * temperature**2
