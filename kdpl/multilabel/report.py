@@ -1,6 +1,5 @@
 """The report's section on several labels, with a linear probe: a regression for each class."""
 
-import csv
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,8 @@ from kdpl.multilabel.task import SEPARATOR, MultiLabel
 from kdpl.report.accuracy import thumbnail
 from kdpl.report.page import Section
 from kdpl.report.probes import clip_of, encode, load_encoder, require_probe
-from kdpl.report.run_folder import Run
+from kdpl.report.run_folder import Run, attempt
+from kdpl.runtime.files import read_rows
 from kdpl.runtime.predictions import read_results, spread, write_results
 from kdpl.runtime.run_folder import PREDICTIONS_FILE, PROBE_FOLDER
 
@@ -56,7 +56,7 @@ def several_labels(run: Run) -> dict[str, Any]:
     # classes and images of the run's last stage
     folder = run.main.folder
     try:
-        rows, classes = (_read(folder / name) for name in (PREDICTIONS_FILE, PER_CLASS_FILE))
+        rows, classes = (read_rows(folder / name) for name in (PREDICTIONS_FILE, PER_CLASS_FILE))
         names = [row["class"] for row in classes]
         labels, predicted = (_sets(rows, names, column) for column in ("labels", "predicted"))
         numbers = [[float(p) for p in row["probabilities"].split(SEPARATOR)] for row in rows]
@@ -80,7 +80,7 @@ def several_labels(run: Run) -> dict[str, Any]:
         # images with the label of the row and the prediction of the column
         "together": (labels.T.astype(float) @ predicted).astype(int).tolist(),
         "having": labels.sum(axis=0).tolist(),
-        "shown": _examples(run, spread(rows, _SHOWN)),
+        "shown": attempt(lambda: [_example(run, row) for row in spread(rows, _SHOWN)])[0],
     }
 
 
@@ -134,30 +134,19 @@ def average_precision_interval(
     return float(low), float(high)
 
 
-def _read(file: Path) -> list[dict[str, str]]:
-    with file.open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
-
-
 def _sets(rows: list[dict[str, str]], names: list[str], column: str) -> npt.NDArray[np.bool_]:
     return np.array([[name in row[column].split(SEPARATOR) for name in names] for row in rows])
 
 
-def _examples(run: Run, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
-    examples = []
-    try:
-        for row in rows:
-            labels, predicted = (
-                [name for name in row[column].split(SEPARATOR) if name]
-                for column in ("labels", "predicted")
-            )
-            judged = [(name, name in labels) for name in predicted]
-            missing = [name for name in labels if name not in predicted]
-            image = thumbnail(run.data.splits.open_image(row["source"]))
-            examples.append({"said": judged, "missing": missing, **image})
-    except KdplError:
-        return []
-    return examples
+def _example(run: Run, row: dict[str, str]) -> dict[str, Any]:
+    labels, predicted = (
+        [name for name in row[column].split(SEPARATOR) if name]
+        for column in ("labels", "predicted")
+    )
+    judged = [(name, name in labels) for name in predicted]
+    missing = [name for name in labels if name not in predicted]
+    image = thumbnail(run.data.splits.open_image(row["source"]))
+    return {"said": judged, "missing": missing, **image}
 
 
 def linear_probe(run: Run, role: str) -> float:

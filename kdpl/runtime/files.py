@@ -74,6 +74,12 @@ def write_rows(path: Path, rows: Iterable[Iterable[object]]) -> None:
         csv.writer(file).writerows(rows)
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read the rows that ``write_rows`` wrote, by the columns in the first one."""
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
 def append(path: Path, text: str) -> None:
     """Add lines to a file; ``cut_to_whole_lines`` removes one that a kill or full disk left."""
     with _naming(path), path.open("a", encoding="utf-8", newline="") as file:
