@@ -166,6 +166,20 @@ def student_run(built_once, teacher_run):
 
 
 @pytest.fixture(scope="session")
+def finished(built_once):
+    """The folder of a finished run of the stages above, and beside it averaging.yaml; no test changes either."""
+
+    def build(folder):
+        folder.mkdir()
+        averaging = folder / "averaging.yaml"
+        averaging.write_text("model: {init_args: {averaging: {mean: 2, std: 1}}}")
+        command = ["run", *runs.DATA, *runs.STAGES, *runs.SHORT, f"--teacher={averaging}"]
+        assert main([*command, f"--out={folder / 'my run'}"]) == 0
+
+    return built_once("run", build) / "my run"
+
+
+@pytest.fixture(scope="session")
 def classifier(student_run):
     """The folder of that student's classifier; no test changes it."""
     return student_run / "classifier"

@@ -25,25 +25,10 @@ STEPS = 6
 STAGE_NAMES = ("teacher", "student")
 
 
-@pytest.fixture(scope="module")
-def averaging(tmp_path_factory):
-    """The option of ``run`` that the shared teacher was fitted with."""
-    file = tmp_path_factory.mktemp("configs") / "averaging.yaml"
-    file.write_text("model: {init_args: {averaging: {mean: 2, std: 1}}}")
-    return f"--teacher={file}"
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, averaging):
-    """The folder of a finished run of the stages that all tests share; tests that change it make a copy."""
-    out = tmp_path_factory.mktemp("run") / "out"
-    assert main([*RUN, averaging, f"--out={out}"]) == 0
-    return out
-
-
 @pytest.fixture
-def run_into(averaging):
+def run_into(finished):
     """Run with the settings of the finished run."""
+    averaging = f"--teacher={finished.parent}/averaging.yaml"
     return lambda out, *more: main([*RUN, averaging, f"--out={out}", *more])
 
 
