@@ -197,7 +197,6 @@ def after_an_epoch(_, checkpoint, *__):
 # stage, where it is interrupted, more options, and the step of the last checkpoint
 INTERRUPTIONS = {
     "first epoch of a teacher": ("teacher", at_end_of(2), [], None),
-    "last epoch of a student": ("student", at_end_of(6), [], 4),
     "ahead of workers": (
         "student",
         at_end_of(4),
