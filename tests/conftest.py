@@ -179,6 +179,15 @@ def finished(built_once):
     return built_once("run", build) / "my run"
 
 
+@pytest.fixture(scope="module")
+def without_companions():
+    """Make nothing that is kept beside a classifier, as its images take a quarter of a short fit."""
+    with pytest.MonkeyPatch.context() as patch:
+        if find_spec("kdpl.confidence") is not None:
+            patch.setattr("kdpl.confidence.handover.make_companions", lambda *_: [])
+        yield
+
+
 @pytest.fixture(scope="session")
 def classifier(student_run):
     """The folder of that student's classifier; no test changes it."""
