@@ -18,7 +18,6 @@ from kdpl.cli.fit import parse_stage
 from kdpl.cli.prepare import complete
 from kdpl.cli.run_summary import summarize
 from kdpl.errors import KdplError
-from kdpl.runtime.advice import command
 from kdpl.runtime.configs import find_config
 
 COMMAND = re.compile(
@@ -140,12 +139,6 @@ def test_a_config_or_a_setting_may_name_paths_relative_to_the_folder(tmp_path, m
     assert names_paths(settings=["--model.init_args.clip.model", "local-dir:clips/mine"])
     (tmp_path / "quickstart").touch()
     assert names_paths()
-
-
-def test_a_path_of_a_command_is_absolute_and_quoted(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    text = command("predict", Path("my run/../my run/classifier"), "it's")
-    assert shlex.split(text)[3:] == ["predict", f"{tmp_path}/my run/classifier", "it's"]
 
 
 def texts_of_the_source():
