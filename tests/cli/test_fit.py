@@ -60,7 +60,6 @@ EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_a
         ([*FIT, "--data.held_out=0.5"], ["data.init_args.reading.test_share?"]),
         ("data: {init_args: {shots: many}}", ["shots", "many"]),
         ("seed_everything: false", ["seed", "False"]),
-        ("data: {init_args: {dataset: digit}}", ["'digit'", "digits"]),
         ("model: {init_args: {vision_prompts: {depth: 9}}}", ["depth 9", "1 to 4"]),
         (
             "model: {init_args: {vision_prompts: {depth: 0}, text_prompts: {depth: 0}}}",

@@ -252,25 +252,10 @@ def test_predict_leaves_the_class_of_a_rejected_image_empty_and_lists_sets(folde
         assert row["class"] == expected[0].class_name
 
 
-def test_a_table_is_resumed_only_by_the_same_rule(folder, photos, capsys, monkeypatch):
-    out = folder.parent / "table.csv"
-    arguments = ["predict", str(folder), str(photos / "one"), f"--out={out}"]
-    arguments += ["--batch-size=2", "--workers=1"]
-    with monkeypatch.context() as patch:
-        runs.interrupt_predict(patch, at=7)
-        assert main([*arguments, "--calibrated"]) == 130
-    capsys.readouterr()
-    runs.refused(capsys, main(arguments), f"{out}.partial", "rule.t")
-    assert main([*arguments, "--calibrated"]) == 0
-    assert "resuming after" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--max-error=1%"], ["299 held-out images", "not 198"]),
-        (["--sets=99.9%"], ["999 held-out images", "not 198"]),
-        (["--sets=100%"], ["--sets is '100%'"]),
         (["--sets=90%", "--max-error=20%"], ["sets", "max_error"]),
         (["--sets=90%", "--top-k=2"], ["--top-k"]),
     ],
