@@ -29,11 +29,7 @@ if "-n" not in sys.argv or "PYTEST_XDIST_WORKER" in os.environ:
 # Files that import what only an extra brings. Elsewhere single tests call pytest.importorskip. The environment for
 # development has every extra, which test_project.py checks, so that nothing is left out there.
 IMPORTED = {
-    "hypothesis": [
-        "data/test_groups.py",
-        "data/test_names.py",
-        "properties",
-    ],
+    "hypothesis": ["data/test_groups.py", "data/test_names.py", "properties"],
     "litserve": ["serve"],
     "onnxruntime": ["classifier/formats/test_export.py"],
 }

@@ -91,14 +91,7 @@ def missing_data(capsys):
 
 
 @pytest.mark.parametrize(
-    "advise",
-    [
-        in_full,
-        init_by_one_process,
-        after_run,
-        run_without_a_test,
-        missing_data,
-    ],
+    "advise", [in_full, init_by_one_process, after_run, run_without_a_test, missing_data]
 )
 def test_an_advised_command_is_parsed_in_another_folder(advise, tmp_path, monkeypatch, capsys):
     here, elsewhere = tmp_path / "it's here", tmp_path / "elsewhere"

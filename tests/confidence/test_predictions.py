@@ -189,10 +189,7 @@ def test_calibrate_replaces_them_by_those_of_a_folder_or_table(folder, photos, t
     (tmp_path / "names.csv").write_text(names)
     rows = [f"{path},number {world.DIGITS.index(path.parent.name)}" for path in paths]
     (tmp_path / "table.csv").write_text("\n".join(["image,label", *rows]))
-    for options in (
-        [photos],
-        [tmp_path / "table.csv", f"--class-names={tmp_path}/names.csv"],
-    ):
+    for options in ([photos], [tmp_path / "table.csv", f"--class-names={tmp_path}/names.csv"]):
         capsys.readouterr()
         assert main(["calibrate", str(folder), *map(str, options)]) == 0
         kept = kept_scores(folder)
