@@ -36,7 +36,12 @@ _RIDGE = 0.01  # share of the mean variance, added to all variances
 # weight of the words, in standard deviations; chosen on validation images of other students
 _WORDS_WEIGHT = 0.3
 
-_TENSORS = ("center", "whitening", "means", "negatives")
+_SHAPES = {
+    "center": "float32 D",
+    "whitening": "float32 D D",
+    "means": "float32 K D",
+    "negatives": "float32 m D",
+}
 _SETTINGS = ("words", "distance", "share", "cutoff", "held_out")
 
 Standard = tuple[float, Annotated[float, Field(gt=0)]]
@@ -115,7 +120,7 @@ class Unknown(nn.Module, LearnedCompanion):
         held_out: int | None = None,
     ) -> None:
         super().__init__()
-        for name in _TENSORS:
+        for name in _SHAPES:
             self.register_buffer(name, tensors[name].float().contiguous(), persistent=False)
         self.words, self.distance, self.share, self.cutoff = words, distance, share, cutoff
         self.held_out = held_out
@@ -229,7 +234,7 @@ class Unknown(nn.Module, LearnedCompanion):
 
     def save(self, folder: Path, classifier: str) -> None:
         """Write the file into a folder, atomically, with the fingerprint of the classifier."""
-        tensors = {name: getattr(self, name) for name in _TENSORS}
+        tensors = {name: getattr(self, name) for name in _SHAPES}
         fields = {name: getattr(self, name) for name in _SETTINGS} | {"classifier": classifier}
         write_tensors(folder / self.file, KIND, VERSION, tensors, fields)
 
@@ -237,12 +242,8 @@ class Unknown(nn.Module, LearnedCompanion):
     def read(cls, folder: Path, classifier: str, width: int) -> Self:
         """Read the file of a folder."""
         path, remedy = folder / cls.file, f"remove it, or {REMEDY}"
-        shapes = {
-            name: f"float32 {axes}"
-            for name, axes in zip(_TENSORS, ("D", "D D", "K D", "m D"), strict=True)
-        }
         tensors, settings = read_of_classifier(
-            path, KIND, VERSION, _Fields, classifier, remedy, shapes, D=width
+            path, KIND, VERSION, _Fields, classifier, remedy, _SHAPES, D=width
         )
         if len(tensors["negatives"]) != len(settings.words):
             raise ArtifactError(f"{path} is damaged (its tensors are invalid): {remedy}")
