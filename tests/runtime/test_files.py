@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines
+from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines, read_rows, write_rows
 
 
 def test_a_file_in_a_new_folder_is_written_beside_its_place(tmp_path):
@@ -97,3 +97,9 @@ def test_the_earlier_file_keeps_its_name_until_the_rename_itself(tmp_path, monke
         temporary.write_text("new")
     assert before == ["old"]
     assert file.read_text() == "new"
+
+
+def test_rows_are_read_as_they_were_written_with_any_path(tmp_path):
+    path = os.fsdecode(b"a, \xff\n.png")
+    write_rows(tmp_path / "rows.csv", [("image", "label"), (path, "ü")])
+    assert read_rows(tmp_path / "rows.csv") == [{"image": path, "label": "ü"}]
