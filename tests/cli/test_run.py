@@ -16,7 +16,7 @@ from kdpl import StudentDistillation
 from kdpl.__main__ import main
 from kdpl.cli.run_summary import summarize
 from kdpl.cli.stage_cli import KdplCLI
-from kdpl.data.scan import checked
+from kdpl.data import checked
 from kdpl.runtime import slurm
 from kdpl.runtime.predictions import read_results, write_results
 
