@@ -8,8 +8,8 @@ import timm
 import torch
 from torch import nn
 
-from kdpl.clip import RANDOM, ClipConfig, ClipIdentity, ImageClip, ImageTower, Preprocessing
-from kdpl.clip.loading import Source, fingerprint, require_resizing
+from kdpl.clip import RANDOM, ClipConfig, ImageClip, ImageTower, Preprocessing
+from kdpl.clip.loading import Source, require_resizing
 from kdpl.clip.towers.kinds import ModelConfig, require_timm
 from kdpl.clip.weights import read_state, require_weights
 from kdpl.errors import WeightsError, reason
@@ -37,10 +37,7 @@ def build_network(name: str, image_size: int, pretrained: bool = False) -> Any:
 
 def load_image_clip(config: ClipConfig) -> ImageClip:
     """Load a network as the image half of a CLIP, without a scale of cosine similarities."""
-    network = load_network(config)
-    digest = fingerprint(network.visual.state_dict().items())
-    identity = ClipIdentity(config.model, config.pretrained or config.model, False, digest)
-    return ImageClip(network, None, identity, network.preprocessing)
+    return ImageClip.of(load_network(config), None, config, quick_gelu=False)
 
 
 def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -> TimmTower:
