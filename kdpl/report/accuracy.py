@@ -115,10 +115,12 @@ def against_probes(tested: Mapping[str, Scores], advice: str) -> str | None:
 def advice_for(run: Run) -> str:
     """Name the remedies for a weak student that the run does not use yet."""
     target = None if run.student is None else run.student.settings("model").get("target")
-    remedies = [] if is_refined(target) else ["add --student refined"]
+    remedies = [] if is_refined(target) else ["--student refined"]
     if not (run.folder / "search").is_dir():
-        remedies.append("let python -m kdpl search choose what of it is trained")
-    return ", or ".join(remedies) or "label more images"
+        remedies.append("--search")
+    if not remedies:
+        return "label more images"
+    return f"add {' or '.join(remedies)} and another --out to the command of run"
 
 
 def _difference(run: Run) -> Accuracy | None:

@@ -221,6 +221,10 @@ def test_limits_are_sorted_by_gain_and_weak_classes_are_below_the_mean():
     assert gains == sorted(gains, reverse=True)
     mean = result.hits[STUDENT].mean()
     assert all(right / total < mean for _, right, total in said["weak"])
+    # names that say something, and names that say nothing
+    assert said["chance"] is None
+    silent = replace(frozen, still=torch.zeros_like(frozen.still))
+    assert describe(silent, measure(silent), NAMES)["chance"] == pytest.approx(1 / 3)
 
 
 @pytest.fixture(scope="module")

@@ -185,6 +185,8 @@ def describe(frozen: Frozen, measured: Measured, names: Sequence[str]) -> dict[s
         "judged": judged,
         "images": len(measured.images),
         "unjudged": total.count(0),
+        # in the domains that the gain is weighed against, the names alone did better
+        "chance": 1 / classes if rows[ZERO_SHOT].interval[0] < 1 / classes else None,
         "weak": [(names[c], right[c], int(total[c])) for _, c in weak[:_SHOWN]] if judged else [],
         "limits": limits,
         "chart": line_chart("expected accuracy, %", curves),

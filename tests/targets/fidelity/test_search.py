@@ -24,7 +24,7 @@ from runs import (
 from kdpl.__main__ import main
 from kdpl.class_vectors import FrozenTeacher
 from kdpl.cli.fit import parse_stage, run_command
-from kdpl.cli.search import candidates_of
+from kdpl.cli.search import best_of, candidates_of
 from kdpl.errors import ConfigError
 from kdpl.runtime.files import write_text
 
@@ -91,7 +91,7 @@ def settings_of(run):
 def test_the_candidate_that_agrees_most_becomes_a_config(whole, capsys):
     curves = {name: curves_of(whole.out / name) for name in NAMES[:2]}
     last = {name: (c["val/fidelity"][-1][1], -c["val/kl"][-1][1]) for name, c in curves.items()}
-    best = max(last, key=last.get)
+    best = max((name for name in last if last[name][1] >= last["configured"][1]), key=last.get)
     chosen = yaml.safe_load((whole.out / "best.yaml").read_text())["model"]["init_args"]
     wanted = settings_of(whole.out / best)
     assert chosen == {name: wanted[name] for name in ("fine_tune", "vision_prompts", "optim")}
@@ -118,6 +118,13 @@ def test_the_candidate_that_agrees_most_becomes_a_config(whole, capsys):
     # after the student's config, it is that candidate
     stage = parse_stage("fit", [*whole.student, f"--config={whole.out}/best.yaml", "--out=fit"])
     assert stage.config.model.init_args.optim.as_dict() == wanted["optim"]
+
+
+def test_more_agreement_further_from_the_target_is_not_chosen():
+    configured = {"configured": (0.58, -0.85, 100)}
+    assert best_of({**configured, "tower": (0.59, -1.01, 100)}) == "configured"
+    assert best_of({**configured, "tower": (0.59, -0.8, 100)}) == "tower"
+    assert best_of({**configured, "tower": (0.58, -0.8, 100), "far": (0.7, -0.9, 100)}) == "tower"
 
 
 def test_the_towers_are_trained_without_prompts(whole):
