@@ -8,7 +8,7 @@ import torch
 import world
 from torch import nn
 
-from kdpl.clip import miniatures as tiny
+from kdpl.clip.miniatures import models as tiny
 
 TEACHER, STUDENT = "test-teacher-quickgelu", "test-student-quickgelu"
 LENGTH, VISION_DEPTH, TEXT_DEPTH, STUDENT_DEPTH = 4, 3, 2, 4
