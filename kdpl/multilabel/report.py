@@ -1,6 +1,5 @@
 """The report's section on several labels, with a linear probe: a regression for each class."""
 
-import csv
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from kdpl.report.accuracy import thumbnail
 from kdpl.report.page import Section
 from kdpl.report.probes import clip_of, encode, load_encoder, require_probe
 from kdpl.report.run_folder import Run
+from kdpl.runtime.files import read_rows
 from kdpl.runtime.predictions import read_results, spread, write_results
 from kdpl.runtime.run_folder import PREDICTIONS_FILE, PROBE_FOLDER
 
@@ -56,7 +56,7 @@ def several_labels(run: Run) -> dict[str, Any]:
     # classes and images of the run's last stage
     folder = run.main.folder
     try:
-        rows, classes = (_read(folder / name) for name in (PREDICTIONS_FILE, PER_CLASS_FILE))
+        rows, classes = (read_rows(folder / name) for name in (PREDICTIONS_FILE, PER_CLASS_FILE))
         names = [row["class"] for row in classes]
         labels, predicted = (_sets(rows, names, column) for column in ("labels", "predicted"))
         numbers = [[float(p) for p in row["probabilities"].split(SEPARATOR)] for row in rows]
@@ -132,11 +132,6 @@ def average_precision_interval(
     averages = (precisions * weights * is_hit).sum(axis=1)[positives > 0] / positives[positives > 0]
     low, high = np.quantile(averages, [0.025, 0.975])
     return float(low), float(high)
-
-
-def _read(file: Path) -> list[dict[str, str]]:
-    with file.open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
 
 
 def _sets(rows: list[dict[str, str]], names: list[str], column: str) -> npt.NDArray[np.bool_]:

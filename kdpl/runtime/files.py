@@ -74,6 +74,12 @@ def write_rows(path: Path, rows: Iterable[Iterable[object]]) -> None:
         csv.writer(file).writerows(rows)
 
 
+def read_rows(path: Path, errors: str = "strict") -> list[dict[str, str]]:
+    """Read the rows of a file of ``write_rows``, whose first row names the columns."""
+    with path.open(newline="", encoding="utf-8", errors=errors) as file:
+        return list(csv.DictReader(file))
+
+
 def append(path: Path, text: str) -> None:
     """Add lines to a file; ``cut_to_whole_lines`` removes one that a kill or full disk left."""
     with _naming(path), path.open("a", encoding="utf-8", newline="") as file:

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from kdpl.runtime.files import append, cut_to_whole_lines, write_rows
+from kdpl.runtime.files import append, cut_to_whole_lines, read_rows, write_rows
 from kdpl.runtime.run_folder import METRICS_FILE
 
 
@@ -72,20 +72,15 @@ class MetricsCSV(Logger):
             append(path, line.getvalue())
         else:
             # new columns: write the file again
-            rows = [*(_read(path) if path.is_file() else []), row]
+            rows = [*(read_rows(path) if path.is_file() else []), row]
             columns += [name for name in row if name not in columns]
             write_rows(path, [columns, *([row.get(key, "") for key in columns] for row in rows)])
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Read ``metrics.csv`` as curves: steps, sorted, each with its last value, by metric."""
     curves: dict[str, dict[int, float]] = {}
-    for row in _read(path):
+    for row in read_rows(path):
         for key, value in row.items():
             if key != "step" and value and row["step"]:
                 curves.setdefault(key, {})[int(row["step"])] = float(value)

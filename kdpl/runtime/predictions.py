@@ -1,6 +1,5 @@
 """Predictions and accuracies that a test writes into a run's folder."""
 
-import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kdpl.errors import ArtifactError
-from kdpl.runtime.files import write_rows, write_text
+from kdpl.runtime.files import read_rows, write_rows, write_text
 from kdpl.runtime.run_folder import PREDICTIONS_FILE, RESULTS_FILE
 
 T = TypeVar("T")
@@ -57,8 +56,7 @@ def read_predictions(folder: Path) -> list[ImagePrediction]:
     file = folder / PREDICTIONS_FILE
     if not file.is_file():
         return []
-    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
-        rows = list(csv.DictReader(lines))
+    rows = read_rows(file, "surrogateescape")
     if rows and "label" not in rows[0]:
         raise ArtifactError(
             f"{file} has predictions of several labels an image, expected one class for each: read "

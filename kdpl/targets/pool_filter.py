@@ -1,6 +1,5 @@
 """Filter of the unlabelled images, before a student's first step."""
 
-import csv
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from kdpl.data.pool import Selection
 from kdpl.errors import DataError
-from kdpl.runtime.files import write_rows
+from kdpl.runtime.files import read_rows, write_rows
 from kdpl.runtime.messages import inform
 from kdpl.targets.inputs import Preparation, TargetInputs
 
@@ -67,8 +66,7 @@ def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
         below = np.flatnonzero(similarities < least)
         unlike = [(inputs.pool[inputs.targeted[i]], similarities[i]) for i in below]
         inputs.on_first_process(lambda: write_rows(file, [("image", "similarity"), *unlike]))
-    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        return {row["image"] for row in csv.DictReader(lines)}
+    return {row["image"] for row in read_rows(file, "surrogateescape")}
 
 
 def _similarities(inputs: TargetInputs, images: Sequence[str] | None) -> Tensor:
