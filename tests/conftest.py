@@ -29,11 +29,7 @@ if "-n" not in sys.argv or "PYTEST_XDIST_WORKER" in os.environ:
 # Files that import what only an extra brings. Elsewhere single tests call pytest.importorskip. The environment for
 # development has every extra, which test_project.py checks, so that nothing is left out there.
 IMPORTED = {
-    "hypothesis": [
-        "data/test_groups.py",
-        "data/test_names.py",
-        "properties",
-    ],
+    "hypothesis": ["data/test_groups.py", "data/test_names.py", "properties"],
     "litserve": ["serve"],
     "onnxruntime": ["classifier/formats/test_export.py"],
 }
@@ -163,6 +159,29 @@ def student_run(built_once, teacher_run):
         assert runs.test(out) == 0
 
     return built_once("student", build)
+
+
+@pytest.fixture(scope="session")
+def finished(built_once):
+    """The folder of a finished run of the stages above, and beside it averaging.yaml; no test changes either."""
+
+    def build(folder):
+        folder.mkdir()
+        averaging = folder / "averaging.yaml"
+        averaging.write_text("model: {init_args: {averaging: {mean: 2, std: 1}}}")
+        command = ["run", *runs.DATA, *runs.STAGES, *runs.SHORT, f"--teacher={averaging}"]
+        assert main([*command, f"--out={folder / 'my run'}"]) == 0
+
+    return built_once("run", build) / "my run"
+
+
+@pytest.fixture(scope="module")
+def without_companions():
+    """Make nothing that is kept beside a classifier, as its images take a quarter of a short fit."""
+    with pytest.MonkeyPatch.context() as patch:
+        if find_spec("kdpl.confidence") is not None:
+            patch.setattr("kdpl.confidence.handover.make_companions", lambda *_: [])
+        yield
 
 
 @pytest.fixture(scope="session")

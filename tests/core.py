@@ -49,10 +49,7 @@ def main(options):
             shutil.copytree(ROOT / name, copy / name, ignore=left_out)
         command = [sys.executable, "-m", "pytest", "-m", "not slow", "-p", "no:cacheprovider"]
         return subprocess.run(
-            [*command, *options],
-            cwd=copy,
-            env=os.environ | {"PYTHONPATH": temporary},
-            check=False,
+            [*command, *options], cwd=copy, env=os.environ | {"PYTHONPATH": temporary}, check=False
         ).returncode
 
 

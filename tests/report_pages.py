@@ -86,11 +86,7 @@ def section(name, data=None, *added, **sections):
     """
     others = {other: {"data": values, "gap": None} for other, values in sections.items()}
     html = fill(
-        f"{name}.html.jinja",
-        data=data,
-        added=dict(enumerate(added)),
-        sections=others,
-        verdict=None,
+        f"{name}.html.jinja", data=data, added=dict(enumerate(added)), sections=others, verdict=None
     )
     return Page(html).texts["header"]
 

@@ -103,12 +103,7 @@ def write_siglip(path, vision=None, built=None, **text):
 
 
 def write_tokenizer(
-    path,
-    special=("<unk>", "</s>"),
-    template="$A </s>",
-    unknown="<unk>",
-    padding="</s>",
-    **settings,
+    path, special=("<unk>", "</s>"), template="$A </s>", unknown="<unk>", padding="</s>", **settings
 ):
     """Write a tokenizer of whole words, as transformers reads it, by default one as SigLIP's.
 

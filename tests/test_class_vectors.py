@@ -87,8 +87,7 @@ def test_other_class_names_are_refused(names, match, vectors):
 
 
 @pytest.mark.parametrize(
-    ("model", "depth", "width"),
-    [("test-teacher", 2, 48), ("test-timm", 0, 64)],
+    ("model", "depth", "width"), [("test-teacher", 2, 48), ("test-timm", 0, 64)]
 )
 def test_both_features_are_those_of_either_function(model, depth, width, tmp_path):
     world.write_teacher(tmp_path, model, depth=depth)

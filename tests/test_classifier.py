@@ -46,8 +46,7 @@ def folder(classifier, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "depth"),
-    [("test-student", 0), ("test-student", 3), ("test-student-quickgelu", 1)],
+    ("name", "depth"), [("test-student", 0), ("test-student", 3), ("test-student-quickgelu", 1)]
 )
 def test_logits_are_the_plain_ones_before_and_after_saving(
     name, depth, clip_of, plain_of, images, tmp_path

@@ -11,15 +11,7 @@ import timm
 import world
 import yaml
 from benchmark_tree import TRAINABLE, VARIANTS, make_tree
-from runs import (
-    CONFIGS,
-    DATA,
-    SHORT,
-    TEACHER,
-    configs,
-    image_folder,
-    rows_of,
-)
+from runs import CONFIGS, DATA, SHORT, TEACHER, configs, image_folder, rows_of
 from runs import test as run_test
 from world import TAG
 

@@ -61,18 +61,6 @@ def test_a_file_of_something_else_is_refused(content, tmp_path):
         read_published(tmp_path / "f", "teacher")
 
 
-@pytest.mark.parametrize("kind", ["teacher", "student"])
-def test_published_halves_are_read_as_they_are(kind, tmp_path):
-    make = files.teacher_state if kind == "teacher" else files.student_state
-    half, whole = (
-        read_published(files.write(tmp_path / "f", make(dtype)), kind).learned
-        for dtype in (HALF, FLOAT)
-    )
-    assert half.keys() == whole.keys()
-    for name, tensor in whole.items():
-        assert half[name].equal(tensor.to(HALF).to(tensor.dtype)), name
-
-
 # --- the CLIP that it was made on ---
 
 

@@ -72,7 +72,6 @@ def files_of(folder):
     [
         ("food101", "food-101.zip", "food101"),
         ("caltech101", "data/caltech-101.zip", ""),
-        ("imagenetv2", "imagenetv2-matched-frequency.zip", "imagenetv2"),
         ("imagenet_a", "imagenet-adversarial.zip", "imagenet-adversarial"),
     ],
 )

@@ -130,19 +130,6 @@ def test_one_dataset_has_its_protocols_side_by_side():
     )
 
 
-def test_few_shot_has_a_column_for_each_number_of_shots():
-    few = campaign(protocols=["few_shot"], shots=[1, 16], seeds=[1])
-    values = {("dtd", 1): 0.1, ("oxford_pets", 1): 0.3, ("dtd", 16): 0.4}
-    results = [
-        result(name, 1, "teacher", "few_shot", f"shots_{shots}", metrics={"test/acc": value})
-        for (name, shots), value in values.items()
-    ]
-    (made,) = tables(few, results)
-    assert made.columns == ("1 shot", "16 shots")
-    assert text_of(made, "dtd", "teacher")[2:] == ["10.0", "40.0"]
-    assert text_of(made, "average", "teacher")[2:] == ["20.0", "missing (0 of 1 seed)"]
-
-
 def test_targets_are_columns_and_the_source_is_not_averaged():
     first, second = protocols = ["cross_dataset", "domain_generalization"]
     both = campaign(protocols=protocols, source="imagenet", variants=["imagenet_a"], seeds=[1])

@@ -5,15 +5,7 @@ import pytest
 import torch
 import world
 import yaml
-from runs import (
-    DATA,
-    SHORT,
-    TEACHER,
-    at_step,
-    curves_of,
-    fit_teacher,
-    start_process,
-)
+from runs import DATA, SHORT, TEACHER, at_step, curves_of, fit_teacher, start_process
 from safetensors.torch import load_file
 from world import Distilled
 

@@ -10,6 +10,8 @@ from kdpl.callbacks.preemption import InterruptionHandler
 from kdpl.runtime import faults, slurm
 from kdpl.runtime.run_folder import LAST, RESULTS_FILE
 
+pytestmark = pytest.mark.usefixtures("without_companions")
+
 # three steps an epoch, each of two batches
 STEPS = [
     "--trainer.limit_train_batches=6",

@@ -1,9 +1,4 @@
-from pathlib import Path
-
-from world import refused
-
 from kdpl.classifier.sources import find_sources
-from kdpl.errors import DataError
 
 
 def test_files_folders_patterns_and_lists_come_in_the_order_given(tmp_path):
@@ -28,8 +23,3 @@ def test_files_folders_patterns_and_lists_come_in_the_order_given(tmp_path):
         ),
         *("[1].png", "x y.png", "not there.jpg", "a.png"),
     ]
-
-
-def test_a_list_that_does_not_exist_is_named():
-    with refused(DataError, r"gone\.txt does not exist"):
-        find_sources([], Path("gone.txt"))

@@ -17,7 +17,6 @@ from kdpl.cli.choice import Options
 from kdpl.cli.fit import parse_stage
 from kdpl.cli.run_summary import summarize
 from kdpl.errors import KdplError
-from kdpl.runtime.advice import command
 from kdpl.runtime.configs import find_config
 
 COMMAND = re.compile(
@@ -83,15 +82,7 @@ def missing_data(capsys):
     return f"{capsys.readouterr().out}\n{dataset.damaged(Path('split.json'), 'is empty')}"
 
 
-@pytest.mark.parametrize(
-    "advise",
-    [
-        in_full,
-        after_run,
-        run_without_a_test,
-        missing_data,
-    ],
-)
+@pytest.mark.parametrize("advise", [in_full, after_run, run_without_a_test, missing_data])
 def test_an_advised_command_is_parsed_in_another_folder(advise, tmp_path, monkeypatch, capsys):
     here, elsewhere = tmp_path / "it's here", tmp_path / "elsewhere"
     here.mkdir()
@@ -131,12 +122,6 @@ def test_a_config_or_a_setting_may_name_paths_relative_to_the_folder(tmp_path, m
     assert names_paths(settings=["--model.init_args.clip.model", "local-dir:clips/mine"])
     (tmp_path / "quickstart").touch()
     assert names_paths()
-
-
-def test_a_path_of_a_command_is_absolute_and_quoted(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    text = command("predict", Path("my run/../my run/classifier"), "it's")
-    assert shlex.split(text)[3:] == ["predict", f"{tmp_path}/my run/classifier", "it's"]
 
 
 def texts_of_the_source():

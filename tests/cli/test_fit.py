@@ -61,7 +61,6 @@ EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_a
         ([*FIT, "--data.held_out=0.5"], ["data.init_args.reading.test_share?"]),
         ("data: {init_args: {shots: many}}", ["shots", "many"]),
         ("seed_everything: false", ["seed", "False"]),
-        ("data: {init_args: {dataset: digit}}", ["'digit'", "digits"]),
         ("model: {init_args: {vision_prompts: {depth: 9}}}", ["depth 9", "1 to 4"]),
         (
             "model: {init_args: {vision_prompts: {depth: 0}, text_prompts: {depth: 0}}}",
@@ -198,7 +197,6 @@ def after_an_epoch(_, checkpoint, *__):
 # stage, where it is interrupted, more options, and the step of the last checkpoint
 INTERRUPTIONS = {
     "first epoch of a teacher": ("teacher", at_end_of(2), [], None),
-    "last epoch of a student": ("student", at_end_of(6), [], 4),
     "ahead of workers": (
         "student",
         at_end_of(4),

@@ -124,7 +124,6 @@ def test_added_classes_are_among_the_most_probable_ones_that_have_columns(
         (["C", "D", "--top-k=0"], ["--top-k"]),
         (["C", "D", "--device=tpu"], ["device"]),
         (["C", "D", "--out=."], ["--out . is a folder"]),
-        (["C", "D", "--out=a.xlsx"], ["a.xlsx has an unknown ending", ".jsonl"]),
     ],
 )
 def test_a_wrong_argument_is_named(args, words, classifier, digits, tmp_path, monkeypatch, capsys):

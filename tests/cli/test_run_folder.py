@@ -160,7 +160,6 @@ def test_what_is_missing_is_named(args, words, tmp_path, monkeypatch, capsys):
         ("run", "--data.shotss=1", "data.init_args.shots"),
         ("run", "--student=misspelt.yaml", "kd_wieght"),
         ("run", "--student=quickstrat", "quickstrat"),
-        ("run", "--teacher=gone.yaml", "gone.yaml"),
         ("estimate", "--student=misspelt.yaml", "kd_wieght"),
     ],
 )

@@ -189,10 +189,7 @@ def test_calibrate_replaces_them_by_those_of_a_folder_or_table(folder, photos, t
     (tmp_path / "names.csv").write_text(names)
     rows = [f"{path},number {world.DIGITS.index(path.parent.name)}" for path in paths]
     (tmp_path / "table.csv").write_text("\n".join(["image,label", *rows]))
-    for options in (
-        [photos],
-        [tmp_path / "table.csv", f"--class-names={tmp_path}/names.csv"],
-    ):
+    for options in ([photos], [tmp_path / "table.csv", f"--class-names={tmp_path}/names.csv"]):
         capsys.readouterr()
         assert main(["calibrate", str(folder), *map(str, options)]) == 0
         kept = kept_scores(folder)
@@ -252,25 +249,10 @@ def test_predict_leaves_the_class_of_a_rejected_image_empty_and_lists_sets(folde
         assert row["class"] == expected[0].class_name
 
 
-def test_a_table_is_resumed_only_by_the_same_rule(folder, photos, capsys, monkeypatch):
-    out = folder.parent / "table.csv"
-    arguments = ["predict", str(folder), str(photos / "one"), f"--out={out}"]
-    arguments += ["--batch-size=2", "--workers=1"]
-    with monkeypatch.context() as patch:
-        runs.interrupt_predict(patch, at=7)
-        assert main([*arguments, "--calibrated"]) == 130
-    capsys.readouterr()
-    runs.refused(capsys, main(arguments), f"{out}.partial", "rule.t")
-    assert main([*arguments, "--calibrated"]) == 0
-    assert "resuming after" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--max-error=1%"], ["299 held-out images", "not 198"]),
-        (["--sets=99.9%"], ["999 held-out images", "not 198"]),
-        (["--sets=100%"], ["--sets is '100%'"]),
         (["--sets=90%", "--max-error=20%"], ["sets", "max_error"]),
         (["--sets=90%", "--top-k=2"], ["--top-k"]),
     ],

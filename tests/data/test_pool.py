@@ -34,10 +34,11 @@ def test_a_share_is_drawn_by_the_seed_and_images_are_left_out_of_it():
     assert len(fewer.images) == 40
 
 
-def test_a_sample_is_of_the_share():
+def test_a_sample_is_of_the_share_by_the_seed_in_the_order_of_the_list():
     pool = UnlabeledPool(Names.of(IMAGES), 0.25, seed=3)
     drawn, whole = [*pool.sample(6)], [*pool.selection.used]
-    assert [*pool.sample(6)] == drawn
+    assert [*pool.sample(6)] == drawn == [source for source in whole if source in drawn]
+    assert drawn != [*UnlabeledPool(Names.of(IMAGES), 0.25, seed=4).sample(6)]
     assert [*pool.sample(10)] == [*pool.sample(99)] == whole
     assert len({*drawn}) == 6
 

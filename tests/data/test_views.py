@@ -123,11 +123,7 @@ def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pi
 
 
 FITS = {
-    "start of prompts": (
-        tower("squash"),
-        ("squash", "bilinear"),
-        {"prompt_init": "mean_token"},
-    ),
+    "start of prompts": (tower("squash"), ("squash", "bilinear"), {"prompt_init": "mean_token"}),
     "the cache": (tower("squash", "bilinear"), ("shortest", "bilinear"), {"cache": True}),
 }
 

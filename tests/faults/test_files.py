@@ -3,15 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from runs import (
-    STUDENT,
-    at_step,
-    configs,
-    error_line,
-    files_of,
-    folder_fit,
-    image_folder,
-)
+from runs import STUDENT, at_step, configs, error_line, files_of, folder_fit, image_folder
 
 from kdpl.__main__ import main
 

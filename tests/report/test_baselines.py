@@ -88,10 +88,10 @@ def test_c_is_chosen_by_folds_of_whole_groups():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, complete):
-    folder = tmp_path_factory.mktemp("complete") / "run"
-    shutil.copytree(complete / PROBE_FOLDER, folder / PROBE_FOLDER)
-    return put_together(folder, complete / "teacher", complete / "student")
+def run(tmp_path_factory, finished):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    shutil.copytree(finished / PROBE_FOLDER, folder / PROBE_FOLDER)
+    return put_together(folder, finished / "teacher", finished / "student")
 
 
 @pytest.fixture

@@ -34,16 +34,16 @@ SECTIONS += ("disagreement", "curves", "cost")
 
 
 @pytest.fixture
-def run(tmp_path, complete):
+def run(tmp_path, finished):
     """A copy of that run for a test to change."""
-    folder = put_together(tmp_path / "run", complete / "teacher", complete / "student")
-    shutil.copytree(complete / PROBE_FOLDER, folder / PROBE_FOLDER)
+    folder = put_together(tmp_path / "run", finished / "teacher", finished / "student")
+    shutil.copytree(finished / PROBE_FOLDER, folder / PROBE_FOLDER)
     return folder
 
 
 @pytest.fixture(scope="module")
-def page(complete):
-    return Page((complete / "report.html").read_text(encoding="utf-8"))
+def page(finished):
+    return Page((finished / "report.html").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def set_in(stage, **settings):
 # --- content ---
 
 
-def test_every_section_has_content_and_the_accuracies_are_those_of_the_tests(page, complete):
+def test_every_section_has_content_and_the_accuracies_are_those_of_the_tests(page, finished):
     assert tuple(page.texts)[1:] == SECTIONS
     assert gaps_of(page) == []
     for name, word in {
@@ -85,8 +85,8 @@ def test_every_section_has_content_and_the_accuracies_are_those_of_the_tests(pag
     }.items():
         assert word in page.texts[name]
     for stage in ("teacher", "student"):
-        assert f"{100 * read_results(complete / stage)['test/acc']:.1f}" in page.texts["accuracy"]
-        untuned = f"{100 * read_results(complete / 'zero_shot' / stage)['test/acc']:.1f}"
+        assert f"{100 * read_results(finished / stage)['test/acc']:.1f}" in page.texts["accuracy"]
+        untuned = f"{100 * read_results(finished / 'zero_shot' / stage)['test/acc']:.1f}"
         assert untuned in page.texts["header"]
     intervals = re.findall(r"(\d+\.\d) (\d+\.\d)–(\d+\.\d)", page.texts["accuracy"])
     assert len(intervals) == 6
@@ -94,8 +94,8 @@ def test_every_section_has_content_and_the_accuracies_are_those_of_the_tests(pag
     assert len([a for a in page.of("svg") if "over epochs" in a["aria-label"]]) == 4
 
 
-def test_disagreements_are_counted_and_shown(page, complete):
-    stages = (read_predictions(complete / stage) for stage in ("teacher", "student"))
+def test_disagreements_are_counted_and_shown(page, finished):
+    stages = (read_predictions(finished / stage) for stage in ("teacher", "student"))
     differing = [s for t, s in zip(*stages, strict=True) if t.prediction != s.prediction]
     assert f"On {len(differing)} of 899 test images" in page.texts["disagreement"]
     images = [image for image in page.of("img") if image["alt"].startswith("test image")]
@@ -200,8 +200,8 @@ def test_without_held_out_images_there_is_no_temperature(run):
     assert facts["after"] is None
 
 
-def test_confidences_at_the_temperature_are_those_of_predict(complete):
-    opened = Run.find(complete)
+def test_confidences_at_the_temperature_are_those_of_predict(finished):
+    opened = Run.find(finished)
     classifier, chosen = opened.classifier, opened.student.predictions[::9]
     rule = decision_rule(classifier, calibrated=True)
     predicted = classifier.predict([open_digit(p.source) for p in chosen], rule=rule)
@@ -209,9 +209,9 @@ def test_confidences_at_the_temperature_are_those_of_predict(complete):
     assert confidences_at(rule.temperature, opened, chosen) == pytest.approx(expected, abs=1e-5)
 
 
-def test_other_test_images_than_were_tested_are_not_shown(complete, monkeypatch):
+def test_other_test_images_than_were_tested_are_not_shown(finished, monkeypatch):
     digits_with(monkeypatch, test=digits.read_digits().test[::-1])
-    examples = find_examples(Run.find(complete))
+    examples = find_examples(Run.find(finished))
     assert "other test images than were tested" in examples["gap"]
     assert examples["shown"] == []
 
@@ -282,14 +282,14 @@ def test_a_single_stage_has_a_report(run):
 
 
 def test_it_is_written_where_asked_again_and_leaves_the_run_alone(
-    complete, tmp_path, monkeypatch, capsys
+    finished, tmp_path, monkeypatch, capsys
 ):
     rendered, out = [], tmp_path / "elsewhere" / "page.html"
     monkeypatch.setattr(
         "kdpl.report.page.render", lambda run: rendered.append(run) or f"page {len(rendered)}"
     )
     for number in (1, 2):
-        assert make(complete, out) == f"page {number}"
+        assert make(finished, out) == f"page {number}"
         assert capsys.readouterr().out == f"report: {out}\n"
     assert all(run.read_only for run in rendered)
     assert [path.name for path in out.parent.iterdir()] == ["page.html"]

@@ -9,6 +9,8 @@ from kdpl.runtime.configs import read_config
 from kdpl.runtime.run_folder import METRICS_FILE
 
 
+# importing it takes seconds
+@pytest.mark.slow
 def test_an_interrupted_fit_its_resume_and_its_test_are_three_runs_with_config_and_numbers(
     tmp_path, monkeypatch
 ):

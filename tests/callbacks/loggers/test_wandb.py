@@ -11,11 +11,7 @@ from runs import test as run_test
 from kdpl.callbacks.loggers.wandb_logger import ID_FILE, RunWandbLogger
 from kdpl.errors import ConfigError
 from kdpl.runtime.predictions import read_results
-from kdpl.runtime.run_folder import (
-    CLASS_VECTORS_FILE,
-    CONFIG_FILE,
-    METRICS_FILE,
-)
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CONFIG_FILE, METRICS_FILE
 
 LOGGER = configs("logger/wandb.yaml")
 

@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import pytest
 import torch
 import world
 from runs import error_line, fit_student
@@ -10,6 +11,7 @@ from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, LAST
 from kdpl.student import StudentDistillation
 
 
+@pytest.mark.usefixtures("without_companions")
 def test_a_loss_that_is_not_finite_ends_a_fit_and_the_next_start_ends_as_an_uninterrupted_run(
     tmp_path, teacher_run, student_run, capsys, monkeypatch
 ):

@@ -78,11 +78,7 @@ def test_onnx_is_the_classifier_and_says_how_to_use_it(classifier, exported):
     (put,) = session.get_inputs()
     assert (put.name, put.type, put.shape) == ("images", "tensor(uint8)", ["batch", 3, 32, 32])
     shapes = {output.name: output.shape for output in session.get_outputs()}
-    assert shapes == {
-        "logits": ["batch", 10],
-        "probabilities": ["batch", 10],
-        "unknown": ["batch"],
-    }
+    assert shapes == {"logits": ["batch", 10], "probabilities": ["batch", 10], "unknown": ["batch"]}
     logits, probabilities, _ = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
     assert torch.allclose(logits, given(images), atol=1e-4)
     assert torch.allclose(probabilities, given(images).softmax(dim=1), atol=1e-5)

@@ -327,9 +327,3 @@ def test_a_text_tower_of_another_kind_takes_no_prompts():
     clip = clip_of_family("CoCa")
     with world.refused(ConfigError, r"set text_prompts\.depth to 0"):
         TextPrompts(2, 1, "a photo of", clip.text_tower, clip.tokenize)
-
-
-def test_an_image_tower_without_tokens_takes_no_prompts():
-    tower = clip_of_family("MobileCLIP").image_tower
-    with world.refused(ConfigError, r"set vision_prompts\.depth to 0"):
-        VisionPrompts(2, 2, tower)

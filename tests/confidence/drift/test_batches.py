@@ -78,17 +78,6 @@ def test_a_fit_keeps_what_the_classifier_finds_in_the_pool(classifier, loaded):
     assert kept.scores.tolist() == pytest.approx([top.probability for top in tops], rel=1e-4)
 
 
-def test_of_a_larger_pool_images_are_drawn_by_the_seed_and_stay_in_their_order():
-    one, other = (
-        [*world.digits(batch_size=8, seed=seed, unlabeled_share=0.5).pool.sample(100)]
-        for seed in (1, 2)
-    )
-    everything = [record.source for record in read_digits().train]
-    assert one == [source for source in everything if source in {*one}]
-    assert len(one) == 100
-    assert one != other
-
-
 def test_a_dataset_without_training_images_has_none(tmp_path):
     (tmp_path / "images.csv").write_text("image,label,split\na.png,cat,test\nb.png,dog,test\n")
     data = world.DomainDataModule("table", root=str(tmp_path / "images.csv"))

@@ -6,12 +6,7 @@ import torch
 
 from kdpl.confidence.drift import two_samples
 from kdpl.confidence.drift.image_sample import ImageSample
-from kdpl.confidence.drift.two_samples import (
-    Comparison,
-    above_usual,
-    compare,
-    distances_to,
-)
+from kdpl.confidence.drift.two_samples import Comparison, above_usual, compare, distances_to
 
 CLASSES = 4
 

@@ -135,12 +135,6 @@ def test_a_box_with_nothing_of_the_image_is_named(photos, text, said):
         read_crop(f"{photos}/a.png{MARK}{text}", content_of)
 
 
-@pytest.mark.parametrize("name", ["d.jpg", "nope.jpg"])
-def test_a_missing_or_damaged_photo_is_named(photos, name):
-    with pytest.raises(DataError, match=name):
-        open_source(f"{photos / name}{MARK}percent:0,0,100,100")
-
-
 def test_a_margin_ends_at_the_edges_of_the_image(photos):
     path = str(photos / "a.png")
     for box, margin, pixels in (

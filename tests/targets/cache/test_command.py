@@ -8,6 +8,8 @@ from kdpl.module import ORIGIN_KEY
 from kdpl.runtime.run_folder import LAST
 from kdpl.targets import shards as module
 
+pytestmark = pytest.mark.usefixtures("without_companions")
+
 
 def settings(teacher, cache):
     quiet = ["--trainer.max_epochs=2", "--trainer.enable_progress_bar=false"]

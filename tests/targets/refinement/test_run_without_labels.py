@@ -92,12 +92,9 @@ def test_labelled_test_images_are_tested_and_the_teacher_is_called_zero_shot(fin
         ([], False, None),
         (["--shots", "0"], True, "refined"),
         (["--teacher=none.yaml"], True, "refined"),
-        (["--config=short_none.yaml"], True, "refined"),
         (["--config=none.yaml", "--config=four.yaml"], False, None),
-        (["--config=none.yaml", "--data.shots=4"], False, None),
         (["--data.shots=0", "--data.init_args.shots=4"], False, None),
         (["--shots=0", "--student=target.yaml"], True, None),
-        (["--data.shots=0", "--student=short_target.yaml"], True, None),
         (["--data.init_args.shots", "0"], True, "refined"),
     ],
 )
@@ -108,8 +105,6 @@ def test_what_configs_and_options_say_of_labels_and_target_decides(
         "none": "data: {init_args: {shots: 0}}",
         "four": "data: {init_args: {shots: 4}}",
         "target": "model: {init_args: {target: teacher}}",
-        "short_none": "data: {shots: 0}",
-        "short_target": "model: {target: teacher}",
     }.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     fits = []
