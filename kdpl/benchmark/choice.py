@@ -77,9 +77,7 @@ class BestOnBaseTest(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best epoch so far from a checkpoint."""
-        self.accuracy, self.epoch, self.weights = (
-            state_dict[k] for k in ("accuracy", "epoch", "weights")
-        )
+        vars(self).update(state_dict)
 
 
 def _base_accuracy(

@@ -57,18 +57,11 @@ def complete(
 
 def prepare(path: str, out: Path, given: Options, reading: tuple[str | None, str | None]) -> Choice:
     """Survey images and choose; settings that no stage takes are refused before."""
-    class_names, separator = reading
     source = absolute(path)
-    images, choice = _digest(source, out, reading), choose(separator is not None)
+    images, choice = _digest(source, out, reading), choose(reading[1] is not None)
     # the images may take minutes; their config is not written yet
     parse_stages(out, choice.completed(given, str(shipped_configs()["data/table"]))[0])
-    _, pool = survey(
-        str(source),
-        out / DATA_FOLDER,
-        class_names=class_names,
-        label_separator=separator,
-        overwrite=True,
-    )
+    _, pool = survey(str(source), out / DATA_FOLDER, reading)
     return replace(choice.for_pool(pool), path=str(source), images=images)
 
 
