@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from kdpl.clip import ImageClip, store_frozen
-from kdpl.clip.weights import mismatch
+from kdpl.clip.weights import require_tensors
 from kdpl.data.batches import EvaluationBatch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
@@ -190,11 +190,12 @@ class ClassifyingModule(LightningModule, ABC):
         require_same("the checkpoint", before, now, remedy, kind=ArtifactError)
 
         # compare names and shapes of the parameters
-        problem = mismatch(self.state_dict(), checkpoint["state_dict"])
-        if problem is not None:
+        try:
+            require_tensors(self.state_dict(), checkpoint["state_dict"])
+        except ValueError as error:
             raise ConfigError(
-                f"the checkpoint does not fit the settings ({problem}): use those of its run"
-            )
+                f"the checkpoint does not fit the settings ({error}): use those of its run"
+            ) from error
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> EvalOutput:
         """Classify a batch of the validation split."""

@@ -30,7 +30,7 @@ from kdpl.losses import feature_l1
 from kdpl.module import ClassifyingModule, evaluating, plugin_callbacks
 from kdpl.optim import OptimConfig
 from kdpl.prompts import MethodFactory, PromptConfig, prompt_method
-from kdpl.prompts.method import normalized
+from kdpl.prompts.method import method_name, normalized
 from kdpl.prompts.text import ensemble_features
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.messages import inform
@@ -236,9 +236,18 @@ class TeacherPromptTuning(ClassifyingModule):
         return self.scored(cosine_logits(features, self._class_vectors, self.logit_scale))
 
     def tuned_prompts(self) -> TunedPrompts:
-        """Return the prompts as stage 2 reads them."""
-        return TunedPrompts.of(
-            self.prompts, self.clip, self.text_fingerprint, self.logit_scale, self.preprocessing
+        """Return a copy of the prompts as stage 2 reads them."""
+        return TunedPrompts(
+            tensors=self.prompts.saved(),
+            method=method_name(type(self.prompts)),
+            method_settings=self.prompts.settings(),
+            vision=self.prompts.vision_config,
+            text=self.prompts.text_config,
+            context=self.prompts.context,
+            clip=self.clip,
+            text_fingerprint=self.text_fingerprint,
+            logit_scale=self.logit_scale,
+            preprocessing=self.preprocessing,
         )
 
     def class_vectors(self) -> ClassVectors:

@@ -98,12 +98,12 @@ def read_published(file: Path, kind: Kind) -> Published:
     return Published(file, kind, learned, clip, scale, unknown)
 
 
+@dataclass
 class _Part:
     """The tensors of a state dict that have not been taken yet."""
 
-    def __init__(self, file: Path, left: dict[str, object]) -> None:
-        self.file = file
-        self.left = left
+    file: Path
+    left: dict[str, object]
 
     def take(self, name: str) -> Tensor:
         tensor = self.left.pop(name, None)
@@ -175,18 +175,18 @@ def _is_same(theirs: Tensor, ours: Tensor) -> bool:
     return torch.allclose(theirs.double(), ours.double(), rtol=relative, atol=absolute)
 
 
+@dataclass(eq=False)
 class TakeOver(Callback):
     """Copies the published tensors into the module; writes a checkpoint and the file's record."""
 
-    def __init__(self, published: Published, record: Mapping[str, str]) -> None:
-        self._published = published
-        self._record = record
+    published: Published
+    record: Mapping[str, str]
 
     @torch.no_grad()
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the tensors now that the module is complete and before anything is written."""
         # all shapes must match
-        published = self._published
+        published = self.published
         tensors = {**dict(pl_module.named_parameters()), **dict(pl_module.named_buffers())}
         targets = {name.removeprefix("prompts."): tensor for name, tensor in tensors.items()}
         for name, tensor in published.learned.items():
@@ -203,7 +203,7 @@ class TakeOver(Callback):
             targets[name].copy_(tensor)
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero:
-            write_text(folder / RECORD_FILE, json.dumps(self._record, indent=2))
+            write_text(folder / RECORD_FILE, json.dumps(self.record, indent=2))
         trainer.save_checkpoint(folder / LAST, weights_only=False)
         taken, compared = len(published.learned), len(published.clip)
         inform(

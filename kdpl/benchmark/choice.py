@@ -15,12 +15,6 @@ from kdpl.runtime.messages import inform, warn
 from kdpl.tasks import require_one_class
 
 
-def is_last_epoch(trainer: Trainer) -> bool:
-    """Return whether this epoch, at its end, is the last one."""
-    steps = 0 <= trainer.max_steps <= trainer.global_step
-    return trainer.should_stop or steps or trainer.current_epoch + 1 == trainer.max_epochs
-
-
 class BestOnBaseTest(Callback):
     """Restores the weights of the epoch with the best accuracy on the base test images.
 
@@ -69,7 +63,8 @@ class BestOnBaseTest(Callback):
             self.weights = {
                 name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()
             }
-        if is_last_epoch(trainer):
+        ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if ends or 0 <= trainer.max_steps <= trainer.global_step:
             pl_module.load_state_dict(self.weights)
             inform(
                 f"epoch {self.epoch + 1} is the result, chosen by its accuracy on the base "
@@ -82,9 +77,7 @@ class BestOnBaseTest(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best epoch so far from a checkpoint."""
-        self.accuracy, self.epoch, self.weights = (
-            state_dict[k] for k in ("accuracy", "epoch", "weights")
-        )
+        vars(self).update(state_dict)
 
 
 def _base_accuracy(

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from huggingface_hub import HfApi, hf_hub_download
 
 from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
+from kdpl.data.shards.archives import is_below
 from kdpl.errors import DataError, reason
 from kdpl.runtime.advice import command
 from kdpl.runtime.files import atomic_path
@@ -81,8 +82,9 @@ def _fetch(name: str, store: Path) -> dict[str, PurePosixPath]:
     """Download the files of a dataset; return their paths below the dataset's folder."""
     try:
         require_hub()
-        listed = HfApi().list_repo_files(REPOSITORY)
-        paths = {file: place_of(file) for file in listed if _stays_inside(file)}
+        listed = filter(is_below, HfApi().list_repo_files(REPOSITORY))
+        # on Windows, a drive leads elsewhere
+        paths = {file: place_of(file) for file in listed if not PureWindowsPath(file).drive}
         files = {file: path[1] for file, path in paths.items() if path and path[0] == name}
         for file in files:
             hf_hub_download(REPOSITORY, file, local_dir=store)
@@ -155,13 +157,6 @@ def _move(scratch: Path, folder: Path, is_wrapper: Callable[[str], bool]) -> Non
             target.mkdir(parents=True, exist_ok=True)
         else:
             path.replace(target)
-
-
-def _stays_inside(path: str) -> bool:
-    # on any operating system
-    parts = PurePosixPath(path.replace("\\", "/")).parts
-    drive = PureWindowsPath(path).drive
-    return bool(parts) and parts[0] != "/" and ".." not in parts and not drive
 
 
 def _dataset_called(part: str) -> str | None:

@@ -28,15 +28,13 @@ class FiniteLoss(Callback):
         if (batch_idx + 1) % _EVERY_N_STEPS == 0:
             _require_finite(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check before the epoch's weights are used."""
+    def on_train_epoch_end(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: Any = None
+    ) -> None:
+        """Check before the epoch's weights are used or written; called on all processes."""
         _require_finite(trainer, pl_module)
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Check before the checkpoint is written; called on all processes."""
-        _require_finite(trainer, pl_module)
+    on_save_checkpoint = on_train_epoch_end
 
 
 def _require_finite(trainer: Trainer, pl_module: LightningModule) -> None:

@@ -74,18 +74,8 @@ def init(
         overwrite: Replace the config and the list that an earlier init wrote into OUT.
         workers: Processes that decode; by default one for each processor core.
     """
-    folder = absolute(out)
-    config, pool = survey(
-        path,
-        folder,
-        unlabeled=unlabeled,
-        class_names=class_names,
-        label_separator=label_separator,
-        shots=shots,
-        val_share=val_share,
-        overwrite=overwrite,
-        workers=workers,
-    )
+    folder, reading = absolute(out), (class_names, label_separator)
+    config, pool = survey(path, folder, reading, unlabeled, shots, val_share, overwrite, workers)
     choice = choose(label_separator is not None).for_pool(pool)
     options, reasons = choice.completed(Options(), str(config))
     print_choice(path, reasons)
@@ -97,16 +87,18 @@ def init(
 def survey(
     path: str,
     folder: Path,
-    *,
+    reading: tuple[str | None, str | None],
     unlabeled: Sequence[str] = (),
-    class_names: str | None = None,
-    label_separator: str | None = None,
     shots: int | None = None,
     val_share: str | None = None,
-    overwrite: bool = False,
+    overwrite: bool = True,
     workers: int | None = None,
 ) -> tuple[Path, int]:
-    """Survey images as ``init`` does; return the config and the number of images to distil on."""
+    """Survey images as ``init`` does; return the config and the number of images to distil on.
+
+    ``reading`` is the file of class names and the separator of labels.
+    """
+    class_names, label_separator = reading
     source = Path(path).expanduser()
     val = 0.0 if val_share in ("0", "0%") else share("--val-share", val_share)
     _require_new(folder, overwrite)

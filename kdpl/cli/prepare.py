@@ -11,7 +11,7 @@ from kdpl.cli.init import CONFIG, survey
 from kdpl.data.storage import find_images
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.runtime.advice import absolute
-from kdpl.runtime.configs import find_config, shipped_configs
+from kdpl.runtime.configs import find_config, read_config, shipped_configs
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import write_text
 from kdpl.runtime.messages import process_rank
@@ -22,13 +22,6 @@ if TYPE_CHECKING:
     from kdpl.cli.stage_cli import KdplCLI
 
 _CHOICE = "choice.json"
-
-NO_PROMPTS = {"method": "independent", "vision_prompts": {"depth": 0}, "text_prompts": {"depth": 0}}
-# the teacher of no labels, as configs/teacher/zero_shot.yaml says for fit
-ZERO_SHOT = {
-    "model": {"init_args": {**NO_PROMPTS, "averaging": None}},
-    "trainer": {"max_epochs": 0, "limit_train_batches": 0},
-}
 
 
 def complete(
@@ -64,18 +57,11 @@ def complete(
 
 def prepare(path: str, out: Path, given: Options, reading: tuple[str | None, str | None]) -> Choice:
     """Survey images and choose; settings that no stage takes are refused before."""
-    class_names, separator = reading
     source = absolute(path)
-    images, choice = _digest(source, out, reading), choose(separator is not None)
+    images, choice = _digest(source, out, reading), choose(reading[1] is not None)
     # the images may take minutes; their config is not written yet
     parse_stages(out, choice.completed(given, str(shipped_configs()["data/table"]))[0])
-    _, pool = survey(
-        str(source),
-        out / DATA_FOLDER,
-        class_names=class_names,
-        label_separator=separator,
-        overwrite=True,
-    )
+    _, pool = survey(str(source), out / DATA_FOLDER, reading)
     return replace(choice.for_pool(pool), path=str(source), images=images)
 
 
@@ -106,6 +92,11 @@ def _digest(source: Path, out: Path, reading: tuple[str | None, str | None]) -> 
     return digest([separator or "", names, *images])
 
 
+def untuned(teacher: "KdplCLI") -> "KdplCLI":
+    """Return a teacher's fit as the original CLIP: without prompts, epochs and labels."""
+    return teacher.derive(read_config(str(shipped_configs()["teacher/zero_shot"])))
+
+
 def parse_stages(out: Path, run: Options) -> "tuple[dict[str, list[str]], dict[str, KdplCLI]]":
     """Return the configs and the parsed stages of a run, by the names of the stages' folders."""
     from kdpl.cli.fit import parse_stage
@@ -130,7 +121,7 @@ def parse_stages(out: Path, run: Options) -> "tuple[dict[str, list[str]], dict[s
     teacher = parse("teacher")
     without_labels = teacher.config.get("data.init_args.shots") == 0
     if without_labels:
-        teacher = teacher.derive(ZERO_SHOT)
+        teacher = untuned(teacher)
     student = parse("student", teacher=str(out / "teacher"))
     if (
         without_labels

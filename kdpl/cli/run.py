@@ -133,7 +133,14 @@ def _carry_out(
             write_text(folder / RUN_FILE, json.dumps(about, indent=2))
         # do what is missing
         console = Console(quiet=not first)
-        _do_all(steps, due, console, folder)
+        for number, step in enumerate(steps, start=1):
+            try:
+                if due(step):
+                    _do(number, steps, console, folder)
+            except (Exception, KeyboardInterrupt) as error:
+                if number > 1:
+                    mark(error, f"step {number - 1} of {len(steps)} is finished and kept")
+                raise
         # report and summarize
         if first:
             # unless it is written already
@@ -158,23 +165,10 @@ def _require_options(needed: Mapping[str, Any], reading: Iterable[str | None]) -
             )
 
 
-def _do_all(
-    steps: Sequence[LocalStep], due: Callable[[LocalStep], bool], console: "Console", folder: Path
-) -> None:
-    for number, step in enumerate(steps, start=1):
-        try:
-            if due(step):
-                _do(number, steps, console, folder)
-        except (Exception, KeyboardInterrupt) as error:
-            if number > 1:
-                mark(error, f"step {number - 1} of {len(steps)} is finished and kept")
-            raise
-
-
 def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalStep]:
     """Return the steps, fits first; a search replaces the student's settings in ``stages``."""
     from kdpl.cli.fit import run_stage
-    from kdpl.cli.prepare import NO_PROMPTS
+    from kdpl.cli.prepare import untuned
     from kdpl.cli.search import candidates_of, compare, with_choice
     from kdpl.clip.loading import has_text_tower
 
@@ -194,11 +188,11 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
         )
 
     def zero_shot(fit: LocalStep) -> LocalStep:
-        # the teacher's settings without prompts are the zero-shot CLIP, here with the stage's CLIP
+        # the untuned teacher, with the stage's CLIP
         name, folder = fit.folder.name, out / "zero_shot" / fit.folder.name
         clip = stages[name].config.model.init_args.clip.as_dict()
-        values = {"out": str(folder), "model": {"init_args": {**NO_PROMPTS, "clip": clip}}}
-        stage = partial(stages["teacher"].derive, values, "test")
+        values = {"out": str(folder), "model": {"init_args": {"clip": clip}}}
+        stage = partial(untuned(stages["teacher"]).derive, values, "test")
         title = f"test the {name}'s original CLIP (zero-shot)"
         return step("test", title, folder / RESULTS_FILE, stage, fit)
 

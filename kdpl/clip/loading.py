@@ -51,7 +51,20 @@ class ImageClip:
     # network that is not a CLIP
     logit_scale: float | None
     identity: ClipIdentity
-    preprocessing: Preprocessing
+
+    @classmethod
+    def of(
+        cls, tower: ImageTower, logit_scale: float | None, config: ClipConfig, quick_gelu: bool
+    ) -> "ImageClip":
+        """Name an image tower by its config and the digest of its weights."""
+        digest = fingerprint(tower.visual.state_dict().items())
+        tag = config.pretrained or config.model
+        return cls(tower, logit_scale, ClipIdentity(config.model, tag, quick_gelu, digest))
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Preprocessing of the tower's images."""
+        return self.image_tower.preprocessing
 
     def with_text(self, tower: TextTower, tokenize: Tokenizer) -> "Clip":
         """Return the whole CLIP, which has a text tower as well."""
@@ -105,8 +118,6 @@ def register_model(
 _BUILT_IN = {
     "timm": "kdpl.clip.timm_networks:SOURCE",
     "hf": "kdpl.clip.hugging_face.loading:SOURCE",
-    "hf-hub": "kdpl.clip.hugging_face.open_clip_layout:SOURCE",
-    "local-dir": "kdpl.clip.hugging_face.open_clip_layout:SOURCE",
 }
 """Sources by scheme, as dotted paths: their files import this one."""
 
@@ -152,12 +163,7 @@ def load_clip(config: ClipConfig) -> Clip:
                 "and a CLIP as teacher"
             )
         return source.load_clip(config)
-    return make_clip(config, *_find(config))
-
-
-def make_clip(config: ClipConfig, listed: ModelConfig, read: Callable[[], Weights]) -> Clip:
-    """Build a CLIP from a model config, and load the weights that ``read`` returns."""
-    model_config = _checked(config, listed)
+    model_config, read = _find(config)
     text = model_config["text_cfg"]
     tokenize = _tokenizer(config.model, text)  # before anything large is built or fetched
     # build the whole model, load the weights, and split it
@@ -173,14 +179,7 @@ def load_image_clip(config: ClipConfig) -> ImageClip:
     """Load the image half of a CLIP, or a network that is not one; errors as in ``load_clip``."""
     if source := _source(config.model):
         return source.load_image_clip(config)
-    return make_image_clip(config, *_find(config))
-
-
-def make_image_clip(
-    config: ClipConfig, listed: ModelConfig, read: Callable[[], Weights]
-) -> ImageClip:
-    """Build the image half of a CLIP as ``make_clip`` does."""
-    model_config = _checked(config, listed)
+    model_config, read = _find(config)
     model = _build({**model_config, "text_cfg": _NO_TEXT})
     return _image_half(model, config, model_config, read, ("visual.", "logit_scale"))
 
@@ -216,8 +215,29 @@ def require_resizing(name: str, mode: Any) -> ResizeMode:
 
 
 def _find(config: ClipConfig) -> tuple[ModelConfig, Callable[[], Weights]]:
-    """Find a model of the registry or open_clip by name, and a function that reads its weights."""
+    """Find a model's config, by name or address, and a function that reads its weights.
+
+    The config has the activation that the weights were trained with.
+    """
+    listed, read = _listed(config)
+    name = config.model
+    if config.image_size is not None:
+        raise ConfigError(f"{name} is a CLIP with a fixed size of images: remove clip.image_size")
+    require_clip(name, listed)
+    # the name of a model need not tell the activation of its weights
+    tag = open_clip.get_pretrained_cfg(name, config.pretrained or "")
+    trained = tag.get("quick_gelu") or None if config.quick_gelu is None else config.quick_gelu
+    return listed if trained is None else {**listed, "quick_gelu": trained}, read
+
+
+def _listed(config: ClipConfig) -> tuple[ModelConfig, Callable[[], Weights]]:
     name, tag = config.model, config.pretrained or ""
+    if name.partition(":")[0] in ("hf-hub", "local-dir"):
+        # imports this file
+        from kdpl.clip.hugging_face import open_clip_layout
+
+        read = partial(open_clip_layout.read_weights, config)
+        return open_clip_layout.read_model_config(name), read
     if name in _REGISTRY:
         listed, registered = _REGISTRY[name]
         if tag in registered:
@@ -233,18 +253,6 @@ def _find(config: ClipConfig) -> tuple[ModelConfig, Callable[[], Weights]]:
         f"no CLIP model is called {name!r}: use a name of open_clip, such as {', '.join(close)}, "
         "or the address of one in open_clip's layout, hf-hub:OWNER/NAME or local-dir:PATH"
     )
-
-
-def _checked(config: ClipConfig, listed: ModelConfig) -> ModelConfig:
-    """Return a model config with the activation that its weights were trained with."""
-    name = config.model
-    if config.image_size is not None:
-        raise ConfigError(f"{name} is a CLIP with a fixed size of images: remove clip.image_size")
-    require_clip(name, listed)
-    # the name of a model need not tell the activation of its weights
-    tag = open_clip.get_pretrained_cfg(name, config.pretrained or "")
-    trained = tag.get("quick_gelu") or None if config.quick_gelu is None else config.quick_gelu
-    return listed if trained is None else {**listed, "quick_gelu": trained}
 
 
 def _tokenizer(model: str, text: Mapping[str, Any]) -> Tokenizer:
@@ -310,8 +318,8 @@ def _image_half(
 ) -> ImageClip:
     """Load the weights whose names begin with one of ``parts``, and wrap the image tower."""
     # read the weights, or keep the random ones
-    name, tag = config.model, config.pretrained or config.model
-    if tag == RANDOM:
+    name = config.model
+    if config.pretrained == RANDOM:
         warnings.warn(
             f"{name} has random weights (pretrained: {RANDOM}): good for tests alone", stacklevel=3
         )
@@ -330,10 +338,6 @@ def _image_half(
         # as in open_clip; in training it may have been drawn for each image
         "bilinear" if images["interpolation"] == "bilinear" else "bicubic",
     )
-    digest = fingerprint(model.visual.state_dict().items())
-    return ImageClip(
-        image_tower=image_tower(model.visual, model_config, preprocessing),
-        logit_scale=math.exp(model.logit_scale.item()),
-        identity=ClipIdentity(name, tag, bool(model_config.get("quick_gelu")), digest),
-        preprocessing=preprocessing,
-    )
+    tower = image_tower(model.visual, model_config, preprocessing)
+    quick_gelu = bool(model_config.get("quick_gelu"))
+    return ImageClip.of(tower, math.exp(model.logit_scale.item()), config, quick_gelu)

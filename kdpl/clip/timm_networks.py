@@ -8,8 +8,8 @@ import timm
 import torch
 from torch import nn
 
-from kdpl.clip import RANDOM, ClipConfig, ClipIdentity, ImageClip, ImageTower, Preprocessing
-from kdpl.clip.loading import Source, fingerprint, require_resizing
+from kdpl.clip import RANDOM, ClipConfig, ImageClip, ImageTower, Preprocessing
+from kdpl.clip.loading import Source, require_resizing
 from kdpl.clip.towers.kinds import ModelConfig, require_timm
 from kdpl.clip.weights import read_state, require_weights
 from kdpl.errors import WeightsError, reason
@@ -35,14 +35,6 @@ def build_network(name: str, image_size: int, pretrained: bool = False) -> Any:
     return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
 
 
-def load_image_clip(config: ClipConfig) -> ImageClip:
-    """Load a network as the image half of a CLIP, without a scale of cosine similarities."""
-    network = load_network(config)
-    digest = fingerprint(network.visual.state_dict().items())
-    identity = ClipIdentity(config.model, config.pretrained or config.model, False, digest)
-    return ImageClip(network, None, identity, network.preprocessing)
-
-
 def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -> TimmTower:
     """Build a network without weights; a ValueError for one that timm would fetch or read."""
     name = model_config["vision_cfg"][SCHEME]
@@ -50,8 +42,11 @@ def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -
     return TimmTower(build_network(name, preprocessing.image_size), preprocessing, model_config)
 
 
-def load_network(config: ClipConfig) -> TimmTower:
-    """Load ``timm:NAME`` with timm's, a file's or random weights, or raise a WeightsError."""
+def load_image_clip(config: ClipConfig) -> ImageClip:
+    """Load ``timm:NAME`` as the image half of a CLIP, without a scale of cosine similarities.
+
+    The weights are timm's, a file's or random; a WeightsError if there are none.
+    """
     name = config.model.removeprefix(f"{SCHEME}:")
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -68,11 +63,9 @@ def load_network(config: ClipConfig) -> TimmTower:
     if config.pretrained not in (None, RANDOM):
         _load_file(network, Path(str(config.pretrained)), defaults.classifier, config.model)
     width = int(getattr(network, "head_hidden_size", None) or network.num_features)
-    return TimmTower(
-        network,
-        preprocessing_of(name, size),
-        {"embed_dim": width, "vision_cfg": {SCHEME: name, "image_size": size}},
-    )
+    model_config = {"embed_dim": width, "vision_cfg": {SCHEME: name, "image_size": size}}
+    tower = TimmTower(network, preprocessing_of(name, size), model_config)
+    return ImageClip.of(tower, None, config, quick_gelu=False)
 
 
 def preprocessing_of(name: str, image_size: int) -> Preprocessing:

@@ -1,23 +1,24 @@
 """Tokenizer of a CLIP, with the properties that prompts need."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor
 
 
+@dataclass(eq=False)
 class Tokenizer:
     """Tokenizer of texts to token ids, int64 [N, context_length], by a function as in open_clip.
 
     The start of a text and the padding id are inferred from ids, for tokenizers of any library.
     """
 
-    def __init__(self, tokenize: Callable[[list[str]], Tensor]) -> None:
-        self._tokenize = tokenize
+    tokenize: Callable[[list[str]], Tensor]
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Tokenise N texts."""
-        return self._tokenize(texts)
+        return self.tokenize(texts)
 
     @cached_property
     def start(self) -> int:

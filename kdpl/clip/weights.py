@@ -169,26 +169,27 @@ def require_weights(
     expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str, name: str
 ) -> None:
     """Raise a WeightsError unless the weights of a source fit a model's weights."""
-    problem = mismatch(expected, state)
-    if problem is not None:
+    try:
+        require_tensors(expected, state)
+    except ValueError as error:
         raise WeightsError(
-            f"{source} does not hold the weights of {name} ({problem}): use the model it was made "
-            "for"
-        )
+            f"{source} does not hold the weights of {name} ({error}): use the model it was made for"
+        ) from error
 
 
-def mismatch(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the first difference of tensors from a module's expected ones; None if they fit."""
+def require_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError for the first difference of tensors from a module's expected ones."""
     missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     strange = {"missing": missing, "unknown": unknown}
     if missing or unknown:
-        return ", ".join(
-            f"tensor '{min(names)[:80]}' is {how}" for how, names in strange.items() if names
+        raise ValueError(
+            ", ".join(
+                f"tensor '{min(names)[:80]}' is {how}" for how, names in strange.items() if names
+            )
         )
     for name in sorted(expected):
         if expected[name].shape != tensors[name].shape:
-            return (
+            raise ValueError(
                 f"tensor '{name}' has shape {tuple(tensors[name].shape)} "
                 f"instead of {tuple(expected[name].shape)}"
             )
-    return None

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -95,14 +96,14 @@ class NoAugmentation(Augmentation):
         return resize_and_crop(image, to)
 
 
+@dataclass(eq=False)
 class HalfWhole(Augmentation):
     """Evaluation transform for a random half of the views, an augmentation for the rest.
 
     For targets of an image rather than a view: a crop may not show what they name.
     """
 
-    def __init__(self, augmentation: Augmentation) -> None:
-        self.augmentation = augmentation
+    augmentation: Augmentation
 
     def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
         """Draw nothing for the evaluation transform, or the augmentation's numbers."""

@@ -16,7 +16,7 @@ from kdpl.data.parallel import in_parallel
 from kdpl.data.sources import content_of, digest_of_content, try_decoding
 from kdpl.data.splits import Record, Splits
 from kdpl.errors import DataError
-from kdpl.runtime.files import atomic_path
+from kdpl.runtime.files import write_text
 from kdpl.runtime.origin import Origin
 
 _SHOWN = 10
@@ -88,9 +88,7 @@ class Checked(BaseModel):
 
     def save(self, file: Path) -> None:
         """Write the result to a file, atomically."""
-        with atomic_path(file) as temporary:
-            text = json.dumps(self.model_dump(), indent=2, ensure_ascii=False)
-            temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+        write_text(file, json.dumps(self.model_dump(), indent=2, ensure_ascii=False))
 
     def require_none(self) -> None:
         """Raise a DataError that names the first images that cannot be used, if there are any."""

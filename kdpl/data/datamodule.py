@@ -33,7 +33,7 @@ from kdpl.data.groups import one_of_each
 from kdpl.data.labels import ClassProtocol, EvaluationSplit, Labels
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.names import Indices, Names, digest_of
-from kdpl.data.needs import Needs, TrainSplit, needs_of
+from kdpl.data.needs import Needs, TrainSplit
 from kdpl.data.options import ClassOptions, ReadingOptions
 from kdpl.data.parallel import cores
 from kdpl.data.pool import Selection, UnlabeledPool
@@ -417,7 +417,7 @@ class DomainDataModule(LightningDataModule):
 
     @property
     def _needs(self) -> Needs:
-        return needs_of(self._trainer.lightning_module)
+        return cast(Needs, self._trainer.lightning_module.needs)
 
     @property
     def _trains(self) -> bool:

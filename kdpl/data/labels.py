@@ -1,6 +1,6 @@
 """Labels that a run may see: the few-shot sample, and the evaluation images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -59,25 +59,26 @@ class Labels:
             return few_shot(splits.train, splits.val, *settings)
 
         # choose no image for a label that no stage may see
-        base = range(len(self.tuning_class_names))
-        train, val = (with_labels(records, base) for records in (splits.train, splits.val))
+        train, val = map(self._tunable, (splits.train, splits.val))
         sample, chosen = few_shot(train, val, *settings)
         whole = {record.source: record for record in splits.val}
         return sample, [whole[record.source] for record in chosen]
+
+    def _tunable(self, records: Iterable[Record]) -> list[Record]:
+        return with_labels(records, range(len(self.tuning_class_names)))
 
     def training(self) -> list[Record]:
         """Return labelled training images of the tuning classes; DataError if there are none."""
         self.splits.require_training_images()
         # sample before taking the base classes: they get the same images under either protocol
-        names = self.tuning_class_names
         self.require_shots()
-        records = with_labels(self._sample[0], range(len(names)))
+        records = self._tunable(self._sample[0])
         if not records:
             raise DataError(
                 f"{self.splits.origin} has no labelled training images: add some, or set shots to 0"
             )
         if self.shots is not None and not self.allow_fewer_shots:
-            require_shots(records, names, self.shots)
+            require_shots(records, self.tuning_class_names, self.shots)
         return records
 
     def require_shots(self) -> None:
@@ -92,12 +93,12 @@ class Labels:
         """Return labelled or validation images of the tuning classes, with their labels."""
         if split == "labeled":
             return self.training() if self.shots != 0 else []
-        return with_labels(self._sample[1], range(len(self.tuning_class_names)))
+        return self._tunable(self._sample[1])
 
     def counts_in_stage(self, stage: int, trained: Sequence[Record]) -> str:
         """Describe in a line how many labels a stage trains and validates on, and no stage uses."""
         read, (sample, val) = self.read, self._sample
-        train = with_labels(sample, range(len(self.tuning_class_names)))
+        train = self._tunable(sample)
         line = f"labels in the batches of stage {stage}: {len(trained)} of {len(read.train)}"
         line += f"; validation: {len(val)} of {len(read.val)}"
         # name the settings that keep labels from all stages

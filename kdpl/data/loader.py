@@ -4,6 +4,7 @@ The samplers subclass ``DistributedSampler``, so Lightning does not shard them a
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from kdpl.data.sampling import balanced, generator
 _AGAIN = 2**32
 
 
+@dataclass(eq=False)
 class TrainSampler(DistributedSampler[tuple[int, int]]):
     """Shuffled training images for one process, as (position, epoch) pairs.
 
@@ -39,26 +41,20 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
             ``len()`` stays the same: the trainer adds the batches already done.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        labels: Indices | None = None,
-    ) -> None:
-        self.num_images = num_images
-        self.labels = labels
-        self.seed = seed
-        self.rank = rank
-        self.num_replicas = world_size
-        self.epoch = 0
-        self.start = 0
-        global_batch = batch_size * world_size
-        full = num_images // global_batch * global_batch
+    num_images: int
+    batch_size: int
+    seed: int
+    rank: int = 0
+    num_replicas: int = 1
+    labels: Indices | None = None
+    epoch: int = field(default=0, init=False)
+    start: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        global_batch = self.batch_size * self.num_replicas
+        full = self.num_images // global_batch * global_batch
         # round a single short batch up to a multiple of the number of processes
-        self.num_used = full or -(-num_images // world_size) * world_size
+        self.num_used = full or -(-self.num_images // self.num_replicas) * self.num_replicas
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; the trainer calls this."""
@@ -82,18 +78,19 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
         return self.num_used // self.num_replicas
 
 
+@dataclass(eq=False)
 class EvaluationSampler(DistributedSampler[int]):
     """Sampler of each image once, in order: process r of W takes r, r + W, r + 2W, …, unpadded."""
 
-    def __init__(self, num_images: int, rank: int = 0, world_size: int = 1) -> None:
-        self.rank, self.num_replicas = rank, world_size
-        self._indices = range(rank, num_images, world_size)
+    num_images: int
+    rank: int = 0
+    num_replicas: int = 1
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._indices)
+        return iter(range(self.rank, self.num_images, self.num_replicas))
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(range(self.rank, self.num_images, self.num_replicas))
 
 
 class LazyLoader(DataLoader[BatchT]):

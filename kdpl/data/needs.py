@@ -1,7 +1,7 @@
 """Images that a LightningModule needs from the datamodule, and the towers they are made for."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from kdpl.runtime.resizing import Resizing
 
@@ -23,9 +23,3 @@ class Needs:
     resizing: Resizing
     teacher: Resizing | None = None
     whole: bool = False
-
-
-def needs_of(module: Any) -> Needs:
-    """Return what a LightningModule needs, which its property ``needs`` says."""
-    needs: Needs = module.needs
-    return needs

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -45,10 +46,6 @@ class Selection:
         """Images to distil on."""
         return self.images if self.chosen is None else self.images.take(self.chosen)
 
-    def holding_out(self, indices: Indices) -> "Selection":
-        """Return the selection with some of the ``targeted`` images held out."""
-        return replace(self, held_out=indices)
-
     def leaving_out(self, sources: Collection[str]) -> "Selection":
         """Return the selection without some images."""
         # held-out images may be left out as well
@@ -58,6 +55,7 @@ class Selection:
         return replace(self, kept=kept, held_out=held_out, left_out=sources)
 
 
+@dataclass(eq=False)
 class UnlabeledPool:
     """All unlabelled images, and the share that is distilled on.
 
@@ -65,16 +63,18 @@ class UnlabeledPool:
         images: All unlabelled images.
         share: Share to distil on, above 0 and at most 1, drawn by the seed.
         seed: Seed of the share and of samples.
-
-    Attributes:
-        selection: The share, before images are held out or left out.
     """
 
-    def __init__(self, images: Names, share: float, seed: int) -> None:
-        self.images = images
-        self.seed = seed
-        shared = share_of(len(images), share, seed) if share < 1 else None
-        self.selection = Selection(images, shared)
+    images: Names
+    share: float
+    seed: int
+
+    @cached_property
+    def selection(self) -> Selection:
+        """The share, before images are held out or left out."""
+        whole = self.share >= 1
+        kept = None if whole else share_of(len(self.images), self.share, self.seed)
+        return Selection(self.images, kept)
 
     def sample(self, n: int) -> Names:
         """Draw up to n images of the share by the seed, also images that a fit leaves out."""

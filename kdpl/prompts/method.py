@@ -16,7 +16,7 @@ from kdpl.clip.modules import Float32Module
 from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.towers.image import ImageTower
 from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
-from kdpl.clip.weights import mismatch
+from kdpl.clip.weights import require_tensors
 from kdpl.errors import ConfigError
 from kdpl.prompts.text import prompt_texts, tokenize_prompts
 from kdpl.runtime.artifacts import STRICT
@@ -167,9 +167,7 @@ class PromptMethod(Float32Module):
         state = method.state_dict()
         # with an image half, saved text prompts are left out
         tensors = {name: tensor for name, tensor in saved.items() if name in state}
-        problem = mismatch(state, tensors)
-        if problem is not None:
-            raise ValueError(problem)
+        require_tensors(state, tensors)
         method.load_state_dict(tensors)
         return method
 

@@ -15,7 +15,7 @@ from kdpl.clip.loading import build_image_tower
 from kdpl.clip.modules import Frozen, Trained
 from kdpl.clip.towers.image import ImageTower
 from kdpl.clip.towers.kinds import MOST_LAYERS, require_modest
-from kdpl.clip.weights import mismatch
+from kdpl.clip.weights import require_tensors
 from kdpl.errors import ArtifactError, reason
 from kdpl.prompts.method import PromptConfig
 from kdpl.prompts.projector import Projector
@@ -126,9 +126,7 @@ def read_encoder(
 
 
 def _require_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    problem = mismatch(expected, tensors)
-    if problem is not None:
-        raise ValueError(problem)
+    require_tensors(expected, tensors)
     for name, tensor in tensors.items():
         same_kind = tensor.is_floating_point() == expected[name].is_floating_point()
         if not (same_kind and tensor.isfinite().all()):

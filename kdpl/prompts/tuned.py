@@ -15,7 +15,7 @@ from torch import Tensor
 from kdpl.clip.identity import ClipConfig, ClipIdentity, LogitScale, Preprocessing
 from kdpl.clip.loading import Clip, ImageClip, fingerprint, load_clip, load_image_clip
 from kdpl.errors import ArtifactError, ConfigError, WeightsError, reason, visible
-from kdpl.prompts.method import PromptConfig, PromptMethod, method_name, prompt_method
+from kdpl.prompts.method import PromptConfig, PromptMethod, prompt_method
 from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
 
 KIND = "tuned prompts"
@@ -62,29 +62,6 @@ class TunedPrompts(PromptSettings):
     """A teacher's prompts: the float32 ``tensors`` that their method saved, and metadata."""
 
     tensors: dict[str, Tensor]
-
-    @classmethod
-    def of(
-        cls,
-        prompts: PromptMethod,
-        clip: ClipIdentity,
-        text_fingerprint: str,
-        logit_scale: float,
-        preprocessing: Preprocessing,
-    ) -> "TunedPrompts":
-        """Copy the current prompts of a teacher."""
-        return cls(
-            tensors=prompts.saved(),
-            method=method_name(type(prompts)),
-            method_settings=prompts.settings(),
-            vision=prompts.vision_config,
-            text=prompts.text_config,
-            context=prompts.context,
-            clip=clip,
-            text_fingerprint=text_fingerprint,
-            logit_scale=logit_scale,
-            preprocessing=preprocessing,
-        )
 
     @cached_property
     def teacher(self) -> str:

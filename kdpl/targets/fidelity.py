@@ -1,6 +1,7 @@
 """Fidelity: agreement of a student with its target on unseen unlabelled images."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -19,7 +20,6 @@ from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
 from kdpl.data.loader import LazyLoader
 from kdpl.data.names import Indices, Names, places
-from kdpl.data.needs import needs_of
 from kdpl.data.pool import Selection
 from kdpl.data.sampling import generator
 from kdpl.errors import ConfigError, DataError
@@ -70,7 +70,7 @@ class Fidelity(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raise a ConfigError for a teacher's fit."""
-        if stage == "fit" and needs_of(pl_module).split != "unlabeled":
+        if stage == "fit" and cast(ClassifyingModule, pl_module).needs.split != "unlabeled":
             raise ConfigError(
                 f"{type(pl_module).__name__} has no target to compare it with on unlabelled "
                 "images: give Fidelity to stage 2 alone, with run --student fidelity"
@@ -136,8 +136,8 @@ class Fidelity(Callback):
 
 
 def _loader(trainer: Trainer, teacher: Resizing | None = None) -> DataLoader[UnlabeledBatch]:
-    data, resizing = domain_of(trainer), needs_of(trainer.lightning_module).resizing
-    unseen = data.selection.held_out
+    data, student = domain_of(trainer), cast(ClassifyingModule, trainer.lightning_module)
+    unseen, resizing = data.selection.held_out, student.needs.resizing
     view = RandomView(data.splits.open_image, NoAugmentation(), resizing, data.seed)
     images = UnlabeledImages(data.pool.images.take(unseen), view, unseen, teacher)
     keys = [(i, 0) for i in range(trainer.global_rank, len(unseen), trainer.world_size)]
@@ -151,7 +151,7 @@ def hold_out(data: DomainDataModule) -> Selection:
     selection = data.pool.selection
     unseen = draw_unseen(selection, data.pool.seed, sources)
     inform(f"fidelity: {len(unseen)} unlabelled images are held out of distillation")
-    return selection.holding_out(unseen)
+    return replace(selection, held_out=unseen)
 
 
 def draw_unseen(selection: Selection, seed: int, labeled: Iterable[str]) -> Indices:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 
 from kdpl.data.names import Names
@@ -43,7 +45,8 @@ def test_a_sample_is_of_the_share_by_the_seed_in_the_order_of_the_list():
 
 def test_images_that_are_left_out_are_not_held_out():
     images = Names.of(f"{number}.png" for number in range(300))
-    selection = UnlabeledPool(images, 1.0, seed=1).selection.holding_out(np.arange(0, 300, 3))
+    selection = UnlabeledPool(images, 1.0, seed=1).selection
+    selection = replace(selection, held_out=np.arange(0, 300, 3))
     unseen = selection.held_out.tolist()
     assert {*selection.indices.tolist()} == {*range(300)} - {*unseen}
     assert np.array_equal(selection.chosen, selection.indices)

@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from kdpl.clip import Clip, ClipConfig, ClipIdentity, ImageClip, ImageTower, Preprocessing
+from kdpl.clip import Clip, ClipConfig, ImageClip, ImageTower, Preprocessing
 from kdpl.clip.hugging_face.halves import HalfTower, ImageHalf, TextHalf
-from kdpl.clip.loading import Source, fingerprint, from_transformers
+from kdpl.clip.loading import Source, from_transformers
 from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.towers.hugging_face_text import HuggingFaceTextTower
 from kdpl.clip.towers.kinds import ModelConfig
@@ -123,13 +123,8 @@ def _image_half(model: Any, config: ClipConfig, settings: Any) -> ImageClip:
     vision = {k: v for k, v in vision.items() if isinstance(v, int | float) or k == "hidden_act"}
     image = {"embed_dim": len(feature), "vision_cfg": {"hf": settings.model_type, **vision}}
     scale = getattr(model, "logit_scale", None)
-    digest = fingerprint(visual.state_dict().items())
-    return ImageClip(
-        image_tower=HalfTower(visual, preprocessing, image),
-        logit_scale=1 / model.temperature.item() if scale is None else math.exp(scale.item()),
-        identity=ClipIdentity(config.model, config.model, False, digest),
-        preprocessing=preprocessing,
-    )
+    factor = 1 / model.temperature.item() if scale is None else math.exp(scale.item())
+    return ImageClip.of(HalfTower(visual, preprocessing, image), factor, config, quick_gelu=False)
 
 
 def _preprocessing(config: ClipConfig) -> Preprocessing:

@@ -1,15 +1,13 @@
 """CLIPs in open_clip's layout: ``hf-hub:OWNER/NAME`` on the hub, ``local-dir:PATH``."""
 
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
-from kdpl.clip import Clip, ClipConfig, ImageClip
-from kdpl.clip.loading import Source, make_clip, make_image_clip
+from kdpl.clip.identity import ClipConfig
 from kdpl.clip.weights import CONFIG_FILE, Weights, preprocessing_of_file, read_part, read_state
 from kdpl.errors import ConfigError, WeightsError, reason
 from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
@@ -20,16 +18,6 @@ WEIGHTS_FILES = (
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-
-
-def load_clip(config: ClipConfig) -> Clip:
-    """Load a CLIP, with the errors of ``kdpl.clip.load_clip``."""
-    return make_clip(config, read_model_config(config.model), partial(read_weights, config))
-
-
-def load_image_clip(config: ClipConfig) -> ImageClip:
-    """Load the image half of a CLIP, with the errors of ``load_clip``."""
-    return make_image_clip(config, read_model_config(config.model), partial(read_weights, config))
 
 
 def read_weights(config: ClipConfig) -> Weights:
@@ -84,7 +72,3 @@ def find_file(address: str, *names: str) -> Path:
             f"cannot fetch {wanted} of {address} ({reason(error)}): fetch the repository where "
             f"there is a network, and give its folder as {FOLDER}:PATH{WITHOUT_NETWORK}"
         ) from error
-
-
-SOURCE = Source(load_clip, load_image_clip)
-"""Of the addresses ``hf-hub:…`` and ``local-dir:…``."""

@@ -66,7 +66,7 @@ def images_of(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         shard.members.clear()  # type: ignore[attr-defined]  # documented nowhere, but public
         # a sparse file may claim any size
         is_whole = member.isreg() and not member.issparse()
-        if is_whole and is_image(member.name) and _is_below(member.name):
+        if is_whole and is_image(member.name) and is_below(member.name):
             yield member
     # tarfile mistakes a truncated or damaged header for the end
     if shard.fileobj is not None:
@@ -103,7 +103,8 @@ def _require_size(name: str, size: int) -> None:
         )
 
 
-def _is_below(path: str) -> bool:
+def is_below(path: str) -> bool:
+    """Return whether a path leads to something below the folder that it starts from."""
     path = path.replace("\\", "/")
     parts = PurePosixPath(path).parts
     return bool(parts) and not path.startswith("/") and ".." not in parts

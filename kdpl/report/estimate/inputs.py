@@ -10,7 +10,7 @@ from torch import Tensor
 from kdpl.cli.choice import Choice, Options, print_choice
 from kdpl.cli.fit import run_stage
 from kdpl.cli.init import CONFIG
-from kdpl.cli.prepare import ZERO_SHOT, parse_stages
+from kdpl.cli.prepare import parse_stages, untuned
 from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.clip.identity import RANDOM
 from kdpl.errors import ConfigError
@@ -46,7 +46,7 @@ def gather(choice: Choice, folder: Path, given: Options) -> tuple[Frozen, tuple[
     # the original CLIP is the teacher, made anew, and its features of images are kept
     for file in (folder / "teacher").glob("*.*"):
         file.unlink()
-    run_stage(stages["teacher"].derive(ZERO_SHOT))
+    run_stage(untuned(stages["teacher"]))
 
     # a student's fit without steps computes features
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)

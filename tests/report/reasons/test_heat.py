@@ -11,7 +11,7 @@ from world import refused
 
 from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig, load_clip
-from kdpl.clip.timm_networks import load_network
+from kdpl.clip.timm_networks import load_image_clip
 from kdpl.data.augmentation import open_given
 from kdpl.errors import ConfigError, DataError
 from kdpl.prompts.student_encoder import StudentEncoder
@@ -26,7 +26,7 @@ def make(kind):
     vectors = world.frozen_vectors()
     if kind.startswith("timm:"):
         clip = ClipConfig(kind, "random", image_size=48)
-        tower, identity = load_network(clip), world.clip_of("test-student").identity
+        tower, identity = load_image_clip(clip).image_tower, world.clip_of("test-student").identity
     else:
         name = kind if kind.startswith("test-") else "test-student"
         loaded = load_clip(ClipConfig(name, world.TAG))

@@ -12,7 +12,7 @@ import kdpl.report.reasons.pictures
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig
-from kdpl.clip.timm_networks import load_network
+from kdpl.clip.timm_networks import load_image_clip
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.report.reasons.pictures import nearest_labelled
 from kdpl.report.run_folder import Run
@@ -139,8 +139,8 @@ def test_without_labelled_images_there_are_none(student_run, classifier):
 
 def test_the_demo_predicts_as_predict_does_where_images_are_cropped(tmp_path):
     # prepared twice, an image would be cropped twice
-    network = load_network(ClipConfig("timm:test_resnet", "random", image_size=48))
-    encoder = StudentEncoder(network, 0, 0, 24)
+    clip = load_image_clip(ClipConfig("timm:test_resnet", "random", image_size=48))
+    encoder = StudentEncoder(clip.image_tower, 0, 0, 24)
     identity = world.clip_of("test-student").identity
     loaded = Classifier(encoder, world.frozen_vectors(), 17.0, identity)
     assert loaded.preprocessing.crop_pct < 1
