@@ -11,6 +11,7 @@ from benchmarks.sizes import CONTEXT, Sizes
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import RANDOM, Clip, ClipConfig, load_clip
 from kdpl.prompts import IndependentPrompts, PromptConfig
+from kdpl.prompts.method import method_name
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 
@@ -30,9 +31,18 @@ class RandomTeacher:
 
     def write_run(self, folder: Path, names: Sequence[str]) -> None:
         """Write the files that stage 2 reads, with class vectors of these names."""
-        clip = self.clip
-        tuned = TunedPrompts.of(
-            self.prompts, clip.identity, clip.text_fingerprint, clip.logit_scale, clip.preprocessing
+        clip, prompts = self.clip, self.prompts
+        tuned = TunedPrompts(
+            tensors=prompts.saved(),
+            method=method_name(type(prompts)),
+            method_settings=prompts.settings(),
+            vision=prompts.vision_config,
+            text=prompts.text_config,
+            context=prompts.context,
+            clip=clip.identity,
+            text_fingerprint=clip.text_fingerprint,
+            logit_scale=clip.logit_scale,
+            preprocessing=clip.preprocessing,
         )
         vectors = self.prompts.encode_names(names, clip.text_tower, clip.tokenize)
         tuned.save(folder / PROMPTS_FILE)

@@ -114,7 +114,13 @@ class _Part:
         return tensor
 
     def take_learned(self, name: str) -> Tensor:
-        return self.take(name).to(torch.float32, copy=True)
+        """Take a trained tensor in float32; an ArtifactError unless all its values are finite."""
+        tensor = self.take(name)
+        if not tensor.isfinite().all():
+            raise ArtifactError(
+                f"{self.file} holds {name}, expected finite numbers: give another checkpoint"
+            )
+        return tensor.to(torch.float32, copy=True)
 
     def take_prompts(self, first: str, tower: str) -> Tensor:
         """Take a tower's prompts [depth, n, W]."""
@@ -125,7 +131,12 @@ class _Part:
             f"{tower}.transformer.resblocks.{layer}.VPT_shallow"
             for layer in range(1, max(layers, default=0) + 1)
         ]
-        return torch.stack([self.take_learned(name) for name in (first, *deep)])
+        try:
+            return torch.stack([self.take_learned(name) for name in (first, *deep)])
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"{self.file} has a {tower} with prompts of several sizes: give another checkpoint"
+            ) from error
 
     def take_projector(self) -> dict[str, Tensor]:
         """Take the projector; its 1×1 convolutions [out, in, 1, 1] become linear layers."""

@@ -154,6 +154,10 @@ def _read_aircraft(dataset: BenchmarkSet) -> Splits:
         for line in dataset.read_text(path).splitlines():
             image, _, name = line.strip().partition(" ")
             if image:
+                if name.strip() not in label_of:
+                    raise dataset.damaged(
+                        path, f"names {name!r}, a class without a line in {dataset.index.name}"
+                    )
                 source = f"{dataset.images}{os.sep}{image}.jpg"
                 split_records.append(Record(source, label_of[name.strip()]))
     return _splits(dataset, names, **records)
@@ -186,7 +190,12 @@ def _read_class_folders(dataset: BenchmarkSet) -> Splits:
 def _read_numbered_folders(dataset: BenchmarkSet) -> Splits:
     """Read test images in folders ``0/``, ``1/``, …, by label among all of ImageNet's classes."""
     names = [name for _, name in sorted(_names_by_wnid(dataset).items())]
-    label_of = {name: int(name) for name in sorted(_ranks(dataset, dataset.images), key=int)}
+    folders = _ranks(dataset, dataset.images)
+    if unknown := [name for name in folders if not name.isdecimal() or int(name) >= len(names)]:
+        raise dataset.damaged(
+            dataset.images, f"has a folder {unknown[0]}, expected 0 to {len(names) - 1}"
+        )
+    label_of = {name: int(name) for name in sorted(folders, key=int)}
     return _splits(dataset, names, test=_records(dataset, dataset.images, label_of))
 
 

@@ -92,8 +92,8 @@ class Stored(NamedTuple):
         # replace nothing but a classifier
         existing = list(folder.iterdir()) if folder.is_dir() else []
         is_own = (folder / _CONFIG).exists()
-        endings = (*_ENDINGS, "README.md")
-        foreign = [path.name for path in existing if not (is_own and path.name.endswith(endings))]
+        own = {path for path in existing if path.suffix in _ENDINGS or path.name == "README.md"}
+        foreign = [path.name for path in existing if not (is_own and path in own)]
         if foreign:
             raise ArtifactError(
                 f"{folder} holds other things than a classifier ({visible(min(foreign))}) that "

@@ -305,7 +305,7 @@ def _print_survey(
     for line in left_out[:_NAMED]:
         print(f"  left out: {visible(line)}")
     if len(left_out) > _NAMED:
-        print(f"  left out: {len(left_out) - _NAMED} more, all in left_out.csv")
+        print(f"  left out: {len(left_out) - _NAMED} more, all in {_LEFT_OUT}")
 
 
 def _training_counts(images: list[FoundImage]) -> Counter[str]:

@@ -35,7 +35,8 @@ def complete(
     first, choice = process_rank() == 0, _read(folder)
     if choice is None and not first:
         raise ConfigError(
-            f"one process surveys {path}: call init with it, and give its config as --config"
+            f"one process surveys {path}: call init with the same options, and give its config as "
+            "--config"
         )
     if choice is None:
         choice = prepare(path, out, given, reading)
@@ -82,7 +83,7 @@ def _digest(source: Path, out: Path, reading: tuple[str | None, str | None]) -> 
     the file of class names, and the separator.
     """
     class_names, separator = reading
-    names = Path(class_names).read_bytes() if class_names is not None else b""
+    names = absolute(class_names).read_bytes() if class_names is not None else b""
     if source.is_file():
         return digest([separator or "", names, source.read_bytes()])
     if not source.is_dir():

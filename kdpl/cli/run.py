@@ -215,8 +215,8 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
         student, folder = stages["student"], out / "search"
         if distil.done() and not folder.exists():
             raise ConfigError(
-                f"{distil.folder} was distilled without --search: remove it, or choose another "
-                "--out"
+                f"{distil.folder} was distilled, and {folder} does not exist: remove the first to "
+                "search, leave --search out, or choose another --out"
             )
         candidates = candidates_of(student, folder)
 

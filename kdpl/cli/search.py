@@ -155,7 +155,7 @@ def best_of(measured: Mapping[str, tuple[float, float, float]]) -> str:
     """
     _, closeness, _ = measured["configured"]
     close = [name for name, (_, near, _) in measured.items() if near >= closeness]
-    return max(close, key=lambda name: measured[name])
+    return max(close or measured, key=lambda name: measured[name])
 
 
 def with_choice(student: "KdplCLI", out: Path) -> "KdplCLI":

@@ -43,4 +43,6 @@ def build_data(
         data: DomainDataModule = parser.instantiate_classes(
             parser.parse_args([*configs, *settings])
         ).data
+    if data is None:
+        raise ConfigError("the section data is empty: give a config with data.class_path")
     return data

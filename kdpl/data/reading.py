@@ -90,8 +90,9 @@ class Reading:
             held_out = f"{len(splits.test)} labelled images are held out for the test"
             yield f"{held_out}, because there are no test images"
         if same:
-            held_out = f"{same} unlabelled images are test or validation images"
-            yield f"{held_out}, and are not distilled on"
+            yield (
+                f"{same} unlabelled images are test or validation images, and are not distilled on"
+            )
         checked = self._check(look=False)
         if checked and checked.skipped and self._skips:
             where = f", listed in {self.file}" if self.file else ""

@@ -16,6 +16,7 @@ from kdpl.data.sampling import held_out_of
 from kdpl.data.sources import content_of, digest_of_content
 from kdpl.data.storage import find_images
 from kdpl.errors import DataError, visible
+from kdpl.runtime.advice import absolute
 from kdpl.runtime.class_names import composed
 
 _KEPT_FIRST = {"test": 0, HELD_OUT: 0, "val": 1, "train": 2}
@@ -72,7 +73,7 @@ def find(
     taken. With a ``separator``, a table's labels are lists of classes.
     """
     if path.is_file() or (path.suffix.lower() == ".csv" and not path.is_dir()):
-        table = path.absolute()
+        table = absolute(path)
         images = _in_table(table, class_names, separator)
         problem = f"table {table} has no labelled training image: label a few images of each class"
     elif separator is not None:
@@ -83,7 +84,7 @@ def find(
     elif not path.is_dir():
         raise DataError(f"folder {path} does not exist: give the folder of your images")
     else:
-        folder = path.absolute()
+        folder = absolute(path)
         images = _in_folder(folder)
         problem = (
             f"folder {folder} has no images in folders of classes: put them into {folder}/<class>/"

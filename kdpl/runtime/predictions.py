@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,9 +66,9 @@ def read_predictions(folder: Path) -> list[ImagePrediction]:
     "".join(row["label"] + row["prediction"] for row in rows).encode()
     kinds: dict[str, type] = dict.fromkeys(("source", "label", "prediction"), str)
     kinds["probability"] = float
+    names = [field.name for field in fields(ImagePrediction) if rows and field.name in rows[0]]
     return [
-        ImagePrediction(**{name: kinds.get(name, int)(value) for name, value in row.items()})
-        for row in rows
+        ImagePrediction(**{name: kinds.get(name, int)(row[name]) for name in names}) for row in rows
     ]
 
 

@@ -153,11 +153,11 @@ def test_damaged_split_file_is_refused_by_name(tmp_path, content, problem):
 @pytest.mark.parametrize(
     ("name", "file", "content", "problem"),
     [
-        ("fgvc_aircraft", AIRCRAFT_TEST, "1 707-320\n2 Concorde\n", "does not fit ('Concorde')"),
+        ("fgvc_aircraft", AIRCRAFT_TEST, "1 707-320\n2 Concorde\n", "names 'Concorde'"),
         ("imagenet", "classnames.txt", "n01440764 tench\nn02012849\n", "does not fit (dictionary"),
         ("imagenet", "classnames.txt", "n01440764 tench\n", "has a class folder n02012849 that no"),
         ("imagenet", "images/val/n01443537/", None, "n01443537 in only one of train and val"),
-        ("imagenetv2", f"{V2_IMAGES}/x/", None, "does not fit (invalid literal"),
+        ("imagenetv2", f"{V2_IMAGES}/x/", None, "has a folder x, expected 0 to "),
         ("imagenetv2", f"{V2_IMAGES}/3/", None, "has no images"),
     ],
 )

@@ -55,7 +55,7 @@ def test_a_folder_alone_becomes_a_classifier_and_the_printed_command_resumes_els
     assert main(["run", "my pets", *few, "--search"]) == 1
     refused_error = capsys.readouterr().err
     assert refused_error.count("error: ") == 1
-    assert "without --search" in refused_error
+    assert "leave --search out" in refused_error
     (tmp_path / "names.csv").write_text("cat,tom cat\ndog,hound\n")
     assert main(["run", "my pets", *few, "--class-names=names.csv"]) == 1
     refused(capsys, 1, "--class-names", "choose another --out")

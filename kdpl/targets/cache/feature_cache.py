@@ -81,7 +81,9 @@ def read_manifest(folder: Path, expected: Origin, same: Collection[str] = ()) ->
         raise DataError(f"{folder} is not a teacher cache (it has no {MANIFEST}): {_OTHER_FOLDER}")
     try:
         stored: Origin = json.loads(file.read_bytes())
-    except ValueError as error:
+        for name in ("views", "view_seed", "images_per_shard"):
+            stored[name]  # used, and not compared
+    except (ValueError, LookupError, TypeError) as error:
         raise DataError(
             f"{file} is damaged ({reason(error)}): remove the folder {folder} and fill the cache "
             "again"

@@ -7,6 +7,7 @@ import pydantic.dataclasses
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from kdpl.errors import ArtifactError
 from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
 from kdpl.runtime.class_names import ClassName
 
@@ -73,5 +74,9 @@ class PoolTargets(PoolManifest):
         """Read the file; ArtifactError if missing, damaged, or of another version or kind."""
         tensors, fields = read_tensors(path, KIND, VERSION, _REMEDY)
         manifest = parse_metadata(PoolManifest, fields, str(path), _REMEDY)
-        images, assignments = tensors["images"], tensors["assignments"]
+        images, assignments = tensors.get("images"), tensors.get("assignments")
+        shape = (0 if images is None else images.numel(), len(manifest.class_names))
+        if images is None or assignments is None or assignments.shape != shape:
+            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            raise ArtifactError(f"{path} is damaged (it has tensors of {shapes}): {_REMEDY}")
         return cls(images=images, assignments=assignments, **vars(manifest))
