@@ -33,9 +33,8 @@ class ForkedProcess:
         (out, self.stdout), (err, self.stderr) = map(_ends, (stdout, stderr))
         task = {"args": [*map(str, args)], "env": env, "cwd": str(Path(cwd).absolute())}
         self.pid = _ask(task, [out, err])
-        for given, written in ((stdout, out), (stderr, err)):
-            if written != given:
-                os.close(written)
+        os.close(out)
+        os.close(err)
         self._end = os.pidfd_open(self.pid)
 
     def poll(self, timeout=0):
@@ -72,7 +71,7 @@ def _ends(stream):
     if stream == subprocess.PIPE:
         read, written = os.pipe()
         return written, os.fdopen(read, encoding="utf-8")
-    return stream.fileno(), None
+    return os.dup(stream.fileno()), None
 
 
 @cache
