@@ -10,7 +10,7 @@ from kdpl.errors import ConfigError
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """Settings of the stage 2 loss, λ · τ² · KL(target ‖ student) / (B·C).
+    """Settings of the stage 2 loss, λ · τ² · KL(target ‖ student) / (B·C), which the task computes.
 
     Attributes:
         weight: λ; published: 1000, and 200 for FGVCAircraft, Flowers102 and DTD.

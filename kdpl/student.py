@@ -245,6 +245,10 @@ class StudentDistillation(ClassifyingModule):
             self.encoder.init_at_mean_tokens(images.to(self.device))
         super().on_fit_start()
 
+    def distance(self, logits: Tensor, target_logits: Tensor) -> Tensor:
+        """Compute what the loss weighs, a scalar, of logits [B, C] of student and target."""
+        return self.task.divergence(logits, target_logits, self.loss.temperature)
+
     def training_step(self, batch: UnlabeledBatch, batch_idx: int) -> Tensor:
         """Compute the loss on unlabelled images."""
         # the teacher's features and predictions, computed or cached, and the target
@@ -257,8 +261,7 @@ class StudentDistillation(ClassifyingModule):
         logits = self.class_logits(batch.images)
 
         # the distance between student and target
-        distance = self.task.divergence(logits, target_logits, self.loss.temperature)
-        terms = {"kl": self.loss.weight * distance}
+        terms = {"kl": self.loss.weight * self.distance(logits, target_logits)}
         agreement = agreement_of(self.task.agreements(logits, target_logits))
         return self.sum_and_log(terms, len(batch.images), agreement=agreement)
 

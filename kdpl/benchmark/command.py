@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from kdpl.errors import ConfigError, KdplError
@@ -119,6 +120,7 @@ def _invalid_settings(commands: Sequence[Sequence[str]]) -> list[str]:
     """Return why fits cannot start: invalid or changed settings, or missing weights."""
     from kdpl.cli.fit import parse_stage
     from kdpl.clip import ClipConfig, load_clip, load_image_clip
+    from kdpl.student import StudentDistillation
 
     problems: list[str] = []
     clips: dict[tuple[bool, ClipConfig], None] = {}
@@ -132,7 +134,7 @@ def _invalid_settings(commands: Sequence[Sequence[str]]) -> list[str]:
     def check(args: Sequence[str]) -> None:
         stage = parse_stage("fit", args)
         model = stage.config.model
-        is_student = str(model.class_path).endswith("StudentDistillation")
+        is_student = issubclass(resolve_name(model.class_path), StudentDistillation)
         clips[is_student, ClipConfig(**vars(model.init_args.clip))] = None
         stage.check()
 

@@ -45,7 +45,7 @@ class Section(NamedTuple):
         title: Its heading.
         make: Collects its data from a run. The page shows a KdplError in place of the section;
             None leaves the section out.
-        template: Its part of the page, a template of ``data``.
+        template: Its part of the page, a template of ``data`` with a file name of its own.
         after: Name of the section that it follows; with an unknown name it is the last.
         wide: Whether it takes the whole width.
         task: Name of the task that has the section.
