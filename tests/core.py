@@ -17,8 +17,9 @@ REMOVABLE = PYPROJECT["tool"]["kdpl"]["removable"]
 
 
 def without(folders, copy):
-    """Copy the package without these folders and their lines in pyproject.toml."""
-    shutil.copytree(ROOT / "kdpl", copy / "kdpl", ignore=shutil.ignore_patterns("__pycache__"))
+    """Copy the package without these folders and their lines in pyproject.toml, and the configs that ship with it."""
+    for name in ("kdpl", "configs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     lines = (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
     for folder in folders:
         shutil.rmtree(copy / "kdpl" / folder)
@@ -45,7 +46,7 @@ def main(options):
         copy = Path(temporary)
         without(REMOVABLE, copy)
         left_out = shutil.ignore_patterns("__pycache__", *_NOT_OF_THE_CORE)
-        for name in ("configs", "examples", "tests"):
+        for name in ("examples", "tests"):
             shutil.copytree(ROOT / name, copy / name, ignore=left_out)
         command = [sys.executable, "-m", "pytest", "-m", "not slow", "-p", "no:cacheprovider"]
         return subprocess.run(
