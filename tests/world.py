@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
@@ -457,3 +458,15 @@ def assert_untouched(tower, model, part=""):
     assert all(torch.equal(v, weights(model)[f"{part}{k}"]) for k, v in state.items())
     assert not [p for p in tower.parameters() if p.requires_grad or p.grad is not None]
     assert not [m for m in tower.modules() if m.training]
+
+
+@torch.no_grad()
+def exact_logits(model, images):
+    """Logits computed in float64 and rounded to float32, the same beside any number of classes.
+
+    In float32, products of matrices of other widths add in another order.
+    """
+    head = deepcopy(model.head)
+    for name, buffer in model.head.named_buffers():
+        setattr(head, name, buffer.double())
+    return head(model.encoder(images).double(), model.logit_scale).float()

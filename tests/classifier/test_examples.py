@@ -1,7 +1,6 @@
 """Classes by example images, against a plain implementation on lists of features."""
 
 import json
-from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from PIL import Image
 from runs import noise, refused
 from sklearn.datasets import load_digits
+from world import exact_logits
 from world import refused as refusal
 
 from kdpl import Classifier, ClassVectors
@@ -103,18 +103,6 @@ def loaded(classifier):
 
 def paths(folder):
     return sorted(folder.iterdir())
-
-
-@torch.no_grad()
-def exact_logits(model, images):
-    """Logits computed in float64 and rounded to float32, the same beside any number of classes.
-
-    In float32, products of matrices of other widths add in another order.
-    """
-    head = deepcopy(model.head)
-    for name, buffer in model.head.named_buffers():
-        setattr(head, name, buffer.double())
-    return head(model.encoder(images).double(), model.logit_scale).float()
 
 
 @pytest.mark.parametrize("with_names", [False, True])
