@@ -39,6 +39,15 @@ def test_view_is_drawn_from_seed_epoch_and_index():
     assert without.indices == 4
 
 
+def test_a_teacher_of_another_size_sees_the_same_crop():
+    sources, larger = unlabeled().sources, Resizing(24)
+    images = UnlabeledImages(sources, labeled().view, teacher=larger)
+    of_its_size = UnlabeledImages(sources, RandomView(open_grey, LightAffine(), larger, seed=1))
+    for epoch in (0, 1):
+        assert torch.equal(images[4, epoch].teacher_images, of_its_size[4, epoch].images)
+    assert not torch.equal(images[4, 0].teacher_images, images[4, 1].teacher_images)
+
+
 def test_no_label_can_be_reached_from_the_unlabelled_split():
     assert not any(isinstance(value, Record) for value in reachable(unlabeled()).values())
     # the search would find them
