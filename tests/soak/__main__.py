@@ -5,11 +5,12 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
-from runs import DATA, STAGES, processes_of, start_process, wait_for
+from runs import DATA, STAGES, processes_of, wait_for
 from soak.comparison import differences
 
 RUN = ["run", *DATA, *STAGES, "--trainer.enable_progress_bar=false"]
@@ -23,7 +24,12 @@ def attempt(args, log, kill_after=None, alone=False):
     ``alone`` kills only the process that was started, and not those that it started.
     """
     with log.open("a") as errors:
-        process = start_process(args, stderr=errors)
+        # not forked: kills also meet the imports
+        command = [sys.executable, "-m", "kdpl", *args]
+        output = {"stdout": subprocess.DEVNULL, "stderr": errors}
+        process = subprocess.Popen(
+            command, **output, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
         begin = time.monotonic()
         try:
             while process.poll() is None:
@@ -31,7 +37,8 @@ def attempt(args, log, kill_after=None, alone=False):
                     (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
                     break
                 time.sleep(0.05)
-            wait_for(lambda: not processes_of(process.pid))
+            # a process that was starting as the first one was killed looks for it for five minutes
+            wait_for(lambda: process.poll() is not None and not processes_of(process.pid), 600)
         finally:  # Ctrl-C does not reach its group
             if processes_of(process.pid):
                 os.killpg(process.pid, signal.SIGKILL)
