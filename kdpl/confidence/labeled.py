@@ -13,12 +13,10 @@ from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.datasets import EvaluationImages, OpenImage
 from kdpl.data.groups import one_of_each
 from kdpl.data.inference import infer_labeled, read_evaluation_images
-from kdpl.data.readers.folder import class_folders, split_folders
+from kdpl.data.readers.folder import images_by_class, split_folders
 from kdpl.data.readers.table import Table, separator_in
 from kdpl.data.splits import Record, labels_of
-from kdpl.data.storage import find_images
 from kdpl.errors import DataError
-from kdpl.runtime.class_names import composed
 
 _BATCH_SIZE = 64
 _SEED = 0
@@ -45,11 +43,7 @@ def labeled_records(
             "table with all labels of each"
         )
     if top.is_dir():
-        several, files = bool(split_folders(top)), dict[str, list[str]]()
-        for folder in class_folders(top):
-            # a class may have no images here
-            if paths := find_images(folder):
-                files.setdefault(composed(folder.name), []).extend(paths)
+        several, files = bool(split_folders(top)), images_by_class(top, require_all=False)
         keys = [*files]
         records = [Record(path, i) for i, paths in enumerate(files.values()) for path in paths]
         if not records:

@@ -114,8 +114,8 @@ class Folder(OwnImages):
         )
 
 
-def images_by_class(split: Path) -> dict[str, list[str]]:
-    """Find the images of each class below a folder; a DataError for a class without any."""
+def images_by_class(split: Path, require_all: bool = True) -> dict[str, list[str]]:
+    """Find the images of each class below a folder; DataError for a class without, if required."""
     folders = class_folders(split)
     if not folders:
         raise DataError(
@@ -123,8 +123,8 @@ def images_by_class(split: Path) -> dict[str, list[str]]:
         )
     images: dict[str, list[str]] = {}
     for folder in folders:
-        paths = find_images(folder)
-        if not paths:
+        if paths := find_images(folder):
+            images.setdefault(composed(folder.name), []).extend(paths)
+        elif require_all:
             raise DataError(f"class folder {folder} has no images: add some, or remove the folder")
-        images.setdefault(composed(folder.name), []).extend(paths)
     return images

@@ -74,9 +74,10 @@ class PoolTargets(PoolManifest):
         """Read the file; ArtifactError if missing, damaged, or of another version or kind."""
         tensors, fields = read_tensors(path, KIND, VERSION, _REMEDY)
         manifest = parse_metadata(PoolManifest, fields, str(path), _REMEDY)
-        images, assignments = tensors.get("images"), tensors.get("assignments")
-        shape = (0 if images is None else images.numel(), len(manifest.class_names))
-        if images is None or assignments is None or assignments.shape != shape:
-            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        size = tensors["images"].numel() if "images" in tensors else 0
+        expected = {"images": (size,), "assignments": (size, len(manifest.class_names))}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if shapes != expected:
             raise ArtifactError(f"{path} is damaged (it has tensors of {shapes}): {_REMEDY}")
+        images, assignments = (tensors[name] for name in expected)
         return cls(images=images, assignments=assignments, **vars(manifest))
