@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         faults.handle_sigterm()
         if slurm.in_job():
             slurm.listen()
+        if not _is_first():
+            # it would look for a first process that was killed for minutes
+            faults.end_with_starter()
     # options of the program itself
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if isinstance(cause, KeyboardInterrupt):
             # only the first process of a training prints it
-            if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+            if _is_first():
                 print(message, file=sys.stderr)
             return _TERMINATED if isinstance(cause, faults.Terminated) else _INTERRUPTED
         print(f"error: {message}", file=sys.stderr)
@@ -72,6 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None:
             # this process is about to end, but a job manager may send the signal again
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
 def _is_read(file: int) -> bool:

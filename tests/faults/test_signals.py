@@ -94,6 +94,21 @@ def test_where_one_of_two_processes_is_killed_the_other_ends(which, tmp_path, st
     assert torch.load(last, weights_only=True)["global_step"] > 0
 
 
+def test_a_process_that_is_starting_ends_with_the_first(tmp_path):
+    process = start_process([*FIT, *ON[2], f"--out={tmp_path}"])
+
+    def starting():
+        others = [pid for pid in processes_of(process.pid) if pid != process.pid]
+        # with its second thread it has begun to look after the first process
+        return any(len([*Path(f"/proc/{pid}/task").iterdir()]) > 1 for pid in others)
+
+    wait_for(starting)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    # torch would look for the first process for five minutes
+    wait_for(lambda: not processes_of(process.pid), 30)
+
+
 FAILING = """
 import os
 from lightning.pytorch import Callback

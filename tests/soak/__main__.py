@@ -37,8 +37,7 @@ def attempt(args, log, kill_after=None, alone=False):
                     (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
                     break
                 time.sleep(0.05)
-            # a process that was starting as the first one was killed looks for it for five minutes
-            wait_for(lambda: process.poll() is not None and not processes_of(process.pid), 600)
+            wait_for(lambda: process.poll() is not None and not processes_of(process.pid))
         finally:  # Ctrl-C does not reach its group
             if processes_of(process.pid):
                 os.killpg(process.pid, signal.SIGKILL)
