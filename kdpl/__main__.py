@@ -5,7 +5,6 @@ import select
 import signal
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from kdpl import __version__
 from kdpl.cli import STAGES, command_names, find_command, usage
@@ -24,31 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # signals, only if this process is the command
     if argv is None:
-        faults.handle_sigterm()
+        faults.handle_signals()
         if slurm.in_job():
             slurm.listen()
         if not _is_first():
             # it would look for a first process that was killed for minutes
             faults.end_with_starter()
-    # options of the program itself
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
-    if not args or args[0] in ("-h", "--help"):
-        print(usage(), end="")
-        return 0
-    if args[0] == "--version":
-        print(f"kdpl {__version__}")
-        return 0
-    if args[0] not in (names := command_names()):
-        hint = "".join(
-            f" (did you mean {name}?)" for name in get_close_matches(args[0], names, n=1)
-        )
-        print(
-            f"error: there is no command {args[0]!r}{hint}: use one of {', '.join(names)}",
-            file=sys.stderr,
-        )
-        return 2
     # run the command, and turn errors into messages and exit codes
     try:
         return _run(args)
@@ -91,6 +74,20 @@ def _is_read(file: int) -> bool:
 def _run(args: list[str]) -> int:
     from kdpl.cli import arguments
 
+    # options of the program itself
+    if not args or args[0] in ("-h", "--help"):
+        print(usage(), end="")
+        return 0
+    if args[0] == "--version":
+        print(f"kdpl {__version__}")
+        return 0
+    if args[0] not in (names := command_names()):
+        hint = arguments.near(args[0], names)
+        print(
+            f"error: there is no command {args[0]!r}{hint}: use one of {', '.join(names)}",
+            file=sys.stderr,
+        )
+        return 2
     function = find_command(args[0])
     if args[0] in STAGES:
         return function(args)

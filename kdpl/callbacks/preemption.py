@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from kdpl.runtime import slurm
-from kdpl.runtime.faults import handle_sigterm, mark
+from kdpl.runtime.faults import handle_signals, mark
 from kdpl.runtime.loggers import finish_logging
 from kdpl.runtime.run_folder import LAST
 
@@ -79,7 +79,7 @@ class InterruptionHandler(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's handler, installed just before."""
-        handle_sigterm()
+        handle_signals()
 
     on_test_start = on_validation_start = on_train_start
 

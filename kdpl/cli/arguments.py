@@ -5,7 +5,7 @@
 
 import argparse
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -91,6 +91,7 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     """
     parser = build_parser(command, prog)
     parameters = inspect.signature(command).parameters
+    names = [*map(_option, _parameters(command))]
     if _SETTINGS in parameters:
         # an optional argument has to come first: values of options to hand on look like one
         optional = [
@@ -103,13 +104,13 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
         # settings of stages have dots, or are unlike the command's own options
         for word in settings:
             option = word.partition("=")[0]
-            if option.startswith("--") and "." not in option and (hint := _hint(command, option)):
+            if option.startswith("-") and "." not in option and (hint := near(option, names)):
                 parser.error(f"unrecognized arguments: {word}{hint}")
         options = {**vars(values), **dict.fromkeys(absent), _SETTINGS: settings}
     else:
         values, unknown = parser.parse_known_intermixed_args(argv)
         if unknown:
-            hint = _hint(command, unknown[0].partition("=")[0])
+            hint = near(unknown[0].partition("=")[0], names)
             parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         options = vars(values)
     if _RULE in parameters:
@@ -124,9 +125,9 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     return options
 
 
-def _hint(command: Command, option: str) -> str:
-    near = get_close_matches(option, map(_option, _parameters(command)), n=1)
-    return "".join(f" (did you mean {name}?)" for name in near)
+def near(word: str, names: Iterable[str]) -> str:
+    """Return in brackets the name that is most like a word, or an empty text."""
+    return "".join(f" (did you mean {name}?)" for name in get_close_matches(word, names, n=1))
 
 
 def build_parser(command: Command, prog: str) -> Parser:

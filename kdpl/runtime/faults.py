@@ -23,13 +23,20 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: ends a command as Ctrl-C does, with a different exit code."""
 
 
-def handle_sigterm() -> None:
-    """Let SIGTERM raise ``Terminated`` in the main thread."""
+class _Interrupted(KeyboardInterrupt):
+    """Ctrl-C: after a plain one in an ``exec``, even if caught, Python exits by the signal."""
 
-    def terminate(*_: object) -> NoReturn:
-        raise Terminated
 
-    signal.signal(signal.SIGTERM, terminate)
+def handle_signals() -> None:
+    """Let SIGTERM raise ``Terminated`` in the main thread, and Ctrl-C a ``KeyboardInterrupt``."""
+
+    def end(number: int, _: object) -> NoReturn:
+        raise Terminated if number == signal.SIGTERM else _Interrupted
+
+    signal.signal(signal.SIGTERM, end)
+    # a shell's background jobs ignore it
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end)
 
 
 def end_with_starter() -> None:
