@@ -123,6 +123,9 @@ def in_one_sentence(hint: Callable[[str], str] = lambda _: "") -> Iterator[None]
             # the innermost parser names the setting that is wrong
             innermost = [error, *(c for c in causes if isinstance(c, ArgumentError))][-1]
             message = " ".join(str(innermost).split())
+            if "MLFLOW_ALLOW_FILE_STORE" in message:
+                # at the end of a page, as jsonargparse turns MLflow's exception into text
+                message = "MLflow takes no folder (set MLFLOW_TRACKING_URI to sqlite:///mlflow.db)"
             raise ConfigError(
                 f"{message}{hint(message)}: correct the config or the command line "
                 "(--print_config shows all settings)"

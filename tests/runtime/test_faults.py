@@ -9,6 +9,7 @@ from kdpl.runtime.faults import in_one_sentence
     [
         (ArtifactError("no such file: give another"), ArtifactError, "^no such file: give"),
         (ModuleNotFoundError("No module named 'x'"), ConfigError, "No module named 'x'"),
+        (ValueError("a page of text - set `MLFLOW_ALLOW_FILE_STORE=true`"), ConfigError, "^MLflow"),
         (ZeroDivisionError(), ZeroDivisionError, None),
     ],
 )

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from runs import at_step, configs, fit_teacher, rows_of
+from runs import at_step, configs, error_line, fit_teacher, rows_of
 from runs import test as run_test
 
 from kdpl.runtime.configs import read_config
@@ -12,7 +12,7 @@ from kdpl.runtime.run_folder import METRICS_FILE
 # importing it takes seconds
 @pytest.mark.slow
 def test_an_interrupted_fit_its_resume_and_its_test_are_three_runs_with_config_and_numbers(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -41,3 +41,9 @@ def test_an_interrupted_fit_its_resume_and_its_test_are_three_runs_with_config_a
     for run, name in ((resumed, "train/loss"), (resumed, "val/acc"), (tested, "test/acc")):
         *_, last = (row[name] for row in rows_of(out / METRICS_FILE) if row[name])
         assert run.data.metrics[name] == pytest.approx(float(last)), name
+    # 3.17 refuses a folder, which Lightning takes by default
+    if hasattr(mlflow.environment_variables, "MLFLOW_ALLOW_FILE_STORE"):
+        monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")
+        capsys.readouterr()
+        assert fit_teacher(tmp_path / "more", *configs("logger/mlflow.yaml")) == 1
+        error_line(capsys, "MLflow takes no folder (set MLFLOW_TRACKING_URI")
