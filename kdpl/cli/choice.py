@@ -23,6 +23,17 @@ class Options:
     settings: Sequence[str] = ()
     seed: int = 1
 
+    def files(self) -> dict[str, list[str]]:
+        """Return the files of the configs, shared and of each stage, all of which can be read."""
+        files = {
+            "shared": [find_config(name) for name in self.config],
+            "teacher": [find_config(name, "teacher") for name in self.teacher],
+            "student": [find_config(name, "student") for name in self.student],
+        }
+        for file in (*files["shared"], *files["teacher"], *files["student"]):
+            read_config(file)
+        return files
+
     def words(self) -> list[str | Path]:
         """Return the options but for settings as words of ``command``."""
         words: list[str | Path] = []
@@ -43,8 +54,8 @@ class Options:
 
     def names_set(self) -> list[str]:
         """Return the dotted names of the settings that are given, but for the teacher's configs."""
-        configs = [read_config(find_config(name)) for name in self.config]
-        configs += [read_config(find_config(name, "student")) for name in self.student]
+        files = self.files()
+        configs = map(read_config, files["shared"] + files["student"])
         names = [name for config in configs for name in flatten(config)]
         names += [setting.lstrip("-").partition("=")[0] for setting in self.settings]
         return [name.replace(".init_args", "") for name in names]

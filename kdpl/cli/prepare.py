@@ -11,7 +11,7 @@ from kdpl.cli.init import CONFIG, survey
 from kdpl.data.storage import find_images
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.runtime.advice import absolute
-from kdpl.runtime.configs import find_config, read_config, shipped_configs
+from kdpl.runtime.configs import read_config, shipped_configs
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import write_text
 from kdpl.runtime.messages import process_rank
@@ -103,11 +103,7 @@ def parse_stages(out: Path, run: Options) -> "tuple[dict[str, list[str]], dict[s
     from kdpl.cli.fit import parse_stage
     from kdpl.tasks import MULTI_CLASS
 
-    configs = {
-        "shared": [find_config(name) for name in run.config],
-        "teacher": [find_config(name, "teacher") for name in run.teacher],
-        "student": [find_config(name, "student") for name in run.student],
-    }
+    configs = run.files()
 
     def parse(name: str, **model: Any) -> "KdplCLI":
         files = [f"--config={file}" for file in (*configs["shared"], *configs[name])]

@@ -79,7 +79,6 @@ def run(
         settings: Options for both stages.
     """
     from kdpl.cli.choice import Options
-    from kdpl.cli.prepare import complete, parse_stages
 
     # choose what is not given
     reading = (class_names, label_separator)
@@ -90,6 +89,10 @@ def run(
     require_folder_of("a run", folder, RUN_FILE, (*STAGE_FOLDERS, DATA_FOLDER))
     settings = [f"--data.init_args.shots={shots}", *settings] if shots is not None else settings
     options = Options(config, teacher, student, search, settings, seed)
+    options.files()  # refuses mistyped names before imports that take seconds
+
+    from kdpl.cli.prepare import complete, parse_stages
+
     if path is not None:
         options = complete(path, folder, options, reading)
 

@@ -125,6 +125,10 @@ def estimate(
     require_folder_of("an estimate", folder, ESTIMATE_FILE, (DATA_FOLDER,))
 
     from kdpl.cli.choice import Options
+
+    given = Options(teacher=teacher, student=student, seed=seed)
+    given.files()  # refuses mistyped names before imports that take seconds
+
     from kdpl.cli.prepare import prepare
     from kdpl.report.estimate.expected import describe
     from kdpl.report.estimate.folds import measure
@@ -132,7 +136,6 @@ def estimate(
     from kdpl.report.page import fill
     from kdpl.runtime.messages import inform
 
-    given = Options(teacher=teacher, student=student, seed=seed)
     choice = prepare(path, folder, given, (class_names, None))
     # marks the folder
     write_text(folder / ESTIMATE_FILE, "This estimate was not finished: start it again.")

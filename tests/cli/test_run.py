@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import sys
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -126,6 +127,24 @@ def test_a_wrong_start_is_one_line_and_nothing_is_written(
     assert main(args) == 1
     error_line(capsys, *words)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.yaml", "misspelt.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["run", "pets", "--teacher=promptsrc"], ["'promptsrc'", "(promptsrc_vit_l14"]),
+        (["run", "pets", "--config=trainer/typo"], ["'trainer/typo'", "trainer/cpu"]),
+        (["run", "pets", "--teacher=gone.yaml"], ["gone.yaml does not exist"]),
+        (["run", "pets", "-shots", "4"], ["-shots (did you mean --shots?)"]),
+        (["run", "pets", "--shot=4"], ["--shot=4 (did you mean --shots?)"]),
+    ],
+)
+def test_a_mistyped_name_is_refused_before_the_images_are_looked_at(
+    args, words, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "kdpl.cli.prepare", None)  # imports Lightning
+    assert main(args) == 1
+    error_line(capsys, *words)
 
 
 @pytest.mark.parametrize(
