@@ -144,6 +144,8 @@ def estimate(
     values = describe(frozen, measure(frozen), names)
     words = given.words()
     words += ["--class-names", Path(class_names)] if class_names else []
+    if (taken := Path("runs") / name).exists():
+        words += ["--out", taken.with_name(f"{name}_run")]
     values |= {"name": name, "command": command("run", Path(path), *words)}
     write_text(folder / ESTIMATE_FILE, fill("estimate.html.jinja", **values))
     print(fill("estimate.txt.jinja", **values) + f"page: {folder / ESTIMATE_FILE}")

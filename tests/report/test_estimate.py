@@ -247,11 +247,17 @@ def digits(tmp_path_factory):
     return root
 
 
-def test_the_command_estimates_a_folder_and_again_and_keeps_the_features(digits, tmp_path, capsys):
+def test_the_command_estimates_a_folder_and_again_and_keeps_the_features(
+    digits, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "my_digits").mkdir(parents=True)
     out = tmp_path / "out"
     options = ["estimate", str(digits), f"--out={out}"]
     assert main(options) == 0
     printed = capsys.readouterr().out
+    # the folder by default is taken
+    assert f"run it: python -m kdpl run {digits} --out {tmp_path}/runs/my_digits_run\n" in printed
     page = (out / "estimate.html").read_text()
     for name in (STUDENT, ZERO_SHOT, PROBE, LARGER_PROBE):
         assert name in printed
