@@ -68,7 +68,7 @@ def export(
         images = torch.randint(
             256, (_NOISE_IMAGES, 3, size, size), dtype=torch.uint8, generator=generator
         )
-        note = " (on noise: give --check for real images)"
+        note = " (on noise: remove it and add --check IMAGES to compare on real images)"
 
     # write the file, and keep it only if it predicts the same
     with atomic_path(path) as temporary:

@@ -1,9 +1,10 @@
 """Decision rules for a wanted error, prediction sets, calibration, and none of the classes."""
 
 from kdpl.classifier import Classifier
-from kdpl.confidence.held_out import TEMPERATURES, held_out_of
+from kdpl.confidence.held_out import held_out_of, to_calibrate
 from kdpl.confidence.unknown import NAME, unknown_of
 from kdpl.errors import ConfigError
+from kdpl.runtime.faults import mark
 from kdpl.tasks import DecisionRule, require_one_class
 
 
@@ -44,14 +45,13 @@ def decision_rule(
     if max_error is None and sets is None and not calibrated:
         return DecisionRule(scores=scores)
     held_out = held_out_of(classifier)
-    # a temperature at its bound was not found
-    if calibrated and held_out.temperature in TEMPERATURES:
-        raise ConfigError(
-            f"on {len(held_out)} held-out images no temperature is best: calibrate on more images"
+    try:
+        return DecisionRule(
+            held_out.best_temperature() if calibrated else 1.0,
+            held_out.threshold(max_error) if max_error is not None else None,
+            held_out.set_threshold(sets) if sets is not None else None,
+            scores=scores,
         )
-    return DecisionRule(
-        held_out.temperature if calibrated else 1.0,
-        held_out.threshold(max_error) if max_error is not None else None,
-        held_out.set_threshold(sets) if sets is not None else None,
-        scores=scores,
-    )
+    except ConfigError as error:
+        mark(error, to_calibrate(classifier.folder))
+        raise

@@ -18,6 +18,7 @@ from kdpl.classifier import Classifier
 from kdpl.classifier.companion import OfClassifier, read_of_classifier
 from kdpl.confidence.student_outputs import LearnedCompanion, StudentOutputs
 from kdpl.errors import ArtifactError, ConfigError
+from kdpl.runtime.advice import command
 from kdpl.runtime.artifacts import STRICT, write_tensors
 from kdpl.runtime.predictions import spread
 from kdpl.tasks import MULTI_CLASS
@@ -41,7 +42,6 @@ CONFIDENCE = 0.95
 """Probability, over draws of the held-out images, that a threshold keeps a wanted error."""
 
 _REMEDIES = "accept a larger error, or calibrate on more images"
-REMEDY = "run python -m kdpl calibrate with labelled images that it was not trained on"
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -125,20 +125,25 @@ class HeldOutScores(LearnedCompanion):
         if len(self) < least:
             raise ConfigError(
                 f"it takes {least} held-out images or more to show an error of "
-                f"{_percent(max_error)}, not {len(self)}: {_REMEDIES}"
+                f"{100 * max_error:.3g}%, not {len(self)}: {_REMEDIES}"
             )
+        # numbers of images to accept: the first, each that permits one more error, and the last
+        counts = np.arange(max(least, math.ceil(len(self) * strictest)), len(self) + 1)
+        permitted = scipy.stats.binom.ppf(1 - confidence, counts, max_error)
+        tested = sorted({*counts[np.diff(permitted, prepend=-1) > 0].tolist(), len(self)})
         # from the strictest threshold down, until the bound is too large
-        first = max(least, math.ceil(len(self) * strictest))
-        threshold = None
-        for count in _counts(first, len(self), max_error, confidence):
-            candidate, accepted, errors = self._accepting(count)
+        ranked, threshold = self.scores.sort(descending=True).values, None
+        for count in tested:
+            # more than count where scores are equal
+            reached = self.scores >= ranked[count - 1]
+            accepted, errors = int(reached.sum()), int((reached & ~self.correct).sum())
             if scipy.stats.binom.cdf(errors, accepted, max_error) > 1 - confidence:
                 break
-            threshold = candidate
+            threshold = float(ranked[count - 1])
         if threshold is None:
             raise ConfigError(
                 "no threshold that accepts half of the held-out images shows an error of "
-                f"{_percent(max_error)}: {_REMEDIES}"
+                f"{100 * max_error:.3g}%: {_REMEDIES}"
             )
         return threshold
 
@@ -160,10 +165,18 @@ class HeldOutScores(LearnedCompanion):
         if rank > len(self):
             least = math.ceil(coverage / (1 - coverage) - 1e-9)
             raise ConfigError(
-                f"it takes {least} held-out images or more for sets of {_percent(coverage)}, not "
+                f"it takes {least} held-out images or more for sets of {100 * coverage:.3g}%, not "
                 f"{len(self)}: accept less coverage, or calibrate on more images"
             )
         return float(self.label_scores.sort(descending=True).values[rank - 1])
+
+    def best_temperature(self) -> float:
+        """Return the temperature; a ConfigError if it was not found, and is at its bound."""
+        if self.temperature in TEMPERATURES:
+            raise ConfigError(
+                f"on {len(self)} held-out images no temperature is best: calibrate on more images"
+            )
+        return self.temperature
 
     def temperature_warning(self) -> str | None:
         """Return a warning if the temperature is of too few images, else None."""
@@ -178,17 +191,8 @@ class HeldOutScores(LearnedCompanion):
         if self.sampled:
             raise ConfigError(
                 "the held-out images are a sample of so many of each class (val_shots), which does "
-                f"not show the errors among images as they come: {REMEDY}"
+                "not show the errors among images as they come: calibrate on such images"
             )
-
-    def _accepting(self, count: int) -> tuple[float, int, int]:
-        """Return a threshold, and the numbers of images that it accepts and of errors among them.
-
-        It accepts ``count`` images, or more where scores are equal.
-        """
-        threshold = self.scores.sort(descending=True).values[count - 1]
-        accepted = self.scores >= threshold
-        return float(threshold), int(accepted.sum()), int((accepted & ~self.correct).sum())
 
     def save(self, folder: Path, classifier: str) -> None:
         """Write the file into a folder, atomically, with the fingerprint of the classifier."""
@@ -201,7 +205,7 @@ class HeldOutScores(LearnedCompanion):
     @classmethod
     def read(cls, folder: Path, classifier: str, width: int = 0) -> Self:
         """Read the file of a folder; an ArtifactError if damaged or of another classifier."""
-        path, remedy = folder / cls.file, f"remove it, or {REMEDY}"
+        path, remedy = folder / cls.file, f"remove it, or {to_calibrate(folder)}"
         shapes = {"scores": "float32 N", "label_scores": "float32 N", "correct": "bool N"}
         tensors, settings = read_of_classifier(
             path, KIND, VERSION, _Fields, classifier, remedy, shapes
@@ -223,16 +227,20 @@ class HeldOutScores(LearnedCompanion):
         }
 
 
+def to_calibrate(folder: Path | None) -> str:
+    """Return how scores of other images are kept in a classifier's folder, as a command to run."""
+    words = command("calibrate", folder or "CLASSIFIER")
+    return f"run {words} IMAGES with labelled images that it was not trained on"
+
+
 def held_out_of(classifier: Classifier) -> HeldOutScores:
     """Return a classifier's scores of held-out images; an ArtifactError if it has none."""
     scores = classifier.companions.get(NAME)
     if not isinstance(scores, HeldOutScores):
-        raise ArtifactError(f"this classifier has no scores of held-out images: {REMEDY}")
+        raise ArtifactError(
+            f"this classifier has no scores of held-out images: {to_calibrate(classifier.folder)}"
+        )
     return scores
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g}%"
 
 
 def require_share(name: str, value: float) -> None:
@@ -241,16 +249,6 @@ def require_share(name: str, value: float) -> None:
         raise ConfigError(
             f"{name} is {value}, expected a share between 0 and 1: give for example 0.05"
         )
-
-
-def _counts(first: int, last: int, max_error: float, confidence: float) -> list[int]:
-    """Return the numbers of accepted images to test.
-
-    They are the first, every number that permits one more error, and the last.
-    """
-    counts = np.arange(first, last + 1)
-    permitted = scipy.stats.binom.ppf(1 - confidence, counts, max_error)
-    return sorted({*counts[np.diff(permitted, prepend=-1) > 0].tolist(), last})
 
 
 def fit_temperature(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float:

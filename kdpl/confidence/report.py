@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kdpl.confidence.held_out import CONFIDENCE, TEMPERATURES, HeldOutScores, held_out_of
+from kdpl.confidence.held_out import CONFIDENCE, HeldOutScores, held_out_of, to_calibrate
 from kdpl.confidence.labeled import classify_records
 from kdpl.confidence.taxonomy.scores import FILE
 from kdpl.confidence.taxonomy.tree import Taxonomy
-from kdpl.errors import ConfigError, DataError, KdplError
+from kdpl.errors import ConfigError, KdplError
 from kdpl.metrics import test_key
 from kdpl.report.accuracy import thumbnail
 from kdpl.report.charts import line_chart
@@ -54,12 +54,7 @@ def calibrate(run: Run) -> dict[str, Any]:
     # at the temperature of the held-out images
     try:
         held_out = held_out_of(run.classifier)
-        temperature, images = held_out.temperature, len(held_out)
-        if temperature in TEMPERATURES:
-            low, high = TEMPERATURES
-            raise DataError(
-                f"on {images} held-out images no temperature from {low} to {high} is best"
-            )
+        temperature, images = held_out.best_temperature(), len(held_out)
         confidences = confidences_at(temperature, run, predictions)
     except (KdplError, OSError) as error:
         return {**facts, "gap": str(error)}
@@ -128,7 +123,8 @@ def rejection(run: Run) -> dict[str, Any]:
     # examples for the smallest error that has a threshold
     if strictest := next((row for row in rows if row["gap"] is None), None):
         facts["rejects"] = _rejects(run, strictest, predictions)
-    return {**facts, "rows": rows, "images": len(held_out), "confidence": CONFIDENCE}
+    facts |= {"images": len(held_out), "confidence": CONFIDENCE}
+    return {**facts, "rows": rows, "more": to_calibrate(run.classifier.folder)}
 
 
 def _row(held_out: HeldOutScores, wanted: float, scores: Floats, correct: Bools) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kdpl.cli.arguments import MakeRule, require_file
 from kdpl.errors import ConfigError
+from kdpl.runtime.advice import command
 from kdpl.runtime.run_folder import require_classifier
 
 if TYPE_CHECKING:
@@ -41,9 +42,10 @@ def thresholds(
     loaded = load_classifier(classifier, None, "auto")
     names, task = loaded.class_names, loaded.task
     if not isinstance(task, MultiLabel):
+        words: list[str | Path] = ["--class-names", Path(class_names)] if class_names else []
         raise ConfigError(
             f"{classifier} names one class for each image and needs no thresholds of classes: "
-            "run python -m kdpl calibrate"
+            f"run {command('calibrate', Path(classifier), Path(images), *words)}"
         )
     records = labeled_records(images, class_names, names, label_separator)
     logits, targets = (tensor.cpu() for tensor in classify_records(loaded, records))

@@ -131,8 +131,9 @@ def choose_thresholds(logits: Tensor, targets: Tensor) -> list[float]:
         if not is_hit.any():
             chosen.append(DEFAULT)
             continue
-        # F1 of each number of accepted images
-        counts = torch.tensor(_counts(falling))
+        # F1 of each number of images that a threshold can accept
+        ends = torch.nonzero(falling[1:] < falling[:-1]).flatten() + 1
+        counts = torch.tensor([*ends.tolist(), len(falling)])
         scores = 2 * is_hit.cumsum(0)[counts - 1] / (counts + is_hit.sum())
         best = int(counts[scores.max(dim=0).indices])
         chosen.append(_between(falling, best))
@@ -147,12 +148,6 @@ def of_expected_counts(logits: Tensor) -> list[float]:
     falling = logits.float().sigmoid().cpu().sort(dim=0, descending=True).values
     counts = falling.sum(dim=0).round().clamp(min=1).int().tolist()
     return [_between(falling[:, c], count) for c, count in enumerate(counts)]
-
-
-def _counts(falling: Tensor) -> list[int]:
-    """Return the numbers of images that a threshold on falling probabilities can accept."""
-    ends = torch.nonzero(falling[1:] < falling[:-1]).flatten() + 1
-    return [*ends.tolist(), len(falling)]
 
 
 def _between(falling: Tensor, count: int) -> float:

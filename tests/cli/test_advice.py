@@ -3,10 +3,12 @@
 import ast
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
@@ -18,9 +20,11 @@ from kdpl.cli.fit import parse_stage
 from kdpl.cli.run_summary import summarize
 from kdpl.errors import KdplError
 from kdpl.runtime.configs import find_config
+from kdpl.runtime.faults import sentence
+from kdpl.tasks import MULTI_CLASS
 
 COMMAND = re.compile(
-    r"python -m kdpl (.+?)(?: tells how| decodes every image|, and give|\)|$)", re.M
+    r"python -m kdpl (.+?)(?: tells how| decodes every image|, and give| with labelled|\)|$)", re.M
 )
 
 TESTED = {
@@ -36,7 +40,7 @@ TESTED = {
 def error_of(function, *args):
     with pytest.raises(KdplError) as raised:
         function(*args)
-    return str(raised.value)
+    return sentence(raised.value)
 
 
 def in_full(capsys):
@@ -74,6 +78,35 @@ def run_without_a_test(capsys):
     return f"{untested}\n{error_of(intervals.scores_of, run, tested)}"
 
 
+def too_few_held_out_images(capsys):
+    pytest.importorskip("kdpl.confidence")
+    from kdpl.confidence.decision import decision_rule
+    from kdpl.confidence.held_out import NAME, HeldOutScores
+    from kdpl.confidence.taxonomy import scores, tree
+
+    folder, none = Path("my runs/student/classifier"), torch.empty(0, 1)
+    folder.mkdir(parents=True)
+    held_out = HeldOutScores(1.0, none[:, 0], none[:, 0], none[:, 0] > 0)
+    names = ("cat", "dog")
+    taxonomy = tree.Taxonomy("pet", (names,), torch.tensor([[0, 1]]))
+    levels = scores.LevelScores(taxonomy, none, none > 0)
+
+    def classifier(**companions):
+        return SimpleNamespace(
+            folder=folder, companions=companions, task=MULTI_CLASS, class_names=names
+        )
+
+    return "\n".join(
+        error_of(*advised)
+        for advised in (
+            (decision_rule, classifier(), 0.05),
+            (decision_rule, classifier(**{NAME: held_out}), 0.05),
+            (decision_rule, classifier(**{NAME: replace(held_out, sampled=True)}), None, 0.9),
+            (scores.level_rule, classifier(**{scores.NAME: levels}), 0.05),
+        )
+    )
+
+
 def missing_data(capsys):
     readers = pytest.importorskip("kdpl.benchmark.readers")
     download = pytest.importorskip("kdpl.benchmark.download")
@@ -82,7 +115,10 @@ def missing_data(capsys):
     return f"{capsys.readouterr().out}\n{dataset.damaged(Path('split.json'), 'is empty')}"
 
 
-@pytest.mark.parametrize("advise", [in_full, after_run, run_without_a_test, missing_data])
+ADVICE = [in_full, after_run, run_without_a_test, too_few_held_out_images, missing_data]
+
+
+@pytest.mark.parametrize("advise", ADVICE)
 def test_an_advised_command_is_parsed_in_another_folder(advise, tmp_path, monkeypatch, capsys):
     here, elsewhere = tmp_path / "it's here", tmp_path / "elsewhere"
     here.mkdir()

@@ -69,7 +69,9 @@ def test_a_file_that_differs_too_much_is_not_kept(
     code = export(classifier, kind, out, *calibration, *options)
     if words is None:
         assert code == 0
-        assert ("on noise" in capsys.readouterr().out) == (kind == "onnx")
+        assert ("on noise: remove it and add --check IMAGES" in capsys.readouterr().out) == (
+            kind == "onnx"
+        )
     else:
         refused(capsys, code, *words, "was not kept")
     assert out.exists() == (words is None)

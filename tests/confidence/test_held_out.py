@@ -20,7 +20,7 @@ from kdpl.tasks import MULTI_CLASS
 
 
 def classifier_with(held_out):
-    return SimpleNamespace(companions={"held_out": held_out}, task=MULTI_CLASS)
+    return SimpleNamespace(companions={"held_out": held_out}, task=MULTI_CLASS, folder=None)
 
 
 def scores_of(scores, correct, label_scores=None):

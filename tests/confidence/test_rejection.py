@@ -25,6 +25,7 @@ def test_the_table_and_the_images_are_those_of_the_thresholds(student_run, tmp_p
     held_out.save(classifier, Classifier.load(classifier).fingerprint())
     data = rejection(Run.find(folder))
     rows = {row["wanted"]: row for row in data["rows"]}
+    assert data["more"].startswith(f"run python -m kdpl calibrate {classifier} IMAGES")
     assert "it takes 299 held-out images or more" in rows[0.01]["gap"]
     for wanted in (0.05, 0.1, 0.2):
         threshold = held_out.threshold(wanted)
@@ -48,7 +49,7 @@ def student_of(scores, correct):
         for score, right in zip(scores, correct, strict=True)
     ]
     stage = SimpleNamespace(predictions=predictions)
-    classifier = SimpleNamespace(companions={})
+    classifier = SimpleNamespace(companions={}, folder=None)
     return SimpleNamespace(require=lambda _: stage, classifier=classifier)
 
 

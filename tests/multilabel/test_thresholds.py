@@ -111,7 +111,7 @@ def test_invalid_input_of_the_command_is_refused(folder, labeled, table, capsys,
         assert words in capsys.readouterr().err
 
     refused("several splits", folder, table)
-    refused("names one class for each image", classifier, labeled)
+    refused(f"run python -m kdpl calibrate {classifier} {labeled}\n", classifier, labeled)
     whole = labeled.read_text()
     for old, new, words in (
         (";", "|", "--label-separator '|'"),

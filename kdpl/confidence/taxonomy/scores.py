@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdpl.classifier import Classifier
 from kdpl.classifier.companion import OfClassifier, read_of_classifier
-from kdpl.confidence.held_out import CONFIDENCE, REMEDY, HeldOutScores, require_share
+from kdpl.confidence.held_out import CONFIDENCE, HeldOutScores, require_share, to_calibrate
 from kdpl.confidence.student_outputs import LearnedCompanion, StudentOutputs
 from kdpl.confidence.taxonomy.tree import Taxonomy
 from kdpl.errors import ArtifactError, ConfigError
@@ -90,11 +90,6 @@ class LevelScores(LearnedCompanion):
         with the confidence 1 - 5 % / L, and so all levels together with 95 %.
         """
         require_share("level_error", max_error)
-        if not len(self.scores):
-            raise ArtifactError(
-                "this classifier has a tree, but no held-out images (a sample of val_shots of each "
-                f"class does not count): {REMEDY}"
-            )
         confidence = 1 - (1 - CONFIDENCE) / self.scores.shape[1]
         thresholds = [math.inf] * self.scores.shape[1]
         for level in reversed(range(len(thresholds))):
@@ -142,13 +137,18 @@ def levels_answered(scores: Tensor, thresholds: Thresholds) -> Tensor:
 def level_rule(classifier: Classifier, max_error: float) -> DecisionRule:
     """Make a rule for ``Classifier.predict`` that names the deepest node that keeps an error.
 
-    An ArtifactError if the classifier has no tree.
+    An ArtifactError if the classifier has no tree, or no held-out images.
     """
     scores, classes = classifier.companions.get(NAME), len(classifier.class_names)
     if not isinstance(scores, LevelScores) or scores.taxonomy.of_class.shape[1] != classes:
         raise ArtifactError(
             "this classifier has no tree of its classes: train it with "
             "data.init_args.classes.taxonomy"
+        )
+    if not len(scores.scores):
+        raise ArtifactError(
+            "this classifier has a tree, but no held-out images (a sample of val_shots of each "
+            f"class does not count): {to_calibrate(classifier.folder)}"
         )
     naming = DeepestNode(scores.taxonomy, scores.thresholds(max_error))
     return DecisionRule(scores=(LEVEL,), naming=naming)

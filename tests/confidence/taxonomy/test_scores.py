@@ -124,8 +124,10 @@ def test_it_is_made_of_a_run_with_a_tree_and_read_again(tmp_path):
     # a sample of so many of each class shows no error among images as they come
     for given in (None, validation._replace(sampled=True)):
         LevelScores.made_from(outputs(tmp_path, names, given)).save(tmp_path, "abc")
-        with world.refused(ArtifactError, "run python -m kdpl calibrate"):
-            LevelScores.read(tmp_path, "abc").thresholds(0.05)
+        companions = {"taxonomy": LevelScores.read(tmp_path, "abc")}
+        classifier = SimpleNamespace(companions=companions, class_names=names, folder=tmp_path)
+        with world.refused(ArtifactError, f"run python -m kdpl calibrate {tmp_path} IMAGES"):
+            level_rule(classifier, 0.05)
 
 
 @pytest.mark.parametrize(
