@@ -14,6 +14,7 @@ from kdpl.data.class_mapping import ClassName, read_class_mapping
 from kdpl.data.names import Names, unlisted
 from kdpl.data.readers.table import HELD_OUT, SEVERAL, UNKNOWN
 from kdpl.data.sources import find_unlabeled
+from kdpl.data.storage import find_images
 from kdpl.data.survey import (
     FoundImage,
     find,
@@ -156,6 +157,11 @@ def survey(
 
     # print last, since the reader of a pipe may close it
     _print_survey(source, images, names, notes, affine, [*left_out.values()])
+    others = {*find_images(source, others=True)} - {*places, mapping} if source.is_dir() else ()
+    if others:
+        suffixes = Counter(Path(path).suffix.lower() or "no suffix" for path in sorted(others))
+        counts = ", ".join(f"{suffix} ({count})" for suffix, count in suffixes.most_common())
+        print(f"  not images, and passed over: {visible(counts)}")
     return folder / CONFIG, sum(image.split == "train" for image in images)
 
 
@@ -196,13 +202,14 @@ def _hold_out(
 
 
 def _with_validation(images: list[FoundImage], share: float | None) -> list[FoundImage]:
-    # a share of 0 splits off none, and None only if there are enough labels
+    # a share of 0 splits off none, and None only if there are enough labels of different groups
     if share == 0 or any(image.split == "val" for image in images):
         return images
     if share:
         return set_aside(images, "val", share)
     divided = set_aside(images, "val", _VAL_SHARE, _VAL_LEAST)
-    return divided if _count_validating(divided) >= _VAL_FEWEST else images
+    validating = {image.group or image.path for image in divided if image.split == "val"}
+    return divided if len(validating) >= _VAL_FEWEST else images
 
 
 def _copy(image: FoundImage, kept: FoundImage) -> str:
@@ -310,8 +317,3 @@ def _print_survey(
 
 def _training_counts(images: list[FoundImage]) -> Counter[str]:
     return Counter(name for image in images if image.split == "train" for name in image.classes)
-
-
-def _count_validating(images: Iterable[FoundImage]) -> int:
-    # of different groups, since only these count for bounds
-    return len({image.group or image.path for image in images if image.split == "val"})

@@ -28,9 +28,9 @@ def is_shard(path: str) -> bool:
     return path.lower().endswith((".tar", *COMPRESSED_ENDINGS))
 
 
-def find_images(folder: Path) -> list[str]:
-    """Find images below a folder by extension, sorted, not hidden; follow each link once."""
-    return list(_walk(str(folder), set(), is_image))
+def find_images(folder: Path, others: bool = False) -> list[str]:
+    """Find images, or the ``others``, below a folder, sorted, not hidden; follow each link once."""
+    return list(_walk(str(folder), set(), lambda name: is_image(name) != others))
 
 
 def resolve(path: str) -> Iterator[str]:

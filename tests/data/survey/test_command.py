@@ -110,6 +110,18 @@ def test_without_test_images_a_quarter_of_each_class_is_held_out_and_said_so(tmp
     assert splits_of(tmp_path / "third").held_out
 
 
+def test_files_that_are_not_images_are_counted_by_suffix_but_for_given_and_hidden_ones(
+    tmp_path, survey
+):
+    root = class_folders(tmp_path / "pets")
+    for name in ("cat/1.heic", "eel/2.HEIC", "notes.txt", "README", ".cache/x.bin", "cat/.x"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    (root / "names.csv").write_text("cat,cat\ndog,dog\n")
+    out = survey(root, f"--class-names={root}/names.csv")
+    assert "  not images, and passed over: .heic (2), no suffix (1), .txt (1)\n" in out
+
+
 class _CheckedError(Exception):
     """Raised where a run's first step would begin."""
 
