@@ -7,6 +7,7 @@ from kdpl.cli.arguments import output_file
 from kdpl.errors import ConfigError
 from kdpl.runtime.class_names import composed, fault_of_name
 from kdpl.runtime.files import read_text
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
 
 
 def class_vectors(
@@ -68,8 +69,9 @@ def class_vectors(
         names = _distinct(classes, "--classes")
 
     # imports torch, so only after the checks
-    from kdpl.class_vectors import NameEncoder
+    from kdpl.class_vectors import ClassVectors, NameEncoder
     from kdpl.classifier import Classifier
+    from kdpl.runtime.messages import inform
 
     vectors = NameEncoder.load(teacher).encode(names, num_base, texts) if teacher else None
     if classifier:
@@ -79,6 +81,10 @@ def class_vectors(
     assert vectors is not None  # noqa: S101 - there is a teacher or a classifier
     vectors.save(file)
     print(f"class vectors of {len(names)} class{'es' * (len(names) > 1)}: {file}")
+    tuned_on = Path(teacher or "") / CLASS_VECTORS_FILE
+    known = ClassVectors.load(tuned_on).class_names if tuned_on.is_file() else ()
+    if not (examples or config or {*names} <= {*known}):
+        inform("a student distilled without images of a class may not find it by name (--examples)")
     return 0
 
 

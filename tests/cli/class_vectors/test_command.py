@@ -53,13 +53,16 @@ def test_base_and_novel_classes_have_the_class_vectors_of_their_teachers_run(tmp
         require_frozen(out, tmp_path / "run")
 
 
-def test_names_that_the_teacher_never_saw_are_encoded_with_its_prompts(tmp_path, out, plain_of):
+def test_names_that_the_teacher_never_saw_are_encoded_with_its_prompts(
+    tmp_path, out, plain_of, capsys
+):
     draw = torch.Generator().manual_seed(0)
     context, deep = torch.randn(4, 40, generator=draw), torch.randn(2, 4, 40, generator=draw)
     tensors = {"text_prompts.context": context, "text_prompts.deep": deep}
     prompts = world.tuned_prompts(tensors, "test-teacher", context=None)
     prompts.save(tmp_path / "prompts.safetensors")
     assert encode(tmp_path, out, "--classes", "hermit_crab", " eel ") == 0
+    assert "may not find it by name (--examples)" in capsys.readouterr().err
     vectors = ClassVectors.load(out)
     texts = [prompt_text("X X X X", name) for name in ("hermit_crab", "eel")]
     layers = torch.cat([context[None], deep]).double()
