@@ -12,7 +12,7 @@ from kdpl.data.names import Names, select
 from kdpl.data.options import ReadingOptions
 from kdpl.data.sampling import hold_out, keep_apart, require_apart
 from kdpl.data.sources import OwnImages
-from kdpl.data.splits import Reader, Splits, labels_of
+from kdpl.data.splits import Reader, Splits
 from kdpl.data.storage import read_list
 from kdpl.errors import DataError
 from kdpl.runtime.messages import inform
@@ -182,8 +182,8 @@ def _leave_out(splits: Splits, sources: Collection[str], left: str = "that can b
         tuple(record for record in records if record.source not in gone)
         for records in (splits.train, splits.val, splits.test)
     )
-    trained = {label for record in train for label in labels_of(record)}
-    before = {label for record in splits.train for label in labels_of(record)}
+    trained = {label for record in train for label in record.labels}
+    before = {label for record in splits.train for label in record.labels}
     for label in sorted(before - trained):
         raise DataError(
             f"class {splits.class_names[label]!r} of {splits.origin} has no training image {left}: "

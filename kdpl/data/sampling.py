@@ -11,7 +11,7 @@ import numpy as np
 
 from kdpl.data import stratified
 from kdpl.data.names import Indices, Names, places, unlisted
-from kdpl.data.splits import Record, Splits, labels_of
+from kdpl.data.splits import Record, Splits
 from kdpl.data.stratified import are_sets, by_label
 from kdpl.errors import DataError
 
@@ -190,7 +190,7 @@ def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: 
     With several labels an image, also if fewer than ``shots`` images lack a class.
     """
     records = list(records)
-    counts = Counter(label for record in records for label in labels_of(record))
+    counts = Counter(label for record in records for label in record.labels)
     sets = are_sets(records)
     for label, name in enumerate(class_names):
         number = min(counts[label], len(records) - counts[label] if sets else shots)

@@ -15,7 +15,6 @@ from kdpl.callbacks.results import gather
 from kdpl.confidence.handover import on_validation_images
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
-from kdpl.data.splits import labels_of
 from kdpl.module import ClassifyingModule, EvalOutput, evaluating
 from kdpl.multilabel.metrics import choose_thresholds, class_scores, of_expected_counts
 from kdpl.multilabel.task import SEPARATOR, MultiLabel
@@ -91,7 +90,7 @@ class SeveralLabels(Handover):
             record = data.splits.test[index]
             predicted = joined(torch.nonzero(decided[row]).flatten().tolist())
             numbers = SEPARATOR.join(f"{number:.6f}" for number in probabilities[row].tolist())
-            labels = joined(labels_of(record))
+            labels = joined(record.labels)
             rows.append((index, record.source, labels, predicted, numbers))
         write_rows(folder / PREDICTIONS_FILE, rows)
 

@@ -34,7 +34,6 @@ def thresholds(
     from kdpl.classifier.bulk import load_classifier
     from kdpl.classifier.folder import keep_task
     from kdpl.confidence.labeled import classify_records, labeled_records
-    from kdpl.data.splits import labels_of
     from kdpl.multilabel.metrics import choose_thresholds, class_scores
     from kdpl.multilabel.task import MultiLabel
 
@@ -49,7 +48,7 @@ def thresholds(
     logits, targets = (tensor.cpu() for tensor in classify_records(loaded, records))
 
     # a class that no image has keeps its threshold
-    having = {label for record in records for label in labels_of(record)}
+    having = {label for record in records for label in record.labels}
     before, chosen = task.thresholds_of(len(names)), choose_thresholds(logits, targets)
     values = [value if label in having else before[label] for label, value in enumerate(chosen)]
     keep_task(Path(classifier), MultiLabel(values).settings())

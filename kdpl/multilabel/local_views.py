@@ -24,7 +24,6 @@ from kdpl.data.datasets import OpenImage
 from kdpl.data.inference import read_in_workers
 from kdpl.data.names import Indices, Names
 from kdpl.data.probe import logistic_regression
-from kdpl.data.splits import labels_of
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.multilabel.crops import Crops
 from kdpl.multilabel.task import MultiLabel
@@ -290,7 +289,7 @@ def _multi_hot(inputs: TargetInputs) -> Tensor:
     labeled = len(inputs.class_names) if inputs.num_base is None else inputs.num_base
     has = torch.zeros(len(inputs.labeled), labeled, dtype=torch.bool)
     for row, record in zip(has, inputs.labeled, strict=True):
-        row[list(labels_of(record))] = True
+        row[list(record.labels)] = True
     return has
 
 

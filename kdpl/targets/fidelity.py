@@ -15,7 +15,7 @@ from kdpl.clip import Frozen
 from kdpl.data.augmentation import NoAugmentation
 from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.datamodule import DomainDataModule
-from kdpl.data.datasets import RandomView, UnlabeledImages
+from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
 from kdpl.data.loader import LazyLoader
@@ -138,7 +138,7 @@ class Fidelity(Callback):
 def _loader(trainer: Trainer, teacher: Resizing | None = None) -> DataLoader[UnlabeledBatch]:
     data, student = domain_of(trainer), cast(ClassifyingModule, trainer.lightning_module)
     unseen, resizing = data.selection.held_out, student.needs.resizing
-    view = RandomView(data.splits.open_image, NoAugmentation(), resizing, data.seed)
+    view = replace(data.view(resizing), augmentation=NoAugmentation())
     images = UnlabeledImages(data.pool.images.take(unseen), view, unseen, teacher)
     keys = [(i, 0) for i in range(trainer.global_rank, len(unseen), trainer.world_size)]
     return LazyLoader(images, keys, data.eval_batch_size, data.num_workers)

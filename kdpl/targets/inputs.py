@@ -17,8 +17,9 @@ from kdpl.class_vectors import FrozenTeacher
 from kdpl.clip import ImageClip
 from kdpl.data.batches import Batch
 from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.inference import infer
-from kdpl.data.names import Indices, digest_of
+from kdpl.data.names import Indices, Names, digest_of
 from kdpl.data.parallel import progress_bar
 from kdpl.data.pool import Selection
 from kdpl.data.splits import Record
@@ -242,10 +243,12 @@ class TargetInputs:
         # the images, and everything that their features depend on
         data, trainer = self._data, self._trainer
         if images is None:
-            dataset = data.unlabeled_images(resizing, self.targeted)
+            sources = self.pool.take(self.targeted)
+            dataset = UnlabeledImages(sources, data.view(resizing), self.targeted)
             named = {name: self.origin[name] for name in ("images", "images with a target")}
         else:
-            dataset, named = data.images_of(images, resizing), {"images": digest(images)}
+            dataset = UnlabeledImages(Names.of(images), data.view(resizing))
+            named = {"images": digest(images)}
         origin = {
             **network,
             **named,

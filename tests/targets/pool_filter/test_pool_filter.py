@@ -10,6 +10,7 @@ from runs import rows_of
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.data.augmentation import resize_and_crop, to_tensor
+from kdpl.data.datasets import UnlabeledImages
 from kdpl.errors import ConfigError, DataError
 from kdpl.optim import OptimConfig
 from kdpl.prompts.tuned import TunedPrompts
@@ -70,8 +71,9 @@ def test_images_below_the_quantile_of_the_labelled_ones_are_left_out(
             values.append(plain.similarity(features, vectors))
         return values
 
-    labeled = domain.images_of([record.source for record in domain.labels.training()], Resizing(32))
-    pool = domain.unlabeled_images(Resizing(32))
+    view, training = domain.view(Resizing(32)), domain.labels.training()
+    labeled = UnlabeledImages([record.source for record in training], view)
+    pool = UnlabeledImages(domain.pool.images, view)
     indices = domain.selection.indices.tolist()
     least = plain.quantile(similarities(labeled, range(len(labeled))), 0.3)
     by_index = dict(zip(indices, similarities(pool, indices), strict=True))
