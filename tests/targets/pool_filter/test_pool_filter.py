@@ -119,8 +119,8 @@ def test_new_images_are_compared_with_the_whole_pool_and_usual_is_what_is_kept(w
     pool = [domain.pool.images[i] for i in domain.selection.indices.tolist()]
     images = [domain.splits.open_image(source) for source in pool]
     image_sample = pytest.importorskip("kdpl.confidence.drift.image_sample")
-    shape = classifier.vectors.vectors.shape
-    sample = image_sample.ImageSample.load(folder, classifier.fingerprint(), shape)
+    width = classifier.vectors.vectors.shape[1]
+    sample = image_sample.ImageSample.load(folder, classifier.fingerprint(), width)
     assert len(sample) == 42
     torch.testing.assert_close(
         sample.features.float(), classifier.embed(images), atol=1e-3, rtol=1e-3
