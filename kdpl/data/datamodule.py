@@ -1,7 +1,7 @@
 """The one datamodule that both stages share."""
 
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -152,13 +152,17 @@ class DomainDataModule(LightningDataModule):
             else f"{type(reader).__module__}.{type(reader).__qualname__}"
         )
         self.classes = classes
-        self.protocol = protocol
-        self.shots = shots
         if val_shots == "auto":
             val_shots = None if reader.own else _VAL_SHOTS
-        self.val_shots = val_shots
+        self._labels_of = partial(
+            Labels,
+            protocol=protocol,
+            shots=shots,
+            val_shots=val_shots,
+            allow_fewer_shots=allow_fewer_shots,
+            seed=seed,
+        )
         self.unlabeled_share = unlabeled_share
-        self.allow_fewer_shots = allow_fewer_shots
         self.balance_classes = balance_classes
         self.augmentation = build_augmentation(augmentation)
         self.batch_size = batch_size
@@ -318,8 +322,7 @@ class DomainDataModule(LightningDataModule):
     @cached_property
     def labels(self) -> Labels:
         """The labels of the dataset that may be seen; it is read on first use."""
-        shots = (self.shots, self.val_shots, self.allow_fewer_shots)
-        return Labels(self.reading.splits, self.protocol, *shots, self.seed)
+        return self._labels_of(self.reading.splits)
 
     @property
     def splits(self) -> Splits:
