@@ -1,6 +1,5 @@
 """``python -m kdpl thresholds``, and the option ``--threshold`` of ``predict`` and ``serve``."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,8 +56,7 @@ def thresholds(
     scores = class_scores(logits, targets, values)
     print("class, threshold, images, precision, recall, F1 on these images:")
     for label, name in enumerate(names):
-        measured = [float(column[label]) for column in scores[2:]]
-        shown = ", ".join("" if math.isnan(score) else f"{score:.3f}" for score in measured)
+        shown = ", ".join(scores.cells(label, digits=3)[1:])
         print(f"  {name}: {values[label]:.4f}, {int(scores.positives[label])}, {shown}")
         if label not in having:
             print("    no held-out image has it: its threshold is as it was")

@@ -297,23 +297,20 @@ class TargetInputs:
         with progress_bar(shown=self._trainer.is_global_zero) as progress:
             batches = progress.track(load(share), description=title)
             parts = [rows.float() for rows, _ in infer(network, batches, self.device)]
-        return self._joined(parts, count)
+
+        # join the rows; a process without images gets the width from the others
+        strategy = self._trainer.strategy
+        width = torch.tensor(parts[0].shape[1] if parts else 0, device=self.device)
+        rows = torch.zeros(count, int(strategy.reduce(width, reduce_op="max")), device=self.device)
+        rows[share] = torch.cat([rows[:0], *parts])
+        total: Tensor = strategy.reduce(rows, reduce_op="sum")
+        return total
 
     def on_first_process(self, function: Callable[[], object]) -> None:
         """Call a function on the first process; the other processes wait."""
         if self._trainer.is_global_zero:
             function()
         self._trainer.strategy.barrier("kdpl targets")
-
-    def _joined(self, parts: list[Tensor], images: int) -> Tensor:
-        """Join the rows of all processes to [images, K]; ``parts`` are this process's rows."""
-        # a process without images gets the width from the others
-        width = torch.tensor(parts[0].shape[1] if parts else 0, device=self.device)
-        width = self._trainer.strategy.reduce(width, reduce_op="max")
-        rows = torch.zeros(images, int(width), device=self.device)
-        rows[self._trainer.global_rank :: self._trainer.world_size] = torch.cat([rows[:0], *parts])
-        total: Tensor = self._trainer.strategy.reduce(rows, reduce_op="sum")
-        return total
 
 
 def rows_of(images: Tensor) -> Tensor:

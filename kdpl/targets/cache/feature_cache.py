@@ -46,7 +46,7 @@ def manifest_of(
     It has this number V of ``views`` of each image (0: any number) with the run's seed. Its
     ``sources`` are a digest of the list of images, independent of the dataset's location.
     """
-    manifest: Origin = as_json(
+    return as_json(
         {
             "version": _VERSION,
             "teacher": vectors.teacher,
@@ -62,7 +62,6 @@ def manifest_of(
             "images_per_shard": images_per_shard(len(images), views),
         }
     )
-    return manifest
 
 
 def read_manifest(folder: Path, expected: Origin, same: Collection[str] = ()) -> Origin:
