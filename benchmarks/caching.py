@@ -1,6 +1,7 @@
 """The teacher cache: filling it, relative to running only the teacher, and reading it."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from kdpl.data.loader import LazyLoader, TrainSampler
 from kdpl.data.sources import open_source
 from kdpl.runtime.origin import Origin
 from kdpl.runtime.resizing import Resizing
-from kdpl.targets.cache.feature_cache import CachedImages, FeatureCache, fill
+from kdpl.targets.cache.feature_cache import FeatureCache, fill
 from kdpl.targets.cache.feature_cache import manifest_of as describe
 from kdpl.targets.shards import Work
 
@@ -120,7 +121,7 @@ class Reading:
             return F.normalize(torch.randn(len(batch), width, generator=draw), dim=1)
 
         fill(self.cache, manifest, Work(images, encode, settings.batch_size, num_workers=0))
-        self.dataset = CachedImages(images, FeatureCache.open(self.cache, manifest))
+        self.dataset = replace(images, cached=FeatureCache.open(self.cache, manifest))
 
     def read(self) -> None:
         """Read all rows once through the loader, in random order, in this process."""

@@ -28,7 +28,7 @@ from benchmarks.worlds.pages import write_pages
 from kdpl.__main__ import main as kdpl
 from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.data.augmentation import resize_and_crop, to_tensor
-from kdpl.data.splits import Record, labels_of
+from kdpl.data.splits import Record
 from kdpl.multilabel import local_views
 from kdpl.multilabel.crops import Crops
 from kdpl.multilabel.local_views import LocalViews, summaries_of
@@ -210,7 +210,7 @@ def _probe(folder: Path, features: dict[str, Tensor]) -> float:
 
     def arrays(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
         x = torch.stack([features[record.source] for record in records]).numpy()
-        return x, np.array([[c in labels_of(r) for c in range(count)] for r in records])
+        return x, np.array([[c in r.labels for c in range(count)] for r in records])
 
     (x, y), val, test = map(
         arrays, (data.labels.tuning("labeled"), data.splits.val, data.splits.test)

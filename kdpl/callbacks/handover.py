@@ -17,7 +17,12 @@ class Handover(Callback):
     """Base of callbacks that write a result at the planned end of a fit, not on interruption.
 
     The last checkpoint is written before, so a kill in between loses no training.
+
+    Attributes:
+        warns: Whether to warn after a training that ended early that nothing is written.
     """
+
+    warns = True
 
     def __init__(self) -> None:
         self._written = False
@@ -28,16 +33,16 @@ class Handover(Callback):
             return
         self._written = True
         if not _is_finished(trainer):
-            self.ended_early()
+            if self.warns:
+                warn(
+                    "training ended early: rerun the same command to resume; nothing was handed "
+                    "over"
+                )
             return
         self.write(trainer, pl_module, Path(trainer.default_root_dir))
         trainer.strategy.barrier("kdpl handover")
 
     on_fit_end = on_train_end
-
-    def ended_early(self) -> None:
-        """Warn that nothing is written; further callbacks override it to stay silent."""
-        warn("training ended early: rerun the same command to resume; nothing was handed over")
 
     @abstractmethod
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:

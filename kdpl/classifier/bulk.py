@@ -143,7 +143,7 @@ class BulkPrediction:
             for companion in classifier.companions.values() if options.rule.scores else ():
                 companion.save(Path(folder), "")
             files = [path.read_bytes() for path in sorted(Path(folder).iterdir())]
-        origin: Origin = as_json(
+        return as_json(
             {
                 "weights": classifier.fingerprint(),
                 "class names": digest(classifier.class_names),
@@ -158,7 +158,6 @@ class BulkPrediction:
                 "rule": vars(options.rule),
             }
         )
-        return origin
 
     def _rows(self, skip: int, show_bar: bool = True) -> Iterator[Row]:
         items = islice(read_items(self.sources), skip, None)

@@ -1,17 +1,13 @@
 """Files of plugins in a classifier's folder, such as thresholds, further scores, a pool sample."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Self, TypeVar
+from typing import ClassVar, Self
 
-import pydantic.dataclasses
-from pydantic import Field
 from torch import Tensor
 
-from kdpl.errors import ArtifactError
 from kdpl.runtime import plugins
-from kdpl.runtime.artifacts import STRICT, parse_metadata, read_tensors
 
 
 class Companion(ABC):
@@ -59,51 +55,3 @@ class Companion(ABC):
 def companion_kinds() -> dict[str, type[Companion]]:
     """Return the companion classes of all plugins by name."""
     return plugins.load_all("companions")
-
-
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
-class OfClassifier:
-    """The fields of a file that is kept beside a classifier: its fingerprint."""
-
-    classifier: Annotated[str, Field(pattern="^[0-9a-f]+$", max_length=200)]
-
-
-C = TypeVar("C", bound=OfClassifier)
-
-
-def read_of_classifier(
-    path: Path,
-    kind: str,
-    version: int,
-    fields_of: type[C],
-    classifier: str,
-    remedy: str,
-    shapes: Mapping[str, str],
-    **sizes: int,
-) -> tuple[dict[str, Tensor], C]:
-    """Read the tensors and fields of a file that is kept beside a classifier.
-
-    ``shapes`` are type and axes of each tensor, as in ``float32 N D``. Axes of one name have one
-    size, from ``sizes`` if it is there; only one in lower case may be empty.
-    """
-    tensors, read = read_tensors(path, kind, version, remedy)
-    fields = parse_metadata(fields_of, read, str(path), remedy)
-    if fields.classifier != classifier:
-        raise ArtifactError(f"{path} is of another classifier than {path.parent}: {remedy}")
-
-    def fits(tensor: Tensor, dtype: str, *axes: str) -> bool:
-        return (
-            str(tensor.dtype) == f"torch.{dtype}"
-            and len(axes) == tensor.ndim
-            and all(
-                sizes.setdefault(axis, size) == size and (size > 0 or axis.islower())
-                for axis, size in zip(axes, tensor.shape, strict=True)
-            )
-        )
-
-    # further tensors are of earlier versions
-    if not shapes.keys() <= tensors.keys() or not all(
-        fits(tensors[name], *shape.split()) for name, shape in shapes.items()
-    ):
-        raise ArtifactError(f"{path} is damaged (its tensors are invalid): {remedy}")
-    return {name: tensors[name] for name in shapes}, fields

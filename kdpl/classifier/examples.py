@@ -29,8 +29,7 @@ class PoolModel:
     def __init__(self, features: Tensor, vectors: Tensor) -> None:
         features, vectors = features.double(), vectors.double()
         predicted = (features @ vectors.T).argmax(dim=1)
-        shown = predicted.bincount().nonzero().flatten()
-        labels = torch.searchsorted(shown, predicted)
+        shown, labels = torch.unique(predicted, return_inverse=True)
         members = F.one_hot(labels).double()
         means = members.T @ features / members.sum(dim=0)[:, None]
         residuals = features - means[labels]

@@ -68,10 +68,7 @@ def metadata(classifier: Classifier, input_type: InputType) -> dict[str, str]:
     return {
         "class_names": json.dumps(classifier.class_names),
         "decoding": json.dumps(asdict(classifier.decoding)),
-        "image_size": str(size),
-        "resize_mode": images.resize_mode,
-        "interpolation": images.interpolation,
-        "crop_pct": str(images.crop_pct),
+        **{name: str(value) for name, value in vars(images).items()},
         "resize": f"{edge} to {images.edge}, {images.interpolation} with antialiasing as Pillow "
         "does it",
         "crop": f"the square of {size} in the centre, black where the image does not reach",

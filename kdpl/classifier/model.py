@@ -91,6 +91,14 @@ class Classifier(nn.Module):
         self.task.require_classes(vectors.class_names)
         self.eval()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # companions are not part of the state, but move with it
+        for companion in self.companions.values():
+            if isinstance(companion, nn.Module):
+                companion._apply(fn, recurse)  # type: ignore[no-untyped-call]  # no types in torch
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as above
+        return self
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the logits."""

@@ -21,10 +21,7 @@ SCHEME = "timm"
 class TimmTower(ImageTower):
     """Network of timm without its classifier, whose batch norms train."""
 
-    def train(self, mode: bool = True) -> "TimmTower":
-        """Switch between training and evaluation."""
-        nn.Module.train(self, mode)
-        return self
+    train = nn.Module.train
 
 
 def build_network(name: str, image_size: int, pretrained: bool = False) -> Any:

@@ -107,8 +107,8 @@ def watch(
     if against:
         pool = read_batch(loaded, references, "--against").sample.draw(MAX_IMAGES)
     else:
-        shape = loaded.vectors.vectors.shape
-        pool = ImageSample.load(Path(classifier), loaded.fingerprint(), shape)
+        width = loaded.vectors.vectors.shape[1]
+        pool = ImageSample.load(Path(classifier), loaded.fingerprint(), width)
     if len(pool) < MIN_IMAGES:
         raise ConfigError(
             f"it takes {MIN_IMAGES} images of the pool or more, and {classifier} keeps "

@@ -5,7 +5,7 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,17 +15,14 @@ from pydantic import Field
 from torch import Tensor
 
 from kdpl.classifier import Classifier
-from kdpl.classifier.companion import OfClassifier, read_of_classifier
-from kdpl.confidence.student_outputs import LearnedCompanion, StudentOutputs
+from kdpl.confidence.student_outputs import LearnedCompanion, OfClassifier, StudentOutputs
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.advice import command
-from kdpl.runtime.artifacts import STRICT, write_tensors
+from kdpl.runtime.artifacts import STRICT
 from kdpl.runtime.predictions import spread
 from kdpl.tasks import MULTI_CLASS
 
 NAME = "held_out"
-KIND = "scores of held-out images"
-VERSION = 1
 
 TEMPERATURES = (0.05, 20.0)
 """Bounds of a fitted temperature."""
@@ -67,6 +64,10 @@ class HeldOutScores(LearnedCompanion):
     """
 
     file: ClassVar[str] = "held_out.safetensors"
+    kind: ClassVar[str] = "scores of held-out images"
+    remedy: ClassVar[str] = "remove it, or run python -m kdpl calibrate on other images"
+    shapes: ClassVar = {"scores": "float32 N", "label_scores": "float32 N", "correct": "bool N"}
+    fields = _Fields
 
     temperature: float
     scores: Tensor
@@ -194,23 +195,9 @@ class HeldOutScores(LearnedCompanion):
                 "not show the errors among images as they come: calibrate on such images"
             )
 
-    def save(self, folder: Path, classifier: str) -> None:
-        """Write the file into a folder, atomically, with the fingerprint of the classifier."""
-        tensors = dict(vars(self))
-        fields = {"temperature": tensors.pop("temperature"), "classifier": classifier}
-        if tensors.pop("sampled"):
-            fields["sampled"] = True
-        write_tensors(folder / self.file, KIND, VERSION, tensors, fields)
-
-    @classmethod
-    def read(cls, folder: Path, classifier: str, width: int = 0) -> Self:
-        """Read the file of a folder; an ArtifactError if damaged or of another classifier."""
-        path, remedy = folder / cls.file, f"remove it, or {to_calibrate(folder)}"
-        shapes = {"scores": "float32 N", "label_scores": "float32 N", "correct": "bool N"}
-        tensors, settings = read_of_classifier(
-            path, KIND, VERSION, _Fields, classifier, remedy, shapes
-        )
-        return cls(settings.temperature, **tensors, sampled=settings.sampled)
+    def contents(self) -> dict[str, Any]:
+        """Return the attributes, ``sampled`` only if true, as in files of earlier versions."""
+        return {name: value for name, value in vars(self).items() if value is not False}
 
     def metadata(self, num_classes: int) -> dict[str, str]:
         """Return the temperature and the thresholds that the images suffice for."""

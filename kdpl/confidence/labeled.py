@@ -15,7 +15,7 @@ from kdpl.data.groups import one_of_each
 from kdpl.data.inference import infer_labeled, read_evaluation_images
 from kdpl.data.readers.folder import images_by_class, split_folders
 from kdpl.data.readers.table import Table, separator_in
-from kdpl.data.splits import Record, labels_of
+from kdpl.data.splits import Record
 from kdpl.errors import DataError
 
 _BATCH_SIZE = 64
@@ -84,7 +84,7 @@ def labeled_records(
     if label_separator is None:
         return [Record(record.source, numbers[keys[record.single]]) for record in records]
     return [
-        Record(record.source, tuple(sorted(numbers[keys[label]] for label in labels_of(record))))
+        Record(record.source, tuple(sorted(numbers[keys[label]] for label in record.labels)))
         for record in records
     ]
 

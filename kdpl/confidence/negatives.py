@@ -30,6 +30,8 @@ class NegativeVectors(Handover):
         words: Text file with a word on each line, instead of everyday words.
     """
 
+    warns = False  # the class vectors do
+
     def __init__(self, words: str | None = None) -> None:
         super().__init__()
         self.words = everyday_words() if words is None else read_words(words)
@@ -39,9 +41,6 @@ class NegativeVectors(Handover):
         """Raise a ConfigError if a word is a class, or too long for the text tower."""
         teacher = cast(TeacherPromptTuning, pl_module)
         teacher.require_texts(self._negative_words(teacher))
-
-    def ended_early(self) -> None:
-        """Do nothing: the class vectors warn of it."""
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Encode on all processes, write on one.

@@ -11,7 +11,7 @@ from kdpl.confidence.held_out import CONFIDENCE, HeldOutScores, held_out_of, to_
 from kdpl.confidence.labeled import classify_records
 from kdpl.confidence.taxonomy.scores import FILE
 from kdpl.confidence.taxonomy.tree import Taxonomy
-from kdpl.errors import ConfigError, KdplError
+from kdpl.errors import KdplError
 from kdpl.metrics import test_key
 from kdpl.report.accuracy import thumbnail
 from kdpl.report.charts import line_chart
@@ -128,13 +128,12 @@ def rejection(run: Run) -> dict[str, Any]:
 
 
 def _row(held_out: HeldOutScores, wanted: float, scores: Floats, correct: Bools) -> dict[str, Any]:
-    try:
-        threshold = held_out.threshold(wanted)
-    except ConfigError as error:
-        return {"wanted": wanted, "gap": str(error)}
+    threshold, gap = attempt(lambda: held_out.threshold(wanted))
+    if threshold is None:
+        return {"wanted": wanted, "gap": gap}
     accepted = scores >= threshold
     count, right = int(accepted.sum()), int((accepted & correct).sum())
-    row = {"wanted": wanted, "gap": None, "threshold": threshold, "coverage": count / len(scores)}
+    row = {"wanted": wanted, "gap": gap, "threshold": threshold, "coverage": count / len(scores)}
     if not count:
         return {**row, "error": None}
     # the complement of a Wilson interval of the correct ones
@@ -147,14 +146,14 @@ def _rejects(
 ) -> dict[str, Any]:
     below = [p for p in predictions if p.probability < row["threshold"]]
     below.sort(key=lambda p: p.probability)
-    shown, gap = [], None
-    try:
+
+    def examples() -> list[dict[str, Any]]:
         read = run.tested_data().test_item
-        examples = spread(below, MAX_REJECTED)
-        shown = [{"image": image, **thumbnail(read(image.index)[1])} for image in examples]
-    except (KdplError, OSError) as error:
-        gap = str(error)
-    facts = {"wanted": row["wanted"], "count": len(below), "shown": shown, "gap": gap}
+        few = spread(below, MAX_REJECTED)
+        return [{"image": image, **thumbnail(read(image.index)[1])} for image in few]
+
+    shown, gap = attempt(examples)
+    facts = {"wanted": row["wanted"], "count": len(below), "shown": shown or [], "gap": gap}
     return {**facts, "wrong": sum(not p.correct for p in below)}
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 import pydantic.dataclasses
@@ -11,18 +10,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdpl.classifier import Classifier, PredictOptions
-from kdpl.classifier.companion import OfClassifier, read_of_classifier
-from kdpl.confidence.student_outputs import LearnedCompanion, StudentOutputs
+from kdpl.confidence.student_outputs import LearnedCompanion, OfClassifier, StudentOutputs
 from kdpl.confidence.words import distant_words
 from kdpl.data.augmentation import GivenImage
 from kdpl.errors import ArtifactError
-from kdpl.runtime.artifacts import STRICT, write_tensors
+from kdpl.runtime.artifacts import STRICT
 from kdpl.runtime.class_names import ClassName
 from kdpl.tasks import MULTI_CLASS
 
 NAME = "unknown"
-KIND = "scores of being none of the classes"
-VERSION = 1
 
 MIN_IMAGES = 20
 """Smallest number of unlabelled images that show which features are usual."""
@@ -35,14 +31,6 @@ REMEDY = f"distil a student again by this kdpl, on at least {MIN_IMAGES} unlabel
 _RIDGE = 0.01  # share of the mean variance, added to all variances
 # weight of the words, in standard deviations; chosen on validation images of other students
 _WORDS_WEIGHT = 0.3
-
-_SHAPES = {
-    "center": "float32 D",
-    "whitening": "float32 D D",
-    "means": "float32 K D",
-    "negatives": "float32 m D",
-}
-_SETTINGS = ("words", "distance", "share", "cutoff", "held_out")
 
 Standard = tuple[float, Annotated[float, Field(gt=0)]]
 """Mean and standard deviation."""
@@ -104,6 +92,15 @@ class Unknown(nn.Module, LearnedCompanion):
     """
 
     file: ClassVar[str] = "unknown.safetensors"
+    kind: ClassVar[str] = "scores of being none of the classes"
+    remedy: ClassVar[str] = f"remove it, or {REMEDY}"
+    shapes: ClassVar = {
+        "center": "float32 D",
+        "whitening": "float32 D D",
+        "means": "float32 K D",
+        "negatives": "float32 m D",
+    }
+    fields = _Fields
 
     center: Tensor
     whitening: Tensor
@@ -120,7 +117,7 @@ class Unknown(nn.Module, LearnedCompanion):
         held_out: int | None = None,
     ) -> None:
         super().__init__()
-        for name in _SHAPES:
+        for name in self.shapes:
             self.register_buffer(name, tensors[name].float().contiguous(), persistent=False)
         self.words, self.distance, self.share, self.cutoff = words, distance, share, cutoff
         self.held_out = held_out
@@ -232,22 +229,12 @@ class Unknown(nn.Module, LearnedCompanion):
         scores: Tensor = self(features, class_vectors, logit_scale)
         return {NAME: scores}
 
-    def save(self, folder: Path, classifier: str) -> None:
-        """Write the file into a folder, atomically, with the fingerprint of the classifier."""
-        tensors = {name: getattr(self, name) for name in _SHAPES}
-        fields = {name: getattr(self, name) for name in _SETTINGS} | {"classifier": classifier}
-        write_tensors(folder / self.file, KIND, VERSION, tensors, fields)
-
     @classmethod
-    def read(cls, folder: Path, classifier: str, width: int) -> Self:
-        """Read the file of a folder."""
-        path, remedy = folder / cls.file, f"remove it, or {REMEDY}"
-        tensors, settings = read_of_classifier(
-            path, KIND, VERSION, _Fields, classifier, remedy, _SHAPES, D=width
-        )
-        if len(tensors["negatives"]) != len(settings.words):
-            raise ArtifactError(f"{path} is damaged (its tensors are invalid): {remedy}")
-        return cls(tensors, **{name: getattr(settings, name) for name in _SETTINGS})
+    def restore(cls, tensors: dict[str, Tensor], fields: dict[str, Any]) -> Self:
+        """Make it of tensors and settings."""
+        if len(tensors["negatives"]) != len(fields["words"]):
+            raise ValueError("its tensors are invalid")
+        return cls(tensors, **fields)
 
 
 def unknown_of(classifier: Classifier) -> Unknown:

@@ -116,6 +116,7 @@ class HalfWhole(Augmentation):
         return self.augmentation.apply(image, parameters, to)
 
 
+@dataclass(eq=False)
 class RandomResizedCrop(Augmentation):
     """Crop of random area and aspect ratio, resized, with a random flip, as published.
 
@@ -125,15 +126,9 @@ class RandomResizedCrop(Augmentation):
         flip: Probability of a horizontal flip.
     """
 
-    def __init__(
-        self,
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: float = 0.5,
-    ) -> None:
-        self.scale = scale
-        self.ratio = ratio
-        self.flip = flip
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
 
     def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
         """Draw (top, left, crop height, crop width, flipped) in pixels; ``flipped`` is 0 or 1."""
@@ -164,6 +159,7 @@ class RandomResizedCrop(Augmentation):
         return functional.horizontal_flip(view) if flipped else view
 
 
+@dataclass(eq=False)
 class LightAffine(Augmentation):
     """Small rotation, scaling and shift, without flips.
 
@@ -175,12 +171,9 @@ class LightAffine(Augmentation):
         translate: Largest shift along each axis, as a share of the view's edge.
     """
 
-    def __init__(
-        self, degrees: float = 7.0, scale: tuple[float, float] = (0.9, 1.1), translate: float = 0.05
-    ) -> None:
-        self.degrees = degrees
-        self.scale = scale
-        self.translate = translate
+    degrees: float = 7.0
+    scale: tuple[float, float] = (0.9, 1.1)
+    translate: float = 0.05
 
     def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
         """Draw (degrees, magnification, shift right and down as shares of the view's edge)."""

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.names import Names
 from kdpl.data.parallel import in_parallel
+from kdpl.data.sampling import measured_again
 from kdpl.data.sources import content_of, digest_of_content, try_decoding
-from kdpl.data.splits import Record, Splits
+from kdpl.data.splits import Splits
 from kdpl.errors import DataError
 from kdpl.runtime.files import write_text
 from kdpl.runtime.origin import Origin
@@ -112,21 +113,5 @@ def decode_and_digest(source: str, decoding: Decoding) -> str:
 
 def copies_of_measured(splits: Splits, digests: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Return each copy of a test or validation image, with its part and what it is a copy of."""
-    copies, first = dict[str, tuple[str, str]](), dict[str, tuple[str, str]]()
-    parts: dict[str, Iterable[Record]] = {
-        "test": splits.test,
-        "val": splits.val,
-        "train": splits.train,
-        "unlabelled": (Record(source, -1) for source in splits.unlabeled or ()),
-    }
-    # content belongs to the first measured part that has it
-    for part, records in parts.items():
-        for source, _ in records:
-            if (digest := digests.get(source)) is None:
-                continue
-            if part in ("test", "val"):
-                first.setdefault(digest, (part, source))
-            of, kept = first.get(digest, (part, source))
-            if of != part:
-                copies[source] = part, kept
-    return copies
+    again = measured_again(splits, splits.unlabeled or (), lambda names: map(digests.get, names))
+    return {source: (part, kept) for source, part, kept, _ in again}

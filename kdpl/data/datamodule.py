@@ -1,8 +1,7 @@
 """The one datamodule that both stages share."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -32,7 +31,7 @@ from kdpl.data.decoding import Decoding
 from kdpl.data.groups import one_of_each
 from kdpl.data.labels import ClassProtocol, EvaluationSplit, Labels
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
-from kdpl.data.names import Indices, Names, digest_of
+from kdpl.data.names import Indices, digest_of
 from kdpl.data.needs import Needs, TrainSplit
 from kdpl.data.options import ClassOptions, ReadingOptions
 from kdpl.data.parallel import cores
@@ -153,13 +152,17 @@ class DomainDataModule(LightningDataModule):
             else f"{type(reader).__module__}.{type(reader).__qualname__}"
         )
         self.classes = classes
-        self.protocol = protocol
-        self.shots = shots
         if val_shots == "auto":
             val_shots = None if reader.own else _VAL_SHOTS
-        self.val_shots = val_shots
+        self._labels_of = partial(
+            Labels,
+            protocol=protocol,
+            shots=shots,
+            val_shots=val_shots,
+            allow_fewer_shots=allow_fewer_shots,
+            seed=seed,
+        )
         self.unlabeled_share = unlabeled_share
-        self.allow_fewer_shots = allow_fewer_shots
         self.balance_classes = balance_classes
         self.augmentation = build_augmentation(augmentation)
         self.batch_size = batch_size
@@ -272,13 +275,14 @@ class DomainDataModule(LightningDataModule):
 
         # the views that the cache has, or views for student and teacher
         cached = self._features
-        view = self.view(resizing, cached.view_seed if cached else None)
+        view = self.view(resizing)
+        if cached:
+            view = replace(view, seed=cached.view_seed)
         if whole:
             view = replace(view, augmentation=HalfWhole(view.augmentation))
-        to = None if cached else teacher
-        images = UnlabeledImages(self.selection.used, view, self.selection.chosen, to)
-        seen = cached.with_features(images) if cached else images
-        return self._loader(seen, len(images))
+        selection, to = self.selection, None if cached else teacher
+        images = UnlabeledImages(selection.used, view, selection.chosen, to, cached)
+        return self._loader(images, len(images))
 
     def _loader(
         self, dataset: Dataset[BatchT], size: int, labels: Indices | None = None
@@ -318,8 +322,7 @@ class DomainDataModule(LightningDataModule):
     @cached_property
     def labels(self) -> Labels:
         """The labels of the dataset that may be seen; it is read on first use."""
-        shots = (self.shots, self.val_shots, self.allow_fewer_shots)
-        return Labels(self.reading.splits, self.protocol, *shots, self.seed)
+        return self._labels_of(self.reading.splits)
 
     @property
     def splits(self) -> Splits:
@@ -374,22 +377,9 @@ class DomainDataModule(LightningDataModule):
         images = map(self.splits.open_image, spread(self.selection.used, n))
         return torch.stack([to_tensor(resize_and_crop(image, resizing)) for image in images])
 
-    def view(self, resizing: Resizing, seed: int | None = None) -> RandomView:
-        """Random views of images of this domain for a tower, by default of the run's seed."""
-        return RandomView(
-            self.splits.open_image, self.augmentation, resizing, self.seed if seed is None else seed
-        )
-
-    def unlabeled_images(
-        self, resizing: Resizing, indices: Indices | None = None
-    ) -> UnlabeledImages:
-        """Return views of unlabelled images: of ``indices``, or all for any ``unlabeled_share``."""
-        names = self.pool.images if indices is None else self.pool.images.take(indices)
-        return UnlabeledImages(names, self.view(resizing), indices)
-
-    def images_of(self, sources: Sequence[str], resizing: Resizing) -> UnlabeledImages:
-        """Views of given images, without their labels: of labelled ones, to prepare targets."""
-        return UnlabeledImages(Names.of(sources), self.view(resizing))
+    def view(self, resizing: Resizing) -> RandomView:
+        """Random views of images of this domain for a tower."""
+        return RandomView(self.splits.open_image, self.augmentation, resizing, self.seed)
 
     @property
     def selection(self) -> Selection:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL.Image import Image
 from torch.utils.data import Dataset
@@ -70,39 +72,6 @@ class LabeledImages(Dataset[LabeledBatch]):
         return len(self.records)
 
 
-@dataclass(eq=False)
-class UnlabeledImages(Dataset[UnlabeledBatch]):
-    """Random views of unlabelled images, by (i, epoch).
-
-    The dataset holds only sources, so no label can leak. ``indices`` are positions in the list of
-    all unlabelled images, None for all of them. A view belongs to an index, so a share has the same
-    views as the whole. The same views are also made for a teacher of another resizing.
-    """
-
-    sources: Sequence[str]
-    view: RandomView
-    indices: Indices | None = None
-    teacher: Resizing | None = None
-
-    def __getitem__(self, key: tuple[int, int]) -> UnlabeledBatch:
-        i, epoch = key
-        index = self.index_of(i)
-        image = self.view.open_image(self.sources[i])
-        parameters = self.view.draw(image, index, epoch)
-        item = UnlabeledBatch(self.view.make(image, parameters), torch.tensor(index))
-        if self.teacher is not None and self.teacher != self.view.resizing:
-            # the same crop as the student's
-            item.teacher_images = self.view.make(image, parameters, self.teacher)
-        return item
-
-    def index_of(self, i: int) -> int:
-        """Return the i-th image's position in the list of all; its views are drawn by it."""
-        return i if self.indices is None else int(self.indices[i])
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-
 class CachedFeatures(Protocol):
     """The teacher's features of views of each unlabelled image.
 
@@ -114,9 +83,48 @@ class CachedFeatures(Protocol):
     views: int
     view_seed: int
 
-    def with_features(self, images: UnlabeledImages) -> Dataset[UnlabeledBatch]:
-        """Return the student's views of ``view_seed`` with ``teacher_features`` in each item."""
+    def read(self, view: int, index: int) -> npt.NDArray[np.float16]:
+        """Read the normalised feature of a view of an image, float16 [D]."""
         ...
+
+
+@dataclass(eq=False)
+class UnlabeledImages(Dataset[UnlabeledBatch]):
+    """Random views of unlabelled images, by (i, epoch).
+
+    The dataset holds only sources, so no label can leak. ``indices`` are positions in the list of
+    all unlabelled images, None for all of them. A view belongs to an index, so a share has the same
+    views as the whole. The same views are also made for a teacher of another resizing. With
+    ``cached`` features, the views are those of the cache, by its seed.
+    """
+
+    sources: Sequence[str]
+    view: RandomView
+    indices: Indices | None = None
+    teacher: Resizing | None = None
+    cached: CachedFeatures | None = None
+
+    def __getitem__(self, key: tuple[int, int]) -> UnlabeledBatch:
+        i, epoch = key
+        index = self.index_of(i)
+        if self.cached is not None:
+            epoch %= self.cached.views
+        image = self.view.open_image(self.sources[i])
+        parameters = self.view.draw(image, index, epoch)
+        item = UnlabeledBatch(self.view.make(image, parameters), torch.tensor(index))
+        if self.teacher is not None and self.teacher != self.view.resizing:
+            # the same crop as the student's
+            item.teacher_images = self.view.make(image, parameters, self.teacher)
+        if self.cached is not None:
+            item.teacher_features = torch.from_numpy(self.cached.read(epoch, index))
+        return item
+
+    def index_of(self, i: int) -> int:
+        """Return the i-th image's position in the list of all; its views are drawn by it."""
+        return i if self.indices is None else int(self.indices[i])
+
+    def __len__(self) -> int:
+        return len(self.sources)
 
 
 @dataclass(eq=False)

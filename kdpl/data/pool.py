@@ -72,8 +72,7 @@ class UnlabeledPool:
     @cached_property
     def selection(self) -> Selection:
         """The share, before images are held out or left out."""
-        whole = self.share >= 1
-        kept = None if whole else share_of(len(self.images), self.share, self.seed)
+        kept = share_of(len(self.images), self.share, self.seed) if self.share < 1 else None
         return Selection(self.images, kept)
 
     def sample(self, n: int) -> Names:

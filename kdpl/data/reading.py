@@ -3,7 +3,7 @@
 import csv
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from kdpl.data.names import Names, select
 from kdpl.data.options import ReadingOptions
 from kdpl.data.sampling import hold_out, keep_apart, require_apart
 from kdpl.data.sources import OwnImages
-from kdpl.data.splits import Reader, Splits, labels_of
+from kdpl.data.splits import Reader, Splits
 from kdpl.data.storage import read_list
 from kdpl.errors import DataError
 from kdpl.runtime.messages import inform
@@ -20,15 +20,17 @@ from kdpl.runtime.origin import difference, digest
 from kdpl.runtime.run_folder import DECODED_FILE
 
 
-@dataclass
 class Reading:
     """Dataset read with the settings of ``DomainDataModule``."""
 
-    reader: Reader
-    options: ReadingOptions = ReadingOptions()
-    file: Path | None = None
-    _checked: Checked | None = field(default=None, init=False, repr=False)
-    _copies: dict[str, tuple[str, str]] = field(default_factory=dict, init=False, repr=False)
+    def __init__(self, reader: Reader, options: ReadingOptions) -> None:
+        self.reader, self.options = reader, options
+        self.file: Path | None = None
+        self._checked: Checked | None = None
+        # left out of other parts: copies of test or validation images, and the number of these
+        # images themselves
+        self._copies: dict[str, tuple[str, str]] = {}
+        self._same = 0
 
     @property
     def looks(self) -> bool:
@@ -56,22 +58,20 @@ class Reading:
 
     @cached_property
     def splits(self) -> Splits:
-        """The dataset, before protocol and sampling; read on first use."""
-        return self._apart[0]
+        """The dataset, before protocol and sampling; read on first use.
 
-    @cached_property
-    def _apart(self) -> tuple[Splits, int]:
-        """Dataset without test or validation images in other parts; how many were unlabelled."""
+        No other part has test or validation images, or copies of them.
+        """
         # the order decides what is held out: never an image that cannot be used
         splits, checked = self.listed, self._check(look=self._skips)
         if checked and self._skips:
             splits = _leave_out(splits, checked.skipped)
         if self.options.test_share:
             splits = hold_out(splits, self.options.test_share)
-        splits, same = keep_apart(splits)
+        splits, self._same = keep_apart(splits)
         if checked:
             self._copies = copies_of_measured(splits, checked.digests)
-        return _leave_out(splits, self._copies, "but copies of test or validation images"), same
+        return _leave_out(splits, self._copies, "but copies of test or validation images")
 
     def prepare(self, trains: bool) -> None:
         """Check all images, unless that was done; DataError for a bad one if the run ``trains``."""
@@ -85,13 +85,13 @@ class Reading:
 
     def notes(self) -> Iterator[str]:
         """Yield a line for each difference between the dataset and the files on disk."""
-        splits, same = self._apart
-        if splits.held_out:
-            held_out = f"{len(splits.test)} labelled images are held out for the test"
+        if self.splits.held_out:
+            held_out = f"{len(self.splits.test)} labelled images are held out for the test"
             yield f"{held_out}, because there are no test images"
-        if same:
+        if self._same:
             yield (
-                f"{same} unlabelled images are test or validation images, and are not distilled on"
+                f"{self._same} unlabelled images are test or validation images, "
+                "and are not distilled on"
             )
         checked = self._check(look=False)
         if checked and checked.skipped and self._skips:
@@ -182,14 +182,13 @@ def _leave_out(splits: Splits, sources: Collection[str], left: str = "that can b
         tuple(record for record in records if record.source not in gone)
         for records in (splits.train, splits.val, splits.test)
     )
-    trained = {label for record in train for label in labels_of(record)}
-    before = {label for record in splits.train for label in labels_of(record)}
+    trained = {label for record in train for label in record.labels}
+    before = {label for record in splits.train for label in record.labels}
     for label in sorted(before - trained):
         raise DataError(
             f"class {splits.class_names[label]!r} of {splits.origin} has no training image {left}: "
             "add some, or remove the class"
         )
-    unlabeled = splits.unlabeled
-    if unlabeled is not None:
-        unlabeled = select(Names.of(unlabeled), (source not in gone for source in unlabeled))
+    unlabeled = Names.of(splits.unlabeled or ())
+    unlabeled = select(unlabeled, (source not in gone for source in unlabeled))
     return replace(splits, train=train, val=val, test=test, unlabeled=unlabeled)

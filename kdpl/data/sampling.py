@@ -3,7 +3,7 @@
 import math
 import random
 from collections import Counter
-from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from kdpl.data import stratified
 from kdpl.data.names import Indices, Names, places, unlisted
-from kdpl.data.splits import Record, Splits, labels_of
+from kdpl.data.splits import Record, Splits
 from kdpl.data.stratified import are_sets, by_label
 from kdpl.errors import DataError
 
@@ -153,20 +153,33 @@ def hold_out(splits: Splits, share: float) -> Splits:
     )
 
 
+def measured_again(
+    splits: Splits, unlabeled: Iterable[str], keys: Callable[[Names], Iterable[str | None]]
+) -> Iterator[tuple[str, str, str, str]]:
+    """Find images that are test or validation images of another part, too, by keys of names.
+
+    Yields name and part of an image, and of the first test or validation image of its key. A key of
+    None is not compared.
+    """
+    labeled = {"test": splits.test, "val": splits.val, "train": splits.train}
+    parts = [(part, (record.source for record in group)) for part, group in labeled.items()]
+    first: dict[str, tuple[str, str]] = {}
+    for part, sources in [*parts, ("unlabelled", unlabeled)]:
+        # other images may be many: they are not stored, and skipped if there is nothing to find
+        is_measured = part in ("test", "val")
+        names = Names.of(sources if is_measured or first else ())
+        for name, key in zip(names, keys(names), strict=True):
+            if key is not None:
+                here = name, part
+                there = first.setdefault(key, here) if is_measured else first.get(key, here)
+                if there[1] != part:
+                    yield *here, *there
+
+
 def require_apart(splits: Splits) -> None:
     """Raise a DataError that names both if one file is in two of train, val and test."""
-    # remember where each test and validation image was seen first
-    measured: dict[str, tuple[str, str]] = {}
-    twice = list[str]()
-    for split, records in (("test", splits.test), ("val", splits.val), ("train", splits.train)):
-        # training images may be many: they are not stored, and skipped if there is nothing to find
-        names = Names.of(record.source for record in records if split != "train" or measured)
-        for name, path in zip(names, places(names), strict=True):
-            other, of_other = measured.get(path, ("", split))
-            if of_other != split:
-                twice.append(f"{other} ({of_other}) and {name} ({split})")
-            elif split != "train":
-                measured[path] = name, split
+    again = measured_again(splits, (), places)
+    twice = [f"{other} ({of}) and {name} ({part})" for name, part, other, of in again]
     if twice:
         raise DataError(
             f"{splits.origin} has {len(twice)} files in two splits at once, such as {twice[0]}: "
@@ -190,7 +203,7 @@ def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: 
     With several labels an image, also if fewer than ``shots`` images lack a class.
     """
     records = list(records)
-    counts = Counter(label for record in records for label in labels_of(record))
+    counts = Counter(label for record in records for label in record.labels)
     sets = are_sets(records)
     for label, name in enumerate(class_names):
         number = min(counts[label], len(records) - counts[label] if sets else shots)

@@ -37,10 +37,10 @@ class Record(NamedTuple):
             )
         return self.label
 
-
-def labels_of(record: Record) -> tuple[int, ...]:
-    """Return all labels of an image as a tuple."""
-    return record.label if isinstance(record.label, tuple) else (record.label,)
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """All labels of the image: one, or several."""
+        return self.label if isinstance(self.label, tuple) else (self.label,)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import TypeVar
 
-from kdpl.data.splits import Record, labels_of
+from kdpl.data.splits import Record
 
 Labeled = TypeVar("Labeled", bound=tuple[str, Hashable])
 
@@ -51,7 +51,7 @@ def sample_sets(records: Sequence[Record], shots: int, stream: random.Random) ->
     """
     having: defaultdict[int, dict[int, None]] = defaultdict(dict)
     for image, record in enumerate(records):
-        for label in labels_of(record):
+        for label in record.labels:
             having[label][image] = None
     drawn: dict[int, None] = {}
 

@@ -1,6 +1,5 @@
 """Callback for several labels: thresholds from validation images, and the tables of a test."""
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
@@ -15,7 +14,6 @@ from kdpl.callbacks.results import gather
 from kdpl.confidence.handover import on_validation_images
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
-from kdpl.data.splits import labels_of
 from kdpl.module import ClassifyingModule, EvalOutput, evaluating
 from kdpl.multilabel.metrics import choose_thresholds, class_scores, of_expected_counts
 from kdpl.multilabel.task import SEPARATOR, MultiLabel
@@ -42,12 +40,11 @@ class SeveralLabels(Handover):
     validation images, thresholds follow from unlabelled images, see ``of_expected_counts``.
     """
 
+    warns = False  # the classifier's handover does
+
     def __init__(self) -> None:
         super().__init__()
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def ended_early(self) -> None:
-        """Print nothing: the classifier's handover has the warning."""
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Choose the thresholds of the classifier before it is written."""
@@ -91,7 +88,7 @@ class SeveralLabels(Handover):
             record = data.splits.test[index]
             predicted = joined(torch.nonzero(decided[row]).flatten().tolist())
             numbers = SEPARATOR.join(f"{number:.6f}" for number in probabilities[row].tolist())
-            labels = joined(labels_of(record))
+            labels = joined(record.labels)
             rows.append((index, record.source, labels, predicted, numbers))
         write_rows(folder / PREDICTIONS_FILE, rows)
 
@@ -102,9 +99,8 @@ class SeveralLabels(Handover):
             ("class", "positives", "threshold", "ap", "precision", "recall", "f1")
         ]
         for label, name in enumerate(names):
-            measured = [float(column[label]) for column in scores[1:]]
-            cells = ["" if math.isnan(score) else f"{score:.6f}" for score in measured]
-            table.append((name, int(scores.positives[label]), thresholds[label], *cells))
+            counts = int(scores.positives[label]), thresholds[label]
+            table.append((name, *counts, *scores.cells(label, digits=6)))
         write_rows(folder / PER_CLASS_FILE, table)
 
 

@@ -1,6 +1,5 @@
 """``python -m kdpl thresholds``, and the option ``--threshold`` of ``predict`` and ``serve``."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +34,6 @@ def thresholds(
     from kdpl.classifier.bulk import load_classifier
     from kdpl.classifier.folder import keep_task
     from kdpl.confidence.labeled import classify_records, labeled_records
-    from kdpl.data.splits import labels_of
     from kdpl.multilabel.metrics import choose_thresholds, class_scores
     from kdpl.multilabel.task import MultiLabel
 
@@ -51,7 +49,7 @@ def thresholds(
     logits, targets = (tensor.cpu() for tensor in classify_records(loaded, records))
 
     # a class that no image has keeps its threshold
-    having = {label for record in records for label in labels_of(record)}
+    having = {label for record in records for label in record.labels}
     before, chosen = task.thresholds_of(len(names)), choose_thresholds(logits, targets)
     values = [value if label in having else before[label] for label, value in enumerate(chosen)]
     keep_task(Path(classifier), MultiLabel(values).settings())
@@ -60,8 +58,7 @@ def thresholds(
     scores = class_scores(logits, targets, values)
     print("class, threshold, images, precision, recall, F1 on these images:")
     for label, name in enumerate(names):
-        measured = [float(column[label]) for column in scores[2:]]
-        shown = ", ".join("" if math.isnan(score) else f"{score:.3f}" for score in measured)
+        shown = ", ".join(scores.cells(label, digits=3)[1:])
         print(f"  {name}: {values[label]:.4f}, {int(scores.positives[label])}, {shown}")
         if label not in having:
             print("    no held-out image has it: its threshold is as it was")

@@ -23,8 +23,7 @@ from kdpl.data.batches import Batch
 from kdpl.data.datasets import OpenImage
 from kdpl.data.inference import read_in_workers
 from kdpl.data.names import Indices, Names
-from kdpl.data.probe import logistic_regression
-from kdpl.data.splits import labels_of
+from kdpl.data.probe import Probe, logistic_regression
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.multilabel.crops import Crops
 from kdpl.multilabel.task import MultiLabel
@@ -109,14 +108,8 @@ class LocalViews(PreparedTarget):
         return self._log_odds[self._rows[indices]]
 
     def prepare(self, inputs: TargetInputs) -> None:
-        """Compute the targets from crops, or read earlier ones.
-
-        Raises:
-            ArtifactError: Earlier targets were made from other data or settings.
-            ConfigError: Images have one label each.
-        """
-        self.require_task(inputs.vectors.task)
-        negatives = _negative_vectors(inputs, inputs.vectors)
+        """Compute the targets from crops, or read earlier ones; ArtifactError if of other data."""
+        negatives = _negative_vectors(inputs)
 
         def make(path: Path, origin: Origin) -> None:
             log_odds = self._make(inputs, negatives)
@@ -172,14 +165,12 @@ class Views:
     Attributes:
         texts: Vectors of the classes and then of other things, times the teacher's scale, [M, D].
         classes: Number C of classes.
-        weight: Weight of the probe, float [D, C + 1]; None without a probe.
-        bias: Bias of the probe, float [C + 1].
+        probe: The probe of the classes and "none of them", C + 1; None without labels.
     """
 
     texts: Tensor
     classes: int
-    weight: Tensor | None = None
-    bias: Tensor | None = None
+    probe: Probe | None = None
 
     def probabilities(self, features: Tensor) -> Tensor:
         """Return the probability of each class in each crop, float [V, C].
@@ -187,14 +178,14 @@ class Views:
         With a probe, p ∝ text^¼ · probe over the classes and "none of them".
         """
         logits = features @ self.texts.T
-        if self.weight is None or self.bias is None:
+        if self.probe is None:
             return MULTI_CLASS.probabilities(logits)[:, : self.classes]
         # "none of them": the words for other things, else the mean of the classes
         of_classes, of_words = logits[:, : self.classes], logits[:, self.classes :]
         nothing = of_words if of_words.shape[1] else of_classes.mean(dim=1, keepdim=True)
         text = torch.cat([of_classes, nothing.logsumexp(dim=1, keepdim=True)], dim=1)
-        probe = features @ self.weight + self.bias
-        both = _TEXT * MULTI_CLASS.log_probabilities(text) + MULTI_CLASS.log_probabilities(probe)
+        text = _TEXT * MULTI_CLASS.log_probabilities(text)
+        both = text + self.probe.log_probabilities(features)
         return MULTI_CLASS.probabilities(both)[:, : self.classes]
 
     def scores(self, features: Tensor) -> Tensor:
@@ -231,8 +222,8 @@ class Views:
         bias[probe.classes] = probe.bias
         weight /= spread[:, None]
         bias -= mean @ weight
-        device = self.texts.device
-        return replace(self, weight=weight.float().to(device), bias=bias.float().to(device))
+        tensors = (weight.to(self.texts), bias.to(self.texts), torch.arange(self.classes + 1))
+        return replace(self, probe=Probe(*tensors))
 
 
 def summaries_of(
@@ -290,14 +281,14 @@ def _multi_hot(inputs: TargetInputs) -> Tensor:
     labeled = len(inputs.class_names) if inputs.num_base is None else inputs.num_base
     has = torch.zeros(len(inputs.labeled), labeled, dtype=torch.bool)
     for row, record in zip(has, inputs.labeled, strict=True):
-        row[list(labels_of(record))] = True
+        row[list(record.labels)] = True
     return has
 
 
-def _negative_vectors(inputs: TargetInputs, vectors: ClassVectors) -> Tensor:
+def _negative_vectors(inputs: TargetInputs) -> Tensor:
     file = inputs.teacher_folder / NEGATIVE_VECTORS_FILE
     if not file.is_file():
-        return vectors.vectors[:0]
+        return inputs.vectors.vectors[:0]
     negatives = ClassVectors.load(file)
-    vectors.require_teacher(negatives)
+    inputs.vectors.require_teacher(negatives)
     return negatives.vectors

@@ -1,5 +1,6 @@
 """Average precision and F1 at thresholds of classes, and the thresholds of the best F1."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,11 @@ class ClassScores(NamedTuple):
     precision: Tensor
     recall: Tensor
     f1: Tensor
+
+    def cells(self, label: int, digits: int) -> list[str]:
+        """Return all scores of a class but ``positives`` as text, empty if undefined."""
+        measured = [float(column[label]) for column in self[1:]]
+        return ["" if math.isnan(score) else f"{score:.{digits}f}" for score in measured]
 
 
 class MultiLabelMetrics(Metric):

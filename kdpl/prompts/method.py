@@ -22,6 +22,11 @@ from kdpl.prompts.text import prompt_texts, tokenize_prompts
 from kdpl.runtime.artifacts import STRICT
 from kdpl.runtime.configs import find_class
 
+_NAMED = {
+    "independent": "kdpl.prompts.independent.IndependentPrompts",
+    "coupled": "kdpl.prompts.coupled.CoupledPrompts",
+}
+
 
 @dataclass(frozen=True)
 class PromptConfig:
@@ -187,17 +192,10 @@ def normalized(features: Tensor) -> Tensor:
 
 def prompt_method(name: str) -> type[PromptMethod]:
     """Find a prompt method by name, such as ``coupled``, or class path; ConfigError if unknown."""
-    return find_class(name, _named(), PromptMethod, "prompt method")
+    return find_class(name, _NAMED, PromptMethod, "prompt method")
 
 
 def method_name(method: type[PromptMethod]) -> str:
     """Return the name by which ``prompt_method`` finds a class."""
     path = f"{method.__module__}.{method.__qualname__}"
-    return next((name for name, class_path in _named().items() if class_path == path), path)
-
-
-def _named() -> dict[str, str]:
-    return {
-        "independent": "kdpl.prompts.independent.IndependentPrompts",
-        "coupled": "kdpl.prompts.coupled.CoupledPrompts",
-    }
+    return next((name for name, class_path in _NAMED.items() if class_path == path), path)

@@ -9,12 +9,14 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from kdpl.errors import ConfigError, KdplError
 
 Origin = Mapping[str, Any]
 """Mapping of names, such as ``seed``, to JSON values; trees are compared leaf by leaf."""
+
+T = TypeVar("T")
 
 _SHOWN = 200  # characters of a value in a message
 
@@ -28,10 +30,11 @@ def digest(parts: Iterable[str | bytes]) -> str:
     return total.hexdigest()
 
 
-def as_json(value: Any) -> Any:
+def as_json(value: T) -> T:
     """Return a value as read back from JSON, objects as their ``repr`` without addresses."""
     text = json.dumps(value, default=lambda thing: re.sub(" at 0x[0-9a-f]+", "", repr(thing)))
-    return json.loads(text)
+    read: T = json.loads(text)
+    return read
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

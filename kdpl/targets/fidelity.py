@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -10,12 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kdpl.class_vectors import FrozenTeacher
-from kdpl.clip import Frozen
 from kdpl.data.augmentation import NoAugmentation
 from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.datamodule import DomainDataModule
-from kdpl.data.datasets import RandomView, UnlabeledImages
+from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
 from kdpl.data.loader import LazyLoader
@@ -27,20 +25,10 @@ from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
 from kdpl.module import ClassifyingModule, evaluating
 from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
-from kdpl.targets import Target
-from kdpl.targets.inputs import Preparation
 from kdpl.tasks import agreement_of
 
 # share of images to hold out, and the smallest and largest number
 _SHARE, _FEWEST, _MOST = 0.05, 100, 5000
-
-
-class _Student(Protocol):
-    target: Target
-    teacher: Frozen[FrozenTeacher]
-    device: torch.device
-
-    def preparation(self) -> Preparation: ...
 
 
 class Fidelity(Callback):
@@ -78,7 +66,7 @@ class Fidelity(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the targets of this process's share of the images."""
-        student = cast(_Student, pl_module)
+        student: Any = pl_module  # the module of stage 2, which imports this file
         teacher, encode = student.teacher.module, student.preparation().encoder()
         uses_teacher = student.target.uses_teacher
         resizing = teacher.vectors.preprocessing.resizing if uses_teacher else None
@@ -138,7 +126,7 @@ class Fidelity(Callback):
 def _loader(trainer: Trainer, teacher: Resizing | None = None) -> DataLoader[UnlabeledBatch]:
     data, student = domain_of(trainer), cast(ClassifyingModule, trainer.lightning_module)
     unseen, resizing = data.selection.held_out, student.needs.resizing
-    view = RandomView(data.splits.open_image, NoAugmentation(), resizing, data.seed)
+    view = replace(data.view(resizing), augmentation=NoAugmentation())
     images = UnlabeledImages(data.pool.images.take(unseen), view, unseen, teacher)
     keys = [(i, 0) for i in range(trainer.global_rank, len(unseen), trainer.world_size)]
     return LazyLoader(images, keys, data.eval_batch_size, data.num_workers)

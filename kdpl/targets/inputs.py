@@ -17,8 +17,9 @@ from kdpl.class_vectors import FrozenTeacher
 from kdpl.clip import ImageClip
 from kdpl.data.batches import Batch
 from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.inference import infer
-from kdpl.data.names import Indices, digest_of
+from kdpl.data.names import Indices, Names, digest_of
 from kdpl.data.parallel import progress_bar
 from kdpl.data.pool import Selection
 from kdpl.data.splits import Record
@@ -242,10 +243,12 @@ class TargetInputs:
         # the images, and everything that their features depend on
         data, trainer = self._data, self._trainer
         if images is None:
-            dataset = data.unlabeled_images(resizing, self.targeted)
+            sources = self.pool.take(self.targeted)
+            dataset = UnlabeledImages(sources, data.view(resizing), self.targeted)
             named = {name: self.origin[name] for name in ("images", "images with a target")}
         else:
-            dataset, named = data.images_of(images, resizing), {"images": digest(images)}
+            dataset = UnlabeledImages(Names.of(images), data.view(resizing))
+            named = {"images": digest(images)}
         origin = {
             **network,
             **named,
@@ -294,23 +297,20 @@ class TargetInputs:
         with progress_bar(shown=self._trainer.is_global_zero) as progress:
             batches = progress.track(load(share), description=title)
             parts = [rows.float() for rows, _ in infer(network, batches, self.device)]
-        return self._joined(parts, count)
+
+        # join the rows; a process without images gets the width from the others
+        strategy = self._trainer.strategy
+        width = torch.tensor(parts[0].shape[1] if parts else 0, device=self.device)
+        rows = torch.zeros(count, int(strategy.reduce(width, reduce_op="max")), device=self.device)
+        rows[share] = torch.cat([rows[:0], *parts])
+        total: Tensor = strategy.reduce(rows, reduce_op="sum")
+        return total
 
     def on_first_process(self, function: Callable[[], object]) -> None:
         """Call a function on the first process; the other processes wait."""
         if self._trainer.is_global_zero:
             function()
         self._trainer.strategy.barrier("kdpl targets")
-
-    def _joined(self, parts: list[Tensor], images: int) -> Tensor:
-        """Join the rows of all processes to [images, K]; ``parts`` are this process's rows."""
-        # a process without images gets the width from the others
-        width = torch.tensor(parts[0].shape[1] if parts else 0, device=self.device)
-        width = self._trainer.strategy.reduce(width, reduce_op="max")
-        rows = torch.zeros(images, int(width), device=self.device)
-        rows[self._trainer.global_rank :: self._trainer.world_size] = torch.cat([rows[:0], *parts])
-        total: Tensor = self._trainer.strategy.reduce(rows, reduce_op="sum")
-        return total
 
 
 def rows_of(images: Tensor) -> Tensor:

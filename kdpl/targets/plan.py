@@ -35,6 +35,7 @@ def prepare(preparation: Preparation, target: Target, pool_filter: float | None)
         pool_filter: The quantile of ``without_unlike``; None keeps all images.
     """
     data = preparation.data
+    target.require_task(preparation.teacher.vectors.task)
 
     # hold out some images, to compare student and target on them
     # Lightning sets the attribute without declaring it

@@ -130,8 +130,8 @@ def test_classes_of_a_file_are_those_that_are_added_one_by_one(
         features = loaded.encoder(images).double().numpy()
     from kdpl.confidence.drift.image_sample import ImageSample
 
-    shape = loaded.vectors.vectors.shape
-    pool = ImageSample.load(classifier, loaded.fingerprint(), shape).features.double().numpy()
+    width = loaded.vectors.vectors.shape[1]
+    pool = ImageSample.load(classifier, loaded.fingerprint(), width).features.double().numpy()
     text = named.vectors[0].double().numpy() if with_names else None
     known = (pool, loaded.vectors.vectors.double().numpy(), features)
     expected = [loaded.logit_scale * plain_score(x, *known, text) for x in features]

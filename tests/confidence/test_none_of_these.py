@@ -145,6 +145,12 @@ def test_a_teacher_without_negative_vectors_leaves_the_distance_alone(tmp_path):
     assert (unknown.words, unknown.negatives.shape) == ((), (0, 24))
 
 
+def test_the_scores_move_to_a_device_with_their_classifier(tmp_path):
+    classifier = fitted(tmp_path).to("meta")
+    assert classifier.head.class_vectors.is_meta
+    assert classifier.companions["unknown"].center.is_meta
+
+
 def test_a_few_unlabelled_images_say_nothing(tmp_path):
     assert "unknown" not in fitted(tmp_path, images=19).companions
 

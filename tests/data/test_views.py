@@ -14,6 +14,7 @@ from kdpl import DomainDataModule
 from kdpl.class_vectors import FrozenTeacher
 from kdpl.clip import ClipConfig, Preprocessing, weights
 from kdpl.data.augmentation import LightAffine, RandomResizedCrop, resize_and_crop, to_tensor
+from kdpl.data.datasets import UnlabeledImages
 from kdpl.losses import DistillationLoss
 from kdpl.prompts import StudentPrompts
 from kdpl.prompts.student_encoder import StudentEncoder
@@ -116,9 +117,10 @@ def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pi
     assert_views(data.preview(len(pool), student.resizing), pool)
 
     # what refinement and pool filter encode
-    everything = data.unlabeled_images(student.resizing)
+    view = data.view(student.resizing)
+    everything = UnlabeledImages(data.pool.images, view)
     assert_views((everything[i, 0].images for i in range(len(everything))), pool)
-    images = data.images_of(pool[3:5], student.resizing)
+    images = UnlabeledImages(pool[3:5], view)
     assert_views((images[i, 1].images for i in range(2)), pool[3:5])
 
 

@@ -39,7 +39,7 @@ READERS = {
     "classifier/classifier.json": lambda file: Classifier.load(file.parent),
     "classifier/model.safetensors": lambda file: Classifier.load(file.parent),
     HeldOutScores.file: lambda file: HeldOutScores.read(file.parent, "ab").set_threshold(0.5),
-    ImageSample.file: lambda file: ImageSample.load(file.parent, "ab", (5, 4)),
+    ImageSample.file: lambda file: ImageSample.load(file.parent, "ab", 4),
     Unknown.file: lambda file: Unknown.read(file.parent, "ab", 24),
     "targets.safetensors": PoolTargets.load,
     "published.pt": read_torch_file,

@@ -148,7 +148,7 @@ COMPANIONS = {
 
 def read_companion(kind, folder):
     if kind is ImageSample:
-        return ImageSample.load(folder, "ab", (5, 4))
+        return ImageSample.load(folder, "ab", 4)
     return HeldOutScores.read(folder, "ab")
 
 

@@ -337,8 +337,8 @@ def test_the_probe_minimises_the_log_loss_of_the_surest_crops(labelled):
     mean, spread = rows.mean(dim=0), rows.std(dim=0) + 1e-6
     # back to standardised features, in which the weights are penalised; class 2 has no label
     kept = [0, 1, 3]
-    weight = (tuned.weight.double() * spread[:, None])[:, kept].requires_grad_()
-    bias = (tuned.bias.double() + mean @ tuned.weight.double())[kept].requires_grad_()
+    weight = (tuned.probe.weight.double() * spread[:, None])[:, kept].requires_grad_()
+    bias = (tuned.probe.bias.double() + mean @ tuned.probe.weight.double())[kept].requires_grad_()
     logits = (rows - mean) / spread @ weight + bias
     loss = (
         sum(logits[i].logsumexp(dim=0) - logits[i, kept.index(y)] for i, y in enumerate(shown))
@@ -348,7 +348,7 @@ def test_the_probe_minimises_the_log_loss_of_the_surest_crops(labelled):
     )
     gradients = torch.autograd.grad(loss, [weight, bias])
     assert max(gradient.abs().max() for gradient in gradients) < 0.05
-    assert not tuned.weight[:, 2].any()
+    assert not tuned.probe.weight[:, 2].any()
 
 
 def test_with_a_probe_predictions_are_those_of_both(labelled):
@@ -358,7 +358,7 @@ def test_with_a_probe_predictions_are_those_of_both(labelled):
         words = (texts @ feature).tolist()
         nothing = math.log(sum(math.exp(word) for word in words[3:]))
         text = softmax_plainly([*words[:3], nothing])
-        probe = softmax_plainly((feature @ tuned.weight + tuned.bias).tolist())
+        probe = softmax_plainly((feature @ tuned.probe.weight + tuned.probe.bias).tolist())
         both = [a**0.25 * b for a, b in zip(text, probe, strict=True)]
         assert predicted == pytest.approx([p / sum(both) for p in both[:3]], abs=1e-5)
 

@@ -90,7 +90,9 @@ def test_no_held_out_label_leaks_into_targets_or_student():
     evidence = frozen.evidence
     seen = replace(evidence, labels=evidence.labels.index_fill(0, torch.tensor([0]), -1))
     results = []
-    folds.assign(evidence, folds.RefinementConfig(), on_result=results.append)
+    folds.assign(
+        evidence, folds.RefinementConfig(), on_result=lambda result, _: results.append(result)
+    )
     fold = next(result for result in results if 0 in result.judges)
     wrong = evidence.labels.index_fill(0, fold.judges, -1)
     assert fold.labels.equal(wrong)

@@ -8,7 +8,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from kdpl.clip.towers.block import run_block
-from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, PromptableTextTower, ends_of
+from kdpl.clip.towers.text import (
+    CLASSES_AT_ONCE,
+    ArrangedTexts,
+    PromptableTextTower,
+    TextTower,
+    ends_of,
+)
 
 
 class WholeTextTower(PromptableTextTower):
@@ -25,13 +31,11 @@ class WholeTextTower(PromptableTextTower):
         start: Position of the first token of a text.
     """
 
-    def __init__(self, text: Any, pool_type: str, end: int | None = None, start: int = 1) -> None:
+    def __init__(self, text: Any, pool_type: str, end: int | None, start: int) -> None:
         super().__init__(text, start, end)
         self.pool_type = pool_type
 
-    def arrange(self, ids: Tensor) -> ArrangedTexts:
-        """Arrange token ids [N, context_length] for ``forward``."""
-        return ArrangedTexts.whole(ids)
+    arrange = TextTower.arrange
 
     def forward(
         self,

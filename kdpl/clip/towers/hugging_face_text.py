@@ -1,6 +1,5 @@
 """Text towers of Hugging Face transformers, with a learnt context at their input."""
 
-from collections.abc import Iterator
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -20,15 +19,13 @@ class HuggingFaceTextTower(WholeTextTower):
     """
 
     takes_deep_prompts = False
+    # the weights cast under autocast differ between models of transformers
+    cast_weights = TextTower.cast_weights
 
-    def __init__(self, text: Any, start: int = 1) -> None:
+    def __init__(self, text: Any, start: int) -> None:
         # skip __init__ of the parent: it needs the modules of open_clip's transformers
         TextTower.__init__(self, text)
         self.start = start
-
-    def cast_weights(self) -> Iterator[nn.Parameter]:
-        """Yield nothing: the weights cast under autocast differ between models of transformers."""
-        yield from TextTower.cast_weights(self)
 
     @property
     def token_embedding(self) -> Any:

@@ -91,7 +91,7 @@ class PromptableTextTower(TextTower):
 
     takes_deep_prompts = True
 
-    def __init__(self, text: Any, start: int = 1, end: int | None = None) -> None:
+    def __init__(self, text: Any, start: int, end: int | None) -> None:
         FrozenTower.__init__(self)
         self.transformer = text.transformer
         self.token_embedding = text.token_embedding

@@ -8,14 +8,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from kdpl.classifier.companion import OfClassifier, read_of_classifier
 from kdpl.confidence.student_outputs import LearnedCompanion, StudentOutputs
 from kdpl.errors import ArtifactError
-from kdpl.runtime.artifacts import write_tensors
 from kdpl.tasks import MULTI_CLASS
-
-KIND = "a sample of the training pool"
-VERSION = 1
 
 MAX_IMAGES = 1000
 """Largest number of images to keep: 1 MB for features of 512 numbers."""
@@ -34,6 +29,9 @@ class ImageSample(LearnedCompanion):
     """
 
     file: ClassVar[str] = "pool_sample.safetensors"
+    kind: ClassVar[str] = "a sample of the training pool"
+    remedy: ClassVar[str] = f"remove it, and {REMEDY}"
+    shapes: ClassVar = {"features": "float16 N D", "scores": "float32 N", "labels": "int64 N"}
 
     features: Tensor
     scores: Tensor
@@ -63,7 +61,7 @@ class ImageSample(LearnedCompanion):
     def pool_features(cls, folder: Path, classifier: str, shape: Sequence[int]) -> Tensor | None:
         """Read the features if there is a file; errors as in ``load``."""
         exists = (folder / cls.file).is_file()
-        return cls.load(folder, classifier, shape).features.float() if exists else None
+        return cls.load(folder, classifier, shape[1]).features.float() if exists else None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -75,25 +73,15 @@ class ImageSample(LearnedCompanion):
             return self
         return type(self)(*(column[chosen] for column in vars(self).values()))
 
-    def save(self, folder: Path, classifier: str) -> None:
-        """Write the file atomically into a folder, with its classifier's fingerprint."""
-        write_tensors(folder / self.file, KIND, VERSION, vars(self), {"classifier": classifier})
+    @classmethod
+    def read(cls, folder: Path, classifier: str, width: int = 0) -> None:
+        """Return None: predictions do not need it."""
 
     @classmethod
-    def load(cls, folder: Path, classifier: str, shape: Sequence[int]) -> "ImageSample":
-        """Read the file of a folder.
-
-        Raises an ArtifactError if it is missing, damaged, or of another classifier. ``classifier``
-        is the fingerprint, and ``shape`` the shape [C, D] of the class vectors.
-        """
-        path = folder / cls.file
-        if not path.is_file():
+    def load(cls, folder: Path, classifier: str, width: int = 0) -> Self:
+        """Read the file of a folder, or raise an ArtifactError, also if it is missing."""
+        if not (folder / cls.file).is_file():
             raise ArtifactError(
-                f"{folder} has no sample of the pool that it was trained on ({path.name}): {REMEDY}"
+                f"{folder} has no sample of the pool that it was trained on ({cls.file}): {REMEDY}"
             )
-        remedy = f"remove it, and {REMEDY}"
-        shapes = {"features": "float16 N D", "scores": "float32 N", "labels": "int64 N"}
-        tensors, _ = read_of_classifier(
-            path, KIND, VERSION, OfClassifier, classifier, remedy, shapes, D=shape[1]
-        )
-        return cls(**tensors)
+        return super().load(folder, classifier, width)

@@ -4,25 +4,22 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import pydantic.dataclasses
 import torch
 from torch import Tensor
 
 from kdpl.classifier import Classifier
-from kdpl.classifier.companion import OfClassifier, read_of_classifier
 from kdpl.confidence.held_out import CONFIDENCE, HeldOutScores, require_share, to_calibrate
-from kdpl.confidence.student_outputs import LearnedCompanion, StudentOutputs
+from kdpl.confidence.student_outputs import LearnedCompanion, OfClassifier, StudentOutputs
 from kdpl.confidence.taxonomy.tree import Taxonomy
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.runtime.artifacts import STRICT, write_tensors
+from kdpl.runtime.artifacts import STRICT
 from kdpl.runtime.class_names import ClassName
 from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Prediction
 
 NAME, LEVEL = "taxonomy", "level"
-KIND, VERSION = "scores at the levels of a taxonomy", 1
 
 FILE = "taxonomy.csv"
 """Table of the tree in the folder of a run."""
@@ -51,6 +48,10 @@ class LevelScores(LearnedCompanion):
     """
 
     file: ClassVar[str] = "taxonomy.safetensors"
+    kind: ClassVar[str] = "scores at the levels of a taxonomy"
+    remedy: ClassVar[str] = "remove it, and run the student's fit again"
+    shapes: ClassVar = {"of_class": "int64 L C", "scores": "float32 n L", "correct": "bool n L"}
+    fields = _Fields
 
     taxonomy: Taxonomy
     scores: Tensor
@@ -106,26 +107,18 @@ class LevelScores(LearnedCompanion):
             )
         return thresholds
 
-    def save(self, folder: Path, classifier: str) -> None:
-        """Write the file into a folder, atomically, with the fingerprint of the classifier."""
-        tree = self.taxonomy
-        tensors = {"of_class": tree.of_class, "scores": self.scores, "correct": self.correct}
-        fields = {"root": tree.root, "nodes": tree.nodes, "classifier": classifier}
-        write_tensors(folder / self.file, KIND, VERSION, tensors, fields)
+    def contents(self) -> dict[str, Any]:
+        """Return the tree and the scores."""
+        return {**vars(self.taxonomy), "scores": self.scores, "correct": self.correct}
 
     @classmethod
-    def read(cls, folder: Path, classifier: str, width: int = 0) -> Self:
-        """Read the file of a folder; an ArtifactError if damaged or of another classifier."""
-        path, remedy = folder / cls.file, "remove it, and run the student's fit again"
-        shapes = {"of_class": "int64 L C", "scores": "float32 n L", "correct": "bool n L"}
-        tensors, fields = read_of_classifier(
-            path, KIND, VERSION, _Fields, classifier, remedy, shapes
-        )
+    def restore(cls, tensors: dict[str, Tensor], fields: dict[str, Any]) -> Self:
+        """Make it of tree and scores."""
         of_class = tensors.pop("of_class")
-        largest = [len(nodes) - 1 for nodes in fields.nodes]
+        largest = [len(nodes) - 1 for nodes in fields["nodes"]]
         if int(of_class.min()) < 0 or of_class.amax(dim=1).tolist() != largest:
-            raise ArtifactError(f"{path} is damaged (its tree is invalid): {remedy}")
-        return cls(Taxonomy(fields.root, fields.nodes, of_class), **tensors)
+            raise ValueError("its tree is invalid")
+        return cls(Taxonomy(**fields, of_class=of_class), **tensors)
 
 
 def levels_answered(scores: Tensor, thresholds: Thresholds) -> Tensor:

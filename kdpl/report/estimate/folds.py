@@ -78,7 +78,7 @@ def measure(frozen: Frozen) -> Measured:
     # targets, and students of them, of all candidates, as the best is not known before
     results = list[tuple[Result, Tensor]]()
 
-    def distil(result: Result) -> None:
+    def distil(result: Result, _: int) -> None:
         if len(result.judges):
             results.append((result, taught(frozen, result.assignments, result.judges)))
 

@@ -13,7 +13,6 @@ from torchvision.transforms.functional import to_pil_image
 from kdpl.classifier import Classifier
 from kdpl.classifier.sources import Item
 from kdpl.data.datamodule import DomainDataModule
-from kdpl.data.splits import labels_of
 from kdpl.errors import ConfigError, KdplError, reason
 from kdpl.report.reasons.heat import heat_map, label_of
 from kdpl.report.run_folder import Run
@@ -46,7 +45,7 @@ def nearest_labelled(classifier: Classifier, data: DomainDataModule) -> Callable
         top = (features @ embedding).topk(min(NEAREST, len(records)))
         panels: Panels = []
         for similarity, i in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-            names = ", ".join(data.class_names[label] for label in labels_of(records[i]))
+            names = ", ".join(data.class_names[label] for label in records[i].labels)
             caption = f"labelled {names}\nsimilarity {similarity:.2f}"
             panels.append((opened(records[i].source), caption))
         return panels

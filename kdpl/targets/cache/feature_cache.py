@@ -10,18 +10,15 @@ its pixels are not stored.
 import json
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from filelock import FileLock, Timeout
-from torch.utils.data import Dataset
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.names import digest_of
@@ -49,7 +46,7 @@ def manifest_of(
     It has this number V of ``views`` of each image (0: any number) with the run's seed. Its
     ``sources`` are a digest of the list of images, independent of the dataset's location.
     """
-    manifest: Origin = as_json(
+    return as_json(
         {
             "version": _VERSION,
             "teacher": vectors.teacher,
@@ -65,7 +62,6 @@ def manifest_of(
             "images_per_shard": images_per_shard(len(images), views),
         }
     )
-    return manifest
 
 
 def read_manifest(folder: Path, expected: Origin, same: Collection[str] = ()) -> Origin:
@@ -129,10 +125,6 @@ class FeatureCache:
             _require_shape(path, (len(indices), manifest["views"], manifest["width"]))
         return cls(folder, manifest)
 
-    def with_features(self, images: UnlabeledImages) -> Dataset[UnlabeledBatch]:
-        """Return a dataset of the images and the features of their views."""
-        return CachedImages(images, self)
-
     def read(self, view: int, index: int) -> npt.NDArray[np.float16]:
         """Read the normalised feature of a view of an image, float16 [D]."""
         shard, local = divmod(index, self.manifest["images_per_shard"])
@@ -170,27 +162,6 @@ def fill(folder: Path, expected: Origin, work: Work, same: Collection[str] = ())
         ) from error
 
 
-@dataclass(eq=False)
-class CachedImages(Dataset[UnlabeledBatch]):
-    """Unlabelled images with the teacher's cached features.
-
-    Item (i, epoch) is view ``epoch mod V`` of the i-th image. The images' views use the seed of the
-    cache.
-    """
-
-    images: UnlabeledImages
-    cache: FeatureCache
-
-    def __getitem__(self, key: tuple[int, int]) -> UnlabeledBatch:
-        view = key[1] % self.cache.views
-        item = self.images[key[0], view]
-        features = torch.from_numpy(self.cache.read(view, int(item.indices)))
-        return replace(item, teacher_features=features)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
 def _require_shape(path: Path, shape: tuple[int, ...]) -> None:
     try:
         features = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -222,7 +193,7 @@ def fill_cache(preparation: Preparation, views: int | None = None) -> None:
     wanted = views or max(trainer.max_epochs or 0, 0)
     vectors, same = preparation.teacher.vectors, ["views"] if views else []
     needed = manifest_of(data, vectors, data.pool.images, wanted)
-    images = data.unlabeled_images(vectors.preprocessing.resizing)
+    images = UnlabeledImages(data.pool.images, data.view(vectors.preprocessing.resizing))
     processes = (trainer.global_rank, trainer.world_size)
     work = Work(images, preparation.encoder(), data.eval_batch_size, data.num_workers, *processes)
     done = fill(folder, needed, work, same) * trainer.world_size

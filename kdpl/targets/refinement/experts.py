@@ -229,8 +229,7 @@ class Result(NamedTuple):
 def assign(
     evidence: Evidence,
     config: RefinementConfig,
-    on_step: Callable[[int, int], object] = lambda done, total: None,  # noqa: ARG005
-    on_result: Callable[[Result], object] = lambda result: None,  # noqa: ARG005
+    on_result: Callable[[Result, int], object] = lambda result, total: None,  # noqa: ARG005
 ) -> Assigned:
     """Assign images to classes by the experts, refined on all images where that is better.
 
@@ -242,8 +241,7 @@ def assign(
     Args:
         evidence: Features, predictions and labels.
         config: Settings of the refinement, whose weights are chosen among ``candidates``.
-        on_step: Called with the number of refinements done, and the number of all.
-        on_result: Called with the result of each of them.
+        on_result: Called with the result of each refinement, and the number of all.
     """
     splits = _splits(evidence)
     unit = F.normalize(standardize(evidence.features), dim=1)
@@ -258,13 +256,12 @@ def assign(
     tried: list[Weights | None] = [*candidates(shots)]
     # without a judging image, the first is taken
     tried = [*tried, None] if config.mode == "auto" and len(judges) else tried[:1]
-    total = len(tried) * len(splits)
 
     # judge each on the images whose labels it has not seen
     results, right = [], []
-    for number, candidate in enumerate(tried):
+    for candidate in tried:
         hits = []
-        for k, (split, predicted) in enumerate(zip(splits, predictions, strict=True)):
+        for split, predicted in zip(splits, predictions, strict=True):
             if candidate is not None:
                 z = refine(unit, predicted, neighbors, split.labels, candidate, config.rounds)
             else:
@@ -272,8 +269,7 @@ def assign(
                 fixed = F.one_hot(split.labels.clamp_min(0), predicted.shape[1]).to(predicted)
                 z = torch.where(labeled, fixed, predicted)
             hits.append(MULTI_CLASS.labels(z[split.judges]) == truth[split.judges])
-            on_step(number * len(splits) + k + 1, total)
-            on_result(Result(candidate, split.labels, split.judges, z))
+            on_result(Result(candidate, *split, z), len(tried) * len(splits))
         results.append(z)  # of the last split, which has all labels
         right.append(evidence.share_of(torch.cat(hits), judges))
     hits_before = MULTI_CLASS.labels(evidence.text[judges]) == truth[judges]
@@ -281,7 +277,7 @@ def assign(
     best = _choose(right, tried[-1] is None, before.sum().item())
 
     shares = (before.mean().item(), right[best].mean().item()) if len(judges) else None
-    groups = len(evidence.groups[judges].bincount().nonzero())
+    groups = len(torch.unique(evidence.groups[judges]))
     return Assigned(results[best], weights, strength, tried[best], shares, len(judges), groups)
 
 

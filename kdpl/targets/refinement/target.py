@@ -73,7 +73,6 @@ class Refined(RefinementConfig, PreparedTarget):
 
     def prepare(self, inputs: TargetInputs) -> None:
         """Refine, or read earlier results; ArtifactError if of other data or settings."""
-        self.require_task(inputs.vectors.task)
 
         def make(path: Path, origin: Origin) -> None:
             evidence = self.evidence(inputs)
@@ -133,9 +132,7 @@ class Refined(RefinementConfig, PreparedTarget):
             inform(f"refining the predictions of {n} unlabelled images, {labels} labels are seen")
             task = progress.add_task("refinement", total=None)
             assigned = assign(
-                evidence,
-                self,
-                lambda done, total: progress.update(task, completed=done, total=total),
+                evidence, self, lambda _, total: progress.update(task, advance=1, total=total)
             )
 
         # count the images of the pool per class, and the moved images

@@ -65,7 +65,7 @@ def loaded(classifier):
 
 
 def pool_of(folder, loaded):
-    return ImageSample.load(folder, loaded.fingerprint(), loaded.vectors.vectors.shape)
+    return ImageSample.load(folder, loaded.fingerprint(), loaded.vectors.vectors.shape[1])
 
 
 def test_a_fit_keeps_what_the_classifier_finds_in_the_pool(classifier, loaded):

@@ -9,11 +9,9 @@ import torch
 import trees
 import world
 
-from kdpl.confidence.student_outputs import StudentOutputs, ValidationOutputs
+from kdpl.confidence.student_outputs import VERSION, StudentOutputs, ValidationOutputs
 from kdpl.confidence.taxonomy.scores import (
     FILE,
-    KIND,
-    VERSION,
     LevelScores,
     level_rule,
     levels_answered,
@@ -154,12 +152,12 @@ def test_a_file_that_cannot_be_is_refused(changes, tmp_path):
     }
     fields = {"classifier": "abc", "root": "r", "nodes": (("x",), ("a", "b"))}
     path = tmp_path / LevelScores.file
-    write_tensors(path, KIND, VERSION, tensors, fields)
+    write_tensors(path, LevelScores.kind, VERSION, tensors, fields)
     assert LevelScores.read(tmp_path, "abc").taxonomy.nodes == (("x",), ("a", "b"))
     fields |= {name: value for name, value in changes.items() if name in fields}
     tensors |= {name: value for name, value in changes.items() if name not in fields}
     tensors = {name: value for name, value in tensors.items() if value is not None}
-    write_tensors(path, KIND, VERSION, tensors, fields)
+    write_tensors(path, LevelScores.kind, VERSION, tensors, fields)
     with world.refused(ArtifactError, r"taxonomy.safetensors (is damaged|has an invalid field)"):
         LevelScores.read(tmp_path, "abc")
 

@@ -14,6 +14,7 @@ from runs import noise
 
 from kdpl import DomainDataModule
 from kdpl.data.augmentation import RandomResizedCrop
+from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.needs import Needs
 from kdpl.data.options import ClassOptions, ReadingOptions
 from kdpl.errors import ConfigError, DataError
@@ -64,10 +65,14 @@ def needed(datamodule, views=VIEWS, resizing=SIZE):
     return manifest_of(datamodule, vectors_of(resizing), datamodule.pool.images, views)
 
 
+def views_of(datamodule):
+    return UnlabeledImages(datamodule.pool.images, datamodule.view(SIZE))
+
+
 def filled(folder, into="cache", views=VIEWS, encode=encode, seed=1, num_workers=0, **options):
     """Fill a cache; returns the number of features that were computed."""
     datamodule = data(folder, seed=seed)
-    rest = {"images": datamodule.unlabeled_images(SIZE), "batch_size": 7, **options}
+    rest = {"images": views_of(datamodule), "batch_size": 7, **options}
     work = Work(encode=encode, num_workers=num_workers, **rest)
     return fill(folder / into, needed(datamodule, views), work)
 
@@ -108,7 +113,7 @@ def same_images(some, others):
 
 
 def test_features_are_those_of_the_views_in_the_documented_layout(folder):
-    images = data(folder).unlabeled_images(SIZE)
+    images = views_of(data(folder))
     decoded, open_image = [], images.view.open_image
     images.view.open_image = lambda source: decoded.append(source) or open_image(source)
     assert filled(folder, images=images, batch_size=2) == 10 * VIEWS
@@ -167,7 +172,7 @@ def test_several_processes_share_the_missing_shards(folder):
 
 
 def test_features_that_are_not_finite_are_named_and_not_written(folder):
-    bad = data(folder).unlabeled_images(SIZE)[3, 1].images
+    bad = views_of(data(folder))[3, 1].images
 
     def broken(images):
         same = (images == bad).flatten(1).all(dim=1, keepdim=True)

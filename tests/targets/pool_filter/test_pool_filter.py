@@ -10,6 +10,7 @@ from runs import rows_of
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.data.augmentation import resize_and_crop, to_tensor
+from kdpl.data.datasets import UnlabeledImages
 from kdpl.errors import ConfigError, DataError
 from kdpl.optim import OptimConfig
 from kdpl.prompts.tuned import TunedPrompts
@@ -70,8 +71,9 @@ def test_images_below_the_quantile_of_the_labelled_ones_are_left_out(
             values.append(plain.similarity(features, vectors))
         return values
 
-    labeled = domain.images_of([record.source for record in domain.labels.training()], Resizing(32))
-    pool = domain.unlabeled_images(Resizing(32))
+    view, training = domain.view(Resizing(32)), domain.labels.training()
+    labeled = UnlabeledImages([record.source for record in training], view)
+    pool = UnlabeledImages(domain.pool.images, view)
     indices = domain.selection.indices.tolist()
     least = plain.quantile(similarities(labeled, range(len(labeled))), 0.3)
     by_index = dict(zip(indices, similarities(pool, indices), strict=True))
@@ -117,8 +119,8 @@ def test_new_images_are_compared_with_the_whole_pool_and_usual_is_what_is_kept(w
     pool = [domain.pool.images[i] for i in domain.selection.indices.tolist()]
     images = [domain.splits.open_image(source) for source in pool]
     image_sample = pytest.importorskip("kdpl.confidence.drift.image_sample")
-    shape = classifier.vectors.vectors.shape
-    sample = image_sample.ImageSample.load(folder, classifier.fingerprint(), shape)
+    width = classifier.vectors.vectors.shape[1]
+    sample = image_sample.ImageSample.load(folder, classifier.fingerprint(), width)
     assert len(sample) == 42
     torch.testing.assert_close(
         sample.features.float(), classifier.embed(images), atol=1e-3, rtol=1e-3

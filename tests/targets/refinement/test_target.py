@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip.towers.class_token import ClassTokenTower
 from kdpl.data.augmentation import LightAffine, resize_and_crop, to_tensor
+from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.readers.digits import Digits, read_digits
 from kdpl.errors import ArtifactError
 from kdpl.prompts import PromptConfig
@@ -121,8 +122,9 @@ def plainly(teacher, plain_of):
         both = normalized(clip.image_features(views, prompts))
         return normalized(torch.stack([both[0], both.mean(dim=0)]).half().double())
 
-    unlabeled = domain.unlabeled_images(Resizing(32))
-    further = domain.images_of([*outside, *(record.source for record in validation)], Resizing(32))
+    unlabeled = UnlabeledImages(domain.pool.images, domain.view(Resizing(32)))
+    sources = [*outside, *(record.source for record in validation)]
+    further = UnlabeledImages(sources, domain.view(Resizing(32)))
     features = [features_of(unlabeled, i) for i in domain.selection.indices.tolist()]
     features += [features_of(further, i) for i in range(len(further))]
     still, features = torch.stack(features).float().unbind(dim=1)
@@ -245,9 +247,9 @@ def test_half_of_the_images_are_whole_where_a_projector_alone_learns_targets_of_
         """Compares the images of a step with those of evaluation."""
 
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            pool = trainer.datamodule.unlabeled_images(pl_module.resizing)
+            data = trainer.datamodule
             for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
-                source = pool.view.open_image(pool.sources[index])
+                source = data.splits.open_image(data.pool.images[index])
                 expected = to_tensor(resize_and_crop(source, pl_module.resizing))
                 whole.append(image.equal(expected))
 
