@@ -11,8 +11,6 @@ import yaml
 from campaigns import ROOT
 from runs import curves_of
 
-from benchmarks.worlds.photographs.clips import RECIPES
-from benchmarks.worlds.photographs.images import SETS as PHOTOGRAPHS
 from kdpl.benchmark.campaign import read_campaign
 from kdpl.benchmark.protocols import plan
 from kdpl.benchmark.readers import BENCHMARKS
@@ -96,19 +94,6 @@ def test_an_option_for_every_fit_wins_over_the_shots_of_the_campaign(option):
     campaign = read_campaign(ROOT / "configs/benchmark/quickstart.yaml")
     step = plan(campaign, Path("out"), "data", [option])[0]
     assert settings_of(step).data.init_args.shots == 0
-
-
-@pytest.mark.slow
-def test_the_campaign_of_photographs_reads_the_folders_that_its_command_writes():
-    file = ROOT / "benchmarks/worlds/photographs/campaign.yaml"
-    steps = plan(read_campaign(file), Path("out"), "data")
-    assert {step.run.dataset for step in steps} == PHOTOGRAPHS.keys()
-    for step in one_of_each_kind(steps):
-        settings = settings_of(step)
-        data, clip = settings.data.init_args, settings.model.init_args.clip
-        root = f"runs/photographs/data/{step.run.dataset}"
-        assert (data.dataset, data.root, clip.pretrained) == ("folder", root, None)
-        assert clip.model.removeprefix("local-dir:runs/photographs/clips/") in RECIPES
 
 
 def settings_by_dataset(name, row):

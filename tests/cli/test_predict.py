@@ -72,13 +72,8 @@ def test_half_precision_agrees_but_for_rounding(precision, classifier, digits, t
         assert float(row["probability"]) == pytest.approx(one[0].probability, abs=2e-6)
         assert dict(one) == pytest.approx(dict(other), abs=0.02)
     assert half != exact
-
-
-def test_an_unknown_precision_is_refused_in_a_sentence(classifier, digits, capsys):
-    code = main(["predict", str(classifier), str(digits), "--precision=bf16"])
-    refused(capsys, code, "precision", "bf16-mixed")
     with world.refused(ConfigError, "precision is 'bf16'"):
-        Classifier.load(classifier).predict([], precision="bf16")
+        whole.predict([], precision="bf16")
 
 
 @pytest.mark.slow
@@ -123,6 +118,7 @@ def test_added_classes_are_among_the_most_probable_ones_that_have_columns(
         (["C"], ["no images"]),
         (["C", "D", "--top-k=0"], ["--top-k"]),
         (["C", "D", "--device=tpu"], ["device"]),
+        (["C", "D", "--precision=bf16"], ["precision", "bf16-mixed"]),
         (["C", "D", "--out=."], ["--out . is a folder"]),
     ],
 )

@@ -24,7 +24,7 @@ def test_without_a_share_all_images_are_distilled_on_but_those_that_are_left_out
     assert every.indices.tolist() == list(range(40))
 
 
-def test_a_share_is_drawn_by_the_seed_and_images_are_left_out_of_it():
+def test_a_share_and_a_sample_of_it_are_drawn_by_the_seed_and_images_are_left_out_of_it():
     pool = UnlabeledPool(Names.of(IMAGES), 0.25, seed=3)
     share = share_of(40, 0.25, 3).tolist()
     assert pool.selection.indices.tolist() == share
@@ -32,10 +32,7 @@ def test_a_share_is_drawn_by_the_seed_and_images_are_left_out_of_it():
     fewer = pool.selection.leaving_out({IMAGES[share[4]]})
     assert fewer.indices.tolist() == share[:4] + share[5:]
     assert len(fewer.images) == 40
-
-
-def test_a_sample_is_of_the_share_by_the_seed_in_the_order_of_the_list():
-    pool = UnlabeledPool(Names.of(IMAGES), 0.25, seed=3)
+    # a sample is in the order of the list
     drawn, whole = [*pool.sample(6)], [*pool.selection.used]
     assert [*pool.sample(6)] == drawn == [source for source in whole if source in drawn]
     assert drawn != [*UnlabeledPool(Names.of(IMAGES), 0.25, seed=4).sample(6)]

@@ -11,7 +11,7 @@ from runs import refused
 
 from kdpl.__main__ import main
 from kdpl.confidence.decision import decision_rule
-from kdpl.confidence.report import calibrate, confidences_at
+from kdpl.confidence.report import confidences_at
 from kdpl.data.domain import build_data
 from kdpl.data.names import digest_of
 from kdpl.data.readers import digits
@@ -73,7 +73,9 @@ def set_in(stage, **settings):
 # --- content ---
 
 
-def test_every_section_has_content_and_the_accuracies_are_those_of_the_tests(page, finished):
+def test_every_section_has_content_and_accuracies_and_disagreements_are_those_of_the_tests(
+    page, finished
+):
     assert tuple(page.texts)[1:] == SECTIONS
     assert gaps_of(page) == []
     for name, word in {
@@ -93,8 +95,6 @@ def test_every_section_has_content_and_the_accuracies_are_those_of_the_tests(pag
     assert all(float(low) < float(value) < float(high) for value, low, high in intervals)
     assert len([a for a in page.of("svg") if "over epochs" in a["aria-label"]]) == 4
 
-
-def test_disagreements_are_counted_and_shown(page, finished):
     stages = (read_predictions(finished / stage) for stage in ("teacher", "student"))
     differing = [s for t, s in zip(*stages, strict=True) if t.prediction != s.prediction]
     assert f"On {len(differing)} of 899 test images" in page.texts["disagreement"]
@@ -152,15 +152,14 @@ def test_names_are_one_line_and_visibly_cut():
     ("missing", "damaged", "words"),
     [
         (
-            ("student/metrics.csv", "teacher/prompts.safetensors", "zero_shot/teacher"),
             (
-                "student/classifier/held_out.safetensors",
-                "teacher/test_predictions.csv",
-                "teacher/metrics.csv",
+                *("student/metrics.csv", "student/classifier/held_out.safetensors"),
+                *("teacher/prompts.safetensors", "zero_shot/teacher"),
             ),
+            ("teacher/test_predictions.csv", "teacher/metrics.csv"),
             {
                 "accuracy": ("teacher's original CLIP (zero-shot)", "teacher/test_predictions.csv"),
-                "calibration": ("No temperature is known", "held_out.safetensors"),
+                "calibration": ("No temperature is known", "no scores of held-out images"),
                 "cost": ("prompts.safetensors does not exist",),
                 "curves": ("student/metrics.csv does not exist", "teacher/metrics.csv"),
             },
@@ -191,13 +190,6 @@ def test_a_prompt_method_that_is_not_kdpls_is_not_imported(run, tmp_path, monkey
     replace(prompts, method="stranger.Prompts").save(run / "teacher/prompts.safetensors")
     assert "names the class stranger.Prompts" in costs(Run.find(run))["gaps"]["teacher"]
     assert not (tmp_path / "written").exists()
-
-
-def test_without_held_out_images_there_is_no_temperature(run):
-    (run / "student/classifier/held_out.safetensors").unlink()
-    facts = calibrate(Run.find(run))
-    assert "no scores of held-out images" in facts["gap"]
-    assert facts["after"] is None
 
 
 def test_confidences_at_the_temperature_are_those_of_predict(finished):
@@ -313,39 +305,35 @@ def test_a_wrong_start_is_one_line(args, words, run, tmp_path, monkeypatch, caps
     assert not list(tmp_path.rglob("report.html"))
 
 
-@pytest.mark.parametrize(
-    ("target", "words"),
-    [
+def test_the_page_says_who_saw_the_labels_and_of_one_image_that_it_is_one(run):
+    for target, words in (
         ("teacher", "the teacher only"),
         ("local_views", "the teacher and its targets of local views"),
         ({"class_path": "kdpl.targets.refinement.target.Refined"}, "its refined targets"),
-    ],
-)
-def test_the_page_says_who_saw_the_labels_and_of_one_image_that_it_is_one(target, words, run):
-    set_in(run / "student", target=target)
-    file = run / "student/config.yaml"
-    file.write_text(re.sub("(max_epochs|shots): .*", r"\1: 1", file.read_text()))
-    text = section("training", training(Run.find(run)))
-    assert words in text
-    assert "1 image per class" in text
-    assert "1 epoch, seed 1" in text
+    ):
+        set_in(run / "student", target=target)
+        file = run / "student/config.yaml"
+        file.write_text(re.sub("(max_epochs|shots): .*", r"\1: 1", file.read_text()))
+        text = section("training", training(Run.find(run)))
+        for said in (words, "1 image per class", "1 epoch, seed 1"):
+            assert said in text
 
 
-@pytest.mark.parametrize(
-    ("share", "words"), [(0.764, "the student itself"), (0.9, "its targets limit it")]
-)
-def test_the_page_says_whether_the_student_or_its_targets_are_the_limit(share, words, run):
+def test_the_page_says_whether_the_student_or_its_targets_are_the_limit(run):
     assert training(Run.find(run))["fidelity"] is None
     logger = MetricsCSV(str(run / "student"))
-    for step, value in ((50, 0.2), (60, share)):
-        logger.log_metrics({"val/fidelity": value, "pool/unseen": 100.0}, step=step)
-    text = section("training", training(Run.find(run)))
-    agrees = f"its target on {100 * share:.1f} % of 100 unlabelled images that it has not seen"
-    assert f"{agrees}, so that {words}" in text
+    logger.log_metrics({"val/fidelity": 0.2, "pool/unseen": 100.0}, step=50)
+    for step, share, words in (
+        (60, 0.764, "the student itself"),
+        (70, 0.9, "its targets limit it: add labels, or take another teacher or refined targets"),
+    ):
+        logger.log_metrics({"val/fidelity": share, "pool/unseen": 100.0}, step=step)
+        text = section("training", training(Run.find(run)))
+        agrees = f"its target on {100 * share:.1f} % of 100 unlabelled images that it has not seen"
+        assert f"{agrees}, so that {words}" in text
     # what is there already is no advice
     set_in(run / "student", target="refined")
-    refined = section("training", training(Run.find(run)))
-    assert ("or refined targets" in text, "or refined targets" in refined) == (share == 0.9, False)
+    assert "or refined targets" not in section("training", training(Run.find(run)))
 
 
 @pytest.fixture
@@ -370,10 +358,6 @@ def targets(run):
 
 
 class TestRefinedTargets:
-    @staticmethod
-    def text_of(run):
-        return section("refined", refined.refined_targets(Run.find(run)), refined.SECTION)
-
     def test_decision_classes_and_images_that_moved_are_shown(self, run, targets):
         page = Page(make(run))
         text = page.texts["refined"]
@@ -396,7 +380,7 @@ class TestRefinedTargets:
     )
     def test_of_other_images_the_table_is_left(self, changes, run, targets):
         replace(targets, **changes).save(run / "student/pool_targets.safetensors")
-        text = self.text_of(run)
+        text = section("refined", refined.refined_targets(Run.find(run)), refined.SECTION)
         assert "Images are left out: " in text
         assert "three 1 2 +1" in text
         assert "teacher one refined three" not in text

@@ -26,7 +26,9 @@ def photos(tmp_path_factory):
     """Photos and a teacher of them: 4 labels of each of three classes, and 6 images without a label."""
     folder = tmp_path_factory.mktemp("photos")
     root = image_folder(folder / "pets", classes=("cat", "dog", "eel"))
-    various(folder / "more", 6)
+    (folder / "more").mkdir()
+    for i in range(6):
+        noise(40, 36, seed=i).save(folder / "more" / f"{i}.png")
     options = [f"unlabeled={folder / 'more'}", "reading.bad_images=skip"]
     more = [f"--data.init_args.{option}" for option in options]
     assert main([*folder_fit(root, folder / "run"), *more, "--trainer.max_epochs=1"]) == 0
@@ -43,12 +45,6 @@ def change(run, **settings):
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["init_args"] |= settings
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-
-
-def various(folder, images):
-    folder.mkdir()
-    for i in range(images):
-        noise(40, 36, seed=i).save(folder / f"{i}.png")
 
 
 def suggest(run, out, *more):
@@ -139,21 +135,18 @@ def test_without_a_label_none_is_checked_and_four_for_each_class_are_chosen(
     assert [row["label"] for row in rows_of(tmp_path / "out/labels.csv")] == [""] * 40
 
 
-def test_without_an_image_to_label_the_labels_alone_are_checked(run, tmp_path, capsys):
-    change(run, unlabeled=None)
-    assert suggest(run, tmp_path / "out") == 0
-    assert "there are no images without a label to choose from" in capsys.readouterr().out
-    assert all(row["label"] for row in rows_of(tmp_path / "out/labels.csv"))
-
-
-def test_the_only_label_of_a_class_is_said_to_be_unchecked(run, tmp_path, capsys):
+def test_without_an_image_to_label_the_labels_are_checked_but_the_only_one_of_a_class(
+    run, tmp_path, capsys
+):
     root = image_folder(tmp_path / "pets", classes=("cat", "dog", "eel"), splits=("train",))
     for i in (1, 2, 3):
         (root / f"train/eel/{i}.png").unlink()
-    change(run, root=str(root))
+    change(run, root=str(root), unlabeled=None)
     assert suggest(run, tmp_path / "out") == 0
-    assert "1 label is not checked" in capsys.readouterr().out
-    assert all(row["label"] != "eel" for row in rows_of(tmp_path / "out/labels.csv"))
+    said = capsys.readouterr().out
+    assert "there are no images without a label to choose from" in said
+    assert "1 label is not checked" in said
+    assert all(row["label"] not in ("", "eel") for row in rows_of(tmp_path / "out/labels.csv"))
 
 
 @pytest.mark.parametrize(
@@ -170,18 +163,15 @@ def test_numbers_that_do_not_fit_are_refused(options, words, photos, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_with_several_labels_an_image_is_refused(photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(suggestions, "build_task", lambda _: SimpleNamespace(per_class=True))
-    capsys.readouterr()
-    refused(capsys, suggest(photos / "run", tmp_path / "out"), "several labels an image")
-
-
-def test_a_run_that_is_not_finished_and_no_run_and_an_earlier_table_are_refused(
-    run, tmp_path, capsys
+def test_an_earlier_table_and_a_run_that_cannot_be_looked_at_are_refused(
+    run, tmp_path, capsys, monkeypatch
 ):
     (tmp_path / "labels.csv").write_text("image,label\n")
     refused(capsys, suggest(run, tmp_path), "labels.csv exists already", "--out")
     refused(capsys, suggest(tmp_path, tmp_path / "out"), f"{tmp_path} is not a run's folder")
+    with monkeypatch.context() as patch:
+        patch.setattr(suggestions, "build_task", lambda _: SimpleNamespace(per_class=True))
+        refused(capsys, suggest(run, tmp_path / "out"), "several labels an image")
     (run / CLASS_VECTORS_FILE).unlink()
     refused(capsys, suggest(run, tmp_path / "out"), CLASS_VECTORS_FILE, "run stage 1 again")
 

@@ -3,7 +3,6 @@
 import shutil
 
 import pytest
-import torch
 import world
 from PIL import Image
 from runs import noise, refused, rows_of
@@ -98,7 +97,6 @@ def test_pictures_of_a_resumed_table_keep_their_numbers(classifier, photos, tmp_
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--explain={file}"], "cannot be made"),
         (["--explain={file}/inside"], "cannot be made"),
         (["--explain-class=two"], "needs a folder for pictures"),
         (["--explain={folder}", "--explain-class=tow"], "no class 'tow'"),
@@ -112,7 +110,9 @@ def test_bad_input_is_one_sentence(options, words, classifier, photos, tmp_path,
     refused(capsys, main(["predict", str(classifier), str(photos), *given]), words)
 
 
-def test_the_nearest_are_those_of_the_largest_cosine_similarity(student_run, classifier):
+def test_the_nearest_are_the_labelled_images_of_the_largest_cosine_similarity(
+    student_run, classifier
+):
     loaded, data = Classifier.load(classifier), Run.find(student_run).data
     nearest = nearest_labelled(loaded, data)
     records = data.labels.training()
@@ -129,12 +129,9 @@ def test_the_nearest_are_those_of_the_largest_cosine_similarity(student_run, cla
     ]
     # a labelled image is nearest to itself
     assert nearest(features[7])[0][0].tobytes() == images[7].tobytes()
-
-
-def test_without_labelled_images_there_are_none(student_run, classifier):
-    run, loaded = Run.find(student_run), Classifier.load(classifier)
-    run.main.config["data"]["init_args"]["shots"] = 0
-    assert nearest_labelled(loaded, run.data)(torch.zeros(loaded.vectors.vectors.shape[1])) == []
+    without_labels = Run.find(student_run)
+    without_labels.main.config["data"]["init_args"]["shots"] = 0
+    assert nearest_labelled(loaded, without_labels.data)(query) == []
 
 
 def test_the_demo_predicts_as_predict_does_where_images_are_cropped(tmp_path):
