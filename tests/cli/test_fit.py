@@ -175,16 +175,8 @@ def at_end_of(step):
     return InterruptionHandler, "on_train_batch_end", when
 
 
-def always(*_):
-    return True
-
-
 def at_validation(module):
     return module.trainer.current_epoch == 1 and not module.trainer.sanity_checking
-
-
-def after_an_epoch(_, checkpoint, *__):
-    return checkpoint["epoch"] == 1
 
 
 # stage, where it is interrupted, more options, and the step of the last checkpoint
@@ -205,11 +197,11 @@ INTERRUPTIONS = {
     ),
     "right after a checkpoint": (
         "teacher",
-        (CheckpointFiles, "save_checkpoint", after_an_epoch, True),
+        (CheckpointFiles, "save_checkpoint", lambda _, saved, *__: saved["epoch"] == 1, True),
         [],
         4,
     ),
-    "writing the classifier": ("student", (SaveClassifier, "write", always), [], 6),
+    "writing the classifier": ("student", (SaveClassifier, "write", lambda *_: True), [], 6),
 }
 
 
@@ -319,16 +311,17 @@ def test_configs_are_merged_and_their_order_counts_only_where_they_overlap(tmp_p
 
 
 def test_a_short_option_means_the_same_as_the_long_one_wherever_it_stands(tmp_path):
-    short, long = (tmp_path / name for name in ("short.yaml", "long.yaml"))
-    short.write_text("data: {shots: 3}\nmodel: {text_prompts: {depth: 1}}\n")
-    data, model = "data: {init_args: {shots: 3}}", "model: {init_args: {text_prompts: {depth: 1}}}"
-    long.write_text(f"{data}\n{model}\n")
-    first, second = (
-        settings_of(*DATA, *TEACHER, f"--config={file}", f"--data{init}.batch_size=5")
-        for file, init in ((short, ""), (long, ".init_args"))
-    )
-    assert first == second
-    assert (first["data"]["init_args"]["shots"], first["data"]["init_args"]["batch_size"]) == (3, 5)
+    file, settings = tmp_path / "mine.yaml", []
+    for init, data, model in (
+        ("", "{shots: 3}", "{text_prompts: {depth: 1}}"),
+        (".init_args", "{init_args: {shots: 3}}", "{init_args: {text_prompts: {depth: 1}}}"),
+    ):
+        file.write_text(f"data: {data}\nmodel: {model}\n")
+        options = (f"--config={file}", f"--data{init}.batch_size=5")
+        settings.append(settings_of(*DATA, *TEACHER, *options))
+    assert settings[0] == settings[1]
+    given = settings[0]["data"]["init_args"]
+    assert (given["shots"], given["batch_size"]) == (3, 5)
 
 
 def test_one_batch_is_not_read_as_all_batches(monkeypatch):

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 
 from kdpl.data.names import Names
@@ -38,21 +36,6 @@ def test_a_share_and_a_sample_of_it_are_drawn_by_the_seed_and_images_are_left_ou
     assert drawn != [*UnlabeledPool(Names.of(IMAGES), 0.25, seed=4).sample(6)]
     assert [*pool.sample(10)] == [*pool.sample(99)] == whole
     assert len({*drawn}) == 6
-
-
-def test_images_that_are_left_out_are_not_held_out():
-    images = Names.of(f"{number}.png" for number in range(300))
-    selection = UnlabeledPool(images, 1.0, seed=1).selection
-    selection = replace(selection, held_out=np.arange(0, 300, 3))
-    unseen = selection.held_out.tolist()
-    assert {*selection.indices.tolist()} == {*range(300)} - {*unseen}
-    assert np.array_equal(selection.chosen, selection.indices)
-    assert [*selection.used] == [images[i] for i in selection.indices.tolist()]
-    assert selection.targeted.tolist() == [*range(300)]
-    fewer = selection.leaving_out({f"{unseen[3]}.png", f"{selection.indices[5]}.png"})
-    assert fewer.held_out.tolist() == unseen[:3] + unseen[4:]
-    assert len(fewer.indices) == 199
-    assert len(fewer.targeted) == 298
 
 
 def test_training_images_are_distilled_on_beside_the_unlabelled_ones_each_once(tmp_path):

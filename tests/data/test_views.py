@@ -30,15 +30,11 @@ def tower(mode, interpolation="bicubic", crop_pct=1.0, size=32):
     return Preprocessing(size, MEAN, (0.3, 0.3, 0.3), mode, interpolation, crop_pct)
 
 
-def reference(images):
-    """The evaluation transform of timm, uint8 [3, S, S]."""
+def expected(images, pictures):
+    """The evaluation transform of timm, uint8 [N, 3, S, S]."""
     crop = {"crop_pct": images.crop_pct, "crop_mode": CROPS[images.resize_mode]}
     crop["interpolation"] = images.interpolation
-    return create_transform(images.image_size, mean=images.mean, use_prefetcher=True, **crop)
-
-
-def expected(images, pictures):
-    prepare = reference(images)
+    prepare = create_transform(images.image_size, mean=images.mean, use_prefetcher=True, **crop)
     return torch.stack([prepare(picture) for picture in pictures])
 
 
@@ -80,17 +76,13 @@ def images_in(root):
     )
 
 
-def opened(sources):
-    return [Image.open(source) for source in sources]
-
-
 @pytest.mark.parametrize("student", [TOWERS[0], tower("squash", "bilinear", 0.9, 48)], ids=str)
 def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pictures):
     data = images_in(pictures)
     labeled, pool = [record.source for record in data.labels.training()], list(data.pool.images)
 
     def assert_views(views, sources, images=student):
-        assert torch.equal(torch.stack([*views]), expected(images, opened(sources)))
+        assert torch.equal(torch.stack([*views]), expected(images, map(Image.open, sources)))
 
     dataset = data.train_dataloader_for("labeled", student.resizing).dataset
     assert_views((dataset[i, 3].images for i in range(6)), labeled)
@@ -167,7 +159,7 @@ def test_in_a_fit_towers_see_the_evaluation_transform(name, pictures, tmp_path, 
     fill = [FillTeacherCache()]
     world.fit(student, tmp_path, 2, fill, images_in(pictures), limit_val_batches=1.0)
 
-    files = opened(sorted(pictures.rglob("*.png")))
+    files = [Image.open(path) for path in sorted(pictures.rglob("*.png"))]
     assert student.preprocessing.resizing == tower(*ways).resizing
     towers = {"student": tower(*ways), "teacher": teacher}
     assert seen.keys() == towers.keys()

@@ -287,21 +287,18 @@ def test_it_is_written_where_asked_again_and_leaves_the_run_alone(
     assert [path.name for path in out.parent.iterdir()] == ["page.html"]
 
 
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (["gone"], "gone does not exist"),
-        (["empty"], "empty is not a run's folder"),
-        (["run", "--out", "empty"], "--out empty is a folder"),
-        (["other"], "other/config.yaml is not that of a fit"),
-    ],
-)
-def test_a_wrong_start_is_one_line(args, words, run, tmp_path, monkeypatch, capsys):
+def test_a_wrong_start_is_one_line(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("other", "empty"):
         (tmp_path / name).mkdir()
     (tmp_path / "other/config.yaml").write_text("a: 1")
-    refused(capsys, main(["report", *args]), words)
+    for args, words in (
+        (["gone"], "gone does not exist"),
+        (["empty"], "empty is not a run's folder"),
+        (["run", "--out", "empty"], "--out empty is a folder"),
+        (["other"], "other/config.yaml is not that of a fit"),
+    ):
+        refused(capsys, main(["report", *args]), words)
     assert not list(tmp_path.rglob("report.html"))
 
 

@@ -149,17 +149,14 @@ def test_without_an_image_to_label_the_labels_are_checked_but_the_only_one_of_a_
     assert all(row["label"] not in ("", "eel") for row in rows_of(tmp_path / "out/labels.csv"))
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
+def test_numbers_that_do_not_fit_are_refused(photos, tmp_path, capsys):
+    capsys.readouterr()
+    for options, words in (
         (["--images=7"], "--images 7 is more than the 6 images without a label"),
         (["--images=3", "--pool=2"], "--images 3 is more than the 2 images looked at by --pool"),
         (["--images=0"], "images"),
-    ],
-)
-def test_numbers_that_do_not_fit_are_refused(options, words, photos, tmp_path, capsys):
-    capsys.readouterr()
-    refused(capsys, suggest(photos / "run", tmp_path / "out", *options), words)
+    ):
+        refused(capsys, suggest(photos / "run", tmp_path / "out", *options), words)
     assert not (tmp_path / "out").exists()
 
 
