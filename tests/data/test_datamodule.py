@@ -204,14 +204,7 @@ def test_a_split_that_is_not_there_is_not_validated_on_and_not_tested_on(folder)
             use(probe, datamodule=in_folder(folder))
 
 
-def test_fewer_test_images_than_processes_are_refused(folder):
-    loader = in_folder(folder).evaluation_dataloader_for
-    with world.refused(ConfigError, r"15 test images for 16 processes: set trainer\.devices to 15"):
-        loader("test", SQUARE, rank=0, world_size=16)
-    assert len(loader("test", SQUARE, rank=14, world_size=15)) == 1
-
-
-def test_fewer_images_than_shots_are_refused_before_the_fit_begins(folder):
+def test_too_few_images_or_classes_are_refused_before_the_fit_begins(folder):
     probe = Probe()
     with world.refused(DataError, r"^class 'a' has 6 training images where shots asks for 16: "):
         trainer(folder).fit(probe, datamodule=in_folder(folder, shots=16))
@@ -220,6 +213,17 @@ def test_fewer_images_than_shots_are_refused_before_the_fit_begins(folder):
     assert len(fewer.train_dataloader_for("labeled", SQUARE).dataset) == 30
     # distillation needs no labels, and so no shots
     trainer(folder).fit(Probe("unlabeled"), datamodule=in_folder(folder, shots=16))
+
+    loader = in_folder(folder).evaluation_dataloader_for
+    with world.refused(ConfigError, r"15 test images for 16 processes: set trainer\.devices to 15"):
+        loader("test", SQUARE, rank=0, world_size=16)
+    assert len(loader("test", SQUARE, rank=14, world_size=15)) == 1
+
+    (folder / "single/train").mkdir(parents=True)
+    (folder / "data/train/a").rename(folder / "single/train/a")
+    data = in_folder(folder, root=str(folder / "single"), protocol="base_to_novel")
+    with world.refused(DataError, r"^dataset folder .* has one class, but protocol base_to_novel"):
+        data.setup()
 
 
 def test_with_0_shots_no_labelled_image_is_used_and_all_are_distilled_on(folder):
@@ -234,14 +238,6 @@ def test_with_0_shots_no_labelled_image_is_used_and_all_are_distilled_on(folder)
         with world.refused(DataError, "shots is 0, so that no labelled image is used, but"):
             use()
     assert (data.splits.train, data.splits.val, len(data.splits.test)) == ((), (), 15)
-
-
-def test_base_to_novel_needs_two_classes(folder):
-    (folder / "single/train").mkdir(parents=True)
-    (folder / "data/train/a").rename(folder / "single/train/a")
-    data = in_folder(folder, root=str(folder / "single"), protocol="base_to_novel")
-    with world.refused(DataError, r"^dataset folder .* has one class, but protocol base_to_novel"):
-        data.setup()
 
 
 @pytest.mark.parametrize(

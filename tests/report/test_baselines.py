@@ -7,8 +7,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-import yaml
-from report_pages import change_vectors, put_together
+from report_pages import change_vectors, put_together, set_in
 from resampling import bootstrap_difference
 from sklearn.linear_model import LogisticRegression
 
@@ -98,7 +97,7 @@ def run(tmp_path_factory, finished):
 def copy(run, compared, tmp_path):
     """A copy of that run with its probes, for a test to change."""
     folder = shutil.copytree(run, tmp_path / "copy")
-    replace_in(folder / "student/config.yaml", str(run / "teacher"), str(folder / "teacher"))
+    set_in(folder / "student", teacher=str(folder / "teacher"))
     return folder
 
 
@@ -173,11 +172,7 @@ def test_a_run_stands_beside_zero_shot_and_linear_probes(run, compared):
 
 def test_a_teacher_without_labels_is_its_zero_shot_clip(copy):
     shutil.rmtree(copy / "zero_shot/teacher")
-    file = copy / "teacher/config.yaml"
-    config = yaml.safe_load(file.read_text())
-    for tower in ("vision", "text"):
-        config["model"]["init_args"][f"{tower}_prompts"]["depth"] = 0
-    file.write_text(yaml.safe_dump(config))
+    set_in(copy / "teacher", vision_prompts={"depth": 0}, text_prompts={"depth": 0})
     shown, notes = compare(copy, kind="zero-shot")
     assert len(shown) == 3, "no probes"
     accuracy = shown[f"zero-shot: {CLIPS['teacher']}"]["accuracy"]
@@ -206,7 +201,7 @@ def test_where_something_is_missing_a_line_says_why_there_is_no_probe(missing, c
         gone = Mock(side_effect=DataError("digits are gone"))
         monkeypatch.setattr("kdpl.data.readers.digits.Digits.read", gone)
     else:
-        replace_in(copy / "teacher/config.yaml", "    shots: 16\n", "    shots: 0\n")
+        set_in(copy / "teacher", "data", shots=0)
     shown, notes = compare(copy)
     assert list(shown) == ["copy", *(f"zero-shot: {clip}" for clip in CLIPS.values())]
     why = {"data": "digits are gone", "labels": "shots is 0"}[missing]
@@ -233,7 +228,7 @@ def test_a_probe_is_kept_in_the_folder_and_not_fitted_again(run, compared, copy,
         assert correct_of(copy / "probe" / role).mean() == pytest.approx(accuracy)
     assert compare(run) == compared
     # other labels are another probe
-    replace_in(copy / "teacher/config.yaml", "    shots: 16\n", "    shots: 8\n")
+    set_in(copy / "teacher", "data", shots=8)
     with pytest.raises(AssertionError):
         compare(copy)
     assert "(data.init_args.shots is 16 there and 8 here): fitting" in capsys.readouterr().err
@@ -242,8 +237,7 @@ def test_a_probe_is_kept_in_the_folder_and_not_fitted_again(run, compared, copy,
 def test_under_base_to_novel_a_probe_is_of_the_base_classes(copy):
     shutil.rmtree(copy / "probe")
     for stage in ("teacher", "student"):
-        file = copy / stage / "config.yaml"
-        replace_in(file, "protocol: all\n", "protocol: base_to_novel\n")
+        set_in(copy / stage, "data", protocol="base_to_novel")
     change_vectors(copy / "student", num_base=5)
     probe = linear_probe(replace(Run.find(copy), read_only=True), "student")
     assert not (copy / "probe").exists()
@@ -283,11 +277,7 @@ def test_what_is_to_be_done_about_a_student_below_a_probe_is_there_and_not_done_
     assert {*re.findall(r"--(\w+)", said)} == {"student", "search", "out"}
     parameters = inspect.signature(find_command("run")).parameters
     assert {"student", "search", "out"} <= {*parameters}
-    file = copy / "student/config.yaml"
-    config = yaml.safe_load(file.read_text())
-    refined = {"class_path": "kdpl.targets.refinement.target.Refined"}
-    config["model"]["init_args"]["target"] = refined
-    file.write_text(yaml.safe_dump(config))
+    set_in(copy / "student", target={"class_path": "kdpl.targets.refinement.target.Refined"})
     assert advice_for(Run.find(copy)) == said.replace("--student refined or ", "")
     (copy / "search").mkdir()
     assert "label more" in advice_for(Run.find(copy))

@@ -4,8 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import yaml
-from report_pages import change_vectors, put_together
+from report_pages import change_vectors, put_together, set_in
 from resampling import bootstrap_difference, bootstrap_harmonic_mean
 from runs import fit_teacher, refused
 from runs import test as run_test
@@ -243,10 +242,7 @@ def broken(run):
     write_predictions(copies["images"], read_predictions(copies["images"])[1:])
     change_vectors(copies["classes"], class_names=("none", *map(str, range(1, 10))))
     change_vectors(copies["split"], num_base=5)
-    config = copies["strange"] / "config.yaml"
-    settings = yaml.safe_load(config.read_text())
-    settings["data"]["init_args"]["dataset"] = {"class_path": "stranger.Reader", "init_args": {}}
-    config.write_text(yaml.safe_dump(settings))
+    set_in(copies["strange"], "data", dataset={"class_path": "stranger.Reader", "init_args": {}})
     return run.parent
 
 

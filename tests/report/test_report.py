@@ -6,7 +6,16 @@ from unittest.mock import Mock
 import pytest
 import torch
 import yaml
-from report_pages import HOSTILE, Page, change_vectors, make, put_together, rename_classes, section
+from report_pages import (
+    HOSTILE,
+    Page,
+    change_vectors,
+    make,
+    put_together,
+    rename_classes,
+    section,
+    set_in,
+)
 from runs import refused
 
 from kdpl.__main__ import main
@@ -60,14 +69,6 @@ def digits_with(monkeypatch, **changes):
 
 def gaps_of(page):
     return [a for _, a in page.elements if a.get("class") == "gap"]
-
-
-def set_in(stage, **settings):
-    """Change the settings of a stage's model; returns its config."""
-    config = yaml.safe_load((stage / "config.yaml").read_text())
-    config["model"]["init_args"].update(settings)
-    (stage / "config.yaml").write_text(yaml.safe_dump(config))
-    return config
 
 
 # --- content ---
@@ -229,13 +230,10 @@ def test_without_the_dataset_and_with_a_full_gpu_the_accuracies_are_left(run, mo
 @pytest.mark.usefixtures("without_probes")
 def test_base_and_novel_classes_have_intervals_and_remarks(run):
     for stage in ("teacher", "student"):
-        file = run / stage / "config.yaml"
-        config = yaml.safe_load(file.read_text())
-        config["data"]["init_args"]["protocol"] = "base_to_novel"
-        config["trainer"]["callbacks"] = [
-            {"class_path": "kdpl.benchmark.choice.BestOnBaseTest", "init_args": {}}
-        ]
-        file.write_text(yaml.safe_dump(config))
+        config = set_in(run / stage, "data", protocol="base_to_novel")
+        chosen = {"class_path": "kdpl.benchmark.choice.BestOnBaseTest", "init_args": {}}
+        config["trainer"]["callbacks"] = [chosen]
+        (run / stage / "config.yaml").write_text(yaml.safe_dump(config))
         for folder in (run / stage, run / "zero_shot" / stage):
             # 80 % of the base images and 60 % of the novel ones are right among their half
             seen, halves = {True: 0, False: 0}, []

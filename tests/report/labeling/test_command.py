@@ -7,8 +7,7 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
-import yaml
-from report_pages import HOSTILE, Page
+from report_pages import HOSTILE, Page, set_in
 from runs import folder_fit, image_folder, noise, refused, rows_of
 from zoo import write_shard
 
@@ -39,12 +38,6 @@ def photos(tmp_path_factory):
 def run(photos, tmp_path):
     """A copy of that teacher for a test to change."""
     return shutil.copytree(photos / "run", tmp_path / "run")
-
-
-def change(run, **settings):
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["data"]["init_args"] |= settings
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
 
 
 def suggest(run, out, *more):
@@ -129,7 +122,7 @@ def test_without_a_label_none_is_checked_and_four_for_each_class_are_chosen(
     teacher_run, tmp_path, capsys
 ):
     run = shutil.copytree(teacher_run, tmp_path / "run")
-    change(run, shots=0)
+    set_in(run, "data", shots=0)
     assert suggest(run, tmp_path / "out", "--pool=100") == 0
     assert "there are no labels to check" in capsys.readouterr().out
     assert [row["label"] for row in rows_of(tmp_path / "out/labels.csv")] == [""] * 40
@@ -141,7 +134,7 @@ def test_without_an_image_to_label_the_labels_are_checked_but_the_only_one_of_a_
     root = image_folder(tmp_path / "pets", classes=("cat", "dog", "eel"), splits=("train",))
     for i in (1, 2, 3):
         (root / f"train/eel/{i}.png").unlink()
-    change(run, root=str(root), unlabeled=None)
+    set_in(run, "data", root=str(root), unlabeled=None)
     assert suggest(run, tmp_path / "out") == 0
     said = capsys.readouterr().out
     assert "there are no images without a label to choose from" in said
