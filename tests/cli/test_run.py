@@ -93,34 +93,28 @@ def test_a_second_start_says_so_and_touches_nothing_and_other_settings_are_refus
     assert files_of(finished) == before
 
 
-WRONG = {
-    "broken": "model: [",
-    "misspelt": "model: {init_args: {kd_wieght: 1}}",
-    "filter": "model: {init_args: {pool_filter: 2}}",
-    "cache": "model: {init_args: {fill_teacher_cache: true}}",
-    "clip": "model: {init_args: {clip: {model: tiny-studnet}}}",
-}
-
-
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (["run"], ["--teacher, --student, --out", "run --help"]),
-        ([*RUN, "--out=out", "--teacher=gone.yaml"], ["gone.yaml", "does not exist"]),
-        ([*RUN, "--out=out", "--student=broken.yaml"], ["broken.yaml", "not YAML"]),
-        ([*RUN, "--out=out", "--student=misspelt.yaml"], ["kd_wieght"]),
-        ([*RUN, "--out=out", "--student=filter.yaml"], ["pool_filter"]),
-        ([*RUN, "--out=out", "--student=cache.yaml"], ["did you mean python -m kdpl cache?"]),
-        ([*RUN, "--out=out", "--student=clip.yaml"], ["tiny-studnet"]),
-        ([*RUN, "--out=."], ["error: --out . contains something other than a run (broken.yaml"]),
-    ],
-)
-def test_a_wrong_start_is_one_line_before_stage_1(args, words, tmp_path, capsys, monkeypatch):
+def test_a_wrong_start_is_one_line_before_stage_1(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, text in WRONG.items():
+    for name, text in {
+        "broken": "model: [",
+        "misspelt": "model: {init_args: {kd_wieght: 1}}",
+        "filter": "model: {init_args: {pool_filter: 2}}",
+        "cache": "model: {init_args: {fill_teacher_cache: true}}",
+        "clip": "model: {init_args: {clip: {model: tiny-studnet}}}",
+    }.items():
         Path(f"{name}.yaml").write_text(text)
-    assert main(args) == 1
-    error_line(capsys, *words)
+    for args, words in (
+        ([], ["--teacher, --student, --out", "run --help"]),
+        ([*RUN[1:], "--out=out", "--teacher=gone.yaml"], ["gone.yaml", "does not exist"]),
+        ([*RUN[1:], "--out=out", "--student=broken.yaml"], ["broken.yaml", "not YAML"]),
+        ([*RUN[1:], "--out=out", "--student=misspelt.yaml"], ["kd_wieght"]),
+        ([*RUN[1:], "--out=out", "--student=filter.yaml"], ["pool_filter"]),
+        ([*RUN[1:], "--out=out", "--student=cache.yaml"], ["did you mean python -m kdpl cache?"]),
+        ([*RUN[1:], "--out=out", "--student=clip.yaml"], ["tiny-studnet"]),
+        ([*RUN[1:], "--out=."], ["error: --out . contains something other than a run (broken."]),
+    ):
+        assert main(["run", *args]) == 1
+        error_line(capsys, *words)
     assert not [*tmp_path.rglob("teacher"), *tmp_path.rglob("config.yaml")]
 
 

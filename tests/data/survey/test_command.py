@@ -275,11 +275,11 @@ def test_a_run_takes_a_table_without_a_label_to_train_on_and_names(tmp_path, sur
     assert [label for _, label, _ in listed(tmp_path / "out") if label] == ["7"]
 
 
-@pytest.fixture(scope="module")
-def odd_places(tmp_path_factory):
+@pytest.fixture
+def odd_places(tmp_path):
     """Folders and tables that cannot be surveyed, and lists of names that fit none of them."""
-    root = tmp_path_factory.mktemp("odd")
-    (root / "empty").mkdir()
+    root = tmp_path / "odd"
+    (root / "empty").mkdir(parents=True)
     class_folders(root / "pets", cat=2, dog=2)
     class_folders(root / "digits", {"0": 2, "1": 2})
     (class_folders(root / "unreadable", cat=2, dog=2, eel=1) / "eel/0.png").write_bytes(b"")
@@ -300,30 +300,27 @@ def odd_places(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize(
-    ("source", "option", "words"),
-    [
-        ("empty", "", ["has no images in folders of classes", "--class-names"]),
-        ("empty", "--class-names=digits.txt", ["has no readable image to train on"]),
-        ("loose", "--class-names=one.txt", ["has one class, 'cat'"]),
-        ("loose", "--class-names=odd.csv", ["has a class name that"]),
-        ("untested", "--class-names=one.txt", ["one.txt lacks class 'dog'"]),
-        ("bare.csv", "", ["has no labelled training image: "]),
-        ("unreadable", "", ["class 'eel' in unreadable has no usable training image"]),
-        ("copied", "", ["dog/1.png is a copy of "]),
-        ("misnamed", "", ["has a class name that"]),
-        ("gone.csv", "", ["gone.csv"]),
-        ("pets", "--unlabeled=gone/", ["gone"]),
-        ("pets", "--unlabeled=torn.tar", ["torn.tar is damaged"]),
-        ("digits", "--class-names=digits.txt", ["digits.txt lacks class '0'", " 0,NAME"]),
-    ],
-)
 def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(
-    source, option, words, odd_places, tmp_path, capsys, monkeypatch
+    odd_places, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(odd_places)
-    assert init(source, tmp_path / "out", *option.split()) == 1
-    error_line(capsys, *words)
+    for source, option, *words in (
+        ("empty", "", "has no images in folders of classes", "--class-names"),
+        ("empty", "--class-names=digits.txt", "has no readable image to train on"),
+        ("loose", "--class-names=one.txt", "has one class, 'cat'"),
+        ("loose", "--class-names=odd.csv", "has a class name that"),
+        ("untested", "--class-names=one.txt", "one.txt lacks class 'dog'"),
+        ("bare.csv", "", "has no labelled training image: "),
+        ("unreadable", "", "class 'eel' in unreadable has no usable training image"),
+        ("copied", "", "dog/1.png is a copy of "),
+        ("misnamed", "", "has a class name that"),
+        ("gone.csv", "", "gone.csv"),
+        ("pets", "--unlabeled=gone/", "gone"),
+        ("pets", "--unlabeled=torn.tar", "torn.tar is damaged"),
+        ("digits", "--class-names=digits.txt", "digits.txt lacks class '0'", " 0,NAME"),
+    ):
+        assert init(source, tmp_path / "out", *option.split()) == 1
+        error_line(capsys, *words)
     assert not (tmp_path / "out").exists()
 
 

@@ -76,29 +76,23 @@ def test_without_a_labelled_training_image_the_classes_are_listed_in_a_file(
     assert [record.label for record in splits.test] == tested
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "match"),
-    [
+def test_what_is_not_such_a_table_is_one_sentence(tmp_path):
+    twice = b"image,label,split\n1.png,a,train\n./1.png,b,test\n"
+    for name, content, match in (
         ("x.csv", b"file,label\n1.png,cat\n", "has no column 'image' but file, label"),
         ("x.csv", b"image,label\n,cat\n", "row 1 of .* names no image"),
         ("x.csv", b"image,label,split\n1.png,cat,training\n", "row 1 .* has split 'training'"),
-        (
-            "x.csv",
-            b"image,label,split\n1.png,a,train\n./1.png,b,test\n",
-            "row 2 of .* again, .*train",
-        ),
+        ("x.csv", twice, "row 2 of .* again, .*train"),
         ("x.csv", b"image,label\n", "no row with a label: "),
         ("x.csv", b'image,label\n1.png,"cat\n2.png,dog\n', "line 3 of .* cannot be read"),
         ("x.csv", b"image,label\n1.png,cat\n2.png,K\xe4tzchen\n", r"UTF-8 \(line 3\)"),
-        ("x.csv", None, "x.csv does not exist: give the table"),
         ("x.txt", b"image,label", "of an unknown kind"),
-    ],
-)
-def test_what_is_not_such_a_table_is_one_sentence(name, content, match, tmp_path):
-    if content is not None:
+    ):
         (tmp_path / name).write_bytes(content)
-    with world.refused(DataError, match):
-        Table(str(tmp_path / name)).read()
+        with world.refused(DataError, match):
+            Table(str(tmp_path / name)).read()
+    with world.refused(DataError, "y.csv does not exist: give the table"):
+        Table(str(tmp_path / "y.csv")).read()
 
 
 def test_a_comma_in_a_label_is_refused_without_quotes(tmp_path):
