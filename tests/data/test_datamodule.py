@@ -154,6 +154,8 @@ def test_preview_is_spread_over_the_unlabelled_images(folder):
     shown = in_folder(folder, unlabeled=str(folder / "pool")).preview(99, SQUARE)
     assert len(shown) == 34
     assert shown[:4, 0, 0, 0].tolist() == [71, 72, 73, 74]
+    # those that are distilled on
+    assert len(in_folder(folder, unlabeled_share=0.5).preview(99, SQUARE)) == 15
 
 
 def test_balanced_classes_take_part_equally_in_as_many_steps_and_each_view_is_another_one(folder):

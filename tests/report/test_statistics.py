@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
-from kdpl.confidence.held_out import fit_temperature
+from kdpl.confidence.held_out import TEMPERATURES, fit_temperature
 from kdpl.confidence.report import calibration_error, reliability
 from kdpl.report.intervals import wilson
 
@@ -50,3 +50,9 @@ def test_the_temperature_maximises_the_likelihood(factor):
         for change in (1, 0.999, 1.001)
     ]
     assert losses[0] == min(losses)
+
+
+def test_without_a_best_temperature_it_is_a_bound():
+    logits = np.array([[5.0, 1.0, 0.0], [0.0, 4.0, 1.0]])
+    assert fit_temperature(logits, np.array([0, 1])) == TEMPERATURES[0]
+    assert fit_temperature(logits, np.array([2, 0])) == TEMPERATURES[1]
