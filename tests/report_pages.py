@@ -33,11 +33,17 @@ def put_together(folder, teacher_run, student_run):
         shutil.copytree(
             stage, folder / "zero_shot" / stage.name, ignore=shutil.ignore_patterns("c*")
         )
-    config = folder / "student" / "config.yaml"
-    settings = yaml.safe_load(config.read_text())
-    settings["model"]["init_args"]["teacher"] = str(folder / "teacher")
-    config.write_text(yaml.safe_dump(settings))
+    set_in(folder / "student", teacher=str(folder / "teacher"))
     return folder
+
+
+def set_in(stage, section="model", **settings):
+    """Change the settings of a stage's model or data; returns its config."""
+    file = stage / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config[section]["init_args"].update(settings)
+    file.write_text(yaml.safe_dump(config))
+    return config
 
 
 def rename_classes(folder, old, new):

@@ -161,6 +161,7 @@ BAD = {
     "a flipped bit": ("6 flipped.png", _flipped, r"cannot be read \("),
     "bomb": ("3 bomb.png", _bomb, r"cannot be read \(Image size \(3600000000 pixels\) exceeds"),
     "float TIFF": ("9 float.tif", _plain("F", 0.5), "8 or 16 unsigned bits"),
+    "32-bit TIFF": ("9 integer.tif", _plain("I", 5), "8 or 16 unsigned bits"),
     "0 pixels": ("7 nothing.png", lambda p: p.write_bytes(_png(0, 4, b"")), r"cannot be read \("),
     "link to nowhere": ("8 gone.png", lambda p: p.symlink_to("nowhere.png"), "does not exist"),
 }

@@ -52,14 +52,11 @@ def test_wrong_number_of_classes_fails_and_names_what_is_missing(tmp_path, capsy
     assert lines[5].startswith(said)
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
+def test_mistakes_are_one_line(capsys):
+    for args, message in (
         ("check dtd --root=gone", "dataset dtd needs the folder gone/dtd, which does not exist"),
         ("check dtd --root=gone --workers=0", ""),
         ("check dtd", "--root"),
         ("download mnist --root=gone", "dataset 'mnist' is not of the benchmark"),
-    ],
-)
-def test_mistakes_are_one_line(capsys, args, message):
-    refused(capsys, main(["data", *args.split()]), message)
+    ):
+        refused(capsys, main(["data", *args.split()]), message)

@@ -61,19 +61,12 @@ def test_the_accuracy_is_that_of_a_test_on_the_base_classes(num_base, metric, tm
     assert 0 < chosen == pytest.approx(world.evaluate(student, tmp_path, domain)[metric])
 
 
-def test_without_test_images_it_is_refused(tmp_path):
-    with world.refused(DataError, "BestOnBaseTest needs test images"):
-        student, domain = new_student(tmp_path), world.TinyDomain(3)
-        domain.splits = SimpleNamespace(test=())
-        world.fit(student, tmp_path, domain=domain, callbacks=[BestOnBaseTest()])
-
-
-def test_a_run_that_began_without_it_is_refused(tmp_path):
-    world.fit(new_student(tmp_path), tmp_path, domain=world.TinyDomain(3), save=True)
-    options = {
-        "domain": world.TinyDomain(3),
-        "ckpt_path": tmp_path / "epoch=0.ckpt",
-        "callbacks": [BestOnBaseTest()],
-    }
+def test_without_test_images_or_where_a_run_began_without_it_it_is_refused(tmp_path):
+    student, domain = new_student(tmp_path), world.TinyDomain(3)
+    world.fit(new_student(tmp_path), tmp_path, domain=domain, save=True)
+    options = {"domain": domain, "callbacks": [BestOnBaseTest()]}
     with world.refused(ConfigError, "BestOnBaseTest was not there when the run began"):
-        world.fit(new_student(tmp_path), tmp_path, 2, **options)
+        world.fit(student, tmp_path, 2, ckpt_path=tmp_path / "epoch=0.ckpt", **options)
+    domain.splits = SimpleNamespace(test=())
+    with world.refused(DataError, "BestOnBaseTest needs test images"):
+        world.fit(student, tmp_path, **options)

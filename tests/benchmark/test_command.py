@@ -51,20 +51,17 @@ def test_missing_data_weights_and_files_are_named_before_anything_is_started(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
+def test_a_wrong_option_is_one_line(data, tmp_path, capsys):
+    file, places = written(tmp_path, BASE_TO_NOVEL), [f"--out={tmp_path / 'out'}", f"--root={data}"]
+    for args, words in (
         ([], "required: --out: "),
-        (["--seeds", "5"], "seed 5.* 1, 2"),
-        (["--datasets", "dtd", "pets"], "pets"),
-        (["--rows", "pupil"], "pupil"),
-        (["--trainer.epochs=3"], "trainer.epochs"),
-    ],
-)
-def test_a_wrong_option_is_one_line(args, words, data, tmp_path, capsys):
-    out = [f"--out={tmp_path / 'out'}", f"--root={data}"] if args else []
-    (error,) = errors_of(capsys, written(tmp_path, BASE_TO_NOVEL), *out, *args)
-    assert re.search(words, error)
+        ([*places, "--seeds", "5"], "seed 5.* 1, 2"),
+        ([*places, "--datasets", "dtd", "pets"], "pets"),
+        ([*places, "--rows", "pupil"], "pupil"),
+        ([*places, "--trainer.epochs=3"], "trainer.epochs"),
+    ):
+        (error,) = errors_of(capsys, file, *args)
+        assert re.search(words, error)
 
 
 @pytest.fixture(scope="module")

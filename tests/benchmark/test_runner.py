@@ -88,10 +88,12 @@ def test_everything_is_run_once_and_in_order_and_then_nothing_more(tmp_path):
     assert again.ran == []
 
 
-def test_a_result_has_its_coordinates(tmp_path):
-    run(tmp_path, Commands())
+def test_a_result_has_its_coordinates_and_so_has_the_linear_probe_of_each_network(tmp_path):
+    commands = Commands(fail=["seed_2/student"])
+    assert run(tmp_path, commands) == []
+    runs = [f"seed_{seed}/{row}" for seed in (1, 2) for row in ("teacher", "student")]
+    assert commands.probed == runs * 2
     results = {(r.dataset, r.seed, r.row): r for r in read_all(tmp_path)}
-    assert len(results) == 8 + 8
     student = results["oxford_pets", 2, "student"]
     assert (student.protocol, student.setting, student.images) == ("base_to_novel", "", 7)
     assert (student.title, student.metrics) == ("student, distilled", METRICS)
@@ -99,14 +101,8 @@ def test_a_result_has_its_coordinates(tmp_path):
     teacher = results["dtd", 1, "teacher"]
     assert (teacher.title, teacher.transductive) == ("teacher, tuned", False)
     assert not teacher.selected_on_test
-
-
-def test_the_linear_probe_of_each_network_is_a_result_of_its_own(tmp_path):
-    commands = Commands(fail=["seed_2/student"])
-    assert run(tmp_path, commands) == []
-    runs = [f"seed_{seed}/{row}" for seed in (1, 2) for row in ("teacher", "student")]
-    assert commands.probed == runs * 2
-    probes = {(r.dataset, r.seed, r.row): r for r in read_all(tmp_path) if r.probe}
+    probes = {place: result for place, result in results.items() if result.probe}
+    assert len(results) == 8 + len(probes)
     networks = {(seed, row.removeprefix("linear probe: ")) for _, seed, row in probes}
     assert networks == {(1, "tiny-teacher"), (1, "tiny-student"), (2, "tiny-teacher")}
     probe = probes["dtd", 1, "linear probe: tiny-student"]

@@ -1,8 +1,6 @@
 import importlib
 import os
-import pickle
 import sys
-from collections import OrderedDict
 from contextlib import suppress
 
 import published_files as files
@@ -52,9 +50,6 @@ DAMAGED = r"is damaged, or not a checkpoint .* since version 1\.6.*: fetch"
             lambda path: torch.save({}, path, _use_new_zipfile_serialization=False),
             DAMAGED,
             id="before 1.6",
-        ),
-        pytest.param(
-            lambda path: path.write_bytes(pickle.dumps(OrderedDict(a=1))), DAMAGED, id="pickle"
         ),
         pytest.param(
             lambda path: path.write_bytes(b"PK\x05\x06" + bytes(18)), DAMAGED, id="empty zip"

@@ -32,41 +32,29 @@ def other(*, teacher: list[str], out: str, settings: list[str]) -> int:
     return 7
 
 
-DEFAULTS = {"images": [], "out": None, "top_k": 1, "format": "csv", "tags": [], "quick": False}
+def test_arguments_are_those_of_the_signature():
+    defaults = {"images": [], "out": None, "top_k": 1, "format": "csv", "tags": [], "quick": False}
+    for argv, values in (
+        ([], {}),
+        (["--out", "x", "--quick", "a"], {"out": "x", "quick": True, "images": ["a"]}),
+        (["--top-k", "3", "--quick"], {"top_k": 3, "quick": True}),
+        (["--tags", "a", "b", "--format=json", "--tags=c"], {"tags": [*"abc"], "format": "json"}),
+    ):
+        assert parse(one, ["s", *argv], "kdpl one") == {"source": "s", **defaults, **values}
 
 
-@pytest.mark.parametrize(
-    ("argv", "values"),
-    [
-        (["s"], {}),
-        (["s", "--out", "x", "--quick", "a"], {"out": "x", "quick": True, "images": ["a"]}),
-        (["--top-k=3", "s"], {"top_k": 3}),
-        (["s", "--top-k", "3", "--quick"], {"top_k": 3, "quick": True}),
-        (
-            ["s", "--tags", "a", "b", "--format=json", "--tags=c"],
-            {"tags": ["a", "b", "c"], "format": "json"},
-        ),
-    ],
-)
-def test_arguments_are_those_of_the_signature(argv, values):
-    assert parse(one, argv, "kdpl one") == {"source": "s", **DEFAULTS, **values}
-
-
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
+def test_wrong_arguments_are_named_in_one_line():
+    for argv, words in (
         ([], ["source"]),
         (["s", "--top-k=0"], ["top-k", "0"]),
         (["s", "--format=xml"], ["format", "xml"]),
         (["s", "--zzz=3"], ["unrecognized arguments: --zzz=3"]),
         (["s", "--topk=3"], ["unrecognized arguments: --topk=3 (did you mean --top-k?)"]),
-    ],
-)
-def test_wrong_arguments_are_named_in_one_line(argv, words):
-    with pytest.raises(ConfigError) as error:
-        parse(one, argv, "kdpl one")
-    assert all(word in str(error.value) for word in [*words, "kdpl one --help"])
-    assert "\n" not in str(error.value)
+    ):
+        with pytest.raises(ConfigError) as error:
+            parse(one, argv, "kdpl one")
+        assert all(word in str(error.value) for word in [*words, "kdpl one --help"])
+        assert "\n" not in str(error.value)
 
 
 def test_options_of_another_command_are_handed_on():
@@ -90,18 +78,12 @@ def test_help_is_that_of_the_docstring(capsys):
         assert text in out
 
 
-@pytest.mark.parametrize("value", ["0", "1", "100%", "0%", "-5%", "nan", "5 %%"])
-def test_a_share_lies_between_nothing_and_all(value):
-    with pytest.raises(ConfigError, match=f"--sets is '{value}', expected a share between"):
-        share("--sets", value)
-
-
-def test_a_share_is_a_number_or_a_percentage():
-    assert (share("--sets", "5%"), share("--sets", "0.05"), share("--sets", None)) == (
-        pytest.approx(0.05),
-        pytest.approx(0.05),
-        None,
-    )
+def test_a_share_is_a_number_or_a_percentage_between_nothing_and_all():
+    assert share("--sets", "5%") == share("--sets", "0.05") == pytest.approx(0.05)
+    assert share("--sets", None) is None
+    for value in ("0", "1", "100%", "0%", "-5%", "nan", "5 %%"):
+        with pytest.raises(ConfigError, match=f"--sets is '{value}', expected a share between"):
+            share("--sets", value)
 
 
 def test_an_option_that_names_a_file_refuses_a_folder(tmp_path):

@@ -50,10 +50,6 @@ EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_a
         ("model: {class_path: kdpl.DomainDataModule}", ["kdpl.DomainDataModule"]),
         ("data: {init_args: {shot: 4}}", ["'shot'", "in wrong.yaml", "data.init_args.shots?"]),
         (
-            "model: {init_args: {vision_prompts: {lenght: 1}}}",
-            ["'lenght'", "in wrong.yaml", "model.init_args.vision_prompts.length?"],
-        ),
-        (
             [*FIT, "--out=out", "--data.init_args.shot=4"],
             ["'shot'", "on the command line", "data.init_args.shots?"],
         ),
@@ -121,16 +117,13 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "mine")]
 
 
-@pytest.mark.parametrize(("command", "size"), [("fit", 5000), ("test", 0)])
-def test_a_truncated_or_empty_checkpoint_is_named(command, size, teacher_run, tmp_path, capsys):
-    file = tmp_path / "out" / "checkpoints" / "last.ckpt"
-    file.parent.mkdir(parents=True)
-    file.write_bytes((teacher_run / "checkpoints" / "last.ckpt").read_bytes()[:size])
-    before = files_of(file.parent)
-    short = SHORT if command == "fit" else []
-    assert main([command, *DATA, *TEACHER, *short, f"--out={tmp_path / 'out'}"]) == 1
+def test_a_truncated_checkpoint_is_named(teacher_run, tmp_path, capsys):
+    file = tmp_path / "checkpoints" / "last.ckpt"
+    file.parent.mkdir()
+    file.write_bytes((teacher_run / "checkpoints" / "last.ckpt").read_bytes()[:5000])
+    assert fit_teacher(tmp_path) == 1
     error_line(capsys, str(file))
-    assert files_of(file.parent) == before
+    assert file.stat().st_size == 5000
 
 
 LONGER = [
@@ -182,16 +175,8 @@ def at_end_of(step):
     return InterruptionHandler, "on_train_batch_end", when
 
 
-def always(*_):
-    return True
-
-
 def at_validation(module):
     return module.trainer.current_epoch == 1 and not module.trainer.sanity_checking
-
-
-def after_an_epoch(_, checkpoint, *__):
-    return checkpoint["epoch"] == 1
 
 
 # stage, where it is interrupted, more options, and the step of the last checkpoint
@@ -212,11 +197,11 @@ INTERRUPTIONS = {
     ),
     "right after a checkpoint": (
         "teacher",
-        (CheckpointFiles, "save_checkpoint", after_an_epoch, True),
+        (CheckpointFiles, "save_checkpoint", lambda _, saved, *__: saved["epoch"] == 1, True),
         [],
         4,
     ),
-    "writing the classifier": ("student", (SaveClassifier, "write", always), [], 6),
+    "writing the classifier": ("student", (SaveClassifier, "write", lambda *_: True), [], 6),
 }
 
 
@@ -255,13 +240,6 @@ def test_a_finished_fit_says_so_and_touches_nothing(teacher_run, student_run, ca
         assert main(["fit", f"--config={run}/config.yaml"]) == 0
         assert f"{run} is finished: nothing to do" in capsys.readouterr().err
         assert files_of(run) == before
-
-
-def test_the_config_in_the_folder_makes_the_run_again(teacher_run, tmp_path):
-    again = tmp_path / "again"
-    assert main(["fit", f"--config={teacher_run}/config.yaml", f"--out={again}"]) == 0
-    for name in ("class_vectors.safetensors", "prompts.safetensors"):
-        assert (again / name).read_bytes() == (teacher_run / name).read_bytes()
 
 
 def test_the_seed_is_that_of_the_data_and_of_what_is_drawn_for_the_model(teacher_run):
@@ -326,16 +304,17 @@ def test_configs_are_merged_and_their_order_counts_only_where_they_overlap(tmp_p
 
 
 def test_a_short_option_means_the_same_as_the_long_one_wherever_it_stands(tmp_path):
-    short, long = (tmp_path / name for name in ("short.yaml", "long.yaml"))
-    short.write_text("data: {shots: 3}\nmodel: {text_prompts: {depth: 1}}\n")
-    data, model = "data: {init_args: {shots: 3}}", "model: {init_args: {text_prompts: {depth: 1}}}"
-    long.write_text(f"{data}\n{model}\n")
-    first, second = (
-        settings_of(*DATA, *TEACHER, f"--config={file}", f"--data{init}.batch_size=5")
-        for file, init in ((short, ""), (long, ".init_args"))
-    )
-    assert first == second
-    assert (first["data"]["init_args"]["shots"], first["data"]["init_args"]["batch_size"]) == (3, 5)
+    file, settings = tmp_path / "mine.yaml", []
+    for init, data, model in (
+        ("", "{shots: 3}", "{text_prompts: {depth: 1}}"),
+        (".init_args", "{init_args: {shots: 3}}", "{init_args: {text_prompts: {depth: 1}}}"),
+    ):
+        file.write_text(f"data: {data}\nmodel: {model}\n")
+        options = (f"--config={file}", f"--data{init}.batch_size=5")
+        settings.append(settings_of(*DATA, *TEACHER, *options))
+    assert settings[0] == settings[1]
+    given = settings[0]["data"]["init_args"]
+    assert (given["shots"], given["batch_size"]) == (3, 5)
 
 
 def test_one_batch_is_not_read_as_all_batches(monkeypatch):
@@ -353,16 +332,13 @@ def test_one_batch_is_not_read_as_all_batches(monkeypatch):
 def test_help_is_short_and_the_full_help_lists_the_trainers_options(capsys):
     for command in ("fit", "validate", "test"):
         assert main([command, "--help"]) == 0
-        lines = capsys.readouterr().out.splitlines()
-        assert lines[0].startswith(f"usage: python -m kdpl {command} --config FILE … --out FOLDER")
-        assert len(lines) <= 25
-        options = [line.split()[0] for line in lines if line.startswith("  --")]
-        assert {"--config", "--out", "--seed_everything", "--ckpt_path"} <= {*options}
-    with pytest.raises(SystemExit) as stop:
+        out = capsys.readouterr().out
+        assert out.startswith(f"usage: python -m kdpl {command} --config FILE … --out FOLDER")
+        assert out.count("\n") <= 25
+        assert "--ckpt_path" in out
+    with pytest.raises(SystemExit):
         main(["fit", "--full_help"])
-    assert stop.value.code == 0
-    out = capsys.readouterr().out
-    assert all(option in out for option in ("--out", "--trainer.max_epochs", "--model.help"))
+    assert "--trainer.max_epochs" in capsys.readouterr().out
 
 
 def test_nothing_that_a_stage_builds_outlives_its_run(teacher_run, monkeypatch):

@@ -42,20 +42,12 @@ def test_help_names_every_command(args, capsys):
     assert max(map(len, out.splitlines())) <= 120
 
 
-@pytest.mark.parametrize(
-    ("command", "hint"),
-    [("predictt", " (did you mean predict?)"), ("--config", ""), ("FIT", "")],
-)
-def test_an_unknown_command_is_one_line_that_lists_the_known_ones(command, hint, capsys):
-    assert main([command]) == 2
-    error = (
-        f"error: there is no command {command!r}{hint}: use one of {', '.join(command_names())}\n"
-    )
-    assert capsys.readouterr() == ("", error)
-
-
-def raising(monkeypatch, error):
-    monkeypatch.setattr("kdpl.cli.fit.run_command", Mock(side_effect=error))
+def test_an_unknown_command_is_one_line_that_lists_the_known_ones(capsys):
+    known = ", ".join(command_names())
+    for command, hint in (("predictt", " (did you mean predict?)"), ("--config", ""), ("FIT", "")):
+        assert main([command]) == 2
+        error = f"error: there is no command {command!r}{hint}: use one of {known}\n"
+        assert capsys.readouterr() == ("", error)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +62,7 @@ def raising(monkeypatch, error):
 def test_an_error_is_one_line_unless_debug_asks_for_its_traceback(
     error, code, line, monkeypatch, capsys
 ):
-    raising(monkeypatch, error)
+    monkeypatch.setattr("kdpl.cli.fit.run_command", Mock(side_effect=error))
     assert main(["fit"]) == code
     assert capsys.readouterr().err == line
     for args in (["--debug", "fit"], ["fit", "--debug"]):
@@ -116,7 +108,7 @@ def test_an_error_that_an_interruption_brought_about_is_the_interruption(monkeyp
     "error", [ZeroDivisionError(), BrokenPipeError(32, "Broken pipe"), OSError(5, "no file")]
 )
 def test_a_bug_is_not_hidden(error, monkeypatch):
-    raising(monkeypatch, error)
+    monkeypatch.setattr("kdpl.cli.fit.run_command", Mock(side_effect=error))
     monkeypatch.setattr("kdpl.__main__._is_read", lambda _: True)
     with pytest.raises(type(error)):
         main(["fit"])

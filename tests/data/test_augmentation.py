@@ -37,13 +37,7 @@ def test_crop_distribution_is_torchvisions_and_half_of_the_crops_are_flipped():
             assert np.abs(ours_there - theirs_there).max() < 0.03 * max(width, height), quantile
 
 
-def test_crops_have_the_published_scale_and_ratio_and_reach_both_ends():
-    _, _, height, width, _ = draws(RandomResizedCrop(), 4000, 1000, 1000).T
-    share, ratio = height * width / 1e6, width / height
-    assert (share.min(), share.max()) == pytest.approx((0.08, 1), abs=0.02)
-    assert (ratio.min(), ratio.max()) == pytest.approx((3 / 4, 4 / 3), abs=0.01)
-    # uniform in the logarithm: portrait as often as landscape
-    assert (ratio < 1).mean() == pytest.approx(0.5, abs=0.03)
+def test_crops_reach_both_ends():
     top, left, height, width, _ = draws(RandomResizedCrop(), 500, 4, 4).T
     assert set(top[height == 3]) == {0, 1}
     assert set(left[width == 2]) == {0, 1, 2}
@@ -59,12 +53,15 @@ def test_where_no_crop_fits_the_largest_centre_is_taken(width, height, expected)
     assert {tuple(row[:4]) for row in parameters.tolist()} == {expected}
 
 
-def test_applied_crop_is_torchvisions():
-    image, bicubic = noise(50, 40), v2.InterpolationMode.BICUBIC
-    crop, box = RandomResizedCrop(), (5, 7, 20, 30)
-    plain = v2.functional.resized_crop(image, *box, [24, 24], interpolation=bicubic, antialias=True)
-    assert crop.apply(image, (*box, 0), Resizing(24)).tobytes() == plain.tobytes()
-    flipped = to_tensor(crop.apply(image, (*box, 1), Resizing(24)))
+@pytest.mark.parametrize("way", ["bicubic", "bilinear"])
+def test_applied_crop_is_torchvisions_by_the_towers_interpolation_alone(way):
+    image, crop, box = noise(50, 40), RandomResizedCrop(), (5, 7, 20, 30)
+    how = {"interpolation": v2.InterpolationMode(way), "antialias": True}
+    plain = v2.functional.resized_crop(image, *box, [24, 24], **how)
+    for mode in ("squash", "shortest"):
+        view = crop.apply(image, (*box, 0), Resizing(24, mode, way))
+        assert view.tobytes() == plain.tobytes()
+    flipped = to_tensor(crop.apply(image, (*box, 1), Resizing(24, "squash", way)))
     assert torch.equal(flipped, to_tensor(plain).flip(-1))
 
 

@@ -12,14 +12,8 @@ def written(tmp_path, name, content):
     return tmp_path / name
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        'n02,"crane, the bird"\nn01,tench\n',
-        '\ufefffolder,name\r\n"n01", tench \r\n\r\nn02,"crane, the bird"\r\n',
-    ],
-)
-def test_csv_maps_folder_to_name(tmp_path, content):
+def test_csv_maps_folder_to_name(tmp_path):
+    content = '\ufefffolder,name\r\n"n01", tench \r\n\r\nn02,"crane, the bird"\r\n'
     names = {"n01": ClassName("tench"), "n02": ClassName("crane, the bird")}
     assert read_class_mapping(written(tmp_path, "names.CSV", content), FOLDERS) == names
 
@@ -50,10 +44,8 @@ def test_a_text_around_all_names_needs_no_file_but_one_place_for_the_name():
             name_classes(FOLDERS, None, text)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.csv", "n01,tench\n", "lacks class 'n02'"),
+def test_faults_are_one_sentence_that_names_the_file(tmp_path):
+    for name, content, message in (
         ("a.csv", "n01,a\nn02,b\nn3,c\n", "names class 'n3', which the dataset does not have"),
         ("a.csv", "n01,a\nn02,a\n", "has 'a' twice"),
         ("a.csv", "a,n01\nb,n02\n", "lacks class 'n01' and names class 'a', which"),
@@ -64,42 +56,29 @@ def test_a_text_around_all_names_needs_no_file_but_one_place_for_the_name():
         ("a.csv", "n01,a, b\nn02,c\n", ".* row 1 has 3 columns, expected 2: .* in quotes"),
         ("a.csv", b"n01,a\nn02,K\xe4fer\n", r"is not in UTF-8 \(line 2\)"),
         ("a.txt", b"n01\nn02\xe4\n", r"is not in UTF-8 \(line 2\)"),
-        ("a.csv", None, r"cannot be read \(No such file or directory\)"),
-        ("a.xml", "n01 a", r"is of an unknown kind"),
+        ("a.xml", b"n01 a", r"is of an unknown kind"),
         ("a.txt", "n01\nn02\nn01\n", "has 'n01' twice"),
         ("a.txt", "jos\u00e9\njose\u0301\n", "has 'jos\u00e9' twice"),
         ("a.csv", "n01,jos\u00e9\nn02,jose\u0301\n", "has 'jos\u00e9' twice"),
-        ("a.txt", "n01\n", "lacks class 'n02'"),
-    ],
-)
-def test_faults_are_one_sentence_that_names_the_file(tmp_path, name, content, message):
-    path = tmp_path / name
-    if content is not None:
+    ):
+        path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with world.refused(DataError, rf"^class names file {path} {message}"):
-        read_class_mapping(path, FOLDERS)
+        with world.refused(DataError, rf"^class names file {path} {message}"):
+            read_class_mapping(path, FOLDERS)
+    with world.refused(DataError, r"b.csv cannot be read \(No such file or directory\)"):
+        read_class_mapping(tmp_path / "b.csv", FOLDERS)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "names"),
-    [
-        (
-            "a.txt",
-            "\ufeffsea otter\r\n\r\n  tench \nant, red\n",
-            ["sea otter", "tench", "ant, red"],
-        ),
-        ("names.csv", "n02,tench\nn01,ant\n", ["tench", "ant"]),
-        ("names.csv", "n02,tench,\nn01,ant, ,\n", ["tench", "ant"]),
-    ],
-)
-def test_without_labels_classes_are_in_the_order_of_the_file(tmp_path, name, content, names):
-    file = written(tmp_path, name, content)
-    keys = read_class_mapping(file, ["n02"] if "n02" in content else [], complete=False)
-    assert list(name_classes([*keys], file, None)[0]) == names
-    with world.refused(DataError, f"class names file {file} lacks class 'eel'"):
-        read_class_mapping(file, ["eel"], complete=False)
-
-
-def test_an_empty_list_of_classes_is_refused(tmp_path):
+def test_without_labels_classes_are_in_the_order_of_the_file_and_one_is_needed(tmp_path):
+    lines = "\ufeffsea otter\r\n\r\n  tench \nant, red\n"
+    for name, content, keys, names in (
+        ("a.txt", lines, [], ("sea otter", "tench", "ant, red")),
+        ("names.csv", "n02,tench\nn01,ant, ,\n", ["n02"], ("tench", "ant")),
+    ):
+        file = written(tmp_path, name, content)
+        mapping = read_class_mapping(file, keys, complete=False)
+        assert name_classes([*mapping], file, None)[0] == names
+        with world.refused(DataError, f"class names file {file} lacks class 'eel'"):
+            read_class_mapping(file, ["eel"], complete=False)
     with world.refused(DataError, "names.txt names no class: write a name on each line"):
         read_class_mapping(written(tmp_path, "names.txt", "\n"), [], complete=False)

@@ -65,73 +65,33 @@ def test_the_labelled_split_is_the_sample_and_the_unlabelled_all_images(folder):
         assert list(unlabelled.sources) == [record.source for record in whole.splits.train]
 
 
-def test_a_share_of_the_unlabelled_images_is_a_subset_that_the_seed_decides(folder):
-    def sources(share, seed=1):
-        datamodule = in_folder(folder, unlabeled_share=share, seed=seed)
-        # the start of prompts sees no other images
-        assert datamodule.preview(30, SQUARE).shape[0] == max(1, round(share * 30))
-        return list(datamodule.train_dataloader_for("unlabeled", SQUARE).dataset.sources)
-
-    half = sources(0.5)
-    assert len(half) == 15
-    assert half == [source for source in sources(1.0) if source in half], "in the order of the list"
-    assert half == sources(0.5) != sources(0.5, seed=2)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"shots": None}, "0 of 30; validation: 25 of 25"),
-        ({"shots": 0}, "0 of 30; validation: 0 of 25; in no stage: 55 (shots 0)"),
+def test_labels_that_no_stage_sees_are_counted(folder):
+    for options, said in (
+        ({"shots": 0}, "validation: 0 of 25; in no stage: 55 (shots 0)"),
         (
             {"shots": 3, "protocol": "base_to_novel"},
-            "0 of 30; validation: 25 of 25; in no stage: 21 (shots 3, protocol base_to_novel)",
+            "validation: 25 of 25; in no stage: 21 (shots 3, protocol base_to_novel)",
         ),
-    ],
-)
-def test_labels_that_no_stage_sees_are_counted(options, said, folder):
-    labels = in_folder(folder, **options).labels
-    assert labels.counts_in_stage(2, []) == f"labels in the batches of stage 2: {said}"
+    ):
+        counts = in_folder(folder, **options).labels.counts_in_stage(2, [])
+        assert counts == f"labels in the batches of stage 2: 0 of 30; {said}"
 
 
-@pytest.mark.parametrize(
-    ("options", "count"),
-    [
-        ({"val_shots": 4}, 4),
-        ({"val_shots": None}, 5),
-        ({"val_shots": 4, "shots": 2}, 2),
-        ({"val_shots": 4, "protocol": "base_to_novel"}, 4),
-        ({}, 5),
-    ],
-)
-def test_validation_is_capped_and_test_is_not(options, count, folder):
-    data = in_folder(folder, **options)
-    assert len(data.evaluation_dataloader_for("val", SQUARE).dataset) == 5 * count
-    assert len(data.evaluation_dataloader_for("test", SQUARE).dataset) == 5 * 3
-
-
-def test_without_val_shots_four_validation_images_of_each_class_of_a_benchmark_are_taken(folder):
-    assert len(digits().labels.evaluation("val")) == 40
-    images, sampled = in_folder(folder).bounding_images()
-    assert (images.tolist(), sampled) == ([*range(25)], False)
-    for val_shots, sampled in ((4, True), (5, False)):
-        data = in_folder(folder, shots=5, val_shots=val_shots)
-        assert data.bounding_images()[1] is sampled
-
-
-def test_evaluation_batches_are_in_order_and_drop_nothing(folder):
-    datamodule = in_folder(folder, eval_batch_size=4)
-    batches = list(datamodule.evaluation_dataloader_for("test", SQUARE))
-    images, labels, indices = (
-        torch.cat([getattr(batch, name) for batch in batches])
-        for name in ("images", "labels", "indices")
-    )
-    assert indices.tolist() == list(range(15))
-    assert labels.tolist() == [record.label for record in datamodule.splits.test]
-    for i in range(15):
-        source, image, label = datamodule.test_item(i)
-        assert (source, label) == datamodule.splits.test[i]
-        assert torch.equal(images[i], to_tensor(resize_and_crop(image, SQUARE)))
+def test_validation_is_capped_and_test_is_not(folder):
+    for options, count, is_sample in (
+        ({}, 5, False),
+        ({"val_shots": None}, 5, False),
+        ({"val_shots": 5, "shots": 5}, 5, False),
+        ({"val_shots": 4}, 4, True),
+        ({"val_shots": 4, "shots": 2}, 2, True),
+    ):
+        data = in_folder(folder, **options)
+        assert len(data.evaluation_dataloader_for("val", SQUARE).dataset) == 5 * count
+        assert len(data.evaluation_dataloader_for("test", SQUARE).dataset) == 5 * 3
+        images, sampled = data.bounding_images()
+        assert (images.tolist(), sampled) == ([*range(5 * count)], is_sample)
+    # of a benchmark, four of each class
+    assert len(digits().labels.evaluation("val")) == 4 * 10
 
 
 def epochs(numbers, **options):
@@ -194,16 +154,8 @@ def test_preview_is_spread_over_the_unlabelled_images(folder):
     shown = in_folder(folder, unlabeled=str(folder / "pool")).preview(99, SQUARE)
     assert len(shown) == 34
     assert shown[:4, 0, 0, 0].tolist() == [71, 72, 73, 74]
-
-
-def test_module_chooses_split_and_size_and_knows_the_names_at_setup(folder):
-    probe = Probe("unlabeled", Resizing(6))
-    trainer(folder, max_epochs=2).fit(probe, datamodule=in_folder(folder, batch_size=10))
-    assert probe.names_at_setup == tuple("abcde")
-    assert [batch.images.shape for batch in probe.train_batches] == [(10, 3, 6, 6)] * 2 * 3
-    seen = torch.cat([batch.indices for batch in probe.train_batches[:3]])
-    assert sorted(seen.tolist()) == [*range(30)]
-    assert sum(len(batch.indices) for batch in probe.val_batches) == 2 * 25
+    # those that are distilled on
+    assert len(in_folder(folder, unlabeled_share=0.5).preview(99, SQUARE)) == 15
 
 
 def test_balanced_classes_take_part_equally_in_as_many_steps_and_each_view_is_another_one(folder):
@@ -254,14 +206,7 @@ def test_a_split_that_is_not_there_is_not_validated_on_and_not_tested_on(folder)
             use(probe, datamodule=in_folder(folder))
 
 
-def test_fewer_test_images_than_processes_are_refused(folder):
-    loader = in_folder(folder).evaluation_dataloader_for
-    with world.refused(ConfigError, r"15 test images for 16 processes: set trainer\.devices to 15"):
-        loader("test", SQUARE, rank=0, world_size=16)
-    assert len(loader("test", SQUARE, rank=14, world_size=15)) == 1
-
-
-def test_fewer_images_than_shots_are_refused_before_the_fit_begins(folder):
+def test_too_few_images_or_classes_are_refused_before_the_fit_begins(folder):
     probe = Probe()
     with world.refused(DataError, r"^class 'a' has 6 training images where shots asks for 16: "):
         trainer(folder).fit(probe, datamodule=in_folder(folder, shots=16))
@@ -270,6 +215,17 @@ def test_fewer_images_than_shots_are_refused_before_the_fit_begins(folder):
     assert len(fewer.train_dataloader_for("labeled", SQUARE).dataset) == 30
     # distillation needs no labels, and so no shots
     trainer(folder).fit(Probe("unlabeled"), datamodule=in_folder(folder, shots=16))
+
+    loader = in_folder(folder).evaluation_dataloader_for
+    with world.refused(ConfigError, r"15 test images for 16 processes: set trainer\.devices to 15"):
+        loader("test", SQUARE, rank=0, world_size=16)
+    assert len(loader("test", SQUARE, rank=14, world_size=15)) == 1
+
+    (folder / "single/train").mkdir(parents=True)
+    (folder / "data/train/a").rename(folder / "single/train/a")
+    data = in_folder(folder, root=str(folder / "single"), protocol="base_to_novel")
+    with world.refused(DataError, r"^dataset folder .* has one class, but protocol base_to_novel"):
+        data.setup()
 
 
 def test_with_0_shots_no_labelled_image_is_used_and_all_are_distilled_on(folder):
@@ -284,14 +240,6 @@ def test_with_0_shots_no_labelled_image_is_used_and_all_are_distilled_on(folder)
         with world.refused(DataError, "shots is 0, so that no labelled image is used, but"):
             use()
     assert (data.splits.train, data.splits.val, len(data.splits.test)) == ((), (), 15)
-
-
-def test_base_to_novel_needs_two_classes(folder):
-    (folder / "single/train").mkdir(parents=True)
-    (folder / "data/train/a").rename(folder / "single/train/a")
-    data = in_folder(folder, root=str(folder / "single"), protocol="base_to_novel")
-    with world.refused(DataError, r"^dataset folder .* has one class, but protocol base_to_novel"):
-        data.setup()
 
 
 @pytest.mark.parametrize(
@@ -310,9 +258,6 @@ def test_base_to_novel_needs_two_classes(folder):
 def test_arguments_that_cannot_be_are_refused_at_once(options, message):
     with pytest.raises(ConfigError, match=message):
         DomainDataModule(**{"dataset": "digits", **options})
-
-
-def test_a_share_of_all_images_for_the_test_is_refused_at_once():
     with pytest.raises(ConfigError, match=r"reading\.test_share "):
         ReadingOptions(test_share=1.0)
 

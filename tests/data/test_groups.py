@@ -48,14 +48,6 @@ def test_groups_are_whole_in_folds_and_no_class_is_lost(images):
         assert found.tolist() == plain_folds(labels.tolist(), groups.tolist())
 
 
-@given(st.lists(st.integers(0, 4), max_size=60))
-def test_images_without_groups_come_in_turns_of_each_class(labels):
-    found, seen = folds(*columns([(label, i) for i, label in enumerate(labels)])), Counter()
-    for label, fold in zip(labels, found.tolist(), strict=True):
-        assert fold == (-1 if labels.count(label) == 1 else seen[label] % FOLDS)
-        seen[label] += 1
-
-
 def test_an_image_without_a_group_is_alone():
     assert group_numbers(["b", "a", "c", "d"], {"a": "x", "d": "x"}).tolist() == [0, 1, 2, 1]
 

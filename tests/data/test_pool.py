@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 
 from kdpl.data.names import Names
@@ -24,7 +22,7 @@ def test_without_a_share_all_images_are_distilled_on_but_those_that_are_left_out
     assert every.indices.tolist() == list(range(40))
 
 
-def test_a_share_is_drawn_by_the_seed_and_images_are_left_out_of_it():
+def test_a_share_and_a_sample_of_it_are_drawn_by_the_seed_and_images_are_left_out_of_it():
     pool = UnlabeledPool(Names.of(IMAGES), 0.25, seed=3)
     share = share_of(40, 0.25, 3).tolist()
     assert pool.selection.indices.tolist() == share
@@ -32,30 +30,12 @@ def test_a_share_is_drawn_by_the_seed_and_images_are_left_out_of_it():
     fewer = pool.selection.leaving_out({IMAGES[share[4]]})
     assert fewer.indices.tolist() == share[:4] + share[5:]
     assert len(fewer.images) == 40
-
-
-def test_a_sample_is_of_the_share_by_the_seed_in_the_order_of_the_list():
-    pool = UnlabeledPool(Names.of(IMAGES), 0.25, seed=3)
+    # a sample is in the order of the list
     drawn, whole = [*pool.sample(6)], [*pool.selection.used]
     assert [*pool.sample(6)] == drawn == [source for source in whole if source in drawn]
     assert drawn != [*UnlabeledPool(Names.of(IMAGES), 0.25, seed=4).sample(6)]
     assert [*pool.sample(10)] == [*pool.sample(99)] == whole
     assert len({*drawn}) == 6
-
-
-def test_images_that_are_left_out_are_not_held_out():
-    images = Names.of(f"{number}.png" for number in range(300))
-    selection = UnlabeledPool(images, 1.0, seed=1).selection
-    selection = replace(selection, held_out=np.arange(0, 300, 3))
-    unseen = selection.held_out.tolist()
-    assert {*selection.indices.tolist()} == {*range(300)} - {*unseen}
-    assert np.array_equal(selection.chosen, selection.indices)
-    assert [*selection.used] == [images[i] for i in selection.indices.tolist()]
-    assert selection.targeted.tolist() == [*range(300)]
-    fewer = selection.leaving_out({f"{unseen[3]}.png", f"{selection.indices[5]}.png"})
-    assert fewer.held_out.tolist() == unseen[:3] + unseen[4:]
-    assert len(fewer.indices) == 199
-    assert len(fewer.targeted) == 298
 
 
 def test_training_images_are_distilled_on_beside_the_unlabelled_ones_each_once(tmp_path):

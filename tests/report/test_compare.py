@@ -4,8 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import yaml
-from report_pages import change_vectors, put_together
+from report_pages import change_vectors, put_together, set_in
 from resampling import bootstrap_difference, bootstrap_harmonic_mean
 from runs import fit_teacher, refused
 from runs import test as run_test
@@ -152,12 +151,9 @@ def test_runs_of_several_seeds_are_one_row_whose_mean_is_compared(run, tmp_path)
     assert [row["accuracy"] for row in rows] == pytest.approx(accuracy - lost, abs=1e-3)
     assert [row["difference"] for row in rows[1:]] == pytest.approx(-lost[1:], abs=1e-3)
     assert "over images and seeds" in notes[0]
-
-
-def test_a_run_without_a_student_is_that_of_its_teacher(run):
+    # a run without a student is that of its teacher
     (row, *_), _ = compare(run / "teacher")
-    accuracy = 100 * read_results(run / "teacher")["test/acc"]
-    assert row["accuracy"] == pytest.approx(accuracy, abs=1e-4)
+    assert row["accuracy"] == pytest.approx(100 * read_results(run / "teacher")["test/acc"])
 
 
 def test_the_printed_table_is_the_files(run, tmp_path, capsys):
@@ -237,27 +233,23 @@ def test_the_same_files_behind_a_link_are_the_same_test_images_and_what_differs_
 # --- what is refused ---
 
 
-@pytest.fixture(scope="module")
-def broken(tmp_path_factory, teacher_run, student_run):
+@pytest.fixture
+def broken(run):
     """A folder with a run and copies of it that cannot be compared with it."""
-    folder = tmp_path_factory.mktemp("broken")
-    run = put_together(folder / "run", teacher_run, student_run)
     names = ("other", "untested", "images", "classes", "split", "strange")
     copies = {name: copy_of(run, name) for name in names}
     (copies["untested"] / "test_predictions.csv").unlink()
     write_predictions(copies["images"], read_predictions(copies["images"])[1:])
     change_vectors(copies["classes"], class_names=("none", *map(str, range(1, 10))))
     change_vectors(copies["split"], num_base=5)
-    config = copies["strange"] / "config.yaml"
-    settings = yaml.safe_load(config.read_text())
-    settings["data"]["init_args"]["dataset"] = {"class_path": "stranger.Reader", "init_args": {}}
-    config.write_text(yaml.safe_dump(settings))
-    return folder
+    set_in(copies["strange"], "data", dataset={"class_path": "stranger.Reader", "init_args": {}})
+    return run.parent
 
 
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
+def test_what_cannot_be_compared_is_refused_in_a_line(broken, monkeypatch, capsys):
+    monkeypatch.chdir(broken)
+    capsys.readouterr()
+    for args, words in (
         (["run", "gone"], "run folder gone does not exist"),
         (["run", "few=gone_*"], "run folder gone_* does not exist"),
         (["run", "run"], "two of the runs are called run"),
@@ -268,9 +260,5 @@ def broken(tmp_path_factory, teacher_run, student_run):
         (["split"], "split has no predictions among the base or the novel classes alone"),
         (["strange"], "give --trust"),
         (["run", "--out=run"], "--out run is a folder"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused_in_a_line(args, words, broken, monkeypatch, capsys):
-    monkeypatch.chdir(broken)
-    capsys.readouterr()
-    refused(capsys, main(["compare", *args, "--baselines=none"]), words)
+    ):
+        refused(capsys, main(["compare", *args, "--baselines=none"]), words)

@@ -1,7 +1,6 @@
 """Estimates on made-up features, against plain and slow arithmetic, and the command on a small folder."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from scipy.stats import beta
 from sklearn.linear_model import LogisticRegression
 
 from kdpl.__main__ import main
-from kdpl.data.readers.digits import Digits
 from kdpl.report.estimate import folds
 from kdpl.report.estimate.expected import Priors, describe, expect, interval
 from kdpl.report.estimate.folds import (
@@ -192,7 +190,7 @@ def test_the_gain_over_the_probe_is_weighted_by_precision():
     )
 
 
-def test_with_one_label_a_class_the_student_is_a_guess_and_nothing_is_said_of_a_probe():
+def test_with_one_label_a_class_the_student_is_a_guess_and_without_labels_nothing_is_expected():
     frozen, _ = made_up(labels_a_class=1)
     said = describe(frozen, measure(frozen), NAMES)
     assert not said["judged"]
@@ -200,6 +198,8 @@ def test_with_one_label_a_class_the_student_is_a_guess_and_nothing_is_said_of_a_
     assert not said["expected"].rows.keys() & {PROBE, LARGER_PROBE, TARGETS}
     low, high = said["expected"].rows[STUDENT].interval
     assert high - low > 0.1
+    frozen, _ = made_up(labels_a_class=0)
+    assert describe(frozen, measure(frozen), NAMES)["expected"] is None
 
 
 def test_validation_images_judge_one_label_a_class():
@@ -208,11 +208,6 @@ def test_validation_images_judge_one_label_a_class():
     assert result.labels == 1
     assert result.images.tolist() == [*range(78, 90)]
     assert describe(frozen, result, NAMES)["expected"].over_probe is not None
-
-
-def test_without_labels_nothing_is_expected():
-    frozen, _ = made_up(labels_a_class=0)
-    assert describe(frozen, measure(frozen), NAMES)["expected"] is None
 
 
 def test_limits_are_sorted_by_gain_and_weak_classes_are_below_the_mean():
@@ -229,37 +224,23 @@ def test_limits_are_sorted_by_gain_and_weak_classes_are_below_the_mean():
     assert describe(silent, measure(silent), NAMES)["chance"] == pytest.approx(1 / 3)
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    """Three digits with three labels each, and images without labels."""
-    root = tmp_path_factory.mktemp("estimate") / "my_digits"
-    splits, counts = Digits().read(), {}
-    for record in splits.train:
-        number = counts[record.single] = counts.get(record.single, 0) + 1
-        if record.single < 3 and number <= 12:
-            name = splits.class_names[record.single]
-            folder = root / ("train/" + name if number <= 3 else "unlabeled")
-            folder.mkdir(parents=True, exist_ok=True)
-            splits.open_image(record.source).save(folder / f"{name}_{number}.png")
-    for record in splits.test[:30]:
-        if record.single < 3:
-            folder = root / "test" / splits.class_names[record.single]
-            folder.mkdir(parents=True, exist_ok=True)
-            splits.open_image(record.source).save(folder / f"{Path(record.source).name}.png")
-    return root
+@pytest.fixture
+def images(tmp_path):
+    """Four images of each of three classes with a label, and four without."""
+    return image_folder(tmp_path / "images", NAMES, splits=("train", "unlabeled"))
 
 
 def test_the_command_estimates_a_folder_and_again_and_keeps_the_features(
-    digits, tmp_path, capsys, monkeypatch
+    images, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "my_digits").mkdir(parents=True)
+    (tmp_path / "runs" / "images").mkdir(parents=True)
     out = tmp_path / "out"
-    options = ["estimate", str(digits), f"--out={out}"]
+    options = ["estimate", str(images), f"--out={out}"]
     assert main(options) == 0
     printed = capsys.readouterr().out
     # the folder by default is taken
-    assert f"run it: python -m kdpl run {digits} --out {tmp_path}/runs/my_digits_run\n" in printed
+    assert f"run it: python -m kdpl run {images} --out {tmp_path}/runs/images_run\n" in printed
     page = (out / "estimate.html").read_text()
     for name in (STUDENT, ZERO_SHOT, PROBE, LARGER_PROBE):
         assert name in printed
@@ -272,17 +253,16 @@ def test_the_command_estimates_a_folder_and_again_and_keeps_the_features(
     assert capsys.readouterr().out == printed
 
 
-def test_other_folders_and_random_networks_are_refused(digits, tmp_path, capsys):
-    image_folder(tmp_path / "pets")
-    refused(capsys, main(["estimate", str(digits), f"--out={tmp_path}"]), "--out", "pets")
+def test_other_folders_and_random_networks_are_refused(images, tmp_path, capsys):
+    refused(capsys, main(["estimate", str(images), f"--out={tmp_path}"]), "--out", "(images)")
     # a teacher's files would be replaced
     prompts = tmp_path / "run" / "teacher" / "prompts.safetensors"
     prompts.parent.mkdir(parents=True)
     prompts.touch()
     refused(
-        capsys, main(["estimate", str(digits), f"--out={tmp_path / 'run'}"]), "--out", "teacher"
+        capsys, main(["estimate", str(images), f"--out={tmp_path / 'run'}"]), "--out", "teacher"
     )
     assert prompts.exists()
     options = [f"--out={tmp_path / 'out'}", "--student=quickstart_timm"]
-    assert main(["estimate", str(digits), *options]) == 1
+    assert main(["estimate", str(images), *options]) == 1
     assert "random weights" in capsys.readouterr().err

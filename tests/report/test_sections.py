@@ -19,19 +19,15 @@ from kdpl.report.page import Section, fill
 from kdpl.runtime.predictions import ImagePrediction
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "texts"),
-    [
-        (0, 1, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+def test_ticks_are_round_and_within_the_axis():
+    for low, high, texts in (
         (13.1, 95, ["20", "40", "60", "80"]),
         (0, 400, ["0", "100", "200", "300", "400"]),
         (0.013, 0.029, ["0.015", "0.020", "0.025"]),
-    ],
-)
-def test_ticks_are_round_and_within_the_axis(low, high, texts):
-    axis = Axis(low, high, 0, 100)
-    assert [text for _, text in axis.ticks] == texts
-    assert all(0 <= x <= 100 for x, _ in axis.ticks)
+    ):
+        ticks = Axis(low, high, 0, 100).ticks
+        assert [text for _, text in ticks] == texts
+        assert all(0 <= x <= 100 for x, _ in ticks)
 
 
 def test_a_chart_has_its_lowest_value_at_the_bottom_and_later_epochs_to_the_right_if_there_are_any():

@@ -70,8 +70,6 @@ ODD = {"rows": torch.ones(3), "text": torch.ones(2)}
     "damage",
     [
         lambda file: file.write_bytes(file.read_bytes()[:-20]),
-        lambda file: file.write_bytes(b"\xff" * 200),
-        lambda file: file.write_bytes(b""),
         lambda file: write_tensors(file, KIND, VERSION, ODD, {"stamps": 3}),
         lambda file: write_tensors(file, KIND, VERSION - 1, {}, {}),
     ],

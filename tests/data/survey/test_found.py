@@ -5,16 +5,17 @@ from kdpl.data.survey import FoundImage, find, inspect_images, leave_out_copies
 
 
 @pytest.mark.parametrize(
-    "expected",
+    ("expected", "ignored"),
     [
-        ["cat/deep/2.png cat train", "dog/1.png dog train", "unlabelled/3.png  train"],
-        ["cat/1.png cat train", "dog/2.png dog train", "Unlabelled_images/3.png  train"],
-        ["Training/a/1.png a train", "valid/b/3.png b val", "Testing/a/2.png a test"],
-        ["train/a/1.png a train", "val/b/3.png b val", "unlabeled/a/4.png  train"],
+        (["cat/deep/2.png cat train", "dog/1.png dog train", "unlabelled/3.png  train"], []),
+        (["cat/1.png cat train", "dog/2.png dog train", "Unlabelled_images/3.jfif  train"], []),
+        (["Training/a/1.png a train", "valid/b/3.png b val", "Testing/a/2.png a test"], ["old/c"]),
+        (["train/a/1.png a train", "val/b/3.png b val", "unlabeled/a/4.png  train"], ["train"]),
     ],
 )
-def test_classes_and_splits_are_those_of_the_folders(expected, tmp_path):
-    for path in [".git/a/0.png", *(line.split(" ")[0] for line in reversed(expected))]:
+def test_classes_and_splits_are_those_of_the_folders(expected, ignored, tmp_path):
+    paths = [line.split(" ")[0] for line in reversed(expected)]
+    for path in ["loose.png", ".git/a/0.png", *(f"{folder}/5.png" for folder in ignored), *paths]:
         image(tmp_path / path)
     images = [f"{image.path} {image.label} {image.split}" for image in find(tmp_path)]
     assert [line.removeprefix(f"{tmp_path}/") for line in images] == expected

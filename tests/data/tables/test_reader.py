@@ -76,53 +76,38 @@ def test_without_a_labelled_training_image_the_classes_are_listed_in_a_file(
     assert [record.label for record in splits.test] == tested
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "match"),
-    [
+def test_what_is_not_such_a_table_is_one_sentence(tmp_path):
+    twice = b"image,label,split\n1.png,a,train\n./1.png,b,test\n"
+    for name, content, match in (
         ("x.csv", b"file,label\n1.png,cat\n", "has no column 'image' but file, label"),
         ("x.csv", b"image,label\n,cat\n", "row 1 of .* names no image"),
         ("x.csv", b"image,label,split\n1.png,cat,training\n", "row 1 .* has split 'training'"),
-        (
-            "x.csv",
-            b"image,label,split\n1.png,a,train\n./1.png,b,test\n",
-            "row 2 of .* again, .*train",
-        ),
+        ("x.csv", twice, "row 2 of .* again, .*train"),
         ("x.csv", b"image,label\n", "no row with a label: "),
         ("x.csv", b'image,label\n1.png,"cat\n2.png,dog\n', "line 3 of .* cannot be read"),
         ("x.csv", b"image,label\n1.png,cat\n2.png,K\xe4tzchen\n", r"UTF-8 \(line 3\)"),
-        ("x.csv", None, "x.csv does not exist: give the table"),
         ("x.txt", b"image,label", "of an unknown kind"),
-    ],
-)
-def test_what_is_not_such_a_table_is_one_sentence(name, content, match, tmp_path):
-    if content is not None:
+    ):
         (tmp_path / name).write_bytes(content)
-    with world.refused(DataError, match):
-        Table(str(tmp_path / name)).read()
+        with world.refused(DataError, match):
+            Table(str(tmp_path / name)).read()
+    with world.refused(DataError, "y.csv does not exist: give the table"):
+        Table(str(tmp_path / "y.csv")).read()
 
 
-COMMA = "Prunus avium, wild cherry"
-
-
-@pytest.mark.parametrize("line", [2, 3, 5])
-def test_a_comma_in_a_label_is_refused_without_quotes(line, tmp_path):
+def test_a_comma_in_a_label_is_refused_without_quotes(tmp_path):
     file = tmp_path / "x.csv"
-    rows = ["image,label", "1.png,Prunus avium", "2.png,Prunus padus", "", "3.png,Prunus padus"]
-    image = rows[line - 1].partition(",")[0]
-    rows[line - 1] = f"{image},{COMMA}"
+    rows = ["1.png,Prunus avium", "", "2.png,Prunus padus, wild cherry"]
     for heading in ("image,label", "image,label,"):  # also beyond an empty heading
-        file.write_text("\n".join([heading, *rows[1:]]))
-        with world.refused(DataError, f"line {line} of .*x.csv has 3 values, expected 2"):
+        file.write_text("\n".join([heading, *rows]))
+        with world.refused(DataError, "line 4 of .*x.csv has 3 values, expected 2"):
             Table(str(file)).read()
-    rows[line - 1] = f'{image}, "{COMMA}"'
-    file.write_text("\n".join(rows))
-    splits = Table(str(file)).read()
-    assert COMMA in splits.class_names
-    assert [Path(record.source).name for record in splits.train] == ["1.png", "2.png", "3.png"]
+    file.write_text('image,label\n1.png, "Prunus padus, wild cherry"\n')
+    assert Table(str(file)).read().class_names == ("Prunus padus, wild cherry",)
 
 
 @pytest.mark.parametrize("heading", ["image,label", "image,label,,"])
-@pytest.mark.parametrize(("first", "second"), [(",,", ""), ("", ",, "), (",", ",")])
+@pytest.mark.parametrize(("first", "second"), [(",,", ""), ("", ",, ")])
 def test_commas_at_the_end_of_a_line_hold_no_value(heading, first, second, tmp_path):
     (tmp_path / "x.csv").write_text(f"{heading}\n1.png,cat{first}\n2.png,dog{second}\n")
     records = Table(str(tmp_path / "x.csv")).read().train

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
-import yaml
-from report_pages import HOSTILE, Page
+from report_pages import HOSTILE, Page, set_in
 from runs import folder_fit, image_folder, noise, refused, rows_of
 from zoo import write_shard
 
@@ -26,7 +25,9 @@ def photos(tmp_path_factory):
     """Photos and a teacher of them: 4 labels of each of three classes, and 6 images without a label."""
     folder = tmp_path_factory.mktemp("photos")
     root = image_folder(folder / "pets", classes=("cat", "dog", "eel"))
-    various(folder / "more", 6)
+    (folder / "more").mkdir()
+    for i in range(6):
+        noise(40, 36, seed=i).save(folder / "more" / f"{i}.png")
     options = [f"unlabeled={folder / 'more'}", "reading.bad_images=skip"]
     more = [f"--data.init_args.{option}" for option in options]
     assert main([*folder_fit(root, folder / "run"), *more, "--trainer.max_epochs=1"]) == 0
@@ -37,18 +38,6 @@ def photos(tmp_path_factory):
 def run(photos, tmp_path):
     """A copy of that teacher for a test to change."""
     return shutil.copytree(photos / "run", tmp_path / "run")
-
-
-def change(run, **settings):
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["data"]["init_args"] |= settings
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-
-
-def various(folder, images):
-    folder.mkdir()
-    for i in range(images):
-        noise(40, 36, seed=i).save(folder / f"{i}.png")
 
 
 def suggest(run, out, *more):
@@ -133,55 +122,46 @@ def test_without_a_label_none_is_checked_and_four_for_each_class_are_chosen(
     teacher_run, tmp_path, capsys
 ):
     run = shutil.copytree(teacher_run, tmp_path / "run")
-    change(run, shots=0)
+    set_in(run, "data", shots=0)
     assert suggest(run, tmp_path / "out", "--pool=100") == 0
     assert "there are no labels to check" in capsys.readouterr().out
     assert [row["label"] for row in rows_of(tmp_path / "out/labels.csv")] == [""] * 40
 
 
-def test_without_an_image_to_label_the_labels_alone_are_checked(run, tmp_path, capsys):
-    change(run, unlabeled=None)
-    assert suggest(run, tmp_path / "out") == 0
-    assert "there are no images without a label to choose from" in capsys.readouterr().out
-    assert all(row["label"] for row in rows_of(tmp_path / "out/labels.csv"))
-
-
-def test_the_only_label_of_a_class_is_said_to_be_unchecked(run, tmp_path, capsys):
+def test_without_an_image_to_label_the_labels_are_checked_but_the_only_one_of_a_class(
+    run, tmp_path, capsys
+):
     root = image_folder(tmp_path / "pets", classes=("cat", "dog", "eel"), splits=("train",))
     for i in (1, 2, 3):
         (root / f"train/eel/{i}.png").unlink()
-    change(run, root=str(root))
+    set_in(run, "data", root=str(root), unlabeled=None)
     assert suggest(run, tmp_path / "out") == 0
-    assert "1 label is not checked" in capsys.readouterr().out
-    assert all(row["label"] != "eel" for row in rows_of(tmp_path / "out/labels.csv"))
+    said = capsys.readouterr().out
+    assert "there are no images without a label to choose from" in said
+    assert "1 label is not checked" in said
+    assert all(row["label"] not in ("", "eel") for row in rows_of(tmp_path / "out/labels.csv"))
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
+def test_numbers_that_do_not_fit_are_refused(photos, tmp_path, capsys):
+    capsys.readouterr()
+    for options, words in (
         (["--images=7"], "--images 7 is more than the 6 images without a label"),
         (["--images=3", "--pool=2"], "--images 3 is more than the 2 images looked at by --pool"),
         (["--images=0"], "images"),
-    ],
-)
-def test_numbers_that_do_not_fit_are_refused(options, words, photos, tmp_path, capsys):
-    capsys.readouterr()
-    refused(capsys, suggest(photos / "run", tmp_path / "out", *options), words)
+    ):
+        refused(capsys, suggest(photos / "run", tmp_path / "out", *options), words)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_with_several_labels_an_image_is_refused(photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(suggestions, "build_task", lambda _: SimpleNamespace(per_class=True))
-    capsys.readouterr()
-    refused(capsys, suggest(photos / "run", tmp_path / "out"), "several labels an image")
-
-
-def test_a_run_that_is_not_finished_and_no_run_and_an_earlier_table_are_refused(
-    run, tmp_path, capsys
+def test_an_earlier_table_and_a_run_that_cannot_be_looked_at_are_refused(
+    run, tmp_path, capsys, monkeypatch
 ):
     (tmp_path / "labels.csv").write_text("image,label\n")
     refused(capsys, suggest(run, tmp_path), "labels.csv exists already", "--out")
     refused(capsys, suggest(tmp_path, tmp_path / "out"), f"{tmp_path} is not a run's folder")
+    with monkeypatch.context() as patch:
+        patch.setattr(suggestions, "build_task", lambda _: SimpleNamespace(per_class=True))
+        refused(capsys, suggest(run, tmp_path / "out"), "several labels an image")
     (run / CLASS_VECTORS_FILE).unlink()
     refused(capsys, suggest(run, tmp_path / "out"), CLASS_VECTORS_FILE, "run stage 1 again")
 

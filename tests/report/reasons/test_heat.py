@@ -7,13 +7,11 @@ import pytest
 import torch
 import world
 from runs import noise
-from world import refused
 
 from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig, load_clip
 from kdpl.clip.timm_networks import load_image_clip
 from kdpl.data.augmentation import open_given
-from kdpl.errors import ConfigError, DataError
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.report.reasons import heat_map
 from kdpl.report.reasons.heat import GRID, MASKS, cell_importance, log_odds, random_masks
@@ -177,10 +175,3 @@ def test_with_several_labels_a_class_is_explained_by_itself(prompted):
     apart = heat_map(by_itself, photo(by_itself), name) - heat_map(prompted, photo(prompted), name)
     assert float(apart.abs().max()) > 0.01
     assert float(heat_map(by_itself, photo(by_itself)).max()) == pytest.approx(1)
-
-
-def test_an_unknown_class_and_a_missing_image_are_sentences(prompted, tmp_path):
-    with refused(ConfigError, r"no class 'crap'"):
-        heat_map(prompted, photo(prompted), "crap")
-    with refused(DataError, "does not exist"):
-        heat_map(prompted, tmp_path / "no.png")

@@ -3,7 +3,6 @@
 import shutil
 
 import pytest
-import torch
 import world
 from PIL import Image
 from runs import noise, refused, rows_of
@@ -53,13 +52,10 @@ def test_each_image_gets_a_picture_with_the_nearest_labelled_images(
     assert names_in(tmp_path / "why") == ["000001_0.png", "000002_1.png"]
     # what was seen, one heat map, four labelled images
     assert [panels(path) for path in (tmp_path / "why").iterdir()] == [6, 6]
-
-
-def test_the_classes_are_those_predicted_or_those_given(classifier, photos, tmp_path):
-    assert explain(classifier, photos, tmp_path / "a", "--top-k=3") == 0
-    assert panels(tmp_path / "a" / "000001_0.png") == 8
-    assert explain(classifier, photos, tmp_path / "b", "--explain-class=six", "--top-k=3") == 0
-    assert panels(tmp_path / "b" / "000001_0.png") == 6
+    # the heat maps are of the classes predicted or of the one given
+    for options, number in ((["--top-k=3"], 8), (["--explain-class=six", "--top-k=3"], 6)):
+        assert explain(classifier, photos, tmp_path / str(number), *options) == 0
+        assert panels(tmp_path / str(number) / "000001_0.png") == number
 
 
 def test_rejected_images_and_a_classifier_without_its_run_have_pictures_too(
@@ -95,24 +91,21 @@ def test_pictures_of_a_resumed_table_keep_their_numbers(classifier, photos, tmp_
     assert len(rows_of(table)) == 3
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--explain={file}"], "cannot be made"),
-        (["--explain={file}/inside"], "cannot be made"),
+def test_bad_input_is_one_sentence(classifier, photos, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    to_folder = f"--explain={tmp_path / 'why'}"
+    for options, words in (
+        ([f"--explain={tmp_path}/file/inside"], "cannot be made"),
         (["--explain-class=two"], "needs a folder for pictures"),
-        (["--explain={folder}", "--explain-class=tow"], "no class 'tow'"),
-        (["--explain={folder}", "--precision=bf16-mixed"], "leave out --precision"),
-    ],
-)
-def test_bad_input_is_one_sentence(options, words, classifier, photos, tmp_path, capsys):
-    file = tmp_path / "file"
-    file.touch()
-    given = [option.format(file=file, folder=tmp_path / "why") for option in options]
-    refused(capsys, main(["predict", str(classifier), str(photos), *given]), words)
+        ([to_folder, "--explain-class=tow"], "no class 'tow'"),
+        ([to_folder, "--precision=bf16-mixed"], "leave out --precision"),
+    ):
+        refused(capsys, main(["predict", str(classifier), str(photos), *options]), words)
 
 
-def test_the_nearest_are_those_of_the_largest_cosine_similarity(student_run, classifier):
+def test_the_nearest_are_the_labelled_images_of_the_largest_cosine_similarity(
+    student_run, classifier
+):
     loaded, data = Classifier.load(classifier), Run.find(student_run).data
     nearest = nearest_labelled(loaded, data)
     records = data.labels.training()
@@ -129,12 +122,9 @@ def test_the_nearest_are_those_of_the_largest_cosine_similarity(student_run, cla
     ]
     # a labelled image is nearest to itself
     assert nearest(features[7])[0][0].tobytes() == images[7].tobytes()
-
-
-def test_without_labelled_images_there_are_none(student_run, classifier):
-    run, loaded = Run.find(student_run), Classifier.load(classifier)
-    run.main.config["data"]["init_args"]["shots"] = 0
-    assert nearest_labelled(loaded, run.data)(torch.zeros(loaded.vectors.vectors.shape[1])) == []
+    without_labels = Run.find(student_run)
+    without_labels.main.config["data"]["init_args"]["shots"] = 0
+    assert nearest_labelled(loaded, without_labels.data)(query) == []
 
 
 def test_the_demo_predicts_as_predict_does_where_images_are_cropped(tmp_path):
