@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
 from docstring_parser import parse as parse_docstring
 
@@ -95,7 +95,7 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
         # an optional argument has to come first: values of options to hand on look like one
         optional = [
             name
-            for name, (parameter, _) in _parameters(command).items()
+            for name, parameter in _parameters(command).items()
             if parameter.kind is not inspect.Parameter.KEYWORD_ONLY and parameter.default is None
         ]
         absent = optional if not argv or argv[0].startswith("-") else []
@@ -140,10 +140,10 @@ def build_parser(command: Command, prog: str) -> Parser:
         description="\n\n".join(about),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for name, (parameter, kind) in _parameters(command).items():
+    for name, parameter in _parameters(command).items():
         positional = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
         required = parameter.default is inspect.Parameter.empty
-        how = _how(kind, positional, required)
+        how = _how(parameter.annotation, positional, required)
         if not required:
             how["default"] = parameter.default
         elif not positional:
@@ -199,14 +199,21 @@ def _functions(command: Command) -> list[Callable[..., Any]]:
     return [command, *(make for group in groups for make in plugins.load_all(group).values())]
 
 
-def _parameters(command: Command) -> dict[str, tuple[inspect.Parameter, Any]]:
-    parameters = {}
-    for function in _functions(command):
-        hints = get_type_hints(function)
-        for name, parameter in inspect.signature(function).parameters.items():
-            if name not in (_SETTINGS, *_GROUPS):
-                parameters[name] = parameter, hints[name]
-    return parameters
+def _parameters(command: Command) -> dict[str, inspect.Parameter]:
+    return {
+        name: parameter
+        for function in _functions(command)
+        for name, parameter in inspect.signature(function, eval_str=True).parameters.items()
+        if name not in (_SETTINGS, *_GROUPS)
+    }
+
+
+def require_settings(command: str, of: str, settings: Sequence[str]) -> None:
+    """Raise a ConfigError if a command that takes the settings of a fit is given none."""
+    if not settings:
+        raise ConfigError(
+            f"{command} needs the settings of {of}: give --config FILE (--help tells more)"
+        )
 
 
 def require_file(option: str, value: str | None) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import yaml
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
+from kdpl.cli.arguments import require_settings
 from kdpl.errors import ConfigError, TrainingError
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.files import write_text
@@ -44,12 +45,9 @@ def search(
         lr: Learning rates of the tower; by default 1e-4, 3e-4 and 1e-3.
         settings: Options of the student's fit.
     """
+    require_settings("search", "a student's fit", settings)
     from kdpl.cli.fit import parse_stage
 
-    if not settings:
-        raise ConfigError(
-            "search needs the settings of a student's fit: give --config FILE (--help tells more)"
-        )
     student, folder = parse_stage("fit", settings), Path(out)
     compare(student, candidates_of(student, folder, epochs, lr), folder)
     return 0

@@ -266,6 +266,20 @@ class KdplCLI(LightningCLI):
             self.build(config)
             self._start()
 
+    def without_steps(self, values: Mapping[str, Any], callback: Callback) -> Self:
+        """Run a callback in a fit without steps, and return the stage of that fit.
+
+        The fit has the same settings but for ``values``. It writes nothing but what its callback
+        and data write.
+        """
+        off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+        stage = self.derive({"trainer": {**off, "limit_train_batches": 0}}).derive(values)
+        stage.save_config_callback = None
+        stage.build(stage.config)
+        stage.model.configure_callbacks = lambda: [callback]
+        stage.trainer.fit(stage.model, datamodule=stage.datamodule)
+        return stage
+
     def _start(self) -> None:
         if self.trainer.world_size == 1 and distributed.is_initialized():
             if self.command == "fit":

@@ -1,7 +1,7 @@
 """Checks of config files and of classes that settings name."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
@@ -57,7 +57,7 @@ def find_config(value: str, folder: str | None = None) -> str:
     )
 
 
-def with_config_files(args: Sequence[str]) -> list[str]:
+def with_config_files(args: Iterable[str]) -> list[str]:
     """Rewrite each ``--config NAME`` as ``--config=FILE``; see ``find_config``."""
     rest = iter(args)
     joined = [f"{arg}={next(rest, '')}" if arg == "--config" else arg for arg in rest]
