@@ -75,7 +75,12 @@ def init(
         workers: Processes that decode; by default one for each processor core.
     """
     folder, reading = absolute(out), (class_names, label_separator)
-    config, pool = survey(path, folder, reading, unlabeled, shots, val_share, overwrite, workers)
+    for name in (CONFIG, _TABLE):
+        if (folder / name).exists() and not overwrite:
+            raise ConfigError(
+                f"{folder / name} exists already: choose another --out, or give --overwrite"
+            )
+    config, pool = survey(path, folder, reading, unlabeled, shots, val_share, workers)
     choice = choose(label_separator is not None).for_pool(pool)
     options, reasons = choice.completed(Options(), str(config))
     print_choice(path, reasons)
@@ -91,7 +96,6 @@ def survey(
     unlabeled: Sequence[str] = (),
     shots: int | None = None,
     val_share: str | None = None,
-    overwrite: bool = True,
     workers: int | None = None,
 ) -> tuple[Path, int]:
     """Survey images as ``init`` does; return the config and the number of images to distil on.
@@ -101,7 +105,6 @@ def survey(
     class_names, label_separator = reading
     source = Path(path).expanduser()
     val = 0.0 if val_share in ("0", "0%") else share("--val-share", val_share)
-    _require_new(folder, overwrite)
 
     # find the images and the names of their classes
     places = [str(absolute(location)) for location in unlabeled]
@@ -146,25 +149,21 @@ def survey(
     classes = {"names": mapping, "label_separator": label_separator}
     # a run finds these images in the places again
     skips = any(path in left_out for path in pool)
+    smallest = min(_training_counts(images).values(), default=0)
     settings = {
-        "unlabeled": places or None,
-        "classes": {name: value for name, value in classes.items() if value is not None} or None,
+        "root": str((folder / _TABLE).absolute()),
+        "unlabeled": places,
+        "classes": {name: value for name, value in classes.items() if value is not None},
         "reading": {"skip_list": str(skip_list)} if skips else None,
         "augmentation": "light_affine" if affine else None,
+        "allow_fewer_shots": smallest > 0,
     }
-    _write_config(folder, settings, images, shots)
+    # without labels, the teacher is the original CLIP
+    _write_config(folder, settings, shots if smallest else 0)
 
     # print last, since the reader of a pipe may close it
     _print_survey(source, images, names, notes, affine, [*left_out.values()])
     return folder / CONFIG, sum(image.split == "train" for image in images)
-
-
-def _require_new(folder: Path, overwrite: bool) -> None:
-    for name in (CONFIG, _TABLE):
-        if (folder / name).exists() and not overwrite:
-            raise ConfigError(
-                f"{folder / name} exists already: choose another --out, or give --overwrite"
-            )
 
 
 def _read_names(
@@ -185,24 +184,24 @@ def _read_names(
 def _hold_out(
     usable: list[FoundImage], val: float | None
 ) -> tuple[list[FoundImage], dict[str, str]]:
-    tested = any(image.split in ("test", HELD_OUT) for image in usable)
-    images = _with_validation(usable if tested else set_aside(usable, HELD_OUT, _HELD_OUT), val)
-    notes = {HELD_OUT: "a quarter of each class, held out"}
-    before, after = ({image.split for image in group} for group in (usable, images))
-    if "val" in after - before:
-        least = "" if val else f" with {_VAL_LEAST} labels or more"
-        notes["val"] = f"{val or _VAL_SHARE:.0%} of each class{least}, split off (init --val-share)"
-    return images, notes
-
-
-def _with_validation(images: list[FoundImage], share: float | None) -> list[FoundImage]:
-    # a share of 0 splits off none, and None only if there are enough labels
-    if share == 0 or any(image.split == "val" for image in images):
-        return images
-    if share:
-        return set_aside(images, "val", share)
-    divided = set_aside(images, "val", _VAL_SHARE, _VAL_LEAST)
-    return divided if _count_validating(divided) >= _VAL_FEWEST else images
+    images, notes = usable, {HELD_OUT: "a quarter of each class, held out"}
+    splits = {image.split for image in usable}
+    if not splits & {"test", HELD_OUT}:
+        images = set_aside(images, HELD_OUT, _HELD_OUT)
+    # a share of 0 splits off none
+    if val == 0 or "val" in splits:
+        return images, notes
+    share, least, words = val, 2, ""
+    if share is None:
+        share, least, words = _VAL_SHARE, _VAL_LEAST, f" with {_VAL_LEAST} labels or more"
+    divided = set_aside(images, "val", share, least)
+    # by default only if they are enough for bounds, for which groups count
+    groups = {image.group or image.path for image in divided if image.split == "val"}
+    if len(groups) < (1 if val else _VAL_FEWEST):
+        return images, notes
+    return divided, notes | {
+        "val": f"{share:.0%} of each class{words}, split off (init --val-share)"
+    }
 
 
 def _copy(image: FoundImage, kept: FoundImage) -> str:
@@ -242,22 +241,12 @@ def _write_table(out: Path, images: Sequence[FoundImage], unknown: str) -> None:
     write_rows(out / _TABLE, [row[:columns] for row in (header, *rows)])
 
 
-def _write_config(
-    out: Path, more: Mapping[str, Any], images: list[FoundImage], shots: int | None
-) -> None:
-    # without labels, the teacher is the original CLIP
-    smallest = min(_training_counts(images).values(), default=0)
-    values = {
-        "root": str((out / _TABLE).absolute()),
-        **more,
-        "allow_fewer_shots": True if smallest else None,
-    }
+def _write_config(out: Path, values: Mapping[str, Any], shots: int | None) -> None:
     settings = "".join(
         f"    {name}: {json.dumps(value, ensure_ascii=False)}\n"
         for name, value in values.items()
-        if value is not None
+        if value
     )
-    shots = shots if smallest else 0
     text = f"""\
 # Written by python -m kdpl init. {_TABLE} lists the images, and may be edited.
 data:
@@ -310,8 +299,3 @@ def _print_survey(
 
 def _training_counts(images: list[FoundImage]) -> Counter[str]:
     return Counter(name for image in images if image.split == "train" for name in image.classes)
-
-
-def _count_validating(images: Iterable[FoundImage]) -> int:
-    # of different groups, since only these count for bounds
-    return len({image.group or image.path for image in images if image.split == "val"})
