@@ -79,15 +79,8 @@ def render(run: Run) -> str:
     verdict = next(filter(None, verdicts), None)
     if verdict is not None:
         inform(verdict)
-    name = run.folder.resolve().name
-    return fill(
-        "report.html.jinja",
-        sections=sections,
-        added=added,
-        verdict=verdict,
-        untuned=run.untuned,
-        name=name,
-    )
+    run_facts = {"name": run.folder.resolve().name, "untuned": run.untuned, "verdict": verdict}
+    return fill("report.html.jinja", sections=sections, added=added, **run_facts)
 
 
 def fill(template: str, **values: Any) -> str:
@@ -101,12 +94,7 @@ def fill(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "name": shorten,
-        "percent": _percent,
-        "points": _points,
-        "of": _of,
-    }
+    environment.filters |= {"name": shorten, "percent": _percent, "points": _points, "of": _of}
     script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
     return environment.get_template(template).render(
         **values,

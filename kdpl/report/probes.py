@@ -131,15 +131,14 @@ def _fit(run: Run, data: DomainDataModule, config: ClipConfig) -> ProbeTest:
     # fit the probe, and predict
     strength, how = choose_strength(train, labels, groups)
     probe = fit_probe(train, labels, strength)
-    names, predictions = data.class_names, []
-    records = [
-        (i, record) for i, record in enumerate(tested.splits.test) if record.single < classes
-    ]
+    names, records = data.class_names, enumerate(tested.splits.test)
+    judged = [(i, record.source, record.single) for i, record in records if record.single < classes]
     sure, predicted = probe.log_probabilities(test).exp().max(dim=1)
     chosen = probe.classes[predicted].tolist()
-    for (i, record), p, q in zip(records, chosen, sure.tolist(), strict=True):
-        y = record.single
-        predictions.append(ImagePrediction(i, record.source, names[y], names[p], q, y, p))
+    predictions = [
+        ImagePrediction(i, source, names[y], names[p], q, y, p)
+        for (i, source, y), p, q in zip(judged, chosen, sure.tolist(), strict=True)
+    ]
     accuracy = sum(p.correct for p in predictions) / len(predictions)
     return ProbeTest(
         {test_key("acc" if num_base is None else "base_acc"): accuracy},
