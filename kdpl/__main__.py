@@ -5,11 +5,11 @@ import select
 import signal
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from kdpl import __version__
 from kdpl.cli import STAGES, command_names, find_command, usage
 from kdpl.runtime import faults, slurm
+from kdpl.runtime.advice import did_you_mean
 
 # exit codes of a shell for Ctrl-C, SIGPIPE and SIGTERM
 _INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 130, 141, 143
@@ -41,13 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kdpl {__version__}")
         return 0
     if args[0] not in (names := command_names()):
-        hint = "".join(
-            f" (did you mean {name}?)" for name in get_close_matches(args[0], names, n=1)
-        )
-        print(
-            f"error: there is no command {args[0]!r}{hint}: use one of {', '.join(names)}",
-            file=sys.stderr,
-        )
+        problem = f"there is no command {args[0]!r}{did_you_mean(args[0], names)}"
+        print(f"error: {problem}: use one of {', '.join(names)}", file=sys.stderr)
         return 2
     # run the command, and turn errors into messages and exit codes
     try:

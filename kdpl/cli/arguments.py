@@ -7,7 +7,6 @@ import argparse
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
@@ -15,6 +14,7 @@ from docstring_parser import parse as parse_docstring
 
 from kdpl.errors import ConfigError
 from kdpl.runtime import plugins
+from kdpl.runtime.advice import did_you_mean
 
 if TYPE_CHECKING:
     from kdpl.classifier import Classifier
@@ -103,13 +103,14 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
         # settings of stages have dots, or are unlike the command's own options
         for word in settings:
             option = word.partition("=")[0]
-            if option.startswith("--") and "." not in option and (hint := _hint(command, option)):
+            hint = did_you_mean(option, map(_option, vars(values)))
+            if hint and option.startswith("--") and "." not in option:
                 parser.error(f"unrecognized arguments: {word}{hint}")
         options = {**vars(values), **dict.fromkeys(absent), _SETTINGS: settings}
     else:
         values, unknown = parser.parse_known_intermixed_args(argv)
         if unknown:
-            hint = _hint(command, unknown[0].partition("=")[0])
+            hint = did_you_mean(unknown[0].partition("=")[0], map(_option, vars(values)))
             parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         options = vars(values)
     if _RULE in parameters:
@@ -122,11 +123,6 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     if _OBSERVERS in parameters:
         options[_OBSERVERS] = [make for make, _ in _made(options, _OBSERVERS)]
     return options
-
-
-def _hint(command: Command, option: str) -> str:
-    near = get_close_matches(option, map(_option, _parameters(command)), n=1)
-    return "".join(f" (did you mean {name}?)" for name in near)
 
 
 def build_parser(command: Command, prog: str) -> Parser:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from kdpl.cli.arguments import share
 from kdpl.cli.choice import Options, choose, print_choice
 from kdpl.data.class_mapping import ClassName, read_class_mapping
 from kdpl.data.names import Names, unlisted
+from kdpl.data.options import ClassOptions
 from kdpl.data.readers.table import HELD_OUT, SEVERAL, UNKNOWN
 from kdpl.data.sources import find_unlabeled
 from kdpl.data.survey import (
     FoundImage,
     find,
     inspect_images,
-    leave_out_copies,
+    leave_out,
     set_aside,
     views_to_choose,
 )
@@ -74,13 +76,13 @@ def init(
         overwrite: Replace the config and the list that an earlier init wrote into OUT.
         workers: Processes that decode; by default one for each processor core.
     """
-    folder, reading = absolute(out), (class_names, label_separator)
+    folder, classes = absolute(out), ClassOptions(class_names, label_separator=label_separator)
     for name in (CONFIG, _TABLE):
         if (folder / name).exists() and not overwrite:
             raise ConfigError(
                 f"{folder / name} exists already: choose another --out, or give --overwrite"
             )
-    config, pool = survey(path, folder, reading, unlabeled, shots, val_share, workers)
+    config, pool = survey(path, folder, classes, unlabeled, shots, val_share, workers)
     choice = choose(label_separator is not None).for_pool(pool)
     options, reasons = choice.completed(Options(), str(config))
     print_choice(path, reasons)
@@ -92,44 +94,33 @@ def init(
 def survey(
     path: str,
     folder: Path,
-    reading: tuple[str | None, str | None],
+    classes: ClassOptions,
     unlabeled: Sequence[str] = (),
     shots: int | None = None,
     val_share: str | None = None,
     workers: int | None = None,
 ) -> tuple[Path, int]:
-    """Survey images as ``init`` does; return the config and the number of images to distil on.
-
-    ``reading`` is the file of class names and the separator of labels.
-    """
-    class_names, label_separator = reading
+    """Survey images as ``init`` does; return the config and the number of images to distil on."""
     source = Path(path).expanduser()
     val = 0.0 if val_share in ("0", "0%") else share("--val-share", val_share)
 
     # find the images and the names of their classes
     places = [str(absolute(location)) for location in unlabeled]
-    mapping = str(absolute(class_names)) if class_names else None
-    listed = find(source, mapping, label_separator)
+    if classes.names:
+        classes = replace(classes, names=str(absolute(classes.names)))
+    listed = find(source, classes.names, classes.label_separator)
     pool = find_unlabeled(places) if places else Names.of(())
     unlisted_paths = dict.fromkeys(unlisted(pool, (image.path for image in listed)))
     further = [FoundImage(path, "", "train") for path in unlisted_paths]
     labeled = any(image.label and image.split == "train" for image in listed)
-    names = _read_names(source, listed, mapping, labeled)
+    names = _read_names(source, listed, classes.names, labeled)
 
     # leave out what cannot be used, and hold out images for test and validation
-    surveyed = inspect_images([*listed, *further], workers)
-    left_out = {image.path: image.fault for image in surveyed if image.fault is not None}
-    usable, copies = leave_out_copies([image for image in surveyed if image.fault is None])
-    left_out |= {image.path: _copy(image, kept) for image, kept in copies}
+    usable, unusable = leave_out(inspect_images([*listed, *further], workers))
+    left_out = {image.path: str(image.fault) for image in unusable}
     images, notes = _hold_out(usable, val)
-    reasons = {
-        name: f" ({left_out[image.path]})"
-        for image in surveyed
-        if image.path in left_out
-        for name in image.classes
-    }
-    _require_classes(source, names, images, labeled, reasons)
-    if label_separator is not None:
+    _require_classes(source, names, images, labeled, unusable)
+    if classes.label_separator is not None:
         # imports torch, and nothing else here needs it
         from kdpl.tasks import build_task
 
@@ -139,21 +130,20 @@ def survey(
     _write_table(
         folder,
         [image for image in images if image.path not in unlisted_paths],
-        "" if label_separator is None else UNKNOWN,
+        "" if classes.label_separator is None else UNKNOWN,
     )
     skip_list = folder.absolute() / _LEFT_OUT
     skip_list.unlink(missing_ok=True)
     if left_out:
         write_rows(skip_list, [("image", "why"), *left_out.items()])
     affine = views_to_choose({named.name for named in names.values()}, images)
-    classes = {"names": mapping, "label_separator": label_separator}
     # a run finds these images in the places again
     skips = any(path in left_out for path in pool)
     smallest = min(_training_counts(images).values(), default=0)
     settings = {
         "root": str((folder / _TABLE).absolute()),
         "unlabeled": places,
-        "classes": {name: value for name, value in classes.items() if value is not None},
+        "classes": {name: value for name, value in vars(classes).items() if value is not None},
         "reading": {"skip_list": str(skip_list)} if skips else None,
         "augmentation": "light_affine" if affine else None,
         "allow_fewer_shots": smallest > 0,
@@ -204,21 +194,17 @@ def _hold_out(
     }
 
 
-def _copy(image: FoundImage, kept: FoundImage) -> str:
-    of_class = f", of class {visible(kept.label)}" if image.label not in ("", kept.label) else ""
-    return f"{image.path} is a copy of {kept.path} ({kept.split}{of_class})"
-
-
 def _require_classes(
     path: Path,
     names: Mapping[str, ClassName],
     images: list[FoundImage],
     labeled: bool,
-    reasons: Mapping[str, str],
+    unusable: list[FoundImage],
 ) -> None:
     if not labeled and not any(image.split == "train" for image in images):
         raise DataError(f"{path} has no readable image to train on: add some, or init --unlabeled")
     counts = _training_counts(images)
+    faults = {name: f" ({image.fault})" for image in unusable for name in image.classes}
     for label, named in sorted(names.items()):
         problem = fault_of_name(label) or fault_of_name(named.name)
         if label != label.strip():
@@ -228,7 +214,7 @@ def _require_classes(
             raise DataError(f"{path} has a class name that {problem}: rename the class")
         if labeled and not counts[label]:
             raise DataError(
-                f"class {label!r} in {path} has no usable training image{reasons.get(label, '')}: "
+                f"class {label!r} in {path} has no usable training image{faults.get(label, '')}: "
                 "add some, or remove it"
             )
 

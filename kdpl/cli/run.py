@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import NonNegativeInt
 
+from kdpl.data.options import ClassOptions
 from kdpl.errors import ConfigError, KdplError, visible
 from kdpl.runtime import plugins, slurm
 from kdpl.runtime.advice import absolute
@@ -82,16 +83,16 @@ def run(
     from kdpl.cli.prepare import complete, parse_stages
 
     # choose what is not given
-    reading = (class_names, label_separator)
+    classes = ClassOptions(class_names, label_separator=label_separator)
     if path is None:
-        _require_options({"--teacher": teacher, "--student": student, "--out": out}, reading)
+        _require_options({"--teacher": teacher, "--student": student, "--out": out}, classes)
     folder = Path(out or Path("runs") / absolute(path or "").stem)
     # a stage may exist already, imported for example
     require_folder_of("a run", folder, RUN_FILE, (*STAGE_FOLDERS, DATA_FOLDER))
     settings = [f"--data.init_args.shots={shots}", *settings] if shots is not None else settings
     options = Options(config, teacher, student, search, settings, seed)
     if path is not None:
-        options = complete(path, folder, options, reading)
+        options = complete(path, folder, options, classes)
 
     # find the configs, and parse the settings of each stage
     configs, stages = parse_stages(folder, options)
@@ -150,14 +151,14 @@ def _carry_out(
             summarize(console, folder, nothing_done=not unfinished)
 
 
-def _require_options(needed: Mapping[str, Any], reading: Iterable[str | None]) -> None:
+def _require_options(needed: Mapping[str, Any], classes: ClassOptions) -> None:
     missing = ", ".join(option for option, value in needed.items() if not value)
     if missing:
         raise ConfigError(
             f"run lacks {missing}: give the folder of your images, as in python -m kdpl run "
             "my_images, or these options; python -m kdpl run --help tells more"
         )
-    for value in reading:
+    for value in vars(classes).values():
         if value is not None:
             raise ConfigError(
                 f"{value!r} says how PATH is read, but there is none: give the folder or table of "

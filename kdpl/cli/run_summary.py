@@ -34,8 +34,7 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
         "linear probe of the teacher's CLIP": out / PROBE_FOLDER / "teacher",
         "linear probe of the student's network": out / PROBE_FOLDER / "student",
     }
-    tested = {title: folder for title, folder in rows.items() if (folder / RESULTS_FILE).is_file()}
-    results = {title: read_results(folder) for title, folder in tested.items()}
+    results = {title: row for title, folder in rows.items() if (row := read_results(folder))}
     if not nothing_done or not (out / SUMMARY_FILE).is_file():
         write_text(out / SUMMARY_FILE, json.dumps(results, indent=2))
 

@@ -11,7 +11,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from kdpl.cli.arguments import require_settings
 from kdpl.errors import ConfigError, TrainingError
-from kdpl.runtime.configs import read_config
+from kdpl.runtime.configs import as_list, read_config
 from kdpl.runtime.files import write_text
 from kdpl.runtime.markdown import markdown_rows
 from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, DECODED_FILE, METRICS_FILE
@@ -64,7 +64,7 @@ def candidates_of(
     trainer = student.config.trainer
     if (trainer.max_epochs or 0) < 1:
         raise ConfigError("the number of epochs is unknown: set trainer.max_epochs")
-    callbacks = [callback.as_dict() for callback in trainer.callbacks or ()]
+    callbacks = [callback.as_dict() for callback in as_list(trainer.callbacks)]
     if not any(resolve_name(callback["class_path"]) is Fidelity for callback in callbacks):
         callbacks.append({"class_path": "kdpl.targets.fidelity.Fidelity"})
     # four quarters cost one fit, and the first epoch is a warm-up

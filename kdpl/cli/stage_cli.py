@@ -36,6 +36,7 @@ from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import build_data
 from kdpl.errors import ConfigError
 from kdpl.runtime import slurm
+from kdpl.runtime.configs import as_list
 from kdpl.runtime.faults import in_one_sentence
 from kdpl.runtime.lock import RunLock
 from kdpl.runtime.loggers import finish_logging, place_loggers
@@ -166,10 +167,8 @@ class KdplCLI(LightningCLI):
         self.check()
         if handed_over(self.folder):
             return
-        callbacks = self.config.trainer.callbacks or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         data = cache(self.data)  # read once for all checks
-        for section in (self.config.model, *callbacks):
+        for section in (self.config.model, *as_list(self.config.trainer.callbacks)):
             check = getattr(resolve_name(section.class_path), "require_possible", None)
             if check is not None:
                 check(section.as_dict().get("init_args", {}), data())
@@ -222,8 +221,7 @@ class KdplCLI(LightningCLI):
                 callbacks.append(Requeue())
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         slurm.require_srun()
-        plugins = self.config_init.trainer.get("plugins") or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
+        plugins = as_list(self.config_init.trainer.get("plugins"))
         started_by: TorchElasticEnvironment | SLURMEnvironment | None = None
         if TorchElasticEnvironment.detect():
             started_by = TorchElasticEnvironment()

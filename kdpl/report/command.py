@@ -7,6 +7,7 @@ from typing import Literal
 from jsonargparse.typing import PositiveInt
 
 from kdpl.cli.arguments import output_file
+from kdpl.data.options import ClassOptions
 from kdpl.errors import ConfigError, visible
 from kdpl.runtime.files import write_text
 from kdpl.runtime.markdown import escape_markdown
@@ -113,7 +114,7 @@ def estimate(
     from kdpl.runtime.messages import inform
 
     given = Options(teacher=teacher, student=student, seed=seed)
-    choice = prepare(path, folder, given, (class_names, None))
+    choice = prepare(path, folder, given, ClassOptions(class_names))
     # marks the folder
     write_text(folder / ESTIMATE_FILE, "This estimate was not finished: start it again.")
     frozen, names = gather(choice, folder, given)

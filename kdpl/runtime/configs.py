@@ -89,6 +89,13 @@ def read_config(name: str) -> dict[str, Any]:
     return settings
 
 
+def as_list(setting: Any) -> list[Any]:
+    """Return the values of a setting that may be one value, a list of values, or None."""
+    if setting is None:
+        return []
+    return setting if isinstance(setting, list) else [setting]
+
+
 def find_class(name: str, registry: Mapping[str, str], base: type[T], kind: str) -> type[T]:
     """Find a subclass of ``base`` by its dotted path, or its name in a registry of such paths."""
     remedy = (
