@@ -100,5 +100,5 @@ def build_optimizer(
         return learning_rate(index, epochs, config.lr, config.warmup_lr) / config.lr
 
     interval = "epoch" if warmup is None else "step"
-    schedule = {"scheduler": LambdaLR(optimizer, factor), "interval": interval}
-    return {"optimizer": optimizer, "lr_scheduler": schedule}
+    schedule = LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Self, TypeVar
 
-import pydantic.dataclasses
 from pydantic import Field
 from torch import Tensor
 
 from kdpl.errors import ArtifactError
 from kdpl.runtime import plugins
-from kdpl.runtime.artifacts import STRICT, parse_metadata, read_tensors
+from kdpl.runtime.artifacts import metadata, parse_metadata, read_tensors
 
 
 class Companion(ABC):
@@ -61,7 +60,7 @@ def companion_kinds() -> dict[str, type[Companion]]:
     return plugins.load_all("companions")
 
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+@metadata
 class OfClassifier:
     """The fields of a file that is kept beside a classifier: its fingerprint."""
 

@@ -1,6 +1,5 @@
 """What ``run PATH`` does before its first step: survey, choose, and parse both stages."""
 
-import json
 import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.runtime.advice import absolute
 from kdpl.runtime.configs import find_config, read_config, shipped_configs
 from kdpl.runtime.faults import mark
-from kdpl.runtime.files import write_text
+from kdpl.runtime.files import read_json, write_json
 from kdpl.runtime.messages import process_rank
 from kdpl.runtime.origin import digest
 from kdpl.runtime.run_folder import DATA_FOLDER
@@ -36,7 +35,7 @@ def complete(path: str, out: Path, given: Options, classes: ClassOptions) -> Opt
         )
     if choice is None:
         choice = prepare(path, out, given, classes)
-        write_text(folder / _CHOICE, json.dumps(asdict(choice), indent=2))
+        write_json(folder / _CHOICE, asdict(choice))
     elif choice.path != str(source):
         raise ConfigError(f"{out} is a run of {choice.path}, not of {path}: choose another --out")
     elif choice.images != _digest(source, out, classes):
@@ -65,7 +64,7 @@ def prepare(path: str, out: Path, given: Options, classes: ClassOptions) -> Choi
 def _read(folder: Path) -> Choice | None:
     file = folder / _CHOICE
     try:
-        return Choice(**json.loads(file.read_text(encoding="utf-8")))
+        return Choice(**read_json(file))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:

@@ -1,6 +1,5 @@
 """``python -m kdpl run``: both stages and their tests in order."""
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ from kdpl.errors import ConfigError, KdplError, visible
 from kdpl.runtime import plugins, slurm
 from kdpl.runtime.advice import absolute
 from kdpl.runtime.faults import mark
-from kdpl.runtime.files import write_text
+from kdpl.runtime.files import write_json
 from kdpl.runtime.run_folder import (
     CLASS_VECTORS_FILE,
     CLASSIFIER_FOLDER,
@@ -131,7 +130,7 @@ def _carry_out(
         for stage in stages.values():
             stage.check_all()
         if first and unfinished:
-            write_text(folder / RUN_FILE, json.dumps(about, indent=2))
+            write_json(folder / RUN_FILE, about)
         # do what is missing
         console = Console(quiet=not first)
         for number, step in enumerate(steps, start=1):

@@ -9,7 +9,6 @@ from typing import Annotated, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-import pydantic.dataclasses
 import scipy
 from pydantic import Field
 from torch import Tensor
@@ -18,7 +17,7 @@ from kdpl.classifier import Classifier
 from kdpl.classifier.companion import OfClassifier, read_of_classifier
 from kdpl.confidence.student_outputs import LearnedCompanion, StudentOutputs
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.runtime.artifacts import STRICT, write_tensors
+from kdpl.runtime.artifacts import metadata, write_tensors
 from kdpl.runtime.predictions import spread
 from kdpl.tasks import MULTI_CLASS
 
@@ -44,7 +43,7 @@ _REMEDIES = "accept a larger error, or calibrate on more images"
 REMEDY = "run python -m kdpl calibrate with labelled images that it was not trained on"
 
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+@metadata
 class _Fields(OfClassifier):
     temperature: Annotated[float, Field(ge=TEMPERATURES[0], le=TEMPERATURES[1])]
     sampled: bool = False

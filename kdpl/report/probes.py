@@ -4,7 +4,6 @@
 stages.
 """
 
-import json
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from kdpl.metrics import test_key
 from kdpl.report.cost import device
 from kdpl.report.intervals import Scores
 from kdpl.report.run_folder import Run, Stage
-from kdpl.runtime.files import write_text
+from kdpl.runtime.files import read_json, write_json
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import Origin, as_json, difference
 from kdpl.runtime.predictions import (
@@ -106,7 +105,7 @@ def linear_probe(run: Run, role: str) -> ProbeTest:
             folder = run.folder / PROBE_FOLDER / role
             write_predictions(folder, probe.predictions)
             write_results(folder, len(probe.predictions), probe.results)
-            write_text(folder / PROBE_FILE, json.dumps(probe.about, indent=2))
+            write_json(folder / PROBE_FILE, probe.about)
     return probe
 
 
@@ -179,7 +178,7 @@ def encode(
 
 def _stored(folder: Path, origin: Origin) -> ProbeTest | None:
     try:
-        about = json.loads((folder / PROBE_FILE).read_text(encoding="utf-8"))
+        about = read_json(folder / PROBE_FILE)
         if differs := difference({name: about.get(name) for name in origin}, origin):
             inform(f"{folder} has a probe of something else ({differs[1]}): fitting it again")
             return None

@@ -55,7 +55,8 @@ class MetricsCSV(Logger):
         """Append a row, with new columns for new metrics."""
         # make the row
         path = Path(self._save_dir) / METRICS_FILE
-        row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        row: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
+        row = {"step": step, **row}
         if "epoch" in row:
             row["epoch"] = int(row["epoch"])
         if path.is_file() and not self._begun:

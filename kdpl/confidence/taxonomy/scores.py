@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
 
-import pydantic.dataclasses
 import torch
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from kdpl.confidence.held_out import CONFIDENCE, REMEDY, HeldOutScores, require_
 from kdpl.confidence.student_outputs import LearnedCompanion, StudentOutputs
 from kdpl.confidence.taxonomy.tree import Taxonomy
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.runtime.artifacts import STRICT, write_tensors
+from kdpl.runtime.artifacts import metadata, write_tensors
 from kdpl.runtime.class_names import ClassName
 from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Prediction
 
@@ -34,7 +33,7 @@ Thresholds = Sequence[float]
 """Threshold of each level, from 1 on; infinite if the level answers nothing."""
 
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+@metadata
 class _Fields(OfClassifier):
     root: ClassName
     nodes: tuple[tuple[ClassName, ...], ...]
