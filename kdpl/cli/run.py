@@ -173,19 +173,14 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
     from kdpl.clip.loading import has_text_tower
 
     def step(
-        kind: str, title: str, result: Path, stage: "Callable[[], KdplCLI]", *needs: LocalStep
+        kind: str, title: str, result: Path, stage: "Callable[[], KdplCLI]", *needs: str
     ) -> LocalStep:
-        titles = tuple(need.title for need in needs)
-        return LocalStep(title, kind, result, titles, start=lambda: run_stage(stage()))
-
-    def tuned(name: str) -> bool:
-        return any(stages[name].config.get(depth) != 0 for depth in _DEPTHS)
+        return LocalStep(title, kind, result, needs, start=lambda: run_stage(stage()))
 
     def test(fit: LocalStep) -> LocalStep:
         name, result = fit.folder.name, fit.folder / RESULTS_FILE
-        return step(
-            "test", f"test the {name}", result, lambda: stages[name].derive({}, "test"), fit
-        )
+        title = f"test the {name}"
+        return step("test", title, result, lambda: stages[name].derive({}, "test"), fit.title)
 
     def zero_shot(fit: LocalStep) -> LocalStep:
         # the untuned teacher, with the stage's CLIP
@@ -194,9 +189,10 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
         values = {"out": str(folder), "model": {"init_args": {"clip": clip}}}
         stage = partial(untuned(stages["teacher"]).derive, values, "test")
         title = f"test the {name}'s original CLIP (zero-shot)"
-        return step("test", title, folder / RESULTS_FILE, stage, fit)
+        return step("test", title, folder / RESULTS_FILE, stage, fit.title)
 
-    tuning = "tune the teacher" if tuned("teacher") else "the teacher is the original CLIP"
+    tuned = any(stages["teacher"].config.get(depth) != 0 for depth in _DEPTHS)
+    tuning = "tune the teacher" if tuned else "the teacher is the original CLIP"
     teacher = step(
         "fit",
         f"stage 1: {tuning}, freeze class vectors",
@@ -208,7 +204,7 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
         "stage 2: distil the student, write the classifier",
         out / "student" / CLASSIFIER_FOLDER,
         lambda: stages["student"],
-        teacher,
+        teacher.title,
     )
     searches = list[LocalStep]()
     if search:
@@ -235,7 +231,7 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
         distil,
         test(teacher),
         test(distil),
-        *([zero_shot(teacher)] if tuned("teacher") else []),
+        *([zero_shot(teacher)] if tuned else []),
         # a network of timm is no CLIP before it is distilled
         *([zero_shot(distil)] if has_text_tower(student_clip) else []),
     ]

@@ -68,13 +68,11 @@ def render(run: Run) -> str:
     }
     if run.task != MULTI_CLASS.name:
         makers = {name: make for name, make in makers.items() if name not in _ONE_CLASS}
-    made = {name: attempt(partial(make, run)) for name, make in makers.items()}
-    sections = {
-        name: dict(zip(("data", "gap"), made.get(name, (None, None)), strict=True))
-        for name in [*_SECTIONS, *added]
-    }
+    sections = {name: {"data": None, "gap": None} for name in [*_SECTIONS, *added]}
+    for name, make in makers.items():
+        sections[name]["data"], sections[name]["gap"] = attempt(partial(make, run))
     # say first how the student compares with linear probes
-    collected = [data for data, _ in made.values()]
+    collected = [section["data"] for section in sections.values()]
     verdicts = (data.get("verdict") for data in collected if isinstance(data, dict))
     verdict = next(filter(None, verdicts), None)
     if verdict is not None:
