@@ -99,12 +99,13 @@ def read_split_file(dataset: BenchmarkSet) -> Splits:
     """
     content = json.loads(dataset.read_text(dataset.index))
     dataset.require_folder(dataset.images)
-    folder, names = os.path.normpath(dataset.images), dict[int, str]()
-    records: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
-    for split, split_records in records.items():
-        for path, label, name in content[split]:
-            names[label] = name
-            split_records.append(Record(f"{folder}{os.sep}{path}", label))
+    folder = os.path.normpath(dataset.images)
+    splits = {split: content[split] for split in ("train", "val", "test")}
+    names = {label: name for rows in splits.values() for _, label, name in rows}
+    records = {
+        split: [Record(f"{folder}{os.sep}{path}", label) for path, label, _ in rows]
+        for split, rows in splits.items()
+    }
     return _splits(dataset, [names[label] for label in range(len(names))], **records)
 
 
