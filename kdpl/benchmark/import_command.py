@@ -36,6 +36,7 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
 def _make_importer(kind: Literal["teacher", "student"], file: str) -> "type[KdplCLI]":
     """Return the command that imports a file; a function, since the imports take seconds."""
     from jsonargparse import Namespace
+    from lightning.pytorch import Callback
 
     from kdpl.benchmark.checkpoints import (
         TakeOver,
@@ -83,7 +84,9 @@ def _make_importer(kind: Literal["teacher", "student"], file: str) -> "type[Kdpl
         def build(self, config: Namespace) -> None:
             self.published = read_published(path, kind)
             super().build(config)
-            self.trainer.callbacks.insert(0, TakeOver(self.published, self.record))
+
+        def further_callbacks(self) -> list[Callback]:
+            return [TakeOver(self.published, self.record)]
 
         def fit(self) -> None:
             # compare the CLIPs before a tensor is copied

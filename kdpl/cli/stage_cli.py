@@ -206,6 +206,7 @@ class KdplCLI(LightningCLI):
         """Add the callbacks that every run has."""
         trainer = self.config.trainer
         callbacks: list[Callback] = [InterruptionHandler(), SaveTestResults()]
+        callbacks += self.further_callbacks()
         callbacks.append(FiniteLoss())
         if trainer.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
@@ -232,6 +233,10 @@ class KdplCLI(LightningCLI):
             # Lightning asks this later, and of a single device never
             started_by.validate_settings(made.num_devices, made.num_nodes)
         return made
+
+    def further_callbacks(self) -> list[Callback]:
+        """Return further callbacks of this kind of fit."""
+        return []
 
     def execute(self) -> None:
         """Build the stage and run the command, unless its run is finished."""

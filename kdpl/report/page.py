@@ -68,6 +68,7 @@ def render(run: Run) -> str:
     }
     if run.task != MULTI_CLASS.name:
         makers = {name: make for name, make in makers.items() if name not in _ONE_CLASS}
+    sections: dict[str, dict[str, Any]]
     sections = {name: {"data": None, "gap": None} for name in [*_SECTIONS, *added]}
     for name, make in makers.items():
         sections[name]["data"], sections[name]["gap"] = attempt(partial(make, run))
