@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from kdpl import __version__
 from kdpl.cli import STAGES, command_names, find_command, usage
 from kdpl.runtime import faults, slurm
+from kdpl.runtime.advice import did_you_mean
 
 # exit codes of a shell for Ctrl-C, SIGPIPE and SIGTERM
 _INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 130, 141, 143
@@ -82,11 +83,8 @@ def _run(args: list[str]) -> int:
         print(f"kdpl {__version__}")
         return 0
     if args[0] not in (names := command_names()):
-        hint = arguments.near(args[0], names)
-        print(
-            f"error: there is no command {args[0]!r}{hint}: use one of {', '.join(names)}",
-            file=sys.stderr,
-        )
+        problem = f"there is no command {args[0]!r}{did_you_mean(args[0], names)}"
+        print(f"error: {problem}: use one of {', '.join(names)}", file=sys.stderr)
         return 2
     function = find_command(args[0])
     if args[0] in STAGES:

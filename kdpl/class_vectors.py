@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import pydantic.dataclasses
 import torch
 from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from kdpl.errors import ArtifactError, ConfigError
 from kdpl.prompts import PromptMethod
 from kdpl.prompts.method import normalized
 from kdpl.prompts.tuned import TeacherSettings, TunedPrompts
-from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
+from kdpl.runtime.artifacts import Text, metadata, parse_metadata, read_tensors, write_tensors
 from kdpl.runtime.class_names import ClassName, composed
 from kdpl.runtime.origin import digest
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
@@ -31,7 +30,7 @@ _REMEDY = "run stage 1 again, or give the class_vectors.safetensors of a teacher
 _IF_GIVEN = Field(exclude_if=lambda value: value is None)
 
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+@metadata
 class VectorSettings(TeacherSettings):
     """The metadata of class vectors.
 
@@ -54,9 +53,7 @@ class VectorSettings(TeacherSettings):
     encoder: Annotated[Text | None, _IF_GIVEN] = None
 
 
-@pydantic.dataclasses.dataclass(
-    frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True}
-)
+@metadata
 class ClassVectors(VectorSettings):
     """The tuned teacher's text features, L2-normalised float32 [C, D], and their metadata."""
 

@@ -90,16 +90,11 @@ class DomainAccuracy(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return ``acc`` and, with a base/novel split, ``base_acc``, ``novel_acc`` and ``hm``."""
-        accuracy = self.correct / self.total
+        overall, base, novel = self.correct / self.total
         if self.num_base is None:
-            return {"acc": accuracy[_ALL]}
-        base, novel = accuracy[_BASE], accuracy[_NOVEL]
-        return {
-            "acc": accuracy[_ALL],
-            "base_acc": base,
-            "novel_acc": novel,
-            "hm": harmonic_mean(base, novel),
-        }
+            return {"acc": overall}
+        mean = harmonic_mean(base, novel)
+        return {"acc": overall, "base_acc": base, "novel_acc": novel, "hm": mean}
 
 
 def harmonic_mean(base: Tensor, novel: Tensor) -> Tensor:

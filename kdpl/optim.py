@@ -101,7 +101,4 @@ def build_optimizer(
 
     interval = "epoch" if warmup is None else "step"
     schedule = LambdaLR(optimizer, factor)
-    return {
-        "optimizer": optimizer,
-        "lr_scheduler": {"scheduler": schedule, "interval": interval},
-    }
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}

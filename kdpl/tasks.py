@@ -162,12 +162,13 @@ class Task(ABC):
         Tasks of one class per image also accept probabilities.
         """
 
-    @abstractmethod
     def same(self, logits: Tensor, other: Tensor) -> Tensor:
         """Compare the predictions of two tensors of logits [B, C]; bool [B], True where equal.
 
         Logits are as for ``labels``.
         """
+        equal = self.labels(logits) == self.labels(other)
+        return equal.all(dim=-1) if self.per_class else equal
 
     def agreements(self, logits: Tensor, other: Tensor) -> Tensor:
         """Count equal predictions of two tensors of logits [B, C], and all, float [2, K].
@@ -230,10 +231,6 @@ class MultiClass(Task):
     def labels(self, logits: Tensor) -> Tensor:
         """Return the most probable class, int64 [...]."""
         return logits.argmax(dim=-1)
-
-    def same(self, logits: Tensor, other: Tensor) -> Tensor:
-        """Compare the most probable classes."""
-        return self.labels(logits) == self.labels(other)
 
     def decide(
         self, labels: Sequence[int], deciding: Sequence[float], rule: DecisionRule

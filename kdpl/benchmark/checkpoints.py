@@ -1,7 +1,6 @@
 """Checkpoints published by PromptKD's authors: reading, comparison of their CLIP, import."""
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from kdpl.errors import ArtifactError, ConfigError, WeightsError, reason
-from kdpl.runtime.files import write_text
+from kdpl.runtime.files import read_json, write_json
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import require_same
 from kdpl.runtime.run_folder import LAST, handed_over
@@ -214,7 +213,7 @@ class TakeOver(Callback):
             targets[name].copy_(tensor)
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero:
-            write_text(folder / RECORD_FILE, json.dumps(self.record, indent=2))
+            write_json(folder / RECORD_FILE, self.record)
         trainer.save_checkpoint(folder / LAST, weights_only=False)
         taken, compared = len(published.learned), len(published.clip)
         inform(
@@ -232,7 +231,7 @@ def record_of(file: Path) -> dict[str, str]:
 def require_own_folder(folder: Path, record: Mapping[str, str]) -> None:
     """Raise a ConfigError if a folder holds a run other than the import of this file."""
     file = folder / RECORD_FILE
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    before = read_json(file) if file.is_file() else None
     if handed_over(folder) or (folder / LAST).is_file():
         remedy = "choose another --out, or remove that folder"
         require_same(f"the run in {folder}", before, record, remedy)

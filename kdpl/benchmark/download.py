@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from huggingface_hub import HfApi, hf_hub_download
 
-from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
+from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet, read_imagenet, read_split_file
 from kdpl.data.shards.archives import is_below
 from kdpl.errors import DataError, reason
 from kdpl.runtime.advice import command
@@ -45,7 +45,7 @@ def download(name: str, root: Path) -> bool:
     # no download of ImageNet, nor of what is there
     dataset = BenchmarkSet(name, str(root))
     check = command("data", "check", name, "--root", root)
-    if dataset.benchmark.layout == "imagenet":
+    if dataset.benchmark.read is read_imagenet:
         print(_IMAGENET.format(images=dataset.images, index=dataset.index, check=check), end="")
         return False
     if dataset.folder.exists():
@@ -166,7 +166,7 @@ def _dataset_called(part: str) -> str | None:
         return "-".join(re.findall("[a-z0-9]+", name.lower()))
 
     called = {spelled(key): n for n, b in BENCHMARKS.items() for key in (n, b.folder)}
-    called |= {spelled(b.index): n for n, b in BENCHMARKS.items() if b.layout == "split_file"}
+    called |= {spelled(b.index): n for n, b in BENCHMARKS.items() if b.read is read_split_file}
     # the longest match, since many names begin with imagenet
     keys = [key for key in called if f"{spelled(part)}-".startswith(f"{key}-")]
     return called[max(keys, key=len)] if keys else None

@@ -68,16 +68,15 @@ def _rows(table: ResultTable) -> list[str]:
 
 
 def _notes(table: ResultTable) -> list[str]:
-    # each is inserted at the front, so the last one comes first
-    notes = list(table.notes)
-    if _has_published(table):
-        notes.insert(0, "in brackets the published figure, and how far the mean is above it")
-    if any(line.selected_on_test for line in table.lines):
-        notes.insert(0, "‡ the epoch was chosen by the accuracy on the base classes' test images")
+    notes = list[str]()
     if any(line.transductive for line in table.lines):
         seen = "unlabelled images of the novel classes were seen in distillation"
-        notes.insert(0, f"† transductive: {seen}")
-    return notes
+        notes.append(f"† transductive: {seen}")
+    if any(line.selected_on_test for line in table.lines):
+        notes.append("‡ the epoch was chosen by the accuracy on the base classes' test images")
+    if _has_published(table):
+        notes.append("in brackets the published figure, and how far the mean is above it")
+    return [*notes, *table.notes]
 
 
 def _has_published(table: ResultTable) -> bool:

@@ -4,6 +4,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kdpl.cli.arguments import require_settings
+from kdpl.errors import ArtifactError, ConfigError
+
 if TYPE_CHECKING:
     from kdpl.cli.stage_cli import KdplCLI
 
@@ -21,16 +24,13 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
         file: The checkpoint.
         settings: Options of the fit.
     """
-    from kdpl.cli.fit import run_command
-    from kdpl.errors import ArtifactError, ConfigError
-
     if not Path(file).is_file():
         raise ArtifactError(f"checkpoint {file} does not exist: check the path")
-    if not settings:
-        raise ConfigError(
-            "import needs the settings of a fit: give --config FILE (--help tells more)"
-        )
-    return run_command(["fit", *settings], make=_make_importer(kind, file))
+    require_settings("import", "a fit", settings)
+    from kdpl.cli.fit import parse_stage, run_stage
+
+    run_stage(parse_stage("fit", settings, make=_make_importer(kind, file)))
+    return 0
 
 
 def _make_importer(kind: Literal["teacher", "student"], file: str) -> "type[KdplCLI]":
@@ -46,7 +46,6 @@ def _make_importer(kind: Literal["teacher", "student"], file: str) -> "type[Kdpl
         require_same_clip,
     )
     from kdpl.cli.stage_cli import KdplCLI
-    from kdpl.errors import ConfigError
     from kdpl.runtime.messages import warn
     from kdpl.student import StudentDistillation
     from kdpl.teacher import TeacherPromptTuning

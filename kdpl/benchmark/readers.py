@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
 
 from kdpl.data.decoding import PUBLISHED, open_image
 from kdpl.data.readers.folder import class_folders
@@ -23,8 +22,6 @@ from kdpl.errors import DataError, reason
 from kdpl.runtime.advice import command
 from kdpl.runtime.files import read_text
 
-Layout = Literal["split_file", "aircraft", "imagenet", "class_folders", "numbered_folders"]
-
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -33,45 +30,17 @@ class Benchmark:
     Attributes:
         images: Folder of the images below ``folder``.
         index: File below ``folder`` that lists images or class names.
-        layout: A JSON file of three lists; the lists of FGVC Aircraft; ImageNet's folders ``train``
-            and ``val``; or only test images, in a folder per class, named by WordNet id or label.
+        read: Reads the layout: a JSON file of three lists; the lists of FGVC Aircraft; ImageNet's
+            folders ``train`` and ``val``; or only test images, in a folder per class, named by
+            WordNet id or label.
         num_classes: Number of classes of the whole dataset.
     """
 
     folder: str
     images: str
     index: str
-    layout: Layout
+    read: "Callable[[BenchmarkSet], Splits]"
     num_classes: int
-
-
-def _zhou(folder: str, images: str, name: str, num_classes: int) -> Benchmark:
-    return Benchmark(folder, images, f"split_zhou_{name}.json", "split_file", num_classes)
-
-
-def _imagenet(folder: str, images: str, layout: Layout, num_classes: int) -> Benchmark:
-    return Benchmark(folder, images, "classnames.txt", layout, num_classes)
-
-
-_V2_IMAGES = "imagenetv2-matched-frequency-format-val"
-
-BENCHMARKS: dict[str, Benchmark] = {
-    "caltech101": _zhou("caltech-101", "101_ObjectCategories", "Caltech101", 100),
-    "oxford_pets": _zhou("oxford_pets", "images", "OxfordPets", 37),
-    "stanford_cars": _zhou("stanford_cars", ".", "StanfordCars", 196),
-    "oxford_flowers": _zhou("oxford_flowers", "jpg", "OxfordFlowers", 102),
-    "food101": _zhou("food-101", "images", "Food101", 101),
-    "fgvc_aircraft": Benchmark("fgvc_aircraft", "images", "variants.txt", "aircraft", 100),
-    "sun397": _zhou("sun397", "SUN397", "SUN397", 397),
-    "dtd": _zhou("dtd", "images", "DescribableTextures", 47),
-    "eurosat": _zhou("eurosat", "2750", "EuroSAT", 10),
-    "ucf101": _zhou("ucf101", "UCF-101-midframes", "UCF101", 101),
-    "imagenet": _imagenet("imagenet", "images", "imagenet", 1000),
-    "imagenetv2": _imagenet("imagenetv2", _V2_IMAGES, "numbered_folders", 1000),
-    "imagenet_sketch": _imagenet("imagenet-sketch", "images", "class_folders", 1000),
-    "imagenet_a": _imagenet("imagenet-adversarial", "imagenet-a", "class_folders", 200),
-    "imagenet_r": _imagenet("imagenet-rendition", "imagenet-r", "class_folders", 200),
-}
 
 
 class BenchmarkSet(Reader):
@@ -91,7 +60,7 @@ class BenchmarkSet(Reader):
         """Read the dataset."""
         self.require_folder(self.folder)
         try:
-            return _LAYOUTS[self.benchmark.layout](self)
+            return self.benchmark.read(self)
         except (ValueError, LookupError, TypeError) as error:
             raise self.damaged(self.index, f"does not fit ({reason(error)})") from error
 
@@ -118,10 +87,10 @@ class BenchmarkSet(Reader):
 
     def _remedy(self) -> str:
         download = command("data", "download", self.name, "--root", self.root)
-        return f"{download} tells how" if self.benchmark.layout == "imagenet" else download
+        return f"{download} tells how" if self.benchmark.read is read_imagenet else download
 
 
-def _read_split_file(dataset: BenchmarkSet) -> Splits:
+def read_split_file(dataset: BenchmarkSet) -> Splits:
     """Read a JSON file of the three splits; labels, names and order are kept.
 
     Its form is ``{"train": [[path, label, class name], …], "val": […], "test": […]}``.
@@ -130,12 +99,13 @@ def _read_split_file(dataset: BenchmarkSet) -> Splits:
     """
     content = json.loads(dataset.read_text(dataset.index))
     dataset.require_folder(dataset.images)
-    folder, names = os.path.normpath(dataset.images), dict[int, str]()
-    records: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
-    for split, split_records in records.items():
-        for path, label, name in content[split]:
-            names[label] = name
-            split_records.append(Record(f"{folder}{os.sep}{path}", label))
+    folder = os.path.normpath(dataset.images)
+    splits = {split: content[split] for split in ("train", "val", "test")}
+    names = {label: name for rows in splits.values() for _, label, name in rows}
+    records = {
+        split: [Record(f"{folder}{os.sep}{path}", label) for path, label, _ in rows]
+        for split, rows in splits.items()
+    }
     return _splits(dataset, [names[label] for label in range(len(names))], **records)
 
 
@@ -163,7 +133,7 @@ def _read_aircraft(dataset: BenchmarkSet) -> Splits:
     return _splits(dataset, names, **records)
 
 
-def _read_imagenet(dataset: BenchmarkSet) -> Splits:
+def read_imagenet(dataset: BenchmarkSet) -> Splits:
     """Read ``images/train/<wnid>/`` and ``images/val/<wnid>/``.
 
     ImageNet's validation images are the test split, since their true test labels are not public;
@@ -249,13 +219,36 @@ def _names_by_wnid(dataset: BenchmarkSet) -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in map(str.strip, text.splitlines()) if line)
 
 
-_LAYOUTS: dict[Layout, Callable[[BenchmarkSet], Splits]] = {
-    "split_file": _read_split_file,
-    "aircraft": _read_aircraft,
-    "imagenet": _read_imagenet,
-    "class_folders": _read_class_folders,
-    "numbered_folders": _read_numbered_folders,
+def _zhou(folder: str, images: str, name: str, num_classes: int) -> Benchmark:
+    return Benchmark(folder, images, f"split_zhou_{name}.json", read_split_file, num_classes)
+
+
+def _imagenet(
+    folder: str, images: str, read: Callable[[BenchmarkSet], Splits], num_classes: int
+) -> Benchmark:
+    return Benchmark(folder, images, "classnames.txt", read, num_classes)
+
+
+_V2_IMAGES = "imagenetv2-matched-frequency-format-val"
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "caltech101": _zhou("caltech-101", "101_ObjectCategories", "Caltech101", 100),
+    "oxford_pets": _zhou("oxford_pets", "images", "OxfordPets", 37),
+    "stanford_cars": _zhou("stanford_cars", ".", "StanfordCars", 196),
+    "oxford_flowers": _zhou("oxford_flowers", "jpg", "OxfordFlowers", 102),
+    "food101": _zhou("food-101", "images", "Food101", 101),
+    "fgvc_aircraft": Benchmark("fgvc_aircraft", "images", "variants.txt", _read_aircraft, 100),
+    "sun397": _zhou("sun397", "SUN397", "SUN397", 397),
+    "dtd": _zhou("dtd", "images", "DescribableTextures", 47),
+    "eurosat": _zhou("eurosat", "2750", "EuroSAT", 10),
+    "ucf101": _zhou("ucf101", "UCF-101-midframes", "UCF101", 101),
+    "imagenet": _imagenet("imagenet", "images", read_imagenet, 1000),
+    "imagenetv2": _imagenet("imagenetv2", _V2_IMAGES, _read_numbered_folders, 1000),
+    "imagenet_sketch": _imagenet("imagenet-sketch", "images", _read_class_folders, 1000),
+    "imagenet_a": _imagenet("imagenet-adversarial", "imagenet-a", _read_class_folders, 200),
+    "imagenet_r": _imagenet("imagenet-rendition", "imagenet-r", _read_class_folders, 200),
 }
+
 
 READERS = {name: partial(BenchmarkSet, name) for name in BENCHMARKS}
 """Readers by name of the dataset."""

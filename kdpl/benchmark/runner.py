@@ -1,6 +1,5 @@
 """Runs the missing steps of a campaign in turn, beside other processes that do the same."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from kdpl.benchmark.steps import RESULT_FILE, CampaignStep, Result
 from kdpl.metrics import test_key
 from kdpl.runtime import plugins, slurm
 from kdpl.runtime.configs import config_files, read_config
-from kdpl.runtime.files import write_text
+from kdpl.runtime.files import read_json, write_text
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import LOCK_FILE, PROBE_FEATURES, PROBE_FILE, PROBE_FOLDER
 
@@ -158,7 +157,7 @@ def _save_probe(step: CampaignStep, result: Result, command: Command) -> None:
         return
     settings = read_config(config_files(step.args)[0])["model"]["init_args"]
     for file in step.folder.parent.glob(f"*/{PROBE_FOLDER}/*/{RESULT_FILE}"):
-        about = json.loads(file.with_name(PROBE_FILE).read_bytes())
+        about = read_json(file.with_name(PROBE_FILE))
         if about["clip"] == settings["clip"] and about.get("features") == PROBE_FEATURES:
             return
     if command(["compare", str(step.folder), "--trust"], step.log) in _INTERRUPTED:
@@ -166,7 +165,7 @@ def _save_probe(step: CampaignStep, result: Result, command: Command) -> None:
     folder = step.folder / PROBE_FOLDER / ("student" if settings.get("teacher") else "teacher")
     if metrics := read_results(folder):
         images = int(metrics.pop("images"))
-        title = f"linear probe: {json.loads((folder / PROBE_FILE).read_bytes())['network']}"
+        title = f"linear probe: {read_json(folder / PROBE_FILE)['network']}"
         changes = {"row": title, "title": title, "metrics": metrics, "images": images}
         flags = {"probe": True, "transductive": False, "selected_on_test": False}
         probe = result.model_copy(update=changes | flags)

@@ -11,7 +11,6 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import pydantic.dataclasses
 import torch
 from pydantic import Field, JsonValue, TypeAdapter
 from safetensors.torch import load_file, save
@@ -30,8 +29,8 @@ from kdpl.prompts.student_encoder import (
     encoder_tensors,
     read_encoder,
 )
-from kdpl.runtime.artifacts import STRICT, parse_metadata
-from kdpl.runtime.files import atomic_path, write_text
+from kdpl.runtime.artifacts import metadata, parse_metadata
+from kdpl.runtime.files import atomic_path, read_json, write_text
 from kdpl.runtime.run_folder import CLASSIFIER_FILES, CLASSIFIER_REMEDY, require_classifier
 
 _CONFIG, _WEIGHTS = CLASSIFIER_FILES
@@ -39,7 +38,7 @@ _CONFIG, _WEIGHTS = CLASSIFIER_FILES
 _ENDINGS = (".json", ".safetensors")
 
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+@metadata
 class _Settings(EncoderSettings):
     """The contents of classifier.json."""
 
@@ -58,7 +57,7 @@ class _Settings(EncoderSettings):
 def keep_task(folder: Path, settings: Mapping[str, Any]) -> None:
     """Replace the settings of a classifier's task, such as thresholds, in its folder."""
     file = folder / _CONFIG
-    config = {**json.loads(file.read_text(encoding="utf-8")), "task": settings}
+    config = {**read_json(file), "task": settings}
     write_text(file, json.dumps(config, indent=2, ensure_ascii=False))
 
 
@@ -140,7 +139,7 @@ class Stored(NamedTuple):
         source = f"the classifier {folder}"
         require_classifier(folder)
         try:
-            config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+            config = read_json(folder / _CONFIG)
             tensors = load_file(folder / _WEIGHTS)
             class_vectors = tensors.pop("class_vectors")
         except Exception as error:

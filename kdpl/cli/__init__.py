@@ -5,6 +5,7 @@ further commands.
 """
 
 from collections.abc import Callable
+from itertools import chain
 from pkgutil import resolve_name
 
 from kdpl.runtime import plugins
@@ -63,15 +64,12 @@ def usage() -> str:
     for name, function in plugins.load_all("commands").items():
         line = (function.__doc__ or "").partition("\n")[0].rstrip(".")
         lines[name] = line[:1].lower() + line[1:]
-    listed = {name for names in _GROUPS.values() for name in names}
-    groups = {**_GROUPS, "further": tuple(name for name in lines if name not in listed)}
-    blocks = [
-        "".join(
-            [f"{title}:\n", *(f"  {name:<15}{lines[name]}\n" for name in names if name in lines)]
-        )
-        for title, names in groups.items()
-        if any(name in lines for name in names)
-    ]
+    listed = [*chain(*_GROUPS.values())]
+    groups = {**_GROUPS, "further": [name for name in lines if name not in listed]}
+    blocks = []
+    for title, names in groups.items():
+        rows = [f"  {name:<15}{lines[name]}\n" for name in names if name in lines]
+        blocks += [f"{title}:\n{''.join(rows)}"] * bool(rows)
     return f"""\
 usage: python -m kdpl COMMAND …
 

@@ -5,16 +5,16 @@
 
 import argparse
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
 from docstring_parser import parse as parse_docstring
 
 from kdpl.errors import ConfigError
 from kdpl.runtime import plugins
+from kdpl.runtime.advice import did_you_mean
 
 if TYPE_CHECKING:
     from kdpl.classifier import Classifier
@@ -91,12 +91,11 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     """
     parser = build_parser(command, prog)
     parameters = inspect.signature(command).parameters
-    names = [*map(_option, _parameters(command))]
     if _SETTINGS in parameters:
         # an optional argument has to come first: values of options to hand on look like one
         optional = [
             name
-            for name, (parameter, _) in _parameters(command).items()
+            for name, parameter in _parameters(command).items()
             if parameter.kind is not inspect.Parameter.KEYWORD_ONLY and parameter.default is None
         ]
         absent = optional if not argv or argv[0].startswith("-") else []
@@ -104,13 +103,14 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
         # settings of stages have dots, or are unlike the command's own options
         for word in settings:
             option = word.partition("=")[0]
-            if option.startswith("-") and "." not in option and (hint := near(option, names)):
+            hint = did_you_mean(option, map(_option, vars(values)))
+            if hint and option.startswith("-") and "." not in option:
                 parser.error(f"unrecognized arguments: {word}{hint}")
         options = {**vars(values), **dict.fromkeys(absent), _SETTINGS: settings}
     else:
         values, unknown = parser.parse_known_intermixed_args(argv)
         if unknown:
-            hint = near(unknown[0].partition("=")[0], names)
+            hint = did_you_mean(unknown[0].partition("=")[0], map(_option, vars(values)))
             parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         options = vars(values)
     if _RULE in parameters:
@@ -125,11 +125,6 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     return options
 
 
-def near(word: str, names: Iterable[str]) -> str:
-    """Return in brackets the name that is most like a word, or an empty text."""
-    return "".join(f" (did you mean {name}?)" for name in get_close_matches(word, names, n=1))
-
-
 def build_parser(command: Command, prog: str) -> Parser:
     """Build the parser of a command; see ``parse``."""
     docs = [parse_docstring(inspect.getdoc(function) or "") for function in _functions(command)]
@@ -141,10 +136,10 @@ def build_parser(command: Command, prog: str) -> Parser:
         description="\n\n".join(about),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for name, (parameter, kind) in _parameters(command).items():
+    for name, parameter in _parameters(command).items():
         positional = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
         required = parameter.default is inspect.Parameter.empty
-        how = _how(kind, positional, required)
+        how = _how(parameter.annotation, positional, required)
         if not required:
             how["default"] = parameter.default
         elif not positional:
@@ -200,14 +195,21 @@ def _functions(command: Command) -> list[Callable[..., Any]]:
     return [command, *(make for group in groups for make in plugins.load_all(group).values())]
 
 
-def _parameters(command: Command) -> dict[str, tuple[inspect.Parameter, Any]]:
-    parameters = {}
-    for function in _functions(command):
-        hints = get_type_hints(function)
-        for name, parameter in inspect.signature(function).parameters.items():
-            if name not in (_SETTINGS, *_GROUPS):
-                parameters[name] = parameter, hints[name]
-    return parameters
+def _parameters(command: Command) -> dict[str, inspect.Parameter]:
+    return {
+        name: parameter
+        for function in _functions(command)
+        for name, parameter in inspect.signature(function, eval_str=True).parameters.items()
+        if name not in (_SETTINGS, *_GROUPS)
+    }
+
+
+def require_settings(command: str, of: str, settings: Sequence[str]) -> None:
+    """Raise a ConfigError if a command that takes the settings of a fit is given none."""
+    if not settings:
+        raise ConfigError(
+            f"{command} needs the settings of {of}: give --config FILE (--help tells more)"
+        )
 
 
 def require_file(option: str, value: str | None) -> None:

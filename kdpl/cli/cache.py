@@ -4,6 +4,9 @@ from pathlib import Path
 
 from jsonargparse.typing import PositiveInt
 
+from kdpl.cli.arguments import require_settings
+from kdpl.errors import ConfigError
+
 
 def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
     """Compute the teacher's features of views of unlabelled images, for a student's fit to read.
@@ -16,38 +19,19 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
         views: Views of each image; by default as many as trainer.max_epochs.
         settings: Options of the student's fit.
     """
-    from kdpl.cli.fit import run_command
-    from kdpl.cli.stage_cli import KdplCLI
-    from kdpl.errors import ConfigError
+    require_settings("cache", "a student's fit", settings)
+    from kdpl.cli.fit import parse_stage, run_stage
     from kdpl.student import FillTeacherCache, StudentDistillation
 
-    class Filling(KdplCLI):
-        """A student's fit without steps that fills the cache and writes nothing else."""
-
-        def before_instantiate_classes(self) -> None:
-            self.require_stage(StudentDistillation, "student")
-            model, trainer = self.config.model.init_args, self.config.trainer
-            if not model.get("teacher_cache"):
-                raise ConfigError(
-                    "the settings name no cache to fill: give --model.init_args.teacher_cache "
-                    "FOLDER"
-                )
-            # no training step, no logger, no checkpoint
-            trainer.max_epochs = views or trainer.max_epochs or 0
-            trainer.limit_train_batches = 0
-            # the datamodule records here which images it has decoded
-            trainer.default_root_dir = str(Path(model.teacher_cache).expanduser())
-            trainer.logger = trainer.enable_checkpointing = trainer.enable_progress_bar = False
-            self.save_config_callback = None
-
-        def execute(self) -> None:
-            self.build(self.config)
-            fill = FillTeacherCache(views or self.trainer.max_epochs)
-            self.model.configure_callbacks = lambda: [fill]
-            self.trainer.fit(self.model, datamodule=self.datamodule)
-
-    if not settings:
+    student = parse_stage("fit", settings)
+    student.require_stage(StudentDistillation, "student")
+    folder = student.config.model.init_args.teacher_cache
+    if not folder:
         raise ConfigError(
-            "cache needs the settings of a student's fit: give --config FILE (--help tells more)"
+            "the settings name no cache to fill: give --model.init_args.teacher_cache FOLDER"
         )
-    return run_command(["fit", *settings], make=Filling)
+    epochs = views or student.config.trainer.max_epochs or 0
+    # the datamodule records in the cache which images it has decoded
+    values = {"out": str(Path(folder).expanduser()), "trainer": {"max_epochs": epochs}}
+    run_stage(student, lambda stage: stage.without_steps(values, FillTeacherCache(epochs)))
+    return 0

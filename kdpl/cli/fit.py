@@ -1,7 +1,7 @@
 """``python -m kdpl fit``, ``validate`` and ``test``: LightningCLI over modules and datamodule."""
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -36,7 +36,7 @@ max_epochs, logger
 """
 
 
-def run_command(args: Sequence[str], make: type[KdplCLI] = KdplCLI) -> int:
+def run_command(args: Sequence[str]) -> int:
     """Run ``fit``, ``validate`` or ``test`` with arguments of the command line; returns 0."""
     command: Any = args[0]
     if {"-h", "--help"} & {*args}:
@@ -46,8 +46,7 @@ def run_command(args: Sequence[str], make: type[KdplCLI] = KdplCLI) -> int:
         raise ConfigError(
             f"{command} needs to know what to do: give --config FILE (--help tells more)"
         )
-    options = ["--help" if arg == "--full_help" else arg for arg in args[1:]]
-    run_stage(parse_stage(command, options, make=make))
+    run_stage(parse_stage(command, args[1:]))
     return 0
 
 
@@ -59,16 +58,16 @@ def parse_stage(
 ) -> KdplCLI:
     """Parse the settings of a stage, of which the files exist; see ``KdplCLI``."""
     quiet_libraries()
-    options = with_config_files(options)
+    options = with_config_files("--help" if word == "--full_help" else word for word in options)
     for file in config_files(options):
         read_config(file)
     return make(command, options, values)
 
 
-def run_stage(stage: KdplCLI) -> None:
+def run_stage(stage: KdplCLI, execute: Callable[[KdplCLI], object] = KdplCLI.execute) -> None:
     """Build a stage and run its command; nothing that is built outlives this."""
     try:
-        copy(stage).execute()
+        execute(copy(stage))
     except MisconfigurationException as error:
         raise ConfigError(
             f"the trainer cannot be set up ({reason(error)}): correct the trainer's settings; "

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from kdpl.cli.arguments import share
 from kdpl.cli.choice import Options, choose, print_choice
 from kdpl.data.class_mapping import ClassName, read_class_mapping
 from kdpl.data.names import Names, unlisted
+from kdpl.data.options import ClassOptions
 from kdpl.data.readers.table import HELD_OUT, SEVERAL, UNKNOWN
 from kdpl.data.sources import find_unlabeled
 from kdpl.data.storage import find_images
@@ -19,7 +21,7 @@ from kdpl.data.survey import (
     FoundImage,
     find,
     inspect_images,
-    leave_out_copies,
+    leave_out,
     set_aside,
     views_to_choose,
 )
@@ -75,8 +77,13 @@ def init(
         overwrite: Replace the config and the list that an earlier init wrote into OUT.
         workers: Processes that decode; by default one for each processor core.
     """
-    folder, reading = absolute(out), (class_names, label_separator)
-    config, pool = survey(path, folder, reading, unlabeled, shots, val_share, overwrite, workers)
+    folder, classes = absolute(out), ClassOptions(class_names, label_separator=label_separator)
+    for name in (CONFIG, _TABLE):
+        if (folder / name).exists() and not overwrite:
+            raise ConfigError(
+                f"{folder / name} exists already: choose another --out, or give --overwrite"
+            )
+    config, pool = survey(path, folder, classes, unlabeled, shots, val_share, workers)
     choice = choose(label_separator is not None).for_pool(pool)
     options, reasons = choice.completed(Options(), str(config))
     print_choice(path, reasons)
@@ -88,46 +95,33 @@ def init(
 def survey(
     path: str,
     folder: Path,
-    reading: tuple[str | None, str | None],
+    classes: ClassOptions,
     unlabeled: Sequence[str] = (),
     shots: int | None = None,
     val_share: str | None = None,
-    overwrite: bool = True,
     workers: int | None = None,
 ) -> tuple[Path, int]:
-    """Survey images as ``init`` does; return the config and the number of images to distil on.
-
-    ``reading`` is the file of class names and the separator of labels.
-    """
-    class_names, label_separator = reading
+    """Survey images as ``init`` does; return the config and the number of images to distil on."""
     source = Path(path).expanduser()
     val = 0.0 if val_share in ("0", "0%") else share("--val-share", val_share)
-    _require_new(folder, overwrite)
 
     # find the images and the names of their classes
     places = [str(absolute(location)) for location in unlabeled]
-    mapping = str(absolute(class_names)) if class_names else None
-    listed = find(source, mapping, label_separator)
+    if classes.names:
+        classes = replace(classes, names=str(absolute(classes.names)))
+    listed = find(source, classes.names, classes.label_separator)
     pool = find_unlabeled(places) if places else Names.of(())
     unlisted_paths = dict.fromkeys(unlisted(pool, (image.path for image in listed)))
     further = [FoundImage(path, "", "train") for path in unlisted_paths]
     labeled = any(image.label and image.split == "train" for image in listed)
-    names = _read_names(source, listed, mapping, labeled)
+    names = _read_names(source, listed, classes.names, labeled)
 
     # leave out what cannot be used, and hold out images for test and validation
-    surveyed = inspect_images([*listed, *further], workers)
-    left_out = {image.path: image.fault for image in surveyed if image.fault is not None}
-    usable, copies = leave_out_copies([image for image in surveyed if image.fault is None])
-    left_out |= {image.path: _copy(image, kept) for image, kept in copies}
+    usable, unusable = leave_out(inspect_images([*listed, *further], workers))
+    left_out = {image.path: str(image.fault) for image in unusable}
     images, notes = _hold_out(usable, val)
-    reasons = {
-        name: f" ({left_out[image.path]})"
-        for image in surveyed
-        if image.path in left_out
-        for name in image.classes
-    }
-    _require_classes(source, names, images, labeled, reasons)
-    if label_separator is not None:
+    _require_classes(source, names, images, labeled, unusable)
+    if classes.label_separator is not None:
         # imports torch, and nothing else here needs it
         from kdpl.tasks import build_task
 
@@ -137,40 +131,37 @@ def survey(
     _write_table(
         folder,
         [image for image in images if image.path not in unlisted_paths],
-        "" if label_separator is None else UNKNOWN,
+        "" if classes.label_separator is None else UNKNOWN,
     )
     skip_list = folder.absolute() / _LEFT_OUT
     skip_list.unlink(missing_ok=True)
     if left_out:
         write_rows(skip_list, [("image", "why"), *left_out.items()])
     affine = views_to_choose({named.name for named in names.values()}, images)
-    classes = {"names": mapping, "label_separator": label_separator}
     # a run finds these images in the places again
     skips = any(path in left_out for path in pool)
+    smallest = min(_training_counts(images).values(), default=0)
     settings = {
-        "unlabeled": places or None,
-        "classes": {name: value for name, value in classes.items() if value is not None} or None,
+        "root": str((folder / _TABLE).absolute()),
+        "unlabeled": places,
+        "classes": {name: value for name, value in vars(classes).items() if value is not None},
         "reading": {"skip_list": str(skip_list)} if skips else None,
         "augmentation": "light_affine" if affine else None,
+        "allow_fewer_shots": smallest > 0,
     }
-    _write_config(folder, settings, images, shots)
+    # without labels, the teacher is the original CLIP
+    _write_config(folder, settings, shots if smallest else 0)
 
     # print last, since the reader of a pipe may close it
     _print_survey(source, images, names, notes, affine, [*left_out.values()])
-    others = {*find_images(source, others=True)} - {*places, mapping} if source.is_dir() else ()
+    others = (
+        {*find_images(source, others=True)} - {*places, classes.names} if source.is_dir() else ()
+    )
     if others:
         suffixes = Counter(Path(path).suffix.lower() or "no suffix" for path in sorted(others))
         counts = ", ".join(f"{suffix} ({count})" for suffix, count in suffixes.most_common())
         print(f"  not images, and passed over: {visible(counts)}")
     return folder / CONFIG, sum(image.split == "train" for image in images)
-
-
-def _require_new(folder: Path, overwrite: bool) -> None:
-    for name in (CONFIG, _TABLE):
-        if (folder / name).exists() and not overwrite:
-            raise ConfigError(
-                f"{folder / name} exists already: choose another --out, or give --overwrite"
-            )
 
 
 def _read_names(
@@ -191,30 +182,24 @@ def _read_names(
 def _hold_out(
     usable: list[FoundImage], val: float | None
 ) -> tuple[list[FoundImage], dict[str, str]]:
-    tested = any(image.split in ("test", HELD_OUT) for image in usable)
-    images = _with_validation(usable if tested else set_aside(usable, HELD_OUT, _HELD_OUT), val)
-    notes = {HELD_OUT: "a quarter of each class, held out"}
-    before, after = ({image.split for image in group} for group in (usable, images))
-    if "val" in after - before:
-        least = "" if val else f" with {_VAL_LEAST} labels or more"
-        notes["val"] = f"{val or _VAL_SHARE:.0%} of each class{least}, split off (init --val-share)"
-    return images, notes
-
-
-def _with_validation(images: list[FoundImage], share: float | None) -> list[FoundImage]:
-    # a share of 0 splits off none, and None only if there are enough labels of different groups
-    if share == 0 or any(image.split == "val" for image in images):
-        return images
-    if share:
-        return set_aside(images, "val", share)
-    divided = set_aside(images, "val", _VAL_SHARE, _VAL_LEAST)
-    validating = {image.group or image.path for image in divided if image.split == "val"}
-    return divided if len(validating) >= _VAL_FEWEST else images
-
-
-def _copy(image: FoundImage, kept: FoundImage) -> str:
-    of_class = f", of class {visible(kept.label)}" if image.label not in ("", kept.label) else ""
-    return f"{image.path} is a copy of {kept.path} ({kept.split}{of_class})"
+    images, notes = usable, {HELD_OUT: "a quarter of each class, held out"}
+    splits = {image.split for image in usable}
+    if not splits & {"test", HELD_OUT}:
+        images = set_aside(images, HELD_OUT, _HELD_OUT)
+    # a share of 0 splits off none
+    if val == 0 or "val" in splits:
+        return images, notes
+    share, least, words = val, 2, ""
+    if share is None:
+        share, least, words = _VAL_SHARE, _VAL_LEAST, f" with {_VAL_LEAST} labels or more"
+    divided = set_aside(images, "val", share, least)
+    # by default only if they are enough for bounds, for which groups count
+    groups = {image.group or image.path for image in divided if image.split == "val"}
+    if len(groups) < (1 if val else _VAL_FEWEST):
+        return images, notes
+    return divided, notes | {
+        "val": f"{share:.0%} of each class{words}, split off (init --val-share)"
+    }
 
 
 def _require_classes(
@@ -222,11 +207,12 @@ def _require_classes(
     names: Mapping[str, ClassName],
     images: list[FoundImage],
     labeled: bool,
-    reasons: Mapping[str, str],
+    unusable: list[FoundImage],
 ) -> None:
     if not labeled and not any(image.split == "train" for image in images):
         raise DataError(f"{path} has no readable image to train on: add some, or init --unlabeled")
     counts = _training_counts(images)
+    faults = {name: f" ({image.fault})" for image in unusable for name in image.classes}
     for label, named in sorted(names.items()):
         problem = fault_of_name(label) or fault_of_name(named.name)
         if label != label.strip():
@@ -236,7 +222,7 @@ def _require_classes(
             raise DataError(f"{path} has a class name that {problem}: rename the class")
         if labeled and not counts[label]:
             raise DataError(
-                f"class {label!r} in {path} has no usable training image{reasons.get(label, '')}: "
+                f"class {label!r} in {path} has no usable training image{faults.get(label, '')}: "
                 "add some, or remove it"
             )
 
@@ -249,22 +235,12 @@ def _write_table(out: Path, images: Sequence[FoundImage], unknown: str) -> None:
     write_rows(out / _TABLE, [row[:columns] for row in (header, *rows)])
 
 
-def _write_config(
-    out: Path, more: Mapping[str, Any], images: list[FoundImage], shots: int | None
-) -> None:
-    # without labels, the teacher is the original CLIP
-    smallest = min(_training_counts(images).values(), default=0)
-    values = {
-        "root": str((out / _TABLE).absolute()),
-        **more,
-        "allow_fewer_shots": True if smallest else None,
-    }
+def _write_config(out: Path, values: Mapping[str, Any], shots: int | None) -> None:
     settings = "".join(
         f"    {name}: {json.dumps(value, ensure_ascii=False)}\n"
         for name, value in values.items()
-        if value is not None
+        if value
     )
-    shots = shots if smallest else 0
     text = f"""\
 # Written by python -m kdpl init. {_TABLE} lists the images, and may be edited.
 data:

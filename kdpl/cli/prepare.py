@@ -1,6 +1,5 @@
 """What ``run PATH`` does before its first step: survey, choose, and parse both stages."""
 
-import json
 import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from kdpl.cli.choice import Choice, Options, choose, print_choice
 from kdpl.cli.init import CONFIG, survey
+from kdpl.data.options import ClassOptions
 from kdpl.data.storage import find_images
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.runtime.advice import absolute
 from kdpl.runtime.configs import read_config, shipped_configs
 from kdpl.runtime.faults import mark
-from kdpl.runtime.files import write_text
+from kdpl.runtime.files import read_json, write_json
 from kdpl.runtime.messages import process_rank
 from kdpl.runtime.origin import digest
 from kdpl.runtime.run_folder import DATA_FOLDER
@@ -24,13 +24,8 @@ if TYPE_CHECKING:
 _CHOICE = "choice.json"
 
 
-def complete(
-    path: str, out: Path, given: Options, reading: tuple[str | None, str | None]
-) -> Options:
-    """Survey images, choose what is not given, and print it; a run that resumes reads both.
-
-    ``reading`` is the file of class names and the separator of labels.
-    """
+def complete(path: str, out: Path, given: Options, classes: ClassOptions) -> Options:
+    """Survey images, choose what is not given, and print it; a run that resumes reads both."""
     folder, source = out / DATA_FOLDER, absolute(path)
     first, choice = process_rank() == 0, _read(folder)
     if choice is None and not first:
@@ -39,11 +34,11 @@ def complete(
             "--config"
         )
     if choice is None:
-        choice = prepare(path, out, given, reading)
-        write_text(folder / _CHOICE, json.dumps(asdict(choice), indent=2))
+        choice = prepare(path, out, given, classes)
+        write_json(folder / _CHOICE, asdict(choice))
     elif choice.path != str(source):
         raise ConfigError(f"{out} is a run of {choice.path}, not of {path}: choose another --out")
-    elif choice.images != _digest(source, out, reading):
+    elif choice.images != _digest(source, out, classes):
         raise ConfigError(
             f"{path} has other images, --class-names or --label-separator than when {out} was "
             "begun: give the same, choose another --out, or remove it"
@@ -56,41 +51,41 @@ def complete(
     return options
 
 
-def prepare(path: str, out: Path, given: Options, reading: tuple[str | None, str | None]) -> Choice:
+def prepare(path: str, out: Path, given: Options, classes: ClassOptions) -> Choice:
     """Survey images and choose; settings that no stage takes are refused before."""
     source = absolute(path)
-    images, choice = _digest(source, out, reading), choose(reading[1] is not None)
+    images, choice = _digest(source, out, classes), choose(classes.label_separator is not None)
     # the images may take minutes; their config is not written yet
     parse_stages(out, choice.completed(given, str(shipped_configs()["data/table"]))[0])
-    _, pool = survey(str(source), out / DATA_FOLDER, reading)
+    _, pool = survey(str(source), out / DATA_FOLDER, classes)
     return replace(choice.for_pool(pool), path=str(source), images=images)
 
 
 def _read(folder: Path) -> Choice | None:
     file = folder / _CHOICE
     try:
-        return Choice(**json.loads(file.read_text(encoding="utf-8")))
+        return Choice(**read_json(file))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
         raise ArtifactError(f"{file} cannot be read ({reason(error)}): remove {folder}") from error
 
 
-def _digest(source: Path, out: Path, reading: tuple[str | None, str | None]) -> str:
+def _digest(source: Path, out: Path, classes: ClassOptions) -> str:
     """Return a digest of what is surveyed.
 
     That is a table's content, or the paths of a folder's images not in ``out``; and the content of
     the file of class names, and the separator.
     """
-    class_names, separator = reading
-    names = absolute(class_names).read_bytes() if class_names is not None else b""
+    separator = classes.label_separator or ""
+    names = absolute(classes.names).read_bytes() if classes.names is not None else b""
     if source.is_file():
-        return digest([separator or "", names, source.read_bytes()])
+        return digest([separator, names, source.read_bytes()])
     if not source.is_dir():
         raise ConfigError(f"{source} does not exist: give the folder or table of your images")
     out = absolute(out)
     images = (path for path in find_images(source) if not Path(path).is_relative_to(out))
-    return digest([separator or "", names, *images])
+    return digest([separator, names, *images])
 
 
 def untuned(teacher: "KdplCLI") -> "KdplCLI":

@@ -1,8 +1,7 @@
 """``python -m kdpl run``: both stages and their tests in order."""
 
-import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import NonNegativeInt
 
+from kdpl.data.options import ClassOptions
 from kdpl.errors import ConfigError, KdplError, visible
 from kdpl.runtime import plugins, slurm
 from kdpl.runtime.advice import absolute
 from kdpl.runtime.faults import mark
-from kdpl.runtime.files import write_text
+from kdpl.runtime.files import write_json
 from kdpl.runtime.run_folder import (
     CLASS_VECTORS_FILE,
     CLASSIFIER_FOLDER,
@@ -81,9 +81,9 @@ def run(
     from kdpl.cli.choice import Options
 
     # choose what is not given
-    reading = (class_names, label_separator)
+    classes = ClassOptions(class_names, label_separator=label_separator)
     if path is None:
-        _require_options({"--teacher": teacher, "--student": student, "--out": out}, reading)
+        _require_options({"--teacher": teacher, "--student": student, "--out": out}, classes)
     folder = Path(out or Path("runs") / absolute(path or "").stem)
     # a stage may exist already, imported for example
     require_folder_of("a run", folder, RUN_FILE, (*STAGE_FOLDERS, DATA_FOLDER))
@@ -94,7 +94,7 @@ def run(
     from kdpl.cli.prepare import complete, parse_stages
 
     if path is not None:
-        options = complete(path, folder, options, reading)
+        options = complete(path, folder, options, classes)
 
     # find the configs, and parse the settings of each stage
     configs, stages = parse_stages(folder, options)
@@ -133,7 +133,7 @@ def _carry_out(
         for stage in stages.values():
             stage.check_all()
         if first and unfinished:
-            write_text(folder / RUN_FILE, json.dumps(about, indent=2))
+            write_json(folder / RUN_FILE, about)
         # do what is missing
         console = Console(quiet=not first)
         for number, step in enumerate(steps, start=1):
@@ -153,14 +153,14 @@ def _carry_out(
             summarize(console, folder, nothing_done=not unfinished)
 
 
-def _require_options(needed: Mapping[str, Any], reading: Iterable[str | None]) -> None:
+def _require_options(needed: Mapping[str, Any], classes: ClassOptions) -> None:
     missing = ", ".join(option for option, value in needed.items() if not value)
     if missing:
         raise ConfigError(
             f"run lacks {missing}: give the folder of your images, as in python -m kdpl run "
             "my_images, or these options; python -m kdpl run --help tells more"
         )
-    for value in reading:
+    for value in vars(classes).values():
         if value is not None:
             raise ConfigError(
                 f"{value!r} says how PATH is read, but there is none: give the folder or table of "
@@ -176,19 +176,14 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
     from kdpl.clip.loading import has_text_tower
 
     def step(
-        kind: str, title: str, result: Path, stage: "Callable[[], KdplCLI]", *needs: LocalStep
+        kind: str, title: str, result: Path, stage: "Callable[[], KdplCLI]", *needs: str
     ) -> LocalStep:
-        titles = tuple(need.title for need in needs)
-        return LocalStep(title, kind, result, titles, start=lambda: run_stage(stage()))
-
-    def tuned(name: str) -> bool:
-        return any(stages[name].config.get(depth) != 0 for depth in _DEPTHS)
+        return LocalStep(title, kind, result, needs, start=lambda: run_stage(stage()))
 
     def test(fit: LocalStep) -> LocalStep:
         name, result = fit.folder.name, fit.folder / RESULTS_FILE
-        return step(
-            "test", f"test the {name}", result, lambda: stages[name].derive({}, "test"), fit
-        )
+        title = f"test the {name}"
+        return step("test", title, result, lambda: stages[name].derive({}, "test"), fit.title)
 
     def zero_shot(fit: LocalStep) -> LocalStep:
         # the untuned teacher, with the stage's CLIP
@@ -197,9 +192,10 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
         values = {"out": str(folder), "model": {"init_args": {"clip": clip}}}
         stage = partial(untuned(stages["teacher"]).derive, values, "test")
         title = f"test the {name}'s original CLIP (zero-shot)"
-        return step("test", title, folder / RESULTS_FILE, stage, fit)
+        return step("test", title, folder / RESULTS_FILE, stage, fit.title)
 
-    tuning = "tune the teacher" if tuned("teacher") else "the teacher is the original CLIP"
+    tuned = any(stages["teacher"].config.get(depth) != 0 for depth in _DEPTHS)
+    tuning = "tune the teacher" if tuned else "the teacher is the original CLIP"
     teacher = step(
         "fit",
         f"stage 1: {tuning}, freeze class vectors",
@@ -211,7 +207,7 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
         "stage 2: distil the student, write the classifier",
         out / "student" / CLASSIFIER_FOLDER,
         lambda: stages["student"],
-        teacher,
+        teacher.title,
     )
     searches = list[LocalStep]()
     if search:
@@ -238,7 +234,7 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
         distil,
         test(teacher),
         test(distil),
-        *([zero_shot(teacher)] if tuned("teacher") else []),
+        *([zero_shot(teacher)] if tuned else []),
         # a network of timm is no CLIP before it is distilled
         *([zero_shot(distil)] if has_text_tower(student_clip) else []),
     ]

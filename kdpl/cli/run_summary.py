@@ -1,6 +1,5 @@
 """Summary of a finished run: accuracies and the paths of classifier and report."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from rich.table import Table
 
 from kdpl.metrics import SUMMARY_COLUMNS, test_key
 from kdpl.runtime.advice import command
-from kdpl.runtime.files import write_text
+from kdpl.runtime.files import write_json
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import (
     CLASSIFIER_FOLDER,
@@ -34,10 +33,9 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
         "linear probe of the teacher's CLIP": out / PROBE_FOLDER / "teacher",
         "linear probe of the student's network": out / PROBE_FOLDER / "student",
     }
-    tested = {title: folder for title, folder in rows.items() if (folder / RESULTS_FILE).is_file()}
-    results = {title: read_results(folder) for title, folder in tested.items()}
+    results = {title: row for title, folder in rows.items() if (row := read_results(folder))}
     if not nothing_done or not (out / SUMMARY_FILE).is_file():
-        write_text(out / SUMMARY_FILE, json.dumps(results, indent=2))
+        write_json(out / SUMMARY_FILE, results)
 
     # print the accuracies
     console.print()

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import yaml
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
+from kdpl.cli.arguments import require_settings
 from kdpl.errors import ConfigError, TrainingError
-from kdpl.runtime.configs import read_config
+from kdpl.runtime.configs import as_list, read_config
 from kdpl.runtime.files import write_text
 from kdpl.runtime.markdown import markdown_rows
 from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, DECODED_FILE, METRICS_FILE
@@ -44,12 +45,9 @@ def search(
         lr: Learning rates of the tower; by default 1e-4, 3e-4 and 1e-3.
         settings: Options of the student's fit.
     """
+    require_settings("search", "a student's fit", settings)
     from kdpl.cli.fit import parse_stage
 
-    if not settings:
-        raise ConfigError(
-            "search needs the settings of a student's fit: give --config FILE (--help tells more)"
-        )
     student, folder = parse_stage("fit", settings), Path(out)
     compare(student, candidates_of(student, folder, epochs, lr), folder)
     return 0
@@ -66,7 +64,7 @@ def candidates_of(
     trainer = student.config.trainer
     if (trainer.max_epochs or 0) < 1:
         raise ConfigError("the number of epochs is unknown: set trainer.max_epochs")
-    callbacks = [callback.as_dict() for callback in trainer.callbacks or ()]
+    callbacks = [callback.as_dict() for callback in as_list(trainer.callbacks)]
     if not any(resolve_name(callback["class_path"]) is Fidelity for callback in callbacks):
         callbacks.append({"class_path": "kdpl.targets.fidelity.Fidelity"})
     # four quarters cost one fit, and the first epoch is a warm-up

@@ -36,6 +36,7 @@ from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import build_data
 from kdpl.errors import ConfigError
 from kdpl.runtime import slurm
+from kdpl.runtime.configs import as_list
 from kdpl.runtime.faults import in_one_sentence
 from kdpl.runtime.lock import RunLock
 from kdpl.runtime.loggers import finish_logging, place_loggers
@@ -166,10 +167,8 @@ class KdplCLI(LightningCLI):
         self.check()
         if handed_over(self.folder):
             return
-        callbacks = self.config.trainer.callbacks or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         data = cache(self.data)  # read once for all checks
-        for section in (self.config.model, *callbacks):
+        for section in (self.config.model, *as_list(self.config.trainer.callbacks)):
             check = getattr(resolve_name(section.class_path), "require_possible", None)
             if check is not None:
                 check(section.as_dict().get("init_args", {}), data())
@@ -222,8 +221,7 @@ class KdplCLI(LightningCLI):
                 callbacks.append(Requeue())
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         slurm.require_srun()
-        plugins = self.config_init.trainer.get("plugins") or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
+        plugins = as_list(self.config_init.trainer.get("plugins"))
         started_by: TorchElasticEnvironment | SLURMEnvironment | None = None
         if TorchElasticEnvironment.detect():
             started_by = TorchElasticEnvironment()
@@ -265,6 +263,20 @@ class KdplCLI(LightningCLI):
             place_loggers(config.trainer.logger, folder)
             self.build(config)
             self._start()
+
+    def without_steps(self, values: Mapping[str, Any], callback: Callback) -> Self:
+        """Run a callback in a fit without steps, and return the stage of that fit.
+
+        The fit has the same settings but for ``values``. It writes nothing but what its callback
+        and data write.
+        """
+        off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+        stage = self.derive({"trainer": {**off, "limit_train_batches": 0}}).derive(values)
+        stage.save_config_callback = None
+        stage.build(stage.config)
+        stage.model.configure_callbacks = lambda: [callback]
+        stage.trainer.fit(stage.model, datamodule=stage.datamodule)
+        return stage
 
     def _start(self) -> None:
         if self.trainer.world_size == 1 and distributed.is_initialized():

@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-import pydantic.dataclasses
 import scipy
 from pydantic import Field
 from torch import Tensor
@@ -18,7 +17,7 @@ from kdpl.classifier import Classifier
 from kdpl.confidence.student_outputs import LearnedCompanion, OfClassifier, StudentOutputs
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.advice import command
-from kdpl.runtime.artifacts import STRICT
+from kdpl.runtime.artifacts import metadata
 from kdpl.runtime.predictions import spread
 from kdpl.tasks import MULTI_CLASS
 
@@ -41,7 +40,7 @@ CONFIDENCE = 0.95
 _REMEDIES = "accept a larger error, or calibrate on more images"
 
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+@metadata
 class _Fields(OfClassifier):
     temperature: Annotated[float, Field(ge=TEMPERATURES[0], le=TEMPERATURES[1])]
     sampled: bool = False

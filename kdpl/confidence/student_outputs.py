@@ -6,14 +6,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
-import pydantic.dataclasses
 from pydantic import Field
 from torch import Tensor
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier.companion import Companion
 from kdpl.errors import ArtifactError
-from kdpl.runtime.artifacts import STRICT, parse_metadata, read_tensors, write_tensors
+from kdpl.runtime.artifacts import metadata, parse_metadata, read_tensors, write_tensors
 from kdpl.tasks import Predicted
 
 VERSION = 1
@@ -60,7 +59,7 @@ class StudentOutputs:
     trained: bool
 
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+@metadata
 class OfClassifier:
     """The fields of a companion's file: the fingerprint of its classifier."""
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
-import pydantic.dataclasses
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from kdpl.confidence.student_outputs import LearnedCompanion, OfClassifier, Stud
 from kdpl.confidence.words import distant_words
 from kdpl.data.augmentation import GivenImage
 from kdpl.errors import ArtifactError
-from kdpl.runtime.artifacts import STRICT
+from kdpl.runtime.artifacts import metadata
 from kdpl.runtime.class_names import ClassName
 from kdpl.tasks import MULTI_CLASS
 
@@ -36,7 +35,7 @@ Standard = tuple[float, Annotated[float, Field(gt=0)]]
 """Mean and standard deviation."""
 
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+@metadata
 class _Fields(OfClassifier):
     words: tuple[ClassName, ...]
     distance: Standard

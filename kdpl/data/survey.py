@@ -157,18 +157,25 @@ def _inspect(image: FoundImage) -> FoundImage:
     return replace(image, size=picture.size, drawn=drawn, digest=digest)
 
 
-def leave_out_copies(
-    images: Sequence[FoundImage],
-) -> tuple[list[FoundImage], list[tuple[FoundImage, FoundImage]]]:
-    """Leave out byte-equal copies, keeping test images first, then val, then train.
+def leave_out(images: Sequence[FoundImage]) -> tuple[list[FoundImage], list[FoundImage]]:
+    """Divide inspected images into usable ones, and those with a fault, which copies get too.
 
-    Returns the images that stay, in their order, and each copy with the image it is a copy of.
+    Of byte-equal images, test images are kept first, then val, then train.
     """
+    usable, left_out = list[FoundImage](), [image for image in images if image.fault is not None]
+    readable = [image for image in images if image.fault is None]
     first: dict[str, FoundImage] = {}
-    for image in sorted(images, key=lambda image: (_KEPT_FIRST[image.split], not image.label)):
+    for image in sorted(readable, key=lambda image: (_KEPT_FIRST[image.split], not image.label)):
         first.setdefault(image.digest, image)
-    copies = [(image, first[image.digest]) for image in images if first[image.digest] is not image]
-    return [image for image in images if first[image.digest] is image], copies
+    for image in readable:
+        kept = first[image.digest]
+        if kept is image:
+            usable.append(image)
+            continue
+        other = f", of class {visible(kept.label)}" if image.label not in ("", kept.label) else ""
+        fault = f"{image.path} is a copy of {kept.path} ({kept.split}{other})"
+        left_out.append(replace(image, fault=fault))
+    return usable, left_out
 
 
 def set_aside(

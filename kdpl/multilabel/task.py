@@ -93,10 +93,6 @@ class MultiLabel(Task):
         """Return which classes the images of logits [..., C] have, bool [..., C]."""
         return decisions(logits, self.thresholds)
 
-    def same(self, logits: Tensor, other: Tensor) -> Tensor:
-        """Compare the sets of classes."""
-        return (self.labels(logits) == self.labels(other)).all(dim=-1)
-
     def agreements(self, logits: Tensor, other: Tensor) -> Tensor:
         """Count, for each class, images that both give it, of those that either does, [2, C].
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import pydantic.dataclasses
 import torch
 from pydantic import Field
 from torch import Tensor, distributed, nn
@@ -20,7 +19,7 @@ from kdpl.errors import ArtifactError, reason
 from kdpl.prompts.method import PromptConfig
 from kdpl.prompts.projector import Projector
 from kdpl.prompts.vision import VisionPrompts
-from kdpl.runtime.artifacts import STRICT
+from kdpl.runtime.artifacts import metadata
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class StudentEncoder(nn.Module):
             distributed.broadcast(self.prompts.tokens.data, src=0)
 
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+@metadata
 class EncoderSettings:
     """Settings of an encoder, as stored in a classifier's folder."""
 

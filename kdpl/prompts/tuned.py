@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import pydantic.dataclasses
 import torch
 from pydantic import AfterValidator, Field, JsonValue, TypeAdapter
 from torch import Tensor
@@ -16,7 +15,7 @@ from kdpl.clip.identity import ClipConfig, ClipIdentity, LogitScale, Preprocessi
 from kdpl.clip.loading import Clip, ImageClip, fingerprint, load_clip, load_image_clip
 from kdpl.errors import ArtifactError, ConfigError, WeightsError, reason, visible
 from kdpl.prompts.method import PromptConfig, PromptMethod, prompt_method
-from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
+from kdpl.runtime.artifacts import Text, metadata, parse_metadata, read_tensors, write_tensors
 
 KIND = "tuned prompts"
 VERSION = 2
@@ -30,7 +29,7 @@ def _modest(size: PromptConfig) -> PromptConfig:
     return size
 
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+@metadata
 class TeacherSettings:
     """Metadata of prompts and class vectors: their teacher, and its CLIP."""
 
@@ -41,7 +40,7 @@ class TeacherSettings:
     preprocessing: Preprocessing
 
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+@metadata
 class PromptSettings(TeacherSettings):
     """The metadata of tuned prompts that encoding needs."""
 
@@ -55,9 +54,7 @@ class PromptSettings(TeacherSettings):
     text_fingerprint: Text
 
 
-@pydantic.dataclasses.dataclass(
-    frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True}
-)
+@metadata
 class TunedPrompts(PromptSettings):
     """A teacher's prompts: the float32 ``tensors`` that their method saved, and metadata."""
 

@@ -240,11 +240,10 @@ def find_examples(run: Run) -> dict[str, Any]:
 def disagreements(pairs: Iterable[Pair]) -> tuple[list[Pair], list[Pair], list[Pair]]:
     """Sort the differing pairs: only the teacher is correct, only the student, neither."""
     kinds: tuple[list[Pair], list[Pair], list[Pair]] = [], [], []
-    only_teacher, only_student, neither = kinds
     for teacher, student in pairs:
         if teacher.prediction_number != student.prediction_number:
-            kind = only_teacher if teacher.correct else only_student if student.correct else neither
-            kind.append((teacher, student))
+            kind = 0 if teacher.correct else 1 if student.correct else 2
+            kinds[kind].append((teacher, student))
     return kinds
 
 

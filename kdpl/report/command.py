@@ -1,15 +1,16 @@
 """The commands of the report: ``compare``, ``estimate``, ``report`` and ``suggest``."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
 from kdpl.cli.arguments import output_file
+from kdpl.data.options import ClassOptions
 from kdpl.errors import ConfigError, visible
 from kdpl.runtime.files import write_text
+from kdpl.runtime.markdown import escape_markdown
 from kdpl.runtime.run_folder import DATA_FOLDER, REPORT_FILE
 
 ESTIMATE_FILE = "estimate.html"
@@ -62,37 +63,17 @@ def compare(
     if path is not None and path.suffix != ".md":
         raise ConfigError(f"--out {path} has an unknown ending, expected .md: give another")
 
-    from kdpl.report.compare import compare_runs
-    from kdpl.runtime.markdown import escape_markdown
+    from kdpl.report.compare import compare_runs, table_lines
     from kdpl.runtime.messages import quiet_libraries
 
     quiet_libraries()
-    records, notes = compare_runs(runs, baselines, trust)
-    print("\n".join(map(visible, [*_lines(records), "", *notes])))
+    rows, notes = compare_runs(runs, baselines, trust)
+    print("\n".join(map(visible, [*table_lines(rows), "", *notes])))
     if path is not None:
-        lines = _lines(records, escape_markdown)
+        lines = table_lines(rows, escape_markdown)
         write_text(path, "\n".join([*lines, *(f"\n{escape_markdown(note)}" for note in notes), ""]))
         print(f"table: {path}")
     return 0
-
-
-def _lines(records: list[dict[str, Any]], escape: Callable[[str], str] = str) -> list[str]:
-    from kdpl.runtime.markdown import markdown_rows
-
-    lines = [["classes", "", "accuracy", f"difference to {records[0]['row']}", ""]]
-    for record in records:
-        seeds = f" ({record['seeds']} seeds)" if record["seeds"] > 1 else ""
-        accuracy = "{accuracy:.1f} [{accuracy_low:.1f}, {accuracy_high:.1f}]".format_map(record)
-        figures = "{difference:+.1f} [{difference_low:+.1f}, {difference_high:+.1f}]"
-        difference = "" if record["difference"] is None else figures.format_map(record)
-        name, difference = record["row"] + seeds, difference.replace("-", "−")
-        lines.append([record["classes"], name, accuracy, difference, record["verdict"]])
-    # the column of classes is left out where all rows have the same
-    labels = 1 if len({record["classes"] for record in records}) == 1 else 2
-    cells = [[escape(text) for text in line[2 - labels :]] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    formats = [f"{'<' if i < labels else '>'}{width}" for i, width in enumerate(widths)]
-    return markdown_rows([[*map(format, line, formats)] for line in cells], 3)
 
 
 def estimate(
@@ -136,7 +117,7 @@ def estimate(
     from kdpl.report.page import fill
     from kdpl.runtime.messages import inform
 
-    choice = prepare(path, folder, given, (class_names, None))
+    choice = prepare(path, folder, given, ClassOptions(class_names))
     # marks the folder
     write_text(folder / ESTIMATE_FILE, "This estimate was not finished: start it again.")
     frozen, names = gather(choice, folder, given)

@@ -2,11 +2,11 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from glob import glob
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,21 @@ from kdpl.metrics import ACCURACY_COLUMNS
 from kdpl.report.intervals import Accuracy, Scores, accuracy_of, paired_difference, scores_of
 from kdpl.report.probes import clip_of, linear_probe
 from kdpl.report.run_folder import Run, Stage
+from kdpl.runtime.markdown import markdown_rows
+
+
+class Compared(NamedTuple):
+    """A row's accuracy on some classes, and its difference to the first row, if it has one.
+
+    ``verdict`` says in words whether the interval of the difference excludes 0.
+    """
+
+    classes: str
+    name: str
+    seeds: int
+    accuracy: Accuracy
+    difference: Accuracy | None = None
+    verdict: str = ""
 
 
 class ComparisonRow(NamedTuple):
@@ -80,8 +95,8 @@ def _require_same_test(run: Run, first: Run) -> None:
 
 def compare_runs(
     arguments: Sequence[str], kind: str, trusted: bool = False
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the records of a comparison, with baselines of a ``kind``, and notes on them."""
+) -> tuple[list[Compared], list[str]]:
+    """Return the figures of a comparison, with baselines of a ``kind``, and notes on them."""
     # a row for each group of runs, then the baselines
     groups = find_groups(arguments, trusted)
     rows = [
@@ -151,35 +166,38 @@ def _probe(runs: Sequence[Run], role: str) -> tuple[ComparisonRow, str]:
     return row, f"C = {strengths}, {last['how']}"
 
 
-def compared(rows: Sequence[ComparisonRow]) -> list[dict[str, Any]]:
-    """Return a flat record, with figures in %, for each accuracy and row.
-
-    ``verdict`` says in words whether the interval of the difference to the first row excludes 0.
-    """
-    return [
-        _record(key, row, rows[0]) for key in ACCURACY_COLUMNS for row in rows if key in row.scores
-    ]
-
-
-def _record(key: str, row: ComparisonRow, first: ComparisonRow) -> dict[str, Any]:
-    scores, difference, verdict = row.scores[key], None, ""
-    if row is not first and key in first.scores:
-        difference = paired_difference(first.scores[key], scores, row.seeds == first.seeds)
-        low, high = difference.interval
-        verdict = "higher" if low > 0 else "lower" if high < 0 else "not clear"
-    return {
-        "row": row.name,
-        "seeds": len(row.seeds),
-        "classes": ACCURACY_COLUMNS[key],
-        **_figures("accuracy", accuracy_of(key, scores)),
-        **_figures("difference", difference),
-        "verdict": verdict,
-    }
+def compared(rows: Sequence[ComparisonRow]) -> list[Compared]:
+    """Compare rows with the first one, for each accuracy that they have."""
+    first, compared_rows = rows[0], []
+    for (key, classes), row in product(ACCURACY_COLUMNS.items(), rows):
+        if key in row.scores:
+            scores = row.scores[key]
+            figures = Compared(classes, row.name, len(row.seeds), accuracy_of(key, scores))
+            if row is not first and key in first.scores:
+                difference = paired_difference(first.scores[key], scores, row.seeds == first.seeds)
+                low, high = difference.interval
+                verdict = "higher" if low > 0 else "lower" if high < 0 else "not clear"
+                figures = figures._replace(difference=difference, verdict=verdict)
+            compared_rows.append(figures)
+    return compared_rows
 
 
-def _figures(name: str, accuracy: Accuracy | None) -> dict[str, float | None]:
-    names = (name, f"{name}_low", f"{name}_high")
-    if accuracy is None:
-        return dict.fromkeys(names)
-    shares = (accuracy.value, *accuracy.interval)
-    return {name: round(100 * share, 4) for name, share in zip(names, shares, strict=True)}
+def table_lines(rows: Sequence[Compared], escape: Callable[[str], str] = str) -> list[str]:
+    """Return the lines of a Markdown table, with figures in %."""
+    lines = [["classes", "", "accuracy", f"difference to {rows[0].name}", ""]]
+    for row in rows:
+        seeds = f" ({row.seeds} seeds)" if row.seeds > 1 else ""
+        difference = "" if row.difference is None else _figures(row.difference, "+")
+        figures = [_figures(row.accuracy), difference.replace("-", "−"), row.verdict]
+        lines.append([row.classes, row.name + seeds, *figures])
+    # the column of classes is left out where all rows have the same
+    labels = 1 if len({row.classes for row in rows}) == 1 else 2
+    cells = [[escape(text) for text in line[2 - labels :]] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    formats = [f"{'<' if i < labels else '>'}{width}" for i, width in enumerate(widths)]
+    return markdown_rows([[*map(format, line, formats)] for line in cells], 3)
+
+
+def _figures(accuracy: Accuracy, sign: str = "") -> str:
+    value, low, high = (f"{100 * share:{sign}.1f}" for share in (accuracy[0], *accuracy[1]))
+    return f"{value} [{low}, {high}]"

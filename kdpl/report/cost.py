@@ -3,15 +3,15 @@
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
-from kdpl.errors import KdplError
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.report.run_folder import Run
+from kdpl.report.run_folder import Run, attempt
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
 
 Encode = Callable[[Tensor], Tensor]
@@ -37,18 +37,15 @@ class Encoder(NamedTuple):
 def costs(run: Run) -> dict[str, Any]:
     """Measure the image encoders of teacher and student, and the files that a run leaves."""
     where = device()
-    encoders, gaps = {}, {}
-    for name, load in (("teacher", _teacher_encoder), ("student", _student_encoder)):
-        try:
-            encoders[name] = load(run)
-        except (KdplError, OSError) as error:
-            gaps[name] = str(error)
+    loads = {"teacher": _teacher_encoder, "student": _student_encoder}
+    loaded = {name: attempt(partial(load, run)) for name, load in loads.items()}
+    encoders = {name: encoder for name, (encoder, _) in loaded.items() if encoder is not None}
     threads = torch.get_num_threads()
     cpu = f"{platform.machine()} CPU, {threads} thread{'s' * (threads > 1)}"
     return {
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else cpu,
         "costs": measure(encoders, where),
-        "gaps": gaps,
+        "gaps": {name: gap for name, (_, gap) in loaded.items() if gap is not None},
         "files": _files(run),
     }
 

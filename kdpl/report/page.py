@@ -68,26 +68,18 @@ def render(run: Run) -> str:
     }
     if run.task != MULTI_CLASS.name:
         makers = {name: make for name, make in makers.items() if name not in _ONE_CLASS}
-    made = {name: attempt(partial(make, run)) for name, make in makers.items()}
-    sections = {
-        name: dict(zip(("data", "gap"), made.get(name, (None, None)), strict=True))
-        for name in [*_SECTIONS, *added]
-    }
+    sections: dict[str, dict[str, Any]]
+    sections = {name: {"data": None, "gap": None} for name in [*_SECTIONS, *added]}
+    for name, make in makers.items():
+        sections[name]["data"], sections[name]["gap"] = attempt(partial(make, run))
     # say first how the student compares with linear probes
-    collected = [data for data, _ in made.values()]
+    collected = [section["data"] for section in sections.values()]
     verdicts = (data.get("verdict") for data in collected if isinstance(data, dict))
     verdict = next(filter(None, verdicts), None)
     if verdict is not None:
         inform(verdict)
-    name = run.folder.resolve().name
-    return fill(
-        "report.html.jinja",
-        sections=sections,
-        added=added,
-        verdict=verdict,
-        untuned=run.untuned,
-        name=name,
-    )
+    run_facts = {"name": run.folder.resolve().name, "untuned": run.untuned, "verdict": verdict}
+    return fill("report.html.jinja", sections=sections, added=added, **run_facts)
 
 
 def fill(template: str, **values: Any) -> str:
@@ -101,12 +93,7 @@ def fill(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "name": shorten,
-        "percent": _percent,
-        "points": _points,
-        "of": _of,
-    }
+    environment.filters |= {"name": shorten, "percent": _percent, "points": _points, "of": _of}
     script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
     return environment.get_template(template).render(
         **values,

@@ -4,7 +4,6 @@
 stages.
 """
 
-import json
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from kdpl.metrics import test_key
 from kdpl.report.cost import device
 from kdpl.report.intervals import Scores
 from kdpl.report.run_folder import Run, Stage
-from kdpl.runtime.files import write_text
+from kdpl.runtime.files import read_json, write_json
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import Origin, as_json, difference
 from kdpl.runtime.predictions import (
@@ -106,7 +105,7 @@ def linear_probe(run: Run, role: str) -> ProbeTest:
             folder = run.folder / PROBE_FOLDER / role
             write_predictions(folder, probe.predictions)
             write_results(folder, len(probe.predictions), probe.results)
-            write_text(folder / PROBE_FILE, json.dumps(probe.about, indent=2))
+            write_json(folder / PROBE_FILE, probe.about)
     return probe
 
 
@@ -131,15 +130,14 @@ def _fit(run: Run, data: DomainDataModule, config: ClipConfig) -> ProbeTest:
     # fit the probe, and predict
     strength, how = choose_strength(train, labels, groups)
     probe = fit_probe(train, labels, strength)
-    names, predictions = data.class_names, []
-    records = [
-        (i, record) for i, record in enumerate(tested.splits.test) if record.single < classes
-    ]
+    names, records = data.class_names, enumerate(tested.splits.test)
+    judged = [(i, record.source, record.single) for i, record in records if record.single < classes]
     sure, predicted = probe.log_probabilities(test).exp().max(dim=1)
     chosen = probe.classes[predicted].tolist()
-    for (i, record), p, q in zip(records, chosen, sure.tolist(), strict=True):
-        y = record.single
-        predictions.append(ImagePrediction(i, record.source, names[y], names[p], q, y, p))
+    predictions = [
+        ImagePrediction(i, source, names[y], names[p], q, y, p)
+        for (i, source, y), p, q in zip(judged, chosen, sure.tolist(), strict=True)
+    ]
     accuracy = sum(p.correct for p in predictions) / len(predictions)
     return ProbeTest(
         {test_key("acc" if num_base is None else "base_acc"): accuracy},
@@ -180,7 +178,7 @@ def encode(
 
 def _stored(folder: Path, origin: Origin) -> ProbeTest | None:
     try:
-        about = json.loads((folder / PROBE_FILE).read_text(encoding="utf-8"))
+        about = read_json(folder / PROBE_FILE)
         if differs := difference({name: about.get(name) for name in origin}, origin):
             inform(f"{folder} has a probe of something else ({differs[1]}): fitting it again")
             return None

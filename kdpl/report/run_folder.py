@@ -184,7 +184,7 @@ class Run:
 
     def require(self, role: Literal["teacher", "student"]) -> Stage:
         """Return a stage; an ArtifactError if there is none."""
-        stage = {"teacher": self.teacher, "student": self.student}[role]
+        stage: Stage | None = getattr(self, role)
         if stage is None:
             number = 1 + STAGE_FOLDERS.index(role)
             raise ArtifactError(f"there is no {role}: run stage {number} to its end")

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
+import pydantic.dataclasses
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import safe_open
 from safetensors.torch import save
@@ -15,10 +16,17 @@ from kdpl.runtime.files import atomic_path
 
 _KEY = "kdpl"
 
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 """Validation of metadata: fields of exactly the declared types, and no other fields."""
 
 T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
+def metadata(kind: type[T]) -> type[T]:
+    """Make a class an immutable dataclass of keyword arguments, which are validated strictly."""
+    make = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+    return cast(type[T], make(kind))
 
 
 def _shown(text: str) -> str:

@@ -1,7 +1,7 @@
 """Checks of config files and of classes that settings name."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
@@ -57,7 +57,7 @@ def find_config(value: str, folder: str | None = None) -> str:
     )
 
 
-def with_config_files(args: Sequence[str]) -> list[str]:
+def with_config_files(args: Iterable[str]) -> list[str]:
     """Rewrite each ``--config NAME`` as ``--config=FILE``; see ``find_config``."""
     rest = iter(args)
     joined = [f"{arg}={next(rest, '')}" if arg == "--config" else arg for arg in rest]
@@ -87,6 +87,13 @@ def read_config(name: str) -> dict[str, Any]:
             f"config {name} holds no settings, expected lines such as 'trainer:': correct it"
         )
     return settings
+
+
+def as_list(setting: Any) -> list[Any]:
+    """Return the values of a setting that may be one value, a list of values, or None."""
+    if setting is None:
+        return []
+    return setting if isinstance(setting, list) else [setting]
 
 
 def find_class(name: str, registry: Mapping[str, str], base: type[T], kind: str) -> type[T]:

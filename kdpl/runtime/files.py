@@ -2,12 +2,14 @@
 
 import csv
 import fnmatch
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from kdpl.errors import DataError
 from kdpl.runtime.faults import FULL
@@ -57,6 +59,16 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, atomically; a path in it may keep bytes that are not UTF-8."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a ValueError if it is damaged."""
+    return json.loads(path.read_bytes())
 
 
 def copy(source: Path, path: Path) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from kdpl.runtime.configs import as_list
 from kdpl.runtime.files import append, cut_to_whole_lines, read_rows, write_rows
 from kdpl.runtime.run_folder import METRICS_FILE
 
@@ -54,8 +55,8 @@ class MetricsCSV(Logger):
         """Append a row, with new columns for new metrics."""
         # make the row
         path = Path(self._save_dir) / METRICS_FILE
-        row: dict[str, Any] = {"step": "" if step is None else step}
-        row |= {name: float(value) for name, value in metrics.items()}
+        row: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
+        row = {"step": step, **row}
         if "epoch" in row:
             row["epoch"] = int(row["epoch"])
         if path.is_file() and not self._begun:
@@ -89,7 +90,7 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 def place_loggers(loggers: Any, folder: Path) -> None:
     """Put the relative folders of the trainer's logger settings into the run's folder."""
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
+    for logger in as_list(loggers):
         settings = logger.get("init_args") if isinstance(logger, Namespace) else None
         if settings is not None and settings.get("save_dir") is not None:
             # an absolute save_dir stays as it is

@@ -6,19 +6,20 @@ imports none of them: it asks here what is installed.
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pkgutil import resolve_name
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 Paths = Mapping[str, str]
 """Dotted paths ``package.module:object`` by name, imported on use."""
 
+_NONE: Paths = MappingProxyType({})
 
-@dataclass(frozen=True)
-class Plugin:
+
+class Plugin(NamedTuple):
     """Additions of a package to kdpl, by name; an entry point of ``kdpl.plugins`` names one.
 
     A config can name any reader, method, target or callback by its class path without a plugin.
@@ -42,18 +43,18 @@ class Plugin:
         report: Sections of the report (``kdpl.report.page.Section``).
     """
 
-    commands: Paths = field(default_factory=dict)
-    models: Paths = field(default_factory=dict)
-    datasets: Paths = field(default_factory=dict)
-    tasks: Paths = field(default_factory=dict)
-    targets: Paths = field(default_factory=dict)
-    callbacks: Paths = field(default_factory=dict)
-    companions: Paths = field(default_factory=dict)
-    handover: Paths = field(default_factory=dict)
-    formats: Paths = field(default_factory=dict)
-    predict: Paths = field(default_factory=dict)
-    observe: Paths = field(default_factory=dict)
-    report: Paths = field(default_factory=dict)
+    commands: Paths = _NONE
+    models: Paths = _NONE
+    datasets: Paths = _NONE
+    tasks: Paths = _NONE
+    targets: Paths = _NONE
+    callbacks: Paths = _NONE
+    companions: Paths = _NONE
+    handover: Paths = _NONE
+    formats: Paths = _NONE
+    predict: Paths = _NONE
+    observe: Paths = _NONE
+    report: Paths = _NONE
 
 
 def installed() -> list[Plugin]:

@@ -1,13 +1,12 @@
 """Predictions and accuracies that a test writes into a run's folder."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
 from kdpl.errors import ArtifactError
-from kdpl.runtime.files import read_rows, write_rows, write_text
+from kdpl.runtime.files import read_json, read_rows, write_json, write_rows
 from kdpl.runtime.run_folder import PREDICTIONS_FILE, RESULTS_FILE
 
 T = TypeVar("T")
@@ -74,7 +73,7 @@ def read_predictions(folder: Path) -> list[ImagePrediction]:
 
 def write_results(folder: Path, images: int, metrics: Mapping[str, float]) -> None:
     """Write the number of test images and the accuracies, last: the file marks a finished test."""
-    write_text(folder / RESULTS_FILE, json.dumps({"images": images, **metrics}, indent=2))
+    write_json(folder / RESULTS_FILE, {"images": images, **metrics})
 
 
 def read_results(folder: Path) -> dict[str, float]:
@@ -82,7 +81,7 @@ def read_results(folder: Path) -> dict[str, float]:
     file = folder / RESULTS_FILE
     if not file.is_file():
         return {}
-    results: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+    results: dict[str, float] = read_json(file)
     return results
 
 

@@ -110,8 +110,8 @@ def replace_in(file, old, new):
 def compare(*args, kind="all"):
     """The rows by name, and the notes, of a comparison."""
     rows, notes = compare_runs([*map(str, args)], kind)
-    assert len({row["row"] for row in rows}) == len(rows)
-    return {row["row"]: row for row in rows}, notes
+    assert len({row.name for row in rows}) == len(rows)
+    return {row.name: row for row in rows}, notes
 
 
 @pytest.fixture(scope="module")
@@ -158,15 +158,13 @@ def test_a_run_stands_beside_zero_shot_and_linear_probes(run, compared):
     stages = ("student", "zero_shot/teacher", "zero_shot/student")
     for name, stage in zip(expected, stages, strict=True):
         correct, row = correct_of(run / stage), shown[name]
-        accuracy = 100 * read_results(run / stage)["test/acc"]
-        assert row["accuracy"] == pytest.approx(accuracy, abs=1e-4)
-        interval = [100 * bound for bound in wilson(int(correct.sum()), correct.size)]
-        assert [row["accuracy_low"], row["accuracy_high"]] == pytest.approx(interval, abs=1e-4)
+        accuracy = read_results(run / stage)["test/acc"]
+        assert row.accuracy.value == pytest.approx(accuracy, abs=1e-6)
+        interval = wilson(int(correct.sum()), correct.size)
+        assert row.accuracy.interval == pytest.approx(interval, abs=1e-6)
         if name != "run":
             interval = bootstrap_difference(correct_of(run / "student"), correct)
-            assert [row["difference_low"], row["difference_high"]] == pytest.approx(
-                [100 * bound for bound in interval], abs=0.15
-            )
+            assert row.difference.interval == pytest.approx(interval, abs=0.0015)
     assert len([note for note in notes if "chosen by 5-fold cross-validation" in note]) == 2
 
 
@@ -175,8 +173,8 @@ def test_a_teacher_without_labels_is_its_zero_shot_clip(copy):
     set_in(copy / "teacher", vision_prompts={"depth": 0}, text_prompts={"depth": 0})
     shown, notes = compare(copy, kind="zero-shot")
     assert len(shown) == 3, "no probes"
-    accuracy = shown[f"zero-shot: {CLIPS['teacher']}"]["accuracy"]
-    assert accuracy == pytest.approx(100 * correct_of(copy / "teacher").mean(), abs=1e-4)
+    accuracy = shown[f"zero-shot: {CLIPS['teacher']}"].accuracy.value
+    assert accuracy == pytest.approx(correct_of(copy / "teacher").mean(), abs=1e-6)
     assert not [note for note in notes if "no zero-shot" in note]
 
 
@@ -186,12 +184,12 @@ def test_a_probe_is_that_of_scikit_learn_on_plain_features(name, compared):
     labeled, _ = few_shot(splits.train, splits.val, 16, None, 1)
     x, y = plain_features(name, labeled)
     row = shown[f"linear probe: {name}, weights glyphs, 160 labels"]
-    (note,) = [note for note in notes if note.startswith(f"{row['row']}: C = ")]
+    (note,) = [note for note in notes if note.startswith(f"{row.name}: C = ")]
     c = float(re.search("C = ([0-9]+)", note)[1])
     losses = {other: plain_loss(other, x, y, places_of(y) % 5) for other in STRENGTHS}
     assert losses[c] <= min(losses.values()) * 1.01
     expected = plain_accuracy(c, x, y, *plain_features(name, splits.test))
-    assert row["accuracy"] == pytest.approx(100 * expected, abs=0.12)
+    assert row.accuracy.value == pytest.approx(expected, abs=0.0012)
 
 
 @pytest.mark.parametrize("missing", ["data", "labels"])
@@ -214,8 +212,8 @@ def test_a_stages_folder_has_no_zero_shot_accuracy_and_the_probes_of_its_stages(
         (copy / stage / "probe").mkdir()
         (copy / "probe" / stage).rename(copy / stage / "probe" / stage)
     shown, notes = compare(copy / "student")
-    probes = {name: row["accuracy"] for name, row in compared[0].items() if "probe" in name}
-    assert {name: row["accuracy"] for name, row in shown.items() if name != "student"} == probes
+    probes = {name: row.accuracy for name, row in compared[0].items() if "probe" in name}
+    assert {name: row.accuracy for name, row in shown.items() if name != "student"} == probes
     assert len([note for note in notes if "student has no test of tiny-" in note]) == 2
 
 
@@ -224,7 +222,7 @@ def test_a_probe_is_kept_in_the_folder_and_not_fitted_again(run, compared, copy,
     for role, clip in CLIPS.items():
         row = compared[0][f"linear probe: {clip}, 160 labels"]
         accuracy = read_results(copy / "probe" / role)["test/acc"]
-        assert row["accuracy"] == pytest.approx(100 * accuracy, abs=1e-4)
+        assert row.accuracy.value == pytest.approx(accuracy, abs=1e-6)
         assert correct_of(copy / "probe" / role).mean() == pytest.approx(accuracy)
     assert compare(run) == compared
     # other labels are another probe

@@ -75,9 +75,10 @@ def rows_of(*scores, seeds=(1,)):
 def test_equal_rows_have_no_difference_and_a_mean_has_seeds_in_its_interval():
     same = binary((2, 40), 3)
     first, second = rows_of(same, same.copy(), seeds=(1, 2))
-    assert (second["difference"], second["difference_low"], second["difference_high"]) == (0, 0, 0)
-    assert (first["verdict"], second["verdict"]) == ("", "not clear")
-    assert first["accuracy_low"] < first["accuracy"] < first["accuracy_high"]
+    assert second.difference == (0, (0, 0))
+    assert (first.verdict, second.verdict) == ("", "not clear")
+    low, high = first.accuracy.interval
+    assert low < first.accuracy.value < high
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_a_difference_is_named_if_its_interval_excludes_zero(gained, lost, verdi
     second[0, :gained], first[0, gained : gained + lost] = 1, 1
     low, high = bootstrap_difference(first[0] == 1, second[0] == 1)
     expected = "higher" if low > 0 else "lower" if high < 0 else "not clear"
-    assert rows_of(first, second)[1]["verdict"] == verdict == expected
+    assert rows_of(first, second)[1].verdict == verdict == expected
 
 
 def test_a_harmonic_mean_has_the_interval_of_resampling_base_and_novel_images():
@@ -145,15 +146,16 @@ def test_runs_of_several_seeds_are_one_row_whose_mean_is_compared(run, tmp_path)
         copy_of(run, f"few_{seed}", seed, wrong)
     two = f"two={tmp_path}/few_3,{tmp_path}/few_2"
     rows, notes = compare(run, f"few={tmp_path}/few_*", two)
-    assert [(row["row"], row["seeds"]) for row in rows] == [("run", 1), ("few", 3), ("two", 2)]
-    accuracy = 100 * read_results(run / "student")["test/acc"]
-    lost = np.array([0, 100 * 60 / 899, 100 * 45 / 899])
-    assert [row["accuracy"] for row in rows] == pytest.approx(accuracy - lost, abs=1e-3)
-    assert [row["difference"] for row in rows[1:]] == pytest.approx(-lost[1:], abs=1e-3)
+    assert [(row.name, row.seeds) for row in rows] == [("run", 1), ("few", 3), ("two", 2)]
+    accuracy = read_results(run / "student")["test/acc"]
+    lost = np.array([0, 60 / 899, 45 / 899])
+    assert [row.accuracy.value for row in rows] == pytest.approx(accuracy - lost, abs=1e-5)
+    assert [row.difference.value for row in rows[1:]] == pytest.approx(-lost[1:], abs=1e-5)
     assert "over images and seeds" in notes[0]
     # a run without a student is that of its teacher
     (row, *_), _ = compare(run / "teacher")
-    assert row["accuracy"] == pytest.approx(100 * read_results(run / "teacher")["test/acc"])
+    accuracy = read_results(run / "teacher")["test/acc"]
+    assert row.accuracy.value == pytest.approx(accuracy, abs=1e-6)
 
 
 def test_the_printed_table_is_the_files(run, tmp_path, capsys):
@@ -184,12 +186,13 @@ def test_base_novel_and_their_harmonic_mean_are_compared_and_a_probe_knows_base_
     results = [read_results(teacher) for teacher in teachers]
     keys = {"all": "test/acc", "base": "test/base_acc", "novel": "test/novel_acc", "HM": "test/hm"}
     for classes, key in keys.items():
-        first, second, *probes = (row for row in rows if row["classes"] == classes)
-        expected = [100 * result[key] for result in results]
-        assert [first["accuracy"], second["accuracy"]] == pytest.approx(expected, abs=1e-3)
-        assert second["difference"] == pytest.approx(expected[1] - expected[0], abs=1e-3)
-        assert second["difference_low"] < second["difference"] < second["difference_high"]
-        assert [row["row"] for row in probes] == [
+        first, second, *probes = (row for row in rows if row.classes == classes)
+        expected = [result[key] for result in results]
+        values = [first.accuracy.value, second.accuracy.value, second.difference.value]
+        assert values == pytest.approx([*expected, expected[1] - expected[0]], abs=1e-5)
+        low, high = second.difference.interval
+        assert low < second.difference.value < high
+        assert [row.name for row in probes] == [
             f"linear probe: tiny-teacher, weights glyphs, 80 labels, of teacher_{seed}"
             for seed in ((1, 2) if classes == "base" else ())
         ]

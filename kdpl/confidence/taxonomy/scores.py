@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-import pydantic.dataclasses
 import torch
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from kdpl.confidence.held_out import CONFIDENCE, HeldOutScores, require_share, t
 from kdpl.confidence.student_outputs import LearnedCompanion, OfClassifier, StudentOutputs
 from kdpl.confidence.taxonomy.tree import Taxonomy
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.runtime.artifacts import STRICT
+from kdpl.runtime.artifacts import metadata
 from kdpl.runtime.class_names import ClassName
 from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Prediction
 
@@ -31,7 +30,7 @@ Thresholds = Sequence[float]
 """Threshold of each level, from 1 on; infinite if the level answers nothing."""
 
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+@metadata
 class _Fields(OfClassifier):
     root: ClassName
     nodes: tuple[tuple[ClassName, ...], ...]

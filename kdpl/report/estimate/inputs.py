@@ -49,14 +49,9 @@ def gather(choice: Choice, folder: Path, given: Options) -> tuple[Frozen, tuple[
     run_stage(untuned(stages["teacher"]))
 
     # a student's fit without steps computes features
-    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-    alone = {"max_epochs": 1, "limit_train_batches": 0, "devices": 1, "strategy": "auto"}
-    stage = stages["student"].derive({"trainer": {**off, **alone, "callbacks": None}})
-    stage.save_config_callback = None
-    stage.build(stage.config)
+    alone = {"max_epochs": 1, "devices": 1, "strategy": "auto", "callbacks": None}
     gathering = _Gather(clip)
-    stage.model.configure_callbacks = lambda: [gathering]
-    stage.trainer.fit(stage.model, datamodule=stage.datamodule)
+    stage = stages["student"].without_steps({"trainer": alone}, gathering)
     # keep the features
     frozen = gathering.frozen
     values = {**vars(frozen.evidence), **vars(frozen)}

@@ -15,9 +15,7 @@ _WRONG = torch.cat([torch.zeros(1), 2.0 ** torch.arange(-10, -1.4, 1 / 2)])
 _CELLS = 2**24  # similarities in memory at a time
 
 
-def to_label(
-    features: Tensor, predictions: Tensor, n: int, labeled: Tensor | None = None
-) -> list[int]:
+def to_label(features: Tensor, predictions: Tensor, n: int, labeled: Tensor) -> list[int]:
     """Choose n images that cover all images, by greedy facility location; the first cover most.
 
     Each step adds the image that increases Σ_i w_i max_{j ∈ S} max(f_i·f_j, 0) most, where S are
@@ -42,7 +40,7 @@ def to_label(
     everything = torch.arange(len(features), device=features.device)
     step = max(1, _CELLS // len(features))
     covered = torch.zeros_like(weights)
-    if labeled is not None and len(labeled):
+    if len(labeled):
         parts = torch.split(features, max(1, _CELLS // len(labeled)))
         covered = torch.cat([(part @ labeled.T).max(dim=1).values for part in parts]).clamp_min(0)
 

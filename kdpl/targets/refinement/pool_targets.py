@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pydantic.dataclasses
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from kdpl.errors import ArtifactError
-from kdpl.runtime.artifacts import STRICT, Text, parse_metadata, read_tensors, write_tensors
+from kdpl.runtime.artifacts import Text, metadata, parse_metadata, read_tensors, write_tensors
 from kdpl.runtime.class_names import ClassName
 
 POOL_TARGETS_FILE = "pool_targets.safetensors"
@@ -26,7 +25,7 @@ class Moved(NamedTuple):
     after: int
 
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+@metadata
 class PoolManifest:
     """Inputs of a pool's assignments, and the decision to use them with its reason.
 
@@ -54,9 +53,7 @@ class PoolManifest:
     examples: tuple[Moved, ...]
 
 
-@pydantic.dataclasses.dataclass(
-    frozen=True, kw_only=True, config={**STRICT, "arbitrary_types_allowed": True}
-)
+@metadata
 class PoolTargets(PoolManifest):
     """Indices of unlabelled images in the pool, int64 [N]; class probabilities, float16 [N, C]."""
 

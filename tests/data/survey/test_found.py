@@ -1,7 +1,7 @@
 import pytest
 from benchmark_tree import image
 
-from kdpl.data.survey import FoundImage, find, inspect_images, leave_out_copies
+from kdpl.data.survey import FoundImage, find, inspect_images, leave_out
 
 
 @pytest.mark.parametrize(
@@ -37,10 +37,14 @@ def test_of_equal_files_a_test_image_stays_before_val_before_labelled_before_unl
     for number, text in enumerate(described.split()):
         digest, label, split = text.split(":")
         images.append(FoundImage(str(number), label, split, digest=digest))
-    kept, copies = leave_out_copies(images)
+    kept, copies = leave_out(images)
     assert [image.path for image in kept] == ["3", "4", "5"]
-    pairs = [(copy.path, image.path) for copy, image in copies]
-    assert pairs == [("0", "3"), ("1", "3"), ("2", "4"), ("6", "5")]
+    assert [copy.fault for copy in copies] == [
+        "0 is a copy of 3 (test)",
+        "1 is a copy of 3 (test, of class dog)",
+        "2 is a copy of 4 (val)",
+        "6 is a copy of 5 (train)",
+    ]
 
 
 def test_a_look_tells_size_digest_and_fault_in_order_for_any_number_of_workers(tmp_path):

@@ -48,7 +48,7 @@ def test_the_choice_is_the_greedy_one(seed, labeled, cells, monkeypatch):
 
 def test_all_images_can_be_chosen_duplicates_and_certain_predictions_too():
     features, predictions = features_of(4, 1).repeat(2, 1), torch.eye(8)
-    assert sorted(to_label(features, predictions, 8)) == [*range(8)]
+    assert sorted(to_label(features, predictions, 8, features[:0])) == [*range(8)]
 
 
 def groups(a_class, classes=3, seed=5, noise=0.1):
