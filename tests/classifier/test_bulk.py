@@ -1,7 +1,6 @@
 import json
 import os
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from kdpl.__main__ import main
 from kdpl.classifier import PredictOptions
 from kdpl.classifier.bulk import BulkPrediction
 from kdpl.classifier.companion import Companion
-from kdpl.classifier.folder import keep_task
 from kdpl.data.decoding import PUBLISHED, Decoding, open_image
 from kdpl.data.readers.digits import open_digit
 from kdpl.runtime.origin import difference
@@ -113,27 +111,6 @@ def parts_of(classifier):
     return classifier.encoder, classifier.vectors, classifier.logit_scale, classifier.clip
 
 
-def test_a_table_is_not_resumed_with_other_thresholds(
-    classifier, pictures, tmp_path, monkeypatch, capsys
-):
-    pytest.importorskip("kdpl.multilabel")
-    encoder, vectors, *rest = parts_of(Classifier.load(classifier))
-    several, out = tmp_path / "several", tmp_path / "table.csv"
-    Classifier(encoder, replace(vectors, task="multilabel"), *rest).save(several)
-    keep_task(several, {"thresholds": [0.4] * 10})
-    with monkeypatch.context() as patch:
-        interrupt_predict(patch, at=21)
-        assert predict(several, pictures, out, *TWO_BY_TWO) == 130
-    keep_task(several, {"thresholds": [0.4, *[0.9] * 9]})
-    assert predict(several, pictures, out, *TWO_BY_TWO) == 1
-    words = "table.csv.partial was made from something else (task.thresholds is [0.4, 0.4, 0.4"
-    assert words in capsys.readouterr().err
-    assert not out.exists()
-    keep_task(several, {"thresholds": [0.4] * 10})
-    assert predict(several, pictures, out, *TWO_BY_TWO) == 0
-    assert len(rows_of(out)) == 60
-
-
 class Scores(Companion):
     """A score of each image, as a plugin may keep it beside a classifier."""
 
@@ -174,6 +151,11 @@ def test_what_rows_are_made_from_names_all_that_decides_them(classifier, picture
     }
     for name, other in changed.items():
         assert difference(origin(Classifier(*parts)), origin(other))[0] == name
+    several = pytest.importorskip("kdpl.multilabel.task").MultiLabel
+    first, second = (
+        origin(Classifier(*parts, task=several([threshold] * 10))) for threshold in (0.4, 0.9)
+    )
+    assert difference(first, second)[0] == "task.thresholds"
 
 
 def test_files_and_shards_are_opened_as_in_training(classifier, tmp_path):

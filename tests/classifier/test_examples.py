@@ -1,6 +1,5 @@
 """Classes by example images, against a plain implementation on lists of features."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -204,9 +203,3 @@ def test_what_does_not_fit_is_refused(loaded, examples, monkeypatch):
     unread = Classifier(loaded.encoder, loaded.vectors, loaded.logit_scale, loaded.clip)
     with refusal(ArtifactError, "no sample of its pool"):
         unread.add_class("eel", images)
-
-
-def test_vectors_of_names_hold_no_fields_of_examples(loaded):
-    assert (
-        not {"scales", "biases", "encoder"} & json.loads(json.dumps(loaded.vectors.fields())).keys()
-    )

@@ -4,17 +4,13 @@ import torch
 import world
 
 from kdpl.errors import ConfigError
-from kdpl.prompts import PromptConfig, prompt_method
+from kdpl.prompts import PromptConfig
 from kdpl.prompts.coupled import CoupledPrompts
 
 
 def coupled(clip, depth=3):
     size = PromptConfig(2, depth)
     return world.disturbed(CoupledPrompts(size, size, None, clip), 0.5)
-
-
-def test_it_has_a_short_name():
-    assert prompt_method("coupled") is CoupledPrompts
 
 
 def test_a_depth_that_only_one_tower_has_is_refused(clip_of):
