@@ -194,26 +194,6 @@ def test_a_killed_job_leaves_no_lock_and_a_refused_requeue_is_reported(slurm, tm
     assert f"{out}/checkpoints/last.ckpt is kept: submit it again to resume {out}" in text
 
 
-@pytest.mark.parametrize(
-    ("command", "devices", "words"),
-    [
-        ("srun --ntasks=2 --ntasks-per-node=2", 1, "devices=1"),
-        ("srun --ntasks=2", 2, "give --ntasks-per-node instead of --ntasks"),
-        ("salloc -J mine --ntasks-per-node=2 --nodes=1", 2, "put srun before the command"),
-    ],
-)
-def test_a_job_that_would_hang_is_refused(command, devices, words, slurm, tmp_path):
-    fit = [*DATA, *TEACHER, *SHORT, f"--trainer.devices={devices}", f"--out={tmp_path / 'out'}"]
-    done = slurm.run(
-        *command.split(), sys.executable, "-m", "kdpl", "fit", *fit, cwd=ROOT, check=False
-    )
-    assert done.returncode != 0
-    assert any(line.startswith("error: ") and words in line for line in done.stderr.splitlines()), (
-        done.stderr
-    )
-    assert not list(tmp_path.rglob("*.ckpt"))
-
-
 def test_an_array_shares_the_runs_of_a_campaign_also_when_requeued(slurm, tmp_path):
     data, out = make_trees(tmp_path / "data"), tmp_path / "out"
     file = written(

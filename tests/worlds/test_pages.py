@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from benchmarks.worlds import collages, pages
-from kdpl.data.readers.digits import read_digits
 
 FEW = {"train": 30, "val": 5, "test": 10}
 COLORS = {"hat": (255, 0, 0), "shoes": (0, 0, 255)}
@@ -31,17 +30,6 @@ def test_each_page_has_one_to_five_digits_and_their_names_and_is_the_same_each_t
         assert Image.open(table.parent / row["image"]).size == (pages.SIZE, pages.SIZE)
 
 
-def test_a_page_of_one_digit_shows_that_digit_alone(monkeypatch):
-    monkeypatch.setattr(pages, "MOST_DIGITS", 1)
-    digits = read_digits().test
-    for seed in range(20):
-        page, labels = pages.draw_page(digits[:1], np.random.default_rng(seed))
-        assert labels == [digits[0].label]
-        rows, columns, _ = np.nonzero(np.asarray(page) > 128)
-        assert 5 < np.ptp(rows) < 20
-        assert np.ptp(columns) < 20
-
-
 @pytest.fixture(name="photographs")
 def _photographs(tmp_path):
     """Photographs as they are prepared: two of each of two classes, and one without a label."""
@@ -55,15 +43,6 @@ def _photographs(tmp_path):
     Image.new("RGB", (90, 120), (0, 128, 0)).save(folder / "unlabeled" / "3.jpg")
     (folder / "unlabeled.csv").write_text("image,class\n3.jpg,skirt\n")
     return folder
-
-
-def test_training_alone_has_the_unlabelled_photographs_with_their_classes(photographs):
-    splits = collages.read_photographs(photographs)
-    both = ["hat", "hat", "shoes", "shoes"]
-    assert [label for _, label in splits["train"]] == [*both, "skirt"]
-    for split in ("val", "test"):
-        assert [label for _, label in splits[split]] == both
-        assert {file.parent.parent.name for file, _ in splits[split]} == {split}
 
 
 def test_each_collage_shows_the_classes_that_the_table_names(photographs, tmp_path):

@@ -1,7 +1,6 @@
 import io
 import itertools
 import subprocess
-from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -10,10 +9,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks.worlds.photographs import images
-from benchmarks.worlds.photographs.images import LABELED, PhotoSet, split_images, write_set
+from benchmarks.worlds.photographs.images import PhotoSet, write_set
 from benchmarks.worlds.photographs.projections import Classifier, choose_settings, fit_projections
 from kdpl.data.readers.folder import Folder
-from kdpl.errors import DataError
 
 PETS = PhotoSet("somebody/pets", ("train", "more"), {"cats": "cat", "dogs": "dog"}, unlabeled=6)
 
@@ -24,16 +22,6 @@ def photo(seed):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG")
     return file.getvalue()
-
-
-def test_images_are_split_by_their_digests_alone():
-    digests = [sha256(bytes([number])).hexdigest() for number in range(100)]
-    splits = split_images(digests, unlabeled=30)
-    assert {split: len(part) for split, part in splits.items()} == {**LABELED, "unlabeled": 30}
-    assert len(set().union(*splits.values())) == 90
-    assert split_images(digests[::-1], unlabeled=30) == splits
-    with pytest.raises(DataError, match="has 59 different images but needs 60"):
-        split_images(digests[:59], unlabeled=30)
 
 
 def test_a_set_is_a_folder_of_the_committed_images_each_once(tmp_path, monkeypatch):
