@@ -89,12 +89,6 @@ def test_a_target_with_a_setting_changes_what_is_distilled(student_run, teacher_
     assert loss != runs.curves_of(student_run)["train/loss"][0][1]
 
 
-def test_a_target_that_is_not_there_is_refused(teacher_run, tmp_path, capsys):
-    option = "--model.init_args.target=my_targets.Smothed"
-    assert runs.fit_student(tmp_path / "out", teacher_run, option) == 1
-    runs.error_line(capsys, "my_targets.Smothed")
-
-
 def test_a_dataset_is_read_by_a_class_path(tmp_path):
     for number in range(20):
         name = f"{('crab', 'swan')[number % 2]}_{number:03}.jpg"

@@ -83,27 +83,6 @@ def test_the_environment_has_every_extra_so_that_no_test_is_skipped():
     assert {name for name in names if not is_installed(name)} == set()
 
 
-def test_a_python_that_is_too_old_or_missing_is_named_and_no_environment_is_left(tmp_path):
-    old, venv = tmp_path / "python3.10", tmp_path / "venv"
-    pretend = "import sys; sys.version_info = (3, 10, 4); exec(sys.argv[1])"
-    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{pretend}" "$2"\n', encoding="utf-8")
-    old.chmod(0o755)
-    # not as a child of the make that may run these tests
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
-    }
-    too_old = f"kdpl needs Python 3.11 or newer, but {old} is 3.10: set another with PYTHON=…"
-    for python, sentence in ((old, too_old), ("no-such-python", "no-such-python does not exist: ")):
-        command = ["make", "test", f"PYTHON={python}", f"VENV={venv}"]
-        refused = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-        )
-        assert refused.returncode != 0
-        assert refused.stderr.splitlines()[0].startswith(sentence)
-        assert refused.stdout == ""
-        assert not venv.exists()
-
-
 @pytest.mark.parametrize(
     ("command", "extra"),
     [

@@ -147,14 +147,6 @@ def test_classes_of_a_file_are_those_that_are_added_one_by_one(
         read.add_class("crab", paths(examples / "noise"))
 
 
-def test_examples_are_predicted_as_names_are(classifier, loaded, examples, tmp_path, capsys):
-    out = tmp_path / "vectors.safetensors"
-    loaded.encode_examples({"noise": paths(examples / "noise")}).save(out)
-    images = str(examples / "noise")
-    assert main(["predict", str(classifier), images, f"--add-classes={out}"]) == 0
-    assert capsys.readouterr().out.count(",noise,") == 2
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -188,16 +188,15 @@ def raw(header, data=b"\0" * 64, length=None):
     return struct.pack("<Q", length or len(text)) + text + data
 
 
-def entry(shape, offsets=(0, 64)):
-    return {"dtype": "F32", "shape": shape, "data_offsets": offsets}
+def header_of_one(shape, offsets):
+    return {"t": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}
 
 
 HEADERS = {
     "length 2^60": raw({}, length=2**60),
-    "10^9 classes": raw({"t": entry(shape=(10**9, 512), offsets=(0, 2048 * 10**9))}),
-    "other size than its offsets": raw({"t": entry(shape=(4, 5))}),
+    "10^9 classes": raw(header_of_one(shape=(10**9, 512), offsets=(0, 2048 * 10**9))),
     "nested": raw(b'{"t":' + DEEP.encode() + b"}"),
-    "no edges": raw({"t": entry(shape=(0, 5), offsets=(0, 0))}, b""),
+    "no edges": raw(header_of_one(shape=(0, 5), offsets=(0, 0)), b""),
 }
 
 

@@ -1,5 +1,3 @@
-from collections import Counter
-
 import numpy as np
 import pytest
 
@@ -7,24 +5,6 @@ from benchmarks.worlds import letters
 
 # the first that ships all fonts
 pytest.importorskip("matplotlib")
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return letters.read_letters()
-
-
-def test_every_writer_of_a_split_writes_every_letter_once_and_writes_in_no_other_split(splits):
-    writers = []
-    for records, number in ((splits.train, 60), (splits.val, 10), (splits.test, 50)):
-        assert Counter(record.label for record in records) == dict.fromkeys(range(26), number)
-        pairs = [record.source.split("/")[1:] for record in records]
-        assert [letter for _, letter in pairs] == [
-            splits.class_names[record.label][-1] for record in records
-        ]
-        writers.append({writer for writer, _ in pairs})
-        assert len({*map(tuple, pairs)}) == len(records) == 26 * len(writers[-1])
-    assert len(set.union(*writers)) == sum(map(len, writers))
 
 
 @pytest.mark.parametrize(
