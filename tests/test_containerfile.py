@@ -24,15 +24,6 @@ def of(instruction):
     return [rest for name, rest in STEPS if name == instruction]
 
 
-def test_what_is_sent_to_the_build_is_what_it_copies():
-    text = (ROOT / ".containerignore").read_text()
-    first, *lines = (line for line in text.splitlines() if not line.startswith("#"))
-    assert first == "*"
-    copied = {source for rest in of("COPY") for source in rest.split()[:-1]}
-    assert {line.removeprefix("!") for line in lines if line.startswith("!")} == copied
-    assert all((ROOT / source).exists() for source in copied)
-
-
 @pytest.mark.slow
 def test_every_step_runs_in_an_environment_and_the_entry_point_trains(tmp_path):
     with tempfile.TemporaryDirectory(dir=tmp_path) as scratch:

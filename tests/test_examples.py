@@ -103,16 +103,9 @@ def test_a_dataset_is_read_by_a_class_path(tmp_path):
         _ = build_data([], [*reader, str(tmp_path / "empty")]).class_names
 
 
-@pytest.fixture
-def both_stages():
-    return runpy.run_path(str(PAGE.parent / "examples" / "both_stages.py"))["main"]
-
-
 @pytest.mark.slow
-def test_the_script_of_both_stages_ends_with_the_quickstarts_accuracies(
-    both_stages, tmp_path, capsys
-):
-    both_stages(tmp_path)
+def test_the_script_of_both_stages_ends_with_the_quickstarts_accuracies(tmp_path, capsys):
+    runpy.run_path(str(PAGE.parent / "examples" / "both_stages.py"))["main"](tmp_path)
     out = capsys.readouterr().out
     measured = [f"{100 * float(value):.1f}" for value in re.findall(r"test/acc\D+([\d.]+)", out)]
     readme = (PAGE.parent / "README.md").read_text(encoding="utf-8")

@@ -24,19 +24,11 @@ def name_of(requirement):
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
 
-@pytest.fixture
-def wheel(tmp_path):
-    """The wheel of this package."""
+@pytest.mark.slow
+def test_the_wheel_is_this_version_whole_and_finds_its_configs_by_name_once_installed(tmp_path):
     options = ["--no-deps", "--no-build-isolation", "-w", tmp_path]
     subprocess.run([*PIP, "wheel", *options, ROOT], check=True)
-    (file,) = tmp_path.glob("kdpl-*.whl")
-    return file
-
-
-@pytest.mark.slow
-def test_the_wheel_is_this_version_whole_and_finds_its_configs_by_name_once_installed(
-    wheel, tmp_path
-):
+    (wheel,) = tmp_path.glob("kdpl-*.whl")
     with zipfile.ZipFile(wheel) as opened:
         names = opened.namelist()
     assert {name.split("/")[0] for name in names} == {"kdpl", f"kdpl-{kdpl.__version__}.dist-info"}

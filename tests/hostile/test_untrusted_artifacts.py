@@ -21,31 +21,10 @@ from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.artifacts import write_tensors
 
 DEEP = "[" * 10_000 + "]" * 10_000
-VALUES = {
-    "a number": "-7",
-    "not a number": "NaN",
-    "true": "true",
-    "a text": '"text"',
-    "a list": "[1]",
-    "an object": '{"a": 1}',
-    "a huge number": "1" * 4000,
-    "1 MB of text": json.dumps("x" * 1_000_000),
-    "10,000 levels": DEEP,
-}
-TEXTS = ("model", "pretrained", "fingerprint", "context", "teacher", "text_fingerprint", "method")
-FITTING = {
-    "a text": TEXTS,
-    "null": ("num_base", "context", "class_texts", "background"),
-    "true": ("quick_gelu", "projector", "orientation"),
-    "left out": ("class_texts", "resize_mode", "interpolation"),
-}
-"""Fields for which a value is of the right kind, so that no reader can know it to be wrong."""
-
-
-def fits(path, title):
-    name = path.rpartition(".")[2]
-    optional = path == "text.length" or path.startswith("decoding")
-    return name in FITTING.get(title, ()) or (title == "left out" and optional)
+# none of a kind that some field has
+VALUES = ("-7", "NaN", "[1]", '{"a": 1}', "1" * 4000, json.dumps("x" * 1_000_000), DEEP)
+OPTIONAL = ("num_base", "context", "class_texts", "resize_mode", "interpolation", "text.length")
+"""Fields that may be null or missing, as may those of the decoding."""
 
 
 def refused(call, path, remedy):
@@ -65,18 +44,16 @@ def paths_of(fields, prefix=""):
 def invalid(fields):
     """The fields as JSON with one of them left out, null, or in turns four other values."""
     for number, path in enumerate(paths_of(fields)):
-        turn = [list(VALUES)[(4 * number + i) % len(VALUES)] for i in range(4)]
-        values = {"left out": "", "null": "null", **{title: VALUES[title] for title in turn}}
-        for title, value in values.items():
-            if fits(path, title):
-                continue
+        values = [VALUES[(4 * number + i) % len(VALUES)] for i in range(4)]
+        optional = path.endswith(OPTIONAL) or path.startswith("decoding")
+        for value in values if optional else (*values, "null", None):
             copy = json.loads(json.dumps(fields))
             *outer, name = path.split(".")
             inner = reduce(dict.__getitem__, outer, copy)
             inner[name] = "@here@"
-            if title == "left out":
+            if value is None:
                 del inner[name]
-            yield json.dumps(copy).replace('"@here@"', value)
+            yield json.dumps(copy).replace('"@here@"', str(value))
 
 
 def header_of(path):

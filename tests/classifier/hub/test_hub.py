@@ -96,14 +96,11 @@ def test_the_card_states_data_protocol_accuracies_teacher_and_licence(classifier
     assert (card.data.library_name, card.data.pipeline_tag) == ("kdpl", "image-classification")
     for words in (
         "# Image classifier of 5 classes\n\n## Classes\n\n`sea_horse`, `crab`",
-        "\n\nThe first 3 are base classes",
         "\n\n- dataset `dtd`, protocol `base_to_novel`, seed 3\n- labels for tuning the teacher: 16 images per class",
         "On 11 test images",
         "|---|--:|\n| all classes | 50.0% |\n| base classes | 62.5% |\n",
         "\n| harmonic mean | 35.7% |\n\n##",
         "- image encoder: CLIP `test-student`, weights `weights.pt`, images of 32 pixels\n- class vectors",
-        "CLIP `test-teacher-quickgelu`",
-        "licence of their publishers",
     ):
         assert words in card.text, words
     assert "/secret" not in card.content
