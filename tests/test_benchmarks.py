@@ -23,12 +23,6 @@ def _miniatures():
     register_miniatures()
 
 
-def settings_of(batch_size):
-    return Settings(
-        small=True, device="cpu", precision="32-true", batch_size=batch_size, repeats=1, threads=1
-    )
-
-
 @pytest.fixture(scope="module")
 def step():
     return Distillation(SMALL, SMALL.many, 4, CPU)
@@ -135,7 +129,8 @@ def test_the_comparisons_for_a_gpu_run_on_miniatures(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_what_ships_and_open_clip_classify_the_same_files_and_are_compared(tmp_path, monkeypatch):
-    inference = Inference(settings_of(batch_size=5), tmp_path)
+    options = {"small": True, "device": "cpu", "precision": "32-true", "repeats": 1, "threads": 1}
+    inference = Inference(Settings(batch_size=5, **options), tmp_path)
     predictions = {side: run() for side, run in inference.sides.items()}
     names = set(SMALL.names(SMALL.few))
     assert set(predictions[ONNX]) <= names

@@ -135,11 +135,8 @@ def shapes(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("shapes")
 def test_a_plugin_of_another_package_brings_one_thing_of_each_kind(tmp_path, capsys):
     teacher, student = tmp_path / "teacher", tmp_path / "student"
-    classifier, photo, names = (
-        student / "classifier",
-        tmp_path / "photo.png",
-        tmp_path / "names.txt",
-    )
+    classifier = student / "classifier"
+    photo, names = tmp_path / "photo.png", tmp_path / "names.txt"
     reader = ["--data.init_args.dataset=shapes", "--data.init_args.val_shots=null", *ONE_EPOCH]
 
     # datasets, tasks, models, targets, callbacks

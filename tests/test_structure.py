@@ -3,18 +3,16 @@
 import ast
 import importlib.metadata
 import os
-import re
 import sys
-import tomllib
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from test_project import PYPROJECT, name_of
 
 ROOT = Path(__file__).parents[1] / "kdpl"
 
-PYPROJECT = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
 REMOVABLE = PYPROJECT["tool"]["kdpl"]["removable"]
 """Folders that can be removed, each with the folders of these that it imports."""
 
@@ -99,7 +97,3 @@ def test_every_import_is_a_declared_dependency_and_those_of_extras_wait_until_th
                     needed = {name_of(provider) for provider in providers.get(package, [])}
                     assert needed & (core if at_start else core | extras), f"{module}: {name}"
                 assert not (at_start and name.startswith(OF_AN_EXTRA)), module
-
-
-def name_of(requirement):
-    return re.match(r"[A-Za-z0-9_-]+", requirement).group().lower().replace("_", "-")

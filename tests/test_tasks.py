@@ -4,7 +4,7 @@ import plain
 import pytest
 import torch
 
-from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Prediction, agreement_of
+from kdpl.tasks import MULTI_CLASS, DecisionRule, agreement_of
 
 LOGITS = 4 * torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 4, 2, 2, 1, 3])
@@ -55,21 +55,3 @@ def test_agreement_is_the_share_of_images_whose_largest_score_is_at_the_same_pla
 )
 def test_a_rule_decides_which_classes_are_named(rule, named):
     assert MULTI_CLASS.decide([3, 0, 1], [0.6, 0.3, 0.1], DecisionRule(**rule)) == named
-
-
-def test_columns_and_cells_of_a_table():
-    top = [Prediction("seal", 0.7), Prediction("otter", 0.2)]
-    predicted = Predicted(top, torch.zeros(3), {"unknown": 0.1234567, "other": 1.0})
-    columns = MULTI_CLASS.columns(2, DecisionRule(set_threshold=0.1, scores=("unknown",)))
-    assert columns == ["class", "probability", "class_2", "probability_2", "classes", "unknown"]
-    assert MULTI_CLASS.cells(predicted, columns) == {
-        "class": "seal",
-        "probability": 0.7,
-        "class_2": "otter",
-        "probability_2": 0.2,
-        "classes": "seal;otter",
-        "unknown": 0.123457,
-    }
-    rejected = predicted._replace(top=[Prediction(None, 0.3)])
-    cells = MULTI_CLASS.cells(rejected, MULTI_CLASS.columns(1, DecisionRule()))
-    assert cells == {"class": None, "probability": 0.3}

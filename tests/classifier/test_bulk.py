@@ -1,14 +1,12 @@
 import json
-import os
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from forked import ForkedProcess
 from PIL import Image
-from runs import error_line, interrupt_predict, rows_of, wait_for
+from runs import error_line, interrupt_predict, rows_of
 from zoo import odd_photo
 
 from kdpl import Classifier
@@ -20,11 +18,6 @@ from kdpl.data.decoding import PUBLISHED, Decoding, open_image
 from kdpl.data.readers.digits import open_digit
 from kdpl.runtime.origin import difference
 from kdpl.tasks import DecisionRule
-
-SLOWLY = (
-    "import sys, time; from kdpl.classifier.sources import Item; from kdpl.__main__ import main; plain = Item.open; "
-    "Item.open = lambda *args, **kwargs: (time.sleep(0.05), plain(*args, **kwargs))[1]; sys.exit(main(sys.argv[1:]))"
-)
 
 
 @pytest.fixture(scope="module")
@@ -43,32 +36,6 @@ TWO_BY_TWO = ("--batch-size=2", "--workers=1")
 
 def predict(classifier, pictures, out, *more):
     return main(["predict", str(classifier), str(pictures), f"--out={out}", *more])
-
-
-@pytest.mark.slow
-def test_a_killed_command_resumes_with_each_image_once_in_order(
-    classifier, pictures, tmp_path, capsys
-):
-    out, partial = tmp_path / "table.csv", tmp_path / "table.csv.partial"
-    options = [*TWO_BY_TWO, f"--out={out}"]
-    arguments = ["predict", str(classifier), str(pictures), *options]
-    process = ForkedProcess(["-c", SLOWLY, *arguments], dict(os.environ))
-    wait_for(lambda: partial.exists() and partial.read_bytes().count(b"\n") >= 4)
-    process.kill()
-    process.wait()
-    assert not out.exists()
-    assert 4 <= partial.read_bytes().count(b"\n") < 60
-    assert main(arguments) == 0
-    assert "resuming after " in capsys.readouterr().err
-    assert predict(classifier, pictures, tmp_path / "at_once.csv") == 0
-    resumed, at_once = (
-        [{**row, "probability": None} for row in rows_of(file)]
-        for file in (out, tmp_path / "at_once.csv")
-    )
-    assert resumed == at_once
-    assert [Path(row["path"]).stem for row in resumed] == NUMBERS
-    assert [row["path"] for row in resumed if row["error"]] == [str(pictures / "17.png")]
-    assert not partial.exists()
 
 
 def test_a_finished_table_stays(classifier, pictures, tmp_path, capsys):

@@ -64,7 +64,7 @@ def header_of(path):
 
 @pytest.fixture(scope="module")
 def vectors():
-    return world.frozen_vectors()
+    return world.frozen_vectors(class_texts=("a crab", "a horse", "c", "d", "e, of the sea"))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 import json
 import shutil
 from dataclasses import replace
-from importlib.util import find_spec
 from unittest.mock import Mock
 
 import huggingface_hub
@@ -16,6 +15,7 @@ from test_classifier import make_classifier
 
 import kdpl.classifier.hub
 from kdpl import Classifier
+from kdpl.classifier.companion import companion_kinds
 from kdpl.classifier.hub import from_pretrained, model_card, push_to_hub, save_pretrained
 from kdpl.errors import ArtifactError
 from kdpl.runtime.predictions import write_results
@@ -58,11 +58,8 @@ def hub(tmp_path, monkeypatch):
             return f"https://huggingface.co/{repo_id}/commit/1"
 
     def snapshot(repo_id, allow_patterns, **options):
-        names = {"model"}
-        if find_spec("kdpl.confidence") is not None:
-            names |= {"held_out", "pool_sample", "taxonomy", "unknown"}
-        files = {f"{name}.safetensors" for name in names}
-        assert set(allow_patterns) == {"classifier.json", *files}
+        files = {"classifier.json", "model.safetensors"}
+        assert {*allow_patterns} == files.union(kind.file for kind in companion_kinds().values())
         validate_repo_id(repo_id)
         if not (root / repo_id).is_dir():
             raise LocalEntryNotFoundError(f"{repo_id} is not there.")
