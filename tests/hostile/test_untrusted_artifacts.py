@@ -42,13 +42,17 @@ def paths_of(fields, prefix=""):
 
 
 def invalid(fields):
-    """The fields as JSON with one of them left out, null, or in turns four other values."""
+    """The fields as JSON with one of them left out, null, or with values of another kind, four of them in turns."""
     for number, path in enumerate(paths_of(fields)):
+        *outer, name = path.split(".")
         values = [VALUES[(4 * number + i) % len(VALUES)] for i in range(4)]
         optional = path.endswith(OPTIONAL) or path.startswith("decoding")
-        for value in values if optional else (*values, "null", None):
+        values += [] if optional else ["null", None]
+        # what might be taken for a number
+        is_number = type(reduce(dict.__getitem__, outer, fields)[name]) in (int, float)
+        values += ["true", '"7"'] if is_number else []
+        for value in values:
             copy = json.loads(json.dumps(fields))
-            *outer, name = path.split(".")
             inner = reduce(dict.__getitem__, outer, copy)
             inner[name] = "@here@"
             if value is None:
