@@ -4,7 +4,7 @@ import plain
 import pytest
 import torch
 
-from kdpl.tasks import MULTI_CLASS, DecisionRule, agreement_of
+from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Prediction, agreement_of
 
 LOGITS = 4 * torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 4, 2, 2, 1, 3])
@@ -55,3 +55,10 @@ def test_agreement_is_the_share_of_images_whose_largest_score_is_at_the_same_pla
 )
 def test_a_rule_decides_which_classes_are_named(rule, named):
     assert MULTI_CLASS.decide([3, 0, 1], [0.6, 0.3, 0.1], DecisionRule(**rule)) == named
+
+
+def test_a_set_has_a_column_of_its_classes():
+    top = [Prediction("seal", 0.7), Prediction("otter", 0.2)]
+    columns = MULTI_CLASS.columns(1, DecisionRule(set_threshold=0.1))
+    cells = MULTI_CLASS.cells(Predicted(top, torch.zeros(3), {}), columns)
+    assert cells == {"class": "seal", "probability": 0.7, "classes": "seal;otter"}

@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 import torch
 from runs import curves_of, fit_student
@@ -5,7 +7,7 @@ from runs import test as run_test
 from slurm_job import pretend
 
 from kdpl.callbacks.preemption import InterruptionHandler
-from kdpl.runtime import slurm
+from kdpl.runtime import faults, slurm
 from kdpl.runtime.run_folder import LAST, RESULTS_FILE
 
 pytestmark = pytest.mark.usefixtures("without_companions")
@@ -72,3 +74,13 @@ def test_a_test_starts_over_when_the_job_is_started_again(tmp_path, monkeypatch,
     assert run_test(student_run, *options) == slurm.REQUEUED
     assert asked.read_text() == "requeue 17\n"
     assert not (tmp_path / "out" / RESULTS_FILE).exists()
+
+
+def test_sigterm_interrupts_a_training(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        InterruptionHandler().on_train_start(None, None)
+        with pytest.raises(faults.Terminated):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -44,29 +44,6 @@ def shared_out(workers, function, items):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _paths(faults):
-    """Return the paths that faults name, with markers, without those inside of others."""
-    named = {(path, "not slow") for fault in faults for path in fault.tests}
-    named |= {(path, "slow") for fault in faults for path in fault.slow}
-    inside = {(p, m) for p, m in named if any((str(up), m) in named for up in Path(p).parents)}
-    return sorted(named - inside)
-
-
-def control(workers, faults):
-    """Run each named path once without a fault: all must pass, or faults would seem caught."""
-    codes = [0]
-
-    def run(copy, path_and_marker):
-        path, marker = path_and_marker
-        return path, copy.run([path], marker)
-
-    for path, outcome in shared_out(workers, run, _paths(faults)):
-        said = outcome.test or outcome.words or "passes"
-        print(f"{path}: {said} ({outcome.seconds:.0f} s)", flush=True)
-        codes.append(int(said != "passes"))
-    return max(codes)
-
-
 def plant_all(workers, faults, whole_suite):
     """Plant the faults; 0 if each is caught."""
     verdicts = []
@@ -87,7 +64,6 @@ def main():
     parser = argparse.ArgumentParser(prog="make planted", description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="FAULT", help="names of faults")
     parser.add_argument("--part", default="1/1", help="a part of the faults, such as 1/4")
-    parser.add_argument("--control", action="store_true", help="run the tests without a fault")
     parser.add_argument("--all", action="store_true", help="try the whole fast suite at the end")
     parser.add_argument("--workers", type=int, default=2, help="faults at a time (default: 2)")
     options = parser.parse_args()
@@ -99,8 +75,6 @@ def main():
     faults = faults[part - 1 :: parts]
     # as Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if options.control:
-        return control(options.workers, faults)
     return plant_all(options.workers, faults, options.all)
 
 

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,11 +51,11 @@ class Copy:
         # where pytest finds it as a plugin
         shutil.copy2(Path(__file__).with_name("watch.py"), self.root)
 
-    def run(self, paths, marker, fault=None):
-        """Run tests of a marker until one fails, with a fault or without."""
+    def run(self, paths, marker, fault):
+        """Run tests of a marker until one fails, with a fault."""
         begin = time.monotonic()
         self.last_test.write_text("", encoding="utf-8")
-        with plant(fault, self.root) if fault is not None else nullcontext():
+        with plant(fault, self.root):
             code = self._pytest([*_OPTIONS, f"--basetemp={self.scratch}", "-m", marker, *paths])
         seconds = time.monotonic() - begin
         if code in (_PASSED, _NO_TESTS):

@@ -1,7 +1,10 @@
+import pytest
+
 from kdpl.runtime.predictions import (
     ImagePrediction,
     read_predictions,
     read_results,
+    spread,
     write_predictions,
     write_results,
 )
@@ -28,3 +31,8 @@ def test_accuracies_are_read_to_the_last_digit_and_a_second_test_replaces_them(t
         write_results(tmp_path, 3, {"test/acc": accuracy, "test/hm": 0.1})
     assert read_results(tmp_path) == {"images": 3, "test/acc": 1 / 3, "test/hm": 0.1}
     assert [path.name for path in tmp_path.iterdir()] == [RESULTS_FILE]
+
+
+@pytest.mark.parametrize(("items", "count", "chosen"), [(9, 3, [0, 3, 6]), (2, 5, [0, 1])])
+def test_items_are_spread_evenly(items, count, chosen):
+    assert spread(range(items), count) == chosen
