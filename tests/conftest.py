@@ -37,6 +37,15 @@ collect_ignore = [
     file for module, files in IMPORTED.items() if find_spec(module) is None for file in files
 ]
 
+if find_spec("hypothesis") is not None:
+    from hypothesis import settings
+
+    # the same examples every time, and no clock: the machine may be busy
+    settings.register_profile(
+        "kdpl", derandomize=True, deadline=None, max_examples=50, database=None
+    )
+    settings.load_profile("kdpl")
+
 # a sixth of the time of collecting tests would be for looking through the objects of all modules for garbage
 gc.disable()
 

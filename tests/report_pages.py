@@ -79,7 +79,6 @@ def change_vectors(stage, **changes):
 def make(folder, out=None):
     """Make a report, timing one batch of each encoder; returns its HTML."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdpl.report.cost._SECONDS", 0)
         patch.setattr("kdpl.report.cost._MIN_ROUNDS", 1)
         assert main(["report", str(folder), *([f"--out={out}"] if out else [])]) == 0
     return (out or folder / "report.html").read_text(encoding="utf-8")

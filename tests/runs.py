@@ -132,8 +132,9 @@ def wait_for(condition, seconds=300):
         time.sleep(0.05)
 
 
-def _error_of(err, words):
+def error_line(capsys, *words, err=None):
     """The last line of what was printed, an error without a traceback that has these words."""
+    err = capsys.readouterr().err if err is None else err
     assert "Traceback" not in err
     assert err.count("error: ") == 1, err
     line = err.splitlines()[-1]
@@ -143,15 +144,11 @@ def _error_of(err, words):
     return line
 
 
-def error_line(capsys, *words):
-    return _error_of(capsys.readouterr().err, words)
-
-
 def refused(capsys, code, *words):
     """Require a command to have ended with 1 and to have printed nothing but one line, an error with these words."""
     out, err = capsys.readouterr()
     assert (code, out, err.count("\n")) == (1, "", 1), err
-    _error_of(err, words)
+    error_line(capsys, *words, err=err)
 
 
 @contextmanager

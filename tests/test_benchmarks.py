@@ -5,7 +5,6 @@ import torch
 
 from benchmarks import doubt, gpu, refinement
 from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
-from benchmarks.example_classes import LEFT_OUT, Without
 from benchmarks.inference import CLASSIFIER, ONNX, Inference
 from benchmarks.measuring import flops
 from benchmarks.rows import Bench, Row
@@ -13,9 +12,7 @@ from benchmarks.run import main
 from benchmarks.settings import Settings
 from benchmarks.sizes import SMALL, register_miniatures
 from benchmarks.start import SHARDS
-from benchmarks.suggest import Relabeled
 from benchmarks.texts import Texts
-from kdpl.data.readers.digits import read_digits
 from kdpl.targets.refinement.refine import Weights, affinity, nearest, refine
 
 CPU = torch.device("cpu")
@@ -24,12 +21,6 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True, scope="module")
 def _miniatures():
     register_miniatures()
-
-
-def settings_of(batch_size):
-    return Settings(
-        small=True, device="cpu", precision="32-true", batch_size=batch_size, repeats=1, threads=1
-    )
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +129,8 @@ def test_the_comparisons_for_a_gpu_run_on_miniatures(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_what_ships_and_open_clip_classify_the_same_files_and_are_compared(tmp_path, monkeypatch):
-    inference = Inference(settings_of(batch_size=5), tmp_path)
+    options = {"small": True, "device": "cpu", "precision": "32-true", "repeats": 1, "threads": 1}
+    inference = Inference(Settings(batch_size=5, **options), tmp_path)
     predictions = {side: run() for side, run in inference.sides.items()}
     names = set(SMALL.names(SMALL.few))
     assert set(predictions[ONNX]) <= names
@@ -162,23 +154,3 @@ def test_what_is_measured_of_doubt_has_a_row_for_each_wish_and_each_kind_of_othe
     kinds = ["letters", "printed letters", "noise", "photographs", "textures"]
     wishes = [f"error {error}%" for error in (1, 2, 5, 10, 20)] + ["sets 90%", "sets 95%"]
     assert [row.partition(":")[0].strip() for row in rows] == wishes + kinds
-
-
-def test_a_relabeled_world_has_the_labels_of_the_file_and_all_training_images_without_them(
-    tmp_path,
-):
-    (tmp_path / "labels.json").write_text('[["digits/0001", 3], ["digits/0002", 4]]')
-    splits, digits = Relabeled("digits", str(tmp_path / "labels.json")).read(), read_digits()
-    assert splits.train == (("digits/0001", 3), ("digits/0002", 4))
-    assert splits.unlabeled == [record.source for record in digits.train]
-    assert (splits.val, splits.test) == (digits.val, digits.test)
-
-
-def test_a_world_without_classes_has_no_image_or_name_of_them():
-    left_out, digits = LEFT_OUT["digits"][1], read_digits()
-    splits = Without("digits", 1).read()
-    assert len(splits.class_names) == 10 - len(left_out)
-    for records, whole in ((splits.train, digits.train), (splits.test, digits.test)):
-        named = {record.source: splits.class_names[record.label] for record in records}
-        kept = (record for record in whole if record.label not in left_out)
-        assert named == {record.source: digits.class_names[record.label] for record in kept}

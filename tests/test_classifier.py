@@ -174,9 +174,6 @@ def test_embeddings_are_the_encoders_features_of_the_same_images(classifier, tmp
     half = classifier.embed(pil, precision="bf16-mixed")
     assert half.dtype == torch.float32
     assert 0 < (half - expected).abs().max() < 0.05
-    (tmp_path / "1.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"1\.png"):
-        classifier.embed([tmp_path / "1.png"])
 
 
 def test_probabilities_are_the_softmax_over_all_classes_highest_first(classifier):
@@ -187,14 +184,6 @@ def test_probabilities_are_the_softmax_over_all_classes_highest_first(classifier
     assert [g.class_name for g in guesses] == [world.NAMES[i] for i in order]
     probabilities = (logits.exp() / logits.exp().sum())[order].tolist()
     assert [g.probability for g in guesses] == pytest.approx(probabilities, rel=1e-5)
-
-
-def test_pictures_of_other_modes_are_read_as_rgb(classifier):
-    grey = Image.new("L", (32, 32), 77)
-    expected = classifier.predict([Image.new("RGB", (32, 32), (77, 77, 77))])
-    assert classifier.predict([grey]) == classifier.predict([grey.convert("RGBA")]) == expected
-    with pytest.raises(DataError, match="8 or 16 unsigned bits"):
-        classifier.predict([Image.new("F", (32, 32))])
 
 
 @pytest.mark.parametrize("decoding", [Decoding(), Decoding((0, 90, 200)), PUBLISHED])
@@ -260,8 +249,6 @@ def test_logits_of_added_classes_are_scaled_cosines_beside_the_old(classifier, i
     assert relative_error(logits[:, 5:], 17 * features @ added.vectors.double().T) < 1e-5
     assert more.class_names == (*world.NAMES, "eel", "hermit_crab")
     assert more.vectors.num_base == 3, "the base classes stay the first ones"
-    assert more.encoder is classifier.encoder
-    assert not more.training
     more.save(tmp_path / "more")
     read = Classifier.load(tmp_path / "more")
     assert read.vectors.fields() == more.vectors.fields()
@@ -277,52 +264,33 @@ def test_a_name_is_known_in_either_spelling_of_unicode(classifier):
         more.add_classes(further(classifier, class_names=("squid louse", decomposed)))
 
 
-@pytest.mark.parametrize(
-    ("model", "changes", "match"),
-    [
-        ("test-teacher-quickgelu", {"teacher": "0" * 32}, "another tuned teacher"),
-        ("test-teacher-quickgelu", {"class_names": ("eel", "squid")}, "class 'squid' already"),
-    ],
-)
-def test_vectors_that_do_not_fit_are_not_added(model, changes, match, classifier):
-    vectors = world.frozen_vectors(model)
-    classifier = Classifier(classifier.encoder, vectors, 17.0, classifier.clip)
-    with world.refused(ArtifactError, match):
-        classifier.add_classes(further(classifier, **changes))
+def test_vectors_of_another_teacher_are_not_added(classifier):
+    with world.refused(ArtifactError, "another tuned teacher"):
+        classifier.add_classes(further(classifier, teacher="0" * 32))
 
 
-def truncate(file):
-    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:-20])
+def truncate(folder, file):
+    (folder / file).write_bytes((folder / file).read_bytes()[:-20])
 
 
-def without(name):
-    """Leave out a tensor, or narrow the class vectors."""
-
-    def damage(folder):
-        tensors = load_file(folder / "model.safetensors")
-        if name is None:
-            tensors["class_vectors"] = normalized(tensors["class_vectors"][:, :16])
-        else:
-            del tensors[name]
-        save_file(tensors, folder / "model.safetensors")
-
-    return damage
+def change_tensor(folder, name, rows=None):
+    """Replace a tensor, or leave it out."""
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    tensors |= {} if rows is None else {name: rows}
+    save_file(tensors, folder / "model.safetensors")
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        *map(truncate, ["classifier.json", "model.safetensors"]),
-        *map(without, ["class_vectors", "encoder.prompts.tokens", None]),
-        *(
-            partial(change, **fields)
-            for fields in (
-                {"prompt_depth": 2},
-                {"prompt_length": 3},
-                {"prompt_depth": 9},
-                {"image_config": {"embed_dim": 20}},
-            )
-        ),
+        partial(truncate, file="classifier.json"),
+        partial(truncate, file="model.safetensors"),
+        partial(change_tensor, name="class_vectors"),
+        partial(change_tensor, name="class_vectors", rows=torch.eye(5, 16)),
+        partial(change_tensor, name="encoder.prompts.tokens"),
+        partial(change, prompt_depth=2),
+        partial(change, image_config={"embed_dim": 20}),
     ],
 )
 def test_a_folder_whose_files_do_not_fit_each_other_is_refused(damage, folder):

@@ -11,23 +11,15 @@ import timm
 import world
 import yaml
 from benchmark_tree import TRAINABLE, VARIANTS, make_tree
-from runs import CONFIGS, DATA, SHORT, TEACHER, configs, image_folder, rows_of
-from runs import test as run_test
+from runs import CONFIGS, DATA, TEACHER, configs, image_folder
 from world import TAG
 
 from kdpl import Classifier, ClassVectors, StudentDistillation, TeacherPromptTuning
-from kdpl.__main__ import main
 from kdpl.benchmark.readers import BENCHMARKS
 from kdpl.cli.fit import parse_stage, run_stage
 from kdpl.data.domain import build_data
 from kdpl.runtime.configs import read_config
 
-ONE_EPOCH = [
-    *SHORT,
-    "--trainer.max_epochs=1",
-    "--trainer.limit_train_batches=1",
-    "--trainer.limit_val_batches=1",
-]
 NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_file())
 PUBLISHED_TEACHER = "teacher/promptsrc_vit_l14.yaml"
 PUBLISHED_STUDENT = "student/promptkd_vit_b16.yaml"
@@ -162,10 +154,7 @@ def test_base_and_novel_classes_are_halves():
 def test_the_configs_of_custom_images_read_each_split(config, root, tmp_path):
     image_folder(tmp_path / "data", splits=("train", "val", "test"))
     images = sorted((tmp_path / "data").rglob("*.png"))
-    rows = [
-        f"{image.relative_to(tmp_path)},{image.parent.name},{image.parent.parent.name}"
-        for image in images
-    ]
+    rows = [f"{image},{image.parent.name},{image.parent.parent.name}" for image in images]
     (tmp_path / "labels.csv").write_text("\n".join(["image,label,split", *rows]))
     data = built(tmp_path / root, config)
     assert data.class_names == ("cat", "dog")
@@ -196,20 +185,6 @@ def test_a_variant_of_imagenet_takes_the_place_of_the_data_that_a_run_was_traine
     test_images = built(tmp_path, "data/imagenet.yaml", name).splits.test
     assert len(test_images) >= 3
     assert all(str(record.source).startswith(folder) for record in test_images)
-
-
-def test_a_run_on_imagenet_is_tested_on_a_variant(tmp_path):
-    for tree in ("imagenet", "imagenet_a"):
-        make_tree(tree, tmp_path)
-    data = [*configs("data/imagenet.yaml", "trainer/cpu.yaml"), f"--data.init_args.root={tmp_path}"]
-    few = ["--data.init_args.shots=1", "--data.init_args.num_workers=0"]
-    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
-    assert main(["fit", *data, *TEACHER, *ONE_EPOCH, *few, f"--out={out}"]) == 0
-    checkpoint = f"--ckpt_path={out / 'checkpoints/last.ckpt'}"
-    assert run_test(out, *configs("data/imagenet_a.yaml"), checkpoint, f"--out={elsewhere}") == 0
-    sources = [row["source"] for row in rows_of(elsewhere / "test_predictions.csv")]
-    assert len(sources) >= 3
-    assert all("imagenet-adversarial" in source for source in sources)
 
 
 PUBLISHED = yaml.safe_load("""

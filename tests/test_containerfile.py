@@ -7,14 +7,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 
 import pytest
 from runs import DATA, SHORT, TEACHER
 
 ROOT = Path(__file__).parents[1]
-PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 TEXT = (ROOT / "Containerfile").read_text(encoding="utf-8")
 LINES = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", TEXT, flags=re.MULTILINE)).splitlines()
 STEPS = [tuple(line.split(maxsplit=1)) for line in LINES if line.strip()]
@@ -24,30 +22,6 @@ OF_THE_SYSTEM = "useradd "
 
 def of(instruction):
     return [rest for name, rest in STEPS if name == instruction]
-
-
-def default_of(argument):
-    (value,) = (rest.partition("=")[2] for rest in of("ARG") if rest.startswith(f"{argument}="))
-    return value
-
-
-def test_the_image_is_of_a_supported_python_and_a_user_without_rights_and_names_no_package_index():
-    python = f"Programming Language :: Python :: {default_of('PYTHON')}"
-    assert python in PYPROJECT["project"]["classifiers"]
-    (user,) = of("USER")
-    assert any(rest.startswith(OF_THE_SYSTEM) and rest.endswith(f" {user}") for rest in of("RUN"))
-    assert "://" not in TEXT
-    extras = json.loads(default_of("EXTRAS")).split(",")
-    assert {*extras} <= PYPROJECT["project"]["optional-dependencies"].keys()
-
-
-def test_what_is_sent_to_the_build_is_what_it_copies():
-    text = (ROOT / ".containerignore").read_text()
-    first, *lines = (line for line in text.splitlines() if not line.startswith("#"))
-    assert first == "*"
-    copied = {source for rest in of("COPY") for source in rest.split()[:-1]}
-    assert {line.removeprefix("!") for line in lines if line.startswith("!")} == copied
-    assert all((ROOT / source).exists() for source in copied)
 
 
 @pytest.mark.slow

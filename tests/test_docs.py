@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import browser
 import pytest
 import torch
 import world
@@ -62,20 +61,6 @@ def site(tmp_path_factory):
     assert built.returncode == 0, built.stderr
     assert len(list(folder.rglob("*.html"))) > len(PAGES)
     return folder
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(browser.CHROMIUM is None, reason=browser.NEEDED)
-def test_pages_fit_a_phone_and_a_reader_asks_no_server_for_anything(site, tmp_path):
-    with browser.browser(tmp_path) as tab:
-        tab.look(width=390)
-        for name in ("index", "faq", "notebook", "benchmark", "performance", "api"):
-            file = f"{name}.html"
-            tab.open(f"file://{site}/{file}")
-            tab.wait(f"location.href.endsWith('{file}') && document.readyState == 'complete'")
-            assert tab.run("document.documentElement.scrollWidth") == 390, name
-        assert len(tab.requested) > 20
-        assert {url.split(":")[0] for url in tab.requested} <= {"file", "data", "about"}
 
 
 @pytest.mark.slow

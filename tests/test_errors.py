@@ -1,10 +1,9 @@
-import pickle
 import traceback
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError, WeightsError, reason
+from kdpl.errors import DataError, reason
 
 SENTENCE = "image cat.png cannot be read (truncated: 3 bytes): replace or remove the file."
 
@@ -27,13 +26,6 @@ def test_error_in_a_worker_stays_one_sentence_and_notes_the_workers_traceback():
     printed = "".join(traceback.format_exception(raised.value))
     assert "in __getitem__" in printed
     assert "OSError: truncated: 3 bytes" in printed
-
-
-@pytest.mark.parametrize("kind", [ConfigError, DataError, WeightsError, ArtifactError])
-def test_errors_are_one_family_and_survive_pickling(kind):
-    error = pickle.loads(pickle.dumps(kind(SENTENCE)))  # noqa: S301
-    assert isinstance(error, KdplError)
-    assert (type(error), str(error)) == (kind, SENTENCE)
 
 
 @pytest.mark.parametrize(

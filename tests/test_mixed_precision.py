@@ -48,8 +48,8 @@ def domain_of(kind, name):
     return world.TinyDomain(num_base=3, batch_size=3, image_size=48 if name == "timm" else 32)
 
 
-class CountCasts(TorchDispatchMode):
-    """Counts the casts of tensors by shape."""
+class Casts(TorchDispatchMode, Callback):
+    """Counts the casts of tensors in the second step, by shape."""
 
     def __init__(self):
         super().__init__()
@@ -60,38 +60,26 @@ class CountCasts(TorchDispatchMode):
             self.shapes[tuple(args[0].shape)] += 1
         return function(*args, **(kwargs or {}))
 
-
-class Casts(Callback):
-    """Counts the casts of tensors in the second step, by shape."""
-
     def on_train_batch_start(self, *args):
         if args[-1] == 1:
-            self.count = CountCasts()
-            self.count.__enter__()
+            self.__enter__()
 
     def on_train_batch_end(self, *args):
         if args[-1] == 1:
-            self.count.__exit__(None, None, None)
-
-
-class Results(Callback):
-    def __init__(self):
-        self.logits = []
-
-    def on_test_batch_end(self, _, __, outputs, *___):
-        self.logits.append(outputs["logits"])
+            self.__exit__(None, None, None)
 
 
 def run(kind, name, folder):
     """Train for two steps with a validation after each, and test: all that comes out, and the casts in the steps."""
     folder.mkdir(exist_ok=True)
-    module, casts, results = make(kind, name, folder), Casts(), Results()
+    module, casts, logits, watch = make(kind, name, folder), Casts(), [], Callback()
+    watch.on_test_batch_end = lambda *args: logits.append(args[2]["logits"].tolist())
     options = {"precision": "bf16-mixed", "limit_train_batches": 2, "limit_val_batches": 2}
     domain = domain_of(kind, name)
     record = world.fit(module, folder, 1, [casts], domain, val_check_interval=1, **options)
     assert {gradient.dtype for gradient in record.gradients.values()} == {torch.float32}
     trainer = world.quiet_trainer(
-        folder, precision="bf16-mixed", callbacks=[results], limit_test_batches=2
+        folder, precision="bf16-mixed", callbacks=[watch], limit_test_batches=2
     )
     tested = trainer.test(module, datamodule=domain, verbose=False)
     files = [folder / CLASS_VECTORS_FILE, *(folder / CLASSIFIER_FOLDER).glob("*")]
@@ -99,10 +87,10 @@ def run(kind, name, folder):
         "losses": record.losses,
         "logged": record.logged,
         "tested": tested,
-        "logits": [batch.tolist() for batch in results.logits],
+        "logits": logits,
         "state": {key: value.tolist() for key, value in record.epochs[-1].items()},
         "files": {file.name: file.read_bytes() for file in files},
-    }, casts.count.shapes
+    }, casts.shapes
 
 
 @pytest.mark.parametrize(("kind", "name"), MODULES)

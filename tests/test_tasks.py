@@ -57,19 +57,8 @@ def test_a_rule_decides_which_classes_are_named(rule, named):
     assert MULTI_CLASS.decide([3, 0, 1], [0.6, 0.3, 0.1], DecisionRule(**rule)) == named
 
 
-def test_columns_and_cells_of_a_table():
+def test_a_set_has_a_column_of_its_classes():
     top = [Prediction("seal", 0.7), Prediction("otter", 0.2)]
-    predicted = Predicted(top, torch.zeros(3), {"unknown": 0.1234567, "other": 1.0})
-    columns = MULTI_CLASS.columns(2, DecisionRule(set_threshold=0.1, scores=("unknown",)))
-    assert columns == ["class", "probability", "class_2", "probability_2", "classes", "unknown"]
-    assert MULTI_CLASS.cells(predicted, columns) == {
-        "class": "seal",
-        "probability": 0.7,
-        "class_2": "otter",
-        "probability_2": 0.2,
-        "classes": "seal;otter",
-        "unknown": 0.123457,
-    }
-    rejected = predicted._replace(top=[Prediction(None, 0.3)])
-    cells = MULTI_CLASS.cells(rejected, MULTI_CLASS.columns(1, DecisionRule()))
-    assert cells == {"class": None, "probability": 0.3}
+    columns = MULTI_CLASS.columns(1, DecisionRule(set_threshold=0.1))
+    cells = MULTI_CLASS.cells(Predicted(top, torch.zeros(3), {}), columns)
+    assert cells == {"class": "seal", "probability": 0.7, "classes": "seal;otter"}

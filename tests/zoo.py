@@ -5,7 +5,6 @@ import struct
 import tarfile
 import zlib
 
-import numpy as np
 from PIL import Image
 from runs import noise
 
@@ -21,10 +20,6 @@ def _png(width, height, pixels, depth=8, kind=2):
         for name, c in chunks
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
-
-
-def _grey_16(path):
-    Image.fromarray(np.array([[0, 256], [30_000, 65_535]], dtype=np.uint16)).save(path)
 
 
 def _deep(kind, *values):
@@ -100,8 +95,6 @@ def _good(name, make, colour, size=(4, 4), pixel=(0, 0)):
 GOOD = {
     "grey": _good("grey.png", _plain("L", 77), (77, 77, 77)),
     "1 bit": _good("bit.png", _plain("1", 1), _WHITE),
-    "16-bit grey PNG": _good("deep.png", _grey_16, (117, 117, 117), (2, 2), (0, 1)),
-    "16-bit grey TIFF": _good("deep.tif", _grey_16, (1, 1, 1), (2, 2), (1, 0)),
     "CMYK TIFF": _good("print.tif", _plain("CMYK", _INK), _RED),
     "CMYK JPEG": _good("print.jpg", _plain("CMYK", _INK, (8, 8)), _RED, (8, 8)),
     "palette": _good("palette.png", _palette(), _BROWN),
@@ -109,9 +102,7 @@ GOOD = {
     # a quarter of brown on white
     "half-clear palette": _good("half.png", _palette(transparency=b"\xff\x40"), (241, 216, 204)),
     "palette with a clear colour elsewhere": _good("p.png", _palette(transparency=0), _BROWN),
-    "clear GIF": _good("clear.gif", _palette(transparency=1), _WHITE),
     "RGBA": _good("clear.png", _plain("RGBA", _CLEAR_GREEN), _WHITE),
-    "opaque RGBA": _good("opaque.png", _plain("RGBA", (*_GREEN, 255)), _GREEN),
     "RGBA WebP": _good("clear.webp", _plain("RGBA", _CLEAR_GREEN, lossless=True), _WHITE),
     "grey and alpha": _good("clear grey.png", _plain("LA", (90, 0)), _WHITE),
     "clear colour": _good("key.png", _plain("RGB", _GREEN, transparency=_GREEN), _WHITE),
@@ -122,7 +113,6 @@ GOOD = {
     "turned by EXIF": _good("turned.png", _turned, _BLUE, (6, 8)),
     "animated GIF": _good("moving.gif", _moving, _RED, (8, 8), (3, 3)),
     "animated WebP": _good("moving.webp", _moving, _RED, (8, 8), (3, 3)),
-    "animated PNG": _good("moving.png", _moving, _RED, (8, 8), (3, 3)),
     "one pixel": _good("pixel.png", _plain("RGB", _DARK, (1, 1)), _DARK, (1, 1)),
     "20,000 pixels wide": _good(
         "wide.png", _plain("RGB", _DARK, (20_000, 2)), _DARK, (20_000, 2), (19_999, 1)
@@ -135,9 +125,7 @@ GOOD = {
 PUBLISHED = {
     "clear palette": ((4, 4), _BROWN),
     "half-clear palette": ((4, 4), _BROWN),
-    "clear GIF": ((4, 4), _BROWN),
     "RGBA": ((4, 4), _GREEN),
-    "opaque RGBA": ((4, 4), _GREEN),
     "RGBA WebP": ((4, 4), (0, 0, 0)),  # which keeps no colour below
     "grey and alpha": ((4, 4), (90, 90, 90)),
     "clear colour": ((4, 4), _GREEN),

@@ -1,15 +1,12 @@
 import json
-import os
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from forked import ForkedProcess
 from PIL import Image
-from runs import error_line, interrupt_predict, rows_of, wait_for
+from runs import error_line, interrupt_predict, rows_of
 from zoo import odd_photo
 
 from kdpl import Classifier
@@ -17,16 +14,10 @@ from kdpl.__main__ import main
 from kdpl.classifier import PredictOptions
 from kdpl.classifier.bulk import BulkPrediction
 from kdpl.classifier.companion import Companion
-from kdpl.classifier.folder import keep_task
 from kdpl.data.decoding import PUBLISHED, Decoding, open_image
 from kdpl.data.readers.digits import open_digit
 from kdpl.runtime.origin import difference
 from kdpl.tasks import DecisionRule
-
-SLOWLY = (
-    "import sys, time; from kdpl.classifier.sources import Item; from kdpl.__main__ import main; plain = Item.open; "
-    "Item.open = lambda *args, **kwargs: (time.sleep(0.05), plain(*args, **kwargs))[1]; sys.exit(main(sys.argv[1:]))"
-)
 
 
 @pytest.fixture(scope="module")
@@ -45,32 +36,6 @@ TWO_BY_TWO = ("--batch-size=2", "--workers=1")
 
 def predict(classifier, pictures, out, *more):
     return main(["predict", str(classifier), str(pictures), f"--out={out}", *more])
-
-
-@pytest.mark.slow
-def test_a_killed_command_resumes_with_each_image_once_in_order(
-    classifier, pictures, tmp_path, capsys
-):
-    out, partial = tmp_path / "table.csv", tmp_path / "table.csv.partial"
-    options = [*TWO_BY_TWO, f"--out={out}"]
-    arguments = ["predict", str(classifier), str(pictures), *options]
-    process = ForkedProcess(["-c", SLOWLY, *arguments], dict(os.environ))
-    wait_for(lambda: partial.exists() and partial.read_bytes().count(b"\n") >= 4)
-    process.kill()
-    process.wait()
-    assert not out.exists()
-    assert 4 <= partial.read_bytes().count(b"\n") < 60
-    assert main(arguments) == 0
-    assert "resuming after " in capsys.readouterr().err
-    assert predict(classifier, pictures, tmp_path / "at_once.csv") == 0
-    resumed, at_once = (
-        [{**row, "probability": None} for row in rows_of(file)]
-        for file in (out, tmp_path / "at_once.csv")
-    )
-    assert resumed == at_once
-    assert [Path(row["path"]).stem for row in resumed] == NUMBERS
-    assert [row["path"] for row in resumed if row["error"]] == [str(pictures / "17.png")]
-    assert not partial.exists()
 
 
 def test_a_finished_table_stays(classifier, pictures, tmp_path, capsys):
@@ -113,27 +78,6 @@ def parts_of(classifier):
     return classifier.encoder, classifier.vectors, classifier.logit_scale, classifier.clip
 
 
-def test_a_table_is_not_resumed_with_other_thresholds(
-    classifier, pictures, tmp_path, monkeypatch, capsys
-):
-    pytest.importorskip("kdpl.multilabel")
-    encoder, vectors, *rest = parts_of(Classifier.load(classifier))
-    several, out = tmp_path / "several", tmp_path / "table.csv"
-    Classifier(encoder, replace(vectors, task="multilabel"), *rest).save(several)
-    keep_task(several, {"thresholds": [0.4] * 10})
-    with monkeypatch.context() as patch:
-        interrupt_predict(patch, at=21)
-        assert predict(several, pictures, out, *TWO_BY_TWO) == 130
-    keep_task(several, {"thresholds": [0.4, *[0.9] * 9]})
-    assert predict(several, pictures, out, *TWO_BY_TWO) == 1
-    words = "table.csv.partial was made from something else (task.thresholds is [0.4, 0.4, 0.4"
-    assert words in capsys.readouterr().err
-    assert not out.exists()
-    keep_task(several, {"thresholds": [0.4] * 10})
-    assert predict(several, pictures, out, *TWO_BY_TWO) == 0
-    assert len(rows_of(out)) == 60
-
-
 class Scores(Companion):
     """A score of each image, as a plugin may keep it beside a classifier."""
 
@@ -174,6 +118,11 @@ def test_what_rows_are_made_from_names_all_that_decides_them(classifier, picture
     }
     for name, other in changed.items():
         assert difference(origin(Classifier(*parts)), origin(other))[0] == name
+    several = pytest.importorskip("kdpl.multilabel.task").MultiLabel
+    first, second = (
+        origin(Classifier(*parts, task=several([threshold] * 10))) for threshold in (0.4, 0.9)
+    )
+    assert difference(first, second)[0] == "task.thresholds"
 
 
 def test_files_and_shards_are_opened_as_in_training(classifier, tmp_path):

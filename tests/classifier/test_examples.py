@@ -1,6 +1,5 @@
 """Classes by example images, against a plain implementation on lists of features."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -148,14 +147,6 @@ def test_classes_of_a_file_are_those_that_are_added_one_by_one(
         read.add_class("crab", paths(examples / "noise"))
 
 
-def test_examples_are_predicted_as_names_are(classifier, loaded, examples, tmp_path, capsys):
-    out = tmp_path / "vectors.safetensors"
-    loaded.encode_examples({"noise": paths(examples / "noise")}).save(out)
-    images = str(examples / "noise")
-    assert main(["predict", str(classifier), images, f"--add-classes={out}"]) == 0
-    assert capsys.readouterr().out.count(",noise,") == 2
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -204,9 +195,3 @@ def test_what_does_not_fit_is_refused(loaded, examples, monkeypatch):
     unread = Classifier(loaded.encoder, loaded.vectors, loaded.logit_scale, loaded.clip)
     with refusal(ArtifactError, "no sample of its pool"):
         unread.add_class("eel", images)
-
-
-def test_vectors_of_names_hold_no_fields_of_examples(loaded):
-    assert (
-        not {"scales", "biases", "encoder"} & json.loads(json.dumps(loaded.vectors.fields())).keys()
-    )

@@ -32,5 +32,3 @@ def test_the_endings_of_tables_are_named(tmp_path):
     match = r"unknown ending, expected one of \.csv, \.jsonl, \.parquet for a table: give another"
     with world.refused(ConfigError, match):
         require_format(tmp_path / "t.xlsx")
-    with world.refused(ConfigError, r"one of \.jsonl, \.parquet for a table with embeddings"):
-        require_format(tmp_path / "t.csv", embeddings=True)

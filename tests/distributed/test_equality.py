@@ -170,14 +170,6 @@ def test_losses_views_and_learning_rates_are_those_of_one_process(fitted, proces
             assert torch.equal(values, several[0]["statistics"][-1][name]), name
 
 
-def test_balanced_classes_are_drawn_alike_by_two_processes(tmp_path):
-    (one,), several = (
-        fit(teacher(), world.digits(24 // n, balance_classes=True), tmp_path / str(n), n)
-        for n in (1, 2)
-    )
-    require_same(several, one)
-
-
 @pytest.mark.parametrize("batches", [0, 1.0])
 def test_fidelity_is_that_of_one_process(batches, tmp_path, teacher_folder):
     (one,), several = (
@@ -272,12 +264,6 @@ def test_gradient_accumulation_is_a_larger_batch(fitted):
     one, otherwise = fitted
     options = {"limit_train_batches": 2 * STEPS, "accumulate_grad_batches": 2}
     require_same(otherwise("accumulation", 12, **options), one, per_step=2)
-
-
-@pytest.mark.parametrize("fitted", ["teacher"], indirect=True)
-def test_worker_processes_draw_the_same_views(fitted):
-    one, otherwise = fitted
-    require_same(otherwise("workers", 24, data={"num_workers": 2}), one)
 
 
 def test_each_test_image_is_counted_once_with_the_same_prediction(tmp_path):

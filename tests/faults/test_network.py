@@ -4,6 +4,7 @@ import pytest
 from benchmark_tree import make_tree
 from huggingface_hub import constants, hf_hub_download
 from runs import error_line
+from world import refused
 
 from kdpl.__main__ import main
 from kdpl.clip.loading import ClipConfig, load_image_clip
@@ -32,24 +33,10 @@ def test_a_download_without_network_is_one_sentence(unreachable, tmp_path, capsy
     assert main(["data", "download", "dtd", f"--root={tmp_path / 'root'}"]) == 0
 
 
-@pytest.mark.parametrize(
-    ("clip", "origin", "quick"),
-    [
-        (
-            ("ViT-B-32-quickgelu", "metaclip_400m"),
-            "timm/vit_base_patch32_clip_224.metaclip_400m",
-            "true",
-        ),
-        (("ViT-B-32", "laion2b_s34b_b79k"), "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "false"),
-    ],
-)
-def test_missing_weights_without_network_are_one_sentence(clip, origin, quick, unreachable, capfd):
-    with pytest.raises(WeightsError) as error:
-        load_image_clip(ClipConfig(*clip))
-    message = str(error.value)
-    assert "\n" not in message
-    for words in (unreachable, f"https://huggingface.co/{origin};", f"clip.quick_gelu {quick}"):
-        assert words in message
+def test_missing_weights_without_network_are_one_sentence(unreachable, capfd):
+    origin = "https://huggingface.co/laion/CLIP-ViT-B-32-laion2B-s34B-b79K;"
+    with refused(WeightsError, f"{unreachable}.* {origin}.*clip.quick_gelu false"):
+        load_image_clip(ClipConfig("ViT-B-32", "laion2b_s34b_b79k"))
     assert not capfd.readouterr().err
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from planted.faults import read_faults
-from planted.runner import Copy, import_libraries
+from planted.runner import Copy
 
 
 def _work(results, folder, function, items):
@@ -44,30 +44,7 @@ def shared_out(workers, function, items):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _paths(faults):
-    """Return the paths that faults name, with markers, without those inside of others."""
-    named = {(path, "not slow") for fault in faults for path in fault.tests}
-    named |= {(path, "slow") for fault in faults for path in fault.slow}
-    inside = {(p, m) for p, m in named if any((str(up), m) in named for up in Path(p).parents)}
-    return sorted(named - inside)
-
-
-def control(workers, faults):
-    """Run each named path once without a fault: all must pass, or faults would seem caught."""
-    codes = [0]
-
-    def run(copy, path_and_marker):
-        path, marker = path_and_marker
-        return path, copy.run([path], marker)
-
-    for path, outcome in shared_out(workers, run, _paths(faults)):
-        said = outcome.test or outcome.words or "passes"
-        print(f"{path}: {said} ({outcome.seconds:.0f} s)", flush=True)
-        codes.append(int(said != "passes"))
-    return max(codes)
-
-
-def plant_all(workers, faults, whole_suite, markdown):
+def plant_all(workers, faults, whole_suite):
     """Plant the faults; 0 if each is caught."""
     verdicts = []
     for verdict in shared_out(workers, partial(Copy.verdict_of, whole_suite=whole_suite), faults):
@@ -79,12 +56,6 @@ def plant_all(workers, faults, whole_suite, markdown):
     counts = [f"{suites.count(suite)} by the {suite} suite" for suite in ("fast", "slow")]
     missed = ", ".join(fault.name for fault, suite, _ in verdicts if not suite)
     print(f"{len(verdicts)} faults: {', '.join(counts)}, by none: {missed or 'no fault'}")
-    if markdown is not None:
-        lines = ["| fault | breaks | caught by | test | seconds |", "|---|---|---|---|---|"]
-        for fault, suite, outcome in verdicts:
-            cells = (fault.name, fault.breaks, suite or "none", outcome.test or "")
-            lines.append(f"| {' | '.join(cells)} | {outcome.seconds:.0f} |")
-        markdown.write_text("\n".join([*lines, ""]), encoding="utf-8")
     return int("" in suites)
 
 
@@ -93,11 +64,8 @@ def main():
     parser = argparse.ArgumentParser(prog="make planted", description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="FAULT", help="names of faults")
     parser.add_argument("--part", default="1/1", help="a part of the faults, such as 1/4")
-    parser.add_argument("--list", action="store_true", help="list the faults, and end")
-    parser.add_argument("--control", action="store_true", help="run the tests without a fault")
     parser.add_argument("--all", action="store_true", help="try the whole fast suite at the end")
     parser.add_argument("--workers", type=int, default=2, help="faults at a time (default: 2)")
-    parser.add_argument("--markdown", type=Path, help="file for a table of the verdicts")
     options = parser.parse_args()
     faults = read_faults()
     if unknown := {*(options.only or ())} - {fault.name for fault in faults}:
@@ -105,15 +73,9 @@ def main():
     part, parts = map(int, options.part.split("/"))
     faults = [fault for fault in faults if not options.only or fault.name in options.only]
     faults = faults[part - 1 :: parts]
-    if options.list:
-        print(*(f"{fault.name}: {fault.breaks}" for fault in faults), sep="\n")
-        return 0
     # as Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    import_libraries()
-    if options.control:
-        return control(options.workers, faults)
-    return plant_all(options.workers, faults, options.all, options.markdown)
+    return plant_all(options.workers, faults, options.all)
 
 
 if __name__ == "__main__":

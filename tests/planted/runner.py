@@ -1,28 +1,23 @@
-"""Runs of pytest in copies of the project, in processes forked from one with all libraries."""
+"""Runs of pytest in copies of the project, in processes that begin with all libraries."""
 
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-import traceback
-import types
-from contextlib import nullcontext, suppress
-from importlib import import_module
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-# before torch and huggingface_hub are imported, as conftest.py does
-os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-from forked import LIBRARIES
+from forked import ForkedProcess
 from planted.faults import ROOT, Fault, plant
 
-SECONDS = 300  # a test that takes longer has an endless loop
-_PASSED, _FAILED, _NO_TESTS, _NO_PYTEST = 0, 1, 5, 100
+# before huggingface_hub is imported, as conftest.py does
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+_PASSED, _FAILED, _NO_TESTS = 0, 1, 5
 # the list itself would notice each fault
-_OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "--ignore=tests/planted")
+_OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-p", "watch", "--ignore=tests/planted")
 
 
 class Outcome(NamedTuple):
@@ -53,13 +48,15 @@ class Copy:
             if (ROOT / name).is_file():
                 (self.root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, self.root / name)
+        # where pytest finds it as a plugin
+        shutil.copy2(Path(__file__).with_name("watch.py"), self.root)
 
-    def run(self, paths, marker, fault=None):
-        """Run tests of a marker until one fails, with a fault or without."""
+    def run(self, paths, marker, fault):
+        """Run tests of a marker until one fails, with a fault."""
         begin = time.monotonic()
         self.last_test.write_text("", encoding="utf-8")
-        with plant(fault, self.root) if fault is not None else nullcontext():
-            code = self._forked([*_OPTIONS, f"--basetemp={self.scratch}", "-m", marker, *paths])
+        with plant(fault, self.root):
+            code = self._pytest([*_OPTIONS, f"--basetemp={self.scratch}", "-m", marker, *paths])
         seconds = time.monotonic() - begin
         if code in (_PASSED, _NO_TESTS):
             return Outcome(None, seconds)
@@ -81,66 +78,16 @@ class Copy:
                     return Verdict(fault, suite, outcome)
         return Verdict(fault, "", outcome)
 
-    def _forked(self, options):
+    def _pytest(self, options):
         """Return the exit code of pytest in a process of its own."""
-        child = os.fork()
-        if child == 0:
-            try:
-                self._become_pytest(options)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(_NO_PYTEST)
+        # kdpl and the tests are those of the copy, also in processes that tests start
+        variables = {"PYTHONPATH": str(self.root), "PLANTED_LAST_TEST": str(self.last_test)}
+        with self.log.open("w") as log:
+            command = ["-m", "pytest", *options]
+            process = ForkedProcess(command, os.environ | variables, self.root, log, log)
         try:
-            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            return process.wait()
         finally:
             # with the processes that tests started
             with suppress(ProcessLookupError):
-                os.killpg(child, signal.SIGKILL)
-
-    def _become_pytest(self, options):
-        import pytest
-
-        os.setsid()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.chdir(self.root)
-        log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for stream in (1, 2):
-            os.dup2(log, stream)
-        # kdpl and the tests are those of the copy, also in processes that tests start
-        other_paths = [path for path in sys.path if path not in (str(ROOT), str(ROOT / "tests"))]
-        sys.path[:] = [str(self.root), *other_paths]
-        os.environ["PYTHONPATH"] = str(self.root)
-        for name in [name for name in sys.modules if name.startswith(("forked", "planted"))]:
-            del sys.modules[name]
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        sys.argv = ["pytest", *options]
-        import kdpl
-
-        assert Path(kdpl.__file__).is_relative_to(self.root), kdpl.__file__
-        code = pytest.main(options, plugins=[_Watch(self.last_test)])
-        sys.stdout.flush()
-        os._exit(int(code))
-
-
-class _Watch:
-    """Writes the test that runs, and how it failed; ends the process if one takes too long."""
-
-    def __init__(self, file):
-        self.file = file
-
-    def pytest_runtest_logstart(self, nodeid, location):
-        signal.alarm(SECONDS)
-        self.file.write_text(f"{nodeid}\n", encoding="utf-8")
-
-    def pytest_runtest_logreport(self, report):
-        if report.failed:
-            crash = getattr(report.longrepr, "reprcrash", None)
-            words = " ".join(str(report.longrepr if crash is None else crash.message).split())
-            self.file.write_text(f"{report.nodeid}\n{words or 'failed':.200}", encoding="utf-8")
-
-
-def import_libraries():
-    """Import what the tests need, but nothing of kdpl or of the tests."""
-    for name in ("pytest", "hypothesis", *LIBRARIES):
-        import_module(name)
+                os.killpg(process.pid, signal.SIGKILL)

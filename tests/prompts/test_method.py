@@ -102,3 +102,17 @@ def test_further_arguments_are_saved_and_restored(clip_of):
 def test_settings_that_could_not_be_saved_are_refused(kept, clip_of):
     with world.refused(ConfigError, "prompt method Scaled cannot be saved"):
         Scaled(NONE, NONE, WORDS, clip_of("test-teacher"), **kept).settings()
+
+
+def test_coupled_prompts_of_a_depth_that_one_tower_lacks_are_refused(clip_of):
+    size = PromptConfig(2, 4)
+    with world.refused(ConfigError, "length 2 and depth 4"):
+        CoupledPrompts(size, size, None, clip_of("test-teacher"))
+
+
+def test_coupled_visual_prompts_stay_in_float32_under_half_precision(clip_of):
+    method = world.disturbed(CoupledPrompts(SIZE, SIZE, None, clip_of("test-teacher")), 0.5)
+    before = method.tokens
+    method.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(method.tokens, before)

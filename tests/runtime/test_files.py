@@ -37,41 +37,35 @@ def test_what_has_its_name_is_on_the_disk(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("new", "existing", "fails"),
+    ("folder", "existing", "fails"),
     [
-        ("file", True, False),
-        ("file", False, True),
-        ("folder", False, False),
-        ("folder", True, False),
-        ("folder", True, True),
+        (False, True, False),
+        (False, False, True),
+        (True, False, False),
+        (True, True, False),
+        (True, True, True),
     ],
 )
-def test_what_was_there_stays_until_it_is_replaced_as_a_whole(new, existing, fails, tmp_path):
+def test_what_was_there_stays_until_it_is_replaced_as_a_whole(folder, existing, fails, tmp_path):
     def write(path, text):
-        if new == "folder":
+        if folder:
             path.mkdir()
             path /= text
         path.write_text(text)
 
     def content():
-        return {
-            str(path.relative_to(tmp_path)): path.read_text()
-            for path in tmp_path.rglob("*")
-            if path.is_file()
-        }
-
-    def replace():
-        with atomic_path(tmp_path / "a") as temporary:
-            write(temporary, "new")
-            if fails:
-                raise KeyboardInterrupt
+        files = filter(Path.is_file, tmp_path.rglob("*"))
+        return {str(path.relative_to(tmp_path)): path.read_text() for path in files}
 
     if existing:
         write(tmp_path / "a", "old")
     before = content()
-    with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
-        replace()
-    assert content() == (before if fails else {"a" if new == "file" else "a/new": "new"})
+    expecting = pytest.raises(KeyboardInterrupt) if fails else nullcontext()
+    with expecting, atomic_path(tmp_path / "a") as temporary:
+        write(temporary, "new")
+        if fails:
+            raise KeyboardInterrupt
+    assert content() == (before if fails else {"a/new" if folder else "a": "new"})
     assert [path.name for path in tmp_path.iterdir()] == ["a"] * (existing or not fails)
 
 

@@ -37,6 +37,7 @@ def test_metrics_of_a_run_agree_with_its_results(student_run):
     curves = read_metrics(student_run / METRICS_FILE)
     assert [value for _, value in curves["test/acc"]] == [read_results(student_run)["test/acc"]]
     assert len(curves["train/loss"]) == len(curves["val/acc"]) == 2
+    assert all(rate > 0 for _, rate in curves["train/images_per_s"])
     epochs = [int(row["epoch"]) for row in rows_of(student_run / METRICS_FILE) if row["train/loss"]]
     assert epochs == [0, 1]
 

@@ -101,14 +101,8 @@ class Cluster:
     def _daemon(self, name, *args):
         log = (self.state / f"{name}.out").open("w")
         command = ["setpriv", "--pdeathsig", "KILL", name, *args]
-        options = {
-            "stdout": log,
-            "stderr": log,
-            "env": self._env,
-            "start_new_session": True,
-            "cwd": self.state,
-        }
-        self._daemons.append(subprocess.Popen(command, **options))
+        options = {"stdout": log, "stderr": log, "start_new_session": True, "cwd": self.state}
+        self._daemons.append(subprocess.Popen(command, env=self._env, **options))
 
     def _wait(self, condition, seconds=60):
         end = time.monotonic() + seconds
@@ -156,15 +150,11 @@ class Cluster:
         for each in known:
             life = (each["JobId"], each.get("Restarts"))
             # once for each restart, or it would be delayed again and again; not at once, as the job is still ending
-            if (
-                each["JobState"] == "PENDING"
-                and each["Reason"] == "BeginTime"
-                and life not in self._hastened
-            ):
+            waits = each["JobState"] == "PENDING" and each["Reason"] == "BeginTime"
+            if waits and life not in self._hastened:
                 self._hastened.add(life)
-                self.run(
-                    "scontrol", "update", f"JobId={each['JobId']}", "StartTime=now+3", check=False
-                )
+                update = ("scontrol", "update", f"JobId={each['JobId']}", "StartTime=now+3")
+                self.run(*update, check=False)
         return known
 
     def finish(self, job):

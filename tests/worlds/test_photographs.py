@@ -1,66 +1,10 @@
-import io
 import itertools
-import subprocess
-from hashlib import sha256
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
-from benchmarks.worlds.photographs import images
-from benchmarks.worlds.photographs.images import LABELED, PhotoSet, split_images, write_set
 from benchmarks.worlds.photographs.projections import Classifier, choose_settings, fit_projections
-from kdpl.data.readers.folder import Folder
-from kdpl.errors import DataError
-
-PETS = PhotoSet("somebody/pets", ("train", "more"), {"cats": "cat", "dogs": "dog"}, unlabeled=6)
-
-
-def photo(seed):
-    """The content of an image file of noise."""
-    pixels = np.random.RandomState(seed).randint(0, 256, (12, 20, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG")
-    return file.getvalue()
-
-
-def test_images_are_split_by_their_digests_alone():
-    digests = [sha256(bytes([number])).hexdigest() for number in range(100)]
-    splits = split_images(digests, unlabeled=30)
-    assert {split: len(part) for split, part in splits.items()} == {**LABELED, "unlabeled": 30}
-    assert len(set().union(*splits.values())) == 90
-    assert split_images(digests[::-1], unlabeled=30) == splits
-    with pytest.raises(DataError, match="has 59 different images but needs 60"):
-        split_images(digests[:59], unlabeled=30)
-
-
-def test_a_set_is_a_folder_of_the_committed_images_each_once(tmp_path, monkeypatch):
-    monkeypatch.setitem(images.SETS, "pets", PETS)
-    clone = tmp_path / "clone"
-    # two cats are the same image, and one image is of both classes
-    files = {f"{('more', 'train')[n % 2]}/cats/{n}.jpg": min(n, 63) for n in range(65)}
-    files |= {f"train/dogs/{number}.JPG": 1000 + number for number in range(70)}
-    files |= {"train/cats/both.jpg": 4000, "train/dogs/both.jpg": 4000}
-    files |= {"train/notes.txt": 5000, "train/mice/1.jpg": 5000, "else/cats/1.jpg": 5000}
-    for name, seed in files.items():
-        (clone / name).parent.mkdir(parents=True, exist_ok=True)
-        (clone / name).write_bytes(photo(seed))
-    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    for command in (["init"], ["add", "."], [*identity, "commit", "-m", "pets"]):
-        subprocess.run(["git", *command], cwd=clone, check=True, capture_output=True)
-    (clone / "train/cats/1.jpg").write_bytes(b"")  # not committed
-    write_set("pets", clone, tmp_path / "pets")
-
-    splits = Folder(root=str(tmp_path / "pets")).read()
-    assert splits.class_names == ("cat", "dog")
-    assert (len(splits.train), len(splits.val), len(splits.test)) == (32, 8, 80)
-    # 64 different cats leave four
-    unlabeled = (tmp_path / "pets/unlabeled.csv").read_text()
-    assert (unlabeled.count(",cat"), unlabeled.count(",dog")) == (4, 6)
-    contents = [file.read_bytes() for file in (tmp_path / "pets").rglob("*.jpg")]
-    assert len(set(contents)) == len(contents) == 130
 
 
 @pytest.fixture

@@ -11,19 +11,10 @@ from kdpl.callbacks.progress import ProgressBar
 from kdpl.runtime.messages import inform
 
 
-@pytest.mark.parametrize(
-    ("metrics", "shown"),
-    [
-        ({"train/images_per_s": 0.2345}, {"img/s": "0.234"}),
-        (
-            {"val/acc": 0.7, "val/base_acc": 0.9, "val/novel_acc": 0.5, "val/hm": 0.64},
-            {"acc": "0.7", "HM": "0.64"},
-        ),
-    ],
-)
-def test_metrics_have_short_names_and_three_digits(metrics, shown):
+def test_of_base_and_novel_classes_the_harmonic_mean_is_shown():
+    metrics = {"val/acc": 0.7, "val/base_acc": 0.9, "val/novel_acc": 0.5, "val/hm": 0.64}
     trainer = SimpleNamespace(progress_bar_metrics=metrics, loggers=[], is_global_zero=True)
-    assert ProgressBar().get_metrics(trainer, None) == shown
+    assert ProgressBar().get_metrics(trainer, None) == {"acc": "0.7", "HM": "0.64"}
 
 
 class Long(LightningModule):
@@ -64,46 +55,30 @@ def test_the_line_fits_into_the_console_with_a_bar_where_there_is_room(
     assert (lines[0].index(" 1/1234 ") > 40) == bar
 
 
-class Counting(Long):
-    """Has three steps in each epoch."""
-
-    def train_dataloader(self):
-        return DataLoader(range(3))
+LINE = f"picture: {'/a folder with blanks' * 9}"
 
 
 class Seen(Callback):
-    """Notes the time left after each batch, at 1.5 batches a second."""
+    """Says something after each batch, and notes the time left, at 1.5 batches a second."""
 
     def __init__(self, bar):
         self.bar, self.left = bar, []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        inform(LINE)
         *_, left = self.bar.configure_columns(trainer)
         task = SimpleNamespace(id=self.bar.train_progress_bar_id, total=3)
         task.remaining, task.speed = 2 - batch_idx, 1.5
         self.left.append(str(left.render(task)))
 
 
-def test_the_time_left_for_the_whole_fit_is_shown_after_each_batch(tmp_path):
-    bar = ProgressBar()
-    seen = Seen(bar)
-    world.quiet_trainer(tmp_path, 2, callbacks=[bar, seen], enable_progress_bar=True).fit(
-        Counting()
-    )
-    assert seen.left == [f"0:00:0{seconds}" for seconds in (3, 3, 2, 1, 1, 0)]
-
-
-LINE = f"picture: {'/a folder with blanks' * 9}"
-
-
-class Says(Callback):
-    def on_train_batch_end(self, *_):
-        inform(LINE)
-
-
-def test_a_message_beside_the_bar_is_one_line_however_long(tmp_path, monkeypatch, capsys):
+def test_the_time_left_is_that_of_the_whole_fit_and_a_message_beside_it_one_line_however_long(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    callbacks = [ProgressBar(), Says()]
-    world.quiet_trainer(tmp_path, 1, callbacks=callbacks, enable_progress_bar=True).fit(Counting())
+    bar = ProgressBar()
+    seen, options = Seen(bar), {"enable_progress_bar": True, "limit_train_batches": 3}
+    world.quiet_trainer(tmp_path, 2, callbacks=[bar, seen], **options).fit(Long())
+    assert seen.left == [f"0:00:0{seconds}" for seconds in (3, 3, 2, 1, 1, 0)]
     assert LINE in capsys.readouterr().out

@@ -10,7 +10,6 @@ import pytest
 import torch
 import world
 
-from kdpl import __version__
 from kdpl.classifier import Classifier
 from kdpl.classifier.export import compare, metadata
 from kdpl.classifier.formats import openvino as openvino_files
@@ -83,12 +82,8 @@ def test_onnx_is_the_classifier_and_says_how_to_use_it(classifier, exported):
     assert torch.allclose(logits, given(images), atol=1e-4)
     assert torch.allclose(probabilities, given(images).softmax(dim=1), atol=1e-5)
     about = session.get_modelmeta().custom_metadata_map
+    # what it says is tested by the script in docs/export.md, which reads it
     assert about == metadata(given, "uint8")
-    assert json.loads(about["class_names"]) == list(world.DIGITS)
-    assert (about["image_size"], about["kdpl_version"]) == ("32", __version__)
-    assert float(about["logit_scale"]) == given.logit_scale
-    assert json.loads(about["decoding"]) == {"background": None, "orientation": False}
-    assert "short" in about["resize"]
     assert "uint8 in 0..255" in about["input"]
     assert "float32 in 0..1" in metadata(given, "float")["input"]
     # the folder of the package on this machine
@@ -106,21 +101,14 @@ def test_8_bits_are_used_where_most_of_the_time_goes(tmp_path):
     model = onnx.load(tmp_path / "q.onnx")
     weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     makers = {output: node for node in model.graph.node for output in node.output}
-    counts = Counter()
+    counts, types = Counter(), onnx.TensorProto
     for node in products_of(model):
         data, weight = (makers.get(name) for name in node.input[:2])
         stored = weights.get(node.input[1] if weight is None else weight.input[0])
-        counts[data.op_type == "DequantizeLinear" and weight is not None, stored] += 1
-    types = onnx.TensorProto
+        assert stored != types.INT8 or data.op_type == "DequantizeLinear"
+        counts[stored] += 1
     # 13 with a row for each token; 7 with one for each image, and the first convolution; the heads; 8 within attention
-    assert counts == {
-        (True, types.INT8): 13,
-        (False, types.FLOAT16): 8,
-        (False, types.FLOAT): 1,
-        (False, None): 8,
-    }
-    heads = [item.data_type for item in model.graph.initializer if sorted(item.dims) == [5, 24]]
-    assert heads == [types.FLOAT]
+    assert counts == {types.INT8: 13, types.FLOAT16: 8, types.FLOAT: 1, None: 8}
     scales = [item for item in model.graph.initializer if item.name.endswith("_scale")]
     # weights are scaled by channel
     assert any(len(scale.dims) == 1 and scale.dims[0] > 1 for scale in scales)
@@ -153,15 +141,10 @@ def test_products_compute_in_16_bits_except_for_the_heads(classifier, exported):
     assert {item.key: item.value for item in model.metadata_props} == metadata(given, "uint8")
 
 
-def named_oddly(classifier):
-    given = Classifier.load(classifier)
+def test_openvino_holds_metadata_and_probabilities(classifier, exported, tmp_path, monkeypatch):
+    given, folder, plain = Classifier.load(classifier), tmp_path / "c", exported("onnx")
     names = ('a "b"', "<c> & d", "é", "\\", "]]>", *"fghij")
     given.vectors = replace(given.vectors, class_names=names)
-    return given
-
-
-def test_openvino_holds_metadata_and_probabilities(classifier, exported, tmp_path, monkeypatch):
-    given, folder, plain = named_oddly(classifier), tmp_path / "c", exported("onnx")
     monkeypatch.setattr(openvino_files, "write_onnx", lambda *args: shutil.copy(plain, args[2]))
     images = noise_for(given, 4)
     openvino_files.write_openvino(given, "uint8", folder)
@@ -177,28 +160,21 @@ def test_openvino_holds_metadata_and_probabilities(classifier, exported, tmp_pat
     assert torch.allclose(torch.from_numpy(probabilities), expected, atol=1e-5)
 
 
-def test_the_score_of_none_of_the_classes_is_compared_as_well(classifier, exported):
-    none_of_these = pytest.importorskip("kdpl.confidence.unknown").none_of_these
-    given, other = Classifier.load(classifier), Classifier.load(classifier)
-    run, images = load_onnx(exported("onnx")), noise_for(given, 40)
-    other.companions["unknown"].cutoff += 1.0
-    expected = (none_of_these(given, images) - none_of_these(other, images)).abs().max().item()
-    same, differs = compare(given, run, images, "uint8"), compare(other, run, images, "uint8")
-    assert same.same == differs.same == 40
-    assert same.largest < 1e-4
-    assert differs.largest == pytest.approx(expected, abs=1e-3)
-
-
-@pytest.mark.parametrize("damage", [-1.0, float("nan")])
+@pytest.mark.parametrize("damage", [-1.0, float("nan"), "cutoff"])
 def test_a_file_that_differs_from_the_classifier_is_seen(damage, classifier, exported):
     given, other = Classifier.load(classifier), Classifier.load(classifier)
-    images = noise_for(given, 30)
-    with torch.no_grad():
+    run, images = load_onnx(exported("onnx")), noise_for(given, 30)
+    expected, actual = given(images), given(images)
+    if damage == "cutoff":
+        none_of_these = pytest.importorskip("kdpl.confidence.unknown").none_of_these
+        other.companions["unknown"].cutoff += 1.0
+        largest = none_of_these(given, images) - none_of_these(other, images)
+    else:
         other.head.class_vectors[0] *= damage
-    run = load_onnx(exported("onnx"))
+        expected = other(images)
+        largest = expected - actual
     difference = compare(other, run, images, "uint8")
-    expected, actual = other(images), given(images)
     assert difference.same == int((expected.argmax(1) == actual.argmax(1)).sum())
-    assert difference.largest == pytest.approx(
-        (expected - actual).abs().max().item(), rel=1e-3, nan_ok=True
-    )
+    largest = pytest.approx(largest.abs().max().item(), rel=1e-3, abs=1e-3, nan_ok=True)
+    assert difference.largest == largest
+    assert compare(given, run, images, "uint8").largest < 1e-4
