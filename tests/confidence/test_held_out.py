@@ -31,10 +31,6 @@ def scores_of(scores, correct, label_scores=None):
     return HeldOutScores(1.0, scores, label_scores.float(), correct)
 
 
-def plain_threshold(scores, correct, max_error):
-    return trees.threshold(scores.tolist(), correct.tolist(), max_error, 0.95, strictest=0.5)
-
-
 @pytest.mark.parametrize(
     ("max_error", "rounded", "seed"),
     [
@@ -53,7 +49,8 @@ def test_the_threshold_is_that_of_a_plain_loop(max_error, rounded, seed):
     # equal scores, which no threshold can tell apart
     scores = scores.round(1) if rounded else scores
     held_out = scores_of(scores, correct)
-    expected = plain_threshold(scores, correct, max_error)
+    given = scores.tolist(), correct.tolist()
+    expected = trees.threshold(*given, max_error, 0.95, strictest=0.5)
     if expected is None:
         with world.refused(ConfigError, f"shows an error of {100 * max_error:.3g}%: "):
             held_out.threshold(max_error)

@@ -1,24 +1,26 @@
-"""A whole run on several labels an image, its report, and the use of its classifier."""
+"""A whole run on several labels an image, resumed and on several processes; its report, and its classifier."""
 
 import json
-import math
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
-from pages import NAMES, data_of, write_table
+import world
+from pages import NAMES, OF_PAGES, data_of, make_teacher, pages, write_table
 from rich.console import Console
 from runs import CONFIGS, DATA, SHORT, STAGES, STUDENT, rows_of
 
 from kdpl import Classifier
 from kdpl.__main__ import main
-from kdpl.class_vectors import ClassVectors
+from kdpl.callbacks.results import SaveTestResults
 from kdpl.classifier.export import metadata
 from kdpl.cli.run_summary import summarize
 from kdpl.errors import ArtifactError
 from kdpl.multilabel.report import several_labels
+from kdpl.multilabel.task import MultiLabel
 from kdpl.report.page import render
 from kdpl.report.run_folder import Run
 from kdpl.report.training import training
@@ -50,14 +52,6 @@ def test_a_run_prints_chance_and_probes(run, capsys):
         precision = read_results(run / "probe" / role)["test/base_map"]
         shown = rows[f"linear probe of {title}"]
         assert [cell.strip() for cell in shown[:3]] == ["", f"{100 * precision:.1f}", ""]
-
-
-def test_scale_and_bias_are_learned_and_novel_classes_have_the_mean_of_base_ones(run):
-    vectors = ClassVectors.load(run / "student" / "class_vectors.safetensors")
-    assert vectors.task == "multilabel"
-    assert len({*vectors.scales[:3]}) == 3
-    mean = math.exp(sum(map(math.log, vectors.scales[:3])) / 3)
-    assert vectors.scales[3:] == pytest.approx((mean, mean), rel=1e-5)
 
 
 def test_the_predictions_of_a_test_are_those_of_the_classifier(run, table):
@@ -197,3 +191,65 @@ def test_what_does_not_go_with_the_number_of_labels_is_refused_before_stage_1(
     assert main(["run", *options, *SHORT, f"--out={tmp_path}/run"]) != 0
     assert words in capsys.readouterr().err
     assert not (tmp_path / "run" / "teacher").exists()
+
+
+@pytest.mark.parametrize("stage", ["teacher", "student"])
+def test_a_resumed_fit_of_either_stage_ends_with_the_same_weights(stage, table, tmp_path):
+    world.write_teacher(tmp_path, **OF_PAGES)
+
+    def fit(name, **options):
+        module = make_teacher() if stage == "teacher" else world.make_student(tmp_path)
+        data = pages(table, batch_size=4)
+        world.fit(module, tmp_path / name, 2, domain=data, limit_train_batches=3, **options)
+        return module.state_dict()
+
+    whole = fit("whole", save=True)
+    resumed = fit("resumed", ckpt_path=tmp_path / "whole" / "epoch=0.ckpt")
+    assert whole.keys() == resumed.keys()
+    assert all(whole[name].equal(resumed[name]) for name in whole)
+    assert whole["scores.center"].any()
+
+
+@pytest.mark.slow
+def test_a_test_on_two_processes_has_the_same_numbers_and_tables(table, tmp_path):
+    world.write_teacher(tmp_path, **OF_PAGES)
+    folders = [tmp_path / "1", tmp_path / "2"]
+    for processes, folder in enumerate(folders, start=1):
+        options = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
+        options |= {"callbacks": [SaveTestResults()], "use_distributed_sampler": False}
+        module = world.make_student(tmp_path)
+        trainer = world.quiet_trainer(folder, **options)
+        trainer.test(module, datamodule=pages(table), verbose=False)
+    assert read_results(folders[1]) == pytest.approx(read_results(folders[0]), abs=1e-6)
+    # batches of other sizes round differently
+    rows, other_rows = (rows_of(folder / "test_predictions.csv") for folder in folders)
+    for column in ("index", "labels", "predicted"):
+        assert [row[column] for row in other_rows] == [row[column] for row in rows]
+
+
+def test_the_demo_shows_the_classes_above_their_thresholds(several, table):
+    demo = pytest.importorskip("kdpl.serve.demo")
+    classifier, image = Classifier.load(several), table.parent / "test1.png"
+    classifier.task = MultiLabel([1.0] * 5)
+    assert demo.Demo(classifier, None, 5).classify(str(image), image.name) == "none of the classes"
+    classifier.task = MultiLabel([0.0] * 5)
+    shown = demo.Demo(classifier, None, 5).classify(str(image), image.name)
+    assert {*shown} == {*classifier.class_names}
+    assert all(0 <= p <= 1 for p in shown.values())
+
+
+def test_the_service_returns_labels_and_scores(several, table, monkeypatch):
+    pytest.importorskip("litserve")
+    from kdpl.serve import api
+
+    for name in ("end_with_parent", "configure_logging", "signal"):
+        monkeypatch.setattr(api, name, MagicMock())
+    service = api.ClassifierApi(str(several))
+    service.setup("cpu")
+    files = [table.parent / f"test{i}.png" for i in range(3)]
+    (rows,) = service.predict([[(path.name, path.read_bytes()) for path in files]])
+    expected = Classifier.load(several).predict(files)
+    for path, row, labels in zip(files, rows, expected, strict=True):
+        assert row["path"] == path.name
+        assert row["labels"] == ";".join(label.class_name for label in labels)
+        assert row["scores"].count(";") == max(0, len(labels) - 1)

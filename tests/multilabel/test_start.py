@@ -34,7 +34,11 @@ def test_scores_are_fitted_to_labelled_images_from_all_over_the_list(table, tmp_
     seen = []
     monkeypatch.setattr(scores.ScaleAndBias, "fit", lambda _, *given: seen.append(given[1]))
     monkeypatch.setattr(scores, "_STARTING_LABELS", 10)
+    sent, yes = [], dict.fromkeys(("is_available", "is_initialized"), lambda: True)
+    group = SimpleNamespace(broadcast=lambda _, src: sent.append(src), **yes)
+    monkeypatch.setattr(scores, "distributed", group)
     _, data, _ = fit(table, tmp_path)
+    assert sent == [0, 0, 0], "every process starts at the scores of the first"
     training = data.labels.training()
     assert len(training) > 10
     expected = [label_tensor(record.label, 5) for record in spread(training, 10)]
@@ -55,22 +59,6 @@ def test_a_test_or_a_second_fit_after_a_fit_keeps_what_scores_were_learned(
     again = world.quiet_trainer(tmp_path / "more", 1, limit_train_batches=1)
     again.fit(module, datamodule=pages(table))
     assert module.scores.center.equal(learned["center"])
-
-
-def test_every_process_starts_at_the_scores_of_the_first(table, tmp_path, monkeypatch):
-    def broadcast(value, src):
-        assert src == 0
-        value.fill_(0.5)
-
-    yes = dict.fromkeys(("is_available", "is_initialized"), lambda: True)
-    monkeypatch.setattr(scores, "distributed", SimpleNamespace(broadcast=broadcast, **yes))
-    started, note = {}, Callback()
-    note.on_train_start = lambda _, module: started.update(
-        {name: value.clone() for name, value in module.scores.state_dict().items()}
-    )
-    fit(table, tmp_path, note)
-    assert started.keys() == {"log_scale", "bias", "center"}
-    assert all((value == 0.5).all() for value in started.values())
 
 
 def test_names_with_the_separator_of_predictions_are_refused_before_training(table, tmp_path):

@@ -1,4 +1,4 @@
-"""The task's maths against plain loops and scikit-learn."""
+"""The task's maths, and scale and bias of each class, against plain loops and scikit-learn."""
 
 import math
 
@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from kdpl.errors import ConfigError
 from kdpl.multilabel.metrics import MultiLabelMetrics, class_scores
+from kdpl.multilabel.scores import ScaleAndBias
 from kdpl.multilabel.task import MultiLabel
 from kdpl.tasks import DecisionRule, Predicted, Prediction, agreement_of, require_one_class
 
@@ -145,3 +146,65 @@ def test_no_class_with_an_image_gives_nothing_and_not_0():
     metric = MultiLabelMetrics()
     metric.update(LOGITS, torch.zeros_like(LABELS))
     assert all(math.isnan(value) for value in metric.compute().values())
+
+
+SCALED = 20 + 3 * torch.randn(60, 3, generator=DRAW)
+
+
+def test_scores_begin_a_standard_deviation_above_the_mean_of_each_class():
+    scores = ScaleAndBias(3, 2)
+    scores.start_at(SCALED)
+    expected = SCALED - SCALED.mean(0) - SCALED.std(0, correction=0)
+    assert torch.allclose(scores(SCALED), expected, atol=1e-4)
+    assert torch.allclose(scores.centered(SCALED[:, :2]), expected[:, :2], atol=1e-4)
+
+
+def test_classes_that_are_not_learned_have_the_mean_of_those_that_are():
+    scores = ScaleAndBias(3, 2)
+    scores.start_at(SCALED)
+    with torch.no_grad():
+        scores.log_scale.copy_(torch.tensor([0.2, 0.4]))
+        scores.bias.copy_(torch.tensor([1.0, -2.0]))
+    moved = (SCALED - scores.center)[:, 2]
+    expected = math.exp(0.3) * moved - 0.5
+    assert torch.allclose(scores(SCALED)[:, 2], expected, atol=1e-4)
+    scales, biases = scores.values()
+    assert torch.allclose(scales * SCALED + biases, scores(SCALED))
+
+
+def test_the_fit_is_the_most_probable_scale_and_bias():
+    labels = (torch.rand(60, 2, generator=DRAW) < (SCALED[:, :2] - 20).sigmoid()).float()
+    scores = ScaleAndBias(3, 2)
+    scores.start_at(SCALED)
+    scores.fit(SCALED[:, :2], labels)
+    assert scores.log_scale.grad is None
+
+    def loss(log_scale, bias, c):
+        total = log_scale**2 / 2 + bias**2 / 18
+        for row, label in zip(
+            (SCALED[:, c] - scores.center[c]).tolist(), labels[:, c], strict=True
+        ):
+            p = 1 / (1 + math.exp(-(math.exp(log_scale) * row + bias)))
+            total -= math.log(p if label else 1 - p)
+        return total
+
+    for c in range(2):
+        fitted = scores.log_scale[c].item(), scores.bias[c].item()
+        near = [(fitted[0] + a, fitted[1] + b) for a in (-0.03, 0, 0.03) for b in (-0.05, 0, 0.05)]
+        assert min(near, key=lambda at: loss(*at, c)) == pytest.approx(fitted)
+
+
+def test_classes_that_no_image_has_get_the_mean_of_the_others():
+    labels = (torch.rand(60, 2, generator=DRAW) < (SCALED[:, :2] - 20).sigmoid()).float()
+    alone, scores = ScaleAndBias(2, 2), ScaleAndBias(3, 3)
+    alone.start_at(SCALED[:, :2])
+    scores.start_at(SCALED)
+    alone.fit(SCALED[:, :2], labels)
+    scores.fit(SCALED, torch.cat([labels, torch.zeros(60, 1)], dim=1))
+    for learned, expected in ((scores.log_scale, alone.log_scale), (scores.bias, alone.bias)):
+        assert torch.allclose(learned[:2], expected, atol=1e-4)
+        assert learned[2].item() == pytest.approx(expected.mean().item(), abs=1e-4)
+    nothing = ScaleAndBias(3, 3)
+    nothing.fit(SCALED, torch.zeros(60, 3))
+    assert not nothing.log_scale.any()
+    assert not nothing.bias.any()

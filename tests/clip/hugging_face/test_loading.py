@@ -9,7 +9,7 @@ import torch
 import world
 from hf_folders import LAYERS, READS_PADDING, SIZE, features, transformers
 from huggingface_hub import constants
-from plain import relative_error
+from plain import relative_error, standardized
 from safetensors.torch import load_file, save_file
 
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
@@ -40,9 +40,7 @@ def image_tower(written):
 def test_features_are_those_of_transformers(kind, written, images):
     model, address = written(kind).model, written(kind).address
     clip = load_clip(ClipConfig(address))
-    images_of = clip.preprocessing
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (images_of.mean, images_of.std))
-    pixels = (images / 255 - mean) / std
+    pixels = standardized(images, clip.preprocessing)
     expected = features(model.get_image_features(pixel_values=pixels))
     assert relative_error(clip.image_tower(images), expected) < 1e-5
     assert clip.image_tower.embed_dim == expected.shape[1]
@@ -183,7 +181,7 @@ def test_settings_of_other_models_and_a_missing_package_are_refused(written, mon
         with world.refused(ConfigError, "remove clip.pretrained"):
             load_image_clip(ClipConfig(address, **setting))
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with world.refused(WeightsError, "needs the package transformers"):
+    with world.refused(WeightsError, r"needs the package transformers.*kdpl\[transformers\]"):
         load_clip(ClipConfig(address))
 
 

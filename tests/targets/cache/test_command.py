@@ -1,11 +1,8 @@
 import numpy as np
 import pytest
-import torch
-from runs import DATA, STUDENT, TEACHER, curves_of, error_line, files_of, fit_student
+from runs import DATA, STUDENT, TEACHER, error_line, files_of, fit_student
 
 from kdpl.__main__ import main
-from kdpl.module import ORIGIN_KEY
-from kdpl.runtime.run_folder import LAST
 from kdpl.targets import shards as module
 
 pytestmark = pytest.mark.usefixtures("without_companions")
@@ -89,17 +86,3 @@ def test_wrong_settings_are_one_line_and_nothing_is_written(
     assert main(["cache", *args]) == 1
     error_line(capsys, words)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_student_learns_from_it_without_the_teacher(
-    filled, teacher_run, student_run, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("kdpl.prompts.tuned.TunedPrompts.load_image_clip", None)
-    assert fit_student(tmp_path, teacher_run, f"--model.init_args.teacher_cache={filled}") == 0
-    # but for the rounding of the features to float16
-    losses, expected = (
-        [value for _, value in curves_of(run)["train/loss"]] for run in (tmp_path, student_run)
-    )
-    assert losses == pytest.approx(expected, rel=5e-3)
-    origin = torch.load(tmp_path / LAST, weights_only=True)[ORIGIN_KEY]
-    assert (origin["seed of the views"], origin["views"]) == (1, "one in each epoch")

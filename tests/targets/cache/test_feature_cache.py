@@ -27,7 +27,7 @@ from kdpl.targets.cache.feature_cache import (
     teacher_features,
 )
 from kdpl.targets.inputs import Preparation
-from kdpl.targets.shards import Work, batches_of
+from kdpl.targets.shards import Work
 
 WIDTH, SIZE, VIEWS = 4, Resizing(8), 3
 SHARDS = [f"shard-0000{shard}.npy" for shard in range(3)]
@@ -123,14 +123,6 @@ def test_features_are_those_of_the_views_in_the_documented_layout(folder):
             assert np.array_equal(stored[index, view], feature)
     manifest = json.loads((folder / "cache/manifest.json").read_text())
     assert not [key for key in manifest if "label" in key or "class" in key]
-
-
-def test_a_filling_lists_images_as_it_comes_to_them():
-    drawn = []
-    shards = (drawn.append(start) or range(start, start + 5) for start in range(0, 20, 5))
-    batches = batches_of(shards, 3)
-    assert [next(batches) for _ in range(3)] == [[0, 1, 2], [3, 4], [5, 6, 7]]
-    assert drawn == [0, 5]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

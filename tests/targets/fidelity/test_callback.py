@@ -20,39 +20,26 @@ pytestmark = pytest.mark.usefixtures("without_companions")
 POOL = {"shots": 2, "unlabeled_share": 0.5}  # 20 labelled images, 350 unlabelled ones
 
 
-class Seen(Callback):
-    """Keeps the images of each step, and what the end of each epoch has logged."""
+class Logged(Callback):
+    """Keeps what the end of each epoch has logged."""
 
     def __init__(self):
-        self.steps, self.logged = [], []
-
-    def on_train_batch_start(self, _, __, batch, ___):
-        self.steps.append(batch.indices.tolist())
+        self.epochs = []
 
     def on_train_epoch_end(self, trainer, _):
         metrics = trainer.callback_metrics.items()
-        self.logged.append({name: value.item() for name, value in metrics if "train" not in name})
-
-
-class Unmeasured(Fidelity):
-    """Holds images out and measures nothing."""
-
-    def on_train_start(self, trainer, pl_module):
-        pass
-
-    def _measure(self, trainer, pl_module):
-        pass
+        self.epochs.append({name: value.item() for name, value in metrics if "train" not in name})
 
 
 def distil(teacher, folder, *callbacks, epochs=2, data=(), ckpt_path=None, trainer=(), **options):
     """Fit a student for a few steps an epoch in a folder; returns its record, the student and the domain."""
     options.setdefault("kd_weight", 20)
-    student, seen = world.make_student(teacher, **options), Seen()
+    student, logged = world.make_student(teacher, **options), Logged()
     domain = world.digits(20, **{**POOL, **dict(data)})
     settings = {"limit_train_batches": 4, **dict(trainer)}
-    record = world.fit(student, folder, epochs, [*callbacks, seen], domain, ckpt_path, **settings)
-    record.seen, record.by_epoch = seen.steps, seen.logged
-    record.student, record.domain = student, domain
+    callbacks = [*callbacks, logged]
+    record = world.fit(student, folder, epochs, callbacks, domain, ckpt_path, **settings)
+    record.student, record.domain, record.by_epoch = student, domain, logged.epochs
     return record
 
 
@@ -84,13 +71,6 @@ def whole(teacher_folder, tmp_path_factory):
     return record, folder
 
 
-@pytest.fixture(scope="module")
-def without(teacher_folder, tmp_path_factory):
-    """A fit that holds nothing out, with its checkpoints, and its folder; no test changes it."""
-    folder = tmp_path_factory.mktemp("without")
-    return distil(teacher_folder, folder, epochs=1, trainer={"save": True}), folder
-
-
 def assert_plain(record, target=None):
     """Require agreement and KL, image by image in double precision, with what was distilled."""
     student, domain = record.student.eval(), record.domain
@@ -113,21 +93,17 @@ def assert_plain(record, target=None):
     assert record.logged["val/kl"] == pytest.approx(sum(nats) / len(nats), rel=1e-4)
 
 
-def test_it_is_what_a_plain_loop_over_the_images_counts(whole):
+def test_a_plain_loop_counts_the_same_on_images_that_are_not_distilled_on_nor_labelled(whole):
     record, _ = whole
     assert_plain(record)
     assert 0 < record.logged["val/fidelity"] < 1
     assert record.logged["pool/unseen"] == 100
     names = {"val/fidelity", "val/kl", "pool/unseen"}
     assert [logged.keys() for logged in record.by_epoch] == [names] * 2
-
-
-def test_nothing_held_out_is_distilled_on_nor_labelled(whole):
-    record, _ = whole
     pool, labels = record.domain.selection, record.domain.labels
     unseen = set(pool.held_out.tolist())
     assert len(unseen) == 100
-    assert not unseen & {index for step in record.seen for index in step}
+    assert not unseen & {*torch.cat([batch.indices for batch in record.batches]).tolist()}
     assert unseen | set(pool.indices.tolist()) == set(pool.targeted.tolist())
     assert len(pool.indices) == 250
     labeled = {labeled.source for labeled in (*labels.training(), *labels.tuning("val"))}
@@ -135,25 +111,6 @@ def test_nothing_held_out_is_distilled_on_nor_labelled(whole):
     # some of them are in the pool, and would be drawn otherwise
     first = generator(1, "unseen").permutation(pool.targeted)[:100]
     assert labeled & {*pool.images.take(first)}
-
-
-def test_measuring_changes_nothing_of_the_training(whole, teacher_folder, tmp_path):
-    record, _ = whole
-    unmeasured = distil(teacher_folder, tmp_path, Unmeasured())
-    assert unmeasured.losses == record.losses
-    assert unmeasured.seen == record.seen
-    for name, value in record.epochs[-1].items():
-        assert torch.equal(unmeasured.epochs[-1][name], value), name
-
-
-def test_by_default_nothing_is_held_out(without):
-    record, _ = without
-    pool = record.domain.selection
-    assert not len(pool.held_out)
-    assert pool.indices.tolist() == pool.targeted.tolist()
-    order = generator(1, "order").permutation(350)[:80]
-    assert [index for step in record.seen for index in step] == pool.indices[order].tolist()
-    assert "val/fidelity" not in record.logged
 
 
 @pytest.mark.parametrize(("batches", "every"), [(0, 1), (0, 2), (1.0, 2)])
@@ -188,11 +145,15 @@ def test_a_resumed_run_holds_out_the_same_images(whole, teacher_folder, tmp_path
     assert resumed.logged == record.logged
 
 
-def test_a_run_is_resumed_with_as_many_images_as_it_had(whole, without, teacher_folder, tmp_path):
+def test_a_run_is_resumed_with_as_many_images_as_it_had(whole, teacher_folder, tmp_path):
+    without = distil(teacher_folder, tmp_path / "without", epochs=1, trainer={"save": True})
+    assert not len(without.domain.selection.held_out)
+    assert "val/fidelity" not in without.logged
     with refused(ConfigError, "images held out is 100 there and 0 here"):
         distil(teacher_folder, tmp_path, ckpt_path=whole[1] / "epoch=0.ckpt")
     with refused(ConfigError, "images held out is 0 there and 100 here"):
-        distil(teacher_folder, tmp_path, Fidelity(), ckpt_path=without[1] / "epoch=0.ckpt")
+        checkpoint = tmp_path / "without/epoch=0.ckpt"
+        distil(teacher_folder, tmp_path, Fidelity(), ckpt_path=checkpoint)
 
 
 def test_with_a_cache_the_targets_are_still_those_of_the_evaluation_view(

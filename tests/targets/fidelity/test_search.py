@@ -25,7 +25,6 @@ from kdpl.__main__ import main
 from kdpl.class_vectors import FrozenTeacher
 from kdpl.cli.fit import parse_stage, run_command
 from kdpl.cli.search import best_of, candidates_of
-from kdpl.errors import ConfigError
 from kdpl.runtime.files import write_text
 
 # of 4 epochs a quarter, which is at least 2
@@ -88,7 +87,19 @@ def settings_of(run):
     return yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
 
 
-def test_the_candidate_that_agrees_most_becomes_a_config(whole, capsys):
+def test_candidates_share_their_preparation_and_the_one_that_agrees_most_becomes_a_config(
+    whole, capsys
+):
+    counts = dict(whole.counts)
+    assert counts.pop("both") == -(-200 // 64)
+    assert [*counts.values()] == [1, 1]
+    # a tower is trained without prompts
+    assert settings_of(whole.out / "configured")["vision_prompts"]["depth"] == 2
+    settings = settings_of(whole.out / "tower_0.01")
+    assert (settings["fine_tune"], settings["vision_prompts"]["depth"]) == (True, 0)
+    assert (settings["optim"]["optimizer"], settings["optim"]["lr"]) == ("adamw", 0.01)
+
+    # the best
     curves = {name: curves_of(whole.out / name) for name in NAMES[:2]}
     last = {name: (c["val/fidelity"][-1][1], -c["val/kl"][-1][1]) for name, c in curves.items()}
     best = max((name for name in last if last[name][1] >= last["configured"][1]), key=last.get)
@@ -127,20 +138,6 @@ def test_more_agreement_further_from_the_target_is_not_chosen():
     assert best_of({**configured, "tower": (0.58, -0.8, 100), "far": (0.7, -0.9, 100)}) == "tower"
 
 
-def test_the_towers_are_trained_without_prompts(whole):
-    assert settings_of(whole.out / "configured")["vision_prompts"]["depth"] == 2
-    settings = settings_of(whole.out / "tower_0.01")
-    assert settings["fine_tune"]
-    assert settings["vision_prompts"]["depth"] == 0
-    assert (settings["optim"]["optimizer"], settings["optim"]["lr"]) == ("adamw", 0.01)
-
-
-def test_candidates_share_features_targets_and_the_look_at_all_images(whole):
-    counts = dict(whole.counts)
-    assert counts.pop("both") == -(-200 // 64)
-    assert [*counts.values()] == [1, 1]
-
-
 def test_a_search_of_other_settings_is_refused(whole, capsys):
     before = (whole.out / "best.yaml").read_bytes()
     assert whole.run("--model.init_args.optim.lr=0.0001") == 1
@@ -159,25 +156,26 @@ def test_each_candidate_measures_its_fidelity_once_also_where_the_student_does(t
             ]
 
 
-def test_a_run_asks_the_search_again_until_its_student_is_finished(tmp_path, monkeypatch):
-    """The search itself compares settings, see above."""
-    asked = []
+def test_a_run_asks_the_search_until_its_student_is_finished_and_trains_what_it_finds(
+    tmp_path, monkeypatch
+):
+    asked, best = [], {"model": {"init_args": {"optim": {"lr": 0.003}}}}
 
     def compare(student, candidates, out, decoded):
         asked.append([*candidates])
-        if len(asked) > 1:
-            raise ConfigError("it is of other settings: refused by a candidate")
-        write_text(Path(out, "best.yaml"), "model: {init_args: {optim: {lr: 0.1}}}")
+        write_text(Path(out, "best.yaml"), json.dumps(best))
+        return student.derive(best)
 
     monkeypatch.setattr("kdpl.cli.search.compare", compare)
-    given = [*DATA, *STAGES, *SHORT, f"--out={tmp_path}", "--search", "--shots=0"]
+    command = ["run", *DATA, *STAGES, *SHORT, f"--out={tmp_path}", "--search", "--shots=0"]
     with interrupted_at(2):
-        assert main(["run", *given]) == 130
+        assert main(command) == 130
     assert asked == [["configured", "tower_0.0001", "tower_0.0003", "tower_0.001"]]
     # what it has found does not stand for what it would find now
-    assert main(["run", *given]) == 1
+    assert main(command) == 0
+    assert settings_of(tmp_path / "student")["optim"]["lr"] == 0.003
+    assert main(command) == 0
     assert len(asked) == 2
-    assert not (tmp_path / "student" / "config.yaml").exists()
 
 
 @pytest.mark.parametrize(
@@ -194,20 +192,3 @@ def test_a_run_asks_the_search_again_until_its_student_is_finished(tmp_path, mon
 def test_other_settings_are_refused(args, words, tmp_path, capsys):
     assert main(["search", *args, f"--out={tmp_path}"]) == 1
     assert words in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_run_searches_before_it_distils_and_takes_what_was_found(tmp_path, capsys):
-    given = [*DATA, *STAGES, *SHORT, f"--out={tmp_path}", "--search", "--shots=0"]
-    given += ["--trainer.max_epochs=1"]
-    assert main(["run", *given]) == 0
-    said = capsys.readouterr()
-    assert "search what of the student is trained" in said.out + said.err
-    best = yaml.safe_load((tmp_path / "search" / "best.yaml").read_text())["model"]["init_args"]
-    settings = settings_of(tmp_path / "student")
-    assert best == {name: settings[name] for name in best}
-
-    # the same command has nothing left to do
-    before = (tmp_path / "student" / "metrics.csv").read_bytes()
-    assert main(["run", *given]) == 0
-    assert (tmp_path / "student" / "metrics.csv").read_bytes() == before

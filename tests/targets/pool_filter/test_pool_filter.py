@@ -4,7 +4,6 @@ import plain
 import pytest
 import torch
 import world
-from lightning.pytorch import Callback
 from runs import rows_of
 
 from kdpl.class_vectors import ClassVectors
@@ -21,23 +20,13 @@ from kdpl.targets import pool_filter as callback
 POOL = {"shots": 1, "unlabeled_share": 0.06}  # 10 labelled images, 42 unlabelled ones
 
 
-class Seen(Callback):
-    """Keeps the indices of the images of each step."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_train_batch_start(self, _, __, batch, ___):
-        self.steps.append(batch.indices.tolist())
-
-
 def distil(teacher, folder, share=0.3, callbacks=(), optim=OptimConfig(), cached=(), **options):
     """Fit a student for two epochs in a folder; returns its record, which also has the steps' images."""
     kept = {"kd_weight": 20, "pool_filter": share, "optim": optim, **dict(cached)}
-    student, seen = world.make_student(teacher, **kept), Seen()
+    student = world.make_student(teacher, **kept)
     domain = world.digits(options.pop("batch_size", 7), **POOL, **options.pop("data", {}))
-    record = world.fit(student, folder, 2, [seen, *callbacks], domain, **options)
-    record.seen = seen.steps
+    record = world.fit(student, folder, 2, callbacks, domain, **options)
+    record.seen = [batch.indices.tolist() for batch in record.batches]
     return record
 
 
@@ -90,23 +79,18 @@ def test_a_schedule_by_steps_changes_nothing_of_what_is_left_out(teacher_folder,
     assert record.seen == whole[0].seen
 
 
-def cached(teacher, folder, cache, views=None, **options):
-    """``distil`` from a cache, which is filled where ``views`` are given."""
-    options["callbacks"] = [] if views is None else [FillTeacherCache(views)]
-    return distil(teacher, folder, cached={"teacher_cache": str(cache)}, **options)
-
-
 def test_a_cache_changes_nothing_of_what_is_left_out_and_no_teacher_is_loaded_again(
     teacher_folder, whole, tmp_path, monkeypatch
 ):
-    cache = tmp_path / "cache"
-    first = cached(teacher_folder, tmp_path / "first", cache, views=2)
+    cached = {"teacher_cache": str(tmp_path / "cache")}
+    fill = [FillTeacherCache(2)]
+    first = distil(teacher_folder, tmp_path / "first", callbacks=fill, cached=cached)
     assert first.seen == whole[0].seen
     assert first.losses == pytest.approx(whole[0].losses, rel=2e-3)
     assert left_out(tmp_path / "first") == left_out(whole[1])
 
     monkeypatch.setattr(TunedPrompts, "load_image_clip", None)
-    second = cached(teacher_folder, tmp_path / "second", cache)
+    second = distil(teacher_folder, tmp_path / "second", cached=cached)
     assert second.losses == first.losses
     assert left_out(tmp_path / "second") == left_out(tmp_path / "first")
 
@@ -151,13 +135,6 @@ def test_the_log_says_that_base_classes_alone_make_the_limit(teacher_folder, tmp
     with pytest.raises(AssertionError, match="training began"):
         distil(teacher_folder, tmp_path, **options)
     assert "more images of novel classes" in capsys.readouterr().err
-
-
-def test_by_default_nothing_is_left_out(teacher_folder, tmp_path):
-    everything = distil(teacher_folder, tmp_path, share=None)
-    assert len(everything.seen) == 2 * (42 // 7)
-    assert "pool/kept" not in everything.logged
-    assert not (tmp_path / "left_out.csv").exists()
 
 
 def test_what_would_leave_nothing_is_refused(teacher_folder, tmp_path, monkeypatch):

@@ -69,6 +69,7 @@ def test_the_teacher_is_that_of_the_config_for_fit_and_the_student_is_trained_as
     assert (finished / "student/pool_targets.safetensors").is_file()
     assert "train/loss" in curves_of(finished / "student")
     assert not any(name.startswith("val/") for name in curves_of(finished / "student"))
+    assert "held_out" not in Classifier.load(finished / "student/classifier").companions
 
 
 def test_labelled_test_images_are_tested_and_the_teacher_is_called_zero_shot(finished):
@@ -92,10 +93,8 @@ def test_labelled_test_images_are_tested_and_the_teacher_is_called_zero_shot(fin
         ([], False, None),
         (["--shots", "0"], True, "refined"),
         (["--teacher=none.yaml"], True, "refined"),
-        (["--config=none.yaml", "--config=four.yaml"], False, None),
-        (["--data.shots=0", "--data.init_args.shots=4"], False, None),
+        (["--config=none.yaml", "--data.init_args.shots=4"], False, None),
         (["--shots=0", "--student=target.yaml"], True, None),
-        (["--data.init_args.shots", "0"], True, "refined"),
     ],
 )
 def test_what_configs_and_options_say_of_labels_and_target_decides(
@@ -103,7 +102,6 @@ def test_what_configs_and_options_say_of_labels_and_target_decides(
 ):
     for name, text in {
         "none": "data: {init_args: {shots: 0}}",
-        "four": "data: {init_args: {shots: 4}}",
         "target": "model: {init_args: {target: teacher}}",
     }.items():
         (tmp_path / f"{name}.yaml").write_text(text)
