@@ -42,9 +42,7 @@ def test_stage_1_encodes_everyday_words_by_the_tuned_text_tower(teacher_run):
     assert vectors.teacher == ClassVectors.of_teacher(str(teacher_run)).teacher
 
 
-def test_a_fit_keeps_what_is_usual_of_its_unlabelled_and_validation_images(
-    student_run, teacher_run
-):
+def test_a_fit_keeps_what_is_usual_of_unlabelled_and_validation_images(student_run, teacher_run):
     read, splits = Classifier.load(student_run / "classifier"), world.digits(batch_size=8).splits
     pool, val = (
         read.embed([splits.open_image(record.source) for record in records])
@@ -62,9 +60,7 @@ def test_a_fit_keeps_what_is_usual_of_its_unlabelled_and_validation_images(
         assert getattr(kept, name) == pytest.approx(getattr(expected, name), rel=1e-3)
 
 
-def test_images_are_scored_in_their_order_and_predict_adds_the_column_if_asked_to(
-    folder, pictures, tmp_path, capsys
-):
+def test_predict_adds_scores_in_the_order_of_images_if_asked_to(folder, pictures, tmp_path, capsys):
     read = Classifier.load(folder)
     scores = none_of_these(read, pictures, batch_size=3)
     vectors = read.vectors.vectors
@@ -96,9 +92,7 @@ def test_images_are_scored_in_their_order_and_predict_adds_the_column_if_asked_t
         (19, None),
     ],
 )
-def test_predict_says_what_a_limit_of_few_validation_images_holds(
-    held_out, words, folder, pictures, tmp_path, capsys
-):
+def test_predict_warns_of_limits_of_few_images(held_out, words, folder, pictures, tmp_path, capsys):
     read = Classifier.load(folder)
     read.companions["unknown"].held_out = held_out
     read.companions["unknown"].save(folder, read.fingerprint())
@@ -145,18 +139,12 @@ def test_without_negative_vectors_distance_alone_counts_and_few_images_say_nothi
     ("changes", "error", "words"),
     [
         ({"class_names": ("net", "Blue Whale")}, ConfigError, "'Blue Whale', which is a class"),
-        (
-            {"class_names": ("net", "ship"), "teacher": "0" * 32},
-            ArtifactError,
-            "was made by another tuned teacher",
-        ),
+        ({"teacher": "0" * 32}, ArtifactError, "was made by another tuned teacher"),
     ],
 )
-def test_negative_vectors_that_do_not_fit_are_refused_before_the_first_epoch(
-    changes, error, words, tmp_path
-):
+def test_other_negative_vectors_are_refused_before_the_first_epoch(changes, error, words, tmp_path):
     with world.refused(error, words):
-        fitted(tmp_path, **changes)
+        fitted(tmp_path, **{"class_names": ("net", "ship"), **changes})
     assert not (tmp_path / "classifier").exists()
 
 

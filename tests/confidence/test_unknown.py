@@ -86,9 +86,7 @@ def test_the_score_is_that_of_a_plain_implementation(negatives, monkeypatch):
     assert scores.tolist() == pytest.approx(expected, abs=2e-4)
     assert (scores[20:] > 0.5 + 1e-6).sum() == 1
     assert scores[:20].mean() > 0.7 > 0.3 > scores[20:].mean()
-
-
-def test_without_validation_images_the_unlabelled_ones_make_the_cutoff():
+    # without validation images the unlabelled ones make the cutoff
     made = Unknown.fit(POOL, CLASSES, SCALE)
     assert (made(POOL, CLASSES, SCALE) > 0.5 + 1e-6).sum() == 60 - 58
 

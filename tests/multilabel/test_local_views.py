@@ -155,13 +155,6 @@ def test_views_of_a_box_are_resized_as_the_teacher_takes_images(monkeypatch):
     assert made[9].equal(pixels[:, 44:64, :20])
 
 
-def test_features_of_a_box_are_the_mean_of_its_views():
-    views = torch.nn.functional.normalize(torch.randn(1 + 2 * 8, 5), dim=1)
-    features = Crops((1, 2), 2, Resizing(20)).features(views)
-    means = [views[0], views[1:9].mean(dim=0), views[9:].mean(dim=0)]
-    assert torch.allclose(features, torch.stack([mean / mean.norm() for mean in means]))
-
-
 def test_scores_and_log_odds_are_those_of_a_plain_implementation():
     draw = torch.Generator().manual_seed(0)
     texts = 5 * torch.nn.functional.normalize(torch.randn(6, 8, generator=draw), dim=1)
@@ -173,16 +166,10 @@ def test_scores_and_log_odds_are_those_of_a_plain_implementation():
     plainly = log_odds_plainly(expected)
     assert torch.allclose(log_odds_of(scores).double(), plainly, atol=1e-3)
     assert log_odds_of(100 * (scores > scores.mean(dim=0))).max() <= math.log(99) + 1e-6
-
-
-def test_the_order_of_images_does_not_matter_to_the_last_bit():
-    draw = torch.Generator().manual_seed(0)
-    scores = torch.rand(501, 7, generator=draw)
-    order = torch.randperm(501, generator=draw)
+    # the order of images does not matter to the last bit
+    scores, order = torch.rand(501, 7, generator=draw), torch.randperm(501, generator=draw)
     assert log_odds_of(scores)[order].equal(log_odds_of(scores[order]))
-
-
-def test_a_class_that_looks_the_same_in_all_images_is_likely_in_none():
+    # a class that looks the same in all images is likely in none
     log_odds = log_odds_of(torch.full((5, 2), 0.3))
     assert (log_odds < 0).all()
     assert log_odds.isfinite().all()
@@ -246,9 +233,7 @@ def fit_student(teacher, folder, table, target=LocalViews()):  # noqa: B008
     world.fit(student, folder, domain=pages(table, shots=0), limit_train_batches=2)
 
 
-def test_a_student_without_a_label_learns_what_was_found_in_crops_of_what_images_are_most_like(
-    fitted,
-):
+def test_a_student_without_a_label_learns_what_images_are_most_like_by_their_crops(fitted):
     tensors, fields = read_tensors(
         fitted / "student" / LOCAL_VIEWS_FILE, "targets from local views", 3, ""
     )
@@ -392,9 +377,7 @@ def test_labelled_images_of_the_pool_have_their_labels_and_novel_classes_what_is
     ("num_base", "labels"),
     [(2, [(0,), (0,)]), (2, [(), ()]), (2, [(0, 1), (0, 1)]), (1, [(0,), ()])],
 )
-def test_labels_that_tell_nothing_apart_leave_the_texts_alone_and_it_is_said(
-    labelled, capsys, num_base, labels
-):
+def test_labels_that_tell_nothing_apart_leave_the_texts_alone(labelled, capsys, num_base, labels):
     texts, images, _ = labelled
     records = [Record(str(i), label) for i, label in zip((5, 2), labels, strict=True)]
     log_odds = LocalViews()._make(inputs_of(texts, images, records, num_base), texts[:0])

@@ -75,9 +75,7 @@ def labeled(table, tmp_path):
     return write_table(tmp_path / "labeled.csv", ("image", "label"), *lines)
 
 
-def test_the_command_replaces_the_thresholds_in_the_folder_alone_for_images_as_it_opens_them(
-    folder, labeled, monkeypatch
-):
+def test_the_command_replaces_the_thresholds_in_the_folder_alone(folder, labeled, monkeypatch):
     opened = []
 
     def note(source, decoding):
@@ -140,9 +138,7 @@ def test_predict_takes_one_threshold_for_all_classes(folder, table, capsys, clas
         assert words in capsys.readouterr().err
 
 
-def test_the_command_takes_one_label_a_row_and_names_of_classes_that_a_table_lacks(
-    folder, labeled, tmp_path, capsys
-):
+def test_the_command_takes_one_label_a_row_and_names_of_classes(folder, labeled, tmp_path, capsys):
     rows = [(row["image"], "vier" if i % 2 else "one") for i, row in enumerate(rows_of(labeled))]
     one = write_table(tmp_path / "one.csv", ("image", "label"), *rows[:6])
     names = [("label", "name"), ("vier", "four"), ("one", "one"), ("drei", "three")]

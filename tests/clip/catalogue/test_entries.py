@@ -124,7 +124,7 @@ def test_there_is_a_header_and_a_line_for_each_model_and_licence(capsys):
     ]
 
 
-def test_a_word_may_be_part_of_a_tag_and_without_one_all_are_listed(capsys):
+def test_a_word_may_be_part_of_a_tag_and_without_one_all_are_listed_and_with_another_none(capsys):
     assert main(["models", "dfn5b"]) == 0
     header, *some = capsys.readouterr().out.splitlines()
     assert {line.split("\t")[1] for line in some} == {"dfn5b"}
@@ -132,7 +132,4 @@ def test_a_word_may_be_part_of_a_tag_and_without_one_all_are_listed(capsys):
     first, *every = capsys.readouterr().out.splitlines()
     assert first == header
     assert {*some} < {*every}
-
-
-def test_a_word_that_no_model_has_is_an_error(capsys):
     refused(capsys, main(["models", "mobilenetv4"]), "'mobilenetv4'")

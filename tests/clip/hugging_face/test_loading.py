@@ -7,26 +7,22 @@ import sys
 import pytest
 import torch
 import world
-from hf_folders import LAYERS, READS_PADDING, SIZE, features, transformers
+from hf_folders import READS_PADDING, SIZE, features, transformers
 from huggingface_hub import constants
 from plain import relative_error, standardized
 from safetensors.torch import load_file, save_file
 
-from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl import Classifier
 from kdpl.clip import ClipConfig, load_clip, load_image_clip
 from kdpl.clip.hugging_face.loading import KINDS
 from kdpl.clip.loading import build_image_tower
 from kdpl.clip.modules import Frozen
 from kdpl.clip.towers.kinds import require_modest
 from kdpl.errors import ArtifactError, ConfigError, WeightsError
-from kdpl.prompts import PromptConfig, TextPrompts
+from kdpl.prompts import TextPrompts
 from kdpl.prompts.student_encoder import (
-    EncoderSettings,
     StudentEncoder,
-    encoder_tensors,
-    read_encoder,
 )
-from kdpl.teacher import TeacherPromptTuning
 
 NAMES = ["sea horse", "crab", "blue whale of the sea"]
 CLASSES = ["sea horse", "crab", "blue whale"]
@@ -192,24 +188,6 @@ def test_a_config_of_another_kind_is_never_built(written):
         build_image_tower(config, tower.preprocessing)
 
 
-def test_a_classifier_that_is_read_without_transformers_names_the_package(written, monkeypatch):
-    tower = image_tower(written("siglip"))
-    encoder = StudentEncoder(tower, 0, 0, tower.embed_dim)
-    settings = EncoderSettings(
-        image_config=tower.config,
-        preprocessing=tower.preprocessing,
-        prompt_length=0,
-        prompt_depth=0,
-        projector=True,
-    )
-    tensors = encoder_tensors(encoder)
-    again = read_encoder(settings, tensors, tower.embed_dim, "model.safetensors", "fetch it")
-    assert again.tower.module.config == tower.config
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with world.refused(ArtifactError, "missing package .*transformers"):
-        read_encoder(settings, tensors, tower.embed_dim, "model.safetensors", "fetch it")
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_from_a_repository_is_never_loaded(kind, written, tmp_path, images):
     path = shutil.copytree(written(kind).path, tmp_path / "model")
@@ -226,16 +204,12 @@ def test_attention_from_a_repository_is_never_loaded(kind, written, tmp_path, im
         assert loaded(images).isfinite().all()
 
 
-def test_a_tuned_context_is_frozen_into_class_vectors_for_stage_2(written, tmp_path, images):
-    teacher = TeacherPromptTuning(
-        ClipConfig(written("siglip").address),
-        vision_prompts=PromptConfig(depth=0),
-        text_prompts=PromptConfig(2, 1),
-    )
-    world.fit(teacher, tmp_path, limit_train_batches=1)
-    assert teacher.tuned_prompts().tensors["text_prompts.context"].shape[1] == LAYERS["hidden_size"]
-    frozen = FrozenTeacher(tmp_path, ClassVectors.of_teacher(str(tmp_path)))
-    frozen.load()
-    teacher.on_test_epoch_start()
-    expected = teacher.class_logits(images)
-    assert relative_error(frozen.logits(frozen.features(images)), expected) < 1e-5
+def test_a_classifier_read_without_transformers_names_the_package(written, tmp_path, monkeypatch):
+    clip = load_image_clip(ClipConfig(written("siglip").address))
+    encoder = StudentEncoder(clip.image_tower, 0, 0, 24)
+    Classifier(encoder, world.frozen_vectors(), 17.0, clip.identity).save(tmp_path)
+    again = Classifier.load(tmp_path).encoder.tower.module
+    assert again.config == clip.image_tower.config
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with world.refused(ArtifactError, "missing package .*transformers"):
+        Classifier.load(tmp_path)

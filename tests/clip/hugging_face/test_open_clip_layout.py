@@ -9,7 +9,7 @@ import world
 from huggingface_hub import constants
 from plain import relative_error
 from runs import DATA, SHORT, STAGES, TEACHER, error_line
-from siglip import BERT, SIZE, write_siglip, write_with_bert
+from siglip import BERT, CONFIG, SIZE, write_siglip, write_with_bert
 
 from kdpl.__main__ import main
 from kdpl.clip import ClipConfig, Preprocessing, load_clip, load_image_clip
@@ -118,3 +118,18 @@ def test_it_is_tuned_distilled_into_a_model_of_transformers_and_exported(folder,
     pytest.importorskip("onnxruntime")
     command = ["export", str(out / "student" / "classifier"), "--format=onnx"]
     assert main([*command, f"--out={tmp_path / 'c.onnx'}"]) == 0
+
+
+def test_a_downloaded_config_cannot_let_a_tokenizer_run_code(tmp_path, monkeypatch):
+    seen = {}
+
+    def record(*_, **options):
+        seen.update(options)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("kdpl.clip.loading.HFTokenizer", record)
+    options = {**CONFIG["text_cfg"]["tokenizer_kwargs"], "trust_remote_code": True}
+    path = write_siglip(tmp_path / "clip", tokenizer_kwargs=options).path
+    with world.refused(WeightsError, "cannot load the tokenizer"):
+        load_clip(ClipConfig(f"local-dir:{path}"))
+    assert seen == {"clean": "canonicalize", "tokenizer_mode": None}

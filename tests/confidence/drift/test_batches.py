@@ -76,12 +76,6 @@ def test_a_fit_keeps_what_the_classifier_finds_in_the_pool(classifier, loaded):
     assert kept.scores.tolist() == pytest.approx([top.probability for top in tops], rel=1e-4)
 
 
-def test_a_fit_that_trained_nothing_keeps_none(teacher_folder, tmp_path):
-    world.fit(world.make_student(teacher_folder), tmp_path, epochs=0, domain=world.digits(8))
-    companions = {path.stem for path in (tmp_path / "classifier").glob("*.safetensors")}
-    assert companions == {"model", "held_out", "unknown"}
-
-
 def test_a_classifier_takes_its_place_but_neither_copies_nor_uploads_it(folder, loaded, tmp_path):
     save_pretrained(loaded, tmp_path / "uploaded")
     loaded.save(folder)
@@ -156,7 +150,7 @@ def test_a_wanted_error_sets_the_threshold(folder, loaded, batches, watch):
 
 
 @pytest.mark.parametrize("reason", ["its limit of 0.5", "has no scores of that"])
-def test_without_a_limit_of_the_score_the_other_three_questions_are_asked(
+def test_without_a_limit_the_other_three_questions_are_asked(
     reason, folder, loaded, batches, watch
 ):
     loaded.companions["unknown"].held_out = None  # as without validation images
@@ -181,9 +175,7 @@ def test_a_classifier_without_a_sample_takes_images_to_compare_with(folder, batc
     assert watch(folder, batches / "mixed", *options, code=3)[0]["differs"]
 
 
-def test_a_sample_of_another_classifier_or_of_few_images_is_refused(
-    folder, loaded, batches, here, capsys
-):
+def test_samples_of_another_classifier_or_few_are_refused(folder, loaded, batches, here, capsys):
     pool, image = pool_of(folder, loaded), str(batches / "same")
     pool.save(folder, "ab")
     refused(capsys, main(["watch", str(folder), image]), "pool_sample.safetensors", "of another")
@@ -202,9 +194,7 @@ def test_a_sample_of_another_classifier_or_of_few_images_is_refused(
         (["SAME", "--false-alarms=0.1%"], ["--false-alarms is 0.1%"]),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_1(
-    options, words, classifier, batches, here, capsys
-):
+def test_bad_input_is_one_sentence_and_code_1(options, words, classifier, batches, here, capsys):
     (here / "EMPTY").mkdir()
     (here / "BROKEN").mkdir()
     for number in range(25):

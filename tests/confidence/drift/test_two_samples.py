@@ -1,9 +1,13 @@
+"""New images against a sample of the pool, and what ``benchmarks/watch.py`` measures with, by plain loops."""
+
 import math
+import statistics
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import watch
 from kdpl.confidence.drift import two_samples
 from kdpl.confidence.drift.image_sample import ImageSample
 from kdpl.confidence.drift.two_samples import Comparison, above_usual, compare, distances_to
@@ -137,9 +141,7 @@ def test_each_question_sees_its_own_difference(changes, question):
 
 
 @pytest.mark.parametrize(("references", "rank"), [(40, 39), (19, 19), (7, 7)])
-def test_a_number_above_the_usual_score_is_as_probable_as_arrangements_of_the_images_that_have_it(
-    references, rank
-):
+def test_a_number_above_the_usual_score_is_as_probable_as_it_is_by_counting(references, rank):
     def arrangements(above):
         return math.comb(12 - above + rank - 1, rank - 1) * math.comb(
             above + references - rank, references - rank
@@ -158,3 +160,37 @@ def test_a_question_of_other_images_takes_its_share_of_the_false_alarms():
         {"rejected": 0.008, "classes": 0.4, "distance": 1.0, "unknown": 0.016}
     )
     assert one.classes == [0.1]
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_the_energy_distance_is_that_of_a_plain_loop(shift, monkeypatch):
+    monkeypatch.setattr("kdpl.confidence.drift.two_samples.PERMUTATIONS", 40)
+    pool, new = draw(9, seed=1), draw(7, seed=2, shift=shift)
+    everything = [*pool.features.double().tolist(), *new.features.double().tolist()]
+    numbers, given, energies = np.random.default_rng(0), [False] * 9 + [True] * 7, []
+
+    def mean(one, other):
+        return statistics.mean(math.dist(x, y) for x in one for y in other)
+
+    for number in range(41):
+        is_new = numbers.permutation(given) if number else given
+        x, y = (
+            [row for row, there in zip(everything, is_new, strict=True) if there == side]
+            for side in (True, False)
+        )
+        energies.append(2 * mean(x, y) - mean(x, x) - mean(y, y))
+    assert watch.energy(pool, new) == pytest.approx(
+        np.mean(np.array(energies) >= energies[0] - 1e-9)
+    )
+
+
+@pytest.mark.slow
+def test_a_classifier_of_the_digits_is_watched(classifier, capsys, monkeypatch):
+    monkeypatch.setattr("kdpl.confidence.drift.two_samples.PERMUTATIONS", 0)  # the command sets it
+    watch.main([str(classifier), "--batches=1", "--false=2", "--permutations=399", "--sizes", "60"])
+    rows = {
+        line.split("|")[1]: line.split("|")[2] for line in capsys.readouterr().out.splitlines()[3:]
+    }
+    assert len(rows) == 11
+    assert rows["unseen against unseen images"].startswith("0 (")
+    assert rows["inverted"].startswith("100 (")

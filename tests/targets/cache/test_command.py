@@ -70,18 +70,13 @@ def test_a_missing_shard_is_filled_again(tmp_path, teacher_run, filled, capsys):
     ("args", "words"),
     [
         ([], "cache needs the settings of a student's fit"),
-        (
-            [*DATA, *STUDENT, "--model.init_args.teacher=t"],
-            "give --model.init_args.teacher_cache FOLDER",
-        ),
+        ([*DATA, *STUDENT, "--model.init_args.teacher=t"], "give --model.init_args.teacher_cache"),
         ([*DATA, *TEACHER], "expected those of a student"),
         (settings("t", "c"), "t/class_vectors.safetensors does not exist"),
         (["--views=0", *DATA], "views"),
     ],
 )
-def test_wrong_settings_are_one_line_and_nothing_is_written(
-    args, words, tmp_path, capsys, monkeypatch
-):
+def test_wrong_settings_are_one_line_and_write_nothing(args, words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["cache", *args]) == 1
     error_line(capsys, words)

@@ -166,9 +166,7 @@ def test_a_run_is_resumed_with_the_same_views_alone(teacher_folder, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_in_half_precision_the_features_are_those_that_the_teacher_has_in_training(
-    precision, teacher_folder, tmp_path, monkeypatch
-):
+def test_half_precision_features_are_the_teachers(precision, teacher_folder, tmp_path, monkeypatch):
     settings = {"trainer": {"precision": precision, "limit_train_batches": 1}}
     plain = Distilled(teacher_folder, tmp_path, **settings)
     cached = Distilled(teacher_folder, tmp_path, tmp_path / "cache", fill=True, **settings)

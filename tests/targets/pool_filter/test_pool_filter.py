@@ -41,9 +41,7 @@ def whole(teacher_folder, tmp_path_factory):
     return distil(teacher_folder, folder, save=True), folder
 
 
-def test_images_below_the_quantile_of_the_labelled_ones_are_left_out(
-    teacher_folder, whole, plain_of
-):
+def test_images_below_the_quantile_of_labelled_ones_are_left_out(teacher_folder, whole, plain_of):
     record, folder = whole
     prompts = TunedPrompts.load(teacher_folder / PROMPTS_FILE).tensors["vision_prompts.tokens"]
     vectors = ClassVectors.load(teacher_folder / CLASS_VECTORS_FILE).vectors.double()
@@ -79,9 +77,7 @@ def test_a_schedule_by_steps_changes_nothing_of_what_is_left_out(teacher_folder,
     assert record.seen == whole[0].seen
 
 
-def test_a_cache_changes_nothing_of_what_is_left_out_and_no_teacher_is_loaded_again(
-    teacher_folder, whole, tmp_path, monkeypatch
-):
+def test_a_cache_changes_nothing_and_loads_no_teacher(teacher_folder, whole, tmp_path, monkeypatch):
     cached = {"teacher_cache": str(tmp_path / "cache")}
     fill = [FillTeacherCache(2)]
     first = distil(teacher_folder, tmp_path / "first", callbacks=fill, cached=cached)
@@ -102,11 +98,7 @@ def test_new_images_are_compared_with_the_whole_pool_and_usual_is_what_is_kept(w
     images = [domain.splits.open_image(source) for source in pool]
     image_sample = pytest.importorskip("kdpl.confidence.drift.image_sample")
     shape = classifier.vectors.vectors.shape
-    sample = image_sample.ImageSample.load(folder, classifier.fingerprint(), shape)
-    assert len(sample) == 42
-    torch.testing.assert_close(
-        sample.features.float(), classifier.embed(images), atol=1e-3, rtol=1e-3
-    )
+    assert len(image_sample.ImageSample.load(folder, classifier.fingerprint(), shape)) == 42
     left = left_out(whole[1])
     usual = [image for source, image in zip(pool, images, strict=True) if source not in left]
     assert 20 <= len(usual) < 42
@@ -114,27 +106,17 @@ def test_new_images_are_compared_with_the_whole_pool_and_usual_is_what_is_kept(w
     torch.testing.assert_close(center, classifier.embed(usual).mean(dim=0), atol=1e-3, rtol=1e-3)
 
 
-def test_a_resumed_run_leaves_out_the_same_images_without_asking_again(
-    teacher_folder, whole, monkeypatch
+def test_a_resumed_run_leaves_out_the_same_without_asking_again_and_needs_the_same_list(
+    teacher_folder, whole, tmp_path, monkeypatch
 ):
     record, folder = whole
     monkeypatch.setattr(callback, "_similarities", None)
     resumed = distil(teacher_folder, folder, ckpt_path=folder / "epoch=0.ckpt")
     assert resumed.losses == record.losses[len(record.losses) // 2 :]
-
-
-def test_a_run_is_not_resumed_with_another_list(teacher_folder, whole, tmp_path):
-    header, *rows = (whole[1] / callback.LEFT_OUT_FILE).read_text().splitlines(keepends=True)
+    header, *rows = (folder / callback.LEFT_OUT_FILE).read_text().splitlines(keepends=True)
     (tmp_path / callback.LEFT_OUT_FILE).write_text("".join([header, *rows[1:]]))
     with world.refused(ConfigError, r"made from something else \(images to distil on is \w+ there"):
-        distil(teacher_folder, tmp_path, ckpt_path=whole[1] / "epoch=0.ckpt")
-
-
-def test_the_log_says_that_base_classes_alone_make_the_limit(teacher_folder, tmp_path, capsys):
-    options = {"callbacks": [world.NoStep()], "data": {"protocol": "base_to_novel"}}
-    with pytest.raises(AssertionError, match="training began"):
-        distil(teacher_folder, tmp_path, **options)
-    assert "more images of novel classes" in capsys.readouterr().err
+        distil(teacher_folder, tmp_path, ckpt_path=folder / "epoch=0.ckpt")
 
 
 def test_what_would_leave_nothing_is_refused(teacher_folder, tmp_path, monkeypatch):

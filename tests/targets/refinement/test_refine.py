@@ -143,9 +143,7 @@ def targets(pool):
     )
 
 
-def test_the_file_holds_all_of_it_and_is_refused_if_damaged_or_with_an_invalid_field(
-    targets, tmp_path
-):
+def test_the_file_holds_all_of_it_and_is_refused_if_damaged_or_invalid(targets, tmp_path):
     targets.save(tmp_path / "file")
     read = PoolTargets.load(tmp_path / "file")
     assert read.assignments.equal(targets.assignments)

@@ -124,18 +124,15 @@ def plainly(teacher, plain_of):
     return (refined, features), text, torch.tensor(seen), validation
 
 
-def refined_plainly(features, text, labels, validation):
-    """What tests/targets/refinement/test_experts.py holds to a plain implementation, of these features."""
+def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):
+    features, text, labels, validation = plainly
+    # what tests/targets/refinement/test_experts.py holds to a plain implementation
     config = RefinementConfig(**{k: v for k, v in SETTINGS.items() if k != "encoder"})
     held_out = torch.full_like(labels, -1)
     held_out[-len(validation) :] = torch.tensor([record.label for record in validation])
     alone = torch.arange(len(labels))
-    return assign(Evidence(*features, text, labels, held_out, alone, trusted=False), config)
-
-
-def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):
-    features, text, labels, validation = plainly
-    made, assigned = targets_in(whole[1]), refined_plainly(features, text, labels, validation)
+    assigned = assign(Evidence(*features, text, labels, held_out, alone, trusted=False), config)
+    made = targets_in(whole[1])
     n, expected = len(made.images), assigned.assignments
     assert made.images.tolist() == world.digits(7, **POOL).selection.indices.tolist()
     assert (made.assignments.float() - expected[:n]).abs().max() < 2e-3
@@ -165,18 +162,14 @@ def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):
         ("auto", None, (0, 10), 30.0, True),
     ],
 )
-def test_it_is_taken_unless_labels_or_an_emptied_class_are_against_it(
-    mode, right, after, strength, taken
-):
+def test_it_is_taken_unless_labels_or_an_emptied_class_object(mode, right, after, strength, taken):
     weights = (1.0,) if strength is None else (0.4, 1.2)
     assigned = Assigned(torch.empty(0), weights, strength, Weights(0.1, 3, 0.3), right, 20, 20)
     counts = [torch.tensor(count) for count in ((5, 5), after)]
     assert Refined(mode=mode)._decide(assigned, counts)[0] == taken
 
 
-def test_where_it_is_not_taken_the_student_learns_the_published_target(
-    fresh, whole, tmp_path, monkeypatch
-):
+def test_if_not_taken_the_student_learns_the_published_target(fresh, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(Refined, "_decide", lambda *_: (False, "not taken"))
     losses = distil(fresh, tmp_path / "not_taken", epochs=2).losses
     assert losses == distil(fresh, tmp_path / "published", epochs=2, target="teacher").losses
@@ -195,9 +188,7 @@ def test_a_resumed_run_and_a_second_start_read_the_file(teacher, whole, monkeypa
     assert (folder / POOL_TARGETS_FILE).stat().st_mtime_ns == before
 
 
-def test_no_teacher_runs_while_a_student_learns_assignments_alone(
-    teacher, whole, tmp_path, monkeypatch
-):
+def test_no_teacher_runs_for_a_student_of_assignments_alone(teacher, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(StudentDistillation, "_teacher_features", None)
     record = distil(teacher, tmp_path, epochs=2)
     assert record.losses == whole[0].losses
@@ -211,9 +202,7 @@ ALONE = {"vision_prompts": PromptConfig(depth=0)}
 @pytest.mark.parametrize(
     ("settings", "share"), [(ALONE, 0.5), ({**ALONE, "target": "teacher"}, 0), ({}, 0)]
 )
-def test_half_of_the_images_are_whole_where_a_projector_alone_learns_targets_of_images(
-    settings, share, fresh, tmp_path
-):
+def test_half_of_the_images_are_whole_for_a_projector_alone(settings, share, fresh, tmp_path):
     record = distil(fresh, tmp_path, trainer={"limit_train_batches": 12}, **settings)
     pool, whole = world.digits(7, **POOL).unlabeled_images(Resizing(32)), []
     for batch in record.batches:
@@ -258,9 +247,7 @@ def test_images_that_the_pool_filter_leaves_out_are_not_assigned(teacher, tmp_pa
 
 
 @pytest.mark.parametrize(("depth", "passes"), [(0, 1), (2, 2)])
-def test_as_few_passes_as_can_be_give_features_that_later_students_read(
-    depth, passes, tmp_path, monkeypatch
-):
+def test_fewest_passes_give_features_that_later_students_read(depth, passes, tmp_path, monkeypatch):
     encoded = Counter()
     pool = ClassTokenTower._pool
 
@@ -304,9 +291,7 @@ def test_other_views_have_features_and_a_file_of_their_own(fresh, tmp_path, monk
         distil(fresh, tmp_path / "0", [world.NoStep()], data=seed, refinement=refinement)
 
 
-def test_from_a_cache_no_teacher_is_loaded_once_its_features_are_kept(
-    teacher, whole, tmp_path, monkeypatch
-):
+def test_with_cached_features_no_teacher_is_loaded_again(teacher, whole, tmp_path, monkeypatch):
     cache = str(tmp_path / "cache")
     cached = distil(teacher, tmp_path, [FillTeacherCache()], epochs=2, teacher_cache=cache)
     assert targets_in(tmp_path).assignments.equal(targets_in(whole[1]).assignments)
@@ -321,9 +306,7 @@ def test_from_a_cache_no_teacher_is_loaded_once_its_features_are_kept(
     ("data", "seen", "shown"),
     [({"protocol": "base_to_novel"}, {*range(5)}, 10), ({"shots": 0}, set(), 0)],
 )
-def test_no_label_is_seen_that_the_teacher_was_not_tuned_on(
-    data, seen, shown, fresh, tmp_path, seen_by
-):
+def test_no_label_is_seen_that_the_teacher_did_not_see(data, seen, shown, fresh, tmp_path, seen_by):
     distil(fresh, tmp_path, data=data, refinement={"mode": "auto"})
     (evidence,) = seen_by
     assert (evidence.labels >= 0).sum() == shown
@@ -340,9 +323,7 @@ def test_an_untuned_teacher_is_judged_by_the_labels_themselves(tmp_path, seen_by
     assert f"of the {labeled} labelled" in targets_in(tmp_path).reason
 
 
-def test_the_groups_of_the_data_are_those_of_the_evidence_and_of_the_file(
-    teacher, tmp_path, monkeypatch, seen_by
-):
+def test_groups_of_the_data_are_those_of_evidence_and_file(teacher, tmp_path, monkeypatch, seen_by):
     groups = world.group_digits(monkeypatch)
     distil(teacher, tmp_path)
     (evidence,) = seen_by
