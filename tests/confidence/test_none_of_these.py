@@ -34,21 +34,18 @@ def pictures():
     ]
 
 
-def test_stage_1_encodes_everyday_words_by_the_tuned_text_tower(teacher_run):
-    vectors = ClassVectors.load(teacher_run / NEGATIVES)
-    assert vectors.class_names == everyday_words()
-    again = NameEncoder.load(teacher_run).encode(everyday_words())
-    torch.testing.assert_close(vectors.vectors, again.vectors)
-    assert vectors.teacher == ClassVectors.of_teacher(str(teacher_run)).teacher
-
-
-def test_a_fit_keeps_what_is_usual_of_unlabelled_and_validation_images(student_run, teacher_run):
+def test_fits_keep_everyday_words_and_what_is_usual_of_their_images(student_run, teacher_run):
     read, splits = Classifier.load(student_run / "classifier"), world.digits(batch_size=8).splits
     pool, val = (
         read.embed([splits.open_image(record.source) for record in records])
         for records in (splits.train, splits.val)
     )
+    # stage 1 encodes everyday words by the tuned text tower
     negatives = ClassVectors.load(teacher_run / NEGATIVES)
+    assert negatives.class_names == everyday_words()
+    again = NameEncoder.load(teacher_run).encode(everyday_words())
+    torch.testing.assert_close(negatives.vectors, again.vectors)
+    assert negatives.teacher == ClassVectors.of_teacher(str(teacher_run)).teacher
     far = farthest(negatives.vectors, read.vectors.vectors)
     words = [negatives.class_names[i] for i in far]
     expected = Unknown.fit(

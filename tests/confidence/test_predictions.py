@@ -151,7 +151,12 @@ def companions_of_a_fit(folder, **data):
     return Classifier.load(folder / "classifier").companions, domain
 
 
-def test_a_fit_counts_one_validation_image_of_each_group(tmp_path, monkeypatch):
+def test_a_fit_bounds_errors_by_one_image_of_each_group_but_not_by_samples(tmp_path, monkeypatch):
+    sampled = companions_of_a_fit(tmp_path, shots=16, val_shots=4)[0]["held_out"]
+    assert len(sampled) == 40
+    with world.refused(ConfigError, r"a sample of so many of each class \(val_shots\)"):
+        sampled.threshold(0.99)
+
     groups = world.group_digits(monkeypatch)
     companions, domain = companions_of_a_fit(tmp_path)
     number = len({groups[record.source] for record in domain.splits.val})
@@ -159,13 +164,6 @@ def test_a_fit_counts_one_validation_image_of_each_group(tmp_path, monkeypatch):
     assert len(companions["held_out"]) == number
     assert companions["unknown"].held_out == number
     companions["held_out"].set_threshold(0.9)  # not refused
-
-
-def test_a_fit_on_a_sample_of_each_class_bounds_no_error(tmp_path):
-    companions, _ = companions_of_a_fit(tmp_path, shots=16, val_shots=4)
-    assert len(companions["held_out"]) == 40
-    with world.refused(ConfigError, r"a sample of so many of each class \(val_shots\)"):
-        companions["held_out"].threshold(0.99)
 
 
 def test_calibrate_replaces_them_by_those_of_a_folder_or_table(folder, photos, tmp_path, capsys):

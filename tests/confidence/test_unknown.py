@@ -135,29 +135,20 @@ def test_an_everyday_word_that_is_a_class_is_left_out_and_a_chosen_one_is_refuse
             other_than(names, chosen, "my.txt")
 
 
-def test_words_are_read_line_by_line_and_those_that_ship_are_distinct_and_plain(tmp_path):
+def test_words_are_read_by_line_or_refused_and_those_that_ship_are_distinct_and_plain(tmp_path):
     file = tmp_path / "words.txt"
     file.write_text("\ufeffhand\n\n  table top \nhand\n", encoding="utf-8")
     assert read_words(str(file)) == ("hand", "table top")
     words = everyday_words()
     assert len({*words}) == len(words) > 200
     assert all(word == word.strip().casefold() and word for word in words)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (None, "cannot be read"),
-        (b"a\nB\xe4r", "line 2"),
-        (b" \n", "no words"),
-        (b"a\x1bb", "be shown"),
-    ],
-)
-def test_words_that_cannot_be_read_are_refused(content, words, tmp_path):
-    if content is not None:
-        (tmp_path / "w.txt").write_bytes(content)
-    with refused(DataError, f"negative words .*w.txt .*{words}"):
-        read_words(str(tmp_path / "w.txt"))
+    # and refused where they cannot be
+    for content, fault in ((b"a\nB\xe4r", "line 2"), (b" \n", "no words"), (b"a\x1bb", "be shown")):
+        file.write_bytes(content)
+        with refused(DataError, f"negative words .*words.txt .*{fault}"):
+            read_words(str(file))
+    with refused(DataError, r"negative words .*none.txt cannot be read"):
+        read_words(str(tmp_path / "none.txt"))
 
 
 def test_a_file_gives_the_same_scores_to_its_classifier_alone(tmp_path):

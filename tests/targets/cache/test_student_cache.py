@@ -133,15 +133,6 @@ def test_one_cache_serves_students_of_any_image_size(runs_of_kl, teacher_folder,
         assert (one.images.shape[-1], other.images.shape[-1]) == (32, 48)
 
 
-def fill(teacher, cache, views, domain=None, **options):
-    domain = domain or world.digits(50)
-    student = world.make_student(teacher, kd_weight=20, teacher_cache=str(cache))
-    student.configure_callbacks = list
-    trainer = world.quiet_trainer(cache.parent, 0, callbacks=[FillTeacherCache(views)], **options)
-    trainer.fit(student, datamodule=domain)
-    return cache
-
-
 def test_a_cache_of_something_else_is_refused(teacher_folder, runs_of_kl, tmp_path):
     with world.refused(DataError, "the teacher cache .* does not exist"):
         Distilled(teacher_folder, tmp_path, tmp_path / "nowhere")
@@ -158,7 +149,8 @@ def test_a_run_is_resumed_with_the_same_views_alone(teacher_folder, tmp_path):
         (2, 5, "seed of the views is 1 there and 5 here"),
     ):
         cache = tmp_path / f"{views} views"
-        fill(teacher_folder, cache, views, world.digits(50, seed=seed))
+        student = world.make_student(teacher_folder, teacher_cache=str(cache))
+        world.fit(student, tmp_path, 0, [FillTeacherCache(views)], world.digits(50, seed=seed))
         with world.refused(ConfigError, words):
             Distilled(teacher_folder, tmp_path, cache, **resume)
     resumed = Distilled(teacher_folder, tmp_path, tmp_path / "new", fill=True, **resume)
@@ -176,14 +168,3 @@ def test_half_precision_features_are_the_teachers(precision, teacher_folder, tmp
     monkeypatch.setattr(Frozen, "store_in", lambda *_: None)
     cast = Distilled(teacher_folder, tmp_path, tmp_path / "other", fill=True, **settings)
     assert cast.losses == cached.losses
-
-
-@pytest.mark.slow
-def test_two_processes_fill_a_cache_together(teacher_folder, tmp_path):
-    two = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
-    caches = [
-        fill(teacher_folder, tmp_path / "two", 2, world.digits(25), **two),
-        fill(teacher_folder, tmp_path / "one", 2),
-    ]
-    by_two, by_one = (np.load(cache / "shard-00000.npy") for cache in caches)
-    assert np.allclose(by_two, by_one, rtol=0, atol=3e-4)

@@ -139,22 +139,20 @@ def test_it_is_measured_when_validation_would_run(batches, every, whole, teacher
         assert best.best_model_score.item() == pytest.approx(chosen)
 
 
-def test_a_resumed_run_holds_out_the_same_images(whole, teacher_folder, tmp_path):
+def test_a_resumed_run_holds_out_the_same_images_and_as_many(whole, teacher_folder, tmp_path):
     record, folder = whole
     resumed = distil(teacher_folder, tmp_path, Fidelity(), ckpt_path=folder / "epoch=0.ckpt")
     assert resumed.domain.selection.held_out.tolist() == record.domain.selection.held_out.tolist()
     assert resumed.losses == record.losses[len(record.losses) // 2 :]
     assert resumed.logged == record.logged
+    with refused(ConfigError, "images held out is 100 there and 0 here"):
+        distil(teacher_folder, tmp_path, ckpt_path=folder / "epoch=0.ckpt")
 
-
-def test_a_run_is_resumed_with_as_many_images_as_it_had(whole, teacher_folder, tmp_path):
     without = distil(teacher_folder, tmp_path / "without", epochs=1, trainer={"save": True})
     assert not len(without.domain.selection.held_out)
     assert "val/fidelity" not in without.logged
-    with refused(ConfigError, "images held out is 100 there and 0 here"):
-        distil(teacher_folder, tmp_path, ckpt_path=whole[1] / "epoch=0.ckpt")
+    checkpoint = tmp_path / "without/epoch=0.ckpt"
     with refused(ConfigError, "images held out is 0 there and 100 here"):
-        checkpoint = tmp_path / "without/epoch=0.ckpt"
         distil(teacher_folder, tmp_path, Fidelity(), ckpt_path=checkpoint)
 
 

@@ -124,10 +124,3 @@ def test_what_would_leave_nothing_is_refused(teacher_folder, tmp_path, monkeypat
     monkeypatch.setattr(callback, "_similarities", lambda *_: next(values))
     with world.refused(DataError, "pool_filter leaves out all 42 unlabelled images"):
         distil(teacher_folder, tmp_path, callbacks=[world.NoStep()])
-
-
-@pytest.mark.slow
-def test_two_processes_leave_out_what_one_does(teacher_folder, whole, tmp_path):
-    two = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
-    distil(teacher_folder, tmp_path, batch_size=4, **two)
-    assert left_out(tmp_path) == pytest.approx(left_out(whole[1]), abs=1e-6)

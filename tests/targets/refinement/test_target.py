@@ -4,10 +4,12 @@ from collections import Counter
 from dataclasses import replace
 from shutil import copytree, ignore_patterns
 
+import numpy as np
 import pytest
 import torch
 import world
 from plain import normalized
+from runs import rows_of
 from torch.nn import functional as F
 
 from kdpl.class_vectors import ClassVectors
@@ -356,10 +358,19 @@ def test_features_are_those_of_a_tower_before_its_projection(fresh, tmp_path, se
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_does(teacher, whole, tmp_path):
+def test_two_processes_cache_filter_and_refine_what_one_does(tmp_path):
     two = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
-    distil(teacher, tmp_path, trainer=two)
-    made, expected = targets_in(tmp_path), targets_in(whole[1])
+    for name, trainer in (("one", {}), ("two", two)):
+        (tmp_path / name).mkdir()
+        teacher, cache = write_teacher(tmp_path / name), str(tmp_path / name / "cache")
+        options = {"teacher_cache": cache, "pool_filter": 0.3, "trainer": trainer}
+        distil(teacher, tmp_path / name, [FillTeacherCache(2)], **options)
+    one, both = tmp_path / "one", tmp_path / "two"
+    features, expected = (np.load(folder / "cache/shard-00000.npy") for folder in (both, one))
+    assert np.allclose(features, expected, rtol=0, atol=3e-4)
+    left_out, expected = (rows_of(folder / "left_out.csv") for folder in (both, one))
+    assert [row["image"] for row in left_out] == [row["image"] for row in expected] != []
+    made, expected = targets_in(both), targets_in(one)
     assert (made.assignments - expected.assignments).abs().max() < 1e-3
     assert made.images.equal(expected.images)
     assert (made.moved, made.examples) == (expected.moved, expected.examples)
