@@ -12,6 +12,7 @@ import torch
 import world
 from pages import make_teacher, pages
 from PIL import Image
+from runs import noise
 
 from kdpl import Classifier
 from kdpl.class_vectors import ClassVectors
@@ -36,16 +37,11 @@ from kdpl.targets import PreparedTarget
 POOL = {"shots": 0, "unlabeled_share": 0.02}
 
 
-def softmax_plainly(numbers):
-    powers = [math.exp(number - max(numbers)) for number in numbers]
-    return [power / sum(powers) for power in powers]
-
-
 def pooled_plainly(features, texts, classes):
     totals = [0.0] * classes
     for feature in features.tolist():
         cosines = [sum(a * b for a, b in zip(feature, text, strict=True)) for text in texts]
-        for c, probability in enumerate(softmax_plainly(cosines)[:classes]):
+        for c, probability in enumerate(plain.softmax(torch.tensor(cosines)).tolist()[:classes]):
             totals[c] += probability**2
     return totals
 
@@ -105,16 +101,10 @@ def boxes_plainly(image, scales, count):
     return chosen
 
 
-def picture(width, height):
-    """Coarse random patches, enlarged smoothly."""
-    draw = np.random.default_rng(0)
-    small = Image.fromarray(draw.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))
-    return small.resize((width, height), Image.Resampling.BICUBIC)
-
-
 @pytest.mark.parametrize("size", [(96, 64), (64, 80)])
 def test_boxes_are_those_of_a_plain_implementation(size):
-    image = picture(*size)
+    # coarse patches, enlarged smoothly
+    image = noise(*(edge // 8 for edge in size)).resize(size, Image.Resampling.BICUBIC)
     boxes = Crops((3, 1, 2.5), 6, Resizing(32)).boxes(image)
     assert boxes.tolist() == [list(box) for box in boxes_plainly(image, (3, 1, 2.5), 6)]
 
@@ -141,8 +131,7 @@ def test_crops_lie_within_the_image_whatever_its_shape(size):
 
 
 def test_views_of_a_box_are_resized_as_the_teacher_takes_images(monkeypatch):
-    draw = np.random.default_rng(0)
-    image = Image.fromarray(draw.integers(0, 256, (64, 96, 3), dtype=np.uint8))
+    image = noise(96, 64)
     monkeypatch.setattr(
         Crops, "boxes", lambda *_: np.array([[30.0, 20.0, 20.0], [0.0, 44.0, 20.0]])
     )
@@ -300,7 +289,7 @@ def test_the_probe_minimises_the_log_loss_of_the_surest_crops(labelled):
     rows, shown = [], []
     for features, labels in zip(images, has.tolist(), strict=True):
         for c, label in enumerate(labels):
-            sure = [softmax_plainly((texts @ feature).tolist())[c] for feature in features]
+            sure = [plain.softmax(texts @ feature)[c].item() for feature in features]
             rows.append(features[sure.index(max(sure))].double())
             shown.append(c if label else 3)
     rows = torch.stack(rows)
@@ -327,8 +316,8 @@ def test_with_a_probe_predictions_are_those_of_both(labelled):
     for feature, predicted in zip(images[0], tuned.probabilities(images[0]).tolist(), strict=True):
         words = (texts @ feature).tolist()
         nothing = math.log(sum(math.exp(word) for word in words[3:]))
-        text = softmax_plainly([*words[:3], nothing])
-        probe = softmax_plainly((feature @ tuned.weight + tuned.bias).tolist())
+        text = plain.softmax(torch.tensor([*words[:3], nothing])).tolist()
+        probe = plain.softmax(feature @ tuned.weight + tuned.bias).tolist()
         both = [a**0.25 * b for a, b in zip(text, probe, strict=True)]
         assert predicted == pytest.approx([p / sum(both) for p in both[:3]], abs=1e-5)
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import world
-from lightning.pytorch import Callback
 from pages import NAMES, OF_PAGES, data_of, make_teacher, pages, write_table
 from rich.console import Console
 from runs import CONFIGS, DATA, SHORT, STAGES, STUDENT, rows_of
@@ -57,7 +56,11 @@ def test_a_run_prints_chance_and_probes(run, capsys):
         assert [cell.strip() for cell in shown[:3]] == ["", f"{100 * precision:.1f}", ""]
 
 
-def test_the_predictions_of_a_test_are_those_of_the_classifier(run, table):
+def test_the_predictions_of_a_test_are_those_of_the_classifier_and_not_one_class_each(run, table):
+    with pytest.raises(ArtifactError, match="several labels an image"):
+        read_predictions(run / "student")
+    assert main(["compare", str(run / "student"), str(run / "teacher")]) != 0
+
     predictions = rows_of(run / "student" / "test_predictions.csv")
     assert [int(row["index"]) for row in predictions] == list(range(24))
     labels = {str(table.parent / row["image"]): row["label"].strip(";") for row in rows_of(table)}
@@ -74,12 +77,6 @@ def test_the_predictions_of_a_test_are_those_of_the_classifier(run, table):
     assert thresholds == pytest.approx(classifier.task.thresholds)
     average = sum(float(row["ap"]) for row in per_class) / 5
     assert read_results(run / "student")["test/map"] == pytest.approx(average, abs=1e-5)
-
-
-def test_what_reads_one_class_for_each_image_refuses_the_predictions(run):
-    with pytest.raises(ArtifactError, match="several labels an image"):
-        read_predictions(run / "student")
-    assert main(["compare", str(run / "student"), str(run / "teacher")]) != 0
 
 
 def test_the_report_shows_what_was_tested_instead_of_accuracies(run):
@@ -231,13 +228,6 @@ def fit(table, folder, *callbacks):
     return module, data, trainer
 
 
-@pytest.fixture
-def student(tmp_path):
-    """A function that makes a student of a teacher of the pages."""
-    world.write_teacher(tmp_path, **OF_PAGES)
-    return lambda **options: world.make_student(tmp_path, **options)
-
-
 def test_scores_are_fitted_to_labelled_images_from_all_over_the_list(table, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(scores.ScaleAndBias, "fit", lambda _, *given: seen.append(given[1]))
@@ -282,15 +272,13 @@ def test_the_published_choice_of_an_epoch_is_refused(table, tmp_path):
         fit(table, tmp_path, choice.BestOnBaseTest())
 
 
-def test_scores_learn_as_if_the_loss_had_no_weight(table, tmp_path, student):
+def test_scores_learn_as_if_the_loss_had_no_weight(table, tmp_path):
+    world.write_teacher(tmp_path, **OF_PAGES)
     gradients = []
     for weight in (1, 1000):
-        kept, step = [], Callback()
-        step.on_before_optimizer_step = lambda _, module, __, kept=kept: kept.extend(
-            parameter.grad.clone() for parameter in module.scores.parameters()
-        )
-        options = {"callbacks": [step], "domain": pages(table), "limit_train_batches": 1}
-        world.fit(student(kd_weight=weight), tmp_path / f"{weight}", **options)
-        gradients.append(kept)
+        student = world.make_student(tmp_path, kd_weight=weight)
+        options = {"domain": pages(table), "limit_train_batches": 1}
+        made = world.fit(student, tmp_path / f"{weight}", **options).gradients
+        gradients.append([made[f"scores.{name}"] for name in ("log_scale", "bias")])
     for once, weighted in zip(*gradients, strict=True):
         torch.testing.assert_close(weighted, once)

@@ -77,7 +77,6 @@ def test_the_rules_agree_with_what_open_clip_builds(name):
     ("model", "tag", "teacher", "student", "extra"),
     [
         ("ViT-L-14-quickgelu", "openai", "text + visual", "prompts", ""),
-        ("ViT-B-16-SigLIP2", "webli", "text + visual", "prompts", "transformers"),
         ("RN50-quickgelu", "openai", "text", "projector", ""),
         ("coca_ViT-B-32", "laion2b_s13b_b90k", "visual", "prompts", ""),
         ("roberta-ViT-B-32", "laion2b_s12b_b32k", "text + visual", "prompts", "transformers"),

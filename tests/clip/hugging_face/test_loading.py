@@ -25,7 +25,6 @@ from kdpl.prompts.student_encoder import (
 )
 
 NAMES = ["sea horse", "crab", "blue whale of the sea"]
-CLASSES = ["sea horse", "crab", "blue whale"]
 
 
 def image_tower(written):
@@ -86,7 +85,7 @@ def test_an_image_tower_is_built_again_with_its_projection_and_without(kind, wri
 def test_a_context_stands_in_place_of_words_and_learns(kind, written):
     clip = load_clip(ClipConfig(written(kind).address))
     tower = clip.text_tower
-    texts = tower.arrange(clip.tokenize([f"a photo of {name}" for name in CLASSES]))
+    texts = tower.arrange(clip.tokenize([f"a photo of {name}" for name in NAMES]))
     prompts = TextPrompts(3, 1, "a photo of", tower, clip.tokenize)
     assert relative_error(prompts(tower, texts, 128), tower(texts)) < 1e-5
     # in a model whose words a, photo and of have the learned vectors as embeddings, words do the same

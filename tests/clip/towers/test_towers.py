@@ -82,8 +82,6 @@ FAMILIES = {
 }
 """Model configs as open_clip's, with few layers."""
 
-ZERO_SHOT = ("CoCa",)
-"""Those whose text tower takes no prompts."""
 
 TOKENS = [name for name in FAMILIES if name not in ("MobileCLIP", "ResNet")]
 """Those whose image tower has tokens that prompts can stand beside."""
@@ -199,7 +197,8 @@ def test_weights_stored_in_autocasts_type_change_no_bit(family):
         cast = list(tower.cast_weights())
         parameters = tower.named_parameters()
         rest = sum(p.numel() for name, p in parameters if "token_embedding" not in name)
-        assert sum(p.numel() for p in cast) > 0.9 * rest or family in ZERO_SHOT
+        # no prompts reach the text tower of a CoCa
+        assert sum(p.numel() for p in cast) > 0.9 * rest or family == "CoCa"
         Frozen(tower).store_in(torch.bfloat16)
         assert {p.dtype for p in cast} <= {torch.bfloat16}
     assert all(map(torch.equal, half_precision(clip), expected))
@@ -280,7 +279,6 @@ def plain_text_features(model, ids, prompts, start=1):
     [
         ("CLIP, text apart", 3, 2),
         ("SigLIP", 3, 2),
-        ("SigLIP", 1, 128),
         ("PE-Core", 3, 128),
         ("MobileCLIP", 3, 128),
         ("CLIPA", 3, 2),

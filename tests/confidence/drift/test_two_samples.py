@@ -26,10 +26,6 @@ def draw(count, seed, shift=0.0, width=3, unsure=0.0, rare=1.0):
     )
 
 
-def distance(one, other):
-    return math.sqrt(sum((float(a) - float(b)) ** 2 for a, b in zip(one, other, strict=True)))
-
-
 def plain_statistics(pool, new, threshold):
     """The three statistics and each class's difference, of two lists of (features, score, class)."""
     if threshold is None:
@@ -42,17 +38,13 @@ def plain_statistics(pool, new, threshold):
         counts = [sum(label == c for *_, label in part) for c in range(CLASSES)]
         angles.append([math.asin(math.sqrt((n + 3 / 8) / (len(part) + 3 / 4))) for n in counts])
     differences = [abs(a - b) for a, b in zip(*angles, strict=True)]
-    far = [min(distance(x, y) for y, *_ in pool) for x, *_ in new]
-    within = nearest_within([x for x, *_ in pool])
+    far = [min(math.dist(x, y) for y, *_ in pool) for x, *_ in new]
+    within = [
+        min(math.dist(x, y) for j, (y, *_) in enumerate(pool) if i != j)
+        for i, (x, *_) in enumerate(pool)
+    ]
     difference = sum(far) / len(far) - sum(within) / len(within)
     return [rejected, sum(d**2 for d in differences), difference], differences
-
-
-def nearest_within(features):
-    return [
-        min(distance(x, y) for j, y in enumerate(features) if i != j)
-        for i, x in enumerate(features)
-    ]
 
 
 def plain_comparison(pool, new, threshold, permutations):
@@ -107,7 +99,7 @@ def test_p_values_are_those_of_a_plain_implementation(changes, near, threshold, 
 
 def test_distances_are_those_to_the_nearest_image_of_the_pool():
     pool, new = draw(40, seed=1).features, draw(1100, seed=2).features
-    expected = [min(distance(x, y) for y in pool) for x in new[-50:]]
+    expected = [min(math.dist(x, y) for y in pool) for x in new[-50:]]
     assert distances_to(pool, new)[-50:].tolist() == pytest.approx(expected)
     assert len(distances_to(pool, new)) == 1100
 

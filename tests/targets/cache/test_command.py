@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 from runs import DATA, STUDENT, TEACHER, error_line, files_of, fit_student
 
@@ -35,10 +34,6 @@ def filled(tmp_path_factory, teacher_run):
     return cache
 
 
-def features_in(cache):
-    return np.concatenate([np.load(file) for file in sorted(cache.glob("*.npy"))])
-
-
 def test_a_second_start_says_complete_and_changes_nothing(filled, teacher_run, capsys):
     before = files_of(filled)
     assert fill(teacher_run, filled) == 0
@@ -63,7 +58,8 @@ def test_a_missing_shard_is_filled_again(tmp_path, teacher_run, filled, capsys):
     error_line(capsys, f"{cache} is incomplete, 1 of 11 shards are missing")
     assert fill(teacher_run, cache) == 0
     assert "2 views of each, 128 features computed" in capsys.readouterr().err
-    assert np.array_equal(features_in(cache), features_in(filled))
+    for file in filled.glob("*.npy"):
+        assert (cache / file.name).read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize(

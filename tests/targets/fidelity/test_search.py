@@ -29,7 +29,6 @@ from kdpl.runtime.files import write_text
 
 # of 4 epochs a quarter, which is at least 2
 STUDENTS = [*STUDENT, *SHORT, "--trainer.max_epochs=4"]
-BATCHES = "--data.init_args.batch_size=8"
 TEACHER_T = "--model.init_args.teacher=T"
 # one rate that trains, and one that diverges
 NAMES = ("configured", "tower_0.01", "tower_1e+30")
@@ -54,8 +53,8 @@ def whole(tmp_path_factory):
     assert run_command(["fit", *data, *teacher, f"--out={root / 'teacher'}"]) == 0
     target = {"class_path": "kdpl.targets.refinement.target.Refined", "init_args": {"views": 1}}
     # several steps an epoch: a loss that is not finite is seen in the step after
-    student = [*data, *STUDENTS, BATCHES, f"--model.init_args.target={json.dumps(target)}"]
-    student += [f"--model.init_args.teacher={root / 'teacher'}"]
+    student = [*data, *STUDENTS, f"--model.init_args.target={json.dumps(target)}"]
+    student += [f"--model.init_args.teacher={root / 'teacher'}", "--data.init_args.batch_size=8"]
 
     def counted(name):
         function = resolve_name(name)
