@@ -24,7 +24,7 @@ from kdpl.prompts.student_encoder import (
     StudentEncoder,
 )
 
-NAMES = ["sea horse", "crab", "blue whale of the sea"]
+NAMES = ["sea horse", "crab", "the blue whale the sea horse"]
 
 
 def image_tower(written):
