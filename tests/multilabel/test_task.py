@@ -142,9 +142,7 @@ def test_the_metrics_are_those_of_scikit_learn_with_ties_and_empty_classes(seed)
         assert values[f"{half}micro_f1"] == pytest.approx(micro)
     base, novel = values["base_map"], values["novel_map"]
     assert values["hm"] == pytest.approx(2 * base * novel / (base + novel))
-
-
-def test_no_class_with_an_image_gives_nothing_and_not_0():
+    # nothing, and not 0, where no class has an image
     metric = MultiLabelMetrics()
     metric.update(LOGITS, torch.zeros_like(LABELS))
     assert all(math.isnan(value) for value in metric.compute().values())
