@@ -80,7 +80,6 @@ def test_the_rules_agree_with_what_open_clip_builds(name):
         ("RN50-quickgelu", "openai", "text", "projector", ""),
         ("coca_ViT-B-32", "laion2b_s13b_b90k", "visual", "prompts", ""),
         ("roberta-ViT-B-32", "laion2b_s12b_b32k", "text + visual", "prompts", "transformers"),
-        # registered
         ("test-resnet", world.TAG, "text", "projector", ""),
     ],
 )

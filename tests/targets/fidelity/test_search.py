@@ -144,10 +144,11 @@ def test_each_candidate_measures_its_fidelity_once_also_where_the_student_does(t
 
 
 def test_a_run_asks_the_search_until_its_student_has_trained_what_it_finds(tmp_path, monkeypatch):
-    asked, best = [], {"model": {"init_args": {"optim": {"lr": 0.003}}}}
+    asked = []
 
     def compare(student, candidates, out, decoded):
         asked.append([*candidates])
+        best = {"model": {"init_args": {"optim": {"lr": 0.001 * len(asked)}}}}
         write_text(Path(out, "best.yaml"), json.dumps(best))
         return student.derive(best)
 
@@ -158,7 +159,7 @@ def test_a_run_asks_the_search_until_its_student_has_trained_what_it_finds(tmp_p
     assert asked == [["configured", "tower_0.0001", "tower_0.0003", "tower_0.001"]]
     # what it has found does not stand for what it would find now
     assert main(command) == 0
-    assert settings_of(tmp_path / "student")["optim"]["lr"] == 0.003
+    assert settings_of(tmp_path / "student")["optim"]["lr"] == 0.002
     assert main(command) == 0
     assert len(asked) == 2
 
