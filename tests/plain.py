@@ -46,6 +46,12 @@ def gelu(x):
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
+def standardized(images, preprocessing):
+    """Images [B, 3, S, S] of values from 0 to 255 with the mean and deviation that a tower expects."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    return (images / 255 - mean) / std
+
+
 class PlainClip:
     """A CLIP's two towers over its state dict, in float64.
 

@@ -348,16 +348,19 @@ class Probe(LightningModule):
 
 
 class Record(Callback):
-    """Keeps the loss of each step, the last gradients, and the module's state after the last step of each epoch.
+    """Keeps each step's batch and loss, the last gradients, and the module's state after each epoch's last step.
 
     ``started`` is what ``start`` returns, which is called with the module before the first step.
     """
 
     def __init__(self, start=None):
-        self.start, self.losses, self.epochs = start, [], []
+        self.start, self.batches, self.losses, self.epochs = start, [], [], []
 
     def on_train_start(self, _, pl_module):
         self.started = self.start(pl_module) if self.start else None
+
+    def on_train_batch_start(self, _, __, batch, ___):
+        self.batches.append(batch)
 
     def on_after_backward(self, _, pl_module):
         self.gradients = {
@@ -409,13 +412,11 @@ class Distilled:
     ):
         options = {"kd_weight": 20, "teacher_cache": cache and str(cache), **options}
         self.student = make_student(teacher, **options)
-        self.batches, watch = [], Callback()
-        watch.on_train_batch_start = lambda *args: self.batches.append(args[2])
-        callbacks = [FillTeacherCache(), watch] if fill else [watch]
+        callbacks = [FillTeacherCache()] if fill else []
         settings = {"limit_train_batches": 5, **dict(trainer)}
         domain = digits(50, **dict(data))
         record = fit(self.student, folder, 2, callbacks, domain, ckpt_path, **settings)
-        self.losses = record.losses
+        self.batches, self.losses = record.batches, record.losses
         self.state = self.student.encoder.state_dict()
 
 

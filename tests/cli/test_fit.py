@@ -242,6 +242,13 @@ def test_a_finished_fit_says_so_and_touches_nothing(teacher_run, student_run, ca
         assert files_of(run) == before
 
 
+def test_the_config_in_the_folder_makes_the_run_again(teacher_run, tmp_path):
+    again = tmp_path / "again"
+    assert main(["fit", f"--config={teacher_run}/config.yaml", f"--out={again}"]) == 0
+    for name in ("class_vectors.safetensors", "prompts.safetensors"):
+        assert (again / name).read_bytes() == (teacher_run / name).read_bytes()
+
+
 def test_the_seed_is_that_of_the_data_and_of_what_is_drawn_for_the_model(teacher_run):
     drawn = []
     for seed in (1, 1, 2):

@@ -1,13 +1,20 @@
+"""Image towers: plain features, compilation, memory formats, and how images are prepared."""
+
 import shutil
+from copy import deepcopy
 
 import open_clip
 import pytest
+import timm
 import torch
 import world
 from plain import backward, relative_error
 from runs import noise
+from torch import nn
 
-from kdpl.clip import ClipConfig, Preprocessing, load_clip
+from kdpl.clip import ClipConfig, Preprocessing, load_clip, load_image_clip
+from kdpl.clip.loading import fingerprint
+from kdpl.clip.towers.image import memory_format_of
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.prompts import VisionPrompts
 
@@ -70,3 +77,48 @@ def test_images_are_prepared_as_open_clip_prepares_them(mode, interpolation):
         image = noise(*shape, seed=seed)
         expected = (prepare(image) * 255).round().to(torch.uint8)
         assert torch.equal(to_tensor(resize_and_crop(image, square.resizing)), expected), shape
+
+
+CONVOLUTIONAL = {
+    "EfficientNet": ClipConfig("timm:test_efficientnet", "random", image_size=48),
+    "ResNet of timm": ClipConfig("timm:test_resnet", "random", image_size=48),
+    "ResNet of CLIP": ClipConfig("test-resnet", world.TAG),
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONAL)
+def test_channels_last_changes_features_and_gradients_by_rounding_alone(kind):
+    tower = load_image_clip(CONVOLUTIONAL[kind]).image_tower
+    usual = deepcopy(tower)
+    usual.use_memory_format(torch.contiguous_format)
+    towers, size = (tower, usual), tower.preprocessing.image_size
+    state, usual_state = (tower.visual.state_dict() for tower in towers)
+    assert all(torch.equal(tensor, usual_state[name]) for name, tensor in state.items())
+    assert fingerprint(state.items()) == fingerprint(usual_state.items())
+    images, results = world.images_of(torch.arange(5), seed=1, size=size), []
+    for tower in towers:
+        # in double precision, in which rounding is out of the way
+        tower.requires_grad_(True).train().visual.double()
+        features = tower(images)
+        features.square().sum().backward()
+        gradients = [p.grad.flatten() for p in tower.visual.parameters()]
+        results.append((features.detach(), torch.cat(gradients)))
+    for actual, expected in zip(*results, strict=True):
+        assert relative_error(actual, expected) < 1e-9
+    formats = [all(p.is_contiguous() for p in tower.visual.parameters()) for tower in towers]
+    assert formats == [False, True]
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "repvgg_a0"])
+def test_networks_that_gain_nothing_are_left_as_they_are(name):
+    network = timm.create_model(name, num_classes=0)
+    assert memory_format_of(network) == torch.contiguous_format
+
+
+def test_a_network_in_which_a_library_would_corrupt_memory_is_left_as_it_is():
+    network = timm.create_model("test_resnet", num_classes=0)
+    assert memory_format_of(network) == torch.channels_last
+    network.beside = nn.Conv2d(16, 8, 1, stride=2)
+    assert memory_format_of(network) == torch.channels_last
+    network.beside = nn.Conv2d(15, 8, 1, stride=2)
+    assert memory_format_of(network) == torch.contiguous_format

@@ -1,5 +1,6 @@
+"""Loading: weights, activation and preprocessing of any source; and what open_clip 4 has beside 3.3."""
+
 import json
-import sys
 from pathlib import Path
 
 import open_clip
@@ -9,8 +10,9 @@ import world
 from plain import relative_error
 from safetensors.torch import save_file
 
+import kdpl.clip.loading
 from kdpl.clip import ClipConfig, Preprocessing, load_clip, load_image_clip
-from kdpl.clip.loading import fingerprint
+from kdpl.clip.loading import fingerprint, known_models
 from kdpl.clip.versions import list_models
 from kdpl.clip.weights import preprocessing_of_file
 from kdpl.errors import WeightsError
@@ -51,17 +53,6 @@ def same_weights(clip):
     equal += [torch.equal(v, state[k]) for k, v in text.items()]
     assert len(equal) == len(state) - 1, "all but logit_scale"
     return all(equal) and clip.logit_scale == pytest.approx(state["logit_scale"].exp().item())
-
-
-def test_a_registered_model_is_loaded_and_taken_apart():
-    clip = load_clip(ClipConfig(NAME, world.TAG))
-    assert same_weights(clip)
-    assert clip.logit_scale == pytest.approx(30)
-    assert clip.preprocessing == Preprocessing(32, *USUAL)
-    assert clip.tokenize(["crab", "a blue whale"]).shape == (2, 77)
-    assert (clip.identity.model, clip.identity.pretrained) == (NAME, world.TAG)
-    assert not clip.identity.quick_gelu
-    assert load_clip(ClipConfig(QUICK, world.TAG)).identity.quick_gelu
 
 
 def test_random_weights_are_the_same_each_time_and_said_to_be_random():
@@ -105,16 +96,12 @@ def test_a_model_that_is_unknown_or_out_of_reach_is_named(name, match):
     refused(ClipConfig(name, "random"), match)
 
 
-def test_a_missing_package_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    match = r"ViT-B-16-SigLIP needs the package transformers.*kdpl\[transformers\]"
-    refused(ClipConfig("ViT-B-16-SigLIP", "random"), match)
-
-
-def test_an_unknown_tag_or_a_missing_file_gets_the_known_ones():
-    for tag in ("opnai", "none.pt"):
-        refused(ClipConfig(NAME, tag), f"'{tag}', nor .*: use one of {world.TAG}")
-    refused(ClipConfig("RN50", "opnai"), "'opnai', nor .*: use one of openai, ", load_image_clip)
+@pytest.mark.parametrize(
+    ("model", "tag", "known"),
+    [(NAME, "opnai", world.TAG), (NAME, "none.pt", world.TAG), ("RN50", "opnai", "openai, ")],
+)
+def test_an_unknown_tag_or_a_missing_file_gets_the_known_ones(model, tag, known):
+    refused(ClipConfig(model, tag), f"'{tag}', nor .*: use one of {known}")
 
 
 @pytest.fixture
@@ -127,19 +114,15 @@ def tag(monkeypatch, weights):
     return entry
 
 
-def test_the_tags_own_preprocessing_is_used(tag, images):
+def test_the_tags_own_preprocessing_is_used(tag, images, plain_of):
     # an interpolation that training drew is bicubic
     tag.update(mean=MEAN, std=STD, resize_mode="squash", interpolation="random")
     clip = load_clip(ClipConfig(NAME, "hub"))
     assert same_weights(clip)
     assert clip.identity.pretrained == "hub"
     assert clip.preprocessing == Preprocessing(32, MEAN, STD, "squash")
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
-    patches = ((images.double() / 255 - mean) / std)[:, None, :, :8, :8]
-    state = {name: tensor.double() for name, tensor in world.weights(NAME).items()}
-    first = (patches * state["visual.conv1.weight"]).flatten(2).sum(2)
-    expected = first + state["visual.positional_embedding"][1]
-    assert relative_error(clip.image_tower.embed(images)[:, 1], expected) < 1e-5
+    expected = [plain_of(NAME).image_tokens(image, MEAN, STD) for image in images]
+    assert relative_error(clip.image_tower.embed(images), torch.stack(expected)) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore:.*random weights")
@@ -199,14 +182,11 @@ def test_where_those_differ_the_config_or_the_file_beside_it_tells(weights, monk
     refused(of_file(weights, mean=MEAN), r"differ in interpolation: put the weights' open_clip_co")
     beside = weights.with_name("open_clip_config.json")
     for told, expected in (
-        ({"mean": MEAN, "std": STD}, Preprocessing(32, MEAN, STD)),
-        (
-            {"resize_mode": "squash", "interpolation": "bilinear"},
-            Preprocessing(32, *USUAL, "squash", "bilinear"),
-        ),
+        ({"mean": MEAN, "std": STD}, (MEAN, STD)),
+        ({"resize_mode": "squash", "interpolation": "bilinear"}, (*USUAL, "squash", "bilinear")),
     ):
         beside.write_text(json.dumps({"preprocess_cfg": told}))
-        assert load_image_clip(of_file(weights)).preprocessing == expected
+        assert load_image_clip(of_file(weights)).preprocessing == Preprocessing(32, *expected)
     beside.write_text('{"preprocess_cfg": {"resize_mode": "longest"}}')
     refused(of_file(weights), "'longest'")
     beside.write_text("{}")
@@ -214,7 +194,7 @@ def test_where_those_differ_the_config_or_the_file_beside_it_tells(weights, monk
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_the_setting_decides_on_the_activation_of_a_file(suffix, tmp_path, clip_of, images):
+def test_the_setting_decides_on_the_activation_of_a_whole_file(suffix, tmp_path, clip_of, images):
     path = write(tmp_path / f"w{suffix}", world.weights(NAME))
     refused(of_file(path, quick_gelu=None), rf"w{suffix} .* set clip\.quick_gelu")
     model = {".pt": NAME, ".safetensors": QUICK}[suffix]
@@ -223,12 +203,8 @@ def test_the_setting_decides_on_the_activation_of_a_file(suffix, tmp_path, clip_
         assert same_weights(clip)
         assert clip.identity.quick_gelu == quick_gelu
         assert torch.equal(clip.image_tower(images), clip_of(same).image_tower(images))
-
-
-@pytest.mark.parametrize(("suffix", "length"), [(".pt", -1000), (".safetensors", 0)])
-def test_a_truncated_file_is_refused(suffix, length, tmp_path):
-    path = write(tmp_path / f"w{suffix}", world.weights(NAME))
-    path.write_bytes(path.read_bytes()[:length])
+    # a file that is cut
+    path.write_bytes(path.read_bytes()[: {".pt": -1000, ".safetensors": 0}[suffix]])
     refused(of_file(path), rf"w{suffix} cannot be read")
 
 
@@ -306,16 +282,49 @@ def test_the_image_half_alone_is_that_of_the_whole(name, clip_of):
     assert not hasattr(half, "text_tower")
 
 
-def test_weights_of_a_whole_clip_in_a_file_serve_its_image_half(tmp_path, clip_of):
+def test_weights_of_a_whole_clip_serve_its_image_half_unless_one_is_missing(tmp_path, clip_of):
     state = world.weights("test-timm")
     state = {**state, "logit_scale": state["logit_scale"].reshape(1)}
     half = load_image_clip(of_file(write(tmp_path / "mobile.pt", state), "test-timm"))
     assert half.logit_scale == pytest.approx(23)
     assert half.identity.fingerprint == clip_of("test-timm").identity.fingerprint
+    name = next(key for key in state if key.startswith("visual."))
+    del state[name]
+    config = of_file(write(tmp_path / "fewer.pt", state), "test-timm")
+    refused(config, f"{name}' is missing", load=load_image_clip)
 
 
-def test_a_missing_weight_of_the_image_half_is_named(tmp_path):
-    state = dict(world.weights("test-resnet"))
-    del state["visual.bn1.running_mean"]
-    config = of_file(write(tmp_path / "rn.pt", state), "test-resnet")
-    refused(config, r"visual.bn1.running_mean' is missing", load=load_image_clip)
+TEXT = {"context_length": 16, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
+VISION = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
+OTHERS = {
+    "sound": {"audio_cfg": {}, "text_cfg": TEXT},
+    "captions": {"genlip_cfg": {}, "vision_cfg": VISION, "text_cfg": TEXT},
+    "any number of patches": {"vision_cfg": {**VISION, "image_seq_len": 4}, "text_cfg": TEXT},
+    "another tokenizer": {"vision_cfg": VISION, "text_cfg": {**TEXT, "tokenizer_type": "tiktoken"}},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("load", [load_clip, load_image_clip])
+def test_a_model_that_is_not_a_clip_of_square_images_is_refused(load, kind, monkeypatch):
+    monkeypatch.setitem(kdpl.clip.loading._REGISTRY, kind, ({"embed_dim": 8, **OTHERS[kind]}, {}))
+    with world.refused(WeightsError, f"{kind} is not a CLIP of square images and texts"):
+        load(ClipConfig(kind, "random"))
+
+
+def test_only_clips_are_listed():
+    names = list_models()
+    assert set(names) <= {*open_clip.list_models()}
+    assert {"ViT-B-16", "RN50", "ViT-B-16-SigLIP2", "coca_ViT-B-32", "nllb-clip-base"} <= {*names}
+    assert not any("clap" in name.lower() or "gen" in name.lower() for name in names)
+    for name, (config, tags) in known_models().items():
+        assert {"vision_cfg", "text_cfg"} <= config.keys(), name
+        assert tags or name not in names  # a test may have registered it
+
+
+@pytest.mark.filterwarnings("ignore:.*random weights")
+def test_the_end_of_a_text_has_an_id_where_a_config_names_none(monkeypatch):
+    text = {**TEXT, "pool_type": "eos"}
+    config = {"embed_dim": 8, "custom_text": True, "vision_cfg": VISION, "text_cfg": text}
+    monkeypatch.setitem(kdpl.clip.loading._REGISTRY, "eos", (config, {}))
+    assert load_clip(ClipConfig("eos", "random")).text_tower.end == 2

@@ -1,8 +1,10 @@
-"""Predictions that say how sure they are: rejected images, sets of classes, calibrated probabilities."""
+"""Predictions that say how sure they are: rejected images, sets of classes, calibrated probabilities, and their report."""
 
 import csv
 import shutil
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import runs
@@ -15,8 +17,11 @@ from sklearn.datasets import load_digits
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
 from kdpl.confidence.held_out import HeldOutScores
+from kdpl.confidence.report import rejection
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.prompts.student_encoder import StudentEncoder
+from kdpl.report.run_folder import Run
+from kdpl.runtime.predictions import read_predictions
 
 
 def like(given, **companions):
@@ -88,15 +93,11 @@ def test_calibrated_probabilities_are_those_at_the_temperature(sure, many):
         )
 
 
-def test_they_are_kept_in_the_folder_and_only_for_their_own_weights(sure, many, tmp_path):
+def test_they_are_kept_in_the_folder(sure, many, tmp_path):
     for _ in range(2):
         sure.save(tmp_path / "c")
     read = Classifier.load(tmp_path / "c")
     assert predict(read, many, max_error=0.05) == predict(sure, many, max_error=0.05)
-    Classifier(sure.encoder, world.frozen_vectors(seed=9), 17.0, sure.clip).save(tmp_path / "other")
-    shutil.copy(tmp_path / "c" / "held_out.safetensors", tmp_path / "other")
-    with world.refused(ArtifactError, "held_out.safetensors is of another classifier"):
-        Classifier.load(tmp_path / "other")
 
 
 def test_without_them_an_option_that_needs_them_says_how_to_get_them(sure, many):
@@ -150,7 +151,12 @@ def companions_of_a_fit(folder, **data):
     return Classifier.load(folder / "classifier").companions, domain
 
 
-def test_a_fit_counts_one_validation_image_of_each_group(tmp_path, monkeypatch):
+def test_a_fit_bounds_errors_by_one_image_of_each_group_but_not_by_samples(tmp_path, monkeypatch):
+    sampled = companions_of_a_fit(tmp_path, shots=16, val_shots=4)[0]["held_out"]
+    assert len(sampled) == 40
+    with world.refused(ConfigError, r"a sample of so many of each class \(val_shots\)"):
+        sampled.threshold(0.99)
+
     groups = world.group_digits(monkeypatch)
     companions, domain = companions_of_a_fit(tmp_path)
     number = len({groups[record.source] for record in domain.splits.val})
@@ -158,24 +164,6 @@ def test_a_fit_counts_one_validation_image_of_each_group(tmp_path, monkeypatch):
     assert len(companions["held_out"]) == number
     assert companions["unknown"].held_out == number
     companions["held_out"].set_threshold(0.9)  # not refused
-
-
-def test_a_fit_on_a_sample_of_each_class_bounds_no_error(tmp_path):
-    companions, _ = companions_of_a_fit(tmp_path, shots=16, val_shots=4)
-    assert len(companions["held_out"]) == 40
-    with world.refused(ConfigError, r"a sample of so many of each class \(val_shots\)"):
-        companions["held_out"].threshold(0.99)
-
-
-class NoImages(world.TinyDomain):
-    def val_dataloader(self):
-        return []
-
-
-def test_a_fit_without_validation_images_keeps_none(tmp_path):
-    world.write_teacher(tmp_path, num_base=None)
-    world.fit(world.make_student(tmp_path), tmp_path, domain=NoImages())
-    assert "held_out" not in Classifier.load(tmp_path / "classifier").companions
 
 
 def test_calibrate_replaces_them_by_those_of_a_folder_or_table(folder, photos, tmp_path, capsys):
@@ -273,3 +261,53 @@ def test_calibrate_refuses_images_that_it_cannot_take(folder, photos, tmp_path, 
             shutil.copytree(photos / "one", images / name)
         runs.refused(capsys, main(["calibrate", str(folder), str(images)]), words)
     assert (folder / "held_out.safetensors").read_bytes() == kept
+
+
+def test_the_table_and_the_images_are_those_of_the_thresholds(student_run, tmp_path):
+    folder = shutil.copytree(student_run, tmp_path / "student")
+    predictions, classifier = read_predictions(student_run), folder / "classifier"
+    # held-out images in which the lower half of the scores is often wrong, too few to show 1 %
+    scores = torch.tensor([p.probability for p in predictions])[:200]
+    held_out = HeldOutScores(1.0, scores, scores.clone(), scores > scores.quantile(0.4))
+    held_out.save(classifier, Classifier.load(classifier).fingerprint())
+    data = rejection(Run.find(folder))
+    rows = {row["wanted"]: row for row in data["rows"]}
+    assert data["more"].startswith(f"run python -m kdpl calibrate {classifier} IMAGES")
+    assert "it takes 299 held-out images or more" in rows[0.01]["gap"]
+    for wanted in (0.05, 0.1, 0.2):
+        threshold = held_out.threshold(wanted)
+        accepted = [p for p in predictions if p.probability >= threshold]
+        wrong = sum(not p.correct for p in accepted) / len(accepted)
+        expected = threshold, len(accepted) / len(predictions), pytest.approx(wrong)
+        row = rows[wanted]
+        assert (row["threshold"], row["coverage"], row["error"][0]) == expected
+    # the images are of the least error that is shown
+    shown = data["rejects"]
+    rejected = [p for p in predictions if p.probability < held_out.threshold(0.05)]
+    saved = sum(not p.correct for p in rejected)
+    assert (shown["wanted"], shown["count"], shown["wrong"]) == (0.05, len(rejected), saved)
+    assert len(shown["shown"]) == 24
+    assert shown["shown"][0]["image"] == min(rejected, key=lambda p: p.probability)
+
+
+def student_of(scores, correct):
+    predictions = [
+        SimpleNamespace(probability=score, correct=right)
+        for score, right in zip(scores, correct, strict=True)
+    ]
+    stage = SimpleNamespace(predictions=predictions)
+    classifier = SimpleNamespace(companions={}, folder=None)
+    return SimpleNamespace(require=lambda _: stage, classifier=classifier)
+
+
+def test_the_chart_is_the_error_of_the_surest_images_equal_ones_together():
+    chart = rejection(student_of([0.9, 0.5, 0.7, 0.7], [True, False, False, True]))["chart"]
+    (line,) = chart["lines"].values()
+    expected = [(25.0, 0.0), (75.0, 100 / 3), (100.0, 50.0)]
+    assert line == [pytest.approx(point) for point in expected]
+
+
+def test_a_classifier_without_scores_and_a_run_without_student_say_so():
+    assert "run python -m kdpl calibrate" in rejection(student_of([0.9], [True]))["gap"]
+    with world.refused(ArtifactError, "there is no student"):
+        rejection(Run(Path("run"), None, None))

@@ -1,29 +1,33 @@
-"""A whole run on several labels an image, its report, and the use of its classifier."""
+"""A whole run on several labels an image, resumed and on several processes; its report, and its classifier."""
 
 import json
-import math
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
-from pages import NAMES, data_of, write_table
+import torch
+import world
+from pages import NAMES, OF_PAGES, data_of, make_teacher, pages, write_table
 from rich.console import Console
 from runs import CONFIGS, DATA, SHORT, STAGES, STUDENT, rows_of
 
 from kdpl import Classifier
 from kdpl.__main__ import main
-from kdpl.class_vectors import ClassVectors
-from kdpl.classifier.export import metadata
+from kdpl.callbacks.results import SaveTestResults
 from kdpl.cli.run_summary import summarize
-from kdpl.errors import ArtifactError
+from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.datasets import label_tensor
+from kdpl.data.options import ClassOptions
+from kdpl.errors import ArtifactError, ConfigError
+from kdpl.multilabel import scores
 from kdpl.multilabel.report import several_labels
-from kdpl.report.page import render
+from kdpl.multilabel.task import MultiLabel
 from kdpl.report.run_folder import Run
-from kdpl.report.training import training
-from kdpl.runtime.loggers import MetricsCSV
-from kdpl.runtime.predictions import read_predictions, read_results
+from kdpl.runtime.predictions import read_predictions, read_results, spread
 
 
 def test_a_run_tests_all_four_models_by_average_precision_and_f1(run):
@@ -52,15 +56,11 @@ def test_a_run_prints_chance_and_probes(run, capsys):
         assert [cell.strip() for cell in shown[:3]] == ["", f"{100 * precision:.1f}", ""]
 
 
-def test_scale_and_bias_are_learned_and_novel_classes_have_the_mean_of_base_ones(run):
-    vectors = ClassVectors.load(run / "student" / "class_vectors.safetensors")
-    assert vectors.task == "multilabel"
-    assert len({*vectors.scales[:3]}) == 3
-    mean = math.exp(sum(map(math.log, vectors.scales[:3])) / 3)
-    assert vectors.scales[3:] == pytest.approx((mean, mean), rel=1e-5)
+def test_the_predictions_of_a_test_are_those_of_the_classifier_and_not_one_class_each(run, table):
+    with pytest.raises(ArtifactError, match="several labels an image"):
+        read_predictions(run / "student")
+    assert main(["compare", str(run / "student"), str(run / "teacher")]) != 0
 
-
-def test_the_predictions_of_a_test_are_those_of_the_classifier(run, table):
     predictions = rows_of(run / "student" / "test_predictions.csv")
     assert [int(row["index"]) for row in predictions] == list(range(24))
     labels = {str(table.parent / row["image"]): row["label"].strip(";") for row in rows_of(table)}
@@ -79,51 +79,22 @@ def test_the_predictions_of_a_test_are_those_of_the_classifier(run, table):
     assert read_results(run / "student")["test/map"] == pytest.approx(average, abs=1e-5)
 
 
-def test_what_reads_one_class_for_each_image_refuses_the_predictions(run):
-    with pytest.raises(ArtifactError, match="several labels an image"):
-        read_predictions(run / "student")
-    assert main(["compare", str(run / "student"), str(run / "teacher")]) != 0
-
-
-def test_the_page_has_scores_classes_and_images_instead_of_accuracies(run):
+def test_the_report_shows_what_was_tested_instead_of_accuracies(run):
     page = (run / "report.html").read_text(encoding="utf-8")
     headings = ("Several labels", "Classes", "Which classes are predicted with which", "Images")
     assert all(f">{heading}</h" in page for heading in headings)
-    for other in ("Confusions", "Accuracy by class", "Calibration", "Where teacher and student"):
+    for other in ("Confusions", "Accuracy by class", "Calibration", "validation accuracy"):
         assert other not in page
     assert page.count("data:image/webp") == 12
-    assert "validation mAP, %" in page
-    assert "validation accuracy" not in page
 
-
-def test_what_the_report_shows_is_what_was_tested(run):
     data = several_labels(Run.find(run, trusted=True))
     assert data["images"] == 24
-    assert [*data["models"]] == [
-        "teacher's original CLIP",
-        "student's original CLIP",
-        "teacher",
-        "distilled student",
-        "linear probe of the teacher's CLIP",
-        "linear probe of the student's network",
-        "chance",
-    ]
+    assert len(data["models"]) == 7
     for row, (low, high) in data["classes"]:
         assert low - 0.02 < float(row["ap"]) <= high
     together, having = np.array(data["together"]), np.array(data["having"])
     assert (together <= having[:, None]).all()
     assert having.tolist() == [int(row["positives"]) for row, _ in data["classes"]]
-
-
-def test_fidelity_is_said_of_the_classes_that_student_or_target_gives(run, tmp_path):
-    shutil.copytree(run / "student", tmp_path / "student")
-    logger = MetricsCSV(str(tmp_path / "student"))
-    logger.log_metrics({"val/fidelity": 0.8125, "pool/unseen": 100.0}, step=9)
-    copied = Run.find(tmp_path, trusted=True)
-    expected = {"share": 0.8125, "images": 100, "several": True, "follows": True}
-    assert training(copied)["fidelity"] == expected
-    page = " ".join(render(copied).split())
-    assert "on 81.2 % of the classes that either gives to 100 unlabelled images" in page
 
 
 def test_predict_writes_names_and_probabilities(several, table, tmp_path):
@@ -136,17 +107,8 @@ def test_predict_writes_names_and_probabilities(several, table, tmp_path):
         assert main(["predict", str(several), image, option]) != 0
 
 
-def test_the_metadata_of_an_exported_file_has_the_threshold_of_each_class(several):
-    classifier = Classifier.load(several)
-    about = metadata(classifier, "uint8")
-    assert about["task"] == "multilabel"
-    assert json.loads(about["label_thresholds"]) == [*classifier.task.thresholds]
-
-
 @pytest.mark.slow
-def test_the_script_without_torch_names_the_labels_by_an_exported_file(
-    run, table, tmp_path, monkeypatch, capsys
-):
+def test_the_script_without_torch_names_the_same_labels(run, table, tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
     folder = run / "student" / "classifier"
     file = tmp_path / "classifier.onnx"
@@ -189,11 +151,134 @@ def test_teachers_and_data_of_different_tasks_are_refused(run, table, tmp_path, 
         ("refined", "refined is defined for images of one class each"),
     ],
 )
-def test_what_does_not_go_with_the_number_of_labels_is_refused_before_stage_1(
-    student, words, table, tmp_path, capsys
-):
+def test_what_does_not_fit_the_task_is_refused_early(student, words, table, tmp_path, capsys):
     several = [f"--config={CONFIGS}/trainer/cpu.yaml", *data_of(table)]
     options = [*(DATA if student == "local_views" else several), *STAGES, f"--student={student}"]
     assert main(["run", *options, *SHORT, f"--out={tmp_path}/run"]) != 0
     assert words in capsys.readouterr().err
     assert not (tmp_path / "run" / "teacher").exists()
+
+
+@pytest.mark.parametrize("stage", ["teacher", "student"])
+def test_a_resumed_fit_of_either_stage_ends_with_the_same_weights(stage, table, tmp_path):
+    world.write_teacher(tmp_path, **OF_PAGES)
+
+    def fit(name, **options):
+        module = make_teacher() if stage == "teacher" else world.make_student(tmp_path)
+        data = pages(table, batch_size=4)
+        world.fit(module, tmp_path / name, 2, domain=data, limit_train_batches=3, **options)
+        return module.state_dict()
+
+    whole = fit("whole", save=True)
+    resumed = fit("resumed", ckpt_path=tmp_path / "whole" / "epoch=0.ckpt")
+    assert whole.keys() == resumed.keys()
+    assert all(whole[name].equal(resumed[name]) for name in whole)
+    assert whole["scores.center"].any()
+
+
+@pytest.mark.slow
+def test_a_test_on_two_processes_has_the_same_numbers_and_tables(table, tmp_path):
+    world.write_teacher(tmp_path, **OF_PAGES)
+    folders = [tmp_path / "1", tmp_path / "2"]
+    for processes, folder in enumerate(folders, start=1):
+        options = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
+        options |= {"callbacks": [SaveTestResults()], "use_distributed_sampler": False}
+        module = world.make_student(tmp_path)
+        trainer = world.quiet_trainer(folder, **options)
+        trainer.test(module, datamodule=pages(table), verbose=False)
+    assert read_results(folders[1]) == pytest.approx(read_results(folders[0]), abs=1e-6)
+    # batches of other sizes round differently
+    rows, other_rows = (rows_of(folder / "test_predictions.csv") for folder in folders)
+    for column in ("index", "labels", "predicted"):
+        assert [row[column] for row in other_rows] == [row[column] for row in rows]
+
+
+def test_the_demo_shows_the_classes_above_their_thresholds(several, table):
+    demo = pytest.importorskip("kdpl.serve.demo")
+    classifier, image = Classifier.load(several), table.parent / "test1.png"
+    classifier.task = MultiLabel([1.0] * 5)
+    assert demo.Demo(classifier, None, 5).classify(str(image), image.name) == "none of the classes"
+    classifier.task = MultiLabel([0.0] * 5)
+    shown = demo.Demo(classifier, None, 5).classify(str(image), image.name)
+    assert {*shown} == {*classifier.class_names}
+    assert all(0 <= p <= 1 for p in shown.values())
+
+
+def test_the_service_returns_labels_and_scores(several, table, monkeypatch):
+    pytest.importorskip("litserve")
+    from kdpl.serve import api
+
+    for name in ("end_with_parent", "configure_logging", "signal"):
+        monkeypatch.setattr(api, name, MagicMock())
+    service = api.ClassifierApi(str(several))
+    service.setup("cpu")
+    files = [table.parent / f"test{i}.png" for i in range(3)]
+    (rows,) = service.predict([[(path.name, path.read_bytes()) for path in files]])
+    expected = Classifier.load(several).predict(files)
+    for path, row, labels in zip(files, rows, expected, strict=True):
+        assert row["path"] == path.name
+        assert row["labels"] == ";".join(label.class_name for label in labels)
+        assert row["scores"].count(";") == max(0, len(labels) - 1)
+
+
+def fit(table, folder, *callbacks):
+    module, data = make_teacher(), pages(table)
+    trainer = world.quiet_trainer(folder, 1, callbacks=[*callbacks], limit_train_batches=1)
+    trainer.fit(module, datamodule=data)
+    return module, data, trainer
+
+
+def test_scores_are_fitted_to_labelled_images_from_all_over_the_list(table, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(scores.ScaleAndBias, "fit", lambda _, *given: seen.append(given[1]))
+    monkeypatch.setattr(scores, "_STARTING_LABELS", 10)
+    sent, yes = [], dict.fromkeys(("is_available", "is_initialized"), lambda: True)
+    group = SimpleNamespace(broadcast=lambda _, src: sent.append(src), **yes)
+    monkeypatch.setattr(scores, "distributed", group)
+    _, data, _ = fit(table, tmp_path)
+    assert sent == [0, 0, 0], "every process starts at the scores of the first"
+    training = data.labels.training()
+    assert len(training) > 10
+    expected = [label_tensor(record.label, 5) for record in spread(training, 10)]
+    assert torch.stack(expected).equal(seen[0])
+
+
+def test_a_test_or_fit_after_a_fit_keeps_what_scores_were_learned(table, tmp_path, monkeypatch):
+    module, data, trainer = fit(table, tmp_path)
+    # a teacher hands no thresholds over
+    assert module.task.thresholds is None
+    learned = {name: value.clone() for name, value in module.scores.state_dict().items()}
+    trainer.test(module, datamodule=data, verbose=False)
+    assert all(value.equal(learned[name]) for name, value in module.scores.state_dict().items())
+
+    monkeypatch.setattr(scores.ScaleAndBias, "fit", None)
+    again = world.quiet_trainer(tmp_path / "more", 1, limit_train_batches=1)
+    again.fit(module, datamodule=pages(table))
+    assert module.scores.center.equal(learned["center"])
+
+
+def test_names_with_the_separator_of_predictions_are_refused_before_training(table, tmp_path):
+    rows = [(table.parent / f"train{i}.png", "one,a;b" if i else ",") for i in range(4)]
+    root = write_table(tmp_path / "t.csv", ("image", "label"), *rows)
+    classes = ClassOptions(label_separator=",")
+    data = DomainDataModule("table", str(root), classes=classes, shots=None, num_workers=0)
+    with world.refused(ConfigError, "class 'a;b' has a ';' in its name"):
+        world.quiet_trainer(tmp_path).fit(make_teacher(), datamodule=data)
+
+
+def test_the_published_choice_of_an_epoch_is_refused(table, tmp_path):
+    choice = pytest.importorskip("kdpl.benchmark.choice")
+    with world.refused(ConfigError, "BestOnBaseTest is defined for images of one class each"):
+        fit(table, tmp_path, choice.BestOnBaseTest())
+
+
+def test_scores_learn_as_if_the_loss_had_no_weight(table, tmp_path):
+    world.write_teacher(tmp_path, **OF_PAGES)
+    gradients = []
+    for weight in (1, 1000):
+        student = world.make_student(tmp_path, kd_weight=weight)
+        options = {"domain": pages(table), "limit_train_batches": 1}
+        made = world.fit(student, tmp_path / f"{weight}", **options).gradients
+        gradients.append([made[f"scores.{name}"] for name in ("log_scale", "bias")])
+    for once, weighted in zip(*gradients, strict=True):
+        torch.testing.assert_close(weighted, once)

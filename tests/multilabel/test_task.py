@@ -1,4 +1,4 @@
-"""The task's maths against plain loops and scikit-learn."""
+"""The maths of task, scores and report against plain loops and scikit-learn."""
 
 import math
 
@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 import world
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score
 
 from kdpl.errors import ConfigError
 from kdpl.multilabel.metrics import MultiLabelMetrics, class_scores
+from kdpl.multilabel.report import STRENGTHS, average_precision_interval, below_probes, probed_map
+from kdpl.multilabel.scores import ScaleAndBias
 from kdpl.multilabel.task import MultiLabel
 from kdpl.tasks import DecisionRule, Predicted, Prediction, agreement_of, require_one_class
 
@@ -139,9 +142,133 @@ def test_the_metrics_are_those_of_scikit_learn_with_ties_and_empty_classes(seed)
         assert values[f"{half}micro_f1"] == pytest.approx(micro)
     base, novel = values["base_map"], values["novel_map"]
     assert values["hm"] == pytest.approx(2 * base * novel / (base + novel))
-
-
-def test_no_class_with_an_image_gives_nothing_and_not_0():
+    # nothing, and not 0, where no class has an image
     metric = MultiLabelMetrics()
     metric.update(LOGITS, torch.zeros_like(LABELS))
     assert all(math.isnan(value) for value in metric.compute().values())
+
+
+SCALED = 20 + 3 * torch.randn(60, 3, generator=DRAW)
+
+
+def test_scores_begin_a_standard_deviation_above_the_mean_of_each_class():
+    scores = ScaleAndBias(3, 2)
+    scores.start_at(SCALED)
+    expected = SCALED - SCALED.mean(0) - SCALED.std(0, correction=0)
+    assert torch.allclose(scores(SCALED), expected, atol=1e-4)
+    assert torch.allclose(scores.centered(SCALED[:, :2]), expected[:, :2], atol=1e-4)
+
+
+def test_classes_that_are_not_learned_have_the_mean_of_those_that_are():
+    scores = ScaleAndBias(3, 2)
+    scores.start_at(SCALED)
+    with torch.no_grad():
+        scores.log_scale.copy_(torch.tensor([0.2, 0.4]))
+        scores.bias.copy_(torch.tensor([1.0, -2.0]))
+    moved = (SCALED - scores.center)[:, 2]
+    expected = math.exp(0.3) * moved - 0.5
+    assert torch.allclose(scores(SCALED)[:, 2], expected, atol=1e-4)
+    scales, biases = scores.values()
+    assert torch.allclose(scales * SCALED + biases, scores(SCALED))
+
+
+def test_the_fit_is_the_most_probable_scale_and_bias():
+    labels = (torch.rand(60, 2, generator=DRAW) < (SCALED[:, :2] - 20).sigmoid()).float()
+    scores = ScaleAndBias(3, 2)
+    scores.start_at(SCALED)
+    scores.fit(SCALED[:, :2], labels)
+    assert scores.log_scale.grad is None
+
+    def loss(log_scale, bias, c):
+        total = log_scale**2 / 2 + bias**2 / 18
+        for row, label in zip(
+            (SCALED[:, c] - scores.center[c]).tolist(), labels[:, c], strict=True
+        ):
+            p = 1 / (1 + math.exp(-(math.exp(log_scale) * row + bias)))
+            total -= math.log(p if label else 1 - p)
+        return total
+
+    for c in range(2):
+        fitted = scores.log_scale[c].item(), scores.bias[c].item()
+        near = [(fitted[0] + a, fitted[1] + b) for a in (-0.03, 0, 0.03) for b in (-0.05, 0, 0.05)]
+        assert min(near, key=lambda at: loss(*at, c)) == pytest.approx(fitted)
+
+
+def test_classes_that_no_image_has_get_the_mean_of_the_others():
+    labels = (torch.rand(60, 2, generator=DRAW) < (SCALED[:, :2] - 20).sigmoid()).float()
+    alone, scores = ScaleAndBias(2, 2), ScaleAndBias(3, 3)
+    alone.start_at(SCALED[:, :2])
+    scores.start_at(SCALED)
+    alone.fit(SCALED[:, :2], labels)
+    scores.fit(SCALED, torch.cat([labels, torch.zeros(60, 1)], dim=1))
+    for learned, expected in ((scores.log_scale, alone.log_scale), (scores.bias, alone.bias)):
+        assert torch.allclose(learned[:2], expected, atol=1e-4)
+        assert learned[2].item() == pytest.approx(expected.mean().item(), abs=1e-4)
+    nothing = ScaleAndBias(3, 3)
+    nothing.fit(SCALED, torch.zeros(60, 3))
+    assert not nothing.log_scale.any()
+    assert not nothing.bias.any()
+
+
+def test_a_probe_is_a_logistic_regression_for_each_class_with_what_validation_images_choose():
+    draw = np.random.default_rng(3)
+    classes = draw.normal(size=(4, 8))
+
+    def images(count):
+        has = draw.random((count, 4)) < 0.4
+        has[:, 3] = False
+        features = has @ classes + draw.normal(size=(count, 8))
+        return features / np.linalg.norm(features, axis=1, keepdims=True), has
+
+    parts = [images(count) for count in (30, 80, 200)]
+    x, y = parts[0]
+
+    def precision(strength, number):
+        rows, has = parts[number]
+        scores = []
+        for label in range(3):
+            # by another way: the scale of features is a scale of weights, and so of C
+            model = LogisticRegression(C=strength / x.var(axis=0).sum(), max_iter=1000)
+            model.fit(x - x.mean(axis=0), y[:, label])
+            margin = (rows - x.mean(axis=0)) @ model.coef_[0]
+            scores.append(average_precision_score(has[:, label], margin))
+        return np.mean(scores)
+
+    tensors = [(torch.tensor(f).float(), torch.tensor(has)) for f, has in parts]
+    best = max(STRENGTHS, key=lambda strength: precision(strength, 1))
+    assert best != STRENGTHS[0]
+    assert probed_map(*tensors) == pytest.approx(precision(best, 2), abs=1e-3)
+    without = probed_map(tensors[0], None, tensors[2])
+    assert without == pytest.approx(precision(STRENGTHS[0], 2), abs=1e-3)
+
+
+def test_an_interval_is_that_of_average_precisions_of_drawn_images():
+    draw = np.random.default_rng(3)
+    has = draw.random(60) < 0.3
+    scores = has + draw.normal(size=60)
+    precisions = []
+    for _ in range(400):
+        some = draw.integers(60, size=60)
+        if has[some].any():
+            precisions.append(average_precision_score(has[some], scores[some]))
+    expected = np.quantile(precisions, [0.025, 0.975])
+    assert average_precision_interval(scores, has) == pytest.approx(expected, abs=0.05)
+    assert average_precision_interval(scores, np.zeros(60, dtype=bool)) is None
+    # of 20 images the first has the class: what is drawn without it does not count as 0
+    scores = np.linspace(1, 0, 20)
+    assert average_precision_interval(scores, scores == 1) == (1.0, 1.0)
+
+
+def test_a_student_below_a_probe_is_said_with_both_figures_and_none_above():
+    probes = {
+        "linear probe of the teacher's CLIP": 0.5,
+        "linear probe of the student's network": 0.7,
+    }
+    said = below_probes({"distilled student": 0.65, **probes})
+    assert "65.0 %" in said
+    assert "linear probe of the student's network (70.0 %)" in said
+    assert "teacher's CLIP" not in said
+    of_both = below_probes({"distilled student": 0.4, **probes})
+    assert "teacher's CLIP (50.0 %) and the linear" in of_both
+    for of_student in ({"distilled student": 0.7}, {}):
+        assert below_probes({**of_student, **probes}) is None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -41,10 +42,8 @@ def test_no_threshold_has_a_better_f1(seed):
     assert f1_score(labels, [p >= chosen for p in rounded]) == pytest.approx(best)
     # it stands between two images, so that no rounding moves one
     assert min(abs(p - chosen) for p in rounded) > 0.01
-
-
-def test_a_class_without_an_image_has_a_half():
-    assert one_class([0.3, 0.2], [False, False])[0] == 0.5
+    # and is a half where no image has the class
+    assert one_class(probabilities, [False] * 60)[0] == 0.5
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -76,21 +75,21 @@ def labeled(table, tmp_path):
     return write_table(tmp_path / "labeled.csv", ("image", "label"), *lines)
 
 
-def printed(capsys, *options):
-    capsys.readouterr()
-    assert main(["thresholds", *map(str, options)]) == 0
-    return capsys.readouterr().out
+def test_the_command_replaces_the_thresholds_in_the_folder_alone(folder, labeled, monkeypatch):
+    opened = []
 
+    def note(source, decoding):
+        opened.append(decoding.background)
+        return open_source(source, decoding)
 
-def counts_of(printed):
-    """The numbers of images by class."""
-    rows = [line.split(", ") for line in printed.splitlines() if ": 0." in line]
-    return {row[0].split(":")[0].strip(): int(row[1]) for row in rows}
-
-
-def test_the_command_replaces_the_thresholds_in_the_folder_alone(folder, labeled, capsys):
+    monkeypatch.setattr("kdpl.data.sources.open_source", note)
+    monkeypatch.setattr("kdpl.data.parallel.cores", lambda: 0)
+    config = json.loads((folder / "classifier.json").read_text())
+    config["decoding"]["background"] = [1, 2, 3]
+    (folder / "classifier.json").write_text(json.dumps(config))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    printed(capsys, folder, labeled)
+    assert main(["thresholds", str(folder), str(labeled)]) == 0
+    assert {*opened} == {(1, 2, 3)}
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert [name for name in after if after[name] != before[name]] == ["classifier.json"]
     now, then = (json.loads(files["classifier.json"]) for files in (after, before))
@@ -139,28 +138,11 @@ def test_predict_takes_one_threshold_for_all_classes(folder, table, capsys, clas
         assert words in capsys.readouterr().err
 
 
-def test_the_command_takes_one_label_a_row_and_names_of_classes_that_a_table_lacks(
-    folder, labeled, tmp_path, capsys
-):
+def test_the_command_takes_one_label_a_row_and_names_of_classes(folder, labeled, tmp_path, capsys):
     rows = [(row["image"], "vier" if i % 2 else "one") for i, row in enumerate(rows_of(labeled))]
     one = write_table(tmp_path / "one.csv", ("image", "label"), *rows[:6])
     names = [("label", "name"), ("vier", "four"), ("one", "one"), ("drei", "three")]
     names = write_table(tmp_path / "names.csv", *names)
-    counts = counts_of(printed(capsys, folder, one, f"--class-names={names}"))
-    assert counts == {"four": 3, "one": 3, "three": 0, "two": 0, "zero": 0}
-
-
-def test_the_command_opens_images_as_the_classifier_does(folder, labeled, capsys, monkeypatch):
-    opened = []
-
-    def note(source, decoding):
-        opened.append(decoding)
-        return open_source(source, decoding)
-
-    config = json.loads((folder / "classifier.json").read_text())
-    config["decoding"]["background"] = [1, 2, 3]
-    (folder / "classifier.json").write_text(json.dumps(config))
-    monkeypatch.setattr("kdpl.data.sources.open_source", note)
-    monkeypatch.setattr("kdpl.data.parallel.cores", lambda: 0)
-    printed(capsys, folder, labeled)
-    assert {decoding.background for decoding in opened} == {(1, 2, 3)}
+    assert main(["thresholds", str(folder), str(one), f"--class-names={names}"]) == 0
+    said = re.findall(r"^ *(\w+): 0[.\d]+, (\d+)", capsys.readouterr().out, re.MULTILINE)
+    assert dict(said) == {"four": "3", "one": "3", "three": "0", "two": "0", "zero": "0"}

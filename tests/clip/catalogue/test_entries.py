@@ -1,4 +1,4 @@
-"""What each CLIP is good for, by rules about its config, and by what open_clip builds from it."""
+"""What each CLIP is good for, by rules about its config, and by what open_clip builds from it; the list of them."""
 
 import re
 
@@ -6,7 +6,10 @@ import open_clip
 import pytest
 import torch
 import world
+from runs import refused
 
+from kdpl.__main__ import main
+from kdpl.cli.models import COLUMNS
 from kdpl.clip import Preprocessing, PromptableImageTower
 from kdpl.clip.catalogue import (
     UNKNOWN_LICENCE,
@@ -70,24 +73,18 @@ def test_the_rules_agree_with_what_open_clip_builds(name):
     assert features.shape == (1, config["embed_dim"])
 
 
-def entry_of(model, tag):
-    (entry,) = (row for row in catalogue(model) if row.model == model and tag in row.tags)
-    return entry
-
-
 @pytest.mark.parametrize(
     ("model", "tag", "teacher", "student", "extra"),
     [
         ("ViT-L-14-quickgelu", "openai", "text + visual", "prompts", ""),
-        ("ViT-B-16-SigLIP2", "webli", "text + visual", "prompts", "transformers"),
         ("RN50-quickgelu", "openai", "text", "projector", ""),
         ("coca_ViT-B-32", "laion2b_s13b_b90k", "visual", "prompts", ""),
         ("roberta-ViT-B-32", "laion2b_s12b_b32k", "text + visual", "prompts", "transformers"),
-        ("tiny-resnet", "glyphs", "text", "projector", ""),
+        ("test-resnet", world.TAG, "text", "projector", ""),
     ],
 )
 def test_a_model_is_listed_with_what_it_is_good_for(model, tag, teacher, student, extra):
-    entry = entry_of(model, tag)
+    (entry,) = (row for row in catalogue(model) if row.model == model and tag in row.tags)
     assert (entry.teacher, entry.student, entry.extra) == (teacher, student, extra)
 
 
@@ -98,17 +95,9 @@ def test_every_pretrained_pair_is_listed_once():
     assert len(listed) >= 190
 
 
-def test_a_registered_model_is_listed():
-    entry = entry_of("test-resnet", world.TAG)
-    assert (entry.image_size, entry.licence) == (32, UNKNOWN_LICENCE)
-
-
 @pytest.mark.parametrize(
     ("model", "tag", "expected"),
     [
-        ("ViT-B-16", "openai", "MIT"),
-        ("ViT-B-16", "dfn2b", "Apple's own"),
-        ("ViT-B-16", "metaclip_fullcc", "CC-BY-NC-4.0"),
         ("MobileCLIP2-B", "dfndr2b", "Apple AMLR"),
         ("ViT-H-14-CLIPA-336", "laion2b", "Apache-2.0"),
         ("nllb-clip-base-siglip", "v1", "CC-BY-NC-4.0"),
@@ -117,3 +106,28 @@ def test_a_registered_model_is_listed():
 )
 def test_a_licence_is_that_of_the_weights(model, tag, expected):
     assert licence(model, tag) == expected
+
+
+def test_there_is_a_header_and_a_line_for_each_model_and_licence(capsys):
+    assert main(["models", "VIT-B-16-QUICKGELU"]) == 0
+    header, *rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert header == [*COLUMNS]
+    assert rows == [
+        ["ViT-B-16-quickgelu", tags, "224", "text + visual", "prompts", "", licence]
+        for tags, licence in [
+            ("openai", "MIT"),
+            ("dfn2b", "Apple's own"),
+            ("metaclip_400m,metaclip_fullcc", "CC-BY-NC-4.0"),
+        ]
+    ]
+
+
+def test_a_word_may_be_part_of_a_tag_and_without_one_all_are_listed_and_with_another_none(capsys):
+    assert main(["models", "dfn5b"]) == 0
+    header, *some = capsys.readouterr().out.splitlines()
+    assert {line.split("\t")[1] for line in some} == {"dfn5b"}
+    assert main(["models"]) == 0
+    first, *every = capsys.readouterr().out.splitlines()
+    assert first == header
+    assert {*some} < {*every}
+    refused(capsys, main(["models", "mobilenetv4"]), "'mobilenetv4'")

@@ -7,29 +7,24 @@ import sys
 import pytest
 import torch
 import world
-from hf_folders import LAYERS, READS_PADDING, SIZE, features, transformers
+from hf_folders import READS_PADDING, SIZE, features, transformers
 from huggingface_hub import constants
-from plain import relative_error
+from plain import relative_error, standardized
 from safetensors.torch import load_file, save_file
 
-from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl import Classifier
 from kdpl.clip import ClipConfig, load_clip, load_image_clip
 from kdpl.clip.hugging_face.loading import KINDS
 from kdpl.clip.loading import build_image_tower
 from kdpl.clip.modules import Frozen
 from kdpl.clip.towers.kinds import require_modest
 from kdpl.errors import ArtifactError, ConfigError, WeightsError
-from kdpl.prompts import PromptConfig, TextPrompts
+from kdpl.prompts import TextPrompts
 from kdpl.prompts.student_encoder import (
-    EncoderSettings,
     StudentEncoder,
-    encoder_tensors,
-    read_encoder,
 )
-from kdpl.teacher import TeacherPromptTuning
 
-NAMES = ["sea horse", "crab", "blue whale of the sea"]
-CLASSES = ["sea horse", "crab", "blue whale"]
+NAMES = ["sea horse", "crab", "the blue whale the sea horse"]
 
 
 def image_tower(written):
@@ -40,9 +35,7 @@ def image_tower(written):
 def test_features_are_those_of_transformers(kind, written, images):
     model, address = written(kind).model, written(kind).address
     clip = load_clip(ClipConfig(address))
-    images_of = clip.preprocessing
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (images_of.mean, images_of.std))
-    pixels = (images / 255 - mean) / std
+    pixels = standardized(images, clip.preprocessing)
     expected = features(model.get_image_features(pixel_values=pixels))
     assert relative_error(clip.image_tower(images), expected) < 1e-5
     assert clip.image_tower.embed_dim == expected.shape[1]
@@ -92,7 +85,7 @@ def test_an_image_tower_is_built_again_with_its_projection_and_without(kind, wri
 def test_a_context_stands_in_place_of_words_and_learns(kind, written):
     clip = load_clip(ClipConfig(written(kind).address))
     tower = clip.text_tower
-    texts = tower.arrange(clip.tokenize([f"a photo of {name}" for name in CLASSES]))
+    texts = tower.arrange(clip.tokenize([f"a photo of {name}" for name in NAMES]))
     prompts = TextPrompts(3, 1, "a photo of", tower, clip.tokenize)
     assert relative_error(prompts(tower, texts, 128), tower(texts)) < 1e-5
     # in a model whose words a, photo and of have the learned vectors as embeddings, words do the same
@@ -183,7 +176,7 @@ def test_settings_of_other_models_and_a_missing_package_are_refused(written, mon
         with world.refused(ConfigError, "remove clip.pretrained"):
             load_image_clip(ClipConfig(address, **setting))
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with world.refused(WeightsError, "needs the package transformers"):
+    with world.refused(WeightsError, r"needs the package transformers.*kdpl\[transformers\]"):
         load_clip(ClipConfig(address))
 
 
@@ -192,24 +185,6 @@ def test_a_config_of_another_kind_is_never_built(written):
     config = {**tower.config, "vision_cfg": {**tower.config["vision_cfg"], "hf": "bert"}}
     with pytest.raises(ValueError, match="'bert'"):
         build_image_tower(config, tower.preprocessing)
-
-
-def test_a_classifier_that_is_read_without_transformers_names_the_package(written, monkeypatch):
-    tower = image_tower(written("siglip"))
-    encoder = StudentEncoder(tower, 0, 0, tower.embed_dim)
-    settings = EncoderSettings(
-        image_config=tower.config,
-        preprocessing=tower.preprocessing,
-        prompt_length=0,
-        prompt_depth=0,
-        projector=True,
-    )
-    tensors = encoder_tensors(encoder)
-    again = read_encoder(settings, tensors, tower.embed_dim, "model.safetensors", "fetch it")
-    assert again.tower.module.config == tower.config
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with world.refused(ArtifactError, "missing package .*transformers"):
-        read_encoder(settings, tensors, tower.embed_dim, "model.safetensors", "fetch it")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -228,16 +203,12 @@ def test_attention_from_a_repository_is_never_loaded(kind, written, tmp_path, im
         assert loaded(images).isfinite().all()
 
 
-def test_a_tuned_context_is_frozen_into_class_vectors_for_stage_2(written, tmp_path, images):
-    teacher = TeacherPromptTuning(
-        ClipConfig(written("siglip").address),
-        vision_prompts=PromptConfig(depth=0),
-        text_prompts=PromptConfig(2, 1),
-    )
-    world.fit(teacher, tmp_path, limit_train_batches=1)
-    assert teacher.tuned_prompts().tensors["text_prompts.context"].shape[1] == LAYERS["hidden_size"]
-    frozen = FrozenTeacher(tmp_path, ClassVectors.of_teacher(str(tmp_path)))
-    frozen.load()
-    teacher.on_test_epoch_start()
-    expected = teacher.class_logits(images)
-    assert relative_error(frozen.logits(frozen.features(images)), expected) < 1e-5
+def test_a_classifier_read_without_transformers_names_the_package(written, tmp_path, monkeypatch):
+    clip = load_image_clip(ClipConfig(written("siglip").address))
+    encoder = StudentEncoder(clip.image_tower, 0, 0, 24)
+    Classifier(encoder, world.frozen_vectors(), 17.0, clip.identity).save(tmp_path)
+    again = Classifier.load(tmp_path).encoder.tower.module
+    assert again.config == clip.image_tower.config
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with world.refused(ArtifactError, "missing package .*transformers"):
+        Classifier.load(tmp_path)

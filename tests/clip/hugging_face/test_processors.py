@@ -15,19 +15,12 @@ from kdpl.errors import WeightsError
 
 # fields that differ from the defaults of a class
 CROPPED = {"do_center_crop": True, "crop_size": SQUARE}
+STANDARDISED = {"do_normalize": True, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.5] * 3}
+LEVELS = {"image_mean": [110.0] * 3, "image_std": [60.0] * 3}
 CHANGES = {
     "not normalised": {"do_normalize": False},
-    "normalised otherwise": {
-        "do_normalize": True,
-        "image_mean": [0.1, 0.2, 0.3],
-        "image_std": [0.5] * 3,
-    },
-    "in 0..255, normalised": {
-        "do_rescale": False,
-        "do_normalize": True,
-        "image_mean": [110.0] * 3,
-        "image_std": [60.0] * 3,
-    },
+    "normalised otherwise": STANDARDISED,
+    "in 0..255, normalised": {"do_rescale": False, **STANDARDISED, **LEVELS},
     "in 0..2": {"rescale_factor": 1 / 127.5},
     "bilinear": {"resample": 2},
     "bicubic": {"resample": 3},

@@ -27,10 +27,6 @@ def plain(name):
     return model
 
 
-def test_all_weights_together_have_at_most_4_5_megabytes():
-    assert sum(weights_path(name).stat().st_size for name in CONFIGS) <= 4_500_000
-
-
 def test_weights_are_finite_with_the_stored_embeddings_at_their_ids(name):
     state_dict = load_weights(weights_path(name))
     assert {value.dtype for value in state_dict.values()} == {torch.float32}
@@ -39,16 +35,6 @@ def test_weights_are_finite_with_the_stored_embeddings_at_their_ids(name):
     assert torch.equal(table[stored["token_ids"].long()], stored["token_embedding.weight"].float())
     used = tokenize([f"a photo of a {digit}." for digit in CLASS_NAMES]).unique().tolist()
     assert set(used) <= set(stored["token_ids"].tolist())
-
-
-def test_unseen_embeddings_differ_and_have_the_mean_and_spread_of_the_trained_ones():
-    rows = torch.randn(30, 8, generator=torch.Generator().manual_seed(0)) + 3
-    table = models.expand_embedding(rows, torch.arange(100, 130))
-    unseen = torch.cat([table[:100], table[130:]])
-    assert torch.allclose(unseen.mean(dim=0), rows.mean(dim=0), atol=0.05)
-    assert torch.allclose(unseen.std(dim=0), rows.std(dim=0, correction=0), atol=0.05)
-    assert len(unseen.unique(dim=0)) == len(unseen)
-    assert torch.equal(table, models.expand_embedding(rows, torch.arange(100, 130)))
 
 
 def test_any_class_name_has_finite_features_different_from_others(plain):

@@ -6,9 +6,10 @@ import pytest
 import timm
 import torch
 import world
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from PIL import Image
-from plain import relative_error
+from plain import relative_error, standardized
 from runs import noise
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
@@ -38,14 +39,11 @@ def test_features_are_those_of_timm_before_its_classifier(name, size, tmp_path):
     save_file(network.state_dict(), tmp_path / "w.safetensors")
     config = ClipConfig(f"timm:{name}", str(tmp_path / "w.safetensors"), image_size=size)
     tower = load_image_clip(config).image_tower.eval()
-    mean, std = (
-        torch.tensor(v).view(3, 1, 1) for v in (tower.preprocessing.mean, tower.preprocessing.std)
-    )
     pictures = world.images_of(torch.arange(3), seed=1, size=size)
     # In double precision, as some random weights amplify the rounding of the pixels.
-    network, tower, mean, std = (item.double() for item in (network, tower, mean, std))
+    network, tower = network.double(), tower.double()
     with torch.no_grad():
-        states = network.forward_features((pictures / 255 - mean) / std)
+        states = network.forward_features(standardized(pictures.double(), tower.preprocessing))
         expected = network.forward_head(states, pre_logits=True)
         assert relative_error(tower(pictures), expected) < 1e-6
     assert tower.embed_dim == expected.shape[1]
@@ -55,12 +53,6 @@ def test_features_are_those_of_timm_before_its_classifier(name, size, tmp_path):
 def test_it_cannot_be_a_teacher():
     with world.refused(WeightsError, "timm:resnet18 is not a CLIP"):
         load_clip(ClipConfig("timm:resnet18", "random"))
-
-
-def test_random_weights_are_the_same_each_time():
-    first, second = (load_image_clip(RESNET) for _ in range(2))
-    assert first.identity == second.identity
-    assert first.logit_scale is None
 
 
 @pytest.mark.parametrize(
@@ -122,36 +114,13 @@ def test_it_is_trained_as_a_whole_and_its_classifier_gives_the_same_logits(tmp_p
     assert torch.equal(read.prepare(picture), pil_to_tensor(middle))
 
 
-class Averages(EMAWeightAveraging):
-    """Computes the average of one weight once more, by hand."""
-
-    def __init__(self):
-        super().__init__(decay=0.5)
-        self.mean = None
-
-    def on_train_batch_end(self, trainer, pl_module, *rest):
-        super().on_train_batch_end(trainer, pl_module, *rest)
-        now = pl_module.encoder.projector.layers[0].weight.detach().clone()
-        self.mean = now if self.mean is None else 0.5 * self.mean + 0.5 * now
-
-
-def test_lightnings_moving_average_of_the_weights_is_what_ships(tmp_path):
-    averages = Averages()
-    fit(make(tmp_path), tmp_path, callbacks=[averages])
-    shipped = Classifier.load(tmp_path / "classifier").encoder.projector.layers[0].weight
-    assert relative_error(shipped, averages.mean) < 1e-5
-
-
 @pytest.mark.parametrize(
     ("name", "size", "crop_pct"),
     [
         ("resnet18", 224, 0.95),
         ("mobilenetv4_conv_small", 224, 0.875),
         ("mobilenetv4_conv_small", 256, 0.95),  # the size of timm's test
-        ("mobilenetv4_conv_small", 32, 0.875),
-        ("tf_efficientnetv2_b3", 240, 0.9),
         ("vit_base_patch16_clip_384", 384, 1.0),
-        ("test_resnet", 160, 0.95),
     ],
 )
 def test_images_are_prepared_as_timm_evaluates_a_network(name, size, crop_pct):
@@ -166,3 +135,16 @@ def test_images_are_prepared_as_timm_evaluates_a_network(name, size, crop_pct):
         picture = noise(*shape, seed=number)
         made = to_tensor(resize_and_crop(picture, images.resizing))
         assert torch.equal(made, prepare(picture)), shape
+
+
+def test_lightnings_moving_average_of_the_weights_is_what_ships(tmp_path):
+    weights, watch = [], Callback()
+    watch.on_train_batch_end = lambda _, module, *__: weights.append(
+        module.encoder.projector.layers[0].weight.detach().clone()
+    )
+    fit(make(tmp_path), tmp_path, callbacks=[EMAWeightAveraging(decay=0.5), watch])
+    mean = weights[0]
+    for weight in weights[1:]:
+        mean = 0.5 * mean + 0.5 * weight
+    shipped = Classifier.load(tmp_path / "classifier").encoder.projector.layers[0].weight
+    assert relative_error(shipped, mean) < 1e-5

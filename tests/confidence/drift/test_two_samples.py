@@ -1,9 +1,13 @@
+"""New images against a sample of the pool, and what ``benchmarks/watch.py`` measures with, by plain loops."""
+
 import math
+import statistics
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import watch
 from kdpl.confidence.drift import two_samples
 from kdpl.confidence.drift.image_sample import ImageSample
 from kdpl.confidence.drift.two_samples import Comparison, above_usual, compare, distances_to
@@ -22,10 +26,6 @@ def draw(count, seed, shift=0.0, width=3, unsure=0.0, rare=1.0):
     )
 
 
-def distance(one, other):
-    return math.sqrt(sum((float(a) - float(b)) ** 2 for a, b in zip(one, other, strict=True)))
-
-
 def plain_statistics(pool, new, threshold):
     """The three statistics and each class's difference, of two lists of (features, score, class)."""
     if threshold is None:
@@ -38,17 +38,13 @@ def plain_statistics(pool, new, threshold):
         counts = [sum(label == c for *_, label in part) for c in range(CLASSES)]
         angles.append([math.asin(math.sqrt((n + 3 / 8) / (len(part) + 3 / 4))) for n in counts])
     differences = [abs(a - b) for a, b in zip(*angles, strict=True)]
-    far = [min(distance(x, y) for y, *_ in pool) for x, *_ in new]
-    within = nearest_within([x for x, *_ in pool])
+    far = [min(math.dist(x, y) for y, *_ in pool) for x, *_ in new]
+    within = [
+        min(math.dist(x, y) for j, (y, *_) in enumerate(pool) if i != j)
+        for i, (x, *_) in enumerate(pool)
+    ]
     difference = sum(far) / len(far) - sum(within) / len(within)
     return [rejected, sum(d**2 for d in differences), difference], differences
-
-
-def nearest_within(features):
-    return [
-        min(distance(x, y) for j, y in enumerate(features) if i != j)
-        for i, x in enumerate(features)
-    ]
 
 
 def plain_comparison(pool, new, threshold, permutations):
@@ -103,7 +99,7 @@ def test_p_values_are_those_of_a_plain_implementation(changes, near, threshold, 
 
 def test_distances_are_those_to_the_nearest_image_of_the_pool():
     pool, new = draw(40, seed=1).features, draw(1100, seed=2).features
-    expected = [min(distance(x, y) for y in pool) for x in new[-50:]]
+    expected = [min(math.dist(x, y) for y in pool) for x in new[-50:]]
     assert distances_to(pool, new)[-50:].tolist() == pytest.approx(expected)
     assert len(distances_to(pool, new)) == 1100
 
@@ -137,9 +133,7 @@ def test_each_question_sees_its_own_difference(changes, question):
 
 
 @pytest.mark.parametrize(("references", "rank"), [(40, 39), (19, 19), (7, 7)])
-def test_a_number_above_the_usual_score_is_as_probable_as_arrangements_of_the_images_that_have_it(
-    references, rank
-):
+def test_a_number_above_the_usual_score_is_as_probable_as_it_is_by_counting(references, rank):
     def arrangements(above):
         return math.comb(12 - above + rank - 1, rank - 1) * math.comb(
             above + references - rank, references - rank
@@ -158,3 +152,37 @@ def test_a_question_of_other_images_takes_its_share_of_the_false_alarms():
         {"rejected": 0.008, "classes": 0.4, "distance": 1.0, "unknown": 0.016}
     )
     assert one.classes == [0.1]
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_the_energy_distance_is_that_of_a_plain_loop(shift, monkeypatch):
+    monkeypatch.setattr("kdpl.confidence.drift.two_samples.PERMUTATIONS", 40)
+    pool, new = draw(9, seed=1), draw(7, seed=2, shift=shift)
+    everything = [*pool.features.double().tolist(), *new.features.double().tolist()]
+    numbers, given, energies = np.random.default_rng(0), [False] * 9 + [True] * 7, []
+
+    def mean(one, other):
+        return statistics.mean(math.dist(x, y) for x in one for y in other)
+
+    for number in range(41):
+        is_new = numbers.permutation(given) if number else given
+        x, y = (
+            [row for row, there in zip(everything, is_new, strict=True) if there == side]
+            for side in (True, False)
+        )
+        energies.append(2 * mean(x, y) - mean(x, x) - mean(y, y))
+    assert watch.energy(pool, new) == pytest.approx(
+        np.mean(np.array(energies) >= energies[0] - 1e-9)
+    )
+
+
+@pytest.mark.slow
+def test_a_classifier_of_the_digits_is_watched(classifier, capsys, monkeypatch):
+    monkeypatch.setattr("kdpl.confidence.drift.two_samples.PERMUTATIONS", 0)  # the command sets it
+    watch.main([str(classifier), "--batches=1", "--false=2", "--permutations=399", "--sizes", "60"])
+    rows = {
+        line.split("|")[1]: line.split("|")[2] for line in capsys.readouterr().out.splitlines()[3:]
+    }
+    assert len(rows) == 11
+    assert rows["unseen against unseen images"].startswith("0 (")
+    assert rows["inverted"].startswith("100 (")

@@ -12,9 +12,12 @@ from PIL import Image
 from kdpl.__main__ import main
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.classifier import Classifier
+from kdpl.confidence.report import TREE
 from kdpl.confidence.taxonomy.scores import FILE
 from kdpl.data.options import ClassOptions
 from kdpl.errors import DataError
+from kdpl.report.page import fill
+from kdpl.report.run_folder import Run
 
 SHAPES = {
     "round": ["zero", "six", "eight", "nine"],
@@ -45,19 +48,17 @@ def results(folder):
     return json.loads((folder / "test.json").read_text())
 
 
-def test_a_tree_changes_nothing_else(run, student_run):
-    plain, tree = results(student_run), results(run)
-    assert plain == {name: value for name, value in tree.items() if "level" not in name}
+def test_a_test_measures_levels_and_the_whole_path_and_changes_nothing_else(
+    run, table, student_run
+):
+    plain, measured = results(student_run), results(run)
+    assert plain == {name: value for name, value in measured.items() if "level" not in name}
     for name in (
         "class_vectors.safetensors",
         "test_predictions.csv",
         "classifier/model.safetensors",
     ):
         assert (run / name).read_bytes() == (student_run / name).read_bytes()
-
-
-def test_a_test_measures_each_level_and_the_whole_path(run, table):
-    measured = results(run)
     # the deepest level has the classes
     assert measured["test/level_2_acc"] == pytest.approx(measured["test/acc"], abs=1e-6)
     assert measured["test/level_1_acc"] > measured["test/level_path"]
@@ -115,10 +116,6 @@ def test_a_tree_of_a_fit_that_was_given_up_is_not_taken_over(tmp_path, teacher_f
 
 
 def test_the_report_has_the_accuracy_of_each_level(run, student_run):
-    pytest.importorskip("kdpl.report")
-    from kdpl.confidence.report import TREE
-    from kdpl.report.page import fill
-    from kdpl.report.run_folder import Run
 
     assert TREE.make(Run.find(student_run)) is None
     data = TREE.make(Run.find(run))

@@ -28,7 +28,7 @@ from kdpl.targets.cache.feature_cache import (
     teacher_features,
 )
 from kdpl.targets.inputs import Preparation
-from kdpl.targets.shards import Work, batches_of
+from kdpl.targets.shards import Work
 
 WIDTH, SIZE, VIEWS = 4, Resizing(8), 3
 SHARDS = [f"shard-0000{shard}.npy" for shard in range(3)]
@@ -130,18 +130,8 @@ def test_features_are_those_of_the_views_in_the_documented_layout(folder):
     assert not [key for key in manifest if "label" in key or "class" in key]
 
 
-def test_a_filling_lists_images_as_it_comes_to_them():
-    drawn = []
-    shards = (drawn.append(start) or range(start, start + 5) for start in range(0, 20, 5))
-    batches = batches_of(shards, 3)
-    assert [next(batches) for _ in range(3)] == [[0, 1, 2], [3, 4], [5, 6, 7]]
-    assert drawn == [0, 5]
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_interrupted_filling_resumes_at_the_first_missing_shard_with_the_same_files(
-    folder, num_workers
-):
+def test_an_interrupted_filling_resumes_with_the_same_files(folder, num_workers):
     filled(folder, "whole")
     parts = iter(range(2))  # of at most 7 views
 
@@ -198,9 +188,7 @@ def test_a_cache_is_made_by_one_command_with_a_known_number_of_views(folder):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_training_sees_the_views_that_it_sees_without_a_cache_and_their_features(
-    folder, num_workers
-):
+def test_training_sees_the_same_views_with_a_cache_and_their_features(folder, num_workers):
     plain = fit(folder, cached=False)
     assert all(batch.teacher_features is None for batch in plain.train_batches)
     filled(folder)
@@ -247,22 +235,13 @@ def test_runs_of_any_seed_and_share_see_views_of_the_seed_of_the_cache(folder):
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        (
-            {"augmentation": RandomResizedCrop((0.5, 1.0))},
-            "augmentation.scale is [0.08, 1.0] there",
-        ),
-        (
-            {"reading": ReadingOptions(background=(0, 0, 0))},
-            "decoding.background is [255, 255, 255]",
-        ),
+        ({"augmentation": RandomResizedCrop((0.5, 1.0))}, "augmentation.scale is [0.08, 1.0] "),
+        ({"reading": ReadingOptions(background=(0, 0, 0))}, "decoding.background is [255, "),
         ({"unlabeled": "copied"}, "images is 10 there and 15 here"),
         ({"resizing": Resizing(16)}, "resizing.image_size is 8 there and 16 here"),
     ],
-    ids=["augmentation", "reading", "unlabeled", "resizing"],
 )
-def test_a_cache_of_something_else_is_refused_with_the_first_difference(
-    folder, options, difference, monkeypatch
-):
+def test_a_cache_of_something_else_is_refused(folder, options, difference, monkeypatch):
     monkeypatch.chdir(folder)
     shutil.copytree("data/train/a", "copied")
     filled(folder)

@@ -133,42 +133,24 @@ def test_one_cache_serves_students_of_any_image_size(runs_of_kl, teacher_folder,
         assert (one.images.shape[-1], other.images.shape[-1]) == (32, 48)
 
 
-def fill(teacher, cache, views, domain, **options):
-    student = world.make_student(teacher, kd_weight=20, teacher_cache=str(cache))
-    student.configure_callbacks = list
-    trainer = world.quiet_trainer(cache.parent, 0, callbacks=[FillTeacherCache(views)], **options)
-    trainer.fit(student, datamodule=domain)
-
-
-@pytest.fixture(scope="module")
-def filled(teacher_folder, tmp_path_factory):
-    """Caches by number of views and seed; no test changes them."""
-    folders = {}
-
-    def get(views, seed=1):
-        if (views, seed) not in folders:
-            folder = folders[views, seed] = tmp_path_factory.mktemp("filled") / "cache"
-            fill(teacher_folder, folder, views, world.digits(50, seed=seed))
-        return folders[views, seed]
-
-    return get
-
-
-def test_a_cache_of_something_else_is_refused(teacher_folder, filled, tmp_path):
+def test_a_cache_of_something_else_is_refused(teacher_folder, runs_of_kl, tmp_path):
     with world.refused(DataError, "the teacher cache .* does not exist"):
         Distilled(teacher_folder, tmp_path, tmp_path / "nowhere")
     world.write_teacher(tmp_path, class_names=world.DIGITS, num_base=None, seed=1)
     with world.refused(DataError, r"from something else \(teacher is \w+ there"):
-        Distilled(tmp_path, tmp_path, filled(1))
+        Distilled(tmp_path, tmp_path, runs_of_kl.cache)
 
 
-def test_a_run_is_resumed_with_the_same_views_alone(teacher_folder, filled, tmp_path):
+def test_a_run_is_resumed_with_the_same_views_alone(teacher_folder, tmp_path):
     whole = Distilled(teacher_folder, tmp_path, trainer={"save": True})
     resume = {"ckpt_path": tmp_path / "epoch=0.ckpt"}
-    for cache, words in (
-        (filled(1), "views is one in each epoch there and 1 of each here"),
-        (filled(2, seed=5), "seed of the views is 1 there and 5 here"),
+    for views, seed, words in (
+        (1, 1, "views is one in each epoch there and 1 of each here"),
+        (2, 5, "seed of the views is 1 there and 5 here"),
     ):
+        cache = tmp_path / f"{views} views"
+        student = world.make_student(teacher_folder, teacher_cache=str(cache))
+        world.fit(student, tmp_path, 0, [FillTeacherCache(views)], world.digits(50, seed=seed))
         with world.refused(ConfigError, words):
             Distilled(teacher_folder, tmp_path, cache, **resume)
     resumed = Distilled(teacher_folder, tmp_path, tmp_path / "new", fill=True, **resume)
@@ -176,9 +158,7 @@ def test_a_run_is_resumed_with_the_same_views_alone(teacher_folder, filled, tmp_
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_in_half_precision_the_features_are_those_that_the_teacher_has_in_training(
-    precision, teacher_folder, tmp_path, monkeypatch
-):
+def test_half_precision_features_are_the_teachers(precision, teacher_folder, tmp_path, monkeypatch):
     settings = {"trainer": {"precision": precision, "limit_train_batches": 1}}
     plain = Distilled(teacher_folder, tmp_path, **settings)
     cached = Distilled(teacher_folder, tmp_path, tmp_path / "cache", fill=True, **settings)
@@ -188,12 +168,3 @@ def test_in_half_precision_the_features_are_those_that_the_teacher_has_in_traini
     monkeypatch.setattr(Frozen, "store_in", lambda *_: None)
     cast = Distilled(teacher_folder, tmp_path, tmp_path / "other", fill=True, **settings)
     assert cast.losses == cached.losses
-
-
-@pytest.mark.slow
-def test_two_processes_fill_a_cache_together(teacher_folder, filled, tmp_path):
-    cache = tmp_path / "cache"
-    two = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
-    fill(teacher_folder, cache, 2, world.digits(25), **two)
-    by_two, by_one = (np.load(folder / "shard-00000.npy") for folder in (cache, filled(2)))
-    assert np.allclose(by_two, by_one, rtol=0, atol=3e-4)

@@ -5,54 +5,37 @@ import torch
 import world
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from runs import DATA, SHORT, STAGES
 from world import refused
 
+from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.data.augmentation import resize_and_crop, to_tensor
-from kdpl.data.sampling import generator
-from kdpl.errors import ConfigError
+from kdpl.data.names import Names
+from kdpl.data.pool import UnlabeledPool
+from kdpl.data.sampling import generator, share_of
+from kdpl.errors import ConfigError, DataError
 from kdpl.student import FillTeacherCache
 from kdpl.targets import PreparedTarget, Target
-from kdpl.targets.fidelity import Fidelity
+from kdpl.targets.fidelity import Fidelity, draw_unseen
 
 pytestmark = pytest.mark.usefixtures("without_companions")
 
 POOL = {"shots": 2, "unlabeled_share": 0.5}  # 20 labelled images, 350 unlabelled ones
 
 
-class Seen(Callback):
-    """Keeps the images of each step, and what the end of each epoch has logged."""
-
-    def __init__(self):
-        self.steps, self.logged = [], []
-
-    def on_train_batch_start(self, _, __, batch, ___):
-        self.steps.append(batch.indices.tolist())
-
-    def on_train_epoch_end(self, trainer, _):
-        metrics = trainer.callback_metrics.items()
-        self.logged.append({name: value.item() for name, value in metrics if "train" not in name})
-
-
-class Unmeasured(Fidelity):
-    """Holds images out and measures nothing."""
-
-    def on_train_start(self, trainer, pl_module):
-        pass
-
-    def _measure(self, trainer, pl_module):
-        pass
-
-
 def distil(teacher, folder, *callbacks, epochs=2, data=(), ckpt_path=None, trainer=(), **options):
     """Fit a student for a few steps an epoch in a folder; returns its record, the student and the domain."""
     options.setdefault("kd_weight", 20)
-    student, seen = world.make_student(teacher, **options), Seen()
+    student, by_epoch, note = world.make_student(teacher, **options), [], Callback()
+    note.on_train_epoch_end = lambda trainer, _: by_epoch.append(
+        {k: v.item() for k, v in trainer.callback_metrics.items() if "train" not in k}
+    )
     domain = world.digits(20, **{**POOL, **dict(data)})
     settings = {"limit_train_batches": 4, **dict(trainer)}
-    record = world.fit(student, folder, epochs, [*callbacks, seen], domain, ckpt_path, **settings)
-    record.seen, record.by_epoch = seen.steps, seen.logged
-    record.student, record.domain = student, domain
+    callbacks = [*callbacks, note]
+    record = world.fit(student, folder, epochs, callbacks, domain, ckpt_path, **settings)
+    record.student, record.domain, record.by_epoch = student, domain, by_epoch
     return record
 
 
@@ -84,13 +67,6 @@ def whole(teacher_folder, tmp_path_factory):
     return record, folder
 
 
-@pytest.fixture(scope="module")
-def without(teacher_folder, tmp_path_factory):
-    """A fit that holds nothing out, with its checkpoints, and its folder; no test changes it."""
-    folder = tmp_path_factory.mktemp("without")
-    return distil(teacher_folder, folder, epochs=1, trainer={"save": True}), folder
-
-
 def assert_plain(record, target=None):
     """Require agreement and KL, image by image in double precision, with what was distilled."""
     student, domain = record.student.eval(), record.domain
@@ -113,21 +89,17 @@ def assert_plain(record, target=None):
     assert record.logged["val/kl"] == pytest.approx(sum(nats) / len(nats), rel=1e-4)
 
 
-def test_it_is_what_a_plain_loop_over_the_images_counts(whole):
+def test_a_plain_loop_counts_the_same_on_images_that_are_not_distilled_on_nor_labelled(whole):
     record, _ = whole
     assert_plain(record)
     assert 0 < record.logged["val/fidelity"] < 1
     assert record.logged["pool/unseen"] == 100
     names = {"val/fidelity", "val/kl", "pool/unseen"}
     assert [logged.keys() for logged in record.by_epoch] == [names] * 2
-
-
-def test_nothing_held_out_is_distilled_on_nor_labelled(whole):
-    record, _ = whole
     pool, labels = record.domain.selection, record.domain.labels
     unseen = set(pool.held_out.tolist())
     assert len(unseen) == 100
-    assert not unseen & {index for step in record.seen for index in step}
+    assert not unseen & {*torch.cat([batch.indices for batch in record.batches]).tolist()}
     assert unseen | set(pool.indices.tolist()) == set(pool.targeted.tolist())
     assert len(pool.indices) == 250
     labeled = {labeled.source for labeled in (*labels.training(), *labels.tuning("val"))}
@@ -137,29 +109,8 @@ def test_nothing_held_out_is_distilled_on_nor_labelled(whole):
     assert labeled & {*pool.images.take(first)}
 
 
-def test_measuring_changes_nothing_of_the_training(whole, teacher_folder, tmp_path):
-    record, _ = whole
-    unmeasured = distil(teacher_folder, tmp_path, Unmeasured())
-    assert unmeasured.losses == record.losses
-    assert unmeasured.seen == record.seen
-    for name, value in record.epochs[-1].items():
-        assert torch.equal(unmeasured.epochs[-1][name], value), name
-
-
-def test_by_default_nothing_is_held_out(without):
-    record, _ = without
-    pool = record.domain.selection
-    assert not len(pool.held_out)
-    assert pool.indices.tolist() == pool.targeted.tolist()
-    order = generator(1, "order").permutation(350)[:80]
-    assert [index for step in record.seen for index in step] == pool.indices[order].tolist()
-    assert "val/fidelity" not in record.logged
-
-
 @pytest.mark.parametrize(("batches", "every"), [(0, 1), (0, 2), (1.0, 2)])
-def test_it_is_measured_when_validation_would_run_and_a_checkpoint_is_chosen_by_it(
-    batches, every, whole, teacher_folder, tmp_path
-):
+def test_it_is_measured_when_validation_would_run(batches, every, whole, teacher_folder, tmp_path):
     best = ModelCheckpoint(tmp_path, monitor="val/fidelity", mode="max", filename="best")
     trainer = {
         "limit_val_batches": batches,
@@ -180,24 +131,24 @@ def test_it_is_measured_when_validation_would_run_and_a_checkpoint_is_chosen_by_
         assert best.best_model_score.item() == pytest.approx(chosen)
 
 
-def test_a_resumed_run_holds_out_the_same_images(whole, teacher_folder, tmp_path):
+def test_a_resumed_run_holds_out_the_same_images_and_as_many(whole, teacher_folder, tmp_path):
     record, folder = whole
     resumed = distil(teacher_folder, tmp_path, Fidelity(), ckpt_path=folder / "epoch=0.ckpt")
     assert resumed.domain.selection.held_out.tolist() == record.domain.selection.held_out.tolist()
     assert resumed.losses == record.losses[len(record.losses) // 2 :]
     assert resumed.logged == record.logged
-
-
-def test_a_run_is_resumed_with_as_many_images_as_it_had(whole, without, teacher_folder, tmp_path):
     with refused(ConfigError, "images held out is 100 there and 0 here"):
-        distil(teacher_folder, tmp_path, ckpt_path=whole[1] / "epoch=0.ckpt")
+        distil(teacher_folder, tmp_path, ckpt_path=folder / "epoch=0.ckpt")
+
+    without = distil(teacher_folder, tmp_path / "without", epochs=1, trainer={"save": True})
+    assert not len(without.domain.selection.held_out)
+    assert "val/fidelity" not in without.logged
+    checkpoint = tmp_path / "without/epoch=0.ckpt"
     with refused(ConfigError, "images held out is 0 there and 100 here"):
-        distil(teacher_folder, tmp_path, Fidelity(), ckpt_path=without[1] / "epoch=0.ckpt")
+        distil(teacher_folder, tmp_path, Fidelity(), ckpt_path=checkpoint)
 
 
-def test_with_a_cache_the_targets_are_still_those_of_the_evaluation_view(
-    whole, teacher_folder, tmp_path
-):
+def test_with_a_cache_targets_are_still_of_the_evaluation_view(whole, teacher_folder, tmp_path):
     cache = {"teacher_cache": f"{tmp_path}/cache", "epochs": 1}
     distil(teacher_folder, tmp_path / "filled", FillTeacherCache(), **cache)
     callback = Fidelity()
@@ -249,3 +200,47 @@ def test_images_unlike_all_classes_are_not_measured_on(teacher_folder, tmp_path)
 def test_a_teacher_has_no_fidelity(tmp_path):
     with refused(ConfigError, "Probe has no target to compare it with"):
         world.fit(world.Probe(), tmp_path, callbacks=[Fidelity()], domain=world.digits(4))
+
+
+def pool_of(images, seed=1, share=1.0):
+    return UnlabeledPool(Names.of(f"{number}.png" for number in range(images)), share, seed)
+
+
+def drawn_from(pool, labeled=()):
+    return draw_unseen(pool.selection, pool.seed, labeled)
+
+
+@pytest.mark.parametrize(
+    ("images", "unseen"), [(200, 100), (2000, 100), (4000, 200), (150_000, 5000)]
+)
+def test_a_share_within_limits_is_held_out(images, unseen):
+    held_out = drawn_from(pool_of(images)).tolist()
+    assert len(held_out) == len({*held_out}) == unseen
+    assert held_out == sorted(held_out)
+
+
+def test_it_is_drawn_by_the_seed_from_the_share_that_is_distilled_on():
+    first, again, other = (drawn_from(pool_of(1000, seed, 0.5)).tolist() for seed in (1, 1, 2))
+    assert first == again != other
+    assert {*first} < {*share_of(1000, 0.5, 1).tolist()}
+
+
+def test_labelled_images_are_not_held_out_under_any_name(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    sources = [str(tmp_path / f"{number}.png") for number in range(240)]
+    pool = UnlabeledPool(Names.of(sources), 1.0, seed=1)
+    labeled = [str(tmp_path / "link" / f"{number}.png") for number in range(140)]
+    assert drawn_from(pool, labeled).tolist() == [*range(140, 240)]
+
+
+@pytest.mark.parametrize(("images", "labeled"), [(199, 0), (240, 141)])
+def test_more_than_half_or_a_labelled_image_is_not_held_out(images, labeled):
+    with pytest.raises(DataError, match=f"the pool has {images} images, too few to hold 100"):
+        drawn_from(pool_of(images), (f"{number}.png" for number in range(labeled)))
+
+
+def test_a_run_refuses_a_pool_that_is_too_small_before_stage_1(tmp_path, capsys):
+    few = ["--student=fidelity", "--data.init_args.unlabeled_share=0.1"]
+    assert main(["run", *DATA, *STAGES, *few, *SHORT, f"--out={tmp_path}/run"]) != 0
+    assert "the pool has 70 images, too few to hold 100" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "teacher").exists()

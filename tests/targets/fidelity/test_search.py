@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from pathlib import Path
 from pkgutil import resolve_name
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -22,73 +23,70 @@ from runs import (
 )
 
 from kdpl.__main__ import main
-from kdpl.class_vectors import FrozenTeacher
 from kdpl.cli.fit import parse_stage, run_command
 from kdpl.cli.search import best_of, candidates_of
-from kdpl.errors import ConfigError
 from kdpl.runtime.files import write_text
 
 # of 4 epochs a quarter, which is at least 2
 STUDENTS = [*STUDENT, *SHORT, "--trainer.max_epochs=4"]
-BATCHES = "--data.init_args.batch_size=8"
+TEACHER_T = "--model.init_args.teacher=T"
 # one rate that trains, and one that diverges
 NAMES = ("configured", "tower_0.01", "tower_1e+30")
-
-
-class Search:
-    """Searches in one folder of images without a label, in which calls of expensive functions are counted."""
-
-    def __init__(self, root):
-        self.out, self.counts = root / "out", Counter()
-        # the fewest of which 100 can be held out
-        image_folder(root / "data", images=100, splits=("train",))
-        for number, file in enumerate(sorted((root / "data").rglob("*.png"))):
-            noise(16, 16, seed=number).save(file)
-        data = [*configs("data/folder.yaml", "trainer/cpu.yaml"), "--data.init_args.shots=0"]
-        data += [f"--data.init_args.root={root / 'data'}", "--data.init_args.reading.test_share=0"]
-        teacher = [*TEACHER, *SHORT, *configs("teacher/zero_shot.yaml")]
-        assert run_command(["fit", *data, *teacher, f"--out={root / 'teacher'}"]) == 0
-        target = {"class_path": "kdpl.targets.refinement.target.Refined", "init_args": {"views": 1}}
-        self.student = [*data, *STUDENTS, f"--model.init_args.target={json.dumps(target)}"]
-        # several steps an epoch: a loss that is not finite is seen in the step after
-        self.student += [f"--model.init_args.teacher={root / 'teacher'}", BATCHES]
-
-    def run(self, *more):
-        with pytest.MonkeyPatch.context() as patch:
-            for name in (
-                "kdpl.data.checked.Checked.decode_all",
-                "kdpl.targets.refinement.target.assign",
-            ):
-                patch.setattr(name, self.counted(name, resolve_name(name)))
-            both = self.counted("both", FrozenTeacher.both_features)
-            patch.setattr(FrozenTeacher, "both_features", both)
-            out = ["search", *self.student, f"--out={self.out}", "--lr", "0.01", "1e30"]
-            return main([*out, *more])
-
-    def counted(self, name, function):
-        def call(*args, **kwargs):
-            self.counts[name] += 1
-            return function(*args, **kwargs)
-
-        return call
+EXPENSIVE = (
+    "kdpl.data.checked.Checked.decode_all",
+    "kdpl.targets.refinement.target.assign",
+    "kdpl.class_vectors.FrozenTeacher.both_features",
+)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A search that was interrupted and resumed."""
-    search = Search(tmp_path_factory.mktemp("search"))
+    """A search in a folder of images without a label that was interrupted and resumed, and its expensive calls."""
+    root, counts = tmp_path_factory.mktemp("search"), Counter()
+    # the fewest of which 100 can be held out
+    image_folder(root / "data", images=100, splits=("train",))
+    for number, file in enumerate(sorted((root / "data").rglob("*.png"))):
+        noise(16, 16, seed=number).save(file)
+    data = [*configs("data/folder.yaml", "trainer/cpu.yaml"), "--data.init_args.shots=0"]
+    data += [f"--data.init_args.root={root / 'data'}", "--data.init_args.reading.test_share=0"]
+    teacher = [*TEACHER, *SHORT, *configs("teacher/zero_shot.yaml")]
+    assert run_command(["fit", *data, *teacher, f"--out={root / 'teacher'}"]) == 0
+    target = {"class_path": "kdpl.targets.refinement.target.Refined", "init_args": {"views": 1}}
+    # several steps an epoch: a loss that is not finite is seen in the step after
+    student = [*data, *STUDENTS, f"--model.init_args.target={json.dumps(target)}"]
+    student += [f"--model.init_args.teacher={root / 'teacher'}", "--data.init_args.batch_size=8"]
+
+    def counted(name):
+        function = resolve_name(name)
+        return lambda *args, **kwargs: counts.update([name]) or function(*args, **kwargs)
+
+    def run(*more):
+        with pytest.MonkeyPatch.context() as patch:
+            for name in EXPENSIVE:
+                patch.setattr(name, counted(name))
+            out = ["search", *student, f"--out={root / 'out'}", "--lr", "0.01", "1e30"]
+            return main([*out, *more])
+
     with interrupted_at(2):
-        assert search.run() == 130
-    assert not (search.out / "best.yaml").exists()
-    assert search.run() == 0
-    return search
+        assert run() == 130
+    assert not (root / "out/best.yaml").exists()
+    assert run() == 0
+    return SimpleNamespace(run=run, out=root / "out", student=student, counts=counts)
 
 
 def settings_of(run):
     return yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
 
 
-def test_the_candidate_that_agrees_most_becomes_a_config(whole, capsys):
+def test_candidates_share_preparation_and_the_one_that_agrees_most_becomes_a_config(whole, capsys):
+    assert [whole.counts[name] for name in EXPENSIVE] == [1, 1, -(-200 // 64)]
+    # a tower is trained without prompts
+    assert settings_of(whole.out / "configured")["vision_prompts"]["depth"] == 2
+    settings = settings_of(whole.out / "tower_0.01")
+    assert (settings["fine_tune"], settings["vision_prompts"]["depth"]) == (True, 0)
+    assert (settings["optim"]["optimizer"], settings["optim"]["lr"]) == ("adamw", 0.01)
+
+    # the best
     curves = {name: curves_of(whole.out / name) for name in NAMES[:2]}
     last = {name: (c["val/fidelity"][-1][1], -c["val/kl"][-1][1]) for name, c in curves.items()}
     best = max((name for name in last if last[name][1] >= last["configured"][1]), key=last.get)
@@ -127,20 +125,6 @@ def test_more_agreement_further_from_the_target_is_not_chosen():
     assert best_of({**configured, "tower": (0.58, -0.8, 100), "far": (0.7, -0.9, 100)}) == "tower"
 
 
-def test_the_towers_are_trained_without_prompts(whole):
-    assert settings_of(whole.out / "configured")["vision_prompts"]["depth"] == 2
-    settings = settings_of(whole.out / "tower_0.01")
-    assert settings["fine_tune"]
-    assert settings["vision_prompts"]["depth"] == 0
-    assert (settings["optim"]["optimizer"], settings["optim"]["lr"]) == ("adamw", 0.01)
-
-
-def test_candidates_share_features_targets_and_the_look_at_all_images(whole):
-    counts = dict(whole.counts)
-    assert counts.pop("both") == -(-200 // 64)
-    assert [*counts.values()] == [1, 1]
-
-
 def test_a_search_of_other_settings_is_refused(whole, capsys):
     before = (whole.out / "best.yaml").read_bytes()
     assert whole.run("--model.init_args.optim.lr=0.0001") == 1
@@ -151,7 +135,7 @@ def test_a_search_of_other_settings_is_refused(whole, capsys):
 
 def test_each_candidate_measures_its_fidelity_once_also_where_the_student_does(tmp_path):
     for more in ([], configs("student/fidelity.yaml")):
-        given = [*DATA, *STUDENTS, *more, "--model.init_args.teacher=T", f"--out={tmp_path}"]
+        given = [*DATA, *STUDENTS, *more, TEACHER_T, f"--out={tmp_path}"]
         for candidate in candidates_of(parse_stage("fit", given), tmp_path, rates=[0.1]).values():
             paths = [callback.class_path for callback in candidate.config.trainer.callbacks]
             assert [path for path in paths if path.endswith("Fidelity")] == [
@@ -159,25 +143,25 @@ def test_each_candidate_measures_its_fidelity_once_also_where_the_student_does(t
             ]
 
 
-def test_a_run_asks_the_search_again_until_its_student_is_finished(tmp_path, monkeypatch):
-    """The search itself compares settings, see above."""
+def test_a_run_asks_the_search_until_its_student_has_trained_what_it_finds(tmp_path, monkeypatch):
     asked = []
 
     def compare(student, candidates, out, decoded):
         asked.append([*candidates])
-        if len(asked) > 1:
-            raise ConfigError("it is of other settings: refused by a candidate")
-        write_text(Path(out, "best.yaml"), "model: {init_args: {optim: {lr: 0.1}}}")
+        best = {"model": {"init_args": {"optim": {"lr": 0.001 * len(asked)}}}}
+        write_text(Path(out, "best.yaml"), json.dumps(best))
+        return student.derive(best)
 
     monkeypatch.setattr("kdpl.cli.search.compare", compare)
-    given = [*DATA, *STAGES, *SHORT, f"--out={tmp_path}", "--search", "--shots=0"]
+    command = ["run", *DATA, *STAGES, *SHORT, f"--out={tmp_path}", "--search", "--shots=0"]
     with interrupted_at(2):
-        assert main(["run", *given]) == 130
+        assert main(command) == 130
     assert asked == [["configured", "tower_0.0001", "tower_0.0003", "tower_0.001"]]
     # what it has found does not stand for what it would find now
-    assert main(["run", *given]) == 1
+    assert main(command) == 0
+    assert settings_of(tmp_path / "student")["optim"]["lr"] == 0.002
+    assert main(command) == 0
     assert len(asked) == 2
-    assert not (tmp_path / "student" / "config.yaml").exists()
 
 
 @pytest.mark.parametrize(
@@ -185,29 +169,9 @@ def test_a_run_asks_the_search_again_until_its_student_is_finished(tmp_path, mon
     [
         ([], "search needs the settings of a student's fit"),
         ([*DATA, *TEACHER], "the settings are those of kdpl.TeacherPromptTuning, expected"),
-        (
-            [*DATA, *STUDENTS, "--model.init_args.teacher=T", "--trainer.max_epochs=-1"],
-            "set trainer.max_epochs",
-        ),
+        ([*DATA, *STUDENTS, TEACHER_T, "--trainer.max_epochs=-1"], "set trainer.max_epochs"),
     ],
 )
 def test_other_settings_are_refused(args, words, tmp_path, capsys):
     assert main(["search", *args, f"--out={tmp_path}"]) == 1
     assert words in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_run_searches_before_it_distils_and_takes_what_was_found(tmp_path, capsys):
-    given = [*DATA, *STAGES, *SHORT, f"--out={tmp_path}", "--search", "--shots=0"]
-    given += ["--trainer.max_epochs=1"]
-    assert main(["run", *given]) == 0
-    said = capsys.readouterr()
-    assert "search what of the student is trained" in said.out + said.err
-    best = yaml.safe_load((tmp_path / "search" / "best.yaml").read_text())["model"]["init_args"]
-    settings = settings_of(tmp_path / "student")
-    assert best == {name: settings[name] for name in best}
-
-    # the same command has nothing left to do
-    before = (tmp_path / "student" / "metrics.csv").read_bytes()
-    assert main(["run", *given]) == 0
-    assert (tmp_path / "student" / "metrics.csv").read_bytes() == before

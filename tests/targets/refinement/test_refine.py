@@ -99,6 +99,7 @@ def test_images_of_a_group_are_no_neighbours(pool):
     made = affinity(*nearest(pool[0], 3, groups)).to_dense()
     assert (made - plain_affinity(pool[0], 3, groups)).abs().max() < 1e-6
     assert (made != affinity(*nearest(pool[0], 3, torch.arange(N))).to_dense()).any()
+    assert nearest(pool[0][:3], 5, torch.arange(3))[1].shape == (3, 2)  # as many as there are
 
 
 @pytest.mark.parametrize("labeled", [False, True])
@@ -124,15 +125,6 @@ def test_the_order_of_images_and_the_size_of_chunks_do_not_matter(pool, monkeypa
     assert (shuffled - whole[order]).abs().max() < 1e-5
 
 
-def test_neighbours_are_the_nearest_others(pool):
-    features = pool[0]
-    cosines = (features @ features.T).fill_diagonal_(-2)
-    values, indices = nearest(features, 5, torch.arange(N))
-    assert values.equal(cosines.topk(5, dim=1).values)
-    assert (torch.arange(N)[:, None] != indices).all()
-    assert nearest(features[:3], 5, torch.arange(3))[1].shape == (3, 2)  # as many as there are
-
-
 @pytest.fixture
 def targets(pool):
     assignments = refined(pool).half()
@@ -151,7 +143,7 @@ def targets(pool):
     )
 
 
-def test_the_file_holds_all_of_it(targets, tmp_path):
+def test_the_file_holds_all_of_it_and_is_refused_if_damaged_or_invalid(targets, tmp_path):
     targets.save(tmp_path / "file")
     read = PoolTargets.load(tmp_path / "file")
     assert read.assignments.equal(targets.assignments)
@@ -160,6 +152,12 @@ def test_the_file_holds_all_of_it(targets, tmp_path):
     (tmp_path / "file").write_bytes((tmp_path / "file").read_bytes()[:-30])
     with world.refused(ArtifactError, "is damaged"):
         PoolTargets.load(tmp_path / "file")
+    fields = TypeAdapter(PoolManifest).dump_python(targets, mode="json")
+    tensors = {name: getattr(targets, name) for name in ("images", "assignments")}
+    for change in ({"examples": (("0", 0, 1),)}, {"taken": 2}, {"reason": "\x1b[2J"}):
+        write_tensors(tmp_path / "file", KIND, VERSION, tensors, fields | change)
+        with world.refused(ArtifactError, "file has an invalid field"):
+            PoolTargets.load(tmp_path / "file")
 
 
 def test_the_target_is_the_assignment_where_it_is_taken(targets):
@@ -176,20 +174,3 @@ def test_the_target_is_the_assignment_where_it_is_taken(targets):
     ).abs().max() < 2e-3  # float16
     target.use(replace(targets, taken=False), torch.device("cpu"))
     assert target.logits(predicted, indices).equal(predicted)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"examples": (("0", 0, 1),)},
-        {"taken": 2},
-        {"reason": "\x1b[2J"},
-    ],
-    ids=str,
-)
-def test_a_file_with_invalid_metadata_is_refused(changes, targets, tmp_path):
-    fields = TypeAdapter(PoolManifest).dump_python(targets, mode="json") | changes
-    tensors = {name: getattr(targets, name) for name in ("images", "assignments")}
-    write_tensors(tmp_path / "file", KIND, VERSION, tensors, fields)
-    with world.refused(ArtifactError, "file has an invalid field"):
-        PoolTargets.load(tmp_path / "file")

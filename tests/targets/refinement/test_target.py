@@ -4,11 +4,12 @@ from collections import Counter
 from dataclasses import replace
 from shutil import copytree, ignore_patterns
 
+import numpy as np
 import pytest
 import torch
 import world
-from lightning.pytorch import Callback
 from plain import normalized
+from runs import rows_of
 from torch.nn import functional as F
 
 from kdpl.class_vectors import ClassVectors
@@ -66,14 +67,6 @@ def seen_by(monkeypatch):
 
     monkeypatch.setattr(refined_target, "assign", watched)
     return evidences
-
-
-@pytest.fixture
-def few_digits(monkeypatch):
-    """All of the pool can be distilled on, so that the seed draws nothing but views."""
-    digits = read_digits()
-    monkeypatch.setattr(Digits, "read", lambda _: replace(digits, train=digits.train[:30]))
-    return {"shots": 0, "unlabeled_share": 1.0}
 
 
 @pytest.fixture
@@ -135,18 +128,15 @@ def plainly(teacher, plain_of):
     return (refined, features), text, torch.tensor(seen), validation
 
 
-def refined_plainly(features, text, labels, validation):
-    """What tests/targets/refinement/test_experts.py holds to a plain implementation, of these features."""
+def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):
+    features, text, labels, validation = plainly
+    # what tests/targets/refinement/test_experts.py holds to a plain implementation
     config = RefinementConfig(**{k: v for k, v in SETTINGS.items() if k != "encoder"})
     held_out = torch.full_like(labels, -1)
     held_out[-len(validation) :] = torch.tensor([record.label for record in validation])
     alone = torch.arange(len(labels))
-    return assign(Evidence(*features, text, labels, held_out, alone, trusted=False), config)
-
-
-def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):
-    features, text, labels, validation = plainly
-    made, assigned = targets_in(whole[1]), refined_plainly(features, text, labels, validation)
+    assigned = assign(Evidence(*features, text, labels, held_out, alone, trusted=False), config)
+    made = targets_in(whole[1])
     n, expected = len(made.images), assigned.assignments
     assert made.images.tolist() == world.digits(7, **POOL).selection.indices.tolist()
     assert (made.assignments.float() - expected[:n]).abs().max() < 2e-3
@@ -164,18 +154,6 @@ def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):
         assert classes == [before[row], after[row]]
 
 
-def test_labels_outside_the_pool_take_part_and_those_of_validation_images_do_not(whole, plainly):
-    features, text, labels, validation = plainly
-    made = targets_in(whole[1])
-    n = len(made.images)
-    pool_alone, with_validation = labels.clone(), labels.clone()
-    pool_alone[n:] = -1
-    with_validation[-len(validation) :] = torch.tensor([record.label for record in validation])
-    for other in (pool_alone, with_validation):
-        changed = refined_plainly(features, text, other, validation).assignments
-        assert (changed[:n] - made.assignments.float()).abs().max() > 0.05
-
-
 @pytest.mark.parametrize(
     ("mode", "right", "after", "strength", "taken"),
     [
@@ -188,18 +166,14 @@ def test_labels_outside_the_pool_take_part_and_those_of_validation_images_do_not
         ("auto", None, (0, 10), 30.0, True),
     ],
 )
-def test_it_is_taken_unless_labels_or_an_emptied_class_are_against_it(
-    mode, right, after, strength, taken
-):
+def test_it_is_taken_unless_labels_or_an_emptied_class_object(mode, right, after, strength, taken):
     weights = (1.0,) if strength is None else (0.4, 1.2)
     assigned = Assigned(torch.empty(0), weights, strength, Weights(0.1, 3, 0.3), right, 20, 20)
     counts = [torch.tensor(count) for count in ((5, 5), after)]
     assert Refined(mode=mode)._decide(assigned, counts)[0] == taken
 
 
-def test_where_it_is_not_taken_the_student_learns_the_published_target(
-    fresh, whole, tmp_path, monkeypatch
-):
+def test_if_not_taken_the_student_learns_the_published_target(fresh, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(Refined, "_decide", lambda *_: (False, "not taken"))
     losses = distil(fresh, tmp_path / "not_taken", epochs=2).losses
     assert losses == distil(fresh, tmp_path / "published", epochs=2, target="teacher").losses
@@ -218,18 +192,12 @@ def test_a_resumed_run_and_a_second_start_read_the_file(teacher, whole, monkeypa
     assert (folder / POOL_TARGETS_FILE).stat().st_mtime_ns == before
 
 
-def test_no_teacher_runs_while_a_student_learns_assignments_alone(
-    teacher, whole, tmp_path, monkeypatch
-):
-    class NoViews(Callback):
-        """Sees that no views are made for the teacher."""
-
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            assert pl_module.needs.teacher is None
-            assert batch.teacher_images is None
-
+def test_no_teacher_runs_for_a_student_of_assignments_alone(teacher, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(StudentDistillation, "_teacher_features", None)
-    assert distil(teacher, tmp_path, [NoViews()], epochs=2).losses == whole[0].losses
+    record = distil(teacher, tmp_path, epochs=2)
+    assert record.losses == whole[0].losses
+    # nor are views made for it
+    assert all(batch.teacher_images is None for batch in record.batches)
 
 
 ALONE = {"vision_prompts": PromptConfig(depth=0)}
@@ -238,22 +206,13 @@ ALONE = {"vision_prompts": PromptConfig(depth=0)}
 @pytest.mark.parametrize(
     ("settings", "share"), [(ALONE, 0.5), ({**ALONE, "target": "teacher"}, 0), ({}, 0)]
 )
-def test_half_of_the_images_are_whole_where_a_projector_alone_learns_targets_of_images(
-    settings, share, fresh, tmp_path
-):
-    whole = []
-
-    class Compares(Callback):
-        """Compares the images of a step with those of evaluation."""
-
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            data = trainer.datamodule
-            for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
-                source = data.splits.open_image(data.pool.images[index])
-                expected = to_tensor(resize_and_crop(source, pl_module.resizing))
-                whole.append(image.equal(expected))
-
-    distil(fresh, tmp_path, [Compares()], trainer={"limit_train_batches": 12}, **settings)
+def test_half_of_the_images_are_whole_for_a_projector_alone(settings, share, fresh, tmp_path):
+    record = distil(fresh, tmp_path, trainer={"limit_train_batches": 12}, **settings)
+    data, whole = world.digits(7, **POOL), []
+    for batch in record.batches:
+        for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
+            source = data.splits.open_image(data.pool.images[index])
+            whole.append(image.equal(to_tensor(resize_and_crop(source, Resizing(32)))))
     assert len(whole) == 84
     assert sum(whole) / len(whole) == pytest.approx(share, abs=0.15)
 
@@ -292,9 +251,7 @@ def test_images_that_the_pool_filter_leaves_out_are_not_assigned(teacher, tmp_pa
 
 
 @pytest.mark.parametrize(("depth", "passes"), [(0, 1), (2, 2)])
-def test_as_few_passes_as_can_be_give_features_that_later_students_read(
-    depth, passes, tmp_path, monkeypatch
-):
+def test_fewest_passes_give_features_that_later_students_read(depth, passes, tmp_path, monkeypatch):
     encoded = Counter()
     pool = ClassTokenTower._pool
 
@@ -323,7 +280,11 @@ def test_as_few_passes_as_can_be_give_features_that_later_students_read(
     assert not made[0].equal(made[1])
 
 
-def test_other_views_have_features_and_a_file_of_their_own(fresh, few_digits, tmp_path):
+def test_other_views_have_features_and_a_file_of_their_own(fresh, tmp_path, monkeypatch):
+    digits = read_digits()
+    monkeypatch.setattr(Digits, "read", lambda _: replace(digits, train=digits.train[:30]))
+    # all of the pool is distilled on, so that the seed draws nothing but views
+    few_digits = {"shots": 0, "unlabeled_share": 1.0}
     refinement, seed = {"views": 2, "rounds": 1}, {**few_digits, "seed": 2}
     augmentation = {**few_digits, "augmentation": LightAffine(1.0)}
     for number, data in enumerate((few_digits, augmentation, seed)):
@@ -334,9 +295,7 @@ def test_other_views_have_features_and_a_file_of_their_own(fresh, few_digits, tm
         distil(fresh, tmp_path / "0", [world.NoStep()], data=seed, refinement=refinement)
 
 
-def test_from_a_cache_no_teacher_is_loaded_once_its_features_are_kept(
-    teacher, whole, tmp_path, monkeypatch
-):
+def test_with_cached_features_no_teacher_is_loaded_again(teacher, whole, tmp_path, monkeypatch):
     cache = str(tmp_path / "cache")
     cached = distil(teacher, tmp_path, [FillTeacherCache()], epochs=2, teacher_cache=cache)
     assert targets_in(tmp_path).assignments.equal(targets_in(whole[1]).assignments)
@@ -351,9 +310,7 @@ def test_from_a_cache_no_teacher_is_loaded_once_its_features_are_kept(
     ("data", "seen", "shown"),
     [({"protocol": "base_to_novel"}, {*range(5)}, 10), ({"shots": 0}, set(), 0)],
 )
-def test_no_label_is_seen_that_the_teacher_was_not_tuned_on(
-    data, seen, shown, fresh, tmp_path, seen_by
-):
+def test_no_label_is_seen_that_the_teacher_did_not_see(data, seen, shown, fresh, tmp_path, seen_by):
     distil(fresh, tmp_path, data=data, refinement={"mode": "auto"})
     (evidence,) = seen_by
     assert (evidence.labels >= 0).sum() == shown
@@ -370,9 +327,7 @@ def test_an_untuned_teacher_is_judged_by_the_labels_themselves(tmp_path, seen_by
     assert f"of the {labeled} labelled" in targets_in(tmp_path).reason
 
 
-def test_the_groups_of_the_data_are_those_of_the_evidence_and_of_the_file(
-    teacher, tmp_path, monkeypatch, seen_by
-):
+def test_groups_of_the_data_are_those_of_evidence_and_file(teacher, tmp_path, monkeypatch, seen_by):
     groups = world.group_digits(monkeypatch)
     distil(teacher, tmp_path)
     (evidence,) = seen_by
@@ -405,10 +360,19 @@ def test_features_are_those_of_a_tower_before_its_projection(fresh, tmp_path, se
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_does(teacher, whole, tmp_path):
+def test_two_processes_cache_filter_and_refine_what_one_does(tmp_path):
     two = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
-    distil(teacher, tmp_path, trainer=two)
-    made, expected = targets_in(tmp_path), targets_in(whole[1])
+    for name, trainer in (("one", {}), ("two", two)):
+        (tmp_path / name).mkdir()
+        teacher, cache = write_teacher(tmp_path / name), str(tmp_path / name / "cache")
+        options = {"teacher_cache": cache, "pool_filter": 0.3, "trainer": trainer}
+        distil(teacher, tmp_path / name, [FillTeacherCache(2)], **options)
+    one, both = tmp_path / "one", tmp_path / "two"
+    features, expected = (np.load(folder / "cache/shard-00000.npy") for folder in (both, one))
+    assert np.allclose(features, expected, rtol=0, atol=3e-4)
+    left_out, expected = (rows_of(folder / "left_out.csv") for folder in (both, one))
+    assert [row["image"] for row in left_out] == [row["image"] for row in expected] != []
+    made, expected = targets_in(both), targets_in(one)
     assert (made.assignments - expected.assignments).abs().max() < 1e-3
     assert made.images.equal(expected.images)
     assert (made.moved, made.examples) == (expected.moved, expected.examples)
