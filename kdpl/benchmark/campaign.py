@@ -207,7 +207,7 @@ class Campaign(_Settings):
         return self.model_copy(update=parts)
 
     def config_files(self) -> list[str]:
-        """Return all config files that the campaign names, those of its datasets included."""
+        """Return all config files that the campaign names, also of its datasets."""
         datasets = [*self.datasets, *self.variants, *filter(None, [self.source])]
         files, names = list(self.configs), {dataset_name(each) for each in datasets}
         for row in self.rows.values():

@@ -75,7 +75,7 @@ class CampaignStep(Step):
     Its title is the run's folder and its kind, ``fit``, ``class_vectors`` or ``test``.
 
     Attributes:
-        args: Arguments of ``python -m kdpl``; those of another process are text.
+        args: Arguments of ``python -m kdpl``; of another process, they are text.
         checkpoint: Checkpoint to test, if it exists by then: an untuned teacher has none.
     """
 

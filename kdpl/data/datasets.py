@@ -95,7 +95,7 @@ class UnlabeledImages(Dataset[UnlabeledBatch]):
     The dataset holds only sources, so no label can leak. ``indices`` are positions in the list of
     all unlabelled images, None for all of them. A view belongs to an index, so a share has the same
     views as the whole. The same views are also made for a teacher of another resizing. With
-    ``cached`` features, the views are those of the cache, by its seed.
+    ``cached`` features, the views are the cache's, by its seed.
     """
 
     sources: Sequence[str]
