@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,10 +52,10 @@ class Copy:
         shutil.copy2(Path(__file__).with_name("watch.py"), self.root)
 
     def run(self, paths, marker, fault):
-        """Run tests of a marker until one fails, with a fault."""
+        """Run tests of a marker until one fails, with a fault or without."""
         begin = time.monotonic()
         self.last_test.write_text("", encoding="utf-8")
-        with plant(fault, self.root):
+        with plant(fault, self.root) if fault else nullcontext():
             code = self._pytest([*_OPTIONS, f"--basetemp={self.scratch}", "-m", marker, *paths])
         seconds = time.monotonic() - begin
         if code in (_PASSED, _NO_TESTS):
@@ -75,6 +75,8 @@ class Copy:
             if paths:
                 outcome = self.run(paths, marker, fault)
                 if outcome.test is not None:
+                    control = self.run([outcome.test], marker, None)
+                    assert control.test is None, f"{outcome.test} fails without a fault"
                     return Verdict(fault, suite, outcome)
         return Verdict(fault, "", outcome)
 
