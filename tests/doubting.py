@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback
 
 from kdpl.confidence import decision_rule
 from kdpl.data.groups import one_of_each
@@ -10,11 +9,6 @@ from kdpl.data.groups import one_of_each
 
 def predict(classifier, images, top_k=1, **wanted):
     return classifier.predict(images, top_k, rule=decision_rule(classifier, **wanted))
-
-
-class Stop(Callback):
-    def on_train_batch_end(self, trainer, *_):
-        trainer.should_stop = True
 
 
 def bursts(draw, size, groups=120, error=0.06):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from runs import DATA, SHORT, TEACHER
+from test_project import PYPROJECT
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "Containerfile").read_text(encoding="utf-8")
@@ -22,6 +23,17 @@ OF_THE_SYSTEM = "useradd "
 
 def of(instruction):
     return [rest for name, rest in STEPS if name == instruction]
+
+
+def test_the_image_is_of_a_user_without_rights_and_is_sent_what_it_copies():
+    default, project = dict(rest.split("=", 1) for rest in of("ARG")), PYPROJECT["project"]
+    assert f"Programming Language :: Python :: {default['PYTHON']}" in project["classifiers"]
+    assert {*json.loads(default["EXTRAS"]).split(",")} <= project["optional-dependencies"].keys()
+    (user,) = of("USER")
+    assert any(rest.startswith(OF_THE_SYSTEM) and rest.endswith(f" {user}") for rest in of("RUN"))
+    sent = (ROOT / ".containerignore").read_text(encoding="utf-8").splitlines()
+    copied = {source for rest in of("COPY") for source in rest.split()[:-1]}
+    assert {line[1:] for line in sent if line.startswith("!")} == copied
 
 
 @pytest.mark.slow

@@ -51,6 +51,25 @@ def test_the_wheel_is_this_version_whole_and_finds_its_configs_by_name_once_inst
     assert {*shipped} == expected
 
 
+def test_a_python_that_is_too_old_or_missing_is_named_and_no_environment_is_left(tmp_path):
+    old, venv = tmp_path / "python3.10", tmp_path / "venv"
+    pretend = "import sys; sys.version_info = (3, 10, 4); exec(sys.argv[1])"
+    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{pretend}" "$2"\n')
+    old.chmod(0o755)
+    # not as a child of the make that may run these tests
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    too_old = f"kdpl needs Python 3.11 or newer, but {old} is 3.10: set another with PYTHON=…"
+    for python, said in ((old, too_old), ("no-python", "no-python does not exist: install Python")):
+        command = ["make", f"PYTHON={python}", f"VENV={venv}", f"{venv}/.created"]
+        refused = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True)
+        assert refused.stderr.startswith(said)
+        assert not venv.exists()
+
+
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {kdpl.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
 def test_every_dependency_has_a_floor():
     project = PYPROJECT["project"]
     for requirements in (project["dependencies"], *project["optional-dependencies"].values()):

@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import os
+import re
 import sys
 from functools import cache
 from graphlib import TopologicalSorter
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from test_project import PYPROJECT, name_of
+from test_removable import needing
 
 ROOT = Path(__file__).parents[1] / "kdpl"
 
@@ -73,6 +75,13 @@ def test_imports_go_down_never_in_a_circle_and_into_removable_folders_by_those_t
             assert max(layers, default=-1) < LAYER_OF[part], module
         packages = {name.split(".")[0] for name in imports[module]}
         assert part == "clip" or "open_clip" not in packages, module
+
+
+def test_the_page_on_removable_folders_lists_them_with_what_goes_with_each():
+    page = (ROOT.parent / "docs/template.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ((?:`\w+`,? ?)*)\|$", page, re.MULTILINE)
+    listed = {folder: {*re.findall(r"\w+", gone)} for folder, gone in rows[: len(REMOVABLE)]}
+    assert listed == {folder: {*needing(folder)} for folder in REMOVABLE}
 
 
 # its classes are those of an extra's; nothing imports it before its command is called

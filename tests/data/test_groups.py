@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdpl.data.groups import FOLDS, folds, group_numbers, one_of_each
@@ -29,7 +29,6 @@ def plain_folds(labels, groups):
     return [-1 if counts[fold][label] == total[label] else fold for fold, label in found]
 
 
-@settings(deadline=None)
 @given(IMAGES)
 def test_groups_are_whole_in_folds_and_no_class_is_lost(images):
     labels, groups = columns(images)

@@ -86,6 +86,7 @@ def test_the_report_shows_what_was_tested_instead_of_accuracies(run):
     for other in ("Confusions", "Accuracy by class", "Calibration", "validation accuracy"):
         assert other not in page
     assert page.count("data:image/webp") == 12
+    assert "validation mAP, %" in page
 
     data = several_labels(Run.find(run, trusted=True))
     assert data["images"] == 24

@@ -170,6 +170,21 @@ def test_a_killed_job_leaves_no_lock_and_a_refused_requeue_is_reported(slurm, tm
     assert f"{out}/checkpoints/last.ckpt is kept: submit it again to resume {out}" in text
 
 
+def test_a_job_that_would_hang_is_refused(slurm, tmp_path):
+    for command, devices, words in (
+        ("srun --ntasks=2 --ntasks-per-node=2", 1, "devices=1"),
+        ("srun --ntasks=2", 2, "give --ntasks-per-node instead of --ntasks"),
+        ("salloc -J mine --ntasks-per-node=2 --nodes=1", 2, "put srun before the command"),
+    ):
+        fit = [*DATA, *TEACHER, *SHORT, f"--trainer.devices={devices}", f"--out={tmp_path / 'out'}"]
+        started = [*command.split(), sys.executable, "-m", "kdpl", "fit", *fit]
+        done = slurm.run(*started, cwd=ROOT, check=False)
+        assert done.returncode != 0
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert any(words in line for line in errors), done.stderr
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
 def test_an_array_shares_the_runs_of_a_campaign_also_when_requeued(slurm, tmp_path):
     data, out = make_trees(tmp_path / "data"), tmp_path / "out"
     file = written(

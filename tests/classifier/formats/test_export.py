@@ -1,7 +1,9 @@
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -84,6 +86,10 @@ def test_onnx_is_the_classifier_and_says_how_to_use_it(classifier, exported):
     about = session.get_modelmeta().custom_metadata_map
     # what it says is tested by the script in docs/export.md, which reads it
     assert about == metadata(given, "uint8")
+    page = (Path(__file__).parents[3] / "docs/export.md").read_text(encoding="utf-8")
+    (always,) = re.findall(r"^\| (`.*`) \| always \|$", page, re.MULTILINE)
+    assert {*re.findall(r"\w+", always), "fingerprint"} <= about.keys()
+    assert float(about["logit_scale"]) == given.logit_scale
     assert "uint8 in 0..255" in about["input"]
     assert "float32 in 0..1" in metadata(given, "float")["input"]
     # the folder of the package on this machine

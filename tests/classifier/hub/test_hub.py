@@ -98,6 +98,7 @@ def test_the_card_states_data_protocol_accuracies_teacher_and_licence(classifier
         "|---|--:|\n| all classes | 50.0% |\n| base classes | 62.5% |\n",
         "\n| harmonic mean | 35.7% |\n\n##",
         "- image encoder: CLIP `test-student`, weights `weights.pt`, images of 32 pixels\n- class vectors",
+        "CLIP `test-teacher-quickgelu`: both remain under the licence of their publishers",
     ):
         assert words in card.text, words
     assert "/secret" not in card.content

@@ -13,6 +13,7 @@ from runs import files_of, refused
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
 from kdpl.classifier.hub import save_pretrained
+from kdpl.confidence import handover
 from kdpl.confidence.drift import two_samples
 from kdpl.confidence.drift.image_sample import ImageSample
 from kdpl.confidence.held_out import HeldOutScores
@@ -74,6 +75,12 @@ def test_a_fit_keeps_what_the_classifier_finds_in_the_pool(classifier, loaded):
     tops = [top for (top,) in loaded.predict(images)]
     assert [world.DIGITS[label] for label in kept.labels] == [top.class_name for top in tops]
     assert kept.scores.tolist() == pytest.approx([top.probability for top in tops], rel=1e-4)
+
+
+def test_a_dataset_without_training_images_has_none(tmp_path):
+    (tmp_path / "images.csv").write_text("image,label,split\na.png,cat,test\nb.png,dog,test\n")
+    data = world.DomainDataModule("table", root=str(tmp_path / "images.csv"))
+    assert handover.pool_of(None, data) == []
 
 
 def test_a_classifier_takes_its_place_but_neither_copies_nor_uploads_it(folder, loaded, tmp_path):

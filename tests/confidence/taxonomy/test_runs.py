@@ -113,6 +113,8 @@ def test_a_tree_of_a_fit_that_was_given_up_is_not_taken_over(tmp_path, teacher_f
     (tmp_path / FILE).write_text("child,parent\nzero,digit\n")
     world.fit(world.make_student(teacher_folder), tmp_path, epochs=0, domain=world.digits(8))
     assert not (tmp_path / FILE).exists()
+    # nor is there a sample of a pool that it did not learn from
+    assert not (tmp_path / "classifier/pool_sample.safetensors").exists()
 
 
 def test_the_report_has_the_accuracy_of_each_level(run, student_run):

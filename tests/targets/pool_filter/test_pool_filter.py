@@ -127,3 +127,13 @@ def test_what_would_leave_nothing_is_refused(teacher_folder, tmp_path, monkeypat
     monkeypatch.setattr(callback, "_similarities", lambda *_: next(values))
     with world.refused(DataError, "pool_filter leaves out all 42 unlabelled images"):
         distil(teacher_folder, tmp_path, callbacks=[world.NoStep()])
+
+
+def test_the_log_says_that_base_classes_alone_make_the_limit(
+    teacher_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(callback, "_similarities", lambda *_: torch.arange(42.0))
+    options = {"callbacks": [world.NoStep()], "data": {"protocol": "base_to_novel"}}
+    with pytest.raises(AssertionError, match="training began"):
+        distil(teacher_folder, tmp_path, **options)
+    assert "leaves out more images of novel classes" in capsys.readouterr().err
