@@ -4,6 +4,7 @@ import os
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
 from kdpl import __version__
@@ -27,9 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         faults.handle_signals()
         if slurm.in_job():
             slurm.listen()
-        if not _is_first():
-            # it would look for a first process that was killed for minutes
-            faults.end_with_starter()
+        # a further process would look for a first one that was killed for minutes
+        faults.end_together(_is_first())
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
@@ -46,13 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _PIPE_CLOSED
         cause = faults.interruption(error)
         message = None if debug else faults.sentence(cause)
-        if message is None:
-            raise
         if isinstance(cause, KeyboardInterrupt):
-            # only the first process of a training prints it
-            if _is_first():
+            if message is None:
+                traceback.print_exception(error)
+            elif _is_first():  # of a training, only this process prints it
                 print(message, file=sys.stderr)
             return _TERMINATED if isinstance(cause, faults.Terminated) else _INTERRUPTED
+        if message is None:
+            raise
         print(f"error: {message}", file=sys.stderr)
         return 1
     finally:

@@ -69,7 +69,8 @@ def usage() -> str:
     blocks = []
     for title, names in groups.items():
         rows = [f"  {name:<15}{lines[name]}\n" for name in names if name in lines]
-        blocks += [f"{title}:\n{''.join(rows)}"] * bool(rows)
+        if rows:
+            blocks.append(f"{title}:\n{''.join(rows)}")
     return f"""\
 usage: python -m kdpl COMMAND …
 

@@ -25,7 +25,7 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
 
     student = parse_stage("fit", settings)
     student.require_stage(StudentDistillation, "student")
-    folder = student.config.model.init_args.teacher_cache
+    folder = student.config.model.init_args.get("teacher_cache")
     if not folder:
         raise ConfigError(
             "the settings name no cache to fill: give --model.init_args.teacher_cache FOLDER"

@@ -1,10 +1,11 @@
 """``python -m kdpl class-vectors``: class vectors of further names or example images."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from kdpl.cli.arguments import output_file
-from kdpl.errors import ConfigError
+from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.class_names import composed, fault_of_name
 from kdpl.runtime.files import read_text
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
@@ -81,9 +82,10 @@ def class_vectors(
     assert vectors is not None  # noqa: S101 - there is a teacher or a classifier
     vectors.save(file)
     print(f"class vectors of {len(names)} class{'es' * (len(names) > 1)}: {file}")
-    tuned_on = Path(teacher or "") / CLASS_VECTORS_FILE
-    known = ClassVectors.load(tuned_on).class_names if tuned_on.is_file() else ()
-    if not (examples or config or {*names} <= {*known}):
+    known = set[str]()
+    with suppress(ArtifactError):
+        known = {*ClassVectors.load(Path(teacher or "") / CLASS_VECTORS_FILE).class_names}
+    if not (examples or config or {*names} <= known):
         inform("a student distilled without images of a class may not find it by name (--examples)")
     return 0
 

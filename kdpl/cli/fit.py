@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from operator import methodcaller
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -64,7 +65,9 @@ def parse_stage(
     return make(command, options, values)
 
 
-def run_stage(stage: KdplCLI, execute: Callable[[KdplCLI], object] = KdplCLI.execute) -> None:
+def run_stage(
+    stage: KdplCLI, execute: Callable[[KdplCLI], object] = methodcaller("execute")
+) -> None:
     """Build a stage and run its command; nothing that is built outlives this."""
     try:
         execute(copy(stage))

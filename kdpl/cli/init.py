@@ -16,7 +16,7 @@ from kdpl.data.names import Names, unlisted
 from kdpl.data.options import ClassOptions
 from kdpl.data.readers.table import HELD_OUT, SEVERAL, UNKNOWN
 from kdpl.data.sources import find_unlabeled
-from kdpl.data.storage import find_images
+from kdpl.data.storage import find_images, is_shard
 from kdpl.data.survey import (
     FoundImage,
     find,
@@ -154,11 +154,15 @@ def survey(
 
     # print last, since the reader of a pipe may close it
     _print_survey(source, images, names, notes, affine, [*left_out.values()])
-    others = (
-        {*find_images(source, others=True)} - {*places, classes.names} if source.is_dir() else ()
-    )
+    others = [
+        path
+        for path in (find_images(absolute(source), others=True) if source.is_dir() else ())
+        if path not in (*places, classes.names)
+        and not is_shard(path)
+        and not Path(path).is_relative_to(folder.absolute())
+    ]
     if others:
-        suffixes = Counter(Path(path).suffix.lower() or "no suffix" for path in sorted(others))
+        suffixes = Counter(Path(path).suffix.lower() or "no suffix" for path in others)
         counts = ", ".join(f"{suffix} ({count})" for suffix, count in suffixes.most_common())
         print(f"  not images, and passed over: {visible(counts)}")
     return folder / CONFIG, sum(image.split == "train" for image in images)

@@ -6,9 +6,10 @@ from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdpl.classifier import Classifier, PredictOptions
+from kdpl.clip.modules import Float32Module
 from kdpl.confidence.student_outputs import LearnedCompanion, OfClassifier, StudentOutputs
 from kdpl.confidence.words import distant_words
 from kdpl.data.augmentation import GivenImage
@@ -69,7 +70,7 @@ def limit_warning(held_out: int | None) -> str | None:
     )
 
 
-class Unknown(nn.Module, LearnedCompanion):
+class Unknown(Float32Module, LearnedCompanion):
     """Scores images as being of none of the classes, by features alone.
 
     The first part is the squared Mahalanobis distance d² to the nearest of K means, one for the

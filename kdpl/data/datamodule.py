@@ -154,7 +154,7 @@ class DomainDataModule(LightningDataModule):
         self.classes = classes
         if val_shots == "auto":
             val_shots = None if reader.own else _VAL_SHOTS
-        self._labels_of = partial(
+        self._make_labels = partial(
             Labels,
             protocol=protocol,
             shots=shots,
@@ -322,7 +322,7 @@ class DomainDataModule(LightningDataModule):
     @cached_property
     def labels(self) -> Labels:
         """The labels of the dataset that may be seen; it is read on first use."""
-        return self._labels_of(self.reading.splits)
+        return self._make_labels(self.reading.splits)
 
     @property
     def splits(self) -> Splits:

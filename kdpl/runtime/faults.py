@@ -15,6 +15,7 @@ from kdpl.errors import ConfigError, KdplError, reason, visible
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error numbers of the system for a full disk, quota or file."""
 
+_STARTER = "KDPL_STARTER"  # variable of the environment
 _RESUME = "rerun the same command to resume"
 _MARK = "kdpl: "
 
@@ -39,16 +40,20 @@ def handle_signals() -> None:
         signal.signal(signal.SIGINT, end)
 
 
-def end_with_starter() -> None:
-    """End this process, whatever it waits for, within a second of the process that started it."""
-    starter = os.getppid()
+def end_together(is_first: bool) -> None:
+    """Let processes that the first one of a training starts end within a second of it."""
+    if is_first:
+        os.environ[_STARTER] = str(os.getpid())
+        return
 
-    def watch() -> None:
+    def watch(starter: int) -> None:
         while os.getppid() == starter:
             time.sleep(1)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    # torchrun, Slurm or a person may have started it instead
+    if _STARTER in os.environ:
+        threading.Thread(target=watch, args=[int(os.environ[_STARTER])], daemon=True).start()
 
 
 def interruption(error: Exception | KeyboardInterrupt) -> Exception | KeyboardInterrupt:

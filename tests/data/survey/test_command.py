@@ -95,10 +95,12 @@ def test_splits_that_are_there_are_kept_and_bad_images_and_copies_left_out(tmp_p
 
 
 def test_files_that_are_not_images_are_counted_by_suffix_but_for_given_and_hidden_ones(
-    tmp_path, survey
+    tmp_path, survey, monkeypatch
 ):
-    root = class_folders(tmp_path / "pets")
-    for name in ("cat/1.heic", "eel/2.HEIC", "notes.txt", "README", ".cache/x.bin", "cat/.x"):
+    monkeypatch.chdir(tmp_path)
+    root = class_folders(Path("pets"))
+    names = ("cat/1.heic", "eel/2.HEIC", "notes.txt", "README", "a.tar", ".cache/x.bin", "cat/.x")
+    for name in names:
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).touch()
     (root / "names.csv").write_text("cat,cat\ndog,dog\n")
@@ -401,6 +403,7 @@ def test_images_to_test_and_to_validate_on_are_split_off_by_chance_and_said(
     tested = sum(images) - sum(val) - sum(train)
     assert f"test: {tested}, a quarter of each class, held out by chance" in said
     assert ("split off (init --val-share)" in said) == (sum(val) > 0)
+    assert ("20% of each class with 8 labels or more, split" in said) == (val == (12, 7, 0))
     survey(tmp_path / "pets", *options, out="again")
     assert listed(tmp_path / "again") == rows
     # the splits of a list are kept, and no more validation images are split off
