@@ -124,6 +124,8 @@ def place_of(address):
 def is_refused(place):
     try:
         socket.create_connection(place).close()
+    except ConnectionResetError:
+        pass  # closed in the midst of it: look again
     except ConnectionRefusedError:
         return True
     return False
