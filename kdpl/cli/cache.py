@@ -32,6 +32,6 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
         )
     epochs = views or student.config.trainer.max_epochs or 0
     # the datamodule records in the cache which images it has decoded
-    values = {"out": str(Path(folder).expanduser()), "trainer": {"max_epochs": epochs}}
-    run_stage(student, lambda stage: stage.without_steps(values, FillTeacherCache(epochs)))
+    out, fill = str(Path(folder).expanduser()), FillTeacherCache(epochs)
+    run_stage(student, lambda stage: stage.without_steps(fill, {"max_epochs": epochs}, out=out))
     return 0

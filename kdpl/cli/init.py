@@ -154,17 +154,8 @@ def survey(
 
     # print last, since the reader of a pipe may close it
     _print_survey(source, images, names, notes, affine, [*left_out.values()])
-    others = [
-        path
-        for path in (find_images(absolute(source), others=True) if source.is_dir() else ())
-        if path not in (*places, classes.names)
-        and not is_shard(path)
-        and not Path(path).is_relative_to(folder.absolute())
-    ]
-    if others:
-        suffixes = Counter(Path(path).suffix.lower() or "no suffix" for path in others)
-        counts = ", ".join(f"{suffix} ({count})" for suffix, count in suffixes.most_common())
-        print(f"  not images, and passed over: {visible(counts)}")
+    if source.is_dir():
+        _print_passed_over(source, folder, (*places, classes.names))
     return folder / CONFIG, sum(image.split == "train" for image in images)
 
 
@@ -293,6 +284,20 @@ def _print_survey(
         print(f"  left out: {visible(line)}")
     if len(left_out) > _NAMED:
         print(f"  left out: {len(left_out) - _NAMED} more, all in {_LEFT_OUT}")
+
+
+def _print_passed_over(source: Path, out: Path, given: Sequence[str | None]) -> None:
+    """Print how many files are no images, and neither given nor of the survey, by suffix."""
+    suffixes = Counter(
+        Path(path).suffix.lower() or "no suffix"
+        for path in find_images(absolute(source), others=True)
+        if path not in given
+        and not is_shard(path)
+        and not Path(path).is_relative_to(out.absolute())
+    )
+    if suffixes:
+        counts = ", ".join(f"{suffix} ({count})" for suffix, count in suffixes.most_common())
+        print(f"  not images, and passed over: {visible(counts)}")
 
 
 def _training_counts(images: list[FoundImage]) -> Counter[str]:

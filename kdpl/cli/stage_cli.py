@@ -264,14 +264,14 @@ class KdplCLI(LightningCLI):
             self.build(config)
             self._start()
 
-    def without_steps(self, values: Mapping[str, Any], callback: Callback) -> Self:
+    def without_steps(self, callback: Callback, trainer: Mapping[str, Any], **values: Any) -> Self:
         """Run a callback in a fit without steps, and return the stage of that fit.
 
-        The fit has the same settings but for ``values``. It writes nothing but what its callback
-        and data write.
+        The fit has the same settings but for the ``trainer``'s and ``values``. It writes nothing
+        but what its callback and data write.
         """
         off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-        stage = self.derive({"trainer": {**off, "limit_train_batches": 0}}).derive(values)
+        stage = self.derive({**values, "trainer": {**off, "limit_train_batches": 0, **trainer}})
         stage.save_config_callback = None
         stage.build(stage.config)
         stage.model.configure_callbacks = lambda: [callback]

@@ -1,7 +1,7 @@
 """The one datamodule that both stages share."""
 
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -152,17 +152,13 @@ class DomainDataModule(LightningDataModule):
             else f"{type(reader).__module__}.{type(reader).__qualname__}"
         )
         self.classes = classes
+        self.protocol = protocol
+        self.shots = shots
         if val_shots == "auto":
             val_shots = None if reader.own else _VAL_SHOTS
-        self._make_labels = partial(
-            Labels,
-            protocol=protocol,
-            shots=shots,
-            val_shots=val_shots,
-            allow_fewer_shots=allow_fewer_shots,
-            seed=seed,
-        )
+        self.val_shots = val_shots
         self.unlabeled_share = unlabeled_share
+        self.allow_fewer_shots = allow_fewer_shots
         self.balance_classes = balance_classes
         self.augmentation = build_augmentation(augmentation)
         self.batch_size = batch_size
@@ -280,7 +276,8 @@ class DomainDataModule(LightningDataModule):
             view = replace(view, seed=cached.view_seed)
         if whole:
             view = replace(view, augmentation=HalfWhole(view.augmentation))
-        selection, to = self.selection, None if cached else teacher
+        to = None if cached else teacher
+        selection = self.selection
         images = UnlabeledImages(selection.used, view, selection.chosen, to, cached)
         return self._loader(images, len(images))
 
@@ -322,7 +319,8 @@ class DomainDataModule(LightningDataModule):
     @cached_property
     def labels(self) -> Labels:
         """The labels of the dataset that may be seen; it is read on first use."""
-        return self._make_labels(self.reading.splits)
+        shots = (self.shots, self.val_shots, self.allow_fewer_shots)
+        return Labels(self.reading.splits, self.protocol, *shots, self.seed)
 
     @property
     def splits(self) -> Splits:

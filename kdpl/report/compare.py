@@ -199,6 +199,6 @@ def table_lines(rows: Sequence[Compared], escape: Callable[[str], str] = str) ->
 
 
 def _figures(accuracy: Accuracy, sign: str = "") -> str:
-    percent = [round(100 * share, 4) for share in (accuracy[0], *accuracy[1])]
+    percent = [round(100 * share, 4) for share in (accuracy.value, *accuracy.interval)]
     value, low, high = (f"{figure:{sign}.1f}" for figure in percent)
     return f"{value} [{low}, {high}]"

@@ -148,7 +148,7 @@ def _fit(run: Run, data: DomainDataModule, config: ClipConfig) -> ProbeTest:
 
 def require_probe(config: ClipConfig, data: DomainDataModule) -> None:
     """Raise a DataError without labelled images, and for a network of random weights."""
-    if data.labels.shots == 0:
+    if data.shots == 0:
         raise DataError("shots is 0, so that there are no labelled images to fit it on")
     if config.pretrained == RANDOM:
         raise DataError(f"{config} is not pretrained, so that its features say nothing")

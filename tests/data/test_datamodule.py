@@ -268,4 +268,4 @@ def test_config_may_set_an_augmentation_up():
         [{"init_args": {"dataset": "digits", "augmentation": augmentation}}], ["--data.shots=null"]
     )
     assert built.augmentation.scale == (0.5, 2.0)
-    assert built.labels.shots is None
+    assert built.shots is None

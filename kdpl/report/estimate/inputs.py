@@ -51,7 +51,7 @@ def gather(choice: Choice, folder: Path, given: Options) -> tuple[Frozen, tuple[
     # a student's fit without steps computes features
     alone = {"max_epochs": 1, "devices": 1, "strategy": "auto", "callbacks": None}
     gathering = _Gather(clip)
-    stage = stages["student"].without_steps({"trainer": alone}, gathering)
+    stage = stages["student"].without_steps(gathering, alone)
     # keep the features
     frozen = gathering.frozen
     values = {**vars(frozen.evidence), **vars(frozen)}
