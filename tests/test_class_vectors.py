@@ -24,7 +24,7 @@ def test_they_come_back_as_they_were_saved(changes, vectors, tmp_path):
     saved.save(tmp_path / "v.safetensors")
     read = ClassVectors.load(tmp_path / "v.safetensors")
     assert torch.equal(read.vectors, saved.vectors)
-    assert replace(read, vectors=saved.vectors) == saved
+    assert {**vars(read), "vectors": None} == {**vars(saved), "vectors": None}
 
 
 def test_the_file_says_where_they_come_from(vectors, tmp_path):

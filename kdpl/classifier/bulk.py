@@ -112,16 +112,15 @@ class BulkPrediction:
 
     def _begin(self, so_far: Path) -> int:
         # the number of rows that are there already
-        origin = self._origin()
-        lines = cut_to_whole_lines(so_far) if so_far.exists() else 0
-        if not lines:
+        origin, before = self._origin(), None
+        if not so_far.exists():
             write_text(so_far, json.dumps(origin) + "\n")
             return 0
-        before = None
         with so_far.open(encoding="utf-8") as file, suppress(ValueError):
             before = json.loads(file.readline())
         require_same(str(so_far), before, origin, "remove it, or write another file")
-        return lines - 1
+        # whole batches: in other batches, the same images have other last digits
+        return cut_to_whole_lines(so_far, 1, self.options.batch_size) - 1
 
     def _append_rows(self, so_far: Path, done: int) -> None:
         if done:

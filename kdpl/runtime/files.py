@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +99,17 @@ def append(path: Path, text: str) -> None:
         file.write(text)
 
 
-def cut_to_whole_lines(path: Path) -> int:
-    """Remove a line left incomplete when its process was killed; return the number of lines."""
-    lines = whole = 0
+def cut_to_whole_lines(path: Path, first: int = 0, at_once: int = 1) -> int:
+    """Remove what a kill or a full disk left incomplete; return the number of lines.
+
+    After the ``first`` lines, ``at_once`` lines were written together, and stay or go together.
+    """
+    ends = [0]
     with path.open("r+b") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                lines, whole = lines + 1, whole + len(line)
-        file.truncate(whole)
+        ends += accumulate(len(line) for line in file if line.endswith(b"\n"))
+        lines = len(ends) - 1
+        lines -= max(lines - first, 0) % at_once
+        file.truncate(ends[lines])
     return lines
 
 

@@ -80,6 +80,8 @@ def test_predictions_that_do_not_fit_are_resumed_and_each_image_is_there_once(
     full(capsys, f"{out}.partial")
     disk.free()
     assert predict(out) == 0
+    (done,) = re.findall(r"resuming after (\d+) images", capsys.readouterr().err)
+    assert int(done) in range(8, 96, 8), "whole batches"
     assert not (disk.folder / f"{out.name}.partial").exists()
     assert predict(tmp_path / out.name) == 0
     assert out.read_bytes() == (tmp_path / out.name).read_bytes()

@@ -69,12 +69,15 @@ def test_what_was_there_stays_until_it_is_replaced_as_a_whole(folder, existing, 
     assert [path.name for path in tmp_path.iterdir()] == ["a"] * (existing or not fails)
 
 
-def test_text_is_appended_and_an_unfinished_line_removed(tmp_path):
+@pytest.mark.parametrize(
+    ("first", "at_once", "kept"), [(0, 1, "ab\ncd\ne\n"), (1, 2, "ab\ncd\ne\n"), (0, 2, "ab\ncd\n")]
+)
+def test_text_is_appended_and_what_is_unfinished_removed(first, at_once, kept, tmp_path):
     file = tmp_path / "lines"
-    append(file, "a\n")
-    append(file, "b\nc")
-    assert cut_to_whole_lines(file) == 2
-    assert file.read_text() == "a\nb\n"
+    append(file, "ab\ncd\n")
+    append(file, "e\nf")
+    assert cut_to_whole_lines(file, first, at_once) == kept.count("\n")
+    assert file.read_text() == kept
 
 
 def test_the_earlier_file_keeps_its_name_until_the_rename_itself(tmp_path, monkeypatch):
