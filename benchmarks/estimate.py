@@ -51,7 +51,7 @@ class Case(NamedTuple):
 def read(folder: Path) -> Frozen:
     """Read the features in an estimate's folder."""
     file = folder / FEATURES
-    tensors, numbers = read_tensors(file, "features of an estimate", 1, "run estimate again")
+    tensors, numbers = read_tensors(file, "features of an estimate", 2, "run estimate again")
     networks = {name: tensors.pop(name) for name in ("still", "student", "teacher")}
     evidence = Evidence(**tensors, trusted=numbers["trusted"])
     return Frozen(evidence, **networks, pool=numbers["pool"])
@@ -71,7 +71,7 @@ def draw(whole: Frozen, labels_a_class: int, seed: int) -> tuple[Frozen, Tensor]
     evidence = Evidence(
         old.features[pool],
         old.probed[pool],
-        old.text[pool],
+        old.log_probabilities[pool],
         labels[pool],
         validation[pool],
         old.groups[pool],
@@ -87,7 +87,7 @@ def tested(whole: Frozen, frozen: Frozen, test: Tensor) -> Tested:
     evidence, pool = frozen.evidence, slice(frozen.pool)
     settings = assign(evidence, RefinementConfig())
     refused = settings.right is not None and settings.right[1] < settings.right[0]
-    targets = evidence.text.exp() if refused else settings.assignments
+    targets = evidence.log_probabilities.exp() if refused else settings.assignments
     weight, bias = linear_student(frozen.student[pool], targets[pool])
     labeled = evidence.labels >= 0
     features, labels = frozen.student[labeled], evidence.labels[labeled]

@@ -9,8 +9,16 @@ from scipy.stats import beta, norm
 from torch.nn import functional as F
 
 from kdpl.report.charts import line_chart
-from kdpl.report.estimate import folds
-from kdpl.report.estimate.folds import PROBE, STUDENT, TARGETS, ZERO_SHOT, Frozen, Measured
+from kdpl.report.estimate.folds import (
+    LARGER_PROBE,
+    MODELS,
+    PROBE,
+    STUDENT,
+    TARGETS,
+    ZERO_SHOT,
+    Frozen,
+    Measured,
+)
 from kdpl.report.intervals import Accuracy, Interval
 from kdpl.targets.refinement.experts import Evidence
 
@@ -79,25 +87,23 @@ def expect(evidence: Evidence, measured: Measured, priors: Priors = MEASURED) ->
     labels = evidence.labels_a_class(evidence.labels)
     hits = measured.hits.items()
     shares = {name: evidence.share_of(right, measured.images) for name, right in hits}
-    doubling = dict.fromkeys((PROBE, folds.LARGER_PROBE), priors.probe_doubling)
-    doubling |= dict.fromkeys((STUDENT, folds.TARGETS), priors.doubling)
+    doubling = dict.fromkeys((PROBE, LARGER_PROBE), priors.probe_doubling)
+    doubling |= dict.fromkeys((STUDENT, TARGETS), priors.doubling)
+    # the models of the folds saw fewer labels
+    steps = log2(labels / measured.labels) if measured.labels else 0.0
     rows = dict[str, Accuracy]()
-    for name in folds.MODELS:
-        count, right, spread = 1.0, 0.5, priors.training[1]
+    for name in (model for model in MODELS if model in shares or model == STUDENT):
+        count, right, shift = 1.0, 0.5, 0.0
         if name == STUDENT:
             # its confidence counts as labelled images
-            count, right = priors.worth, priors.worth * (measured.confidence + priors.offset)
-        if name in shares:
-            # the models of the folds saw fewer labels
-            steps = log2(labels / measured.labels) if name in doubling else 0.0
-            gain, deviation = doubling.get(name, (0.0, 0.0))
-            share = float(shares[name].mean()) + steps * gain
-            spread = hypot(spread, steps * deviation)
-            count, right = count + len(shares[name]), right + len(shares[name]) * share
-        if name in shares or name == STUDENT:
-            shift = priors.training[0] if name == STUDENT else 0.0
-            value = min(max(right / count + shift, 0.01), 0.99)
-            rows[name] = Accuracy(value, interval(value, count, spread))
+            count, shift = priors.worth, priors.training[0]
+            right = count * (measured.confidence + priors.offset)
+        judged, (gain, deviation) = shares.get(name, torch.zeros(0)), doubling.get(name, (0.0, 0.0))
+        right += float(judged.sum()) + len(judged) * steps * gain
+        count += len(judged)
+        value = min(max(right / count + shift, 0.01), 0.99)
+        spread = hypot(priors.training[1], steps * deviation)
+        rows[name] = Accuracy(value, interval(value, count, spread))
 
     # the learning curves
     curves = {

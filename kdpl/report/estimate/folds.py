@@ -1,6 +1,7 @@
 """Predictions of labelled images by models that have not seen their labels. Pure tensors."""
 
 from dataclasses import dataclass
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -73,7 +74,7 @@ def measure(frozen: Frozen) -> Measured:
     The settings of refinement and probes are chosen once, by all labels, as a run chooses them;
     targets, students and probes are made anew for each fold of the labels.
     """
-    evidence, text = frozen.evidence, MULTI_CLASS.probabilities(frozen.evidence.text)
+    evidence, text = frozen.evidence, MULTI_CLASS.probabilities(frozen.evidence.log_probabilities)
 
     # targets, and students of them, of all candidates, as the best is not known before
     results = list[tuple[Result, Tensor]]()
@@ -99,11 +100,8 @@ def measure(frozen: Frozen) -> Measured:
         predicted[STUDENT] = [rows for _, rows in results]
         predicted[TARGETS] = [result.assignments[result.judges] for result, _ in results]
         for name, features in ((PROBE, frozen.student), (LARGER_PROBE, frozen.teacher)):
-            predicted[name] = [
-                _probed(features, result, settings.strength) for result, _ in results
-            ]
-        seen = [evidence.labels_a_class(result.labels) for result, _ in results]
-        labels = sum(seen) / len(seen)
+            predicted[name] = [_probed(features, made, settings.strength) for made, _ in results]
+        labels = fmean(evidence.labels_a_class(result.labels) for result, _ in results)
     predicted[ZERO_SHOT] = [frozen.still[images]]
     predicted[PUBLISHED] = [taught(frozen, text, images)]
     truth = evidence.truth[images]

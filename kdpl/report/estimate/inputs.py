@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 
 from kdpl.cli.choice import Choice, Options, print_choice
@@ -50,32 +50,31 @@ def gather(choice: Choice, folder: Path, given: Options) -> tuple[Frozen, tuple[
 
     # a student's fit without steps computes features
     alone = {"max_epochs": 1, "devices": 1, "strategy": "auto", "callbacks": None}
-    gathering = _Gather(clip)
+    gathered = list[Frozen]()
+    gathering = LambdaCallback(
+        on_fit_start=lambda _, module: gathered.append(
+            _frozen(cast(StudentDistillation, module), clip)
+        )
+    )
     stage = stages["student"].without_steps(gathering, alone)
     # keep the features
-    frozen = gathering.frozen
+    (frozen,) = gathered
     values = {**vars(frozen.evidence), **vars(frozen)}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     numbers = {"pool": frozen.pool, "trusted": frozen.evidence.trusted}
-    write_tensors(folder / FEATURES, "features of an estimate", 1, tensors, numbers)
+    write_tensors(folder / FEATURES, "features of an estimate", 2, tensors, numbers)
     return frozen, stage.datamodule.class_names
 
 
-class _Gather(Callback):
-    """Computes the features, of the teacher as refined targets do, before the first step."""
-
-    def __init__(self, clip: ClipConfig) -> None:
-        self.clip = clip
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = cast(StudentDistillation, pl_module)
-        inputs = TargetInputs(module.preparation(), module.domain.pool.selection)
-        further = [record.source for record in further_images(inputs)[0]]
-        target, lists = Refined(views=_VIEWS), [None, further] if further else [None]
-        evidence = target.evidence(inputs)
-        features = [inputs.features(images, target.views, pooled=True) for images in lists]
-        joint, teacher = (torch.cat([part[k].still for part in features]) for k in range(2))
-        network = load_image_clip(self.clip)
-        student = torch.cat([inputs.features_of(network, images, 1).still for images in lists])
-        still = MULTI_CLASS.log_probabilities(inputs.predict(joint))
-        self.frozen = Frozen(evidence, still, student, teacher, len(inputs.targeted))
+def _frozen(student: StudentDistillation, clip: ClipConfig) -> Frozen:
+    """Compute the features, of the teacher as refined targets do."""
+    inputs = TargetInputs(student.preparation(), student.domain.pool.selection)
+    further = [record.source for record in further_images(inputs)[0]]
+    target, lists = Refined(views=_VIEWS), [None, further] if further else [None]
+    evidence = target.evidence(inputs)
+    features = [inputs.features(images, target.views, pooled=True) for images in lists]
+    joint, teacher = (torch.cat([part[k].still for part in features]) for k in range(2))
+    network = load_image_clip(clip)
+    of_student = torch.cat([inputs.features_of(network, images, 1).still for images in lists])
+    still = MULTI_CLASS.log_probabilities(inputs.predict(joint))
+    return Frozen(evidence, still, of_student, teacher, len(inputs.targeted))

@@ -105,8 +105,7 @@ class Evidence:
     Attributes:
         features: An encoder's features, whose neighbours refine, float [N, D].
         probed: The encoder's normalised features that the probe reads, float [N, D].
-        text: The teacher's log probabilities, named for the texts of its class vectors, float
-            [N, C].
+        log_probabilities: The logarithms of the teacher's probabilities, float [N, C].
         labels: Classes of labelled images, which stay as they are; −1 for others, int64 [N].
         validation: Classes of validation images, which only choose; −1 for others, int64 [N].
         groups: Group of each image as a number, int64 [N], such as bursts of near-copies; an image
@@ -117,7 +116,7 @@ class Evidence:
 
     features: Tensor
     probed: Tensor
-    text: Tensor
+    log_probabilities: Tensor
     labels: Tensor
     validation: Tensor
     groups: Tensor
@@ -272,7 +271,7 @@ def assign(
             on_result(Result(candidate, *split, z), len(tried) * len(splits))
         results.append(z)  # of the last split, which has all labels
         right.append(evidence.share_of(torch.cat(hits), judges))
-    hits_before = MULTI_CLASS.labels(evidence.text[judges]) == truth[judges]
+    hits_before = MULTI_CLASS.labels(evidence.log_probabilities[judges]) == truth[judges]
     before = evidence.share_of(hits_before, judges)
     best = _choose(right, tried[-1] is None, before.sum().item())
 
@@ -307,7 +306,7 @@ def _experts(
     """Return strength, weights, and the weighted predictions [N, C] of each split."""
     seen = classes_of(evidence.labels)
     if not len(seen):
-        return None, (1.0,), [MULTI_CLASS.probabilities(evidence.text) for _ in splits]
+        return None, (1.0,), [MULTI_CLASS.probabilities(evidence.log_probabilities) for _ in splits]
     truth = evidence.truth
     judges = [split.judges[torch.isin(truth[split.judges], seen)] for split in splits]
     rows = torch.cat(judges)
@@ -324,7 +323,7 @@ def _experts(
         weights: tuple[float, ...] = (1.0, 1.0)
         loss = 0.0
         if len(rows):
-            text = MULTI_CLASS.log_probabilities(evidence.text[rows][:, seen])
+            text = MULTI_CLASS.log_probabilities(evidence.log_probabilities[rows][:, seen])
             predicted = [
                 fitted.log_probabilities(evidence.probed[images])
                 for fitted, images in zip(probes, judges, strict=True)
@@ -335,7 +334,9 @@ def _experts(
         options.append((loss, strength, weights, probes))
     _, strength, weights, probes = min(options, key=lambda option: option[0])
     mixed = [
-        combine(evidence.text, probe.log_probabilities(evidence.probed), seen, weights).exp()
+        combine(
+            evidence.log_probabilities, probe.log_probabilities(evidence.probed), seen, weights
+        ).exp()
         for probe in probes
     ]
     return strength, weights, mixed

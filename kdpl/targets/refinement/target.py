@@ -136,7 +136,7 @@ class Refined(RefinementConfig, PreparedTarget):
             )
 
         # count the images of the pool per class, and the moved images
-        before = MULTI_CLASS.labels(evidence.text[:n]).cpu()
+        before = MULTI_CLASS.labels(evidence.log_probabilities[:n]).cpu()
         after = MULTI_CLASS.labels(assigned.assignments[:n]).cpu()
         num_classes = len(inputs.class_names)
         counts = [classes.bincount(minlength=num_classes) for classes in (before, after)]

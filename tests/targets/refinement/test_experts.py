@@ -21,7 +21,7 @@ from kdpl.targets.refinement.refine import (
 )
 
 CLASSES = 4
-COLUMNS = ("features", "probed", "text", "labels", "validation", "groups")
+COLUMNS = ("features", "probed", "log_probabilities", "labels", "validation", "groups")
 
 
 def world(images=160, width=12, shots=5, seed=0, text=1.0, spread=1.1):
@@ -99,7 +99,7 @@ def test_weights_minimise_log_loss_and_penalty():
     evidence, truth = world()
     noise = 0.5 * torch.randn(160, CLASSES, generator=torch.Generator().manual_seed(9))
     other = (0.5 * F.one_hot(truth, CLASSES) + noise).log_softmax(dim=1)
-    both = torch.stack([evidence.text, other])
+    both = torch.stack([evidence.log_probabilities, other])
 
     def losses(weights):
         logits = sum(w * logs.double() for w, logs in zip(weights, both, strict=True))
@@ -124,7 +124,7 @@ def test_an_expert_that_saves_less_than_its_cost_has_no_weight(monkeypatch):
     evidence, truth = world(shots=6)
     noise = torch.randn(160, CLASSES, generator=torch.Generator().manual_seed(1))
     other = (0.3 * F.one_hot(truth, CLASSES) + noise).log_softmax(dim=1)
-    both = torch.stack([evidence.text, other])
+    both = torch.stack([evidence.log_probabilities, other])
     monkeypatch.setattr(experts, "COST", 0.0)
     ones = torch.ones(160)
     free = fit_weights(both, truth, ones)
@@ -156,7 +156,7 @@ def plainly(evidence, config, strength, weights):
         seen = [i for i in labeled if i not in held_out]
         probed = evidence.probed
         logs, _ = plain_probe(probed[seen], evidence.labels[seen], strength, probed)
-        mixed = weights[0] * evidence.text + weights[1] * torch.tensor(logs).float()
+        mixed = weights[0] * evidence.log_probabilities + weights[1] * torch.tensor(logs).float()
         mixed = mixed.softmax(dim=1)
         labels = torch.full_like(evidence.labels, -1)
         labels[seen] = evidence.labels[seen]
@@ -200,7 +200,7 @@ def test_all_folds_and_the_result_are_those_of_a_plain_implementation(size):
 def test_images_of_a_group_and_class_count_as_one_for_the_weights(monkeypatch):
     evidence, truth = world()
     other = torch.randn(160, CLASSES, generator=torch.Generator().manual_seed(9)).log_softmax(dim=1)
-    both = torch.stack([evidence.text, other])
+    both = torch.stack([evidence.log_probabilities, other])
     expected = fit_weights(both, truth, torch.ones(160))
     made = fit_weights(
         both.repeat_interleave(5, dim=1), truth.repeat_interleave(5), torch.full((800,), 0.2)
@@ -264,7 +264,12 @@ def test_without_labels_the_teachers_predictions_are_refined():
     unit = F.normalize(standardize(evidence.features), dim=1)
     (weights,), near = candidates(0), affinity(*nearest(unit, 5, evidence.groups))
     expected = refine(
-        unit, evidence.text.exp(), near, evidence.labels, weights, RefinementConfig.rounds
+        unit,
+        evidence.log_probabilities.exp(),
+        near,
+        evidence.labels,
+        weights,
+        RefinementConfig.rounds,
     )
     assert (made.assignments - expected).abs().max() < 1e-5
     assert (made.strength, made.weights, made.right) == (None, (1.0,), None)
@@ -300,14 +305,18 @@ def test_a_useless_expert_gets_a_weight_near_0_and_costs_at_most_a_point(useless
         evidence, truth = world(shots=8, seed=seed, text=3.0, spread=1.4)
         if useless == 0:
             order = torch.randperm(160, generator=torch.Generator().manual_seed(seed))
-            evidence = replace(evidence, text=evidence.text[order])
+            evidence = replace(evidence, log_probabilities=evidence.log_probabilities[order])
         else:
             draw = torch.Generator().manual_seed(seed)
             noise = torch.randn(evidence.features.shape, generator=draw)
             evidence = replace(evidence, features=noise, probed=F.normalize(noise, dim=1))
         made = assign(evidence, RefinementConfig())
         probe = fit_probe(evidence.probed[:32], truth[:32], made.strength)
-        scores = (evidence.text, probe.log_probabilities(evidence.probed), made.assignments)
+        scores = (
+            evidence.log_probabilities,
+            probe.log_probabilities(evidence.probed),
+            made.assignments,
+        )
         right = [(score.argmax(dim=1) == truth)[32:].float().mean().item() for score in scores]
         rows.append([*made.weights, *right])
     *weights, text, probe, result = np.mean(rows, axis=0)
