@@ -35,8 +35,6 @@ def labeled_records(
     ``one_of_a_group`` takes one image of each group of a table, as bounds of errors require.
     """
     top, groups = Path(images).expanduser(), dict[str, str]()
-    if not top.exists():
-        raise DataError(f"{images} does not exist: check its path")
     if top.is_dir() and label_separator is not None:
         raise DataError(
             f"{images} is a folder with one class per image, expected several: give a .csv "
@@ -95,10 +93,10 @@ def classify_records(
     open_image: OpenImage | None = None,
     num_workers: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Classify labelled images; returns logits float32 [N, C] and labels of ``label_tensor``.
+    """Classify labelled images; returns logits float32 [N, C] and labels, both on the CPU.
 
-    ``open_image`` opens an image, by default with the decoding of the classifier. ``num_workers``
-    processes read images, by default one for each core.
+    Labels are in the form of ``label_tensor``. ``open_image`` opens an image, by default with the
+    decoding of the classifier. ``num_workers`` processes read images, by default one for each core.
     """
     # read and prepare them as in a test
     opened = open_image or partial(sources.open_source, decoding=classifier.decoding)
@@ -109,6 +107,5 @@ def classify_records(
     batches = read_evaluation_images(images, _BATCH_SIZE, num_workers)
 
     # classify in batches
-    device = classifier.head.class_vectors.device
-    logits, labels = infer_labeled(classifier, batches, device)
-    return logits.float(), labels.to(device)
+    logits, labels = infer_labeled(classifier, batches, classifier.head.class_vectors.device)
+    return logits.float().cpu(), labels

@@ -1,8 +1,9 @@
 """Report sections on calibration, rejection and a tree of classes; only the report loads them."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +14,15 @@ from kdpl.confidence.taxonomy.scores import FILE
 from kdpl.confidence.taxonomy.tree import Taxonomy
 from kdpl.errors import KdplError
 from kdpl.metrics import test_key
-from kdpl.report.accuracy import thumbnail
+from kdpl.report.accuracy import with_thumbnails
 from kdpl.report.charts import line_chart
 from kdpl.report.cost import device
-from kdpl.report.intervals import wilson
+from kdpl.report.intervals import Floats, wilson
 from kdpl.report.page import Section
 from kdpl.report.run_folder import Run, attempt
 from kdpl.runtime.predictions import ImagePrediction, spread
 from kdpl.tasks import MULTI_CLASS
 
-Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 NUM_BINS = 15
@@ -39,7 +39,6 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def _scored(predictions: Sequence[ImagePrediction]) -> tuple[Floats, Bools]:
-    """Return the probability of each prediction, and whether it is correct."""
     scores = np.array([p.probability for p in predictions])
     return scores, np.array([p.correct for p in predictions])
 
@@ -49,46 +48,25 @@ def calibrate(run: Run) -> dict[str, Any]:
     # as it is
     predictions = spread(run.require("student").predictions, MAX_MEASURED)
     confidences, correct = _scored(predictions)
-    before = _diagram("as it is", confidences, correct)
+    before = diagram("as it is", confidences, correct)
     facts: dict[str, Any] = {"before": before, "after": None, "gap": None}
     # at the temperature of the held-out images
     try:
         held_out = held_out_of(run.classifier)
-        temperature, images = held_out.best_temperature(), len(held_out)
+        temperature = held_out.best_temperature()
         confidences = confidences_at(temperature, run, predictions)
     except (KdplError, OSError) as error:
         return {**facts, "gap": str(error)}
-    after = _diagram(f"at temperature {temperature:.2f}", confidences, correct)
-    return {**facts, "after": after, "temperature": temperature, "images": images}
+    after = diagram(f"at temperature {temperature:.2f}", confidences, correct)
+    return {**facts, "after": after, "temperature": temperature, "images": len(held_out)}
 
 
-def _diagram(title: str, confidences: Floats, correct: Bools) -> dict[str, Any]:
-    bins = reliability(confidences, correct)
-    return {"title": title, "bins": bins, "error": calibration_error(bins)}
+def diagram(title: str, confidences: Floats, correct: Bools) -> dict[str, Any]:
+    """Sort predictions [N] into 15 bins of confidence (Guo et al., arXiv 1706.04599, section 2).
 
-
-def confidences_at(temperature: float, run: Run, predictions: list[ImagePrediction]) -> Floats:
-    """Return the classifier's largest probabilities [N] for test images, at a temperature."""
-    data, classifier = run.tested_data(), run.classifier.to(device())
-    chosen = [data.splits.test[p.index] for p in predictions]
-    logits, _ = classify_records(classifier, chosen, data.splits.open_image, data.num_workers)
-    probabilities = MULTI_CLASS.probabilities(logits.cpu().double() / temperature)
-    confidences: Floats = probabilities.max(dim=1).values.numpy()
-    return confidences
-
-
-class Bin(NamedTuple):
-    """Predictions with ``low`` < confidence <= ``high``; both means are 0 for an empty bin."""
-
-    low: float
-    high: float
-    images: int
-    accuracy: float
-    confidence: float
-
-
-def reliability(confidences: Floats, correct: Bools) -> list[Bin]:
-    """Sort predictions [N] into 15 bins of confidence (Guo et al., arXiv 1706.04599, section 2)."""
+    Each bin has its edges, its number of images, and their accuracy and mean confidence, 0 without
+    an image. ``error`` is the expected calibration error, the mean distance of both.
+    """
     edges = np.linspace(0, 1, NUM_BINS + 1)
     # bin i holds edges[i] < confidence <= edges[i + 1]; torchmetrics puts confidences of 1 apart
     number = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, NUM_BINS - 1)
@@ -98,14 +76,24 @@ def reliability(confidences: Floats, correct: Bools) -> list[Bin]:
         np.bincount(number, values, minlength=NUM_BINS) / np.maximum(images, 1)
         for values in (correct, confidences)
     )
+    names = ("low", "high", "images", "accuracy", "confidence")
     columns = (edges[:-1], edges[1:], images, accuracy, confidence)
-    return [Bin(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return {
+        "title": title,
+        "bins": [dict(zip(names, row, strict=True)) for row in rows],
+        "error": float(images @ np.abs(accuracy - confidence)) / len(correct),
+    }
 
 
-def calibration_error(bins: list[Bin]) -> float:
-    """Return the expected calibration error: the mean distance of accuracy and confidence."""
-    distances = sum(b.images * abs(b.accuracy - b.confidence) for b in bins)
-    return distances / sum(b.images for b in bins)
+def confidences_at(temperature: float, run: Run, predictions: list[ImagePrediction]) -> Floats:
+    """Return the classifier's largest probabilities [N] for test images, at a temperature."""
+    data, classifier = run.tested_data(), run.classifier.to(device())
+    chosen = [data.splits.test[p.index] for p in predictions]
+    logits, _ = classify_records(classifier, chosen, data.splits.open_image, data.num_workers)
+    probabilities = MULTI_CLASS.probabilities(logits.double() / temperature)
+    confidences: Floats = probabilities.max(dim=1).values.numpy()
+    return confidences
 
 
 def rejection(run: Run) -> dict[str, Any]:
@@ -113,18 +101,23 @@ def rejection(run: Run) -> dict[str, Any]:
     # the curve needs the test alone
     predictions = run.require("student").predictions
     scores, correct = _scored(predictions)
-    chart = _risk_coverage(scores, correct)
-    facts: dict[str, Any] = {"chart": chart, "rows": [], "rejects": None, "gap": None}
+    facts: dict[str, Any] = {"chart": _risk_coverage(scores, correct)}
     # thresholds need held-out images
     held_out, gap = attempt(lambda: held_out_of(run.classifier))
     if held_out is None:
-        return {**facts, "gap": gap}
+        return {**facts, "rows": [], "rejects": None, "gap": gap}
     rows = [_row(held_out, wanted, scores, correct) for wanted in WANTED]
     # examples for the smallest error that has a threshold
-    if strictest := next((row for row in rows if row["gap"] is None), None):
-        facts["rejects"] = _rejects(run, strictest, predictions)
-    facts |= {"images": len(held_out), "confidence": CONFIDENCE}
-    return {**facts, "rows": rows, "more": to_calibrate(run.classifier.folder)}
+    strictest = next((row for row in rows if row["gap"] is None), None)
+    return {
+        **facts,
+        "rows": rows,
+        "rejects": None if strictest is None else _rejects(run, strictest, predictions),
+        "gap": None,
+        "images": len(held_out),
+        "confidence": CONFIDENCE,
+        "more": to_calibrate(run.classifier.folder),
+    }
 
 
 def _row(held_out: HeldOutScores, wanted: float, scores: Floats, correct: Bools) -> dict[str, Any]:
@@ -146,15 +139,13 @@ def _rejects(
 ) -> dict[str, Any]:
     below = [p for p in predictions if p.probability < row["threshold"]]
     below.sort(key=lambda p: p.probability)
-
-    def examples() -> list[dict[str, Any]]:
-        read = run.tested_data().test_item
-        few = spread(below, MAX_REJECTED)
-        return [{"image": image, **thumbnail(read(image.index)[1])} for image in few]
-
-    shown, gap = attempt(examples)
-    facts = {"wanted": row["wanted"], "count": len(below), "shown": shown or [], "gap": gap}
-    return {**facts, "wrong": sum(not p.correct for p in below)}
+    examples = [{"image": p, "source": p.source} for p in spread(below, MAX_REJECTED)]
+    return {
+        "wanted": row["wanted"],
+        "count": len(below),
+        "wrong": sum(not p.correct for p in below),
+        **with_thumbnails(run.tested_data, examples),
+    }
 
 
 def _risk_coverage(scores: Floats, correct: Bools) -> dict[str, Any] | None:
@@ -172,20 +163,16 @@ def _risk_coverage(scores: Floats, correct: Bools) -> dict[str, Any] | None:
 
 def tree(run: Run) -> dict[str, Any] | None:
     """Collect accuracies by level; None without a tree."""
-    file = run.main.folder / FILE
-    if not file.is_file():
+    if not (file := run.main.folder / FILE).is_file():
         return None
-    taxonomy = Taxonomy.read(file, run.vectors.class_names)
-
     # accuracies at each level, and of whole paths
-    levels = range(1, len(taxonomy.nodes) + 1)
+    levels = range(1, len(Taxonomy.read(file, run.vectors.class_names).nodes) + 1)
     rows = {f"level {level}": f"level_{level}_acc" for level in levels} | {"path": "level_path"}
     accuracies = {title: dict[str, Any]() for title in rows}
-    for title, name in rows.items():
-        for model, stage in run.stages.items():
-            if (value := stage.results.get(test_key(name))) is not None:
-                images = len(stage.predictions)
-                accuracies[title][model] = value, *wilson(round(value * images), images)
+    for (title, name), (model, stage) in product(rows.items(), run.stages.items()):
+        if (value := stage.results.get(test_key(name))) is not None:
+            images = len(stage.predictions)
+            accuracies[title][model] = value, *wilson(round(value * images), images)
     return {"models": list(run.stages), "accuracies": accuracies}
 
 

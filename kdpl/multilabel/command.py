@@ -46,7 +46,7 @@ def thresholds(
             f"run {command('calibrate', Path(classifier), Path(images), *words)}"
         )
     records = labeled_records(images, class_names, names, label_separator)
-    logits, targets = (tensor.cpu() for tensor in classify_records(loaded, records))
+    logits, targets = classify_records(loaded, records)
 
     # a class that no image has keeps its threshold
     having = {label for record in records for label in record.labels}

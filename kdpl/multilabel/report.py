@@ -1,7 +1,7 @@
 """The report's section on several labels, with a linear probe: a regression for each class."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +11,28 @@ from torch import Tensor
 
 from kdpl.data.labels import EvaluationSplit
 from kdpl.data.probe import STRENGTHS, logistic_regression, scale_of
-from kdpl.errors import ArtifactError, KdplError, reason
+from kdpl.errors import ArtifactError, reason
 from kdpl.metrics import MULTILABEL_COLUMNS, test_key
 from kdpl.multilabel.callback import PER_CLASS_FILE
 from kdpl.multilabel.metrics import class_scores
 from kdpl.multilabel.task import SEPARATOR, MultiLabel
-from kdpl.report.accuracy import thumbnail
+from kdpl.report.accuracy import with_thumbnails
 from kdpl.report.page import Section
 from kdpl.report.probes import clip_of, encode, load_encoder, require_probe
 from kdpl.report.run_folder import Run, attempt
 from kdpl.runtime.files import read_rows
-from kdpl.runtime.predictions import read_results, spread, write_results
+from kdpl.runtime.predictions import spread, write_results
 from kdpl.runtime.run_folder import PREDICTIONS_FILE, PROBE_FOLDER
 
 METRICS = {name: MULTILABEL_COLUMNS[name] for name in ("map", "macro_f1", "micro_f1")}
 
 _DRAWS, _SHOWN, _MATRIX_CLASSES = 500, 12, 40
-_MODELS = {"teacher_clip": "teacher's original CLIP", "student_clip": "student's original CLIP"}
-_STAGES = {"teacher": "teacher", "student": "distilled student"}
+_MODELS = {
+    "teacher_clip": "teacher's original CLIP",
+    "student_clip": "student's original CLIP",
+    "teacher": "teacher",
+    "student": "distilled student",
+}
 _PROBES = {
     "teacher": "linear probe of the teacher's CLIP",
     "student": "linear probe of the student's network",
@@ -38,27 +42,35 @@ _PROBES = {
 def several_labels(run: Run) -> dict[str, Any]:
     """Collect scores of all tested models and probes, and classes and images of the last one."""
     # mAP and F1 of models, probes and chance
-    tested, gaps = dict[str, list[float]](), list[str]()
-    for key, title in (_MODELS | _STAGES).items():
+    tested, probes, gaps = dict[str, list[float]](), dict[str, float](), list[str]()
+    for key, title in _MODELS.items():
         stage = getattr(run, key)
-        results = {} if stage is None else read_results(stage.folder)
+        results = {} if stage is None else stage.results
         if test_key("map") in results:
             tested[title] = [results[test_key(name)] for name in METRICS]
-    for role, title in _PROBES.items():
-        try:
-            if role in run.stages:
-                tested[title] = [linear_probe(run, role)]
-        except KdplError as error:
-            gaps.append(f"{title}: {error}")
-    if (chance := read_results(run.main.folder).get(test_key("chance"))) is not None:
+    for role in run.stages:
+        precision, gap = attempt(partial(linear_probe, run, role))
+        if precision is None:
+            gaps.append(f"{_PROBES[role]}: {gap}")
+        else:
+            probes[_PROBES[role]] = precision
+    tested |= {title: [precision] for title, precision in probes.items()}
+    if (chance := run.main.results.get(test_key("chance"))) is not None:
         tested["chance"] = [chance]
+
+    # the student over the classes that a probe has
+    key = test_key("map" if run.vectors.num_base is None else "base_map")
+    of_student = {} if run.student is None else run.student.results
 
     # classes and images of the run's last stage
     folder = run.main.folder
     try:
         rows, classes = (read_rows(folder / name) for name in (PREDICTIONS_FILE, PER_CLASS_FILE))
         names = [row["class"] for row in classes]
-        labels, predicted = (_sets(rows, names, column) for column in ("labels", "predicted"))
+        labels, predicted = (
+            np.array([[name in row[column].split(SEPARATOR) for name in names] for row in rows])
+            for column in ("labels", "predicted")
+        )
         numbers = [[float(p) for p in row["probabilities"].split(SEPARATOR)] for row in rows]
         intervals = [
             average_precision_interval(scores, has)
@@ -71,7 +83,7 @@ def several_labels(run: Run) -> dict[str, Any]:
 
     return {
         "models": tested,
-        "verdict": below_probes(_probed_precisions(run, tested)),
+        "verdict": below_probes(of_student.get(key, 1.0), probes),
         "gaps": gaps,
         "metrics": METRICS.values(),
         "images": len(rows),
@@ -80,27 +92,16 @@ def several_labels(run: Run) -> dict[str, Any]:
         # images with the label of the row and the prediction of the column
         "together": (labels.T.astype(float) @ predicted).astype(int).tolist(),
         "having": labels.sum(axis=0).tolist(),
-        "shown": attempt(lambda: [_example(run, row) for row in spread(rows, _SHOWN)])[0],
+        **with_thumbnails(lambda: run.data, map(_example, spread(rows, _SHOWN))),
     }
 
 
-def _probed_precisions(run: Run, tested: Mapping[str, list[float]]) -> dict[str, float]:
-    """Return the test mAP of student and probes over the classes that a probe knows."""
-    precisions = {title: tested[title][0] for title in _PROBES.values() if title in tested}
-    if run.student is not None:
-        results = read_results(run.student.folder)
-        key = test_key("map" if run.vectors.num_base is None else "base_map")
-        precisions |= {_STAGES["student"]: results[key]} if key in results else {}
-    return precisions
-
-
-def below_probes(precisions: Mapping[str, float]) -> str | None:
-    """Return a sentence if the student's test mAP, by title, is below a probe's."""
-    student = precisions.get(_STAGES["student"], 1.0)
+def below_probes(student: float, probes: Mapping[str, float]) -> str | None:
+    """Return a sentence if the student's test mAP is below the mAP of a probe, by title."""
     better = [
-        f"the {title} ({100 * precisions[title]:.1f} %)"
-        for title in _PROBES.values()
-        if precisions.get(title, 0.0) > student
+        f"the {title} ({100 * precision:.1f} %)"
+        for title, precision in probes.items()
+        if precision > student
     ]
     if not better:
         return None
@@ -134,19 +135,14 @@ def average_precision_interval(
     return float(low), float(high)
 
 
-def _sets(rows: list[dict[str, str]], names: list[str], column: str) -> npt.NDArray[np.bool_]:
-    return np.array([[name in row[column].split(SEPARATOR) for name in names] for row in rows])
-
-
-def _example(run: Run, row: dict[str, str]) -> dict[str, Any]:
+def _example(row: dict[str, str]) -> dict[str, Any]:
     labels, predicted = (
         [name for name in row[column].split(SEPARATOR) if name]
         for column in ("labels", "predicted")
     )
     judged = [(name, name in labels) for name in predicted]
     missing = [name for name in labels if name not in predicted]
-    image = thumbnail(run.data.splits.open_image(row["source"]))
-    return {"said": judged, "missing": missing, **image}
+    return {"source": row["source"], "said": judged, "missing": missing}
 
 
 def linear_probe(run: Run, role: str) -> float:
@@ -156,8 +152,7 @@ def linear_probe(run: Run, role: str) -> float:
     classes. The result is kept in the run's folder, next to the results of the stages.
     """
     # refuse what has no labels or no features
-    config = clip_of(run.stages[role])
-    data = (replace(run, student=None) if "teacher" in run.stages else run).data
+    config, data = clip_of(run.stages[role]), run.labeled.data
     require_probe(config, data)
 
     # encode the splits, and fit and measure

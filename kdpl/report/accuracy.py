@@ -2,16 +2,17 @@
 
 import base64
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from io import BytesIO
 from typing import Any, NamedTuple
 
-import numpy as np
 from PIL.Image import Image
 
-from kdpl.errors import ArtifactError, KdplError
+from kdpl.data.datamodule import DomainDataModule
+from kdpl.errors import ArtifactError
 from kdpl.metrics import ACCURACY_TITLES
-from kdpl.report.intervals import Accuracy, Scores, accuracy_of, paired_difference, scores_of
+from kdpl.report.intervals import Scores, accuracy_of, paired_difference, scores_of
 from kdpl.report.probes import linear_probe
 from kdpl.report.run_folder import Pair, Run, Stage, attempt
 from kdpl.report.training import name_of
@@ -34,14 +35,6 @@ _TITLES = {
 }
 
 
-class ModelRow(NamedTuple):
-    """Measured accuracies of one model, by key of ``ACCURACY_TITLES``."""
-
-    key: str
-    title: str
-    values: dict[str, Accuracy]
-
-
 def accuracies(run: Run) -> dict[str, Any]:
     """Collect the accuracies of all tested models; an ArtifactError if none was tested."""
     # an untuned teacher is the original CLIP
@@ -49,37 +42,46 @@ def accuracies(run: Run) -> dict[str, Any]:
     if run.untuned:
         titles["teacher"] = titles.pop("teacher_clip")
     main = "teacher" if run.student is None else "student"
-    rows: list[ModelRow] = []
     gaps, tested = [], dict[str, Scores]()
     # score each model, or note why it has no scores
     for key, title in titles.items():
         role, _, kind = key.partition("_")
         if kind == "probe" and (role not in run.stages or main not in tested):
             continue
-        try:
-            scores = linear_probe(run, role).scores if kind == "probe" else _tested(run, key)
-        except KdplError as error:
-            gaps.append(f"{title}: {error}")
-            continue
-        values = {name: accuracy_of(name, array[None]) for name, array in scores.items()}
-        rows.append(ModelRow(key, title, values))
-        tested[key] = scores
-    if not rows:
+        scores, gap = attempt(partial(_scores, run, key))
+        if scores is None:
+            gaps.append(f"{title}: {gap}")
+        else:
+            tested[key] = scores
+    if not tested:
         raise ArtifactError(f"nothing of {run.folder} was tested: {'; '.join(gaps)}")
+    models = {
+        key: {name: accuracy_of(name, array[None]) for name, array in scores.items()}
+        for key, scores in tested.items()
+    }
+    measured = set().union(*models.values())
+    # teacher and student are paired if they were tested on the same images
+    pairs, _ = attempt(lambda: run.pairs)
+    difference = None
+    if pairs and {"teacher", "student"} <= tested.keys():
+        first, second = (tested[role]["acc"][None] for role in ("teacher", "student"))
+        difference = paired_difference(first, second)
     return {
-        "columns": {
-            k: title for k, title in ACCURACY_TITLES.items() if any(k in row.values for row in rows)
-        },
-        "rows": rows,
+        "columns": {key: title for key, title in ACCURACY_TITLES.items() if key in measured},
+        "titles": titles,
+        "models": models,
         "images": max(len(array) for scores in tested.values() for array in scores.values()),
         "gaps": gaps,
-        "difference": _difference(run),
+        "difference": difference,
         "verdict": against_probes(tested, advice_for(run)),
     }
 
 
-def _tested(run: Run, name: str) -> Scores:
-    stage: Stage | None = getattr(run, name)
+def _scores(run: Run, key: str) -> Scores:
+    role, _, kind = key.partition("_")
+    if kind == "probe":
+        return linear_probe(run, role)[0]
+    stage: Stage | None = getattr(run, key)
     if stage is None:
         raise ArtifactError(f"not part of {run.folder}")
     return scores_of(run, stage)
@@ -121,14 +123,6 @@ def advice_for(run: Run) -> str:
     if not remedies:
         return "label more images"
     return f"add {' or '.join(remedies)} and another --out to the command of run"
-
-
-def _difference(run: Run) -> Accuracy | None:
-    pairs, _ = attempt(lambda: run.pairs)
-    if pairs is None:
-        return None
-    teacher, student = np.array([[t.correct, s.correct] for t, s in pairs], float).T
-    return paired_difference(teacher[None], student[None])
 
 
 class ClassRow(NamedTuple):
@@ -180,61 +174,39 @@ def class_rows(
 def confusions(run: Run) -> dict[str, Any]:
     """Collect the largest confusions and, for a few classes, the confusion matrix."""
     names, predictions = run.vectors.class_names, run.main.predictions
-    readable = len(names) <= MATRIX_CLASSES
+    images = Counter(p.label_number for p in predictions)
+    counts = Counter((p.label_number, p.prediction_number) for p in predictions)
+    # true class, predicted class, images, share of the true class
+    wrong = [
+        (names[label], names[prediction], n, n / images[label])
+        for (label, prediction), n in counts.items()
+        if label != prediction
+    ]
+    # ties by name, so that the order is always the same
+    wrong.sort(key=lambda row: (-row[2], row))
+    numbers, readable = range(len(names)), len(names) <= MATRIX_CLASSES
     return {
         "who": "student" if run.student is not None else "teacher",
         "names": names,
-        "matrix": confusion_matrix(names, predictions) if readable else None,
+        # rows are true classes
+        "matrix": [[counts[i, j] for j in numbers] for i in numbers] if readable else None,
         # a longer list where there is no matrix
-        "largest": largest_confusions(names, predictions, 10 if readable else 40),
-        "wrong": sum(not p.correct for p in predictions),
+        "largest": wrong[: 10 if readable else 40],
+        "wrong": sum(n for _, _, n, _ in wrong),
     }
-
-
-def confusion_matrix(
-    names: Sequence[str], predictions: Sequence[ImagePrediction]
-) -> list[list[int]]:
-    """Count images by true class (rows) and predicted class (columns)."""
-    counts = Counter((p.label_number, p.prediction_number) for p in predictions)
-    return [
-        [counts[label, prediction] for prediction in range(len(names))]
-        for label in range(len(names))
-    ]
-
-
-def largest_confusions(
-    names: Sequence[str], predictions: Sequence[ImagePrediction], count: int
-) -> list[tuple[str, str, int, float]]:
-    """List the largest confusions: true class, predicted class, images, share of the true class."""
-    images = Counter(p.label_number for p in predictions)
-    wrong = Counter((p.label_number, p.prediction_number) for p in predictions if not p.correct)
-    rows = [
-        (names[label], names[prediction], n, n / images[label])
-        for (label, prediction), n in wrong.items()
-    ]
-    # ties by name, so that the order is always the same
-    return sorted(rows, key=lambda row: (-row[2], row))[:count]
 
 
 def find_examples(run: Run) -> dict[str, Any]:
     """Count disagreements, and collect thumbnails of examples of each kind."""
     kinds = disagreements(run.pairs)
-    shown, gap = [], None
+    examples = [
+        {"teacher": teacher, "student": student, "source": student.source}
+        for kind in kinds
+        for teacher, student in spread(kind, MAX_EXAMPLES // len(kinds))
+    ]
+    counts = {"images": len(run.pairs), "kinds": [len(kind) for kind in kinds]}
     # the counts need no images
-    try:
-        read = run.tested_data().test_item
-        for kind in kinds:
-            for teacher, student in spread(kind, MAX_EXAMPLES // len(kinds)):
-                image = thumbnail(read(student.index)[1])
-                shown.append({"teacher": teacher, "student": student, **image})
-    except (KdplError, OSError) as error:
-        gap = str(error)
-    return {
-        "images": len(run.pairs),
-        "kinds": [len(kind) for kind in kinds],
-        "shown": shown,
-        "gap": gap,
-    }
+    return counts | with_thumbnails(run.tested_data, examples)
 
 
 def disagreements(pairs: Iterable[Pair]) -> tuple[list[Pair], list[Pair], list[Pair]]:
@@ -245,6 +217,25 @@ def disagreements(pairs: Iterable[Pair]) -> tuple[list[Pair], list[Pair], list[P
             kind = 0 if teacher.correct else 1 if student.correct else 2
             kinds[kind].append((teacher, student))
     return kinds
+
+
+def with_thumbnails(
+    load: Callable[[], DomainDataModule], examples: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Add thumbnails to examples, each with the ``source`` of its image, as ``shown``.
+
+    ``gap`` says why an image, the first such one, or all are left out; None if all are shown.
+    """
+    data, gap = attempt(load)
+    if data is None:
+        return {"shown": [], "gap": gap}
+    shown = []
+    for example in examples:
+        image, problem = attempt(partial(data.splits.open_image, example["source"]))
+        if image is not None:
+            shown.append({**example, **thumbnail(image)})
+        gap = gap or problem
+    return {"shown": shown, "gap": gap}
 
 
 def thumbnail(image: Image, edge: int = _EDGE) -> dict[str, Any]:

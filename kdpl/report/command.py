@@ -34,8 +34,7 @@ def report(run: str, *, out: str | None = None, trust: bool = False) -> int:
     quiet_libraries()
     opened = replace(Run.find(folder, trust), read_only=out is not None)
     inform("making the report: loading and timing both encoders")
-    html = render(opened)
-    write_text(path, html)
+    write_text(path, render(opened))
     print(f"report: {path}")
     return 0
 
@@ -166,8 +165,8 @@ def suggest(
     opened = Run.find(Path(run), trust)
     suggestions = Suggestions.of(opened, images, pool)
     suggestions.save(folder)
-    counts = len(suggestions.to_label), len(suggestions.doubtful)
-    print(f"{counts[0]} images to label, {counts[1]} labels that look wrong: {folder / TABLE}")
+    wrong = f"{len(suggestions.doubtful)} labels that look wrong"
+    print(f"{len(suggestions.to_label)} images to label, {wrong}: {folder / TABLE}")
     for note in suggestions.notes:
         print(f"  {note}")
     print(f"to look through: {folder / PAGE}")

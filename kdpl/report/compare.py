@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from glob import glob
 from itertools import product
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdpl.errors import ArtifactError, ConfigError, KdplError
+from kdpl.errors import ArtifactError, ConfigError
 from kdpl.metrics import ACCURACY_COLUMNS
 from kdpl.report.intervals import Accuracy, Scores, accuracy_of, paired_difference, scores_of
 from kdpl.report.probes import clip_of, linear_probe
-from kdpl.report.run_folder import Run, Stage
+from kdpl.report.run_folder import Run, Stage, attempt
 from kdpl.runtime.markdown import markdown_rows
 
 
@@ -33,11 +34,15 @@ class Compared(NamedTuple):
 
 
 class ComparisonRow(NamedTuple):
-    """A row of the table: its S seeds, none for a baseline without seeds, and scores [S, N]."""
+    """A row of the table: its S seeds, none for a baseline without seeds, and scores [S, N].
+
+    ``choice`` says how the regularisation of a probe was chosen.
+    """
 
     name: str
     seeds: Sequence[int]
     scores: Scores
+    choice: str = ""
 
     @classmethod
     def of(cls, name: str, seeds: Sequence[int], scored: Sequence[Scores]) -> "ComparisonRow":
@@ -81,14 +86,13 @@ def _require_same_test(run: Run, first: Run) -> None:
     ]
     names = run.vectors.class_names, first.vectors.class_names
     for what, (tested, expected) in {"classes": names, "test images": images}.items():
-        # different numbers say more than the first difference
-        difference = f"{len(tested)} and {len(expected)}"
-        if len(tested) == len(expected):
-            differing = (f"{a} and {b}" for a, b in zip(tested, expected, strict=True) if a != b)
-            difference = next(differing, "")
-        if difference:
+        differing = [f"{a} and {b}" for a, b in zip(tested, expected, strict=False) if a != b]
+        if len(tested) != len(expected):
+            # this says more than the first difference
+            differing = [f"{len(tested)} and {len(expected)}"]
+        if differing:
             raise ArtifactError(
-                f"{run.folder} was tested on other {what} than {first.folder} ({difference}): "
+                f"{run.folder} was tested on other {what} than {first.folder} ({differing[0]}): "
                 "compare only runs with the same test"
             )
 
@@ -121,49 +125,47 @@ def baselines(
     groups: Mapping[str, Sequence[Run]], with_probes: bool
 ) -> tuple[list[ComparisonRow], list[str]]:
     """Return rows, each once, and notes on the original CLIPs of teachers and students."""
-    rows: dict[tuple[str, bytes], tuple[ComparisonRow, str, str]] = {}
+    rows: dict[tuple[str, bytes], tuple[ComparisonRow, str]] = {}
     notes = []
-    kinds = ["zero-shot accuracy", *(["linear probe"] if with_probes else [])]
+    kinds = [("zero-shot accuracy", _zero_shot)]
+    if with_probes:
+        kinds.append(("linear probe", _probe))
     # row and scores identify a baseline that several groups share
-    for what, role, (name, runs) in product(kinds, ("teacher", "student"), groups.items()):
+    for (what, make), role, (name, runs) in product(kinds, ("teacher", "student"), groups.items()):
         if role not in runs[0].stages:
             continue
-        try:
-            row, choice = (
-                _probe(runs, role) if what == "linear probe" else _zero_shot(runs[0], role)
-            )
-        except (KdplError, OSError) as error:
-            notes.append(f"no {what} of the {role}'s CLIP for {name}: {error}")
+        row, gap = attempt(partial(make, runs, role))
+        if row is None:
+            notes.append(f"no {what} of the {role}'s CLIP for {name}: {gap}")
             continue
         scores = b"".join(values.tobytes() for values in row.scores.values())
-        rows.setdefault((row.name, scores), (row, name, choice))
+        rows.setdefault((row.name, scores), (row, name))
     # probes of one network with different labels share a name
-    uses = Counter(row.name for row, *_ in rows.values())
+    uses = Counter(row.name for row, _ in rows.values())
     named = [
-        (row._replace(name=f"{row.name}, of {of}") if uses[row.name] > 1 else row, choice)
-        for row, of, choice in rows.values()
+        row._replace(name=f"{row.name}, of {of}") if uses[row.name] > 1 else row
+        for row, of in rows.values()
     ]
-    choices = [f"{row.name}: {choice}" for row, choice in named if choice]
-    return [row for row, _ in named], list(dict.fromkeys([*choices, *notes]))
+    choices = [f"{row.name}: {row.choice}" for row in named if row.choice]
+    return named, list(dict.fromkeys([*choices, *notes]))
 
 
-def _zero_shot(run: Run, role: str) -> tuple[ComparisonRow, str]:
-    clip = clip_of(run.stages[role])
+def _zero_shot(runs: Sequence[Run], role: str) -> ComparisonRow:
+    run, clip = runs[0], clip_of(runs[0].stages[role])
     # a teacher without labels is the original CLIP itself
     untuned = role == "teacher" and run.untuned
     stage: Stage | None = run.teacher if untuned else getattr(run, f"{role}_clip")
     if stage is None or not stage.folder.is_dir():
         raise ArtifactError(f"{run.folder} has no test of {clip}, which run makes of a CLIP")
-    return ComparisonRow.of(f"zero-shot: {clip}", [], [scores_of(run, stage)]), ""
+    return ComparisonRow.of(f"zero-shot: {clip}", [], [scores_of(run, stage)])
 
 
-def _probe(runs: Sequence[Run], role: str) -> tuple[ComparisonRow, str]:
-    probes = [linear_probe(run, role) for run in runs]
-    last = probes[-1].about
+def _probe(runs: Sequence[Run], role: str) -> ComparisonRow:
+    scored, made_of = zip(*(linear_probe(run, role) for run in runs), strict=True)
+    last, strengths = made_of[-1], ", ".join(f"{about['C']:g}" for about in made_of)
     name = f"linear probe: {last['network']}, {last['labels']} labels"
-    strengths = ", ".join(f"{probe.about['C']:g}" for probe in probes)
-    row = ComparisonRow.of(name, [run.seed for run in runs], [probe.scores for probe in probes])
-    return row, f"C = {strengths}, {last['how']}"
+    row = ComparisonRow.of(name, [run.seed for run in runs], scored)
+    return row._replace(choice=f"C = {strengths}, {last['how']}")
 
 
 def compared(rows: Sequence[ComparisonRow]) -> list[Compared]:

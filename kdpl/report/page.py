@@ -63,15 +63,13 @@ def render(run: Run) -> str:
     """Return a run's report as HTML."""
     added: dict[str, Section] = plugins.load_all("report")
     # the sections of this task
-    makers = _SECTIONS | {
-        name: section.make for name, section in added.items() if section.task == run.task
-    }
-    if run.task != MULTI_CLASS.name:
-        makers = {name: make for name, make in makers.items() if name not in _ONE_CLASS}
-    sections: dict[str, dict[str, Any]]
-    sections = {name: {"data": None, "gap": None} for name in [*_SECTIONS, *added]}
+    tasks = dict.fromkeys(_SECTIONS, run.task) | dict.fromkeys(_ONE_CLASS, MULTI_CLASS.name)
+    tasks |= {name: section.task for name, section in added.items()}
+    makers = _SECTIONS | {name: section.make for name, section in added.items()}
+    sections = {}
     for name, make in makers.items():
-        sections[name]["data"], sections[name]["gap"] = attempt(partial(make, run))
+        data, gap = attempt(partial(make, run)) if tasks[name] == run.task else (None, None)
+        sections[name] = {"data": data, "gap": gap}
     # say first how the student compares with linear probes
     collected = [section["data"] for section in sections.values()]
     verdicts = (data.get("verdict") for data in collected if isinstance(data, dict))
@@ -93,7 +91,8 @@ def fill(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"name": shorten, "percent": _percent, "points": _points, "of": _of}
+    environment.filters |= {"name": shorten, "points": _points, "of": _of}
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
     script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
     return environment.get_template(template).render(
         **values,
@@ -103,10 +102,6 @@ def fill(template: str, **values: Any) -> str:
         made=datetime.now(tz=UTC).strftime("%Y-%m-%d %H:%M UTC"),
         versions=f"kdpl {__version__}, torch {torch.__version__}",
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
 
 
 def _of(number: int, noun: str) -> str:

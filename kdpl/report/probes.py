@@ -4,10 +4,11 @@
 stages.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from kdpl.data.inference import infer_labeled
 from kdpl.data.labels import EvaluationSplit
 from kdpl.data.parallel import progress_bar
 from kdpl.data.probe import choose_strength, classes_of, fit_probe
-from kdpl.errors import ArtifactError, ConfigError, DataError, reason
+from kdpl.errors import ConfigError, DataError
 from kdpl.metrics import test_key
 from kdpl.report.cost import device
 from kdpl.report.intervals import Scores
@@ -33,7 +34,6 @@ from kdpl.runtime.origin import Origin, as_json, difference
 from kdpl.runtime.predictions import (
     ImagePrediction,
     read_predictions,
-    read_results,
     write_predictions,
     write_results,
 )
@@ -43,107 +43,94 @@ from kdpl.runtime.run_folder import PROBE_FEATURES, PROBE_FILE, PROBE_FOLDER
 _MOST_TERMS = 50_000_000
 
 
-class ProbeTest(NamedTuple):
-    """Test of a logistic regression; with ``base_to_novel`` only on images of base classes."""
-
-    results: dict[str, float]
-    predictions: list[ImagePrediction]
-    about: dict[str, Any]
-
-    @property
-    def scores(self) -> Scores:
-        """What each image contributes to the accuracy."""
-        key = "base_acc" if test_key("base_acc") in self.results else "acc"
-        return {key: np.array([p.correct for p in self.predictions], float)}
+ProbeTest = tuple[list[ImagePrediction], dict[str, Any]]
+"""Predictions of a logistic regression for test images, and what it was made of."""
 
 
 def clip_of(stage: Stage) -> ClipConfig:
     """Return the CLIP, or the network of timm, that a stage starts from."""
-    settings = stage.settings("model").get("clip")
-    fields = ClipConfig.__annotations__.keys()
-    if not isinstance(settings, dict) or not {"model"} <= settings.keys() <= fields:
-        raise ConfigError(f"the config of {stage.folder} has no settings of a CLIP: restore it")
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
-    }
-    return ClipConfig(**values)
+    settings: Any = stage.settings("model").get("clip")
+    try:
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in settings.items()
+        }
+        return ClipConfig(**values)
+    except (AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"the config of {stage.folder} has no settings of a CLIP: restore it"
+        ) from error
 
 
-def linear_probe(run: Run, role: str) -> ProbeTest:
-    """Return the linear probe of a run's ``teacher`` or ``student``.
+def linear_probe(run: Run, role: str) -> tuple[Scores, dict[str, Any]]:
+    """Test the linear probe of a run's ``teacher`` or ``student``.
 
     It is read from the run's folder, or fitted on the labelled images that the run may see, tested
     on the run's test images, and kept in the folder.
+
+    Returns:
+        The scores of the test images, with ``base_to_novel`` only of the base classes, and what the
+        probe was made of.
     """
-    if role not in run.stages:
-        raise ArtifactError(f"not part of {run.folder}")
-    clip, num_base = clip_of(run.stages[role]), run.vectors.num_base
-    # use the labels that the teacher saw
-    labeled = replace(run, student=None) if "teacher" in run.stages else run
+    clip, num_base, labeled = clip_of(run.stages[role]), run.vectors.num_base, run.labeled
     data = labeled.main.config["data"]
     origin = as_json(
         {"clip": asdict(clip), "features": PROBE_FEATURES, "data": data, "seed": labeled.seed}
     )
-    tested = [(s, label) for s, label in run.tested if num_base is None or label < num_base]
+    key = "acc" if num_base is None else "base_acc"
+    tested = [p for p in run.main.predictions if num_base is None or p.label_number < num_base]
     if not tested:
         raise DataError("no test image is of a base class")
 
     # in a campaign, students share the probe in their teacher's folder
-    for folder in (run.folder, run.stages[role].folder):
-        kept = _stored(folder / PROBE_FOLDER / role, origin)
-        if kept and [(p.source, p.label_number) for p in kept.predictions] == tested:
-            return kept
-
-    try:
-        probe = _fit(run, labeled.data, clip)
-    except (OSError, torch.OutOfMemoryError) as error:
-        raise ArtifactError(reason(error)) from error
-    probe.about.update(origin)
-    if not run.read_only:
+    folders = [folder / PROBE_FOLDER / role for folder in (run.folder, run.stages[role].folder)]
+    kept = next(filter(None, (_stored(folder, origin, tested) for folder in folders)), None)
+    predictions, about = kept or _fit(run, labeled.data, clip, tested)
+    scores = np.array([p.correct for p in predictions], float)
+    if kept is None and not run.read_only:
         # another person's folder may be read-only
         with suppress(OSError):
-            folder = run.folder / PROBE_FOLDER / role
-            write_predictions(folder, probe.predictions)
-            write_results(folder, len(probe.predictions), probe.results)
-            write_json(folder / PROBE_FILE, probe.about)
-    return probe
+            write_predictions(folders[0], predictions)
+            write_results(folders[0], len(scores), {test_key(key): scores.mean()})
+            write_json(folders[0] / PROBE_FILE, {**about, **origin})
+    return {key: scores}, about
 
 
-def _fit(run: Run, data: DomainDataModule, config: ClipConfig) -> ProbeTest:
+def _fit(
+    run: Run, data: DomainDataModule, config: ClipConfig, judged: Sequence[ImagePrediction]
+) -> ProbeTest:
     if data.class_names != run.vectors.class_names:
         raise DataError(f"the teacher of {run.folder} was tuned on other classes than were tested")
     require_probe(config, data)
-    images = len(data.labels.evaluation("labeled"))
-    if images * len(data.class_names) > _MOST_TERMS:
-        raise DataError(f"{images} labelled images of so many classes would take hours")
+    records = data.labels.evaluation("labeled")
+    if len(records) * len(data.class_names) > _MOST_TERMS:
+        raise DataError(f"{len(records)} labelled images of so many classes would take hours")
 
     # encode the labelled and the test images
-    clip, num_base, tested = load_encoder(config), run.vectors.num_base, run.tested_data()
-    classes = len(data.class_names) if num_base is None else num_base
+    clip, tested = load_encoder(config), run.tested_data()
     (train, labels), (test, numbers) = encode(clip, data, "labeled"), encode(clip, tested, "test")
-    test = test[numbers < classes]
+    test = test[numbers < (run.vectors.num_base or len(data.class_names))]
     if len(classes_of(labels)) < 2:
         raise DataError("all labelled images are of one class, but a linear probe needs two")
-    sources = [record.source for record in data.labels.evaluation("labeled")]
-    groups = torch.from_numpy(group_numbers(sources, data.splits.groups))
+    groups = group_numbers((record.source for record in records), data.splits.groups)
 
     # fit the probe, and predict
-    strength, how = choose_strength(train, labels, groups)
+    strength, how = choose_strength(train, labels, torch.from_numpy(groups))
     probe = fit_probe(train, labels, strength)
-    names, records = data.class_names, enumerate(tested.splits.test)
-    judged = [(i, record.source, record.single) for i, record in records if record.single < classes]
     sure, predicted = probe.log_probabilities(test).exp().max(dim=1)
     chosen = probe.classes[predicted].tolist()
     predictions = [
-        ImagePrediction(i, source, names[y], names[p], q, y, p)
-        for (i, source, y), p, q in zip(judged, chosen, sure.tolist(), strict=True)
+        replace(
+            image,
+            prediction=data.class_names[label],
+            probability=probability,
+            prediction_number=label,
+            half_prediction_number=None,
+        )
+        for image, label, probability in zip(judged, chosen, sure.tolist(), strict=True)
     ]
-    accuracy = sum(p.correct for p in predictions) / len(predictions)
-    return ProbeTest(
-        {test_key("acc" if num_base is None else "base_acc"): accuracy},
-        predictions,
-        {"network": str(config), "labels": len(labels), "C": strength, "how": how},
-    )
+    about = {"network": str(config), "labels": len(labels), "C": strength, "how": how}
+    return predictions, about
 
 
 def require_probe(config: ClipConfig, data: DomainDataModule) -> None:
@@ -176,12 +163,14 @@ def encode(
         return infer_labeled(features, batches, device())
 
 
-def _stored(folder: Path, origin: Origin) -> ProbeTest | None:
+def _stored(folder: Path, origin: Origin, tested: Sequence[ImagePrediction]) -> ProbeTest | None:
     try:
         about = read_json(folder / PROBE_FILE)
         if differs := difference({name: about.get(name) for name in origin}, origin):
             inform(f"{folder} has a probe of something else ({differs[1]}): fitting it again")
             return None
-        return ProbeTest(read_results(folder), read_predictions(folder), about)
+        predictions = read_predictions(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    kept, images = ([(p.source, p.label_number) for p in part] for part in (predictions, tested))
+    return (predictions, about) if kept == images else None

@@ -30,12 +30,10 @@ def refined_targets(run: Run) -> dict[str, Any] | None:
             raise DataError(
                 f"{data.splits.origin} has other unlabelled images than were refined: restore it"
             )
-        sources = data.pool.images
         for image, before, after in spread(targets.examples, MAX_MOVED):
-            classes = {"before": targets.class_names[before], "after": targets.class_names[after]}
-            shown.append(
-                {**classes, "index": image, **thumbnail(data.splits.open_image(sources[image]))}
-            )
+            small = thumbnail(data.splits.open_image(data.pool.images[image]))
+            names = {"before": targets.class_names[before], "after": targets.class_names[after]}
+            shown.append({**names, "index": image, **small})
     except (KdplError, OSError, IndexError) as error:
         gap = str(error)
     # the classes that changed most first

@@ -3,10 +3,10 @@
 import csv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import OutOfMemoryError
 
@@ -15,7 +15,6 @@ from kdpl.classifier import Classifier
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import build_data
 from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError, reason
-from kdpl.metrics import test_key
 from kdpl.runtime.advice import command
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.loggers import read_metrics
@@ -55,18 +54,19 @@ class Stage:
         """Complete config of the fit."""
         file = self.folder / CONFIG_FILE
         config = read_config(str(file))
-        sections = [config.get(name) for name in ("model", "data")]
         # before anything is imported
-        for name in _named_classes(sections):
+        for name in _named_classes([config.get("model"), config.get("data")]):
             self.require_trust(name, file)
-        settings = [s.get("init_args") if isinstance(s, dict) else None for s in sections]
-        complete = all(isinstance(init_args, dict) for init_args in settings)
-        if not complete or not isinstance(config.get("seed_everything"), int):
-            raise ConfigError(
-                f"config {file} is not that of a fit, with seed_everything, model "
-                "and data: restore it"
-            )
-        return config
+        match config:
+            case {
+                "seed_everything": int(),
+                "model": {"init_args": dict()},
+                "data": {"init_args": dict()},
+            }:
+                return config
+        raise ConfigError(
+            f"config {file} is not that of a fit, with seed_everything, model and data: restore it"
+        )
 
     def require_trust(self, name: str, file: Path) -> None:
         """Raise a ConfigError if a file names a class other than kdpl's, unless trusted."""
@@ -84,18 +84,16 @@ class Stage:
     def predictions(self) -> list[ImagePrediction]:
         """Predictions for the test images."""
         with _reading(self.folder / PREDICTIONS_FILE):
-            return read_predictions(self.folder) or self._not_tested()
+            if predictions := read_predictions(self.folder):
+                return predictions
+        test = command("test", "--config", self.folder / CONFIG_FILE, "--out", self.folder)
+        raise ArtifactError(f"{self.folder} was not tested: {test}")
 
     @cached_property
     def results(self) -> dict[str, float]:
-        """Test accuracies."""
+        """Test accuracies by metric name; empty without a test."""
         with _reading(self.folder / RESULTS_FILE):
-            results = read_results(self.folder)
-            return results if test_key("acc") in results else self._not_tested()
-
-    def _not_tested(self) -> NoReturn:
-        test = command("test", "--config", self.folder / CONFIG_FILE, "--out", self.folder)
-        raise ArtifactError(f"{self.folder} was not tested: {test}")
+            return read_results(self.folder)
 
     @cached_property
     def curves(self) -> dict[str, list[tuple[int, float]]]:
@@ -179,7 +177,7 @@ class Run:
             Stage(folder / "zero_shot" / name, trusted) if name in finished else None
             for name in STAGE_FOLDERS
         ]
-        teacher, student = (finished.get(name) for name in STAGE_FOLDERS)
+        teacher, student = map(finished.get, STAGE_FOLDERS)
         return cls(folder, teacher, student, clips[0], clips[1])
 
     def require(self, role: Literal["teacher", "student"]) -> Stage:
@@ -248,15 +246,15 @@ class Run:
         """Seed of the main stage."""
         return int(self.main.config["seed_everything"])
 
-    @property
-    def tested(self) -> list[tuple[str, int]]:
-        """Source and label of each test image of the main stage."""
-        return [(p.source, p.label_number) for p in self.main.predictions]
+    @cached_property
+    def labeled(self) -> "Run":
+        """The run up to its teacher, whose labels a probe may see, or all of it without one."""
+        return replace(self, student=None) if "teacher" in self.stages else self
 
     def tested_data(self) -> DomainDataModule:
         """Return the data; a DataError if its test images differ from the tested ones."""
-        data = self.data
-        if [(r.source, r.label) for r in data.splits.test] != self.tested:
+        data, tested = self.data, [(p.source, p.label_number) for p in self.main.predictions]
+        if [(r.source, r.label) for r in data.splits.test] != tested:
             raise DataError(
                 f"{data.splits.origin} has other test images than were tested: restore "
                 "it, or test again"

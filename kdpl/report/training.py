@@ -1,6 +1,7 @@
 """Report section on training: data, stages and learning curves."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from kdpl.errors import KdplError
@@ -63,15 +64,10 @@ def learning_curves(run: Run) -> list[dict[str, Any]]:
     """Lay out the charts of each stage; ``gap`` says what was not measured."""
     stages = []
     for name, stage in run.stages.items():
-        charts, gap = [], None
-        try:
-            for title, lines in panels(stage.curves).items():
-                if chart := line_chart(title, lines):
-                    charts.append(chart)
-                else:
-                    gap = _NOT_MEASURED
-        except KdplError as error:
-            gap = str(error)
+        curves, gap = attempt(partial(getattr, stage, "curves"))
+        charts = [line_chart(title, lines) for title, lines in panels(curves or {}).items()]
+        if None in charts:
+            gap = gap or _NOT_MEASURED
         stages.append({"name": name, "charts": charts, "gap": gap})
     return stages
 

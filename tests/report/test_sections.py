@@ -4,15 +4,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from runs import noise
 from torch import nn
 
-from kdpl.report.accuracy import (
-    class_rows,
-    confusion_matrix,
-    confusions,
-    disagreements,
-    largest_confusions,
-)
+from kdpl.data.sources import open_source
+from kdpl.report.accuracy import class_rows, confusions, disagreements, with_thumbnails
 from kdpl.report.charts import Axis, line_chart
 from kdpl.report.cost import Encoder
 from kdpl.report.page import Section, fill
@@ -87,18 +83,26 @@ def test_rows_start_with_the_students_largest_losses_or_the_only_models_worst_cl
     assert [r.name for r in class_rows(NAMES, None, STUDENT)] == ["a", "b", "c"]
 
 
+def confusions_of(names, predicted):
+    run = SimpleNamespace(vectors=SimpleNamespace(class_names=names), student=None)
+    run.main = SimpleNamespace(predictions=predicted)
+    return confusions(run)
+
+
 def test_the_matrix_has_true_classes_as_rows_and_the_largest_confusions_come_first():
     rows = [[2, 1, 1, 0], [1, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
-    assert confusion_matrix(NAMES, STUDENT) == rows
-    largest = largest_confusions(NAMES, predictions("abbcbbacc"), 2)
-    assert largest == [("a", "b", 2, 0.5), ("a", "c", 1, 0.25)]
+    assert confusions_of(NAMES, STUDENT)["matrix"] == rows
+    shown = confusions_of(NAMES, predictions("abbcbbacc"))
+    largest = [("a", "b", 2, 0.5), ("a", "c", 1, 0.25), ("b", "a", 1, pytest.approx(1 / 3))]
+    assert (shown["largest"], shown["wrong"]) == (largest, 4)
 
 
 def test_two_classes_of_one_name_are_not_correct_for_each_other():
     twins = [replace(p, label="a", prediction="a") for p in predictions("abbcbbacc")]
     assert [p.correct for p in twins] == [p.correct for p in predictions("abbcbbacc")]
     names = ("a", "a", "a", "unseen")
-    assert confusion_matrix(names, twins) == confusion_matrix(NAMES, predictions("abbcbbacc"))
+    shown, plain = (confusions_of(*args) for args in ((names, twins), (NAMES, twins)))
+    assert (shown["matrix"], shown["wrong"]) == (plain["matrix"], 4)
     rows = [r[1:] for r in class_rows(names, None, twins)]
     assert rows == [("a", 4, None, 0.25), ("a", 3, None, 2 / 3), ("a", 2, None, 1.0)]
 
@@ -108,10 +112,20 @@ def test_many_classes_have_no_matrix_but_more_of_the_largest_confusions():
     wrong = [
         ImagePrediction(i, "", names[i], names[i * i % 99], 0.5, i, i * i % 99) for i in range(99)
     ]
-    run = SimpleNamespace(vectors=SimpleNamespace(class_names=names), student=None)
-    run.main = SimpleNamespace(predictions=wrong)
-    shown = confusions(run)
+    shown = confusions_of(names, wrong)
     assert (len(shown["largest"]), shown["matrix"]) == (40, None)
+
+
+def test_an_image_that_cannot_be_read_is_left_out_alone_and_the_first_one_is_named(tmp_path):
+    examples = [{"source": str(tmp_path / f"{i}.png"), "number": i} for i in range(4)]
+    for i in (0, 3):
+        noise(8, 8).save(examples[i]["source"])
+    Path(examples[2]["source"]).write_bytes(b"no image")
+    data = SimpleNamespace(splits=SimpleNamespace(open_image=open_source))
+    shown = with_thumbnails(lambda: data, examples)
+    assert [example["number"] for example in shown["shown"]] == [0, 3]
+    assert all(example["uri"].startswith("data:image/webp") for example in shown["shown"])
+    assert examples[1]["source"] in shown["gap"]
 
 
 def test_disagreements_are_sorted_by_who_is_correct():

@@ -4,7 +4,7 @@ import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
 from kdpl.confidence.held_out import TEMPERATURES, fit_temperature
-from kdpl.confidence.report import calibration_error, reliability
+from kdpl.confidence.report import diagram
 from kdpl.report.intervals import wilson
 
 
@@ -25,14 +25,14 @@ def test_the_calibration_error_is_that_of_torchmetrics():
     correct = draw.random(500) < confidences**2
     given = torch.from_numpy(confidences), torch.from_numpy(correct)
     expected = float(binary_calibration_error(*given, n_bins=15))
-    error = calibration_error(reliability(confidences, correct))
-    assert error == pytest.approx(expected, abs=1e-6)
+    assert diagram("", confidences, correct)["error"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_bins_include_their_upper_bound_and_exclude_their_lower_one():
     edges = np.linspace(0, 1, 16)
-    bins = reliability(np.append(edges[1:], edges[9] + 1e-9), np.ones(16, dtype=bool))
-    assert [b.images for b in bins] == [2 if i == 9 else 1 for i in range(15)]
+    confidences = np.append(edges[1:], edges[9] + 1e-9)
+    bins = diagram("", confidences, np.ones(16, dtype=bool))["bins"]
+    assert [b["images"] for b in bins] == [2 if i == 9 else 1 for i in range(15)]
 
 
 @pytest.mark.parametrize("factor", [0.5, 3.0])

@@ -97,18 +97,18 @@ class Suggestions:
         of_labeled, of_pool = torch.tensor_split(features, [len(labeled)])
 
         # images to label
-        chosen, notes = list[Suggestion](), list[str]()
-        if pool:
-            predictions = task.probabilities(teacher.logits(of_pool))
-            for i in to_label(of_pool, predictions, number, of_labeled):
-                chosen.append(_suggestion(Record(pool[i], -1), predictions[i], data.class_names))
-        else:
-            notes.append("there are no images without a label to choose from")
+        predictions = task.probabilities(teacher.logits(of_pool))
+        chosen = [
+            _suggestion(Record(pool[i], -1), predictions[i], data.class_names)
+            for i in (to_label(of_pool, predictions, number, of_labeled) if pool else [])
+        ]
 
         # labels to check
         groups = group_numbers((record.source for record in labeled), data.splits.groups)
-        doubtful, note = _doubtful(labeled, of_labeled, torch.from_numpy(groups), data.class_names)
-        return cls(data, chosen, doubtful, notes + note)
+        doubtful, notes = _doubtful(labeled, of_labeled, torch.from_numpy(groups), data.class_names)
+        if not pool:
+            notes.insert(0, "there are no images without a label to choose from")
+        return cls(data, chosen, doubtful, notes)
 
     def save(self, out: Path) -> None:
         """Write the page, and then the table with copies of its images from shards."""
@@ -128,7 +128,7 @@ class Suggestions:
             # a name in a dataset of the benchmark is not a path, and stays
             image = str(Path(image).absolute()) if Path(image).is_file() else image
             probability = f"{suggestion.probability:.3f}"
-            label = label_of[suggestion.label] if suggestion.label else ""
+            label = label_of.get(suggestion.label, "")
             rows.append((image, label, label_of[suggestion.likely], probability))
         html = fill(
             "suggestions.html.jinja",
@@ -154,25 +154,21 @@ def _doubtful(
         cross_validated_scores(features, labels, len(class_names), groups), labels
     )
     # the most certain first; NaN, of a label that was not checked, is not above 0.5
-    doubtful = torch.nonzero(wrong > 0.5).flatten()
-    doubtful = doubtful[wrong[doubtful].argsort(descending=True)]
+    order = wrong.nan_to_num().argsort(descending=True).tolist()
     alone = int(wrong.isnan().sum())
     one = f"{alone} label{' is' if alone == 1 else 's are'} not checked"
     why = "because no other image has the same one, or none of another group"
     notes = [f"{one}, {why}"] if alone else []
-    suggestions = [
-        _suggestion(labeled[i], probabilities[i], class_names) for i in doubtful.tolist()
-    ]
-    return suggestions, notes
+    doubtful = [i for i in order if wrong[i] > 0.5]
+    return [_suggestion(labeled[i], probabilities[i], class_names) for i in doubtful], notes
 
 
 def _suggestion(record: Record, probabilities: Tensor, class_names: Sequence[str]) -> Suggestion:
+    rest, label = probabilities.clone(), ""
     # an image without a label has the label -1
-    rest = probabilities.clone()
     if record.single >= 0:
-        rest[record.single] = -1
+        rest[record.single], label = -1, class_names[record.single]
     likely = int(MULTI_CLASS.labels(rest))
-    label = class_names[record.single] if record.single >= 0 else ""
     return Suggestion(record.source, label, class_names[likely], rest[likely].item())
 
 

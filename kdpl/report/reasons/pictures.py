@@ -13,9 +13,9 @@ from torchvision.transforms.functional import to_pil_image
 from kdpl.classifier import Classifier
 from kdpl.classifier.sources import Item
 from kdpl.data.datamodule import DomainDataModule
-from kdpl.errors import ConfigError, KdplError, reason
+from kdpl.errors import ConfigError, reason
 from kdpl.report.reasons.heat import heat_map, label_of
-from kdpl.report.run_folder import Run
+from kdpl.report.run_folder import Run, attempt
 from kdpl.runtime.class_names import shorten
 from kdpl.runtime.files import atomic_path
 from kdpl.runtime.predictions import spread
@@ -66,23 +66,23 @@ def explainer(
         problem = f"--explain {out} cannot be made ({reason(error)}): give another folder"
         raise ConfigError(problem) from error
     # labelled images are shown if the run has them
-    nearest: Callable[[Tensor], Panels] = lambda _: []  # noqa: E731
-    try:
-        nearest = nearest_labelled(classifier, Run.find(folder.resolve().parent).data)
-    except (KdplError, OSError) as error:
-        print(f"the nearest labelled images are left out: {error}", file=sys.stderr)
+    nearest, gap = attempt(
+        lambda: nearest_labelled(classifier, Run.find(folder.resolve().parent).data)
+    )
+    if gap is not None:
+        print(f"the nearest labelled images are left out: {gap}", file=sys.stderr)
 
     def write(number: int, item: Item, predicted: Predicted) -> None:
-        captions: dict[str | None, str] = {}
-        for prediction in predicted.top[:MOST_MAPS]:
+        captions: dict[str | None, str] = {
             # a node of a tree has no map: the most probable class stands for it
-            name, share = prediction.class_name, f"{100 * prediction.probability:.0f} %"
-            captions[name if name in classifier.class_names else None] = (
-                f"{name or 'rejected'}\n{share}"
+            name if name in classifier.class_names else None: (
+                f"{name or 'rejected'}\n{100 * probability:.0f} %"
             )
+            for name, probability in predicted.top[:MOST_MAPS]
+        }
         if class_name is not None:
             captions = {class_name: class_name}
-        near = nearest(predicted.embedding)
+        near = [] if nearest is None else nearest(predicted.embedding)
         image = item.open(classifier.decoding)
         sheet = picture(classifier, image, captions or {None: "no class"}, near)
         # the number keeps names unique
