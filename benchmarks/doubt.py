@@ -152,7 +152,7 @@ def scores_of(
     unusual = unknown.unusualness(features, classes, scale)
     return {
         **scores,
-        "words": torch.zeros(len(features)) if share is None else -share,
+        "words": -share,
         "distance": distance,
         "score": unusual,
     }

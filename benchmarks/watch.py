@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter, ImageOps
 from benchmarks.worlds import letters
 from kdpl.classifier import Classifier, PredictOptions
 from kdpl.confidence.drift import two_samples
-from kdpl.confidence.drift.batches import compare_with_limit, find_limit
+from kdpl.confidence.drift.batches import compare_samples
 from kdpl.confidence.drift.image_sample import MAX_IMAGES, ImageSample
 from kdpl.data.readers import digits
 
@@ -159,8 +159,9 @@ def alarms(
     found = []
     for seed in range(batches):
         pool, new = pairs(np.random.default_rng(seed))
-        limit, _ = find_limit(world.classifier, None if pool is world.pool else pool)
-        questions = compare_with_limit(world.classifier, pool, new, None, limit).questions
+        of_training = pool is world.pool
+        comparison, _, _ = compare_samples(world.classifier, pool, new, None, of_training)
+        questions = comparison.questions
         p_values = min(questions.values()), questions.get("unknown", 1.0), energy(pool, new)
         found.append([p_value <= RATE for p_value in p_values])
     return tuple(np.mean(found, axis=0).tolist())

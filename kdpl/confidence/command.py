@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 DIFFERS = 3
 """Exit code if new images differ from the pool."""
 
-_FALSE_ALARMS = 0.01
-
 
 def calibrate(classifier: str, images: str, *, class_names: str | None = None) -> int:
     """Score labelled images that a classifier was not trained on; keep the scores in its folder.
@@ -85,7 +83,7 @@ def watch(
     from kdpl.data.sources import find_files
 
     require_classifier(Path(classifier))
-    rate = share("--false-alarms", false_alarms) or _FALSE_ALARMS
+    rate = share("--false-alarms", false_alarms) or 0.01
     sources, references = list(find_files(images)), list(find_files(against))
 
     from kdpl.classifier.bulk import load_classifier

@@ -52,9 +52,8 @@ def make_companions(trainer: Trainer, classifier: Classifier) -> list[Companion]
         kept,
         trainer.global_step > 0,
     )
-    kinds = (k for k in companion_kinds().values() if issubclass(k, LearnedCompanion))
-    companions = (kind.made_from(outputs) for kind in kinds)
-    return [companion for companion in companions if companion is not None]
+    kinds = (kind for kind in companion_kinds().values() if issubclass(kind, LearnedCompanion))
+    return [made for kind in kinds if (made := kind.made_from(outputs)) is not None]
 
 
 def on_validation_images(

@@ -57,13 +57,10 @@ def share_above(images: int) -> float:
 
 def limit_warning(held_out: int | None) -> str | None:
     """Return a warning if the limit of 0.5 is of too few validation images, else None."""
-    if held_out is not None and held_out >= MIN_HELD_OUT:
+    if (held_out or 0) >= MIN_HELD_OUT:
         return None
-    if held_out is None:
-        images, most = "no validation images", "more than 5%"
-    else:
-        images = "1 validation image" if held_out == 1 else f"{held_out} validation images"
-        most = f"on average up to {100 * share_above(held_out):.2g}%"
+    images = f"{held_out or 'no'} validation image{'s' * (held_out != 1)}"
+    most = f"on average up to {100 * share_above(held_out):.2g}%" if held_out else "more than 5%"
     return (
         f"the limit of 0.5 is of {images}, so that {most} of new images of the classes may be "
         f"above it: it takes {MIN_HELD_OUT} validation images or more for 5%"
@@ -128,12 +125,9 @@ class Unknown(Float32Module, LearnedCompanion):
         if len(outputs.kept) < MIN_IMAGES or outputs.vectors.task != MULTI_CLASS.name:
             return None
         features = torch.stack([predicted.embedding for predicted in outputs.kept])
-        validation = None if outputs.validation is None else outputs.validation.features.cpu()
-        distant = distant_words(outputs.folder, outputs.vectors)
-        negatives, words = (None, ()) if distant is None else (distant.vectors, distant.class_names)
-        return cls.fit(
-            features, outputs.vectors.vectors, outputs.logit_scale, validation, negatives, words
-        )
+        validation = None if outputs.validation is None else outputs.validation.features
+        words = distant_words(outputs.folder, outputs.vectors)
+        return cls.fit(features, outputs.vectors.vectors, outputs.logit_scale, validation, *words)
 
     @classmethod
     def fit(
@@ -165,9 +159,8 @@ class Unknown(Float32Module, LearnedCompanion):
         centered = precise - means[members]
         covariance = centered.T @ centered / len(precise)
         # whitening by the inverse Cholesky factor
-        floor = _RIDGE * covariance.diagonal().mean() + 1e-8
-        ridge = floor * torch.eye(len(covariance)).to(covariance)
-        lower = torch.linalg.cholesky(covariance + ridge)
+        covariance.diagonal().add_(_RIDGE * covariance.diagonal().mean() + 1e-8)
+        lower = torch.linalg.cholesky(covariance)
         whitening, center = torch.linalg.inv(lower).T, precise.mean(dim=0)
         tensors = {
             "center": center,
@@ -182,7 +175,8 @@ class Unknown(Float32Module, LearnedCompanion):
         usual = features[several] if several.sum() > 1 else features
         distance, share = unknown.parts(usual, class_vectors, logit_scale)
         unknown.distance = _standard(distance)
-        unknown.share = (0.0, 1.0) if share is None else _standard(share)
+        if words:
+            unknown.share = _standard(share)
 
         # a conformal quantile: on average at most share_above(V) of exchangeable images exceed it
         limiting = usual if validation is None else validation
@@ -193,8 +187,8 @@ class Unknown(Float32Module, LearnedCompanion):
 
     def parts(
         self, features: Tensor, class_vectors: Tensor, logit_scale: float
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return log d² and log p/(1 - p) of features [B, D], [B] each; None without words."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return log d² and log p/(1 - p) of features [B, D], [B] each; 0 without words."""
         centered = features - self.center
         # |x - m|² in three terms, to avoid a tensor [B, K, D]
         lengths = (centered @ self.whitening).square().sum(dim=1, keepdim=True)
@@ -202,7 +196,7 @@ class Unknown(Float32Module, LearnedCompanion):
         squares = (lengths - 2 * products + self.means.square().sum(dim=1)).amin(dim=1)
         distance = squares.clamp(min=1e-6).log()
         if not self.words:
-            return distance, None
+            return distance, torch.zeros_like(distance)
         # log p - log(1 - p) of a softmax over both
         of_classes, of_negatives = (
             (logit_scale * (features @ vectors.T)).logsumexp(dim=1)
@@ -214,20 +208,14 @@ class Unknown(Float32Module, LearnedCompanion):
         """Return z(log d²) - 0.3 z(log p/(1 - p)) of features [B, D], [B]."""
         distance, share = self.parts(features, class_vectors, logit_scale)
         unusual = (distance - self.distance[0]) / self.distance[1]
-        if share is None:
-            return unusual
         return unusual - _WORDS_WEIGHT * (share - self.share[0]) / self.share[1]
-
-    def forward(self, features: Tensor, class_vectors: Tensor, logit_scale: float) -> Tensor:
-        """Return the score [B], high for none of the classes, of normalised features [B, D]."""
-        return torch.sigmoid(self.unusualness(features, class_vectors, logit_scale) - self.cutoff)
 
     def further_scores(
         self, features: Tensor, class_vectors: Tensor, logit_scale: float
     ) -> dict[str, Tensor]:
-        """Return the score by its name."""
-        scores: Tensor = self(features, class_vectors, logit_scale)
-        return {NAME: scores}
+        """Return the score [B], high for none of the classes, of normalised features [B, D]."""
+        unusual = self.unusualness(features, class_vectors, logit_scale)
+        return {NAME: torch.sigmoid(unusual - self.cutoff)}
 
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], fields: dict[str, Any]) -> Self:

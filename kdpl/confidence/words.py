@@ -1,7 +1,6 @@
 """Words for things that are not a class, and their text features in a run's folder."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -18,19 +17,16 @@ NEGATIVE_VECTORS_FILE = "negative_vectors.safetensors"
 _FAR, _SHARE_OF_WORDS = 0.95, 0.5
 
 
-def distant_words(run: Path, vectors: ClassVectors) -> ClassVectors | None:
-    """Return a student's negative vectors that are far from all classes; None if there are none."""
+def distant_words(run: Path, vectors: ClassVectors) -> tuple[Tensor, tuple[str, ...]]:
+    """Return a student's negative vectors far from all classes, [M, D], and their words."""
     file = run / NEGATIVE_VECTORS_FILE
     if not file.is_file():
-        return None
+        return vectors.vectors[:0], ()
     # first the words that are not a class, then the less similar half
     negatives = ClassVectors.load(file)
     usable = other_than(vectors.class_names, negatives.class_names, str(file))
-    if not usable:
-        return None
     kept = [usable[i] for i in farthest(negatives.vectors[usable], vectors.vectors)]
-    words = tuple(negatives.class_names[i] for i in kept)
-    return replace(negatives, vectors=negatives.vectors[kept], class_names=words)
+    return negatives.vectors[kept], tuple(negatives.class_names[i] for i in kept)
 
 
 @cache
@@ -74,6 +70,8 @@ def farthest(words: Tensor, classes: Tensor) -> list[int]:
     NegMining of NegLabel (arXiv 2403.20078, section 3.2), by 95 % quantiles of the similarities;
     both vectors are normalised.
     """
+    if not len(words):
+        return []
     similarity = (words.double() @ classes.double().T).quantile(_FAR, dim=1)
     count = max(1, round(_SHARE_OF_WORDS * len(words)))
     return sorted(similarity.argsort(stable=True)[:count].tolist())

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,36 +69,6 @@ def read_batch(classifier: Classifier, sources: Sequence[str], option: str) -> B
     return Batch(names, ImageSample.of(predicted, classifier.class_names), unreadable)
 
 
-class Limit(NamedTuple):
-    """A score of being none of the classes, and the number of unseen images it comes from."""
-
-    score: float
-    images: int
-
-
-def find_limit(
-    classifier: Classifier, reference: ImageSample | None
-) -> tuple[Limit | None, str | None]:
-    """Return the limit to compare new images with, or the reason why there is none.
-
-    ``reference`` are images like the pool's. The pool itself gives no limit: an encoder that has
-    learned its images finds them usual.
-    """
-    unknown = classifier.companions.get(NAME)
-    if not isinstance(unknown, Unknown):
-        return None, f"this classifier has no scores of that: {REMEDY}"
-    if reference is not None:
-        scores = unknown_scores(classifier, reference).sort().values
-        return Limit(float(scores[usual_rank(len(scores)) - 1]), len(scores)), None
-    if unknown.held_out is None:
-        # a file of an earlier version lacks the number of validation images, too
-        return None, (
-            "this classifier does not know its limit of 0.5 from validation images: distil it with "
-            "some (init --val-share), or give images like those of the pool by --against"
-        )
-    return Limit(0.5, unknown.held_out), None
-
-
 @torch.inference_mode()
 def unknown_scores(classifier: Classifier, sample: ImageSample) -> Tensor:
     """Score images as being none of the classes, [N]."""
@@ -111,22 +81,39 @@ def rejected_of(sample: ImageSample, rule: DecisionRule) -> npt.NDArray[np.bool_
     return sample.scores.double().numpy() < (rule.threshold or 0.0)
 
 
-def compare_with_limit(
+def compare_samples(
     classifier: Classifier,
     pool: ImageSample,
     new: ImageSample,
     rule: DecisionRule | None,
-    limit: Limit | None,
-) -> Comparison:
-    """Compare by ``compare``, and with the limit, if any; the default rule is the pool's."""
+    trained_on: bool,
+) -> tuple[Comparison, float | None, str | None]:
+    """Compare by ``compare``, and by the score of being none of the classes.
+
+    The arguments are the same as for ``compare_batches``. Returns the comparison, and the limit of
+    the score or the reason why there is none.
+    """
     rejected = None
     if rule is not None:
-        rejected = np.concatenate([rejected_of(pool, rule), rejected_of(new, rule)])
+        rejected = np.concatenate([rejected_of(side, rule) for side in (pool, new)])
     comparison = compare(pool, new, len(classifier.class_names), rejected)
-    if limit is None:
-        return comparison
-    above = int((unknown_scores(classifier, new) > limit.score).sum())
-    return comparison.with_unknown(above_usual(above, len(new), limit.images))
+    unknown = classifier.companions.get(NAME)
+    if not isinstance(unknown, Unknown):
+        return comparison, None, f"this classifier has no scores of that: {REMEDY}"
+    limit, images = 0.5, unknown.held_out
+    if not trained_on:
+        # otherwise the pool gives no limit: an encoder that has learned its images finds them usual
+        scores = unknown_scores(classifier, pool).sort().values
+        limit, images = float(scores[usual_rank(len(scores)) - 1]), len(scores)
+    if images is None:
+        # a file of an earlier version lacks the number of validation images, too
+        missing = (
+            "this classifier does not know its limit of 0.5 from validation images: distil it with "
+            "some (init --val-share), or give images like those of the pool by --against"
+        )
+        return comparison, None, missing
+    above = int((unknown_scores(classifier, new) > limit).sum())
+    return comparison.with_unknown(above_usual(above, len(new), images)), limit, None
 
 
 def compare_batches(
@@ -154,18 +141,21 @@ def compare_batches(
     """
     # test for differences
     sample, names = new.sample, classifier.class_names
-    drawn = sample.draw(MAX_IMAGES)
-    limit, missing = find_limit(classifier, None if trained_on else pool)
-    comparison = compare_with_limit(classifier, pool, drawn, rule, limit)
+    comparison, limit, missing = compare_samples(
+        classifier, pool, sample.draw(MAX_IMAGES), rule, trained_on
+    )
     questions = comparison.questions
     alarms = [question for question, p_value in questions.items() if p_value <= false_alarms]
 
     # shares of rejected and unusual images
     rule = DecisionRule(threshold=least_sure(pool.scores.numpy())) if rule is None else rule
-    rejected, rejected_of_pool = (float(rejected_of(side, rule).mean()) for side in (sample, pool))
+    rejected, rejected_of_pool = (
+        round(float(rejected_of(side, rule).mean()), 4) for side in (sample, pool)
+    )
     unknown = None
     if limit is not None:
-        unknown = float((unknown_scores(classifier, sample) > limit.score).float().mean())
+        above = unknown_scores(classifier, sample) > limit
+        unknown = round(float(above.float().mean()), 4)
 
     # classes at other frequencies, the largest changes first
     of_pool, of_new = (
@@ -181,9 +171,9 @@ def compare_batches(
         "because": [_ALARMS[question] for question in alarms],
         "images": len(sample),
         "unreadable": len(new.unreadable),
-        "rejected": round(rejected, 4),
-        "rejected_of_pool": round(rejected_of_pool, 4),
-        "unknown": None if unknown is None else round(unknown, 4),
+        "rejected": rejected,
+        "rejected_of_pool": rejected_of_pool,
+        "unknown": unknown,
         "p_values": {question: round(p_value, 4) for question, p_value in questions.items()},
         "changed_classes": [names[number] for number in changed],
         "farthest": [new.names[i] for i in np.argsort(-far)[:_FARTHEST].tolist()],

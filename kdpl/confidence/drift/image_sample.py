@@ -40,9 +40,7 @@ class ImageSample(LearnedCompanion):
     @classmethod
     def made_from(cls, outputs: StudentOutputs) -> Self | None:
         """Take the sample from a pool that the classifier has learned from."""
-        if not outputs.pool or not outputs.trained:
-            return None
-        if outputs.vectors.task != MULTI_CLASS.name:
+        if not outputs.pool or not outputs.trained or outputs.vectors.task != MULTI_CLASS.name:
             return None
         return cls.of(outputs.pool, outputs.vectors.class_names).draw(MAX_IMAGES)
 

@@ -14,15 +14,17 @@ from kdpl.confidence.unknown import usual_rank
 Floats = npt.NDArray[np.float64]
 
 PERMUTED = ("rejected", "classes", "distance")
-"""Shares of rejected images, frequencies of predicted classes, feature distances to the pool."""
-QUESTIONS = (*PERMUTED, "unknown")
-"""The same, and the share of images with a high score of being none of the classes."""
+"""Shares of rejected images, frequencies of predicted classes, feature distances to the pool.
+
+A further question, ``unknown``, is the share of images with a high score of being none of the
+classes.
+"""
 
 QUANTILE = 0.05
 """Share of the pool that is rejected by default."""
 
 PERMUTATIONS = 1999
-LEAST_RATE = len(QUESTIONS) / (PERMUTATIONS + 1)
+LEAST_RATE = (len(PERMUTED) + 1) / (PERMUTATIONS + 1)
 """Smallest possible p-value, and so the smallest rate of false alarms."""
 
 _NEAR = 32
@@ -67,19 +69,24 @@ def compare(
     the difference of a class with the largest of each permutation: in at most a share α of such
     comparisons any question has a p-value of α or less, and the same holds for the classes.
     """
-    search, draw = _Nearest(torch.cat([pool.features, new.features])), np.random.default_rng(0)
+    # distances of all images, and the nearest other images of each
+    features = torch.cat([pool.features, new.features])
+    distances = _distances(features, features)
+    np.fill_diagonal(distances, np.inf)
+    order = np.argsort(distances, axis=1)[:, :_NEAR]
     labels = torch.cat([pool.labels, new.labels]).numpy()
     scores = torch.cat([pool.scores, new.scores]).numpy()
     observed = np.arange(len(labels)) >= len(pool)
 
     # the statistics of the observed images, then of the permutations
-    statistics, differences = [], []
+    draw, statistics, differences = np.random.default_rng(0), [], []
     for number in range(PERMUTATIONS + 1):
         is_new = draw.permutation(observed) if number else observed
-        among_new, among_pool = (
-            _arcsine(np.bincount(labels[part], minlength=num_classes)) for part in (is_new, ~is_new)
+        counts = np.array(
+            [np.bincount(labels[part], minlength=num_classes) for part in (is_new, ~is_new)]
         )
-        difference, nearest = np.abs(among_new - among_pool), search.among(~is_new)
+        angles = np.arcsin(np.sqrt((counts + 0.375) / (counts.sum(axis=1, keepdims=True) + 0.75)))
+        difference, nearest = np.abs(angles[0] - angles[1]), _nearest(distances, order, ~is_new)
         distance = nearest[is_new].mean() - nearest[~is_new].mean()
         below = scores < least_sure(scores[~is_new]) if rejected is None else rejected
         statistics.append([below[is_new].sum(), np.square(difference).sum(), distance])
@@ -120,25 +127,16 @@ def _distances(first: Tensor, second: Tensor) -> Floats:
     return distances
 
 
-class _Nearest:
-    """Distances to the nearest other image among any part of T images, by features [T, D]."""
+def _nearest(
+    distances: Floats, order: npt.NDArray[np.int64], part: npt.NDArray[np.bool_]
+) -> Floats:
+    """Return the distances [T] to the nearest image in a part, bool [T], given all [T, T].
 
-    def __init__(self, features: Tensor) -> None:
-        self.distances = _distances(features, features)
-        np.fill_diagonal(self.distances, np.inf)
-        self.order = np.argsort(self.distances, axis=1)[:, :_NEAR]
-
-    def among(self, part: npt.NDArray[np.bool_]) -> Floats:
-        """Return distances [T] to the nearest image for which ``part``, bool [T], is true."""
-        # among the nearest few, or among all if none of them is in the part
-        in_part, every = part[self.order], np.arange(len(part))
-        nearest: Floats = self.distances[every, self.order[every, in_part.argmax(axis=1)]]
-        far = ~in_part.any(axis=1)
-        if far.any():
-            nearest[far] = self.distances[far][:, part].min(axis=1)
-        return nearest
-
-
-def _arcsine(counts: npt.NDArray[np.int64]) -> Floats:
-    angles: Floats = np.arcsin(np.sqrt((counts + 0.375) / (counts.sum() + 0.75)))
-    return angles
+    ``order`` has the nearest few images of each, [T, n].
+    """
+    # among the nearest few, or among all if none of them is in the part
+    in_part, every = part[order], np.arange(len(part))
+    nearest: Floats = distances[every, order[every, in_part.argmax(axis=1)]]
+    far = ~in_part.any(axis=1)
+    nearest[far] = distances[far][:, part].min(axis=1)
+    return nearest

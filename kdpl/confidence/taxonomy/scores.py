@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -81,15 +82,21 @@ class LevelScores(LearnedCompanion):
         """Take the scores of other held-out images."""
         return self.of(self.taxonomy, logits, labels)
 
-    def thresholds(self, max_error: float) -> Thresholds:
+    def thresholds(self, max_error: float, folder: Path | None = None) -> Thresholds:
         """Find a threshold for each level that keeps an error among the images answered there.
 
         An image is answered at the deepest level whose threshold its probability reaches. From the
         deepest level up, the threshold is ``HeldOutScores.threshold`` of the images that no deeper
         level answers; the strictest one accepts a quarter of them. Each of L levels keeps the error
-        with the confidence 1 - 5 % / L, and so all levels together with 95 %.
+        with the confidence 1 - 5 % / L, and so all levels together with 95 %. An ArtifactError
+        without held-out images says how to make them for the classifier in ``folder``.
         """
         require_share("level_error", max_error)
+        if not len(self.scores):
+            raise ArtifactError(
+                "this classifier has a tree, but no held-out images (a sample of val_shots of each "
+                f"class does not count): {to_calibrate(folder)}"
+            )
         confidence = 1 - (1 - CONFIDENCE) / self.scores.shape[1]
         thresholds = [math.inf] * self.scores.shape[1]
         for level in reversed(range(len(thresholds))):
@@ -137,13 +144,8 @@ def level_rule(classifier: Classifier, max_error: float) -> DecisionRule:
             "this classifier has no tree of its classes: train it with "
             "data.init_args.classes.taxonomy"
         )
-    if not len(scores.scores):
-        raise ArtifactError(
-            "this classifier has a tree, but no held-out images (a sample of val_shots of each "
-            f"class does not count): {to_calibrate(classifier.folder)}"
-        )
-    naming = DeepestNode(scores.taxonomy, scores.thresholds(max_error))
-    return DecisionRule(scores=(LEVEL,), naming=naming)
+    thresholds = scores.thresholds(max_error, classifier.folder)
+    return DecisionRule(scores=(LEVEL,), naming=DeepestNode(scores.taxonomy, thresholds))
 
 
 @dataclass(frozen=True)
@@ -156,13 +158,12 @@ class DeepestNode:
     def __call__(self, predicted: list[Predicted], probabilities: Tensor) -> list[Predicted]:
         """Return predictions for B images with probabilities [B, C] of the classes."""
         scores, nodes = self.taxonomy.best(probabilities)
-        levels = levels_answered(scores, self.thresholds).tolist()
+        rows = (t.tolist() for t in (levels_answered(scores, self.thresholds), scores, nodes))
         named = []
-        for i, (image, level) in enumerate(zip(predicted, levels, strict=True)):
+        for image, level, score, node in zip(predicted, *rows, strict=True):
             # level 0 rejects the image
             top = Prediction(None, image.top[0].probability)
             if level:
-                name = self.taxonomy.nodes[level - 1][nodes[i, level - 1]]
-                top = Prediction(name, float(scores[i, level - 1]))
+                top = Prediction(self.taxonomy.nodes[level - 1][node[level - 1]], score[level - 1])
             named.append(image._replace(top=[top], scores={**image.scores, LEVEL: level}))
         return named

@@ -167,6 +167,8 @@ def test_it_is_made_of_a_run_with_a_tree_and_read_again(tmp_path):
         classifier = SimpleNamespace(companions=companions, class_names=names, folder=tmp_path)
         with world.refused(ArtifactError, f"run python -m kdpl calibrate {tmp_path} IMAGES"):
             level_rule(classifier, 0.05)
+        with world.refused(ArtifactError, "no held-out images .*: run python -m kdpl calibrate"):
+            companions["taxonomy"].thresholds(0.05)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +204,10 @@ def test_a_file_that_cannot_be_is_refused(changes, tmp_path):
 def test_a_rule_names_the_deepest_node_and_leaves_the_rest_empty(tmp_path):
     draw, parents, _, names = made = tree_of(tmp_path, 7)
     held_out = scores_of(*made, 400)
-    rule = level_rule(SimpleNamespace(companions={"taxonomy": held_out}, class_names=names), 0.1)
+    classifier = SimpleNamespace(
+        companions={"taxonomy": held_out}, class_names=names, folder=tmp_path
+    )
+    rule = level_rule(classifier, 0.1)
     thresholds = held_out.thresholds(0.1)
     logits = torch.from_numpy(trees.logits_and_labels(draw, parents, names, 50)[0])
     probabilities = MULTI_CLASS.probabilities(logits.float())
