@@ -12,10 +12,10 @@ from torch import Tensor
 from kdpl.callbacks.handover import Handover
 from kdpl.callbacks.results import gather
 from kdpl.confidence.handover import on_validation_images
-from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
 from kdpl.module import ClassifyingModule, EvalOutput, evaluating
 from kdpl.multilabel.metrics import choose_thresholds, class_scores, of_expected_counts
+from kdpl.multilabel.scores import logits_of_pool
 from kdpl.multilabel.task import SEPARATOR, MultiLabel
 from kdpl.runtime.files import write_rows
 from kdpl.runtime.messages import inform
@@ -23,8 +23,6 @@ from kdpl.runtime.run_folder import PREDICTIONS_FILE
 
 PER_CLASS_FILE = "per_class.csv"
 """Scores of each class on the test images, in a run's folder."""
-
-_UNLABELED = 256  # images to choose thresholds on if there are no validation images
 
 
 def callbacks(module: LightningModule) -> list[Callback]:
@@ -109,26 +107,32 @@ def _choose(trainer: Trainer, module: ClassifyingModule) -> None:
     if not isinstance(task, MultiLabel):
         return
 
-    def classify(images: Tensor) -> Tensor:
+    def classify(images: Tensor) -> list[Tensor]:
         with trainer.precision_plugin.forward_context():
-            return module.class_logits(images).float()
+            return [module.class_logits(images).float()]
 
     # from validation images, else from unlabelled ones
     with evaluating(module):
-        outputs = on_validation_images(trainer, lambda images: [classify(images)], module.device)
+        outputs = on_validation_images(trainer, classify, module.device)
     if outputs is not None:
-        logits, targets = outputs
-        thresholds = _of_best_f1(logits, targets, data)
+        # labels of novel classes are not used
+        names = data.tuning_class_names
+        logits, targets = (output[:, : len(names)] for output in outputs)
+        thresholds = choose_thresholds(logits, targets)
+        mean = float(torch.tensor(thresholds).mean())
+        thresholds += [mean] * (len(data.class_names) - len(names))
+        has_image = zip(names, targets.any(dim=0).tolist(), strict=True)
+        if missing := [name for name, has in has_image if not has]:
+            inform(
+                f"no validation image has the class {missing[0]!r}"
+                f"{f' and {len(missing) - 1} others' if len(missing) > 1 else ''}: threshold 0.5"
+            )
     elif data.splits.train or data.splits.unlabeled:
         inform(
             "there are no validation images: thresholds are chosen so that as many unlabelled "
             "images have a class as its probabilities add up to"
         )
-        images = data.preview(_UNLABELED, module.resizing).to(module.device)
-        with evaluating(module), torch.no_grad():
-            parts = torch.split(images, data.eval_batch_size)
-            logits = torch.cat([classify(part) for part in parts])
-        thresholds = of_expected_counts(logits)
+        thresholds = of_expected_counts(logits_of_pool(module))
     else:
         inform("there are no validation images, so that the threshold of each class is 0.5")
         return
@@ -136,19 +140,3 @@ def _choose(trainer: Trainer, module: ClassifyingModule) -> None:
     # the test's metrics take them over
     module.task = MultiLabel(thresholds)
     module.test_metrics = module.task.accuracy(data.num_base).to(module.device)
-
-
-def _of_best_f1(logits: Tensor, targets: Tensor, data: DomainDataModule) -> list[float]:
-    # labels of novel classes are not used
-    count = len(data.tuning_class_names)
-    thresholds = choose_thresholds(logits[:, :count], targets[:, :count])
-    mean = float(torch.tensor(thresholds).mean())
-    has_image = targets[:, :count].any(dim=0).tolist()
-    pairs = zip(data.class_names, has_image, strict=False)
-    missing = [name for name, has in pairs if not has]
-    if missing:
-        inform(
-            f"no validation image has the class {missing[0]!r}"
-            f"{f' and {len(missing) - 1} others' if len(missing) > 1 else ''}: threshold 0.5"
-        )
-    return thresholds + [mean] * (len(data.class_names) - count)

@@ -62,7 +62,7 @@ class Crops:
 
     def features(self, views: Tensor) -> Tensor:
         """Average an image's features of crops [V, D] over the views of a box, float [K, D]."""
-        whole = 1 if 1 in self.scales else 0
+        whole = int(1 in self.scales)
         boxes = views[whole:].view(-1, len(_VIEWS), views.shape[1]).mean(dim=1)
         return F.normalize(torch.cat([views[:whole], boxes]), dim=1)
 
@@ -75,8 +75,17 @@ class Crops:
         gradient = np.hypot(*np.gradient(np.asarray(small, dtype=np.float64)))
         sums = np.pad(gradient.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
 
-        # score the candidates by the sums inside them and around their border
-        candidates = self._candidates(width, height)
+        # boxes on a grid for each scale above 1: left, top and edge, int [M, 3]
+        edges = [max(4, round(min(width, height) / scale)) for scale in self.scales if scale > 1]
+        candidates = np.array(
+            [
+                (left, top, edge)
+                for edge in edges
+                for top in _starts(height, edge)
+                for left in _starts(width, edge)
+            ]
+        )
+        # score them by the sums inside them and around their border
         left, top, edge = candidates.T
         border = np.maximum(1, np.rint(_BORDER * edge)).astype(int)
 
@@ -95,16 +104,6 @@ class Crops:
         kept = nms(torch.from_numpy(corners), torch.from_numpy(score), _MOST_OVERLAP)
         # repeat the best ones if the image has too little room for ``count`` boxes
         return np.resize(candidates[kept.numpy()], (self.count, 3)) / shrink
-
-    def _candidates(self, width: int, height: int) -> NDArray[np.int_]:
-        """Return left, top and edge of boxes on a grid for each scale above 1, int [M, 3]."""
-        boxes = []
-        for scale in self.scales:
-            edge = max(4, round(min(width, height) / scale))
-            if scale > 1:
-                rows, columns = _starts(height, edge), _starts(width, edge)
-                boxes += [(left, top, edge) for top in rows for left in columns]
-        return np.array(boxes)
 
 
 def _starts(length: int, edge: int) -> list[int]:

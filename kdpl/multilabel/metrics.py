@@ -104,12 +104,12 @@ def class_scores(
     probabilities = logits.double().sigmoid()
     nothing = probabilities.new_tensor(torch.nan)
     precisions = [
-        binary_average_precision(probabilities[:, c], has[:, c].long()) if positives[c] else nothing
-        for c in range(logits.shape[1])
+        binary_average_precision(of_class, labels.long()).double() if labels.any() else nothing
+        for of_class, labels in zip(probabilities.T, has.T, strict=True)
     ]
     return ClassScores(
         positives,
-        torch.stack([precision.double() for precision in precisions]),
+        torch.stack(precisions),
         hits / decided.sum(dim=0),
         hits / positives,
         _f1(decided, has),

@@ -15,8 +15,8 @@ from kdpl.runtime.predictions import spread
 from kdpl.tasks import ClassScaling
 from kdpl.teacher import TeacherPromptTuning
 
-# unlabelled and labelled images whose logits set the start, and their batch size
-_STARTING_IMAGES, _STARTING_LABELS, _AT_ONCE = 256, 1024, 64
+# unlabelled images that stand for the pool, labelled images of the start, and their batch size
+_POOL_IMAGES, _STARTING_LABELS, _AT_ONCE = 256, 1024, 64
 
 
 class ScaleAndBias(Float32Module, ClassScaling):
@@ -45,10 +45,7 @@ class ScaleAndBias(Float32Module, ClassScaling):
         splits, trainer = module.domain.splits, module.trainer
         if self.center.any() or not (splits.train or splits.unlabeled):
             return
-        images = module.domain.preview(_STARTING_IMAGES, module.resizing).to(module.device)
-        with evaluating(module), trainer.precision_plugin.forward_context():
-            logits = [module.class_logits(part).float() for part in torch.split(images, _AT_ONCE)]
-        self.start_at(torch.cat(logits))
+        self.start_at(logits_of_pool(module))
         if isinstance(module, TeacherPromptTuning) and trainer.training and trainer.max_epochs != 0:
             self.fit(*_labeled_logits(module))
         if distributed.is_available() and distributed.is_initialized():
@@ -110,6 +107,15 @@ class ScaleAndBias(Float32Module, ClassScaling):
     def _of_all(self, learned: Tensor) -> Tensor:
         missing = len(self.center) - len(learned)
         return torch.cat([learned, learned.mean().expand(missing)])
+
+
+@torch.no_grad()
+def logits_of_pool(module: ClassifyingModule) -> Tensor:
+    """Return logits of the classes for up to 256 unlabelled images, evenly spread, [N, C]."""
+    images = module.domain.preview(_POOL_IMAGES, module.resizing).to(module.device)
+    with evaluating(module), module.trainer.precision_plugin.forward_context():
+        logits = [module.class_logits(part).float() for part in torch.split(images, _AT_ONCE)]
+    return torch.cat(logits)
 
 
 def _labeled_logits(teacher: TeacherPromptTuning) -> tuple[Tensor, Tensor]:
