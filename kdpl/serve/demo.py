@@ -154,7 +154,7 @@ def build(demo: Demo, examples: Sequence[str]) -> "gradio.Blocks":
 def launch(page: "gradio.Blocks", host: str, port: int | None, show: bool) -> None:
     """Start to serve the page, and open it in the browser if there is a screen."""
     # without a screen, Python would start a browser in the terminal
-    has_display = bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
+    has_display = not {"DISPLAY", "WAYLAND_DISPLAY"}.isdisjoint(os.environ)
     screen = sys.platform in ("darwin", "win32") or has_display
     try:
         page.launch(

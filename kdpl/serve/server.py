@@ -114,12 +114,10 @@ def build(
     app.title, app.version = "kdpl", __version__
     app.state.max_images = limits.images
 
-    def refuse(*_: object) -> JSONResponse:
-        return JSONResponse(
-            {"detail": "the field images holds no file: give it a file name and the image"}, 422
-        )
-
-    app.add_exception_handler(RequestValidationError, refuse)
+    detail = "the field images holds no file: give it a file name and the image"
+    app.add_exception_handler(
+        RequestValidationError, lambda *_: JSONResponse({"detail": detail}, 422)
+    )
     # no log of invalid forms, since the client gets the reason
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     return server
