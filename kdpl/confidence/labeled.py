@@ -35,6 +35,8 @@ def labeled_records(
     ``one_of_a_group`` takes one image of each group of a table, as bounds of errors require.
     """
     top, groups = Path(images).expanduser(), dict[str, str]()
+    if not top.exists():
+        raise DataError(f"{images} does not exist: check its path")
     if top.is_dir() and label_separator is not None:
         raise DataError(
             f"{images} is a folder with one class per image, expected several: give a .csv "
