@@ -141,9 +141,14 @@ class HeldOutScores(LearnedCompanion):
                 break
             threshold = float(ranked[count - 1])
         if threshold is None:
+            # the bound of the strictest threshold is achieved
+            half = self.scores >= ranked[math.ceil(len(self) * strictest) - 1]
+            correct, errors = int((half & self.correct).sum()), int((half & ~self.correct).sum())
+            shown = scipy.stats.beta.ppf(confidence, errors + 1, correct) if correct else 1.0
             raise ConfigError(
-                "no threshold that accepts half of the held-out images shows an error of "
-                f"{100 * max_error:.3g}%: {_REMEDIES}"
+                f"no threshold that accepts {100 * strictest:.0f} % of the held-out images shows "
+                f"an error of {100 * max_error:.3g}%, but {math.ceil(1000 * shown) / 10:g}%: "
+                f"{_REMEDIES}"
             )
         return threshold
 

@@ -87,7 +87,7 @@ class Stage:
             if predictions := read_predictions(self.folder):
                 return predictions
         test = command("test", "--config", self.folder / CONFIG_FILE, "--out", self.folder)
-        raise ArtifactError(f"{self.folder} was not tested: {test}")
+        raise ArtifactError(f"{self.folder} was not tested: if it has test images, run {test}")
 
     @cached_property
     def results(self) -> dict[str, float]:
