@@ -1,4 +1,4 @@
-"""Worlds of letters and of pages of digits, and how the miniature CLIPs are trained on them."""
+"""Worlds that figures are measured on: their images, and the miniature CLIPs of photographs."""
 
 import csv
 
@@ -8,10 +8,14 @@ import torch
 from PIL import Image
 
 from benchmarks.worlds import letters, pages
-from benchmarks.worlds.pretrain import contrastive_loss
+from benchmarks.worlds.photographs.projections import Classifier, choose_settings, fit_projections
 
-# the first that ships all fonts
-pytest.importorskip("matplotlib")
+
+def require_quarters(image, means):
+    """Require the mean levels of an image's quarters; versions of libraries may round differently."""
+    pixels, half = np.asarray(image, dtype=float), image.width // 2
+    quarters = pixels.reshape(2, half, 2, half, 3).mean((1, 3, 4)).ravel()
+    assert quarters == pytest.approx(means, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -22,43 +26,37 @@ pytest.importorskip("matplotlib")
         ("letters/119/z", [163.0, 156.6, 165.3, 154.7]),
     ],
 )
-def test_images_stay_those_that_figures_are_measured_on(source, quarters):
-    pixels = np.asarray(letters.open_letter(source), dtype=float)
-    # versions of FreeType and of the JPEG decoder may round differently
-    assert pixels.reshape(2, 16, 2, 16, 3).mean((1, 3, 4)).ravel() == pytest.approx(quarters, abs=1)
+def test_letters_stay_those_that_figures_are_measured_on(source, quarters):
+    # the first that ships all fonts
+    pytest.importorskip("matplotlib")
+    require_quarters(letters.open_letter(source), quarters)
 
 
-def rows_of(table):
-    with table.open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    contents = {(table.parent / row["image"]).read_bytes() for row in rows}
-    assert len(contents) == len(rows), "none comes twice"
-    return rows, contents
+def test_pages_stay_those_that_figures_are_measured_on(tmp_path):
+    table = pages.write_pages(tmp_path / "pages", {"train": 2, "test": 1})
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    shown = [("two,three,seven,nine", "train"), ("one,two,four,six", "train")]
+    shown.append(("one,eight,nine", "test"))
+    assert [(row["label"], row["split"]) for row in rows] == shown
+    quarters = [[23.7, 24.1, 22.5, 35.7], [24.3, 0.4, 39.5, 19.6], [2.5, 49.3, 31.2, 0.0]]
+    for row, means in zip(rows, quarters, strict=True):
+        require_quarters(Image.open(table.parent / row["image"]), means)
 
 
-def test_each_page_has_one_to_five_digits_and_their_names_and_is_the_same_each_time(tmp_path):
-    few = {"train": 30, "val": 5, "test": 10}
-    table, again = (pages.write_pages(tmp_path / name, few) for name in ("a", "b"))
-    rows, contents = rows_of(table)
-    assert contents == rows_of(again)[1]
-    assert [row["split"] for row in rows] == [split for split, n in few.items() for _ in range(n)]
-    for row in rows:
-        assert 1 <= len(row["label"].split(",")) <= 5
-        assert Image.open(table.parent / row["image"]).size == (pages.SIZE, pages.SIZE)
-
-
-def plain_loss(logits, classes):
-    """InfoNCE with several images per text, image by image and text by text."""
-    to_text = [
-        -torch.log(row.softmax(dim=0)[index]) for row, index in zip(logits, classes, strict=True)
-    ]
-    texts = classes.unique().tolist()
-    to_image = [-logits[:, text].log_softmax(dim=0)[classes == text].mean() for text in texts]
-    return (sum(to_text) / len(to_text) + sum(to_image) / len(to_image)) / 2
-
-
-def test_the_contrastive_loss_equals_the_plain_one():
-    generator = torch.Generator().manual_seed(0)
-    logits = 5 * torch.randn(12, 6, generator=generator, dtype=torch.float64)
-    classes = torch.tensor([0, 0, 1, 3, 3, 3, 3, 5, 5, 1, 0, 5])
-    torch.testing.assert_close(contrastive_loss(logits, classes), plain_loss(logits, classes))
+def test_clips_of_photographs_stay_those_that_figures_are_measured_with():
+    draw = np.random.RandomState(0)
+    texts = 0.7 + draw.randn(30, 6)
+    rows = texts @ draw.randn(6, 9) + 0.3 * draw.randn(30, 9)
+    given = rows, draw.randn(30), texts, 0.5 + draw.randn(40, 9)
+    *classifier, features = (torch.from_numpy(values).float() for values in given)
+    classifier = Classifier(*classifier)
+    # by ridge regression in one space, without a root, one image and one text at a time
+    for ridge, cosines in (
+        (0.1, [[0.219232, 0.467972, -0.007893], [-0.178115, -0.603861, -0.096669]]),
+        (3.0, [[0.380193, 0.456901, 0.117305], [-0.280826, -0.640159, -0.201801]]),
+    ):
+        made = fit_projections(classifier, features.mean(dim=0), ridge)
+        near = made.cosines(features[:2], classifier.texts[:3])
+        torch.testing.assert_close(near, torch.tensor(cosines), rtol=1e-4, atol=1e-5)
+    # by the cross-entropy on the classes that a fold leaves out, of settings that are near
+    assert choose_settings(classifier, features, (0.01, 30.0), (6.0, 40.0), folds=5) == (0.01, 6.0)

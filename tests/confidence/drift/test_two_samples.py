@@ -174,15 +174,3 @@ def test_the_energy_distance_is_that_of_a_plain_loop(shift, monkeypatch):
     assert watch.energy(pool, new) == pytest.approx(
         np.mean(np.array(energies) >= energies[0] - 1e-9)
     )
-
-
-@pytest.mark.slow
-def test_a_classifier_of_the_digits_is_watched(classifier, capsys, monkeypatch):
-    monkeypatch.setattr("kdpl.confidence.drift.two_samples.PERMUTATIONS", 0)  # the command sets it
-    watch.main([str(classifier), "--batches=1", "--false=2", "--permutations=399", "--sizes", "60"])
-    rows = {
-        line.split("|")[1]: line.split("|")[2] for line in capsys.readouterr().out.splitlines()[3:]
-    }
-    assert len(rows) == 11
-    assert rows["unseen against unseen images"].startswith("0 (")
-    assert rows["inverted"].startswith("100 (")
