@@ -208,14 +208,6 @@ def similarity(views, vectors):
     return max((direction * normalized(vector)).sum().item() for vector in vectors)
 
 
-def quantile(values, share):
-    """Linear between the two values that the share is between, in rising order."""
-    rising, position = sorted(values), share * (len(values) - 1)
-    low = int(position)
-    high = min(low + 1, len(values) - 1)
-    return rising[low] + (position - low) * (rising[high] - rising[low])
-
-
 def promptsrc(
     clip,
     images,

@@ -1,7 +1,6 @@
 import csv
 import re
 import shutil
-import subprocess
 from contextlib import chdir
 from itertools import product
 from unittest.mock import patch
@@ -191,14 +190,3 @@ def test_a_table_needs_the_folder_of_a_campaign_and_intact_results(whole, tmp_pa
     damaged.write_text("{}")
     assert main(["table", str(out)]) == 1
     error_line(capsys, f"{damaged} is not the result of a campaign's run")
-
-
-@pytest.mark.parametrize(
-    ("target", "more"), [("reproduce", "--root data"), ("table", "")], ids=["reproduce", "table"]
-)
-def test_make_runs_the_campaigns_of_the_readme_and_prints_their_tables(target, more):
-    command = ["make", "--dry-run", target, "DATA=data"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "-m kdpl benchmark configs/benchmark/" in said
-    assert f"-m kdpl table runs/{target}\n" in said
-    assert more in said.replace('"', "")

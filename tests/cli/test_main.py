@@ -89,12 +89,6 @@ def test_ctrl_c_within_a_text_that_is_executed_ends_with_the_code_of_ctrl_c():
     assert (ended.returncode, ended.stderr) == (130, "interrupted\n")
 
 
-def test_ctrl_c_while_the_commands_are_looked_up_is_one_line(monkeypatch, capsys):
-    monkeypatch.setattr("kdpl.__main__.command_names", Mock(side_effect=KeyboardInterrupt))
-    assert main(["run"]) == 130
-    assert capsys.readouterr().err == "interrupted\n"
-
-
 def test_an_error_that_an_interruption_brought_about_is_the_interruption(monkeypatch, capsys):
     def end(*_):
         try:

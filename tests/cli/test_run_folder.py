@@ -139,7 +139,6 @@ def test_several_labels_and_few_images_are_chosen_for():
         ),
         (["missing"], ["missing", "does not exist"]),
         (["my_images", "--studnet", "quickstart"], ["--studnet", "did you mean --student?"]),
-        (["my_images", "--shot=2"], ["did you mean --shots?"]),
     ],
 )
 def test_what_is_missing_is_named(args, words, tmp_path, monkeypatch, capsys):

@@ -3,19 +3,16 @@
 import shutil
 from copy import deepcopy
 
-import open_clip
 import pytest
 import timm
 import torch
 import world
 from plain import backward, relative_error
-from runs import noise
 from torch import nn
 
-from kdpl.clip import ClipConfig, Preprocessing, load_clip, load_image_clip
+from kdpl.clip import ClipConfig, load_clip, load_image_clip
 from kdpl.clip.loading import fingerprint
 from kdpl.clip.towers.image import memory_format_of
-from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.prompts import VisionPrompts
 
 
@@ -61,22 +58,6 @@ def test_a_compiled_tower_gives_the_same_features_gradients_and_names(images):
         results.append((features, prompts.tokens.grad.clone()))
     for actual, expected in zip(*results, strict=True):
         assert relative_error(actual, expected) < 1e-5
-
-
-SHAPES = [(32, 32), (33, 20), (20, 33), (1, 7), (200, 7), (64, 65), (31, 32), (97, 41), (500, 375)]
-
-
-@pytest.mark.parametrize("mode", ["shortest", "squash"])
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_images_are_prepared_as_open_clip_prepares_them(mode, interpolation):
-    prepare = open_clip.image_transform(
-        32, False, mean=(0, 0, 0), std=(1, 1, 1), resize_mode=mode, interpolation=interpolation
-    )
-    square = Preprocessing(32, (0.5,) * 3, (0.5,) * 3, mode, interpolation)
-    for seed, shape in enumerate(SHAPES):
-        image = noise(*shape, seed=seed)
-        expected = (prepare(image) * 255).round().to(torch.uint8)
-        assert torch.equal(to_tensor(resize_and_crop(image, square.resizing)), expected), shape
 
 
 CONVOLUTIONAL = {

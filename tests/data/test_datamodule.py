@@ -177,23 +177,6 @@ def test_balanced_classes_take_part_equally_in_as_many_steps_and_each_view_is_an
     assert len({even.dataset.view.draw(Image.new("RGB", (10, 8)), *key) for key in keys}) == 5
 
 
-def test_trainer_hands_the_epoch_on_also_after_a_resume(tmp_path):
-    def fit(max_epochs, ckpt_path=None):
-        probe = Probe("labeled")
-        fitted = trainer(tmp_path, max_epochs=max_epochs, limit_val_batches=0)
-        # a worker is asked for images ahead of the step
-        fitted.fit(probe, datamodule=digits(shots=2, num_workers=1), ckpt_path=ckpt_path)
-        return fitted, probe
-
-    expected = list(itertools.chain(*epochs(range(3), shots=2)))
-    assert same_batches(fit(3)[1].train_batches, expected)
-    stopped, _ = fit(1)
-    stopped.save_checkpoint(tmp_path / "stopped.ckpt")
-    _, resumed = fit(3, tmp_path / "stopped.ckpt")
-    assert resumed.epochs == [1, 1, 2, 2]
-    assert same_batches(resumed.train_batches, expected[2:])
-
-
 def test_a_split_that_is_not_there_is_not_validated_on_and_not_tested_on(folder):
     (folder / "data/val").rename(folder / "data/later")
     probe = Probe()

@@ -1,6 +1,7 @@
 """Training sees the images that evaluation sees: each view is made for the tower that gets it."""
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 import world
@@ -12,7 +13,6 @@ from kdpl import DomainDataModule
 from kdpl.class_vectors import FrozenTeacher
 from kdpl.clip import ClipConfig, Preprocessing, weights
 from kdpl.data.augmentation import LightAffine, resize_and_crop, to_tensor
-from kdpl.data.datasets import UnlabeledImages
 from kdpl.losses import DistillationLoss
 from kdpl.prompts import StudentPrompts
 from kdpl.prompts.student_encoder import StudentEncoder
@@ -46,15 +46,21 @@ TOWERS = [
 
 
 @pytest.mark.parametrize("images", TOWERS, ids=str)
-def test_the_evaluation_transform_is_timms_pixel_by_pixel(images):
+def test_the_evaluation_transform_is_that_of_timm_and_open_clip_pixel_by_pixel(images):
     rng = np.random.default_rng(0)
     pictures = [
-        noise(*shape, seed=i) for i, shape in enumerate([*SHAPES, *rng.integers(4, 130, (40, 2))])
+        noise(*shape, seed=i)
+        for i, shape in enumerate([*SHAPES, (1, 7), *rng.integers(4, 130, (40, 2))])
     ]
     made = torch.stack(
         [to_tensor(resize_and_crop(picture, images.resizing)) for picture in pictures]
     )
     assert torch.equal(made, expected(images, pictures))
+    if images.crop_pct == 1:
+        ways = {"resize_mode": images.resize_mode, "interpolation": images.interpolation}
+        prepare = open_clip.image_transform(32, False, mean=(0, 0, 0), std=(1, 1, 1), **ways)
+        of_open_clip = [(prepare(picture) * 255).round().to(torch.uint8) for picture in pictures]
+        assert torch.equal(made, torch.stack(of_open_clip))
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +111,6 @@ def test_views_under_none_are_the_evaluation_transform_of_each_tower(student, pi
     records = data.labels.evaluation("val")
     assert_views((val[i].images for i in range(6)), [record.source for record in records])
     assert_views(data.preview(len(pool), student.resizing), pool)
-
-    # what refinement and pool filter encode
-    view = data.view(student.resizing)
-    everything = UnlabeledImages(data.pool.images, view)
-    assert_views((everything[i, 0].images for i in range(len(everything))), pool)
-    images = UnlabeledImages(pool[3:5], view)
-    assert_views((images[i, 1].images for i in range(2)), pool[3:5])
 
 
 def test_in_a_fit_towers_see_the_evaluation_transform(pictures, tmp_path, monkeypatch):

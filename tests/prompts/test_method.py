@@ -76,19 +76,6 @@ class Scaled(PromptMethod):
         vars(self).update(kept or {"scale": scale})
 
 
-class Passing(PromptMethod):
-    """A method that takes its own setting first, and hands on the others."""
-
-    def __init__(self, share=0.5, **common):
-        super().__init__(**common)
-        self.share = share
-
-
-def test_settings_are_found_by_name_wherever_they_stand(clip_of):
-    common = {"vision": NONE, "text": NONE, "context": WORDS, "clip": clip_of("test-teacher")}
-    assert Passing(share=0.2, **common).settings() == {"share": 0.2}
-
-
 def test_further_arguments_are_saved_and_restored(clip_of):
     clip = clip_of("test-teacher")
     saved = Scaled(NONE, NONE, WORDS, clip, scale=3.0).settings()

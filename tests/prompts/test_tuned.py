@@ -68,14 +68,21 @@ def test_prompts_for_another_clip_or_of_an_unknown_method_are_refused(changes, c
         tuned(**changes).build_method(clip_of("test-teacher"))
 
 
-@pytest.mark.parametrize("name", ["visual.ln_post.bias", "ln_final.bias"])
-def test_a_clip_with_other_weights_than_then_is_refused(name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [
+        ("visual.ln_post.bias", TunedPrompts.load_clip),
+        ("visual.ln_post.bias", TunedPrompts.load_image_clip),
+        ("ln_final.bias", TunedPrompts.load_clip),
+    ],
+)
+def test_a_clip_with_other_weights_than_then_is_refused(name, load, monkeypatch):
     prompts, changed = world.tuned_prompts({}, "test-teacher"), dict(world.weights("test-teacher"))
     changed[name] = changed[name] + 1e-3
     registered = world.CONFIGS["test-teacher"], {world.TAG: lambda: changed}
     monkeypatch.setitem(kdpl.clip.loading._REGISTRY, "test-teacher", registered)
     with world.refused(WeightsError, "of test-teacher are not the weights"):
-        prompts.load_clip()
+        load(prompts)
 
 
 def test_a_file_that_was_changed_is_refused(tmp_path):

@@ -20,9 +20,7 @@ from kdpl.clip.modules import Frozen
 from kdpl.clip.towers.kinds import require_modest
 from kdpl.errors import ArtifactError, ConfigError, WeightsError
 from kdpl.prompts import TextPrompts
-from kdpl.prompts.student_encoder import (
-    StudentEncoder,
-)
+from kdpl.prompts.student_encoder import StudentEncoder
 
 NAMES = ["sea horse", "crab", "the blue whale the sea horse"]
 

@@ -118,17 +118,6 @@ def encoder_of(kind, folder):
         )
 
 
-def test_an_encoder_that_does_not_find_its_embedding_takes_a_context(tmp_path, monkeypatch):
-    def unknown(_):
-        raise NotImplementedError
-
-    text = encoder_of("m2m_100", tmp_path)
-    # as before transformers 4.54
-    monkeypatch.setattr(type(text.transformer), "get_input_embeddings", unknown)
-    tower = HuggingFaceTextTower(text, start=1)
-    assert tower.token_embedding.num_embeddings == text.config.vocab_size
-
-
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_embeddings_of_words_as_a_context_change_nothing_in_any_kind_of_encoder(kind, tmp_path):
     text = encoder_of(kind, tmp_path)

@@ -1,8 +1,7 @@
 import pytest
-from runs import DATA, STUDENT, TEACHER, error_line, files_of, fit_student
+from runs import DATA, STUDENT, TEACHER, error_line, files_of
 
 from kdpl.__main__ import main
-from kdpl.targets import shards as module
 
 pytestmark = pytest.mark.usefixtures("without_companions")
 
@@ -15,14 +14,6 @@ def settings(teacher, cache):
 
 def fill(teacher, cache, *more):
     return main(["cache", *settings(teacher, cache), *more])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_shards():
-    """Eleven shards of 64 images each, with two views."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_FEATURES_PER_SHARD", 128)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +36,6 @@ def test_a_second_start_says_complete_and_changes_nothing(filled, teacher_run, c
     # whose time changes whenever an older filelock takes it
     before.pop(".lock"), after.pop(".lock")
     assert after == before
-
-
-def test_a_missing_shard_is_filled_again(tmp_path, teacher_run, filled, capsys):
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    for file in filled.iterdir():
-        if file.name != "shard-00003.npy":
-            (cache / file.name).write_bytes(file.read_bytes())
-    from_cache = f"--model.init_args.teacher_cache={cache}"
-    assert fit_student(tmp_path / "out", teacher_run, from_cache) == 1
-    error_line(capsys, f"{cache} is incomplete, 1 of 11 shards are missing")
-    assert fill(teacher_run, cache) == 0
-    assert "2 views of each, 128 features computed" in capsys.readouterr().err
-    for file in filled.glob("*.npy"):
-        assert (cache / file.name).read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Unlabelled images that are left out as unlike all classes."""
 
+import numpy as np
 import plain
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_images_below_the_quantile_of_labelled_ones_are_left_out(teacher_folder,
     labeled = UnlabeledImages([record.source for record in training], view)
     pool = UnlabeledImages(domain.pool.images, view)
     indices = domain.selection.indices.tolist()
-    least = plain.quantile(similarities(labeled, range(len(labeled))), 0.3)
+    least = np.quantile(similarities(labeled, range(len(labeled))), 0.3)
     by_index = dict(zip(indices, similarities(pool, indices), strict=True))
     expected = {pool.sources[i]: value for i, value in by_index.items() if value < least}
     assert 0 < len(expected) < len(indices)
