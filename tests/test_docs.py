@@ -40,10 +40,6 @@ INIT_WRITES = (
 )
 
 
-def name_of(path):
-    return path.relative_to(ROOT).as_posix()
-
-
 # --- the site ---
 
 
@@ -97,7 +93,7 @@ def test_links_lead_to_files_and_headings_of_the_repository():
             # objects of the reference are not headings; the build of the site checks them
             is_heading = anchor and not anchor.startswith("kdpl.")
             if not file.exists() or (is_heading and anchor not in slugs(TEXTS[file])):
-                broken.append(f"{name_of(path)}: {target}#{anchor}")
+                broken.append(f"{path.relative_to(ROOT)}: {target}#{anchor}")
     assert broken == []
 
 

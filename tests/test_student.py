@@ -42,14 +42,12 @@ class PlainStudent:
     def features(self, images, training=True):
         return normalized(self.projector(self.clip.image_features(images, self.prompts), training))
 
-    def teacher_features(self, images):
-        return normalized(self.teacher_clip.image_features(images, self.teacher_prompts))
-
     def logits(self, images, training=True):
         return 17 * self.features(images, training) @ self.vectors.T
 
     def teacher_logits(self, images):
-        return 30 * self.teacher_features(images) @ self.vectors.T
+        features = self.teacher_clip.image_features(images, self.teacher_prompts)
+        return 30 * normalized(features) @ self.vectors.T
 
     def loss(self, images, weight=1000, temperature=1.0):
         return plain.distillation(

@@ -1,4 +1,4 @@
-"""Image towers: plain features, compilation, memory formats, and how images are prepared."""
+"""Image towers: plain features, compilation and memory formats."""
 
 import shutil
 from copy import deepcopy

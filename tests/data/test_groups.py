@@ -13,10 +13,6 @@ from kdpl.data.groups import FOLDS, folds, group_numbers, one_of_each
 IMAGES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), max_size=60)
 
 
-def columns(images):
-    return np.array(images, np.int64).reshape(-1, 2).T
-
-
 def plain_folds(labels, groups):
     """The same group by group, with counts in dictionaries."""
     total, counts, fold_of = Counter(labels), [Counter() for _ in range(FOLDS)], {}
@@ -31,7 +27,7 @@ def plain_folds(labels, groups):
 
 @given(IMAGES)
 def test_groups_are_whole_in_folds_and_no_class_is_lost(images):
-    labels, groups = columns(images)
+    labels, groups = np.array(images, np.int64).reshape(-1, 2).T
     found = folds(labels, groups)
     for fold in {*found.tolist()} - {-1}:
         seen, held_out = found != fold, found == fold

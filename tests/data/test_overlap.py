@@ -63,10 +63,6 @@ def parts(splits):
     return splits.train, splits.val, splits.test, list(splits.unlabeled)
 
 
-def names(sources, pets):
-    return [os.path.relpath(source, pets) for source in sources]
-
-
 @pytest.mark.parametrize(
     ("kind", "link", "target", "count"),
     [
@@ -101,7 +97,7 @@ def test_test_images_by_other_paths_are_not_distilled_on(pets, tmp_path, monkeyp
         ((relative, [*train, *UNLABELED]), (linked, UNLABELED))
     ):
         splits, notes = looked_at(data, tmp_path / str(number))
-        assert names(splits.unlabeled, pets) == expected
+        assert [os.path.relpath(source, pets) for source in splits.unlabeled] == expected
         assert [note.partition(" are ")[0] for note in notes] == ["12 unlabelled images"]
 
 

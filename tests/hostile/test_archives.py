@@ -93,15 +93,6 @@ def test_a_damaged_archive_is_named(tmp_path, content):
         unpacked(path)
 
 
-def test_a_file_that_runs_as_another_user_comes_out_as_an_ordinary_one(tmp_path):
-    member = tarfile.TarInfo("a")
-    member.mode = 0o6777
-    with tarfile.open(tmp_path / "x.tar", "w") as archive:
-        archive.addfile(member)
-    assert unpacked(tmp_path / "x.tar") == {"a": b""}
-    assert (tmp_path / "in/out/a").stat().st_mode & 0o7022 == 0
-
-
 def png_with_100_megabytes_of_text():
     file = io.BytesIO()
     Image.new("RGB", (4, 4)).save(file, "PNG")

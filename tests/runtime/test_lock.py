@@ -1,9 +1,5 @@
-import subprocess
-import sys
-
 import pytest
 
-from kdpl.errors import ConfigError
 from kdpl.runtime import lock
 from kdpl.runtime.lock import RunLock
 
@@ -12,26 +8,6 @@ from kdpl.runtime.lock import RunLock
 def _no_patience(monkeypatch):
     monkeypatch.setattr(lock, "_PATIENCE_SECONDS", 0)
     monkeypatch.setattr(lock, "_LEASE_SECONDS", 0)
-
-
-@pytest.mark.slow
-def test_the_lock_of_a_killed_process_is_free(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from kdpl.runtime.lock import RunLock; "
-        f"lock = RunLock(Path({str(tmp_path)!r})); print('locked', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as first:
-        assert first.stdout.readline() == b"locked\n"
-        with pytest.raises(
-            ConfigError,
-            match=r"another process is running into .*: wait .* or choose another --out",
-        ):
-            RunLock(tmp_path)
-        first.kill()
-        first.wait()
-        RunLock(tmp_path).release()
 
 
 def test_a_folder_into_which_nothing_was_written_is_removed(tmp_path):

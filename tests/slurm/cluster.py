@@ -172,15 +172,11 @@ class Cluster:
         self._wait(ended, seconds=1500)
         return looks[-1]
 
-    def queued(self):
-        """The jobs that are pending or running."""
-        return self.run("squeue", "-h", "-o", "%i", check=False).stdout.split()
-
     def clear(self):
         """End all jobs."""
         self.run("scancel", "--user=root", check=False)
         with contextlib.suppress(AssertionError):
-            self._wait(lambda: not self.queued())
+            self._wait(lambda: not self.run("squeue", "-h", check=False).stdout)
 
     def stop(self):
         """Kill the daemons and what is left of jobs, and remove the state."""

@@ -29,9 +29,7 @@ def draw(count, seed, shift=0.0, width=3, unsure=0.0, rare=1.0):
 def plain_statistics(pool, new, threshold):
     """The three statistics and each class's difference, of two lists of (features, score, class)."""
     if threshold is None:
-        ordered, rank = sorted(score for _, score, _ in pool), 0.05 * (len(pool) - 1)
-        low, high = ordered[math.floor(rank)], ordered[math.ceil(rank)]
-        threshold = low + (rank % 1) * (high - low)
+        threshold = np.quantile([score for _, score, _ in pool], 0.05)
     rejected = sum(score < threshold for _, score, _ in new)
     angles = []
     for part in (pool, new):

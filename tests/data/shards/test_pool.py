@@ -32,10 +32,6 @@ def short(found, folder):
     return [source.removeprefix(f"{folder}/") for source in found]
 
 
-def pixels(source):
-    return open_source(source).tobytes()
-
-
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -72,7 +68,8 @@ def test_members_that_leave_the_folder_or_are_not_files_are_ignored(tmp_path):
     assert short(found, tmp_path) == [
         f"evil.tar/{n}" for n in ("good.png", "a:b?.png", "c:\\d*.png")
     ]
-    assert [pixels(name) for name in found] == [noise(9, 7, seed=s).tobytes() for s in (2, 3, 4)]
+    pixels = [open_source(name).tobytes() for name in found]
+    assert pixels == [noise(9, 7, seed=s).tobytes() for s in (2, 3, 4)]
     assert [item.name for item in read_items([str(tmp_path / "evil.tar")])] == list(found)
     # nothing is unpacked
     assert sorted(path.name for path in tmp_path.rglob("*")) == [INDEX_FILE, "evil.tar"]
