@@ -109,6 +109,25 @@ def test_a_comparison_that_fails_or_comes_too_late_is_a_row_and_the_others_go_on
 
 
 @pytest.mark.slow
+def test_the_comparisons_for_a_gpu_run_on_miniatures(tmp_path, monkeypatch):
+    # but for what other tests run, and what needs a compiler
+    names = {"student", "tuning", "stage-2", "networks", "memory-formats"}
+    parts = [
+        (precision, 8, [name for name in groups if name in names])
+        for precision, batch_size, groups in gpu.PARTS
+        if (precision, batch_size) == ("bf16-mixed", 64)
+    ]
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--device=cpu", "--small", "--repeats=1", f"--out={out}"]) == 0
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    assert [row["failure"] for row in rows if row["failure"]] == []
+    assert len(rows) == 2 + 1 + 1 + 3 + 2
+    assert all(row["value"] > 0 for row in rows)
+
+
+@pytest.mark.slow
 def test_what_ships_and_open_clip_classify_the_same_files_and_are_compared(tmp_path, monkeypatch):
     options = {"small": True, "device": "cpu", "precision": "32-true", "repeats": 1, "threads": 1}
     inference = Inference(Settings(batch_size=5, **options), tmp_path)
