@@ -143,7 +143,7 @@ def choose(several_labels: bool) -> Choice:
 
     # target, and what of the student is trained
     target = "local_views" if several_labels else "refined"
-    learned = "the teacher's predictions, corrected by your labels and the shape of the pool"
+    learned = "the teacher's predictions, corrected by any labels and the shape of the pool"
     if several_labels:
         learned = "what the teacher sees in crops of each image"
     reasons["target"] = f"target {target}: the student learns {learned}"

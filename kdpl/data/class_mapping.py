@@ -91,9 +91,14 @@ def read_class_mapping(
         problems = [f"lacks class {key!r}" for key in missing[:1]]
         problems += [f"names class {key!r}, which the dataset does not have" for key in foreign[:1]]
         example = min(missing or expected, default="LABEL")
+        hint = (
+            ""
+            if expected & mapping.keys()
+            else ", or put images without labels into a folder named unlabeled"
+        )
         raise DataError(
             f"class names file {path} {' and '.join(problems)}: name each class of the dataset "
-            f"once, by lines such as {example},NAME in a .csv file"
+            f"once, by lines such as {example},NAME in a .csv file{hint}"
         )
     if not mapping:
         raise DataError(
