@@ -12,7 +12,8 @@ from kdpl.data import parallel, sources
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.datasets import EvaluationImages, OpenImage
 from kdpl.data.groups import one_of_each
-from kdpl.data.inference import infer_labeled, read_evaluation_images
+from kdpl.data.inference import infer_labeled
+from kdpl.data.loader import LazyLoader
 from kdpl.data.readers.folder import images_by_class, split_folders
 from kdpl.data.readers.table import Table, separator_in
 from kdpl.data.splits import Record
@@ -106,7 +107,7 @@ def classify_records(
     images = EvaluationImages(records, opened, resizing, classes)
     if num_workers is None:
         num_workers = min(parallel.cores(), math.ceil(len(records) / _BATCH_SIZE))
-    batches = read_evaluation_images(images, _BATCH_SIZE, num_workers)
+    batches = LazyLoader(images, range(len(images)), _BATCH_SIZE, num_workers)
 
     # classify in batches
     logits, labels = infer_labeled(classifier, batches, classifier.head.class_vectors.device)

@@ -10,7 +10,7 @@ import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import LightningDataModule, Trainer
 from PIL.Image import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from kdpl.data.augmentation import (
     Augmentation,
@@ -19,7 +19,7 @@ from kdpl.data.augmentation import (
     resize_and_crop,
     to_tensor,
 )
-from kdpl.data.batches import BatchT, EvaluationBatch, LabeledBatch, UnlabeledBatch
+from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch
 from kdpl.data.datasets import (
     CachedFeatures,
     EvaluationImages,
@@ -193,9 +193,7 @@ class DomainDataModule(LightningDataModule):
             )
         if stage == "fit" and self._trains:
             self.splits.require_training_images()
-            first = self._needs.split == "labeled"
-            trained = self.labels.training() if first else []
-            inform(self.labels.counts_in_stage(1 if first else 2, trained))
+            inform(self.labels.counts_in_stage(1 if self._needs.split == "labeled" else 2))
 
         # what the accuracies are measured on
         if stage in ("test", "validate"):
@@ -240,8 +238,7 @@ class DomainDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[LabeledBatch] | DataLoader[UnlabeledBatch]:
         """Batches of the split that the trainer's module asks for."""
-        needs = self._needs
-        return self.train_dataloader_for(needs.split, needs.resizing, needs.teacher, needs.whole)
+        return self.train_dataloader_for(**vars(self._needs))
 
     def val_dataloader(self) -> DataLoader[EvaluationBatch] | list[EvaluationBatch]:
         """Return validation batches; without such a split an empty list, to skip validation."""
@@ -261,31 +258,30 @@ class DomainDataModule(LightningDataModule):
         whole: bool = False,
     ) -> DataLoader[LabeledBatch] | DataLoader[UnlabeledBatch]:
         """Training batches without a trainer, as in ``Needs``; the ``sampler`` takes the epoch."""
+        view, labels = self.view(resizing), None
+        dataset: Any
         if split == "labeled":
             records = self.labels.training()
-            labels = None
             if self.balance_classes:
                 labels = np.array([record.single for record in records])
-            dataset = LabeledImages(records, self.view(resizing), len(self.tuning_class_names))
-            return self._loader(dataset, len(dataset), labels)
-
-        # the views that the cache has, or views for student and teacher
-        cached = self._features
-        view = self.view(resizing)
-        if cached:
-            view = replace(view, seed=cached.view_seed)
-        if whole:
-            view = replace(view, augmentation=HalfWhole(view.augmentation))
-        to = None if cached else teacher
-        selection = self.selection
-        images = UnlabeledImages(selection.used, view, selection.chosen, to, cached)
-        return self._loader(images, len(images))
-
-    def _loader(
-        self, dataset: Dataset[BatchT], size: int, labels: Indices | None = None
-    ) -> LazyLoader[BatchT]:
-        sampler = TrainSampler(size, self.batch_size, self.seed, *self._processes(), labels)
-        return LazyLoader(dataset, sampler, self.batch_size, self.num_workers, self._batches_done)
+            dataset = LabeledImages(records, view, len(self.tuning_class_names))
+        else:
+            # the views that the cache has, or views for student and teacher
+            cached, selection = self._features, self.selection
+            if cached:
+                view, teacher = replace(view, seed=cached.view_seed), None
+            if whole:
+                view = replace(view, augmentation=HalfWhole(view.augmentation))
+            dataset = UnlabeledImages(selection.used, view, selection.chosen, teacher, cached)
+        sampler = TrainSampler(
+            len(dataset),
+            self.batch_size,
+            self.seed,
+            *self._processes(),
+            labels,
+            self._batches_done,
+        )
+        return LazyLoader(dataset, sampler, self.batch_size, self.num_workers)
 
     def evaluation_dataloader_for(
         self, split: EvaluationSplit, resizing: Resizing, rank: int = 0, world_size: int = 1
@@ -319,8 +315,14 @@ class DomainDataModule(LightningDataModule):
     @cached_property
     def labels(self) -> Labels:
         """The labels of the dataset that may be seen; it is read on first use."""
-        shots = (self.shots, self.val_shots, self.allow_fewer_shots)
-        return Labels(self.reading.splits, self.protocol, *shots, self.seed)
+        return Labels(
+            self.reading.splits,
+            self.protocol,
+            self.shots,
+            self.val_shots,
+            self.allow_fewer_shots,
+            self.seed,
+        )
 
     @property
     def splits(self) -> Splits:

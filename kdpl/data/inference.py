@@ -5,10 +5,9 @@ from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from kdpl.data.batches import BatchT, EvaluationBatch, collate
-from kdpl.data.datasets import EvaluationImages
+from kdpl.data.batches import BatchT, EvaluationBatch
 
 ItemT = TypeVar("ItemT")
 OutputT = TypeVar("OutputT")
@@ -32,15 +31,6 @@ def read_in_workers(
         # a loader would draw its workers' seed from torch's global generator
         generator=torch.Generator(),
     )
-
-
-def read_evaluation_images(
-    images: EvaluationImages, batch_size: int, num_workers: int
-) -> DataLoader[EvaluationBatch]:
-    """Return a loader of all images in their order, the last batch as short as it is."""
-    batches = BatchSampler(range(len(images)), batch_size, drop_last=False)
-    items = cast(Sequence[EvaluationBatch], images)
-    return read_in_workers(collate, items, batches, num_workers)
 
 
 @torch.no_grad()

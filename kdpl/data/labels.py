@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from kdpl.data.sampling import base_count, few_shot, require_shots, with_labels
+from kdpl.data.sampling import few_shot, require_shots, with_labels
 from kdpl.data.splits import Record, Splits
 from kdpl.data.stratified import are_sets
 from kdpl.errors import DataError
@@ -44,8 +44,8 @@ class Labels:
 
     @property
     def num_base(self) -> int | None:
-        """Number of base classes, which come first; None if the protocol has none."""
-        return base_count(len(self.read.class_names)) if self.protocol == "base_to_novel" else None
+        """Number of base classes, half of them and rounded up; None if the protocol has none."""
+        return -(-len(self.read.class_names) // 2) if self.protocol == "base_to_novel" else None
 
     @property
     def tuning_class_names(self) -> tuple[str, ...]:
@@ -95,8 +95,9 @@ class Labels:
             return self.training() if self.shots != 0 else []
         return self._tunable(self._sample[1])
 
-    def counts_in_stage(self, stage: int, trained: Sequence[Record]) -> str:
+    def counts_in_stage(self, stage: int) -> str:
         """Describe in a line how many labels a stage trains and validates on, and no stage uses."""
+        trained = self.training() if stage == 1 else []
         read, (sample, val) = self.read, self._sample
         train = self._tunable(sample)
         line = f"labels in the batches of stage {stage}: {len(trained)} of {len(read.train)}"
@@ -119,10 +120,10 @@ class Labels:
                 "shots is 0, so that no labelled image is used for validation: set shots above 0"
             )
         if not records:
-            held_out = (
-                "set data.init_args.reading.test_share to 0.25 to hold some training images out"
-            )
-            remedy = f", {held_out}" if split == "test" else ""
+            remedy = ""
+            if split == "test":
+                remedy = ", set data.init_args.reading.test_share to 0.25 to hold some training "
+                remedy += "images out"
             raise DataError(
                 f"{self.splits.origin} has no {split} split: add one{remedy}, or do without its "
                 "accuracy"

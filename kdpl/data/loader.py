@@ -36,9 +36,8 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
     The epoch travels with the index, so that worker processes know it, persistent workers too. An
     image that is drawn again within an epoch gets another epoch number, and so another view.
 
-    Attributes:
-        start: Images of this process that the next iteration skips, after an interrupted epoch.
-            ``len()`` stays the same: the trainer adds the batches already done.
+    An iteration skips the batches that ``batches_done`` counts when it begins, as trained on before
+    an interruption. ``len()`` stays the same: the trainer adds the batches already done.
     """
 
     num_images: int
@@ -47,8 +46,8 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
     rank: int = 0
     num_replicas: int = 1
     labels: Indices | None = None
+    batches_done: Callable[[], int] = lambda: 0
     epoch: int = field(default=0, init=False)
-    start: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         global_batch = self.batch_size * self.num_replicas
@@ -56,23 +55,18 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
         # round a single short batch up to a multiple of the number of processes
         self.num_used = full or -(-self.num_images // self.num_replicas) * self.num_replicas
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; the trainer calls this."""
-        self.epoch = epoch
-
     def __iter__(self) -> Iterator[tuple[int, int]]:
         # this process's share, without what an interrupted epoch has done
-        first = self.rank + self.start * self.num_replicas
-        share = np.resize(self._order(), self.num_used)[first :: self.num_replicas]
+        first = self.rank + self.batches_done() * self.batch_size * self.num_replicas
+        rng = generator(self.seed, "order", epoch=self.epoch)
+        if self.labels is None:
+            order = rng.permutation(self.num_images)
+        else:
+            order = balanced(self.labels, min(self.num_used, self.num_images), rng)
+        share = np.resize(order, self.num_used)[first :: self.num_replicas]
         # one number at a time becomes one of Python: there may be millions
         repeats = (divmod(int(drawn), self.num_images) for drawn in share)
         return ((image, self.epoch + again * _AGAIN) for again, image in repeats)
-
-    def _order(self) -> Indices:
-        rng = generator(self.seed, "order", epoch=self.epoch)
-        if self.labels is None:
-            return rng.permutation(self.num_images)
-        return balanced(self.labels, min(self.num_used, self.num_images), rng)
 
     def __len__(self) -> int:
         return self.num_used // self.num_replicas
@@ -97,11 +91,9 @@ class LazyLoader(DataLoader[BatchT]):
     """DataLoader whose workers start with the first batch, not when the iteration is set up.
 
     On resume, Lightning sets up the iteration before it tells the sampler its epoch; workers that
-    had started would load the images of epoch 0. A run interrupted within an epoch resumes with the
-    next batch.
+    had started would load the images of epoch 0.
 
-    Worker processes persist between epochs, and a short last batch is kept. ``batches_done`` is
-    called when an iteration begins, and returns how many batches of the epoch were trained on.
+    Worker processes persist between epochs, and a short last batch is kept.
     """
 
     def __init__(
@@ -110,7 +102,6 @@ class LazyLoader(DataLoader[BatchT]):
         sampler: Iterable[Any],
         batch_size: int,
         num_workers: int,
-        batches_done: Callable[[], int] = lambda: 0,
     ) -> None:
         super().__init__(
             dataset,
@@ -123,16 +114,13 @@ class LazyLoader(DataLoader[BatchT]):
             # without it, each epoch would draw the workers' seed from torch's global stream
             generator=torch.Generator(),
         )
-        self._batches_done = batches_done
 
     def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]  # torch declares its private iterator class
         # a generator function: nothing runs before the first next()
-        if isinstance(self.sampler, TrainSampler):
-            self.sampler.start = self._batches_done() * (self.batch_size or 1)
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, int]:
-        """Return an empty state: ``batches_done`` tells the batch; without it Lightning warns."""
+        """Return an empty state: the sampler finds the batch; without it Lightning warns."""
         return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

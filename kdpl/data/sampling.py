@@ -1,6 +1,5 @@
 """Random streams and sampling: k-shot samples, base classes, shares, and held-out images."""
 
-import math
 import random
 from collections import Counter
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -88,11 +87,6 @@ def balanced(labels: Indices, total: int, rng: np.random.Generator) -> Indices:
         draws = np.arange(total // len(classes) + (rank < total % len(classes)))
         drawn.append(images[draws % len(images)] + draws // len(images) * len(labels))
     return rng.permutation(np.concatenate(drawn))
-
-
-def base_count(num_classes: int) -> int:
-    """Return the number of base classes: the first half of the labels, rounded up."""
-    return math.ceil(num_classes / 2)
 
 
 def with_labels(records: Iterable[Record], labels: Container[int]) -> list[Record]:
@@ -197,12 +191,11 @@ def keep_apart(splits: Splits) -> tuple[Splits, int]:
     return replace(splits, unlabeled=unlabeled), len(splits.unlabeled) - len(unlabeled)
 
 
-def require_shots(records: Iterable[Record], class_names: Sequence[str], shots: int) -> None:
+def require_shots(records: Sequence[Record], class_names: Sequence[str], shots: int) -> None:
     """Raise a DataError if a class has fewer than ``shots`` labelled images.
 
     With several labels an image, also if fewer than ``shots`` images lack a class.
     """
-    records = list(records)
     counts = Counter(label for record in records for label in record.labels)
     sets = are_sets(records)
     for label, name in enumerate(class_names):

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from kdpl.clip import Float32Module, cosine_logits
 from kdpl.data.datasets import EvaluationImages
-from kdpl.data.inference import infer_labeled, read_evaluation_images
+from kdpl.data.inference import infer_labeled
+from kdpl.data.loader import LazyLoader
 from kdpl.module import ClassifyingModule, evaluating
 from kdpl.runtime.predictions import spread
 from kdpl.tasks import ClassScaling
@@ -124,7 +125,7 @@ def _labeled_logits(teacher: TeacherPromptTuning) -> tuple[Tensor, Tensor]:
     records = spread(domain.labels.training(), _STARTING_LABELS)
     count = len(domain.tuning_class_names)
     images = EvaluationImages(records, domain.splits.open_image, teacher.resizing, count)
-    batches = read_evaluation_images(images, _AT_ONCE, domain.num_workers)
+    batches = LazyLoader(images, range(len(images)), _AT_ONCE, domain.num_workers)
 
     # similarities of images and class names
     encode = partial(teacher.prompts.encode_images, teacher.image_tower.module)

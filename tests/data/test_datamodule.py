@@ -73,7 +73,7 @@ def test_labels_that_no_stage_sees_are_counted(folder):
             "validation: 25 of 25; in no stage: 21 (shots 3, protocol base_to_novel)",
         ),
     ):
-        counts = in_folder(folder, **options).labels.counts_in_stage(2, [])
+        counts = in_folder(folder, **options).labels.counts_in_stage(2)
         assert counts == f"labels in the batches of stage 2: 0 of 30; {said}"
 
 

@@ -6,7 +6,8 @@ from torch import nn
 
 from kdpl.data.batches import EvaluationBatch
 from kdpl.data.datasets import EvaluationImages
-from kdpl.data.inference import infer, infer_labeled, read_evaluation_images
+from kdpl.data.inference import infer, infer_labeled
+from kdpl.data.loader import LazyLoader
 from kdpl.data.sources import open_source
 from kdpl.data.splits import Record
 from kdpl.errors import DataError
@@ -33,7 +34,7 @@ def test_one_pass_gives_outputs_and_labels_in_order_or_names_an_unreadable_image
 ):
     images, network = evaluation_images(tmp_path, 7), nn.Linear(8, 2)
     state = torch.get_rng_state()
-    batches = read_evaluation_images(images, 3, num_workers)
+    batches = LazyLoader(images, range(7), 3, num_workers)
     outputs, labels = infer_labeled(lambda x: network(x.float()), batches, torch.device("cpu"))
     assert (labels.tolist(), outputs.requires_grad) == ([*range(7)], False)
     pixels = torch.stack([images[i].images for i in range(7)]).float()
@@ -41,4 +42,4 @@ def test_one_pass_gives_outputs_and_labels_in_order_or_names_an_unreadable_image
     assert torch.equal(torch.get_rng_state(), state), "of the caller"
     (tmp_path / "1.png").write_bytes(b"no image")
     with world.refused(DataError, "1.png cannot be read"):
-        [*read_evaluation_images(images, 2, num_workers)]
+        [*LazyLoader(images, range(7), 2, num_workers)]

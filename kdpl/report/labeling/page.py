@@ -14,7 +14,8 @@ from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import EvaluationImages
 from kdpl.data.groups import group_numbers
-from kdpl.data.inference import infer_labeled, read_evaluation_images
+from kdpl.data.inference import infer_labeled
+from kdpl.data.loader import LazyLoader
 from kdpl.data.names import ShardImage, unlisted
 from kdpl.data.parallel import progress_bar
 from kdpl.data.sampling import share_of
@@ -190,7 +191,7 @@ def encode(teacher: FrozenTeacher, data: DomainDataModule, sources: Sequence[str
     """Return the teacher's normalised features of images, seen as in a test, float32 [N, D]."""
     records, resizing = [Record(s, -1) for s in sources], teacher.vectors.preprocessing.resizing
     images = EvaluationImages(records, data.splits.open_image, resizing)
-    loader = read_evaluation_images(images, data.eval_batch_size, data.num_workers)
+    loader = LazyLoader(images, range(len(images)), data.eval_batch_size, data.num_workers)
     with progress_bar() as progress:
         batches = progress.track(loader, description="teacher's features")
         return infer_labeled(teacher.features, batches, device())[0]

@@ -376,7 +376,7 @@ def test_all_labels_are_taken_unless_shots_says_otherwise_and_the_rest_is_said(t
         labels = built(**settings(tmp_path / option)).labels
         assert len(labels.training()) == count
         said = f"labels in the batches of stage 1: {count} of 32; validation: 0 of 0{rest}"
-        assert labels.counts_in_stage(1, labels.training()) == said
+        assert labels.counts_in_stage(1) == said
 
 
 @pytest.mark.parametrize(
