@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL.Image import Image, fromarray, new
+from PIL.Image import Image, fromarray
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from kdpl.data.decoding import Decoding, open_image
@@ -25,17 +25,13 @@ _LONGEST = 100  # times its short edge
 def resize_and_crop(image: Image, to: Resizing) -> Image:
     """Apply the evaluation transform of open_clip and timm to an RGB image."""
     # resize one edge or both, as the mode says
-    size, edges = to.image_size, [to.edge, to.edge]
+    edges = [to.edge, to.edge]
     if to.resize_mode == "shortest":
         image, edges = without_ends(image), [to.edge]
     resized = functional.resize(image, edges, InterpolationMode(to.interpolation), antialias=True)
 
     # crop the centre along an edge that is too long, and pad an edge that is too short
-    left, top = (
-        (size - edge) // 2 if edge < size else -round((edge - size) / 2) for edge in resized.size
-    )
-    square = new(image.mode, (size, size))
-    square.paste(resized, (left, top))
+    square: Image = functional.center_crop(resized, [to.image_size])
     return square
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.names import Names
 from kdpl.data.parallel import in_parallel
-from kdpl.data.sampling import measured_again
 from kdpl.data.sources import content_of, digest_of_content, try_decoding
-from kdpl.data.splits import Splits
-from kdpl.errors import DataError
 from kdpl.runtime.files import write_text
 from kdpl.runtime.origin import Origin
-
-_SHOWN = 10
 
 
 class Checked(BaseModel):
@@ -91,27 +86,9 @@ class Checked(BaseModel):
         """Write the result to a file, atomically."""
         write_text(file, json.dumps(self.model_dump(), indent=2, ensure_ascii=False))
 
-    def require_none(self) -> None:
-        """Raise a DataError that names the first images that cannot be used, if there are any."""
-        if not self.skipped:
-            return
-        named = [*self.skipped.values()]
-        more = [f"and {len(named) - _SHOWN} more"] if len(named) > _SHOWN else []
-        raise DataError(
-            f"{len(named)} of {self.images} images cannot be used "
-            f"({'; '.join(named[:_SHOWN] + more)}): convert, replace or remove them, or set "
-            "data.init_args.reading.bad_images to skip"
-        )
-
 
 def decode_and_digest(source: str, decoding: Decoding) -> str:
     """Open an image as ``open_source`` does, and return the digest of the bytes read for it."""
     content = content_of(source)
     open_image(source, content, decoding)
     return digest_of_content(content)
-
-
-def copies_of_measured(splits: Splits, digests: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Return each copy of a test or validation image, with its part and what it is a copy of."""
-    again = measured_again(splits, splits.unlabeled or (), lambda names: map(digests.get, names))
-    return {source: (part, kept) for source, part, kept, _ in again}

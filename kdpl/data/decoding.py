@@ -1,7 +1,7 @@
 """Opening image files, and handling of transparency and orientation tags."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from io import BytesIO
@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from kdpl.errors import ConfigError, DataError, reason
+from kdpl.errors import DataError, reason
 
 # Pillow goes by content, not by name, and passes some formats, such as EPS, to other programs
 _FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
@@ -48,18 +48,6 @@ class Decoding:
     background: tuple[_Byte, _Byte, _Byte] | None = (255, 255, 255)
     orientation: bool = True
 
-    @classmethod
-    def on(cls, background: Sequence[int]) -> "Decoding":
-        """Return the default with another background; a ConfigError if it is not a colour."""
-        try:
-            red, green, blue = background
-            return cls((red, green, blue))
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"background is {background!r:.100}, expected three numbers from 0 to 255: give "
-                "for example [255, 255, 255], which is white"
-            ) from error
-
     def to_rgb(self, image: Image.Image, name: str = "an image") -> Image.Image:
         """Turn an image of any mode into RGB, without its metadata.
 
@@ -71,11 +59,19 @@ class Decoding:
         # turn it upright, with 8 bits a channel
         image.load()  # a tag may be behind the pixels
         turn = turn_of(image) if self.orientation else None
-        image = _in_bytes(image, name)
+        if image.mode[0] in "IF":
+            # keep the upper 8 of 16 bits, as Pillow would clip values to 0 and 255, leaving images
+            # white or black; for these formats it opens 16 bits as 32
+            if not image.mode.startswith("I;16") and image.format not in ("PNG", "PPM"):
+                raise DataError(
+                    f"{name} has values of another kind than 8 or 16 unsigned bits: convert it to "
+                    "these"
+                )
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if turn is not None:
             image = image.transpose(turn)
-        if self.background is not None and (rgba := translucent(image)) is not None:
-            rgb = Image.new("RGB", image.size, self.background)
+        if self.background is not None and image.has_transparency_data:
+            rgba, rgb = image.convert("RGBA"), Image.new("RGB", image.size, self.background)
             rgb.paste(rgba, mask=rgba)
             return rgb
         # transparency is dropped in any case, and Pillow would warn of some kinds
@@ -147,24 +143,3 @@ def turn_of(image: Image.Image) -> Image.Transpose | None:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow raises any error on damaged tags; viewers ignore them as well
         return None
-
-
-def translucent(image: Image.Image) -> Image.Image | None:
-    """Return the image as RGBA; None if it is opaque."""
-    if not image.has_transparency_data:
-        return None
-    rgba = _in_bytes(image).convert("RGBA")
-    return None if rgba.getchannel("A").getextrema() == (255, 255) else rgba
-
-
-def _in_bytes(image: Image.Image, name: str = "an image") -> Image.Image:
-    """Keep the upper 8 bits of 16-bit values; raises as ``Decoding.to_rgb`` does."""
-    if image.mode[0] not in "IF":
-        return image
-    # Pillow would clip values to 0 and 255, leaving images white or black; for these formats it
-    # opens 16 bits as 32
-    if not image.mode.startswith("I;16") and image.format not in ("PNG", "PPM"):
-        raise DataError(
-            f"{name} has values of another kind than 8 or 16 unsigned bits: convert it to these"
-        )
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

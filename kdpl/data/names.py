@@ -52,7 +52,7 @@ class Names(Sequence[str]):
     """
 
     def __init__(
-        self, text: npt.NDArray[np.uint8], rows: npt.NDArray[Any], folders: Sequence[str]
+        self, text: npt.NDArray[np.uint8], rows: npt.NDArray[Any], folders: Iterable[str]
     ) -> None:
         self.text, self.rows, self.folders = text, rows, tuple(folders)
 
@@ -75,7 +75,7 @@ class Names(Sequence[str]):
                 numbers.append((len(text), len(file), number, *position))
                 text += file
             rows.append(np.array(numbers, ROW))
-        return cls(np.frombuffer(text, np.uint8), np.concatenate(rows), tuple(folders))
+        return cls(np.frombuffer(text, np.uint8), np.concatenate(rows), folders)
 
     @classmethod
     def joined(cls, parts: Iterable["Names"]) -> "Names":
@@ -95,7 +95,7 @@ class Names(Sequence[str]):
             texts.append(part.text[first:last])
             rows.append(moved)
             end += last - first
-        return cls(np.concatenate(texts), np.concatenate(rows), tuple(folders))
+        return cls(np.concatenate(texts), np.concatenate(rows), folders)
 
     def take(self, indices: npt.NDArray[Any] | slice) -> "Names":
         """Return a selection by indices, or by a bool for each name."""
@@ -116,11 +116,6 @@ class Names(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         for first in range(0, len(self), _CHUNK):
             yield from self._read(self.rows[first : first + _CHUNK])
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or len(self) != len(other):
-            return False
-        return all(mine == theirs for mine, theirs in zip(self, other, strict=True))
 
     def _read(self, rows: npt.NDArray[Any]) -> Iterator[str]:
         text = self.text.data

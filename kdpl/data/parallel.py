@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 from rich.console import Console
@@ -21,16 +22,18 @@ def cores() -> int:
 
 def progress_bar(shown: bool = True) -> Progress:
     """A bar with a title, counts and the remaining time, on a terminal's standard error."""
-    columns = (
+    console = Console(stderr=True)
+    # before 14.3, rich ends even a bar that is not shown with an empty line
+    console.quiet = not (shown and console.is_terminal)
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=console.quiet,
     )
-    console = Console(stderr=True)
-    # before 14.3, rich ends even a bar that is not shown with an empty line
-    console.quiet = not (shown and console.is_terminal)
-    return Progress(*columns, console=console, transient=True, disable=console.quiet)
 
 
 def in_parallel(
@@ -53,10 +56,7 @@ def in_parallel(
     load = partial(_apply, function=function)
     loader = read_in_workers(load, items, chunks, workers if workers > 1 else 0, pin_memory=False)
     with progress_bar() as progress:
-        task = progress.add_task(title, total=len(items))
-        for results in loader:
-            progress.advance(task, len(results))
-            yield from results
+        yield from progress.track(chain.from_iterable(loader), len(items), description=title)
 
 
 def _apply(items: list[Item], function: Callable[[Item], Result]) -> list[Result]:

@@ -7,10 +7,10 @@ from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from kdpl.data.checked import Checked, copies_of_measured, decode_and_digest
+from kdpl.data.checked import Checked, decode_and_digest
 from kdpl.data.names import Names, select
 from kdpl.data.options import ReadingOptions
-from kdpl.data.sampling import hold_out, keep_apart, require_apart
+from kdpl.data.sampling import hold_out, keep_apart, measured_again, require_apart
 from kdpl.data.sources import OwnImages
 from kdpl.data.splits import Reader, Splits
 from kdpl.data.storage import read_list
@@ -18,6 +18,8 @@ from kdpl.errors import DataError
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import difference, digest
 from kdpl.runtime.run_folder import DECODED_FILE
+
+_SHOWN = 10  # images that a message names
 
 
 class Reading:
@@ -27,8 +29,8 @@ class Reading:
         self.reader, self.options = reader, options
         self.file: Path | None = None
         self._checked: Checked | None = None
-        # left out of other parts: copies of test or validation images, and the number of these
-        # images themselves
+        # left out of other parts: copies of test or validation images, each with its part and what
+        # it is a copy of, and the number of these images themselves
         self._copies: dict[str, tuple[str, str]] = {}
         self._same = 0
 
@@ -51,7 +53,15 @@ class Reading:
         """Dataset as it is read, without the images of the skip list."""
         splits, skip_list = self.reader.read(), self.options.skip_list
         if skip_list is not None:
-            splits = _without_listed(splits, skip_list)
+            listed = _read_skip_list(Path(skip_list).expanduser())
+            named = listed.intersection(splits.sources)
+            if listed and not named:
+                example = next(iter(splits.sources), "photos/1.jpg")
+                raise DataError(
+                    f"skip list {skip_list} names no image of {splits.origin}: write paths as "
+                    f"{example}"
+                )
+            splits = _leave_out(splits, named)
         if self.reader.own:
             require_apart(splits)
         return splits
@@ -70,7 +80,9 @@ class Reading:
             splits = hold_out(splits, self.options.test_share)
         splits, self._same = keep_apart(splits)
         if checked:
-            self._copies = copies_of_measured(splits, checked.digests)
+            digests, unlabeled = checked.digests, splits.unlabeled or ()
+            again = measured_again(splits, unlabeled, lambda names: map(digests.get, names))
+            self._copies = {source: (part, kept) for source, part, kept, _ in again}
         return _leave_out(splits, self._copies, "but copies of test or validation images")
 
     def prepare(self, trains: bool) -> None:
@@ -78,8 +90,14 @@ class Reading:
         checked = self._check(look=trains or self._skips)
         if checked is None:
             return
-        if trains and not self._skips:
-            checked.require_none()
+        if trains and checked.skipped and not self._skips:
+            named = [*checked.skipped.values()]
+            more = [f"and {len(named) - _SHOWN} more"] if len(named) > _SHOWN else []
+            raise DataError(
+                f"{len(named)} of {checked.images} images cannot be used "
+                f"({'; '.join(named[:_SHOWN] + more)}): convert, replace or remove them, or set "
+                "data.init_args.reading.bad_images to skip"
+            )
         if self.file and Checked.load(self.file) != checked:
             checked.save(self.file)
 
@@ -147,17 +165,6 @@ class Reading:
         draws = self.options.test_share > 0 and not self.listed.test
         drawn_from = self.listed.train if draws else ()
         return len(self.listed.test) + len(self.listed.val) + len(drawn_from)
-
-
-def _without_listed(splits: Splits, skip_list: str) -> Splits:
-    listed = _read_skip_list(Path(skip_list).expanduser())
-    named = listed.intersection(splits.sources)
-    if listed and not named:
-        example = next(iter(splits.sources), "photos/1.jpg")
-        raise DataError(
-            f"skip list {skip_list} names no image of {splits.origin}: write paths as {example}"
-        )
-    return _leave_out(splits, named)
 
 
 def _read_skip_list(file: Path) -> frozenset[str]:

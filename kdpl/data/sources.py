@@ -15,7 +15,7 @@ from kdpl.data.names import Names, ShardImage, distinct
 from kdpl.data.shards import archives
 from kdpl.data.splits import Reader
 from kdpl.data.storage import is_shard, read_list, resolve
-from kdpl.errors import DataError
+from kdpl.errors import ConfigError, DataError
 
 
 @dataclass
@@ -30,7 +30,14 @@ class OwnImages(Reader):
 
     def __post_init__(self) -> None:
         if self.background is not None:
-            self.decoding = Decoding.on(self.background)
+            try:
+                red, green, blue = self.background
+                self.decoding = Decoding((red, green, blue))
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"background is {self.background!r:.100}, expected three numbers from 0 to "
+                    "255: give for example [255, 255, 255], which is white"
+                ) from error
 
     @property
     def open_source(self) -> Callable[[str], Image.Image]:
@@ -67,10 +74,14 @@ def find_files(where: Sequence[str]) -> Iterator[str]:
     """Find image files and shards of several locations, in order; see ``find_unlabeled``."""
     for path in where:
         for file in resolve(path):
-            if file.lower().endswith(".txt"):
-                yield from _listed(Path(file))
-            else:
+            if not file.lower().endswith(".txt"):
                 yield file
+                continue
+            # paths are relative to the list's folder
+            list_file = Path(file)
+            for line in map(str.strip, read_list(list_file)):
+                if line:
+                    yield os.path.normpath(list_file.parent / Path(line).expanduser())
 
 
 def open_source(source: str, decoding: Decoding = Decoding()) -> Image.Image:
@@ -107,9 +118,3 @@ def try_decoding(source: str, decode: Callable[[str], Image.Image | str]) -> tup
         return str(error), ""
     # no image: it would have to travel between processes
     return None, decoded if isinstance(decoded, str) else ""
-
-
-def _listed(file: Path) -> list[str]:
-    # paths are relative to the list's folder
-    lines = map(str.strip, read_list(file))
-    return [os.path.normpath(file.parent / Path(line).expanduser()) for line in lines if line]

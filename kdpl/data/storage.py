@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterator
-from glob import glob, has_magic
+from glob import glob
 from pathlib import Path
 
 from kdpl.errors import DataError
@@ -41,8 +41,27 @@ def resolve(path: str) -> Iterator[str]:
     if "://" in path:
         raise DataError(f"{path} is a URL, expected a path: copy the images, or mount the bucket")
     path = str(Path(path).expanduser())
-    names = [path] if os.path.lexists(path) else _expand_braces(path)
-    return (file for name in names for file in _of_path(name))
+    for name in [path] if os.path.lexists(path) else _expand_braces(path):
+        # Path.glob takes no absolute pattern, and a name may look like a pattern
+        matches = [] if os.path.lexists(name) else sorted(glob(name, recursive=True))  # noqa: PTH207
+        for match in matches or [name]:
+            if Path(match).is_file():
+                yield match
+            elif Path(match).is_dir():
+                # its images or, if it has none, its shards
+                for is_wanted in (is_image, is_shard):
+                    files = _walk(match, set(), is_wanted)
+                    if (first := next(files, None)) is not None:
+                        yield first
+                        yield from files
+                        break
+                else:
+                    endings = ", ".join(sorted(EXTENSIONS))
+                    raise DataError(f"folder {match} has no images: expected some of {endings}")
+            else:
+                raise DataError(
+                    f"{match} does not exist: give image files, folders, patterns or shards that do"
+                )
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:
@@ -83,27 +102,3 @@ def _walk(folder: str, seen: set[str], is_wanted: Callable[[str], bool]) -> Iter
             yield from _walk(path, seen, is_wanted)
         elif is_wanted(name):
             yield path
-
-
-def _of_path(path: str) -> Iterator[str]:
-    # Path.glob takes no absolute pattern
-    is_pattern = has_magic(path) and not os.path.lexists(path)
-    matches = sorted(glob(path, recursive=True)) if is_pattern else []  # noqa: PTH207
-    for match in matches or [path]:
-        if Path(match).is_file():
-            yield match
-        elif Path(match).is_dir():
-            # its images or, if it has none, its shards
-            for is_wanted in (is_image, is_shard):
-                files = _walk(match, set(), is_wanted)
-                if (first := next(files, None)) is not None:
-                    yield first
-                    yield from files
-                    break
-            else:
-                endings = ", ".join(sorted(EXTENSIONS))
-                raise DataError(f"folder {match} has no images: expected some of {endings}")
-        else:
-            raise DataError(
-                f"{match} does not exist: give image files, folders, patterns or shards that do"
-            )

@@ -21,9 +21,14 @@ _SPELLINGS = {
 }
 
 
+def _subfolders(top: Path) -> list[Path]:
+    """Find the folders below a folder that are not hidden, sorted."""
+    return sorted(path for path in top.iterdir() if not path.name.startswith(".") and path.is_dir())
+
+
 def split_folders(top: Path) -> list[tuple[str, Path]]:
     """Find the folders ``train``, ``val`` and ``test`` below a folder, in any usual spelling."""
-    folders = sorted(path for path in top.iterdir() if path.is_dir())
+    folders = _subfolders(top)
     return [
         (split, path)
         for split, names in _SPELLINGS.items()
@@ -34,17 +39,12 @@ def split_folders(top: Path) -> list[tuple[str, Path]]:
 
 def class_folders(top: Path) -> list[Path]:
     """Find the class folders below a folder, sorted, without hidden and unlabelled ones."""
-    folders = sorted(
-        path for path in top.iterdir() if not path.name.startswith(".") and path.is_dir()
-    )
-    return [path for path in folders if not _UNLABELED.fullmatch(path.name)]
+    return [path for path in _subfolders(top) if not _UNLABELED.fullmatch(path.name)]
 
 
 def unlabeled_folders(top: Path) -> list[Path]:
     """Find folders of unlabelled images next to splits or classes, in any usual spelling."""
-    return sorted(
-        path for path in top.iterdir() if _UNLABELED.fullmatch(path.name) and path.is_dir()
-    )
+    return [path for path in _subfolders(top) if _UNLABELED.fullmatch(path.name)]
 
 
 @dataclass

@@ -79,10 +79,7 @@ class Table(OwnImages):
         none = [""] * len(columns["image"])
         missing = "" if separator is None else UNKNOWN
         cells = [composed(cell) for cell in columns.get("label", [missing] * len(none))]
-        if separator is not None:
-            _require_clear(table, cells, separator)
-        if not self.any_labels:
-            _require_task(table, cells, separator)
+        self._require_labels(table, cells)
         # check each row
         earlier, split_of_group = dict[str, Row](), dict[str, str]()
         others = (columns.get(name, none) for name in ("split", "group"))
@@ -117,6 +114,43 @@ class Table(OwnImages):
                 f"{table} has images of split test and of split {HELD_OUT}: use one of the two"
             )
         return rows
+
+    def _require_labels(self, table: Path, cells: Sequence[str]) -> None:
+        """Raise a DataError for unclear labels, or lists where the setting says otherwise."""
+        separator = self.label_separator
+        if separator is None:
+            # a label made of other labels
+            single = frozenset(cells)
+            for cell in () if self.any_labels else cells:
+                if mark := separator_in(cell, single):
+                    raise DataError(
+                        f"column label of {table} has {visible(cell)!r}, whose parts are labels of "
+                        f"other rows: set label_separator to {mark!r}, or rename the class"
+                    )
+            return
+        # cells that may mean several things
+        classes = {cell: split_cell(cell, separator) or () for cell in cells}
+        for number, cell in enumerate(cells, start=1):
+            if UNKNOWN in classes[cell]:
+                raise DataError(
+                    f"row {number} of {table} has the label {visible(cell)!r}, in which "
+                    f"{UNKNOWN!r} may be any class: write all classes of the image, or "
+                    f"{UNKNOWN!r} alone"
+                )
+        if "" in classes:
+            raise DataError(
+                f"{cells.count('')} of {len(cells)} rows of {table} have an empty label, expected "
+                f"classes: write {separator!r} if an image is of none of the classes, or "
+                f"{UNKNOWN!r} if nobody has labelled it"
+            )
+        # a separator that separates nothing
+        labels = [cell for cell in classes if cell != UNKNOWN]
+        if not self.any_labels and {len(classes[cell]) for cell in labels} == {1}:
+            raise DataError(
+                f"column label of {table} has one label in each row, such as "
+                f"{visible(labels[0])!r}, but label_separator is {separator!r}: leave it out, or "
+                "correct it"
+            )
 
     def read(self) -> Splits:
         """Read the dataset, in the order of the rows."""
@@ -178,43 +212,6 @@ def separator_in(cell: str, labels: Container[str]) -> str | None:
         if len(parts) > 1 and all(part in labels for part in parts):
             return mark
     return None
-
-
-def _require_clear(table: Path, cells: Sequence[str], separator: str) -> None:
-    for number, cell in enumerate(cells, start=1):
-        if cell != UNKNOWN and UNKNOWN in (split_cell(cell, separator) or ()):
-            raise DataError(
-                f"row {number} of {table} has the label {visible(cell)!r}, in which {UNKNOWN!r} "
-                f"may be any class: write all classes of the image, or {UNKNOWN!r} alone"
-            )
-    if "" in cells:
-        raise DataError(
-            f"{cells.count('')} of {len(cells)} rows of {table} have an empty label, expected "
-            f"classes: write {separator!r} if an image is of none of the classes, or {UNKNOWN!r} "
-            "if nobody has labelled it"
-        )
-
-
-def _require_task(table: Path, cells: Sequence[str], separator: str | None) -> None:
-    """Raise a DataError if labels are lists and there is no separator, or the other way round."""
-    # a separator that separates nothing
-    if separator is not None:
-        labels = [cell for cell in cells if cell != UNKNOWN]
-        if {len(split_cell(cell, separator) or ()) for cell in labels} == {1}:
-            raise DataError(
-                f"column label of {table} has one label in each row, such as "
-                f"{visible(labels[0])!r}, but label_separator is {separator!r}: leave it out, or "
-                "correct it"
-            )
-        return
-    # no separator, but a label made of other labels
-    single = {*cells}
-    for cell in cells:
-        if mark := separator_in(cell, single):
-            raise DataError(
-                f"column label of {table} has {visible(cell)!r}, whose parts are labels of other "
-                f"rows: set label_separator to {mark!r}, or rename the class"
-            )
 
 
 def _csv_columns(table: Path) -> dict[str, list[str]]:
