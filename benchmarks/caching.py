@@ -34,9 +34,10 @@ def manifest_of(images: UnlabeledImages, width: int) -> Origin:
     """Describe a cache of one view of each image."""
     view = images.view
     data = DomainDataModule("folder", ".", augmentation=view.augmentation, seed=view.seed)
+    data.pool = SimpleNamespace(images=images.sources)
     shown = SimpleNamespace(resizing=view.resizing)
     vectors = SimpleNamespace(teacher="random", vectors=torch.empty(1, width), preprocessing=shown)
-    return describe(data, vectors, images.sources, 1)
+    return describe(data, vectors, 1)
 
 
 class Filling:

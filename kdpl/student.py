@@ -130,7 +130,6 @@ class StudentDistillation(ClassifyingModule):
         self.loss = loss
         self.pool_filter = pool_filter
         self.teacher_cache = teacher_cache
-        self._kept = 1.0  # share of the images that the filter keeps
         self.optim = optim
         self._trains_tower = vision_prompts.depth > 0 or fine_tune
 
@@ -143,9 +142,13 @@ class StudentDistillation(ClassifyingModule):
             self.logit_scale = self.vectors.logit_scale
 
         # the encoder to train, and the class vectors
-        out_dim = self.vectors.vectors.shape[1]
-        size = vision_prompts.length, vision_prompts.depth
-        self.encoder = StudentEncoder(loaded.image_tower, *size, out_dim, fine_tune)
+        self.encoder = StudentEncoder(
+            loaded.image_tower,
+            vision_prompts.length,
+            vision_prompts.depth,
+            self.vectors.vectors.shape[1],
+            fine_tune,
+        )
         # without the teacher's scales and biases: the student learns new ones, as ``scores``
         # not part of the state: the class vectors are in the run's folder, and
         # DistributedDataParallel need not broadcast them
@@ -202,15 +205,20 @@ class StudentDistillation(ClassifyingModule):
 
     def preparation(self) -> Preparation:
         """Return the inputs of this fit's preparation."""
-        teacher = self.teacher.module, self._load_for_training
-        return Preparation(self.trainer, self.domain, *teacher, self.device, self.teacher_cache)
+        return Preparation(
+            self.trainer,
+            self.domain,
+            self.teacher.module,
+            self._load_for_training,
+            self.device,
+            self.teacher_cache,
+        )
 
     def prepare(self) -> None:
         """Choose the images to distil on, and prepare their targets."""
         if self.trainer.max_epochs != 0:
             plan = prepare(self.preparation(), self.target, self.pool_filter)
             self.domain.distil_on(plan.selection, plan.features)
-            self._kept = len(plan.selection.targeted) / len(self.domain.pool.selection.targeted)
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return the callbacks that prepare and check the fit, and write the classifier."""
@@ -235,7 +243,8 @@ class StudentDistillation(ClassifyingModule):
     def on_train_epoch_end(self) -> None:
         """Log the share of images that a pool filter keeps."""
         if self.pool_filter is not None:
-            self.log(POOL_KEPT, self._kept)
+            kept, whole = self.domain.selection, self.domain.pool.selection
+            self.log(POOL_KEPT, len(kept.targeted) / len(whole.targeted))
 
     def on_fit_start(self) -> None:
         """Initialise scores and, with ``mean_token``, prompts, unless the fit is resumed."""
@@ -312,5 +321,6 @@ class StudentDistillation(ClassifyingModule):
         """
         store_frozen(self.encoder, torch.float32)
         vectors = self.vectors.of_task(self.task.name, self.scores)
-        parts = (self.encoder, vectors, self.logit_scale, self.clip, decoding)
-        return Classifier(*parts, task=self.task)
+        return Classifier(
+            self.encoder, vectors, self.logit_scale, self.clip, decoding, task=self.task
+        )

@@ -17,8 +17,8 @@ from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
 from kdpl.data.loader import LazyLoader
-from kdpl.data.names import Indices, Names, places
-from kdpl.data.pool import Selection
+from kdpl.data.names import Names, places
+from kdpl.data.pool import Selection, UnlabeledPool
 from kdpl.data.sampling import generator
 from kdpl.errors import ConfigError, DataError
 from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
@@ -132,32 +132,25 @@ def _loader(trainer: Trainer, teacher: Resizing | None = None) -> DataLoader[Unl
     return LazyLoader(images, keys, data.eval_batch_size, data.num_workers)
 
 
-def hold_out(data: DomainDataModule) -> Selection:
-    """Hold 5 % of the images, from 100 to 5,000 without labels, out of distillation."""
-    labeled = [*data.labels.tuning("labeled"), *data.labels.tuning("val")]
-    sources = (record.source for record in labeled)
-    selection = data.pool.selection
-    unseen = draw_unseen(selection, data.pool.seed, sources)
-    inform(f"fidelity: {len(unseen)} unlabelled images are held out of distillation")
-    return replace(selection, held_out=unseen)
+def hold_out(pool: UnlabeledPool, labeled: Iterable[str]) -> Selection:
+    """Hold 5 % of the images, from 100 to 5,000 drawn by the seed, out of distillation.
 
-
-def draw_unseen(selection: Selection, seed: int, labeled: Iterable[str]) -> Indices:
-    """Draw 5 % of the images to distil on, from 100 to 5,000, by a seed.
-
-    ``labeled`` images are not drawn, under any name. Returns sorted indices. A DataError if it
-    would be more than half of the images.
+    ``labeled`` images are not drawn, under any name. A DataError if it would be more than half of
+    the images.
     """
-    images, labeled_paths = len(selection.targeted), frozenset(places(Names.of(labeled)))
+    selection, labeled_paths = pool.selection, frozenset(places(Names.of(labeled)))
+    images = len(selection.targeted)
     wanted = min(max(round(_SHARE * images), _FEWEST), _MOST)
 
     # enough images even if all labelled images are drawn first
-    drawn = generator(seed, "unseen").permutation(selection.targeted)[: wanted + len(labeled_paths)]
+    order = generator(pool.seed, "unseen").permutation(selection.targeted)
+    drawn = order[: wanted + len(labeled_paths)]
     unlabeled = [path not in labeled_paths for path in places(selection.images.take(drawn))]
     unseen = drawn[unlabeled][:wanted]
     if 2 * wanted > images or len(unseen) < wanted:
         raise _too_small(images, wanted)
-    return np.sort(unseen)
+    inform(f"fidelity: {len(unseen)} unlabelled images are held out of distillation")
+    return replace(selection, held_out=np.sort(unseen))
 
 
 def _too_small(images: int, wanted: int) -> DataError:

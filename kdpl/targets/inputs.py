@@ -262,8 +262,15 @@ class TargetInputs:
         folder = self._shared(origin)
         shards = shards_in(folder, len(dataset), images_per_shard(len(dataset), views))
         if not self._agreed(lambda: all(path.is_file() for path in shards)):
-            processes = trainer.global_rank, trainer.world_size
-            work = Work(dataset, encode, data.eval_batch_size, data.num_workers, *processes, True)
+            work = Work(
+                dataset,
+                encode,
+                data.eval_batch_size,
+                data.num_workers,
+                trainer.global_rank,
+                trainer.world_size,
+                mean=True,
+            )
             self.on_first_process(
                 lambda: write_text(folder / ORIGIN_FILE, json.dumps(as_json(origin), indent=2))
             )

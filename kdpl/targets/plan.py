@@ -41,7 +41,10 @@ def prepare(preparation: Preparation, target: Target, pool_filter: float | None)
     # Lightning sets the attribute without declaring it
     callbacks: list[Callback] = getattr(preparation.trainer, "callbacks", [])
     measured = any(isinstance(callback, Fidelity) for callback in callbacks)
-    selection = hold_out(data) if measured else data.pool.selection
+    selection = data.pool.selection
+    if measured:
+        labeled = [*data.labels.tuning("labeled"), *data.labels.tuning("val")]
+        selection = hold_out(data.pool, (record.source for record in labeled))
 
     # cached teacher features of views of all images
     features = teacher_features(preparation) if target.uses_teacher else None

@@ -1,6 +1,6 @@
 """Filter of the unlabelled images, before a student's first step."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,32 +19,7 @@ _VIEWS = 4
 
 
 def without_unlike(preparation: Preparation, selection: Selection, quantile: float) -> Selection:
-    """Leave out unlabelled images that are unlike all classes, on all processes.
-
-    Their similarity is below the ``quantile`` of the labelled images' similarities.
-    """
-    _ = preparation.data.labels.training()  # refused before any image is encoded
-    inputs = TargetInputs(preparation, selection)
-    filtered = selection.leaving_out(filter_pool(inputs, quantile))
-
-    # report the result
-    images, kept = len(inputs.targeted), len(filtered.targeted)
-    if not kept:
-        raise DataError(
-            f"pool_filter leaves out all {images} unlabelled images: check what they show"
-        )
-    file = inputs.folder / LEFT_OUT_FILE
-    inform(f"pool filter: keeps {kept} of {images} unlabelled images; the others are in {file}")
-    if inputs.num_base is not None:
-        inform(
-            "pool filter: its limit comes from base classes, and leaves out more images of novel "
-            "classes than of base classes"
-        )
-    return filtered
-
-
-def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
-    """Return the unlabelled images that are less like the classes than nearly all labelled images.
+    """Leave out unlabelled images that are less like the classes than nearly all labelled images.
 
     The similarity of an image is the cosine between the teacher's feature, the normalised
     mean over four views, and the nearest class vector. Images below the ``quantile`` of the
@@ -52,9 +27,11 @@ def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
     ``base_to_novel`` all labelled images are of base classes, so more images of novel classes are
     left out (measured in docs/sources.md).
 
-    Writes the images to ``left_out.csv`` in the run's folder. A resumed fit reads the file without
-    a check; a new fit writes it again.
+    Called on all processes. Writes the images to ``left_out.csv`` in the run's folder. A resumed
+    fit reads the file without a check; a new fit writes it again.
     """
+    _ = preparation.data.labels.training()  # refused before any image is encoded
+    inputs = TargetInputs(preparation, selection)
     file = inputs.folder / LEFT_OUT_FILE
     if not inputs.resumes or not file.is_file():
         # the limit, from labelled images
@@ -66,7 +43,21 @@ def filter_pool(inputs: TargetInputs, quantile: float) -> Collection[str]:
         below = np.flatnonzero(similarities < least)
         unlike = [(inputs.pool[inputs.targeted[i]], similarities[i]) for i in below]
         inputs.on_first_process(lambda: write_rows(file, [("image", "similarity"), *unlike]))
-    return {row["image"] for row in read_rows(file)}
+    filtered = selection.leaving_out({row["image"] for row in read_rows(file)})
+
+    # report the result
+    images, kept = len(inputs.targeted), len(filtered.targeted)
+    if not kept:
+        raise DataError(
+            f"pool_filter leaves out all {images} unlabelled images: check what they show"
+        )
+    inform(f"pool filter: keeps {kept} of {images} unlabelled images; the others are in {file}")
+    if inputs.num_base is not None:
+        inform(
+            "pool filter: its limit comes from base classes, and leaves out more images of novel "
+            "classes than of base classes"
+        )
+    return filtered
 
 
 def _similarities(inputs: TargetInputs, images: Sequence[str] | None) -> Tensor:

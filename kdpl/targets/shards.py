@@ -1,6 +1,6 @@
 """Features of many images in shards that processes fill together."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -66,9 +66,13 @@ def fill_shards(shards: Mapping[Path, range], views: int, work: Work) -> int:
     share = [*shards.items()][work.rank :: work.world_size]
     missing = {path: indices for path, indices in share if not path.is_file()}
 
-    # batches of whole images, loaded ahead by worker processes
+    # batches of whole images, none of two shards, loaded ahead by worker processes
     at_once = max(1, work.batch_size // views)
-    batches = batches_of(missing.values(), at_once)
+    batches = (
+        list(indices[start : start + at_once])
+        for indices in missing.values()
+        for start in range(0, len(indices), at_once)
+    )
     load = partial(_all_views, work.images, views, work.mean)
     loader = read_in_workers(load, range(len(work.images)), batches, work.num_workers)
     encoded = (_encode(batch.images, work) for batch in loader)
@@ -91,13 +95,6 @@ def fill_shards(shards: Mapping[Path, range], views: int, work: Work) -> int:
             with atomic_path(path) as temporary, temporary.open("wb") as file:
                 np.save(file, features)
     return total
-
-
-def batches_of(shards: Iterable[range], at_once: int) -> Iterator[list[int]]:
-    """Yield batches of image indices lazily, as there may be millions; none spans two shards."""
-    for indices in shards:
-        for start in range(0, len(indices), at_once):
-            yield list(indices[start : start + at_once])
 
 
 def _all_views(images: UnlabeledImages, views: int, mean: bool, positions: list[int]) -> Batch:

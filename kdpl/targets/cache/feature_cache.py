@@ -8,7 +8,7 @@ its pixels are not stored.
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,14 +38,13 @@ _VERSION = 3
 _MAY_DIFFER = {"views", "view_seed", "images_per_shard", "made_with"}
 
 
-def manifest_of(
-    data: DomainDataModule, vectors: ClassVectors, images: Sequence[str], views: int = 0
-) -> Origin:
-    """Describe the cache of features of images by the teacher of class vectors that a run needs.
+def manifest_of(data: DomainDataModule, vectors: ClassVectors, views: int = 0) -> Origin:
+    """Describe the cache of features of the pool by the teacher of class vectors that a run needs.
 
     It has this number V of ``views`` of each image (0: any number) with the run's seed. Its
     ``sources`` are a digest of the list of images, independent of the dataset's location.
     """
+    images = data.pool.images
     return as_json(
         {
             "version": _VERSION,
@@ -122,7 +121,17 @@ class FeatureCache:
                 f"missing: {_FILL}"
             )
         for path, indices in shards.items():
-            _require_shape(path, (len(indices), manifest["views"], manifest["width"]))
+            shape = (len(indices), manifest["views"], manifest["width"])
+            try:
+                stored = np.load(path, mmap_mode="r", allow_pickle=False)
+                if stored.dtype != np.float16 or stored.shape != shape:
+                    raise ValueError(
+                        f"it is {stored.dtype} {stored.shape}, expected float16 {shape}"
+                    )
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"{path} is damaged ({reason(error)}): remove {path.name} and {_FILL}"
+                ) from error
         return cls(folder, manifest)
 
     def read(self, view: int, index: int) -> npt.NDArray[np.float16]:
@@ -162,23 +171,11 @@ def fill(folder: Path, expected: Origin, work: Work, same: Collection[str] = ())
         ) from error
 
 
-def _require_shape(path: Path, shape: tuple[int, ...]) -> None:
-    try:
-        features = np.load(path, mmap_mode="r", allow_pickle=False)
-        if features.dtype != np.float16 or features.shape != shape:
-            raise ValueError(f"it is {features.dtype} {features.shape}, expected float16 {shape}")
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} is damaged ({reason(error)}): remove {path.name} and {_FILL}"
-        ) from error
-
-
 def teacher_features(preparation: Preparation) -> FeatureCache | None:
     """Open the teacher's complete cache; None if the fit has none."""
     if preparation.teacher_cache is None:
         return None
-    data = preparation.data
-    needed = manifest_of(data, preparation.teacher.vectors, data.pool.images)
+    needed = manifest_of(preparation.data, preparation.teacher.vectors)
     return FeatureCache.open(Path(preparation.teacher_cache).expanduser(), needed)
 
 
@@ -192,10 +189,16 @@ def fill_cache(preparation: Preparation, views: int | None = None) -> None:
     folder = Path(str(preparation.teacher_cache)).expanduser()
     wanted = views or max(trainer.max_epochs or 0, 0)
     vectors, same = preparation.teacher.vectors, ["views"] if views else []
-    needed = manifest_of(data, vectors, data.pool.images, wanted)
+    needed = manifest_of(data, vectors, wanted)
     images = UnlabeledImages(data.pool.images, data.view(vectors.preprocessing.resizing))
-    processes = (trainer.global_rank, trainer.world_size)
-    work = Work(images, preparation.encoder(), data.eval_batch_size, data.num_workers, *processes)
+    work = Work(
+        images,
+        preparation.encoder(),
+        data.eval_batch_size,
+        data.num_workers,
+        trainer.global_rank,
+        trainer.world_size,
+    )
     done = fill(folder, needed, work, same) * trainer.world_size
     trainer.strategy.barrier("kdpl cache")
     cache = FeatureCache.open(folder, needed, same)

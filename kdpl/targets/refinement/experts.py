@@ -325,12 +325,12 @@ def _experts(
         if len(rows):
             text = MULTI_CLASS.log_probabilities(evidence.log_probabilities[rows][:, seen])
             predicted = [
-                fitted.log_probabilities(evidence.probed[images])
-                for fitted, images in zip(probes, judges, strict=True)
+                probe.log_probabilities(evidence.probed[images])
+                for probe, images in zip(probes, judges, strict=True)
             ]
-            probe = torch.cat(predicted)
+            experts = torch.stack([text, torch.cat(predicted)])
             labels = torch.searchsorted(seen, truth[rows])
-            weights, loss = fit_weights(torch.stack([text, probe]), labels, 1 / sizes[pair])
+            weights, loss = fit_weights(experts, labels, 1 / sizes[pair])
         options.append((loss, strength, weights, probes))
     _, strength, weights, probes = min(options, key=lambda option: option[0])
     mixed = [

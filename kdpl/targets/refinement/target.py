@@ -1,6 +1,5 @@
 """Refined targets: the teacher's predictions corrected by labels and the unlabelled images."""
 
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -98,7 +97,19 @@ class Refined(RefinementConfig, PreparedTarget):
     def evidence(self, inputs: TargetInputs) -> Evidence:
         """Return features, predictions and labels of the pool and of ``further_images``."""
         further, labels, groups = further_images(inputs)
-        text, features = self._encode(inputs, further)
+
+        # the teacher's features of both lists of images, and the pooled features
+        sources, pooled = [record.source for record in further], self.encoder == "tower"
+        lists = [None, sources] if sources else [None]
+        parts = [inputs.features(images, self.views, pooled) for images in lists]
+        teacher, tower = (
+            ImageFeatures(*map(torch.cat, zip(*encoded, strict=True)))
+            for encoded in zip(*parts, strict=True)
+        )
+        features = tower if pooled else teacher
+
+        # the predictions, and the labels
+        text = MULTI_CLASS.log_probabilities(inputs.predict(teacher.mean))
         val_labels = [-1] * (len(labels) - len(inputs.val)) + [r.single for r in inputs.val]
         return Evidence(
             features.blend,
@@ -109,21 +120,6 @@ class Refined(RefinementConfig, PreparedTarget):
             torch.tensor(groups, device=text.device),
             trusted=not inputs.tuned,
         )
-
-    def _encode(
-        self, inputs: TargetInputs, further: Sequence[Record]
-    ) -> tuple[Tensor, ImageFeatures]:
-        """Return the teacher's log probabilities, [N, C], and the encoder's features."""
-        # the teacher's features of both lists of images
-        sources = [record.source for record in further]
-        lists = [None, sources] if sources else [None]
-        pooled = self.encoder == "tower"
-        parts = [inputs.features(images, self.views, pooled) for images in lists]
-        features = _joined(part for part, _ in parts)
-
-        # the predictions, and the features of the chosen encoder
-        text = MULTI_CLASS.log_probabilities(inputs.predict(features.mean))
-        return text, _joined(part for _, part in parts) if pooled else features
 
     def _assign(self, inputs: TargetInputs, evidence: Evidence, origin: Origin) -> PoolTargets:
         # assign them
@@ -177,10 +173,6 @@ class Refined(RefinementConfig, PreparedTarget):
             left = f"{emptied} class{'es' if emptied > 1 else ''}"
             return False, f"not taken: it leaves {left} without an image, {what}"
         return True, f"taken: {what}"
-
-
-def _joined(parts: Iterable[ImageFeatures]) -> ImageFeatures:
-    return ImageFeatures(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def further_images(inputs: TargetInputs) -> tuple[list[Record], list[int], list[int]]:

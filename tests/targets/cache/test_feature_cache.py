@@ -62,7 +62,7 @@ def vectors_of(resizing=SIZE):
 
 
 def needed(datamodule, views=VIEWS, resizing=SIZE):
-    return manifest_of(datamodule, vectors_of(resizing), datamodule.pool.images, views)
+    return manifest_of(datamodule, vectors_of(resizing), views)
 
 
 def views_of(datamodule):

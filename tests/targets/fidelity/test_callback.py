@@ -17,7 +17,7 @@ from kdpl.data.sampling import generator, share_of
 from kdpl.errors import ConfigError, DataError
 from kdpl.student import FillTeacherCache
 from kdpl.targets import PreparedTarget, Target
-from kdpl.targets.fidelity import Fidelity, draw_unseen
+from kdpl.targets.fidelity import Fidelity, hold_out
 
 pytestmark = pytest.mark.usefixtures("without_companions")
 
@@ -207,7 +207,7 @@ def pool_of(images, seed=1, share=1.0):
 
 
 def drawn_from(pool, labeled=()):
-    return draw_unseen(pool.selection, pool.seed, labeled)
+    return hold_out(pool, labeled).held_out
 
 
 @pytest.mark.parametrize(

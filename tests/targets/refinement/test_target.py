@@ -184,7 +184,7 @@ def test_if_not_taken_the_student_learns_the_published_target(fresh, whole, tmp_
 def test_a_resumed_run_and_a_second_start_read_the_file(teacher, whole, monkeypatch):
     record, folder = whole
     before = (folder / POOL_TARGETS_FILE).stat().st_mtime_ns
-    monkeypatch.setattr(Refined, "_encode", None)
+    monkeypatch.setattr(Refined, "evidence", None)
     resume = {"ckpt_path": folder / "epoch=0.ckpt"}
     resumed = distil(teacher, folder, epochs=2, trainer=resume)
     assert resumed.losses == record.losses[2:]
