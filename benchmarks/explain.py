@@ -88,8 +88,8 @@ def rollout(classifier: Classifier, image: Tensor, label: int) -> Tensor:
     tower = classifier.encoder.tower.module
     _, seen = watched(classifier, image, label, [block.ln_1 for block in tower.blocks])
     whole = torch.eye(seen[0][1].shape[1])
-    for block, (_, normed) in zip(tower.blocks, seen, strict=True):
-        q, k, _ = split_heads(block, in_projection(block, normed))
+    for block, (entering, _) in zip(tower.blocks, seen, strict=True):
+        q, k, _ = split_heads(block, in_projection(block, entering))
         attention = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1)
         whole = (attention.mean(dim=1)[0] + torch.eye(len(whole))) / 2 @ whole
     return patches(whole[0].detach(), image, tower)

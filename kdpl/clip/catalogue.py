@@ -47,22 +47,17 @@ def catalogue(word: str = "") -> list[CatalogueEntry]:
         for tag in tags:
             if word.lower() in f"{model} {tag}".lower():
                 by_licence.setdefault(licence(model, tag), []).append(tag)
-        if by_licence:
-            size = config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE)
-            visual, text = takes_visual_prompts(config), takes_text_prompts(config)
-            teacher = " + ".join(["text"] * text + ["visual"] * visual) or "zero-shot"
-            # tokenizers and text towers of Hugging Face
-            foreign = map(config["text_cfg"].get, ("hf_tokenizer_name", "hf_model_name"))
-            columns = (
-                size,
-                teacher,
-                "prompts" if visual else "projector",
-                "transformers" if any(foreign) else "",
-            )
-            entries += [
-                CatalogueEntry(model, tuple(group), *columns, name)
-                for name, group in by_licence.items()
-            ]
+        size = config["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE)
+        visual, text = takes_visual_prompts(config), takes_text_prompts(config)
+        teacher = " + ".join(["text"] * text + ["visual"] * visual) or "zero-shot"
+        student = "prompts" if visual else "projector"
+        # tokenizers and text towers of Hugging Face
+        foreign = map(config["text_cfg"].get, ("hf_tokenizer_name", "hf_model_name"))
+        extra = "transformers" if any(foreign) else ""
+        entries += [
+            CatalogueEntry(model, tuple(group), size, teacher, student, extra, name)
+            for name, group in by_licence.items()
+        ]
     return entries
 
 

@@ -142,12 +142,13 @@ def has_text_tower(model: str) -> bool:
 def known_models() -> dict[str, tuple[ModelConfig, list[str]]]:
     """Return the model config and pretrained tags of each CLIP with weights, by name."""
     _load_registrations()
-    registered = {name: (config, list(weights)) for name, (config, weights) in _REGISTRY.items()}
-    usable = {*list_models()}
-    tagged = dict.fromkeys(name for name, _ in open_clip.list_pretrained() if name in usable)
     tags_of = open_clip.list_pretrained_tags_by_model
-    models = {name: (open_clip.get_model_config(name), tags_of(name)) for name in tagged}
-    return {**models, **registered}
+    models = {
+        name: (open_clip.get_model_config(name), tags)
+        for name in list_models()
+        if (tags := tags_of(name))
+    }
+    return models | {name: (config, [*weights]) for name, (config, weights) in _REGISTRY.items()}
 
 
 def load_clip(config: ClipConfig) -> Clip:
@@ -219,40 +220,41 @@ def _find(config: ClipConfig) -> tuple[ModelConfig, Callable[[], Weights]]:
 
     The config has the activation that the weights were trained with.
     """
-    listed, read = _listed(config)
-    name = config.model
-    if config.image_size is not None:
-        raise ConfigError(f"{name} is a CLIP with a fixed size of images: remove clip.image_size")
-    require_clip(name, listed)
-    # the name of a model need not tell the activation of its weights
-    tag = open_clip.get_pretrained_cfg(name, config.pretrained or "")
-    trained = tag.get("quick_gelu") or None if config.quick_gelu is None else config.quick_gelu
-    return listed if trained is None else {**listed, "quick_gelu": trained}, read
-
-
-def _listed(config: ClipConfig) -> tuple[ModelConfig, Callable[[], Weights]]:
     name, tag = config.model, config.pretrained or ""
+    read: Callable[[], Weights]
     if name.partition(":")[0] in ("hf-hub", "local-dir"):
         # imports this file
         from kdpl.clip.hugging_face import open_clip_layout
 
         read = partial(open_clip_layout.read_weights, config)
-        return open_clip_layout.read_model_config(name), read
-    if name in _REGISTRY:
+        listed: ModelConfig = open_clip_layout.read_model_config(name)
+    elif name in _REGISTRY:
         listed, registered = _REGISTRY[name]
-        if tag in registered:
-            return listed, lambda: Weights(registered[tag](), f"{name} {tag}")
-        return listed, partial(read_weights, config, sorted(registered))
-    if name in open_clip.list_models():
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        return open_clip.get_model_config(name), partial(read_weights, config, tags)
-    # suggest similar names
-    names = [*_REGISTRY, *list_models()]
-    close = difflib.get_close_matches(name, names, n=3) or names[:3]
-    raise WeightsError(
-        f"no CLIP model is called {name!r}: use a name of open_clip, such as {', '.join(close)}, "
-        "or the address of one in open_clip's layout, hf-hub:OWNER/NAME or local-dir:PATH"
-    )
+        read = (
+            (lambda: Weights(registered[tag](), f"{name} {tag}"))
+            if tag in registered
+            else partial(read_weights, config, sorted(registered))
+        )
+    elif name in open_clip.list_models():
+        listed = open_clip.get_model_config(name)
+        read = partial(read_weights, config, open_clip.list_pretrained_tags_by_model(name))
+    else:
+        # suggest similar names
+        names = [*_REGISTRY, *list_models()]
+        close = difflib.get_close_matches(name, names, n=3) or names[:3]
+        raise WeightsError(
+            f"no CLIP model is called {name!r}: use a name of open_clip, such as "
+            f"{', '.join(close)}, or the address of one in open_clip's layout, hf-hub:OWNER/NAME "
+            "or local-dir:PATH"
+        )
+    if config.image_size is not None:
+        raise ConfigError(f"{name} is a CLIP with a fixed size of images: remove clip.image_size")
+    require_clip(name, listed)
+    # the name of a model need not tell the activation of its weights
+    trained = config.quick_gelu
+    if trained is None:
+        trained = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu") or None
+    return listed if trained is None else {**listed, "quick_gelu": trained}, read
 
 
 def _tokenizer(model: str, text: Mapping[str, Any]) -> Tokenizer:

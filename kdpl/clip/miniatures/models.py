@@ -47,31 +47,23 @@ def weights_path(name: str) -> Path:
 
 @cache
 def packaged_weights(name: str) -> dict[str, Tensor]:
-    """Load the state dict of ``CONFIGS[name]`` from the package; all callers share its tensors."""
-    return load_weights(weights_path(name))
+    """Load the float32 state dict of an ``open_clip.CLIP`` of ``CONFIGS[name]`` from the package.
 
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Load a float32 state dict, complete for an ``open_clip.CLIP`` of ``CONFIGS``."""
-    tensors = load_file(path)
+    All callers share its tensors.
+    """
+    tensors = load_file(weights_path(name))
     token_ids = tensors.pop(_IDS).long()
     state_dict = {key: value.float() for key, value in tensors.items()}
-    state_dict[_EMBEDDING] = expand_embedding(state_dict[_EMBEDDING], token_ids)
-    return state_dict
 
-
-def expand_embedding(rows: Tensor, token_ids: Tensor) -> Tensor:
-    """Expand the embeddings [T, W] of the tokens ``token_ids`` [T] to the vocabulary, [V, W].
-
-    Unseen tokens are drawn with the mean and standard deviation of the trained rows. The tower has
-    only seen such embeddings; others, such as random initial values, could dominate the words
-    around them. Without noise, all unknown names of one length would have the same feature, and no
-    tuning could separate them.
-    """
-    trained = rows.double().numpy()
+    # Expand the embeddings [T, W] of T tokens to the vocabulary, [V, W]. Unseen tokens are drawn
+    # with the mean and standard deviation of the trained rows. The tower has only seen such
+    # embeddings; others, such as random initial values, could dominate the words around them.
+    # Without noise, all unknown names of one length would have the same feature, and no tuning
+    # could separate them
+    trained = state_dict[_EMBEDDING].double().numpy()
     # a teacher's fingerprint depends on this stream: numpy guarantees it, torch does not
     noise = np.random.RandomState(0).standard_normal((VOCAB_SIZE, trained.shape[1]))
     drawn = trained.mean(axis=0) + trained.std(axis=0) * noise
     table = torch.from_numpy(drawn.astype(np.float32))
-    table[token_ids] = rows
-    return table
+    table[token_ids] = state_dict[_EMBEDDING]
+    return state_dict | {_EMBEDDING: table}

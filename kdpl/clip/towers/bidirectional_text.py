@@ -55,17 +55,12 @@ class WholeTextTower(PromptableTextTower):
 
     def _encode(self, ids: Tensor, context: Tensor | None, deep: Tensor | None) -> Tensor:
         # prompts of layer 0 replace embeddings, deep prompts replace states
-        x: Tensor = self.token_embedding(ids)
-        if context is not None:
-            x = self._insert(context, x)
-        x = x + self.positional_embedding[: ids.shape[1]].to(x.dtype)
+        x = self.embed(ids, 0, context)
         for layer, block in enumerate(self.blocks):
             if deep is not None and 0 < layer <= len(deep):
                 x = self._insert(deep[layer - 1], x)
             x = run_block(block, x)
-        return self.project(self._pool(self.ln_final(x), ids))
-
-    def _pool(self, x: Tensor, ids: Tensor) -> Tensor:
+        x = self.ln_final(x)
         if self.pool_type in ("first", "last"):
-            return x[:, 0 if self.pool_type == "first" else -1]
-        return x[torch.arange(len(x), device=x.device), ends_of(ids, self.end)]
+            return self.project(x[:, 0 if self.pool_type == "first" else -1])
+        return self.project(x[torch.arange(len(x), device=x.device), ends_of(ids, self.end)])

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 def run_block(block: Any, tokens: Tensor) -> Tensor:
     """Run a block on tokens [B, L, W] without a mask."""
-    q, k, v = split_heads(block, in_projection(block, block.ln_1(tokens)))
+    q, k, v = split_heads(block, in_projection(block, tokens))
     return finish(block, tokens, merge_heads(F.scaled_dot_product_attention(q, k, v)))
 
 
@@ -28,9 +28,9 @@ def run_first_token(block: Any, tokens: Tensor) -> Tensor:
     return finish(block, tokens[:, :1], merge_heads(F.scaled_dot_product_attention(q, k, v)))
 
 
-def in_projection(block: Any, normed: Tensor) -> Tensor:
-    """Project normalised tokens [..., W] to concatenated queries, keys and values [..., 3 W]."""
-    return F.linear(normed, block.attn.in_proj_weight, block.attn.in_proj_bias)
+def in_projection(block: Any, tokens: Tensor) -> Tensor:
+    """Normalise tokens [..., W], and project to queries, keys and values in a row, [..., 3 W]."""
+    return F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias)
 
 
 def split_heads(block: Any, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from kdpl.clip.towers.bidirectional_text import WholeTextTower
 from kdpl.clip.towers.class_token import ClassTokenTower
 from kdpl.clip.towers.hugging_face_text import HuggingFaceTextTower
 from kdpl.clip.towers.image import ImageTower
-from kdpl.clip.towers.kinds import ModelConfig, has_clip_blocks, pooling
+from kdpl.clip.towers.kinds import ModelConfig, has_clip_blocks
 from kdpl.clip.towers.text import PromptableTextTower, TextTower
 from kdpl.clip.towers.vision_transformer import TransformerTower
 from kdpl.errors import WeightsError
@@ -30,7 +30,9 @@ def text_tower(name: str, model: Any, start: int) -> TextTower:
     """Wrap the text half of an open_clip model, with texts from ``start`` on, or a WeightsError."""
     text = getattr(model, "text", model)
     if has_clip_blocks(text):
-        pool, end = pooling(text)
+        # the token that becomes the feature; without an id, a text ends at the highest one
+        pool = str(getattr(text, "text_pool_type", None) or text.pool_type)
+        end = int(getattr(text, "text_eos_id", None) or text.eos_id) if pool == "eos" else None
         if text.attn_mask is None:
             return WholeTextTower(text, pool, end, start)
         if pool in ("argmax", "eos"):

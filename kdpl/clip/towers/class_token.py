@@ -24,8 +24,7 @@ class ClassTokenTower(PromptableImageTower):
     def embed(self, images: Tensor) -> Tensor:
         """Embed images [B, 3, S, S] as class token and patches [B, 1 + P, W], before ``ln_pre``."""
         visual = self.visual
-        pixels = self.pixels(images).to(visual.conv1.weight.dtype)
-        patches: Tensor = visual.conv1(pixels).flatten(2).transpose(1, 2)
+        patches: Tensor = visual.conv1(self._input(images)).flatten(2).transpose(1, 2)
         # .shape, since len() would fix the batch size in an exported graph
         batch = patches.shape[0]
         class_token = visual.class_embedding.to(patches.dtype).expand(batch, 1, -1)
@@ -37,13 +36,12 @@ class ClassTokenTower(PromptableImageTower):
         self._run = torch.compile(run_block)
 
     def run_block(self, layer: int, tokens: Tensor) -> Tensor:
-        """Run a block on tokens [B, L, W]; the last one returns only the class token, [B, 1, W]."""
-        run = run_first_token if layer == len(self.blocks) - 1 else self._run
-        return run(self.blocks[layer], tokens)
+        """Run a block on tokens [B, L, W], the first one after ``ln_pre``.
 
-    def norm(self, tokens: Tensor) -> Tensor:
-        """Apply ``ln_pre``, the norm before the first block, to tokens [B, L, W]."""
-        return cast(Tensor, self.visual.ln_pre(tokens))
+        The last block returns only the class token, [B, 1, W].
+        """
+        run = run_first_token if layer == len(self.blocks) - 1 else self._run
+        return run(self.blocks[layer], tokens if layer else self.visual.ln_pre(tokens))
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] into unnormalised features [B, embed_dim], without prompts."""
@@ -70,7 +68,7 @@ class ClassTokenTower(PromptableImageTower):
             if layer < len(prompts):
                 expanded = prompts[layer].to(x.dtype).expand(x.shape[0], -1, -1)
                 x = torch.cat([x[:, :length], expanded], dim=1)
-            x = self.run_block(layer, self.norm(x) if layer == 0 else x)
+            x = self.run_block(layer, x)
         return cast(Tensor, self.visual.ln_post(x[:, 0]))
 
     def patch_sums(self, images: Tensor, depth: int) -> Tensor:
@@ -80,6 +78,5 @@ class ClassTokenTower(PromptableImageTower):
         for layer in range(depth):
             # layer 0's prompts enter before ln_pre, so their mean is taken there
             sums.append(x[:, 1:].float().mean(dim=1).sum(dim=0))
-            if layer < depth - 1:
-                x = self.run_block(layer, self.norm(x) if layer == 0 else x)
+            x = self.run_block(layer, x)
         return torch.stack(sums)

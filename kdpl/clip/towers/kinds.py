@@ -1,4 +1,4 @@
-"""Blocks and pooling of open_clip's modules, and safety checks of untrusted settings."""
+"""Blocks of open_clip's modules, and safety checks of untrusted settings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,15 +17,6 @@ def has_clip_blocks(module: Any) -> bool:
     blocks = getattr(getattr(module, "transformer", None), "resblocks", [None])
     usual = getattr(module, "cls_emb", None) is None
     return usual and all(type(block) is ResidualAttentionBlock for block in blocks)
-
-
-def pooling(text: Any) -> tuple[str, int | None]:
-    """Return the token that becomes a text's feature, in open_clip's words, and the end id.
-
-    Without an id, the end of a text is the highest id in the vocabulary.
-    """
-    pool = str(getattr(text, "text_pool_type", None) or text.pool_type)
-    return pool, int(getattr(text, "text_eos_id", None) or text.eos_id) if pool == "eos" else None
 
 
 DEFAULT_IMAGE_SIZE = 224  # open_clip's default

@@ -48,11 +48,6 @@ class ArrangedTexts:
         )
         return cls(ids[0, :shared], places, rests)
 
-    @classmethod
-    def whole(cls, ids: Tensor) -> "ArrangedTexts":
-        """Take token ids [N, context_length] as they are, for a tower that reads all of them."""
-        return cls(ids[0, :0], (torch.arange(len(ids), device=ids.device),), (ids,))
-
 
 def ends_of(ids: Tensor, end: int | None) -> Tensor:
     """Find the ends of texts in token ids [N, L]: the id ``end``, or the highest id; int64 [N]."""
@@ -72,8 +67,8 @@ class TextTower(FrozenTower):
         yield from ()
 
     def arrange(self, ids: Tensor) -> ArrangedTexts:
-        """Arrange token ids [N, context_length] for ``forward``."""
-        return ArrangedTexts.whole(ids)
+        """Take token ids [N, context_length] as they are, since the tower reads all of them."""
+        return ArrangedTexts(ids[0, :0], (torch.arange(len(ids), device=ids.device),), (ids,))
 
     def forward(self, texts: ArrangedTexts) -> Tensor:
         """Encode the texts of C classes into features [C, embed_dim], not normalised."""
@@ -138,11 +133,7 @@ class PromptableTextTower(TextTower):
                 pass; the result is the same.
         """
         # insert the context into the shared prefix, and run it once
-        prefix = self.embed(texts.prefix[None], 0)
-        if context is not None:
-            places = self.positional_embedding[self.start : self.start + len(context)]
-            prefix = self._insert(context.to(prefix.dtype) + places.to(prefix.dtype), prefix)
-        shared = self._shared(prefix, deep)
+        shared = self._shared(self.embed(texts.prefix[None], 0, context), deep)
         # run the rests, in parts if there are many
         order, encode, parts = torch.cat(texts.places), self._rest, [list(texts.rests)]
         if len(order) > classes_at_once:
@@ -152,9 +143,11 @@ class PromptableTextTower(TextTower):
         features = torch.cat([encode(part, shared) for part in parts])
         return torch.zeros_like(features).index_copy(0, order, features)
 
-    def embed(self, ids: Tensor, start: int) -> Tensor:
-        """Embed token ids [B, L] at positions from ``start`` on, [B, L, W]."""
+    def embed(self, ids: Tensor, start: int, context: Tensor | None = None) -> Tensor:
+        """Embed token ids [B, L], and any context, at positions from ``start`` on: [B, L, W]."""
         tokens: Tensor = self.token_embedding(ids)
+        if context is not None:
+            tokens = self._insert(context, tokens)
         positions: Tensor = self.positional_embedding[start : start + ids.shape[1]]
         return tokens + positions.to(tokens.dtype)
 
@@ -177,7 +170,7 @@ class PromptableTextTower(TextTower):
         for layer, block in enumerate(self.blocks):
             if deep is not None and 0 < layer <= len(deep):
                 x = self._insert(deep[layer - 1], x)
-            q, k, v = split_heads(block, in_projection(block, block.ln_1(x)))
+            q, k, v = split_heads(block, in_projection(block, x))
             layers.append((k, v))
             if layer < len(self.blocks) - 1:  # the last layer's output is not used
                 attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -196,7 +189,7 @@ class PromptableTextTower(TextTower):
         last = len(self.blocks) - 1
         for layer, (block, keys_values) in enumerate(zip(self.blocks, shared, strict=True)):
             # attend to the shared tokens and to the text
-            attended, projected = [], torch.split(in_projection(block, block.ln_1(x)), sizes)
+            attended, projected = [], torch.split(in_projection(block, x), sizes)
             for group, mask, part in zip(groups, masks, projected, strict=True):
                 q, *rest = split_heads(block, part.view(*group.shape, -1))
                 k, v = (

@@ -6,7 +6,7 @@ from torchvision.transforms.functional import to_tensor
 
 from kdpl.clip.loading import ClipConfig, load_clip
 from kdpl.clip.miniatures import models
-from kdpl.clip.miniatures.models import CONFIGS, load_weights, weights_path
+from kdpl.clip.miniatures.models import CONFIGS, packaged_weights, weights_path
 from kdpl.data.readers.digits import CLASS_NAMES, open_digit, read_digits
 
 STATISTICS = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
@@ -23,12 +23,12 @@ def name(request):
 def plain(name):
     """The miniature CLIP as a plain open_clip model."""
     model = open_clip.CLIP(**CONFIGS[name]).eval().requires_grad_(False)
-    model.load_state_dict(load_weights(weights_path(name)))
+    model.load_state_dict(packaged_weights(name))
     return model
 
 
 def test_weights_are_finite_with_the_stored_embeddings_at_their_ids(name):
-    state_dict = load_weights(weights_path(name))
+    state_dict = packaged_weights(name)
     assert {value.dtype for value in state_dict.values()} == {torch.float32}
     assert all(value.isfinite().all() for value in state_dict.values())
     stored, table = load_file(weights_path(name)), state_dict["token_embedding.weight"]
