@@ -236,13 +236,11 @@ class FrozenTeacher(nn.Module):
         self.method: PromptMethod | None = None
 
     def load(self) -> None:
-        """Load image tower and prompts once; an ArtifactError or WeightsError if they do not fit.
+        """Load image tower and prompts; an ArtifactError or WeightsError if they do not fit.
 
         A student with all features in a cache skips this, and relies on the cache's manifest; only
         this method compares the prompts with the class vectors.
         """
-        if self.tower is not None:
-            return
         # the prompts, checked against the class vectors, and then their CLIP
         prompts = TunedPrompts.load(self.folder / PROMPTS_FILE)
         if prompts.teacher != self.vectors.teacher:
@@ -282,10 +280,9 @@ class FrozenTeacher(nn.Module):
         # refuse another size here, with a remedy
         size = self.vectors.preprocessing.image_size
         if images.shape[-1] != size:
-            problem = f"the teacher takes images of {size} pixels, not {images.shape[-1]}"
             raise ConfigError(
-                f"{problem}: let the datamodule make a view for the teacher, as "
-                "DomainDataModule does"
+                f"the teacher takes images of {size} pixels, not {images.shape[-1]}: let the "
+                "datamodule make a view for the teacher, as DomainDataModule does"
             )
         if self.tower is None or self.method is None:
             raise ConfigError("the teacher's image tower is not loaded: call load() first")

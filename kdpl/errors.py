@@ -22,17 +22,13 @@ class KdplError(Exception):
     """
 
     def __init__(self, message: str = "") -> None:
-        # split the traceback of a DataLoader worker from the sentence
-        worker_traceback = (
-            message if message.startswith("Caught ") and "\nOriginal Traceback" in message else None
-        )
-        if worker_traceback is not None:
-            message = message.rpartition(f"\n{type(self).__module__}.{type(self).__qualname__}: ")[
-                2
-            ].strip()
-        super().__init__("\n".join(map(visible, message.split("\n"))))
-        if worker_traceback is not None:
-            self.add_note(worker_traceback)
+        sentence = message
+        if message.startswith("Caught ") and "\nOriginal Traceback" in message:
+            # split the traceback of a DataLoader worker from the sentence
+            self.add_note(message)
+            name = f"{type(self).__module__}.{type(self).__qualname__}"
+            sentence = message.rpartition(f"\n{name}: ")[2].strip()
+        super().__init__("\n".join(map(visible, sentence.split("\n"))))
 
 
 def reason(error: BaseException) -> str:
@@ -46,10 +42,12 @@ def visible(text: str) -> str:
 
     These are control characters, line separators, bidirectional control characters and surrogates.
     """
-    acting = {
-        c for c in text if c in _TURNING or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
-    }
-    return "".join(c.encode("unicode_escape").decode("ascii") if c in acting else c for c in text)
+    return "".join(
+        c.encode("unicode_escape").decode("ascii")
+        if c in _TURNING or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
+        else c
+        for c in text
+    )
 
 
 class ConfigError(KdplError):

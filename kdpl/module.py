@@ -91,14 +91,9 @@ class ClassifyingModule(LightningModule, ABC):
         """The CLIP's resizing of images, in training as in evaluation."""
         return self.preprocessing.resizing
 
-    @property
-    def clip_fingerprint(self) -> str:
-        """Digest of the weights of the CLIP that are used."""
-        return self.clip.fingerprint
-
     def origin(self, fits: bool) -> dict[str, Any]:
         """Return the inputs of its weights that a checkpoint lacks; with ``fits``, of a fit too."""
-        return {"clip": self.clip_fingerprint}
+        return {"clip": self.clip.fingerprint}
 
     @property
     def domain(self) -> DomainDataModule:

@@ -5,6 +5,7 @@ IVLP, CoOp, VPT, MaPLe and the zero-shot CLIP are settings of the same module; s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt
@@ -148,10 +149,9 @@ class TeacherPromptTuning(ClassifyingModule):
         """Labelled images."""
         return Needs("labeled", self.resizing)
 
-    @property
-    def clip_fingerprint(self) -> str:
-        """Digest of the weights of both towers."""
-        return f"{self.clip.fingerprint} {self.text_fingerprint}"
+    def origin(self, fits: bool) -> dict[str, Any]:
+        """Return the CLIP by the digests of both towers."""
+        return {"clip": f"{self.clip.fingerprint} {self.text_fingerprint}"}
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return the callbacks: averaging if set, plugin callbacks, and the handover."""
