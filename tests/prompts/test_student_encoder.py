@@ -5,9 +5,9 @@ import torch
 import world
 from plain import PlainClip, PlainProjector, normalized, relative_error
 
+from kdpl.prompts.projector import Projector
 from kdpl.prompts.student_encoder import (
     EncoderSettings,
-    Projector,
     StudentEncoder,
     encoder_tensors,
     read_encoder,
