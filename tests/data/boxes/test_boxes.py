@@ -1,5 +1,6 @@
 import csv
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from runs import error_line, noise, rows_of
 
 from kdpl.__main__ import main
+from kdpl.classifier import PredictOptions
 from kdpl.classifier.detections import read_detections
 from kdpl.data.boxes.crops import MARK, name_of, read_crop
 from kdpl.data.sources import content_of, find_unlabeled, open_source
@@ -188,14 +190,15 @@ def test_an_interrupted_command_resumes(photos, classifier, capsys, monkeypatch)
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kdpl.classifier.detections.write_coco", interrupted)
+    monkeypatch.setattr("kdpl.classifier.PredictOptions", partial(PredictOptions, batch_size=2))
     file, out = written(photos, megadetector()), photos / "classified.json"
     command = ["boxes", str(file), f"--classifier={classifier}", f"--out={out}"]
-    assert main(command) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr("kdpl.classifier.detections.write_coco", interrupted)
+        assert main(command) == 130
     assert not out.exists()
-    monkeypatch.undo()
     assert main(command) == 0
-    assert "resuming after 7 images" in capsys.readouterr().err
+    assert "resuming after 6 images" in capsys.readouterr().err, "of whole batches"
     assert out.exists()
 
 
