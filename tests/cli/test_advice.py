@@ -74,7 +74,7 @@ def run_without_a_test(capsys):
     prediction = SimpleNamespace(correct=True, half_prediction_number=None)
     tested = SimpleNamespace(folder=folder, predictions=[prediction])
     run = SimpleNamespace(vectors=SimpleNamespace(num_base=1))
-    untested = error_of(lambda: stage._not_tested())
+    untested = error_of(lambda: stage.predictions)
     return f"{untested}\n{error_of(intervals.scores_of, run, tested)}"
 
 
