@@ -4,7 +4,7 @@ A campaign is composed from the configs that ``fit`` takes; ``configs/benchmark/
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -154,11 +154,7 @@ class Campaign(_Settings):
             if len({dataset_name(each) for each in names}) < len(names):
                 raise ValueError("two datasets have one name: rename a config file")
         # with few_shot, each number of shots is a place of its own
-        places = [
-            (each, n)
-            for each in self.protocols
-            for n in (self.shots if each == "few_shot" else (None,))
-        ]
+        places = [(each, n) for each in self.protocols for n in self.shots_of(each)]
         for name, row in self.rows.items():
             if not re.fullmatch(r"[\w-]+", name):
                 raise ValueError(f"row {name!r} names a folder: use letters, digits, _ and -")
@@ -174,6 +170,10 @@ class Campaign(_Settings):
                     f"row {name!r} is run where its teacher {row.of!r} is not: give both the same"
                 )
         return self
+
+    def shots_of(self, protocol: Protocol) -> Sequence[int | None]:
+        """Return the numbers of shots under a protocol; it has none but under few_shot."""
+        return self.shots if protocol == "few_shot" else (None,)
 
     def rows_of(self, stage: Stage) -> list[str]:
         """Return the names of a stage's rows."""

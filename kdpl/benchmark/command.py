@@ -48,8 +48,8 @@ def benchmark(
 
     # plan, and refuse what would fail later
     file, folder = Path(campaign), Path(out)
-    whole = read_campaign(file)
-    steps = plan(whole.choose(datasets, seeds, rows), folder, root, settings, rows)
+    chosen = read_campaign(file).choose(datasets, seeds, rows)
+    steps = plan(chosen, folder, root, settings, rows)
     problems = _problems(steps, root)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
@@ -58,9 +58,8 @@ def benchmark(
 
     # keep the campaign, from which the table command knows what is missing
     write_text(folder / CAMPAIGNS / file.name, file.read_text(encoding="utf-8"))
-    failures = runner.run_steps(
-        whole, steps, folder, partial(print, flush=True), runner.in_subprocess
-    )
+    say = partial(print, flush=True)
+    failures = runner.run_steps(steps, folder, say, runner.in_subprocess)
     for step, why in failures:
         print(f"failed: {step.title}: {why}{f' (log: {step.log})' if step.log.is_file() else ''}")
     if not failures:

@@ -30,24 +30,15 @@ def to_csv(tables: Sequence[ResultTable]) -> str:
     for line in (line for table in tables for line in table.lines):
         title, marks = line.title.strip("*"), (line.transductive, line.selected_on_test)
         for cell in line.cells:
-            column, shown = cell.column, (cell.published, cell.difference)
+            column, seeds = cell.column, (cell.seeds, cell.seeds_expected)
             keys = (column.protocol, column.setting, cell.dataset, cell.row, title, column.metric)
-            measured = (cell.mean, cell.standard_deviation)
-            writer.writerow(
-                [
-                    *keys,
-                    *map(_figure, measured),
-                    cell.seeds,
-                    cell.seeds_expected,
-                    *map(_figure, shown),
-                    *(str(mark).lower() for mark in marks),
-                ]
+            measured, shown = (
+                (cell.mean, cell.standard_deviation),
+                (cell.published, cell.difference),
             )
+            values = (*keys, *measured, *seeds, *shown, *(str(mark).lower() for mark in marks))
+            writer.writerow(f"{v:.4f}" if isinstance(v, float) else v for v in values)
     return text.getvalue()
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 def _rows(table: ResultTable) -> list[str]:

@@ -12,13 +12,13 @@ PromptKD's experiments (arXiv 2403.02781, section 4):
 The last two share the models fitted on the source.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
-from kdpl.benchmark.campaign import DATA_CONFIGS, Campaign, Protocol, Stage, config_of, dataset_name
+from kdpl.benchmark.campaign import DATA_CONFIGS, Campaign, Protocol, config_of, dataset_name
 from kdpl.benchmark.readers import BENCHMARKS
-from kdpl.benchmark.steps import RESULT_FILE, CampaignRun, CampaignStep
+from kdpl.benchmark.steps import RESULT_FILE, CampaignRun, CampaignStep, shots_of
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, CONFIG_FILE, LAST
 
@@ -58,95 +58,53 @@ class _Planner:
         self, campaign: Campaign, out: Path, root: str | None, options: Sequence[str]
     ) -> None:
         self.campaign, self.out, self.root, self.options = campaign, out, root, options
-        self.rows, self.seeds, self.source = campaign.rows, campaign.seeds, campaign.source or ""
+        self.rows, self.source = campaign.rows, campaign.source or ""
 
     def steps(self, protocol: Protocol) -> Iterator[CampaignStep]:
+        campaign, seeds = self.campaign, self.campaign.seeds
+        if protocol in ("few_shot", "base_to_novel"):
+            shots = campaign.shots_of(protocol)
+            for dataset, n, seed, name in product(campaign.datasets, shots, seeds, self.rows):
+                if self.rows[name].runs(protocol, n):
+                    setting = "" if n is None else f"shots_{n}"
+                    run = self._run(protocol, dataset, seed, name, setting)
+                    yield from self._fit(run, dataset)
+            return
+        teachers, students = (
+            [name for name in campaign.rows_of(stage) if self.rows[name].runs(protocol, None)]
+            for stage in ("teacher", "student")
+        )
         if protocol == "cross_dataset":
-            yield from self._cross_dataset()
-        elif protocol == "domain_generalization":
-            yield from self._domain_generalization()
-        elif protocol == "base_to_novel":
-            for dataset in self.campaign.datasets:
-                yield from self._on_dataset(protocol, dataset, overlays=[_BASE_TO_NOVEL])
+            # fits on the source
+            for seed, name in product(seeds, teachers):
+                yield from self._fit(self._source_run(seed, name), self.source, tested=False)
+            # tests of teachers, and students, on each target
+            for dataset, seed in product(campaign.datasets, seeds):
+                for name in teachers:
+                    yield from self._elsewhere(protocol, dataset, seed, name)
+                for name in students:
+                    yield from self._fit(self._run(protocol, dataset, seed, name), dataset)
         else:
-            for dataset, shots in product(self.campaign.datasets, self.campaign.shots):
-                option = [f"--data.init_args.shots={shots}"]
-                yield from self._on_dataset(protocol, dataset, shots, options=option)
+            for name, seed in product([*teachers, *students], seeds):
+                yield from self._fit(self._source_run(seed, name), self.source)
+            for dataset, seed, name in product(campaign.variants, seeds, [*teachers, *students]):
+                yield from self._elsewhere(protocol, dataset, seed, name)
 
-    def _on_dataset(
-        self,
-        protocol: Protocol,
-        dataset: str,
-        shots: int | None = None,
-        overlays: Sequence[str] = (),
-        options: Sequence[str] = (),
-    ) -> Iterator[CampaignStep]:
-        setting = "" if shots is None else f"shots_{shots}"
-        for seed, (name, row) in product(self.seeds, self.rows.items()):
-            if row.runs(protocol, shots):
-                run = self._run(protocol, dataset, seed, name, setting)
-                teacher = None
-                if row.of is not None:
-                    teacher = self._run(protocol, dataset, seed, row.of, setting)
-                yield from self._tested(self._fit(run, dataset, overlays, options, teacher))
-
-    def _cross_dataset(self) -> Iterator[CampaignStep]:
-        # fits on the source
-        teachers = self._rows_of("cross_dataset", "teacher")
-        for seed, name in product(self.seeds, teachers):
-            yield self._fit(self._source_run(seed, name), self.source)
-        # tests of teachers, and students, on each target
-        for dataset, seed in product(self.campaign.datasets, self.seeds):
-            for name in teachers:
-                yield from self._elsewhere("cross_dataset", dataset, seed, name)
-            for name in self._rows_of("cross_dataset", "student"):
-                run = self._run("cross_dataset", dataset, seed, name)
-                vectors = self._run("cross_dataset", dataset, seed, str(self.rows[name].of))
-                teacher = self._source_run(seed, vectors.row)
-                yield from self._tested(self._fit(run, dataset, teacher=teacher, vectors=vectors))
-
-    def _domain_generalization(self) -> Iterator[CampaignStep]:
-        protocol: Protocol = "domain_generalization"
-        names = [*self._rows_of(protocol, "teacher"), *self._rows_of(protocol, "student")]
-        for name, seed in product(names, self.seeds):
-            run, of = self._source_run(seed, name), self.rows[name].of
-            teacher = None if of is None else self._source_run(seed, of)
-            yield from self._tested(self._fit(run, self.source, teacher=teacher))
-        for dataset, seed, name in product(self.campaign.variants, self.seeds, names):
-            yield from self._elsewhere(protocol, dataset, seed, name)
-
-    def _rows_of(self, protocol: Protocol, stage: Stage) -> list[str]:
-        return [
-            name for name in self.campaign.rows_of(stage) if self.rows[name].runs(protocol, None)
-        ]
-
-    def _tested(self, fit: CampaignStep) -> Iterator[CampaignStep]:
-        args = ("test", f"--config={fit.folder / CONFIG_FILE}", f"--out={fit.folder}")
-        yield fit
-        title, result = f"{fit.run.name}/test", fit.folder / RESULT_FILE
-        yield CampaignStep(title, "test", result, (fit.title,), run=fit.run, args=args)
-
-    def _fit(
-        self,
-        run: CampaignRun,
-        dataset: str,
-        overlays: Iterable[str] = (),
-        options: Iterable[str] = (),
-        teacher: CampaignRun | None = None,
-        vectors: CampaignRun | None = None,
-    ) -> CampaignStep:
-        """Return a run's fit; class vectors of the run ``vectors`` replace the teacher's."""
+    def _fit(self, run: CampaignRun, dataset: str, tested: bool = True) -> Iterator[CampaignStep]:
+        """Yield a run's fit, and perhaps its test."""
         # configs and options, from the general to the particular
         row, folder = self.rows[run.row], self.out / run.name
-        name = dataset_name(dataset)
-        exceptions = [
-            exception for exception in self.campaign.per_dataset if name in exception.datasets
-        ]
+        configs, options = [config_of(dataset)], self._root_of(dataset)
+        if run.protocol == "base_to_novel":
+            configs.append(_BASE_TO_NOVEL)
+        elif run.setting:
+            options.append(f"--data.init_args.shots={shots_of(run.setting)}")
         row_configs = list(row.configs)
-        row_configs += [file for exception in exceptions for file in getattr(exception, row.stage)]
-        configs = [config_of(dataset), *overlays, *self.campaign.configs, *row_configs]
-        args = [f"--config={file}" for file in configs]
-        args += [*self._root_of(dataset), *options, *row.options, *self.options]
+        for exception in self.campaign.per_dataset:
+            if run.dataset in exception.datasets:
+                row_configs += getattr(exception, row.stage)
+        args = [f"--config={file}" for file in (*configs, *self.campaign.configs, *row_configs)]
+        args += [*options, *row.options, *self.options]
         trainers = [read_config(file).get("trainer") or {} for file in row_configs]
         if [trainer["max_epochs"] for trainer in trainers if "max_epochs" in trainer][-1:] == [0]:
             # an untuned row stays untuned, even if the options for every fit set max_epochs
@@ -154,16 +112,24 @@ class _Planner:
 
         # teacher and class vectors
         needs = []
-        if teacher is not None:
+        if row.of is not None:
+            alike = teacher = self._run(run.protocol, dataset, run.seed, row.of, run.setting)
+            if run.protocol in ("cross_dataset", "domain_generalization"):
+                teacher = self._source_run(run.seed, row.of)
             needs.append(f"{teacher.name}/fit")
             args.append(f"--model.init_args.teacher={self.out / teacher.name}")
-        if vectors is not None:
-            args.append(f"--model.init_args.class_vectors={self._vectors(vectors)}")
-            needs.append(f"{vectors.name}/class_vectors")
+            if run.protocol == "cross_dataset":
+                # of the target's names
+                args.append(f"--model.init_args.class_vectors={self._vectors(alike)}")
+                needs.append(f"{alike.name}/class_vectors")
         args += [f"--seed_everything={run.seed}", f"--out={folder}"]
         result = folder / (CLASS_VECTORS_FILE if row.stage == "teacher" else CLASSIFIER_FOLDER)
-        title = f"{run.name}/fit"
-        return CampaignStep(title, "fit", result, tuple(needs), run=run, args=("fit", *args))
+        fit = f"{run.name}/fit"
+        yield CampaignStep(fit, "fit", result, tuple(needs), run=run, args=("fit", *args))
+        if tested:
+            title, result = f"{run.name}/test", folder / RESULT_FILE
+            test = ("test", f"--config={folder / CONFIG_FILE}", f"--out={folder}")
+            yield CampaignStep(title, "test", result, (fit,), run=run, args=test)
 
     def _elsewhere(
         self, protocol: Protocol, dataset: str, seed: int, name: str
@@ -200,7 +166,13 @@ class _Planner:
         name = dataset_name(dataset)
         folder = "/".join(filter(None, [protocol, name, setting, f"seed_{seed}", row]))
         return CampaignRun(
-            protocol=protocol, setting=setting, dataset=name, seed=seed, row=row, name=folder
+            protocol=protocol,
+            setting=setting,
+            dataset=name,
+            seed=seed,
+            row=row,
+            title=(self.rows[row].title or row).strip("*"),
+            name=folder,
         )
 
     def _source_run(self, seed: int, row: str) -> CampaignRun:

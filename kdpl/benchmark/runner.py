@@ -4,13 +4,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kdpl.benchmark.campaign import Campaign
 from kdpl.benchmark.steps import RESULT_FILE, CampaignStep, Result
 from kdpl.metrics import test_key
 from kdpl.runtime import plugins, slurm
@@ -54,7 +54,6 @@ def in_subprocess(args: Sequence[str], log: Path) -> int:
 
 
 def run_steps(
-    campaign: Campaign,
     steps: Sequence[CampaignStep],
     out: Path,
     say: Callable[[str], None],
@@ -88,7 +87,7 @@ def run_steps(
                             break
                         say(f"{step.title} begins (log: {step.log})")
                         start = time.monotonic()
-                        failure = _run(campaign, step, command)
+                        failure = _run(step, command)
                 except Timeout:
                     busy += 1
                     continue
@@ -122,7 +121,7 @@ def _locked(out: Path, step: CampaignStep) -> Iterator[None]:
         yield
 
 
-def _run(campaign: Campaign, step: CampaignStep, command: Command) -> str | None:
+def _run(step: CampaignStep, command: Command) -> str | None:
     step.folder.mkdir(parents=True, exist_ok=True)
     if step.kind == "fit":
         step.save_command()
@@ -138,15 +137,28 @@ def _run(campaign: Campaign, step: CampaignStep, command: Command) -> str | None
     if code > 0:
         return last_error(step.log, logged)
     if step.kind == "test":
-        result = result_of(campaign, step)
-        _save_probe(step, result, command)
+        metrics = read_results(step.folder)
+        images = int(metrics.pop("images"))
+        # the run's config comes first
+        config = read_config(config_files(step.args)[0])
+        settings = config["model"]["init_args"]
+        result = Result(
+            **step.run.model_dump(),
+            metrics=metrics,
+            images=images,
+            transductive=step.run.protocol == "base_to_novel" and bool(settings.get("teacher")),
+            selected_on_test="BestOnBaseTest" in str(config.get("trainer")),
+        )
+        _save_probe(step, result, settings, command)
         write_text(step.folder / RESULT_FILE, result.model_dump_json(indent=2))
     if not step.done():
         return f"it ended without {step.result}: start the same command again to resume it"
     return None
 
 
-def _save_probe(step: CampaignStep, result: Result, command: Command) -> None:
+def _save_probe(
+    step: CampaignStep, result: Result, settings: Mapping[str, Any], command: Command
+) -> None:
     """Let ``compare`` fit a linear probe of the run's network, unless another row's run has it.
 
     There is none without labels, of other classes than the labels', or of several labels an image.
@@ -155,7 +167,6 @@ def _save_probe(step: CampaignStep, result: Result, command: Command) -> None:
     labelled = labelled and test_key("acc") in result.metrics
     if not labelled or "compare" not in plugins.paths("commands"):
         return
-    settings = read_config(config_files(step.args)[0])["model"]["init_args"]
     for file in step.folder.parent.glob(f"*/{PROBE_FOLDER}/*/{RESULT_FILE}"):
         about = read_json(file.with_name(PROBE_FILE))
         if about["clip"] == settings["clip"] and about.get("features") == PROBE_FEATURES:
@@ -178,20 +189,3 @@ def last_error(log: Path, begin: int = 0) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or ["it printed nothing"])[-1]
-
-
-def result_of(campaign: Campaign, step: CampaignStep) -> Result:
-    """Read the result that the test of a run left in its folder."""
-    metrics = read_results(step.folder)
-    images = int(metrics.pop("images"))
-    # the run's config comes first
-    config = read_config(config_files(step.args)[0])
-    return Result(
-        **step.run.model_dump(exclude={"name"}),
-        title=(campaign.rows[step.run.row].title or step.run.row).strip("*"),
-        metrics=metrics,
-        images=images,
-        transductive=step.run.protocol == "base_to_novel"
-        and campaign.rows[step.run.row].stage == "student",
-        selected_on_test="BestOnBaseTest" in str(config.get("trainer")),
-    )

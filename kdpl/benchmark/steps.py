@@ -22,7 +22,8 @@ _COMMAND_FILE = "command.json"
 class Coordinates(BaseModel):
     """One variant, the ``row``, tested on one dataset under one protocol with one seed.
 
-    The ``setting`` tells runs of a protocol apart, as ``shots_4`` does; it may be empty.
+    The ``setting`` tells runs of a protocol apart, as ``shots_4`` does; it may be empty. ``title``
+    is the row's, as a table shows it.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
@@ -32,6 +33,7 @@ class Coordinates(BaseModel):
     dataset: str
     seed: int
     row: str
+    title: str
 
 
 class CampaignRun(Coordinates):
@@ -48,7 +50,6 @@ class Result(Coordinates):
     ``probe``: it is that of a linear probe of the run's network, whose title is also its row.
     """
 
-    title: str
     metrics: dict[str, float]
     images: int
     transductive: bool
@@ -110,6 +111,11 @@ class CampaignStep(Step):
     def _recorded(self) -> str:
         contents = {file: read_config(file) for file in config_files(self.args)}
         return json.dumps({"args": list(self.args), "configs": contents}, indent=2, default=str)
+
+
+def shots_of(setting: str) -> int | None:
+    """Return the number of shots of a run's ``setting``, if it is one."""
+    return int(setting.removeprefix("shots_")) if setting else None
 
 
 def missing_data(steps: Iterable[CampaignStep], root: str | None) -> list[str]:

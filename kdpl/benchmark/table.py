@@ -11,12 +11,12 @@ mean of its eleven harmonic means is 83.63.
 
 import statistics
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
 from kdpl.benchmark.campaign import Campaign, CampaignRow, dataset_name
-from kdpl.benchmark.steps import Result
+from kdpl.benchmark.steps import Result, shots_of
 from kdpl.metrics import test_key
 
 AVERAGE = "average"
@@ -139,7 +139,7 @@ def tables(campaign: Campaign, results: Iterable[Result]) -> list[ResultTable]:
     for protocol, (shown, averaged) in targets.items():
         if protocol in campaign.protocols:
             columns = [Column(name, protocol, "", _ACCURACY, name) for name in (*shown, AVERAGE)]
-            result_tables.append(maker.table(_TITLES[protocol], columns, {"": ""}, averaged))
+            result_tables.append(maker.table(_TITLES[protocol], columns, {"": AVERAGE}, averaged))
     return result_tables
 
 
@@ -150,13 +150,22 @@ class _Maker:
         datasets.add(dataset_name(campaign.source or ""))
         results = [r for r in results if r.dataset in datasets and r.seed in campaign.seeds]
         self.campaign = campaign
-        probes = dict.fromkeys(r.row for r in results if r.probe)
-        self.probes = {name: _row_of_probe(name, results) for name in probes}
-        self.rows = {**campaign.rows, **self.probes}
+        self.probes = dict.fromkeys(r.row for r in results if r.probe)
+        self.rows = dict(campaign.rows)
+        for name in self.probes:
+            runs = [r for r in results if r.row == name]
+            about = {
+                "teacher": name,
+                "protocols": [*{r.protocol for r in runs}],
+                "shots": [*{shots_of(r.setting) for r in runs if r.setting}],
+            }
+            self.rows[name] = CampaignRow.model_validate(about)
         self.results = [r for r in results if r.row in self.rows]
-        self.by_cell = defaultdict[tuple[str, ...], list[Result]](list)
+        # accuracies in %, of each cell by seed
+        self.figures = defaultdict[tuple[str, ...], dict[int, Figures]](dict)
         for r in self.results:
-            self.by_cell[r.protocol, r.setting, r.dataset, r.row].append(r)
+            percents = {metric: 100 * value for metric, value in r.metrics.items()}
+            self.figures[r.protocol, r.setting, r.dataset, r.row][r.seed] = percents
 
     def columns(self, protocol: str, suffix: str = "") -> list[Column]:
         if protocol == "base_to_novel":
@@ -169,13 +178,18 @@ class _Maker:
     ) -> ResultTable:
         """Make a table with a line for each pair of group, a dataset, and row."""
         lines = []
+        protocols = {column.protocol for column in columns}
         for (group, dataset), row in product(groups.items(), self.rows):
             if any(self._runs(row, column) for column in columns):
                 cells = [
                     self._cell(column, column.dataset or dataset, row, averaged)
                     for column in columns
                 ]
-                runs = [run for cell in cells for run in self._results_of(cell)]
+                runs = [
+                    r
+                    for r in self.results
+                    if r.row == row and r.protocol in protocols and dataset in (r.dataset, AVERAGE)
+                ]
                 transductive = any(run.transductive for run in runs)
                 selected = any(run.selected_on_test for run in runs)
                 line_title = self.rows[row].title or row
@@ -188,62 +202,33 @@ class _Maker:
         if row in self.probes and column.metric in (_NOVEL, _HM):
             # a probe knows only the base classes
             return False
-        shots = int(column.setting.removeprefix("shots_")) if column.setting else None
-        return self.rows[row].runs(column.protocol, shots)
-
-    def _results_of(self, cell: Cell) -> list[Result]:
-        alike = [r for r in self.results if (r.protocol, r.row) == (cell.column.protocol, cell.row)]
-        return [r for r in alike if cell.dataset in (r.dataset, AVERAGE)]
+        return self.rows[row].runs(column.protocol, shots_of(column.setting))
 
     def _cell(self, column: Column, dataset: str, row: str, averaged: Sequence[str]) -> Cell:
-        values = [*self._over_seeds(column, dataset, row, averaged).values()]
+        figures, published = self._figures(column, dataset, row), FIGURES.get(dataset, {})
+        if dataset == AVERAGE:
+            # of each seed that has results on all datasets
+            parts = [self._figures(column, name, row) for name in averaged]
+            seeds = [seed for seed in self.campaign.seeds if all(seed in part for part in parts)]
+            figures = {seed: average([part[seed] for part in parts]) for seed in seeds}
+            published = average([FIGURES.get(name, {}) for name in averaged])
+        values = [part[column.metric] for part in figures.values() if column.metric in part]
         # statistics computes exactly: a mean halfway between two figures is rounded as by hand
         mean = statistics.mean(values) if values else None
         deviation = statistics.stdev(values) if len(values) > 1 else None
         expected = len(self.campaign.seeds) if self._runs(row, column) else 0
-        published = None
-        if self.rows[row].published and column.protocol == "base_to_novel":
-            average = dataset == AVERAGE
-            figures = published_average(averaged) if average else FIGURES.get(dataset, {})
-            published = figures.get(column.metric)
-        return Cell(column, dataset, row, mean, deviation, len(values), expected, published)
+        shown = self.rows[row].published and column.protocol == "base_to_novel"
+        figure = published.get(column.metric) if shown else None
+        return Cell(column, dataset, row, mean, deviation, len(values), expected, figure)
 
-    def _over_seeds(
-        self, column: Column, dataset: str, row: str, averaged: Sequence[str]
-    ) -> Mapping[int, float]:
-        """Return values by seed, in %; an average needs the seed's results on all datasets."""
-        if dataset != AVERAGE:
-            metric = column.metric
-            results = self.by_cell[column.protocol, column.setting, dataset, row]
-            return {r.seed: 100 * r.metrics[metric] for r in results if metric in r.metrics}
-        if column.metric == _HM:
-            # of the two averages, as published
-            base, novel = (
-                self._over_seeds(column._replace(metric=part), AVERAGE, row, averaged)
-                for part in (_BASE, _NOVEL)
-            )
-            return {
-                seed: statistics.harmonic_mean([base[seed], novel[seed]])
-                for seed in base.keys() & novel.keys()
-            }
-        parts = [self._over_seeds(column, name, row, averaged) for name in averaged]
-        seeds = [seed for seed in self.campaign.seeds if all(seed in values for values in parts)]
-        return {seed: statistics.mean(values[seed] for values in parts) for seed in seeds}
+    def _figures(self, column: Column, dataset: str, row: str) -> Mapping[int, Figures]:
+        return self.figures[column.protocol, column.setting, dataset, row]
 
 
-def _row_of_probe(name: str, results: Iterable[Result]) -> CampaignRow:
-    results = [r for r in results if r.row == name]
-    shots = {int(r.setting.removeprefix("shots_")) for r in results if r.setting}
-    protocols = {r.protocol for r in results}
-    return CampaignRow.model_validate(
-        {"teacher": name, "protocols": [*protocols], "shots": [*shots]}
-    )
-
-
-def published_average(datasets: Collection[str]) -> Figures:
-    """Return the published average over datasets; empty if one has no published figures."""
-    if not datasets or not all(dataset in FIGURES for dataset in datasets):
-        return {}
-    figures = [FIGURES[dataset] for dataset in datasets]
-    base, novel = (statistics.mean(row[metric] for row in figures) for metric in (_BASE, _NOVEL))
-    return {_BASE: base, _NOVEL: novel, _HM: statistics.harmonic_mean([base, novel])}
+def average(parts: Sequence[Figures]) -> Figures:
+    """Return the averages of figures that all datasets have; HM is that of two averages."""
+    metrics = [metric for metric in parts[0] if all(metric in part for part in parts)]
+    means = {metric: statistics.mean(part[metric] for part in parts) for metric in metrics}
+    if _HM in means:
+        means[_HM] = statistics.harmonic_mean([means[_BASE], means[_NOVEL]])
+    return means

@@ -68,7 +68,7 @@ def _no_pause(monkeypatch):
 
 
 def run(out, commands, say=lambda _: None, steps=None):
-    return run_steps(WHOLE, steps or plan(WHOLE, out), out, say, commands)
+    return run_steps(steps or plan(WHOLE, out), out, say, commands)
 
 
 def test_everything_is_run_once_and_in_order_and_then_nothing_more(tmp_path):
