@@ -1,11 +1,12 @@
 """Checkpoints published by PromptKD's authors: reading, comparison of their CLIP, import."""
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,7 +15,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from kdpl.errors import ArtifactError, ConfigError, WeightsError, reason
 from kdpl.runtime.files import read_json, write_json
-from kdpl.runtime.messages import inform
+from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.origin import require_same
 from kdpl.runtime.run_folder import LAST, handed_over
 
@@ -34,6 +35,7 @@ _CLIP_NAMES = {
     "student": re.compile(r"(image)_encoder\.(.+)"),
 }
 _FLOAT32_TOLERANCE = 1e-5
+_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -187,10 +189,30 @@ def _is_same(theirs: Tensor, ours: Tensor) -> bool:
 
 @dataclass(eq=False)
 class TakeOver(Callback):
-    """Copies the published tensors into the module; writes a checkpoint and the file's record."""
+    """Copies the published tensors into the module of the same CLIP.
+
+    Writes a checkpoint and the file's record.
+    """
 
     published: Published
     record: Mapping[str, str]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Compare the CLIPs before the module rounds its CLIP to the trainer's precision."""
+        published, module = self.published, cast(Any, pl_module)
+        if published.kind == "teacher":
+            towers = {"image": module.image_tower.module.visual, "text": module.text_tower.module}
+        else:
+            towers = {"image": module.encoder.tower.module.visual}
+        states = {name: tower.state_dict() for name, tower in towers.items()}
+        not_in_clip = require_same_clip(published, states, math.log(module.logit_scale))
+        unknown = sorted({*published.unknown, *not_in_clip})
+        if unknown:
+            few = ", ".join(unknown[:_NAMES_SHOWN])
+            warn(
+                f"left out of {published.file}, because they have no place here: {len(unknown)} "
+                f"tensors ({few}{', …' if len(unknown) > _NAMES_SHOWN else ''})"
+            )
 
     @torch.no_grad()
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -222,19 +244,16 @@ class TakeOver(Callback):
         )
 
 
-def record_of(file: Path) -> dict[str, str]:
-    """Return the name and SHA-256 of a published file."""
-    with file.open("rb") as opened:
-        return {"file": file.name, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
-
-
-def require_own_folder(folder: Path, record: Mapping[str, str]) -> None:
-    """Raise a ConfigError if a folder holds a run other than the import of this file."""
-    file = folder / RECORD_FILE
-    before = read_json(file) if file.is_file() else None
+def record_for(folder: Path, published: Path) -> dict[str, str]:
+    """Return the name and SHA-256 of a file; a ConfigError if a folder holds another's run."""
+    with published.open("rb") as opened:
+        content = hashlib.file_digest(opened, "sha256").hexdigest()
+    record, file = {"file": published.name, "sha256": content}, folder / RECORD_FILE
     if handed_over(folder) or (folder / LAST).is_file():
+        before = read_json(file) if file.is_file() else None
         remedy = "choose another --out, or remove that folder"
         require_same(f"the run in {folder}", before, record, remedy)
+    return record
 
 
 class _StandIn:

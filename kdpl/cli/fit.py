@@ -52,17 +52,14 @@ def run_command(args: Sequence[str]) -> int:
 
 
 def parse_stage(
-    command: Command,
-    options: Sequence[str],
-    values: Mapping[str, Any] | None = None,
-    make: type[KdplCLI] = KdplCLI,
+    command: Command, options: Sequence[str], values: Mapping[str, Any] | None = None
 ) -> KdplCLI:
     """Parse the settings of a stage, of which the files exist; see ``KdplCLI``."""
     quiet_libraries()
     options = with_config_files("--help" if word == "--full_help" else word for word in options)
     for file in config_files(options):
         read_config(file)
-    return make(command, options, values)
+    return KdplCLI(command, options, values)
 
 
 def run_stage(

@@ -58,6 +58,9 @@ class KdplCLI(LightningCLI):
         values: Further settings, as a tree like a config's, which win over ``args``.
     """
 
+    further_callbacks: Sequence[Callback] = ()
+    """Callbacks of a fit that does more than its settings say."""
+
     def __init__(
         self, command: Command, args: Sequence[str], values: Mapping[str, Any] | None = None
     ) -> None:
@@ -206,7 +209,7 @@ class KdplCLI(LightningCLI):
         """Add the callbacks that every run has."""
         trainer = self.config.trainer
         callbacks: list[Callback] = [InterruptionHandler(), SaveTestResults()]
-        callbacks += self.further_callbacks()
+        callbacks += self.further_callbacks
         callbacks.append(FiniteLoss())
         if trainer.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
@@ -233,10 +236,6 @@ class KdplCLI(LightningCLI):
             # Lightning asks this later, and of a single device never
             started_by.validate_settings(made.num_devices, made.num_nodes)
         return made
-
-    def further_callbacks(self) -> list[Callback]:
-        """Return further callbacks of this kind of fit."""
-        return []
 
     def execute(self) -> None:
         """Build the stage and run the command, unless its run is finished."""
@@ -291,12 +290,11 @@ class KdplCLI(LightningCLI):
             # started by Lightning for another step of a run; the first process does this one alone
             return
         if self.command == "fit":
-            self.fit()
+            self._fit()
         else:
             self._evaluate()
 
-    def fit(self) -> None:
-        """Train."""
+    def _fit(self) -> None:
         if not self._trains() and self.trainer.max_epochs != 0:
             raise ConfigError(
                 "a model without prompts trains nothing: use it untuned, with "
