@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kdpl.errors import ConfigError, KdplError
 from kdpl.runtime.advice import command
-from kdpl.runtime.configs import read_config
+from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.files import write_text
 
 if TYPE_CHECKING:
@@ -101,45 +101,51 @@ def table(folder: str) -> int:
 
 
 def _problems(steps: "Sequence[CampaignStep]", root: str | None) -> list[str]:
-    from kdpl.benchmark.steps import missing_data, one_of_each_kind
-
-    missing = [step for step in steps if not step.done()]
-    problems = missing_data(missing, root)
-    changed = [step for step in steps if step.has_other_command()]
-    # another command may have the same settings, such as another number of GPUs: fit can tell
-    fits = {step.title: step for step in (*changed, *one_of_each_kind(missing))}
-    problems += _invalid_settings([step.args for step in fits.values()])
-    if not problems:
-        for step in changed:
-            step.save_command()
-    return list(dict.fromkeys(problems))
-
-
-def _invalid_settings(commands: Sequence[Sequence[str]]) -> list[str]:
-    """Return why fits cannot start: invalid or changed settings, or missing weights."""
+    """Return why steps cannot start: data, weights or settings; record their commands if none."""
+    from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
+    from kdpl.benchmark.steps import one_of_each_kind
     from kdpl.cli.fit import parse_stage
     from kdpl.clip import ClipConfig, load_clip, load_image_clip
     from kdpl.student import StudentDistillation
 
-    problems: list[str] = []
+    problems: dict[str, None] = {}
     clips: dict[tuple[bool, ClipConfig], None] = {}
 
     def collect(function: Callable[..., object], *args: object) -> None:
         try:
             function(*args)
         except KdplError as error:
-            problems.append(str(error))
+            problems[str(error)] = None
 
-    def check(args: Sequence[str]) -> None:
-        stage = parse_stage("fit", args)
+    def check_data(name: str) -> None:
+        if root is None:
+            raise ConfigError(f"dataset {name} needs the folder of all datasets: give it as --root")
+        dataset = BenchmarkSet(name, root)
+        dataset.require_folder(dataset.images)
+        dataset.read_text(dataset.index)
+
+    def check_fit(step: "CampaignStep") -> None:
+        stage = parse_stage("fit", step.args[1:])
         model = stage.config.model
         is_student = issubclass(resolve_name(model.class_path), StudentDistillation)
         clips[is_student, ClipConfig(**vars(model.init_args.clip))] = None
         stage.check()
 
+    # the benchmark's datasets
+    missing = [step for step in steps if not step.done()]
+    files = dict.fromkeys(Path(file).stem for step in missing for file in config_files(step.args))
+    for name in files:
+        if name in BENCHMARKS:
+            collect(check_data, name)
+    # another command may have the same settings, such as another number of GPUs: fit can tell
+    changed = [step for step in steps if step.has_other_command()]
+    fits = {step.title: step for step in (*changed, *one_of_each_kind(missing))}
     # parse every command, then load every CLIP once
-    for words in commands:
-        collect(check, words[1:])
+    for step in fits.values():
+        collect(check_fit, step)
     for is_student, clip in clips:
         collect(load_image_clip if is_student else load_clip, clip)
-    return problems
+    if not problems:
+        for step in changed:
+            step.save_command()
+    return list(problems)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
-from kdpl.errors import ArtifactError, DataError
+from kdpl.errors import ArtifactError
 from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.files import write_text
 from kdpl.runtime.steps import Step
@@ -116,23 +115,6 @@ class CampaignStep(Step):
 def shots_of(setting: str) -> int | None:
     """Return the number of shots of a run's ``setting``, if it is one."""
     return int(setting.removeprefix("shots_")) if setting else None
-
-
-def missing_data(steps: Iterable[CampaignStep], root: str | None) -> list[str]:
-    """Describe what is missing below ``root`` of the benchmark's datasets that steps need."""
-    problems = []
-    configs = dict.fromkeys(Path(file).stem for step in steps for file in config_files(step.args))
-    for name in (name for name in configs if name in BENCHMARKS):
-        if root is None:
-            problems.append(f"dataset {name} needs the folder of all datasets: give it as --root")
-            continue
-        dataset = BenchmarkSet(name, root)
-        try:
-            dataset.require_folder(dataset.images)
-            dataset.read_text(dataset.index)
-        except DataError as error:
-            problems.append(str(error))
-    return problems
 
 
 def one_of_each_kind(steps: Iterable[CampaignStep]) -> list[CampaignStep]:
