@@ -27,7 +27,9 @@ def data(
         root: The folder of all datasets.
         workers: Processes that decode; by default one for each processor core.
     """
-    from kdpl.benchmark.readers import BENCHMARKS
+    from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
+    from kdpl.data.parallel import in_parallel
+    from kdpl.data.sources import try_decoding
     from kdpl.errors import ConfigError
 
     if name not in BENCHMARKS:
@@ -38,27 +40,15 @@ def data(
         from kdpl.benchmark.download import download
 
         return 0 if download(name, Path(root).expanduser()) else 1
-    return 1 if _check(name, root, workers) else 0
-
-
-def _check(name: str, root: str, workers: int | None) -> int:
-    """Print the contents of a dataset and what is wrong with it.
-
-    Returns:
-        Number of problems: wrong numbers of classes, and unreadable images.
-    """
-    from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
-    from kdpl.data.parallel import in_parallel
-    from kdpl.data.sources import try_decoding
 
     # count the classes
     splits, expected = BenchmarkSet(name, root).read(), BENCHMARKS[name].num_classes
     print(splits.origin)
     print(f"classes: {_shown(splits.class_names)}")
-    num_wrong = 0
+    wrong = False
     if len(splits.class_names) != expected:
         print(f"wrong: {len(splits.class_names)} classes, expected {expected}")
-        num_wrong += 1
+        wrong = True
     for split, records in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         counts = Counter(record.label for record in records)
         print(f"{split + ':':<10}{len(records)} images of {len(counts)} classes")
@@ -66,7 +56,7 @@ def _check(name: str, root: str, workers: int | None) -> int:
             without = [repr(n) for label, n in enumerate(splits.class_names) if label not in counts]
             named = f"; without images: {_shown(without)}" if without else ""
             print(f"wrong: {split} has images of {len(counts)} classes, expected {expected}{named}")
-            num_wrong += 1
+            wrong = True
 
     # decode the images
     num_bad = 0
@@ -76,7 +66,7 @@ def _check(name: str, root: str, workers: int | None) -> int:
             print(problem, flush=True)
             num_bad += 1
     print(f"{len(splits.sources)} images decoded, {num_bad} of them bad")
-    return num_wrong + num_bad
+    return int(wrong or num_bad > 0)
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -45,7 +45,12 @@ def boxes(
         rule: options that plugins add, such as rejection
     """
     require_file("DETECTIONS", detections)
-    file = _output(out, classifier)
+    file = output_file("--out", out)
+    if file.suffix not in ((".txt", ".csv") if classifier is None else (".json",)):
+        how = ".txt or .csv" if classifier is None else ".json, as --classifier is given"
+        raise ConfigError(f"--out {out} has an unknown ending, expected {how}: give another")
+    if classifier is not None:
+        require_classifier(Path(classifier))
 
     # imports torch, so only after the checks of paths
     from kdpl.classifier.detections import read_detections, write_coco
@@ -88,13 +93,3 @@ def boxes(
         rows = [(name, box.label, box.image) for name, box in zip(names, selected, strict=True)]
         write_rows(file, [("image", "label", "group"), *rows])
     return 0
-
-
-def _output(out: str, classifier: str | None) -> Path:
-    file = output_file("--out", out)
-    if file.suffix not in ((".txt", ".csv") if classifier is None else (".json",)):
-        how = ".txt or .csv" if classifier is None else ".json, as --classifier is given"
-        raise ConfigError(f"--out {out} has an unknown ending, expected {how}: give another")
-    if classifier is not None:
-        require_classifier(Path(classifier))
-    return file

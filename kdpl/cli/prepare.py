@@ -93,8 +93,8 @@ def untuned(teacher: "KdplCLI") -> "KdplCLI":
     return teacher.derive(read_config(str(shipped_configs()["teacher/zero_shot"])))
 
 
-def parse_stages(out: Path, run: Options) -> "tuple[dict[str, list[str]], dict[str, KdplCLI]]":
-    """Return the configs and the parsed stages of a run, by the names of the stages' folders."""
+def parse_stages(out: Path, run: Options) -> "dict[str, KdplCLI]":
+    """Return the parsed stages of a run, by the names of their folders."""
     from kdpl.cli.fit import parse_stage
     from kdpl.tasks import MULTI_CLASS
 
@@ -123,4 +123,4 @@ def parse_stages(out: Path, run: Options) -> "tuple[dict[str, list[str]], dict[s
         and student.data().task == MULTI_CLASS.name
     ):
         student = student.derive({"model": {"init_args": {"target": "refined"}}})
-    return configs, {"teacher": teacher, "student": student}
+    return {"teacher": teacher, "student": student}

@@ -15,6 +15,7 @@ from kdpl.data.options import ClassOptions
 from kdpl.errors import ConfigError, KdplError, visible
 from kdpl.runtime import plugins, slurm
 from kdpl.runtime.advice import absolute
+from kdpl.runtime.configs import read_config
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import write_json
 from kdpl.runtime.run_folder import (
@@ -97,8 +98,8 @@ def run(
         options = complete(path, folder, options, classes)
 
     # find the configs, and parse the settings of each stage
-    configs, stages = parse_stages(folder, options)
-    about = {"configs": configs, "seed": seed, "settings": settings}
+    stages = parse_stages(folder, options)
+    about = {"configs": options.files(), "seed": seed, "settings": settings}
     _carry_out(folder, stages, _steps(folder, stages, options.search), about)
     return 0
 
@@ -112,7 +113,7 @@ def _carry_out(
     from rich.console import Console
 
     from kdpl.cli.run_summary import summarize
-    from kdpl.runtime.lock import RunLock
+    from kdpl.runtime.lock import locked
     from kdpl.runtime.messages import process_rank
 
     os.environ.setdefault("WANDB_RUN_GROUP", folder.name)
@@ -128,7 +129,7 @@ def _carry_out(
     unfinished = any(map(due, steps))
     with ExitStack() as at_end:
         if first and unfinished:
-            at_end.callback(RunLock(folder).release)
+            at_end.enter_context(locked(folder))
         # check the settings of all stages before the teacher is tuned
         for stage in stages.values():
             stage.check_all()
@@ -172,7 +173,7 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
     """Return the steps, fits first; a search replaces the student's settings in ``stages``."""
     from kdpl.cli.fit import run_stage
     from kdpl.cli.prepare import untuned
-    from kdpl.cli.search import candidates_of, compare, with_choice
+    from kdpl.cli.search import CHOSEN_FILE, candidates_of, compare
     from kdpl.clip.loading import has_text_tower
 
     def step(
@@ -226,7 +227,8 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
         # it is done with the student's fit: until then finished candidates compare their settings
         title = "search what of the student is trained"
         searches = [replace(distil, kind="search", title=title, start=choose)]
-        stages["student"] = with_choice(student, folder)
+        if (chosen := folder / CHOSEN_FILE).is_file():
+            stages["student"] = student.derive(read_config(str(chosen)))
     student_clip = stages["student"].config.model.init_args.clip.model
     return [
         teacher,

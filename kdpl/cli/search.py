@@ -11,7 +11,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from kdpl.cli.arguments import require_settings
 from kdpl.errors import ConfigError, TrainingError
-from kdpl.runtime.configs import as_list, read_config
+from kdpl.runtime.configs import as_list
 from kdpl.runtime.files import write_text
 from kdpl.runtime.markdown import markdown_rows
 from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, DECODED_FILE, METRICS_FILE
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kdpl.cli.stage_cli import KdplCLI
 
 _RATES = (1e-4, 3e-4, 1e-3)
-_CHOSEN_FILE = "best.yaml"
+CHOSEN_FILE = "best.yaml"
 
 
 def search(
@@ -130,7 +130,7 @@ def compare(
     chosen = {name: settings[name] for name in ("fine_tune", "vision_prompts", "optim")}
     best_settings = {"model": {"init_args": chosen}}
     if process_rank() == 0:
-        file = out / _CHOSEN_FILE
+        file = out / CHOSEN_FILE
         write_text(file, yaml.safe_dump(best_settings, sort_keys=False))
         head = ["candidate", "agreement, %", "KL, nats"]
         rows = [[name, f"{100 * at[0]:.1f}", f"{-at[1]:.3f}"] for name, at in measured.items()]
@@ -154,9 +154,3 @@ def best_of(measured: Mapping[str, tuple[float, float, float]]) -> str:
     _, closeness, _ = measured["configured"]
     close = [name for name, (_, near, _) in measured.items() if near >= closeness]
     return max(close or measured, key=lambda name: measured[name])
-
-
-def with_choice(student: "KdplCLI", out: Path) -> "KdplCLI":
-    """Return a student's fit with what a search in the folder ``out`` has chosen, if it has."""
-    file = out / _CHOSEN_FILE
-    return student.derive(read_config(str(file))) if file.is_file() else student

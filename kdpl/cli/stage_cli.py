@@ -38,7 +38,7 @@ from kdpl.errors import ConfigError
 from kdpl.runtime import slurm
 from kdpl.runtime.configs import as_list
 from kdpl.runtime.faults import in_one_sentence
-from kdpl.runtime.lock import RunLock
+from kdpl.runtime.lock import locked
 from kdpl.runtime.loggers import finish_logging, place_loggers
 from kdpl.runtime.messages import inform, process_rank
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CONFIG_FILE, LAST, METRICS_FILE, handed_over
@@ -243,7 +243,7 @@ class KdplCLI(LightningCLI):
         with ExitStack() as at_end:
             if self.command == "fit":
                 if process_rank() == 0 and not handed_over(folder):
-                    at_end.callback(RunLock(folder).release)
+                    at_end.enter_context(locked(folder))
                 self.check()
                 if handed_over(folder):
                     inform(
@@ -289,12 +289,9 @@ class KdplCLI(LightningCLI):
         if self.trainer.world_size == 1 and process_rank() > 0:
             # started by Lightning for another step of a run; the first process does this one alone
             return
-        if self.command == "fit":
-            self._fit()
-        else:
+        if self.command != "fit":
             self._evaluate()
-
-    def _fit(self) -> None:
+            return
         if not self._trains() and self.trainer.max_epochs != 0:
             raise ConfigError(
                 "a model without prompts trains nothing: use it untuned, with "

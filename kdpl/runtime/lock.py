@@ -1,5 +1,7 @@
 """Lock of a run's folder: one process at a time writes into it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,30 +17,27 @@ _PATIENCE_SECONDS = 10
 _LEASE_SECONDS = 150
 
 
-class RunLock:
-    """Lock of a run's folder, held until it is released or the process ends in any way.
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a run's folder for the block, or until the process ends in any way.
 
-    The folder is created if it does not exist. A ConfigError if another process holds the lock
-    longer than a killed process could.
+    The folder is created if it does not exist, and removed again if nothing was written into it. A
+    ConfigError if another process holds the lock longer than a killed process could.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(folder / LOCK_FILE)
-        try:
-            self._lock.acquire(timeout=_LEASE_SECONDS if slurm.in_job() else _PATIENCE_SECONDS)
-        except Timeout as error:
-            raise ConfigError(
-                f"another process is running into {folder}: wait until it ends, or choose another "
-                "--out"
-            ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=_LEASE_SECONDS if slurm.in_job() else _PATIENCE_SECONDS)
+    except Timeout as error:
+        raise ConfigError(
+            f"another process is running into {folder}: wait until it ends, or choose another --out"
+        ) from error
+    try:
         # subfolders of stages have their locks
         remove_leftovers(folder, but_with=LOCK_FILE)
-
-    def release(self) -> None:
-        """Release the lock, and remove the folder if nothing was written into it."""
-        self._lock.release()
-        if [path.name for path in self._folder.iterdir()] == [LOCK_FILE]:
-            (self._folder / LOCK_FILE).unlink()
-            self._folder.rmdir()
+        yield
+    finally:
+        lock.release()
+        if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+            (folder / LOCK_FILE).unlink()
+            folder.rmdir()

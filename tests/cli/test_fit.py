@@ -32,7 +32,7 @@ from kdpl.callbacks.handover import SaveClassifier
 from kdpl.callbacks.preemption import InterruptionHandler
 from kdpl.cli.fit import parse_stage, run_stage
 from kdpl.cli.stage_cli import KdplCLI
-from kdpl.runtime.lock import RunLock
+from kdpl.runtime.lock import locked
 from kdpl.teacher import TeacherPromptTuning
 
 FIT = ["fit", *DATA, *TEACHER, *SHORT]
@@ -228,10 +228,9 @@ def test_a_second_start_into_a_folder_is_refused_while_the_first_runs(
     command, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr("kdpl.runtime.lock._PATIENCE_SECONDS", 0)
-    first = RunLock(tmp_path)
-    assert main([*command, f"--out={tmp_path}"]) == 1
+    with locked(tmp_path):
+        assert main([*command, f"--out={tmp_path}"]) == 1
     error_line(capsys, f"another process is running into {tmp_path}", "choose another --out")
-    first.release()
 
 
 def test_a_finished_fit_says_so_and_touches_nothing(teacher_run, student_run, capsys):

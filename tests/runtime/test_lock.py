@@ -1,7 +1,7 @@
 import pytest
 
 from kdpl.runtime import lock
-from kdpl.runtime.lock import RunLock
+from kdpl.runtime.lock import locked
 
 
 @pytest.fixture(autouse=True)
@@ -11,11 +11,11 @@ def _no_patience(monkeypatch):
 
 
 def test_a_folder_into_which_nothing_was_written_is_removed(tmp_path):
-    RunLock(tmp_path / "empty").release()
+    with locked(tmp_path / "empty"):
+        assert (tmp_path / "empty").exists()
     assert not (tmp_path / "empty").exists()
-    kept = RunLock(tmp_path / "run")
-    (tmp_path / "run" / "config.yaml").touch()
-    kept.release()
+    with locked(tmp_path / "run"):
+        (tmp_path / "run" / "config.yaml").touch()
     assert (tmp_path / "run" / "config.yaml").exists()
 
 
@@ -24,6 +24,6 @@ def test_what_a_killed_process_left_is_removed_but_not_that_of_a_run_within(tmp_
     for folder in (mine, theirs):
         folder.mkdir(parents=True)
     (tmp_path / "student" / lock.LOCK_FILE).touch()
-    RunLock(tmp_path)
-    assert not mine.exists()
-    assert theirs.exists()
+    with locked(tmp_path):
+        assert not mine.exists()
+        assert theirs.exists()

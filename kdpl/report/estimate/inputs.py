@@ -35,7 +35,7 @@ def gather(choice: Choice, folder: Path, given: Options) -> tuple[Frozen, tuple[
     """
     options, reasons = choice.completed(given, str(folder / DATA_FOLDER / CONFIG))
     print_choice(choice.path, reasons)
-    _, stages = parse_stages(folder, options)
+    stages = parse_stages(folder, options)
     clip = ClipConfig(**stages["student"].config.model.init_args.clip.as_dict())
     if clip.pretrained == RANDOM:
         raise ConfigError(
