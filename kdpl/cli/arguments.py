@@ -91,28 +91,26 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     """
     parser = build_parser(command, prog)
     parameters = inspect.signature(command).parameters
-    if _SETTINGS in parameters:
+    hands_on, absent = _SETTINGS in parameters, list[str]()
+    if hands_on and (not argv or argv[0].startswith("-")):
         # an optional argument has to come first: values of options to hand on look like one
-        optional = [
+        absent = [
             name
-            for name, parameter in _parameters(command).items()
+            for name, parameter in parameters.items()
             if parameter.kind is not inspect.Parameter.KEYWORD_ONLY and parameter.default is None
         ]
-        absent = optional if not argv or argv[0].startswith("-") else []
-        values, settings = parser.parse_known_args([*[""] * len(absent), *argv])
+    split = parser.parse_known_args if hands_on else parser.parse_known_intermixed_args
+    values, unknown = split([*[""] * len(absent), *argv])
+    options = {**vars(values), **dict.fromkeys(absent)}
+    for word in unknown:
+        option = word.partition("=")[0]
+        hint = did_you_mean(option, map(_option, options))
         # settings of stages have dots, or are unlike the command's own options
-        for word in settings:
-            option = word.partition("=")[0]
-            hint = did_you_mean(option, map(_option, vars(values)))
-            if hint and option.startswith("-") and "." not in option:
-                parser.error(f"unrecognized arguments: {word}{hint}")
-        options = {**vars(values), **dict.fromkeys(absent), _SETTINGS: settings}
-    else:
-        values, unknown = parser.parse_known_intermixed_args(argv)
-        if unknown:
-            hint = did_you_mean(unknown[0].partition("=")[0], map(_option, vars(values)))
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-        options = vars(values)
+        if not hands_on or (hint and option.startswith("-") and "." not in option):
+            words = word if hands_on else " ".join(unknown)
+            parser.error(f"unrecognized arguments: {words}{hint}")
+    if hands_on:
+        options[_SETTINGS] = unknown
     if _RULE in parameters:
         rule, *more_rules = [Rule(*made) for made in _made(options, _RULE)] or [Rule()]
         if more_rules:
@@ -127,16 +125,28 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
 
 def build_parser(command: Command, prog: str) -> Parser:
     """Build the parser of a command; see ``parse``."""
-    docs = [parse_docstring(inspect.getdoc(function) or "") for function in _functions(command)]
-    helps = {param.arg_name: param.description or "" for doc in docs for param in doc.params}
-    about = filter(None, (docs[0].short_description, docs[0].long_description))
+    docs = parse_docstring(inspect.getdoc(command) or "")
+    about = filter(None, (docs.short_description, docs.long_description))
     parser = Parser(
         prog=prog,
         allow_abbrev=False,
         description="\n\n".join(about),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for name, parameter in _parameters(command).items():
+    _add_arguments(parser, command)
+    for name, group in _GROUPS.items():
+        if name in inspect.signature(command).parameters:
+            for make in plugins.load_all(group).values():
+                _add_arguments(parser, make)
+    return parser
+
+
+def _add_arguments(parser: Parser, function: Callable[..., Any]) -> None:
+    docs = parse_docstring(inspect.getdoc(function) or "")
+    helps = {param.arg_name: param.description or "" for param in docs.params}
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        if name in (_SETTINGS, *_GROUPS):
+            continue
         positional = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
         required = parameter.default is inspect.Parameter.empty
         how = _how(parameter.annotation, positional, required)
@@ -150,7 +160,6 @@ def build_parser(command: Command, prog: str) -> Parser:
         # argparse formats a help with %
         help_text = text.replace("%", "%%")
         parser.add_argument(name if positional else _option(name), help=help_text, **how)
-    return parser
 
 
 def _how(kind: Any, positional: bool, required: bool) -> dict[str, Any]:
@@ -187,21 +196,6 @@ def _made(options: dict[str, Any], parameter: str) -> list[tuple[Any, str]]:
         if given:
             made.append((function(**values), " ".join(given)))
     return made
-
-
-def _functions(command: Command) -> list[Callable[..., Any]]:
-    taken = inspect.signature(command).parameters
-    groups = [group for name, group in _GROUPS.items() if name in taken]
-    return [command, *(make for group in groups for make in plugins.load_all(group).values())]
-
-
-def _parameters(command: Command) -> dict[str, inspect.Parameter]:
-    return {
-        name: parameter
-        for function in _functions(command)
-        for name, parameter in inspect.signature(function, eval_str=True).parameters.items()
-        if name not in (_SETTINGS, *_GROUPS)
-    }
 
 
 def require_settings(command: str, of: str, settings: Sequence[str]) -> None:
