@@ -24,14 +24,12 @@ class SaveTestResults(Callback):
     used the predictions. The plugin of several labels per image writes its predictions itself.
     """
 
-    def __init__(self) -> None:
-        self._rows: list[tuple[int, int, int, float, int | None]] = []
-        self._images = 0
-        self._metrics: dict[str, float] | None = None
+    _metrics: dict[str, float] | None = None  # of a test that has ended
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Discard an earlier test."""
-        self._rows, self._images, self._metrics = [], 0, None
+        """Begin without the images of an earlier test."""
+        self._rows: list[tuple[int, int, int, float, int | None]] = []
+        self._images, self._metrics = 0, None
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object

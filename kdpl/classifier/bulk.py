@@ -102,27 +102,17 @@ class BulkPrediction:
         """
         if out.exists():
             raise ConfigError(f"--out {out} exists already: choose another --out, or remove it")
-        so_far = out.with_name(f"{out.name}.partial")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        self._append_rows(so_far, self._begin(so_far))
-        with atomic_path(out) as temporary, so_far.open(encoding="utf-8") as lines:
-            next(lines)  # what they are made from
-            self.write_rows(temporary, map(json.loads, lines), self.columns)
-        so_far.unlink()
-
-    def _begin(self, so_far: Path) -> int:
-        # the number of rows that are there already
-        origin, before = self._origin(), None
-        if not so_far.exists():
+        # resume after the rows that are there already
+        so_far, origin, done = out.with_name(f"{out.name}.partial"), self._origin(), 0
+        if so_far.exists():
+            before = None
+            with so_far.open(encoding="utf-8") as file, suppress(ValueError):
+                before = json.loads(file.readline())
+            require_same(str(so_far), before, origin, "remove it, or write another file")
+            # whole batches: in other batches, the same images have other last digits
+            done = cut_to_whole_lines(so_far, 1, self.options.batch_size) - 1
+        else:
             write_text(so_far, json.dumps(origin) + "\n")
-            return 0
-        with so_far.open(encoding="utf-8") as file, suppress(ValueError):
-            before = json.loads(file.readline())
-        require_same(str(so_far), before, origin, "remove it, or write another file")
-        # whole batches: in other batches, the same images have other last digits
-        return cut_to_whole_lines(so_far, 1, self.options.batch_size) - 1
-
-    def _append_rows(self, so_far: Path, done: int) -> None:
         if done:
             print(f"resuming after {done} images", file=sys.stderr)
         rows = self._rows(done)
@@ -133,6 +123,12 @@ class BulkPrediction:
         except BaseException as error:
             mark(error, f"the predictions so far are kept in {so_far}")
             raise
+
+        # the table of all rows
+        with atomic_path(out) as temporary, so_far.open(encoding="utf-8") as lines:
+            next(lines)  # what they are made from
+            self.write_rows(temporary, map(json.loads, lines), self.columns)
+        so_far.unlink()
 
     def _origin(self) -> Origin:
         classifier, options = self.classifier, self.options

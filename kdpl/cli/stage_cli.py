@@ -87,7 +87,7 @@ class KdplCLI(LightningCLI):
                 parser_kwargs={
                     "exit_on_error": False,
                     "allow_abbrev": False,
-                    "prog": f"python -m kdpl {self.command}",
+                    "prog": "python -m kdpl COMMAND",
                 },
                 args=list(args),
                 run=False,

@@ -1,7 +1,7 @@
 """Predictions and accuracies that a test writes into a run's folder."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,11 +63,10 @@ def read_predictions(folder: Path) -> list[ImagePrediction]:
         )
     # only paths may hold bytes that are not UTF-8: raise if a class name does
     "".join(row["label"] + row["prediction"] for row in rows).encode()
-    kinds: dict[str, type] = dict.fromkeys(("source", "label", "prediction"), str)
-    kinds["probability"] = float
-    names = [field.name for field in fields(ImagePrediction) if rows and field.name in rows[0]]
+    kinds = ImagePrediction.__annotations__ | {"half_prediction_number": int}
     return [
-        ImagePrediction(**{name: kinds.get(name, int)(row[name]) for name in names}) for row in rows
+        ImagePrediction(**{name: kinds[name](text) for name, text in row.items() if name in kinds})
+        for row in rows
     ]
 
 
