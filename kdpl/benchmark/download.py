@@ -55,12 +55,21 @@ def download(name: str, root: Path) -> bool:
         print(f"{dataset.origin} is there already: nothing to do")
         return True
 
+    def is_dataset(folder: str) -> bool:
+        # not the images' folder, such as SUN397 in sun397
+        return folder != dataset.benchmark.images and _dataset_called(folder) == name
+
     # download, arrange in a temporary folder, and rename it once the reader accepts it
     store = root / f".{name}.download"
     files = _fetch(name, store)
     with atomic_path(dataset.folder) as staging:
         staging.mkdir()
-        _lay_out(name, store, files, staging)
+        for file, path in files.items():
+            if _ARCHIVE.search(file):
+                unpack(store / file, staging / path.parent, is_dataset)
+            else:
+                (staging / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(store / file, staging / path)
         if why := _refusal(name, staging.parent):
             problem = f"repository {REPOSITORY} holds {name} in an unknown form ({why})"
             raise DataError(f"{problem}: arrange the files of {store} by hand as {dataset.folder}")
@@ -102,19 +111,6 @@ def _fetch(name: str, store: Path) -> dict[str, PurePosixPath]:
             f"repository {REPOSITORY} has no file for {name}: get the dataset elsewhere"
         )
     return files
-
-
-def _lay_out(name: str, store: Path, files: dict[str, PurePosixPath], staging: Path) -> None:
-    def is_dataset(folder: str) -> bool:
-        # not the images' folder, such as SUN397 in sun397
-        return folder != BENCHMARKS[name].images and _dataset_called(folder) == name
-
-    for file, path in files.items():
-        if _ARCHIVE.search(file):
-            unpack(store / file, staging / path.parent, is_dataset)
-        else:
-            (staging / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(store / file, staging / path)
 
 
 def unpack(archive: Path, folder: Path, is_wrapper: Callable[[str], bool]) -> None:

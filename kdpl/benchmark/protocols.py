@@ -161,7 +161,7 @@ class _Planner:
         )
 
     def _run(
-        self, protocol: Protocol, dataset: str, seed: int, row: str, setting: str = ""
+        self, protocol: str, dataset: str, seed: int, row: str, setting: str = ""
     ) -> CampaignRun:
         name = dataset_name(dataset)
         folder = "/".join(filter(None, [protocol, name, setting, f"seed_{seed}", row]))

@@ -75,10 +75,12 @@ class CampaignStep(Step):
     Its title is the run's folder and its kind, ``fit``, ``class_vectors`` or ``test``.
 
     Attributes:
+        needs: Titles of the steps that must be done before.
         args: Arguments of ``python -m kdpl``; of another process, they are text.
         checkpoint: Checkpoint to test, if it exists by then: an untuned teacher has none.
     """
 
+    needs: tuple[str, ...]
     run: CampaignRun = field(kw_only=True)
     args: tuple[str, ...] = field(kw_only=True)
     checkpoint: Path | None = None

@@ -26,26 +26,24 @@ class FiniteLoss(Callback):
     ) -> None:
         """Check every few steps."""
         if (batch_idx + 1) % _EVERY_N_STEPS == 0:
-            _require_finite(trainer, pl_module)
+            self.on_train_epoch_end(trainer, pl_module)
 
     def on_train_epoch_end(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: Any = None
     ) -> None:
-        """Check before the epoch's weights are used or written; called on all processes."""
-        _require_finite(trainer, pl_module)
+        """Raise a TrainingError on all processes if one of them has a non-finite value.
+
+        Called before the epoch's weights are used or written.
+        """
+        trained = [p.detach().isfinite().all() for p in pl_module.parameters() if p.requires_grad]
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        wrong = bool(trained) and not bool(torch.stack(trained).all())
+        wrong = wrong or (scaler is not None and scaler.get_scale() < _LEAST_SCALE)
+        if trainer.strategy.reduce_boolean_decision(wrong, all=False):
+            raise TrainingError(
+                f"the loss or its gradients are not finite after step {trainer.global_step}: lower "
+                "model.init_args.optim.lr, or set trainer.precision to 32-true, and start in "
+                "another --out"
+            )
 
     on_save_checkpoint = on_train_epoch_end
-
-
-def _require_finite(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Raise a TrainingError on all processes if one of them has a non-finite value."""
-    trained = [p.detach().isfinite().all() for p in pl_module.parameters() if p.requires_grad]
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    wrong = bool(trained) and not bool(torch.stack(trained).all())
-    wrong = wrong or (scaler is not None and scaler.get_scale() < _LEAST_SCALE)
-    if trainer.strategy.reduce_boolean_decision(wrong, all=False):
-        raise TrainingError(
-            f"the loss or its gradients are not finite after step {trainer.global_step}: lower "
-            "model.init_args.optim.lr, or set trainer.precision to 32-true, and start in another "
-            "--out"
-        )

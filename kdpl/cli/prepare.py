@@ -26,8 +26,15 @@ _CHOICE = "choice.json"
 
 def complete(path: str, out: Path, given: Options, classes: ClassOptions) -> Options:
     """Survey images, choose what is not given, and print it; a run that resumes reads both."""
-    folder, source = out / DATA_FOLDER, absolute(path)
-    first, choice = process_rank() == 0, _read(folder)
+    folder, source, first = out / DATA_FOLDER, absolute(path), process_rank() == 0
+    try:
+        choice = Choice(**read_json(folder / _CHOICE))
+    except FileNotFoundError:
+        choice = None
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(
+            f"{folder / _CHOICE} cannot be read ({reason(error)}): remove {folder}"
+        ) from error
     if choice is None and not first:
         raise ConfigError(
             f"one process surveys {path}: call init with the same options, and give its config as "
@@ -59,16 +66,6 @@ def prepare(path: str, out: Path, given: Options, classes: ClassOptions) -> Choi
     parse_stages(out, choice.completed(given, str(shipped_configs()["data/table"]))[0])
     _, pool = survey(str(source), out / DATA_FOLDER, classes)
     return replace(choice.for_pool(pool), path=str(source), images=images)
-
-
-def _read(folder: Path) -> Choice | None:
-    file = folder / _CHOICE
-    try:
-        return Choice(**read_json(file))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError) as error:
-        raise ArtifactError(f"{file} cannot be read ({reason(error)}): remove {folder}") from error
 
 
 def _digest(source: Path, out: Path, classes: ClassOptions) -> str:

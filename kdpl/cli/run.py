@@ -28,7 +28,7 @@ from kdpl.runtime.run_folder import (
     RUN_FILE,
     STAGE_FOLDERS,
 )
-from kdpl.runtime.steps import LocalStep
+from kdpl.runtime.steps import LocalStep, take_decoded
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -176,24 +176,21 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
     from kdpl.cli.search import CHOSEN_FILE, candidates_of, compare
     from kdpl.clip.loading import has_text_tower
 
-    def step(
-        kind: str, title: str, result: Path, stage: "Callable[[], KdplCLI]", *needs: str
-    ) -> LocalStep:
-        return LocalStep(title, kind, result, needs, start=lambda: run_stage(stage()))
+    def step(kind: str, title: str, result: Path, stage: "Callable[[], KdplCLI]") -> LocalStep:
+        return LocalStep(title, kind, result, lambda: run_stage(stage()))
 
-    def test(fit: LocalStep) -> LocalStep:
-        name, result = fit.folder.name, fit.folder / RESULTS_FILE
-        title = f"test the {name}"
-        return step("test", title, result, lambda: stages[name].derive({}, "test"), fit.title)
+    def test(name: str) -> LocalStep:
+        result = out / name / RESULTS_FILE
+        return step("test", f"test the {name}", result, lambda: stages[name].derive({}, "test"))
 
-    def zero_shot(fit: LocalStep) -> LocalStep:
+    def zero_shot(name: str) -> LocalStep:
         # the untuned teacher, with the stage's CLIP
-        name, folder = fit.folder.name, out / "zero_shot" / fit.folder.name
+        folder = out / "zero_shot" / name
         clip = stages[name].config.model.init_args.clip.as_dict()
         values = {"out": str(folder), "model": {"init_args": {"clip": clip}}}
         stage = partial(untuned(stages["teacher"]).derive, values, "test")
         title = f"test the {name}'s original CLIP (zero-shot)"
-        return step("test", title, folder / RESULTS_FILE, stage, fit.title)
+        return step("test", title, folder / RESULTS_FILE, stage)
 
     tuned = any(stages["teacher"].config.get(depth) != 0 for depth in _DEPTHS)
     tuning = "tune the teacher" if tuned else "the teacher is the original CLIP"
@@ -208,7 +205,6 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
         "stage 2: distil the student, write the classifier",
         out / "student" / CLASSIFIER_FOLDER,
         lambda: stages["student"],
-        teacher.title,
     )
     searches = list[LocalStep]()
     if search:
@@ -234,11 +230,11 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
         teacher,
         *searches,
         distil,
-        test(teacher),
-        test(distil),
-        *([zero_shot(teacher)] if tuned else []),
+        test("teacher"),
+        test("student"),
+        *([zero_shot("teacher")] if tuned else []),
         # a network of timm is no CLIP before it is distilled
-        *([zero_shot(distil)] if has_text_tower(student_clip) else []),
+        *([zero_shot("student")] if has_text_tower(student_clip) else []),
     ]
 
 
@@ -260,12 +256,13 @@ def _do(number: int, steps: Sequence[LocalStep], console: "Console", out: Path) 
     if process_rank() == 0 and slurm.signalled():
         raise slurm.requeue(str(out))
     if process_rank() == 0 and step.kind == "fit":
-        # what was tested in its folder before is something else
+        # what was tested of the stage before is something else
         for test in steps:
-            if test.kind == "test" and step.title in test.needs:
+            if test.kind == "test" and test.folder.name == step.folder.name:
                 test.result.unlink(missing_ok=True)
     console.rule(f"[bold]{number}/{len(steps)} {step.title}", align="left")
-    step.run(out / "teacher" / DECODED_FILE)
+    take_decoded(out / "teacher" / DECODED_FILE, step.folder)
+    step.start()
 
 
 def require_folder_of(kind: str, out: Path, marker: str, expected: Sequence[str]) -> None:

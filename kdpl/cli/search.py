@@ -1,7 +1,6 @@
 """``python -m kdpl search``: what of a student is trained, chosen by its fidelity."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
@@ -14,8 +13,8 @@ from kdpl.errors import ConfigError, TrainingError
 from kdpl.runtime.configs import as_list
 from kdpl.runtime.files import write_text
 from kdpl.runtime.markdown import markdown_rows
-from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, DECODED_FILE, METRICS_FILE
-from kdpl.runtime.steps import LocalStep
+from kdpl.runtime.run_folder import DECODED_FILE, METRICS_FILE
+from kdpl.runtime.steps import take_decoded
 
 if TYPE_CHECKING:
     from kdpl.cli.stage_cli import KdplCLI
@@ -113,9 +112,9 @@ def compare(
     measured = dict[str, tuple[float, float, float]]()
     for number, (name, candidate) in enumerate(candidates.items(), start=1):
         inform(f"candidate {number} of {count}: {name}")
-        result = candidate.folder / CLASSIFIER_FOLDER
+        take_decoded(decoded, candidate.folder)
         try:
-            LocalStep(name, "fit", result, start=partial(run_stage, candidate)).run(decoded)
+            run_stage(candidate)
         except TrainingError as error:
             if name == "configured":
                 raise

@@ -1,7 +1,7 @@
 """Steps of longer commands: ``run``, ``search`` and ``benchmark`` resume where one is not done."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdpl.runtime.files import copy
@@ -16,13 +16,11 @@ class Step:
         title: Its name among the steps.
         kind: What is done, such as ``fit`` or ``test``.
         result: The file or folder that it writes last, into the folder that it works in.
-        needs: Titles of the steps that must be done before.
     """
 
     title: str
     kind: str
     result: Path
-    needs: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -38,14 +36,14 @@ class Step:
 class LocalStep(Step):
     """A step that ``start`` does in this process."""
 
-    start: Callable[[], object] = field(kw_only=True)
+    start: Callable[[], object]
 
-    def run(self, decoded: Path) -> None:
-        """Do it, after another step whose file ``decoded`` tells which images can be decoded."""
-        from kdpl.runtime.messages import process_rank
 
-        copied = self.folder / DECODED_FILE
-        if process_rank() == 0 and decoded.is_file() and not copied.exists():
-            # the images are the same, and need not be decoded once more
-            copy(decoded, copied)
-        self.start()
+def take_decoded(file: Path, folder: Path) -> None:
+    """Copy the file in which another step noted what images can be decoded, if there is one."""
+    from kdpl.runtime.messages import process_rank
+
+    copied = folder / DECODED_FILE
+    if process_rank() == 0 and file.is_file() and not copied.exists():
+        # the images are the same, and need not be decoded once more
+        copy(file, copied)
