@@ -25,9 +25,6 @@ class Requeue(Checkpoint):
     callbacks with state.
     """
 
-    def __init__(self) -> None:
-        self._step = 0
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the first step."""
         self._step = trainer.global_step

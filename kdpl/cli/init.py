@@ -83,12 +83,12 @@ def init(
             raise ConfigError(
                 f"{folder / name} exists already: choose another --out, or give --overwrite"
             )
-    config, pool = survey(path, folder, classes, unlabeled, shots, val_share, workers)
+    pool = survey(path, folder, classes, unlabeled, shots, val_share, workers)
     choice = choose(label_separator is not None).for_pool(pool)
-    options, reasons = choice.completed(Options(), str(config))
+    options, reasons = choice.completed(Options(), str(folder / CONFIG))
     print_choice(path, reasons)
     run = options.in_full(folder.with_name(f"{folder.name}_run"))
-    print(f"wrote {config} and {config.with_name(_TABLE)}; next:\n  {run}")
+    print(f"wrote {folder / CONFIG} and {folder / _TABLE}; next:\n  {run}")
     return 0
 
 
@@ -100,8 +100,8 @@ def survey(
     shots: int | None = None,
     val_share: str | None = None,
     workers: int | None = None,
-) -> tuple[Path, int]:
-    """Survey images as ``init`` does; return the config and the number of images to distil on."""
+) -> int:
+    """Survey images as ``init`` does, and return the number of images to distil on."""
     source = Path(path).expanduser()
     val = 0.0 if val_share in ("0", "0%") else share("--val-share", val_share)
 
@@ -127,12 +127,16 @@ def survey(
 
         build_task(SEVERAL).require_classes([names[key].name for key in sorted(names)])
 
-    # write the files
-    _write_table(
-        folder,
-        [image for image in images if image.path not in unlisted_paths],
-        "" if classes.label_separator is None else UNKNOWN,
-    )
+    # write the files; the table has the column group only if an image has one
+    unknown = "" if classes.label_separator is None else UNKNOWN
+    rows = [
+        (image.path, image.label or unknown, image.split, image.group)
+        for image in images
+        if image.path not in unlisted_paths
+    ]
+    width = 4 if any(group for *_, group in rows) else 3
+    header = ("image", "label", "split", "group")
+    write_rows(folder / _TABLE, [row[:width] for row in (header, *rows)])
     skip_list = folder.absolute() / _LEFT_OUT
     skip_list.unlink(missing_ok=True)
     if left_out:
@@ -156,7 +160,7 @@ def survey(
     _print_survey(source, images, names, notes, affine, [*left_out.values()])
     if source.is_dir():
         _print_passed_over(source, folder, (*places, classes.names))
-    return folder / CONFIG, sum(image.split == "train" for image in images)
+    return sum(image.split == "train" for image in images)
 
 
 def _read_names(
@@ -220,14 +224,6 @@ def _require_classes(
                 f"class {label!r} in {path} has no usable training image{faults.get(label, '')}: "
                 "add some, or remove it"
             )
-
-
-def _write_table(out: Path, images: Sequence[FoundImage], unknown: str) -> None:
-    header = ("image", "label", "split", "group")
-    rows = [(image.path, image.label or unknown, image.split, image.group) for image in images]
-    # the column group only if an image has one
-    columns = len(header) if any(image.group for image in images) else len(header) - 1
-    write_rows(out / _TABLE, [row[:columns] for row in (header, *rows)])
 
 
 def _write_config(out: Path, values: Mapping[str, Any], shots: int | None) -> None:

@@ -64,7 +64,7 @@ def prepare(path: str, out: Path, given: Options, classes: ClassOptions) -> Choi
     images, choice = _digest(source, out, classes), choose(classes.label_separator is not None)
     # the images may take minutes; their config is not written yet
     parse_stages(out, choice.completed(given, str(shipped_configs()["data/table"]))[0])
-    _, pool = survey(str(source), out / DATA_FOLDER, classes)
+    pool = survey(str(source), out / DATA_FOLDER, classes)
     return replace(choice.for_pool(pool), path=str(source), images=images)
 
 

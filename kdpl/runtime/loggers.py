@@ -55,25 +55,24 @@ class MetricsCSV(Logger):
         """Append a row, with new columns for new metrics."""
         # make the row
         path = Path(self._save_dir) / METRICS_FILE
-        row: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
-        row = {"step": step, **row}
+        row: dict[str, Any] = {"step": step, **{k: float(value) for k, value in metrics.items()}}
         if "epoch" in row:
             row["epoch"] = int(row["epoch"])
-        if path.is_file() and not self._begun:
-            cut_to_whole_lines(path)
-        self._begun = True
-        # a test of the same run may have added columns since the last row
         columns = list[str]()
         if path.is_file():
+            if not self._begun:
+                cut_to_whole_lines(path)
+            # a test of the same run may have added columns since the last row
             with path.open(newline="", encoding="utf-8") as file:
                 columns = next(csv.reader(file), [])
+        self._begun = True
         if row.keys() <= set(columns):
             line = io.StringIO(newline="")
             csv.DictWriter(line, columns).writerow(row)
             append(path, line.getvalue())
         else:
             # new columns: write the file again
-            rows = [*(read_rows(path) if path.is_file() else []), row]
+            rows = [*(read_rows(path) if columns else []), row]
             columns += [name for name in row if name not in columns]
             write_rows(path, [columns, *([row.get(key, "") for key in columns] for row in rows)])
 
