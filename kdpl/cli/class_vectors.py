@@ -57,12 +57,7 @@ def class_vectors(
     num_base: int | None = None
     texts: tuple[str, ...] | None = None
     if config:
-        from kdpl.data.domain import build_data
-        from kdpl.runtime.configs import find_config, read_config
-
-        sections = [read_config(find_config(name)).get("data", {}) for name in config]
-        data = build_data(sections, settings)
-        names, num_base, texts = data.class_names, data.num_base, data.class_texts
+        names, num_base, texts = _names_of_data(config, settings)
     elif class_list:
         lines = read_text(Path(class_list), "class list").splitlines()
         names = _distinct([line for line in lines if line.strip()], class_list)
@@ -108,3 +103,14 @@ def _distinct(texts: Sequence[str], source: str) -> tuple[str, ...]:
     if not names:
         raise ConfigError(f"{source} has no class names: write one on each line")
     return names
+
+
+def _names_of_data(
+    files: Sequence[str], settings: Sequence[str]
+) -> tuple[tuple[str, ...], int | None, tuple[str, ...]]:
+    from kdpl.data.domain import build_data
+    from kdpl.runtime.configs import find_config, read_config
+
+    sections = [read_config(find_config(file)).get("data", {}) for file in files]
+    data = build_data(sections, settings)
+    return data.class_names, data.num_base, data.class_texts

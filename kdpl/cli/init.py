@@ -172,8 +172,8 @@ def _read_names(
         names |= read_class_mapping(Path(mapping), used, complete=labeled)
     if len(names) == 1:
         raise DataError(
-            f"{path} has one class, {visible(min(names))!r}, expected several: write a name on "
-            "each line of --class-names, or give the folder above"
+            f"{path} has one class, {visible(min(names))!r}, expected two or more: add images of "
+            "another, or, for images without labels, give their folder itself and --class-names"
         )
     return names
 
