@@ -160,18 +160,13 @@ def test_a_config_or_a_setting_may_name_paths_relative_to_the_folder(tmp_path, m
     assert names_paths()
 
 
-def texts_of_the_source():
+def test_each_command_and_config_that_the_source_advises_exists():
+    commands, configs = set(), set()
     for file in Path(kdpl.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield node.value
-
-
-def test_each_command_and_config_that_the_source_advises_exists():
-    commands, configs = set(), set()
-    for text in texts_of_the_source():
-        commands.update(re.findall(r"python -m kdpl ([a-z][a-z-]+)", text))
-        configs.update(re.findall(r"--(teacher|student) ([a-z][a-z0-9_]+)", text))
+                commands.update(re.findall(r"python -m kdpl ([a-z][a-z-]+)", node.value))
+                configs.update(re.findall(r"--(teacher|student) ([a-z][a-z0-9_]+)", node.value))
     assert {"predict", "run"} & commands
     assert commands <= set(command_names())
     assert ("teacher", "quickstart") in configs
