@@ -87,10 +87,6 @@ EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_a
         (FIT, ["--out"]),
         (["test", *DATA, *TEACHER, "--ckpt_path=gone.ckpt", "--out=out"], ["gone.ckpt"]),
         (["test", *DATA, *TEACHER, "--out=out"], ["out", "last.ckpt", "--ckpt_path"]),
-        (
-            ["fit", *DATA, *STUDENT, "--model.init_args.teacher=t", "--out=out"],
-            ["t/class_vectors.s"],
-        ),
     ],
 )
 def test_a_wrong_setting_or_option_is_named_in_one_line_and_nothing_is_written(

@@ -235,20 +235,6 @@ def test_what_takes_long_is_announced_and_an_interruption_early_in_stage_2_says_
     assert lines[-1] == f"interrupted: rerun the same command to resume {kept}"
 
 
-@pytest.mark.slow
-def test_a_run_interrupted_between_two_steps_is_resumed(finished, run_into, tmp_path, capsys):
-    out = tmp_path / "out"
-    with interrupted_at(5):
-        assert run_into(out) == 130
-    assert capsys.readouterr().err.endswith("resume (step 4 of 6 is finished and kept)\n")
-    assert run_into(out) == 0
-    text = capsys.readouterr().out
-    assert [number for number in "123456" if f"{number}/6 " in text] == ["5", "6"]
-    # the configs name the folder
-    expected = {"teacher/config.yaml differs", "student/config.yaml differs"}
-    assert set(differences(finished, out)) == expected
-
-
 def test_a_run_interrupted_in_stage_2_is_resumed_there_and_may_have_other_devices_and_workers(
     finished, run_into, tmp_path, capsys
 ):

@@ -5,13 +5,12 @@ import shlex
 import pytest
 import torch
 from PIL import Image
-from runs import SHORT, image_folder, interrupted_at, noise, refused
+from runs import SHORT, error_line, image_folder, interrupted_at, noise, refused
 
 from kdpl.__main__ import main
 from kdpl.cli.choice import Choice, Options, choose
 from kdpl.data.survey import FoundImage, is_drawn, views_to_choose
 
-NOTHING = Options()
 MINIATURES = Choice(
     trainer=["trainer/cpu"],
     teacher=["quickstart"],
@@ -35,7 +34,8 @@ def test_a_folder_alone_becomes_a_classifier_and_the_printed_command_resumes_els
     few = [*SHORT, "--data.init_args.batch_size=4", "--trainer.limit_train_batches=1.0", "--seed=2"]
     with interrupted_at(2):
         assert main(["run", "my pets", *few]) == 130
-    said = capsys.readouterr().out
+    said, err = capsys.readouterr()
+    assert err.endswith("resume (step 1 of 6 is finished and kept)\n")
     (command,) = [line for line in said.splitlines() if line.startswith("  python -m kdpl run")]
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(shlex.split(command)[3:]) == 0
@@ -49,26 +49,21 @@ def test_a_folder_alone_becomes_a_classifier_and_the_printed_command_resumes_els
     said = capsys.readouterr().out
     assert "nothing to do" in said
     assert "2 classes" not in said
-    assert main(["run", "elsewhere", "--out", str(out)]) == 1
-    refused(capsys, 1, "my pets", "elsewhere")
+    refused(capsys, main(["run", "elsewhere", "--out", str(out)]), "my pets", "elsewhere")
     # a search, other names and another image are another run
     assert main(["run", "my pets", *few, "--search"]) == 1
-    refused_error = capsys.readouterr().err
-    assert refused_error.count("error: ") == 1
-    assert "leave --search out" in refused_error
+    error_line(capsys, "leave --search out")
     (tmp_path / "names.csv").write_text("cat,tom cat\ndog,hound\n")
-    assert main(["run", "my pets", *few, "--class-names=names.csv"]) == 1
-    refused(capsys, 1, "--class-names", "choose another --out")
+    named = main(["run", "my pets", *few, "--class-names=names.csv"])
+    refused(capsys, named, "--class-names", "choose another --out")
     noise(8, 9).save(tmp_path / "my pets" / "train" / "cat" / "new.png")
-    assert main(["run", "my pets", *few]) == 1
-    refused(capsys, 1, "other images", "choose another --out")
+    refused(capsys, main(["run", "my pets", *few]), "other images", "choose another --out")
     (tmp_path / "my pets").rename(tmp_path / "moved")
-    assert main(["run", "my pets", *few]) == 1
-    refused(capsys, 1, "my pets", "does not exist")
+    refused(capsys, main(["run", "my pets", *few]), "my pets", "does not exist")
 
 
 def test_what_is_given_wins():
-    options, reasons = chosen(NOTHING)
+    options, reasons = chosen(Options())
     assert options.config == ["data.yaml", "trainer/cpu"]
     assert (options.teacher, options.student) == (["quickstart"], ["quickstart", "refined"])
     assert options.search
@@ -143,8 +138,7 @@ def test_several_labels_and_few_images_are_chosen_for():
 )
 def test_what_is_missing_is_named(args, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["run", *args]) == 1
-    refused(capsys, 1, *words)
+    refused(capsys, main(["run", *args]), *words)
     assert not list(tmp_path.iterdir())
 
 
@@ -173,8 +167,7 @@ def test_an_unreadable_choice_is_refused(tmp_path, pets, capsys):
     file = tmp_path / "out" / "data" / "choice.json"
     file.parent.mkdir(parents=True)
     file.write_text("{")
-    assert main(["run", str(pets), "--out", str(tmp_path / "out")]) == 1
-    refused(capsys, 1, str(file))
+    refused(capsys, main(["run", str(pets), "--out", str(tmp_path / "out")]), str(file))
 
 
 def test_classes_that_a_mirror_would_change_are_told_by_their_names():

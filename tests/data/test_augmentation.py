@@ -76,12 +76,13 @@ def test_light_affine_stays_within_its_bounds_and_reaches_them():
 
 
 def test_light_affine_shifts_magnifies_and_turns_about_the_centre():
-    def applied(image, *parameters, size=40):
-        return to_tensor(LightAffine().apply(image, parameters, Resizing(size)))
+    def applied(image, *parameters, to=Resizing(40)):  # noqa: B008
+        return to_tensor(LightAffine().apply(image, parameters, to))
 
     image = noise(50, 40)
-    still = to_tensor(resize_and_crop(image, Resizing(32)))
-    assert applied(image, 0, 1, 0, 0, size=32).equal(still)
+    for mode in ("shortest", "squash"):
+        still = to_tensor(resize_and_crop(image, Resizing(32, mode)))
+        assert applied(image, 0, 1, 0, 0, to=Resizing(32, mode)).equal(still)
     # shifts are shares of the edge, and what comes in is black
     shifted = applied(Image.new("RGB", (40, 40), "white"), 0, 1, 0.25, 0)
     assert shifted[:, :, :10].eq(0).all()

@@ -23,11 +23,6 @@ from kdpl.runtime.resizing import Resizing
 SQUARE = Resizing(8)
 
 
-def digits(**options):
-    options = {"num_workers": 0, "augmentation": "light_affine", **options}
-    return DomainDataModule("digits", **options)
-
-
 @pytest.fixture
 def folder(tmp_path):
     """Five classes; train 6, val 5, test 3 images each, every image another grey; 4 more without labels."""
@@ -91,12 +86,12 @@ def test_validation_is_capped_and_test_is_not(folder):
         images, sampled = data.bounding_images()
         assert (images.tolist(), sampled) == ([*range(5 * count)], is_sample)
     # of a benchmark, four of each class
-    assert len(digits().labels.evaluation("val")) == 4 * 10
+    assert len(DomainDataModule("digits").labels.evaluation("val")) == 4 * 10
 
 
-def epochs(numbers, **options):
+def epochs(numbers):
     """The labelled batches of some epochs of the digits, four images a class."""
-    loader = digits(**{"shots": 4, **options}).train_dataloader_for("labeled", Resizing(32))
+    loader = world.digits(8, shots=4).train_dataloader_for("labeled", Resizing(32))
     for number in numbers:
         loader.sampler.set_epoch(number)
         yield list(loader)
@@ -135,7 +130,7 @@ def test_epochs_differ_can_be_entered_anywhere_and_leave_torchs_global_stream_al
     for batch in first:
         assert (batch.images.shape, batch.images.dtype) == ((8, 3, 32, 32), torch.uint8)
         assert (batch.labels.shape, batch.labels.dtype) == ((8,), torch.int64)
-    list(digits(shots=4).evaluation_dataloader_for("val", Resizing(32)))
+    list(world.digits(8).evaluation_dataloader_for("val", Resizing(32)))
     assert torch.equal(torch.get_rng_state(), before)
 
 

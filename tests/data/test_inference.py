@@ -20,19 +20,14 @@ def test_images_are_moved_to_the_device_and_the_batch_stays_where_it_is():
     assert [(where, b.images.device.type) for where, b in outputs] == [("meta", "cpu")] * 2
 
 
-def evaluation_images(folder, count):
-    records = []
-    for label in range(count):
-        noise(9, 8, seed=label).save(folder / f"{label}.png")
-        records.append(Record(str(folder / f"{label}.png"), label))
-    return EvaluationImages(records, open_source, Resizing(8))
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_one_pass_gives_outputs_and_labels_in_order_or_names_an_unreadable_image(
     tmp_path, num_workers
 ):
-    images, network = evaluation_images(tmp_path, 7), nn.Linear(8, 2)
+    records = [Record(str(tmp_path / f"{label}.png"), label) for label in range(7)]
+    for source, label in records:
+        noise(9, 8, seed=label).save(source)
+    images, network = EvaluationImages(records, open_source, Resizing(8)), nn.Linear(8, 2)
     state = torch.get_rng_state()
     batches = LazyLoader(images, range(7), 3, num_workers)
     outputs, labels = infer_labeled(lambda x: network(x.float()), batches, torch.device("cpu"))

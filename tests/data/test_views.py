@@ -12,11 +12,10 @@ from timm.data import create_transform
 from kdpl import DomainDataModule
 from kdpl.class_vectors import FrozenTeacher
 from kdpl.clip import ClipConfig, Preprocessing, weights
-from kdpl.data.augmentation import LightAffine, resize_and_crop, to_tensor
+from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.losses import DistillationLoss
 from kdpl.prompts import StudentPrompts
 from kdpl.prompts.student_encoder import StudentEncoder
-from kdpl.runtime.resizing import Resizing
 from kdpl.student import FillTeacherCache
 from kdpl.targets.refinement.target import Refined
 
@@ -161,21 +160,3 @@ def test_in_a_fit_towers_see_the_evaluation_transform(pictures, tmp_path, monkey
         rows = [row.numpy().tobytes() for batch in seen[who_saw] for row in batch]
         assert len(set(rows)) > 10, "more than the pool"
         assert set(rows) <= views, who_saw
-
-
-def test_light_affine_moves_the_squashed_image_whose_ends_stay():
-    wide = Image.new("RGB", (160, 32))
-    wide.paste("red", (0, 0, 40, 32))
-    wide.paste("lime", (120, 0, 160, 32))
-    affine = LightAffine(degrees=0, scale=(1, 1), translate=0.05)
-    squash, shortest = (
-        to_tensor(affine.apply(wide, (0, 1, 0.05, 0), Resizing(40, mode)))
-        for mode in ("squash", "shortest")
-    )
-    # both ends are there, moved right by two pixels of the view; a crop of the middle has neither
-    assert squash[0, 20, 2:9].ge(250).all()
-    assert squash[1, 20, 34:].ge(250).all()
-    assert not squash[:, :, :2].any()
-    assert not shortest.any()
-    plain = resize_and_crop(wide, Resizing(40, "squash"))
-    assert affine.apply(wide, (0, 1, 0, 0), Resizing(40, "squash")).tobytes() == plain.tobytes()

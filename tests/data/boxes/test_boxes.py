@@ -56,10 +56,9 @@ def megadetector():
 
 
 def speciesnet():
-    more = {"prediction": "x"}
     return {
         "predictions": [
-            {"filepath": photo["file"], "detections": photo["detections"], **more}
+            {"filepath": photo["file"], "detections": photo["detections"], "prediction": "x"}
             for photo in megadetector()["images"]
         ]
     }
