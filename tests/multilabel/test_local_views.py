@@ -48,34 +48,16 @@ def pooled_plainly(features, texts, classes):
 
 def log_odds_plainly(scores):
     rows = np.log(np.maximum(np.array(scores, dtype=np.float64), 1e-6))
-    result = np.empty_like(rows)
-    for c in range(rows.shape[1]):
-        mean = sum(rows[:, c]) / len(rows)
-        spread = math.sqrt(sum((rows[:, c] - mean) ** 2) / len(rows))
-        for i in range(len(rows)):
-            p = 1 / (1 + math.exp(1 - 2 * (rows[i, c] - mean) / spread))
-            p = min(max(p, 0.01), 0.99)
-            result[i, c] = math.log(p / (1 - p))
-    return torch.from_numpy(result)
-
-
-def edges_plainly(image):
-    """Magnitudes of the gradient of a grey image, by pixel."""
-    grey = np.array(image.convert("L"), dtype=float)
-    height, width = grey.shape
-    edges = np.zeros_like(grey)
-    for y, x in np.ndindex(height, width):
-        up, down = max(y - 1, 0), min(y + 1, height - 1)
-        left, right = max(x - 1, 0), min(x + 1, width - 1)
-        vertical = (grey[down, x] - grey[up, x]) / (down - up)
-        horizontal = (grey[y, right] - grey[y, left]) / (right - left)
-        edges[y, x] = math.hypot(vertical, horizontal)
-    return edges
+    standardised = (rows - rows.mean(axis=0)) / rows.std(axis=0)
+    p = np.clip(1 / (1 + np.exp(1 - 2 * standardised)), 0.01, 0.99)
+    return torch.from_numpy(np.log(p / (1 - p)))
 
 
 def boxes_plainly(image, scales, count):
     """The boxes of an image whose shorter edge is 64, by the sums over their pixels."""
-    edges, candidates = edges_plainly(image), []
+    # magnitudes of the gradient of the grey image
+    edges = np.hypot(*np.gradient(np.array(image.convert("L"), dtype=float)))
+    candidates = []
     for edge in (round(64 / scale) for scale in scales if scale != 1):
         steps = [math.ceil((n - edge) / (edge / 6)) for n in edges.shape]
         border = max(1, round(0.06 * edge))

@@ -5,7 +5,6 @@ import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import torch
 import world
 from pages import NAMES, OF_PAGES, data_of, make_teacher, pages, write_table
 from rich.console import Console
-from runs import CONFIGS, DATA, SHORT, STAGES, STUDENT, rows_of
+from runs import CONFIGS, DATA, SHORT, STAGES, STUDENT, error_line, rows_of
 
 from kdpl import Classifier
 from kdpl.__main__ import main
@@ -98,16 +97,6 @@ def test_the_report_shows_what_was_tested_instead_of_accuracies(run):
     assert having.tolist() == [int(row["positives"]) for row, _ in data["classes"]]
 
 
-def test_predict_writes_names_and_probabilities(several, table, tmp_path):
-    image = str(table.parent / "test0.png")
-    assert main(["predict", str(several), image, f"--out={tmp_path}/p.csv"]) == 0
-    (row,) = rows_of(tmp_path / "p.csv")
-    assert [*row] == ["path", "labels", "scores", "error"]
-    assert row["labels"].count(";") == row["scores"].count(";")
-    for option in ("--max-error=0.1", "--unknown", "--sets=0.9", "--calibrated"):
-        assert main(["predict", str(several), image, option]) != 0
-
-
 @pytest.mark.slow
 def test_the_script_without_torch_names_the_same_labels(run, table, tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
@@ -141,8 +130,8 @@ def test_teachers_and_data_of_different_tasks_are_refused(run, table, tmp_path, 
     data = [option for option in data_of(root) if ".classes." not in option]
     student = [f"--model.init_args.teacher={run}/teacher", f"--out={tmp_path}/student"]
     config = f"--config={CONFIGS}/trainer/cpu.yaml"
-    assert main(["fit", config, *STUDENT, *data, *SHORT, *student]) != 0
-    assert "are for multilabel labels" in capsys.readouterr().err
+    assert main(["fit", config, *STUDENT, *data, *SHORT, *student]) == 1
+    error_line(capsys, "are for multilabel labels")
 
 
 @pytest.mark.parametrize(
@@ -155,8 +144,8 @@ def test_teachers_and_data_of_different_tasks_are_refused(run, table, tmp_path, 
 def test_what_does_not_fit_the_task_is_refused_early(student, words, table, tmp_path, capsys):
     several = [f"--config={CONFIGS}/trainer/cpu.yaml", *data_of(table)]
     options = [*(DATA if student == "local_views" else several), *STAGES, f"--student={student}"]
-    assert main(["run", *options, *SHORT, f"--out={tmp_path}/run"]) != 0
-    assert words in capsys.readouterr().err
+    assert main(["run", *options, *SHORT, f"--out={tmp_path}/run"]) == 1
+    error_line(capsys, words)
     assert not (tmp_path / "run" / "teacher").exists()
 
 
@@ -203,23 +192,6 @@ def test_the_demo_shows_the_classes_above_their_thresholds(several, table):
     shown = demo.Demo(classifier, None, 5).classify(str(image), image.name)
     assert {*shown} == {*classifier.class_names}
     assert all(0 <= p <= 1 for p in shown.values())
-
-
-def test_the_service_returns_labels_and_scores(several, table, monkeypatch):
-    pytest.importorskip("litserve")
-    from kdpl.serve import api
-
-    for name in ("end_with_parent", "configure_logging", "signal"):
-        monkeypatch.setattr(api, name, MagicMock())
-    service = api.ClassifierApi(str(several))
-    service.setup("cpu")
-    files = [table.parent / f"test{i}.png" for i in range(3)]
-    (rows,) = service.predict([[(path.name, path.read_bytes()) for path in files]])
-    expected = Classifier.load(several).predict(files)
-    for path, row, labels in zip(files, rows, expected, strict=True):
-        assert row["path"] == path.name
-        assert row["labels"] == ";".join(label.class_name for label in labels)
-        assert row["scores"].count(";") == max(0, len(labels) - 1)
 
 
 def fit(table, folder, *callbacks):

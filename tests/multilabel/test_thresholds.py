@@ -10,7 +10,7 @@ import pytest
 import torch
 from pages import NAMES, write_table
 from PIL import Image
-from runs import rows_of
+from runs import refused, rows_of
 from sklearn.metrics import f1_score
 
 from kdpl import Classifier
@@ -25,18 +25,13 @@ def one_class(probabilities, labels):
     return chosen, logits.sigmoid().tolist()
 
 
-def drawn(seed, count=60, decimals=1):
-    """Rounded probabilities, of which many are equal, and labels that mostly follow them."""
-    draw = np.random.default_rng(seed)
-    probabilities = draw.uniform(0.05, 0.95, count).round(decimals)
-    labels = draw.random(count) < probabilities
-    labels[:2] = [True, False]
-    return probabilities.tolist(), labels.tolist()
-
-
 @pytest.mark.parametrize("seed", range(2))
 def test_no_threshold_has_a_better_f1(seed):
-    probabilities, labels = drawn(seed)
+    # many probabilities are equal, and labels mostly follow them
+    draw = np.random.default_rng(seed)
+    probabilities = draw.uniform(0.05, 0.95, 60).round(1)
+    labels = draw.random(60) < probabilities
+    labels[:2] = [True, False]
     chosen, rounded = one_class(probabilities, labels)
     best = max(f1_score(labels, [p >= limit for p in rounded]) for limit in {0.0, *rounded})
     assert f1_score(labels, [p >= chosen for p in rounded]) == pytest.approx(best)
@@ -105,37 +100,43 @@ def test_the_command_replaces_the_thresholds_in_the_folder_alone(folder, labeled
 
 
 def test_invalid_input_of_the_command_is_refused(folder, labeled, table, capsys, classifier):
-    def refused(words, *options):
-        assert main(["thresholds", *map(str, options)]) != 0
-        assert words in capsys.readouterr().err
+    def refuse(words, *options):
+        refused(capsys, main(["thresholds", *map(str, options)]), words)
 
-    refused("several splits", folder, table)
-    refused(f"run python -m kdpl calibrate {classifier} {labeled}\n", classifier, labeled)
+    refuse("several splits", folder, table)
+    refuse(f"run python -m kdpl calibrate {classifier} {labeled}", classifier, labeled)
     whole = labeled.read_text()
     for old, new, words in (
         (";", "|", "--label-separator '|'"),
         ("three", "owl", "has the class 'owl'"),
     ):
         labeled.write_text(whole.replace(old, new))
-        refused(words, folder, labeled)
+        refuse(words, folder, labeled)
     rows = [(row["image"], "?") for row in rows_of(labeled)]
     write_table(labeled, ("image", "label"), *rows)
-    refused("has no row with a label", folder, labeled)
+    refuse("has no row with a label", folder, labeled)
 
 
-def test_predict_takes_one_threshold_for_all_classes(folder, table, capsys, classifier):
+def test_predict_writes_names_and_scores_and_takes_one_threshold_for_all_classes(
+    folder, table, capsys, classifier
+):
     image = str(table.parent / "test0.png")
     assert main(["predict", str(folder), image, "--threshold=0"]) == 0
     row = next(csv.DictReader(capsys.readouterr().out.splitlines()))
-    assert row["labels"].count(";") == 4
+    assert [*row] == ["path", "labels", "scores", "error"]
+    assert row["labels"].count(";") == row["scores"].count(";") == 4
     scores = [float(score) for score in row["scores"].split(";")]
     assert scores == sorted(scores, reverse=True)
-    for of_images, threshold, words in (
-        (folder, 2, "--threshold is 2.0"),
-        (classifier, 0.5, "--threshold is for several labels an image"),
+    doubt = "doubt about predictions is defined for images of one class each"
+    for of_images, option, words in (
+        (folder, "--threshold=2", "--threshold is 2.0"),
+        (classifier, "--threshold=0.5", "--threshold is for several labels an image"),
+        (folder, "--max-error=0.1", doubt),
+        (folder, "--unknown", doubt),
+        (folder, "--sets=0.9", doubt),
+        (folder, "--calibrated", doubt),
     ):
-        assert main(["predict", str(of_images), image, f"--threshold={threshold}"]) != 0
-        assert words in capsys.readouterr().err
+        refused(capsys, main(["predict", str(of_images), image, option]), words)
 
 
 def test_the_command_takes_one_label_a_row_and_names_of_classes(folder, labeled, tmp_path, capsys):
