@@ -1,5 +1,5 @@
 from dataclasses import replace
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import plain
 import pytest
@@ -130,23 +130,15 @@ def test_a_batch_below_the_published_one_is_warned_of_and_one_image_is_refused(t
 SETTINGS = {"kd_weight": 20, "optim": OptimConfig(lr=0.01)}
 
 
-class Distilled(NamedTuple):
-    """A student after three epochs, its folder, its record, and the accuracies of its test."""
-
-    student: object
-    teacher: object
-    folder: object
-    record: object
-    metrics: object
-
-
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory, plain_of):
+    """A student after three epochs, its folder, its record, and the accuracies of its test."""
     teacher, folder = tmp_path_factory.mktemp("teacher"), tmp_path_factory.mktemp("student")
     start = started(PlainStudent, world.write_teacher(teacher), plain_of)
     student = make_student(teacher, **SETTINGS)
     record = world.fit(student, folder, 3, start=start, save=True)
-    return Distilled(student, teacher, folder, record, world.evaluate(student, folder))
+    made = {"student": student, "teacher": teacher, "folder": folder, "record": record}
+    return SimpleNamespace(**made, metrics=world.evaluate(student, folder))
 
 
 def test_nine_steps_of_the_trainer_are_nine_plain_steps(distilled):

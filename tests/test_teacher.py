@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import plain
 import pytest
 import torch
@@ -175,21 +177,16 @@ def test_settings_that_cannot_be_are_refused(options, match):
 WEIGHTS = gaussian_weights(3, 2, 1.5)
 
 
-class Run:
-    """A teacher after three epochs with averaging."""
-
-    def __init__(self, folder):
-        self.folder, self.domain = folder, world.TinyDomain(num_base=3)
-        self.teacher = make_teacher(averaging=AveragingConfig(2, 1.5), optim=OptimConfig(lr=0.05))
-        self.start = leaves_of(self.teacher)
-        self.epochs = world.fit(self.teacher, folder, 3, domain=self.domain, save=True).epochs
-        self.prompts = TunedPrompts.load(folder / PROMPTS_FILE)
-        self.vectors = ClassVectors.load(folder / CLASS_VECTORS_FILE)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return Run(tmp_path_factory.mktemp("teacher"))
+    """A teacher after three epochs with averaging."""
+    run = SimpleNamespace(folder=tmp_path_factory.mktemp("teacher"), domain=world.TinyDomain(3))
+    run.teacher = make_teacher(averaging=AveragingConfig(2, 1.5), optim=OptimConfig(lr=0.05))
+    run.start = leaves_of(run.teacher)
+    run.epochs = world.fit(run.teacher, run.folder, 3, domain=run.domain, save=True).epochs
+    run.prompts = TunedPrompts.load(run.folder / PROMPTS_FILE)
+    run.vectors = ClassVectors.load(run.folder / CLASS_VECTORS_FILE)
+    return run
 
 
 def test_nine_steps_of_the_trainer_are_nine_plain_steps(run, plain_of_method):

@@ -266,5 +266,4 @@ def test_a_wrong_argument_is_one_line(capsys):
         (["teacher", __file__], "import needs the settings of a fit"),
         (["teacher", __file__, *runs.DATA, *runs.STUDENT, of_teacher], "those of a teacher"),
     ):
-        assert main(["import", *args]) == 1
-        runs.error_line(capsys, word)
+        runs.refused(capsys, main(["import", *args]), word)

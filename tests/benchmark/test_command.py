@@ -9,7 +9,7 @@ import published_files
 import pytest
 from benchmark_tree import make_tree
 from campaigns import BASE_TO_NOVEL, FEW, ROOT, ROWS, SOURCE, in_this_process, make_trees, written
-from runs import error_line, files_of, rows_of
+from runs import files_of, refused, rows_of
 
 from kdpl.__main__ import main
 from kdpl.benchmark.steps import read_all
@@ -183,10 +183,8 @@ def test_a_campaign_takes_published_teachers_that_were_imported_before(data, tmp
 
 
 def test_a_table_needs_the_folder_of_a_campaign_and_intact_results(whole, tmp_path, capsys):
-    assert main(["table", str(tmp_path)]) == 1
-    error_line(capsys, "not the folder of a campaign")
+    refused(capsys, main(["table", str(tmp_path)]), "not the folder of a campaign")
     out = shutil.copytree(whole[1], tmp_path / "out")
     damaged = out / "base_to_novel/dtd/seed_1/teacher/results.json"
     damaged.write_text("{}")
-    assert main(["table", str(out)]) == 1
-    error_line(capsys, f"{damaged} is not the result of a campaign's run")
+    refused(capsys, main(["table", str(out)]), f"{damaged} is not the result of a campaign's")

@@ -44,18 +44,13 @@ DAMAGED = r"is damaged, or not a checkpoint .* since version 1\.6.*: fetch"
 @pytest.mark.parametrize(
     ("write", "match"),
     [
-        pytest.param(lambda _: None, "f does not exist", id="missing"),
-        pytest.param(lambda path: os.truncate(files.write(path, {}), 700), DAMAGED, id="truncated"),
-        pytest.param(
-            lambda path: torch.save({}, path, _use_new_zipfile_serialization=False),
-            DAMAGED,
-            id="before 1.6",
-        ),
-        pytest.param(
-            lambda path: path.write_bytes(b"PK\x05\x06" + bytes(18)), DAMAGED, id="empty zip"
-        ),
-        pytest.param(torch.jit.script(torch.nn.Linear(2, 2)).save, DAMAGED, id="script"),
+        (lambda _: None, "f does not exist"),
+        (lambda path: os.truncate(files.write(path, {}), 700), DAMAGED),
+        (lambda path: torch.save({}, path, _use_new_zipfile_serialization=False), DAMAGED),
+        (lambda path: path.write_bytes(b"PK\x05\x06" + bytes(18)), DAMAGED),
+        (torch.jit.script(torch.nn.Linear(2, 2)).save, DAMAGED),
     ],
+    ids=["missing", "truncated", "before 1.6", "empty zip", "script"],
 )
 def test_another_or_a_damaged_file_is_refused(write, match, tmp_path):
     write(tmp_path / "f")

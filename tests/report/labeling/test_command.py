@@ -1,4 +1,3 @@
-import csv
 import shutil
 from contextlib import chdir
 from itertools import cycle
@@ -44,16 +43,6 @@ def suggest(run, out, *more):
     return main(["suggest", str(run), f"--out={out}", *more])
 
 
-def fill_in(table, labels):
-    rows = rows_of(table)
-    with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(
-            {**row, "label": labels.get(Path(row["image"]).name, row["label"])} for row in rows
-        )
-
-
 def take_over(data, labels):
     """The block of code of the page that takes over labels, for other folders."""
     page = (Path(__file__).parents[3] / "docs/labelling.md").read_text(encoding="utf-8")
@@ -62,7 +51,7 @@ def take_over(data, labels):
 
 
 def test_a_filled_in_table_becomes_the_labels_of_the_next_run(photos, tmp_path, capsys):
-    pytest.importorskip("pandas")
+    pandas = pytest.importorskip("pandas")
     out, more = tmp_path / "next", photos / "more"
     assert suggest(photos / "run", out, "--images=4") == 0
     rows = rows_of(out / "labels.csv")
@@ -77,7 +66,9 @@ def test_a_filled_in_table_becomes_the_labels_of_the_next_run(photos, tmp_path, 
     assert len(page.of("img")) == len(rows)
     assert all(image["src"].startswith("data:image/webp") for image in page.of("img"))
     first, second = to_label[:2]
-    fill_in(out / "labels.csv", {first.name: "eel", second.name: "cat"})
+    table = pandas.read_csv(out / "labels.csv", index_col="image", dtype=str)
+    table.loc[[str(first), str(second)], "label"] = ["eel", "cat"]
+    table.to_csv(out / "labels.csv")
 
     # as the page says, into the list of images that init wrote
     init = ["init", f"--unlabeled={more}", "--workers=1"]
