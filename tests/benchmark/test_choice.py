@@ -51,9 +51,8 @@ def test_a_number_of_steps_may_end_the_training(steps, tmp_path, monkeypatch):
 def test_the_accuracy_is_that_of_a_test_on_the_base_classes(num_base, metric, tmp_path):
     world.write_teacher(tmp_path, num_base=num_base)
     student, domain = make_student(tmp_path), world.TinyDomain(num_base)
-    chosen = world.fit(student, tmp_path, domain=domain, callbacks=[BestOnBaseTest()]).logged[
-        "choice/test_base_acc"
-    ]
+    logged = world.fit(student, tmp_path, domain=domain, callbacks=[BestOnBaseTest()]).logged
+    chosen = logged["choice/test_base_acc"]
     assert 0 < chosen == pytest.approx(world.evaluate(student, tmp_path, domain)[metric])
 
 

@@ -122,23 +122,17 @@ def test_several_labels_and_few_images_are_chosen_for():
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--student", "quickstart", "--out", "out"], ["--teacher", "my_images"]),
-        (["--teacher", "quickstart", "--out", "out"], ["--student", "my_images"]),
-        (["--teacher", "quickstart", "--student", "quickstart"], ["--out", "my_images"]),
-        (
-            [
-                *("--teacher", "quickstart", "--student", "quickstart", "--out", "out"),
-                *("--label-separator", ";"),
-            ],
-            ["';'", "PATH"],
-        ),
-        (["missing"], ["missing", "does not exist"]),
-        (["my_images", "--studnet", "quickstart"], ["--studnet", "did you mean --student?"]),
+        ("--student=quickstart --out=out", ["--teacher", "my_images"]),
+        ("--teacher=quickstart --out=out", ["--student", "my_images"]),
+        ("--teacher=quickstart --student=quickstart", ["--out", "my_images"]),
+        ("--teacher=t --student=s --out=out --label-separator=;", ["';'", "PATH"]),
+        ("missing", ["missing", "does not exist"]),
+        ("my_images --studnet=quickstart", ["--studnet", "did you mean --student?"]),
     ],
 )
 def test_what_is_missing_is_named(args, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    refused(capsys, main(["run", *args]), *words)
+    refused(capsys, main(["run", *args.split()]), *words)
     assert not list(tmp_path.iterdir())
 
 

@@ -194,6 +194,18 @@ def test_the_demo_shows_the_classes_above_their_thresholds(several, table):
     assert all(0 <= p <= 1 for p in shown.values())
 
 
+def test_the_service_returns_labels_and_scores(several, table):
+    pytest.importorskip("litserve")
+    from serve.test_serve import worker
+
+    files = [table.parent / f"test{i}.png" for i in range(3)]
+    (rows,) = worker(str(several)).predict([[(path.name, path.read_bytes()) for path in files]])
+    for path, row, labels in zip(files, rows, Classifier.load(several).predict(files), strict=True):
+        assert row["path"] == path.name
+        assert row["labels"] == ";".join(label.class_name for label in labels)
+        assert row["scores"].count(";") == max(0, len(labels) - 1)
+
+
 def fit(table, folder, *callbacks):
     module, data = make_teacher(), pages(table)
     trainer = world.quiet_trainer(folder, 1, callbacks=[*callbacks], limit_train_batches=1)

@@ -236,6 +236,10 @@ def test_images_without_any_label_take_a_list_of_names(tmp_path, survey):
     splits = splits_of(tmp_path / "tested")
     assert splits.class_names == ("red ball", "green box", "blue tent")
     assert (len(splits.test), len(splits.unlabeled)) == (4, 9)
+    (tmp_path / "mine.csv").write_text("image\nphotos/unlabeled/1.png\n")
+    survey(tmp_path / "mine.csv", names, out="table")
+    splits = splits_of(tmp_path / "table")
+    assert (splits.train, len(splits.unlabeled)) == ((), 1)
 
 
 def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(tmp_path, capsys, monkeypatch):
