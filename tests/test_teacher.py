@@ -31,8 +31,6 @@ MAPLE = {
     "method": "coupled",
     **IVLP,
 }
-
-
 TEMPLATES = OPENAI_IMAGENET_TEMPLATES[:2]
 
 

@@ -187,4 +187,5 @@ def test_a_table_needs_the_folder_of_a_campaign_and_intact_results(whole, tmp_pa
     out = shutil.copytree(whole[1], tmp_path / "out")
     damaged = out / "base_to_novel/dtd/seed_1/teacher/results.json"
     damaged.write_text("{}")
-    refused(capsys, main(["table", str(out)]), f"{damaged} is not the result of a campaign's")
+    said = f"{damaged} is not the result of a campaign's run"
+    refused(capsys, main(["table", str(out)]), said)

@@ -7,15 +7,13 @@ from kdpl.data.batches import EvaluationBatch, LabeledBatch, UnlabeledBatch, col
 
 IMAGES = torch.arange(3 * 3 * 4 * 4, dtype=torch.uint8).reshape(3, 3, 4, 4)
 INDICES = torch.tensor([7, 5, 9])
-SMALLER = IMAGES[:, :, ::2, ::2]
-FEATURES = torch.linspace(0, 1, 6).reshape(3, 2).half()
 
 BATCHES = [
     LabeledBatch(IMAGES, INDICES),
     EvaluationBatch(IMAGES, torch.tensor([1, 0, 1]), INDICES),
     UnlabeledBatch(IMAGES, INDICES),
-    UnlabeledBatch(IMAGES, INDICES, SMALLER),
-    UnlabeledBatch(IMAGES, INDICES, None, FEATURES),
+    UnlabeledBatch(IMAGES, INDICES, IMAGES[:, :, ::2, ::2]),
+    UnlabeledBatch(IMAGES, INDICES, None, torch.linspace(0, 1, 6).reshape(3, 2).half()),
 ]
 
 

@@ -225,7 +225,8 @@ def test_images_of_no_class_are_counted_and_empty_labels_refused(mine, tmp_path,
     assert main(init) == 0
     assert f"of none of the classes: {none} of these" in capsys.readouterr().out
     mine.write_text(mine.read_text().replace(",;\n", ",\n"))
-    refused(capsys, main([*init, "--overwrite"]), f"{none} of 84 rows of {mine} have an empty")
+    again = main([*init, "--overwrite"])
+    refused(capsys, again, f"{none} of 84 rows of {mine} have an empty label")
 
 
 def test_a_name_with_the_separator_is_refused_before_anything_is_written(mine, tmp_path, capsys):

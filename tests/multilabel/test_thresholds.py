@@ -10,7 +10,7 @@ import pytest
 import torch
 from pages import NAMES, write_table
 from PIL import Image
-from runs import refused, rows_of
+from runs import error_line, refused, rows_of
 from sklearn.metrics import f1_score
 
 from kdpl import Classifier
@@ -104,7 +104,8 @@ def test_invalid_input_of_the_command_is_refused(folder, labeled, table, capsys,
         refused(capsys, main(["thresholds", *map(str, options)]), words)
 
     refuse("several splits", folder, table)
-    refuse(f"run python -m kdpl calibrate {classifier} {labeled}", classifier, labeled)
+    assert main(["thresholds", str(classifier), str(labeled)]) == 1
+    assert error_line(capsys).endswith(f"run python -m kdpl calibrate {classifier} {labeled}")
     whole = labeled.read_text()
     for old, new, words in (
         (";", "|", "--label-separator '|'"),
