@@ -53,11 +53,23 @@ def log_odds_plainly(scores):
     return torch.from_numpy(np.log(p / (1 - p)))
 
 
+def edges_plainly(image):
+    """Magnitudes of the gradient of a grey image, by pixel."""
+    grey = np.array(image.convert("L"), dtype=float)
+    height, width = grey.shape
+    edges = np.zeros_like(grey)
+    for y, x in np.ndindex(height, width):
+        up, down = max(y - 1, 0), min(y + 1, height - 1)
+        left, right = max(x - 1, 0), min(x + 1, width - 1)
+        vertical = (grey[down, x] - grey[up, x]) / (down - up)
+        horizontal = (grey[y, right] - grey[y, left]) / (right - left)
+        edges[y, x] = math.hypot(vertical, horizontal)
+    return edges
+
+
 def boxes_plainly(image, scales, count):
     """The boxes of an image whose shorter edge is 64, by the sums over their pixels."""
-    # magnitudes of the gradient of the grey image
-    edges = np.hypot(*np.gradient(np.array(image.convert("L"), dtype=float)))
-    candidates = []
+    edges, candidates = edges_plainly(image), []
     for edge in (round(64 / scale) for scale in scales if scale != 1):
         steps = [math.ceil((n - edge) / (edge / 6)) for n in edges.shape]
         border = max(1, round(0.06 * edge))
