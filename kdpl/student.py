@@ -43,7 +43,7 @@ class Prepare(Callback):
     """Prepares a student's fit before its first step, on all processes together."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepare the fit before the training loader is made."""
+        """Prepare the fit, after weights are restored and before the training loader is made."""
         cast(StudentDistillation, pl_module).prepare()
 
 
@@ -126,6 +126,7 @@ class StudentDistillation(ClassifyingModule):
             fine_tune = loaded.logit_scale is None
 
         self.vision_prompts = vision_prompts
+        # text names a target; jsonargparse has made an object of a class path
         self.target = build_target(target)
         self.loss = loss
         self.pool_filter = pool_filter

@@ -1,4 +1,4 @@
-"""``python -m kdpl fit``, ``validate`` and ``test``: LightningCLI over modules and datamodule."""
+"""``python -m kdpl fit``, ``validate`` and ``test``: parsing; ``stage_cli.py`` does the rest."""
 
 import gc
 from collections.abc import Callable, Mapping, Sequence

@@ -88,6 +88,8 @@ class Source:
 
     ``load_clip`` is None for models that are not CLIPs and have no text tower. If a library other
     than open_clip builds the image tower, the scheme is a key of its ``vision_cfg``.
+    ``build_image_tower`` rebuilds a classifier's tower from ``tower.config``, which may hold only
+    what ``kinds.require_modest`` accepts.
     """
 
     load_clip: Callable[[ClipConfig], Clip] | None

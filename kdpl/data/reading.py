@@ -36,7 +36,7 @@ class Reading:
 
     @property
     def looks(self) -> bool:
-        """True if all images are checked before a fit, and copies left out."""
+        """True if all images are checked before a fit, and copies of ``OwnImages`` left out."""
         scan = self.options.scan
         return self.reader.own if scan is None else scan
 

@@ -1,4 +1,4 @@
-"""TunedPrompts: the result of stage 1, read by stage 2 and the commands."""
+"""TunedPrompts, the file of stage 1's result; ``class_vectors.FrozenTeacher`` encodes with it."""
 
 import json
 import operator

@@ -1,4 +1,4 @@
-"""Vision transformers of any kind, with prompts next to the tokens of their blocks."""
+"""Vision transformers other than CLIP's (``class_token.py``), with prompts beside their tokens."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
