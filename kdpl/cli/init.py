@@ -169,7 +169,9 @@ def _read_names(
     used = {name for image in listed for name in image.classes}
     names = {name: ClassName(name) for name in used}
     if mapping:
-        names |= read_class_mapping(Path(mapping), used, complete=labeled)
+        # folders of a folder may be no classes, such as years
+        pool = "put images without labels into a folder named unlabeled" if path.is_dir() else ""
+        names |= read_class_mapping(Path(mapping), used, complete=labeled, otherwise=pool)
     if len(names) == 1:
         raise DataError(
             f"{path} has one class, {visible(min(names))!r}, expected two or more: add images of "

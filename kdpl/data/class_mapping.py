@@ -56,13 +56,14 @@ def _without_stop(text: str) -> str:
 
 
 def read_class_mapping(
-    path: Path, keys: Iterable[str], complete: bool = True
+    path: Path, keys: Iterable[str], complete: bool = True, otherwise: str = ""
 ) -> dict[str, ClassName]:
     """Read class names from a ``.txt`` or ``.csv`` file, in its order, in composed form.
 
     ``keys`` are the dataset's class folders or labels: all of them, or only some with
     ``complete=False``. DataError if the file cannot be read, lacks a class, names another or none,
-    or gives two classes the same name.
+    or gives two classes the same name. ``otherwise`` is a second remedy for a file that names none
+    of the keys.
     """
     path = path.expanduser()
     kind = path.suffix.lower()
@@ -91,14 +92,10 @@ def read_class_mapping(
         problems = [f"lacks class {key!r}" for key in missing[:1]]
         problems += [f"names class {key!r}, which the dataset does not have" for key in foreign[:1]]
         example = min(missing or expected, default="LABEL")
-        hint = (
-            ""
-            if expected & mapping.keys()
-            else ", or put images without labels into a folder named unlabeled"
-        )
+        second = f", or {otherwise}" if otherwise and expected.isdisjoint(mapping) else ""
         raise DataError(
             f"class names file {path} {' and '.join(problems)}: name each class of the dataset "
-            f"once, by lines such as {example},NAME in a .csv file{hint}"
+            f"once, by lines such as {example},NAME in a .csv file{second}"
         )
     if not mapping:
         raise DataError(

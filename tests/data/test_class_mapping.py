@@ -66,6 +66,17 @@ def test_faults_are_one_sentence_that_names_the_file(tmp_path):
         read_class_mapping(tmp_path / "b.csv", FOLDERS)
 
 
+def test_a_second_remedy_is_for_a_file_that_names_no_class_at_all(tmp_path):
+    file = written(tmp_path, "names.txt", "eel\ncrab\n")
+    for keys, otherwise, end in (
+        (["2020", "2021"], "move them", "in a .csv file, or move them"),
+        (["2020", "2021"], "", "in a .csv file"),
+        (["2020", "eel"], "move them", "in a .csv file"),
+    ):
+        with world.refused(DataError, f"lacks class '2020' .* {end}$"):
+            read_class_mapping(file, keys, otherwise=otherwise)
+
+
 def test_without_labels_classes_are_in_the_order_of_the_file_and_one_is_needed(tmp_path):
     lines = "\ufeffsea otter\r\n\r\n  tench \nant, red\n"
     for name, content, keys, names in (

@@ -277,7 +277,7 @@ def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(tmp_path, ca
         ("gone.csv", "", "gone.csv"),
         ("pets", "--unlabeled=gone/", "gone"),
         ("pets", "--unlabeled=torn.tar", "torn.tar is damaged"),
-        ("digits", "--class-names=digits.txt", "digits.txt lacks class '0'", " 0,NAME"),
+        ("digits", "--class-names=digits.txt", "digits.txt lacks class '0'", " a folder named unl"),
     ):
         refused(capsys, init(source, tmp_path / "out", *option.split()), *words)
     assert not (tmp_path / "out").exists()
