@@ -1,7 +1,7 @@
 """Decision rules for a wanted error, prediction sets, calibration, and none of the classes."""
 
 from kdpl.classifier import Classifier
-from kdpl.confidence.held_out import held_out_of, to_calibrate
+from kdpl.confidence.held_out import held_out_of, require_share, to_calibrate
 from kdpl.confidence.unknown import NAME, unknown_of
 from kdpl.errors import ConfigError
 from kdpl.runtime.faults import mark
@@ -32,7 +32,8 @@ def decision_rule(
             classes.
     """
     # refuse what cannot be combined
-    require_one_class(classifier.task.name, "doubt about predictions")
+    if unknown or calibrated or (max_error, sets) != (None, None):
+        require_one_class(classifier.task.name, "doubt about predictions")
     if max_error is not None and sets is not None:
         raise ConfigError(
             "max_error rejects images and sets names several classes for them: give one of the two"
@@ -43,6 +44,10 @@ def decision_rule(
     scores = (NAME,) if unknown else ()
     if max_error is None and sets is None and not calibrated:
         return DecisionRule(scores=scores)
+    # before the remedy to calibrate, which does not help here
+    for name, share in (("max_error", max_error), ("sets", sets)):
+        if share is not None:
+            require_share(name, share)
     held_out = held_out_of(classifier)
     try:
         return DecisionRule(

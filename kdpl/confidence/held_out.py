@@ -145,10 +145,12 @@ class HeldOutScores(LearnedCompanion):
             half = self.scores >= ranked[math.ceil(len(self) * strictest) - 1]
             correct, errors = int((half & self.correct).sum()), int((half & ~self.correct).sum())
             shown = scipy.stats.beta.ppf(confidence, errors + 1, correct) if correct else 1.0
+            percent = math.ceil(1000 * shown) / 10
+            # an error of 100% cannot be wanted
+            instead = f", but {percent:g}%" if percent < 100 else ""
             raise ConfigError(
-                f"no threshold that accepts {100 * strictest:.0f} % of the held-out images shows "
-                f"an error of {100 * max_error:.3g}%, but {math.ceil(1000 * shown) / 10:g}%: "
-                f"{_REMEDIES}"
+                f"no threshold that accepts {100 * strictest:.0f}% of the held-out images shows "
+                f"an error of {100 * max_error:.3g}%{instead}: {_REMEDIES}"
             )
         return threshold
 

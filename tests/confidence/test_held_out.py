@@ -3,6 +3,7 @@ import math
 import re
 from contextlib import suppress
 from functools import cache
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from kdpl.confidence.decision import decision_rule
 from kdpl.confidence.held_out import MAX_IMAGES, HeldOutScores
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.tasks import MULTI_CLASS
+from kdpl.tasks import MULTI_CLASS, DecisionRule
 
 
 def classifier_with(held_out):
@@ -147,9 +148,25 @@ def test_without_errors_a_wanted_error_takes_a_number_of_images_that_is_named(ma
 @pytest.mark.parametrize("wrong", [0, 1, -0.1, float("nan")])
 def test_shares_outside_of_0_and_1_are_refused(wrong):
     held_out = scores_of(np.ones(400), np.ones(400, dtype=bool))
-    for wanted in ("max_error", "sets"):
-        with world.refused(ConfigError, f"{wanted} is .*, expected a share"):
-            decision_rule(classifier_with(held_out), **{wanted: wrong})
+    for wanted, kept in product(("max_error", "sets"), (held_out, None)):
+        with world.refused(ConfigError, f"{wanted} is .*, expected a share") as refusal:
+            decision_rule(classifier_with(kept), **{wanted: wrong})
+        # to calibrate would not help
+        assert not hasattr(refusal.value, "__notes__")
+
+
+def test_a_classifier_of_several_labels_needs_no_rule():
+    task = SimpleNamespace(name="several labels")
+    classifier = SimpleNamespace(companions={}, task=task, folder=None)
+    assert decision_rule(classifier) == DecisionRule()
+    with world.refused(ConfigError, "doubt about predictions"):
+        decision_rule(classifier, unknown=True)
+
+
+def test_an_error_of_all_images_is_not_advised():
+    held_out = scores_of(np.ones(400), np.zeros(400, dtype=bool))
+    with world.refused(ConfigError, "shows an error of 10%: accept a larger error"):
+        held_out.threshold(0.1)
 
 
 def test_a_temperature_that_no_image_bounds_is_not_used():
