@@ -165,6 +165,7 @@ def tree(run: Run) -> dict[str, Any] | None:
     """Collect accuracies by level; None without a tree."""
     if not (file := run.main.folder / FILE).is_file():
         return None
+    _ = run.main.predictions  # an ArtifactError, in place of the section, if it was not tested
     # accuracies at each level, and of whole paths
     levels = range(1, len(Taxonomy.read(file, run.vectors.class_names).nodes) + 1)
     rows = {f"level {level}": f"level_{level}_acc" for level in levels} | {"path": "level_path"}

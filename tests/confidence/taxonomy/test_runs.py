@@ -15,7 +15,7 @@ from kdpl.classifier import Classifier
 from kdpl.confidence.report import TREE
 from kdpl.confidence.taxonomy.scores import FILE
 from kdpl.data.options import ClassOptions
-from kdpl.errors import DataError
+from kdpl.errors import ArtifactError, DataError
 from kdpl.report.page import fill
 from kdpl.report.run_folder import Run
 
@@ -117,9 +117,11 @@ def test_a_tree_of_a_fit_that_was_given_up_is_not_taken_over(tmp_path, teacher_f
     assert not (tmp_path / "classifier/pool_sample.safetensors").exists()
 
 
-def test_the_report_has_the_accuracy_of_each_level(run, student_run):
-
+def test_the_report_has_the_accuracy_of_each_level(run, student_run, tmp_path):
     assert TREE.make(Run.find(student_run)) is None
+    untested = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("test*"))
+    with world.refused(ArtifactError, f"{untested} was not tested"):
+        TREE.make(Run.find(untested))
     data = TREE.make(Run.find(run))
     accuracy = results(run)["test/level_1_acc"]
     assert data["accuracies"]["level 1"]["student"][0] == pytest.approx(accuracy)
