@@ -119,8 +119,11 @@ def attempt(make: Callable[[], T]) -> tuple[T | None, str | None]:
     """Return what a function makes of a run, or else why that is impossible."""
     try:
         return make(), None
-    except (KdplError, OSError, OutOfMemoryError) as error:
+    except KdplError as error:
         return None, str(error)
+    except (OSError, OutOfMemoryError) as error:
+        # torch adds a paragraph on memory
+        return None, reason(error)
 
 
 @contextmanager

@@ -220,6 +220,7 @@ def test_without_the_dataset_and_with_a_full_gpu_the_accuracies_are_left(run, mo
     ]
     assert "Compared with logistic regression" in capsys.readouterr().err
     assert "CUDA out of memory" in page.texts["cost"]
+    assert "Tried to allocate" not in page.texts["cost"]
     assert page.of("img") == []
     assert "Wilson" in page.texts["accuracy"]
 
