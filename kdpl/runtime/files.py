@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +103,15 @@ def cut_to_whole_lines(path: Path, first: int = 0, at_once: int = 1) -> int:
 
     After the ``first`` lines, ``at_once`` lines were written together, and stay or go together.
     """
-    ends = [0]
+    lines = end = kept = kept_end = 0
     with path.open("r+b") as file:
-        ends += accumulate(len(line) for line in file if line.endswith(b"\n"))
-        lines = len(ends) - 1
-        lines -= max(lines - first, 0) % at_once
-        file.truncate(ends[lines])
-    return lines
+        for line in file:
+            if line.endswith(b"\n"):
+                lines, end = lines + 1, end + len(line)
+                if lines <= first or (lines - first) % at_once == 0:
+                    kept, kept_end = lines, end
+        file.truncate(kept_end)
+    return kept
 
 
 def remove_leftovers(folder: Path, but_with: str) -> None:

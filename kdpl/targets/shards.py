@@ -66,7 +66,8 @@ def fill_shards(shards: Mapping[Path, range], views: int, work: Work) -> int:
     share = [*shards.items()][work.rank :: work.world_size]
     missing = {path: indices for path, indices in share if not path.is_file()}
 
-    # batches of whole images, none of two shards, loaded ahead by worker processes
+    # batches of whole images, none of two shards, loaded ahead by worker processes; a generator, as
+    # there may be millions
     at_once = max(1, work.batch_size // views)
     batches = (
         list(indices[start : start + at_once])

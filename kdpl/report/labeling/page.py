@@ -155,12 +155,12 @@ def _doubtful(
         cross_validated_scores(features, labels, len(class_names), groups), labels
     )
     # the most certain first; NaN, of a label that was not checked, is not above 0.5
-    order = wrong.nan_to_num().argsort(descending=True).tolist()
+    order = wrong.nan_to_num().argsort(descending=True)
+    doubtful = order[wrong[order] > 0.5].tolist()
     alone = int(wrong.isnan().sum())
     one = f"{alone} label{' is' if alone == 1 else 's are'} not checked"
     why = "because no other image has the same one, or none of another group"
     notes = [f"{one}, {why}"] if alone else []
-    doubtful = [i for i in order if wrong[i] > 0.5]
     return [_suggestion(labeled[i], probabilities[i], class_names) for i in doubtful], notes
 
 
