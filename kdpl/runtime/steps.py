@@ -40,7 +40,7 @@ class LocalStep(Step):
 
 
 def take_decoded(file: Path, folder: Path) -> None:
-    """Copy the file in which another step noted what images can be decoded, if there is one."""
+    """Copy the file in which another step noted which images can be decoded, if there is one."""
     from kdpl.runtime.messages import process_rank
 
     copied = folder / DECODED_FILE

@@ -144,7 +144,10 @@ class PromptableTextTower(TextTower):
         return torch.zeros_like(features).index_copy(0, order, features)
 
     def embed(self, ids: Tensor, start: int, context: Tensor | None = None) -> Tensor:
-        """Embed token ids [B, L], and any context, at positions from ``start`` on: [B, L, W]."""
+        """Embed token ids [B, L] at positions from ``start`` on, [B, L, W].
+
+        A context replaces embeddings, as in ``forward``.
+        """
         tokens: Tensor = self.token_embedding(ids)
         if context is not None:
             tokens = self._insert(context, tokens)
