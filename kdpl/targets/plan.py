@@ -56,4 +56,5 @@ def prepare(preparation: Preparation, target: Target, pool_filter: float | None)
     # prepare the target of the remaining images
     if isinstance(target, PreparedTarget):
         target.prepare(TargetInputs(preparation, selection))
-    return Plan(selection, features)
+    # a target that is prepared may need no teacher, and so not the views of its cache
+    return Plan(selection, features if target.uses_teacher else None)

@@ -18,7 +18,7 @@ from kdpl.errors import ConfigError, DataError
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.student import FillTeacherCache
-from kdpl.targets import Target
+from kdpl.targets import PreparedTarget, Target
 
 pytestmark = pytest.mark.usefixtures("without_companions")
 
@@ -103,6 +103,22 @@ class Even(Target):
 
     def logits(self, predicted, indices):
         return torch.zeros(len(indices), 10)
+
+
+class EvenOnce(Even, PreparedTarget):
+    """One that needs none once it is prepared."""
+
+    uses_teacher = True
+
+    def prepare(self, inputs):
+        self.uses_teacher = False
+
+
+def test_a_target_that_needs_no_teacher_once_prepared_has_the_views_of_no_cache(
+    runs_of_kl, teacher_folder, tmp_path
+):
+    with_cache = Distilled(teacher_folder, tmp_path, runs_of_kl.cache, target=EvenOnce())
+    assert all(batch.teacher_features is None for batch in with_cache.batches)
 
 
 def test_a_target_without_a_teacher_reads_no_cache(teacher_folder, tmp_path):
