@@ -76,8 +76,8 @@ class StudentDistillation(ClassifyingModule):
             come from the same teacher.
         vision_prompts: Size and start of the student's visual prompts; depth 0 trains
             only the projector unless ``fine_tune`` is set.
-        fine_tune: Train the whole image tower as well; None: true for a network of timm, false for
-            a CLIP.
+        fine_tune: Train the whole image tower as well; None: only if it is not of a
+            CLIP, such as a network of timm.
         projector_input: Input of the projector: ``projected``, the tower's features in its CLIP's
             joint space, as published; ``pooled``, its features before that projection, often wider
             and richer (docs/targets.md). A network that is not a CLIP has no such projection.

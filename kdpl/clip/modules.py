@@ -95,7 +95,7 @@ class Trained(Float32Module, Generic[ModuleT]):
     """Tower that is trained as a whole, in float32 and as part of the owner's state.
 
     Batch norms and dropout stay in evaluation mode, since ``train()`` of a tower does nothing,
-    except in a network that is not a CLIP: its batch norms train.
+    except in a tower with ``train = nn.Module.train``, such as a whole network of timm.
     """
 
     module: ModuleT

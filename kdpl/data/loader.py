@@ -33,8 +33,9 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
     The order is a uniform permutation. With ``labels``, it is drawn by
     ``kdpl.data.sampling.balanced``: as many images, some several times and some not at all.
 
-    The epoch travels with the index, so that worker processes know it, persistent workers too. An
-    image that is drawn again within an epoch gets another epoch number, and so another view.
+    The epoch, set by Lightning, travels with the index, so that worker processes know it,
+    persistent workers too. An image that is drawn again within an epoch gets another epoch number,
+    and so another view.
 
     An iteration skips the batches that ``batches_done`` counts when it begins, as trained on before
     an interruption. ``len()`` stays the same: the trainer adds the batches already done.

@@ -20,7 +20,10 @@ from kdpl.errors import ConfigError, DataError
 
 @dataclass
 class OwnImages(Reader):
-    """A user's dataset; the settings are as in ``DomainDataModule``."""
+    """A user's dataset; the settings are as in ``DomainDataModule``.
+
+    A subclass applies them in ``read``, but for ``background``, which ``open_source`` applies.
+    """
 
     root: str
     unlabeled: str | Sequence[str] | None = None
