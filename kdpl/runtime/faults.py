@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import sys
 import threading
 import time
 from argparse import ArgumentError
@@ -16,6 +17,7 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error numbers of the system for a full disk, quota or file."""
 
 _STARTER = "KDPL_STARTER"  # variable of the environment
+_AGAIN_SECONDS = 0.05
 _RESUME = "rerun the same command to resume"
 _MARK = "kdpl: "
 
@@ -29,7 +31,11 @@ class _Interrupted(KeyboardInterrupt):
 
 
 def handle_signals() -> None:
-    """Let SIGTERM raise ``Terminated`` in the main thread, and Ctrl-C a ``KeyboardInterrupt``."""
+    """Let SIGTERM raise ``Terminated`` in the main thread, and Ctrl-C a ``KeyboardInterrupt``.
+
+    Python ignores errors in finalisers, such as of a loader's workers: a signal that came during
+    one is sent again after it.
+    """
 
     def end(number: int, _: object) -> NoReturn:
         raise Terminated if number == signal.SIGTERM else _Interrupted
@@ -38,6 +44,19 @@ def handle_signals() -> None:
     # a shell's background jobs ignore it
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end)
+
+    def send_again(ignored: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(ignored.exc_value, KeyboardInterrupt):
+            sys.__unraisablehook__(ignored)
+            return
+        ended = isinstance(ignored.exc_value, Terminated)
+        number = signal.SIGTERM if ended else signal.SIGINT
+        timer = threading.Timer(_AGAIN_SECONDS, os.kill, [os.getpid(), number])
+        timer.daemon = True
+        timer.start()
+
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = send_again
 
 
 def end_together(is_first: bool) -> None:

@@ -1,3 +1,7 @@
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from kdpl.errors import ArtifactError, ConfigError
@@ -24,3 +28,26 @@ def test_an_own_error_is_raised_as_it_is_a_missing_package_named_and_a_bug_passe
 
     with pytest.raises(kind, match=match), in_one_sentence():
         build()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_a_finaliser_is_not_lost(number):
+    code = f"""
+import signal, time
+from kdpl.runtime.faults import Terminated, handle_signals
+
+class Finalised:
+    def __del__(self):
+        signal.raise_signal({number.value})
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+handle_signals()
+try:
+    Finalised()
+    time.sleep(60)
+except KeyboardInterrupt as error:
+    print(isinstance(error, Terminated))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    expected = f"{number == signal.SIGTERM}\n"
+    assert (done.stdout, done.stderr, done.returncode) == (expected, "", 0)
