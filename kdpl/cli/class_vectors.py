@@ -8,7 +8,7 @@ from kdpl.cli.arguments import output_file
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.class_names import composed, fault_of_name
 from kdpl.runtime.files import read_text
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE, STAGE_FOLDERS
 
 
 def class_vectors(
@@ -30,7 +30,7 @@ def class_vectors(
 
     Args:
         out: The file to write.
-        teacher: Run folder of a teacher.
+        teacher: Run folder of a teacher, or of run.
         classes: The class names, in the order of their labels.
         class_list: Text file with a class name on each line, in that order.
         config: Config whose data section names the classes, such as a run's config.yaml; may be
@@ -70,10 +70,11 @@ def class_vectors(
         names = _distinct(classes, "--classes")
 
     # imports torch, so only after the checks
-    from kdpl.class_vectors import ClassVectors, NameEncoder
+    from kdpl.class_vectors import NameEncoder
     from kdpl.classifier import Classifier
     from kdpl.runtime.messages import inform
 
+    teacher = _teacher_folder(teacher) if teacher else None
     vectors = NameEncoder.load(teacher).encode(names, num_base, texts) if teacher else None
     if classifier:
         loaded = Classifier.load(classifier)
@@ -82,15 +83,17 @@ def class_vectors(
     assert vectors is not None  # noqa: S101 - there is a teacher or a classifier
     vectors.save(file)
     print(f"class vectors of {len(names)} class{'es' * (len(names) > 1)}: {file}")
-    if teacher and not (examples or config):
-        tuned_on = set[str]()
-        with suppress(ArtifactError):
-            tuned_on = {*ClassVectors.load(Path(teacher) / CLASS_VECTORS_FILE).class_names}
-        if not tuned_on.issuperset(names):
-            inform(
-                "a student distilled without images of a class may not find it by name (--examples)"
-            )
+    if teacher and not (examples or config) and not _tuned_on(teacher).issuperset(names):
+        inform("a student distilled without images of a class may not find it by name (--examples)")
     return 0
+
+
+def _tuned_on(teacher: str) -> set[str]:
+    from kdpl.class_vectors import ClassVectors
+
+    with suppress(ArtifactError):
+        return {*ClassVectors.load(Path(teacher) / CLASS_VECTORS_FILE).class_names}
+    return set()
 
 
 def _distinct(texts: Sequence[str], source: str) -> tuple[str, ...]:
@@ -103,6 +106,11 @@ def _distinct(texts: Sequence[str], source: str) -> tuple[str, ...]:
     if not names:
         raise ConfigError(f"{source} has no class names: write one on each line")
     return names
+
+
+def _teacher_folder(run: str) -> str:
+    inside = Path(run) / STAGE_FOLDERS[0]
+    return str(inside) if (inside / PROMPTS_FILE).is_file() else run
 
 
 def _names_of_data(
