@@ -55,12 +55,8 @@ class Images(DomainDataModule):
         return DataLoader(TensorDataset(LOGITS[order], LABELS[order], order), batch_size=2)
 
 
-class SplitImages(Images):
-    num_base = 2
-
-
-def run_test(folder, *callbacks, data=Images):
-    quiet_trainer(folder, callbacks=list(callbacks)).test(Fixed(), datamodule=data(), verbose=False)
+def run_test(folder, *callbacks):
+    quiet_trainer(folder, callbacks=[*callbacks]).test(Fixed(), datamodule=Images(), verbose=False)
 
 
 def test_predictions_and_accuracies_are_saved_in_the_order_of_the_split(tmp_path):
@@ -80,8 +76,11 @@ def test_predictions_and_accuracies_are_saved_in_the_order_of_the_split(tmp_path
     assert read_results(tmp_path) == {"images": 5, "test/acc": near(accuracy)}
 
 
-def test_with_a_split_the_prediction_within_base_or_novel_classes_is_saved_too(tmp_path):
-    run_test(tmp_path, SaveTestResults(), data=SplitImages)
+def test_with_a_split_the_prediction_within_base_or_novel_classes_is_saved_too(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Images, "num_base", 2)
+    run_test(tmp_path, SaveTestResults())
     predictions = read_predictions(tmp_path)
     # the second image is predicted as the novel class, of the base classes as the first of two equal ones
     assert [p.half_prediction_number for p in predictions] == [0, 0, 1, 2, 1]

@@ -1,7 +1,6 @@
 import pytest
 import world
 
-from kdpl.classifier import tables as own
 from kdpl.classifier.bulk import columns
 from kdpl.classifier.tables import require_format, write_table
 from kdpl.errors import ConfigError
@@ -23,7 +22,7 @@ def test_several_labels_and_their_scores_are_text_in_parquet(tmp_path):
 
 def test_a_large_table_is_written_in_parts(tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr(own, "_ROW_GROUP", 2)
+    monkeypatch.setattr("kdpl.classifier.tables._ROW_GROUP", 2)
     write_table(tmp_path / "t.parquet", iter(ROWS), columns(MULTI_CLASS, 1, DecisionRule()))
     assert parquet.read_table(tmp_path / "t.parquet").to_pylist() == ROWS
 

@@ -27,10 +27,9 @@ def classifier_with(held_out):
 
 def scores_of(scores, correct, label_scores=None):
     scores, correct = torch.tensor(scores, dtype=torch.float32), torch.tensor(correct)
-    label_scores = (
-        torch.where(correct, scores, 0) if label_scores is None else torch.tensor(label_scores)
-    )
-    return HeldOutScores(1.0, scores, label_scores.float(), correct)
+    if label_scores is None:
+        label_scores = torch.where(correct, scores, 0)
+    return HeldOutScores(1.0, scores, torch.as_tensor(label_scores).float(), correct)
 
 
 @pytest.mark.parametrize(("max_error", "seed"), [(0.02, 0), (0.1, 1), (0.1, 2), (0.3, 2)])

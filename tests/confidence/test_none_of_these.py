@@ -7,7 +7,7 @@ import pytest
 import runs
 import torch
 import world
-from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors, NameEncoder
@@ -27,11 +27,9 @@ NEGATIVES = "negative_vectors.safetensors"
 @pytest.fixture(scope="module")
 def pictures():
     """Digits, and noise."""
-    data = world.digits(batch_size=8)
-    return [data.splits.open_image(record.source) for record in data.splits.test[:6]] + [
-        Image.fromarray(image.permute(1, 2, 0).numpy())
-        for image in world.images_of(torch.arange(5), seed=3)
-    ]
+    splits = world.digits(batch_size=8).splits
+    shown = [splits.open_image(record.source) for record in splits.test[:6]]
+    return [*shown, *map(to_pil_image, world.images_of(torch.arange(5), seed=3))]
 
 
 def test_fits_keep_everyday_words_and_what_is_usual_of_their_images(student_run, teacher_run):
@@ -117,10 +115,7 @@ def fitted(folder, images=40, **negatives):
     if negatives:
         replace(vectors, vectors=vectors.vectors[:2], **negatives).save(folder / NEGATIVES)
     domain = world.TinyDomain()
-    pool = [
-        Image.fromarray(image.permute(1, 2, 0).numpy())
-        for image in world.images_of(torch.arange(images), seed=2)
-    ]
+    pool = [*map(to_pil_image, world.images_of(torch.arange(images), seed=2))]
     domain.pool = SimpleNamespace(sample=lambda n: pool[:n], selection=Selection(pool))
     domain.splits = SimpleNamespace(train=pool, open_image=lambda image: image)
     world.fit(world.make_student(folder), folder, domain=domain)

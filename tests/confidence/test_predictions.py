@@ -2,7 +2,6 @@
 
 import csv
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,9 +51,8 @@ def sure(clip_of):
     draw = torch.Generator().manual_seed(0)
     scores = torch.rand(400, generator=draw).sort(descending=True).values * 0.8 + 0.2
     correct = torch.arange(400) < 392
-    made.companions["held_out"] = HeldOutScores(
-        1.7, scores, torch.where(correct, scores, 0.01), correct
-    )
+    label_scores = torch.where(correct, scores, 0.01)
+    made.companions["held_out"] = HeldOutScores(1.7, scores, label_scores, correct)
     return made
 
 
@@ -88,9 +86,8 @@ def test_sets_have_every_class_that_is_probable_enough_and_are_never_empty(sure,
 def test_calibrated_probabilities_are_those_at_the_temperature(sure, many):
     expected = (sure(torch.stack(many)).double() / 1.7).softmax(dim=1)
     for row, of_image in zip(predict(sure, many, 5, calibrated=True), expected, strict=True):
-        assert [p.probability for p in row] == pytest.approx(
-            of_image.sort(descending=True).values.tolist(), rel=1e-4
-        )
+        falling = of_image.sort(descending=True).values.tolist()
+        assert [p.probability for p in row] == pytest.approx(falling, rel=1e-4)
 
 
 def test_they_are_kept_in_the_folder(sure, many, tmp_path):
@@ -101,9 +98,7 @@ def test_they_are_kept_in_the_folder(sure, many, tmp_path):
 
 
 def test_without_them_an_option_that_needs_them_says_how_to_get_them(sure, many):
-    further = replace(
-        world.frozen_vectors(seed=3), class_names=("eel", "ray", "cod", "carp", "pike")
-    )
+    further = world.frozen_vectors(seed=3, class_names=("eel", "ray", "cod", "carp", "pike"))
     for given in (like(sure), sure.add_classes(further)):
         for option in ({"max_error": 0.05}, {"sets": 0.9}, {"calibrated": True}):
             with world.refused(ArtifactError, "run python -m kdpl calibrate"):

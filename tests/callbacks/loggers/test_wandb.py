@@ -83,14 +83,12 @@ def test_a_fit_and_its_test_are_one_run_with_config_and_numbers(tmp_path, monkey
     # nothing is written outside the runs' folders
     assert list((tmp_path / "work").iterdir()) == []
     found, number = records_of(student), (student / ID_FILE).read_text()
-    assert {(run.run_id, run.project, run.display_name) for run in found["run"]} == {
-        (number, "kdpl", "runs/student")
-    }
+    names = {(run.run_id, run.project, run.display_name) for run in found["run"]}
+    assert names == {(number, "kdpl", "runs/student")}
     updates = [values_of(config.update) for config in found["config"]]
     whole = [values for values in updates if "model" in values]
-    assert whole == [yaml.safe_load((student / CONFIG_FILE).read_text())], (
-        "the config is logged once"
-    )
+    config = yaml.safe_load((student / CONFIG_FILE).read_text())
+    assert whole == [config], "the config is logged once"
     rows = [values_of(row.item) for row in found["history"]]
     for name in ("train/loss", "val/acc", "test/acc"):
         assert [row[name] for row in rows if name in row] == logged(student, name) != [], name

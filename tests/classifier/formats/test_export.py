@@ -34,11 +34,9 @@ FORMATS = formats()
 
 def make_classifier(name):
     depth, out_dim = KINDS[name]
-    config = (
-        ClipConfig(name, "random", image_size=32)
-        if name.startswith("timm:")
-        else ClipConfig(name, world.TAG)
-    )
+    config = ClipConfig(name, world.TAG)
+    if name.startswith("timm:"):
+        config = ClipConfig(name, "random", image_size=32)
     clip = load_image_clip(config)
     torch.manual_seed(0)
     encoder = StudentEncoder(clip.image_tower, 2, depth, out_dim)

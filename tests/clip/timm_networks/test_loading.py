@@ -71,23 +71,19 @@ def test_what_cannot_be_loaded_is_refused(name, pretrained, match, tmp_path, mon
         load_image_clip(ClipConfig(f"timm:{name}", pretrained))
 
 
-def make(folder, **options):
+def make(folder):
     """A student on a network of timm, the same each time."""
     world.write_teacher(folder)
     torch.manual_seed(0)
-    settings = {
-        "vision_prompts": StudentPrompts(depth=0),
-        "optim": OptimConfig("adamw", 0.01, warmup_steps=2),
-        **options,
-    }
-    return StudentDistillation(RESNET, str(folder), **settings)
+    none, optim = StudentPrompts(depth=0), OptimConfig("adamw", 0.01, warmup_steps=2)
+    return StudentDistillation(RESNET, str(folder), vision_prompts=none, optim=optim)
 
 
-def fit(student, folder, epochs=1, **options):
-    """Fit a student; returns the weights of its tower before and after."""
+def fit(student, folder, **options):
+    """Fit a student for an epoch; returns the weights of its tower before and after."""
     visual = student.encoder.tower.module.visual
     before = {name: tensor.clone() for name, tensor in visual.state_dict().items()}
-    trainer = world.quiet_trainer(folder, epochs, **options)
+    trainer = world.quiet_trainer(folder, **options)
     trainer.fit(student, datamodule=world.TinyDomain(num_base=3))
     return before, visual.state_dict()
 

@@ -86,9 +86,6 @@ FAMILIES = {
 TOKENS = [name for name in FAMILIES if name not in ("MobileCLIP", "ResNet")]
 """Those whose image tower has tokens that prompts can stand beside."""
 
-AS_THEY_ARE = ("SigLIP", "ResNet", "CoCa")
-"""Those whose image tower has no projection apart, or one that keeps the width."""
-
 NAMES = ["sea horse", "crab", "blue whale"]
 
 
@@ -164,7 +161,8 @@ def test_without_its_projection_a_tower_gives_what_enters_it_and_is_built_again(
         projected = visual.head(after) if apart else after
     assert relative_error(projected, before) < 1e-5
     assert after.shape[1] == tower.embed_dim
-    assert (tower.embed_dim != width) == (family not in AS_THEY_ARE)
+    # these have no projection apart, or one that keeps the width
+    assert (tower.embed_dim == width) == (family in ("SigLIP", "ResNet", "CoCa"))
     again = build_image_tower(tower.config, tower.preprocessing)
     again.load_state_dict(tower.state_dict())
     assert again(images).equal(after)
@@ -242,13 +240,12 @@ def plain_image_features(visual, images, prompts):
 def test_visual_prompts_and_their_gradients_are_the_plain_ones(family, depth):
     clip, visual = clip_of_family(family), deepcopy(plain_model(family).visual).double()
     images = some_images(clip)
+    pixels = standardized(images.double(), clip.preprocessing)
     prompts = world.disturbed(VisionPrompts(3, depth, clip.image_tower), 0.5)
     tokens = prompts.tokens.detach().double().requires_grad_()
 
     features = prompts(clip.image_tower, images)
-    expected = plain_image_features(
-        visual, standardized(images.double(), clip.preprocessing), tokens
-    )
+    expected = plain_image_features(visual, pixels, tokens)
     assert relative_error(features, expected) < 1e-5
     assert relative_error(features, clip.image_tower(images)) > 1e-3, "the prompts must matter"
     backward(features, expected)

@@ -21,9 +21,8 @@ def draw(count, seed, shift=0.0, width=3, unsure=0.0, rare=1.0):
     labels = numbers.choice(CLASSES, count, p=np.array([rare, 1, 1, 1]) / (3 + rare))
     features = numbers.normal(size=(count, width)) + shift * (labels == 1)[:, None]
     scores = numbers.random(count) * (1 - unsure)
-    return ImageSample(
-        *map(torch.from_numpy, (features.astype(np.float16), scores.astype(np.float32), labels))
-    )
+    columns = features.astype(np.float16), scores.astype(np.float32), labels
+    return ImageSample(*map(torch.from_numpy, columns))
 
 
 def plain_statistics(pool, new, threshold):
@@ -143,12 +142,10 @@ def test_a_number_above_the_usual_score_is_as_probable_as_it_is_by_counting(refe
 
 
 def test_a_question_of_other_images_takes_its_share_of_the_false_alarms():
-    one = Comparison({"rejected": 0.006, "classes": 0.3, "distance": 0.9}, [0.1]).with_unknown(
-        0.004
-    )
-    assert one.questions == pytest.approx(
-        {"rejected": 0.008, "classes": 0.4, "distance": 1.0, "unknown": 0.016}
-    )
+    one = Comparison({"rejected": 0.006, "classes": 0.3, "distance": 0.9}, [0.1])
+    one = one.with_unknown(0.004)
+    expected = {"rejected": 0.008, "classes": 0.4, "distance": 1.0, "unknown": 0.016}
+    assert one.questions == pytest.approx(expected)
     assert one.classes == [0.1]
 
 
@@ -169,6 +166,5 @@ def test_the_energy_distance_is_that_of_a_plain_loop(shift, monkeypatch):
             for side in (True, False)
         )
         energies.append(2 * mean(x, y) - mean(x, x) - mean(y, y))
-    assert watch.energy(pool, new) == pytest.approx(
-        np.mean(np.array(energies) >= energies[0] - 1e-9)
-    )
+    p_value = np.mean(np.array(energies) >= energies[0] - 1e-9)
+    assert watch.energy(pool, new) == pytest.approx(p_value)

@@ -1,6 +1,5 @@
 """A tree from a run's settings to its test, classifier, predictions and report."""
 
-import json
 import shutil
 
 import pytest
@@ -18,6 +17,7 @@ from kdpl.data.options import ClassOptions
 from kdpl.errors import ArtifactError, DataError
 from kdpl.report.page import fill
 from kdpl.report.run_folder import Run
+from kdpl.runtime.predictions import read_results
 
 SHAPES = {
     "round": ["zero", "six", "eight", "nine"],
@@ -44,14 +44,10 @@ def run(table, teacher_run):
     return out
 
 
-def results(folder):
-    return json.loads((folder / "test.json").read_text())
-
-
 def test_a_test_measures_levels_and_the_whole_path_and_changes_nothing_else(
     run, table, student_run
 ):
-    plain, measured = results(student_run), results(run)
+    plain, measured = read_results(student_run), read_results(run)
     assert plain == {name: value for name, value in measured.items() if "level" not in name}
     for name in (
         "class_vectors.safetensors",
@@ -123,7 +119,7 @@ def test_the_report_has_the_accuracy_of_each_level(run, student_run, tmp_path):
     with world.refused(ArtifactError, f"{untested} was not tested"):
         TREE.make(Run.find(untested))
     data = TREE.make(Run.find(run))
-    accuracy = results(run)["test/level_1_acc"]
+    accuracy = read_results(run)["test/level_1_acc"]
     assert data["accuracies"]["level 1"]["student"][0] == pytest.approx(accuracy)
     assert "teacher" not in data["accuracies"]["level 1"]
     assert "level 1" in fill(TREE.template.name, added={"taxonomy": TREE}, data=data)
@@ -131,15 +127,10 @@ def test_the_report_has_the_accuracy_of_each_level(run, student_run, tmp_path):
 
 @pytest.mark.slow
 def test_a_test_on_two_processes_has_the_same_numbers(table, teacher_folder, tmp_path):
-    for processes in (1, 2):
-        options = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
+    two = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
+    for name, options in (("one", {}), ("two", two)):
         domain = world.digits(8, classes=ClassOptions(taxonomy=str(table)))
-        trainer = world.quiet_trainer(
-            tmp_path / str(processes),
-            callbacks=[SaveTestResults()],
-            use_distributed_sampler=False,
-            **options,
-        )
+        trainer = world.quiet_trainer(tmp_path / name, callbacks=[SaveTestResults()], **options)
         trainer.test(world.make_student(teacher_folder), datamodule=domain, verbose=False)
-    assert "test/level_1_acc" in results(tmp_path / "1")
-    assert results(tmp_path / "2") == results(tmp_path / "1")
+    assert "test/level_1_acc" in read_results(tmp_path / "one")
+    assert read_results(tmp_path / "two") == read_results(tmp_path / "one")

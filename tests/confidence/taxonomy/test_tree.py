@@ -116,9 +116,8 @@ def test_a_wanted_error_is_kept_at_all_levels_in_95_percent_of_draws(seed, tmp_p
     draw, broken, reached, answered_at = made[0], 0, 0, torch.zeros(population.scores.shape[1] + 1)
     for _ in range(100):
         chosen = torch.from_numpy(draw.integers(len(population.scores), size=400))
-        held_out = LevelScores(
-            population.taxonomy, population.scores[chosen], population.correct[chosen]
-        )
+        scores, correct = population.scores[chosen], population.correct[chosen]
+        held_out = LevelScores(population.taxonomy, scores, correct)
         try:
             thresholds = held_out.thresholds(0.05)
         except ConfigError:
@@ -204,9 +203,8 @@ def test_a_file_that_cannot_be_is_refused(changes, tmp_path):
 def test_a_rule_names_the_deepest_node_and_leaves_the_rest_empty(tmp_path):
     draw, parents, _, names = made = tree_of(tmp_path, 7)
     held_out = scores_of(*made, 400)
-    classifier = SimpleNamespace(
-        companions={"taxonomy": held_out}, class_names=names, folder=tmp_path
-    )
+    companions = {"taxonomy": held_out}
+    classifier = SimpleNamespace(companions=companions, class_names=names, folder=tmp_path)
     rule = level_rule(classifier, 0.1)
     thresholds = held_out.thresholds(0.1)
     logits = torch.from_numpy(trees.logits_and_labels(draw, parents, names, 50)[0])

@@ -206,21 +206,18 @@ def pool_of(images, seed=1, share=1.0):
     return UnlabeledPool(Names.of(f"{number}.png" for number in range(images)), share, seed)
 
 
-def drawn_from(pool, labeled=()):
-    return hold_out(pool, labeled).held_out
-
-
 @pytest.mark.parametrize(
     ("images", "unseen"), [(200, 100), (2000, 100), (4000, 200), (150_000, 5000)]
 )
 def test_a_share_within_limits_is_held_out(images, unseen):
-    held_out = drawn_from(pool_of(images)).tolist()
+    held_out = hold_out(pool_of(images), ()).held_out.tolist()
     assert len(held_out) == len({*held_out}) == unseen
     assert held_out == sorted(held_out)
 
 
 def test_it_is_drawn_by_the_seed_from_the_share_that_is_distilled_on():
-    first, again, other = (drawn_from(pool_of(1000, seed, 0.5)).tolist() for seed in (1, 1, 2))
+    pools = (pool_of(1000, seed, 0.5) for seed in (1, 1, 2))
+    first, again, other = (hold_out(pool, ()).held_out.tolist() for pool in pools)
     assert first == again != other
     assert {*first} < {*share_of(1000, 0.5, 1).tolist()}
 
@@ -230,13 +227,13 @@ def test_labelled_images_are_not_held_out_under_any_name(tmp_path):
     sources = [str(tmp_path / f"{number}.png") for number in range(240)]
     pool = UnlabeledPool(Names.of(sources), 1.0, seed=1)
     labeled = [str(tmp_path / "link" / f"{number}.png") for number in range(140)]
-    assert drawn_from(pool, labeled).tolist() == [*range(140, 240)]
+    assert hold_out(pool, labeled).held_out.tolist() == [*range(140, 240)]
 
 
 @pytest.mark.parametrize(("images", "labeled"), [(199, 0), (240, 141)])
 def test_more_than_half_or_a_labelled_image_is_not_held_out(images, labeled):
     with pytest.raises(DataError, match=f"the pool has {images} images, too few to hold 100"):
-        drawn_from(pool_of(images), (f"{number}.png" for number in range(labeled)))
+        hold_out(pool_of(images), (f"{number}.png" for number in range(labeled)))
 
 
 def test_a_run_refuses_a_pool_that_is_too_small_before_stage_1(tmp_path, capsys):

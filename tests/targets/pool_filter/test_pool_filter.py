@@ -22,12 +22,11 @@ from kdpl.targets import pool_filter as callback
 POOL = {"shots": 1, "unlabeled_share": 0.06}  # 10 labelled images, 42 unlabelled ones
 
 
-def distil(teacher, folder, share=0.3, callbacks=(), optim=OptimConfig(), cached=(), **options):
+def distil(teacher, folder, callbacks=(), data=(), ckpt_path=None, save=False, **options):
     """Fit a student for two epochs in a folder; returns its record, which also has the steps' images."""
-    kept = {"kd_weight": 20, "pool_filter": share, "optim": optim, **dict(cached)}
-    student = world.make_student(teacher, **kept)
-    domain = world.digits(options.pop("batch_size", 7), **POOL, **options.pop("data", {}))
-    record = world.fit(student, folder, 2, callbacks, domain, **options)
+    student = world.make_student(teacher, kd_weight=20, pool_filter=0.3, **options)
+    domain = world.digits(7, **POOL, **dict(data))
+    record = world.fit(student, folder, 2, callbacks, domain, ckpt_path, save=save)
     record.seen = [batch.indices.tolist() for batch in record.batches]
     return record
 
@@ -81,15 +80,14 @@ def test_a_schedule_by_steps_changes_nothing_of_what_is_left_out(teacher_folder,
 
 
 def test_a_cache_changes_nothing_and_loads_no_teacher(teacher_folder, whole, tmp_path, monkeypatch):
-    cached = {"teacher_cache": str(tmp_path / "cache")}
-    fill = [FillTeacherCache(2)]
-    first = distil(teacher_folder, tmp_path / "first", callbacks=fill, cached=cached)
+    cache, fill = str(tmp_path / "cache"), [FillTeacherCache(2)]
+    first = distil(teacher_folder, tmp_path / "first", fill, teacher_cache=cache)
     assert first.seen == whole[0].seen
     assert first.losses == pytest.approx(whole[0].losses, rel=2e-3)
     assert left_out(tmp_path / "first") == left_out(whole[1])
 
     monkeypatch.setattr(TunedPrompts, "load_image_clip", None)
-    second = distil(teacher_folder, tmp_path / "second", cached=cached)
+    second = distil(teacher_folder, tmp_path / "second", teacher_cache=cache)
     assert second.losses == first.losses
     assert left_out(tmp_path / "second") == left_out(tmp_path / "first")
 
@@ -134,7 +132,6 @@ def test_the_log_says_that_base_classes_alone_make_the_limit(
     teacher_folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(callback, "_similarities", lambda *_: torch.arange(42.0))
-    options = {"callbacks": [world.NoStep()], "data": {"protocol": "base_to_novel"}}
     with pytest.raises(AssertionError, match="training began"):
-        distil(teacher_folder, tmp_path, **options)
+        distil(teacher_folder, tmp_path, [world.NoStep()], data={"protocol": "base_to_novel"})
     assert "leaves out more images of novel classes" in capsys.readouterr().err

@@ -202,9 +202,8 @@ def test_images_of_a_group_and_class_count_as_one_for_the_weights(monkeypatch):
     other = torch.randn(160, CLASSES, generator=torch.Generator().manual_seed(9)).log_softmax(dim=1)
     both = torch.stack([evidence.log_probabilities, other])
     expected = fit_weights(both, truth, torch.ones(160))
-    made = fit_weights(
-        both.repeat_interleave(5, dim=1), truth.repeat_interleave(5), torch.full((800,), 0.2)
-    )
+    copies = both.repeat_interleave(5, dim=1), truth.repeat_interleave(5)
+    made = fit_weights(*copies, torch.full((800,), 0.2))
     assert made[0] == pytest.approx(expected[0], abs=1e-3)
     assert made[1] == pytest.approx(expected[1])
     labels, groups = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([3, 3, 3, 4, 4])
@@ -263,14 +262,8 @@ def test_without_labels_the_teachers_predictions_are_refined():
     made = assign(evidence, RefinementConfig())
     unit = F.normalize(standardize(evidence.features), dim=1)
     (weights,), near = candidates(0), affinity(*nearest(unit, 5, evidence.groups))
-    expected = refine(
-        unit,
-        evidence.log_probabilities.exp(),
-        near,
-        evidence.labels,
-        weights,
-        RefinementConfig.rounds,
-    )
+    predictions, rounds = evidence.log_probabilities.exp(), RefinementConfig.rounds
+    expected = refine(unit, predictions, near, evidence.labels, weights, rounds)
     assert (made.assignments - expected).abs().max() < 1e-5
     assert (made.strength, made.weights, made.right) == (None, (1.0,), None)
 
@@ -312,11 +305,8 @@ def test_a_useless_expert_gets_a_weight_near_0_and_costs_at_most_a_point(useless
             evidence = replace(evidence, features=noise, probed=F.normalize(noise, dim=1))
         made = assign(evidence, RefinementConfig())
         probe = fit_probe(evidence.probed[:32], truth[:32], made.strength)
-        scores = (
-            evidence.log_probabilities,
-            probe.log_probabilities(evidence.probed),
-            made.assignments,
-        )
+        probed = probe.log_probabilities(evidence.probed)
+        scores = (evidence.log_probabilities, probed, made.assignments)
         right = [(score.argmax(dim=1) == truth)[32:].float().mean().item() for score in scores]
         rows.append([*made.weights, *right])
     *weights, text, probe, result = np.mean(rows, axis=0)

@@ -25,12 +25,10 @@ def pool():
     draw = torch.Generator().manual_seed(1)
     classes = torch.arange(N) % C
     centres = torch.eye(D)[:C] + 0.4
-    features = torch.nn.functional.normalize(
-        centres[classes] + 0.3 * torch.randn(N, D, generator=draw), dim=1
-    )
-    predictions = (
-        (features @ centres.T + 0.5 * torch.randn(N, C, generator=draw)).mul(3).softmax(dim=1)
-    )
+    features = centres[classes] + 0.3 * torch.randn(N, D, generator=draw)
+    features = torch.nn.functional.normalize(features, dim=1)
+    logits = features @ centres.T + 0.5 * torch.randn(N, C, generator=draw)
+    predictions = logits.mul(3).softmax(dim=1)
     labels = torch.full((N,), -1)
     labels[torch.tensor([3, 8, 21])] = classes[torch.tensor([3, 8, 21])]
     return features, predictions, labels
@@ -127,7 +125,6 @@ def test_the_order_of_images_and_the_size_of_chunks_do_not_matter(pool, monkeypa
 
 @pytest.fixture
 def targets(pool):
-    assignments = refined(pool).half()
     return PoolTargets(
         made_from={"teachers": ["abc"], "target": {"rounds": 15}},
         class_names=("a", "b", "c", "d"),
@@ -139,7 +136,7 @@ def targets(pool):
         moved=1,
         examples=(Moved(6, 0, 1),),
         images=torch.arange(N) * 2,
-        assignments=assignments,
+        assignments=refined(pool).half(),
     )
 
 
@@ -169,8 +166,7 @@ def test_the_target_is_the_assignment_where_it_is_taken(targets):
     target.use(replace(targets, assignments=z), torch.device("cpu"))
     floored = z[indices // 2].double() + 1e-4
     expected = floored / floored.sum(dim=1, keepdim=True)
-    assert (
-        target.logits(predicted, indices).double().softmax(dim=1) - expected
-    ).abs().max() < 2e-3  # float16
+    made = target.logits(predicted, indices).double().softmax(dim=1)
+    assert (made - expected).abs().max() < 2e-3  # float16
     target.use(replace(targets, taken=False), torch.device("cpu"))
     assert target.logits(predicted, indices).equal(predicted)
