@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from kdpl.runtime.files import write_text
 from kdpl.runtime.origin import flatten, require_same
-from kdpl.runtime.run_folder import CONFIG_FILE
+from kdpl.runtime.run_folder import CONFIG_FILE, RUN_FILE
 
 # prefixes of settings of where and how a run is computed or shown
 _MAY_CHANGE = (
@@ -78,5 +78,8 @@ def require_same_settings(config: Path, now: str) -> None:
     if short and long[len(long) - len(short) :] == short:
         # the same folder, named from another one
         before[_TEACHER] = after[_TEACHER]
-    remedy = "choose another --out, or remove that folder"
+    # the other stage would be refused as well
+    above = config.parent.parent
+    folder = above if (above / RUN_FILE).is_file() else config.parent
+    remedy = f"choose another --out, or remove {folder}"
     require_same(f"the run in {config.parent}", before, after, remedy)

@@ -212,6 +212,11 @@ def _require_classes(
 ) -> None:
     if not labeled and not any(image.split == "train" for image in images):
         raise DataError(f"{path} has no readable image to train on: add some, or init --unlabeled")
+    if unusable and not images:
+        raise DataError(
+            f"none of the {len(unusable)} images of {path} can be read ({unusable[0].fault}): "
+            "correct their paths, which in a table start at its folder"
+        )
     counts = _training_counts(images)
     faults = {name: f" ({image.fault})" for image in unusable for name in image.classes}
     for label, named in sorted(names.items()):

@@ -7,7 +7,7 @@ from typing import Any
 from kdpl.errors import KdplError
 from kdpl.metrics import ACCURACY_TITLES, FIDELITY, TRAIN_LOSS, UNSEEN, val_key
 from kdpl.report.charts import Point, line_chart
-from kdpl.report.run_folder import Run, attempt
+from kdpl.report.run_folder import Run, Stage, attempt
 from kdpl.tasks import MULTI_CLASS
 
 _NOT_MEASURED = "Not everything was measured: a loss needs epochs, an accuracy a validation split."
@@ -25,6 +25,7 @@ def training(run: Run) -> dict[str, Any]:
             "clip": stage.settings("model").get("clip"),
             "epochs": (stage.config.get("trainer") or {}).get("max_epochs"),
             "seed": stage.config["seed_everything"],
+            "trained": _trained(run, stage) if name == "student" else "",
         }
         for name, stage in run.stages.items()
     ]
@@ -45,6 +46,16 @@ def name_of(target: Any) -> str:
     """Return the name of a student's setting ``target``, such as ``refined``, or of its class."""
     path = target.get("class_path") if isinstance(target, dict) else target
     return str(path).rpartition(".")[2]
+
+
+def _trained(run: Run, student: Stage) -> str:
+    model = student.settings("model")
+    depth = (model.get("vision_prompts") or {}).get("depth")
+    parts = ["whole image tower"] if model.get("fine_tune") else []
+    parts += [f"prompts in {depth} layers"] if depth else []
+    rate = (model.get("optim") or {}).get("lr")
+    chosen = ", as the search chose" if (run.folder / "search").is_dir() else ""
+    return f"{', '.join([*parts, 'projector'])}, at learning rate {rate}{chosen}"
 
 
 def _fidelity(run: Run) -> dict[str, Any] | None:

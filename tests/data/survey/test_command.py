@@ -260,6 +260,7 @@ def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(tmp_path, ca
         "digits.txt": "zero\none\n",
         "odd.csv": "1,cat\n2,dog\x07bell\n",
         "bare.csv": "image,label\nloose/1.png,\n",
+        "moved.csv": "image,label\nx/1.png,cat\nx/2.png,dog\n",
     }
     for name, text in files.items():
         (root / name).write_text(text)
@@ -275,6 +276,7 @@ def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(tmp_path, ca
         ("copied", "", "dog/1.png is a copy of "),
         ("misnamed", "", "has a class name that"),
         ("gone.csv", "", "gone.csv"),
+        ("moved.csv", "", "none of the 2 images of moved.csv can be read"),
         ("pets", "--unlabeled=gone/", "gone"),
         ("pets", "--unlabeled=torn.tar", "torn.tar is damaged"),
         ("digits", "--class-names=digits.txt", "digits.txt lacks class '0'", " a folder named unl"),
