@@ -21,9 +21,10 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
     """
     require_settings("cache", "a student's fit", settings)
     from kdpl.cli.fit import parse_stage, run_stage
-    from kdpl.student import FillTeacherCache, StudentDistillation
 
     student = parse_stage("fit", settings)
+    from kdpl.student import FillTeacherCache, StudentDistillation
+
     student.require_stage(StudentDistillation, "student")
     folder = student.config.model.init_args.get("teacher_cache")
     if not folder:

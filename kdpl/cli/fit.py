@@ -4,15 +4,14 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from operator import methodcaller
-from typing import Any
-
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from typing import TYPE_CHECKING, Any
 
 from kdpl.cli import COMMANDS
-from kdpl.cli.stage_cli import Command, KdplCLI
 from kdpl.errors import ConfigError, reason
 from kdpl.runtime.configs import config_files, read_config, with_config_files
-from kdpl.runtime.messages import quiet_libraries
+
+if TYPE_CHECKING:
+    from kdpl.cli.stage_cli import Command, KdplCLI
 
 _HELP = """\
 usage: python -m kdpl {command} --config FILE … --out FOLDER [SETTINGS]
@@ -52,20 +51,26 @@ def run_command(args: Sequence[str]) -> int:
 
 
 def parse_stage(
-    command: Command, options: Sequence[str], values: Mapping[str, Any] | None = None
-) -> KdplCLI:
+    command: "Command", options: Sequence[str], values: Mapping[str, Any] | None = None
+) -> "KdplCLI":
     """Parse the settings of a stage, of which the files exist; see ``KdplCLI``."""
-    quiet_libraries()
     options = with_config_files("--help" if word == "--full_help" else word for word in options)
     for file in config_files(options):
         read_config(file)
+    # imports torch and Lightning, so only after help and the checks of files
+    from kdpl.cli.stage_cli import KdplCLI
+    from kdpl.runtime.messages import quiet_libraries
+
+    quiet_libraries()
     return KdplCLI(command, options, values)
 
 
 def run_stage(
-    stage: KdplCLI, execute: Callable[[KdplCLI], object] = methodcaller("execute")
+    stage: "KdplCLI", execute: "Callable[[KdplCLI], object]" = methodcaller("execute")
 ) -> None:
     """Build a stage and run its command; nothing that is built outlives this."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     try:
         execute(copy(stage))
     except MisconfigurationException as error:
