@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
     An existing file or folder of that name is replaced. If the block raises, nothing is left. The
     error for a full disk names ``path``.
     """
-    with _naming(path):
+    with ExitStack() as at_end, _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # inside a temporary folder, the result may be a file or a folder
         with tempfile.TemporaryDirectory(
             dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX
         ) as scratch:
+            # once more, as a signal may interrupt the removal
+            at_end.callback(shutil.rmtree, scratch, ignore_errors=True)
             temporary = Path(scratch) / path.name
             yield temporary
             # flush to disk before the rename: a power failure could leave the name without content
