@@ -23,6 +23,7 @@ def cache(*, views: PositiveInt | None = None, settings: list[str]) -> int:
     from kdpl.cli.fit import parse_stage, run_stage
 
     student = parse_stage("fit", settings)
+    # imports torch, so only after the checks of files
     from kdpl.student import FillTeacherCache, StudentDistillation
 
     student.require_stage(StudentDistillation, "student")

@@ -142,8 +142,8 @@ class HeldOutScores(LearnedCompanion):
             threshold = float(ranked[count - 1])
         if threshold is None:
             # the bound of the strictest threshold is achieved
-            half = self.scores >= ranked[math.ceil(len(self) * strictest) - 1]
-            correct, errors = int((half & self.correct).sum()), int((half & ~self.correct).sum())
+            right = self.correct[self.scores >= ranked[math.ceil(len(self) * strictest) - 1]]
+            correct, errors = int(right.sum()), int((~right).sum())
             shown = scipy.stats.beta.ppf(confidence, errors + 1, correct) if correct else 1.0
             percent = math.ceil(1000 * shown) / 10
             # an error of 100% cannot be wanted

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from kdpl.clip.loading import has_text_tower
 from kdpl.errors import KdplError
 from kdpl.metrics import ACCURACY_TITLES, FIDELITY, TRAIN_LOSS, UNSEEN, val_key
 from kdpl.report.charts import Point, line_chart
@@ -51,7 +52,11 @@ def name_of(target: Any) -> str:
 def _trained(run: Run, student: Stage) -> str:
     model = student.settings("model")
     depth = (model.get("vision_prompts") or {}).get("depth")
-    parts = ["whole image tower"] if model.get("fine_tune") else []
+    whole = model.get("fine_tune")
+    if whole is None:
+        # the default is to train networks that are not of a CLIP
+        whole = not has_text_tower(str((model.get("clip") or {}).get("model")))
+    parts = ["whole image tower"] if whole else []
     parts += [f"prompts in {depth} layers"] if depth else []
     rate = (model.get("optim") or {}).get("lr")
     chosen = ", as the search chose" if (run.folder / "search").is_dir() else ""

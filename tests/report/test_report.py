@@ -318,12 +318,14 @@ def test_the_page_says_who_saw_the_labels_and_of_one_image_that_it_is_one(run):
 def test_the_page_says_what_of_the_student_was_trained_and_who_chose_it(run):
     text = section("training", training(Run.find(run)))
     assert "trained: prompts in 2 layers, projector, at learning rate 0.003" in text
-    file = run / "student/config.yaml"
-    file.write_text(file.read_text().replace("fine_tune: null", "fine_tune: true"))
     (run / "search").mkdir()
-    text = section("training", training(Run.find(run)))
-    assert "trained: whole image tower, prompts in 2 layers, projector" in text
-    assert "0.003, as the search chose" in text
+    # a network that is not of a CLIP is trained unless fine_tune says otherwise
+    network = {"model": "timm:resnet18", "pretrained": "noise"}
+    for changed in ({"fine_tune": True}, {"fine_tune": None, "clip": network}):
+        set_in(run / "student", **changed)
+        text = section("training", training(Run.find(run)))
+        assert "trained: whole image tower, prompts in 2 layers, projector" in text
+        assert "0.003, as the search chose" in text
 
 
 def test_the_page_says_whether_the_student_or_its_targets_are_the_limit(run):
