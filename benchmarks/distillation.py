@@ -92,7 +92,6 @@ class Distillation:
         self.images = patterns.mul(255).to(torch.uint8).to(device)
         indices = torch.arange(batch_size, device=device)
         self.batch = UnlabeledBatch(self.images, indices)
-        self.student.load_teacher()
         features = self.student.teacher.module.features(self.images).half()
         self.cached_batch = UnlabeledBatch(self.images, indices, teacher_features=features)
         self.losses: dict[str, Loss] = {
@@ -232,6 +231,8 @@ def begun_student(
         )
         student.trainer = cast(Trainer, trainer)
         student.setup("fit")
+        if not cached:
+            student.load_teacher()
     student.trainer = None
     # there is no trainer to log to
     student.log = lambda *_, **__: None  # type: ignore[method-assign]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.caching import Filling, Reading
+from benchmarks.commands import commands
 from benchmarks.distillation import CACHED, KDPL, PUBLISHED, Distillation, largest_difference
 from benchmarks.formats import TORCH, format_sides, network_sides
 from benchmarks.inference import (
@@ -328,6 +329,13 @@ class Bench:
             for name, value, unit, most in starts(self.settings)
         ]
 
+    def commands(self) -> list[Row]:
+        """Measure the processor time of short commands."""
+        return [
+            Row(name, value, unit, at_most=self._target(most))
+            for name, value, unit, most in commands(self.settings)
+        ]
+
     def refinement(self) -> list[Row]:
         """Measure the refinement of a pool's predictions."""
         found = refinements(self.settings)
@@ -532,6 +540,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "texts": Bench.texts,
     "cache": Bench.cache,
     "start": Bench.start,
+    "commands": Bench.commands,
     "refinement": Bench.refinement,
     "inference": Bench.inference,
     "formats": Bench.formats,

@@ -238,8 +238,8 @@ class FrozenTeacher(nn.Module):
     def load(self) -> None:
         """Load image tower and prompts; an ArtifactError or WeightsError if they do not fit.
 
-        A student with all features in a cache skips this, and relies on the cache's manifest; only
-        this method compares the prompts with the class vectors.
+        A student that needs no teacher, or has all features in a cache, skips this, and relies on
+        the manifest of the cache; only this method compares the prompts with the class vectors.
         """
         # the prompts, checked against the class vectors, and then their CLIP
         prompts = TunedPrompts.load(self.folder / PROMPTS_FILE)
@@ -252,6 +252,10 @@ class FrozenTeacher(nn.Module):
         device = self.head.class_vectors.device
         self.tower = clip.image_tower.to(device)
         self.method = prompts.build_method(clip).to(device)
+
+    def unload(self) -> None:
+        """Free the memory of image tower and prompts."""
+        self.tower = self.method = None
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

@@ -156,11 +156,9 @@ class StudentDistillation(ClassifyingModule):
         self.head = Frozen(CosineHead(self.vectors.vectors))
 
     def setup(self, stage: str) -> None:
-        """Check the classes; for a fit, load the teacher unless it is cached."""
+        """Check the classes."""
         self.vectors.require_names(self.domain.class_names, "the student's teacher")
         self.vectors.require_task(self.domain.task, "the student's teacher")
-        if stage == "fit" and self.teacher_cache is None:
-            self.load_teacher()
         is_first = self.scores is None
         super().setup(stage)
         if is_first and self.scores is not None:
@@ -216,10 +214,15 @@ class StudentDistillation(ClassifyingModule):
         )
 
     def prepare(self) -> None:
-        """Choose the images to distil on, and prepare their targets."""
-        if self.trainer.max_epochs != 0:
-            plan = prepare(self.preparation(), self.target, self.pool_filter)
-            self.domain.distil_on(plan.selection, plan.features)
+        """Choose the images to distil on, prepare their targets, and load a teacher that runs in steps."""
+        if self.trainer.max_epochs == 0:
+            return
+        plan = prepare(self.preparation(), self.target, self.pool_filter)
+        self.domain.distil_on(plan.selection, plan.features)
+        if not self.target.uses_teacher:
+            self.teacher.module.unload()
+        elif plan.features is None:
+            self._load_for_training()
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return the callbacks that prepare and check the fit, and write the classifier."""

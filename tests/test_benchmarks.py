@@ -70,16 +70,17 @@ def test_dense_matrices_refine_to_what_kdpl_does():
 
 @pytest.mark.slow
 def test_every_comparison_runs_and_is_written_down(tmp_path, monkeypatch, capsys):
-    # each kind starts two processes
+    # each kind starts two processes, and each command one
     monkeypatch.setattr("benchmarks.start.KINDS", {SHARDS: 30})
+    monkeypatch.setattr("benchmarks.commands.command_names", lambda: ["predict"])
     out = tmp_path / "bench.json"
     threads = torch.get_num_threads()
     names = ["distillation", "bf16", "many-classes", "texts", "cache"]
-    names += ["start", "refinement", "formats"]
+    names += ["start", "commands", "refinement", "formats"]
     args = ["--small", "--repeats=1", f"--threads={threads}", f"--out={out}"]
     assert main([*args, *(f"--only={name}" for name in names)]) == 0
     report = json.loads(out.read_text(encoding="utf-8"))
-    assert len(report["rows"]) == 32
+    assert len(report["rows"]) == 35
     assert all(row["value"] > 0 for row in report["rows"])
     sides = report["rows"][0]["details"]
     assert sides["published"]["flops"] > sides["kdpl"]["flops"]

@@ -104,7 +104,9 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     options = {**vars(values), **dict.fromkeys(absent)}
     for word in unknown:
         option = word.partition("=")[0]
-        hint = did_you_mean(option, map(_option, options))
+        named = [_option(name) for name in options]
+        # where an option of that name is unknown, it is a positional argument
+        hint = f" (leave out {option})" if option in named else did_you_mean(option, named)
         # settings of stages have dots, or are unlike the command's own options
         if not hands_on or (hint and option.startswith("-") and "." not in option):
             words = word if hands_on else " ".join(unknown)

@@ -50,6 +50,7 @@ def test_wrong_arguments_are_named_in_one_line():
         (["s", "--format=xml"], ["format", "xml"]),
         (["s", "--zzz=3"], ["unrecognized arguments: --zzz=3"]),
         (["s", "--topk=3"], ["unrecognized arguments: --topk=3 (did you mean --top-k?)"]),
+        (["--source", "s"], ["unrecognized arguments: --source (leave out --source)"]),
     ):
         with pytest.raises(ConfigError) as error:
             parse(one, argv, "kdpl one")

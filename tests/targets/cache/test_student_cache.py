@@ -111,14 +111,16 @@ class EvenOnce(Even, PreparedTarget):
     uses_teacher = True
 
     def prepare(self, inputs):
+        inputs.encoder(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
         self.uses_teacher = False
 
 
-def test_a_target_that_needs_no_teacher_once_prepared_has_the_views_of_no_cache(
+def test_a_target_that_needs_no_teacher_once_prepared_keeps_none_and_no_views_of_a_cache(
     runs_of_kl, teacher_folder, tmp_path
 ):
-    with_cache = Distilled(teacher_folder, tmp_path, runs_of_kl.cache, target=EvenOnce())
-    assert all(batch.teacher_features is None for batch in with_cache.batches)
+    run = Distilled(teacher_folder, tmp_path, runs_of_kl.cache, target=EvenOnce())
+    assert all(batch.teacher_features is None for batch in run.batches)
+    assert run.student.teacher.module.tower is None
 
 
 def test_a_target_without_a_teacher_reads_no_cache(teacher_folder, tmp_path):
@@ -178,7 +180,13 @@ def test_half_precision_features_are_the_teachers(precision, teacher_folder, tmp
     settings = {"trainer": {"precision": precision, "limit_train_batches": 1}}
     plain = Distilled(teacher_folder, tmp_path, **settings)
     cached = Distilled(teacher_folder, tmp_path, tmp_path / "cache", fill=True, **settings)
-    assert cached.losses == pytest.approx(plain.losses, rel=2e-3)
+    for batch in cached.batches:
+        with plain.student.trainer.precision_plugin.forward_context():
+            expected = plain.student.teacher.module.features(batch.images)
+        rounding = torch.finfo(batch.teacher_features.dtype).eps
+        assert relative_error(batch.teacher_features, expected) < rounding
+    # after the first step, some processors round in half precision by more than the features
+    assert cached.losses[0] == pytest.approx(plain.losses[0], rel=1e-4)
     assert cached.student.teacher.module.tower.visual.proj.dtype == torch.bfloat16
     # to the last bit with weights that autocast casts
     monkeypatch.setattr(Frozen, "store_in", lambda *_: None)

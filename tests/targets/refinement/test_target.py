@@ -185,6 +185,7 @@ def test_a_resumed_run_and_a_second_start_read_the_file(teacher, whole, monkeypa
     record, folder = whole
     before = (folder / POOL_TARGETS_FILE).stat().st_mtime_ns
     monkeypatch.setattr(Refined, "evidence", None)
+    monkeypatch.setattr(TunedPrompts, "load_image_clip", None)
     resume = {"ckpt_path": folder / "epoch=0.ckpt"}
     resumed = distil(teacher, folder, epochs=2, trainer=resume)
     assert resumed.losses == record.losses[2:]
