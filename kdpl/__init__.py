@@ -5,8 +5,8 @@ Public names load on first use, so ``import kdpl`` costs nothing.
 
 from typing import TYPE_CHECKING
 
-from kdpl.runtime.moved import find_moved
 from kdpl.runtime.optional import lazily
+from kdpl.runtime.renamed import find_moved
 
 __version__ = "0.1.0"
 

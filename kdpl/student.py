@@ -43,7 +43,10 @@ class Prepare(Callback):
     """Prepares a student's fit before its first step, on all processes together."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepare the fit, after weights are restored and before the training loader is made."""
+        """Prepare the fit, before the training loader is made.
+
+        Weights are restored by then; the module's ``on_fit_start`` sees the chosen images.
+        """
         cast(StudentDistillation, pl_module).prepare()
 
 
@@ -214,7 +217,7 @@ class StudentDistillation(ClassifyingModule):
         )
 
     def prepare(self) -> None:
-        """Choose the images to distil on, prepare their targets, and load a teacher that runs in steps."""
+        """Choose the images to distil on, and prepare their targets and a teacher that runs."""
         if self.trainer.max_epochs == 0:
             return
         plan = prepare(self.preparation(), self.target, self.pool_filter)
@@ -308,7 +311,7 @@ class StudentDistillation(ClassifyingModule):
         if self.target.uses_teacher:
             return Needs("unlabeled", self.resizing, self.vectors.preprocessing.resizing)
         # a crop may not show what the target names, but training a tower needs the variety
-        return Needs("unlabeled", self.resizing, whole=not self._trains_tower)
+        return Needs("unlabeled", self.resizing, half_whole=not self._trains_tower)
 
     def origin(self, fits: bool) -> dict[str, Any]:
         """Return CLIP and teacher; for a fit also the class vectors."""

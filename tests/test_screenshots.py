@@ -10,7 +10,8 @@ from PIL import Image
 
 from benchmarks.worlds.letters import open_letter
 from kdpl.data.readers.digits import open_digit, read_digits
-from kdpl.runtime.predictions import read_predictions, spread
+from kdpl.data.sampling import spread
+from kdpl.runtime.predictions import read_predictions
 
 RUN = os.environ.get("KDPL_SCREENSHOTS_OF")
 IMAGES = Path(__file__).parents[1] / "docs" / "images"

@@ -15,9 +15,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from kdpl.data.decoding import PUBLISHED, open_image
+from kdpl.data.paths import find_images
 from kdpl.data.readers.folder import class_folders
 from kdpl.data.splits import Reader, Record, Splits
-from kdpl.data.storage import find_images
 from kdpl.errors import DataError, reason
 from kdpl.runtime.advice import command
 from kdpl.runtime.files import read_text

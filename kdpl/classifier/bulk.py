@@ -18,8 +18,8 @@ from kdpl.classifier import Classifier, PredictOptions
 from kdpl.classifier.sources import Item, printable, read_items
 from kdpl.classifier.tables import Row, Write, write_csv, write_table
 from kdpl.data.parallel import progress_bar
+from kdpl.data.paths import is_shard
 from kdpl.data.shards.archives import stamp
-from kdpl.data.storage import is_shard
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines, write_text

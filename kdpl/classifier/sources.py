@@ -8,9 +8,9 @@ from typing import NamedTuple
 from PIL import Image
 
 from kdpl.data.decoding import Decoding, open_image
+from kdpl.data.paths import is_shard, read_list
 from kdpl.data.shards.archives import read_shard
 from kdpl.data.sources import find_files, open_source
-from kdpl.data.storage import is_shard, read_list
 from kdpl.errors import DataError, visible
 
 MAX_UPLOAD_PIXELS = 50_000_000

@@ -53,7 +53,10 @@ class Options:
         return any(Path(value).exists() for value in files) or any("/" in s for s in settings)
 
     def names_set(self) -> list[str]:
-        """Return the dotted names of the settings that are given, but for the teacher's configs."""
+        """Return the names of the settings that are given, but for the teacher's configs.
+
+        Such as ``model.target``, without ``init_args``.
+        """
         files = self.files()
         configs = map(read_config, files["shared"] + files["student"])
         names = [name for config in configs for name in flatten(config)]
@@ -63,7 +66,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for images, of which ``images`` is a digest, with a reason for each."""
+    """What was chosen for images, with a reason for each.
+
+    ``target`` is the name of a student's config, and ``images`` a digest.
+    """
 
     trainer: list[str]
     teacher: list[str]

@@ -95,7 +95,7 @@ def _images(classifier: "Classifier", folder: str, count: int) -> "Tensor":
 
     from kdpl.classifier.sources import find_sources
     from kdpl.data.decoding import open_image
-    from kdpl.runtime.predictions import spread
+    from kdpl.data.sampling import spread
 
     # evenly spread, because images in a folder are often sorted by class
     paths = spread(find_sources([folder]), count)

@@ -14,9 +14,9 @@ from kdpl.cli.choice import Options, choose, print_choice
 from kdpl.data.class_mapping import ClassName, read_class_mapping
 from kdpl.data.names import Names, unlisted
 from kdpl.data.options import ClassOptions
+from kdpl.data.paths import find_images, is_shard
 from kdpl.data.readers.table import HELD_OUT, SEVERAL, UNKNOWN
 from kdpl.data.sources import find_unlabeled
-from kdpl.data.storage import find_images, is_shard
 from kdpl.data.survey import (
     FoundImage,
     find,

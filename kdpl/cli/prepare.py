@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kdpl.cli.choice import Choice, Options, choose, print_choice
 from kdpl.cli.init import CONFIG, survey
 from kdpl.data.options import ClassOptions
-from kdpl.data.storage import find_images
+from kdpl.data.paths import find_images
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.runtime.advice import absolute
 from kdpl.runtime.configs import read_config, shipped_configs

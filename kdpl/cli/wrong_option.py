@@ -9,8 +9,8 @@ from lightning.pytorch import Trainer
 
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.runtime.configs import config_files, read_config
-from kdpl.runtime.moved import SETTINGS
 from kdpl.runtime.origin import flatten
+from kdpl.runtime.renamed import SETTINGS
 from kdpl.student import StudentDistillation
 from kdpl.teacher import TeacherPromptTuning
 

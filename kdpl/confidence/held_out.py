@@ -15,10 +15,10 @@ from torch import Tensor
 
 from kdpl.classifier import Classifier
 from kdpl.confidence.student_outputs import LearnedCompanion, OfClassifier, StudentOutputs
+from kdpl.data.sampling import spread
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.advice import command
 from kdpl.runtime.artifacts import metadata
-from kdpl.runtime.predictions import spread
 from kdpl.tasks import MULTI_CLASS
 
 NAME = "held_out"

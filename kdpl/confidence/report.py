@@ -12,6 +12,7 @@ from kdpl.confidence.held_out import CONFIDENCE, HeldOutScores, held_out_of, to_
 from kdpl.confidence.labeled import classify_records
 from kdpl.confidence.taxonomy.scores import FILE
 from kdpl.confidence.taxonomy.tree import Taxonomy
+from kdpl.data.sampling import spread
 from kdpl.errors import KdplError
 from kdpl.metrics import test_key
 from kdpl.report.accuracy import with_thumbnails
@@ -20,7 +21,7 @@ from kdpl.report.cost import device
 from kdpl.report.intervals import Floats, wilson
 from kdpl.report.page import Section
 from kdpl.report.run_folder import Run, attempt
-from kdpl.runtime.predictions import ImagePrediction, spread
+from kdpl.runtime.predictions import ImagePrediction
 from kdpl.tasks import MULTI_CLASS
 
 Bools = npt.NDArray[np.bool_]

@@ -102,14 +102,16 @@ class HalfWhole(Augmentation):
     augmentation: Augmentation
 
     def parameters(self, rng: np.random.Generator, width: int, height: int) -> Parameters:
-        """Draw nothing for the evaluation transform, or the augmentation's numbers."""
-        return () if rng.random() < 0.5 else self.augmentation.parameters(rng, width, height)
+        """Draw nothing for the evaluation transform, or 1 and the augmentation's numbers."""
+        if rng.random() < 0.5:
+            return ()
+        return (1.0, *self.augmentation.parameters(rng, width, height))
 
     def apply(self, image: Image, parameters: Parameters, to: Resizing) -> Image:
         """Resize as in evaluation, or apply the augmentation."""
         if not parameters:
             return resize_and_crop(image, to)
-        return self.augmentation.apply(image, parameters, to)
+        return self.augmentation.apply(image, parameters[1:], to)
 
 
 @dataclass(eq=False)

@@ -38,11 +38,11 @@ from kdpl.data.parallel import cores
 from kdpl.data.pool import Selection, UnlabeledPool
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import Reading
+from kdpl.data.sampling import spread
 from kdpl.data.splits import Label, Reader, Splits
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import as_json, digest
-from kdpl.runtime.predictions import spread
 from kdpl.runtime.resizing import Resizing
 from kdpl.tasks import MULTI_CLASS
 
@@ -169,7 +169,7 @@ class DomainDataModule(LightningDataModule):
         self._features: CachedFeatures | None = None
 
     def prepare_data(self) -> None:
-        """Decode all images once before training, on one process, while all others wait."""
+        """Check that all images can be decoded, on one process, while all others wait."""
         inform(f"reading dataset {self.dataset}")
         self.reading.of_run(Path(self._trainer.default_root_dir))
         self.reading.prepare(trains=self._trainer.state.fn == "fit" and self._trains)
@@ -231,7 +231,7 @@ class DomainDataModule(LightningDataModule):
                 origin |= {
                     "views": f"{cached.views} of each" if cached and few else "one in each epoch",
                     "seed of the views": cached.view_seed if cached else self.seed,
-                    "images held out": len(self.selection.held_out),
+                    "images held out": len(self.selection.unseen),
                     "images to distil on": digest([self.selection.indices.tobytes()]),
                 }
         return {**origin, **self.views_origin}
@@ -255,7 +255,7 @@ class DomainDataModule(LightningDataModule):
         split: TrainSplit,
         resizing: Resizing,
         teacher: Resizing | None = None,
-        whole: bool = False,
+        half_whole: bool = False,
     ) -> DataLoader[LabeledBatch] | DataLoader[UnlabeledBatch]:
         """Training batches without a trainer, as in ``Needs``; the ``sampler`` takes the epoch."""
         view, labels = self.view(resizing), None
@@ -270,7 +270,7 @@ class DomainDataModule(LightningDataModule):
             cached, selection = self._features, self.selection
             if cached:
                 view, teacher = replace(view, seed=cached.view_seed), None
-            if whole:
+            if half_whole:
                 view = replace(view, augmentation=HalfWhole(view.augmentation))
             dataset = UnlabeledImages(selection.used, view, selection.chosen, teacher, cached)
         sampler = TrainSampler(

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.errors import ConfigError
 from kdpl.runtime.faults import in_one_sentence
-from kdpl.runtime.moved import moved_setting
+from kdpl.runtime.renamed import moved_setting
 
 
 def domain_of(trainer: Trainer) -> DomainDataModule:

@@ -16,10 +16,10 @@ class Needs:
         split: Split of its training batches, ``LabeledBatch`` or ``UnlabeledBatch``.
         resizing: Resizing of all images for its image tower.
         teacher: Resizing of the same views for a teacher that runs in training steps.
-        whole: Whether half of the unlabelled images in training batches are as in evaluation.
+        half_whole: Whether half of the unlabelled images in training batches are as in evaluation.
     """
 
     split: TrainSplit
     resizing: Resizing
     teacher: Resizing | None = None
-    whole: bool = False
+    half_whole: bool = False

@@ -17,13 +17,13 @@ class Selection:
     Attributes:
         images: All unlabelled images.
         kept: Sorted indices of the images that need a target, to distil on or held out; None: all.
-        held_out: Sorted indices of the images that have a target and are not distilled on.
+        unseen: Sorted indices of the images that have a target and are not distilled on.
         left_out: Sources of images that are neither distilled on nor held out.
     """
 
     images: Names
     kept: Indices | None = None
-    held_out: Indices = field(default_factory=lambda: np.empty(0, np.int64))
+    unseen: Indices = field(default_factory=lambda: np.empty(0, np.int64))
     left_out: Collection[str] = ()
 
     @property
@@ -34,12 +34,12 @@ class Selection:
     @property
     def chosen(self) -> Indices | None:
         """Indices of the images to distil on; None for all."""
-        return self.indices if len(self.held_out) else self.kept
+        return self.indices if len(self.unseen) else self.kept
 
     @property
     def indices(self) -> Indices:
         """Indices of the images to distil on."""
-        return np.setdiff1d(self.targeted, self.held_out) if len(self.held_out) else self.targeted
+        return np.setdiff1d(self.targeted, self.unseen) if len(self.unseen) else self.targeted
 
     @property
     def used(self) -> Names:
@@ -51,8 +51,8 @@ class Selection:
         # held-out images may be left out as well
         images = self.images if self.kept is None else self.images.take(self.kept)
         kept = self.targeted[[source not in sources for source in images]]
-        held_out = np.intersect1d(self.held_out, kept)
-        return replace(self, kept=kept, held_out=held_out, left_out=sources)
+        unseen = np.intersect1d(self.unseen, kept)
+        return replace(self, kept=kept, unseen=unseen, left_out=sources)
 
 
 @dataclass(eq=False)

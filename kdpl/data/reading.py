@@ -10,10 +10,10 @@ from pathlib import Path
 from kdpl.data.checked import Checked, decode_and_digest
 from kdpl.data.names import Names, select
 from kdpl.data.options import ReadingOptions
+from kdpl.data.paths import read_list
 from kdpl.data.sampling import hold_out, keep_apart, measured_again, require_apart
 from kdpl.data.sources import OwnImages
 from kdpl.data.splits import Reader, Splits
-from kdpl.data.storage import read_list
 from kdpl.errors import DataError
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import difference, digest

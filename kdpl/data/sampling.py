@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from kdpl.data.names import Indices, Names, places, unlisted
 from kdpl.data.splits import Record, Splits
 from kdpl.data.stratified import are_sets, by_label
 from kdpl.errors import DataError
+
+T = TypeVar("T")
 
 Purpose = Literal["augmentation", "order", "share", "labels", "sample", "unseen", "groups"]
 
@@ -206,3 +208,9 @@ def require_shots(records: Sequence[Record], class_names: Sequence[str], shots: 
                 f"class {name!r} {what} {number} training images where shots asks for {shots}: "
                 "lower shots, or set allow_fewer_shots: true to take what there is"
             )
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Choose at most ``count`` items, evenly spread."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]

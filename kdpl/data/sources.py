@@ -12,9 +12,9 @@ from PIL import Image
 from kdpl.data.boxes.crops import MARK, read_crop
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.names import Names, ShardImage, distinct
+from kdpl.data.paths import is_shard, read_list, resolve
 from kdpl.data.shards import archives
 from kdpl.data.splits import Reader
-from kdpl.data.storage import is_shard, read_list, resolve
 from kdpl.errors import ConfigError, DataError
 
 

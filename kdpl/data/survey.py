@@ -10,11 +10,11 @@ from PIL import Image
 
 from kdpl.data.decoding import open_image
 from kdpl.data.parallel import in_parallel
+from kdpl.data.paths import find_images
 from kdpl.data.readers.folder import class_folders, split_folders, unlabeled_folders
 from kdpl.data.readers.table import HELD_OUT, Table, split_cell
 from kdpl.data.sampling import held_out_of
 from kdpl.data.sources import content_of, digest_of_content
-from kdpl.data.storage import find_images
 from kdpl.errors import DataError, visible
 from kdpl.runtime.advice import absolute
 from kdpl.runtime.class_names import composed

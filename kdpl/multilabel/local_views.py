@@ -24,13 +24,13 @@ from kdpl.data.datasets import OpenImage
 from kdpl.data.inference import read_in_workers
 from kdpl.data.names import Indices, Names
 from kdpl.data.probe import Probe, logistic_regression
+from kdpl.data.sampling import spread
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.multilabel.crops import Crops
 from kdpl.multilabel.task import MultiLabel
 from kdpl.runtime.artifacts import read_tensors, write_tensors
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import Origin, digest, require_same
-from kdpl.runtime.predictions import spread
 from kdpl.targets import PreparedTarget
 from kdpl.targets.inputs import REMEDY, TargetInputs, rows_of
 from kdpl.tasks import MULTI_CLASS

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdpl.data.labels import EvaluationSplit
 from kdpl.data.probe import STRENGTHS, logistic_regression, scale_of
+from kdpl.data.sampling import spread
 from kdpl.errors import ArtifactError, reason
 from kdpl.metrics import MULTILABEL_COLUMNS, test_key
 from kdpl.multilabel.callback import PER_CLASS_FILE
@@ -21,7 +22,7 @@ from kdpl.report.page import Section
 from kdpl.report.probes import clip_of, encode, load_encoder, require_probe
 from kdpl.report.run_folder import Run, attempt
 from kdpl.runtime.files import read_rows
-from kdpl.runtime.predictions import spread, write_results
+from kdpl.runtime.predictions import write_results
 from kdpl.runtime.run_folder import PREDICTIONS_FILE, PROBE_FOLDER
 
 METRICS = {name: MULTILABEL_COLUMNS[name] for name in ("map", "macro_f1", "micro_f1")}

@@ -11,8 +11,8 @@ from kdpl.clip import Float32Module, cosine_logits
 from kdpl.data.datasets import EvaluationImages
 from kdpl.data.inference import infer_labeled
 from kdpl.data.loader import LazyLoader
+from kdpl.data.sampling import spread
 from kdpl.module import ClassifyingModule, evaluating
-from kdpl.runtime.predictions import spread
 from kdpl.tasks import ClassScaling
 from kdpl.teacher import TeacherPromptTuning
 

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 from PIL.Image import Image
 
 from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.sampling import spread
 from kdpl.errors import ArtifactError
 from kdpl.metrics import ACCURACY_TITLES
 from kdpl.report.intervals import Scores, accuracy_of, paired_difference, scores_of
 from kdpl.report.probes import linear_probe
 from kdpl.report.run_folder import Pair, Run, Stage, attempt
 from kdpl.report.training import name_of
-from kdpl.runtime.predictions import ImagePrediction, spread
+from kdpl.runtime.predictions import ImagePrediction
 
 MATRIX_CLASSES = 20
 """Largest number of classes for which a confusion matrix is readable."""

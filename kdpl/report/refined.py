@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from kdpl.data.names import digest_of
+from kdpl.data.sampling import spread
 from kdpl.errors import DataError, KdplError
 from kdpl.report.accuracy import thumbnail
 from kdpl.report.page import Section
 from kdpl.report.run_folder import Run
-from kdpl.runtime.predictions import spread
 from kdpl.targets.refinement.pool_targets import POOL_TARGETS_FILE, PoolTargets
 
 MAX_MOVED = 24

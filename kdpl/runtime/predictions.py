@@ -1,15 +1,12 @@
 """Predictions and accuracies that a test writes into a run's folder."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from kdpl.errors import ArtifactError
 from kdpl.runtime.files import read_json, read_rows, write_json, write_rows
 from kdpl.runtime.run_folder import PREDICTIONS_FILE, RESULTS_FILE
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,9 +79,3 @@ def read_results(folder: Path) -> dict[str, float]:
         return {}
     results: dict[str, float] = read_json(file)
     return results
-
-
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """Choose at most ``count`` items, evenly spread."""
-    count = min(count, len(items))
-    return [items[i * len(items) // count] for i in range(count)]

@@ -17,11 +17,11 @@ from kdpl.class_vectors import NameEncoder
 from kdpl.classifier import Classifier
 from kdpl.classifier.sources import MAX_UPLOAD_PIXELS
 from kdpl.data.decoding import open_image
+from kdpl.data.sampling import spread
 from kdpl.data.sources import find_files
 from kdpl.errors import ConfigError, KdplError, reason, visible
 from kdpl.report.reasons.pictures import overlay
 from kdpl.runtime.class_names import composed
-from kdpl.runtime.predictions import spread
 
 if TYPE_CHECKING:
     import gradio

@@ -27,7 +27,7 @@ class Target:
 
     @property
     def uses_teacher(self) -> bool:
-        """True if ``logits`` depends on the teacher's prediction; otherwise no teacher runs."""
+        """True if ``logits`` depends on the teacher's prediction; otherwise no step runs it."""
         return True
 
     def logits(self, predicted: Tensor, indices: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ class Fidelity(Callback):
 
 def _loader(trainer: Trainer, teacher: Resizing | None = None) -> DataLoader[UnlabeledBatch]:
     data, student = domain_of(trainer), cast(ClassifyingModule, trainer.lightning_module)
-    unseen, resizing = data.selection.held_out, student.needs.resizing
+    unseen, resizing = data.selection.unseen, student.needs.resizing
     view = replace(data.view(resizing), augmentation=NoAugmentation())
     images = UnlabeledImages(data.pool.images.take(unseen), view, unseen, teacher)
     keys = [(i, 0) for i in range(trainer.global_rank, len(unseen), trainer.world_size)]
@@ -150,7 +150,7 @@ def hold_out(pool: UnlabeledPool, labeled: Iterable[str]) -> Selection:
     if 2 * wanted > images or len(unseen) < wanted:
         raise _too_small(images, wanted)
     inform(f"fidelity: {len(unseen)} unlabelled images are held out of distillation")
-    return replace(selection, held_out=np.sort(unseen))
+    return replace(selection, unseen=np.sort(unseen))
 
 
 def _too_small(images: int, wanted: int) -> DataError:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from runs import noise
 from torchvision.transforms import v2
 
@@ -105,8 +105,14 @@ def test_half_of_the_views_are_as_in_evaluation_and_the_rest_are_the_augmentatio
     assert len(set(cropped)) > 0.95 * len(cropped)
     assert to_tensor(augmentation.apply(image, (), to)).equal(to_tensor(resize_and_crop(image, to)))
     for parameters in cropped[:5]:
-        expected = to_tensor(crops.apply(image, parameters, to))
+        expected = to_tensor(crops.apply(image, parameters[1:], to))
         assert to_tensor(augmentation.apply(image, parameters, to)).equal(expected)
+
+    # also one that draws no number
+    mirror = ImageOps.mirror(image)
+    crops.parameters, crops.apply = lambda *_: (), lambda *_: mirror
+    drawn = {augmentation.parameters(rng, 40, 30) for _ in range(20)}
+    assert [augmentation.apply(image, view, to) is mirror for view in sorted(drawn)] == [0, 1]
 
 
 def test_an_unknown_name_is_refused():

@@ -12,7 +12,7 @@ from world import Probe
 from kdpl import DomainDataModule
 from kdpl.data.checked import Checked
 from kdpl.data.options import ReadingOptions
-from kdpl.data.storage import find_images
+from kdpl.data.paths import find_images
 from kdpl.errors import DataError
 from kdpl.runtime.run_folder import DECODED_FILE
 

@@ -21,12 +21,13 @@ from kdpl.cli.run_summary import summarize
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import label_tensor
 from kdpl.data.options import ClassOptions
+from kdpl.data.sampling import spread
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.multilabel import scores
 from kdpl.multilabel.report import several_labels
 from kdpl.multilabel.task import MultiLabel
 from kdpl.report.run_folder import Run
-from kdpl.runtime.predictions import read_predictions, read_results, spread
+from kdpl.runtime.predictions import read_predictions, read_results
 
 
 def test_a_run_tests_all_four_models_by_average_precision_and_f1(run):

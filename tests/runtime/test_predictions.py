@@ -1,10 +1,10 @@
 import pytest
 
+from kdpl.data.sampling import spread
 from kdpl.runtime.predictions import (
     ImagePrediction,
     read_predictions,
     read_results,
-    spread,
     write_predictions,
     write_results,
 )

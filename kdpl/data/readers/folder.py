@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdpl.data.class_mapping import name_classes, read_class_mapping
+from kdpl.data.paths import find_images
 from kdpl.data.sources import OwnImages, find_unlabeled
 from kdpl.data.splits import Record, Splits
-from kdpl.data.storage import find_images
 from kdpl.errors import DataError
 from kdpl.runtime.class_names import composed
 

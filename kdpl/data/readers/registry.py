@@ -10,7 +10,7 @@ from kdpl.data.readers.table import Table
 from kdpl.data.splits import Reader
 from kdpl.errors import ConfigError
 from kdpl.runtime import plugins
-from kdpl.runtime.moved import SETTINGS
+from kdpl.runtime.renamed import SETTINGS
 
 READERS: dict[str, Callable[..., Reader]] = {"digits": Digits, "folder": Folder, "table": Table}
 """Built-in readers; plugins add others."""

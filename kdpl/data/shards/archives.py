@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from kdpl.data.names import ShardImage
-from kdpl.data.storage import is_image
+from kdpl.data.paths import is_image
 from kdpl.errors import DataError, reason
 
 LARGEST_IMAGE = 2**29

@@ -16,8 +16,8 @@ import torch
 
 from kdpl.data.names import ROW, Names, ShardImage, folder_of
 from kdpl.data.parallel import progress_bar
+from kdpl.data.paths import COMPRESSED_ENDINGS, is_shard
 from kdpl.data.shards import archives
-from kdpl.data.storage import COMPRESSED_ENDINGS, is_shard
 from kdpl.errors import ArtifactError, DataError
 from kdpl.runtime.artifacts import read_tensors, write_tensors
 

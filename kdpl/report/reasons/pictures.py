@@ -13,12 +13,12 @@ from torchvision.transforms.functional import to_pil_image
 from kdpl.classifier import Classifier
 from kdpl.classifier.sources import Item
 from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.sampling import spread
 from kdpl.errors import ConfigError, reason
 from kdpl.report.reasons.heat import heat_map, label_of
 from kdpl.report.run_folder import Run, attempt
 from kdpl.runtime.class_names import shorten
 from kdpl.runtime.files import atomic_path
-from kdpl.runtime.predictions import spread
 from kdpl.tasks import Predicted
 
 NEAREST, MOST_MAPS, MOST_LABELLED = 4, 5, 2000

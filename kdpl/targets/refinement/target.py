@@ -10,11 +10,11 @@ from torch import Tensor
 
 from kdpl.data.groups import group_numbers
 from kdpl.data.parallel import progress_bar
+from kdpl.data.sampling import spread
 from kdpl.data.splits import Record
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import Origin, require_same
-from kdpl.runtime.predictions import spread
 from kdpl.targets import PreparedTarget
 from kdpl.targets.inputs import REMEDY, ImageFeatures, TargetInputs, rows_of
 from kdpl.targets.refinement.experts import Assigned, Evidence, assign

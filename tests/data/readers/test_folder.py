@@ -5,9 +5,9 @@ import pytest
 import world
 from PIL import Image
 
+from kdpl.data.paths import find_images
 from kdpl.data.readers.folder import Folder
 from kdpl.data.readers.table import Table
-from kdpl.data.storage import find_images
 from kdpl.errors import DataError
 
 

@@ -9,7 +9,7 @@ import kdpl
 from kdpl import DomainDataModule, StudentDistillation
 from kdpl.data.domain import build_data
 from kdpl.errors import ConfigError
-from kdpl.runtime.moved import MOVED, SETTINGS
+from kdpl.runtime.renamed import MOVED, SETTINGS
 
 NAMES = {
     "kdpl.cache.callback": "FillTeacherCache",
