@@ -15,6 +15,7 @@ from kdpl.data.class_mapping import ClassName, read_class_mapping
 from kdpl.data.names import Names, unlisted
 from kdpl.data.options import ClassOptions
 from kdpl.data.paths import find_images, is_shard
+from kdpl.data.readers.folder import class_folders, split_folders
 from kdpl.data.readers.table import HELD_OUT, SEVERAL, UNKNOWN
 from kdpl.data.sources import find_unlabeled
 from kdpl.data.survey import (
@@ -273,12 +274,15 @@ def _print_survey(
 
     # labels of each class, the fewest first
     fewest = sorted(_training_counts(images).items(), key=lambda item: item[1])
-    trained = ", ".join(f"{names[label].name} ({count})" for label, count in fewest[:_SHOWN])
-    trained += f" and {len(fewest) - _SHOWN} more" if len(fewest) > _SHOWN else ""
+    trained = _list_of([f"{names[label].name} ({count})" for label, count in fewest])
     print(
         "  labelled to train on: "
         f"{trained or 'none, so that the teacher is the original CLIP (zero-shot)'}"
     )
+    tested = {name for i in images if i.split in ("test", HELD_OUT) for name in i.classes}
+    untested = [named.name for label, named in names.items() if label not in tested]
+    if tested and untested:
+        print(f"  without a test image: {_list_of(sorted(untested))}")
     if affine:
         print(f"  images are not mirrored (augmentation light_affine), since {affine}")
 
@@ -290,7 +294,14 @@ def _print_survey(
 
 
 def _print_passed_over(source: Path, out: Path, given: Sequence[str | None]) -> None:
-    """Print how many files are no images, and neither given nor of the survey, by suffix."""
+    """Print class folders without images, and how many files are no images, by suffix.
+
+    Files that were given, or that the survey wrote, are not counted.
+    """
+    tops = [top for _, top in split_folders(source)] or [source]
+    empty = [path.name for top in tops for path in class_folders(top) if not find_images(path)]
+    if empty:
+        print(f"  folders without images, and no classes: {visible(_list_of(empty))}")
     suffixes = Counter(
         Path(path).suffix.lower() or "no suffix"
         for path in find_images(absolute(source), others=True)
@@ -301,6 +312,11 @@ def _print_passed_over(source: Path, out: Path, given: Sequence[str | None]) -> 
     if suffixes:
         counts = ", ".join(f"{suffix} ({count})" for suffix, count in suffixes.most_common())
         print(f"  not images, and passed over: {visible(counts)}")
+
+
+def _list_of(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return ", ".join(texts[:_SHOWN]) + more
 
 
 def _training_counts(images: list[FoundImage]) -> Counter[str]:

@@ -76,17 +76,19 @@ def splits_of(out):
     return built(**settings(out)).splits
 
 
-def test_files_that_are_not_images_are_counted_by_suffix_but_for_given_and_hidden_ones(
+def test_what_has_no_image_is_said_and_files_are_counted_but_for_given_and_hidden_ones(
     tmp_path, survey, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    root = class_folders(Path("pets"))
+    root = class_folders(Path("pets"), cat=8, dog=8, ant=1)
     names = ("cat/1.heic", "eel/2.HEIC", "notes.txt", "README", "a.tar", ".cache/x.bin", "cat/.x")
     for name in names:
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).touch()
-    (root / "names.csv").write_text("cat,cat\ndog,dog\n")
+    (root / "names.csv").write_text("cat,cat\ndog,dog\nant,bee\n")
     out = survey(root, f"--class-names={root}/names.csv")
+    assert "  without a test image: bee\n" in out
+    assert "  folders without images, and no classes: eel\n" in out
     assert "  not images, and passed over: .heic (2), no suffix (1), .txt (1)\n" in out
 
 
