@@ -135,7 +135,7 @@ class StudentDistillation(ClassifyingModule):
         self.pool_filter = pool_filter
         self.teacher_cache = teacher_cache
         self.optim = optim
-        self._trains_tower = vision_prompts.depth > 0 or fine_tune
+        self._trains_in_tower = vision_prompts.depth > 0 or fine_tune
 
         # the teacher, of which only the class vectors are read here
         self.teacher_folder = Path(teacher)
@@ -221,8 +221,10 @@ class StudentDistillation(ClassifyingModule):
         if self.trainer.max_epochs == 0:
             return
         plan = prepare(self.preparation(), self.target, self.pool_filter)
-        self.domain.distil_on(plan.selection, plan.features)
-        if not self.target.uses_teacher:
+        # a prepared target may need no teacher
+        runs = self.needs.teacher is not None
+        self.domain.distil_on(plan.selection, plan.features if runs else None)
+        if not runs:
             self.teacher.module.unload()
         elif plan.features is None:
             self._load_for_training()
@@ -311,7 +313,7 @@ class StudentDistillation(ClassifyingModule):
         if self.target.uses_teacher:
             return Needs("unlabeled", self.resizing, self.vectors.preprocessing.resizing)
         # a crop may not show what the target names, but training a tower needs the variety
-        return Needs("unlabeled", self.resizing, half_whole=not self._trains_tower)
+        return Needs("unlabeled", self.resizing, half_whole=not self._trains_in_tower)
 
     def origin(self, fits: bool) -> dict[str, Any]:
         """Return CLIP and teacher; for a fit also the class vectors."""

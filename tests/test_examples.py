@@ -75,7 +75,7 @@ def test_a_teacher_method_with_settings_is_fitted_handed_over_and_distilled(tmp_
     assert len(Classifier.load(tmp_path / "student" / "classifier").class_names) == 10
 
 
-def test_a_target_with_a_setting_changes_what_is_distilled(student_run, teacher_run, tmp_path):
+def test_the_setting_of_a_target_is_in_a_config_or_in_options(tmp_path):
     config, option = config_after("my_targets.py", tmp_path), "--model.init_args.target"
     in_options = [f"{option}=my_targets.Smoothed", f"{option}.share=0.2"]
     shared = [*runs.DATA, *runs.STUDENT, "--model.init_args.teacher=T", "--out=out"]
@@ -84,19 +84,14 @@ def test_a_target_with_a_setting_changes_what_is_distilled(student_run, teacher_
     ]
     assert models[0].init_args.target.init_args.share == 0.2
     assert models[0] == models[1]
-    assert runs.fit_student(tmp_path / "out", teacher_run, config, *ONE_EPOCH) == 0
-    (_, loss), *_ = runs.curves_of(tmp_path / "out")["train/loss"]
-    assert loss != runs.curves_of(student_run)["train/loss"][0][1]
 
 
-def test_a_loss_is_the_models_class_path_after_the_students_config(
-    student_run, teacher_run, tmp_path
-):
-    config = config_after("my_losses.py", tmp_path)
-    assert runs.fit_student(tmp_path / "out", teacher_run, config, *ONE_EPOCH) == 0
-    assert "my_losses.ReverseKL" in (tmp_path / "out" / "config.yaml").read_text()
-    losses = (runs.curves_of(run)["train/loss"][0][1] for run in (tmp_path / "out", student_run))
-    assert len({*losses}) == 2
+@pytest.mark.parametrize("name", ["my_targets.Smoothed", "my_losses.ReverseKL"])
+def test_a_target_and_a_loss_change_what_is_distilled(name, student_run, teacher_run, tmp_path):
+    config, out = config_after(f"{name.partition('.')[0]}.py", tmp_path), tmp_path / "out"
+    assert runs.fit_student(out, teacher_run, config, *ONE_EPOCH) == 0
+    assert f"class_path: {name}\n" in (out / "config.yaml").read_text()
+    assert len({runs.curves_of(run)["train/loss"][0][1] for run in (out, student_run)}) == 2
 
 
 def test_a_dataset_is_read_by_a_class_path(tmp_path):

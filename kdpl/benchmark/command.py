@@ -77,9 +77,9 @@ def table(folder: str) -> int:
         folder: The folder that benchmark was given as --out.
     """
     from kdpl.benchmark.campaign import parse_campaign
-    from kdpl.benchmark.formats import markdown, to_csv
     from kdpl.benchmark.steps import read_all
     from kdpl.benchmark.table import tables
+    from kdpl.benchmark.table_text import markdown, to_csv
 
     files = sorted((Path(folder) / CAMPAIGNS).glob("*.yaml"))
     if not files:

@@ -84,7 +84,7 @@ class _Planner:
                     yield from self._elsewhere(protocol, dataset, seed, name)
                 for name in students:
                     yield from self._fit(self._run(protocol, dataset, seed, name), dataset)
-        else:
+        elif protocol == "domain_generalization":
             for name, seed in product([*teachers, *students], seeds):
                 yield from self._fit(self._source_run(seed, name), self.source)
             for dataset, seed, name in product(campaign.variants, seeds, [*teachers, *students]):

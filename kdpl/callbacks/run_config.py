@@ -27,8 +27,8 @@ _MAY_CHANGE = (
     "model.init_args.classes_at_once",
     "model.init_args.compile",
     "trainer.accelerator",
-    # SameRun compares what Fidelity holds out, and BestOnBaseTest its state; others may end a fit
-    # at another epoch
+    # SameRun compares what Fidelity holds out, and BestOnBaseTest (kdpl.benchmark.choice) its state;
+    # others may end a fit at another epoch
     "trainer.callbacks",
     "trainer.devices",
     "trainer.enable_",

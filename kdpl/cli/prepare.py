@@ -1,4 +1,4 @@
-"""What ``run PATH`` does before its first step: survey, choose, and parse both stages."""
+"""What ``run`` does before its first step: parse both stages; with PATH, survey and choose."""
 
 import shlex
 from dataclasses import asdict, replace

@@ -34,8 +34,8 @@ class TrainSampler(DistributedSampler[tuple[int, int]]):
     ``kdpl.data.sampling.balanced``: as many images, some several times and some not at all.
 
     The epoch, set by Lightning, travels with the index, so that worker processes know it,
-    persistent workers too. An image that is drawn again within an epoch gets another epoch number,
-    and so another view.
+    persistent workers too. An image that ``balanced`` draws again within an epoch gets another
+    epoch number, and so another view.
 
     An iteration skips the batches that ``batches_done`` counts when it begins, as trained on before
     an interruption. ``len()`` stays the same: the trainer adds the batches already done.

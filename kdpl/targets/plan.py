@@ -18,8 +18,8 @@ class Plan:
 
     Attributes:
         selection: The images to distil on, held out and left out.
-        features: The teacher's features of their views; None: the teacher runs in each step, or
-            is not needed.
+        features: The teacher's features of their views; None without a cache, or if the target
+            needs no teacher from the start.
     """
 
     selection: Selection
@@ -56,5 +56,4 @@ def prepare(preparation: Preparation, target: Target, pool_filter: float | None)
     # prepare the target of the remaining images
     if isinstance(target, PreparedTarget):
         target.prepare(TargetInputs(preparation, selection))
-    # a target that is prepared may need no teacher, and so not the views of its cache
-    return Plan(selection, features if target.uses_teacher else None)
+    return Plan(selection, features)

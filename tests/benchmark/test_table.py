@@ -5,9 +5,9 @@ from functools import partial
 import campaigns
 import pytest
 
-from kdpl.benchmark.formats import markdown, to_csv
 from kdpl.benchmark.steps import Result
 from kdpl.benchmark.table import FIGURES, average, tables
+from kdpl.benchmark.table_text import markdown, to_csv
 
 CAMPAIGN = """
 protocols: [base_to_novel]
