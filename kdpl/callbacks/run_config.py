@@ -27,7 +27,7 @@ _MAY_CHANGE = (
     "model.init_args.classes_at_once",
     "model.init_args.compile",
     "trainer.accelerator",
-    # SameRun compares what Fidelity holds out, and BestOnBaseTest (kdpl.benchmark.choice) its state;
+    # SameRun compares what Fidelity holds out, and kdpl.benchmark.choice its state by itself;
     # others may end a fit at another epoch
     "trainer.callbacks",
     "trainer.devices",
