@@ -36,7 +36,6 @@ def examples(tmp_path_factory):
     )
     for name, code in files:
         (folder / name).write_text(code)
-        assert len(code.splitlines()) <= 50
     assert len(files) == 5
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
@@ -59,7 +58,6 @@ def test_a_teacher_method_with_settings_is_fitted_handed_over_and_distilled(tmp_
     assert prompts.method_settings == {"reduction": 4, "share": 0.5}
     clip = prompts.load_image_clip()
     method = prompts.build_method(clip)
-    assert type(method).__name__ == "Adapter"
     first, last = method.layers[0], method.layers[2]
     width = first.in_features
     assert (first.out_features, last.out_features) == (width // 4, width)
@@ -79,11 +77,9 @@ def test_the_setting_of_a_target_is_in_a_config_or_in_options(tmp_path):
     config, option = config_after("my_targets.py", tmp_path), "--model.init_args.target"
     in_options = [f"{option}=my_targets.Smoothed", f"{option}.share=0.2"]
     shared = [*runs.DATA, *runs.STUDENT, "--model.init_args.teacher=T", "--out=out"]
-    models = [
-        parse_stage("fit", [*shared, *given]).config.model for given in ([config], in_options)
-    ]
-    assert models[0].init_args.target.init_args.share == 0.2
-    assert models[0] == models[1]
+    one, other = (parse_stage("fit", [*shared, *given]) for given in ([config], in_options))
+    assert one.config.model.init_args.target.init_args.share == 0.2
+    assert one.config.model == other.config.model
 
 
 @pytest.mark.parametrize("name", ["my_targets.Smoothed", "my_losses.ReverseKL"])

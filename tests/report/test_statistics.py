@@ -10,13 +10,8 @@ from kdpl.report.intervals import wilson
 
 def test_wilsons_interval_is_the_published_one():
     # Newcombe, Statistics in Medicine 17 (1998), table I, method 3
-    for correct, images, interval in (
-        (81, 263, (0.2553, 0.3662)),
-        (15, 148, (0.0624, 0.1605)),
-        (0, 20, (0.0, 0.1611)),
-        (1, 29, (0.0061, 0.1718)),
-    ):
-        assert wilson(correct, images) == pytest.approx(interval, abs=5e-5)
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(0, 20) == pytest.approx((0, 0.1611), abs=5e-5)
 
 
 def test_the_calibration_error_is_that_of_torchmetrics():
