@@ -154,8 +154,8 @@ def choose(several_labels: bool) -> Choice:
         learned = "what the teacher sees in crops of each image"
     reasons["target"] = f"target {target}: the student learns {learned}"
     reasons["search"] = (
-        f"search: {_POOL_TO_SEARCH} images to distil on are enough to choose what of so small a "
-        "student is trained"
+        f"search: {_POOL_TO_SEARCH} or more images to distil on are enough to choose what of so "
+        "small a student is trained"
     )
     search = miniatures and not several_labels
     return Choice(trainer, *models, target, search, reasons)

@@ -269,6 +269,10 @@ def _print_survey(
     for split, count in splits.items():
         note = f", {notes[split]} by chance with seed 0" if split in notes else ""
         print(f"  {'test' if split == HELD_OUT else split}: {count}{note}")
+    if splits["train"] and not splits["val"]:
+        print(
+            "  val: none, as predict --max-error needs them: init --val-share 30% splits some off"
+        )
     if none := sum(bool(image.label) and not image.classes for image in images):
         print(f"  of none of the classes: {none} of these")
 
@@ -284,7 +288,8 @@ def _print_survey(
     if tested and untested:
         print(f"  without a test image: {_list_of(sorted(untested))}")
     if affine:
-        print(f"  images are not mirrored (augmentation light_affine), since {affine}")
+        light = "augmentation light_affine, if you set none"
+        print(f"  images should not be mirrored ({light}), since {affine}")
 
     # images that are left out
     for line in left_out[:_NAMED]:

@@ -223,7 +223,10 @@ class HeldOutScores(LearnedCompanion):
 def to_calibrate(folder: Path | None) -> str:
     """Return how scores of other images are kept in a classifier's folder, as a command to run."""
     words = command("calibrate", folder or "CLASSIFIER")
-    return f"run {words} IMAGES with labelled images that it was not trained on"
+    return (
+        f"run {words} IMAGES with labelled images that it was not trained on, or train with "
+        "validation images (init --val-share)"
+    )
 
 
 def held_out_of(classifier: Classifier) -> HeldOutScores:

@@ -122,7 +122,7 @@ def advice_for(run: Run) -> str:
     if not (run.folder / "search").is_dir():
         remedies.append("--search")
     if not remedies:
-        return "label more images"
+        return "label more images, or train a student longer that is far below its teacher"
     return f"add {' or '.join(remedies)} and another --out to the command of run"
 
 
