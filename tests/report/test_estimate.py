@@ -155,7 +155,7 @@ def test_groups_count_once_and_the_confidence_counts_as_images():
     steps = np.log2(3 / 2)  # three groups a class, two were seen
     value = (20 * 0.6 + 9 * (1 - error + steps * 0.02)) / 29 + 0.05
     assert rows[STUDENT].value == pytest.approx(value)
-    assert rows[STUDENT].interval == pytest.approx(interval(value, 29, 9 / 29 * steps * 0.01))
+    assert rows[STUDENT].interval == pytest.approx(interval(value, 29, steps * 0.01))
 
 
 def test_each_doubling_of_the_labels_gains_as_much():

@@ -102,8 +102,7 @@ def expect(evidence: Evidence, measured: Measured, priors: Priors = MEASURED) ->
         right += float(judged.sum()) + len(judged) * steps * gain
         count += len(judged)
         value = min(max(right / count + shift, 0.01), 0.99)
-        # what is gained by more labels is uncertain for the labelled images alone
-        spread = hypot(priors.training[1], len(judged) / count * steps * deviation)
+        spread = hypot(priors.training[1], steps * deviation)
         rows[name] = Accuracy(value, interval(value, count, spread))
 
     # the learning curves
