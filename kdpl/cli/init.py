@@ -304,7 +304,8 @@ def _print_passed_over(source: Path, out: Path, given: Sequence[str | None]) -> 
     Files that were given, or that the survey wrote, are not counted.
     """
     tops = [top for _, top in split_folders(source)] or [source]
-    empty = [path.name for top in tops for path in class_folders(top) if not find_images(path)]
+    folders = [path for top in tops for path in class_folders(top) if not find_images(path)]
+    empty = [f.name for f in folders if not any(map(is_shard, find_images(f, others=True)))]
     if empty:
         print(f"  folders without images, and no classes: {visible(_list_of(empty))}")
     suffixes = Counter(
