@@ -16,8 +16,6 @@ from benchmarks.sizes import SMALL
 from benchmarks.teacher import RandomTeacher
 from kdpl.cli import command_names
 
-_IMPORT = ("-c", "import torch")
-
 
 def commands(settings: Settings) -> Iterator[tuple[str, float, str, float]]:
     """Run commands in turn, on one thread; yields what was run, value, unit and target.
@@ -27,14 +25,15 @@ def commands(settings: Settings) -> Iterator[tuple[str, float, str, float]]:
     with TemporaryDirectory() as folder:
         classifier, file = Path(folder, "classifier"), Path(folder, "classifier.onnx")
         names = SMALL.names(SMALL.few)
-        begun_student(SMALL, names, RandomTeacher(SMALL)).classifier().save(classifier)
+        student = begun_student(SMALL, names, RandomTeacher(SMALL), cached=True)
+        student.classifier().save(classifier)
         (image,) = write_photographs(Path(folder, "photographs"), 1)
         kdpl = ("-m", "kdpl")
         sides = {
             "predict": (*kdpl, "predict", str(classifier), str(image)),
             "export": (*kdpl, "export", str(classifier), "--format", "onnx", "--out", str(file)),
             **{f"{name} --help": (*kdpl, name, "--help") for name in command_names()},
-            "import torch": _IMPORT,
+            "import torch": ("-c", "import torch"),
         }
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         for _ in range(settings.repeats):

@@ -102,9 +102,9 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     split = parser.parse_known_args if hands_on else parser.parse_known_intermixed_args
     values, unknown = split([*[""] * len(absent), *argv])
     options = {**vars(values), **dict.fromkeys(absent)}
+    named = [_option(name) for name in options]
     for word in unknown:
         option = word.partition("=")[0]
-        named = [_option(name) for name in options]
         # where an option of that name is unknown, it is a positional argument
         hint = f" (leave out {option})" if option in named else did_you_mean(option, named)
         # settings of stages have dots, or are unlike the command's own options

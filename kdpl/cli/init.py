@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from kdpl.data.survey import (
 )
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.advice import absolute
-from kdpl.runtime.class_names import fault_of_name
+from kdpl.runtime.class_names import composed, fault_of_name
 from kdpl.runtime.files import write_rows, write_text
 
 CONFIG = "data.yaml"
@@ -160,7 +160,7 @@ def survey(
     # print last, since the reader of a pipe may close it
     _print_survey(source, images, names, notes, affine, [*left_out.values()])
     if source.is_dir():
-        _print_passed_over(source, folder, (*places, classes.names))
+        _print_passed_over(absolute(source), folder, (*places, classes.names), names)
     return sum(image.split == "train" for image in images)
 
 
@@ -298,19 +298,23 @@ def _print_survey(
         print(f"  left out: {len(left_out) - _NAMED} more, all in {_LEFT_OUT}")
 
 
-def _print_passed_over(source: Path, out: Path, given: Sequence[str | None]) -> None:
+def _print_passed_over(
+    source: Path, out: Path, given: Sequence[str | None], names: Collection[str]
+) -> None:
     """Print class folders without images, and how many files are no images, by suffix.
 
     Files that were given, or that the survey wrote, are not counted.
     """
+    files = find_images(source, others=True)
+    of_shards = {folder for path in files if is_shard(path) for folder in Path(path).parents}
     tops = [top for _, top in split_folders(source)] or [source]
-    folders = [path for top in tops for path in class_folders(top) if not find_images(path)]
-    empty = [f.name for f in folders if not any(map(is_shard, find_images(f, others=True)))]
+    folders = [path for top in tops for path in class_folders(top) if path not in of_shards]
+    empty = [path.name for path in folders if composed(path.name) not in names]
     if empty:
         print(f"  folders without images, and no classes: {visible(_list_of(empty))}")
     suffixes = Counter(
         Path(path).suffix.lower() or "no suffix"
-        for path in find_images(absolute(source), others=True)
+        for path in files
         if path not in given
         and not is_shard(path)
         and not Path(path).is_relative_to(out.absolute())

@@ -57,9 +57,9 @@ def find_file(address: str, *names: str) -> Path:
         for name in names:
             if (folder / name).is_file():
                 return folder / name
-        fault = f"has no {wanted}" if folder.is_dir() else "does not exist"
+        problem = f"has no {wanted}" if folder.is_dir() else "does not exist"
         raise WeightsError(
-            f"{folder} is not a CLIP in open_clip's layout, because it {fault}: check it"
+            f"{folder} is not a CLIP in open_clip's layout, because it {problem}: check it"
         )
     # a repository on the hub: the error is about the last name
     try:
