@@ -121,12 +121,17 @@ def priors_of(cases: Sequence[Case], training: tuple[float, float]) -> Priors:
             of_domain[domain].append(value)
         middle = median(map(fmean, of_domain.values()))
         square = fmean((value - middle) ** 2 for _, value in values)
-        # the median is of few domains
-        return middle, (square * len(of_domain) / max(len(of_domain) - 1, 1)) ** 0.5
+        return middle, (square * of_few) ** 0.5
 
-    offset, deviation = moments(
-        [(c.domain, c.tested.student - c.measured.confidence) for c in cases]
-    )
+    domains = len({c.domain for c in cases})
+    of_few = domains / max(domains - 1, 1)  # the centres are of few domains
+
+    # least squares of what the confidence says too little
+    seen = np.array([c.evidence.labels_a_class(c.evidence.labels) for c in cases], float)
+    terms = np.stack([np.ones(len(cases)), 1 / seen], axis=1)
+    missing = np.array([c.tested.student - c.measured.confidence for c in cases])
+    offset, by_labels = np.linalg.lstsq(terms, missing, rcond=None)[0]
+    remaining = float(np.square(missing - offset - by_labels / seen).mean()) * of_few
     variance = fmean(c.tested.student * (1 - c.tested.student) for c in cases)
     more, probe_more = (
         moments([(c.domain, c.twice[k] - c.tested[k]) for c in cases if c.twice]) for k in (0, 1)
@@ -139,7 +144,8 @@ def priors_of(cases: Sequence[Case], training: tuple[float, float]) -> Priors:
         for fall in np.arange(0.2, 1.6, 0.05)
     )
     over_probe = (gain, fall, error**0.5)
-    return Priors(offset, variance / deviation**2, more, probe_more, over_probe, training)
+    offsets = float(offset), float(by_labels)
+    return Priors(offsets, variance / remaining, more, probe_more, over_probe, training)
 
 
 def report(cases: Sequence[Case], training: tuple[float, float]) -> None:

@@ -170,7 +170,8 @@ class ClassVectors(VectorSettings):
         if other.teacher != self.teacher:
             raise ArtifactError(
                 "the class vectors to add were made by another tuned teacher than the class "
-                "vectors of the classifier: make them with the teacher that it was distilled from"
+                "vectors of the classifier, or from examples for another classifier: make them "
+                "with the teacher that it was distilled from, or with --examples and --classifier"
             )
 
     def require_task(self, task: str, source: str) -> None:

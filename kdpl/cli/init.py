@@ -270,9 +270,7 @@ def _print_survey(
         note = f", {notes[split]} by chance with seed 0" if split in notes else ""
         print(f"  {'test' if split == HELD_OUT else split}: {count}{note}")
     if splits["train"] and not splits["val"]:
-        print(
-            "  val: none, as predict --max-error needs them: init --val-share 30% splits some off"
-        )
+        print("  val: none (predict --max-error needs some: init --val-share 30% splits them off)")
     if none := sum(bool(image.label) and not image.classes for image in images):
         print(f"  of none of the classes: {none} of these")
 

@@ -32,7 +32,8 @@ class Priors(NamedTuple):
     """What was measured on other domains, as by ``benchmarks.estimate`` (docs/estimate.md).
 
     Attributes:
-        offset: Accuracy of the linear student minus ``Measured.confidence``.
+        offset: Accuracy of the linear student minus ``Measured.confidence``: a constant, and what
+            is added to it, divided by the labels a class, if the teacher knows the names.
         worth: Labelled images that this confidence is worth.
         doubling: Gain of students by twice the labels, and its standard deviation.
         probe_doubling: The same of probes.
@@ -42,7 +43,7 @@ class Priors(NamedTuple):
             taken for how test images differ from labelled ones.
     """
 
-    offset: float
+    offset: tuple[float, float]
     worth: float
     doubling: tuple[float, float]
     probe_doubling: tuple[float, float]
@@ -50,7 +51,9 @@ class Priors(NamedTuple):
     training: tuple[float, float]
 
 
-MEASURED = Priors(-0.008, 32, (0.018, 0.027), (0.054, 0.045), (0.18, 0.7, 0.058), (0.025, 0.031))
+MEASURED = Priors(
+    (-0.04, 0.109), 52, (0.014, 0.025), (0.064, 0.051), (0.22, 0.8, 0.04), (0.025, 0.031)
+)
 
 
 class Expected(NamedTuple):
@@ -62,6 +65,8 @@ class Expected(NamedTuple):
         more: The student's gain by twice the labels.
         over_probe: Its gain over the probe of its network; None if nothing measures that.
         groups: Number of groups that judge.
+        by_chance: Whether the zero-shot teacher may be right by chance alone, unlike in the domains
+            that were measured.
     """
 
     rows: dict[str, Accuracy]
@@ -69,6 +74,7 @@ class Expected(NamedTuple):
     more: Accuracy
     over_probe: Accuracy | None
     groups: int
+    by_chance: bool
 
 
 def interval(share: float, count: float, spread: float = 0.0) -> Interval:
@@ -91,19 +97,21 @@ def expect(evidence: Evidence, measured: Measured, priors: Priors = MEASURED) ->
     doubling |= dict.fromkeys((STUDENT, TARGETS), priors.doubling)
     # the models of the folds saw fewer labels
     steps = log2(labels / measured.labels) if measured.labels else 0.0
-    rows = dict[str, Accuracy]()
-    for name in (model for model in MODELS if model in shares or model == STUDENT):
-        count, right, shift = 1.0, 0.5, 0.0
-        if name == STUDENT:
-            # its confidence counts as labelled images
-            count, shift = priors.worth, priors.training[0]
-            right = count * (measured.confidence + priors.offset)
+
+    def accuracy(name: str, right: float = 0.5, count: float = 1.0, shift: float = 0.0) -> Accuracy:
         judged, (gain, deviation) = shares.get(name, torch.zeros(0)), doubling.get(name, (0.0, 0.0))
         right += float(judged.sum()) + len(judged) * steps * gain
         count += len(judged)
         value = min(max(right / count + shift, 0.01), 0.99)
         spread = hypot(priors.training[1], steps * deviation)
-        rows[name] = Accuracy(value, interval(value, count, spread))
+        return Accuracy(value, interval(value, count, spread))
+
+    # the student's confidence counts as labelled images
+    by_chance = accuracy(ZERO_SHOT).interval[0] < 1 / evidence.log_probabilities.shape[1]
+    offset, by_labels = priors.offset
+    confidence = measured.confidence + offset + (0 if by_chance else by_labels / max(labels, 1.0))
+    rows = {STUDENT: accuracy(STUDENT, priors.worth * confidence, priors.worth, priors.training[0])}
+    rows |= {name: accuracy(name) for name in MODELS if name in shares and name != STUDENT}
 
     # the learning curves
     curves = {
@@ -128,7 +136,8 @@ def expect(evidence: Evidence, measured: Measured, priors: Priors = MEASURED) ->
         margin = _Z * deviation * weight**0.5
         over_probe = Accuracy(value, (value - margin, value + margin))
     groups = len(next(iter(shares.values())))
-    return Expected(rows, curves, Accuracy(more, (more - half, more + half)), over_probe, groups)
+    more_labels = Accuracy(more, (more - half, more + half))
+    return Expected(rows, curves, more_labels, over_probe, groups, by_chance)
 
 
 class Limit(NamedTuple):
@@ -166,9 +175,12 @@ def describe(frozen: Frozen, measured: Measured, names: Sequence[str]) -> dict[s
         limits.append(Limit("network", gain=gain))
     limits.sort(key=lambda limit: -limit.gain.value if limit.gain else 0)
     unknown = [names[c] for c in range(classes) if total[c] > 1 and by_name[c] < total[c] / 4]
-    limits += [Limit("names", unknown)] * bool(unknown)
+    limits += [Limit("names", unknown)] * bool(unknown and not expected.by_chance)
     if judged and 1 - rows[TARGETS].value > 2 * _CLEAR:
-        limits.append(Limit("teacher", rows[TARGETS].value))
+        # better names do not help a teacher that knows nothing of the domain
+        limits.insert(
+            0 if expected.by_chance else len(limits), Limit("teacher", rows[TARGETS].value)
+        )
     limits += [Limit("images", frozen.pool)] * (frozen.pool < 20 * classes)
 
     curves = {name: [(n, 100 * share) for n, share in c] for name, c in expected.curves.items()}
@@ -177,8 +189,6 @@ def describe(frozen: Frozen, measured: Measured, names: Sequence[str]) -> dict[s
         "judged": judged,
         "images": len(measured.images),
         "unjudged": total.count(0),
-        # in the domains that the gain is weighed against, the names alone did better
-        "chance": 1 / classes if rows[ZERO_SHOT].interval[0] < 1 / classes else None,
         "weak": [(names[c], right[c], int(total[c])) for _, c in weak[:_SHOWN]] if judged else [],
         "limits": limits,
         "chart": line_chart("expected accuracy, %", curves),
