@@ -20,10 +20,12 @@ _SECTIONS = (
     (StudentDistillation, "model.init_args"),
     (Trainer, "trainer"),
 )
+# names of settings before version 0.1, and an option that the survey recommends
+_MEANT = SETTINGS | {"val-share": "init --val-share"}
 # as jsonargparse names them
 _NAMED = re.compile(
     r"(?:Group '(?P<group>[\w.]+)' does not accept option '|Option '|unrecognized arguments: --)"
-    r"(?P<name>[\w.]+)"
+    r"(?P<name>[\w.-]+)"
 )
 
 
@@ -45,7 +47,7 @@ def hint_of(message: str, options: Sequence[str]) -> str:
     wrong = re.compile(rf"(.*\.)?{re.escape(name)}(?=\.|$)")
     matches = ((wrong.match(key), where) for key, where in given)
     path, *hints = next(((match[0], where) for match, where in matches if match), (name,))
-    near = SETTINGS.get(name.rpartition(".")[2]) or _nearest(path)
+    near = _MEANT.get(name.rpartition(".")[2]) or _nearest(path)
     if near is not None and near.replace(".init_args", "") != path.replace(".init_args", ""):
         hints.append(f"did you mean {near}?")
     return f" ({', '.join(hints)})" if hints else ""

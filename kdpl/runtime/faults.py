@@ -152,6 +152,6 @@ def in_one_sentence(hint: Callable[[str], str] = lambda _: "") -> Iterator[None]
                 message = "MLflow takes no folder (set MLFLOW_TRACKING_URI to sqlite:///mlflow.db)"
             raise ConfigError(
                 f"{message}{hint(message)}: correct the config or the command line "
-                "(--print_config shows all settings)"
+                "(fit --print_config shows all settings)"
             ) from error
         raise
