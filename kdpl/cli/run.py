@@ -27,6 +27,7 @@ from kdpl.runtime.run_folder import (
     RESULTS_FILE,
     RUN_FILE,
     STAGE_FOLDERS,
+    SUMMARY_FILE,
 )
 from kdpl.runtime.steps import LocalStep, take_decoded
 
@@ -126,7 +127,8 @@ def _carry_out(
         return not step.done() and (step.kind != "test" or tested())
 
     tested = cache(partial(_has_test_images, stages["student"]))
-    unfinished = any(map(due, steps))
+    # the results are written last
+    unfinished = any(map(due, steps)) or not (folder / SUMMARY_FILE).is_file()
     with ExitStack() as at_end:
         if first and unfinished:
             at_end.enter_context(locked(folder))

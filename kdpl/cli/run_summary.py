@@ -34,7 +34,7 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
         "linear probe of the student's network": out / PROBE_FOLDER / "student",
     }
     results = {title: row for title, folder in rows.items() if (row := read_results(folder))}
-    if not nothing_done or not (out / SUMMARY_FILE).is_file():
+    if not nothing_done:
         write_json(out / SUMMARY_FILE, results)
 
     # print the accuracies
