@@ -46,9 +46,8 @@ def made_up(labels_a_class=4, group_size=1, val=0, noise=0.8):
         return torch.nn.functional.normalize(rows, dim=1)
 
     teacher, student = features(6), features(5)
-    text = (2 * torch.randn(90, 3, generator=generator) + 2 * torch.eye(3)[truth]).log_softmax(
-        dim=1
-    )
+    logits = 2 * torch.randn(90, 3, generator=generator) + 2 * torch.eye(3)[truth]
+    text = logits.log_softmax(dim=1)
     number = torch.arange(90)
     labels = torch.where(number < 3 * labels_a_class, truth, -1)
     validation = torch.where(number >= 90 - val, truth, -1)
@@ -240,6 +239,7 @@ def test_the_command_estimates_a_folder_and_again_and_keeps_the_features(
     # the folder by default is taken
     assert f"run it: python -m kdpl run {images} --out {tmp_path}/runs/images_run\n" in printed
     page = (out / "estimate.html").read_text()
+    assert all("training? not known" in text for text in (printed, page)), "a teacher by chance"
     for name in (STUDENT, ZERO_SHOT, PROBE, LARGER_PROBE):
         assert name in printed
         assert name.replace("'", "&#39;") in page
