@@ -113,7 +113,10 @@ def cases_of(folder: Path, labels: Sequence[int], seeds: Sequence[int]) -> list[
 
 
 def priors_of(cases: Sequence[Case], training: tuple[float, float]) -> Priors:
-    """Measure what an estimate takes from other domains; centres are medians of domains."""
+    """Measure what an estimate takes from other domains, whose teachers are better than chance.
+
+    Centres are medians of domains, but for the offset of the confidence.
+    """
 
     def moments(values: Sequence[tuple[str, float]]) -> tuple[float, float]:
         of_domain = defaultdict(list)

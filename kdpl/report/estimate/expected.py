@@ -175,12 +175,15 @@ def describe(frozen: Frozen, measured: Measured, names: Sequence[str]) -> dict[s
         limits.append(Limit("network", gain=gain))
     limits.sort(key=lambda limit: -limit.gain.value if limit.gain else 0)
     unknown = [names[c] for c in range(classes) if total[c] > 1 and by_name[c] < total[c] / 4]
-    limits += [Limit("names", unknown)] * bool(unknown and not expected.by_chance)
+    better_names = [Limit("names", unknown)] if unknown else []
+    better_teacher = list[Limit]()
     if judged and 1 - rows[TARGETS].value > 2 * _CLEAR:
-        # better names do not help a teacher that knows nothing of the domain
-        limits.insert(
-            0 if expected.by_chance else len(limits), Limit("teacher", rows[TARGETS].value)
-        )
+        better_teacher = [Limit("teacher", rows[TARGETS].value)]
+    if expected.by_chance:
+        # names do not help a teacher that knows nothing of the domain
+        limits = [*better_teacher, *limits]
+    else:
+        limits = [*limits, *better_names, *better_teacher]
     limits += [Limit("images", frozen.pool)] * (frozen.pool < 20 * classes)
 
     curves = {name: [(n, 100 * share) for n, share in c] for name, c in expected.curves.items()}
