@@ -15,8 +15,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from kdpl.data.decoding import PUBLISHED, open_image
+from kdpl.data.layout import class_folders
 from kdpl.data.paths import find_images
-from kdpl.data.readers.folder import class_folders
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.errors import DataError, reason
 from kdpl.runtime.advice import command

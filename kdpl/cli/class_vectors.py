@@ -62,9 +62,10 @@ def class_vectors(
         lines = read_text(Path(class_list), "class list").splitlines()
         names = _distinct([line for line in lines if line.strip()], class_list)
     elif examples:
+        from kdpl.data.layout import class_folders
         from kdpl.data.readers.folder import images_by_class
 
-        images = images_by_class(Path(examples))
+        images = images_by_class(Path(examples), class_folders(Path(examples)))
         names = _distinct([*images], examples)
     else:
         names = _distinct(classes, "--classes")

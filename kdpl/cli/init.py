@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,16 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from kdpl.cli.arguments import share
 from kdpl.cli.choice import Options, choose, print_choice
 from kdpl.data.class_mapping import ClassName, read_class_mapping
+from kdpl.data.layout import SPLIT_OF, layout_of
 from kdpl.data.names import Names, unlisted
 from kdpl.data.options import ClassOptions
-from kdpl.data.paths import find_images, is_shard
-from kdpl.data.readers.folder import class_folders, split_folders
+from kdpl.data.paths import count_suffixes, is_image, is_shard, walk
 from kdpl.data.readers.table import HELD_OUT, SEVERAL, UNKNOWN
 from kdpl.data.sources import find_unlabeled
 from kdpl.data.survey import (
     FoundImage,
     find,
+    find_unused,
     inspect_images,
     leave_out,
     set_aside,
@@ -34,7 +35,7 @@ from kdpl.runtime.files import write_rows, write_text
 CONFIG = "data.yaml"
 """File that ``init`` writes for a run."""
 
-_TABLE, _LEFT_OUT = "images.csv", "left_out.csv"
+_TABLE, _LEFT_OUT, _UNUSED = "images.csv", "left_out.csv", "used_nowhere.csv"
 _HELD_OUT = 0.25
 _VAL_SHARE, _VAL_LEAST = 0.2, 8  # default share of each class with at least so many labels
 _VAL_FEWEST = 19  # in all, as predict --unknown needs
@@ -128,6 +129,13 @@ def survey(
 
         build_task(SEVERAL).require_classes([names[key].name for key in sorted(names)])
 
+    # find images in a folder that nothing uses, and files of other kinds
+    top = absolute(source)
+    parts = layout_of(top, classes.names) if source.is_dir() else []
+    files = [*walk(top, lambda _: True)] if parts else []
+    used = (image.path for image in (*listed, *further))
+    unused = find_unused(top, parts, Names.of(filter(is_image, files)), used)
+
     # write the files; the table has the column group only if an image has one
     unknown = "" if classes.label_separator is None else UNKNOWN
     rows = [
@@ -139,9 +147,10 @@ def survey(
     header = ("image", "label", "split", "group")
     write_rows(folder / _TABLE, [row[:width] for row in (header, *rows)])
     skip_list = folder.absolute() / _LEFT_OUT
-    skip_list.unlink(missing_ok=True)
-    if left_out:
-        write_rows(skip_list, [("image", "why"), *left_out.items()])
+    for file, reasons in ((skip_list, left_out), (folder / _UNUSED, unused)):
+        file.unlink(missing_ok=True)
+        if reasons:
+            write_rows(file, [("image", "why"), *reasons.items()])
     affine = views_to_choose({named.name for named in names.values()}, images)
     # a run finds these images in the places again
     skips = any(path in left_out for path in pool)
@@ -159,8 +168,13 @@ def survey(
 
     # print last, since the reader of a pipe may close it
     _print_survey(source, images, names, notes, affine, [*left_out.values()])
-    if source.is_dir():
-        _print_passed_over(absolute(source), folder, (*places, classes.names), names)
+    written = [str(folder.absolute() / name) for name in (CONFIG, _TABLE, _LEFT_OUT, _UNUSED)]
+    used_files = {*places, classes.names, *written}
+    others = [
+        path for path in files if not (is_image(path) or is_shard(path) or path in used_files)
+    ]
+    folders = [path for part in parts for path in part.folders if composed(path.name) not in names]
+    _print_passed_over(unused.values(), folders, others)
     return sum(image.split == "train" for image in images)
 
 
@@ -174,8 +188,11 @@ def _read_names(
         pool = "put images without labels into a folder named unlabeled" if path.is_dir() else ""
         names |= read_class_mapping(Path(mapping), used, complete=labeled, otherwise=pool)
     if len(names) == 1:
+        name, nested = min(names), ""
+        if (path / name).is_dir():
+            nested = f"give {visible(str(path / name))} if it holds the classes, or name it train, "
         raise DataError(
-            f"{path} has one class, {visible(min(names))!r}, expected two or more: add images of "
+            f"{path} has one class, {visible(name)!r}, expected two or more: {nested}add images of "
             "another, or, for images without labels, give their folder itself and --class-names"
         )
     return names
@@ -281,6 +298,8 @@ def _print_survey(
         "  labelled to train on: "
         f"{trained or 'none, so that the teacher is the original CLIP (zero-shot)'}"
     )
+    if alike := [name for name in names if name.lower() in SPLIT_OF]:
+        print(f"  classes, though named like splits: {', '.join(alike)}")
     tested = {name for i in images if i.split in ("test", HELD_OUT) for name in i.classes}
     untested = [named.name for label, named in names.items() if label not in tested]
     if tested and untested:
@@ -297,29 +316,19 @@ def _print_survey(
 
 
 def _print_passed_over(
-    source: Path, out: Path, given: Sequence[str | None], names: Collection[str]
+    unused: Iterable[str], folders: Iterable[Path], others: Iterable[str]
 ) -> None:
-    """Print class folders without images, and how many files are no images, by suffix.
-
-    Files that were given, or that the survey wrote, are not counted.
-    """
-    files = find_images(source, others=True)
-    of_shards = {folder for path in files if is_shard(path) for folder in Path(path).parents}
-    tops = [top for _, top in split_folders(source)] or [source]
-    folders = [path for top in tops for path in class_folders(top) if path not in of_shards]
-    empty = [path.name for path in folders if composed(path.name) not in names]
+    for where, count in Counter(unused).items():
+        print(f"  used nowhere: {count} {visible(where)}")
+    empty = [
+        path.name
+        for path in folders
+        if not any(walk(path, lambda name: is_image(name) or is_shard(name)))
+    ]
     if empty:
         print(f"  folders without images, and no classes: {visible(_list_of(empty))}")
-    suffixes = Counter(
-        Path(path).suffix.lower() or "no suffix"
-        for path in files
-        if path not in given
-        and not is_shard(path)
-        and not Path(path).is_relative_to(out.absolute())
-    )
-    if suffixes:
-        counts = ", ".join(f"{suffix} ({count})" for suffix, count in suffixes.most_common())
-        print(f"  not images, and passed over: {visible(counts)}")
+    if counts := count_suffixes(others):
+        print(f"  not images, and passed over: {counts}")
 
 
 def _list_of(texts: Sequence[str]) -> str:

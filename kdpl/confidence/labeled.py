@@ -13,8 +13,9 @@ from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.datasets import EvaluationImages, OpenImage
 from kdpl.data.groups import one_of_each
 from kdpl.data.inference import infer_labeled
+from kdpl.data.layout import class_folders, layout_of
 from kdpl.data.loader import LazyLoader
-from kdpl.data.readers.folder import images_by_class, split_folders
+from kdpl.data.readers.folder import images_by_class
 from kdpl.data.readers.table import Table, separator_in
 from kdpl.data.splits import Record
 from kdpl.errors import DataError
@@ -44,14 +45,10 @@ def labeled_records(
             "table with all labels of each"
         )
     if top.is_dir():
-        several, files = bool(split_folders(top)), images_by_class(top, require_all=False)
+        several = any(part.top != top for part in layout_of(top))
+        files = images_by_class(top, class_folders(top), require_all=False)
         keys = [*files]
         records = [Record(path, i) for i, paths in enumerate(files.values()) for path in paths]
-        if not records:
-            raise DataError(
-                f"folder {images} has no images in folders of classes: put them into "
-                f"{images}/<class>/"
-            )
     else:
         # a table with one label in each row is accepted with a separator, too
         any_labels = label_separator is not None

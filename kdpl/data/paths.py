@@ -2,11 +2,12 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from glob import glob
 from pathlib import Path
 
-from kdpl.errors import DataError
+from kdpl.errors import DataError, visible
 
 EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg"})
 EXTENSIONS |= {".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -28,9 +29,15 @@ def is_shard(path: str) -> bool:
     return path.lower().endswith((".tar", *COMPRESSED_ENDINGS))
 
 
-def find_images(folder: Path, others: bool = False) -> list[str]:
-    """Find images, or the ``others``, below a folder, sorted, not hidden; follow each link once."""
-    return list(_walk(str(folder), set(), lambda name: is_image(name) != others))
+def find_images(folder: Path) -> list[str]:
+    """Find images below a folder, sorted, not hidden; follow each link once."""
+    return list(walk(folder))
+
+
+def count_suffixes(paths: Iterable[str]) -> str:
+    """Count files by suffix, the most frequent first, such as ``.heic (2), .txt (1)``."""
+    counts = Counter(Path(path).suffix.lower() or "no suffix" for path in paths)
+    return visible(", ".join(f"{suffix} ({count})" for suffix, count in counts.most_common()))
 
 
 def resolve(path: str) -> Iterator[str]:
@@ -48,16 +55,11 @@ def resolve(path: str) -> Iterator[str]:
             if Path(match).is_file():
                 yield match
             elif Path(match).is_dir():
-                # its images or, if it has none, its shards
-                for is_wanted in (is_image, is_shard):
-                    files = _walk(match, set(), is_wanted)
-                    if (first := next(files, None)) is not None:
-                        yield first
-                        yield from files
-                        break
-                else:
+                is_wanted = is_image if any(walk(match)) else is_shard
+                if not any(walk(match, is_wanted)):
                     endings = ", ".join(sorted(EXTENSIONS))
                     raise DataError(f"folder {match} has no images: expected some of {endings}")
+                yield from walk(match, is_wanted)
             else:
                 raise DataError(
                     f"{match} does not exist: give image files, folders, patterns or shards that do"
@@ -87,7 +89,11 @@ def read_list(file: Path) -> list[str]:
         return [path for line in lines if (path := line.rstrip("\r\n"))]
 
 
-def _walk(folder: str, seen: set[str], is_wanted: Callable[[str], bool]) -> Iterator[str]:
+def walk(
+    folder: str | Path, is_wanted: Callable[[str], bool] = is_image, seen: set[str] | None = None
+) -> Iterator[str]:
+    """Yield images below a folder as ``find_images`` does, or other files by name."""
+    seen = set() if seen is None else seen
     real = os.path.realpath(folder)
     if real in seen:  # a link to a folder above
         return
@@ -99,6 +105,6 @@ def _walk(folder: str, seen: set[str], is_wanted: Callable[[str], bool]) -> Iter
     for name, is_folder in names:
         path = os.path.join(folder, name)  # noqa: PTH118
         if is_folder:
-            yield from _walk(path, seen, is_wanted)
+            yield from walk(path, is_wanted, seen)
         elif is_wanted(name):
             yield path

@@ -1,7 +1,7 @@
 """Survey of a user's images, for ``init``: classes, splits, sizes, bad files, copies, views."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from kdpl.data.decoding import open_image
+from kdpl.data.layout import Part, layout_of
+from kdpl.data.names import Names, unlisted
 from kdpl.data.parallel import in_parallel
 from kdpl.data.paths import find_images
-from kdpl.data.readers.folder import class_folders, split_folders, unlabeled_folders
 from kdpl.data.readers.table import HELD_OUT, Table, split_cell
 from kdpl.data.sampling import held_out_of
 from kdpl.data.sources import content_of, digest_of_content
@@ -66,11 +67,10 @@ def find(
 ) -> list[FoundImage]:
     """List the images of a folder or table without opening them.
 
-    A folder holds ``train/<class>/…``, ``val/<class>/…`` and ``test/<class>/…``, or ``<class>/…``
-    without splits; a folder ``unlabeled``, next to the classes or the splits, holds images without
-    labels. DataError if it does not exist or is damaged, or no class has a training image, unless a
-    file ``class_names`` lists the classes: then all images of a folder without ``unlabeled`` are
-    taken. With a ``separator``, a table's labels are lists of classes.
+    ``layout_of`` says what the folders in a folder are. DataError if it does not exist or is
+    damaged, or no class has a training image, unless a file ``class_names`` lists the classes: then
+    all images of a folder without ``unlabeled`` are taken. With a ``separator``, a table's labels
+    are lists of classes.
     """
     if path.is_file() or (path.suffix.lower() == ".csv" and not path.is_dir()):
         table = absolute(path)
@@ -85,9 +85,11 @@ def find(
         raise DataError(f"folder {path} does not exist: give the folder of your images")
     else:
         folder = absolute(path)
-        images = _in_folder(folder)
+        parts = layout_of(folder, class_names)
+        images = _in_folder(folder, parts)
+        top = folder / "train" if any(part.top != folder for part in parts) else folder
         problem = (
-            f"folder {folder} has no images in folders of classes: put them into {folder}/<class>/"
+            f"folder {folder} has no images in folders of classes: put them into {top}/<class>/"
         )
     if not class_names and not any(image.label and image.split == "train" for image in images):
         raise DataError(
@@ -97,21 +99,12 @@ def find(
     return images
 
 
-def _in_folder(folder: Path) -> list[FoundImage]:
-    # images in folders of classes
-    parts = split_folders(folder)
+def _in_folder(folder: Path, parts: Sequence[Part]) -> list[FoundImage]:
     images = [
-        FoundImage(path, composed(class_folder.name), split)
-        for split, top in parts or [("train", folder)]
-        for class_folder in class_folders(top)
-        for path in find_images(class_folder)
-    ]
-    # then the unlabelled ones, next to splits or classes
-    images += [
-        FoundImage(path, "", "train")
-        for top in [folder, *(top for split, top in parts if split == "train")]
-        for unlabeled in unlabeled_folders(top)
-        for path in find_images(unlabeled)
+        FoundImage(path, composed(inner.name) if part.labeled else "", part.split)
+        for part in parts
+        for inner in part.folders
+        for path in find_images(inner)
     ]
     if any(image.split == "train" for image in images):
         return images
@@ -119,6 +112,21 @@ def _in_folder(folder: Path) -> list[FoundImage]:
     labeled = {image.path for image in images}
     further = (path for path in find_images(folder) if path not in labeled)
     return images + [FoundImage(path, "", "train") for path in further]
+
+
+def find_unused(
+    folder: Path, parts: Sequence[Part], images: Names, used: Iterable[str]
+) -> dict[str, str]:
+    """Return why each of the images in a folder that is not used is not used, and where it is."""
+    tops, unused = {folder, *(part.top for part in parts)}, dict[str, str]()
+    for image in map(Path, unlisted(images, used)):
+        # in the top or in a split, the image itself or the folder that it is in
+        inner = next(path for path in (image, *image.parents) if path.parent in tops)
+        where, why = inner, "which is not a split or unlabeled beside the splits"
+        if inner == image:
+            where, why = inner.parent, "outside its folders of classes"
+        unused[str(image)] = f"in {where.relative_to(folder.parent)}, {why}"
+    return unused
 
 
 def _in_table(table: Path, class_names: str | None, separator: str | None) -> list[FoundImage]:

@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
 from kdpl.confidence.held_out import HeldOutScores
+from kdpl.confidence.labeled import labeled_records
 from kdpl.confidence.report import rejection
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.prompts.student_encoder import StudentEncoder
@@ -256,6 +257,17 @@ def test_calibrate_refuses_images_that_it_cannot_take(folder, photos, tmp_path, 
             shutil.copytree(photos / "one", images / name)
         runs.refused(capsys, main(["calibrate", str(folder), str(images)]), words)
     assert (folder / "held_out.safetensors").read_bytes() == kept
+
+
+def test_images_of_classes_named_like_splits_are_labelled_images(tmp_path):
+    for name in ("valid", "invalid"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").touch()
+    records = labeled_records(str(tmp_path), None, ("valid", "invalid"))
+    assert [(Path(record.source).parent.name, record.label) for record in records] == [
+        ("invalid", 1),
+        ("valid", 0),
+    ]
 
 
 def test_the_table_and_the_images_are_those_of_the_thresholds(student_run, tmp_path):

@@ -1,64 +1,30 @@
-"""Dataset in folders ``train/<class>/…``, optional ``val`` and ``test``, and unlabelled images."""
+"""Dataset in folders of classes, with or without splits, and of unlabelled images."""
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdpl.data.class_mapping import name_classes, read_class_mapping
+from kdpl.data.layout import SPLIT_OF, layout_of
 from kdpl.data.paths import find_images
 from kdpl.data.sources import OwnImages, find_unlabeled
 from kdpl.data.splits import Record, Splits
 from kdpl.errors import DataError
 from kdpl.runtime.class_names import composed
 
-# British or American, as in unlabelled_images
-_UNLABELED = re.compile(r"unlabell?ed([ _-]?(data|images|photos|pictures))?", re.IGNORECASE)
-
-_SPELLINGS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-
-
-def _subfolders(top: Path) -> list[Path]:
-    """Find the folders below a folder that are not hidden, sorted."""
-    return sorted(path for path in top.iterdir() if not path.name.startswith(".") and path.is_dir())
-
-
-def split_folders(top: Path) -> list[tuple[str, Path]]:
-    """Find the folders ``train``, ``val`` and ``test`` below a folder, in any usual spelling."""
-    folders = _subfolders(top)
-    return [
-        (split, path)
-        for split, names in _SPELLINGS.items()
-        for path in folders
-        if path.name.lower() in names
-    ]
-
-
-def class_folders(top: Path) -> list[Path]:
-    """Find the class folders below a folder, sorted, without hidden and unlabelled ones."""
-    return [path for path in _subfolders(top) if not _UNLABELED.fullmatch(path.name)]
-
-
-def unlabeled_folders(top: Path) -> list[Path]:
-    """Find folders of unlabelled images next to splits or classes, in any usual spelling."""
-    return [path for path in _subfolders(top) if _UNLABELED.fullmatch(path.name)]
-
 
 @dataclass
 class Folder(OwnImages):
     """Folder with ``train`` and optional ``val`` and ``test``, each with a folder for each class.
 
-    ``Train``, ``validation`` and the like work as well. A folder ``unlabeled`` next to the splits,
-    or in ``train`` next to the classes, holds images without labels, unless the setting
-    ``unlabeled`` names other locations.
+    ``layout_of`` finds these folders; those of the training images may also be directly in
+    ``root``. A folder ``unlabeled`` next to the splits, or next to the classes, holds images
+    without labels, unless the setting ``unlabeled`` names other locations.
 
     The classes are the sorted union of the folders of all splits; within a class, images are sorted
-    by path. Hidden files and folders are skipped. Without ``train``, no label is used: the file
-    ``class_names`` lists the classes, and the images without labels are in their folder, or else
-    anywhere in ``root``.
+    by path. Hidden files and folders are skipped. Without training images in folders of classes, no
+    label is used: the file ``class_names`` lists the classes, and the images without labels are in
+    their folder, or else anywhere in ``root``.
     """
 
     def read(self) -> Splits:
@@ -69,16 +35,19 @@ class Folder(OwnImages):
                 f"dataset folder {top} does not exist: set root to the folder that "
                 "holds train/<class>/"
             )
-        images: dict[str, dict[str, list[str]]] = {split: {} for split in _SPELLINGS}
+        images: dict[str, dict[str, list[str]]] = {split: {} for split in SPLIT_OF.values()}
         # list the images of each class in each split
-        parents = [top]
-        for split, folder in split_folders(top):
-            parents += [folder] if split == "train" else []
-            for name, paths in images_by_class(folder).items():
-                images[split].setdefault(name, []).extend(paths)
+        parts, file = layout_of(top, self.class_names), self.class_names
+        listed = read_class_mapping(Path(file), (), complete=False) if file else {}
+        for part in parts:
+            # with a list of classes, folders without a split may be years, for example
+            years = listed and part.top == top and part.classes.isdisjoint(listed)
+            if part.labeled and not years:
+                for name, paths in images_by_class(part.top, part.folders).items():
+                    images[part.split].setdefault(name, []).extend(paths)
         folders = sorted(set().union(*images.values()))
         where = self.unlabeled or [
-            str(path) for parent in parents for path in unlabeled_folders(parent)
+            str(folder) for part in parts if not part.labeled for folder in part.folders
         ]
         # without training images, a file has to list the classes
         if not images["train"]:
@@ -102,29 +71,20 @@ class Folder(OwnImages):
             for by_class in images.values()
         )
         unlabeled = find_unlabeled(where) if where else None
-        return Splits(
-            f"dataset folder {top}",
-            names,
-            train,
-            val,
-            test,
-            unlabeled,
-            self.open_source,
-            class_texts=texts,
-        )
+        origin = f"dataset folder {top}"
+        return Splits(origin, names, train, val, test, unlabeled, self.open_source, texts)
 
 
-def images_by_class(split: Path, require_all: bool = True) -> dict[str, list[str]]:
-    """Find the images of each class below a folder; DataError for a class without, if required."""
-    folders = class_folders(split)
-    if not folders:
-        raise DataError(
-            f"folder {split} has no class folders: put the images into {split}/<class>/"
-        )
+def images_by_class(
+    top: Path, folders: Sequence[Path], require_all: bool = True
+) -> dict[str, list[str]]:
+    """Find the images of class folders in a folder; DataError for one without, if required."""
     images: dict[str, list[str]] = {}
     for folder in folders:
         if paths := find_images(folder):
             images.setdefault(composed(folder.name), []).extend(paths)
         elif require_all:
             raise DataError(f"class folder {folder} has no images: add some, or remove the folder")
+    if not images:
+        raise DataError(f"folder {top} has no class folders: put the images into {top}/<class>/")
     return images
