@@ -1,5 +1,6 @@
 """``python -m kdpl predict CLASSIFIER IMAGES…``: classify images with a finished classifier."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -7,6 +8,7 @@ from typing import Literal
 from jsonargparse.typing import PositiveInt
 
 from kdpl.cli.arguments import MakeObserver, Rule, output_file, require_file
+from kdpl.data.paths import count_suffixes, walk
 from kdpl.errors import ConfigError
 from kdpl.runtime.run_folder import require_classifier
 
@@ -72,6 +74,9 @@ def predict(
     elif embeddings:
         raise ConfigError("--embeddings needs a table in a file: give --out")
     sources = find_sources(images, Path(list) if list is not None else None)
+    folders = filter(Path.is_dir, map(Path, images))
+    files = {file for folder in folders for file in walk(folder, lambda _: True)}
+    others = count_suffixes(sorted(files.difference(sources)))
 
     # load the classifier, and predict image by image
     from kdpl.classifier import PredictOptions
@@ -86,4 +91,6 @@ def predict(
         bulk.print()
     else:
         bulk.write(table)
+    if others:
+        print(f"not images, and passed over: {others}", file=sys.stderr)
     return 0

@@ -1,6 +1,7 @@
 import csv
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -53,6 +54,24 @@ def test_images_of_folders_are_predicted_to_standard_output_or_a_file(
     assert main([*arguments, f"--out={tmp_path}/new/table.csv"]) == 0
     assert capsys.readouterr().out == ""
     assert (tmp_path / "new/table.csv").read_text() == out
+
+
+def test_files_of_a_folder_that_are_not_images_are_counted_by_suffix(
+    classifier, digits, tmp_path, capsys, monkeypatch
+):
+    for name in ("a.heic", "b/B.HEIC", ".hidden.heic", "c.xmp", "shard.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    shutil.copy(digits / "z.png", tmp_path / "z.png")
+    monkeypatch.chdir(tmp_path.parent)
+    assert (
+        main(["predict", str(classifier), f"./{tmp_path.name}/", str(tmp_path / "b/B.HEIC")]) == 0
+    )
+    said = capsys.readouterr()
+    predicted, refused = rows(said.out)
+    assert (predicted["path"], predicted["error"]) == (f"{tmp_path.name}/z.png", "")
+    assert refused["error"].startswith(f"image {tmp_path}/b/B.HEIC cannot be read")
+    assert said.err.endswith("not images, and passed over: .heic (2), .xmp (1), .tar (1)\n")
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
