@@ -187,6 +187,16 @@ def test_the_gain_over_the_probe_is_weighted_by_precision():
     assert expected.over_probe.interval == pytest.approx((value - half, value + half))
 
 
+def test_a_single_image_that_judges_shows_no_variance_and_the_gain_is_that_of_other_domains():
+    frozen, _ = made_up(labels_a_class=1, val=1)
+    judged = torch.arange(89, 90)
+    measured = Measured(judged, {STUDENT: torch.ones(1), PROBE: torch.ones(1)}, 1.0, 0.7)
+    expected = expect(frozen.evidence, measured, PRIORS)
+    low, high = expected.over_probe.interval
+    assert expected.over_probe.value == pytest.approx(0.2 + 0.01, abs=0.01)
+    assert high - low == pytest.approx(2 * 1.645 * 0.05, rel=0.01)
+
+
 def test_with_one_label_a_class_the_student_is_a_guess_and_without_labels_nothing_is_expected():
     frozen, _ = made_up(labels_a_class=1)
     said = describe(frozen, measure(frozen), NAMES)

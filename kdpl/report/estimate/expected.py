@@ -129,7 +129,9 @@ def expect(evidence: Evidence, measured: Measured, priors: Priors = MEASURED) ->
     if PROBE in rows:
         difference = shares[STUDENT] - shares[PROBE]
         gain, fall, deviation = priors.gain
-        variance = float(difference.var()) / len(difference) + priors.training[1] ** 2
+        # one image shows no variance; that of a difference of two hits is at most 1
+        measured_variance = float(difference.var()) if len(difference) > 1 else 1.0
+        variance = measured_variance / len(difference) + priors.training[1] ** 2
         weight = variance / (variance + deviation**2)
         value = weight * (gain * labels**-fall + priors.training[0])
         value += (1 - weight) * (rows[STUDENT].value - rows[PROBE].value)
