@@ -140,7 +140,7 @@ def suggest(
     pool: PositiveInt = 10_000,
     trust: bool = False,
 ) -> int:
-    """Choose the images to label next, and point out labels that look wrong.
+    """Choose the images to label next, and point out labels that look wrong, from 8 a class on.
 
     Both rest on the teacher of a finished run. Writes labels.csv, a table to fill in, and
     suggestions.html, a page to look through.
@@ -165,8 +165,10 @@ def suggest(
     opened = Run.find(Path(run), trust)
     suggestions = Suggestions.of(opened, images, pool)
     suggestions.save(folder)
-    wrong = f"{len(suggestions.doubtful)} labels that look wrong"
-    print(f"{len(suggestions.to_label)} images to label, {wrong}: {folder / TABLE}")
+    wrong, doubtful = "", suggestions.doubtful
+    if doubtful is not None:
+        wrong = f", {len(doubtful)} labels that look wrong"
+    print(f"{len(suggestions.to_label)} images to label{wrong}: {folder / TABLE}")
     for note in suggestions.notes:
         print(f"  {note}")
     print(f"to look through: {folder / PAGE}")

@@ -35,6 +35,7 @@ TABLE, PAGE = "labels.csv", "suggestions.html"
 
 _A_CLASS = 4  # images to label, by default
 _EDGE = 224
+_CHECKED = 8  # labels a class; with 4, most labels that look wrong are right: docs/labelling.md
 
 
 class Suggestion(NamedTuple):
@@ -53,13 +54,13 @@ class Suggestions:
     Attributes:
         data: The images.
         to_label: Images without a label; the first ones teach most.
-        doubtful: Labels that are probably wrong; the most certain ones first.
+        doubtful: Labels that are probably wrong; the most certain ones first. None: not checked.
         notes: A sentence for each thing that could not be done.
     """
 
     data: DomainDataModule
     to_label: Sequence[Suggestion]
-    doubtful: Sequence[Suggestion]
+    doubtful: Sequence[Suggestion] | None
     notes: Sequence[str]
 
     @classmethod
@@ -116,7 +117,7 @@ class Suggestions:
         rows, shown = list[tuple[str, ...]](), list[dict[str, Any]]()
         label_of = labels_by_name(self.data)
         # rows are numbered as in a spreadsheet, below the header
-        for row, suggestion in enumerate(chain(self.to_label, self.doubtful), start=2):
+        for row, suggestion in enumerate(chain(self.to_label, self.doubtful or ()), start=2):
             image = suggestion.source
             small = thumbnail(self.data.splits.open_image(image), _EDGE)
             shown.append({"row": row, **suggestion._asdict(), **small})
@@ -147,10 +148,13 @@ class Suggestions:
 
 def _doubtful(
     labeled: Sequence[Record], features: Tensor, groups: Tensor, class_names: Sequence[str]
-) -> tuple[list[Suggestion], list[str]]:
+) -> tuple[list[Suggestion] | None, list[str]]:
     if not labeled:
-        return [], ["there are no labels to check"]
+        return None, ["there are no labels to check"]
     labels = torch.tensor([record.single for record in labeled], device=features.device)
+    if (a_class := len({*groups.tolist()}) / len({*labels.tolist()})) < _CHECKED:
+        why = f"{a_class:.2g} a class are too few to tell wrong ones from right ones"
+        return None, [f"labels are not checked, as {why}: it takes {_CHECKED} or more"]
     wrong, probabilities = wrong_labels(
         cross_validated_scores(features, labels, len(class_names), groups), labels
     )
