@@ -48,6 +48,8 @@ def class_vectors(
         )
     if bool(examples) != bool(classifier) or not (teacher or classifier):
         raise ConfigError("names need a --teacher, and --examples a --classifier: give it as well")
+    if examples and not Path(examples).is_dir():
+        raise ConfigError(f"--examples {examples} is not a folder: check its path")
     if settings and not config:
         raise ConfigError(
             f"class-vectors has no option {settings[0]}, except after --config: leave it out"

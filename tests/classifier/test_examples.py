@@ -154,7 +154,10 @@ def test_classes_of_a_file_are_those_that_are_added_one_by_one(
         (["--classifier=C", "--classes", "one", "--teacher=T"], ["--examples"]),
         (["--classes", "eel"], ["--teacher"]),
         (["--examples=E", "--classifier=C", "--classes", "one"], ["one source"]),
-        (["--examples=gone", "--classifier=C"], ["gone"]),
+        (
+            ["--examples=gone", "--classifier=C"],
+            ["--examples gone is not a folder: check its path"],
+        ),
         (["--examples=EMPTY", "--classifier=C"], ["eel", "has no images"]),
         (["--examples=BROKEN", "--classifier=C"], ["broken.png"]),
     ],
