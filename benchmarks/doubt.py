@@ -24,14 +24,24 @@ from benchmarks.messy_pool import open_any
 from benchmarks.worlds import WORLDS
 from kdpl import Classifier
 from kdpl.class_vectors import NameEncoder
+from kdpl.confidence import decision_rule
 from kdpl.confidence.held_out import HeldOutScores
 from kdpl.confidence.unknown import Unknown
 from kdpl.confidence.words import everyday_words, farthest
 from kdpl.data.splits import Record, Splits
 from kdpl.errors import ConfigError
+from kdpl.tasks import DecisionRule
 
 ERRORS, COVERAGES = (0.01, 0.02, 0.05, 0.1, 0.2), (0.9, 0.95)
 SPLITS, OTHERS = 20, 400
+RULES = {
+    f"error {error:.0%}, unknown {share:.0%}": {
+        name: value for name, value in (("max_error", error), ("reject_unknown", share)) if value
+    }
+    for error in (0, 0.02, 0.05)
+    for share in (0, 0.02, 0.05, 0.1)
+    if error or share
+}
 
 
 def images_of(splits: Splits, records: Sequence[Record]) -> list[Image.Image]:
@@ -131,9 +141,9 @@ def unknown_of(run: Path, classifier: Classifier, splits: Splits) -> Unknown:
     usual, known = (
         classifier.embed(images_of(splits, records)) for records in (splits.train, splits.val)
     )
-    return Unknown.fit(
-        usual, classes, classifier.logit_scale, known, vectors[far], [words[i] for i in far]
-    )
+    scale = classifier.logit_scale
+    unknown = Unknown.fit(usual, classes, scale, vectors[far], [words[i] for i in far])
+    return unknown.calibrated(known, classes, scale, torch.empty(0))
 
 
 def scores_of(
@@ -190,6 +200,48 @@ def none_of_these(
         yield f"  {kind}: {', '.join(cells)}"
 
 
+def both_rules(classifiers: Sequence[Classifier], world: str) -> Iterator[str]:
+    """Rows on what wanted errors, rejection as unknown, and both accept, over all splits for all classifiers."""
+    splits = WORLDS[world].read()
+    records = [*splits.val, *splits.test]
+    labels = torch.tensor([record.label for record in records])
+    others, found = dict(others_than(world)), {name: [] for name in RULES}
+    for classifier in classifiers:
+        images = images_of(splits, records)
+        features, draw = classifier.embed(images), torch.Generator().manual_seed(0)
+        kinds = [classifier.embed(images) for images in others.values()]
+        vectors, unknown = classifier.head.class_vectors, classifier.companions["unknown"]
+        for _ in range(SPLITS):
+            held, new = torch.randperm(len(records), generator=draw).tensor_split(2)
+            logits = classifier.logits(features)
+            classifier.companions["held_out"] = HeldOutScores.of(logits[held], labels[held])
+            unknown.calibrated(features[held], vectors, classifier.logit_scale, labels[held])
+            for name, wanted in RULES.items():
+                try:
+                    rule = decision_rule(classifier, **wanted)
+                except ConfigError:
+                    continue
+                accepted = accepts(classifier, rule, features[new])
+                wrong = logits[new].argmax(dim=1)[accepted] != labels[new][accepted]
+                shares = [accepts(classifier, rule, rows).float().mean() for rows in kinds]
+                found[name].append([accepted.float().mean(), wrong.float().mean(), *shares])
+    for name, rows in found.items():
+        if rows:
+            kept = sum(float(row[1]) <= RULES[name].get("max_error", 1.0) for row in rows)
+            means = (f"{float(mean):.1%}" for mean in torch.tensor(rows).mean(dim=0))
+            columns = zip(("accepted", "wrong", *others), means, strict=True)
+            cells = ", ".join(f"{column} {mean}" for column, mean in columns)
+            yield f"  {name}: {cells}; error kept in {kept} of {len(rows)}"
+
+
+def accepts(classifier: Classifier, rule: DecisionRule, features: Tensor) -> Tensor:
+    """Which images a rule accepts, by their features, bool [N]."""
+    accepted = classifier.logits(features).softmax(dim=1).amax(dim=1) >= (rule.threshold or 0)
+    for name, limit in rule.limits.items():
+        accepted &= classifier.scores(features)[name] <= limit
+    return accepted
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the runs of each world that is given, and print the rows; returns 0."""
     parser = argparse.ArgumentParser(
@@ -212,6 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{world}:",
                 *rejection(classifiers, WORLDS[world].read()),
                 *none_of_these(runs, classifiers, world),
+                *both_rules(classifiers, world),
                 sep="\n",
             )
     return 0

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -53,6 +53,7 @@ class DecisionRule:
         set_threshold: The set of an image holds its most probable class, and all classes of at
             least this probability; None: no sets.
         scores: Names of the further scores that tables have as columns.
+        limits: Further scores, by name, above which an image is rejected.
         naming: Replaces the predictions of images, such as by nodes of a tree of classes.
     """
 
@@ -60,6 +61,7 @@ class DecisionRule:
     threshold: float | None = None
     set_threshold: float | None = None
     scores: tuple[str, ...] = ()
+    limits: Mapping[str, float] = field(default_factory=dict)
     naming: Naming | None = None
 
 

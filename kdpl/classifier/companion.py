@@ -37,9 +37,11 @@ class Companion(ABC):
         """Read its features [N, D] of the pool if any; ``shape`` is that of the class vectors."""
         return None
 
-    def calibrated(self, logits: Tensor, labels: Tensor) -> Self | None:
-        """Recompute it from held-out logits [N, C] and labels [N]; None if it uses no labels."""
-        return None
+    def calibrated(
+        self, features: Tensor, class_vectors: Tensor, logit_scale: float, labels: Tensor
+    ) -> Self:
+        """Return it for held-out images with features [V, D] and labels [V]."""
+        return self
 
     def further_scores(
         self, features: Tensor, class_vectors: Tensor, logit_scale: float

@@ -87,6 +87,7 @@ class Classifier(nn.Module):
         self.decoding = decoding
         self.companions = dict(companions or {})
         self.folder: Path | None = None  # that it was read from
+        self.pool_folder: Path | None = None  # with a sample of the pool of its encoder
         self.task = build_task(vectors.task) if task is None else task
         self.task.require_classes(vectors.class_names)
         self.eval()
@@ -160,7 +161,7 @@ class Classifier(nn.Module):
         if named is not None:
             self.vectors.require_teacher(named)
         texts = dict(zip(named.class_names, named.vectors, strict=True)) if named else {}
-        model, scores = PoolModel.read(self.folder), {}
+        model, scores = PoolModel.read(self.pool_folder), {}
         for name, images in examples.items():
             features = self.embed(images)
             problem = fault_of_name(name) or (None if len(features) else "has no example images")
@@ -218,7 +219,7 @@ class Classifier(nn.Module):
             scales, biases = (first + further for first, further in columns)
             extended = replace(extended, scales=scales, biases=biases)
         classifier = Classifier(self.encoder, extended, self.logit_scale, self.clip, self.decoding)
-        classifier.folder = self.folder
+        classifier.pool_folder = self.pool_folder
         return classifier
 
     def predict(
@@ -311,18 +312,19 @@ class Classifier(nn.Module):
             probabilities = self.task.probabilities(logits)
             deciding, labels = probabilities.topk(top_k, dim=1)
             shown = self.task.probabilities(logits / rule.temperature).gather(1, labels)
-            tops = map(decide, labels.tolist(), deciding.tolist(), shown.tolist())
 
-            # further scores of each image
+            # further scores of each image, some of which reject it
             scores = {name: score.tolist() for name, score in self.scores(features).items()}
-            rows = ({name: score[i] for name, score in scores.items()} for i in range(len(images)))
+            rows = [{name: score[i] for name, score in scores.items()} for i in range(len(images))]
+            tops = map(decide, labels.tolist(), deciding.tolist(), shown.tolist(), rows)
             predicted = list(map(Predicted, tops, features.cpu(), rows))
             return predicted if rule.naming is None else rule.naming(predicted, probabilities)
 
         def decide(
-            labels: list[int], deciding: list[float], shown: list[float]
+            labels: list[int], deciding: list[float], shown: list[float], scores: dict[str, float]
         ) -> list[Prediction]:
-            named = self.task.decide(labels, deciding, rule)
+            rejected = any(scores[name] > limit for name, limit in rule.limits.items())
+            named = [] if rejected else self.task.decide(labels, deciding, rule)
             if not named:
                 return self.task.undecided(shown[0])
             probability = dict(zip(labels, shown, strict=True))
@@ -373,7 +375,7 @@ class Classifier(nn.Module):
             ) from error
 
         # its companions
-        classifier.folder = folder
+        classifier.folder = classifier.pool_folder = folder
         kinds = {n: kind for n, kind in companion_kinds().items() if (folder / kind.file).is_file()}
         # only if needed: it reads all weights
         digest = stored.fingerprint() if kinds else ""

@@ -20,8 +20,9 @@ DIFFERS = 3
 def calibrate(classifier: str, images: str, *, class_names: str | None = None) -> int:
     """Score labelled images that a classifier was not trained on; keep the scores in its folder.
 
-    The scores replace the scores of the run's validation images. predict --max-error, --sets and
-    --calibrated rest on them. Of a table with the column group, one image of each group counts.
+    The scores replace the scores of the run's validation images. predict --max-error,
+    --reject-unknown, --sets, --calibrated and --unknown rest on them, and so does watch. Of a table
+    with the column group, one image of each group counts.
 
     Args:
         classifier: classifier folder of a student's run
@@ -34,23 +35,23 @@ def calibrate(classifier: str, images: str, *, class_names: str | None = None) -
     require_file("--class-names", class_names)
 
     from kdpl.classifier.bulk import load_classifier
-    from kdpl.confidence.held_out import HeldOutScores
-    from kdpl.confidence.labeled import classify_records, labeled_records
+    from kdpl.confidence.held_out import NAME, HeldOutScores
+    from kdpl.confidence.labeled import encode_records, labeled_records, require_unseen
     from kdpl.tasks import require_one_class
 
     # classify the images
     loaded = load_classifier(classifier, None, "auto")
     require_one_class(loaded.task.name, "calibrate")
     records = labeled_records(images, class_names, loaded.class_names, one_of_a_group=True)
-    logits, labels = classify_records(loaded, records)
+    features, labels = encode_records(loaded, records)
+    vectors, digest = loaded.cpu().head.class_vectors, loaded.fingerprint()
+    require_unseen(Path(classifier), digest, records, features)
 
-    # save the scores, and the companions that rest on labels
-    scores = HeldOutScores.of(logits, labels)
-    digest = loaded.fingerprint()
-    scores.save(Path(classifier), digest)
-    for companion in loaded.companions.values():
-        if (recalibrated := companion.calibrated(logits, labels)) is not None:
-            recalibrated.save(Path(classifier), digest)
+    # save the scores, and the companions that rest on held-out images
+    scores = HeldOutScores.of(loaded.logits(features), labels)
+    for companion in {**loaded.companions, NAME: scores}.values():
+        calibrated = companion.calibrated(features, vectors, loaded.logit_scale, labels)
+        calibrated.save(Path(classifier), digest)
     accuracy = float(scores.correct.float().mean())
     print(f"{len(scores)} images: accuracy {accuracy:.1%}, temperature {scores.temperature:.3g}")
     if warning := scores.temperature_warning():
@@ -77,8 +78,8 @@ def watch(
         against: images to compare with, instead of the sample of the pool in the classifier's
             folder
         false_alarms: share of batches like the pool that may be said to differ; 0.01 if not given
-        rule: options of predict that reject images; by default, an image is rejected if it is less
-            sure than 19 in 20 of the pool
+        rule: options of predict that reject images by their probability; by default, an image is
+            rejected if it is less sure than 19 in 20 of the pool
     """
     from kdpl.data.sources import find_files
 
@@ -101,7 +102,7 @@ def watch(
     # the reference: given images, or the sample that the classifier keeps
     loaded = load_classifier(classifier, None, "auto")
     require_one_class(loaded.task.name, "watch")
-    decided = rule.of(loaded) if rule.make is not None else None
+    threshold = rule.of(loaded).threshold
     if against:
         pool = read_batch(loaded, references, "--against").sample.draw(MAX_IMAGES)
     else:
@@ -115,7 +116,7 @@ def watch(
 
     # compare, and report the result
     new = read_batch(loaded, sources, "IMAGES")
-    summary, missing = compare_batches(loaded, pool, new, decided, rate, trained_on=not against)
+    summary, missing = compare_batches(loaded, pool, new, threshold, rate, trained_on=not against)
     reasons = "; ".join(summary["because"])
     why = f"differ from the pool: {reasons}" if summary["differs"] else "are like the pool"
     inform(f"{summary['images']} new images {why}")
@@ -131,6 +132,7 @@ def options(
     sets: str | None = None,
     calibrated: bool = False,
     unknown: bool = False,
+    reject_unknown: str | None = None,
 ) -> MakeRule:
     """Read the options; named in the plugin's ``predict``.
 
@@ -141,16 +143,20 @@ def options(
             are a column, classes
         calibrated: probabilities at the temperature fitted on held-out images
         unknown: add the column unknown, the score from 0 to 1 of being none of the classes; with 19
-            validation images or more, about 5 % of images of the classes are above 0.5
+            held-out images or more, about 5 % of images of the classes are above 0.5
+        reject_unknown: reject images of none of the classes by that score, such that this share of
+            images of the classes, such as 0.05, is rejected as well; --max-error and --sets then
+            hold for the others
     """
     error, coverage = share("--max-error", max_error), share("--sets", sets)
+    rejected = share("--reject-unknown", reject_unknown)
 
     def rule_of(classifier: "Classifier") -> "DecisionRule":
         from kdpl.confidence.decision import decision_rule
         from kdpl.confidence.held_out import held_out_of
         from kdpl.confidence.unknown import limit_warning, unknown_of
 
-        rule = decision_rule(classifier, error, coverage, calibrated, unknown)
+        rule = decision_rule(classifier, error, coverage, calibrated, unknown, rejected)
         if calibrated and (warning := held_out_of(classifier).temperature_warning()):
             print(f"warning: --calibrated: {warning}", file=sys.stderr)
         if unknown and (warning := limit_warning(unknown_of(classifier).held_out)):

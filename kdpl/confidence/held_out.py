@@ -3,7 +3,7 @@
 import json
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -167,14 +167,8 @@ class HeldOutScores(LearnedCompanion):
         """
         require_share("sets", coverage)
         self._require_as_they_come()
-        # ceil((n + 1) coverage); rounding must not turn 19 into 19.000000000000004
-        rank = math.ceil((len(self) + 1) * coverage - 1e-9)
-        if rank > len(self):
-            least = math.ceil(coverage / (1 - coverage) - 1e-9)
-            raise ConfigError(
-                f"it takes {least} held-out images or more for sets of {100 * coverage:.3g}%, not "
-                f"{len(self)}: accept less coverage, or calibrate on more images"
-            )
+        what = f"sets of {100 * coverage:.3g}%"
+        rank = conformal_rank(len(self), coverage, what, "accept less coverage")
         return float(self.label_scores.sort(descending=True).values[rank - 1])
 
     def best_temperature(self) -> float:
@@ -193,6 +187,11 @@ class HeldOutScores(LearnedCompanion):
             f"the temperature is of {len(self)} held-out images and may make probabilities worse: "
             f"calibrate on {CALIBRATED} images or more"
         )
+
+    def among(self, images: Tensor) -> Self:
+        """Return the scores of images by their indices; a ConfigError for ``sampled`` ones."""
+        self._require_as_they_come()
+        return replace(self, **{name: getattr(self, name)[images] for name in self.shapes})
 
     def _require_as_they_come(self) -> None:
         if self.sampled:
@@ -221,10 +220,10 @@ class HeldOutScores(LearnedCompanion):
 
 
 def to_calibrate(folder: Path | None) -> str:
-    """Return how scores of other images are kept in a classifier's folder, as a command to run."""
-    words = command("calibrate", folder or "CLASSIFIER")
+    """Return how a classifier gets scores of other images; it has no folder if it is not saved."""
+    save, words = "" if folder else "save it, and ", command("calibrate", folder or "CLASSIFIER")
     return (
-        f"run {words} IMAGES with labelled images that it was not trained on, or train with "
+        f"{save}run {words} IMAGES with labelled images that it was not trained on, or train with "
         "validation images (init --val-share)"
     )
 
@@ -237,6 +236,19 @@ def held_out_of(classifier: Classifier) -> HeldOutScores:
             f"this classifier has no scores of held-out images: {to_calibrate(classifier.folder)}"
         )
     return scores
+
+
+def conformal_rank(images: int, share: float, what: str, instead: str) -> int:
+    """Return the rank, from 1, of the score in N that a share of further images does not exceed."""
+    # rounding must not turn 19 into 19.000000000000004
+    rank = math.ceil((images + 1) * share - 1e-9)
+    if rank > images:
+        least = math.ceil(share / (1 - share) - 1e-9)
+        raise ConfigError(
+            f"it takes {least} held-out images or more for {what}, not {images}: {instead}, or "
+            "calibrate on more images"
+        )
+    return rank
 
 
 def require_share(name: str, value: float) -> None:

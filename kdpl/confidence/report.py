@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpl.confidence.held_out import CONFIDENCE, HeldOutScores, held_out_of, to_calibrate
-from kdpl.confidence.labeled import classify_records
+from kdpl.confidence.labeled import encode_records
 from kdpl.confidence.taxonomy.scores import FILE
 from kdpl.confidence.taxonomy.tree import Taxonomy
 from kdpl.data.sampling import spread
@@ -91,7 +91,8 @@ def confidences_at(temperature: float, run: Run, predictions: list[ImagePredicti
     """Return the classifier's largest probabilities [N] for test images, at a temperature."""
     data, classifier = run.tested_data(), run.classifier.to(device())
     chosen = [data.splits.test[p.index] for p in predictions]
-    logits, _ = classify_records(classifier, chosen, data.splits.open_image, data.num_workers)
+    features, _ = encode_records(classifier, chosen, data.splits.open_image)
+    logits = classifier.cpu().logits(features)
     probabilities = MULTI_CLASS.probabilities(logits.double() / temperature)
     confidences: Floats = probabilities.max(dim=1).values.numpy()
     return confidences

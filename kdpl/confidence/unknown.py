@@ -10,9 +10,11 @@ from torch import Tensor
 
 from kdpl.classifier import Classifier, PredictOptions
 from kdpl.clip.modules import Float32Module
+from kdpl.confidence.held_out import MAX_IMAGES, conformal_rank
 from kdpl.confidence.student_outputs import LearnedCompanion, OfClassifier, StudentOutputs
 from kdpl.confidence.words import distant_words
 from kdpl.data.augmentation import GivenImage
+from kdpl.data.sampling import spread
 from kdpl.errors import ArtifactError
 from kdpl.runtime.artifacts import metadata
 from kdpl.runtime.class_names import ClassName
@@ -23,7 +25,7 @@ NAME = "unknown"
 MIN_IMAGES = 20
 """Smallest number of unlabelled images that show which features are usual."""
 USUAL = 0.95
-"""Share of images like ``MIN_HELD_OUT`` or more validation images that score at most 0.5."""
+"""Share of images like ``MIN_HELD_OUT`` or more held-out images that score at most 0.5."""
 MIN_HELD_OUT = math.ceil(USUAL / (1 - USUAL) - 1e-9)
 """Smallest such number: 1 in V + 1 further images exceeds the largest score of V images."""
 REMEDY = f"distil a student again by this kdpl, on at least {MIN_IMAGES} unlabelled images"
@@ -43,11 +45,17 @@ class _Fields(OfClassifier):
     share: Standard
     cutoff: float
     held_out: Annotated[int, Field(gt=0)] | None = None
+    unusual: tuple[float, ...] = ()
 
 
 def usual_rank(images: int) -> int:
     """Return the rank, from 1, of the score in N that at most 5 % of further images exceed."""
     return min(math.ceil((images + 1) * USUAL - 1e-9), images)
+
+
+def usual_score(scores: Tensor) -> float:
+    """Return the score of ``usual_rank`` in scores [N]."""
+    return float(scores.sort().values[usual_rank(len(scores)) - 1])
 
 
 def share_above(images: int) -> float:
@@ -56,14 +64,14 @@ def share_above(images: int) -> float:
 
 
 def limit_warning(held_out: int | None) -> str | None:
-    """Return a warning if the limit of 0.5 is of too few validation images, else None."""
+    """Return a warning if the limit of 0.5 is of too few held-out images, else None."""
     if (held_out or 0) >= MIN_HELD_OUT:
         return None
-    images = f"{held_out or 'no'} validation image{'s' * (held_out != 1)}"
+    images = f"{held_out or 'no'} held-out image{'s' * (held_out != 1)}"
     most = f"on average up to {100 * share_above(held_out):.2g}%" if held_out else "more than 5%"
     return (
         f"the limit of 0.5 is of {images}, so that {most} of new images of the classes may be "
-        f"above it: it takes {MIN_HELD_OUT} validation images or more for 5%"
+        f"above it: calibrate on {MIN_HELD_OUT} images or more for 5%"
     )
 
 
@@ -79,13 +87,15 @@ class Unknown(Float32Module, LearnedCompanion):
         σ(z(log d²) - 0.3 z(log p/(1 - p)) - cutoff),
 
     where z standardises by the unlabelled images. The cutoff lets at most 5 % of images like the V
-    validation images score above 0.5, on average over their draws, or 1 in V + 1 if V is below
+    held-out images score above 0.5, on average over their draws, or 1 in V + 1 if V is below
     ``MIN_HELD_OUT``.
 
     Attributes:
         words: Words of the negative vectors.
-        held_out: Number of validation images of the cutoff; None without any, or in a file
+        held_out: Number of held-out images of the cutoff; None without any, or in a file
             without the number.
+        unusual: ``unusualness`` of the images of ``HeldOutScores``, in their order; empty without
+            any, or in a file of an earlier version.
     """
 
     file: ClassVar[str] = "unknown.safetensors"
@@ -112,12 +122,13 @@ class Unknown(Float32Module, LearnedCompanion):
         share: Standard = (0.0, 1.0),
         cutoff: float = 0.0,
         held_out: int | None = None,
+        unusual: Sequence[float] = (),
     ) -> None:
         super().__init__()
         for name in self.shapes:
             self.register_buffer(name, tensors[name].float().contiguous(), persistent=False)
         self.words, self.distance, self.share, self.cutoff = words, distance, share, cutoff
-        self.held_out = held_out
+        self.held_out, self.unusual = held_out, unusual
 
     @classmethod
     def made_from(cls, outputs: StudentOutputs) -> Self | None:
@@ -125,9 +136,11 @@ class Unknown(Float32Module, LearnedCompanion):
         if len(outputs.kept) < MIN_IMAGES or outputs.vectors.task != MULTI_CLASS.name:
             return None
         features = torch.stack([predicted.embedding for predicted in outputs.kept])
-        validation = None if outputs.validation is None else outputs.validation.features
-        words = distant_words(outputs.folder, outputs.vectors)
-        return cls.fit(features, outputs.vectors.vectors, outputs.logit_scale, validation, *words)
+        vectors, scale, images = outputs.vectors.vectors, outputs.logit_scale, outputs.validation
+        made = cls.fit(features, vectors, scale, *distant_words(outputs.folder, outputs.vectors))
+        if images is None:
+            return made
+        return made.calibrated(images.features, vectors, scale, images.labels)
 
     @classmethod
     def fit(
@@ -135,19 +148,17 @@ class Unknown(Float32Module, LearnedCompanion):
         features: Tensor,
         class_vectors: Tensor,
         logit_scale: float,
-        validation: Tensor | None = None,
         negatives: Tensor | None = None,
         words: Sequence[str] = (),
     ) -> Self:
         """Learn what is usual from unlabelled images.
 
+        The encoder has learned them, so that more than 5 % of new images are above their cutoff.
+
         Args:
             features: Normalised features [N, D] of at least ``MIN_IMAGES`` unlabelled images.
             class_vectors: Normalised class vectors [C, D].
             logit_scale: The classifier's factor on cosines.
-            validation: Features of images that were not trained on, [V, D], for the cutoff; None:
-                the unlabelled images. The encoder has learned these, so more than 5 % of new images
-                will be above the cutoff.
             negatives: Text features of things that are not a class, normalised [M, D].
             words: Words of the negative vectors.
         """
@@ -178,12 +189,31 @@ class Unknown(Float32Module, LearnedCompanion):
         if words:
             unknown.share = _standard(share)
 
-        # a conformal quantile: on average at most share_above(V) of exchangeable images exceed it
-        limiting = usual if validation is None else validation
-        scores = unknown.unusualness(limiting, class_vectors, logit_scale)
-        unknown.cutoff = float(scores.sort().values[usual_rank(len(scores)) - 1])
-        unknown.held_out = None if validation is None else len(validation)
+        unknown.cutoff = usual_score(unknown.unusualness(usual, class_vectors, logit_scale))
         return unknown
+
+    def calibrated(
+        self, features: Tensor, class_vectors: Tensor, logit_scale: float, labels: Tensor
+    ) -> Self:
+        """Take the cutoff of held-out images."""
+        kept = features[spread(range(len(features)), MAX_IMAGES)]
+        unusual = self.unusualness(kept, class_vectors, logit_scale)
+        # a conformal quantile: on average at most share_above(V) of exchangeable images exceed it
+        self.cutoff, self.held_out = usual_score(unusual), len(kept)
+        self.unusual = unusual.tolist()
+        return self
+
+    def limit(self, share: float) -> tuple[float, Tensor]:
+        """Return the score that at most a share of images like the held-out ones exceed.
+
+        Also returns the indices of the held-out images below it, which are exchangeable with new
+        images below it. A ConfigError if there are too few.
+        """
+        what = f"rejecting {100 * share:.3g}% of such images"
+        rank = conformal_rank(len(self.unusual), 1 - share, what, "reject more")
+        ranked = torch.tensor(self.unusual).sort()
+        limit = torch.sigmoid(ranked.values[rank - 1] - self.cutoff)
+        return float(limit), ranked.indices[: rank - 1]
 
     def parts(
         self, features: Tensor, class_vectors: Tensor, logit_scale: float

@@ -33,7 +33,7 @@ def thresholds(
 
     from kdpl.classifier.bulk import load_classifier
     from kdpl.classifier.folder import keep_task
-    from kdpl.confidence.labeled import classify_records, labeled_records
+    from kdpl.confidence.labeled import encode_records, labeled_records
     from kdpl.multilabel.metrics import choose_thresholds, class_scores
     from kdpl.multilabel.task import MultiLabel
 
@@ -46,7 +46,8 @@ def thresholds(
             f"run {command('calibrate', Path(classifier), Path(images), *words)}"
         )
     records = labeled_records(images, class_names, names, label_separator)
-    logits, targets = classify_records(loaded, records)
+    features, targets = encode_records(loaded, records)
+    logits = loaded.cpu().logits(features)
 
     # a class that no image has keeps its threshold
     having = {label for record in records for label in record.labels}

@@ -46,12 +46,12 @@ def test_fits_keep_everyday_words_and_what_is_usual_of_their_images(student_run,
     assert negatives.teacher == ClassVectors.of_teacher(str(teacher_run)).teacher
     far = farthest(negatives.vectors, read.vectors.vectors)
     words = [negatives.class_names[i] for i in far]
-    expected = Unknown.fit(
-        pool, read.vectors.vectors, read.logit_scale, val, negatives.vectors[far], words
-    )
+    rest = read.vectors.vectors, read.logit_scale
+    expected = Unknown.fit(pool, *rest, negatives.vectors[far], words)
+    expected.calibrated(val, *rest, torch.empty(0))
     kept = read.companions["unknown"]
     assert kept.words == tuple(words)
-    for name in ("distance", "share", "cutoff"):
+    for name in ("distance", "share", "cutoff", "unusual"):
         assert getattr(kept, name) == pytest.approx(getattr(expected, name), rel=1e-3)
 
 
@@ -82,9 +82,9 @@ def test_predict_adds_scores_in_the_order_of_images_if_asked_to(folder, pictures
 @pytest.mark.parametrize(
     ("held_out", "words"),
     [
-        (None, "no validation images, so that more than 5%"),
-        (1, "1 validation image, so that on average up to 50%"),
-        (18, "18 validation images, so that on average up to 5.3%"),
+        (None, "no held-out images, so that more than 5%"),
+        (1, "1 held-out image, so that on average up to 50%"),
+        (18, "18 held-out images, so that on average up to 5.3%"),
         (19, None),
     ],
 )

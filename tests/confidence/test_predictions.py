@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
+from kdpl.confidence import decision_rule
 from kdpl.confidence.held_out import HeldOutScores
 from kdpl.confidence.labeled import labeled_records
 from kdpl.confidence.report import rejection
@@ -106,6 +107,14 @@ def test_without_them_an_option_that_needs_them_says_how_to_get_them(sure, many)
                 predict(given, many, **option)
 
 
+def test_with_added_classes_the_remedy_keeps_the_scores_of_the_folder(sure, tmp_path):
+    sure.save(tmp_path / "c")
+    vectors = world.frozen_vectors(seed=3, class_names=("eel", "ray", "cod", "carp", "pike"))
+    extended = Classifier.load(tmp_path / "c").add_classes(vectors)
+    with world.refused(ArtifactError, "save it, and run python -m kdpl calibrate CLASSIFIER"):
+        decision_rule(extended, max_error=0.05)
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Digits of the test set in a folder for each class."""
@@ -164,8 +173,8 @@ def test_a_fit_bounds_errors_by_one_image_of_each_group_but_not_by_samples(tmp_p
 
 def test_calibrate_replaces_them_by_those_of_a_folder_or_table(folder, photos, tmp_path, capsys):
     def other_files():
-        files = runs.files_of(folder)
-        return {name: files[name] for name in files if name != "held_out.safetensors"}
+        files, replaced = runs.files_of(folder), ("held_out.safetensors", "unknown.safetensors")
+        return {name: files[name] for name in files if name not in replaced}
 
     before, paths = other_files(), sorted(photos.rglob("*.png"))
     expected = plain_scores(folder, paths, [path.parent.name for path in paths]).sort(dim=0).values

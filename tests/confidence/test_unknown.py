@@ -38,6 +38,10 @@ def around(vectors, count, noise, seed):
 POOL, HELD_OUT = around(CLASSES[:2], 60, 0.2, seed=2), around(CLASSES[:2], 39, 0.2, seed=3)
 
 
+def calibrated(unknown, features=HELD_OUT):
+    return unknown.calibrated(features, CLASSES, SCALE, torch.empty(0))
+
+
 @dataclass
 class Plain:
     """The score image by image, without any matrix product."""
@@ -79,7 +83,7 @@ def test_the_score_is_that_of_a_plain_implementation(negatives, monkeypatch):
     if negatives is None:
         monkeypatch.setattr(Plain, "share", lambda *_: 0.0)
     words = () if negatives is None else WORDS
-    made = Unknown.fit(POOL, CLASSES, SCALE, HELD_OUT, negatives, words)
+    made = calibrated(Unknown.fit(POOL, CLASSES, SCALE, negatives, words))
     plain = Plain(
         [*POOL.double().numpy()], [] if negatives is None else [*negatives.double().numpy()]
     )
@@ -91,7 +95,7 @@ def test_the_score_is_that_of_a_plain_implementation(negatives, monkeypatch):
     assert scores.tolist() == pytest.approx(expected, abs=2e-4)
     assert (scores[20:] > 0.5 + 1e-6).sum() == 1
     assert scores[:20].mean() > 0.7 > 0.3 > scores[20:].mean()
-    # without validation images the unlabelled ones make the cutoff
+    # without held-out images the unlabelled ones make the cutoff
     made = Unknown.fit(POOL, CLASSES, SCALE)
     assert (score(made, POOL) > 0.5 + 1e-6).sum() == 60 - 58
 
@@ -107,7 +111,7 @@ def test_the_share_above_the_limit_is_that_of_draws_and_at_most_5_percent_from_1
 def test_an_image_that_is_alone_in_its_class_does_not_count_as_usual():
     usual = POOL[(POOL @ CLASSES.T).argmax(dim=1) < 2]
     made = [
-        Unknown.fit(pool, CLASSES, SCALE, HELD_OUT)
+        calibrated(Unknown.fit(pool, CLASSES, SCALE))
         for pool in (usual, torch.cat([usual, CLASSES[2:]]))
     ]
     assert made[1].means.shape[0] == made[0].means.shape[0] + 1
@@ -157,7 +161,7 @@ def test_words_are_read_by_line_or_refused_and_those_that_ship_are_distinct_and_
 
 
 def test_a_file_gives_the_same_scores_to_its_classifier_alone(tmp_path):
-    made = Unknown.fit(POOL, CLASSES, SCALE, HELD_OUT, NEGATIVES, WORDS)
+    made = calibrated(Unknown.fit(POOL, CLASSES, SCALE, NEGATIVES, WORDS))
     made.save(tmp_path, "ab12")
     read = Unknown.read(tmp_path, "ab12", 6)
     assert read.words == WORDS

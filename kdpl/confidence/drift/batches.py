@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,9 +19,9 @@ from kdpl.confidence.drift.two_samples import (
     distances_to,
     least_sure,
 )
-from kdpl.confidence.unknown import NAME, REMEDY, Unknown, usual_rank
+from kdpl.confidence.held_out import to_calibrate
+from kdpl.confidence.unknown import NAME, REMEDY, Unknown, usual_score
 from kdpl.errors import DataError
-from kdpl.tasks import DecisionRule
 
 MIN_IMAGES = 20
 """Smallest number of images on either side; below, intervals are 40 points wide or more."""
@@ -76,16 +75,11 @@ def unknown_scores(classifier: Classifier, sample: ImageSample) -> Tensor:
     return classifier.scores(features)[NAME].cpu()
 
 
-def rejected_of(sample: ImageSample, rule: DecisionRule) -> npt.NDArray[np.bool_]:
-    """Return which images are rejected, bool [N]."""
-    return sample.scores.double().numpy() < (rule.threshold or 0.0)
-
-
 def compare_samples(
     classifier: Classifier,
     pool: ImageSample,
     new: ImageSample,
-    rule: DecisionRule | None,
+    threshold: float | None,
     trained_on: bool,
 ) -> tuple[Comparison, float | None, str | None]:
     """Compare by ``compare``, and by the score of being none of the classes.
@@ -93,23 +87,19 @@ def compare_samples(
     The arguments are the same as for ``compare_batches``. Returns the comparison, and the limit of
     the score or the reason why there is none.
     """
-    rejected = None
-    if rule is not None:
-        rejected = np.concatenate([rejected_of(side, rule) for side in (pool, new)])
-    comparison = compare(pool, new, len(classifier.class_names), rejected)
+    comparison = compare(pool, new, len(classifier.class_names), threshold)
     unknown = classifier.companions.get(NAME)
     if not isinstance(unknown, Unknown):
         return comparison, None, f"this classifier has no scores of that: {REMEDY}"
     limit, images = 0.5, unknown.held_out
     if not trained_on:
         # otherwise the pool gives no limit: an encoder that has learned its images finds them usual
-        scores = unknown_scores(classifier, pool).sort().values
-        limit, images = float(scores[usual_rank(len(scores)) - 1]), len(scores)
+        limit, images = usual_score(unknown_scores(classifier, pool)), len(pool)
     if images is None:
-        # a file of an earlier version lacks the number of validation images, too
+        # a file of an earlier version lacks the number of held-out images, too
         missing = (
-            "this classifier does not know its limit of 0.5 from validation images: distil it with "
-            "some (init --val-share), or give images like those of the pool by --against"
+            "this classifier does not know its limit of 0.5 from held-out images: give images like "
+            f"those of the pool by --against, or {to_calibrate(classifier.folder)}"
         )
         return comparison, None, missing
     above = int((unknown_scores(classifier, new) > limit).sum())
@@ -120,7 +110,7 @@ def compare_batches(
     classifier: Classifier,
     pool: ImageSample,
     new: Batch,
-    rule: DecisionRule | None,
+    threshold: float | None,
     false_alarms: float,
     trained_on: bool,
 ) -> tuple[dict[str, Any], str | None]:
@@ -130,8 +120,8 @@ def compare_batches(
         classifier: The classifier of both.
         pool: At least ``MIN_IMAGES`` images of the pool.
         new: The new images.
-        rule: Rule that rejects images; None: reject largest probabilities below most of the
-            pool's.
+        threshold: Smallest probability that is not rejected; None: below that of most of the
+            pool.
         false_alarms: Share of batches like the pool that may be said to differ, see ``compare``.
         trained_on: Whether the classifier was trained on the images of the pool.
 
@@ -142,15 +132,16 @@ def compare_batches(
     # test for differences
     sample, names = new.sample, classifier.class_names
     comparison, limit, missing = compare_samples(
-        classifier, pool, sample.draw(MAX_IMAGES), rule, trained_on
+        classifier, pool, sample.draw(MAX_IMAGES), threshold, trained_on
     )
     questions = comparison.questions
     alarms = [question for question, p_value in questions.items() if p_value <= false_alarms]
 
     # shares of rejected and unusual images
-    rule = DecisionRule(threshold=least_sure(pool.scores.numpy())) if rule is None else rule
+    threshold = least_sure(pool.scores.numpy()) if threshold is None else threshold
     rejected, rejected_of_pool = (
-        round(float(rejected_of(side, rule).mean()), 4) for side in (sample, pool)
+        round((side.scores.double() < threshold).double().mean().item(), 4)
+        for side in (sample, pool)
     )
     unknown = None
     if limit is not None:

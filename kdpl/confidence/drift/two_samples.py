@@ -49,19 +49,16 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    pool: ImageSample,
-    new: ImageSample,
-    num_classes: int,
-    rejected: npt.NDArray[np.bool_] | None = None,
+    pool: ImageSample, new: ImageSample, num_classes: int, threshold: float | None = None
 ) -> Comparison:
     """Compare N pool images and n new ones by random permutations of pool and new.
 
-    Three statistics are larger for images less like the pool: the number of new images that are
-    ``rejected``, bool [N + n], by default the images with a score below ``least_sure`` of each
-    permutation's pool; the sum over classes of squared differences of predicted frequencies, on the
-    scale of Anscombe's arcsine (Biometrika 35, 1948), where frequencies of rare and common classes
-    have the same variance; and the mean distance of new images to the nearest pool image, minus the
-    mean distance of pool images to the nearest other pool image.
+    Three statistics are larger for images less like the pool: the number of new images with a score
+    below ``threshold``, by default ``least_sure`` of each permutation's pool; the sum over classes
+    of squared differences of predicted frequencies, on the scale of Anscombe's arcsine (Biometrika
+    35, 1948), where frequencies of rare and common classes have the same variance; and the mean
+    distance of new images to the nearest pool image, minus the mean distance of pool images to the
+    nearest other pool image.
 
     If new images are exchangeable with the pool's, all permutations are equally probable, and each
     p-value is valid for any number of images and classes (Phipson & Smyth, arXiv 1603.05766). The
@@ -88,8 +85,8 @@ def compare(
         angles = np.arcsin(np.sqrt((counts + 0.375) / (counts.sum(axis=1, keepdims=True) + 0.75)))
         difference, nearest = np.abs(angles[0] - angles[1]), _nearest(distances, order, ~is_new)
         distance = nearest[is_new].mean() - nearest[~is_new].mean()
-        below = scores < least_sure(scores[~is_new]) if rejected is None else rejected
-        statistics.append([below[is_new].sum(), np.square(difference).sum(), distance])
+        least = least_sure(scores[~is_new]) if threshold is None else threshold
+        statistics.append([(scores[is_new] < least).sum(), np.square(difference).sum(), distance])
         differences.append(difference)
 
     # p-values, adjusted for the number of questions and of classes

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kdpl.classifier import Classifier
+from kdpl.clip.modules import cosine_logits
 from kdpl.confidence.held_out import CONFIDENCE, HeldOutScores, require_share, to_calibrate
 from kdpl.confidence.student_outputs import LearnedCompanion, OfClassifier, StudentOutputs
 from kdpl.confidence.taxonomy.tree import Taxonomy
@@ -78,9 +79,11 @@ class LevelScores(LearnedCompanion):
             return cls.of(taxonomy, images.logits, images.labels)
         return cls.of(taxonomy, torch.empty(0, len(names)), torch.empty(0, dtype=torch.long))
 
-    def calibrated(self, logits: Tensor, labels: Tensor) -> Self:
+    def calibrated(
+        self, features: Tensor, class_vectors: Tensor, logit_scale: float, labels: Tensor
+    ) -> Self:
         """Take the scores of other held-out images."""
-        return self.of(self.taxonomy, logits, labels)
+        return self.of(self.taxonomy, cosine_logits(features, class_vectors, logit_scale), labels)
 
     def thresholds(self, max_error: float, folder: Path | None = None) -> Thresholds:
         """Find a threshold for each level that keeps an error among the images answered there.

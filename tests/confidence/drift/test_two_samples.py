@@ -67,12 +67,6 @@ def plain_comparison(pool, new, threshold, permutations):
     return adjusted, [sum(max(r[1]) >= d - close for r in rows) / len(rows) for d in rows[0][1]]
 
 
-def below(threshold, *samples):
-    if threshold is None:
-        return None
-    return np.concatenate([sample.scores.numpy() < threshold for sample in samples])
-
-
 @pytest.mark.parametrize(
     ("changes", "near", "threshold"),
     [
@@ -87,7 +81,7 @@ def test_p_values_are_those_of_a_plain_implementation(changes, near, threshold, 
     monkeypatch.setattr(two_samples, "PERMUTATIONS", 80)
     monkeypatch.setattr(two_samples, "_NEAR", near)
     pool, new = draw(17, seed=1), draw(12, seed=2, **changes)
-    comparison = compare(pool, new, CLASSES, below(threshold, pool, new))
+    comparison = compare(pool, new, CLASSES, threshold)
     questions, classes = plain_comparison(pool, new, threshold, 80)
     assert [*comparison.questions] == ["rejected", "classes", "distance"]
     assert [*comparison.questions.values()] == pytest.approx(questions)
@@ -123,7 +117,7 @@ def test_of_images_like_the_pool_as_many_differ_as_is_asked(sizes, monkeypatch):
 )
 def test_each_question_sees_its_own_difference(changes, question):
     pool, new = draw(200, seed=1), draw(60, seed=2, **changes)
-    comparison = compare(pool, new, CLASSES, below(0.05, pool, new))
+    comparison = compare(pool, new, CLASSES, 0.05)
     assert comparison.questions[question] < 0.005
     assert all(p_value > 0.05 for name, p_value in comparison.questions.items() if name != question)
     assert (comparison.classes[0] < 0.01) == (question == "classes")

@@ -156,7 +156,10 @@ def test_it_is_made_of_a_run_with_a_tree_and_read_again(tmp_path):
     assert torch.equal(again.taxonomy.of_class, made.taxonomy.of_class)
     assert torch.equal(again.scores, made.scores)
     assert torch.equal(again.correct, made.correct)
-    assert torch.equal(again.calibrated(logits[:9], labels[:9]).scores, made.scores[:9])
+    # features that are the logits, by class vectors that are the unit vectors
+    vectors = torch.eye(len(names), dtype=logits.dtype)
+    calibrated = again.calibrated(logits[:9], vectors, 1.0, labels[:9])
+    assert torch.equal(calibrated.scores, made.scores[:9])
     with world.refused(ArtifactError, "is of another classifier"):
         LevelScores.read(tmp_path, "def")
     # a sample of so many of each class shows no error among images as they come
@@ -166,7 +169,7 @@ def test_it_is_made_of_a_run_with_a_tree_and_read_again(tmp_path):
         classifier = SimpleNamespace(companions=companions, class_names=names, folder=tmp_path)
         with world.refused(ArtifactError, f"run python -m kdpl calibrate {tmp_path} IMAGES"):
             level_rule(classifier, 0.05)
-        with world.refused(ArtifactError, "no held-out images .*: run python -m kdpl calibrate"):
+        with world.refused(ArtifactError, "no held-out images .*: save it, and run python"):
             companions["taxonomy"].thresholds(0.05)
 
 
