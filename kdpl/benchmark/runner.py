@@ -27,7 +27,6 @@ Returns the exit code, or minus the number of the signal that ended it.
 
 _WAIT_SECONDS = 0.5
 _INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
-_NO_BAR = "--trainer.enable_progress_bar=false"
 
 
 def in_subprocess(args: Sequence[str], log: Path) -> int:
@@ -125,9 +124,8 @@ def _run(step: CampaignStep, command: Command) -> str | None:
     step.folder.mkdir(parents=True, exist_ok=True)
     if step.kind == "fit":
         step.save_command()
-    args = [*step.command(), *([_NO_BAR] if step.kind in ("fit", "test") else [])]
     logged = step.log.stat().st_size if step.log.is_file() else 0
-    code = command(args, step.log)
+    code = command(step.command(), step.log)
     if code in _INTERRUPTED:
         raise KeyboardInterrupt
     if code == slurm.REQUEUED:

@@ -1,4 +1,4 @@
-"""A progress bar on one line: epoch, loss, accuracy, speed, and the time left for the fit."""
+"""Progress on one line: epoch, loss, accuracy, speed, and the time left for the fit."""
 
 from datetime import timedelta
 from math import isfinite
@@ -34,9 +34,12 @@ class _TimeLeft(ProgressColumn):
         if task.id == self._bar.train_progress_bar_id:
             epochs = (trainer.max_epochs or 0) - trainer.current_epoch - 1
             batches += (task.total or 0) * max(epochs, 0)
-        if batches and (not task.speed or not isfinite(batches)):
-            return Text("-:--:--")
-        return Text(str(timedelta(seconds=round(batches / (task.speed or 1)))))
+        # the speed is not known where steps take longer than half a minute
+        speed = task.speed or (task.completed / task.elapsed if task.elapsed else 0)
+        label = "" if get_console().is_terminal else " left"
+        if batches and (not speed or not isfinite(batches)):
+            return Text(f"-:--:--{label}")
+        return Text(f"{timedelta(seconds=round(batches / (speed or 1)))}{label}")
 
 
 class ProgressBar(RichProgressBar):

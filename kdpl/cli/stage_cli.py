@@ -40,7 +40,7 @@ from kdpl.runtime.configs import as_list
 from kdpl.runtime.faults import in_one_sentence
 from kdpl.runtime.lock import locked
 from kdpl.runtime.loggers import finish_logging, place_loggers
-from kdpl.runtime.messages import inform, process_rank
+from kdpl.runtime.messages import inform, process_rank, start_lines
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CONFIG_FILE, LAST, METRICS_FILE, handed_over
 
 Command = Literal["fit", "validate", "test"]
@@ -261,6 +261,8 @@ class KdplCLI(LightningCLI):
                 settings.class_vectors = str(vectors) if vectors.is_file() else None
             place_loggers(config.trainer.logger, folder)
             self.build(config)
+            bar = self.trainer.progress_bar_callback
+            at_end.callback(start_lines(lambda: getattr(bar, "progress", None)).set)
             self._start()
 
     def without_steps(self, callback: Callback, trainer: Mapping[str, Any], **values: Any) -> Self:

@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kdpl.runtime.messages import process_rank, start_lines
 
 _CHUNK = 64  # items that a worker takes at a time
 
@@ -20,20 +23,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def progress_bar(shown: bool = True) -> Progress:
-    """A bar with a title, counts and the remaining time, on a terminal's standard error."""
-    console = Console(stderr=True)
+@contextmanager
+def progress_bar(shown: bool = True) -> Iterator[Progress]:
+    """Show title, counts and time left on a terminal's standard error, elsewhere print them."""
+    console, lines = Console(stderr=True), Console(stderr=True, quiet=not shown)
+    # a file has no bar, and the time left is known even if a step takes minutes
+    bar, left, period = ([BarColumn()], "", 30) if console.is_terminal else ([], "left", 600)
+    columns = (TextColumn("{task.description}"), *bar, MofNCompleteColumn(), TimeRemainingColumn())
     # before 14.3, rich ends even a bar that is not shown with an empty line
-    console.quiet = not (shown and console.is_terminal)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=console.quiet,
-    )
+    hidden = console.quiet = not (shown and bar and process_rank() == 0)
+    bar_of = partial(Progress, *columns, left, console=console, transient=True, disable=hidden)
+    with bar_of(speed_estimate_period=period) as progress, ExitStack() as at_end:
+        at_end.callback(start_lines(lambda: progress, lines).set)
+        yield progress
 
 
 def in_parallel(

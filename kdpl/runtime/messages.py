@@ -3,10 +3,14 @@
 import logging
 import sys
 import warnings
+from collections.abc import Callable
+from threading import Event, Thread
 
 from lightning.pytorch.utilities import rank_zero_only
 from rich import get_console
+from rich.console import Console
 from rich.file_proxy import FileProxy
+from rich.progress import Progress
 
 _LIBRARIES = ("lightning", "torch", "torchmetrics", "jsonargparse")
 
@@ -30,6 +34,20 @@ def inform(message: str) -> None:
 def warn(message: str) -> None:
     """Print a warning to standard error, from the first process."""
     inform(f"warning: {message}")
+
+
+def start_lines(bar: Callable[[], Progress | None], console: Console | None = None) -> Event:
+    """Print what a bar says every half a minute until the event is set, unless it is redrawn."""
+    console, ended = console or get_console(), Event()
+
+    def write() -> None:
+        while not ended.wait(30):
+            if (progress := bar()) is not None:
+                console.print(progress.get_renderable())
+
+    if process_rank() == 0 and not (console.is_terminal or console.is_jupyter):
+        Thread(target=write, daemon=True).start()
+    return ended
 
 
 def quiet_libraries() -> None:

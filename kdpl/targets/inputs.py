@@ -301,7 +301,7 @@ class TargetInputs:
             title: Label of the progress bar.
         """
         share = np.arange(self._trainer.global_rank, count, self._trainer.world_size)
-        with progress_bar(shown=self._trainer.is_global_zero) as progress:
+        with progress_bar() as progress:
             batches = progress.track(load(share), description=title)
             parts = [rows.float() for rows, _ in infer(network, batches, self.device)]
 

@@ -80,7 +80,7 @@ def fill_shards(shards: Mapping[Path, range], views: int, work: Work) -> int:
 
     # a shard is written once its last batch is encoded
     total = sum(map(len, missing.values())) * views
-    with progress_bar(shown=work.rank == 0) as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("features of images", total=total)
         for path, indices in missing.items():
             parts = []
