@@ -77,9 +77,9 @@ def change_vectors(stage, **changes):
 
 
 def make(folder, out=None):
-    """Make a report, timing one batch of each encoder; returns its HTML."""
+    """Make a report, timing each encoder briefly; returns its HTML."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdpl.report.cost._MIN_ROUNDS", 1)
+        patch.setattr("kdpl.report.cost._TURNS", 2)
         assert main(["report", str(folder), *([f"--out={out}"] if out else [])]) == 0
     return (out or folder / "report.html").read_text(encoding="utf-8")
 

@@ -1,13 +1,16 @@
 """Parameters and images per second of image encoders."""
 
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import set_torch_threads
 
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.prompts.tuned import TunedPrompts
@@ -16,9 +19,9 @@ from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMP
 
 Encode = Callable[[Tensor], Tensor]
 
-# few enough for a large teacher on two cores, enough to keep a GPU busy
-_BATCH_SIZES = {"cpu": 8, "cuda": 64}
-_SECONDS, _MIN_ROUNDS = 2.0, 3
+# few enough for a large teacher on one core, enough to keep a GPU busy
+_BATCH_SIZES = {"cpu": 4, "cuda": 64}
+_SECONDS, _TURNS = 0.2, 4  # at least
 
 
 class Encoder(NamedTuple):
@@ -40,8 +43,7 @@ def costs(run: Run) -> dict[str, Any]:
     loads = {"teacher": _teacher_encoder, "student": _student_encoder}
     loaded = {name: attempt(partial(load, run)) for name, load in loads.items()}
     encoders = {name: encoder for name, (encoder, _) in loaded.items() if encoder is not None}
-    threads = torch.get_num_threads()
-    cpu = f"{platform.machine()} CPU, {threads} thread{'s' * (threads > 1)}"
+    cpu = f"one thread of {processor()}, in processor time"
     return {
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else cpu,
         "costs": measure(encoders, where),
@@ -87,41 +89,49 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def processor() -> str:
+    """Return the name of the CPU."""
+    file = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", file.read_text("utf-8") if file.exists() else "")
+    return next(iter(names), platform.processor() or platform.machine())
+
+
 def measure(encoders: Mapping[str, Encoder], where: torch.device) -> dict[str, dict[str, float]]:
     """Count the parameters of encoders, and time them in float32 on images in memory.
 
-    Encoders take turns, so that other programs slow all of them alike; the fastest batch counts.
+    Encoders take turns of equal length, so that other programs slow all of them alike, and the
+    fastest turn counts; ``spread`` is the share by which the second fastest was slower. On a CPU,
+    they have one thread, as in ``predict``, and time is that of the processor.
     """
-    # random images on the device, so that loading costs no time
+    # images on the device, so that loading costs no time
     batch_size = _BATCH_SIZES[where.type]
     images = {
-        name: torch.randint(
-            0, 256, (batch_size, 3, e.image_size, e.image_size), dtype=torch.uint8, device=where
-        )
+        name: torch.zeros(batch_size, 3, e.image_size, e.image_size, dtype=torch.uint8).to(where)
         for name, e in encoders.items()
     }
-    # time them in turns
-    fastest = dict.fromkeys(encoders, float("inf"))
-    rounds, start = 0, time.perf_counter()
-    while encoders and (rounds < _MIN_ROUNDS or time.perf_counter() - start < _SECONDS):
-        for name, encoder in encoders.items():
-            fastest[name] = min(fastest[name], _seconds(encoder.encode, images[name]))
-        rounds += 1
+    clock = time.perf_counter if where.type == "cuda" else time.thread_time
+
+    @torch.inference_mode()
+    def turn(name: str, length: float = 0.0) -> float:
+        start, batches = clock(), 0
+        while not batches or clock() - start < length:
+            # a copy waits for the device
+            encoders[name].encode(images[name]).cpu()
+            batches += 1
+        return (clock() - start) / batches
+
+    with set_torch_threads(1):
+        # about as long as the slowest batch, whose first is slower
+        length = 0.8 * max([_SECONDS, *map(turn, encoders)])
+        turns = [{name: turn(name, length) for name in encoders} for _ in range(_TURNS)]
+    seconds = {name: sorted(values[name] for values in turns) for name in encoders}
     return {
         name: {
             "parameters": encoder.parameters,
-            "images_per_s": batch_size / fastest[name],
+            "images_per_s": batch_size / seconds[name][0],
+            "spread": seconds[name][1] / seconds[name][0] - 1,
             "batch_size": batch_size,
             "image_size": encoder.image_size,
         }
         for name, encoder in encoders.items()
     }
-
-
-@torch.inference_mode()
-def _seconds(encode: Encode, images: Tensor) -> float:
-    start = time.perf_counter()
-    encode(images)
-    if images.device.type == "cuda":
-        torch.cuda.synchronize(images.device)
-    return time.perf_counter() - start
