@@ -1,5 +1,6 @@
 """Trainer, models and target that ``run PATH`` chooses where they are not given, and why."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,11 +47,12 @@ class Options:
         """Return the command with these options, to be pasted in any folder."""
         return command("run", *self.words(), *self.settings, "--out", out)
 
-    def names_paths(self) -> bool:
-        """Return whether configs or settings of the user's may hold paths relative to here."""
+    def way_here(self) -> str:
+        """Return what precedes a command if configs or settings may hold paths relative to here."""
         settings = [setting.partition("=")[2] or setting for setting in self.settings]
         files = (*self.config, *self.teacher, *self.student, *settings)
-        return any(Path(value).exists() for value in files) or any("/" in s for s in settings)
+        paths = any(Path(value).exists() for value in files) or any("/" in s for s in settings)
+        return f"cd {shlex.quote(str(Path.cwd()))} && " if paths else ""
 
     def names_set(self) -> list[str]:
         """Return the names of the settings that are given, but for the teacher's configs.

@@ -292,7 +292,8 @@ def _print_survey(
         print(f"  of none of the classes: {none} of these")
 
     # labels of each class, the fewest first
-    fewest = sorted(_training_counts(images).items(), key=lambda item: item[1])
+    order, counts = [*names], _training_counts(images).items()
+    fewest = sorted(counts, key=lambda item: (item[1], order.index(item[0])))
     trained = _list_of([f"{names[label].name} ({count})" for label, count in fewest])
     print(
         "  labelled to train on: "

@@ -1,6 +1,5 @@
 """What ``run`` does before its first step: parse both stages; with PATH, survey and choose."""
 
-import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,8 +52,7 @@ def complete(path: str, out: Path, given: Options, classes: ClassOptions) -> Opt
     options, reasons = choice.completed(given, str(folder / CONFIG))
     if first:
         print_choice(path, reasons)
-        here = f"cd {shlex.quote(str(Path.cwd()))} && " if given.names_paths() else ""
-        print(f"the same command in full:\n  {here}{options.in_full(out)}")
+        print(f"the same command in full:\n  {given.way_here()}{options.in_full(out)}")
     return options
 
 

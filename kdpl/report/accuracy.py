@@ -44,10 +44,11 @@ def accuracies(run: Run) -> dict[str, Any]:
         titles["teacher"] = titles.pop("teacher_clip")
     main = "teacher" if run.student is None else "student"
     gaps, tested = [], dict[str, Scores]()
+    labelled = run.main.settings("data").get("shots") != 0
     # score each model, or note why it has no scores
     for key, title in titles.items():
         role, _, kind = key.partition("_")
-        if kind == "probe" and (role not in run.stages or main not in tested):
+        if kind == "probe" and not (labelled and role in run.stages and main in tested):
             continue
         scores, gap = attempt(partial(_scores, run, key))
         if scores is None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from kdpl.cli.arguments import output_file
 from kdpl.data.options import ClassOptions
@@ -83,6 +83,7 @@ def estimate(
     class_names: str | None = None,
     out: str | None = None,
     seed: int = 1,
+    shots: NonNegativeInt | None = None,
 ) -> int:
     """Estimate what run PATH will be worth, from frozen features, before anything is trained.
 
@@ -96,6 +97,7 @@ def estimate(
         class_names: file with the names of all classes, as for run
         out: folder to write into, by default runs/NAME_estimate with the name of PATH
         seed: seed of views and samples
+        shots: labelled images a class, as for run
     """
     from kdpl.cli.run import require_folder_of
     from kdpl.runtime.advice import absolute, command
@@ -106,7 +108,8 @@ def estimate(
 
     from kdpl.cli.choice import Options
 
-    given = Options(teacher=teacher, student=student, seed=seed)
+    settings = [] if shots is None else [f"--data.init_args.shots={shots}"]
+    given = Options(teacher=teacher, student=student, settings=settings, seed=seed)
     given.files()  # refuses mistyped names before imports that take seconds
 
     from kdpl.cli.prepare import prepare
@@ -120,13 +123,14 @@ def estimate(
     # marks the folder
     write_text(folder / ESTIMATE_FILE, "This estimate was not finished: start it again.")
     frozen, names = gather(choice, folder, given)
-    inform("predicting each labelled image without its label")
+    inform("predicting images, each without its label")
     values = describe(frozen, measure(frozen), names)
-    words = given.words()
+    words = given.words() + settings
     words += ["--class-names", Path(class_names)] if class_names else []
     if (taken := Path("runs") / name).exists():
         words += ["--out", taken.with_name(f"{name}_run")]
-    values |= {"name": name, "command": command("run", Path(path), *words)}
+    run = given.way_here() + command("run", Path(path), *words)
+    values |= {"name": name, "command": run, "searches": choice.search and not student}
     write_text(folder / ESTIMATE_FILE, fill("estimate.html.jinja", **values))
     print(fill("estimate.txt.jinja", **values) + f"page: {folder / ESTIMATE_FILE}")
     return 0

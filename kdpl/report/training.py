@@ -11,7 +11,7 @@ from kdpl.report.charts import Point, line_chart
 from kdpl.report.run_folder import Run, Stage, attempt
 from kdpl.tasks import MULTI_CLASS
 
-_NOT_MEASURED = "Not everything was measured: a loss needs epochs, an accuracy a validation split."
+_NOT_MEASURED = "Without training there is no loss, and without validation images no accuracy."
 
 
 def training(run: Run) -> dict[str, Any]:

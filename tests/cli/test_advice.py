@@ -148,7 +148,7 @@ def test_an_advised_command_is_parsed_in_another_folder(advise, tmp_path, monkey
 
 def test_a_config_or_a_setting_may_name_paths_relative_to_the_folder(tmp_path, monkeypatch):
     def names_paths(**more):
-        return Options(["trainer/cpu"], ["quickstart"], [], search=False, **more).names_paths()
+        return Options(["trainer/cpu"], ["quickstart"], [], search=False, **more).way_here()
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "more").mkdir()

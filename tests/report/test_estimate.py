@@ -1,17 +1,19 @@
 """Estimates on made-up features, against plain and slow arithmetic, and the command on a small folder."""
 
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from runs import image_folder, refused
+from runs import CONFIGS, image_folder, refused
 from scipy.stats import beta
 from sklearn.linear_model import LogisticRegression
 
 from kdpl.__main__ import main
 from kdpl.report.estimate import folds
-from kdpl.report.estimate.expected import Priors, describe, expect, interval
+from kdpl.report.estimate.expected import Limit, Priors, describe, expect, interval
 from kdpl.report.estimate.folds import (
     LARGER_PROBE,
     PROBE,
@@ -23,6 +25,8 @@ from kdpl.report.estimate.folds import (
     Measured,
     measure,
 )
+from kdpl.report.intervals import Accuracy
+from kdpl.report.page import fill
 from kdpl.targets.refinement.experts import Evidence
 
 PRIORS = Priors((-0.08, 0.12), 30, (0.02, 0.01), (0.05, 0.02), (0.2, 0.5, 0.05), (0.01, 0.03))
@@ -33,6 +37,11 @@ NAMES = ("cat", "dog", "eel")
 def _one_strength(monkeypatch):
     """A choice among five strengths of a probe is most of the time, and not what is tested here."""
     monkeypatch.setattr("kdpl.targets.refinement.experts.STRENGTHS", (10.0,))
+
+
+def printed(kind, **values):
+    values = {"name": "images", "command": "run", "searches": False} | values
+    return fill(f"estimate.{kind}.jinja", **values)
 
 
 def made_up(labels_a_class=4, group_size=1, val=0, noise=0.8):
@@ -208,12 +217,49 @@ def test_with_one_label_a_class_the_student_is_a_guess_and_without_labels_nothin
     assert describe(frozen, measure(frozen), NAMES)["expected"] is None
 
 
+@pytest.mark.parametrize("eels", [True, False])
+def test_without_labels_the_names_that_the_teacher_hardly_finds_are_listed(eels):
+    frozen, _ = made_up(labels_a_class=0)
+    if not eels:
+        frozen.still[:, 2] = -torch.inf
+    said = describe(frozen, measure(frozen), NAMES)
+    assert [limit.about for limit in said["limits"]] == ([] if eels else [["eel"]])
+    for kind in ("txt", "html"):
+        text = printed(kind, **said)
+        assert ("finds hardly any image of eel: write better names" in text) != eels
+
+
+@pytest.mark.parametrize("searches", [True, False])
+def test_a_search_is_advised_only_if_the_run_does_not_search(searches):
+    frozen, _ = made_up()
+    said = describe(frozen, measure(frozen), NAMES)
+    said["limits"] = [Limit("network", gain=Accuracy(0.1, (0.0, 0.2)))]
+    for kind in ("txt", "html"):
+        text = printed(kind, **said | {"searches": searches})
+        assert "take a larger --student" in text
+        assert ("train its whole tower (search)" in text) != searches
+
+
+@pytest.mark.parametrize("labels", [4, 1])
+def test_the_students_curve_has_the_students_colour(labels):
+    frozen, _ = made_up(labels_a_class=labels)
+    page = printed("html", **describe(frozen, measure(frozen), NAMES))
+    assert '<span class="student">● student</span>' in page
+    # one curve, or the second of two, which the style sheet gives the student's colour
+    groups = re.findall(r'<g class="(\w+)">', page)
+    assert groups == (["student"] if labels == 1 else ["l0", "l1"])
+    assert ".l1 { color: var(--student); }" in page
+
+
 def test_validation_images_judge_one_label_a_class():
     frozen, _ = made_up(labels_a_class=1, val=12)
     result = measure(frozen)
     assert result.labels == 1
     assert result.images.tolist() == [*range(78, 90)]
-    assert describe(frozen, result, NAMES)["expected"].over_probe is not None
+    expected = describe(frozen, result, NAMES)["expected"]
+    assert expected.over_probe is not None
+    # five labels a class, four of them for validation
+    assert [labels for labels, _ in expected.curves[STUDENT]] == [2.5, 5, 10]
 
 
 def test_limits_are_sorted_by_gain_and_weak_classes_are_below_the_mean():
@@ -259,6 +305,19 @@ def test_the_command_estimates_a_folder_and_again_and_keeps_the_features(
     assert main(options) == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert capsys.readouterr().out == printed
+
+
+def test_shots_are_taken_and_the_command_to_run_it_goes_to_the_folder_of_relative_paths(
+    images, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(CONFIGS / "student" / "quickstart.yaml", "mine.yaml")
+    assert main(["estimate", str(images), "--shots=2", "--student=mine.yaml"]) == 0
+    printed = capsys.readouterr().out
+    assert "measured on 6 labelled images" in printed
+    assert re.search(r"labels a class: 1: .*, 2: .*, 4: ", printed)
+    words = f"{images} --student {tmp_path}/mine.yaml --data.init_args.shots=2"
+    assert f"run it: cd {tmp_path} && python -m kdpl run {words}\n" in printed
 
 
 def test_other_folders_and_random_networks_are_refused(images, tmp_path, capsys):

@@ -184,6 +184,13 @@ def test_a_missing_or_damaged_part_is_a_sentence_in_its_section(missing, damaged
     assert 0 < len(gaps_of(page)) < 12
 
 
+def test_where_no_label_was_used_a_probe_is_not_missing(run):
+    shutil.rmtree(run / PROBE_FOLDER)
+    for stage in ("teacher", "student"):
+        set_in(run / stage, "data", shots=0)
+    assert accuracies(Run.find(run))["gaps"] == []
+
+
 def test_a_prompt_method_that_is_not_kdpls_is_not_imported(run, tmp_path, monkeypatch):
     (tmp_path / "stranger.py").write_text(f"open({str(tmp_path / 'written')!r}, 'w').close()")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -21,6 +21,7 @@ from kdpl.report.estimate.folds import (
 )
 from kdpl.report.intervals import Accuracy, Interval
 from kdpl.targets.refinement.experts import Evidence
+from kdpl.tasks import MULTI_CLASS
 
 LEVEL = 0.9
 _CLEAR = 0.02  # smaller gains are not worth a sentence
@@ -113,13 +114,14 @@ def expect(evidence: Evidence, measured: Measured, priors: Priors = MEASURED) ->
     rows = {STUDENT: accuracy(STUDENT, priors.worth * confidence, priors.worth, priors.training[0])}
     rows |= {name: accuracy(name) for name in MODELS if name in shares and name != STUDENT}
 
-    # the learning curves
+    # the learning curves, over labels of validation images too
+    all_labels = evidence.labels_a_class(evidence.truth)
     curves = {
         name: [
-            (labels * 2**step, min(rows[name].value + step * doubling[name][0], 1.0))
+            (all_labels * 2**step, min(rows[name].value + step * doubling[name][0], 1.0))
             for step in (-1, 0, 1)
         ]
-        for name in (STUDENT, PROBE)
+        for name in (PROBE, STUDENT)
         if name in rows
     }
     more, half = priors.doubling[0], _Z * priors.doubling[1]
@@ -153,7 +155,10 @@ class Limit(NamedTuple):
 def describe(frozen: Frozen, measured: Measured, names: Sequence[str]) -> dict[str, Any]:
     """Return the values of both templates; without labels, nothing is expected."""
     if not len(measured.images):
-        return {"expected": None, "judged": False, "images": 0, "unjudged": 0}
+        chosen = MULTI_CLASS.labels(frozen.still[: frozen.pool]).bincount(minlength=len(names))
+        rare = (chosen < chosen.float().mean() / 4).nonzero().flatten()
+        limits = [Limit("names", [names[c] for c in rare])] if len(rare) else []
+        return {"expected": None, "judged": False, "images": 0, "unjudged": 0, "limits": limits}
     evidence, classes, expected = frozen.evidence, len(names), expect(frozen.evidence, measured)
     rows, judged = expected.rows, STUDENT in measured.hits
 

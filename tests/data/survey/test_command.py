@@ -92,6 +92,13 @@ def test_what_has_no_image_is_said_and_files_are_counted_but_for_given_and_hidde
     assert "  not images, and passed over: .heic (2), no suffix (1), .txt (1)\n" in out
 
 
+def test_classes_with_as_many_labels_are_in_the_order_of_their_names_file(tmp_path, survey):
+    root = class_folders(tmp_path / "digits", zero=4, one=4, two=4, three=1)
+    (tmp_path / "names.txt").write_text("zero\none\ntwo\nthree\n")
+    out = survey(root, f"--class-names={tmp_path}/names.txt")
+    assert "  labelled to train on: three (1), zero (3), one (3), two (3)\n" in out
+
+
 @pytest.mark.parametrize(("labels", "more"), [(1, ()), (9, ("--shots=0",))])
 def test_the_run_that_init_prints_is_possible_in_another_folder(
     labels, more, tmp_path, survey, monkeypatch
