@@ -182,11 +182,11 @@ def _read_names(
     path: Path, listed: Iterable[FoundImage], mapping: str | None, labeled: bool
 ) -> dict[str, ClassName]:
     used = {name for image in listed for name in image.classes}
-    names = {name: ClassName(name) for name in used}
+    names = {name: ClassName(name) for name in sorted(used)}
     if mapping:
         # folders of a folder may be no classes, such as years
         pool = "put images without labels into a folder named unlabeled" if path.is_dir() else ""
-        names |= read_class_mapping(Path(mapping), used, complete=labeled, otherwise=pool)
+        names = read_class_mapping(Path(mapping), used, complete=labeled, otherwise=pool)
     if len(names) == 1:
         name, nested = min(names), ""
         if (path / name).is_dir():
