@@ -91,8 +91,8 @@ class SameRun(Callback):
 
     Module and datamodule return it as ``origin``. Part of it is compared before the preparation,
     and all of it before the first step. Images are compared by their paths below their common
-    folder, not by content. Images in a step are counted over all processes, without accumulated
-    batches: their number is a setting that may not change.
+    folder, and their contents by ``Reading``. Images in a step are counted over all processes,
+    without accumulated batches: their number is a setting that may not change.
     """
 
     def __init__(self) -> None:

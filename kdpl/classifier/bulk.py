@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
+from itertools import filterfalse, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,9 +17,9 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, PredictOptions
 from kdpl.classifier.sources import Item, printable, read_items
 from kdpl.classifier.tables import Row, Write, write_csv, write_table
+from kdpl.data.identity import stamp
 from kdpl.data.parallel import progress_bar
 from kdpl.data.paths import is_shard
-from kdpl.data.shards.archives import stamp
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines, write_text
@@ -99,6 +99,7 @@ class BulkPrediction:
         """Write a table, or resume one of the same classifier, images and options.
 
         The rows so far are JSON lines in ``OUT.partial``, below a line of what they are made from.
+        From the first file on that has changed since, images are predicted again.
         """
         if out.exists():
             raise ConfigError(f"--out {out} exists already: choose another --out, or remove it")
@@ -109,8 +110,15 @@ class BulkPrediction:
             with so_far.open(encoding="utf-8") as file, suppress(ValueError):
                 before = json.loads(file.readline())
             require_same(str(so_far), before, origin, "remove it, or write another file")
+            # shards are compared above, and their rows have no stamp
+            files = filterfalse(is_shard, self.sources)
+
+            def is_current(line: bytes) -> bool:
+                before = json.loads(line).get("stamp")
+                return before is None or before == stamp(next(files))
+
             # whole batches: in other batches, the same images have other last digits
-            done = cut_to_whole_lines(so_far, 1, self.options.batch_size) - 1
+            done = cut_to_whole_lines(so_far, 1, self.options.batch_size, is_current) - 1
         else:
             write_text(so_far, json.dumps(origin) + "\n")
         if done:
@@ -133,7 +141,7 @@ class BulkPrediction:
     def _origin(self) -> Origin:
         classifier, options = self.classifier, self.options
         # a shard that was written again may have other images at other positions
-        stamps = [stamp(each) for each in self.sources if is_shard(each)]
+        stamps = [str(stamp(shard)) for shard in filter(is_shard, self.sources)]
         with TemporaryDirectory() as folder:
             for companion in classifier.companions.values() if options.rule.scores else ():
                 companion.save(Path(folder), "")
@@ -170,7 +178,8 @@ class BulkPrediction:
                 else:
                     for observe in self.observers:
                         observe(skip + count, item, predicted)
-                yield to_row(self.classifier.task, printable(item.name), predicted, names)
+                row = to_row(self.classifier.task, printable(item.name), predicted, names)
+                yield {**row, "stamp": item.stamp}
         errors = f", {unreadable} of them unreadable" if unreadable else ""
         print(
             f"{count} images{errors}, {count / (time.perf_counter() - start):.0f} images/s",

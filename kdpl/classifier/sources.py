@@ -8,6 +8,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from kdpl.data.decoding import Decoding, open_image
+from kdpl.data.identity import stamp
 from kdpl.data.paths import is_shard, read_list
 from kdpl.data.shards.archives import read_shard
 from kdpl.data.sources import find_files, open_source
@@ -18,11 +19,12 @@ MAX_UPLOAD_PIXELS = 50_000_000
 
 
 class Item(NamedTuple):
-    """An image before decoding: with its bytes if from a shard, with the reason if unreadable."""
+    """An image before decoding: a shard's with its bytes, a file's with its stamp, or an error."""
 
     name: str
     content: bytes | None = None
     error: str | None = None
+    stamp: Sequence[int] | None = None
 
     def open(self, decoding: Decoding) -> Image.Image:
         """Decode it as RGB; raises a DataError if it is missing or unreadable."""
@@ -56,7 +58,7 @@ def read_items(sources: Sequence[str]) -> Iterator[Item]:
         if is_shard(source):
             yield from (Item(*member) for member in read_shard(source))
         else:
-            yield Item(source)
+            yield Item(source, stamp=stamp(source))
 
 
 def printable(name: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdpl.runtime.advice import command
 from kdpl.runtime.configs import find_config, read_config
-from kdpl.runtime.origin import flatten
+from kdpl.runtime.origin import Origin, flatten
 
 _SMALL_GPU = 8 * 2**30  # bytes; a step of the published teacher with 1,000 classes takes 5.6 GB
 _POOL_TO_SEARCH = 500  # images to distil on, of which a search holds 100 out
@@ -70,7 +70,7 @@ class Options:
 class Choice:
     """What was chosen for images, with a reason for each.
 
-    ``target`` is the name of a student's config, and ``images`` a digest.
+    ``target`` is the name of a student's config, and ``made_from`` the origin of what was surveyed.
     """
 
     trainer: list[str]
@@ -80,7 +80,7 @@ class Choice:
     search: bool
     reasons: Mapping[str, str]
     path: str = ""
-    images: str = ""
+    made_from: Origin | None = None
 
     def for_pool(self, images: int) -> "Choice":
         """Return the choice without a search if the images to distil on are too few for one."""

@@ -30,7 +30,7 @@ from kdpl.data.survey import (
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.advice import absolute
 from kdpl.runtime.class_names import composed, fault_of_name
-from kdpl.runtime.files import write_rows, write_text
+from kdpl.runtime.files import read_rows, write_rows, write_text
 
 CONFIG = "data.yaml"
 """File that ``init`` writes for a run."""
@@ -167,7 +167,8 @@ def survey(
     _write_config(folder, settings, shots if smallest else 0)
 
     # print last, since the reader of a pipe may close it
-    _print_survey(source, images, names, notes, affine, [*left_out.values()])
+    _print_survey(source, images, names, notes, affine)
+    print_left_out(folder)
     written = [str(folder.absolute() / name) for name in (CONFIG, _TABLE, _LEFT_OUT, _UNUSED)]
     used_files = {*places, classes.names, *written}
     others = [
@@ -276,7 +277,6 @@ def _print_survey(
     names: Mapping[str, ClassName],
     notes: Mapping[str, str],
     affine: str | None,
-    left_out: Sequence[str],
 ) -> None:
     # size and splits
     splits = Counter("unlabelled" if not image.label else image.split for image in images)
@@ -309,7 +309,11 @@ def _print_survey(
         light = "augmentation light_affine, if you set none"
         print(f"  images should not be mirrored ({light}), since {affine}")
 
-    # images that are left out
+
+def print_left_out(folder: Path) -> None:
+    """Print why images were left out by a survey into a folder."""
+    file = folder / _LEFT_OUT
+    left_out = [row["why"] for row in read_rows(file)] if file.is_file() else []
     for line in left_out[:_NAMED]:
         print(f"  left out: {visible(line)}")
     if len(left_out) > _NAMED:

@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdpl.cli.choice import Choice, Options, choose, print_choice
-from kdpl.cli.init import CONFIG, survey
+from kdpl.cli.init import CONFIG, print_left_out, survey
+from kdpl.data.identity import CHANGED, digest_of, files_of
 from kdpl.data.options import ClassOptions
 from kdpl.data.paths import find_images
+from kdpl.data.readers.table import Table
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.runtime.advice import absolute
 from kdpl.runtime.configs import read_config, shipped_configs
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import read_json, write_json
-from kdpl.runtime.messages import process_rank
+from kdpl.runtime.messages import inform, process_rank
 from kdpl.runtime.origin import digest
 from kdpl.runtime.run_folder import DATA_FOLDER
 
@@ -44,11 +46,19 @@ def complete(path: str, out: Path, given: Options, classes: ClassOptions) -> Opt
         write_json(folder / _CHOICE, asdict(choice))
     elif choice.path != str(source):
         raise ConfigError(f"{out} is a run of {choice.path}, not of {path}: choose another --out")
-    elif choice.images != _digest(source, out, classes):
-        raise ConfigError(
-            f"{path} has other images, --class-names or --label-separator than when {out} was "
-            "begun: give the same, choose another --out, or remove it"
-        )
+    else:
+        before, now = dict(choice.made_from or {}), _made_from(source, out, classes)
+        # fits compare the contents of files that have only another time
+        was, newest = before.pop(CHANGED, None), now.pop(CHANGED, None)
+        if before != now:
+            raise ConfigError(
+                f"{path} has other images, --class-names or --label-separator than when {out} was "
+                f"begun ({CHANGED} is {newest}): give the same, choose another --out, or remove it"
+            )
+        if was != newest:
+            inform(f"files of {path} were touched since {out} was begun, the last one {newest}")
+        if first:
+            print_left_out(folder)
     options, reasons = choice.completed(given, str(folder / CONFIG))
     if first:
         print_choice(path, reasons)
@@ -59,28 +69,28 @@ def complete(path: str, out: Path, given: Options, classes: ClassOptions) -> Opt
 def prepare(path: str, out: Path, given: Options, classes: ClassOptions) -> Choice:
     """Survey images and choose; settings that no stage takes are refused before."""
     source = absolute(path)
-    images, choice = _digest(source, out, classes), choose(classes.label_separator is not None)
+    made_from = _made_from(source, out, classes)
+    choice = choose(classes.label_separator is not None)
     # the images may take minutes; their config is not written yet
     parse_stages(out, choice.completed(given, str(shipped_configs()["data/table"]))[0])
     pool = survey(str(source), out / DATA_FOLDER, classes)
-    return replace(choice.for_pool(pool), path=str(source), images=images)
+    return replace(choice.for_pool(pool), path=str(source), made_from=made_from)
 
 
-def _digest(source: Path, out: Path, classes: ClassOptions) -> str:
-    """Return a digest of what is surveyed.
-
-    That is a table's content, or the paths of a folder's images not in ``out``; and the content of
-    the file of class names, and the separator.
-    """
-    separator = classes.label_separator or ""
-    names = absolute(classes.names).read_bytes() if classes.names is not None else b""
+def _made_from(source: Path, out: Path, classes: ClassOptions) -> dict[str, Any]:
+    """Return what is surveyed: the images of a table, or a folder's images not in ``out``."""
+    files = [absolute(classes.names)] if classes.names is not None else []
+    out, mark = absolute(out), classes.label_separator
     if source.is_file():
-        return digest([separator, names, source.read_bytes()])
-    if not source.is_dir():
+        files.append(source)
+        rows = Table(str(source), class_names=classes.names, label_separator=mark).rows()
+        images = [row.source for row in rows]
+    elif source.is_dir():
+        images = [path for path in find_images(source) if not Path(path).is_relative_to(out)]
+    else:
         raise ConfigError(f"{source} does not exist: give the folder or table of your images")
-    out = absolute(out)
-    images = (path for path in find_images(source) if not Path(path).is_relative_to(out))
-    return digest([separator, names, *images])
+    read = {"separator": mark, "class names and table": digest(file.read_bytes() for file in files)}
+    return {**read, "images": digest_of(images), **files_of(images)}
 
 
 def untuned(teacher: "KdplCLI") -> "KdplCLI":

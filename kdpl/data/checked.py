@@ -1,8 +1,9 @@
 """Result of decoding all images of a dataset, stored in a run's folder, and copies of images."""
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +12,11 @@ from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdpl.data.decoding import Decoding, open_image
-from kdpl.data.names import Names
 from kdpl.data.parallel import in_parallel
-from kdpl.data.sources import content_of, digest_of_content, try_decoding
+from kdpl.data.sources import content_of, try_decoding
+from kdpl.data.splits import Splits
 from kdpl.runtime.files import write_text
-from kdpl.runtime.origin import Origin
+from kdpl.runtime.origin import Origin, digest
 
 
 class Checked(BaseModel):
@@ -23,21 +24,23 @@ class Checked(BaseModel):
 
     ``skipped`` maps images that cannot be used to the reason, half a sentence that names the image.
     ``digests`` has the content digests of copies: images with the same content as another, at least
-    one of them a test or validation image, or a training image that may become one.
+    one of them a test or validation image, or a training image that may become one. ``contents``
+    are digests of all test and validation images, and of all other images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    version: Literal[4] = 4
+    version: Literal[5] = 5
     made_from: dict[str, Any]
     images: int
     skipped: dict[str, str]
     digests: dict[str, str]
+    contents: tuple[str, str]
 
     @classmethod
     def decode_all(
         cls,
-        sources: Sequence[str],
+        splits: Splits,
         decode: Callable[[str], Image | str],
         measured: int,
         made_from: Origin,
@@ -45,7 +48,7 @@ class Checked(BaseModel):
         """Decode every image, in parallel under a progress bar.
 
         Args:
-            sources: The images.
+            splits: The images.
             decode: Opens an image, or checks it and returns the digest of its content; the latter
                 is required for ``measured`` above 0.
             measured: Number of leading images whose copies are searched for.
@@ -53,25 +56,29 @@ class Checked(BaseModel):
         """
         # decode in order: measured images come first, so that later copies of them are noticed
         skipped, digests = dict[str, str](), dict[str, str]()
-        contents = set[str]()
+        contents, sources = set[str](), splits.sources
+        apart = len(splits.test) + len(splits.val)
+        totals = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
         results = in_parallel(
-            partial(try_decoding, decode=decode), Names.of(sources), "looking at all images"
+            partial(try_decoding, decode=decode), sources, "looking at all images"
         )
-        for number, (source, (problem, digest)) in enumerate(zip(sources, results, strict=True)):
+        for number, (source, (problem, content)) in enumerate(zip(sources, results, strict=True)):
+            totals[number >= apart].update(f"{content}\n".encode())
             if problem is not None:
                 # without the remedy
                 skipped[source] = problem.rpartition(": ")[0]
             elif number < measured:
-                contents.add(digest)
-            if digest in contents:
-                digests[source] = digest
+                contents.add(content)
+            if content in contents:
+                digests[source] = content
         # keep the digests of copies only
         counts = Counter(digests.values())
         return cls(
             made_from=dict(made_from),
             images=len(sources),
             skipped=skipped,
-            digests={source: digest for source, digest in digests.items() if counts[digest] > 1},
+            digests={source: content for source, content in digests.items() if counts[content] > 1},
+            contents=(totals[0].hexdigest(), totals[1].hexdigest()),
         )
 
     @classmethod
@@ -91,4 +98,4 @@ def decode_and_digest(source: str, decoding: Decoding) -> str:
     """Open an image as ``open_source`` does, and return the digest of the bytes read for it."""
     content = content_of(source)
     open_image(source, content, decoding)
-    return digest_of_content(content)
+    return digest([content])

@@ -1,5 +1,6 @@
 """The one datamodule that both stages share."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,9 +30,10 @@ from kdpl.data.datasets import (
 )
 from kdpl.data.decoding import Decoding
 from kdpl.data.groups import one_of_each
+from kdpl.data.identity import CONTENTS, digest_of, files_of
 from kdpl.data.labels import ClassProtocol, EvaluationSplit, Labels
 from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
-from kdpl.data.names import Indices, digest_of
+from kdpl.data.names import Indices
 from kdpl.data.needs import Needs, TrainSplit
 from kdpl.data.options import ClassOptions, ReadingOptions
 from kdpl.data.parallel import cores
@@ -205,6 +207,16 @@ class DomainDataModule(LightningDataModule):
         kind, decoding = type(self.augmentation), asdict(self.decoding)
         settings = {"class": f"{kind.__module__}.{kind.__qualname__}", **vars(self.augmentation)}
         return {"augmentation": as_json(settings), "seed": self.seed, "decoding": decoding}
+
+    def files_of(self, images: Sequence[str] | None = None) -> dict[str, str]:
+        """Describe images besides their paths, by default the pool; on all processes together."""
+        if checked := self.reading.check():
+            return {CONTENTS: " ".join(checked.contents[images is None :])}
+        images = self.pool.images if images is None else images
+        if self.trainer is None:
+            return files_of(images)
+        files = files_of(images) if self.trainer.is_global_zero else {}
+        return self.trainer.strategy.broadcast(files)
 
     def origin(self, prepared: bool) -> dict[str, Any]:
         """Return the images and views that a fit depends on, as checkpoints note them.

@@ -1,6 +1,5 @@
 """Names of millions of images: text and numbers in arrays, without a Python object per image."""
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -182,16 +181,3 @@ def select(names: Names, keep: Iterable[bool]) -> Names:
     """Keep the names for which ``keep`` has True."""
     kept = np.fromiter(keep, bool, len(names))
     return names if kept.all() else names.take(kept)
-
-
-def digest_of(sources: Sequence[str]) -> str:
-    """Digest images by their paths below the common folder, so that a dataset may be moved."""
-    try:
-        base = os.path.commonpath({os.path.dirname(source) for source in sources})  # noqa: PTH120 - any string, not a path
-    except ValueError:
-        base = ""  # absolute and relative paths cannot be moved together
-    digest = hashlib.sha256()
-    for source in sources:
-        name = source[len(base) :].replace(os.sep, "/").lstrip("/")
-        digest.update(name.encode(errors="surrogateescape") + b"\0")  # a path need not be UTF-8
-    return digest.hexdigest()

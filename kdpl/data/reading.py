@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from kdpl.data.checked import Checked, decode_and_digest
+from kdpl.data.identity import FILES, files_of
 from kdpl.data.names import Names, select
 from kdpl.data.options import ReadingOptions
 from kdpl.data.paths import read_list
@@ -73,7 +74,7 @@ class Reading:
         No other part has test or validation images, or copies of them.
         """
         # the order decides what is held out: never an image that cannot be used
-        splits, checked = self.listed, self._check(look=self._skips)
+        splits, checked = self.listed, self.check(look=self._skips)
         if checked and self._skips:
             splits = _leave_out(splits, checked.skipped)
         if self.options.test_share:
@@ -87,7 +88,7 @@ class Reading:
 
     def prepare(self, trains: bool) -> None:
         """Check all images, unless that was done; DataError for a bad one if the run ``trains``."""
-        checked = self._check(look=trains or self._skips)
+        checked = self.check(look=trains or self._skips, trains=trains)
         if checked is None:
             return
         if trains and checked.skipped and not self._skips:
@@ -111,7 +112,7 @@ class Reading:
                 f"{self._same} unlabelled images are test or validation images, "
                 "and are not distilled on"
             )
-        checked = self._check(look=False)
+        checked = self.check()
         if checked and checked.skipped and self._skips:
             where = f", listed in {self.file}" if self.file else ""
             yield (
@@ -127,8 +128,12 @@ class Reading:
                 f"({copy} is a copy of {kept})"
             )
 
-    def _check(self, look: bool) -> Checked | None:
-        """Return the stored result for these images, a new one if told to ``look``, or None."""
+    def check(self, look: bool = False, trains: bool = False) -> Checked | None:
+        """Return the stored result for these images, a new one if told to ``look``, or None.
+
+        A test takes the result of its fit. A fit, which ``trains``, looks at changed files again;
+        DataError if they have other contents than when it began.
+        """
         if not self.looks or self._checked is not None:
             return self._checked
         # whether an image can be used depends on these
@@ -137,24 +142,25 @@ class Reading:
             "images": digest(self.listed.sources),
             "test and validation images": measured,
             "decoding": asdict(decoding),
+            **(files_of(self.listed.sources) if trains else {}),
         }
-        if self.file and (earlier := Checked.load(self.file)):
-            # a run's images are fixed when it begins, even if the files change later
-            if (differs := difference(earlier.made_from, origin)) is None:
-                self._checked = earlier
-            elif look:
-                inform(
-                    f"{self.file} is of another dataset ({differs[1]}): looking at all images again"
+        stored = Checked.load(self.file) if self.file else None
+        before = {name: stored.made_from.get(name) for name in origin} if stored else None
+        if (differs := difference(before, origin)) is None:
+            self._checked = stored
+        elif look:
+            name, words = differs
+            if stored:
+                inform(f"{self.file} is of other images ({words}): looking at all images again")
+            is_file, opened = isinstance(self.reader, OwnImages), self.listed.open_image
+            decode = partial(decode_and_digest, decoding=decoding) if is_file else opened
+            checked = Checked.decode_all(self.listed, decode, measured, origin)
+            if stored and name in FILES and checked.contents != stored.contents:
+                raise DataError(
+                    f"images have changed since {self.file} was written ({words}): put them back, "
+                    "or choose another folder"
                 )
-        if self._checked is None and look:
-            # digests are needed only to find copies of measured images
-            decode = partial(decode_and_digest, decoding=decoding)
-            self._checked = Checked.decode_all(
-                self.listed.sources,
-                decode if measured else self.listed.open_image,
-                measured,
-                origin,
-            )
+            self._checked = checked
         return self._checked
 
     @property

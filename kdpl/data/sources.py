@@ -1,6 +1,5 @@
 """Unlabelled images from any location, and opening of any image that a user's dataset names."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from kdpl.data.paths import is_shard, read_list, resolve
 from kdpl.data.shards import archives
 from kdpl.data.splits import Reader
 from kdpl.errors import ConfigError, DataError
+from kdpl.runtime.origin import digest
 
 
 @dataclass
@@ -108,16 +108,11 @@ def content_of(source: str) -> bytes:
         ) from error
 
 
-def digest_of_content(content: bytes) -> str:
-    """Digest a file's bytes; equal files have equal digests."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
 def try_decoding(source: str, decode: Callable[[str], Image.Image | str]) -> tuple[str | None, str]:
-    """Decode an image; return the problem or None, and the result of ``decode`` if it is text."""
+    """Decode an image; return the problem or None, and the text of ``decode``, or its digest."""
     try:
         decoded = decode(source)
     except DataError as error:
         return str(error), ""
     # no image: it would have to travel between processes
-    return None, decoded if isinstance(decoded, str) else ""
+    return None, decoded if isinstance(decoded, str) else digest([decoded.tobytes()])

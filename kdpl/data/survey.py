@@ -15,10 +15,11 @@ from kdpl.data.parallel import in_parallel
 from kdpl.data.paths import find_images
 from kdpl.data.readers.table import HELD_OUT, Table, split_cell
 from kdpl.data.sampling import held_out_of
-from kdpl.data.sources import content_of, digest_of_content
+from kdpl.data.sources import content_of
 from kdpl.errors import DataError, visible
 from kdpl.runtime.advice import absolute
 from kdpl.runtime.class_names import composed
+from kdpl.runtime.origin import digest
 
 _KEPT_FIRST = {"test": 0, HELD_OUT: 0, "val": 1, "train": 2}
 
@@ -161,8 +162,8 @@ def _inspect(image: FoundImage) -> FoundImage:
         return replace(
             image, fault=f"image {visible(image.path)} has a path that is not UTF-8: rename it"
         )
-    drawn, digest = is_drawn(picture), digest_of_content(content)
-    return replace(image, size=picture.size, drawn=drawn, digest=digest)
+    drawn, size = is_drawn(picture), picture.size
+    return replace(image, size=size, drawn=drawn, digest=digest([content]))
 
 
 def leave_out(images: Sequence[FoundImage]) -> tuple[list[FoundImage], list[FoundImage]]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from kdpl.data.names import digest_of
+from kdpl.data.identity import digest_of
 from kdpl.data.sampling import spread
 from kdpl.errors import DataError, KdplError
 from kdpl.report.accuracy import thumbnail

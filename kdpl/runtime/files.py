@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,18 +100,22 @@ def append(path: Path, text: str) -> None:
         file.write(text)
 
 
-def cut_to_whole_lines(path: Path, first: int = 0, at_once: int = 1) -> int:
+def cut_to_whole_lines(
+    path: Path, first: int = 0, at_once: int = 1, keeps: Callable[[bytes], bool] = bool
+) -> int:
     """Remove what a kill or a full disk left incomplete; return the number of lines.
 
-    After the ``first`` lines, ``at_once`` lines were written together, and stay or go together.
+    After the ``first`` lines, ``at_once`` lines were written together, and stay or go together. All
+    go from the first one that ``keeps`` refuses.
     """
     lines = end = kept = kept_end = 0
     with path.open("r+b") as file:
         for line in file:
-            if line.endswith(b"\n"):
-                lines, end = lines + 1, end + len(line)
-                if lines <= first or (lines - first) % at_once == 0:
-                    kept, kept_end = lines, end
+            if not line.endswith(b"\n") or (lines >= first and not keeps(line)):
+                break
+            lines, end = lines + 1, end + len(line)
+            if lines <= first or (lines - first) % at_once == 0:
+                kept, kept_end = lines, end
         file.truncate(kept_end)
     return kept
 

@@ -18,14 +18,15 @@ from kdpl.clip import ImageClip
 from kdpl.data.batches import Batch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import UnlabeledImages
+from kdpl.data.identity import FILES, digest_of
 from kdpl.data.inference import infer
-from kdpl.data.names import Indices, Names, digest_of
+from kdpl.data.names import Indices, Names
 from kdpl.data.parallel import progress_bar
 from kdpl.data.pool import Selection
 from kdpl.data.splits import Record
 from kdpl.prompts.method import normalized
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.runtime.files import copy, write_text
+from kdpl.runtime.files import copy, write_json
 from kdpl.runtime.origin import Origin, as_json, digest
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import PROMPTS_FILE
@@ -78,6 +79,11 @@ class Preparation:
                 return torch.cat(teacher.both_features(images.to(self.device)), dim=1)
 
         return encode
+
+    def work(self, images: UnlabeledImages, encode: Encoder, mean: bool = False) -> Work:
+        """Return this process's share in computing features of images."""
+        data, rank, processes = self.data, self.trainer.global_rank, self.trainer.world_size
+        return Work(images, encode, data.eval_batch_size, data.num_workers, rank, processes, mean)
 
 
 class ImageFeatures(NamedTuple):
@@ -161,16 +167,14 @@ class TargetInputs:
             "teachers": [self.vectors.teacher],
             "class vectors": digest([self.vectors.digest()]),
             "images": digest_of(self.pool),
+            **self._data.files_of(),
             "images with a target": digest([np.asarray(self.targeted).tobytes()]),
             "labels": self._digest(self.labeled),
             "validation labels": self._digest(self.val),
+            "validation images": self._data.files_of([r.source for r in self.val]),
             "precision": str(self._trainer.precision),
             **self._data.views_origin,
         }
-
-    @cached_property
-    def _whole_pool(self) -> str:
-        return digest(self.pool)
 
     def _digest(self, records: Sequence[Record]) -> str:
         return digest(f"{r.label} {self.groups.get(r.source)} {r.source}" for r in records)
@@ -245,10 +249,11 @@ class TargetInputs:
         if images is None:
             sources = self.pool.take(self.targeted)
             dataset = UnlabeledImages(sources, data.view(resizing), self.targeted)
-            named = {name: self.origin[name] for name in ("images", "images with a target")}
+            names = {"images", "images with a target", *FILES}
+            named = {name: value for name, value in self.origin.items() if name in names}
         else:
             dataset = UnlabeledImages(Names.of(images), data.view(resizing))
-            named = {"images": digest(images)}
+            named = {"images": digest(images), **data.files_of(images)}
         origin = {
             **network,
             **named,
@@ -262,18 +267,8 @@ class TargetInputs:
         folder = self._shared(origin)
         shards = shards_in(folder, len(dataset), images_per_shard(len(dataset), views))
         if not self._agreed(lambda: all(path.is_file() for path in shards)):
-            work = Work(
-                dataset,
-                encode,
-                data.eval_batch_size,
-                data.num_workers,
-                trainer.global_rank,
-                trainer.world_size,
-                mean=True,
-            )
-            self.on_first_process(
-                lambda: write_text(folder / ORIGIN_FILE, json.dumps(as_json(origin), indent=2))
-            )
+            work = self._preparation.work(dataset, encode, mean=True)
+            self.on_first_process(lambda: write_json(folder / ORIGIN_FILE, as_json(origin)))
             # another run that does the same writes the same files
             fill_shards(shards, views, work)
             trainer.strategy.barrier("kdpl features")
@@ -281,8 +276,8 @@ class TargetInputs:
         return torch.from_numpy(rows).to(self.device).float()
 
     def _shared(self, origin: Origin) -> Path:
-        # other versions may compute something else, and other datasets may have the same names
-        name = digest([__version__, self._whole_pool, json.dumps(as_json(origin))])
+        # other versions may compute something else
+        name = digest([__version__, json.dumps(as_json(origin))])
         return self.teacher_folder / PREPARED_FOLDER / name
 
     def _agreed(self, function: Callable[[], T]) -> T:

@@ -1,4 +1,5 @@
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -69,6 +70,51 @@ def test_an_interrupted_table_is_resumed_by_the_same_job_alone(
     assert len(calls) < 70
     numbers = [Path(json.loads(line)["path"]).stem for line in out.open()]
     assert numbers == [f"{i:02}" for i in range(60)]
+
+
+@pytest.mark.parametrize("change", ["content", "time", "later", "appears", "nothing"])
+def test_rows_of_files_that_changed_meanwhile_are_predicted_again(
+    change, classifier, tmp_path, monkeypatch, capsys
+):
+    paths = [tmp_path / f"{i}.png" for i in range(12)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (12, 10), (20 * i, 255 - 20 * i, 9)).save(path)
+    paths[5].rename(tmp_path / "missing")
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        shard.add(paths[0], "a.png")
+    (tmp_path / "list").write_text(
+        "".join(f"{path}\n" for path in [tmp_path / "shard.tar", *paths])
+    )
+    out, options = (
+        tmp_path / "table.csv",
+        ("--batch-size=2", "--workers=1", f"--list={tmp_path}/list"),
+    )
+
+    def predict():
+        return main(["predict", str(classifier), f"--out={out}", *options])
+
+    with monkeypatch.context() as patch:
+        opened = interrupt_predict(patch, at=11)
+        assert predict() == 130
+        rows = (tmp_path / "table.csv.partial").read_text().count("\n") - 1
+    assert 8 <= rows < len(opened)
+    images = {"content": 4, "time": 4, "later": 11, "appears": 5}
+    if change == "time":
+        os.utime(paths[4], (0, 2e9))
+    elif change == "appears":
+        (tmp_path / "missing").rename(paths[5])
+    elif change != "nothing":
+        odd_photo(paths[images[change]])
+    capsys.readouterr()
+    assert predict() == 0
+    # whole batches up to the first that changed, where the shard is the first row
+    kept = {"content": 4, "time": 4, "appears": 6}.get(change, rows)
+    assert f"resuming after {kept} images" in capsys.readouterr().err
+    table = rows_of(out)
+    out.unlink()
+    assert predict() == 0
+    assert rows_of(out) == table
+    assert "stamp" not in table[0]
 
 
 def parts_of(classifier):

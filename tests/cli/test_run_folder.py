@@ -1,5 +1,6 @@
 """``run PATH``: images are surveyed, and what is not given is chosen for them."""
 
+import os
 import shlex
 
 import pytest
@@ -60,6 +61,57 @@ def test_a_folder_alone_becomes_a_classifier_and_the_printed_command_resumes_els
     refused(capsys, main(["run", "my pets", *few]), "other images", "choose another --out")
     (tmp_path / "my pets").rename(tmp_path / "moved")
     refused(capsys, main(["run", "my pets", *few]), "my pets", "does not exist")
+
+
+def test_an_image_that_was_left_out_is_named_at_each_start_and_its_repair_is_another_run(
+    tmp_path, monkeypatch, capsys
+):
+    image_folder(tmp_path / "pets")
+    bad, good = (tmp_path / "pets/train/cat" / name for name in ("bad.png", "0.png"))
+    bad.write_bytes(b"no image")
+    monkeypatch.chdir(tmp_path)
+    run, line = ["run", "pets", *SHORT], f"  left out: image {bad} "
+
+    def start():
+        with interrupted_at(1):
+            code = main(run)
+        return code, *capsys.readouterr()
+
+    for again in (False, True):
+        code, said, err = start()
+        assert code == 130
+        assert said.count(line) == 1
+        assert ("2 classes" not in said) == again
+        assert "touched" not in err
+    # a file that is only touched is compared by each fit
+    os.utime(good, (0, 2e9))
+    code, said, err = start()
+    assert code == 130
+    newest = "2033-05-18 03:33:20+00:00 of 0.png ("
+    assert f"files of pets were touched since runs/pets was begun, the last one {newest}" in err
+    assert line in said
+    os.utime(good)
+    # repaired as told, or replaced
+    for file in (bad, good):
+        before = file.read_bytes()
+        noise(9, 9).save(file)
+        refused(capsys, main(run), f" of {file.name} (", "other images", "choose another --out")
+        file.write_bytes(before)
+    assert start()[0] == 130
+
+
+def test_a_table_is_surveyed_with_its_images(tmp_path, monkeypatch, capsys):
+    images = image_folder(tmp_path / "pets", splits=("train",))
+    rows = [f"{file},{file.parent.name}\n" for file in sorted(images.rglob("*.png"))]
+    (tmp_path / "pets.csv").write_text("".join(["image,label\n", *rows]))
+    monkeypatch.chdir(tmp_path)
+    run = ["run", "pets.csv", *SHORT]
+    for _ in range(2):
+        with interrupted_at(1):
+            assert main(run) == 130
+    capsys.readouterr()
+    noise(9, 9).save(images / "train/dog/1.png")
+    refused(capsys, main(run), "pets.csv has other images", " of 1.png (", "choose another --out")
 
 
 def test_what_is_given_wins():

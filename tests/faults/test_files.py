@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from runs import STUDENT, at_step, configs, error_line, files_of, folder_fit, image_folder
+from runs import STUDENT, at_step, configs, error_line, files_of, folder_fit, image_folder, noise
 
 from kdpl.__main__ import main
 
@@ -26,6 +26,26 @@ def test_a_run_resumes_with_equal_results_once_a_missing_image_is_back(tmp_path,
     assert (out / "config.yaml").read_bytes() == config
     image.with_stem("new").rename(image)
     assert fit(root, out) == 0
+    for name in ("class_vectors.safetensors", "prompts.safetensors"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_an_interrupted_run_resumes_with_touched_files_and_not_with_other_images(tmp_path, capsys):
+    root, out = image_folder(tmp_path / "data"), tmp_path / "out"
+    image = root / "train/dog/2.png"
+    assert fit(root, tmp_path / "whole") == 0
+    with at_step(2, lambda: 1 / 0), pytest.raises(ZeroDivisionError):
+        fit(root, out)
+    capsys.readouterr()
+    before = image.read_bytes()
+    noise(40, 36).save(image)
+    assert fit(root, out) == 1
+    error_line(capsys, "images have changed since ", f"{out}/checked_images.json", " of 2.png (")
+    image.write_bytes(before)
+    for file in root.rglob("*.png"):
+        os.utime(file, (0, 2e9))
+    assert fit(root, out) == 0
+    assert "looking at all images again" in capsys.readouterr().err
     for name in ("class_vectors.safetensors", "prompts.safetensors"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

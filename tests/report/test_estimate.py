@@ -1,5 +1,6 @@
 """Estimates on made-up features, against plain and slow arithmetic, and the command on a small folder."""
 
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -7,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from runs import CONFIGS, image_folder, refused
+from runs import CONFIGS, image_folder, noise, refused
 from scipy.stats import beta
 from sklearn.linear_model import LogisticRegression
 
 from kdpl.__main__ import main
+from kdpl.errors import ConfigError
 from kdpl.report.estimate import folds
 from kdpl.report.estimate.expected import Limit, Priors, describe, expect, interval
 from kdpl.report.estimate.folds import (
@@ -305,6 +307,33 @@ def test_the_command_estimates_a_folder_and_again_and_keeps_the_features(
     assert main(options) == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert capsys.readouterr().out == printed
+    # files that are only touched are the same images
+    for path in images.rglob("*.png"):
+        os.utime(path, (0, 2e9))
+    assert main(options) == 0
+    assert {*out.glob("teacher/prepared/*/*.npy")} == {*kept}
+    assert capsys.readouterr().out == printed
+    # other images under the same names
+    for number, path in enumerate(sorted(images.rglob("*.png"))):
+        noise(16, 16, seed=number).save(path)
+    assert main(options) == 0
+    made = {*out.glob("teacher/prepared/*/*.npy")} - {*kept}
+    assert {path.name for path in made} == {path.name for path in kept}
+    assert not {path.read_bytes() for path in made} & {path.read_bytes() for path in kept}
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_table_and_a_folder_of_one_name_have_folders_of_their_own(images, tmp_path, monkeypatch):
+    made = []
+
+    def prepare(path, folder, *_):
+        made.append(str(folder))
+        raise ConfigError("that is all: stop here")
+
+    monkeypatch.setattr("kdpl.cli.prepare.prepare", prepare)
+    for path in ("x", "x.csv", "my.photos"):
+        assert main(["estimate", path]) == 1
+    assert made == ["runs/x_estimate", "runs/x.csv_estimate", "runs/my.photos_estimate"]
 
 
 def test_shots_are_taken_and_the_command_to_run_it_goes_to_the_folder_of_relative_paths(

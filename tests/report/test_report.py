@@ -22,7 +22,7 @@ from kdpl.__main__ import main
 from kdpl.confidence.decision import decision_rule
 from kdpl.confidence.report import confidences_at
 from kdpl.data.domain import build_data
-from kdpl.data.names import digest_of
+from kdpl.data.identity import digest_of
 from kdpl.data.readers import digits
 from kdpl.data.readers.digits import CLASS_NAMES, open_digit
 from kdpl.errors import DataError

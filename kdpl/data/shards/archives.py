@@ -40,15 +40,6 @@ def content(image: ShardImage) -> bytes:
     return data
 
 
-def stamp(shard: str) -> str:
-    """Return a text that changes when a shard changes; empty if it is missing."""
-    try:
-        status = Path(shard).stat()
-    except OSError:
-        return ""
-    return f"{status.st_size} {status.st_mtime_ns}"
-
-
 def fault_of(shard: str, error: Exception) -> str:
     """Return the message for a shard that raised one of ``UNREADABLE``."""
     if isinstance(error, FileNotFoundError):

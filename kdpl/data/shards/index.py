@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from kdpl.data.identity import stamp
 from kdpl.data.names import ROW, Names, ShardImage, folder_of
 from kdpl.data.parallel import progress_bar
 from kdpl.data.paths import COMPRESSED_ENDINGS, is_shard
@@ -26,7 +27,7 @@ INDEX_FILE = ".kdpl-shards.safetensors"
 _KIND, _VERSION = "an index of shards", 2
 _AT_ONCE = 8  # shards scanned at a time; a mounted disk may be slow to answer
 
-_Index = dict[str, tuple[str, Names]]
+_Index = dict[str, tuple[list[int], Names]]
 """Stamp and images of each shard."""
 
 
@@ -46,7 +47,7 @@ def unfold(files: Names) -> Names:
 def index_shards(shards: Sequence[str]) -> dict[str, Names]:
     """Find the images of several distinct shards, in their order in each shard."""
     # start from stored indices, and scan new and changed shards
-    stamps = {shard: archives.stamp(shard) for shard in shards}
+    stamps = {shard: stamp(shard) for shard in shards}
     indices = {folder: _load(folder, stamps) for folder in dict.fromkeys(map(folder_of, shards))}
     new = [shard for shard in shards if shard not in indices[folder_of(shard)]]
     with ThreadPoolExecutor(_AT_ONCE) as pool, progress_bar() as progress:
@@ -58,7 +59,7 @@ def index_shards(shards: Sequence[str]) -> dict[str, Names]:
     return {shard: indices[folder_of(shard)][shard][1] for shard in shards}
 
 
-def _load(folder: str, stamps: Mapping[str, str]) -> _Index:
+def _load(folder: str, stamps: Mapping[str, list[int]]) -> _Index:
     # without shards whose stamp has changed
     index: _Index = {}
     # a missing or unreadable file is skipped

@@ -16,7 +16,7 @@ from kdpl.clip.identity import RANDOM
 from kdpl.errors import ConfigError
 from kdpl.report.estimate.folds import Frozen
 from kdpl.runtime.artifacts import write_tensors
-from kdpl.runtime.run_folder import DATA_FOLDER
+from kdpl.runtime.run_folder import DATA_FOLDER, DECODED_FILE
 from kdpl.student import StudentDistillation
 from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.refinement.target import Refined, further_images
@@ -43,9 +43,10 @@ def gather(choice: Choice, folder: Path, given: Options) -> tuple[Frozen, tuple[
             "another --student"
         )
 
-    # the original CLIP is the teacher, made anew, and its features of images are kept
-    for file in (folder / "teacher").glob("*.*"):
-        file.unlink()
+    # the original CLIP is the teacher, made anew, and its features of images are kept; the images
+    # may have changed
+    for file in (*(folder / "teacher").glob("*.*"), folder / "student" / DECODED_FILE):
+        file.unlink(missing_ok=True)
     run_stage(untuned(stages["teacher"]))
 
     # a student's fit without steps computes features

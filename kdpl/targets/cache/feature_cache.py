@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from kdpl.class_vectors import ClassVectors
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import UnlabeledImages
-from kdpl.data.names import digest_of
+from kdpl.data.identity import CHANGED, FILES, digest_of
 from kdpl.errors import ConfigError, DataError, reason
 from kdpl.runtime.files import write_text
 from kdpl.runtime.messages import inform
@@ -41,8 +41,8 @@ _MAY_DIFFER = {"views", "view_seed", "images_per_shard", "made_with"}
 def manifest_of(data: DomainDataModule, vectors: ClassVectors, views: int = 0) -> Origin:
     """Describe the cache of features of the pool by the teacher of class vectors that a run needs.
 
-    It has this number V of ``views`` of each image (0: any number) with the run's seed. Its
-    ``sources`` are a digest of the list of images, independent of the dataset's location.
+    It has this number V of ``views`` of each image (0: any number) with the run's seed. The images
+    are described independently of the dataset's location.
     """
     images = data.pool.images
     return as_json(
@@ -53,6 +53,7 @@ def manifest_of(data: DomainDataModule, vectors: ClassVectors, views: int = 0) -
             "dataset": data.dataset,
             "images": len(images),
             "sources": digest_of(images),
+            **data.files_of(),
             "resizing": asdict(vectors.preprocessing.resizing),
             "decoding": asdict(data.decoding),
             "augmentation": data.views_origin["augmentation"],
@@ -69,7 +70,7 @@ def read_manifest(folder: Path, expected: Origin, same: Collection[str] = ()) ->
     DataError if it is missing, damaged, of another version or of other data or settings.
 
     ``expected`` is the manifest that a run would write; number and seed of the views may differ,
-    except the fields in ``same``.
+    except the fields in ``same``. What only one of them says of the images' files is not compared.
     """
     file = folder / MANIFEST
     if not file.is_file():
@@ -83,12 +84,14 @@ def read_manifest(folder: Path, expected: Origin, same: Collection[str] = ()) ->
             f"{file} is damaged ({reason(error)}): remove the folder {folder} and fill the cache "
             "again"
         ) from error
-    may_differ = _MAY_DIFFER - {*same}
+    may_differ = _MAY_DIFFER - {*same} | FILES & (stored.keys() ^ expected.keys())
     before, now = (
         {name: value for name, value in manifest.items() if name not in may_differ}
         for manifest in (stored, expected)
     )
-    require_same(f"the teacher cache {folder}", before, now, _OTHER_FOLDER, kind=DataError)
+    what = f"the teacher cache {folder}"
+    copied = f"{_OTHER_FOLDER}, or, if the images are copies, delete this line of {MANIFEST}"
+    require_same(what, before, now, _OTHER_FOLDER, {CHANGED: copied}, DataError)
     return stored
 
 
@@ -132,6 +135,8 @@ class FeatureCache:
                 raise DataError(
                     f"{path} is damaged ({reason(error)}): remove {path.name} and {_FILL}"
                 ) from error
+        if FILES & expected.keys() and not FILES & expected.keys() & manifest.keys():
+            inform(f"{folder / MANIFEST} has only the paths of its images: trusting their content")
         return cls(folder, manifest)
 
     def read(self, view: int, index: int) -> npt.NDArray[np.float16]:
@@ -191,14 +196,7 @@ def fill_cache(preparation: Preparation, views: int | None = None) -> None:
     vectors, same = preparation.teacher.vectors, ["views"] if views else []
     needed = manifest_of(data, vectors, wanted)
     images = UnlabeledImages(data.pool.images, data.view(vectors.preprocessing.resizing))
-    work = Work(
-        images,
-        preparation.encoder(),
-        data.eval_batch_size,
-        data.num_workers,
-        trainer.global_rank,
-        trainer.world_size,
-    )
+    work = preparation.work(images, preparation.encoder())
     done = fill(folder, needed, work, same) * trainer.world_size
     trainer.strategy.barrier("kdpl cache")
     cache = FeatureCache.open(folder, needed, same)

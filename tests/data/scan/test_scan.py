@@ -1,3 +1,6 @@
+import os
+import re
+
 import pytest
 import runs
 import world
@@ -70,8 +73,65 @@ def test_a_dataset_that_is_read_otherwise_is_looked_at_again(
         before = file.read_bytes() if file.exists() else None
         assert "looking at all images again" not in capsys.readouterr().err
         read(pets, tmp_path, **options).reading.prepare(trains=True)
-    assert f"{file} is of another dataset ({words}" in capsys.readouterr().err
+    assert f"{file} is of other images ({words}" in capsys.readouterr().err
     assert file.read_bytes() != before
+
+
+def test_a_fit_looks_at_changed_files_again_and_refuses_other_contents(pets, tmp_path, capsys):
+    def prepare(trains=True):
+        read(pets, tmp_path, bad_images="skip").reading.prepare(trains)
+        return capsys.readouterr().err
+
+    dog, file = pets / "train/dog/5.png", tmp_path / DECODED_FILE
+    (pets / "train/cat/bad.png").write_bytes(b"broken")
+    assert prepare() == ""
+    first = Checked.load(file)
+    # a file that is touched, or copied to its place, is the same image
+    os.utime(dog, (0, 2e9))
+    said = f"{file} is of other images (last change of images is "
+    assert prepare(trains=False) == ""
+    assert re.search(rf"{re.escape(said)}.* 2033-05-18 03:33:20\+00:00 of 5.png \(", prepare())
+    again = Checked.load(file)
+    assert again.contents == first.contents
+    assert again.made_from != first.made_from
+    assert prepare() == ""
+    # another image, also one that was left out, is not
+    before = dog.read_bytes(), file.read_bytes()
+    for changed in (dog, pets / "train/cat/bad.png"):
+        runs.noise(8, 8, seed=9).save(changed)
+        words = rf"^images have changed since {file} was written \(.*\): put them back, or choose"
+        with world.refused(DataError, words):
+            prepare()
+        assert said in capsys.readouterr().err
+        assert prepare(trains=False) == ""
+        changed.write_bytes(before[0] if changed == dog else b"broken")
+    assert "looking at all images again" in prepare()
+    # without the file, the run is of the images that there are
+    runs.noise(8, 8, seed=9).save(dog)
+    file.unlink()
+    assert prepare() == ""
+    assert Checked.load(file).contents != first.contents
+
+
+def test_contents_are_known_however_images_are_opened(pets, tmp_path):
+    def contents(**options):
+        data = read(pets, tmp_path, **options)
+        data.reading.prepare(trains=True)
+        (tmp_path / DECODED_FILE).unlink()
+        return data.reading.check().contents
+
+    plain = contents()
+    assert contents() == plain
+    runs.noise(8, 8, seed=9).save(pets / "train/dog/5.png")
+    assert contents()[1] != plain[1]
+    assert contents()[0] == plain[0]
+    # test images apart
+    (pets / "test/dog").mkdir(parents=True)
+    runs.noise(8, 8, seed=10).save(pets / "test/dog/1.png")
+    tested = contents()
+    runs.noise(8, 8, seed=11).save(pets / "test/dog/1.png")
+    assert contents()[1] == tested[1]
+    assert contents()[0] != tested[0]
 
 
 def test_a_class_of_which_nothing_is_left_is_named(pets):

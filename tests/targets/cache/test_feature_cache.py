@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import pickle
 import re
 import shutil
@@ -263,6 +264,49 @@ def test_a_moved_dataset_with_other_texts_keeps_its_cache_unless_other_views_are
     (folder / "moved/train/a/4.png").rename(folder / "moved/train/a/5.png")
     with pytest.raises(DataError, match=r"sources is \w+ there"):
         FeatureCache.open(folder / "cache", needed(data(folder, **moved)))
+
+
+def test_a_cache_is_of_images_and_not_of_their_paths(folder, capsys):
+    filled(folder)
+    image, file = folder / "data/train/a/3.png", folder / "cache/manifest.json"
+    whole = file.read_text()
+    # a file that is only touched may be another one, until somebody says that it is the same
+    os.utime(image, (0, 2e9))
+    touched = needed(data(folder))
+    remedy = r"choose another .* or, if the images are copies, delete this line of manifest.json$"
+    for use in (FeatureCache.open, lambda *args: fill(*args, None)):
+        with world.refused(DataError, rf"last change of images is .* of 3.png .*\): {remedy}"):
+            use(folder / "cache", touched)
+    file.write_text("".join(line for line in whole.splitlines(True) if "last change" not in line))
+    FeatureCache.open(folder / "cache", touched)
+    # another size is another image, whatever was deleted
+    noise(15, 12, seed=99).save(image)
+    with world.refused(DataError, r"\(size of images is .*\): choose another [^,]*, or remove it$"):
+        FeatureCache.open(folder / "cache", needed(data(folder)))
+    # a cache of an earlier version has paths alone
+    assert capsys.readouterr().err == ""
+    earlier = {k: v for k, v in json.loads(whole).items() if not k.endswith("of images")}
+    file.write_text(json.dumps(earlier))
+    FeatureCache.open(folder / "cache", needed(data(folder)))
+    assert f"{file} has only the paths of its images" in capsys.readouterr().err
+
+
+def test_where_all_images_were_looked_at_a_cache_is_of_their_contents(folder, capsys):
+    def manifest():
+        datamodule = data(folder)
+        datamodule.reading.prepare(trains=True)
+        return needed(datamodule)
+
+    before, image = manifest(), folder / "data/train/a/3.png"
+    assert "content of images" in before
+    os.utime(image, (0, 2e9))
+    assert manifest() == before
+    noise(14, 12, seed=99).save(image)
+    assert manifest() != before
+    (folder / "data/test/a").mkdir(parents=True)
+    noise(14, 12, seed=55).save(folder / "data/test/a/0.png")
+    noise(14, 12, seed=3).save(image)
+    assert manifest() == before, "test images are not in the cache"
 
 
 def npy(array):

@@ -1,6 +1,7 @@
 """The choice of what of a student is trained, by its fidelity."""
 
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,7 @@ from runs import (
     TEACHER,
     configs,
     curves_of,
+    error_line,
     image_folder,
     interrupted_at,
     noise,
@@ -116,6 +118,19 @@ def test_candidates_share_preparation_and_the_one_that_agrees_most_becomes_a_con
     # after the student's config, it is that candidate
     stage = parse_stage("fit", [*whole.student, f"--config={whole.out}/best.yaml", "--out=fit"])
     assert stage.config.model.init_args.optim.as_dict() == wanted["optim"]
+
+
+def test_candidates_are_of_the_same_images(whole, capsys):
+    image = sorted((whole.out.parent / "data").rglob("*.png"))[7]
+    before, status = image.read_bytes(), image.stat()
+    noise(9, 9).save(image)
+    # the one that diverges is fitted at each start
+    assert whole.run() == 1
+    file = whole.out / "tower_1e+30/checked_images.json"
+    error_line(capsys, f"images have changed since {file} was written", "put them back")
+    image.write_bytes(before)
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert whole.run() == 0
 
 
 def test_more_agreement_further_from_the_target_is_not_chosen():

@@ -296,6 +296,25 @@ def test_other_views_have_features_and_a_file_of_their_own(fresh, tmp_path, monk
         distil(fresh, tmp_path / "0", [world.NoStep()], data=seed, refinement=refinement)
 
 
+def test_features_and_targets_are_of_images_and_not_of_their_names(fresh, tmp_path, monkeypatch):
+    files, refinement = {"size of images": "1"}, {"views": 1, "rounds": 1}
+    monkeypatch.setattr("kdpl.data.datamodule.files_of", lambda _: dict(files))
+
+    def features():
+        return {file.parent.name for file in (fresh / PREPARED_FOLDER).rglob("*.npy")}
+
+    distil(fresh, tmp_path / "first", refinement=refinement)
+    before = features()
+    distil(fresh, tmp_path / "same", refinement=refinement)
+    assert features() == before
+    files["size of images"] = "2"
+    with world.refused(ArtifactError, r"\(size of images is 1 there and 2 here\): remove it, or"):
+        distil(fresh, tmp_path / "first", [world.NoStep()], refinement=refinement)
+    distil(fresh, tmp_path / "other", refinement=refinement)
+    # of the pool, and of the validation images
+    assert len(features() - before) == len(before) == 2
+
+
 def test_with_cached_features_no_teacher_is_loaded_again(teacher, whole, tmp_path, monkeypatch):
     cache = str(tmp_path / "cache")
     cached = distil(teacher, tmp_path, [FillTeacherCache()], epochs=2, teacher_cache=cache)
