@@ -103,7 +103,7 @@ def estimate(
     from kdpl.runtime.advice import absolute, command
 
     name = absolute(path).stem
-    folder = Path(out or Path("runs") / f"{name}_estimate")
+    folder = Path(out or Path("runs") / f"{absolute(path).name}_estimate")
     require_folder_of("an estimate", folder, ESTIMATE_FILE, (DATA_FOLDER,))
 
     from kdpl.cli.choice import Options
