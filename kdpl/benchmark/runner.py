@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from kdpl.benchmark.steps import RESULT_FILE, CampaignStep, Result
 from kdpl.metrics import test_key
-from kdpl.runtime import plugins, slurm
+from kdpl.runtime import plugins, run_folder, slurm
 from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.files import read_json, write_text
 from kdpl.runtime.predictions import read_results
@@ -147,7 +147,7 @@ def _run(step: CampaignStep, command: Command) -> str | None:
             transductive=step.run.protocol == "base_to_novel" and bool(settings.get("teacher")),
             selected_on_test="BestOnBaseTest" in str(config.get("trainer")),
         )
-        _save_probe(step, result, settings, command)
+        _save_probe(step, result, config, command)
         write_text(step.folder / RESULT_FILE, result.model_dump_json(indent=2))
     if not step.done():
         return f"it ended without {step.result}: start the same command again to resume it"
@@ -155,9 +155,9 @@ def _run(step: CampaignStep, command: Command) -> str | None:
 
 
 def _save_probe(
-    step: CampaignStep, result: Result, settings: Mapping[str, Any], command: Command
+    step: CampaignStep, result: Result, config: Mapping[str, Any], command: Command
 ) -> None:
-    """Let ``compare`` fit a linear probe of the run's network, unless another row's run has it.
+    """Let ``compare`` fit a linear probe of the run's network, unless a row with its labels has it.
 
     There is none without labels, of other classes than the labels', or of several labels an image.
     """
@@ -165,16 +165,25 @@ def _save_probe(
     labelled = labelled and test_key("acc") in result.metrics
     if not labelled or "compare" not in plugins.paths("commands"):
         return
+    # the labels that a student may see are its teacher's
+    clip, teacher = (config["model"]["init_args"].get(name) for name in ("clip", "teacher"))
+    labels = read_config(str(Path(teacher) / run_folder.CONFIG_FILE)) if teacher else config
+    data, seed = labels["data"], labels["seed_everything"]
+    same = {"clip": clip, "features": PROBE_FEATURES, "data": data, "seed": seed}
     for file in step.folder.parent.glob(f"*/{PROBE_FOLDER}/*/{RESULT_FILE}"):
         about = read_json(file.with_name(PROBE_FILE))
-        if about["clip"] == settings["clip"] and about.get("features") == PROBE_FEATURES:
+        if same == {name: about.get(name) for name in same}:
             return
     if command(["compare", str(step.folder), "--trust"], step.log) in _INTERRUPTED:
         raise KeyboardInterrupt
-    folder = step.folder / PROBE_FOLDER / ("student" if settings.get("teacher") else "teacher")
+    folder = step.folder / PROBE_FOLDER / ("student" if teacher else "teacher")
     if metrics := read_results(folder):
         images = int(metrics.pop("images"))
         title = f"linear probe: {read_json(folder / PROBE_FILE)['network']}"
+        if not result.setting:
+            # columns of few-shot tables say how many
+            shots = data["init_args"]["shots"]
+            title += f", {shots} label{'s' * (shots > 1)} a class" if shots else ", all labels"
         changes = {"row": title, "title": title, "metrics": metrics, "images": images}
         flags = {"probe": True, "transductive": False, "selected_on_test": False}
         probe = result.model_copy(update=changes | flags)

@@ -19,6 +19,7 @@ from kdpl.clip import ClipConfig, ImageClip, load_image_clip
 from kdpl.clip.identity import RANDOM
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.groups import group_numbers
+from kdpl.data.identity import digest_of, files_of
 from kdpl.data.inference import infer_labeled
 from kdpl.data.labels import EvaluationSplit
 from kdpl.data.parallel import progress_bar
@@ -27,10 +28,10 @@ from kdpl.errors import ConfigError, DataError
 from kdpl.metrics import test_key
 from kdpl.report.cost import device
 from kdpl.report.intervals import Scores
-from kdpl.report.run_folder import Run, Stage
+from kdpl.report.run_folder import Run, Stage, attempt
 from kdpl.runtime.files import read_json, write_json
 from kdpl.runtime.messages import inform
-from kdpl.runtime.origin import Origin, as_json, difference
+from kdpl.runtime.origin import Origin, as_json, difference, digest
 from kdpl.runtime.predictions import (
     ImagePrediction,
     read_predictions,
@@ -74,9 +75,10 @@ def linear_probe(run: Run, role: str) -> tuple[Scores, dict[str, Any]]:
     """
     clip, num_base, labeled = clip_of(run.stages[role]), run.vectors.num_base, run.labeled
     data = labeled.main.config["data"]
-    origin = as_json(
-        {"clip": asdict(clip), "features": PROBE_FEATURES, "data": data, "seed": labeled.seed}
-    )
+    # without the dataset, its images and labels are not compared
+    images, _ = attempt(lambda: _labeled_images(labeled.data))
+    settings = {"features": PROBE_FEATURES, "data": data, "seed": labeled.seed}
+    origin = as_json({"clip": asdict(clip), **settings, **(images or {})})
     key = "acc" if num_base is None else "base_acc"
     tested = [p for p in run.main.predictions if num_base is None or p.label_number < num_base]
     if not tested:
@@ -94,6 +96,13 @@ def linear_probe(run: Run, role: str) -> tuple[Scores, dict[str, Any]]:
             write_results(folders[0], len(scores), {test_key(key): scores.mean()})
             write_json(folders[0] / PROBE_FILE, {**about, **origin})
     return {key: scores}, about
+
+
+def _labeled_images(data: DomainDataModule) -> Origin:
+    records = data.labels.evaluation("labeled")
+    images = [record.source for record in records]
+    labels = digest(str(record.label) for record in records)
+    return {"labelled images": digest_of(images), "their labels": labels, **files_of(images)}
 
 
 def _fit(

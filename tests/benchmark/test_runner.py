@@ -20,11 +20,15 @@ CHAIN_1, CHAIN_2 = ([f"seed_{seed}/{step}" for step in STEPS] for seed in (1, 2)
 METRICS = {"test/acc": 0.5, "test/base_acc": 0.25}
 
 
+def data_of(shots=16):
+    return {"class_path": "kdpl.DomainDataModule", "init_args": {"shots": shots}}
+
+
 class Commands:
     """Stands for processes: leaves the files of each command, and records what was run."""
 
-    def __init__(self, fail=(), code=1):
-        self.ran, self.probed, self.fail, self.code = [], [], fail, code
+    def __init__(self, fail=(), code=1, shots=16):
+        self.ran, self.probed, self.fail, self.code, self.shots = [], [], fail, code, shots
 
     def __call__(self, args, log):
         if args[0] == "compare":
@@ -45,7 +49,8 @@ class Commands:
                 model["teacher"] = str(folder.with_name("teacher"))
             callbacks = chosen if "student" in name else None
             settings = {"trainer": {"callbacks": callbacks}, "model": {"init_args": model}}
-            (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+            labels = {"data": data_of(self.shots), "seed_everything": 1}
+            (folder / "config.yaml").write_text(yaml.safe_dump({**settings, **labels}))
             results = {"teacher": "class_vectors.safetensors", "student": "classifier"}
             (folder / results[folder.name]).touch()
         return 0
@@ -104,22 +109,56 @@ def test_a_result_has_its_coordinates_and_so_has_the_linear_probe_of_each_networ
     probes = {place: result for place, result in results.items() if result.probe}
     assert len(results) == 8 + len(probes)
     networks = {(seed, row.removeprefix("linear probe: ")) for _, seed, row in probes}
-    assert networks == {(1, "tiny-teacher"), (1, "tiny-student"), (2, "tiny-teacher")}
-    probe = probes["dtd", 1, "linear probe: tiny-student"]
+    named = {"tiny-teacher, 16 labels a class", "tiny-student, 16 labels a class"}
+    assert networks == {*((1, name) for name in named), (2, "tiny-teacher, 16 labels a class")}
+    probe = probes["dtd", 1, "linear probe: tiny-student, 16 labels a class"]
     assert (probe.metrics, probe.images) == ({"test/base_acc": 0.75}, 4)
     assert (probe.transductive, probe.selected_on_test) == (False, False)
 
 
-def test_a_network_that_another_row_has_is_not_probed_again(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "probed"),
+    [
+        ({}, ["seed_1/student"]),
+        ({"data": data_of(1)}, ["seed_1/teacher", "seed_1/student"]),
+        ({"seed": 2}, ["seed_1/teacher", "seed_1/student"]),
+        ({"features": "projected"}, ["seed_1/teacher", "seed_1/student"]),
+    ],
+)
+def test_a_network_that_a_row_with_the_same_labels_has_is_not_probed_again(
+    change, probed, tmp_path
+):
     steps = plan(WHOLE, tmp_path)
     other = tmp_path / DTD_1 / "other/probe/teacher"
     other.mkdir(parents=True)
     (other / "results.json").touch()
     about = {"network": "same", "clip": {"model": "teacher"}, "features": "pooled"}
+    about |= {"data": data_of(), "seed": 1, **change}
     (other / "probe.json").write_text(json.dumps(about))
     commands = Commands()
     run(tmp_path, commands, steps=[step for step in steps if step.title.startswith(DTD_1)])
-    assert commands.probed == ["seed_1/student"]
+    assert commands.probed == probed
+
+
+@pytest.mark.parametrize(
+    ("shots", "setting", "title"),
+    [
+        (1, "", "tiny-student, 1 label a class"),
+        (None, "", "tiny-student, all labels"),
+        (16, "shots_16", "tiny-student"),
+    ],
+)
+def test_the_title_of_a_probe_says_how_many_labels_its_teacher_had(shots, setting, title, tmp_path):
+    commands = Commands(shots=shots)
+    *teacher, fit, test = [step for step in plan(WHOLE, tmp_path) if step.title.startswith(DTD_1)]
+    assert run(tmp_path, commands, steps=[*teacher, fit]) == []
+    # a student sees no labels: its own setting says nothing
+    config = test.folder / "config.yaml"
+    config.write_text(config.read_text().replace(f"shots: {shots}", "shots: 9"))
+    changed = test.run.model_copy(update={"setting": setting})
+    assert run(tmp_path, commands, steps=[replace(test, run=changed)]) == []
+    probe = json.loads((test.folder / "probe/student/results.json").read_text())
+    assert probe["title"] == probe["row"] == f"linear probe: {title}"
 
 
 def test_an_interrupted_probe_leaves_the_test_to_be_done_again(tmp_path):

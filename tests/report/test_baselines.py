@@ -1,4 +1,5 @@
 import inspect
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 import torch
 from report_pages import change_vectors, put_together, set_in
 from resampling import bootstrap_difference
+from runs import image_folder, in_folder, noise
 from sklearn.linear_model import LogisticRegression
 
 from kdpl.cli import find_command
@@ -20,7 +22,7 @@ from kdpl.errors import DataError
 from kdpl.report.accuracy import advice_for, against_probes
 from kdpl.report.compare import compare_runs
 from kdpl.report.intervals import wilson
-from kdpl.report.probes import linear_probe
+from kdpl.report.probes import _labeled_images, linear_probe
 from kdpl.report.run_folder import Run
 from kdpl.runtime.configs import find_config
 from kdpl.runtime.predictions import read_predictions, read_results, write_predictions
@@ -237,6 +239,49 @@ def test_a_probe_is_kept_in_the_folder_and_not_fitted_again(run, compared, copy,
     assert "(data.init_args.shots is 16 there and 8 here): fitting" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_fits")
+def test_a_probe_is_of_labels_and_not_only_of_the_paths_of_images(
+    copy, compared, monkeypatch, capsys
+):
+    plain = digits.read_digits()
+    other = [record._replace(label=(record.label + 1) % 10) for record in plain.train]
+    with monkeypatch.context() as patch:
+        patch.setattr(digits.Digits, "read", lambda _: replace(plain, train=tuple(other)))
+        with pytest.raises(AssertionError):
+            compare(copy)
+    assert re.search(
+        r"\(their labels is \w+ there and \w+ here\): fitting", capsys.readouterr().err
+    )
+
+    # without its images, the probe that is kept is shown
+    def gone(_):
+        raise DataError("the images are gone: restore them")
+
+    monkeypatch.setattr(digits.Digits, "read", gone)
+    assert list(compare(copy)[0].values())[1:] == list(compared[0].values())[1:]
+
+
+@pytest.mark.parametrize("change", ["content", "time", "label"])
+def test_images_that_changed_are_another_probe(change, tmp_path):
+    image_folder(tmp_path / "pets")
+
+    def made_from():
+        data = in_folder(tmp_path / "pets", shots=None)
+        return {**_labeled_images(data)}
+
+    before, dog = made_from(), tmp_path / "pets/train/dog/0.png"
+    assert made_from() == before
+    (tmp_path / "pets/test/dog/0.png").unlink()
+    assert made_from() == before
+    if change == "content":
+        noise(9, 9).save(dog)
+    elif change == "time":
+        os.utime(dog, (0, 2e9))
+    else:
+        (tmp_path / "pets/train/cat").rename(tmp_path / "pets/train/eel")
+    assert made_from() != before
+
+
 def test_under_base_to_novel_a_probe_is_of_the_base_classes(copy):
     shutil.rmtree(copy / "probe")
     for stage in ("teacher", "student"):
@@ -293,11 +338,13 @@ def test_what_is_to_be_done_about_a_student_below_a_probe_is_there_and_not_done_
 
 @pytest.mark.usefixtures("without_fits")
 def test_runs_with_the_same_clips_share_baselines_but_for_probes_with_other_labels(
-    run, copy, compared
+    run, copy, compared, monkeypatch
 ):
     shown, notes = compare(run, copy)
     assert list(shown) == ["run", "copy", *list(compared[0])[1:]]
     assert notes == compared[1]
+    # what is kept is taken for that of another seed
+    monkeypatch.setattr("kdpl.report.probes._labeled_images", lambda _: {})
     replace_in(copy / "teacher/config.yaml", "seed_everything: 1\n", "seed_everything: 2\n")
     for role in CLIPS:
         replace_in(copy / "probe" / role / PROBE_FILE, '"seed": 1', '"seed": 2')
