@@ -6,12 +6,8 @@ Public names load on first use, so ``import kdpl`` costs nothing.
 from typing import TYPE_CHECKING
 
 from kdpl.runtime.optional import lazily
-from kdpl.runtime.renamed import find_moved
 
 __version__ = "0.1.0"
-
-# configs and artifacts may hold earlier paths
-find_moved()
 
 if TYPE_CHECKING:
     from kdpl.callbacks.handover import FreezeClassVectors
