@@ -19,6 +19,7 @@ from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.loader import LazyLoader, TrainSampler
+from kdpl.data.options import ReadingOptions
 from kdpl.data.sources import open_source
 from kdpl.runtime.origin import Origin
 from kdpl.runtime.resizing import Resizing
@@ -33,7 +34,10 @@ _SMALL_EDGE = 8  # of images that are not used
 def manifest_of(images: UnlabeledImages, width: int) -> Origin:
     """Describe a cache of one view of each image."""
     view = images.view
-    data = DomainDataModule("folder", ".", augmentation=view.augmentation, seed=view.seed)
+    unread = ReadingOptions(scan=False)
+    data = DomainDataModule(
+        "folder", ".", reading=unread, augmentation=view.augmentation, seed=view.seed
+    )
     data.pool = SimpleNamespace(images=images.sources)
     shown = SimpleNamespace(resizing=view.resizing)
     vectors = SimpleNamespace(teacher="random", vectors=torch.empty(1, width), preprocessing=shown)

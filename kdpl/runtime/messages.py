@@ -1,29 +1,34 @@
 """Messages of a training run, printed once for all its processes."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
 from threading import Event, Thread
 
-from lightning.pytorch.utilities import rank_zero_only
 from rich import get_console
 from rich.console import Console
 from rich.file_proxy import FileProxy
 from rich.progress import Progress
 
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 _LIBRARIES = ("lightning", "torch", "torchmetrics", "jsonargparse")
 
 
 def process_rank() -> int:
     """Return the rank of this process; 0 if it is the only one."""
-    rank: int = getattr(rank_zero_only, "rank", 0)
-    return rank
+    if lightning := sys.modules.get("lightning.pytorch.utilities"):
+        rank: int = lightning.rank_zero_only.rank
+        return rank
+    # where Lightning would look, which takes seconds to import
+    return int(next((os.environ[name] for name in _RANKS if name in os.environ), 0))
 
 
-@rank_zero_only
 def inform(message: str) -> None:
     """Print a message to standard error, from the first process; a progress bar stays below it."""
+    if process_rank() > 0:
+        return
     if isinstance(sys.stderr, FileProxy):
         # a progress bar's proxy breaks long lines
         get_console().out(message, highlight=False)
