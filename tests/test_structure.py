@@ -77,6 +77,48 @@ def test_imports_go_down_never_in_a_circle_and_into_removable_folders_by_those_t
         assert part == "clip" or "open_clip" not in packages, module
 
 
+HOOKS = {"meta_path", "path_hooks", "unraisablehook", "excepthook", "showwarning"}
+# the hub's client looks at it in every request, and has no argument that open_clip hands on
+OFFLINE = "constants.HF_HUB_OFFLINE"
+
+
+def root_of(node):
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return getattr(node, "id", None)
+
+
+def changed_by(node):
+    """What a node assigns to, deletes or takes the annotations of, if it is part of something else."""
+    if isinstance(node, ast.Call) and getattr(node.func, "id", None) in (
+        "setattr",
+        "delattr",
+        "vars",
+    ):
+        return node.args[0]
+    is_part = isinstance(node, ast.Attribute | ast.Subscript)
+    if is_part and (
+        isinstance(node.ctx, ast.Store | ast.Del) or "__annotations__" in vars(node).values()
+    ):
+        return node
+    return None
+
+
+def test_no_module_changes_what_it_imports_or_hooks_into_the_interpreter():
+    for module in MODULES:
+        nodes = [*ast.walk(tree_of(module))]
+        aliases = [alias for node in nodes for alias in getattr(node, "names", [])]
+        imported = {
+            (alias.asname or alias.name).split(".")[0]
+            for alias in aliases
+            if isinstance(alias, ast.alias)
+        }
+        changes = {part for node in nodes if root_of(part := changed_by(node)) in imported}
+        names = {ast.unparse(part) for part in changes} - {OFFLINE}
+        assert all(name.startswith("os.environ[") for name in names), (module, names)
+        assert HOOKS.isdisjoint(getattr(node, "attr", None) for node in nodes), module
+
+
 def test_the_page_on_removable_folders_lists_them_with_what_goes_with_each():
     page = (ROOT.parent / "docs/template.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \|.*\| ((?:`\w+`,? ?)*)\|$", page, re.MULTILINE)

@@ -5,7 +5,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
-from functools import cache, partial
+from functools import cache, partial, wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal, Self, get_args
@@ -46,6 +47,28 @@ from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CONFIG_FILE, LAST, METRI
 Command = Literal["fit", "validate", "test"]
 
 
+def _whole_number_first(parameter: Parameter) -> Parameter:
+    hint = parameter.annotation
+    both = {int, float} <= {*get_args(hint)}
+    return parameter.replace(annotation=int | hint) if both else parameter
+
+
+class StageTrainer(Trainer):
+    """Lightning's Trainer; in its settings, 1 is one batch, and 1.0 is all batches."""
+
+    # to typing, Union[float, int] equals Union[int, float], and it returns what was asked first
+    # by any library: after rich's types, one batch (1) would be read as all of them (1.0)
+
+    @wraps(Trainer.__init__)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+
+    # jsonargparse reads it
+    __init__.__signature__ = Signature(  # type: ignore[attr-defined]
+        [*map(_whole_number_first, signature(Trainer.__init__).parameters.values())]
+    )
+
+
 class KdplCLI(LightningCLI):
     """Parsed settings of a stage, with a run's folder and one seed for model and data.
 
@@ -73,6 +96,7 @@ class KdplCLI(LightningCLI):
             super().__init__(
                 LightningModule,
                 LightningDataModule,
+                trainer_class=StageTrainer,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 save_config_callback=RunConfig,
@@ -95,16 +119,6 @@ class KdplCLI(LightningCLI):
                 # checkpoints hold no settings that could override those of the command line
                 load_from_checkpoint_support=False,
             )
-
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the settings of trainer, model and data; a whole number stays one."""
-        # to typing, Union[float, int] equals Union[int, float], and it returns what was asked first
-        # by any library: after rich's types, one batch (1) would be read as all of them (1.0)
-        hints = Trainer.__init__.__annotations__
-        for name, hint in hints.items():
-            if {int, float} <= {*get_args(hint)}:
-                hints[name] = int | hint
-        super().add_core_arguments_to_parser(parser)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of a run, and link seed and folder to where they are used."""

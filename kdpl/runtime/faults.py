@@ -3,13 +3,12 @@
 import errno
 import os
 import signal
-import sys
 import threading
 import time
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from types import FrameType
 
 from kdpl.errors import ConfigError, KdplError, reason, visible
 
@@ -18,6 +17,8 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _STARTER = "KDPL_STARTER"  # variable of the environment
 _AGAIN_SECONDS = 0.05
+# ends of qualified names; the last two are callbacks of weak references, such as to a module's lock
+_FINALISERS = ("__del__", "finalize.__call__", "_get_module_lock.<locals>.cb")
 _RESUME = "rerun the same command to resume"
 _MARK = "kdpl: "
 
@@ -33,11 +34,16 @@ class _Interrupted(KeyboardInterrupt):
 def handle_signals() -> None:
     """Let SIGTERM raise ``Terminated`` in the main thread, and Ctrl-C a ``KeyboardInterrupt``.
 
-    Python ignores errors in finalisers, such as of a loader's workers: a signal that came during
+    Python ignores errors in finalisers, such as of a loader's workers: a signal that comes during
     one is sent again after it.
     """
 
-    def end(number: int, _: object) -> NoReturn:
+    def end(number: int, frame: FrameType | None) -> None:
+        if _in_finaliser(frame):
+            timer = threading.Timer(_AGAIN_SECONDS, os.kill, [os.getpid(), number])
+            timer.daemon = True
+            timer.start()
+            return
         raise Terminated if number == signal.SIGTERM else _Interrupted
 
     signal.signal(signal.SIGTERM, end)
@@ -45,18 +51,11 @@ def handle_signals() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end)
 
-    def send_again(ignored: "sys.UnraisableHookArgs") -> None:
-        if not isinstance(ignored.exc_value, KeyboardInterrupt):
-            sys.__unraisablehook__(ignored)
-            return
-        ended = isinstance(ignored.exc_value, Terminated)
-        number = signal.SIGTERM if ended else signal.SIGINT
-        timer = threading.Timer(_AGAIN_SECONDS, os.kill, [os.getpid(), number])
-        timer.daemon = True
-        timer.start()
 
-    if sys.unraisablehook is sys.__unraisablehook__:
-        sys.unraisablehook = send_again
+def _in_finaliser(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_qualname.endswith(_FINALISERS):
+        frame = frame.f_back
+    return frame is not None
 
 
 def end_together(is_first: bool) -> None:
