@@ -42,6 +42,8 @@ def benchmark(
         rows: Subset of the campaign's rows; teachers that they need are fitted too.
         settings: Options for every fit.
     """
+    read_config(campaign)  # refuses a missing file before imports that take seconds
+
     from kdpl.benchmark import runner
     from kdpl.benchmark.campaign import read_campaign
     from kdpl.benchmark.protocols import plan
@@ -76,17 +78,18 @@ def table(folder: str) -> int:
     Args:
         folder: The folder that benchmark was given as --out.
     """
-    from kdpl.benchmark.campaign import parse_campaign
-    from kdpl.benchmark.steps import read_all
-    from kdpl.benchmark.table import tables
-    from kdpl.benchmark.table_text import markdown, to_csv
-
     files = sorted((Path(folder) / CAMPAIGNS).glob("*.yaml"))
     if not files:
         raise ConfigError(
             f"{folder} is not the folder of a campaign: give one that benchmark was started with "
             "as --out"
         )
+
+    from kdpl.benchmark.campaign import parse_campaign
+    from kdpl.benchmark.steps import read_all
+    from kdpl.benchmark.table import tables
+    from kdpl.benchmark.table_text import markdown, to_csv
+
     results = list(read_all(Path(folder)))
     campaign_tables = [
         table

@@ -49,7 +49,8 @@ def several_labels(run: Run) -> dict[str, Any]:
         results = {} if stage is None else stage.results
         if test_key("map") in results:
             tested[title] = [results[test_key(name)] for name in METRICS]
-    for role in run.stages:
+    labelled = run.main.settings("data").get("shots") != 0
+    for role in run.stages if labelled else ():
         precision, gap = attempt(partial(linear_probe, run, role))
         if precision is None:
             gaps.append(f"{_PROBES[role]}: {gap}")

@@ -11,7 +11,7 @@ from kdpl.data.options import ClassOptions
 from kdpl.errors import ConfigError, visible
 from kdpl.runtime.files import write_text
 from kdpl.runtime.markdown import escape_markdown
-from kdpl.runtime.run_folder import DATA_FOLDER, REPORT_FILE
+from kdpl.runtime.run_folder import DATA_FOLDER, REPORT_FILE, require_run, runs_of
 
 ESTIMATE_FILE = "estimate.html"
 
@@ -26,6 +26,7 @@ def report(run: str, *, out: str | None = None, trust: bool = False) -> int:
     """
     folder = Path(run)
     path = output_file("--out", out) if out is not None else folder / REPORT_FILE
+    require_run(folder)
 
     from kdpl.report.page import render
     from kdpl.report.run_folder import Run
@@ -61,6 +62,8 @@ def compare(
     path = output_file("--out", out) if out is not None else None
     if path is not None and path.suffix != ".md":
         raise ConfigError(f"--out {path} has an unknown ending, expected .md: give another")
+    for argument in runs:
+        runs_of(argument)  # refuses wrong folders before imports that take seconds
 
     from kdpl.report.compare import compare_runs, table_lines
     from kdpl.runtime.messages import quiet_libraries
@@ -113,13 +116,15 @@ def estimate(
     given.files()  # refuses mistyped names before imports that take seconds
 
     from kdpl.cli.prepare import prepare
+
+    choice = prepare(path, folder, given, ClassOptions(class_names))
+
     from kdpl.report.estimate.expected import describe
     from kdpl.report.estimate.folds import measure
     from kdpl.report.estimate.inputs import gather
     from kdpl.report.page import fill
     from kdpl.runtime.messages import inform
 
-    choice = prepare(path, folder, given, ClassOptions(class_names))
     # marks the folder
     write_text(folder / ESTIMATE_FILE, "This estimate was not finished: start it again.")
     frozen, names = gather(choice, folder, given)
@@ -157,6 +162,8 @@ def suggest(
             random
         trust: import any class that the configs name, for a run that you trust
     """
+    require_run(Path(run))
+
     from kdpl.report.labeling.page import PAGE, TABLE, Suggestions
     from kdpl.report.run_folder import Run
     from kdpl.runtime.messages import quiet_libraries

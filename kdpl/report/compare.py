@@ -4,9 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from glob import glob
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +15,7 @@ from kdpl.report.intervals import Accuracy, Scores, accuracy_of, paired_differen
 from kdpl.report.probes import clip_of, linear_probe
 from kdpl.report.run_folder import Run, Stage, attempt
 from kdpl.runtime.markdown import markdown_rows
+from kdpl.runtime.run_folder import runs_of
 
 
 class Compared(NamedTuple):
@@ -54,20 +53,15 @@ class ComparisonRow(NamedTuple):
 def find_groups(arguments: Sequence[str], trusted: bool = False) -> dict[str, list[Run]]:
     """Find the runs of each row of a comparison, in the order of their seeds."""
     groups: dict[str, list[Run]] = {}
-    # read the name and the runs of each row
-    for argument in arguments:
-        name, paths = Path(argument).resolve().name, [argument]
-        if "=" in argument and not Path(argument).is_dir():
-            name, _, listed = argument.partition("=")
-            paths = [path for part in listed.split(",") for path in sorted(glob(part)) or [part]]  # noqa: PTH207
+    for name, folders in map(runs_of, arguments):
         if name in groups:
             raise ConfigError(
                 f"two of the runs are called {name}: name them, as in first=RUN second=RUN"
             )
         groups[name] = sorted(
-            (Run.find(Path(path), trusted) for path in paths), key=lambda run: run.seed
+            (Run.find(folder, trusted) for folder in folders), key=lambda run: run.seed
         )
-        if len({run.seed for run in groups[name]}) < len(paths):
+        if len({run.seed for run in groups[name]}) < len(folders):
             raise ConfigError(
                 f"two runs of {name} have the same seed: give runs that differ in the seed"
             )

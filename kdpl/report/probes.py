@@ -145,7 +145,7 @@ def _fit(
 def require_probe(config: ClipConfig, data: DomainDataModule) -> None:
     """Raise a DataError without labelled images, and for a network of random weights."""
     if data.shots == 0:
-        raise DataError("shots is 0, and it would learn from labelled images")
+        raise DataError("shots is 0, and a probe learns from labelled images")
     if config.pretrained == RANDOM:
         raise DataError(f"{config} is not pretrained, so that its features say nothing")
 

@@ -27,6 +27,7 @@ from kdpl.runtime.run_folder import (
     PREDICTIONS_FILE,
     RESULTS_FILE,
     STAGE_FOLDERS,
+    require_run,
 )
 from kdpl.tasks import MULTI_CLASS
 
@@ -152,10 +153,7 @@ class Run:
     @classmethod
     def find(cls, folder: Path, trusted: bool = False) -> "Run":
         """Find the stages of a folder of ``run``, or of a single stage and its teacher."""
-        if not folder.is_dir():
-            raise ConfigError(
-                f"run folder {folder} does not exist: give the --out of run or of fit"
-            )
+        require_run(folder)
         # a single stage; a student names its teacher
         if (folder / CONFIG_FILE).is_file():
             stage = Stage(folder, trusted)
@@ -169,11 +167,6 @@ class Run:
             for name in STAGE_FOLDERS
             if (folder / name / CONFIG_FILE).is_file()
         }
-        if not finished:
-            raise ConfigError(
-                f"{folder} is not a run's folder, because neither it nor teacher/ or student/ in "
-                f"it has a {CONFIG_FILE}: give the --out of run or of fit"
-            )
         for stage in finished.values():
             _ = stage.config  # a damaged config is an error, not a gap
         clips = [

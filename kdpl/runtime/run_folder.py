@@ -1,8 +1,9 @@
 """Names of files in a run's folder; imports no torch."""
 
+from glob import glob
 from pathlib import Path
 
-from kdpl.errors import ArtifactError
+from kdpl.errors import ArtifactError, ConfigError
 
 # of a fit; other parts name their files themselves
 # written before the first step; read on resume, and wherever a run's settings are needed
@@ -55,6 +56,28 @@ def handed_over(folder: Path) -> bool:
     # class vectors alone do not count: a student starts with a copy of its teacher's
     teacher = (folder / PROMPTS_FILE).exists() and (folder / CLASS_VECTORS_FILE).exists()
     return teacher or (folder / CLASSIFIER_FOLDER).exists()
+
+
+def runs_of(argument: str) -> tuple[str, list[Path]]:
+    """Return the name and the folders of ``RUN`` or ``NAME=RUN,PATTERN,…``, which are a run's."""
+    name, paths = Path(argument).resolve().name, [argument]
+    if "=" in argument and not Path(argument).is_dir():
+        name, _, listed = argument.partition("=")
+        paths = [path for part in listed.split(",") for path in sorted(glob(part)) or [part]]  # noqa: PTH207
+    for path in paths:
+        require_run(Path(path))
+    return name, list(map(Path, paths))
+
+
+def require_run(folder: Path) -> None:
+    """Raise a ConfigError if a folder does not exist or has no settings of a fit."""
+    if not folder.is_dir():
+        raise ConfigError(f"run folder {folder} does not exist: give the --out of run or of fit")
+    if not any((folder / name / CONFIG_FILE).is_file() for name in ("", *STAGE_FOLDERS)):
+        raise ConfigError(
+            f"{folder} is not a run's folder, because neither it nor teacher/ or student/ in it "
+            f"has a {CONFIG_FILE}: give the --out of run or of fit"
+        )
 
 
 def require_classifier(folder: Path) -> None:

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from unittest.mock import Mock
@@ -10,20 +11,48 @@ from kdpl.errors import ConfigError
 from kdpl.runtime.faults import Terminated
 
 
-@pytest.mark.slow
-def test_help_of_each_command_imports_nothing_heavy():
-    commands = [command for command in command_names() if command not in STAGES]
+def heavy_after(calls):
+    """Run commands in a new process; returns their standard error, and what they imported."""
     code = f"""
 import sys
 from contextlib import suppress
 from kdpl.__main__ import main
-for command in {commands}:
+for call in {calls}:
     with suppress(SystemExit):
-        main([command, "--help"])
+        main(call)
 print({{"torch", "lightning", "open_clip", "wandb"}} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("\nset()\n")
+    return done.stderr.splitlines(), done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_help_of_each_command_imports_nothing_heavy():
+    commands = [command for command in command_names() if command not in STAGES]
+    assert heavy_after([[command, "--help"] for command in commands]) == ([], "set()")
+
+
+def test_wrong_paths_and_options_are_refused_before_heavy_imports():
+    calls = [
+        ["run", "missing"],
+        ["run", "missing", "--teachr", "quickstart"],
+        ["run", "missing", "--teacher", "quikstart"],
+        ["predict", "missing", "missing.png"],
+        ["predict", "missing", "missing.png", "--optin", "5"],
+        ["fit", "--config", "missing.yaml"],
+        *([command, "missing"] for command in ("compare", "estimate", "report", "table", "serve")),
+        ["compare", "a=missing,elsewhere", "b=missing"],
+        ["suggest", "missing", "--out", "out"],
+        ["benchmark", "missing.yaml", "--out", "out"],
+    ]
+    calls = [call for call in calls if call[0] in command_names()]
+    errors, heavy = heavy_after(calls)
+    assert len(errors) == len(calls)
+    assert all(
+        re.match("error: .*(missing|did you mean --(teacher|out)|\\(quickstart, )", line)
+        for line in errors
+    )
+    assert heavy == "set()"
 
 
 @pytest.mark.parametrize("command", sorted(set(command_names()) - set(STAGES)))
