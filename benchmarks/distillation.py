@@ -1,4 +1,9 @@
-"""A distillation step of kdpl and the published one, with the same weights, images, class names and loss."""
+"""A distillation step of kdpl and the published one, with the same weights, images, class names and loss.
+
+The published step, the baseline of all ratios, is built from ``examples/plain.py``. At every step
+the teacher's text tower encodes all class names, 77 tokens each, and its image tower every image;
+all blocks run on all tokens.
+"""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -13,17 +18,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.measuring import flops
-from benchmarks.published import PublishedStudent, PublishedTeacher, distillation_loss
 from benchmarks.settings import Settings
-from benchmarks.sizes import CONTEXT, Sizes
+from benchmarks.sizes import Sizes
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
+from examples.plain import Student, Teacher, cosine_logits, promptkd_loss
 from kdpl import StudentDistillation
-from kdpl.clip import RANDOM, ClipConfig, store_frozen
+from kdpl.clip import RANDOM, ClipConfig, ImageClip, store_frozen
 from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.optim import OptimConfig
 from kdpl.prompts import StudentPrompts
-from kdpl.prompts.text import prompt_texts
 
 
 class _Domain(DomainDataModule):
@@ -72,20 +76,9 @@ class Distillation:
         store_frozen(self.student, autocast or torch.float32)
         for tower in (clip.image_tower, clip.text_tower):
             tower.to(device)
-        ids = clip.tokenize(prompt_texts(CONTEXT, sizes.prompt_length, names)).to(device)
-        saved = teacher.prompts.saved()
-        prompts = [
-            saved[name]
-            for name in ("vision_prompts.tokens", "text_prompts.context", "text_prompts.deep")
-        ]
-        self.published_teacher = PublishedTeacher(
-            clip.image_tower.visual,
-            clip.text_tower,
-            clip.logit_scale,
-            ids,
-            *(prompt.to(device) for prompt in prompts),
-        )
-        self.published_student = _as_published(self.student)
+        self.published_teacher = _published_teacher(teacher, sizes).to(device)
+        self.ids = self.published_teacher.tokenize(names).to(device)
+        self.published_student = _published_student(self.student).to(device)
         size = clip.preprocessing.image_size
         # noise would give nearly equal features, which lose precision in the batch norm
         patterns = F.interpolate(torch.rand(batch_size, 3, 4, 4), size=(size, size))
@@ -153,13 +146,15 @@ class Distillation:
 
     def _published(self) -> Tensor:
         with self._precision():
-            student, teacher = self.student.encoder.tower.module, self.published_teacher
-            # once for both towers, as in its data loader
-            pixels = student.pixels(self.images)
-            teacher_logits, texts = teacher(pixels)
-            logits = self.published_student(pixels, texts)
-            return distillation_loss(
-                logits, teacher_logits, self.student.loss.weight, self.student.loss.temperature
+            teacher, student = self.published_teacher, self.published_student
+            # once for both towers, as in the published data loader
+            pixels = self.student.encoder.tower.module.pixels(self.images)
+            with torch.no_grad():
+                images, texts = teacher.encode_images(pixels), teacher.encode_texts(self.ids)
+                teacher_logits = cosine_logits(images, texts, teacher.clip.logit_scale)
+            loss = self.student.loss
+            return promptkd_loss(
+                student(pixels, texts), teacher_logits, loss.weight, loss.temperature
             )
 
     def _precision(self) -> torch.autocast:
@@ -239,13 +234,24 @@ def begun_student(
     return student.train()
 
 
-def _as_published(student: StudentDistillation) -> PublishedStudent:
+def _published_teacher(teacher: RandomTeacher, sizes: Sizes) -> Teacher:
+    """Build the published teacher with the same prompts, over the same frozen CLIP."""
+    saved = teacher.prompts.saved()
+    published = Teacher(teacher.clip, sizes.prompt_depth, sizes.prompt_depth, sizes.prompt_length)
+    text = torch.cat([saved["text_prompts.context"][None], saved["text_prompts.deep"]])
+    published.load_state_dict(
+        {"vision_prompts": saved["vision_prompts.tokens"], "text_prompts": text}
+    )
+    return published
+
+
+def _published_student(student: StudentDistillation) -> Student:
     """Build the published student in the same state, over the same frozen tower."""
     encoder = student.encoder
     assert encoder.prompts is not None  # noqa: S101
-    tower, out_dim = encoder.tower.module, student.vectors.vectors.shape[1]
-    published = PublishedStudent(
-        tower.visual, student.logit_scale, encoder.prompts.tokens, tower.embed_dim, out_dim
-    )
+    depth, length, _ = encoder.prompts.tokens.shape
+    clip = ImageClip(encoder.tower.module, student.logit_scale, student.clip)
+    published = Student(clip, student.vectors.vectors.shape[1], depth, length)
+    published.prompts.data.copy_(encoder.prompts.tokens)
     published.projector.load_state_dict(encoder.projector.layers.state_dict())
     return published

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from benchmarks.distillation import KDPL, PUBLISHED, gradients
 from benchmarks.measuring import flops
-from benchmarks.published import text_features
 from benchmarks.sizes import CONTEXT, Sizes, text_half
 from benchmarks.teacher import load_random
+from examples.plain import text_features
 from kdpl.prompts import TextPrompts
 from kdpl.prompts.text import prompt_texts, tokenize_prompts
 
@@ -62,7 +62,8 @@ class Texts:
 
     def _features(self, side: str) -> Tensor:
         if side == PUBLISHED:
-            return text_features(self.tower, self.ids, self.prompts.context, self.prompts.deep)
+            layers = torch.cat([self.prompts.context[None], self.prompts.deep])
+            return text_features(self.tower, self.ids, layers)
         if side == KDPL:
             return self.prompts(self.tower, self.arranged)
         raise ValueError(side)

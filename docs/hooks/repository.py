@@ -1,7 +1,7 @@
 """Links from the site to the rest of the repository, written as they work on GitHub.
 
 Pages in docs/ may link to any file of the repository. Some files of its root are also pages of the
-site, and so are the examples: the notebook with the outputs that are saved in it, and the script.
+site, and so are the examples: the notebook with the outputs that are saved in it, and the scripts.
 Other linked files are copied into the site, so links lead to the version that the page describes.
 """
 
@@ -23,6 +23,7 @@ PAGES = {
     "SECURITY.md": "security.md",
     "examples/both_stages.py": "both_stages.md",
     "examples/folder_to_onnx.ipynb": "notebook.md",
+    "examples/plain.py": "plain.md",
 }
 """Files outside docs/ that are pages, and their names in the site."""
 

@@ -98,7 +98,7 @@ def ensemble_features(
     class_names: Sequence[str],
     templates: Sequence[Callable[[str], str]],
 ) -> Tensor:
-    """Average frozen text features over prompt templates (PromptSRC, section 3.3), [C, embed_dim].
+    """Average frozen text features over templates (PromptSRC, section 3.2.3), [C, embed_dim].
 
     The mean is taken before normalising, as in the published code. Underscores of the C names
     become spaces. A ConfigError for a name that is too long for the tower's context.

@@ -1,0 +1,1 @@
+"""Scripts, a notebook and a plugin, all of which a test runs."""
