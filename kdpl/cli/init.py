@@ -287,7 +287,9 @@ def _print_survey(
         note = f", {notes[split]} by chance with seed 0" if split in notes else ""
         print(f"  {'test' if split == HELD_OUT else split}: {count}{note}")
     if splits["train"] and not splits["val"]:
-        print("  val: none (predict --max-error needs some: init --val-share 30% splits them off)")
+        several = any(image.separator is not None for image in images)
+        use = "thresholds are better with" if several else "predict --max-error needs"
+        print(f"  val: none ({use} some: init --val-share 30% splits them off)")
     if none := sum(bool(image.label) and not image.classes for image in images):
         print(f"  of none of the classes: {none} of these")
 

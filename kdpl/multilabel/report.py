@@ -83,7 +83,14 @@ def several_labels(run: Run) -> dict[str, Any]:
             f"the test of {folder} is missing or damaged ({reason(error)}): run it again"
         ) from error
 
+    # mAP at the top of the page: role, share and words of each tile
+    tiles = [
+        (role, tested[title][0], f"mAP of {title}")
+        for role, title in (*_MODELS.items(), ("chance", "chance"))
+        if title in tested and not role.endswith("_clip")
+    ]
     return {
+        "tiles": tiles,
         "models": tested,
         "verdict": below_probes(of_student.get(key, 1.0), probes),
         "gaps": gaps,

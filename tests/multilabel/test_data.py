@@ -244,6 +244,15 @@ def test_a_name_with_the_separator_is_refused_before_anything_is_written(mine, t
     assert main([*init, f"--class-names={tmp_path}/names.csv"]) == 0
 
 
+def test_the_survey_of_several_labels_offers_nothing_that_is_refused_for_them(
+    mine, tmp_path, capsys
+):
+    assert main(["init", str(mine), f"--out={tmp_path}/data", "--label-separator=;"]) == 0
+    said = capsys.readouterr().out
+    assert "val: none (thresholds are better with some: init --val-share 30%" in said
+    assert "--max-error" not in said
+
+
 def test_a_folder_has_no_several_labels(table, tmp_path, capsys):
     options = [str(table.parent), "--label-separator=;", f"--out={tmp_path}/data"]
     refused(capsys, main(["init", *options]), "only a table has several labels")

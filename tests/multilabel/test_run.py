@@ -1,6 +1,7 @@
 """A whole run on several labels an image, resumed and on several processes; its report, and its classifier."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -87,6 +88,11 @@ def test_the_report_shows_what_was_tested_instead_of_accuracies(run):
         assert other not in page
     assert page.count("data:image/webp") == 12
     assert "validation mAP, %" in page
+    # mAP stands in the tiles
+    tiles = dict(re.findall(r'class="tile"><b class="(\w+)">([\d.]+) %</b>mAP of', page))
+    results = {role: read_results(run / role)["test/map"] for role in ("teacher", "student")}
+    results["chance"] = read_results(run / "student")["test/chance"]
+    assert tiles == {role: f"{100 * share:.1f}" for role, share in results.items()}
 
     data = several_labels(Run.find(run, trusted=True))
     assert data["images"] == 24
