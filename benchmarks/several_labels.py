@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # as the quickstart runs, whatever the number of cores
     torch.set_num_threads(1)
     table = world.write(out)
-    fit = partial(_fit, world=world, table=table)
+    fit = partial(fit_and_test, world=world, table=table)
 
     teacher = _map(fit(out / "teacher", "teacher", 0, 1))
     print("| mAP, % | no labels | 4 a class | 16 a class |\n|---|--:|--:|--:|")
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _fit(
+def fit_and_test(
     folder: Path, stage: str, shots: int | None, seed: int, *, world: World, table: Path
 ) -> Path:
     """Fit and test the zero-shot teacher, a ``plain`` student of it, or one of local views."""

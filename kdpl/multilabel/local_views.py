@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -38,6 +39,11 @@ from kdpl.tasks import MULTI_CLASS
 LOCAL_VIEWS_FILE = "local_views.safetensors"
 """The targets of all unlabelled images, in a run's folder."""
 
+Scales = tuple[float, ...]
+
+SCALES: tuple[Scales, ...] = ((1, 1.2), (1, 1.5, 2), (1, 2, 2.5), (1, 2.5, 3, 3.5, 4, 4.5))
+"""Scales that ``auto`` chooses from, for large to small objects."""
+
 LIMIT = math.log(0.99 / 0.01)
 """Largest log odds of a target: none is certain."""
 
@@ -49,6 +55,10 @@ _VERSION = 3
 
 # most labelled images to fit the probe to; their crops' features are in memory together
 _MOST_LABELED = 2000
+
+# unlabelled images whose crops choose the scales, and the factor by which others than the default
+# must be better
+_TO_CHOOSE_ON, _CLEARLY = 64, 4 / 3
 
 # weight of the texts relative to a probe; its inverse regularisation times the features' width
 _TEXT = 0.25
@@ -72,20 +82,23 @@ class LocalViews(PreparedTarget):
     run's folder; a resumed run reads that file.
 
     Attributes:
-        scales: The shorter edge of an image over the edges of boxes; 1 is the whole image.
+        scales: The shorter edge of an image over the edges of boxes; 1 is the whole image. With
+            ``auto``, ``choose_scales`` chooses from ``SCALES``, and the file of the targets names
+            the choice.
         count: Number of boxes in an image; should exceed the number of its objects.
     """
 
-    scales: tuple[float, ...] = (1, 2.5, 3, 3.5, 4, 4.5)
+    scales: Scales | Literal["auto"] = SCALES[-1]
     count: PositiveInt = 8
     # all targets are computed before the first step
     uses_teacher = False
 
     def __post_init__(self) -> None:
-        if min(self.scales, default=0) < 1 or max(self.scales) == 1:
+        scales = self.scales
+        if scales != "auto" and (min(scales, default=0) < 1 or max(scales) == 1):
             raise ConfigError(
-                f"scales of local views are {list(self.scales)}, expected numbers of at least 1, "
-                "and one above: set [1, 2.5, 3, 3.5, 4, 4.5]"
+                f"scales of local views are {list(scales)}, expected auto, or numbers of at least "
+                "1, and one above: set [1, 2.5, 3, 3.5, 4, 4.5]"
             )
         self._rows, self._log_odds = torch.empty(0), torch.empty(0)
 
@@ -112,9 +125,10 @@ class LocalViews(PreparedTarget):
         negatives = _negative_vectors(inputs)
 
         def make(path: Path, origin: Origin) -> None:
-            log_odds = self._make(inputs, negatives)
+            log_odds, scales = self._make(inputs, negatives)
             images = torch.from_numpy(np.asarray(inputs.targeted)).long()
-            tensors, fields = {"images": images, "log_odds": log_odds}, {"made_from": origin}
+            tensors = {"images": images, "log_odds": log_odds}
+            fields = {"made_from": origin, "scales": scales}
             inputs.on_first_process(lambda: write_tensors(path, _KIND, _VERSION, tensors, fields))
 
         # make the file on the first process, and read it on all
@@ -127,12 +141,21 @@ class LocalViews(PreparedTarget):
         self._rows = rows_of(tensors["images"]).to(inputs.device)
         self._log_odds = tensors["log_odds"].to(inputs.device)
 
-    def _make(self, inputs: TargetInputs, negatives: Tensor) -> Tensor:
+    def _make(self, inputs: TargetInputs, negatives: Tensor) -> tuple[Tensor, Scales]:
         # the texts of classes and other things
         vectors = inputs.vectors
-        crops = Crops(self.scales, self.count, vectors.preprocessing.resizing)
         texts = vectors.logit_scale * torch.cat([vectors.vectors, negatives]).to(inputs.device)
         views = Views(texts, len(vectors.vectors))
+
+        # boxes of the size of the objects, chosen without the whole image, scale 1
+        crops_of = partial(Crops, count=self.count, resizing=vectors.preprocessing.resizing)
+        scales = self.scales
+        if scales == "auto":
+            few = [inputs.pool[i] for i in spread(inputs.targeted.tolist(), _TO_CHOOSE_ON)]
+            scales = choose_scales(
+                lambda tried: summaries_of(inputs, crops_of(tried[1:]), views.certainty, few)
+            )
+        crops = crops_of(scales)
 
         # a probe, if the labels are enough
         has = _multi_hot(inputs)
@@ -155,7 +178,7 @@ class LocalViews(PreparedTarget):
         for row, image in enumerate(inputs.targeted.tolist() if labels_of_source else []):
             if (labels := labels_of_source.get(inputs.pool[image])) is not None:
                 log_odds[row, : len(labels)] = torch.where(labels, LIMIT, -LIMIT)
-        return log_odds
+        return log_odds, scales
 
 
 @dataclass(frozen=True)
@@ -192,6 +215,12 @@ class Views:
         """Return the score of each class for the crops [V, D] of an image, float [C]."""
         return self.probabilities(features).square().sum(dim=0)
 
+    def certainty(self, features: Tensor) -> Tensor:
+        """Return the mean probabilities of the texts and the mean entropy over crops [M + 1]."""
+        probabilities = MULTI_CLASS.probabilities(features @ self.texts.T)
+        entropy = torch.special.entr(probabilities).sum(dim=1, keepdim=True)
+        return torch.cat([probabilities, entropy], dim=1).mean(dim=0)
+
     def best(self, features: Tensor) -> Tensor:
         """Return the features of the most probable crop of each class, float [C · D]."""
         return features[MULTI_CLASS.labels(self.probabilities(features).T)].flatten()
@@ -224,6 +253,29 @@ class Views:
         bias -= mean @ weight
         tensors = (weight.to(self.texts), bias.to(self.texts), torch.arange(self.classes + 1))
         return replace(self, probe=Probe(*tensors))
+
+
+def choose_scales(certainty_of: Callable[[Scales], Tensor]) -> Scales:
+    """Choose the scales of boxes that fit the objects, without labels, and say so.
+
+    The teacher is sure of a crop that shows one object, and predicts something else for a crop of
+    another. So the information of scales is that of a crop about its prediction: the entropy of the
+    mean prediction over all crops minus the mean entropy. The last of ``SCALES``, the default,
+    are chosen unless others have ``_CLEARLY`` times their information.
+
+    Args:
+        certainty_of: Returns ``Views.certainty`` of some images with crops of these scales,
+            float [n, M + 1].
+    """
+    information = dict[Scales, float]()
+    for scales in SCALES:
+        mean = certainty_of(scales).double().mean(dim=0)
+        information[scales] = float(torch.special.entr(mean[:-1]).sum() - mean[-1])
+    best, default = max(information, key=lambda scales: information[scales]), SCALES[-1]
+    chosen = best if information[best] > _CLEARLY * information[default] else default
+    values = ", ".join(f"{value:.2f} with {list(scales)}" for scales, value in information.items())
+    inform(f"scales of boxes: {list(chosen)}, by the information of crops about classes ({values})")
+    return chosen
 
 
 def summaries_of(

@@ -24,8 +24,10 @@ from kdpl.multilabel.crops import Crops
 from kdpl.multilabel.local_views import (
     LIMIT,
     LOCAL_VIEWS_FILE,
+    SCALES,
     LocalViews,
     Views,
+    choose_scales,
     log_odds_of,
     summaries_of,
 )
@@ -162,6 +164,61 @@ def test_scores_and_log_odds_are_those_of_a_plain_implementation():
 def test_scales_out_of_range_are_refused(scales):
     with world.refused(ConfigError, "scales"):
         LocalViews(scales=scales)
+
+
+def information_plainly(crops, texts):
+    """Mutual information of crop and prediction, in nats."""
+    predicted = [plain.softmax(texts @ crop).tolist() for crop in crops]
+    mean = [sum(column) / len(predicted) for column in zip(*predicted, strict=True)]
+    entropies = [-sum(p * math.log(p) for p in row) for row in (mean, *predicted)]
+    return entropies[0] - sum(entropies[1:]) / len(predicted)
+
+
+@pytest.mark.parametrize("sure", range(4))
+def test_scales_are_chosen_by_the_information_of_crops_as_computed_plainly(sure, capsys):
+    # five images of three crops each, of which those of some scales are less ambiguous
+    draw = torch.Generator().manual_seed(sure)
+    texts = 5 * torch.nn.functional.normalize(torch.randn(6, 8, generator=draw), dim=1)
+    crops = {
+        scales: torch.randn(5, 3, 8, generator=draw) * (1.5 if i == sure else 0.4)
+        for i, scales in enumerate(SCALES)
+    }
+    views = Views(texts, 4)
+    chosen = choose_scales(lambda scales: torch.stack([*map(views.certainty, crops[scales])]))
+    expected = {s: information_plainly(rows.flatten(0, 1), texts) for s, rows in crops.items()}
+    assert chosen == max(expected, key=expected.get) == SCALES[sure]
+    said = "".join(capsys.readouterr()).replace("\n", " ")
+    assert f"scales of boxes: {list(chosen)}" in said
+    for scales, value in expected.items():
+        assert f"{value:.2f} with {list(scales)}" in said
+
+
+@pytest.mark.parametrize(("factor", "other"), [(1.3, False), (1.4, True)])
+def test_the_default_scales_stay_unless_others_are_clearly_better(factor, other):
+    # mean probabilities and mean entropy: the information of the default is 0.3 nats
+    def certainty(scales):
+        information = {SCALES[-1]: 0.3, SCALES[0]: 0.3 * factor}.get(scales, 0.1)
+        return torch.tensor([[0.25] * 4 + [math.log(4) - information]] * 2)
+
+    assert choose_scales(certainty) == SCALES[0 if other else -1]
+
+
+def test_a_run_names_the_scales_that_it_chose(fitted, again, table, capsys):
+    teacher, folder = again
+    (folder / LOCAL_VIEWS_FILE).unlink()
+    fit_student(teacher, folder, table, target=LocalViews(scales="auto"))
+    _, fields = read_tensors(folder / LOCAL_VIEWS_FILE, "targets from local views", 3, "")
+    assert fields["made_from"]["target"]["scales"] == "auto"
+    assert tuple(fields["scales"]) in SCALES
+    assert f"scales of boxes: {fields['scales']}" in "".join(capsys.readouterr()).replace("\n", " ")
+    # the same targets as with these scales given
+    given = LocalViews(scales=tuple(fields["scales"]))
+    fit_student(teacher, folder.with_name("given"), table, target=given)
+    chosen, expected = (
+        read_tensors(path / LOCAL_VIEWS_FILE, "targets from local views", 3, "")[0]["log_odds"]
+        for path in (folder, folder.with_name("given"))
+    )
+    assert chosen.equal(expected)
 
 
 class Looks(PreparedTarget):
@@ -346,7 +403,7 @@ def records_of(has, rows):
 def test_labelled_images_of_the_pool_have_their_labels_and_novel_classes_what_is_found(labelled):
     texts, images, has = labelled
     inputs = inputs_of(texts, images, records_of(has, (5, 3)))
-    log_odds = LocalViews()._make(inputs, texts[:0])
+    log_odds, _ = LocalViews()._make(inputs, texts[:0])
     for image in (3, 5):
         signs = torch.where(has[image], LIMIT, -LIMIT)
         assert torch.allclose(log_odds[image, :2], signs)
@@ -363,7 +420,7 @@ def test_labelled_images_of_the_pool_have_their_labels_and_novel_classes_what_is
 def test_labels_that_tell_nothing_apart_leave_the_texts_alone(labelled, capsys, num_base, labels):
     texts, images, _ = labelled
     records = [Record(str(i), label) for i, label in zip((5, 2), labels, strict=True)]
-    log_odds = LocalViews()._make(inputs_of(texts, images, records, num_base), texts[:0])
+    log_odds, _ = LocalViews()._make(inputs_of(texts, images, records, num_base), texts[:0])
     assert "too alike to learn" in "".join(capsys.readouterr())
     views = Views(texts[:3], 3)
     expected = log_odds_of(torch.stack([views.scores(features) for features in images]))
@@ -375,7 +432,9 @@ def test_labels_that_tell_nothing_apart_leave_the_texts_alone(labelled, capsys, 
 def test_the_probe_is_fitted_to_labelled_images_from_all_over_the_list(labelled, monkeypatch):
     texts, images, has = labelled
     monkeypatch.setattr(local_views, "_MOST_LABELED", 4)
-    many = LocalViews()._make(inputs_of(texts, images, records_of(has, range(8))), texts[:0])
-    few = LocalViews()._make(inputs_of(texts, images, records_of(has, range(0, 8, 2))), texts[:0])
+    many, _ = LocalViews()._make(inputs_of(texts, images, records_of(has, range(8))), texts[:0])
+    few, _ = LocalViews()._make(
+        inputs_of(texts, images, records_of(has, range(0, 8, 2))), texts[:0]
+    )
     # of class 2 no label tells
     assert many[:, 2].equal(few[:, 2])
