@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from runs import (
     AVERAGING,
     CONFIGS,
@@ -45,6 +46,15 @@ CSV = "{class_path: kdpl.runtime.loggers.MetricsCSV}"
 # needs a package that kdpl does not ask for
 COMET = "{class_path: lightning.pytorch.loggers.CometLogger}"
 EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: val/acc, mode: up}}"
+
+
+def test_a_fit_reads_checkpoints_without_running_code_in_them(tmp_path, monkeypatch):
+    fit, read = Trainer.fit, []
+    monkeypatch.setattr(
+        Trainer, "fit", lambda *args, **options: read.append(options) or fit(*args, **options)
+    )
+    assert fit_teacher(tmp_path / "teacher", "--trainer.max_epochs=1") == 0
+    assert [options["weights_only"] for options in read] == [True]
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ def test_an_error_is_one_line_unless_debug_asks_for_its_traceback(
 
 PLAIN = """
 import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background ignores it
 import kdpl.__main__ as command
 command._run = lambda _: exec("signal.raise_signal(signal.SIGINT)")
 sys.argv = ["kdpl", "run"]

@@ -4,7 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines, read_rows, write_rows
+from kdpl.runtime.files import (
+    append,
+    atomic_path,
+    cut_to_whole_lines,
+    read_rows,
+    write_rows,
+    write_text,
+)
+
+
+def test_a_text_that_cannot_be_written_leaves_the_earlier_file(tmp_path):
+    write_text(tmp_path / "a.txt", "before")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a.txt", "after \ud800")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
 
 def test_a_file_in_a_new_folder_is_written_beside_its_place(tmp_path):

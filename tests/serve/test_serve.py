@@ -159,7 +159,8 @@ def test_a_bad_request_is_refused_with_one_sentence(request_, status, words, cli
 
 def test_a_name_is_never_taken_as_a_path(client, photos):
     path = str(photos[0])
-    assert client.post(PATH, **form((path, b"garbage"))).status_code == 422
+    for content in (b"garbage", b""):
+        assert client.post(PATH, **form((path, content))).status_code == 422
     rows = []
     for name in ("a.png", path, "http://localhost/a.png"):
         (row,) = client.post(PATH, **form((name, PICTURE))).json()["predictions"]

@@ -14,8 +14,9 @@ from kdpl.clip import ClipConfig, load_clip
 from kdpl.clip.timm_networks import load_image_clip
 from kdpl.data.augmentation import open_given
 from kdpl.prompts.student_encoder import StudentEncoder
-from kdpl.report.reasons import heat_map
+from kdpl.report.reasons import heat_map, pictures
 from kdpl.report.reasons.heat import GRID, MASKS, cell_importance, log_odds, random_masks
+from kdpl.report.reasons.pictures import overlay
 
 KINDS = ("prompted", "whole", "test-resnet", "test-timm", "timm:test_resnet")
 
@@ -126,6 +127,16 @@ def test_the_class_is_the_predicted_one_or_the_one_given(prompted):
     maps = {name: heat_map(prompted, image, name) for name in prompted.class_names}
     assert torch.equal(heat_map(prompted, image), maps.pop(top.class_name))
     assert all(not torch.equal(heat_map(prompted, image), other) for other in maps.values())
+
+
+def test_an_overlay_is_of_the_class_that_it_is_asked_for(prompted, monkeypatch):
+    image, (second, first) = noise(48, 48), prompted.class_names[1::-1]
+    drawn = np.asarray(overlay(prompted, image, second))
+    shown = heat_map(prompted, image, second)
+    monkeypatch.setattr(pictures, "heat_map", lambda *_: shown)
+    assert (drawn == np.asarray(overlay(prompted, image))).all()
+    monkeypatch.undo()
+    assert (drawn != np.asarray(overlay(prompted, image, first))).any()
 
 
 def test_weights_modes_and_gradients_stay_as_they_are(classifier_of_kind):
