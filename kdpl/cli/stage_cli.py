@@ -40,7 +40,7 @@ from kdpl.runtime import slurm
 from kdpl.runtime.configs import as_list
 from kdpl.runtime.faults import in_one_sentence
 from kdpl.runtime.lock import locked
-from kdpl.runtime.loggers import finish_logging, place_loggers
+from kdpl.runtime.loggers import begin_logging, finish_logging, place_loggers
 from kdpl.runtime.messages import inform, process_rank, start_lines
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CONFIG_FILE, LAST, METRICS_FILE, handed_over
 
@@ -321,6 +321,7 @@ class KdplCLI(LightningCLI):
             raise ConfigError(
                 f"{self.folder} has no {LAST} to test: run fit with this --out, or give --ckpt_path"
             )
+        begin_logging(self.trainer.loggers)
         # the module is that of config and checkpoint; prompts.safetensors is for stage 2
         self._run(getattr(self.trainer, self.command), verbose=False)
         metrics = self.trainer.callback_metrics

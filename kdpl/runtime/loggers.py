@@ -96,6 +96,13 @@ def place_loggers(loggers: Any, folder: Path) -> None:
             settings.save_dir = str(folder / settings.save_dir)
 
 
+def begin_logging(loggers: Iterable[Logger]) -> None:
+    """Begin the runs in W&B, which may ask for a key: rather now than once all is loaded."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            _ = logger.experiment
+
+
 def finish_logging(loggers: Iterable[Logger], exit_code: int | None = None) -> None:
     """Finish the runs in W&B; the next command in this process starts a new run."""
     for logger in loggers:

@@ -1,6 +1,8 @@
 import json
+import shutil
 import struct
 import time
+from unittest.mock import Mock
 
 import pytest
 import world
@@ -100,6 +102,17 @@ def test_disabled_it_logs_nothing_and_breaks_nothing(tmp_path, monkeypatch):
     assert fit_teacher(tmp_path / "out", "--trainer.max_epochs=1", *LOGGER) == 0
     assert (tmp_path / "out" / CLASS_VECTORS_FILE).is_file()
     assert not list(tmp_path.rglob("*.wandb"))
+
+
+def test_a_test_without_a_key_is_refused_before_any_image_is_read(
+    offline, tmp_path, teacher_run, monkeypatch, capsys
+):
+    run, read = shutil.copytree(teacher_run, tmp_path / "run"), Mock()
+    monkeypatch.setattr(offline, "init", Mock(side_effect=offline.UsageError("no API key")))
+    monkeypatch.setattr("kdpl.data.readers.digits.Digits.read", read)
+    assert run_test(run, f"--out={run}", *LOGGER) == 1
+    assert "W&B cannot begin a run (no API key): " in capsys.readouterr().err
+    assert not read.called
 
 
 def test_settings_that_wandb_refuses_are_one_sentence(tmp_path):
