@@ -32,12 +32,12 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
-        "ClassVectors": "class_vectors",
-        "Classifier": "classifier",
-        "DomainDataModule": "data.datamodule",
-        "FreezeClassVectors": "callbacks.handover",
-        "KdplError": "errors",
-        "StudentDistillation": "student",
-        "TeacherPromptTuning": "teacher",
+        "callbacks.handover": ["FreezeClassVectors"],
+        "class_vectors": ["ClassVectors"],
+        "classifier": ["Classifier"],
+        "data.datamodule": ["DomainDataModule"],
+        "errors": ["KdplError"],
+        "student": ["StudentDistillation"],
+        "teacher": ["TeacherPromptTuning"],
     },
 )

@@ -4,22 +4,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
 from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
-from kdpl.clip import CosineHead, ImageTower
+from kdpl.clip.identity import TeacherSettings
+from kdpl.clip.modules import CosineHead, normalized
+from kdpl.clip.towers.image import ImageTower
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.prompts import PromptMethod
-from kdpl.prompts.method import normalized
-from kdpl.prompts.tuned import TeacherSettings, TunedPrompts
 from kdpl.runtime.artifacts import Text, metadata, parse_metadata, read_tensors, write_tensors
 from kdpl.runtime.class_names import ClassName, composed
-from kdpl.runtime.origin import digest
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 from kdpl.tasks import MULTI_CLASS, ClassScaling
+
+if TYPE_CHECKING:
+    from kdpl.prompts.method import PromptMethod
+    from kdpl.prompts.tuned import TunedPrompts
 
 KIND = "class vectors"
 VERSION = 1
@@ -85,7 +87,7 @@ class ClassVectors(VectorSettings):
     @classmethod
     def of(
         cls,
-        prompts: TunedPrompts,
+        prompts: "TunedPrompts",
         vectors: Tensor,
         class_names: Sequence[str],
         num_base: int | None,
@@ -108,6 +110,8 @@ class ClassVectors(VectorSettings):
 
     def digest(self) -> str:
         """Return the digest of vectors and metadata."""
+        from kdpl.runtime.origin import digest  # for what is trained with them
+
         fields = json.dumps(self.fields(), sort_keys=True)
         return digest([fields, self.vectors.cpu().numpy().tobytes()])
 
@@ -203,7 +207,7 @@ class ClassVectors(VectorSettings):
 class NameEncoder:
     """The text half of a tuned teacher: encodes class names into class vectors."""
 
-    def __init__(self, prompts: TunedPrompts) -> None:
+    def __init__(self, prompts: "TunedPrompts") -> None:
         self.prompts = prompts
         self._clip = prompts.load_clip()
         self._method = prompts.build_method(self._clip)
@@ -211,7 +215,7 @@ class NameEncoder:
     @classmethod
     def load(cls, run: str | Path) -> "NameEncoder":
         """Load the teacher of a run's folder; a KdplError if it is missing or does not fit."""
-        return cls(TunedPrompts.load(Path(run) / PROMPTS_FILE))
+        return cls(tuned_prompts(Path(run)))
 
     def encode(
         self,
@@ -243,7 +247,7 @@ class FrozenTeacher(nn.Module):
         the manifest of the cache; only this method compares the prompts with the class vectors.
         """
         # the prompts, checked against the class vectors, and then their CLIP
-        prompts = TunedPrompts.load(self.folder / PROMPTS_FILE)
+        prompts = tuned_prompts(self.folder)
         if prompts.teacher != self.vectors.teacher:
             raise ArtifactError(
                 f"the class vectors were frozen by another teacher than the one in {self.folder}: "
@@ -281,7 +285,7 @@ class FrozenTeacher(nn.Module):
             return normalized(tower.project(pooled)), normalized(pooled)
         return method.encode_images(tower, images), normalized(pooled)
 
-    def _loaded_for(self, images: Tensor) -> tuple[ImageTower, PromptMethod]:
+    def _loaded_for(self, images: Tensor) -> "tuple[ImageTower, PromptMethod]":
         # refuse another size here, with a remedy
         size = self.vectors.preprocessing.image_size
         if images.shape[-1] != size:
@@ -296,3 +300,11 @@ class FrozenTeacher(nn.Module):
     def logits(self, features: Tensor) -> Tensor:
         """Return logits [B, C] of features [B, D] with the teacher's scale."""
         return cast(Tensor, self.head(features, self.vectors.logit_scale))
+
+
+def tuned_prompts(folder: Path) -> "TunedPrompts":
+    """Read the prompts of a teacher's run folder; errors as in ``TunedPrompts.load``."""
+    # imports both towers, of which a classifier needs neither
+    from kdpl.prompts.tuned import TunedPrompts
+
+    return TunedPrompts.load(folder / PROMPTS_FILE)

@@ -4,11 +4,15 @@ A message names the problem, the expected value and the fix. The command line pr
 traceback; ``--debug`` shows the traceback.
 """
 
+import errno
 import re
 import unicodedata
 
 # bidirectional control characters: they change the displayed order of a line
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Error numbers of the system for a full disk, quota or file."""
 
 
 class KdplError(Exception):

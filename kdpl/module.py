@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from kdpl.clip import ImageClip, store_frozen
-from kdpl.clip.weights import require_tensors
+from kdpl.clip.modules import require_tensors
 from kdpl.data.batches import EvaluationBatch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from kdpl.errors import ConfigError
 from kdpl.losses import distillation_kl
-from kdpl.runtime import plugins
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -282,6 +281,8 @@ def build_task(name: str, **settings: Any) -> Task:
     """Build a task: ``multiclass``, or a plugin's, with its settings."""
     if name == MULTI_CLASS.name:
         return MULTI_CLASS
+    from kdpl.runtime import plugins  # for tasks of plugins alone
+
     kinds = plugins.load_all("tasks")
     if name not in kinds:
         known = ", ".join([MULTI_CLASS.name, *kinds])

@@ -24,6 +24,7 @@ from kdpl.clip import (
     cosine_logits,
     load_clip,
 )
+from kdpl.clip.modules import normalized
 from kdpl.data.batches import LabeledBatch
 from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
@@ -31,7 +32,7 @@ from kdpl.losses import feature_l1
 from kdpl.module import ClassifyingModule, evaluating, plugin_callbacks
 from kdpl.optim import OptimConfig
 from kdpl.prompts import MethodFactory, PromptConfig, prompt_method
-from kdpl.prompts.method import method_name, normalized
+from kdpl.prompts.method import method_name
 from kdpl.prompts.text import ensemble_features
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.messages import inform

@@ -21,6 +21,7 @@ if "-n" not in sys.argv or "PYTEST_XDIST_WORKER" in os.environ:
 
     from kdpl.__main__ import main
     from kdpl.clip import loading
+    from kdpl.clip.towers import building
 
     # the models are too small for threads to pay, several test processes share the machine, and with others sums have
     # other last bits
@@ -94,7 +95,7 @@ def _no_wait_for_the_disk():
 @pytest.fixture(scope="session", autouse=True)
 def _copies_of_small_models():
     """Building draws all weights anew, the same each time, only for others to be loaded in their place."""
-    build, built = loading._build, {}
+    build, built = building.build_clip, {}
 
     def copied(config):
         # a network that is read from a file is built without memory
@@ -105,7 +106,8 @@ def _copies_of_small_models():
         return deepcopy(model)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "_build", copied)
+        for module in (building, loading):
+            patch.setattr(module, "build_clip", copied)
         yield
 
 

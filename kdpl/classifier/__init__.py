@@ -14,4 +14,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Classifier", "Decoding", "Precision", "PredictOptions"]
 
-__getattr__ = lazily(__name__, dict.fromkeys(__all__, "model"))
+__getattr__ = lazily(__name__, {"model": __all__})

@@ -57,3 +57,16 @@ class Companion(ABC):
 def companion_kinds() -> dict[str, type[Companion]]:
     """Return the companion classes of all plugins by name."""
     return plugins.load_all("companions")
+
+
+def read_companions(folder: Path, classifier: str, width: int) -> dict[str, Companion]:
+    """Read the companions in a classifier's folder that predictions use, by name.
+
+    Arguments and errors are as in ``Companion.read``.
+    """
+    companions = {
+        name: kind.read(folder, classifier, width)
+        for name, kind in companion_kinds().items()
+        if (folder / kind.file).is_file()
+    }
+    return {name: companion for name, companion in companions.items() if companion is not None}

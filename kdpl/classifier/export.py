@@ -34,6 +34,7 @@ class _Graph(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier
+        self.companions = classifier.companions  # read before the trace
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         features = self.classifier.encoder(images)

@@ -9,7 +9,7 @@ import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, JsonValue, TypeAdapter
@@ -17,10 +17,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.classifier.companion import Companion
-from kdpl.clip import ClipIdentity
-from kdpl.clip.identity import LogitScale
-from kdpl.clip.loading import fingerprint
+from kdpl.clip.identity import ClipIdentity, LogitScale
+from kdpl.clip.modules import fingerprint
 from kdpl.data.decoding import PUBLISHED, Decoding
 from kdpl.errors import ArtifactError, reason, visible
 from kdpl.prompts.student_encoder import (
@@ -32,6 +30,9 @@ from kdpl.prompts.student_encoder import (
 from kdpl.runtime.artifacts import metadata, parse_metadata
 from kdpl.runtime.files import atomic_path, read_json, write_text
 from kdpl.runtime.run_folder import CLASSIFIER_FILES, CLASSIFIER_REMEDY, require_classifier
+
+if TYPE_CHECKING:
+    from kdpl.classifier.companion import Companion
 
 _CONFIG, _WEIGHTS = CLASSIFIER_FILES
 # endings of a classifier's files and of companion files
@@ -86,7 +87,7 @@ class Stored(NamedTuple):
         }
         return fingerprint({**self.tensors(), **further}.items())
 
-    def write(self, folder: Path, companions: Iterable[Companion]) -> None:
+    def write(self, folder: Path, companions: "Iterable[Companion]") -> None:
         """Write a folder atomically, replacing a classifier; an ArtifactError for other folders."""
         # replace nothing but a classifier
         existing = list(folder.iterdir()) if folder.is_dir() else []

@@ -2,29 +2,29 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.classifier.companion import Companion, companion_kinds
-from kdpl.classifier.examples import PoolModel
 from kdpl.classifier.folder import Stored
-from kdpl.clip import ClipIdentity, Preprocessing, store_frozen
-from kdpl.clip.loading import fingerprint
+from kdpl.clip.identity import ClipIdentity, Preprocessing
+from kdpl.clip.modules import fingerprint, store_frozen
 from kdpl.data.augmentation import GivenImage, open_given, resize_and_crop, to_tensor
-from kdpl.data.decoding import Decoding
-from kdpl.data.parallel import cores
+from kdpl.data.decoding import Decoding, cores
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason
 from kdpl.prompts.student_encoder import StudentEncoder, encoder_tensors
 from kdpl.runtime.ahead import classify_ahead
 from kdpl.runtime.class_names import composed, fault_of_name
-from kdpl.runtime.run_folder import CLASSIFIER_REMEDY
+from kdpl.runtime.run_folder import CLASSIFIER_FILES, CLASSIFIER_REMEDY
 from kdpl.tasks import DecisionRule, Predicted, Prediction, Task, build_task, require_one_class
+
+if TYPE_CHECKING:
+    from kdpl.classifier.companion import Companion
 
 T = TypeVar("T")
 
@@ -40,13 +40,18 @@ _TYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Options of a prediction: arguments of ``Classifier.predict``, with the same errors."""
+    """Options of a prediction: arguments of ``Classifier.predict``, with the same errors.
+
+    ``scores`` asks for the further scores of companions, which are computed for a rule with limits
+    in any case.
+    """
 
     top_k: int = 1
     batch_size: int = 64
     workers: int | None = None
     precision: Precision = "32-true"
     rule: DecisionRule = DecisionRule()
+    scores: bool = True
 
     def __post_init__(self) -> None:
         for name in ("top_k", "batch_size"):
@@ -62,8 +67,7 @@ class Classifier(nn.Module):
     """Classifies images of one domain with a distilled student's encoder and frozen class vectors.
 
     ``logit_scale`` is the factor of ``clip``, the student's CLIP, on cosine similarities. Images
-    are decoded by ``decoding``, as in training. ``companions`` are the objects of plugins that are
-    saved with it, by name.
+    are decoded by ``decoding``, as in training.
     """
 
     task: Task
@@ -75,7 +79,7 @@ class Classifier(nn.Module):
         logit_scale: float,
         clip: ClipIdentity,
         decoding: Decoding = Decoding(),
-        companions: Mapping[str, Companion] | None = None,
+        companions: "Mapping[str, Companion] | None" = None,
         task: Task | None = None,
     ) -> None:
         super().__init__()
@@ -85,8 +89,10 @@ class Classifier(nn.Module):
         self.logit_scale = logit_scale
         self.clip = clip
         self.decoding = decoding
-        self.companions = dict(companions or {})
+        if companions is not None:
+            self.companions = dict(companions)
         self.folder: Path | None = None  # that it was read from
+        self._digest = ""  # of the weights in it, which may be rounded later
         self.pool_folder: Path | None = None  # with a sample of the pool of its encoder
         self.task = build_task(vectors.task) if task is None else task
         self.task.require_classes(vectors.class_names)
@@ -94,11 +100,28 @@ class Classifier(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # companions are not part of the state, but move with it
-        for companion in self.companions.values():
+        for companion in vars(self).get("companions", {}).values():
             if isinstance(companion, nn.Module):
                 companion._apply(fn, recurse)  # type: ignore[no-untyped-call]  # no types in torch
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as above
         return self
+
+    @cached_property
+    @torch.inference_mode(False)
+    def companions(self) -> "dict[str, Companion]":
+        """The objects of plugins that are saved with it, by name; read on first use.
+
+        An ArtifactError if a file is damaged, or of another classifier.
+        """
+        if not self._digest or self.folder is None:
+            return {}
+        from kdpl.classifier.companion import read_companions  # imports plugins
+
+        companions = read_companions(self.folder, self._digest, self.vectors.vectors.shape[1])
+        for companion in companions.values():
+            if isinstance(companion, nn.Module):
+                companion.to(self.head.class_vectors.device)
+        return companions
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -157,6 +180,8 @@ class Classifier(nn.Module):
         the classifier was not read from the folder of a student's run, or ``named`` is of another
         teacher; a ConfigError for a class without images; and the errors of ``embed``.
         """
+        from kdpl.classifier.examples import PoolModel  # imports plugins
+
         require_one_class(self.task.name, "adding classes")
         if named is not None:
             self.vectors.require_teacher(named)
@@ -251,7 +276,7 @@ class Classifier(nn.Module):
             ConfigError: ``images`` is one image, a number is below 1, or the precision is unknown.
             DataError: An image is missing or unreadable.
         """
-        options = PredictOptions(top_k, batch_size, workers, precision, rule)
+        options = PredictOptions(top_k, batch_size, workers, precision, rule, scores=False)
         return [predicted.top for predicted in self.predicted(images, options)]
 
     def embed(
@@ -266,7 +291,7 @@ class Classifier(nn.Module):
         Arguments and errors are as in ``predict``. Products of two rows are cosine similarities,
         high for similar images of any classes.
         """
-        options = PredictOptions(1, batch_size, workers, precision)
+        options = PredictOptions(1, batch_size, workers, precision, scores=False)
         rows = [predicted.embedding for predicted in self.predicted(images, options)]
         return torch.stack(rows) if rows else torch.empty(0, self.head.class_vectors.shape[1])
 
@@ -293,56 +318,58 @@ class Classifier(nn.Module):
         options: PredictOptions = PredictOptions(),
     ) -> Iterator[tuple[T, Predicted | DataError]]:
         """Classify items lazily, like ``predict``; yields each with its result or DataError."""
-        dtype, rule = _TYPES[options.precision], options.rule
-        top_k = self.task.ranked(options.top_k, len(self.class_names), rule)
+        dtype, workers = _TYPES[options.precision], options.workers or cores()
+        # companions are read here, not in a thread
+        scored = bool((options.scores or options.rule.limits) and self.companions)
+        classify = partial(self._classify, options=options, scored=scored)
 
         def prepare(item: T) -> Tensor:
             return self.prepare(open_item(item))
 
-        @torch.inference_mode()
-        def network(images: Tensor) -> list[Predicted]:
-            device = self.head.class_vectors.device
-            if device.type == "cuda":
-                images = images.pin_memory()  # the copy need not wait for the previous batch
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                features = self.encoder(images.to(device, non_blocking=True))
-                logits = self.logits(features)
-
-            # decide at temperature 1, and return probabilities at the rule's temperature
-            probabilities = self.task.probabilities(logits)
-            deciding, labels = probabilities.topk(top_k, dim=1)
-            shown = self.task.probabilities(logits / rule.temperature).gather(1, labels)
-
-            # further scores of each image, some of which reject it
-            scores = {name: score.tolist() for name, score in self.scores(features).items()}
-            rows = [{name: score[i] for name, score in scores.items()} for i in range(len(images))]
-            tops = map(decide, labels.tolist(), deciding.tolist(), shown.tolist(), rows)
-            predicted = list(map(Predicted, tops, features.cpu(), rows))
-            return predicted if rule.naming is None else rule.naming(predicted, probabilities)
-
-        def decide(
-            labels: list[int], deciding: list[float], shown: list[float], scores: dict[str, float]
-        ) -> list[Prediction]:
-            rejected = any(scores[name] > limit for name, limit in rule.limits.items())
-            named = [] if rejected else self.task.decide(labels, deciding, rule)
-            if not named:
-                return self.task.undecided(shown[0])
-            probability = dict(zip(labels, shown, strict=True))
-            return [Prediction(self.class_names[label], probability[label]) for label in named]
-
         # frozen weights in the chosen precision, until the last image
         store_frozen(self.encoder, dtype)
         try:
-            workers = options.workers or cores()
-            yield from classify_ahead(items, prepare, network, options.batch_size, workers)
+            yield from classify_ahead(items, prepare, classify, options.batch_size, workers)
         finally:
             store_frozen(self.encoder, torch.float32)
+
+    @torch.inference_mode()
+    def _classify(self, images: Tensor, options: PredictOptions, scored: bool) -> list[Predicted]:
+        """Classify prepared images, uint8 [B, 3, S, S]."""
+        # encode
+        device, dtype = self.head.class_vectors.device, _TYPES[options.precision]
+        if device.type == "cuda":
+            images = images.pin_memory()  # the copy need not wait for the previous batch
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            features = self.encoder(images.to(device, non_blocking=True))
+            logits = self.logits(features)
+        scores = self.scores(features) if scored else {}
+
+        # rank the classes at temperature 1, and show probabilities at the rule's temperature
+        rule = options.rule
+        probabilities = self.task.probabilities(logits)
+        top_k = self.task.ranked(options.top_k, len(self.class_names), rule)
+        deciding, labels = probabilities.topk(top_k, dim=1)
+        shown = self.task.probabilities(logits / rule.temperature).gather(1, labels)
+
+        # decide for each image, unless one of its further scores rejects it
+        columns = {name: values.tolist() for name, values in scores.items()}
+        ranks = zip(features.cpu(), labels.tolist(), deciding.tolist(), shown.tolist(), strict=True)
+        predicted = []
+        for row, (embedding, ranked, certain, probable) in enumerate(ranks):
+            further = {name: values[row] for name, values in columns.items()}
+            rejected = any(further[name] > limit for name, limit in rule.limits.items())
+            named = [] if rejected else self.task.decide(ranked, certain, rule)
+            probability = dict(zip(ranked, probable, strict=True))
+            top = [Prediction(self.class_names[label], probability[label]) for label in named]
+            predicted.append(Predicted(top or self.task.undecided(probable[0]), embedding, further))
+        return predicted if rule.naming is None else rule.naming(predicted, probabilities)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Convert an image of any size and mode to the input of ``forward``, uint8 [3, S, S]."""
         return to_tensor(resize_and_crop(self.decoding.to_rgb(image), self.preprocessing.resizing))
 
-    def save(self, folder: str | Path, companions: Iterable[Companion] = ()) -> None:
+    def save(self, folder: str | Path, companions: "Iterable[Companion]" = ()) -> None:
         """Write a folder of safetensors and JSON atomically, or replace a classifier's folder.
 
         Also writes the companions of the classifier, and the further ``companions``. Raises an
@@ -362,9 +389,7 @@ class Classifier(nn.Module):
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read a classifier's folder, offline; an ArtifactError if missing, damaged or too new."""
-        # the classifier
         folder, stored = Path(folder), Stored.read(Path(folder))
-        width = stored.vectors.vectors.shape[1]
         try:
             task = build_task(stored.vectors.task, **stored.task)
             classifier = cls(*stored[:-1], task=task)
@@ -374,13 +399,8 @@ class Classifier(nn.Module):
                 f"{CLASSIFIER_REMEDY}"
             ) from error
 
-        # its companions
+        # its companions are read when they are needed
         classifier.folder = classifier.pool_folder = folder
-        kinds = {n: kind for n, kind in companion_kinds().items() if (folder / kind.file).is_file()}
-        # only if needed: it reads all weights
-        digest = stored.fingerprint() if kinds else ""
-        for name, kind in kinds.items():
-            companion = kind.read(folder, digest, width)
-            if companion is not None:
-                classifier.companions[name] = companion
+        if any(path.name not in CLASSIFIER_FILES for path in folder.iterdir()):
+            classifier._digest = stored.fingerprint()
         return classifier

@@ -85,7 +85,8 @@ def predict(
     loaded = load_classifier(classifier, add_classes, device)
     decision_rule = rule.of(loaded, top_k)
     watchers = [make(loaded, Path(classifier)) for make in observers]
-    options = PredictOptions(top_k, batch_size, workers, precision, decision_rule)
+    scored = bool(decision_rule.scores or watchers)
+    options = PredictOptions(top_k, batch_size, workers, precision, decision_rule, scored)
     bulk = BulkPrediction(loaded, sources, options, embeddings, observers=watchers)
     if table is None:
         bulk.print()

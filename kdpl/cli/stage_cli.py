@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
-from functools import cache, partial, wraps
+from functools import cache, partial
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from pkgutil import resolve_name
@@ -59,11 +59,11 @@ class StageTrainer(Trainer):
     # to typing, Union[float, int] equals Union[int, float], and it returns what was asked first
     # by any library: after rich's types, one batch (1) would be read as all of them (1.0)
 
-    @wraps(Trainer.__init__)
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
 
-    # jsonargparse reads it
+    # jsonargparse reads both
+    __init__.__doc__ = Trainer.__init__.__doc__
     __init__.__signature__ = Signature(  # type: ignore[attr-defined]
         [*map(_whole_number_first, signature(Trainer.__init__).parameters.values())]
     )

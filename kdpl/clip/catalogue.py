@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import timm
 
 from kdpl.clip.loading import known_models
-from kdpl.clip.towers.kinds import DEFAULT_IMAGE_SIZE, ModelConfig
+from kdpl.clip.towers.building import DEFAULT_IMAGE_SIZE, ModelConfig
 
 # by model and pretrained tag, as stated in the model cards of the weights; the first match counts
 _LICENCES = {

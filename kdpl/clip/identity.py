@@ -7,7 +7,7 @@ from typing import Annotated
 import pydantic.dataclasses
 from pydantic import Field
 
-from kdpl.runtime.artifacts import STRICT, Text
+from kdpl.runtime.artifacts import STRICT, Text, metadata
 from kdpl.runtime.resizing import CropPct, Interpolation, ResizeMode, Resizing
 
 LogitScale = Annotated[float, Field(gt=0, le=10_000)]
@@ -87,3 +87,14 @@ class Preprocessing:
     def resizing(self) -> Resizing:
         """Part of the preprocessing before pixels are normalised."""
         return Resizing(self.image_size, self.resize_mode, self.interpolation, self.crop_pct)
+
+
+@metadata
+class TeacherSettings:
+    """Metadata of prompts and class vectors: their teacher, and its CLIP."""
+
+    clip: ClipIdentity
+    logit_scale: LogitScale
+    # words before a class name that initialised the text prompts; None: noise
+    context: Text | None
+    preprocessing: Preprocessing

@@ -4,10 +4,9 @@ Models come from open_clip's list, or from the registry and the sources that plu
 """
 
 import difflib
-import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,18 +15,26 @@ from pkgutil import resolve_name
 from typing import Any, cast, get_args
 
 import open_clip
-import torch
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
-from torch import Tensor
 
 from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Preprocessing
 from kdpl.clip.miniatures.models import CONFIGS, TAG, packaged_weights
+from kdpl.clip.modules import fingerprint
 from kdpl.clip.tokens import Tokenizer
-from kdpl.clip.towers.choice import image_tower, text_tower
+from kdpl.clip.towers.bidirectional_text import WholeTextTower
+from kdpl.clip.towers.building import (
+    DEFAULT_IMAGE_SIZE,
+    NO_TEXT,
+    ModelConfig,
+    build_clip,
+    build_tower,
+    has_clip_blocks,
+    image_tower,
+)
+from kdpl.clip.towers.hugging_face_text import HuggingFaceTextTower
 from kdpl.clip.towers.image import ImageTower
-from kdpl.clip.towers.kinds import DEFAULT_IMAGE_SIZE, ModelConfig
-from kdpl.clip.towers.text import TextTower
+from kdpl.clip.towers.text import PromptableTextTower, TextTower
 from kdpl.clip.versions import list_models, require_clip, text_settings
 from kdpl.clip.weights import StateDict, Weights, load_weights, read_weights
 from kdpl.errors import ConfigError, WeightsError, reason
@@ -37,9 +44,6 @@ from kdpl.runtime.resizing import ResizeMode
 
 # METHOD: PromptSRC's text regulariser averages over the first 60 of the 80 published templates
 PROMPTSRC_TEMPLATES: tuple[Callable[[str], str], ...] = tuple(OPENAI_IMAGENET_TEMPLATES[:60])
-
-# the smallest text tower that open_clip builds, for image towers alone
-_NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ def load_clip(config: ClipConfig) -> Clip:
     # build the whole model, load the weights, and split it
     source = text.get("hf_model_name")
     with from_transformers(config.model, "text tower", source) if source else nullcontext():
-        model = _build(model_config)
+        model = build_clip({**model_config, "text_cfg": text_settings(text)})
     image = _image_half(model, config, model_config, read, ("",))
     tower = text_tower(config.model, model, tokenize.start)
     return image.with_text(tower, tokenize)
@@ -183,7 +187,7 @@ def load_image_clip(config: ClipConfig) -> ImageClip:
     if source := _source(config.model):
         return source.load_image_clip(config)
     model_config, read = _find(config)
-    model = _build({**model_config, "text_cfg": _NO_TEXT})
+    model = build_clip({**model_config, "text_cfg": NO_TEXT})
     return _image_half(model, config, model_config, read, ("visual.", "logit_scale"))
 
 
@@ -193,17 +197,7 @@ def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -
     for scheme in _SOURCES.keys() & model_config["vision_cfg"].keys():
         if (build := _SOURCES[scheme].build_image_tower) is not None:
             return build(model_config, preprocessing)
-    visual = _build({**model_config, "text_cfg": _NO_TEXT}).visual
-    return image_tower(visual, model_config, preprocessing)
-
-
-def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Digest names, shapes and values of tensors to 32 hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        digest.update(f"{name} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
-    return digest.hexdigest()
+    return build_tower(model_config, preprocessing)
 
 
 def require_resizing(name: str, mode: Any) -> ResizeMode:
@@ -259,6 +253,28 @@ def _find(config: ClipConfig) -> tuple[ModelConfig, Callable[[], Weights]]:
     return listed if trained is None else {**listed, "quick_gelu": trained}, read
 
 
+def text_tower(name: str, model: Any, start: int) -> TextTower:
+    """Wrap the text half of an open_clip model, with texts from ``start`` on, or a WeightsError."""
+    text = getattr(model, "text", model)
+    if has_clip_blocks(text):
+        # the token that becomes the feature; without an id, a text ends at the highest one
+        pool = str(getattr(text, "text_pool_type", None) or text.pool_type)
+        end = int(getattr(text, "text_eos_id", None) or text.eos_id) if pool == "eos" else None
+        if text.attn_mask is None:
+            return WholeTextTower(text, pool, end, start)
+        if pool in ("argmax", "eos"):
+            return PromptableTextTower(text, start, end)
+    if hasattr(getattr(text, "transformer", None), "get_input_embeddings"):
+        return HuggingFaceTextTower(text, start)
+    if isinstance(text, open_clip.CLIP):
+        raise WeightsError(
+            f"{name} cannot be a teacher, because its text tower is of no known kind: set "
+            "custom_text in it"
+        )
+    # another module, such as a CoCa's: encodes texts without prompts
+    return TextTower(text)
+
+
 def _tokenizer(model: str, text: Mapping[str, Any]) -> Tokenizer:
     source, options = text.get("hf_tokenizer_name"), {**(text.get("tokenizer_kwargs") or {})}
     options.pop("trust_remote_code", None)  # a downloaded config must not decide that
@@ -294,23 +310,6 @@ def from_transformers(
             "the files of its text tower where there is a network, and give their folder as "
             f"{scheme}PATH"
         ) from error
-
-
-def _build(model_config: ModelConfig) -> Any:
-    # load no weights from a hub while the model is built; a CoCa's decoder is not used
-    vision = {**model_config["vision_cfg"], "timm_model_pretrained": False, "output_tokens": False}
-    text = text_settings(model_config["text_cfg"])
-    text |= {"hf_model_pretrained": False, "output_tokens": False}
-    options = {**model_config, "vision_cfg": vision, "text_cfg": text}
-    custom_text = [options.pop("custom_text", False), options.pop("multimodal_cfg", False)]
-    options.pop("projection", None)
-    model = open_clip.CLIP
-    if any([*custom_text, text.get("hf_model_name")]):
-        model = open_clip.CustomTextCLIP
-    # a fixed seed: pretrained "random" stands for the same weights every time
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return model(**options)
 
 
 def _image_half(

@@ -1,11 +1,13 @@
 """Modules of teacher and student: float32 parameters, frozen and trained towers, cosine head."""
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdpl.errors import ConfigError
 
@@ -174,3 +176,35 @@ def cosine_logits(features: Tensor, class_vectors: Tensor, logit_scale: float) -
     """
     with torch.autocast(features.device.type, enabled=False):
         return logit_scale * features @ class_vectors.T
+
+
+def normalized(features: Tensor) -> Tensor:
+    """L2-normalise features [N, D] in float32."""
+    return F.normalize(features.float(), dim=-1)
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Digest names, shapes and values of tensors to 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        digest.update(f"{name} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def require_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError for the first difference of tensors from a module's expected ones."""
+    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    strange = {"missing": missing, "unknown": unknown}
+    if missing or unknown:
+        raise ValueError(
+            ", ".join(
+                f"tensor '{min(names)[:80]}' is {how}" for how, names in strange.items() if names
+            )
+        )
+    for name in sorted(expected):
+        if expected[name].shape != tensors[name].shape:
+            raise ValueError(
+                f"tensor '{name}' has shape {tuple(tensors[name].shape)} "
+                f"instead of {tuple(expected[name].shape)}"
+            )

@@ -10,7 +10,7 @@ from torch import nn
 
 from kdpl.clip import RANDOM, ClipConfig, ImageClip, ImageTower, Preprocessing
 from kdpl.clip.loading import Source, require_resizing
-from kdpl.clip.towers.kinds import ModelConfig, require_timm
+from kdpl.clip.towers.building import ModelConfig, require_timm
 from kdpl.clip.weights import read_state, require_weights
 from kdpl.errors import WeightsError, reason
 from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache

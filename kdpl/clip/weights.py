@@ -13,6 +13,7 @@ from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
 from kdpl.clip.identity import ClipConfig
+from kdpl.clip.modules import require_tensors
 from kdpl.errors import ConfigError, WeightsError, reason
 from kdpl.runtime.network import WITHOUT_NETWORK, HubUnreachableError, hub_or_cache, require_hub
 
@@ -175,21 +176,3 @@ def require_weights(
         raise WeightsError(
             f"{source} does not hold the weights of {name} ({error}): use the model it was made for"
         ) from error
-
-
-def require_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Raise a ValueError for the first difference of tensors from a module's expected ones."""
-    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
-    strange = {"missing": missing, "unknown": unknown}
-    if missing or unknown:
-        raise ValueError(
-            ", ".join(
-                f"tensor '{min(names)[:80]}' is {how}" for how, names in strange.items() if names
-            )
-        )
-    for name in sorted(expected):
-        if expected[name].shape != tensors[name].shape:
-            raise ValueError(
-                f"tensor '{name}' has shape {tuple(tensors[name].shape)} "
-                f"instead of {tuple(expected[name].shape)}"
-            )

@@ -17,5 +17,9 @@ __all__ = ["NegativeVectors", "decision_rule", "none_of_these"]
 
 __getattr__ = lazily(
     __name__,
-    {"NegativeVectors": "negatives", "decision_rule": "decision", "none_of_these": "unknown"},
+    {
+        "decision": ["decision_rule"],
+        "negatives": ["NegativeVectors"],
+        "unknown": ["none_of_these"],
+    },
 )

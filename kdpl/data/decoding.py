@@ -1,5 +1,6 @@
 """Opening image files, and handling of transparency and orientation tags."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -143,3 +144,8 @@ def turn_of(image: Image.Image) -> Image.Transpose | None:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow raises any error on damaged tags; viewers ignore them as well
         return None
+
+
+def cores() -> int:
+    """Number of processor cores that this process may use, and of images to decode at a time."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,11 +6,12 @@ With prompts in only one tower this is VPT or CoOp; without prompts it is the ze
 from torch import Tensor
 
 from kdpl.clip.loading import Clip, ImageClip
+from kdpl.clip.modules import normalized
 from kdpl.clip.towers.image import ImageTower, promptable
 from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
-from kdpl.prompts.method import PromptConfig, PromptMethod, normalized
+from kdpl.prompts.method import PromptMethod
 from kdpl.prompts.text import TextPrompts
-from kdpl.prompts.vision import VisionPrompts
+from kdpl.prompts.vision import PromptConfig, VisionPrompts
 
 
 class IndependentPrompts(PromptMethod):

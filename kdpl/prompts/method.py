@@ -2,45 +2,28 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from inspect import Parameter, signature
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kdpl.clip.loading import ImageClip
-from kdpl.clip.modules import Float32Module
+from kdpl.clip.modules import Float32Module, require_tensors
+from kdpl.clip.modules import normalized as normalized
 from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.towers.image import ImageTower
 from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
-from kdpl.clip.weights import require_tensors
 from kdpl.errors import ConfigError
 from kdpl.prompts.text import prompt_texts, tokenize_prompts
-from kdpl.runtime.artifacts import STRICT
+from kdpl.prompts.vision import PromptConfig
 from kdpl.runtime.configs import find_class
 
 _NAMED = {
     "independent": "kdpl.prompts.independent.IndependentPrompts",
     "coupled": "kdpl.prompts.coupled.CoupledPrompts",
 }
-
-
-@dataclass(frozen=True)
-class PromptConfig:
-    """Size of the prompts in one tower.
-
-    Attributes:
-        length: Prompt tokens per layer, n.
-        depth: Number of layers with prompts, J; 0 for none in this tower.
-    """
-
-    __pydantic_config__: ClassVar = STRICT  # as part of an artifact
-
-    length: int = 4
-    depth: int = 9
 
 
 class PromptMethod(Float32Module):
@@ -183,11 +166,6 @@ MethodFactory = Callable[[PromptConfig, PromptConfig, str | None, ImageClip], Pr
 From a ``class_path``, jsonargparse makes a factory of the class with its ``init_args`` bound, as
 for any Callable that returns a class instance.
 """
-
-
-def normalized(features: Tensor) -> Tensor:
-    """L2-normalise features [N, D] in float32."""
-    return F.normalize(features.float(), dim=-1)
 
 
 def prompt_method(name: str) -> type[PromptMethod]:

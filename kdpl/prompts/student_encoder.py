@@ -9,15 +9,17 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from kdpl.clip.identity import Preprocessing
-from kdpl.clip.loading import build_image_tower
-from kdpl.clip.modules import Frozen, Trained
+from kdpl.clip.modules import Frozen, Trained, require_tensors
+from kdpl.clip.towers.building import (
+    MOST_LAYERS,
+    OPEN_CLIP_SETTINGS,
+    build_tower,
+    require_modest,
+)
 from kdpl.clip.towers.image import ImageTower
-from kdpl.clip.towers.kinds import MOST_LAYERS, require_modest
-from kdpl.clip.weights import require_tensors
 from kdpl.errors import ArtifactError, reason
-from kdpl.prompts.method import PromptConfig
 from kdpl.prompts.projector import Projector
-from kdpl.prompts.vision import VisionPrompts
+from kdpl.prompts.vision import PromptConfig, VisionPrompts
 from kdpl.runtime.artifacts import metadata
 
 
@@ -102,7 +104,7 @@ def read_encoder(
     """Build an encoder from settings and ``encoder_tensors``, for class vectors of some width."""
 
     def build() -> StudentEncoder:
-        tower = build_image_tower(settings.image_config, settings.preprocessing)
+        tower = _build_tower(settings.image_config, settings.preprocessing)
         return StudentEncoder(tower, settings.prompt_length, settings.prompt_depth, width)
 
     try:
@@ -128,3 +130,12 @@ def read_encoder(
     except Exception as error:  # invalid settings raise various errors in torch and open_clip
         raise ArtifactError(f"{source} is damaged ({reason(error)}): {remedy}") from error
     return encoder
+
+
+def _build_tower(config: dict[str, Any], preprocessing: Preprocessing) -> ImageTower:
+    if config["vision_cfg"].keys() <= OPEN_CLIP_SETTINGS:
+        return build_tower(config, preprocessing)
+    # a network of another library, perhaps a plugin's
+    from kdpl.clip.loading import build_image_tower
+
+    return build_image_tower(config, preprocessing)

@@ -11,10 +11,12 @@ import torch
 from pydantic import AfterValidator, Field, JsonValue, TypeAdapter
 from torch import Tensor
 
-from kdpl.clip.identity import ClipConfig, ClipIdentity, LogitScale, Preprocessing
-from kdpl.clip.loading import Clip, ImageClip, fingerprint, load_clip, load_image_clip
+from kdpl.clip.identity import ClipConfig, TeacherSettings
+from kdpl.clip.loading import Clip, ImageClip, load_clip, load_image_clip
+from kdpl.clip.modules import fingerprint
 from kdpl.errors import ArtifactError, ConfigError, WeightsError, reason, visible
-from kdpl.prompts.method import PromptConfig, PromptMethod, prompt_method
+from kdpl.prompts.method import PromptMethod, prompt_method
+from kdpl.prompts.vision import PromptConfig
 from kdpl.runtime.artifacts import Text, metadata, parse_metadata, read_tensors, write_tensors
 
 KIND = "tuned prompts"
@@ -27,17 +29,6 @@ def _modest(size: PromptConfig) -> PromptConfig:
     if not (0 <= size.length <= 1000 and 0 <= size.depth <= 256):
         raise ValueError("no prompts have this size")
     return size
-
-
-@metadata
-class TeacherSettings:
-    """Metadata of prompts and class vectors: their teacher, and its CLIP."""
-
-    clip: ClipIdentity
-    logit_scale: LogitScale
-    # words before a class name that initialised the text prompts; None: noise
-    context: Text | None
-    preprocessing: Preprocessing
 
 
 @metadata

@@ -1,13 +1,32 @@
 """Deep visual prompts (PromptSRC, arXiv 2307.06948, section 3.1; VPT, arXiv 2203.12119)."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from kdpl.clip.modules import Float32Module
 from kdpl.clip.towers.image import ImageTower, promptable
 from kdpl.errors import ConfigError
+from kdpl.runtime.artifacts import STRICT
 
 INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Size of the prompts in one tower.
+
+    Attributes:
+        length: Prompt tokens per layer, n.
+        depth: Number of layers with prompts, J; 0 for none in this tower.
+    """
+
+    __pydantic_config__: ClassVar = STRICT  # as part of an artifact
+
+    length: int = 4
+    depth: int = 9
 
 
 class VisionPrompts(Float32Module):

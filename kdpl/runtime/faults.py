@@ -1,6 +1,5 @@
 """Errors from outside kdpl, such as a full disk, as one sentence each; imports no torch."""
 
-import errno
 import os
 import signal
 import threading
@@ -10,10 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from kdpl.errors import ConfigError, KdplError, reason, visible
-
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Error numbers of the system for a full disk, quota or file."""
+from kdpl.errors import FULL, ConfigError, KdplError, reason, visible
 
 _STARTER = "KDPL_STARTER"  # variable of the environment
 _AGAIN_SECONDS = 0.05

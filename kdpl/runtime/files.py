@@ -11,8 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from kdpl.errors import DataError
-from kdpl.runtime.faults import FULL
+from kdpl.errors import FULL, DataError
 
 _SUFFIX = ".unfinished"
 

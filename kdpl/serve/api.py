@@ -20,8 +20,7 @@ from kdpl.classifier import Classifier, PredictOptions
 from kdpl.classifier.bulk import columns, to_row
 from kdpl.classifier.sources import MAX_UPLOAD_PIXELS
 from kdpl.classifier.tables import Row
-from kdpl.data.decoding import open_image
-from kdpl.data.parallel import cores
+from kdpl.data.decoding import cores, open_image
 from kdpl.errors import visible
 from kdpl.tasks import DecisionRule
 

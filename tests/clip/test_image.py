@@ -11,7 +11,7 @@ from plain import backward, relative_error
 from torch import nn
 
 from kdpl.clip import ClipConfig, load_clip, load_image_clip
-from kdpl.clip.loading import fingerprint
+from kdpl.clip.modules import fingerprint
 from kdpl.clip.towers.image import memory_format_of
 from kdpl.prompts import VisionPrompts
 

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 import kdpl.clip.loading
 from kdpl.clip import ClipConfig, Preprocessing, load_clip, load_image_clip
-from kdpl.clip.loading import fingerprint, known_models
+from kdpl.clip.loading import known_models
+from kdpl.clip.modules import fingerprint
 from kdpl.clip.versions import list_models
 from kdpl.clip.weights import preprocessing_of_file
 from kdpl.errors import WeightsError
@@ -136,7 +137,7 @@ def test_what_the_config_sets_wins_for_weights_of_any_source(pretrained, tag):
 
 def test_every_pair_of_open_clips_list_has_the_activation_of_its_weights(monkeypatch):
     built = []
-    monkeypatch.setattr("kdpl.clip.loading._build", built.append)
+    monkeypatch.setattr("kdpl.clip.loading.build_clip", built.append)
     monkeypatch.setattr("kdpl.clip.loading._image_half", lambda *_: None)
     usable = {*list_models()}
     for model, name in open_clip.list_pretrained():

@@ -16,8 +16,8 @@ from kdpl.clip import Clip, ClipConfig, ImageClip, ImageTower, Preprocessing
 from kdpl.clip.hugging_face.halves import HalfTower, ImageHalf, TextHalf
 from kdpl.clip.loading import Source, from_transformers
 from kdpl.clip.tokens import Tokenizer
+from kdpl.clip.towers.building import ModelConfig
 from kdpl.clip.towers.hugging_face_text import HuggingFaceTextTower
-from kdpl.clip.towers.kinds import ModelConfig
 from kdpl.errors import ConfigError, WeightsError
 from kdpl.runtime.resizing import Interpolation, ResizeMode
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["heat_map", "options"]
 
-__getattr__ = lazily(__name__, {"heat_map": "heat"})
+__getattr__ = lazily(__name__, {"heat": ["heat_map"]})
 
 
 def options(*, explain: str | None = None, explain_class: str | None = None) -> MakeObserver:

@@ -18,7 +18,8 @@ from kdpl.clip.catalogue import (
     takes_text_prompts,
     takes_visual_prompts,
 )
-from kdpl.clip.towers.choice import image_tower, text_tower
+from kdpl.clip.loading import text_tower
+from kdpl.clip.towers.building import image_tower
 from kdpl.clip.towers.text import PromptableTextTower
 from kdpl.clip.versions import list_models
 

@@ -17,7 +17,7 @@ from kdpl.clip import ClipConfig, load_clip, load_image_clip
 from kdpl.clip.hugging_face.loading import KINDS
 from kdpl.clip.loading import build_image_tower
 from kdpl.clip.modules import Frozen
-from kdpl.clip.towers.kinds import require_modest
+from kdpl.clip.towers.building import require_modest
 from kdpl.errors import ArtifactError, ConfigError, WeightsError
 from kdpl.prompts import TextPrompts
 from kdpl.prompts.student_encoder import StudentEncoder
