@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -64,12 +65,10 @@ def serve(
         classifier, min(top_k, len(loaded.class_names)), rule.of(loaded, top_k), workers
     )
     limits = Limits(max_megabytes * 2**20, max_images, max_waiting, timeout)
-    server = build(api, loaded, worker_device, workers, limits)
-
-    # announce the address, and serve
+    # announce the address once it can be asked, and serve
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    _announce(f"service: {url}", host, "service")
-    run(server, host, port)
+    ready = partial(_announce, f"service: {url} is ready", host, "service")
+    run(build(api, loaded, worker_device, workers, limits, ready), host, port)
     return 0
 
 

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -25,6 +26,7 @@ from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.serve.api import PATH, ClassifierApi, end_with_parent
 
 _MAX_CONNECTIONS = 512
+_MOMENT = 0.2  # seconds
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,23 @@ class Limits:
 
 
 class Gate:
-    """ASGI middleware that limits the number and the time of requests to classify images."""
+    """ASGI middleware that limits the number and the time of requests to classify images.
 
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+    ``ready`` is called once the service listens, in the process of the HTTP server.
+    """
+
+    def __init__(
+        self, app: ASGIApp, limits: Limits, ready: Callable[[], None] = lambda: None
+    ) -> None:
         self.app, self.limits, self.slots = app, limits, asyncio.Semaphore(limits.waiting)
-        # runs in the process of the HTTP server
+        self.ready = ready
         end_with_parent()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
+        if scope["type"] == "lifespan":
+            # a worker is ready, and uvicorn listens a moment after the application has begun
+            asyncio.get_running_loop().call_later(_MOMENT, self.ready)
         if scope["type"] != "http" or scope["path"] != PATH:
             await self.app(scope, receive, send)
             return
@@ -88,9 +98,17 @@ def free_port(host: str, port: int) -> int:
 
 
 def build(
-    api: ClassifierApi, classifier: Classifier, device: str, workers: int, limits: Limits
+    api: ClassifierApi,
+    classifier: Classifier,
+    device: str,
+    workers: int,
+    limits: Limits,
+    ready: Callable[[], None] = lambda: None,
 ) -> LitServer:
-    """Build the service; ``classifier`` is the one that the workers load from its folder."""
+    """Build the service; ``classifier`` is the one that the workers load from its folder.
+
+    ``ready`` is called once it can be asked.
+    """
     # the workers, behind the gate
     server = LitServer(
         api,
@@ -100,7 +118,7 @@ def build(
         # a request that has waited longer is not begun
         timeout=limits.seconds,
         max_payload_size=limits.size,
-        middlewares=[(Gate, {"limits": limits})],
+        middlewares=[(Gate, {"limits": limits, "ready": ready})],
         model_metadata={
             "kdpl": __version__,
             **classifier.card_facts(),

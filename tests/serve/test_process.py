@@ -1,6 +1,7 @@
 """The service as a process with its workers: start, stop, overload and failures of its parts."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -43,9 +44,10 @@ def service(folder, classifier, *options, **variables):
     process = start_process(args, stdout=subprocess.PIPE, PYTHONPATH=paths, **variables)
     try:
         line = process.stdout.readline()
-        assert line.startswith("service: http://127.0.0.1:"), process.stderr.read()
-        address = line.split()[1].removeprefix("http://")
-        wait_for(lambda: process.poll() is not None or not is_refused(place_of(address)))
+        ready = re.fullmatch("service: http://(.*) is ready \\(Ctrl-C ends it\\)\n", line)
+        assert ready, process.stderr.read()
+        address = ready[1]
+        assert not is_refused(place_of(address))
         yield process, address
         assert not (folder / "network").exists()
     finally:
