@@ -18,14 +18,14 @@ from kdpl.clip import Frozen
 from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import RandomView, UnlabeledImages
+from kdpl.data.identity import files_of
 from kdpl.data.loader import LazyLoader, TrainSampler
-from kdpl.data.options import ReadingOptions
 from kdpl.data.sources import open_source
 from kdpl.runtime.origin import Origin
 from kdpl.runtime.resizing import Resizing
-from kdpl.targets.cache.feature_cache import FeatureCache, fill
-from kdpl.targets.cache.feature_cache import manifest_of as describe
-from kdpl.targets.shards import Work
+from kdpl.targets.store import Work
+from kdpl.targets.teacher_cache import TeacherCache, fill
+from kdpl.targets.teacher_cache import manifest_of as describe
 
 _CLASSES = ("crab", "squid")
 _SMALL_EDGE = 8  # of images that are not used
@@ -34,14 +34,18 @@ _SMALL_EDGE = 8  # of images that are not used
 def manifest_of(images: UnlabeledImages, width: int) -> Origin:
     """Describe a cache of one view of each image."""
     view = images.view
-    unread = ReadingOptions(scan=False)
-    data = DomainDataModule(
-        "folder", ".", reading=unread, augmentation=view.augmentation, seed=view.seed
-    )
-    data.pool = SimpleNamespace(images=images.sources)
+    data = DomainDataModule("folder", ".", augmentation=view.augmentation, seed=view.seed)
     shown = SimpleNamespace(resizing=view.resizing)
-    vectors = SimpleNamespace(teacher="random", vectors=torch.empty(1, width), preprocessing=shown)
-    return describe(data, vectors, 1)
+    inputs = SimpleNamespace(
+        pool=SimpleNamespace(images=images.sources),
+        vectors=SimpleNamespace(
+            teacher="random", vectors=torch.empty(1, width), preprocessing=shown
+        ),
+        dataset=data.dataset,
+        files_of=lambda _: files_of(images.sources),
+        views_origin=data.views_origin,
+    )
+    return describe(inputs, 1)
 
 
 class Filling:
@@ -126,7 +130,7 @@ class Reading:
             return F.normalize(torch.randn(len(batch), width, generator=draw), dim=1)
 
         fill(self.cache, manifest, Work(images, encode, settings.batch_size, num_workers=0))
-        self.dataset = replace(images, cached=FeatureCache.open(self.cache, manifest))
+        self.dataset = replace(images, cached=TeacherCache.open(self.cache, manifest))
 
     def read(self) -> None:
         """Read all rows once through the loader, in random order, in this process."""

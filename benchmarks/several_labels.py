@@ -31,7 +31,7 @@ from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.splits import Record
 from kdpl.multilabel import local_views
 from kdpl.multilabel.crops import Crops
-from kdpl.multilabel.local_views import LocalViews, summaries_of
+from kdpl.multilabel.local_views import LocalViews, LogOdds, summaries_of
 from kdpl.report.run_folder import Run
 from kdpl.targets.inputs import TargetInputs
 
@@ -91,7 +91,7 @@ class Remembered(LocalViews):
 
     file: str = ""
 
-    def prepare(self, inputs: TargetInputs) -> None:
+    def gather(self, inputs: TargetInputs) -> LogOdds:
         """Encode the crops of the pool once for all runs."""
         known, file = dict[str, Tensor](), Path(self.file)
 
@@ -101,7 +101,7 @@ class Remembered(LocalViews):
             summarize: Callable[[Tensor], Tensor],
             images: Sequence[str] | None = None,
         ) -> Tensor:
-            pool = [inputs.pool[i] for i in inputs.targeted.tolist()]
+            pool = [*inputs.pool.images.take(inputs.pool.targeted)]
             if not file.is_file():
                 save_file({"features": summaries_of(inputs, crop, torch.flatten)}, file)
             if not known:
@@ -111,7 +111,7 @@ class Remembered(LocalViews):
             return torch.stack([summarize(known[each].view(-1, width)) for each in sources])
 
         with patch.object(local_views, "summaries_of", remembered):
-            super().prepare(inputs)
+            return super().gather(inputs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

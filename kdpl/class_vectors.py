@@ -240,6 +240,11 @@ class FrozenTeacher(nn.Module):
         self.tower: ImageTower | None = None
         self.method: PromptMethod | None = None
 
+    @property
+    def tuned(self) -> bool:
+        """True if it was tuned on labels, so it may have seen them."""
+        return bool(tuned_prompts(self.folder).tensors)
+
     def load(self) -> None:
         """Load image tower and prompts; an ArtifactError or WeightsError if they do not fit.
 

@@ -28,10 +28,11 @@ from kdpl.module import ClassifyingModule, plugin_callbacks
 from kdpl.optim import OptimConfig
 from kdpl.prompts import StudentEncoder, StudentPrompts
 from kdpl.runtime.messages import inform, warn
-from kdpl.targets import Target, build_target, target_class
-from kdpl.targets.cache.feature_cache import fill_cache
-from kdpl.targets.inputs import Preparation
-from kdpl.targets.plan import prepare
+from kdpl.targets import PreparedTarget, Target, build_target, target_class
+from kdpl.targets.inputs import TargetInputs
+from kdpl.targets.plan import Plan, prepare_student
+from kdpl.targets.processes import Processes
+from kdpl.targets.teacher_cache import fill_cache
 from kdpl.tasks import agreement_of
 
 # number of unlabelled images for vision_prompts.init: mean_token
@@ -47,7 +48,10 @@ class Prepare(Callback):
 
         Weights are restored by then; the module's ``on_fit_start`` sees the chosen images.
         """
-        cast(StudentDistillation, pl_module).prepare()
+        student = cast(StudentDistillation, pl_module)
+        # Fidelity has planned it with images held out
+        if student.plan is None:
+            student.plan_fit()
 
 
 class FillTeacherCache(Callback):
@@ -63,7 +67,7 @@ class FillTeacherCache(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fill the cache, if this is a student that has one."""
         if isinstance(pl_module, StudentDistillation) and pl_module.teacher_cache is not None:
-            fill_cache(pl_module.preparation(), self.views)
+            fill_cache(pl_module.target_inputs(), self.views)
 
 
 class StudentDistillation(ClassifyingModule):
@@ -135,6 +139,7 @@ class StudentDistillation(ClassifyingModule):
         self.pool_filter = pool_filter
         self.teacher_cache = teacher_cache
         self.optim = optim
+        self.plan: Plan | None = None
         self._trains_in_tower = vision_prompts.depth > 0 or fine_tune
 
         # the teacher, of which only the class vectors are read here
@@ -162,7 +167,7 @@ class StudentDistillation(ClassifyingModule):
         """Check the classes."""
         self.vectors.require_names(self.domain.class_names, "the student's teacher")
         self.vectors.require_task(self.domain.task, "the student's teacher")
-        is_first = self.scores is None
+        is_first, self.plan = self.scores is None, None
         super().setup(stage)
         if is_first and self.scores is not None:
             # undo the loss weight for them: with the published one they diverge under SGD
@@ -199,38 +204,54 @@ class StudentDistillation(ClassifyingModule):
             if self.compiles and teacher.tower is not None:
                 teacher.tower.compile_parts()
 
-    def _load_for_training(self) -> None:
+    def load_for_training(self) -> None:
+        """Load the teacher once, in the precision of the training."""
         self.load_teacher()
         # outside the precision's context, where weights would be rounded as they are read
         self.trainer.precision_plugin.convert_module(self.teacher.module)
         self.apply_precision()
 
-    def preparation(self) -> Preparation:
-        """Return the inputs of this fit's preparation."""
-        return Preparation(
-            self.trainer,
-            self.domain,
-            self.teacher.module,
-            self._load_for_training,
-            self.device,
-            self.teacher_cache,
+    def target_inputs(self) -> TargetInputs:
+        """Return the inputs of this fit's plan."""
+        trainer, data, cache = self.trainer, self.domain, self.teacher_cache
+        return TargetInputs(
+            folder=Path(trainer.default_root_dir),
+            resumes=trainer.ckpt_path is not None,
+            epochs=trainer.max_epochs or 0,
+            dataset=data.dataset,
+            pool=data.pool,
+            labels=data.labels,
+            teacher=self.teacher.module,
+            load_teacher=self.load_for_training,
+            teacher_cache=None if cache is None else Path(cache).expanduser(),
+            view=data.view,
+            views_origin=data.views_origin,
+            files_of=data.files_of,
+            batch_size=data.eval_batch_size,
+            num_workers=data.num_workers,
+            precision=str(trainer.precision),
+            autocast=trainer.precision_plugin.forward_context,
+            device=self.device,
+            processes=Processes(trainer.global_rank, trainer.world_size, trainer.strategy),
         )
 
-    def prepare(self) -> None:
-        """Choose the images to distil on, and prepare their targets and a teacher that runs."""
+    def plan_fit(self, holds_out: bool = False) -> None:
+        """Plan the fit, with images held out or without, and load a teacher that runs."""
         if self.trainer.max_epochs == 0:
             return
-        plan = prepare(self.preparation(), self.target, self.pool_filter)
-        # a prepared target may need no teacher
-        runs = self.needs.teacher is not None
-        self.domain.distil_on(plan.selection, plan.features if runs else None)
-        if not runs:
+        self.plan = prepare_student(self.target_inputs(), self.target, self.pool_filter, holds_out)
+        if not self.plan.runs_teacher:
             self.teacher.module.unload()
-        elif plan.features is None:
-            self._load_for_training()
+        elif self.plan.teacher_features is None:
+            self.load_for_training()
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Return the callbacks that prepare and check the fit, and write the classifier."""
+        """Return the callbacks that prepare and check the fit, and write the classifier.
+
+        None for a fit without steps, whose callback does something else.
+        """
+        if self.trainer.limit_train_batches == 0:
+            return []
         # SameRun compares what Prepare has chosen
         return [Prepare(), SameRun(), *plugin_callbacks(self), SaveClassifier()]
 
@@ -252,7 +273,7 @@ class StudentDistillation(ClassifyingModule):
     def on_train_epoch_end(self) -> None:
         """Log the share of images that a pool filter keeps."""
         if self.pool_filter is not None:
-            kept, whole = self.domain.selection, self.domain.pool.selection
+            kept, whole = self.domain.training_pool, self.domain.pool
             self.log(POOL_KEPT, len(kept.targeted) / len(whole.targeted))
 
     def on_fit_start(self) -> None:
@@ -269,11 +290,8 @@ class StudentDistillation(ClassifyingModule):
 
     def training_step(self, batch: UnlabeledBatch, batch_idx: int) -> Tensor:
         """Compute the loss on unlabelled images."""
-        # the teacher's features and predictions, computed or cached, and the target
-        predicted = batch.images.new_empty(0)
-        if self.target.uses_teacher:
-            predicted = self.teacher.module.logits(self._teacher_features(batch))
-        target_logits = self.target.logits(predicted, batch.indices)
+        # the target, from the teacher's features of these views or prepared before
+        target_logits = self.target_logits(batch)
 
         # the student on the same views
         logits = self.class_logits(batch.images)
@@ -282,6 +300,24 @@ class StudentDistillation(ClassifyingModule):
         terms = {"kl": self.loss.weight * self.distance(logits, target_logits)}
         agreement = agreement_of(self.task.agreements(logits, target_logits))
         return self.sum_and_log(terms, len(batch.images), agreement=agreement)
+
+    def target_logits(self, batch: UnlabeledBatch) -> Tensor:
+        """Return logits of the target distributions of a batch, [B, C].
+
+        A ConfigError if they are prepared in a fit, and this is none.
+        """
+        plan = self.plan
+        if plan is None and isinstance(self.target, PreparedTarget):
+            raise ConfigError(
+                "the targets are not there: run a fit of the student, which prepares them before "
+                "its first step"
+            )
+        if plan is not None and plan.values is not None:
+            return plan.values.of(batch.indices)
+        predicted = batch.images.new_empty(0)
+        if self.target.uses_teacher:
+            predicted = self.teacher.module.logits(self._teacher_features(batch))
+        return self.target.logits(predicted, batch.indices)
 
     def _teacher_features(self, batch: UnlabeledBatch) -> Tensor:
         if batch.teacher_features is not None:
@@ -306,14 +342,18 @@ class StudentDistillation(ClassifyingModule):
 
     @property
     def needs(self) -> Needs:
-        """Unlabelled images, with views for a teacher that runs in training steps.
+        """Unlabelled images, and views or features for a teacher that runs in training steps.
 
-        Read again for each loader: a target may no longer need the teacher once it is prepared.
+        Complete once the fit is planned: a target may no longer need the teacher then.
         """
-        if self.target.uses_teacher:
-            return Needs("unlabeled", self.resizing, self.vectors.preprocessing.resizing)
+        plan = self.plan
+        pool, features = (plan.pool, plan.teacher_features) if plan else (None, None)
+        if plan.runs_teacher if plan else self.target.uses_teacher:
+            of_teacher = self.vectors.preprocessing.resizing
+            return Needs("unlabeled", self.resizing, of_teacher, pool=pool, features=features)
         # a crop may not show what the target names, but training a tower needs the variety
-        return Needs("unlabeled", self.resizing, half_whole=not self._trains_in_tower)
+        half_whole = not self._trains_in_tower
+        return Needs("unlabeled", self.resizing, half_whole=half_whole, pool=pool)
 
     def origin(self, fits: bool) -> dict[str, Any]:
         """Return CLIP and teacher; for a fit also the class vectors."""

@@ -9,13 +9,14 @@ from plain import PlainProjector, normalized, relative_error
 from world import make_student
 
 from kdpl.classifier import Classifier
+from kdpl.data.batches import UnlabeledBatch
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.module import ORIGIN_KEY
 from kdpl.optim import OptimConfig
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
-from kdpl.targets import PreparedTarget, Target
+from kdpl.targets import Target, TargetValues
 
 IMAGES = world.TinyDomain().unlabeled[:6]
 
@@ -309,10 +310,19 @@ def test_freed_memory_is_kept_before_the_target_is_prepared(teacher_folder, tmp_
     done = []
     monkeypatch.setattr("kdpl.module.keep_freed_memory", lambda: done.append("kept"))
 
-    class Prepared(PreparedTarget):
-        def prepare(self, inputs):
+    class Prepared(world.KeptTarget):
+        def gather(self, inputs):
             done.append("prepared")
+            images = torch.from_numpy(inputs.pool.targeted)
+            return TargetValues(images, torch.zeros(len(images), 10))
 
     student = make_student(teacher_folder, target=Prepared())
     world.fit(student, tmp_path, domain=world.digits(50), limit_train_batches=1)
     assert done == ["kept", "prepared"]
+
+
+def test_targets_that_are_prepared_in_a_fit_are_not_there_before(teacher_folder):
+    student = make_student(teacher_folder, target="refined")
+    batch = UnlabeledBatch(IMAGES, torch.arange(len(IMAGES)))
+    with world.refused(ConfigError, "the targets are not there: run a fit of the student"):
+        student.target_logits(batch)

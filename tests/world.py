@@ -29,6 +29,7 @@ from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 from kdpl.student import FillTeacherCache, StudentDistillation
+from kdpl.targets import PreparedTarget, TargetValues
 
 TAG = "noise"
 """The pretrained tag of every model here."""
@@ -141,6 +142,26 @@ def images_of(labels, seed, size=32):
     return ((0.7 * patterns[labels % len(NAMES)] + 0.3 * noise) * 255).to(torch.uint8)
 
 
+class KeptTarget(PreparedTarget):
+    """A prepared target whose ``gather`` returns its values, kept in a file."""
+
+    file = "kept.pt"
+
+    def settings(self, inputs):
+        return {}
+
+    def compute(self, gathered, made_from):
+        def save(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save((vars(gathered), made_from), path)
+
+        return SimpleNamespace(save=save)
+
+    def load(self, path):
+        values, made_from = torch.load(path, weights_only=True)
+        return TargetValues(**values), made_from
+
+
 class TinyDomain(DomainDataModule):
     """A domain in memory, in a fixed order without augmentation, so that a plain loop can see the same batches."""
 
@@ -157,7 +178,7 @@ class TinyDomain(DomainDataModule):
         self.labeled = images_of(self.labels, seed=1, size=image_size)
         self.shown = torch.arange(12) % len(NAMES)
         self.unlabeled = images_of(self.shown, seed=2, size=image_size)
-        self.pool = UnlabeledPool(Names.of(map(str, range(12))), share=1.0, seed=1)
+        self.pool = UnlabeledPool.share(Names.of(map(str, range(12))), 1.0, seed=1)
         self.test_labels = torch.arange(11) % len(names)
         self.test_images = images_of(self.test_labels, seed=3, size=image_size)
         self.resizing = Resizing(image_size)

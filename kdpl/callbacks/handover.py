@@ -2,12 +2,15 @@
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
+from kdpl.class_vectors import ClassVectors
+from kdpl.classifier import Classifier, Decoding
 from kdpl.data.domain import domain_of
+from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime import plugins
 from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
@@ -60,6 +63,25 @@ def _is_finished(trainer: Trainer) -> bool:
     return epochs or steps or early
 
 
+class Tuned(Protocol):
+    """What the module of stage 1 hands over."""
+
+    def class_vectors(self) -> ClassVectors:
+        """Encode the class names."""
+
+    def tuned_prompts(self) -> TunedPrompts:
+        """Return the prompts."""
+
+
+class Distilled(Protocol):
+    """What the module of stage 2 hands over."""
+
+    vectors: ClassVectors
+
+    def classifier(self, decoding: Decoding) -> Classifier:
+        """Return the classifier."""
+
+
 class FreezeClassVectors(Handover):
     """Encodes all class names with the tuned prompts at the end of stage 1, into the run's folder.
 
@@ -70,7 +92,7 @@ class FreezeClassVectors(Handover):
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Encode on all processes, write on one."""
-        teacher: Any = pl_module  # the module of stage 1, which imports this file
+        teacher = cast(Tuned, pl_module)
         vectors = teacher.class_vectors()
         if not trainer.is_global_zero:
             return
@@ -93,13 +115,14 @@ class SaveClassifier(Handover):
         # report problems with validation images or files now, not after the last epoch
         domain_of(trainer).val_dataloader()
         if trainer.is_global_zero:
-            student: Any = pl_module
-            student.vectors.save(Path(trainer.default_root_dir) / CLASS_VECTORS_FILE)
+            cast(Distilled, pl_module).vectors.save(
+                Path(trainer.default_root_dir) / CLASS_VECTORS_FILE
+            )
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         """Make the companions of plugins on all processes, write on one."""
-        student: Any = pl_module
-        classifier = student.classifier(domain_of(trainer).decoding).to(student.device)
+        classifier = cast(Distilled, pl_module).classifier(domain_of(trainer).decoding)
+        classifier = classifier.to(pl_module.device)
         makers = plugins.load_all("handover").values()
         companions = [companion for make in makers for companion in make(trainer, classifier)]
         if not trainer.is_global_zero:

@@ -288,8 +288,8 @@ class KdplCLI(LightningCLI):
         off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         stage = self.derive({**values, "trainer": {**off, "limit_train_batches": 0, **trainer}})
         stage.save_config_callback = None
+        stage.further_callbacks = [callback]
         stage.build(stage.config)
-        stage.model.configure_callbacks = lambda: [callback]
         stage.trainer.fit(stage.model, datamodule=stage.datamodule)
         return stage
 

@@ -42,7 +42,7 @@ def make_companions(trainer: Trainer, classifier: Classifier) -> list[Companion]
 
     # a sample of the pool, with and without the images that a filter left out
     pool = pool_of(classifier, data)
-    kept = [predicted for source, predicted in pool if source not in data.selection.left_out]
+    kept = [predicted for source, predicted in pool if source not in data.training_pool.left_out]
     outputs = StudentOutputs(
         Path(trainer.default_root_dir),
         classifier.vectors,

@@ -28,7 +28,7 @@ from kdpl.data.datasets import (
     RandomView,
     UnlabeledImages,
 )
-from kdpl.data.decoding import Decoding
+from kdpl.data.decoding import Decoding, cores
 from kdpl.data.groups import one_of_each
 from kdpl.data.identity import CONTENTS, digest_of, files_of
 from kdpl.data.labels import ClassProtocol, EvaluationSplit, Labels
@@ -36,8 +36,7 @@ from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
 from kdpl.data.names import Indices
 from kdpl.data.needs import Needs, TrainSplit
 from kdpl.data.options import ClassOptions, ReadingOptions
-from kdpl.data.parallel import cores
-from kdpl.data.pool import Selection, UnlabeledPool
+from kdpl.data.pool import UnlabeledPool
 from kdpl.data.readers.registry import build_reader
 from kdpl.data.reading import Reading
 from kdpl.data.sampling import spread
@@ -167,8 +166,6 @@ class DomainDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = min(_WORKERS, cores()) if num_workers is None else num_workers
         self.seed = seed
-        self._selection: Selection | None = None
-        self._features: CachedFeatures | None = None
 
     def prepare_data(self) -> None:
         """Check that all images can be decoded, on one process, while all others wait."""
@@ -237,14 +234,14 @@ class DomainDataModule(LightningDataModule):
         else:
             origin |= {"images": digest_of(self.pool.images)}
             if prepared:
-                cached, epochs = self._features, self._trainer.max_epochs
+                cached, epochs = self._needs.features, self._trainer.max_epochs
                 # with as many views as epochs, each sees new ones
                 few = cached and not (epochs and 0 <= epochs <= cached.views)
                 origin |= {
                     "views": f"{cached.views} of each" if cached and few else "one in each epoch",
                     "seed of the views": cached.view_seed if cached else self.seed,
-                    "images held out": len(self.selection.unseen),
-                    "images to distil on": digest([self.selection.indices.tobytes()]),
+                    "images held out": len(self.training_pool.held_out),
+                    "images to distil on": digest([self.training_pool.train.tobytes()]),
                 }
         return {**origin, **self.views_origin}
 
@@ -268,6 +265,8 @@ class DomainDataModule(LightningDataModule):
         resizing: Resizing,
         teacher: Resizing | None = None,
         half_whole: bool = False,
+        pool: UnlabeledPool | None = None,
+        features: CachedFeatures | None = None,
     ) -> DataLoader[LabeledBatch] | DataLoader[UnlabeledBatch]:
         """Training batches without a trainer, as in ``Needs``; the ``sampler`` takes the epoch."""
         view, labels = self.view(resizing), None
@@ -279,12 +278,12 @@ class DomainDataModule(LightningDataModule):
             dataset = LabeledImages(records, view, len(self.tuning_class_names))
         else:
             # the views that the cache has, or views for student and teacher
-            cached, selection = self._features, self.selection
-            if cached:
-                view, teacher = replace(view, seed=cached.view_seed), None
+            if features:
+                view, teacher = replace(view, seed=features.view_seed), None
             if half_whole:
                 view = replace(view, augmentation=HalfWhole(view.augmentation))
-            dataset = UnlabeledImages(selection.used, view, selection.chosen, teacher, cached)
+            pool = pool or self.pool
+            dataset = UnlabeledImages(pool.train_images, view, pool.train, teacher, features)
         sampler = TrainSampler(
             len(dataset),
             self.batch_size,
@@ -347,7 +346,12 @@ class DomainDataModule(LightningDataModule):
         self.splits.require_training_images()
         if not (images := self.splits.pool):
             raise DataError(f"{self.splits.origin} has no images to distil on: add some")
-        return UnlabeledPool(images, self.unlabeled_share, self.seed)
+        return UnlabeledPool.share(images, self.unlabeled_share, self.seed)
+
+    @property
+    def training_pool(self) -> UnlabeledPool:
+        """The pool of a planned fit, without the images that it holds out or leaves out."""
+        return (self._needs.pool if self.trainer else None) or self.pool
 
     @property
     def decoding(self) -> Decoding:
@@ -386,21 +390,12 @@ class DomainDataModule(LightningDataModule):
 
     def preview(self, n: int, resizing: Resizing) -> torch.Tensor:
         """Return up to n unlabelled images, evenly spread, as in evaluation, uint8 [n, 3, S, S]."""
-        images = map(self.splits.open_image, spread(self.selection.used, n))
+        images = map(self.splits.open_image, spread(self.training_pool.train_images, n))
         return torch.stack([to_tensor(resize_and_crop(image, resizing)) for image in images])
 
     def view(self, resizing: Resizing) -> RandomView:
         """Random views of images of this domain for a tower."""
         return RandomView(self.splits.open_image, self.augmentation, resizing, self.seed)
-
-    @property
-    def selection(self) -> Selection:
-        """The unlabelled images to distil on, held out and left out."""
-        return self._selection or self.pool.selection
-
-    def distil_on(self, selection: Selection, features: CachedFeatures | None) -> None:
-        """Make training batches of some images, and of the teacher's features if there are any."""
-        self._selection, self._features = selection, features
 
     def _batches_done(self) -> int:
         # Lightning sets ``ready`` to 0 when an epoch starts. On resume it is the number of batches

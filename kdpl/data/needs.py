@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from kdpl.data.datasets import CachedFeatures
+from kdpl.data.pool import UnlabeledPool
 from kdpl.runtime.resizing import Resizing
 
 TrainSplit = Literal["labeled", "unlabeled"]
@@ -17,9 +19,13 @@ class Needs:
         resizing: Resizing of all images for its image tower.
         teacher: Resizing of the same views for a teacher that runs in training steps.
         half_whole: Whether half of the unlabelled images in training batches are as in evaluation.
+        pool: The unlabelled images of its training batches; None: all of the datamodule's pool.
+        features: The teacher's features of their views, from a cache.
     """
 
     split: TrainSplit
     resizing: Resizing
     teacher: Resizing | None = None
     half_whole: bool = False
+    pool: UnlabeledPool | None = None
+    features: CachedFeatures | None = None

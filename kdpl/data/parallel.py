@@ -9,7 +9,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from kdpl.data.decoding import cores as cores
+from kdpl.data.decoding import cores
 from kdpl.runtime.messages import process_rank, start_lines
 
 _CHUNK = 64  # items that a worker takes at a time

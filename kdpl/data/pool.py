@@ -1,8 +1,7 @@
-"""Unlabelled images of a domain, and the selection that a student is distilled on."""
+"""The unlabelled images of a domain, and those of them that a student learns from."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 
@@ -11,74 +10,55 @@ from kdpl.data.sampling import generator, share_of
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
-    """Selection of unlabelled images: to distil on, held out, or left out.
+class UnlabeledPool:
+    """Unlabelled images: to distil on, held out, or left out.
 
     Attributes:
         images: All unlabelled images.
-        kept: Sorted indices of the images that need a target, to distil on or held out; None: all.
-        unseen: Sorted indices of the images that have a target and are not distilled on.
-        left_out: Sources of images that are neither distilled on nor held out.
+        seed: Seed of the share and of samples.
+        train: Sorted indices of the images to distil on, int64.
+        held_out: Sorted indices of images that have a target and are not distilled on, int64.
+        left_out: Sources of images that are unlike all classes, and neither of the two.
     """
 
     images: Names
-    kept: Indices | None = None
-    unseen: Indices = field(default_factory=lambda: np.empty(0, np.int64))
+    seed: int
+    train: Indices
+    held_out: Indices = field(default_factory=lambda: np.empty(0, np.int64))
     left_out: Collection[str] = ()
+
+    @classmethod
+    def share(cls, images: Names, share: float, seed: int) -> "UnlabeledPool":
+        """Return a pool to distil on a share of the images, at most 1, drawn by the seed."""
+        train = share_of(len(images), share, seed) if share < 1 else np.arange(len(images))
+        return cls(images, seed, train)
 
     @property
     def targeted(self) -> Indices:
-        """Indices of the images that need a target."""
-        return np.arange(len(self.images)) if self.kept is None else self.kept
+        """Sorted indices of the images that need a target: to distil on, and held out."""
+        return np.union1d(self.train, self.held_out) if len(self.held_out) else self.train
 
     @property
-    def chosen(self) -> Indices | None:
-        """Indices of the images to distil on; None for all."""
-        return self.indices if len(self.unseen) else self.kept
-
-    @property
-    def indices(self) -> Indices:
-        """Indices of the images to distil on."""
-        return np.setdiff1d(self.targeted, self.unseen) if len(self.unseen) else self.targeted
-
-    @property
-    def used(self) -> Names:
+    def train_images(self) -> Names:
         """Images to distil on."""
-        return self.images if self.chosen is None else self.images.take(self.chosen)
+        whole = len(self.train) == len(self.images)
+        return self.images if whole else self.images.take(self.train)
 
-    def leaving_out(self, sources: Collection[str]) -> "Selection":
-        """Return the selection without some images."""
-        # held-out images may be left out as well
-        images = self.images if self.kept is None else self.images.take(self.kept)
-        kept = self.targeted[[source not in sources for source in images]]
-        unseen = np.intersect1d(self.unseen, kept)
-        return replace(self, kept=kept, unseen=unseen, left_out=sources)
+    def holding_out(self, indices: Indices) -> "UnlabeledPool":
+        """Return the pool with some images of ``train`` held out."""
+        return replace(self, train=np.setdiff1d(self.train, indices), held_out=np.sort(indices))
 
-
-@dataclass(eq=False)
-class UnlabeledPool:
-    """All unlabelled images, and the share that is distilled on.
-
-    Args:
-        images: All unlabelled images.
-        share: Share to distil on, above 0 and at most 1, drawn by the seed.
-        seed: Seed of the share and of samples.
-    """
-
-    images: Names
-    share: float
-    seed: int
-
-    @cached_property
-    def selection(self) -> Selection:
-        """The share, before images are held out or left out."""
-        kept = share_of(len(self.images), self.share, self.seed) if self.share < 1 else None
-        return Selection(self.images, kept)
+    def leaving_out(self, sources: Collection[str]) -> "UnlabeledPool":
+        """Return the pool without some images, also of those held out."""
+        train, held_out = (
+            indices[[source not in sources for source in self.images.take(indices)]]
+            for indices in (self.train, self.held_out)
+        )
+        return replace(self, train=train, held_out=held_out, left_out=sources)
 
     def sample(self, n: int) -> Names:
-        """Draw up to n images of the share by the seed, also images that a fit leaves out."""
-        # a sample stands for the whole pool, not for its most typical images
-        sources = self.selection.used
+        """Draw up to n images to distil on, by the seed, in their order."""
+        sources = self.train_images
         if len(sources) <= n:
             return sources
         rng = generator(self.seed, "sample")

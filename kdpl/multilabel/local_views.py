@@ -6,11 +6,11 @@ were tuned on training pages (docs/several_labels.md).
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,14 +26,14 @@ from kdpl.data.inference import read_in_workers
 from kdpl.data.names import Indices, Names
 from kdpl.data.probe import Probe, logistic_regression
 from kdpl.data.sampling import spread
-from kdpl.errors import ArtifactError, ConfigError
+from kdpl.errors import ConfigError
 from kdpl.multilabel.crops import Crops
 from kdpl.multilabel.task import MultiLabel
 from kdpl.runtime.artifacts import read_tensors, write_tensors
 from kdpl.runtime.messages import inform
-from kdpl.runtime.origin import Origin, digest, require_same
-from kdpl.targets import PreparedTarget
-from kdpl.targets.inputs import REMEDY, TargetInputs, rows_of
+from kdpl.runtime.origin import Origin, digest
+from kdpl.targets import PreparedTarget, TargetValues
+from kdpl.targets.inputs import TargetInputs
 from kdpl.tasks import MULTI_CLASS
 
 LOCAL_VIEWS_FILE = "local_views.safetensors"
@@ -65,8 +65,28 @@ _TEXT = 0.25
 _STRENGTH = 30.0
 
 
+class LogOdds(NamedTuple):
+    """Indices of unlabelled images [N], log odds of their classes [N, C], and how they were made.
+
+    Attributes:
+        scales: The scales of the crops.
+        made_from: The origin, see ``kdpl.targets.inputs.TargetInputs``.
+    """
+
+    images: Tensor
+    log_odds: Tensor
+    scales: Scales
+    made_from: Origin
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically."""
+        tensors = {"images": self.images, "log_odds": self.log_odds}
+        fields = {"made_from": self.made_from, "scales": self.scales}
+        write_tensors(path, _KIND, _VERSION, tensors, fields)
+
+
 @dataclass(eq=False)
-class LocalViews(PreparedTarget):
+class LocalViews(PreparedTarget[tuple[Tensor, Tensor, Scales]]):
     """Log odds of the classes of an image, from the teacher's predictions for crops of it.
 
     With labels, a probe on the features of crops is multiplied with the predictions, and the
@@ -88,6 +108,7 @@ class LocalViews(PreparedTarget):
         count: Number of boxes in an image; should exceed the number of its objects.
     """
 
+    file = LOCAL_VIEWS_FILE
     scales: Scales | Literal["auto"] = SCALES[-1]
     count: PositiveInt = 8
     # all targets are computed before the first step
@@ -100,7 +121,6 @@ class LocalViews(PreparedTarget):
                 f"scales of local views are {list(scales)}, expected auto, or numbers of at least "
                 "1, and one above: set [1, 2.5, 3, 3.5, 4, 4.5]"
             )
-        self._rows, self._log_odds = torch.empty(0), torch.empty(0)
 
     @classmethod
     def require_task(cls, task: str) -> None:
@@ -111,39 +131,29 @@ class LocalViews(PreparedTarget):
                 "set classes.label_separator, or another target"
             )
 
-    def logits(self, predicted: Tensor, indices: Tensor) -> Tensor:
-        """Return log odds of the target [B, C]; a ConfigError before ``prepare``."""
-        if not len(self._rows):
-            raise ConfigError(
-                "the targets of local views are not there: run a fit of the student, which "
-                "prepares them before its first step"
-            )
-        return self._log_odds[self._rows[indices]]
+    def settings(self, inputs: TargetInputs) -> Mapping[str, Any]:
+        """Return the settings, and the words for other things."""
+        words = digest([_negative_vectors(inputs).cpu().numpy().tobytes()])
+        return {"target": asdict(self), "negative vectors": words}
 
-    def prepare(self, inputs: TargetInputs) -> None:
-        """Compute the targets from crops, or read earlier ones; ArtifactError if of other data."""
-        negatives = _negative_vectors(inputs)
+    def gather(self, inputs: TargetInputs) -> tuple[Tensor, Tensor, Scales]:
+        """Compute the targets from crops of all images; return images, log odds and scales."""
+        log_odds, scales = self._make(inputs, _negative_vectors(inputs))
+        return torch.from_numpy(np.asarray(inputs.pool.targeted)).long(), log_odds, scales
 
-        def make(path: Path, origin: Origin) -> None:
-            log_odds, scales = self._make(inputs, negatives)
-            images = torch.from_numpy(np.asarray(inputs.targeted)).long()
-            tensors = {"images": images, "log_odds": log_odds}
-            fields = {"made_from": origin, "scales": scales}
-            inputs.on_first_process(lambda: write_tensors(path, _KIND, _VERSION, tensors, fields))
+    def compute(self, gathered: tuple[Tensor, Tensor, Scales], made_from: Origin) -> LogOdds:
+        """Return the log odds, which all processes have computed together."""
+        return LogOdds(*gathered, made_from)
 
-        # make the file on the first process, and read it on all
-        words = digest([negatives.cpu().numpy().tobytes()])
-        settings = {"target": asdict(self), "negative vectors": words}
-        file, origin = inputs.kept(LOCAL_VIEWS_FILE, settings, make)
+    def load(self, path: Path) -> tuple[TargetValues, Origin | None]:
+        """Read the log odds and their origin."""
         remedy = "remove it, and run the same command again"
-        tensors, fields = read_tensors(file, _KIND, _VERSION, remedy)
-        require_same(str(file), fields.get("made_from"), origin, REMEDY, kind=ArtifactError)
-        self._rows = rows_of(tensors["images"]).to(inputs.device)
-        self._log_odds = tensors["log_odds"].to(inputs.device)
+        tensors, fields = read_tensors(path, _KIND, _VERSION, remedy)
+        return TargetValues(tensors["images"], tensors["log_odds"]), fields.get("made_from")
 
     def _make(self, inputs: TargetInputs, negatives: Tensor) -> tuple[Tensor, Scales]:
         # the texts of classes and other things
-        vectors = inputs.vectors
+        vectors, targeted = inputs.vectors, inputs.pool.targeted
         texts = vectors.logit_scale * torch.cat([vectors.vectors, negatives]).to(inputs.device)
         views = Views(texts, len(vectors.vectors))
 
@@ -151,7 +161,7 @@ class LocalViews(PreparedTarget):
         crops_of = partial(Crops, count=self.count, resizing=vectors.preprocessing.resizing)
         scales = self.scales
         if scales == "auto":
-            few = [inputs.pool[i] for i in spread(inputs.targeted.tolist(), _TO_CHOOSE_ON)]
+            few = [inputs.pool.images[i] for i in spread(targeted.tolist(), _TO_CHOOSE_ON)]
             scales = choose_scales(
                 lambda tried: summaries_of(inputs, crops_of(tried[1:]), views.certainty, few)
             )
@@ -160,7 +170,7 @@ class LocalViews(PreparedTarget):
         # a probe, if the labels are enough
         has = _multi_hot(inputs)
         chosen = spread(range(len(has)), _MOST_LABELED)
-        images = f"{len(inputs.targeted)} images, with {len(negatives)} words for other things"
+        images = f"{len(targeted)} images, with {len(negatives)} words for other things"
         inform(f"looking at crops of {images} and {len(chosen)} of {len(has)} labelled images")
         # two classes occur, and some image lacks one
         if int(has[chosen].any(dim=0).sum()) >= 2 and not bool(has[chosen].all()):
@@ -175,8 +185,8 @@ class LocalViews(PreparedTarget):
 
         # labels replace the log odds of labelled images
         labels_of_source = dict(zip((r.source for r in inputs.labeled), has, strict=True))
-        for row, image in enumerate(inputs.targeted.tolist() if labels_of_source else []):
-            if (labels := labels_of_source.get(inputs.pool[image])) is not None:
+        for row, image in enumerate(targeted.tolist() if labels_of_source else []):
+            if (labels := labels_of_source.get(inputs.pool.images[image])) is not None:
                 log_odds[row, : len(labels)] = torch.where(labels, LIMIT, -LIMIT)
         return log_odds, scales
 
@@ -298,15 +308,17 @@ def summaries_of(
     Returns:
         Summaries of all images, float32 [N, K].
     """
-    sources = inputs.pool.take(inputs.targeted) if images is None else Names.of(images)
+    sources = inputs.pool.images.take(inputs.pool.targeted) if images is None else Names.of(images)
 
     def load(rows: Indices) -> Iterable[Batch]:
-        make = partial(_crops, inputs.open_image, crop)
+        make = partial(_crops, inputs.labels.splits.open_image, crop)
         one_by_one = BatchSampler(range(len(rows)), 1, drop_last=False)
         return read_in_workers(make, sources.take(rows), one_by_one, inputs.num_workers)
 
+    encode = inputs.encoder()
+
     def network(crops: Tensor) -> Tensor:
-        return summarize(crop.features(inputs.encoder(crops)))[None]
+        return summarize(crop.features(encode(crops)))[None]
 
     return inputs.rows(len(sources), load, network, "crops of images")
 
@@ -330,7 +342,7 @@ def log_odds_of(scores: Tensor) -> Tensor:
 
 def _multi_hot(inputs: TargetInputs) -> Tensor:
     """Return the labels of the labelled images for all, or only the base classes, bool [n, K]."""
-    labeled = len(inputs.class_names) if inputs.num_base is None else inputs.num_base
+    labeled = len(inputs.labels.tuning_class_names)
     has = torch.zeros(len(inputs.labeled), labeled, dtype=torch.bool)
     for row, record in zip(has, inputs.labeled, strict=True):
         row[list(record.labels)] = True
@@ -338,7 +350,7 @@ def _multi_hot(inputs: TargetInputs) -> Tensor:
 
 
 def _negative_vectors(inputs: TargetInputs) -> Tensor:
-    file = inputs.teacher_folder / NEGATIVE_VECTORS_FILE
+    file = inputs.teacher.folder / NEGATIVE_VECTORS_FILE
     if not file.is_file():
         return inputs.vectors.vectors[:0]
     negatives = ClassVectors.load(file)

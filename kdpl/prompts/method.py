@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from kdpl.clip.loading import ImageClip
-from kdpl.clip.modules import Float32Module, require_tensors
-from kdpl.clip.modules import normalized as normalized
+from kdpl.clip.modules import Float32Module, normalized, require_tensors
 from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.towers.image import ImageTower
 from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower

@@ -1,17 +1,24 @@
 """Targets of the student: ``Target`` and its subclasses."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from kdpl.runtime import plugins
 from kdpl.runtime.configs import find_class
+from kdpl.runtime.origin import Origin
 
 if TYPE_CHECKING:
     from kdpl.targets.inputs import TargetInputs
 
-__all__ = ["PreparedTarget", "Target", "build_target", "target_class"]
+__all__ = ["PreparedTarget", "Target", "TargetValues", "build_target", "target_class"]
+
+GatheredT = TypeVar("GatheredT")
 
 
 class Target:
@@ -27,7 +34,7 @@ class Target:
 
     @property
     def uses_teacher(self) -> bool:
-        """True if ``logits`` depends on the teacher's prediction; otherwise no step runs it."""
+        """True if steps may need the teacher's prediction; otherwise no step runs it."""
         return True
 
     def logits(self, predicted: Tensor, indices: Tensor) -> Tensor:
@@ -41,12 +48,58 @@ class Target:
         return predicted
 
 
-class PreparedTarget(Target, ABC):
-    """Target that is prepared once for all unlabelled images, before the first step of a fit."""
+@dataclass(frozen=True, eq=False)
+class TargetValues:
+    """Values of a prepared target.
+
+    Attributes:
+        images: Sorted indices of N images in the list of unlabelled images, int64 [N].
+        logits: Logits of their target distributions, float [N, C].
+    """
+
+    images: Tensor
+    logits: Tensor
+
+    def to(self, device: torch.device) -> "TargetValues":
+        """Return the values on a device."""
+        return TargetValues(self.images.to(device), self.logits.to(device))
+
+    def of(self, indices: Tensor) -> Tensor:
+        """Return the logits of some of the images, float32 [B, C]."""
+        return self.logits[torch.searchsorted(self.images, indices)].float()
+
+
+class ComputedTarget(Protocol):
+    """Values of a prepared target that can be kept in a file."""
+
+    def save(self, path: Path) -> None:
+        """Write a file atomically."""
+
+
+class PreparedTarget(Target, ABC, Generic[GatheredT]):
+    """Target whose values are computed for all unlabelled images, before the first step of a fit.
+
+    Attributes:
+        file: Name of the values' file in a run's folder, from which a resumed run reads them.
+    """
+
+    file: ClassVar[str]
+
+    def settings(self, inputs: "TargetInputs") -> Mapping[str, Any]:
+        """Return what the values depend on beside ``TargetInputs.origin``."""
+        return {"target": vars(self)}
 
     @abstractmethod
-    def prepare(self, inputs: "TargetInputs") -> None:
-        """Prepare the values for ``logits``, kept in a file; called on all processes."""
+    def gather(self, inputs: "TargetInputs") -> GatheredT:
+        """Collect features, predictions and labels; called on all processes."""
+
+    @abstractmethod
+    def compute(self, gathered: GatheredT, made_from: Origin) -> ComputedTarget:
+        """Compute the values, which keep their origin; a pure function, called on one process."""
+
+    @abstractmethod
+    def load(self, path: Path) -> tuple[TargetValues | None, Origin | None]:
+        """Read values and their origin; no values stand for the teacher's predictions."""
 
 
 def build_target(target: Target | str) -> Target:

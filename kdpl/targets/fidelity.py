@@ -1,10 +1,9 @@
 """Fidelity: agreement of a student with its target on unseen unlabelled images."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -17,18 +16,29 @@ from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
 from kdpl.data.loader import LazyLoader
-from kdpl.data.names import Names, places
-from kdpl.data.pool import Selection, UnlabeledPool
-from kdpl.data.sampling import generator
-from kdpl.errors import ConfigError, DataError
+from kdpl.data.pool import UnlabeledPool
+from kdpl.errors import ConfigError
 from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
 from kdpl.module import ClassifyingModule, evaluating
-from kdpl.runtime.messages import inform
 from kdpl.runtime.resizing import Resizing
+from kdpl.targets.held_out import FEWEST, too_small
+from kdpl.targets.plan import Plan
 from kdpl.tasks import agreement_of
 
-# share of images to hold out, and the smallest and largest number
-_SHARE, _FEWEST, _MOST = 0.05, 100, 5000
+
+class Distilling(Protocol):
+    """Methods of a student, whose module imports those of its plan."""
+
+    plan: Plan | None
+
+    def plan_fit(self, holds_out: bool) -> None:
+        """Plan the fit."""
+
+    def load_for_training(self) -> None:
+        """Load the teacher."""
+
+    def target_logits(self, batch: UnlabeledBatch) -> Tensor:
+        """Return logits of the target distributions, [B, C]."""
 
 
 class Fidelity(Callback):
@@ -36,9 +46,9 @@ class Fidelity(Callback):
 
     Logs ``val/fidelity``, the share of these images with the same predicted class, and ``val/kl``,
     the mean of KL(target ‖ student) in nats, in each epoch with validation, or that would have
-    validation if there were labelled images. ``hold_out`` chooses the images. With several labels
-    per image, fidelity is the mean over classes of the images with the class in both predictions,
-    as a share of the images with the class in either.
+    validation if there were labelled images. ``kdpl.targets.held_out`` chooses the images. With
+    several labels per image, fidelity is the mean over classes of the images with the class in both
+    predictions, as a share of the images with the class in either.
 
     Both see the evaluation transform. The targets are computed once, before the first step. This
     loads the teacher if the targets depend on it, even if its features of other views are cached.
@@ -53,8 +63,8 @@ class Fidelity(Callback):
     def require_possible(cls, settings: Mapping[str, Any], data: DomainDataModule) -> None:
         """Raise a DataError for a pool that is too small even if all its images are usable."""
         images = round(len(data.reading.listed.pool) * data.unlabeled_share)
-        if images < 2 * _FEWEST:
-            raise _too_small(images, _FEWEST)
+        if images < 2 * FEWEST:
+            raise too_small(images, FEWEST)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raise a ConfigError for a teacher's fit."""
@@ -64,24 +74,26 @@ class Fidelity(Callback):
                 "images: give Fidelity to stage 2 alone, with run --student fidelity"
             )
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Plan the fit with images held out, before the student would plan it without."""
+        cast(Distilling, pl_module).plan_fit(holds_out=True)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the targets of this process's share of the images."""
-        student: Any = pl_module  # the module of stage 2, which imports this file
-        teacher, encode = student.teacher.module, student.preparation().encoder()
-        uses_teacher = student.target.uses_teacher
-        resizing = teacher.vectors.preprocessing.resizing if uses_teacher else None
+        student = cast(Distilling, pl_module)
+        if student.plan is None:
+            return
+        teacher = cast(ClassifyingModule, pl_module).needs.teacher
+        if student.plan.runs_teacher:
+            student.load_for_training()
 
         # on the CPU
         self._epoch, self._targets = -1, []
-        for batch in _loader(trainer, resizing):
-            predicted = torch.empty(0)
+        for batch in _loader(trainer, student.plan.pool, teacher):
+            there = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
             with torch.no_grad(), trainer.precision_plugin.forward_context():
-                if uses_teacher:
-                    other = batch.teacher_images
-                    predicted = teacher.logits(encode(batch.images if other is None else other))
-                target = student.target.logits(predicted, batch.indices.to(student.device))
-            self._targets.append(target.float().cpu())
-        self._batches = _loader(trainer)
+                self._targets.append(student.target_logits(there).float().cpu())
+        self._batches = _loader(trainer, student.plan.pool)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure after the accuracies on labelled images."""
@@ -123,39 +135,12 @@ class Fidelity(Callback):
         student.log_dict({TARGET_KL: nats / images, UNSEEN: images})
 
 
-def _loader(trainer: Trainer, teacher: Resizing | None = None) -> DataLoader[UnlabeledBatch]:
+def _loader(
+    trainer: Trainer, pool: UnlabeledPool, teacher: Resizing | None = None
+) -> DataLoader[UnlabeledBatch]:
     data, student = domain_of(trainer), cast(ClassifyingModule, trainer.lightning_module)
-    unseen, resizing = data.selection.unseen, student.needs.resizing
+    images, resizing = pool.images.take(pool.held_out), student.needs.resizing
     view = replace(data.view(resizing), augmentation=NoAugmentation())
-    images = UnlabeledImages(data.pool.images.take(unseen), view, unseen, teacher)
-    keys = [(i, 0) for i in range(trainer.global_rank, len(unseen), trainer.world_size)]
-    return LazyLoader(images, keys, data.eval_batch_size, data.num_workers)
-
-
-def hold_out(pool: UnlabeledPool, labeled: Iterable[str]) -> Selection:
-    """Hold 5 % of the images, from 100 to 5,000 drawn by the seed, out of distillation.
-
-    ``labeled`` images are not drawn, under any name. A DataError if it would be more than half of
-    the images.
-    """
-    selection, labeled_paths = pool.selection, frozenset(places(Names.of(labeled)))
-    images = len(selection.targeted)
-    wanted = min(max(round(_SHARE * images), _FEWEST), _MOST)
-
-    # enough images even if all labelled images are drawn first
-    order = generator(pool.seed, "unseen").permutation(selection.targeted)
-    drawn = order[: wanted + len(labeled_paths)]
-    unlabeled = [path not in labeled_paths for path in places(selection.images.take(drawn))]
-    unseen = drawn[unlabeled][:wanted]
-    if 2 * wanted > images or len(unseen) < wanted:
-        raise _too_small(images, wanted)
-    inform(f"fidelity: {len(unseen)} unlabelled images are held out of distillation")
-    return replace(selection, unseen=np.sort(unseen))
-
-
-def _too_small(images: int, wanted: int) -> DataError:
-    return DataError(
-        f"the pool has {images} images, too few to hold {wanted} without a label out of "
-        "distillation, at most half of them: add unlabelled images, or leave "
-        "kdpl.targets.fidelity.Fidelity out of trainer.callbacks"
-    )
+    dataset = UnlabeledImages(images, view, pool.held_out, teacher)
+    keys = [(i, 0) for i in range(trainer.global_rank, len(images), trainer.world_size)]
+    return LazyLoader(dataset, keys, data.eval_batch_size, data.num_workers)

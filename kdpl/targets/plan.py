@@ -1,59 +1,87 @@
 """The plan of stage 2: the images to distil on, and the target of each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from lightning.pytorch import Callback
-
-from kdpl.data.pool import Selection
-from kdpl.targets import PreparedTarget, Target
-from kdpl.targets.cache.feature_cache import FeatureCache, teacher_features
-from kdpl.targets.fidelity import Fidelity, hold_out
-from kdpl.targets.inputs import Preparation, TargetInputs
+from kdpl.data.pool import UnlabeledPool
+from kdpl.errors import ArtifactError
+from kdpl.runtime.files import copy
+from kdpl.runtime.origin import as_json, require_same
+from kdpl.targets import PreparedTarget, Target, TargetValues
+from kdpl.targets.held_out import hold_out
+from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.pool_filter import without_unlike
+from kdpl.targets.teacher_cache import TeacherCache, open_cache
+
+REMEDY = "remove it, or choose another --out"
+"""Remedy for a file of targets of another origin."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Images and teacher features of a student's fit, whose target is prepared.
+    """Plan of a student's fit, complete before its first step.
 
     Attributes:
-        selection: The images to distil on, held out and left out.
-        features: The teacher's features of their views; None without a cache, or if the target
-            needs no teacher from the start.
+        pool: The images to distil on, held out and left out.
+        values: The target's values of these images; None if each step computes them.
+        runs_teacher: Whether steps compute the target from the teacher's predictions.
+        teacher_features: The teacher's features of the views that steps see; None without a cache,
+            or if no step needs them.
     """
 
-    selection: Selection
-    features: FeatureCache | None
+    pool: UnlabeledPool
+    values: TargetValues | None
+    runs_teacher: bool
+    teacher_features: TeacherCache | None
 
 
-def prepare(preparation: Preparation, target: Target, pool_filter: float | None) -> Plan:
+def prepare_student(
+    inputs: TargetInputs, target: Target, pool_filter: float | None, holds_out: bool
+) -> Plan:
     """Prepare a student's fit, on all processes together, after weights are restored.
 
     Args:
-        preparation: The fit.
-        target: The target to prepare.
+        inputs: Images, labels and teacher.
+        target: What the student learns.
         pool_filter: The quantile of ``without_unlike``; None keeps all images.
+        holds_out: Whether to hold images out of distillation, to compare student and target.
     """
-    data = preparation.data
-    target.require_task(preparation.teacher.vectors.task)
+    target.require_task(inputs.vectors.task)
 
-    # hold out some images, to compare student and target on them
-    # Lightning sets the attribute without declaring it
-    callbacks: list[Callback] = getattr(preparation.trainer, "callbacks", [])
-    measured = any(isinstance(callback, Fidelity) for callback in callbacks)
-    selection = data.pool.selection
-    if measured:
-        labeled = [*data.labels.tuning("labeled"), *data.labels.tuning("val")]
-        selection = hold_out(data.pool, (record.source for record in labeled))
+    # hold out images, none of them labelled
+    if holds_out:
+        labeled = [record.source for record in (*inputs.labeled, *inputs.val)]
+        inputs = replace(inputs, pool=hold_out(inputs.pool, labeled))
 
-    # cached teacher features of views of all images
-    features = teacher_features(preparation) if target.uses_teacher else None
+    # the teacher's features of the views of all images, where they are cached
+    features = open_cache(inputs) if target.uses_teacher else None
 
     # leave out images that are unlike all classes
     if pool_filter is not None:
-        selection = without_unlike(preparation, selection, pool_filter)
+        inputs = replace(inputs, pool=without_unlike(inputs, pool_filter))
 
-    # prepare the target of the remaining images
-    if isinstance(target, PreparedTarget):
-        target.prepare(TargetInputs(preparation, selection))
-    return Plan(selection, features)
+    # the target's values of the images that are left
+    values = _values_of(target, inputs) if isinstance(target, PreparedTarget) else None
+
+    # a prepared target may need no teacher from here on
+    runs_teacher = values is None and target.uses_teacher
+    return Plan(inputs.pool, values, runs_teacher, features if runs_teacher else None)
+
+
+def _values_of(target: PreparedTarget[Any], inputs: TargetInputs) -> TargetValues | None:
+    """Read the target's values in the run's folder, or compute them.
+
+    They are copied from the teacher's folder, where other students share them. An ArtifactError if
+    they are of other data or settings.
+    """
+    origin = as_json({**inputs.origin, **target.settings(inputs)})
+    file, shared = inputs.folder / target.file, inputs.shared(origin) / target.file
+    is_kept, is_shared = inputs.processes.agree(lambda: (file.is_file(), shared.is_file()))
+    if not is_kept and not is_shared:
+        gathered = target.gather(inputs)
+        inputs.processes.on_first(lambda: target.compute(gathered, origin).save(shared))
+    if not is_kept:
+        inputs.processes.on_first(lambda: copy(shared, file))
+    values, made_from = target.load(file)
+    require_same(str(file), made_from, origin, REMEDY, kind=ArtifactError)
+    return values if values is None else values.to(inputs.device)

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdpl.data.pool import Selection
+from kdpl.data.pool import UnlabeledPool
 from kdpl.errors import DataError
 from kdpl.runtime.files import read_rows, write_rows
 from kdpl.runtime.messages import inform
-from kdpl.targets.inputs import Preparation, TargetInputs
+from kdpl.targets.inputs import TargetInputs
 
 LEFT_OUT_FILE = "left_out.csv"
 """Table of left-out images in a run's folder; written before the first step, read on resume."""
@@ -18,7 +18,7 @@ LEFT_OUT_FILE = "left_out.csv"
 _VIEWS = 4
 
 
-def without_unlike(preparation: Preparation, selection: Selection, quantile: float) -> Selection:
+def without_unlike(inputs: TargetInputs, quantile: float) -> UnlabeledPool:
     """Leave out unlabelled images that are less like the classes than nearly all labelled images.
 
     The similarity of an image is the cosine between the teacher's feature, the normalised
@@ -30,9 +30,8 @@ def without_unlike(preparation: Preparation, selection: Selection, quantile: flo
     Called on all processes. Writes the images to ``left_out.csv`` in the run's folder. A resumed
     fit reads the file without a check; a new fit writes it again.
     """
-    _ = preparation.data.labels.training()  # refused before any image is encoded
-    inputs = TargetInputs(preparation, selection)
-    file = inputs.folder / LEFT_OUT_FILE
+    _ = inputs.labels.training()  # refused before any image is encoded
+    targeted, file = inputs.pool.targeted, inputs.folder / LEFT_OUT_FILE
     if not inputs.resumes or not file.is_file():
         # the limit, from labelled images
         labeled = [record.source for record in inputs.labeled]
@@ -41,18 +40,18 @@ def without_unlike(preparation: Preparation, selection: Selection, quantile: flo
         # the unlabelled images below it
         similarities = _similarities(inputs, None).cpu().numpy()
         below = np.flatnonzero(similarities < least)
-        unlike = [(inputs.pool[inputs.targeted[i]], similarities[i]) for i in below]
-        inputs.on_first_process(lambda: write_rows(file, [("image", "similarity"), *unlike]))
-    filtered = selection.leaving_out({row["image"] for row in read_rows(file)})
+        unlike = [(inputs.pool.images[targeted[i]], similarities[i]) for i in below]
+        inputs.processes.on_first(lambda: write_rows(file, [("image", "similarity"), *unlike]))
+    filtered = inputs.pool.leaving_out({row["image"] for row in read_rows(file)})
 
     # report the result
-    images, kept = len(inputs.targeted), len(filtered.targeted)
+    images, kept = len(targeted), len(filtered.targeted)
     if not kept:
         raise DataError(
             f"pool_filter leaves out all {images} unlabelled images: check what they show"
         )
     inform(f"pool filter: keeps {kept} of {images} unlabelled images; the others are in {file}")
-    if inputs.num_base is not None:
+    if inputs.labels.num_base is not None:
         inform(
             "pool filter: its limit comes from base classes, and leaves out more images of novel "
             "classes than of base classes"

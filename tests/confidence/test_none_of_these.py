@@ -16,7 +16,6 @@ from kdpl.clip import ClipConfig
 from kdpl.confidence import NegativeVectors
 from kdpl.confidence.unknown import Unknown, none_of_these
 from kdpl.confidence.words import everyday_words, farthest
-from kdpl.data.pool import Selection
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.prompts import PromptConfig
 from kdpl.teacher import TeacherPromptTuning
@@ -116,7 +115,9 @@ def fitted(folder, images=40, **negatives):
         replace(vectors, vectors=vectors.vectors[:2], **negatives).save(folder / NEGATIVES)
     domain = world.TinyDomain()
     pool = [*map(to_pil_image, world.images_of(torch.arange(images), seed=2))]
-    domain.pool = SimpleNamespace(sample=lambda n: pool[:n], selection=Selection(pool))
+    domain.pool = SimpleNamespace(
+        sample=lambda n: pool[:n], train=torch.arange(images).numpy(), left_out=()
+    )
     domain.splits = SimpleNamespace(train=pool, open_image=lambda image: image)
     world.fit(world.make_student(folder), folder, domain=domain)
     return Classifier.load(folder / "classifier")

@@ -1,4 +1,7 @@
+from dataclasses import FrozenInstanceError
+
 import numpy as np
+import pytest
 
 from kdpl.data.names import Names
 from kdpl.data.pool import UnlabeledPool
@@ -9,31 +12,40 @@ IMAGES = [f"{number}.png" for number in range(40)]
 
 
 def test_without_a_share_all_images_are_distilled_on_but_those_that_are_left_out():
-    pool = UnlabeledPool(Names.of(IMAGES), 1.0, seed=1)
-    every = pool.selection
-    assert every.chosen is None
-    assert [*every.used] == [*pool.images] == IMAGES
-    assert every.indices.tolist() == list(range(40))
-    fewer = every.leaving_out({"3.png", "39.png", "no such.png"})
-    assert fewer.indices.tolist() == [i for i in range(40) if i not in (3, 39)]
-    assert [*fewer.used] == [IMAGES[i] for i in fewer.indices]
-    assert np.array_equal(fewer.chosen, fewer.indices)
+    pool = UnlabeledPool.share(Names.of(IMAGES), 1.0, seed=1)
+    assert [*pool.train_images] == [*pool.images] == IMAGES
+    assert pool.train.tolist() == pool.targeted.tolist() == list(range(40))
+    fewer = pool.leaving_out({"3.png", "39.png", "no such.png"})
+    assert fewer.train.tolist() == [i for i in range(40) if i not in (3, 39)]
+    assert [*fewer.train_images] == [IMAGES[i] for i in fewer.train]
     assert fewer.left_out == {"3.png", "39.png", "no such.png"}
-    assert every.indices.tolist() == list(range(40))
+    assert pool.train.tolist() == list(range(40))
+
+
+def test_images_held_out_have_a_target_and_may_be_left_out():
+    pool = UnlabeledPool.share(Names.of(IMAGES), 1.0, seed=1).holding_out(np.array([7, 2]))
+    assert pool.held_out.tolist() == [2, 7]
+    assert pool.train.tolist() == [i for i in range(40) if i not in (2, 7)]
+    assert pool.targeted.tolist() == list(range(40))
+    fewer = pool.leaving_out({"2.png", "3.png"})
+    assert fewer.held_out.tolist() == [7]
+    assert fewer.targeted.tolist() == [i for i in range(40) if i not in (2, 3)]
+    with pytest.raises(FrozenInstanceError):
+        fewer.train = pool.train
 
 
 def test_a_share_and_a_sample_of_it_are_drawn_by_the_seed_and_images_are_left_out_of_it():
-    pool = UnlabeledPool(Names.of(IMAGES), 0.25, seed=3)
+    pool = UnlabeledPool.share(Names.of(IMAGES), 0.25, seed=3)
     share = share_of(40, 0.25, 3).tolist()
-    assert pool.selection.indices.tolist() == share
+    assert pool.train.tolist() == share
     assert len(share) == 10
-    fewer = pool.selection.leaving_out({IMAGES[share[4]]})
-    assert fewer.indices.tolist() == share[:4] + share[5:]
+    fewer = pool.leaving_out({IMAGES[share[4]]})
+    assert fewer.train.tolist() == share[:4] + share[5:]
     assert len(fewer.images) == 40
     # a sample is in the order of the list
-    drawn, whole = [*pool.sample(6)], [*pool.selection.used]
+    drawn, whole = [*pool.sample(6)], [*pool.train_images]
     assert [*pool.sample(6)] == drawn == [source for source in whole if source in drawn]
-    assert drawn != [*UnlabeledPool(Names.of(IMAGES), 0.25, seed=4).sample(6)]
+    assert drawn != [*UnlabeledPool.share(Names.of(IMAGES), 0.25, seed=4).sample(6)]
     assert [*pool.sample(10)] == [*pool.sample(99)] == whole
     assert len({*drawn}) == 6
 

@@ -34,7 +34,6 @@ from kdpl.multilabel.local_views import (
 from kdpl.runtime.artifacts import read_tensors
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
-from kdpl.targets import PreparedTarget
 
 POOL = {"shots": 0, "unlabeled_share": 0.02}
 
@@ -221,15 +220,20 @@ def test_a_run_names_the_scales_that_it_chose(fitted, again, table, capsys):
     assert chosen.equal(expected)
 
 
-class Looks(PreparedTarget):
+class Looks(LocalViews):
     """Keeps the features of crops of the pool and of other images."""
 
-    def prepare(self, inputs):
+    def gather(self, inputs):
         crops = Crops((1, 2), 3, inputs.vectors.preprocessing.resizing)
         self.inputs = inputs
         self.pool = summaries_of(inputs, crops, torch.flatten)
-        some = [inputs.pool[i] for i in inputs.targeted[:3][::-1].tolist()]
+        some = [inputs.pool.images[i] for i in inputs.pool.targeted[:3][::-1].tolist()]
         self.some = summaries_of(inputs, crops, torch.flatten, some)
+        return super().gather(inputs)
+
+    @classmethod
+    def require_task(cls, task):
+        """Accept images of one class each."""
 
 
 @pytest.fixture(scope="module")
@@ -243,14 +247,14 @@ def test_the_teacher_encodes_the_crops_of_every_image_of_the_pool(teacher, tmp_p
     target, domain = Looks(), world.digits(7, **POOL)
     student = world.make_student(teacher, target=target)
     world.fit(student, tmp_path, 1, (), domain, limit_train_batches=1)
-    n = len(target.inputs.targeted)
+    n = len(target.inputs.pool.targeted)
     assert target.pool.shape == (n, (1 + 3) * 24)
     # an image's features do not depend on the others
     assert target.some.equal(target.pool[:3].flip(0))
 
     vectors = ClassVectors.load(teacher / CLASS_VECTORS_FILE)
     tower, tokens = plain_of("test-teacher-quickgelu"), world.write_teacher(tmp_path / "t")[1]
-    image = domain.splits.open_image(target.inputs.pool[int(target.inputs.targeted[0])])
+    image = domain.splits.open_image(domain.pool.images[int(target.inputs.pool.targeted[0])])
     images = Crops((1, 2), 3, vectors.preprocessing.resizing)(image)
     views = plain.normalized(tower.image_features(images, tokens.double()))
     means = [views[0], *(views[1 + 8 * box : 9 + 8 * box].mean(dim=0) for box in range(3))]
@@ -378,7 +382,7 @@ def given(monkeypatch):
     """The features of crops are given with the inputs, instead of a teacher's."""
 
     def summaries(inputs, _, summarize, sources=None):
-        return torch.stack([summarize(inputs.crops[int(i)]) for i in sources or inputs.pool])
+        return torch.stack([summarize(inputs.crops[int(i)]) for i in sources or inputs.pool.images])
 
     monkeypatch.setattr(local_views, "summaries_of", summaries)
 
@@ -390,8 +394,9 @@ def inputs_of(texts, images, records, num_base=2):
         vectors=texts[:3], logit_scale=1.0, preprocessing=SimpleNamespace(resizing=Resizing(32))
     )
     return SimpleNamespace(
-        vectors=vectors, teacher_folder=Path("/nowhere"), pool=names, targeted=np.arange(8),
-        labeled=records, class_names=("a", "b", "c"), num_base=num_base, crops=images, device="cpu",
+        vectors=vectors, teacher=SimpleNamespace(folder=Path("/nowhere")), labeled=records,
+        pool=SimpleNamespace(images=names, targeted=np.arange(8)), crops=images, device="cpu",
+        labels=SimpleNamespace(tuning_class_names=("a", "b", "c")[:num_base]),
     )  # fmt: skip
 
 

@@ -112,7 +112,7 @@ class Seen(Companion):
 
 def companions(trainer: Trainer, classifier: Classifier) -> list[Companion]:
     """Make the companions of a finished student's classifier."""
-    return [Seen(len(domain_of(trainer).selection.indices))]
+    return [Seen(len(domain_of(trainer).training_pool.train))]
 
 
 # formats: of exported files

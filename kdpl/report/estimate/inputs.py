@@ -18,7 +18,6 @@ from kdpl.report.estimate.folds import Frozen
 from kdpl.runtime.artifacts import write_tensors
 from kdpl.runtime.run_folder import DATA_FOLDER, DECODED_FILE
 from kdpl.student import StudentDistillation
-from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.refinement.target import Refined, further_images
 from kdpl.tasks import MULTI_CLASS
 
@@ -69,7 +68,7 @@ def gather(choice: Choice, folder: Path, given: Options) -> tuple[Frozen, tuple[
 
 def _frozen(student: StudentDistillation, clip: ClipConfig) -> Frozen:
     """Compute the features, of the teacher as refined targets do."""
-    inputs = TargetInputs(student.preparation(), student.domain.pool.selection)
+    inputs = student.target_inputs()
     further = [record.source for record in further_images(inputs)[0]]
     target, lists = Refined(views=_VIEWS), [None, further] if further else [None]
     evidence = target.evidence(inputs)
@@ -77,5 +76,5 @@ def _frozen(student: StudentDistillation, clip: ClipConfig) -> Frozen:
     joint, teacher = (torch.cat([part[k].still for part in features]) for k in range(2))
     network = load_image_clip(clip)
     of_student = torch.cat([inputs.features_of(network, images, 1).still for images in lists])
-    still = MULTI_CLASS.log_probabilities(inputs.predict(joint))
-    return Frozen(evidence, still, of_student, teacher, len(inputs.targeted))
+    still = MULTI_CLASS.log_probabilities(inputs.teacher.logits(joint))
+    return Frozen(evidence, still, of_student, teacher, len(inputs.pool.targeted))

@@ -1,8 +1,9 @@
 """Refined targets: the teacher's predictions corrected by labels and the unlabelled images."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +13,10 @@ from kdpl.data.groups import group_numbers
 from kdpl.data.parallel import progress_bar
 from kdpl.data.sampling import spread
 from kdpl.data.splits import Record
-from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.messages import inform
-from kdpl.runtime.origin import Origin, require_same
-from kdpl.targets import PreparedTarget
-from kdpl.targets.inputs import REMEDY, ImageFeatures, TargetInputs, rows_of
+from kdpl.runtime.origin import Origin
+from kdpl.targets import PreparedTarget, TargetValues
+from kdpl.targets.inputs import ImageFeatures, TargetInputs
 from kdpl.targets.refinement.experts import Assigned, Evidence, assign
 from kdpl.targets.refinement.pool_targets import POOL_TARGETS_FILE, Moved, PoolTargets
 from kdpl.targets.refinement.refine import RefinementConfig
@@ -26,8 +26,22 @@ _SHOWN = 60  # number of moved images in the file
 _FLOOR = 1e-3  # probability spread over all classes, since assignments are nearly one-hot
 
 
+class Gathered(NamedTuple):
+    """Evidence on the images of the pool and further ones, and what is reported with the result.
+
+    Attributes:
+        evidence: Features, predictions and labels.
+        images: Indices of the pool's images, which come first in the evidence, int64 [N].
+        class_names: The names of the classes, by label.
+    """
+
+    evidence: Evidence
+    images: Tensor
+    class_names: tuple[str, ...]
+
+
 @dataclass(eq=False)
-class Refined(RefinementConfig, PreparedTarget):
+class Refined(RefinementConfig, PreparedTarget[Gathered]):
     """Assignment of the unlabelled images to classes, as a student's target (docs/targets.md).
 
     The images are assigned before the first step: the predictions of the teacher and of a probe on
@@ -43,56 +57,32 @@ class Refined(RefinementConfig, PreparedTarget):
             ``teacher``, the teacher's features. Other attributes are as in ``RefinementConfig``.
     """
 
+    file = POOL_TARGETS_FILE
     encoder: Literal["tower", "teacher"] = "tower"
-
-    def __post_init__(self) -> None:
-        self._taken: bool | None = None
-        self._rows = self._log_assignments = torch.empty(0)
 
     @classmethod
     def require_task(cls, task: str) -> None:
         """Raise a ConfigError for several labels per image."""
         require_one_class(task, "target: refined")
 
-    @property
-    def uses_teacher(self) -> bool:
-        """False once the assignments are in use."""
-        return not self._taken
+    def settings(self, inputs: TargetInputs) -> Mapping[str, Any]:
+        """Return the settings of the refinement."""
+        return {"target": asdict(self), "features": "normalised and blended"}
 
-    def logits(self, predicted: Tensor, indices: Tensor) -> Tensor:
-        """Return logits of the target [B, C]; a ConfigError before ``prepare``."""
-        if self._taken is None:
-            raise ConfigError(
-                "the refined targets are not there: run a fit of the student, which prepares them "
-                "before its first step"
-            )
-        if not self._taken:
-            return predicted
-        return self._log_assignments[self._rows[indices]].float()
+    def load(self, path: Path) -> tuple[TargetValues | None, Origin | None]:
+        """Read the assignments, if they are taken, as logarithms without infinities."""
+        targets = PoolTargets.load(path)
+        if not targets.taken:
+            return None, targets.made_from
+        assignments = targets.assignments.float()
+        z = assignments + _FLOOR / assignments.shape[1]
+        log_assignments = (z / z.sum(dim=1, keepdim=True)).log_().half()
+        return TargetValues(targets.images, log_assignments), targets.made_from
 
-    def prepare(self, inputs: TargetInputs) -> None:
-        """Refine, or read earlier results; ArtifactError if of other data or settings."""
-
-        def make(path: Path, origin: Origin) -> None:
-            evidence = self.evidence(inputs)
-            inputs.on_first_process(lambda: self._assign(inputs, evidence, origin).save(path))
-
-        # use the file, made by this run or another, after a check of its origin
-        settings = {"target": asdict(self), "features": "normalised and blended"}
-        file, origin = inputs.kept(POOL_TARGETS_FILE, settings, make)
-        targets = PoolTargets.load(file)
-        require_same(str(file), targets.made_from, origin, REMEDY, kind=ArtifactError)
-        self.use(targets, inputs.device)
-
-    def use(self, targets: PoolTargets, device: torch.device) -> None:
-        """Use the assignments on a device, if they are taken."""
-        self._taken = targets.taken
-        if self._taken:
-            assignments = targets.assignments.to(device, torch.float32)
-            # logarithms without infinities
-            z = assignments + _FLOOR / assignments.shape[1]
-            self._log_assignments = (z / z.sum(dim=1, keepdim=True)).log_().half()
-            self._rows = rows_of(targets.images).to(device)
+    def gather(self, inputs: TargetInputs) -> Gathered:
+        """Collect the evidence on the images, and what is reported beside their assignments."""
+        images = torch.from_numpy(np.asarray(inputs.pool.targeted)).long()
+        return Gathered(self.evidence(inputs), images, tuple(inputs.labels.splits.class_names))
 
     def evidence(self, inputs: TargetInputs) -> Evidence:
         """Return features, predictions and labels of the pool and of ``further_images``."""
@@ -109,7 +99,7 @@ class Refined(RefinementConfig, PreparedTarget):
         features = tower if pooled else teacher
 
         # the predictions, and the labels
-        text = MULTI_CLASS.log_probabilities(inputs.predict(teacher.mean))
+        text = MULTI_CLASS.log_probabilities(inputs.teacher.logits(teacher.mean))
         val_labels = [-1] * (len(labels) - len(inputs.val)) + [r.single for r in inputs.val]
         return Evidence(
             features.blend,
@@ -118,12 +108,13 @@ class Refined(RefinementConfig, PreparedTarget):
             torch.tensor(labels, device=text.device),
             torch.tensor(val_labels, device=text.device),
             torch.tensor(groups, device=text.device),
-            trusted=not inputs.tuned,
+            trusted=not inputs.teacher.tuned,
         )
 
-    def _assign(self, inputs: TargetInputs, evidence: Evidence, origin: Origin) -> PoolTargets:
-        # assign them
-        n, labels = len(inputs.targeted), int((evidence.labels >= 0).sum())
+    def compute(self, gathered: Gathered, made_from: Origin) -> PoolTargets:
+        """Assign the images to classes."""
+        evidence, images, class_names = gathered
+        n, labels = len(images), int((evidence.labels >= 0).sum())
         with progress_bar() as progress:
             inform(f"refining the predictions of {n} unlabelled images, {labels} labels are seen")
             task = progress.add_task("refinement", total=None)
@@ -134,7 +125,7 @@ class Refined(RefinementConfig, PreparedTarget):
         # count the images of the pool per class, and the moved images
         before = MULTI_CLASS.labels(evidence.log_probabilities[:n]).cpu()
         after = MULTI_CLASS.labels(assigned.assignments[:n]).cpu()
-        num_classes = len(inputs.class_names)
+        num_classes = len(class_names)
         counts = [classes.bincount(minlength=num_classes) for classes in (before, after)]
         taken, reason = self._decide(assigned, counts)
         moved = torch.nonzero(before != after).flatten().tolist()
@@ -143,8 +134,8 @@ class Refined(RefinementConfig, PreparedTarget):
         if taken:
             inform(f"they give {len(moved)} of {n} images another class than the teacher does")
         return PoolTargets(
-            made_from=dict(origin),
-            class_names=tuple(inputs.class_names),
+            made_from=dict(made_from),
+            class_names=class_names,
             taken=taken,
             reason=reason,
             accuracy=assigned.right,
@@ -152,10 +143,9 @@ class Refined(RefinementConfig, PreparedTarget):
             after=tuple(counts[1].tolist()),
             moved=len(moved),
             examples=tuple(
-                Moved(int(inputs.targeted[i]), int(before[i]), int(after[i]))
-                for i in spread(moved, _SHOWN)
+                Moved(int(images[i]), int(before[i]), int(after[i])) for i in spread(moved, _SHOWN)
             ),
-            images=torch.from_numpy(np.asarray(inputs.targeted)).long(),
+            images=images,
             assignments=assigned.assignments[:n].half().cpu(),
         )
 
@@ -186,10 +176,11 @@ def further_images(inputs: TargetInputs) -> tuple[list[Record], list[int], list[
     group_of = dict(zip(sources, group_numbers(sources, inputs.groups).tolist(), strict=True))
 
     # labelled images in the pool; each other image of the pool is a group
-    labels, inside = [-1] * len(inputs.targeted), set[str]()
+    targeted, inside = inputs.pool.targeted, set[str]()
+    labels = [-1] * len(targeted)
     groups = [*range(len(sources), len(sources) + len(labels))]
     # without labels, do not name the images: a pool may have millions
-    for i, source in enumerate(inputs.pool.take(inputs.targeted) if label_of else ()):
+    for i, source in enumerate(inputs.pool.images.take(targeted) if label_of else ()):
         if source in label_of:
             labels[i], groups[i] = label_of[source], group_of[source]
             inside.add(source)

@@ -16,8 +16,9 @@ from kdpl.data.pool import UnlabeledPool
 from kdpl.data.sampling import generator, share_of
 from kdpl.errors import ConfigError, DataError
 from kdpl.student import FillTeacherCache
-from kdpl.targets import PreparedTarget, Target
-from kdpl.targets.fidelity import Fidelity, hold_out
+from kdpl.targets import Target, TargetValues
+from kdpl.targets.fidelity import Fidelity
+from kdpl.targets.held_out import hold_out
 
 pytestmark = pytest.mark.usefixtures("without_companions")
 
@@ -70,9 +71,10 @@ def whole(teacher_folder, tmp_path_factory):
 def assert_plain(record, target=None):
     """Require agreement and KL, image by image in double precision, with what was distilled."""
     student, domain = record.student.eval(), record.domain
+    student.load_teacher()
     teacher, agreed, nats = student.teacher.module, [], []
     resizing = teacher.vectors.preprocessing.resizing
-    for index in domain.selection.unseen.tolist():
+    for index in student.plan.pool.held_out.tolist():
         image = domain.splits.open_image(domain.pool.images[index])
         view, for_teacher = (
             to_tensor(resize_and_crop(image, to))[None] for to in (student.resizing, resizing)
@@ -96,14 +98,14 @@ def test_a_plain_loop_counts_the_same_on_images_that_are_not_distilled_on_nor_la
     assert record.logged["pool/unseen"] == 100
     names = {"val/fidelity", "val/kl", "pool/unseen"}
     assert [logged.keys() for logged in record.by_epoch] == [names] * 2
-    pool, labels = record.domain.selection, record.domain.labels
-    unseen = set(pool.unseen.tolist())
+    pool, labels = record.student.plan.pool, record.domain.labels
+    unseen = set(pool.held_out.tolist())
     assert len(unseen) == 100
     assert not unseen & {*torch.cat([batch.indices for batch in record.batches]).tolist()}
-    assert unseen | set(pool.indices.tolist()) == set(pool.targeted.tolist())
-    assert len(pool.indices) == 250
+    assert unseen | set(pool.train.tolist()) == set(pool.targeted.tolist())
+    assert len(pool.train) == 250
     labeled = {labeled.source for labeled in (*labels.training(), *labels.tuning("val"))}
-    assert not labeled & {*pool.images.take(pool.unseen)}
+    assert not labeled & {*pool.images.take(pool.held_out)}
     # some of them are in the pool, and would be drawn otherwise
     first = generator(1, "unseen").permutation(pool.targeted)[:100]
     assert labeled & {*pool.images.take(first)}
@@ -134,14 +136,14 @@ def test_it_is_measured_when_validation_would_run(batches, every, whole, teacher
 def test_a_resumed_run_holds_out_the_same_images_and_as_many(whole, teacher_folder, tmp_path):
     record, folder = whole
     resumed = distil(teacher_folder, tmp_path, Fidelity(), ckpt_path=folder / "epoch=0.ckpt")
-    assert resumed.domain.selection.unseen.tolist() == record.domain.selection.unseen.tolist()
+    assert resumed.student.plan.pool.held_out.tolist() == record.student.plan.pool.held_out.tolist()
     assert resumed.losses == record.losses[len(record.losses) // 2 :]
     assert resumed.logged == record.logged
     with refused(ConfigError, "images held out is 100 there and 0 here"):
         distil(teacher_folder, tmp_path, ckpt_path=folder / "epoch=0.ckpt")
 
     without = distil(teacher_folder, tmp_path / "without", epochs=1, trainer={"save": True})
-    assert not len(without.domain.selection.unseen)
+    assert not len(without.student.plan.pool.held_out)
     assert "val/fidelity" not in without.logged
     checkpoint = tmp_path / "without/epoch=0.ckpt"
     with refused(ConfigError, "images held out is 0 there and 100 here"):
@@ -172,28 +174,31 @@ def test_a_teacher_sees_an_image_in_its_own_size(tmp_path):
 def test_a_prepared_target_is_that_of_the_unseen_images_too(teacher_folder, tmp_path):
     """Its indices are the same whether images are held out or not, so that its file can be used again."""
 
-    class Moved(PreparedTarget):
-        def prepare(self, inputs):
-            self.indices = inputs.targeted.tolist()
+    class Moved(world.KeptTarget):
+        def gather(self, inputs):
+            self.indices = inputs.pool.targeted.tolist()
             self.features = inputs.features(None, 1)[0].mean
+            return TargetValues(torch.tensor(self.indices), 10 * self.features[:, :10])
 
         def logits(self, predicted, indices):
             rows = [self.indices.index(index) for index in indices.tolist()]
-            return predicted + 10 * self.features[rows][:, : predicted.shape[1]]
+            return 10 * self.features[rows][:, : predicted.shape[1]]
 
     target, without = Moved(), Moved()
     record = distil(teacher_folder, tmp_path, Fidelity(), epochs=1, target=target)
-    distil(teacher_folder, tmp_path, epochs=1, target=without)
-    assert target.indices == without.indices == record.domain.selection.targeted.tolist()
-    assert torch.equal(target.features, without.features)
+    again = distil(teacher_folder, tmp_path, epochs=1, target=without)
+    assert target.indices == record.student.plan.pool.targeted.tolist()
+    assert again.student.plan.values.images.tolist() == target.indices
+    # read from the file of the first
+    assert not hasattr(without, "indices")
     assert_plain(record, target)
 
 
 def test_images_unlike_all_classes_are_not_measured_on(teacher_folder, tmp_path):
     record = distil(teacher_folder, tmp_path, Fidelity(), epochs=1, pool_filter=0.3)
-    pool = record.domain.selection
-    assert 0 < record.logged["pool/unseen"] == len(pool.unseen) < 100
-    assert not pool.left_out & {*pool.images.take(pool.unseen)}
+    pool = record.student.plan.pool
+    assert 0 < record.logged["pool/unseen"] == len(pool.held_out) < 100
+    assert not pool.left_out & {*pool.images.take(pool.held_out)}
     assert record.logged["pool/kept"] == pytest.approx(len(pool.targeted) / 350)
 
 
@@ -203,21 +208,21 @@ def test_a_teacher_has_no_fidelity(tmp_path):
 
 
 def pool_of(images, seed=1, share=1.0):
-    return UnlabeledPool(Names.of(f"{number}.png" for number in range(images)), share, seed)
+    return UnlabeledPool.share(Names.of(f"{number}.png" for number in range(images)), share, seed)
 
 
 @pytest.mark.parametrize(
     ("images", "unseen"), [(200, 100), (2000, 100), (4000, 200), (150_000, 5000)]
 )
 def test_a_share_within_limits_is_held_out(images, unseen):
-    held_out = hold_out(pool_of(images), ()).unseen.tolist()
+    held_out = hold_out(pool_of(images), ()).held_out.tolist()
     assert len(held_out) == len({*held_out}) == unseen
     assert held_out == sorted(held_out)
 
 
 def test_it_is_drawn_by_the_seed_from_the_share_that_is_distilled_on():
     pools = (pool_of(1000, seed, 0.5) for seed in (1, 1, 2))
-    first, again, other = (hold_out(pool, ()).unseen.tolist() for pool in pools)
+    first, again, other = (hold_out(pool, ()).held_out.tolist() for pool in pools)
     assert first == again != other
     assert {*first} < {*share_of(1000, 0.5, 1).tolist()}
 
@@ -225,9 +230,9 @@ def test_it_is_drawn_by_the_seed_from_the_share_that_is_distilled_on():
 def test_labelled_images_are_not_held_out_under_any_name(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)
     sources = [str(tmp_path / f"{number}.png") for number in range(240)]
-    pool = UnlabeledPool(Names.of(sources), 1.0, seed=1)
+    pool = UnlabeledPool.share(Names.of(sources), 1.0, seed=1)
     labeled = [str(tmp_path / "link" / f"{number}.png") for number in range(140)]
-    assert hold_out(pool, labeled).unseen.tolist() == [*range(140, 240)]
+    assert hold_out(pool, labeled).held_out.tolist() == [*range(140, 240)]
 
 
 @pytest.mark.parametrize(("images", "labeled"), [(199, 0), (240, 141)])

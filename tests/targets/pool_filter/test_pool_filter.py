@@ -61,7 +61,7 @@ def test_images_below_the_quantile_of_labelled_ones_are_left_out(teacher_folder,
     view, training = domain.view(Resizing(32)), domain.labels.training()
     labeled = UnlabeledImages([record.source for record in training], view)
     pool = UnlabeledImages(domain.pool.images, view)
-    indices = domain.selection.indices.tolist()
+    indices = domain.training_pool.train.tolist()
     least = np.quantile(similarities(labeled, range(len(labeled))), 0.3)
     by_index = dict(zip(indices, similarities(pool, indices), strict=True))
     expected = {pool.sources[i]: value for i, value in by_index.items() if value < least}
@@ -95,7 +95,7 @@ def test_a_cache_changes_nothing_and_loads_no_teacher(teacher_folder, whole, tmp
 def test_new_images_are_compared_with_the_whole_pool_and_usual_is_what_is_kept(whole):
     folder = whole[1] / "classifier"
     classifier, domain = Classifier.load(folder), world.digits(7, **POOL)
-    pool = [domain.pool.images[i] for i in domain.selection.indices.tolist()]
+    pool = [domain.pool.images[i] for i in domain.training_pool.train.tolist()]
     images = [domain.splits.open_image(source) for source in pool]
     image_sample = pytest.importorskip("kdpl.confidence.drift.image_sample")
     width = classifier.vectors.vectors.shape[1]

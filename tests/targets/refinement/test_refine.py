@@ -8,7 +8,7 @@ import torch
 import world
 from pydantic import TypeAdapter
 
-from kdpl.errors import ArtifactError, ConfigError
+from kdpl.errors import ArtifactError
 from kdpl.runtime.artifacts import write_tensors
 from kdpl.targets.refinement import refine as refinement
 from kdpl.targets.refinement.pool_targets import KIND, VERSION, Moved, PoolManifest, PoolTargets
@@ -157,16 +157,18 @@ def test_the_file_holds_all_of_it_and_is_refused_if_damaged_or_invalid(targets, 
             PoolTargets.load(tmp_path / "file")
 
 
-def test_the_target_is_the_assignment_where_it_is_taken(targets):
+def test_the_target_is_the_assignment_where_it_is_taken(targets, tmp_path):
     target, predicted = Refined(), torch.randn(3, C + 6)
     indices = torch.tensor([4, 0, 78])
-    with world.refused(ConfigError, "the refined targets are not there"):
-        target.logits(predicted, indices)
     z = torch.nn.functional.pad(targets.assignments, (0, 6))
-    target.use(replace(targets, assignments=z), torch.device("cpu"))
+    wider = replace(targets, assignments=z, class_names=tuple(map(str, range(C + 6))))
+    wider.save(tmp_path / "file")
+    values, made_from = target.load(tmp_path / "file")
+    assert made_from == targets.made_from
     floored = z[indices // 2].double() + 1e-4
     expected = floored / floored.sum(dim=1, keepdim=True)
-    made = target.logits(predicted, indices).double().softmax(dim=1)
+    made = values.of(indices).double().softmax(dim=1)
     assert (made - expected).abs().max() < 2e-3  # float16
-    target.use(replace(targets, taken=False), torch.device("cpu"))
+    replace(targets, taken=False).save(tmp_path / "file")
+    assert target.load(tmp_path / "file")[0] is None
     assert target.logits(predicted, indices).equal(predicted)

@@ -103,7 +103,7 @@ def plainly(teacher, plain_of):
     prompts = TunedPrompts.load(teacher / PROMPTS_FILE).tensors["vision_prompts.tokens"].double()
     vectors = ClassVectors.load(teacher / CLASS_VECTORS_FILE).vectors.double()
     labels = {record.source: record.label for record in domain.labels.tuning("labeled")}
-    pool = [domain.pool.images[i] for i in domain.selection.indices.tolist()]
+    pool = [domain.pool.images[i] for i in domain.training_pool.train.tolist()]
     outside = [source for source in labels if source not in pool]
     assert 0 < len(outside) < len(labels) == 20
     validation = domain.labels.tuning("val")
@@ -118,7 +118,7 @@ def plainly(teacher, plain_of):
     unlabeled = UnlabeledImages(domain.pool.images, domain.view(Resizing(32)))
     sources = [*outside, *(record.source for record in validation)]
     further = UnlabeledImages(sources, domain.view(Resizing(32)))
-    features = [features_of(unlabeled, i) for i in domain.selection.indices.tolist()]
+    features = [features_of(unlabeled, i) for i in domain.training_pool.train.tolist()]
     features += [features_of(further, i) for i in range(len(further))]
     still, features = torch.stack(features).float().unbind(dim=1)
     seen = [labels.get(source, -1) for source in [*pool, *outside]] + [-1] * len(validation)
@@ -138,7 +138,7 @@ def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):
     assigned = assign(Evidence(*features, text, labels, held_out, alone, trusted=False), config)
     made = targets_in(whole[1])
     n, expected = len(made.images), assigned.assignments
-    assert made.images.tolist() == world.digits(7, **POOL).selection.indices.tolist()
+    assert made.images.tolist() == world.digits(7, **POOL).pool.train.tolist()
     assert (made.assignments.float() - expected[:n]).abs().max() < 2e-3
     in_pool = labels[:n] >= 0
     assert made.assignments[in_pool].float().equal(F.one_hot(labels[:n][in_pool], 10).float())
@@ -265,7 +265,7 @@ def test_fewest_passes_give_features_that_later_students_read(depth, passes, tmp
     refinement, of_teacher = {"encoder": "tower"}, 24
     distil(tmp_path, tmp_path / "first", refinement=refinement)
     domain = world.digits(7, **POOL)
-    images = {domain.pool.images[i] for i in domain.selection.indices.tolist()}
+    images = {domain.pool.images[i] for i in domain.training_pool.train.tolist()}
     images |= {record.source for record in domain.labels.tuning("labeled")}
     views = SETTINGS["views"] * (len(images) + len(domain.labels.tuning("val")))
     assert encoded.pop(of_teacher) == passes * views
@@ -369,7 +369,7 @@ def test_features_are_those_of_a_tower_before_its_projection(fresh, tmp_path, se
     distil(fresh, tmp_path, refinement={"encoder": "tower", "views": 1})
     clip = TunedPrompts.load(fresh / PROMPTS_FILE).load_image_clip()
     domain, visual = world.digits(7, **POOL), clip.image_tower.visual
-    source = domain.pool.images[int(domain.selection.indices[0])]
+    source = domain.pool.images[int(domain.training_pool.train[0])]
     image = resize_and_crop(domain.splits.open_image(source), clip.preprocessing.resizing)
     projected = visual(clip.image_tower.pixels(to_tensor(image)[None]))
     features = seen_by[0].features[:1]

@@ -1,10 +1,8 @@
 """Disk cache of a teacher's features of views of unlabelled images, for any number of students.
 
-A cache of V views of N images is a folder with ``manifest.json`` and shards. Shard s,
-``shard-00000.npy`` and so on, is a float16 array [n, V, D] with the normalised features of images
-s·n, s·n + 1, …. A shard takes its name once it is complete, so filling resumes at the first missing
-shard. View v of an image is the view that the augmentation draws for the cache's seed in epoch v;
-its pixels are not stored.
+A cache is a store of the normalised features of V views of each image, with ``manifest.json``
+beside the shards. View v of an image is the view that the augmentation draws for the cache's seed
+in epoch v; its pixels are not stored.
 """
 
 import json
@@ -12,14 +10,10 @@ from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from filelock import FileLock, Timeout
 
-from kdpl.class_vectors import ClassVectors
-from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.identity import CHANGED, FILES, digest_of
 from kdpl.errors import ConfigError, DataError, reason
@@ -27,8 +21,8 @@ from kdpl.runtime.files import write_text
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import Origin, as_json, require_same
 from kdpl.runtime.run_folder import LOCK_FILE
-from kdpl.targets.inputs import Preparation
-from kdpl.targets.shards import SHARD, Work, fill_shards, images_per_shard, shards_in
+from kdpl.targets.inputs import TargetInputs
+from kdpl.targets.store import FeatureStore, Work, images_per_shard
 
 MANIFEST = "manifest.json"
 _OTHER_FOLDER = "choose another folder as model.init_args.teacher_cache, or remove it"
@@ -38,26 +32,26 @@ _VERSION = 3
 _MAY_DIFFER = {"views", "view_seed", "images_per_shard", "made_with"}
 
 
-def manifest_of(data: DomainDataModule, vectors: ClassVectors, views: int = 0) -> Origin:
-    """Describe the cache of features of the pool by the teacher of class vectors that a run needs.
+def manifest_of(inputs: TargetInputs, views: int = 0) -> Origin:
+    """Describe the cache of features of the pool that a fit needs.
 
     It has this number V of ``views`` of each image (0: any number) with the run's seed. The images
     are described independently of the dataset's location.
     """
-    images = data.pool.images
+    images, vectors = inputs.pool.images, inputs.vectors
     return as_json(
         {
             "version": _VERSION,
             "teacher": vectors.teacher,
             "width": vectors.vectors.shape[1],
-            "dataset": data.dataset,
+            "dataset": inputs.dataset,
             "images": len(images),
             "sources": digest_of(images),
-            **data.files_of(),
+            **inputs.files_of(None),
             "resizing": asdict(vectors.preprocessing.resizing),
-            "decoding": asdict(data.decoding),
-            "augmentation": data.views_origin["augmentation"],
-            "view_seed": data.seed,
+            "decoding": inputs.views_origin["decoding"],
+            "augmentation": inputs.views_origin["augmentation"],
+            "view_seed": inputs.views_origin["seed"],
             "views": views,
             "images_per_shard": images_per_shard(len(images), views),
         }
@@ -95,35 +89,29 @@ def read_manifest(folder: Path, expected: Origin, same: Collection[str] = ()) ->
     return stored
 
 
-class FeatureCache:
-    """A complete cache, ``CachedFeatures`` of a datamodule.
-
-    Each worker process opens the shards for itself.
-    """
+class TeacherCache(FeatureStore):
+    """A complete cache, ``CachedFeatures`` of a datamodule."""
 
     def __init__(self, folder: Path, manifest: Origin) -> None:
-        self.folder, self.manifest = folder, manifest
+        super().__init__(folder, manifest["images"], manifest["images_per_shard"])
+        self.manifest = manifest
         self.views: int = manifest["views"]
         self.view_seed: int = manifest["view_seed"]
-        self._shards: dict[int, npt.NDArray[np.float16]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_shards": {}}
 
     @classmethod
-    def open(cls, folder: Path, expected: Origin, same: Collection[str] = ()) -> "FeatureCache":
+    def open(cls, folder: Path, expected: Origin, same: Collection[str] = ()) -> "TeacherCache":
         """Open a cache, see ``read_manifest``; DataError also if it is missing or incomplete."""
         if not folder.exists():
             raise DataError(f"the teacher cache {folder} does not exist: {_FILL}")
         manifest = read_manifest(folder, expected, same)
+        cache = cls(folder, manifest)
         # all shards must be there, with the right shape
-        shards = shards_in(folder, manifest["images"], manifest["images_per_shard"])
-        if missing := sum(not path.is_file() for path in shards):
+        if cache.missing:
             raise DataError(
-                f"the teacher cache {folder} is incomplete, {missing} of {len(shards)} shards are "
-                f"missing: {_FILL}"
+                f"the teacher cache {folder} is incomplete, {cache.missing} of "
+                f"{len(cache.shards)} shards are missing: {_FILL}"
             )
-        for path, indices in shards.items():
+        for path, indices in cache.shards.items():
             shape = (len(indices), manifest["views"], manifest["width"])
             try:
                 stored = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -137,14 +125,7 @@ class FeatureCache:
                 ) from error
         if FILES & expected.keys() and not FILES & expected.keys() & manifest.keys():
             inform(f"{folder / MANIFEST} has only the paths of its images: trusting their content")
-        return cls(folder, manifest)
-
-    def read(self, view: int, index: int) -> npt.NDArray[np.float16]:
-        """Read the normalised feature of a view of an image, float16 [D]."""
-        shard, local = divmod(index, self.manifest["images_per_shard"])
-        if shard not in self._shards:
-            self._shards[shard] = np.load(self.folder / SHARD.format(shard), mmap_mode="r")
-        return np.array(self._shards[shard][local, view])
+        return cache
 
 
 def fill(folder: Path, expected: Origin, work: Work, same: Collection[str] = ()) -> int:
@@ -168,38 +149,38 @@ def fill(folder: Path, expected: Origin, work: Work, same: Collection[str] = ())
     first = work.rank == 0  # holds the lock for all processes; they wait for it at the end
     try:
         with FileLock(folder / LOCK_FILE).acquire(timeout=0) if first else nullcontext():
-            shards = shards_in(folder, manifest["images"], manifest["images_per_shard"])
-            return fill_shards(shards, manifest["views"], replace(work, images=images))
+            cache = TeacherCache(folder, manifest)
+            return cache.fill(cache.views, replace(work, images=images))
     except Timeout as error:
         raise DataError(
             f"the teacher cache {folder} is being filled by another command: wait until it ends"
         ) from error
 
 
-def teacher_features(preparation: Preparation) -> FeatureCache | None:
+def open_cache(inputs: TargetInputs) -> TeacherCache | None:
     """Open the teacher's complete cache; None if the fit has none."""
-    if preparation.teacher_cache is None:
+    if inputs.teacher_cache is None:
         return None
-    needed = manifest_of(preparation.data, preparation.teacher.vectors)
-    return FeatureCache.open(Path(preparation.teacher_cache).expanduser(), needed)
+    return TeacherCache.open(inputs.teacher_cache, manifest_of(inputs))
 
 
-def fill_cache(preparation: Preparation, views: int | None = None) -> None:
+def fill_cache(inputs: TargetInputs, views: int | None = None) -> None:
     """Compute what the teacher's cache lacks, on all processes together.
 
     Without ``views`` of each image, as many as the cache has, or as there are epochs. A teacher
     that was loaded for this stays on the device; a rerun with a complete cache does without it.
     """
-    trainer, data = preparation.trainer, preparation.data
-    folder = Path(str(preparation.teacher_cache)).expanduser()
-    wanted = views or max(trainer.max_epochs or 0, 0)
-    vectors, same = preparation.teacher.vectors, ["views"] if views else []
-    needed = manifest_of(data, vectors, wanted)
-    images = UnlabeledImages(data.pool.images, data.view(vectors.preprocessing.resizing))
-    work = preparation.work(images, preparation.encoder())
-    done = fill(folder, needed, work, same) * trainer.world_size
-    trainer.strategy.barrier("kdpl cache")
-    cache = FeatureCache.open(folder, needed, same)
+    folder = inputs.teacher_cache
+    if folder is None:
+        return
+    same = ["views"] if views else []
+    needed = manifest_of(inputs, views or max(inputs.epochs, 0))
+    view = inputs.view(inputs.vectors.preprocessing.resizing)
+    images = UnlabeledImages(inputs.pool.images, view)
+    work = inputs.work(images, inputs.encoder())
+    done = fill(folder, needed, work, same) * work.world_size
+    inputs.processes.wait()
+    cache = TeacherCache.open(folder, needed, same)
     inform(
         f"teacher cache {folder}: complete, {len(images)} images, {cache.views} views of "
         f"each{f', {done} features computed' if done else ': nothing to do'}"

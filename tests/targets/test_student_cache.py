@@ -18,7 +18,7 @@ from kdpl.errors import ConfigError, DataError
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.student import FillTeacherCache
-from kdpl.targets import PreparedTarget, Target
+from kdpl.targets import Target, TargetValues
 
 pytestmark = pytest.mark.usefixtures("without_companions")
 
@@ -105,14 +105,13 @@ class Even(Target):
         return torch.zeros(len(indices), 10)
 
 
-class EvenOnce(Even, PreparedTarget):
+class EvenOnce(world.KeptTarget):
     """One that needs none once it is prepared."""
 
-    uses_teacher = True
-
-    def prepare(self, inputs):
-        inputs.encoder(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-        self.uses_teacher = False
+    def gather(self, inputs):
+        inputs.encoder()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+        images = torch.from_numpy(inputs.pool.targeted)
+        return TargetValues(images, torch.zeros(len(images), 10))
 
 
 def test_a_target_that_needs_no_teacher_once_prepared_keeps_none_and_no_views_of_a_cache(

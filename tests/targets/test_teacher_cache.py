@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,16 +21,15 @@ from kdpl.data.needs import Needs
 from kdpl.data.options import ClassOptions, ReadingOptions
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.resizing import Resizing
-from kdpl.targets import shards as module
-from kdpl.targets.cache.feature_cache import (
-    FeatureCache,
+from kdpl.targets import store as module
+from kdpl.targets.store import Work
+from kdpl.targets.teacher_cache import (
+    TeacherCache,
     fill,
     manifest_of,
+    open_cache,
     read_manifest,
-    teacher_features,
 )
-from kdpl.targets.inputs import Preparation
-from kdpl.targets.shards import Work
 
 WIDTH, SIZE, VIEWS = 4, Resizing(8), 3
 SHARDS = [f"shard-0000{shard}.npy" for shard in range(3)]
@@ -62,8 +62,16 @@ def vectors_of(resizing=SIZE):
     return SimpleNamespace(teacher="t", vectors=torch.empty(1, WIDTH), preprocessing=preprocessing)
 
 
+def inputs_of(datamodule, resizing=SIZE, cache=None):
+    """What a cache is described by and read with."""
+    return SimpleNamespace(
+        pool=datamodule.pool, vectors=vectors_of(resizing), dataset=datamodule.dataset,
+        files_of=datamodule.files_of, views_origin=datamodule.views_origin, teacher_cache=cache,
+    )  # fmt: skip
+
+
 def needed(datamodule, views=VIEWS, resizing=SIZE):
-    return manifest_of(datamodule, vectors_of(resizing), views)
+    return manifest_of(inputs_of(datamodule, resizing), views)
 
 
 def views_of(datamodule):
@@ -79,20 +87,17 @@ def filled(folder, into="cache", views=VIEWS, encode=encode, seed=1, num_workers
 
 
 def opened(folder):
-    return FeatureCache.open(folder / "cache", needed(data(folder)))
+    return TeacherCache.open(folder / "cache", needed(data(folder)))
 
 
 class Distiller(world.Probe):
     def __init__(self, cache):
         super().__init__()
-        self.cache = cache
-        self.needs = Needs("unlabeled", SIZE, SIZE)
+        self.cache, self.needs = cache, Needs("unlabeled", SIZE, SIZE)
 
     def on_fit_start(self):
-        teacher = SimpleNamespace(vectors=vectors_of())
-        domain = self.trainer.datamodule
-        preparation = Preparation(self.trainer, domain, teacher, None, self.device, self.cache)
-        domain.distil_on(domain.pool.selection, teacher_features(preparation))
+        features = open_cache(inputs_of(self.trainer.datamodule, cache=self.cache))
+        self.needs = replace(self.needs, features=features)
 
     def on_train_start(self):
         origin = self.trainer.datamodule.origin(prepared=True)
@@ -100,7 +105,7 @@ class Distiller(world.Probe):
 
 
 def fit(folder, epochs=VIEWS, cached=True, **options):
-    distiller = Distiller(str(folder / "cache") if cached else None)
+    distiller = Distiller(folder / "cache" if cached else None)
     trainer = world.quiet_trainer(folder, epochs, use_distributed_sampler=False)
     trainer.fit(distiller, datamodule=data(folder, **options))
     return distiller
@@ -248,7 +253,7 @@ def test_a_cache_of_something_else_is_refused(folder, options, difference, monke
     filled(folder)
     resizing = options.get("resizing", SIZE)
     options = {name: value for name, value in options.items() if name != "resizing"}
-    for use in (FeatureCache.open, lambda *args: fill(*args, None)):
+    for use in (TeacherCache.open, lambda *args: fill(*args, None)):
         with world.refused(DataError, re.escape(difference)):
             use(folder / "cache", needed(data(folder, **options), resizing=resizing))
 
@@ -258,12 +263,12 @@ def test_a_moved_dataset_with_other_texts_keeps_its_cache_unless_other_views_are
     (folder / "data").rename(folder / "moved")
     moved = {"root": str(folder / "moved"), "classes": ClassOptions(text="a {}")}
     manifest = needed(data(folder, **moved), views=9)
-    FeatureCache.open(folder / "cache", manifest)
+    TeacherCache.open(folder / "cache", manifest)
     with pytest.raises(DataError, match=r"from something else \(views is 3 there and 9 here\)"):
         read_manifest(folder / "cache", manifest, ["views"])
     (folder / "moved/train/a/4.png").rename(folder / "moved/train/a/5.png")
     with pytest.raises(DataError, match=r"sources is \w+ there"):
-        FeatureCache.open(folder / "cache", needed(data(folder, **moved)))
+        TeacherCache.open(folder / "cache", needed(data(folder, **moved)))
 
 
 def test_a_cache_is_of_images_and_not_of_their_paths(folder, capsys):
@@ -274,20 +279,20 @@ def test_a_cache_is_of_images_and_not_of_their_paths(folder, capsys):
     os.utime(image, (0, 2e9))
     touched = needed(data(folder))
     remedy = r"choose another .* or, if the images are copies, delete this line of manifest.json$"
-    for use in (FeatureCache.open, lambda *args: fill(*args, None)):
+    for use in (TeacherCache.open, lambda *args: fill(*args, None)):
         with world.refused(DataError, rf"last change of images is .* of 3.png .*\): {remedy}"):
             use(folder / "cache", touched)
     file.write_text("".join(line for line in whole.splitlines(True) if "last change" not in line))
-    FeatureCache.open(folder / "cache", touched)
+    TeacherCache.open(folder / "cache", touched)
     # another size is another image, whatever was deleted
     noise(15, 12, seed=99).save(image)
     with world.refused(DataError, r"\(size of images is .*\): choose another [^,]*, or remove it$"):
-        FeatureCache.open(folder / "cache", needed(data(folder)))
+        TeacherCache.open(folder / "cache", needed(data(folder)))
     # a cache of an earlier version has paths alone
     assert capsys.readouterr().err == ""
     earlier = {k: v for k, v in json.loads(whole).items() if not k.endswith("of images")}
     file.write_text(json.dumps(earlier))
-    FeatureCache.open(folder / "cache", needed(data(folder)))
+    TeacherCache.open(folder / "cache", needed(data(folder)))
     assert f"{file} has only the paths of its images" in capsys.readouterr().err
 
 
