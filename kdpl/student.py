@@ -248,9 +248,9 @@ class StudentDistillation(ClassifyingModule):
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return the callbacks that prepare and check the fit, and write the classifier.
 
-        None for a fit without steps, whose callback does something else.
+        None for a fit without steps and checkpoints, whose callback does something else.
         """
-        if self.trainer.limit_train_batches == 0:
+        if self.trainer.limit_train_batches == 0 and self.trainer.checkpoint_callback is None:
             return []
         # SameRun compares what Prepare has chosen
         return [Prepare(), SameRun(), *plugin_callbacks(self), SaveClassifier()]
