@@ -51,9 +51,10 @@ class Case(NamedTuple):
 def read(folder: Path) -> Frozen:
     """Read the features in an estimate's folder."""
     file = folder / FEATURES
-    tensors, numbers = read_tensors(file, "features of an estimate", 2, "run estimate again")
+    tensors, numbers = read_tensors(file, "features of an estimate", 3, "run estimate again")
     networks = {name: tensors.pop(name) for name in ("still", "student", "teacher")}
-    evidence = Evidence(**tensors, trusted=numbers["trusted"])
+    widths = tuple(numbers["widths"])
+    evidence = Evidence(**tensors, trusted=numbers["trusted"], widths=widths)
     return Frozen(evidence, **networks, pool=numbers["pool"])
 
 
@@ -76,6 +77,7 @@ def draw(whole: Frozen, labels_a_class: int, seed: int) -> tuple[Frozen, Tensor]
         validation[pool],
         old.groups[pool],
         trusted=True,
+        widths=old.widths,
     )
     number = int((validation[pool] < 0).sum())
     networks = (whole.still[pool], whole.student[pool], whole.teacher[pool])

@@ -86,7 +86,9 @@ def measure(
     pool = [*train, *(Record(each, -1) for each in data.splits.pool if each not in sources)]
     own, joint = encode(towers[0], data, pool, views)
     own_test, joint_test = encode(towers[0], data, test, 1)
-    small, small_test = (encode(towers[1], data, part, 1)[0].still for part in (pool, test))
+    of_student, _ = encode(towers[1], data, pool, views)
+    small, small_test = of_student.still, encode(towers[1], data, test, 1)[0].still
+    both = own, of_student
     text, text_test = (
         (vectors.logit_scale * each @ vectors.vectors.T).log_softmax(dim=1)
         for each in (joint, joint_test)
@@ -109,13 +111,14 @@ def measure(
             alone = torch.arange(len(labels))  # these data have no groups
             made = assign(
                 Evidence(
-                    own.blend,
-                    own.mean,
+                    torch.cat([each.blend for each in both], dim=1),
+                    torch.cat([each.mean for each in both], dim=1),
                     text,
                     labels,
                     torch.full_like(labels, -1),
                     alone,
                     trusted=True,
+                    widths=tuple(each.mean.shape[1] for each in both),
                 ),
                 RefinementConfig(),
             )

@@ -140,6 +140,7 @@ class StudentDistillation(ClassifyingModule):
         self.teacher_cache = teacher_cache
         self.optim = optim
         self.plan: Plan | None = None
+        self._network = clip
         self._trains_in_tower = vision_prompts.depth > 0 or fine_tune
 
         # the teacher, of which only the class vectors are read here
@@ -221,6 +222,8 @@ class StudentDistillation(ClassifyingModule):
             dataset=data.dataset,
             pool=data.pool,
             labels=data.labels,
+            student=self._network,
+            student_identity=self.clip,
             teacher=self.teacher.module,
             load_teacher=self.load_for_training,
             teacher_cache=None if cache is None else Path(cache).expanduser(),

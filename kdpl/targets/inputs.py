@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdpl import __version__
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
-from kdpl.clip import ImageClip
+from kdpl.clip import ClipConfig, ClipIdentity, ImageClip
 from kdpl.clip.modules import normalized
 from kdpl.data.batches import Batch
 from kdpl.data.datasets import RandomView, UnlabeledImages
@@ -76,6 +76,8 @@ class TargetInputs:
         dataset: Name of the dataset.
         pool: The unlabelled images.
         labels: The labels that may be seen.
+        student: The student's CLIP as it is before training.
+        student_identity: Its identity.
         teacher: The teacher, possibly not loaded yet.
         load_teacher: Loads the teacher once, in the precision of the training.
         teacher_cache: Folder of the teacher's cache; None: no cache.
@@ -96,6 +98,8 @@ class TargetInputs:
     dataset: str
     pool: UnlabeledPool
     labels: Labels
+    student: ClipConfig
+    student_identity: ClipIdentity
     teacher: FrozenTeacher
     load_teacher: Callable[[], object]
     teacher_cache: Path | None

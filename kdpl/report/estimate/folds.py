@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdpl.data.probe import classes_of, fit_probe, linear_student
-from kdpl.targets.refinement.experts import Evidence, Result, assign
+from kdpl.targets.refinement.experts import Evidence, Result, assign, mix
 from kdpl.targets.refinement.refine import RefinementConfig
 from kdpl.tasks import MULTI_CLASS
 
@@ -88,7 +88,17 @@ def measure(frozen: Frozen) -> Measured:
     if settings.strength is None:
         # no label to learn from
         return Measured(images[:0], {}, 0.0, 0.0)
-    results = [pair for pair in results if pair[0].refinement is settings.refinement]
+    # each split's, mixed
+    shares = [*settings.shares.values()]
+    splits = len(results) // len(shares)
+    of_splits = [list(zip(*results[i::splits], strict=True)) for i in range(splits)]
+    results = [
+        (
+            made[0]._replace(assignments=mix([each.assignments for each in made], shares)),
+            mix(rows, shares),
+        )
+        for made, rows in of_splits
+    ]
     refused = settings.right is not None and settings.right[1] < settings.right[0]
 
     # labelled images judge models that see no label, and others where a label can be spared

@@ -61,8 +61,12 @@ def gather(choice: Choice, folder: Path, given: Options) -> tuple[Frozen, tuple[
     (frozen,) = gathered
     values = {**vars(frozen.evidence), **vars(frozen)}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    numbers = {"pool": frozen.pool, "trusted": frozen.evidence.trusted}
-    write_tensors(folder / FEATURES, "features of an estimate", 2, tensors, numbers)
+    numbers = {
+        "pool": frozen.pool,
+        "trusted": frozen.evidence.trusted,
+        "widths": list(frozen.evidence.widths),
+    }
+    write_tensors(folder / FEATURES, "features of an estimate", 3, tensors, numbers)
     return frozen, stage.datamodule.class_names
 
 

@@ -4,8 +4,9 @@ p ∝ Π_m p_m^{w_m}. The weights, the probe's strength and the refinement on th
 predictions of labelled images that were held out of both. Pure tensors.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdpl.data.groups import FOLDS, folds
-from kdpl.data.probe import CHOOSING, STRENGTHS, classes_of, fit_probe
+from kdpl.data.probe import CHOOSING, STRENGTHS, Probe, classes_of, fit_probe
 from kdpl.targets.refinement.refine import (
     RefinementConfig,
     Weights,
@@ -35,6 +36,17 @@ PRIOR = 3.0
 
 COST = 0.5
 """Nats of log loss that an expert must save to have a weight (docs/targets.md)."""
+
+AGREEMENT = 0.5
+"""Least agreement of an encoder's neighbours with the words, as a share of the best encoder's."""
+
+SAME = 0.75
+"""Least share of images on which two encoders' refinements agree if the Gaussians of both count."""
+
+COHERENT = 0.1
+"""Agreement of neighbours on the words, above which labels that fit nothing are ignored."""
+
+_SHOWN = 0.005  # least share to name
 
 
 def combine(text: Tensor, probe: Tensor, classes: Tensor, weights: Sequence[float]) -> Tensor:
@@ -103,8 +115,9 @@ class Evidence:
     """Features, predictions and labels of N labelled, unlabelled and validation images.
 
     Attributes:
-        features: An encoder's features, whose neighbours refine, float [N, D].
-        probed: The encoder's normalised features that the probe reads, float [N, D].
+        features: Features of one or more encoders side by side, whose neighbours refine, float
+            [N, D].
+        probed: Their normalised features that the probe reads, float [N, D].
         log_probabilities: The logarithms of the teacher's probabilities, float [N, C].
         labels: Classes of labelled images, which stay as they are; −1 for others, int64 [N].
         validation: Classes of validation images, which only choose; −1 for others, int64 [N].
@@ -112,6 +125,7 @@ class Evidence:
             without one has a number of its own.
         trusted: Whether the teacher, such as a zero-shot one, has not seen the labels; otherwise
             only validation images tell how good it is.
+        widths: Number of dimensions of each encoder; empty for one encoder.
     """
 
     features: Tensor
@@ -121,6 +135,7 @@ class Evidence:
     validation: Tensor
     groups: Tensor
     trusted: bool
+    widths: tuple[int, ...] = ()
 
     @property
     def truth(self) -> Tensor:
@@ -156,20 +171,22 @@ class Assigned:
         assignments: Probabilities, float [N, C].
         weights: Weights of text and probe.
         strength: The probe's regularisation; None without labels.
-        refinement: Weights of the refinement; None where the experts alone were better.
+        shares: Share of each refinement in the assignments, of None that of the experts alone.
         right: Accuracies of the teacher and of the result on the judging images; images of the
             same group and class count as one. None without judging images.
         judges: Number of judging images.
         groups: Number of their groups.
+        ignored: Whether labels were ignored, as nothing predicts them better than chance.
     """
 
     assignments: Tensor
     weights: tuple[float, ...]
     strength: float | None
-    refinement: Weights | None
+    shares: dict[Weights | None, float]
     right: tuple[float, float] | None
     judges: int
     groups: int
+    ignored: bool = False
 
     def describe(self) -> str:
         """Return a clause that says what was chosen, and how accurate it is."""
@@ -180,13 +197,20 @@ class Assigned:
                 f"the teacher's predictions have the weight {text:.2f}, those of a linear probe of "
                 f"the labels {probe:.2f}"
             )
-        if self.refinement is None:
+        shares = [
+            (f"ω {w.likelihood}, γ {w.graph}, λ {w.prior}" if w else "not at all")
+            + f": {share:.0%}"
+            for w, share in self.shares.items()
+            if share >= _SHOWN
+        ]
+        refined = "; ".join(shares).removesuffix(": 100%")
+        if refined == "not at all":
             parts.append("similar images do not correct the predictions, as that was no better")
         else:
-            likelihood, graph, prior = self.refinement
-            weights = f"ω {likelihood}, γ {graph}, λ {prior}"
-            parts.append(f"similar images correct the predictions ({weights})")
-        if self.right is not None:
+            parts.append(f"similar images correct the predictions ({refined})")
+        if self.ignored:
+            parts.append("the labels are not used, as nothing predicts them better than chance")
+        elif self.right is not None:
             before, after = (100 * share for share in self.right)
             groups = f" in {self.groups} groups" if self.groups < self.judges else ""
             parts.append(
@@ -234,50 +258,161 @@ def assign(
 
     Each labelled image judges experts and refinements that were made without the labels of its
     group (``kdpl.data.groups.folds``); each validation image judges the ones made from all labels.
-    Probe and weights have the least log loss, and the refinement is right on the most images.
-    Images of the same group and class count as one.
+    Probe and weights have the least log loss. If the teacher has not seen the labels, the
+    refinements are mixed by the number of images that they are right on; otherwise the best one is
+    taken. Images of the same group and class count as one.
 
     Args:
         evidence: Features, predictions and labels.
         config: Settings of the refinement, whose weights are chosen among ``candidates``.
         on_result: Called with the result of each refinement, and the number of all.
     """
-    splits = _splits(evidence)
-    unit = F.normalize(standardize(evidence.features), dim=1)
-    neighbors = affinity(*nearest(unit, config.neighbors, evidence.groups))
+    spaces = find_spaces(evidence, config)
+    splits, truth, text = _splits(evidence), evidence.truth, evidence.log_probabilities
+    judges = torch.cat([split.judges for split in splits])
 
     # the experts, weighted
     shots = evidence.labels_a_class(evidence.labels)
-    strength, weights, predictions = _experts(evidence, splits, shots)
+    mixed = evidence.trusted and config.mode == "auto"
+    judged = len(judges) > 0 and (not mixed or evidence.labels_a_class(truth) >= CHOOSING)
+    strength, weights, probes = _experts(evidence, spaces.probed, splits, shots)
+    plain = _unfitted(evidence) if mixed else weights
 
     # the refinements to try, and the predictions without one
-    judges, truth = torch.cat([split.judges for split in splits]), evidence.truth
-    tried: list[Weights | None] = [*candidates(shots)]
+    settings = candidates(0 if mixed and not judged else shots, mixed and judged)
     # without a judging image, the first is taken
-    tried = [*tried, None] if config.mode == "auto" and len(judges) else tried[:1]
+    auto = config.mode == "auto" and judged
+    tried: list[Weights | None] = [*settings, None] if auto else [settings[0]]
 
     # judge each on the images whose labels it has not seen
-    results, right = [], []
-    for candidate in tried:
-        hits = []
-        for split, predicted in zip(splits, predictions, strict=True):
+    results, predicted = [], []
+    for number, candidate in enumerate(tried):
+        rows = []
+        for split, probe in zip(splits, probes, strict=True):
+            experts = MULTI_CLASS.probabilities(text)
+            if probe is not None:
+                # few labels cannot fit weights: the first goes without
+                used = plain if number == 0 else weights
+                probed = probe.log_probabilities(spaces.probed)
+                experts = combine(text, probed, probe.classes, used).exp()
             if candidate is not None:
-                z = refine(unit, predicted, neighbors, split.labels, candidate, config.rounds)
+                unit, near, rounds = spaces.gaussian, spaces.neighbors, config.rounds
+                z = refine(unit, experts, near, split.labels, candidate, rounds)
             else:
                 labeled = (split.labels >= 0)[:, None]
-                fixed = F.one_hot(split.labels.clamp_min(0), predicted.shape[1]).to(predicted)
-                z = torch.where(labeled, fixed, predicted)
-            hits.append(MULTI_CLASS.labels(z[split.judges]) == truth[split.judges])
+                fixed = F.one_hot(split.labels.clamp_min(0), experts.shape[1]).to(experts)
+                z = torch.where(labeled, fixed, experts)
+            rows.append(z[split.judges])
             on_result(Result(candidate, *split, z), len(tried) * len(splits))
         results.append(z)  # of the last split, which has all labels
-        right.append(evidence.share_of(torch.cat(hits), judges))
-    hits_before = MULTI_CLASS.labels(evidence.log_probabilities[judges]) == truth[judges]
-    before = evidence.share_of(hits_before, judges)
-    best = _choose(right, tried[-1] is None, before.sum().item())
+        predicted.append(torch.cat(rows))
 
-    shares = (before.mean().item(), right[best].mean().item()) if len(judges) else None
-    groups = len(torch.unique(evidence.groups[judges]))
-    return Assigned(results[best], weights, strength, tried[best], shares, len(judges), groups)
+    def right(rows: Tensor) -> Tensor:
+        return evidence.share_of(MULTI_CLASS.labels(rows) == truth[judges], judges)
+
+    before, hits = right(text[judges]), [right(rows) for rows in predicted]
+    if mixed:
+        # the largest standard deviation of the number of hits changes a share by the factor e
+        totals = torch.stack([shares.sum() for shares in hits])
+        parts = (2 * totals / max(len(before), 1) ** 0.5).softmax(dim=0).tolist()
+    else:
+        best = _choose(hits, tried[-1] is None, before.sum().item())
+        parts = [float(number == best) for number in range(len(tried))]
+    after, share = right(mix(predicted, parts)), 1.0
+    if mixed and judged and spaces.agreement > COHERENT:
+        # words that fit the images, and labels that nothing fits
+        share = (truth[judges].bincount() / len(judges)).square().sum().item()
+    by_chance = share * len(before)
+    if after.sum() <= by_chance + 3 * (by_chance * (1 - share)) ** 0.5 < len(before) / 2:
+        none = torch.full_like(truth, -1)
+        without = replace(evidence, labels=none, validation=none)
+        return replace(assign(without, config), ignored=True)
+    accuracies = (before.mean().item(), after.mean().item()) if len(judges) else None
+    return Assigned(
+        mix(results, parts),
+        weights if judged else plain,
+        strength,
+        dict(zip(tried, parts, strict=True)),
+        accuracies,
+        len(judges),
+        len(torch.unique(evidence.groups[judges])),
+    )
+
+
+def mix(parts: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """Return the sum of tensors, each times its share."""
+    mixed = torch.zeros_like(parts[0])
+    for part, share in zip(parts, shares, strict=True):
+        mixed += share * part
+    return mixed
+
+
+class Spaces(NamedTuple):
+    """Features of the encoders that count, side by side, and the neighbours in them.
+
+    Attributes:
+        gaussian: Normalised features of the classes' Gaussians, float [N, D].
+        neighbors: The result of ``affinity``, sparse [N, N].
+        probed: Normalised features that the probe reads, float [N, D].
+        agreement: How much oftener than by chance neighbours share their most probable class.
+    """
+
+    gaussian: Tensor
+    neighbors: Tensor
+    probed: Tensor
+    agreement: float
+
+
+def find_spaces(evidence: Evidence, config: RefinementConfig) -> Spaces:
+    """Join the encoders that agree with the teacher's words, without a label.
+
+    An encoder counts if its neighbours share their most probable class at least ``AGREEMENT`` times
+    as often as those of the best encoder, beyond chance. Its Gaussians count if refinement by it
+    alone agrees with that by the first one on the share ``SAME`` of the images.
+    """
+
+    def graph(unit: Tensor) -> tuple[Tensor, Tensor]:
+        return nearest(unit, config.neighbors, evidence.groups)
+
+    widths = list(evidence.widths) or [evidence.features.shape[1]]
+    split = torch.split(evidence.features, widths, dim=1)
+    units = [F.normalize(standardize(part), dim=1) for part in split]
+    # the encoders whose neighbours agree
+    words = MULTI_CLASS.labels(evidence.log_probabilities)
+    chance = (words.bincount() / len(words)).square().sum()
+    graphs = [graph(unit) for unit in units]
+    shared = [
+        ((words[near] == words[:, None]).float().mean() - chance).item() for _, near in graphs
+    ]
+    kept = [i for i, share in enumerate(shared) if share >= AGREEMENT * max(shared)] or [0]
+    if len(units) == 1:
+        return Spaces(units[0], affinity(*graphs[0]), evidence.probed, shared[0])
+
+    # those whose Gaussians say the same as the first one's
+    text, none = MULTI_CLASS.probabilities(evidence.log_probabilities), evidence.labels * 0 - 1
+    weights, rounds = candidates(0)[0], config.rounds
+    found = [
+        MULTI_CLASS.labels(refine(units[i], text, affinity(*graphs[i]), none, weights, rounds))
+        for i in kept
+    ]
+    same = [i for i, z in zip(kept, found, strict=True) if (z == found[0]).float().mean() >= SAME]
+
+    def join(parts: Sequence[Tensor], numbers: Sequence[int]) -> Tensor:
+        return F.normalize(torch.cat([F.normalize(parts[i], dim=1) for i in numbers], 1), dim=1)
+
+    probed = join(torch.split(evidence.probed, widths, dim=1), kept)
+    return Spaces(join(units, same), affinity(*graph(join(units, kept))), probed, max(shared))
+
+
+def _unfitted(evidence: Evidence) -> tuple[float, ...]:
+    """Return weights of text and probe, 0 for a text that knows nothing of the labels, else 1."""
+    images, seen = torch.nonzero(evidence.truth >= 0).flatten(), classes_of(evidence.labels)
+    if not len(seen):
+        return (1.0,)
+    images = images[torch.isin(evidence.truth[images], seen)]
+    text = MULTI_CLASS.log_probabilities(evidence.log_probabilities[images][:, seen])
+    loss = F.nll_loss(text, torch.searchsorted(seen, evidence.truth[images])).item()
+    return (float(loss < math.log(len(seen))), 1.0)
 
 
 def _choose(right: Sequence[Tensor], alone: bool, before: float) -> int:
@@ -301,12 +436,12 @@ def _choose(right: Sequence[Tensor], alone: bool, before: float) -> int:
 
 
 def _experts(
-    evidence: Evidence, splits: list[_Split], shots: float
-) -> tuple[float | None, tuple[float, ...], list[Tensor]]:
-    """Return strength, weights, and the weighted predictions [N, C] of each split."""
+    evidence: Evidence, probed: Tensor, splits: list[_Split], shots: float
+) -> tuple[float | None, tuple[float, ...], Sequence[Probe | None]]:
+    """Return strength and weights of the experts, and the probe of each split."""
     seen = classes_of(evidence.labels)
     if not len(seen):
-        return None, (1.0,), [MULTI_CLASS.probabilities(evidence.log_probabilities) for _ in splits]
+        return None, (1.0,), [None for _ in splits]
     truth = evidence.truth
     judges = [split.judges[torch.isin(truth[split.judges], seen)] for split in splits]
     rows = torch.cat(judges)
@@ -319,13 +454,13 @@ def _experts(
         probes = []
         for split in splits:
             labeled = split.labels >= 0
-            probes.append(fit_probe(evidence.probed[labeled], split.labels[labeled], strength))
+            probes.append(fit_probe(probed[labeled], split.labels[labeled], strength))
         weights: tuple[float, ...] = (1.0, 1.0)
         loss = 0.0
         if len(rows):
             text = MULTI_CLASS.log_probabilities(evidence.log_probabilities[rows][:, seen])
             predicted = [
-                probe.log_probabilities(evidence.probed[images])
+                probe.log_probabilities(probed[images])
                 for probe, images in zip(probes, judges, strict=True)
             ]
             experts = torch.stack([text, torch.cat(predicted)])
@@ -333,13 +468,7 @@ def _experts(
             weights, loss = fit_weights(experts, labels, 1 / sizes[pair])
         options.append((loss, strength, weights, probes))
     _, strength, weights, probes = min(options, key=lambda option: option[0])
-    mixed = [
-        combine(
-            evidence.log_probabilities, probe.log_probabilities(evidence.probed), seen, weights
-        ).exp()
-        for probe in probes
-    ]
-    return strength, weights, mixed
+    return strength, weights, probes
 
 
 def _splits(evidence: Evidence) -> list[_Split]:

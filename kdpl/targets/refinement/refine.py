@@ -42,8 +42,13 @@ _FEW = (Weights(0.1, 3.0, 0.3),)
 _MORE = (Weights(0.03, 3.0, 1.0), *_FEW)
 
 
-def candidates(shots: float) -> tuple[Weights, ...]:
-    """Return the weights to try, the best first, for a number of labels per class."""
+def candidates(shots: float, mixed: bool = False) -> tuple[Weights, ...]:
+    """Return the weights to try, the best first, for a number of labels per class.
+
+    With ``mixed``, all of them, of which the first are those without labels.
+    """
+    if mixed:
+        return _NONE + _MORE
     return _MORE if shots >= _MANY else _FEW if shots else _NONE
 
 
@@ -52,8 +57,9 @@ class RefinementConfig:
     """Settings of the refinement of predictions on the unlabelled images.
 
     Attributes:
-        mode: ``auto`` takes the refinement that is best on labelled images that it did not see, or
-            none; ``always`` takes the first of ``candidates``.
+        mode: ``auto`` mixes refinements, and none, by labelled images that they did not see; of a
+            teacher that has seen the labels it takes the best one. ``always`` takes the first of
+            ``candidates``.
         views: Number of views of an image: the evaluation view, and random views. Teacher and probe
             predict from their mean feature; the refined feature is the mean plus twice the
             evaluation view.

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdpl.clip import RANDOM, ClipConfig, load_image_clip
 from kdpl.data.groups import group_numbers
 from kdpl.data.parallel import progress_bar
 from kdpl.data.sampling import spread
@@ -55,10 +56,15 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
         encoder: Source of the features for probe, neighbours and Gaussians: ``tower``, the
             teacher's image tower before its projection into the joint space, without prompts; or
             ``teacher``, the teacher's features. Other attributes are as in ``RefinementConfig``.
+        encoders: The networks whose features are joined: ``teacher``, with the features of
+            ``encoder``; ``student``, the student's image tower as it was before training; and
+            models of ``kdpl.clip.ClipConfig``, such as ``timm:NAME``. None: ``teacher``, and with a
+            teacher that has seen no label and mode ``auto`` the ``student`` as well.
     """
 
     file = POOL_TARGETS_FILE
     encoder: Literal["tower", "teacher"] = "tower"
+    encoders: list[str] | None = None
 
     @classmethod
     def require_task(cls, task: str) -> None:
@@ -67,7 +73,20 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
 
     def settings(self, inputs: TargetInputs) -> Mapping[str, Any]:
         """Return the settings of the refinement."""
-        return {"target": asdict(self), "features": "normalised and blended"}
+        encoders = self._encoders(inputs)
+        of_student = {"student": inputs.student_identity.fingerprint}
+        return {
+            "target": {**asdict(self), "encoders": encoders},
+            "features": "normalised and blended",
+            **(of_student if "student" in encoders else {}),
+        }
+
+    def _encoders(self, inputs: TargetInputs) -> list[str]:
+        if self.encoders:
+            return self.encoders
+        pretrained = inputs.student.pretrained != RANDOM
+        both = self.mode == "auto" and pretrained and not inputs.teacher.tuned
+        return ["teacher", "student"] if both else ["teacher"]
 
     def load(self, path: Path) -> tuple[TargetValues | None, Origin | None]:
         """Read the assignments, if they are taken, as logarithms without infinities."""
@@ -96,19 +115,28 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
             ImageFeatures(*map(torch.cat, zip(*encoded, strict=True)))
             for encoded in zip(*parts, strict=True)
         )
-        features = tower if pooled else teacher
+
+        # those of other networks
+        encoders = self._encoders(inputs)
+        of_encoder = {"teacher": tower if pooled else teacher}
+        for name in sorted({*encoders} - {"teacher"}):
+            network = load_image_clip(inputs.student if name == "student" else ClipConfig(name))
+            rows = [inputs.features_of(network, images, self.views) for images in lists]
+            of_encoder[name] = ImageFeatures(*map(torch.cat, zip(*rows, strict=True)))
+        features = [of_encoder[name] for name in encoders]
 
         # the predictions, and the labels
         text = MULTI_CLASS.log_probabilities(inputs.teacher.logits(teacher.mean))
         val_labels = [-1] * (len(labels) - len(inputs.val)) + [r.single for r in inputs.val]
         return Evidence(
-            features.blend,
-            features.mean,
+            torch.cat([each.blend for each in features], dim=1),
+            torch.cat([each.mean for each in features], dim=1),
             text,
             torch.tensor(labels, device=text.device),
             torch.tensor(val_labels, device=text.device),
             torch.tensor(groups, device=text.device),
             trusted=not inputs.teacher.tuned,
+            widths=tuple(each.mean.shape[1] for each in features),
         )
 
     def compute(self, gathered: Gathered, made_from: Origin) -> PoolTargets:

@@ -10,9 +10,18 @@ from torch.nn import functional as F
 
 from kdpl.data.probe import fit_probe
 from kdpl.targets.refinement import experts
-from kdpl.targets.refinement.experts import COST, PRIOR, Evidence, assign, combine, fit_weights
+from kdpl.targets.refinement.experts import (
+    COST,
+    PRIOR,
+    Evidence,
+    assign,
+    combine,
+    find_spaces,
+    fit_weights,
+)
 from kdpl.targets.refinement.refine import (
     RefinementConfig,
+    Weights,
     affinity,
     candidates,
     nearest,
@@ -138,7 +147,7 @@ def test_an_expert_that_saves_less_than_its_cost_has_no_weight(monkeypatch):
 
 
 def plainly(evidence, config, strength, weights):
-    """All folds by hand: what each refinement, and none, is right on, and its assignments with all labels."""
+    """All folds by hand: the mixed assignments, the share of each candidate, and the share of hits."""
     unit = F.normalize(standardize(evidence.features), dim=1)
     neighbors = affinity(*nearest(unit, config.neighbors, evidence.groups))
     labeled = torch.nonzero(evidence.labels >= 0).flatten().tolist()
@@ -152,7 +161,7 @@ def plainly(evidence, config, strength, weights):
             places[y] += 1
     folds = {i: fold_of[int(evidence.groups[i])] for i in labeled}
 
-    def predicted(held_out, settings):
+    def predicted(held_out, settings, weights):
         seen = [i for i in labeled if i not in held_out]
         probed = evidence.probed
         logs, _ = plain_probe(probed[seen], evidence.labels[seen], strength, probed)
@@ -165,18 +174,38 @@ def plainly(evidence, config, strength, weights):
             return mixed
         return refine(unit, mixed, neighbors, labels, settings, config.rounds)
 
-    right, results = [], []
-    for settings in (*candidates(len(fold_of) / CLASSES), None):
-        hits = dict.fromkeys(fold_of, 0.0)
+    def hits(rows):
+        right = dict.fromkeys(fold_of, 0.0)
+        for i in labeled:
+            group = int(evidence.groups[i])
+            right[group] += int(rows[i].argmax() == evidence.labels[i]) / int(sizes[group])
+        return sum(right.values())
+
+    # the first without labels' settings, and with equal weights
+    tried = [
+        (Weights(0.3, 3.0, 0.3), (1.0, 1.0)),
+        (Weights(0.03, 3.0, 1.0), weights),
+        (Weights(0.1, 3.0, 0.3), weights),
+        (None, weights),
+    ]
+    held_out_rows, results = [], []
+    for settings, experts_weights in tried:
+        rows = torch.zeros_like(evidence.log_probabilities)
         for fold in range(5):
             held_out = [i for i in labeled if folds[i] == fold]
-            z = predicted(held_out, settings)
-            for i in held_out:
-                group = int(evidence.groups[i])
-                hits[group] += int(z[i].argmax() == evidence.labels[i]) / int(sizes[group])
-        right.append(hits)
-        results.append(predicted([], settings))
-    return right, results
+            rows[held_out] = predicted(held_out, settings, experts_weights)[held_out]
+        held_out_rows.append(rows)
+        results.append(predicted([], settings, experts_weights))
+
+    # e times the share for a standard deviation, at most, more hits
+    deviation = 0.5 * len(fold_of) ** 0.5
+    shares = np.exp([hits(rows) / deviation for rows in held_out_rows])
+    shares /= shares.sum()
+    z, rows = (
+        sum(float(share) * part for share, part in zip(shares, parts, strict=True))
+        for parts in (results, held_out_rows)
+    )
+    return z, shares, hits(rows) / len(fold_of)
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -185,16 +214,107 @@ def test_all_folds_and_the_result_are_those_of_a_plain_implementation(size):
     evidence = evidence if size == 1 else bursts(evidence, size)
     config = RefinementConfig(neighbors=4, rounds=4)
     made = assign(evidence, config)
-    right, results = plainly(evidence, config, made.strength, made.weights)
-    *refined, alone = (sum(hits.values()) for hits in right)
-    best = refined.index(max(refined))
-    differing = sum((right[best][group] - right[-1][group]) ** 2 for group in right[-1])
-    if alone - refined[best] > differing**0.5:
-        best = len(refined)
+    z, shares, right = plainly(evidence, config, made.strength, made.weights)
     assert (made.judges, made.groups) == (24 * size, 24)
-    assert made.right[1] == pytest.approx(sum(right[best].values()) / 24)
+    assert [*made.shares.values()] == pytest.approx(shares.tolist())
+    assert made.right[1] == pytest.approx(right)
     # a probe of little regularisation magnifies where its optimiser stops
-    assert (made.assignments - results[best]).abs().max() < 1e-2
+    assert (made.assignments - z).abs().max() < 1e-2
+
+
+def two_encoders(second, evidence):
+    """The same with a second encoder's features beside the first one's."""
+    return replace(
+        evidence,
+        features=torch.cat([evidence.features, second], dim=1),
+        probed=torch.cat([evidence.probed, F.normalize(second, dim=1)], dim=1),
+        widths=(evidence.features.shape[1], second.shape[1]),
+    )
+
+
+def test_encoders_that_agree_with_the_words_are_joined():
+    evidence, truth = world(text=3.0, spread=0.3)
+    centres = torch.randn(CLASSES, 7, generator=torch.Generator().manual_seed(5))
+    noise = torch.randn(160, 7, generator=torch.Generator().manual_seed(6))
+    config = RefinementConfig(neighbors=4)
+
+    # of equal weight whatever their widths and scales are
+    second = centres[truth] + 0.3 * noise
+    made = find_spaces(two_encoders(9 * second, evidence), config)
+    scaled = []
+    for rows in (evidence.features, second):
+        rows = (rows - rows.mean(dim=0)) / rows.std(dim=0)
+        scaled.append(rows / rows.norm(dim=1, keepdim=True))
+    unit = torch.cat(scaled, dim=1) / 2**0.5
+    assert made.gaussian.allclose(unit, atol=1e-5)
+    near = affinity(*nearest(unit, 4, evidence.groups))
+    assert (made.neighbors.to_dense() - near.to_dense()).abs().max() < 1e-5
+    probed = torch.cat([evidence.probed, F.normalize(second, dim=1)], dim=1) / 2**0.5
+    assert made.probed.allclose(probed, atol=1e-6)
+
+    # noise is left out, wherever it stands
+    alone = find_spaces(evidence, config)
+    left = find_spaces(two_encoders(noise, evidence), config)
+    assert left.gaussian.allclose(alone.gaussian, atol=1e-6)
+    assert left.probed.allclose(alone.probed, atol=1e-6)
+    other_first = two_encoders(evidence.features, replace(evidence, features=noise, probed=noise))
+    assert find_spaces(other_first, config).gaussian.allclose(alone.gaussian, atol=1e-6)
+
+
+def test_gaussians_of_an_encoder_that_refines_otherwise_do_not_count(monkeypatch):
+    evidence, truth = world(text=3.0, spread=0.3)
+    second = torch.randn(160, 7, generator=torch.Generator().manual_seed(6)) + 2 * truth[:, None]
+    both = two_encoders(second, evidence)
+    monkeypatch.setattr(experts, "SAME", 1.0)
+    config = RefinementConfig()
+    made = find_spaces(both, config)
+    assert made.gaussian.shape == (160, 12)
+    assert made.probed.shape == (160, 19)
+
+
+def test_words_that_know_nothing_of_one_label_a_class_have_no_weight():
+    evidence, _ = world(shots=1, text=6.0)
+    assert assign(evidence, RefinementConfig(rounds=1)).weights == (1.0, 1.0)
+    wrong = evidence.log_probabilities.roll(1, dims=1)
+    evidence = replace(evidence, log_probabilities=wrong)
+    assert assign(evidence, RefinementConfig(rounds=1)).weights == (0.0, 1.0)
+
+
+def test_one_label_a_class_keeps_the_refinement_without_labels():
+    evidence, _ = world(shots=1)
+    made = assign(evidence, RefinementConfig())
+    z = plain_refinement(evidence, (1.0, 1.0))
+    assert made.shares == {candidates(0)[0]: 1.0}
+    assert (made.assignments - z).abs().max() < 1e-2
+
+
+def test_labels_that_fit_nothing_are_ignored_where_the_words_fit_the_images():
+    evidence, truth = world(shots=20, text=3.0, spread=0.3)
+    draw = torch.Generator().manual_seed(3)
+    labels = torch.where(evidence.labels >= 0, truth[torch.randperm(160, generator=draw)], -1)
+    config = RefinementConfig(rounds=2)
+    made = assign(replace(evidence, labels=labels), config)
+    assert made.ignored
+    assert made.assignments.equal(
+        assign(world(shots=0, text=3.0, spread=0.3)[0], config).assignments
+    )
+    assert "the labels are not used" in made.describe()
+    assert not assign(evidence, config).ignored
+    # words that do not fit the images either are no reason
+    useless = evidence.log_probabilities[torch.randperm(160, generator=draw)]
+    assert not assign(replace(evidence, labels=labels, log_probabilities=useless), config).ignored
+
+
+def plain_refinement(evidence, weights):
+    """The settings without labels, for text and a probe of all labels."""
+    labeled, config = evidence.labels >= 0, RefinementConfig()
+    probed = evidence.probed
+    logs, _ = plain_probe(probed[labeled], evidence.labels[labeled], 10.0, probed)
+    mixed = weights[0] * evidence.log_probabilities + weights[1] * torch.tensor(logs).float()
+    unit = F.normalize(standardize(evidence.features), dim=1)
+    near = affinity(*nearest(unit, config.neighbors, evidence.groups))
+    first = Weights(0.3, 3.0, 0.3)
+    return refine(unit, mixed.softmax(dim=1), near, evidence.labels, first, config.rounds)
 
 
 def test_images_of_a_group_and_class_count_as_one_for_the_weights(monkeypatch):
@@ -273,11 +393,12 @@ def test_a_tuned_teacher_is_judged_by_validation_images_alone():
     tuned = replace(evidence, trusted=False)
     unjudged = assign(tuned, RefinementConfig())
     assert (unjudged.weights, unjudged.right, unjudged.judges) == ((1.0, 1.0), None, 0)
-    assert unjudged.refinement == candidates(5)[0]
+    assert unjudged.shares == {candidates(5)[0]: 1.0}
 
     held_out = torch.where(torch.arange(160) >= 140, truth, -1)
     judged = assign(replace(tuned, validation=held_out), RefinementConfig())
     assert judged.judges == 20
+    assert sorted(judged.shares.values()) == [0.0, 0.0, 1.0]
     assert judged.weights != (1.0, 1.0)
     assert (judged.assignments[140:].argmax(dim=1) != truth[140:]).any() or judged.right[1] == 1
 

@@ -13,6 +13,7 @@ from runs import rows_of
 from torch.nn import functional as F
 
 from kdpl.class_vectors import ClassVectors
+from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.clip.towers.class_token import ClassTokenTower
 from kdpl.data.augmentation import LightAffine, resize_and_crop, to_tensor
 from kdpl.data.datasets import UnlabeledImages
@@ -168,7 +169,9 @@ def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):
 )
 def test_it_is_taken_unless_labels_or_an_emptied_class_object(mode, right, after, strength, taken):
     weights = (1.0,) if strength is None else (0.4, 1.2)
-    assigned = Assigned(torch.empty(0), weights, strength, Weights(0.1, 3, 0.3), right, 20, 20)
+    assigned = Assigned(
+        torch.empty(0), weights, strength, {Weights(0.1, 3, 0.3): 1.0}, right, 20, 20
+    )
     counts = [torch.tensor(count) for count in ((5, 5), after)]
     assert Refined(mode=mode)._decide(assigned, counts)[0] == taken
 
@@ -338,6 +341,33 @@ def test_no_label_is_seen_that_the_teacher_did_not_see(data, seen, shown, fresh,
     for labels in (evidence.labels, evidence.validation):
         assert {label for label in labels.tolist() if label >= 0} == seen
     assert (targets_in(tmp_path).accuracy is None) == (not seen)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "by default"])
+def test_the_students_frozen_tower_is_joined_to_the_untuned_teachers(named, tmp_path, seen_by):
+    write_teacher(tmp_path, depth=0)
+    settings = {"encoders": ["student", "teacher"]} if named else {"mode": "auto"}
+    refinement = {**settings, "encoder": "tower", "views": 1}
+    distil(tmp_path, tmp_path / "run", refinement=refinement)
+    (evidence,) = seen_by
+    tower = load_image_clip(ClipConfig("test-student", world.TAG)).image_tower.eval()
+    domain = world.digits(7, **POOL)
+    image = domain.splits.open_image(domain.pool.images[int(domain.training_pool.train[0])])
+    pooled = tower.pooled(to_tensor(resize_and_crop(image, Resizing(32)))[None])
+    number = 0 if named else 1
+    block = evidence.features[0].split(evidence.widths)[number]
+    assert block.allclose(F.normalize(pooled[0], dim=0), atol=1e-3)
+    made_from = targets_in(tmp_path / "run").made_from
+    assert made_from["student"] == world.make_student(tmp_path).clip.fingerprint
+    encoders = ["student", "teacher"] if named else ["teacher", "student"]
+    assert made_from["target"]["encoders"] == encoders
+
+
+def test_a_tuned_teachers_features_are_alone_by_default(fresh, tmp_path, seen_by):
+    distil(fresh, tmp_path / "run", refinement={"mode": "auto"})
+    (evidence,) = seen_by
+    assert evidence.widths == (evidence.features.shape[1],)
+    assert targets_in(tmp_path / "run").made_from["target"]["encoders"] == ["teacher"]
 
 
 def test_an_untuned_teacher_is_judged_by_the_labels_themselves(tmp_path, seen_by):
