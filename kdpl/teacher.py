@@ -33,7 +33,7 @@ from kdpl.module import ClassifyingModule, evaluating, plugin_callbacks
 from kdpl.optim import OptimConfig
 from kdpl.prompts import MethodFactory, PromptConfig, prompt_method
 from kdpl.prompts.method import method_name
-from kdpl.prompts.text import ensemble_features
+from kdpl.prompts.text import CONTEXT, ensemble_features
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.messages import inform
 
@@ -107,7 +107,7 @@ class TeacherPromptTuning(ClassifyingModule):
     def __init__(
         self,
         clip: ClipConfig,
-        context: str | None = "a photo of a",
+        context: str | None = CONTEXT,
         vision_prompts: PromptConfig = PromptConfig(),
         text_prompts: PromptConfig = PromptConfig(),
         method: str | MethodFactory = "independent",

@@ -13,6 +13,7 @@ from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig, Frozen, load_clip
 from kdpl.errors import ConfigError
 from kdpl.prompts import PromptConfig
+from kdpl.prompts.attributes import AttributePrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
 from kdpl.teacher import RegularizerWeights
 
@@ -23,6 +24,10 @@ TEACHERS = {
     "PromptSRC": {"classes_at_once": 2},
     "fixed text": {"text_prompts": NONE, **CROSS_ENTROPY},
     "coupled": {"method": "coupled", **SAME_SIZES},
+    "attributes": {
+        "method": lambda *common: AttributePrompts(*common, attributes=["color"]),
+        **SAME_SIZES,
+    },
 }
 STUDENTS = {
     "mean tokens": {"prompt_init": "mean_token"},

@@ -108,11 +108,12 @@ class CampaignRow(_Settings):
 
 
 class Exceptional(_Settings):
-    """Config files of the stages on some datasets, after those of rows."""
+    """Config files of the stages on some datasets, after those of rows, and teachers' options."""
 
     datasets: Several[str]
     teacher: Several[str] = ()
     student: Several[str] = ()
+    teacher_options: Several[str] = ()
 
 
 class Campaign(_Settings):
@@ -129,7 +130,7 @@ class Campaign(_Settings):
             tune no teacher.
         source: Dataset that cross_dataset and domain_generalization tune on.
         variants: Other test sets of the source's classes, for domain_generalization.
-        per_dataset: Config files that differ by dataset.
+        per_dataset: Settings that differ by dataset.
         notes: Sentences below each of its tables, such as what the accuracies depend on.
     """
 

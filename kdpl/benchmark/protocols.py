@@ -103,6 +103,7 @@ class _Planner:
         for exception in self.campaign.per_dataset:
             if run.dataset in exception.datasets:
                 row_configs += getattr(exception, row.stage)
+                options += exception.teacher_options if row.stage == "teacher" else ()
         args = [f"--config={file}" for file in (*configs, *self.campaign.configs, *row_configs)]
         args += [*options, *row.options, *self.options]
         trainers = [read_config(file).get("trainer") or {} for file in row_configs]

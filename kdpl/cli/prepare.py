@@ -95,7 +95,13 @@ def _made_from(source: Path, out: Path, classes: ClassOptions) -> dict[str, Any]
 
 def untuned(teacher: "KdplCLI") -> "KdplCLI":
     """Return a teacher's fit as the original CLIP: without prompts, epochs and labels."""
-    return teacher.derive(read_config(str(shipped_configs()["teacher/zero_shot"])))
+    from kdpl.prompts.text import CONTEXT
+
+    config = read_config(str(shipped_configs()["teacher/zero_shot"]))
+    if teacher.config.get("model.init_args.context", "") is None:
+        # words in place of a context that starts from noise
+        config["model"]["init_args"]["context"] = CONTEXT
+    return teacher.derive(config)
 
 
 def parse_stages(out: Path, run: Options) -> "dict[str, KdplCLI]":

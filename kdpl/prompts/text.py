@@ -14,6 +14,9 @@ from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower, pro
 from kdpl.errors import ConfigError
 from kdpl.prompts.vision import INIT_STD, require_size
 
+CONTEXT = "a photo of a"
+"""CLIP's words before a class name."""
+
 
 def prompt_texts(context: str | None, length: int, class_names: Sequence[str]) -> list[str]:
     """Return ``"{context} {name}."`` for each name, with ``length`` words for a missing context."""

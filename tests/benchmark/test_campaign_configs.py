@@ -26,6 +26,7 @@ LETTERS = "benchmarks.worlds.letters.Letters"
 SIZES = {
     "base_to_novel": (3 * 11 * 2, 3 * 11 * 2),
     "reproduce": (3 * 2 * 2, 3 * 2 * 2),
+    "atprompt": (3 * 11 * 2, 3 * 11 * 2),
     "few_shot": (3 * 11 * 5 * 2, 3 * 11 * 5 * 2),
     "cross_dataset": (3 * (1 + 10), 3 * 10 * 2),
     "domain_generalization": (3 * 2, 3 * 5 * 2),
@@ -95,10 +96,12 @@ def test_an_option_for_every_fit_wins_over_the_shots_of_the_campaign(option):
     assert settings_of(step).data.init_args.shots == 0
 
 
-def settings_by_dataset(name, row):
+def settings_by_dataset(name, row, datasets=None):
     """The settings of each dataset's fit; fits that differ in the dataset's name alone are parsed once."""
     by_dataset, by_args = {}, {}
     for step in steps_of(name):
+        if datasets and step.run.dataset not in datasets:
+            continue
         if step.kind == "fit" and step.run.row == row and step.run.dataset not in by_dataset:
             more = tuple(arg for arg in step.args[2:] if not arg.startswith(FOLDERS))
             by_args[more] = by_args.get(more) or settings_of(step)
@@ -119,6 +122,20 @@ def test_weights_and_epochs_that_differ_by_dataset_are_the_published_ones():
         expected = (45, 5) if dataset in late else (30, 30)
         assert (averaging.mean, averaging.std, settings.trainer.max_epochs) == (*expected, 50)
     assert len(students) == len(teachers) == 11
+
+
+def test_attributes_are_those_of_each_dataset_on_its_teacher_alone():
+    by_dataset = settings_by_dataset("atprompt", "teacher", ("oxford_flowers", "imagenet"))
+    attributes = {
+        dataset: settings.model.init_args.method.init_args.attributes
+        for dataset, settings in by_dataset.items()
+    }
+    assert attributes == {
+        "imagenet": ["color", "shape"],
+        "oxford_flowers": ["color", "habitat", "growth"],
+    }
+    (student,) = settings_by_dataset("atprompt", "student", ("oxford_flowers",)).values()
+    assert student.model.init_args.loss.weight == 200
 
 
 @pytest.mark.parametrize("name", ["cross_dataset", "domain_generalization"])

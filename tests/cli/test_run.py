@@ -173,6 +173,14 @@ def test_the_settings_of_a_stage_are_parsed_once_and_its_tests_have_the_parsed_o
         assert stage.config.out == str(tmp_path / "zero_shot" / name)
 
 
+def test_the_original_clip_has_words_in_place_of_a_context_that_starts_from_noise(
+    tmp_path, monkeypatch
+):
+    stages = planned(monkeypatch, "--teacher=atprompt", f"--out={tmp_path}")
+    contexts = [stage.config.model.init_args.get("context", "") for stage in stages]
+    assert contexts == [None, "", None, "", "a photo of a", "a photo of a"]
+
+
 def test_tests_of_an_earlier_fit_in_the_folder_are_made_again(finished, tmp_path, monkeypatch):
     out = shutil.copytree(finished, tmp_path / "out")
     for stage in STAGE_NAMES:

@@ -8,6 +8,7 @@ from plain import normalized, prompt_text, relative_error
 from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.errors import ConfigError
 from kdpl.prompts import IndependentPrompts, PromptConfig, PromptMethod, prompt_method
+from kdpl.prompts.attributes import AttributePrompts
 from kdpl.prompts.coupled import CoupledPrompts
 
 NONE, SIZE = PromptConfig(depth=0), PromptConfig(3, 2)
@@ -50,12 +51,19 @@ def test_names_are_encoded_without_gradients_and_autocast(clip_of):
         assert torch.equal(names_of(method, clip), names)
 
 
-@pytest.mark.parametrize("kind", [IndependentPrompts, CoupledPrompts])
+METHODS = {
+    IndependentPrompts: {},
+    CoupledPrompts: {},
+    AttributePrompts: {"attributes": ["pattern", "color"]},
+}
+
+
+@pytest.mark.parametrize("kind", METHODS)
 def test_a_method_comes_back_bit_by_bit_from_what_it_saved(kind, clip_of, images):
-    clip = clip_of("test-teacher")
+    clip, settings = clip_of("test-teacher"), METHODS[kind]
     torch.manual_seed(0)
-    method = world.disturbed(kind(SIZE, SIZE, WORDS, clip), 0.3)
-    assert method.settings() == {}
+    method = world.disturbed(kind(SIZE, SIZE, WORDS, clip, **settings), 0.3)
+    assert method.settings() == settings
     saved = method.saved(), method.settings()
     restored = kind.restore(SIZE, SIZE, WORDS, clip, *saved)
     assert torch.equal(names_of(restored, clip), names_of(method, clip))

@@ -55,10 +55,10 @@ class WholeTextTower(PromptableTextTower):
 
     def _encode(self, ids: Tensor, context: Tensor | None, deep: Tensor | None) -> Tensor:
         # prompts of layer 0 replace embeddings, deep prompts replace states
-        x = self.embed(ids, 0, context)
+        x, end = self.embed(ids, 0, context), None if context is None else self.start + len(context)
         for layer, block in enumerate(self.blocks):
             if deep is not None and 0 < layer <= len(deep):
-                x = self._insert(deep[layer - 1], x)
+                x = self._insert(deep[layer - 1], x, end)
             x = run_block(block, x)
         x = self.ln_final(x)
         if self.pool_type in ("first", "last"):

@@ -128,12 +128,14 @@ class PromptableTextTower(TextTower):
         Args:
             texts: Texts that begin with the start token and the words that ``context`` replaces.
             context: Learnt prompts of layer 0, [n, W], at positions start..start + n - 1.
-            deep: Learnt prompts of the next layers, [J - 1, n, W], at the same positions.
+            deep: Learnt prompts of the next layers, [J - 1, m, W], at the last m of the same
+                positions.
             classes_at_once: Number of texts whose activations are kept at a time for the backward
                 pass; the result is the same.
         """
         # insert the context into the shared prefix, and run it once
-        shared = self._shared(self.embed(texts.prefix[None], 0, context), deep)
+        end = None if context is None else self.start + len(context)
+        shared = self._shared(self.embed(texts.prefix[None], 0, context), deep, end)
         # run the rests, in parts if there are many
         order, encode, parts = torch.cat(texts.places), self._rest, [list(texts.rests)]
         if len(order) > classes_at_once:
@@ -154,9 +156,9 @@ class PromptableTextTower(TextTower):
         positions: Tensor = self.positional_embedding[start : start + ids.shape[1]]
         return tokens + positions.to(tokens.dtype)
 
-    def _insert(self, prompts: Tensor, x: Tensor) -> Tensor:
-        """Replace the first n tokens of texts [B, L, W] with prompts [n, W]."""
-        start = self.start
+    def _insert(self, prompts: Tensor, x: Tensor, end: int | None = None) -> Tensor:
+        """Replace the first n tokens of texts [B, L, W], or the last before ``end``, by [n, W]."""
+        start = self.start if end is None else end - len(prompts)
         inserted = prompts.to(x.dtype).expand(len(x), -1, -1)
         return torch.cat([x[:, :start], inserted, x[:, start + len(prompts) :]], dim=1)
 
@@ -167,12 +169,12 @@ class PromptableTextTower(TextTower):
             return cast(Tensor, projection(pooled))
         return pooled if projection is None else pooled @ projection
 
-    def _shared(self, x: Tensor, deep: Tensor | None) -> list[_KeysValues]:
+    def _shared(self, x: Tensor, deep: Tensor | None, end: int | None) -> list[_KeysValues]:
         # keys and values of the shared tokens [1, P, W] at every layer, [1, heads, P, W / heads]
         layers: list[_KeysValues] = []
         for layer, block in enumerate(self.blocks):
             if deep is not None and 0 < layer <= len(deep):
-                x = self._insert(deep[layer - 1], x)
+                x = self._insert(deep[layer - 1], x, end)
             q, k, v = split_heads(block, in_projection(block, x))
             layers.append((k, v))
             if layer < len(self.blocks) - 1:  # the last layer's output is not used
