@@ -31,7 +31,7 @@ from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1
 from kdpl.module import ClassifyingModule, evaluating, plugin_callbacks
 from kdpl.optim import OptimConfig
-from kdpl.prompts import MethodFactory, PromptConfig, prompt_method
+from kdpl.prompts import MethodFactory, PromptConfig, PromptMethod, prompt_method
 from kdpl.prompts.method import method_name
 from kdpl.prompts.text import CONTEXT, ensemble_features
 from kdpl.prompts.tuned import TunedPrompts
@@ -142,6 +142,12 @@ class TeacherPromptTuning(ClassifyingModule):
                 "no text prompt is learnt that could stand before the class names "
                 "(text_prompts.depth 0, or a method without any): give context"
             )
+        self.has_custom_loss = type(self.prompts).custom_loss is not PromptMethod.custom_loss
+        if self.has_custom_loss and regularizers != RegularizerWeights(0, 0, 0):
+            raise ConfigError(
+                f"{type(self.prompts).__name__} has a loss of its own, without PromptSRC's "
+                "regularisers: set regularizers.text, image and logits to 0"
+            )
         self.prompts.settings()  # refuses settings that cannot be saved, before any training
         self._class_vectors: Tensor | None = None
 
@@ -185,7 +191,17 @@ class TeacherPromptTuning(ClassifyingModule):
             self.register_buffer("ensemble_text_features", ensemble, persistent=False)
 
     def training_step(self, batch: LabeledBatch, batch_idx: int) -> Tensor:
-        """Compute PromptSRC's loss on labelled images."""
+        """Compute PromptSRC's loss on labelled images, or that of the prompt method."""
+        if self.has_custom_loss:
+            terms = self.prompts.custom_loss(
+                (self.image_tower.module, batch.images),
+                (self.text_tower.module, self.arranged_texts),
+                self.classes_at_once,
+                lambda features, text: self.task.loss(
+                    self.scored(cosine_logits(features, text, self.logit_scale)), batch.labels
+                ),
+            )
+            return self.sum_and_log(terms, len(batch.images))
         tower, weights = self.image_tower.module, self.regularizers
 
         # encode images and class names with the prompts

@@ -96,6 +96,9 @@ def small(name, published):
     config, clip = read_config(str(CONFIGS / name)), STAND_INS.get(name, "test-deep")
     settings = config.setdefault("model", {}).setdefault("init_args", {})
     settings["clip"] = settings.get("clip", {}) | {"model": clip, "pretrained": TAG}
+    if name == "teacher/mmrl.yaml":
+        # the layers of the random CLIP are nine
+        settings["method"]["init_args"]["first_layer"] = 3
     if clip.startswith("timm:"):
         settings["clip"] |= {"pretrained": "random", "image_size": 32}
     return published[name.partition("/")[0]].derive(config)
@@ -195,6 +198,15 @@ teacher/maple.yaml:
   averaging: null
   optim: {optimizer: sgd, lr: 0.0035, momentum: 0.9, weight_decay: 0.0005, warmup_lr: 1.0e-5}
   max_epochs: 5
+  batch_size: 4
+teacher/mmrl.yaml:
+  clip: {model: ViT-B-16-quickgelu, pretrained: openai, quick_gelu: null}
+  vision_prompts: {length: 5, depth: 7}
+  text_prompts: {length: 5, depth: 7}
+  regularizers: {text: 0.0, image: 0.0, logits: 0.0}
+  averaging: null
+  optim: {optimizer: adamw, lr: 0.001, weight_decay: 0.0005, warmup_lr: 1.0e-5}
+  max_epochs: 10
   batch_size: 4
 teacher/vit_b16.yaml teacher/cross_dataset.yaml:
   vision_prompts: {length: 4, depth: 3}

@@ -14,6 +14,7 @@ from kdpl.clip import ClipConfig, Frozen, load_clip
 from kdpl.errors import ConfigError
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.attributes import AttributePrompts
+from kdpl.prompts.mmrl import RepresentationTokens
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER
 from kdpl.teacher import RegularizerWeights
 
@@ -26,6 +27,10 @@ TEACHERS = {
     "coupled": {"method": "coupled", **SAME_SIZES},
     "attributes": {
         "method": lambda *common: AttributePrompts(*common, attributes=["color"]),
+        **SAME_SIZES,
+    },
+    "representation": {
+        "method": lambda *common: RepresentationTokens(*common, first_layer=2, width=8),
         **SAME_SIZES,
     },
 }

@@ -96,6 +96,21 @@ class PromptMethod(Float32Module):
         """
         return normalized(tower(texts))
 
+    def custom_loss(
+        self,
+        images: tuple[ImageTower, Tensor],
+        texts: tuple[TextTower, ArrangedTexts],
+        classes_at_once: int,
+        label_loss: Callable[[Tensor, Tensor], Tensor],
+    ) -> dict[str, Tensor]:
+        """Return the terms of a loss that replaces PromptSRC's, scalars by name.
+
+        Called only if a subclass overrides it, with labelled images, the class names to tune on,
+        and their towers. ``label_loss`` takes features [B, D] and [C, D]. Requires
+        ``text_is_fixed`` False: fixed class names are not arranged for the steps.
+        """
+        raise NotImplementedError
+
     @torch.no_grad()
     def encode_names(self, names: Sequence[str], tower: TextTower, tokenize: Tokenizer) -> Tensor:
         """Encode C class names, or texts for them, in float32; normalised [C, embed_dim]."""

@@ -27,6 +27,7 @@ SIZES = {
     "base_to_novel": (3 * 11 * 2, 3 * 11 * 2),
     "reproduce": (3 * 2 * 2, 3 * 2 * 2),
     "atprompt": (3 * 11 * 2, 3 * 11 * 2),
+    "mmrl": (3 * 11 * 2, 3 * 11 * 2),
     "few_shot": (3 * 11 * 5 * 2, 3 * 11 * 5 * 2),
     "cross_dataset": (3 * (1 + 10), 3 * 10 * 2),
     "domain_generalization": (3 * 2, 3 * 5 * 2),
@@ -136,6 +137,18 @@ def test_attributes_are_those_of_each_dataset_on_its_teacher_alone():
     }
     (student,) = settings_by_dataset("atprompt", "student", ("oxford_flowers",)).values()
     assert student.model.init_args.loss.weight == 200
+
+
+@pytest.mark.parametrize(("row", "combine"), [("both", True), ("class_alone", False)])
+def test_representation_tokens_have_the_weights_of_each_dataset(row, combine):
+    by_dataset = settings_by_dataset("mmrl", row, ("oxford_flowers", "imagenet", "eurosat"))
+    methods = {name: s.model.init_args.method.init_args for name, s in by_dataset.items()}
+    weights = {name: method.weight for name, method in methods.items()}
+    assert weights == {"oxford_flowers": 4, "imagenet": 0.5, "eurosat": 0.01}
+    assert {method.combine for method in methods.values()} == {combine}
+    settings = [by_dataset[name] for name in ("oxford_flowers", "imagenet")]
+    assert [each.trainer.max_epochs for each in settings] == [10, 5]
+    assert [each.data.init_args.batch_size for each in settings] == [4, 32]
 
 
 @pytest.mark.parametrize("name", ["cross_dataset", "domain_generalization"])
