@@ -161,9 +161,9 @@ class LocalViews(PreparedTarget[tuple[Tensor, Tensor, Scales]]):
         crops_of = partial(Crops, count=self.count, resizing=vectors.preprocessing.resizing)
         scales = self.scales
         if scales == "auto":
-            few = [inputs.pool.images[i] for i in spread(targeted.tolist(), _TO_CHOOSE_ON)]
+            sample = [inputs.pool.images[i] for i in spread(targeted.tolist(), _TO_CHOOSE_ON)]
             scales = choose_scales(
-                lambda tried: summaries_of(inputs, crops_of(tried[1:]), views.certainty, few)
+                lambda tried: summaries_of(inputs, crops_of(tried[1:]), views.certainty, sample)
             )
         crops = crops_of(scales)
 
