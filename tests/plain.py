@@ -275,6 +275,18 @@ class PlainSGD:
                 tensor -= lr * self.velocity[i]
 
 
+def sgd(leaves, rates, batches, loss):
+    """Steps of SGD with momentum 0.9 and weight decay 5e-4 in place, with a learning rate for each epoch."""
+    batches, velocities = list(batches), [torch.zeros_like(leaf) for leaf in leaves]
+    for rate in rates:
+        for batch in batches:
+            gradients = torch.autograd.grad(loss(*batch), leaves)
+            with torch.no_grad():
+                for leaf, velocity, gradient in zip(leaves, velocities, gradients, strict=True):
+                    velocity.mul_(0.9).add_(gradient + 5e-4 * leaf)
+                    leaf.sub_(rate * velocity)
+
+
 def accuracies(logits, labels, num_base):
     """Accuracy over all classes, of base images among base classes, of novel ones among novel ones, and their mean."""
     base = labels < num_base

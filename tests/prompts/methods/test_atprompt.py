@@ -4,11 +4,23 @@ import open_clip
 import pytest
 import torch
 import world
-from plain import END, START, backward, layer_norm, normalized, relative_error
+from plain import (
+    END,
+    START,
+    backward,
+    cross_entropy,
+    layer_norm,
+    normalized,
+    relative_error,
+    sgd,
+)
 
+from kdpl.clip import ClipConfig
 from kdpl.errors import ConfigError
+from kdpl.optim import OptimConfig
 from kdpl.prompts import IndependentPrompts, PromptConfig
 from kdpl.prompts.attributes import AttributePrompts
+from kdpl.teacher import RegularizerWeights, TeacherPromptTuning
 
 NONE = PromptConfig(depth=0)
 
@@ -82,6 +94,37 @@ def test_features_and_gradients_are_the_plain_ones(
         assert relative_error(prompts.deep.grad[layer - 1], layers.grad[layer]) < 1e-5
     # a parameter that never gets a gradient stops DistributedDataParallel
     assert not [p for p in prompts.parameters() if p.requires_grad and p.grad is None]
+
+
+def test_six_steps_end_with_the_plain_weights(tmp_path, plain_of):
+    torch.manual_seed(0)
+    teacher = TeacherPromptTuning(
+        ClipConfig("test-teacher", world.TAG),
+        context=None,
+        vision_prompts=PromptConfig(3, 2),
+        text_prompts=PromptConfig(2, 3),
+        method=lambda *common: world.disturbed(AttributePrompts(*common, ["color", "size"]), 0.3),
+        regularizers=RegularizerWeights(0, 0, 0),
+        optim=OptimConfig(lr=0.02, warmup_lr=0.01),
+    )
+    domain, plain = world.TinyDomain(num_base=3), plain_of("test-teacher")
+    tokens = teacher.prompts.tokens.detach().double().requires_grad_()
+    prompts, names = teacher.prompts.text_prompts, domain.tuning_class_names
+    learnt = prompts.attribute_tokens, prompts.context, prompts.deep
+    soft, context, deep = (part.detach().double().requires_grad_() for part in learnt)
+
+    def loss(images, labels):
+        layers = torch.cat([context[None], deep])
+        texts = normalized(plain_features(plain, names, ["color", "size"], soft, layers))
+        features = normalized(plain.image_features(images, tokens))
+        return cross_entropy(plain.scale * features @ texts.T, labels)
+
+    world.fit(teacher, tmp_path, 2, domain=domain)
+    batches = zip(domain.labeled.split(4), domain.labels.split(4), strict=True)
+    sgd([tokens, soft, context, deep], (0.01, 0.02), batches, loss)
+    trained = teacher.prompts.tokens, *learnt
+    for part, expected in zip(trained, (tokens, soft, context, deep), strict=True):
+        assert relative_error(part, expected) < 1e-5
 
 
 def test_words_of_the_context_behind_its_learnt_tokens_stay(clip_of, plain_of):

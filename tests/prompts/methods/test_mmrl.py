@@ -9,6 +9,7 @@ from plain import END, START, layer_norm, normalized, relative_error, token_ids
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.clip import ClipConfig
 from kdpl.errors import ConfigError
+from kdpl.optim import OptimConfig
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.mmrl import RepresentationTokens
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
@@ -112,22 +113,27 @@ def test_features_are_the_plain_ones_and_their_product_is_the_combined_logits(
     assert relative_error(alone, t) < 1e-5
 
 
+def plain_terms(plain, state, names, images, labels):
+    """The terms of the loss of tokens in layers 2 and 3, with share 0.6 and weight 1.5."""
+    f, r = plain_images(plain, state, images, 2, 2)
+    t = plain_texts(plain, state, names, 2, 2)
+    frozen = normalized(plain.image_features(images))
+    zero_shot = normalized(plain.text_features([p.prompt_text(WORDS, name) for name in names]))
+    return {
+        "ce": 0.6 * p.cross_entropy(plain.scale * f @ t.T, labels),
+        "representation": 0.4 * p.cross_entropy(plain.scale * r @ t.T, labels),
+        "image": 1.5 * (1 - sum((a * b).sum() for a, b in zip(f, frozen, strict=True)) / len(f)),
+        "text": 1.5 * (1 - sum((a * b).sum() for a, b in zip(t, zero_shot, strict=True)) / len(t)),
+    }
+
+
 @pytest.mark.parametrize(("at_once", "combine"), [(2, True), (128, False)])
 def test_loss_terms_and_all_gradients_are_the_plain_ones(at_once, combine, tmp_path, plain_of):
     teacher = teacher_of(combine=combine, classes_at_once=at_once)
     plain, domain = plain_of("test-teacher"), world.TinyDomain(num_base=3)
     state, names = leaves_of(teacher, "prompts."), domain.tuning_class_names
     images, labels = domain.labeled[:4], domain.labels[:4]
-    f, r = plain_images(plain, state, images, 2, 2)
-    t = plain_texts(plain, state, names, 2, 2)
-    frozen = normalized(plain.image_features(images))
-    zero_shot = normalized(plain.text_features([p.prompt_text(WORDS, name) for name in names]))
-    terms = {
-        "ce": 0.6 * p.cross_entropy(plain.scale * f @ t.T, labels),
-        "representation": 0.4 * p.cross_entropy(plain.scale * r @ t.T, labels),
-        "image": 1.5 * (1 - sum((a * b).sum() for a, b in zip(f, frozen, strict=True)) / len(f)),
-        "text": 1.5 * (1 - sum((a * b).sum() for a, b in zip(t, zero_shot, strict=True)) / len(t)),
-    }
+    terms = plain_terms(plain, state, names, images, labels)
 
     seen = world.fit(teacher, tmp_path, domain=domain, limit_train_batches=1)
     expected = {f"train/loss_{name}": term.item() for name, term in terms.items()}
@@ -137,6 +143,22 @@ def test_loss_terms_and_all_gradients_are_the_plain_ones(at_once, combine, tmp_p
     assert seen.gradients.keys() == {f"prompts.{name}" for name in state}
     for name, leaf in state.items():
         assert relative_error(seen.gradients[f"prompts.{name}"], leaf.grad) < 1e-5, name
+
+
+def test_six_steps_end_with_the_plain_weights(tmp_path, plain_of):
+    teacher, domain = teacher_of(optim=OptimConfig(lr=0.02, warmup_lr=0.01)), world.TinyDomain(3)
+    state, names = leaves_of(teacher, "prompts."), domain.tuning_class_names
+    world.fit(teacher, tmp_path, 2, domain=domain)
+    plain = plain_of("test-teacher")
+
+    def loss(images, labels):
+        return sum(plain_terms(plain, state, names, images, labels).values())
+
+    batches = zip(domain.labeled.split(4), domain.labels.split(4), strict=True)
+    p.sgd([*state.values()], (0.01, 0.02), batches, loss)
+    for name, leaf in state.items():
+        trained = teacher.prompts.get_parameter(name)
+        assert relative_error(trained, leaf) < 1e-5, name
 
 
 def test_maps_start_alike_and_the_space_small(clip_of):
