@@ -111,14 +111,14 @@ def measure(
             alone = torch.arange(len(labels))  # these data have no groups
             made = assign(
                 Evidence(
-                    torch.cat([each.blend for each in both], dim=1),
-                    torch.cat([each.mean for each in both], dim=1),
+                    torch.cat([encoded.blend for encoded in both], dim=1),
+                    torch.cat([encoded.mean for encoded in both], dim=1),
                     text,
                     labels,
                     torch.full_like(labels, -1),
                     alone,
                     trusted=True,
-                    widths=tuple(each.mean.shape[1] for each in both),
+                    widths=tuple(encoded.mean.shape[1] for encoded in both),
                 ),
                 RefinementConfig(),
             )

@@ -282,11 +282,12 @@ class KdplCLI(LightningCLI):
     def without_steps(self, callback: Callback, trainer: Mapping[str, Any], **values: Any) -> Self:
         """Run a callback in a fit without steps, and return the stage of that fit.
 
-        The fit has the same settings but for the ``trainer``'s and ``values``. It writes nothing
-        but what its callback and data write.
+        The fit has the same settings but for the ``trainer``'s and ``values``, and no callbacks of
+        theirs. It writes nothing but what its callback and data write.
         """
         off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-        stage = self.derive({**values, "trainer": {**off, "limit_train_batches": 0, **trainer}})
+        nothing = {**off, "limit_train_batches": 0, "callbacks": None}
+        stage = self.derive({**values, "trainer": {**nothing, **trainer}})
         stage.save_config_callback = None
         stage.further_callbacks = [callback]
         stage.build(stage.config)

@@ -146,9 +146,9 @@ def test_representation_tokens_have_the_weights_of_each_dataset(row, combine):
     weights = {name: method.weight for name, method in methods.items()}
     assert weights == {"oxford_flowers": 4, "imagenet": 0.5, "eurosat": 0.01}
     assert {method.combine for method in methods.values()} == {combine}
-    settings = [by_dataset[name] for name in ("oxford_flowers", "imagenet")]
-    assert [each.trainer.max_epochs for each in settings] == [10, 5]
-    assert [each.data.init_args.batch_size for each in settings] == [4, 32]
+    flowers, imagenet = by_dataset["oxford_flowers"], by_dataset["imagenet"]
+    assert (flowers.trainer.max_epochs, imagenet.trainer.max_epochs) == (10, 5)
+    assert [s.data.init_args.batch_size for s in (flowers, imagenet)] == [4, 32]
 
 
 @pytest.mark.parametrize("name", ["cross_dataset", "domain_generalization"])

@@ -38,6 +38,16 @@ def test_a_second_start_says_complete_and_changes_nothing(filled, teacher_run, c
     assert after == before
 
 
+def test_callbacks_and_target_of_the_fit_play_no_part(filled, teacher_run, tmp_path, capsys):
+    fidelity = ["--trainer.callbacks+=kdpl.targets.fidelity.Fidelity"]
+    refined = ["--model.init_args.target=refined"]
+    assert fill(teacher_run, tmp_path / "cache", *fidelity, *refined) == 0
+    assert "complete, 700 images, 2 views of each" in capsys.readouterr().err
+    for shard in filled.glob("*.npy"):
+        assert (tmp_path / "cache" / shard.name).read_bytes() == shard.read_bytes()
+    assert not [*(tmp_path / "cache").glob("*targets*")]
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

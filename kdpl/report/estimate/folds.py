@@ -94,7 +94,7 @@ def measure(frozen: Frozen) -> Measured:
     of_splits = [list(zip(*results[i::splits], strict=True)) for i in range(splits)]
     results = [
         (
-            made[0]._replace(assignments=mix([each.assignments for each in made], shares)),
+            made[0]._replace(assignments=mix([result.assignments for result in made], shares)),
             mix(rows, shares),
         )
         for made, rows in of_splits

@@ -49,7 +49,7 @@ def gather(choice: Choice, folder: Path, given: Options) -> tuple[Frozen, tuple[
     run_stage(untuned(stages["teacher"]))
 
     # a student's fit without steps computes features
-    alone = {"max_epochs": 1, "devices": 1, "strategy": "auto", "callbacks": None}
+    alone = {"max_epochs": 1, "devices": 1, "strategy": "auto"}
     gathered = list[Frozen]()
     gathering = LambdaCallback(
         on_fit_start=lambda _, module: gathered.append(
@@ -78,7 +78,8 @@ def _frozen(student: StudentDistillation, clip: ClipConfig) -> Frozen:
     evidence = target.evidence(inputs)
     features = [inputs.features(images, target.views, pooled=True) for images in lists]
     joint, teacher = (torch.cat([part[k].still for part in features]) for k in range(2))
-    network = load_image_clip(clip)
-    of_student = torch.cat([inputs.features_of(network, images, 1).still for images in lists])
+    # stored with as many views, as an encoder of the targets
+    network, views = load_image_clip(clip), target.views
+    of_student = torch.cat([inputs.features_of(network, images, views).still for images in lists])
     still = MULTI_CLASS.log_probabilities(inputs.teacher.logits(joint))
     return Frozen(evidence, still, of_student, teacher, len(inputs.pool.targeted))

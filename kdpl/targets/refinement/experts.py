@@ -289,19 +289,10 @@ def assign(
     for number, candidate in enumerate(tried):
         rows = []
         for split, probe in zip(splits, probes, strict=True):
-            experts = MULTI_CLASS.probabilities(text)
-            if probe is not None:
-                # few labels cannot fit weights: the first goes without
-                used = plain if number == 0 else weights
-                probed = probe.log_probabilities(spaces.probed)
-                experts = combine(text, probed, probe.classes, used).exp()
-            if candidate is not None:
-                unit, near, rounds = spaces.gaussian, spaces.neighbors, config.rounds
-                z = refine(unit, experts, near, split.labels, candidate, rounds)
-            else:
-                labeled = (split.labels >= 0)[:, None]
-                fixed = F.one_hot(split.labels.clamp_min(0), experts.shape[1]).to(experts)
-                z = torch.where(labeled, fixed, experts)
+            # few labels cannot fit weights: the first goes without
+            used = plain if number == 0 else weights
+            experts = _combined(text, probe, spaces.probed, used)
+            z = _refined(spaces, experts, split.labels, candidate, config.rounds)
             rows.append(z[split.judges])
             on_result(Result(candidate, *split, z), len(tried) * len(splits))
         results.append(z)  # of the last split, which has all labels
@@ -337,6 +328,25 @@ def assign(
         len(judges),
         len(torch.unique(evidence.groups[judges])),
     )
+
+
+def _combined(
+    text: Tensor, probe: Probe | None, probed: Tensor, weights: Sequence[float]
+) -> Tensor:
+    """Return the probabilities of the weighted experts, of the text alone without a probe."""
+    if probe is None:
+        return MULTI_CLASS.probabilities(text)
+    return combine(text, probe.log_probabilities(probed), probe.classes, weights).exp()
+
+
+def _refined(
+    spaces: "Spaces", experts: Tensor, labels: Tensor, weights: Weights | None, rounds: int
+) -> Tensor:
+    """Refine predictions [N, C] with these weights, or only set the labels [N] without any."""
+    if weights is not None:
+        return refine(spaces.gaussian, experts, spaces.neighbors, labels, weights, rounds)
+    fixed = F.one_hot(labels.clamp_min(0), experts.shape[1]).to(experts)
+    return torch.where((labels >= 0)[:, None], fixed, experts)
 
 
 def mix(parts: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

@@ -129,14 +129,14 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
         text = MULTI_CLASS.log_probabilities(inputs.teacher.logits(teacher.mean))
         val_labels = [-1] * (len(labels) - len(inputs.val)) + [r.single for r in inputs.val]
         return Evidence(
-            torch.cat([each.blend for each in features], dim=1),
-            torch.cat([each.mean for each in features], dim=1),
+            torch.cat([encoded.blend for encoded in features], dim=1),
+            torch.cat([encoded.mean for encoded in features], dim=1),
             text,
             torch.tensor(labels, device=text.device),
             torch.tensor(val_labels, device=text.device),
             torch.tensor(groups, device=text.device),
             trusted=not inputs.teacher.tuned,
-            widths=tuple(each.mean.shape[1] for each in features),
+            widths=tuple(encoded.mean.shape[1] for encoded in features),
         )
 
     def compute(self, gathered: Gathered, made_from: Origin) -> PoolTargets:
