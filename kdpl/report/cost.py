@@ -21,7 +21,9 @@ Encode = Callable[[Tensor], Tensor]
 
 # few enough for a large teacher on one core, enough to keep a GPU busy
 _BATCH_SIZES = {"cpu": 4, "cuda": 64}
-_SECONDS, _TURNS = 0.2, 4  # at least
+# seconds of a turn, and turns, at least; so many turns if they are that short: a machine is often
+# slow for longer than a turn
+_SECONDS, _TURNS, _SHORT_TURNS = 0.03, 4, 40
 
 
 class Encoder(NamedTuple):
@@ -123,7 +125,8 @@ def measure(encoders: Mapping[str, Encoder], where: torch.device) -> dict[str, d
     with set_torch_threads(1):
         # about as long as the slowest batch, whose first is slower
         length = 0.8 * max([_SECONDS, *map(turn, encoders)])
-        turns = [{name: turn(name, length) for name in encoders} for _ in range(_TURNS)]
+        count = max(_TURNS, round(_SHORT_TURNS * _SECONDS / length))
+        turns = [{name: turn(name, length) for name in encoders} for _ in range(count)]
     seconds = {name: sorted(values[name] for values in turns) for name in encoders}
     return {
         name: {
