@@ -1,7 +1,7 @@
 """Tasks: the loss, divergence, accuracy, decision and table columns of predictions."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -36,13 +36,11 @@ class Predicted(NamedTuple):
     scores: Mapping[str, float]
 
 
-Naming = Callable[[list[Predicted], Tensor], list[Predicted]]
-"""Replaces the predictions of B images, given these and the probabilities [B, C]."""
-
-
 @dataclass(frozen=True)
 class DecisionRule:
     """Thresholds that decide what is predicted for an image, given its probabilities.
+
+    A subclass may name images by something else, such as nodes of a tree of classes.
 
     Attributes:
         temperature: Divides the logits of the returned probabilities; decisions are taken at
@@ -53,7 +51,6 @@ class DecisionRule:
             least this probability; None: no sets.
         scores: Names of the further scores that tables have as columns.
         limits: Further scores, by name, above which an image is rejected.
-        naming: Replaces the predictions of images, such as by nodes of a tree of classes.
     """
 
     temperature: float = 1.0
@@ -61,7 +58,50 @@ class DecisionRule:
     set_threshold: float | None = None
     scores: tuple[str, ...] = ()
     limits: Mapping[str, float] = field(default_factory=dict)
-    naming: Naming | None = None
+
+    @property
+    def fixes_names(self) -> bool:
+        """True if the rule alone decides how many names an image gets, whatever ``top_k`` is."""
+        return self.set_threshold is not None
+
+    def decide(
+        self,
+        task: "Task",
+        class_names: Sequence[str],
+        top_k: int,
+        logits: Tensor,
+        features: Tensor,
+        scores: Mapping[str, Tensor],
+    ) -> list[Predicted]:
+        """Decide what is predicted for B images.
+
+        Args:
+            task: Task of the classes.
+            class_names: Names of the C classes.
+            top_k: Predictions for each image.
+            logits: Logits [B, C].
+            features: Normalised features [B, D].
+            scores: Further scores by name, [B] each.
+        """
+        # rank the classes at temperature 1, and show probabilities at the rule's temperature
+        count = task.ranked(top_k, len(class_names), self)
+        deciding, labels = task.probabilities(logits).topk(count, dim=1)
+        shown = task.probabilities(logits / self.temperature).gather(1, labels)
+        columns = {name: values.tolist() for name, values in scores.items()}
+        images = zip(
+            features.cpu(), labels.tolist(), deciding.tolist(), shown.tolist(), strict=True
+        )
+        predicted = []
+        for row, (embedding, ranked, certain, probable) in enumerate(images):
+            # decide, unless one of the further scores rejects the image
+            further = {name: values[row] for name, values in columns.items()}
+            rejected = any(further[name] > limit for name, limit in self.limits.items())
+            chosen = [] if rejected else task.decide(ranked, certain, self)
+            # a task says what an image without any class is
+            probability = dict(zip(ranked, probable, strict=True))
+            top = [Prediction(class_names[label], probability[label]) for label in chosen]
+            predicted.append(Predicted(top or task.undecided(probable[0]), embedding, further))
+        return predicted
 
 
 class ClassScaling(nn.Module, ABC):

@@ -1,9 +1,9 @@
 """Scores of held-out images at each level of a tree, and thresholds for a wanted error."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,7 +18,7 @@ from kdpl.confidence.taxonomy.tree import Taxonomy
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.artifacts import metadata
 from kdpl.runtime.class_names import ClassName
-from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Prediction
+from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Prediction, Task
 
 NAME, LEVEL = "taxonomy", "level"
 
@@ -136,7 +136,45 @@ def levels_answered(scores: Tensor, thresholds: Thresholds) -> Tensor:
     return (reached * torch.arange(1, len(thresholds) + 1)).amax(dim=1)
 
 
-def level_rule(classifier: Classifier, max_error: float) -> DecisionRule:
+@dataclass(frozen=True, kw_only=True)
+class LevelRule(DecisionRule):
+    """Names images by the most probable node of the deepest level with a reached threshold."""
+
+    taxonomy: Taxonomy
+    thresholds: Thresholds
+    scores: tuple[str, ...] = (LEVEL,)
+
+    @property
+    def fixes_names(self) -> bool:
+        """True, since an image has one node."""
+        return True
+
+    def decide(
+        self,
+        task: Task,
+        class_names: Sequence[str],
+        top_k: int,
+        logits: Tensor,
+        features: Tensor,
+        scores: Mapping[str, Tensor],
+    ) -> list[Predicted]:
+        """Replace the predicted classes by nodes; arguments are the same as those of the base."""
+        predicted = super().decide(task, class_names, top_k, logits, features, scores)
+        probable, nodes = self.taxonomy.best(task.probabilities(logits))
+        levels = levels_answered(probable, self.thresholds)
+        named = []
+        for image, level, score, node in zip(
+            predicted, levels.tolist(), probable.tolist(), nodes.tolist(), strict=True
+        ):
+            # level 0 rejects the image
+            top = Prediction(None, image.top[0].probability)
+            if level:
+                top = Prediction(self.taxonomy.nodes[level - 1][node[level - 1]], score[level - 1])
+            named.append(image._replace(top=[top], scores={**image.scores, LEVEL: level}))
+        return named
+
+
+def level_rule(classifier: Classifier, max_error: float) -> LevelRule:
     """Make a rule for ``Classifier.predict`` that names the deepest node that keeps an error.
 
     An ArtifactError if the classifier has no tree, or no held-out images.
@@ -148,25 +186,4 @@ def level_rule(classifier: Classifier, max_error: float) -> DecisionRule:
             "data.init_args.classes.taxonomy"
         )
     thresholds = scores.thresholds(max_error, classifier.folder)
-    return DecisionRule(scores=(LEVEL,), naming=DeepestNode(scores.taxonomy, thresholds))
-
-
-@dataclass(frozen=True)
-class DeepestNode:
-    """Names images by the most probable node of the deepest level with a reached threshold."""
-
-    taxonomy: Taxonomy = field(repr=False)
-    thresholds: Thresholds
-
-    def __call__(self, predicted: list[Predicted], probabilities: Tensor) -> list[Predicted]:
-        """Return predictions for B images with probabilities [B, C] of the classes."""
-        scores, nodes = self.taxonomy.best(probabilities)
-        rows = (t.tolist() for t in (levels_answered(scores, self.thresholds), scores, nodes))
-        named = []
-        for image, level, score, node in zip(predicted, *rows, strict=True):
-            # level 0 rejects the image
-            top = Prediction(None, image.top[0].probability)
-            if level:
-                top = Prediction(self.taxonomy.nodes[level - 1][node[level - 1]], score[level - 1])
-            named.append(image._replace(top=[top], scores={**image.scores, LEVEL: level}))
-        return named
+    return LevelRule(taxonomy=scores.taxonomy, thresholds=thresholds)
