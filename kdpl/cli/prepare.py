@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kdpl.cli.stage_cli import KdplCLI
 
 _CHOICE = "choice.json"
+_DEPTHS = ("model.init_args.vision_prompts.depth", "model.init_args.text_prompts.depth")
 
 
 def complete(path: str, out: Path, given: Options, classes: ClassOptions) -> Options:
@@ -93,6 +94,11 @@ def _made_from(source: Path, out: Path, classes: ClassOptions) -> dict[str, Any]
     return {**read, "images": digest_of(images), **files_of(images)}
 
 
+def is_tuned(teacher: "KdplCLI") -> bool:
+    """Return whether a teacher's fit tunes prompts."""
+    return any(teacher.config.get(depth) != 0 for depth in _DEPTHS)
+
+
 def untuned(teacher: "KdplCLI") -> "KdplCLI":
     """Return a teacher's fit as the original CLIP: without prompts, epochs and labels."""
     from kdpl.prompts.text import CONTEXT
@@ -134,4 +140,24 @@ def parse_stages(out: Path, run: Options) -> "dict[str, KdplCLI]":
         and student.data().task == MULTI_CLASS.name
     ):
         student = student.derive({"model": {"init_args": {"target": "refined"}}})
-    return {"teacher": teacher, "student": student}
+    stages = {"teacher": teacher, "student": student}
+    # folds of the labels can choose, and few validation images are worth more as labels
+    if (
+        not is_tuned(teacher)
+        and _refines(student)
+        and "data.train_on_val" not in run.names_set()
+        and student.data().reading.reader.own
+    ):
+        values = {"data": {"init_args": {"train_on_val": "auto"}}}
+        stages = {name: stage.derive(values) for name, stage in stages.items()}
+    return stages
+
+
+def _refines(student: "KdplCLI") -> bool:
+    from kdpl.targets import target_class
+    from kdpl.targets.refinement.target import Refined
+
+    target = student.config.get("model.init_args.target") or "teacher"
+    return issubclass(
+        target_class(target if isinstance(target, str) else target.class_path), Refined
+    )

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
     from kdpl.cli.stage_cli import KdplCLI
 
-_DEPTHS = ("model.init_args.vision_prompts.depth", "model.init_args.text_prompts.depth")
-
 
 def run(
     path: str | None = None,
@@ -174,7 +172,7 @@ def _require_options(needed: Mapping[str, Any], classes: ClassOptions) -> None:
 def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalStep]:
     """Return the steps, fits first; a search replaces the student's settings in ``stages``."""
     from kdpl.cli.fit import run_stage
-    from kdpl.cli.prepare import untuned
+    from kdpl.cli.prepare import is_tuned, untuned
     from kdpl.cli.search import CHOSEN_FILE, candidates_of, compare
     from kdpl.clip.loading import has_text_tower
 
@@ -194,7 +192,7 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
         title = f"test the {name}'s original CLIP (zero-shot)"
         return step("test", title, folder / RESULTS_FILE, stage)
 
-    tuned = any(stages["teacher"].config.get(depth) != 0 for depth in _DEPTHS)
+    tuned = is_tuned(stages["teacher"])
     tuning = "tune the teacher" if tuned else "the teacher is the original CLIP"
     teacher = step(
         "fit",

@@ -224,7 +224,7 @@ def to_calibrate(folder: Path | None) -> str:
     save, words = "" if folder else "save it, and ", command("calibrate", folder or "CLASSIFIER")
     return (
         f"{save}run {words} IMAGES with labelled images that it was not trained on, or train with "
-        "validation images (init --val-share)"
+        "validation images (init --val-share, and data.init_args.train_on_val false)"
     )
 
 

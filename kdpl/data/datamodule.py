@@ -86,6 +86,9 @@ class DomainDataModule(LightningDataModule):
             validation either.
         val_shots: Validation images a class, at most ``shots`` of them; None: the whole validation
             split; ``auto``: 4 of a benchmark's dataset, as published, and all of your images.
+        train_on_val: Train on the validation images as well, so that none is left to validate, or
+            to calibrate the classifier, on; ``auto``: with fewer than 16 labelled training images a
+            class. ``run`` sets ``auto`` for refined targets of an untuned teacher on your images.
         unlabeled_share: Share of the unlabelled training images to distil on, above 0 and at most
             1.
         allow_fewer_shots: Use classes that have fewer than ``shots`` training images as they are.
@@ -110,6 +113,7 @@ class DomainDataModule(LightningDataModule):
         protocol: ClassProtocol = "all",
         shots: NonNegativeInt | None = 16,
         val_shots: PositiveInt | Literal["auto"] | None = "auto",
+        train_on_val: bool | Literal["auto"] = False,
         unlabeled_share: float = 1.0,
         allow_fewer_shots: bool = False,
         balance_classes: bool = False,
@@ -158,6 +162,7 @@ class DomainDataModule(LightningDataModule):
         if val_shots == "auto":
             val_shots = None if reader.own else _VAL_SHOTS
         self.val_shots = val_shots
+        self.train_on_val = train_on_val
         self.unlabeled_share = unlabeled_share
         self.allow_fewer_shots = allow_fewer_shots
         self.balance_classes = balance_classes
@@ -333,6 +338,7 @@ class DomainDataModule(LightningDataModule):
             self.val_shots,
             self.allow_fewer_shots,
             self.seed,
+            self.train_on_val,
         )
 
     @property

@@ -1,7 +1,7 @@
 """Labels that a run may see: the few-shot sample, and the evaluation images."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -12,6 +12,9 @@ from kdpl.errors import DataError
 
 ClassProtocol = Literal["all", "base_to_novel"]
 EvaluationSplit = Literal["labeled", "val", "test"]
+
+FEW = 16
+"""Labelled training images a class below which ``auto`` trains on validation images."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,31 @@ class Labels:
     val_shots: int | None
     allow_fewer_shots: bool
     seed: int
+    train_on_val: bool | Literal["auto"] = False
 
     @cached_property
     def splits(self) -> Splits:
-        """The dataset before sampling; with 0 shots, only test images have labels."""
+        """The dataset before sampling; with 0 shots, only test images have labels.
+
+        Validation images that are trained on are training images.
+        """
         if self.protocol == "base_to_novel" and len(self.read.class_names) < 2:
             raise DataError(
                 f"{self.read.origin} has one class, but protocol base_to_novel needs two: set "
                 "protocol to all"
             )
-        return self.read.without_labels() if self.shots == 0 else self.read
+        if self.shots == 0:
+            return self.read.without_labels()
+        if self.trains_on_val:
+            return replace(self.read, train=(*self.read.train, *self.read.val), val=())
+        return self.read
+
+    @cached_property
+    def trains_on_val(self) -> bool:
+        """Whether validation images are trained on, and none is left to validate on."""
+        few = len(self._drawn[0]) < FEW * len(self.read.class_names)
+        asked = few if self.train_on_val == "auto" else self.train_on_val
+        return asked and bool(self._drawn[1])
 
     @property
     def num_base(self) -> int | None:
@@ -52,9 +70,15 @@ class Labels:
         """Names of the classes that the teacher is tuned on, by label: the base classes, or all."""
         return self.read.class_names[: self.num_base]
 
-    @cached_property
+    @property
     def _sample(self) -> tuple[list[Record], list[Record]]:
-        splits, settings = self.splits, (self.shots, self.val_shots, self.seed, self.splits.groups)
+        train, val = self._drawn
+        return ([*train, *val], []) if self.trains_on_val else (train, val)
+
+    @cached_property
+    def _drawn(self) -> tuple[list[Record], list[Record]]:
+        splits = self.read.without_labels() if self.shots == 0 else self.read
+        settings = (self.shots, self.val_shots, self.seed, splits.groups)
         if not are_sets((*splits.train, *splits.val)):
             return few_shot(splits.train, splits.val, *settings)
 
@@ -98,7 +122,8 @@ class Labels:
     def counts_in_stage(self, stage: int) -> str:
         """Describe in a line how many labels a stage trains and validates on, and no stage uses."""
         trained = self.training() if stage == 1 else []
-        read, (sample, val) = self.read, self._sample
+        read = self.splits if self.trains_on_val else self.read
+        sample, val = self._sample
         train = self._tunable(sample)
         line = f"labels in the batches of stage {stage}: {len(trained)} of {len(read.train)}"
         line += f"; validation: {len(val)} of {len(read.val)}"
@@ -107,6 +132,9 @@ class Labels:
             named = {"shots": self.shots, "val_shots": self.val_shots, "protocol": self.protocol}
             why = [f"{name} {value}" for name, value in named.items() if value not in (None, "all")]
             line += f"; in no stage: {unseen} ({', '.join(why)})"
+        if self.trains_on_val:
+            line += f"; {len(self._drawn[1])} validation images are trained on (train_on_val "
+            line += f"{self.train_on_val}), and none is left to calibrate a classifier on"
         return line
 
     def evaluation(self, split: EvaluationSplit) -> Sequence[Record]:
@@ -124,6 +152,8 @@ class Labels:
             if split == "test":
                 remedy = ", set data.init_args.reading.test_share to 0.25 to hold some training "
                 remedy += "images out"
+            elif self.trains_on_val:
+                remedy = ", set data.init_args.train_on_val to false"
             raise DataError(
                 f"{self.splits.origin} has no {split} split: add one{remedy}, or do without its "
                 "accuracy"

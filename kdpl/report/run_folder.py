@@ -244,8 +244,12 @@ class Run:
 
     @cached_property
     def labeled(self) -> "Run":
-        """The run up to its teacher, whose labels a probe may see, or all of it without one."""
-        return replace(self, student=None) if "teacher" in self.stages else self
+        """The run whose labels a probe may see: the student's if it trains on validation images.
+
+        Otherwise the run up to its teacher, or all of it without one.
+        """
+        more = self.main.config["data"].get("init_args", {}).get("train_on_val", False)
+        return self if more or "teacher" not in self.stages else replace(self, student=None)
 
     def tested_data(self) -> DomainDataModule:
         """Return the data; a DataError if its test images differ from the tested ones."""

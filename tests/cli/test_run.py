@@ -173,6 +173,28 @@ def test_the_settings_of_a_stage_are_parsed_once_and_its_tests_have_the_parsed_o
         assert stage.config.out == str(tmp_path / "zero_shot" / name)
 
 
+@pytest.mark.parametrize(
+    ("options", "setting"),
+    [
+        (["--teacher=zero_shot", "--student=refined"], "auto"),
+        (["--teacher=zero_shot", "--student=refined_always"], "auto"),
+        (["--teacher=zero_shot", "--student=refined", "--data.train_on_val=false"], False),
+        (["--teacher=zero_shot"], False),
+        (["--student=refined"], False),
+    ],
+)
+def test_validation_images_train_refined_targets_of_an_untuned_teacher_on_images_of_ones_own(
+    options, setting, tmp_path, monkeypatch
+):
+    data = [*configs("data/folder.yaml"), f"--data.root={image_folder(tmp_path / 'data')}"]
+    plans = []
+    monkeypatch.setattr("kdpl.cli.run._carry_out", lambda _, stages, *__: plans.append(stages))
+    for dataset in (data, []):  # these images, or the digits
+        assert main([*RUN, *dataset, *options, f"--out={tmp_path / 'out'}"]) == 0
+        for stage in plans.pop().values():
+            assert stage.config.data.init_args.train_on_val == (setting if dataset else False)
+
+
 def test_the_original_clip_has_words_in_place_of_a_context_that_starts_from_noise(
     tmp_path, monkeypatch
 ):

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
 from kdpl.confidence import decision_rule
-from kdpl.confidence.held_out import HeldOutScores
+from kdpl.confidence.held_out import HeldOutScores, held_out_of
 from kdpl.confidence.labeled import labeled_records
 from kdpl.confidence.report import rejection
 from kdpl.errors import ArtifactError, ConfigError
@@ -169,6 +169,17 @@ def test_a_fit_bounds_errors_by_one_image_of_each_group_but_not_by_samples(tmp_p
     assert len(companions["held_out"]) == number
     assert companions["unknown"].held_out == number
     companions["held_out"].set_threshold(0.9)  # not refused
+
+
+def test_a_classifier_whose_student_trains_on_validation_images_says_that_it_has_no_others(
+    tmp_path,
+):
+    companions, _ = companions_of_a_fit(tmp_path, train_on_val=True)
+    assert "held_out" not in companions
+    assert companions["unknown"].held_out is None
+    classifier = Classifier.load(tmp_path / "classifier")
+    with world.refused(ArtifactError, r"no scores of held-out images: .*train_on_val false"):
+        held_out_of(classifier)
 
 
 def test_calibrate_replaces_them_by_those_of_a_folder_or_table(folder, photos, tmp_path, capsys):

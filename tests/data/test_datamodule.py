@@ -72,6 +72,49 @@ def test_labels_that_no_stage_sees_are_counted(folder):
         assert counts == f"labels in the batches of stage 2: 0 of 30; {said}"
 
 
+@pytest.mark.parametrize("setting", [True, "auto"])
+def test_validation_images_that_are_trained_on_are_labels_in_the_pool_and_nothing_else(
+    setting, folder
+):
+    kept, data = in_folder(folder), in_folder(folder, train_on_val=setting)
+    train, val = kept.labels.tuning("labeled"), kept.labels.tuning("val")
+    assert (data.labels.tuning("labeled"), data.labels.tuning("val")) == (train + val, [])
+    assert len(train + val) == 5 * 4 + 5 * 5
+    records = (*kept.splits.train, *kept.splits.val)
+    assert [*data.pool.images] == [record.source for record in records]
+    assert (data.splits.val, data.splits.test) == ((), kept.splits.test)
+    assert data.val_dataloader() == []
+    with world.refused(DataError, "no val split: add one, set data.init_args.train_on_val to"):
+        data.labels.evaluation("val")
+    assert data.labels.counts_in_stage(2) == (
+        "labels in the batches of stage 2: 0 of 55; validation: 0 of 0; in no stage: 10 (shots 4); "
+        f"25 validation images are trained on (train_on_val {setting}), and none is left to "
+        "calibrate a classifier on"
+    )
+    # of few classes or all, the same images of a class
+    base = in_folder(folder, train_on_val=setting, protocol="base_to_novel")
+    assert base.labels.training() == [record for record in train + val if record.label < 3]
+
+
+def test_validation_images_stay_out_of_training_where_labels_are_many_or_not_wanted(folder):
+    for images in range(6, 16):
+        for name in "edcba":
+            shade = Image.new("RGB", (10, 8), (images, ord(name), 200))
+            shade.save(folder / "data/train" / name / f"{images}.png")
+    for options in (
+        {"shots": None},
+        {"shots": 0, "train_on_val": True},
+        {"shots": 0},
+        {"shots": 4, "train_on_val": False},
+    ):
+        data = in_folder(folder, **{"train_on_val": "auto", **options})
+        kept = in_folder(folder, **{**options, "train_on_val": False})
+        assert list(data.pool.images) == list(kept.pool.images)
+        assert data.splits.val == kept.splits.val
+        assert data.labels.counts_in_stage(2) == kept.labels.counts_in_stage(2)
+    assert not in_folder(folder, shots=15, train_on_val="auto").splits.val
+
+
 def test_validation_is_capped_and_test_is_not(folder):
     for options, count, is_sample in (
         ({}, 5, False),

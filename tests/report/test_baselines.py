@@ -199,6 +199,20 @@ def test_a_probe_is_that_of_scikit_learn_on_plain_features(name, compared):
     assert row.accuracy.value == pytest.approx(expected, abs=0.0012)
 
 
+def test_a_probe_is_of_the_validation_images_too_that_the_student_was_trained_on(copy):
+    shutil.rmtree(copy / "probe")
+    set_in(copy / "student", "data", train_on_val=True)
+    splits = digits.read_digits()
+    train, val = few_shot(splits.train, splits.val, 16, None, 1)
+    x, y = plain_features("tiny-student", [*train, *val])
+    scores, about = linear_probe(Run.find(copy), "student")
+    assert about["labels"] == len(y) == 16 * 10 + len(splits.val)
+    losses = {c: plain_loss(c, x, y, places_of(y) % 5) for c in STRENGTHS}
+    assert losses[about["C"]] <= min(losses.values()) * 1.01
+    expected = plain_accuracy(about["C"], x, y, *plain_features("tiny-student", splits.test))
+    assert scores["acc"].mean() == pytest.approx(expected, abs=0.0012)
+
+
 @pytest.mark.parametrize("missing", ["data", "labels"])
 def test_where_something_is_missing_a_line_says_why_there_is_no_probe(missing, copy, monkeypatch):
     shutil.rmtree(copy / "probe")
