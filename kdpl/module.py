@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from kdpl.clip import ImageClip, store_frozen
 from kdpl.clip.modules import require_tensors
-from kdpl.data.batches import EvaluationBatch
+from kdpl.data.batches import Batch, EvaluationBatch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
 from kdpl.data.needs import Needs
@@ -109,6 +109,10 @@ class ClassifyingModule(LightningModule, ABC):
     def class_logits(self, images: Tensor) -> Tensor:
         """Classify images uint8 [B, 3, S, S] into logits [B, C] over all classes of the domain."""
 
+    def batch_logits(self, batch: Batch) -> Tensor:
+        """Classify the images of a batch as ``class_logits`` does."""
+        return self.class_logits(batch.images)
+
     def setup(self, stage: str) -> None:
         """Take the task from the data, and make its metrics for the base/novel split.
 
@@ -201,7 +205,7 @@ class ClassifyingModule(LightningModule, ABC):
         return self._evaluate(batch, self.test_metrics)
 
     def _evaluate(self, batch: EvaluationBatch, metrics: Metric) -> EvalOutput:
-        logits = self.class_logits(batch.images).float()
+        logits = self.batch_logits(batch).float()
         metrics.update(logits, batch.labels)
         return {"logits": logits, "labels": batch.labels, "indices": batch.indices}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from jsonargparse.typing import OpenUnitInterval
+from jsonargparse.typing import NonNegativeInt, OpenUnitInterval
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from kdpl.callbacks.checkpoints import SameRun
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.classifier import Classifier, Decoding
 from kdpl.clip import ClipConfig, CosineHead, Frozen, load_image_clip, store_frozen
-from kdpl.data.batches import UnlabeledBatch
+from kdpl.data.batches import Batch, UnlabeledBatch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
@@ -29,7 +29,7 @@ from kdpl.optim import OptimConfig
 from kdpl.prompts import StudentEncoder, StudentPrompts
 from kdpl.runtime.messages import inform, warn
 from kdpl.targets import PreparedTarget, Target, build_target, target_class
-from kdpl.targets.inputs import TargetInputs
+from kdpl.targets.inputs import PREPARED_FOLDER, TargetInputs
 from kdpl.targets.plan import Plan, prepare_student
 from kdpl.targets.processes import Processes
 from kdpl.targets.teacher_cache import fill_cache
@@ -38,6 +38,7 @@ from kdpl.tasks import agreement_of
 # number of unlabelled images for vision_prompts.init: mean_token
 _PREVIEW_IMAGES = 256
 _PUBLISHED_BATCH = 8
+_STORED_VIEWS = 8
 
 
 class Prepare(Callback):
@@ -95,6 +96,12 @@ class StudentDistillation(ClassifyingModule):
         loss: Weight and temperature of the distance between the student and its target.
         pool_filter: Leave out unlabelled images whose similarity to their nearest class is below
             this quantile of the labelled images', such as 0.05; None keeps all.
+        stored_views: Number of views of each unlabelled image that a frozen tower encodes once,
+            before the first step, instead of a new view in each epoch; ``auto``: 8, for a target
+            that is prepared before the first step; others need a teacher's prediction of each view.
+            0: the tower encodes the images of each epoch.
+        features_folder: Folder of the stored features, for any number of runs; None: in the
+            teacher's folder.
         teacher_cache: Folder with the teacher's features of V views of each unlabelled image; epoch
             e then sees view e mod V of each image, drawn by the seed that the cache was filled
             with, as the command ``cache`` fills it. None: the teacher runs on each image of each
@@ -119,6 +126,8 @@ class StudentDistillation(ClassifyingModule):
         target: Target | str = "teacher",
         loss: DistillationLoss = DistillationLoss(),
         pool_filter: OpenUnitInterval | None = None,
+        stored_views: NonNegativeInt | Literal["auto"] = "auto",
+        features_folder: str | None = None,
         teacher_cache: str | None = None,
         optim: OptimConfig = OptimConfig(),
         compile: bool = False,
@@ -138,6 +147,8 @@ class StudentDistillation(ClassifyingModule):
         self.loss = loss
         self.pool_filter = pool_filter
         self.teacher_cache = teacher_cache
+        self.stored_views = _STORED_VIEWS if stored_views == "auto" else stored_views
+        self.features_folder = features_folder
         self.optim = optim
         self.plan: Plan | None = None
         self._network = clip
@@ -215,6 +226,7 @@ class StudentDistillation(ClassifyingModule):
     def target_inputs(self) -> TargetInputs:
         """Return the inputs of this fit's plan."""
         trainer, data, cache = self.trainer, self.domain, self.teacher_cache
+        folder = Path(self.features_folder or self.teacher_folder / PREPARED_FOLDER)
         return TargetInputs(
             folder=Path(trainer.default_root_dir),
             resumes=trainer.ckpt_path is not None,
@@ -224,6 +236,9 @@ class StudentDistillation(ClassifyingModule):
             labels=data.labels,
             student=self._network,
             student_identity=self.clip,
+            student_tower=self.encoder.tower.module,
+            stored_views=0 if self._trains_in_tower else self.stored_views,
+            features_folder=folder,
             teacher=self.teacher.module,
             load_teacher=self.load_for_training,
             teacher_cache=None if cache is None else Path(cache).expanduser(),
@@ -297,7 +312,7 @@ class StudentDistillation(ClassifyingModule):
         target_logits = self.target_logits(batch)
 
         # the student on the same views
-        logits = self.class_logits(batch.images)
+        logits = self.batch_logits(batch)
 
         # the distance between student and target
         terms = {"kl": self.loss.weight * self.distance(logits, target_logits)}
@@ -339,6 +354,13 @@ class StudentDistillation(ClassifyingModule):
         """Classify images uint8 [B, 3, S, S] into logits [B, C], with ``logit_scale``."""
         return self.logits(self.encoder(images))
 
+    def batch_logits(self, batch: Batch) -> Tensor:
+        """Classify the views of a batch as ``class_logits`` does, by stored features if it can."""
+        stored = self.plan.student_features if self.plan else None
+        if stored is None or batch.images.dim() == 4:
+            return self.class_logits(batch.images)
+        return self.logits(self.encoder.of_pooled(stored.of(batch)))
+
     def logits(self, features: Tensor) -> Tensor:
         """Return logits [B, C] of features [B, D], with ``logit_scale``."""
         return self.scored(self.head.module(features, self.logit_scale))
@@ -351,12 +373,15 @@ class StudentDistillation(ClassifyingModule):
         """
         plan = self.plan
         pool, features = (plan.pool, plan.teacher_features) if plan else (None, None)
+        stored = plan.student_features.views if plan and plan.student_features else 0
         if plan.runs_teacher if plan else self.target.uses_teacher:
             of_teacher = self.vectors.preprocessing.resizing
             return Needs("unlabeled", self.resizing, of_teacher, pool=pool, features=features)
         # a crop may not show what the target names, but training a tower needs the variety
         half_whole = not self._trains_in_tower
-        return Needs("unlabeled", self.resizing, half_whole=half_whole, pool=pool)
+        return Needs(
+            "unlabeled", self.resizing, half_whole=half_whole, pool=pool, stored_views=stored
+        )
 
     def origin(self, fits: bool) -> dict[str, Any]:
         """Return CLIP and teacher; for a fit also the class vectors."""

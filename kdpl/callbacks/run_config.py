@@ -24,6 +24,7 @@ _MAY_CHANGE = (
     # SameRun compares the views with the checkpoint; cached features are float16, so a run that
     # changes this setting does not end bit-equal
     "model.init_args.teacher_cache",
+    "model.init_args.features_folder",
     "model.init_args.classes_at_once",
     "model.init_args.compile",
     "trainer.accelerator",

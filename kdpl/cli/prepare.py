@@ -17,11 +17,12 @@ from kdpl.runtime.faults import mark
 from kdpl.runtime.files import read_json, write_json
 from kdpl.runtime.messages import inform, process_rank
 from kdpl.runtime.origin import digest
-from kdpl.runtime.run_folder import DATA_FOLDER
+from kdpl.runtime.run_folder import DATA_FOLDER, FEATURES_FOLDER
 
 if TYPE_CHECKING:
     from kdpl.cli.stage_cli import KdplCLI
 
+_ARGUMENTS = "model.init_args"
 _CHOICE = "choice.json"
 _DEPTHS = ("model.init_args.vision_prompts.depth", "model.init_args.text_prompts.depth")
 
@@ -132,6 +133,10 @@ def parse_stages(out: Path, run: Options) -> "dict[str, KdplCLI]":
     if without_labels:
         teacher = untuned(teacher)
     student = parse("student", teacher=str(out / "teacher"))
+    if student.config.get(f"{_ARGUMENTS}.features_folder", "") is None:
+        # for estimates and runs beside this one
+        features = str(out.absolute().parent / FEATURES_FOLDER)
+        student = student.derive({"model": {"init_args": {"features_folder": features}}})
     if (
         without_labels
         # parsed settings do not tell a default from the same value in a config

@@ -54,7 +54,9 @@ class UnlabeledBatch(Batch):
     without their labels.
 
     Attributes:
+        images: As above; uint8 [B, 0], without pixels, if the features of views are stored.
         indices: int64 [B], positions in the list of all unlabelled images.
+        views: The stored views of the images, int64 [B]; None if views are made.
         teacher_images: The same views, uint8 [B, 3, T, T], for a teacher that resizes images
             otherwise than the student.
         teacher_features: The teacher's normalised features of the views from a cache, float16
@@ -62,6 +64,7 @@ class UnlabeledBatch(Batch):
     """
 
     indices: Tensor
+    views: Tensor | None = None
     teacher_images: Tensor | None = None
     teacher_features: Tensor | None = None
 
@@ -71,6 +74,7 @@ class EvaluationBatch(Batch):
     """Labelled images under the evaluation transform.
 
     Attributes:
+        images: As above; uint8 [B, 0], without pixels, if their features are stored.
         labels: int64 [B], indices of the class names; with several labels an image, float32 [B, C]
             of 0 and 1 for all C classes.
         indices: int64 [B], positions in the split.

@@ -242,8 +242,13 @@ class DomainDataModule(LightningDataModule):
                 cached, epochs = self._needs.features, self._trainer.max_epochs
                 # with as many views as epochs, each sees new ones
                 few = cached and not (epochs and 0 <= epochs <= cached.views)
+                made = "one in each epoch"
+                if cached and few:
+                    made = f"{cached.views} of each"
+                if self._needs.stored_views:
+                    made = f"{self._needs.stored_views} of each, stored"
                 origin |= {
-                    "views": f"{cached.views} of each" if cached and few else "one in each epoch",
+                    "views": made,
                     "seed of the views": cached.view_seed if cached else self.seed,
                     "images held out": len(self.training_pool.held_out),
                     "images to distil on": digest([self.training_pool.train.tobytes()]),
@@ -254,11 +259,18 @@ class DomainDataModule(LightningDataModule):
         """Batches of the split that the trainer's module asks for."""
         return self.train_dataloader_for(**vars(self._needs))
 
-    def val_dataloader(self) -> DataLoader[EvaluationBatch] | list[EvaluationBatch]:
-        """Return validation batches; without such a split an empty list, to skip validation."""
+    def val_dataloader(
+        self, pixels: bool = False
+    ) -> DataLoader[EvaluationBatch] | list[EvaluationBatch]:
+        """Return validation batches; without such a split an empty list, to skip validation.
+
+        With ``pixels``, also if the module has stored features of these images.
+        """
         if not self.splits.val:
             return []
-        return self.evaluation_dataloader_for("val", self._needs.resizing, *self._processes())
+        needs, processes = self._needs, self._processes()
+        pixels = pixels or not needs.stored_views
+        return self.evaluation_dataloader_for("val", needs.resizing, *processes, pixels=pixels)
 
     def test_dataloader(self) -> DataLoader[EvaluationBatch]:
         """Test batches."""
@@ -272,6 +284,7 @@ class DomainDataModule(LightningDataModule):
         half_whole: bool = False,
         pool: UnlabeledPool | None = None,
         features: CachedFeatures | None = None,
+        stored_views: int = 0,
     ) -> DataLoader[LabeledBatch] | DataLoader[UnlabeledBatch]:
         """Training batches without a trainer, as in ``Needs``; the ``sampler`` takes the epoch."""
         view, labels = self.view(resizing), None
@@ -288,7 +301,9 @@ class DomainDataModule(LightningDataModule):
             if half_whole:
                 view = replace(view, augmentation=HalfWhole(view.augmentation))
             pool = pool or self.pool
-            dataset = UnlabeledImages(pool.train_images, view, pool.train, teacher, features)
+            dataset = UnlabeledImages(
+                pool.train_images, view, pool.train, teacher, features, stored_views
+            )
         sampler = TrainSampler(
             len(dataset),
             self.batch_size,
@@ -297,14 +312,21 @@ class DomainDataModule(LightningDataModule):
             labels,
             self._batches_done,
         )
-        return LazyLoader(dataset, sampler, self.batch_size, self.num_workers)
+        # without images to open, worker processes cost more than they save
+        num_workers = 0 if stored_views else self.num_workers
+        return LazyLoader(dataset, sampler, self.batch_size, num_workers)
 
     def evaluation_dataloader_for(
-        self, split: EvaluationSplit, resizing: Resizing, rank: int = 0, world_size: int = 1
+        self,
+        split: EvaluationSplit,
+        resizing: Resizing,
+        rank: int = 0,
+        world_size: int = 1,
+        pixels: bool = True,
     ) -> DataLoader[EvaluationBatch]:
         """Batches without a trainer and without augmentation, also of ``labeled`` training images.
 
-        ``resizing`` is that of the tower which sees the images.
+        ``resizing`` is that of the tower which sees the images; without ``pixels``, none are made.
         """
         records = self.labels.evaluation(split)
         if len(records) < world_size:
@@ -314,9 +336,10 @@ class DomainDataModule(LightningDataModule):
                 f"processes: set trainer.devices to {len(records)} or fewer"
             )
         classes = self.tuning_class_names if split == "labeled" else self.class_names
-        dataset = EvaluationImages(records, self.splits.open_image, resizing, len(classes))
+        dataset = EvaluationImages(records, self.splits.open_image, resizing, len(classes), pixels)
         sampler = EvaluationSampler(len(records), rank, world_size)
-        return LazyLoader(dataset, sampler, self.eval_batch_size, self.num_workers)
+        num_workers = self.num_workers if pixels else 0
+        return LazyLoader(dataset, sampler, self.eval_batch_size, num_workers)
 
     def bounding_images(self) -> tuple[Indices, bool]:
         """Return the validation images from which errors are bounded, and if they are a sample.

@@ -19,6 +19,8 @@ from kdpl.runtime.resizing import Resizing
 
 OpenImage = Callable[[str], Image]
 
+_NO_PIXELS = torch.empty(0, dtype=torch.uint8)
+
 
 def label_tensor(label: Label, num_classes: int) -> torch.Tensor:
     """Return a label as int64 [], or several labels of C classes as 0 and 1, float32 [C]."""
@@ -95,7 +97,8 @@ class UnlabeledImages(Dataset[UnlabeledBatch]):
     The dataset holds only sources, so no label can leak. ``indices`` are positions in the list of
     all unlabelled images, None for all of them. A view belongs to an index, so a share has the same
     views as the whole. The same views are also made for a teacher of another resizing. With
-    ``cached`` features, the views are the cache's, by its seed.
+    ``cached`` features, the views are the cache's, by its seed. With ``stored_views``, each item
+    names one of so many views whose features are stored, and no image is opened.
     """
 
     sources: Sequence[str]
@@ -103,10 +106,14 @@ class UnlabeledImages(Dataset[UnlabeledBatch]):
     indices: Indices | None = None
     teacher: Resizing | None = None
     cached: CachedFeatures | None = None
+    stored_views: int = 0
 
     def __getitem__(self, key: tuple[int, int]) -> UnlabeledBatch:
         i, epoch = key
         index = self.index_of(i)
+        if self.stored_views:
+            view = stored_view(self.stored_views, self.view.seed, epoch, index)
+            return UnlabeledBatch(_NO_PIXELS, torch.tensor(index), torch.tensor(view))
         if self.cached is not None:
             epoch %= self.cached.views
         image = self.view.open_image(self.sources[i])
@@ -127,18 +134,33 @@ class UnlabeledImages(Dataset[UnlabeledBatch]):
         return len(self.sources)
 
 
+def stored_view(views: int, seed: int, epoch: int, index: int) -> int:
+    """Draw one of the stored views of an image for an epoch.
+
+    The first view, as in evaluation, is drawn for half of the images, as ``HalfWhole`` draws it.
+    """
+    rng = generator(seed, "stored view", epoch=epoch, index=index)
+    return 0 if views == 1 or rng.random() < 0.5 else int(rng.integers(1, views))
+
+
 @dataclass(eq=False)
 class EvaluationImages(Dataset[EvaluationBatch]):
-    """Labelled images under the evaluation transform; ``num_classes`` as in ``LabeledImages``."""
+    """Labelled images under the evaluation transform; ``num_classes`` as in ``LabeledImages``.
+
+    With ``pixels`` false, no image is opened.
+    """
 
     records: Sequence[Record]
     open_image: OpenImage
     resizing: Resizing
     num_classes: int = 0
+    pixels: bool = True
 
     def __getitem__(self, index: int) -> EvaluationBatch:
         source, label = self.records[index]
-        image = to_tensor(resize_and_crop(self.open_image(source), self.resizing))
+        image = _NO_PIXELS
+        if self.pixels:
+            image = to_tensor(resize_and_crop(self.open_image(source), self.resizing))
         return EvaluationBatch(image, label_tensor(label, self.num_classes), torch.tensor(index))
 
     def __len__(self) -> int:

@@ -16,7 +16,9 @@ from kdpl.errors import DataError
 
 T = TypeVar("T")
 
-Purpose = Literal["augmentation", "order", "share", "labels", "sample", "unseen", "groups"]
+Purpose = Literal[
+    "augmentation", "order", "share", "labels", "sample", "unseen", "groups", "stored view"
+]
 
 Groups = Mapping[str, str]
 """Groups of images by source, such as their cameras."""

@@ -65,6 +65,15 @@ class StudentEncoder(nn.Module):
         """Encode images [B, 3, S, S], uint8 or float in [0, 1]; normalised, float32 [B, D]."""
         tower = self.tower.module
         features = tower(images) if self.prompts is None else self.prompts(tower, images)
+        return self._projected(features)
+
+    def of_pooled(self, pooled: Tensor) -> Tensor:
+        """Encode images by what ``ImageTower.pooled`` returns for them, [B, W], without prompts."""
+        tower = self.tower.module
+        # stored in the dtype of the weights, and read in float32
+        return self._projected(tower.project(pooled.to(next(tower.parameters()).dtype)))
+
+    def _projected(self, features: Tensor) -> Tensor:
         return F.normalize(self.projector(features).float(), dim=-1)
 
     def init_at_mean_tokens(self, images: Tensor) -> None:

@@ -43,6 +43,8 @@ STAGE_FOLDERS = ("teacher", "student")
 """Stages of a whole run."""
 DATA_FOLDER = "data"
 """Survey of the images of ``run PATH``, and what was chosen for them."""
+FEATURES_FOLDER = "features"
+"""Stored features beside the folders of whole runs, which share them; safe to remove."""
 SUMMARY_FILE = "results.json"
 """Accuracies of all tests of a whole run."""
 

@@ -14,7 +14,6 @@ from kdpl.data.batches import UnlabeledBatch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.domain import domain_of
-from kdpl.data.inference import infer
 from kdpl.data.loader import LazyLoader
 from kdpl.data.pool import UnlabeledPool
 from kdpl.errors import ConfigError
@@ -110,17 +109,15 @@ class Fidelity(Callback):
         self._epoch = trainer.current_epoch
         student = cast(ClassifyingModule, pl_module)
 
-        def classify(images: Tensor) -> Tensor:
-            with trainer.precision_plugin.forward_context():
-                return student.class_logits(images).float()
-
         # agreements, nats and images of this process, summed over all below
         none = torch.zeros(0, len(domain_of(trainer).class_names), device=student.device)
         counts = student.task.agreements(none, none)
         sums = torch.zeros(2, device=student.device)
-        outputs = infer(classify, self._batches or (), student.device)
         with evaluating(student):
-            for (logits, _), target in zip(outputs, self._targets, strict=True):
+            for batch, target in zip(self._batches or (), self._targets, strict=True):
+                with trainer.precision_plugin.forward_context():
+                    there = student.transfer_batch_to_device(batch, student.device, 0)
+                    logits = student.batch_logits(there).float()
                 target = target.to(logits.device)
                 # undo the division by images and classes
                 nats = student.task.divergence(logits, target) * logits.numel()
@@ -139,8 +136,11 @@ def _loader(
     trainer: Trainer, pool: UnlabeledPool, teacher: Resizing | None = None
 ) -> DataLoader[UnlabeledBatch]:
     data, student = domain_of(trainer), cast(ClassifyingModule, trainer.lightning_module)
-    images, resizing = pool.images.take(pool.held_out), student.needs.resizing
-    view = replace(data.view(resizing), augmentation=NoAugmentation())
-    dataset = UnlabeledImages(images, view, pool.held_out, teacher)
+    images, needs = pool.images.take(pool.held_out), student.needs
+    view = replace(data.view(needs.resizing), augmentation=NoAugmentation())
+    # of stored views, the first is as in evaluation
+    stored = min(needs.stored_views, 1)
+    dataset = UnlabeledImages(images, view, pool.held_out, teacher, stored_views=stored)
     keys = [(i, 0) for i in range(trainer.global_rank, len(images), trainer.world_size)]
-    return LazyLoader(dataset, keys, data.eval_batch_size, data.num_workers)
+    num_workers = 0 if stored else data.num_workers
+    return LazyLoader(dataset, keys, data.eval_batch_size, num_workers)

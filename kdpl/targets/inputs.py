@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from kdpl import __version__
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
-from kdpl.clip import ClipConfig, ClipIdentity, ImageClip
+from kdpl.clip import ClipConfig, ClipIdentity, ImageClip, load_image_clip
 from kdpl.clip.modules import normalized
+from kdpl.clip.towers.image import ImageTower
 from kdpl.data.batches import Batch
 from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.identity import FILES, digest_of
@@ -36,6 +37,9 @@ PREPARED_FOLDER = "prepared"
 """Folder in a teacher's run folder: features and targets shared by students; safe to remove."""
 
 ORIGIN_FILE = "made_from.json"
+
+_AT_ONCE = 4096  # images whose views are averaged at a time
+_VIEW_SEED = 1  # the run's seed would make new views, and so new features, for each run
 
 Encoder = Callable[[Tensor], Tensor]
 """Encodes images uint8 [B, 3, S, S] into features [B, D]."""
@@ -78,6 +82,10 @@ class TargetInputs:
         labels: The labels that may be seen.
         student: The student's CLIP as it is before training.
         student_identity: Its identity.
+        student_tower: Its image tower.
+        stored_views: Number of views of each image whose features by the student's tower are
+            stored; 0 for a tower that learns.
+        features_folder: Folder of stored features, for any number of runs.
         teacher: The teacher, possibly not loaded yet.
         load_teacher: Loads the teacher once, in the precision of the training.
         teacher_cache: Folder of the teacher's cache; None: no cache.
@@ -100,6 +108,9 @@ class TargetInputs:
     labels: Labels
     student: ClipConfig
     student_identity: ClipIdentity
+    student_tower: ImageTower
+    stored_views: int
+    features_folder: Path
     teacher: FrozenTeacher
     load_teacher: Callable[[], object]
     teacher_cache: Path | None
@@ -158,6 +169,9 @@ class TargetInputs:
         name = digest([__version__, json.dumps(as_json(origin))])
         return self.teacher.folder / PREPARED_FOLDER / name
 
+    def _features_folder(self, origin: Origin) -> Path:
+        return self.features_folder / digest([__version__, json.dumps(as_json(origin))])
+
     def encoder(self, pooled: bool = False) -> Encoder:
         """Return the teacher as a function of images; it is loaded on the first call.
 
@@ -175,10 +189,12 @@ class TargetInputs:
 
         return encode
 
-    def work(self, images: UnlabeledImages, encode: Encoder, mean: bool = False) -> Work:
+    def work(
+        self, images: UnlabeledImages, encode: Encoder, still: bool = False, mean: bool = False
+    ) -> Work:
         """Return this process's share in computing features of images."""
-        rank, world_size = self.processes.rank, self.processes.world_size
-        return Work(images, encode, self.batch_size, self.num_workers, rank, world_size, mean)
+        processes = self.processes.rank, self.processes.world_size
+        return Work(images, encode, self.batch_size, self.num_workers, *processes, still, mean)
 
     def features(
         self, images: Sequence[str] | None, views: int, pooled: bool = False
@@ -197,7 +213,7 @@ class TargetInputs:
         vectors = self.vectors
         network = {"teacher": vectors.teacher, "pooled": pooled}
         resizing, encode = vectors.preprocessing.resizing, self.encoder(pooled)
-        rows = self._stored(network, encode, resizing, images, views)
+        rows = self._read(self._stored(network, encode, resizing, images, views, mean=True))
         width = vectors.vectors.shape[1]
         return ImageFeatures.of(rows[..., :width]), ImageFeatures.of(rows[..., width:])
 
@@ -211,9 +227,39 @@ class TargetInputs:
             with self.autocast():
                 return normalized(tower.pooled(batch.to(self.device)))
 
-        network = {"clip": clip.identity.fingerprint}
-        resizing = tower.preprocessing.resizing
-        return ImageFeatures.of(self._stored(network, encode, resizing, images, views))
+        network, resizing = {"clip": clip.identity.fingerprint}, tower.preprocessing.resizing
+        store = self._stored(network, encode, resizing, images, views, mean=True)
+        return ImageFeatures.of(self._read(store))
+
+    def student_features_of(self, images: Sequence[str] | None, views: int) -> ImageFeatures:
+        """Return the pooled features of images by the student's tower as it is before training."""
+        if not self.stored_views or views != self.stored_views:
+            return self.features_of(load_image_clip(self.student), images, views)
+        # a part at a time, as they are of all views
+        store, parts = self.student_store(images, views), []
+        for path in store.shards:
+            for rows in torch.split(torch.from_numpy(np.load(path)).to(self.device), _AT_ONCE):
+                parts.append((normalized(rows[:, 0]), normalized(rows).mean(dim=1)))
+        still, mean = map(torch.cat, zip(*parts, strict=True))
+        return ImageFeatures(still, normalized(mean))
+
+    def student_store(self, images: Sequence[str] | None, views: int) -> FeatureStore:
+        """Return the store of the student's pooled features, not normalised, of all views.
+
+        The first view is as in evaluation, and the others are random. Arguments as in ``features``.
+        """
+        tower = self.student_tower
+
+        @torch.no_grad()
+        def encode(batch: Tensor) -> Tensor:
+            with self.autocast():
+                return tower.pooled(batch.to(self.device))
+
+        network = {"clip": self.student_identity.fingerprint, "normalised": False}
+        return self._stored(network, encode, tower.preprocessing.resizing, images, views)
+
+    def _read(self, store: FeatureStore) -> Tensor:
+        return torch.from_numpy(store.read_all()).to(self.device).float()
 
     def _stored(
         self,
@@ -222,37 +268,45 @@ class TargetInputs:
         resizing: Resizing,
         images: Sequence[str] | None,
         views: int,
-    ) -> Tensor:
-        """Return the features of the evaluation view and the mean over views, float32 [N, 2, D]."""
+        mean: bool = False,
+    ) -> FeatureStore:
+        """Return features of the evaluation view and random views, complete, [N, V, D].
+
+        With ``mean``, of the evaluation view and the mean over views, [N, 2, D].
+        """
         # the images, and everything that their features depend on
+        view = replace(self.view(resizing), seed=_VIEW_SEED)
         if images is None:
             targeted = self.pool.targeted
             sources = self.pool.images.take(targeted)
-            dataset = UnlabeledImages(sources, self.view(resizing), targeted)
+            dataset = UnlabeledImages(sources, view, targeted)
             names = {"images", "images with a target", *FILES}
             named = {name: value for name, value in self.origin.items() if name in names}
         else:
-            dataset = UnlabeledImages(Names.of(images), self.view(resizing))
+            dataset = UnlabeledImages(Names.of(images), view)
             named = {"images": digest(images), **self.files_of(images)}
         origin = {
             **network,
             **named,
-            "views": f"one as in evaluation, and their mean with {views - 1} random ones",
+            "views": "one as in evaluation, and "
+            + ("their mean with " if mean else "")
+            + f"{views - 1} random ones",
             "resizing": asdict(resizing),
             "precision": self.precision,
             **self.views_origin,
+            "seed": _VIEW_SEED,
         }
 
         # compute missing shards
         size = images_per_shard(len(dataset), views)
-        store = FeatureStore(self.shared(origin), len(dataset), size)
+        store = FeatureStore(self._features_folder(origin), len(dataset), size)
         if self.processes.agree(lambda: store.missing):
             file = store.folder / ORIGIN_FILE
             self.processes.on_first(lambda: write_json(file, as_json(origin)))
             # another run that does the same writes the same files
-            store.fill(views, self.work(dataset, encode, mean=True))
+            store.fill(views, self.work(dataset, encode, still=True, mean=mean))
             self.processes.wait()
-        return torch.from_numpy(store.read_all()).to(self.device).float()
+        return store
 
     def rows(
         self, count: int, load: Callable[[Indices], Iterable[Batch]], network: Encoder, title: str

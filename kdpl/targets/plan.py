@@ -11,6 +11,7 @@ from kdpl.targets import PreparedTarget, Target, TargetValues
 from kdpl.targets.held_out import hold_out
 from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.pool_filter import without_unlike
+from kdpl.targets.student_features import StudentFeatures
 from kdpl.targets.teacher_cache import TeacherCache, open_cache
 
 REMEDY = "remove it, or choose another --out"
@@ -27,12 +28,14 @@ class Plan:
         runs_teacher: Whether steps compute the target from the teacher's predictions.
         teacher_features: The teacher's features of the views that steps see; None without a cache,
             or if no step needs them.
+        student_features: The student's, by a frozen tower; None if it sees images.
     """
 
     pool: UnlabeledPool
     values: TargetValues | None
     runs_teacher: bool
     teacher_features: TeacherCache | None
+    student_features: StudentFeatures | None
 
 
 def prepare_student(
@@ -65,7 +68,12 @@ def prepare_student(
 
     # a prepared target may need no teacher from here on
     runs_teacher = values is None and target.uses_teacher
-    return Plan(inputs.pool, values, runs_teacher, features if runs_teacher else None)
+    teacher_features = features if runs_teacher else None
+
+    # the student's features, of views that need no teacher's predictions
+    stores = inputs.stored_views and values is not None
+    student_features = StudentFeatures.compute(inputs) if stores else None
+    return Plan(inputs.pool, values, runs_teacher, teacher_features, student_features)
 
 
 def _values_of(target: PreparedTarget[Any], inputs: TargetInputs) -> TargetValues | None:

@@ -6,7 +6,7 @@ resumes at the first missing shard. What the features were made of is written be
 those who keep them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -44,8 +44,9 @@ class Work:
         batch_size: Maximum number of views B encoded at a time.
         num_workers: Worker processes that decode.
         rank: This process; it computes every ``world_size``-th shard.
-        mean: Make the first view the evaluation view, and store it and the mean over all views,
-            [n, 2, D], instead of all V random views, [n, V, D].
+        still: Make the first view the evaluation view; otherwise all V views are random.
+        mean: Store the first view and the mean over all views, [n, 2, D], instead of all views,
+            [n, V, D].
     """
 
     images: UnlabeledImages
@@ -54,6 +55,7 @@ class Work:
     num_workers: int
     rank: int = 0
     world_size: int = 1
+    still: bool = False
     mean: bool = False
 
 
@@ -98,6 +100,11 @@ class FeatureStore:
             self._opened[shard] = np.load(self.path(shard), mmap_mode="r")
         return np.array(self._opened[shard][local, row])
 
+    def rows(self, images: npt.NDArray[np.int64], views: Iterable[int]) -> Tensor:
+        """Return the features of a view of each image, by its position, float32 [B, D]."""
+        rows = [self.read(view, image) for image, view in zip(images, views, strict=True)]
+        return torch.from_numpy(np.stack(rows)).float()
+
     def read_all(self) -> npt.NDArray[np.float16]:
         """Read the features of all images, float16 [N, R, D]."""
         return np.concatenate([np.load(path, mmap_mode="r") for path in self.shards])
@@ -116,7 +123,7 @@ class FeatureStore:
             for indices in missing.values()
             for start in range(0, len(indices), at_once)
         )
-        load = partial(_all_views, work.images, views, work.mean)
+        load = partial(_all_views, work.images, views, work.still)
         loader = read_in_workers(load, range(len(work.images)), batches, work.num_workers)
         encoded = (_encode(batch.images, work) for batch in loader)
 
@@ -141,16 +148,13 @@ class FeatureStore:
         return total
 
 
-def _all_views(images: UnlabeledImages, views: int, mean: bool, positions: list[int]) -> Batch:
-    """Make all V views of images, uint8 [n, V, 3, S, S].
-
-    With ``mean``, the first is the view of evaluation, and the others are random.
-    """
+def _all_views(images: UnlabeledImages, views: int, still: bool, positions: list[int]) -> Batch:
+    """Make all V views of images, uint8 [n, V, 3, S, S], with ``still`` as in ``Work``."""
     view, batch = images.view, []
     for i in positions:
         # decode once for all views
         image, index = view.open_image(images.sources[i]), images.index_of(i)
-        made = [to_tensor(resize_and_crop(image, view.resizing))] if mean else []
+        made = [to_tensor(resize_and_crop(image, view.resizing))] if still else []
         made += [view.make(image, view.draw(image, index, n)) for n in range(views - len(made))]
         batch.append(torch.stack(made))
     return Batch(torch.stack(batch))

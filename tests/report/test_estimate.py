@@ -302,7 +302,7 @@ def test_the_command_estimates_a_folder_and_again_and_keeps_the_features(
         assert name in printed
         assert name.replace("'", "&#39;") in page
     assert page.count("<svg") == 1
-    kept = {path: path.stat().st_mtime_ns for path in out.glob("teacher/prepared/*/*.npy")}
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("features/*/*.npy")}
     assert kept
     assert main(options) == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
@@ -311,13 +311,13 @@ def test_the_command_estimates_a_folder_and_again_and_keeps_the_features(
     for path in images.rglob("*.png"):
         os.utime(path, (0, 2e9))
     assert main(options) == 0
-    assert {*out.glob("teacher/prepared/*/*.npy")} == {*kept}
+    assert {*tmp_path.glob("features/*/*.npy")} == {*kept}
     assert capsys.readouterr().out == printed
     # other images under the same names
     for number, path in enumerate(sorted(images.rglob("*.png"))):
         noise(16, 16, seed=number).save(path)
     assert main(options) == 0
-    made = {*out.glob("teacher/prepared/*/*.npy")} - {*kept}
+    made = {*tmp_path.glob("features/*/*.npy")} - {*kept}
     assert {path.name for path in made} == {path.name for path in kept}
     assert not {path.read_bytes() for path in made} & {path.read_bytes() for path in kept}
     assert {path: path.stat().st_mtime_ns for path in kept} == kept

@@ -120,8 +120,11 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
         encoders = self._encoders(inputs)
         of_encoder = {"teacher": tower if pooled else teacher}
         for name in sorted({*encoders} - {"teacher"}):
-            network = load_image_clip(inputs.student if name == "student" else ClipConfig(name))
-            rows = [inputs.features_of(network, images, self.views) for images in lists]
+            if name == "student":
+                rows = [inputs.student_features_of(images, self.views) for images in lists]
+            else:
+                network = load_image_clip(ClipConfig(name))
+                rows = [inputs.features_of(network, images, self.views) for images in lists]
             of_encoder[name] = ImageFeatures(*map(torch.cat, zip(*rows, strict=True)))
         features = [of_encoder[name] for name in encoders]
 
