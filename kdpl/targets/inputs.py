@@ -236,10 +236,12 @@ class TargetInputs:
         if not self.stored_views or views != self.stored_views:
             return self.features_of(load_image_clip(self.student), images, views)
         # a part at a time, as they are of all views
-        store, parts = self.student_store(images, views), []
-        for path in store.shards:
-            for rows in torch.split(torch.from_numpy(np.load(path)).to(self.device), _AT_ONCE):
-                parts.append((normalized(rows[:, 0]), normalized(rows).mean(dim=1)))
+        shards = map(np.load, self.student_store(images, views).shards)
+        parts = [
+            (normalized(rows[:, 0]), normalized(rows).mean(dim=1))
+            for shard in shards
+            for rows in torch.split(torch.from_numpy(shard).to(self.device), _AT_ONCE)
+        ]
         still, mean = map(torch.cat, zip(*parts, strict=True))
         return ImageFeatures(still, normalized(mean))
 
