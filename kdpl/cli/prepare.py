@@ -74,7 +74,8 @@ def prepare(path: str, out: Path, given: Options, classes: ClassOptions) -> Choi
     made_from = _made_from(source, out, classes)
     choice = choose(classes.label_separator is not None)
     # the images may take minutes; their config is not written yet
-    parse_stages(out, choice.completed(given, str(shipped_configs()["data/table"]))[0])
+    options, _ = choice.completed(given, str(shipped_configs()["data/table"]))
+    parse_stages(out, replace(options, settings=[*options.settings, f"--data.root={source}"]))
     pool = survey(str(source), out / DATA_FOLDER, classes)
     return replace(choice.for_pool(pool), path=str(source), made_from=made_from)
 

@@ -63,6 +63,20 @@ def test_a_folder_alone_becomes_a_classifier_and_the_printed_command_resumes_els
     refused(capsys, main(["run", "my pets", *few]), "my pets", "does not exist")
 
 
+def test_a_folder_with_an_untuned_teacher_trains_on_its_validation_images(tmp_path, monkeypatch):
+    image_folder(tmp_path / "pets")
+    (tmp_path / "pets/test").rename(tmp_path / "pets/val")
+    noise(9, 9).save(tmp_path / "pets/val/cat/new.png")
+    monkeypatch.chdir(tmp_path)
+    plans = []
+    monkeypatch.setattr("kdpl.cli.run._carry_out", lambda _, stages, *__: plans.append(stages))
+    assert main(["run", "pets", "--teacher=quickstart", "--teacher=zero_shot"]) == 0
+    labels = plans[0]["student"].data().labels
+    trained = [record.source for record in labels.tuning("labeled")]
+    assert any(source.endswith("val/cat/new.png") for source in trained)
+    assert not labels.tuning("val")
+
+
 def test_an_image_that_was_left_out_is_named_at_each_start_and_its_repair_is_another_run(
     tmp_path, monkeypatch, capsys
 ):
