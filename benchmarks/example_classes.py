@@ -40,7 +40,7 @@ class Without(Reader):
     world: str
     seed: int
 
-    own = False
+    from_user = False
     decoding = PUBLISHED
 
     def read(self) -> Splits:

@@ -56,7 +56,7 @@ class MessyDigits(Reader):
     others: list[str]
     share: float
     missing: int | None = None
-    own = False
+    from_user = False
 
     def read(self) -> Splits:
         """Read the digits, and add the others at the end of the unlabelled ones."""

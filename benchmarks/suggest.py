@@ -60,7 +60,7 @@ class Relabeled(Reader):
 
     world: str
     labels: str
-    own = False
+    from_user = False
 
     def __post_init__(self) -> None:
         self.decoding = WORLDS[self.world].decoding

@@ -35,7 +35,7 @@ class UnevenDigits(Reader):
     """The digits, with one labelled image of five of them, chosen by ``seed``; all training images stay unlabelled."""
 
     seed: int
-    own = False
+    from_user = False
 
     def read(self) -> Splits:
         """Read the digits, and leave out labels."""

@@ -6,23 +6,33 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+# accuracies, with one class an image
+ACC, BASE_ACC, NOVEL_ACC, HM = "acc", "base_acc", "novel_acc", "hm"
+
+# with several labels an image, and the mAP of random predictions
+MAP, BASE_MAP, NOVEL_MAP = "map", "base_map", "novel_map"
+MACRO_F1, MICRO_F1, CHANCE = "macro_f1", "micro_f1", "chance"
+
+# with a tree of classes: images that are right at all of its levels
+LEVEL_PATH = "level_path"
+
 ACCURACY_TITLES = {
-    "acc": "all classes",
-    "base_acc": "base classes",
-    "novel_acc": "novel classes",
-    "hm": "harmonic mean",
+    ACC: "all classes",
+    BASE_ACC: "base classes",
+    NOVEL_ACC: "novel classes",
+    HM: "harmonic mean",
 }
 """Titles of the accuracies that ``DomainAccuracy`` computes."""
 
-ACCURACY_COLUMNS = {"acc": "all", "base_acc": "base", "novel_acc": "novel", "hm": "HM"}
+ACCURACY_COLUMNS = {ACC: "all", BASE_ACC: "base", NOVEL_ACC: "novel", HM: "HM"}
 """Short titles of the same accuracies, for columns."""
 
 MULTILABEL_COLUMNS = {
-    "map": "mAP",
-    "base_map": "base mAP",
-    "novel_map": "novel mAP",
-    "macro_f1": "macro F1",
-    "micro_f1": "micro F1",
+    MAP: "mAP",
+    BASE_MAP: "base mAP",
+    NOVEL_MAP: "novel mAP",
+    MACRO_F1: "macro F1",
+    MICRO_F1: "micro F1",
 }
 """Short titles of the metrics for several labels per image."""
 
@@ -33,6 +43,7 @@ TRAIN_LOSS = "train/loss"
 IMAGES_PER_SECOND = "train/images_per_s"
 DATA_WAIT = "train/data_wait"
 POOL_KEPT = "pool/kept"
+TEST_CHOICE = "choice/test_base_acc"
 
 # agreement of student and target on unseen images, and their number (kdpl.targets.fidelity)
 FIDELITY, TARGET_KL, UNSEEN = "val/fidelity", "val/kl", "pool/unseen"
@@ -53,6 +64,11 @@ def val_key(accuracy: str) -> str:
 def test_key(accuracy: str) -> str:
     """Return the logged name of an accuracy on test images."""
     return f"test/{accuracy}"
+
+
+def level_accuracy(level: int) -> str:
+    """Return the name of the accuracy at a level of a tree of classes."""
+    return f"level_{level}_acc"
 
 
 class DomainAccuracy(Metric):
@@ -92,9 +108,9 @@ class DomainAccuracy(Metric):
         """Return ``acc`` and, with a base/novel split, ``base_acc``, ``novel_acc`` and ``hm``."""
         overall, base, novel = self.correct / self.total
         if self.num_base is None:
-            return {"acc": overall}
+            return {ACC: overall}
         mean = harmonic_mean(base, novel)
-        return {"acc": overall, "base_acc": base, "novel_acc": novel, "hm": mean}
+        return {ACC: overall, BASE_ACC: base, NOVEL_ACC: novel, HM: mean}
 
 
 def harmonic_mean(base: Tensor, novel: Tensor) -> Tensor:

@@ -325,10 +325,10 @@ def build_task(name: str, **settings: Any) -> Task:
 
     kinds = plugins.load_all("tasks")
     if name not in kinds:
-        known = ", ".join([MULTI_CLASS.name, *kinds])
+        names = ", ".join([MULTI_CLASS.name, *kinds])
         raise ConfigError(
             f"task {name!r} is not installed, which these labels are for: install its package, or "
-            f"use labels for {known}"
+            f"use labels for {names}"
         )
     task: Task = kinds[name](**settings)
     return task

@@ -16,7 +16,7 @@ TAXONOMY = Path(__file__).parent / "characters.csv"
 class Characters(Reader):
     """The images of both; there is nothing to set."""
 
-    own = False
+    from_user = False
     decoding = PUBLISHED
 
     def read(self) -> Splits:

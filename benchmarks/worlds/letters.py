@@ -38,7 +38,7 @@ _Pixels = npt.NDArray[np.floating[Any]]
 class Letters(Reader):
     """The letters; there is nothing to set."""
 
-    own = False
+    from_user = False
     decoding = PUBLISHED
 
     def read(self) -> Splits:

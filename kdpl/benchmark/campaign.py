@@ -152,10 +152,10 @@ class Campaign(_Settings):
                 if not getattr(self, key):
                     raise ValueError(f"protocol {protocol} needs {key}: add '{key}:'")
         for names in (self.datasets, self.variants):
-            if len({dataset_name(each) for each in names}) < len(names):
+            if len(set(map(dataset_name, names))) < len(names):
                 raise ValueError("two datasets have one name: rename a config file")
-        # with few_shot, each number of shots is a place of its own
-        places = [(each, n) for each in self.protocols for n in self.shots_of(each)]
+        # with few_shot, each number of shots is a setting of its own
+        settings = [(name, n) for name in self.protocols for n in self.shots_of(name)]
         for name, row in self.rows.items():
             if not re.fullmatch(r"[\w-]+", name):
                 raise ValueError(f"row {name!r} names a folder: use letters, digits, _ and -")
@@ -166,7 +166,8 @@ class Campaign(_Settings):
                     f"row {name!r} is of {row.of!r}, which is not the row of a "
                     "teacher: name one of those"
                 )
-            if any(row.runs(*place) and not self.rows[row.of].runs(*place) for place in places):
+            teacher = self.rows[row.of]
+            if any(row.runs(*s) and not teacher.runs(*s) for s in settings):
                 raise ValueError(
                     f"row {name!r} is run where its teacher {row.of!r} is not: give both the same"
                 )
@@ -190,19 +191,21 @@ class Campaign(_Settings):
 
         All rows stay, since those chosen may need them.
         """
-        known = {
+        options = {
             "dataset": (*self.datasets, *self.variants),
             "seed": self.seeds,
             "row": tuple(self.rows),
         }
         for kind, wanted in {"dataset": datasets, "seed": seeds, "row": rows}.items():
-            for each in wanted:
-                if each not in known[kind]:
-                    choice = ", ".join(map(str, known[kind]))
-                    raise ConfigError(f"{kind} {each} is not in the campaign: choose from {choice}")
+            for value in wanted:
+                if value not in options[kind]:
+                    choice = ", ".join(map(str, options[kind]))
+                    raise ConfigError(
+                        f"{kind} {value} is not in the campaign: choose from {choice}"
+                    )
         chosen = {"datasets": datasets, "variants": datasets, "seeds": seeds}
         parts = {
-            key: tuple(each for each in getattr(self, key) if not wanted or each in wanted)
+            key: tuple(value for value in getattr(self, key) if not wanted or value in wanted)
             for key, wanted in chosen.items()
         }
         return self.model_copy(update=parts)
@@ -210,13 +213,13 @@ class Campaign(_Settings):
     def config_files(self) -> list[str]:
         """Return all config files that the campaign names, also of its datasets."""
         datasets = [*self.datasets, *self.variants, *filter(None, [self.source])]
-        files, names = list(self.configs), {dataset_name(each) for each in datasets}
+        files, names = list(self.configs), set(map(dataset_name, datasets))
         for row in self.rows.values():
             files += row.configs
         for exception in self.per_dataset:
             files += [*exception.teacher, *exception.student]
             # the config of an exception for a misspelt dataset does not exist
-            datasets += [each for each in exception.datasets if each not in names]
+            datasets += [name for name in exception.datasets if name not in names]
         return [*map(config_of, datasets), *files]
 
 
@@ -233,8 +236,8 @@ def dataset_name(dataset: str) -> str:
 def read_campaign(file: Path) -> Campaign:
     """Read a campaign's file; a ConfigError if it, or one that it names, is missing or invalid."""
     campaign = parse_campaign(read_config(str(file)), file)
-    for each in campaign.config_files():
-        read_config(each)
+    for config in campaign.config_files():
+        read_config(config)
     return campaign
 
 
@@ -244,9 +247,12 @@ def parse_campaign(content: dict[str, Any], file: Path) -> Campaign:
         return Campaign.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        own = first["type"] == "value_error"
-        fault = (
-            f"{place} {first['ctx']['error']}" if own else f"{place}: {first['msg']}, correct it"
+        key = ".".join(map(str, first["loc"]))
+        # errors of a validator say what to do
+        says_remedy = first["type"] == "value_error"
+        problem = (
+            f"{key} {first['ctx']['error']}"
+            if says_remedy
+            else f"{key}: {first['msg']}, correct it"
         )
-        raise ConfigError(f"campaign {file}: {fault.strip()}") from error
+        raise ConfigError(f"campaign {file}: {problem.strip()}") from error

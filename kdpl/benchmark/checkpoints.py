@@ -208,10 +208,10 @@ class TakeOver(Callback):
         not_in_clip = require_same_clip(published, states, math.log(module.logit_scale))
         unknown = sorted({*published.unknown, *not_in_clip})
         if unknown:
-            few = ", ".join(unknown[:_NAMES_SHOWN])
+            shown = ", ".join(unknown[:_NAMES_SHOWN])
             warn(
                 f"left out of {published.file}, because they have no place here: {len(unknown)} "
-                f"tensors ({few}{', …' if len(unknown) > _NAMES_SHOWN else ''})"
+                f"tensors ({shown}{', …' if len(unknown) > _NAMES_SHOWN else ''})"
             )
 
     @torch.no_grad()

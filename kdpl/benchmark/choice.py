@@ -10,6 +10,7 @@ from kdpl.data.batches import EvaluationBatch
 from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
 from kdpl.errors import ConfigError, DataError
+from kdpl.metrics import ACC, BASE_ACC, TEST_CHOICE
 from kdpl.module import ClassifyingModule
 from kdpl.runtime.messages import inform, warn
 from kdpl.tasks import require_one_class
@@ -57,7 +58,7 @@ class BestOnBaseTest(Callback):
         """Test this epoch's weights; after the last epoch restore the best ones."""
         # keep the best weights so far
         accuracy = _base_accuracy(trainer, cast(ClassifyingModule, pl_module), self._test_images)
-        pl_module.log("choice/test_base_acc", accuracy)
+        pl_module.log(TEST_CHOICE, accuracy)
         if accuracy > self.accuracy:
             self.accuracy, self.epoch = accuracy, trainer.current_epoch
             self.weights = {
@@ -95,4 +96,4 @@ def _base_accuracy(
     module.train()
 
     values = metric.compute()
-    return float(values.get("base_acc", values["acc"]))
+    return float(values.get(BASE_ACC, values[ACC]))

@@ -46,7 +46,7 @@ class Benchmark:
 class BenchmarkSet(Reader):
     """A dataset of the benchmark, a key of ``BENCHMARKS``, below the ``root`` of all datasets."""
 
-    own = False
+    from_user = False
     decoding = PUBLISHED
 
     def __init__(self, name: str, root: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdpl.benchmark.steps import RESULT_FILE, CampaignStep, Result
-from kdpl.metrics import test_key
+from kdpl.metrics import ACC, test_key
 from kdpl.runtime import plugins, run_folder, slurm
 from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.files import read_json, write_text
@@ -162,7 +162,7 @@ def _save_probe(
     There is none without labels, of other classes than the labels', or of several labels an image.
     """
     labelled = result.protocol in ("few_shot", "base_to_novel") and result.setting != "shots_0"
-    labelled = labelled and test_key("acc") in result.metrics
+    labelled = labelled and test_key(ACC) in result.metrics
     if not labelled or "compare" not in plugins.paths("commands"):
         return
     # the labels that a student may see are its teacher's
@@ -171,8 +171,8 @@ def _save_probe(
     data, seed = labels["data"], labels["seed_everything"]
     same = {"clip": clip, "features": PROBE_FEATURES, "data": data, "seed": seed}
     for file in step.folder.parent.glob(f"*/{PROBE_FOLDER}/*/{RESULT_FILE}"):
-        about = read_json(file.with_name(PROBE_FILE))
-        if same == {name: about.get(name) for name in same}:
+        origin = read_json(file.with_name(PROBE_FILE))
+        if same == {name: origin.get(name) for name in same}:
             return
     if command(["compare", str(step.folder), "--trust"], step.log) in _INTERRUPTED:
         raise KeyboardInterrupt

@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 from kdpl.benchmark.campaign import Campaign, CampaignRow, dataset_name
 from kdpl.benchmark.steps import Result, shots_of
-from kdpl.metrics import test_key
+from kdpl.metrics import ACC, BASE_ACC, HM, NOVEL_ACC, test_key
 
 AVERAGE = "average"
 
-_ACCURACY = test_key("acc")
-_BASE, _NOVEL, _HM = map(test_key, ("base_acc", "novel_acc", "hm"))
+_ACCURACY = test_key(ACC)
+_BASE, _NOVEL, _HM = map(test_key, (BASE_ACC, NOVEL_ACC, HM))
 _BASE_TO_NOVEL = {_BASE: "base", _NOVEL: "novel", _HM: "HM"}
 _TITLES = {
     "few_shot": "Few-shot",
@@ -154,12 +154,12 @@ class _Maker:
         self.rows = dict(campaign.rows)
         for name in self.probes:
             runs = [r for r in results if r.row == name]
-            about = {
+            row = {
                 "teacher": name,
                 "protocols": [*{r.protocol for r in runs}],
                 "shots": [*{shots_of(r.setting) for r in runs if r.setting}],
             }
-            self.rows[name] = CampaignRow.model_validate(about)
+            self.rows[name] = CampaignRow.model_validate(row)
         self.results = [r for r in results if r.row in self.rows]
         # accuracies in %, of each cell by seed
         self.figures = defaultdict[tuple[str, ...], dict[int, Figures]](dict)

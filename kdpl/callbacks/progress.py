@@ -10,12 +10,12 @@ from rich import get_console
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
-from kdpl.metrics import DATA_WAIT, IMAGES_PER_SECOND, TRAIN_LOSS, val_key
+from kdpl.metrics import ACC, DATA_WAIT, HM, IMAGES_PER_SECOND, TRAIN_LOSS, val_key
 
 _NAMES = {
     TRAIN_LOSS: "loss",
-    val_key("acc"): "acc",
-    val_key("hm"): "HM",
+    val_key(ACC): "acc",
+    val_key(HM): "HM",
     IMAGES_PER_SECOND: "img/s",
     DATA_WAIT: "wait",
 }

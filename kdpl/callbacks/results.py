@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from kdpl.data.domain import domain_of
+from kdpl.metrics import test_key
 from kdpl.module import ClassifyingModule, EvalOutput
 from kdpl.runtime.predictions import ImagePrediction, write_predictions, write_results
 
@@ -64,7 +65,9 @@ class SaveTestResults(Callback):
             ]
             # the accuracies, for teardown
             metrics = {
-                k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")
+                name: float(value)
+                for name, value in trainer.callback_metrics.items()
+                if name.startswith(test_key(""))
             }
             if data.splits.held_out:
                 metrics["held_out"] = True

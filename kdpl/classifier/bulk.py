@@ -58,7 +58,7 @@ def to_row(task: Task, path: str, predicted: Predicted | DataError, names: Seque
         return {**row, "error": str(predicted)}
     if "embedding" in row:
         # as many digits as float32 has
-        row["embedding"] = [round(each, 7) for each in predicted.embedding.tolist()]
+        row["embedding"] = [round(value, 7) for value in predicted.embedding.tolist()]
     return row | task.cells(predicted, names)
 
 

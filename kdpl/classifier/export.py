@@ -144,6 +144,6 @@ def compare(
     for batch in torch.split(images, _CHECKED_AT_ONCE):
         expected, exported = graph(batch), run(as_input(batch, input_type))
         same += int(classifier.task.same(expected[0], exported[0]).sum())
-        for one, other in zip(expected, exported, strict=True):
-            largest = torch.maximum(largest, (one - other).abs().max())  # NaN stays NaN
+        for outputs in zip(expected, exported, strict=True):
+            largest = torch.maximum(largest, torch.sub(*outputs).abs().max())  # NaN stays NaN
     return Difference(len(images), same, float(largest))

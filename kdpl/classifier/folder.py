@@ -91,9 +91,12 @@ class Stored(NamedTuple):
         """Write a folder atomically, replacing a classifier; an ArtifactError for other folders."""
         # replace nothing but a classifier
         existing = list(folder.iterdir()) if folder.is_dir() else []
-        is_own = (folder / _CONFIG).exists()
-        own = {path for path in existing if path.suffix in _ENDINGS or path.name == "README.md"}
-        foreign = [path.name for path in existing if not (is_own and path in own)]
+        is_classifier = (folder / _CONFIG).exists()
+        foreign = [
+            path.name
+            for path in existing
+            if not (is_classifier and (path.suffix in _ENDINGS or path.name == "README.md"))
+        ]
         if foreign:
             raise ArtifactError(
                 f"{folder} holds other things than a classifier ({visible(min(foreign))}) that "

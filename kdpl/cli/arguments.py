@@ -48,11 +48,11 @@ class Rule:
 
     Attributes:
         make: Makes the rule; None if none of these options is given.
-        given: The options, as text.
+        text: The options as they were given.
     """
 
     make: MakeRule | None = None
-    given: str = ""
+    text: str = ""
 
     def of(self, classifier: "Classifier", top_k: int = 1) -> "DecisionRule":
         """Return the rule for a classifier; a ConfigError if ``top_k`` would cut its sets."""
@@ -60,7 +60,7 @@ class Rule:
 
         rule = self.make(classifier) if self.make is not None else DecisionRule()
         if rule.fixes_names and top_k > 1:
-            raise ConfigError(f"{self.given} decides what an image's row names: leave out --top-k")
+            raise ConfigError(f"{self.text} decides what an image's row names: leave out --top-k")
         return rule
 
 
@@ -114,25 +114,25 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     if hands_on:
         options[_SETTINGS] = unknown
     if _RULE in parameters:
-        rule, *more_rules = [Rule(*made) for made in _made(options, _RULE)] or [Rule()]
+        rule, *more_rules = [Rule(*pair) for pair in _made_of_options(options, _RULE)] or [Rule()]
         if more_rules:
             raise ConfigError(
-                f"{rule.given} and {more_rules[0].given} each decide what is predicted: give one"
+                f"{rule.text} and {more_rules[0].text} each decide what is predicted: give one"
             )
         options[_RULE] = rule
     if _OBSERVERS in parameters:
-        options[_OBSERVERS] = [make for make, _ in _made(options, _OBSERVERS)]
+        options[_OBSERVERS] = [make for make, _ in _made_of_options(options, _OBSERVERS)]
     return options
 
 
 def build_parser(command: Command, prog: str) -> Parser:
     """Build the parser of a command; see ``parse``."""
     docs = parse_docstring(inspect.getdoc(command) or "")
-    about = filter(None, (docs.short_description, docs.long_description))
+    descriptions = filter(None, (docs.short_description, docs.long_description))
     parser = Parser(
         prog=prog,
         allow_abbrev=False,
-        description="\n\n".join(about),
+        description="\n\n".join(descriptions),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_arguments(parser, command)
@@ -184,20 +184,20 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _made(options: dict[str, Any], parameter: str) -> list[tuple[Any, str]]:
+def _made_of_options(options: dict[str, Any], parameter: str) -> list[tuple[Any, str]]:
     """Take plugins' options out; return what each makes of those that are given, and their text."""
-    made = []
+    results = []
     for function in plugins.load_all(_GROUPS[parameter]).values():
         parameters = inspect.signature(function).parameters
         values = {name: options.pop(name) for name in parameters}
-        given = [
+        texts = [
             _option(name) + ("" if value is True else f" {value}")
             for name, value in values.items()
             if value != parameters[name].default
         ]
-        if given:
-            made.append((function(**values), " ".join(given)))
-    return made
+        if texts:
+            results.append((function(**values), " ".join(texts)))
+    return results
 
 
 def require_settings(command: str, of: str, settings: Sequence[str]) -> None:

@@ -86,30 +86,30 @@ class Choice:
         """Return the choice without a search if the images to distil on are too few for one."""
         return replace(self, search=self.search and images >= _POOL_TO_SEARCH)
 
-    def completed(self, given: Options, data: str) -> tuple[Options, list[str]]:
-        """Return the options of the run, where those that are given win, and the reasons."""
-        names = given.names_set()
+    def completed(self, options: Options, data: str) -> tuple[Options, list[str]]:
+        """Return the options of the run, where the user's win, and the reasons for the others."""
+        names = options.names_set()
         trainer = [] if any(name == "trainer.accelerator" for name in names) else self.trainer
         target = [] if any(name.startswith("model.target") for name in names) else [self.target]
         reasons = dict(self.reasons)
-        if self.search and given.student and not given.search:
+        if self.search and options.student and not options.search:
             reasons["search"] = (
                 "no search, since you give --student: add --search to choose what of it is trained"
             )
-        options = replace(
-            given,
-            config=[data, *trainer, *given.config],
-            teacher=given.teacher or self.teacher,
-            student=[*(given.student or self.student), *target],
-            search=given.search or (self.search and not given.student),
+        completed = replace(
+            options,
+            config=[data, *trainer, *options.config],
+            teacher=options.teacher or self.teacher,
+            student=[*(options.student or self.student), *target],
+            search=options.search or (self.search and not options.student),
         )
-        chosen = {
+        is_chosen = {
             "trainer": trainer,
-            "models": not (given.teacher and given.student),
+            "models": not (options.teacher and options.student),
             "target": target,
-            "search": self.search and not given.search,
+            "search": self.search and not options.search,
         }
-        return options, [why for name, why in reasons.items() if chosen[name]]
+        return completed, [why for name, why in reasons.items() if is_chosen[name]]
 
 
 def print_choice(path: str, reasons: Sequence[str]) -> None:
@@ -126,8 +126,8 @@ def choose(several_labels: bool) -> Choice:
     # hardware
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     trainer = ["trainer/gpu", *["trainer/ddp"] * (gpus > 1)] if gpus else ["trainer/cpu"]
-    found = f"{gpus} GPUs were found" if gpus > 1 else f"{'a' if gpus else 'no'} GPU was found"
-    reasons = {"trainer": f"{', '.join(trainer)}: {found}"}
+    hardware = f"{gpus} GPUs were found" if gpus > 1 else f"{'a' if gpus else 'no'} GPU was found"
+    reasons = {"trainer": f"{', '.join(trainer)}: {hardware}"}
 
     # models
     published = ("ViT-L-14-quickgelu", "ViT-B-16-quickgelu")
@@ -140,7 +140,7 @@ def choose(several_labels: bool) -> Choice:
             models = ["quickstart", "zero_shot"], ["quickstart_timm_64"]
         why = (
             "miniature CLIPs, which know digits and letters and LITTLE ELSE, since "
-            + ("the published weights are not cached and cannot be fetched" if gpus else found)
+            + ("the published weights are not cached and cannot be fetched" if gpus else hardware)
             + "; for photographs give --teacher promptsrc_vit_l14 --student promptkd_vit_b16"
         )
     else:

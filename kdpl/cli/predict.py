@@ -76,7 +76,7 @@ def predict(
     sources = find_sources(images, Path(list) if list is not None else None)
     folders = filter(Path.is_dir, map(Path, images))
     files = {file for folder in folders for file in walk(folder, lambda _: True)}
-    others = count_suffixes(sorted(files.difference(sources)))
+    passed_over = count_suffixes(sorted(files.difference(sources)))
 
     # load the classifier, and predict image by image
     from kdpl.classifier import PredictOptions
@@ -92,6 +92,6 @@ def predict(
         bulk.print()
     else:
         bulk.write(table)
-    if others:
-        print(f"not images, and passed over: {others}", file=sys.stderr)
+    if passed_over:
+        print(f"not images, and passed over: {passed_over}", file=sys.stderr)
     return 0

@@ -27,8 +27,8 @@ _CHOICE = "choice.json"
 _DEPTHS = ("model.init_args.vision_prompts.depth", "model.init_args.text_prompts.depth")
 
 
-def complete(path: str, out: Path, given: Options, classes: ClassOptions) -> Options:
-    """Survey images, choose what is not given, and print it; a run that resumes reads both."""
+def complete(path: str, out: Path, options: Options, classes: ClassOptions) -> Options:
+    """Survey images, choose the missing options, and print them; a run that resumes reads both."""
     folder, source, first = out / DATA_FOLDER, absolute(path), process_rank() == 0
     try:
         choice = Choice(**read_json(folder / _CHOICE))
@@ -44,7 +44,7 @@ def complete(path: str, out: Path, given: Options, classes: ClassOptions) -> Opt
             "--config"
         )
     if choice is None:
-        choice = prepare(path, out, given, classes)
+        choice = prepare(path, out, options, classes)
         write_json(folder / _CHOICE, asdict(choice))
     elif choice.path != str(source):
         raise ConfigError(f"{out} is a run of {choice.path}, not of {path}: choose another --out")
@@ -61,21 +61,21 @@ def complete(path: str, out: Path, given: Options, classes: ClassOptions) -> Opt
             inform(f"files of {path} were touched since {out} was begun, the last one {newest}")
         if first:
             print_left_out(folder)
-    options, reasons = choice.completed(given, str(folder / CONFIG))
+    completed, reasons = choice.completed(options, str(folder / CONFIG))
     if first:
         print_choice(path, reasons)
-        print(f"the same command in full:\n  {given.way_here()}{options.in_full(out)}")
-    return options
+        print(f"the same command in full:\n  {options.way_here()}{completed.in_full(out)}")
+    return completed
 
 
-def prepare(path: str, out: Path, given: Options, classes: ClassOptions) -> Choice:
+def prepare(path: str, out: Path, options: Options, classes: ClassOptions) -> Choice:
     """Survey images and choose; settings that no stage takes are refused before."""
     source = absolute(path)
     made_from = _made_from(source, out, classes)
     choice = choose(classes.label_separator is not None)
     # the images may take minutes; their config is not written yet
-    options, _ = choice.completed(given, str(shipped_configs()["data/table"]))
-    parse_stages(out, replace(options, settings=[*options.settings, f"--data.root={source}"]))
+    table = choice.completed(options, str(shipped_configs()["data/table"]))[0]
+    parse_stages(out, replace(table, settings=[*table.settings, f"--data.root={source}"]))
     pool = survey(str(source), out / DATA_FOLDER, classes)
     return replace(choice.for_pool(pool), path=str(source), made_from=made_from)
 

@@ -98,8 +98,8 @@ def run(
 
     # find the configs, and parse the settings of each stage
     stages = parse_stages(folder, options)
-    about = {"configs": options.files(), "seed": seed, "settings": settings}
-    _carry_out(folder, stages, _steps(folder, stages, options.search), about)
+    record = {"configs": options.files(), "seed": seed, "settings": settings}
+    _carry_out(folder, stages, _steps(folder, stages, options.search), record)
     return 0
 
 
@@ -107,7 +107,7 @@ def _carry_out(
     folder: Path,
     stages: "Mapping[str, KdplCLI]",
     steps: Sequence[LocalStep],
-    about: Mapping[str, Any],
+    record: Mapping[str, Any],
 ) -> None:
     from rich.console import Console
 
@@ -134,7 +134,7 @@ def _carry_out(
         for stage in stages.values():
             stage.check_all()
         if first and unfinished:
-            write_json(folder / RUN_FILE, about)
+            write_json(folder / RUN_FILE, record)
         # do what is missing
         console = Console(quiet=not first)
         for number, step in enumerate(steps, start=1):
@@ -154,8 +154,8 @@ def _carry_out(
             summarize(console, folder, nothing_done=not unfinished)
 
 
-def _require_options(needed: Mapping[str, Any], classes: ClassOptions) -> None:
-    missing = ", ".join(option for option, value in needed.items() if not value)
+def _require_options(required: Mapping[str, Any], classes: ClassOptions) -> None:
+    missing = ", ".join(option for option, value in required.items() if not value)
     if missing:
         raise ConfigError(
             f"run lacks {missing}: give the folder of your images, as in python -m kdpl run "

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from kdpl.metrics import SUMMARY_COLUMNS, test_key
+from kdpl.metrics import CHANCE, MAP, NOVEL_ACC, NOVEL_MAP, SUMMARY_COLUMNS, test_key
 from kdpl.runtime.advice import command
 from kdpl.runtime.files import write_json
 from kdpl.runtime.predictions import read_results
@@ -65,20 +65,20 @@ def _table(results: Mapping[str, dict[str, float]]) -> Any:
     first = next(iter(results.values()))
     held_out = ", held out of the labelled ones" if first.get("held_out") else ""
     transductive = "transductive: unlabelled images of novel classes were seen in distillation"
-    metrics = "mAP and F1" if test_key("map") in first else "accuracy"
+    metrics = "mAP and F1" if test_key(MAP) in first else "accuracy"
     table = Table(
         title=f"{metrics} on {first['images']:.0f} test images{held_out}, %",
         title_justify="left",
         caption=transductive
-        if {test_key("novel_acc"), test_key("novel_map")} & columns.keys()
+        if {test_key(NOVEL_ACC), test_key(NOVEL_MAP)} & columns.keys()
         else None,
         caption_justify="left",
     )
     table.add_column("")
     for title in columns.values():
         table.add_column(title, justify="right")
-    if test_key("chance") in first:
-        chance = {key: first[key.replace("map", "chance")] for key in columns if "map" in key}
+    if test_key(CHANCE) in first:
+        chance = {key: first[key.replace(MAP, CHANCE)] for key in columns if MAP in key}
         results = {"chance": chance, **results}
     for title, row in results.items():
         table.add_row(title, *(f"{100 * row[key]:.1f}" if key in row else "" for key in columns))

@@ -191,17 +191,17 @@ class KdplCLI(LightningCLI):
                 check(section.as_dict().get("init_args", {}), data())
 
     def _choose_checkpoint(self) -> str | None:
-        folder, given = self.folder, self.config.ckpt_path
+        folder, chosen = self.folder, self.config.ckpt_path
         last = folder / LAST
-        if given is None and not last.is_file():
+        if chosen is None and not last.is_file():
             if self.command == "fit" and process_rank() == 0:
                 # these metrics are from an earlier start that is not resumed
                 (folder / METRICS_FILE).unlink(missing_ok=True)
             return None
-        require_intact(Path(given or last))
-        if given is None:
+        require_intact(Path(chosen or last))
+        if chosen is None:
             inform(f"{'resuming from' if self.command == 'fit' else 'using'} {last}")
-        return str(given or last)
+        return str(chosen or last)
 
     def require_stage(self, stage: type[LightningModule], name: str) -> None:
         """Refuse settings that are not those of a stage, whose folder of configs has this name."""
@@ -245,11 +245,11 @@ class KdplCLI(LightningCLI):
         elif SLURMEnvironment.detect():
             started_by = SLURMEnvironment(auto_requeue=False)
             plugins = [*plugins, started_by]
-        made = super().instantiate_trainer(plugins=[*plugins, CheckpointFiles()], **kwargs)
+        instance = super().instantiate_trainer(plugins=[*plugins, CheckpointFiles()], **kwargs)
         if started_by is not None:
             # Lightning asks this later, and of a single device never
-            started_by.validate_settings(made.num_devices, made.num_nodes)
-        return made
+            started_by.validate_settings(instance.num_devices, instance.num_nodes)
+        return instance
 
     def execute(self) -> None:
         """Build the stage and run the command, unless its run is finished."""

@@ -40,12 +40,12 @@ def hint_of(message: str, options: Sequence[str]) -> str:
     if named is None:
         return ""
     name = ".".join(filter(None, named.groups()))
-    given = [(arg[2:].partition("=")[0], "on the command line") for arg in options]
+    user_settings = [(arg[2:].partition("=")[0], "on the command line") for arg in options]
     for file in config_files(options):
-        given += [(key, f"in {file}") for key in flatten(read_config(file))]
+        user_settings += [(key, f"in {file}") for key in flatten(read_config(file))]
     # the end of a setting's path, below which there may be more
     wrong = re.compile(rf"(.*\.)?{re.escape(name)}(?=\.|$)")
-    matches = ((wrong.match(key), where) for key, where in given)
+    matches = ((wrong.match(key), where) for key, where in user_settings)
     path, *hints = next(((match[0], where) for match, where in matches if match), (name,))
     near = _MEANT.get(name.rpartition(".")[2]) or _nearest(path)
     if near is not None and near.replace(".init_args", "") != path.replace(".init_args", ""):

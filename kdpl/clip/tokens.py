@@ -24,8 +24,8 @@ class Tokenizer:
     def start(self) -> int:
         """Position of a text's first token: 1 after a start token, as CLIP's, 0 without one."""
         # the first position at which two one-word texts differ
-        one, other = self(["a", "photo"])
-        return int((one != other).nonzero()[0])
+        first, second = self(["a", "photo"])
+        return int((first != second).nonzero()[0])
 
     @cached_property
     def _padding(self) -> int:

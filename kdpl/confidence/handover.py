@@ -53,7 +53,8 @@ def make_companions(trainer: Trainer, classifier: Classifier) -> list[Companion]
         trainer.global_step > 0,
     )
     kinds = (kind for kind in companion_kinds().values() if issubclass(kind, LearnedCompanion))
-    return [made for kind in kinds if (made := kind.made_from(outputs)) is not None]
+    companions = [kind.made_from(outputs) for kind in kinds]
+    return [companion for companion in companions if companion is not None]
 
 
 def on_validation_images(

@@ -14,7 +14,7 @@ from kdpl.confidence.taxonomy.scores import FILE
 from kdpl.confidence.taxonomy.tree import Taxonomy
 from kdpl.data.sampling import spread
 from kdpl.errors import KdplError
-from kdpl.metrics import test_key
+from kdpl.metrics import LEVEL_PATH, level_accuracy, test_key
 from kdpl.report.accuracy import with_thumbnails
 from kdpl.report.charts import line_chart
 from kdpl.report.cost import device
@@ -170,7 +170,7 @@ def tree(run: Run) -> dict[str, Any] | None:
     _ = run.main.predictions  # an ArtifactError, in place of the section, if it was not tested
     # accuracies at each level, and of whole paths
     levels = range(1, len(Taxonomy.read(file, run.vectors.class_names).nodes) + 1)
-    rows = {f"level {level}": f"level_{level}_acc" for level in levels} | {"path": "level_path"}
+    rows = {f"level {level}": level_accuracy(level) for level in levels} | {"path": LEVEL_PATH}
     accuracies = {title: dict[str, Any]() for title in rows}
     for (title, name), (model, stage) in product(rows.items(), run.stages.items()):
         if (value := stage.results.get(test_key(name))) is not None:

@@ -137,10 +137,10 @@ class Unknown(Float32Module, LearnedCompanion):
             return None
         features = torch.stack([predicted.embedding for predicted in outputs.kept])
         vectors, scale, images = outputs.vectors.vectors, outputs.logit_scale, outputs.validation
-        made = cls.fit(features, vectors, scale, *distant_words(outputs.folder, outputs.vectors))
+        unknown = cls.fit(features, vectors, scale, *distant_words(outputs.folder, outputs.vectors))
         if images is None:
-            return made
-        return made.calibrated(images.features, vectors, scale, images.labels)
+            return unknown
+        return unknown.calibrated(images.features, vectors, scale, images.labels)
 
     @classmethod
     def fit(

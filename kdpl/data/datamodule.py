@@ -160,7 +160,7 @@ class DomainDataModule(LightningDataModule):
         self.protocol = protocol
         self.shots = shots
         if val_shots == "auto":
-            val_shots = None if reader.own else _VAL_SHOTS
+            val_shots = None if reader.from_user else _VAL_SHOTS
         self.val_shots = val_shots
         self.train_on_val = train_on_val
         self.unlabeled_share = unlabeled_share
@@ -241,14 +241,14 @@ class DomainDataModule(LightningDataModule):
             if prepared:
                 cached, epochs = self._needs.features, self._trainer.max_epochs
                 # with as many views as epochs, each sees new ones
-                few = cached and not (epochs and 0 <= epochs <= cached.views)
-                made = "one in each epoch"
-                if cached and few:
-                    made = f"{cached.views} of each"
+                repeat = cached and not (epochs and 0 <= epochs <= cached.views)
+                views = "one in each epoch"
+                if cached and repeat:
+                    views = f"{cached.views} of each"
                 if self._needs.stored_views:
-                    made = f"{self._needs.stored_views} of each, stored"
+                    views = f"{self._needs.stored_views} of each, stored"
                 origin |= {
-                    "views": made,
+                    "views": views,
                     "seed of the views": cached.view_seed if cached else self.seed,
                     "images held out": len(self.training_pool.held_out),
                     "images to distil on": digest([self.training_pool.train.tobytes()]),

@@ -58,16 +58,16 @@ def layout_of(top: Path, class_names: str | None = None) -> list[Part]:
         if path.name.lower() == name
     ]
     tops = {part.top for part in named}
-    others = [path for path in folders if named and path not in tops and any(walk(path))]
-    beside = Part("train", top, others)
+    unnamed = [path for path in folders if named and path not in tops and any(walk(path))]
+    beside = Part("train", top, unnamed)
     listed = read_class_mapping(Path(class_names), (), complete=False) if class_names else ()
     counts = Counter(chain(listed, *(part.classes for part in (beside, *named))))
     shared = [part for part in (beside, *named) if any(counts[name] > 1 for name in part.classes)]
     filled = [part for part in named if any(any(walk(path)) for path in part.folders)]
     # nobody has validation images alone: valid beside invalid is a class
-    alone = [part for part in filled if len(others) == 1 and part.split != "val"]
+    filled_pair = [part for part in filled if len(unnamed) == 1 and part.split != "val"]
 
-    parts = [part for part in named if not others or part in shared or part in alone]
+    parts = [part for part in named if not unnamed or part in shared or part in filled_pair]
     if not parts or (beside in shared and all(part.split != "train" for part in parts)):
         tops = {part.top for part in parts}
         parts.insert(0, Part("train", top, [path for path in folders if path not in tops]))

@@ -36,10 +36,10 @@ class Reading:
         self._same = 0
 
     @property
-    def looks(self) -> bool:
+    def scans(self) -> bool:
         """True if all images are checked before a fit, and copies of ``OwnImages`` left out."""
         scan = self.options.scan
-        return self.reader.own if scan is None else scan
+        return self.reader.from_user if scan is None else scan
 
     @property
     def _skips(self) -> bool:
@@ -63,7 +63,7 @@ class Reading:
                     f"{example}"
                 )
             splits = _leave_out(splits, named)
-        if self.reader.own:
+        if self.reader.from_user:
             require_apart(splits)
         return splits
 
@@ -134,7 +134,7 @@ class Reading:
         A test takes the result of its fit. A fit, which ``trains``, looks at changed files again;
         DataError if they have other contents than when it began.
         """
-        if not self.looks or self._checked is not None:
+        if not self.scans or self._checked is not None:
             return self._checked
         # whether an image can be used depends on these
         decoding, measured = self.reader.decoding, self._measured

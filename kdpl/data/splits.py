@@ -118,12 +118,12 @@ class Reader(ABC):
     """Source of a dataset; its constructor's parameters are settings of the data section.
 
     Attributes:
-        own: Whether the images come from a user, so that all are decoded before the first fit.
+        from_user: Whether the images are a user's, so that all are decoded before the first fit.
         decoding: How image files are opened, also by the classifier.
         task: Name of the task of the labels, see ``kdpl.tasks.build_task``.
     """
 
-    own: bool = True
+    from_user: bool = True
     # a literal: kdpl.tasks imports torch, and commands check paths before that
     task: str = "multiclass"
     decoding: Decoding = Decoding()

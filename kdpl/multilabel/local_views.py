@@ -323,8 +323,9 @@ def summaries_of(
     return inputs.rows(len(sources), load, network, "crops of images")
 
 
-def _crops(open_image: OpenImage, crop: Crops, one: list[str]) -> Batch:
-    return Batch(crop(open_image(one[0])))
+def _crops(open_image: OpenImage, crop: Crops, sources: list[str]) -> Batch:
+    (source,) = sources
+    return Batch(crop(open_image(source)))
 
 
 def log_odds_of(scores: Tensor) -> Tensor:

@@ -10,7 +10,16 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
-from kdpl.metrics import harmonic_mean
+from kdpl.metrics import (
+    BASE_MAP,
+    CHANCE,
+    HM,
+    MACRO_F1,
+    MAP,
+    MICRO_F1,
+    NOVEL_MAP,
+    harmonic_mean,
+)
 
 DEFAULT = 0.5
 """Threshold of a class without a chosen one."""
@@ -78,12 +87,12 @@ class MultiLabelMetrics(Metric):
         # means over all, base and novel classes
         values: dict[str, Tensor] = {}
         for name, part in parts.items():
-            values[f"{name}map"] = scores.average_precision[part].nanmean()
-            values[f"{name}chance"] = shares[part].nanmean()
-            values[f"{name}macro_f1"] = scores.f1[part].nanmean()
-            values[f"{name}micro_f1"] = _f1(decided[:, part].flatten(), has[:, part].flatten())
+            values[name + MAP] = scores.average_precision[part].nanmean()
+            values[name + CHANCE] = shares[part].nanmean()
+            values[name + MACRO_F1] = scores.f1[part].nanmean()
+            values[name + MICRO_F1] = _f1(decided[:, part].flatten(), has[:, part].flatten())
         if self.num_base is not None:
-            values["hm"] = harmonic_mean(values["base_map"], values["novel_map"])
+            values[HM] = harmonic_mean(values[BASE_MAP], values[NOVEL_MAP])
         return {name: value.float() for name, value in values.items()}
 
 

@@ -13,7 +13,7 @@ from kdpl.data.labels import EvaluationSplit
 from kdpl.data.probe import STRENGTHS, logistic_regression, scale_of
 from kdpl.data.sampling import spread
 from kdpl.errors import ArtifactError, reason
-from kdpl.metrics import MULTILABEL_COLUMNS, test_key
+from kdpl.metrics import BASE_MAP, CHANCE, MACRO_F1, MAP, MICRO_F1, MULTILABEL_COLUMNS, test_key
 from kdpl.multilabel.callback import PER_CLASS_FILE
 from kdpl.multilabel.metrics import class_scores
 from kdpl.multilabel.task import SEPARATOR, MultiLabel
@@ -25,7 +25,7 @@ from kdpl.runtime.files import read_rows
 from kdpl.runtime.predictions import write_results
 from kdpl.runtime.run_folder import PREDICTIONS_FILE, PROBE_FOLDER
 
-METRICS = {name: MULTILABEL_COLUMNS[name] for name in ("map", "macro_f1", "micro_f1")}
+METRICS = {name: MULTILABEL_COLUMNS[name] for name in (MAP, MACRO_F1, MICRO_F1)}
 
 _DRAWS, _SHOWN, _MATRIX_CLASSES = 500, 12, 40
 _MODELS = {
@@ -47,7 +47,7 @@ def several_labels(run: Run) -> dict[str, Any]:
     for key, title in _MODELS.items():
         stage = getattr(run, key)
         results = {} if stage is None else stage.results
-        if test_key("map") in results:
+        if test_key(MAP) in results:
             tested[title] = [results[test_key(name)] for name in METRICS]
     labelled = run.main.settings("data").get("shots") != 0
     for role in run.stages if labelled else ():
@@ -57,11 +57,11 @@ def several_labels(run: Run) -> dict[str, Any]:
         else:
             probes[_PROBES[role]] = precision
     tested |= {title: [precision] for title, precision in probes.items()}
-    if (chance := run.main.results.get(test_key("chance"))) is not None:
-        tested["chance"] = [chance]
+    if (chance := run.main.results.get(test_key(CHANCE))) is not None:
+        tested[CHANCE] = [chance]
 
     # the student over the classes that a probe has
-    key = test_key("map" if run.vectors.num_base is None else "base_map")
+    key = test_key(MAP if run.vectors.num_base is None else BASE_MAP)
     of_student = {} if run.student is None else run.student.results
 
     # classes and images of the run's last stage
@@ -86,7 +86,7 @@ def several_labels(run: Run) -> dict[str, Any]:
     # mAP at the top of the page: role, share and words of each tile
     tiles = [
         (role, tested[title][0], f"mAP of {title}")
-        for role, title in (*_MODELS.items(), ("chance", "chance"))
+        for role, title in (*_MODELS.items(), (CHANCE, "chance"))
         if title in tested and not role.endswith("_clip")
     ]
     return {
@@ -174,7 +174,7 @@ def linear_probe(run: Run, role: str) -> float:
     labeled, test = encoded("labeled"), encoded("test")
     val = encoded("val") if data.splits.val else None
     precision = probed_map(labeled, val, test)
-    key = test_key("map" if data.num_base is None else "base_map")
+    key = test_key(MAP if data.num_base is None else BASE_MAP)
     if not run.read_only:
         write_results(run.folder / PROBE_FOLDER / role, len(test[0]), {key: precision})
     return precision

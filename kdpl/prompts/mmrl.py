@@ -140,9 +140,11 @@ class RepresentationTokens(PromptMethod):
         text = self.text_features(tower, texts, classes_at_once)
         return self._predicting(text, text)
 
-    def _predicting(self, one: Tensor, other: Tensor) -> Tensor:
-        both = torch.cat([self.share**0.5 * one, (1 - self.share) ** 0.5 * other], dim=-1)
-        return both if self.combine else one
+    def _predicting(self, of_class: Tensor, representation: Tensor) -> Tensor:
+        if not self.combine:
+            return of_class
+        parts = [self.share**0.5 * of_class, (1 - self.share) ** 0.5 * representation]
+        return torch.cat(parts, dim=-1)
 
     def custom_loss(
         self, images: Any, texts: Any, classes_at_once: int, label_loss: Any

@@ -12,7 +12,7 @@ from PIL.Image import Image
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.sampling import spread
 from kdpl.errors import ArtifactError
-from kdpl.metrics import ACCURACY_TITLES
+from kdpl.metrics import ACC, ACCURACY_TITLES, BASE_ACC
 from kdpl.report.intervals import Scores, accuracy_of, paired_difference, scores_of
 from kdpl.report.probes import linear_probe
 from kdpl.report.run_folder import Pair, Run, Stage, attempt
@@ -66,7 +66,7 @@ def accuracies(run: Run) -> dict[str, Any]:
     pairs, _ = attempt(lambda: run.pairs)
     difference = None
     if pairs and {"teacher", "student"} <= tested.keys():
-        first, second = (tested[role]["acc"][None] for role in ("teacher", "student"))
+        first, second = (tested[role][ACC][None] for role in ("teacher", "student"))
         difference = paired_difference(first, second)
     return {
         "columns": {key: title for key, title in ACCURACY_TITLES.items() if key in measured},
@@ -105,7 +105,7 @@ def against_probes(tested: Mapping[str, Scores], advice: str) -> str | None:
             interval = f"{100 * low:+.1f} to {100 * high:+.1f}{doubt}"
             parts.append(f"{100 * more:+.1f} points ({interval}) with those of {network}")
             worse = worse or more < 0
-            images = "test images of the base classes" if key == "base_acc" else "test images"
+            images = "test images of the base classes" if key == BASE_ACC else "test images"
             share = f"{100 * student[key].mean():.1f} % of the {images}"
     if not parts:
         return None

@@ -112,12 +112,12 @@ def estimate(
     from kdpl.cli.choice import Options
 
     settings = [] if shots is None else [f"--data.init_args.shots={shots}"]
-    given = Options(teacher=teacher, student=student, settings=settings, seed=seed)
-    given.files()  # refuses mistyped names before imports that take seconds
+    options = Options(teacher=teacher, student=student, settings=settings, seed=seed)
+    options.files()  # refuses mistyped names before imports that take seconds
 
     from kdpl.cli.prepare import prepare
 
-    choice = prepare(path, folder, given, ClassOptions(class_names))
+    choice = prepare(path, folder, options, ClassOptions(class_names))
 
     from kdpl.report.estimate.expected import describe
     from kdpl.report.estimate.folds import measure
@@ -127,14 +127,14 @@ def estimate(
 
     # marks the folder
     write_text(folder / ESTIMATE_FILE, "This estimate was not finished: start it again.")
-    frozen, names = gather(choice, folder, given)
+    frozen, names = gather(choice, folder, options)
     inform("predicting images, each without its label")
     values = describe(frozen, measure(frozen), names)
-    words = given.words() + settings
+    words = options.words() + settings
     words += ["--class-names", Path(class_names)] if class_names else []
     if (taken := Path("runs") / name).exists():
         words += ["--out", taken.with_name(f"{name}_run")]
-    run = given.way_here() + command("run", Path(path), *words)
+    run = options.way_here() + command("run", Path(path), *words)
     values |= {"name": name, "command": run, "searches": choice.search and not student}
     write_text(folder / ESTIMATE_FILE, fill("estimate.html.jinja", **values))
     print(fill("estimate.txt.jinja", **values) + f"page: {folder / ESTIMATE_FILE}")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.metrics import ACCURACY_COLUMNS
+from kdpl.metrics import ACC, ACCURACY_COLUMNS, NOVEL_ACC
 from kdpl.report.intervals import Accuracy, Scores, accuracy_of, paired_difference, scores_of
 from kdpl.report.probes import clip_of, linear_probe
 from kdpl.report.run_folder import Run, Stage, attempt
@@ -101,13 +101,13 @@ def compare_runs(
         ComparisonRow.of(name, [run.seed for run in group], [scores_of(r, r.main) for r in group])
         for name, group in groups.items()
     ]
-    images = rows[0].scores["acc"].shape[1]
+    images = rows[0].scores[ACC].shape[1]
     over = "images and seeds" if any(len(row.seeds) > 1 for row in rows) else "images"
     notes = [
         f"accuracy in % on {images} test images, with 95 % intervals, paired for differences, "
         f"over {over}"
     ]
-    if any("novel_acc" in row.scores for row in rows):
+    if any(NOVEL_ACC in row.scores for row in rows):
         notes.append("transductive: unlabelled images of novel classes were seen in distillation")
     if kind != "none":
         added_rows, added_notes = baselines(groups, with_probes=kind == "all")
@@ -155,8 +155,8 @@ def _zero_shot(runs: Sequence[Run], role: str) -> ComparisonRow:
 
 
 def _probe(runs: Sequence[Run], role: str) -> ComparisonRow:
-    scored, made_of = zip(*(linear_probe(run, role) for run in runs), strict=True)
-    last, strengths = made_of[-1], ", ".join(f"{about['C']:g}" for about in made_of)
+    scored, probes = zip(*(linear_probe(run, role) for run in runs), strict=True)
+    last, strengths = probes[-1], ", ".join(f"{probe['C']:g}" for probe in probes)
     name = f"linear probe: {last['network']}, {last['labels']} labels"
     row = ComparisonRow.of(name, [run.seed for run in runs], scored)
     return row._replace(choice=f"C = {strengths}, {last['how']}")

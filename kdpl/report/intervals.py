@@ -8,6 +8,7 @@ from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 from kdpl.errors import ArtifactError
+from kdpl.metrics import ACC, BASE_ACC, HM, NOVEL_ACC
 from kdpl.report.run_folder import Run, Stage
 from kdpl.runtime.advice import command
 from kdpl.runtime.run_folder import CONFIG_FILE
@@ -31,7 +32,7 @@ class Accuracy(NamedTuple):
 def scores_of(run: Run, stage: Stage) -> Scores:
     """Score the test images of a stage; an ArtifactError if the test is missing or incomplete."""
     predictions, num_base = stage.predictions, run.vectors.num_base
-    scores = {"acc": np.array([p.correct for p in predictions], float)}
+    scores = {ACC: np.array([p.correct for p in predictions], float)}
     if num_base is None:
         return scores
     if any(p.half_prediction_number is None for p in predictions):
@@ -42,7 +43,7 @@ def scores_of(run: Run, stage: Stage) -> Scores:
         )
     correct = np.array([p.half_prediction_number == p.label_number for p in predictions], float)
     is_base = np.array([p.label_number < num_base for p in predictions])
-    halves = {"base_acc": correct[is_base], "novel_acc": correct[~is_base]}
+    halves = {BASE_ACC: correct[is_base], NOVEL_ACC: correct[~is_base]}
     if not all(half.size for half in halves.values()):
         return scores | {key: half for key, half in halves.items() if half.size}
     # the harmonic mean h, linearised in the images: h + dh/db (N / N_b) (x - b) for a base image,
@@ -51,15 +52,15 @@ def scores_of(run: Run, stage: Stage) -> Scores:
     total = b + n or 1.0
     slopes = np.where(is_base, n**2 / is_base.mean(), b**2 / (~is_base).mean()) * 2 / total**2
     mean = 2 * b * n / total + slopes * (correct - np.where(is_base, b, n))
-    return {**scores, **halves, "hm": mean}
+    return {**scores, **halves, HM: mean}
 
 
 def accuracy_of(key: str, scores: Floats) -> Accuracy:
     """Return the mean of scores [S, N] of S seeds with its interval.
 
-    The interval is Wilson's for one seed, except for "hm", else from ``paired_difference``.
+    The interval is Wilson's for one seed, except for ``HM``, else from ``paired_difference``.
     """
-    if len(scores) == 1 and key != "hm":
+    if len(scores) == 1 and key != HM:
         return Accuracy(float(scores.mean()), wilson(round(scores.sum()), scores.size))
     mean = paired_difference(np.zeros((1, scores.shape[1])), scores)
     low, high = mean.interval

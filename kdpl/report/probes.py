@@ -25,7 +25,7 @@ from kdpl.data.labels import EvaluationSplit
 from kdpl.data.parallel import progress_bar
 from kdpl.data.probe import choose_strength, classes_of, fit_probe
 from kdpl.errors import ConfigError, DataError
-from kdpl.metrics import test_key
+from kdpl.metrics import ACC, BASE_ACC, test_key
 from kdpl.report.cost import device
 from kdpl.report.intervals import Scores
 from kdpl.report.run_folder import Run, Stage, attempt
@@ -79,7 +79,7 @@ def linear_probe(run: Run, role: str) -> tuple[Scores, dict[str, Any]]:
     images, _ = attempt(lambda: _labeled_images(labeled.data))
     settings = {"features": PROBE_FEATURES, "data": data, "seed": labeled.seed}
     origin = as_json({"clip": asdict(clip), **settings, **(images or {})})
-    key = "acc" if num_base is None else "base_acc"
+    key = ACC if num_base is None else BASE_ACC
     tested = [p for p in run.main.predictions if num_base is None or p.label_number < num_base]
     if not tested:
         raise DataError("no test image is of a base class")
@@ -87,15 +87,15 @@ def linear_probe(run: Run, role: str) -> tuple[Scores, dict[str, Any]]:
     # in a campaign, students share the probe in their teacher's folder
     folders = [folder / PROBE_FOLDER / role for folder in (run.folder, run.stages[role].folder)]
     kept = next(filter(None, (_stored(folder, origin, tested) for folder in folders)), None)
-    predictions, about = kept or _fit(run, labeled.data, clip, tested)
+    predictions, fitted_from = kept or _fit(run, labeled.data, clip, tested)
     scores = np.array([p.correct for p in predictions], float)
     if kept is None and not run.read_only:
         # another person's folder may be read-only
         with suppress(OSError):
             write_predictions(folders[0], predictions)
             write_results(folders[0], len(scores), {test_key(key): scores.mean()})
-            write_json(folders[0] / PROBE_FILE, {**about, **origin})
-    return {key: scores}, about
+            write_json(folders[0] / PROBE_FILE, {**fitted_from, **origin})
+    return {key: scores}, fitted_from
 
 
 def _labeled_images(data: DomainDataModule) -> Origin:
@@ -138,8 +138,8 @@ def _fit(
         )
         for image, label, probability in zip(judged, chosen, sure.tolist(), strict=True)
     ]
-    about = {"network": str(config), "labels": len(labels), "C": strength, "how": how}
-    return predictions, about
+    fitted_from = {"network": str(config), "labels": len(labels), "C": strength, "how": how}
+    return predictions, fitted_from
 
 
 def require_probe(config: ClipConfig, data: DomainDataModule) -> None:
@@ -174,12 +174,12 @@ def encode(
 
 def _stored(folder: Path, origin: Origin, tested: Sequence[ImagePrediction]) -> ProbeTest | None:
     try:
-        about = read_json(folder / PROBE_FILE)
-        if differs := difference({name: about.get(name) for name in origin}, origin):
+        fitted_from = read_json(folder / PROBE_FILE)
+        if differs := difference({name: fitted_from.get(name) for name in origin}, origin):
             inform(f"{folder} has a probe of something else ({differs[1]}): fitting it again")
             return None
         predictions = read_predictions(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     kept, images = ([(p.source, p.label_number) for p in part] for part in (predictions, tested))
-    return (predictions, about) if kept == images else None
+    return (predictions, fitted_from) if kept == images else None

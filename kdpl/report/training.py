@@ -6,7 +6,7 @@ from typing import Any
 
 from kdpl.clip.loading import has_text_tower
 from kdpl.errors import KdplError
-from kdpl.metrics import ACCURACY_TITLES, FIDELITY, TRAIN_LOSS, UNSEEN, val_key
+from kdpl.metrics import ACC, ACCURACY_TITLES, FIDELITY, MAP, TRAIN_LOSS, UNSEEN, val_key
 from kdpl.report.charts import Point, line_chart
 from kdpl.report.run_folder import Run, Stage, attempt
 from kdpl.tasks import MULTI_CLASS
@@ -100,8 +100,8 @@ def panels(curves: Mapping[str, Sequence[Point]]) -> dict[str, dict[str, list[Po
             if step in epoch_of
         ]
 
-    loss, accuracy, heading = {"loss": line(TRAIN_LOSS)}, "acc", "validation accuracy, %"
-    if val_key("map") in curves:
-        accuracy, heading = "map", "validation mAP, %"
-    keys = {title: val_key(key.replace("acc", accuracy)) for key, title in ACCURACY_TITLES.items()}
+    loss, accuracy, heading = {"loss": line(TRAIN_LOSS)}, ACC, "validation accuracy, %"
+    if val_key(MAP) in curves:
+        accuracy, heading = MAP, "validation mAP, %"
+    keys = {title: val_key(key.replace(ACC, accuracy)) for key, title in ACCURACY_TITLES.items()}
     return {"training loss": loss, heading: {title: line(key, 100) for title, key in keys.items()}}

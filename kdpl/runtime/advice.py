@@ -9,9 +9,9 @@ from pathlib import Path
 
 def absolute(path: str | Path) -> Path:
     """Return an absolute path without ``~`` and, but after a symbolic link, without ``..``."""
-    given = Path(path).expanduser().absolute()
-    normal = Path(os.path.normpath(given))
-    return normal if normal.resolve() == given.resolve() else given
+    full = Path(path).expanduser().absolute()
+    normal = Path(os.path.normpath(full))
+    return normal if normal.resolve() == full.resolve() else full
 
 
 def command(*words: str | Path) -> str:

@@ -47,9 +47,9 @@ def classify_ahead(
             return error
 
     def classify(
-        batch: Sequence[T], each: Callable[..., Iterator[Tensor | DataError]] = map
+        batch: Sequence[T], map_images: Callable[..., Iterator[Tensor | DataError]] = map
     ) -> list[tuple[T, R | DataError]]:
-        images = list(each(attempt, batch))
+        images = list(map_images(attempt, batch))
         readable = [image for image in images if isinstance(image, Tensor)]
         results = iter(network(torch.stack(readable)) if readable else ())
         return [

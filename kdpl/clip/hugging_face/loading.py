@@ -53,10 +53,10 @@ def load_clip(config: ClipConfig) -> Clip:
 
         tokenize = Tokenizer(lambda texts: cast(Tensor, encode(texts)["input_ids"]))
         start = tokenize.start
-        one, padding, ends = encode(["a"]), None, 0
-        if "attention_mask" in one:
+        encoded, padding, ends = encode(["a"]), None, 0
+        if "attention_mask" in encoded:
             padding = tokenizer.pad_token_id
-            ends = int(one["attention_mask"].sum() - (one["input_ids"] != padding).sum())
+            ends = int(encoded["attention_mask"].sum() - (encoded["input_ids"] != padding).sum())
     # the model, split into towers
     model = _model(config, settings)
     tower = HuggingFaceTextTower(TextHalf(model, padding, ends), start)

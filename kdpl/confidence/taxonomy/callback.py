@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric
 from kdpl.confidence.taxonomy.scores import FILE
 from kdpl.confidence.taxonomy.tree import Taxonomy
 from kdpl.data.domain import domain_of
-from kdpl.metrics import test_key
+from kdpl.metrics import LEVEL_PATH, level_accuracy, test_key
 from kdpl.module import ClassifyingModule, EvalOutput
 from kdpl.runtime.files import read_text, write_text
 from kdpl.tasks import require_one_class
@@ -53,8 +53,8 @@ class Levels(Callback):
         evaluated, task = cast(EvalOutput, outputs), cast(ClassifyingModule, pl_module).task
         nodes = self._taxonomy.best(task.probabilities(evaluated["logits"]))[1]
         correct = nodes == self._taxonomy.of_class[:, evaluated["labels"].cpu()].T
-        shares = {"path": correct.all(dim=1)}
-        shares |= {f"{level}_acc": right for level, right in enumerate(correct.T, start=1)}
+        shares = {LEVEL_PATH: correct.all(dim=1)}
+        shares |= {level_accuracy(level): right for level, right in enumerate(correct.T, start=1)}
         for name, share in shares.items():
             metric = self._metrics.setdefault(name, MeanMetric().to(pl_module.device))
             metric.update(share.float().to(pl_module.device))
@@ -62,4 +62,4 @@ class Levels(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the shares over all processes; each process has images."""
         means = {name: metric.compute() for name, metric in self._metrics.items()}
-        pl_module.log_dict({test_key(f"level_{name}"): mean for name, mean in means.items()})
+        pl_module.log_dict({test_key(name): mean for name, mean in means.items()})

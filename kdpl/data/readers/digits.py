@@ -19,7 +19,7 @@ CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 class Digits(Reader):
     """Reader of the digits, without settings."""
 
-    own = False
+    from_user = False
     decoding = PUBLISHED
 
     def read(self) -> Splits:

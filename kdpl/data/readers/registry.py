@@ -44,8 +44,8 @@ def build_reader(dataset: str | Reader, **options: Any) -> Reader:
         )
     parameters = signature(by_name[dataset]).parameters
     for name in settings.keys() - parameters:
-        given = f"{SETTINGS.get(name, name)}: {settings[name]}"
-        raise ConfigError(f"dataset {dataset!r} takes no {name}: remove {given}")
+        setting = f"{SETTINGS.get(name, name)}: {settings[name]}"
+        raise ConfigError(f"dataset {dataset!r} takes no {name}: remove {setting}")
     if "root" in parameters and "root" not in settings:
         raise ConfigError(f"dataset {dataset!r} needs root: set it to where the dataset lies")
     return by_name[dataset](**settings)

@@ -82,8 +82,8 @@ class Table(OwnImages):
         self._require_labels(table, cells)
         # check each row
         earlier, split_of_group = dict[str, Row](), dict[str, str]()
-        others = (columns.get(name, none) for name in ("split", "group"))
-        values = zip(columns["image"], cells, *others, strict=True)
+        optional = (columns.get(name, none) for name in ("split", "group"))
+        values = zip(columns["image"], cells, *optional, strict=True)
         for number, (image, cell, split, group) in enumerate(values, start=1):
             source = os.path.normpath(table.parent / image)
             row = Row(source, split_cell(cell, separator), split or "train", group)
@@ -95,10 +95,10 @@ class Table(OwnImages):
             elif row.split != "train" and not labeled:
                 problem = f"has split {split!r} and no label: label it, or leave split empty"
             elif source in earlier:
-                place = earlier[source].split
-                place = place if earlier[source].classes is not None else "the unlabelled images"
+                twin = earlier[source]
+                part = "the unlabelled images" if twin.classes is None else twin.split
                 problem = (
-                    f"names {image} again, which is in {place} already: keep one row for each image"
+                    f"names {image} again, which is in {part} already: keep one row for each image"
                 )
             elif group and labeled and split_of_group.setdefault(group, row.split) != row.split:
                 problem = (

@@ -161,10 +161,10 @@ def _doubtful(
     # the most certain first; NaN, of a label that was not checked, is not above 0.5
     order = wrong.nan_to_num().argsort(descending=True)
     doubtful = order[wrong[order] > 0.5].tolist()
-    alone = int(wrong.isnan().sum())
-    one = f"{alone} label{' is' if alone == 1 else 's are'} not checked"
+    unchecked = int(wrong.isnan().sum())
+    labels_are = f"{unchecked} label{' is' if unchecked == 1 else 's are'} not checked"
     why = "because no other image has the same one, or none of another group"
-    notes = [f"{one}, {why}"] if alone else []
+    notes = [f"{labels_are}, {why}"] if unchecked else []
     return [_suggestion(labeled[i], probabilities[i], class_names) for i in doubtful], notes
 
 
@@ -188,7 +188,7 @@ def labels_by_name(data: DomainDataModule) -> dict[str, str]:
 
 def known_labels(data: DomainDataModule) -> Sequence[Record]:
     """Return labelled training images: all of your dataset, or the k-shot sample of a benchmark."""
-    return data.splits.train if data.reading.reader.own else data.labels.tuning("labeled")
+    return data.splits.train if data.reading.reader.from_user else data.labels.tuning("labeled")
 
 
 def encode(teacher: FrozenTeacher, data: DomainDataModule, sources: Sequence[str]) -> Tensor:
