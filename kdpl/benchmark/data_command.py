@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,8 +27,7 @@ def data(
         workers: Processes that decode; by default one for each processor core.
     """
     from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
-    from kdpl.data.parallel import in_parallel
-    from kdpl.data.sources import try_decoding
+    from kdpl.data.inspection import inspect
     from kdpl.errors import ConfigError
 
     if name not in BENCHMARKS:
@@ -60,10 +58,9 @@ def data(
 
     # decode the images
     num_bad = 0
-    look = partial(try_decoding, decode=splits.open_image)
-    for problem, _ in in_parallel(look, splits.sources, "decoding", workers):
-        if problem is not None:
-            print(problem, flush=True)
+    for image in inspect(splits.sources, "decoding", splits.open_image, workers=workers):
+        if image.problem is not None:
+            print(image.problem, flush=True)
             num_bad += 1
     print(f"{len(splits.sources)} images decoded, {num_bad} of them bad")
     return int(wrong or num_bad > 0)

@@ -120,7 +120,7 @@ def survey(
 
     # leave out what cannot be used, and hold out images for test and validation
     usable, unusable = leave_out(inspect_images([*listed, *further], workers))
-    left_out = {image.path: str(image.fault) for image in unusable}
+    left_out = {image.path: str(image.problem) for image in unusable}
     images, notes = _hold_out(usable, val)
     _require_classes(source, names, images, labeled, unusable)
     if classes.label_separator is not None:
@@ -233,11 +233,11 @@ def _require_classes(
         raise DataError(f"{path} has no readable image to train on: add some, or init --unlabeled")
     if unusable and not images:
         raise DataError(
-            f"none of the {len(unusable)} images of {path} can be read ({unusable[0].fault}): "
+            f"none of the {len(unusable)} images of {path} can be read ({unusable[0].problem}): "
             "correct their paths, which in a table start at its folder"
         )
     counts = _training_counts(images)
-    faults = {name: f" ({image.fault})" for image in unusable for name in image.classes}
+    problems = {name: f" ({image.problem})" for image in unusable for name in image.classes}
     for label, named in sorted(names.items()):
         problem = fault_of_name(label) or fault_of_name(named.name)
         if label != label.strip():
@@ -247,7 +247,7 @@ def _require_classes(
             raise DataError(f"{path} has a class name that {problem}: rename the class")
         if labeled and not counts[label]:
             raise DataError(
-                f"class {label!r} in {path} has no usable training image{faults.get(label, '')}: "
+                f"class {label!r} in {path} has no usable training image{problems.get(label, '')}: "
                 "add some, or remove it"
             )
 

@@ -3,20 +3,16 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kdpl.data.decoding import Decoding, open_image
-from kdpl.data.parallel import in_parallel
-from kdpl.data.sources import content_of, try_decoding
-from kdpl.data.splits import Splits
+from kdpl.data.inspection import Inspected
+from kdpl.data.names import Names
 from kdpl.runtime.files import write_text
-from kdpl.runtime.origin import Origin, digest
+from kdpl.runtime.origin import Origin
 
 
 class Checked(BaseModel):
@@ -38,39 +34,35 @@ class Checked(BaseModel):
     contents: tuple[str, str]
 
     @classmethod
-    def decode_all(
+    def of(
         cls,
-        splits: Splits,
-        decode: Callable[[str], Image | str],
+        sources: Names,
+        inspected: Iterable[Inspected],
+        apart: int,
         measured: int,
         made_from: Origin,
     ) -> "Checked":
-        """Decode every image, in parallel under a progress bar.
+        """Sum up what inspecting the images has shown.
 
         Args:
-            splits: The images.
-            decode: Opens an image, or checks it and returns the digest of its content; the latter
-                is required for ``measured`` above 0.
+            sources: The images; test and validation images come first.
+            inspected: The result for each.
+            apart: Number of test and validation images.
             measured: Number of leading images whose copies are searched for.
             made_from: What the result depends on.
         """
-        # decode in order: measured images come first, so that later copies of them are noticed
-        skipped, digests = dict[str, str](), dict[str, str]()
-        contents, sources = set[str](), splits.sources
-        apart = len(splits.test) + len(splits.val)
+        # measured images come first, so that later copies of them are noticed
+        skipped, digests, contents = dict[str, str](), dict[str, str](), set[str]()
         totals = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
-        results = in_parallel(
-            partial(try_decoding, decode=decode), sources, "looking at all images"
-        )
-        for number, (source, (problem, content)) in enumerate(zip(sources, results, strict=True)):
-            totals[number >= apart].update(f"{content}\n".encode())
-            if problem is not None:
+        for number, (source, image) in enumerate(zip(sources, inspected, strict=True)):
+            totals[number >= apart].update(f"{image.digest}\n".encode())
+            if image.problem is not None:
                 # without the remedy
-                skipped[source] = problem.rpartition(": ")[0]
+                skipped[source] = image.problem.rpartition(": ")[0]
             elif number < measured:
-                contents.add(content)
-            if content in contents:
-                digests[source] = content
+                contents.add(image.digest)
+            if image.digest in contents:
+                digests[source] = image.digest
         # keep the digests of copies only
         counts = Counter(digests.values())
         return cls(
@@ -92,10 +84,3 @@ class Checked(BaseModel):
     def save(self, file: Path) -> None:
         """Write the result to a file, atomically."""
         write_text(file, json.dumps(self.model_dump(), indent=2, ensure_ascii=False))
-
-
-def decode_and_digest(source: str, decoding: Decoding) -> str:
-    """Open an image as ``open_source`` does, and return the digest of the bytes read for it."""
-    content = content_of(source)
-    open_image(source, content, decoding)
-    return digest([content])

@@ -4,11 +4,12 @@ import csv
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
-from kdpl.data.checked import Checked, decode_and_digest
+from kdpl.data.checked import Checked
 from kdpl.data.identity import FILES, files_of
+from kdpl.data.inspection import inspect
 from kdpl.data.names import Names, select
 from kdpl.data.options import ReadingOptions
 from kdpl.data.paths import read_list
@@ -152,9 +153,11 @@ class Reading:
             name, words = differs
             if stored:
                 inform(f"{self.file} is of other images ({words}): looking at all images again")
-            is_file, opened = isinstance(self.reader, OwnImages), self.listed.open_image
-            decode = partial(decode_and_digest, decoding=decoding) if is_file else opened
-            checked = Checked.decode_all(self.listed, decode, measured, origin)
+            splits, is_file = self.listed, isinstance(self.reader, OwnImages)
+            opener = None if is_file else splits.open_image
+            inspected = inspect(splits.sources, "looking at all images", opener, decoding)
+            apart = len(splits.test) + len(splits.val)
+            checked = Checked.of(splits.sources, inspected, apart, measured, origin)
             if stored and name in FILES and checked.contents != stored.contents:
                 raise DataError(
                     f"images have changed since {self.file} was written ({words}): put them back, "

@@ -15,7 +15,6 @@ from kdpl.data.paths import is_shard, read_list, resolve
 from kdpl.data.shards import archives
 from kdpl.data.splits import Reader
 from kdpl.errors import ConfigError, DataError
-from kdpl.runtime.origin import digest
 
 
 @dataclass
@@ -106,13 +105,3 @@ def content_of(source: str) -> bytes:
             f"image {source} cannot be read ({error.strerror or error}): restore the file, or go "
             "on without it"
         ) from error
-
-
-def try_decoding(source: str, decode: Callable[[str], Image.Image | str]) -> tuple[str | None, str]:
-    """Decode an image; return the problem or None, and the text of ``decode``, or its digest."""
-    try:
-        decoded = decode(source)
-    except DataError as error:
-        return str(error), ""
-    # no image: it would have to travel between processes
-    return None, decoded if isinstance(decoded, str) else digest([decoded.tobytes()])

@@ -5,21 +5,15 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from kdpl.data.decoding import open_image
+from kdpl.data.inspection import inspect
 from kdpl.data.layout import Part, layout_of
 from kdpl.data.names import Names, unlisted
-from kdpl.data.parallel import in_parallel
 from kdpl.data.paths import find_images
 from kdpl.data.readers.table import HELD_OUT, Table, split_cell
 from kdpl.data.sampling import held_out_of
-from kdpl.data.sources import content_of
 from kdpl.errors import DataError, visible
 from kdpl.runtime.advice import absolute
 from kdpl.runtime.class_names import composed
-from kdpl.runtime.origin import digest
 
 _KEPT_FIRST = {"test": 0, HELD_OUT: 0, "val": 1, "train": 2}
 
@@ -31,9 +25,6 @@ _NOT_MIRRORED = re.compile(
     re.IGNORECASE,
 )
 _MOST = 0.5  # least share of the classes, or of the images, that decides
-_GREY = 16  # greatest difference of the channels of a grey pixel, of 256
-_PLAIN = 0.9  # least share of an image's border that is as bright as its median
-_AS_BRIGHT = 24
 
 
 @dataclass(frozen=True)
@@ -42,9 +33,8 @@ class FoundImage:
 
     With a ``separator``, the label is a list of classes, or the separator alone for no class.
     ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside at random.
-    Inspecting the image fills in its size, whether it is ``drawn``, grey on a plain ground, the
-    digest of the file's bytes, or the ``fault`` that makes it unusable. A table may give it a
-    ``group``.
+    Inspecting it fills in the fields of ``Inspected``; a copy has a ``problem``, too. A table may
+    give it a ``group``.
     """
 
     path: str
@@ -53,7 +43,7 @@ class FoundImage:
     size: tuple[int, int] | None = None
     drawn: bool = False
     digest: str = ""
-    fault: str | None = None
+    problem: str | None = None
     separator: str | None = None
     group: str = ""
 
@@ -147,32 +137,27 @@ def _in_table(table: Path, class_names: str | None, separator: str | None) -> li
 
 
 def inspect_images(images: Sequence[FoundImage], workers: int | None = None) -> list[FoundImage]:
-    """Decode images on all cores with a progress bar; fill in size, digest and fault."""
-    return list(in_parallel(_inspect, images, "looking", workers))
-
-
-def _inspect(image: FoundImage) -> FoundImage:
-    try:
-        image.path.encode()  # as the table needs it
-        content = content_of(image.path)
-        picture = open_image(image.path, content)
-    except DataError as error:
-        return replace(image, fault=str(error))
-    except UnicodeEncodeError:
-        return replace(
-            image, fault=f"image {visible(image.path)} has a path that is not UTF-8: rename it"
-        )
-    drawn, size = is_drawn(picture), picture.size
-    return replace(image, size=size, drawn=drawn, digest=digest([content]))
+    """Decode images on all cores with a progress bar; fill in what that shows."""
+    paths = [image.path for image in images]
+    inspected = inspect(paths, "looking", workers=workers, drawings=True)
+    looked_at = []
+    for image, result in zip(images, inspected, strict=True):
+        try:
+            image.path.encode()  # as the table needs it
+        except UnicodeEncodeError:
+            problem = f"image {visible(image.path)} has a path that is not UTF-8: rename it"
+            result = result._replace(problem=problem)
+        looked_at.append(replace(image, **result._asdict()))
+    return looked_at
 
 
 def leave_out(images: Sequence[FoundImage]) -> tuple[list[FoundImage], list[FoundImage]]:
-    """Divide inspected images into usable ones, and those with a fault, which copies get too.
+    """Divide inspected images into usable ones, and those with a problem, which copies get too.
 
     Of byte-equal images, test images are kept first, then val, then train.
     """
-    usable, left_out = list[FoundImage](), [image for image in images if image.fault is not None]
-    readable = [image for image in images if image.fault is None]
+    usable, left_out = list[FoundImage](), [image for image in images if image.problem is not None]
+    readable = [image for image in images if image.problem is None]
     first: dict[str, FoundImage] = {}
     for image in sorted(readable, key=lambda image: (_KEPT_FIRST[image.split], not image.label)):
         first.setdefault(image.digest, image)
@@ -182,8 +167,8 @@ def leave_out(images: Sequence[FoundImage]) -> tuple[list[FoundImage], list[Foun
             usable.append(image)
             continue
         other = f", of class {visible(kept.label)}" if image.label not in ("", kept.label) else ""
-        fault = f"{image.path} is a copy of {kept.path} ({kept.split}{other})"
-        left_out.append(replace(image, fault=fault))
+        copy = f"{image.path} is a copy of {kept.path} ({kept.split}{other})"
+        left_out.append(replace(image, problem=copy))
     return usable, left_out
 
 
@@ -211,12 +196,3 @@ def views_to_choose(names: Collection[str], images: Sequence[FoundImage]) -> str
     if sum(image.drawn for image in images) > _MOST * len(images):
         return "most images are grey on a plain ground, like written characters"
     return None
-
-
-def is_drawn(image: Image.Image) -> bool:
-    """Return whether an RGB image is grey with a border of one brightness."""
-    pixels = np.asarray(image.resize((32, 32))).astype(np.int16)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])[:, 0]
-    grey = np.ptp(pixels, axis=2).max() < _GREY
-    alike = np.abs(border - np.median(border)) < _AS_BRIGHT
-    return bool(grey and alike.mean() > _PLAIN)

@@ -17,7 +17,7 @@ from kdpl import StudentDistillation
 from kdpl.__main__ import main
 from kdpl.cli.run_summary import summarize
 from kdpl.cli.stage_cli import KdplCLI
-from kdpl.data import checked
+from kdpl.data import inspection
 from kdpl.runtime import slurm
 from kdpl.runtime.predictions import read_results, write_results
 
@@ -43,13 +43,13 @@ def test_the_images_are_decoded_once_for_all_steps(tmp_path, monkeypatch):
     data = configs("data/folder.yaml", "trainer/cpu.yaml")
     few = [f"--data.init_args.root={image_folder(tmp_path / 'data')}", "--data.init_args.shots=4"]
     few += ["--data.init_args.batch_size=4", "--trainer.max_epochs=1"]
-    looked, look = [], checked.in_parallel
+    looked, look = [], inspection.in_parallel
 
     def note(function, items, title, *_):
         looked.append(len(items))
         return look(function, items, title, 1)
 
-    monkeypatch.setattr(checked, "in_parallel", note)
+    monkeypatch.setattr(inspection, "in_parallel", note)
     few += ["--data.init_args.reading.scan=true", "--data.init_args.reading.bad_images=skip"]
     # after both fits and a test
     with interrupted_at(4):

@@ -10,7 +10,8 @@ from runs import SHORT, error_line, image_folder, interrupted_at, noise, refused
 
 from kdpl.__main__ import main
 from kdpl.cli.choice import Choice, Options, choose
-from kdpl.data.survey import FoundImage, is_drawn, views_to_choose
+from kdpl.data.inspection import is_drawn
+from kdpl.data.survey import FoundImage, views_to_choose
 
 MINIATURES = Choice(
     trainer=["trainer/cpu"],

@@ -35,7 +35,7 @@ def test_of_equal_files_a_test_image_stays_before_val_before_labelled_before_unl
         images.append(FoundImage(str(number), label, split, digest=digest))
     kept, copies = leave_out(images)
     assert [image.path for image in kept] == ["3", "4", "5"]
-    assert [copy.fault for copy in copies] == [
+    assert [copy.problem for copy in copies] == [
         "0 is a copy of 3 (test)",
         "1 is a copy of 3 (test, of class dog)",
         "2 is a copy of 4 (val)",
@@ -43,7 +43,7 @@ def test_of_equal_files_a_test_image_stays_before_val_before_labelled_before_unl
     ]
 
 
-def test_a_look_tells_size_digest_and_fault_in_order_for_any_number_of_workers(tmp_path):
+def test_a_look_tells_size_digest_and_problem_in_order_for_any_number_of_workers(tmp_path):
     image(tmp_path / "a/1.png")
     image(tmp_path / "a/3.png", shade=100)
     (tmp_path / "a/2.png").write_bytes(b"no image")
@@ -52,5 +52,5 @@ def test_a_look_tells_size_digest_and_fault_in_order_for_any_number_of_workers(t
     assert alone == helped
     assert [image.size for image in alone] == [(12, 10), None, (12, 10), (12, 10)]
     assert alone[0].digest == alone[3].digest != alone[2].digest
-    assert "2.png cannot be read" in alone[1].fault
-    assert [image.fault is None for image in alone] == [True, False, True, True]
+    assert "2.png cannot be read" in alone[1].problem
+    assert [image.problem is None for image in alone] == [True, False, True, True]

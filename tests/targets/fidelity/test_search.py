@@ -35,7 +35,7 @@ TEACHER_T = "--model.init_args.teacher=T"
 # one rate that trains, and one that diverges
 NAMES = ("configured", "tower_0.01", "tower_1e+30")
 EXPENSIVE = (
-    "kdpl.data.checked.Checked.decode_all",
+    "kdpl.data.checked.Checked.of",
     "kdpl.targets.refinement.target.assign",
     "kdpl.class_vectors.FrozenTeacher.both_features",
 )

@@ -1,0 +1,81 @@
+"""One look at each image of a dataset: whether it can be used, and a digest that tells copies."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from kdpl.data.decoding import Decoding, open_image
+from kdpl.data.parallel import in_parallel
+from kdpl.data.sources import content_of
+from kdpl.errors import DataError
+from kdpl.runtime.origin import digest
+
+_GREY = 16  # greatest difference of the channels of a grey pixel, of 256
+_PLAIN = 0.9  # least share of an image's border that is as bright as its median
+_AS_BRIGHT = 24
+
+
+class Inspected(NamedTuple):
+    """What decoding an image has shown.
+
+    Attributes:
+        problem: Why it cannot be used, with a remedy; None if it can.
+        digest: Digest of the file's bytes, or of the pixels of an image without a file.
+        size: Width and height.
+        drawn: True if it is grey on a plain ground, as drawings are.
+    """
+
+    problem: str | None = None
+    digest: str = ""
+    size: tuple[int, int] | None = None
+    drawn: bool = False
+
+
+def inspect(
+    sources: Sequence[str],
+    title: str,
+    opener: Callable[[str], Image.Image] | None = None,
+    decoding: Decoding = Decoding(),
+    workers: int | None = None,
+    drawings: bool = False,
+) -> Iterator[Inspected]:
+    """Decode every image, in order, on all cores and under a progress bar.
+
+    Args:
+        sources: The images.
+        title: Title of the progress bar.
+        opener: Opens an image that is not a file or a member of a shard.
+        decoding: How files are decoded.
+        workers: Processes; None: one for each core.
+        drawings: Whether to look for drawings, too.
+    """
+    look = partial(_inspect, opener=opener, decoding=decoding, drawings=drawings)
+    return in_parallel(look, sources, title, workers)
+
+
+def _inspect(
+    source: str, opener: Callable[[str], Image.Image] | None, decoding: Decoding, drawings: bool
+) -> Inspected:
+    # the image itself is not returned: it would have to travel between processes
+    try:
+        if opener is None:
+            content = content_of(source)
+            image = open_image(source, content, decoding)
+        else:
+            image = opener(source)
+            content = image.tobytes()
+    except DataError as error:
+        return Inspected(str(error))
+    return Inspected(None, digest([content]), image.size, drawings and is_drawn(image))
+
+
+def is_drawn(image: Image.Image) -> bool:
+    """Return whether an RGB image is grey with a border of one brightness."""
+    pixels = np.asarray(image.resize((32, 32))).astype(np.int16)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])[:, 0]
+    grey = np.ptp(pixels, axis=2).max() < _GREY
+    alike = np.abs(border - np.median(border)) < _AS_BRIGHT
+    return bool(grey and alike.mean() > _PLAIN)
