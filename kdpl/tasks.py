@@ -40,7 +40,7 @@ class Predicted(NamedTuple):
 class DecisionRule:
     """Thresholds that decide what is predicted for an image, given its probabilities.
 
-    A subclass may name images by something else, such as nodes of a tree of classes.
+    A subclass may ``rename`` what is predicted, such as by nodes of a tree of classes.
 
     Attributes:
         temperature: Divides the logits of the returned probabilities; decisions are taken at
@@ -64,43 +64,8 @@ class DecisionRule:
         """True if the rule alone decides how many names an image gets, whatever ``top_k`` is."""
         return self.set_threshold is not None
 
-    def decide(
-        self,
-        task: "Task",
-        class_names: Sequence[str],
-        top_k: int,
-        logits: Tensor,
-        features: Tensor,
-        scores: Mapping[str, Tensor],
-    ) -> list[Predicted]:
-        """Decide what is predicted for B images.
-
-        Args:
-            task: Task of the classes.
-            class_names: Names of the C classes.
-            top_k: Predictions for each image.
-            logits: Logits [B, C].
-            features: Normalised features [B, D].
-            scores: Further scores by name, [B] each.
-        """
-        # rank the classes at temperature 1, and show probabilities at the rule's temperature
-        count = task.ranked(top_k, len(class_names), self)
-        deciding, labels = task.probabilities(logits).topk(count, dim=1)
-        shown = task.probabilities(logits / self.temperature).gather(1, labels)
-        columns = {name: values.tolist() for name, values in scores.items()}
-        images = zip(
-            features.cpu(), labels.tolist(), deciding.tolist(), shown.tolist(), strict=True
-        )
-        predicted = []
-        for row, (embedding, ranked, certain, probable) in enumerate(images):
-            # decide, unless one of the further scores rejects the image
-            further = {name: values[row] for name, values in columns.items()}
-            rejected = any(further[name] > limit for name, limit in self.limits.items())
-            chosen = [] if rejected else task.decide(ranked, certain, self)
-            # a task says what an image without any class is
-            probability = dict(zip(ranked, probable, strict=True))
-            top = [Prediction(class_names[label], probability[label]) for label in chosen]
-            predicted.append(Predicted(top or task.undecided(probable[0]), embedding, further))
+    def rename(self, predicted: list[Predicted], probabilities: Tensor) -> list[Predicted]:
+        """Return the predictions of B images, given these and the probabilities [B, C]."""
         return predicted
 
 

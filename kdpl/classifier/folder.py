@@ -91,12 +91,9 @@ class Stored(NamedTuple):
         """Write a folder atomically, replacing a classifier; an ArtifactError for other folders."""
         # replace nothing but a classifier
         existing = list(folder.iterdir()) if folder.is_dir() else []
-        is_classifier = (folder / _CONFIG).exists()
-        foreign = [
-            path.name
-            for path in existing
-            if not (is_classifier and (path.suffix in _ENDINGS or path.name == "README.md"))
-        ]
+        foreign = {path.name for path in existing}
+        if (folder / _CONFIG).exists():
+            foreign -= {path.name for path in existing if path.suffix in _ENDINGS} | {"README.md"}
         if foreign:
             raise ArtifactError(
                 f"{folder} holds other things than a classifier ({visible(min(foreign))}) that "

@@ -336,6 +336,7 @@ class Classifier(nn.Module):
     @torch.inference_mode()
     def _classify(self, images: Tensor, options: PredictOptions, scored: bool) -> list[Predicted]:
         """Classify prepared images, uint8 [B, 3, S, S]."""
+        # encode
         device, dtype = self.head.class_vectors.device, _TYPES[options.precision]
         if device.type == "cuda":
             images = images.pin_memory()  # the copy need not wait for the previous batch
@@ -344,9 +345,25 @@ class Classifier(nn.Module):
             logits = self.logits(features)
         scores = self.scores(features) if scored else {}
 
-        return options.rule.decide(
-            self.task, self.class_names, options.top_k, logits, features, scores
-        )
+        # rank the classes at temperature 1, and show probabilities at the rule's temperature
+        rule = options.rule
+        probabilities = self.task.probabilities(logits)
+        top_k = self.task.ranked(options.top_k, len(self.class_names), rule)
+        deciding, labels = probabilities.topk(top_k, dim=1)
+        shown = self.task.probabilities(logits / rule.temperature).gather(1, labels)
+
+        # decide for each image, unless one of its further scores rejects it
+        columns = {name: values.tolist() for name, values in scores.items()}
+        ranks = zip(features.cpu(), labels.tolist(), deciding.tolist(), shown.tolist(), strict=True)
+        predicted = []
+        for row, (embedding, ranked, certain, probable) in enumerate(ranks):
+            further = {name: values[row] for name, values in columns.items()}
+            rejected = any(further[name] > limit for name, limit in rule.limits.items())
+            named = [] if rejected else self.task.decide(ranked, certain, rule)
+            probability = dict(zip(ranked, probable, strict=True))
+            top = [Prediction(self.class_names[label], probability[label]) for label in named]
+            predicted.append(Predicted(top or self.task.undecided(probable[0]), embedding, further))
+        return rule.rename(predicted, probabilities)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Convert an image of any size and mode to the input of ``forward``, uint8 [3, S, S]."""

@@ -44,13 +44,8 @@ def inspect(
 ) -> Iterator[Inspected]:
     """Decode every image, in order, on all cores and under a progress bar.
 
-    Args:
-        sources: The images.
-        title: Title of the progress bar.
-        opener: Opens an image that is not a file or a member of a shard.
-        decoding: How files are decoded.
-        workers: Processes; None: one for each core.
-        drawings: Whether to look for drawings, too.
+    An ``opener`` is for images that are not files or members of shards; ``workers`` are processes,
+    by default one for each core. Only with ``drawings`` is ``drawn`` found out.
     """
     look = partial(_inspect, opener=opener, decoding=decoding, drawings=drawings)
     return in_parallel(look, sources, title, workers)

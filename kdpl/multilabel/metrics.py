@@ -10,16 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
-from kdpl.metrics import (
-    BASE_MAP,
-    CHANCE,
-    HM,
-    MACRO_F1,
-    MAP,
-    MICRO_F1,
-    NOVEL_MAP,
-    harmonic_mean,
-)
+from kdpl.metrics import BASE_MAP, CHANCE, HM, MACRO_F1, MAP, MICRO_F1, NOVEL_MAP, harmonic_mean
 
 DEFAULT = 0.5
 """Threshold of a class without a chosen one."""

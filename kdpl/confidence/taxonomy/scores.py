@@ -1,7 +1,7 @@
 """Scores of held-out images at each level of a tree, and thresholds for a wanted error."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from kdpl.confidence.taxonomy.tree import Taxonomy
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.artifacts import metadata
 from kdpl.runtime.class_names import ClassName
-from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Prediction, Task
+from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Prediction
 
 NAME, LEVEL = "taxonomy", "level"
 
@@ -149,23 +149,12 @@ class LevelRule(DecisionRule):
         """True, since an image has one node."""
         return True
 
-    def decide(
-        self,
-        task: Task,
-        class_names: Sequence[str],
-        top_k: int,
-        logits: Tensor,
-        features: Tensor,
-        scores: Mapping[str, Tensor],
-    ) -> list[Predicted]:
-        """Replace the predicted classes by nodes; arguments are the same as those of the base."""
-        predicted = super().decide(task, class_names, top_k, logits, features, scores)
-        probable, nodes = self.taxonomy.best(task.probabilities(logits))
-        levels = levels_answered(probable, self.thresholds)
+    def rename(self, predicted: list[Predicted], probabilities: Tensor) -> list[Predicted]:
+        """Return the nodes of B images with probabilities [B, C] of the classes."""
+        scores, nodes = self.taxonomy.best(probabilities)
+        rows = (t.tolist() for t in (levels_answered(scores, self.thresholds), scores, nodes))
         named = []
-        for image, level, score, node in zip(
-            predicted, levels.tolist(), probable.tolist(), nodes.tolist(), strict=True
-        ):
+        for image, level, score, node in zip(predicted, *rows, strict=True):
             # level 0 rejects the image
             top = Prediction(None, image.top[0].probability)
             if level:

@@ -19,7 +19,7 @@ from kdpl.confidence.taxonomy.scores import (
 from kdpl.confidence.taxonomy.tree import Taxonomy
 from kdpl.errors import ArtifactError, ConfigError, DataError
 from kdpl.runtime.artifacts import write_tensors
-from kdpl.tasks import MULTI_CLASS, Prediction
+from kdpl.tasks import MULTI_CLASS, Predicted, Prediction
 
 GOOD = "child,parent\na,x\nb,x\nx,root\nc,root\n"
 
@@ -212,19 +212,22 @@ def test_a_rule_names_the_deepest_node_and_leaves_the_rest_empty(tmp_path):
     thresholds = held_out.thresholds(0.1)
     logits = torch.from_numpy(trees.logits_and_labels(draw, parents, names, 50)[0])
     probabilities = MULTI_CLASS.probabilities(logits.float())
-    top = probabilities.max(dim=1).values.tolist()
-    scores = {"unknown": torch.full((50,), 0.125)}
-    named = rule.decide(MULTI_CLASS, names, 1, logits.float(), torch.empty(50, 2), scores)
+    top = probabilities.max(dim=1)
+    given = [
+        Predicted([Prediction(names[i], p)], torch.empty(2), {"unknown": 0.1})
+        for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+    ]
+    named = rule.rename(given, probabilities)
     levels = set()
     for image, predicted in enumerate(named):
-        level, node, score = 0, None, top[image]
+        level, node, score = 0, None, given[image].top[0].probability
         for number, threshold in enumerate(thresholds, start=1):
             sums = trees.node_probabilities(parents, names, probabilities[image], number)
             best = max(sums, key=sums.get)
             if sums[best] >= threshold:
                 level, node, score = number, best, sums[best]
         assert predicted.top == [Prediction(node, pytest.approx(score, abs=1e-6))]
-        assert predicted.scores == {"unknown": 0.125, "level": level}
+        assert predicted.scores == {"unknown": 0.1, "level": level}
         levels.add(level)
     assert len(levels) > 1
     columns = MULTI_CLASS.columns(1, rule)
