@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kdpl.clip.loading import Clip, ImageClip
 from kdpl.clip.modules import normalized
-from kdpl.clip.towers.block import finish, in_projection, merge_heads, run_block, split_heads
+from kdpl.clip.towers.block import run_block
 from kdpl.clip.towers.class_token import ClassTokenTower
 from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, PromptableTextTower
 from kdpl.errors import ConfigError
@@ -118,9 +117,7 @@ class RepresentationTokens(PromptMethod):
                 if layer in tokens:
                     new = tokens[layer].to(x.dtype).expand(len(x), -1, -1)
                     x = torch.cat([x[:, :start], new, x[:, -rest:]], dim=1)
-                q, k, v = split_heads(block, in_projection(block, x))
-                attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-                x = finish(block, x, merge_heads(attended))
+                x = run_block(block, x, is_causal=True)
             return tower.project(tower.ln_final(x[:, -1]))
 
         # texts grouped by length, recomputed in chunks if there are many, in their original order

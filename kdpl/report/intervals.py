@@ -10,8 +10,6 @@ from scipy.stats import t as student_t
 from kdpl.errors import ArtifactError
 from kdpl.metrics import ACC, BASE_ACC, HM, NOVEL_ACC
 from kdpl.report.run_folder import Run, Stage
-from kdpl.runtime.advice import command
-from kdpl.runtime.run_folder import CONFIG_FILE
 
 Floats = npt.NDArray[np.float64]
 Interval = tuple[float, float]
@@ -36,10 +34,9 @@ def scores_of(run: Run, stage: Stage) -> Scores:
     if num_base is None:
         return scores
     if any(p.half_prediction_number is None for p in predictions):
-        test = command("test", "--config", stage.folder / CONFIG_FILE, "--out", stage.folder)
         raise ArtifactError(
             f"{stage.folder} has no predictions among the base or the novel classes alone, test it "
-            f"again: {test}"
+            f"again: {stage.test_command}"
         )
     correct = np.array([p.half_prediction_number == p.label_number for p in predictions], float)
     is_base = np.array([p.label_number < num_base for p in predictions])

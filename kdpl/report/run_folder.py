@@ -87,8 +87,14 @@ class Stage:
         with _reading(self.folder / PREDICTIONS_FILE):
             if predictions := read_predictions(self.folder):
                 return predictions
-        test = command("test", "--config", self.folder / CONFIG_FILE, "--out", self.folder)
-        raise ArtifactError(f"{self.folder} was not tested: if it has test images, run {test}")
+        raise ArtifactError(
+            f"{self.folder} was not tested: if it has test images, run {self.test_command}"
+        )
+
+    @property
+    def test_command(self) -> str:
+        """Command that tests it."""
+        return command("test", "--config", self.folder / CONFIG_FILE, "--out", self.folder)
 
     @cached_property
     def results(self) -> dict[str, float]:

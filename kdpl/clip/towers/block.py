@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def run_block(block: Any, tokens: Tensor) -> Tensor:
-    """Run a block on tokens [B, L, W] without a mask."""
+def run_block(block: Any, tokens: Tensor, is_causal: bool = False) -> Tensor:
+    """Run a block on tokens [B, L, W], without a mask or with a causal one."""
     q, k, v = split_heads(block, in_projection(block, tokens))
-    return finish(block, tokens, merge_heads(F.scaled_dot_product_attention(q, k, v)))
+    attended = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+    return finish(block, tokens, merge_heads(attended))
 
 
 def run_first_token(block: Any, tokens: Tensor) -> Tensor:
