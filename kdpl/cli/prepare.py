@@ -152,7 +152,7 @@ def parse_stages(out: Path, run: Options) -> "dict[str, KdplCLI]":
         not is_tuned(teacher)
         and _refines(student)
         and "data.train_on_val" not in run.names_set()
-        and student.data().reading.reader.own
+        and student.data().reading.reader.from_user
     ):
         values = {"data": {"init_args": {"train_on_val": "auto"}}}
         stages = {name: stage.derive(values) for name, stage in stages.items()}
