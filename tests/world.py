@@ -216,7 +216,7 @@ class TinyDomain(DomainDataModule):
             UnlabeledBatch, self.unlabeled, torch.arange(len(self.unlabeled)), self.for_teacher()
         )
 
-    def val_dataloader(self):
+    def val_dataloader(self, pixels=True):
         return self._loader(
             EvaluationBatch, self.test_images, self.test_labels, torch.arange(len(self.test_labels))
         )
