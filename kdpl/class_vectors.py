@@ -171,7 +171,7 @@ class ClassVectors(VectorSettings):
 
     def require_teacher(self, other: "ClassVectors | TunedPrompts") -> None:
         """Raise an ArtifactError unless ``other`` has the same teacher."""
-        if other.teacher != self.teacher:
+        if (other.teacher, other.clip.fingerprint) != (self.teacher, self.clip.fingerprint):
             raise ArtifactError(
                 "the class vectors to add were made by another tuned teacher than the class "
                 "vectors of the classifier, or from examples for another classifier: make them "

@@ -1,6 +1,7 @@
 """Losses of both stages as pure functions, and the settings of the stage 2 loss."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,10 +16,13 @@ class DistillationLoss:
     Attributes:
         weight: λ; published: 1000, and 200 for FGVCAircraft, Flowers102 and DTD.
         temperature: τ.
+        kind: ``kl``, as published; or the mean absolute (``l1``) or squared (``mse``) difference of
+            the logits of student and teacher, without τ, for the paper's ablations.
     """
 
     weight: float = 1000.0
     temperature: float = 1.0
+    kind: Literal["kl", "l1", "mse"] = "kl"
 
     def __post_init__(self) -> None:
         if self.weight <= 0 or self.temperature <= 0:
@@ -58,3 +62,7 @@ def distillation_kl(
 def feature_l1(features: Tensor, target_features: Tensor) -> Tensor:
     """Compute the mean absolute difference of normalised features [N, D] (PromptSRC, eq. 3)."""
     return F.l1_loss(features, target_features)
+
+
+DIFFERENCES = {"l1": F.l1_loss, "mse": F.mse_loss}
+"""Means of the differences of two tensors, by the kinds of ``DistillationLoss``."""

@@ -22,7 +22,7 @@ from kdpl.data.batches import Batch, UnlabeledBatch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
-from kdpl.losses import DistillationLoss
+from kdpl.losses import DIFFERENCES, DistillationLoss
 from kdpl.metrics import POOL_KEPT
 from kdpl.module import ClassifyingModule, plugin_callbacks
 from kdpl.optim import OptimConfig
@@ -89,11 +89,13 @@ class StudentDistillation(ClassifyingModule):
         projector_input: Input of the projector: ``projected``, the tower's features in its CLIP's
             joint space, as published; ``pooled``, its features before that projection, often wider
             and richer (docs/targets.md). A network that is not a CLIP has no such projection.
+        projector_layers: Linear layers of the projector; 0 for none.
         target: The distribution that the student learns: ``teacher``; ``refined``, the teacher's
             predictions corrected by labels and the shape of the pool (docs/targets.md);
+            ``labeled``, the teacher's predictions mixed with few-shot labels;
             ``local_views``, for several labels per image (docs/several_labels.md); or a custom
             ``kdpl.targets.Target`` with its ``class_path`` and ``init_args``.
-        loss: Weight and temperature of the distance between the student and its target.
+        loss: Kind, weight and temperature of the distance between the student and its target.
         pool_filter: Leave out unlabelled images whose similarity to their nearest class is below
             this quantile of the labelled images', such as 0.05; None keeps all.
         stored_views: Number of views of each unlabelled image that a frozen tower encodes once,
@@ -123,6 +125,7 @@ class StudentDistillation(ClassifyingModule):
         vision_prompts: StudentPrompts = StudentPrompts(),
         fine_tune: bool | None = None,
         projector_input: Literal["projected", "pooled"] = "projected",
+        projector_layers: Literal[0, 1, 2, 3] = 2,
         target: Target | str = "teacher",
         loss: DistillationLoss = DistillationLoss(),
         pool_filter: OpenUnitInterval | None = None,
@@ -144,6 +147,7 @@ class StudentDistillation(ClassifyingModule):
         self.vision_prompts = vision_prompts
         # text names a target; jsonargparse has made an object of a class path
         self.target = build_target(target)
+        _require_logits(loss, type(self.target))
         self.loss = loss
         self.pool_filter = pool_filter
         self.teacher_cache = teacher_cache
@@ -169,6 +173,7 @@ class StudentDistillation(ClassifyingModule):
             vision_prompts.depth,
             self.vectors.vectors.shape[1],
             fine_tune,
+            projector_layers,
         )
         # without the teacher's scales and biases: the student learns new ones, as ``scores``
         # not part of the state: the class vectors are in the run's folder, and
@@ -199,8 +204,8 @@ class StudentDistillation(ClassifyingModule):
             return  # a subclass with other arguments
         target, pool_filter = settings["target"], settings["pool_filter"]
         prompts, fine_tune = settings["vision_prompts"], settings["fine_tune"]
-        DistillationLoss(**settings["loss"])
         kind = target_class(target if isinstance(target, str) else target["class_path"])
+        _require_logits(DistillationLoss(**settings["loss"]), kind)
         kind.require_task(data.task)
         if pool_filter is not None:
             data.labels.require_shots()
@@ -304,6 +309,8 @@ class StudentDistillation(ClassifyingModule):
 
     def distance(self, logits: Tensor, target_logits: Tensor) -> Tensor:
         """Compute what the loss weighs, a scalar, of logits [B, C] of student and target."""
+        if self.loss.kind != "kl":
+            return DIFFERENCES[self.loss.kind](logits, target_logits)
         return self.task.divergence(logits, target_logits, self.loss.temperature)
 
     def training_step(self, batch: UnlabeledBatch, batch_idx: int) -> Tensor:
@@ -315,7 +322,9 @@ class StudentDistillation(ClassifyingModule):
         logits = self.batch_logits(batch)
 
         # the distance between student and target
-        terms = {"kl": self.loss.weight * self.distance(logits, target_logits)}
+        terms: dict[str, Tensor] = {
+            self.loss.kind: self.loss.weight * self.distance(logits, target_logits)
+        }
         agreement = agreement_of(self.task.agreements(logits, target_logits))
         return self.sum_and_log(terms, len(batch.images), agreement=agreement)
 
@@ -400,4 +409,13 @@ class StudentDistillation(ClassifyingModule):
         vectors = self.vectors.of_task(self.task.name, self.scores)
         return Classifier(
             self.encoder, vectors, self.logit_scale, self.clip, decoding, task=self.task
+        )
+
+
+def _require_logits(loss: DistillationLoss, target: type[Target]) -> None:
+    """Refuse a difference of logits for a target that has probabilities alone."""
+    if loss.kind != "kl" and target is not Target:
+        raise ConfigError(
+            f"loss.kind {loss.kind} compares logits with the teacher's, but the target "
+            f"{target.__name__} has probabilities: set loss.kind to kl, or target to teacher"
         )

@@ -15,6 +15,7 @@ from runs import CONFIGS, DATA, TEACHER, configs, image_folder
 from world import TAG
 
 from kdpl import StudentDistillation, TeacherPromptTuning
+from kdpl.benchmark.ablations import FeatureDistillation, OwnTextFeatures
 from kdpl.benchmark.readers import BENCHMARKS
 from kdpl.cli.fit import parse_stage
 from kdpl.data.domain import build_data
@@ -104,13 +105,20 @@ def small(name, published):
     return published[name.partition("/")[0]].derive(config)
 
 
+ABLATIONS = {
+    "student/feature_l1.yaml": FeatureDistillation,
+    "student/feature_mse.yaml": FeatureDistillation,
+    "student/own_text_features.yaml": OwnTextFeatures,
+}
+
+
 @pytest.mark.parametrize("name", sorted(STAGES))
 def test_a_stage_is_built_by_its_config(name, published):
     stage = small(name, published)
     stage.check_all()
     stage.build(stage.config.clone())
     kind = TeacherPromptTuning if name.startswith("teacher/") else StudentDistillation
-    assert type(stage.model) is kind
+    assert type(stage.model) is ABLATIONS.get(name, kind)
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -219,13 +227,13 @@ teacher/few_shot.yaml: {averaging: {mean: 30.0, std: 30.0}, max_epochs: 50}
 teacher/few_shot.yaml teacher/few_shot_late.yaml: {averaging: {mean: 45.0, std: 5.0}, max_epochs: 50}
 student/promptkd_vit_b16.yaml:
   vision_prompts: {length: 4, depth: 9, init: normal}
-  loss: {weight: 1000.0, temperature: 1.0}
+  loss: {weight: 1000.0, temperature: 1.0, kind: kl}
   max_epochs: 20
   batch_size: 8
-student/kd_weight_200.yaml: {loss: {weight: 200.0, temperature: 1.0}}
+student/kd_weight_200.yaml: {loss: {weight: 200.0, temperature: 1.0, kind: kl}}
 student/cross_dataset.yaml:
   vision_prompts: {length: 4, depth: 3, init: normal}
-  loss: {weight: 1000.0, temperature: 1.0}
+  loss: {weight: 1000.0, temperature: 1.0, kind: kl}
   max_epochs: 20
 """)
 """Settings of the papers by the configs over the published one."""

@@ -46,9 +46,11 @@ class PlainStudent:
     def logits(self, images, training=True):
         return 17 * self.features(images, training) @ self.vectors.T
 
+    def teacher_features(self, images):
+        return normalized(self.teacher_clip.image_features(images, self.teacher_prompts))
+
     def teacher_logits(self, images):
-        features = self.teacher_clip.image_features(images, self.teacher_prompts)
-        return 30 * normalized(features) @ self.vectors.T
+        return 30 * self.teacher_features(images) @ self.vectors.T
 
     def loss(self, images, weight=1000, temperature=1.0):
         return plain.distillation(
@@ -61,13 +63,21 @@ def started(kind, written, plain_of):
     return lambda student: kind(world.disturbed(student, 0.3), *written, plain_of)
 
 
-def first_batch(folder, plain_of, kind=PlainStudent, depth=2, precision="32-true", **options):
+def first_batch(
+    folder,
+    plain_of,
+    kind=PlainStudent,
+    depth=2,
+    precision="32-true",
+    make=make_student,
+    **options,
+):
     """Distil from a new teacher for one batch, ``IMAGES``; returns the student and its record.
 
     The plain student, of this ``kind``, is the record's ``started``.
     """
     written = world.write_teacher(folder, depth=depth)
-    student, domain = make_student(folder, **options), world.TinyDomain(num_base=3, batch_size=6)
+    student, domain = make(folder, **options), world.TinyDomain(num_base=3, batch_size=6)
     start = started(kind, written, plain_of)
     settings = {"limit_train_batches": 1, "precision": precision}
     return student, world.fit(student, folder, domain=domain, start=start, **settings)

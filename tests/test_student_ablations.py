@@ -7,15 +7,46 @@ import pytest
 import torch
 import world
 from plain import normalized, relative_error
-from test_student import IMAGES, PlainStudent, first_batch, new_student
+from test_student import IMAGES, PlainStudent, first_batch, new_student, require_plain_step
 from world import make_student
 
+from kdpl.classifier import Classifier
 from kdpl.data.batches import UnlabeledBatch
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.prompts import PromptConfig
 from kdpl.runtime.resizing import Resizing
 
 NONE = PromptConfig(depth=0)
+
+
+@pytest.mark.parametrize("distill", ["l1", "mse"])
+def test_a_difference_of_logits_is_that_of_the_plain_ones(distill, tmp_path, plain_of):
+    _, step = first_batch(tmp_path, plain_of, distill=distill, kd_weight=50)
+    difference = step.started.logits(IMAGES) - step.started.teacher_logits(IMAGES)
+    total = (difference.abs() if distill == "l1" else difference**2).sum()
+    require_plain_step(step, 50 * total / difference.numel())
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_projector_has_as_many_linear_layers_as_are_set(layers, tmp_path):
+    student = new_student(tmp_path, projector_layers=layers)
+    world.fit(student, tmp_path, limit_train_batches=1)
+    linear = [m for m in student.encoder.projector.modules() if isinstance(m, torch.nn.Linear)]
+    assert [tuple(m.weight.shape) for m in linear] == [(24, 20), *[(24, 24)] * (layers - 1)]
+    read = Classifier.load(tmp_path / "classifier")
+    assert relative_error(read(IMAGES), student.eval().class_logits(IMAGES)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"projector_layers": 0}, "set projector_layers above 0"),
+        ({"distill": "l1", "target": "refined"}, "the target Refined has probabilities"),
+    ],
+)
+def test_ablations_that_contradict_each_other_are_refused(options, match, tmp_path):
+    with world.refused(ConfigError, match):
+        new_student(tmp_path, **options)
 
 
 def test_fine_tuning_trains_the_whole_tower(tmp_path, plain_of):

@@ -329,13 +329,15 @@ def make_student(
     prompt_init="normal",
     kd_weight=1000.0,
     temperature=1.0,
+    distill="kl",
     **options,
 ):
     """A student of the teacher in a folder, the same each time."""
     torch.manual_seed(0)
     prompts = StudentPrompts(vision_prompts.length, vision_prompts.depth, prompt_init)
-    loss = DistillationLoss(kd_weight, temperature)
-    return kind(ClipConfig(model, TAG), str(folder), vision_prompts=prompts, loss=loss, **options)
+    loss = DistillationLoss(kd_weight, temperature, distill)
+    clip = ClipConfig(model, TAG)
+    return kind(clip=clip, teacher=str(folder), vision_prompts=prompts, loss=loss, **options)
 
 
 _RESIZING = Resizing(32)

@@ -112,6 +112,7 @@ class Stored(NamedTuple):
             prompt_length=length,
             prompt_depth=depth,
             projector=True,
+            projector_layers=encoder.projector.depth,
             logit_scale=self.logit_scale,
             class_vectors=self.vectors.fields(),
             decoding=self.decoding,

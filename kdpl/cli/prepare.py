@@ -142,7 +142,8 @@ def parse_stages(out: Path, run: Options) -> "dict[str, KdplCLI]":
         without_labels
         # parsed settings do not tell a default from the same value in a config
         and not any(name.startswith("model.target") for name in run.names_set())
-        # several labels are not refined
+        # a difference of logits has no refined target, and several labels are not refined
+        and student.config.get("model.init_args.loss.kind", "kl") == "kl"
         and student.data().task == MULTI_CLASS.name
     ):
         student = student.derive({"model": {"init_args": {"target": "refined"}}})

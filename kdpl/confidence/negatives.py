@@ -70,6 +70,8 @@ class CopyNegativeVectors(Callback):
         if not trainer.is_global_zero or not file.is_file():
             return
         vectors = ClassVectors.load(file)
+        if vectors.clip.fingerprint != student.vectors.clip.fingerprint:
+            return  # a student with text features of its own
         if vectors.teacher != student.vectors.teacher:
             raise ArtifactError(
                 f"{file} was made by another tuned teacher than the class vectors: remove it, or "

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from kdpl.clip.modules import Float32Module
+from kdpl.errors import ConfigError
 
 
 def _local_rows(rows: Tensor) -> Tensor:
@@ -49,17 +50,24 @@ class Projector(Float32Module):
     """Maps student to teacher embedding: Linear, BatchNorm, ReLU, Linear (PromptKD, section 3.3).
 
     The published code writes the same function as 1×1 convolutions. Always computes in float32. The
-    embeddings have the widths ``in_dim`` d and ``out_dim`` D.
+    embeddings have the widths ``in_dim`` d and ``out_dim`` D. Other ``depth`` than the published 2
+    linear layers are an ablation; 0 leaves features of the same width as they are.
     """
 
-    def __init__(self, in_dim: int, out_dim: int) -> None:
+    def __init__(self, in_dim: int, out_dim: int, depth: int = 2) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(in_dim, out_dim, dtype=torch.float32),
-            GlobalBatchNorm(out_dim, dtype=torch.float32),
-            nn.ReLU(inplace=True),
-            nn.Linear(out_dim, out_dim, dtype=torch.float32),
-        )
+        self.depth = depth
+        if depth == 0 and in_dim != out_dim:
+            raise ConfigError(
+                f"the student's features have {in_dim} numbers and the class vectors {out_dim}, "
+                "which needs a projector: set projector_layers above 0"
+            )
+        layers: list[nn.Module] = []
+        for width in (in_dim, *[out_dim] * (depth - 1))[:depth]:
+            if layers:
+                layers += [GlobalBatchNorm(out_dim, dtype=torch.float32), nn.ReLU(inplace=True)]
+            layers.append(nn.Linear(width, out_dim, dtype=torch.float32))
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
         """Project features [B, d] to [B, D], not normalised."""

@@ -44,6 +44,7 @@ class StudentEncoder(nn.Module):
         prompt_depth: Number of layers with prompts, J; 0 for none.
         out_dim: The teacher's embed_dim D.
         fine_tune: Train the tower as well; otherwise it is frozen.
+        projector_layers: Linear layers of the projector.
     """
 
     def __init__(
@@ -53,13 +54,14 @@ class StudentEncoder(nn.Module):
         prompt_depth: int,
         out_dim: int,
         fine_tune: bool = False,
+        projector_layers: int = 2,
     ) -> None:
         super().__init__()
         self.tower: Frozen[ImageTower] | Trained[ImageTower] = (
             Trained(tower) if fine_tune else Frozen(tower, keep=True)
         )
         self.prompts = VisionPrompts(prompt_length, prompt_depth, tower) if prompt_depth else None
-        self.projector = Projector(tower.embed_dim, out_dim)
+        self.projector = Projector(tower.embed_dim, out_dim, projector_layers)
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S], uint8 or float in [0, 1]; normalised, float32 [B, D]."""
@@ -96,6 +98,9 @@ class EncoderSettings:
     prompt_length: Annotated[int, Field(ge=0, le=1000)]
     prompt_depth: Annotated[int, Field(ge=0, le=MOST_LAYERS)]
     projector: Literal[True]
+    projector_layers: Annotated[
+        int, Field(ge=0, le=MOST_LAYERS, exclude_if=lambda layers: layers == 2)
+    ] = 2
 
 
 def encoder_tensors(encoder: StudentEncoder) -> dict[str, Tensor]:
@@ -114,7 +119,9 @@ def read_encoder(
 
     def build() -> StudentEncoder:
         tower = _build_tower(settings.image_config, settings.preprocessing)
-        return StudentEncoder(tower, settings.prompt_length, settings.prompt_depth, width)
+        length, depth = settings.prompt_length, settings.prompt_depth
+        layers = settings.projector_layers
+        return StudentEncoder(tower, length, depth, width, projector_layers=layers)
 
     try:
         require_modest(settings.image_config, settings.preprocessing.image_size)

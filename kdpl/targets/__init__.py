@@ -105,7 +105,8 @@ class PreparedTarget(Target, ABC, Generic[GatheredT]):
 def build_target(target: Target | str) -> Target:
     """Build a target by its name or dotted path, or return it unchanged; ConfigError if unknown.
 
-    The names are ``teacher``, the published target, ``refined``, and those that plugins add.
+    The names are ``teacher``, the published target, ``refined``, ``labeled``, and those that
+    plugins add.
     """
     return target if isinstance(target, Target) else target_class(target)()
 
@@ -115,6 +116,7 @@ def target_class(name: str) -> type[Target]:
     named = {
         "teacher": "kdpl.targets.Target",
         "refined": "kdpl.targets.refinement.target.Refined",
+        "labeled": "kdpl.targets.labeled.Labeled",
         **{name: path.replace(":", ".") for name, path in plugins.paths("targets").items()},
     }
     return find_class(name, named, Target, "target")

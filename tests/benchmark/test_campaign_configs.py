@@ -28,6 +28,7 @@ SIZES = {
     "reproduce": (3 * 2 * 2, 3 * 2 * 2),
     "atprompt": (3 * 11 * 2, 3 * 11 * 2),
     "mmrl": (3 * 11 * 2, 3 * 11 * 2),
+    "ablations": (3 * 11 * 23, 3 * 11 * 23),
     "few_shot": (3 * 11 * 5 * 2, 3 * 11 * 5 * 2),
     "cross_dataset": (3 * (1 + 10), 3 * 10 * 2),
     "domain_generalization": (3 * 2, 3 * 5 * 2),
@@ -68,11 +69,12 @@ def test_every_campaign_has_known_datasets_and_as_many_runs_as_it_says(name):
 
 
 # what is reproduced are commands of base_to_novel, and most ablations change one value of a setting
-MANY = pytest.param("quickstart_ablations", marks=pytest.mark.slow)
-PARSED = [file.stem for file in FILES if file.stem not in ("reproduce", *MANY.values)]
+MANY = [pytest.param(n, marks=pytest.mark.slow) for n in ("ablations", "quickstart_ablations")]
+SPARED = {"reproduce", *(name for each in MANY for name in each.values)}
+PARSED = [file.stem for file in FILES if file.stem not in SPARED]
 
 
-@pytest.mark.parametrize("name", [*PARSED, MANY])
+@pytest.mark.parametrize("name", [*PARSED, *MANY])
 def test_settings_of_every_campaign_parse(name):
     # the last config is the row's, of a dataset or of all; what a protocol adds is the same for all rows
     steps = one_of_each_kind(steps_of(name))
@@ -123,6 +125,13 @@ def test_weights_and_epochs_that_differ_by_dataset_are_the_published_ones():
         expected = (45, 5) if dataset in late else (30, 30)
         assert (averaging.mean, averaging.std, settings.trainer.max_epochs) == (*expected, 50)
     assert len(students) == len(teachers) == 11
+
+
+def test_differences_of_logits_have_weights_of_their_own_on_every_dataset():
+    for row, weight in (("logit_l1", 10), ("logit_mse", 1)):
+        by_dataset = settings_by_dataset("ablations", row, ("dtd", "eurosat"))
+        losses = [settings.model.init_args.loss for settings in by_dataset.values()]
+        assert [(loss.kind, loss.weight) for loss in losses] == [(row[6:], weight)] * 2
 
 
 def test_attributes_are_those_of_each_dataset_on_its_teacher_alone():
