@@ -213,7 +213,11 @@ class TinyDomain(DomainDataModule):
         if self.trainer.lightning_module.needs.split == "labeled":
             return self._loader(LabeledBatch, self.labeled, self.labels)
         return self._loader(
-            UnlabeledBatch, self.unlabeled, torch.arange(len(self.unlabeled)), self.for_teacher()
+            UnlabeledBatch,
+            self.unlabeled,
+            torch.arange(len(self.unlabeled)),
+            [None] * len(self.unlabeled),
+            self.for_teacher(),
         )
 
     def val_dataloader(self, pixels=True):
