@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import Discriminator, Field, Tag, TypeAdapter
 from torch import Tensor, nn
 
 from kdpl.clip.identity import TeacherSettings
@@ -15,7 +15,7 @@ from kdpl.clip.modules import CosineHead, normalized
 from kdpl.clip.towers.image import ImageTower
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.artifacts import Text, metadata, parse_metadata, read_tensors, write_tensors
-from kdpl.runtime.class_names import ClassName, composed
+from kdpl.runtime.class_names import ClassName, ClassText, composed
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 from kdpl.tasks import MULTI_CLASS, ClassScaling
 
@@ -31,6 +31,11 @@ _REMEDY = "run stage 1 again, or give the class_vectors.safetensors of a teacher
 
 _IF_GIVEN = Field(exclude_if=lambda value: value is None)
 
+_Texts = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[tuple[Text, ...], Field(min_length=1), Tag("texts")],
+    Discriminator(lambda value: "texts" if isinstance(value, list | tuple) else "text"),
+]
+
 
 @metadata
 class VectorSettings(TeacherSettings):
@@ -43,8 +48,8 @@ class VectorSettings(TeacherSettings):
     # number of base classes, which come first; None without a base/novel split
     num_base: Annotated[int, Field(ge=0, lt=2**31)] | None
     teacher: Text
-    # input of the text tower for each class; None: the class names
-    class_texts: tuple[Text, ...] | None = None
+    # input of the text tower, one or several texts for each class; None: the class names
+    class_texts: tuple[_Texts, ...] | None = None
     # task of the labels; scale and bias of each class's logit if classes are decided independently,
     # or added by example images, and then the digest of the encoder of these
     task: Annotated[Text, Field(exclude_if=lambda name: name == MULTI_CLASS.name)] = (
@@ -62,8 +67,8 @@ class ClassVectors(VectorSettings):
     vectors: Tensor
 
     @property
-    def texts(self) -> tuple[str, ...]:
-        """Input of the text tower for each class: its text, or its name."""
+    def texts(self) -> tuple[ClassText, ...]:
+        """Input of the text tower for each class: its text or texts, or its name."""
         return self.class_texts or self.class_names
 
     def head(self) -> CosineHead:
@@ -91,7 +96,7 @@ class ClassVectors(VectorSettings):
         vectors: Tensor,
         class_names: Sequence[str],
         num_base: int | None,
-        class_texts: Sequence[str] | None = None,
+        class_texts: Sequence[ClassText] | None = None,
     ) -> "ClassVectors":
         """Combine vectors [C, D] of names, or of texts for them, with their teacher's metadata."""
         names, texts = tuple(class_names), None if class_texts is None else tuple(class_texts)
@@ -221,10 +226,10 @@ class NameEncoder:
         self,
         names: Sequence[str],
         num_base: int | None = None,
-        texts: Sequence[str] | None = None,
+        texts: Sequence[ClassText] | None = None,
     ) -> ClassVectors:
         """Encode names, by label, or the texts that stand for them."""
-        inputs: Sequence[str] = names if texts is None else texts
+        inputs: Sequence[ClassText] = names if texts is None else texts
         vectors = self._method.encode_names(inputs, self._clip.text_tower, self._clip.tokenize)
         return ClassVectors.of(self.prompts, vectors, names, num_base, texts)
 

@@ -33,8 +33,9 @@ from kdpl.module import ClassifyingModule, evaluating, plugin_callbacks
 from kdpl.optim import OptimConfig
 from kdpl.prompts import MethodFactory, PromptConfig, PromptMethod, prompt_method
 from kdpl.prompts.method import method_name
-from kdpl.prompts.text import CONTEXT, ensemble_features
+from kdpl.prompts.text import CONTEXT, averaged, ensemble_features, flat_texts
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.messages import inform
 
 
@@ -90,9 +91,9 @@ class TeacherPromptTuning(ClassifyingModule):
         regularizers: Weights of the regularisers.
         averaging: Gaussian prompt averaging; None keeps the last epoch's prompts.
         optim: Optimiser and schedule.
-        classes_at_once: Maximum number of classes whose text-tower activations are kept for the
-            backward pass; beyond that they are recomputed in chunks. Limits memory and does not
-            change the result.
+        classes_at_once: Maximum number of class texts, mostly one for each class, whose text-tower
+            activations are kept for the backward pass; beyond that they are recomputed in chunks.
+            Limits memory and does not change the result.
         compile: Compile the image tower.
 
     Raises:
@@ -101,6 +102,7 @@ class TeacherPromptTuning(ClassifyingModule):
     """
 
     arranged_texts: ArrangedTexts
+    texts_a_class: list[int]
     fixed_text_features: Tensor
     ensemble_text_features: Tensor
 
@@ -181,7 +183,8 @@ class TeacherPromptTuning(ClassifyingModule):
         if self.prompts.text_is_fixed:
             self.register_buffer("fixed_text_features", self.encode_names(names), persistent=False)
         else:
-            self.arranged_texts = self.prompts.arrange(names, self.text_tower.module, self.tokenize)
+            flat, self.texts_a_class = flat_texts(names)
+            self.arranged_texts = self.prompts.arrange(flat, self.text_tower.module, self.tokenize)
 
         # the reference of the regularisers: features of the frozen CLIP, averaged over templates
         if self.regularizers.text or self.regularizers.logits:
@@ -193,13 +196,17 @@ class TeacherPromptTuning(ClassifyingModule):
     def training_step(self, batch: LabeledBatch, batch_idx: int) -> Tensor:
         """Compute PromptSRC's loss on labelled images, or that of the prompt method."""
         if self.has_custom_loss:
+
+            def label_loss(features: Tensor, texts: Tensor) -> Tensor:
+                text = averaged(texts, self.texts_a_class)
+                logits = cosine_logits(features, text, self.logit_scale)
+                return self.task.loss(self.scored(logits), batch.labels)
+
             terms = self.prompts.custom_loss(
                 (self.image_tower.module, batch.images),
                 (self.text_tower.module, self.arranged_texts),
                 self.classes_at_once,
-                lambda features, text: self.task.loss(
-                    self.scored(cosine_logits(features, text, self.logit_scale)), batch.labels
-                ),
+                label_loss,
             )
             return self.sum_and_log(terms, len(batch.images))
         tower, weights = self.image_tower.module, self.regularizers
@@ -209,9 +216,10 @@ class TeacherPromptTuning(ClassifyingModule):
         if self.prompts.text_is_fixed:
             text = self.fixed_text_features
         else:
-            text = self.prompts.encode_texts(
+            texts = self.prompts.encode_texts(
                 self.text_tower.module, self.arranged_texts, self.classes_at_once
             )
+            text = averaged(texts, self.texts_a_class)
         logits = self.scored(cosine_logits(features, text, self.logit_scale))
 
         # the loss on the labels, and the distances from the frozen CLIP
@@ -234,7 +242,7 @@ class TeacherPromptTuning(ClassifyingModule):
         """Raise a ConfigError if a text is too long for the text tower."""
         self.prompts.arrange(texts, self.text_tower.module, self.tokenize)
 
-    def encode_names(self, names: Sequence[str]) -> Tensor:
+    def encode_names(self, names: Sequence[ClassText]) -> Tensor:
         """Encode class names with the current prompts; normalised float32 [C, D]."""
         with self.text_tower.exact() as tower:
             return self.prompts.encode_names(names, tower, self.tokenize)

@@ -17,7 +17,12 @@ def vectors():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"num_base": None, "context": None}, {"class_texts": (*"abcd", "e, of the sea")}],
+    [
+        {},
+        {"num_base": None, "context": None},
+        {"class_texts": (*"abcd", "e, of the sea")},
+        {"class_texts": (*"abc", ("d", "of the sea"), ("e", "f", "g"))},
+    ],
 )
 def test_they_come_back_as_they_were_saved(changes, vectors, tmp_path):
     saved = replace(vectors, **changes)
@@ -37,6 +42,16 @@ def test_the_file_says_where_they_come_from(vectors, tmp_path):
     assert told == json.loads(json.dumps(vectors.fields()))
     # of example images alone
     assert not {"scales", "biases", "encoder"} & told.keys()
+
+
+@pytest.mark.parametrize(
+    ("texts", "field"),
+    [([1], r"0\.text"), ([["a", 2]], r"0\.texts\.1"), ([[]], r"0\.texts")],
+)
+def test_texts_of_another_kind_are_refused(texts, field, vectors):
+    fields = {**vectors.fields(), "class_texts": texts}
+    with world.refused(ArtifactError, f"here .*'class_texts.{field}'"):
+        ClassVectors.from_fields(vectors.vectors, fields, "here")
 
 
 def test_a_file_without_the_tensor_is_refused(vectors, tmp_path):

@@ -284,6 +284,49 @@ def test_texts_are_read_in_place_of_names(tmp_path, plain_of):
     assert torch.equal(again.vectors, vectors.vectors)
 
 
+SEVERAL = (
+    "crab",
+    ("sea_horse", "fish with a horse's head", "horse"),
+    ("jelly", "squid"),
+    "shark",
+    ("ray", "flat fish"),
+)
+
+
+def test_normalised_features_of_several_texts_are_averaged(tmp_path, plain_of):
+    teacher, domain = disturbed(classes_at_once=2), world.TinyDomain(num_base=3)
+    domain.class_texts = SEVERAL
+    leaves, clip = leaves_of(teacher), plain_of(MODEL)
+    vision, prompts = prompts_of(leaves)
+
+    def averaged(encode):
+        several = [(texts,) if isinstance(texts, str) else texts for texts in SEVERAL]
+        return normalized(torch.stack([normalized(encode(t)).mean(dim=0) for t in several]))
+
+    whole = averaged(lambda texts: clip.text_features(texts_of(texts), prompts))
+    zero_shot = averaged(lambda texts: clip.ensemble(texts, TEMPLATES))[:3]
+    text, images, labels = whole[:3], domain.labeled[:4], domain.labels[:4]
+    features, frozen = (normalized(clip.image_features(images, p)) for p in (vision, None))
+    logits, frozen_logits = clip.scale * features @ text.T, clip.scale * frozen @ zero_shot.T
+    terms = {
+        "ce": plain.cross_entropy(logits, labels),
+        "text": 25 * (text - zero_shot).abs().mean(),
+        "image": 10 * (features - frozen).abs().mean(),
+        "logits": plain.kl(frozen_logits, logits),
+    }
+    require_plain_step(teacher, domain, tmp_path, terms, leaves)
+    vectors = ClassVectors.load(tmp_path / CLASS_VECTORS_FILE)
+    assert (vectors.class_names, vectors.class_texts) == (world.NAMES, SEVERAL)
+    prompts = prompts_of(leaves_of(teacher))[1].detach()
+    expected = averaged(lambda texts: clip.text_features(texts_of(texts), prompts))
+    assert relative_error(vectors.vectors, expected) < 1e-5
+    encode = NameEncoder.load(tmp_path).encode
+    assert torch.equal(encode(world.NAMES, 3, SEVERAL).vectors, vectors.vectors)
+    # one text is the same, bit by bit, as a tuple or beside classes of several
+    alone = encode(world.NAMES, 3, ("crab",) * 5).vectors
+    assert torch.equal(encode(world.NAMES, 3, (("crab",),) * 5).vectors, alone)
+
+
 def test_zero_shot_is_the_untouched_clip(tmp_path, plain_of, monkeypatch):
     # nothing is trained, so nothing is made that only training needs
     monkeypatch.setattr(

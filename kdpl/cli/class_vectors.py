@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdpl.cli.arguments import output_file
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.runtime.class_names import composed, fault_of_name
+from kdpl.runtime.class_names import ClassText, composed, fault_of_name
 from kdpl.runtime.files import read_text
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE, STAGE_FOLDERS
 
@@ -57,7 +57,7 @@ def class_vectors(
 
     # read the class names
     num_base: int | None = None
-    texts: tuple[str, ...] | None = None
+    texts: tuple[ClassText, ...] | None = None
     if config:
         names, num_base, texts = _names_of_data(config, settings)
     elif class_list:
@@ -118,7 +118,7 @@ def _teacher_folder(run: str) -> str:
 
 def _names_of_data(
     files: Sequence[str], settings: Sequence[str]
-) -> tuple[tuple[str, ...], int | None, tuple[str, ...]]:
+) -> tuple[tuple[str, ...], int | None, tuple[ClassText, ...]]:
     from kdpl.data.domain import build_data
     from kdpl.runtime.configs import find_config, read_config
 

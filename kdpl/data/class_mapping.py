@@ -1,7 +1,8 @@
 """Class names and their texts for the text tower: a user's file, and a text around the name.
 
 The file is a CSV with lines ``n01440764,tench`` or, below the heading ``label,name,text``, lines
-``n01440764,tench,"tench, a fish"``. It may also be a ``.txt`` list with a name on each line.
+``n01440764,tench,"tench, a fish"``; further columns ``text`` give a class several texts. It may
+also be a ``.txt`` list with a name on each line.
 """
 
 import csv
@@ -11,27 +12,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdpl.errors import ConfigError, DataError
-from kdpl.runtime.class_names import composed
+from kdpl.runtime.class_names import ClassText, composed
 from kdpl.runtime.files import read_text
 
 
 class ClassName(NamedTuple):
-    """Name of a class, and the text for the text tower; None: the name itself."""
+    """Name of a class, and its texts for the text tower; without any, it is the name itself."""
 
     name: str
-    text: str | None = None
+    texts: tuple[str, ...] = ()
 
 
 def name_classes(
     keys: Sequence[str], class_names: str | None, class_text: str | None
-) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+) -> tuple[tuple[str, ...], tuple[ClassText, ...] | None]:
     """Return class names, and their texts for the text tower; None if the texts are the names.
 
     Args:
         keys: Folders or labels of the classes.
         class_names: File with names and texts, see ``read_class_mapping``; None: the keys are
             the names.
-        class_text: Text around each class's name, or around its text if the file has one;
+        class_text: Text around each class's name, or around its texts if the file has some;
             ConfigError unless it contains one ``{}``.
     """
     if class_text is not None and class_text.count("{}") != 1:
@@ -42,12 +43,13 @@ def name_classes(
     mapping = read_class_mapping(Path(class_names), keys) if class_names else {}
     classes = [mapping.get(key, ClassName(key)) for key in keys]
     names = tuple(named.name for named in classes)
-    if class_text is None and all(named.text is None for named in classes):
+    if class_text is None and not any(named.texts for named in classes):
         return names, None
-    # put the text around each name, or around its text
+    # put the text around each name, or around each of its texts
     around = _without_stop(composed(class_text or "{}"))
-    texts = (_without_stop(named.text) if named.text else named.name for named in classes)
-    return names, tuple(around.replace("{}", text) for text in texts)
+    texts = (tuple(map(_without_stop, named.texts)) or (named.name,) for named in classes)
+    read = [tuple(around.replace("{}", text) for text in of_one) for of_one in texts]
+    return names, tuple(of_one if len(of_one) > 1 else of_one[0] for of_one in read)
 
 
 def _without_stop(text: str) -> str:
@@ -109,7 +111,7 @@ def _read_csv(text: str) -> list[tuple[str, ClassName]]:
     heading = [cell.lower() for cell in rows[0]] if rows else []
     has_heading = heading[:2] in (["folder", "name"], ["label", "name"])
     # without a heading, a third column is mostly a name with an unquoted comma
-    columns = 3 if has_heading and heading[2:3] == ["text"] else 2
+    columns = len(heading) if has_heading and {*heading[2:]} == {"text"} else 2
     named = []
     for number, (key, *row) in enumerate(rows, start=1):
         if len(row) < columns - 1 or any(row[columns - 1 :]):
@@ -118,5 +120,5 @@ def _read_csv(text: str) -> list[tuple[str, ClassName]]:
                 "comma in quotes"
             )
         name, *texts = row
-        named.append((key, ClassName(name, next(filter(None, texts), None))))
+        named.append((key, ClassName(name, tuple(filter(None, texts)))))
     return named[has_heading:]

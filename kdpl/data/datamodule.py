@@ -42,6 +42,7 @@ from kdpl.data.reading import Reading
 from kdpl.data.sampling import spread
 from kdpl.data.splits import Label, Reader, Splits
 from kdpl.errors import ConfigError, DataError
+from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import as_json, digest
 from kdpl.runtime.resizing import Resizing
@@ -398,8 +399,8 @@ class DomainDataModule(LightningDataModule):
         return self.splits.class_names
 
     @property
-    def class_texts(self) -> tuple[str, ...]:
-        """The text that the text tower reads for each class, by label; mostly its name."""
+    def class_texts(self) -> tuple[ClassText, ...]:
+        """The text or texts that the text tower reads for each class, by label; mostly its name."""
         return self.splits.class_texts or self.class_names
 
     @property

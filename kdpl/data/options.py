@@ -11,11 +11,11 @@ class ClassOptions:
     """Settings of the names, texts and labels of classes.
 
     Args:
-        names: CSV file that maps class folders or labels to names, and texts for the text tower
-            (``folder`` and ``table``), or a .txt list of names; None: folders or labels are the
-            names. Without labelled training images, the classes are those in this file.
-        text: Text that the text tower reads for a class, with ``{}`` instead of the name or text
-            (``folder`` and ``table``).
+        names: CSV file that maps class folders or labels to names, and one or more texts for the
+            text tower (``folder`` and ``table``), or a .txt list of names; None: folders or labels
+            are the names. Without labelled training images, the classes are those in this file.
+        text: Text that the text tower reads for a class, with ``{}`` instead of the name or of each
+            text (``folder`` and ``table``).
         label_separator: Character between the labels of an image (``table``), each of which may
             then have several or none; None: each image is of one class.
         taxonomy: CSV file with the columns ``child`` and ``parent``, a tree whose leaves are the

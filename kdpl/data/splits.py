@@ -12,7 +12,7 @@ from PIL.Image import Image
 from kdpl.data.decoding import Decoding
 from kdpl.data.names import Names, select, unlisted
 from kdpl.errors import ConfigError, DataError
-from kdpl.runtime.class_names import composed, fault_of_name
+from kdpl.runtime.class_names import ClassText, composed, fault_of_name
 
 Label = int | tuple[int, ...]
 """Index into the class names; sorted indices in a dataset with several labels an image."""
@@ -56,7 +56,8 @@ class Splits:
         unlabeled: Sources of images without labels, held as ``Names``; None: only the training
             images.
         open_image: Opens a source as an RGB image; picklable, since it is sent to worker processes.
-        class_texts: Text that the text tower reads for each class, by label; None: its name.
+        class_texts: Text or texts that the text tower reads for each class, by label; None: its
+            name.
         held_out: True if the test images are training images that were set aside, because there
             were no test images.
         groups: Groups of labelled images by source, such as their cameras; a group stays in one
@@ -70,7 +71,7 @@ class Splits:
     test: tuple[Record, ...]
     unlabeled: Sequence[str] | None
     open_image: Callable[[str], Image]
-    class_texts: tuple[str, ...] | None = None
+    class_texts: tuple[ClassText, ...] | None = None
     held_out: bool = False
     groups: Mapping[str, str] = field(default_factory=dict)
 

@@ -15,8 +15,9 @@ from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.towers.image import ImageTower
 from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower
 from kdpl.errors import ConfigError
-from kdpl.prompts.text import prompt_texts, tokenize_prompts
+from kdpl.prompts.text import averaged, flat_texts, prompt_texts, tokenize_prompts
 from kdpl.prompts.vision import PromptConfig
+from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.configs import find_class
 
 _NAMED = {
@@ -106,18 +107,25 @@ class PromptMethod(Float32Module):
         """Return the terms of a loss that replaces PromptSRC's, scalars by name.
 
         Called only if a subclass overrides it, with labelled images, the class names to tune on,
-        and their towers. ``label_loss`` takes features [B, D] and [C, D]. Requires
+        or several texts for each, and their towers. ``label_loss`` takes features of images [B, D]
+        and texts [C, D]. Requires
         ``text_is_fixed`` False: fixed class names are not arranged for the steps.
         """
         raise NotImplementedError
 
     @torch.no_grad()
-    def encode_names(self, names: Sequence[str], tower: TextTower, tokenize: Tokenizer) -> Tensor:
-        """Encode C class names, or texts for them, in float32; normalised [C, embed_dim]."""
-        texts = self.arrange(names, tower, tokenize)
+    def encode_names(
+        self, names: Sequence[ClassText], tower: TextTower, tokenize: Tokenizer
+    ) -> Tensor:
+        """Encode C class names, or texts for them, in float32; normalised [C, embed_dim].
+
+        Several texts of a class are averaged after that, and normalised again.
+        """
+        flat, counts = flat_texts(names)
+        texts = self.arrange(flat, tower, tokenize)
         # class vectors must not depend on the trainer's precision
         with torch.autocast(texts.prefix.device.type, enabled=False):
-            return self.encode_texts(tower, texts)
+            return averaged(self.encode_texts(tower, texts), counts)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of a subclass, its arguments beyond the common ones, by name.

@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from functools import reduce
+from itertools import chain
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdpl.clip.modules import Float32Module
+from kdpl.clip.modules import Float32Module, normalized
 from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower, promptable_text
 from kdpl.errors import ConfigError
 from kdpl.prompts.vision import INIT_STD, require_size
+from kdpl.runtime.class_names import ClassText
 
 CONTEXT = "a photo of a"
 """CLIP's words before a class name."""
@@ -22,6 +24,24 @@ def prompt_texts(context: str | None, length: int, class_names: Sequence[str]) -
     """Return ``"{context} {name}."`` for each name, with ``length`` words for a missing context."""
     words = context if context is not None else " ".join(["X"] * length)
     return [f"{words} {name.replace('_', ' ')}.".lstrip() for name in class_names]
+
+
+def flat_texts(texts: Sequence[ClassText]) -> tuple[list[str], list[int]]:
+    """Return the texts of all C classes in one list, and the number of each class's, [C]."""
+    several = [(text,) if isinstance(text, str) else text for text in texts]
+    return [*chain.from_iterable(several)], [*map(len, several)]
+
+
+def averaged(features: Tensor, counts: Sequence[int]) -> Tensor:
+    """Average normalised features of texts [N, D] by class, normalised, [C, D].
+
+    Features of a class with one text stay as they are.
+    """
+    if max(counts, default=1) == 1:
+        return features
+    parts = torch.split(features, [*counts])
+    rows = [part[0] if len(part) == 1 else normalized(part.mean(dim=0)) for part in parts]
+    return torch.stack(rows)
 
 
 def tokenize_prompts(tokenize: Tokenizer, texts: Sequence[str], tower: TextTower) -> ArrangedTexts:
@@ -98,16 +118,18 @@ class TextPrompts(Float32Module):
 def ensemble_features(
     tower: TextTower,
     tokenize: Tokenizer,
-    class_names: Sequence[str],
+    class_names: Sequence[ClassText],
     templates: Sequence[Callable[[str], str]],
 ) -> Tensor:
     """Average frozen text features over templates (PromptSRC, section 3.2.3), [C, embed_dim].
 
-    The mean is taken before normalising, as in the published code. Underscores of the C names
-    become spaces. A ConfigError for a name that is too long for the tower's context.
+    The mean is taken before normalising, as in the published code; that over several texts of a
+    class afterwards. Underscores of the C names become spaces. A ConfigError for a name that is too
+    long for the tower's context.
     """
     # one template at a time, so that only one set of features is in memory
-    names = [name.replace("_", " ") for name in class_names]
+    flat, counts = flat_texts(class_names)
+    names = [name.replace("_", " ") for name in flat]
     texts = ([template(name) for name in names] for template in templates)
     features = (tower(tokenize_prompts(tokenize, group, tower)).float() for group in texts)
-    return F.normalize(reduce(torch.add, features) / len(templates), dim=-1)
+    return averaged(F.normalize(reduce(torch.add, features) / len(templates), dim=-1), counts)

@@ -52,3 +52,6 @@ def _valid(name: str) -> str:
 
 ClassName = Annotated[str, AfterValidator(_valid)]
 """Class name in the metadata of an artifact."""
+
+ClassText = str | tuple[str, ...]
+"""Text that the text tower reads for a class, or several, whose features are averaged."""

@@ -18,12 +18,16 @@ def test_csv_maps_folder_to_name(tmp_path):
     assert read_class_mapping(written(tmp_path, "names.CSV", content), FOLDERS) == names
 
 
-def test_a_class_may_have_a_text_beside_its_name(tmp_path):
+def test_a_class_may_have_texts_beside_its_name(tmp_path):
     content = 'label,name,text\nn02,shark,"shark, a large fish."\nn01,tench,\n'
-    file = str(written(tmp_path, "one.csv", content))
-    for around, texts in (
-        (None, ("tench", "shark, a large fish")),
-        ("big {} here", ("big tench here", "big shark, a large fish here")),
+    one = str(written(tmp_path, "one.csv", content))
+    content = "label,name,text,text,text\nn02,shark,a fish.,,jaws\nn01,tench,,,\n"
+    several = str(written(tmp_path, "several.csv", content))
+    for file, around, texts in (
+        (one, None, ("tench", "shark, a large fish")),
+        (one, "big {} here", ("big tench here", "big shark, a large fish here")),
+        (several, None, ("tench", ("a fish", "jaws"))),
+        (several, "big {}", ("big tench", ("big a fish", "big jaws"))),
     ):
         assert name_classes(FOLDERS, file, around) == (("tench", "shark"), texts)
 
@@ -52,7 +56,8 @@ def test_faults_are_one_sentence_that_names_the_file(tmp_path):
         ("a.csv", "n01,a\nn01,b\nn02,c\n", "has 'n01' twice"),
         ("a.csv", "n01,a\nn02, \n", "has an empty name"),
         ("a.csv", "label,name,text\nn01,a,b\nn02,c\n", ".* row 3 has 2 columns, expected 3"),
-        ("a.csv", "label,name,text,text\nn01,a,b,c\n", ".* row 1 has 4 columns, expected 3"),
+        ("a.csv", "label,name,text,text\nn01,a,b\n", ".* row 2 has 3 columns, expected 4"),
+        ("a.csv", "label,name,text,note\nn01,a,b,c\n", ".* row 1 has 4 columns, expected 2"),
         ("a.csv", "n01,a, b\nn02,c\n", ".* row 1 has 3 columns, expected 2: .* in quotes"),
         ("a.csv", b"n01,a\nn02,K\xe4fer\n", r"is not in UTF-8 \(line 2\)"),
         ("a.xml", b"n01 a", r"is of an unknown kind"),

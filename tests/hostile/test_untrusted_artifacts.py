@@ -68,7 +68,9 @@ def header_of(path):
 
 @pytest.fixture(scope="module")
 def vectors():
-    return world.frozen_vectors(class_texts=("a crab", "a horse", "c", "d", "e, of the sea"))
+    return world.frozen_vectors(
+        class_texts=("a crab", ("a horse", "pony"), "c", "d", "e, of the sea")
+    )
 
 
 @pytest.fixture(scope="module")

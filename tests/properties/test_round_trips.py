@@ -33,7 +33,7 @@ mappings = st.lists(
 @given(mappings)
 @example([("label", "name", None), ("folder", "text", None)])
 def test_class_names_come_back_from_a_file(folder, rows):
-    expected = {key: ClassName(name, text) for key, name, text in rows}
+    expected = {key: ClassName(name, (text,) if text else ()) for key, name, text in rows}
     write_rows(
         folder / "names.csv", [("label", "name", "text"), *((k, n, t or "") for k, n, t in rows)]
     )

@@ -145,6 +145,19 @@ def test_loss_terms_and_all_gradients_are_the_plain_ones(at_once, combine, tmp_p
         assert relative_error(seen.gradients[f"prompts.{name}"], leaf.grad) < 1e-5, name
 
 
+def test_the_loss_on_labels_is_of_averaged_texts(tmp_path, plain_of):
+    teacher, plain, domain = teacher_of(), plain_of("test-teacher"), world.TinyDomain(num_base=3)
+    texts = ("crab", "sea_horse", "horse", "jelly")
+    domain.class_texts = ("crab", texts[1:3], "jelly", "shark", "ray")
+    state, images = leaves_of(teacher, "prompts."), domain.labeled[:4]
+    f, _ = plain_images(plain, state, images, 2, 2)
+    t = plain_texts(plain, state, texts, 2, 2)
+    t = torch.stack([t[0], normalized(t[1:3].mean(dim=0)), t[3]])
+    expected = 0.6 * p.cross_entropy(plain.scale * f @ t.T, domain.labels[:4])
+    seen = world.fit(teacher, tmp_path, domain=domain, limit_train_batches=1)
+    assert seen.logged["train/loss_ce"] == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_six_steps_end_with_the_plain_weights(tmp_path, plain_of):
     teacher, domain = teacher_of(optim=OptimConfig(lr=0.02, warmup_lr=0.01)), world.TinyDomain(3)
     state, names = leaves_of(teacher, "prompts."), domain.tuning_class_names
