@@ -35,7 +35,7 @@ from kdpl.runtime.files import read_rows, write_rows, write_text
 CONFIG = "data.yaml"
 """File that ``init`` writes for a run."""
 
-_TABLE, _LEFT_OUT, _UNUSED = "images.csv", "left_out.csv", "used_nowhere.csv"
+TABLE, _LEFT_OUT, _UNUSED = "images.csv", "left_out.csv", "used_nowhere.csv"
 _HELD_OUT = 0.25
 _VAL_SHARE, _VAL_LEAST = 0.2, 8  # default share of each class with at least so many labels
 _VAL_FEWEST = 19  # in all, as predict --unknown needs
@@ -80,18 +80,23 @@ def init(
         workers: Processes that decode; by default one for each processor core.
     """
     folder, classes = absolute(out), ClassOptions(class_names, label_separator=label_separator)
-    for name in (CONFIG, _TABLE):
+    for name in (CONFIG, TABLE):
         if (folder / name).exists() and not overwrite:
             raise ConfigError(
                 f"{folder / name} exists already: choose another --out, or give --overwrite"
             )
-    pool = survey(path, folder, classes, unlabeled, shots, val_share, workers)
-    choice = choose(label_separator is not None).for_pool(pool)
+    images = survey(path, folder, classes, unlabeled, shots, val_share, workers)
+    choice = choose(label_separator is not None).for_pool(pool_size(images))
     options, reasons = choice.completed(Options(), str(folder / CONFIG))
     print_choice(path, reasons)
     run = options.in_full(folder.with_name(f"{folder.name}_run"))
-    print(f"wrote {folder / CONFIG} and {folder / _TABLE}; next:\n  {run}")
+    print(f"wrote {folder / CONFIG} and {folder / TABLE}; next:\n  {run}")
     return 0
+
+
+def pool_size(images: Iterable[FoundImage]) -> int:
+    """Count the images to distil on."""
+    return sum(image.split == "train" for image in images)
 
 
 def survey(
@@ -102,8 +107,8 @@ def survey(
     shots: int | None = None,
     val_share: str | None = None,
     workers: int | None = None,
-) -> int:
-    """Survey images as ``init`` does, and return the number of images to distil on."""
+) -> list[FoundImage]:
+    """Survey images as ``init`` does, and return those that can be used."""
     source = Path(path).expanduser()
     val = 0.0 if val_share in ("0", "0%") else share("--val-share", val_share)
 
@@ -145,7 +150,7 @@ def survey(
     ]
     width = 4 if any(group for *_, group in rows) else 3
     header = ("image", "label", "split", "group")
-    write_rows(folder / _TABLE, [row[:width] for row in (header, *rows)])
+    write_rows(folder / TABLE, [row[:width] for row in (header, *rows)])
     skip_list = folder.absolute() / _LEFT_OUT
     for file, reasons in ((skip_list, left_out), (folder / _UNUSED, unused)):
         file.unlink(missing_ok=True)
@@ -156,7 +161,7 @@ def survey(
     skips = any(path in left_out for path in pool)
     smallest = min(_training_counts(images).values(), default=0)
     settings = {
-        "root": str((folder / _TABLE).absolute()),
+        "root": str((folder / TABLE).absolute()),
         "unlabeled": places,
         "classes": {name: value for name, value in vars(classes).items() if value is not None},
         "reading": {"skip_list": str(skip_list)} if skips else None,
@@ -169,14 +174,14 @@ def survey(
     # print last, since the reader of a pipe may close it
     _print_survey(source, images, names, notes, affine)
     print_left_out(folder)
-    written = [str(folder.absolute() / name) for name in (CONFIG, _TABLE, _LEFT_OUT, _UNUSED)]
+    written = [str(folder.absolute() / name) for name in (CONFIG, TABLE, _LEFT_OUT, _UNUSED)]
     used_files = {*places, classes.names, *written}
     others = [
         path for path in files if not (is_image(path) or is_shard(path) or path in used_files)
     ]
     folders = [path for part in parts for path in part.folders if composed(path.name) not in names]
     _print_passed_over(unused.values(), folders, others)
-    return sum(image.split == "train" for image in images)
+    return images
 
 
 def _read_names(
@@ -259,7 +264,7 @@ def _write_config(out: Path, values: Mapping[str, Any], shots: int | None) -> No
         if value
     )
     text = f"""\
-# Written by python -m kdpl init. {_TABLE} lists the images, and may be edited.
+# Written by python -m kdpl init. {TABLE} lists the images, and may be edited.
 data:
   class_path: kdpl.DomainDataModule
   init_args:

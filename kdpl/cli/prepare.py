@@ -1,15 +1,18 @@
 """What ``run`` does before its first step: parse both stages; with PATH, survey and choose."""
 
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdpl.cli.choice import Choice, Options, choose, print_choice
-from kdpl.cli.init import CONFIG, print_left_out, survey
+from kdpl.cli.init import CONFIG, TABLE, pool_size, print_left_out, survey
 from kdpl.data.identity import CHANGED, digest_of, files_of
-from kdpl.data.options import ClassOptions
+from kdpl.data.inspection import Inspected
+from kdpl.data.options import ClassOptions, ReadingOptions
 from kdpl.data.paths import find_images
 from kdpl.data.readers.table import Table
+from kdpl.data.reading import Reading
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.runtime.advice import absolute
 from kdpl.runtime.configs import read_config, shipped_configs
@@ -76,8 +79,15 @@ def prepare(path: str, out: Path, options: Options, classes: ClassOptions) -> Ch
     # the images may take minutes; their config is not written yet
     table = choice.completed(options, str(shipped_configs()["data/table"]))[0]
     parse_stages(out, replace(table, settings=[*table.settings, f"--data.root={source}"]))
-    pool = survey(str(source), out / DATA_FOLDER, classes)
-    return replace(choice.for_pool(pool), path=str(source), made_from=made_from)
+    images = survey(str(source), out / DATA_FOLDER, classes)
+    # the fits need not look at the same images again
+    file, separator = str(absolute(out / DATA_FOLDER / TABLE)), classes.label_separator
+    reader = Table(file, class_names=classes.names, label_separator=separator)
+    reading = Reading(reader, ReadingOptions())
+    reading.of_run(out / DATA_FOLDER)
+    inspected = {os.path.normpath(image.path): Inspected(digest=image.digest) for image in images}
+    reading.prepare(trains=True, inspected=inspected)
+    return replace(choice.for_pool(pool_size(images)), path=str(source), made_from=made_from)
 
 
 def _made_from(source: Path, out: Path, classes: ClassOptions) -> dict[str, Any]:

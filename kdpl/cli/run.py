@@ -261,7 +261,8 @@ def _do(number: int, steps: Sequence[LocalStep], console: "Console", out: Path) 
             if test.kind == "test" and test.folder.name == step.folder.name:
                 test.result.unlink(missing_ok=True)
     console.rule(f"[bold]{number}/{len(steps)} {step.title}", align="left")
-    take_decoded(out / "teacher" / DECODED_FILE, step.folder)
+    for earlier in (out / DATA_FOLDER, out / "teacher"):
+        take_decoded(earlier / DECODED_FILE, step.folder)
     step.start()
 
 

@@ -2,14 +2,14 @@
 
 import csv
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
 from kdpl.data.checked import Checked
 from kdpl.data.identity import FILES, files_of
-from kdpl.data.inspection import inspect
+from kdpl.data.inspection import Inspected, inspect
 from kdpl.data.names import Names, select
 from kdpl.data.options import ReadingOptions
 from kdpl.data.paths import read_list
@@ -87,9 +87,12 @@ class Reading:
             self._copies = {source: (part, kept) for source, part, kept, _ in again}
         return _leave_out(splits, self._copies, "but copies of test or validation images")
 
-    def prepare(self, trains: bool) -> None:
-        """Check all images, unless that was done; DataError for a bad one if the run ``trains``."""
-        checked = self.check(look=trains or self._skips, trains=trains)
+    def prepare(self, trains: bool, inspected: Mapping[str, Inspected] | None = None) -> None:
+        """Check all images, unless that was done; DataError for a bad one if the run ``trains``.
+
+        Images that were ``inspected`` in the default decoding are not looked at again.
+        """
+        checked = self.check(trains or self._skips, trains, inspected)
         if checked is None:
             return
         if trains and checked.skipped and not self._skips:
@@ -129,7 +132,12 @@ class Reading:
                 f"({copy} is a copy of {kept})"
             )
 
-    def check(self, look: bool = False, trains: bool = False) -> Checked | None:
+    def check(
+        self,
+        look: bool = False,
+        trains: bool = False,
+        inspected: Mapping[str, Inspected] | None = None,
+    ) -> Checked | None:
         """Return the stored result for these images, a new one if told to ``look``, or None.
 
         A test takes the result of its fit. A fit, which ``trains``, looks at changed files again;
@@ -155,9 +163,13 @@ class Reading:
                 inform(f"{self.file} is of other images ({words}): looking at all images again")
             splits, is_file = self.listed, isinstance(self.reader, OwnImages)
             opener = None if is_file else splits.open_image
-            inspected = inspect(splits.sources, "looking at all images", opener, decoding)
+            results = (
+                inspect(splits.sources, "looking at all images", opener, decoding)
+                if inspected is None
+                else map(inspected.__getitem__, splits.sources)
+            )
             apart = len(splits.test) + len(splits.val)
-            checked = Checked.of(splits.sources, inspected, apart, measured, origin)
+            checked = Checked.of(splits.sources, results, apart, measured, origin)
             if stored and name in FILES and checked.contents != stored.contents:
                 raise DataError(
                     f"images have changed since {self.file} was written ({words}): put them back, "

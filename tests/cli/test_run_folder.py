@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,14 @@ from runs import SHORT, error_line, image_folder, interrupted_at, noise, refused
 
 from kdpl.__main__ import main
 from kdpl.cli.choice import Choice, Options, choose
+from kdpl.data import inspection
+from kdpl.data.checked import Checked
 from kdpl.data.inspection import is_drawn
+from kdpl.data.options import ReadingOptions
+from kdpl.data.readers.table import Table
+from kdpl.data.reading import Reading
 from kdpl.data.survey import FoundImage, views_to_choose
+from kdpl.runtime.run_folder import DECODED_FILE
 
 MINIATURES = Choice(
     trainer=["trainer/cpu"],
@@ -249,3 +256,24 @@ def test_grey_images_on_a_plain_ground_are_not_mirrored():
     assert not is_drawn(noise(60, 40, "L").convert("RGB"))
     drawn = FoundImage("drawn.png", "", "train", drawn=True)
     assert views_to_choose({"cat", "dog"}, [drawn]) is not None
+
+
+def test_the_images_are_decoded_once_for_survey_and_fits(tmp_path, monkeypatch):
+    image_folder(tmp_path / "pets")
+    monkeypatch.chdir(tmp_path)
+    looked, look = [], inspection.in_parallel
+
+    def note(function, items, title, *_):
+        looked.append(len(items))
+        return look(function, items, title, 1)
+
+    monkeypatch.setattr(inspection, "in_parallel", note)
+    with interrupted_at(1):
+        assert main(["run", "pets", *SHORT]) == 130
+    assert len(looked) == 1
+    kept, copied = (Checked.load(file) for file in sorted(Path("runs/pets").rglob(DECODED_FILE)))
+    # as a fit would have found out by itself
+    reading = Reading(Table("runs/pets/data/images.csv"), ReadingOptions())
+    reading.of_run(tmp_path / "again")
+    reading.prepare(trains=True)
+    assert kept == copied == Checked.load(tmp_path / "again" / DECODED_FILE)
