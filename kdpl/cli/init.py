@@ -176,11 +176,11 @@ def survey(
     print_left_out(folder)
     written = [str(folder.absolute() / name) for name in (CONFIG, TABLE, _LEFT_OUT, _UNUSED)]
     used_files = {*places, classes.names, *written}
-    others = [
+    other_files = [
         path for path in files if not (is_image(path) or is_shard(path) or path in used_files)
     ]
     folders = [path for part in parts for path in part.folders if composed(path.name) not in names]
-    _print_passed_over(unused.values(), folders, others)
+    _print_passed_over(unused.values(), folders, other_files)
     return images
 
 
@@ -328,7 +328,7 @@ def print_left_out(folder: Path) -> None:
 
 
 def _print_passed_over(
-    unused: Iterable[str], folders: Iterable[Path], others: Iterable[str]
+    unused: Iterable[str], folders: Iterable[Path], other_files: Iterable[str]
 ) -> None:
     for where, count in Counter(unused).items():
         print(f"  used nowhere: {count} {visible(where)}")
@@ -339,7 +339,7 @@ def _print_passed_over(
     ]
     if empty:
         print(f"  folders without images, and no classes: {visible(_list_of(empty))}")
-    if counts := count_suffixes(others):
+    if counts := count_suffixes(other_files):
         print(f"  not images, and passed over: {counts}")
 
 

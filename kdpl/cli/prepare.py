@@ -47,7 +47,7 @@ def complete(path: str, out: Path, options: Options, classes: ClassOptions) -> O
             "--config"
         )
     if choice is None:
-        choice = prepare(path, out, options, classes)
+        choice = survey_and_choose(path, out, options, classes)
         write_json(folder / _CHOICE, asdict(choice))
     elif choice.path != str(source):
         raise ConfigError(f"{out} is a run of {choice.path}, not of {path}: choose another --out")
@@ -71,7 +71,7 @@ def complete(path: str, out: Path, options: Options, classes: ClassOptions) -> O
     return completed
 
 
-def prepare(path: str, out: Path, options: Options, classes: ClassOptions) -> Choice:
+def survey_and_choose(path: str, out: Path, options: Options, classes: ClassOptions) -> Choice:
     """Survey images and choose; settings that no stage takes are refused before."""
     source = absolute(path)
     made_from = _made_from(source, out, classes)
@@ -86,7 +86,7 @@ def prepare(path: str, out: Path, options: Options, classes: ClassOptions) -> Ch
     reading = Reading(reader, ReadingOptions())
     reading.of_run(out / DATA_FOLDER)
     inspected = {os.path.normpath(image.path): Inspected(digest=image.digest) for image in images}
-    reading.prepare(trains=True, inspected=inspected)
+    reading.scan(trains=True, inspected=inspected)
     return replace(choice.for_pool(pool_size(images)), path=str(source), made_from=made_from)
 
 

@@ -177,7 +177,7 @@ class DomainDataModule(LightningDataModule):
         """Check that all images can be decoded, on one process, while all others wait."""
         inform(f"reading dataset {self.dataset}")
         self.reading.of_run(Path(self._trainer.default_root_dir))
-        self.reading.prepare(trains=self._trainer.state.fn == "fit" and self._trains)
+        self.reading.scan(trains=self._trainer.state.fn == "fit" and self._trains)
         _ = self.splits  # keeps the index of shards, which the others then read
 
     def setup(self, stage: str = "fit") -> None:

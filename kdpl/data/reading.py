@@ -37,7 +37,7 @@ class Reading:
         self._same = 0
 
     @property
-    def scans(self) -> bool:
+    def is_scanned(self) -> bool:
         """True if all images are checked before a fit, and copies of ``OwnImages`` left out."""
         scan = self.options.scan
         return self.reader.from_user if scan is None else scan
@@ -87,7 +87,7 @@ class Reading:
             self._copies = {source: (part, kept) for source, part, kept, _ in again}
         return _leave_out(splits, self._copies, "but copies of test or validation images")
 
-    def prepare(self, trains: bool, inspected: Mapping[str, Inspected] | None = None) -> None:
+    def scan(self, trains: bool, inspected: Mapping[str, Inspected] | None = None) -> None:
         """Check all images, unless that was done; DataError for a bad one if the run ``trains``.
 
         Images that were ``inspected`` in the default decoding are not looked at again.
@@ -143,7 +143,7 @@ class Reading:
         A test takes the result of its fit. A fit, which ``trains``, looks at changed files again;
         DataError if they have other contents than when it began.
         """
-        if not self.scans or self._checked is not None:
+        if not self.is_scanned or self._checked is not None:
             return self._checked
         # whether an image can be used depends on these
         decoding, measured = self.reader.decoding, self._measured

@@ -115,9 +115,9 @@ def estimate(
     options = Options(teacher=teacher, student=student, settings=settings, seed=seed)
     options.files()  # refuses mistyped names before imports that take seconds
 
-    from kdpl.cli.prepare import prepare
+    from kdpl.cli.prepare import survey_and_choose
 
-    choice = prepare(path, folder, options, ClassOptions(class_names))
+    choice = survey_and_choose(path, folder, options, ClassOptions(class_names))
 
     from kdpl.report.estimate.expected import describe
     from kdpl.report.estimate.folds import measure

@@ -275,5 +275,5 @@ def test_the_images_are_decoded_once_for_survey_and_fits(tmp_path, monkeypatch):
     # as a fit would have found out by itself
     reading = Reading(Table("runs/pets/data/images.csv"), ReadingOptions())
     reading.of_run(tmp_path / "again")
-    reading.prepare(trains=True)
+    reading.scan(trains=True)
     assert kept == copied == Checked.load(tmp_path / "again" / DECODED_FILE)

@@ -55,7 +55,7 @@ def dataset(kind, pets, unlabeled=None, **reading):
 def looked_at(data, out):
     """The dataset as a run into a folder looks at it, and what the run says about it."""
     data.reading.of_run(out)
-    data.reading.prepare(trains=True)
+    data.reading.scan(trains=True)
     return data.splits, list(data.reading.notes())
 
 

@@ -330,7 +330,7 @@ def test_a_table_and_a_folder_of_one_name_have_folders_of_their_own(images, tmp_
         made.append(str(folder))
         raise ConfigError("that is all: stop here")
 
-    monkeypatch.setattr("kdpl.cli.prepare.prepare", prepare)
+    monkeypatch.setattr("kdpl.cli.prepare.survey_and_choose", prepare)
     for path in ("x", "x.csv", "my.photos"):
         assert main(["estimate", path]) == 1
     assert made == ["runs/x_estimate", "runs/x.csv_estimate", "runs/my.photos_estimate"]

@@ -299,7 +299,7 @@ def test_a_cache_is_of_images_and_not_of_their_paths(folder, capsys):
 def test_where_all_images_were_looked_at_a_cache_is_of_their_contents(folder, capsys):
     def manifest():
         datamodule = data(folder)
-        datamodule.reading.prepare(trains=True)
+        datamodule.reading.scan(trains=True)
         return needed(datamodule)
 
     before, image = manifest(), folder / "data/train/a/3.png"

@@ -37,7 +37,7 @@ def test_a_run_that_skips_bad_images_is_that_without_them(pets, tmp_path):
     batches = list(clean.train_dataloader_for("labeled", Resizing(8)))
     bad = zoo.write(pets / "train/cat", zoo.BAD)
     skipping = read(pets, tmp_path, test_share=0.25, bad_images="skip")
-    skipping.reading.prepare(trains=True)
+    skipping.reading.scan(trains=True)
     assert list(Checked.load(tmp_path / DECODED_FILE).skipped) == bad
     for split in ("train", "val", "test"):
         assert getattr(skipping.splits, split) == getattr(clean.splits, split)
@@ -49,7 +49,7 @@ def test_a_run_that_skips_bad_images_is_that_without_them(pets, tmp_path):
 
 
 def test_the_images_of_a_run_are_fixed_when_it_begins(pets, tmp_path):
-    read(pets, tmp_path / "first", bad_images="skip").reading.prepare(trains=True)
+    read(pets, tmp_path / "first", bad_images="skip").reading.scan(trains=True)
     (pets / "train/dog/5.png").write_bytes(b"broken by now")
     for folder, left in (("first", 12), ("second", 11)):
         assert len(read(pets, tmp_path / folder, bad_images="skip").splits.train) == left
@@ -72,14 +72,14 @@ def test_a_dataset_that_is_read_otherwise_is_looked_at_again(
     for options in ({}, {}, change):
         before = file.read_bytes() if file.exists() else None
         assert "looking at all images again" not in capsys.readouterr().err
-        read(pets, tmp_path, **options).reading.prepare(trains=True)
+        read(pets, tmp_path, **options).reading.scan(trains=True)
     assert f"{file} is of other images ({words}" in capsys.readouterr().err
     assert file.read_bytes() != before
 
 
 def test_a_fit_looks_at_changed_files_again_and_refuses_other_contents(pets, tmp_path, capsys):
     def prepare(trains=True):
-        read(pets, tmp_path, bad_images="skip").reading.prepare(trains)
+        read(pets, tmp_path, bad_images="skip").reading.scan(trains)
         return capsys.readouterr().err
 
     dog, file = pets / "train/dog/5.png", tmp_path / DECODED_FILE
@@ -116,7 +116,7 @@ def test_a_fit_looks_at_changed_files_again_and_refuses_other_contents(pets, tmp
 def test_contents_are_known_however_images_are_opened(pets, tmp_path):
     def contents(**options):
         data = read(pets, tmp_path, **options)
-        data.reading.prepare(trains=True)
+        data.reading.scan(trains=True)
         (tmp_path / DECODED_FILE).unlink()
         return data.reading.check().contents
 
