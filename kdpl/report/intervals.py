@@ -9,7 +9,7 @@ from scipy.stats import t as student_t
 
 from kdpl.errors import ArtifactError
 from kdpl.metrics import ACC, BASE_ACC, HM, NOVEL_ACC
-from kdpl.report.run_folder import Run, Stage
+from kdpl.report.run_folder import Run, Stage, test_of
 
 Floats = npt.NDArray[np.float64]
 Interval = tuple[float, float]
@@ -36,7 +36,7 @@ def scores_of(run: Run, stage: Stage) -> Scores:
     if any(p.half_prediction_number is None for p in predictions):
         raise ArtifactError(
             f"{stage.folder} has no predictions among the base or the novel classes alone, test it "
-            f"again: {stage.test_command}"
+            f"again: {test_of(stage.folder)}"
         )
     correct = np.array([p.half_prediction_number == p.label_number for p in predictions], float)
     is_base = np.array([p.label_number < num_base for p in predictions])

@@ -88,13 +88,8 @@ class Stage:
             if predictions := read_predictions(self.folder):
                 return predictions
         raise ArtifactError(
-            f"{self.folder} was not tested: if it has test images, run {self.test_command}"
+            f"{self.folder} was not tested: if it has test images, run {test_of(self.folder)}"
         )
-
-    @property
-    def test_command(self) -> str:
-        """Command that tests it."""
-        return command("test", "--config", self.folder / CONFIG_FILE, "--out", self.folder)
 
     @cached_property
     def results(self) -> dict[str, float]:
@@ -120,6 +115,11 @@ def _named_classes(tree: Any) -> Iterator[str]:
             if key in _NAMING and isinstance(value, str):
                 yield value
             yield from _named_classes(value)
+
+
+def test_of(stage: Path) -> str:
+    """Return the command that tests the stage in a folder."""
+    return command("test", "--config", stage / CONFIG_FILE, "--out", stage)
 
 
 def attempt(make: Callable[[], T]) -> tuple[T | None, str | None]:
