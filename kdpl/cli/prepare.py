@@ -20,7 +20,7 @@ from kdpl.runtime.faults import mark
 from kdpl.runtime.files import read_json, write_json
 from kdpl.runtime.messages import inform, process_rank
 from kdpl.runtime.origin import digest
-from kdpl.runtime.run_folder import DATA_FOLDER, FEATURES_FOLDER
+from kdpl.runtime.run_folder import DATA_FOLDER, DECODED_FILE, FEATURES_FOLDER
 
 if TYPE_CHECKING:
     from kdpl.cli.stage_cli import KdplCLI
@@ -80,11 +80,12 @@ def survey_and_choose(path: str, out: Path, options: Options, classes: ClassOpti
     table = choice.completed(options, str(shipped_configs()["data/table"]))[0]
     parse_stages(out, replace(table, settings=[*table.settings, f"--data.root={source}"]))
     images = survey(str(source), out / DATA_FOLDER, classes)
-    # the fits need not look at the same images again
-    file, separator = str(absolute(out / DATA_FOLDER / TABLE)), classes.label_separator
-    reader = Table(file, class_names=classes.names, label_separator=separator)
+    # the fits need not look at the same images again; an earlier survey's may have changed
+    folder, separator = absolute(out / DATA_FOLDER), classes.label_separator
+    (folder / DECODED_FILE).unlink(missing_ok=True)
+    reader = Table(str(folder / TABLE), class_names=classes.names, label_separator=separator)
     reading = Reading(reader, ReadingOptions())
-    reading.of_run(out / DATA_FOLDER)
+    reading.of_run(folder)
     inspected = {os.path.normpath(image.path): Inspected(digest=image.digest) for image in images}
     reading.scan(trains=True, inspected=inspected)
     return replace(choice.for_pool(pool_size(images)), path=str(source), made_from=made_from)
