@@ -12,16 +12,17 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from kdpl.cli.arguments import share
 from kdpl.cli.choice import Options, choose, print_choice
 from kdpl.data.class_mapping import ClassName, read_class_mapping
-from kdpl.data.layout import SPLIT_OF, layout_of
+from kdpl.data.layout import SPLIT_OF
 from kdpl.data.names import Names, unlisted
 from kdpl.data.options import ClassOptions
-from kdpl.data.paths import count_suffixes, is_image, is_shard, walk
+from kdpl.data.paths import count_suffixes
 from kdpl.data.readers.table import HELD_OUT, SEVERAL, UNKNOWN
 from kdpl.data.sources import find_unlabeled
 from kdpl.data.survey import (
     FoundImage,
+    PassedOver,
     find,
-    find_unused,
+    find_passed_over,
     inspect_images,
     leave_out,
     set_aside,
@@ -29,7 +30,7 @@ from kdpl.data.survey import (
 )
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.advice import absolute
-from kdpl.runtime.class_names import composed, fault_of_name
+from kdpl.runtime.class_names import fault_of_name
 from kdpl.runtime.files import read_rows, write_rows, write_text
 
 CONFIG = "data.yaml"
@@ -134,12 +135,11 @@ def survey(
 
         build_task(SEVERAL).require_classes([names[key].name for key in sorted(names)])
 
-    # find images in a folder that nothing uses, and files of other kinds
-    top = absolute(source)
-    parts = layout_of(top, classes.names) if source.is_dir() else []
-    files = [*walk(top, lambda _: True)] if parts else []
+    # find what nothing uses
+    written = [str(folder.absolute() / name) for name in (CONFIG, TABLE, _LEFT_OUT, _UNUSED)]
     used = (image.path for image in (*listed, *further))
-    unused = find_unused(top, parts, Names.of(filter(is_image, files)), used)
+    used_files = {*places, classes.names, *written}
+    passed_over = find_passed_over(source, classes.names, names, used, used_files)
 
     # write the files; the table has the column group only if an image has one
     unknown = "" if classes.label_separator is None else UNKNOWN
@@ -152,7 +152,7 @@ def survey(
     header = ("image", "label", "split", "group")
     write_rows(folder / TABLE, [row[:width] for row in (header, *rows)])
     skip_list = folder.absolute() / _LEFT_OUT
-    for file, reasons in ((skip_list, left_out), (folder / _UNUSED, unused)):
+    for file, reasons in ((skip_list, left_out), (folder / _UNUSED, passed_over.images)):
         file.unlink(missing_ok=True)
         if reasons:
             write_rows(file, [("image", "why"), *reasons.items()])
@@ -174,13 +174,7 @@ def survey(
     # print last, since the reader of a pipe may close it
     _print_survey(source, images, names, notes, affine)
     print_left_out(folder)
-    written = [str(folder.absolute() / name) for name in (CONFIG, TABLE, _LEFT_OUT, _UNUSED)]
-    used_files = {*places, classes.names, *written}
-    other_files = [
-        path for path in files if not (is_image(path) or is_shard(path) or path in used_files)
-    ]
-    folders = [path for part in parts for path in part.folders if composed(path.name) not in names]
-    _print_passed_over(unused.values(), folders, other_files)
+    _print_passed_over(passed_over)
     return images
 
 
@@ -327,19 +321,12 @@ def print_left_out(folder: Path) -> None:
         print(f"  left out: {len(left_out) - _NAMED} more, all in {_LEFT_OUT}")
 
 
-def _print_passed_over(
-    unused: Iterable[str], folders: Iterable[Path], other_files: Iterable[str]
-) -> None:
-    for where, count in Counter(unused).items():
+def _print_passed_over(passed_over: PassedOver) -> None:
+    for where, count in Counter(passed_over.images.values()).items():
         print(f"  used nowhere: {count} {visible(where)}")
-    empty = [
-        path.name
-        for path in folders
-        if not any(walk(path, lambda name: is_image(name) or is_shard(name)))
-    ]
-    if empty:
+    if empty := passed_over.empty_folders:
         print(f"  folders without images, and no classes: {visible(_list_of(empty))}")
-    if counts := count_suffixes(other_files):
+    if counts := count_suffixes(passed_over.files):
         print(f"  not images, and passed over: {counts}")
 
 

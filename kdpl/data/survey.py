@@ -1,14 +1,15 @@
 """Survey of a user's images, for ``init``: classes, splits, sizes, bad files, copies, views."""
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from kdpl.data.inspection import inspect
 from kdpl.data.layout import Part, layout_of
 from kdpl.data.names import Names, unlisted
-from kdpl.data.paths import find_images
+from kdpl.data.paths import find_images, is_image, is_shard, walk
 from kdpl.data.readers.table import HELD_OUT, Table, split_cell
 from kdpl.data.sampling import held_out_of
 from kdpl.errors import DataError, visible
@@ -105,19 +106,53 @@ def _in_folder(folder: Path, parts: Sequence[Part]) -> list[FoundImage]:
     return images + [FoundImage(path, "", "train") for path in further]
 
 
-def find_unused(
-    folder: Path, parts: Sequence[Part], images: Names, used: Iterable[str]
-) -> dict[str, str]:
-    """Return why each of the images in a folder that is not used is not used, and where it is."""
-    tops, unused = {folder, *(part.top for part in parts)}, dict[str, str]()
-    for image in map(Path, unlisted(images, used)):
+class PassedOver(NamedTuple):
+    """What is in a folder and used nowhere.
+
+    Attributes:
+        images: Where each image is, and why it is not used, by path.
+        empty_folders: Names of folders like those of classes, without images.
+        files: Files of other kinds.
+    """
+
+    images: dict[str, str]
+    empty_folders: list[str]
+    files: list[str]
+
+
+def find_passed_over(
+    source: Path,
+    class_names: str | None,
+    classes: Container[str],
+    used_images: Iterable[str],
+    used_files: Container[str | None],
+) -> PassedOver:
+    """Find what a survey of a folder does not use; of a table, nothing."""
+    if not source.is_dir():
+        return PassedOver({}, [], [])
+    folder = absolute(source)
+    parts, files = layout_of(folder, class_names), [*walk(folder, lambda _: True)]
+    tops, images = {folder, *(part.top for part in parts)}, dict[str, str]()
+    for image in map(Path, unlisted(Names.of(filter(is_image, files)), used_images)):
         # in the top or in a split, the image itself or the folder that it is in
         inner = next(path for path in (image, *image.parents) if path.parent in tops)
         where, why = inner, "which is not a split or unlabeled beside the splits"
         if inner == image:
             where, why = inner.parent, "outside its folders of classes"
-        unused[str(image)] = f"in {where.relative_to(folder.parent)}, {why}"
-    return unused
+        images[str(image)] = f"in {where.relative_to(folder.parent)}, {why}"
+    empty = [
+        path.name
+        for part in parts
+        for path in part.folders
+        if composed(path.name) not in classes and not any(walk(path, _is_used))
+    ]
+    return PassedOver(
+        images, empty, [path for path in files if not (_is_used(path) or path in used_files)]
+    )
+
+
+def _is_used(path: str) -> bool:
+    return is_image(path) or is_shard(path)
 
 
 def _in_table(table: Path, class_names: str | None, separator: str | None) -> list[FoundImage]:
