@@ -51,6 +51,7 @@ class DecisionRule:
             least this probability; None: no sets.
         scores: Names of the further scores that tables have as columns.
         limits: Further scores, by name, above which an image is rejected.
+        renames: True in a subclass that renames, so that ``top_k`` has no meaning.
     """
 
     temperature: float = 1.0
@@ -58,11 +59,7 @@ class DecisionRule:
     set_threshold: float | None = None
     scores: tuple[str, ...] = ()
     limits: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def fixes_names(self) -> bool:
-        """True if the rule alone decides how many names an image gets, whatever ``top_k`` is."""
-        return self.set_threshold is not None
+    renames: ClassVar[bool] = False
 
     def rename(self, predicted: list[Predicted], probabilities: Tensor) -> list[Predicted]:
         """Return the predictions of B images, given these and the probabilities [B, C]."""

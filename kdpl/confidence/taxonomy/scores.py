@@ -140,14 +140,11 @@ def levels_answered(scores: Tensor, thresholds: Thresholds) -> Tensor:
 class LevelRule(DecisionRule):
     """Names images by the most probable node of the deepest level with a reached threshold."""
 
+    renames: ClassVar[bool] = True
+
     taxonomy: Taxonomy
     thresholds: Thresholds
     scores: tuple[str, ...] = (LEVEL,)
-
-    @property
-    def fixes_names(self) -> bool:
-        """True, since an image has one node."""
-        return True
 
     def rename(self, predicted: list[Predicted], probabilities: Tensor) -> list[Predicted]:
         """Return the nodes of B images with probabilities [B, C] of the classes."""
