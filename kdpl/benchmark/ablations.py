@@ -56,15 +56,15 @@ class OwnTextFeatures(StudentDistillation):
 
     def __init__(self, clip: ClipConfig, **settings: Any) -> None:
         super().__init__(clip=clip, **settings)
-        own, none = load_clip(clip), PromptConfig(depth=0)
-        method = PromptMethod(none, none, CONTEXT, own)
-        rows = method.encode_names(self.vectors.texts, own.text_tower, own.tokenize)
+        whole, none = load_clip(clip), PromptConfig(depth=0)
+        method = PromptMethod(none, none, CONTEXT, whole)
+        rows = method.encode_names(self.vectors.texts, whole.text_tower, whole.tokenize)
         # with the teacher's preprocessing, which is that of its views
         self.vectors = replace(
             self.vectors,
             vectors=rows,
-            clip=own.identity,
-            logit_scale=own.logit_scale,
+            clip=whole.identity,
+            logit_scale=whole.logit_scale,
             context=CONTEXT,
         )
         self.encoder.projector = Projector(self.encoder.tower.module.embed_dim, rows.shape[1], 0)

@@ -56,9 +56,10 @@ class Labels:
     @cached_property
     def trains_on_val(self) -> bool:
         """Whether validation images are trained on, and none is left to validate on."""
-        few = len(self._drawn[0]) < FEW * len(self.read.class_names)
-        asked = few if self.train_on_val == "auto" else self.train_on_val
-        return asked and bool(self._drawn[1])
+        wanted = self.train_on_val
+        if wanted == "auto":
+            wanted = len(self._drawn[0]) < FEW * len(self.read.class_names)
+        return wanted and bool(self._drawn[1])
 
     @property
     def num_base(self) -> int | None:
