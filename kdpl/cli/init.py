@@ -37,6 +37,7 @@ CONFIG = "data.yaml"
 """File that ``init`` writes for a run."""
 
 TABLE, _LEFT_OUT, _UNUSED = "images.csv", "left_out.csv", "used_nowhere.csv"
+_TEXTS, _TEXTS_A_CLASS = "class_names.csv", 4
 _HELD_OUT = 0.25
 _VAL_SHARE, _VAL_LEAST = 0.2, 8  # default share of each class with at least so many labels
 _VAL_FEWEST = 19  # in all, as predict --unknown needs
@@ -136,7 +137,8 @@ def survey(
         build_task(SEVERAL).require_classes([names[key].name for key in sorted(names)])
 
     # find what nothing uses
-    written = [str(folder.absolute() / name) for name in (CONFIG, TABLE, _LEFT_OUT, _UNUSED)]
+    names_written = (CONFIG, TABLE, _LEFT_OUT, _UNUSED, _TEXTS)
+    written = [str(folder.absolute() / name) for name in names_written]
     used = (image.path for image in (*listed, *further))
     used_files = {*places, classes.names, *written}
     passed_over = find_passed_over(source, classes.names, names, used, used_files)
@@ -156,6 +158,12 @@ def survey(
         file.unlink(missing_ok=True)
         if reasons:
             write_rows(file, [("image", "why"), *reasons.items()])
+    # a template, which a user may have filled in
+    template = folder / _TEXTS
+    if not classes.names and not template.exists():
+        heading = ("label", "name", *["text"] * _TEXTS_A_CLASS)
+        empty = [(key, named.name, *[""] * _TEXTS_A_CLASS) for key, named in names.items()]
+        write_rows(template, [heading, *empty])
     affine = views_to_choose({named.name for named in names.values()}, images)
     # a run finds these images in the places again
     skips = any(path in left_out for path in pool)
@@ -173,6 +181,9 @@ def survey(
 
     # print last, since the reader of a pipe may close it
     _print_survey(source, images, names, notes, affine)
+    if not classes.names:
+        where = f"fill in {template}, and give it as --class-names"
+        print(f"  to say what the classes look like, in several texts each: {where}")
     print_left_out(folder)
     _print_passed_over(passed_over)
     return images

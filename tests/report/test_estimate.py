@@ -228,7 +228,19 @@ def test_without_labels_the_names_that_the_teacher_hardly_finds_are_listed(eels)
     assert [limit.about for limit in said["limits"]] == ([] if eels else [["eel"]])
     for kind in ("txt", "html"):
         text = printed(kind, **said)
-        assert ("finds hardly any image of eel: write better names" in text) != eels
+        assert ("finds hardly any image of eel: say what such images look like" in text) != eels
+
+
+def test_without_labels_a_class_that_the_teacher_finds_too_often_is_listed():
+    frozen, _ = made_up(labels_a_class=0)
+    frozen.still[:, 2] = 0.0
+    said = describe(frozen, measure(frozen), NAMES)
+    others = [name for name in NAMES if name != "eel"]
+    assert [limit.about for limit in said["limits"]] == [others, ["eel"]]
+    for kind in ("txt", "html"):
+        text = printed(kind, **said)
+        share = "than twice a class's share of the images for eel"
+        assert share in text.replace("&#39;", "'")
 
 
 @pytest.mark.parametrize("searches", [True, False])

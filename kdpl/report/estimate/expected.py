@@ -21,6 +21,7 @@ from kdpl.report.estimate.folds import (
 )
 from kdpl.report.intervals import Accuracy, Interval
 from kdpl.targets.refinement.experts import Evidence
+from kdpl.targets.refinement.target import unlike_share
 from kdpl.tasks import MULTI_CLASS
 
 LEVEL = 0.9
@@ -156,8 +157,8 @@ def describe(frozen: Frozen, measured: Measured, names: Sequence[str]) -> dict[s
     """Return the values of both templates; without labels, nothing is expected."""
     if not len(measured.images):
         chosen = MULTI_CLASS.labels(frozen.still[: frozen.pool]).bincount(minlength=len(names))
-        rare = (chosen < chosen.float().mean() / 4).nonzero().flatten()
-        limits = [Limit("names", [names[c] for c in rare])] if len(rare) else []
+        doubtful = zip(("names", "frequent"), unlike_share(chosen), strict=True)
+        limits = [Limit(key, [names[c] for c in of]) for key, of in doubtful if of]
         return {"expected": None, "judged": False, "images": 0, "unjudged": 0, "limits": limits}
     evidence, classes, expected = frozen.evidence, len(names), expect(frozen.evidence, measured)
     rows, judged = expected.rows, STUDENT in measured.hits

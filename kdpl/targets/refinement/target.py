@@ -1,6 +1,6 @@
 """Refined targets: the teacher's predictions corrected by labels and the unlabelled images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -160,6 +160,8 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
         counts = [classes.bincount(minlength=num_classes) for classes in (before, after)]
         taken, reason = self._decide(assigned, counts)
         moved = torch.nonzero(before != after).flatten().tolist()
+        if evidence.trusted:
+            _doubt_words(counts[0], class_names)
         # once, where several students share the result
         inform(f"refined targets are {reason}")
         if taken:
@@ -194,6 +196,25 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
             left = f"{emptied} class{'es' if emptied > 1 else ''}"
             return False, f"not taken: it leaves {left} without an image, {what}"
         return True, f"taken: {what}"
+
+
+def unlike_share(counts: Tensor) -> tuple[list[int], list[int]]:
+    """Return the classes that have less than a quarter, and more than twice, the mean of counts."""
+    mean = counts.float().mean()
+    rare, frequent = (torch.nonzero(found) for found in (counts < mean / 4, counts > 2 * mean))
+    return rare.flatten().tolist(), frequent.flatten().tolist()
+
+
+def _doubt_words(counts: Tensor, class_names: Sequence[str]) -> None:
+    rare, frequent = (", ".join(class_names[c] for c in each) for each in unlike_share(counts))
+    parts = [f"hardly any image to {rare}"] * bool(rare)
+    parts += [f"more than twice a class's share to {frequent}"] * bool(frequent)
+    if parts:
+        inform(
+            f"by its words alone, the teacher gives {' and '.join(parts)}: unless your images are "
+            "so, say what these classes look like, in several texts each (--class-names FILE, in "
+            "its columns label,name,text,text)"
+        )
 
 
 def further_images(inputs: TargetInputs) -> tuple[list[Record], list[int], list[int]]:

@@ -382,3 +382,23 @@ def test_images_that_a_mirror_would_change_are_not_mirrored_and_words_for_names_
     assert "augmentation" not in settings(tmp_path / "pets out")
     splits = splits_of(tmp_path / "pets out")
     assert (splits.class_names, splits.class_texts) == (("tench", "hen"), ("tench, a fish", "hen"))
+
+
+def test_a_template_for_several_texts_is_written_and_kept_as_it_was_filled_in(tmp_path, survey):
+    pets, template = class_folders(tmp_path / "pets"), tmp_path / "out" / "class_names.csv"
+    assert f"in several texts each: fill in {template}, and give it as --class-names" in survey(
+        pets
+    )
+    assert rows_of(template) == [
+        {"label": name, "name": name, "text": ""} for name in ("cat", "dog")
+    ]
+    # as it is, it changes nothing
+    survey(pets, f"--class-names={template}", out="same")
+    assert splits_of(tmp_path / "same").class_texts is None
+    filled = template.read_text().replace("cat,cat,,", "cat,cat,tabby,cat on a sofa")
+    template.write_text(filled)
+    survey(pets, "--overwrite")
+    assert template.read_text() == filled
+    said = survey(pets, f"--class-names={template}", out="told")
+    assert "fill in" not in said
+    assert splits_of(tmp_path / "told").class_texts == (("tabby", "cat on a sofa"), "dog")

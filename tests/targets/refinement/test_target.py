@@ -427,3 +427,19 @@ def test_two_processes_cache_filter_and_refine_what_one_does(tmp_path):
     assert (made.assignments - expected.assignments).abs().max() < 1e-3
     assert made.images.equal(expected.images)
     assert (made.moved, made.examples) == (expected.moved, expected.examples)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_classes_that_the_words_find_too_rarely_or_too_often_are_named(trusted, capsys):
+    n, counts = 40, (1, 3, 25, 11)
+    found = torch.arange(4).repeat_interleave(torch.tensor(counts))
+    assert refined_target.unlike_share(found.bincount()) == ([0], [2])
+    features = torch.nn.functional.normalize(torch.randn(n, 6), dim=1)
+    none = torch.full((n,), -1)
+    text = (10 * F.one_hot(found, 4)).float().log_softmax(dim=1)
+    evidence = Evidence(features, features, text, none, none, torch.arange(n), trusted)
+    gathered = refined_target.Gathered(evidence, torch.arange(n), ("ant", "bee", "cat", "dog"))
+    Refined(**SETTINGS).compute(gathered, {})
+    said = capsys.readouterr().err
+    words = "gives hardly any image to ant and more than twice a class's share to cat: unless"
+    assert (words in said) == trusted
