@@ -156,7 +156,7 @@ class StudentDistillation(ClassifyingModule):
         self.optim = optim
         self.plan: Plan | None = None
         self._network = clip
-        self._trains_in_tower = vision_prompts.depth > 0 or fine_tune
+        self.trains_in_tower = vision_prompts.depth > 0 or fine_tune
 
         # the teacher, of which only the class vectors are read here
         self.teacher_folder = Path(teacher)
@@ -242,7 +242,7 @@ class StudentDistillation(ClassifyingModule):
             student=self._network,
             student_identity=self.clip,
             student_tower=self.encoder.tower.module,
-            stored_views=0 if self._trains_in_tower else self.stored_views,
+            stored_views=0 if self.trains_in_tower else self.stored_views,
             features_folder=folder,
             teacher=self.teacher.module,
             load_teacher=self.load_for_training,
@@ -387,7 +387,7 @@ class StudentDistillation(ClassifyingModule):
             of_teacher = self.vectors.preprocessing.resizing
             return Needs("unlabeled", self.resizing, of_teacher, pool=pool, features=features)
         # a crop may not show what the target names, but training a tower needs the variety
-        half_whole = not self._trains_in_tower
+        half_whole = not self.trains_in_tower
         return Needs(
             "unlabeled", self.resizing, half_whole=half_whole, pool=pool, stored_views=stored
         )

@@ -20,13 +20,12 @@ from kdpl.runtime.faults import mark
 from kdpl.runtime.files import read_json, write_json
 from kdpl.runtime.messages import inform, process_rank
 from kdpl.runtime.origin import digest
-from kdpl.runtime.run_folder import DATA_FOLDER, DECODED_FILE, FEATURES_FOLDER
+from kdpl.runtime.run_folder import CHOICE_FILE, DATA_FOLDER, DECODED_FILE, FEATURES_FOLDER
 
 if TYPE_CHECKING:
     from kdpl.cli.stage_cli import KdplCLI
 
 _ARGUMENTS = "model.init_args"
-_CHOICE = "choice.json"
 _DEPTHS = ("model.init_args.vision_prompts.depth", "model.init_args.text_prompts.depth")
 
 
@@ -34,12 +33,12 @@ def complete(path: str, out: Path, options: Options, classes: ClassOptions) -> O
     """Survey images, choose the missing options, and print them; a run that resumes reads both."""
     folder, source, first = out / DATA_FOLDER, absolute(path), process_rank() == 0
     try:
-        choice = Choice(**read_json(folder / _CHOICE))
+        choice = Choice(**read_json(folder / CHOICE_FILE))
     except FileNotFoundError:
         choice = None
     except (ValueError, TypeError) as error:
         raise ArtifactError(
-            f"{folder / _CHOICE} cannot be read ({reason(error)}): remove {folder}"
+            f"{folder / CHOICE_FILE} cannot be read ({reason(error)}): remove {folder}"
         ) from error
     if choice is None and not first:
         raise ConfigError(
@@ -48,7 +47,7 @@ def complete(path: str, out: Path, options: Options, classes: ClassOptions) -> O
         )
     if choice is None:
         choice = survey_and_choose(path, out, options, classes)
-        write_json(folder / _CHOICE, asdict(choice))
+        write_json(folder / CHOICE_FILE, asdict(choice))
     elif choice.path != str(source):
         raise ConfigError(f"{out} is a run of {choice.path}, not of {path}: choose another --out")
     else:

@@ -38,17 +38,18 @@ def in_parallel(
     items: Sequence[Item],
     title: str,
     workers: int | None = None,
+    at_once: int = _CHUNK,
 ) -> Iterator[Result]:
     """Call a function on each item, in order, with a progress bar of this title on a terminal.
 
     The function is one at module level, or a ``partial`` of one. ``workers`` are processes; None:
-    one for each core; 1: this process alone.
+    one for each core; 1: this process alone. A process takes ``at_once`` items at a time.
     """
     from torch.utils.data import BatchSampler
 
     from kdpl.data.inference import read_in_workers
 
-    chunks = BatchSampler(range(len(items)), _CHUNK, drop_last=False)
+    chunks = BatchSampler(range(len(items)), at_once, drop_last=False)
     workers = min(workers or cores(), len(chunks))
     load = partial(_apply, function=function)
     loader = read_in_workers(load, items, chunks, workers if workers > 1 else 0, pin_memory=False)

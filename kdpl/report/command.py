@@ -9,9 +9,16 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from kdpl.cli.arguments import output_file
 from kdpl.data.options import ClassOptions
 from kdpl.errors import ConfigError, visible
-from kdpl.runtime.files import write_text
+from kdpl.runtime.files import write_json, write_text
 from kdpl.runtime.markdown import escape_markdown
-from kdpl.runtime.run_folder import DATA_FOLDER, REPORT_FILE, require_run, runs_of
+from kdpl.runtime.run_folder import (
+    DATA_FOLDER,
+    ESTIMATE,
+    ESTIMATED,
+    REPORT_FILE,
+    require_run,
+    runs_of,
+)
 
 ESTIMATE_FILE = "estimate.html"
 
@@ -106,7 +113,7 @@ def estimate(
     from kdpl.runtime.advice import absolute, command
 
     name = absolute(path).stem
-    folder = Path(out or Path("runs") / f"{absolute(path).name}_estimate")
+    folder = Path(out or Path("runs") / f"{absolute(path).name}{ESTIMATE}")
     require_folder_of("an estimate", folder, ESTIMATE_FILE, (DATA_FOLDER,))
 
     from kdpl.cli.choice import Options
@@ -120,7 +127,7 @@ def estimate(
     choice = survey_and_choose(path, folder, options, ClassOptions(class_names))
 
     from kdpl.report.estimate.expected import describe
-    from kdpl.report.estimate.folds import measure
+    from kdpl.report.estimate.folds import STUDENT, measure
     from kdpl.report.estimate.inputs import gather
     from kdpl.report.page import fill
     from kdpl.runtime.messages import inform
@@ -137,6 +144,10 @@ def estimate(
     run = options.way_here() + command("run", Path(path), *words)
     values |= {"name": name, "command": run, "searches": choice.search and not student}
     write_text(folder / ESTIMATE_FILE, fill("estimate.html.jinja", **values))
+    expected = values["expected"]
+    if values["judged"]:
+        kept = {"path": choice.path, "student": expected.rows[STUDENT]._asdict()}
+        write_json(folder / ESTIMATED, kept)
     print(fill("estimate.txt.jinja", **values) + f"page: {folder / ESTIMATE_FILE}")
     return 0
 

@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from kdpl.clip.loading import has_text_tower
 from kdpl.errors import KdplError
 from kdpl.metrics import ACC, ACCURACY_TITLES, FIDELITY, MAP, TRAIN_LOSS, UNSEEN, val_key
 from kdpl.report.charts import Point, line_chart
+from kdpl.report.intervals import Accuracy
 from kdpl.report.run_folder import Run, Stage, attempt
+from kdpl.runtime.files import read_json
+from kdpl.runtime.run_folder import CHOICE_FILE, DATA_FOLDER, ESTIMATE, ESTIMATED
 from kdpl.tasks import MULTI_CLASS
 
 _NOT_MEASURED = "Without training there is no loss, and without validation images no accuracy."
@@ -36,11 +40,24 @@ def training(run: Run) -> dict[str, Any]:
         "splits": splits,
         "splits_gap": gap,
         "target": name_of(target),
+        "estimated": _estimated(run),
         "fidelity": _fidelity(run),
         "transductive": student is not None and data.get("protocol") == "base_to_novel",
         "chosen_on_test": student is not None
         and "BestOnBaseTest" in str(student.config.get("trainer")),
     }
+
+
+def _estimated(run: Run) -> Accuracy | None:
+    """Return what an estimate of the same images, kept beside the run, expected of the student."""
+    try:
+        path = read_json(run.folder / DATA_FOLDER / CHOICE_FILE)["path"]
+        kept = read_json(run.folder.with_name(f"{Path(path).name}{ESTIMATE}") / ESTIMATED)
+        low, high = kept["student"]["interval"]
+        same = kept["path"] == path
+        return Accuracy(float(kept["student"]["value"]), (low, high)) if same else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def name_of(target: Any) -> str:

@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 import torch
 from runs import CONFIGS, image_folder, noise, refused
-from scipy.stats import beta
+from scipy import stats
 from sklearn.linear_model import LogisticRegression
+from torch import nn
+from torch.nn import functional as F
 
 from kdpl.__main__ import main
 from kdpl.errors import ConfigError
+from kdpl.optim import OptimConfig
 from kdpl.report.estimate import folds
-from kdpl.report.estimate.expected import Limit, Priors, describe, expect, interval
+from kdpl.report.estimate.expected import Limit, describe, expect, interval, paired, unlike
 from kdpl.report.estimate.folds import (
     LARGER_PROBE,
     PROBE,
-    PUBLISHED,
     STUDENT,
     TARGETS,
     ZERO_SHOT,
@@ -27,12 +29,16 @@ from kdpl.report.estimate.folds import (
     Measured,
     measure,
 )
+from kdpl.report.estimate.training import ProjectorTraining
 from kdpl.report.intervals import Accuracy
 from kdpl.report.page import fill
 from kdpl.targets.refinement.experts import Evidence
+from kdpl.targets.refinement.refine import RefinementConfig
 
-PRIORS = Priors((-0.08, 0.12), 30, (0.02, 0.01), (0.05, 0.02), (0.2, 0.5, 0.05), (0.01, 0.03))
 NAMES = ("cat", "dog", "eel")
+TRAINING = ProjectorTraining(
+    F.normalize(torch.eye(3, 4) + 0.1, dim=1), 10.0, 100.0, 1.0, OptimConfig(lr=0.05), 2, 4, True
+)
 
 
 @pytest.fixture(autouse=True)
@@ -64,54 +70,90 @@ def made_up(labels_a_class=4, group_size=1, val=0, noise=0.8):
     validation = torch.where(number >= 90 - val, truth, -1)
     groups = number // 3 // group_size * 3 + number % 3  # consecutive images of a class
     evidence = Evidence(teacher, teacher, text, labels, validation, groups, trusted=True)
-    return Frozen(evidence, text, student, teacher, 90 - val), truth
+    views = torch.stack([student, student + 0.1 * torch.randn(90, 5, generator=generator)], dim=1)
+    refinement = RefinementConfig(rounds=2)
+    return Frozen(evidence, text, student, teacher, views, 90 - val, TRAINING, refinement), truth
 
 
 def test_each_labelled_image_judges_once_models_that_have_not_seen_its_group(monkeypatch):
     frozen, _ = made_up(labels_a_class=6, group_size=2, val=6)
-    evidence, fitted, judged = frozen.evidence, [], []
-    groups = evidence.groups
+    splits, distilled = [], []
+    groups = frozen.evidence.groups
 
-    def spy(features, result, strength):
-        if (evidence.truth[result.judges] >= 0).all():
-            judged.extend(result.judges.tolist())
-        seen = groups[result.labels >= 0].tolist()
-        assert not {*seen} & {*groups[result.judges].tolist()}
-        return probed(features, result, strength)
+    def spy(split, **arguments):
+        splits.append(split)
+        assert not {*groups[split.seen].tolist()} & {*groups[split.judges].tolist()}
+        return models_of(split, **arguments)
 
-    def taught(frozen, targets, images):
-        fitted.append({*images.tolist()})
-        return as_is(frozen, targets, images)
+    def fit(training, features, targets):
+        distilled.append(len(features))
+        return as_is(training, features, targets)
 
-    probed, as_is = folds._probed, folds.taught
-    monkeypatch.setattr(folds, "_probed", spy)
-    monkeypatch.setattr(folds, "taught", taught)
+    models_of, as_is = folds.models_of, ProjectorTraining.fit
+    monkeypatch.setattr(folds, "models_of", spy)
+    monkeypatch.setattr(ProjectorTraining, "fit", fit)
     result = measure(frozen)
     expected = [*range(18), *range(84, 90)]  # labelled images, and validation images
-    assert sorted(judged) == sorted([*expected, *expected])  # by two probes
     assert sorted(result.images.tolist()) == expected
-    assert {*range(84, 90)} in fitted
+    # with all, half and a quarter of the other labels
+    assert sorted(torch.cat([split.judges for split in splits]).tolist()) == sorted(3 * expected)
+    # no judged image of the pool is distilled on
+    for split, images in zip(splits, distilled, strict=False):
+        assert images == 84 - (split.judges < 84).sum()
 
 
-def test_no_held_out_label_leaks_into_targets_or_student():
+def test_no_held_out_label_leaks_into_any_model():
     frozen, truth = made_up()
-    evidence = frozen.evidence
-    results = []
-    folds.assign(
-        evidence, folds.RefinementConfig(), on_result=lambda result, _: results.append(result)
-    )
-    fold = next(result for result in results if 0 in result.judges)
-    wrong = evidence.labels.index_fill(0, fold.judges, -1)
-    assert fold.labels.equal(wrong)
-    rows = folds.taught(frozen, fold.assignments, fold.judges)
-    spoilt = fold.assignments.index_copy(0, fold.judges, torch.eye(3)[(truth[fold.judges] + 1) % 3])
-    assert rows.equal(folds.taught(frozen, spoilt, fold.judges))
+    split = folds.Split(torch.arange(6, 12), torch.arange(6))
+    predicted = folds.models_of(split, frozen, (10.0, 10.0))
+    wrong = torch.where(torch.arange(90) < 6, (truth + 1) % 3, frozen.evidence.labels)
+    spoilt = replace(frozen, evidence=replace(frozen.evidence, labels=wrong))
+    again = folds.models_of(split, spoilt, (10.0, 10.0))
+    assert all(again[name].equal(rows) for name, rows in predicted.items())
+
+
+def test_half_of_the_labels_are_half_of_the_groups_of_each_class():
+    frozen, truth = made_up(labels_a_class=8, group_size=2)
+    images = torch.arange(24)
+    half = folds.part_of(frozen.evidence, images, 0.5)
+    assert torch.bincount(truth[half]).tolist() == [4, 4, 4]
+    assert len(frozen.evidence.groups[half].unique()) == 6
+    quarter = folds.part_of(frozen.evidence, images, 0.25)
+    assert {*quarter.tolist()} < {*half.tolist()}
+
+
+def test_a_projector_is_trained_as_a_plain_loop_would_train_it():
+    """All images in one batch, so that their order does not matter."""
+    frozen, _ = made_up()
+    optim = OptimConfig(lr=0.02, weight_decay=0.01)
+    training = replace(TRAINING, optim=optim, batch_size=90, epochs=3)
+    features, targets = frozen.views[:, :1], frozen.evidence.log_probabilities
+    logits = training.fit(features, targets)
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4))
+    velocity = [torch.zeros_like(parameter) for parameter in plain.parameters()]
+
+    def scores(x):
+        return 10 * F.normalize(plain(x)) @ TRAINING.class_vectors.T
+
+    for epoch in range(3):
+        rate = 1e-5 if epoch == 0 else 0.04 / 2 * (1 + np.cos(np.pi * (epoch - 1) / 3))
+        p = targets.softmax(dim=1)
+        kl = (p * (p.log() - scores(features[:, 0]).log_softmax(dim=1))).sum() / (90 * 3)
+        plain.zero_grad()
+        (100 * kl).backward()
+        with torch.no_grad():
+            for parameter, speed in zip(plain.parameters(), velocity, strict=True):
+                speed.mul_(0.9).add_(parameter.grad + 0.01 * parameter)
+                parameter -= rate * speed
+    plain.eval()
+    torch.testing.assert_close(logits(features[:, 0]), scores(features[:, 0]), rtol=1e-3, atol=1e-3)
 
 
 def test_the_out_of_fold_accuracy_of_a_probe_is_that_of_a_plain_loop():
     frozen, truth = made_up(labels_a_class=2)
     result = measure(frozen)
-    assert result.labels == 1
+    assert result.labels == {1.0: 1}
     order = frozen.evidence.features[:6, 0].argsort()
     hits = {}
     for c in range(3):
@@ -125,7 +167,7 @@ def test_the_out_of_fold_accuracy_of_a_probe_is_that_of_a_plain_loop():
         probe = LogisticRegression(C=10, class_weight="balanced", max_iter=1000, tol=1e-6)
         probe.fit((x[learned] - mean) / deviation, truth[learned].numpy())
         right = probe.predict((x[held_out] - mean) / deviation) == truth[held_out].numpy()
-        measured = dict(zip(result.images.tolist(), result.hits[PROBE].tolist(), strict=True))
+        measured = dict(zip(result.images.tolist(), result.hits[1.0][PROBE].tolist(), strict=True))
         assert [measured[i] for i in held_out] == right.tolist()
 
 
@@ -137,86 +179,91 @@ def test_targets_that_are_worse_than_the_teacher_are_not_expected(monkeypatch):
         return replace(assign(*args, **kwargs), right=(0.9, 0.1))
 
     monkeypatch.setattr(folds, "assign", refusing)
-    hits = measure(frozen).hits
-    assert hits[STUDENT].equal(hits[PUBLISHED])
-    assert hits[TARGETS].equal(hits[ZERO_SHOT])
+    hits = measure(frozen).hits[1.0]
+    words = frozen.evidence.log_probabilities.argmax(dim=1)
+    images = measure(frozen).images
+    assert hits[TARGETS].equal((words[images] == frozen.evidence.truth[images]).float())
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.7, 10), (0.95, 160)])
-def test_an_interval_is_of_a_beta_distribution_and_a_spread_adds_to_its_variance(share, count):
-    low, high = interval(share, count)
-    assert (low, high) == pytest.approx(beta.interval(0.9, share * count, (1 - share) * count))
-    wide = interval(share, count, 0.03)
-    numbers = np.arange(count, 0, -0.01)
-    variances = beta.var(share * numbers, (1 - share) * numbers)
-    fewer = numbers[np.argmax(variances >= variances[0] + 0.03**2)]
-    assert wide == pytest.approx(interval(share, fewer), abs=1e-3)
+@pytest.mark.parametrize(("hits", "count"), [(7, 10), (152, 160)])
+def test_an_interval_is_wilsons(hits, count):
+    z = stats.norm.ppf(0.95)
+    share = hits / count
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
+    assert interval(hits, count) == pytest.approx((centre - half, centre + half), abs=1e-6)
 
 
-def test_groups_count_once_and_the_confidence_counts_as_images():
+def test_a_paired_difference_counts_two_more_images_that_differ_in_both_directions():
+    difference = torch.tensor([1.0, 0, 0, 1, 0, -1, 1, 1, 0, 0])
+    found = paired(difference)
+    assert found.value == pytest.approx(0.3)
+    squares = sum((value - 0.3) ** 2 for value in [*difference.tolist(), 1, -1])
+    half = stats.t.ppf(0.95, 9) * (squares / 9 / 10) ** 0.5
+    assert found.interval == pytest.approx((0.3 - half, 0.3 + half))
+    # a few equal images are not certain
+    low, high = paired(torch.zeros(6)).interval
+    assert low < -0.2 < 0.2 < high
+
+
+def test_groups_count_once():
     frozen, _ = made_up(labels_a_class=6, group_size=2)
     hits = torch.tensor([1.0, 1, 1, 1, 0, 1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 0])
-    measured = Measured(torch.arange(18), {STUDENT: hits, ZERO_SHOT: hits}, 2.0, 0.7)
+    of_share = dict.fromkeys((STUDENT, ZERO_SHOT, TARGETS, PROBE, LARGER_PROBE), hits)
+    measured = Measured(torch.arange(18), {1.0: of_share}, {1.0: 2.0}, None)
     groups = [(hits[i] + hits[i + 3]) / 2 for g in range(0, 18, 6) for i in range(g, g + 3)]
-    error = 1 - float(np.mean(groups))
-    priors = PRIORS._replace(offset=(-0.2, 0.3), worth=20, training=(0.05, 0.0))
-    rows = expect(frozen.evidence, measured, priors).rows
-    assert rows[ZERO_SHOT].value == pytest.approx((0.5 + 9 * (1 - error)) / 10)
-    steps = np.log2(3 / 2)  # three groups a class, two were seen
-    value = (20 * 0.6 + 9 * (1 - error + steps * 0.02)) / 29 + 0.05
-    assert rows[STUDENT].value == pytest.approx(value)
-    assert rows[STUDENT].interval == pytest.approx(interval(value, 29, steps * 0.01))
-    # few labels say less of the confidence of a teacher that is right by chance
-    measured.hits[ZERO_SHOT] = torch.zeros(18)
-    by_chance = expect(frozen.evidence, measured, priors).rows[STUDENT].value
-    assert by_chance == pytest.approx(value - 20 * 0.1 / 29)
+    expected = expect(frozen.evidence, measured)
+    assert expected.groups == 9
+    assert expected.rows[STUDENT].value == pytest.approx(float(np.mean(groups)))
+    assert expected.over[PROBE].value == 0
+    assert expected.more is None
 
 
-def test_each_doubling_of_the_labels_gains_as_much():
-    frozen, _ = made_up(noise=1.5)
-    expected = expect(frozen.evidence, measure(frozen), PRIORS)
-    value = expected.rows[STUDENT].value
-    assert expected.more.value == pytest.approx(0.02)
-    half = 1.6448536 * 0.01
-    assert expected.more.interval == pytest.approx((0.02 - half, 0.02 + half))
-    labels, shares = zip(*expected.curves[STUDENT], strict=True)
-    assert labels == (2, 4, 8)
-    assert shares == pytest.approx((value - 0.02, value, value + 0.02))
-
-
-def test_the_gain_over_the_probe_is_weighted_by_precision():
+def test_a_student_that_learns_more_lies_between_a_projector_and_its_targets():
     frozen, _ = made_up(labels_a_class=4)
-    hits = [(torch.arange(12) % n > 0).float() for n in (4, 2)]
-    measured = Measured(torch.arange(12), dict(zip((STUDENT, PROBE), hits, strict=True)), 4.0, 0.7)
-    expected = expect(frozen.evidence, measured, PRIORS)
-    measured_gain = expected.rows[STUDENT].value - expected.rows[PROBE].value
-    variances = np.var((hits[0] - hits[1]).numpy(), ddof=1) / 12 + 0.03**2, 0.05**2
-    values = measured_gain, 0.2 * 4**-0.5 + 0.01
-    value, sum_of_weights = np.average(values, weights=1 / np.array(variances), returned=True)
-    assert expected.over_probe.value == pytest.approx(value)
-    half = 1.6448536 * sum_of_weights**-0.5
-    assert expected.over_probe.interval == pytest.approx((value - half, value + half))
+    hits = {name: torch.ones(12) for name in (STUDENT, TARGETS, ZERO_SHOT, PROBE, LARGER_PROBE)}
+    hits[STUDENT] = (torch.arange(12) % 2).float()
+    measured = Measured(torch.arange(12), {1.0: hits}, {1.0: 3.0}, None)
+    row = expect(frozen.evidence, measured, whole=False).rows[STUDENT]
+    assert row.value == pytest.approx(0.75)
+    assert row.interval == pytest.approx((interval(6, 12)[0], interval(12, 12)[1]))
 
 
-def test_a_single_image_that_judges_shows_no_variance_and_the_gain_is_that_of_other_domains():
-    frozen, _ = made_up(labels_a_class=1, val=1)
-    judged = torch.arange(89, 90)
-    measured = Measured(judged, {STUDENT: torch.ones(1), PROBE: torch.ones(1)}, 1.0, 0.7)
-    expected = expect(frozen.evidence, measured, PRIORS)
-    low, high = expected.over_probe.interval
-    assert expected.over_probe.value == pytest.approx(0.2 + 0.01, abs=0.01)
-    assert high - low == pytest.approx(2 * 1.645 * 0.05, rel=0.01)
+def test_the_curve_has_the_labels_that_models_saw():
+    frozen, _ = made_up(labels_a_class=10, noise=1.5)
+    result = measure(frozen)
+    assert result.labels == {1.0: 8, 0.5: 4, 0.25: 2}
+    expected = expect(frozen.evidence, result)
+    assert [labels for labels, _ in expected.curves[STUDENT]] == [2, 4, 8]
+    shares = [result.hits[share][STUDENT].mean().item() for share in (0.25, 0.5, 1.0)]
+    assert [share for _, share in expected.curves[STUDENT]] == pytest.approx(shares)
+    assert expected.more.value == pytest.approx(shares[2] - shares[1])
 
 
-def test_with_one_label_a_class_the_student_is_a_guess_and_without_labels_nothing_is_expected():
+def test_with_one_label_a_class_no_accuracy_is_said_and_without_labels_nothing_is_expected():
     frozen, _ = made_up(labels_a_class=1)
     said = describe(frozen, measure(frozen), NAMES)
     assert not said["judged"]
-    assert said["expected"].over_probe is None
-    assert not said["expected"].rows.keys() & {PROBE, LARGER_PROBE, TARGETS}
-    assert np.ptp(said["expected"].rows[STUDENT].interval) > 0.1
+    assert said["expected"].rows.keys() == {ZERO_SHOT}
+    assert all(0 < share <= 1 for share in said["agreement"])
+    for kind in ("txt", "html"):
+        text = printed(kind, **said)
+        assert "cannot be known: label a second image of each class" in text
+        assert "worth training" not in text.lower()
     frozen, _ = made_up(labels_a_class=0)
     assert describe(frozen, measure(frozen), NAMES)["expected"] is None
+
+
+def test_a_pool_of_other_things_is_noticed():
+    frozen, _ = made_up(labels_a_class=8)
+    assert unlike(frozen) < 0.2
+    rows = frozen.evidence.features.clone()
+    rows[40:84] = F.normalize(torch.randn(44, 6, generator=torch.Generator().manual_seed(1)) - 3)
+    other = replace(frozen, evidence=replace(frozen.evidence, features=rows))
+    assert 0.4 < unlike(other) < 0.9
+    said = describe(other, measure(other), NAMES)
+    for kind in ("txt", "html"):
+        assert "unlabelled images are unlike the labelled ones" in printed(kind, **said)
 
 
 @pytest.mark.parametrize("eels", [True, False])
@@ -254,26 +301,21 @@ def test_a_search_is_advised_only_if_the_run_does_not_search(searches):
         assert ("train its whole tower (search)" in text) != searches
 
 
-@pytest.mark.parametrize("labels", [4, 1])
-def test_the_students_curve_has_the_students_colour(labels):
-    frozen, _ = made_up(labels_a_class=labels)
+def test_the_students_curve_has_the_students_colour():
+    frozen, _ = made_up(labels_a_class=4)
     page = printed("html", **describe(frozen, measure(frozen), NAMES))
     assert '<span class="student">● student</span>' in page
     # one curve, or the second of two, which the style sheet gives the student's colour
     groups = re.findall(r'<g class="(\w+)">', page)
-    assert groups == (["student"] if labels == 1 else ["l0", "l1"])
+    assert groups == ["l0", "l1"]
     assert ".l1 { color: var(--student); }" in page
 
 
-def test_validation_images_judge_one_label_a_class():
+def test_validation_images_are_labels_like_all_others():
     frozen, _ = made_up(labels_a_class=1, val=12)
     result = measure(frozen)
-    assert result.labels == 1
-    assert result.images.tolist() == [*range(78, 90)]
-    expected = describe(frozen, result, NAMES)["expected"]
-    assert expected.over_probe is not None
-    # five labels a class, four of them for validation
-    assert [labels for labels, _ in expected.curves[STUDENT]] == [2.5, 5, 10]
+    assert sorted(result.images.tolist()) == [0, 1, 2, *range(78, 90)]
+    assert result.labels[1.0] == 4
 
 
 def test_limits_are_sorted_by_gain_and_weak_classes_are_below_the_mean():
@@ -282,13 +324,7 @@ def test_limits_are_sorted_by_gain_and_weak_classes_are_below_the_mean():
     said = describe(frozen, result, NAMES)
     gains = [limit.gain.value for limit in said["limits"] if limit.gain]
     assert gains == sorted(gains, reverse=True)
-    assert all(right / total < result.hits[STUDENT].mean() for _, right, total in said["weak"])
-    # names that say something, and names that say nothing
-    assert not said["expected"].by_chance
-    silent = replace(frozen, still=torch.zeros_like(frozen.still))
-    said = describe(silent, measure(silent), NAMES)
-    assert said["expected"].by_chance
-    assert said["limits"][0].key == "teacher"
+    assert all(right / total < result.hits[1.0][STUDENT].mean() for _, right, total in said["weak"])
 
 
 @pytest.fixture
@@ -309,7 +345,7 @@ def test_the_command_estimates_a_folder_and_again_and_keeps_the_features(
     # the folder by default is taken
     assert f"run it: python -m kdpl run {images} --out {tmp_path}/runs/images_run\n" in printed
     page = (out / "estimate.html").read_text()
-    assert all("training? not known" in text for text in (printed, page)), "a teacher by chance"
+    assert all("training? " in text for text in (printed, page))
     for name in (STUDENT, ZERO_SHOT, PROBE, LARGER_PROBE):
         assert name in printed
         assert name.replace("'", "&#39;") in page
@@ -356,7 +392,7 @@ def test_shots_are_taken_and_the_command_to_run_it_goes_to_the_folder_of_relativ
     assert main(["estimate", str(images), "--shots=2", "--student=mine.yaml"]) == 0
     printed = capsys.readouterr().out
     assert "measured on 6 labelled images" in printed
-    assert re.search(r"labels a class: 1: .*, 2: .*, 4: ", printed)
+    assert re.search(r"labels a class: 1: [\d.]+$", printed, re.MULTILINE)
     words = f"{images} --student {tmp_path}/mine.yaml --data.init_args.shots=2"
     assert f"run it: cd {tmp_path} && python -m kdpl run {words}\n" in printed
 

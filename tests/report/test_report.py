@@ -33,6 +33,7 @@ from kdpl.report.cost import costs
 from kdpl.report.run_folder import Run
 from kdpl.report.training import training
 from kdpl.runtime.class_names import shorten
+from kdpl.runtime.files import write_json
 from kdpl.runtime.loggers import MetricsCSV
 from kdpl.runtime.predictions import read_predictions, read_results, write_predictions
 from kdpl.runtime.run_folder import PROBE_FOLDER
@@ -333,6 +334,20 @@ def test_the_page_says_what_of_the_student_was_trained_and_who_chose_it(run):
         text = section("training", training(Run.find(run)))
         assert "trained: whole image tower, prompts in 2 layers, projector" in text
         assert "0.003, as the search chose" in text
+
+
+def test_the_page_says_what_an_estimate_of_the_same_images_expected(run, without_probes):
+    (run / "data").mkdir()
+    write_json(run / "data" / "choice.json", {"path": "/images/digits"})
+    estimate = run.with_name("digits_estimate") / "estimate.json"
+    student = {"value": 0.84, "interval": [0.78, 0.89]}
+    for path, said in (("/images/digits", True), ("/images/others", False)):
+        write_json(estimate, {"path": path, "student": student})
+        parts = {"training": training(Run.find(run)), "accuracy": accuracies(Run.find(run))}
+        text = section("tiles", **parts, cost=None)
+        assert ("estimated before training: 84.0 % [78.0, 89.0]" in text) == said
+    estimate.write_text("{")
+    assert training(Run.find(run))["estimated"] is None
 
 
 def test_the_page_says_whether_the_student_or_its_targets_are_the_limit(run):

@@ -1,11 +1,13 @@
-"""Expected accuracies with intervals, the learning curve, and what limits the student."""
+"""Measured accuracies with intervals, the learning curve, and what limits the student."""
 
 from collections.abc import Sequence
-from math import hypot, log2
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from scipy.stats import beta, norm
+from scipy.stats import binomtest
+from scipy.stats import t as student_t
+from torch import Tensor
 from torch.nn import functional as F
 
 from kdpl.report.charts import line_chart
@@ -13,6 +15,7 @@ from kdpl.report.estimate.folds import (
     LARGER_PROBE,
     MODELS,
     PROBE,
+    SHARES,
     STUDENT,
     TARGETS,
     ZERO_SHOT,
@@ -21,128 +24,120 @@ from kdpl.report.estimate.folds import (
 )
 from kdpl.report.intervals import Accuracy, Interval
 from kdpl.targets.refinement.experts import Evidence
+from kdpl.targets.refinement.refine import standardize
 from kdpl.targets.refinement.target import unlike_share
 from kdpl.tasks import MULTI_CLASS
 
 LEVEL = 0.9
 _CLEAR = 0.02  # smaller gains are not worth a sentence
 _SHOWN = 5  # classes
-_Z = float(norm.ppf((1 + LEVEL) / 2))
-
-
-class Priors(NamedTuple):
-    """What was measured on other domains, as by ``benchmarks.estimate`` (docs/estimate.md).
-
-    Attributes:
-        offset: Accuracy of the linear student minus ``Measured.confidence``: a constant, and what
-            is added to it, divided by the labels a class, if the teacher knows the names.
-        worth: Labelled images that this confidence is worth.
-        doubling: Gain of students by twice the labels, and its standard deviation.
-        probe_doubling: The same of probes.
-        gain: Gain of a student over the probe of its network with one label a class, the exponent
-            of labels a class by which it falls, and its standard deviation.
-        training: Test accuracy of a trained student minus the linear one's, and its deviation, also
-            taken for how test images differ from labelled ones.
-    """
-
-    offset: tuple[float, float]
-    worth: float
-    doubling: tuple[float, float]
-    probe_doubling: tuple[float, float]
-    gain: tuple[float, float, float]
-    training: tuple[float, float]
-
-
-MEASURED = Priors(
-    (-0.04, 0.109), 52, (0.014, 0.025), (0.064, 0.051), (0.22, 0.8, 0.04), (0.025, 0.031)
-)
+_USUAL = 0.05  # share of the labelled images that count as unlike the others
 
 
 class Expected(NamedTuple):
-    """What is expected with all labels.
+    """What is measured with nearly all labels.
 
     Attributes:
         rows: Accuracy of each model.
-        curves: Accuracies with half, all and twice the labels, of student and its probe.
-        more: The student's gain by twice the labels.
-        over_probe: Its gain over the probe of its network; None if nothing measures that.
+        curves: Labels a class and accuracies of student and its probe, the fewest labels first.
+        more: The student's gain by the last doubling of the labels; None if there was none.
+        over: Its gain over the probe of its network, and of the teacher's, by name.
         groups: Number of groups that judge.
-        by_chance: Whether the zero-shot teacher may be right by chance alone, unlike in the domains
-            that were measured.
     """
 
     rows: dict[str, Accuracy]
     curves: dict[str, list[tuple[float, float]]]
-    more: Accuracy
-    over_probe: Accuracy | None
+    more: Accuracy | None
+    over: dict[str, Accuracy]
     groups: int
-    by_chance: bool
 
 
-def interval(share: float, count: float, spread: float = 0.0) -> Interval:
-    """Return the interval of a share of ``count`` images, quantiles of a beta distribution.
+def interval(hits: float, count: int) -> Interval:
+    """Return Wilson's interval of a share, for a number of hits among ``count`` groups."""
+    found = binomtest(round(hits), count).proportion_ci(LEVEL, method="wilson")
+    return float(found.low), float(found.high)
 
-    A standard deviation ``spread`` makes the images count for less.
+
+def paired(difference: Tensor) -> Accuracy:
+    """Return the mean of paired differences [P] with its interval.
+
+    The variance is that of the differences and of one more of 1, as a few equal ones show none.
     """
-    variance = share * (1 - share) / (count + 1) + spread**2
-    total = max(share * (1 - share) / variance - 1, 1.0)
-    low, high = beta.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2], share * total, (1 - share) * total)
-    return float(low), float(high)
+    values = np.append(difference.double().numpy(), [1.0, -1.0])
+    count, mean = len(difference), difference.mean().item()
+    deviation = (np.square(values - mean).sum() / max(count - 1, 1)) ** 0.5
+    margin = float(student_t.ppf((1 + LEVEL) / 2, max(count - 1, 1))) * deviation / count**0.5
+    return Accuracy(mean, (max(mean - margin, -1.0), min(mean + margin, 1.0)))
 
 
-def expect(evidence: Evidence, measured: Measured, priors: Priors = MEASURED) -> Expected:
-    """Return what is expected with all labels."""
-    labels = evidence.labels_a_class(evidence.labels)
-    hits = measured.hits.items()
-    shares = {name: evidence.share_of(right, measured.images) for name, right in hits}
-    doubling = dict.fromkeys((PROBE, LARGER_PROBE), priors.probe_doubling)
-    doubling |= dict.fromkeys((STUDENT, TARGETS), priors.doubling)
-    # the models of the folds saw fewer labels
-    steps = log2(labels / measured.labels) if measured.labels else 0.0
+def expect(evidence: Evidence, measured: Measured, whole: bool = True) -> Expected:
+    """Return what is measured; a student that learns more than a projector lies below its targets.
 
-    def accuracy(name: str, right: float = 0.5, count: float = 1.0, shift: float = 0.0) -> Accuracy:
-        judged, (gain, deviation) = shares.get(name, torch.zeros(0)), doubling.get(name, (0.0, 0.0))
-        right += float(judged.sum()) + len(judged) * steps * gain
-        count += len(judged)
-        value = min(max(right / count + shift, 0.01), 0.99)
-        spread = hypot(priors.training[1], steps * deviation)
-        return Accuracy(value, interval(value, count, spread))
-
-    # the student's confidence counts as labelled images
-    by_chance = accuracy(ZERO_SHOT).interval[0] < 1 / evidence.log_probabilities.shape[1]
-    offset, by_labels = priors.offset
-    confidence = measured.confidence + offset + (0 if by_chance else by_labels / max(labels, 1.0))
-    rows = {STUDENT: accuracy(STUDENT, priors.worth * confidence, priors.worth, priors.training[0])}
-    rows |= {name: accuracy(name) for name in MODELS if name in shares and name != STUDENT}
-
-    # the learning curves, over labels of validation images too
-    all_labels = evidence.labels_a_class(evidence.truth)
-    curves = {
-        name: [
-            (all_labels * 2**step, min(rows[name].value + step * doubling[name][0], 1.0))
-            for step in (-1, 0, 1)
-        ]
-        for name in (PROBE, STUDENT)
-        if name in rows
+    Args:
+        evidence: Labels and groups of the images.
+        measured: Predictions.
+        whole: Whether the projector is all that the student learns.
+    """
+    shares = {
+        share: {
+            name: evidence.share_of(right, measured.images).cpu()
+            for name, right in of_share.items()
+        }
+        for share, of_share in measured.hits.items()
     }
-    more, half = priors.doubling[0], _Z * priors.doubling[1]
+    best = shares[1.0]
+    groups = len(next(iter(best.values())))
+    rows = {
+        name: Accuracy(best[name].mean().item(), interval(best[name].sum().item(), groups))
+        for name in MODELS
+        if name in best
+    }
+    if not whole and STUDENT in rows:
+        ends = rows[STUDENT], rows[TARGETS]
+        value = (ends[0].value + ends[1].value) / 2
+        low, high = min(end.interval[0] for end in ends), max(end.interval[1] for end in ends)
+        rows[STUDENT] = Accuracy(value, (low, high))
 
-    # student against probe: what is measured, and what other domains say
-    over_probe = None
-    if PROBE in rows:
-        difference = shares[STUDENT] - shares[PROBE]
-        gain, fall, deviation = priors.gain
-        # one image shows no variance; that of a difference of two hits is at most 1
-        measured_variance = float(difference.var()) if len(difference) > 1 else 1.0
-        variance = measured_variance / len(difference) + priors.training[1] ** 2
-        weight = variance / (variance + deviation**2)
-        value = weight * (gain * labels**-fall + priors.training[0])
-        value += (1 - weight) * (rows[STUDENT].value - rows[PROBE].value)
-        margin = _Z * deviation * weight**0.5
-        over_probe = Accuracy(value, (value - margin, value + margin))
-    groups = len(next(iter(shares.values())))
-    more_labels = Accuracy(more, (more - half, more + half))
-    return Expected(rows, curves, more_labels, over_probe, groups, by_chance)
+    # by labels
+    used = [share for share in reversed(SHARES) if share in measured.labels]
+    curves = {
+        name: [(measured.labels[share], shares[share][name].mean().item()) for share in used]
+        for name in (PROBE, STUDENT)
+        if name in best
+    }
+    more = paired(best[STUDENT] - shares[0.5][STUDENT]) if 0.5 in used else None
+
+    # against the probes, on the same images
+    over = {
+        name: paired(best[STUDENT] - best[name])
+        for name in (PROBE, LARGER_PROBE)
+        if STUDENT in best
+    }
+    return Expected(rows, curves, more, over, groups)
+
+
+def unlike(frozen: Frozen) -> float:
+    """Return the share of the pool that is unlike the labelled images; 0 if few can tell.
+
+    An image is unlike them if its cosine with the nearest of them is below that of nearly all
+    labelled images with the nearest labelled image of another group.
+    """
+    evidence = frozen.evidence
+    labeled = torch.nonzero(evidence.truth >= 0).flatten()
+    if len(labeled) < 2:
+        return 0.0
+    features = F.normalize(standardize(evidence.features), dim=1)
+    near = features[labeled] @ features[labeled].T
+    same = evidence.groups[labeled][:, None] == evidence.groups[labeled]
+    limit = near.masked_fill(same, -1).amax(dim=1).quantile(_USUAL)
+    others = torch.nonzero(evidence.truth[: frozen.pool] < 0).flatten()
+    if not len(others):
+        return 0.0
+    below = [
+        (features[part] @ features[labeled].T).amax(dim=1) < limit
+        for part in torch.split(others, 4096)
+    ]
+    return torch.cat(below).float().mean().item()
 
 
 class Limit(NamedTuple):
@@ -155,52 +150,61 @@ class Limit(NamedTuple):
 
 def describe(frozen: Frozen, measured: Measured, names: Sequence[str]) -> dict[str, Any]:
     """Return the values of both templates; without labels, nothing is expected."""
+    chosen = MULTI_CLASS.labels(frozen.still[: frozen.pool]).bincount(minlength=len(names))
+    doubtful = [
+        (key, [names[c] for c in classes])
+        for key, classes in zip(("names", "frequent"), unlike_share(chosen), strict=True)
+    ]
+    values: dict[str, Any] = {
+        "expected": None,
+        "judged": False,
+        "images": len(measured.images),
+        "unjudged": 0,
+        "agreement": measured.agreement,
+        "whole": frozen.training.whole,
+        "unlike": unlike(frozen),
+    }
     if not len(measured.images):
-        chosen = MULTI_CLASS.labels(frozen.still[: frozen.pool]).bincount(minlength=len(names))
-        doubtful = zip(("names", "frequent"), unlike_share(chosen), strict=True)
-        limits = [Limit(key, [names[c] for c in of]) for key, of in doubtful if of]
-        return {"expected": None, "judged": False, "images": 0, "unjudged": 0, "limits": limits}
-    evidence, classes, expected = frozen.evidence, len(names), expect(frozen.evidence, measured)
-    rows, judged = expected.rows, STUDENT in measured.hits
+        return values | {"limits": [Limit(key, names_of) for key, names_of in doubtful if names_of]}
+    evidence, classes = frozen.evidence, len(names)
+    expected = expect(evidence, measured, frozen.training.whole)
+    rows, judged = expected.rows, STUDENT in expected.rows
 
     # right and all judging groups of each class
     pair, sizes = evidence.merged(measured.images)
     truth = torch.zeros_like(sizes).index_copy(0, pair, evidence.truth[measured.images])
-    chosen = F.one_hot(truth, classes).float()
-    total = chosen.sum(dim=0).tolist()
+    one_hot = F.one_hot(truth, classes).float()
+    total = one_hot.sum(dim=0).tolist()
     right, by_name = (
-        (evidence.share_of(measured.hits[name], measured.images) @ chosen).tolist()
+        (evidence.share_of(measured.hits[1.0][name], measured.images) @ one_hot).tolist()
         for name in (STUDENT if judged else ZERO_SHOT, ZERO_SHOT)
     )
     mean = sum(right) / sum(total)
     weak = sorted((right[c] / total[c], c) for c in range(classes) if right[c] < mean * total[c])
 
     # what limits, the largest gain first, and gains that nobody can know last
-    limits = [Limit("labels", gain=expected.more)] if expected.more.value > _CLEAR / 2 else []
+    more, limits = expected.more, list[Limit]()
+    if more is not None and more.value > _CLEAR / 2:
+        limits.append(Limit("labels", gain=more))
     if judged and rows[TARGETS].value - rows[STUDENT].value > _CLEAR:
-        (low, high), value = rows[TARGETS].interval, rows[STUDENT].value
-        gain = Accuracy(rows[TARGETS].value - value, (low - value, high - value))
-        limits.append(Limit("network", gain=gain))
+        targets, student = (measured.hits[1.0][name] for name in (TARGETS, STUDENT))
+        difference = evidence.share_of(targets - student, measured.images).cpu()
+        limits.append(Limit("network", gain=paired(difference)))
     limits.sort(key=lambda limit: -limit.gain.value if limit.gain else 0)
     unknown = [names[c] for c in range(classes) if total[c] > 1 and by_name[c] < total[c] / 4]
-    better_names = [Limit("names", unknown)] if unknown else []
-    better_teacher = list[Limit]()
+    if judged:
+        doubtful = [("names", unknown)]
+    limits += [Limit(key, names_of) for key, names_of in doubtful if names_of]
     if judged and 1 - rows[TARGETS].value > 2 * _CLEAR:
-        better_teacher = [Limit("teacher", rows[TARGETS].value)]
-    if expected.by_chance:
-        # names do not help a teacher that knows nothing of the domain
-        limits = [*better_teacher, *limits]
-    else:
-        limits = [*limits, *better_names, *better_teacher]
+        limits.append(Limit("teacher", rows[TARGETS].value))
     limits += [Limit("images", frozen.pool)] * (frozen.pool < 20 * classes)
 
     curves = {name: [(n, 100 * share) for n, share in c] for name, c in expected.curves.items()}
-    return {
+    return values | {
         "expected": expected,
         "judged": judged,
-        "images": len(measured.images),
         "unjudged": total.count(0),
         "weak": [(names[c], right[c], int(total[c])) for _, c in weak[:_SHOWN]] if judged else [],
         "limits": limits,
-        "chart": line_chart("expected accuracy, %", curves),
+        "chart": line_chart("accuracy without a fifth of the labels, %", curves),
     }

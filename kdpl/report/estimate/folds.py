@@ -1,15 +1,20 @@
-"""Predictions of labelled images by models that have not seen their labels. Pure tensors."""
+"""Predictions of labelled images by models that have not seen their labels."""
 
-from dataclasses import dataclass
-from statistics import fmean
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kdpl.data.probe import classes_of, fit_probe, linear_student
-from kdpl.targets.refinement.experts import Evidence, Result, assign, mix
+from kdpl.data.groups import folds
+from kdpl.data.parallel import in_parallel
+from kdpl.data.probe import choose_strength, classes_of, fit_probe
+from kdpl.report.estimate.training import ProjectorTraining
+from kdpl.targets.refinement.experts import Evidence, assign
 from kdpl.targets.refinement.refine import RefinementConfig
+from kdpl.targets.refinement.target import log_assignments
 from kdpl.tasks import MULTI_CLASS
 
 STUDENT, TARGETS, ZERO_SHOT = "student", "targets", "zero-shot teacher"
@@ -17,8 +22,8 @@ PROBE, LARGER_PROBE = "probe of the student's network", "probe of the teacher's 
 PUBLISHED = "published student"
 MODELS = (STUDENT, TARGETS, ZERO_SHOT, PROBE, LARGER_PROBE, PUBLISHED)
 
-_FLOOR = 1e-3  # probability spread over all classes, since assignments are nearly one-hot
-_ASIDE = 5  # one in so many unlabelled images is kept from the student whose confidence counts
+SHARES = (1.0, 0.5, 0.25)
+"""Shares of the labels outside a fold that models see."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +36,20 @@ class Frozen:
         still: The teacher's log probabilities of the evaluation view, float [N, C].
         student: Normalised pooled features of the student's network, float [N, W].
         teacher: Normalised pooled features of the teacher's network, float [N, V].
+        views: Input of the student's projector for views of each image, [N, V, W].
         pool: Number of images in the pool.
+        training: Settings of the student.
+        refinement: Settings of its targets.
     """
 
     evidence: Evidence
     still: Tensor
     student: Tensor
     teacher: Tensor
+    views: Tensor
     pool: int
+    training: ProjectorTraining
+    refinement: RefinementConfig
 
 
 class Measured(NamedTuple):
@@ -46,98 +57,156 @@ class Measured(NamedTuple):
 
     Attributes:
         images: Indices of the images, [J]; all labelled images if no label can be spared.
-        hits: By model, whether each image was predicted right, float [J]; if no label can be
-            spared, only of models that see no labels.
-        labels: Labelled groups a class that the models saw, in the mean.
-        confidence: Of the student with all labels, on images that it was not fitted on: the mean of
-            its confidence and the share on which the probe of its network agrees.
+        hits: Whether each image was predicted right, by share of the other labels that were seen
+            and by model, float [J]; if no label can be spared, only of models that see no label.
+        labels: Labelled groups a class that models saw, by share.
+        agreement: Share of unlabelled images for which the student of all labels predicts the class
+            of the teacher, and of the probe on its network; None if labels can be spared.
     """
 
     images: Tensor
-    hits: dict[str, Tensor]
-    labels: float
-    confidence: float
+    hits: dict[float, dict[str, Tensor]]
+    labels: dict[float, float]
+    agreement: tuple[float, float] | None
 
 
-def taught(frozen: Frozen, targets: Tensor, images: Tensor) -> Tensor:
-    """Return predictions [J, C] of images [J] by a linear student of the rest of the pool."""
-    fitted = torch.arange(len(targets), device=targets.device) < frozen.pool
-    fitted[images] = False
-    smooth = (1 - _FLOOR) * targets + _FLOOR / targets.shape[1]
-    weight, bias = linear_student(frozen.student[fitted], smooth[fitted])
-    return MULTI_CLASS.probabilities(frozen.student[images] @ weight + bias)
+class Split(NamedTuple):
+    """Indices of the images whose labels are seen, and of those that are judged."""
+
+    seen: Tensor
+    judges: Tensor
+
+
+def part_of(evidence: Evidence, images: Tensor, share: float) -> Tensor:
+    """Return this share of the groups of each class of labelled images, in their order."""
+    if share == 1:
+        return images
+    kept = []
+    for label in classes_of(evidence.truth[images]):
+        of_class = images[evidence.truth[images] == label]
+        groups = evidence.groups[of_class]
+        first = groups[np.sort(np.unique(groups.cpu().numpy(), return_index=True)[1])]
+        chosen = first[: max(round(share * len(first)), 1)]
+        kept.append(of_class[torch.isin(groups, chosen)])
+    return torch.cat(kept)
+
+
+def models_of(split: Split, frozen: Frozen, strengths: tuple[float, float]) -> dict[str, Tensor]:
+    """Return the classes [J] of the judged images by each model that sees the labels of others."""
+    evidence = frozen.evidence
+    labels = torch.full_like(evidence.truth, -1)
+    labels[split.seen] = evidence.truth[split.seen]
+    seen = replace(evidence, labels=labels, validation=torch.full_like(labels, -1))
+
+    # the targets, and the student that learns from those of the other images
+    assigned = assign(seen, frozen.refinement)
+    before, after = assigned.right or (0.0, 0.0)
+    text = MULTI_CLASS.probabilities(evidence.log_probabilities)
+    targets = assigned.assignments if after >= before else text
+    distilled = torch.arange(len(labels)) < frozen.pool
+    distilled[split.judges] = False
+    student = frozen.training.fit(frozen.views[distilled], log_assignments(targets[distilled]))
+
+    # all of them
+    rows = {
+        STUDENT: student(frozen.views[split.judges, 0]),
+        TARGETS: targets[split.judges],
+        ZERO_SHOT: frozen.still[split.judges],
+    }
+    predicted = {name: MULTI_CLASS.labels(logits) for name, logits in rows.items()}
+    networks = ((PROBE, frozen.student), (LARGER_PROBE, frozen.teacher))
+    for (name, features), strength in zip(networks, strengths, strict=True):
+        probe = fit_probe(features[split.seen], labels[split.seen], strength)
+        classes = MULTI_CLASS.labels(probe.log_probabilities(features[split.judges]))
+        predicted[name] = probe.classes[classes]
+    return predicted
 
 
 def measure(frozen: Frozen) -> Measured:
-    """Measure models on labelled images that they have not seen.
+    """Predict labelled images by models made from all, half and a quarter of the other labels.
 
-    The settings of refinement and probes are chosen once, by all labels, as a run chooses them;
-    targets, students and probes are made anew for each fold of the labels.
+    In up to five folds of whole groups, targets, student and probes are made without the labels of
+    the fold. The regularisation of each probe is chosen once, by all labels.
     """
-    evidence, text = frozen.evidence, MULTI_CLASS.probabilities(frozen.evidence.log_probabilities)
+    evidence = frozen.evidence
+    labeled = torch.nonzero(evidence.truth >= 0).flatten()
+    none = labeled[:0]
+    if not len(labeled):
+        return Measured(none, {}, {}, None)
+    # sort by a feature, so that folds do not depend on the order of the images
+    labeled = labeled[evidence.features[labeled, 0].argsort()]
+    truth, groups = evidence.truth[labeled], evidence.groups[labeled]
+    fold_of = torch.from_numpy(folds(truth.cpu().numpy(), groups.cpu().numpy()))
+    networks = (frozen.student, frozen.teacher)
+    of_student, of_teacher = (choose_strength(x[labeled], truth, groups)[0] for x in networks)
+    strengths = of_student, of_teacher
 
-    # targets, and students of them, of all candidates, as the best is not known before
-    results = list[tuple[Result, Tensor]]()
-
-    def distil(result: Result, _: int) -> None:
-        if len(result.judges):
-            results.append((result, taught(frozen, result.assignments, result.judges)))
-
-    settings = assign(evidence, RefinementConfig(), on_result=distil)
-    images = torch.nonzero(evidence.truth >= 0).flatten()
-    if settings.strength is None:
-        # no label to learn from
-        return Measured(images[:0], {}, 0.0, 0.0)
-    # each split's, mixed
-    shares = [*settings.shares.values()]
-    splits = len(results) // len(shares)
-    of_splits = [list(zip(*results[i::splits], strict=True)) for i in range(splits)]
-    results = [
-        (
-            made[0]._replace(assignments=mix([result.assignments for result in made], shares)),
-            mix(rows, shares),
+    # most classes have one label: no accuracy of what learns from labels can be known
+    judged = labeled[fold_of >= 0]
+    if 2 * len(classes_of(evidence.truth[judged])) < len(classes_of(truth)):
+        right = (MULTI_CLASS.labels(frozen.still[labeled]) == truth).float()
+        return Measured(
+            labeled, {1.0: {ZERO_SHOT: right}}, {}, _agreement(frozen, labeled, strengths)
         )
-        for made, rows in of_splits
-    ]
-    refused = settings.right is not None and settings.right[1] < settings.right[0]
 
-    # labelled images judge models that see no label, and others where a label can be spared
-    judged = torch.cat([images[:0], *(result.judges for result, _ in results)])
-    spared = 2 * len(classes_of(evidence.truth[judged])) >= len(classes_of(evidence.truth))
-    predicted, labels = dict[str, list[Tensor]](), 0.0
-    if len(judged) and spared:
-        images = judged
-        predicted[STUDENT] = [rows for _, rows in results]
-        predicted[TARGETS] = [result.assignments[result.judges] for result, _ in results]
-        for name, features in ((PROBE, frozen.student), (LARGER_PROBE, frozen.teacher)):
-            predicted[name] = [_probed(features, made, settings.strength) for made, _ in results]
-        labels = fmean(evidence.labels_a_class(result.labels) for result, _ in results)
-    predicted[ZERO_SHOT] = [frozen.still[images]]
-    predicted[PUBLISHED] = [taught(frozen, text, images)]
-    truth = evidence.truth[images]
+    # all splits, each on a core
+    splits, sizes = list[tuple[float, Split]](), dict[float, float]()
+    for share in SHARES:
+        for fold in range(int(fold_of.max()) + 1):
+            seen = part_of(evidence, labeled[fold_of != fold], share)
+            splits.append((share, Split(seen, labeled[fold_of == fold])))
+        labels = torch.full_like(evidence.truth, -1)
+        labels[seen] = evidence.truth[seen]
+        sizes[share] = evidence.labels_a_class(labels)
+        if sizes[share] < 2:
+            # half of a label is none
+            break
+    predict = partial(models_of, frozen=frozen, strengths=strengths)
+    parts = [split for _, split in splits]
+    title = "students without a part of the labels"
+    rows = list(in_parallel(predict, parts, title, at_once=1))
+
+    images = torch.cat([split.judges for share, split in splits if share == 1])
     hits = {
-        name: (MULTI_CLASS.labels(torch.cat(rows)) == truth).float()
-        for name, rows in predicted.items()
+        share: {
+            name: torch.cat(
+                [
+                    (predicted[name] == evidence.truth[split.judges]).float()
+                    for (of_share, split), predicted in zip(splits, rows, strict=True)
+                    if of_share == share
+                ]
+            )
+            for name in rows[0]
+        }
+        for share in sizes
     }
-    if refused and labels:
-        # refined targets are not taken
-        hits |= {STUDENT: hits[PUBLISHED], TARGETS: hits[ZERO_SHOT]}
+    if (published := _published(frozen, images)) is not None:
+        hits[1.0][PUBLISHED] = published
+    return Measured(images, hits, sizes, None)
 
-    # what the student with all labels thinks of other images, and how often its probe agrees
-    unlabeled = torch.nonzero(evidence.truth[: frozen.pool] < 0).flatten()
-    aside = (unlabeled if len(unlabeled) else images)[::_ASIDE]
-    targets = text if refused else settings.assignments
-    student = taught(frozen, targets, aside)
-    probe = _probed(
-        frozen.student, Result(None, evidence.labels, aside, targets), settings.strength
+
+def _published(frozen: Frozen, images: Tensor) -> Tensor | None:
+    """Return whether a student of the teacher's own predictions is right on images, float [J].
+
+    It learns from the images without a label; None if they are less than half of the pool.
+    """
+    unlabeled = torch.nonzero(frozen.evidence.truth[: frozen.pool] < 0).flatten()
+    if 2 * len(unlabeled) < frozen.pool:
+        return None
+    text = frozen.evidence.log_probabilities
+    student = frozen.training.fit(frozen.views[unlabeled], text[unlabeled])
+    predicted = MULTI_CLASS.labels(student(frozen.views[images, 0]))
+    return (predicted == frozen.evidence.truth[images]).float()
+
+
+def _agreement(
+    frozen: Frozen, labeled: Tensor, strengths: tuple[float, float]
+) -> tuple[float, float]:
+    others = torch.nonzero(frozen.evidence.truth[: frozen.pool] < 0).flatten()[::5]
+    if not len(others):
+        return 0.0, 0.0
+    predicted = models_of(Split(labeled, others), frozen, strengths)
+    words, probe = (
+        (predicted[name] == predicted[STUDENT]).float().mean().item() for name in (ZERO_SHOT, PROBE)
     )
-    agreement = (MULTI_CLASS.labels(student) == MULTI_CLASS.labels(probe)).float().mean()
-    confidence = float(student.amax(dim=1).mean() + agreement) / 2
-    return Measured(images, hits, labels, confidence)
-
-
-def _probed(features: Tensor, result: Result, strength: float) -> Tensor:
-    seen = result.labels >= 0
-    probe = fit_probe(features[seen], result.labels[seen], strength)
-    rows = probe.log_probabilities(features[result.judges]).exp()
-    return torch.zeros_like(result.assignments[result.judges]).index_copy(1, probe.classes, rows)
+    return words, probe

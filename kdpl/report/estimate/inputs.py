@@ -1,8 +1,10 @@
 """Frozen features of a student's fit without steps, kept in a file."""
 
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
@@ -11,20 +13,26 @@ from kdpl.cli.choice import Choice, Options, print_choice
 from kdpl.cli.fit import run_stage
 from kdpl.cli.init import CONFIG
 from kdpl.cli.prepare import parse_stages, untuned
-from kdpl.clip import ClipConfig, load_image_clip
+from kdpl.clip import ClipConfig
 from kdpl.clip.identity import RANDOM
+from kdpl.clip.modules import normalized
 from kdpl.errors import ConfigError
 from kdpl.report.estimate.folds import Frozen
+from kdpl.report.estimate.training import ProjectorTraining
 from kdpl.runtime.artifacts import write_tensors
 from kdpl.runtime.run_folder import DATA_FOLDER, DECODED_FILE
 from kdpl.student import StudentDistillation
+from kdpl.targets.refinement.refine import RefinementConfig
 from kdpl.targets.refinement.target import Refined, further_images
 from kdpl.tasks import MULTI_CLASS
 
 FEATURES = "features.safetensors"
 """File with the features, for ``benchmarks.estimate``."""
 
-_VIEWS = 2  # of each image for the teacher; refined targets take eight, for four times the time
+VIEWS = 8
+"""Views of each image, as a run stores them."""
+
+_AT_ONCE = 4096  # images whose features are projected at a time
 
 
 def gather(choice: Choice, folder: Path, given: Options) -> tuple[Frozen, tuple[str, ...]]:
@@ -50,36 +58,66 @@ def gather(choice: Choice, folder: Path, given: Options) -> tuple[Frozen, tuple[
 
     # a student's fit without steps computes features
     alone = {"max_epochs": 1, "devices": 1, "strategy": "auto"}
+    epochs = stages["student"].config.trainer.max_epochs
     gathered = list[Frozen]()
     gathering = LambdaCallback(
         on_fit_start=lambda _, module: gathered.append(
-            _frozen(cast(StudentDistillation, module), clip)
+            _frozen(cast(StudentDistillation, module), epochs)
         )
     )
     stage = stages["student"].without_steps(gathering, alone)
     # keep the features
     (frozen,) = gathered
-    values = {**vars(frozen.evidence), **vars(frozen)}
+    training = frozen.training
+    values = {**vars(frozen.evidence), **vars(training), **vars(frozen)}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    settings = {**vars(training), "optim": asdict(training.optim)}
     numbers = {
         "pool": frozen.pool,
         "trusted": frozen.evidence.trusted,
         "widths": list(frozen.evidence.widths),
+        "training": {name: value for name, value in settings.items() if name not in tensors},
     }
-    write_tensors(folder / FEATURES, "features of an estimate", 3, tensors, numbers)
+    write_tensors(folder / FEATURES, "features of an estimate", 4, tensors, numbers)
     return frozen, stage.datamodule.class_names
 
 
-def _frozen(student: StudentDistillation, clip: ClipConfig) -> Frozen:
-    """Compute the features, of the teacher as refined targets do."""
-    inputs = student.target_inputs()
+def _frozen(student: StudentDistillation, epochs: int) -> Frozen:
+    """Compute the features, as refined targets and a student of them store them."""
+    inputs = replace(student.target_inputs(), stored_views=VIEWS)
     further = [record.source for record in further_images(inputs)[0]]
-    target, lists = Refined(views=_VIEWS), [None, further] if further else [None]
+    lists = [None, further] if further else [None]
+    target = student.target if isinstance(student.target, Refined) else Refined()
     evidence = target.evidence(inputs)
     features = [inputs.features(images, target.views, pooled=True) for images in lists]
     joint, teacher = (torch.cat([part[k].still for part in features]) for k in range(2))
-    # stored with as many views, as an encoder of the targets
-    network, views = load_image_clip(clip), target.views
-    of_student = torch.cat([inputs.features_of(network, images, views).still for images in lists])
     still = MULTI_CLASS.log_probabilities(inputs.teacher.logits(joint))
-    return Frozen(evidence, still, of_student, teacher, len(inputs.pool.targeted))
+
+    # the student's, of all views
+    stores = [inputs.student_store(images, VIEWS) for images in lists]
+    pooled = torch.from_numpy(np.concatenate([store.read_all() for store in stores]))
+    tower = student.encoder.tower.module
+    with torch.no_grad(), inputs.autocast():
+        projected = [tower.project(rows.float()).half() for rows in torch.split(pooled, _AT_ONCE)]
+    training = ProjectorTraining(
+        student.vectors.vectors,
+        student.logit_scale,
+        student.loss.weight,
+        student.loss.temperature,
+        student.optim,
+        student.domain.batch_size,
+        epochs,
+        not student.trains_in_tower,
+    )
+    return Frozen(
+        evidence,
+        still,
+        normalized(pooled[:, 0]),
+        teacher,
+        torch.cat(projected),
+        len(inputs.pool.targeted),
+        training,
+        RefinementConfig(
+            **{field.name: getattr(target, field.name) for field in fields(RefinementConfig)}
+        ),
+    )

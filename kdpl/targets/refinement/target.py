@@ -93,10 +93,8 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
         targets = PoolTargets.load(path)
         if not targets.taken:
             return None, targets.made_from
-        assignments = targets.assignments.float()
-        z = assignments + _FLOOR / assignments.shape[1]
-        log_assignments = (z / z.sum(dim=1, keepdim=True)).log_().half()
-        return TargetValues(targets.images, log_assignments), targets.made_from
+        values = TargetValues(targets.images, log_assignments(targets.assignments).half())
+        return values, targets.made_from
 
     def gather(self, inputs: TargetInputs) -> Gathered:
         """Collect the evidence on the images, and what is reported beside their assignments."""
@@ -196,6 +194,12 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
             left = f"{emptied} class{'es' if emptied > 1 else ''}"
             return False, f"not taken: it leaves {left} without an image, {what}"
         return True, f"taken: {what}"
+
+
+def log_assignments(assignments: Tensor) -> Tensor:
+    """Return logarithms of assignments [N, C] without infinities, as the student learns them."""
+    z = assignments.float() + _FLOOR / assignments.shape[1]
+    return (z / z.sum(dim=1, keepdim=True)).log_()
 
 
 def unlike_share(counts: Tensor) -> tuple[list[int], list[int]]:
