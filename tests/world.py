@@ -220,7 +220,7 @@ class TinyDomain(DomainDataModule):
             self.for_teacher(),
         )
 
-    def val_dataloader(self, pixels=True):
+    def val_dataloader(self):
         return self._loader(
             EvaluationBatch, self.test_images, self.test_labels, torch.arange(len(self.test_labels))
         )

@@ -66,7 +66,7 @@ def on_validation_images(
     """
     # on this process
     batches = []
-    for outputs, batch in infer(network, domain_of(trainer).val_dataloader(pixels=True), device):
+    for outputs, batch in infer(network, domain_of(trainer).validation_images(), device):
         columns = [*(output.float() for output in outputs), batch.labels, batch.indices]
         batches.append([column.cpu() for column in columns])
     # of all; a process without images takes part, since the rest wait for it

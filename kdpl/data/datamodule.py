@@ -260,18 +260,19 @@ class DomainDataModule(LightningDataModule):
         """Batches of the split that the trainer's module asks for."""
         return self.train_dataloader_for(**vars(self._needs))
 
-    def val_dataloader(
-        self, pixels: bool = False
-    ) -> DataLoader[EvaluationBatch] | list[EvaluationBatch]:
-        """Return validation batches; without such a split an empty list, to skip validation.
-
-        With ``pixels``, also if the module has stored features of these images.
-        """
+    def val_dataloader(self) -> DataLoader[EvaluationBatch] | list[EvaluationBatch]:
+        """Return validation batches; without such a split an empty list, to skip validation."""
         if not self.splits.val:
             return []
         needs, processes = self._needs, self._processes()
-        pixels = pixels or not needs.stored_views
+        pixels = not needs.stored_views
         return self.evaluation_dataloader_for("val", needs.resizing, *processes, pixels=pixels)
+
+    def validation_images(self) -> DataLoader[EvaluationBatch] | list[EvaluationBatch]:
+        """Return validation batches with images, also of a module that has stored features."""
+        if not (self._needs.stored_views and self.splits.val):
+            return self.val_dataloader()
+        return self.evaluation_dataloader_for("val", self._needs.resizing, *self._processes())
 
     def test_dataloader(self) -> DataLoader[EvaluationBatch]:
         """Test batches."""

@@ -44,7 +44,7 @@ class Steps(world.TinyDomain):
     def train_dataloader(self):
         return DataLoader([1, 2])
 
-    def val_dataloader(self, pixels=True):
+    def val_dataloader(self):
         return []
 
 
@@ -103,7 +103,7 @@ def test_a_fit_that_is_stopped_writes_nothing_and_says_so(handover, tmp_path, ca
 
 def test_too_few_validation_images_are_refused_before_the_first_epoch(tmp_path):
     class Few(world.TinyDomain):
-        def val_dataloader(self, pixels=True):
+        def val_dataloader(self):
             raise ConfigError("1 val image for 2 processes")
 
     world.write_teacher(tmp_path)

@@ -206,5 +206,5 @@ def describe(frozen: Frozen, measured: Measured, names: Sequence[str]) -> dict[s
         "unjudged": total.count(0),
         "weak": [(names[c], right[c], int(total[c])) for _, c in weak[:_SHOWN]] if judged else [],
         "limits": limits,
-        "chart": line_chart("accuracy without a fifth of the labels, %", curves),
+        "chart": line_chart("accuracy on labelled images, %", curves),
     }
