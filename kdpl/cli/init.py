@@ -158,12 +158,8 @@ def survey(
         file.unlink(missing_ok=True)
         if reasons:
             write_rows(file, [("image", "why"), *reasons.items()])
-    # a template, which a user may have filled in
-    template = folder / _TEXTS
-    if not classes.names and not template.exists():
-        heading = ("label", "name", *["text"] * _TEXTS_A_CLASS)
-        empty = [(key, named.name, *[""] * _TEXTS_A_CLASS) for key, named in names.items()]
-        write_rows(template, [heading, *empty])
+    if not classes.names:
+        _write_template(folder / _TEXTS, names)
     affine = views_to_choose({named.name for named in names.values()}, images)
     # a run finds these images in the places again
     skips = any(path in left_out for path in pool)
@@ -182,11 +178,20 @@ def survey(
     # print last, since the reader of a pipe may close it
     _print_survey(source, images, names, notes, affine)
     if not classes.names:
-        where = f"fill in {template}, and give it as --class-names"
+        where = f"fill in {folder / _TEXTS}, and give it as --class-names"
         print(f"  to say what the classes look like, in several texts each: {where}")
     print_left_out(folder)
     _print_passed_over(passed_over)
     return images
+
+
+def _write_template(file: Path, names: dict[str, ClassName]) -> None:
+    """Write class names with empty texts, unless the file is there: it may be filled in."""
+    if file.exists():
+        return
+    heading = ("label", "name", *["text"] * _TEXTS_A_CLASS)
+    empty = [(key, named.name, *[""] * _TEXTS_A_CLASS) for key, named in names.items()]
+    write_rows(file, [heading, *empty])
 
 
 def _read_names(
