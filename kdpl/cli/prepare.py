@@ -143,7 +143,8 @@ def parse_stages(out: Path, run: Options) -> "dict[str, KdplCLI]":
     without_labels = teacher.config.get("data.init_args.shots") == 0
     if without_labels:
         teacher = untuned(teacher)
-    student = parse("student", teacher=str(out / "teacher"))
+    folder = str(out / "teacher")
+    student = parse("student", teacher=[folder, *run.teacher2] if run.teacher2 else folder)
     if student.config.get(f"{_ARGUMENTS}.features_folder", "") is None:
         # for estimates and runs beside this one
         features = str(out.absolute().parent / FEATURES_FOLDER)

@@ -148,7 +148,7 @@ class TargetInputs:
     def origin(self) -> dict[str, Any]:
         """Origin of targets regardless of their settings, by name."""
         return {
-            "teachers": [self.vectors.teacher],
+            "teachers": self.teacher.identities,
             "class vectors": digest([self.vectors.digest()]),
             "images": digest_of(self.pool.images),
             **self.files_of(None),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
@@ -45,3 +46,8 @@ class Processes:
         if self.strategy is None:
             return tensor
         return cast(Tensor, self.strategy.reduce(tensor, reduce_op=operation))
+
+
+def processes_of(trainer: Trainer) -> Processes:
+    """Return the processes of a trainer."""
+    return Processes(trainer.global_rank, trainer.world_size, trainer.strategy)

@@ -27,6 +27,7 @@ SIZES = {
     "base_to_novel": (3 * 11 * 2, 3 * 11 * 2),
     "reproduce": (3 * 2 * 2, 3 * 2 * 2),
     "atprompt": (3 * 11 * 2, 3 * 11 * 2),
+    "beyond": (3 * 11 * 3, 3 * 11 * 3),
     "mmrl": (3 * 11 * 2, 3 * 11 * 2),
     "ablations": (3 * 11 * 23, 3 * 11 * 23),
     "few_shot": (3 * 11 * 5 * 2, 3 * 11 * 5 * 2),
@@ -69,7 +70,9 @@ def test_every_campaign_has_known_datasets_and_as_many_runs_as_it_says(name):
 
 
 # what is reproduced are commands of base_to_novel, and most ablations change one value of a setting
-MANY = [pytest.param(n, marks=pytest.mark.slow) for n in ("ablations", "quickstart_ablations")]
+MANY = [
+    pytest.param(n, marks=pytest.mark.slow) for n in ("ablations", "beyond", "quickstart_ablations")
+]
 SPARED = {"reproduce", *(name for each in MANY for name in each.values)}
 PARSED = [file.stem for file in FILES if file.stem not in SPARED]
 

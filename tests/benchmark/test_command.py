@@ -14,6 +14,8 @@ from runs import files_of, refused, rows_of
 from kdpl.__main__ import main
 from kdpl.benchmark.steps import read_all
 from kdpl.benchmark.table import FIGURES
+from kdpl.runtime.configs import read_config
+from kdpl.runtime.predictions import read_results
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +191,28 @@ def test_a_table_needs_the_folder_of_a_campaign_and_intact_results(whole, tmp_pa
     damaged.write_text("{}")
     said = f"{damaged} is not the result of a campaign's run"
     refused(capsys, main(["table", str(out)]), said)
+
+
+def test_what_would_be_the_highest_runs_from_end_to_end_on_miniatures(data, tmp_path, capsys):
+    text = (ROOT / "configs/benchmark/beyond.yaml").read_text()
+    for published, miniature in (
+        ("configs/teacher/promptsrc_vit_l14.yaml", "configs/teacher/quickstart.yaml"),
+        ("configs/student/promptkd_vit_b16.yaml", "configs/student/quickstart.yaml"),
+        ("EVA02-L-14,merged2b_s4b_b131k", "tiny-resnet,glyphs"),
+        ("configs/trainer/gpu.yaml", "configs/trainer/cpu.yaml"),
+    ):
+        assert published in text
+        text = text.replace(published, miniature)
+    file, out = written(tmp_path, text, ""), tmp_path / "out"
+    few = ("--datasets", "dtd", "--seeds", "1", *FEW)
+    assert benchmark(file, data, out, *few) == 0, capsys.readouterr()
+    runs = out / "base_to_novel/dtd/seed_1"
+    for row in ("teacher", "student", "both"):
+        assert read_results(runs / row)
+    both = read_config(str(runs / "both/config.yaml"))["model"]["init_args"]
+    assert both["teacher"] == [str(runs / "teacher"), "zero_shot:tiny-resnet,glyphs"]
+    assert (both["mixture"]["weights"], both["loss"]["weight"]) == ("confidence", 200)
+    teacher = read_config(str(runs / "teacher/config.yaml"))["model"]["init_args"]
+    assert teacher["method"]["init_args"]["attributes"] == ["pattern", "color", "design"]
+    assert main(["table", str(out)]) == 0
+    assert "student of it and a zero-shot EVA-CLIP" in capsys.readouterr().out

@@ -21,6 +21,7 @@ from kdpl.targets.inputs import ImageFeatures, TargetInputs
 from kdpl.targets.refinement.experts import Assigned, Evidence, assign
 from kdpl.targets.refinement.pool_targets import POOL_TARGETS_FILE, Moved, PoolTargets
 from kdpl.targets.refinement.refine import RefinementConfig
+from kdpl.targets.teachers import predict
 from kdpl.tasks import MULTI_CLASS, require_one_class
 
 _SHOWN = 60  # number of moved images in the file
@@ -126,8 +127,9 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
             of_encoder[name] = ImageFeatures(*map(torch.cat, zip(*rows, strict=True)))
         features = [of_encoder[name] for name in encoders]
 
-        # the predictions, and the labels
-        text = MULTI_CLASS.log_probabilities(inputs.teacher.logits(teacher.mean))
+        # the predictions, of several teachers mixed, and the labels
+        predicted = [predict(inputs, images, self.views, pooled) for images in lists]
+        text = MULTI_CLASS.log_probabilities(torch.cat(predicted))
         val_labels = [-1] * (len(labels) - len(inputs.val)) + [r.single for r in inputs.val]
         return Evidence(
             torch.cat([encoded.blend for encoded in features], dim=1),
