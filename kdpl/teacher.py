@@ -102,7 +102,7 @@ class TeacherPromptTuning(ClassifyingModule):
     """
 
     arranged_texts: ArrangedTexts
-    texts_a_class: list[int]
+    texts_a_class: Sequence[int] = ()  # one text each
     fixed_text_features: Tensor
     ensemble_text_features: Tensor
 
