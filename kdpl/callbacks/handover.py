@@ -7,6 +7,7 @@ from typing import Protocol, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
+from kdpl.callbacks.loggers.wandb_logger import RunWandbLogger
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, Decoding
 from kdpl.data.domain import domain_of
@@ -63,6 +64,12 @@ def _is_finished(trainer: Trainer) -> bool:
     return epochs or steps or early
 
 
+def _log_result(trainer: Trainer, path: Path) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, RunWandbLogger):
+            logger.log_result(path)
+
+
 class Tuned(Protocol):
     """What the module of stage 1 hands over."""
 
@@ -101,6 +108,7 @@ class FreezeClassVectors(Handover):
         inform(
             f"class vectors of {len(vectors.class_names)} classes: {folder / CLASS_VECTORS_FILE}"
         )
+        _log_result(trainer, folder / CLASS_VECTORS_FILE)
 
 
 class SaveClassifier(Handover):
@@ -129,3 +137,4 @@ class SaveClassifier(Handover):
             return
         classifier.save(folder / CLASSIFIER_FOLDER, companions)
         inform(f"classifier: {folder / CLASSIFIER_FOLDER}")
+        _log_result(trainer, folder / CLASSIFIER_FOLDER)

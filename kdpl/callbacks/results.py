@@ -10,12 +10,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from kdpl.callbacks.loggers.pictures import log_test
 from kdpl.data.domain import domain_of
 from kdpl.metrics import test_key
 from kdpl.module import ClassifyingModule, EvalOutput
-from kdpl.runtime.predictions import ImagePrediction, write_predictions, write_results
+from kdpl.runtime.predictions import (
+    ImagePrediction,
+    read_estimate,
+    write_predictions,
+    write_results,
+)
+from kdpl.runtime.run_folder import STAGE_FOLDERS
 
 RowT = TypeVar("RowT")
+
+LOGGED_IMAGES = 64
 
 
 class SaveTestResults(Callback):
@@ -23,9 +32,15 @@ class SaveTestResults(Callback):
 
     The accuracies mark a finished test, so they are written last, after all other callbacks have
     used the predictions. The plugin of several labels per image writes its predictions itself.
+
+    Args:
+        logged_images: Number of images that loggers show beside the confusion matrix.
     """
 
     _metrics: dict[str, float] | None = None  # of a test that has ended
+
+    def __init__(self, logged_images: int = LOGGED_IMAGES) -> None:
+        self._logged_images = logged_images
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin without the images of an earlier test."""
@@ -59,7 +74,7 @@ class SaveTestResults(Callback):
             # name images and classes
             data = domain_of(trainer)
             names, records = data.class_names, data.splits.test
-            predictions = [
+            self._predictions = [
                 ImagePrediction(i, records[i].source, names[y], names[p], q, y, p, half)
                 for i, y, p, q, half in rows
             ]
@@ -72,20 +87,39 @@ class SaveTestResults(Callback):
             if data.splits.held_out:
                 metrics["held_out"] = True
             if not cast(ClassifyingModule, pl_module).task.per_class:
-                write_predictions(Path(trainer.default_root_dir), predictions)
+                write_predictions(Path(trainer.default_root_dir), self._predictions)
             self._images, self._metrics = images, metrics
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the accuracies; not reached if another callback failed."""
-        if self._metrics is not None:
-            write_results(Path(trainer.default_root_dir), self._images, self._metrics)
-            self._metrics = None
+        """Write the accuracies, and log pictures; not reached if another callback failed."""
+        if self._metrics is None:
+            return
+        folder = Path(trainer.default_root_dir)
+        write_results(folder, self._images, self._metrics)
+        self._metrics = None
+        log_test(
+            trainer.loggers,
+            self._predictions,
+            domain_of(trainer),
+            self._logged_images,
+            _expected(folder),
+            trainer.global_step,
+        )
 
 
 def _within_half(logits: Tensor, labels: Tensor, num_base: int) -> Tensor:
     """Mask the logits of each image to the half, base or novel classes, that has its label."""
     is_base = torch.arange(logits.shape[1], device=logits.device) < num_base
     return logits.masked_fill(is_base != (labels < num_base).unsqueeze(1), -torch.inf)
+
+
+def _expected(folder: Path) -> dict[str, float]:
+    # an estimate expects something of a student alone
+    estimate = read_estimate(folder.parent) if folder.name == STAGE_FOLDERS[-1] else None
+    if estimate is None:
+        return {}
+    value, low, high = estimate
+    return {"estimate/acc": value, "estimate/acc_low": low, "estimate/acc_high": high}
 
 
 def gather(rows: list[RowT], processes: int) -> list[RowT]:

@@ -17,6 +17,7 @@ _MAY_CHANGE = (
     "out",
     "checkpoint_every",
     "ckpt_path",
+    "logged_images",
     # SameRun compares the number of images in a step: with fewer devices, each takes more images
     "data.init_args.batch_size",
     "data.init_args.eval_batch_size",

@@ -12,7 +12,7 @@ from pkgutil import resolve_name
 from typing import Any, Literal, Self, get_args
 
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import (
@@ -29,7 +29,7 @@ from kdpl.callbacks.checkpoints import CheckpointFiles, RunCheckpoint, require_i
 from kdpl.callbacks.finite_loss import FiniteLoss
 from kdpl.callbacks.preemption import InterruptionHandler, Requeue
 from kdpl.callbacks.progress import ProgressBar
-from kdpl.callbacks.results import SaveTestResults
+from kdpl.callbacks.results import LOGGED_IMAGES, SaveTestResults
 from kdpl.callbacks.run_config import RunConfig, require_same_settings
 from kdpl.callbacks.throughput import Throughput
 from kdpl.cli.wrong_option import hint_of
@@ -128,6 +128,12 @@ class KdplCLI(LightningCLI):
             ("checkpoint_every", PositiveInt | None, "steps between checkpoints in an epoch"),
         ):
             parser.add_argument(f"--{name}", type=kind, default=None, help=text)
+        parser.add_argument(
+            "--logged_images",
+            type=NonNegativeInt,
+            default=LOGGED_IMAGES,
+            help="test images that W&B, TensorBoard and MLflow show",
+        )
         parser.set_defaults({"data": {"class_path": "kdpl.DomainDataModule"}})
         parser.link_arguments("out", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.init_args.seed")
@@ -222,7 +228,10 @@ class KdplCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has."""
         trainer = self.config.trainer
-        callbacks: list[Callback] = [InterruptionHandler(), SaveTestResults()]
+        callbacks: list[Callback] = [
+            InterruptionHandler(),
+            SaveTestResults(self.config.logged_images),
+        ]
         callbacks += self.further_callbacks
         callbacks.append(FiniteLoss())
         if trainer.enable_progress_bar is not False:

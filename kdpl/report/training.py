@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from kdpl.clip.loading import has_text_tower
@@ -11,8 +10,7 @@ from kdpl.metrics import ACC, ACCURACY_TITLES, FIDELITY, MAP, TRAIN_LOSS, UNSEEN
 from kdpl.report.charts import Point, line_chart
 from kdpl.report.intervals import Accuracy
 from kdpl.report.run_folder import Run, Stage, attempt
-from kdpl.runtime.files import read_json
-from kdpl.runtime.run_folder import CHOICE_FILE, DATA_FOLDER, ESTIMATE, ESTIMATED
+from kdpl.runtime.predictions import read_estimate
 from kdpl.tasks import MULTI_CLASS
 
 _NOT_MEASURED = "Without training there is no loss, and without validation images no accuracy."
@@ -49,15 +47,8 @@ def training(run: Run) -> dict[str, Any]:
 
 
 def _estimated(run: Run) -> Accuracy | None:
-    """Return what an estimate of the same images, kept beside the run, expected of the student."""
-    try:
-        path = read_json(run.folder / DATA_FOLDER / CHOICE_FILE)["path"]
-        kept = read_json(run.folder.with_name(f"{Path(path).name}{ESTIMATE}") / ESTIMATED)
-        low, high = kept["student"]["interval"]
-        same = kept["path"] == path
-        return Accuracy(float(kept["student"]["value"]), (low, high)) if same else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+    expected = read_estimate(run.folder)
+    return None if expected is None else Accuracy(expected[0], expected[1:])
 
 
 def name_of(target: Any) -> str:

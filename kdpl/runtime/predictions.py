@@ -1,4 +1,4 @@
-"""Predictions and accuracies that a test writes into a run's folder."""
+"""Predictions and accuracies of a test in a run's folder, and what an estimate expected."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -6,7 +6,14 @@ from pathlib import Path
 
 from kdpl.errors import ArtifactError
 from kdpl.runtime.files import read_json, read_rows, write_json, write_rows
-from kdpl.runtime.run_folder import PREDICTIONS_FILE, RESULTS_FILE
+from kdpl.runtime.run_folder import (
+    CHOICE_FILE,
+    DATA_FOLDER,
+    ESTIMATE,
+    ESTIMATED,
+    PREDICTIONS_FILE,
+    RESULTS_FILE,
+)
 
 
 @dataclass(frozen=True)
@@ -79,3 +86,17 @@ def read_results(folder: Path) -> dict[str, float]:
         return {}
     results: dict[str, float] = read_json(file)
     return results
+
+
+def read_estimate(run: Path) -> tuple[float, float, float] | None:
+    """Return the student's accuracy and its interval that an estimate expected.
+
+    The estimate is one of the same images, kept beside the folder of the whole run; None without.
+    """
+    try:
+        path = read_json(run / DATA_FOLDER / CHOICE_FILE)["path"]
+        kept = read_json(run.with_name(f"{Path(path).name}{ESTIMATE}") / ESTIMATED)
+        value, (low, high) = kept["student"]["value"], kept["student"]["interval"]
+        return (float(value), float(low), float(high)) if kept["path"] == path else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

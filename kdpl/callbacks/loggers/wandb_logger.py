@@ -3,10 +3,11 @@
 import os
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from kdpl.errors import ConfigError, reason
 from kdpl.runtime.files import write_text
@@ -33,7 +34,8 @@ class RunWandbLogger(WandbLogger):
         save_dir: The run's folder; a relative path is inside of it.
         id: By default the id in the run's folder; for a new run WANDB_RUN_ID, or a random id.
         project: By default WANDB_PROJECT, or kdpl.
-        settings: Settings of Lightning's logger.
+        log_model: Upload checkpoints, as Lightning's logger does, and class vectors and classifier.
+        settings: Further settings of Lightning's logger.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class RunWandbLogger(WandbLogger):
         save_dir: str = ".",
         id: str | None = None,
         project: str | None = None,
+        log_model: Literal["all"] | bool = False,
         **settings: Any,
     ) -> None:
         for variable, value in _SETTINGS.items():
@@ -54,8 +57,10 @@ class RunWandbLogger(WandbLogger):
             save_dir=save_dir,
             id=id or _run_id(folder),
             project=project or os.environ.get("WANDB_PROJECT", _DEFAULT_PROJECT),
+            log_model=log_model,
             **settings,
         )
+        self._logs_results = bool(log_model)
 
     @property
     @rank_zero_experiment
@@ -69,6 +74,18 @@ class RunWandbLogger(WandbLogger):
                 "it out, or set WANDB_MODE=offline and send the run later with wandb sync"
             ) from error
         return run
+
+    @rank_zero_only
+    def log_result(self, path: Path) -> None:
+        """Log the file or folder that a fit hands over as an artifact, with ``log_model``."""
+        if not self._logs_results:
+            return
+        import wandb
+
+        artifact = wandb.Artifact(f"{path.stem}-{self.experiment.id}", type="model")
+        add = artifact.add_dir if path.is_dir() else artifact.add_file
+        add(str(path), policy=self.add_file_policy)
+        self.experiment.log_artifact(artifact)
 
 
 def _run_id(folder: Path) -> str:

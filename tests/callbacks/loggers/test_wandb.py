@@ -2,18 +2,30 @@ import json
 import shutil
 import struct
 import time
+from collections import Counter
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import world
 import yaml
+from PIL import Image
 from runs import configs, fit_student, fit_teacher, rows_of
 from runs import test as run_test
 
 from kdpl.callbacks.loggers.wandb_logger import ID_FILE, RunWandbLogger
 from kdpl.errors import ConfigError
-from kdpl.runtime.predictions import read_results
-from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CONFIG_FILE, METRICS_FILE
+from kdpl.runtime.files import write_json
+from kdpl.runtime.predictions import read_predictions, read_results
+from kdpl.runtime.run_folder import (
+    CHOICE_FILE,
+    CLASS_VECTORS_FILE,
+    CONFIG_FILE,
+    DATA_FOLDER,
+    ESTIMATE,
+    ESTIMATED,
+    METRICS_FILE,
+)
 
 LOGGER = configs("logger/wandb.yaml")
 
@@ -68,9 +80,23 @@ def records_of(run, seconds=60):
     return found
 
 
+def files_of(artifacts):
+    """The files of artifacts, as the client keeps them until they are uploaded, by path."""
+    entries = (entry for artifact in artifacts for entry in artifact.manifest.contents)
+    return {entry.path: Path(entry.local_path) for entry in entries}
+
+
 def values_of(items):
     """The values of items of a row or of a config by name, decoded."""
     return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+
+def estimate_beside(run, value):
+    """Keep an estimate of the images of a run beside it."""
+    write_json(run / DATA_FOLDER / CHOICE_FILE, {"path": "my_images"})
+    student = {"value": value, "interval": [value - 0.1, value + 0.1]}
+    kept = {"path": "my_images", "student": student}
+    write_json(run.with_name(f"my_images{ESTIMATE}") / ESTIMATED, kept)
 
 
 def logged(run, name):
@@ -81,7 +107,10 @@ def test_a_fit_and_its_test_are_one_run_with_config_and_numbers(tmp_path, monkey
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     student = tmp_path / "runs/student"
-    assert fit_student(student, teacher_run, *LOGGER) == run_test(student) == 0
+    estimate_beside(student.parent, 0.75)
+    upload = "--trainer.logger.init_args.log_model=true"
+    assert fit_student(student, teacher_run, *LOGGER, upload) == 0
+    assert run_test(student, "--logged_images=5") == 0
     # nothing is written outside the runs' folders
     assert list((tmp_path / "work").iterdir()) == []
     found, number = records_of(student), (student / ID_FILE).read_text()
@@ -95,6 +124,36 @@ def test_a_fit_and_its_test_are_one_run_with_config_and_numbers(tmp_path, monkey
     for name in ("train/loss", "val/acc", "test/acc"):
         assert [row[name] for row in rows if name in row] == logged(student, name) != [], name
     assert logged(student, "test/acc") == [read_results(student)["test/acc"]]
+    assert [row["estimate/acc"] for row in rows if "estimate/acc" in row] == [0.75]
+
+    # the confusion matrix and the images with their predictions
+    predictions, tables = read_predictions(student), files_of(found["artifact"])
+    table = json.loads(tables["test/predictions.table.json"].read_text())
+    shown = [dict(zip(table["columns"], values, strict=True)) for values in table["data"]]
+    wrong = sorted((p for p in predictions if not p.correct), key=lambda p: -p.probability)
+    assert [row["source"] for row in shown] == [p.source for p in wrong[:5]]
+    for row, p in zip(shown, wrong, strict=False):
+        assert (row["label"], row["prediction"]) == (p.label, p.prediction)
+        with Image.open(tables[row["image"]["path"]]) as image:
+            assert max(image.size) <= 160
+    cells = json.loads(tables["test/confusion_matrix_table.table.json"].read_text())["data"]
+    counts = Counter((p.label, p.prediction) for p in predictions)
+    assert {(label, said): n for label, said, n in cells if n} == counts
+    (chart,) = (item for item in found["config"] if "confusion_matrix" in str(item))
+    assert "wandb/confusion_matrix/v1" in str(chart)
+
+    # the classifier, and no second time with the test
+    (artifact,) = (each for each in found["artifact"] if each.name == f"classifier-{number}")
+    files = {entry.path for entry in artifact.manifest.contents}
+    assert files == {file.name for file in (student / "classifier").iterdir()}
+
+
+def test_class_vectors_are_an_artifact_of_their_teacher(tmp_path):
+    upload = "--trainer.logger.init_args.log_model=true"
+    assert fit_teacher(tmp_path / "out", "--trainer.max_epochs=1", *LOGGER, upload) == 0
+    files = files_of(records_of(tmp_path / "out")["artifact"])
+    written = (tmp_path / "out" / CLASS_VECTORS_FILE).read_bytes()
+    assert files[CLASS_VECTORS_FILE].read_bytes() == written
 
 
 def test_disabled_it_logs_nothing_and_breaks_nothing(tmp_path, monkeypatch):
