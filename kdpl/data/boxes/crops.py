@@ -14,7 +14,7 @@ from kdpl.errors import DataError
 MARK, _PERCENT = "#xywh=", "percent:"
 
 Box = tuple[float, float, float, float]
-"""Left, top, width and height, as shares of the image from 0 to 1."""
+"""Left, top, width and height; if nothing else is said, as shares of the image from 0 to 1."""
 
 
 def name_of(image: str, box: Box, margin: float = 0) -> str:
@@ -27,21 +27,33 @@ def name_of(image: str, box: Box, margin: float = 0) -> str:
 
 def read_crop(source: str, content_of: Callable[[str], bytes]) -> bytes:
     """Return a box of an image as an upright RGB file, clipped to the image, or a DataError."""
-    path, _, text = source.rpartition(MARK)
+    path = photo_of(source)
+    # crop whole pixels, and write them without compression
+    image = open_image(path, content_of(path))
+    left, top, width, height = box_of(source, image.width, image.height)
+    first_x, last_x = _pixels(left, width, image.width, source)
+    first_y, last_y = _pixels(top, height, image.height, source)
+    image.crop((first_x, first_y, last_x, last_y)).save(file := BytesIO(), "PPM")
+    return file.getvalue()
+
+
+def photo_of(source: str) -> str:
+    """Return the image that a box is of, or an image itself."""
+    return source.rpartition(MARK)[0] or source
+
+
+def box_of(source: str, width: int, height: int) -> Box:
+    """Return left, top, width and height of a box in pixels of its image, or a DataError."""
+    text = source.rpartition(MARK)[2]
     try:
-        left, top, width, height = map(float, text.removeprefix(_PERCENT).split(","))
+        across, down, wide, high = map(float, text.removeprefix(_PERCENT).split(","))
     except ValueError:
         raise DataError(
             f"image {source} has no box behind {MARK}, expected four numbers with commas: "
             "correct its name"
         ) from None
-    # crop whole pixels, and write them without compression
-    image = open_image(path, content_of(path))
-    unit = (0.01 * image.width, 0.01 * image.height) if text.startswith(_PERCENT) else (1, 1)
-    first_x, last_x = _pixels(left * unit[0], width * unit[0], image.width, source)
-    first_y, last_y = _pixels(top * unit[1], height * unit[1], image.height, source)
-    image.crop((first_x, first_y, last_x, last_y)).save(file := BytesIO(), "PPM")
-    return file.getvalue()
+    x, y = (0.01 * width, 0.01 * height) if text.startswith(_PERCENT) else (1, 1)
+    return across * x, down * y, wide * x, high * y
 
 
 def _pixels(start: float, length: float, size: int, source: str) -> tuple[int, int]:
