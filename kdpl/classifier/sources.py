@@ -1,4 +1,4 @@
-"""Images to classify: files, folders, patterns, lists, and tar shards read without unpacking."""
+"""Images to classify: files, folders, patterns, lists, and shards read without unpacking."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -9,8 +9,9 @@ from PIL import Image
 
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.identity import stamp
-from kdpl.data.paths import is_shard, read_list
+from kdpl.data.paths import is_parquet, is_shard, read_list
 from kdpl.data.shards.archives import read_shard
+from kdpl.data.shards.parquet import read_rows
 from kdpl.data.sources import find_files, open_source
 from kdpl.errors import DataError, visible
 
@@ -56,7 +57,8 @@ def read_items(sources: Sequence[str]) -> Iterator[Item]:
     """Yield all images; images in shards in the order of the shard."""
     for source in sources:
         if is_shard(source):
-            yield from (Item(*member) for member in read_shard(source))
+            read = read_rows if is_parquet(source) else read_shard
+            yield from (Item(*member) for member in read(source))
         else:
             yield Item(source, stamp=stamp(source))
 

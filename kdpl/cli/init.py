@@ -68,7 +68,8 @@ def init(
             no group gets into two splits; or what Label Studio (.json) or CVAT (.xml) exports.
             With --class-names, no training image needs a label.
         out: Folder for the config and the list of images.
-        unlabeled: Further images without labels: a folder, a pattern, a .txt list or .tar files.
+        unlabeled: Further images without labels: a folder, a pattern, a .txt list, .tar or .parquet
+            files.
         class_names: File with the names of all classes, if folders or labels say too little or are
             missing: a .csv with lines such as 0,zero or, if no image has a label, a .txt with a
             name on each line.

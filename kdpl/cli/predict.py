@@ -36,8 +36,8 @@ def predict(
 
     Args:
         classifier: classifier folder of a student's run
-        images: image files, .tar shards, folders (searched recursively), patterns like
-            'a/**/*.jpg', and .txt lists, whose paths are relative to the list's folder
+        images: image files, .tar and .parquet shards, folders (searched recursively), patterns
+            like 'a/**/*.jpg', and .txt lists, whose paths are relative to the list's folder
         list: file with one path of an image or shard on each line, relative to the working
             directory
         out: table to write, .csv, .jsonl or .parquet, instead of CSV on standard output

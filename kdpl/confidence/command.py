@@ -73,7 +73,7 @@ def watch(
 
     Args:
         classifier: classifier folder of a student's run
-        images: new images, as predict takes them: image files, .tar shards, folders, patterns,
+        images: new images, as predict takes them: image files, shards, folders, patterns,
             .txt lists
         against: images to compare with, instead of the sample of the pool in the classifier's
             folder

@@ -13,6 +13,7 @@ EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg
 EXTENSIONS |= {".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 COMPRESSED_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+PARQUET_ENDING = ".parquet"
 
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*|\d+\.\.\d+)\}")
 
@@ -25,8 +26,13 @@ def is_image(path: str) -> bool:
 
 
 def is_shard(path: str) -> bool:
-    """Return whether a path names a tar archive, by its extension."""
-    return path.lower().endswith((".tar", *COMPRESSED_ENDINGS))
+    """Return whether a path names a tar archive or Parquet file, by its extension."""
+    return path.lower().endswith((".tar", *COMPRESSED_ENDINGS, PARQUET_ENDING))
+
+
+def is_parquet(path: str) -> bool:
+    """Return whether a path names a Parquet file, by its extension."""
+    return path.lower().endswith(PARQUET_ENDING)
 
 
 def find_images(folder: Path) -> list[str]:

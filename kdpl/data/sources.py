@@ -11,8 +11,8 @@ from PIL import Image
 from kdpl.data.boxes.crops import MARK, read_crop
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.names import Names, ShardImage, distinct
-from kdpl.data.paths import is_shard, read_list, resolve
-from kdpl.data.shards import archives
+from kdpl.data.paths import is_parquet, is_shard, read_list, resolve
+from kdpl.data.shards import archives, parquet
 from kdpl.data.splits import Reader
 from kdpl.errors import ConfigError, DataError
 
@@ -53,11 +53,12 @@ def find_unlabeled(where: str | Sequence[str]) -> Names:
     Args:
         where: One or several of: a folder, searched recursively; an image; a pattern
             (``photos/**/*.jpg``, ``shards/{000..031}.tar``); a ``.txt`` file with a path on each
-            line, relative to the file's folder; a ``.tar`` shard, or a folder of shards without
-            image files. DataError if something is missing or damaged.
+            line, relative to the file's folder; a ``.tar`` or ``.parquet`` shard, or a folder of
+            shards without image files. DataError if something is missing or damaged.
 
     Returns:
-        Paths, and ``SHARD/member`` for an image in a shard, as ``open_source`` takes them.
+        Paths, and ``SHARD/member`` for an image in a shard, as ``open_source`` takes them;
+        in a Parquet file the member is the number of the row, from 0.
     """
     images = distinct(Names.of(find_files([where] if isinstance(where, str) else where)))
     if any(map(is_shard, images)):
@@ -97,7 +98,8 @@ def content_of(source: str) -> bytes:
     if MARK in source:
         return read_crop(source, content_of)
     if isinstance(source, ShardImage):
-        return archives.content(source)
+        is_row = is_parquet(source.shard)
+        return parquet.content(source) if is_row else archives.content(source)
     try:
         return Path(source).read_bytes()
     except OSError as error:

@@ -1,1 +1,1 @@
-"""Shards (tar archives) as a pool of images, and for classification."""
+"""Shards (tar archives and Parquet files) as a pool of images, and for classification."""

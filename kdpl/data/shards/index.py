@@ -1,4 +1,4 @@
-"""Positions of images in tar shards: found once, and kept for later starts and all processes.
+"""Positions of images in shards: found once, and kept for later starts and all processes.
 
 The index of a folder's shards is a file in the folder. In a folder that cannot be written to, the
 shards are indexed at each start.
@@ -17,8 +17,8 @@ import torch
 from kdpl.data.identity import stamp
 from kdpl.data.names import ROW, Names, ShardImage, folder_of
 from kdpl.data.parallel import progress_bar
-from kdpl.data.paths import COMPRESSED_ENDINGS, is_shard
-from kdpl.data.shards import archives
+from kdpl.data.paths import COMPRESSED_ENDINGS, is_parquet, is_shard
+from kdpl.data.shards import archives, parquet
 from kdpl.errors import ArtifactError, DataError
 from kdpl.runtime.artifacts import read_tensors, write_tensors
 
@@ -92,6 +92,8 @@ def _look_through(shard: str) -> Names:
         raise DataError(
             f"shard {shard} is compressed, which hides single images: make it a plain .tar"
         )
+    if is_parquet(shard):
+        return _required(shard, parquet.index_rows(shard))
     # by name: the later of two members of one name counts, as when a shard is unpacked
     members: dict[str, ShardImage] = {}
     try:
@@ -102,6 +104,10 @@ def _look_through(shard: str) -> Names:
                 )
     except archives.UNREADABLE as error:
         raise DataError(archives.fault_of(shard, error)) from error
-    if not members:
+    return _required(shard, Names.of(members.values()))
+
+
+def _required(shard: str, images: Names) -> Names:
+    if not images:
         raise DataError(f"shard {shard} has no images: leave it out of unlabeled")
-    return Names.of(members.values())
+    return images
