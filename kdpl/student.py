@@ -29,6 +29,7 @@ from kdpl.optim import OptimConfig
 from kdpl.prompts import StudentEncoder, StudentPrompts
 from kdpl.runtime.messages import inform, warn
 from kdpl.targets import PreparedTarget, Target, build_target, target_class
+from kdpl.targets.engine import Engine
 from kdpl.targets.inputs import PREPARED_FOLDER, TargetInputs
 from kdpl.targets.plan import Plan, prepare_student
 from kdpl.targets.processes import processes_of
@@ -112,6 +113,9 @@ class StudentDistillation(ClassifyingModule):
             0: the tower encodes the images of each epoch.
         features_folder: Folder of the stored features, for any number of runs; None: in the
             teacher's folder.
+        engine: What runs the frozen towers whose features are stored: ``torch``; ``openvino``, on a
+            CPU in float32, with features equal to about 1e-5; ``auto``: ``openvino`` where it is
+            installed and the images are many.
         teacher_cache: Folder with the teacher's features of V views of each unlabelled image; epoch
             e then sees view e mod V of each image, drawn by the seed that the cache was filled
             with, as the command ``cache`` fills it. None: the teacher runs on each image of each
@@ -139,6 +143,7 @@ class StudentDistillation(ClassifyingModule):
         pool_filter: OpenUnitInterval | None = None,
         stored_views: NonNegativeInt | Literal["auto"] = "auto",
         features_folder: str | None = None,
+        engine: Engine = "torch",
         teacher_cache: str | None = None,
         mixture: Mixture = Mixture(),
         optim: OptimConfig = OptimConfig(),
@@ -162,6 +167,7 @@ class StudentDistillation(ClassifyingModule):
         self.teacher_cache = teacher_cache
         self.stored_views = _STORED_VIEWS if stored_views == "auto" else stored_views
         self.features_folder = features_folder
+        self.engine = engine
         self.optim = optim
         self.plan: Plan | None = None
         self._network = clip
@@ -257,6 +263,7 @@ class StudentDistillation(ClassifyingModule):
             student_tower=self.encoder.tower.module,
             stored_views=0 if self.trains_in_tower else self.stored_views,
             features_folder=folder,
+            engine=self.engine,
             teacher=self.teacher.module,
             load_teacher=self.load_for_training,
             teacher_cache=None if cache is None else Path(cache).expanduser(),

@@ -149,6 +149,8 @@ def parse_stages(out: Path, run: Options) -> "dict[str, KdplCLI]":
         # for estimates and runs beside this one
         features = str(out.absolute().parent / FEATURES_FOLDER)
         student = student.derive({"model": {"init_args": {"features_folder": features}}})
+        if _from_user(student) and "model.engine" not in run.names_set():
+            student = student.derive({"model": {"init_args": {"engine": "auto"}}})
     if (
         without_labels
         # parsed settings do not tell a default from the same value in a config
@@ -164,11 +166,15 @@ def parse_stages(out: Path, run: Options) -> "dict[str, KdplCLI]":
         not is_tuned(teacher)
         and _refines(student)
         and "data.train_on_val" not in run.names_set()
-        and student.data().reading.reader.from_user
+        and _from_user(student)
     ):
         values = {"data": {"init_args": {"train_on_val": "auto"}}}
         stages = {name: stage.derive(values) for name, stage in stages.items()}
     return stages
+
+
+def _from_user(student: "KdplCLI") -> bool:
+    return student.data().reading.reader.from_user
 
 
 def _refines(student: "KdplCLI") -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdpl import __version__
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
@@ -30,6 +30,7 @@ from kdpl.data.splits import Record
 from kdpl.runtime.files import write_json
 from kdpl.runtime.origin import Origin, as_json, digest
 from kdpl.runtime.resizing import Resizing
+from kdpl.targets.engine import Engine, chosen_engine, on_openvino
 from kdpl.targets.processes import Processes
 from kdpl.targets.store import FeatureStore, Work, images_per_shard
 
@@ -86,6 +87,7 @@ class TargetInputs:
         stored_views: Number of views of each image whose features by the student's tower are
             stored; 0 for a tower that learns.
         features_folder: Folder of stored features, for any number of runs.
+        engine: What runs the networks of these features.
         teacher: The teacher, possibly not loaded yet.
         load_teacher: Loads the teacher once, in the precision of the training.
         teacher_cache: Folder of the teacher's cache; None: no cache.
@@ -111,6 +113,7 @@ class TargetInputs:
     student_tower: ImageTower
     stored_views: int
     features_folder: Path
+    engine: Engine
     teacher: FrozenTeacher
     load_teacher: Callable[[], object]
     teacher_cache: Path | None
@@ -213,7 +216,8 @@ class TargetInputs:
         vectors = self.vectors
         network = {"teacher": vectors.teacher, "pooled": pooled}
         resizing, encode = vectors.preprocessing.resizing, self.encoder(pooled)
-        rows = self._read(self._stored(network, encode, resizing, images, views, mean=True))
+        store = self._stored(network, self.teacher, encode, resizing, images, views, mean=True)
+        rows = self._read(store)
         width = vectors.vectors.shape[1]
         return ImageFeatures.of(rows[..., :width]), ImageFeatures.of(rows[..., width:])
 
@@ -228,7 +232,7 @@ class TargetInputs:
                 return normalized(tower.pooled(batch.to(self.device)))
 
         network, resizing = {"clip": clip.identity.fingerprint}, tower.preprocessing.resizing
-        store = self._stored(network, encode, resizing, images, views, mean=True)
+        store = self._stored(network, tower, encode, resizing, images, views, mean=True)
         return ImageFeatures.of(self._read(store))
 
     def student_features_of(self, images: Sequence[str] | None, views: int) -> ImageFeatures:
@@ -258,7 +262,7 @@ class TargetInputs:
                 return tower.pooled(batch.to(self.device))
 
         network = {"clip": self.student_identity.fingerprint, "normalised": False}
-        return self._stored(network, encode, tower.preprocessing.resizing, images, views)
+        return self._stored(network, tower, encode, tower.preprocessing.resizing, images, views)
 
     def _read(self, store: FeatureStore) -> Tensor:
         return torch.from_numpy(store.read_all()).to(self.device).float()
@@ -266,6 +270,7 @@ class TargetInputs:
     def _stored(
         self,
         network: Mapping[str, Any],
+        module: nn.Module,
         encode: Encoder,
         resizing: Resizing,
         images: Sequence[str] | None,
@@ -287,8 +292,11 @@ class TargetInputs:
         else:
             dataset = UnlabeledImages(Names.of(images), view)
             named = {"images": digest(images), **self.files_of(images)}
+        pixels = len(dataset) * views * resizing.image_size**2
+        engine = chosen_engine(self.engine, pixels, self.device, self.precision)
         origin = {
             **network,
+            **({"engine": engine} if engine != "torch" else {}),
             **named,
             "views": "one as in evaluation, and "
             + ("their mean with " if mean else "")
@@ -305,6 +313,8 @@ class TargetInputs:
         if self.processes.agree(lambda: store.missing):
             file = store.folder / ORIGIN_FILE
             self.processes.on_first(lambda: write_json(file, as_json(origin)))
+            if engine == "openvino":
+                encode = on_openvino(module, encode, resizing.image_size)
             # another run that does the same writes the same files
             store.fill(views, self.work(dataset, encode, still=True, mean=mean))
             self.processes.wait()

@@ -195,6 +195,21 @@ def test_validation_images_train_refined_targets_of_an_untuned_teacher_on_images
             assert stage.config.data.init_args.train_on_val == (setting if dataset else False)
 
 
+@pytest.mark.parametrize("setting", ["auto", "torch"])
+def test_openvino_may_encode_images_of_ones_own(setting, tmp_path, monkeypatch):
+    file = tmp_path / "torch.yaml"
+    file.write_text("model: {init_args: {engine: torch}}")
+    options = [] if setting == "auto" else [f"--student={file}"]
+    data = [*configs("data/folder.yaml"), f"--data.root={image_folder(tmp_path / 'data')}"]
+    plans = []
+    monkeypatch.setattr("kdpl.cli.run._carry_out", lambda _, stages, *__: plans.append(stages))
+    for dataset in (data, []):
+        assert main([*RUN, *dataset, *options, f"--out={tmp_path / 'out'}"]) == 0
+        assert plans.pop()["student"].config.model.init_args.engine == (
+            setting if dataset else "torch"
+        )
+
+
 def test_the_original_clip_has_words_in_place_of_a_context_that_starts_from_noise(
     tmp_path, monkeypatch
 ):

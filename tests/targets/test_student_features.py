@@ -1,5 +1,6 @@
 """A student whose projector alone learns, from stored features of its frozen tower."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +14,11 @@ from torch.nn import functional as F
 from kdpl.clip.towers.class_token import ClassTokenTower
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.datasets import stored_view
+from kdpl.errors import ConfigError
 from kdpl.optim import OptimConfig
 from kdpl.prompts import PromptConfig
 from kdpl.runtime.resizing import Resizing
+from kdpl.targets.engine import chosen_engine
 from kdpl.targets.fidelity import Fidelity
 from kdpl.targets.refinement.pool_targets import POOL_TARGETS_FILE
 from kdpl.targets.refinement.target import Refined
@@ -227,3 +230,44 @@ class SaveState(Callback):
         if trainer.is_global_zero:
             state = pl_module.encoder.projector.state_dict()
             torch.save(state, self.folder / "state.pt")
+
+
+def test_openvino_encodes_as_pytorch_does_and_is_named_in_the_origin(teacher, tmp_path):
+    pytest.importorskip("openvino")
+    stored = {}
+    for engine in ("torch", "openvino"):
+        folder = tmp_path / engine
+        _, student = distil(teacher, folder / "run", engine=engine, features_folder=str(folder))
+        inputs = student.target_inputs()
+        features, pooled = inputs.features(None, 2, pooled=True)
+        stored[engine] = [features.mean, pooled.still, inputs.student_features_of(None, VIEWS).mean]
+        origins = [json.loads(file.read_text()) for file in folder.glob("*/made_from.json")]
+        assert {origin.get("engine", "torch") for origin in origins} == {engine}
+    for plain, compiled in zip(stored["torch"], stored["openvino"], strict=True):
+        assert relative_error(compiled, plain) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("engine", "pixels", "device", "precision", "expected"),
+    [
+        ("torch", 10**12, "cpu", "32-true", "torch"),
+        ("auto", 10**12, "cpu", "32-true", "openvino"),
+        ("auto", 10**6, "cpu", "32-true", "torch"),
+        ("auto", 10**12, "cuda", "32-true", "torch"),
+        ("auto", 10**12, "cpu", "bf16-mixed", "torch"),
+        ("openvino", 1, "cpu", "32-true", "openvino"),
+    ],
+)
+def test_openvino_runs_where_it_is_worth_it(engine, pixels, device, precision, expected):
+    pytest.importorskip("openvino")
+    assert chosen_engine(engine, pixels, torch.device(device), precision) == expected
+
+
+def test_openvino_is_refused_where_it_cannot_compute_the_same():
+    with pytest.raises(ConfigError, match=r"set trainer.accelerator to cpu and trainer.precision"):
+        chosen_engine("openvino", 1, torch.device("cuda"), "32-true")
+
+
+def test_auto_is_torch_where_openvino_is_not_installed(monkeypatch):
+    monkeypatch.setattr("kdpl.targets.engine.find_spec", lambda name: None)
+    assert chosen_engine("auto", 10**12, torch.device("cpu"), "32-true") == "torch"
