@@ -269,5 +269,5 @@ def test_openvino_is_refused_where_it_cannot_compute_the_same():
 
 
 def test_auto_is_torch_where_openvino_is_not_installed(monkeypatch):
-    monkeypatch.setattr("kdpl.targets.engine.find_spec", lambda name: None)
+    monkeypatch.setattr("kdpl.targets.engine.find_spec", lambda _: None)
     assert chosen_engine("auto", 10**12, torch.device("cpu"), "32-true") == "torch"
