@@ -34,10 +34,11 @@ QUICKSTART = {
 OVERLAYS = ("trainer/gpu.yaml", "trainer/ddp.yaml", "logger/csv.yaml")
 BENCHMARK = {f"data/{name}.yaml": name for name in TRAINABLE}
 TEST_ONLY = {f"data/{name}.yaml": name for name in ("imagenetv2", *VARIANTS)}
-# in tests of their own, below and in tests/callbacks and tests/runtime
+# in tests of their own, below and in tests/callbacks, tests/cli and tests/runtime
 APART = {"data/folder.yaml", "data/table.yaml", "data/base_to_novel.yaml"}
 # of several labels an image, in tests/multilabel
 APART |= {"student/local_views.yaml"}
+APART |= {name for name in NAMES if name.startswith("debug/")}
 APART |= {f"logger/{name}.yaml" for name in ("mlflow", "tensorboard", "wandb")}
 
 STAGES = {name for name in NAMES if name.startswith(("teacher/", "student/"))} - QUICKSTART - APART

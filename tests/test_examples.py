@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import runs
@@ -170,6 +171,29 @@ def test_a_plugin_of_another_package_brings_one_thing_of_each_kind(tmp_path, cap
     assert "the same class for 32 of 32 images" in capsys.readouterr().out
     assert runs.main(["classes", str(classifier), "--sep= | "]) == 0
     assert capsys.readouterr().out == "circle | square\n"
+
+
+def test_a_sweep_prunes_trials_and_its_best_one_has_a_classifier(tmp_path, teacher_run):
+    optuna = pytest.importorskip("optuna", reason="needs pip install optuna")
+    sweep = runpy.run_path(str(PAGE.parent / "examples" / "optuna_sweep.py"))
+    pruner = Mock(**{"prune.side_effect": lambda _, trial: trial.number == 1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optuna.pruners, "MedianPruner", lambda: pruner)
+        settings = [*runs.DATA, *runs.STUDENT, *runs.SHORT]
+        teacher = f"--model.init_args.teacher={teacher_run}"
+        study = sweep["main"](3, tmp_path, [*settings, teacher])
+    states = [trial.state.name for trial in study.trials]
+    assert states == ["COMPLETE", "PRUNED", "COMPLETE"]
+    assert [len(trial.intermediate_values) for trial in study.trials] == [2, 1, 2]
+    for trial in study.trials:
+        folder = tmp_path / f"{trial.number:03}"
+        assert (folder / "classifier").is_dir() == (trial.number != 1)
+        measured = [value for _, value in runs.curves_of(folder)["val/acc"]]
+        assert [*trial.intermediate_values.values()] == pytest.approx(measured)
+        config = (folder / "config.yaml").read_text(encoding="utf-8")
+        assert f"lr: {trial.params['lr']}" in config
+    # what a trial does not change is that of the student's config
+    assert "optimizer: adamw" in config
 
 
 def test_the_photographs_of_the_example_come_from_its_repository(tmp_path):

@@ -1,6 +1,6 @@
 """The one datamodule that both stages share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ from kdpl.data.decoding import Decoding, cores
 from kdpl.data.groups import one_of_each
 from kdpl.data.identity import CONTENTS, digest_of, files_of
 from kdpl.data.labels import ClassProtocol, EvaluationSplit, Labels
-from kdpl.data.loader import EvaluationSampler, LazyLoader, TrainSampler
+from kdpl.data.loader import EvaluationSampler, LazyLoader, RepeatedSampler, TrainSampler
 from kdpl.data.names import Indices
 from kdpl.data.needs import Needs, TrainSplit
 from kdpl.data.options import ClassOptions, ReadingOptions
@@ -316,7 +316,7 @@ class DomainDataModule(LightningDataModule):
         )
         # without images to open, worker processes cost more than they save
         num_workers = 0 if stored_views else self.num_workers
-        return LazyLoader(dataset, sampler, self.batch_size, num_workers)
+        return self._loader(dataset, sampler, self.batch_size, num_workers)
 
     def evaluation_dataloader_for(
         self,
@@ -341,7 +341,15 @@ class DomainDataModule(LightningDataModule):
         dataset = EvaluationImages(records, self.splits.open_image, resizing, len(classes), pixels)
         sampler = EvaluationSampler(len(records), rank, world_size)
         num_workers = self.num_workers if pixels else 0
-        return LazyLoader(dataset, sampler, self.eval_batch_size, num_workers)
+        return self._loader(dataset, sampler, self.eval_batch_size, num_workers)
+
+    def _loader(
+        self, dataset: Any, sampler: Iterable[Any], batch_size: int, num_workers: int
+    ) -> LazyLoader[Any]:
+        # Lightning sets the attribute without declaring it
+        if getattr(self.trainer, "overfit_batches", 0) and self._trainer.state.fn == "fit":
+            sampler = RepeatedSampler(sampler)
+        return LazyLoader(dataset, sampler, batch_size, num_workers)
 
     def bounding_images(self) -> tuple[Indices, bool]:
         """Return the validation images from which errors are bounded, and if they are a sample.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 from kdpl.data.batches import BatchT, collate
 from kdpl.data.names import Indices
@@ -86,6 +86,20 @@ class EvaluationSampler(DistributedSampler[int]):
 
     def __len__(self) -> int:
         return len(range(self.rank, self.num_images, self.num_replicas))
+
+
+class RepeatedSampler(SequentialSampler):
+    """The order of a sampler's first epoch in each epoch, for ``trainer.overfit_batches``.
+
+    Lightning would put a sampler of its own in the place of one that is not sequential.
+    """
+
+    def __init__(self, sampler: Iterable[Any]) -> None:
+        self._keys = list(sampler)
+        super().__init__(self._keys)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._keys)
 
 
 class LazyLoader(DataLoader[BatchT]):

@@ -1,0 +1,58 @@
+"""The configs that help to find what is wrong, over those of both stages."""
+
+import pytest
+import torch
+from runs import DATA, STUDENT, TEACHER, curves_of, rows_of
+
+from kdpl.__main__ import main
+from kdpl.runtime.run_folder import METRICS_FILE
+
+
+@pytest.fixture(params=["teacher", "student"])
+def fit(request, tmp_path, teacher_run):
+    """Function that fits a stage with a config over the quickstart's, and returns its folder."""
+    stage = TEACHER
+    if request.param == "student":
+        stage = [*STUDENT, f"--model.init_args.teacher={teacher_run}"]
+
+    def fitted(name, *more):
+        options = [f"--config=debug/{name}", "--trainer.enable_progress_bar=false", *more]
+        assert main(["fit", *DATA, *stage, *options, f"--out={tmp_path}/out"]) == 0
+        return tmp_path / "out"
+
+    return fitted
+
+
+def test_one_batch_runs_from_end_to_end(fit):
+    out = fit("one_batch")
+    assert len(curves_of(out)["train/loss"]) == len(curves_of(out)["val/acc"]) == 1
+    assert main(["test", f"--config={out}/config.yaml"]) == 0
+    assert len(rows_of(out / "test_predictions.csv")) == 64
+
+
+def test_ten_images_are_learned_by_heart(fit):
+    losses = [
+        loss for _, loss in curves_of(fit("overfit", "--trainer.max_epochs=60"))["train/loss"]
+    ]
+    assert len(losses) == 60
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_ten_images_and_their_views_are_the_same_in_each_epoch(fit):
+    still = ["--model.init_args.optim.lr=1e-12", "--model.init_args.optim.warmup_lr=1e-12"]
+    first, *rest = curves_of(fit("overfit", "--trainer.max_epochs=3", *still))["train/loss"]
+    assert [loss for _, loss in rest] == pytest.approx([first[1]] * 2, rel=1e-5)
+
+
+def test_the_profile_names_what_took_how_long(fit):
+    out = fit("profiler", "--trainer.limit_train_batches=2")
+    text = (out / "fit-profile.txt").read_text()
+    assert "run_training_batch" in text
+    assert len({row["epoch"] for row in rows_of(out / METRICS_FILE)}) == 1
+
+
+def test_what_cannot_be_repeated_is_an_error_within_the_fit(fit, monkeypatch):
+    switched = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on, **_: switched.append(on))
+    fit("deterministic", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1")
+    assert switched == [True]
