@@ -15,7 +15,7 @@ from kdpl.data.class_mapping import ClassName, read_class_mapping
 from kdpl.data.layout import SPLIT_OF
 from kdpl.data.names import Names, unlisted
 from kdpl.data.options import ClassOptions
-from kdpl.data.paths import count_suffixes
+from kdpl.data.paths import count_suffixes, is_url
 from kdpl.data.readers.table import HELD_OUT, SEVERAL, UNKNOWN
 from kdpl.data.sources import find_unlabeled
 from kdpl.data.survey import (
@@ -117,7 +117,7 @@ def survey(
     val = 0.0 if val_share in ("0", "0%") else share("--val-share", val_share)
 
     # find the images and the names of their classes
-    places = [str(absolute(location)) for location in unlabeled]
+    places = [place if is_url(place) else str(absolute(place)) for place in unlabeled]
     if classes.names:
         classes = replace(classes, names=str(absolute(classes.names)))
     listed = find(source, classes.names, classes.label_separator)

@@ -16,6 +16,8 @@ import numpy as np
 
 from kdpl.data.boxes.crops import MARK
 from kdpl.data.names import Indices, Names, ShardImage
+from kdpl.data.paths import is_url
+from kdpl.data.shards import remote
 from kdpl.runtime.origin import digest
 
 CONTENTS, SIZES, CHANGED = "content of images", "size of images", "last change of images"
@@ -52,6 +54,8 @@ def files_of(images: Sequence[str]) -> dict[str, str]:
 
 def stamp(path: str) -> list[int]:
     """Return a file's size, and the time of its last change in ns; -1 if it is missing."""
+    if is_url(path):
+        return remote.stamp(path)
     try:
         status = os.stat(path.partition(MARK)[0])  # noqa: PTH116 - a Path is slow for millions
     except (OSError, ValueError):

@@ -18,6 +18,11 @@ PARQUET_ENDING = ".parquet"
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*|\d+\.\.\d+)\}")
 
 
+def is_url(path: str) -> bool:
+    """Return whether a path is a URL, such as ``s3://bucket/shards``."""
+    return "://" in path
+
+
 def is_image(path: str) -> bool:
     """Return whether a path names an image that is not hidden."""
     # no Path: it is slow for millions of names
@@ -51,10 +56,8 @@ def resolve(path: str) -> Iterator[str]:
 
     A folder is searched recursively for images and, if it has none, for shards.
     """
-    if "://" in path:
-        raise DataError(f"{path} is a URL, expected a path: copy the images, or mount the bucket")
     path = str(Path(path).expanduser())
-    for name in [path] if os.path.lexists(path) else _expand_braces(path):
+    for name in [path] if os.path.lexists(path) else expand_braces(path):
         # Path.glob takes no absolute pattern, and a name may look like a pattern
         matches = [] if os.path.lexists(name) else sorted(glob(name, recursive=True))  # noqa: PTH207
         for match in matches or [name]:
@@ -72,7 +75,7 @@ def resolve(path: str) -> Iterator[str]:
                 )
 
 
-def _expand_braces(pattern: str) -> Iterator[str]:
+def expand_braces(pattern: str) -> Iterator[str]:
     """Expand ``{000..031}`` and ``{a,b}`` as a shell does."""
     braces = _BRACES.search(pattern)
     if braces is None:
@@ -84,7 +87,7 @@ def _expand_braces(pattern: str) -> Iterator[str]:
         first, last = braces[1].split("..")
         choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     for choice in choices:
-        yield from _expand_braces(f"{pattern[: braces.start()]}{choice}{pattern[braces.end() :]}")
+        yield from expand_braces(f"{pattern[: braces.start()]}{choice}{pattern[braces.end() :]}")
 
 
 def read_list(file: Path) -> list[str]:

@@ -11,8 +11,8 @@ from PIL import Image
 from kdpl.data.boxes.crops import MARK, read_crop
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.names import Names, ShardImage, distinct
-from kdpl.data.paths import is_parquet, is_shard, read_list, resolve
-from kdpl.data.shards import archives, parquet
+from kdpl.data.paths import expand_braces, is_parquet, is_shard, is_url, read_list, resolve
+from kdpl.data.shards import archives, parquet, remote
 from kdpl.data.splits import Reader
 from kdpl.errors import ConfigError, DataError
 
@@ -54,7 +54,8 @@ def find_unlabeled(where: str | Sequence[str]) -> Names:
         where: One or several of: a folder, searched recursively; an image; a pattern
             (``photos/**/*.jpg``, ``shards/{000..031}.tar``); a ``.txt`` file with a path on each
             line, relative to the file's folder; a ``.tar`` or ``.parquet`` shard, or a folder of
-            shards without image files. DataError if something is missing or damaged.
+            shards without image files; shards may be URLs that fsspec opens. DataError if
+            something is missing or damaged.
 
     Returns:
         Paths, and ``SHARD/member`` for an image in a shard, as ``open_source`` takes them;
@@ -76,6 +77,10 @@ def find_unlabeled(where: str | Sequence[str]) -> Names:
 def find_files(where: Sequence[str]) -> Iterator[str]:
     """Find image files and shards of several locations, in order; see ``find_unlabeled``."""
     for path in where:
+        if is_url(path):
+            for url in expand_braces(path):
+                yield from remote.find(url)
+            continue
         for file in resolve(path):
             if not file.lower().endswith(".txt"):
                 yield file
@@ -83,7 +88,9 @@ def find_files(where: Sequence[str]) -> Iterator[str]:
             # paths are relative to the list's folder
             list_file = Path(file)
             for line in map(str.strip, read_list(list_file)):
-                if line:
+                if is_url(line):
+                    yield line
+                elif line:
                     yield os.path.normpath(list_file.parent / Path(line).expanduser())
 
 

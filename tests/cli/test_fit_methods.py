@@ -6,7 +6,10 @@ from soak.comparison import differences
 
 from kdpl.__main__ import main
 
-ATTRIBUTES = [f"--config={CONFIGS}/teacher/atprompt.yaml", "--model.init_args.text_prompts.length=2"]
+ATTRIBUTES = [
+    f"--config={CONFIGS}/teacher/atprompt.yaml",
+    "--model.init_args.text_prompts.length=2",
+]
 METHODS = {
     "ATPrompt": [*ATTRIBUTES, "--model.init_args.text_prompts.depth=2"],
     "ATPrompt, shallow": [*ATTRIBUTES, "--model.init_args.text_prompts.depth=1"],

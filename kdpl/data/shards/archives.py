@@ -1,4 +1,4 @@
-"""Tar archives of many images (shards), such as WebDataset's, on local or mounted disks.
+"""Tar archives of many images (shards), such as WebDataset's, on a disk or behind a URL.
 
 Training shuffles images and resumes in the middle of an epoch, so shards are not streamed: they are
 indexed once, and a view is one read of the image's bytes. Prediction reads them from beginning to
@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from kdpl.data.names import ShardImage
-from kdpl.data.paths import is_image
+from kdpl.data.paths import is_image, is_url
+from kdpl.data.shards import remote
 from kdpl.errors import DataError, reason
 
 LARGEST_IMAGE = 2**29
@@ -26,6 +27,9 @@ def content(image: ShardImage) -> bytes:
     """Read the bytes of an image in a shard; DataError if they cannot be read."""
     _require_size(image, image.size)
     try:
+        if is_url(image.shard):
+            data = remote.read(image.shard, image.offset, image.size)
+            return _required(image, data)
         with Path(image.shard).open("rb", buffering=0) as file:
             file.seek(image.offset)
             data = file.read(image.size)
@@ -33,6 +37,10 @@ def content(image: ShardImage) -> bytes:
         raise DataError(
             f"shard {image.shard} cannot be read ({reason(error)}): restore it"
         ) from error
+    return _required(image, data)
+
+
+def _required(image: ShardImage, data: bytes) -> bytes:
     if len(data) < image.size:
         raise DataError(
             f"shard {image.shard} ends within {image}: restore the shard that the run began with"
@@ -72,7 +80,7 @@ def read_shard(path: str) -> Iterator[tuple[str, bytes | None, str | None]]:
     The shard may be compressed. For a damaged shard, the last item has the reason.
     """
     try:
-        with tarfile.open(path, "r:*") as shard:
+        with remote.open_file(path) as file, tarfile.open(fileobj=file, mode="r:*") as shard:
             for member in images_of(shard):
                 name = f"{path}/{member.name}"
                 try:

@@ -1,9 +1,11 @@
 """Positions of images in shards: found once, and kept for later starts and all processes.
 
-The index of a folder's shards is a file in the folder. In a folder that cannot be written to, the
+The index of a folder's shards is a file in the folder, or in the user's cache for shards behind
+URLs. In a folder that cannot be written to, the
 shards are indexed at each start.
 """
 
+import os
 import tarfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +19,11 @@ import torch
 from kdpl.data.identity import stamp
 from kdpl.data.names import ROW, Names, ShardImage, folder_of
 from kdpl.data.parallel import progress_bar
-from kdpl.data.paths import COMPRESSED_ENDINGS, is_parquet, is_shard
-from kdpl.data.shards import archives, parquet
+from kdpl.data.paths import COMPRESSED_ENDINGS, is_parquet, is_shard, is_url
+from kdpl.data.shards import archives, parquet, remote
 from kdpl.errors import ArtifactError, DataError
 from kdpl.runtime.artifacts import read_tensors, write_tensors
+from kdpl.runtime.origin import digest
 
 INDEX_FILE = ".kdpl-shards.safetensors"
 
@@ -47,7 +50,8 @@ def unfold(files: Names) -> Names:
 def index_shards(shards: Sequence[str]) -> dict[str, Names]:
     """Find the images of several distinct shards, in their order in each shard."""
     # start from stored indices, and scan new and changed shards
-    stamps = {shard: stamp(shard) for shard in shards}
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        stamps = dict(zip(shards, pool.map(stamp, shards), strict=True))
     indices = {folder: _load(folder, stamps) for folder in dict.fromkeys(map(folder_of, shards))}
     new = [shard for shard in shards if shard not in indices[folder_of(shard)]]
     with ThreadPoolExecutor(_AT_ONCE) as pool, progress_bar() as progress:
@@ -64,8 +68,7 @@ def _load(folder: str, stamps: Mapping[str, list[int]]) -> _Index:
     index: _Index = {}
     # a missing or unreadable file is skipped
     with suppress(ArtifactError, ValueError, TypeError, LookupError, AttributeError):
-        file = Path(folder) / INDEX_FILE
-        tensors, fields = read_tensors(file, _KIND, _VERSION, "index the shards again")
+        tensors, fields = read_tensors(_file_of(folder), _KIND, _VERSION, "index the shards again")
         rows = tensors["rows"].numpy().view(ROW)[:, 0]
         stored = {f"{folder}{name}": value for name, value in fields["stamps"].items()}
         names = Names(tensors["text"].numpy(), rows, [f"{shard}/" for shard in stored])
@@ -84,7 +87,14 @@ def _save(folder: str, index: _Index) -> None:
     stamps = {shard.removeprefix(folder): value for shard, (value, _) in index.items()}
     # the folder may be read-only; a name that is not UTF-8 is a ValueError
     with suppress(OSError, ValueError):
-        write_tensors(Path(folder) / INDEX_FILE, _KIND, _VERSION, tensors, {"stamps": stamps})
+        write_tensors(_file_of(folder), _KIND, _VERSION, tensors, {"stamps": stamps})
+
+
+def _file_of(folder: str) -> Path:
+    if not is_url(folder):
+        return Path(folder) / INDEX_FILE
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return cache / "kdpl" / "shards" / f"{digest([folder])}.safetensors"
 
 
 def _look_through(shard: str) -> Names:
@@ -97,7 +107,7 @@ def _look_through(shard: str) -> Names:
     # by name: the later of two members of one name counts, as when a shard is unpacked
     members: dict[str, ShardImage] = {}
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with remote.open_file(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archives.images_of(archive):
                 members[member.name] = ShardImage(
                     shard, member.name, member.offset_data, member.size

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdpl.data.names import ROW, Names, ShardImage
+from kdpl.data.paths import is_url
+from kdpl.data.shards import remote
 from kdpl.data.shards.archives import fault_of
 from kdpl.errors import DataError, KdplError, visible
 from kdpl.runtime.optional import optional
@@ -83,7 +85,8 @@ def _opened(path: str, _process: int) -> _Column:
     """Open a file for a process, which may not read from a file that it was forked with."""
     parquet = optional("pyarrow.parquet", path, "parquet")
     try:
-        file = parquet.ParquetFile(path)
+        # pyarrow opens a path without Python's lock
+        file = parquet.ParquetFile(remote.open_file(path) if is_url(path) else path)
         groups, first = {}, 1
         for number in range(file.num_row_groups):
             size = file.metadata.row_group(number).num_rows
@@ -103,6 +106,8 @@ def _read(path: str, number: int, process: int) -> Any:
     try:
         # no threads of pyarrow: loaders fork their worker processes
         group = column.file.read_row_group(number, columns=[column.name], use_threads=False)
+    except KdplError:
+        raise
     except Exception as error:
         raise DataError(fault_of(path, error)) from error
     values = group.column(0).combine_chunks()
