@@ -10,7 +10,7 @@ import pytest
 import world
 import yaml
 from PIL import Image
-from runs import configs, fit_student, fit_teacher, rows_of
+from runs import configs, fit_student, fit_teacher, rows_of, start_process
 from runs import test as run_test
 
 from kdpl.callbacks.loggers.wandb_logger import ID_FILE, RunWandbLogger
@@ -154,6 +154,22 @@ def test_class_vectors_are_an_artifact_of_their_teacher(tmp_path):
     files = files_of(records_of(tmp_path / "out")["artifact"])
     written = (tmp_path / "out" / CLASS_VECTORS_FILE).read_bytes()
     assert files[CLASS_VECTORS_FILE].read_bytes() == written
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_logs_the_pictures_of_all_images(tmp_path, teacher_run):
+    run = shutil.copytree(teacher_run, tmp_path / "run")
+    options = ["--trainer.devices=2", "--trainer.strategy=ddp", "--logged_images=3"]
+    command = ["test", f"--config={run}/config.yaml", f"--out={run}", *LOGGER, *options]
+    process = start_process(command, WANDB_MODE="offline")
+    assert process.wait() == 0, process.stderr.read()
+    found = records_of(run)
+    tables = [each.name for each in found["artifact"] if "predictions" in each.name]
+    assert len(tables) == 1, tables
+    files = files_of(found["artifact"])
+    cells = json.loads(files["test/confusion_matrix_table.table.json"].read_text())["data"]
+    assert sum(count for *_, count in cells) == read_results(run)["images"]
+    assert len(json.loads(files["test/predictions.table.json"].read_text())["data"]) == 3
 
 
 def test_disabled_it_logs_nothing_and_breaks_nothing(tmp_path, monkeypatch):
