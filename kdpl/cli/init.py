@@ -59,8 +59,8 @@ def init(
 ) -> int:
     """Survey your images and write a config for them.
 
-    Unreadable images and copies of test images are named and left out. The run that suits the
-    images and this machine is printed, as run PATH would choose it.
+    Unreadable images, and copies and near-copies of test images, are named and left out. The run
+    that suits the images and this machine is printed, as run PATH would choose it.
 
     Args:
         path: Folder with <class>/…, or train/<class>/… and test/<class>/…, and unlabeled/…; or a

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdpl.data.inspection import Inspected
 from kdpl.data.names import Names
+from kdpl.data.near_copies import near_copies
 from kdpl.runtime.files import write_text
 from kdpl.runtime.origin import Origin
 
@@ -20,17 +21,19 @@ class Checked(BaseModel):
 
     ``skipped`` maps images that cannot be used to the reason, half a sentence that names the image.
     ``digests`` has the content digests of copies: images with the same content as another, at least
-    one of them a test or validation image, or a training image that may become one. ``contents``
-    are digests of all test and validation images, and of all other images.
+    one of them a test or validation image, or a training image that may become one; near-copies
+    have the digest of the image that ``near_copies`` names for them. ``contents`` are digests of
+    all test and validation images, and of all other images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    version: Literal[5] = 5
+    version: Literal[6] = 6
     made_from: dict[str, Any]
     images: int
     skipped: dict[str, str]
     digests: dict[str, str]
+    near_copies: dict[str, str]
     contents: tuple[str, str]
 
     @classmethod
@@ -52,17 +55,24 @@ class Checked(BaseModel):
             made_from: What the result depends on.
         """
         # measured images come first, so that later copies of them are noticed
-        skipped, digests, contents = dict[str, str](), dict[str, str](), set[str]()
+        skipped, digests, near = dict[str, str](), dict[str, str](), dict[str, str]()
+        keys = dict[str, str]()  # by the digest of a measured image
         totals = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
-        for number, (source, image) in enumerate(zip(sources, inspected, strict=True)):
+        compared = near_copies(inspected, lambda image: image.picture, measured)
+        for number, (source, (image, first)) in enumerate(zip(sources, compared, strict=True)):
             totals[number >= apart].update(f"{image.digest}\n".encode())
             if image.problem is not None:
                 # without the remedy
                 skipped[source] = image.problem.rpartition(": ")[0]
-            elif number < measured:
-                contents.add(image.digest)
-            if image.digest in contents:
-                digests[source] = image.digest
+                continue
+            key = keys.get(image.digest)
+            if key is None and first is not None:
+                near[source] = sources[first]
+                key = digests[near[source]]
+            if number < measured:
+                key = keys.setdefault(image.digest, key or image.digest)
+            if key is not None:
+                digests[source] = key
         # keep the digests of copies only
         counts = Counter(digests.values())
         return cls(
@@ -70,6 +80,7 @@ class Checked(BaseModel):
             images=len(sources),
             skipped=skipped,
             digests={source: content for source, content in digests.items() if counts[content] > 1},
+            near_copies=near,
             contents=(totals[0].hexdigest(), totals[1].hexdigest()),
         )
 

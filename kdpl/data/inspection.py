@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from kdpl.data.decoding import Decoding, open_image
+from kdpl.data.near_copies import picture_of
 from kdpl.data.parallel import in_parallel
 from kdpl.data.sources import content_of
 from kdpl.errors import DataError
@@ -26,12 +27,14 @@ class Inspected(NamedTuple):
         digest: Digest of the file's bytes, or of the pixels of an image without a file.
         size: Width and height.
         drawn: True if it is grey on a plain ground, as drawings are.
+        picture: Small picture for ``near_copies``; empty if it tells nothing, as of drawings.
     """
 
     problem: str | None = None
     digest: str = ""
     size: tuple[int, int] | None = None
     drawn: bool = False
+    picture: bytes = b""
 
 
 def inspect(
@@ -41,18 +44,24 @@ def inspect(
     decoding: Decoding = Decoding(),
     workers: int | None = None,
     drawings: bool = False,
+    pictures: bool = False,
 ) -> Iterator[Inspected]:
     """Decode every image, in order, on all cores and under a progress bar.
 
     An ``opener`` is for images that are not files or members of shards; ``workers`` are processes,
-    by default one for each core. Only with ``drawings`` is ``drawn`` found out.
+    by default one for each core. Only with ``drawings`` is ``drawn`` found out, and only with
+    ``pictures`` is ``picture``.
     """
-    look = partial(_inspect, opener=opener, decoding=decoding, drawings=drawings)
+    look = partial(_inspect, opener=opener, decoding=decoding, drawings=drawings, pictures=pictures)
     return in_parallel(look, sources, title, workers)
 
 
 def _inspect(
-    source: str, opener: Callable[[str], Image.Image] | None, decoding: Decoding, drawings: bool
+    source: str,
+    opener: Callable[[str], Image.Image] | None,
+    decoding: Decoding,
+    drawings: bool,
+    pictures: bool,
 ) -> Inspected:
     # the image itself is not returned: it would have to travel between processes
     try:
@@ -64,7 +73,9 @@ def _inspect(
             content = image.tobytes()
     except DataError as error:
         return Inspected(str(error))
-    return Inspected(None, digest([content]), image.size, drawings and is_drawn(image))
+    drawn = (drawings or pictures) and is_drawn(image)
+    picture = picture_of(image) if pictures and not drawn else b""
+    return Inspected(None, digest([content]), image.size, drawn, picture)
 
 
 def is_drawn(image: Image.Image) -> bool:

@@ -38,6 +38,8 @@ class ReadingOptions:
             and their orientation tags are not followed.
         bad_images: Treatment of images that cannot be decoded: ``error`` names them before anything
             is trained, ``skip`` leaves them out.
+        near_copies: Leave near-copies of test and validation images out, too: the same picture
+            saved anew, resized, slightly cropped or turned.
         scan: Decode all images before a fit to find invalid ones, and leave copies of test and
             validation images out of the rest (``folder`` and ``table``); None: true for your
             images, false for a benchmark's.
@@ -48,6 +50,7 @@ class ReadingOptions:
 
     background: tuple[int, int, int] | None = None
     bad_images: Literal["error", "skip"] = "error"
+    near_copies: bool = True
     scan: bool | None = None
     skip_list: str | None = None
     test_share: float = 0.0

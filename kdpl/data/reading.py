@@ -124,12 +124,21 @@ class Reading:
                 f"which cannot be used{where}"
             )
         if self._copies:
-            counts = Counter(part for part, _ in self._copies.values())
+            near = set(self._copies).intersection(checked.near_copies if checked else ())
+            exact = self._copies.keys() - near
+            for copies, kind in ((exact, "copies"), (near, "near-copies")):
+                yield from self._note_of(copies, kind)
+
+    def _note_of(self, copies: Collection[str], kind: str) -> Iterator[str]:
+        left_out = {copy: of for copy, of in self._copies.items() if copy in copies}
+        if left_out:
+            counts = Counter(part for part, _ in left_out.values())
             counted = ", ".join(f"{number} {part}" for part, number in counts.items())
-            copy, (_, kept) = next(iter(self._copies.items()))
+            copy, (_, kept) = next(iter(left_out.items()))
+            where = f", all in {self.file}" if self.file and kind == "near-copies" else ""
             yield (
-                f"left out as copies of test or validation images: {counted} "
-                f"({copy} is a copy of {kept})"
+                f"left out as {kind} of test or validation images: {counted} "
+                f"({copy} is a {kind.replace('ies', 'y')} of {kept}){where}"
             )
 
     def check(
@@ -151,6 +160,7 @@ class Reading:
             "images": digest(self.listed.sources),
             "test and validation images": measured,
             "decoding": asdict(decoding),
+            "near-copies": self.options.near_copies,
             **(files_of(self.listed.sources) if trains else {}),
         }
         stored = Checked.load(self.file) if self.file else None
@@ -163,8 +173,11 @@ class Reading:
                 inform(f"{self.file} is of other images ({words}): looking at all images again")
             splits, is_file = self.listed, isinstance(self.reader, OwnImages)
             opener = None if is_file else splits.open_image
+            pictures = self.options.near_copies and measured > 0
             results = (
-                inspect(splits.sources, "looking at all images", opener, decoding)
+                inspect(
+                    splits.sources, "looking at all images", opener, decoding, pictures=pictures
+                )
                 if inspected is None
                 else map(inspected.__getitem__, splits.sources)
             )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from kdpl.data.inspection import inspect
 from kdpl.data.layout import Part, layout_of
 from kdpl.data.names import Names, unlisted
+from kdpl.data.near_copies import near_copies
 from kdpl.data.paths import find_images, is_image, is_shard, walk
 from kdpl.data.readers.table import HELD_OUT, Table, split_cell
 from kdpl.data.sampling import held_out_of
@@ -35,7 +36,8 @@ class FoundImage:
     With a ``separator``, the label is a list of classes, or the separator alone for no class.
     ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside at random.
     Inspecting it fills in the fields of ``Inspected``; a copy has a ``problem``, too. A table may
-    give it a ``group``.
+    give it a ``group``. ``near`` is the path of the first labelled image of which it is a
+    near-copy.
     """
 
     path: str
@@ -47,6 +49,7 @@ class FoundImage:
     problem: str | None = None
     separator: str | None = None
     group: str = ""
+    near: str = ""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -173,38 +176,59 @@ def _in_table(table: Path, class_names: str | None, separator: str | None) -> li
 
 def inspect_images(images: Sequence[FoundImage], workers: int | None = None) -> list[FoundImage]:
     """Decode images on all cores with a progress bar; fill in what that shows."""
-    paths = [image.path for image in images]
-    inspected = inspect(paths, "looking", workers=workers, drawings=True)
-    looked_at = []
-    for image, result in zip(images, inspected, strict=True):
+    # near-copies are of labelled images, those of test images first
+    order = sorted(range(len(images)), key=lambda number: _precedence(images[number]))
+    paths = [images[number].path for number in order]
+    inspected = inspect(paths, "looking", workers=workers, drawings=True, pictures=True)
+    measured = sum(bool(image.label) for image in images)
+    compared = near_copies(inspected, lambda result: result.picture, measured)
+    looked_at = dict[int, FoundImage]()
+    for number, (result, first) in zip(order, compared, strict=True):
+        image, values = images[number], result._asdict()
+        del values["picture"]
         try:
             image.path.encode()  # as the table needs it
         except UnicodeEncodeError:
-            problem = f"image {visible(image.path)} has a path that is not UTF-8: rename it"
-            result = result._replace(problem=problem)
-        looked_at.append(replace(image, **result._asdict()))
-    return looked_at
+            values["problem"] = (
+                f"image {visible(image.path)} has a path that is not UTF-8: rename it"
+            )
+        near = "" if first is None else paths[first]
+        looked_at[number] = replace(image, **values, near=near)
+    return [looked_at[number] for number in range(len(images))]
 
 
 def leave_out(images: Sequence[FoundImage]) -> tuple[list[FoundImage], list[FoundImage]]:
     """Divide inspected images into usable ones, and those with a problem, which copies get too.
 
-    Of byte-equal images, test images are kept first, then val, then train.
+    Of byte-equal images, test images are kept first, then val, then train. Near-copies of test and
+    val images in other splits are left out; labelled ones in one split become a group.
     """
     usable, left_out = list[FoundImage](), [image for image in images if image.problem is not None]
     readable = [image for image in images if image.problem is None]
+    by_path = {image.path: image for image in readable}
     first: dict[str, FoundImage] = {}
-    for image in sorted(readable, key=lambda image: (_KEPT_FIRST[image.split], not image.label)):
+    groups = dict[str, str]()
+    for image in sorted(readable, key=_precedence):
         first.setdefault(image.digest, image)
+        near = by_path.get(image.near)
+        if near and image.label and near.split == image.split and not image.group:
+            group = near.group or groups.setdefault(near.path, near.path)
+            groups[image.path] = group
     for image in readable:
-        kept = first[image.digest]
+        kept, kind = first[image.digest], "copy"
+        if kept is image and image.near in by_path and by_path[image.near].split != image.split:
+            kept, kind = by_path[image.near], "near-copy"
         if kept is image:
-            usable.append(image)
+            usable.append(replace(image, group=image.group or groups.get(image.path, "")))
             continue
         other = f", of class {visible(kept.label)}" if image.label not in ("", kept.label) else ""
-        copy = f"{image.path} is a copy of {kept.path} ({kept.split}{other})"
+        copy = f"{image.path} is a {kind} of {kept.path} ({kept.split}{other})"
         left_out.append(replace(image, problem=copy))
     return usable, left_out
+
+
+def _precedence(image: FoundImage) -> tuple[int, bool]:
+    return _KEPT_FIRST[image.split], not image.label
 
 
 def set_aside(

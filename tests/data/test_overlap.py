@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import runs
 import world
+from PIL import Image
 from world import Probe
 
 from kdpl import DomainDataModule
@@ -147,6 +148,29 @@ def test_copies_of_images_that_are_held_out_by_chance_are_left_out(pets, tmp_pat
     assert (len(splits.test), len(splits.train)) == (2, 8)
     assert held.isdisjoint(trained)
     assert "left out as copies of test or validation images: 2 train (" in notes[1]
+
+
+@pytest.mark.parametrize("near_copies", [True, False])
+def test_a_fit_leaves_near_copies_of_test_images_out_and_names_them(near_copies, pets, tmp_path):
+    for seed, path in enumerate(sorted(pets.rglob("*.png"))):
+        runs.noise(8, 8, seed=100 + seed).resize((240, 180)).save(path)
+    before = looked_at(dataset("folder", pets), tmp_path / "before")[0]
+    test = Image.open(pets / "test/cat/0.png")
+    test.resize((120, 90)).save(pets / "train/cat/9.png")
+    test.save(pets / "unlabeled/9.jpg", quality=60)
+    splits, notes = looked_at(dataset("folder", pets, near_copies=near_copies), tmp_path / "run")
+    if not near_copies:
+        assert [len(part) for part in parts(splits)] == [7, 6, 6, 3]
+        assert notes == []
+        return
+    assert parts(splits) == parts(before)
+    file, original = tmp_path / "run" / DECODED_FILE, str(pets / "test/cat/0.png")
+    assert notes == [
+        "left out as near-copies of test or validation images: 1 train, 1 unlabelled "
+        f"({pets}/train/cat/9.png is a near-copy of {original}), all in {file}"
+    ]
+    copies = [str(pets / name) for name in ("train/cat/9.png", "unlabeled/9.jpg")]
+    assert Checked.load(file).near_copies == dict.fromkeys(copies, original)
 
 
 def test_a_class_of_copies_alone_is_named(pets, tmp_path):
