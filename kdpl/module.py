@@ -15,6 +15,7 @@ from kdpl.clip.modules import require_tensors
 from kdpl.data.batches import Batch, EvaluationBatch
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
+from kdpl.data.names import Indices
 from kdpl.data.needs import Needs
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.metrics import test_key, train_key, val_key
@@ -112,6 +113,10 @@ class ClassifyingModule(LightningModule, ABC):
     def batch_logits(self, batch: Batch) -> Tensor:
         """Classify the images of a batch as ``class_logits`` does."""
         return self.class_logits(batch.images)
+
+    def stored_features(self, indices: Indices) -> Tensor | None:
+        """Return the features [n, D] of unlabelled images that are stored; None: run the tower."""
+        return None
 
     def setup(self, stage: str) -> None:
         """Take the task from the data, and make its metrics for the base/novel split.

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, OpenUnitInterval
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,6 +21,7 @@ from kdpl.classifier import Classifier, Decoding
 from kdpl.clip import ClipConfig, CosineHead, Frozen, load_image_clip, store_frozen
 from kdpl.data.batches import Batch, UnlabeledBatch
 from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.names import Indices
 from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
 from kdpl.losses import DIFFERENCES, DistillationLoss
@@ -389,6 +391,14 @@ class StudentDistillation(ClassifyingModule):
         if stored is None or batch.images.dim() == 4:
             return self.class_logits(batch.images)
         return self.logits(self.encoder.of_pooled(stored.of(batch)))
+
+    @torch.no_grad()
+    def stored_features(self, indices: Indices) -> Tensor | None:
+        """Return the features of unlabelled images in evaluation; None if some are not stored."""
+        stored = self.plan.student_features if self.plan else None
+        if stored is None or not np.isin(indices, stored.images).all():
+            return None
+        return self.encoder.of_pooled(stored.whole(indices).to(self.device))
 
     def logits(self, features: Tensor) -> Tensor:
         """Return logits [B, C] of features [B, D], with ``logit_scale``."""

@@ -336,13 +336,22 @@ class Classifier(nn.Module):
     @torch.inference_mode()
     def _classify(self, images: Tensor, options: PredictOptions, scored: bool) -> list[Predicted]:
         """Classify prepared images, uint8 [B, 3, S, S]."""
-        # encode
         device, dtype = self.head.class_vectors.device, _TYPES[options.precision]
         if device.type == "cuda":
             images = images.pin_memory()  # the copy need not wait for the previous batch
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             features = self.encoder(images.to(device, non_blocking=True))
             logits = self.logits(features)
+        return self.decide(features, logits, options, scored)
+
+    def decide(
+        self,
+        features: Tensor,
+        logits: Tensor,
+        options: PredictOptions = PredictOptions(),
+        scored: bool = False,
+    ) -> list[Predicted]:
+        """Decide for images by features [B, D] and logits [B, C], with further scores or not."""
         scores = self.scores(features) if scored else {}
 
         # rank the classes at temperature 1, and show probabilities at the rule's temperature

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
 from kdpl.errors import DataError
+from kdpl.module import ClassifyingModule
 from kdpl.tasks import Predicted
 
 # numbers of unlabelled images to sample, as the reference for what is usual
@@ -41,7 +43,7 @@ def make_companions(trainer: Trainer, classifier: Classifier) -> list[Companion]
         validation = ValidationOutputs(features, logits, labels, sampled)
 
     # a sample of the pool, with and without the images that a filter left out
-    pool = pool_of(classifier, data)
+    pool = pool_of(classifier, data, cast(ClassifyingModule, trainer.lightning_module))
     kept = [predicted for source, predicted in pool if source not in data.training_pool.left_out]
     outputs = StudentOutputs(
         Path(trainer.default_root_dir),
@@ -79,10 +81,20 @@ def on_validation_images(
     return [column[order] for column in columns]
 
 
-def pool_of(classifier: Classifier, data: DomainDataModule) -> list[tuple[str, Predicted]]:
-    """Return a sample of the unlabelled images, before any filter, with their predictions."""
+def pool_of(
+    classifier: Classifier, data: DomainDataModule, module: ClassifyingModule
+) -> list[tuple[str, Predicted]]:
+    """Return a sample of the unlabelled images, before any filter, with their predictions.
+
+    They are made of the features that the module has stored, or of the images.
+    """
     if not (data.splits.train or data.splits.unlabeled):
         return []
     count = min(max(_LEAST_IMAGES, _IMAGES_PER_CLASS * len(classifier.class_names)), _MOST_IMAGES)
-    predictions = classifier.predictions(data.pool.sample(count), data.splits.open_image)
+    indices = data.pool.sample(count)
+    sources, features = data.pool.images.take(indices), module.stored_features(indices)
+    if features is not None:
+        decided = classifier.decide(features, classifier.logits(features))
+        return list(zip(sources, decided, strict=True))
+    predictions = classifier.predictions(sources, data.splits.open_image)
     return [(source, p) for source, p in predictions if not isinstance(p, DataError)]

@@ -56,10 +56,9 @@ class UnlabeledPool:
         )
         return replace(self, train=train, held_out=held_out, left_out=sources)
 
-    def sample(self, n: int) -> Names:
-        """Draw up to n images to distil on, by the seed, in their order."""
-        sources = self.train_images
-        if len(sources) <= n:
-            return sources
+    def sample(self, n: int) -> Indices:
+        """Draw the indices of up to n images to distil on, by the seed, sorted."""
+        if len(self.train) <= n:
+            return self.train
         rng = generator(self.seed, "sample")
-        return sources.take(np.sort(rng.choice(len(sources), n, replace=False, shuffle=False)))
+        return self.train[np.sort(rng.choice(len(self.train), n, replace=False, shuffle=False))]

@@ -1,5 +1,6 @@
 """Features by a student's frozen tower: it runs once for each view, and not in each epoch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +42,14 @@ class StudentFeatures:
         """Return the features of validation images, or of stored views, float32 [B, W]."""
         match batch:
             case UnlabeledBatch(indices=indices, views=Tensor() as views):
-                positions = np.searchsorted(self.images, indices.cpu().numpy())
-                return self.store.rows(positions, views.tolist()).to(indices.device)
+                return self._rows(indices.cpu().numpy(), views.tolist()).to(indices.device)
             case EvaluationBatch(indices=indices):
                 return self.val[indices]
         raise TypeError(f"{type(batch).__name__} names no stored view")
+
+    def whole(self, indices: Indices) -> Tensor:
+        """Return the features of images as in evaluation, by their indices, float32 [n, W]."""
+        return self._rows(indices, [0] * len(indices))
+
+    def _rows(self, indices: Indices, views: Sequence[int]) -> Tensor:
+        return self.store.rows(np.searchsorted(self.images, indices), views)

@@ -43,8 +43,8 @@ def test_a_share_and_a_sample_of_it_are_drawn_by_the_seed_and_images_are_left_ou
     assert fewer.train.tolist() == share[:4] + share[5:]
     assert len(fewer.images) == 40
     # a sample is in the order of the list
-    drawn, whole = [*pool.sample(6)], [*pool.train_images]
-    assert [*pool.sample(6)] == drawn == [source for source in whole if source in drawn]
+    drawn, whole = [*pool.sample(6)], [*pool.train]
+    assert [*pool.sample(6)] == drawn == [index for index in whole if index in drawn]
     assert drawn != [*UnlabeledPool.share(Names.of(IMAGES), 0.25, seed=4).sample(6)]
     assert [*pool.sample(10)] == [*pool.sample(99)] == whole
     assert len({*drawn}) == 6

@@ -89,6 +89,20 @@ def test_a_step_sees_what_the_tower_says_of_the_view_that_is_named(whole):
     assert names == {0, 1, 2}
 
 
+def test_features_of_a_sample_of_the_pool_are_those_of_its_images(whole, teacher):
+    _, student, _ = whole
+    domain = world.digits(7, **POOL)
+    domain.setup("fit")
+    drawn = student.plan.pool.sample(9)
+    images = [domain.splits.open_image(source) for source in domain.pool.images.take(drawn)]
+    classifier = student.classifier()
+    found = classifier.decide(student.stored_features(drawn), torch.zeros(9, 10))
+    embedded = torch.stack([one.embedding for one in found])
+    assert relative_error(embedded, classifier.embed(images)) < 1e-3
+    unknown = np.setdiff1d(np.arange(len(domain.pool.images)), student.plan.pool.targeted)
+    assert student.stored_features(np.append(drawn, unknown[:1])) is None
+
+
 def test_half_of_the_views_are_as_in_evaluation():
     drawn = np.array([stored_view(8, 1, epoch, i) for epoch in range(20) for i in range(100)])
     assert (drawn == 0).mean() == pytest.approx(0.5, abs=0.04)
