@@ -300,7 +300,7 @@ def test_the_script_without_torch_makes_the_classifiers_predictions(
     onnx.save(model, tmp_path / "classifier.onnx")
     noise(47, 90).save(tmp_path / "0.png")
     pictures = [tmp_path / "0.png", odd_photo(tmp_path / "1.png", 101, 64)]
-    script, read = python_of("export.md", "onnxruntime"), Classifier.load(folder)
+    script, read = python_of("export.md", "ImageOps"), Classifier.load(folder)
     for path in pictures:
         ((expected,),), ((accepted,),) = read.predict([path]), predict(read, [path], max_error=0.1)
         ((calibrated,),) = predict(read, [path], calibrated=True)
@@ -323,7 +323,7 @@ def test_openvino_takes_other_lines_of_that_script(
     photo = tmp_path / "0.png"
     noise(47, 90).save(photo)
     imports, loading, call = python_of("export.md", "openvino").split("\n\n")
-    script = python_of("export.md", "onnxruntime").replace("import onnxruntime\n", f"{imports}\n")
+    script = python_of("export.md", "ImageOps").replace("import onnxruntime\n", f"{imports}\n")
     script, made = re.subn(r"session = .*\nabout = .*\n", lambda _: f"{loading}\n", script)
     script, called = re.subn(r"found = session.*\noutputs = .*\n", lambda _: call, script)
     assert (made, called) == (1, 1)

@@ -4,17 +4,21 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from kdpl import __version__
 from kdpl.classifier import Classifier
+from kdpl.runtime.files import atomic_path
 
 InputType = Literal["uint8", "float"]
 """Images as bytes 0..255, or as float32 in [0, 1]; normalised inside either way."""
@@ -28,6 +32,7 @@ OUTPUTS = ("logits", "probabilities")
 BATCHES = {INPUT: {0: Dim("batch")}}
 
 _CHECKED_AT_ONCE = 64
+_GOLDEN_EDGE = 512
 
 
 class _Graph(nn.Module):
@@ -137,13 +142,50 @@ class Difference(NamedTuple):
 
 @torch.inference_mode()
 def compare(
-    classifier: Classifier, run: ExportedModel, images: Tensor, input_type: InputType
+    classifier: Classifier,
+    run: ExportedModel,
+    images: Tensor | Iterable[Image],
+    input_type: InputType,
 ) -> Difference:
-    """Run an exported file and its classifier on images, uint8 [N, 3, S, S], N at least 1."""
-    graph, largest, same = _Graph(classifier), torch.zeros(()), 0
-    for batch in torch.split(images, _CHECKED_AT_ONCE):
-        expected, exported = graph(batch), run(as_input(batch, input_type))
+    """Run an exported file and its classifier on at least one image.
+
+    A file with preprocessing inside is given RGB images of any size, others uint8 [N, 3, S, S].
+    """
+    graph, largest, same, count = _Graph(classifier), torch.zeros(()), 0, 0
+    for prepared, given in _inputs(classifier, images, input_type):
+        expected, exported = graph(prepared), run(given)
         same += int(classifier.task.same(expected[0], exported[0]).sum())
+        count += len(prepared)
         for outputs in zip(expected, exported, strict=True):
             largest = torch.maximum(largest, torch.sub(*outputs).abs().max())  # NaN stays NaN
-    return Difference(len(images), same, float(largest))
+    return Difference(count, same, float(largest))
+
+
+def _inputs(
+    classifier: Classifier, images: Tensor | Iterable[Image], input_type: InputType
+) -> Iterator[tuple[Tensor, Tensor]]:
+    if isinstance(images, Tensor):
+        for batch in torch.split(images, _CHECKED_AT_ONCE):
+            yield batch, as_input(batch, input_type)
+    else:
+        for image in images:
+            yield classifier.prepare(image)[None], torch.from_numpy(np.array(image))[None]
+
+
+@torch.inference_mode()
+def write_golden(
+    classifier: Classifier, images: Iterable[Image], input_type: InputType | None, path: Path
+) -> None:
+    """Write RGB images, the classifier's logits of them, and unless they are inside, its inputs.
+
+    An input type of None says that preprocessing is inside the exported file.
+    """
+    images = [image.copy() for image in images]
+    for image in images:
+        image.thumbnail((_GOLDEN_EDGE, _GOLDEN_EDGE))  # for a small file
+    prepared = torch.stack([classifier.prepare(image) for image in images])
+    arrays: dict[str, Any] = {f"image_{i}": np.asarray(image) for i, image in enumerate(images)}
+    if input_type is not None:
+        arrays["inputs"] = as_input(prepared, input_type).numpy()
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, logits=classifier(prepared).numpy(), **arrays)

@@ -19,7 +19,7 @@ GivenImage = str | Path | Image | torch.Tensor
 """Input of a classifier: a path, a PIL image, or a uint8 tensor [3, H, W]."""
 
 Parameters = tuple[float, ...]
-_LONGEST = 100  # times its short edge
+LONGEST = 100  # times its short edge
 
 
 def resize_and_crop(image: Image, to: Resizing) -> Image:
@@ -37,7 +37,7 @@ def resize_and_crop(image: Image, to: Resizing) -> Image:
 
 def without_ends(image: Image) -> Image:
     """Crop the ends of an image of, say, 20,000 x 1 pixels, which would exhaust the memory."""
-    most = _LONGEST * min(image.size)
+    most = LONGEST * min(image.size)
     if max(image.size) <= most:
         return image
     middle: Image = functional.center_crop(image, [min(edge, most) for edge in image.size[::-1]])

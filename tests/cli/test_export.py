@@ -101,7 +101,7 @@ def test_added_classes_are_written_and_damaged_images_left_out(
     assert export(classifier, "onnx", out, f"--add-classes={further}", f"--check={mixed}") == 0
     assert f"left out 1 of 2 images of {mixed}: " in capsys.readouterr().err
     assert written[0].class_names[-3:] == ("nine", "cross", "ring")
-    assert [path.name for path in out.parent.iterdir()] == ["c.onnx"]
+    assert {path.name for path in out.parent.iterdir()} == {"c.onnx", "c.golden.npz"}
 
 
 @pytest.mark.parametrize(
@@ -112,6 +112,8 @@ def test_added_classes_are_written_and_damaged_images_left_out(
         ("openvino", "c.xml", [], ["ends with .xml", "--format openvino writes a folder"]),
         ("openvino", "bad", [], ["bad exists already"]),
         ("onnx", ".", [], ["exists already"]),
+        ("openvino", "c", ["--preprocess=inside"], ["inside needs ONNX", "--format onnx"]),
+        ("onnx", "c.onnx", ["--preprocess=inside", "--input=float"], ["--input uint8"]),
         ("onnx", "c.onnx", ["--check=nowhere"], ["nowhere", "does not exist"]),
         ("onnx", "c.onnx", ["--check=bad"], ["broken.png cannot be read"]),
     ],

@@ -4,22 +4,30 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import onnx
 import onnxruntime
 import openvino
 import pytest
 import torch
 import world
+from onnx import TensorProto, helper
+from PIL.Image import fromarray
 
+from kdpl.__main__ import main
 from kdpl.classifier import Classifier
-from kdpl.classifier.export import compare, metadata
+from kdpl.classifier.export import compare, metadata, write_golden
 from kdpl.classifier.formats import openvino as openvino_files
 from kdpl.classifier.formats.onnx import load_onnx
 from kdpl.classifier.formats.onnx_files import write_int8_onnx
+from kdpl.classifier.formats.onnx_preprocessing import preprocess_inside
 from kdpl.classifier.formats.registry import formats
 from kdpl.clip.loading import ClipConfig, load_image_clip
+from kdpl.data.augmentation import resize_and_crop
 from kdpl.prompts.student_encoder import StudentEncoder
+from kdpl.runtime.resizing import Resizing
 
 KINDS = {
     "test-student": (3, 24),
@@ -178,3 +186,80 @@ def test_a_file_that_differs_from_the_classifier_is_seen(damage, classifier, exp
     largest = pytest.approx(largest.abs().max().item(), rel=1e-3, abs=1e-3, nan_ok=True)
     assert difference.largest == largest
     assert compare(given, run, images, "uint8").largest < 1e-4
+
+
+@pytest.mark.parametrize(
+    "resizing",
+    [
+        Resizing(32),
+        Resizing(40, "squash"),
+        Resizing(45, "shortest", "bilinear", 0.875),
+        Resizing(33, "squash", "bilinear", 1.15),
+        Resizing(48, "shortest", "bicubic", 1.2),
+    ],
+)
+def test_resizing_in_the_file_is_equal_for_any_size(resizing, tmp_path):
+    path, given = tmp_path / "c.onnx", SimpleNamespace(preprocessing=SimpleNamespace())
+    given.preprocessing.resizing = resizing
+    size = resizing.image_size
+    (put, out) = (
+        helper.make_tensor_value_info(name, TensorProto.UINT8, ["batch", 3, size, size])
+        for name in ("images", "same")
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["images"], ["same"])], "g", [put], [out]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path
+    )
+    preprocess_inside(given, path)
+    onnx.checker.check_model(path, full_check=True)
+    run, rng = load_onnx(path), np.random.default_rng(0)
+    sizes = [
+        (1, 1),
+        (1, 700),
+        (290, 3),
+        (3, 900),
+        (size, size),
+        (7, 8),
+        (97, 211),
+        (2 * size, 31),
+        (20, 501),
+    ]
+    for edges in sizes:
+        images = rng.integers(256, size=(2, *edges, 3), dtype=np.uint8)
+        expected = [np.asarray(resize_and_crop(fromarray(image), resizing)) for image in images]
+        (prepared,) = run(torch.from_numpy(images))
+        assert np.array_equal(prepared.permute(0, 2, 3, 1), expected), edges
+
+
+def test_a_file_with_preprocessing_inside_is_predict_and_its_golden_file_says_so(
+    classifier, exported, tmp_path, monkeypatch
+):
+    given, plain, path = Classifier.load(classifier), exported("onnx"), tmp_path / "c.onnx"
+    fake = FORMATS["onnx"]._replace(write=lambda *args: shutil.copy(plain, args[2]))
+    monkeypatch.setattr("kdpl.classifier.formats.registry.formats", lambda: {"onnx": fake})
+    options = ["--format=onnx", f"--out={path}"]
+    assert main(["export", str(classifier), *options, "--preprocess=inside"]) == 0
+    about = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    assert about["crop"] == about["resize"] == "inside the file"
+    assert about.keys() == metadata(given, "uint8").keys()
+
+    # the lines of the page that check any runtime
+    page = (Path(__file__).parents[3] / "docs/export.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(# check a runtime\n.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    path.rename("classifier.onnx")
+    Path("c.golden.npz").rename("classifier.golden.npz")
+    exec(lines, {})  # noqa: S102
+    shutil.copy(plain, "classifier.onnx")
+    golden = np.load("classifier.golden.npz")
+    images = [fromarray(golden[f"image_{i}"]) for i in range(3)]
+    write_golden(given, images, "float", Path("classifier.golden.npz"))
+    assert np.load("classifier.golden.npz")["inputs"].dtype == np.float32
+    write_golden(given, images, "uint8", Path("classifier.golden.npz"))
+    exec(lines, {})  # noqa: S102
+    broken = dict(np.load("classifier.golden.npz"))
+    np.savez("classifier.golden.npz", **broken | {"logits": broken["logits"] + 0.01})
+    with pytest.raises(AssertionError):
+        exec(lines, {})  # noqa: S102
