@@ -1,12 +1,15 @@
 """The examples: those of CONTRIBUTING.md, as if written outside of the package, and the script in examples/."""
 
 import json
+import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -17,6 +20,7 @@ from runs import configs
 from world import refused
 
 from kdpl import Classifier
+from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
 from kdpl.cli.fit import parse_stage
 from kdpl.data.domain import build_data
@@ -222,3 +226,50 @@ def test_the_photographs_of_the_example_come_from_its_repository(tmp_path):
     assert not (folder / "validation").exists()
     with pytest.raises(FileExistsError):
         clothing["main"](folder, f"file://{source}")
+
+
+def _workers_below(pid):
+    """The processes of Ray's workers that a process has started, with those of its own."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            stat = (folder / "stat").read_text()
+            names[int(folder.name)] = (folder / "cmdline").read_text()
+            parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
+
+    def is_below(child):
+        return child == pid or (child in parents and is_below(parents[child]))
+
+    return [child for child in parents if "FlatMap(Predict)" in names[child] and is_below(child)]
+
+
+@pytest.mark.slow
+def test_ray_writes_the_table_of_predict_also_when_a_worker_is_killed(classifier, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[data]'")
+    (tmp_path / "images").mkdir()
+    for number in range(5000):
+        runs.noise(28, 28, seed=number).save(tmp_path / f"images/{number:04d}.png")
+    (tmp_path / "images/0070.png").write_bytes(b"no image")
+    images, tables = str(tmp_path / "images"), [tmp_path / "predict.csv", tmp_path / "ray.csv"]
+    options = ["--workers=1", f"--out={tables[0]}"]
+    assert main(["predict", str(classifier), images, *options]) == 0
+    script = [PAGE.parent / "examples" / "bulk_ray.py", classifier, tables[1], images]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["PYTHONPATH"] = str(PAGE.parent)
+    log = tmp_path / "log.txt"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, script)], env=environment, stdout=file, stderr=file
+        )
+    # a worker is killed once there are rows
+    runs.wait_for(lambda: process.poll() is not None or _size_of(tables[1]))
+    workers = _workers_below(process.pid)
+    assert len(workers) == 2, log.read_text()
+    os.kill(workers[0], signal.SIGKILL)
+    assert process.wait(300) == 0, log.read_text()
+    assert "died" in log.read_text(), "the worker had work left"
+    assert tables[1].read_text() == tables[0].read_text()
+
+
+def _size_of(file):
+    return file.stat().st_size if file.exists() else 0
