@@ -145,16 +145,10 @@ def survey(
     used_files = {*places, classes.names, *written}
     passed_over = find_passed_over(source, classes.names, names, used, used_files)
 
-    # write the files; the table has the column group only if an image has one
+    # write the files
     unknown = "" if classes.label_separator is None else UNKNOWN
-    rows = [
-        (image.path, image.label or unknown, image.split, image.group)
-        for image in images
-        if image.path not in unlisted_paths
-    ]
-    width = 4 if any(group for *_, group in rows) else 3
-    header = ("image", "label", "split", "group")
-    write_rows(folder / TABLE, [row[:width] for row in (header, *rows)])
+    kept = [image for image in images if image.path not in unlisted_paths]
+    _write_table(folder / TABLE, kept, unknown)
     skip_list = folder.absolute() / _LEFT_OUT
     for file, reasons in ((skip_list, left_out), (folder / _UNUSED, passed_over.images)):
         file.unlink(missing_ok=True)
@@ -185,6 +179,14 @@ def survey(
     print_left_out(folder)
     _print_passed_over(passed_over)
     return images
+
+
+def _write_table(file: Path, images: Sequence[FoundImage], unknown: str) -> None:
+    """Write the table of images, with the column group only if an image has one."""
+    header = ("image", "label", "split", "group")
+    rows = [(image.path, image.label or unknown, image.split, image.group) for image in images]
+    width = 4 if any(group for *_, group in rows) else 3
+    write_rows(file, [row[:width] for row in (header, *rows)])
 
 
 def _write_template(file: Path, names: dict[str, ClassName]) -> None:

@@ -1,7 +1,7 @@
 """``python -m kdpl predict CLASSIFIER IMAGES…``: classify images with a finished classifier."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -74,9 +74,7 @@ def predict(
     elif embeddings:
         raise ConfigError("--embeddings needs a table in a file: give --out")
     sources = find_sources(images, Path(list) if list is not None else None)
-    folders = filter(Path.is_dir, map(Path, images))
-    files = {file for folder in folders for file in walk(folder, lambda _: True)}
-    passed_over = count_suffixes(sorted(files.difference(sources)))
+    passed_over = _passed_over(images, sources)
 
     # load the classifier, and predict image by image
     from kdpl.classifier import PredictOptions
@@ -95,3 +93,10 @@ def predict(
     if passed_over:
         print(f"not images, and passed over: {passed_over}", file=sys.stderr)
     return 0
+
+
+def _passed_over(images: Sequence[str], sources: Iterable[str]) -> str:
+    """Count files in the folders that are not images, by their suffixes."""
+    folders = filter(Path.is_dir, map(Path, images))
+    files = {file for folder in folders for file in walk(folder, lambda _: True)}
+    return count_suffixes(sorted(files.difference(sources)))
