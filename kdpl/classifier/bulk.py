@@ -3,9 +3,9 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import filterfalse, islice
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, PredictOptions
+from kdpl.classifier.grouping import Grouping
 from kdpl.classifier.sources import Item, printable, read_items
 from kdpl.classifier.tables import Row, Write, write_csv, write_table
 from kdpl.data.identity import stamp
@@ -24,7 +25,7 @@ from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines, write_text
 from kdpl.runtime.origin import Origin, as_json, digest, require_same
-from kdpl.tasks import DecisionRule, Predicted, Task
+from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Task
 
 
 def load_classifier(folder: str, add_classes: str | None, device: str = "cpu") -> Classifier:
@@ -88,6 +89,19 @@ class BulkPrediction:
         top_k = min(self.options.top_k, len(self.classifier.class_names))
         names = columns(self.classifier.task, top_k, self.options.rule)
         return [*names, "embedding"] if self.embeddings else names
+
+    def grouped(self, groups: Mapping[str, str] | None) -> "BulkPrediction":
+        """Write one row for each group of images instead, by their folders or ``groups``.
+
+        A ConfigError for several labels per image, and for further scores.
+        """
+        if self.classifier.task != MULTI_CLASS or self.options.rule.scores:
+            raise ConfigError(
+                "--group averages the probabilities of one class per image: leave it out for "
+                "several labels per image, and with options that score single images"
+            )
+        grouping = Grouping(self.classifier, self.options, groups)
+        return replace(self, embeddings=True, write_rows=grouping.write)
 
     def print(self) -> None:
         """Write CSV to standard output."""

@@ -11,9 +11,10 @@ from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.identity import stamp
 from kdpl.data.paths import is_parquet, is_shard, read_list
 from kdpl.data.shards.archives import read_shard
-from kdpl.data.shards.parquet import read_rows
+from kdpl.data.shards.parquet import read_rows as read_parquet
 from kdpl.data.sources import find_files, open_source
 from kdpl.errors import DataError, visible
+from kdpl.runtime.files import read_rows
 
 MAX_UPLOAD_PIXELS = 50_000_000
 """Largest image that demo and service decode, the size of the largest phone photos."""
@@ -41,11 +42,12 @@ def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> lis
 
     ``arguments`` are files, folders, patterns and lists as ``kdpl.data.sources.find_files``
     takes them. The ``list_file`` has one path on each line, relative to the working directory; the
-    paths need not exist yet.
+    paths need not exist yet. A .csv file is a table with the column ``image``.
     """
     sources = list(find_files(arguments))
     if list_file is not None:
-        sources += read_list(list_file)
+        is_table = list_file.suffix == ".csv"
+        sources += read_column(list_file, "image") if is_table else read_list(list_file)
     if not sources:
         raise DataError(
             "there are no images to classify: give image files, folders, shards or a --list of them"
@@ -53,11 +55,19 @@ def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> lis
     return sources
 
 
+def read_column(table: Path, name: str) -> list[str]:
+    """Read a column of a CSV table; a DataError if there is no such file or column."""
+    rows = read_rows(table) if table.is_file() else []
+    if not rows or name not in rows[0]:
+        raise DataError(f"{table} is no table with rows and the column {name}: correct it")
+    return [row[name] for row in rows]
+
+
 def read_items(sources: Sequence[str]) -> Iterator[Item]:
     """Yield all images; images in shards in the order of the shard."""
     for source in sources:
         if is_shard(source):
-            read = read_rows if is_parquet(source) else read_shard
+            read = read_parquet if is_parquet(source) else read_shard
             yield from (Item(*member) for member in read(source))
         else:
             yield Item(source, stamp=stamp(source))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kdpl.classifier import Classifier
+    from kdpl.classifier.export import Difference
+    from kdpl.classifier.formats.onnx import Format
 
 _CALIBRATION_IMAGES, _CHECKED_IMAGES, _NOISE_IMAGES = 256, 1024, 32
 _GOLDEN_IMAGES = 3
@@ -90,23 +92,30 @@ def export(
 
             preprocess_inside(loaded, temporary)
         difference = compare(loaded, kind.load(temporary), images, input)
-        if kind.rounded and difference.agreement < agreement:
-            more = "calibrate on more images of the domain, " if kind.calibrated else ""
-            raise ArtifactError(
-                f"the file has {difference}, expected {agreement:.1%} or more, and was not kept: "
-                f"{more}accept less with --agreement, or export --format onnx"
-            )
-        # refuses NaN too
-        if not kind.rounded and not difference.largest <= tolerance:
-            raise ArtifactError(
-                f"the file has {difference}, expected {tolerance:.2g} or less, and was not kept: "
-                "accept more with --tolerance, or use another --format"
-            )
+        _require_alike(difference, kind, tolerance, agreement)
         golden = islice(_images(loaded, folder, count), _GOLDEN_IMAGES)
         name = path.with_suffix(".golden.npz") if kind.ending else temporary / "golden.npz"
         write_golden(loaded, golden, None if inside else input, name)
     print(f"{path}: {difference}{note}")
     return 0
+
+
+def _require_alike(
+    difference: "Difference", kind: "Format", tolerance: float, agreement: float
+) -> None:
+    """Raise an ArtifactError if a file differs too much from its classifier."""
+    if kind.rounded and difference.agreement < agreement:
+        more = "calibrate on more images of the domain, " if kind.calibrated else ""
+        raise ArtifactError(
+            f"the file has {difference}, expected {agreement:.1%} or more, and was not kept: "
+            f"{more}accept less with --agreement, or export --format onnx"
+        )
+    # refuses NaN too
+    if not kind.rounded and not difference.largest <= tolerance:
+        raise ArtifactError(
+            f"the file has {difference}, expected {tolerance:.2g} or less, and was not kept: "
+            "accept more with --tolerance, or use another --format"
+        )
 
 
 def _images(classifier: "Classifier", folder: str | None, count: int) -> "Iterator[Image]":

@@ -20,6 +20,7 @@ def predict(
     list: str | None = None,
     out: str | None = None,
     embeddings: bool = False,
+    group: str | None = None,
     add_classes: str | None = None,
     top_k: PositiveInt = 1,
     batch_size: PositiveInt = 64,
@@ -39,9 +40,11 @@ def predict(
         images: image files, .tar and .parquet shards, folders (searched recursively), patterns
             like 'a/**/*.jpg', and .txt lists, whose paths are relative to the list's folder
         list: file with one path of an image or shard on each line, relative to the working
-            directory
+            directory, or a .csv table with the column image
         out: table to write, .csv, .jsonl or .parquet, instead of CSV on standard output
         embeddings: add the column embedding, the encoder's features, to a .jsonl or .parquet table
+        group: one row for each folder of images, or for each value of this column of --list, by the
+            mean of their probabilities
         add_classes: class vectors of further classes, written by the class-vectors command
         top_k: classes for each image, in columns
         batch_size: images per batch
@@ -54,7 +57,6 @@ def predict(
     """
     # check the options before torch is imported, since the import takes seconds
     from kdpl.classifier.sources import find_sources
-    from kdpl.classifier.tables import require_format
 
     require_classifier(Path(classifier))
     require_file("--add-classes", add_classes)
@@ -68,12 +70,10 @@ def predict(
             "options that look at each image, such as --explain, take gradients and need "
             "--precision 32-true: leave out --precision"
         )
-    table = output_file("--out", out) if out is not None else None
-    if table is not None:
-        require_format(table, embeddings)
-    elif embeddings:
-        raise ConfigError("--embeddings needs a table in a file: give --out")
-    sources = find_sources(images, Path(list) if list is not None else None)
+    table = _table(out, embeddings)
+    listed = Path(list) if list is not None else None
+    groups = _groups(group, listed, table, embeddings)
+    sources = find_sources(images, listed)
     passed_over = _passed_over(images, sources)
 
     # load the classifier, and predict image by image
@@ -86,6 +86,8 @@ def predict(
     scored = bool(decision_rule.scores or watchers)
     options = PredictOptions(top_k, batch_size, workers, precision, decision_rule, scored)
     bulk = BulkPrediction(loaded, sources, options, embeddings, observers=watchers)
+    if group is not None:
+        bulk = bulk.grouped(groups)
     if table is None:
         bulk.print()
     else:
@@ -100,3 +102,35 @@ def _passed_over(images: Sequence[str], sources: Iterable[str]) -> str:
     folders = filter(Path.is_dir, map(Path, images))
     files = {file for folder in folders for file in walk(folder, lambda _: True)}
     return count_suffixes(sorted(files.difference(sources)))
+
+
+def _groups(
+    group: str | None, listed: Path | None, table: Path | None, embeddings: bool
+) -> dict[str, str] | None:
+    """Read the group of each image; None for folders, or without --group."""
+    if group is None:
+        return None
+    if table is None or embeddings:
+        raise ConfigError(
+            "--group writes a table of groups: give --out, and leave out --embeddings"
+        )
+    if group == "folder":
+        return None
+    if listed is None or listed.suffix != ".csv":
+        raise ConfigError(
+            f"--group {group} is a column of the images: give --list TABLE.csv, or --group folder"
+        )
+    from kdpl.classifier.grouping import read_groups
+
+    return read_groups(listed, group)
+
+
+def _table(out: str | None, embeddings: bool) -> Path | None:
+    from kdpl.classifier.tables import require_format
+
+    if out is not None:
+        require_format(table := output_file("--out", out), embeddings)
+        return table
+    if embeddings:
+        raise ConfigError("--embeddings needs a table in a file: give --out")
+    return None
