@@ -60,16 +60,7 @@ def predict(
 
     require_classifier(Path(classifier))
     require_file("--add-classes", add_classes)
-    if add_classes is not None and rule.make is not None:
-        raise ConfigError(
-            "options that reject images, name sets or score them rest on images of the run, and "
-            "these have none of the added classes: leave out --add-classes"
-        )
-    if observers and precision != "32-true":
-        raise ConfigError(
-            "options that look at each image, such as --explain, take gradients and need "
-            "--precision 32-true: leave out --precision"
-        )
+    _require_compatible(add_classes, rule, observers, precision)
     table = _table(out, embeddings)
     listed = Path(list) if list is not None else None
     groups = _groups(group, listed, table, embeddings)
@@ -134,3 +125,19 @@ def _table(out: str | None, embeddings: bool) -> Path | None:
     if embeddings:
         raise ConfigError("--embeddings needs a table in a file: give --out")
     return None
+
+
+def _require_compatible(
+    add_classes: str | None, rule: Rule, observers: Sequence[MakeObserver], precision: str
+) -> None:
+    """Raise a ConfigError for options that cannot be given together."""
+    if add_classes is not None and rule.make is not None:
+        raise ConfigError(
+            "options that reject images, name sets or score them rest on images of the run, and "
+            "these have none of the added classes: leave out --add-classes"
+        )
+    if observers and precision != "32-true":
+        raise ConfigError(
+            "options that look at each image, such as --explain, take gradients and need "
+            "--precision 32-true: leave out --precision"
+        )
