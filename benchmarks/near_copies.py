@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
 from kdpl.data.decoding import open_image
-from kdpl.data.near_copies import near_copies, picture_of
+from kdpl.data.inspection import picture_of
+from kdpl.data.near_copies import near_copies
 from kdpl.data.paths import find_images
 
 COPIES = 300

@@ -255,6 +255,11 @@ class FrozenTeacher(nn.Module):
         """True if it was tuned on labels, so it may have seen them."""
         return bool(tuned_prompts(self.folder).tensors)
 
+    @property
+    def image_identity(self) -> str:
+        """What image features depend on; teachers that differ in their text prompts share it."""
+        return tuned_prompts(self.folder).image_fingerprint
+
     def load(self) -> None:
         """Load image tower and prompts; an ArtifactError or WeightsError if they do not fit.
 

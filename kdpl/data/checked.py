@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdpl.data.inspection import Inspected
 from kdpl.data.names import Names
-from kdpl.data.near_copies import near_copies
 from kdpl.runtime.files import write_text
 from kdpl.runtime.origin import Origin
 
@@ -54,6 +53,9 @@ class Checked(BaseModel):
             measured: Number of leading images whose copies are searched for.
             made_from: What the result depends on.
         """
+        # imports torch, which the checks before it do without
+        from kdpl.data.near_copies import near_copies
+
         # measured images come first, so that later copies of them are noticed
         skipped, digests, near = dict[str, str](), dict[str, str](), dict[str, str]()
         keys = dict[str, str]()  # by the digest of a measured image

@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image
 
 from kdpl.data.decoding import Decoding, open_image
-from kdpl.data.near_copies import picture_of
 from kdpl.data.parallel import in_parallel
 from kdpl.data.sources import content_of
 from kdpl.errors import DataError
@@ -17,6 +16,9 @@ from kdpl.runtime.origin import digest
 _GREY = 16  # greatest difference of the channels of a grey pixel, of 256
 _PLAIN = 0.9  # least share of an image's border that is as bright as its median
 _AS_BRIGHT = 24
+
+PICTURE_EDGE = 64
+"""Pixels an edge of the pictures for ``near_copies``; smaller images have too few details."""
 
 
 class Inspected(NamedTuple):
@@ -85,3 +87,11 @@ def is_drawn(image: Image.Image) -> bool:
     grey = np.ptp(pixels, axis=2).max() < _GREY
     alike = np.abs(border - np.median(border)) < _AS_BRIGHT
     return bool(grey and alike.mean() > _PLAIN)
+
+
+def picture_of(image: Image.Image) -> bytes:
+    """Return the small grey picture of an RGB image; empty if the image is too small for one."""
+    if min(image.size) < PICTURE_EDGE:
+        return b""
+    edges = PICTURE_EDGE, PICTURE_EDGE
+    return image.resize(edges, Image.Resampling.BOX, reducing_gap=2.0).convert("L").tobytes()

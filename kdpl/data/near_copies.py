@@ -9,11 +9,11 @@ from itertools import islice
 from typing import TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-_EDGE = 64  # pixels an edge of a picture; smaller images have too few details
+from kdpl.data.inspection import PICTURE_EDGE as _EDGE
+
 _COARSE, _SIMILAR, _CANDIDATES = 12, 0.7, 2  # edge, least correlation, number kept
 _LEVELS = ((4, 0.65), (2, 0.65), (1, 0.75))  # reduction, and least correlation of details
 _STEPS = 4
@@ -23,14 +23,6 @@ _BLOCK = 512  # images compared at once
 _PAIRS = 128  # pairs aligned at once
 
 Item = TypeVar("Item")
-
-
-def picture_of(image: Image.Image) -> bytes:
-    """Return the small grey picture of an RGB image; empty if the image is too small for one."""
-    if min(image.size) < _EDGE:
-        return b""
-    small = image.resize((_EDGE, _EDGE), Image.Resampling.BOX, reducing_gap=2.0)
-    return small.convert("L").tobytes()
 
 
 def near_copies(

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from kdpl.data.inspection import inspect
 from kdpl.data.layout import Part, layout_of
 from kdpl.data.names import Names, unlisted
-from kdpl.data.near_copies import near_copies
 from kdpl.data.paths import find_images, is_image, is_shard, walk
 from kdpl.data.readers.table import HELD_OUT, Table, split_cell
 from kdpl.data.sampling import held_out_of
@@ -176,6 +175,9 @@ def _in_table(table: Path, class_names: str | None, separator: str | None) -> li
 
 def inspect_images(images: Sequence[FoundImage], workers: int | None = None) -> list[FoundImage]:
     """Decode images on all cores with a progress bar; fill in what that shows."""
+    # imports torch, and a survey of nothing does without
+    from kdpl.data.near_copies import near_copies
+
     # near-copies are of labelled images, those of test images first
     order = sorted(range(len(images)), key=lambda number: _precedence(images[number]))
     paths = [images[number].path for number in order]

@@ -61,6 +61,12 @@ class TunedPrompts(PromptSettings):
         digest = fingerprint([*self.tensors.items(), (words, torch.empty(0))])
         return digest[:16] + self.clip.fingerprint[:16]
 
+    @property
+    def image_fingerprint(self) -> str:
+        """Fingerprint of what image features depend on: without visual prompts, the CLIP alone."""
+        plain = self.method == "independent" and self.vision.depth == 0
+        return self.clip.fingerprint if plain else self.teacher
+
     def save(self, path: Path) -> None:
         """Write the file, atomically."""
         settings = TypeAdapter(PromptSettings).dump_python(self, mode="json")

@@ -214,7 +214,7 @@ class TargetInputs:
             pooled: Return pooled features as well.
         """
         vectors = self.vectors
-        network = {"teacher": vectors.teacher, "pooled": pooled}
+        network = {"teacher": self.teacher.image_identity, "pooled": pooled}
         resizing, encode = vectors.preprocessing.resizing, self.encoder(pooled)
         store = self._stored(network, self.teacher, encode, resizing, images, views, mean=True)
         rows = self._read(store)

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from benchmarks.near_copies import TRANSFORMATIONS
-from kdpl.data.near_copies import near_copies, picture_of
+from kdpl.data.inspection import picture_of
+from kdpl.data.near_copies import near_copies
 from kdpl.data.survey import FoundImage, find, inspect_images, leave_out
 
 

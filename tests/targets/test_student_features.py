@@ -18,6 +18,7 @@ from kdpl.errors import ConfigError
 from kdpl.optim import OptimConfig
 from kdpl.prompts import PromptConfig
 from kdpl.runtime.resizing import Resizing
+from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 from kdpl.targets.engine import chosen_engine
 from kdpl.targets.fidelity import Fidelity
 from kdpl.targets.refinement.pool_targets import POOL_TARGETS_FILE
@@ -285,3 +286,17 @@ def test_openvino_is_refused_where_it_cannot_compute_the_same():
 def test_auto_is_torch_where_openvino_is_not_installed(monkeypatch):
     monkeypatch.setattr("kdpl.targets.engine.find_spec", lambda _: None)
     assert chosen_engine("auto", 10**12, torch.device("cpu"), "32-true") == "torch"
+
+
+def test_teachers_of_one_clip_share_features_without_visual_prompts(tmp_path, counted):
+    for name, context in (("first", "a photo of a"), ("second", "a drawing of a")):
+        folder = tmp_path / name
+        folder.mkdir()
+        shapes = {"class_names": world.DIGITS, "num_base": None, "logit_scale": 3.0}
+        prompts = world.tuned_prompts({}, context=context)
+        prompts.save(folder / PROMPTS_FILE)
+        vectors = world.frozen_vectors(context=context, teacher=prompts.teacher, **shapes)
+        vectors.save(folder / CLASS_VECTORS_FILE)
+        counted.clear()
+        distil(folder, tmp_path / f"run {name}", features_folder=str(tmp_path / "features"))
+        assert bool(counted) == (name == "first")
