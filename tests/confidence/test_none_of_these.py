@@ -115,8 +115,10 @@ def fitted(folder, images=40, **negatives):
         replace(vectors, vectors=vectors.vectors[:2], **negatives).save(folder / NEGATIVES)
     domain = world.TinyDomain()
     pool = [*map(to_pil_image, world.images_of(torch.arange(images), seed=2))]
+    numbers = torch.arange(images).numpy()
+    taken = SimpleNamespace(take=lambda indices: [pool[index] for index in indices])
     domain.pool = SimpleNamespace(
-        sample=lambda n: pool[:n], train=torch.arange(images).numpy(), left_out=()
+        sample=lambda n: numbers[:n], images=taken, train=numbers, left_out=()
     )
     domain.splits = SimpleNamespace(train=pool, open_image=lambda image: image)
     world.fit(world.make_student(folder), folder, domain=domain)

@@ -1,4 +1,7 @@
-"""Preprocessing inside an ONNX file: takes bytes of any size, and resizes exactly as Pillow does.
+"""Preprocessing inside an ONNX file: takes bytes of any size, and resizes as Pillow does.
+
+Pixels are the same to the bit, except in squashed images more than 100 times as tall as wide, of
+which Pillow resizes the other axis first.
 
 Resizing with antialiasing is a product with a matrix of the filter's weights, once per axis. Pillow
 rounds weights to multiples of 2⁻²² and pixels to bytes after each pass, while the operator Resize
