@@ -1,6 +1,9 @@
 import json
+import os
 import shutil
 import struct
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -10,7 +13,7 @@ import pytest
 import world
 import yaml
 from PIL import Image
-from runs import configs, fit_student, fit_teacher, rows_of, start_process
+from runs import configs, fit_student, fit_teacher, rows_of
 from runs import test as run_test
 
 from kdpl.callbacks.loggers.wandb_logger import ID_FILE, RunWandbLogger
@@ -161,8 +164,11 @@ def test_of_two_processes_one_logs_the_pictures_of_all_images(tmp_path, teacher_
     run = shutil.copytree(teacher_run, tmp_path / "run")
     options = ["--trainer.devices=2", "--trainer.strategy=ddp", "--logged_images=3"]
     command = ["test", f"--config={run}/config.yaml", f"--out={run}", *LOGGER, *options]
-    process = start_process(command, WANDB_MODE="offline")
-    assert process.wait() == 0, process.stderr.read()
+    # not forked, as processes of one parent that has imported wandb share its temporary folder
+    environment = os.environ | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    python = [sys.executable, "-m", "kdpl", *command]
+    done = subprocess.run(python, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     found = records_of(run)
     tables = [each.name for each in found["artifact"] if "predictions" in each.name]
     assert len(tables) == 1, tables
