@@ -47,7 +47,7 @@ def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> lis
     sources = list(find_files(arguments))
     if list_file is not None:
         is_table = list_file.suffix == ".csv"
-        sources += read_column(list_file, "image") if is_table else read_list(list_file)
+        sources += read_columns(list_file, "image")[0] if is_table else read_list(list_file)
     if not sources:
         raise DataError(
             "there are no images to classify: give image files, folders, shards or a --list of them"
@@ -55,12 +55,13 @@ def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> lis
     return sources
 
 
-def read_column(table: Path, name: str) -> list[str]:
-    """Read a column of a CSV table; a DataError if there is no such file or column."""
+def read_columns(table: Path, *names: str) -> list[list[str]]:
+    """Read columns of a CSV table; a DataError if there is no such file or column."""
     rows = read_rows(table) if table.is_file() else []
-    if not rows or name not in rows[0]:
-        raise DataError(f"{table} is no table with rows and the column {name}: correct it")
-    return [row[name] for row in rows]
+    for name in names:
+        if not rows or name not in rows[0]:
+            raise DataError(f"{table} is no table with rows and the column {name}: correct it")
+    return [[row[name] for row in rows] for name in names]
 
 
 def read_items(sources: Sequence[str]) -> Iterator[Item]:

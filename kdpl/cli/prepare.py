@@ -149,15 +149,18 @@ def parse_stages(out: Path, run: Options) -> "dict[str, KdplCLI]":
         # for estimates and runs beside this one
         features = str(out.absolute().parent / FEATURES_FOLDER)
         student = student.derive({"model": {"init_args": {"features_folder": features}}})
-        if _from_user(student) and "model.engine" not in run.names_set():
-            student = student.derive({"model": {"init_args": {"engine": "auto"}}})
+    data, names_set = student.data(), run.names_set()
+    from_user = data.reading.reader.from_user
+    # published results do not depend on what is installed
+    if from_user and f"{_ARGUMENTS}.engine" in student.config and "model.engine" not in names_set:
+        student = student.derive({"model": {"init_args": {"engine": "auto"}}})
     if (
         without_labels
         # parsed settings do not tell a default from the same value in a config
-        and not any(name.startswith("model.target") for name in run.names_set())
+        and not any(name.startswith("model.target") for name in names_set)
         # a difference of logits has no refined target, and several labels are not refined
         and student.config.get("model.init_args.loss.kind", "kl") == "kl"
-        and student.data().task == MULTI_CLASS.name
+        and data.task == MULTI_CLASS.name
     ):
         student = student.derive({"model": {"init_args": {"target": "refined"}}})
     stages = {"teacher": teacher, "student": student}
@@ -165,16 +168,12 @@ def parse_stages(out: Path, run: Options) -> "dict[str, KdplCLI]":
     if (
         not is_tuned(teacher)
         and _refines(student)
-        and "data.train_on_val" not in run.names_set()
-        and _from_user(student)
+        and "data.train_on_val" not in names_set
+        and from_user
     ):
         values = {"data": {"init_args": {"train_on_val": "auto"}}}
         stages = {name: stage.derive(values) for name, stage in stages.items()}
     return stages
-
-
-def _from_user(student: "KdplCLI") -> bool:
-    return student.data().reading.reader.from_user
 
 
 def _refines(student: "KdplCLI") -> bool:

@@ -91,7 +91,7 @@ class EvaluationSampler(DistributedSampler[int]):
 class RepeatedSampler(SequentialSampler):
     """The order of a sampler's first epoch in each epoch, for ``trainer.overfit_batches``.
 
-    Lightning would put a sampler of its own in the place of one that is not sequential.
+    Sequential, because Lightning replaces any other sampler.
     """
 
     def __init__(self, sampler: Iterable[Any]) -> None:

@@ -1,8 +1,7 @@
 """Positions of images in shards: found once, and kept for later starts and all processes.
 
 The index of a folder's shards is a file in the folder, or in the user's cache for shards behind
-URLs. In a folder that cannot be written to, the
-shards are indexed at each start.
+URLs. In a folder that cannot be written to, the shards are indexed at each start.
 """
 
 import os
