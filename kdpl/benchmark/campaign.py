@@ -202,18 +202,17 @@ class Campaign(_Settings):
 
         All rows stay, since those chosen may need them.
         """
-        options = {
-            "dataset": (*self.datasets, *self.variants),
-            "seed": self.seeds,
-            "row": tuple(self.rows),
-        }
-        for kind, wanted in {"dataset": datasets, "seed": seeds, "row": rows}.items():
-            for value in wanted:
-                if value not in options[kind]:
-                    choice = ", ".join(map(str, options[kind]))
-                    raise ConfigError(
-                        f"{kind} {value} is not in the campaign: choose from {choice}"
-                    )
+        choices: list[tuple[str, Collection[object], Collection[object]]] = [
+            ("dataset", datasets, (*self.datasets, *self.variants)),
+            ("seed", seeds, self.seeds),
+            ("row", rows, self.rows),
+        ]
+        for kind, wanted, options in choices:
+            if unknown := [value for value in wanted if value not in options]:
+                choice = ", ".join(map(str, options))
+                raise ConfigError(
+                    f"{kind} {unknown[0]} is not in the campaign: choose from {choice}"
+                )
         chosen = {"datasets": datasets, "variants": datasets, "seeds": seeds}
         parts = {
             key: tuple(value for value in getattr(self, key) if not wanted or value in wanted)

@@ -61,7 +61,6 @@ class Published:
 
 def read_published(file: Path, kind: Kind) -> Published:
     """Read a published checkpoint."""
-    # the file must be a checkpoint of this kind
     content = read_torch_file(file)
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
@@ -76,7 +75,6 @@ def read_published(file: Path, kind: Kind) -> Published:
             f"{file} holds a {held}, expected a {kind}: use the command import {held}"
         )
 
-    # the trained tensors
     part = _Part(file, dict(state))
     visual = part.take_prompts(_VISION, "image_encoder")
     if kind == "teacher":
@@ -89,7 +87,6 @@ def read_published(file: Path, kind: Kind) -> Published:
     else:
         learned = {"encoder.prompts.tokens": visual, **part.take_projector()}
 
-    # CLIP's weights, and what is left
     clip: dict[str, tuple[str, str, Tensor]] = {}
     for name in list(part.left):
         if match := _CLIP_NAMES[kind].fullmatch(name):
@@ -217,7 +214,6 @@ class TakeOver(Callback):
     @torch.no_grad()
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the tensors now that the module is complete and before anything is written."""
-        # all shapes must match
         published = self.published
         tensors = {**dict(pl_module.named_parameters()), **dict(pl_module.named_buffers())}
         targets = {name.removeprefix("prompts."): tensor for name, tensor in tensors.items()}
@@ -230,7 +226,6 @@ class TakeOver(Callback):
                     "teacher as in that file"
                 )
 
-        # copy, and write the results
         for name, tensor in published.learned.items():
             targets[name].copy_(tensor)
         folder = Path(trainer.default_root_dir)

@@ -11,7 +11,7 @@ from kdpl.data.domain import domain_of
 from kdpl.data.inference import infer
 from kdpl.errors import ConfigError, DataError
 from kdpl.metrics import ACC, BASE_ACC, TEST_CHOICE
-from kdpl.module import ClassifyingModule
+from kdpl.module import ClassifyingModule, evaluating
 from kdpl.runtime.messages import inform, warn
 from kdpl.tasks import require_one_class
 
@@ -56,7 +56,6 @@ class BestOnBaseTest(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Test this epoch's weights; after the last epoch restore the best ones."""
-        # keep the best weights so far
         accuracy = _base_accuracy(trainer, cast(ClassifyingModule, pl_module), self._test_images)
         pl_module.log(TEST_CHOICE, accuracy)
         if accuracy > self.accuracy:
@@ -90,10 +89,8 @@ def _base_accuracy(
         with trainer.precision_plugin.forward_context():
             return module.class_logits(images)
 
-    module.eval()
-    for logits, batch in infer(classify, test_images, module.device):
-        metric.update(logits.float(), batch.labels.to(module.device))
-    module.train()
-
+    with evaluating(module):
+        for logits, batch in infer(classify, test_images, module.device):
+            metric.update(logits.float(), batch.labels.to(module.device))
     values = metric.compute()
     return float(values.get(BASE_ACC, values[ACC]))

@@ -48,7 +48,6 @@ def benchmark(
     from kdpl.benchmark.campaign import read_campaign
     from kdpl.benchmark.protocols import plan
 
-    # plan, and refuse what would fail later
     file, folder = Path(campaign), Path(out)
     chosen = read_campaign(file).choose(datasets, seeds, rows)
     steps = plan(chosen, folder, root, settings, rows)
@@ -134,7 +133,6 @@ def _problems(steps: "Sequence[CampaignStep]", root: str | None) -> list[str]:
         clips[is_student, ClipConfig(**vars(model.init_args.clip))] = None
         stage.check()
 
-    # the benchmark's datasets
     missing = [step for step in steps if not step.done()]
     files = dict.fromkeys(Path(file).stem for step in missing for file in config_files(step.args))
     for name in files:

@@ -39,7 +39,6 @@ def data(
 
         return 0 if download(name, Path(root).expanduser()) else 1
 
-    # count the classes
     splits, expected = BenchmarkSet(name, root).read(), BENCHMARKS[name].num_classes
     print(splits.origin)
     print(f"classes: {_shown(splits.class_names)}")
@@ -56,7 +55,6 @@ def data(
             print(f"wrong: {split} has images of {len(counts)} classes, expected {expected}{named}")
             wrong = True
 
-    # decode the images
     num_bad = 0
     for image in inspect(splits.sources, "decoding", splits.open_image, workers=workers):
         if image.problem is not None:

@@ -42,7 +42,6 @@ def download(name: str, root: Path) -> bool:
     Returns:
         Whether the dataset is there.
     """
-    # no download of ImageNet, nor of what is there
     dataset = BenchmarkSet(name, str(root))
     check = command("data", "check", name, "--root", root)
     if dataset.benchmark.read is read_imagenet:
@@ -59,7 +58,6 @@ def download(name: str, root: Path) -> bool:
         # not the images' folder, such as SUN397 in sun397
         return folder != dataset.benchmark.images and _dataset_called(folder) == name
 
-    # download, arrange in a temporary folder, and rename it once the reader accepts it
     store = root / f".{name}.download"
     files = _fetch(name, store)
     with atomic_path(dataset.folder) as staging:
@@ -140,7 +138,6 @@ def unpack(archive: Path, folder: Path, is_wrapper: Callable[[str], bool]) -> No
 
 
 def _move(scratch: Path, folder: Path, is_wrapper: Callable[[str], bool]) -> None:
-    # what macOS adds
     shutil.rmtree(scratch / "__MACOSX", ignore_errors=True)
     for path in [*scratch.rglob(".DS_Store"), *scratch.rglob("._*")]:
         path.unlink()

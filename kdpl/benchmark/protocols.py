@@ -34,14 +34,12 @@ def plan(
     rows: Sequence[str] = (),
 ) -> list[CampaignStep]:
     """Return a campaign's steps in the order of a single process."""
-    # the steps of all protocols; shared steps once
     planner = _Planner(campaign, out, root, options)
     steps: dict[str, CampaignStep] = {}
     for protocol in campaign.protocols:
         for step in planner.steps(protocol):
             steps.setdefault(step.title, step)
 
-    # the tests of the rows, and all steps that these need
     wanted: set[str] = set()
     new = [
         step.title
@@ -76,10 +74,8 @@ class _Planner:
             for stage in ("teacher", "student")
         )
         if protocol == "cross_dataset":
-            # fits on the source
             for seed, name in product(seeds, teachers):
                 yield from self._fit(self._source_run(seed, name), self.source, tested=False)
-            # tests of teachers, and students, on each target
             for dataset, seed in product(campaign.datasets, seeds):
                 for name in teachers:
                     yield from self._elsewhere(protocol, dataset, seed, name)
@@ -93,7 +89,6 @@ class _Planner:
 
     def _fit(self, run: CampaignRun, dataset: str, tested: bool = True) -> Iterator[CampaignStep]:
         """Yield a run's fit, and perhaps its test."""
-        # configs and options, from the general to the particular
         row, folder = self.rows[run.row], self.out / run.name
         configs, options = [config_of(dataset)], self._root_of(dataset)
         if run.protocol == "base_to_novel":
@@ -112,7 +107,6 @@ class _Planner:
             # an untuned row stays untuned, even if the options for every fit set max_epochs
             args.append("--trainer.max_epochs=0")
 
-        # teacher and class vectors
         needs = []
         if row.of is not None:
             alike = self._run(run.protocol, dataset, run.seed, row.of, run.setting)

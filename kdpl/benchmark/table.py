@@ -161,7 +161,6 @@ class _Maker:
             }
             self.rows[name] = CampaignRow.model_validate(row)
         self.results = [r for r in results if r.row in self.rows]
-        # accuracies in %, of each cell by seed
         self.figures = defaultdict[tuple[str, ...], dict[int, Figures]](dict)
         for r in self.results:
             percents = {metric: 100 * value for metric, value in r.metrics.items()}

@@ -50,7 +50,6 @@ class Requeue(Checkpoint):
     def _end_if_signalled(self, trainer: Trainer, save: bool) -> None:
         if not trainer.strategy.reduce_boolean_decision(slurm.signalled(), all=False):
             return
-        # save, requeue on one process, and exit on all
         file = Path(trainer.default_root_dir) / LAST
         if save:
             trainer.save_checkpoint(file)
@@ -88,7 +87,6 @@ class InterruptionHandler(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Mark the error for its message, and let no other process outlive this process."""
-        # end the other processes at exit
         self._note_processes(trainer)
         for processes in self.launched:
             for process in processes:
@@ -96,7 +94,6 @@ class InterruptionHandler(Callback):
             # the launcher watches this list, and would kill this process before it prints the error
             processes.clear()
 
-        # add step and checkpoint to the error of a fit
         if trainer.state.fn != "fit" or isinstance(exception, slurm.Requeued | slurm.RequeueError):
             return
         last = Path(trainer.default_root_dir) / LAST

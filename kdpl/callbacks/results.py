@@ -51,7 +51,6 @@ class SaveTestResults(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, *_: object
     ) -> None:
         """Keep index, label, predictions and probability of each image."""
-        # over all classes
         evaluated = cast(EvalOutput, outputs)
         logits, labels = evaluated["logits"], evaluated["labels"]
         num_base, task = domain_of(trainer).num_base, cast(ClassifyingModule, pl_module).task
@@ -60,7 +59,6 @@ class SaveTestResults(Callback):
             return
         probability, predicted = task.probabilities(logits).max(dim=1)
         columns = (c.tolist() for c in (evaluated["indices"], labels, predicted, probability))
-        # within the base or novel classes of the label
         half: Iterable[int | None] = repeat(None, len(labels))
         if num_base is not None:
             half = task.labels(_within_half(logits, labels, num_base)).tolist()
@@ -71,7 +69,6 @@ class SaveTestResults(Callback):
         rows = gather(self._rows, trainer.world_size)
         images = sum(gather([self._images], trainer.world_size))
         if trainer.is_global_zero:
-            # name images and classes
             data = domain_of(trainer)
             names, records = data.class_names, data.splits.test
             self._predictions = [

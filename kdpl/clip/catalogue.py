@@ -42,7 +42,6 @@ def catalogue(word: str = "") -> list[CatalogueEntry]:
     """List the CLIPs whose name or tag contains a word, ignoring case; needs no network."""
     entries = []
     for model, (config, tags) in sorted(known_models().items(), key=lambda item: item[0].lower()):
-        # an entry for each licence of the matching tags
         by_licence: dict[str, list[str]] = {}
         for tag in tags:
             if word.lower() in f"{model} {tag}".lower():

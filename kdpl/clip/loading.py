@@ -93,7 +93,7 @@ class Source:
     ``load_clip`` is None for models that are not CLIPs and have no text tower. If a library other
     than open_clip builds the image tower, the scheme is a key of its ``vision_cfg``.
     ``build_image_tower`` rebuilds a classifier's tower from ``tower.config``, which may hold only
-    what ``kinds.require_modest`` accepts.
+    what ``building.require_modest`` accepts.
     """
 
     load_clip: Callable[[ClipConfig], Clip] | None
@@ -173,7 +173,6 @@ def load_clip(config: ClipConfig) -> Clip:
     model_config, read = _find(config)
     text = model_config["text_cfg"]
     tokenize = _tokenizer(config.model, text)  # before anything large is built or fetched
-    # build the whole model, load the weights, and split it
     source = text.get("hf_model_name")
     with from_transformers(config.model, "text tower", source) if source else nullcontext():
         model = build_clip({**model_config, "text_cfg": text_settings(text)})
@@ -235,7 +234,6 @@ def _find(config: ClipConfig) -> tuple[ModelConfig, Callable[[], Weights]]:
         listed = open_clip.get_model_config(name)
         read = partial(read_weights, config, open_clip.list_pretrained_tags_by_model(name))
     else:
-        # suggest similar names
         names = [*_REGISTRY, *list_models()]
         close = difflib.get_close_matches(name, names, n=3) or names[:3]
         raise WeightsError(
@@ -320,7 +318,6 @@ def _image_half(
     parts: tuple[str, ...],
 ) -> ImageClip:
     """Load the weights whose names begin with one of ``parts``, and wrap the image tower."""
-    # read the weights, or keep the random ones
     name = config.model
     if config.pretrained == RANDOM:
         warnings.warn(
@@ -330,7 +327,6 @@ def _image_half(
     else:
         weights = read()
     load_weights(model, weights, name, parts)
-    # prepare images as in training, unless the config says otherwise
     images = dict(weights.images)
     images |= {key: value for key, value in vars(config).items() if key in images and value}
     preprocessing = Preprocessing(

@@ -59,7 +59,6 @@ class Frozen(nn.Module, Generic[ModuleT]):
         """
         towers = [module for module in self.module.modules() if isinstance(module, FrozenTower)]
         for weight in (weight for tower in towers for weight in tower.cast_weights()):
-            # round from float32, or restore float32 where it was kept
             source: Tensor | None = weight.data
             if weight.dtype == torch.float32 != dtype:
                 self._float32[weight] = weight.data.cpu() if self._keep else None
@@ -194,14 +193,12 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 def require_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Raise a ValueError for the first difference of tensors from a module's expected ones."""
-    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
-    strange = {"missing": missing, "unknown": unknown}
-    if missing or unknown:
-        raise ValueError(
-            ", ".join(
-                f"tensor '{min(names)[:80]}' is {how}" for how, names in strange.items() if names
-            )
-        )
+    strange = {
+        "missing": expected.keys() - tensors.keys(),
+        "unknown": tensors.keys() - expected.keys(),
+    }
+    if problems := [f"tensor '{min(n)[:80]}' is {how}" for how, n in strange.items() if n]:
+        raise ValueError(", ".join(problems))
     for name in sorted(expected):
         if expected[name].shape != tensors[name].shape:
             raise ValueError(

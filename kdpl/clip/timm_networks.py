@@ -51,7 +51,6 @@ def load_image_clip(config: ClipConfig) -> ImageClip:
             f"timm has no model called {name!r}: use one of its names, such as "
             f"{', '.join([*close, 'resnet18'])}"
         )
-    # build it, with the same random weights every time, or with timm's
     defaults: Any = timm.get_pretrained_cfg(name)
     size = config.image_size or defaults.input_size[-1]
     with torch.random.fork_rng(devices=[]):
@@ -94,7 +93,6 @@ def _load_file(network: Any, path: Path, classifier: str | tuple[str, ...], name
         raise WeightsError(
             f"weights file {path} does not exist: give a file, {RANDOM}, or nothing for timm's own"
         )
-    # leave out the classifier
     heads = (classifier,) if isinstance(classifier, str) else classifier or ()
     prefixes = tuple(f"{head}." for head in heads)
     state = {k: v for k, v in read_state(path).items() if not k.startswith(prefixes)}

@@ -47,13 +47,11 @@ def read_weights(config: ClipConfig, tags: list[str]) -> Weights:
         raise ConfigError(
             f"{config.model} has several weights: set clip.pretrained to a tag or a weights file"
         )
-    # a pretrained tag
     tag = open_clip.get_pretrained_cfg(config.model, config.pretrained)
     if tag:
         path = _fetch(config, tag)
         images = {key: tag.get(key, usual) for key, usual in _OPENAI.items()}
         return Weights(read_state(path), str(path), images)
-    # a weights file
     path = Path(config.pretrained)
     if not path.is_file():
         raise WeightsError(
@@ -105,7 +103,6 @@ def preprocessing_of_file(config: ClipConfig, path: Path) -> Mapping[str, Any]:
     They come from the JSON file next to the weights, or from the model's pretrained tags; a
     WeightsError if the tags differ in a value that the config does not set.
     """
-    # collect what is known of the images
     config_file = path.with_name(CONFIG_FILE)
     if config_file.is_file():
         candidates = [read_part(config_file, "preprocess_cfg")]
@@ -151,7 +148,6 @@ def load_weights(
     model: nn.Module, weights: Weights, name: str, prefixes: tuple[str, ...] = ("",)
 ) -> None:
     """Load weights whose names begin with one of ``prefixes``, or raise a WeightsError."""
-    # convert the names to the model's layout
     state = dict(weights.state)
     if hasattr(model, "text") and "positional_embedding" in state:
         state = convert_to_custom_text_state_dict(state)

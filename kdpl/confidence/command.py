@@ -1,7 +1,6 @@
 """The commands of confidence, ``calibrate`` and ``watch``, and its options of ``predict``."""
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,9 +36,9 @@ def calibrate(classifier: str, images: str, *, class_names: str | None = None) -
     from kdpl.classifier.bulk import load_classifier
     from kdpl.confidence.held_out import NAME, HeldOutScores
     from kdpl.confidence.labeled import encode_records, labeled_records, require_unseen
+    from kdpl.runtime.messages import warn
     from kdpl.tasks import require_one_class
 
-    # classify the images
     loaded = load_classifier(classifier, None, "auto")
     require_one_class(loaded.task.name, "calibrate")
     records = labeled_records(images, class_names, loaded.class_names, one_of_a_group=True)
@@ -47,7 +46,6 @@ def calibrate(classifier: str, images: str, *, class_names: str | None = None) -
     vectors, digest = loaded.cpu().head.class_vectors, loaded.fingerprint()
     require_unseen(Path(classifier), digest, records, features)
 
-    # save the scores, and the companions that rest on held-out images
     scores = HeldOutScores.of(loaded.logits(features), labels)
     for companion in {**loaded.companions, NAME: scores}.values():
         calibrated = companion.calibrated(features, vectors, loaded.logit_scale, labels)
@@ -55,7 +53,7 @@ def calibrate(classifier: str, images: str, *, class_names: str | None = None) -
     accuracy = float(scores.correct.float().mean())
     print(f"{len(scores)} images: accuracy {accuracy:.1%}, temperature {scores.temperature:.3g}")
     if warning := scores.temperature_warning():
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(warning)
     return 0
 
 
@@ -99,7 +97,6 @@ def watch(
             f"--false-alarms is {false_alarms}, expected {LEAST_RATE:.2%} or more: "
             "give for example 1%"
         )
-    # the reference: given images, or the sample that the classifier keeps
     loaded = load_classifier(classifier, None, "auto")
     require_one_class(loaded.task.name, "watch")
     threshold = rule.of(loaded).threshold
@@ -114,7 +111,6 @@ def watch(
             f"{len(pool)}: {REMEDY}"
         )
 
-    # compare, and report the result
     new = read_batch(loaded, sources, "IMAGES")
     summary, missing = compare_batches(loaded, pool, new, threshold, rate, trained_on=not against)
     reasons = "; ".join(summary["because"])
@@ -155,12 +151,13 @@ def options(
         from kdpl.confidence.decision import decision_rule
         from kdpl.confidence.held_out import held_out_of
         from kdpl.confidence.unknown import limit_warning, unknown_of
+        from kdpl.runtime.messages import warn
 
         rule = decision_rule(classifier, error, coverage, calibrated, unknown, rejected)
         if calibrated and (warning := held_out_of(classifier).temperature_warning()):
-            print(f"warning: --calibrated: {warning}", file=sys.stderr)
+            warn(f"--calibrated: {warning}")
         if unknown and (warning := limit_warning(unknown_of(classifier).held_out)):
-            print(f"warning: --unknown: {warning}", file=sys.stderr)
+            warn(f"--unknown: {warning}")
         return rule
 
     return rule_of

@@ -35,7 +35,6 @@ def decision_rule(
         ArtifactError: The classifier has no scores of held-out images, or of being none of the
             classes.
     """
-    # refuse what cannot be combined
     wanted = {"max_error": max_error, "sets": sets, "reject_unknown": reject_unknown}
     shares = {name: share for name, share in wanted.items() if share is not None}
     if unknown or calibrated or shares:

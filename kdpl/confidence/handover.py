@@ -31,7 +31,6 @@ def make_companions(trainer: Trainer, classifier: Classifier) -> list[Companion]
         features = classifier.encoder(images)
         return features, classifier.logits(features)
 
-    # validation images, one of each group
     data = domain_of(trainer)
     columns = on_validation_images(trainer, classify, classifier.head.class_vectors.device)
     if not trainer.is_global_zero:
@@ -42,7 +41,6 @@ def make_companions(trainer: Trainer, classifier: Classifier) -> list[Companion]
         features, logits, labels = (column[counted] for column in columns)
         validation = ValidationOutputs(features, logits, labels, sampled)
 
-    # a sample of the pool, with and without the images that a filter left out
     pool = pool_of(classifier, data, cast(ClassifyingModule, trainer.lightning_module))
     kept = [predicted for source, predicted in pool if source not in data.training_pool.left_out]
     outputs = StudentOutputs(
@@ -66,7 +64,6 @@ def on_validation_images(
 
     They are on the CPU, in the order of the images, each [N, …]; None without any image.
     """
-    # on this process
     batches = []
     for outputs, batch in infer(network, domain_of(trainer).validation_images(), device):
         columns = [*(output.float() for output in outputs), batch.labels, batch.indices]

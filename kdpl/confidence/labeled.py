@@ -62,7 +62,6 @@ def labeled_records(
             f"{images} has several splits, and the classifier has seen one of them: give images "
             "of another"
         )
-    # from the labels of the data to the classifier's
     if class_names is not None:
         mapping = read_class_mapping(Path(class_names), keys, complete=False)
         keys = [mapping[key].name for key in keys]

@@ -46,12 +46,10 @@ def _scored(predictions: Sequence[ImagePrediction]) -> tuple[Floats, Bools]:
 
 def calibrate(run: Run) -> dict[str, Any]:
     """Measure the student's calibration on test images, before and after temperature scaling."""
-    # as it is
     predictions = spread(run.require("student").predictions, MAX_MEASURED)
     confidences, correct = _scored(predictions)
     before = diagram("as it is", confidences, correct)
     facts: dict[str, Any] = {"before": before, "after": None, "gap": None}
-    # at the temperature of the held-out images
     try:
         held_out = held_out_of(run.classifier)
         temperature = held_out.best_temperature()
@@ -71,7 +69,6 @@ def diagram(title: str, confidences: Floats, correct: Bools) -> dict[str, Any]:
     edges = np.linspace(0, 1, NUM_BINS + 1)
     # bin i holds edges[i] < confidence <= edges[i + 1]; torchmetrics puts confidences of 1 apart
     number = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, NUM_BINS - 1)
-    # number and means of each bin
     images = np.bincount(number, minlength=NUM_BINS)
     accuracy, confidence = (
         np.bincount(number, values, minlength=NUM_BINS) / np.maximum(images, 1)
@@ -104,7 +101,6 @@ def rejection(run: Run) -> dict[str, Any]:
     predictions = run.require("student").predictions
     scores, correct = _scored(predictions)
     facts: dict[str, Any] = {"chart": _risk_coverage(scores, correct)}
-    # thresholds need held-out images
     held_out, gap = attempt(lambda: held_out_of(run.classifier))
     if held_out is None:
         return {**facts, "rows": [], "rejects": None, "gap": gap}
@@ -168,7 +164,6 @@ def tree(run: Run) -> dict[str, Any] | None:
     if not (file := run.main.folder / FILE).is_file():
         return None
     _ = run.main.predictions  # an ArtifactError, in place of the section, if it was not tested
-    # accuracies at each level, and of whole paths
     levels = range(1, len(Taxonomy.read(file, run.vectors.class_names).nodes) + 1)
     rows = {f"level {level}": level_accuracy(level) for level in levels} | {"path": LEVEL_PATH}
     accuracies = {title: dict[str, Any]() for title in rows}

@@ -162,14 +162,12 @@ class Unknown(Float32Module, LearnedCompanion):
             negatives: Text features of things that are not a class, normalised [M, D].
             words: Words of the negative vectors.
         """
-        # a mean for each predicted class, and one covariance
         precise = features.double()
         nearest = MULTI_CLASS.labels(precise @ class_vectors.double().T)
         predicted, members = torch.unique(nearest, return_inverse=True)
         means = torch.stack([precise[members == i].mean(dim=0) for i in range(len(predicted))])
         centered = precise - means[members]
         covariance = centered.T @ centered / len(precise)
-        # whitening by the inverse Cholesky factor
         covariance.diagonal().add_(_RIDGE * covariance.diagonal().mean() + 1e-8)
         lower = torch.linalg.cholesky(covariance)
         whitening, center = torch.linalg.inv(lower).T, precise.mean(dim=0)
@@ -227,7 +225,6 @@ class Unknown(Float32Module, LearnedCompanion):
         distance = squares.clamp(min=1e-6).log()
         if not self.words:
             return distance, torch.zeros_like(distance)
-        # log p - log(1 - p) of a softmax over both
         of_classes, of_negatives = (
             (logit_scale * (features @ vectors.T)).logsumexp(dim=1)
             for vectors in (class_vectors, self.negatives)

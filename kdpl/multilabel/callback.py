@@ -77,7 +77,6 @@ class SeveralLabels(Handover):
         def joined(labels: Iterable[int]) -> str:
             return SEPARATOR.join(names[label] for label in labels)
 
-        # a row for each image, in the order of the test split
         columns = ("index", "source", "labels", "predicted", "probabilities")
         rows: list[tuple[object, ...]] = [columns]
         decided, probabilities = task.labels(logits), task.probabilities(logits)
@@ -90,7 +89,6 @@ class SeveralLabels(Handover):
             rows.append((index, record.source, labels, predicted, numbers))
         write_rows(folder / PREDICTIONS_FILE, rows)
 
-        # a row for each class
         scores = class_scores(logits, targets, task.thresholds)
         thresholds = task.thresholds_of(len(names))
         table: list[tuple[object, ...]] = [
@@ -111,7 +109,6 @@ def _choose(trainer: Trainer, module: ClassifyingModule) -> None:
         with trainer.precision_plugin.forward_context():
             return [module.class_logits(images).float()]
 
-    # from validation images, else from unlabelled ones
     with evaluating(module):
         outputs = on_validation_images(trainer, classify, module.device)
     if outputs is not None:

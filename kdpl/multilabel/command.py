@@ -55,7 +55,6 @@ def thresholds(
     values = [value if label in having else before[label] for label, value in enumerate(chosen)]
     keep_task(Path(classifier), MultiLabel(values).settings())
 
-    # print how well the thresholds do on these images
     scores = class_scores(logits, targets, values)
     print("class, threshold, images, precision, recall, F1 on these images:")
     for label, name in enumerate(names):

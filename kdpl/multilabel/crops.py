@@ -85,7 +85,6 @@ class Crops:
                 for left in _starts(width, edge)
             ]
         )
-        # score them by the sums inside them and around their border
         left, top, edge = candidates.T
         border = np.maximum(1, np.rint(_BORDER * edge)).astype(int)
 
@@ -99,7 +98,6 @@ class Crops:
         inside, around = total(-border), total(border)
         score = (inside - _BORDER_WEIGHT * (around - inside)) / edge**1.5
 
-        # keep the best of boxes that overlap
         corners = np.column_stack([left, top, left + edge, top + edge]).astype(np.float64)
         kept = nms(torch.from_numpy(corners), torch.from_numpy(score), _MOST_OVERLAP)
         # repeat the best ones if the image has too little room for ``count`` boxes

@@ -66,12 +66,7 @@ _STRENGTH = 30.0
 
 
 class LogOdds(NamedTuple):
-    """Indices of unlabelled images [N], log odds of their classes [N, C], and how they were made.
-
-    Attributes:
-        scales: The scales of the crops.
-        made_from: The origin, see ``kdpl.targets.inputs.TargetInputs``.
-    """
+    """Indices of unlabelled images [N], log odds of classes [N, C], scales of crops, and origin."""
 
     images: Tensor
     log_odds: Tensor
@@ -152,7 +147,6 @@ class LocalViews(PreparedTarget[tuple[Tensor, Tensor, Scales]]):
         return TargetValues(tensors["images"], tensors["log_odds"]), fields.get("made_from")
 
     def _make(self, inputs: TargetInputs, negatives: Tensor) -> tuple[Tensor, Scales]:
-        # the texts of classes and other things
         vectors, targeted = inputs.vectors, inputs.pool.targeted
         texts = vectors.logit_scale * torch.cat([vectors.vectors, negatives]).to(inputs.device)
         views = Views(texts, len(vectors.vectors))
@@ -167,7 +161,6 @@ class LocalViews(PreparedTarget[tuple[Tensor, Tensor, Scales]]):
             )
         crops = crops_of(scales)
 
-        # a probe, if the labels are enough
         has = _multi_hot(inputs)
         chosen = spread(range(len(has)), _MOST_LABELED)
         images = f"{len(targeted)} images, with {len(negatives)} words for other things"
@@ -246,7 +239,6 @@ class Views:
             has: Labels of the images for the first K classes, bool [n, K]; at least two classes
                 occur, and some image lacks one.
         """
-        # fit to the standardised features of crops
         labeled = has.shape[1]
         crops = best.view(len(best), self.classes, -1)[:, :labeled]
         rows = crops.flatten(0, 1).cpu().double()
@@ -296,17 +288,10 @@ def summaries_of(
 ) -> Tensor:
     """Apply a function to the teacher's features of each image's boxes.
 
-    The crops of each image are encoded separately, so that its summary is bit-equal for any other
-    images and number of processes.
-
-    Args:
-        inputs: The target's inputs.
-        crop: Makes the crops; it is sent to worker processes.
-        summarize: Maps the normalised features [V, D] of an image's boxes to float [K].
-        images: Sources of labelled images; None: the unlabelled images that need a target.
-
-    Returns:
-        Summaries of all images, float32 [N, K].
+    ``summarize`` maps normalised features [V, D] to float [K]. ``images`` are sources of labelled
+    images; None: the unlabelled images that need a target. Returns float32 [N, K]. The crops of
+    each image are encoded separately, so that its summary is bit-equal for any other images and
+    number of processes.
     """
     sources = inputs.pool.images.take(inputs.pool.targeted) if images is None else Names.of(images)
 

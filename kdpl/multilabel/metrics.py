@@ -66,7 +66,6 @@ class MultiLabelMetrics(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the values by name."""
-        # scores of each class
         logits, targets = dim_zero_cat(self.logits), dim_zero_cat(self.targets)
         scores = class_scores(logits, targets, self.thresholds)
         decided, has = decisions(logits, self.thresholds), targets.bool()
@@ -75,7 +74,6 @@ class MultiLabelMetrics(Metric):
         if self.num_base is not None:
             parts |= {"base_": slice(self.num_base), "novel_": slice(self.num_base, None)}
 
-        # means over all, base and novel classes
         values: dict[str, Tensor] = {}
         for name, part in parts.items():
             values[name + MAP] = scores.average_precision[part].nanmean()

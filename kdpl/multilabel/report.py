@@ -42,7 +42,6 @@ _PROBES = {
 
 def several_labels(run: Run) -> dict[str, Any]:
     """Collect scores of all tested models and probes, and classes and images of the last one."""
-    # mAP and F1 of models, probes and chance
     tested, probes, gaps = dict[str, list[float]](), dict[str, float](), list[str]()
     for key, title in _MODELS.items():
         stage = getattr(run, key)
@@ -64,7 +63,6 @@ def several_labels(run: Run) -> dict[str, Any]:
     key = test_key(MAP if run.vectors.num_base is None else BASE_MAP)
     of_student = {} if run.student is None else run.student.results
 
-    # classes and images of the run's last stage
     folder = run.main.folder
     try:
         rows, classes = (read_rows(folder / name) for name in (PREDICTIONS_FILE, PER_CLASS_FILE))
@@ -160,11 +158,9 @@ def linear_probe(run: Run, role: str) -> float:
     The probe learns from the teacher's labels; with ``base_to_novel``, it has only the base
     classes. The result is kept in the run's folder, next to the results of the stages.
     """
-    # refuse what has no labels or no features
     config, data = clip_of(run.stages[role]), run.labeled.data
     require_probe(config, data)
 
-    # encode the splits, and fit and measure
     clip, classes = load_encoder(config), len(data.tuning_class_names)
 
     def encoded(split: EvaluationSplit) -> tuple[Tensor, Tensor]:
@@ -209,7 +205,6 @@ def probed_map(
         logits = (part[0] - mean) / scale @ probe[0] + probe[1]
         return float(class_scores(logits, part[1], None).average_precision.nanmean())
 
-    # the strength with the best mAP on validation images
     if val is None:
         return precision(fit(STRENGTHS[0]), test)
     return precision(max(map(fit, STRENGTHS), key=lambda probe: precision(probe, val)), test)

@@ -127,7 +127,6 @@ def _labeled_logits(teacher: TeacherPromptTuning) -> tuple[Tensor, Tensor]:
     images = EvaluationImages(records, domain.splits.open_image, teacher.resizing, count)
     batches = LazyLoader(images, range(len(images)), _AT_ONCE, domain.num_workers)
 
-    # similarities of images and class names
     encode = partial(teacher.prompts.encode_images, teacher.image_tower.module)
     with evaluating(teacher), teacher.trainer.precision_plugin.forward_context():
         features, labels = infer_labeled(encode, batches, teacher.device)

@@ -52,7 +52,6 @@ class AttributeTextPrompts(TextPrompts):
     ) -> Tensor:
         """Encode arranged texts as ``TextPrompts`` does, not normalised, [C, embed_dim]."""
         tower = promptable_text(tower)
-        # learnt tokens and the fixed name of each attribute in turn, then the context
         embedded = tower.token_embedding(cast(Tensor, self.names)).split(self.lengths)
         parts = [
             part for pair in zip(self.attribute_tokens, embedded, strict=True) for part in pair
@@ -64,15 +63,13 @@ class AttributeTextPrompts(TextPrompts):
 class AttributePrompts(IndependentPrompts):
     """Independent prompts with attributes in the texts.
 
-    Each attribute is preceded by as many learnt tokens as the context has.
-
-    ``text_prompts.depth`` 1 is the shallow version; larger values are the deep version.
+    Each attribute is preceded by as many learnt tokens as the context has. ``text_prompts.depth`` 1
+    is the shallow version; larger values are the deep version. As published, ``context`` is None.
 
     Args:
-        vision: Size of the visual prompts.
+        vision: As in ``PromptMethod``, like ``clip``.
         text: Size of the text prompts without the attributes.
-        context: Words that initialise the context; None for noise, as published.
-        clip: As in ``PromptMethod``.
+        context: Words that initialise the context; None for noise.
         attributes: Names of the attributes, each of one or more words.
 
     Raises:

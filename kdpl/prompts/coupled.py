@@ -33,7 +33,6 @@ class CoupledPrompts(IndependentPrompts):
                 f"{text.depth}: make them equal, or set method to independent"
             )
         super().__init__(PromptConfig(depth=0), text, context, clip)
-        # one linear map per layer
         self.vision_config = vision
         self.maps = nn.ModuleList()
         if self.text_prompts is not None:

@@ -134,7 +134,6 @@ class PromptMethod(Float32Module):
         that None resolved to. A ConfigError if a setting has no attribute of its name, or is not
         JSON.
         """
-        # arguments of the subclass alone
         variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
         common = signature(PromptMethod).parameters
         names = [

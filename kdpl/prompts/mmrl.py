@@ -74,7 +74,6 @@ class RepresentationTokens(PromptMethod):
                 "both towers, a share between 0 and 1, words, and a CLIP of two transformers"
             )
 
-        # what is learnt: the space, and the maps from it
         self.space = nn.Parameter(torch.randn(vision.length, width) * 0.02)
         projection = torch.randn(towers["image"].width, clip.image_tower.embed_dim)
         self.projection = nn.Parameter(projection * len(projection) ** -0.5)
@@ -99,7 +98,6 @@ class RepresentationTokens(PromptMethod):
                 new = tokens[layer].to(x.dtype).expand(x.shape[0], -1, -1)
                 x = torch.cat([x[:, :length], new], dim=1)
             x = run_block(block, x)
-        # class token and representation tokens
         x = tower.visual.ln_post(torch.cat([x[:, :1], x[:, length:]], dim=1))
         with torch.autocast(x.device.type, enabled=False):
             representation = x[:, 1:].mean(dim=1).float() @ self.projection

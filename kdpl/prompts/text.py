@@ -81,7 +81,6 @@ class TextPrompts(Float32Module):
         super().__init__()
         tower = promptable_text(tower, depth)
         require_size(length, depth, len(tower.blocks), "text")
-        # the start of the context: noise, or the embeddings of its words
         if context is None:
             start = torch.randn(length, tower.width) * INIT_STD
         else:
@@ -94,7 +93,6 @@ class TextPrompts(Float32Module):
             ids = ids[:length].to(tower.token_embedding.weight.device)
             start = tower.token_embedding(ids).detach()
 
-        # the learnt tokens
         self.context = nn.Parameter(start.to(torch.float32, copy=True))
         self.deep = nn.Parameter(
             torch.randn(depth - 1, length, tower.width, dtype=torch.float32) * INIT_STD

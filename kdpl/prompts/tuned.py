@@ -75,7 +75,6 @@ class TunedPrompts(PromptSettings):
     @classmethod
     def load(cls, path: Path) -> "TunedPrompts":
         """Read the file; an ArtifactError if it is missing, damaged, changed or another version."""
-        # metadata, then finite tensors, then the fingerprint of both
         tensors, values = read_tensors(path, KIND, VERSION, _REMEDY)
         teacher = values.pop("teacher", None)
         settings = parse_metadata(PromptSettings, values, str(path), _REMEDY)

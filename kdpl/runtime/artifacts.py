@@ -63,7 +63,6 @@ def read_tensors(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except Exception as error:  # safetensors has one error type for all damage, json another
         raise ArtifactError(f"{path} is damaged ({reason(error)}): {remedy}") from error
-    # check that it is a file of this kind and version
     if not isinstance(fields, dict) or fields.pop("kind", None) != kind:
         raise ArtifactError(f"{path} does not hold {kind}: {remedy}")
     stored = fields.pop("version", None)

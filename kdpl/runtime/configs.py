@@ -46,7 +46,6 @@ def find_config(value: str, folder: str | None = None) -> str:
         return str(shipped[name])
     if Path(value).is_dir():
         return value
-    # suggest similar names, first those that continue it
     candidates = [config for config in shipped if config.startswith(folder or "")]
     near = get_close_matches(name, candidates, n=3, cutoff=0)
     near.sort(key=lambda config: not config.startswith(name))

@@ -53,7 +53,6 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Append a row, with new columns for new metrics."""
-        # make the row
         path = Path(self._save_dir) / METRICS_FILE
         row: dict[str, Any] = {"step": step, **{k: float(value) for k, value in metrics.items()}}
         if "epoch" in row:
@@ -71,7 +70,6 @@ class MetricsCSV(Logger):
             csv.DictWriter(line, columns).writerow(row)
             append(path, line.getvalue())
         else:
-            # new columns: write the file again
             rows = [*(read_rows(path) if columns else []), row]
             columns += [name for name in row if name not in columns]
             write_rows(path, [columns, *([row.get(key, "") for key in columns] for row in rows)])

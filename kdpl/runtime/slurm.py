@@ -70,7 +70,6 @@ def requeue(what: str, checkpoint: Path | None = None) -> Requeued | RequeueErro
     print(
         f"the job's time is nearly over{kept}: job {job} is requeued, to resume {what}", flush=True
     )
-    # ask Slurm, and keep the reason if it refuses
     try:
         command = ["scontrol", "requeue", job]
         done = subprocess.run(  # noqa: S603

@@ -40,7 +40,6 @@ _ATTENTION = "sdpa"  # torch's, not the config's, as that may name a repository 
 def load_clip(config: ClipConfig) -> Clip:
     """Load a model, with the errors of ``kdpl.clip.load_clip``."""
     settings = _settings(config.model)
-    # the tokenizer, with its start and padding
     with _reading(config.model, "tokenizer") as (library, path):
         tokenizer = library.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         tokenizer.padding_side = "right"
@@ -57,7 +56,6 @@ def load_clip(config: ClipConfig) -> Clip:
         if "attention_mask" in encoded:
             padding = tokenizer.pad_token_id
             ends = int(encoded["attention_mask"].sum() - (encoded["input_ids"] != padding).sum())
-    # the model, split into towers
     model = _model(config, settings)
     tower = HuggingFaceTextTower(TextHalf(model, padding, ends), start)
     return _image_half(model, config, settings).with_text(tower, tokenize)
@@ -77,7 +75,6 @@ def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -
     kind = vision.pop("hf")
     if kind not in KINDS:
         raise ValueError(f"kdpl builds no image tower of kind {kind!r}")
-    # with the smallest text tower
     text = {name: vision[name] for name in ("hidden_size", "num_attention_heads")}
     text |= {"num_hidden_layers": 0, "vocab_size": 8}
     settings = CONFIG_MAPPING[kind](vision_config=vision, text_config=text, projection_dim=width)
@@ -118,7 +115,6 @@ def _image_half(model: Any, config: ClipConfig, settings: Any) -> ImageClip:
     size = preprocessing.image_size
     with _reading(config.model, "image tower"), torch.no_grad():
         (feature,) = visual(torch.zeros(1, 3, size, size))
-    # the config from which build_image_tower builds it again
     vision = settings.vision_config.to_diff_dict() | {"image_size": size}
     vision = {k: v for k, v in vision.items() if isinstance(v, int | float) or k == "hidden_act"}
     image = {"embed_dim": len(feature), "vision_cfg": {"hf": settings.model_type, **vision}}
@@ -164,7 +160,6 @@ def _resizing(model: str, fields: Mapping[str, Any]) -> tuple[int, int, ResizeMo
             "use another model, or correct its preprocessor_config.json"
         )
 
-    # refuse all steps that Preprocessing does not have
     is_cropped = fields.get("do_center_crop")
     if fields["image_processor_type"].removesuffix("Fast") not in PROCESSORS:  # of transformers 4
         raise refusal("image_processor_type", " or ".join(PROCESSORS))
@@ -174,7 +169,6 @@ def _resizing(model: str, fields: Mapping[str, Any]) -> tuple[int, int, ResizeMo
         raise refusal("resample", "2 (bilinear) or 3 (bicubic)")
     if fields.get("do_pad"):
         raise refusal("do_pad", "false")
-    # the resized edge, then the crop
     mode: ResizeMode
     match fields.get("size"):
         case {"shortest_edge": int(size), **rest} if not rest:

@@ -51,7 +51,6 @@ def find_file(address: str, *names: str) -> Path:
     """Find the first of these files at an address, or raise a WeightsError."""
     wanted = " or ".join(names)
     scheme, _, source = address.partition(":")
-    # a folder
     if scheme == FOLDER:
         folder = Path(source).expanduser()
         for name in names:

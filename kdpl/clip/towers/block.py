@@ -19,7 +19,6 @@ def run_block(block: Any, tokens: Tensor, is_causal: bool = False) -> Tensor:
 
 def run_first_token(block: Any, tokens: Tensor) -> Tensor:
     """Run a block on tokens [B, L, W] and return only the first token, [B, 1, W]."""
-    # the first token's query, and keys and values of all tokens
     normed = block.ln_1(tokens)
     attention, width = block.attn, tokens.shape[2]
     weight, bias = attention.in_proj_weight, attention.in_proj_bias

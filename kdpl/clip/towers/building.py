@@ -59,7 +59,6 @@ def image_tower(visual: Any, config: ModelConfig, preprocessing: Preprocessing) 
         return ClassTokenTower(visual, preprocessing, config)
     if _is_transformer(visual, config):
         return TransformerTower(visual, preprocessing, config)
-    # encodes images without prompts, like a convolutional network
     return ImageTower(visual, preprocessing, config)
 
 
@@ -95,7 +94,6 @@ def require_modest(config: ModelConfig, image_size: int) -> None:
 
     ``config``, from an artifact, is declared for square images of ``image_size`` pixels.
     """
-    # refuse unknown settings, and large or nested values
     vision = config["vision_cfg"]
     if config.keys() - {*IMAGE_SETTINGS}:
         raise ValueError("image_config has unknown settings")

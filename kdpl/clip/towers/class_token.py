@@ -64,7 +64,6 @@ class ClassTokenTower(PromptableImageTower):
         """Run embedded images [B, L, W] with the prompts [n, W] of the first layers: [B, W]."""
         length = x.shape[1]
         for layer in range(len(self.blocks)):
-            # a layer's prompts replace the prompts before it
             if layer < len(prompts):
                 expanded = prompts[layer].to(x.dtype).expand(x.shape[0], -1, -1)
                 x = torch.cat([x[:, :length], expanded], dim=1)

@@ -57,7 +57,6 @@ class ImageTower(FrozenTower):
         self.preprocessing = preprocessing
         self.config = {key: config[key] for key in IMAGE_SETTINGS if key in config}
         self.pixels = Pixels(preprocessing)
-        # convolutional networks are faster with channels last
         self.memory_format = torch.contiguous_format
         self.use_memory_format(memory_format_of(visual))
         self.requires_grad_(False).train()
@@ -100,7 +99,6 @@ class ImageTower(FrozenTower):
 
         ``forward`` then returns features as ``pooled`` does, and ``embed_dim`` is their width W.
         """
-        # a parameter of CLIP's transformers, or the head of a timm network
         if isinstance(proj := getattr(self.visual, "proj", None), nn.Parameter):
             self.visual.proj = None
             self._say_dropped(proj.shape[0])
@@ -120,7 +118,6 @@ class ImageTower(FrozenTower):
         return None if hasattr(head, "pool") else head
 
     def _input(self, images: Tensor) -> Tensor:
-        # normalise, in the type and memory format of the weights
         pixels = self.pixels(images).to(next(self.visual.parameters()).dtype)
         if self.memory_format == torch.channels_last:
             pixels = pixels.contiguous(memory_format=self.memory_format)

@@ -40,7 +40,6 @@ class ArrangedTexts:
         ends = ends_of(ids, end)
         differs = (ids != ids[:1]).any(dim=0).nonzero()[:, 0]
         shared = min([int(ends.min()), *differs[:1].tolist()])
-        # group the rests of texts by length
         lengths = sorted(set(ends.tolist()))
         places = tuple((ends == end).nonzero()[:, 0] for end in lengths)
         rests = tuple(
@@ -133,10 +132,8 @@ class PromptableTextTower(TextTower):
             classes_at_once: Number of texts whose activations are kept at a time for the backward
                 pass; the result is the same.
         """
-        # insert the context into the shared prefix, and run it once
         end = None if context is None else self.start + len(context)
         shared = self._shared(self.embed(texts.prefix[None], 0, context), deep, end)
-        # run the rests, in parts if there are many
         order, encode, parts = torch.cat(texts.places), self._rest, [list(texts.rests)]
         if len(order) > classes_at_once:
             parts = [[part] for rest in texts.rests for part in torch.split(rest, classes_at_once)]
@@ -193,7 +190,6 @@ class PromptableTextTower(TextTower):
         x = torch.cat([self.embed(group, before).flatten(0, 1) for group in groups])
         last = len(self.blocks) - 1
         for layer, (block, keys_values) in enumerate(zip(self.blocks, shared, strict=True)):
-            # attend to the shared tokens and to the text
             attended, projected = [], torch.split(in_projection(block, x), sizes)
             for group, mask, part in zip(groups, masks, projected, strict=True):
                 q, *rest = split_heads(block, part.view(*group.shape, -1))

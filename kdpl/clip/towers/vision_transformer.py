@@ -34,7 +34,6 @@ class TransformerTower(PromptableImageTower):
         def enter(layer: int, x: Tensor) -> Tensor:
             if layer >= depth:
                 return x
-            # replace the prompts of the layer before
             expanded = prompts[layer].to(x.dtype).expand(len(x), -1, -1)
             return torch.cat([x if layer == 0 else x[:, :-length], expanded], dim=1)
 
@@ -72,7 +71,6 @@ def _watched(blocks: list[Any], enter: Enter, length: int) -> Iterator[None]:
     def after(_: Any, __: Any, x: Tensor) -> Tensor:
         return x[:, :-length]
 
-    # remove all hooks at the end, also after an error
     with ExitStack() as hooks:
         for layer, block in enumerate(blocks):
             handle = block.register_forward_pre_hook(partial(before, layer), with_kwargs=True)

@@ -66,7 +66,6 @@ def compare(
     the difference of a class with the largest of each permutation: in at most a share α of such
     comparisons any question has a p-value of α or less, and the same holds for the classes.
     """
-    # distances of all images, and the nearest other images of each
     features = torch.cat([pool.features, new.features])
     distances = _distances(features, features)
     np.fill_diagonal(distances, np.inf)
@@ -75,7 +74,6 @@ def compare(
     scores = torch.cat([pool.scores, new.scores]).numpy()
     observed = np.arange(len(labels)) >= len(pool)
 
-    # the statistics of the observed images, then of the permutations
     draw, statistics, differences = np.random.default_rng(0), [], []
     for number in range(PERMUTATIONS + 1):
         is_new = draw.permutation(observed) if number else observed
@@ -89,7 +87,6 @@ def compare(
         statistics.append([(scores[is_new] < least).sum(), np.square(difference).sum(), distance])
         differences.append(difference)
 
-    # p-values, adjusted for the number of questions and of classes
     smaller = scipy.stats.rankdata(np.round(statistics, _DECIMALS), method="min", axis=0) - 1
     p_values = 1 - smaller / len(statistics)
     by_class = np.round(differences, _DECIMALS)

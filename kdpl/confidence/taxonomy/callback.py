@@ -37,7 +37,6 @@ class Levels(Callback):
                 # left by a fit that ended before its first checkpoint
                 (folder / FILE).unlink(missing_ok=True)
             return
-        # keep the table with the run
         require_one_class(data.task, "a tree of classes")
         file = Path(data.classes.taxonomy).expanduser()
         self._taxonomy = Taxonomy.read(file, data.class_names)

@@ -103,7 +103,6 @@ class LevelScores(LearnedCompanion):
         confidence = 1 - (1 - CONFIDENCE) / self.scores.shape[1]
         thresholds = [math.inf] * self.scores.shape[1]
         for level in reversed(range(len(thresholds))):
-            # the images that no deeper level answers
             left = levels_answered(self.scores, thresholds) == 0
             scores = self.scores[left, level]
             of_level = HeldOutScores(1.0, scores, scores, self.correct[left, level])

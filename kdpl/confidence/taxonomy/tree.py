@@ -34,7 +34,6 @@ class Taxonomy:
     @classmethod
     def read(cls, file: Path, class_names: Sequence[str]) -> Self:
         """Read a CSV table with the columns ``child`` and ``parent``."""
-        # each child has one parent
         parents = dict[str, str]()
         for child, parent in _rows(file):
             if (first := parents.setdefault(child, parent)) != parent:
@@ -45,7 +44,6 @@ class Taxonomy:
         if problem := _problem(parents, {*class_names}):
             raise DataError(f"taxonomy {file} {problem}")
 
-        # the path from the root to each class
         paths = []
         for name in class_names:
             path = [name]
@@ -53,7 +51,6 @@ class Taxonomy:
                 path.insert(0, parents[path[0]])
             paths.append(path)
 
-        # number the nodes of each level, in order of the classes
         levels = [
             [path[min(level, len(path) - 1)] for path in paths]
             for level in range(1, max(map(len, paths)))
