@@ -149,13 +149,9 @@ class _Part:
 def require_same_clip(
     published: Published, towers: Mapping[str, Mapping[str, Tensor]], log_scale: float
 ) -> set[str]:
-    """Compare CLIP's weights in the file with a freshly loaded CLIP.
+    """Compare CLIP's weights in the file with a freshly loaded CLIP; return names it does not have.
 
-    A weight in half precision may differ by one rounding step, since it may have been rounded
-    twice.
-
-    Returns:
-        Names in the file that the CLIP does not have.
+    A weight in half precision may differ by one rounding step: it may have been rounded twice.
     """
     pairs = {
         name: (theirs, towers[tower].get(key))
@@ -270,10 +266,7 @@ def _empty_dict(*_: object) -> dict[Any, Any]:
 def read_torch_file(path: Path) -> Any:
     """Read a file of ``torch.save``, version 1.6 or later, onto the CPU; nothing it names is run.
 
-    ``torch.load(weights_only=True)`` builds plain values.
-
-    Returns:
-        The saved tensors, numbers, strings and plain containers; a stand-in for anything else.
+    Returns tensors, numbers, strings and plain containers, and a stand-in for anything else.
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist: check the path")

@@ -35,12 +35,9 @@ ImageNet has a licence that each person accepts for themselves, so it is not dow
 
 
 def download(name: str, root: Path) -> bool:
-    """Download a dataset to a folder below ``root``, completely or not at all.
+    """Download a dataset below ``root``, completely or not at all; return whether it is there.
 
     An interrupted download is resumed. For ImageNet, instructions are printed instead.
-
-    Returns:
-        Whether the dataset is there.
     """
     dataset = BenchmarkSet(name, str(root))
     check = command("data", "check", name, "--root", root)
@@ -96,9 +93,8 @@ def _fetch(name: str, store: Path) -> dict[str, PurePosixPath]:
         for file in files:
             hf_hub_download(REPOSITORY, file, local_dir=store)
     except Exception as error:
-        # errors of the hub's client, of its transport and of the system
+        # an error of the disk names the file, unlike those of the hub's client and its transport
         if isinstance(error, OSError) and error.filename is not None:
-            # an error of the disk names the file
             raise
         problem = f"dataset {name} cannot be downloaded from {REPOSITORY} ({reason(error)})"
         raise DataError(

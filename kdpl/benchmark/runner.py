@@ -42,8 +42,7 @@ def in_subprocess(args: Sequence[str], log: Path) -> int:
                 with suppress(subprocess.TimeoutExpired):
                     child.wait(_WAIT_SECONDS)
                 if slurm.signalled():
-                    # Slurm notifies this process alone; the child inherits that the signal is held
-                    # back
+                    # Slurm notifies this process alone, and the child inherits the blocked signal
                     child.send_signal(slurm.SIGNAL)
             return child.returncode
         except BaseException:

@@ -1,33 +1,19 @@
 """Checkpoints of a run, and the rules for resuming it.
 
-A checkpoint holds all parameters and persistent buffers outside ``kdpl.clip.Frozen``, optimiser and
-progress, the state of callbacks, and the additions of modules and callbacks in
-``on_save_checkpoint``; with 16-mixed also the gradient scaler. It leaves out the states of metrics,
-as only a row of ``metrics.csv`` depends on them, and of random generators: orders and views depend
-on seed, epoch and image alone. The first process writes it, and each process reads it.
+A checkpoint holds the parameters and persistent buffers outside ``kdpl.clip.Frozen``, optimiser and
+progress, the state of callbacks, and what modules and callbacks add in ``on_save_checkpoint``; with
+16-mixed also the gradient scaler. The states of metrics and of random generators are left out:
+orders and views depend on seed, epoch and image alone.
 
 - A teacher's parameters are ``prompts.*``, named as in ``prompts.safetensors`` unless the method
   overrides ``saved``; a student's ``encoder.prompts.tokens``, ``encoder.projector.layers.*`` and,
   with ``fine_tune``, ``encoder.tower.module.visual.*``; with several labels also ``scores.*``.
-- The inputs of the run are added (``kdpl_origin``, see ``SameRun``): fingerprints of the CLIP and
-  the teacher, digests of class vectors, images and labels, images a step, views, augmentation and
-  seed.
-- Callbacks with a state: ``GaussianPromptAveraging``, and callbacks from a config, such as
-  ``EarlyStopping``; the state of ``RunCheckpoint`` is for information.
+- The inputs of the run are added as its origin, see ``SameRun``.
 
-A resumed run compares ``config.yaml`` and rewrites it. It also reads, from its folder, the check of
-all images (``checked_images.json``), the images left out by a pool filter, and prepared targets;
-from elsewhere the CLIP's weights and the teacher's folder. Weights are restored before stage 2 is
-prepared (``kdpl/targets/plan.py``), and initialisations are not repeated: prompts at the mean
-token, scores of several labels.
-
-Without a checkpoint an unfinished fit starts over, and settings are not compared; each file that it
-reads again is compared separately. With ``--ckpt_path`` and an empty folder the checkpoint alone is
-compared.
-
-A resumed run ends with the same weights, bit for bit, in float32 on the CPU with as many processes
-and threads and the same packages, if the network is not compiled and has no random layers, such as
-dropout. A test restores weights as well, and compares only fingerprints and shapes.
+Weights are restored before stage 2 is prepared (``kdpl/targets/plan.py``), and initialisations are
+not repeated: prompts at the mean token, scores of several labels. A test restores weights as well,
+and compares only fingerprints and shapes. docs/cluster.md lists the other files that a resumed run
+reads, and how each is compared.
 """
 
 import io
@@ -91,8 +77,7 @@ class SameRun(Callback):
 
     Module and datamodule return it as ``origin``. Part of it is compared before the preparation,
     and all of it before the first step. Images are compared by their paths below their common
-    folder, and their contents by ``Reading``. Images in a step are counted over all processes,
-    without accumulated batches: their number is a setting that may not change.
+    folder, and their contents by ``Reading``. Images in a step are counted over all processes.
     """
 
     def __init__(self) -> None:

@@ -234,10 +234,8 @@ class Views:
         The probe is a logistic regression on the most probable crop of each class in each labelled
         image: an example of the class if the image has it, and else of none.
 
-        Args:
-            best: Features of the crops, float [n, C · D].
-            has: Labels of the images for the first K classes, bool [n, K]; at least two classes
-                occur, and some image lacks one.
+        Takes features of the crops, float [n, C · D], and labels of the images for the first K
+        classes, bool [n, K]; at least two classes occur, and some image lacks one.
         """
         labeled = has.shape[1]
         crops = best.view(len(best), self.classes, -1)[:, :labeled]
@@ -263,11 +261,8 @@ def choose_scales(certainty_of: Callable[[Scales], Tensor]) -> Scales:
     The teacher is sure of a crop that shows one object, and predicts something else for a crop of
     another. So the information of scales is that of a crop about its prediction: the entropy of the
     mean prediction over all crops minus the mean entropy. The last of ``SCALES``, the default,
-    are chosen unless others have ``_CLEARLY`` times their information.
-
-    Args:
-        certainty_of: Returns ``Views.certainty`` of some images with crops of these scales,
-            float [n, M + 1].
+    are chosen unless others have ``_CLEARLY`` times their information. ``certainty_of`` returns
+    ``Views.certainty`` of some images with crops of these scales, float [n, M + 1].
     """
     information = dict[Scales, float]()
     for scales in SCALES:

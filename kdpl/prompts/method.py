@@ -30,27 +30,19 @@ class PromptMethod(Float32Module):
     """Base of prompt methods: the trained parameters, and the encoding of images and class names.
 
     This class trains nothing: it encodes as the frozen CLIP does. A subclass overrides what differs
-    and creates its parameters in ``__init__``; they stay in float32. DistributedDataParallel
-    requires that each gets a gradient in every step, or has ``requires_grad`` False.
-
-    It stores neither ``clip`` nor a tower; each call passes them. As a child module, a tower would
-    be part of checkpoints, optimiser and prompts file. Persistent buffers must be float32 as well.
+    and creates its parameters in ``__init__``; they and persistent buffers are float32. Under
+    DistributedDataParallel each needs a gradient in every step, or ``requires_grad`` False. It
+    stores neither ``clip`` nor a tower, which would become part of checkpoints and prompts file;
+    each call passes them.
 
     Both stages predict by the cosine of image and text features times the scale of the CLIP; a
-    method that predicts otherwise folds the difference into its features.
+    method that predicts otherwise folds the difference into its features. They may be wider than
+    embed_dim if both have the same width; the regularisers ``text`` and ``image`` must then be 0.
 
-    Stage 2 finds the class by its path: define it at the top level of an importable module, not in
-    the script that is run.
-
-    The four common arguments come first, in this order. Further arguments of ``__init__`` are the
+    Stage 2 finds the class by its path: define it at the top level of an importable module. The
+    four common arguments come first, in this order. Further arguments of ``__init__`` are the
     settings of the method; it keeps each in an attribute of the same name. A subclass of a method
-    with settings repeats them, because ``**kwargs`` are not saved.
-
-    Features may be wider than embed_dim if image and text features have the same width; class
-    vectors and projector follow, and the regularisers ``text`` and ``image`` must be 0, or the
-    first step fails.
-
-    CONTRIBUTING.md has an example with two settings; this folder has published methods.
+    with settings repeats them, because ``**kwargs`` are not saved. CONTRIBUTING.md has an example.
 
     Args:
         vision: Size of the visual prompts.
@@ -106,10 +98,9 @@ class PromptMethod(Float32Module):
     ) -> dict[str, Tensor]:
         """Return the terms of a loss that replaces PromptSRC's, scalars by name.
 
-        Called only if a subclass overrides it, with labelled images, the class names to tune on,
-        or several texts for each, and their towers. ``label_loss`` takes features of images [B, D]
-        and texts [C, D]. Requires
-        ``text_is_fixed`` False: fixed class names are not arranged for the steps.
+        Called only if a subclass overrides it, with labelled images, the class names to tune on, or
+        several texts for each, and their towers. ``label_loss`` takes features of images [B, D] and
+        texts [C, D]. Needs ``text_is_fixed`` False: fixed names are not arranged for the steps.
         """
         raise NotImplementedError
 

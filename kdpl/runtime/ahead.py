@@ -33,7 +33,7 @@ def classify_ahead(
         prepare: Turns an item into an image, uint8 [3, S, S]; called in threads.
         network: Turns images [B, 3, S, S] on the CPU into B results; called in threads, unless all
             items fit into one batch: then torch uses its own threads.
-        batch_size: Images per batch.
+        batch_size: B.
         workers: Number of threads.
 
     Yields:
