@@ -63,14 +63,14 @@ class CampaignRow(_Settings):
 
     Attributes:
         title: Title in the table; ``**title**`` is printed bold. Empty: the row's name.
-        teacher: Config files of a teacher's fit, after those that all fits share.
-        student: The same of a student's; one of the two is empty.
+        teacher: Config files of a teacher's fit, after the config files of all fits.
+        student: Config files of a student's fit; one of the two is empty.
         of: For a student, the row of its teacher.
         further: Teachers that this one is mixed with: rows, or ``zero_shot:MODEL,WEIGHTS``.
         protocols: Protocols under which it is run; empty: all of the campaign.
         shots: Numbers of shots with which it is run under few_shot; empty: all of the campaign.
         options: Options of its fit.
-        published: Method whose published figures stand beside its own.
+        published: Method whose published figures are shown next to the measured ones.
     """
 
     title: str = ""
@@ -116,7 +116,7 @@ class CampaignRow(_Settings):
                 "then: correct it"
             )
         if self.further and self.of is None:
-            raise ValueError("has 'further:' teachers of no student: give 'student:' and 'of:'")
+            raise ValueError("has 'further:' teachers without a student: give 'student:' and 'of:'")
         return self
 
 

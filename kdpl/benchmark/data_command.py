@@ -32,7 +32,7 @@ def data(
 
     if name not in BENCHMARKS:
         raise ConfigError(
-            f"dataset {name!r} is not of the benchmark: choose one of {', '.join(BENCHMARKS)}"
+            f"dataset {name!r} is not part of the benchmark: choose one of {', '.join(BENCHMARKS)}"
         )
     if action == "download":
         from kdpl.benchmark.download import download

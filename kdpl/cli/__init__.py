@@ -51,10 +51,9 @@ def command_names() -> list[str]:
 def find_command(name: str) -> Callable[..., int]:
     """Import a command; KeyError if the name is unknown."""
     module = name.replace("-", "_")
-    path = "fit:run_command" if name in STAGES else f"{module}:{module}"
-    function: Callable[..., int] = (
-        resolve_name(f"kdpl.cli.{path}") if name in COMMANDS else plugins.load("commands", name)
-    )
+    of_core = "fit:run_command" if name in STAGES else f"{module}:{module}"
+    path = f"kdpl.cli.{of_core}" if name in COMMANDS else plugins.paths("commands")[name]
+    function: Callable[..., int] = resolve_name(path)
     return function
 
 

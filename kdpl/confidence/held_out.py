@@ -180,12 +180,12 @@ class HeldOutScores(LearnedCompanion):
         return self.temperature
 
     def temperature_warning(self) -> str | None:
-        """Return a warning if the temperature is of too few images, else None."""
+        """Return a warning if the temperature rests on too few images, else None."""
         if len(self) >= CALIBRATED:
             return None
         return (
-            f"the temperature is of {len(self)} held-out images and may make probabilities worse: "
-            f"calibrate on {CALIBRATED} images or more"
+            f"the temperature rests on {len(self)} held-out images and may make probabilities "
+            f"worse: calibrate on {CALIBRATED} images or more"
         )
 
     def among(self, images: Tensor) -> Self:
@@ -196,8 +196,8 @@ class HeldOutScores(LearnedCompanion):
     def _require_as_they_come(self) -> None:
         if self.sampled:
             raise ConfigError(
-                "the held-out images are a sample of so many of each class (val_shots), which does "
-                "not show the errors among images as they come: calibrate on such images"
+                "the held-out images are a sample of equally many of each class (val_shots), which "
+                "does not show the errors among images as they come: calibrate on such images"
             )
 
     def contents(self) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class LearnedCompanion(Companion):
         tensors, read = read_tensors(path, cls.kind, VERSION, cls.remedy)
         values = dict(vars(parse_metadata(cls.fields, read, str(path), cls.remedy)))
         if values.pop("classifier") != classifier:
-            raise ArtifactError(f"{path} is of another classifier than {folder}: {cls.remedy}")
+            raise ArtifactError(f"{path} belongs to another classifier than {folder}: {cls.remedy}")
 
         def fits(tensor: Tensor, dtype: str, *axes: str) -> bool:
             return (

@@ -64,13 +64,13 @@ def share_above(images: int) -> float:
 
 
 def limit_warning(held_out: int | None) -> str | None:
-    """Return a warning if the limit of 0.5 is of too few held-out images, else None."""
+    """Return a warning if the limit of 0.5 rests on too few held-out images, else None."""
     if (held_out or 0) >= MIN_HELD_OUT:
         return None
     images = f"{held_out or 'no'} held-out image{'s' * (held_out != 1)}"
     most = f"on average up to {100 * share_above(held_out):.2g}%" if held_out else "more than 5%"
     return (
-        f"the limit of 0.5 is of {images}, so that {most} of new images of the classes may be "
+        f"the limit of 0.5 rests on {images}, so that {most} of new images of the classes may be "
         f"above it: calibrate on {MIN_HELD_OUT} images or more for 5%"
     )
 

@@ -79,11 +79,6 @@ def paths(field_name: str) -> dict[str, str]:
     return dict(sorted(additions.items()))
 
 
-def load(field_name: str, name: str) -> Any:
-    """Import an addition by name; KeyError if there is none."""
-    return resolve_name(paths(field_name)[name])
-
-
 def load_all(field_name: str) -> dict[str, Any]:
     """Import all additions to a field."""
     return {name: resolve_name(path) for name, path in paths(field_name).items()}

@@ -57,6 +57,6 @@ def test_mistakes_are_one_line(capsys):
         ("check dtd --root=gone", "dataset dtd needs the folder gone/dtd, which does not exist"),
         ("check dtd --root=gone --workers=0", ""),
         ("check dtd", "--root"),
-        ("download mnist --root=gone", "dataset 'mnist' is not of the benchmark"),
+        ("download mnist --root=gone", "dataset 'mnist' is not part of the benchmark"),
     ):
         refused(capsys, main(["data", *args.split()]), message)

@@ -106,7 +106,7 @@ def test_a_sample_of_each_class_shows_no_error_and_keeps_its_temperature(tmp_pat
     made.save(tmp_path, "ab")
     for given in (made, HeldOutScores.read(tmp_path, "ab")):
         for wanted in ({"max_error": 0.1}, {"sets": 0.9}):
-            with world.refused(ConfigError, r"a sample of so many of each class"):
+            with world.refused(ConfigError, r"a sample of equally many of each class"):
                 decision_rule(classifier_with(given), **wanted)
         rule = decision_rule(classifier_with(given), calibrated=True)
         assert rule.temperature == made.temperature
@@ -195,5 +195,5 @@ def test_scores_are_taken_from_logits_and_are_the_same_after_a_round_trip(tmp_pa
     assert read.temperature == held_out.temperature > 1
     for name in ("scores", "label_scores", "correct"):
         assert torch.equal(getattr(read, name), getattr(held_out, name))
-    with world.refused(ArtifactError, "held_out.safetensors is of another classifier"):
+    with world.refused(ArtifactError, "held_out.safetensors belongs to another classifier"):
         HeldOutScores.read(tmp_path, "cd")

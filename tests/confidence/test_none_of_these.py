@@ -94,7 +94,7 @@ def test_predict_warns_of_limits_of_few_images(held_out, words, folder, pictures
     pictures[0].save(tmp_path / "0.png")
     assert main(["predict", str(folder), f"{tmp_path}/0.png", "--unknown"]) == 0
     said = capsys.readouterr().err
-    assert f"the limit of 0.5 is of {words}" in said if words else "limit" not in said
+    assert f"the limit of 0.5 rests on {words}" in said if words else "limit" not in said
 
 
 def test_a_classifier_without_scores_says_what_is_missing(folder, pictures, tmp_path, capsys):

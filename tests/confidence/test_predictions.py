@@ -159,7 +159,7 @@ def companions_of_a_fit(folder, **data):
 def test_a_fit_bounds_errors_by_one_image_of_each_group_but_not_by_samples(tmp_path, monkeypatch):
     sampled = companions_of_a_fit(tmp_path, shots=16, val_shots=4)[0]["held_out"]
     assert len(sampled) == 40
-    with world.refused(ConfigError, r"a sample of so many of each class \(val_shots\)"):
+    with world.refused(ConfigError, r"a sample of equally many of each class \(val_shots\)"):
         sampled.threshold(0.99)
 
     groups = world.group_digits(monkeypatch)
@@ -209,7 +209,7 @@ def test_calibrate_counts_one_image_of_each_group_and_few_are_warned_of(folder, 
     table, paths = folder.parent / "held_out.csv", sorted(photos.rglob("*.png"))
     rows = [f"{path},{path.parent.name},{i // 5}" for i, path in enumerate(paths)]
     table.write_text("\n".join(["image,label,group", *rows]))
-    few = "the temperature is of 24 held-out images"
+    few = "the temperature rests on 24 held-out images"
 
     def warned(*command):
         capsys.readouterr()

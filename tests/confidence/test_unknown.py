@@ -166,7 +166,7 @@ def test_a_file_gives_the_same_scores_to_its_classifier_alone(tmp_path):
     read = Unknown.read(tmp_path, "ab12", 6)
     assert read.words == WORDS
     torch.testing.assert_close(score(read, HELD_OUT), score(made, HELD_OUT))
-    with refused(ArtifactError, "unknown.safetensors is of another classifier"):
+    with refused(ArtifactError, "unknown.safetensors belongs to another classifier"):
         Unknown.read(tmp_path, "cd34", 6)
     with refused(ArtifactError, "its tensors are invalid"):
         Unknown.read(tmp_path, "ab12", 5)

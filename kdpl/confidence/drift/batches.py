@@ -63,7 +63,7 @@ def read_batch(classifier: Classifier, sources: Sequence[str], option: str) -> B
             f"{len(predicted)}: give more"
         )
         for first in unreadable[:1]:
-            problem += f", the first of {len(unreadable)} unreadable ones because {first}"
+            problem += f"; the first of {len(unreadable)} unreadable ones: {first}"
         raise DataError(problem)
     return Batch(names, ImageSample.of(predicted, classifier.class_names), unreadable)
 

@@ -185,7 +185,9 @@ def test_a_classifier_without_a_sample_takes_images_to_compare_with(folder, batc
 def test_samples_of_another_classifier_or_few_are_refused(folder, loaded, batches, here, capsys):
     pool, image = pool_of(folder, loaded), str(batches / "same")
     pool.save(folder, "ab")
-    refused(capsys, main(["watch", str(folder), image]), "pool_sample.safetensors", "of another")
+    refused(
+        capsys, main(["watch", str(folder), image]), "pool_sample.safetensors", "belongs to another"
+    )
     pool.draw(19).save(folder, loaded.fingerprint())
     refused(capsys, main(["watch", str(folder), image]), "20 images of the pool", "keeps 19")
     refused(capsys, main(["watch", str(folder.parent), image]), "classifier")

@@ -160,7 +160,7 @@ def test_it_is_made_of_a_run_with_a_tree_and_read_again(tmp_path):
     vectors = torch.eye(len(names), dtype=logits.dtype)
     calibrated = again.calibrated(logits[:9], vectors, 1.0, labels[:9])
     assert torch.equal(calibrated.scores, made.scores[:9])
-    with world.refused(ArtifactError, "is of another classifier"):
+    with world.refused(ArtifactError, "belongs to another classifier"):
         LevelScores.read(tmp_path, "def")
     # a sample of so many of each class shows no error among images as they come
     for given in (None, validation._replace(sampled=True)):
