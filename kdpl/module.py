@@ -114,6 +114,11 @@ class ClassifyingModule(LightningModule, ABC):
         """Classify the images of a batch as ``class_logits`` does."""
         return self.class_logits(batch.images)
 
+    def evaluation_logits(self, images: Tensor) -> Tensor:
+        """Classify images outside of a step, in the trainer's precision: float32 [B, C]."""
+        with self.trainer.precision_plugin.forward_context():
+            return self.class_logits(images).float()
+
     def stored_features(self, indices: Indices) -> Tensor | None:
         """Return the features [n, D] of unlabelled images that are stored; None: run the tower."""
         return None

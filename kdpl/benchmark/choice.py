@@ -84,13 +84,8 @@ def _base_accuracy(
     trainer: Trainer, module: ClassifyingModule, test_images: Iterable[EvaluationBatch]
 ) -> float:
     metric = module.task.accuracy(domain_of(trainer).num_base).to(module.device)
-
-    def classify(images: Tensor) -> Tensor:
-        with trainer.precision_plugin.forward_context():
-            return module.class_logits(images)
-
     with evaluating(module):
-        for logits, batch in infer(classify, test_images, module.device):
-            metric.update(logits.float(), batch.labels.to(module.device))
+        for logits, batch in infer(module.evaluation_logits, test_images, module.device):
+            metric.update(logits, batch.labels.to(module.device))
     values = metric.compute()
     return float(values.get(BASE_ACC, values[ACC]))

@@ -48,9 +48,8 @@ class ClipConfig:
     image_size: int | None = None
 
     def __str__(self) -> str:
-        return (
-            f"{self.model}, weights {Path(self.pretrained).name}" if self.pretrained else self.model
-        )
+        weights = f", weights {Path(self.pretrained).name}" if self.pretrained else ""
+        return f"{self.model}{weights}"
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)

@@ -104,13 +104,10 @@ def _choose(trainer: Trainer, module: ClassifyingModule) -> None:
     task, data = module.task, domain_of(trainer)
     if not isinstance(task, MultiLabel):
         return
-
-    def classify(images: Tensor) -> list[Tensor]:
-        with trainer.precision_plugin.forward_context():
-            return [module.class_logits(images).float()]
-
     with evaluating(module):
-        outputs = on_validation_images(trainer, classify, module.device)
+        outputs = on_validation_images(
+            trainer, lambda images: [module.evaluation_logits(images)], module.device
+        )
     if outputs is not None:
         # labels of novel classes are not used
         names = data.tuning_class_names

@@ -114,9 +114,8 @@ class ScaleAndBias(Float32Module, ClassScaling):
 def logits_of_pool(module: ClassifyingModule) -> Tensor:
     """Return logits of the classes for up to 256 unlabelled images, evenly spread, [N, C]."""
     images = module.domain.preview(_POOL_IMAGES, module.resizing).to(module.device)
-    with evaluating(module), module.trainer.precision_plugin.forward_context():
-        logits = [module.class_logits(part).float() for part in torch.split(images, _AT_ONCE)]
-    return torch.cat(logits)
+    with evaluating(module):
+        return torch.cat([*map(module.evaluation_logits, torch.split(images, _AT_ONCE))])
 
 
 def _labeled_logits(teacher: TeacherPromptTuning) -> tuple[Tensor, Tensor]:
