@@ -215,8 +215,9 @@ class Campaign(_Settings):
                 )
         chosen = {"datasets": datasets, "variants": datasets, "seeds": seeds}
         parts = {
-            key: tuple(value for value in getattr(self, key) if not wanted or value in wanted)
+            key: tuple(value for value in getattr(self, key) if value in wanted)
             for key, wanted in chosen.items()
+            if wanted
         }
         return self.model_copy(update=parts)
 

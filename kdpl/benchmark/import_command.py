@@ -27,7 +27,6 @@ def import_(kind: Literal["teacher", "student"], file: str, *, settings: list[st
     from kdpl.student import StudentDistillation
     from kdpl.teacher import TeacherPromptTuning
 
-    # the settings must fit the published checkpoints
     stage = parse_stage("fit", settings)
     stage.require_stage(TeacherPromptTuning if kind == "teacher" else StudentDistillation, kind)
     method = stage.config.model.init_args.get("method", "independent")

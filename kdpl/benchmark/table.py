@@ -145,7 +145,6 @@ def tables(campaign: Campaign, results: Iterable[Result]) -> list[ResultTable]:
 
 class _Maker:
     def __init__(self, campaign: Campaign, results: Iterable[Result]) -> None:
-        # the results of the campaign, and a row for each linear probe
         datasets = {*map(dataset_name, (*campaign.datasets, *campaign.variants))}
         datasets.add(dataset_name(campaign.source or ""))
         results = [r for r in results if r.dataset in datasets and r.seed in campaign.seeds]

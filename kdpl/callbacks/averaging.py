@@ -58,7 +58,6 @@ class GaussianPromptAveraging(Callback):
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add this epoch's prompts; after the last epoch replace them with the average."""
-        # the weighted sum so far, on the device of the parameters
         weight = self._weights[trainer.current_epoch]
         last = trainer.current_epoch == len(self._weights) - 1
         for name, parameter in pl_module.named_parameters():

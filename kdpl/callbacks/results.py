@@ -75,7 +75,6 @@ class SaveTestResults(Callback):
                 ImagePrediction(i, records[i].source, names[y], names[p], q, y, p, half)
                 for i, y, p, q, half in rows
             ]
-            # the accuracies, for teardown
             metrics = {
                 name: float(value)
                 for name, value in trainer.callback_metrics.items()

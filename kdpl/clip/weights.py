@@ -109,7 +109,6 @@ def preprocessing_of_file(config: ClipConfig, path: Path) -> Mapping[str, Any]:
     else:
         pairs = [pair for pair in open_clip.list_pretrained() if pair[0] == config.model]
         candidates = [open_clip.get_pretrained_cfg(*pair) for pair in pairs]
-    # take the first of each value, unless the rest differ
     images = {}
     for key, usual in _OPENAI.items():
         images[key], *rest = [candidate.get(key, usual) for candidate in candidates] or [usual]

@@ -68,7 +68,7 @@ def on_validation_images(
     for outputs, batch in infer(network, domain_of(trainer).validation_images(), device):
         columns = [*(output.float() for output in outputs), batch.labels, batch.indices]
         batches.append([column.cpu() for column in columns])
-    # of all; a process without images takes part, since the rest wait for it
+    # a process without images takes part, since the rest wait for it
     parts = gather(batches, trainer.world_size)
     if not parts:
         return None

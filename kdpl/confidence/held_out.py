@@ -131,7 +131,6 @@ class HeldOutScores(LearnedCompanion):
         counts = np.arange(max(least, math.ceil(len(self) * strictest)), len(self) + 1)
         permitted = scipy.stats.binom.ppf(1 - confidence, counts, max_error)
         tested = sorted({*counts[np.diff(permitted, prepend=-1) > 0].tolist(), len(self)})
-        # from the strictest threshold down, until the bound is too large
         ranked, threshold = self.scores.sort(descending=True).values, None
         for count in tested:
             # more than count where scores are equal

@@ -105,7 +105,6 @@ def rejection(run: Run) -> dict[str, Any]:
     if held_out is None:
         return {**facts, "rows": [], "rejects": None, "gap": gap}
     rows = [_row(held_out, wanted, scores, correct) for wanted in WANTED]
-    # examples for the smallest error that has a threshold
     strictest = next((row for row in rows if row["gap"] is None), None)
     return {
         **facts,

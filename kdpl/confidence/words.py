@@ -22,7 +22,6 @@ def distant_words(run: Path, vectors: ClassVectors) -> tuple[Tensor, tuple[str, 
     file = run / NEGATIVE_VECTORS_FILE
     if not file.is_file():
         return vectors.vectors[:0], ()
-    # first the words that are not a class, then the less similar half
     negatives = ClassVectors.load(file)
     usable = other_than(vectors.class_names, negatives.class_names, str(file))
     kept = [usable[i] for i in farthest(negatives.vectors[usable], vectors.vectors)]

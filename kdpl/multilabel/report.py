@@ -189,7 +189,6 @@ def probed_map(
     rows, classes = (labeled[0] - mean) / scale, labeled[1].bool().T
 
     def fit(strength: float) -> tuple[Tensor, Tensor]:
-        # one regression for each class
         weights, biases = rows.new_zeros(rows.shape[1], len(classes)), rows.new_zeros(len(classes))
         for label, has in enumerate(classes):
             if has.any() and not has.all():

@@ -60,7 +60,6 @@ class RepresentationTokens(PromptMethod):
         self.first_layer, self.width, self.combine = first_layer, width, combine
         self.share, self.weight = share, weight
 
-        # only the transformers of CLIP, with enough layers
         towers: dict[str, Any] = {"image": clip.image_tower}
         towers |= {"text": clip.text_tower} if isinstance(clip, Clip) else {}
         kinds = {type(tower) for tower in towers.values()}

@@ -101,11 +101,9 @@ class TunedPrompts(PromptSettings):
 
     @property
     def _config(self) -> ClipConfig:
-        clip, images = self.clip, self.preprocessing
-        mean, std = cast(Any, (images.mean, images.std))
-        return ClipConfig(
-            clip.model, clip.pretrained, clip.quick_gelu, mean, std, images.resize_mode
-        )
+        clip, images = self.clip, cast(Any, self.preprocessing)
+        trained_on = images.mean, images.std, images.resize_mode
+        return ClipConfig(clip.model, clip.pretrained, clip.quick_gelu, *trained_on)
 
     def _require_weights(self, clip: ImageClip, text_fingerprint: str) -> None:
         loaded = clip.identity.fingerprint, text_fingerprint

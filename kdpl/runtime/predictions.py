@@ -82,9 +82,7 @@ def write_results(folder: Path, images: int, metrics: Mapping[str, float]) -> No
 def read_results(folder: Path) -> dict[str, float]:
     """Read a run's test accuracies, fractions by metric name; empty if it was not tested yet."""
     file = folder / RESULTS_FILE
-    if not file.is_file():
-        return {}
-    results: dict[str, float] = read_json(file)
+    results: dict[str, float] = read_json(file) if file.is_file() else {}
     return results
 
 

@@ -47,7 +47,6 @@ def build_clip(model_config: ModelConfig) -> Any:
     model = open_clip.CLIP
     if any([*custom_text, text.get("hf_model_name")]):
         model = open_clip.CustomTextCLIP
-    # a fixed seed: pretrained "random" stands for the same weights every time
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return model(**options)

@@ -50,7 +50,6 @@ def read_batch(classifier: Classifier, sources: Sequence[str], option: str) -> B
     predictions = classifier.predictions(
         read_items(sources), partial(Item.open, decoding=classifier.decoding)
     )
-    # one unreadable image does not stop the comparison
     for item, result in predictions:
         if isinstance(result, DataError):
             unreadable.append(str(result))
@@ -144,7 +143,6 @@ def compare_batches(
         above = unknown_scores(classifier, sample) > limit
         unknown = round(float(above.float().mean()), 4)
 
-    # classes at other frequencies, the largest changes first
     of_pool, of_new = (
         side.labels.bincount(minlength=len(names)) / len(side) for side in (pool, sample)
     )

@@ -151,7 +151,6 @@ class LevelRule(DecisionRule):
         rows = (t.tolist() for t in (levels_answered(scores, self.thresholds), scores, nodes))
         named = []
         for image, level, score, node in zip(predicted, *rows, strict=True):
-            # level 0 rejects the image
             top = Prediction(None, image.top[0].probability)
             if level:
                 top = Prediction(self.taxonomy.nodes[level - 1][node[level - 1]], score[level - 1])
