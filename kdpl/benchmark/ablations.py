@@ -49,7 +49,7 @@ class FeatureDistillation(StudentDistillation):
 
 
 class OwnTextFeatures(StudentDistillation):
-    """Has the text features of its own CLIP for class vectors, and no projector.
+    """Uses the text features of the student's CLIP as class vectors, without a projector.
 
     Args:
         clip: The student's CLIP, of both towers.

@@ -100,7 +100,7 @@ class CampaignRow(_Settings):
         return [self.of, *further] if self.of is not None else []
 
     def runs(self, protocol: str, shots: int | None) -> bool:
-        """Return whether it is run under a protocol, with so many shots under few_shot."""
+        """Return whether it is run under a protocol, with a number of shots under few_shot."""
         chosen = not self.protocols or protocol in self.protocols
         return chosen and (shots is None or not self.shots or shots in self.shots)
 
@@ -167,7 +167,7 @@ class Campaign(_Settings):
         for names in (self.datasets, self.variants):
             if len(set(map(dataset_name, names))) < len(names):
                 raise ValueError("two datasets have one name: rename a config file")
-        # with few_shot, each number of shots is a setting of its own
+        # with few_shot, each number of shots is a separate setting
         settings = [(name, n) for name in self.protocols for n in self.shots_of(name)]
         for name, row in self.rows.items():
             if not re.fullmatch(r"[\w-]+", name):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
-_FEW = 12  # up to so many class names are printed in full
+_FEW = 12  # largest number of class names printed in full
 
 
 def data(

@@ -1,4 +1,4 @@
-"""Runs the missing steps of a campaign in turn, beside other processes that do the same."""
+"""Runs the missing steps of a campaign in turn, alongside other processes that do the same."""
 
 import signal
 import subprocess

@@ -42,7 +42,7 @@ class CampaignRun(Coordinates):
 
 
 class Result(Coordinates):
-    """A run's accuracies, fractions by metric name, on so many test images.
+    """A run's accuracies, fractions by metric name, on its test images.
 
     ``transductive``: unlabelled images of novel classes were seen in training.
     ``selected_on_test``: the epoch was chosen by its accuracy on the base classes' test images.

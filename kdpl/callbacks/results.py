@@ -34,7 +34,7 @@ class SaveTestResults(Callback):
     used the predictions. The plugin of several labels per image writes its predictions itself.
 
     Args:
-        logged_images: Number of images that loggers show beside the confusion matrix.
+        logged_images: Number of images that loggers show next to the confusion matrix.
     """
 
     _metrics: dict[str, float] | None = None  # of a test that has ended

@@ -1,6 +1,6 @@
 """Differences between open_clip 3.3 and 4; the other files work with both.
 
-4 also has models of sound, captions and any number of patches (NaFlex), and tokenizers of its own.
+4 also has models for sound, captions and any number of patches (NaFlex), and further tokenizers.
 """
 
 from collections.abc import Mapping

@@ -18,7 +18,7 @@ _SUFFIX = ".unfinished"
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path`` for a file or folder; rename it once it is complete.
+    """Yield a temporary name next to ``path`` for a file or folder; rename it once it is complete.
 
     An existing file or folder of that name is replaced. If the block raises, nothing is left. The
     error for a full disk names ``path``.

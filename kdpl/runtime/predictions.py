@@ -89,7 +89,7 @@ def read_results(folder: Path) -> dict[str, float]:
 def read_estimate(run: Path) -> tuple[float, float, float] | None:
     """Return the student's accuracy and its interval that an estimate expected.
 
-    The estimate is one of the same images, kept beside the folder of the whole run; None without.
+    The estimate for the same images is kept next to the folder of the whole run; None without one.
     """
     try:
         path = read_json(run / DATA_FOLDER / CHOICE_FILE)["path"]
