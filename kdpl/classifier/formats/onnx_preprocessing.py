@@ -70,7 +70,8 @@ class _Nodes:
                     value = name
                 names.append(value)
             output = output or f"preprocess_{len(self.nodes)}"
-            self.nodes.append(helper.make_node(operator, names, [output], **attributes))
+            # onnxruntime 1.21 fuses nodes under names of their own, and refuses a name it has twice
+            self.nodes.append(helper.make_node(operator, names, [output], output, **attributes))
             return output
 
         return append
