@@ -263,3 +263,43 @@ def test_a_file_with_preprocessing_inside_is_predict_and_its_golden_file_says_so
     np.savez("classifier.golden.npz", **broken | {"logits": broken["logits"] + 0.01})
     with pytest.raises(AssertionError):
         exec(lines, {})  # noqa: S102
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "onnx-fp16", "onnx-int8"])
+def test_a_thousand_images_of_fifty_sizes_are_as_predict_or_the_plain_file_has_them(
+    kind, classifier, tmp_path
+):
+    loaded, files, batches = Classifier.load(classifier), [], []
+    draw = np.random.default_rng(4)
+    for number in range(50):
+        height, width = draw.integers(5, 400, 2)
+        coarse = draw.integers(256, size=(20, 4, 4, 3), dtype=np.uint8)
+        images = [fromarray(image).resize((width, height)) for image in coarse]
+        batches.append(torch.from_numpy(np.stack([np.asarray(image) for image in images])))
+        for i, image in enumerate(images):
+            files.append(str(tmp_path / f"{number}-{i}.png"))
+            image.save(files[-1])
+    runs = {}
+    calibration = [f"--calibration={tmp_path}"] if kind == "onnx-int8" else []
+    for name, more in (("plain", []), ("inside", ["--preprocess=inside"])):
+        out = tmp_path / f"{name}.onnx"
+        given = [f"--format={kind}", f"--out={out}", *calibration, *more]
+        assert main(["export", str(classifier), *given]) == 0
+        runs[name] = load_onnx(out)
+    inside = torch.cat([runs["inside"](batch)[1] for batch in batches])
+
+    if kind == "onnx":
+        top = [prediction for (prediction,) in loaded.predict(files)]
+        expected = [prediction.class_name for prediction in top]
+        found = [loaded.class_names[i] for i in inside.argmax(dim=1).tolist()]
+        assert found == expected
+        certainty = torch.tensor([prediction.probability for prediction in top])
+        torch.testing.assert_close(inside.amax(dim=1), certainty, rtol=0, atol=1e-3)
+    resizing = loaded.preprocessing.resizing
+    prepared = [resize_and_crop(fromarray(i.numpy()), resizing) for b in batches for i in b]
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in prepared]))
+    plain = torch.cat(
+        [runs["plain"](part)[1] for part in pixels.permute(0, 3, 1, 2).contiguous().split(20)]
+    )
+    torch.testing.assert_close(inside, plain, rtol=0, atol=1e-5)
