@@ -149,9 +149,13 @@ class _Part:
 def require_same_clip(
     published: Published, towers: Mapping[str, Mapping[str, Tensor]], log_scale: float
 ) -> set[str]:
-    """Compare CLIP's weights in the file with a freshly loaded CLIP; return names it does not have.
+    """Compare CLIP's weights in the file with a freshly loaded CLIP.
 
-    A weight in half precision may differ by one rounding step: it may have been rounded twice.
+    A weight in half precision may differ by one rounding step, since it may have been rounded
+    twice.
+
+    Returns:
+        Names in the file that the CLIP does not have.
     """
     pairs = {
         name: (theirs, towers[tower].get(key))
@@ -266,7 +270,10 @@ def _empty_dict(*_: object) -> dict[Any, Any]:
 def read_torch_file(path: Path) -> Any:
     """Read a file of ``torch.save``, version 1.6 or later, onto the CPU; nothing it names is run.
 
-    Returns tensors, numbers, strings and plain containers, and a stand-in for anything else.
+    ``torch.load(weights_only=True)`` builds plain values.
+
+    Returns:
+        The saved tensors, numbers, strings and plain containers; a stand-in for anything else.
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist: check the path")

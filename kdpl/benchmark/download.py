@@ -35,10 +35,14 @@ ImageNet has a licence that each person accepts for themselves, so it is not dow
 
 
 def download(name: str, root: Path) -> bool:
-    """Download a dataset below ``root``, completely or not at all; return whether it is there.
+    """Download a dataset to a folder below ``root``, completely or not at all.
 
     An interrupted download is resumed. For ImageNet, instructions are printed instead.
+
+    Returns:
+        Whether the dataset is there.
     """
+    # no download of ImageNet, nor of what is there
     dataset = BenchmarkSet(name, str(root))
     check = command("data", "check", name, "--root", root)
     if dataset.benchmark.read is read_imagenet:

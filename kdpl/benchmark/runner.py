@@ -57,11 +57,15 @@ def run_steps(
     say: Callable[[str], None],
     command: Command = in_subprocess,
 ) -> list[tuple[CampaignStep, str]]:
-    """Run steps in their order, as their needs are met, until all are done or cannot be.
+    """Run steps until all are done or cannot be.
 
-    A step that another process works on is left to it; one that fails keeps back only those that
-    need it. ``out`` is the campaign's folder; ``say`` prints progress. Returns the steps that
-    failed, or could not be started, each with the reason.
+    They are run in their order, as their needs are met. A step that another process works on is
+    left to it; one that fails keeps back only those that need it. ``out`` is the campaign's folder.
+    ``say`` prints a line at the beginning and at the end of each step.
+
+    Returns:
+        The steps that failed, and those that could not be started for it, with what went wrong, in
+        one sentence.
     """
     failures: dict[str, str] = {}
     tests = [step for step in steps if step.kind == "test"]

@@ -22,13 +22,17 @@ VERSION = 1
 class ValidationOutputs(NamedTuple):
     """A classifier's outputs for N validation images, at most one of each group.
 
-    ``sampled``: a fixed number of images of each class was drawn. Such a sample does not show the
-    share of errors among images as they come.
+    Attributes:
+        features: float [N, D].
+        logits: float [N, C].
+        labels: int64 [N].
+        sampled: Whether a fixed number of images of each class was drawn. Such a sample does not
+            show the share of errors among images as they come.
     """
 
-    features: Tensor  # float [N, D]
-    logits: Tensor  # float [N, C]
-    labels: Tensor  # int64 [N]
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
     sampled: bool = False
 
 
@@ -36,16 +40,23 @@ class ValidationOutputs(NamedTuple):
 class StudentOutputs:
     """A finished student's outputs for validation images and a sample of the pool.
 
-    ``pool`` has the sample before any filter, ``kept`` the images that no filter left out.
+    Attributes:
+        folder: The student's run.
+        vectors: The student's class vectors.
+        logit_scale: The student's factor on cosine similarities.
+        validation: Outputs for the validation images; None without any.
+        pool: Predictions for a sample of the unlabelled images, before any filter.
+        kept: Predictions for the images of the sample that no filter left out.
+        trained: Whether the student learned from the pool, in at least one step.
     """
 
-    folder: Path  # of the student's run
+    folder: Path
     vectors: ClassVectors
     logit_scale: float
     validation: ValidationOutputs | None
     pool: list[Predicted]
     kept: list[Predicted]
-    trained: bool  # on the pool, in at least one step
+    trained: bool
 
 
 @metadata

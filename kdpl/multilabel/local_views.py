@@ -66,7 +66,12 @@ _STRENGTH = 30.0
 
 
 class LogOdds(NamedTuple):
-    """Indices of unlabelled images [N], log odds of classes [N, C], scales of crops, and origin."""
+    """Indices of unlabelled images [N], log odds of their classes [N, C], and how they were made.
+
+    Attributes:
+        scales: The scales of the crops.
+        made_from: The origin, see ``kdpl.targets.inputs.TargetInputs``.
+    """
 
     images: Tensor
     log_odds: Tensor
@@ -234,9 +239,12 @@ class Views:
         The probe is a logistic regression on the most probable crop of each class in each labelled
         image: an example of the class if the image has it, and else of none.
 
-        Takes features of the crops, float [n, C · D], and labels of the images for the first K
-        classes, bool [n, K]; at least two classes occur, and some image lacks one.
+        Args:
+            best: Features of the crops, float [n, C · D].
+            has: Labels of the images for the first K classes, bool [n, K]; at least two classes
+                occur, and some image lacks one.
         """
+        # fit to the standardised features of crops
         labeled = has.shape[1]
         crops = best.view(len(best), self.classes, -1)[:, :labeled]
         rows = crops.flatten(0, 1).cpu().double()
@@ -261,8 +269,11 @@ def choose_scales(certainty_of: Callable[[Scales], Tensor]) -> Scales:
     The teacher is sure of a crop that shows one object, and predicts something else for a crop of
     another. So the information of scales is that of a crop about its prediction: the entropy of the
     mean prediction over all crops minus the mean entropy. The last of ``SCALES``, the default,
-    are chosen unless others have ``_CLEARLY`` times their information. ``certainty_of`` returns
-    ``Views.certainty`` of some images with crops of these scales, float [n, M + 1].
+    are chosen unless others have ``_CLEARLY`` times their information.
+
+    Args:
+        certainty_of: Returns ``Views.certainty`` of some images with crops of these scales,
+            float [n, M + 1].
     """
     information = dict[Scales, float]()
     for scales in SCALES:
@@ -283,10 +294,17 @@ def summaries_of(
 ) -> Tensor:
     """Apply a function to the teacher's features of each image's boxes.
 
-    ``summarize`` maps normalised features [V, D] to float [K]. ``images`` are sources of labelled
-    images; None: the unlabelled images that need a target. Returns float32 [N, K]. The crops of
-    each image are encoded separately, so that its summary is bit-equal for any other images and
-    number of processes.
+    The crops of each image are encoded separately, so that its summary is bit-equal for any other
+    images and number of processes.
+
+    Args:
+        inputs: The target's inputs.
+        crop: Makes the crops; it is sent to worker processes.
+        summarize: Maps the normalised features [V, D] of an image's boxes to float [K].
+        images: Sources of labelled images; None: the unlabelled images that need a target.
+
+    Returns:
+        Summaries of all images, float32 [N, K].
     """
     sources = inputs.pool.images.take(inputs.pool.targeted) if images is None else Names.of(images)
 

@@ -182,8 +182,12 @@ def probed_map(
     """Fit a probe, and return its mean average precision on test images.
 
     Features are centred on the labelled images, and scaled to a total variance of one. A class that
-    all or none of the labelled images have is not learned. Each part has normalised features
-    float32 [N, D] and labels, 0 or 1, [N, C]. ``val`` chooses among ``STRENGTHS``; None: the first.
+    all or none of the labelled images have is not learned.
+
+    Args:
+        labeled: Normalised features float32 [N, D] and labels, 0 or 1, [N, C], to learn from.
+        val: Features and labels that choose among ``STRENGTHS``; None: the first strength is used.
+        test: Features and labels to measure on.
     """
     mean, scale = scale_of(labeled[0])
     rows, classes = (labeled[0] - mean) / scale, labeled[1].bool().T

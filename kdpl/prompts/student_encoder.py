@@ -38,8 +38,13 @@ class StudentPrompts(PromptConfig):
 class StudentEncoder(nn.Module):
     """Encodes images to normalised features in the teacher's embedding space.
 
-    ``out_dim`` is the teacher's embed_dim D, ``prompt_depth`` 0 stands for no prompts, and with
-    ``fine_tune`` the student's tower is trained as well.
+    Args:
+        tower: The student's image tower.
+        prompt_length: Visual prompt tokens per layer, n.
+        prompt_depth: Number of layers with prompts, J; 0 for none.
+        out_dim: The teacher's embed_dim D.
+        fine_tune: Train the tower as well; otherwise it is frozen.
+        projector_layers: Linear layers of the projector.
     """
 
     def __init__(

@@ -64,9 +64,9 @@ def accuracy_of(key: str, scores: Floats) -> Accuracy:
     return Accuracy(mean.value, (max(low, 0.0), min(high, 1.0)))
 
 
-def wilson(correct: int, images: int) -> Interval:
+def wilson(correct: int, images: int, level: float = _LEVEL) -> Interval:
     """Return Wilson's score interval of the share of correct images (JASA 22, 1927)."""
-    interval = binomtest(correct, images).proportion_ci(_LEVEL, method="wilson")
+    interval = binomtest(correct, images).proportion_ci(level, method="wilson")
     return float(interval.low), float(interval.high)
 
 

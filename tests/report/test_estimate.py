@@ -18,7 +18,7 @@ from kdpl.__main__ import main
 from kdpl.errors import ConfigError
 from kdpl.optim import OptimConfig
 from kdpl.report.estimate import folds
-from kdpl.report.estimate.expected import Limit, describe, expect, interval, paired, unlike
+from kdpl.report.estimate.expected import LEVEL, Limit, describe, expect, paired, unlike
 from kdpl.report.estimate.folds import (
     LARGER_PROBE,
     PROBE,
@@ -30,7 +30,7 @@ from kdpl.report.estimate.folds import (
     measure,
 )
 from kdpl.report.estimate.training import ProjectorTraining
-from kdpl.report.intervals import Accuracy
+from kdpl.report.intervals import Accuracy, wilson
 from kdpl.report.page import fill
 from kdpl.targets.refinement.experts import Evidence
 from kdpl.targets.refinement.refine import RefinementConfig
@@ -191,7 +191,7 @@ def test_an_interval_is_wilsons(hits, count):
     share = hits / count
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
-    assert interval(hits, count) == pytest.approx((centre - half, centre + half), abs=1e-6)
+    assert wilson(hits, count, LEVEL) == pytest.approx((centre - half, centre + half), abs=1e-6)
 
 
 def test_a_paired_difference_counts_two_more_images_that_differ_in_both_directions():
@@ -226,7 +226,7 @@ def test_a_student_that_learns_more_lies_between_a_projector_and_its_targets():
     measured = Measured(torch.arange(12), {1.0: hits}, {1.0: 3.0}, None)
     row = expect(frozen.evidence, measured, whole=False).rows[STUDENT]
     assert row.value == pytest.approx(0.75)
-    assert row.interval == pytest.approx((interval(6, 12)[0], interval(12, 12)[1]))
+    assert row.interval == pytest.approx((wilson(6, 12, LEVEL)[0], wilson(12, 12, LEVEL)[1]))
 
 
 def test_the_curve_has_the_labels_that_models_saw():

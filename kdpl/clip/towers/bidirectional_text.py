@@ -20,9 +20,15 @@ from kdpl.clip.towers.text import (
 class WholeTextTower(PromptableTextTower):
     """Text transformer of open_clip without a causal mask, as in SigLIP, CLIPA and MobileCLIP.
 
-    Padding affects a text too: nothing is shared between texts, and all tokens are computed.
-    ``pool_type`` is the token that becomes the feature, in open_clip's words: ``argmax``, ``eos``,
-    ``first`` or ``last``; other arguments are as for ``PromptableTextTower``.
+    Every token affects every other, including padding: nothing is shared between texts, and all
+    tokens are computed.
+
+    Args:
+        text: As for ``PromptableTextTower``.
+        pool_type: Token that becomes the feature, in open_clip's words: ``argmax``, ``eos``,
+            ``first`` or ``last``.
+        end: End-of-text id, for pooling by it.
+        start: Position of the first token of a text.
     """
 
     def __init__(self, text: Any, pool_type: str, end: int | None, start: int) -> None:

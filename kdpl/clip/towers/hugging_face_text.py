@@ -11,8 +11,11 @@ from kdpl.clip.towers.text import TextTower
 class HuggingFaceTextTower(WholeTextTower):
     """Encoder of transformers that pools its tokens, such as BiomedCLIP's PubMedBERT.
 
-    ``text`` is open_clip's ``HFTextEncoder``. It adds positions and applies its layers, so prompts
-    can enter only at its input.
+    The encoder adds positions and applies its layers, so prompts can enter only at its input.
+
+    Args:
+        text: open_clip's ``HFTextEncoder``.
+        start: Position of the first token of a text: 1 after a class token, 0 without one.
     """
 
     takes_deep_prompts = False

@@ -115,8 +115,6 @@ def compare_batches(
 ) -> tuple[dict[str, Any], str | None]:
     """Compare new images with a sample of the pool.
 
-    Returns the command's summary, and why images of none of the classes are not compared, if so.
-
     Args:
         classifier: The classifier of both.
         pool: At least ``MIN_IMAGES`` images of the pool.
@@ -125,7 +123,12 @@ def compare_batches(
             pool.
         false_alarms: Share of batches like the pool that may be said to differ, see ``compare``.
         trained_on: Whether the classifier was trained on the images of the pool.
+
+    Returns:
+        The summary that the command prints, and why images of none of the classes are not
+        compared, if so.
     """
+    # test for differences
     sample, names = new.sample, classifier.class_names
     comparison, limit, missing = compare_samples(
         classifier, pool, sample.draw(MAX_IMAGES), threshold, trained_on

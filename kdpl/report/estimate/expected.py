@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from scipy.stats import t as student_t
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,7 +21,7 @@ from kdpl.report.estimate.folds import (
     Frozen,
     Measured,
 )
-from kdpl.report.intervals import Accuracy, Interval
+from kdpl.report.intervals import Accuracy, wilson
 from kdpl.targets.refinement.experts import Evidence
 from kdpl.targets.refinement.refine import standardize
 from kdpl.targets.refinement.target import unlike_share
@@ -50,12 +49,6 @@ class Expected(NamedTuple):
     more: Accuracy | None
     over: dict[str, Accuracy]
     groups: int
-
-
-def interval(hits: float, count: int) -> Interval:
-    """Return Wilson's interval of a share, for a number of hits among ``count`` groups."""
-    found = binomtest(round(hits), count).proportion_ci(LEVEL, method="wilson")
-    return float(found.low), float(found.high)
 
 
 def paired(difference: Tensor) -> Accuracy:
@@ -88,7 +81,9 @@ def expect(evidence: Evidence, measured: Measured, whole: bool = True) -> Expect
     best = shares[1.0]
     groups = len(next(iter(best.values())))
     rows = {
-        name: Accuracy(best[name].mean().item(), interval(best[name].sum().item(), groups))
+        name: Accuracy(
+            best[name].mean().item(), wilson(round(best[name].sum().item()), groups, LEVEL)
+        )
         for name in MODELS
         if name in best
     }
