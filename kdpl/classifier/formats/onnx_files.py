@@ -25,10 +25,10 @@ def write_int8_onnx(
 
     Unlabelled images of the domain, uint8 [N, 3, S, S], set the ranges of activations. Operations
     that take little time compute in float32, since they would add as much to the errors as the
-    rest: products within attention, and with weights in 16 bits the first convolution and products
-    of one row per image, such as in the last block and the projector. The product with the class
-    vectors and the score of being none of the classes have float32 weights too: the logit scale
-    would multiply their rounding errors.
+    rest: products within attention, and with weights in 16 bits the first convolution, depthwise
+    ones and products of one row per image, such as in the last block and the projector. The product
+    with the class vectors and the score of being none of the classes have float32 weights too: the
+    logit scale would multiply their rounding errors.
     """
     import onnx
     from onnxruntime.quantization import (
@@ -84,10 +84,13 @@ def write_int8_onnx(
 
 def _rare_and_frequent(graph: Any) -> tuple[list[str], list[str]]:
     """Return the names of nodes with weights, but for the heads: rare ones take little time."""
-    weights, heads = {tensor.name for tensor in graph.initializer}, _heads(graph)
+    weights, heads = {tensor.name: tensor for tensor in graph.initializer}, _heads(graph)
     shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
-    first, *frequent = [node.name for node in graph.node if node.op_type == "Conv"]
-    rare = [first]
+    first, *further = [node for node in graph.node if node.op_type == "Conv"]
+    rare, frequent = [first.name], list[str]()
+    for node in further:
+        is_depthwise = weights[node.input[1]].dims[1] == 1
+        (rare if is_depthwise else frequent).append(node.name)
     for node in graph.node:
         if node.op_type in _PRODUCTS and node.input[1] in weights and node.name not in heads:
             rows = shapes[node.input[0]][1:-1]

@@ -1,3 +1,4 @@
+import io
 import json
 import re
 import shutil
@@ -21,7 +22,7 @@ from kdpl.classifier import Classifier
 from kdpl.classifier.export import compare, metadata, write_golden
 from kdpl.classifier.formats import openvino as openvino_files
 from kdpl.classifier.formats.onnx import load_onnx
-from kdpl.classifier.formats.onnx_files import write_int8_onnx
+from kdpl.classifier.formats.onnx_files import _rare_and_frequent, write_int8_onnx
 from kdpl.classifier.formats.onnx_preprocessing import preprocess_inside
 from kdpl.classifier.formats.registry import formats
 from kdpl.clip.loading import ClipConfig, load_image_clip
@@ -125,6 +126,18 @@ def test_8_bits_are_used_where_most_of_the_time_goes(tmp_path):
     # weights are scaled by channel
     assert any(len(scale.dims) == 1 and scale.dims[0] > 1 for scale in scales)
     assert {item.key: item.value for item in model.metadata_props} == metadata(student, "uint8")
+
+
+def test_depthwise_convolutions_are_not_rounded_to_8_bits():
+    convolutions = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3, groups=8), torch.nn.Conv2d(8, 4, 1)
+    )
+    file = io.BytesIO()
+    torch.onnx.export(convolutions, (torch.zeros(1, 3, 9, 9),), verbose=False).save(file)
+    graph = onnx.load_from_string(file.getvalue()).graph
+    nodes = [node.name for node in graph.node]
+    rare, frequent = _rare_and_frequent(graph)
+    assert (rare, frequent) == (nodes[:2], nodes[2:])
 
 
 def products_of(model):
