@@ -147,6 +147,9 @@ class ClassifyingModule(LightningModule, ABC):
         self.test_metrics = self.task.accuracy(num_base)
         self.apply_precision()
 
+    def prepare_fit(self) -> None:
+        """Choose and encode what a fit needs before its first step; nothing by default."""
+
     def scored(self, logits: Tensor) -> Tensor:
         """Apply the scales and biases of classes, if any, to logits [B, K] of the first K."""
         return logits if self.scores is None else self.scores(logits)

@@ -6,7 +6,7 @@ The paper's ablations are settings of the same module; see configs/student/.
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kdpl.callbacks import SaveClassifier
 from kdpl.callbacks.checkpoints import SameRun
+from kdpl.callbacks.preparation import Prepare
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, Decoding
 from kdpl.clip import ClipConfig, CosineHead, Frozen, load_image_clip, store_frozen
@@ -31,10 +32,12 @@ from kdpl.optim import OptimConfig
 from kdpl.prompts import StudentEncoder, StudentPrompts
 from kdpl.runtime.messages import inform, warn
 from kdpl.targets import PreparedTarget, Target, build_target, target_class
+from kdpl.targets.encoding import PREPARED_FOLDER, Encoding
 from kdpl.targets.engine import Engine
-from kdpl.targets.inputs import PREPARED_FOLDER, TargetInputs
+from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.plan import Plan, prepare_student
 from kdpl.targets.processes import processes_of
+from kdpl.targets.stored_features import STORED_VIEWS
 from kdpl.targets.teachers import (
     Mixture,
     Teachers,
@@ -47,21 +50,6 @@ from kdpl.tasks import agreement_of
 # number of unlabelled images for vision_prompts.init: mean_token
 _PREVIEW_IMAGES = 256
 _PUBLISHED_BATCH = 8
-_STORED_VIEWS = 8
-
-
-class Prepare(Callback):
-    """Prepares a student's fit before its first step, on all processes together."""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepare the fit, before the training loader is made.
-
-        Weights are restored by then; the module's ``on_fit_start`` sees the chosen images.
-        """
-        student = cast(StudentDistillation, pl_module)
-        # Fidelity has planned it with images held out
-        if student.plan is None:
-            student.plan_fit()
 
 
 class FillTeacherCache(Callback):
@@ -167,7 +155,7 @@ class StudentDistillation(ClassifyingModule):
         self.loss = loss
         self.pool_filter = pool_filter
         self.teacher_cache = teacher_cache
-        self.stored_views = _STORED_VIEWS if stored_views == "auto" else stored_views
+        self.stored_views = STORED_VIEWS if stored_views == "auto" else stored_views
         self.features_folder = features_folder
         self.engine = engine
         self.optim = optim
@@ -254,6 +242,7 @@ class StudentDistillation(ClassifyingModule):
         trainer, data, cache = self.trainer, self.domain, self.teacher_cache
         folder = Path(self.features_folder or self.teacher_folder / PREPARED_FOLDER)
         return TargetInputs(
+            **vars(Encoding.of(trainer, folder, self.engine)),
             folder=Path(trainer.default_root_dir),
             resumes=trainer.ckpt_path is not None,
             epochs=trainer.max_epochs or 0,
@@ -264,21 +253,15 @@ class StudentDistillation(ClassifyingModule):
             student_identity=self.clip,
             student_tower=self.encoder.tower.module,
             stored_views=0 if self.trains_in_tower else self.stored_views,
-            features_folder=folder,
-            engine=self.engine,
             teacher=self.teacher.module,
             load_teacher=self.load_for_training,
             teacher_cache=None if cache is None else Path(cache).expanduser(),
-            view=data.view,
-            views_origin=data.views_origin,
-            files_of=data.files_of,
-            batch_size=data.eval_batch_size,
-            num_workers=data.num_workers,
-            precision=str(trainer.precision),
-            autocast=trainer.precision_plugin.forward_context,
-            device=self.device,
-            processes=processes_of(trainer),
         )
+
+    def prepare_fit(self) -> None:
+        """Plan the fit, unless Fidelity has planned it with images held out."""
+        if self.plan is None:
+            self.plan_fit()
 
     def plan_fit(self, holds_out: bool = False) -> None:
         """Plan the fit, with images held out or without, and load a teacher that runs."""

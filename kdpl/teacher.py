@@ -5,15 +5,18 @@ IVLP, CoOp, VPT, MaPLe and the zero-shot CLIP are settings of the same module; s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from jsonargparse.typing import PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch import Callback
 from torch import Tensor
 
 from kdpl.callbacks import FreezeClassVectors, GaussianPromptAveraging
 from kdpl.callbacks.checkpoints import SameRun
+from kdpl.callbacks.preparation import Prepare
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import (
     CLASSES_AT_ONCE,
@@ -25,7 +28,7 @@ from kdpl.clip import (
     load_clip,
 )
 from kdpl.clip.modules import normalized
-from kdpl.data.batches import LabeledBatch
+from kdpl.data.batches import Batch, LabeledBatch
 from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1
@@ -37,6 +40,10 @@ from kdpl.prompts.text import CONTEXT, averaged, ensemble_features, flat_texts
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.messages import inform
+from kdpl.targets.encoding import PREPARED_FOLDER, Encoding, Network
+from kdpl.targets.engine import Engine
+from kdpl.targets.store import FeatureStore
+from kdpl.targets.stored_features import STORED_VIEWS, StoredFeatures
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,12 @@ class TeacherPromptTuning(ClassifyingModule):
         classes_at_once: Maximum number of class texts, mostly one for each class, whose text-tower
             activations are kept for the backward pass; beyond that they are recomputed in chunks.
             Limits memory and does not change the result.
+        stored_views: Number of views of each labelled image that an image tower without prompts
+            encodes once, before the first step, as in ``StudentDistillation``; 0: a new view in
+            each epoch, as published; ``auto``: 8. Methods with a loss of their own see images.
+        features_folder: Folder of stored features, shared by runs of the same images; None: a
+            folder in the run's.
+        engine: What encodes these features, as in ``StudentDistillation``.
         compile: Compile the image tower.
 
     Raises:
@@ -117,6 +130,9 @@ class TeacherPromptTuning(ClassifyingModule):
         averaging: AveragingConfig | None = None,
         optim: OptimConfig = OptimConfig(),
         classes_at_once: PositiveInt = CLASSES_AT_ONCE,
+        stored_views: NonNegativeInt | Literal["auto"] = 0,
+        features_folder: str | None = None,
+        engine: Engine = "torch",
         compile: bool = False,
     ) -> None:
         # the whole CLIP; it stays frozen
@@ -151,12 +167,53 @@ class TeacherPromptTuning(ClassifyingModule):
                 "regularisers: set regularizers.text, image and logits to 0"
             )
         self.prompts.settings()  # refuses settings that cannot be saved, before any training
+        self.stored_views = STORED_VIEWS if stored_views == "auto" else stored_views
+        if self.has_custom_loss or not self.prompts.images_are_plain:
+            self.stored_views = 0
+        self.features_folder = features_folder
+        self.engine = engine
+        self.stored: StoredFeatures | None = None
         self._class_vectors: Tensor | None = None
 
     @property
     def needs(self) -> Needs:
-        """Labelled images."""
-        return Needs("labeled", self.resizing)
+        """Labelled images, or the names of their stored views."""
+        stored = self.stored.views if self.stored else 0
+        return Needs("labeled", self.resizing, stored_views=stored)
+
+    def setup(self, stage: str) -> None:
+        """Discard stored features; a fit stores those of its images."""
+        self.stored = None
+        super().setup(stage)
+
+    def prepare_fit(self) -> None:
+        """Store the features of labelled and validation images, if views are stored."""
+        if not self.stored_views or self.trainer.max_epochs == 0:
+            return
+        run = Path(self.trainer.default_root_dir)
+        encoding = Encoding.of(
+            self.trainer, Path(self.features_folder or run / PREPARED_FOLDER), self.engine
+        )
+        tower = self.image_tower.module
+
+        @torch.no_grad()
+        def encode(images: Tensor) -> Tensor:
+            with encoding.autocast():
+                encoded: Tensor = tower(images.to(encoding.device))
+                return encoded
+
+        identity = {"clip": self.clip.fingerprint, "projected": True}
+        network = Network(identity, tower, encode, self.resizing)
+
+        labels = self.domain.labels
+        labeled = [record.source for record in labels.training()]
+
+        def store(images: Sequence[str] | None, views: int) -> FeatureStore:
+            return encoding.store(network, labeled if images is None else images, views)
+
+        self.stored = StoredFeatures.compute(
+            store, self.stored_views, np.arange(len(labeled)), labels
+        )
 
     def origin(self, fits: bool) -> dict[str, Any]:
         """Return the CLIP by the digests of both towers."""
@@ -169,7 +226,7 @@ class TeacherPromptTuning(ClassifyingModule):
             if self.averaging
             else []
         )
-        return [*averaging, SameRun(), *plugin_callbacks(self), FreezeClassVectors()]
+        return [*averaging, Prepare(), SameRun(), *plugin_callbacks(self), FreezeClassVectors()]
 
     def on_fit_start(self) -> None:
         """Precompute token ids and frozen text features, unless there are no steps to train."""
@@ -212,7 +269,7 @@ class TeacherPromptTuning(ClassifyingModule):
         tower, weights = self.image_tower.module, self.regularizers
 
         # encode images and class names with the prompts
-        features = self.prompts.encode_images(tower, batch.images)
+        features = self.image_features(batch)
         if self.prompts.text_is_fixed:
             text = self.fixed_text_features
         else:
@@ -227,8 +284,10 @@ class TeacherPromptTuning(ClassifyingModule):
         if weights.text:
             terms["text"] = weights.text * feature_l1(text, self.ensemble_text_features)
         if weights.image or weights.logits:
-            with torch.no_grad():
-                frozen = normalized(tower(batch.images))
+            frozen = features.detach()
+            if not self.prompts.images_are_plain:
+                with torch.no_grad():
+                    frozen = normalized(tower(batch.images))
             if weights.image:
                 terms["image"] = weights.image * feature_l1(features, frozen)
             if weights.logits:
@@ -255,10 +314,20 @@ class TeacherPromptTuning(ClassifyingModule):
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Classify images uint8 [B, 3, S, S] into logits [B, C] over all classes of the domain."""
+        return self.batch_logits(Batch(images))
+
+    def batch_logits(self, batch: Batch) -> Tensor:
+        """Classify the images of a batch as ``class_logits`` does, by stored features if it can."""
         if self._class_vectors is None:
             self._class_vectors = self.encode_names(self.domain.class_texts)
-        features = self.prompts.encode_images(self.image_tower.module, images)
+        features = self.image_features(batch)
         return self.scored(cosine_logits(features, self._class_vectors, self.logit_scale))
+
+    def image_features(self, batch: Batch) -> Tensor:
+        """Encode images with the prompts, or read stored features; normalised, float32 [B, D]."""
+        if self.stored is None or batch.images.dim() == 4:
+            return self.prompts.encode_images(self.image_tower.module, batch.images)
+        return normalized(self.stored.of(batch))
 
     def tuned_prompts(self) -> TunedPrompts:
         """Return a copy of the prompts as stage 2 reads them."""

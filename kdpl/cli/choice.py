@@ -55,13 +55,13 @@ class Options:
         paths = any(Path(value).exists() for value in files) or any("/" in s for s in settings)
         return f"cd {shlex.quote(str(Path.cwd()))} && " if paths else ""
 
-    def names_set(self) -> list[str]:
-        """Return the names of the settings that are given, but for the teacher's configs.
+    def names_set(self, stage: str = "student") -> list[str]:
+        """Return the names of the settings that are given, as options or in a stage's configs.
 
         Such as ``model.target``, without ``init_args``.
         """
         files = self.files()
-        configs = map(read_config, files["shared"] + files["student"])
+        configs = map(read_config, files["shared"] + files[stage])
         names = [name for config in configs for name in flatten(config)]
         names += [setting.lstrip("-").partition("=")[0] for setting in self.settings]
         return [name.replace(".init_args", "") for name in names]

@@ -1,6 +1,7 @@
 """What ``run`` does before its first step: parse both stages; with PATH, survey and choose."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,15 +146,10 @@ def parse_stages(out: Path, run: Options) -> "dict[str, KdplCLI]":
         teacher = untuned(teacher)
     folder = str(out / "teacher")
     student = parse("student", teacher=[folder, *run.teacher2] if run.teacher2 else folder)
-    if student.config.get(f"{_ARGUMENTS}.features_folder", "") is None:
-        # for estimates and runs beside this one
-        features = str(out.absolute().parent / FEATURES_FOLDER)
-        student = student.derive({"model": {"init_args": {"features_folder": features}}})
     data, names_set = student.data(), run.names_set()
     from_user = data.reading.reader.from_user
-    # published results do not depend on what is installed
-    if from_user and f"{_ARGUMENTS}.engine" in student.config and "model.engine" not in names_set:
-        student = student.derive({"model": {"init_args": {"engine": "auto"}}})
+    teacher = _with_stored_features(teacher, out, run.names_set("teacher"), from_user)
+    student = _with_stored_features(student, out, names_set, from_user)
     if (
         without_labels
         # parsed settings do not tell a default from the same value in a config
@@ -174,6 +170,21 @@ def parse_stages(out: Path, run: Options) -> "dict[str, KdplCLI]":
         values = {"data": {"init_args": {"train_on_val": "auto"}}}
         stages = {name: stage.derive(values) for name, stage in stages.items()}
     return stages
+
+
+def _with_stored_features(
+    stage: "KdplCLI", out: Path, names_set: Sequence[str], from_user: bool
+) -> "KdplCLI":
+    """Return a stage that stores features beside the run, and encodes them as fast as it can."""
+    defaults: dict[str, Any] = {}
+    if stage.config.get(f"{_ARGUMENTS}.features_folder", "") is None:
+        # for estimates and runs beside this one
+        defaults["features_folder"] = str(out.absolute().parent / FEATURES_FOLDER)
+    # published results do not depend on what is installed
+    for name in ("engine", "stored_views") if from_user else ():
+        if f"{_ARGUMENTS}.{name}" in stage.config and f"model.{name}" not in names_set:
+            defaults[name] = "auto"
+    return stage.derive({"model": {"init_args": defaults}}) if defaults else stage
 
 
 def _refines(student: "KdplCLI") -> bool:

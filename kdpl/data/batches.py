@@ -37,11 +37,17 @@ class LabeledBatch(Batch):
     """Views of labelled images.
 
     Attributes:
+        images: As above; uint8 [B, 0], without pixels, if the features of views are stored.
         labels: int64 [B], indices of the class names; with several labels an image, float32 [B, C]
             of 0 and 1 for the C classes that are tuned on.
+        indices: Positions in the list of labelled training images, int64 [B], for stored features;
+            None if views are made.
+        views: The stored views of the images, int64 [B]; None if views are made.
     """
 
     labels: Tensor
+    indices: Tensor | None = None
+    views: Tensor | None = None
 
 
 @dataclass

@@ -237,6 +237,9 @@ class DomainDataModule(LightningDataModule):
                 "labels": digest(str(record.label) for record in records),
                 "class texts": digest(map(str, self.class_texts)),
             }
+            if prepared:
+                stored = self._needs.stored_views
+                origin |= {"views": f"{stored} of each, stored" if stored else None}
         else:
             origin |= {"images": digest_of(self.pool.images)}
             if prepared:
@@ -295,7 +298,7 @@ class DomainDataModule(LightningDataModule):
             records = self.labels.training()
             if self.balance_classes:
                 labels = np.array([record.single for record in records])
-            dataset = LabeledImages(records, view, len(self.tuning_class_names))
+            dataset = LabeledImages(records, view, len(self.tuning_class_names), stored_views)
         else:
             # the views that the cache has, or views for student and teacher
             if features:

@@ -59,16 +59,25 @@ class RandomView:
 
 @dataclass(eq=False)
 class LabeledImages(Dataset[LabeledBatch]):
-    """Random views of labelled images, by (index, epoch)."""
+    """Random views of labelled images, by (index, epoch).
+
+    With ``stored_views``, each item names one of so many views whose features are stored, and no
+    image is opened.
+    """
 
     records: Sequence[Record]
     view: RandomView
     num_classes: int = 0
+    stored_views: int = 0
 
     def __getitem__(self, key: tuple[int, int]) -> LabeledBatch:
         index, epoch = key
         source, label = self.records[index]
-        return LabeledBatch(self.view(source, index, epoch), label_tensor(label, self.num_classes))
+        labels = label_tensor(label, self.num_classes)
+        if self.stored_views:
+            view = stored_view(self.stored_views, self.view.seed, epoch, index)
+            return LabeledBatch(_NO_PIXELS, labels, torch.tensor(index), torch.tensor(view))
+        return LabeledBatch(self.view(source, index, epoch), labels)
 
     def __len__(self) -> int:
         return len(self.records)

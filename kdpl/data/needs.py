@@ -21,7 +21,7 @@ class Needs:
         half_whole: Whether half of the unlabelled images in training batches are as in evaluation.
         pool: The unlabelled images of its training batches; None: all of the datamodule's pool.
         features: The teacher's features of their views, from a cache.
-        stored_views: Number of views of each unlabelled image whose features the module has: its
+        stored_views: Number of views of each training image whose features the module has: its
             training and validation batches have no pixels; 0: none.
     """
 

@@ -1,49 +1,33 @@
 """Inputs of a student's plan: images, labels, the teacher, and its features of images."""
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdpl import __version__
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.clip import ClipConfig, ClipIdentity, ImageClip, load_image_clip
 from kdpl.clip.modules import normalized
 from kdpl.clip.towers.image import ImageTower
 from kdpl.data.batches import Batch
-from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.identity import FILES, digest_of
 from kdpl.data.inference import infer
 from kdpl.data.labels import Labels
-from kdpl.data.names import Indices, Names
+from kdpl.data.names import Indices
 from kdpl.data.parallel import progress_bar
 from kdpl.data.pool import UnlabeledPool
 from kdpl.data.sampling import Groups
 from kdpl.data.splits import Record
-from kdpl.runtime.files import write_json
-from kdpl.runtime.origin import Origin, as_json, digest
-from kdpl.runtime.resizing import Resizing
-from kdpl.targets.engine import Engine, chosen_engine, on_openvino
-from kdpl.targets.processes import Processes
-from kdpl.targets.store import FeatureStore, Work, images_per_shard
-
-PREPARED_FOLDER = "prepared"
-"""Folder in a teacher's run folder: features and targets shared by students; safe to remove."""
-
-ORIGIN_FILE = "made_from.json"
+from kdpl.runtime.origin import Origin, digest
+from kdpl.targets.encoding import PREPARED_FOLDER, Encoder, Encoding, Network, folder_name
+from kdpl.targets.store import FeatureStore
 
 _AT_ONCE = 4096  # images whose views are averaged at a time
-_VIEW_SEED = 1  # the run's seed would make new views, and so new features, for each run
-
-Encoder = Callable[[Tensor], Tensor]
-"""Encodes images uint8 [B, 3, S, S] into features [B, D]."""
 
 
 class ImageFeatures(NamedTuple):
@@ -69,10 +53,8 @@ class ImageFeatures(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class TargetInputs:
+class TargetInputs(Encoding):
     """Inputs of a student's plan before the first step of a fit, equal on every process.
-
-    All processes call its methods together: each does its share, and all get the whole result.
 
     Attributes:
         folder: The run's folder.
@@ -86,20 +68,9 @@ class TargetInputs:
         student_tower: Its image tower.
         stored_views: Number of views of each image whose features by the student's tower are
             stored; 0 for a tower that learns.
-        features_folder: Folder of stored features, for any number of runs.
-        engine: What runs the networks of these features.
         teacher: The teacher, possibly not loaded yet.
         load_teacher: Loads the teacher once, in the precision of the training.
         teacher_cache: Folder of the teacher's cache; None: no cache.
-        view: Random views of images for a tower's resizing.
-        views_origin: Settings that views depend on beside their image and the resizing.
-        files_of: Describes images besides their paths; None stands for all unlabelled images.
-        batch_size: Number of views that are encoded at a time.
-        num_workers: Number of worker processes that load images.
-        precision: The trainer's precision.
-        autocast: Context in which networks run in that precision.
-        device: Device of this process.
-        processes: The processes of the fit.
     """
 
     folder: Path
@@ -112,20 +83,9 @@ class TargetInputs:
     student_identity: ClipIdentity
     student_tower: ImageTower
     stored_views: int
-    features_folder: Path
-    engine: Engine
     teacher: FrozenTeacher
     load_teacher: Callable[[], object]
     teacher_cache: Path | None
-    view: Callable[[Resizing], RandomView]
-    views_origin: Mapping[str, Any]
-    files_of: Callable[[Sequence[str] | None], Mapping[str, str]]
-    batch_size: int
-    num_workers: int
-    precision: str
-    autocast: Callable[[], AbstractContextManager[Any]]
-    device: torch.device
-    processes: Processes
 
     @property
     def vectors(self) -> ClassVectors:
@@ -168,12 +128,7 @@ class TargetInputs:
 
     def shared(self, origin: Origin) -> Path:
         """Return the folder in the teacher's for what students of this origin share."""
-        # other versions may compute something else
-        name = digest([__version__, json.dumps(as_json(origin))])
-        return self.teacher.folder / PREPARED_FOLDER / name
-
-    def _features_folder(self, origin: Origin) -> Path:
-        return self.features_folder / digest([__version__, json.dumps(as_json(origin))])
+        return self.teacher.folder / PREPARED_FOLDER / folder_name(origin)
 
     def encoder(self, pooled: bool = False) -> Encoder:
         """Return the teacher as a function of images; it is loaded on the first call.
@@ -192,13 +147,6 @@ class TargetInputs:
 
         return encode
 
-    def work(
-        self, images: UnlabeledImages, encode: Encoder, still: bool = False, mean: bool = False
-    ) -> Work:
-        """Return this process's share in computing features of images."""
-        processes = self.processes.rank, self.processes.world_size
-        return Work(images, encode, self.batch_size, self.num_workers, *processes, still, mean)
-
     def features(
         self, images: Sequence[str] | None, views: int, pooled: bool = False
     ) -> tuple[ImageFeatures, ImageFeatures]:
@@ -214,10 +162,10 @@ class TargetInputs:
             pooled: Return pooled features as well.
         """
         vectors = self.vectors
-        network = {"teacher": self.teacher.image_identity, "pooled": pooled}
-        resizing, encode = vectors.preprocessing.resizing, self.encoder(pooled)
-        store = self._stored(network, self.teacher, encode, resizing, images, views, mean=True)
-        rows = self._read(store)
+        identity = {"teacher": self.teacher.image_identity, "pooled": pooled}
+        resizing = vectors.preprocessing.resizing
+        network = Network(identity, self.teacher, self.encoder(pooled), resizing)
+        rows = self._read(self._stored(network, images, views, mean=True))
         width = vectors.vectors.shape[1]
         return ImageFeatures.of(rows[..., :width]), ImageFeatures.of(rows[..., width:])
 
@@ -231,9 +179,9 @@ class TargetInputs:
             with self.autocast():
                 return normalized(tower.pooled(batch.to(self.device)))
 
-        network, resizing = {"clip": clip.identity.fingerprint}, tower.preprocessing.resizing
-        store = self._stored(network, tower, encode, resizing, images, views, mean=True)
-        return ImageFeatures.of(self._read(store))
+        identity, resizing = {"clip": clip.identity.fingerprint}, tower.preprocessing.resizing
+        network = Network(identity, tower, encode, resizing)
+        return ImageFeatures.of(self._read(self._stored(network, images, views, mean=True)))
 
     def student_features_of(self, images: Sequence[str] | None, views: int) -> ImageFeatures:
         """Return the pooled features of images by the student's tower as it is before training."""
@@ -261,64 +209,23 @@ class TargetInputs:
             with self.autocast():
                 return tower.pooled(batch.to(self.device))
 
-        network = {"clip": self.student_identity.fingerprint, "normalised": False}
-        return self._stored(network, tower, encode, tower.preprocessing.resizing, images, views)
+        identity = {"clip": self.student_identity.fingerprint, "normalised": False}
+        network = Network(identity, tower, encode, tower.preprocessing.resizing)
+        return self._stored(network, images, views)
 
     def _read(self, store: FeatureStore) -> Tensor:
         return torch.from_numpy(store.read_all()).to(self.device).float()
 
     def _stored(
-        self,
-        network: Mapping[str, Any],
-        module: nn.Module,
-        encode: Encoder,
-        resizing: Resizing,
-        images: Sequence[str] | None,
-        views: int,
-        mean: bool = False,
+        self, network: Network, images: Sequence[str] | None, views: int, mean: bool = False
     ) -> FeatureStore:
-        """Return features of the evaluation view and random views, complete, [N, V, D].
-
-        With ``mean``, of the evaluation view and the mean over views, [N, 2, D].
-        """
-        # the images, and everything that their features depend on
-        view = replace(self.view(resizing), seed=_VIEW_SEED)
-        if images is None:
-            targeted = self.pool.targeted
-            sources = self.pool.images.take(targeted)
-            dataset = UnlabeledImages(sources, view, targeted)
-            names = {"images", "images with a target", *FILES}
-            named = {name: value for name, value in self.origin.items() if name in names}
-        else:
-            dataset = UnlabeledImages(Names.of(images), view)
-            named = {"images": digest(images), **self.files_of(images)}
-        pixels = len(dataset) * views * resizing.image_size**2
-        engine = chosen_engine(self.engine, pixels, self.device, self.precision)
-        origin = {
-            **network,
-            **({"engine": engine} if engine != "torch" else {}),
-            **named,
-            "views": "one as in evaluation, and "
-            + ("their mean with " if mean else "")
-            + f"{views - 1} random ones",
-            "resizing": asdict(resizing),
-            "precision": self.precision,
-            **self.views_origin,
-            "seed": _VIEW_SEED,
-        }
-
-        # compute missing shards
-        size = images_per_shard(len(dataset), views)
-        store = FeatureStore(self._features_folder(origin), len(dataset), size)
-        if self.processes.agree(lambda: store.missing):
-            file = store.folder / ORIGIN_FILE
-            self.processes.on_first(lambda: write_json(file, as_json(origin)))
-            if engine == "openvino":
-                encode = on_openvino(module, encode, resizing.image_size)
-            # another run that does the same writes the same files
-            store.fill(views, self.work(dataset, encode, still=True, mean=mean))
-            self.processes.wait()
-        return store
+        """Return the features of images or, for None, of the unlabelled ones that need a target."""
+        if images is not None:
+            return self.store(network, images, views, mean)
+        targeted = self.pool.targeted
+        names = {"images", "images with a target", *FILES}
+        files = {name: value for name, value in self.origin.items() if name in names}
+        return self.store(network, self.pool.images.take(targeted), views, mean, targeted, files)
 
     def rows(
         self, count: int, load: Callable[[Indices], Iterable[Batch]], network: Encoder, title: str

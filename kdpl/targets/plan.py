@@ -11,7 +11,7 @@ from kdpl.targets import PreparedTarget, Target, TargetValues
 from kdpl.targets.held_out import hold_out
 from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.pool_filter import without_unlike
-from kdpl.targets.student_features import StudentFeatures
+from kdpl.targets.stored_features import StoredFeatures
 from kdpl.targets.teacher_cache import TeacherCache, open_cache
 from kdpl.targets.teachers import TeacherCaches, Teachers, open_caches
 
@@ -36,7 +36,7 @@ class Plan:
     values: TargetValues | None
     runs_teacher: bool
     teacher_features: TeacherCache | TeacherCaches | None
-    student_features: StudentFeatures | None
+    student_features: StoredFeatures | None
 
 
 def prepare_student(
@@ -85,8 +85,12 @@ def prepare_student(
     teacher_features = features if runs_teacher else None
 
     # the student's features, of views that need no teacher's predictions
-    stores = inputs.stored_views and values is not None
-    student_features = StudentFeatures.compute(inputs) if stores else None
+    student_features = None
+    if inputs.stored_views and values is not None:
+        views, images = inputs.stored_views, inputs.pool.targeted
+        student_features = StoredFeatures.compute(
+            inputs.student_store, views, images, inputs.labels
+        )
     return Plan(inputs.pool, values, runs_teacher, teacher_features, student_features)
 
 

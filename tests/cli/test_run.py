@@ -195,19 +195,25 @@ def test_validation_images_train_refined_targets_of_an_untuned_teacher_on_images
             assert stage.config.data.init_args.train_on_val == (setting if dataset else False)
 
 
-@pytest.mark.parametrize("setting", ["auto", "torch"])
-def test_openvino_may_encode_images_of_ones_own(setting, tmp_path, monkeypatch):
-    file = tmp_path / "torch.yaml"
-    file.write_text("model: {init_args: {engine: torch}}")
-    options = [] if setting == "auto" else [f"--student={file}"]
+@pytest.mark.parametrize("stage", ["teacher", "student"])
+@pytest.mark.parametrize("given", [{}, {"engine": "torch", "stored_views": 3}], ids=["", "given"])
+def test_features_of_images_of_ones_own_are_stored_in_both_stages(
+    stage, given, tmp_path, monkeypatch
+):
+    file = tmp_path / "given.yaml"
+    file.write_text(json.dumps({"model": {"init_args": given}}))
+    options = [f"--{stage}={file}"] if given else []
+    if stage == "teacher":
+        options = [f"--{stage}=quickstart", *options]
     data = [*configs("data/folder.yaml"), f"--data.root={image_folder(tmp_path / 'data')}"]
     plans = []
     monkeypatch.setattr("kdpl.cli.run._carry_out", lambda _, stages, *__: plans.append(stages))
-    for dataset in (data, []):
+    published = {"engine": "torch", "stored_views": 0 if stage == "teacher" else "auto"}
+    for dataset, expected in ((data, {"engine": "auto", "stored_views": "auto"}), ([], published)):
         assert main([*RUN, *dataset, *options, f"--out={tmp_path / 'out'}"]) == 0
-        assert plans.pop()["student"].config.model.init_args.engine == (
-            setting if dataset else "torch"
-        )
+        config = plans.pop()[stage].config.model.init_args
+        assert {name: config[name] for name in expected} == {**expected, **given}
+        assert config.features_folder == str(tmp_path / "features")
 
 
 def test_the_original_clip_has_words_in_place_of_a_context_that_starts_from_noise(

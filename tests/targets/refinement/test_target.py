@@ -24,7 +24,7 @@ from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 from kdpl.student import FillTeacherCache, StudentDistillation
-from kdpl.targets.inputs import PREPARED_FOLDER
+from kdpl.targets.encoding import PREPARED_FOLDER
 from kdpl.targets.refinement import target as refined_target
 from kdpl.targets.refinement.experts import Assigned, Evidence, assign
 from kdpl.targets.refinement.pool_targets import POOL_TARGETS_FILE, PoolTargets
