@@ -5,7 +5,6 @@ The file is a CSV with lines ``n01440764,tench`` or, below the heading ``label,n
 also be a ``.txt`` list with a name on each line.
 """
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import NamedTuple
 
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.class_names import ClassText, composed
-from kdpl.runtime.files import read_text
+from kdpl.runtime.files import read_cells, read_text
 
 
 class ClassName(NamedTuple):
@@ -71,14 +70,11 @@ def read_class_mapping(
     kind = path.suffix.lower()
     if kind not in (".csv", ".txt"):
         raise DataError(f"class names file {path} is of an unknown kind: give a .txt or .csv file")
-    text = composed(read_text(path, "class names file"))
-    try:
-        names = filter(None, map(str.strip, text.splitlines()))
-        rows = _read_csv(text) if kind == ".csv" else [(name, ClassName(name)) for name in names]
-    except (ValueError, csv.Error) as error:
-        raise DataError(
-            f"class names file {path} cannot be read as {kind[1:].upper()}: {error}"
-        ) from error
+    if kind == ".csv":
+        rows = _read_csv(path)
+    else:
+        lines = composed(read_text(path, "class names file")).splitlines()
+        rows = [(name, ClassName(name)) for name in filter(None, map(str.strip, lines))]
     # each class and each name may occur once
     for values in ([key for key, _ in rows], [named.name for _, named in rows]):
         twice = [value for value, count in Counter(values).items() if count > 1]
@@ -106,8 +102,8 @@ def read_class_mapping(
     return mapping
 
 
-def _read_csv(text: str) -> list[tuple[str, ClassName]]:
-    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
+def _read_csv(path: Path) -> list[tuple[str, ClassName]]:
+    rows = [[*map(composed, cells)] for _, cells in read_cells(path, "class names file")]
     heading = [cell.lower() for cell in rows[0]] if rows else []
     has_heading = heading[:2] in (["folder", "name"], ["label", "name"])
     # without a heading, a third column is mostly a name with an unquoted comma
@@ -115,9 +111,9 @@ def _read_csv(text: str) -> list[tuple[str, ClassName]]:
     named = []
     for number, (key, *row) in enumerate(rows, start=1):
         if len(row) < columns - 1 or any(row[columns - 1 :]):
-            raise ValueError(
-                f"row {number} has {len(row) + 1} columns, expected {columns}: put a value with a "
-                "comma in quotes"
+            raise DataError(
+                f"class names file {path} cannot be read as CSV: row {number} has {len(row) + 1} "
+                f"columns, expected {columns}: put a value with a comma in quotes"
             )
         name, *texts = row
         named.append((key, ClassName(name, tuple(filter(None, texts)))))

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,44 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """Read the rows that ``write_rows`` wrote, by the columns in the first one."""
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
         return list(csv.DictReader(lines))
+
+
+def read_cells(path: Path, what: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the lines of a user's CSV file that are not empty: number, and cells without spaces.
+
+    A DataError says ``what`` cannot be read.
+    """
+    # a quoted name may contain a line break, so lines are kept as they are
+    text = StringIO(read_text(path, what, newline=""), newline="")
+    lines = csv.reader(text, skipinitialspace=True, strict=True)
+    try:
+        for row in lines:
+            if row:
+                yield lines.line_num, [cell.strip() for cell in row]
+    except csv.Error as error:
+        raise DataError(
+            f"line {lines.line_num} of {what} {path} cannot be read as CSV ({error}): correct it"
+        ) from error
+
+
+def read_columns(path: Path, what: str) -> dict[str, list[str]]:
+    """Read a user's CSV file by the columns in its first line; missing cells are empty.
+
+    A DataError says that ``what`` cannot be read, or which line has too many values.
+    """
+    lines = read_cells(path, what)
+    _, names = next(lines, (0, []))
+    while names and not names[-1]:  # spreadsheets leave commas at the end of a line
+        names.pop()
+    rows = []
+    for number, cells in lines:
+        if any(cells[len(names) :]):
+            raise DataError(
+                f"line {number} of {what} {path} has {len(cells)} values, expected {len(names)}: "
+                "put a value with a comma in quotes"
+            )
+        rows.append(cells + [""] * (len(names) - len(cells)))
+    return {name: [row[names.index(name)] for row in rows] for name in names}
 
 
 def append(path: Path, text: str) -> None:

@@ -1,6 +1,5 @@
 """Tree over the classes: its table, and the probabilities of its nodes."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from kdpl.errors import DataError
 from kdpl.runtime.class_names import composed, fault_of_name
-from kdpl.runtime.files import read_text
+from kdpl.runtime.files import read_columns
 
 
 @dataclass(frozen=True)
@@ -77,18 +76,14 @@ class Taxonomy:
 
 
 def _rows(file: Path) -> list[tuple[str, str]]:
-    try:
-        table = csv.DictReader(composed(read_text(file, "taxonomy")).splitlines())
-        rows, columns = list(table), table.fieldnames or ["nothing"]
-    except csv.Error as error:
-        raise DataError(f"taxonomy {file} cannot be read as CSV ({error}): correct it") from error
-    if not {"child", "parent"} <= {*columns}:
+    columns = read_columns(file, "taxonomy")
+    if not {"child", "parent"} <= columns.keys():
         raise DataError(
-            f"taxonomy {file} has the columns {', '.join(columns)}, expected child and parent: "
-            "name them in its first line"
+            f"taxonomy {file} has the columns {', '.join(columns) or 'nothing'}, expected child "
+            "and parent: name them in its first line"
         )
-    # an empty cell is None
-    named = [((row["child"] or "").strip(), (row["parent"] or "").strip()) for row in rows]
+    children, parents = (map(composed, columns[name]) for name in ("child", "parent"))
+    named = list(zip(children, parents, strict=True))
     for number, (child, parent) in enumerate(named, start=1):
         if problem := fault_of_name(child) or fault_of_name(parent):
             raise DataError(

@@ -1,10 +1,8 @@
 """Dataset as a table: a row for each image, with its label and optionally its split."""
 
-import csv
 import os
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +13,7 @@ from kdpl.data.sources import OwnImages, find_unlabeled
 from kdpl.data.splits import Record, Splits
 from kdpl.errors import ConfigError, DataError, visible
 from kdpl.runtime.class_names import composed
-from kdpl.runtime.files import read_text
+from kdpl.runtime.files import read_columns
 
 HELD_OUT = "held_out"
 """Split of test images that were set aside by chance."""
@@ -247,25 +245,4 @@ def _csv_columns(table: Path) -> dict[str, list[str]]:
         )
     if not table.is_file():
         raise DataError(f"table {table} does not exist: give the table of your images")
-    # a quoted name may contain a line break, so lines are kept as they are
-    text = StringIO(read_text(table, "table", newline=""), newline="")
-    lines = csv.reader(text, skipinitialspace=True, strict=True)
-    try:
-        names = [name.strip() for name in next(lines, [])]
-        while names and not names[-1]:  # spreadsheets leave commas at the end of a line
-            names.pop()
-        rows = []
-        for row in lines:
-            cells = [cell.strip() for cell in row]
-            if any(cells[len(names) :]):
-                raise DataError(
-                    f"line {lines.line_num} of {table} has {len(row)} values, expected "
-                    f"{len(names)}: put a value with a comma in quotes"
-                )
-            if cells:
-                rows.append(cells + [""] * (len(names) - len(cells)))
-    except csv.Error as error:
-        raise DataError(
-            f"line {lines.line_num} of {table} cannot be read ({error}): correct it"
-        ) from error
-    return {name: [row[names.index(name)] for row in rows] for name in names}
+    return read_columns(table, "table")
