@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdpl.classifier import Classifier, PredictOptions
-from kdpl.classifier.sources import printable, read_columns
+from kdpl.classifier.sources import columns_of, printable
 from kdpl.classifier.tables import Row, write_table
 from kdpl.tasks import MULTI_CLASS
 
@@ -20,7 +20,7 @@ _UNREADABLE = "none of its images can be read"
 
 def read_groups(table: Path, column: str) -> dict[str, str]:
     """Read the group of each image of a CSV table; an image without one is its own group."""
-    pairs = zip(*read_columns(table, "image", column), strict=True)
+    pairs = zip(*columns_of(table, "image", column), strict=True)
     return {printable(image): group or printable(image) for image, group in pairs}
 
 

@@ -14,7 +14,7 @@ from kdpl.data.shards.archives import read_shard
 from kdpl.data.shards.parquet import read_rows as read_parquet
 from kdpl.data.sources import find_files, open_source
 from kdpl.errors import DataError, visible
-from kdpl.runtime.files import read_rows
+from kdpl.runtime.files import read_columns
 
 MAX_UPLOAD_PIXELS = 50_000_000
 """Largest image that demo and service decode, the size of the largest phone photos."""
@@ -47,7 +47,7 @@ def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> lis
     sources = list(find_files(arguments))
     if list_file is not None:
         is_table = list_file.suffix == ".csv"
-        sources += read_columns(list_file, "image")[0] if is_table else read_list(list_file)
+        sources += columns_of(list_file, "image")[0] if is_table else read_list(list_file)
     if not sources:
         raise DataError(
             "there are no images to classify: give image files, folders, shards or a --list of them"
@@ -55,13 +55,13 @@ def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> lis
     return sources
 
 
-def read_columns(table: Path, *names: str) -> list[list[str]]:
-    """Read columns of a CSV table; a DataError if there is no such file or column."""
-    rows = read_rows(table) if table.is_file() else []
+def columns_of(table: Path, *names: str) -> list[list[str]]:
+    """Read columns of a CSV table of images; a DataError if there is no such file or column."""
+    columns = read_columns(table, "table", "surrogateescape") if table.is_file() else {}
     for name in names:
-        if not rows or name not in rows[0]:
+        if not columns.get(name):
             raise DataError(f"{table} is no table with rows and the column {name}: correct it")
-    return [[row[name] for row in rows] for name in names]
+    return [columns[name] for name in names]
 
 
 def read_items(sources: Sequence[str]) -> Iterator[Item]:

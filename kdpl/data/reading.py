@@ -1,6 +1,5 @@
 """Dataset as a run uses it: read once, without images that are left out, with test images."""
 
-import csv
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -17,6 +16,7 @@ from kdpl.data.sampling import hold_out, keep_apart, measured_again, require_apa
 from kdpl.data.sources import OwnImages
 from kdpl.data.splits import Reader, Splits
 from kdpl.errors import DataError
+from kdpl.runtime.files import read_cells
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import difference, digest
 from kdpl.runtime.run_folder import DECODED_FILE
@@ -209,8 +209,7 @@ def _read_skip_list(file: Path) -> frozenset[str]:
         return frozenset(read_list(file))
     if file.suffix != ".csv":
         raise DataError(f"skip list {file} is of an unknown kind: give a .txt or .csv file")
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        return frozenset(row[0] for row in csv.reader(lines) if row)
+    return frozenset(row[0] for _, row in read_cells(file, "skip list", "surrogateescape"))
 
 
 def _leave_out(splits: Splits, sources: Collection[str], left: str = "that can be used") -> Splits:

@@ -43,10 +43,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.replace(path)
 
 
-def read_text(path: Path, what: str, newline: str | None = None) -> str:
+def read_text(path: Path, what: str, newline: str | None = None, errors: str = "strict") -> str:
     """Read a user's text file in UTF-8; a DataError says ``what`` cannot be read."""
     try:
-        with path.open(encoding="utf-8-sig", newline=newline) as file:
+        with path.open(encoding="utf-8-sig", newline=newline, errors=errors) as file:
             return file.read()
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
@@ -94,13 +94,14 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def read_cells(path: Path, what: str) -> Iterator[tuple[int, list[str]]]:
+def read_cells(path: Path, what: str, errors: str = "strict") -> Iterator[tuple[int, list[str]]]:
     """Yield the lines of a user's CSV file that are not empty: number, and cells without spaces.
 
-    A DataError says ``what`` cannot be read.
+    A DataError says ``what`` cannot be read. With the ``errors`` of ``surrogateescape``, a path may
+    keep bytes that are not UTF-8.
     """
     # a quoted name may contain a line break, so lines are kept as they are
-    text = StringIO(read_text(path, what, newline=""), newline="")
+    text = StringIO(read_text(path, what, newline="", errors=errors), newline="")
     lines = csv.reader(text, skipinitialspace=True, strict=True)
     try:
         for row in lines:
@@ -112,12 +113,12 @@ def read_cells(path: Path, what: str) -> Iterator[tuple[int, list[str]]]:
         ) from error
 
 
-def read_columns(path: Path, what: str) -> dict[str, list[str]]:
+def read_columns(path: Path, what: str, errors: str = "strict") -> dict[str, list[str]]:
     """Read a user's CSV file by the columns in its first line; missing cells are empty.
 
-    A DataError says that ``what`` cannot be read, or which line has too many values.
+    As ``read_cells``; the DataError may also be of a line with too many values.
     """
-    lines = read_cells(path, what)
+    lines = read_cells(path, what, errors)
     _, names = next(lines, (0, []))
     while names and not names[-1]:  # spreadsheets leave commas at the end of a line
         names.pop()
