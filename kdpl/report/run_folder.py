@@ -237,10 +237,6 @@ class Run:
         """Data that the main stage was tested on."""
         stage = self.main
         data = build_data([stage.config["data"]], [f"--data.init_args.seed={self.seed}"])
-        if not isinstance(data, DomainDataModule):
-            raise ConfigError(
-                f"{type(data).__name__} is not a DomainDataModule: its images are left out"
-            )
         data.reading.of_run(stage.folder)
         data.splits  # noqa: B018 - reads the dataset
         return data
