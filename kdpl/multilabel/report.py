@@ -17,7 +17,7 @@ from kdpl.metrics import BASE_MAP, CHANCE, MACRO_F1, MAP, MICRO_F1, MULTILABEL_C
 from kdpl.multilabel.callback import PER_CLASS_FILE
 from kdpl.multilabel.metrics import class_scores
 from kdpl.multilabel.task import SEPARATOR, MultiLabel
-from kdpl.report.accuracy import with_thumbnails
+from kdpl.report.accuracy import titles_of, with_thumbnails
 from kdpl.report.page import Section
 from kdpl.report.probes import clip_of, encode, load_encoder, require_probe
 from kdpl.report.run_folder import Run, attempt
@@ -28,33 +28,25 @@ from kdpl.runtime.run_folder import PREDICTIONS_FILE, PROBE_FOLDER
 METRICS = {name: MULTILABEL_COLUMNS[name] for name in (MAP, MACRO_F1, MICRO_F1)}
 
 _DRAWS, _SHOWN, _MATRIX_CLASSES = 500, 12, 40
-_MODELS = {
-    "teacher_clip": "teacher's original CLIP",
-    "student_clip": "student's original CLIP",
-    "teacher": "teacher",
-    "student": "distilled student",
-}
-_PROBES = {
-    "teacher": "linear probe of the teacher's CLIP",
-    "student": "linear probe of the student's network",
-}
 
 
 def several_labels(run: Run) -> dict[str, Any]:
     """Collect scores of all tested models and probes, and classes and images of the last one."""
     tested, probes, gaps = dict[str, list[float]](), dict[str, float](), list[str]()
-    for key, title in _MODELS.items():
-        stage = getattr(run, key)
+    titles = titles_of(run)
+    for key, title in titles.items():
+        stage = getattr(run, key, None)  # a probe is none
         results = {} if stage is None else stage.results
         if test_key(MAP) in results:
             tested[title] = [results[test_key(name)] for name in METRICS]
     labelled = run.main.settings("data").get("shots") != 0
     for role in run.stages if labelled else ():
+        title = titles[f"{role}_probe"]
         precision, gap = attempt(partial(linear_probe, run, role))
         if precision is None:
-            gaps.append(f"{_PROBES[role]}: {gap}")
+            gaps.append(f"{title}: {gap}")
         else:
-            probes[_PROBES[role]] = precision
+            probes[title] = precision
     tested |= {title: [precision] for title, precision in probes.items()}
     if (chance := run.main.results.get(test_key(CHANCE))) is not None:
         tested[CHANCE] = [chance]
@@ -82,10 +74,11 @@ def several_labels(run: Run) -> dict[str, Any]:
         ) from error
 
     # mAP at the top of the page: role, share and words of each tile
+    shown = {"teacher": titles["teacher"], "student": titles["student"], CHANCE: CHANCE}
     tiles = [
         (role, tested[title][0], f"mAP of {title}")
-        for role, title in (*_MODELS.items(), (CHANCE, "chance"))
-        if title in tested and not role.endswith("_clip")
+        for role, title in shown.items()
+        if title in tested
     ]
     return {
         "tiles": tiles,

@@ -36,12 +36,17 @@ _TITLES = {
 }
 
 
-def accuracies(run: Run) -> dict[str, Any]:
-    """Collect the accuracies of all tested models; an ArtifactError if none was tested."""
-    # an untuned teacher is the original CLIP
+def titles_of(run: Run) -> dict[str, str]:
+    """Return the titles of a run's models by key; an untuned teacher is the original CLIP."""
     titles = dict(_TITLES)
     if run.untuned:
         titles["teacher"] = titles.pop("teacher_clip")
+    return titles
+
+
+def accuracies(run: Run) -> dict[str, Any]:
+    """Collect the accuracies of all tested models; an ArtifactError if none was tested."""
+    titles = titles_of(run)
     main = "teacher" if run.student is None else "student"
     gaps, tested = [], dict[str, Scores]()
     labelled = run.main.settings("data").get("shots") != 0
