@@ -20,7 +20,7 @@ from kdpl.data.paths import find_images
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.errors import DataError, reason
 from kdpl.runtime.advice import command
-from kdpl.runtime.files import read_text
+from kdpl.runtime.files import lines_of, read_text
 
 
 @dataclass(frozen=True)
@@ -115,21 +115,20 @@ def _read_aircraft(dataset: BenchmarkSet) -> Splits:
     ``variants.txt`` has one class name per line, by label. The lines of the other files are
     ``<image id> <class name>``; the image is ``<image id>.jpg``. Their order is kept.
     """
-    names = [line.strip() for line in dataset.read_text(dataset.index).splitlines() if line.strip()]
+    names = lines_of(dataset.read_text(dataset.index))
     label_of = {name: label for label, name in enumerate(names)}
     dataset.require_folder(dataset.images)
     records: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
     for split, split_records in records.items():
         path = dataset.folder / f"images_variant_{split}.txt"
-        for line in dataset.read_text(path).splitlines():
-            image, _, name = line.strip().partition(" ")
-            if image:
-                if name.strip() not in label_of:
-                    raise dataset.damaged(
-                        path, f"names {name!r}, a class without a line in {dataset.index.name}"
-                    )
-                source = f"{dataset.images}{os.sep}{image}.jpg"
-                split_records.append(Record(source, label_of[name.strip()]))
+        for line in lines_of(dataset.read_text(path)):
+            image, _, name = line.partition(" ")
+            if name.strip() not in label_of:
+                raise dataset.damaged(
+                    path, f"names {name!r}, a class without a line in {dataset.index.name}"
+                )
+            source = f"{dataset.images}{os.sep}{image}.jpg"
+            split_records.append(Record(source, label_of[name.strip()]))
     return _splits(dataset, names, **records)
 
 
@@ -216,7 +215,7 @@ def _names_by_wnid(dataset: BenchmarkSet) -> dict[str, str]:
     else:  # the names that open_clip uses
         text = files("kdpl.benchmark").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
     # an id without a name is an error
-    return dict(line.split(maxsplit=1) for line in map(str.strip, text.splitlines()) if line)
+    return dict(line.split(maxsplit=1) for line in lines_of(text))
 
 
 def _zhou(folder: str, images: str, name: str, num_classes: int) -> Benchmark:

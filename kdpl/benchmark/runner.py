@@ -15,7 +15,7 @@ from kdpl.benchmark.steps import RESULT_FILE, CampaignStep, Result
 from kdpl.metrics import ACC, test_key
 from kdpl.runtime import plugins, run_folder, slurm
 from kdpl.runtime.configs import as_list, config_files, read_config
-from kdpl.runtime.files import read_json, write_text
+from kdpl.runtime.files import lines_of, read_json, write_text
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import LOCK_FILE, PROBE_FEATURES, PROBE_FILE, PROBE_FOLDER
 
@@ -194,6 +194,6 @@ def _save_probe(
 def last_error(log: Path, begin: int = 0) -> str:
     """Return the last error in a command's log after its first ``begin`` bytes."""
     text = log.read_bytes()[begin:].decode(errors="replace") if log.is_file() else ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = lines_of(text)
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or ["it printed nothing"])[-1]

@@ -7,7 +7,7 @@ from pathlib import Path
 from kdpl.cli.arguments import output_file
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.class_names import ClassText, composed, fault_of_name
-from kdpl.runtime.files import read_text
+from kdpl.runtime.files import lines_of, read_text
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE, STAGE_FOLDERS
 
 
@@ -61,8 +61,7 @@ def class_vectors(
     if config:
         names, num_base, texts = _names_of_data(config, settings)
     elif class_list:
-        lines = read_text(Path(class_list), "class list").splitlines()
-        names = _distinct([line for line in lines if line.strip()], class_list)
+        names = _distinct(lines_of(read_text(Path(class_list), "class list")), class_list)
     elif examples:
         from kdpl.data.layout import class_folders
         from kdpl.data.readers.folder import images_by_class

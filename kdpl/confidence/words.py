@@ -9,7 +9,7 @@ from torch import Tensor
 from kdpl.class_vectors import ClassVectors
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.class_names import composed, fault_of_name
-from kdpl.runtime.files import read_text
+from kdpl.runtime.files import lines_of, read_text
 
 NEGATIVE_VECTORS_FILE = "negative_vectors.safetensors"
 """File in the folder of a teacher or student, in the format of class vectors."""
@@ -36,8 +36,8 @@ def everyday_words() -> tuple[str, ...]:
 
 def read_words(file: str) -> tuple[str, ...]:
     """Read words of things that are not a class, one on each line; a DataError if empty."""
-    lines = read_text(Path(file).expanduser(), "negative words").splitlines()
-    words = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    lines = lines_of(read_text(Path(file).expanduser(), "negative words"))
+    words = tuple(dict.fromkeys(lines))
     if not words:
         raise DataError(f"negative words {file} has no words: write one on each line")
     for word in words:

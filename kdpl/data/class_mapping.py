@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.class_names import ClassText, composed
-from kdpl.runtime.files import read_cells, read_text
+from kdpl.runtime.files import lines_of, read_cells, read_text
 
 
 class ClassName(NamedTuple):
@@ -73,8 +73,8 @@ def read_class_mapping(
     if kind == ".csv":
         rows = _read_csv(path)
     else:
-        lines = composed(read_text(path, "class names file")).splitlines()
-        rows = [(name, ClassName(name)) for name in filter(None, map(str.strip, lines))]
+        names = lines_of(composed(read_text(path, "class names file")))
+        rows = [(name, ClassName(name)) for name in names]
     # each class and each name may occur once
     for values in ([key for key, _ in rows], [named.name for _, named in rows]):
         twice = [value for value, count in Counter(values).items() if count > 1]

@@ -57,6 +57,11 @@ def read_text(path: Path, what: str, newline: str | None = None, errors: str = "
         ) from error
 
 
+def lines_of(text: str) -> list[str]:
+    """Return the lines of a text, without spaces around them, that are not empty."""
+    return [line for line in map(str.strip, text.splitlines()) if line]
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, atomically; a path in it may keep bytes that are not UTF-8."""
     with atomic_path(path) as temporary:
