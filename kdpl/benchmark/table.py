@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from kdpl.benchmark.campaign import Campaign, CampaignRow, dataset_name
 from kdpl.benchmark.steps import Result, shots_of
-from kdpl.metrics import ACC, BASE_ACC, HM, NOVEL_ACC, test_key
+from kdpl.metrics import ACC, BASE_ACC, BASE_MAP, HM, NOVEL_ACC, NOVEL_MAP, test_key
 
 AVERAGE = "average"
 
@@ -228,5 +228,6 @@ def average(parts: Sequence[Figures]) -> Figures:
     metrics = [metric for metric in parts[0] if all(metric in part for part in parts)]
     means = {metric: statistics.mean(part[metric] for part in parts) for metric in metrics}
     if _HM in means:
-        means[_HM] = statistics.harmonic_mean([means[_BASE], means[_NOVEL]])
+        halves = (_BASE, _NOVEL) if _BASE in means else (test_key(BASE_MAP), test_key(NOVEL_MAP))
+        means[_HM] = statistics.harmonic_mean([means[half] for half in halves])
     return means

@@ -73,6 +73,8 @@ def test_published_figures_are_complete_and_their_average_takes_the_harmonic_mea
     averages = [round(value, 2) for value in average([*FIGURES.values()]).values()]
     assert averages == [86.96, 80.73, 83.73]
     assert average([FIGURES["dtd"], {}]) == {}
+    several_labels = {"test/base_map": 0.4, "test/novel_map": 0.2, "test/hm": 0.3}
+    assert average([several_labels])["test/hm"] == pytest.approx(0.8 / 3)
     printed_otherwise = {"stanford_cars": 83.08, "ucf101": 85.83}
     for name, row in FIGURES.items():
         expected = printed_otherwise.get(name, row["test/hm"])

@@ -20,7 +20,7 @@ from kdpl.data.augmentation import GivenImage, open_given
 from kdpl.errors import ConfigError
 
 GRID, MASKS = 16, 16
-"""Cells along an edge G, and number of masks; docs/report.md compares others."""
+"""Cells along an edge G, and number of masks; docs/experiments.md compares others."""
 
 
 def heat_map(
