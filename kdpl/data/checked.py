@@ -27,7 +27,7 @@ class Checked(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    version: Literal[6] = 6
+    version: Literal[7] = 7
     made_from: dict[str, Any]
     images: int
     skipped: dict[str, str]

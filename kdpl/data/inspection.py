@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from PIL.Image import Resampling
 
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.parallel import in_parallel
@@ -16,6 +17,7 @@ from kdpl.runtime.origin import digest
 _GREY = 16  # greatest difference of the channels of a grey pixel, of 256
 _PLAIN = 0.9  # least share of an image's border that is as bright as its median
 _AS_BRIGHT = 24
+_DETAILS = 0.05  # least contrast of a picture's details, of its own; photographs have over 0.06
 
 PICTURE_EDGE = 64
 """Pixels an edge of the pictures for ``near_copies``; smaller images have too few details."""
@@ -90,8 +92,17 @@ def is_drawn(image: Image.Image) -> bool:
 
 
 def picture_of(image: Image.Image) -> bytes:
-    """Return the small grey picture of an RGB image; empty if the image is too small for one."""
+    """Return the small grey picture of an RGB image.
+
+    Empty if the image is too small for one, or shows no more than a picture of half the edge, such
+    as a smaller image that was enlarged: it has no details that tell a copy from a look-alike.
+    """
     if min(image.size) < PICTURE_EDGE:
         return b""
     edges = PICTURE_EDGE, PICTURE_EDGE
-    return image.resize(edges, Image.Resampling.BOX, reducing_gap=2.0).convert("L").tobytes()
+    picture = image.resize(edges, Resampling.BOX, reducing_gap=2.0).convert("L")
+    smaller = picture.resize((PICTURE_EDGE // 2, PICTURE_EDGE // 2), Resampling.BOX)
+    enlarged = (smaller.resize(edges, how) for how in (Resampling.BICUBIC, Resampling.NEAREST))
+    pixels = np.asarray(picture, dtype=float)
+    details = min(float((pixels - np.asarray(same)).std()) for same in enlarged)
+    return picture.tobytes() if details > _DETAILS * pixels.std() else b""

@@ -43,6 +43,9 @@ def test_only_leading_images_are_originals_and_small_or_plain_ones_tell_nothing(
     small = image.resize((63, 63))
     assert found([small, small], 2) == [None, None]
     assert found([], 2) == []
+    tiny = [scene(seed).resize((8, 8)) for seed in (0, 0)]
+    for how in (Image.Resampling.BILINEAR, Image.Resampling.LANCZOS, Image.Resampling.NEAREST):
+        assert found([image.resize((64, 64), how) for image in tiny], 2) == [None, None]
 
 
 def test_more_images_than_a_block_are_compared_in_order(monkeypatch):
