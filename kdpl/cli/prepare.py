@@ -148,7 +148,8 @@ def parse_stages(out: Path, run: Options) -> "dict[str, KdplCLI]":
     student = parse("student", teacher=[folder, *run.teacher2] if run.teacher2 else folder)
     data, names_set = student.data(), run.names_set()
     from_user = data.reading.reader.from_user
-    teacher = _with_stored_features(teacher, out, run.names_set("teacher"), from_user)
+    if from_user and is_tuned(teacher):
+        teacher = _with_stored_features(teacher, out, run.names_set("teacher"), from_user)
     student = _with_stored_features(student, out, names_set, from_user)
     if (
         without_labels
