@@ -72,7 +72,7 @@ def _of_label_studio(text: str, folder: Path) -> Iterator[_Labeled]:
             return bool(each.get("ground_truth")), str(each.get("updated_at", ""))
 
         labels, boxes = list[str](), list[tuple[Box, str]]()
-        for result in max(done, key=rank)["result"]:
+        for result in max(reversed(done), key=rank)["result"]:
             kind, value = result["type"], result.get("value")
             if kind == "choices":
                 labels += map(str, value["choices"])

@@ -114,6 +114,7 @@ def test_of_several_annotations_the_ground_truth_counts_or_the_last(read):
         return [{**tasks[0], "annotations": [each["annotations"][0] for each in tasks]}]
 
     assert read(together(given("cat", 2), given("dog", 1)))[0][1] == ("cat",)
+    assert read(together(given("cat", 2), given("dog", 2)))[0][1] == ("dog",)
     assert read(together(given("cat", 2), given("dog", 1, truth=True)))[0][1] == ("dog",)
 
 
