@@ -148,7 +148,7 @@ class ClassifyingModule(LightningModule, ABC):
         self.apply_precision()
 
     def prepare_fit(self) -> None:
-        """Choose and encode what a fit needs before its first step; nothing by default."""
+        """Choose and encode what a fit needs before its first step, called by ``Prepare``."""
 
     def scored(self, logits: Tensor) -> Tensor:
         """Apply the scales and biases of classes, if any, to logits [B, K] of the first K."""

@@ -54,10 +54,10 @@ class LabeledBatch(Batch):
 class UnlabeledBatch(Batch):
     """Views of unlabelled images, and no labels.
 
-    Labels enter stage 2 in three places: a prepared target uses labelled and validation images;
-    validation measures accuracies, on which a callback may stop; after training, further scores
-    and thresholds are set on validation images. ``pool_filter`` compares with labelled images,
-    without their labels.
+    Labels enter stage 2 elsewhere: a prepared target uses labelled and validation images, and
+    ``mixture.weights: validation`` validation images; validation measures accuracies, by which a
+    callback may stop or choose; after training, further scores and thresholds are set on validation
+    images. ``pool_filter`` compares with labelled images, without their labels.
 
     Attributes:
         images: As above; uint8 [B, 0], without pixels, if the features of views are stored.

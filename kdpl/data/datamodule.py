@@ -90,6 +90,7 @@ class DomainDataModule(LightningDataModule):
         train_on_val: Train on the validation images as well, so that none is left to validate, or
             to calibrate the classifier, on; ``auto``: with fewer than 16 labelled training images a
             class. ``run`` sets ``auto`` for refined targets of an untuned teacher on your images.
+            Give both stages the same.
         unlabeled_share: Share of the unlabelled training images to distil on, above 0 and at most
             1.
         allow_fewer_shots: Use classes that have fewer than ``shots`` training images as they are.

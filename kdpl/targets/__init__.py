@@ -41,8 +41,9 @@ class Target:
         """Return logits of the target distribution, such as log probabilities, [B, C].
 
         Args:
-            predicted: The teacher's logits of the views, float32 [B, C]; empty if the target does
-                not use them.
+            predicted: The teacher's logits of the views, float32 [B, C], which the loss divides by
+                its temperature τ; of several teachers, τ · log p. Empty if the target does not use
+                them.
             indices: Indices of the images in the list of unlabelled images, [B].
         """
         return predicted
@@ -78,6 +79,9 @@ class ComputedTarget(Protocol):
 
 class PreparedTarget(Target, ABC, Generic[GatheredT]):
     """Target whose values are computed for all unlabelled images, before the first step of a fit.
+
+    ``prepare_student`` (``kdpl/targets/plan.py``) calls the methods in their order below. Steps
+    read the values that ``load`` returns; without any, they call ``logits`` with the teacher's.
 
     Attributes:
         file: Name of the values' file in a run's folder, from which a resumed run reads them.
