@@ -314,7 +314,7 @@ class StudentDistillation(ClassifyingModule):
 
     def distance(self, logits: Tensor, target_logits: Tensor) -> Tensor:
         """Compute what the loss weighs, a scalar, of logits [B, C] of student and target."""
-        if self.loss.kind != "kl":
+        if self.loss.kind in DIFFERENCES:
             return DIFFERENCES[self.loss.kind](logits, target_logits)
         return self.task.divergence(logits, target_logits, self.loss.temperature)
 
@@ -427,7 +427,7 @@ class StudentDistillation(ClassifyingModule):
 
 def _require_logits(loss: DistillationLoss, target: type[Target], teacher: str | list[str]) -> None:
     """Refuse a difference of logits for a target that has probabilities alone."""
-    if loss.kind != "kl" and (target is not Target or len(teacher_folders(teacher)) > 1):
+    if loss.kind in DIFFERENCES and (target is not Target or len(teacher_folders(teacher)) > 1):
         what = f"the target {target.__name__}" if target is not Target else "a mixture of teachers"
         raise ConfigError(
             f"loss.kind {loss.kind} compares logits with those of one teacher, but {what} has "
