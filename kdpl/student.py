@@ -32,7 +32,7 @@ from kdpl.optim import OptimConfig
 from kdpl.prompts import StudentEncoder, StudentPrompts
 from kdpl.runtime.messages import inform, warn
 from kdpl.targets import PreparedTarget, Target, build_target, target_class
-from kdpl.targets.encoding import PREPARED_FOLDER, Encoding
+from kdpl.targets.encoding import PREPARED_FOLDER, encoding_of
 from kdpl.targets.engine import Engine
 from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.plan import Plan, prepare_student
@@ -242,7 +242,7 @@ class StudentDistillation(ClassifyingModule):
         trainer, data, cache = self.trainer, self.domain, self.teacher_cache
         folder = Path(self.features_folder or self.teacher_folder / PREPARED_FOLDER)
         return TargetInputs(
-            **vars(Encoding.of(trainer, folder, self.engine)),
+            **vars(encoding_of(trainer, folder, self.engine)),
             folder=Path(trainer.default_root_dir),
             resumes=trainer.ckpt_path is not None,
             epochs=trainer.max_epochs or 0,

@@ -40,7 +40,7 @@ from kdpl.prompts.text import CONTEXT, averaged, ensemble_features, flat_texts
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.class_names import ClassText
 from kdpl.runtime.messages import inform
-from kdpl.targets.encoding import PREPARED_FOLDER, Encoding, Network
+from kdpl.targets.encoding import PREPARED_FOLDER, Network, encoding_of
 from kdpl.targets.engine import Engine
 from kdpl.targets.store import FeatureStore
 from kdpl.targets.stored_features import STORED_VIEWS, StoredFeatures
@@ -191,7 +191,7 @@ class TeacherPromptTuning(ClassifyingModule):
         if not self.stored_views or self.trainer.max_epochs == 0:
             return
         run = Path(self.trainer.default_root_dir)
-        encoding = Encoding.of(
+        encoding = encoding_of(
             self.trainer, Path(self.features_folder or run / PREPARED_FOLDER), self.engine
         )
         tower = self.image_tower.module

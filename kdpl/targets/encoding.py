@@ -87,24 +87,6 @@ class Encoding:
     device: torch.device
     processes: Processes
 
-    @classmethod
-    def of(cls, trainer: Trainer, features_folder: Path, engine: Engine) -> "Encoding":
-        """Return the encoding of a trainer's fit."""
-        data = domain_of(trainer)
-        return Encoding(
-            features_folder=features_folder,
-            engine=engine,
-            view=data.view,
-            views_origin=data.views_origin,
-            files_of=data.files_of,
-            batch_size=data.eval_batch_size,
-            num_workers=data.num_workers,
-            precision=str(trainer.precision),
-            autocast=trainer.precision_plugin.forward_context,
-            device=trainer.strategy.root_device,
-            processes=processes_of(trainer),
-        )
-
     def work(
         self, images: UnlabeledImages, encode: Encoder, still: bool = False, mean: bool = False
     ) -> Work:
@@ -162,3 +144,21 @@ class Encoding:
             store.fill(views, self.work(dataset, encode, still=True, mean=mean))
             self.processes.wait()
         return store
+
+
+def encoding_of(trainer: Trainer, features_folder: Path, engine: Engine) -> Encoding:
+    """Return the encoding of a trainer's fit."""
+    data = domain_of(trainer)
+    return Encoding(
+        features_folder=features_folder,
+        engine=engine,
+        view=data.view,
+        views_origin=data.views_origin,
+        files_of=data.files_of,
+        batch_size=data.eval_batch_size,
+        num_workers=data.num_workers,
+        precision=str(trainer.precision),
+        autocast=trainer.precision_plugin.forward_context,
+        device=trainer.strategy.root_device,
+        processes=processes_of(trainer),
+    )
