@@ -153,7 +153,7 @@ def test_copies_of_images_that_are_held_out_by_chance_are_left_out(pets, tmp_pat
 @pytest.mark.parametrize("near_copies", [True, False])
 def test_a_fit_leaves_near_copies_of_test_images_out_and_names_them(near_copies, pets, tmp_path):
     for seed, path in enumerate(sorted(pets.rglob("*.png"))):
-        runs.noise(8, 8, seed=100 + seed).resize((240, 180)).save(path)
+        runs.noise(40, 30, seed=100 + seed).resize((240, 180)).save(path)
     before = looked_at(dataset("folder", pets), tmp_path / "before")[0]
     test = Image.open(pets / "test/cat/0.png")
     test.resize((120, 90)).save(pets / "train/cat/9.png")
