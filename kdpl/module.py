@@ -3,10 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -254,3 +254,14 @@ class ClassifyingModule(LightningModule, ABC):
         # compute() sums over processes: the values are the same on all of them
         self.log_dict({test_key(k): v for k, v in self.test_metrics.compute().items()})
         self.test_metrics.reset()
+
+
+class Prepare(Callback):
+    """Prepares a module's fit before its first step, on all processes together."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare the fit, before the training loader is made.
+
+        Weights are restored by then; the module's ``on_fit_start`` sees the chosen images.
+        """
+        cast(ClassifyingModule, pl_module).prepare_fit()

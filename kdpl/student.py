@@ -16,7 +16,6 @@ from torch import Tensor
 
 from kdpl.callbacks import SaveClassifier
 from kdpl.callbacks.checkpoints import SameRun
-from kdpl.callbacks.preparation import Prepare
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, Decoding
 from kdpl.clip import ClipConfig, CosineHead, Frozen, load_image_clip, store_frozen
@@ -27,7 +26,7 @@ from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
 from kdpl.losses import DIFFERENCES, DistillationLoss
 from kdpl.metrics import POOL_KEPT
-from kdpl.module import ClassifyingModule, plugin_callbacks
+from kdpl.module import ClassifyingModule, Prepare, plugin_callbacks
 from kdpl.optim import OptimConfig
 from kdpl.prompts import StudentEncoder, StudentPrompts
 from kdpl.runtime.messages import inform, warn

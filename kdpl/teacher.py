@@ -16,7 +16,6 @@ from torch import Tensor
 
 from kdpl.callbacks import FreezeClassVectors, GaussianPromptAveraging
 from kdpl.callbacks.checkpoints import SameRun
-from kdpl.callbacks.preparation import Prepare
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import (
     CLASSES_AT_ONCE,
@@ -32,7 +31,7 @@ from kdpl.data.batches import Batch, LabeledBatch
 from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1
-from kdpl.module import ClassifyingModule, evaluating, plugin_callbacks
+from kdpl.module import ClassifyingModule, Prepare, evaluating, plugin_callbacks
 from kdpl.optim import OptimConfig
 from kdpl.prompts import MethodFactory, PromptConfig, PromptMethod, prompt_method
 from kdpl.prompts.method import method_name

@@ -11,7 +11,6 @@ from lightning.pytorch import Callback
 from plain import relative_error
 from torch.nn import functional as F
 
-from kdpl.clip.towers.class_token import ClassTokenTower
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.datasets import stored_view
 from kdpl.errors import ConfigError
@@ -52,20 +51,6 @@ def whole(teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     record, student = distil(teacher, folder, trainer={"save": True})
     return record, student, folder
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """The number of images that the student's tower has encoded."""
-    encoded = []
-    pool = ClassTokenTower._pool
-
-    def counting(tower, x, prompts):
-        encoded.extend([tower.embed_dim] * len(x))
-        return pool(tower, x, prompts)
-
-    monkeypatch.setattr(ClassTokenTower, "_pool", counting)
-    return encoded
 
 
 def test_a_step_sees_what_the_tower_says_of_the_view_that_is_named(whole):

@@ -9,7 +9,6 @@ from plain import relative_error
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipConfig
-from kdpl.clip.towers.class_token import ClassTokenTower
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.batches import Batch, LabeledBatch
 from kdpl.optim import OptimConfig
@@ -48,20 +47,6 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     record, teacher = tune(folder, trainer={"save": True})
     return record, teacher, folder
-
-
-@pytest.fixture
-def encoded(monkeypatch):
-    """A list with an entry for each image that an image tower has encoded."""
-    images = []
-    pool = ClassTokenTower._pool
-
-    def counting(tower, x, prompts):
-        images.extend(x[:, 0, 0])
-        return pool(tower, x, prompts)
-
-    monkeypatch.setattr(ClassTokenTower, "_pool", counting)
-    return images
 
 
 def view_of(domain, index, view):
@@ -116,22 +101,22 @@ def tune_and_record(folder, start):
     return tune(folder, 1, trainer={"start": start, "limit_train_batches": 1})
 
 
-def test_an_interrupted_run_ends_with_the_same_bits_and_encodes_nothing(whole, encoded):
+def test_an_interrupted_run_ends_with_the_same_bits_and_encodes_nothing(whole, counted):
     record, teacher, folder = whole
     resumed, again = tune(folder, trainer={"ckpt_path": folder / "epoch=0.ckpt"})
     assert resumed.losses == record.losses[IMAGES // 6 :]
     state = again.state_dict()
     assert all(state[name].equal(value) for name, value in teacher.state_dict().items())
-    assert not encoded
+    assert not counted
 
 
-def test_each_view_is_encoded_once_and_shared_by_runs_with_one_folder(tmp_path, encoded):
+def test_each_view_is_encoded_once_and_shared_by_runs_with_one_folder(tmp_path, counted):
     shared = {"features_folder": str(tmp_path / "features")}
     first, _ = tune(tmp_path / "first", **shared)
-    assert len(encoded) == VIEWS * IMAGES + VAL
-    encoded.clear()
+    assert len(counted) == VIEWS * IMAGES + VAL
+    counted.clear()
     second, _ = tune(tmp_path / "second", optim=OptimConfig(lr=0.5), **shared)
-    assert not encoded
+    assert not counted
     assert second.losses != first.losses
 
 
