@@ -24,8 +24,8 @@ from kdpl.__main__ import main as kdpl
 from kdpl.class_vectors import ClassVectors, FrozenTeacher
 from kdpl.data.sampling import few_shot
 from kdpl.data.splits import Reader, Record, Splits
-from kdpl.report.labeling.choice import cross_validated_scores, discriminant, wrong_labels
 from kdpl.report.labeling.page import encode
+from kdpl.report.labeling.suggestions import cross_validated_scores, discriminant, wrong_labels
 from kdpl.report.run_folder import Run
 
 SEEDS, SHOTS = (1, 2, 3), 4

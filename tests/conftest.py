@@ -13,7 +13,8 @@ import pytest
 from filelock import FileLock
 
 # xdist's first process runs no test, and starts the others seconds earlier without these
-if "-n" not in sys.argv or "PYTEST_XDIST_WORKER" in os.environ:
+workers = sys.argv[sys.argv.index("-n") + 1] if "-n" in sys.argv else "0"
+if workers == "0" or "PYTEST_XDIST_WORKER" in os.environ:
     import runs
     import torch
     import world
@@ -191,7 +192,7 @@ def without_companions():
     """Make nothing that is kept beside a classifier, as its images take a quarter of a short fit."""
     with pytest.MonkeyPatch.context() as patch:
         if find_spec("kdpl.confidence") is not None:
-            patch.setattr("kdpl.confidence.handover.make_companions", lambda *_: [])
+            patch.setattr("kdpl.confidence.companions.make_companions", lambda *_: [])
         yield
 
 

@@ -147,7 +147,7 @@ def test_a_finished_student_is_tested_with_further_class_vectors_of_its_teacher_
 def test_both_towers_are_compiled_if_asked_for(tmp_path, monkeypatch):
     widths = []
     monkeypatch.setattr(
-        "kdpl.clip.towers.class_token.ClassTokenTower.compile_parts",
+        "kdpl.clip.towers.clip_vit.ClassTokenTower.compile_parts",
         lambda tower: widths.append(tower.width),
     )
     world.fit(new_student(tmp_path, compile=True), tmp_path, limit_train_batches=1)

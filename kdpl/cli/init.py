@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from kdpl.cli.arguments import share
-from kdpl.cli.choice import Options, choose, print_choice
+from kdpl.cli.run_defaults import Options, choose, print_choice
 from kdpl.data.class_mapping import ClassName, read_class_mapping
 from kdpl.data.layout import SPLIT_OF
 from kdpl.data.names import Names, unlisted

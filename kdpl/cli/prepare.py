@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdpl.cli.choice import Choice, Options, choose, print_choice
 from kdpl.cli.init import CONFIG, TABLE, pool_size, print_left_out, survey
+from kdpl.cli.run_defaults import Choice, Options, choose, print_choice
 from kdpl.data.identity import CHANGED, digest_of, files_of
 from kdpl.data.inspection import Inspected
 from kdpl.data.options import ClassOptions, ReadingOptions

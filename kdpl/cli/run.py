@@ -82,7 +82,7 @@ def run(
             init.
         settings: Options for both stages.
     """
-    from kdpl.cli.choice import Options
+    from kdpl.cli.run_defaults import Options
 
     # choose what is not given
     classes = ClassOptions(class_names, label_separator=label_separator)

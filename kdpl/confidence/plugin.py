@@ -17,7 +17,7 @@ PLUGIN = Plugin(
         "taxonomy": "kdpl.confidence.taxonomy.scores:LevelScores",
         "unknown": "kdpl.confidence.unknown:Unknown",
     },
-    handover={"confidence": "kdpl.confidence.handover:make_companions"},
+    handover={"confidence": "kdpl.confidence.companions:make_companions"},
     predict={
         "confidence": "kdpl.confidence.command:options",
         "taxonomy": "kdpl.confidence.command:level_option",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdpl.callbacks.handover import Handover
 from kdpl.callbacks.results import gather
-from kdpl.confidence.handover import on_validation_images
+from kdpl.confidence.companions import on_validation_images
 from kdpl.data.domain import domain_of
 from kdpl.module import ClassifyingModule, EvalOutput, evaluating
 from kdpl.multilabel.metrics import choose_thresholds, class_scores, of_expected_counts

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from kdpl.clip.loading import Clip, ImageClip
 from kdpl.clip.modules import normalized
 from kdpl.clip.towers.block import run_block
-from kdpl.clip.towers.class_token import ClassTokenTower
+from kdpl.clip.towers.clip_vit import ClassTokenTower
 from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, PromptableTextTower
 from kdpl.errors import ConfigError
 from kdpl.prompts.method import PromptMethod

@@ -116,7 +116,7 @@ def estimate(
     folder = Path(out or Path("runs") / f"{absolute(path).name}{ESTIMATE}")
     require_folder_of("an estimate", folder, ESTIMATE_FILE, (DATA_FOLDER,))
 
-    from kdpl.cli.choice import Options
+    from kdpl.cli.run_defaults import Options
 
     settings = [] if shots is None else [f"--data.init_args.shots={shots}"]
     options = Options(teacher=teacher, student=student, settings=settings, seed=seed)

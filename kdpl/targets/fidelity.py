@@ -20,7 +20,7 @@ from kdpl.errors import ConfigError
 from kdpl.metrics import FIDELITY, TARGET_KL, UNSEEN
 from kdpl.module import ClassifyingModule, evaluating
 from kdpl.runtime.resizing import Resizing
-from kdpl.targets.held_out import FEWEST, too_small
+from kdpl.targets.held_out_pool import FEWEST, too_small
 from kdpl.targets.plan import Plan
 from kdpl.tasks import agreement_of
 
@@ -45,8 +45,8 @@ class Fidelity(Callback):
 
     Logs ``val/fidelity``, the share of these images with the same predicted class, and ``val/kl``,
     the mean of KL(target ‖ student) in nats, in each epoch with validation, or that would have
-    validation if there were labelled images. ``kdpl.targets.held_out`` chooses the images. With
-    several labels per image, fidelity is the mean over classes of the images with the class in both
+    validation if there were labelled images. ``held_out_pool.py`` chooses the images. With several
+    labels per image, fidelity is the mean over classes of the images with the class in both
     predictions, as a share of the images with the class in either.
 
     Both see the evaluation transform. The targets are computed once, before the first step. This

@@ -8,7 +8,7 @@ from kdpl.errors import ArtifactError, ConfigError
 from kdpl.runtime.files import copy
 from kdpl.runtime.origin import as_json, require_same
 from kdpl.targets import PreparedTarget, Target, TargetValues
-from kdpl.targets.held_out import hold_out
+from kdpl.targets.held_out_pool import hold_out
 from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.pool_filter import without_unlike
 from kdpl.targets.stored_features import StoredFeatures

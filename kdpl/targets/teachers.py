@@ -155,8 +155,8 @@ class Teachers(FrozenTeacher):
             )
         labels = torch.tensor([record.single for record in inputs.val], device=inputs.device)
         predicted = [
-            self._log_probabilities(one.teacher, one.features(sources, 1)[0].still)
-            for one in _each(inputs)
+            self._log_probabilities(single.teacher, single.features(sources, 1)[0].still)
+            for single in _inputs_of_teachers(inputs)
         ]
         self.fixed = mixture_weights(torch.stack(predicted), labels)
         shares = ", ".join(f"{weight:.2f}" for weight in self.fixed.tolist())
@@ -228,12 +228,12 @@ def fill_caches(inputs: TargetInputs, views: int | None = None) -> None:
 
     Further teachers see the views of the first one's cache.
     """
-    first, *others = _each(inputs)
+    first, *others = _inputs_of_teachers(inputs)
     fill_cache(first, views)
-    for one in others:
+    for single in others:
         cache = cast(TeacherCache, open_cache(first))
-        origin = {**one.views_origin, "seed": cache.view_seed}
-        fill_cache(replace(one, views_origin=origin), cache.views)
+        origin = {**single.views_origin, "seed": cache.view_seed}
+        fill_cache(replace(single, views_origin=origin), cache.views)
 
 
 def open_caches(inputs: TargetInputs) -> TeacherCache | TeacherCaches | None:
@@ -242,10 +242,11 @@ def open_caches(inputs: TargetInputs) -> TeacherCache | TeacherCaches | None:
         return open_cache(inputs)
     fill_caches(inputs)
     inputs.teacher.unload()
-    return TeacherCaches([cast(TeacherCache, open_cache(one)) for one in _each(inputs)])
+    opened = (open_cache(single) for single in _inputs_of_teachers(inputs))
+    return TeacherCaches([cast(TeacherCache, cache) for cache in opened])
 
 
-def predict(
+def teacher_logits(
     inputs: TargetInputs, images: Sequence[str] | None, views: int, pooled: bool = False
 ) -> Tensor:
     """Return logits [N, C] of the mean features of several views of images, of all teachers.
@@ -253,13 +254,13 @@ def predict(
     Arguments as in ``TargetInputs.features``; the first teacher's are stored with ``pooled`` ones.
     """
     features = [
-        one.features(images, views, pooled and one.teacher is inputs.teacher)[0].mean
-        for one in _each(inputs)
+        single.features(images, views, pooled and single.teacher is inputs.teacher)[0].mean
+        for single in _inputs_of_teachers(inputs)
     ]
     return inputs.teacher.logits(torch.cat(features, dim=1))
 
 
-def _each(inputs: TargetInputs) -> list[TargetInputs]:
+def _inputs_of_teachers(inputs: TargetInputs) -> list[TargetInputs]:
     """Return the inputs of each teacher, with a cache of its own if there are several."""
     teacher = inputs.teacher
     if not isinstance(teacher, Teachers):

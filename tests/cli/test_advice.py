@@ -15,8 +15,8 @@ from rich.console import Console
 import kdpl
 from kdpl.cli import STAGES, command_names, find_command
 from kdpl.cli.arguments import parse
-from kdpl.cli.choice import Options
 from kdpl.cli.fit import parse_stage
+from kdpl.cli.run_defaults import Options
 from kdpl.cli.run_summary import summarize
 from kdpl.errors import KdplError
 from kdpl.runtime.configs import find_config

@@ -10,7 +10,7 @@ from PIL import Image
 from runs import SHORT, error_line, image_folder, interrupted_at, noise, refused
 
 from kdpl.__main__ import main
-from kdpl.cli.choice import Choice, Options, choose
+from kdpl.cli.run_defaults import Choice, Options, choose
 from kdpl.data import inspection
 from kdpl.data.checked import Checked
 from kdpl.data.inspection import is_drawn

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdpl.clip.towers.class_token import ClassTokenTower
+from kdpl.clip.towers.clip_vit import ClassTokenTower
 
 
 @pytest.fixture

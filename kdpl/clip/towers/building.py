@@ -9,9 +9,9 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock
 
 from kdpl.clip.identity import Preprocessing
-from kdpl.clip.towers.class_token import ClassTokenTower
+from kdpl.clip.towers.clip_vit import ClassTokenTower
+from kdpl.clip.towers.hooked_vit import TransformerTower
 from kdpl.clip.towers.image import IMAGE_SETTINGS, ImageTower
-from kdpl.clip.towers.vision_transformer import TransformerTower
 
 ModelConfig = Mapping[str, Any]
 """Config of open_clip: ``embed_dim``, ``vision_cfg``, ``text_cfg``, perhaps ``quick_gelu``."""

@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 
-from kdpl.cli.choice import Choice, Options, print_choice
 from kdpl.cli.fit import run_stage
 from kdpl.cli.init import CONFIG
 from kdpl.cli.prepare import parse_stages, untuned
+from kdpl.cli.run_defaults import Choice, Options, print_choice
 from kdpl.clip import ClipConfig
 from kdpl.clip.identity import RANDOM
 from kdpl.clip.modules import normalized

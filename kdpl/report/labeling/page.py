@@ -24,7 +24,7 @@ from kdpl.data.splits import Record
 from kdpl.errors import ConfigError, DataError
 from kdpl.report.accuracy import thumbnail
 from kdpl.report.cost import device
-from kdpl.report.labeling.choice import cross_validated_scores, to_label, wrong_labels
+from kdpl.report.labeling.suggestions import cross_validated_scores, to_label, wrong_labels
 from kdpl.report.labeling.tasks import Prediction, Tool, write_tasks
 from kdpl.report.page import fill
 from kdpl.report.run_folder import Run

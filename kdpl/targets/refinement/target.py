@@ -21,7 +21,7 @@ from kdpl.targets.inputs import ImageFeatures, TargetInputs
 from kdpl.targets.refinement.experts import Assigned, Evidence, assign
 from kdpl.targets.refinement.pool_targets import POOL_TARGETS_FILE, Moved, PoolTargets
 from kdpl.targets.refinement.refine import RefinementConfig
-from kdpl.targets.teachers import predict
+from kdpl.targets.teachers import teacher_logits
 from kdpl.tasks import MULTI_CLASS, require_one_class
 
 _SHOWN = 60  # number of moved images in the file
@@ -128,7 +128,7 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
         features = [of_encoder[name] for name in encoders]
 
         # the predictions, of several teachers mixed, and the labels
-        predicted = [predict(inputs, images, self.views, pooled) for images in lists]
+        predicted = [teacher_logits(inputs, images, self.views, pooled) for images in lists]
         text = MULTI_CLASS.log_probabilities(torch.cat(predicted))
         val_labels = [-1] * (len(labels) - len(inputs.val)) + [r.single for r in inputs.val]
         return Evidence(

@@ -13,7 +13,7 @@ from runs import files_of, refused
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
 from kdpl.classifier.hub import save_pretrained
-from kdpl.confidence import handover
+from kdpl.confidence import companions
 from kdpl.confidence.drift import two_samples
 from kdpl.confidence.drift.image_sample import ImageSample
 from kdpl.confidence.held_out import HeldOutScores
@@ -80,7 +80,7 @@ def test_a_fit_keeps_what_the_classifier_finds_in_the_pool(classifier, loaded):
 def test_a_dataset_without_training_images_has_none(tmp_path):
     (tmp_path / "images.csv").write_text("image,label,split\na.png,cat,test\nb.png,dog,test\n")
     data = world.DomainDataModule("table", root=str(tmp_path / "images.csv"))
-    assert handover.pool_of(None, data, None) == []
+    assert companions.pool_of(None, data, None) == []
 
 
 def test_a_classifier_takes_its_place_but_neither_copies_nor_uploads_it(folder, loaded, tmp_path):

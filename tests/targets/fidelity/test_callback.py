@@ -18,7 +18,7 @@ from kdpl.errors import ConfigError, DataError
 from kdpl.student import FillTeacherCache
 from kdpl.targets import Target, TargetValues
 from kdpl.targets.fidelity import Fidelity
-from kdpl.targets.held_out import hold_out
+from kdpl.targets.held_out_pool import hold_out
 
 pytestmark = pytest.mark.usefixtures("without_companions")
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipConfig, load_image_clip
-from kdpl.clip.towers.class_token import ClassTokenTower
+from kdpl.clip.towers.clip_vit import ClassTokenTower
 from kdpl.data.augmentation import LightAffine, resize_and_crop, to_tensor
 from kdpl.data.datasets import UnlabeledImages
 from kdpl.data.readers.digits import Digits, read_digits

@@ -4,8 +4,8 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.nn import functional as F
 
-from kdpl.report.labeling import choice as labeling
-from kdpl.report.labeling.choice import cross_validated_scores, to_label, wrong_labels
+from kdpl.report.labeling import suggestions as labeling
+from kdpl.report.labeling.suggestions import cross_validated_scores, to_label, wrong_labels
 
 
 def features_of(n, seed, width=6):

@@ -1,4 +1,4 @@
-"""Vision transformers other than CLIP's (``class_token.py``), with prompts next to their tokens."""
+"""Vision transformers other than CLIP's (``clip_vit.py``), with prompts next to their tokens."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
