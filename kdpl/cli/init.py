@@ -309,6 +309,8 @@ def _print_survey(
         several = any(image.separator is not None for image in images)
         use = "thresholds are better with" if several else "predict --max-error needs"
         print(f"  val: none ({use} some: init --val-share 30% splits them off)")
+    if uncompared := sum(not image.compared for image in images):
+        print(f"  not compared for near-copies, too small, enlarged or drawn: {uncompared}")
     if none := sum(bool(image.label) and not image.classes for image in images):
         print(f"  of none of the classes: {none} of these")
 

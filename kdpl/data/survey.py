@@ -36,7 +36,7 @@ class FoundImage:
     ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside at random.
     Inspecting it fills in the fields of ``Inspected``; a copy has a ``problem``, too. A table may
     give it a ``group``. ``near`` is the path of the first labelled image of which it is a
-    near-copy.
+    near-copy; not ``compared``, it shows too little for that.
     """
 
     path: str
@@ -49,6 +49,7 @@ class FoundImage:
     separator: str | None = None
     group: str = ""
     near: str = ""
+    compared: bool = False
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -187,7 +188,7 @@ def inspect_images(images: Sequence[FoundImage], workers: int | None = None) -> 
     looked_at = dict[int, FoundImage]()
     for number, (result, first) in zip(order, compared, strict=True):
         image, values = images[number], result._asdict()
-        del values["picture"]
+        is_compared = bool(values.pop("picture"))
         try:
             image.path.encode()  # as the table needs it
         except UnicodeEncodeError:
@@ -195,7 +196,7 @@ def inspect_images(images: Sequence[FoundImage], workers: int | None = None) -> 
                 f"image {visible(image.path)} has a path that is not UTF-8: rename it"
             )
         near = "" if first is None else paths[first]
-        looked_at[number] = replace(image, **values, near=near)
+        looked_at[number] = replace(image, **values, near=near, compared=is_compared)
     return [looked_at[number] for number in range(len(images))]
 
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from benchmarks.near_copies import TRANSFORMATIONS
+from kdpl.__main__ import main
 from kdpl.data.inspection import picture_of
 from kdpl.data.near_copies import near_copies
 from kdpl.data.survey import FoundImage, find, inspect_images, leave_out
@@ -61,6 +62,7 @@ def test_init_leaves_near_copies_out_of_other_splits_and_groups_them_in_one(tmp_
             scene([*(split + name).encode()]).save(tmp_path / split / name / "0.png")
     scene([*b"traincat"]).resize((200, 150)).save(tmp_path / "train/dog/1.png")
     scene([*b"testcat"]).resize((200, 150)).save(tmp_path / "train/dog/2.png")
+    scene([*b"small"]).resize((40, 40)).save(tmp_path / "train/dog/3.png")
     usable, left_out = leave_out(inspect_images(find(tmp_path), 1))
     copy, original = tmp_path / "train/dog/2.png", tmp_path / "test/cat/0.png"
     assert [image.problem for image in left_out] == [
@@ -72,9 +74,23 @@ def test_init_leaves_near_copies_out_of_other_splits_and_groups_them_in_one(tmp_
         "train/cat/0.png": first,
         "train/dog/1.png": first,
         "train/dog/0.png": "",
+        "train/dog/3.png": "",
         "test/cat/0.png": "",
         "test/dog/0.png": "",
     }
+    small = str(tmp_path / "train/dog/3.png")
+    assert [image.path for image in usable if not image.compared] == [small]
+
+
+def test_init_counts_images_that_are_not_compared(tmp_path, capsys):
+    for name, size in (("cat", (100, 100)), ("dog", (40, 40))):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for number in range(4):
+            image = scene([*name.encode(), number]).resize(size)
+            image.save(tmp_path / "in" / name / f"{number}.png")
+    assert main(["init", str(tmp_path / "in"), f"--out={tmp_path / 'out'}", "--workers=1"]) == 0
+    line = "not compared for near-copies, too small, enlarged or drawn: 4\n"
+    assert line in capsys.readouterr().out
 
 
 def test_an_image_keeps_its_group():
