@@ -397,6 +397,19 @@ def test_shots_are_taken_and_the_command_to_run_it_goes_to_the_folder_of_relativ
     assert f"run it: cd {tmp_path} && python -m kdpl run {words}\n" in printed
 
 
+@pytest.mark.parametrize("target", ["teacher", "refined"])
+def test_a_students_other_target_is_said(target, images, tmp_path, capsys):
+    student = tmp_path / "mine.yaml"
+    text = (CONFIGS / "student" / "quickstart.yaml").read_text()
+    student.write_text(
+        text.replace("  init_args:\n    clip:", f"  init_args:\n    target: {target}\n    clip:")
+    )
+    options = [f"--student={student}", f"--out={tmp_path / 'out'}"]
+    assert main(["estimate", str(images), *options]) == 0
+    printed = "".join(capsys.readouterr())
+    assert ("the target of your --student is another" in printed) == (target != "refined")
+
+
 def test_other_folders_and_random_networks_are_refused(images, tmp_path, capsys):
     refused(capsys, main(["estimate", str(images), f"--out={tmp_path}"]), "--out", "(images)")
     # a teacher's files would be replaced

@@ -20,6 +20,7 @@ from kdpl.errors import ConfigError
 from kdpl.report.estimate.folds import Frozen
 from kdpl.report.estimate.training import ProjectorTraining
 from kdpl.runtime.artifacts import write_tensors
+from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import DATA_FOLDER, DECODED_FILE
 from kdpl.student import StudentDistillation
 from kdpl.targets.refinement.refine import RefinementConfig
@@ -87,7 +88,10 @@ def _frozen(student: StudentDistillation, epochs: int) -> Frozen:
     inputs = replace(student.target_inputs(), stored_views=VIEWS)
     further = [record.source for record in further_images(inputs)[0]]
     lists = [None, further] if further else [None]
-    target = student.target if isinstance(student.target, Refined) else Refined()
+    target = student.target
+    if not isinstance(target, Refined):
+        inform("the estimate is of refined targets, and the target of your --student is another")
+        target = Refined()
     evidence = target.evidence(inputs)
     features = [inputs.features(images, target.views, pooled=True) for images in lists]
     joint, teacher = (torch.cat([part[k].still for part in features]) for k in range(2))
