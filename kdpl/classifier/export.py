@@ -152,8 +152,8 @@ def compare(
     A file with preprocessing inside is given RGB images of any size, others uint8 [N, 3, S, S].
     """
     graph, largest, same, count = _Graph(classifier), torch.zeros(()), 0, 0
-    for prepared, given in _inputs(classifier, images, input_type):
-        expected, exported = graph(prepared), run(given)
+    for prepared, tensors in _inputs(classifier, images, input_type):
+        expected, exported = graph(prepared), run(tensors)
         same += int(classifier.task.same(expected[0], exported[0]).sum())
         count += len(prepared)
         for outputs in zip(expected, exported, strict=True):

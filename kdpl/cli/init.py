@@ -117,7 +117,7 @@ def survey(
     val = 0.0 if val_share in ("0", "0%") else share("--val-share", val_share)
 
     # find the images and the names of their classes
-    places = [place if is_url(place) else str(absolute(place)) for place in unlabeled]
+    places = [location if is_url(location) else str(absolute(location)) for location in unlabeled]
     if classes.names:
         classes = replace(classes, names=str(absolute(classes.names)))
     listed = find(source, classes.names, classes.label_separator)

@@ -43,10 +43,10 @@ def near_copies(
         if len(rows) and (len(kept) or start < measured):
             joined = torch.frombuffer(bytearray(b"".join(contents)), dtype=torch.uint8)
             pictures, positions = joined.view(-1, 1, _EDGE, _EDGE), start + rows
-            own = positions < measured
-            kept = torch.cat([kept, pictures[own]])
-            coarse = torch.cat([coarse, _coarse(pictures[own])])
-            places = torch.cat([places, positions[own]])
+            is_measured = positions < measured
+            kept = torch.cat([kept, pictures[is_measured]])
+            coarse = torch.cat([coarse, _coarse(pictures[is_measured])])
+            places = torch.cat([places, positions[is_measured]])
             threads = torch.get_num_threads()
             torch.set_num_threads(1)  # on small tensors, threads mostly wait for each other
             first = _first(pictures, positions, kept, coarse, places)
@@ -65,13 +65,13 @@ def _first(
         similar[places >= positions[:, None]] = -1
         values, columns = similar.topk(min(_CANDIDATES, similar.shape[1]))
         rows, ranks = (values > _SIMILAR).nonzero(as_tuple=True)
-        found = columns[rows, ranks]
+        matches = columns[rows, ranks]
         parts = [slice(i, i + _PAIRS) for i in range(0, max(1, len(rows)), _PAIRS)]
-        same = [_same(kept[found[part]].float(), view[rows[part]].float()) for part in parts]
+        same = [_same(kept[matches[part]].float(), view[rows[part]].float()) for part in parts]
         chosen = torch.cat(same)
-        for row, column in zip(rows[chosen].tolist(), found[chosen].tolist(), strict=True):
-            copy, place = int(positions[row]), int(places[column])
-            first[copy] = min(place, first.get(copy, place))
+        for row, column in zip(rows[chosen].tolist(), matches[chosen].tolist(), strict=True):
+            copy, original = int(positions[row]), int(places[column])
+            first[copy] = min(original, first.get(copy, original))
     return first
 
 
@@ -86,27 +86,29 @@ def _same(first: Tensor, second: Tensor) -> Tensor:
     for level, least in _LEVELS:
         if not len(alive):
             break
-        one, other = (F.avg_pool2d(side[alive], level) for side in (first, second))
-        motion = _align(one, other, motion)
-        grid = F.affine_grid(motion, list(one.shape), align_corners=False)
+        picture, other = (F.avg_pool2d(side[alive], level) for side in (first, second))
+        motion = _align(picture, other, motion)
+        grid = F.affine_grid(motion, list(picture.shape), align_corners=False)
         inside = (grid.abs().amax(-1) <= 1).float()[:, None]
         moved = F.grid_sample(other, grid, padding_mode="border", align_corners=False)
         far = (motion - torch.eye(2, 3)).abs().amax((1, 2)) > _FARTHEST
-        good = _correlation(_details(one), _details(moved), inside) > least
+        good = _correlation(_details(picture), _details(moved), inside) > least
         good &= ~far & (inside.mean((1, 2, 3)) > _OVERLAP)
         motion, alive = motion[good], alive[good]
     return torch.zeros(len(first), dtype=torch.bool).index_fill(0, alive, True)
 
 
-def _align(one: Tensor, other: Tensor, motion: Tensor) -> Tensor:
+def _align(picture: Tensor, other: Tensor, motion: Tensor) -> Tensor:
     """Refine the affine motion [K, 2, 3] that moves one picture onto another, by Gauss-Newton.
 
     Lucas and Kanade, "An iterative image registration technique with an application to stereo
     vision", IJCAI 1981, with the gain and offset of brightness.
     """
-    count, edge = len(one), one.shape[-1]
-    one, other = ((side - side.mean((2, 3), keepdim=True)) for side in (one, other))
-    one, other = (side / side.std((2, 3), keepdim=True).clamp(min=1e-3) for side in (one, other))
+    count, edge = len(picture), picture.shape[-1]
+    picture, other = ((side - side.mean((2, 3), keepdim=True)) for side in (picture, other))
+    picture, other = (
+        side / side.std((2, 3), keepdim=True).clamp(min=1e-3) for side in (picture, other)
+    )
     padded = F.pad(other, (1, 1, 1, 1), mode="replicate")
     across = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) * edge / 4
     down = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) * edge / 4
@@ -114,14 +116,14 @@ def _align(one: Tensor, other: Tensor, motion: Tensor) -> Tensor:
     plain = F.affine_grid(torch.eye(2, 3)[None], [1, 1, edge, edge], align_corners=False)
     where = torch.cat([plain.flatten(1, 2).mT, torch.ones(1, 1, edge**2)], 1)
     for _ in range(_STEPS):
-        grid = F.affine_grid(motion, list(one.shape), align_corners=False)
+        grid = F.affine_grid(motion, list(picture.shape), align_corners=False)
         moved = F.grid_sample(stack, grid, padding_mode="border", align_corners=False).flatten(2)
         inside = (grid.abs().amax(-1) <= 1).flatten(1)[:, None]
         value, across, down = (moved[:, i : i + 1] for i in range(3))
         slopes = torch.cat([across * where, down * where, value, torch.ones_like(value)], 1)
         slopes = slopes * inside
         normal = slopes @ slopes.mT + 0.01 * torch.eye(8)
-        step = torch.linalg.solve(normal, slopes @ (one.flatten(2) - value).mT)
+        step = torch.linalg.solve(normal, slopes @ (picture.flatten(2) - value).mT)
         motion = motion + step[:, :6, 0].view(count, 2, 3).clamp(-0.1, 0.1)
     return motion
 
@@ -133,9 +135,10 @@ def _details(pictures: Tensor) -> Tensor:
     return details / (energy.sqrt() + 4)  # 4 of 256: noise stays small
 
 
-def _correlation(one: Tensor, other: Tensor, inside: Tensor) -> Tensor:
+def _correlation(picture: Tensor, other: Tensor, inside: Tensor) -> Tensor:
     count = inside.sum((2, 3), keepdim=True).clamp(min=1)
-    one, other = (
-        (side - (side * inside).sum((2, 3), keepdim=True) / count) * inside for side in (one, other)
+    picture, other = (
+        (side - (side * inside).sum((2, 3), keepdim=True) / count) * inside
+        for side in (picture, other)
     )
-    return F.cosine_similarity(one.flatten(1), other.flatten(1))
+    return F.cosine_similarity(picture.flatten(1), other.flatten(1))

@@ -81,8 +81,8 @@ class Labeled(PreparedTarget[tuple[Tensor, Tensor]]):
         """Return the mixture's logarithms for images with a label, and logits for the others."""
         images, labels = (part.to(indices) for part in (self._images, self._labels))
         rows, places = torch.nonzero(indices[:, None] == images, as_tuple=True)
-        known = F.one_hot(labels[places], predicted.shape[1])
+        one_hot = F.one_hot(labels[places], predicted.shape[1])
         mixed = predicted.clone()
         teacher = predicted[rows].softmax(dim=1)
-        mixed[rows] = ((1 - self.weight) * teacher + self.weight * known).log()
+        mixed[rows] = ((1 - self.weight) * teacher + self.weight * one_hot).log()
         return mixed

@@ -154,9 +154,11 @@ def _all_views(images: UnlabeledImages, views: int, still: bool, positions: list
     for i in positions:
         # decode once for all views
         image, index = view.open_image(images.sources[i]), images.index_of(i)
-        made = [to_tensor(resize_and_crop(image, view.resizing))] if still else []
-        made += [view.make(image, view.draw(image, index, n)) for n in range(views - len(made))]
-        batch.append(torch.stack(made))
+        pictures = [to_tensor(resize_and_crop(image, view.resizing))] if still else []
+        pictures += [
+            view.make(image, view.draw(image, index, n)) for n in range(views - len(pictures))
+        ]
+        batch.append(torch.stack(pictures))
     return Batch(torch.stack(batch))
 
 

@@ -174,13 +174,13 @@ def fill_cache(inputs: TargetInputs, views: int | None = None) -> None:
     if folder is None:
         return
     same = ["views"] if views else []
-    needed = manifest_of(inputs, views or max(inputs.epochs, 0))
+    manifest = manifest_of(inputs, views or max(inputs.epochs, 0))
     view = inputs.view(inputs.vectors.preprocessing.resizing)
     images = UnlabeledImages(inputs.pool.images, view)
     work = inputs.work(images, inputs.encoder())
-    done = fill(folder, needed, work, same) * work.world_size
+    done = fill(folder, manifest, work, same) * work.world_size
     inputs.processes.wait()
-    cache = TeacherCache.open(folder, needed, same)
+    cache = TeacherCache.open(folder, manifest, same)
     inform(
         f"teacher cache {folder}: complete, {len(images)} images, {cache.views} views of "
         f"each{f', {done} features computed' if done else ': nothing to do'}"

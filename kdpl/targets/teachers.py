@@ -106,8 +106,8 @@ class Teachers(FrozenTeacher):
     @property
     def identities(self) -> list[str]:
         """The fingerprints of all, and their weights."""
-        others = (teacher.vectors.digest() for teacher in self.all[1:])
-        return [self.vectors.teacher, *others, str(self.mixture)]
+        further = (teacher.vectors.digest() for teacher in self.all[1:])
+        return [self.vectors.teacher, *further, str(self.mixture)]
 
     @property
     def tuned(self) -> bool:
@@ -130,13 +130,15 @@ class Teachers(FrozenTeacher):
         """Return τ · log p of the mixture, [B, C], of features side by side, [B, D_1 + … + D_M]."""
         widths = [teacher.vectors.vectors.shape[1] for teacher in self.all]
         parts = zip(self.all, torch.split(features, widths, dim=1), strict=True)
-        each = torch.stack([self._log_probabilities(teacher, part) for teacher, part in parts])
+        log_probabilities = torch.stack(
+            [self._log_probabilities(teacher, part) for teacher, part in parts]
+        )
         weights = self.fixed.log()[:, None]
         if self.mixture.weights == "confidence":
-            entropies = -(each.exp() * each).sum(dim=-1)
+            entropies = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
             weights = (-entropies / self.mixture.temperature).log_softmax(dim=0)
         # the loss divides by τ again
-        return self.softness * torch.logsumexp(weights[..., None] + each, dim=0)
+        return self.softness * torch.logsumexp(weights[..., None] + log_probabilities, dim=0)
 
     def _log_probabilities(self, teacher: FrozenTeacher, features: Tensor) -> Tensor:
         # of the first, its own prediction
@@ -228,9 +230,9 @@ def fill_caches(inputs: TargetInputs, views: int | None = None) -> None:
 
     Further teachers see the views of the first one's cache.
     """
-    first, *others = _inputs_of_teachers(inputs)
+    first, *further = _inputs_of_teachers(inputs)
     fill_cache(first, views)
-    for single in others:
+    for single in further:
         cache = cast(TeacherCache, open_cache(first))
         origin = {**single.views_origin, "seed": cache.view_seed}
         fill_cache(replace(single, views_origin=origin), cache.views)
@@ -271,8 +273,10 @@ def _inputs_of_teachers(inputs: TargetInputs) -> list[TargetInputs]:
     return [
         first,
         *(
-            replace(inputs, teacher=one, teacher_cache=cache.with_name(f"{cache.name}.{number}"))
-            for number, one in enumerate(teacher.all[1:], start=2)
+            replace(
+                inputs, teacher=further, teacher_cache=cache.with_name(f"{cache.name}.{number}")
+            )
+            for number, further in enumerate(teacher.all[1:], start=2)
         ),
     ]
 

@@ -129,6 +129,6 @@ def draw_sheet(shown: Sequence[ImagePrediction], small: Sequence[Image.Image]) -
         x, y = number % columns * _EDGE, number // columns * height
         page.paste(image, (x, y))
         draw.text((x, y + _EDGE), shorten(p.label, 24), _BLACK)
-        said = f"{p.probability:.0%} {shorten(p.prediction, 20)}"
-        draw.text((x, y + _EDGE + _LINE), said, _BLACK if p.correct else _RED)
+        caption = f"{p.probability:.0%} {shorten(p.prediction, 20)}"
+        draw.text((x, y + _EDGE + _LINE), caption, _BLACK if p.correct else _RED)
     return page

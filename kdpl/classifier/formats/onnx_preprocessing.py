@@ -44,10 +44,10 @@ def preprocess_inside(classifier: Classifier, path: Path) -> None:
     graph.input[0].CopyFrom(
         helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", "height", "width", 3])
     )
-    about = {item.key: item.value for item in model.metadata_props}
-    about["input"] = "RGB, [batch, height, width, 3] of any size, uint8 in 0..255"
-    about |= dict.fromkeys(("resize", "crop"), "inside the file")
-    helper.set_model_props(model, about)
+    metadata = {item.key: item.value for item in model.metadata_props}
+    metadata["input"] = "RGB, [batch, height, width, 3] of any size, uint8 in 0..255"
+    metadata |= dict.fromkeys(("resize", "crop"), "inside the file")
+    helper.set_model_props(model, metadata)
     onnx.save(model, path)
 
 
@@ -136,8 +136,8 @@ def _weights(
 def _resample(op: _Nodes, image: str, weights: str) -> str:
     """Add the product of bytes [..., length] and weights, rounded to bytes [..., S]."""
     digits, total = op.Add(weights, _MIDDLE), op.Identity(_ONE // 2)
-    for place, middle in ((1, 0), (256, 0), (65536, _MIDDLE >> 16)):
-        digit = op.Cast(op.Mod(op.Div(digits, place), 256), to=_UINT8)
+    for power, middle in ((1, 0), (256, 0), (65536, _MIDDLE >> 16)):
+        digit = op.Cast(op.Mod(op.Div(digits, power), 256), to=_UINT8)
         product = op.MatMulInteger(image, digit, np.uint8(0), np.uint8(middle))
-        total = op.Add(total, op.Mul(op.Cast(product, to=_INT64), place))
+        total = op.Add(total, op.Mul(op.Cast(product, to=_INT64), power))
     return op.Cast(op.Clip(op.Div(total, _ONE), 0, 255), to=_UINT8)

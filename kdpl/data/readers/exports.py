@@ -61,15 +61,15 @@ def _of_label_studio(text: str, folder: Path) -> Iterator[_Labeled]:
         # kdpl writes the path beside the image
         data, annotations = task["data"], task["annotations"]
         path = data["source"] if "source" in data else _path_in(data["image"])
-        image = _found(path, folder)
-        done = [each for each in annotations if not each.get("was_cancelled")]
+        image = _find_image(path, folder)
+        done = [annotation for annotation in annotations if not annotation.get("was_cancelled")]
         if not done:
             yield _Labeled(image, None, [])
             continue
 
         # of several people, the one marked as right, or the last one
-        def rank(each: Mapping[str, Any]) -> tuple[bool, str]:
-            return bool(each.get("ground_truth")), str(each.get("updated_at", ""))
+        def rank(annotation: Mapping[str, Any]) -> tuple[bool, str]:
+            return bool(annotation.get("ground_truth")), str(annotation.get("updated_at", ""))
 
         labels, boxes = list[str](), list[tuple[Box, str]]()
         for result in max(reversed(done), key=rank)["result"]:
@@ -106,7 +106,7 @@ def _of_cvat(text: str, folder: Path) -> Iterator[_Labeled]:
         raise ValueError(f"it begins with <{root.tag}>, or has tracks")
     for image in root.iter("image"):
         name, wide, high = image.attrib["name"], image.attrib["width"], image.attrib["height"]
-        if other := _OTHER_SHAPES & {each.tag for each in image}:
+        if other := _OTHER_SHAPES & {shape.tag for shape in image}:
             raise DataError(
                 f"image {name} has a {min(other)}, expected tags or boxes: label it with one of "
                 "them"
@@ -119,7 +119,7 @@ def _of_cvat(text: str, folder: Path) -> Iterator[_Labeled]:
             boxes.append(((left, top, right - left, bottom - top), box.attrib["label"]))
         tags = [tag.attrib["label"] for tag in image.iterfind("tag")]
         # without a tag, it may be of no class or not labelled yet
-        yield _Labeled(_found(name, folder), tags or None, boxes)
+        yield _Labeled(_find_image(name, folder), tags or None, boxes)
 
 
 _READERS: Mapping[str, tuple[Callable[[str, Path], Iterable[_Labeled]], str]] = {
@@ -141,18 +141,18 @@ def _path_in(address: str) -> str:
     return unquote(parse_qs(url.query).get("d", [url.path])[0])
 
 
-def _found(path: str, folder: Path) -> str:
+def _find_image(path: str, folder: Path) -> str:
     """Find an image by what a labelling tool calls it: itself, or in the export's folder."""
     *parents, name = (part for part in PurePosixPath(path).parts if part != "/")
     tails = [
-        PurePosixPath(*parents[start:], each)
-        for each in dict.fromkeys((name, _UPLOADED.sub("", name)))
+        PurePosixPath(*parents[start:], file)
+        for file in dict.fromkeys((name, _UPLOADED.sub("", name)))
         for start in range(len(parents) + 1)
     ]
-    places = [Path("/", *parents, name), *(folder / tail for tail in tails)]
-    for place in places:
-        if place.is_file():
-            return str(place.absolute())
+    candidates = [Path("/", *parents, name), *(folder / tail for tail in tails)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return str(candidate.absolute())
     raise DataError(
         f"image {visible(path)} is not found: put it into {folder.absolute()}, under this name"
     )

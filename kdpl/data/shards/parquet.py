@@ -121,23 +121,23 @@ def _column(path: str, schema: Any) -> str:
     def has_bytes(kind: Any) -> bool:
         return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
-    found = list[str]()
+    columns = list[str]()
     for column in schema:
         inner = [*column.type] if types.is_struct(column.type) else []
         if has_bytes(column.type):
-            found.append(column.name)
+            columns.append(column.name)
         elif any(field.name == "bytes" and has_bytes(field.type) for field in inner):
-            found.append(f"{column.name}.bytes")
-    found = [name for name in found if name in _USUAL] or found
-    if len(found) > 1:
+            columns.append(f"{column.name}.bytes")
+    columns = [name for name in columns if name in _USUAL] or columns
+    if len(columns) > 1:
         raise DataError(
-            f"shard {path} has images in the columns {' and '.join(map(visible, found))}, "
+            f"shard {path} has images in the columns {' and '.join(map(visible, columns))}, "
             "expected one: write it again without the others"
         )
-    if not found:
+    if not columns:
         names = ", ".join(map(visible, schema.names)) or "none"
         raise DataError(
             f"shard {path} has no column of images but {names}: give it a column with image files "
             "as bytes"
         )
-    return found[0]
+    return columns[0]

@@ -27,8 +27,8 @@ def find(url: str) -> Iterator[str]:
     if "*" not in url and is_shard(url):
         yield url
         return
-    found = _ask(url, "glob" if "*" in url else "find")
-    shards = list(filter(is_shard, sorted(found)))
+    urls = _ask(url, "glob" if "*" in url else "find")
+    shards = list(filter(is_shard, sorted(urls)))
     if not shards:
         raise DataError(f"{url} has no shards: expected .tar or .parquet files")
     for shard in shards:

@@ -125,12 +125,12 @@ def unlike(frozen: Frozen) -> float:
     near = features[labeled] @ features[labeled].T
     same = evidence.groups[labeled][:, None] == evidence.groups[labeled]
     limit = near.masked_fill(same, -1).amax(dim=1).quantile(_USUAL)
-    others = torch.nonzero(evidence.truth[: frozen.pool] < 0).flatten()
-    if not len(others):
+    unlabeled = torch.nonzero(evidence.truth[: frozen.pool] < 0).flatten()
+    if not len(unlabeled):
         return 0.0
     below = [
         (features[part] @ features[labeled].T).amax(dim=1) < limit
-        for part in torch.split(others, 4096)
+        for part in torch.split(unlabeled, 4096)
     ]
     return torch.cat(below).float().mean().item()
 

@@ -202,10 +202,10 @@ def _published(frozen: Frozen, images: Tensor) -> Tensor | None:
 def _agreement(
     frozen: Frozen, labeled: Tensor, strengths: tuple[float, float]
 ) -> tuple[float, float]:
-    others = torch.nonzero(frozen.evidence.truth[: frozen.pool] < 0).flatten()[::5]
-    if not len(others):
+    unlabeled = torch.nonzero(frozen.evidence.truth[: frozen.pool] < 0).flatten()[::5]
+    if not len(unlabeled):
         return 0.0, 0.0
-    predicted = models_of(Split(labeled, others), frozen, strengths)
+    predicted = models_of(Split(labeled, unlabeled), frozen, strengths)
     words, probe = (
         (predicted[name] == predicted[STUDENT]).float().mean().item() for name in (ZERO_SHOT, PROBE)
     )

@@ -36,12 +36,12 @@ VIEWS = 8
 _AT_ONCE = 4096  # images whose features are projected at a time
 
 
-def gather(choice: Choice, folder: Path, given: Options) -> tuple[Frozen, tuple[str, ...]]:
+def gather(choice: Choice, folder: Path, options: Options) -> tuple[Frozen, tuple[str, ...]]:
     """Return the frozen features of a run's images, and the names of its classes.
 
     The features are also written to ``FEATURES``.
     """
-    options, reasons = choice.completed(given, str(folder / DATA_FOLDER / CONFIG))
+    options, reasons = choice.completed(options, str(folder / DATA_FOLDER / CONFIG))
     print_choice(choice.path, reasons)
     stages = parse_stages(folder, options)
     clip = ClipConfig(**stages["student"].config.model.init_args.clip.as_dict())

@@ -47,7 +47,9 @@ def write_tasks(
     by_photo: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         by_photo.setdefault(photo_of(prediction.source), []).append(prediction)
-    boxes = any(MARK in each.source for given in by_photo.values() for each in given)
+    boxes = any(
+        MARK in prediction.source for predictions in by_photo.values() for prediction in predictions
+    )
     # in CVAT in the order of its frames, which are sorted by name
     names = sorted(by_photo) if tool == "cvat" else by_photo
     photos = (_photo(name, open_image(name), by_photo[name]) for name in names)
@@ -59,8 +61,8 @@ def _photo(name: str, image: Image.Image, predictions: Iterable[Prediction]) -> 
     if Path(name).is_file():
         name = str(Path(name).absolute())
     placed = [
-        (box_of(each.source, *image.size) if MARK in each.source else None, each)
-        for each in predictions
+        (box_of(prediction.source, *image.size) if MARK in prediction.source else None, prediction)
+        for prediction in predictions
     ]
     return _Photo(name, image, placed)
 
@@ -83,7 +85,7 @@ def _write_label_studio(
             "predictions": [
                 {
                     "model_version": "kdpl",
-                    "score": min(each.probability for _, each in photo.predictions),
+                    "score": min(prediction.probability for _, prediction in photo.predictions),
                     "result": [*_results(photo)],
                 }
             ],
@@ -95,14 +97,14 @@ def _write_label_studio(
 
 def _results(photo: _Photo) -> Iterable[Mapping[str, Any]]:
     wide, high = photo.image.size
-    for number, (box, each) in enumerate(photo.predictions):
-        kind, value = "choices", dict[str, Any](choices=[each.label])
+    for number, (box, prediction) in enumerate(photo.predictions):
+        kind, value = "choices", dict[str, Any](choices=[prediction.label])
         if box is not None:
             left, top, width, height = box
             kind = "rectanglelabels"
             value = {"x": 100 * left / wide, "y": 100 * top / high, "rotation": 0}
             value |= {"width": 100 * width / wide, "height": 100 * height / high}
-            value["rectanglelabels"] = [each.label]
+            value["rectanglelabels"] = [prediction.label]
         yield {
             "id": str(number),
             "from_name": _CONTROL,
@@ -112,7 +114,7 @@ def _results(photo: _Photo) -> Iterable[Mapping[str, Any]]:
             "original_height": high,
             "image_rotation": 0,
             "value": value,
-            "score": each.probability,
+            "score": prediction.probability,
         }
 
 
@@ -131,16 +133,18 @@ def _write_cvat(out: Path, photos: Iterable[_Photo], labels: Sequence[str], boxe
             name = photo.name.lstrip("/")
             _add(archive, name, photo)
             wide, high = map(str, photo.image.size)
-            about = {"id": str(number), "name": name, "width": wide, "height": high}
-            image = SubElement(root, "image", about)
-            for box, each in photo.predictions:
+            attributes = {"id": str(number), "name": name, "width": wide, "height": high}
+            image = SubElement(root, "image", attributes)
+            for box, prediction in photo.predictions:
                 if box is None:
-                    SubElement(image, "tag", label=each.label, source="auto")
+                    SubElement(image, "tag", label=prediction.label, source="auto")
                     continue
                 left, top, width, height = box
                 corners = {"xtl": left, "ytl": top, "xbr": left + width, "ybr": top + height}
                 pixels = {key: f"{value:.2f}" for key, value in corners.items()}
-                SubElement(image, "box", pixels, label=each.label, source="auto", occluded="0")
+                SubElement(
+                    image, "box", pixels, label=prediction.label, source="auto", occluded="0"
+                )
     write_text(out / "cvat.xml", _text(root))
 
 

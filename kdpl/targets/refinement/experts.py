@@ -401,11 +401,13 @@ def find_spaces(evidence: Evidence, config: RefinementConfig) -> Spaces:
     # those whose Gaussians say the same as the first one's
     text, none = MULTI_CLASS.probabilities(evidence.log_probabilities), evidence.labels * 0 - 1
     weights, rounds = candidates(0)[0], config.rounds
-    found = [
+    classes = [
         MULTI_CLASS.labels(refine(units[i], text, affinity(*graphs[i]), none, weights, rounds))
         for i in kept
     ]
-    same = [i for i, z in zip(kept, found, strict=True) if (z == found[0]).float().mean() >= SAME]
+    same = [
+        i for i, z in zip(kept, classes, strict=True) if (z == classes[0]).float().mean() >= SAME
+    ]
 
     def join(parts: Sequence[Tensor], numbers: Sequence[int]) -> Tensor:
         return F.normalize(torch.cat([F.normalize(parts[i], dim=1) for i in numbers], 1), dim=1)

@@ -207,12 +207,14 @@ def log_assignments(assignments: Tensor) -> Tensor:
 def unlike_share(counts: Tensor) -> tuple[list[int], list[int]]:
     """Return the classes that have less than a quarter, and more than twice, the mean of counts."""
     mean = counts.float().mean()
-    rare, frequent = (torch.nonzero(found) for found in (counts < mean / 4, counts > 2 * mean))
+    rare, frequent = (torch.nonzero(unlike) for unlike in (counts < mean / 4, counts > 2 * mean))
     return rare.flatten().tolist(), frequent.flatten().tolist()
 
 
 def _doubt_words(counts: Tensor, class_names: Sequence[str]) -> None:
-    rare, frequent = (", ".join(class_names[c] for c in each) for each in unlike_share(counts))
+    rare, frequent = (
+        ", ".join(class_names[c] for c in numbers) for numbers in unlike_share(counts)
+    )
     parts = [f"hardly any image to {rare}"] * bool(rare)
     parts += [f"more than twice a class's share to {frequent}"] * bool(frequent)
     if parts:
