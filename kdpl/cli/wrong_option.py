@@ -24,8 +24,8 @@ _SECTIONS = (
 _MEANT = SETTINGS | {"val-share": "init --val-share"}
 # as jsonargparse names them
 _NAMED = re.compile(
-    r"(?:Group '(?P<group>[\w.]+)' does not accept option '|Option '|unrecognized arguments: --)"
-    r"(?P<name>[\w.-]+)"
+    r"(?:Group '(?P<group>[\w.]+)' does not accept option '|Option '|unrecognized arguments: --"
+    r"|Parser key \")(?P<name>[\w.-]+)"
 )
 
 

@@ -1,6 +1,7 @@
 """Errors from outside kdpl, such as a full disk, as one sentence each; imports no torch."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -114,6 +115,26 @@ def _of_another(error: BaseException) -> str | None:
     return None
 
 
+# as jsonargparse says that a value is of another type
+_WRONG_VALUE = re.compile(r'Parser key "([\w.]+)": (.*)')
+_EXPECTED = re.compile(
+    r"(?:Expected an? <class '|Not of type )(\w+)|Expected an? typing\.Literal\[(.*?)\]"
+)
+_KINDS = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+    "PositiveInt": "an integer above 0",
+    "NonNegativeInt": "an integer of at least 0",
+    "PositiveFloat": "a number above 0",
+    "NonNegativeFloat": "a number of at least 0",
+    "OpenUnitInterval": "a number between 0 and 1",
+    "ClosedUnitInterval": "a number from 0 to 1",
+}
+
+
 @contextmanager
 def in_one_sentence(hint: Callable[[str], str] = lambda _: "") -> Iterator[None]:
     """Turn errors in parsing or building a user's settings into a KdplError; others pass.
@@ -146,7 +167,20 @@ def in_one_sentence(hint: Callable[[str], str] = lambda _: "") -> Iterator[None]
                 # at the end of a page, as jsonargparse turns MLflow's exception into text
                 message = "MLflow takes no folder (set MLFLOW_TRACKING_URI to sqlite:///mlflow.db)"
             raise ConfigError(
-                f"{message}{hint(message)}: correct the config or the command line "
+                f"{_restated(message)}{hint(message)}: correct the config or the command line "
                 "(fit --print_config shows all settings)"
             ) from error
         raise
+
+
+def _restated(message: str) -> str:
+    """Say what a setting is, and was expected to be, if a message of jsonargparse does."""
+    wrong = _WRONG_VALUE.fullmatch(message)
+    problem, has_value, value = wrong[2].rpartition(" value: ") if wrong else ("", "", "")
+    expected = [
+        values.replace(", ", " or ") or _KINDS.get(kind, kind)
+        for kind, values in _EXPECTED.findall(problem or value)
+    ]
+    if wrong is None or not expected:
+        return message
+    return f"{wrong[1]} is {value if has_value else 'invalid'}, expected {' or '.join(expected)}"
