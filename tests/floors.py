@@ -20,17 +20,18 @@ def floors(requirements):
     return {match[1].lower(): match[2] for match in found if match}
 
 
-def install(requirements, versions):
-    """Install requirements with these versions, and let pip choose those of all other packages."""
+def install(project, tools, versions):
+    """Install both with these versions, and let pip choose those of all other packages."""
     constraints = Path(sys.prefix) / "floors.txt"
     constraints.write_text(
         "".join(f"{name}=={version}\n" for name, version in versions.items()), encoding="utf-8"
     )
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--upgrade", "pip"], check=True)
-    subprocess.run(
-        [*pip, "--constraint", constraints, "--editable", *requirements], cwd=ROOT, check=True
-    )
+    pip += ["--constraint", constraints]
+    subprocess.run([*pip, "--editable", project], cwd=ROOT, check=True)
+    # tools afterwards: pip looks for versions of all at once for hours
+    subprocess.run([*pip, *tools], cwd=ROOT, check=True)
 
 
 def main(paths):
@@ -40,7 +41,7 @@ def main(paths):
     )
     tools = [each for each in EXTRAS["dev"] if not each.startswith("kdpl[")]
     others = ",".join(extra for extra in EXTRAS if extra != "dev")
-    install([f".[{others}]", *tools], versions)
+    install(f".[{others}]", tools, versions)
     command = [sys.executable, "-m", "pytest", "-m", "not slow", "-n", "2", "--dist", "loadfile"]
     return subprocess.run([*command, *paths], cwd=ROOT, check=False).returncode
 
