@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,10 @@ def install(project, tools, versions):
     subprocess.run([*pip, "--upgrade", "pip"], check=True)
     pip += ["--constraint", constraints]
     subprocess.run([*pip, "--editable", project], cwd=ROOT, check=True)
-    # tools afterwards: pip looks for versions of all at once for hours
+    # the tools afterwards: of all at once, pip looks for versions for hours, most of boto3, which
+    # has the version of the botocore that s3fs needs
+    with constraints.open("a", encoding="utf-8") as file:
+        file.write(f"boto3=={version('botocore')}\n")
     subprocess.run([*pip, *tools], cwd=ROOT, check=True)
 
 
