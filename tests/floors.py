@@ -25,7 +25,7 @@ def install(project, tools, versions):
     """Install both with these versions, and let pip choose those of all other packages."""
     constraints = Path(sys.prefix) / "floors.txt"
     constraints.write_text(
-        "".join(f"{name}=={version}\n" for name, version in versions.items()), encoding="utf-8"
+        "".join(f"{name}=={floor}\n" for name, floor in versions.items()), encoding="utf-8"
     )
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--upgrade", "pip"], check=True)
