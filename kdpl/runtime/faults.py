@@ -116,7 +116,7 @@ def _of_another(error: BaseException) -> str | None:
 
 
 # as jsonargparse says that a value is of another type
-_WRONG_VALUE = re.compile(r'Parser key "([\w.]+)": (.*)')
+_WRONG_VALUE = re.compile(r'Parser key "([\w.]+)": (.*) value: (.*)')
 _EXPECTED = re.compile(
     r"(?:Expected an? <class '|Not of type )(\w+)|Expected an? typing\.Literal\[(.*?)\]"
 )
@@ -176,11 +176,17 @@ def in_one_sentence(hint: Callable[[str], str] = lambda _: "") -> Iterator[None]
 def _restated(message: str) -> str:
     """Say what a setting is, and was expected to be, if a message of jsonargparse does."""
     wrong = _WRONG_VALUE.fullmatch(message)
-    problem, has_value, value = wrong[2].rpartition(" value: ") if wrong else ("", "", "")
-    expected = [
-        values.replace(", ", " or ") or _KINDS.get(kind, kind)
-        for kind, values in _EXPECTED.findall(problem or value)
-    ]
-    if wrong is None or not expected:
+    if wrong is None:
         return message
-    return f"{wrong[1]} is {value if has_value else 'invalid'}, expected {' or '.join(expected)}"
+    key, problem, value = wrong.groups()
+    # one of each type of a union
+    first, *parts = re.split(r" Errors: - | - ", problem)
+    matches = [_EXPECTED.search(part) for part in parts or [first]]
+    expected = [
+        match[2].replace(", ", " or ") if match[2] else _KINDS.get(match[1], match[1])
+        for match in matches
+        if match is not None
+    ]
+    if len(expected) < len(matches):
+        return message
+    return f"{key} is {value}, expected {' or '.join(expected)}"
