@@ -407,7 +407,7 @@ def test_a_students_other_target_is_said(target, images, tmp_path, capsys):
     options = [f"--student={student}", f"--out={tmp_path / 'out'}"]
     assert main(["estimate", str(images), *options]) == 0
     printed = "".join(capsys.readouterr())
-    assert ("the target of your --student is another" in printed) == (target != "refined")
+    assert ("your student has another target" in printed) == (target != "refined")
 
 
 def test_other_folders_and_random_networks_are_refused(images, tmp_path, capsys):

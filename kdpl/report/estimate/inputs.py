@@ -90,7 +90,7 @@ def _frozen(student: StudentDistillation, epochs: int) -> Frozen:
     lists = [None, further] if further else [None]
     target = student.target
     if not isinstance(target, Refined):
-        inform("the estimate is of refined targets, and the target of your --student is another")
+        inform("the estimate is of refined targets, and your student has another target")
         target = Refined()
     evidence = target.evidence(inputs)
     features = [inputs.features(images, target.views, pooled=True) for images in lists]
