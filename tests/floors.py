@@ -22,7 +22,7 @@ def floors(requirements):
 
 
 def install(project, tools, versions):
-    """Install both with these versions, and let pip choose those of all other packages."""
+    """Install kdpl and then tools with these versions; pip chooses those of all other packages."""
     constraints = Path(sys.prefix) / "floors.txt"
     constraints.write_text(
         "".join(f"{name}=={floor}\n" for name, floor in versions.items()), encoding="utf-8"
@@ -31,8 +31,8 @@ def install(project, tools, versions):
     subprocess.run([*pip, "--upgrade", "pip"], check=True)
     pip += ["--constraint", constraints]
     subprocess.run([*pip, "--editable", project], cwd=ROOT, check=True)
-    # the tools afterwards: of all at once, pip looks for versions for hours, most of boto3, which
-    # has the version of the botocore that s3fs needs
+    # separately, and with boto3 at the version of the botocore that s3fs needs, since pip would try
+    # hundreds of combinations
     with constraints.open("a", encoding="utf-8") as file:
         file.write(f"boto3=={version('botocore')}\n")
     subprocess.run([*pip, *tools], cwd=ROOT, check=True)

@@ -36,7 +36,7 @@ class FoundImage:
     ``split`` is ``train``, ``val``, ``test``, or ``held_out`` for test images set aside at random.
     Inspecting it fills in the fields of ``Inspected``; a copy has a ``problem``, too. A table may
     give it a ``group``. ``near`` is the path of the first labelled image of which it is a
-    near-copy; not ``compared``, it shows too little for that.
+    near-copy. Images with too few details are not ``compared`` for that.
     """
 
     path: str

@@ -157,8 +157,10 @@ class Teachers(FrozenTeacher):
             )
         labels = torch.tensor([record.single for record in inputs.val], device=inputs.device)
         predicted = [
-            self._log_probabilities(single.teacher, single.features(sources, 1)[0].still)
-            for single in _inputs_of_teachers(inputs)
+            self._log_probabilities(
+                teacher_inputs.teacher, teacher_inputs.features(sources, 1)[0].still
+            )
+            for teacher_inputs in _inputs_of_teachers(inputs)
         ]
         self.fixed = mixture_weights(torch.stack(predicted), labels)
         shares = ", ".join(f"{weight:.2f}" for weight in self.fixed.tolist())
@@ -232,10 +234,10 @@ def fill_caches(inputs: TargetInputs, views: int | None = None) -> None:
     """
     first, *further = _inputs_of_teachers(inputs)
     fill_cache(first, views)
-    for single in further:
+    for teacher_inputs in further:
         cache = cast(TeacherCache, open_cache(first))
-        origin = {**single.views_origin, "seed": cache.view_seed}
-        fill_cache(replace(single, views_origin=origin), cache.views)
+        origin = {**teacher_inputs.views_origin, "seed": cache.view_seed}
+        fill_cache(replace(teacher_inputs, views_origin=origin), cache.views)
 
 
 def open_caches(inputs: TargetInputs) -> TeacherCache | TeacherCaches | None:
@@ -244,7 +246,7 @@ def open_caches(inputs: TargetInputs) -> TeacherCache | TeacherCaches | None:
         return open_cache(inputs)
     fill_caches(inputs)
     inputs.teacher.unload()
-    opened = (open_cache(single) for single in _inputs_of_teachers(inputs))
+    opened = (open_cache(teacher_inputs) for teacher_inputs in _inputs_of_teachers(inputs))
     return TeacherCaches([cast(TeacherCache, cache) for cache in opened])
 
 
@@ -255,10 +257,10 @@ def teacher_logits(
 
     Arguments as in ``TargetInputs.features``; the first teacher's are stored with ``pooled`` ones.
     """
-    features = [
-        single.features(images, views, pooled and single.teacher is inputs.teacher)[0].mean
-        for single in _inputs_of_teachers(inputs)
-    ]
+    features = list[Tensor]()
+    for teacher_inputs in _inputs_of_teachers(inputs):
+        is_first = teacher_inputs.teacher is inputs.teacher
+        features.append(teacher_inputs.features(images, views, pooled and is_first)[0].mean)
     return inputs.teacher.logits(torch.cat(features, dim=1))
 
 
@@ -273,10 +275,8 @@ def _inputs_of_teachers(inputs: TargetInputs) -> list[TargetInputs]:
     return [
         first,
         *(
-            replace(
-                inputs, teacher=further, teacher_cache=cache.with_name(f"{cache.name}.{number}")
-            )
-            for number, further in enumerate(teacher.all[1:], start=2)
+            replace(inputs, teacher=other, teacher_cache=cache.with_name(f"{cache.name}.{number}"))
+            for number, other in enumerate(teacher.all[1:], start=2)
         ),
     ]
 
