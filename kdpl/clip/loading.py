@@ -263,7 +263,7 @@ def text_tower(name: str, model: Any, start: int) -> TextTower:
         if pool in ("argmax", "eos"):
             return PromptableTextTower(text, start, end)
     if hasattr(getattr(text, "transformer", None), "get_input_embeddings"):
-        return HuggingFaceTextTower(text, start)
+        return HuggingFaceTextTower(text, start, text.config.pad_token_id)
     if isinstance(text, open_clip.CLIP):
         raise WeightsError(
             f"{name} cannot be a teacher, because its text tower is of no known kind: set "

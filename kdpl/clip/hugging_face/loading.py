@@ -57,7 +57,7 @@ def load_clip(config: ClipConfig) -> Clip:
             padding = tokenizer.pad_token_id
             ends = int(encoded["attention_mask"].sum() - (encoded["input_ids"] != padding).sum())
     model = _model(config, settings)
-    tower = HuggingFaceTextTower(TextHalf(model, padding, ends), start)
+    tower = HuggingFaceTextTower(TextHalf(model, padding, ends), start, padding, ends)
     return _image_half(model, config, settings).with_text(tower, tokenize)
 
 

@@ -122,11 +122,12 @@ def encoder_of(kind, folder):
 def test_embeddings_of_words_as_a_context_change_nothing_in_any_kind_of_encoder(kind, tmp_path):
     text = encoder_of(kind, tmp_path)
     padding = text.config.pad_token_id
-    ids = torch.full((3, 12), padding)
+    ids = torch.full((3, 20), padding)
     for row, length in zip(ids, (6, 9, 12), strict=True):
         row[:length] = torch.arange(5, 5 + length)
-    tower = HuggingFaceTextTower(text, start=1)
+    tower = HuggingFaceTextTower(text, 1, padding)
     texts = tower.arrange(ids)
+    assert texts.rests[0].shape == (3, 13), "of the padding after all texts, one token is left"
     context = tower.token_embedding(ids[0, 1:4]).detach()
     assert relative_error(tower(texts, context), text(ids)) < 1e-5
     assert relative_error(tower(texts, context.flip(0)), text(ids)) > 1e-4
