@@ -139,7 +139,8 @@ class Encoding:
             self.processes.on_first(lambda: write_json(file, as_json(origin)))
             encode = network.encode
             if engine == "openvino":
-                encode = on_openvino(network.module, encode, network.resizing.image_size)
+                image_size = network.resizing.image_size
+                encode = on_openvino(network.module, encode, self.batch_size, image_size)
             # another run that does the same writes the same files
             store.fill(views, self.work(dataset, encode, still=True, mean=mean))
             self.processes.wait()
