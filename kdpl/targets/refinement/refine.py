@@ -146,9 +146,12 @@ def refine(
     # in parts of the images, to limit memory
     step = max(1, _CELLS // max(*z.shape[1:], features.shape[1]))
     parts = [slice(start, start + step) for start in range(0, len(z), step)]
+    squares = features.new_zeros(features.shape[1], dtype=torch.float32)
+    for part in parts:
+        squares += features[part].float().square().sum(dim=0)
     for _ in range(rounds):
         # the Gaussians, and what stays the same over the updates of z
-        means, variances = _fit(features, z, parts)
+        means, variances = _fit(features, squares, z, parts)
         fields = torch.empty_like(z)
         precision = likelihood / variances
         bias = 0.5 * (means * means * precision).sum(dim=1)
@@ -167,15 +170,17 @@ def refine(
     return z
 
 
-def _fit(features: Tensor, z: Tensor, parts: list[slice]) -> tuple[Tensor, Tensor]:
-    """Fit class means [C, D] and one diagonal variance [D] to images [N, D], by z [N, C]."""
+def _fit(
+    features: Tensor, squares: Tensor, z: Tensor, parts: list[slice]
+) -> tuple[Tensor, Tensor]:
+    """Fit class means [C, D] and one diagonal variance [D] to images [N, D], by z [N, C].
+
+    ``squares`` are the sums of the squared features, [D].
+    """
     mass = z.sum(dim=0).clamp_min(_LEAST_MASS)
     sums = features.new_zeros(z.shape[1], features.shape[1], dtype=torch.float32)
-    squares = sums.new_zeros(features.shape[1])
     for part in parts:
-        rows = features[part].float()
-        sums += z[part].T @ rows
-        squares += (rows * rows).sum(dim=0)
+        sums += z[part].T @ features[part].float()
     means = sums / mass[:, None]
     variances = (squares - (mass[:, None] * means * means).sum(dim=0)) / len(z)
     return means, variances.clamp_min(_LEAST_VARIANCE)

@@ -104,7 +104,7 @@ def test_images_of_a_group_are_no_neighbours(pool):
 def test_it_is_the_plain_updates(pool, labeled):
     settings = (pool[2] if labeled else None, 3, Weights(0.4, 0.7, 1.3), 2)
     made, expected = refined(pool, *settings), plain_refine(*pool[:2], *settings)
-    fitted = refinement._fit(pool[0], made, [slice(None)])
+    fitted = refinement._fit(pool[0], pool[0].square().sum(dim=0), made, [slice(None)])
     for ours, plain in zip((made, *fitted), expected, strict=True):
         assert (ours - plain).abs().max() < 1e-5
     assert (made.argmax(dim=1) != pool[1].argmax(dim=1)).any()
