@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from benchmarks.photographs import write_photographs
 from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher, random_weights_are_meant
-from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.class_vectors import ClassVectors
 from kdpl.clip import Frozen
 from kdpl.data.augmentation import RandomResizedCrop
 from kdpl.data.datamodule import DomainDataModule
@@ -23,6 +23,7 @@ from kdpl.data.loader import LazyLoader, TrainSampler
 from kdpl.data.sources import open_source
 from kdpl.runtime.origin import Origin
 from kdpl.runtime.resizing import Resizing
+from kdpl.targets.frozen_teacher import FrozenTeacher
 from kdpl.targets.store import Work
 from kdpl.targets.teacher_cache import TeacherCache, fill
 from kdpl.targets.teacher_cache import manifest_of as describe

@@ -19,12 +19,13 @@ from torch import Tensor
 from benchmarks.several_labels import WORLDS, fit_and_test
 from benchmarks.worlds import letters
 from benchmarks.worlds.pages import SIZE, write_drawn, write_pages
-from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.class_vectors import ClassVectors
 from kdpl.confidence.words import NEGATIVE_VECTORS_FILE
 from kdpl.data.decoding import open_image
 from kdpl.multilabel.crops import Crops
 from kdpl.multilabel.local_views import SCALES, Views, log_odds_of
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
+from kdpl.targets.frozen_teacher import FrozenTeacher
 
 PAGES, JUDGED = 200, 64
 LETTER_PAGES = {"train": 500, "val": 50, "test": 100}

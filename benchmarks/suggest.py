@@ -21,12 +21,13 @@ import torch
 
 from benchmarks.worlds import CONFIGS, WORLDS
 from kdpl.__main__ import main as kdpl
-from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.class_vectors import ClassVectors
 from kdpl.data.sampling import few_shot
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.report.labeling.page import encode
 from kdpl.report.labeling.suggestions import cross_validated_scores, discriminant, wrong_labels
 from kdpl.report.run_folder import Run
+from kdpl.targets.frozen_teacher import FrozenTeacher
 
 SEEDS, SHOTS = (1, 2, 3), 4
 CHOICES = ("random", "balanced", "suggested")

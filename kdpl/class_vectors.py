@@ -1,4 +1,4 @@
-"""Class vectors, the artifact between the stages; their encoder; and the frozen teacher."""
+"""Class vectors, the artifact between the stages, and their encoder."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
 from pydantic import Discriminator, Field, Tag, TypeAdapter
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdpl.clip.identity import TeacherSettings
-from kdpl.clip.modules import CosineHead, normalized
-from kdpl.clip.towers.image import ImageTower
-from kdpl.errors import ArtifactError, ConfigError
+from kdpl.clip.modules import CosineHead
+from kdpl.errors import ArtifactError
 from kdpl.runtime.artifacts import Text, metadata, parse_metadata, read_tensors, write_tensors
 from kdpl.runtime.class_names import ClassName, ClassText, composed
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 from kdpl.tasks import MULTI_CLASS, ClassScaling
 
 if TYPE_CHECKING:
-    from kdpl.prompts.method import PromptMethod
     from kdpl.prompts.tuned import TunedPrompts
 
 KIND = "class vectors"
@@ -220,7 +218,10 @@ class NameEncoder:
     @classmethod
     def load(cls, run: str | Path) -> "NameEncoder":
         """Load the teacher of a run's folder; a KdplError if it is missing or does not fit."""
-        return cls(tuned_prompts(Path(run)))
+        # imports both towers, of which a classifier needs neither
+        from kdpl.prompts.tuned import TunedPrompts
+
+        return cls(TunedPrompts.load(Path(run) / PROMPTS_FILE))
 
     def encode(
         self,
@@ -232,99 +233,3 @@ class NameEncoder:
         inputs: Sequence[ClassText] = names if texts is None else texts
         vectors = self._method.encode_names(inputs, self._clip.text_tower, self._clip.tokenize)
         return ClassVectors.of(self.prompts, vectors, names, num_base, texts)
-
-
-class FrozenTeacher(nn.Module):
-    """The tuned teacher of a run's folder: encodes images to features, and features to logits."""
-
-    def __init__(self, folder: Path, vectors: ClassVectors) -> None:
-        super().__init__()
-        self.folder = folder
-        self.vectors = vectors
-        self.head = vectors.head()
-        self.tower: ImageTower | None = None
-        self.method: PromptMethod | None = None
-
-    @property
-    def identities(self) -> list[str]:
-        """What predictions depend on: the teacher's fingerprint; of several also their weights."""
-        return [self.vectors.teacher]
-
-    @property
-    def tuned(self) -> bool:
-        """True if it was tuned on labels, so it may have seen them."""
-        return bool(tuned_prompts(self.folder).tensors)
-
-    @property
-    def image_identity(self) -> str:
-        """What image features depend on; teachers that differ in their text prompts share it."""
-        return tuned_prompts(self.folder).image_fingerprint
-
-    def load(self) -> None:
-        """Load image tower and prompts; an ArtifactError or WeightsError if they do not fit.
-
-        A student that needs no teacher, or has all features in a cache, skips this, and relies on
-        the manifest of the cache; only this method compares the prompts with the class vectors.
-        """
-        # the prompts, checked against the class vectors, and then their CLIP
-        prompts = tuned_prompts(self.folder)
-        if prompts.teacher != self.vectors.teacher:
-            raise ArtifactError(
-                f"the class vectors were frozen by another teacher than the one in {self.folder}: "
-                "give the class vectors and the folder of one run"
-            )
-        clip = prompts.load_image_clip()
-        device = self.head.class_vectors.device
-        self.tower = clip.image_tower.to(device)
-        self.method = prompts.build_method(clip).to(device)
-
-    def unload(self) -> None:
-        """Free the memory of image tower and prompts."""
-        self.tower = self.method = None
-
-    @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
-        """Encode images uint8 [B, 3, S, S] into normalised features, float32 [B, D].
-
-        The tower computes in the caller's autocast context. A ConfigError before ``load``, and for
-        images of another size than the teacher's.
-        """
-        tower, method = self._loaded_for(images)
-        return method.encode_images(tower, images)
-
-    @torch.no_grad()
-    def both_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode images as ``features`` does, and into pooled features without prompts.
-
-        The pooled features, before the projection, are normalised as well, float32 [B, W]. This
-        takes one pass of the tower without visual prompts, and two with them.
-        """
-        tower, method = self._loaded_for(images)
-        pooled = tower.pooled(images)
-        if method.images_are_plain:
-            return normalized(tower.project(pooled)), normalized(pooled)
-        return method.encode_images(tower, images), normalized(pooled)
-
-    def _loaded_for(self, images: Tensor) -> "tuple[ImageTower, PromptMethod]":
-        # refuse another size here, with a remedy
-        size = self.vectors.preprocessing.image_size
-        if images.shape[-1] != size:
-            raise ConfigError(
-                f"the teacher takes images of {size} pixels, not {images.shape[-1]}: let the "
-                "datamodule make a view for the teacher, as DomainDataModule does"
-            )
-        if self.tower is None or self.method is None:
-            raise ConfigError("the teacher's image tower is not loaded: call load() first")
-        return self.tower, self.method
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Return logits [B, C] of features [B, D] with the teacher's scale."""
-        return cast(Tensor, self.head(features, self.vectors.logit_scale))
-
-
-def tuned_prompts(folder: Path) -> "TunedPrompts":
-    """Read the prompts of a teacher's run folder; errors as in ``TunedPrompts.load``."""
-    # imports both towers, of which a classifier needs neither
-    from kdpl.prompts.tuned import TunedPrompts
-
-    return TunedPrompts.load(folder / PROMPTS_FILE)

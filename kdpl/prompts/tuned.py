@@ -1,4 +1,4 @@
-"""TunedPrompts, the file of stage 1's result; ``class_vectors.FrozenTeacher`` encodes with it."""
+"""TunedPrompts, the file of stage 1's result; ``targets.frozen_teacher`` encodes with it."""
 
 import json
 import operator

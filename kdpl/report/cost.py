@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import set_torch_threads
 
-from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.class_vectors import ClassVectors
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.report.run_folder import Run, attempt
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
+from kdpl.targets.frozen_teacher import FrozenTeacher
 
 Encode = Callable[[Tensor], Tensor]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipConfig, ClipIdentity, ImageClip, load_image_clip
 from kdpl.clip.modules import normalized
 from kdpl.clip.towers.image import ImageTower
@@ -25,6 +25,7 @@ from kdpl.data.sampling import Groups
 from kdpl.data.splits import Record
 from kdpl.runtime.origin import Origin, digest
 from kdpl.targets.encoding import PREPARED_FOLDER, Encoder, Encoding, Network, folder_name
+from kdpl.targets.frozen_teacher import FrozenTeacher
 from kdpl.targets.store import FeatureStore
 
 _AT_ONCE = 4096  # images whose views are averaged at a time

@@ -18,7 +18,7 @@ import torch
 from jsonargparse.typing import PositiveFloat
 from torch import Tensor, nn
 
-from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipConfig, load_clip
 from kdpl.errors import ConfigError, DataError
 from kdpl.prompts import PromptConfig, PromptMethod
@@ -28,6 +28,7 @@ from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import digest
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
+from kdpl.targets.frozen_teacher import FrozenTeacher
 from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.processes import Processes
 from kdpl.targets.teacher_cache import TeacherCache, fill_cache, open_cache

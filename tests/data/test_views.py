@@ -10,13 +10,13 @@ from runs import noise
 from timm.data import create_transform
 
 from kdpl import DomainDataModule
-from kdpl.class_vectors import FrozenTeacher
 from kdpl.clip import ClipConfig, Preprocessing, weights
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.losses import DistillationLoss
 from kdpl.prompts import StudentPrompts
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.student import FillTeacherCache
+from kdpl.targets.frozen_teacher import FrozenTeacher
 from kdpl.targets.refinement.target import Refined
 
 # widths and heights

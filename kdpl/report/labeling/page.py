@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.class_vectors import ClassVectors
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import EvaluationImages
@@ -30,6 +30,7 @@ from kdpl.report.page import fill
 from kdpl.report.run_folder import Run
 from kdpl.runtime.files import atomic_path, write_rows, write_text
 from kdpl.runtime.messages import inform
+from kdpl.targets.frozen_teacher import FrozenTeacher
 from kdpl.tasks import MULTI_CLASS, build_task
 
 TABLE, PAGE = "labels.csv", "suggestions.html"

@@ -170,9 +170,7 @@ def refine(
     return z
 
 
-def _fit(
-    features: Tensor, squares: Tensor, z: Tensor, parts: list[slice]
-) -> tuple[Tensor, Tensor]:
+def _fit(features: Tensor, squares: Tensor, z: Tensor, parts: list[slice]) -> tuple[Tensor, Tensor]:
     """Fit class means [C, D] and one diagonal variance [D] to images [N, D], by z [N, C].
 
     ``squares`` are the sums of the squared features, [D].

@@ -6,13 +6,14 @@ import torch
 import world
 from plain import END, START, layer_norm, normalized, relative_error, token_ids
 
-from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.class_vectors import ClassVectors
 from kdpl.clip import ClipConfig
 from kdpl.errors import ConfigError
 from kdpl.optim import OptimConfig
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.mmrl import RepresentationTokens
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
+from kdpl.targets.frozen_teacher import FrozenTeacher
 from kdpl.teacher import RegularizerWeights, TeacherPromptTuning
 
 WORDS = "a photo of a"

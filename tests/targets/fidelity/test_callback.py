@@ -9,7 +9,7 @@ from runs import DATA, SHORT, STAGES
 from world import refused
 
 from kdpl.__main__ import main
-from kdpl.class_vectors import ClassVectors, FrozenTeacher
+from kdpl.class_vectors import ClassVectors
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.names import Names
 from kdpl.data.pool import UnlabeledPool
@@ -18,6 +18,7 @@ from kdpl.errors import ConfigError, DataError
 from kdpl.student import FillTeacherCache
 from kdpl.targets import Target, TargetValues
 from kdpl.targets.fidelity import Fidelity
+from kdpl.targets.frozen_teacher import FrozenTeacher
 from kdpl.targets.held_out_pool import hold_out
 
 pytestmark = pytest.mark.usefixtures("without_companions")

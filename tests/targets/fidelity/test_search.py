@@ -37,7 +37,7 @@ NAMES = ("configured", "tower_0.01", "tower_1e+30")
 EXPENSIVE = (
     "kdpl.data.checked.Checked.of",
     "kdpl.targets.refinement.target.assign",
-    "kdpl.class_vectors.FrozenTeacher.both_features",
+    "kdpl.targets.frozen_teacher.FrozenTeacher.both_features",
 )
 
 
