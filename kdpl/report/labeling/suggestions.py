@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdpl.data.groups import FOLDS, folds
 
-# of the covariance; 0.1 to 0.9 find as many wrong labels: docs/labelling.md
+# of the covariance; 0.1 to 0.9 find as many wrong labels
 _SHRINKAGE = 0.5
 _TEMPERATURES = 2.0 ** torch.arange(-1, 10.1, 1 / 3)
 # shares of wrong labels
