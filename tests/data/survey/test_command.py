@@ -261,8 +261,10 @@ def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(tmp_path, ca
     for image in class_folders(root / "copied", cat=2, dog=2).glob("dog/*"):
         shutil.copy(image, root / "copied/cat" / f"copy {image.name}")
     class_folders(root / "misnamed", {"cat": 2, "dog\nline": 2})
+    class_folders(root / "cased/train", cat=2, Dog=2)
     (root / "torn.tar").write_bytes(b"x" * 2000)
-    for i, path in enumerate(("loose/1.png", "untested/1.png", "untested/test/dog/1.png")):
+    apart = "loose/1.png", "untested/1.png", "untested/test/dog/1.png", "cased/test/dog/1.png"
+    for i, path in enumerate(apart):
         picture(root / path, 1, 1, i)
     files = {
         "one.txt": "cat\n",
@@ -282,6 +284,7 @@ def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(tmp_path, ca
         ("untested", "--class-names=one.txt", "one.txt lacks class 'dog'"),
         ("bare.csv", "", "has no labelled training image: "),
         ("unreadable", "", "class 'eel' in unreadable has no usable training image"),
+        ("cased", "", "class 'dog' in cased has no", "rename it if it is the class 'Dog'"),
         ("copied", "", "dog/1.png is a copy of "),
         ("misnamed", "", "has a class name that"),
         ("gone.csv", "", "gone.csv"),
