@@ -265,7 +265,7 @@ def _require_classes(
         if problem:
             raise DataError(f"{path} has a class name that {problem}: rename the class")
         if labeled and not counts[label]:
-            alike = [each for each in names if each != label and each.lower() == label.lower()]
+            alike = [other for other in names if other != label and other.lower() == label.lower()]
             same = f", or rename it if it is the class {alike[0]!r}" if alike else ""
             raise DataError(
                 f"class {label!r} in {path} has no usable training image{problems.get(label, '')}: "

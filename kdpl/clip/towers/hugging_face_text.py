@@ -31,7 +31,7 @@ class HuggingFaceTextTower(WholeTextTower):
         self.padding, self.ends = padding, ends
 
     def arrange(self, ids: Tensor) -> ArrangedTexts:
-        """Take token ids [N, context_length], of the padding after the longest text one token."""
+        """Take token ids [N, context_length] up to one token of padding after the longest text."""
         if self.padding is not None:
             (used,) = (ids != self.padding).any(dim=0).nonzero(as_tuple=True)
             # without any padding, AIMv2 of transformers loses its causal mask
