@@ -14,7 +14,6 @@ from rich.console import Console
 from benchmarks.measuring import machine
 from benchmarks.rows import GROUPS, Bench, Row, failed
 from benchmarks.settings import Settings
-from kdpl.runtime.allocation import keep_freed_memory
 from kdpl.runtime.files import write_text
 
 _HEADER = (
@@ -44,9 +43,6 @@ class Report:
             groups: Keys of ``GROUPS``.
             until: Time of ``time.monotonic()``.
         """
-        if settings.device == "cpu":
-            # as a fit does
-            keep_freed_memory()
         bench = Bench(settings)
         for name in groups:
             start = time.monotonic()

@@ -21,7 +21,6 @@ from kdpl.errors import ArtifactError, ConfigError
 from kdpl.metrics import test_key, train_key, val_key
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.runtime import plugins
-from kdpl.runtime.allocation import keep_freed_memory
 from kdpl.runtime.origin import require_same
 from kdpl.runtime.resizing import Resizing
 from kdpl.tasks import MULTI_CLASS, ClassScaling, Task, build_task
@@ -128,9 +127,6 @@ class ClassifyingModule(LightningModule, ABC):
 
         Stores the frozen weights in the trainer's precision.
         """
-        if self.trainer.strategy.root_device.type == "cpu":
-            # before callbacks load images, such as to prepare a target
-            keep_freed_memory()
         domain = self.domain
 
         # the task, with scales and biases for the classes that it trains on

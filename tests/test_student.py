@@ -16,7 +16,7 @@ from kdpl.optim import OptimConfig
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
-from kdpl.targets import Target, TargetValues
+from kdpl.targets import Target
 
 IMAGES = world.TinyDomain().unlabeled[:6]
 
@@ -314,21 +314,6 @@ def test_checkpoints_of_others_are_refused(distilled, tmp_path):
     torch.save(content, tmp_path / "other.ckpt")
     student = make_student(distilled.teacher)
     refuse(student, tmp_path, ArtifactError, "does not say", ckpt_path=tmp_path / "other.ckpt")
-
-
-def test_freed_memory_is_kept_before_the_target_is_prepared(teacher_folder, tmp_path, monkeypatch):
-    done = []
-    monkeypatch.setattr("kdpl.module.keep_freed_memory", lambda: done.append("kept"))
-
-    class Prepared(world.KeptTarget):
-        def gather(self, inputs):
-            done.append("prepared")
-            images = torch.from_numpy(inputs.pool.targeted)
-            return TargetValues(images, torch.zeros(len(images), 10))
-
-    student = make_student(teacher_folder, target=Prepared())
-    world.fit(student, tmp_path, domain=world.digits(50), limit_train_batches=1)
-    assert done == ["kept", "prepared"]
 
 
 def test_targets_that_are_prepared_in_a_fit_are_not_there_before(teacher_folder):
