@@ -15,7 +15,6 @@ from kdpl.data.shards.archives import is_below
 from kdpl.errors import DataError, reason
 from kdpl.runtime.advice import command
 from kdpl.runtime.files import atomic_path
-from kdpl.runtime.network import require_hub
 
 REPOSITORY = "zhengli97/prompt_learning_dataset"  # of PromptKD's authors, uploaded as a model
 
@@ -89,7 +88,6 @@ def place_of(file: str) -> tuple[str, PurePosixPath] | None:
 def _fetch(name: str, store: Path) -> dict[str, PurePosixPath]:
     """Download the files of a dataset; return their paths below the dataset's folder."""
     try:
-        require_hub()
         listed = filter(is_below, HfApi().list_repo_files(REPOSITORY))
         # on Windows, a drive leads elsewhere
         paths = {file: place_of(file) for file in listed if not PureWindowsPath(file).drive}

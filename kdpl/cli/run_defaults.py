@@ -119,10 +119,8 @@ def print_choice(path: str, reasons: Sequence[str]) -> None:
 
 
 def choose(several_labels: bool) -> Choice:
-    """Choose by the hardware and by the weights that can be loaded, for images of any number."""
+    """Choose by the hardware, for images of any number."""
     import torch
-
-    from kdpl.clip.weights import obtainable
 
     # hardware
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -131,18 +129,15 @@ def choose(several_labels: bool) -> Choice:
     reasons = {"trainer": f"{', '.join(trainer)}: {hardware}"}
 
     # models
-    published = ("ViT-L-14-quickgelu", "ViT-B-16-quickgelu")
-    miniatures = not gpus or not obtainable(published, "openai")
-    if miniatures:
+    if not gpus:
         models = ["quickstart"], ["quickstart"]
         if several_labels:
             # a teacher tuned on whole images is worse at crops, and a network of 32 pixels cannot
             # tell small objects apart
             models = ["quickstart", "zero_shot"], ["quickstart_timm_64"]
         why = (
-            "miniature CLIPs, which know digits and letters and LITTLE ELSE, since "
-            + ("the published weights are not cached and cannot be fetched" if gpus else hardware)
-            + "; for photographs give --teacher promptsrc_vit_l14 --student promptkd_vit_b16"
+            f"miniature CLIPs, which know digits and letters and LITTLE ELSE, since {hardware}; "
+            "for photographs give --teacher promptsrc_vit_l14 --student promptkd_vit_b16"
         )
     else:
         small = torch.cuda.get_device_properties(0).total_memory < _SMALL_GPU
@@ -160,5 +155,5 @@ def choose(several_labels: bool) -> Choice:
         f"search: {_POOL_TO_SEARCH} or more images to distil on are enough to choose what of so "
         "small a student is trained"
     )
-    search = miniatures and not several_labels
+    search = not gpus and not several_labels
     return Choice(trainer, *models, target, search, reasons)

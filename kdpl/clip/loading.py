@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, cast, get_args
 
@@ -39,7 +38,6 @@ from kdpl.clip.versions import list_models, require_clip, text_settings
 from kdpl.clip.weights import StateDict, Weights, load_weights, read_weights
 from kdpl.errors import ConfigError, WeightsError, reason
 from kdpl.runtime import plugins
-from kdpl.runtime.network import hub_or_cache
 from kdpl.runtime.resizing import ResizeMode
 
 # METHOD: PromptSRC's text regulariser averages over the first 60 of the 80 published templates
@@ -295,8 +293,7 @@ def from_transformers(
     try:
         import transformers  # noqa: F401 - before any request to the hub
 
-        with nullcontext() if Path(source).is_dir() else hub_or_cache():
-            yield
+        yield
     except ImportError as error:
         raise WeightsError(
             f"the {kind} {source!r} of {model} needs the package transformers: pip install "

@@ -13,7 +13,6 @@ from kdpl.clip.loading import Source, require_resizing
 from kdpl.clip.towers.building import ModelConfig, require_timm
 from kdpl.clip.weights import read_state, require_weights
 from kdpl.errors import WeightsError, reason
-from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
 
 SCHEME = "timm"
 
@@ -78,13 +77,12 @@ def preprocessing_of(name: str, image_size: int) -> Preprocessing:
 
 def _fetch(name: str, image_size: int) -> Any:
     try:
-        with hub_or_cache():
-            return build_network(name, image_size, pretrained=True)
+        return build_network(name, image_size, pretrained=True)
     except Exception as error:  # anything from timm, the hub client or a proxy
         raise WeightsError(
             f"cannot fetch timm's weights of {name} ({reason(error)}): fetch them where there is a "
             f"network and give their path as clip.pretrained, or set it to {RANDOM} to train from "
-            f"nothing{WITHOUT_NETWORK}"
+            "nothing"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """Weights of a CLIP, from a pretrained tag or a file, checked against the model before loading."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from kdpl.clip.identity import ClipConfig
 from kdpl.clip.modules import require_tensors
 from kdpl.errors import ConfigError, WeightsError, reason
-from kdpl.runtime.network import WITHOUT_NETWORK, HubUnreachableError, hub_or_cache, require_hub
 
 StateDict = dict[str, Tensor]
 
@@ -71,8 +70,7 @@ def _fetch(config: ClipConfig, tag: Mapping[str, Any]) -> Path:
     # a tag names a repository, possibly with a file, or a URL
     repository, _, file = str(tag.get("hf_hub", "")).rpartition("/")
     try:
-        with hub_or_cache():
-            return Path(open_clip.download_pretrained(tag))
+        return Path(open_clip.download_pretrained(tag))
     except Exception as error:  # anything from the hub client, a proxy or the disk
         files = file or f"{HF_SAFE_WEIGHTS_NAME} and {CONFIG_FILE}"
         origin = f"{files} of https://huggingface.co/{repository}" if repository else tag["url"]
@@ -80,21 +78,8 @@ def _fetch(config: ClipConfig, tag: Mapping[str, Any]) -> Path:
             f"cannot fetch the weights {config.pretrained!r} of {config.model} ({reason(error)}): "
             f"where there is a network, fetch {origin}; give the path of the weights as "
             f"clip.pretrained, and clip.quick_gelu {str(bool(tag.get('quick_gelu'))).lower()}"
-            f"{WITHOUT_NETWORK}"
+            "; to try things out without, run with --teacher quickstart --student quickstart"
         ) from error
-
-
-def obtainable(models: Iterable[str], tag: str) -> bool:
-    """Return whether the hub answers, or the weights of all models are cached."""
-    try:
-        require_hub()
-    except HubUnreachableError:
-        try:
-            for model in models:
-                _fetch(ClipConfig(model, tag), open_clip.get_pretrained_cfg(model, tag))
-        except WeightsError:
-            return False
-    return True
 
 
 def preprocessing_of_file(config: ClipConfig, path: Path) -> Mapping[str, Any]:

@@ -40,7 +40,6 @@ class Hub:
 def hub(tmp_path, monkeypatch):
     (tmp_path / "hub").mkdir()
     fake = Hub(tmp_path / "hub")
-    monkeypatch.setattr(kdpl.benchmark.download, "require_hub", lambda: None)
     monkeypatch.setattr(kdpl.benchmark.download, "HfApi", lambda: fake)
     monkeypatch.setattr(kdpl.benchmark.download, "hf_hub_download", fake.hf_hub_download)
     return fake

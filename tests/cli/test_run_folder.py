@@ -161,24 +161,20 @@ def test_what_is_given_wins():
 
 
 @pytest.mark.parametrize(
-    ("gpus", "memory", "weights", "trainer", "teacher", "student"),
+    ("gpus", "memory", "trainer", "teacher", "student"),
     [
-        (0, 0, True, ["cpu"], ["quickstart"], ["quickstart"]),
-        (1, 80, True, ["gpu"], ["promptsrc_vit_l14"], ["promptkd_vit_b16"]),
-        (2, 6, True, ["gpu", "ddp"], ["promptsrc_vit_l14", "vit_b16"], ["promptkd_vit_b16"]),
-        (1, 80, False, ["gpu"], ["quickstart"], ["quickstart"]),
+        (0, 0, ["cpu"], ["quickstart"], ["quickstart"]),
+        (1, 80, ["gpu"], ["promptsrc_vit_l14"], ["promptkd_vit_b16"]),
+        (2, 6, ["gpu", "ddp"], ["promptsrc_vit_l14", "vit_b16"], ["promptkd_vit_b16"]),
     ],
 )
-def test_models_are_chosen_by_the_gpu_and_the_weights_that_can_be_loaded(
-    gpus, memory, weights, trainer, teacher, student, monkeypatch
-):
+def test_models_are_chosen_by_the_gpu(gpus, memory, trainer, teacher, student, monkeypatch):
     class Properties:
         total_memory = memory * 2**30
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
-    monkeypatch.setattr("kdpl.clip.weights.obtainable", lambda *_: weights)
     choice = choose(several_labels=False).for_pool(700)
     assert choice.trainer == [f"trainer/{name}" for name in trainer]
     assert (choice.teacher, choice.student, choice.target) == (teacher, student, "refined")

@@ -305,3 +305,9 @@ def test_the_end_of_a_text_has_an_id_where_a_config_names_none(monkeypatch):
     config = {"embed_dim": 8, "custom_text": True, "vision_cfg": VISION, "text_cfg": text}
     monkeypatch.setitem(kdpl.clip.loading._REGISTRY, "eos", (config, {}))
     assert load_clip(ClipConfig("eos", "random")).text_tower.end == 2
+
+
+def test_weights_that_cannot_be_fetched_are_one_sentence_with_a_way_without_network():
+    origin = "https://huggingface.co/laion/CLIP-ViT-B-32-laion2B-s34B-b79K;"
+    with world.refused(WeightsError, f"{origin}.*clip.quick_gelu false.*--teacher quickstart"):
+        load_image_clip(ClipConfig("ViT-B-32", "laion2b_s34b_b79k"))

@@ -13,7 +13,6 @@ from kdpl.classifier.companion import companion_kinds
 from kdpl.errors import ArtifactError, ConfigError, reason
 from kdpl.metrics import ACCURACY_TITLES, test_key
 from kdpl.runtime.configs import read_config
-from kdpl.runtime.network import HubUnreachableError, hub_or_cache
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import CLASSIFIER_FILES, CONFIG_FILE, RESULTS_FILE
 
@@ -95,11 +94,10 @@ def from_pretrained(
     # only files of classifiers
     files = [*CLASSIFIER_FILES, *(kind.file for kind in companion_kinds().values())]
     try:
-        with hub_or_cache():
-            folder = snapshot_download(
-                str(name), allow_patterns=files, revision=revision, token=token, cache_dir=cache_dir
-            )
-    except (HubUnreachableError, HfHubHTTPError, HFValidationError, OSError) as error:
+        folder = snapshot_download(
+            str(name), allow_patterns=files, revision=revision, token=token, cache_dir=cache_dir
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         names = " and ".join(CLASSIFIER_FILES)
         raise ArtifactError(
             f"the classifier {name} cannot be downloaded from the hub ({reason(error)}): check "

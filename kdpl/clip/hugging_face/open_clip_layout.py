@@ -10,7 +10,6 @@ from huggingface_hub.errors import EntryNotFoundError
 from kdpl.clip.identity import ClipConfig
 from kdpl.clip.weights import CONFIG_FILE, Weights, preprocessing_of_file, read_part, read_state
 from kdpl.errors import ConfigError, WeightsError, reason
-from kdpl.runtime.network import WITHOUT_NETWORK, hub_or_cache
 
 FOLDER = "local-dir"
 WEIGHTS_FILES = (
@@ -62,13 +61,12 @@ def find_file(address: str, *names: str) -> Path:
         )
     # a repository on the hub: the error is about the last name
     try:
-        with hub_or_cache():
-            for name in names[:-1]:
-                with suppress(EntryNotFoundError):
-                    return Path(hf_hub_download(source, name))
-            return Path(hf_hub_download(source, names[-1]))
+        for name in names[:-1]:
+            with suppress(EntryNotFoundError):
+                return Path(hf_hub_download(source, name))
+        return Path(hf_hub_download(source, names[-1]))
     except Exception as error:  # anything from the hub client, a proxy or the disk
         raise WeightsError(
             f"cannot fetch {wanted} of {address} ({reason(error)}): fetch the repository where "
-            f"there is a network, and give its folder as {FOLDER}:PATH{WITHOUT_NETWORK}"
+            f"there is a network, and give its folder as {FOLDER}:PATH"
         ) from error
