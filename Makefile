@@ -35,7 +35,7 @@ table: $(WITH_QUICKSTART) ## reproduce the README's table of accuracies, over th
 	@$(VENV_PYTHON) -m kdpl table runs/table
 
 CAMPAIGN := reproduce
-reproduce: $(if $(DATA),$(WITH_QUICKSTART)) ## compare DTD and EuroSAT with the published figures, on a GPU: DATA=FOLDER of the datasets; SEEDS="1 2"; CAMPAIGN=beyond for two teachers
+reproduce: $(if $(DATA),$(WITH_QUICKSTART)) ## compare DTD and EuroSAT with the published figures, on a GPU: DATA=FOLDER of the datasets; SEEDS="1 2"; CAMPAIGN=atprompt for another teacher
 	@test -n "$(DATA)" || { echo "make reproduce needs the folder of the datasets, into which it downloads \
 	dtd and eurosat if they are missing: add DATA=FOLDER" >&2; exit 1; }
 	@for name in dtd eurosat; do $(VENV_PYTHON) -m kdpl data download $$name --root "$(DATA)" || exit; done

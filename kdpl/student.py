@@ -33,17 +33,11 @@ from kdpl.runtime.messages import inform, warn
 from kdpl.targets import PreparedTarget, Target, build_target, target_class
 from kdpl.targets.encoding import PREPARED_FOLDER, encoding_of
 from kdpl.targets.engine import Engine
+from kdpl.targets.frozen_teacher import FrozenTeacher
 from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.plan import Plan, prepare_student
-from kdpl.targets.processes import processes_of
 from kdpl.targets.stored_features import STORED_VIEWS
-from kdpl.targets.teachers import (
-    Mixture,
-    Teachers,
-    fill_caches,
-    frozen_teacher,
-    teacher_folders,
-)
+from kdpl.targets.teacher_cache import fill_cache
 from kdpl.tasks import agreement_of
 
 # number of unlabelled images for vision_prompts.init: mean_token
@@ -64,7 +58,7 @@ class FillTeacherCache(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fill the cache, if this is a student that has one."""
         if isinstance(pl_module, StudentDistillation) and pl_module.teacher_cache is not None:
-            fill_caches(pl_module.target_inputs(), self.views)
+            fill_cache(pl_module.target_inputs(), self.views)
 
 
 class StudentDistillation(ClassifyingModule):
@@ -75,9 +69,7 @@ class StudentDistillation(ClassifyingModule):
 
     Args:
         clip: The student's CLIP, of which only the image tower is used, or a network of timm.
-        teacher: The run folder of stage 1; or a list of it and further teachers for the same
-            classes, run folders or original CLIPs ``zero_shot:MODEL,WEIGHTS`` (docs/targets.md).
-        mixture: Weights of several teachers.
+        teacher: The run folder of stage 1.
         class_vectors: File of class vectors to use instead of the file in ``teacher``; it must
             come from the same teacher.
         vision_prompts: Size and start of the student's visual prompts; depth 0 trains
@@ -121,7 +113,7 @@ class StudentDistillation(ClassifyingModule):
     def __init__(
         self,
         clip: ClipConfig,
-        teacher: str | list[str],
+        teacher: str,
         class_vectors: str | None = None,
         vision_prompts: StudentPrompts = StudentPrompts(),
         fine_tune: bool | None = None,
@@ -134,7 +126,6 @@ class StudentDistillation(ClassifyingModule):
         features_folder: str | None = None,
         engine: Engine = "torch",
         teacher_cache: str | None = None,
-        mixture: Mixture = Mixture(),
         optim: OptimConfig = OptimConfig(),
         compile: bool = False,
     ) -> None:
@@ -150,7 +141,7 @@ class StudentDistillation(ClassifyingModule):
         self.vision_prompts = vision_prompts
         # text names a target; jsonargparse has made an object of a class path
         self.target = build_target(target)
-        _require_logits(loss, type(self.target), teacher)
+        _require_logits(loss, type(self.target))
         self.loss = loss
         self.pool_filter = pool_filter
         self.teacher_cache = teacher_cache
@@ -163,10 +154,9 @@ class StudentDistillation(ClassifyingModule):
         self.trains_in_tower = vision_prompts.depth > 0 or fine_tune
 
         # the teacher, of which only the class vectors are read here
-        folders = teacher_folders(teacher)
-        self.teacher_folder = Path(folders[0])
-        self.vectors = ClassVectors.of_teacher(folders[0], class_vectors)
-        self.teacher = Frozen(frozen_teacher(folders, self.vectors, mixture, loss.temperature))
+        self.teacher_folder = Path(teacher)
+        self.vectors = ClassVectors.of_teacher(teacher, class_vectors)
+        self.teacher = Frozen(FrozenTeacher(self.teacher_folder, self.vectors))
         if loaded.logit_scale is None:
             # a network that is not a CLIP has no scale: use the teacher's
             self.logit_scale = self.vectors.logit_scale
@@ -189,9 +179,6 @@ class StudentDistillation(ClassifyingModule):
         """Check the classes."""
         self.vectors.require_names(self.domain.class_names, "the student's teacher")
         self.vectors.require_task(self.domain.task, "the student's teacher")
-        teacher, trainer = self.teacher.module, self.trainer
-        if stage == "fit" and isinstance(teacher, Teachers):
-            teacher.read_further(Path(trainer.default_root_dir), processes_of(trainer))
         is_first, self.plan = self.scores is None, None
         super().setup(stage)
         if is_first and self.scores is not None:
@@ -213,7 +200,7 @@ class StudentDistillation(ClassifyingModule):
         target, pool_filter = settings["target"], settings["pool_filter"]
         prompts, fine_tune = settings["vision_prompts"], settings["fine_tune"]
         kind = target_class(target if isinstance(target, str) else target["class_path"])
-        _require_logits(DistillationLoss(**settings["loss"]), kind, settings["teacher"])
+        _require_logits(DistillationLoss(**settings["loss"]), kind)
         kind.require_task(data.task)
         if pool_filter is not None:
             data.labels.require_shots()
@@ -408,8 +395,7 @@ class StudentDistillation(ClassifyingModule):
         """Return CLIP and teacher; for a fit also the class vectors."""
         origin = {**super().origin(fits), "teacher": self.vectors.teacher}
         if fits:
-            further = self.teacher.module.identities[1:]
-            origin |= {"further teachers": further, "class vectors": self.vectors.digest()}
+            origin["class vectors"] = self.vectors.digest()
         return origin
 
     def classifier(self, decoding: Decoding = Decoding()) -> Classifier:
@@ -424,11 +410,10 @@ class StudentDistillation(ClassifyingModule):
         )
 
 
-def _require_logits(loss: DistillationLoss, target: type[Target], teacher: str | list[str]) -> None:
+def _require_logits(loss: DistillationLoss, target: type[Target]) -> None:
     """Refuse a difference of logits for a target that has probabilities alone."""
-    if loss.kind in DIFFERENCES and (target is not Target or len(teacher_folders(teacher)) > 1):
-        what = f"the target {target.__name__}" if target is not Target else "a mixture of teachers"
+    if loss.kind in DIFFERENCES and target is not Target:
         raise ConfigError(
-            f"loss.kind {loss.kind} compares logits with those of one teacher, but {what} has "
-            "probabilities: set loss.kind to kl, or one teacher and target to teacher"
+            f"loss.kind {loss.kind} compares logits with the teacher's, but the target "
+            f"{target.__name__} has probabilities: set loss.kind to kl, or target to teacher"
         )

@@ -228,6 +228,37 @@ def test_the_photographs_of_the_example_come_from_its_repository(tmp_path):
         clothing["main"](folder, f"file://{source}")
 
 
+@pytest.mark.parametrize("by_confidence", [False, True])
+def test_several_teachers_are_mixed_for_each_image(
+    by_confidence, teacher_run, monkeypatch, tmp_path
+):
+    monkeypatch.syspath_prepend(PAGE.parent / "examples")
+    from several_teachers import SeveralTeachers
+
+    target = SeveralTeachers([], by_confidence)
+    logits = 5 * torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(0))
+    mixed = target.compute([torch.arange(7), *logits], {"seed": 1})
+    for image in range(7):
+        predicted = [each[image].double().softmax(dim=0) for each in logits]
+        weights = [(p * p.log()).sum().exp() if by_confidence else 1 for p in predicted]
+        expected = sum(w * p for w, p in zip(weights, predicted, strict=True)) / sum(weights)
+        torch.testing.assert_close(mixed.logits[image].exp().double(), expected)
+    mixed.save(tmp_path / target.file)
+    values, made_from = target.load(tmp_path / target.file)
+    assert torch.equal(values.logits, mixed.logits)
+    assert made_from == {"seed": 1}
+
+    # the same teacher twice, as a run and as itself, changes nothing
+    teacher = shutil.copytree(teacher_run, tmp_path / "teacher")
+    options = ["--model.init_args.target=several_teachers.SeveralTeachers", *ONE_EPOCH]
+    predicted = []
+    for name, others in (("one", "[]"), ("two", f"[{teacher}]")):
+        others = f"--model.init_args.target.others={others}"
+        assert runs.fit_student(tmp_path / name, teacher, *options, others) == 0
+        predicted.append(target.load(tmp_path / name / target.file)[0].logits)
+    torch.testing.assert_close(*predicted)
+
+
 def _workers_below(pid):
     """The processes of Ray's workers that a process has started, with those of its own."""
     parents, names = {}, {}

@@ -334,7 +334,6 @@ def make_student(
     kd_weight=1000.0,
     temperature=1.0,
     distill="kl",
-    more_teachers=(),
     **options,
 ):
     """A student of the teacher in a folder, the same each time."""
@@ -342,8 +341,7 @@ def make_student(
     prompts = StudentPrompts(vision_prompts.length, vision_prompts.depth, prompt_init)
     loss = DistillationLoss(kd_weight, temperature, distill)
     clip = ClipConfig(model, TAG)
-    teacher = [str(folder), *more_teachers] if more_teachers else str(folder)
-    return kind(clip=clip, teacher=teacher, vision_prompts=prompts, loss=loss, **options)
+    return kind(clip=clip, teacher=str(folder), vision_prompts=prompts, loss=loss, **options)
 
 
 _RESIZING = Resizing(32)

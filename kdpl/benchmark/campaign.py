@@ -32,8 +32,6 @@ _NEEDS = {
     "cross_dataset": ("source", "datasets"),
     "domain_generalization": ("source", "variants"),
 }
-ZERO_SHOT = "zero_shot:"
-"""Prefix of a further teacher that is an original CLIP."""
 
 _T = TypeVar("_T")
 
@@ -66,7 +64,6 @@ class CampaignRow(_Settings):
         teacher: Config files of a teacher's fit, after the config files of all fits.
         student: Config files of a student's fit; one of the two is empty.
         of: For a student, the row of its teacher.
-        further: Teachers that this one is mixed with: rows, or ``zero_shot:MODEL,WEIGHTS``.
         protocols: Protocols under which it is run; empty: all of the campaign.
         shots: Numbers of shots with which it is run under few_shot; empty: all of the campaign.
         options: Options of its fit.
@@ -77,7 +74,6 @@ class CampaignRow(_Settings):
     teacher: Several[str] = ()
     student: Several[str] = ()
     of: str | None = None
-    further: Several[str] = ()
     protocols: Several[Protocol] = ()
     shots: Several[Annotated[int, Field(ge=0)]] = ()
     options: Several[str] = ()
@@ -92,12 +88,6 @@ class CampaignRow(_Settings):
     def configs(self) -> tuple[str, ...]:
         """Config files of its fit."""
         return self.student or self.teacher
-
-    @property
-    def teachers(self) -> list[str]:
-        """The rows of its teachers."""
-        further = [name for name in self.further if not name.startswith(ZERO_SHOT)]
-        return [self.of, *further] if self.of is not None else []
 
     def runs(self, protocol: str, shots: int | None) -> bool:
         """Return whether it is run under a protocol, with a number of shots under few_shot."""
@@ -115,8 +105,6 @@ class CampaignRow(_Settings):
                 "needs 'of:' with the row of its teacher if it is a student, and only "
                 "then: correct it"
             )
-        if self.further and self.of is None:
-            raise ValueError("has 'further:' teachers without a student: give 'student:' and 'of:'")
         return self
 
 
@@ -172,16 +160,17 @@ class Campaign(_Settings):
         for name, row in self.rows.items():
             if not re.fullmatch(r"[\w-]+", name):
                 raise ValueError(f"row {name!r} names a folder: use letters, digits, _ and -")
-            for of in row.teachers:
-                if of not in self.rows_of("teacher"):
-                    raise ValueError(
-                        f"row {name!r} is of {of!r}, which is not the row of a "
-                        "teacher: name one of those"
-                    )
-                if any(row.runs(*s) and not self.rows[of].runs(*s) for s in settings):
-                    raise ValueError(
-                        f"row {name!r} is run where its teacher {of!r} is not: give both the same"
-                    )
+            if row.of is None:
+                continue
+            if row.of not in self.rows_of("teacher"):
+                raise ValueError(
+                    f"row {name!r} is of {row.of!r}, which is not the row of a "
+                    "teacher: name one of those"
+                )
+            if any(row.runs(*s) and not self.rows[row.of].runs(*s) for s in settings):
+                raise ValueError(
+                    f"row {name!r} is run where its teacher {row.of!r} is not: give both the same"
+                )
         return self
 
     def shots_of(self, protocol: Protocol) -> Sequence[int | None]:

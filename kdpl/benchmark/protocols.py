@@ -12,7 +12,6 @@ PromptKD's experiments (arXiv 2403.02781, section 4):
 The last two share the models fitted on the source.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -110,17 +109,11 @@ class _Planner:
         needs = []
         if row.of is not None:
             alike = self._run(run.protocol, dataset, run.seed, row.of, run.setting)
-            teachers = []
-            for name in (row.of, *row.further):
-                if name in self.rows:
-                    teacher = self._run(run.protocol, dataset, run.seed, name, run.setting)
-                    if run.protocol in ("cross_dataset", "domain_generalization"):
-                        teacher = self._source_run(run.seed, name)
-                    needs.append(f"{teacher.name}/fit")
-                    name = str(self.out / teacher.name)
-                teachers.append(name)
-            value = json.dumps(teachers) if row.further else teachers[0]
-            args.append(f"--model.init_args.teacher={value}")
+            teacher = alike
+            if run.protocol in ("cross_dataset", "domain_generalization"):
+                teacher = self._source_run(run.seed, row.of)
+            needs.append(f"{teacher.name}/fit")
+            args.append(f"--model.init_args.teacher={self.out / teacher.name}")
             if run.protocol == "cross_dataset":
                 # of the target's names
                 args.append(f"--model.init_args.class_vectors={self._vectors(alike)}")

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from kdpl.benchmark.steps import RESULT_FILE, CampaignStep, Result
 from kdpl.metrics import ACC, test_key
 from kdpl.runtime import plugins, run_folder, slurm
-from kdpl.runtime.configs import as_list, config_files, read_config
+from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.files import lines_of, read_json, write_text
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import LOCK_FILE, PROBE_FEATURES, PROBE_FILE, PROBE_FOLDER
@@ -166,9 +166,7 @@ def _save_probe(
         return
     # the labels that a student may see are its teacher's
     clip, teacher = (config["model"]["init_args"].get(name) for name in ("clip", "teacher"))
-    labels = (
-        read_config(str(Path(as_list(teacher)[0]) / run_folder.CONFIG_FILE)) if teacher else config
-    )
+    labels = read_config(str(Path(teacher) / run_folder.CONFIG_FILE)) if teacher else config
     data, seed = labels["data"], labels["seed_everything"]
     same = {"clip": clip, "features": PROBE_FEATURES, "data": data, "seed": seed}
     for file in step.folder.parent.glob(f"*/{PROBE_FOLDER}/*/{RESULT_FILE}"):

@@ -144,8 +144,7 @@ def parse_stages(out: Path, run: Options) -> "dict[str, KdplCLI]":
     without_labels = teacher.config.get("data.init_args.shots") == 0
     if without_labels:
         teacher = untuned(teacher)
-    folder = str(out / "teacher")
-    student = parse("student", teacher=[folder, *run.teacher2] if run.teacher2 else folder)
+    student = parse("student", teacher=str(out / "teacher"))
     data, names_set = student.data(), run.names_set()
     from_user = data.reading.reader.from_user
     if from_user and is_tuned(teacher):

@@ -46,7 +46,6 @@ def run(
     out: str | None = None,
     seed: int = 1,
     shots: NonNegativeInt | None = None,
-    teacher2: list[str] = [],  # noqa: B006 - the parser copies it
     search: bool = False,
     class_names: str | None = None,
     label_separator: str | None = None,
@@ -72,9 +71,6 @@ def run(
         seed: Seed of sampling, initialisation and order.
         shots: Labelled images a class, short for --data.init_args.shots; with 0 the teacher is the
             original CLIP.
-        teacher2: Further teacher that the first is mixed with: the folder of a finished stage 1, or
-            an original CLIP, zero_shot:MODEL,WEIGHTS; may be repeated. Their weights are the
-            student's setting mixture, by default equal.
         search: Choose what of the student is trained before it is distilled, without labels, as the
             command search does, which costs about one more fit.
         class_names: With PATH, file with the names of all classes, as for init.
@@ -92,7 +88,7 @@ def run(
     # a stage may exist already, imported for example
     require_folder_of("a run", folder, RUN_FILE, (*STAGE_FOLDERS, DATA_FOLDER))
     settings = [f"--data.init_args.shots={shots}", *settings] if shots is not None else settings
-    options = Options(config, teacher, student, search, settings, seed, teacher2)
+    options = Options(config, teacher, student, search, settings, seed)
     options.files()  # refuses mistyped names before imports that take seconds
 
     from kdpl.cli.prepare import complete, parse_stages

@@ -23,7 +23,6 @@ class Options:
     search: bool = False
     settings: Sequence[str] = ()
     seed: int = 1
-    teacher2: Sequence[str] = ()
 
     def files(self) -> dict[str, list[str]]:
         """Return the files of the configs, shared and of each stage, all of which can be read."""
@@ -39,7 +38,7 @@ class Options:
     def words(self) -> list[str | Path]:
         """Return the options but for settings as words of ``command``."""
         words: list[str | Path] = []
-        for option in ("config", "teacher", "student", "teacher2"):
+        for option in ("config", "teacher", "student"):
             for value in getattr(self, option):
                 words += [f"--{option}", Path(value) if Path(value).exists() else value]
         return words + ["--search"] * self.search + [f"--seed={self.seed}"] * (self.seed != 1)
@@ -51,7 +50,7 @@ class Options:
     def way_here(self) -> str:
         """Return what precedes a command if configs or settings may hold paths relative to here."""
         settings = [setting.partition("=")[2] or setting for setting in self.settings]
-        files = (*self.config, *self.teacher, *self.student, *self.teacher2, *settings)
+        files = (*self.config, *self.teacher, *self.student, *settings)
         paths = any(Path(value).exists() for value in files) or any("/" in s for s in settings)
         return f"cd {shlex.quote(str(Path.cwd()))} && " if paths else ""
 

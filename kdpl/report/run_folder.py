@@ -16,7 +16,7 @@ from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import build_data
 from kdpl.errors import ArtifactError, ConfigError, DataError, KdplError, reason
 from kdpl.runtime.advice import command
-from kdpl.runtime.configs import as_list, read_config
+from kdpl.runtime.configs import read_config
 from kdpl.runtime.loggers import read_metrics
 from kdpl.runtime.predictions import ImagePrediction, read_predictions, read_results
 from kdpl.runtime.run_folder import (
@@ -166,9 +166,7 @@ class Run:
             named = stage.settings("model").get("teacher")
             if named is None:
                 return cls(folder, stage, None)
-            # of several teachers, the first
-            first = Path(as_list(named)[0])
-            return cls(folder, Stage(first, trusted), stage)
+            return cls(folder, Stage(Path(named), trusted), stage)
         # a folder of run
         finished = {
             name: Stage(folder / name, trusted)

@@ -42,8 +42,7 @@ class Target:
 
         Args:
             predicted: The teacher's logits of the views, float32 [B, C], which the loss divides by
-                its temperature τ; of several teachers, τ · log p. Empty if the target does not use
-                them.
+                its temperature τ. Empty if the target does not use them.
             indices: Indices of the images in the list of unlabelled images, [B].
         """
         return predicted

@@ -27,11 +27,6 @@ class FrozenTeacher(nn.Module):
         self.method: PromptMethod | None = None
 
     @property
-    def identities(self) -> list[str]:
-        """What predictions depend on: the teacher's fingerprint; of several also their weights."""
-        return [self.vectors.teacher]
-
-    @property
     def tuned(self) -> bool:
         """True if it was tuned on labels, so it may have seen them."""
         return bool(self._prompts().tensors)

@@ -112,7 +112,7 @@ class TargetInputs(Encoding):
     def origin(self) -> dict[str, Any]:
         """Origin of targets regardless of their settings, by name."""
         return {
-            "teachers": self.teacher.identities,
+            "teacher": self.vectors.teacher,
             "class vectors": digest([self.vectors.digest()]),
             "images": digest_of(self.pool.images),
             **self.files_of(None),

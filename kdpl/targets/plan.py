@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kdpl.data.pool import UnlabeledPool
-from kdpl.errors import ArtifactError, ConfigError
+from kdpl.errors import ArtifactError
 from kdpl.runtime.files import copy
 from kdpl.runtime.origin import as_json, require_same
 from kdpl.targets import PreparedTarget, Target, TargetValues
@@ -13,7 +13,6 @@ from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.pool_filter import without_unlike
 from kdpl.targets.stored_features import StoredFeatures
 from kdpl.targets.teacher_cache import TeacherCache, open_cache
-from kdpl.targets.teachers import TeacherCaches, Teachers, open_caches
 
 REMEDY = "remove it, or choose another --out"
 """Remedy for a file of targets of another origin."""
@@ -35,7 +34,7 @@ class Plan:
     pool: UnlabeledPool
     values: TargetValues | None
     runs_teacher: bool
-    teacher_features: TeacherCache | TeacherCaches | None
+    teacher_features: TeacherCache | None
     student_features: StoredFeatures | None
 
 
@@ -57,14 +56,8 @@ def prepare_student(
         labeled = [record.source for record in (*inputs.labeled, *inputs.val)]
         inputs = replace(inputs, pool=hold_out(inputs.pool, labeled))
 
-    # the teacher's features of the views of all images, where they are cached; several teachers
-    # have them always, filled once it is known that steps need them
-    several = isinstance(inputs.teacher, Teachers)
-    if isinstance(inputs.teacher, Teachers):
-        inputs.teacher.weigh(inputs)
-    features: TeacherCache | TeacherCaches | None = None
-    if target.uses_teacher and not several:
-        features = open_cache(inputs)
+    # the teacher's features of the views of all images, where they are cached
+    features = open_cache(inputs) if target.uses_teacher else None
 
     # leave out images that are unlike all classes
     if pool_filter is not None:
@@ -75,13 +68,6 @@ def prepare_student(
 
     # a prepared target may need no teacher from here on
     runs_teacher = values is None and target.uses_teacher
-    if runs_teacher and several:
-        if holds_out:
-            raise ConfigError(
-                "the images of Fidelity have no stored features by several teachers: leave it out "
-                "of trainer.callbacks, or give one teacher, or target: refined"
-            )
-        features = open_caches(inputs)
     teacher_features = features if runs_teacher else None
 
     # the student's features, of views that need no teacher's predictions

@@ -3,6 +3,7 @@ import re
 import shutil
 from contextlib import chdir
 from itertools import product
+from textwrap import dedent, indent
 from unittest.mock import patch
 
 import published_files
@@ -193,8 +194,13 @@ def test_a_table_needs_the_folder_of_a_campaign_and_intact_results(whole, tmp_pa
     refused(capsys, main(["table", str(out)]), said)
 
 
-def test_what_would_be_the_highest_runs_from_end_to_end_on_miniatures(data, tmp_path, capsys):
+def test_a_row_of_several_teachers_runs_from_end_to_end_on_miniatures(
+    data, tmp_path, capsys, monkeypatch
+):
     text = (ROOT / "configs/benchmark/beyond.yaml").read_text()
+    row = (ROOT / "examples/several_teachers.py").read_text().partition("it is the row\n\n")[2]
+    row = indent(dedent(row.partition('"""')[0]), "  ")
+    text = text.replace("per_dataset:", f"{row}per_dataset:")
     for published, miniature in (
         ("configs/teacher/promptsrc_vit_l14.yaml", "configs/teacher/quickstart.yaml"),
         ("configs/student/promptkd_vit_b16.yaml", "configs/student/quickstart.yaml"),
@@ -203,6 +209,7 @@ def test_what_would_be_the_highest_runs_from_end_to_end_on_miniatures(data, tmp_
     ):
         assert published in text
         text = text.replace(published, miniature)
+    monkeypatch.syspath_prepend(ROOT / "examples")
     file, out = written(tmp_path, text, ""), tmp_path / "out"
     few = ("--datasets", "dtd", "--seeds", "1", *FEW)
     assert benchmark(file, data, out, *few) == 0, capsys.readouterr()
@@ -210,8 +217,9 @@ def test_what_would_be_the_highest_runs_from_end_to_end_on_miniatures(data, tmp_
     for row in ("teacher", "student", "both"):
         assert read_results(runs / row)
     both = read_config(str(runs / "both/config.yaml"))["model"]["init_args"]
-    assert both["teacher"] == [str(runs / "teacher"), "zero_shot:tiny-resnet,glyphs"]
-    assert (both["mixture"]["weights"], both["loss"]["weight"]) == ("confidence", 200)
+    target = both["target"]["init_args"]
+    assert (target["others"], target["by_confidence"]) == (["tiny-resnet,glyphs"], True)
+    assert (both["teacher"], both["loss"]["weight"]) == (str(runs / "teacher"), 200)
     teacher = read_config(str(runs / "teacher/config.yaml"))["model"]["init_args"]
     assert teacher["method"]["init_args"]["attributes"] == ["pattern", "color", "design"]
     assert main(["table", str(out)]) == 0

@@ -29,7 +29,6 @@ from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import CLASSIFIER_FOLDER
 from kdpl.student import StudentDistillation
 from kdpl.targets.fidelity import Fidelity
-from kdpl.targets.teachers import Mixture
 from kdpl.teacher import TeacherPromptTuning
 
 pytestmark = pytest.mark.slow
@@ -169,23 +168,6 @@ def test_losses_views_and_learning_rates_are_those_of_one_process(fitted, proces
         assert statistics[-1].keys() == several[0]["statistics"][-1].keys()
         for name, values in statistics[-1].items():
             assert torch.equal(values, several[0]["statistics"][-1][name]), name
-
-
-def test_two_processes_learn_from_two_teachers_as_one_does(teacher_folder, tmp_path):
-    (one,), several = (
-        fit(
-            student(
-                teacher_folder,
-                more_teachers=[f"zero_shot:test-large,{world.TAG}"],
-                mixture=Mixture("confidence"),
-            ),
-            world.digits(24 // n),
-            tmp_path / str(n),
-            n,
-        )
-        for n in (1, 2)
-    )
-    require_same(several, one)
 
 
 @pytest.mark.parametrize("batches", [0, 1.0])

@@ -21,7 +21,6 @@ from kdpl.targets.inputs import ImageFeatures, TargetInputs
 from kdpl.targets.refinement.experts import Assigned, Evidence, assign
 from kdpl.targets.refinement.pool_targets import POOL_TARGETS_FILE, Moved, PoolTargets
 from kdpl.targets.refinement.refine import RefinementConfig
-from kdpl.targets.teachers import teacher_logits
 from kdpl.tasks import MULTI_CLASS, require_one_class
 
 _SHOWN = 60  # number of moved images in the file
@@ -127,8 +126,8 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
             of_encoder[name] = ImageFeatures(*map(torch.cat, zip(*rows, strict=True)))
         features = [of_encoder[name] for name in encoders]
 
-        # the predictions, of several teachers mixed, and the labels
-        predicted = [teacher_logits(inputs, images, self.views, pooled) for images in lists]
+        # the predictions, and the labels
+        predicted = [inputs.teacher.logits(features.mean) for features, _ in parts]
         text = MULTI_CLASS.log_probabilities(torch.cat(predicted))
         val_labels = [-1] * (len(labels) - len(inputs.val)) + [r.single for r in inputs.val]
         return Evidence(

@@ -236,7 +236,7 @@ def test_a_file_of_something_else_is_refused(changes, words, teacher, copied):
         distil(teacher, copied, [world.NoStep()], **changes)
 
 
-@pytest.mark.parametrize(("seed", "words"), [(1, "teachers is "), (0, "class vectors is ")])
+@pytest.mark.parametrize(("seed", "words"), [(1, "teacher is "), (0, "class vectors is ")])
 def test_a_file_of_another_teacher_or_other_class_vectors_is_refused(seed, words, copied):
     write_teacher(copied, seed=seed)
     if seed == 0:
