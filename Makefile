@@ -21,7 +21,7 @@ WITH_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart table reproduce targets photographs bench gpu test check-slow base core floors soak fuzz slurm screenshots lint typecheck format docs docs-serve clean notebook planted
+.PHONY: help quickstart table reproduce targets photographs bench gpu test check-slow base core floors soak fuzz slurm screenshots lint typecheck format docs docs-serve clean notebook
 
 help: ## list the targets
 	@echo "usage: make TARGET"
@@ -87,9 +87,6 @@ floors: ## run the tests with the oldest versions that pyproject.toml allows
 
 soak: $(WITH_DEV) ## kill the quickstart 20 times at random: the results must be the same; SOAK="--kills 5 --epochs 3"
 	@PYTHONPATH=tests $(VENV_PYTHON) -m soak $(SOAK)
-
-planted: $(WITH_DEV) ## plant faults into copies of kdpl/, one at a time: the tests must notice; PLANTED="--only kl-direction"
-	@PYTHONPATH=tests $(VENV_PYTHON) -m planted $(PLANTED)
 
 fuzz: $(WITH_DEV) ## fuzz all readers of untrusted files; FUZZ_INPUTS=100000 sets the number of inputs of each kind
 	@FUZZ_INPUTS=$(FUZZ_INPUTS) $(VENV_PYTHON) -m pytest -m slow tests/fuzz

@@ -33,7 +33,7 @@ def without(folders, copy):
 
 # tests of the project's files, of what does not ship, or of the core together with the folders
 _NOT_OF_THE_CORE = (
-    *(*REMOVABLE, "distributed", "fuzz", "hostile", "planted", "worlds"),
+    *(*REMOVABLE, "distributed", "fuzz", "hostile", "worlds"),
     *(f"test_{name}.py" for name in ("benchmarks", "configs", "containerfile", "docs", "examples")),
     *(f"test_{name}.py" for name in ("notebook", "project", "removable", "screenshots")),
     "test_structure.py",
