@@ -43,10 +43,9 @@ reproduce: $(if $(DATA),$(WITH_QUICKSTART)) ## compare DTD and EuroSAT with the 
 		--datasets dtd eurosat $(if $(SEEDS),--seeds $(SEEDS)) $(SETTINGS)
 	@$(VENV_PYTHON) -m kdpl table runs/$(CAMPAIGN)
 
-targets: $(WITH_DEV) ## measure what else a student can learn from, in two hours
+targets: $(WITH_DEV) ## measure what else a student can learn from, in at most two hours
 	@$(VENV_PYTHON) -m kdpl benchmark benchmarks/worlds/targets.yaml --out runs/targets
 	@$(VENV_PYTHON) -m kdpl table runs/targets
-	@$(VENV_PYTHON) -m benchmarks.messy_pool --out runs/messy_pool
 
 PHOTOS := runs/photographs
 photographs: $(WITH_DEV) ## compare students of photographs, which docs/datasets.md says how to get, with regressions on the same labels

@@ -36,7 +36,6 @@ from benchmarks.memory_formats import CONTIGUOUS, LAST, MINIATURES, NETWORKS
 from benchmarks.memory_formats import format_sides as memory_format_sides
 from benchmarks.refinement import refinements
 from benchmarks.settings import Settings
-from benchmarks.start import starts
 from benchmarks.texts import Texts
 from benchmarks.tuning import Tuning
 from kdpl.clip.modules import FrozenTower
@@ -299,9 +298,7 @@ class Bench:
                 "read"
             ]
             size = reading.bytes_per_view()
-        times = {
-            side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()
-        }
+        times = _with_medians(seconds)
         images = self.sizes.read_images
         rate = images / median(seconds["read"])
         filled = {side: times[side] for side in ("fill", "teacher")}
@@ -320,13 +317,6 @@ class Bench:
                 details={"read": times["read"]},
             ),
             Row("cache, on disk per view", size / 1000, "KB", at_most=self._target(1.6)),
-        ]
-
-    def start(self) -> list[Row]:
-        """Measure the second start on very many unlabelled images, and the memory of its processes."""
-        return [
-            Row(name, value, unit, at_most=self._target(most))
-            for name, value, unit, most in starts(self.settings)
         ]
 
     def commands(self) -> list[Row]:
@@ -385,13 +375,11 @@ class Bench:
                 seconds = alternate(sides, self.settings.repeats, self.device, clock)
                 # other programs on the machine fill its caches
                 best = {side: min(each) for side, each in seconds.items()}
-                times = {
-                    side: {"seconds": each, "median_s": median(each)}
-                    for side, each in seconds.items()
-                }
                 pixels = f" at {size} pixels" if size else ""
                 name = f"{network}{pixels}, {kind}: {CONTIGUOUS} / {LAST}"
-                rows.append(Row(name, best[CONTIGUOUS] / best[LAST], details=times))
+                rows.append(
+                    Row(name, best[CONTIGUOUS] / best[LAST], details=_with_medians(seconds))
+                )
         return rows
 
     def networks(self) -> list[Row]:
@@ -436,9 +424,9 @@ class Bench:
                 f"{name}: {side}",
                 batch / best[side],
                 "images/s",
-                details={side: {"seconds": each, "median_s": median(each)}},
+                details={side: each},
             )
-            for side, each in seconds.items()
+            for side, each in _with_medians(seconds).items()
         ]
         others = [side for side in best if side != TORCH]
         return [
@@ -501,9 +489,7 @@ class Bench:
     ) -> dict[str, Any]:
         """Time sides in turn; returns seconds, operations and share of the machine's speed of each."""
         seconds = alternate(sides, rounds or self.settings.repeats, self.device)
-        times: dict[str, Any] = {
-            side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()
-        }
+        times = _with_medians(seconds)
         for side, count in operations.items():
             times[side]["flops"] = count
             times[side]["share_of_matrix_product_rate"] = (
@@ -532,6 +518,11 @@ class Bench:
         return target if self.settings.autocast is None else None
 
 
+def _with_medians(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Return the seconds of each side's rounds, and their median."""
+    return {side: {"seconds": each, "median_s": median(each)} for side, each in seconds.items()}
+
+
 GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "distillation": Bench.distillation,
     "student": Bench.student,
@@ -539,7 +530,6 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "many-classes": Bench.many_classes,
     "texts": Bench.texts,
     "cache": Bench.cache,
-    "start": Bench.start,
     "commands": Bench.commands,
     "refinement": Bench.refinement,
     "inference": Bench.inference,

@@ -11,7 +11,6 @@ from benchmarks.rows import Bench, Row
 from benchmarks.run import main
 from benchmarks.settings import Settings
 from benchmarks.sizes import SMALL, register_miniatures
-from benchmarks.start import SHARDS
 from benchmarks.texts import Texts
 from kdpl.targets.refinement.refine import Weights, affinity, nearest, refine
 
@@ -70,17 +69,16 @@ def test_dense_matrices_refine_to_what_kdpl_does():
 
 @pytest.mark.slow
 def test_every_comparison_runs_and_is_written_down(tmp_path, monkeypatch, capsys):
-    # each kind starts two processes, and each command one
-    monkeypatch.setattr("benchmarks.start.KINDS", {SHARDS: 30})
+    # each command starts a process
     monkeypatch.setattr("benchmarks.commands.command_names", lambda: ["predict"])
     out = tmp_path / "bench.json"
     threads = torch.get_num_threads()
     names = ["distillation", "bf16", "many-classes", "texts", "cache"]
-    names += ["start", "commands", "refinement", "formats"]
+    names += ["commands", "refinement", "formats"]
     args = ["--small", "--repeats=1", f"--threads={threads}", f"--out={out}"]
     assert main([*args, *(f"--only={name}" for name in names)]) == 0
     report = json.loads(out.read_text(encoding="utf-8"))
-    assert len(report["rows"]) == 35
+    assert len(report["rows"]) == 32
     assert all(row["value"] > 0 for row in report["rows"])
     sides = report["rows"][0]["details"]
     assert sides["published"]["flops"] > sides["kdpl"]["flops"]

@@ -1,7 +1,5 @@
 """Pages of one to five handwritten digits: ``python -m benchmarks.worlds.pages --out FOLDER``.
 
-With ``--rows``, pages of two to four large digits side by side, which fill the height.
-
 A domain of several labels an image that needs no download. Each page is black, 64 x 64 pixels, with
 scikit-learn's digits (``kdpl.data.readers.digits``) at random places and sizes, which do not
 overlap. Pages of a split are made of the digits of that split alone, so that no digit of a test page
@@ -24,7 +22,7 @@ SIZE = 64
 """Edge of a page, pixels."""
 
 PAGES = {"train": 1200, "val": 200, "test": 600}
-MOST_DIGITS, MOST_IN_ROW = 5, 4
+MOST_DIGITS = 5
 
 _INK = (4, 4, 28, 28)  # the digit in its frame
 _SMALLEST, _LARGEST = 13, 20  # edge of a digit, pixels
@@ -56,29 +54,11 @@ def draw_page(
     return page.convert("RGB"), sorted(labels)
 
 
-def draw_row(
-    digits: Sequence[Record], rng: np.random.Generator, size: int = SIZE
-) -> tuple[Image.Image, list[int]]:
-    """Draw two to four of the digits side by side; returns the page, and the classes on it."""
-    count = int(rng.integers(2, MOST_IN_ROW + 1))
-    page = Image.new("L", (count * size, size))
-    labels = set()
-    for place in range(count):
-        source, label = digits[rng.integers(len(digits))]
-        digit = open_digit(source).convert("L").crop(_INK)
-        page.paste(digit.resize((size, size), Image.Resampling.BICUBIC), (place * size, 0))
-        labels.add(int(label))
-    return page.convert("RGB"), sorted(labels)
-
-
-def write_pages(folder: Path, pages: Mapping[str, int] | None = None, rows: bool = False) -> Path:
-    """Write the pages of each split, and ``pages.csv``, by ``write_drawn``; returns the table.
-
-    With ``rows``, they are those of ``draw_row``.
-    """
+def write_pages(folder: Path, pages: Mapping[str, int] | None = None) -> Path:
+    """Write the pages of each split, and ``pages.csv``, by ``write_drawn``; returns the table."""
 
     def draw(split: str, rng: np.random.Generator) -> tuple[Image.Image, list[str]]:
-        page, labels = (draw_row if rows else draw_page)(getattr(splits, split), rng)
+        page, labels = draw_page(getattr(splits, split), rng)
         return page, [CLASS_NAMES[label] for label in labels]
 
     splits = read_digits()
@@ -124,11 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python -m benchmarks.worlds.pages", description="Pages of handwritten digits."
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
-    parser.add_argument(
-        "--rows", action="store_true", help="large digits side by side instead of small ones"
-    )
     options = parser.parse_args(argv)
-    print(write_pages(options.out, rows=options.rows))
+    print(write_pages(options.out))
     return 0
 
 

@@ -1,19 +1,25 @@
 """The service as a process with its workers: start, stop, overload and failures of its parts."""
 
+import io
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 from runs import noise, processes_of, start_process, wait_for
 from world import refused
 
-from benchmarks.serve import at_once, bomb, picture, send
 from kdpl.classifier import Classifier
 from kdpl.errors import ArtifactError
 from kdpl.serve.api import ClassifierApi
@@ -54,6 +60,44 @@ def service(folder, classifier, *options, **variables):
         for pid in processes_of(process.pid):
             os.kill(pid, signal.SIGKILL)
         process.communicate()
+
+
+def picture(edge):
+    return png(noise(edge, edge))
+
+
+def bomb(edge):
+    """A small file of a large white image."""
+    return png(Image.new("1", (edge, edge), 1))
+
+
+def png(image):
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
+
+
+def send(address, body):
+    """Send a request on a connection of its own; returns the status, and the sentence of a refusal."""
+    connection = HTTPConnection(address, timeout=120)
+    try:
+        connection.request("POST", "/predict", body, {"Content-Type": "image/png"})
+        response = connection.getresponse()
+        return response.status, str(json.loads(response.read()).get("detail", ""))
+    finally:
+        connection.close()
+
+
+def at_once(address, number, edge):
+    """Send requests at the same time, each on its own connection; counts the statuses."""
+    barrier, image = threading.Barrier(number), picture(edge)
+
+    def client(_):
+        barrier.wait()
+        return send(address, image)[0]
+
+    with ThreadPoolExecutor(number) as pool:
+        return Counter(pool.map(client, range(number)))
 
 
 def test_it_stays_alive_under_load_and_attack(classifier, tmp_path):

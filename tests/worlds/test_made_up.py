@@ -43,23 +43,6 @@ def test_pages_stay_those_that_figures_are_measured_on(tmp_path):
         require_quarters(Image.open(table.parent / row["image"]), means)
 
 
-def test_rows_are_large_digits_side_by_side(tmp_path):
-    table = pages.write_pages(tmp_path / "pages", {"train": 2, "test": 1}, rows=True)
-    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
-    assert [(row["label"], row["split"]) for row in rows] == [
-        ("zero,two,three,seven", "train"),
-        ("seven,eight", "train"),
-        ("one,two,nine", "test"),
-    ]
-    images = [Image.open(table.parent / row["image"]) for row in rows]
-    assert [image.size for image in images] == [(256, 64), (128, 64), (192, 64)]
-    # each digit fills the height of its square, as its frame does not
-    for image in images:
-        for left in range(0, image.width, 64):
-            digit = np.asarray(image.convert("L"))[:, left : left + 64]
-            assert digit[[0, -1]].max(axis=1).min() > 50
-
-
 def test_clips_of_photographs_stay_those_that_figures_are_measured_with():
     draw = np.random.RandomState(0)
     texts = 0.7 + draw.randn(30, 6)

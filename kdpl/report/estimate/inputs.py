@@ -1,13 +1,12 @@
-"""Frozen features of a student's fit without steps, kept in a file."""
+"""Frozen features of a student's fit without steps."""
 
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
-from torch import Tensor
 
 from kdpl.cli.fit import run_stage
 from kdpl.cli.init import CONFIG
@@ -19,16 +18,12 @@ from kdpl.clip.modules import normalized
 from kdpl.errors import ConfigError
 from kdpl.report.estimate.folds import Frozen
 from kdpl.report.estimate.training import ProjectorTraining
-from kdpl.runtime.artifacts import write_tensors
 from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import DATA_FOLDER, DECODED_FILE
 from kdpl.student import StudentDistillation
 from kdpl.targets.refinement.refine import RefinementConfig
 from kdpl.targets.refinement.target import Refined, further_images
 from kdpl.tasks import MULTI_CLASS
-
-FEATURES = "features.safetensors"
-"""File with the features, for ``benchmarks.estimate``."""
 
 VIEWS = 8
 """Views of each image, as a run stores them."""
@@ -37,10 +32,7 @@ _AT_ONCE = 4096  # images whose features are projected at a time
 
 
 def gather(choice: Choice, folder: Path, options: Options) -> tuple[Frozen, tuple[str, ...]]:
-    """Return the frozen features of a run's images, and the names of its classes.
-
-    The features are also written to ``FEATURES``.
-    """
+    """Return the frozen features of a run's images, and the names of its classes."""
     options, reasons = choice.completed(options, str(folder / DATA_FOLDER / CONFIG))
     print_choice(choice.path, reasons)
     stages = parse_stages(folder, options)
@@ -67,19 +59,7 @@ def gather(choice: Choice, folder: Path, options: Options) -> tuple[Frozen, tupl
         )
     )
     stage = stages["student"].without_steps(gathering, alone)
-    # keep the features
     (frozen,) = gathered
-    training = frozen.training
-    values = {**vars(frozen.evidence), **vars(training), **vars(frozen)}
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    settings = {**vars(training), "optim": asdict(training.optim)}
-    numbers = {
-        "pool": frozen.pool,
-        "trusted": frozen.evidence.trusted,
-        "widths": list(frozen.evidence.widths),
-        "training": {name: value for name, value in settings.items() if name not in tensors},
-    }
-    write_tensors(folder / FEATURES, "features of an estimate", 4, tensors, numbers)
     return frozen, stage.datamodule.class_names
 
 
