@@ -13,8 +13,6 @@ ACC, BASE_ACC, NOVEL_ACC, HM = "acc", "base_acc", "novel_acc", "hm"
 MAP, BASE_MAP, NOVEL_MAP = "map", "base_map", "novel_map"
 MACRO_F1, MICRO_F1, CHANCE = "macro_f1", "micro_f1", "chance"
 
-# with a tree of classes: images that are right at all of its levels
-LEVEL_PATH = "level_path"
 
 ACCURACY_TITLES = {
     ACC: "all classes",
@@ -64,11 +62,6 @@ def val_key(accuracy: str) -> str:
 def test_key(accuracy: str) -> str:
     """Return the logged name of an accuracy on test images."""
     return f"test/{accuracy}"
-
-
-def level_accuracy(level: int) -> str:
-    """Return the name of the accuracy at a level of a tree of classes."""
-    return f"level_{level}_acc"
 
 
 class DomainAccuracy(Metric):

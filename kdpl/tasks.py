@@ -40,8 +40,6 @@ class Predicted(NamedTuple):
 class DecisionRule:
     """Thresholds that decide what is predicted for an image, given its probabilities.
 
-    A subclass may ``rename`` what is predicted, such as by nodes of a tree of classes.
-
     Attributes:
         temperature: Divides the logits of the returned probabilities; decisions are taken at
             temperature 1.
@@ -51,7 +49,6 @@ class DecisionRule:
             least this probability; None: no sets.
         scores: Names of the further scores that tables have as columns.
         limits: Further scores, by name, above which an image is rejected.
-        renames: True in a subclass that renames, so that ``top_k`` has no meaning.
     """
 
     temperature: float = 1.0
@@ -59,11 +56,6 @@ class DecisionRule:
     set_threshold: float | None = None
     scores: tuple[str, ...] = ()
     limits: Mapping[str, float] = field(default_factory=dict)
-    renames: ClassVar[bool] = False
-
-    def rename(self, predicted: list[Predicted], probabilities: Tensor) -> list[Predicted]:
-        """Return the predictions of B images, given these and the probabilities [B, C]."""
-        return predicted
 
 
 class ClassScaling(nn.Module, ABC):

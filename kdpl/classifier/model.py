@@ -372,7 +372,7 @@ class Classifier(nn.Module):
             probability = dict(zip(ranked, probable, strict=True))
             top = [Prediction(self.class_names[label], probability[label]) for label in named]
             predicted.append(Predicted(top or self.task.undecided(probable[0]), embedding, further))
-        return rule.rename(predicted, probabilities)
+        return predicted
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Convert an image of any size and mode to the input of ``forward``, uint8 [3, S, S]."""

@@ -59,7 +59,7 @@ class Rule:
         from kdpl.tasks import DecisionRule
 
         rule = self.make(classifier) if self.make is not None else DecisionRule()
-        if (rule.set_threshold is not None or rule.renames) and top_k > 1:
+        if rule.set_threshold is not None and top_k > 1:
             raise ConfigError(f"{self.text} decides what an image's row names: leave out --top-k")
         return rule
 

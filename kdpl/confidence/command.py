@@ -161,21 +161,3 @@ def options(
         return rule
 
     return rule_of
-
-
-def level_option(*, level_error: str | None = None) -> MakeRule:
-    """Read the option; named in the plugin's ``predict``.
-
-    Args:
-        level_error: name the deepest node of the tree of classes that keeps this error at its
-            level, such as 2%, in the columns class and level; the class of an image without such a
-            node is left empty, at level 0
-    """
-    error = share("--level-error", level_error)
-
-    def rule_of(classifier: "Classifier") -> "DecisionRule":
-        from kdpl.confidence.taxonomy.scores import level_rule
-
-        return level_rule(classifier, error or 0.0)
-
-    return rule_of

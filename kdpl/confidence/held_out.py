@@ -99,20 +99,16 @@ class HeldOutScores(LearnedCompanion):
     def __len__(self) -> int:
         return len(self.scores)
 
-    def threshold(
-        self, max_error: float, confidence: float = CONFIDENCE, strictest: float = 0.5
-    ) -> float:
+    def threshold(self, max_error: float) -> float:
         """Find the smallest threshold that keeps an error among accepted images.
 
-        The threshold does so with a confidence of 95 % by default.
-
         Fixed-sequence testing (Angelopoulos et al., arXiv 2110.01052): thresholds are tested from
-        the strictest one, which accepts the share ``strictest`` of the held-out images, or more if
-        fewer cannot show such an error, down to the one that accepts all, until a Clopper-Pearson
-        bound of the error exceeds ``max_error``. The tested numbers of accepted images do not
-        depend on the labels. In at most 5 % (1 - ``confidence``) of all draws of held-out
-        images the threshold has a larger error on new images, if these are exchangeable with the
-        held-out ones, and if a stricter threshold never has a larger error.
+        the strictest one, which accepts half of the held-out images, or more if fewer cannot show
+        such an error, down to the one that accepts all, until a Clopper-Pearson bound of the error
+        exceeds ``max_error``. The tested numbers of accepted images do not depend on the labels. In
+        at most 5 % (1 - ``CONFIDENCE``) of all draws of held-out images the threshold has a larger
+        error on new images, if these are exchangeable with the held-out ones, and if a stricter
+        threshold never has a larger error.
 
         Raises:
             ConfigError: ``max_error`` is not between 0 and 1, no threshold reaches it, or there are
@@ -121,35 +117,36 @@ class HeldOutScores(LearnedCompanion):
         # too few images show no such error, even without a mistake
         require_share("max_error", max_error)
         self._require_as_they_come()
-        least = math.ceil(math.log(1 - confidence) / math.log1p(-max_error))
+        least = math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-max_error))
         if len(self) < least:
             raise ConfigError(
                 f"it takes {least} held-out images or more to show an error of "
                 f"{100 * max_error:.3g}%, not {len(self)}: {_REMEDIES}"
             )
         # numbers of images to accept: the first, each that permits one more error, and the last
-        counts = np.arange(max(least, math.ceil(len(self) * strictest)), len(self) + 1)
-        permitted = scipy.stats.binom.ppf(1 - confidence, counts, max_error)
+        half = math.ceil(len(self) / 2)
+        counts = np.arange(max(least, half), len(self) + 1)
+        permitted = scipy.stats.binom.ppf(1 - CONFIDENCE, counts, max_error)
         tested = sorted({*counts[np.diff(permitted, prepend=-1) > 0].tolist(), len(self)})
         ranked, threshold = self.scores.sort(descending=True).values, None
         for count in tested:
             # more than count where scores are equal
             reached = self.scores >= ranked[count - 1]
             accepted, errors = int(reached.sum()), int((reached & ~self.correct).sum())
-            if scipy.stats.binom.cdf(errors, accepted, max_error) > 1 - confidence:
+            if scipy.stats.binom.cdf(errors, accepted, max_error) > 1 - CONFIDENCE:
                 break
             threshold = float(ranked[count - 1])
         if threshold is None:
             # the bound of the strictest threshold is achieved
-            right = self.correct[self.scores >= ranked[math.ceil(len(self) * strictest) - 1]]
+            right = self.correct[self.scores >= ranked[half - 1]]
             correct, errors = int(right.sum()), int((~right).sum())
-            shown = scipy.stats.beta.ppf(confidence, errors + 1, correct) if correct else 1.0
+            shown = scipy.stats.beta.ppf(CONFIDENCE, errors + 1, correct) if correct else 1.0
             percent = math.ceil(1000 * shown) / 10
             # an error of 100% cannot be wanted
             instead = f", but {percent:g}%" if percent < 100 else ""
             raise ConfigError(
-                f"no threshold that accepts {100 * strictest:.0f}% of the held-out images shows "
-                f"an error of {100 * max_error:.3g}%{instead}: {_REMEDIES}"
+                "no threshold that accepts half of the held-out images shows an error of "
+                f"{100 * max_error:.3g}%{instead}: {_REMEDIES}"
             )
         return threshold
 

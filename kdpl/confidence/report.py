@@ -1,7 +1,6 @@
-"""Report sections on calibration, rejection and a tree of classes; only the report loads them."""
+"""Report sections on calibration and rejection; only the report loads them."""
 
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,8 @@ import numpy.typing as npt
 
 from kdpl.confidence.held_out import CONFIDENCE, HeldOutScores, held_out_of, to_calibrate
 from kdpl.confidence.labeled import encode_records
-from kdpl.confidence.taxonomy.scores import FILE
-from kdpl.confidence.taxonomy.tree import Taxonomy
 from kdpl.data.sampling import spread
 from kdpl.errors import KdplError
-from kdpl.metrics import LEVEL_PATH, level_accuracy, test_key
 from kdpl.report.accuracy import with_thumbnails
 from kdpl.report.charts import line_chart
 from kdpl.report.cost import device
@@ -158,23 +154,7 @@ def _risk_coverage(scores: Floats, correct: Bools) -> dict[str, Any] | None:
     return line_chart("error of the accepted images, %", {"student": line})
 
 
-def tree(run: Run) -> dict[str, Any] | None:
-    """Collect accuracies by level; None without a tree."""
-    if not (file := run.main.folder / FILE).is_file():
-        return None
-    _ = run.main.predictions  # an ArtifactError, in place of the section, if it was not tested
-    levels = range(1, len(Taxonomy.read(file, run.vectors.class_names).nodes) + 1)
-    rows = {f"level {level}": level_accuracy(level) for level in levels} | {"path": LEVEL_PATH}
-    accuracies = {title: dict[str, Any]() for title in rows}
-    for (title, name), (model, stage) in product(rows.items(), run.stages.items()):
-        if (value := stage.results.get(test_key(name))) is not None:
-            images = len(stage.predictions)
-            accuracies[title][model] = value, *wilson(round(value * images), images)
-    return {"models": list(run.stages), "accuracies": accuracies}
-
-
 CALIBRATION = Section(
     "Calibration", calibrate, _TEMPLATES / "calibration.html.jinja", "confusions", wide=False
 )
 REJECTION = Section("Rejection", rejection, _TEMPLATES / "rejection.html.jinja", "calibration")
-TREE = Section("Tree of classes", tree, _TEMPLATES / "taxonomy.html.jinja", "classes")

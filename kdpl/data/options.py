@@ -18,14 +18,11 @@ class ClassOptions:
             text (``folder`` and ``table``).
         label_separator: Character between the labels of an image (``table``), each of which may
             then have several or none; None: each image is of one class.
-        taxonomy: CSV file with the columns ``child`` and ``parent``, a tree whose leaves are the
-            classes; None: no tree.
     """
 
     names: str | None = None
     text: str | None = None
     label_separator: str | None = None
-    taxonomy: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ SETTINGS = {
     "label_separator": "data.init_args.classes.label_separator",
     "scan": "data.init_args.reading.scan",
     "skip_list": "data.init_args.reading.skip_list",
-    "taxonomy": "data.init_args.classes.taxonomy",
     "teacher_cache": "model.init_args.teacher_cache",
 }
 """New settings, or commands, by names of settings below ``data.init_args`` before version 0.1."""

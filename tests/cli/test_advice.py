@@ -82,19 +82,13 @@ def too_few_held_out_images(capsys):
     pytest.importorskip("kdpl.confidence")
     from kdpl.confidence.decision import decision_rule
     from kdpl.confidence.held_out import NAME, HeldOutScores
-    from kdpl.confidence.taxonomy import scores, tree
 
-    folder, none = Path("my runs/student/classifier"), torch.empty(0, 1)
+    folder, none = Path("my runs/student/classifier"), torch.empty(0)
     folder.mkdir(parents=True)
-    held_out = HeldOutScores(1.0, none[:, 0], none[:, 0], none[:, 0] > 0)
-    names = ("cat", "dog")
-    taxonomy = tree.Taxonomy("pet", (names,), torch.tensor([[0, 1]]))
-    levels = scores.LevelScores(taxonomy, none, none > 0)
+    held_out = HeldOutScores(1.0, none, none, none > 0)
 
     def classifier(**companions):
-        return SimpleNamespace(
-            folder=folder, companions=companions, task=MULTI_CLASS, class_names=names
-        )
+        return SimpleNamespace(folder=folder, companions=companions, task=MULTI_CLASS)
 
     return "\n".join(
         error_of(*advised)
@@ -102,7 +96,6 @@ def too_few_held_out_images(capsys):
             (decision_rule, classifier(), 0.05),
             (decision_rule, classifier(**{NAME: held_out}), 0.05),
             (decision_rule, classifier(**{NAME: replace(held_out, sampled=True)}), None, 0.9),
-            (scores.level_rule, classifier(**{scores.NAME: levels}), 0.05),
         )
     )
 
