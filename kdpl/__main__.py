@@ -19,9 +19,8 @@ _INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 130, 141, 143
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    Returns the exit code: 0; 1 for an error that the user can fix; 2 for an unknown command; 3 for
-    new images that differ from the pool; 75 for a requeued Slurm job; 130 for Ctrl-C; 141 if
-    nothing reads the output; 143 for SIGTERM.
+    Returns the exit code: 0; 1 for an error that the user can fix; 2 for an unknown command; 75
+    for a requeued Slurm job; 130 for Ctrl-C; 141 if nothing reads the output; 143 for SIGTERM.
     """
     # signals, only if this process is the command
     if argv is None:

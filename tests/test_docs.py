@@ -165,7 +165,8 @@ def test_every_command_that_a_text_shows_is_understood(
     for folder in ("configs", "benchmarks"):
         Path(folder).symlink_to(ROOT / folder)
     fits = []
-    for text in TEXTS.values():
+    # the changelog also has commands of the past
+    for text in (text for path, text in TEXTS.items() if path.name != "CHANGELOG.md"):
         assert set(re.findall(rf"{COMMAND} ([a-z][\w-]*)", text)) <= set(command_names())
         for words in commands_of(text):
             words = [word.removeprefix("/home/me/") for word in words if word != "…"]

@@ -16,6 +16,8 @@ from unittest.mock import Mock
 import pytest
 import runs
 import torch
+import world
+from PIL import Image, ImageOps
 from runs import configs
 from world import refused
 
@@ -257,6 +259,32 @@ def test_several_teachers_are_mixed_for_each_image(
         assert runs.fit_student(tmp_path / name, teacher, *options, others) == 0
         predicted.append(target.load(tmp_path / name / target.file)[0].logits)
     torch.testing.assert_close(*predicted)
+
+
+def test_other_images_are_said_to_differ_and_are_named(classifier, tmp_path, capsys):
+    drift = runpy.run_path(str(PAGE.parent / "examples" / "drift.py"))["main"]
+    test = world.digits(batch_size=8).splits
+    for name, first in (("earlier", 0), ("same", 100), ("other", 200)):
+        (tmp_path / name).mkdir()
+        for number, record in enumerate(test.test[first : first + 100]):
+            image, turned = test.open_image(record.source), name == "other" and number % 2
+            if turned:
+                image = ImageOps.invert(image).transpose(Image.Transpose.ROTATE_90)
+            image.save(tmp_path / name / f"{number:02}{'other' * turned}.png")
+        (tmp_path / name / "broken.png").touch()
+        options = ["--embeddings", "--workers=1", f"--out={tmp_path / name}.jsonl"]
+        assert main(["predict", str(classifier), str(tmp_path / name), *options]) == 0
+    earlier, same, other = (tmp_path / f"{name}.jsonl" for name in ("earlier", "same", "other"))
+    assert drift(earlier, same) == 0
+    capsys.readouterr()
+    assert drift(earlier, other) == 1
+    said, farthest = capsys.readouterr().out.splitlines()
+    assert said.startswith("the images differ: ")
+    assert farthest.count("other.png") > 7
+    few = tmp_path / "few.jsonl"
+    few.write_text('{"path": "0.png", "embedding": null}\n')
+    with pytest.raises(ValueError, match=r"few.jsonl has 0 images"):
+        drift(earlier, few)
 
 
 def _workers_below(pid):

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from kdpl.classifier import Classifier
-from kdpl.confidence.drift.image_sample import ImageSample
-from kdpl.confidence.drift.two_samples import distances_to
+from kdpl.confidence.pool_sample import PoolSample
 from kdpl.data import sources
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.datasets import OpenImage, label_tensor
@@ -109,10 +108,12 @@ def require_unseen(
     folder: Path, classifier: str, records: Sequence[Record], features: Tensor
 ) -> None:
     """Raise a DataError if images, by features [N, D], are in a classifier's sample of its pool."""
-    pool = ImageSample.pool_features(folder, classifier, features.shape)
+    pool = PoolSample.pool_features(folder, classifier, features.shape)
     if pool is None:
         return
-    if seen := (distances_to(pool, features) < _SAME).nonzero()[0].tolist():
+    distances = (torch.cdist(rows, pool.double()) for rows in features.double().split(1000))
+    nearest = torch.cat([to_pool.amin(dim=1) for to_pool in distances])
+    if seen := torch.nonzero(nearest < _SAME).flatten().tolist():
         raise DataError(
             f"the classifier was distilled on {len(seen)} of the {len(records)} images, such as "
             f"{records[seen[0]].source}: give images that it has not seen"

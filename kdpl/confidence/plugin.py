@@ -1,16 +1,13 @@
-"""Additions of confidence to kdpl: calibrated errors, none of these, drift."""
+"""Additions of confidence to kdpl: calibrated errors, and none of these."""
 
 from kdpl.runtime.plugins import Plugin
 
 PLUGIN = Plugin(
-    commands={
-        "calibrate": "kdpl.confidence.command:calibrate",
-        "watch": "kdpl.confidence.command:watch",
-    },
+    commands={"calibrate": "kdpl.confidence.command:calibrate"},
     callbacks={"confidence": "kdpl.confidence.negatives:callbacks"},
     companions={
         "held_out": "kdpl.confidence.held_out:HeldOutScores",
-        "pool_sample": "kdpl.confidence.drift.image_sample:ImageSample",
+        "pool_sample": "kdpl.confidence.pool_sample:PoolSample",
         "unknown": "kdpl.confidence.unknown:Unknown",
     },
     handover={"confidence": "kdpl.confidence.companions:make_companions"},

@@ -36,8 +36,8 @@ class Plugin(NamedTuple):
             classifier.
         handover: Functions that make companions for the classifier of a finished student.
         formats: Formats of ``export`` (``kdpl.classifier.formats.onnx.Format``).
-        predict: Functions whose keyword arguments become options of ``predict``, ``serve``,
-            ``boxes`` and ``watch``, and that return a function from a classifier to a rule.
+        predict: Functions whose keyword arguments become options of ``predict``, ``serve`` and
+            ``boxes``, and that return a function from a classifier to a rule.
         observe: Functions whose keyword arguments become options of ``predict``, and that return
             a function that is called with each image and its prediction.
         report: Sections of the report (``kdpl.report.page.Section``).

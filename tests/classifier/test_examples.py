@@ -96,7 +96,7 @@ def examples(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(classifier):
-    pytest.importorskip("kdpl.confidence.drift")  # writes the sample of the pool
+    pytest.importorskip("kdpl.confidence")  # writes the sample of the pool
     return Classifier.load(classifier)
 
 
@@ -127,10 +127,10 @@ def test_classes_of_a_file_are_those_that_are_added_one_by_one(
         assert torch.equal(exact_logits(more, images)[:, :10], exact_logits(loaded, images))
         assert torch.allclose(same(images), logits, atol=1e-4)
         features = loaded.encoder(images).double().numpy()
-    from kdpl.confidence.drift.image_sample import ImageSample
+    from kdpl.confidence.pool_sample import PoolSample
 
     width = loaded.vectors.vectors.shape[1]
-    pool = ImageSample.load(classifier, loaded.fingerprint(), width).features.double().numpy()
+    pool = PoolSample.load(classifier, loaded.fingerprint(), width).features.double().numpy()
     text = named.vectors[0].double().numpy() if with_names else None
     known = (pool, loaded.vectors.vectors.double().numpy(), features)
     expected = [loaded.logit_scale * plain_score(x, *known, text) for x in features]
@@ -177,7 +177,7 @@ def test_wrong_arguments_are_one_line_and_nothing_is_written(
 
 
 def test_what_does_not_fit_is_refused(loaded, examples, monkeypatch):
-    from kdpl.confidence.drift.image_sample import ImageSample
+    from kdpl.confidence.pool_sample import PoolSample
 
     images = paths(examples / "noise")
     with refusal(ConfigError, "has no example images"):
@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_refused(loaded, examples, monkeypatch):
     with refusal(ArtifactError, "another tuned teacher"):
         loaded.encode_examples({"eel": images}, replace(vectors, teacher="0" * 32))
     with monkeypatch.context() as patch:
-        patch.setattr(ImageSample, "pool_features", lambda *_: loaded.vectors.vectors[[4] * 9])
+        patch.setattr(PoolSample, "pool_features", lambda *_: loaded.vectors.vectors[[4] * 9])
         with refusal(ArtifactError, "of two classes or more"):
             loaded.add_class("eel", images)
     unread = Classifier(loaded.encoder, loaded.vectors, loaded.logit_scale, loaded.clip)

@@ -71,7 +71,7 @@ def test_a_file_that_differs_too_much_is_not_kept(
 @pytest.mark.slow
 def test_a_file_is_written_with_classes_of_examples(classifier, digits, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
-    pytest.importorskip("kdpl.confidence.drift")  # writes the sample of the pool
+    pytest.importorskip("kdpl.confidence")  # writes the sample of the pool
     further, out = tmp_path / "further.safetensors", tmp_path / "c.onnx"
     images = {"cross": [digits / "00.png", digits / "01.png"], "ring": [digits / "02.png"]}
     Classifier.load(classifier).encode_examples(images).save(further)

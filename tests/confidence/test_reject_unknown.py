@@ -1,6 +1,5 @@
 """Images that are rejected as none of the classes, and labelled images that calibrate their score."""
 
-import json
 import math
 
 import pytest
@@ -12,7 +11,6 @@ from torchvision.transforms.functional import to_pil_image
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
 from kdpl.confidence import decision_rule
-from kdpl.confidence.drift import two_samples
 from kdpl.confidence.held_out import HeldOutScores
 from kdpl.errors import ArtifactError, ConfigError
 
@@ -62,21 +60,6 @@ def test_calibrate_gives_the_score_its_limit(uncalibrated, digits, capsys):
     rows = Classifier.load(uncalibrated).predicted(sorted(digits.rglob("*.png")))
     scores = torch.tensor([row.scores["unknown"] for row in rows])
     assert (scores > 0.5 + 1e-5).sum() == 5
-
-
-def test_calibrate_gives_watch_its_fourth_question(uncalibrated, digits, capsys, monkeypatch):
-    monkeypatch.setattr(two_samples, "PERMUTATIONS", 399)
-    assert main(["watch", str(uncalibrated), str(digits)]) == 0
-    printed, err = capsys.readouterr()
-    assert "unknown" not in json.loads(printed)["p_values"]
-    assert "run python -m kdpl calibrate" in err
-    assert main(["calibrate", str(uncalibrated), str(digits)]) == 0
-    capsys.readouterr()
-    assert main(["watch", str(uncalibrated), str(digits), "--reject-unknown=10%"]) == 0
-    summary = json.loads(capsys.readouterr().out)
-    assert summary["p_values"]["unknown"] > 0.01
-    # an option without a threshold of the probability leaves the usual one
-    assert summary["rejected_of_pool"] == 0.05
 
 
 def test_images_with_an_unusual_score_are_rejected_by_the_limit_of_held_out_images(

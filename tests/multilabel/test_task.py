@@ -113,8 +113,8 @@ def test_thresholds_out_of_range_or_of_other_classes_are_refused():
         MultiLabel([0.5, 0.5]).require_classes("abc")
     with world.refused(ConfigError, "class 'b;c' has a ';' in its name"):
         MultiLabel().require_classes(["a", "b;c"])
-    with world.refused(ConfigError, "watch is defined for images of one class each"):
-        require_one_class("multilabel", "watch")
+    with world.refused(ConfigError, "calibrate is defined for images of one class each"):
+        require_one_class("multilabel", "calibrate")
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,1 +1,0 @@
-"""New images compared with the pool that a classifier was distilled on."""
