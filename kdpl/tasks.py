@@ -84,6 +84,10 @@ class ClassScaling(nn.Module, ABC):
         """Return scales and biases of the classes, [C] each."""
 
 
+SEPARATOR = ";"
+"""Separates the names of an image's classes in tables."""
+
+
 class Task(ABC):
     """Interpretation of the logits [B, C] of the C classes of a domain.
 
@@ -110,6 +114,15 @@ class Task(ABC):
     def require_classes(self, class_names: Sequence[str]) -> None:
         """Raise a ConfigError if the task does not support these classes."""
         return
+
+    def calibrated(
+        self, logits: Tensor, labels: Tensor, class_names: Sequence[str]
+    ) -> tuple["Task", list[str]]:
+        """Choose its settings on held-out images; also returns lines that say how good they are.
+
+        Logits are [V, C], and labels in the form of ``labels``.
+        """
+        return self, []
 
     def class_scaling(self, num_classes: int, num_learned: int) -> ClassScaling | None:
         """Make the scaling of C classes, the first of them learned; None for tasks without one."""

@@ -36,7 +36,7 @@ _GROUPS = {
     "first": ("run", "predict", "estimate"),
     "train": ("init", "fit", "validate", "test", "search", "cache"),
     "use": ("export", "class-vectors", "boxes", "serve", "demo"),
-    "understand": ("report", "compare", "calibrate", "thresholds", "models"),
+    "understand": ("report", "compare", "calibrate", "models"),
     "data": ("data", "suggest"),
     "benchmark": ("benchmark", "table", "import"),
 }

@@ -18,10 +18,13 @@ def calibrate(classifier: str, images: str, *, class_names: str | None = None) -
     --reject-unknown, --sets, --calibrated and --unknown rest on them. Of a table with the column
     group, one image of each group counts.
 
+    With several labels an image, choose for each class the least probability for which it is named,
+    for the best F1, instead of the choice on the validation images.
+
     Args:
         classifier: classifier folder of a student's run
         images: folder with a folder of images for each class, named as the class, or a .csv table
-            with the columns image and label
+            with the columns image and label, where ; separates several labels
         class_names: file with the names of the classes, if folders or labels have other names, as
             for init
     """
@@ -29,19 +32,25 @@ def calibrate(classifier: str, images: str, *, class_names: str | None = None) -
     require_file("--class-names", class_names)
 
     from kdpl.classifier.bulk import load_classifier
+    from kdpl.classifier.folder import keep_task
     from kdpl.confidence.held_out import NAME, HeldOutScores
     from kdpl.confidence.labeled import encode_records, labeled_records, require_unseen
     from kdpl.runtime.messages import warn
-    from kdpl.tasks import require_one_class
 
     loaded = load_classifier(classifier, None, "auto")
-    require_one_class(loaded.task.name, "calibrate")
-    records = labeled_records(images, class_names, loaded.class_names, one_of_a_group=True)
+    names, several = loaded.class_names, loaded.task.per_class
+    records = labeled_records(images, class_names, names, several)
     features, labels = encode_records(loaded, records)
-    vectors, digest = loaded.cpu().head.class_vectors, loaded.fingerprint()
-    require_unseen(Path(classifier), digest, records, features)
+    logits = loaded.cpu().logits(features)
+    if several:
+        task, lines = loaded.task.calibrated(logits, labels, names)
+        keep_task(Path(classifier), task.settings())
+        print(*lines, sep="\n")
+        return 0
 
-    scores = HeldOutScores.of(loaded.logits(features), labels)
+    vectors, digest = loaded.head.class_vectors, loaded.fingerprint()
+    require_unseen(Path(classifier), digest, records, features)
+    scores = HeldOutScores.of(logits, labels)
     for companion in {**loaded.companions, NAME: scores}.values():
         calibrated = companion.calibrated(features, vectors, loaded.logit_scale, labels)
         calibrated.save(Path(classifier), digest)

@@ -18,6 +18,7 @@ from kdpl.data.readers.folder import images_by_class
 from kdpl.data.readers.table import Table, separator_in
 from kdpl.data.splits import Record
 from kdpl.errors import DataError
+from kdpl.tasks import SEPARATOR
 
 _SEED = 0
 # distance of features; the same image, rounded to 16 bits, is at 0.0003, and other digits at 0.03
@@ -28,35 +29,34 @@ def labeled_records(
     images: str,
     class_names: str | None,
     names: Sequence[str],
-    label_separator: str | None = None,
-    one_of_a_group: bool = False,
+    several: bool = False,
 ) -> list[Record]:
     """Read labelled images from a folder of class folders, or from a table with one split.
 
-    A folder has one class per image, and is refused for images with several labels.
-    ``one_of_a_group`` takes one image of each group of a table, as bounds of errors require.
+    Of each group of a table, one image is taken, as bounds of errors require. With ``several``
+    labels an image, a table is required, and all of its images are taken.
     """
     top, groups = Path(images).expanduser(), dict[str, str]()
     if not top.exists():
         raise DataError(f"{images} does not exist: check its path")
-    if top.is_dir() and label_separator is not None:
+    if top.is_dir() and several:
         raise DataError(
             f"{images} is a folder with one class per image, expected several: give a .csv "
-            "table with all labels of each"
+            f"table with all labels of each, separated by {SEPARATOR!r}"
         )
     if top.is_dir():
-        several = any(part.top != top for part in layout_of(top))
+        has_splits = any(part.top != top for part in layout_of(top))
         files = images_by_class(top, class_folders(top), require_all=False)
         keys = [*files]
         records = [Record(path, i) for i, paths in enumerate(files.values()) for path in paths]
     else:
         # a table with one label in each row is accepted with a separator, too
-        any_labels = label_separator is not None
-        splits = Table(str(top), label_separator=label_separator, any_labels=any_labels).read()
+        separator = SEPARATOR if several else None
+        splits = Table(str(top), label_separator=separator, any_labels=several).read()
         keys, groups = [*splits.class_names], dict(splits.groups)
         parts = [part for part in (splits.train, splits.val, splits.test) if part]
-        records, several = [*parts[0]], len(parts) > 1
-    if several:
+        records, has_splits = [*parts[0]], len(parts) > 1
+    if has_splits:
         raise DataError(
             f"{images} has several splits, and the classifier has seen one of them: give images "
             "of another"
@@ -66,24 +66,22 @@ def labeled_records(
         keys = [mapping[key].name for key in keys]
     numbers = {name: number for number, name in enumerate(names)}
     if unknown := sorted({*keys} - numbers.keys()):
-        if label_separator is not None and (mark := separator_in(unknown[0], numbers)):
+        if several and separator_in(unknown[0], numbers):
             raise DataError(
-                f"{images} has the label {unknown[0]!r}, which is a list of classes: give "
-                f"--label-separator {mark!r}"
+                f"{images} has the label {unknown[0]!r}, which is a list of classes: separate them "
+                f"by {SEPARATOR!r}"
             )
         raise DataError(
             f"{images} has the class {unknown[0]!r}, which the classifier does not have: leave it "
             "out, or give its name by --class-names"
         )
-    if one_of_a_group:
-        drawn = one_of_each([record.source for record in records], groups, _SEED)
-        records = [records[i] for i in drawn]
-    if label_separator is None:
-        return [Record(record.source, numbers[keys[record.single]]) for record in records]
-    return [
-        Record(record.source, tuple(sorted(numbers[keys[label]] for label in record.labels)))
-        for record in records
-    ]
+    if several:
+        return [
+            Record(record.source, tuple(sorted(numbers[keys[label]] for label in record.labels)))
+            for record in records
+        ]
+    drawn = one_of_each([record.source for record in records], groups, _SEED)
+    return [Record(records[i].source, numbers[keys[records[i].single]]) for i in drawn]
 
 
 def encode_records(

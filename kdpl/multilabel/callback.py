@@ -16,10 +16,11 @@ from kdpl.data.domain import domain_of
 from kdpl.module import ClassifyingModule, EvalOutput, evaluating
 from kdpl.multilabel.metrics import choose_thresholds, class_scores, of_expected_counts
 from kdpl.multilabel.scores import logits_of_pool
-from kdpl.multilabel.task import SEPARATOR, MultiLabel
+from kdpl.multilabel.task import MultiLabel
 from kdpl.runtime.files import write_rows
 from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import PREDICTIONS_FILE
+from kdpl.tasks import SEPARATOR
 
 PER_CLASS_FILE = "per_class.csv"
 """Scores of each class on the test images, in a run's folder."""

@@ -3,7 +3,6 @@
 from kdpl.runtime.plugins import Plugin
 
 PLUGIN = Plugin(
-    commands={"thresholds": "kdpl.multilabel.command:thresholds"},
     tasks={"multilabel": "kdpl.multilabel.task:MultiLabel"},
     targets={"local_views": "kdpl.multilabel.local_views:LocalViews"},
     callbacks={"multilabel": "kdpl.multilabel.callback:callbacks"},

@@ -16,7 +16,7 @@ from kdpl.errors import ArtifactError, reason
 from kdpl.metrics import BASE_MAP, CHANCE, MACRO_F1, MAP, MICRO_F1, MULTILABEL_COLUMNS, test_key
 from kdpl.multilabel.callback import PER_CLASS_FILE
 from kdpl.multilabel.metrics import class_scores
-from kdpl.multilabel.task import SEPARATOR, MultiLabel
+from kdpl.multilabel.task import MultiLabel
 from kdpl.report.accuracy import titles_of, with_thumbnails
 from kdpl.report.page import Section
 from kdpl.report.probes import clip_of, encode, load_encoder, require_probe
@@ -24,6 +24,7 @@ from kdpl.report.run_folder import Run, attempt
 from kdpl.runtime.files import read_rows
 from kdpl.runtime.predictions import write_results
 from kdpl.runtime.run_folder import PREDICTIONS_FILE, PROBE_FOLDER
+from kdpl.tasks import SEPARATOR
 
 METRICS = {name: MULTILABEL_COLUMNS[name] for name in (MAP, MACRO_F1, MICRO_F1)}
 

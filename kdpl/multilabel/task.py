@@ -9,11 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdpl.errors import ConfigError
-from kdpl.multilabel.metrics import DEFAULT, MultiLabelMetrics, decisions
-from kdpl.tasks import ClassScaling, DecisionRule, Predicted, Prediction, Task
-
-SEPARATOR = ";"
-"""Separates the names of an image's classes in tables."""
+from kdpl.multilabel.metrics import (
+    DEFAULT,
+    MultiLabelMetrics,
+    choose_thresholds,
+    class_scores,
+    decisions,
+)
+from kdpl.tasks import SEPARATOR, ClassScaling, DecisionRule, Predicted, Prediction, Task
 
 
 class MultiLabel(Task):
@@ -33,6 +36,27 @@ class MultiLabel(Task):
                 f"thresholds are {thresholds}, expected numbers from 0 to 1: correct them"
             )
         self.thresholds = None if thresholds is None else tuple(thresholds)
+
+    def calibrated(
+        self, logits: Tensor, labels: Tensor, class_names: Sequence[str]
+    ) -> tuple["MultiLabel", list[str]]:
+        """Choose the threshold of the best F1 for each class; a class without images keeps its own.
+
+        A line on each class has its threshold, images, precision, recall and F1.
+        """
+        has_images = labels.any(dim=0).tolist()
+        before, chosen = self.thresholds_of(len(class_names)), choose_thresholds(logits, labels)
+        values = [
+            new if has else old for old, new, has in zip(before, chosen, has_images, strict=True)
+        ]
+        scores = class_scores(logits, labels, values)
+        lines = ["class, threshold, images, precision, recall, F1 on these images:"]
+        for label, name in enumerate(class_names):
+            shown = ", ".join(scores.cells(label, digits=3)[1:])
+            lines.append(f"  {name}: {values[label]:.4f}, {int(scores.positives[label])}, {shown}")
+            if not has_images[label]:
+                lines.append("    no held-out image has it: its threshold is as it was")
+        return MultiLabel(values), lines
 
     def class_scaling(self, num_classes: int, num_learned: int) -> ClassScaling:
         """Make a scale and a bias of each class."""
@@ -59,7 +83,7 @@ class MultiLabel(Task):
         if self.thresholds is not None and len(self.thresholds) != len(class_names):
             raise ConfigError(
                 f"there are {len(self.thresholds)} thresholds for {len(class_names)} classes: "
-                "choose them again (python -m kdpl thresholds)"
+                "choose them again (python -m kdpl calibrate)"
             )
 
     def thresholds_of(self, num_classes: int) -> list[float]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pages import NAMES, write_table
 from PIL import Image
-from runs import error_line, refused, rows_of
+from runs import refused, rows_of
 from sklearn.metrics import f1_score
 
 from kdpl import Classifier
@@ -83,7 +83,7 @@ def test_the_command_replaces_the_thresholds_in_the_folder_alone(folder, labeled
     config["decoding"]["background"] = [1, 2, 3]
     (folder / "classifier.json").write_text(json.dumps(config))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert main(["thresholds", str(folder), str(labeled)]) == 0
+    assert main(["calibrate", str(folder), str(labeled)]) == 0
     assert {*opened} == {(1, 2, 3)}
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert [name for name in after if after[name] != before[name]] == ["classifier.json"]
@@ -99,16 +99,15 @@ def test_the_command_replaces_the_thresholds_in_the_folder_alone(folder, labeled
     assert classifier.task.thresholds == pytest.approx(chosen, abs=1e-5)
 
 
-def test_invalid_input_of_the_command_is_refused(folder, labeled, table, capsys, classifier):
+def test_invalid_input_of_the_command_is_refused(folder, labeled, table, capsys):
     def refuse(words, *options):
-        refused(capsys, main(["thresholds", *map(str, options)]), words)
+        refused(capsys, main(["calibrate", *map(str, options)]), words)
 
     refuse("several splits", folder, table)
-    assert main(["thresholds", str(classifier), str(labeled)]) == 1
-    assert error_line(capsys).endswith(f"run python -m kdpl calibrate {classifier} {labeled}")
+    refuse("is a folder with one class per image", folder, table.parent)
     whole = labeled.read_text()
     for old, new, words in (
-        (";", "|", "--label-separator '|'"),
+        (";", "|", "separate them by ';'"),
         ("three", "owl", "has the class 'owl'"),
     ):
         labeled.write_text(whole.replace(old, new))
@@ -145,6 +144,6 @@ def test_the_command_takes_one_label_a_row_and_names_of_classes(folder, labeled,
     one = write_table(tmp_path / "one.csv", ("image", "label"), *rows[:6])
     names = [("label", "name"), ("vier", "four"), ("one", "one"), ("drei", "three")]
     names = write_table(tmp_path / "names.csv", *names)
-    assert main(["thresholds", str(folder), str(one), f"--class-names={names}"]) == 0
+    assert main(["calibrate", str(folder), str(one), f"--class-names={names}"]) == 0
     said = re.findall(r"^ *(\w+): 0[.\d]+, (\d+)", capsys.readouterr().out, re.MULTILINE)
     assert dict(said) == {"four": "3", "one": "3", "three": "0", "two": "0", "zero": "0"}
