@@ -10,9 +10,6 @@ import time
 from contextlib import contextmanager
 
 from PIL import Image
-from runs import start_process
-
-from kdpl.data.readers.digits import open_digit
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -23,16 +20,16 @@ _PATIENCE_SECONDS = 60
 
 
 class Tab:
-    """A page in a browser: ``requested`` are the addresses that it asked for so far, ``complaints`` its errors."""
+    """A page in a browser: ``requested`` are the addresses that it asked for so far."""
 
     def __init__(self, send_to, read_from):
         self._to, self._from = send_to, read_from
         self._buffer, self._number, self._session = b"", 0, None
-        self.requested, self.complaints = [], []
+        self.requested = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
-        for domain in ("Page", "DOM", "Network", "Runtime", "Log"):
+        for domain in ("Page", "DOM", "Network", "Runtime"):
             self.call(f"{domain}.enable")
 
     def call(self, method, **params):
@@ -56,13 +53,8 @@ class Tab:
             self._buffer += more
         message, _, self._buffer = self._buffer.partition(b"\0")
         event = json.loads(message)
-        params = event.get("params", {})
         if event.get("method") == "Network.requestWillBeSent":
-            self.requested.append(params["request"]["url"])
-        elif event.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error":
-            self.complaints.append(params["entry"])
-        elif event.get("method") == "Runtime.exceptionThrown":
-            self.complaints.append(params["exceptionDetails"])
+            self.requested.append(event["params"]["request"]["url"])
         return event
 
     def look(self, width=1200, height=900, dark=False):
@@ -96,21 +88,6 @@ class Tab:
             f"(document.querySelector({json.dumps(selector)}) || {{innerText: ''}}).innerText"
         )
 
-    def click(self, selector):
-        self.run(f"document.querySelector({json.dumps(selector)}).click()")
-
-    def write(self, selector, text):
-        """Replace the text of a field."""
-        field = f"document.querySelector({json.dumps(selector)})"
-        self.run(f"(field => {{field.focus(); field.select()}})({field})")
-        self.call("Input.insertText", text=text)
-
-    def add_classes(self, names):
-        """Add classes in the demo, separated by commas."""
-        self.wait("!!document.querySelector('#names input')")
-        self.write("#names input", names)
-        self.click("#names button")
-
     def upload(self, selector, path):
         """Choose a file in a file field."""
         self.wait(f"!!document.querySelector({json.dumps(selector)})")
@@ -124,24 +101,6 @@ class Tab:
         path.write_bytes(base64.b64decode(content))
         with Image.open(path) as picture:
             return picture.convert("RGB")
-
-
-@contextmanager
-def demo(folder, classifier, teacher, digits, *more):
-    """Serve the demo with digits, by the names of their files, as examples; yields its process and address."""
-    (folder / "examples").mkdir()
-    for name, source in digits.items():
-        open_digit(source).save(folder / "examples" / f"{name}.png")
-    options = [f"--teacher={teacher}", f"--examples={folder / 'examples'}", "--no-browser", *more]
-    args = ["demo", str(classifier), *options]
-    process = start_process(args, stdout=subprocess.PIPE)
-    try:
-        line = process.stdout.readline()
-        assert line.startswith("demo: http://127.0.0.1:"), process.stderr.read()
-        yield process, line.split()[1]
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import world
 from PIL import Image, ImageOps
 from runs import configs
 from world import refused
+from zoo import odd_photo
 
 from kdpl import Classifier
 from kdpl.__main__ import main
@@ -332,3 +333,17 @@ def test_ray_writes_the_table_of_predict_also_when_a_worker_is_killed(classifier
 
 def _size_of(file):
     return file.stat().st_size if file.exists() else 0
+
+
+def test_the_demo_predicts_as_predict_does_of_a_photo_that_is_opened_as_in_training(
+    classifier, tmp_path
+):
+    gradio = pytest.importorskip("gradio", reason="needs pip install gradio")
+    demo = runpy.run_path(str(PAGE.parent / "examples" / "demo.py"))
+    photo = odd_photo(tmp_path / "photo.png")
+    page = demo["build"](str(classifier), str(photo))
+    sent = page.input_components[0].preprocess(gradio.image_utils.ImageData(path=str(photo)))
+    expected = dict(Classifier.load(classifier).predict([photo], top_k=5)[0])
+    assert page.fn(sent) == expected
+    shown = page.output_components[0].postprocess(expected)
+    assert [each.label for each in shown.confidences] == [*expected]

@@ -91,7 +91,6 @@ def test_the_environment_has_every_extra_so_that_no_test_is_skipped():
     ("command", "extra"),
     [
         (["predict", "{classifier}", "{folder}/pets", "--out={folder}/answers.parquet"], "parquet"),
-        (["demo", "{classifier}", "--no-browser"], "demo"),
         (["serve", "{classifier}"], "serve"),
     ],
 )
@@ -99,7 +98,7 @@ def test_commands_name_the_extra_that_they_lack(
     command, extra, classifier, tmp_path, monkeypatch, capsys
 ):
     image_folder(tmp_path / "pets")
-    for module in ("pyarrow", "pyarrow.parquet", "gradio", "litserve"):
+    for module in ("pyarrow", "pyarrow.parquet", "litserve"):
         monkeypatch.setitem(sys.modules, module, None)
     capsys.readouterr()
     assert main([word.format(classifier=classifier, folder=tmp_path) for word in command]) == 1

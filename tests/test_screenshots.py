@@ -5,11 +5,11 @@ import string
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, NEEDED, browser, demo
+from browser import CHROMIUM, NEEDED, browser
 from PIL import Image
 
 from benchmarks.worlds.letters import open_letter
-from kdpl.data.readers.digits import open_digit, read_digits
+from kdpl.data.readers.digits import open_digit
 from kdpl.data.sampling import spread
 from kdpl.runtime.predictions import read_predictions
 
@@ -78,19 +78,3 @@ def test_the_report(tmp_path):
             tab.open((Path(RUN) / "report.html").absolute().as_uri())
             tab.wait("document.readyState === 'complete' && !!document.querySelector('#classes')")
             take(tab, "report", scheme, height)
-
-
-def test_the_demo(tmp_path):
-    of_class = {record.label: record.source for record in reversed(read_digits().test)}
-    run = demo(tmp_path, f"{RUN}/student/classifier", f"{RUN}/teacher", of_class)
-    with browser(tmp_path / "browser") as tab, run as (_, url):
-        tab.look()
-        tab.open(url)
-        tab.upload("#image input[type=file]", tmp_path / "examples/5.png")
-        tab.wait("document.querySelector('#predictions')?.innerText.includes('%')")
-        tab.add_classes("letter B, letter K")
-        tab.wait("document.querySelector('#predictions')?.innerText.includes('letter B')")
-        tab.wait("!!document.querySelector('#heat-map img')")
-        tab.run("document.activeElement.blur()")
-        for scheme in SCHEMES:
-            take(tab, "demo", scheme, 900)

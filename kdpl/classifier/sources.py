@@ -17,7 +17,7 @@ from kdpl.errors import DataError, visible
 from kdpl.runtime.files import read_columns
 
 MAX_UPLOAD_PIXELS = 50_000_000
-"""Largest image that demo and service decode, the size of the largest phone photos."""
+"""Largest image that the service decodes, the size of the largest phone photos."""
 
 
 class Item(NamedTuple):

@@ -35,7 +35,7 @@ COMMANDS = {
 _GROUPS = {
     "first": ("run", "predict", "estimate"),
     "train": ("init", "fit", "validate", "test", "search", "cache"),
-    "use": ("export", "class-vectors", "boxes", "serve", "demo"),
+    "use": ("export", "class-vectors", "boxes", "serve"),
     "understand": ("report", "compare", "calibrate", "models"),
     "data": ("data", "suggest"),
     "benchmark": ("benchmark", "table", "import"),

@@ -26,7 +26,6 @@ from kdpl.data.sampling import spread
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.multilabel import scores
 from kdpl.multilabel.report import several_labels
-from kdpl.multilabel.task import MultiLabel
 from kdpl.report.run_folder import Run
 from kdpl.runtime.predictions import read_predictions, read_results
 
@@ -188,17 +187,6 @@ def test_a_test_on_two_processes_has_the_same_numbers_and_tables(table, tmp_path
     rows, other_rows = (rows_of(folder / "test_predictions.csv") for folder in folders)
     for column in ("index", "labels", "predicted"):
         assert [row[column] for row in other_rows] == [row[column] for row in rows]
-
-
-def test_the_demo_shows_the_classes_above_their_thresholds(several, table):
-    demo = pytest.importorskip("kdpl.serve.demo")
-    classifier, image = Classifier.load(several), table.parent / "test1.png"
-    classifier.task = MultiLabel([1.0] * 5)
-    assert demo.Demo(classifier, None, 5).classify(str(image), image.name) == "none of the classes"
-    classifier.task = MultiLabel([0.0] * 5)
-    shown = demo.Demo(classifier, None, 5).classify(str(image), image.name)
-    assert {*shown} == {*classifier.class_names}
-    assert all(0 <= p <= 1 for p in shown.values())
 
 
 def test_the_service_returns_labels_and_scores(several, table):

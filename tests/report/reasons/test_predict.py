@@ -3,19 +3,14 @@
 import shutil
 
 import pytest
-import world
 from PIL import Image
 from runs import noise, refused, rows_of
 
 import kdpl.report.reasons.pictures
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
-from kdpl.clip import ClipConfig
-from kdpl.clip.timm_networks import load_image_clip
-from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.report.reasons.pictures import nearest_labelled
 from kdpl.report.run_folder import Run
-from kdpl.serve.demo import Demo
 
 PANEL = 176 + 8
 
@@ -125,15 +120,3 @@ def test_the_nearest_are_the_labelled_images_of_the_largest_cosine_similarity(
     without_labels = Run.find(student_run)
     without_labels.main.config["data"]["init_args"]["shots"] = 0
     assert nearest_labelled(loaded, without_labels.data)(query) == []
-
-
-def test_the_demo_predicts_as_predict_does_where_images_are_cropped(tmp_path):
-    # prepared twice, an image would be cropped twice
-    clip = load_image_clip(ClipConfig("timm:test_resnet", "random", image_size=48))
-    encoder = StudentEncoder(clip.image_tower, 0, 0, 24)
-    identity = world.clip_of("test-student").identity
-    loaded = Classifier(encoder, world.frozen_vectors(), 17.0, identity)
-    assert loaded.preprocessing.crop_pct < 1
-    noise(80, 60).save(tmp_path / "photo.png")
-    photo = str(tmp_path / "photo.png")
-    assert Demo(loaded, None, 3).classify(photo, photo) == dict(loaded.predict([photo], 3)[0])
