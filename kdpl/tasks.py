@@ -160,10 +160,6 @@ class Task(ABC):
         """Return the probability of each class, in the shape of the logits [..., C]."""
 
     @abstractmethod
-    def log_probabilities(self, logits: Tensor) -> Tensor:
-        """Return the logarithms of ``probabilities``, exact where a probability would be 0."""
-
-    @abstractmethod
     def labels(self, logits: Tensor) -> Tensor:
         """Return the predictions of logits [..., C], in the form of the labels.
 
@@ -233,7 +229,7 @@ class MultiClass(Task):
         return logits.softmax(dim=-1)
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
-        """Compute the logarithm of the softmax."""
+        """Return the logarithms of ``probabilities``, exact where a probability would be 0."""
         return logits.log_softmax(dim=-1)
 
     def labels(self, logits: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from kdpl import Classifier
 from kdpl.__main__ import main
 from kdpl.class_vectors import ClassVectors
 from kdpl.cli.fit import parse_stage
+from kdpl.data.decoding import open_image
 from kdpl.data.domain import build_data
 from kdpl.errors import DataError
 from kdpl.prompts.tuned import TunedPrompts
@@ -145,7 +146,7 @@ def shapes(tmp_path, monkeypatch):
 def test_a_plugin_of_another_package_brings_one_thing_of_each_kind(tmp_path, capsys):
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     classifier = student / "classifier"
-    photo, names = tmp_path / "photo.png", tmp_path / "names.txt"
+    photo = tmp_path / "photo.png"
     reader = ["--data.init_args.dataset=shapes", "--data.init_args.val_shots=null", *ONE_EPOCH]
 
     # datasets, tasks, models, targets, callbacks
@@ -167,13 +168,12 @@ def test_a_plugin_of_another_package_brings_one_thing_of_each_kind(tmp_path, cap
     page = (student / "report.html").read_text(encoding="utf-8")
     assert "<p>The student saw 40 unlabelled drawings.</p>" in page
 
-    # predict, observe, formats, commands
+    # predict, formats, commands
     runs.noise(32, 32).save(photo)
     capsys.readouterr()
-    arguments = [str(classifier), str(photo), "--sure=0.9999999", f"--names={names}"]
+    arguments = [str(classifier), str(photo), "--sure=0.9999999"]
     assert runs.main(["predict", *arguments]) == 0
     assert "photo.png,," in capsys.readouterr().out
-    assert names.read_text() == "None\n"
     assert runs.main(["export", str(classifier), "--format=bare", f"--out={tmp_path}/c.pt2"]) == 0
     assert "the same class for 32 of 32 images" in capsys.readouterr().out
     assert runs.main(["classes", str(classifier), "--sep= | "]) == 0
@@ -347,3 +347,26 @@ def test_the_demo_predicts_as_predict_does_of_a_photo_that_is_opened_as_in_train
     assert page.fn(sent) == expected
     shown = page.output_components[0].postprocess(expected)
     assert [each.label for each in shown.confidences] == [*expected]
+
+
+def test_what_is_green_in_an_explanation_speaks_for_the_class(classifier, tmp_path):
+    pytest.importorskip("captum", reason="needs pip install captum")
+    example = runpy.run_path(str(PAGE.parent / "examples" / "explain.py"))
+    loaded, photo, label = Classifier.load(classifier), odd_photo(tmp_path / "photo.png"), 3
+    image = loaded.prepare(open_image(photo, decoding=loaded.decoding)) / 255
+    heat = example["heat_map"](loaded, image, label)
+    assert heat.shape == image.shape[-2:]
+
+    # a quarter of the pixels is blurred
+    ranks = heat.flatten().argsort().argsort().view_as(heat) / heat.numel()
+    blurred = example["blur"](image)
+    images = [torch.where(part, blurred, image) for part in (ranks >= 0.75, ranks < 0.25)]
+    with torch.no_grad():
+        without, only = example["log_odds"](loaded, torch.stack(images))[:, label]
+    assert without < only
+
+    # the most probable class, or the one that is given
+    (top,) = loaded.predict([photo])[0]
+    for given, shown in ((), top.class_name), (("three",), "three"):
+        figure = example["draw"](str(classifier), str(photo), *given)
+        assert [axis.get_title() for axis in figure.axes[:2]] == [str(photo), shown]

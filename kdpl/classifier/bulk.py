@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -72,8 +72,6 @@ class BulkPrediction:
     Attributes:
         embeddings: Adds the column ``embedding``, the encoder's features.
         write_rows: Writes the rows into a file, by its path, the rows and their columns.
-        observers: Called with the number, from 1, of each image that can be read, with the image
-            and its result.
     """
 
     classifier: Classifier
@@ -81,7 +79,6 @@ class BulkPrediction:
     options: PredictOptions
     embeddings: bool = False
     write_rows: Write = write_table
-    observers: Sequence[Callable[[int, Item, Predicted], None]] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -189,9 +186,6 @@ class BulkPrediction:
                 count += 1
                 if isinstance(predicted, DataError):
                     unreadable += 1
-                else:
-                    for observe in self.observers:
-                        observe(skip + count, item, predicted)
                 row = to_row(self.classifier.task, printable(item.name), predicted, names)
                 yield {**row, "stamp": item.stamp}
         errors = f", {unreadable} of them unreadable" if unreadable else ""

@@ -18,28 +18,20 @@ from kdpl.runtime.advice import did_you_mean
 
 if TYPE_CHECKING:
     from kdpl.classifier import Classifier
-    from kdpl.classifier.sources import Item
-    from kdpl.tasks import DecisionRule, Predicted
+    from kdpl.tasks import DecisionRule
 
     MakeRule = Callable[[Classifier], DecisionRule]
-    # called with the number, from 1, of each image that can be read, with the image and its result
-    Observer = Callable[[int, Item, Predicted], None]
-    MakeObserver = Callable[[Classifier, Path], Observer]
 else:
     # hints are read at run time, and the classifier would import torch
-    MakeRule = MakeObserver = Observer = Callable
+    MakeRule = Callable
 
 Command = Callable[..., int]
 
 _SETTINGS = "settings"
 """Parameter that takes the options that are not the command's own, to be handed on."""
 
-_RULE, _OBSERVERS = "rule", "observers"
-_GROUPS = {_RULE: "predict", _OBSERVERS: "observe"}
-"""Parameters that take what plugins make of their options: a ``Rule``, and ``MakeObserver``s.
-
-Each has the field of ``Plugin`` with their functions.
-"""
+_RULE = "rule"
+"""Parameter that takes the ``Rule`` that a plugin makes of its options."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +76,8 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
         command: A typed function with a Google docstring. Positional parameters become positional
             arguments, where a list takes any number; keyword-only ones become options, where a list
             may be repeated and a bool is a flag. A parameter ``settings`` takes all options that
-            are not the command's own, with what follows them; ``rule`` and ``observers`` take those
-            of plugins that decide what is predicted, and that look at each image.
+            are not the command's own, with what follows them; ``rule`` takes those of plugins that
+            decide what is predicted.
         argv: Its arguments.
         prog: Name of the command, for help and errors.
     """
@@ -114,14 +106,12 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     if hands_on:
         options[_SETTINGS] = unknown
     if _RULE in parameters:
-        rule, *more_rules = [Rule(*pair) for pair in _made_of_options(options, _RULE)] or [Rule()]
+        rule, *more_rules = [Rule(*pair) for pair in _made_of_options(options)] or [Rule()]
         if more_rules:
             raise ConfigError(
                 f"{rule.text} and {more_rules[0].text} each decide what is predicted: give one"
             )
         options[_RULE] = rule
-    if _OBSERVERS in parameters:
-        options[_OBSERVERS] = [make for make, _ in _made_of_options(options, _OBSERVERS)]
     return options
 
 
@@ -136,10 +126,9 @@ def build_parser(command: Command, prog: str) -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_arguments(parser, command)
-    for name, group in _GROUPS.items():
-        if name in inspect.signature(command).parameters:
-            for make in plugins.load_all(group).values():
-                _add_arguments(parser, make)
+    if _RULE in inspect.signature(command).parameters:
+        for make in plugins.load_all("predict").values():
+            _add_arguments(parser, make)
     return parser
 
 
@@ -147,7 +136,7 @@ def _add_arguments(parser: Parser, function: Callable[..., Any]) -> None:
     docs = parse_docstring(inspect.getdoc(function) or "")
     helps = {param.arg_name: param.description or "" for param in docs.params}
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
-        if name in (_SETTINGS, *_GROUPS):
+        if name in (_SETTINGS, _RULE):
             continue
         positional = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
         required = parameter.default is inspect.Parameter.empty
@@ -184,10 +173,10 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _made_of_options(options: dict[str, Any], parameter: str) -> list[tuple[Any, str]]:
+def _made_of_options(options: dict[str, Any]) -> list[tuple[Any, str]]:
     """Take plugins' options out; return what each makes of those that are given, and their text."""
     results = []
-    for function in plugins.load_all(_GROUPS[parameter]).values():
+    for function in plugins.load_all("predict").values():
         parameters = inspect.signature(function).parameters
         values = {name: options.pop(name) for name in parameters}
         texts = [

@@ -7,7 +7,7 @@ from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
-from kdpl.cli.arguments import MakeObserver, Rule, output_file, require_file
+from kdpl.cli.arguments import Rule, output_file, require_file
 from kdpl.data.paths import count_suffixes, walk
 from kdpl.errors import ConfigError
 from kdpl.runtime.run_folder import require_classifier
@@ -28,7 +28,6 @@ def predict(
     workers: PositiveInt | None = None,
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
     rule: Rule,
-    observers: Sequence[MakeObserver],
 ) -> int:
     """Classify images with a finished classifier and write one row for each, in the order given.
 
@@ -51,7 +50,6 @@ def predict(
         device: auto is a GPU if there is one
         workers: threads that decode, one for each processor core if not given
         rule: options that plugins add, such as rejection
-        observers: options of plugins that look at each image, such as heat maps
         precision: bf16-mixed and 16-mixed run the image tower in half precision, faster on most
             GPUs
     """
@@ -60,7 +58,7 @@ def predict(
 
     require_classifier(Path(classifier))
     require_file("--add-classes", add_classes)
-    _require_compatible(add_classes, rule, observers, precision)
+    _require_compatible(add_classes, rule)
     table = _table(out, embeddings)
     listed = Path(list) if list is not None else None
     groups = _groups(group, listed, table, embeddings)
@@ -73,10 +71,10 @@ def predict(
 
     loaded = load_classifier(classifier, add_classes, device)
     decision_rule = rule.of(loaded, top_k)
-    watchers = [make(loaded, Path(classifier)) for make in observers]
-    scored = bool(decision_rule.scores or watchers)
-    options = PredictOptions(top_k, batch_size, workers, precision, decision_rule, scored)
-    bulk = BulkPrediction(loaded, sources, options, embeddings, observers=watchers)
+    options = PredictOptions(
+        top_k, batch_size, workers, precision, decision_rule, scores=bool(decision_rule.scores)
+    )
+    bulk = BulkPrediction(loaded, sources, options, embeddings)
     if group is not None:
         bulk = bulk.grouped(groups)
     if table is None:
@@ -127,17 +125,10 @@ def _table(out: str | None, embeddings: bool) -> Path | None:
     return None
 
 
-def _require_compatible(
-    add_classes: str | None, rule: Rule, observers: Sequence[MakeObserver], precision: str
-) -> None:
+def _require_compatible(add_classes: str | None, rule: Rule) -> None:
     """Raise a ConfigError for options that cannot be given together."""
     if add_classes is not None and rule.make is not None:
         raise ConfigError(
             "options that reject images, name sets or score them rest on images of the run, and "
             "these have none of the added classes: leave out --add-classes"
-        )
-    if observers and precision != "32-true":
-        raise ConfigError(
-            "options that look at each image, such as --explain, take gradients and need "
-            "--precision 32-true: leave out --precision"
         )

@@ -109,10 +109,6 @@ class MultiLabel(Task):
         """Compute the sigmoid."""
         return logits.sigmoid()
 
-    def log_probabilities(self, logits: Tensor) -> Tensor:
-        """Compute the logarithm of the sigmoid."""
-        return F.logsigmoid(logits)
-
     def labels(self, logits: Tensor) -> Tensor:
         """Return which classes the images of logits [..., C] have, bool [..., C]."""
         return decisions(logits, self.thresholds)

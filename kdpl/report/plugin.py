@@ -1,4 +1,4 @@
-"""Additions of the report to kdpl: pages, heat maps, suggested labels."""
+"""Additions of the report to kdpl: pages, suggested labels."""
 
 from kdpl.runtime.plugins import Plugin
 
@@ -9,6 +9,5 @@ PLUGIN = Plugin(
         "report": "kdpl.report.command:report",
         "suggest": "kdpl.report.command:suggest",
     },
-    observe={"explain": "kdpl.report.reasons:options"},
     report={"refined": "kdpl.report.refined:SECTION"},
 )

@@ -26,7 +26,7 @@ class Plugin(NamedTuple):
 
     Attributes:
         commands: Functions with annotated arguments and a Google docstring that become commands of
-            ``python -m kdpl``; a parameter ``rule`` or ``observers`` takes other plugins' options.
+            ``python -m kdpl``; a parameter ``rule`` takes other plugins' options.
         models: Functions that register CLIPs (``kdpl.clip.register_model``) or kinds of addresses.
         datasets: Mappings from names of datasets to readers (``kdpl.data.splits.Reader``).
         tasks: Subclasses of ``kdpl.tasks.Task`` for labels of another kind.
@@ -38,8 +38,6 @@ class Plugin(NamedTuple):
         formats: Formats of ``export`` (``kdpl.classifier.formats.onnx.Format``).
         predict: Functions whose keyword arguments become options of ``predict``, ``serve`` and
             ``boxes``, and that return a function from a classifier to a rule.
-        observe: Functions whose keyword arguments become options of ``predict``, and that return
-            a function that is called with each image and its prediction.
         report: Sections of the report (``kdpl.report.page.Section``).
     """
 
@@ -53,7 +51,6 @@ class Plugin(NamedTuple):
     handover: Paths = _NONE
     formats: Paths = _NONE
     predict: Paths = _NONE
-    observe: Paths = _NONE
     report: Paths = _NONE
 
 

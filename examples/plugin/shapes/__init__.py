@@ -17,6 +17,5 @@ PLUGIN = Plugin(
     handover={"shapes": "shapes.parts:companions"},
     formats={"bare": "shapes.parts:FORMAT"},
     predict={"shapes": "shapes.parts:decide"},
-    observe={"shapes": "shapes.parts:observe"},
     report={"shapes": "shapes.report:SECTION"},
 )

@@ -14,15 +14,14 @@ from kdpl import Classifier
 from kdpl.classifier.companion import Companion
 from kdpl.classifier.export import ExportedModel, InputType, program
 from kdpl.classifier.formats.onnx import Format
-from kdpl.classifier.sources import Item
-from kdpl.cli.arguments import MakeObserver, MakeRule, Observer
+from kdpl.cli.arguments import MakeRule
 from kdpl.clip import register_model
 from kdpl.clip.miniatures.models import CONFIGS, packaged_weights
 from kdpl.data.domain import domain_of
 from kdpl.data.splits import Reader, Record, Splits
 from kdpl.runtime.files import write_text
 from kdpl.targets import Target
-from kdpl.tasks import DecisionRule, MultiClass, Predicted
+from kdpl.tasks import DecisionRule, MultiClass
 
 
 # datasets: a reader, here of images that are drawn
@@ -137,27 +136,6 @@ def decide(*, sure: float | None = None) -> MakeRule:
         sure: smallest probability of a prediction
     """
     return lambda classifier: DecisionRule(threshold=sure)
-
-
-# observe: options that look at each image and its prediction
-def observe(*, names: str | None = None) -> MakeObserver:
-    """Read the options; called if one of them is given.
-
-    Args:
-        names: file for the predicted classes, one a line
-    """
-
-    def make(classifier: Classifier, folder: Path) -> Observer:
-        file = Path(str(names))
-        file.write_text("")
-
-        def add(number: int, image: Item, predicted: Predicted) -> None:
-            with file.open("a") as lines:
-                print(predicted.top[0].class_name, file=lines)
-
-        return add
-
-    return make
 
 
 # commands: a typed function with a Google docstring
