@@ -48,14 +48,12 @@ class VectorSettings(TeacherSettings):
     teacher: Text
     # input of the text tower, one or several texts for each class; None: the class names
     class_texts: tuple[_Texts, ...] | None = None
-    # task of the labels; scale and bias of each class's logit if classes are decided independently,
-    # or added by example images, and then the digest of the encoder of these
+    # task of the labels; scale and bias of each class's logit if classes are decided independently
     task: Annotated[Text, Field(exclude_if=lambda name: name == MULTI_CLASS.name)] = (
         MULTI_CLASS.name
     )
     scales: Annotated[tuple[float, ...] | None, _IF_GIVEN] = None
     biases: Annotated[tuple[float, ...] | None, _IF_GIVEN] = None
-    encoder: Annotated[Text | None, _IF_GIVEN] = None
 
 
 @metadata
@@ -177,8 +175,7 @@ class ClassVectors(VectorSettings):
         if (other.teacher, other.clip.fingerprint) != (self.teacher, self.clip.fingerprint):
             raise ArtifactError(
                 "the class vectors to add were made by another tuned teacher than the class "
-                "vectors of the classifier, or from examples for another classifier: make them "
-                "with the teacher that it was distilled from, or with --examples and --classifier"
+                "vectors of the classifier: make them with the teacher that it was distilled from"
             )
 
     def require_task(self, task: str, source: str) -> None:

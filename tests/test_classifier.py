@@ -272,6 +272,14 @@ def test_logits_of_added_classes_are_scaled_cosines_beside_the_old(classifier, i
     assert torch.equal(read(images), logits)
 
 
+def test_added_classes_keep_scales_and_biases_and_the_old_have_none(classifier, images):
+    scales, biases = (2.0, 0.5), (1.0, -1.0)
+    plain, scaled = further(classifier), further(classifier, scales=scales, biases=biases)
+    logits, expected = (classifier.add_classes(added)(images) for added in (scaled, plain))
+    new = expected[:, 5:] * torch.tensor(scales) + torch.tensor(biases)
+    assert relative_error(logits, torch.cat([expected[:, :5], new], dim=1)) < 1e-6
+
+
 def test_a_name_is_known_in_either_spelling_of_unicode(classifier):
     composed, decomposed = "jos\u00e9", "jose\u0301"
     more = classifier.add_classes(further(classifier, class_names=("eel", decomposed)))

@@ -1,7 +1,6 @@
 """Files of plugins in a classifier's folder, such as thresholds, further scores, a pool sample."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -30,11 +29,6 @@ class Companion(ABC):
 
         ArtifactError if it is damaged, or of another classifier.
         """
-        return None
-
-    @classmethod
-    def pool_features(cls, folder: Path, classifier: str, shape: Sequence[int]) -> Tensor | None:
-        """Read its features [N, D] of the pool if any; ``shape`` is that of the class vectors."""
         return None
 
     def calibrated(

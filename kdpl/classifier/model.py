@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier.folder import Stored
 from kdpl.clip.identity import ClipIdentity, Preprocessing
-from kdpl.clip.modules import fingerprint, store_frozen
+from kdpl.clip.modules import store_frozen
 from kdpl.data.augmentation import GivenImage, open_given, resize_and_crop, to_tensor
 from kdpl.data.decoding import Decoding, cores
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason
-from kdpl.prompts.student_encoder import StudentEncoder, encoder_tensors
+from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.runtime.ahead import classify_ahead
-from kdpl.runtime.class_names import composed, fault_of_name
 from kdpl.runtime.run_folder import CLASSIFIER_FILES, CLASSIFIER_REMEDY
 from kdpl.tasks import DecisionRule, Predicted, Prediction, Task, build_task, require_one_class
 
@@ -93,7 +92,6 @@ class Classifier(nn.Module):
             self.companions = dict(companions)
         self.folder: Path | None = None  # that it was read from
         self._digest = ""  # of the weights in it, which may be rounded later
-        self.pool_folder: Path | None = None  # with a sample of the pool of its encoder
         self.task = build_task(vectors.task) if task is None else task
         self.task.require_classes(vectors.class_names)
         self.eval()
@@ -165,64 +163,16 @@ class Classifier(nn.Module):
             **named,
         }
 
-    def add_class(
-        self, name: str, images: Iterable[GivenImage], named: ClassVectors | None = None
-    ) -> "Classifier":
-        """Return a classifier with one more class; see ``encode_examples`` and ``add_classes``."""
-        return self.add_classes(self.encode_examples({name: images}, named))
-
-    def encode_examples(
-        self, examples: Mapping[str, Iterable[GivenImage]], named: ClassVectors | None = None
-    ) -> ClassVectors:
-        """Encode example images by class into vectors for ``add_classes``.
-
-        Vectors of the same names count as well, if ``named`` has them. Raises an ArtifactError if
-        the classifier was not read from the folder of a student's run, or ``named`` is of another
-        teacher; a ConfigError for a class without images; and the errors of ``embed``.
-        """
-        from kdpl.classifier.examples import PoolModel  # imports plugins
-
-        require_one_class(self.task.name, "adding classes")
-        if named is not None:
-            self.vectors.require_teacher(named)
-        texts = dict(zip(named.class_names, named.vectors, strict=True)) if named else {}
-        model, scores = PoolModel.read(self.pool_folder), {}
-        for name, images in examples.items():
-            features = self.embed(images)
-            problem = fault_of_name(name) or (None if len(features) else "has no example images")
-            if problem:
-                raise ConfigError(f"a class to add {problem}: give a name and at least one image")
-            scores[composed(name)] = model.score(features, texts.get(composed(name)))
-        # unit vectors; lengths and biases go into the logits
-        vectors, biases = map(torch.stack, zip(*scores.values(), strict=True))
-        lengths = vectors.norm(dim=1)
-        return replace(
-            self.vectors,
-            vectors=(vectors / lengths[:, None]).float(),
-            class_names=tuple(scores),
-            class_texts=None,
-            num_base=None,
-            scales=tuple(lengths.tolist()),
-            biases=tuple((self.logit_scale * biases).tolist()),
-            encoder=fingerprint(encoder_tensors(self.encoder).items()),
-        )
-
     def add_classes(self, vectors: ClassVectors) -> "Classifier":
         """Return a classifier with novel classes after the existing ones, and the same encoder.
 
         It has no companions, as they are of the existing classes alone. An ArtifactError if the
-        class vectors come from another teacher, from examples that another classifier encoded, or
-        have an existing class; a ConfigError for several labels per image.
+        class vectors come from another teacher or have an existing class; a ConfigError for several
+        labels per image.
         """
-        # check teacher, encoder and names
+        # check teacher and names
         require_one_class(self.task.name, "adding classes")
         self.vectors.require_teacher(vectors)
-        encoder = vectors.encoder and fingerprint(encoder_tensors(self.encoder).items())
-        if vectors.encoder != encoder:
-            raise ArtifactError(
-                "the class vectors to add are of example images that another classifier encoded: "
-                "make them with this one"
-            )
         double = [name for name in vectors.class_names if name in self.class_names]
         if double:
             raise ArtifactError(
@@ -243,9 +193,7 @@ class Classifier(nn.Module):
             columns = zip(self.vectors.scaling(), vectors.scaling(), strict=True)
             scales, biases = (first + further for first, further in columns)
             extended = replace(extended, scales=scales, biases=biases)
-        classifier = Classifier(self.encoder, extended, self.logit_scale, self.clip, self.decoding)
-        classifier.pool_folder = self.pool_folder
-        return classifier
+        return Classifier(self.encoder, extended, self.logit_scale, self.clip, self.decoding)
 
     def predict(
         self,
@@ -409,7 +357,7 @@ class Classifier(nn.Module):
             ) from error
 
         # its companions are read when they are needed
-        classifier.folder = classifier.pool_folder = folder
+        classifier.folder = folder
         if any(path.name not in CLASSIFIER_FILES for path in folder.iterdir()):
             classifier._digest = stored.fingerprint()
         return classifier

@@ -25,7 +25,7 @@ COMMANDS = {
     "search": "choose what of a student is trained, by short fits that are compared without labels",
     "cache": "compute the teacher's features of views of unlabelled images, for a student's fit to "
     "read",
-    "class-vectors": "encode class names or example images, for classes to add; nothing is trained",
+    "class-vectors": "encode class names, for classes to add; nothing is trained",
     "boxes": "list the boxes of a detector as images, or classify them",
     "models": "list the CLIPs that can be teacher or student: prompts, size, licence",
 }

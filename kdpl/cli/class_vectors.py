@@ -1,4 +1,4 @@
-"""``python -m kdpl class-vectors``: class vectors of further names or example images."""
+"""``python -m kdpl class-vectors``: class vectors of further names."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,18 +14,16 @@ from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE, STAGE_FOLD
 def class_vectors(
     *,
     out: str,
-    teacher: str | None = None,
+    teacher: str,
     classes: list[str] = [],  # noqa: B006 - the parser's default
     class_list: str | None = None,
     config: list[str] = [],  # noqa: B006
-    examples: str | None = None,
     classifier: str | None = None,
     settings: list[str],
 ) -> int:
-    """Encode class names with a tuned teacher, or example images with a classifier, or both.
+    """Encode class names with a tuned teacher.
 
-    Nothing is trained. The names come from one of --classes, --class-list, --config and --examples,
-    which also takes a --classifier and no --teacher, unless the names are to count as well. After
+    Nothing is trained. The names come from one of --classes, --class-list and --config. After
     --config, --data.init_args.NAME VALUE changes a setting of the data.
 
     Args:
@@ -35,21 +33,17 @@ def class_vectors(
         class_list: Text file with a class name on each line, in that order.
         config: Config whose data section names the classes, such as a run's config.yaml; may be
             repeated.
-        examples: Folder with a folder of example images for each class.
-        classifier: Classifier folder, for whose predictions the examples are encoded.
+        classifier: Classifier folder that is to take the classes; ends with an error, and no file,
+            if it cannot.
         settings: Settings of the data.
     """
     # check the options before anything is read
     file = output_file("--out", out)
-    if sum(map(bool, (classes, class_list, config, examples))) != 1:
+    if sum(map(bool, (classes, class_list, config))) != 1:
         raise ConfigError(
-            "class-vectors takes its names from one source: give --classes, "
-            "--class-list or --config, or --examples"
+            "class-vectors takes its names from one source: give --classes, --class-list or "
+            "--config"
         )
-    if bool(examples) != bool(classifier) or not (teacher or classifier):
-        raise ConfigError("names need a --teacher, and --examples a --classifier: give it as well")
-    if examples and not Path(examples).is_dir():
-        raise ConfigError(f"--examples {examples} is not a folder: check its path")
     if settings and not config:
         raise ConfigError(
             f"class-vectors has no option {settings[0]}, except after --config: leave it out"
@@ -62,12 +56,6 @@ def class_vectors(
         names, num_base, texts = _names_of_data(config, settings)
     elif class_list:
         names = _distinct(lines_of(read_text(Path(class_list), "class list")), class_list)
-    elif examples:
-        from kdpl.data.layout import class_folders
-        from kdpl.data.readers.folder import images_by_class
-
-        images = images_by_class(Path(examples), class_folders(Path(examples)))
-        names = _distinct([*images], examples)
     else:
         names = _distinct(classes, "--classes")
 
@@ -76,17 +64,14 @@ def class_vectors(
     from kdpl.classifier import Classifier
     from kdpl.runtime.messages import inform
 
-    teacher = _teacher_folder(teacher) if teacher else None
-    vectors = NameEncoder.load(teacher).encode(names, num_base, texts) if teacher else None
-    if classifier:
-        loaded = Classifier.load(classifier)
-        vectors = loaded.encode_examples(images, vectors)
-        loaded.add_classes(vectors)  # refuses what predict would refuse
-    assert vectors is not None  # noqa: S101 - there is a teacher or a classifier
+    teacher = _teacher_folder(teacher)
+    vectors = NameEncoder.load(teacher).encode(names, num_base, texts)
+    if classifier is not None:
+        Classifier.load(classifier).add_classes(vectors)  # refuses what predict would refuse
     vectors.save(file)
     print(f"class vectors of {len(names)} class{'es' * (len(names) > 1)}: {file}")
-    if teacher and not (examples or config) and not _tuned_on(teacher).issuperset(names):
-        inform("a student distilled without images of a class may not find it by name (--examples)")
+    if not config and not _tuned_on(teacher).issuperset(names):
+        inform("a student distilled without images of a class may not find it by name")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Features of a sample of the pool, to compare example images and held-out images with."""
+"""Features of a sample of the pool, to compare held-out images with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,7 +6,6 @@ from PIL import Image
 from runs import refused
 from sklearn.datasets import load_digits
 
-from kdpl import Classifier
 from kdpl.__main__ import main
 from kdpl.class_vectors import NameEncoder
 from kdpl.classifier.export import Difference
@@ -69,12 +68,12 @@ def test_a_file_that_differs_too_much_is_not_kept(
 
 
 @pytest.mark.slow
-def test_a_file_is_written_with_classes_of_examples(classifier, digits, tmp_path, capsys):
+def test_a_file_with_added_classes_predicts_as_the_classifier(
+    classifier, teacher_run, digits, tmp_path, capsys
+):
     pytest.importorskip("onnxruntime")
-    pytest.importorskip("kdpl.confidence")  # writes the sample of the pool
     further, out = tmp_path / "further.safetensors", tmp_path / "c.onnx"
-    images = {"cross": [digits / "00.png", digits / "01.png"], "ring": [digits / "02.png"]}
-    Classifier.load(classifier).encode_examples(images).save(further)
+    NameEncoder.load(teacher_run).encode(["cross", "ring"]).save(further)
     options = (f"--add-classes={further}", f"--check={digits}", "--input=float")
     assert export(classifier, "onnx", out, *options) == 0
     assert "the same class for 60 of 60 images" in capsys.readouterr().out

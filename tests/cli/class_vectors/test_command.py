@@ -68,7 +68,7 @@ def test_names_that_the_teacher_never_saw_are_encoded_with_its_prompts(
     prompts = world.tuned_prompts(tensors, "test-teacher", context=None)
     prompts.save(tmp_path / "prompts.safetensors")
     assert encode(tmp_path, out, "--classes", "hermit_crab", " eel ") == 0
-    assert "may not find it by name (--examples)" in capsys.readouterr().err
+    assert "may not find it by name" in capsys.readouterr().err
     vectors = ClassVectors.load(out)
     texts = [prompt_text("X X X X", name) for name in ("hermit_crab", "eel")]
     layers = torch.cat([context[None], deep]).double()
@@ -109,3 +109,14 @@ def test_wrong_arguments_are_one_line_and_nothing_is_written(
     ):
         refused(capsys, encode(teacher_run, "out", *settings), *words)
     assert sorted(contents) == sorted(path.name for path in tmp_path.iterdir())
+
+
+def test_classes_that_a_classifier_cannot_take_are_not_written(
+    teacher_run, classifier, tmp_path, out, capsys
+):
+    world.tuned_prompts({}, "test-teacher").save(tmp_path / "prompts.safetensors")
+    of = f"--classifier={classifier}"
+    refused(capsys, encode(tmp_path, out, of, "--classes", "eel"), "another tuned teacher")
+    refused(capsys, encode(teacher_run, out, of, "--classes", "nine"), "the class 'nine' already")
+    assert not out.exists()
+    assert encode(teacher_run, out, of, "--classes", "eel") == 0
