@@ -24,8 +24,8 @@ class ClipConfig:
     Attributes:
         model: Name of a model of open_clip or of the registry, for example ``ViT-L-14-quickgelu``;
             or an address of model and weights in open_clip's layout, ``hf-hub:OWNER/NAME`` or
-            ``local-dir:PATH``; or a model of transformers, ``hf:OWNER/NAME`` or ``hf:PATH``; for a
-            student also a network of timm, such as ``timm:mobilenetv4_conv_small``.
+            ``local-dir:PATH``; for a student also a network of timm, such as
+            ``timm:mobilenetv4_conv_small``.
         pretrained: A pretrained tag (``openai``), a weights file (.safetensors, .pt, .pth, .bin),
             or ``random``; None for an address, and for timm's weights.
         quick_gelu: The activation that the weights were trained with, needed with a weights file:

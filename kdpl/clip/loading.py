@@ -121,7 +121,6 @@ def register_model(
 
 _BUILT_IN = {
     "timm": "kdpl.clip.timm_networks:SOURCE",
-    "hf": "kdpl.clip.hugging_face.loading:SOURCE",
 }
 """Sources by scheme, as dotted paths: their files import this one."""
 
@@ -217,7 +216,7 @@ def _find(config: ClipConfig) -> tuple[ModelConfig, Callable[[], Weights]]:
     read: Callable[[], Weights]
     if name.partition(":")[0] in ("hf-hub", "local-dir"):
         # imports this file
-        from kdpl.clip.hugging_face import open_clip_layout
+        from kdpl.clip import open_clip_layout
 
         read = partial(open_clip_layout.read_weights, config)
         listed: ModelConfig = open_clip_layout.read_model_config(name)
@@ -286,9 +285,7 @@ def _tokenizer(model: str, text: Mapping[str, Any]) -> Tokenizer:
 
 
 @contextmanager
-def from_transformers(
-    model: str, kind: str, source: str, scheme: str = "local-dir:"
-) -> Iterator[None]:
+def from_transformers(model: str, kind: str, source: str) -> Iterator[None]:
     """Turn an error of transformers with a folder or the hub into a WeightsError."""
     try:
         import transformers  # noqa: F401 - before any request to the hub
@@ -303,7 +300,7 @@ def from_transformers(
         raise WeightsError(
             f"cannot load the {kind} {source!r} of {model} ({reason(error)}): fetch the model and "
             "the files of its text tower where there is a network, and give their folder as "
-            f"{scheme}PATH"
+            "local-dir:PATH"
         ) from error
 
 

@@ -98,7 +98,7 @@ def require_modest(config: ModelConfig, image_size: int) -> None:
         raise ValueError("image_config has unknown settings")
     for name, value in {**config, "vision_cfg": None, **vision}.items():
         values = value if isinstance(value, list) else [value]
-        limit = MOST_LAYERS if name in ("layers", "num_hidden_layers") else _LARGEST
+        limit = MOST_LAYERS if name == "layers" else _LARGEST
         if len(values) > MOST_LAYERS or not all(_is_plain(item, limit) for item in values):
             raise ValueError(f"setting '{name[:80]}' of image_config is out of range")
     if vision.get("image_size", DEFAULT_IMAGE_SIZE) != image_size:

@@ -17,25 +17,23 @@ class HuggingFaceTextTower(WholeTextTower):
         text: open_clip's ``HFTextEncoder``.
         start: Position of the first token of a text: 1 after a class token, 0 without one.
         padding: Id of the tokens that the encoder masks; None: it masks none.
-        ends: Number of tokens after a text that have the id ``padding`` and are not masked.
     """
 
     takes_deep_prompts = False
     # the weights cast under autocast differ between models of transformers
     cast_weights = TextTower.cast_weights
 
-    def __init__(self, text: Any, start: int, padding: int | None, ends: int = 0) -> None:
+    def __init__(self, text: Any, start: int, padding: int | None) -> None:
         # skip __init__ of the parent: it needs the modules of open_clip's transformers
         TextTower.__init__(self, text)
         self.start = start
-        self.padding, self.ends = padding, ends
+        self.padding = padding
 
     def arrange(self, ids: Tensor) -> ArrangedTexts:
-        """Take token ids [N, context_length] up to one token of padding after the longest text."""
+        """Take token ids [N, context_length] up to the end of the longest text."""
         if self.padding is not None:
             (used,) = (ids != self.padding).any(dim=0).nonzero(as_tuple=True)
-            # without any padding, AIMv2 of transformers loses its causal mask
-            ids = ids[:, : int(used[-1]) + 1 + self.ends + 1]
+            ids = ids[:, : int(used[-1]) + 1]
         return super().arrange(ids)
 
     @property

@@ -127,7 +127,7 @@ def test_embeddings_of_words_as_a_context_change_nothing_in_any_kind_of_encoder(
         row[:length] = torch.arange(5, 5 + length)
     tower = HuggingFaceTextTower(text, 1, padding)
     texts = tower.arrange(ids)
-    assert texts.rests[0].shape == (3, 13), "of the padding after all texts, one token is left"
+    assert texts.rests[0].shape == (3, 12), "the padding after all texts is left out"
     context = tower.token_embedding(ids[0, 1:4]).detach()
     assert relative_error(tower(texts, context), text(ids)) < 1e-5
     assert relative_error(tower(texts, context.flip(0)), text(ids)) > 1e-4

@@ -20,6 +20,15 @@ from kdpl.prompts.tuned import TunedPrompts
 RESNET = {"image_size": SIZE, "layers": [1, 1, 1, 1], "width": 4, "head_width": 8}
 
 
+def lay_into_cache(cache, folder):
+    """Lay a folder into a cache of the hub, as the repository someone/siglip."""
+    repository, commit = cache / "models--someone--siglip", "a" * 40
+    (repository / "snapshots").mkdir(parents=True)
+    (repository / "snapshots" / commit).symlink_to(folder)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_siglip(tmp_path_factory.mktemp("clips") / "siglip")
@@ -51,8 +60,8 @@ def test_a_folder_brings_its_weights_tokenizer_and_preprocessing(folder):
             load_image_clip(ClipConfig(address, **setting))
 
 
-def test_a_repository_in_the_hubs_cache_needs_no_network(folder, tmp_path, monkeypatch, cached):
-    cached(tmp_path, folder.path)
+def test_a_repository_in_the_hubs_cache_needs_no_network(folder, tmp_path, monkeypatch):
+    lay_into_cache(tmp_path, folder.path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert same(load_image_clip(ClipConfig("hf-hub:someone/siglip")), folder.model)
     with world.refused(WeightsError, "of hf-hub:someone/other .* as local-dir:PATH"):
@@ -101,11 +110,11 @@ def test_a_clip_without_prompts_is_refused_with_the_config_that_uses_it_untuned(
 
 
 @pytest.mark.slow
-def test_it_is_tuned_distilled_into_a_model_of_transformers_and_exported(folder, written, tmp_path):
-    addresses = {"teacher": f"local-dir:{folder.path}", "student": written("siglip").address}
+def test_it_is_tuned_distilled_and_exported(folder, tmp_path):
     changes, out = [], tmp_path / "out"
-    for stage, address in addresses.items():
-        options = {"clip": {"model": address, "pretrained": None}, "vision_prompts": {"depth": 0}}
+    clip = {"model": f"local-dir:{folder.path}", "pretrained": None}
+    for stage in ("teacher", "student"):
+        options = {"clip": clip, "vision_prompts": {"depth": 0}}
         file = tmp_path / f"{stage}.yaml"
         file.write_text(json.dumps({"model": {"init_args": options}}))
         changes.append(f"--{stage}={file}")
