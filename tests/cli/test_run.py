@@ -177,7 +177,6 @@ def test_the_settings_of_a_stage_are_parsed_once_and_its_tests_have_the_parsed_o
     ("options", "setting"),
     [
         (["--teacher=zero_shot", "--student=refined"], "auto"),
-        (["--teacher=zero_shot", "--student=refined_always"], "auto"),
         (["--teacher=zero_shot", "--student=refined", "--data.train_on_val=false"], False),
         (["--teacher=zero_shot"], False),
         (["--student=refined"], False),

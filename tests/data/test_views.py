@@ -144,7 +144,7 @@ def test_in_a_fit_towers_see_the_evaluation_transform(pictures, tmp_path, monkey
         str(tmp_path / "teacher"),
         vision_prompts=StudentPrompts(2, 3, "mean_token"),
         loss=DistillationLoss(weight=20),
-        target=Refined(mode="always", neighbors=2),
+        target=Refined(neighbors=2),
         pool_filter=0.05,
         teacher_cache=str(tmp_path / "cache"),
     )

@@ -38,7 +38,7 @@ def teacher(tmp_path_factory):
 
 
 def distil(teacher, folder, callbacks=(), epochs=2, data=(), trainer=(), **options):
-    target = Refined("always", views=2, neighbors=4, rounds=2)
+    target = Refined(views=2, neighbors=4, rounds=2)
     student = world.make_student(teacher, **{"kd_weight": 20, "target": target, **ALONE, **options})
     data = {"batch_size": 7, **POOL, **dict(data)}
     domain = world.digits(data.pop("batch_size"), **data)
@@ -145,7 +145,7 @@ def student_shards(teacher):
     [
         {"data": {"seed": 2, "unlabeled_share": 1.0}},
         {"optim": OptimConfig(lr=0.001)},
-        {"target": Refined("always", views=2, neighbors=4, rounds=1)},
+        {"target": Refined(views=2, neighbors=4, rounds=1)},
     ],
     ids=["seed", "learning rate", "target"],
 )

@@ -273,7 +273,7 @@ def assign(
 
     # the experts, weighted
     shots = evidence.labels_a_class(evidence.labels)
-    mixed = evidence.trusted and config.mode == "auto"
+    mixed = evidence.trusted
     judged = len(judges) > 0 and (not mixed or evidence.labels_a_class(truth) >= CHOOSING)
     strength, weights, probes = _experts(evidence, spaces.probed, splits, shots)
     plain = _unfitted(evidence) if mixed else weights
@@ -281,8 +281,7 @@ def assign(
     # the refinements to try, and the predictions without one
     settings = candidates(0 if mixed and not judged else shots, mixed and judged)
     # without a judging image, the first is taken
-    auto = config.mode == "auto" and judged
-    tried: list[Weights | None] = [*settings, None] if auto else [settings[0]]
+    tried: list[Weights | None] = [*settings, None] if judged else [settings[0]]
 
     # judge each on the images whose labels it has not seen
     results, predicted = [], []

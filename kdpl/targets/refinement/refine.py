@@ -5,7 +5,7 @@ images of a class lie around its mean. Works on tensors alone.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jsonargparse.typing import PositiveInt
@@ -57,9 +57,6 @@ class RefinementConfig:
     """Settings of the refinement of predictions on the unlabelled images.
 
     Attributes:
-        mode: ``auto`` mixes refinements, and none, by labelled images that they did not see; of a
-            teacher that has seen the labels it takes the best one. ``always`` takes the first of
-            ``candidates``.
         views: Number of views of an image: the evaluation view, and random views. Teacher and probe
             predict from their mean feature; the refined feature is the mean plus twice the
             evaluation view.
@@ -68,7 +65,6 @@ class RefinementConfig:
             Gaussians.
     """
 
-    mode: Literal["auto", "always"] = "auto"
     views: PositiveInt = 8
     neighbors: PositiveInt = 5
     rounds: PositiveInt = 15

@@ -59,7 +59,7 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
         encoders: The networks whose features are joined: ``teacher``, with the features of
             ``encoder``; ``student``, the student's image tower as it was before training; and
             models of ``kdpl.clip.ClipConfig``, such as ``timm:NAME``. None: ``teacher``, and with a
-            teacher that has seen no label and mode ``auto`` the ``student`` as well.
+            teacher that has seen no label the ``student`` as well.
     """
 
     file = POOL_TARGETS_FILE
@@ -85,7 +85,7 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
         if self.encoders:
             return self.encoders
         pretrained = inputs.student.pretrained != RANDOM
-        both = self.mode == "auto" and pretrained and not inputs.teacher.tuned
+        both = pretrained and not inputs.teacher.tuned
         return ["teacher", "student"] if both else ["teacher"]
 
     def load(self, path: Path) -> tuple[TargetValues | None, Origin | None]:
@@ -184,8 +184,6 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
     def _decide(self, assigned: Assigned, counts: list[Tensor]) -> tuple[bool, str]:
         """Decide whether to take the assignments; ``counts`` are images per class, [C] each."""
         what = assigned.describe()
-        if self.mode == "always":
-            return True, f"taken, as mode is always: {what}"
         if assigned.right is not None:
             before, after = assigned.right
             return after >= before, f"{'taken' if after >= before else 'not taken'}: {what}"

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("without_companions")
 # 20 labelled images, 84 unlabelled ones, of which some are both
 POOL = {"shots": 2, "unlabeled_share": 0.12}
 SCALE = 3.0  # not the CLIP's own, with which each prediction is nearly one-hot
-SETTINGS = {"mode": "always", "neighbors": 4, "rounds": 3, "views": 2, "encoder": "teacher"}
+SETTINGS = {"neighbors": 4, "rounds": 3, "views": 2, "encoder": "teacher"}
 
 
 def write_teacher(folder, **options):
@@ -156,24 +156,23 @@ def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):
 
 
 @pytest.mark.parametrize(
-    ("mode", "right", "after", "strength", "taken"),
+    ("right", "after", "strength", "taken"),
     [
-        ("auto", (0.5, 0.6), (5, 5), 30.0, True),
-        ("auto", (0.5, 0.5), (5, 5), 30.0, True),
-        ("auto", (0.5, 0.4), (5, 5), 30.0, False),
-        ("always", (0.5, 0.4), (0, 10), 30.0, True),
-        ("auto", None, (5, 5), None, True),
-        ("auto", None, (0, 10), None, False),
-        ("auto", None, (0, 10), 30.0, True),
+        ((0.5, 0.6), (5, 5), 30.0, True),
+        ((0.5, 0.5), (5, 5), 30.0, True),
+        ((0.5, 0.4), (5, 5), 30.0, False),
+        (None, (5, 5), None, True),
+        (None, (0, 10), None, False),
+        (None, (0, 10), 30.0, True),
     ],
 )
-def test_it_is_taken_unless_labels_or_an_emptied_class_object(mode, right, after, strength, taken):
+def test_it_is_taken_unless_labels_or_an_emptied_class_object(right, after, strength, taken):
     weights = (1.0,) if strength is None else (0.4, 1.2)
     assigned = Assigned(
         torch.empty(0), weights, strength, {Weights(0.1, 3, 0.3): 1.0}, right, 20, 20
     )
     counts = [torch.tensor(count) for count in ((5, 5), after)]
-    assert Refined(mode=mode)._decide(assigned, counts)[0] == taken
+    assert Refined()._decide(assigned, counts)[0] == taken
 
 
 def test_if_not_taken_the_student_learns_the_published_target(fresh, whole, tmp_path, monkeypatch):
@@ -335,7 +334,7 @@ def test_with_cached_features_no_teacher_is_loaded_again(teacher, whole, tmp_pat
     [({"protocol": "base_to_novel"}, {*range(5)}, 10), ({"shots": 0}, set(), 0)],
 )
 def test_no_label_is_seen_that_the_teacher_did_not_see(data, seen, shown, fresh, tmp_path, seen_by):
-    distil(fresh, tmp_path, data=data, refinement={"mode": "auto"})
+    distil(fresh, tmp_path, data=data)
     (evidence,) = seen_by
     assert (evidence.labels >= 0).sum() == shown
     assert not evidence.trusted
@@ -347,7 +346,7 @@ def test_no_label_is_seen_that_the_teacher_did_not_see(data, seen, shown, fresh,
 @pytest.mark.parametrize("named", [True, False], ids=["named", "by default"])
 def test_the_students_frozen_tower_is_joined_to_the_untuned_teachers(named, tmp_path, seen_by):
     write_teacher(tmp_path, depth=0)
-    settings = {"encoders": ["student", "teacher"]} if named else {"mode": "auto"}
+    settings = {"encoders": ["student", "teacher"]} if named else {}
     refinement = {**settings, "encoder": "tower", "views": 1}
     distil(tmp_path, tmp_path / "run", refinement=refinement)
     (evidence,) = seen_by
@@ -365,14 +364,14 @@ def test_the_students_frozen_tower_is_joined_to_the_untuned_teachers(named, tmp_
 
 
 def test_a_tuned_teachers_features_are_alone_by_default(fresh, tmp_path, seen_by):
-    distil(fresh, tmp_path / "run", refinement={"mode": "auto"})
+    distil(fresh, tmp_path / "run")
     (evidence,) = seen_by
     assert evidence.widths == (evidence.features.shape[1],)
     assert targets_in(tmp_path / "run").made_from["target"]["encoders"] == ["teacher"]
 
 
 def test_an_untuned_teacher_is_judged_by_the_labels_themselves(tmp_path, seen_by):
-    distil(write_teacher(tmp_path, depth=0), tmp_path, refinement={"mode": "auto"})
+    distil(write_teacher(tmp_path, depth=0), tmp_path)
     assert seen_by[0].trusted
     labeled = 20 + len(world.digits(7, **POOL).labels.tuning("val"))
     assert f"of the {labeled} labelled" in targets_in(tmp_path).reason
