@@ -135,6 +135,6 @@ class SaveClassifier(Handover):
         companions = [companion for make in makers for companion in make(trainer, classifier)]
         if not trainer.is_global_zero:
             return
-        classifier.save(folder / CLASSIFIER_FOLDER, companions)
+        classifier.save(folder / CLASSIFIER_FOLDER, companions, folder)
         inform(f"classifier: {folder / CLASSIFIER_FOLDER}")
         _log_result(trainer, folder / CLASSIFIER_FOLDER)

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from kdpl.callbacks.loggers.pictures import log_test
+from kdpl.classifier.card import state_accuracies
 from kdpl.data.domain import domain_of
 from kdpl.metrics import test_key
 from kdpl.module import ClassifyingModule, EvalOutput
@@ -92,6 +93,7 @@ class SaveTestResults(Callback):
             return
         folder = Path(trainer.default_root_dir)
         write_results(folder, self._images, self._metrics)
+        state_accuracies(folder)
         self._metrics = None
         log_test(
             trainer.loggers,

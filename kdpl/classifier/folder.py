@@ -1,4 +1,4 @@
-"""The folder of a classifier: classifier.json, model.safetensors and companion files.
+"""The folder of a classifier: classifier.json, model.safetensors, README.md and companion files.
 
 The weights include the whole image tower, so nothing else is needed. Only the companion files hold
 a digest of the weights.
@@ -29,7 +29,12 @@ from kdpl.prompts.student_encoder import (
 )
 from kdpl.runtime.artifacts import metadata, parse_metadata
 from kdpl.runtime.files import atomic_path, read_json, write_text
-from kdpl.runtime.run_folder import CLASSIFIER_FILES, CLASSIFIER_REMEDY, require_classifier
+from kdpl.runtime.run_folder import (
+    CARD_FILE,
+    CLASSIFIER_FILES,
+    CLASSIFIER_REMEDY,
+    require_classifier,
+)
 
 if TYPE_CHECKING:
     from kdpl.classifier.companion import Companion
@@ -87,13 +92,13 @@ class Stored(NamedTuple):
         }
         return fingerprint({**self.tensors(), **further}.items())
 
-    def write(self, folder: Path, companions: "Iterable[Companion]") -> None:
+    def write(self, folder: Path, companions: "Iterable[Companion]", card: str) -> None:
         """Write a folder atomically, replacing a classifier; an ArtifactError for other folders."""
         # replace nothing but a classifier
         existing = list(folder.iterdir()) if folder.is_dir() else []
         foreign = {path.name for path in existing}
         if (folder / _CONFIG).exists():
-            foreign -= {path.name for path in existing if path.suffix in _ENDINGS} | {"README.md"}
+            foreign -= {path.name for path in existing if path.suffix in _ENDINGS} | {CARD_FILE}
         if foreign:
             raise ArtifactError(
                 f"{folder} holds other things than a classifier ({visible(min(foreign))}) that "
@@ -132,6 +137,7 @@ class Stored(NamedTuple):
             (temporary / _CONFIG).write_text(
                 json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8"
             )
+            (temporary / CARD_FILE).write_text(card, encoding="utf-8")
             for companion in companions:
                 companion.save(temporary, digest)
 

@@ -19,7 +19,7 @@ from kdpl.data.decoding import Decoding, cores
 from kdpl.errors import ArtifactError, ConfigError, DataError, reason
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.runtime.ahead import classify_ahead
-from kdpl.runtime.run_folder import CLASSIFIER_FILES, CLASSIFIER_REMEDY
+from kdpl.runtime.run_folder import CARD_FILE, CLASSIFIER_FILES, CLASSIFIER_REMEDY
 from kdpl.tasks import DecisionRule, Predicted, Prediction, Task, build_task, require_one_class
 
 if TYPE_CHECKING:
@@ -326,13 +326,22 @@ class Classifier(nn.Module):
         """Convert an image of any size and mode to the input of ``forward``, uint8 [3, S, S]."""
         return to_tensor(resize_and_crop(self.decoding.to_rgb(image), self.preprocessing.resizing))
 
-    def save(self, folder: str | Path, companions: "Iterable[Companion]" = ()) -> None:
+    def save(
+        self,
+        folder: str | Path,
+        companions: "Iterable[Companion]" = (),
+        run: Path | None = None,
+    ) -> None:
         """Write a folder of safetensors and JSON atomically, or replace a classifier's folder.
 
-        Also writes the companions of the classifier, and the further ``companions``. Raises an
-        ArtifactError if the folder is not a classifier's.
+        Also writes the companions of the classifier, the further ``companions``, and README.md, a
+        model card with the data of a student's ``run``, by its folder. Raises an ArtifactError if
+        the folder is not a classifier's.
         """
-        self._stored.write(Path(folder), (*self.companions.values(), *companions))
+        from kdpl.classifier.card import model_card  # imports jinja2
+
+        card = model_card(self.card_facts(), run)
+        self._stored.write(Path(folder), (*self.companions.values(), *companions), card)
 
     def fingerprint(self) -> str:
         """Return the digest of all weights and class vectors; companions check it."""
@@ -358,6 +367,6 @@ class Classifier(nn.Module):
 
         # its companions are read when they are needed
         classifier.folder = folder
-        if any(path.name not in CLASSIFIER_FILES for path in folder.iterdir()):
+        if any(path.name not in (*CLASSIFIER_FILES, CARD_FILE) for path in folder.iterdir()):
             classifier._digest = stored.fingerprint()
         return classifier

@@ -19,6 +19,7 @@ CLASS_VECTORS_FILE = "class_vectors.safetensors"
 # written by stage 2 at its end; read by all commands that classify
 CLASSIFIER_FOLDER = "classifier"
 CLASSIFIER_FILES = ("classifier.json", "model.safetensors")
+CARD_FILE = "README.md"
 CLASSIFIER_REMEDY = "give the classifier folder of a student's run"
 # locked while a command writes into the folder
 LOCK_FILE = ".lock"

@@ -6,7 +6,6 @@ from runs import refused
 
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
-from kdpl.classifier.hub import save_pretrained
 from kdpl.confidence import companions
 from kdpl.confidence.pool_sample import PoolSample
 from kdpl.data.readers.digits import open_digit, read_digits
@@ -29,11 +28,11 @@ def test_without_training_images_or_steps_there_is_none(tmp_path, teacher_folder
     assert not (tmp_path / "classifier" / PoolSample.file).exists()
 
 
-def test_a_classifier_takes_its_place_but_neither_copies_nor_uploads_it(folder, tmp_path):
+def test_a_classifier_takes_its_place_but_does_not_copy_it(folder, tmp_path):
     loaded = Classifier.load(folder)
-    save_pretrained(loaded, tmp_path / "uploaded")
+    loaded.save(tmp_path / "copy")
     loaded.save(folder)
-    for written in (folder, tmp_path / "uploaded"):
+    for written in (folder, tmp_path / "copy"):
         assert (written / "model.safetensors").exists()
         assert not (written / PoolSample.file).exists()
 
