@@ -23,7 +23,8 @@ def model_card(facts: Mapping[str, Any], run: Path | None = None) -> str:
     """Return the card of a classifier, by ``card_facts``, with the data of its ``run`` if known."""
     template = Template(_TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True)
     data = None if run is None else _data(run)
-    return template.render(version=__version__, data=data, **facts)
+    text: str = template.render(version=__version__, data=data, **facts)
+    return text
 
 
 def state_accuracies(run: Path) -> None:
