@@ -12,6 +12,7 @@ import tomllib
 from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
+from xml.etree import ElementTree
 
 import pytest
 import runs
@@ -28,8 +29,10 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.cli.fit import parse_stage
 from kdpl.data.decoding import open_image
 from kdpl.data.domain import build_data
+from kdpl.data.readers.table import Table
 from kdpl.errors import DataError
 from kdpl.prompts.tuned import TunedPrompts
+from kdpl.runtime.files import write_rows
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
 
 PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"
@@ -286,6 +289,66 @@ def test_other_images_are_said_to_differ_and_are_named(classifier, tmp_path, cap
     few.write_text('{"path": "0.png", "embedding": null}\n')
     with pytest.raises(ValueError, match=r"few.jsonl has 0 images"):
         drift(earlier, few)
+
+
+def test_the_boxes_of_a_detector_are_cut_out_of_upright_photographs(tmp_path):
+    boxes = runpy.run_path(str(PAGE.parent / "examples" / "boxes.py"))["main"]
+    (tmp_path / "photos").mkdir()
+    runs.noise(60, 40, seed=1).save(tmp_path / "photos/a.png")
+    # stored on its side
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    runs.noise(60, 40, seed=2).save(tmp_path / "photos/b.png", exif=exif)
+    animal, sure = {"category": "1", "conf": 0.9}, {"bbox": [0.1, 0.25, 0.5, 0.5]}
+    found = {
+        "detection_categories": {"1": "animal", "2": "person"},
+        "images": [
+            {"file": "a.png", "detections": [animal | sure, animal | sure | {"category": "2"}]},
+            {"file": "b.png", "detections": [animal | {"bbox": [0.5, 0.5, 0.7, 0.7]}]},
+            {"file": "a.png", "detections": [animal | sure | {"conf": 0.1}]},
+            {"file": "c.png", "detections": None},
+        ],
+    }
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    out = tmp_path / "crops"
+    boxes(tmp_path / "found.json", tmp_path / "photos", out, "animal")
+    rows = runs.rows_of(out / "images.csv")
+    assert [(row["label"], row["group"]) for row in rows] == [("", "a.png"), ("", "b.png")]
+    places = {"a.png": (3, 8, 39, 32), "b.png": (17, 26, 40, 60)}
+    for row, name in zip(rows, places, strict=True):
+        with Image.open(tmp_path / "photos" / name) as photo:
+            expected = ImageOps.exif_transpose(photo).crop(places[name])
+        assert Image.open(out / row["image"]).tobytes() == expected.tobytes()
+    table = Table(str(out / "images.csv"))
+    assert [row.source for row in table.rows()] == [str(out / row["image"]) for row in rows]
+
+
+def test_suggestions_come_back_from_label_studio_as_a_table_of_labels(tmp_path, capsys):
+    example = runpy.run_path(str(PAGE.parent / "examples" / "label_studio.py"))
+    suggested, files = tmp_path / "suggested.csv", [tmp_path / f"{n}, é.png" for n in "abc"]
+    for number, file in enumerate(files):
+        runs.noise(40, 20, seed=number).save(file)
+    likely = ["cat", 'a "dog" & <b>', "eel"]
+    rows = [(file, "", name, "0.500") for file, name in zip(files, likely, strict=True)]
+    write_rows(suggested, [("image", "label", "likely", "probability"), *rows])
+    example["write_tasks"](suggested, tmp_path / "tasks.json")
+    view = ElementTree.fromstring(capsys.readouterr().out)  # noqa: S314
+    assert {choice.get("value") for choice in view.iter("Choice")} == {*likely}
+    tasks = json.loads((tmp_path / "tasks.json").read_text(encoding="utf-8"))
+    assert all(task["data"]["image"].startswith("data:image/webp;base64,") for task in tasks)
+
+    # as exported: the first submitted as it is, the second corrected, the third skipped
+    first, second, third = tasks
+    for task, skipped in ((first, False), (second, False), (third, True)):
+        result = task["predictions"][0]["result"]
+        task["annotations"] = [{"result": result, "was_cancelled": skipped}]
+    corrected = [second["predictions"][0]["result"][0] | {"value": {"choices": ["eel"]}}]
+    second["annotations"].append({"result": corrected})
+    (tmp_path / "export.json").write_text(json.dumps(tasks), encoding="utf-8")
+    example["write_labels"](tmp_path / "export.json", tmp_path / "labels.csv")
+    read = [(row.source, row.classes) for row in Table(str(tmp_path / "labels.csv")).rows()]
+    expected = [("cat",), ("eel",), None]
+    assert read == [*zip(map(str, files), expected, strict=True)]
 
 
 def _workers_below(pid):

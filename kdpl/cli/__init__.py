@@ -26,7 +26,6 @@ COMMANDS = {
     "cache": "compute the teacher's features of views of unlabelled images, for a student's fit to "
     "read",
     "class-vectors": "encode class names, for classes to add; nothing is trained",
-    "boxes": "list the boxes of a detector as images, or classify them",
     "models": "list the CLIPs that can be teacher or student: prompts, size, licence",
 }
 """Line of each core command in the usage text; its file here has a function of its name."""
@@ -35,7 +34,7 @@ COMMANDS = {
 _GROUPS = {
     "first": ("run", "predict", "estimate"),
     "train": ("init", "fit", "validate", "test", "search", "cache"),
-    "use": ("export", "class-vectors", "boxes", "serve"),
+    "use": ("export", "class-vectors", "serve"),
     "understand": ("report", "compare", "calibrate", "models"),
     "data": ("data", "suggest"),
     "benchmark": ("benchmark", "table", "import"),

@@ -65,8 +65,7 @@ def init(
     Args:
         path: Folder with <class>/…, or train/<class>/… and test/<class>/…, and unlabeled/…; or a
             .csv table with the columns image, label and, optionally, split and group;
-            no group gets into two splits; or what Label Studio (.json) or CVAT (.xml) exports.
-            With --class-names, no training image needs a label.
+            no group gets into two splits. With --class-names, no training image needs a label.
         out: Folder for the config and the list of images.
         unlabeled: Further images without labels: a folder, a pattern, a .txt list, .tar or .parquet
             files.

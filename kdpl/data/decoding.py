@@ -2,8 +2,6 @@
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from io import BytesIO
 from typing import Annotated
@@ -59,7 +57,7 @@ class Decoding:
         """
         # turn it upright, with 8 bits a channel
         image.load()  # a tag may be behind the pixels
-        turn = turn_of(image) if self.orientation else None
+        turn = _turn_of(image) if self.orientation else None
         if image.mode[0] in "IF":
             # keep the upper 8 of 16 bits, as Pillow would clip values to 0 and 255, leaving images
             # white or black; for these formats it opens 16 bits as 32
@@ -108,21 +106,14 @@ def open_image(
         DataError: The file is missing, truncated, not an image, has too many pixels, or has values
             other than 8 or 16 unsigned bits.
     """
-    with opened(path, content) as image:
-        if max_pixels is not None and image.width * image.height > max_pixels:
-            raise DataError(
-                f"image {path} has {image.width} × {image.height} pixels, expected at most "
-                f"{max_pixels / 1e6:.0f} million: scale it down"
-            )
-        return decoding.to_rgb(image, f"image {path}")
-
-
-@contextmanager
-def opened(path: str, content: bytes | None = None) -> Iterator[Image.Image]:
-    """Open an image file in the mode it is stored in."""
     try:
         with Image.open(path if content is None else BytesIO(content), formats=_FORMATS) as image:
-            yield image
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise DataError(
+                    f"image {path} has {image.width} × {image.height} pixels, expected at most "
+                    f"{max_pixels / 1e6:.0f} million: scale it down"
+                )
+            return decoding.to_rgb(image, f"image {path}")
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -135,7 +126,7 @@ def opened(path: str, content: bytes | None = None) -> Iterator[Image.Image]:
         ) from error
 
 
-def turn_of(image: Image.Image) -> Image.Transpose | None:
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
     """Return the transpose that an orientation tag asks for; None if upright.
 
     In an image that is not loaded, a tag behind the pixels is not seen.

@@ -1,8 +1,7 @@
 """What an image is: its path below the common folder, its size, and the time of its last change.
 
-Whatever is kept of images and read again compares these: of an image in a shard also its place, and
-of a box those of its file. Where all images are read anyway, their contents are compared instead
-(``kdpl.data.checked``).
+Whatever is kept of images and read again compares these: of an image in a shard also its place.
+Where all images are read anyway, their contents are compared instead (``kdpl.data.checked``).
 """
 
 import hashlib
@@ -14,7 +13,6 @@ from functools import cache
 
 import numpy as np
 
-from kdpl.data.boxes.crops import MARK
 from kdpl.data.names import Indices, Names, ShardImage
 from kdpl.data.paths import is_url
 from kdpl.data.shards import remote
@@ -57,7 +55,7 @@ def stamp(path: str) -> list[int]:
     if is_url(path):
         return remote.stamp(path)
     try:
-        status = os.stat(path.partition(MARK)[0])  # noqa: PTH116 - a Path is slow for millions
+        status = os.stat(path)  # noqa: PTH116 - a Path is slow for millions
     except (OSError, ValueError):
         return [-1, -1]
     return [status.st_size, status.st_mtime_ns]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from kdpl.data.boxes.crops import MARK, read_crop
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.names import Names, ShardImage, distinct
 from kdpl.data.paths import expand_braces, is_parquet, is_shard, is_url, read_list, resolve
@@ -96,14 +95,12 @@ def find_files(where: Sequence[str]) -> Iterator[str]:
 
 def open_source(source: str, decoding: Decoding = Decoding()) -> Image.Image:
     """Open an image by path or name in a shard, as RGB."""
-    is_file = MARK not in source and not isinstance(source, ShardImage)
-    return open_image(source, None if is_file else content_of(source), decoding)
+    content = content_of(source) if isinstance(source, ShardImage) else None
+    return open_image(source, content, decoding)
 
 
 def content_of(source: str) -> bytes:
     """Read the bytes of an image file; DataError if it is missing or unreadable."""
-    if MARK in source:
-        return read_crop(source, content_of)
     if isinstance(source, ShardImage):
         is_row = is_parquet(source.shard)
         return parquet.content(source) if is_row else archives.content(source)

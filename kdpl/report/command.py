@@ -158,7 +158,6 @@ def suggest(
     out: str,
     images: PositiveInt | None = None,
     pool: PositiveInt = 10_000,
-    tool: Literal["label-studio", "cvat"] | None = None,
     trust: bool = False,
 ) -> int:
     """Choose the images to label next, and point out labels that look wrong, from 8 a class on.
@@ -172,7 +171,6 @@ def suggest(
         images: number of images to label, by default 4 for each class
         pool: images without a label that are looked at; if there are more, that many drawn at
             random
-        tool: write tasks of this labelling tool as well, with the likely classes filled in
         trust: import any class that the configs name, for a run that you trust
     """
     require_run(Path(run))
@@ -188,7 +186,7 @@ def suggest(
     quiet_libraries()
     opened = Run.find(Path(run), trust)
     suggestions = Suggestions.of(opened, images, pool)
-    suggestions.save(folder, tool)
+    suggestions.save(folder)
     wrong, doubtful = "", suggestions.doubtful
     if doubtful is not None:
         wrong = f", {len(doubtful)} labels that look wrong"
@@ -196,8 +194,5 @@ def suggest(
     for note in suggestions.notes:
         print(f"  {note}")
     print(f"to look through: {folder / PAGE}")
-    if tool is None:
-        print("fill in the column label, and take it over into your labels: docs/labelling.md")
-    else:
-        print(f"import {folder}/{tool.replace('-', '_')}.*: docs/labelling.md")
+    print("fill in the column label, and take it over into your labels: docs/labelling.md")
     return 0

@@ -36,8 +36,8 @@ class Plugin(NamedTuple):
             classifier.
         handover: Functions that make companions for the classifier of a finished student.
         formats: Formats of ``export`` (``kdpl.classifier.formats.onnx.Format``).
-        predict: Functions whose keyword arguments become options of ``predict``, ``serve`` and
-            ``boxes``, and that return a function from a classifier to a rule.
+        predict: Functions whose keyword arguments become options of ``predict`` and ``serve``,
+            and that return a function from a classifier to a rule.
         report: Sections of the report (``kdpl.report.page.Section``).
     """
 

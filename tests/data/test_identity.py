@@ -11,7 +11,6 @@ from runs import image_folder
 from zoo import write_shard
 
 from kdpl.data import identity
-from kdpl.data.boxes.crops import name_of
 from kdpl.data.identity import CHANGED, SIZES, digest_of, files_of, stamp
 from kdpl.data.names import Names
 from kdpl.data.paths import find_images
@@ -82,23 +81,21 @@ def test_another_size_or_time_is_another_image(change, folder):
         assert now[CHANGED].startswith(f"{when.isoformat(' ', 'seconds')} of 1.png (")
 
 
-def test_images_in_a_shard_change_with_the_shard_and_boxes_with_their_image(folder, tmp_path):
+def test_images_in_a_shard_change_with_the_shard(folder, tmp_path):
     write_shard(tmp_path / "a.tar", [0, 1])
     shard = tmp_path / "a.tar"
-    boxes = [
-        name_of(str(folder / "train/cat/0.png"), (0, 0, 0.5, 0.5), margin) for margin in (0, 0.1)
-    ]
-    images = Names.of([*find_unlabeled(str(shard)), *boxes])
+    file = str(folder / "train/cat/0.png")
+    images = Names.of([*find_unlabeled(str(shard)), file])
     before = files_of(images)
     assert files_of([*images]) == before
-    touch(folder / "train/cat/0.png")
+    touch(file)
     changed = files_of(images)
     assert differing(before, changed) == {CHANGED}
     touch(shard, 1000)
     assert differing(changed, files_of(images)) == {CHANGED}
     assert "0001.png" in files_of(images)[CHANGED] or "0000.png" in files_of(images)[CHANGED]
     # the other image of a shard as large
-    swapped = Names(images.text, images.rows[[1, 0, 2, 3]], images.folders)
+    swapped = Names(images.text, images.rows[[1, 0, 2]], images.folders)
     assert SIZES in differing(files_of(images), files_of(swapped))
 
 

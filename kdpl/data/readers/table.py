@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from kdpl.data.class_mapping import name_classes, read_class_mapping
 from kdpl.data.names import Names, unlisted
-from kdpl.data.readers.exports import EXPORTS, read_export
 from kdpl.data.sources import OwnImages, find_unlabeled
 from kdpl.data.splits import Record, Splits
 from kdpl.errors import ConfigError, DataError, visible
@@ -40,8 +39,6 @@ class Row(NamedTuple):
 class Table(OwnImages):
     """CSV file with columns ``image``, ``label``, and perhaps ``split`` and ``group``.
 
-    Or labels that Label Studio or CVAT has exported (``kdpl.data.readers.exports``).
-
     Images without a label are unlabelled. The split ``held_out`` has test images that ``init`` drew
     from the labelled images, because there were no test images. The classes are the sorted labels
     or, if no training image has one, the classes in the file ``class_names``. Relative paths start
@@ -68,10 +65,7 @@ class Table(OwnImages):
     def rows(self) -> list[Row]:
         """Read and check the rows, in their order; a DataError for the first that is invalid."""
         table, separator = Path(self.root).expanduser(), self.label_separator
-        if table.suffix.lower() in EXPORTS:
-            columns = read_export(table, self._cell)
-        else:
-            columns = _csv_columns(table)
+        columns = _csv_columns(table)
         for name in ("image",) if self.class_names else ("image", "label"):
             if name not in columns:
                 names = ", ".join(map(visible, columns)) or "none"
@@ -118,25 +112,6 @@ class Table(OwnImages):
                 f"{table} has images of split test and of split {HELD_OUT}: use one of the two"
             )
         return rows
-
-    def _cell(self, labels: list[str] | None, image: str) -> str:
-        """Return the label of an image with these classes, or None, in a labelling tool."""
-        separator = self.label_separator
-        if separator is None:
-            if labels and len(labels) > 1:
-                raise DataError(
-                    f"{image} has {len(labels)} labels ({', '.join(map(visible, labels))}), "
-                    "expected one: set label_separator to ';' (init --label-separator) if images "
-                    "have several"
-                )
-            return labels[0] if labels else ""
-        for label in labels or ():
-            if separator in label:
-                raise DataError(
-                    f"{image} has the label {visible(label)!r}, which has the label_separator "
-                    f"{separator!r} in it: choose another"
-                )
-        return UNKNOWN if labels is None else separator.join(labels) or separator
 
     def _require_labels(self, table: Path, cells: Sequence[str]) -> None:
         """Raise a DataError for unclear labels, or lists where the setting says otherwise."""
@@ -239,10 +214,7 @@ def separator_in(cell: str, labels: Container[str]) -> str | None:
 
 def _csv_columns(table: Path) -> dict[str, list[str]]:
     if table.suffix.lower() != ".csv":
-        raise DataError(
-            f"table {table} is of an unknown kind: give a .csv file, Label "
-            "Studio's .json, or the .xml in a .zip of CVAT"
-        )
+        raise DataError(f"table {table} is of an unknown kind: give a .csv file")
     if not table.is_file():
         raise DataError(f"table {table} does not exist: give the table of your images")
     return read_columns(table, "table")

@@ -25,7 +25,6 @@ from kdpl.errors import ConfigError, DataError
 from kdpl.report.accuracy import thumbnail
 from kdpl.report.cost import device
 from kdpl.report.labeling.suggestions import cross_validated_scores, to_label, wrong_labels
-from kdpl.report.labeling.tasks import Prediction, Tool, write_tasks
 from kdpl.report.page import fill
 from kdpl.report.run_folder import Run
 from kdpl.runtime.files import atomic_path, write_rows, write_text
@@ -114,11 +113,8 @@ class Suggestions:
             notes.insert(0, "there are no images without a label to choose from")
         return cls(data, chosen, doubtful, notes)
 
-    def save(self, out: Path, tool: Tool | None = None) -> None:
-        """Write the page, and then the table with copies of its images from shards.
-
-        For a labelling ``tool``, write tasks as well.
-        """
+    def save(self, out: Path) -> None:
+        """Write the page, and then the table with copies of its images from shards."""
         rows, shown = list[tuple[str, ...]](), list[dict[str, Any]]()
         label_of = labels_by_name(self.data)
         # rows are numbered as in a spreadsheet, below the header
@@ -147,10 +143,6 @@ class Suggestions:
             table=TABLE,
         )
         write_text(out / PAGE, html)
-        if tool is not None:
-            # of a row: the image, and the most probable other label
-            tasks = [Prediction(image, likely, float(p)) for image, _, likely, p in rows]
-            write_tasks(tool, out, tasks, [*label_of.values()], self.data.splits.open_image)
         # last: its existence means that the rest is complete
         write_rows(out / TABLE, [("image", "label", "likely", "probability"), *rows])
 

@@ -1,4 +1,3 @@
-import json
 import shutil
 from contextlib import chdir
 from itertools import cycle
@@ -8,7 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 from report_pages import HOSTILE, Page, set_in
-from runs import SHORT, folder_fit, image_folder, noise, refused, rows_of
+from runs import folder_fit, image_folder, noise, refused, rows_of
 from zoo import write_shard
 
 from kdpl.__main__ import main
@@ -86,40 +85,6 @@ def test_a_filled_in_table_becomes_the_labels_of_the_next_run(photos, tmp_path, 
     assert {row["image"] for row in before} < after.keys()
     for row in before:
         assert after[row["image"]]["split"] == row["split"]
-
-
-def commands_of(heading):
-    """The commands of a section of the page, each as its words."""
-    page = (Path(__file__).parents[3] / "docs/labelling.md").read_text(encoding="utf-8")
-    section = page.partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    blocks = "".join(block.partition("```")[0] for block in section.split("```bash\n")[1:])
-    lines = blocks.replace("\\\n", " ").splitlines()
-    return [line.removeprefix("python -m kdpl ").split() for line in lines]
-
-
-def test_images_labelled_in_a_browser_are_taken_back_and_trained_on(photos, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs/mine").symlink_to(photos / "run")
-    (tmp_path / "photos").symlink_to(photos / "more")
-    first, *rest = commands_of("In a browser")
-    assert main([*first, "--images=6"]) == 0
-    tasks = json.loads(Path("runs/browser/label_studio.json").read_text())
-    for task, label in zip(tasks, ["cat", "dog", "eel"] * 2, strict=True):
-        (result,) = task["predictions"][0]["result"]
-        assert result["value"]["choices"][0] in {"cat", "dog", "eel"}
-        labeled = {**result, "value": {"choices": [label]}}
-        task["annotations"] = [{"result": [labeled], "was_cancelled": False}]
-    Path("runs/browser/export.json").write_text(json.dumps(tasks))
-    init, run = rest
-    assert main(init) == 0
-    rows = rows_of("runs/browser/data/images.csv")
-    assert {row["image"]: row["label"] for row in rows} == {
-        task["data"]["source"]: task["annotations"][0]["result"][0]["value"]["choices"][0]
-        for task in tasks
-    }
-    assert main([*run, *SHORT, "--data.init_args.batch_size=2"]) == 0
-    assert Path("runs/labelled/student/classifier/classifier.json").is_file()
 
 
 def test_a_benchmarks_labels_beyond_the_sample_count_as_hidden(teacher_run, tmp_path):
