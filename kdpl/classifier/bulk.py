@@ -3,9 +3,9 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import filterfalse, islice
 from pathlib import Path
@@ -15,9 +15,8 @@ import torch
 
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, PredictOptions
-from kdpl.classifier.grouping import Grouping
 from kdpl.classifier.sources import Item, printable, read_items
-from kdpl.classifier.tables import Row, Write, write_csv, write_table
+from kdpl.classifier.tables import Row, write_csv, write_table
 from kdpl.data.identity import stamp
 from kdpl.data.parallel import progress_bar
 from kdpl.data.paths import is_shard
@@ -25,7 +24,7 @@ from kdpl.errors import ConfigError, DataError
 from kdpl.runtime.faults import mark
 from kdpl.runtime.files import append, atomic_path, cut_to_whole_lines, write_text
 from kdpl.runtime.origin import Origin, as_json, digest, require_same
-from kdpl.tasks import MULTI_CLASS, DecisionRule, Predicted, Task
+from kdpl.tasks import DecisionRule, Predicted, Task
 
 
 def load_classifier(folder: str, add_classes: str | None, device: str = "cpu") -> Classifier:
@@ -71,14 +70,12 @@ class BulkPrediction:
 
     Attributes:
         embeddings: Adds the column ``embedding``, the encoder's features.
-        write_rows: Writes the rows into a file, by its path, the rows and their columns.
     """
 
     classifier: Classifier
     sources: Sequence[str]
     options: PredictOptions
     embeddings: bool = False
-    write_rows: Write = write_table
 
     @property
     def columns(self) -> list[str]:
@@ -86,19 +83,6 @@ class BulkPrediction:
         top_k = min(self.options.top_k, len(self.classifier.class_names))
         names = columns(self.classifier.task, top_k, self.options.rule)
         return [*names, "embedding"] if self.embeddings else names
-
-    def grouped(self, groups: Mapping[str, str] | None) -> "BulkPrediction":
-        """Write one row for each group of images instead, by their folders or ``groups``.
-
-        A ConfigError for several labels per image, and for further scores.
-        """
-        if self.classifier.task != MULTI_CLASS or self.options.rule.scores:
-            raise ConfigError(
-                "--group averages the probabilities of one class per image: leave it out for "
-                "several labels per image, and with options that score single images"
-            )
-        grouping = Grouping(self.classifier, self.options, groups)
-        return replace(self, embeddings=True, write_rows=grouping.write)
 
     def print(self) -> None:
         """Write CSV to standard output."""
@@ -146,7 +130,7 @@ class BulkPrediction:
         # the table of all rows
         with atomic_path(out) as temporary, so_far.open(encoding="utf-8") as lines:
             next(lines)  # what they are made from
-            self.write_rows(temporary, map(json.loads, lines), self.columns)
+            write_table(temporary, map(json.loads, lines), self.columns)
         so_far.unlink()
 
     def _origin(self) -> Origin:

@@ -47,7 +47,7 @@ def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> lis
     sources = list(find_files(arguments))
     if list_file is not None:
         is_table = list_file.suffix == ".csv"
-        sources += columns_of(list_file, "image")[0] if is_table else read_list(list_file)
+        sources += _images_in(list_file) if is_table else read_list(list_file)
     if not sources:
         raise DataError(
             "there are no images to classify: give image files, folders, shards or a --list of them"
@@ -55,13 +55,12 @@ def find_sources(arguments: Sequence[str], list_file: Path | None = None) -> lis
     return sources
 
 
-def columns_of(table: Path, *names: str) -> list[list[str]]:
-    """Read columns of a CSV table of images; a DataError if there is no such file or column."""
+def _images_in(table: Path) -> list[str]:
+    """Read the column image of a CSV table; a DataError if there is no such file or column."""
     columns = read_columns(table, "table", "surrogateescape") if table.is_file() else {}
-    for name in names:
-        if not columns.get(name):
-            raise DataError(f"{table} is no table with rows and the column {name}: correct it")
-    return [columns[name] for name in names]
+    if not columns.get("image"):
+        raise DataError(f"{table} is no table with rows and the column image: correct it")
+    return columns["image"]
 
 
 def read_items(sources: Sequence[str]) -> Iterator[Item]:

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,9 +15,6 @@ Row = dict[str, Any]
 
 ``classes`` and further scores, if requested, come before ``error``, and ``embedding`` after it.
 """
-
-Write = Callable[[Path, Iterable[Row], Sequence[str]], None]
-"""Writes a file, given its path, rows and columns."""
 
 _ROW_GROUP = 4096  # rows of a Parquet file in memory at once
 

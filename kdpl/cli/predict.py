@@ -20,7 +20,6 @@ def predict(
     list: str | None = None,
     out: str | None = None,
     embeddings: bool = False,
-    group: str | None = None,
     add_classes: str | None = None,
     top_k: PositiveInt = 1,
     batch_size: PositiveInt = 64,
@@ -42,8 +41,6 @@ def predict(
             directory, or a .csv table with the column image
         out: table to write, .csv, .jsonl or .parquet, instead of CSV on standard output
         embeddings: add the column embedding, the encoder's features, to a .jsonl or .parquet table
-        group: one row for each folder of images, or for each value of this column of --list, by the
-            mean of their probabilities
         add_classes: class vectors of further classes, written by the class-vectors command
         top_k: classes for each image, in columns
         batch_size: images per batch
@@ -60,9 +57,7 @@ def predict(
     require_file("--add-classes", add_classes)
     _require_compatible(add_classes, rule)
     table = _table(out, embeddings)
-    listed = Path(list) if list is not None else None
-    groups = _groups(group, listed, table, embeddings)
-    sources = find_sources(images, listed)
+    sources = find_sources(images, Path(list) if list is not None else None)
     passed_over = _passed_over(images, sources)
 
     # load the classifier, and predict image by image
@@ -75,8 +70,6 @@ def predict(
         top_k, batch_size, workers, precision, decision_rule, scores=bool(decision_rule.scores)
     )
     bulk = BulkPrediction(loaded, sources, options, embeddings)
-    if group is not None:
-        bulk = bulk.grouped(groups)
     if table is None:
         bulk.print()
     else:
@@ -91,27 +84,6 @@ def _passed_over(images: Sequence[str], sources: Iterable[str]) -> str:
     folders = filter(Path.is_dir, map(Path, images))
     files = {file for folder in folders for file in walk(folder, lambda _: True)}
     return count_suffixes(sorted(files.difference(sources)))
-
-
-def _groups(
-    group: str | None, listed: Path | None, table: Path | None, embeddings: bool
-) -> dict[str, str] | None:
-    """Read the group of each image; None for folders, or without --group."""
-    if group is None:
-        return None
-    if table is None or embeddings:
-        raise ConfigError(
-            "--group writes a table of groups: give --out, and leave out --embeddings"
-        )
-    if group == "folder":
-        return None
-    if listed is None or listed.suffix != ".csv":
-        raise ConfigError(
-            f"--group {group} is a column of the images: give --list TABLE.csv, or --group folder"
-        )
-    from kdpl.classifier.grouping import read_groups
-
-    return read_groups(listed, group)
 
 
 def _table(out: str | None, embeddings: bool) -> Path | None:
