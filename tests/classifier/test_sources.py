@@ -1,6 +1,7 @@
 import pytest
 
 from kdpl.classifier.sources import find_sources
+from kdpl.errors import DataError
 
 
 def test_files_folders_patterns_and_lists_come_in_the_order_given(tmp_path):
